@@ -5,6 +5,7 @@ import sys
 
 from pydantic import ValidationError
 
+from service.grpc.receiving import max_caller_bytes
 from service.server import main
 from service.settings import describe_settings, load_settings
 
@@ -25,7 +26,8 @@ def run() -> int:
         print(error, file=sys.stderr)
         return 2
     if settings.show_config:
-        print(describe_settings(settings, arguments, os.environ))
+        computed = {"max_caller_bytes": max_caller_bytes(settings)}
+        print(describe_settings(settings, arguments, os.environ, computed))
         return 0
     return main(settings)
 

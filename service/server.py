@@ -19,8 +19,9 @@ import uvloop
 from model.files import atomic_write
 from service.data_plane import DataPlane
 from service.errors import Unavailable
+from service.grpc.receiving import max_caller_bytes
 from service.grpc.server import GrpcServer
-from service.machine import trimming_memory
+from service.machine import memory_limit, resident_bytes, trimming_memory
 from service.models.conversion import ModelSource, check_names
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry, ModelRepository
@@ -144,6 +145,7 @@ class Server:
                 keys = (self.settings.api_keys, self.settings.api_keys_file)
                 if self.settings.enable_management and keys == (None, None):
                     logger.warning("every caller may load and unload models: no API keys are set")
+                self._check_memory()
                 names = [served.manifest.name for served in self.models.models()]
                 logger.info("ready", extra={"fields": {"models": names, **self.ports}})
                 await stop
@@ -155,6 +157,18 @@ class Server:
             self._metrics_server.close()
             self.pool.shutdown()
             logger.info("stopped")
+
+    def _check_memory(self) -> None:
+        """Warn if callers can take more memory than the models leave."""
+        limit = memory_limit()
+        num_bytes = max_caller_bytes(self.settings)
+        if limit is not None and resident_bytes() + num_bytes > limit:
+            fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}
+            logger.warning(
+                "callers can make the server exceed its memory limit: lower max_body_memory_bytes, "
+                "max_concurrent_rpcs, stream_window_bytes or max_answer_memory_bytes",
+                extra={"fields": fields},
+            )
 
     def _publish_health(self, models: Mapping[str, bool]) -> None:
         self._grpc.set_health(models, self.plane.is_ready)

@@ -5,8 +5,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from enum import Enum
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -23,8 +24,17 @@ from service.errors import (
     internal_error,
 )
 from service.grpc.errors import CODE, Metadata, error_metadata
-from service.grpc.limits import Rpc, parse_message, read_message, with_checked_messages
-from service.grpc.stream import AnsweredStream, StreamItem
+from service.grpc.limits import Rpc, parse_message, read_message, serving_small_messages
+from service.grpc.receiving import (
+    MAX_OPEN_STREAMS,
+    MAX_OPEN_UNARY,
+    NUM_OPEN_PLACES,
+    OPEN_STALL_S,
+    OPEN_WAIT_S,
+    STREAM_PLACES,
+    ReceivePlaces,
+)
+from service.grpc.stream import AnsweredStream, StreamItem, StreamLimits
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.request_gate import GateState, unavailable
 from service.safety.protection import BodyShare, Protection
@@ -45,12 +55,27 @@ FAULTS = {
     grpc.StatusCode.DATA_LOSS,
 }
 RETRY_S: Final = 1.0
-# Most concurrent RPCs of the open services, which may last for ever and need no key.
-MAX_OPEN_RPCS: Final = 64
+OPEN_STREAMS: Final = frozenset({"Watch", "ServerReflectionInfo"})
 # Kubernetes' probes cannot send a key, and reflection describes only the contract in `proto/`.
 OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 POLL_S: Final = 0.01
 logger = logging.getLogger(__name__)
+
+
+class RpcKind(Enum):
+    """RPCs that are counted together."""
+
+    KEYED = "keyed"
+    OPEN_UNARY = "open_unary"
+    OPEN_STREAM = "open_stream"
+
+    @classmethod
+    def of(cls, method: str) -> Self:
+        """The kind of `/package.Service/Method`."""
+        if service_of(method) not in OPEN_SERVICES:
+            return cls.KEYED
+        is_stream = method.rpartition("/")[2] in OPEN_STREAMS
+        return cls.OPEN_STREAM if is_stream else cls.OPEN_UNARY
 
 
 class DrainGate:
@@ -100,26 +125,30 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         self._metrics = protection.metrics
         self._keys = protection.keys
         self._body_memory = protection.body_memory
-        self._max_rpcs = {False: protection.max_rpcs, True: MAX_OPEN_RPCS}
+        self._max_rpcs = {
+            RpcKind.KEYED: protection.max_rpcs,
+            RpcKind.OPEN_UNARY: MAX_OPEN_UNARY,
+            RpcKind.OPEN_STREAM: MAX_OPEN_STREAMS,
+        }
         # An RPC that lives this long after its deadline has a caller who does not read the answer.
         self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
-        self._num_rpcs: Counter[bool] = Counter()
+        self._num_rpcs: Counter[RpcKind] = Counter()
         self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
 
     @property
     def is_idle(self) -> bool:
         """Whether no RPC is running, apart from those of open services such as a health watch."""
-        return not self._num_rpcs[False]
+        return not self._num_rpcs[RpcKind.KEYED]
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Find the handler, or one that refuses; all methods but the open ones need a key."""
         method: str = handler_call_details.method
-        is_open = service_of(method) in OPEN_SERVICES
+        kind = RpcKind.of(method)
         try:
-            if not is_open:
+            if kind is RpcKind.KEYED:
                 self._check_key(handler_call_details.invocation_metadata)
                 self._body_memory.check(1)
-            self._enter(is_open)
+            self._enter(kind)
             await self._gate.enter()
             handler = await continuation(handler_call_details)
             if handler is None and service_of(method) == INFERENCE_SERVICE:
@@ -134,21 +163,21 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             return refusal(error, self._telemetry)
         return handler
 
-    def _enter(self, is_open: bool) -> None:
+    def _enter(self, kind: RpcKind) -> None:
         """Count the RPC until its task ends; one task runs the interceptors and the handler."""
-        if self._num_rpcs[is_open] >= self._max_rpcs[is_open]:
+        if self._num_rpcs[kind] >= self._max_rpcs[kind]:
             self._metrics.rejected.labels("rpcs").inc()
             raise Overloaded(
                 "Too many RPCs are running; try again.", code="too_many_rpcs", retry_after_s=RETRY_S
             )
         task = asyncio.current_task()
         assert task is not None
-        self._num_rpcs[is_open] += 1
-        if not is_open:
+        self._num_rpcs[kind] += 1
+        if kind is RpcKind.KEYED:
             self._start_timer(task)
 
         def leave(ended: "asyncio.Task[Any]") -> None:
-            self._num_rpcs[is_open] -= 1
+            self._num_rpcs[kind] -= 1
             timer = self._timers.pop(ended, None)
             if timer is not None:
                 timer.cancel()
@@ -196,8 +225,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # is idle.
         self._stream_idle_s = protection.request_timeout_s + protection.client_timeout_s
         self._body_memory = protection.body_memory
-        self._max_stream_requests = protection.max_stream_requests
         self._max_values = protection.max_message_values
+        num_places = protection.num_receive_places
+        # Idle streams hold places, so unary RPCs and health checks have their own.
+        # Half of the RPCs, so that unread ones do not take all.
+        max_waiting = max(1, protection.max_rpcs // 2)
+        metrics = protection.metrics
+        self._unary_places = ReceivePlaces(num_places, max_waiting, metrics)
+        self._stream_limits = StreamLimits(
+            memory=protection.body_memory,
+            places=ReceivePlaces(STREAM_PLACES * num_places, max_waiting, metrics),
+            max_requests=protection.max_stream_requests,
+        )
+        self._open_places = ReceivePlaces(
+            NUM_OPEN_PLACES,
+            MAX_OPEN_UNARY // 2,
+            metrics,
+            max_stall_s=OPEN_STALL_S,
+            max_wait_s=OPEN_WAIT_S,
+        )
+        self._open_connections: Counter[str] = Counter()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the RPC's handler."""
@@ -211,7 +258,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._telemetry.metrics.calls.observe("other", unknown, None, {})
             return None
         if not method.startswith(OURS):
-            return with_checked_messages(handler)
+            return serving_small_messages(handler, self._open_places, self._open_connections)
         # As handlers of streams they read their messages themselves, see `read_message`, as bytes.
         rpc = Rpc.of(method, handler, self._max_values)
         if handler.stream_stream is not None:
@@ -246,8 +293,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # The task ends when the answer is sent.
         free = call.free_memory
         task.add_done_callback(lambda _: free())
+        receive = partial(self._unary_places.read, context)
         answer, error = await self._call(
-            rpc, context, call, lambda share: read_message(context, rpc, share, call)
+            rpc, context, call, lambda share: read_message(receive, rpc, share, call)
         )
         await self._gate.wait()
         metadata = call_metadata(call)
@@ -277,14 +325,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 stream = AnsweredStream(
                     context,
                     partial(self._answer_one, rpc, context),
-                    memory=self._body_memory,
-                    max_requests=self._max_stream_requests,
+                    limits=self._stream_limits,
                     renew=renew,
                     closing=self._gate.closing,
                 )
                 if await stream.run():
                     return
             error = unavailable(GateState.DRAINING)
+        except Overloaded as refused:
+            error = refused
         except TimeoutError:
             error = DeadlineExceeded(
                 f"The stream was idle for {self._stream_idle_s:g} s; open a new one.",

@@ -5,8 +5,9 @@ and are parsed here.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, Self
@@ -18,9 +19,10 @@ from google.protobuf.message import DecodeError, Message
 
 from model.protobuf_wire import BYTES, read_fields
 from service.call import Call, deadline_exceeded
-from service.errors import InvalidRequest, RequestTooLarge
+from service.errors import InvalidRequest, Overloaded, RequestTooLarge, ServiceError
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.generated import open_inference_pb2
+from service.grpc.receiving import ReceivePlaces
 from service.safety.protection import BodyShare
 
 # A smaller message takes a few megabytes at the most once parsed, and is not counted.
@@ -29,7 +31,14 @@ SMALL_BYTES: Final = 128 * 1024
 # and unknown fields are left out.
 PACKED: Final = "packed"
 Contents = Mapping[int, Descriptor | Literal["packed"]]
-MALFORMED: Final = object()
+# Messages of health and reflection hold one name. They need no key: 64 of 33 MB, 32 kB each when
+# compressed, took 1 GiB.
+MAX_OPEN_MESSAGE_BYTES: Final = 4096
+# Lifetime of a health check, which answers at once.
+MAX_OPEN_UNARY_S: Final = 5.0
+# Open RPCs of health and reflection on one connection; a client needs one or two.
+MAX_OPEN_RPCS_PER_CONNECTION: Final = 16
+RETRY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +85,13 @@ def _request_type(name: str) -> Descriptor:
     raise LookupError(f"no contract has {name}")
 
 
-async def read_message(context: Any, rpc: Rpc, share: BodyShare, call: Call) -> Message:
+async def read_message(
+    receive: Callable[[], Awaitable[Any]], rpc: Rpc, share: BodyShare, call: Call
+) -> Message:
     """Receive and parse the request of a unary RPC.
 
     Args:
-        context: Context of the RPC.
+        receive: Receives the message as bytes, or `grpc.aio.EOF`.
         rpc: The RPC.
         share: Counts the bytes of the request.
         call: Its deadline also limits how slowly the message may arrive.
@@ -88,17 +99,21 @@ async def read_message(context: Any, rpc: Rpc, share: BodyShare, call: Call) -> 
     Raises:
         InvalidRequest: There is no message, or it is malformed.
         RequestTooLarge: It has too many values.
-        Overloaded: There is no memory for it.
-        DeadlineExceeded: It did not arrive in time.
+        Overloaded: There is no memory for it, or it was too slow while others waited.
+        DeadlineExceeded: It did not arrive before the deadline.
     """
     try:
         async with asyncio.timeout(call.remaining_s()):
-            raw = await context.read()
+            raw = await receive()
     except TimeoutError:
         raise deadline_exceeded() from None
     if raw is grpc.aio.EOF:
-        raise InvalidRequest("The RPC has no message.", code="missing_message")
+        raise _missing_message()
     return parse_message(raw, rpc, share)
+
+
+def _missing_message() -> InvalidRequest:
+    return InvalidRequest("The RPC has no message.", code="missing_message")
 
 
 def parse_message(raw: bytes, rpc: Rpc, share: BodyShare) -> Message:
@@ -179,47 +194,86 @@ def _contents(message_type: Descriptor) -> Contents:
     }
 
 
-def with_checked_messages(handler: Any) -> Any:
-    """A handler of health or reflection that refuses malformed messages.
+def serving_small_messages(handler: Any, places: ReceivePlaces, connections: Counter[str]) -> Any:
+    """A handler of health or reflection that reads its messages itself, as bytes.
 
-    Without it gRPC sends the text of the deserializer's exception and logs a traceback.
+    It refuses large messages, and malformed ones: gRPC would send the text of the deserializer's
+    exception and log a traceback.
+
+    Args:
+        handler: The handler that the generated code made.
+        places: Places for the messages of these services.
+        connections: Number of RPCs of these services by connection.
     """
 
-    def deserialize(raw: bytes) -> Any:
+    async def read(context: Any) -> Any:
+        raw = await places.read(context)
+        if raw is grpc.aio.EOF:
+            return raw
+        if len(raw) > MAX_OPEN_MESSAGE_BYTES:
+            raise RequestTooLarge(
+                f"The message has {len(raw)} bytes, at most {MAX_OPEN_MESSAGE_BYTES} are allowed."
+            )
         try:
             return handler.request_deserializer(raw)
         except DecodeError:
-            return MALFORMED
+            raise malformed_message() from None
 
-    serializers = {
-        "request_deserializer": deserialize,
-        "response_serializer": handler.response_serializer,
-    }
+    async def read_all(context: Any) -> AsyncIterator[Any]:
+        while (message := await read(context)) is not grpc.aio.EOF:
+            yield message
 
-    async def answer_one(message: Any, context: Any) -> Any:
-        await _check(message, context)
-        # A method that answers with a stream writes to the context itself.
-        return await (handler.unary_unary or handler.unary_stream)(message, context)
+    async def read_one(context: Any) -> Any:
+        message = await read(context)
+        if message is grpc.aio.EOF:
+            raise _missing_message()
+        return message
 
-    async def answer_all(messages: Any, context: Any) -> AsyncIterator[Any]:
-        async for answer in handler.stream_stream(_checked(messages, context), context):
-            yield answer
+    async def answer_one(messages: Any, context: Any) -> Any:
+        async with _open_rpc(context, connections):
+            async with asyncio.timeout(MAX_OPEN_UNARY_S):
+                return await handler.unary_unary(await read_one(context), context)
 
-    if handler.stream_stream is not None:
-        return grpc.stream_stream_rpc_method_handler(answer_all, **serializers)
-    if handler.unary_stream is not None:
-        return grpc.unary_stream_rpc_method_handler(answer_one, **serializers)
-    return grpc.unary_unary_rpc_method_handler(answer_one, **serializers)
+    async def answer_by_stream(messages: Any, context: Any) -> None:
+        async with _open_rpc(context, connections):
+            # It writes to the context itself.
+            await handler.unary_stream(await read_one(context), context)
+
+    async def answer_all(messages: Any, context: Any) -> None:
+        async with _open_rpc(context, connections):
+            async for answer in handler.stream_stream(read_all(context), context):
+                await context.write(answer)
+
+    serializer = {"response_serializer": handler.response_serializer}
+    if handler.unary_unary is not None:
+        return grpc.stream_unary_rpc_method_handler(answer_one, **serializer)
+    answer = answer_by_stream if handler.unary_stream is not None else answer_all
+    return grpc.stream_stream_rpc_method_handler(answer, **serializer)
 
 
-async def _checked(messages: Any, context: Any) -> AsyncIterator[Any]:
-    async for message in messages:
-        await _check(message, context)
-        yield message
-
-
-async def _check(message: Any, context: Any) -> None:
-    if message is MALFORMED:
-        error = malformed_message()
-        metadata = error_metadata(error)
-        await context.abort(CODE[error.kind], error.message, trailing_metadata=metadata)
+@asynccontextmanager
+async def _open_rpc(context: Any, connections: Counter[str]) -> AsyncIterator[None]:
+    """Count an RPC of health or reflection on its connection, and send errors of ours."""
+    connection = context.peer()
+    connections[connection] += 1
+    error: ServiceError
+    try:
+        if connections[connection] > MAX_OPEN_RPCS_PER_CONNECTION:
+            raise Overloaded(
+                f"More than {MAX_OPEN_RPCS_PER_CONNECTION} RPCs of health and reflection are open "
+                "on this connection.",
+                code="too_many_rpcs",
+                retry_after_s=RETRY_S,
+            )
+        yield
+        return
+    except TimeoutError:
+        error = deadline_exceeded()
+    except ServiceError as raised:
+        error = raised
+    finally:
+        connections[connection] -= 1
+        if not connections[connection]:
+            del connections[connection]
+    metadata = error_metadata(error)
+    await context.abort(CODE[error.kind], error.message, trailing_metadata=metadata)

@@ -19,12 +19,12 @@ from service.grpc.generated.open_inference_pb2_grpc import (
 )
 from service.grpc.interceptors import (
     INFERENCE_SERVICE,
-    MAX_OPEN_RPCS,
     CallInterceptor,
     DrainGate,
     GuardInterceptor,
 )
 from service.grpc.open_inference import InferenceServicer, stream_error
+from service.grpc.receiving import MAX_OPEN_STREAMS, MAX_OPEN_UNARY
 from service.grpc.servicer import EncoderServicer
 from service.grpc.stream import stream_error as encoder_stream_error
 from service.models.registry import ModelRepository
@@ -48,6 +48,8 @@ GOAWAY_S = 0.1
 ANSWERS_S = 0.5
 POLL_S = 0.01
 MIN_PING_INTERVAL_MS = 10_000
+# RPCs on one connection, however few the server runs: a watch of health needs one, too.
+MIN_STREAMS = 32
 
 
 class GrpcServer:
@@ -164,7 +166,8 @@ class GrpcServer:
             interceptors=self._interceptors,
             options=channel_options(self._protection),
             # A backstop: the guard refuses earlier, with a delay for the retry.
-            maximum_concurrent_rpcs=self._protection.max_rpcs + 2 * MAX_OPEN_RPCS,
+            maximum_concurrent_rpcs=self._protection.max_rpcs
+            + 2 * (MAX_OPEN_UNARY + MAX_OPEN_STREAMS),
         )
         add_EncoderServiceServicer_to_server(EncoderServicer(self._plane), self._server)
         self._health = health.aio.HealthServicer()
@@ -207,7 +210,11 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", protection.max_body_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", protection.max_connections),
-        ("grpc.max_concurrent_streams", protection.max_rpcs),
+        # One connection takes at most a quarter of the RPCs.
+        ("grpc.max_concurrent_streams", max(MIN_STREAMS, protection.max_rpcs // 4)),
+        # A set of bits whose only one is "identity". A compressed message of 32 kB has 33 MB: 400
+        # of them took 5 GB, since the core decompresses before any check of ours.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # By default the core widens the windows of all streams of a connection as fast as its
         # client sends, also of streams that wait: measured, to 64 MiB each.
         ("grpc.http2.bdp_probe", 0),

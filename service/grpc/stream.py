@@ -20,6 +20,7 @@ from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.grpc.converters import refuse_unknown_fields
 from service.grpc.errors import CODE
 from service.grpc.generated import stream_pb2
+from service.grpc.receiving import ReceivePlaces
 from service.models.admission import STREAM_FLOW
 from service.safety.protection import BodyMemory, BodyShare
 
@@ -43,14 +44,28 @@ class StreamItem:
 Answer = Callable[[StreamItem], Awaitable[bytes]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """Limits of streams.
+
+    Attributes:
+        memory: Counts the bytes of requests; while it is full, none is read.
+        places: Places for messages that are being received, shared by all streams.
+        max_requests: Most requests of one stream that are worked on or wait to be sent.
+    """
+
+    memory: BodyMemory
+    places: ReceivePlaces
+    max_requests: int
+
+
 class AnsweredStream:
     """One stream. Belongs to the event loop of its RPC.
 
     Args:
         context: Context of the RPC, whose messages are bytes.
         answer: Answers one request, also with an error; runs in a task of its own.
-        memory: Counts the bytes of requests; while it is full, none is read.
-        max_requests: Most requests that are worked on or wait to be sent.
+        limits: Limits of memory and requests.
         renew: Called for every request received and every answer sent.
         closing: Set when the server closes: no request is read, those read are answered.
     """
@@ -60,17 +75,17 @@ class AnsweredStream:
         context: Any,
         answer: Answer,
         *,
-        memory: BodyMemory,
-        max_requests: int,
+        limits: StreamLimits,
         renew: Callable[[], None],
         closing: asyncio.Event,
     ) -> None:
         self._context = context
         self._answer = answer
-        self._memory = memory
+        self._memory = limits.memory
+        self._places = limits.places
         self._renew = renew
         self._closing = closing
-        self._free_places = asyncio.Semaphore(max_requests)
+        self._free_places = asyncio.Semaphore(limits.max_requests)
         self._answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._num_unsent_bytes = 0
@@ -82,8 +97,25 @@ class AnsweredStream:
 
         Raises:
             asyncio.CancelledError: The caller left; its requests are cancelled.
+            Overloaded: The next request did not arrive while other streams waited. The stream ends
+                at once, since the core keeps what has arrived of the request until then.
         """
-        reader = asyncio.ensure_future(self._read())
+        refusal: list[Overloaded] = []
+        try:
+            async with asyncio.timeout(None) as limit:
+
+                def refuse(error: Overloaded) -> None:
+                    refusal.append(error)
+                    limit.reschedule(asyncio.get_running_loop().time())
+
+                return await self._run(refuse)
+        except TimeoutError:
+            if refusal:
+                raise refusal[0] from None
+            raise
+
+    async def _run(self, refuse: Callable[[Overloaded], None]) -> bool:
+        reader = asyncio.ensure_future(self._read(refuse))
         closing = asyncio.ensure_future(self._closing.wait())
         closing.add_done_callback(lambda _: reader.cancel())
         self._tasks |= {reader, closing}
@@ -105,12 +137,12 @@ class AnsweredStream:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self) -> None:
+    async def _read(self, refuse: Callable[[Overloaded], None]) -> None:
         try:
             index = 0
             while True:
                 await self._wait_for_place()
-                raw = await self._context.read()
+                raw = await self._places.read(self._context)
                 if raw is grpc.aio.EOF:
                     self._is_complete = True
                     return
@@ -122,6 +154,8 @@ class AnsweredStream:
                 task.add_done_callback(partial(self._answered, share))
                 self._answers.put_nowait(task)
                 index += 1
+        except Overloaded as error:
+            refuse(error)
         finally:
             self._answers.put_nowait(None)
 

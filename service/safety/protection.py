@@ -129,6 +129,7 @@ class Protection:
         max_connections: Most open connections, per protocol; at most what the limit of open
             descriptors allows.
         max_rpcs: Most RPCs at once.
+        num_receive_places: Most messages of unary RPCs that gRPC receives at once.
         max_stream_requests: Most requests of one gRPC stream at once.
         stream_window_bytes: Bytes that a gRPC client may send before they are read.
         max_message_values: Most values in one gRPC message; valid ones have far fewer.
@@ -147,6 +148,7 @@ class Protection:
     max_body_bytes: int
     max_connections: int
     max_rpcs: int
+    num_receive_places: int
     max_stream_requests: int
     stream_window_bytes: int
     max_message_values: int
@@ -205,6 +207,7 @@ class Protection:
                 + (MAX_AT_ONCE if url_fetcher is not None else 0),
             ),
             max_rpcs=settings.max_concurrent_rpcs,
+            num_receive_places=settings.num_receive_places,
             max_stream_requests=settings.max_stream_requests,
             stream_window_bytes=settings.stream_window_bytes,
             # An item is two or three values. Requests slightly over the limits are left to later

@@ -333,6 +333,20 @@ async def test_before_the_model_is_loaded_requests_are_refused(
     assert not server.ready.is_set()
 
 
+@pytest.mark.parametrize(("limit", "is_short"), [(2**29, True), (2**40, False), (None, False)])
+async def test_memory_that_callers_can_exceed_is_a_warning(
+    serving: Serving,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int | None,
+    is_short: bool,
+) -> None:
+    monkeypatch.setattr("service.server.memory_limit", lambda: limit)
+    async with serving():
+        pass
+    assert ("exceed its memory limit" in caplog.text) == is_short
+
+
 async def test_a_port_that_is_taken_is_an_error(
     serving: Serving, make_settings: Callable[..., Settings]
 ) -> None:

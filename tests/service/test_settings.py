@@ -93,6 +93,8 @@ def test_every_setting_is_shown_with_its_source_as_lines_or_json() -> None:
     assert rows["http_port"] == {"value": 3, "source": "flag --http-port"}
     assert rows["api_keys"] == {"value": "**********", "source": "variable TIPSERVE_API_KEYS"}
     assert rows["pool_threads"] == {"value": None, "source": "default"}
+    lines = describe_settings(Settings(), [], {}, {"sum": 3}).splitlines()
+    assert lines[-1] == "sum = 3  (computed)"
 
 
 def test_several_models_are_given_in_each_way() -> None:

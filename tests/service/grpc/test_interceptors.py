@@ -16,17 +16,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
 from service.grpc.interceptors import CallInterceptor, DrainGate
+from service.grpc.receiving import MAX_OPEN_UNARY
 from service.monitoring.telemetry import Telemetry
 from service.server import Server
+from tests.hostile import wire
+from tests.hostile.wire import DATA, END_STREAM, SETTINGS, frame, http2_head, literal, opened
 from tests.service.conftest import Clock, Encode, Entered, FakeRuntime, Serving
 
 LIMIT_S = 20.0
 EMBED = "/tipserve.v1.EncoderService/EmbedImages"
 SEGMENT = "/tipserve.v1.EncoderService/SegmentImages"
+CHECK = "/grpc.health.v1.Health/Check"
 LIST = "/tipserve.v1.EncoderService/ListModels"
 MALFORMED = "The message does not have this RPC's request type."
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"01234567"
+PREFACE = wire.PREFACE + frame(SETTINGS)
+PING = frame(wire.PING, b"01234567")
 
 
 async def test_a_closed_gate_holds_rpcs_and_answers_until_it_is_released() -> None:
@@ -141,6 +145,7 @@ async def test_an_error_of_a_call_that_has_ended_is_not_logged(
     context = Mock(
         invocation_metadata=lambda: None,
         time_remaining=lambda: None,
+        peer=lambda: "ipv4:127.0.0.1:1",
         read=AsyncMock(return_value=b"\xff\xff"),
         abort=AsyncMock(side_effect=grpc.aio.InternalError("no such stream")),
     )
@@ -210,14 +215,14 @@ async def test_too_many_rpcs_are_refused_and_health_checks_are_answered(
         assert (await asyncio.to_thread(ask, channel, EMBED, raw))[0] == "OK"
 
 
-async def test_health_watches_are_limited_and_do_not_count_as_rpcs(
+async def test_watches_of_a_connection_are_limited_and_refuse_nothing_else(
     serving: Serving, connect: Any
 ) -> None:
     async with serving() as server:
         channel = connect(server)
         stub: Any = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest()
-        watches = [stub.Watch(request, timeout=LIMIT_S) for _ in range(64)]
+        watches = [stub.Watch(request, timeout=LIMIT_S) for _ in range(16)]
         for watch in watches:
             await asyncio.to_thread(next, watch)
         refused = stub.Watch(request, timeout=LIMIT_S)
@@ -226,26 +231,86 @@ async def test_health_watches_are_limited_and_do_not_count_as_rpcs(
         error: Any = caught.value
         assert error.code().name == "RESOURCE_EXHAUSTED"
         assert (await asyncio.to_thread(ask, channel, LIST, b""))[0] == "OK"
+        other: Any = health_pb2_grpc.HealthStub(connect(server))
+        others = [other.Watch(request, timeout=LIMIT_S) for _ in range(16)]
+        for watch in others:
+            await asyncio.to_thread(next, watch)
         for watch in watches:
             watch.cancel()
-        await until_equal("True", lambda: str(stub.Check(request, timeout=LIMIT_S).status == 1))
+        await until_equal("OK", lambda: ask(channel, CHECK, b"")[0])
 
 
-@pytest.mark.parametrize(
-    "compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "gzip"]
-)
-async def test_a_message_over_the_limit_is_refused_plain_or_compressed(
-    serving: Serving, connect: Any, compression: grpc.Compression
+async def test_more_watches_than_checks_may_run_and_checks_are_answered(
+    serving: Serving, connect: Any
 ) -> None:
+    request = health_pb2.HealthCheckRequest()
+    async with serving() as server:
+        for _ in range(1 + MAX_OPEN_UNARY // 16):
+            stub: Any = health_pb2_grpc.HealthStub(connect(server))
+            for watch in [stub.Watch(request, timeout=LIMIT_S) for _ in range(16)]:
+                await asyncio.to_thread(next, watch)
+        assert (await asyncio.to_thread(ask, connect(server), CHECK, b""))[0] == "OK"
+
+
+async def test_a_message_over_the_limit_is_refused(serving: Serving, connect: Any) -> None:
     raw = embed(bytes(8_000_000))
     limits = {"max_image_bytes": 1_000_000, "max_request_bytes": 1_000_000}
     async with serving(**limits) as server:
-        code, _, text = await asyncio.to_thread(
-            ask, connect(server), EMBED, raw, compression=compression
-        )
+        channel = connect(server)
+        code, _, text = await asyncio.to_thread(ask, channel, EMBED, raw)
         assert code == "RESOURCE_EXHAUSTED"
         assert "larger than max" in text
         assert server.protection.body_memory.num_bytes == 0
+        name = health_pb2.HealthCheckRequest(service="x" * 4096).SerializeToString()
+        found = await asyncio.to_thread(ask, channel, CHECK, name)
+        assert found[:2] == ("INVALID_ARGUMENT", "request_too_large")
+
+
+@pytest.mark.parametrize("rpc", [EMBED, LIST, CHECK])
+async def test_compressed_messages_are_refused(serving: Serving, connect: Any, rpc: str) -> None:
+    async with serving() as server:
+        found = await asyncio.to_thread(
+            ask, connect(server), rpc, bytes(1_000_000), compression=grpc.Compression.Gzip
+        )
+        assert found[0] == "UNIMPLEMENTED"
+        assert "gzip" in found[2]
+
+
+async def test_answers_are_not_compressed_for_a_client_that_accepts_it(serving: Serving) -> None:
+    block = http2_head(LIST.encode()) + literal(b"grpc-accept-encoding", b"identity, gzip")
+    asked = opened(1, block=block) + frame(DATA, bytes(5), flags=END_STREAM, stream=1)
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["grpc"])
+        writer.write(PREFACE + asked)
+        kind = None
+        async with asyncio.timeout(LIMIT_S):
+            while kind != DATA:
+                head = await reader.readexactly(9)
+                kind, payload = head[3], await reader.readexactly(int.from_bytes(head[:3]))
+        assert payload[0] == 0, "the flag of a compressed message"
+        assert b"fake" in payload
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_health_check_without_a_message_ends_soon(
+    serving: Serving, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.grpc.limits.MAX_OPEN_UNARY_S", 0.1)
+    never = threading.Event()
+
+    def late() -> Iterator[bytes]:
+        never.wait(LIMIT_S)
+        yield b""
+
+    async with serving() as server:
+        call: Any = connect(server).stream_unary(CHECK)
+        with pytest.raises(grpc.RpcError) as caught:
+            await asyncio.to_thread(call, late(), timeout=LIMIT_S)
+        error: Any = caught.value
+        assert error.code().name == "DEADLINE_EXCEEDED"
+        assert error.details() == "The deadline passed before the answer was ready."
+        never.set()
 
 
 async def test_messages_share_the_memory_for_bodies(

@@ -4,13 +4,29 @@ import asyncio
 import socket
 import struct
 
+import pytest
+
 from service.grpc.generated import embed_pb2, image_pb2, stream_pb2
-from tests.hostile.wire import DATA, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame, opened
+from tests.hostile.wire import (
+    DATA,
+    END_STREAM,
+    HEADERS,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    frame,
+    opened,
+)
 from tests.hostile.wire import http2_head as head
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving
 
 LIMIT_S = 20.0
-STREAM = 1
+EMBED = b"/tipserve.v1.EncoderService/EmbedImages"
+STREAM = b"/tipserve.v1.EncoderService/Stream"
+CHECK = b"/grpc.health.v1.Health/Check"
+WATCH = b"/grpc.health.v1.Health/Watch"
 ACK = 1
 INITIAL_WINDOW_SIZE = 4
 # The initial window and the largest frame of HTTP/2.
@@ -21,39 +37,41 @@ QUIET_TURNS = 200
 
 
 class FastSender:
-    """Sends one request repeatedly, as fast as windows allow, and reads no answers."""
+    """Sends bytes on each of its streams, as fast as windows allow, and reads no answers."""
 
-    def __init__(self, port: int, request: bytes) -> None:
+    def __init__(self, port: int, path: bytes, *, sent: bytes, num_streams: int = 1) -> None:
         self._peer = socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
-        self._request = b"\0" + struct.pack(">I", len(request)) + request
+        self._data = sent
         self._initial = self._connection = FIRST_WINDOW_BYTES
-        self._stream = 0
-        self.num_sent = 0
-        opening = opened(STREAM, block=head(b"/tipserve.v1.EncoderService/Stream"))
+        streams = range(1, 2 * num_streams, 2)
+        self._windows = dict.fromkeys(streams, 0)
+        # By stream, without those that the server has ended.
+        self.num_sent = dict.fromkeys(streams, 0)
+        opening = b"".join(opened(stream, block=head(path)) for stream in streams)
         self._peer.sendall(PREFACE + frame(SETTINGS) + opening)
 
     def send_all(self) -> int:
-        """Send until no window opens any more; returns the number of bytes."""
+        """Send until no window opens any more; returns the bytes sent on streams still open."""
         num_quiet = 0
         with self._peer:
             while num_quiet < QUIET_TURNS:
-                num_before = self.num_sent
-                while self._room > 0:
-                    self._send(min(self._room, FRAME_BYTES))
+                num_before = sum(self.num_sent.values())
+                for stream in self.num_sent:
+                    while (room := self._room(stream)) > 0:
+                        self._send(stream, min(room, FRAME_BYTES))
                 self._turn()
-                num_quiet = num_quiet + 1 if self.num_sent == num_before else 0
-        return self.num_sent
+                num_quiet = num_quiet + 1 if sum(self.num_sent.values()) == num_before else 0
+        return sum(self.num_sent.values())
 
-    @property
-    def _room(self) -> int:
-        return min(self._initial + self._stream - self.num_sent, self._connection)
+    def _room(self, stream: int) -> int:
+        num_sent = self.num_sent[stream]
+        window = self._initial + self._windows[stream] - num_sent
+        return min(window, self._connection, len(self._data) - num_sent)
 
-    def _send(self, num_bytes: int) -> None:
-        begin = self.num_sent % len(self._request)
-        num_copies = 2 + num_bytes // len(self._request)
-        data = (self._request * num_copies)[begin : begin + num_bytes]
-        self._peer.sendall(frame(DATA, data, stream=STREAM))
-        self.num_sent += num_bytes
+    def _send(self, stream: int, num_bytes: int) -> None:
+        begin = self.num_sent[stream]
+        self._peer.sendall(frame(DATA, self._data[begin : begin + num_bytes], stream=stream))
+        self.num_sent[stream] += num_bytes
         self._connection -= num_bytes
 
     def _turn(self) -> None:
@@ -71,9 +89,11 @@ class FastSender:
             elif kind == PING and not flags & ACK:
                 self._peer.sendall(frame(PING, payload, flags=ACK))
             elif kind == WINDOW_UPDATE and stream:
-                self._stream += int.from_bytes(payload)
+                self._windows[stream] += int.from_bytes(payload)
             elif kind == WINDOW_UPDATE:
                 self._connection += int.from_bytes(payload)
+            elif kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):
+                self.num_sent.pop(stream, None)
 
     def _read(self, num_bytes: int) -> bytes:
         data = b""
@@ -93,7 +113,8 @@ async def test_a_fast_sender_is_stopped_by_flow_control(
     window_bytes, max_requests = 300_000, 2
     async with serving(stream_window_bytes=window_bytes, max_stream_requests=max_requests) as held:
         runtime.gate.clear()
-        sender = FastSender(held.ports["grpc"], request)
+        sent = (b"\0" + struct.pack(">I", len(request)) + request) * 1000
+        sender = FastSender(held.ports["grpc"], STREAM, sent=sent)
         sending = asyncio.ensure_future(asyncio.to_thread(sender.send_all))
         assert await entered()
         num_sent = await sending
@@ -101,3 +122,17 @@ async def test_a_fast_sender_is_stopped_by_flow_control(
     # window before it has counted the bytes that just arrived. By default it opens four MiB.
     assert num_sent <= 3 * window_bytes + (max_requests + 2) * (len(request) + 5)
     assert num_sent >= window_bytes
+
+
+@pytest.mark.parametrize("path", [EMBED, STREAM, CHECK, WATCH])
+async def test_few_unfinished_messages_are_received_at_once(serving: Serving, path: bytes) -> None:
+    size, window_bytes, num_streams = 4_000_000, 65_535, 16
+    limits = {"max_image_bytes": size, "max_request_bytes": size, "max_body_memory_bytes": size}
+    async with serving(stream_window_bytes=window_bytes, **limits) as server:
+        sent = (b"\0" + struct.pack(">I", size)).ljust(size + 4, b"\0")  # one byte is missing
+        port = server.ports["grpc"]
+        sender = FastSender(port, path, sent=sent, num_streams=num_streams)
+        num_held = await asyncio.to_thread(sender.send_all)
+        # Two places, and four for streams.
+        assert num_held <= 4 * size + num_streams * 2 * window_bytes
+        assert num_held >= window_bytes

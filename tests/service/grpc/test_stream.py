@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from service.errors import Overloaded
 from service.grpc.generated import (
     dense_pb2,
     embed_pb2,
@@ -17,7 +18,8 @@ from service.grpc.generated import (
     stream_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.grpc.stream import AnsweredStream, StreamItem
+from service.grpc.receiving import ReceivePlaces
+from service.grpc.stream import AnsweredStream, StreamItem, StreamLimits
 from service.monitoring.metrics import Metrics
 from service.safety.protection import BodyMemory
 from service.server import Server
@@ -39,6 +41,9 @@ class FakeContext:
         if is_complete:
             self._messages.put_nowait(grpc.aio.EOF)
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     async def read(self) -> object:
         await asyncio.sleep(0)  # as the core does
         message = await self._messages.get()
@@ -54,6 +59,7 @@ def stream_over(
     answer: Callable[[bytes], Awaitable[bytes]],
     memory: BodyMemory | None = None,
     max_requests: int = MAX_SIDE_BY_SIDE,
+    places: ReceivePlaces | None = None,
 ) -> AnsweredStream:
     async def answer_item(item: StreamItem) -> bytes:
         return await answer(item.raw)
@@ -61,8 +67,11 @@ def stream_over(
     return AnsweredStream(
         context,
         answer_item,
-        memory=memory or BodyMemory(1000, Metrics()),
-        max_requests=max_requests,
+        limits=StreamLimits(
+            memory=memory or BodyMemory(1000, Metrics()),
+            places=places or ReceivePlaces(1, 1, Metrics()),
+            max_requests=max_requests,
+        ),
         renew=lambda: None,
         closing=asyncio.Event(),
     )
@@ -121,6 +130,22 @@ async def test_a_failed_answer_ends_the_stream_and_its_other_requests() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         await asyncio.wait_for(stream_over(context, answer).run(), LIMIT_S)
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_stream_that_sends_nothing_ends_at_once_when_another_waits() -> None:
+    places = ReceivePlaces(1, 10, Metrics(), max_stall_s=0.01)
+    idle = stream_over(FakeContext(b"x", is_complete=False), forever, places=places)
+    running = asyncio.ensure_future(idle.run())
+    await turns()
+    context = FakeContext(b"a", b"b")
+
+    async def echo(raw: bytes) -> bytes:
+        return raw
+
+    assert await asyncio.wait_for(stream_over(context, echo, places=places).run(), LIMIT_S)
+    assert context.written == [b"a", b"b"]
+    with pytest.raises(Overloaded, match="did not arrive in time"):
+        await asyncio.wait_for(running, LIMIT_S)
 
 
 async def test_full_body_memory_delays_reading_and_is_released() -> None:

@@ -1,0 +1,242 @@
+"""Bounds the messages that gRPC receives at once, and shares the places among the callers.
+
+Until a message is read, the core takes no more of it than the stream's window. From
+`context.read()` on, it takes all of it, up to `max_request_bytes`, and does not report its
+progress: 60 messages of 32 MB without their last byte held 1.9 GiB until their deadlines.
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Any, Final
+
+from service.call import Clock
+from service.errors import Overloaded
+from service.monitoring.metrics import Metrics
+from service.settings import Settings
+
+RETRY_S: Final = 1.0
+# While messages wait and no place becomes free for so long, one that is being received is refused.
+MAX_STALL_S: Final = 2.0
+# Longest wait for a place. The more messages wait, the sooner the next one is refused.
+MAX_WAIT_S: Final = 6.0
+# Streams have more places than unary RPCs, since a stream that waits for its caller holds one.
+STREAM_PLACES: Final = 2
+# The same for open services, health and reflection. They need no key. Their messages fit into the
+# window, so that reading one takes milliseconds.
+NUM_OPEN_PLACES: Final = 2
+OPEN_STALL_S: Final = 0.2
+OPEN_WAIT_S: Final = 2.0
+# Most concurrent RPCs of the open services: those that answer at once, and those that last as long
+# as their connection. With one number for both, 64 watches refused all health checks.
+MAX_OPEN_UNARY: Final = 64
+MAX_OPEN_STREAMS: Final = 256
+
+Waiter = asyncio.Future[None]
+
+
+def max_caller_bytes(settings: Settings) -> int:
+    """Most bytes that callers can make the server hold, besides images that are being decoded.
+
+    The sum of the messages that gRPC is receiving, the windows of its RPCs (at times twice as much,
+    as measured), received bodies and messages, and answers.
+    """
+    num_places = (1 + STREAM_PLACES) * settings.num_receive_places + NUM_OPEN_PLACES
+    num_rpcs = settings.max_concurrent_rpcs + MAX_OPEN_UNARY + MAX_OPEN_STREAMS
+    return (
+        num_places * settings.max_request_bytes
+        + num_rpcs * 2 * settings.stream_window_bytes
+        + settings.max_body_memory_bytes
+        + settings.max_answer_memory_bytes
+    )
+
+
+def host_of(peer: str) -> str:
+    """The host of `ipv4:HOST:PORT`."""
+    return peer.rpartition(":")[0]
+
+
+@dataclass(eq=False, slots=True)
+class _Reader:
+    """A message that is being received; the end of its limit refuses it."""
+
+    peer: str
+    limit: asyncio.Timeout
+
+
+class ReceivePlaces:
+    """Places for messages that are being received. Belongs to the event loop of the server.
+
+    A message that has arrived within its window takes a place for less than a millisecond.
+
+    Args:
+        num_places: Most messages that are received at once.
+        max_waiting: Most messages that wait for a place.
+        metrics: Counts refused messages.
+        max_stall_s: See `MAX_STALL_S`.
+        max_wait_s: See `MAX_WAIT_S`.
+    """
+
+    def __init__(
+        self,
+        num_places: int,
+        max_waiting: int,
+        metrics: Metrics,
+        *,
+        max_stall_s: float = MAX_STALL_S,
+        max_wait_s: float = MAX_WAIT_S,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._num_free = num_places
+        self._max_waiting = max_waiting
+        self._metrics = metrics
+        self._max_stall_s = max_stall_s
+        self._max_wait_s = max_wait_s
+        self._clock = clock
+        self._readers: list[_Reader] = []  # oldest first
+        self._turns = Turns()
+        # Since no message waited last. It keeps the rate of refusals while the queue gets shorter.
+        self._most_waiting = 0
+        self._last_turn = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def read(self, context: Any) -> Any:
+        """Receive one message of an RPC: bytes, or `grpc.aio.EOF`.
+
+        Raises:
+            Overloaded: It did not arrive in time while others waited, or too many wait.
+        """
+        peer = context.peer()
+        await self._wait_for_place(peer)
+        reader: _Reader | None = None
+        try:
+            async with asyncio.timeout(None) as limit:
+                reader = _Reader(peer, limit)
+                self._readers.append(reader)
+                return await context.read()
+        except TimeoutError:
+            raise self._refusal(
+                "The message did not arrive in time while others waited; send it again.",
+                code="message_too_slow",
+            ) from None
+        finally:
+            if reader in self._readers:
+                self._readers.remove(reader)
+                self._pass_on()
+
+    async def _wait_for_place(self, peer: str) -> None:
+        if self._num_free and not self._turns:
+            self._num_free -= 1
+            return
+        if not self._turns:
+            self._last_turn = self._clock()
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        self._turns.add(peer, waiter)
+        if len(self._turns) > self._max_waiting:
+            error = self._refusal("Too many messages wait; try again.", code="too_many_messages")
+            self._turns.pop_of_most().set_exception(error)
+        self._most_waiting = max(self._most_waiting, len(self._turns))
+        self._set_timer()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if not self._turns.remove(peer, waiter) and not waiter.cancelled():
+                self._pass_on()  # it had its place already
+            raise
+
+    def _pass_on(self) -> None:
+        """Give a place that became free to the next message."""
+        self._last_turn = self._clock()
+        while self._turns:
+            waiter = self._turns.pop()
+            if not waiter.done():  # else its RPC was cancelled just now
+                waiter.set_result(None)
+                break
+        else:
+            self._num_free += 1
+            self._most_waiting = 0
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._turns:
+            stall_s = min(self._max_stall_s, self._max_wait_s / self._most_waiting)
+            delay_s = self._last_turn + stall_s - self._clock()
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._refuse_one)
+
+    def _refuse_one(self) -> None:
+        """Refuse the oldest message of the host, and then the connection, with most places."""
+        if not self._readers:  # the places were given to tasks that have not run yet
+            self._last_turn = self._clock()
+            self._set_timer()
+            return
+        num_places = Counter(host_of(reader.peer) for reader in self._readers)
+        num_places.update(reader.peer for reader in self._readers)
+        reader = max(
+            self._readers, key=lambda one: (num_places[host_of(one.peer)], num_places[one.peer])
+        )
+        self._readers.remove(reader)
+        reader.limit.reschedule(asyncio.get_running_loop().time())
+        self._pass_on()
+
+    def _refusal(self, message: str, *, code: str) -> Overloaded:
+        self._metrics.rejected.labels(code).inc()
+        return Overloaded(message, code=code, retry_after_s=RETRY_S)
+
+
+class Turns:
+    """Waiting messages. Hosts take turns, and so do the connections of a host.
+
+    So one host does not lock out the others, nor one connection those of the same proxy.
+    """
+
+    def __init__(self) -> None:
+        # By host and peer. The first of each is the next to be served; none is empty.
+        self._hosts: dict[str, dict[str, deque[Waiter]]] = {}
+        self._num_waiting = 0
+
+    def __len__(self) -> int:
+        return self._num_waiting
+
+    def add(self, peer: str, waiter: Waiter) -> None:
+        """Queue a message behind those of its connection."""
+        self._hosts.setdefault(host_of(peer), {}).setdefault(peer, deque()).append(waiter)
+        self._num_waiting += 1
+
+    def remove(self, peer: str, waiter: Waiter) -> bool:
+        """Remove a message; False if it does not wait."""
+        host = host_of(peer)
+        connections = self._hosts.get(host, {})
+        queue = connections.get(peer, deque())
+        if waiter not in queue:
+            return False
+        queue.remove(waiter)
+        self._num_waiting -= 1
+        if not queue:
+            del connections[peer]
+        if not connections:
+            del self._hosts[host]
+        return True
+
+    def pop(self) -> Waiter:
+        """Remove the next message; its connection and its host go to the end."""
+        host, connections = next(iter(self._hosts.items()))
+        peer, queue = next(iter(connections.items()))
+        waiter = queue[0]
+        self.remove(peer, waiter)
+        if peer in connections:
+            connections[peer] = connections.pop(peer)
+        if host in self._hosts:
+            self._hosts[host] = self._hosts.pop(host)
+        return waiter
+
+    def pop_of_most(self) -> Waiter:
+        """Remove the last message of the host, and then the connection, with most of them."""
+        connections = max(self._hosts.values(), key=lambda peers: sum(map(len, peers.values())))
+        peer, queue = max(connections.items(), key=lambda item: len(item[1]))
+        waiter = queue[-1]
+        self.remove(peer, waiter)
+        return waiter

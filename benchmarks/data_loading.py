@@ -25,7 +25,7 @@ from benchmarks.student_step import build_update, num_images, step_cpu_s
 from model.package import BUNDLED_FOLDER
 from training.commands.train import RECIPES
 from training.config import DataConfig
-from training.cost import Cluster, device, estimate, plan_of
+from training.cost import DEVICES, Cluster, estimate, plan_of
 from training.data.batch import Batch
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
@@ -117,7 +117,7 @@ def gpu_rows(tokenizer: Tipsv2Tokenizer, options: argparse.Namespace) -> None:
             share = RunShare(batch_size=_GPU_BATCH, num_steps=options.batches)
             shards = ImageBatches(ShardStore(path), tokenizer, data, share)
             loading = measure_loading(shards)
-            cluster = Cluster(device=device(options.device), num_devices=1, mfu=options.mfu)
+            cluster = Cluster(device=DEVICES[options.device], num_devices=1, mfu=options.mfu)
             cost = estimate(plan_of(recipe, num_ranks=scale.NUM_RANKS), cluster)
             rate = cluster.device.peak_flops * cluster.mfu / cost.flops_per_image
             print(
@@ -134,7 +134,9 @@ def main() -> None:
         "--data", type=Path, default=Path("data"), help="folder filled by `python -m training data`"
     )
     parser.add_argument("--batches", type=int, default=8, help="batches per loader")
-    parser.add_argument("--device", default="h100", help="GPU whose peak is assumed")
+    parser.add_argument(
+        "--device", choices=DEVICES, default="h100", help="GPU whose peak is assumed"
+    )
     parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of the peak")
     options = parser.parse_args()
     tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
@@ -143,7 +145,7 @@ def main() -> None:
     student_rows(options.data, tokenizer, options.batches)
     gpu_rows(tokenizer, options)
     print(
-        f"\na GPU takes: counted operations on an {device(options.device).title} at an assumed "
+        f"\na GPU takes: counted operations on an {DEVICES[options.device].title} at an assumed "
         f"{options.mfu:.0%} of its peak\n"
         "taker: the share of a core that receiving batches takes in the training process"
     )

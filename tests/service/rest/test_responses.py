@@ -433,4 +433,4 @@ def test_json_of_a_large_map_is_that_of_a_small_one() -> None:
     assert maps.size > MAX_INLINE_VALUES
     rows = [json.loads(dump(encode_array(row, "list"))) for row in maps]
     assert json.loads(dump({"a": encode_array(maps, "list")})) == {"a": rows}
-    np.testing.assert_array_equal(np.float32(rows), maps)
+    np.testing.assert_array_equal(np.array(rows, np.float32), maps)

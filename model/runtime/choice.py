@@ -9,7 +9,7 @@ from model.graphs import Precision
 from model.manifest import Manifest, ParityEntry
 from model.package import ModelPackage, PackageError
 from model.runtime.base import Device, MissingRuntimeError, UnusableRuntimeError
-from model.runtime.loaded_graphs import proof, vision_file
+from model.runtime.loaded_graphs import failures, loaded_graphs, proof, vision_file
 from model.runtime.machine import (
     INSTALL,
     INSTALL_ONNX_GPU,
@@ -206,14 +206,16 @@ def choose(manifest: Manifest, request: RuntimeRequest, machine: Machine) -> Run
         entry = proof(manifest, backend.runtime, precision)
         is_doubtful = entry is None and precision != "fp32" and request.precision == AUTO
         if reason is None and is_doubtful:
-            reason = UnavailableReason(UNPROVEN, "it is not proven for this package")
+            reason = UnavailableReason(UNPROVEN, _doubt(manifest, backend, precision))
         if reason is None:
             return RuntimeChoice(
                 runtime=backend.runtime,
                 precision=precision,
                 device=backend.device,
                 provider=backend.provider,
-                reason=_reason(request, backend, precision, entry) + _rejections(rejected),
+                reason=_reason(request, backend, precision, entry)
+                + _failed(manifest, backend, precision)
+                + _rejections(rejected),
             )
         rejected.append((backend, precision, reason))
     worst = max((reason for _, _, reason in rejected), key=lambda found: found.depth)
@@ -257,13 +259,33 @@ def _reason(
     if precision == "fp32":
         return f"{backend.label} in {precision}: {why}."
     if entry is None:
-        return f"{backend.label} in {precision}: {why}; not proven for this package."
+        return f"{backend.label} in {precision}: {why}, without a proof for this package."
     found = [f"differs by at most {entry.max_abs_diff:.2g}"]
     if entry.min_cosine_patches is not None:
         found.append(f"cosine of patches at least {entry.min_cosine_patches:.5f}")
     if entry.mask_agreement is not None:
         found.append(f"masks agree in {100 * entry.mask_agreement:.2f} %")
     return f"{backend.label} in {precision}: {why}; proven for this package ({', '.join(found)})."
+
+
+def _doubt(manifest: Manifest, backend: Backend, precision: Precision) -> str:
+    """Why a precision is not chosen by default: what failed, with the numbers."""
+    failed = _failed(manifest, backend, precision).strip().removesuffix(".")
+    return failed[:1].lower() + failed[1:] or "it is not proven for this package"
+
+
+def _failed(manifest: Manifest, backend: Backend, precision: Precision) -> str:
+    """Sentences on graphs that failed their proof in this precision; empty if there are none."""
+    used = loaded_graphs(manifest, backend.runtime, precision)
+    unproven = manifest.model_copy(update={"parity": []})
+    sentences = []
+    for graph in loaded_graphs(unproven, backend.runtime, precision):
+        found = "; ".join(failures(manifest, backend.runtime, graph.file, graph.precision))
+        if found:
+            instead = "" if graph in used else ", and is computed in fp32"
+            part = graph.part.capitalize()
+            sentences.append(f" {part} failed its proof in {graph.precision} ({found}){instead}.")
+    return "".join(sentences)
 
 
 def _requested(request: RuntimeRequest) -> str:

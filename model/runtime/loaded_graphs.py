@@ -7,6 +7,7 @@ from model.manifest import Manifest, ParityEntry
 from model.runtime.machine import RuntimeName
 
 TORCH_FILE = "model.safetensors"
+TOWERS: frozenset[Part] = frozenset({"vision", "text"})
 # Precisions that OpenVINO computes from the float32 graph; the others need their own graph.
 HINTED: frozenset[Precision] = frozenset({"fp32", "bf16"})
 
@@ -30,10 +31,11 @@ def loaded_graphs(
 ) -> tuple[LoadedGraph, ...]:
     """List the graphs to load: both towers, and the package's dense heads.
 
-    Text and heads fall back to float32 if the package has no graph in the chosen precision. Depth
-    is always in float32: its bins lose their order in less. With OpenVINO in bf16, so is text:
-    texts are embedded once and cached, and with both sides rounded more masks would differ than
-    the parity gate allows.
+    Text and each head fall back to float32 on their own if the package has no graph in the chosen
+    precision, or if that graph failed its measurement on this runtime. torch has one precision for
+    both towers. Depth is always in float32: its bins lose their order in less. With OpenVINO in
+    bf16, so is text: texts are embedded once and cached, and with both sides rounded more masks
+    would differ than the parity gate allows.
     """
     parts: list[Part] = ["vision", "text"]
     if runtime != "torch":
@@ -45,7 +47,10 @@ def loaded_graphs(
     for part in parts:
         arithmetic: Precision = "fp32" if part in exact else precision
         file = _file(part, runtime, arithmetic)
-        if part != "vision" and file not in manifest.files:
+        if part != "vision" and (
+            file not in manifest.files
+            or (runtime != "torch" and failures(manifest, runtime, file, arithmetic))
+        ):
             file, arithmetic = graph_file(part), "fp32"
         loaded.append(LoadedGraph(part, file, arithmetic))
     return tuple(loaded)
@@ -82,8 +87,22 @@ def parity_in_use(
 
 
 def proof(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> ParityEntry | None:
-    """The passed measurement of the vision graph; None if any loaded graph failed."""
-    entries = parity_in_use(manifest, runtime, precision)
-    wanted = vision_file(runtime, precision), precision
-    found = [entry for entry in entries if (entry.file, entry.precision) == wanted]
-    return found[0] if found and all(entry.passed for entry in entries) else None
+    """The passed measurement of the vision graph; None if a loaded tower failed.
+
+    Dense heads do not count: each falls back to float32 on its own.
+    """
+    towers = [g for g in loaded_graphs(manifest, runtime, precision) if g.part in TOWERS]
+    if any(failures(manifest, runtime, graph.file, graph.precision) for graph in towers):
+        return None
+    wanted = (vision_file(runtime, precision), runtime, precision)
+    found = [e for e in manifest.parity if (e.file, e.runtime, e.precision) == wanted]
+    return found[0] if found else None
+
+
+def failures(
+    manifest: Manifest, runtime: RuntimeName, file: str, precision: Precision
+) -> tuple[str, ...]:
+    """The limits that a graph's measurement violated, as phrases with the numbers."""
+    wanted = (file, runtime, precision)
+    entries = [e for e in manifest.parity if (e.file, e.runtime, e.precision) == wanted]
+    return tuple(failure for entry in entries for failure in entry.failures)

@@ -270,7 +270,11 @@ def test_a_graph_without_passed_parity_is_refused(
     assert not repository.folder.exists()
 
 
-def test_a_failed_hint_does_not_prevent_publication(tiny_package: ModelPackage) -> None:
-    entries = [entry(VISION), entry(TEXT), entry(VISION, "bf16", 0.6)]
-    manifest: Manifest = tiny_package.manifest.model_copy(update={"parity": entries})
-    check_proven(manifest)
+def test_a_failed_hint_and_a_failed_reduced_head_do_not_prevent_publication(
+    tiny_package: ModelPackage,
+) -> None:
+    head = "onnx/segmentation_model_fp16.onnx"
+    entries = [entry(VISION), entry(TEXT), entry(VISION, "bf16", 0.6), entry(head, "fp16", 0.6)]
+    manifest: Manifest = tiny_package.manifest
+    files = {**manifest.files, head: manifest.files[VISION]}
+    check_proven(manifest.model_copy(update={"parity": entries, "files": files}))

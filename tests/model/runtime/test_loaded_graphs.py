@@ -82,3 +82,29 @@ def test_a_proof_needs_a_passed_vision_graph_and_no_failed_graph(
 ) -> None:
     found = proof(make_manifest(*parity, files=SIZES), "openvino", "bf16")
     assert found == (VISION if is_proof else None)
+
+
+SEGMENTATION_FILE = graph_file("segmentation")
+
+
+@pytest.mark.parametrize("task", [NORMALS_FILE, SEGMENTATION_FILE])
+def test_a_failed_head_is_computed_in_float32_and_does_not_decide_the_precision(task: str) -> None:
+    failed = entry(task, "bf16", mask_agreement=0.9, limits=ParityLimits(min_mask_agreement=0.99))
+    files = {**SIZES, SEGMENTATION_FILE: 1}
+    heads = {NORMALS_FILE, SEGMENTATION_FILE}
+    manifest = make_manifest(VISION, failed, files=files)
+    assert proof(manifest, "openvino", "bf16") == VISION
+    loaded = {
+        (graph.file, graph.precision) for graph in loaded_graphs(manifest, "openvino", "bf16")
+    }
+    passed = {(file, "bf16") for file in (VISION_FILE, *(heads - {task}))}
+    assert loaded == EXACT | passed | {(task, "fp32")}
+
+
+def test_a_failed_text_graph_is_computed_in_float32() -> None:
+    files = {graph_file("vision", "fp16"): 1, graph_file("text", "fp16"): 1, TEXT_FILE: 1}
+    vision = entry(graph_file("vision", "fp16"), "fp16", "onnx")
+    text = entry(graph_file("text", "fp16"), "fp16", "onnx", max_abs_diff=2.0)
+    manifest = make_manifest(vision, text, files=files)
+    assert proof(manifest, "onnx", "fp16") == vision
+    assert [graph.file for graph in loaded_graphs(manifest, "onnx", "fp16")][1] == TEXT_FILE

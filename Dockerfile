@@ -101,6 +101,8 @@ LABEL org.opencontainers.image.title="tipserve" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.base.name="${BASE}"
+# Published ports lead to the container's address, and the default without API keys is loopback.
+ENV TIPSERVE_HOST=0.0.0.0
 # REST, gRPC, metrics
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \

@@ -6,6 +6,7 @@ another exception.
 
     ServiceError
     +-- Unauthenticated    before the body is read: no API key, or an unknown one
+    +-- Forbidden          REST only: a web page of another origin, or a host that is not allowed
     +-- InvalidRequest     the caller's fault: a field, an image or a text
     +-- UnsupportedMedia   REST only: unknown media type of the body
     +-- NotAcceptable      REST only: no media type that the caller accepts
@@ -31,6 +32,7 @@ class ErrorKind(Enum):
     """The kinds that transports map to their codes."""
 
     UNAUTHENTICATED = "authentication_error"
+    FORBIDDEN = "permission_error"
     INVALID = "invalid_request_error"
     UNSUPPORTED_MEDIA = "unsupported_media_type"
     NOT_ACCEPTABLE = "not_acceptable"
@@ -77,6 +79,13 @@ class Unauthenticated(ServiceError):
 
     kind = ErrorKind.UNAUTHENTICATED
     default_code = "invalid_api_key"
+
+
+class Forbidden(ServiceError):
+    """A browser sends the request for a page of another origin, or to a host not allowed."""
+
+    kind = ErrorKind.FORBIDDEN
+    default_code = "cross_origin"
 
 
 class InvalidRequest(ServiceError):

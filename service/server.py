@@ -96,7 +96,9 @@ class Server:
         managed = self.repository if settings.enable_management else None
         cloud = CloudRoutes(health=settings.health_route, predict=settings.predict_route)
         app = build_app(self.plane, telemetry, self.protection, managed, cloud=cloud)
-        self._http_socket = listen(settings.host, settings.http_port)
+        host, self._host_reason = settings.address
+        self._host = host
+        self._http_socket = listen(host, settings.http_port)
         self._http = HttpServer(
             app, self.protection, self.plane.answer_memory, write_grace_s=WRITE_GRACE_S
         )
@@ -104,7 +106,7 @@ class Server:
             self.plane,
             telemetry,
             self.protection,
-            address=(settings.host, settings.grpc_port),
+            address=(host, settings.grpc_port),
             repository=managed,
         )
         self._watchdog = Watchdog(
@@ -114,7 +116,7 @@ class Server:
         self._metrics_server = MetricsServer(
             self.metrics.registry,
             {LIVE: self.plane.check_live, READY: self.plane.check_ready},
-            host=settings.host,
+            host=host,
             port=settings.metrics_port,
         )
 
@@ -142,8 +144,7 @@ class Server:
                 await asyncio.to_thread(self._publish_health, self.plane.health)
                 self._watchdog.start()
                 self.ready.set()
-                keys = (self.settings.api_keys, self.settings.api_keys_file)
-                if self.settings.enable_management and keys == (None, None):
+                if self.settings.enable_management and not self.settings.has_keys:
                     logger.warning("every caller may load and unload models: no API keys are set")
                 self._check_memory()
                 names = [served.manifest.name for served in self.models.models()]
@@ -202,7 +203,8 @@ class Server:
             "grpc": grpc_port,
             "metrics": self._metrics_server.port,
         }
-        logger.info("listening", extra={"fields": self.ports})
+        address = {"host": self._host, "host_reason": self._host_reason}
+        logger.info("listening", extra={"fields": {**self.ports, **address}})
         if self.settings.ports_file is not None:
             atomic_write(self.settings.ports_file, json.dumps(self.ports) + "\n")
 

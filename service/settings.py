@@ -37,6 +37,9 @@ PLATFORM_VARIABLES = {
     "AIP_PREDICT_ROUTE": "predict_route",
 }
 
+LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = "0.0.0.0"
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -120,8 +123,15 @@ class Settings(BaseSettings):
     """Seconds without a healthy lane after which the liveness probe fails, so that the platform
     restarts the process."""
 
-    host: str = "0.0.0.0"
-    """Address that all three ports listen on."""
+    host: str | None = None
+    """Address that all three ports listen on; `0.0.0.0` is every address. Default: 127.0.0.1, so
+    that only this machine reaches a server without protection; 0.0.0.0 if API keys or
+    `tls_client_ca` are set. The container image sets 0.0.0.0."""
+    allowed_hosts: str | None = None
+    """Names and addresses that the `Host` header of a REST request may have besides those of
+    loopback, separated by commas; `*` allows all. Health checks and `/docs` accept every host.
+    Default: only loopback if the server listens on it without API keys, against DNS rebinding;
+    otherwise all."""
     http_port: Port = 8000
     """Port of the REST API. 0 chooses a free port."""
     grpc_port: Port = 8001
@@ -256,6 +266,22 @@ class Settings(BaseSettings):
     """Print every setting with its value and source, with secrets masked, and exit."""
     config_format: Literal["text", "json"] = "text"
     """Format of `show_config`."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers need an API key."""
+        return self.api_keys is not None or self.api_keys_file is not None
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """The address to listen on, and the reason for it."""
+        if self.host is not None:
+            return self.host, "host is set"
+        if self.has_keys:
+            return EVERY_ADDRESS, "API keys are set"
+        if self.tls_client_ca is not None:
+            return EVERY_ADDRESS, "client certificates are required"
+        return LOOPBACK, "neither API keys nor client certificates are required; see --host"
 
     @field_validator("convert_precisions", mode="before")
     @classmethod

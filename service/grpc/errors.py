@@ -10,6 +10,7 @@ from service.errors import ErrorKind, ServiceError
 
 CODE: dict[ErrorKind, StatusCode] = {
     ErrorKind.UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
+    ErrorKind.FORBIDDEN: StatusCode.PERMISSION_DENIED,
     ErrorKind.INVALID: StatusCode.INVALID_ARGUMENT,
     ErrorKind.UNSUPPORTED_MEDIA: StatusCode.INVALID_ARGUMENT,
     ErrorKind.NOT_ACCEPTABLE: StatusCode.INVALID_ARGUMENT,

@@ -22,8 +22,8 @@ MAX_LENGTH_DIGITS: Final = 18
 MAX_TIMEOUT_DIGITS: Final = 12
 QUIET_ROUTES: Final = "/v2/health/"
 HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready"})
-# These need no key: the kubelet's probes cannot send one, and the documents are the same for every
-# server and public in this repository.
+# These need no key and accept every host and origin: the kubelet's probes send no key and the pod's
+# address, and the documents are the same for every server and public in this repository.
 OPEN_PATHS: Final = HEALTH_PATHS | {"/docs", "/openapi.json"}
 
 
@@ -216,7 +216,7 @@ class CallMiddleware:
         try:
             with self._protection.body_memory.share() as share:
                 try:
-                    self._check_key(scope["path"], headers)
+                    self._check_caller(scope["path"], headers)
                     self._apply_headers(call, headers)
                     left_s = call.deadline - call.clock()
                     scope[BODY] = body = Body(receive, self._protection, share, left_s)
@@ -234,8 +234,9 @@ class CallMiddleware:
             call.free_memory()
             self._record(scope, status or CLIENT_LEFT, call)
 
-    def _check_key(self, path: str, headers: Mapping[bytes, str]) -> None:
+    def _check_caller(self, path: str, headers: Mapping[bytes, str]) -> None:
         if path not in OPEN_PATHS and path not in self._probes:
+            self._protection.browsers.check(headers)
             self._protection.keys.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
 
     def _apply_headers(self, call: Call, headers: Mapping[bytes, str]) -> None:

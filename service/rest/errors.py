@@ -18,6 +18,7 @@ from service.errors import ErrorKind, InvalidRequest, ServiceError, internal_err
 
 STATUS: dict[ErrorKind, int] = {
     ErrorKind.UNAUTHENTICATED: 401,
+    ErrorKind.FORBIDDEN: 403,
     ErrorKind.INVALID: 422,
     ErrorKind.UNSUPPORTED_MEDIA: 415,
     ErrorKind.NOT_ACCEPTABLE: 406,

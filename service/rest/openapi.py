@@ -94,6 +94,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
 
 STATUS_TEXT: Final = {
     401: "The API key is missing or wrong.",
+    403: "A web page of another origin sends the request, or its host is not allowed.",
     404: "No served model has this name.",
     406: "The response cannot have an accepted media type.",
     408: "The body arrived too slowly.",

@@ -11,6 +11,7 @@ from service.machine import num_descriptors, raise_descriptor_limit
 from service.monitoring.metrics import Metrics
 from service.monitoring.metrics_server import MAX_THREADS
 from service.safety.api_keys import ApiKeys
+from service.safety.browsers import BrowserRules
 from service.safety.tls import Tls, TlsFiles
 from service.safety.url_fetch import MAX_AT_ONCE, FetchLimits, UrlFetcher, UrlPolicy
 from service.settings import Settings
@@ -120,6 +121,7 @@ class Protection:
 
     Attributes:
         keys: API keys.
+        browsers: Refuses web pages of other origins.
         tls: None serves without TLS.
         body_memory: Limits the bodies of all requests.
         url_fetcher: None refuses URLs.
@@ -140,6 +142,7 @@ class Protection:
     """
 
     keys: ApiKeys
+    browsers: BrowserRules
     tls: Tls | None
     body_memory: BodyMemory
     url_fetcher: UrlFetcher | None
@@ -191,6 +194,7 @@ class Protection:
                 fixed=None if api_keys is None else api_keys.get_secret_value(),
                 file=settings.api_keys_file,
             ),
+            browsers=BrowserRules.from_settings(settings),
             tls=tls,
             body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
             url_fetcher=url_fetcher,

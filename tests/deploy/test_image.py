@@ -54,6 +54,11 @@ def test_the_program_is_the_first_process_and_stops_by_sigterm(
     assert instructions(stages[target], "STOPSIGNAL") == ["SIGTERM"]
 
 
+def test_published_ports_reach_the_server(stages: dict[str, str]) -> None:
+    variables = " ".join(instructions(stages["serve"], "ENV")).split()
+    assert "TIPSERVE_HOST=0.0.0.0" in variables
+
+
 def test_the_exposed_ports_are_those_of_the_deployment(
     stages: dict[str, str], pod: dict[str, Any]
 ) -> None:

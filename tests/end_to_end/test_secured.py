@@ -101,7 +101,7 @@ def test_silent_clients_and_clients_that_do_not_read_are_dropped_under_tls_too(
     context = site.context()
     with run_service(*site.arguments(), "--client-timeout-s=2") as service:
         address = ("127.0.0.1", service.ports["http"])
-        for sent in (b"", b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 500):
+        for sent in (b"", b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500):
             plain = socket.create_connection(address, LIMIT_S)
             with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
                 connection.sendall(sent)

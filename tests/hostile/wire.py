@@ -151,21 +151,21 @@ def is_open(peer: socket.socket) -> bool:
 # HTTP/1.
 
 HEAD_END: Final = b"\r\n\r\n"
-LIVE: Final = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+LIVE: Final = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MANY: Final = 10_000
 
 
 def image_request(rng: random.Random, *headers: str, body: bytes | None = None) -> bytes:
     """A good POST with more headers."""
     image = any_whole(rng) if body is None else body
-    lines = ["POST /v1/images:embed HTTP/1.1", "Host: a", "Content-Type: image/png"]
+    lines = ["POST /v1/images:embed HTTP/1.1", "Host: localhost", "Content-Type: image/png"]
     lines += [f"Content-Length: {len(image)}", *headers]
     return "\r\n".join(lines).encode("latin-1") + HEAD_END + image
 
 
 def head(*lines: str, body: bytes = b"") -> bytes:
     """A POST of exactly these header lines."""
-    first = ("POST /v1/texts:embed HTTP/1.1", "Host: a", "Content-Type: application/json")
+    first = ("POST /v1/texts:embed HTTP/1.1", "Host: localhost", "Content-Type: application/json")
     return "\r\n".join((*first, *lines)).encode("latin-1") + HEAD_END + body
 
 
@@ -177,11 +177,11 @@ def not_http(rng: random.Random) -> bytes:
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(508),
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
             b"GET /\r\n\r\n",
-            b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
-            b"G\0T /\0 HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+            b"G\0T /\0 HTTP/1.1\r\nHost: localhost\r\n\r\n",
             b"\r\n" * MANY + b"x\r\n\r\n",
             b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
-            b"GET / HTTP/1.1\nHost: a\n\n" + b"x\n\n",
+            b"GET / HTTP/1.1\nHost: localhost\n\n" + b"x\n\n",
         )
     )
 
@@ -205,7 +205,7 @@ def odd_target(rng: random.Random) -> bytes:
         )
     )
     method = rng.choice((b"GET", b"POST", b"PUT", b"DELETE", b"TRACE", b"OPTIONS", b"HEAD", b"get"))
-    return method + b" " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    return method + b" " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 def odd_headers(rng: random.Random) -> bytes:
@@ -236,7 +236,7 @@ def odd_headers(rng: random.Random) -> bytes:
 
 def smuggled(rng: random.Random) -> bytes:
     """Contradicting lengths and encodings, and a second request after them."""
-    hidden = b"0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
+    hidden = b"0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
     lines = rng.choice(
         (
             ["Content-Length: 4", "Transfer-Encoding: chunked"],
@@ -284,7 +284,7 @@ def chunked(rng: random.Random) -> bytes:
 
 def pipelined(rng: random.Random) -> bytes:
     """Several requests and then something that is none."""
-    good = [LIVE, image_request(rng), b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"]
+    good = [LIVE, image_request(rng), b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"]
     requests = [rng.choice(good) for _ in range(rng.choice((1, 2, 50)))]
     return b"".join(requests) + not_http(rng)
 
@@ -430,7 +430,7 @@ def rapid_reset(rng: random.Random) -> bytes:
 def not_http2(rng: random.Random) -> bytes:
     """Bytes without a preface."""
     return rng.choice(
-        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", rng.randbytes(200), PREFACE[:10] + bytes(50))
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", rng.randbytes(200), PREFACE[:10] + bytes(50))
     )
 
 
@@ -476,7 +476,7 @@ def drip(port: int, start: bytes, piece: bytes, rng: random.Random, limit_s: flo
 
 def slow_head(port: int, rng: random.Random, limit_s: float) -> str:
     """A head that never ends."""
-    return drip(port, b"GET /v1/models HTTP/1.1\r\nHost: a\r\nX: ", b"v", rng, limit_s)
+    return drip(port, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: ", b"v", rng, limit_s)
 
 
 def slow_body(port: int, rng: random.Random, limit_s: float) -> str:
@@ -484,7 +484,7 @@ def slow_body(port: int, rng: random.Random, limit_s: float) -> str:
     how, piece = rng.choice(
         ((b"Content-Length: 1000000", b"x"), (b"Transfer-Encoding: chunked", b"1\r\nx\r\n"))
     )
-    first = b"POST /v1/images:embed HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
+    first = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     return drip(port, first + how + HEAD_END, piece, rng, limit_s)
 
 
@@ -498,7 +498,8 @@ def silence(port: int, rng: random.Random, limit_s: float) -> str:
 def patches_request() -> bytes:
     """A request with a large answer."""
     image = whole("PNG", "RGB", 1)
-    head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    head += b"Content-Length: %d\r\n\r\n"
     return head % (NATIVE_PATCHES, len(image)) + image
 
 

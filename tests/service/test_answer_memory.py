@@ -110,7 +110,7 @@ async def test_an_answer_holds_its_memory_until_it_is_sent(
 ) -> None:
     image = encode_image(size=(1200, 1200))
     head = (
-        "POST /v1/images:segment?classes=dog&include_scores=true HTTP/1.1\r\nHost: x\r\n"
+        "POST /v1/images:segment?classes=dog&include_scores=true HTTP/1.1\r\nHost: localhost\r\n"
         f"Accept: application/octet-stream\r\nContent-Type: image/png\r\n"
         f"Content-Length: {len(image)}\r\n\r\n"
     )

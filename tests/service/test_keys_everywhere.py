@@ -110,7 +110,7 @@ async def test_every_rpc_needs_a_key_but_the_open_ones(serving: Serving) -> None
 
 
 async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(serving: Serving) -> None:
-    head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    head = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     async with serving(api_keys=KEY) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
         writer.write(head + b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n")

@@ -274,7 +274,7 @@ async def test_a_caller_who_hangs_up_while_the_model_runs_frees_the_lane(
 async def test_a_caller_who_hangs_up_while_sending_is_no_error(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
-    head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    head = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     async with serving() as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
         writer.write(head + b"Content-Length: 100\r\n\r\nonly a little")

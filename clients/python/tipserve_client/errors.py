@@ -102,6 +102,7 @@ class InternalError(TipserveError):
 BY_STATUS: Final[Mapping[int, type[TipserveError]]] = {
     400: InvalidRequest,
     401: Unauthenticated,
+    403: InvalidRequest,
     404: NotFound,
     406: InvalidRequest,
     408: DeadlineExceeded,

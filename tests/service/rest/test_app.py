@@ -13,7 +13,21 @@ from PIL import Image
 from service.rest.openapi import EXAMPLES
 from tests.service.conftest import Encode
 
-STATUSES = {"200", "401", "404", "406", "408", "413", "415", "422", "429", "500", "503", "504"}
+STATUSES = {
+    "200",
+    "401",
+    "403",
+    "404",
+    "406",
+    "408",
+    "413",
+    "415",
+    "422",
+    "429",
+    "500",
+    "503",
+    "504",
+}
 
 
 @pytest.fixture

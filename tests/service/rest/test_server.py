@@ -26,8 +26,8 @@ Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 LIMIT_S = 20.0
 CLOSED = 7  # TCP_CLOSE in Linux
 SMALL: dict[str, Any] = {"client_timeout_s": 0.3, "keep_alive_s": 0.3}
-LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
 
 
 @asynccontextmanager
@@ -133,7 +133,7 @@ async def test_a_slow_head_is_refused(serving: Serving, before: bytes) -> None:
     assert code_of(answer) == "request_timeout"
 
 
-TUNNEL = b"CONNECT other.example:443 HTTP/1.1\r\nHost: x\r\n\r\n"
+TUNNEL = b"CONNECT other.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ENDLESS_HEAD = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000
 STOPPED_BODY = POST + b"Content-Length: 1000\r\n\r\nsome"
 
@@ -202,7 +202,7 @@ def large_answer(encode_image: Encode) -> bytes:
     """A request whose answer is far larger than what the sockets hold."""
     image = encode_image("PNG", size=(1200, 1200))
     path = b"/v1/images:segment?classes=dog,cat&include_scores=true&encoding=list"
-    head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    head = b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     return head + b"Content-Length: %d\r\n\r\n" % len(image) + image
 
 
@@ -314,7 +314,7 @@ async def test_a_new_connection_is_refused_if_all_are_busy(
         assert (await read_answer(busy))[0] == 200
 
 
-OPEN_HEAD = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nX: "
+OPEN_HEAD = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nX: "
 
 
 async def test_health_is_answered_while_all_connections_send_open_heads(

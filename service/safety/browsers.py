@@ -1,0 +1,88 @@
+"""Refuses what a web page makes its visitor's browser send to a server without keys.
+
+A page of any origin may send requests to this machine's addresses. After DNS rebinding it may also
+read the answers, under a host name of its own. Browsers say where a request comes from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final, Self
+
+from service.errors import Forbidden
+from service.settings import Settings
+
+ANY: Final = "*"
+DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+
+
+@dataclass(frozen=True, slots=True)
+class BrowserRules:
+    """Which requests of browsers are served.
+
+    Attributes:
+        hosts: Names that `Host` may have besides those of loopback; None allows all.
+    """
+
+    hosts: frozenset[str] | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The rules of the settings; see `Settings.allowed_hosts`."""
+        if settings.allowed_hosts is not None:
+            names = {name.strip().lower() for name in settings.allowed_hosts.split(",")}
+            return cls(None if ANY in names else frozenset(names - {""}))
+        host, _ = settings.address
+        is_open = settings.has_keys or not is_loopback(host)
+        return cls(None if is_open else frozenset())
+
+    def check(self, headers: Mapping[bytes, str]) -> None:
+        """Check the host of a request, and the origin of the page that sent it, if any.
+
+        Args:
+            headers: By name, in lower case.
+
+        Raises:
+            Forbidden: The page is of another origin, or the host is not allowed.
+        """
+        host = headers.get(b"host", "").strip().lower()
+        name = host_name(host)
+        if self.hosts is not None and name not in self.hosts and name and not is_loopback(name):
+            raise Forbidden(
+                f"The host {name[:100]!r} is not allowed; use localhost, or list it in the "
+                "server's setting allowed_hosts.",
+                code="host_not_allowed",
+                param="Host",
+            )
+        site = headers.get(b"sec-fetch-site", "")
+        origin = headers.get(b"origin")
+        is_own = origin is None or site == "same-origin" or is_same(origin, host)
+        if site == "cross-site" or not is_own:
+            raise Forbidden(
+                "Requests of web pages of another origin are refused. A gateway that serves such "
+                "pages removes Origin and Sec-Fetch-Site.",
+                code="cross_origin",
+                param="Origin",
+            )
+
+
+def host_name(host: str) -> str:
+    """A `Host` header without its port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].removesuffix(".")
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is always of this machine."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def is_same(origin: str, host: str) -> bool:
+    """Whether an `Origin` has the host and the port of `Host`; `null` has none."""
+    scheme, _, authority = origin.strip().lower().partition("://")
+    port = DEFAULT_PORTS.get(scheme, "")
+    return bool(authority) and authority.removesuffix(port) == host.removesuffix(port)

@@ -1,0 +1,171 @@
+"""Requests that a web page makes its visitor's browser send."""
+
+import logging
+from typing import Any
+
+import httpx
+import pytest
+
+from service.errors import Forbidden
+from service.safety.browsers import BrowserRules
+from service.settings import Settings, load_settings
+from tests.service.conftest import Serving
+from tests.service.rest.conftest import client_of
+
+KEY = "the-key-of-this-test"
+EMBED, UNLOAD = "/v1/texts:embed", "/v2/repository/models/fake/unload"
+LOAD, INDEX, INFER = (
+    "/v2/repository/models/fake/load",
+    "/v2/repository/index",
+    "/v2/models/fake/infer",
+)
+
+
+def rules(**values: Any) -> BrowserRules:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    return BrowserRules.from_settings(load_settings(flags, {}))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "cross-site", "origin": "http://localhost:8000"},
+        {"origin": "https://evil.example"},
+        {"origin": "http://localhost"},
+        {"origin": "http://localhost:3000", "sec-fetch-site": "same-site"},
+        {"origin": "http://localhost:8000.evil.example"},
+        {"origin": "null"},
+        {"origin": ""},
+    ],
+)
+def test_pages_of_other_origins_are_refused(headers: dict[str, str]) -> None:
+    given = {name.encode(): value for name, value in headers.items()}
+    with pytest.raises(Forbidden) as caught:
+        rules(host="0.0.0.0").check({b"host": "localhost:8000", **given})
+    assert caught.value.code == "cross_origin"
+
+
+@pytest.mark.parametrize(
+    ("host", "headers"),
+    [
+        ("localhost:8000", {}),
+        ("localhost:8000", {"sec-fetch-site": "none"}),
+        ("localhost:8000", {"origin": "http://localhost:8000"}),
+        ("LocalHost:8000", {"origin": "http://localhost:8000", "sec-fetch-site": "same-origin"}),
+        ("api.example", {"origin": "https://api.example"}),
+        ("api.example:443", {"origin": "https://api.example"}),
+        # A proxy that rewrites Host.
+        ("10.0.0.7:8000", {"origin": "https://api.example", "sec-fetch-site": "same-origin"}),
+    ],
+)
+def test_other_clients_and_own_pages_are_served(host: str, headers: dict[str, str]) -> None:
+    given = {name.encode(): value for name, value in headers.items()}
+    rules(host="0.0.0.0").check({b"host": host, **given})
+
+
+LOOPBACK = ("localhost:8000", "LOCALHOST", "a.localhost", "127.0.0.1:8000", "127.9.9.9", "[::1]:80")
+FOREIGN = ("evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.7")
+
+
+@pytest.mark.parametrize(
+    ("values", "served", "refused"),
+    [
+        ({}, LOOPBACK, FOREIGN),
+        ({"host": "::1"}, LOOPBACK, FOREIGN),
+        ({"host": "0.0.0.0"}, (*LOOPBACK, *FOREIGN), ()),
+        ({"api_keys_file": "/keys"}, (*LOOPBACK, *FOREIGN), ()),
+        ({"host": "127.0.0.1", "api_keys_file": "/keys"}, (*LOOPBACK, *FOREIGN), ()),
+        ({"allowed_hosts": "*"}, (*LOOPBACK, *FOREIGN), ()),
+        (
+            {"host": "0.0.0.0", "allowed_hosts": "Api.example, b.example"},
+            (*LOOPBACK, "api.example:8000", "B.example", "b.example."),
+            FOREIGN,
+        ),
+    ],
+)
+def test_a_loopback_server_without_keys_has_loopback_names_only(
+    values: dict[str, str], served: tuple[str, ...], refused: tuple[str, ...]
+) -> None:
+    checked = rules(**values)
+    for host in served:
+        checked.check({b"host": host})
+    for host in refused:
+        with pytest.raises(Forbidden) as caught:
+            checked.check({b"host": host})
+        assert caught.value.code == "host_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("values", "address", "reason"),
+    [
+        ({}, "127.0.0.1", "neither API keys"),
+        ({"api_keys": KEY}, "0.0.0.0", "API keys are set"),
+        ({"api_keys_file": "keys"}, "0.0.0.0", "API keys are set"),
+        (
+            {"tls_cert": "a", "tls_key": "b", "tls_client_ca": "c"},
+            "0.0.0.0",
+            "client certificates are required",
+        ),
+        ({"tls_cert": "a", "tls_key": "b"}, "127.0.0.1", "neither API keys"),
+        ({"host": "10.0.0.7"}, "10.0.0.7", "host is set"),
+        ({"host": "127.0.0.1", "api_keys": KEY}, "127.0.0.1", "host is set"),
+    ],
+)
+def test_the_default_address_is_loopback_unless_callers_are_checked(
+    values: dict[str, Any], address: str, reason: str
+) -> None:
+    found, why = Settings.model_validate(values).address
+    assert found == address
+    assert why.startswith(reason)
+
+
+async def test_a_server_without_keys_listens_on_loopback_and_says_so(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with serving(host=None) as server:
+            assert server._http_socket.getsockname()[0] == "127.0.0.1"
+    (fields,) = [
+        vars(record)["fields"] for record in caplog.records if record.getMessage() == "listening"
+    ]
+    assert fields["host"] == "127.0.0.1"
+    assert "--host" in fields["host_reason"]
+
+
+def code_of(answer: httpx.Response) -> tuple[int, str]:
+    body = answer.json()
+    return answer.status_code, body.get("code") or body["error"]["code"]
+
+
+async def test_a_page_can_neither_drive_nor_read_the_server(serving: Serving) -> None:
+    """The requests by which a page unloaded the default model, and read it after rebinding."""
+    async with serving(enable_management=True) as server, client_of(server) as client:
+        for path in (UNLOAD, LOAD, INDEX, INFER):
+            for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+                answer = await client.post(path, content=b"{}", headers={"Content-Type": kind})
+                assert code_of(answer) == (415, "unsupported_media_type")
+            for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+                answer = await client.post(path, content=b"{}", headers=headers)
+                assert code_of(answer) == (403, "cross_origin")
+        rebound = {"Host": f"evil.example:{server.ports['http']}"}
+        rebound["Origin"] = f"http://{rebound['Host']}"
+        for path in ("/v1/models", "/v2", "/metrics"):
+            assert code_of(await client.get(path, headers=rebound)) == (403, "host_not_allowed")
+        answer = await client.post(EMBED, json={"texts": ["a"]}, headers=rebound)
+        assert code_of(answer) == (403, "host_not_allowed")
+        for path in ("/v2/health/live", "/v2/health/ready", "/ping", "/docs", "/openapi.json"):
+            assert (await client.get(path, headers=rebound)).status_code == 200
+        # What stock Triton clients send: nothing, octets, or JSON.
+        for kinds in ({}, {"Content-Type": "application/octet-stream"}):
+            assert (await client.post(INDEX, content=b"{}", headers=kinds)).status_code == 200
+        assert (await client.post(INDEX)).status_code == 200
+        assert (await client.post(EMBED, json={"texts": ["a"]})).status_code == 200
+
+
+async def test_a_page_of_another_origin_is_refused_with_keys_too(serving: Serving) -> None:
+    headers = {"X-Api-Key": KEY, "Sec-Fetch-Site": "cross-site"}
+    async with serving(api_keys=KEY) as server, client_of(server) as client:
+        assert code_of(await client.get("/v1/models", headers=headers)) == (403, "cross_origin")
+        other = {"X-Api-Key": KEY, "Host": "api.example"}
+        assert (await client.get("/v1/models", headers=other)).status_code == 200

@@ -169,14 +169,6 @@ class Protection:
             OSError: A file cannot be read.
         """
         api_keys = settings.api_keys
-        tls = None
-        if settings.tls_cert is not None and settings.tls_key is not None:
-            files = TlsFiles(
-                certificate=settings.tls_cert,
-                key=settings.tls_key,
-                client_ca=settings.tls_client_ca,
-            )
-            tls = Tls(files, metrics)
         url_fetcher = None
         if settings.url_hosts is not None:
             limits = FetchLimits(
@@ -195,7 +187,7 @@ class Protection:
                 file=settings.api_keys_file,
             ),
             browsers=BrowserRules.from_settings(settings),
-            tls=tls,
+            tls=_tls(settings, metrics),
             body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
             url_fetcher=url_fetcher,
             metrics=metrics,
@@ -222,6 +214,15 @@ class Protection:
             keep_alive_s=settings.keep_alive_s,
             max_connection_age_s=settings.max_connection_age_s,
         )
+
+
+def _tls(settings: Settings, metrics: Metrics) -> Tls | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    files = TlsFiles(
+        certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
+    )
+    return Tls(files, metrics)
 
 
 def fitting_connections(max_connections: int, *, num_descriptors: int, num_others: int) -> int:

@@ -60,6 +60,8 @@ class TextTokenizer:
             ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        # A caller's "<pad>" is spelled out, as SentencePiece does. As a token it would be padding.
+        self._tokenizer.encode_special_tokens = True
         self.max_tokens = max_tokens
         if self._ids("A cat") != self._ids("a cat"):
             raise PackageError(

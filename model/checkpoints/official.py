@@ -27,6 +27,8 @@ from model.checkpoints.weight_map import Change, Source, as_stored, gather, load
 VISION_SUFFIX = "_vision.npz"
 TEXT_SUFFIX = "_text.npz"
 TEMPERATURE = "temperature"
+# Names in the PyTorch and in the Scenic text files.
+THEIR_TEMPERATURES = (TEMPERATURE, "temperature_contrastive")
 GAMMA_SUFFIX = ".gamma"
 # From transformers' names to upstream's, derived from upstream's state dicts and transformers'
 # conversion mapping of `tipsv2`. Upstream fuses query, key and value of both towers, and SwiGLU's
@@ -113,20 +115,26 @@ def _one(folder: Path, suffix: str) -> Path:
 
 
 def _temperature(archive: ArrayArchive) -> float:
-    shape = archive.shapes.get(TEMPERATURE)
+    name = _temperature_name(archive)
+    shape = archive.shapes.get(name)
     if shape not in ((), (1,)):
-        what = f"has {TEMPERATURE!r} with shape {shape}" if shape else f"lacks {TEMPERATURE!r}"
+        what = f"has {name!r} with shape {shape}" if shape else f"lacks {name!r}"
         raise CheckpointError(
             f"{archive.path} {what}, and a text file holds the learnt temperature as one number; "
             "use the file as it was released"
         )
-    temperature = archive.read(TEMPERATURE).item()
+    temperature = archive.read(name).item()
     if temperature <= 0:
         raise CheckpointError(
             f"{archive.path} has a temperature of {temperature}, which must be positive; "
             "use the file as it was released"
         )
     return temperature
+
+
+def _temperature_name(archive: ArrayArchive) -> str:
+    """The temperature's name in a file; a file with both has a leftover, which is refused."""
+    return next((name for name in THEIR_TEMPERATURES if name in archive.shapes), TEMPERATURE)
 
 
 def _towers(
@@ -143,7 +151,7 @@ def _towers(
     if not has_gammas:
         weights |= {name: torch.ones(shapes[name]) for name in gammas}
     text_side = text_sources(empty.text_model.state_dict(), "text_model.")
-    text_side[TEMPERATURE] = Source(TEMPERATURE, lambda tensor: tensor.reshape(()))
+    text_side[TEMPERATURE] = Source(_temperature_name(text), lambda tensor: tensor.reshape(()))
     return weights | gather(text, text_side, shapes)
 
 

@@ -8,7 +8,7 @@ from model.checkpoints.checkpoint import Checkpoint, CheckpointError, digests, r
 from model.checkpoints.dense_folder import DenseHeads, read_dense_folder
 from model.checkpoints.official import is_pair_folder, read_pair
 from model.checkpoints.scenic import ZIP_SUFFIX, read_scenic_heads
-from model.checkpoints.tokenizer import read_tokenizer
+from model.checkpoints.tokenizer import lowered, read_tokenizer
 from model.checkpoints.transformers_folder import is_transformers_folder, read_model
 from model.graphs import DepthActivation
 
@@ -50,6 +50,7 @@ def read_checkpoint(
     files = origin["files"]
     assert isinstance(files, dict)
     files.update(digests([tokenizer_path]))
+    origin["lower_case"] = f"{lowered(tokenizer)}, by {tokenizer_path.name}"
     heads = None if dense is None else _read_dense(dense, model, depth_activation)
     if heads is not None:
         origin["dense"] = heads.origin

@@ -2,14 +2,19 @@
 
 A model file is one protobuf message; its schema is `sentencepiece_model.proto` of
 google/sentencepiece. Only the fields that a BPE tokenizer needs are read.
+
+Lower-casing follows the checkpoint's own files. A `tokenizer.json` has a normaliser, which is kept;
+transformers' lowers all letters. A `tokenizer.model` has none, and the release's code lowers ASCII
+letters only before it (`tf.strings.lower` in google-deepmind/tips, `pytorch/text_encoder.py`).
 """
 
+import string
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import Tipsv2Tokenizer
 
 from model.checkpoints.checkpoint import CheckpointError
@@ -65,6 +70,10 @@ def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, P
 def _from_json(folder: Path, path: Path) -> Tipsv2Tokenizer:
     try:
         tokenizer: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(folder, local_files_only=True)
+        # transformers makes a normaliser of its own in place of the file's.
+        normalizer = Tokenizer.from_file(str(path)).normalizer
+        if normalizer is not None and normalizer.normalize_str("A") == "a":
+            tokenizer.backend_tokenizer.normalizer = normalizer
     except Exception as error:  # tokenizers raises plain Exceptions
         raise CheckpointError(
             f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the file "
@@ -94,6 +103,7 @@ class SentencePieceModel:
         pad_id: Id of the padding piece; negative if there is none.
         unknown_id: Id for text that no other piece covers.
         keeps_spaces: Whether runs of spaces are kept.
+        has_prefix: Whether a text begins with a space.
     """
 
     pieces: list[Piece]
@@ -103,6 +113,7 @@ class SentencePieceModel:
     pad_id: int
     unknown_id: int
     keeps_spaces: bool
+    has_prefix: bool
 
 
 def parse_model(path: Path) -> SentencePieceModel:
@@ -142,6 +153,7 @@ def _parse(content: bytes) -> SentencePieceModel:
         pad_id=_int(trainer.get(43, -1)),
         unknown_id=_int(trainer.get(40, 0)),
         keeps_spaces=not normalizer.get(4, 1),
+        has_prefix=bool(normalizer.get(3, 1)),
     )
 
 
@@ -180,6 +192,7 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
         "has no padding piece with id 0": model.pad_id != PAD_ID,
         "does not write unknown characters as bytes": not model.has_bytes,
         "keeps runs of spaces": model.keeps_spaces,
+        "puts no space before a text (add_dummy_prefix is off)": not model.has_prefix,
         "has a piece twice": len({piece.text for piece in model.pieces}) < len(model.pieces),
         "has no piece for unknown text": model.unknown_id not in range(len(model.pieces)),
     }
@@ -195,8 +208,8 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
             merges=merges_of(model.pieces),
             pad_token=model.pieces[model.pad_id].text,
             unk_token=model.pieces[model.unknown_id].text,
-            _spm_precompiled_charsmap=model.charsmap or None,
         )
+        tokenizer.backend_tokenizer.normalizer = _lower_ascii(model.charsmap)
     except Exception as error:  # tokenizers raises plain Exceptions
         raise CheckpointError(
             f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the tokenizer.model "
@@ -206,6 +219,22 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
     if defined:
         tokenizer.add_tokens([AddedToken(text, normalized=False) for text in defined])
     return tokenizer
+
+
+def _lower_ascii(charsmap: bytes) -> normalizers.Normalizer:
+    """Lower the 26 ASCII letters, then normalise as the model does."""
+    steps: list[normalizers.Normalizer] = [
+        normalizers.Replace(letter, letter.lower()) for letter in string.ascii_uppercase
+    ]
+    if charsmap:
+        steps.append(normalizers.Precompiled(charsmap))
+    return normalizers.Sequence(steps)
+
+
+def lowered(tokenizer: Tipsv2Tokenizer) -> str:
+    """Which letters a tokenizer lowers, for the manifest's provenance."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return "ASCII letters" if normalizer.normalize_str("\u00c9") == "\u00c9" else "all letters"
 
 
 def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:

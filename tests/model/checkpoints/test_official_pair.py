@@ -113,6 +113,16 @@ def test_a_temperature_with_an_axis_is_read(pair: Path, releases: dict[str, "Rel
     assert (temperature.shape, temperature.item()) == ((), 0.25)
 
 
+def test_the_temperature_has_either_name(pair: Path, releases: dict[str, "Release"]) -> None:
+    arrays = text_arrays(releases["b-like"].model)
+    both = arrays | {"temperature_contrastive": np.full((), 0.25, np.float32)}
+    write_npz(pair / TEXT, {name: both[name] for name in both if name != "temperature"})
+    assert read_checkpoint(pair).model.temperature.item() == 0.25
+    write_npz(pair / TEXT, both)
+    with pytest.raises(CheckpointError, match="'temperature_contrastive' that the model does not"):
+        read_checkpoint(pair)
+
+
 def test_absent_gammas_are_ones(pair: Path, releases: dict[str, "Release"]) -> None:
     arrays = vision_arrays(releases["b-like"].model)
     kept = {name: value for name, value in arrays.items() if not name.endswith(".gamma")}

@@ -12,9 +12,11 @@ from transformers import Tipsv2Tokenizer
 
 from model.checkpoints.checkpoint import CheckpointError
 from model.checkpoints.read import read_checkpoint
-from model.checkpoints.tokenizer import parse_model, read_tokenizer, tokenizer_from
+from model.checkpoints.tokenizer import lowered, parse_model, read_tokenizer, tokenizer_from
+from model.text import TextTokenizer
 
 TEXTS = [
+    "\u00c9CLAIR \u00c4pfel",
     "A photo of a CAT",
     "  two   spaces\tand a tab ",
     "STRASSE straße ﬁne ①",
@@ -23,6 +25,11 @@ TEXTS = [
     "don't run",
     "",
 ]
+
+
+def ascii_lower(text: str) -> str:
+    """As the release's code lowers a text before SentencePiece."""
+    return "".join(c.lower() if c.isascii() else c for c in text)
 
 
 def with_options(**options: Any) -> bytes:
@@ -60,7 +67,7 @@ def tokenizer(spm_file: Path) -> Tipsv2Tokenizer:
 def test_ids_are_those_of_sentencepiece(
     reference: sentencepiece.SentencePieceProcessor, tokenizer: Tipsv2Tokenizer, text: str
 ) -> None:
-    expected = reference.encode(text.lower())
+    expected = reference.encode(ascii_lower(text))
     assert tokenizer(text)["input_ids"] == expected
     padded = tokenizer(text, padding="max_length", max_length=64)
     assert padded["input_ids"] == expected + [0] * (64 - len(expected))
@@ -72,7 +79,7 @@ def test_ids_are_those_of_sentencepiece(
 def test_ids_are_those_of_sentencepiece_for_any_text(
     reference: sentencepiece.SentencePieceProcessor, tokenizer: Tipsv2Tokenizer, text: str
 ) -> None:
-    assert tokenizer(text)["input_ids"] == reference.encode(text.lower())
+    assert tokenizer(text)["input_ids"] == reference.encode(ascii_lower(text))
 
 
 def test_user_defined_symbols_stay_whole(tmp_path: Path) -> None:
@@ -90,6 +97,7 @@ def test_user_defined_symbols_stay_whole(tmp_path: Path) -> None:
         ({"pad_id": -1, "unk_id": 0}, "no padding piece with id 0"),
         ({"byte_fallback": False, "vocab_size": 20}, "does not write unknown characters as bytes"),
         ({"remove_extra_whitespaces": False}, "keeps runs of spaces"),
+        ({"add_dummy_prefix": False}, "puts no space before a text"),
     ],
 )
 def test_a_model_with_other_settings_is_refused(
@@ -137,3 +145,31 @@ def test_a_tokenizer_json_is_enough(folder: Path) -> None:
     expected = read_checkpoint(folder).tokenizer(TEXTS)["input_ids"]
     (folder / "tokenizer_config.json").unlink()
     assert read_checkpoint(folder).tokenizer(TEXTS)["input_ids"] == expected
+
+
+def test_lower_casing_is_kept_by_writing_and_reading(
+    tokenizer: Tipsv2Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    read, path = read_tokenizer(tmp_path, vocab_size=1000)
+    served = TextTokenizer(path)
+    for text in TEXTS[:-1]:
+        expected = tokenizer(text)["input_ids"]
+        assert read(text)["input_ids"] == expected
+        assert served.encode([text]).token_ids_BL[0].tolist() == expected
+    assert lowered(read) == "ASCII letters"
+    Tipsv2Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "transformers")
+    assert lowered(read_tokenizer(tmp_path / "transformers", vocab_size=1000)[0]) == "all letters"
+
+
+@pytest.mark.parametrize("text", ["a <pad> cat", "<unk>", "cat<pad><unk>", "<PAD>"])
+def test_special_tokens_in_a_text_are_spelled_out(
+    reference: sentencepiece.SentencePieceProcessor,
+    tokenizer: Tipsv2Tokenizer,
+    tmp_path: Path,
+    text: str,
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    batch = TextTokenizer(tmp_path / "tokenizer.json").encode([text])
+    assert batch.token_ids_BL[0].tolist() == reference.encode(ascii_lower(text))
+    assert batch.token_ids_BL.min() > 1

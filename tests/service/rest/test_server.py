@@ -16,7 +16,6 @@ import pytest
 import trustme
 
 from service.rest import server as rest_server
-from service.rest import server as server_module
 from service.rest.server import ReadRate, accept_waiting, drop_new_connections, listen, num_waiting
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
@@ -320,7 +319,7 @@ OPEN_HEAD = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nX: "
 async def test_health_is_answered_while_all_connections_send_open_heads(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "SPARE_CONNECTIONS", 8)
+    monkeypatch.setattr(rest_server, "SPARE_CONNECTIONS", 8)
     async with serving(max_connections=4) as server, AsyncExitStack() as stack:
         opened = []
         for _ in range(30):
@@ -351,7 +350,7 @@ async def test_health_is_answered_while_all_connections_send_open_heads(
 async def test_a_connection_beyond_the_limit_must_send_its_head_soon(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "SPARE_HEAD_S", 0.1)
+    monkeypatch.setattr(rest_server, "SPARE_HEAD_S", 0.1)
     async with serving(max_connections=1) as server, connected(server) as (_, writer):
         writer.write(OPEN_HEAD)
         await until(lambda: any(c._is_in_head for c in server._http._connections()))

@@ -9,8 +9,10 @@ if [[ -z "${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then
   PATH="$PWD/.venv/bin:$PATH"
 fi
 tests=(-m "not slow" -n 2)
+is_whole=false
 if [[ "${1:-}" == --all ]]; then
   tests=()
+  is_whole=true
   shift
 fi
 
@@ -29,6 +31,10 @@ step "synchronous client: generated code"
 python clients/python/generate_sync.py --check
 step "documentation: generated page, links, site"
 scripts/check_docs.sh
+if $is_whole; then
+  step "direct dependencies at their minimum"
+  scripts/check_floors.sh
+fi
 step "types"
 mypy service model training tests benchmarks clients/python/tipserve_client
 step "tests"

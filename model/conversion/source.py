@@ -71,6 +71,9 @@ CheckpointSource = FolderSource | HubSource
 def parse_source(text: str) -> PackageSource | CheckpointSource:
     """Parse the name of a model. A folder on this machine takes precedence over the hub.
 
+    An id without a revision whose first part is a folder here counts as a mistyped path: asking the
+    hub would tell it a local name, and might serve another's model.
+
     Args:
         text: `bundled`, a folder, or `owner/name`, optionally with `@revision`.
 
@@ -89,6 +92,12 @@ def parse_source(text: str) -> PackageSource | CheckpointSource:
         raise SourceError(
             f"there is no folder {text!r}, and it is not a hub id; use 'bundled', a folder "
             "with a model package or a checkpoint, or an id such as google/tipsv2-b14"
+        )
+    parent = path.parent
+    if match["revision"] is None and parent.is_dir():
+        raise SourceError(
+            f"there is no folder {text!r}, although {str(parent)!r} is one; correct the path, or "
+            f"write {text}@{DEFAULT_REVISION} for the hub's repository of this name"
         )
     return HubSource(match["id"], match["revision"] or DEFAULT_REVISION)
 

@@ -55,6 +55,11 @@ def test_a_hub_id_has_an_optional_revision(text: str, repository: str, revision:
 
 def test_an_existing_folder_takes_precedence_over_the_hub(here: Path) -> None:
     assert isinstance(parse_source("google/tipsv2-b14"), HubSource)
+    (here / "google").mkdir()
+    with pytest.raises(SourceError, match="no folder 'google/tipsv2-b14', although 'google' is"):
+        parse_source("google/tipsv2-b14")
+    assert parse_source("google/tipsv2-b14@main") == HubSource("google/tipsv2-b14")
+    (here / "google").rmdir()
     folder_with(here / "google" / "tipsv2-b14", "config.json")
     assert parse_source("google/tipsv2-b14") == FolderSource(Path("google/tipsv2-b14"))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from pydantic import JsonValue
 
@@ -16,6 +16,9 @@ from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import DENSE_TASKS, DepthActivation, Precision, graph_file
 from model.manifest import MANIFEST_NAME, PUBLISHED_ZERO_SHOT, Manifest
 from model.package import ModelPackage, Progress, open_package
+
+if TYPE_CHECKING:
+    from model.checkpoints.checkpoint import Checkpoint
 
 # Disk space for the weights, the float32 graphs and temporary files, in units of the weights.
 SPACE_FACTOR: Final = 3
@@ -106,16 +109,8 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         described = {name: getattr(earlier.manifest, name) for name in kept}
         card = author_text(earlier.file("README.md").read_text(encoding="utf-8"))
     else:
-        licence = licence_of(base) or "unknown"
-        origin = {"checkpoint": checkpoint.origin, "converted_by": _versions()}
-        provenance = {**request.provenance, **origin}
-        described = {
-            "variant": checkpoint.variant,
-            "licence": licence,
-            "provenance": provenance,
-            "zero_shot": PUBLISHED_ZERO_SHOT,
-        }
-        card = _card(name, request.provenance, licence)
+        described = _described(checkpoint, base, request)
+        card = _card(name, request.provenance, described["licence"])
     content = PackageContent(
         model=checkpoint.model,
         tokenizer=checkpoint.tokenizer,
@@ -131,6 +126,17 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
             f"{output} cannot be written ({error}); make room on its disk and in "
             f"{tempfile.gettempdir()}, or name another folder"
         ) from error
+
+
+def _described(checkpoint: "Checkpoint", base: Path, request: ConversionRequest) -> dict[str, Any]:
+    """Entries of the manifest that the weights do not give."""
+    origin = {"checkpoint": checkpoint.origin, "converted_by": _versions()}
+    return {
+        "variant": checkpoint.variant,
+        "licence": licence_of(base) or "unknown",
+        "provenance": {**request.provenance, **origin},
+        "zero_shot": PUBLISHED_ZERO_SHOT,
+    }
 
 
 def _paths(request: ConversionRequest) -> tuple[Path, Path | None]:

@@ -58,7 +58,7 @@ ASKED: list[tuple[str, dict[str, Any], set[str]]] = [
         {"kind": "groups", "group_count": 3, "size": "model"},
         {"height", "width", "groups", "features"},
     ),
-    ("depth", {"fit": "squash", "resolution": 42, "size": "model"}, {"height", "width", "depth"}),
+    ("depth", {"fit": "aspect", "resolution": 56, "size": "model"}, {"height", "width", "depth"}),
     ("normals", {"size": "model"}, {"height", "width", "normals"}),
 ]
 

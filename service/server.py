@@ -68,8 +68,7 @@ class Server:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        telemetry = build_telemetry(settings, self.metrics, log)
-        self._telemetry = telemetry
+        self._telemetry = build_telemetry(settings, self.metrics, log)
         self.gate = RequestGate(self.metrics)
         self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
         self.models = ModelRegistry(self.metrics)
@@ -93,9 +92,17 @@ class Server:
         self.ready = asyncio.Event()
         self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.protection = Protection.from_settings(settings, self.metrics)
+        self._listen(settings)
+        self._watchdog = Watchdog(
+            lambda: self.plane.health, self._publish_health, settings.watchdog_interval_s
+        )
+        self.metrics.watch_ready(lambda: self.plane.is_ready)
+
+    def _listen(self, settings: Settings) -> None:
+        """Open the three ports; gRPC's when it starts."""
         managed = self.repository if settings.enable_management else None
         cloud = CloudRoutes(health=settings.health_route, predict=settings.predict_route)
-        app = build_app(self.plane, telemetry, self.protection, managed, cloud=cloud)
+        app = build_app(self.plane, self._telemetry, self.protection, managed, cloud=cloud)
         host, self._host_reason = settings.address
         self._host = host
         self._http_socket = listen(host, settings.http_port)
@@ -104,15 +111,11 @@ class Server:
         )
         self._grpc = GrpcServer(
             self.plane,
-            telemetry,
+            self._telemetry,
             self.protection,
             address=(host, settings.grpc_port),
             repository=managed,
         )
-        self._watchdog = Watchdog(
-            lambda: self.plane.health, self._publish_health, settings.watchdog_interval_s
-        )
-        self.metrics.watch_ready(lambda: self.plane.is_ready)
         self._metrics_server = MetricsServer(
             self.metrics.registry,
             {LIVE: self.plane.check_live, READY: self.plane.check_ready},

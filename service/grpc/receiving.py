@@ -22,7 +22,7 @@ MAX_STALL_S: Final = 2.0
 # Longest wait for a place. The more messages wait, the sooner the next one is refused.
 MAX_WAIT_S: Final = 6.0
 # Streams have more places than unary RPCs, since a stream that waits for its caller holds one.
-STREAM_PLACES: Final = 2
+STREAM_PLACES: Final = 4
 # The same for open services, health and reflection. They need no key. Their messages fit into the
 # window, so that reading one takes milliseconds.
 NUM_OPEN_PLACES: Final = 2

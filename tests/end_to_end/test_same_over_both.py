@@ -151,6 +151,13 @@ BAD = [
     segment("prompt", code="blank_text", param="classes[0].prompts[1]", classes=[BLANK_PROMPT]),
     segment("misspelt", code="unknown_field", param="classes[1]", classes=["dog", MISSPELT]),
     segment("cosine", code="invalid_field", param="background_threshold", background_threshold=1.5),
+    segment(
+        "slide, long",
+        code="request_too_large",
+        images=[(1, (30_000, 4))],
+        mode="slide",
+        status=MANY,
+    ),
     segment("slide, broken", code="invalid_image", images=[b"hello"], mode="slide"),
     classify("temperature", code="invalid_field", param="temperature", temperature=0.0),
     classify("top_k", code="invalid_field", param="top_k", top_k=0),

@@ -85,6 +85,20 @@ def image_attacks(channel: grpc.Channel, limit_s: float) -> list[Attack]:
     return attacks(sends, REFUSED | {"OK"}, limit_s)
 
 
+ODD_NAMES: Final = ("Nothing", "embedImages", "\u00e9", "a" * 3000, "EmbedImages/", "..")
+ODD_SERVICES: Final = (SERVICE, "/", "//", "/tipserve.v2.EncoderService/", "/a/b/c/")
+
+
+def odd_metadata(rng: random.Random) -> list[Any]:
+    """Many pairs, and values that the server reads, which are wrong or right."""
+    number = rng.choice((10, 60))
+    pairs: list[Any] = [(f"x-{n}", "v" * rng.choice((1, 100))) for n in range(number)]
+    pairs += [("x-request-priority", rng.choice(("1", "9", "-1", "one", " ")))]
+    pairs += [("x-request-id", "i" * rng.choice((1, 500))), ("traceparent", "00-zz-0-1")]
+    pairs += [("x-bin", rng.randbytes(100))]
+    return pairs
+
+
 def rpc_attacks(channel: grpc.Channel, limit_s: float) -> list[Attack]:
     """Messages, names, metadata and numbers of messages outside of the contract."""
 
@@ -102,17 +116,10 @@ def rpc_attacks(channel: grpc.Channel, limit_s: float) -> list[Attack]:
         call(channel, rng.choice(METHODS), bytes(TOO_LARGE), limit_s)
 
     def unknown(rng: random.Random, limit_s: float) -> None:
-        name = rng.choice(("Nothing", "embedImages", "\u00e9", "a" * 3000, "EmbedImages/", ".."))
-        service = rng.choice((SERVICE, "/", "//", "/tipserve.v2.EncoderService/", "/a/b/c/"))
-        call(channel, service + name, b"", limit_s)
+        call(channel, rng.choice(ODD_SERVICES) + rng.choice(ODD_NAMES), b"", limit_s)
 
     def metadata(rng: random.Random, limit_s: float) -> None:
-        number = rng.choice((10, 60))
-        pairs: list[Any] = [(f"x-{n}", "v" * rng.choice((1, 100))) for n in range(number)]
-        pairs += [("x-request-priority", rng.choice(("1", "9", "-1", "one", " ")))]
-        pairs += [("x-request-id", "i" * rng.choice((1, 500))), ("traceparent", "00-zz-0-1")]
-        pairs += [("x-bin", rng.randbytes(100))]
-        call(channel, "ListModels", b"", limit_s, metadata=pairs)
+        call(channel, "ListModels", b"", limit_s, metadata=odd_metadata(rng))
 
     def huge_metadata(rng: random.Random, limit_s: float) -> None:
         pairs = [("x-huge", "v" * rng.choice((10_000, 20_000, 100_000, 1_000_000)))]

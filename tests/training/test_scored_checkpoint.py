@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
@@ -82,7 +83,10 @@ def test_export_finds_all_that_it_needs(
     assert manifest.scores == [ENTRY]
     assert manifest.licence == "Apache-2.0"
     assert (manifest.zero_shot.features, manifest.zero_shot.templates) == ("values", "tcl")
-    provenance = manifest.provenance
+    check_provenance(manifest.provenance)
+
+
+def check_provenance(provenance: Mapping[str, Any]) -> None:
     assert provenance["classification"] == {"templates": "none"}
     assert provenance["compared_with"] == "20261125T201500Z-0123456789ab"
     assert (provenance["steps"], provenance["recipe"]) == (40, "student")

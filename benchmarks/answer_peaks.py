@@ -57,7 +57,7 @@ def inputs() -> Iterator[tuple[str, str, bytes]]:
 
 
 def peak_mib(pid: int, *, reset: bool = False) -> float:
-    """Peak resident memory of a process; optionally start anew from what it holds now."""
+    """Peak resident memory of a process; `reset` starts from what it holds now."""
     if reset:
         Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")

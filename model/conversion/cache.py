@@ -75,7 +75,7 @@ class PackageCache:
         """Make the package with this key from one of another name, by links; None if there is none.
 
         The caller holds the lock of the new package. Only the manifest, which has the name, is
-        written anew.
+        written again.
         """
         folder = self.folder(name, key)
         for other in sorted(self._packages.glob(f"[!.]*-{key}")):

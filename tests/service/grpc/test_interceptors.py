@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from service.monitoring.telemetry import Telemetry
 from service.server import Server
 from tests.hostile import wire
 from tests.hostile.wire import DATA, END_STREAM, SETTINGS, frame, http2_head, literal, opened
-from tests.service.conftest import Clock, Encode, Entered, FakeRuntime, Serving
+from tests.service.conftest import Clock, Encode, Entered, FakeRuntime, Serving, until
 
 LIMIT_S = 20.0
 EMBED = "/tipserve.v1.EncoderService/EmbedImages"
@@ -291,6 +292,21 @@ async def test_answers_are_not_compressed_for_a_client_that_accepts_it(serving: 
         assert b"fake" in payload
         writer.close()
         await writer.wait_closed()
+
+
+async def test_a_refused_message_is_freed_with_its_rpc(serving: Serving, connect: Any) -> None:
+    message = bytes(1_000_000)
+    async with serving() as server:
+        rpc: Any = connect(server).unary_unary(CHECK)
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(5):
+                with pytest.raises(grpc.RpcError):
+                    await asyncio.to_thread(rpc, message, timeout=LIMIT_S)
+            await until(lambda: tracemalloc.get_traced_memory()[0] - before < len(message))
+        finally:
+            tracemalloc.stop()
 
 
 async def test_a_health_check_without_a_message_ends_soon(

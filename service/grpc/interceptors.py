@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from service.call import Call, Clock, accept_priority, current_request_id
+from service.call import Call, Clock, HeldMemory, accept_priority, current_request_id
 from service.errors import (
     DeadlineExceeded,
     ErrorKind,
@@ -288,15 +288,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _answer(self, rpc: Rpc, context: Any) -> bytes:
         call = self._begin(rpc.name, context)
-        task = asyncio.current_task()
-        assert task is not None
-        # The task ends when the answer is sent.
-        free = call.free_memory
-        task.add_done_callback(lambda _: free())
         receive = partial(self._unary_places.read, context)
         answer, error = await self._call(
             rpc, context, call, lambda share: read_message(receive, rpc, share, call)
         )
+        if call.answer_memory is not None:
+            _free_at_end(call.answer_memory)
         await self._gate.wait()
         metadata = call_metadata(call)
         if error is not None:
@@ -401,6 +398,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call = self._telemetry.begin("grpc", name, carried, timeout_s)
         call.answer_form = "protobuf"
         return call
+
+
+def _free_at_end(memory: HeldMemory) -> None:
+    """Free an answer's memory once it is sent: when the task of its RPC ends."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(lambda _: memory.free())
 
 
 def carried_metadata(metadata: Any) -> dict[str, str]:

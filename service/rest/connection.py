@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.call import Call, accept_priority
+from service.call import Call, accept_priority, deadline_exceeded
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError, TooSlow, UnsupportedMedia
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
@@ -83,7 +83,8 @@ class Body:
             ClientLeft: The client closed the connection.
             RequestTooLarge: The body is over the limit, whatever its headers announced.
             Overloaded: There is no memory for the bytes received.
-            TooSlow: The body arrives below the minimum rate, or not within its time.
+            TooSlow: The body arrives below the minimum rate.
+            DeadlineExceeded: The deadline passed before its end.
         """
         message = await (self._receive() if self._is_complete else self._receive_in_time())
         if message["type"] == "http.disconnect":
@@ -146,11 +147,11 @@ class Body:
                 message = await self._receive()
         except TimeoutError:
             if self._due == self._last_due:
-                reason = "The body did not arrive before the deadline of the request."
-            else:
-                reason = f"The body arrived at less than {bytes_per_s} bytes a second"
-                reason += f" for {limit_s:g} seconds."
-            raise TooSlow(reason) from None
+                raise deadline_exceeded() from None
+            raise TooSlow(
+                f"The body arrived at less than {bytes_per_s} bytes a second for {limit_s:g} "
+                "seconds."
+            ) from None
         now = asyncio.get_running_loop().time()
         earned_s = len(message.get("body", b"")) / bytes_per_s
         self._due = min(max(self._due, now) + earned_s, now + limit_s, self._last_due)

@@ -120,6 +120,7 @@ BY_CODE: Final[Mapping[int, type[TipserveError]]] = {
     3: InvalidRequest,
     4: DeadlineExceeded,
     5: NotFound,
+    7: InvalidRequest,
     8: Overloaded,
     12: NotSupported,
     14: Unavailable,

@@ -90,7 +90,7 @@ async def test_answers_are_those_of_the_data_plane(
     assert best.probability >= 0.5
     assert best.name in classes
     assert colors.shape == (30, 40, 3)
-    assert [array.shape for array in depth] == [(16, 24)] * 3
+    assert [array.shape for array in depth] == [(16, 16)] * 3
     assert normals[0].shape == (30, 40, 3)
     assert (model.name, model.embed_dim, model.native_size) == ("fake", 8, 28)
     assert "depth" in model.outputs

@@ -154,7 +154,7 @@ async def test_all_attempts_share_one_deadline_which_the_server_receives(ask: Em
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (partial(httpx.Response, 403, text="<html>no</html>"), "http_403"),
+        (partial(httpx.Response, 402, text="<html>no</html>"), "http_402"),
         (partial(httpx.Response, 200, content=b"<html>hello</html>"), "invalid_answer"),
         (partial(httpx.Response, 200, content=b"[]"), "invalid_answer"),
         (partial(httpx.Response, 200, content=b'{"data": [{}, 1]}'), "invalid_answer"),

@@ -163,7 +163,7 @@ def test_the_bound_of_memory_follows_the_settings() -> None:
         stream_window_bytes=2**19,
         max_answer_memory_bytes=2**27,
     )
-    # 8 + 16 + 2 messages of 32 MiB, 832 windows twice, 256 MiB of messages, 128 MiB of answers.
-    assert max_caller_bytes(given) == 26 * 2**25 + 832 * 2 * 2**19 + 2**28 + 2**27
+    # 8 + 32 + 2 messages of 32 MiB, 832 windows twice, 256 MiB of messages, 128 MiB of answers.
+    assert max_caller_bytes(given) == 42 * 2**25 + 832 * 2 * 2**19 + 2**28 + 2**27
     many = Settings(max_body_memory_bytes=2**28, max_request_bytes=2**28)
     assert many.num_receive_places == 2

@@ -6,6 +6,7 @@ read the answers, under a host name of its own. Browsers say where a request com
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final, Self
 
@@ -73,6 +74,7 @@ def host_name(host: str) -> str:
     return host.partition(":")[0].removesuffix(".")
 
 
+@lru_cache(256)
 def is_loopback(name: str) -> bool:
     """Whether a name or an address is always of this machine."""
     try:

@@ -233,7 +233,7 @@ class AnswerMemory:
 
 
 class _Share:
-    """The memory of one answer. It is freed at the latest when its call is deleted."""
+    """The memory of one answer."""
 
     def __init__(self, memory: AnswerMemory, num_bytes: int) -> None:
         self._memory = memory
@@ -243,9 +243,6 @@ class _Share:
         num_bytes, self._num_bytes = self._num_bytes, 0
         if num_bytes:
             self._memory.give_back(num_bytes)
-
-    def __del__(self) -> None:
-        self.free()
 
 
 def _mb(num_bytes: int) -> str:

@@ -156,10 +156,13 @@ async def retry_overload(
     """
     deadline = clock() + DEADLINE_S
     while True:
+        call = Call(request_id="command", deadline=deadline)
         try:
-            return await ask(Call(request_id="command", deadline=deadline))
+            return await ask(call)
         except ServiceError as error:
             pause_s = error.retry_after_s or 1.0
             if not isinstance(error, Overloaded) or clock() + pause_s >= deadline:
                 raise request_error(error.message, error.code, error.param) from error
             await sleep(pause_s)
+        finally:
+            call.free_memory()

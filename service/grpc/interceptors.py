@@ -369,6 +369,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answer, error = await self._run(rpc, context, call, read)
             code = CODE[error.kind] if error else grpc.StatusCode.OK
             call.error = error.code if error else None
+        except BaseException:
+            call.free_memory()  # no answer is sent
+            raise
         finally:
             self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
         return answer, error

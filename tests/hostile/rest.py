@@ -28,7 +28,7 @@ def ask(client: httpx.Client, target: str, body: bytes, media: dict[str, str]) -
     """POST a body and read the whole answer.
 
     Raises:
-        TimeoutError: It did not come in time.
+        TimeoutError: It did not arrive in time.
         ConnectionError: The server closed the connection instead, twice.
         Broken: An error in another form than ours.
     """

@@ -25,7 +25,7 @@ from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
 from service.lanes.work import BatchLimits, Bucket
 from service.lanes.worker import HealthLimits
-from service.messages import MAP_TASKS, ModelInfo
+from service.messages import MAP_TASKS, ModelInfo, RequestLimits
 from service.models.admission import Admission
 from service.models.conversion import ModelSource
 from service.models.loading import request_limits
@@ -38,6 +38,17 @@ from service.server import Server
 from service.settings import Settings
 
 DIM = 8
+# Of requests with tensors.
+LIMITS = RequestLimits(
+    max_images=4,
+    max_texts=8,
+    max_classes=1,
+    max_image_bytes=1000,
+    max_image_pixels=1000,
+    max_request_bytes=100_000,
+    max_answer_bytes=1_000_000,
+    max_answer_memory_bytes=1_000_000,
+)
 WAIT_S = 20.0
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 MakePlane = Callable[..., DataPlane]

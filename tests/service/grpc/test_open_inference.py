@@ -15,21 +15,10 @@ from service.errors import InvalidRequest, ServiceError
 from service.grpc.generated import open_inference_pb2 as pb
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from service.grpc.open_inference import from_infer, to_infer, to_parameters
-from service.messages import RequestLimits
 from service.open_inference.inference import InferAnswer
 from service.server import Server
-from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
+from tests.service.conftest import LIMITS, Encode, Entered, FakeRuntime, Serving, until
 
-LIMITS = RequestLimits(
-    max_images=4,
-    max_texts=8,
-    max_classes=1,
-    max_image_bytes=1000,
-    max_image_pixels=1000,
-    max_request_bytes=100_000,
-    max_answer_bytes=1_000_000,
-    max_answer_memory_bytes=1_000_000,
-)
 TENSORS = st.builds(
     lambda name, datatype, shape, values, items, ints: pb.ModelInferRequest.InferInputTensor(
         name=name,

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError
-from service.messages import RequestLimits
 from service.open_inference.tensors import (
     LENGTH,
     TensorHead,
@@ -18,17 +17,8 @@ from service.open_inference.tensors import (
     read_raw,
     read_values,
 )
+from tests.service.conftest import LIMITS
 
-LIMITS = RequestLimits(
-    max_images=4,
-    max_texts=8,
-    max_classes=1,
-    max_image_bytes=1000,
-    max_image_pixels=1000,
-    max_request_bytes=100_000,
-    max_answer_bytes=1_000_000,
-    max_answer_memory_bytes=1_000_000,
-)
 HUGE = 2**62
 
 

@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.messages import RequestLimits
 from service.rest.open_inference import parse_infer
 from service.server import Server
-from tests.service.conftest import Encode, Serving
+from tests.service.conftest import LIMITS, Encode, Serving
 from tests.service.rest.conftest import LIMIT_S, client_of
 
 INFER = "/v2/models/fake/infer"
@@ -254,18 +253,6 @@ async def test_errors_of_the_middleware_have_the_protocols_form(client: httpx.As
     statuses = [answer.status_code for answer in (large, zipped, query, method)]
     assert statuses == [413, 415, 422, 405]
     assert all(isinstance(a.json()["error"], str) for a in (large, zipped, query, method))
-
-
-LIMITS = RequestLimits(
-    max_images=4,
-    max_texts=8,
-    max_classes=1,
-    max_image_bytes=1000,
-    max_image_pixels=1000,
-    max_request_bytes=100_000,
-    max_answer_bytes=1_000_000,
-    max_answer_memory_bytes=1_000_000,
-)
 
 
 @given(st.binary(max_size=60), st.integers(-1, 70), st.none() | st.integers(-1, 250))

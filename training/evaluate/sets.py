@@ -46,6 +46,18 @@ class SegmentationBenchmark:
     names: Sequence[str]
     is_retrieved: bool = False
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The candidates that some scene shows, over which mIoU is averaged."""
+        seen = {name for scene in self.scenes for name in scene.captions.names}
+        return tuple(name for name in self.names if name in seen)
+
+    @property
+    def title(self) -> str:
+        """The name, and the number of names shown if it is not that of the candidates."""
+        count = len(self.shown)
+        return self.name if count == len(self.names) else f"{self.name}, {count} of them shown"
+
     def patch_counts(
         self, encoder: SceneEncoder, classes_KD: NDArray[np.float32], kind: str
     ) -> SceneCounts:

@@ -2,7 +2,7 @@
 
 The protocol is that of TIPSv2's notebook: embed each name's prompts, cosine with every patch,
 bilinear interpolation to the mask's size, argmax, one confusion table over the whole split without
-background pixels.
+background pixels. The mean is over the names that some scene shows; all candidates can be called.
 
 Shapes: R resamples of the scenes, S scenes, K candidate names, N patches, D width, P object pixels
 of a scene, H W pixels, h w patch grid.
@@ -50,7 +50,12 @@ class SceneCounts:
     @overload
     def miou(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]: ...
     def miou(self, weights_RS: NDArray[np.float64] | None = None) -> float | NDArray[np.float64]:
-        """Mean over classes with a union above 0, in percent; [R] where scenes are weighted."""
+        """Mean over the classes that the scenes show, in percent; [R] where scenes are weighted.
+
+        Pixels that are called by the name of another class are in the union of their own. Counting
+        that other class as an IoU of 0 would make the score depend on the number of candidates that
+        no scene shows.
+        """
         if weights_RS is None:
             return float(self.miou(np.ones((1, len(self))))[0])
         hit_RK, truth_RK, called_RK = (
@@ -58,7 +63,7 @@ class SceneCounts:
         )
         union_RK = truth_RK + called_RK - hit_RK
         iou_RK = hit_RK / (union_RK + 1e-10)
-        values_R: NDArray[np.float64] = 100.0 * iou_RK.mean(1, where=union_RK > 0)
+        values_R: NDArray[np.float64] = 100.0 * iou_RK.mean(1, where=truth_RK > 0)
         return values_R
 
     @overload

@@ -38,6 +38,14 @@ def test_scenes_have_two_or_three_objects(source: SceneSource) -> None:
     assert list(benchmark.names) == sorted(source.names)
 
 
+def test_the_title_says_how_many_names_are_shown(source: SceneSource) -> None:
+    source = replace(source, names=source.names & common_names())
+    shows_all, shows_few = (make_benchmark("b", source, count) for count in (40, 1))
+    assert (shows_all.shown, shows_all.title) == (tuple(shows_all.names), "b")
+    assert set(shows_few.shown) == set(shows_few.scenes[0].captions.names)
+    assert shows_few.title == f"b, {len(shows_few.shown)} of them shown"
+
+
 def test_decisions_are_made_on_other_names_or_styles_than_the_tests(
     data_folder: DataFolder,
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from training.data.concepts import all_concepts
 from training.data.scenes import Scene
 from training.evaluate.zero_shot_segmentation import (
     SceneCounts,
@@ -62,11 +63,37 @@ def test_a_hand_made_table_has_the_scores_of_its_weighted_scenes(table: SceneCou
     assert table.miou() == pytest.approx(100 * (6 / 14 + 6 / 14) / 2)
     assert table.which() == pytest.approx(100 * 16 / 20)
     weights_RS = np.asarray([[2.0, 0.0], [1.0, 1.0]])
-    # Only scene 0: class 0 has 6 / 10; class 1 was called and is not there.
-    expected = [100 * (0.6 + 0.0) / 2, table.miou()]
+    # Only scene 0: class 0 has 6 / 10; class 1 was called, but no scene shows it.
+    expected = [100 * 0.6, table.miou()]
     assert table.miou(weights_RS).tolist() == pytest.approx(expected)
     assert table.which(weights_RS).tolist() == pytest.approx([100.0, table.which()])
     assert len(table) == 2
+
+
+def test_names_that_no_scene_shows_lower_no_score(
+    scenes: list[Scene], names: list[str], classes: NDArray[np.float32]
+) -> None:
+    """A candidate that is only ever called wrongly costs its pixels, not an IoU of 0 in the mean.
+
+    Each pixel of one shown name is given a name that is never shown; all other pixels are right.
+    """
+    shown = sorted({name for scene in scenes for name in scene.captions.names})
+    absent = next(concept.name for concept in all_concepts() if concept.name not in names)
+    more, target = [*names, absent], names.index(shown[0])
+
+    def score(scene: Scene) -> NDArray[np.float32]:
+        score_KHW = perfect(more)(scene)
+        score_KHW[-1] = 2 * score_KHW[target]
+        return score_KHW
+
+    counts = count_scenes(scenes, more, score)
+    assert counts.called_SK[:, -1].any()
+    assert counts.miou() == pytest.approx(100 * (len(shown) - 1) / len(shown))
+    # A guess among K names: the mean is over the shown ones.
+    share_K = counts.truth_SK.sum(0) / counts.truth_SK.sum()
+    share_K = share_K[share_K > 0]
+    expected = (share_K / (1 + len(more) * share_K - share_K)).mean()
+    assert counts.guessed().miou() == pytest.approx(100 * expected)
 
 
 def test_random_guesses_score_as_computed(scenes: list[Scene], names: list[str]) -> None:
@@ -137,7 +164,8 @@ def test_counts_equal_a_plain_implementation_with_torch(
             confusion[truth, int(score_K.argmax())] += 1
             num_right += present[int(score_K[present].argmax())] == truth
     union_K = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
-    iou_K = confusion.diagonal()[union_K > 0] / union_K[union_K > 0]
+    shown_K = confusion.sum(1) > 0
+    iou_K = confusion.diagonal()[shown_K] / union_K[shown_K]
     assert counts.hit_SK.sum(0).tolist() == confusion.diagonal().tolist()
     assert counts.truth_SK.sum(0).tolist() == confusion.sum(1).tolist()
     assert counts.called_SK.sum(0).tolist() == confusion.sum(0).tolist()

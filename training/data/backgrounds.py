@@ -19,14 +19,15 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 _PATTERNS = ("plain", "gradient", "stripes", "checker", "mottled")
 
 # Photos of Debian's lomiri-wallpapers-16.04 under CC0 or CC-BY-4.0: file, description, split.
+# The file names are the package's.
 PHOTOS = (
     ("aitzgorri_by_Aitzol_Berasategi.jpg", "a mountain meadow", "train"),
     ("life_by_Aitzol_Berasategi.jpg", "a stream in the woods", "train"),
     ("picosdeeuropa_by_Aitzol_Berasategi.jpg", "rocky mountains", "train"),
-    ("Image_0B_by_freespace.jpg", "a red bowl", "train"),
+    ("Picture_0B_by_freespace.jpg", "a red bowl", "train"),
     ("seeding_by_Clements_Engelhardt.jpg", "dandelions", "train"),
     ("umang_by_Abhishek_Mudgal.jpg", "a play of colours", "train"),
-    ("Image_1A_by_freespace.jpg", "an artist's brushes", "held-out"),
+    ("Picture_1A_by_freespace.jpg", "an artist's brushes", "held-out"),
     ("sunset_by_Aitzol_Berasategi.jpg", "a sunset", "held-out"),
 )
 

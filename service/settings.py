@@ -66,7 +66,8 @@ class Settings(BaseSettings):
     requests that name no model. Each is `bundled`, a folder with a model package, a checkpoint
     folder (transformers, or a pair of official .npz files), or a hub id such as
     `google/tipsv2-b14`, optionally followed by `@revision`. Checkpoints are converted once, into
-    `cache`. Write `name=` in front of a model to serve it under that name."""
+    `cache`. `base+heads` adds the dense heads of another folder or id. Write `name=` in front of a
+    model to serve it under that name."""
     cache: Path = Field(default_factory=lambda: default_cache(os.environ))
     """Folder for converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
     servers may share it: one converts, the others wait for the result."""

@@ -15,9 +15,9 @@ from pydantic import JsonValue
 
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.convert import ConversionRequest
-from model.conversion.errors import COMPARING, require
+from model.conversion.errors import COMPARING, ConversionError, require
 from model.conversion.prepare import Preparer
-from model.conversion.source import FolderSource, parse_checkpoint
+from model.conversion.source import FolderSource, JoinedSource, parse_checkpoint, parse_heads
 from model.graphs import DepthActivation, Precision
 from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
 from model.package import ModelPackage, open_package
@@ -29,7 +29,8 @@ from model.runtime.tensorrt.cuda import GpuError
 SOURCE_HELP: Final = (
     "a transformers folder, a folder with an official pair of .npz files, or a hub id such as "
     "google/tipsv2-b14, optionally with @revision; google/tipsv2-b14-dpt is the model with its "
-    "dense heads; `convert --precision` also takes a package and adds graphs to it"
+    "dense heads, and so is a folder x-dpt beside a folder x; base+heads joins others; `convert "
+    "--precision` also takes a package and adds graphs to it"
 )
 
 
@@ -133,7 +134,9 @@ def _add_build_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_making(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dense", metavar="SOURCE", help="dense heads from another source")
+    parser.add_argument(
+        "--dense", metavar="SOURCE", help="dense heads of the source, as base+heads"
+    )
     parser.add_argument(
         "--depth-activation",
         choices=get_args(DepthActivation),
@@ -340,14 +343,21 @@ def _request(options: argparse.Namespace) -> ConversionRequest:
     name = getattr(options, "name", None)
     if name is not None:
         check_model_name(name)
-    dense = options.dense
     adds = options.command == "convert" and bool(options.precision)
-    base = parse_checkpoint(options.source, may_be_package=adds)
+    source = parse_checkpoint(options.source, may_be_package=adds)
+    dense = parse_heads(options.dense) if options.dense is not None else None
+    if isinstance(source, JoinedSource):
+        if dense is not None:
+            raise ConversionError(f"{options.source} has dense heads already; remove --dense")
+        name = name or source.name
+        base, dense = source.base, source.heads
+    else:
+        base = source
     if name is None and isinstance(base, FolderSource) and (base.path / MANIFEST_NAME).is_file():
         name = open_package(base.path).manifest.name
     return ConversionRequest(
         base=base,
-        dense=parse_checkpoint(dense, may_be_file=True) if dense is not None else None,
+        dense=dense,
         precisions=tuple(dict.fromkeys(("fp32", *options.precision))),
         name=name,
         depth_activation=options.depth_activation,

@@ -32,9 +32,8 @@ class ConversionRequest:
     """A package to be made. The user gives the first five fields; preparing fills in the others.
 
     Attributes:
-        base: The model. A `-dpt` repository of the hub is dense heads, and implies its model.
-            Pinned to a commit, then replaced by the downloaded folder.
-        dense: Dense heads from another source.
+        base: The model. Pinned to a commit, then replaced by the downloaded folder.
+        dense: Its dense heads, if any; likewise.
         precisions: Precisions of the graphs; `fp32` is among them.
         name: Name of the model for clients; None for the name of the source.
         depth_activation: See `model.checkpoints.scenic`; a -dpt folder states its own.
@@ -51,16 +50,6 @@ class ConversionRequest:
     base_identity: dict[str, JsonValue] | None = None
     dense_identity: dict[str, JsonValue] | None = None
     provenance: dict[str, JsonValue] = field(default_factory=dict)
-
-    @property
-    def parts(self) -> tuple[CheckpointSource, CheckpointSource | None]:
-        """The sources of the model and of its dense heads."""
-        model = self.base.base if isinstance(self.base, HubSource) else None
-        if model is None:
-            return self.base, self.dense
-        if self.dense is not None:
-            raise ConversionError(f"{self.base} has dense heads already; remove --dense")
-        return model, self.base
 
 
 def convert(request: ConversionRequest, output: Path, progress: Progress) -> ModelPackage:

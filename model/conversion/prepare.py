@@ -40,7 +40,8 @@ class Preparer:
             ConversionError: The source cannot be downloaded, or the cache cannot be used.
             ValueError: The source cannot be converted; see `convert`.
         """
-        name, pinned = request.base.name, self._identify(request)
+        pinned = self._identify(request)
+        name = pinned.name or request.base.name
         key = key_of(
             pinned.base_identity,
             pinned.dense_identity,
@@ -56,10 +57,9 @@ class Preparer:
                 found = found or self._cache.link_renamed(name, key)
                 if found is None:
                     found = convert(self._download(pinned), folder, self._progress)
-        base, dense = request.parts
-        self._remember(base, pinned.base_identity)
-        if dense is not None:
-            self._remember(dense, pinned.dense_identity)
+        self._remember(request.base, pinned.base_identity)
+        if request.dense is not None:
+            self._remember(request.dense, pinned.dense_identity)
         return found
 
     def write(self, request: ConversionRequest, output: Path) -> ModelPackage:
@@ -86,7 +86,7 @@ class Preparer:
 
     def _identify(self, request: ConversionRequest) -> ConversionRequest:
         """Pin the sources to their content of now, and note the provenance."""
-        base, dense = request.parts
+        base, dense = request.base, request.dense
         base_identity = self._identity(base)
         provenance: Identity = {"source": _provenance(base, base_identity)}
         dense_identity = None

@@ -1,5 +1,6 @@
 """Model names as users write them, and the identity of a model's files."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from model.package import BUNDLED_FOLDER
 
 BUNDLED: Final = "bundled"
 DENSE_SUFFIX: Final = "-dpt"
+DENSE_TYPE: Final = "tipsv2_dpt"
+SCENIC_FILES: Final = "*_dpt.zip"
 DEFAULT_REVISION: Final = "main"
 HUB_ID: Final = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII
@@ -52,13 +55,6 @@ class HubSource:
         """Name of the served model: the last part of the id."""
         return model_name(self.repository.rpartition("/")[2])
 
-    @property
-    def base(self) -> "HubSource | None":
-        """The model's repository, if this one holds dense heads; otherwise None."""
-        if not self.repository.endswith(DENSE_SUFFIX):
-            return None
-        return HubSource(self.repository.removesuffix(DENSE_SUFFIX))
-
     def __str__(self) -> str:
         if self.revision == DEFAULT_REVISION:
             return self.repository
@@ -68,23 +64,93 @@ class HubSource:
 CheckpointSource = FolderSource | HubSource
 
 
-def parse_source(text: str) -> PackageSource | CheckpointSource:
+@dataclass(frozen=True, slots=True)
+class JoinedSource:
+    """A model and the dense heads that were trained on it: `base+heads`."""
+
+    base: CheckpointSource
+    heads: CheckpointSource
+
+    @property
+    def name(self) -> str:
+        """Name of the served model: that of heads called as released, otherwise the model's."""
+        has_suffix = self.heads.name.endswith(DENSE_SUFFIX)
+        return self.heads.name if has_suffix else self.base.name
+
+    def __str__(self) -> str:
+        return f"{self.base}+{self.heads}"
+
+
+def parse_source(text: str) -> PackageSource | CheckpointSource | JoinedSource:
     """Parse the name of a model. A folder on this machine takes precedence over the hub.
 
-    An id without a revision whose first part is a folder here counts as a mistyped path: asking the
-    hub would tell it a local name, and might serve another's model.
+    Dense heads whose name ends in -dpt come with the model beside them: `google/tipsv2-b14-dpt`
+    with `google/tipsv2-b14`, the folder `x-dpt` with the folder `x`.
 
     Args:
-        text: `bundled`, a folder, or `owner/name`, optionally with `@revision`.
+        text: `bundled`, a folder, or `owner/name`, optionally with `@revision`; or a model and
+            dense heads as `base+heads`.
 
     Raises:
         SourceError: The name is none of these.
     """
-    path = Path(text).expanduser()
+    base, plus, heads = text.partition("+")
+    if plus and not Path(text).expanduser().exists():
+        if not base or not heads:
+            raise SourceError(f"{text!r} lacks a part; write a model and dense heads as base+heads")
+        model = parse_checkpoint(base)
+        if isinstance(model, JoinedSource):
+            raise SourceError(f"{base} has dense heads already; remove +{heads}")
+        return JoinedSource(model, parse_heads(heads))
     if text == BUNDLED:
         return PackageSource(BUNDLED)
+    source = _parse_one(text)
+    if isinstance(source, FolderSource):
+        return _folder(source.path)
+    if source.repository.endswith(DENSE_SUFFIX):
+        return JoinedSource(HubSource(source.repository.removesuffix(DENSE_SUFFIX)), source)
+    return source
+
+
+def parse_checkpoint(text: str, *, may_be_package: bool = False) -> CheckpointSource | JoinedSource:
+    """Parse the name of a checkpoint to convert.
+
+    Args:
+        text: As for `parse_source`.
+        may_be_package: Accept a package, to add precisions to it.
+
+    Raises:
+        SourceError: There is no such source, or it is a package.
+    """
+    source = parse_source(text)
+    if isinstance(source, PackageSource) and may_be_package:
+        return FolderSource(BUNDLED_FOLDER if source.folder == BUNDLED else Path(source.folder))
+    if isinstance(source, PackageSource):
+        raise SourceError(
+            f"{text!r} is a model package already; serve it, or add graphs to it with --precision"
+        )
+    return source
+
+
+def parse_heads(text: str) -> CheckpointSource:
+    """Parse the name of dense heads: a folder, a file, or a hub id.
+
+    Raises:
+        SourceError: There is no such source.
+    """
+    path = Path(text).expanduser()
+    return FolderSource(path) if path.is_file() else _parse_one(text)
+
+
+def _parse_one(text: str) -> CheckpointSource:
+    """Parse the name of a folder or a repository, whatever it holds.
+
+    An id without a revision whose first part is a folder here counts as a mistyped path: asking the
+    hub would tell it a local name, and might serve another's model.
+    """
+    path = Path(text).expanduser()
     if path.is_dir():
-        return _folder(path)
+        return FolderSource(path)
     if path.exists():
         raise SourceError(f"{text!r} is a file; name the folder that holds the model")
     match = HUB_ID.fullmatch(text)
@@ -102,40 +168,16 @@ def parse_source(text: str) -> PackageSource | CheckpointSource:
     return HubSource(match["id"], match["revision"] or DEFAULT_REVISION)
 
 
-def parse_checkpoint(
-    text: str, *, may_be_file: bool = False, may_be_package: bool = False
-) -> CheckpointSource:
-    """Parse the name of a checkpoint to convert.
-
-    Args:
-        text: As for `parse_source`.
-        may_be_file: Accept a file, for dense heads.
-        may_be_package: Accept a package, to add precisions to it.
-
-    Raises:
-        SourceError: There is no such source, or it is a package.
-    """
-    path = Path(text).expanduser()
-    if may_be_file and path.exists():
-        return FolderSource(path)
-    source = parse_source(text)
-    if isinstance(source, PackageSource) and may_be_package:
-        return FolderSource(BUNDLED_FOLDER if source.folder == BUNDLED else Path(source.folder))
-    if isinstance(source, PackageSource):
-        raise SourceError(
-            f"{text!r} is a model package already; serve it, or add graphs to it with --precision"
-        )
-    return source
-
-
 def model_name(text: str) -> str:
     """Replace the characters that a model's name cannot have."""
     return NO_NAME.sub("-", text).strip("-._") or "model"
 
 
-def _folder(path: Path) -> PackageSource | FolderSource:
+def _folder(path: Path) -> PackageSource | FolderSource | JoinedSource:
     if (path / MANIFEST_NAME).is_file():
         return PackageSource(str(path))
+    if _holds_heads(path):
+        return _with_model(path)
     is_transformers = (path / "config.json").is_file()
     is_official = any(path.glob("*.npz"))
     if is_transformers and is_official:
@@ -149,3 +191,32 @@ def _folder(path: Path) -> PackageSource | FolderSource:
             "config.json, the official checkpoints a pair of .npz files"
         )
     return FolderSource(path)
+
+
+def _holds_heads(path: Path) -> bool:
+    """Whether a folder holds dense heads, in the layout of transformers or of Scenic."""
+    if any(path.glob(SCENIC_FILES)):
+        return not any(path.glob("*.npz"))
+    try:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # the reader of the folder reports what is wrong
+    return isinstance(settings, dict) and settings.get("model_type") == DENSE_TYPE
+
+
+def _with_model(path: Path) -> JoinedSource:
+    """Join a folder of dense heads with its model, the folder beside it without -dpt."""
+    whole = path.absolute()
+    beside = whole.with_name(whole.name.removesuffix(DENSE_SUFFIX))
+    if beside == whole or not beside.is_dir():
+        raise SourceError(
+            f"{path} holds dense heads without their model; write MODEL+{path}, as in "
+            f"google/tipsv2-b14+{path}, or put the model's folder beside it, as x beside x-dpt"
+        )
+    model = _folder(beside)
+    if not isinstance(model, FolderSource):
+        raise SourceError(
+            f"{beside}, the folder beside {path}, is no checkpoint; write MODEL+{path} to name the "
+            "model of the heads"
+        )
+    return JoinedSource(model, FolderSource(path))

@@ -18,7 +18,12 @@ from typing import IO, Final
 
 from model.conversion.cache import PackageCache
 from model.conversion.errors import CacheError, SourceError
-from model.conversion.source import FolderSource, HubSource, PackageSource, parse_source
+from model.conversion.source import (
+    CheckpointSource,
+    JoinedSource,
+    PackageSource,
+    parse_source,
+)
 from model.graphs import Precision
 from model.manifest import MANIFEST_NAME
 from model.package import BUNDLED_FOLDER, ModelPackage, PackageError, open_package
@@ -42,7 +47,7 @@ class ModelSource:
 
     Attributes:
         folder: `bundled`, or a folder with a model package; with a cache also a checkpoint's
-            folder, or a hub id.
+            folder, a hub id, or `base+heads` of both kinds.
         name: Name to serve it under; None is the package's name.
         cache: Folder of converted packages; None if nothing may be converted.
         precisions: Graphs to export in addition to fp32.
@@ -67,7 +72,7 @@ class ModelSource:
             return cls(folder, name, cache=cache, precisions=precisions)
         return cls(text, cache=cache, precisions=precisions)
 
-    def checkpoint(self) -> FolderSource | HubSource | None:
+    def checkpoint(self) -> CheckpointSource | JoinedSource | None:
         """The checkpoint to convert; None for a package.
 
         Raises:
@@ -213,7 +218,7 @@ def open_source(source: ModelSource) -> ModelPackage:
 
 
 def _prepare(
-    source: ModelSource, name: str, checkpoint: FolderSource | HubSource, *, verify: bool
+    source: ModelSource, name: str, checkpoint: CheckpointSource | JoinedSource, *, verify: bool
 ) -> Path:
     options = [f"--cache={source.cache}", "--report=json", "--follow-stdin"]
     options += [f"--precision={precision}" for precision in source.precisions]

@@ -87,6 +87,30 @@ def test_convert_prints_the_packages_folder(
 
 
 @pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("google/tipsv2-b14-dpt", "tipsv2-b14-dpt"),
+        ("google/tipsv2-b14+google/tipsv2-b14-dpt@main", "tipsv2-b14-dpt"),
+    ],
+)
+def test_a_source_may_bring_dense_heads(
+    requests: list[ConversionRequest],
+    source: str,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["prepare", source]) == 0
+    (request_,) = requests
+    assert (request_.base, request_.dense) == (
+        HubSource("google/tipsv2-b14"),
+        HubSource("google/tipsv2-b14-dpt"),
+    )
+    assert request_.name == name
+    assert run(["prepare", source, "--dense", "google/other-dpt"]) == 1
+    assert "has dense heads already; remove --dense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["convert", "nowhere", "out"], "there is no folder 'nowhere'"),

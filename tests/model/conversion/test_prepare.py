@@ -14,7 +14,7 @@ from model.conversion import errors as errors_module
 from model.conversion import prepare as prepare_module
 from model.conversion.cache import PackageCache
 from model.conversion.convert import ConversionRequest
-from model.conversion.errors import ConversionError, HubUnreachableError, MissingExtraError
+from model.conversion.errors import HubUnreachableError, MissingExtraError
 from model.conversion.prepare import Preparer
 from model.conversion.source import FolderSource, HubSource
 from model.package import ModelPackage, open_package
@@ -204,11 +204,13 @@ def test_a_model_of_the_hub_is_converted_once_for_each_commit(
 
 
 @pytest.mark.usefixtures("hub")
-def test_dense_heads_of_the_hub_come_with_their_model(converter: Converter) -> None:
+def test_dense_heads_of_the_hub_are_pinned_with_their_model(converter: Converter) -> None:
     dense = HubSource("google/tipsv2-b14-dpt")
-    package = converter.preparer.prepare(ConversionRequest(base=dense))
+    asked = ConversionRequest(base=B14.base, dense=dense, name="tipsv2-b14-dpt")
+    package = converter.preparer.prepare(asked)
     (final,) = converter.converted
     assert final.name == "tipsv2-b14-dpt"
+    assert package.path.name.startswith("tipsv2-b14-dpt-")
     assert isinstance(final.dense, FolderSource)
     assert isinstance(final.base, FolderSource)
     assert "models--google--tipsv2-b14-dpt" in final.dense.path.parts
@@ -216,8 +218,6 @@ def test_dense_heads_of_the_hub_come_with_their_model(converter: Converter) -> N
     pinned = {"repository": dense.repository, "commit": COMMIT}
     assert final.provenance["dense_source"] == {**pinned, "revision": "main"}
     assert package.path != converter.preparer.prepare(B14).path
-    with pytest.raises(ConversionError, match="has dense heads already"):
-        converter.preparer.prepare(ConversionRequest(base=dense, dense=dense))
 
 
 @pytest.mark.usefixtures("hub")

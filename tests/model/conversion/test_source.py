@@ -8,9 +8,11 @@ from model.conversion.errors import SourceError
 from model.conversion.source import (
     FolderSource,
     HubSource,
+    JoinedSource,
     PackageSource,
     model_name,
     parse_checkpoint,
+    parse_heads,
     parse_source,
 )
 from model.package import BUNDLED_FOLDER
@@ -87,7 +89,7 @@ def test_a_path_without_exactly_one_model_is_refused(here: Path) -> None:
     ]:
         with pytest.raises(SourceError, match=message):
             parse_source(text)
-    assert parse_checkpoint("a_vision.npz", may_be_file=True) == FolderSource(Path("a_vision.npz"))
+    assert parse_heads("a_vision.npz") == FolderSource(Path("a_vision.npz"))
 
 
 def test_a_package_is_only_converted_to_add_precisions(here: Path) -> None:
@@ -98,11 +100,76 @@ def test_a_package_is_only_converted_to_add_precisions(here: Path) -> None:
         assert parse_checkpoint(text, may_be_package=True) == FolderSource(path)
 
 
-def test_dense_heads_name_the_repository_of_their_model() -> None:
-    dense = HubSource("google/tipsv2-b14-dpt", "v1")
-    assert dense.base == HubSource("google/tipsv2-b14")
-    assert dense.name == "tipsv2-b14-dpt"
-    assert HubSource("google/tipsv2-b14").base is None
+def dense_folder(path: Path) -> Path:
+    folder_with(path)
+    (path / "config.json").write_text('{"model_type": "tipsv2_dpt"}', encoding="utf-8")
+    return path
+
+
+def test_dense_heads_of_the_hub_come_with_their_model() -> None:
+    source = parse_source("google/tipsv2-b14-dpt@v1")
+    assert source == JoinedSource(
+        HubSource("google/tipsv2-b14"), HubSource("google/tipsv2-b14-dpt", "v1")
+    )
+    assert source.name == "tipsv2-b14-dpt"
+    assert parse_source(str(source)) == source
+
+
+@pytest.mark.parametrize("layout", ["transformers", "scenic"])
+def test_a_folder_of_dense_heads_comes_with_the_folder_beside_it(here: Path, layout: str) -> None:
+    if layout == "transformers":
+        dense_folder(here / "x-dpt")
+    else:
+        folder_with(here / "x-dpt", "tips_v2_b14_depth_dpt.zip")
+    with pytest.raises(SourceError, match=r"x-dpt holds dense heads without .*MODEL\+x-dpt"):
+        parse_source("x-dpt")
+    folder_with(here / "x", "config.json")
+    for text in ("x-dpt", "./x-dpt/", str(here / "x-dpt")):
+        source = parse_source(text)
+        assert isinstance(source, JoinedSource)
+        assert source.name == "x-dpt"
+        assert (source.base, source.heads) == (FolderSource(here / "x"), FolderSource(Path(text)))
+    (here / "x-dpt").rename(here / "heads")
+    with pytest.raises(SourceError, match=r"heads holds dense heads without"):
+        parse_source("heads")
+    dense_folder(here / "package-dpt")
+    folder_with(here / "package", "tipserve.json")
+    with pytest.raises(SourceError, match=r"package, the folder beside package-dpt, is no check"):
+        parse_source("package-dpt")
+
+
+def test_a_model_and_dense_heads_are_joined_by_a_plus(here: Path) -> None:
+    heads = FolderSource(dense_folder(here / "heads"))
+    assert parse_source(f"google/tipsv2-b14@v1+{heads}") == JoinedSource(
+        HubSource("google/tipsv2-b14", "v1"), heads
+    )
+    folder_with(here / "x", "a_vision.npz")
+    source = parse_source("x+./heads")
+    assert source == JoinedSource(FolderSource(Path("x")), FolderSource(Path("heads")))
+    assert source.name == "x"
+    (here / "depth.zip").touch()
+    zipped = parse_source("x+depth.zip")
+    assert zipped == JoinedSource(FolderSource(Path("x")), FolderSource(Path("depth.zip")))
+    folder_with(here / "x+y", "config.json")
+    assert parse_source("x+y") == FolderSource(Path("x+y")), "a folder of that name comes first"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nowhere+heads", "there is no folder 'nowhere'"),
+        ("x+nowhere", "there is no folder 'nowhere'"),
+        ("google/tipsv2-b14-dpt+heads", r"has dense heads already; remove \+heads"),
+        ("x+", "lacks a part; write a model and dense heads as base"),
+        ("+heads", "lacks a part"),
+        ("bundled+heads", "is a model package already"),
+    ],
+)
+def test_a_wrong_part_is_named(here: Path, text: str, message: str) -> None:
+    folder_with(here / "x", "config.json")
+    dense_folder(here / "heads")
+    with pytest.raises(SourceError, match=message):
+        parse_source(text)
 
 
 @pytest.mark.parametrize(

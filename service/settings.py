@@ -196,9 +196,10 @@ class Settings(BaseSettings):
     """Maximum bytes that the maps, masks and answers of all requests take until they are sent. A
     request waits for its share until its deadline; one that needs more than all of it gets 413."""
     max_connections: Positive = 1024
-    """Maximum open connections, for each protocol. Beyond that, REST closes the connection that was
-    idle longest, or answers only a health check if none is idle. Lowered at the start, with a
-    warning, if the process may not open as many descriptors."""
+    """Maximum open connections, for each protocol. Beyond that, the one that was idle longest is
+    closed. If none is idle, REST answers only a health check, and gRPC accepts as many again.
+    Lowered at the start, with a warning, if the process may not open three times as many
+    descriptors."""
     max_concurrent_rpcs: Positive = 512
     """Maximum RPCs in progress. Further RPCs are rejected before their message is read. One
     connection may have a quarter of them (at least 32), and half of them may wait to be read."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Self, TypeVar
@@ -245,6 +245,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             max_wait_s=OPEN_WAIT_S,
         )
         self._open_connections: Counter[str] = Counter()
+        # Our RPCs by connection.
+        self._busy: Counter[str] = Counter()
+
+    def busy_peers(self) -> Collection[str]:
+        """The clients that have RPCs of ours, by gRPC's names; health and reflection do not count.
+
+        They need no key, so strangers would keep their connections with them.
+        """
+        return self._busy.keys()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the RPC's handler."""
@@ -273,6 +282,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _guarded(self, work: Coroutine[Any, Any, T], context: Any) -> T:
         """Turn unexpected exceptions into internal errors; gRPC would send their texts."""
+        peer = context.peer()
+        self._busy[peer] += 1
         try:
             return await work
         except grpc.aio.AbortError:
@@ -282,6 +293,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise asyncio.CancelledError from None
         except Exception:
             logger.exception("unexpected error")
+        finally:
+            self._busy[peer] -= 1
+            if not self._busy[peer]:
+                del self._busy[peer]
         error = internal_error(current_request_id())
         await context.abort(CODE[error.kind], error.message, error_metadata(error))
         raise AssertionError

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.data_plane import DataPlane
+from service.grpc.connections import closing_idle_connections
 from service.grpc.generated import encoder_service_pb2, open_inference_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
 from service.grpc.generated.open_inference_pb2_grpc import (
@@ -71,7 +72,7 @@ class GrpcServer:
         self._gate = DrainGate()
         self._guard = GuardInterceptor(telemetry, protection, self._gate)
         # The first is the outermost.
-        calls = CallInterceptor(
+        self._calls = CallInterceptor(
             telemetry,
             protection,
             self._gate,
@@ -81,7 +82,7 @@ class GrpcServer:
                 f"{INFERENCE_SERVICE}/ModelStreamInfer": stream_error,
             },
         )
-        self._interceptors = [self._guard, calls]
+        self._interceptors = [self._guard, self._calls]
         host, port = address
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listening: Future[int] = Future()
@@ -180,7 +181,11 @@ class GrpcServer:
         port = self._add_port()
         await self._server.start()
         self._listening.set_result(port)
-        async with watching_loop_lag(self._observe_lag):
+        limits, busy = self._protection, self._calls.busy_peers
+        async with (
+            watching_loop_lag(self._observe_lag),
+            closing_idle_connections(port, limits.max_connections, busy, limits.metrics),
+        ):
             await self._stopped.wait()
 
     def _add_port(self) -> int:
@@ -209,7 +214,7 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", protection.max_body_bytes),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_allowed_incoming_connections", protection.max_connections),
+        ("grpc.max_allowed_incoming_connections", protection.max_grpc_connections),
         # One connection takes at most a quarter of the RPCs.
         ("grpc.max_concurrent_streams", max(MIN_STREAMS, protection.max_rpcs // 4)),
         # A set of bits whose only one is "identity". A compressed message of 32 kB has 33 MB: 400

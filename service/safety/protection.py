@@ -23,6 +23,10 @@ RESERVED_DESCRIPTORS: Final = 128
 # REST connections beyond `max_connections`, each for one health check.
 SPARE_CONNECTIONS: Final = 64
 MIN_CONNECTIONS: Final = 16
+# gRPC accepts more than `max_connections`, and closes idle ones afterwards: see
+# `service.grpc.connections`. With twice as many, 1,100 clients that reconnect at once whenever they
+# are disconnected do not keep others out.
+GRPC_CONNECTIONS_FACTOR: Final = 2
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +164,11 @@ class Protection:
     keep_alive_s: float
     max_connection_age_s: float
 
+    @property
+    def max_grpc_connections(self) -> int:
+        """Most connections that gRPC's core accepts before idle ones are closed."""
+        return GRPC_CONNECTIONS_FACTOR * self.max_connections
+
     @classmethod
     def from_settings(cls, settings: Settings, metrics: Metrics) -> Self:
         """Read keys and certificates.
@@ -239,14 +248,16 @@ def fitting_connections(max_connections: int, *, num_descriptors: int, num_other
     Raises:
         ValueError: Fewer than `MIN_CONNECTIONS` fit.
     """
-    fitting = min(max_connections, (num_descriptors - num_others) // 2)
+    num_each = 1 + GRPC_CONNECTIONS_FACTOR
+    fitting = min(max_connections, (num_descriptors - num_others) // num_each)
     if fitting == max_connections:
         return max_connections
     numbers = (
-        f"max_connections is {max_connections} for each of REST and gRPC, and {num_others} other "
-        f"descriptors are needed, but the process may open {num_descriptors}"
+        f"max_connections is {max_connections} for each of REST and gRPC, which needs {num_each} "
+        f"times as many descriptors and {num_others} others, but the process may open "
+        f"{num_descriptors}"
     )
-    advice = f"raise the limit (ulimit -n) to {2 * max_connections + num_others}"
+    advice = f"raise the limit (ulimit -n) to {num_each * max_connections + num_others}"
     if fitting < MIN_CONNECTIONS:
         raise ValueError(f"{numbers}; {advice}")
     logger.warning("%s: %d connections are allowed for each; %s", numbers, fitting, advice)

@@ -65,7 +65,7 @@ def test_threads_never_hold_more_than_all(memory: BodyMemory) -> None:
     assert memory.num_bytes == 0
 
 
-@pytest.mark.parametrize(("num_descriptors", "fitting"), [(2248, 1024), (1224, 512), (232, 16)])
+@pytest.mark.parametrize(("num_descriptors", "fitting"), [(3272, 1024), (1736, 512), (248, 16)])
 def test_connections_are_as_many_as_descriptors_allow(
     caplog: pytest.LogCaptureFixture, num_descriptors: int, fitting: int
 ) -> None:
@@ -76,5 +76,5 @@ def test_connections_are_as_many_as_descriptors_allow(
 
 
 def test_a_limit_of_descriptors_without_room_fails_the_start() -> None:
-    with pytest.raises(ValueError, match=r"may open 230; raise the limit .* to 2248"):
+    with pytest.raises(ValueError, match=r"may open 230; raise the limit .* to 3272"):
         fitting_connections(1024, num_descriptors=230, num_others=200)

@@ -1,0 +1,145 @@
+"""Closes idle gRPC connections beyond the limit, so that new ones are accepted.
+
+The core can only refuse new connections, and has no option to close an idle one instead: 1,100
+idle connections of one stranger made gRPC unavailable for 48 s. Python's gRPC does not expose its
+connections, so they are found among the sockets of the process.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
+from urllib.parse import unquote
+
+from service.machine import PROC, num_descriptors
+from service.monitoring.metrics import Metrics
+
+# The core accepts `max_connections` new ones between two checks.
+CHECK_S: Final = 0.25
+# Milliseconds since data was last sent and received, and their places in Linux's `tcp_info`.
+IDLE_TIMES: Final = struct.Struct("=44x I 4x I")
+
+Peer = tuple[IPv4Address | IPv6Address, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """An open connection: its descriptor, the client's address, and how long it is idle."""
+
+    descriptor: int
+    peer: Peer
+    idle_ms: int
+
+
+@asynccontextmanager
+async def closing_idle_connections(
+    port: int, max_connections: int, busy: Callable[[], Collection[str]], metrics: Metrics
+) -> AsyncIterator[None]:
+    """Close those beyond the limit while the block runs.
+
+    Args:
+        port: The server's port.
+        max_connections: Most connections that stay open; the core's own limit is higher.
+        busy: gRPC's names of the clients that must not be disconnected.
+        metrics: Counts closed connections.
+    """
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            if num_descriptors() > max_connections:
+                num_closed = await asyncio.to_thread(close_idle, port, max_connections, set(busy()))
+                metrics.rejected.labels("connections").inc(num_closed)
+
+    task = asyncio.ensure_future(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def close_idle(port: int, max_connections: int, busy: Iterable[str]) -> int:
+    """Close idle connections of a port beyond the limit, and return how many."""
+    connections = open_connections(port)
+    exempt = {parse_peer(peer) for peer in busy}
+    chosen = longest_idle(connections, exempt, len(connections) - max_connections)
+    num_closed = 0
+    for connection in chosen:
+        with suppress(OSError), _shared(connection.descriptor) as sock:
+            # The core may have closed it since, and the descriptor may be of another file.
+            if _peer(sock, port) == connection.peer:
+                sock.shutdown(socket.SHUT_RDWR)
+                num_closed += 1
+    return num_closed
+
+
+def longest_idle(
+    connections: Iterable[Connection], exempt: Collection[Peer], num_chosen: int
+) -> list[Connection]:
+    """Choose connections to close: of the hosts with most of them, those that are idle longest."""
+    hosts: Counter[IPv4Address | IPv6Address] = Counter()
+    ranked: list[tuple[int, int, Connection]] = []
+    for connection in sorted(connections, key=lambda one: one.idle_ms):
+        host = connection.peer[0]
+        if connection.peer not in exempt:
+            hosts[host] += 1
+            ranked.append((hosts[host], connection.idle_ms, connection))
+    ranked.sort(key=lambda row: row[:2], reverse=True)
+    return [connection for *_, connection in ranked[: max(0, num_chosen)]]
+
+
+def open_connections(port: int) -> list[Connection]:
+    """The open connections of this process to one of its ports."""
+    found = []
+    for name in os.listdir(PROC / "self" / "fd"):
+        # Most descriptors are no sockets, and some are closed by now.
+        with suppress(OSError), _shared(int(name)) as sock:
+            peer = _peer(sock, port)
+            if peer is not None:
+                info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, IDLE_TIMES.size)
+                found.append(Connection(int(name), peer, min(IDLE_TIMES.unpack(info))))
+    return found
+
+
+def parse_peer(peer: str) -> Peer:
+    """The address in gRPC's name of a client, such as `ipv6:%5B::1%5D:50000`."""
+    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
+    return _address(host), int(port)
+
+
+@contextmanager
+def _shared(descriptor: int) -> Iterator[socket.socket]:
+    """A socket of the process by a descriptor of its own, which stays the same socket's."""
+    copy = os.dup(descriptor)
+    try:
+        sock = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    with sock:
+        yield sock
+
+
+def _peer(sock: socket.socket, port: int) -> Peer | None:
+    """The client of a connection to this port; None for any other socket.
+
+    Raises:
+        OSError: The socket is not connected.
+    """
+    if sock.family not in {socket.AF_INET, socket.AF_INET6} or sock.getsockname()[1] != port:
+        return None
+    host, peer_port = sock.getpeername()[:2]
+    return _address(host), peer_port
+
+
+def _address(host: str) -> IPv4Address | IPv6Address:
+    address = ip_address(host.strip("[]").partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address

@@ -190,11 +190,12 @@ class SegmentImagesRequest:
         features: None is the manifest's choice.
         resolution: Short side in pixels; None is the model's native size.
         fit: How an image is resized.
-        background_threshold: Pixels with a lower score are background; None sets no threshold.
+        background_threshold: Pixels with a lower score, a cosine, are background; None sets no
+            threshold.
         background_classes: Classes that count as background where they win.
         include_scores: Whether to return the winner's score for every pixel.
-        mode: `whole` runs the model once, and scores are cosines; `slide` runs it on windows, and
-            scores are mean probabilities. None is the manifest's choice.
+        mode: `whole` runs the model once; `slide` runs it on windows, and scores are the means over
+            windows. None is the manifest's choice.
         partial: Whether the other images are answered if some cannot be read.
     """
 
@@ -219,7 +220,7 @@ class Segmentation:
     Attributes:
         labels_HW: k for the k-th class, 0 for background; uint8 if that suffices, else uint16. It
             has the size of the upright image.
-        scores_HW: Score of the best class or background class; None if not requested.
+        scores_HW: Cosine of the best class or background class; None if not requested.
         area_shares: Share of all pixels for the background and then each class.
     """
 

@@ -50,8 +50,9 @@ def segment_windows(
         features: Patch embeddings [N, D] of every window, row by row.
         classes_KD: One embedding for each class, then for each background class.
         geometry: Sizes and windows.
-        background: Its threshold is a mean probability.
-        with_scores: Whether to return the winner's mean probability for every pixel.
+        background: Its threshold is a cosine, as for a whole image: a probability without a
+            temperature depends on the number of classes more than on the image.
+        with_scores: Whether to return the winner's mean cosine for every pixel.
 
     Source: google-deepmind/tips, zero-shot segmentation notebook: cosines scaled bilinearly to the
     window's pixels, softmax over classes without a temperature, sum over windows divided by their
@@ -63,17 +64,21 @@ def segment_windows(
     num_rows = min(BAND_ROWS, max(1, BAND_ELEMENTS // (len(classes_KD) * width)))
     rows = bilinear_matrix(geometry.scaled_hw[0], height)
     num_classes = len(classes_KD) - background.num_classes
+    needs_scores = with_scores or background.threshold is not None
     for top in range(0, height, num_rows):
         band = slice(top, top + num_rows)
         used = np.flatnonzero(rows[band].sum(axis=0))
         needed = slice(int(used[0]), int(used[-1]) + 1)
-        mean_KRS = _mean_probabilities(cosines, geometry, needed)
+        mean_KRS = _mean_over_windows(cosines, geometry, needed, as_probabilities=True)
         value_KHW = rows[band, needed] @ _widen(mean_KRS, width)
-        labels_HW = value_KHW.argmax(axis=0) + 1
-        score_HW = value_KHW.max(axis=0)
-        labels_HW[labels_HW > num_classes] = 0
-        if background.threshold is not None:
-            labels_HW[score_HW < np.float32(background.threshold)] = 0
+        winner_HW = value_KHW.argmax(axis=0)
+        labels_HW = np.where(winner_HW < num_classes, winner_HW + 1, 0)
+        if needs_scores:
+            mean_KRS = _mean_over_windows(cosines, geometry, needed, as_probabilities=False)
+            value_KHW = rows[band, needed] @ _widen(mean_KRS, width)
+            score_HW = np.take_along_axis(value_KHW, winner_HW[None], axis=0)[0]
+            if background.threshold is not None:
+                labels_HW[score_HW < np.float32(background.threshold)] = 0
         found.labels_HW[band] = labels_HW
         # Over the whole mask, NumPy would count a copy in 64 bits.
         found.counts[:] += np.bincount(labels_HW.ravel(), minlength=len(found.counts))
@@ -88,10 +93,10 @@ def segment_windows(
     )
 
 
-def _mean_probabilities(
-    cosines: Sequence[FloatArray], geometry: Geometry, rows: slice
+def _mean_over_windows(
+    cosines: Sequence[FloatArray], geometry: Geometry, rows: slice, *, as_probabilities: bool
 ) -> FloatArray:
-    """Mean probabilities over windows for some rows of the scaled image, [K, R, S]."""
+    """Mean cosines, or probabilities, over windows for some rows of the scaled image, [K, R, S]."""
     assert geometry.windows is not None
     side, width = geometry.windows.side, geometry.scaled_hw[1]
     down = bilinear_matrix(geometry.grid_hw[0], side)
@@ -104,11 +109,12 @@ def _mean_probabilities(
         first, last = max(rows.start, top), min(rows.stop, top + side)
         if first >= last:
             continue
-        share_KRS = down[first - top : last - top] @ cosine_Khw @ across.T
-        np.exp(share_KRS, out=share_KRS)  # exp of a cosine cannot overflow
-        share_KRS /= share_KRS.sum(axis=0)
+        value_KRS = down[first - top : last - top] @ cosine_Khw @ across.T
+        if as_probabilities:
+            np.exp(value_KRS, out=value_KRS)  # exp of a cosine cannot overflow
+            value_KRS /= value_KRS.sum(axis=0)
         part = np.s_[first - rows.start : last - rows.start, left : left + side]
-        sum_KRS[:, *part] += share_KRS
+        sum_KRS[:, *part] += value_KRS
         hits_RS[part] += 1
     sum_KRS /= hits_RS
     return sum_KRS

@@ -200,7 +200,10 @@ class SegmentImagesBody(ImageBody):
     ] = []
     background_threshold: Annotated[
         float | None,
-        Field(description="Pixels with a lower score are background; see `mode`."),
+        Field(
+            description="Pixels whose best class has a lower cosine are background, in either "
+            "mode. From -1 to 1. Default: no threshold."
+        ),
     ] = None
     templates: ModelTemplates = None
     features: Annotated[
@@ -210,17 +213,17 @@ class SegmentImagesBody(ImageBody):
     mode: Annotated[
         SegmentMode | None,
         Field(
-            description="`whole`: the model sees the whole image; scores are cosines. `slide`: it "
-            "sees windows of its native size, which overlap by a quarter, on an image whose short "
-            "side is the resolution; scores are probabilities, averaged over windows. Default: the "
+            description="`whole`: the model sees the whole image. `slide`: it sees windows of its "
+            "native size, which overlap by a quarter, on an image whose short side is the "
+            "resolution; probabilities of the classes are averaged over windows. Default: the "
             "model's own."
         ),
     ] = SegmentImagesRequest.mode
     include_scores: Annotated[
         bool,
         Field(
-            description="Send the best class's score for every pixel. It takes four bytes a pixel, "
-            "or some twelve in a JSON list."
+            description="Send the best class's cosine for every pixel, in slide mode averaged over "
+            "windows. It takes four bytes a pixel, or some twelve in a JSON list."
         ),
     ] = SegmentImagesRequest.include_scores
     format: Annotated[

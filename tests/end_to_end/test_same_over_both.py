@@ -53,7 +53,7 @@ EVERY_OPTION = {
     "include_scores": True,
 }
 SLIDE = {"images": IMAGES, "classes": CLASSES, "mode": "slide", "include_scores": True}
-BACKGROUND = {"background_classes": ["sea"], "background_threshold": 0.26}
+BACKGROUND = {"background_classes": ["sea"], "background_threshold": 0.05}
 OTHERWISE = {"features": "cls2", "templates": ["a {}"], "temperature": 0.5, "top_k": 2}
 GROUPS = {"kind": "groups", "group_count": 3, "seed": 5}
 FEW_BYTES = {"images": IMAGES, "outputs": EVERYTHING}

@@ -503,18 +503,20 @@ async def test_windows_of_one_request_share_batches(
     assert sample(metrics, "batch_images_count") < 1 + 2 + 4
     for mask in answer.segmentations:
         assert mask.scores_HW is not None
-        assert (mask.scores_HW >= 0.5).all(), "a probability of two classes"
+        assert (mask.scores_HW < 0.5).any(), "cosines, not probabilities of two classes"
 
 
-async def test_one_window_gives_the_labels_of_the_whole_image(
+async def test_one_window_gives_the_labels_and_scores_of_the_whole_image(
     plane: DataPlane, encode_image: Encode
 ) -> None:
     images = (encode_image(size=(28, 28)),)
-    windows, whole = [await answer_of(plane, c, images) for c in (SLIDE, SEGMENT)]
+    whole, windows = [
+        (await answer_of(plane, SEGMENT, images, mode=mode, include_scores=True)).segmentations[0]
+        for mode in ("whole", "slide")
+    ]
     # A softmax changes no order, and the window's map is as large as the image's.
-    np.testing.assert_array_equal(
-        windows.segmentations[0].labels_HW, whole.segmentations[0].labels_HW
-    )
+    np.testing.assert_array_equal(windows.labels_HW, whole.labels_HW)
+    np.testing.assert_allclose(windows.scores_HW, whole.scores_HW, rtol=1e-5, atol=1e-6)
 
 
 async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(

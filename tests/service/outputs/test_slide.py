@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.segmentation import Background
+from model.segmentation import Background, segment
 from service.images import Windows
 from service.messages import Segmentation
 from service.outputs import slide
@@ -25,9 +25,10 @@ def run(*arguments: Any, **options: Any) -> Segmentation:
 
 
 def reference(
-    features: list[Any], classes_KD: Any, geometry: Geometry, stride: int, side: int
+    features: list[Any], classes_KD: Any, geometry: Geometry, *, as_cosines: bool = False
 ) -> Any:
-    """Loops and whole arrays: probabilities of every pixel of the image, [K, H, W]."""
+    """Loops and whole arrays: probabilities or cosines of every pixel of the image, [K, H, W]."""
+    stride, side = 21, 28
     height, width = geometry.scaled_hw
     sums_KHW = torch.zeros(len(classes_KD), height, width)
     hits_HW = torch.zeros(height, width)
@@ -40,7 +41,7 @@ def reference(
             cosine_KN = torch.from_numpy(classes_KD) @ patches_ND.T
             map_1Khw = cosine_KN.reshape(1, len(classes_KD), *geometry.grid_hw)
             large = F.interpolate(map_1Khw, size=(side, side), mode="bilinear")[0]
-            sums_KHW[:, top:bottom, left:right] += large.softmax(dim=0)
+            sums_KHW[:, top:bottom, left:right] += large if as_cosines else large.softmax(dim=0)
             hits_HW[top:bottom, left:right] += 1
     assert next(waiting, None) is None
     mean_KHW = sums_KHW / hits_HW
@@ -64,14 +65,16 @@ def made(
     ("scaled_hw", "size_hw"),
     [((28, 28), (28, 28)), ((28, 60), (17, 41)), ((53, 71), (160, 85)), ((28, 30), (1, 2))],
 )
-def test_labels_and_scores_are_those_of_the_notebook(
+def test_labels_are_those_of_the_notebook_and_scores_are_cosines(
     scaled_hw: tuple[int, int], size_hw: tuple[int, int]
 ) -> None:
     features, classes_KD, geometry = made(scaled_hw, size_hw, 5)
-    expected_KHW = reference(features, classes_KD, geometry, 21, 28)
+    expected_KHW = reference(features, classes_KD, geometry)
     mask = run(features, classes_KD, geometry, Background(), with_scores=True)
     assert mask.scores_HW is not None
-    np.testing.assert_allclose(mask.scores_HW, expected_KHW.max(axis=0), rtol=1e-5)
+    cosine_KHW = reference(features, classes_KD, geometry, as_cosines=True)
+    cosine_HW = np.take_along_axis(cosine_KHW, mask.labels_HW[None].astype(int) - 1, axis=0)[0]
+    np.testing.assert_allclose(mask.scores_HW, cosine_HW, rtol=1e-5, atol=1e-6)
     top, second = -np.sort(-expected_KHW, axis=0)[:2]
     is_clear_HW = top - second > 1e-6
     assert is_clear_HW.mean() > 0.99
@@ -92,14 +95,16 @@ def test_bands_of_a_few_rows_give_the_same_mask(monkeypatch: pytest.MonkeyPatch)
     assert (banded.labels_HW == whole.labels_HW).mean() > 0.999
 
 
-def test_background_is_by_mean_probability_and_by_classes() -> None:
+def test_background_is_by_the_cosine_of_the_class_and_by_classes() -> None:
     features, classes_KD, geometry = made((28, 49), (28, 49), 4, seed=1)
-    probability_KHW = reference(features, classes_KD, geometry, 21, 28)
-    threshold = float(np.quantile(probability_KHW.max(axis=0), 0.3))
+    winner_HW = reference(features, classes_KD, geometry).argmax(axis=0)
+    cosine_KHW = reference(features, classes_KD, geometry, as_cosines=True)
+    cosine_HW = np.take_along_axis(cosine_KHW, winner_HW[None], axis=0)[0]
+    threshold = float(np.quantile(cosine_HW, 0.3))
     background = Background(threshold=threshold, num_classes=1)
     mask = run(features, classes_KD, geometry, background, with_scores=False)
-    labels_HW = probability_KHW.argmax(axis=0) + 1
-    is_last_HW, is_low_HW = labels_HW == 4, probability_KHW.max(axis=0) < threshold
+    labels_HW = winner_HW + 1
+    is_last_HW, is_low_HW = labels_HW == 4, cosine_HW < threshold
     assert (is_last_HW & ~is_low_HW).mean() > 0.05
     assert (is_low_HW & ~is_last_HW).mean() > 0.05
     labels_HW[is_last_HW | is_low_HW] = 0
@@ -107,6 +112,20 @@ def test_background_is_by_mean_probability_and_by_classes() -> None:
     assert (mask.labels_HW == labels_HW).mean() > 0.999
     assert mask.scores_HW is None
     assert len(mask.area_shares) == 4
+
+
+def test_a_threshold_means_the_same_in_both_modes() -> None:
+    features, classes_KD, geometry = made((28, 28), (40, 40), 3, seed=2)
+    cosine_HW = segment(features[0], classes_KD, grid_hw=(2, 2), size_hw=(40, 40), with_scores=True)
+    assert cosine_HW.score_HW is not None
+    background = Background(threshold=float(np.median(cosine_HW.score_HW)))
+    whole = segment(
+        features[0], classes_KD, grid_hw=(2, 2), size_hw=(40, 40), background=background
+    )
+    # One window is the whole image, and a threshold takes the same half of its pixels.
+    mask = run(features, classes_KD, geometry, background, with_scores=False)
+    assert 0.4 < (mask.labels_HW == 0).mean() < 0.6
+    assert ((mask.labels_HW == 0) == (whole.labels_HW == 0)).mean() > 0.97
 
 
 def test_the_work_has_a_step_for_each_band() -> None:

@@ -46,6 +46,7 @@ def write_graphs(folder: Path) -> dict[str, Path]:
     import torch  # noqa: PLC0415 - only where graphs are made
     from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
 
+    from model.encoder import VisionGraph  # noqa: PLC0415
     from model.export.attention import FUSED  # noqa: PLC0415
     from model.export.graph_writer import trace_vision  # noqa: PLC0415
     from model.export.tracing import EAGER, save_graph  # noqa: PLC0415
@@ -59,7 +60,7 @@ def write_graphs(folder: Path) -> dict[str, Path]:
     model = Tipsv2Model(config).eval()
     paths = {name: folder / name / "vision.onnx" for name in ("written out", "one operator")}
     for name, attention in (("written out", EAGER), ("one operator", FUSED)):
-        save_graph(trace_vision(model, attention), paths[name])
+        save_graph(trace_vision(VisionGraph(model), 14, attention), paths[name])
     return paths
 
 

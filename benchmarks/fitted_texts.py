@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional as F
 from transformers import Tipsv2Model
 
+from model.features import vision_features
 from model.parity.inputs import CLASS_NAMES, calibration_images, image_batch
-from model.parity.reference import reference_vision
 from model.segmentation import l2_normalize
 from model.text import TextTokenizer
 
@@ -61,7 +61,9 @@ def fit_texts(model: Tipsv2Model, tokenizer_file: Path, side: int) -> float:
 def _clusters(model: Tipsv2Model, side: int, num_classes: int) -> np.ndarray:
     """Return k-means directions [K, D] of value patches, relative to their common mean."""
     images = calibration_images()[:4]
-    values_BND = reference_vision(model, image_batch(images, (side, side), batch=4)).values_BND
+    pixels_B3HW = torch.from_numpy(image_batch(images, (side, side), batch=4))
+    with torch.no_grad():
+        values_BND = vision_features(model, pixels_B3HW).values_BND.numpy()
     unit_ND = l2_normalize(values_BND.reshape(-1, values_BND.shape[-1]))
     unit_ND = l2_normalize(unit_ND - unit_ND.mean(axis=0))
     generator = np.random.default_rng(0)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.one_thread import ONE_THREAD  # before the imports below, which import NumPy
 from benchmarks.random_model import random_b14
-from model.features import vision_features
 from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package
 from model.parity.gate import measure, plan_proofs
@@ -34,7 +33,7 @@ from model.runtime.load import load_chosen
 from model.runtime.machine import installed_libraries, this_hardware
 
 if TYPE_CHECKING:
-    from transformers import Tipsv2Model
+    from model.encoder import Encoder
 
 B14_SIDE: Final = 448
 SIDES: Final = (224, 448)
@@ -66,10 +65,10 @@ class Row:
     cost_ms: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
-def open_rows(package: ModelPackage, model: "Tipsv2Model", stack: ExitStack) -> list[Row]:
+def open_rows(package: ModelPackage, encoder: "Encoder", stack: ExitStack) -> list[Row]:
     """Yield torch and every runtime of this machine, each compared with torch once loaded."""
-    reference = build_reference(model, package, budget_gflop=BUDGET_GFLOP)
-    rows = [Row("torch fp32", partial(_encode, model))]
+    reference = build_reference(encoder, package, budget_gflop=BUDGET_GFLOP)
+    rows = [Row("torch fp32", partial(_encode, encoder))]
     for proof in plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries())):
         runtime = stack.enter_context(closing(load_chosen(package, proof.choice)))
         graphs = [graph for graph in proof.graphs if graph.part == "vision"]
@@ -79,11 +78,11 @@ def open_rows(package: ModelPackage, model: "Tipsv2Model", stack: ExitStack) -> 
     return rows
 
 
-def _encode(model: "Tipsv2Model", pixels_B3HW: FloatArray) -> object:
+def _encode(encoder: "Encoder", pixels_B3HW: FloatArray) -> object:
     import torch  # noqa: PLC0415 - it imports NumPy, which must see the number of threads
 
     with torch.inference_mode():
-        return vision_features(model, torch.from_numpy(pixels_B3HW))
+        return encoder.vision(torch.from_numpy(pixels_B3HW))
 
 
 def time_rows(rows: Sequence[Row], side: int, batch: int, *, limit_s: float) -> None:
@@ -139,13 +138,13 @@ def print_default(package: ModelPackage, rows: Sequence[Row]) -> None:
 def measure_package(package: ModelPackage, limit_s: float) -> None:
     """Compare, time and print."""
     import torch  # noqa: PLC0415 - as above
-    from transformers import Tipsv2Model  # noqa: PLC0415
+
+    from model.encoder import load_encoder  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    model = Tipsv2Model.from_pretrained(package.path, dtype=torch.float32, local_files_only=True)
-    model.eval()
+    encoder = load_encoder(package.path)
     with ExitStack() as stack:
-        rows = open_rows(package, model, stack)
+        rows = open_rows(package, encoder, stack)
         for side in SIDES:
             for batch in BATCHES:
                 time_rows(rows, side, batch, limit_s=limit_s)

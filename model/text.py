@@ -48,47 +48,58 @@ class TokenBatch:
 
 
 class TextTokenizer:
-    """Lower-casing tokenizer without begin or end tokens. Thread-safe."""
+    """A package's tokenizer, whatever its kind: it adds the tokens that `tokenizer.json` asks for.
 
-    def __init__(self, tokenizer_file: Path, *, max_tokens: int = 64) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # the library raises no other class
-            raise PackageError(
-                f"{tokenizer_file} is not a tokenizer of the library tokenizers; export the model "
-                "again"
-            ) from error
+    Thread-safe.
+
+    Args:
+        tokenizer: The file `tokenizer.json`, or a tokenizer, which is copied.
+        max_tokens: Tokens of a text, with those that the tokenizer adds; the others are cut off.
+    """
+
+    def __init__(self, tokenizer: Path | Tokenizer, *, max_tokens: int = 64) -> None:
+        if isinstance(tokenizer, Path):
+            self._tokenizer = _read(tokenizer)
+        else:
+            self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer.enable_truncation(max_tokens)
         # A caller's "<pad>" is spelled out, as SentencePiece does. As a token it would be padding.
         self._tokenizer.encode_special_tokens = True
         self.max_tokens = max_tokens
-        if self._ids("A cat") != self._ids("a cat"):
-            raise PackageError(
-                f"{tokenizer_file} does not lower-case; write it with Tipsv2Tokenizer, "
-                "as `python -m training export` does"
-            )
+        self._check_special_tokens()
 
     @classmethod
     def from_package(cls, package: ModelPackage) -> Self:
         """Load the tokenizer of a package, with the package's token limit."""
         return cls(package.file(TOKENIZER_FILE), max_tokens=package.manifest.max_text_tokens)
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, from 0 on."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`."""
+        self._tokenizer.save(str(folder / TOKENIZER_FILE))
+
     def encode(self, texts: Sequence[str]) -> TokenBatch:
         """Tokenise texts; tokens beyond the limit are cut off, as the reference does.
 
         Args:
-            texts: At least one; each with at least one token.
+            texts: At least one; each with at least one token of its own.
 
         Raises:
             ValueError: There are no texts, or one is blank; the message has its index.
         """
         if not texts:
             raise ValueError("there are no texts to encode")
-        rows = [self._ids(text)[: self.max_tokens] for text in texts]
-        for index, row in enumerate(rows):
-            if not row:
+        rows = []
+        for index, text in enumerate(texts):
+            encoding = self._tokenizer.encode(text)
+            if all(encoding.special_tokens_mask):
                 raise ValueError(f"text {index} is blank; give it at least one word")
+            rows.append(encoding.ids)
         longest = max(len(row) for row in rows)
         token_ids_BL = np.full((len(rows), longest), PAD_ID, dtype=np.int64)
         mask_BL = np.zeros((len(rows), longest), dtype=np.int64)
@@ -97,9 +108,30 @@ class TextTokenizer:
             mask_BL[index, : len(row)] = 1
         return TokenBatch(token_ids_BL=token_ids_BL, mask_BL=mask_BL)
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+    def _check_special_tokens(self) -> None:
+        """Refuse a tokenizer with which a caller's text could become padding or a separator.
+
+        Raises:
+            PackageError: The spelling of a special token is encoded as that token.
+        """
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
+            if not token.special or token.content == unknown:
+                continue
+            if token_id in self._tokenizer.encode(token.content, add_special_tokens=False).ids:
+                raise PackageError(
+                    f"the tokenizer takes the text {token.content!r} for a special token; add a "
+                    "pre-tokenizer that splits it, and export the model again"
+                )
+
+
+def _read(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other class
+        raise PackageError(
+            f"{file} is not a tokenizer of the library tokenizers; export the model again"
+        ) from error
 
 
 def fill(name: str, templates: Sequence[str]) -> list[str]:

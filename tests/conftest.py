@@ -24,6 +24,7 @@ from model.package import ModelPackage, open_package
 if TYPE_CHECKING:
     from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
+    from model.encoder import Tipsv2Encoder
     from model.export.graph_writer import PackageContent
 
 # Slow folders: whole programs, containers, clusters, parity. Run by scripts/check.sh --all.
@@ -175,18 +176,24 @@ def tiny_dense() -> "Tipsv2DptForDensePrediction":
 
 
 @pytest.fixture(scope="session")
+def tiny_encoder(tiny_model: "Tipsv2Model", tiny_tokenizer: "Tipsv2Tokenizer") -> "Tipsv2Encoder":
+    """The tiny model with its tokenizer."""
+    from model.encoder import Tipsv2Encoder  # noqa: PLC0415 - as above
+
+    return Tipsv2Encoder(tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
 def tiny_content(
-    tiny_model: "Tipsv2Model",
-    tiny_tokenizer: "Tipsv2Tokenizer",
+    tiny_encoder: "Tipsv2Encoder",
     tiny_dense: "Tipsv2DptForDensePrediction",
 ) -> "PackageContent":
     """The tiny model with dense heads, for export in every precision."""
     from model.export.graph_writer import PackageContent, draft_manifest  # noqa: PLC0415 - as above
 
     return PackageContent(
-        model=tiny_model,
-        tokenizer=tiny_tokenizer,
-        draft=draft_manifest(tiny_model, name="tiny", has_dense_heads=True),
+        encoder=tiny_encoder,
+        draft=draft_manifest(tiny_encoder, name="tiny", has_dense_heads=True),
         render_card=lambda _: "# Tiny\n",
         dense=tiny_dense,
         precisions=("fp16", "bf16", "int8_weights", "int8"),
@@ -195,7 +202,11 @@ def tiny_content(
 
 @pytest.fixture(scope="session")
 def tiny_graphs(
-    tiny_content: "PackageContent", tiny_package: ModelPackage, exported: Exported
+    tiny_content: "PackageContent",
+    tiny_model: "Tipsv2Model",
+    tiny_dense: "Tipsv2DptForDensePrediction",
+    tiny_package: ModelPackage,
+    exported: Exported,
 ) -> Path:
     """Folder with all graphs of `tiny_content`. Do not change it."""
     import onnx_ir  # noqa: PLC0415 - as above
@@ -203,7 +214,7 @@ def tiny_graphs(
     from model.export import graph_writer  # noqa: PLC0415
     from model.graphs import TEXT_FILE, VISION_FILE  # noqa: PLC0415
 
-    models = [model for model in (tiny_content.model, tiny_content.dense) if model is not None]
+    models = [tiny_model, tiny_dense]
     attention = [model.config._attn_implementation for model in models]
 
     def write(folder: Path) -> None:
@@ -212,7 +223,7 @@ def tiny_graphs(
             # Tracing a tower takes ten seconds of CPU, and the package has the same two.
             for name, file in (("trace_vision", VISION_FILE), ("trace_text", TEXT_FILE)):
                 traced = onnx_ir.load(tiny_package.file(file))
-                patch.setattr(graph_writer, name, lambda _, traced=traced: traced)
+                patch.setattr(graph_writer, name, lambda *_, traced=traced: traced)
             graph_writer.write_graphs(tiny_content, folder, lambda _: None)
 
     folder = exported("graphs", write)
@@ -259,7 +270,7 @@ def tiny_package(tiny_checkpoint: Path, exported: Exported) -> ModelPackage:
 
 @pytest.fixture(scope="session")
 def dense_package(
-    tiny_model: "Tipsv2Model",
+    tiny_encoder: "Tipsv2Encoder",
     tiny_graphs: Path,
     tiny_package: ModelPackage,
     tmp_path_factory: pytest.TempPathFactory,
@@ -273,7 +284,7 @@ def dense_package(
     for name in ("depth_model.onnx", "normals_model.onnx", "segmentation_model.onnx"):
         shutil.copy(tiny_graphs / "onnx" / name, folder / "onnx")
     shutil.copy(tiny_graphs / "onnx" / "dense_model.onnx.data", folder / "onnx")
-    draft = draft_manifest(tiny_model, name=folder.name, has_dense_heads=True)
+    draft = draft_manifest(tiny_encoder, name=folder.name, has_dense_heads=True)
     return write_manifest(folder, draft)
 
 

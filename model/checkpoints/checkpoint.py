@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import JsonValue
 from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Tipsv2Encoder
 from model.graphs import DenseTask
 from model.package import PICKLES, sha256
 
@@ -38,6 +39,11 @@ class Checkpoint:
     tokenizer: Tipsv2Tokenizer
     variant: str
     origin: dict[str, JsonValue]
+
+    @property
+    def encoder(self) -> Tipsv2Encoder:
+        """The model and its tokenizer as a package is written from them."""
+        return Tipsv2Encoder(self.model, self.tokenizer)
 
 
 def name_some(names: Iterable[str]) -> str:

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, normalizers
 from transformers import Tipsv2Tokenizer
 
+from model import encoder
 from model.checkpoints.checkpoint import CheckpointError
 from model.protobuf_wire import read_fields
 
@@ -69,17 +70,12 @@ def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, P
 
 def _from_json(folder: Path, path: Path) -> Tipsv2Tokenizer:
     try:
-        tokenizer: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(folder, local_files_only=True)
-        # transformers makes a normaliser of its own in place of the file's.
-        normalizer = Tokenizer.from_file(str(path)).normalizer
-        if normalizer is not None and normalizer.normalize_str("A") == "a":
-            tokenizer.backend_tokenizer.normalizer = normalizer
+        return encoder.read_tokenizer(folder)
     except Exception as error:  # tokenizers raises plain Exceptions
         raise CheckpointError(
             f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the file "
             "as it was released"
         ) from error
-    return tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, Tipsv2Config, Tipsv2Model
 from model.checkpoints.architecture import tower_configs, variant_name
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
 from model.checkpoints.weight_map import Model, load_weights
-from model.runtime.torch_runtime import without_implementations
+from model.encoder import without_implementations
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

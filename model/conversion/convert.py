@@ -63,6 +63,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     Raises:
         MissingExtraError: torch or another library for conversion is not installed.
         CheckpointError: A checkpoint is broken, or of an unsupported model.
+        EncoderError: torch cannot load the encoder of a package.
         ParityError: A graph differs from the model.
         CacheError: The disk has too little space, or the folder cannot be written.
         ValueError: `output` holds something else.
@@ -74,23 +75,18 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     # These come with an extra, and take seconds.
     from safetensors import SafetensorError  # noqa: PLC0415
 
-    from model.checkpoints.read import read_checkpoint  # noqa: PLC0415
+    from model.encoder import load_encoder  # noqa: PLC0415
     from model.export.graph_writer import PackageContent, draft_manifest  # noqa: PLC0415
     from model.export.package_writer import author_text, render_card, write_package  # noqa: PLC0415
 
     progress(f"reading the weights in {base}")
-    checkpoint = read_checkpoint(base, dense=dense, depth_activation=request.depth_activation)
-    lacking = set(DENSE_TASKS) - set(checkpoint.dense_tasks)
-    if checkpoint.dense is not None and lacking:
-        raise ConversionError(
-            f"{dense} has no heads for {', '.join(sorted(lacking))}; a package needs all three or "
-            "none: put the zips of all three into one folder, and name that folder"
-        )
-    name = request.name or request.base.name
-    draft = draft_manifest(
-        checkpoint.model, name=name, has_dense_heads=checkpoint.dense is not None
-    )
     earlier, precisions = _earlier_package(base, dense), tuple(request.precisions)
+    # Only dense heads need the checkpoint that a package was made of.
+    checkpoint = _read(request) if earlier is None or dense is not None else None
+    encoder = load_encoder(base) if checkpoint is None else checkpoint.encoder
+    heads = None if checkpoint is None else checkpoint.dense
+    name = request.name or request.base.name
+    draft = draft_manifest(encoder, name=name, has_dense_heads=heads is not None)
     if earlier is not None:
         precisions = tuple(dict.fromkeys((*_precisions(earlier.manifest), *precisions)))
         # These entries do not follow from the weights.
@@ -98,12 +94,12 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         described = {name: getattr(earlier.manifest, name) for name in kept}
         card = author_text(earlier.file("README.md").read_text(encoding="utf-8"))
     else:
+        assert checkpoint is not None
         described = _described(checkpoint, base, request)
         card = _card(name, request.provenance, described["licence"])
     content = PackageContent(
-        model=checkpoint.model,
-        tokenizer=checkpoint.tokenizer,
-        dense=checkpoint.dense,
+        encoder=encoder,
+        dense=heads,
         precisions=precisions,
         draft=draft.model_copy(update=described),
         render_card=partial(render_card, card),
@@ -115,6 +111,21 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
             f"{output} cannot be written ({error}); make room on its disk and in "
             f"{tempfile.gettempdir()}, or name another folder"
         ) from error
+
+
+def _read(request: ConversionRequest) -> "Checkpoint":
+    """Read the model, and all of its dense heads or none."""
+    from model.checkpoints.read import read_checkpoint  # noqa: PLC0415 - as above
+
+    base, dense = _paths(request)
+    checkpoint = read_checkpoint(base, dense=dense, depth_activation=request.depth_activation)
+    lacking = set(DENSE_TASKS) - set(checkpoint.dense_tasks)
+    if checkpoint.dense is not None and lacking:
+        raise ConversionError(
+            f"{dense} has no heads for {', '.join(sorted(lacking))}; a package needs all three or "
+            "none: put the zips of all three into one folder, and name that folder"
+        )
+    return checkpoint
 
 
 def _described(checkpoint: "Checkpoint", base: Path, request: ConversionRequest) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,15 +11,15 @@ from typing import Final
 
 import onnx_ir
 import torch
-from torch import Tensor, nn
-from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
+from torch import nn
+from transformers import Tipsv2DptForDensePrediction
 
+from model.encoder import Encoder
 from model.export.attention import FUSED
 from model.export.dense import trace_dense
 from model.export.half import to_half
 from model.export.int8 import calibration_inputs, quantise, store_weights_in_8_bits
 from model.export.tracing import EAGER, SharedWeights, exportable, save_graph, trace
-from model.features import vision_features
 from model.graphs import DENSE_TASKS, TEXT_OUTPUTS, VISION_OUTPUTS, Part, Precision, graph_file
 from model.manifest import Manifest, Output
 
@@ -39,46 +38,33 @@ PARTS: Final[dict[Precision, frozenset[Part]]] = {
 }
 
 
-def draft_manifest(model: Tipsv2Model, *, name: str, has_dense_heads: bool = False) -> Manifest:
-    """Draft a manifest from the weights; files, parity and provenance come later.
+def draft_manifest(encoder: Encoder, *, name: str, has_dense_heads: bool = False) -> Manifest:
+    """Draft a manifest from the encoder; files, parity and provenance come later.
 
     Args:
-        model: The model.
+        encoder: The encoder.
         name: Name of the model for clients.
         has_dense_heads: Whether depth, normals and segmentation are packaged.
 
     Raises:
         ValidationError: The name is not valid.
     """
-    vision = model.vision_model.config
-    unit, native = patch_size(model), native_size(model)
+    unit, native = encoder.size_multiple, encoder.native_size
     return Manifest(
         name=name,
-        variant=f"w{vision.hidden_size}d{vision.num_hidden_layers}",
-        embed_dim=vision.hidden_size,
-        patch_size=unit,
+        variant=encoder.variant,
+        embed_dim=encoder.embed_dim,
+        patch_size=encoder.patch_size,
         native_size=native,
         min_size=unit,
         max_size=4 * native,
         size_multiple=unit,
         shape_buckets=shape_buckets(native, unit),
-        max_text_tokens=model.text_model.config.max_position_embeddings,
-        temperature=model.temperature.item(),
+        max_text_tokens=encoder.max_text_tokens,
+        temperature=encoder.temperature,
         outputs=[*TOWER_OUTPUTS, *(DENSE_TASKS if has_dense_heads else ())],
         licence="unknown",
     )
-
-
-def patch_size(model: Tipsv2Model) -> int:
-    """Side of a patch in pixels."""
-    size: int = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
-    return size
-
-
-def native_size(model: Tipsv2Model) -> int:
-    """Side in pixels of the square that the position embeddings were learnt for."""
-    num_positions = model.vision_model.embeddings.position_embeddings.shape[1] - 1
-    return math.isqrt(num_positions) * patch_size(model)
 
 
 def shape_buckets(native: int, unit: int) -> list[tuple[int, int]]:
@@ -92,84 +78,47 @@ def shape_buckets(native: int, unit: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackageContent:
-    """A model, and how to package it.
+    """An encoder, and how to package it.
 
     Attributes:
-        model: The model in float32 and evaluation mode.
-        tokenizer: Tokenizer of its text tower.
+        encoder: The encoder in float32 and evaluation mode.
         draft: The manifest without files and parity; see `draft_manifest`.
         render_card: Renders the model card from the finished manifest.
         dense: Backbone and heads for depth, normals and segmentation, in float32.
         precisions: Precisions of additional graphs; fp32 is always written.
     """
 
-    model: Tipsv2Model
-    tokenizer: Tipsv2Tokenizer
+    encoder: Encoder
     draft: Manifest
     render_card: Callable[[Manifest], str]
     dense: Tipsv2DptForDensePrediction | None = None
     precisions: tuple[Precision, ...] = ()
 
 
-# Tracing would break two things, so they are not transformers' code: position embeddings (see
-# `model.position`), and the masked mean over tokens, whose tiny epsilon the exporter drops.
-
-
-class VisionGraph(nn.Module):
-    """The vision tower with the four outputs that serving reads, as a plain tuple."""
-
-    def __init__(self, model: Tipsv2Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return cls1 [B, D], cls2 [B, D], patches [B, N, D] and value-path patches [B, N, D]."""
-        features = vision_features(self.model, pixel_values)
-        return features.cls1_BD, features.cls2_BD, features.patches_BND, features.values_BND
-
-
-class TextGraph(nn.Module):
-    """The text tower with a mean over tokens that stays finite for a row of padding."""
-
-    def __init__(self, model: Tipsv2Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return text embeddings [B, D]; zeros for a row without tokens."""
-        output = self.model.text_model(input_ids=input_ids, attention_mask=attention_mask)
-        hidden_BLD: Tensor = output.last_hidden_state
-        weight_BL = attention_mask.to(hidden_BLD.dtype)
-        total_BD = (hidden_BLD * weight_BL[..., None]).sum(dim=1)
-        # Equal to transformers' `+ 1e-8` for every row that has a token.
-        mean_BD: Tensor = total_BD / weight_BL.sum(dim=1, keepdim=True).clamp(min=1)
-        return mean_BD
-
-
-def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
+def trace_vision(vision: nn.Module, unit: int, attention: str = FUSED) -> onnx_ir.Model:
     """Trace the vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
 
-    The graph is in memory and shares the model's weights.
+    The graph is in memory and shares the tower's weights.
 
     Args:
-        model: The model in float32; its mode and attention are restored.
+        vision: As `Encoder.vision`; its mode and attention are restored.
+        unit: Heights and widths are multiples of it.
         attention: How attention over images is exported; see `model.export.attention`.
     """
-    patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
     # All axes differ in size, so that the tracer does not unify two of them.
-    inputs = {"pixel_values": torch.rand(2, 3, 3 * patch_size, 5 * patch_size)}
+    inputs = {"pixel_values": torch.rand(2, 3, 3 * unit, 5 * unit)}
     axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
-    with exportable(model, attention):
-        return trace(VisionGraph(model), inputs, outputs=VISION_OUTPUTS, axes=axes)
+    with exportable(vision, attention):
+        return trace(vision, inputs, outputs=VISION_OUTPUTS, axes=axes)
 
 
-def trace_text(model: Tipsv2Model) -> onnx_ir.Model:
-    """Trace the text graph: `input_ids` and `attention_mask` to `text_embeddings`."""
+def trace_text(text: nn.Module) -> onnx_ir.Model:
+    """Trace the text graph of `Encoder.text`: ids and mask to `text_embeddings`."""
     token_ids_BL = torch.ones(3, 5, dtype=torch.int64)
     inputs = {"input_ids": token_ids_BL, "attention_mask": torch.ones_like(token_ids_BL)}
     axes = {name: {0: "batch", 1: "tokens"} for name in inputs}
-    with exportable(model, EAGER):
-        return trace(TextGraph(model), inputs, outputs=TEXT_OUTPUTS, axes=axes)
+    with exportable(text, EAGER):
+        return trace(text, inputs, outputs=TEXT_OUTPUTS, axes=axes)
 
 
 def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str], None]) -> None:
@@ -217,9 +166,9 @@ def _traced(
 ) -> Iterator[tuple[Part, onnx_ir.Model]]:
     """Yield the float32 graph of each part; one is in memory at a time."""
     progress("exporting the vision graph")
-    yield "vision", trace_vision(content.model)
+    yield "vision", trace_vision(content.encoder.vision, content.draft.size_multiple)
     progress("exporting the text graph")
-    yield "text", trace_text(content.model)
+    yield "text", trace_text(content.encoder.text)
     if content.dense is not None:
         for task in DENSE_TASKS:
             progress(f"exporting the {task} graph")

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from transformers import Tipsv2ImageProcessor, Tipsv2Processor
-
-from model.export.graph_writer import PackageContent, native_size, write_graphs
+from model.export.graph_writer import PackageContent, write_graphs
 from model.files import rename, sync_tree
 from model.manifest import MANIFEST_NAME, Manifest, ScoreEntry
 from model.package import ModelPackage, Progress, check_output, open_package, write_manifest
@@ -71,7 +69,7 @@ def write_package(
     replaces an older package of that name.
 
     Args:
-        content: Model, tokenizer and settings.
+        content: Encoder and settings.
         output: The package's folder; absent, empty, or an older package.
         progress: Called with each step.
 
@@ -87,7 +85,7 @@ def write_package(
         # The gate loads the graphs as the server does, which needs a manifest.
         first = write_manifest(staging, content.draft)
         heads = dense_references(content.dense)
-        parity = prove_package(content.model, first, dense=heads, progress=progress)
+        parity = prove_package(content.encoder, first, dense=heads, progress=progress)
         manifest = content.draft.model_copy(update={"parity": parity})
         (staging / "README.md").write_text(content.render_card(manifest), encoding="utf-8")
         write_manifest(staging, manifest)
@@ -103,13 +101,7 @@ def write_package(
 
 def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:
     progress("writing weights and tokenizer")
-    content.model.save_pretrained(folder)
-    side = native_size(content.model)
-    processor = Tipsv2Processor(
-        image_processor=Tipsv2ImageProcessor(size={"height": side, "width": side}),
-        tokenizer=content.tokenizer,
-    )
-    processor.save_pretrained(folder)
+    content.encoder.save(folder)
     write_graphs(content, folder, progress)
 
 

@@ -80,14 +80,33 @@ def _forget(part: onnx_ir.Model | onnx_ir.Graph | onnx_ir.Node | onnx_ir.Value) 
 
 
 @contextmanager
-def exportable(model: PreTrainedModel, attention: str = FUSED) -> Iterator[None]:
-    """Set evaluation mode and an attention implementation for the export, then restore them."""
-    before, was_training = model.config._attn_implementation, model.training
-    model.eval().set_attn_implementation(attention)
+def exportable(module: nn.Module, attention: str = FUSED) -> Iterator[None]:
+    """Set evaluation mode and an attention implementation for the export, then restore them.
+
+    Only transformers' models inside the module have a choice of attention.
+    """
+    models = list(_transformers_models(module))
+    before = [model.config._attn_implementation for model in models]
+    modes = [(inner, inner.training) for inner in module.modules()]
+    module.eval()
+    for model in models:
+        model.set_attn_implementation(attention)
     try:
         yield
     finally:
-        model.train(was_training).set_attn_implementation(before)
+        for inner, is_training in modes:
+            inner.training = is_training
+        for model, implementation in zip(models, before, strict=True):
+            model.set_attn_implementation(implementation)
+
+
+def _transformers_models(module: nn.Module) -> Iterator[PreTrainedModel]:
+    """Yield the outermost models; each sets its inner ones."""
+    if isinstance(module, PreTrainedModel):
+        yield module
+    else:
+        for child in module.children():
+            yield from _transformers_models(child)
 
 
 def save_graph(model: onnx_ir.Model, path: Path) -> bool:

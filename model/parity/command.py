@@ -52,19 +52,15 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> None:
 
     Raises:
         PackageError: The package does not exist or is invalid.
+        EncoderError: torch cannot load its encoder.
         ParityError: A graph exceeds its limits; nothing is written.
     """
     # Importing torch takes seconds, and other commands do not need it.
-    import torch  # noqa: PLC0415
-    from transformers import Tipsv2Model  # noqa: PLC0415
-
+    from model.encoder import load_encoder  # noqa: PLC0415
     from model.parity.gate import prove_package  # noqa: PLC0415
 
     package = open_package(options.package)
-    model = Tipsv2Model.from_pretrained(
-        package.path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
-    entries = prove_package(model.eval(), package, progress=progress)
+    entries = prove_package(load_encoder(package.path), package, progress=progress)
     print(parity_table(entries))
     if options.write:
         write_parity(package, entries)

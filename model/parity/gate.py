@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import numpy as np
-from transformers import Tipsv2Model
 
+from model.encoder import Encoder
 from model.graphs import DenseTask, Part, Precision, graph_file
 from model.manifest import Manifest, ParityEntry, ParityLimits
 from model.package import ModelPackage, Progress
@@ -103,7 +103,7 @@ class Proof:
 
 
 def prove_package(
-    model: Tipsv2Model,
+    encoder: Encoder,
     package: ModelPackage,
     *,
     dense: Mapping[DenseTask, DenseReference] | None = None,
@@ -112,7 +112,7 @@ def prove_package(
     """Compare a package's graphs with its model, on every CPU backend of this machine.
 
     Args:
-        model: In float32 and evaluation mode.
+        encoder: In float32 and evaluation mode.
         package: Has the graphs; its earlier parity entries are ignored.
         dense: The package's heads in torch; other heads are not measured.
         progress: Called with each step.
@@ -133,7 +133,7 @@ def prove_package(
             "model: pip install 'tipserve[cpu]'"
         )
     progress("running the model in torch, as the reference")
-    reference = build_reference(model, package, dense=dense)
+    reference = build_reference(encoder, package, dense=dense)
     num_threads = len(os.sched_getaffinity(0))
     entries: list[ParityEntry] = []
     for proof in proofs:

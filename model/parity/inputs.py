@@ -6,7 +6,7 @@ quantisation is made for them.
 Shapes: B batch, L tokens, H W pixels, 3 colour channels (RGB).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -112,15 +112,17 @@ class TextInput:
     is_real: bool
 
 
-def plan_sizes(manifest: Manifest, *, num_blocks: int, budget_gflop: float) -> list[Size]:
+def plan_sizes(
+    manifest: Manifest, cost_gflop: Callable[[Size], float], *, budget_gflop: float
+) -> list[Size]:
     """Plan batch, height and width of the real inputs.
 
     Every model runs its native square, oblongs of both orientations (which reveal a position grid
     that tracing froze) and a batch of eight different images.
 
     Args:
-        manifest: Native size, size multiple and embedding width.
-        num_blocks: Number of blocks of the vision tower.
+        manifest: Native size and size multiple.
+        cost_gflop: Cost of a size.
         budget_gflop: Limit for the cost of all further sizes.
     """
     has_heads = not set(DENSE_TASKS).isdisjoint(manifest.outputs)
@@ -134,19 +136,11 @@ def plan_sizes(manifest: Manifest, *, num_blocks: int, budget_gflop: float) -> l
     optional: list[Size] = [(1, large, large), (8, native, native), (8, half, half)]
     optional += [(2, native, wide), (2, wide, native)]
     for size in optional:
-        cost = gflop(size, manifest, num_blocks=num_blocks)
+        cost = cost_gflop(size)
         if size not in sizes and cost <= budget_gflop:
             budget_gflop -= cost
             sizes.append(size)
     return sizes
-
-
-def gflop(size: Size, manifest: Manifest, *, num_blocks: int) -> float:
-    """Cost of a batch, two operations per multiplication: blocks with an MLP of four widths."""
-    batch, height, width = size
-    tokens = 2 + height * width // manifest.patch_size**2
-    dim = manifest.embed_dim
-    return 2e-9 * batch * num_blocks * tokens * (12 * dim * dim + 2 * tokens * dim)
 
 
 def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]:
@@ -168,7 +162,7 @@ def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]
     return inputs + [VisionInput(pixels_B3HW=_noise(size), mask_sizes=()) for size in noisy]
 
 
-def text_inputs(tokenizer: TextTokenizer, vocab_size: int) -> list[TextInput]:
+def text_inputs(tokenizer: TextTokenizer) -> list[TextInput]:
     """Words and sentences up to the token limit, and random tokens."""
     inputs = []
     for texts in ([CLASS_NAMES[0]], CLASS_NAMES, SENTENCES):
@@ -182,7 +176,7 @@ def text_inputs(tokenizer: TextTokenizer, vocab_size: int) -> list[TextInput]:
         lengths_B = generator.integers(1, length + 1, size=batch)
         lengths_B[0] = length
         mask_BL = (np.arange(length) < lengths_B[:, None]).astype(np.int64)
-        token_ids_BL = generator.integers(1, vocab_size, size=(batch, length)) * mask_BL
+        token_ids_BL = generator.integers(1, tokenizer.vocab_size, size=(batch, length)) * mask_BL
         inputs.append(TextInput(token_ids_BL=token_ids_BL, mask_BL=mask_BL, is_real=False))
     return inputs
 

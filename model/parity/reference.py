@@ -1,20 +1,23 @@
 """Outputs of the model in float32, computed once and compared with every export.
 
-The reference is transformers' own forward, not the code that was traced; only the value path,
-which transformers lacks, is from `model.features`.
+The reference is `Encoder.reference`: of a Tipsv2Model transformers' own forward, not the code that
+was traced.
 
 Shapes: B batch, N patches, L tokens, D embedding width, K classes, H W pixels.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
-from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import Tipsv2DptForDensePrediction
 
-from model.features import vision_features
+from model.encoder import Encoder, Towers
 from model.graphs import DenseTask
 from model.manifest import Manifest
 from model.package import ModelPackage
@@ -23,6 +26,7 @@ from model.parity.inputs import (
     BUDGET_GFLOP,
     CLASS_NAMES,
     FloatArray,
+    Size,
     TextInput,
     TokenArray,
     VisionInput,
@@ -89,42 +93,39 @@ class Reference:
 
 
 def build_reference(
-    model: Tipsv2Model,
+    encoder: Encoder,
     package: ModelPackage,
     *,
     dense: Mapping[DenseTask, DenseReference] | None = None,
     budget_gflop: float = BUDGET_GFLOP,
 ) -> Reference:
-    """Run the model on all inputs of the gate.
+    """Run the encoder on all inputs of the gate.
 
     Args:
-        model: The model in float32 and evaluation mode.
+        encoder: The encoder in float32 and evaluation mode.
         package: Its package, for tokenizer and manifest.
         dense: The dense heads of the package.
         budget_gflop: See `plan_sizes`.
     """
-    manifest = package.manifest
+    manifest, towers = package.manifest, encoder.reference
     tokenizer = TextTokenizer.from_package(package)
     prompts = class_prompts(tokenizer, manifest)
     given = prompts.given
-    prompts_PD = reference_text(model, given.token_ids_BL, given.mask_BL)
+    prompts_PD = reference_text(towers, given.token_ids_BL, given.mask_BL)
     classes_KD = average_groups(prompts_PD, prompts.sizes)
-    sizes = plan_sizes(
-        manifest,
-        num_blocks=model.vision_model.config.num_hidden_layers,
-        budget_gflop=budget_gflop,
-    )
-    texts = text_inputs(tokenizer, model.text_model.config.vocab_size)
+    sizes = plan_sizes(manifest, image_cost(encoder), budget_gflop=budget_gflop)
+    texts = text_inputs(tokenizer)
     features = manifest.zero_shot.features
     return Reference(
-        name=f"transformers {type(model).__name__}, torch {torch.__version__}, float32",
+        name=f"{towers.name}, torch {torch.__version__}, float32",
         features=features,
         prompts=prompts,
         classes_KD=classes_KD,
         vision=tuple(
             _vision_case(
-                model,
+                towers,
                 given,
+                patch_size=manifest.patch_size,
                 classes_KD=classes_KD,
                 features=features,
                 dense=(dense or {}) if _suits_heads(given, manifest) else {},
@@ -132,7 +133,7 @@ def build_reference(
             for given in image_inputs(manifest, sizes)
         ),
         text=tuple(
-            TextCase(given=text, output_BD=reference_text(model, text.token_ids_BL, text.mask_BL))
+            TextCase(given=text, output_BD=reference_text(towers, text.token_ids_BL, text.mask_BL))
             for text in texts
         ),
     )
@@ -147,28 +148,59 @@ def class_prompts(tokenizer: TextTokenizer, manifest: Manifest) -> ClassPrompts:
 
 
 @torch.no_grad()
-def reference_vision(model: Tipsv2Model, pixels_B3HW: FloatArray) -> VisionOutput:
-    """Vision embeddings by transformers' forward; values by `model.features`."""
-    pixels = torch.from_numpy(pixels_B3HW)
-    tokens_BTD = model.vision_model(pixel_values=pixels).last_hidden_state.numpy()
-    patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
+def reference_vision(towers: Towers, pixels_B3HW: FloatArray, patch_size: int) -> VisionOutput:
+    """Vision embeddings of the reference."""
+    outputs = towers.vision(torch.from_numpy(pixels_B3HW))
+    cls1_BD, cls2_BD, patches_BND, values_BND = (output.numpy() for output in outputs)
+    height, width = pixels_B3HW.shape[2:]
     return VisionOutput(
-        cls1_BD=tokens_BTD[:, 0],
-        cls2_BD=tokens_BTD[:, 1],
-        patches_BND=tokens_BTD[:, 2:],
-        values_BND=vision_features(model, pixels).values_BND.numpy(),
-        grid_hw=(pixels.shape[2] // patch_size, pixels.shape[3] // patch_size),
+        cls1_BD=cls1_BD,
+        cls2_BD=cls2_BD,
+        patches_BND=patches_BND,
+        values_BND=values_BND,
+        grid_hw=(height // patch_size, width // patch_size),
     )
 
 
 @torch.no_grad()
-def reference_text(model: Tipsv2Model, token_ids_BL: TokenArray, mask_BL: TokenArray) -> FloatArray:
-    """Text embeddings [B, D] by transformers' forward."""
-    output = model.text_model(
-        input_ids=torch.from_numpy(token_ids_BL), attention_mask=torch.from_numpy(mask_BL)
-    )
-    embeddings_BD: FloatArray = output.pooler_output.numpy()
+def reference_text(towers: Towers, token_ids_BL: TokenArray, mask_BL: TokenArray) -> FloatArray:
+    """Text embeddings [B, D] of the reference."""
+    output = towers.text(torch.from_numpy(token_ids_BL), torch.from_numpy(mask_BL))
+    embeddings_BD: FloatArray = output.numpy()
     return embeddings_BD
+
+
+def _flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+# torch counts the GPU's fused attention but not the CPU's, which has the same shapes.
+_ATTENTION: Final = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash}
+
+
+def image_cost(encoder: Encoder) -> Callable[[Size], float]:
+    """Count how many GFLOP a batch costs, from an image of the native size and a smaller one.
+
+    Layers cost as many operations as there are pixels, attention the square of it.
+    """
+    native, unit = encoder.native_size, encoder.size_multiple
+    areas = max(unit, native // 2 // unit * unit) ** 2, native**2
+    small, large = (_gflop(encoder.vision, math.isqrt(area)) / area for area in areas)
+    square = max(0.0, large - small) / max(1, areas[1] - areas[0])
+    linear = large - square * areas[1]
+
+    def cost(size: Size) -> float:
+        batch, height, width = size
+        return batch * height * width * (linear + square * height * width)
+
+    return cost
+
+
+@torch.no_grad()
+def _gflop(vision: nn.Module, side: int) -> float:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+        vision(torch.zeros(1, 3, side, side))
+    return 1e-9 * int(counter.get_total_flops())
 
 
 def dense_references(
@@ -200,14 +232,15 @@ def _suits_heads(given: VisionInput, manifest: Manifest) -> bool:
 
 
 def _vision_case(
-    model: Tipsv2Model,
+    towers: Towers,
     given: VisionInput,
     *,
+    patch_size: int,
     classes_KD: FloatArray,
     features: str,
     dense: Mapping[DenseTask, DenseReference],
 ) -> VisionCase:
-    output = reference_vision(model, given.pixels_B3HW)
+    output = reference_vision(towers, given.pixels_B3HW, patch_size)
     items_BND = segmenting_features(output, features)[: len(given.mask_sizes)]
     return VisionCase(
         given=given,

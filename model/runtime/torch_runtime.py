@@ -6,10 +6,10 @@ are not available: a package has them as graphs only.
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -34,16 +34,15 @@ from model.runtime.choice import RuntimeChoice
 from model.runtime.loaded_graphs import TORCH_FILE
 from model.runtime.machine import INSTALL
 
-CONFIG_FILE: Final = "config.json"
 DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DEVICES: Final[dict[Device, str]] = {"cpu": "cpu", "gpu": "cuda"}
 
-_models = SharedGraphCache()
+_towers = SharedGraphCache()
 _running = threading.local()
 
 
 class TorchRuntime:
-    """A Tipsv2Model that the lanes of one package share.
+    """An encoder that the lanes of one package share.
 
     Args:
         package: Has the weights as safetensors.
@@ -64,37 +63,34 @@ class TorchRuntime:
         self._num_threads = share.num_threads
         key = package.file(TORCH_FILE), package.manifest.files[TORCH_FILE].sha256
         self._key = (*key, choice.precision, choice.device)
-        self._model: Any = _models.take(self._key, partial(_load, package, choice))
+        self._towers: Any = _towers.take(self._key, partial(_load, package, choice))
         self._call: InterruptibleCall | None = None
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
-        from model.features import vision_features  # noqa: PLC0415 - imports torch
-
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
-        model = still_open(self._model)
+        towers = still_open(self._towers)
         with self._computing() as torch:
             pixels = torch.from_numpy(np.ascontiguousarray(pixels_B3HW))
-            features = vision_features(model, pixels.to(model.device, model.dtype))
-            return VisionOutput(
-                cls1_BD=_array(features.cls1_BD),
-                cls2_BD=_array(features.cls2_BD),
-                patches_BND=_array(features.patches_BND),
-                values_BND=_array(features.values_BND),
-                grid_hw=grid_hw,
-            )
+            outputs = towers.vision(pixels.to(towers.device, towers.dtype))
+            cls1_BD, cls2_BD, patches_BND, values_BND = map(_array, outputs)
+        return VisionOutput(
+            cls1_BD=cls1_BD,
+            cls2_BD=cls2_BD,
+            patches_BND=patches_BND,
+            values_BND=values_BND,
+            grid_hw=grid_hw,
+        )
 
     def encode_texts(
         self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Embed texts; see `Runtime.encode_texts`."""
-        from model.features import text_features  # noqa: PLC0415 - imports torch
-
         check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
-        model = still_open(self._model)
+        towers = still_open(self._towers)
         with self._computing() as torch:
-            ids, mask = (torch.from_numpy(a).to(model.device) for a in (token_ids_BL, mask_BL))
-            return _array(text_features(model, ids, mask))
+            ids, mask = (torch.from_numpy(a).to(towers.device) for a in (token_ids_BL, mask_BL))
+            return _array(towers.text(ids, mask))
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run a dense head; see `Runtime.estimate`."""
@@ -108,9 +104,9 @@ class TorchRuntime:
 
     def close(self) -> None:
         """Release the model; it is freed with its last user."""
-        model, self._model = self._model, None
-        if model is not None:
-            _models.remove(self._key, model)
+        towers, self._towers = self._towers, None
+        if towers is not None:
+            _towers.remove(self._key, towers)
 
     @contextmanager
     def _computing(self) -> Iterator[Any]:
@@ -142,13 +138,22 @@ def _check_call(*_: Any) -> None:
         call.check()
 
 
-def _load(package: ModelPackage, choice: RuntimeChoice) -> Any:
-    """Load the model in evaluation mode; its blocks check for interruption."""
+@dataclass(eq=False, kw_only=True)
+class _Towers:
+    """Both towers of an encoder on one device; compared and shared by identity."""
+
+    vision: Any
+    text: Any
+    device: str
+    dtype: Any
+
+
+def _load(package: ModelPackage, choice: RuntimeChoice) -> _Towers:
+    """Load the encoder's towers; their blocks check for interruption."""
     try:
         import torch  # noqa: PLC0415 - only when this runtime is chosen
-        from safetensors.torch import load_file  # noqa: PLC0415
-        from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
-        from transformers.utils import logging  # noqa: PLC0415
+
+        from model.encoder import EncoderError, load_encoder  # noqa: PLC0415
     except ImportError as error:
         raise MissingRuntimeError(f"the runtime 'torch' {INSTALL['torch']}") from error
     if choice.device == "gpu" and not torch.cuda.is_available():
@@ -156,40 +161,16 @@ def _load(package: ModelPackage, choice: RuntimeChoice) -> Any:
             "torch finds no GPU that it can use: it was built without CUDA, or its CUDA is newer "
             "than the driver; choose another runtime or the device 'cpu'"
         )
-    text = package.file(CONFIG_FILE).read_text(encoding="utf-8")
-    config = Tipsv2Config.from_dict(without_implementations(json.loads(text)))
-    # Typed for loading from a folder.
-    build: Any = Tipsv2Model.from_pretrained
-    with _no_bar(logging):
-        loaded = build(
-            None,
-            config=config,
-            state_dict=load_file(package.file(TORCH_FILE)),
-            dtype=getattr(torch, DTYPES[choice.precision]),
-            attn_implementation="sdpa",
-        )
-    model = loaded.eval().requires_grad_(False).to(DEVICES[choice.device])
-    for block in (*model.vision_model.encoder.layer, *model.text_model.encoder.layers):
-        block.register_forward_pre_hook(_check_call)
-    return model
-
-
-def without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
-    """Drop settings that may name a kernel on the hub: transformers would download and run it."""
-    return {
-        name: without_implementations(value) if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if not name.endswith(("_implementation", "_implementation_internal"))
-    }
-
-
-@contextmanager
-def _no_bar(logging: Any) -> Iterator[None]:
-    """Hide the progress bar that transformers draws while it loads."""
-    had_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        yield
-    finally:
-        if had_bar:
-            logging.enable_progress_bar()
+        encoder = load_encoder(package.path)
+    except EncoderError as error:
+        raise UnusableRuntimeError(str(error)) from error
+    device, dtype = DEVICES[choice.device], getattr(torch, DTYPES[choice.precision])
+    towers = [tower.to(device, dtype) for tower in (encoder.vision, encoder.text)]
+    for tower in towers:
+        tower.requires_grad_(False)
+        for module in tower.modules():
+            if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
+                for block in module:
+                    block.register_forward_pre_hook(_check_call)
+    return _Towers(vision=towers[0], text=towers[1], device=device, dtype=dtype)

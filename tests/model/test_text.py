@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import Tipsv2Tokenizer
 
 from model.package import ModelPackage, PackageError
@@ -55,12 +55,63 @@ def test_blank_and_absent_texts_are_refused(tokenizer: TextTokenizer, blank: str
         tokenizer.encode([])
 
 
-def test_a_tokenizer_that_keeps_case_is_refused(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def word_pieces() -> Tokenizer:
+    """A small WordPiece tokenizer as BERT's: lower case, `[CLS]` before a text, `[SEP]` after."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "##s", "sky", "[", "]"]
+    pieces += ["cls", "sep", "pad", "unk", "<", ">"]
+    built = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    built.normalizer = normalizers.BertNormalizer(lowercase=True)
+    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    built.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    built.add_special_tokens(pieces[:4])
+    built.enable_padding(length=50)
+    return built
+
+
+def test_a_word_piece_tokenizer_adds_what_its_file_asks_for(word_pieces: Tokenizer) -> None:
+    batch = TextTokenizer(word_pieces, max_tokens=5).encode(["A Cats", "cat", "cat " * 9])
+    np.testing.assert_array_equal(
+        batch.token_ids_BL, [[2, 4, 5, 6, 3], [2, 5, 3, 0, 0], [2, 5, 5, 5, 3]]
+    )
+    np.testing.assert_array_equal(batch.mask_BL[1], [1, 1, 1, 0, 0])
+    assert word_pieces.padding is not None  # the given tokenizer is left as it was
+    for blank in ("", " \n\t"):
+        with pytest.raises(ValueError, match="text 1 is blank"):
+            TextTokenizer(word_pieces).encode(["cat", blank])
+
+
+@pytest.mark.parametrize("name", ["[CLS]", "[SEP]", "[PAD]", "[UNK]", "<pad>", "<unk>"])
+def test_special_tokens_of_a_caller_are_spelled_out(
+    word_pieces: Tokenizer, tokenizer: TextTokenizer, name: str
+) -> None:
+    inner = TextTokenizer(word_pieces).encode([f"a {name} cat{name}"]).token_ids_BL[0, 1:-1]
+    assert inner.min() > 3
+    assert tokenizer.encode([f"a {name} cat{name}"]).token_ids_BL.min() > 1
+
+
+def test_a_saved_tokenizer_gives_the_same_ids(word_pieces: Tokenizer, tmp_path: Path) -> None:
+    first = TextTokenizer(word_pieces, max_tokens=5)
+    first.save(tmp_path)
+    again = TextTokenizer(tmp_path / "tokenizer.json", max_tokens=5)
+    texts = ["a [SEP] cat", "sky"]
+    np.testing.assert_array_equal(
+        again.encode(texts).token_ids_BL, first.encode(texts).token_ids_BL
+    )
+    assert again.vocab_size == first.vocab_size == 16
+
+
+def test_a_tokenizer_whose_texts_could_become_padding_is_refused(tmp_path: Path) -> None:
     words = {"<pad>": 0, "<unk>": 1, "A": 2, "a": 3, "cat": 4}
-    cased = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    cased.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    cased.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(PackageError, match="does not lower-case"):
+    built = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    cased = TextTokenizer(built)
+    np.testing.assert_array_equal(cased.encode(["A a"]).token_ids_BL, [[2, 3]])
+    built.add_special_tokens(["<pad>", "<unk>"])
+    built.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(PackageError, match="takes the text '<pad>' for a special token"):
         TextTokenizer(tmp_path / "tokenizer.json")
 
 

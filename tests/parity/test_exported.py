@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from transformers import Tipsv2Model
 
+from model.encoder import Tipsv2Encoder
 from model.package import ModelPackage
 from model.parity.reference import reference_text, reference_vision
 from model.runtime.base import Runtime, VisionOutput
@@ -38,11 +38,11 @@ def noise(*shape: int) -> FloatArray:
     [(5, 56, 56), (1, 14, 14), (3, 28, 84), (3, 84, 28), (1, 112, 224), (2, 154, 112)],
 )
 def test_images_are_as_in_torch(
-    runtime: Runtime, tiny_model: Tipsv2Model, batch: int, height: int, width: int
+    runtime: Runtime, tiny_encoder: Tipsv2Encoder, batch: int, height: int, width: int
 ) -> None:
     pixels_B3HW = noise(batch, 3, height, width)
     exported = runtime.encode_images(pixels_B3HW)
-    reference = reference_vision(tiny_model, pixels_B3HW)
+    reference = reference_vision(tiny_encoder.reference, pixels_B3HW, patch_size=14)
     assert exported.grid_hw == reference.grid_hw
     for ours, theirs in zip(outputs(exported), outputs(reference), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=MAX_ABS_DIFF)
@@ -50,13 +50,13 @@ def test_images_are_as_in_torch(
 
 @pytest.mark.parametrize("lengths", [[1], [64], [3, 3], [1, 17, 64, 5]])
 def test_texts_are_as_in_torch(
-    runtime: Runtime, tiny_model: Tipsv2Model, lengths: list[int]
+    runtime: Runtime, tiny_encoder: Tipsv2Encoder, lengths: list[int]
 ) -> None:
     mask_BL = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
     token_ids_BL = np.random.default_rng(0).integers(1, 200, mask_BL.shape) * mask_BL
     np.testing.assert_allclose(
         runtime.encode_texts(token_ids_BL, mask_BL),
-        reference_text(tiny_model, token_ids_BL, mask_BL),
+        reference_text(tiny_encoder.reference, token_ids_BL, mask_BL),
         rtol=0,
         atol=MAX_ABS_DIFF,
     )

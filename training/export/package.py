@@ -1,19 +1,17 @@
 """Turns a training checkpoint into a model package, atomically.
 
-A checkpoint is a `save_pretrained` folder of a Tipsv2Model with its tokenizer, `scores.json` (a
-list of score entries), `provenance.json` (an object with at least `licence`; `variant` and
-`zero_shot` go into the manifest) and `card.md` (the model card's text).
+A checkpoint is a folder that `Encoder.save` wrote (of a Tipsv2Model, `save_pretrained` with its
+tokenizer), with `scores.json` (a list of score entries), `provenance.json` (an object with at least
+`licence`; `variant` and `zero_shot` go into the manifest) and `card.md` (the model card's text).
 """
 
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
-from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Encoder, load_encoder
 from model.export.graph_writer import PackageContent, draft_manifest
 from model.export.package_writer import render_card, write_package
 from model.manifest import Manifest, ScoreEntry
@@ -36,12 +34,11 @@ def export_package(checkpoint: Path, output: Path, *, name: str) -> ModelPackage
     """
     _check_checkpoint(checkpoint)
     check_output(output)
-    model = _load_model(checkpoint)
+    encoder = load_encoder(checkpoint)
     card = (checkpoint / "card.md").read_text(encoding="utf-8")
     content = PackageContent(
-        model=model,
-        tokenizer=Tipsv2Tokenizer.from_pretrained(checkpoint),
-        draft=build_manifest(model, checkpoint, name=name),
+        encoder=encoder,
+        draft=build_manifest(encoder, checkpoint, name=name),
         render_card=partial(render_card, card),
     )
     return write_package(content, output)
@@ -57,27 +54,7 @@ def _check_checkpoint(checkpoint: Path) -> None:
         )
 
 
-def _load_model(checkpoint: Path) -> Tipsv2Model:
-    # With output_loading_info the call returns a pair, contrary to its annotation.
-    loaded: Any = Tipsv2Model.from_pretrained(
-        checkpoint,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    model: Tipsv2Model = loaded[0]
-    report: dict[str, Collection[str]] = loaded[1]
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{checkpoint} lacks weights: {sorted(report['missing_keys'])}; save the whole "
-            "Tipsv2Model"
-        )
-    model.eval()
-    return model
-
-
-def build_manifest(model: Tipsv2Model, checkpoint: Path, *, name: str) -> Manifest:
+def build_manifest(encoder: Encoder, checkpoint: Path, *, name: str) -> Manifest:
     """The manifest before files are hashed and parity is measured.
 
     Raises:
@@ -90,7 +67,7 @@ def build_manifest(model: Tipsv2Model, checkpoint: Path, *, name: str) -> Manife
         provenance = TypeAdapter(dict[str, JsonValue]).validate_json(
             (checkpoint / "provenance.json").read_bytes()
         )
-        draft = draft_manifest(model, name=name)
+        draft = draft_manifest(encoder, name=name)
         added: dict[str, Any] = {
             "variant": provenance.pop("variant", draft.variant),
             "licence": provenance.pop("licence", ""),

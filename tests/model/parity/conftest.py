@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from transformers import Tipsv2Model
 
+from model.encoder import Tipsv2Encoder
 from model.graphs import DenseTask, Precision
 from model.package import ModelPackage
 from model.parity.reference import Reference, build_reference
@@ -60,8 +60,8 @@ def runtime(tiny_package: ModelPackage) -> Iterator[Runtime]:
 
 
 @pytest.fixture(scope="package")
-def reference(tiny_model: Tipsv2Model, tiny_package: ModelPackage) -> Reference:
-    return build_reference(tiny_model, tiny_package)
+def reference(tiny_encoder: Tipsv2Encoder, tiny_package: ModelPackage) -> Reference:
+    return build_reference(tiny_encoder, tiny_package)
 
 
 @pytest.fixture

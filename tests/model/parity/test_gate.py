@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import Tipsv2Model
 
+from model.encoder import Tipsv2Encoder
 from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, Precision, graph_file
 from model.manifest import FileEntry, ParityEntry, ParityLimits
 from model.package import ModelPackage
@@ -206,11 +206,11 @@ def test_another_shape_and_a_failing_graph_are_stopped(
 
 
 def test_another_model_is_stopped(
-    tiny_model: Tipsv2Model, tiny_package: ModelPackage, runtime: Runtime
+    tiny_encoder: Tipsv2Encoder, tiny_package: ModelPackage, runtime: Runtime
 ) -> None:
-    other = copy.deepcopy(tiny_model)
+    other = copy.deepcopy(tiny_encoder)
     with torch.no_grad():
-        other.vision_model.embeddings.register_tokens[..., 0] += 0.01
+        other.model.vision_model.embeddings.register_tokens[..., 0] += 0.01
     reference = build_reference(other, tiny_package, budget_gflop=0)
     (entry,) = measure(reference, runtime, [vision_run()])
     assert not entry.passed
@@ -227,14 +227,14 @@ DENSE: dict[DenseTask, FloatArray] = {
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", DENSE)
 def test_a_dense_head_is_judged_by_its_own_measure(
-    tiny_model: Tipsv2Model,
+    tiny_encoder: Tipsv2Encoder,
     tiny_package: ModelPackage,
     altered: Altered,
     task: DenseTask,
     precision: Precision,
 ) -> None:
     right = {task: lambda pixels_B3HW: np.repeat(DENSE[task], len(pixels_B3HW), axis=0)}
-    reference = build_reference(tiny_model, tiny_package, dense=right, budget_gflop=0)
+    reference = build_reference(tiny_encoder, tiny_package, dense=right, budget_gflop=0)
     run = LoadedGraph(task, "onnx/dense.onnx", precision)
     altered.dense = dict(right)
     (entry,) = measure(reference, altered, [run])
@@ -285,12 +285,12 @@ def test_every_backend_is_compared_float32_first_and_each_graph_once(
 
 
 def test_no_installed_runtime_is_an_error(
-    tiny_package: ModelPackage, tiny_model: Tipsv2Model, monkeypatch: pytest.MonkeyPatch
+    tiny_package: ModelPackage, tiny_encoder: Tipsv2Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_torch = InstalledLibraries(torch=frozenset({"cpu"}))
     monkeypatch.setattr(proof, "installed_libraries", lambda: only_torch)
     with pytest.raises(ParityError, match=r"no runtime is installed.*tipserve\[cpu\]"):
-        prove_package(tiny_model, tiny_package)
+        prove_package(tiny_encoder, tiny_package)
 
 
 @pytest.fixture
@@ -318,15 +318,15 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[Precision]:
 
 
 def test_a_failed_graph_stops_the_export(
-    tiny_model: Tipsv2Model, tiny_package: ModelPackage, failing: set[Precision]
+    tiny_encoder: Tipsv2Encoder, tiny_package: ModelPackage, failing: set[Precision]
 ) -> None:
     failing.add("fp32")
     with pytest.raises(ParityError, match=r"vision_model\.onnx on onnx in fp32.*is 1, .*Nothing"):
-        prove_package(tiny_model, tiny_package)
+        prove_package(tiny_encoder, tiny_package)
 
 
 def test_a_failed_hint_is_recorded_and_reported(
-    tiny_model: Tipsv2Model,
+    tiny_encoder: Tipsv2Encoder,
     tiny_package: ModelPackage,
     failing: set[Precision],
     monkeypatch: pytest.MonkeyPatch,
@@ -335,7 +335,7 @@ def test_a_failed_hint_is_recorded_and_reported(
     monkeypatch.setattr(proof, "load_chosen", lambda _, choice, **__: _Named(choice.runtime))
     failing.add("bf16")
     reported: list[str] = []
-    entries = prove_package(tiny_model, tiny_package, progress=reported.append)
+    entries = prove_package(tiny_encoder, tiny_package, progress=reported.append)
     assert {entry.precision for entry in entries if not entry.passed} == {"bf16"}
     assert [
         text for text in reported if text.startswith("not to be used: onnx/vision_model.onnx on")

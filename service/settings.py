@@ -109,7 +109,8 @@ class Settings(BaseSettings):
     jpeg_decode: Literal["fast", "exact"] = "fast"
     """`fast` decodes a JPEG at a half, a quarter or an eighth of its size if the result is still at
     least twice the size that the model sees. It takes half the time, and differs from `exact` by
-    half a grey level on average."""
+    half a grey level on average; patches of a photograph of 6 megapixels differ by up to 0.025, at
+    a cosine of 0.9999."""
     warm_up_limit_s: Annotated[float, Field(ge=0)] = 2.0
     """Time limit in seconds for measuring batch costs at the start, after every served size has run
     once. Fast models need a fraction of it."""

@@ -194,6 +194,9 @@ def _card(name: str, provenance: dict[str, JsonValue], licence: str) -> str:
         f"# {name}\n\n"
         "Converted by tipserve from released weights, which are unchanged. The graphs were "
         "exported and compared with the model in float32.\n\n"
+        "A server decodes large JPEG images at a reduced size (`jpeg_decode=fast`): patches of a "
+        "photograph of 6 megapixels differ from the model's by up to 0.025, at a cosine of 0.9999. "
+        "`jpeg_decode=exact` decodes as the released code does.\n\n"
         f"Source: {sources}. Licence of the weights: {licence}."
     )
 

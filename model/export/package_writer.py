@@ -17,6 +17,10 @@ from model.parity.gate import prove_package
 from model.parity.reference import dense_references
 
 SCORES: Final = "## Scores"
+SCORES_TEXT: Final = (
+    "Values with 95 % intervals; n is the number of examples. Images were decoded in full, as a "
+    "server does with `jpeg_decode=exact`."
+)
 
 
 def render_card(text: str, manifest: Manifest) -> str:
@@ -31,7 +35,7 @@ def render_card(text: str, manifest: Manifest) -> str:
     """
     parts = [text.strip()]
     if manifest.scores:
-        parts += [SCORES, "Values with 95 % intervals; n is the number of examples."]
+        parts += [SCORES, SCORES_TEXT]
     groups: dict[tuple[str, str], list[ScoreEntry]] = {}
     for score in manifest.scores:
         groups.setdefault((score.task, score.split), []).append(score)

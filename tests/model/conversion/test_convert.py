@@ -67,6 +67,7 @@ def test_a_folder_of_transformers_becomes_a_package(
     assert card.startswith("# student\n")
     assert "source.folder: `checkpoint`" in card
     assert "Licence of the weights: cc-by-4.0." in card
+    assert "`jpeg_decode=exact` decodes as the released code does." in card
     assert steps[1:] == [f"reading the weights in {base}", "writing out"]
     assert not (tmp_path / "out").exists()
 

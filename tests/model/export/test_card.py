@@ -17,6 +17,7 @@ def test_a_card_has_the_text_then_scores_by_task_then_parity(tiny_package: Model
     places = [card.index(part) for part in parts]
     assert places == sorted(places)
     assert card.count("### retrieval, test") == 1
+    assert "decoded in full, as a server does with `jpeg_decode=exact`" in card
     assert "| teacher | R@1 | 1.00 | 9 |" in card
     assert author_text(card) == "# Title\n\nText."
     bare = manifest.model_copy(update={"scores": [], "parity": []})

@@ -17,6 +17,7 @@ from transformers import Tipsv2DptForDensePrediction
 from model.encoder import Encoder
 from model.export.attention import FUSED
 from model.export.dense import trace_dense
+from model.export.exact import store_exactly
 from model.export.half import to_half
 from model.export.int8 import calibration_inputs, quantise, store_weights_in_8_bits
 from model.export.tracing import EAGER, SharedWeights, exportable, save_graph, trace
@@ -86,6 +87,8 @@ class PackageContent:
         render_card: Renders the model card from the finished manifest.
         dense: Backbone and heads for depth, normals and segmentation, in float32.
         precisions: Precisions of additional graphs; fp32 is always written.
+        is_graphs_only: Leave the weights for torch out, for a package that must be small. Then the
+            runtime torch cannot run it, and graphs cannot be added or compared again.
     """
 
     encoder: Encoder
@@ -93,6 +96,7 @@ class PackageContent:
     render_card: Callable[[Manifest], str]
     dense: Tipsv2DptForDensePrediction | None = None
     precisions: tuple[Precision, ...] = ()
+    is_graphs_only: bool = False
 
 
 def trace_vision(vision: nn.Module, unit: int, attention: str = FUSED) -> onnx_ir.Model:
@@ -179,7 +183,9 @@ def _in_precision(
     content: PackageContent, part: Part, traced: onnx_ir.Model, precision: Precision
 ) -> onnx_ir.Model:
     graph = traced.clone()
-    if precision in {"fp16", "bf16"}:
+    if precision == "fp32":
+        store_exactly(graph)
+    elif precision in {"fp16", "bf16"}:
         to_half(graph, "fp16" if precision == "fp16" else "bf16")
     elif precision == "int8" and part == "vision":
         sizes = content.draft

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from model.encoder import WEIGHTS_FILE
 from model.export.graph_writer import PackageContent, write_graphs
 from model.files import rename, sync_tree
 from model.manifest import MANIFEST_NAME, Manifest, ScoreEntry
@@ -106,6 +107,8 @@ def write_package(
 def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:
     progress("writing weights and tokenizer")
     content.encoder.save(folder)
+    if content.is_graphs_only:
+        (folder / WEIGHTS_FILE).unlink()
     write_graphs(content, folder, progress)
 
 

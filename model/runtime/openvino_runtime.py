@@ -168,17 +168,15 @@ def _compile(path: Path, precision: Precision, share: LaneShare) -> Any:
 def _settings(precision: Precision, share: LaneShare) -> dict[str, Any]:
     # No CACHE_DIR: OpenVINO 2026.4 identifies a cached graph by path, length and time, and was seen
     # to compute with the old weights of a file that had been replaced.
-    settings = {
+    return {
         "INFERENCE_NUM_THREADS": share.num_threads * share.num_lanes,
         "NUM_STREAMS": share.num_lanes,
         "INFERENCE_PRECISION_HINT": _hint(precision),
         # Pinning would put the threads of every lane on the same cores.
         "ENABLE_CPU_PINNING": False,
+        # Otherwise OpenVINO quantises the activations that meet weights stored in 8 bits.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
-    if precision == "int8_weights":
-        # Without this OpenVINO quantises activations as well.
-        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
-    return settings
 
 
 def _hint(precision: Precision) -> str:

@@ -14,10 +14,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, required=True, help="folder written by `evaluate --output`"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the package")
+    parser.add_argument(
+        "--graphs-only",
+        action="store_true",
+        help="leave the weights for torch out of the package",
+    )
     parser.add_argument("--name", required=True, help="model name in requests")
 
 
 def run(options: argparse.Namespace) -> None:
     """Export; fails if a graph differs from torch."""
-    package = export_package(options.checkpoint, options.output, name=options.name)
+    package = export_package(
+        options.checkpoint,
+        options.output,
+        name=options.name,
+        is_graphs_only=options.graphs_only,
+    )
     print(f"{package.manifest.name} is ready in {package.path}")

@@ -20,13 +20,16 @@ from model.package import ModelPackage, check_output
 NEEDED_FILES = ("config.json", "tokenizer.json", "scores.json", "provenance.json", "card.md")
 
 
-def export_package(checkpoint: Path, output: Path, *, name: str) -> ModelPackage:
+def export_package(
+    checkpoint: Path, output: Path, *, name: str, is_graphs_only: bool = False
+) -> ModelPackage:
     """Write the complete package of a checkpoint; see `model.export.package_writer`.
 
     Args:
         checkpoint: See the module's docstring.
         output: The package's folder; absent, empty, or an older package.
         name: The model's name for clients, such as "tipserve-s14-scenes".
+        is_graphs_only: See `PackageContent`.
 
     Raises:
         ValueError: The checkpoint is incomplete or malformed, or `output` holds something else.
@@ -40,6 +43,7 @@ def export_package(checkpoint: Path, output: Path, *, name: str) -> ModelPackage
         encoder=encoder,
         draft=build_manifest(encoder, checkpoint, name=name),
         render_card=partial(render_card, card),
+        is_graphs_only=is_graphs_only,
     )
     return write_package(content, output)
 

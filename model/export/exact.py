@@ -1,0 +1,95 @@
+"""Store the weights of a float32 graph in fewer bytes, if those hold them exactly.
+
+A package that must be small has its encoder's weights rounded first, by `round_weights`, and is
+evaluated, exported and compared as that encoder. The graph then computes in float32 what the
+encoder computes: the parity gate's limits for float32 hold, and no precision is needed besides.
+"""
+
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnx_ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.export.int8 import LARGEST, MIN_WEIGHTS, FloatArray, symmetric
+
+Rounding = Literal["fp16", "int8"]
+# A scale has 8 significant bits and an integer 7, so these bits of a rounded weight are zero.
+SCALE_BITS: Final = 8
+ZERO_BITS: Final = 0x1FF
+
+
+@torch.no_grad()
+def round_weights(module: nn.Module, kind: Rounding) -> None:
+    """Round a module's matrices, kernels and tables in place, so that the graph can store them so.
+
+    Fold a batch normalisation into its convolution before: the exporter multiplies the two.
+
+    Args:
+        module: Such as `Encoder.text`.
+        kind: "fp16", half of the bytes; or "int8" with a scale for each index of the first axis
+            (output channels, rows of a table), a quarter.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() >= MIN_WEIGHTS:
+            tensor.copy_(tensor.half().float() if kind == "fp16" else _on_grid(tensor))
+
+
+def _on_grid(weights: Tensor) -> Tensor:
+    largest = weights.abs().amax(dim=tuple(range(1, weights.ndim)), keepdim=True)
+    mantissa, exponent = torch.frexp(torch.where(largest > 0, largest / LARGEST, 1.0))
+    scale = torch.ldexp((mantissa * 2**SCALE_BITS).round() / 2**SCALE_BITS, exponent)
+    # The largest is 127, from which `symmetric` finds the same scale again.
+    return (weights / scale).round().clamp(-LARGEST, LARGEST) * scale
+
+
+def store_exactly(model: onnx_ir.Model) -> None:
+    """Store each large float32 weight as int8 with scales or as fp16 if it is exact, in place.
+
+    A runtime widens the weights once, when it loads the graph.
+    """
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        weights = value.const_value
+        if weights is None or value.dtype != onnx_ir.DataType.FLOAT or weights.size < MIN_WEIGHTS:
+            continue
+        stored = _narrowed(weights.numpy())
+        if stored is not None:
+            _widen(graph, value, *stored)
+
+
+def _narrowed(weights: FloatArray) -> tuple[NDArray[Any], FloatArray | None] | None:
+    """Numbers and scales whose product is the weights, or None."""
+    if np.any(np.ascontiguousarray(weights).view(np.uint32) & ZERO_BITS):
+        return None
+    for axis in range(weights.ndim if weights.ndim > 1 else 0):
+        numbers, scales = symmetric(weights, axis)
+        shape = [-1 if index == axis else 1 for index in range(weights.ndim)]
+        if np.array_equal(numbers * scales.reshape(shape), weights):
+            return numbers, scales.reshape(shape)
+    with np.errstate(over="ignore"):
+        half = weights.astype(np.float16)
+    return (half, None) if np.array_equal(half.astype(np.float32), weights) else None
+
+
+def _widen(
+    graph: onnx_ir.Graph, value: onnx_ir.Value, numbers: NDArray[Any], scales: FloatArray | None
+) -> None:
+    name = str(value.name)
+    nodes = [onnx_ir.node("Cast", [_constant(f"{name}_stored", numbers)], {"to": value.dtype})]
+    if scales is not None:
+        nodes.append(onnx_ir.node("Mul", [nodes[0].outputs[0], _constant(f"{name}_scale", scales)]))
+    for node in nodes:
+        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+        for constant in node.inputs:
+            if constant is not None and constant.const_value is not None:
+                graph.register_initializer(constant)
+    graph.insert_before(graph[0], nodes)
+    value.replace_all_uses_with(nodes[-1].outputs[0])
+    del graph.initializers[name]
+
+
+def _constant(name: str, array: NDArray[Any]) -> onnx_ir.Value:
+    return onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name))

@@ -1,0 +1,62 @@
+"""Rounded weights are stored in fewer bytes without another result; others stay as they are."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from model.export.exact import Rounding, round_weights, store_exactly
+from model.export.tracing import save_graph, trace
+from model.runtime.openvino_runtime import openvino_core
+
+
+class Network(nn.Module):
+    """A table, a convolution and a product: every kind of weight that a tower has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 32)
+        self.convolution = nn.Conv1d(32, 64, 3, padding=1)
+        self.product = nn.Linear(64, 40)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        wide: torch.Tensor = self.convolution(self.table(ids).transpose(1, 2))
+        output: torch.Tensor = self.product(wide.relu().transpose(1, 2))
+        return output
+
+
+IDS = torch.arange(24).reshape(2, 12)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("fp16", 0.6), ("int8", 0.4), (None, 1.0)])
+def test_rounded_weights_take_fewer_bytes_and_give_the_same(
+    tmp_path: Path, kind: Rounding | None, share: float
+) -> None:
+    network = Network().eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    if kind is not None:
+        round_weights(network, kind)
+    for name, tensor in network.state_dict().items():
+        is_rounded = kind is not None and name.endswith("weight")
+        assert torch.equal(tensor, before[name]) != is_rounded
+        bound = {"fp16": 1e-3, "int8": 1e-2, None: 0}[kind] * before[name].abs().max()
+        assert (tensor - before[name]).abs().max() <= bound
+    graph = trace(network, {"ids": IDS}, outputs=["out"], axes={"ids": {0: "batch", 1: "tokens"}})
+    plain, path = tmp_path / "plain.onnx", tmp_path / "stored.onnx"
+    save_graph(graph, plain)
+    store_exactly(graph)
+    save_graph(graph, path)
+    onnx.checker.check_model(path, full_check=True)
+    assert path.stat().st_size <= share * plain.stat().st_size
+    with torch.no_grad():
+        wanted = network(IDS).numpy()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"ids": IDS.numpy()})
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    run = openvino_core().compile_model(path, "CPU", settings)
+    np.testing.assert_allclose(run({"ids": IDS.numpy()})[0], wanted, rtol=0, atol=1e-5)

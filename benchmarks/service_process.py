@@ -50,12 +50,15 @@ class RunningService:
 
 
 @contextmanager
-def running_service(*arguments: str, log_path: Path | None = None) -> Iterator[RunningService]:
+def running_service(
+    *arguments: str, log_path: Path | None = None, start_limit_s: float = START_LIMIT_S
+) -> Iterator[RunningService]:
     """Run `python -m service` with these arguments and stop it by SIGTERM.
 
     Args:
         arguments: Flags, without those for ports.
         log_path: File for its log; None discards it.
+        start_limit_s: Time until it must be ready.
 
     Raises:
         RuntimeError: The service ended or was not ready in time.
@@ -74,7 +77,7 @@ def running_service(*arguments: str, log_path: Path | None = None) -> Iterator[R
         with (log_path or Path(folder) / "service.log").open("w+b") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             try:
-                yield wait_until_ready(process, ports_file)
+                yield wait_until_ready(process, ports_file, start_limit_s)
             finally:
                 process.terminate()
                 try:
@@ -84,9 +87,11 @@ def running_service(*arguments: str, log_path: Path | None = None) -> Iterator[R
                     process.wait()
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], ports_file: Path) -> RunningService:
+def wait_until_ready(
+    process: subprocess.Popen[bytes], ports_file: Path, limit_s: float = START_LIMIT_S
+) -> RunningService:
     """Poll the readiness route until the status is 200."""
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the service ended with {process.returncode}")
@@ -98,7 +103,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], ports_file: Path) -> Runn
             if is_ready(service):
                 return service
         time.sleep(0.1)
-    raise RuntimeError(f"the service was not ready within {START_LIMIT_S:.0f} s")
+    raise RuntimeError(f"the service was not ready within {limit_s:.0f} s")
 
 
 def is_ready(service: RunningService) -> bool:

@@ -18,24 +18,24 @@ STAGES = range(4)
 NEAREST_M, FARTHEST_M = 0.001, 10.0
 
 
-def depth_in_metres(
-    arrays: Arrays, model: Tipsv2Model, pixels_B3HW: Tensor, *, activation: bool
-) -> Tensor:
-    """Depth [B, 8 h, 8 w] of a head on the four blocks of a tower.
+Stages = list[tuple[Tensor, Tensor]]
+
+
+def depth_in_metres(arrays: Arrays, stages: Stages, *, activation: bool) -> Tensor:
+    """Depth [B, 8 h, 8 w] of a head on four blocks of a tower.
 
     Args:
         arrays: Parameters of the Flax decoder.
-        model: A model of four blocks.
-        pixels_B3HW: Model input.
+        stages: See `taps`.
         activation: Whether a ReLU follows the last convolution (`output_activation`).
     """
-    output_BhwK = decode(arrays, "depth", taps(model, pixels_B3HW), activation=activation)
+    output_BhwK = decode(arrays, "depth", stages, activation=activation)
     weight_BhwK = output_BhwK.relu() + NEAREST_M
     share_BhwK = weight_BhwK / weight_BhwK.sum(dim=-1, keepdim=True)
     return share_BhwK @ torch.linspace(NEAREST_M, FARTHEST_M, output_BhwK.shape[-1])
 
 
-def taps(model: Tipsv2Model, pixels_B3HW: Tensor) -> list[tuple[Tensor, Tensor]]:
+def taps(model: Tipsv2Model, pixels_B3HW: Tensor) -> Stages:
     """Of each block the first CLS token [B, D] and the patches [B, D, h, w], both normalised."""
     tower = model.vision_model
     rows, columns = (side // 14 for side in pixels_B3HW.shape[2:])
@@ -47,9 +47,7 @@ def taps(model: Tipsv2Model, pixels_B3HW: Tensor) -> list[tuple[Tensor, Tensor]]
     return found
 
 
-def decode(
-    arrays: Arrays, task: str, stages: list[tuple[Tensor, Tensor]], *, activation: bool
-) -> Tensor:
+def decode(arrays: Arrays, task: str, stages: Stages, *, activation: bool) -> Tensor:
     """Output of the task's linear layer, [B, 8 h, 8 w, channels]."""
     weights = {name: torch.from_numpy(value) for name, value in arrays.items()}
     maps = [

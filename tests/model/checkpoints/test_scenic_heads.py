@@ -17,7 +17,7 @@ from model.checkpoints.read import read_checkpoint
 from model.checkpoints.scenic import head_sources, read_scenic_heads
 from model.graphs import DENSE_TASKS, DenseTask
 from tests.model.checkpoints.official_layout import Arrays, small_model
-from tests.model.checkpoints.scenic_decoder import depth_in_metres
+from tests.model.checkpoints.scenic_decoder import depth_in_metres, taps
 from tests.model.checkpoints.scenic_layout import (
     LINEAR,
     dense_model,
@@ -112,7 +112,7 @@ def test_depth_is_what_the_released_decoder_computes(
     arrays = scenic_arrays(dense, "depth")
     pixels_B3HW = torch.rand(2, 3, *size_hw, generator=torch.Generator().manual_seed(0))
     expected, other = (
-        depth_in_metres(arrays, model, pixels_B3HW, activation=relu)
+        depth_in_metres(arrays, taps(model, pixels_B3HW), activation=relu)
         for relu in (activation == "relu", activation != "relu")
     )
     chosen: Any = {} if activation is None else {"depth_activation": activation}

@@ -224,6 +224,9 @@ HTTP_ERRORS: Final = (
 # Called with the number of bytes received; may raise to end the fetch.
 Hold = Callable[[int], None]
 logger = logging.getLogger(__name__)
+# At DEBUG the library logs the headers of every answer: cookies, and the addresses of redirects
+# with their passwords and signatures.
+logging.getLogger("httpcore2").setLevel(logging.INFO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

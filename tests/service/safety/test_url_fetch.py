@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -285,6 +286,17 @@ async def test_a_redirect_to_a_refused_address_fails_without_a_reason(
     site.answers["/endless"] = redirect(location)
     assert await refusal(fetch, site.url("/endless")) == FAILED
     assert len(site.asked) <= 4
+
+
+async def test_no_secret_of_an_answer_is_logged(
+    fetch: Fetch, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    location = site.url("/a.jpg?signature=word3").replace("https://", "https://user:word1@")
+    site.answers["/1"] = redirect(location).replace(b"\r\n", b"\r\nSet-Cookie: word2\r\n", 1)
+    await refusal(fetch, site.url("/1"))
+    assert "a URL was not fetched" in caplog.text
+    assert "word" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_in_head:
             self._num_head_bytes += len(data)
             if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._refuse(431, "The request's headers are too large.", code="head_too_large")
+                self._refuse_head()
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -338,8 +338,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
         num_hosts = [name for name, _ in self.headers].count(b"host")
+        size = len(self.url) + sum(
+            len(n) + len(value) + len(b": \r\n") for n, value in self.headers
+        )
         # RFC 9112, section 3.2: none or several are errors, and HTTP/1.0 may have none.
-        if version not in {"1.0", "1.1"} or num_hosts > 1 or num_hosts < (version == "1.1"):
+        if size > MAX_HEAD_BYTES:
+            self._refuse_head()  # it came in one read: `data_received` has seen no part of it
+        elif version not in {"1.0", "1.1"} or num_hosts > 1 or num_hosts < (version == "1.1"):
             self._refuse(400, "HTTP/1.1 needs exactly one Host header.", code="malformed_http")
         elif self._is_spare and not self._asks_for_health:
             self.protection.metrics.rejected.labels("connections").inc()
@@ -433,6 +438,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(spare) >= SPARE_CONNECTIONS:
             without_head = [c for c in spare if not c._unanswered]
             min(without_head, key=lambda c: c._due, default=self).transport.close()
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, "The request's headers are too large.", code="head_too_large")
 
     def _refuse(self, status: int, message: str, *, code: str) -> None:
         """Respond without the application, and close."""

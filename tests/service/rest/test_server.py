@@ -134,6 +134,7 @@ async def test_a_slow_head_is_refused(serving: Serving, before: bytes) -> None:
 
 TUNNEL = b"CONNECT other.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ENDLESS_HEAD = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000
+LARGE_HEAD = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: %b\r\n\r\n" % (b"y" * 120_000)
 STOPPED_BODY = POST + b"Content-Length: 1000\r\n\r\nsome"
 
 
@@ -142,6 +143,7 @@ STOPPED_BODY = POST + b"Content-Length: 1000\r\n\r\nsome"
     [
         pytest.param(TUNNEL, {}, 400, "malformed_http", id="tunnel"),
         pytest.param(ENDLESS_HEAD, {}, 431, "head_too_large", id="endless head"),
+        pytest.param(LARGE_HEAD, {}, 431, "head_too_large", id="large head in one read"),
         pytest.param(b"\x16\x03\x01 secret\r\n\r\n", {}, 400, "malformed_http", id="malformed"),
         pytest.param(STOPPED_BODY, SMALL, 408, "request_timeout", id="stopped body"),
     ],

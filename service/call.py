@@ -54,6 +54,8 @@ class Call:
         answer_memory: What the answer holds; `free_memory` frees it once the answer is sent.
         trace: Records stages and batches.
         error: Code of the error, after a failure.
+        has_left: Whether the caller has closed the connection, also if the event loop has not
+            noticed it yet. From any thread. Always false over gRPC.
         model: Name of the served model; empty until it is found, so that no name invented by a
             caller becomes a metric label.
     """
@@ -68,6 +70,7 @@ class Call:
     waits_for_capacity: bool = False
     answer_form: AnswerForm = "bytes"
     answer_memory: HeldMemory | None = None
+    has_left: Callable[[], bool] = lambda: False
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE
     error: str | None = None

@@ -153,7 +153,7 @@ class ImagePipeline:
 
     def _read_and_submit(self, run: _ImageRun) -> None:
         """Read all headers and correct the admission; then decode and submit. In the pool."""
-        if run.is_cancelled:
+        if run.is_cancelled or run.call.has_left():
             return  # the client left while this job waited for a thread
         job = run.job
         num_patches: dict[int, int] = {}

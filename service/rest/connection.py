@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +15,8 @@ from service.safety.protection import BodyShare, Protection
 
 # Key of an ASGI scope that holds the request's `Body`.
 BODY: Final = "tipserve.body"
+# Key of an ASGI scope that holds `Call.has_left`.
+HAS_LEFT: Final = "tipserve.has_left"
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 METHOD_NOT_ALLOWED: Final = 405
 INTERNAL_SERVER_ERROR: Final = 500
@@ -120,6 +122,18 @@ class Body:
             # A task and its frames must not reference each other: they would outlive the request.
             self._handler = self._watcher = None
 
+    async def drop(self) -> NoReturn:
+        """Drop the body of a client that has left, until uvicorn has noticed it.
+
+        If the application ended earlier, uvicorn would answer 500 and log an error.
+
+        Raises:
+            ClientLeft: Always.
+        """
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        raise ClientLeft
+
     async def fetch(self, url: str, *, param: str) -> bytes:
         """Fetch an image that the body names by URL; it counts towards the memory for bodies.
 
@@ -205,6 +219,7 @@ class CallMiddleware:
             carried,
             self._protection.request_timeout_s,
         )
+        call.has_left = scope.get(HAS_LEFT, call.has_left)
         status = 0
 
         async def send_with_call(message: Message) -> None:
@@ -225,6 +240,8 @@ class CallMiddleware:
                     await self._app(scope, body, send_with_call)
                 except ServiceError as error:
                     await error_response(error, scope["path"])(scope, receive, send_with_call)
+        except ClientLeft:
+            call.error = "client_left"
         except Exception:
             # FastAPI's handler has answered and logged it, and raises it again for the server.
             if not status:

@@ -13,6 +13,7 @@ test_server.py, unless another file is named).
 | TLS handshakes count as connections, for at most `client_timeout_s`. | `startup` and `lifespan` of uvicorn's `Server` | test_silent_tls_handshakes_count_as_connections |
 | A client that reads too slowly is dropped, and its megabytes are freed. | TIOCOUTQ, SO_LINGER (Linux, TCP) | test_an_unread_answer_is_dropped |
 | A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |
+| The request of a client that has already left is not begun. | its `scope`; POLLRDHUP (Linux) | tests/service/test_abandoned.py |
 | A new connection closes the longest idle one when all are taken. | its `connections` and `cycle` | test_a_new_connection_closes_the_longest_idle_one |
 | Health is answered beyond the limit of connections. | its `url` and `parser` | test_health_is_answered_while_all_connections_send_open_heads |
 | During a drain, responses carry `Connection: close`. | `cycle.keep_alive` | tests/service/test_drain.py |
@@ -29,6 +30,7 @@ import http
 import json
 import logging
 import math
+import select
 import socket
 import ssl
 import struct
@@ -45,7 +47,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.answer_memory import AnswerMemory
 from service.errors import ErrorKind
-from service.rest.connection import CallMiddleware
+from service.rest.connection import HAS_LEFT, CallMiddleware
 from service.safety.protection import SPARE_CONNECTIONS, Protection
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -215,6 +217,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Start to wait for the first head."""
         self._written = CountedTransport(transport)
         super().connection_made(cast("asyncio.Transport", self._written))
+        self._has_left = partial(is_half_closed, transport.get_extra_info("socket").fileno())
         limits = self.protection
         now = self.loop.time()
         self._unanswered: list[Any] = []
@@ -264,6 +267,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
             raise ConnectionAbortedError("too many requests without an answer")
         super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[HAS_LEFT] = self._has_left
         self._is_in_head = True
         self._num_head_bytes = 0
         if not self._is_spare:
@@ -610,6 +614,17 @@ def num_unread_bytes(transport: asyncio.Transport) -> int:
 def num_received_bytes(transport: asyncio.Transport) -> int:
     """Bytes that the kernel has received and the event loop has not read yet."""
     return _ioctl_int(transport, termios.FIONREAD)
+
+
+def is_half_closed(descriptor: int) -> bool:
+    """Whether the peer has closed its side, also before the event loop has read that.
+
+    From any thread. Once the connection is closed, the descriptor may be another's; but then the
+    request has ended anyway.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _ioctl_int(transport: asyncio.Transport, code: int) -> int:

@@ -1,12 +1,14 @@
 """Work of a caller who has left is not begun: on every route, over REST, gRPC and streams."""
 
 import asyncio
+import socket
 import threading
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from service.data_plane import DataPlane
 from service.images import ImagePreparer
 from service.server import Server
 from tests.service.callers import (
@@ -19,10 +21,11 @@ from tests.service.callers import (
     Ask,
     ask_rest,
 )
-from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
+from tests.service.conftest import WAIT_S, Encode, Entered, FakeRuntime, Serving, sample, until
 
 # Long enough for a request to be on its way into the queue by then, also on a busy machine.
 SOON_S = 0.5
+NUM_CLIENTS = 20
 EVERY_ROUTE = pytest.mark.parametrize("route", ROUTES)
 REASONS = pytest.mark.parametrize("reason", ["hangs up", "is late"])
 
@@ -41,6 +44,63 @@ async def end(request: "asyncio.Future[Answer]", reason: str) -> None:
             await request
     else:
         assert (await request).status in DEADLINE
+
+
+def send(server: Server, image: bytes) -> socket.socket:
+    """Send a request without the event loop."""
+    head = f"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image)}\r\n"
+    connection = socket.create_connection(("127.0.0.1", server.ports["http"]))
+    connection.sendall(f"{head}Content-Type: image/png\r\n\r\n".encode() + image)
+    return connection
+
+
+async def test_requests_are_not_begun_if_their_clients_have_left_before(
+    serving: Serving,
+    encode_image: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(DataPlane, "embed_images", lambda *given: begun.append(given))
+    tasks: list[str] = []
+
+    def count(loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -> Any:
+        tasks.append(coroutine.__name__)
+        return asyncio.Task(coroutine, loop=loop, **named)
+
+    async with serving() as server:
+        asyncio.get_running_loop().set_task_factory(count)
+        # The event loop has not run since: it learns of each client and its end at once.
+        for _ in range(NUM_CLIENTS):
+            send(server, encode_image()).close()
+        labels = {"method": "POST /v1/images:embed", "code": "499"}
+        await until(lambda: sample(server.metrics, "requests_total", **labels) == NUM_CLIENTS)
+        asyncio.get_running_loop().set_task_factory(None)
+        assert total(server, "requests") == NUM_CLIENTS
+    # uvicorn's task of each: no route, and no task that waits for the end of the connection.
+    asyncios = "_accept_connection2"
+    assert begun == []
+    assert [name for name in tasks if name != asyncios] == ["run_asgi"] * NUM_CLIENTS
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_the_pool_begins_no_image_whose_client_has_left(
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(ImagePreparer, "measure", lambda *given, **named: begun.append(given))
+    release = threading.Event()
+    async with serving(pool_threads=1) as server:
+        server.pool.submit(release.wait, LIMIT_S)
+        connection = send(server, encode_image())
+        await until(lambda: server.pool._work_queue.qsize() > 0)
+        # Without an `await`: the event loop cannot notice it.
+        connection.close()
+        release.set()
+        server.pool.submit(lambda: None).result(WAIT_S)
+        assert begun == []
+        await until(lambda: total(server, "abandoned") == 1)
+        assert sample(server.metrics, "inflight") == 0
 
 
 @pytest.mark.slow

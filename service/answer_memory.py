@@ -3,6 +3,7 @@
 Shape legend: D width of embeddings, K classes.
 """
 
+import asyncio
 import math
 import threading
 from collections import deque
@@ -36,6 +37,10 @@ VECTOR_COPIES: Final = {**COPIES, "list": 2.2}
 FORM_BYTES: Final = {"overlay": 8, "outlines": 3}
 VECTOR_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
 MB: Final = 1_000_000
+# While requests wait for the memory that answers hold, a client must read at least this fast, and
+# may be behind by no more than this. Else a few answers read byte by byte would stop all others.
+CONTENDED_BYTES_PER_S: Final = 1024 * 1024
+CONTENDED_LIMIT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,25 +196,34 @@ class AnswerMemory:
         Raises:
             Overloaded: There was no room before the deadline.
         """
+        order, item = call.answer_order, call.item or 0
+        try:
+            if order is not None:
+                async with asyncio.timeout(call.remaining_s()):
+                    await order.wait(item)
+            await self._take(num_bytes, call)
+        except TimeoutError:
+            raise Overloaded(
+                "The memory for answers is full; try again.",
+                code="answer_memory_full",
+                retry_after_s=RETRY_S,
+            ) from None
+        call.answer_memory = _Share(self, num_bytes)
+        if order is not None:
+            order.passes(item)
+
+    async def _take(self, num_bytes: int, call: Call) -> None:
         with self._lock:
             if not self._waiting and self._num_bytes + num_bytes <= self._max_bytes:
                 self._num_bytes += num_bytes
-                call.answer_memory = _Share(self, num_bytes)
                 return
             waiter = CapacityWaiter(num_bytes)
             self._waiting.append(waiter)
         try:
             await waiter.wait(call.remaining_s())
-        except BaseException as error:
+        except BaseException:
             self._leave(waiter)
-            if isinstance(error, TimeoutError):
-                raise Overloaded(
-                    "The memory for answers is full; try again.",
-                    code="answer_memory_full",
-                    retry_after_s=RETRY_S,
-                ) from None
             raise
-        call.answer_memory = _Share(self, num_bytes)
 
     def give_back(self, num_bytes: int) -> None:
         """Free memory, and admit requests that wait for it."""
@@ -238,6 +252,10 @@ class _Share:
     def __init__(self, memory: AnswerMemory, num_bytes: int) -> None:
         self._memory = memory
         self._num_bytes = num_bytes
+
+    @property
+    def is_contended(self) -> bool:
+        return self._memory.is_contended
 
     def free(self) -> None:
         num_bytes, self._num_bytes = self._num_bytes, 0

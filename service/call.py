@@ -1,5 +1,6 @@
 """A call: the request id, deadline, priority and stage times of one request."""
 
+import asyncio
 import random
 import re
 import time
@@ -32,8 +33,39 @@ _ids: Final = random.Random()
 class HeldMemory(Protocol):
     """Memory that a call holds for its answer; see `service.answer_memory`."""
 
+    @property
+    def is_contended(self) -> bool:
+        """Whether a request waits for such memory."""
+
     def free(self) -> None:
         """Give it back; later calls have no effect."""
+
+
+class AnswerOrder:
+    """Lets the requests of a stream take memory for their answers in order.
+
+    Answers are sent in order. If a later one took the memory that an earlier one waits for, none of
+    both could be sent.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._passed: set[int] = set()
+        self._waiting: dict[int, asyncio.Event] = {}
+
+    async def wait(self, item: int) -> None:
+        """Return once all requests before this one have their memory or have ended."""
+        if item > self._next:
+            await self._waiting.setdefault(item, asyncio.Event()).wait()
+
+    def passes(self, item: int) -> None:
+        """A request has its memory or has ended; later calls have no effect."""
+        if item >= self._next:
+            self._passed.add(item)
+        while self._next in self._passed:
+            self._passed.remove(self._next)
+            self._next += 1
+        self._waiting.pop(self._next, asyncio.Event()).set()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +80,7 @@ class Call:
         flow: Name of the flow for fair sharing of the lanes.
         stages: Seconds in each stage; of items in parallel the slowest counts.
         item: Index of the request in its stream; None for a single request.
+        answer_order: Order in which the requests of its stream take memory for their answers.
         waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
             other calls are refused with `Overloaded`.
         answer_form: How the answer is written, which says how much memory it takes.
@@ -67,6 +100,7 @@ class Call:
     priority: int = DEFAULT_PRIORITY
     flow: str = ""
     item: int | None = None
+    answer_order: AnswerOrder | None = None
     waits_for_capacity: bool = False
     answer_form: AnswerForm = "bytes"
     answer_memory: HeldMemory | None = None

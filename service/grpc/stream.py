@@ -15,7 +15,8 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from service.call import Call
+from service.answer_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S
+from service.call import AnswerOrder, Call, HeldMemory
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.grpc.converters import refuse_unknown_fields
 from service.grpc.errors import CODE
@@ -30,15 +31,31 @@ STREAM_KINDS: Final = tuple(
 # Bytes of answers that wait to be sent; with more, no further request is read.
 MAX_UNSENT_BYTES: Final = 32 * 1024 * 1024
 POLL_S: Final = 0.02
+CHECK_S: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamItem:
-    """One request of a stream: its bytes, its index from 0, and its share of body memory."""
+    """One request of a stream.
+
+    Attributes:
+        raw: Its bytes.
+        index: Its index from 0.
+        share: Its share of body memory.
+        order: Order in which the requests of the stream take memory for their answers.
+        memory: What its answer holds until it is sent.
+    """
 
     raw: bytes
     index: int
     share: BodyShare
+    order: AnswerOrder
+    memory: HeldMemory | None = None
+
+    def free(self) -> None:
+        """Free the memory of the answer."""
+        if self.memory is not None:
+            self.memory.free()
 
 
 Answer = Callable[[StreamItem], Awaitable[bytes]]
@@ -86,7 +103,11 @@ class AnsweredStream:
         self._renew = renew
         self._closing = closing
         self._free_places = asyncio.Semaphore(limits.max_requests)
-        self._answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()
+        self._answers: asyncio.Queue[tuple[StreamItem, asyncio.Future[bytes]] | None] = (
+            asyncio.Queue()
+        )
+        self._order = AnswerOrder()
+        self._unsent: dict[int, StreamItem] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._num_unsent_bytes = 0
         self._sent = asyncio.Event()
@@ -121,8 +142,10 @@ class AnsweredStream:
         self._tasks |= {reader, closing}
         try:
             while (answer := await self._answers.get()) is not None:
-                raw = await answer
-                await self._context.write(raw)
+                item, task = answer
+                raw = await task
+                await write_answer(raw, item.memory, self._context)
+                self._unsent.pop(item.index).free()
                 self._num_unsent_bytes -= len(raw)
                 self._sent.set()
                 self._renew()
@@ -136,6 +159,8 @@ class AnsweredStream:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for item in self._unsent.values():
+                item.free()
 
     async def _read(self, refuse: Callable[[Overloaded], None]) -> None:
         try:
@@ -148,11 +173,12 @@ class AnsweredStream:
                     return
                 self._renew()
                 share = await self._hold(len(raw))
-                task = asyncio.ensure_future(self._answer(StreamItem(raw, index, share)))
+                item = self._unsent[index] = StreamItem(raw, index, share, self._order)
+                task = asyncio.ensure_future(self._answer(item))
                 del raw
                 self._tasks.add(task)
-                task.add_done_callback(partial(self._answered, share))
-                self._answers.put_nowait(task)
+                task.add_done_callback(partial(self._answered, item))
+                self._answers.put_nowait((item, task))
                 index += 1
         except Overloaded as error:
             refuse(error)
@@ -176,11 +202,38 @@ class AnsweredStream:
             share.hold(num_bytes)
         return share
 
-    def _answered(self, share: BodyShare, task: "asyncio.Future[bytes]") -> None:
+    def _answered(self, item: StreamItem, task: "asyncio.Future[bytes]") -> None:
         self._tasks.discard(task)
-        share.give_back()  # a task that is cancelled before it starts does not
+        item.share.give_back()  # a task that is cancelled before it starts does not
+        item.raw = b""
+        self._order.passes(item.index)
         if not task.cancelled() and task.exception() is None:
             self._num_unsent_bytes += len(task.result())
+
+
+async def write_answer(raw: bytes, memory: HeldMemory | None, context: Any) -> None:
+    """Send an answer, which the caller frees afterwards.
+
+    The core does not report how much of it is read. So the reader has the time that all of it takes
+    at the lowest rate; after that, the RPC is cancelled as soon as others wait for memory.
+    """
+    if memory is None:
+        await context.write(raw)
+        return
+    task = asyncio.current_task()
+    assert task is not None
+
+    async def watch(memory: HeldMemory) -> None:
+        await asyncio.sleep(CONTENDED_LIMIT_S + len(raw) / CONTENDED_BYTES_PER_S)
+        while not memory.is_contended:
+            await asyncio.sleep(CHECK_S)
+        task.cancel()
+
+    watching = asyncio.ensure_future(watch(memory))
+    try:
+        await context.write(raw)
+    finally:
+        watching.cancel()
 
 
 def begin_item(request: stream_pb2.StreamRequest, call: Call) -> str:

@@ -45,7 +45,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.answer_memory import AnswerMemory
+from service.answer_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S, AnswerMemory
 from service.errors import ErrorKind
 from service.rest.connection import HAS_LEFT, CallMiddleware
 from service.safety.protection import SPARE_CONNECTIONS, Protection
@@ -58,10 +58,6 @@ MAX_PIPELINED: Final = 64
 RETRY_AFTER_S: Final = 1
 # How long a connection beyond the limit may take to send its head.
 SPARE_HEAD_S: Final = 2.0
-# While requests wait for the memory that answers hold, a client must read at least this fast, and
-# may be behind by no more than this. Else a few answers read byte by byte would stop all others.
-CONTENDED_BYTES_PER_S: Final = 1024 * 1024
-CONTENDED_LIMIT_S: Final = 2.0
 # Value of SO_LINGER: linger for 0 s, so that closing resets the connection and drops its data.
 RESET: Final = struct.pack("ii", 1, 0)
 

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from service.answer_memory import AnswerMemory, answer_size
-from service.call import Call
+from service.call import AnswerOrder, Call
 from service.errors import Overloaded, RequestTooLarge
+from service.grpc.generated import image_pb2, segment_pb2, stream_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.messages import (
     EmbedImagesRequest,
     EstimateMapsRequest,
@@ -22,6 +25,7 @@ from service.messages import (
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
+from service.server import Server
 from tests.service.conftest import DIM, Encode, Serving, until
 
 SIZE = (150, 110)
@@ -232,3 +236,94 @@ def test_every_form_has_a_size() -> None:
     assert sent["bytes"] == sent["protobuf"] == 102_400
     assert sent["bytes"] < sent["base64"] < sent["list"]
     assert np.isfinite(list(sent.values())).all()
+
+
+async def test_requests_of_a_stream_take_memory_in_their_order() -> None:
+    memory, order = AnswerMemory(100, 100), AnswerOrder()
+    calls = [call() for _ in range(4)]
+    for item, one in enumerate(calls):
+        one.item, one.answer_order = item, order
+    order.passes(2)  # it failed, or its answer is small
+    waiting = [asyncio.ensure_future(memory.hold(60, calls[item])) for item in (3, 1)]
+    await asyncio.sleep(0.01)
+    # Else the first could not be sent, and the others neither.
+    assert memory.num_bytes == 0
+    await memory.hold(60, calls[0])
+    calls[0].free_memory()
+    await waiting[1]
+    calls[1].free_memory()
+    await waiting[0]
+    assert memory.num_bytes == 60
+    late = call(0.05)
+    late.item, late.answer_order = 5, order
+    with pytest.raises(Overloaded, match="memory for answers is full"):
+        await memory.hold(10, late)
+
+
+PIXELS = 1200 * 1200
+
+
+def connected(server: Server) -> grpc.aio.Channel:
+    target = f"127.0.0.1:{server.ports['grpc']}"
+    return grpc.aio.insecure_channel(target, [("grpc.max_receive_message_length", -1)])
+
+
+def scored_mask(encode_image: Encode, num: int = 1) -> list[stream_pb2.StreamRequest]:
+    """Requests with answers of 8.6 MB each, which take more until they are sent."""
+    request = stream_pb2.StreamRequest(
+        segment_images=segment_pb2.SegmentImagesRequest(
+            images=[image_pb2.Image(encoded=encode_image(size=(1200, 1200)))],
+            classes=[segment_pb2.SegmentClass(name="dog")],
+            include_scores=True,
+        )
+    )
+    return [request] * num
+
+
+@pytest.mark.parametrize("ends", ["read", "cancelled"])
+async def test_answers_of_a_stream_hold_their_memory_until_they_are_sent(
+    serving: Serving, encode_image: Encode, ends: str
+) -> None:
+    requests = scored_mask(encode_image, 4)
+    # Two answers fit.
+    async with serving(max_answer_memory_bytes=50 * PIXELS) as server:
+        memory = server.plane.answer_memory
+        async with connected(server) as channel:
+            stream = EncoderServiceStub(channel).Stream(iter(requests), timeout=20)
+            await until(lambda: memory.is_contended)
+            await asyncio.sleep(0.2)
+            assert memory.num_bytes > 25 * PIXELS
+            if ends == "read":
+                sizes = [len(one.segment_images.SerializeToString()) async for one in stream]
+                assert min(sizes) > 6 * PIXELS
+                assert len(sizes) == 4
+            else:
+                stream.cancel()
+            await until(lambda: memory.num_bytes == 0)
+
+
+@pytest.mark.parametrize("rpc", ["unary", "stream"])
+async def test_a_slow_reader_over_grpc_is_ended_once_others_wait_for_memory(
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch, rpc: str
+) -> None:
+    monkeypatch.setattr("service.grpc.stream.CONTENDED_LIMIT_S", 0.1)
+    monkeypatch.setattr("service.grpc.stream.CONTENDED_BYTES_PER_S", 2**30)
+    [request] = scored_mask(encode_image)
+    async with serving(max_answer_memory_bytes=30 * PIXELS) as server:
+        memory = server.plane.answer_memory
+        async with connected(server) as channel:
+            stub = EncoderServiceStub(channel)
+            if rpc == "unary":
+                raw: Any = channel.stream_stream("/tipserve.v1.EncoderService/SegmentImages")
+                slow = raw(iter([request.segment_images.SerializeToString()]), timeout=20)
+            else:
+                slow = stub.Stream(iter([request]), timeout=20)
+            await until(lambda: memory.num_bytes > 0)
+            await asyncio.sleep(1.0)
+            assert memory.num_bytes > 0, "it may go on while memory is free"
+            answer = await stub.SegmentImages(request.segment_images, timeout=20)
+            assert answer.model
+            with pytest.raises(grpc.aio.AioRpcError):
+                async for _ in slow:
+                    pass
+            await until(lambda: memory.num_bytes == 0)

@@ -155,7 +155,7 @@ async def test_an_error_of_a_call_that_has_ended_is_not_logged(
         details = SimpleNamespace(method=EMBED)
         handler = await interceptor.intercept_service(AsyncMock(return_value=made), details)
         with pytest.raises(asyncio.CancelledError):
-            await handler.stream_unary(None, context)
+            await handler.stream_stream(None, context)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

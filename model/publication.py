@@ -4,6 +4,7 @@
 REPOSITORY/                         for one model, such as /models/student
   20261125T201500Z-3fa9c1d2e4b5/    a version: time of publication, digest of its manifest
   current -> 20261125T...           link to the version to be served, replaced atomically
+  .history                          names in the order of publication, the last one last
   .20261125T...-3fa9c1d2e4b5.new/   a copy that is in progress, or whose process died
 ```
 
@@ -22,12 +23,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, get_args
 
-from model.files import locked, rename, sync_tree
+from model.files import atomic_write, locked, rename, sync_tree
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, PackageError, open_package, sha256
 
 CURRENT: Final = "current"
+HISTORY: Final = ".history"
 VERSION: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 DIGEST_DIGITS: Final = 12
 _PARTIAL: Final = ".new"
@@ -98,6 +100,8 @@ class Repository:
             else:
                 open_package(self.folder / found)
             before = self.current()
+            history = [*(name for name in self._history() if name != found), found]
+            atomic_write(self.folder / HISTORY, "\n".join(history) + "\n")
             self._point_to(found)
             if found != before:
                 self._prune(keep, before, progress)
@@ -107,7 +111,7 @@ class Repository:
         """Make an older version the current one.
 
         Args:
-            version: Name of the version; None for the one before the current.
+            version: Name of the version; None for the one published before the current.
 
         Returns:
             Its folder.
@@ -120,7 +124,8 @@ class Repository:
         with self._writing():
             names, current = self.versions(), self.current()
             if version is None:
-                earlier = [name for name in names if current is not None and name < current]
+                history = self._history()
+                earlier = history[: history.index(current)] if current in history else []
                 if not earlier:
                     raise PackageError(
                         f"{self.folder} holds no version before {current or 'any'}; it has "
@@ -141,6 +146,16 @@ class Repository:
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock"):
             yield
+
+    def _history(self) -> list[str]:
+        """All versions in the order of publication; one published again counts as new.
+
+        Names do not tell it: two versions may have been published within a second.
+        """
+        path, versions = self.folder / HISTORY, self.versions()
+        noted = path.read_text(encoding="ascii").split() if path.exists() else []
+        unknown = [name for name in versions if name not in noted]  # older than the file
+        return unknown + [name for name in noted if name in versions]
 
     def _copy(self, package: ModelPackage, version: str) -> None:
         """Copy under a temporary name, verify the copy, then rename it."""
@@ -173,7 +188,7 @@ class Repository:
         links = (path for path in self.folder.iterdir() if path.is_symlink())
         # By name, as the volume may be mounted elsewhere now.
         staying = {before, *(Path(os.readlink(link)).name for link in links)}
-        for name in self.versions()[:-keep]:
+        for name in self._history()[:-keep]:
             if name in staying:
                 continue
             leaving = self.folder / f".{name}{_PARTIAL}"

@@ -14,7 +14,7 @@ import pytest
 
 from model.manifest import MANIFEST_NAME, ParityEntry, ParityLimits
 from model.package import Manifest, ModelPackage, PackageError, open_package, sha256, write_manifest
-from model.publication import CURRENT, VERSION, Repository, check_proven
+from model.publication import CURRENT, HISTORY, VERSION, Repository, check_proven
 
 START = datetime(2026, 11, 25, 20, 15, tzinfo=UTC)
 LIMIT_S = 60.0
@@ -45,7 +45,7 @@ def publish(repository: Repository, source: Path, hours: int = 0, keep: int = 5)
 
 
 def names(repository: Repository) -> set[str]:
-    return {path.name for path in repository.folder.iterdir()} - {".lock"}
+    return {path.name for path in repository.folder.iterdir()} - {".lock", HISTORY}
 
 
 def test_a_version_is_named_by_time_and_content(repository: Repository, make_package: Make) -> None:
@@ -153,6 +153,20 @@ def test_roll_back_verifies_and_serves_an_earlier_version(
     with pytest.raises(PackageError, match=r"config\.json"):
         repository.roll_back(second.name)
     assert repository.current() == third.name
+
+
+def test_roll_back_follows_the_order_of_publication(
+    repository: Repository, make_package: Make
+) -> None:
+    sources = [make_package(name) for name in "abcd"]
+    folders = [publish(repository, source) for source in sources]  # all in one second
+    assert publish(repository, sources[1]) == folders[1]
+    assert [repository.roll_back() for _ in range(3)] == [folders[n] for n in (3, 2, 0)]
+    # A repository of before the order was noted has its names only.
+    (repository.folder / HISTORY).unlink()
+    by_name = sorted(folders)
+    assert repository.roll_back(by_name[2].name) == by_name[2]
+    assert repository.roll_back() == by_name[1]
 
 
 def test_a_rollback_without_versions_is_refused(repository: Repository) -> None:

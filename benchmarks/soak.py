@@ -1,6 +1,7 @@
 """Resident memory, threads and descriptors of a server under constant load.
 
 Claim: after two hours the last quarter is within noise of the second: nothing leaks.
+`tests/end_to_end/test_soak.py` sends some hundred of the same requests and counts objects too.
 Run: python -m benchmarks.soak --minutes 120 [--rate 10]
 """
 
@@ -8,6 +9,7 @@ import argparse
 import asyncio
 import io
 import itertools
+import math
 import os
 import random
 import statistics
@@ -28,6 +30,8 @@ from benchmarks.load import RestConnection, rest_request
 from benchmarks.service_process import RunningService, running_service
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 
+# Most requests at a time.
+MAX_OPEN = 16
 SIDES = (64, 224, 640, 1600)
 # Quarters of the run whose medians may differ by this factor.
 NOISE = 1.1
@@ -79,13 +83,13 @@ def requests() -> Iterator[bytes]:
 
 
 async def load(
-    service: RunningService, rest: Iterator[bytes], rate: float, seconds: float
+    service: RunningService, rest: Iterator[bytes], num_requests: int, rate: float = math.inf
 ) -> Counter[str]:
-    """Send requests at a constant rate; one in ten over gRPC, one in twenty hangs up."""
+    """Send requests, at most so many a second; one in ten over gRPC, one in twenty hangs up."""
     counts: Counter[str] = Counter()
     drawn = random.Random(0)
     image = photo_like_jpeg(9)
-    tasks: set[asyncio.Task[None]] = set()
+    are_few = asyncio.Semaphore(MAX_OPEN)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{service.grpc_port}") as channel:
         stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
 
@@ -111,16 +115,17 @@ async def load(
         kinds: Sequence[Callable[[], Awaitable[None]]] = (
             [over_rest] * 17 + [over_grpc] * 2 + [hang_up]
         )
-        until = time.monotonic() + seconds
-        for number in itertools.count():
-            due = until - seconds + number / rate
-            if due >= until:
-                break
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            task = asyncio.ensure_future(kinds[drawn.randrange(len(kinds))]())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await asyncio.gather(*tasks)
+
+        async def send(due: float) -> None:
+            async with are_few:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                try:
+                    await kinds[drawn.randrange(len(kinds))]()
+                except (OSError, grpc.RpcError) as error:
+                    counts[type(error).__name__] += 1
+
+        began = time.monotonic()
+        await asyncio.gather(*(send(began + number / rate) for number in range(num_requests)))
     return counts
 
 
@@ -143,7 +148,8 @@ def main() -> None:
     rest = requests()
     with running_service() as service:
         for minute in range(options.minutes):
-            counts += asyncio.run(load(service, rest, options.rate, 60.0))
+            num_requests = round(60 * options.rate)
+            counts += asyncio.run(load(service, rest, num_requests, options.rate))
             samples.append(sample(service.pid))
             now = samples[-1]
             print(

@@ -5,19 +5,37 @@ Run: python -m benchmarks.answer_peaks
 """
 
 import argparse
+import base64
 import http.client
 import io
+import json
 import resource
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
+import grpc
 import numpy as np
 from PIL import Image
 
-from benchmarks.service_process import running_service
+from benchmarks.service_process import RunningService, running_service
+from service.grpc.generated import (
+    classify_pb2,
+    embed_pb2,
+    encoder_service_pb2_grpc,
+    features_pb2,
+    image_pb2,
+    segment_pb2,
+)
 
 SIDE = 6324  # 40 megapixels, the default limit
+WEBP_SIDE = 3535  # the largest that the memory for decoding admits
+# With these sides answers of 6 and of 12 bytes a pixel are just within `max_answer_bytes`.
+SCORES_SIDE, COLORS_SIDE = 4690, 3300
+NUM_IN_BATCH = 8
+REFUSED = {"WEBP", "TIFF with a huge tile"}
 LIMIT_MIB = 512
 MIB = 1024 * 1024
 LISTS, BASE64 = "application/json", "application/json base64"
@@ -38,13 +56,21 @@ ROUTES = {
 
 def inputs() -> Iterator[tuple[str, str, bytes]]:
     """Small files of large images: a name, a media type, and the file."""
+    size, webp_size = (SIDE, SIDE), (WEBP_SIDE, WEBP_SIDE)
     for name, image, options in (
-        ("1-bit PNG", Image.new("1", (SIDE, SIDE)), {}),
-        ("palette PNG with transparency", Image.new("P", (SIDE, SIDE)), {"transparency": 0}),
-        ("grey JPEG", Image.new("L", (SIDE, SIDE)), {}),
+        ("12 megapixels of WEBP", Image.new("RGBA", webp_size), {"lossless": True}),
+        ("1-bit PNG", Image.new("1", size), {}),
+        ("22 megapixels of 1-bit PNG", Image.new("1", (SCORES_SIDE, SCORES_SIDE)), {}),
+        ("11 megapixels of 1-bit PNG", Image.new("1", (COLORS_SIDE, COLORS_SIDE)), {}),
+        ("palette PNG with transparency", Image.new("P", size), {"transparency": 0}),
+        ("RGBA PNG", Image.new("RGBA", size), {}),
+        ("grey JPEG", Image.new("L", size), {}),
+        ("progressive JPEG", Image.new("L", size), {"progressive": True}),
+        ("transparent GIF", Image.new("P", size), {"transparency": 0}),
+        ("WEBP", Image.new("RGBA", size), {"lossless": True}),
     ):
         stream = io.BytesIO()
-        kind = name.rpartition(" ")[2] if "JPEG" in name else "PNG"
+        kind = name.rpartition(" ")[2] if name != "palette PNG with transparency" else "PNG"
         image.save(stream, kind, **options)
         yield name, f"image/{kind.lower()}", stream.getvalue()
     tags = (
@@ -82,6 +108,78 @@ def ask(port: int, path: str, form: str, *, media: str, body: bytes) -> tuple[in
         connection.close()
 
 
+def batch(path: str, image: bytes) -> tuple[str, bytes]:
+    """The same request as JSON, with several copies of the image."""
+    route, _, query = path.partition("?")
+    fields: dict[str, Any] = {"images": [base64.b64encode(image).decode()] * NUM_IN_BATCH}
+    for name, value in parse_qsl(query):
+        fields[name] = value.split(",") if name in {"classes", "outputs"} else value
+    return route, json.dumps(fields).encode()
+
+
+def rpcs(body: bytes) -> dict[str, tuple[str, Any]]:
+    """The RPC and its request by name, for each kind of answer."""
+    images = [image_pb2.Image(encoded=body)]
+    classes = [segment_pb2.SegmentClass(name=name) for name in ("dog", "cat")]
+    segment, features = segment_pb2.SegmentImagesRequest, features_pb2.VisualizeFeaturesRequest
+    slide = segment_pb2.SEGMENT_MODE_SLIDE
+    outputs = ("IMAGE_OUTPUT_PATCHES", "IMAGE_OUTPUT_VALUES")
+    names: list[tuple[str, dict[str, Any]]] = [
+        ("segment", {}),
+        ("scores", {"include_scores": True}),
+        ("slide", {"mode": slide}),
+    ]
+    found: dict[str, tuple[str, Any]] = {
+        f"gRPC {name}": ("SegmentImages", segment(images=images, classes=classes, **fields))
+        for name, fields in names
+    }
+    for kind in ("COLORS", "COMPONENT", "GROUPS"):
+        request = features(images=images, kind=f"FEATURE_KIND_{kind}")
+        found[f"gRPC {kind.lower()}"] = ("VisualizeFeatures", request)
+    embed = embed_pb2.EmbedImagesRequest(images=images, outputs=outputs)
+    found["gRPC embed"] = ("EmbedImages", embed)
+    classify = classify_pb2.ClassifyImagesRequest(images=images, classes=classes)
+    found["gRPC classify"] = ("ClassifyImages", classify)
+    return found
+
+
+def call(service: RunningService, method: str, request: Any) -> tuple[str, int]:
+    """Status and length of the answer to one RPC."""
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{service.grpc_port}", options) as channel:
+        stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
+        try:
+            answer = getattr(stub, method)(request, timeout=120)
+        except grpc.RpcError as error:
+            return error.code().name, 0
+        return "OK", answer.ByteSize()
+
+
+def peaks(
+    service: RunningService, name: str, media: str, body: bytes
+) -> Iterator[tuple[str, str, int, float]]:
+    """Ask for every form of every answer: form, status, length, and peak."""
+    for route, path in ROUTES.items():
+        for form in FORMS:
+            peak_mib(service.pid, reset=True)
+            status, length = ask(service.http_port, path, form, media=media, body=body)
+            if status in {400, 406, 422} and name not in REFUSED:
+                continue  # there is no such form
+            yield f"{route:20} {form:26}", str(status), length, peak_mib(service.pid)
+    for route, (method, request) in rpcs(body).items():
+        peak_mib(service.pid, reset=True)
+        code, length = call(service, method, request)
+        yield f"{route:47}", code, length, peak_mib(service.pid)
+    for route in ("embed", "classify"):
+        peak_mib(service.pid, reset=True)
+        path, document = batch(ROUTES[route], body)
+        status, length = ask(
+            service.http_port, path, LISTS, media="application/json", body=document
+        )
+        form = f"{NUM_IN_BATCH} images"
+        yield f"{route:20} {form:26}", str(status), length, peak_mib(service.pid)
+
+
 def main() -> None:
     """Ask for each form of each answer, and print the peaks."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -99,19 +197,9 @@ def main() -> None:
             if options.input not in name:
                 continue
             print(f"\n{name}, {len(body)} bytes")
-            for route, path in ROUTES.items():
-                for form in FORMS:
-                    before = peak_mib(pid, reset=True)
-                    status, length = ask(port, path, form, media=media, body=body)
-                    if status in {400, 406, 422} and "TIFF" not in name:
-                        continue  # there is no such form
-                    peak = peak_mib(pid)
-                    highest = max(highest, peak)
-                    print(
-                        f"{route:20} {form:26} {status} {length / 1e6:7.1f} MB  "
-                        f"peak {peak:5.0f} MiB (+{max(0.0, peak - before):.0f})",
-                        flush=True,
-                    )
+            for form, status, length, peak in peaks(service, name, media, body):
+                highest = max(highest, peak)
+                print(f"{form} {status} {length / 1e6:7.1f} MB  peak {peak:5.0f} MiB", flush=True)
     print(f"\nhighest peak: {highest:.0f} MiB (claim: at most {LIMIT_MIB})")
     print(f"this client: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
 

@@ -12,6 +12,7 @@ Shape legend: H W pixels of the upright image.
 import ctypes
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Bytes of a pixel in Pillow's memory, by mode; 4 for all others.
+PIXEL_BYTES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 # Those that swap height and width.
 SIDEWAYS: Final = {UPRIGHT[tag] for tag in (5, 6, 7, 8)}
 WHITE: Final = (255, 255, 255)
@@ -51,8 +54,15 @@ MAX_READS: Final = 50_000
 MAX_TILE_PIXELS: Final = 1024 * 1024
 TILE_WIDTH_TAG: Final = 322
 TILE_HEIGHT_TAG: Final = 323
+BITS_TAG: Final = 258
+STRIP_ROWS_TAG: Final = 278
 # Pixels of an image that are converted at once.
 BAND_PIXELS: Final = 1024 * 1024
+# Most bytes that decoding one image may take, for each pixel of `max_pixels`. Usual files take 1 to
+# 4 for each of their own pixels; a WebP file of 1.6 kB took 610 MiB with 40 megapixels.
+DECODING_BYTES: Final = 5
+# libwebp's canvas and the one before it, Pillow's copy of it, and the image; 4 bytes each.
+WEBP_PIXEL_BYTES: Final = 16
 # Each scan of a JPEG costs a pass over every pixel, and may have 30 bytes: without a bound a file
 # of 600 kB takes minutes within all other limits. Cameras and optimizers write about ten scans;
 # libtiff has the same bound of 100 for JPEG data in TIFF files.
@@ -68,6 +78,7 @@ SCAN: Final = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e]")
 LIBTIFF: Final = re.compile(r"/\S*/libtiff[^/\s]*\.so[.\d]*")
 
 Box = tuple[float, float, float, float]
+Conversion = Callable[[Image.Image], Image.Image]
 
 
 class ImageError(ValueError):
@@ -97,13 +108,46 @@ class ImageLimits:
         if self.max_bytes < 1 or self.min_side < 1 or self.max_pixels < self.min_side**2:
             raise ValueError("limits: max_bytes, max_pixels and min_side allow no image")
 
+    @property
+    def max_decoding_bytes(self) -> int:
+        """Memory that decoding an image may take."""
+        return DECODING_BYTES * self.max_pixels
+
+
+class DecodingMemory:
+    """Bounds the memory of images that threads decode and scale at the same time.
+
+    Args:
+        max_bytes: Of all images together. A larger one is decoded alone.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = self._free_bytes = max_bytes
+        self._turn = threading.Lock()
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def hold(self, num_bytes: int) -> Iterator[None]:
+        """Wait for memory, and hold it while the block runs."""
+        num_bytes = min(num_bytes, self._max_bytes)
+        # One thread waits for memory, the others for it: small images do not overtake a large one.
+        with self._turn, self._freed:
+            self._freed.wait_for(lambda: self._free_bytes >= num_bytes)
+            self._free_bytes -= num_bytes
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free_bytes += num_bytes
+                self._freed.notify()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedImage:
     """A decoded image as its file stores it: perhaps sideways, perhaps reduced.
 
     Attributes:
-        image: Of mode RGB or L.
+        image: Of any mode; see `flatten` and `scale_flat`.
         box: Left, top, right and bottom of the content, in pixels of `image`. The content of a
             reduced image may end within its last row and column.
         size_hw: Height and width of the upright image at full size.
@@ -152,6 +196,7 @@ def load_image(
     *,
     reduce_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
     formats: tuple[str, ...] = FORMATS,
+    hold: Callable[[int], object] = lambda num_bytes: None,
 ) -> LoadedImage:
     """Decode an image.
 
@@ -161,6 +206,7 @@ def load_image(
         reduce_to: Maps the upright height and width to the least height and width that must remain.
             A JPEG is then decoded at a half, a quarter or an eighth of its size where possible.
         formats: Accepted formats, a subset of `FORMATS`.
+        hold: Called with the bytes that decoding takes, before it begins; may wait.
 
     Raises:
         ImageError: Not an image of these formats, or broken.
@@ -169,7 +215,9 @@ def load_image(
     with _decoder_errors(formats), _open(data, limits, formats) as image:
         if has_too_many_scans(data):
             raise ImageTooLarge(f"the JPEG has more than {MAX_SCANS} scans; encode it again")
+        coefficient_bytes = _coefficient_bytes(image, data)
         if image.format not in REDUCIBLE:
+            hold(_decoding_bytes(image, limits))
             image.load()  # before the orientation is read: Pillow's TIFF decoder applies it itself
         turn = _turn(image)
         stored_hw = image.height, image.width
@@ -183,8 +231,10 @@ def load_image(
             reduced = image.draft(None, (width, height))
             if reduced is not None:
                 loaded = replace(loaded, box=reduced[1])
-        image.load()
-        return replace(loaded, image=flatten(image))
+        if image.format in REDUCIBLE:
+            hold(_decoding_bytes(image, limits, coefficient_bytes))
+            image.load()
+        return loaded
 
 
 def decode_image(
@@ -201,42 +251,74 @@ def decode_image(
         ImageTooLarge: Over a limit.
     """
     loaded = load_image(data, limits, reduce_to=reduce_to, formats=formats)
-    return np.asarray(loaded.upright(loaded.image).convert("RGB"))
+    return np.asarray(loaded.upright(flatten(loaded.image)).convert("RGB"))
 
 
 def flatten(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to opaque RGB or L; transparent parts are laid on white.
 
-    In bands of rows: an RGBA copy of 40 megapixels takes 160 MB, and its float64 samples 320 MB.
+    Raises:
+        ImageError: Its colours cannot be converted.
     """
+    if _is_flat(image):
+        return image
+    return _in_bands(image, image.width, lambda band: band)
+
+
+def scale_flat(
+    image: Image.Image, size_hw: tuple[int, int], resample: Image.Resampling, box: Box
+) -> Image.Image:
+    """Scale the part `box` of an image of any mode, and convert it as `flatten` does.
+
+    The result is that of scaling the flat image, which would take up to four times the memory:
+    Pillow, too, scales rows first and rounds to 8 bits before it scales columns.
+
+    Raises:
+        ImageError: Its colours cannot be converted.
+    """
+    height, width = size_hw
+    if _is_flat(image):
+        return image.resize((width, height), resample, box)
+    left, top, right, bottom = box
+    narrow = _in_bands(
+        image,
+        width,
+        lambda band: band.resize((width, band.height), resample, (left, 0, right, band.height)),
+    )
+    return narrow.resize((width, height), resample, (0, top, width, bottom))
+
+
+def _is_flat(image: Image.Image) -> bool:
+    return image.mode in {"RGB", "L"} and not image.has_transparency_data
+
+
+def _in_bands(image: Image.Image, width: int, scale: Conversion) -> Image.Image:
+    """Convert and scale bands of rows: an RGBA copy of 40 megapixels would take 160 MB."""
+    with _decoder_errors(FORMATS):
+        mode, convert = _flattening(image)
+        converted = Image.new(mode, (width, image.height))
+        for band in _bands(image):
+            converted.paste(scale(convert(image.crop(band))), (0, band[1]))
+        return converted
+
+
+def _flattening(image: Image.Image) -> tuple[str, Conversion]:
+    """The mode of the flat image, and what makes it of a part of the image."""
     if image.has_transparency_data:
-        return _in_bands(image, "RGB", _on_white)
+        return "RGB", _on_white
     if image.mode.startswith("I;16"):
-        return _in_bands(image, "L", lambda band: (np.asarray(band) >> 8).astype(np.uint8))
+        return "L", lambda band: Image.fromarray((np.asarray(band) >> 8).astype(np.uint8))
     if image.mode == "I":
-        return _in_bands(image, "L", lambda band: _to_grey(np.asarray(band) / 257))
+        return "L", lambda band: _to_grey(np.asarray(band) / 257)
     if image.mode == "F":
         brightest = 0.0
         for box in _bands(image):
             samples_hW = np.asarray(image.crop(box))
             brightest = max(brightest, float(np.nan_to_num(samples_hW).max(initial=0)))
-        factor = 255 if brightest <= 1 else 1
-        return _in_bands(image, "L", lambda band: _to_grey(np.asarray(band) * np.float64(factor)))
-    if image.mode in {"RGB", "L"}:
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _in_bands(
-    image: Image.Image,
-    mode: str,
-    convert: Callable[[Image.Image], Image.Image | NDArray[np.uint8]],
-) -> Image.Image:
-    converted = Image.new(mode, image.size)
-    for box in _bands(image):
-        band = convert(image.crop(box))
-        converted.paste(band if isinstance(band, Image.Image) else Image.fromarray(band), box)
-    return converted
+        factor = np.float64(255 if brightest <= 1 else 1)
+        return "L", lambda band: _to_grey(np.asarray(band) * factor)
+    mode = "L" if image.mode == "1" else "RGB"
+    return mode, lambda band: band.convert(mode)
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
@@ -323,6 +405,47 @@ def _check_tile(image: TiffImageFile) -> None:
         raise ImageTooLarge("the TIFF has tiles larger than its image; encode it again")
 
 
+def _decoding_bytes(image: Image.Image, limits: ImageLimits, coefficient_bytes: int = 0) -> int:
+    """Memory that decoding takes at its peak.
+
+    Raises:
+        ImageTooLarge: It is more than an image may take.
+    """
+    pixel_bytes = PIXEL_BYTES.get(image.mode, 4)
+    if image.format == "WEBP":
+        pixel_bytes = WEBP_PIXEL_BYTES
+    num_bytes = image.width * image.height * pixel_bytes + coefficient_bytes
+    if isinstance(image, TiffImageFile):
+        if image.tag_v2.get(ORIENTATION_TAG, 1) != 1:
+            num_bytes *= 2  # Pillow turns it into a copy
+        num_bytes += _strip_bytes(image)
+    if num_bytes > limits.max_decoding_bytes:
+        raise ImageTooLarge(
+            f"decoding this {image.format} takes {num_bytes} bytes of memory, at most "
+            f"{limits.max_decoding_bytes} allowed; send a smaller image, or a baseline JPEG or PNG"
+        )
+    return num_bytes
+
+
+def _coefficient_bytes(image: Image.Image, data: bytes) -> int:
+    """Memory for the coefficients of a JPEG, of which libjpeg keeps all if it has several scans."""
+    if image.format not in REDUCIBLE or _has_one_scan(data):
+        return 0
+    factors: list[int] = [rows * columns for _, rows, columns, _ in image.layer]  # type: ignore[attr-defined]
+    return 2 * math.ceil(image.width * image.height * sum(factors) / max(factors))
+
+
+def _strip_bytes(image: TiffImageFile) -> int:
+    """Memory for one strip or tile of a TIFF, which libtiff decodes as a whole."""
+    if not image.tile or image.tile[0].codec_name != "libtiff":
+        return 0
+    tags = image.tag_v2
+    num_rows = min(tags.get(STRIP_ROWS_TAG, image.height), image.height)
+    num_pixels = tags.get(TILE_WIDTH_TAG, image.width) * tags.get(TILE_HEIGHT_TAG, num_rows)
+    # libtiff makes four bytes a pixel of some colours.
+    return int(num_pixels) * max(4, sum(tags.get(BITS_TAG, (1,))) // 8)
+
+
 @contextmanager
 def _decoder_errors(formats: tuple[str, ...]) -> Iterator[None]:
     """Turn any exception of a decoder into an `ImageError`; decoders raise nearly any type."""
@@ -362,7 +485,6 @@ def _has_one_scan(data: bytes) -> bool:
     return False
 
 
-def _to_grey(values_HW: NDArray[np.floating]) -> NDArray[np.uint8]:
+def _to_grey(values_HW: NDArray[np.floating]) -> Image.Image:
     """Round values to 8 bits; NaN becomes black."""
-    grey_HW: NDArray[np.uint8] = np.nan_to_num(values_HW).clip(0, 255).astype(np.uint8)
-    return grey_HW
+    return Image.fromarray(np.nan_to_num(values_HW).clip(0, 255).astype(np.uint8))

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.image_codec import scale_flat
+
 Fit = Literal["squash", "aspect"]
 Scaling = Literal["bilinear", "bicubic"]
 FILTERS: Final[Mapping[Scaling, Image.Resampling]] = {
@@ -85,16 +87,14 @@ def scale_image(
     """Scale with antialiasing.
 
     Args:
-        image: Of mode RGB or L.
+        image: Of any mode; the result is of mode RGB or L.
         size_hw: Height and width to scale to.
         box: Left, top, right and bottom of the part to scale; None for all of it.
         scaling: Bilinear, as the reference processor scales; the published protocol of zero-shot
             segmentation scales bicubically.
     """
     box = box or (0, 0, image.width, image.height)
-    height, width = size_hw
-    # Pillow copies when nothing is to be scaled.
-    return image.resize((width, height), FILTERS[scaling], box)
+    return scale_flat(image, size_hw, FILTERS[scaling], box)
 
 
 def to_planes(image: Image.Image) -> NDArray[np.float32]:

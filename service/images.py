@@ -4,7 +4,7 @@ Shape legend: H W pixels.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, Self, TypeGuard
@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.image_codec import ImageError, ImageLimits, ImageTooLarge, load_image, read_size
+from model.image_codec import (
+    DecodingMemory,
+    ImageError,
+    ImageLimits,
+    ImageTooLarge,
+    load_image,
+    read_size,
+)
 from model.preprocess import Fit, Scaling, prepare_image, scale_image, target_size, to_planes
 from service.errors import InvalidRequest
 from service.messages import ImageInput
@@ -142,6 +149,8 @@ class ImagePreparer:
         self, limits: ImageLimits, *, max_patches: int, jpeg_decode: JpegDecode = "fast"
     ) -> None:
         self._limits = limits
+        # One of the largest images at a time, or many small ones.
+        self._memory = DecodingMemory(limits.max_decoding_bytes)
         self._max_patches = max_patches
         self._jpeg_decode = jpeg_decode
 
@@ -217,13 +226,17 @@ class ImagePreparer:
         self, data: bytes, rule: SizeRule, param: str
     ) -> tuple[Image.Image, tuple[int, int]]:
         reduce_to = None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
-        with image_errors(param):
-            loaded = load_image(data, self._limits, reduce_to=reduce_to)
-        target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
-        # Scale first: turning a large photo at full size would cost as much as scaling it.
-        scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
-        scaled = loaded.upright(scaled)
-        return scaled, loaded.size_hw
+        with image_errors(param), ExitStack() as held:
+            loaded = load_image(
+                data,
+                self._limits,
+                reduce_to=reduce_to,
+                hold=lambda num_bytes: held.enter_context(self._memory.hold(num_bytes)),
+            )
+            target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
+            # Scale first: turning a large photo at full size would cost as much as scaling it.
+            scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
+            return loaded.upright(scaled), loaded.size_hw
 
 
 def _is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:

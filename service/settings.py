@@ -104,8 +104,7 @@ class Settings(BaseSettings):
     than one lane with several threads. Default: 1, or more if there are fewer lanes than CPUs."""
     pool_threads: Positive | None = None
     """Threads that decode images and encode responses. Default: the number of available CPUs, at
-    most 8, and at most as many as can decode images of `max_image_pixels` in half of the free
-    memory."""
+    most 8."""
     jpeg_decode: Literal["fast", "exact"] = "fast"
     """`fast` decodes a JPEG at a half, a quarter or an eighth of its size if the result is still at
     least twice the size that the model sees. It takes half the time, and differs from `exact` by
@@ -181,7 +180,9 @@ class Settings(BaseSettings):
     max_image_bytes: Positive = 16 * 1024 * 1024
     """Maximum bytes of an encoded image."""
     max_image_pixels: Positive = 40_000_000
-    """Maximum pixels of an image, as declared by its header."""
+    """Maximum pixels of an image, as declared by its header. Decoding may take five bytes for each
+    of them, for one image and for all that are decoded at the same time. Some files take more for
+    each of their own pixels: WebP 16, progressive JPEG without subsampling 6."""
     max_request_bytes: Positive = 32 * 1024 * 1024
     """Maximum bytes of a request body or message."""
     request_timeout_s: Seconds = 60.0

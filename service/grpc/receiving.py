@@ -11,6 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any, Final
 
+from model.image_codec import DECODING_BYTES
 from service.call import Clock
 from service.errors import Overloaded
 from service.monitoring.metrics import Metrics
@@ -37,10 +38,10 @@ Waiter = asyncio.Future[None]
 
 
 def max_caller_bytes(settings: Settings) -> int:
-    """Most bytes that callers can make the server hold, besides images that are being decoded.
+    """Most bytes that callers can make the server hold.
 
     The sum of the messages that gRPC is receiving, the windows of its RPCs (at times twice as much,
-    as measured), received bodies and messages, and answers.
+    as measured), received bodies and messages, images that are being decoded, and answers.
     """
     num_places = (1 + STREAM_PLACES) * settings.num_receive_places + NUM_OPEN_PLACES
     num_rpcs = settings.max_concurrent_rpcs + MAX_OPEN_UNARY + MAX_OPEN_STREAMS
@@ -48,6 +49,7 @@ def max_caller_bytes(settings: Settings) -> int:
         num_places * settings.max_request_bytes
         + num_rpcs * 2 * settings.stream_window_bytes
         + settings.max_body_memory_bytes
+        + DECODING_BYTES * settings.max_image_pixels
         + settings.max_answer_memory_bytes
     )
 

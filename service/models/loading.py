@@ -47,8 +47,6 @@ WARM_UP_TOKENS: Final = 8
 MAX_BATCH_IMAGES: Final = 64
 # One lane copies its images to the device while the other computes.
 GPU_LANES: Final = 2
-# While an image is decoded: the stored pixels and their copy on a background, four bytes each.
-DECODED_PIXEL_BYTES: Final = 8
 # Loads the runtime of a lane, given `num_threads` and `num_lanes`.
 Load = Callable[..., Runtime]
 
@@ -465,15 +463,5 @@ def request_limits(settings: Settings) -> RequestLimits:
 
 
 def num_pool_threads(settings: Settings) -> int:
-    """Threads that decode and encode: as set, or one per available CPU.
-
-    The default is lower if so many of the largest images do not fit into memory at once.
-    """
-    if settings.pool_threads is not None:
-        return settings.pool_threads
-    free_bytes = free_memory()
-    threads = min(available_cpus(), MAX_LANES)
-    if free_bytes is None:
-        return threads
-    image_bytes = DECODED_PIXEL_BYTES * settings.max_image_pixels
-    return max(1, min(threads, int(free_bytes * MEMORY_SHARE) // image_bytes))
+    """Threads that decode and encode: as set, or one per available CPU."""
+    return settings.pool_threads or min(available_cpus(), MAX_LANES)

@@ -1,22 +1,30 @@
 """Every kind of image becomes upright RGB; anything else raises an `ImageError`."""
 
 import io
+import math
 import struct
+import subprocess
+import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
+from model import image_codec
 from model.image_codec import (
+    DECODING_BYTES,
     FORMATS,
     MAX_READS,
     MAX_SCANS,
+    DecodingMemory,
     ImageError,
     ImageLimits,
     ImageTooLarge,
@@ -26,6 +34,7 @@ from model.image_codec import (
     has_too_many_scans,
     load_image,
     read_size,
+    scale_flat,
     upright_size,
 )
 
@@ -207,9 +216,10 @@ def test_a_damaged_file_decodes_or_is_an_image_error(
     kept = bytes(data[: max(1, int(cut * 2 * len(data)))])
     try:
         loaded = load_image(kept, LIMITS, reduce_to=halves if is_reduced else None)
+        flat = flatten(loaded.image)
     except ImageError:
         return
-    upright = loaded.upright(loaded.image)
+    upright = loaded.upright(flat)
     assert upright.mode in {"RGB", "L"}
     left, top, right, bottom = loaded.box
     assert (left, top) == (0, 0)
@@ -378,6 +388,114 @@ def test_flattening_keeps_colours_and_greys(mode: str) -> None:
     grey = np.asarray(orange("L"))[0, 0]
     flat = np.asarray(flatten(orange(mode)).convert("RGB")).astype(int)
     assert np.abs(flat - (grey if mode in {"LA", "La"} else ORANGE)).max() <= 5
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("mode", ["RGB", "1", "P", "CMYK", "RGBA", "LA", "I;16", "I", "F"])
+def test_scaling_in_bands_gives_the_scaled_flat_image(
+    monkeypatch: pytest.MonkeyPatch, mode: str, resample: Image.Resampling
+) -> None:
+    image = Image.fromarray(NOISE)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    else:
+        image = image.convert("L").convert(mode) if mode in {"I;16", "LA"} else image.convert(mode)
+    monkeypatch.setattr(image_codec, "BAND_PIXELS", 7 * image.width)
+    for (height, width), box in (((12, 17), (0, 0, 40, 30)), ((30, 40), (0.5, 1.25, 38.5, 29))):
+        expected = flatten(image).resize((width, height), resample, box)
+        scaled = scale_flat(image, (height, width), resample, box)
+        np.testing.assert_array_equal(np.asarray(scaled), np.asarray(expected))
+
+
+# Decodes and scales standard input, and prints what `hold` was called with, and the peak.
+DECODE = """
+import sys
+from PIL import Image
+from model.image_codec import ImageLimits, load_image, scale_flat
+from service.machine import PeakMeter
+
+data, held = sys.stdin.buffer.read(), []
+
+def run():
+    limits = ImageLimits(max_bytes=len(data), max_pixels=36_000_000)
+    image = load_image(data, limits, hold=held.append).image
+    scale_flat(image, (112, 112), Image.Resampling.BILINEAR, (0, 0, *image.size))
+
+peak = PeakMeter().peak_bytes(run)
+print(*held, -1 if peak is None else peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file_format", "mode", "options"),
+    [
+        ("PNG", "P", {"transparency": 0}),
+        ("PNG", "RGB", {"transparency": (0, 0, 0)}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "I;16", {}),
+        ("GIF", "P", {"transparency": 0}),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 2}),
+        ("JPEG", "CMYK", {"progressive": True}),
+        ("TIFF", "RGB", {"tiffinfo": {274: 6}}),
+        ("TIFF", "L", {"compression": "tiff_lzw"}),
+        ("TIFF", "RGBA", {"compression": "tiff_lzw"}),
+        ("TIFF", "RGB", {"compression": "zstd"}),
+        ("TIFF", "F", {"compression": "lzma"}),
+    ],
+)
+def test_decoding_takes_no_more_memory_than_it_holds(
+    monkeypatch: pytest.MonkeyPatch,
+    project_root: Path,
+    file_format: str,
+    mode: str,
+    options: dict[str, object],
+) -> None:
+    monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", 2**30)  # the image is one strip
+    data = save(Image.new(mode, (2000, 2000)), file_format, **options)
+    result = subprocess.run(
+        [sys.executable, "-c", DECODE],
+        cwd=project_root,
+        input=data,
+        check=True,
+        capture_output=True,
+    )
+    held_bytes, peak_bytes = map(int, result.stdout.split())
+    assert peak_bytes < held_bytes + 12 * 2**20
+
+
+def test_an_image_that_takes_too_much_memory_is_refused() -> None:
+    side = 700  # half of the pixels of the limit
+    data = save(Image.new("RGB", (side, side), ORANGE), "WEBP", lossless=True)
+    limits = replace(LIMITS, max_pixels=math.ceil(16 * side**2 / DECODING_BYTES))
+    assert decode_image(data, limits)[0, 0].tolist() == list(ORANGE)
+    with pytest.raises(ImageTooLarge, match="bytes of memory, at most 5000000 allowed"):
+        decode(data)
+
+
+def test_images_that_are_decoded_at_once_share_a_memory() -> None:
+    memory = DecodingMemory(100)
+    order: list[str] = []
+
+    def decode_another(name: str, num_bytes: int) -> None:
+        with memory.hold(num_bytes):
+            order.append(name)
+
+    large = threading.Thread(target=decode_another, args=("large", 10_000))
+    small = threading.Thread(target=decode_another, args=("small", 10))
+    with memory.hold(60):
+        with memory.hold(40):
+            large.start()
+            large.join(0.05)
+            small.start()
+            small.join(0.05)
+            assert order == []
+        small.join(0.05)
+        assert order == [], "a small image does not overtake a large one"
+    large.join(20)
+    small.join(20)
+    assert order == ["large", "small"]
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 from functools import partial
@@ -19,6 +20,7 @@ from service.machine import (
     free_memory,
     memory_limit,
     resident_bytes,
+    return_large_blocks,
     trim,
     trimming_memory,
     unused_bytes,
@@ -132,6 +134,34 @@ def test_without_a_resettable_peak_the_run_happens_unmeasured(tmp_path: Path) ->
 def test_a_c_library_without_malloc_trim_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     trim()
+    return_large_blocks()
+
+
+# Frees blocks of growing size, after which glibc would keep those of 16 MiB, and prints what stays.
+KEPT = """
+from service.machine import resident_bytes, return_large_blocks
+
+if {is_on}:
+    return_large_blocks()
+for size in (20, 30):
+    bytearray(size * 2**20)
+before = resident_bytes()
+blocks = [bytearray(b"x") * (16 * 2**20) for _ in range(8)]
+last = bytearray(b"x") * 2**17
+del blocks
+print((resident_bytes() - before) // 2**20)
+"""
+
+
+@pytest.mark.parametrize(("is_on", "kept_mib"), [(True, range(16)), (False, range(100, 200))])
+def test_large_blocks_leave_the_process_when_they_are_freed(
+    project_root: Path, is_on: bool, kept_mib: range
+) -> None:
+    if "glibc" not in platform.libc_ver():
+        pytest.skip("the heap of this C library is another")
+    command = [sys.executable, "-c", KEPT.format(is_on=is_on)]
+    kept = subprocess.run(command, cwd=project_root, check=True, capture_output=True, text=True)
+    assert int(kept.stdout) in kept_mib
 
 
 @pytest.mark.parametrize(

@@ -161,9 +161,12 @@ def test_the_bound_of_memory_follows_the_settings() -> None:
         max_request_bytes=2**25,
         max_concurrent_rpcs=512,
         stream_window_bytes=2**19,
+        max_image_pixels=2**24,
         max_answer_memory_bytes=2**27,
     )
-    # 8 + 32 + 2 messages of 32 MiB, 832 windows twice, 256 MiB of messages, 128 MiB of answers.
-    assert max_caller_bytes(given) == 42 * 2**25 + 832 * 2 * 2**19 + 2**28 + 2**27
+    # 8 + 32 + 2 messages of 32 MiB, 832 windows twice, 256 MiB of messages, 128 MiB of answers,
+    # and 80 MiB of images.
+    others = 2**28 + 2**27 + 5 * 2**24
+    assert max_caller_bytes(given) == 42 * 2**25 + 832 * 2 * 2**19 + others
     many = Settings(max_body_memory_bytes=2**28, max_request_bytes=2**28)
     assert many.num_receive_places == 2

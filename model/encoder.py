@@ -131,6 +131,7 @@ class VisionGraph(nn.Module):
     def __init__(self, model: Tipsv2Model) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return cls1 [B, D], cls2 [B, D], patches [B, N, D] and value-path patches [B, N, D]."""
@@ -147,6 +148,7 @@ class TextGraph(nn.Module):
     def __init__(self, model: Tipsv2Model) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return text embeddings [B, D]; zeros for a row without tokens."""
@@ -165,6 +167,7 @@ class _TransformersVision(nn.Module):
     def __init__(self, model: Tipsv2Model) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tokens_BTD: Tensor = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
@@ -178,6 +181,7 @@ class _TransformersText(nn.Module):
     def __init__(self, model: Tipsv2Model) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         output = self.model.text_model(input_ids=input_ids, attention_mask=attention_mask)

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
-from transformers import Tipsv2Model, Tipsv2Tokenizer
+from transformers import Tipsv2Tokenizer
 
+from model.encoder import Encoder, Tipsv2Encoder
 from model.segmentation import segment
 from training.checkpoint import save_atomically, split_model
 from training.data.scenes import Scene
-from training.evaluate.encoder import SceneEncoder
+from training.evaluate.encoder import SceneEncoder, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark
 from training.evaluate.zero_shot_segmentation import class_ids
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
@@ -122,23 +123,21 @@ def label_colours(labels_SS: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 def scene_panel(
-    model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
+    encoder: Encoder,
     scenes: Sequence[Scene],
     names: Sequence[str],
 ) -> NDArray[np.uint8]:
     """Draw scenes of one size in rows: uint8 [B * S, 4 * S, 3].
 
     Args:
-        model: In evaluation mode, on the CPU.
-        tokenizer: Its own.
+        encoder: In evaluation mode, on the CPU.
         scenes: At least one.
         names: Candidates of the predicted mask; must include all objects of the scenes.
     """
-    encoder = SceneEncoder(model, tokenizer, scenes)
-    classes_KD, ids_K = encoder.classes(names, "none"), class_ids(names)
+    encoded = SceneEncoder(encoder, scenes)
+    classes_KD, ids_K = encoded.classes(names, "none"), class_ids(names)
     side = len(scenes[0].mask_SS)
-    patches_BND = np.stack([encoder.feature("patches", scene) for scene in scenes])
+    patches_BND = np.stack([encoded.feature("patches", scene) for scene in scenes])
     grid = round(patches_BND.shape[1] ** 0.5)
     rows = []
     for scene, patches_ND, colours_N3 in zip(
@@ -222,26 +221,22 @@ class Observation:
         save_model(self._folder, method, self._tokenizer)
         if self._board is None:
             return {}
-        model, row = self._scored_model(method), Row()
+        encoder, row = self._scored_encoder(method), Row()
         for benchmark in self._benchmarks:
-            row |= benchmark.quick_scores(model, self._tokenizer)
+            row |= benchmark.quick_scores(encoder)
         print(json.dumps({"step": step, **row}), flush=True)
         if self._benchmarks:
             shown = self._benchmarks[0]
             scenes = shown.scenes[:_NUM_SHOWN]
-            panel = scene_panel(model, self._tokenizer, scenes, shown.names)
+            panel = scene_panel(encoder, scenes, shown.names)
             self._board.add_panel(step, panel)
         return row
 
-    def _scored_model(self, method: ParallelMethod) -> Tipsv2Model:
+    def _scored_encoder(self, method: ParallelMethod) -> Encoder:
         """The model itself if it is whole and on the CPU, else the saved one."""
         if not method.is_sharded and method.device == torch.device("cpu"):
-            return method.method.model
-        saved: Tipsv2Model = Tipsv2Model.from_pretrained(
-            self._folder / MODEL_FOLDER, attn_implementation="eager"
-        )
-        saved.eval()
-        return saved
+            return Tipsv2Encoder(method.method.model, self._tokenizer)
+        return load_for_evaluation(self._folder / MODEL_FOLDER)
 
     def report(self, row: Row) -> None:
         """Add a log row to TensorBoard."""

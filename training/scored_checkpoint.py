@@ -11,7 +11,7 @@ import torch
 from model.manifest import ScoreEntry
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
-from training.evaluate.chosen_encoder import Encoder
+from training.evaluate.chosen_encoder import ChosenEncoder
 from training.evaluate.encoder import find_model
 from training.evaluate.report import evaluate, write_scores
 from training.run_record import code_version, read_configs
@@ -48,7 +48,7 @@ class ScoredRuns:
 
 def score(
     runs: ScoredRuns, *, data: DataFolder, num_scenes: int
-) -> tuple[Encoder, list[ScoreEntry]]:
+) -> tuple[ChosenEncoder, list[ScoreEntry]]:
     """Evaluate runs or model folders; write nothing.
 
     Args:
@@ -86,7 +86,7 @@ def _last_step(run: Path) -> int:
     return int(json.loads(log[-1])["step"])
 
 
-def _provenance(runs: ScoredRuns, encoder: Encoder) -> dict[str, object]:
+def _provenance(runs: ScoredRuns, encoder: ChosenEncoder) -> dict[str, object]:
     run = runs.student
     return {
         "licence": LICENCE,

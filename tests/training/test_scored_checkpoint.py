@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Tipsv2Encoder
 from model.manifest import ScoreEntry
 from training import scored_checkpoint
 from training.data.folder import DataFolder
-from training.evaluate.chosen_encoder import Encoder
+from training.evaluate.chosen_encoder import ChosenEncoder
 from training.export.package import NEEDED_FILES, build_manifest
 from training.scored_checkpoint import ScoredRuns, write_scored_checkpoint
 
@@ -55,13 +56,12 @@ def test_export_finds_all_that_it_needs(
         further: Sequence[Path],
         served: Path | None,
         num_scenes: int,
-    ) -> tuple[Encoder, list[ScoreEntry]]:
+    ) -> tuple[ChosenEncoder, list[ScoreEntry]]:
         assert (student, teacher, num_scenes) == (run / "model", other / "model", 3)
         assert (list(further), served) == ([other / "model"], package.parent / "current")
         assert data.path == tmp_path
-        chosen = Encoder(
-            model=model,
-            tokenizer=tokenizer,
+        chosen = ChosenEncoder(
+            encoder=Tipsv2Encoder(model, tokenizer),
             features="values",
             templates="tcl",
             class_templates="none",
@@ -79,7 +79,7 @@ def test_export_finds_all_that_it_needs(
     )
     assert entries == [ENTRY]
     assert not [name for name in NEEDED_FILES if not (output / name).is_file()]
-    manifest = build_manifest(model, output, name="tiny")
+    manifest = build_manifest(Tipsv2Encoder(model, tokenizer), output, name="tiny")
     assert manifest.scores == [ENTRY]
     assert manifest.licence == "Apache-2.0"
     assert (manifest.zero_shot.features, manifest.zero_shot.templates) == ("values", "tcl")

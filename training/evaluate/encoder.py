@@ -1,4 +1,4 @@
-"""Encodes images, names and captions with a torch model for evaluation.
+"""Encodes images, names and captions with an encoder in torch for evaluation.
 
 Shapes: B images, S their side in pixels, T texts, K names, N patches, D width.
 """
@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Tipsv2Model, Tipsv2Tokenizer
+from torch import nn
+from transformers import PreTrainedModel
 
-from model.features import text_features, vision_features
+from model.encoder import Encoder, load_encoder
+from model.preprocess import prepare_image
 from model.segmentation import average_prompts
 from model.text import TEMPLATES
-from training.data.batch import tokenize
 from training.data.scenes import Scene
 from training.methods.teacher import MODEL_FOLDER
 
@@ -37,52 +38,87 @@ def find_model(folder: Path) -> Path:
 _BATCH = 64
 
 
+def load_for_evaluation(folder: Path) -> Encoder:
+    """Load a finished encoder to run on a CPU."""
+    encoder = load_encoder(folder)
+    for module in (*encoder.vision.modules(), *encoder.text.modules()):
+        if isinstance(module, PreTrainedModel):
+            # On a CPU, plain matrix products are faster for so few tokens than the fused kernel.
+            module.set_attn_implementation("eager")
+    return encoder
+
+
+def draw_weights(encoder: Encoder) -> None:
+    """Replace all weights by random ones, as a new network would have."""
+    done: set[nn.Module] = set()
+    for tower in (encoder.vision, encoder.text):
+        _draw(tower, done)
+
+
+@torch.no_grad()
+def _draw(module: nn.Module, done: set[nn.Module]) -> None:
+    if module in done:
+        return
+    done.add(module)
+    if isinstance(module, PreTrainedModel):
+        module.load_state_dict(type(module)(module.config).state_dict())
+        return
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+    else:
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        for tensor in own:
+            if tensor.is_floating_point() and tensor.numel() > 1:
+                tensor.normal_(0, tensor.std().item())
+    for child in module.children():
+        _draw(child, done)
+
+
 @torch.inference_mode()
 def encode_images(
-    model: Tipsv2Model, images: Sequence[NDArray[np.uint8]]
+    encoder: Encoder, images: Sequence[NDArray[np.uint8]]
 ) -> dict[str, NDArray[np.float32]]:
     """Features of images of one size.
 
     Args:
-        model: In evaluation mode.
-        images: uint8 RGB [S, S, 3] each, at least one.
+        encoder: In evaluation mode.
+        images: uint8 RGB [S, S, 3] each, at least one. They are scaled to the native size if S is
+            no size that the encoder takes.
 
     Returns:
         "cls1" and "cls2" [B, D], "patches" and "values" [B, N, D], as the model gives them.
     """
+    side = images[0].shape[0]
+    if side % encoder.size_multiple:
+        side = encoder.native_size
     parts = []
     for start in range(0, len(images), _BATCH):
-        pixels_BSS3 = torch.from_numpy(np.stack(images[start : start + _BATCH]))
-        features = vision_features(model, pixels_BSS3.permute(0, 3, 1, 2).float() / 255.0)
-        parts.append(
-            {
-                "cls1": features.cls1_BD.numpy(),
-                "cls2": features.cls2_BD.numpy(),
-                "patches": features.patches_BND.numpy(),
-                "values": features.values_BND.numpy(),
-            }
-        )
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        chosen = images[start : start + _BATCH]
+        pixels_B3SS = np.stack([prepare_image(pixels_SS3, (side, side)) for pixels_SS3 in chosen])
+        parts.append(encoder.vision(torch.from_numpy(pixels_B3SS)))
+    names = ("cls1", "cls2", "patches", "values")
+    return {
+        name: torch.cat(outputs).numpy()
+        for name, outputs in zip(names, zip(*parts, strict=True), strict=True)
+    }
 
 
 @torch.inference_mode()
-def encode_texts(
-    model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, texts: Sequence[str]
-) -> NDArray[np.float32]:
+def encode_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Embeddings [T, D] of texts, not normalised."""
     parts = []
     for start in range(0, len(texts), _BATCH):
-        batch = tokenize(tokenizer, texts[start : start + _BATCH])
-        parts.append(text_features(model, batch.token_ids_BL, batch.mask_BL).numpy())
+        batch = encoder.tokenizer.encode(texts[start : start + _BATCH])
+        ids_BL, mask_BL = torch.from_numpy(batch.token_ids_BL), torch.from_numpy(batch.mask_BL)
+        parts.append(encoder.text(ids_BL, mask_BL).numpy())
     return np.concatenate(parts)
 
 
-def encode_names(
-    model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, names: Sequence[str], templates: str
-) -> NDArray[np.float32]:
+def encode_names(encoder: Encoder, names: Sequence[str], templates: str) -> NDArray[np.float32]:
     """Class embeddings [K, D] of unit length, each averaged over a template set."""
     prompts = [template.format(name) for name in names for template in TEMPLATES[templates]]
-    texts_TD = encode_texts(model, tokenizer, prompts)
+    texts_TD = encode_texts(encoder, prompts)
     by_name_KPD = texts_TD.reshape(len(names), -1, texts_TD.shape[1])
     return np.stack([average_prompts(prompts_PD) for prompts_PD in by_name_KPD])
 
@@ -90,12 +126,10 @@ def encode_names(
 class SceneEncoder:
     """Features of scenes by identity, float32."""
 
-    def __init__(
-        self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, scenes: Sequence[Scene]
-    ) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, encoder: Encoder, scenes: Sequence[Scene]) -> None:
+        self._encoder = encoder
         self._row = {id(scene): number for number, scene in enumerate(scenes)}
-        self.features = encode_images(model, [scene.pixels_SS3 for scene in scenes])
+        self.features = encode_images(encoder, [scene.pixels_SS3 for scene in scenes])
 
     def feature(self, kind: str, scene: Scene) -> NDArray[np.float32]:
         """One scene's "patches" or "values" [N, D], "cls1" or "cls2" [D]."""
@@ -103,4 +137,4 @@ class SceneEncoder:
 
     def classes(self, names: Sequence[str], templates: str) -> NDArray[np.float32]:
         """Class embeddings [K, D], averaged over a template set."""
-        return encode_names(self._model, self._tokenizer, names, templates)
+        return encode_names(self._encoder, names, templates)

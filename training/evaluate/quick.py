@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import Tipsv2Model, Tipsv2Tokenizer
-
 from training.data.folder import DataFolder
+from training.evaluate.encoder import load_for_evaluation
 from training.evaluate.ranking import ClassificationBenchmark
 from training.evaluate.sets import (
     SegmentationBenchmark,
@@ -23,7 +22,7 @@ def quick_scores(
     """Score models on the development sets: under 40 s for the first, under 10 for each further.
 
     Args:
-        models: Folders in transformers' format, with a tokenizer.
+        models: Folders that `Encoder.save` wrote.
         data: The data folder.
         num_scenes: Scenes per set.
 
@@ -40,13 +39,12 @@ def quick_scores(
     drawings = development_drawings(data)
     table = _chance(scenes, drawings)
     for folder in models:
-        model = Tipsv2Model.from_pretrained(folder, attn_implementation="eager").eval()
-        tokenizer = Tipsv2Tokenizer.from_pretrained(folder)
+        encoder = load_for_evaluation(folder)
         for benchmark in scenes:
-            for key, value in benchmark.quick_scores(model, tokenizer).items():
+            for key, value in benchmark.quick_scores(encoder).items():
                 table[key][str(folder)] = value
         for images in drawings:
-            found = images.classify(model, tokenizer, "none").found(1)
+            found = images.classify(encoder, "none").found(1)
             table[f"{images.name}/top-1"][str(folder)] = round(found, 2)
     return table
 

@@ -16,8 +16,8 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Encoder
 from model.segmentation import l2_normalize
 from training.data.concepts import all_concepts
 from training.data.scenes import Scene
@@ -124,10 +124,10 @@ class ClassificationBenchmark:
         if missing:
             raise ValueError(f"{self.name}: {missing} are shown but are no candidates")
 
-    def classify(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, templates: str) -> Ranking:
+    def classify(self, encoder: Encoder, templates: str) -> Ranking:
         """Rank all candidates for every image by a template set of `model.text`."""
-        cls1_MD = encode_images(model, self.images)["cls1"]
-        return self.rank(cls1_MD, encode_names(model, tokenizer, self.names, templates))
+        cls1_MD = encode_images(encoder, self.images)["cls1"]
+        return self.rank(cls1_MD, encode_names(encoder, self.names, templates))
 
     def rank(self, cls1_MD: NDArray[np.float32], classes_KD: NDArray[np.float32]) -> Ranking:
         """Rank all candidates by cosine; neither side need be normalised."""
@@ -197,8 +197,7 @@ SETTINGS = (
 
 
 def retrieve(
-    model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
+    encoder: Encoder,
     scenes: Sequence[Scene],
     *,
     features: Mapping[str, NDArray[np.float32]],
@@ -207,10 +206,9 @@ def retrieve(
     """Rank both ways.
 
     Args:
-        model: In evaluation mode.
-        tokenizer: Its own.
+        encoder: In evaluation mode.
         scenes: B scenes.
-        features: Their "cls1" and "cls2" [B, D], by the model.
+        features: Their "cls1" and "cls2" [B, D], by the encoder.
         setting: Captions and embedding.
 
     Returns:
@@ -219,7 +217,7 @@ def retrieve(
     """
     captions = [getattr(scene.captions, setting.captions) for scene in scenes]
     distinct = list(dict.fromkeys(captions))
-    texts_UD = encode_texts(model, tokenizer, distinct)
+    texts_UD = encode_texts(encoder, distinct)
     return rank_both_ways(features[setting.token], captions, texts_UD)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
 from training.evaluate.bootstrap import Interval, bootstrap
-from training.evaluate.chosen_encoder import Development, Encoder, load_encoder
+from training.evaluate.chosen_encoder import ChosenEncoder, Development, load_chosen
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.ranking import (
     SETTINGS,
@@ -58,18 +58,18 @@ class ComparedModels:
         random: Random weights in the student's shape.
     """
 
-    student: Encoder
-    further: tuple[Encoder, ...] = ()
-    teacher: Encoder | None = None
-    served: Encoder | None = None
-    random: Encoder
+    student: ChosenEncoder
+    further: tuple[ChosenEncoder, ...] = ()
+    teacher: ChosenEncoder | None = None
+    served: ChosenEncoder | None = None
+    random: ChosenEncoder
 
-    def students(self) -> dict[str, Encoder]:
+    def students(self) -> dict[str, ChosenEncoder]:
         """Students by the name of their row."""
         rows = {f"student, seed {i}": encoder for i, encoder in enumerate(self.further, start=1)}
         return {STUDENT: self.student, **rows}
 
-    def rows(self) -> dict[str, Encoder]:
+    def rows(self) -> dict[str, ChosenEncoder]:
         """All models by the name of their row."""
         others = {"teacher": self.teacher, SERVED: self.served}
         known = {row: encoder for row, encoder in others.items() if encoder is not None}
@@ -99,8 +99,7 @@ class _Table:
 def score_scenes(benchmark: SegmentationBenchmark, models: ComparedModels) -> list[ScoreEntry]:
     """Segmentation of one test set, and retrieval if the set is used for it."""
     encoded = {
-        row: SceneEncoder(encoder.model, encoder.tokenizer, benchmark.scenes)
-        for row, encoder in models.rows().items()
+        row: SceneEncoder(chosen.encoder, benchmark.scenes) for row, chosen in models.rows().items()
     }
     entries = list(_segmentation_entries(benchmark, models, encoded))
     if benchmark.is_retrieved:
@@ -159,10 +158,9 @@ def _retrieval_entries(
         split = f"{benchmark.name}; {setting.captions} captions, {setting.token.upper()}"
         table = _Table(task=RETRIEVAL, split=split)
         rankings = {}
-        for row, encoder in models.rows().items():
+        for row, chosen in models.rows().items():
             rankings[row] = retrieve(
-                encoder.model,
-                encoder.tokenizer,
+                chosen.encoder,
                 benchmark.scenes,
                 features=encoded[row].features,
                 setting=setting,
@@ -175,8 +173,8 @@ def _retrieval_entries(
 def score_drawings(benchmark: ClassificationBenchmark, models: ComparedModels) -> list[ScoreEntry]:
     """Classification of one test set."""
     rankings = {
-        row: benchmark.classify(encoder.model, encoder.tokenizer, encoder.class_templates)
-        for row, encoder in models.rows().items()
+        row: benchmark.classify(chosen.encoder, chosen.class_templates)
+        for row, chosen in models.rows().items()
     }
     table = _Table(task=CLASSIFICATION, split=benchmark.name)
     return list(_ranking_entries(table, rankings, "top-"))
@@ -208,7 +206,7 @@ def evaluate(
     further: Sequence[Path] = (),
     served: Path | None = None,
     num_scenes: int = 500,
-) -> tuple[Encoder, list[ScoreEntry]]:
+) -> tuple[ChosenEncoder, list[ScoreEntry]]:
     """Score a student on every test set.
 
     Args:
@@ -226,11 +224,11 @@ def evaluate(
         scenes=development_benchmarks(data), drawings=development_drawings(data)
     )
     models = ComparedModels(
-        student=load_encoder(student, development),
-        further=tuple(load_encoder(folder, development) for folder in further),
-        teacher=None if teacher is None else load_encoder(teacher, development),
-        served=None if served is None else load_encoder(served, development),
-        random=load_encoder(student, development, is_random=True),
+        student=load_chosen(student, development),
+        further=tuple(load_chosen(folder, development) for folder in further),
+        teacher=None if teacher is None else load_chosen(teacher, development),
+        served=None if served is None else load_chosen(served, development),
+        random=load_chosen(student, development, is_random=True),
     )
     entries: list[ScoreEntry] = []
     for scenes in held_out_scenes(data, num_scenes):

@@ -10,10 +10,9 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Encoder
 from training.data.concepts import all_concepts
-from training.data.crops import PATCH
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names, seen_names
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 from training.evaluate.encoder import SceneEncoder
@@ -62,12 +61,12 @@ class SegmentationBenchmark:
         self, encoder: SceneEncoder, classes_KD: NDArray[np.float32], kind: str
     ) -> SceneCounts:
         """Count a model's segmentation by one kind of patch features, "patches" or "values"."""
-        scorer = patch_scorer(partial(encoder.feature, kind), classes_KD, PATCH)
+        scorer = patch_scorer(partial(encoder.feature, kind), classes_KD)
         return count_scenes(self.scenes, self.names, scorer)
 
-    def quick_scores(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> dict[str, float]:
+    def quick_scores(self, under_test: Encoder) -> dict[str, float]:
         """Compute mIoU of final patches, value path and painted CLS1, without intervals."""
-        encoder = SceneEncoder(model, tokenizer, self.scenes)
+        encoder = SceneEncoder(under_test, self.scenes)
         classes = encoder.classes(self.names, "none")
         row = {}
         for kind in ("patches", "values"):

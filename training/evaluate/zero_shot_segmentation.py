@@ -8,6 +8,7 @@ Shapes: R resamples of the scenes, S scenes, K candidate names, N patches, D wid
 of a scene, H W pixels, h w patch grid.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -145,13 +146,14 @@ def _count_scene(
 
 
 def patch_scorer(
-    features_of: Callable[[Scene], NDArray[np.float32]], classes_KD: NDArray[np.float32], patch: int
+    features_of: Callable[[Scene], NDArray[np.float32]], classes_KD: NDArray[np.float32]
 ) -> Scorer:
-    """Score by patch features [N, D]."""
+    """Score by patch features [N, D] of a square grid."""
 
     def score(scene: Scene) -> NDArray[np.float32]:
-        side = scene.mask_SS.shape[0] // patch
-        return cosine_map(features_of(scene), classes_KD, (side, side))
+        features_ND = features_of(scene)
+        side = math.isqrt(len(features_ND))
+        return cosine_map(features_ND, classes_KD, (side, side))
 
     return score
 

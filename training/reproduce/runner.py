@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Encoder, Tipsv2Encoder, load_encoder
 from model.files import atomic_file
 from model.segmentation import l2_normalize
 from training.data.batch import Batch
-from training.data.crops import PATCH
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names
 from training.data.scenes import compose_scene
 from training.evaluate.encoder import SceneEncoder, encode_texts
@@ -121,10 +120,8 @@ def make_benchmarks(data: DataFolder, *, size: int, num_scenes: int) -> Benchmar
     )
 
 
-def measure(
-    model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, benchmarks: Benchmarks
-) -> dict[str, NDArray[np.float64]]:
-    """Measure a model in evaluation mode.
+def measure(encoder: Encoder, benchmarks: Benchmarks) -> dict[str, NDArray[np.float64]]:
+    """Measure an encoder in evaluation mode.
 
     Returns:
         Arrays by "SET/ROW/FIELD" for the fields of SceneCounts, and by "SET/retrieval/DIRECTION"
@@ -132,11 +129,11 @@ def measure(
     """
     arrays: dict[str, NDArray[np.float64]] = {}
     for benchmark in benchmarks:
-        encoder = SceneEncoder(model, tokenizer, benchmark.scenes)
-        for row, counts in _segmentation(benchmark, encoder).items():
+        encoded = SceneEncoder(encoder, benchmark.scenes)
+        for row, counts in _segmentation(benchmark, encoded).items():
             for item in fields(SceneCounts):
                 arrays[f"{benchmark.name}/{row}/{item.name}"] = getattr(counts, item.name)
-        for direction, hit_S in _retrieval(benchmark, encoder, model, tokenizer).items():
+        for direction, hit_S in _retrieval(benchmark, encoded, encoder).items():
             arrays[f"{benchmark.name}/retrieval/{direction}"] = hit_S
     return arrays
 
@@ -154,9 +151,7 @@ def _segmentation(
     benchmark: SegmentationBenchmark, encoder: SceneEncoder
 ) -> dict[str, SceneCounts]:
     classes_KD = encoder.classes(benchmark.names, TEMPLATES)
-    scorers = {
-        kind: patch_scorer(partial(encoder.feature, kind), classes_KD, PATCH) for kind in KINDS
-    }
+    scorers = {kind: patch_scorer(partial(encoder.feature, kind), classes_KD) for kind in KINDS}
     scorers[PAINTED] = painted_scorer(partial(encoder.feature, "cls1"), classes_KD)
     scorers[LARGEST] = largest_object_scorer(benchmark.names)
     return {
@@ -167,9 +162,8 @@ def _segmentation(
 
 def _retrieval(
     benchmark: SegmentationBenchmark,
-    encoder: SceneEncoder,
-    model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
+    encoded: SceneEncoder,
+    encoder: Encoder,
 ) -> dict[str, NDArray[np.float64]]:
     """Recall at 1 among all scenes: short captions by CLS1, whole-scene captions by CLS2."""
     hits: dict[str, NDArray[np.float64]] = {}
@@ -180,9 +174,9 @@ def _retrieval(
     }
     for name, (token, texts) in streams.items():
         images_SD = l2_normalize(
-            np.stack([encoder.feature(token, scene) for scene in benchmark.scenes])
+            np.stack([encoded.feature(token, scene) for scene in benchmark.scenes])
         )
-        texts_SD = l2_normalize(encode_texts(model, tokenizer, texts))
+        texts_SD = l2_normalize(encode_texts(encoder, texts))
         right_SS = np.asarray(texts)[:, None] == np.asarray(texts)
         hits[f"{name} text to image"] = _found(texts_SD @ images_SD.T, right_SS)
         hits[f"{name} image to text"] = _found(images_SD @ texts_SD.T, right_SS)
@@ -273,8 +267,7 @@ def _make_run(run: PlannedRun, benchmarks: Benchmarks, memory: BatchMemory) -> N
     path = train(config, share=lambda batches: memory.share(stream, batches))
     cpu_s = time.process_time() - started_s
     if run.is_measured:
-        model = Tipsv2Model.from_pretrained(path).eval()
-        arrays = measure(model, Tipsv2Tokenizer.from_pretrained(path), benchmarks)
+        arrays = measure(load_encoder(path), benchmarks)
         save_measures(arrays, folder / MEASURES)
     record = Record(
         config=repr(config),
@@ -287,13 +280,12 @@ def _make_run(run: PlannedRun, benchmarks: Benchmarks, memory: BatchMemory) -> N
 
 def _measure_average(folder: Path, benchmarks: Benchmarks) -> None:
     """Measure the model with its averaged encoder, which was its teacher."""
-    model = Tipsv2Model.from_pretrained(folder / MODEL_FOLDER).eval()
+    encoder = Tipsv2Encoder.load(folder / MODEL_FOLDER)
     state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
     prefix = "teacher_tower."
     tower = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    model.vision_model.load_state_dict(tower)
-    tokenizer = Tipsv2Tokenizer.from_pretrained(folder / MODEL_FOLDER)
-    save_measures(measure(model, tokenizer, benchmarks), folder / AVERAGE_MEASURES)
+    encoder.model.vision_model.load_state_dict(tower)
+    save_measures(measure(encoder, benchmarks), folder / AVERAGE_MEASURES)
 
 
 def _share_text(run: PlannedRun) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Tipsv2Encoder
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 
 SCENES = SceneConfig(size=42, count_weights=(0.0, 0.6, 0.4), min_size=0.4, twin_share=0.0)
@@ -28,6 +29,12 @@ def encoder_model(student_model: Tipsv2Model) -> Tipsv2Model:
     """A fresh model in evaluation mode."""
     student_model.eval()
     return student_model
+
+
+@pytest.fixture
+def encoder(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> Tipsv2Encoder:
+    """The model with its tokenizer."""
+    return Tipsv2Encoder(encoder_model, tokenizer)
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Tipsv2Model, Tipsv2Tokenizer
+from transformers import Tipsv2Model
 
+from model.encoder import Tipsv2Encoder
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate import chosen_encoder
-from training.evaluate.chosen_encoder import Development, load_encoder
+from training.evaluate.chosen_encoder import Development, load_chosen
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.ranking import single_drawings
 from training.evaluate.sets import SegmentationBenchmark
@@ -35,22 +36,18 @@ def development(
 
 
 def test_the_choices_with_the_best_mean_scores_are_taken(
-    encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, development: Development
+    encoder: Tipsv2Encoder, development: Development
 ) -> None:
-    chosen = chosen_encoder.choose(encoder_model, tokenizer, development)
+    chosen = chosen_encoder.choose(encoder, development)
     miou, top = {}, {}
     for templates in ("none", "tcl"):
         for kind in ("patches", "values"):
-            encoders = [
-                SceneEncoder(encoder_model, tokenizer, b.scenes) for b in development.scenes
-            ]
+            encoders = [SceneEncoder(encoder, b.scenes) for b in development.scenes]
             miou[kind, templates] = sum(
                 b.patch_counts(e, e.classes(b.names, templates), kind).miou()
                 for b, e in zip(development.scenes, encoders, strict=True)
             )
-        top[templates] = sum(
-            b.classify(encoder_model, tokenizer, templates).found(1) for b in development.drawings
-        )
+        top[templates] = sum(b.classify(encoder, templates).found(1) for b in development.drawings)
     assert miou[chosen.features, chosen.templates] == max(miou.values())
     assert len(set(miou.values())) > 1
     assert top[chosen.class_templates] == max(top.values())
@@ -63,13 +60,13 @@ def test_random_weights_have_only_the_shape_of_the_model(
         for parameter in encoder_model.vision_model.parameters():
             parameter.mul_(1.1)  # as if trained
     encoder_model.save_pretrained(folder)
-    trained = load_encoder(folder, development)
-    random = load_encoder(folder, development, is_random=True)
-    again = load_encoder(folder, development, is_random=True)
-    assert not trained.model.training
-    for name, value in trained.model.state_dict().items():
-        other = random.model.state_dict()[name]
-        assert other.shape == value.shape
-        assert other.equal(again.model.state_dict()[name])
-    weight = "vision_model.encoder.layer.0.mlp.fc1.weight"
-    assert not trained.model.state_dict()[weight].equal(random.model.state_dict()[weight])
+    trained = load_chosen(folder, development)
+    random = load_chosen(folder, development, is_random=True)
+    again = load_chosen(folder, development, is_random=True)
+    states = [chosen.encoder.vision.state_dict() for chosen in (trained, random, again)]
+    assert not any(module.training for module in trained.encoder.vision.modules())
+    for name, value in states[0].items():
+        assert states[1][name].shape == value.shape
+        assert states[1][name].equal(states[2][name])
+    weight = "model.vision_model.encoder.layer.0.mlp.fc1.weight"
+    assert not states[0][weight].equal(states[1][weight])

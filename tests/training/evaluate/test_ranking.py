@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Tipsv2Encoder
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate.bootstrap import bootstrap
@@ -123,12 +123,11 @@ def test_an_embedding_equal_to_its_class_is_right(benchmark: ClassificationBench
 def test_a_model_is_ranked_by_its_first_token(
     templates: str,
     benchmark: ClassificationBenchmark,
-    encoder_model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
+    encoder: Tipsv2Encoder,
 ) -> None:
-    found = benchmark.classify(encoder_model, tokenizer, templates)
-    features = encode_images(encoder_model, benchmark.images)
-    classes_KD = encode_names(encoder_model, tokenizer, benchmark.names, templates)
+    found = benchmark.classify(encoder, templates)
+    features = encode_images(encoder, benchmark.images)
+    classes_KD = encode_names(encoder, benchmark.names, templates)
     first, second = (benchmark.rank(features[key], classes_KD) for key in ("cls1", "cls2"))
     assert found.rank_Q.tolist() == first.rank_Q.tolist() != second.rank_Q.tolist()
     assert found.chance(1) == pytest.approx(100 / len(benchmark.names))
@@ -164,14 +163,13 @@ def test_equal_captions_are_one_candidate_and_share_their_images() -> None:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_model_is_ranked_by_its_own_embeddings(
     setting: RetrievalSetting,
-    encoder_model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
+    encoder: Tipsv2Encoder,
     scenes: list[Scene],
 ) -> None:
-    features = SceneEncoder(encoder_model, tokenizer, scenes).features
-    found = retrieve(encoder_model, tokenizer, scenes, features=features, setting=setting)
+    features = SceneEncoder(encoder, scenes).features
+    found = retrieve(encoder, scenes, features=features, setting=setting)
     captions = [getattr(scene.captions, setting.captions) for scene in scenes]
-    texts_UD = encode_texts(encoder_model, tokenizer, list(dict.fromkeys(captions)))
+    texts_UD = encode_texts(encoder, list(dict.fromkeys(captions)))
 
     def ranks(both: dict[str, Ranking]) -> dict[str, list[int]]:
         return {direction: ranking.rank_Q.tolist() for direction, ranking in both.items()}

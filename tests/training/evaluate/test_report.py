@@ -9,12 +9,13 @@ import torch
 from pydantic import TypeAdapter
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Tipsv2Encoder
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate import report
-from training.evaluate.chosen_encoder import Encoder
+from training.evaluate.chosen_encoder import ChosenEncoder
 from training.evaluate.ranking import single_drawings
 from training.evaluate.report import ComparedModels
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
@@ -41,7 +42,7 @@ def models(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> ComparedMo
     torch.manual_seed(5)
     other_model = Tipsv2Model(encoder_model.config).eval()
     one, other = (
-        Encoder(model=model, tokenizer=tokenizer, features="patches", templates="none")
+        ChosenEncoder(encoder=Tipsv2Encoder(model, tokenizer), features="patches", templates="none")
         for model in (encoder_model, other_model)
     )
     return ComparedModels(student=one, further=(other,), teacher=one, served=other, random=one)

@@ -4,10 +4,9 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Tipsv2Encoder
 from training.data.concepts import all_concepts
-from training.data.crops import PATCH
 from training.data.folder import DataFolder, common_names, seen_names
 from training.data.scenes import Scene, SceneSource, compose_scene
 from training.evaluate import sets
@@ -62,18 +61,18 @@ def test_decisions_are_made_on_other_names_or_styles_than_the_tests(
 
 
 def test_a_quick_score_is_the_score(
-    encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, scenes: list[Scene], names: list[str]
+    encoder: Tipsv2Encoder, scenes: list[Scene], names: list[str]
 ) -> None:
     benchmark = SegmentationBenchmark(name="quick", scenes=scenes, names=names)
-    row = benchmark.quick_scores(encoder_model, tokenizer)
-    encoder = SceneEncoder(encoder_model, tokenizer, scenes)
-    classes_KD = encoder.classes(names, "none")
+    row = benchmark.quick_scores(encoder)
+    encoded = SceneEncoder(encoder, scenes)
+    classes_KD = encoded.classes(names, "none")
     for kind in ("patches", "values"):
-        scorer = patch_scorer(partial(encoder.feature, kind), classes_KD, PATCH)
+        scorer = patch_scorer(partial(encoded.feature, kind), classes_KD)
         counts = count_scenes(scenes, names, scorer)
         assert row[f"quick/{kind}"] == pytest.approx(counts.miou(), abs=0.005)
         assert row[f"quick/{kind}_which"] == pytest.approx(counts.which(), abs=0.005)
-    painted = painted_scorer(partial(encoder.feature, "cls1"), classes_KD)
+    painted = painted_scorer(partial(encoded.feature, "cls1"), classes_KD)
     expected = count_scenes(scenes, names, painted).miou()
     assert row["quick/painted"] == pytest.approx(expected, abs=0.005)
     assert len(row) == 5

@@ -146,7 +146,7 @@ def test_counts_equal_a_plain_implementation_with_torch(
     features: dict[int, NDArray[np.float32]],
     classes: NDArray[np.float32],
 ) -> None:
-    scorer = patch_scorer(lambda scene: features[id(scene)], classes, PATCH)
+    scorer = patch_scorer(lambda scene: features[id(scene)], classes)
     counts = count_scenes(scenes, names, scorer)
     ids = class_ids(names).tolist()
     confusion = np.zeros((len(names), len(names)), np.int64)

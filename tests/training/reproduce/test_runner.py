@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.encoder import Tipsv2Encoder
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.data.folder import DataFolder
@@ -148,7 +149,7 @@ def test_all_rows_are_measured_and_kept(
     tokenizer: Tipsv2Tokenizer,
     tmp_path: Path,
 ) -> None:
-    measures = measure(student_model.eval(), tokenizer, benchmarks)
+    measures = measure(Tipsv2Encoder(student_model.eval(), tokenizer), benchmarks)
     save_measures(measures, tmp_path / "measures.npz")
     again = load_measures(tmp_path / "measures.npz")
     assert set(again) == set(measures)

@@ -62,7 +62,7 @@ def _build_method(config: TrainingConfig, vocab_size: int) -> Method:
     teacher = new_model(config, vocab_size)
     head = config.method.head
     frozen = FrozenTeacher(
-        model=teacher,
+        vision_model=teacher.vision_model,
         head=head.build(model_width(teacher)),
         centering=Softmax(temperature=head.teacher_temperature),
     )

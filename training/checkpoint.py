@@ -33,11 +33,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from model.files import atomic_file, rename, sync_tree
+from training.distributed import is_first_rank
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
 CHECKPOINT_FOLDER = "checkpoints"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 learnt the temperature itself, version 2 its logarithm."""
 _MODEL_PREFIX, _OPTIMIZER_PREFIX = "model.", "optimizer."
 _PARTIAL = ".partial-"
 _WEIGHTS, _STATE, _HEADER = "model.safetensors", "state", "checkpoint.json"
@@ -66,7 +68,7 @@ def save_checkpoint(
     """Write the state after `step` steps and keep the newest `keep`; called on all ranks."""
     root = run / CHECKPOINT_FOLDER
     final, partial = root / f"step-{step:08d}", root / f"{_PARTIAL}{step:08d}"
-    if _is_first_rank():
+    if is_first_rank():
         root.mkdir(parents=True, exist_ok=True)
         _remove_partial(root)
         partial.mkdir()
@@ -76,7 +78,7 @@ def save_checkpoint(
     with _quietly_alone():
         save(rest, checkpoint_id=partial / _STATE, no_dist=not dist.is_initialized())
     whole = {name: _whole(value) for name, value in weights.items()}
-    if _is_first_rank():
+    if is_first_rank():
         save_file(whole, partial / _WEIGHTS)
         header = {
             "format_version": FORMAT_VERSION,
@@ -130,7 +132,8 @@ def _check_header(folder: Path, header: dict[str, Any], optimizers: Optimizers) 
     if header["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{folder} has format {header['format_version']}, and this version reads "
-            f"{FORMAT_VERSION}: choose another run by --set name=NAME"
+            f"{FORMAT_VERSION}: finish the run with the version that began it, or choose another "
+            "by --set name=NAME; a finished run can be its start, --set start=RUN"
         )
     if header["optimizers"] != (kinds := _kinds(optimizers)):
         raise ValueError(
@@ -248,10 +251,6 @@ def _quietly_alone() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _is_first_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _wait_for_all() -> None:

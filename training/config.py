@@ -138,8 +138,9 @@ class TrainingConfig:
         text_warmup_steps: Steps in which a new text tower first learns MiniLM's embeddings.
         teacher: Folder of a finished run or of a released model; required for distillation.
         start: Folder of a finished run or of a released model whose tokenizer and weights this run
-            starts from. The position grid is interpolated if model.native_size is larger, as in a
-            stage at a higher resolution. None for random weights.
+            starts from; of a run also its heads, averages and centres, where their shapes agree.
+            The position grid is interpolated if model.native_size is larger, as in a stage at a
+            higher resolution. None for random weights.
         runs: Parent of run folders.
         log_every: Steps between log lines.
         validate_every: Steps between validations; 0 for none.

@@ -38,7 +38,7 @@ from training.config import TrainingConfig, text_of, vision_of
 from training.data.batch import MAX_TOKENS
 from training.data.shards.batches import ShardsConfig
 from training.heads import HeadConfig
-from training.losses.distillation import distillation_loss
+from training.losses.distillation import token_losses
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
@@ -442,7 +442,7 @@ def head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
     def compute(module: nn.Module, batch: int) -> Tensor:
         logits_BNK = module(torch.empty(batch, num_tokens, width, requires_grad=True))
         targets_BNK = torch.empty(logits_BNK.shape)  # a float32 softmax
-        return distillation_loss(logits_BNK / head.student_temperature, targets_BNK)
+        return token_losses(logits_BNK / head.student_temperature, targets_BNK)
 
     return count_per_image(lambda: head.build(width), compute)
 
@@ -556,7 +556,7 @@ class RunPlan:
         workload: The computation of a step for one image.
         method: The method in training, on the meta device.
         optimizers: Of the method's parameters.
-        teacher_bytes: Of a frozen teacher's weights; 0 without one.
+        teacher_bytes: Of a frozen teacher's vision tower and head; 0 without one.
         num_steps: Optimizer steps.
         global_batch: Images per step on all devices.
         parallel: Kind of parallelism.
@@ -738,11 +738,11 @@ def _meta_method(
     head = config.method.head
     head_module = head.build(vision_of(teacher).hidden_size)
     frozen = FrozenTeacher(
-        model=Tipsv2Model(teacher),
+        vision_model=Tipsv2Model(teacher).vision_model,
         head=head_module,
         centering=Softmax(temperature=head.teacher_temperature),
     )
-    teacher_bytes = num_parameters(frozen.model) * dtype.itemsize
+    teacher_bytes = num_parameters(frozen.vision_model) * dtype.itemsize
     if config.method.patch_loss == "prototypes":
         teacher_bytes += _FLOAT32 * num_parameters(head_module)
     return Distill(Tipsv2Model(student), config.method, frozen), teacher_bytes

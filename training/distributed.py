@@ -40,6 +40,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 @contextmanager
 def first_rank_first() -> Iterator[None]:
     """Run a block on rank 0 before the other ranks, which then find the files that it wrote."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.losses.precision import without_autocast
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
@@ -80,9 +82,10 @@ class PrototypeHead(nn.Module):
         nn.init.normal_(self.prototypes, std=0.02)
 
     def forward(self, tokens_D: Tensor) -> Tensor:
-        """Cosines [..., K] of tokens [..., D] with the prototypes."""
+        """Cosines [..., K] of tokens [..., D] with the prototypes, float32."""
         bottleneck = F.normalize(self.mlp(tokens_D).float(), dim=-1)
-        return bottleneck @ F.normalize(self.prototypes.float(), dim=-1).T
+        with without_autocast(bottleneck):
+            return bottleneck @ F.normalize(self.prototypes.float(), dim=-1).T
 
 
 class NameContrast(nn.Module):

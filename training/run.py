@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from model.position import resize_grid
 from training import distributed
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig
@@ -28,52 +27,11 @@ from training.observation import Board, Observation, save_model
 from training.pretrained.image_backbone import load_image_backbone
 from training.pretrained.text import warm_up_text_tower
 from training.run_record import record_end, record_start
+from training.start import load_heads, load_start
 from training.tokenizer import find_tokenizer, train_tokenizer
 from training.trainer import BatchSource, Trainer
 
-_POSITIONS = "vision_model.embeddings.position_embeddings"
 _BASIS_BATCHES = 20
-
-
-def load_start(model: Tipsv2Model, run: Path) -> None:
-    """Copy the weights of a finished run or of a released model, in place.
-
-    In a second stage at a higher resolution the model has a larger native size. The grid of
-    positions is resized once, in the same way as in every forward pass, so the new model encodes
-    an image of the old native size exactly as the old one does.
-
-    Args:
-        model: Of the same size as the run's, except for the position grid.
-        run: The folder of a finished run, or of a model.
-
-    Raises:
-        FileNotFoundError: There is no model in it (yet).
-        ValueError: Its model has another size.
-    """
-    folder = run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"no model to start from in {run}: run its recipe first")
-    state = Tipsv2Model.from_pretrained(folder).state_dict()
-    ours = model.state_dict()
-    state[_POSITIONS] = _stretched(state[_POSITIONS], ours[_POSITIONS].shape[1] - 1)
-    wrong = sorted(state.keys() ^ ours.keys())
-    wrong += [key for key in state.keys() & ours.keys() if state[key].shape != ours[key].shape]
-    if wrong:
-        raise ValueError(
-            f"{folder} has another size ({wrong[0]} differs, among {len(wrong)}): only "
-            "model.native_size may differ between a run and its start"
-        )
-    model.load_state_dict(state)
-
-
-def _stretched(positions_1TD: Tensor, num_patches: int) -> Tensor:
-    """Positions [1, 1 + N, D] of the CLS token and N patches on a square grid, for another N."""
-    if positions_1TD.shape[1] == 1 + num_patches:
-        return positions_1TD
-    side = round(num_patches**0.5)
-    with torch.no_grad():
-        grid_ND = resize_grid(positions_1TD[0, 1:], (side, side))
-    return torch.cat((positions_1TD[:, :1], grid_ND[None]), dim=1)
 
 
 def open_inputs(config: TrainingConfig) -> Inputs:
@@ -137,10 +95,19 @@ def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
 
 
 def build_method(config: TrainingConfig, vocab_size: int) -> Method:
-    """Build the model and its method."""
+    """Build the model and its method, from the start if there is one."""
     model = new_model(config, vocab_size)
-    if config.start is not None:
-        load_start(model, config.start)
+    if config.start is None:
+        return _new_method(config, model)
+    load_start(model, config.start)
+    method = _new_method(config, model)
+    parts = load_heads(method, config.start)
+    if distributed.is_first_rank():
+        print(f"starts from {config.start}: {', '.join(('model', *parts))}", flush=True)
+    return method
+
+
+def _new_method(config: TrainingConfig, model: Tipsv2Model) -> Method:
     if isinstance(config.method, DistillConfig):
         assert config.teacher is not None  # TrainingConfig checks it
         teacher = load_teacher(

@@ -124,7 +124,7 @@ def test_weights_are_safetensors_beside_a_header(tmp_path: Path) -> None:
     files = {path.name for path in folder.iterdir()}
     assert files == {"checkpoint.json", "model.safetensors", "state"}
     header = json.loads((folder / "checkpoint.json").read_text("utf-8"))
-    assert (header["step"], header["num_ranks"], header["format_version"]) == (1, 1, 1)
+    assert (header["step"], header["num_ranks"], header["format_version"]) == (1, 1, 2)
     assert header["optimizers"] == ["Muon", "AdamW"]
 
 
@@ -206,8 +206,8 @@ def test_a_checkpoint_of_another_model_optimizer_or_format_is_refused(tmp_path: 
     with pytest.raises(ValueError, match=r"another model or method: more.bias, more.weight"):
         load(tmp_path, module)
     path = tmp_path / "checkpoints/step-00000001/checkpoint.json"
-    path.write_text(path.read_text("utf-8").replace('_version": 1', '_version": 2'), "utf-8")
-    with pytest.raises(ValueError, match="has format 2, and this version reads 1"):
+    path.write_text(path.read_text("utf-8").replace('_version": 2', '_version": 1'), "utf-8")
+    with pytest.raises(ValueError, match="has format 1, and this version reads 2: finish the run"):
         load(tmp_path, module)
 
 

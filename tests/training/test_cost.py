@@ -1,12 +1,16 @@
 """Cost of a run: operations against real steps, memory, and the plan of a configuration."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Tipsv2Config, Tipsv2Model
 
@@ -23,6 +27,7 @@ from training.cost import (
     RunPlan,
     Workload,
     _Kept,
+    _working_bytes,
     block_bytes,
     count_per_image,
     estimate,
@@ -206,7 +211,9 @@ def pretrained(config: PretrainConfig) -> Method:
 
 def distilled(config: DistillConfig) -> Method:
     teacher = FrozenTeacher(
-        model=Tipsv2Model(TEACHER), head=HEAD.build(32), centering=Softmax(temperature=0.06)
+        vision_model=Tipsv2Model(TEACHER).vision_model,
+        head=HEAD.build(32),
+        centering=Softmax(temperature=0.06),
     )
     return Distill(Tipsv2Model(STUDENT), config, teacher)
 
@@ -275,7 +282,7 @@ def test_the_passes_add_up_to_what_a_method_executes(case: str) -> None:
     method = build().train()
     method.model.set_attn_implementation("sdpa")
     if isinstance(method, Distill):
-        method._teacher.model.set_attn_implementation("sdpa")
+        method._teacher.vision_model.set_attn_implementation("sdpa")
     if work.checkpoint:
         method.model.activation_checkpointing_enable()
     flops, kept = zip(*(executed(method, rows) for rows in (2, 4, 6)), strict=True)
@@ -289,6 +296,50 @@ def test_the_passes_add_up_to_what_a_method_executes(case: str) -> None:
     kept_a_image, _ = split(*kept)
     counted = sum(count.saved_bytes for count in passes.values())
     assert kept_a_image <= counted <= 1.2 * kept_a_image
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operators return, until each is freed; keeps the largest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, _: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operator."""
+        output = func(*args, **(kwargs or {}))
+        for value in tree_leaves(output):
+            if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self._sizes:
+                storage = value.untyped_storage()
+                self._sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._sizes.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self._sizes.values()))
+        return output
+
+
+def test_patches_and_their_log_need_no_more_memory_than_planned() -> None:
+    head = replace(HEAD, num_prototypes=8192)  # so that prototypes take the most, as at full size
+    method = pretrained(PretrainConfig(head=head, dino_weight=0.0)).train()
+    method.model.set_attn_implementation("sdpa")
+    work = replace(WORK, head=head, num_local=0)
+
+    def peak(rows: int) -> int:
+        batch, live = batch_of(rows), LiveBytes()
+        method.zero_grad()
+        step = Step(progress=0.5, generator=torch.Generator(), first_row=0, global_rows=rows)
+        with live:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                result = method(batch, step)
+            result.loss.backward()
+        assert {"patch_visible", "patch_masked"} <= set(result.metrics)
+        return live.peak
+
+    kept = sum(count.saved_bytes for count in passes_of(work, global_batch=2).values())
+    an_image = (peak(6) - peak(2)) / 4
+    assert 0.9 * (kept + _working_bytes(work)) < an_image <= kept + _working_bytes(work)
 
 
 TINY = ModelConfig(dim=16, vision_layers=2, text_layers=2, heads=2, native_size=56, vocab_size=300)
@@ -336,9 +387,10 @@ def test_a_distillation_masks_nothing_and_holds_its_teacher(config: TrainingConf
     assert not exact.workload.has_masked_view
     assert exact.workload.teacher is not None
     half = planned(DistillConfig(head=HEAD, teacher_dtype="bfloat16", patch_loss="features"))
-    model = 86_316_288 + 109_632_000 + 1  # the released B/14
-    assert half.teacher_bytes == 2 * model
-    assert exact.teacher_bytes > 4 * model
+    tower = 86_316_288  # the released B/14's; no loss uses a teacher's text tower
+    assert half.teacher_bytes == 2 * tower
+    head = sum(p.numel() for p in HEAD.build(768).parameters())
+    assert exact.teacher_bytes == 4 * (tower + head)
     assert planned(DistillConfig(head=HEAD, mask_ratio=0.5)).workload.has_masked_view
 
 

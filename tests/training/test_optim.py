@@ -54,7 +54,7 @@ def test_muon_has_the_hidden_matrices_and_every_parameter_one_optimizer(
         "model.vision_model.embeddings.mask_token",
         "model.vision_model.embeddings.position_embeddings",
     } <= decayed
-    assert {"model.temperature", "contrast.log_scale", "contrast.nothing"} <= plain
+    assert {"log_temperature", "contrast.log_scale", "contrast.nothing"} <= plain
     assert {f"{layer}.norm1.weight", f"{layer}.mlp.fc1.bias"} <= plain
 
 

@@ -17,7 +17,7 @@ from training.data.folder import DataFolder, seen_names
 from training.methods import pretrain as pretrain_module
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
-from training.methods.pretrain import Pretrain
+from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import load_teacher
 from training.observation import read_log
 from training.pretrained import image_backbone as backbone_module
@@ -67,7 +67,8 @@ def test_a_run_saves_model_heads_log_and_scores(finished: TrainingConfig) -> Non
     assert {"val/painted", "val-style/values_which"} <= set(log[-1])
     heads = torch.load(finished.folder / "heads.pt", weights_only=True)
     assert {name.split(".")[0] for name in heads} == {
-        "head", "teacher_head", "centering", "global_centering", "contrast", "projection"
+        "head", "teacher_head", "centering", "global_centering", "contrast", "projection",
+        "log_temperature",
     }  # fmt: skip
 
 
@@ -112,8 +113,8 @@ def test_a_student_uses_its_teachers_tokenizer_and_head(
     assert torch.equal(teacher.head.prototypes, heads["teacher_head.prototypes"])
     assert torch.equal(teacher.centering.centre_K, heads["centering.centre_K"])
     assert teacher.centering.centre_K.any()
-    saved = Tipsv2Model.from_pretrained(finished.folder / "model").state_dict()
-    for name, value in teacher.model.state_dict().items():
+    saved = Tipsv2Model.from_pretrained(finished.folder / "model").vision_model.state_dict()
+    for name, value in teacher.vision_model.state_dict().items():
         assert torch.equal(value, saved[name]), name
 
 
@@ -128,6 +129,73 @@ def test_a_run_starts_from_the_model_and_tokenizer_of_another(
     started = build_method(later, vocab_size).model.state_dict()
     expected = Tipsv2Model.from_pretrained(finished.folder / "model").state_dict()
     assert all(torch.equal(started[key], expected[key]) for key in expected)
+
+
+def built_state(config: TrainingConfig, finished: TrainingConfig) -> dict[str, torch.Tensor]:
+    """The state of a method as it is built, without the model's; the tokenizer is `finished`'s."""
+    vocab_size = len(Tipsv2Tokenizer.from_pretrained(finished.folder / "model"))
+    state = build_method(config, vocab_size).state_dict()
+    return {name: value for name, value in state.items() if not name.startswith("model.")}
+
+
+def test_a_run_starts_from_the_heads_and_centres_of_another(
+    config: TrainingConfig, finished: TrainingConfig
+) -> None:
+    saved = torch.load(finished.folder / "heads.pt", weights_only=True)
+    assert saved["centering.centre_K"].any()
+    later = replace(config, name="later", start=finished.folder, seed=5)
+    started = built_state(later, finished)
+    assert started.keys() == saved.keys()
+    for name, value in started.items():
+        assert torch.equal(value, saved[name]), name
+
+
+def test_a_start_gives_only_the_heads_that_fit(
+    config: TrainingConfig, finished: TrainingConfig
+) -> None:
+    saved = torch.load(finished.folder / "heads.pt", weights_only=True)
+    later = replace(config, name="later", start=finished.folder, seed=5)
+    method = replace(config.method, head=replace(TINY_HEAD, num_prototypes=25))
+    started, fresh = (
+        built_state(replace(run, method=method), finished)
+        for run in (later, replace(later, start=None))
+    )
+    for name, value in started.items():
+        fits = name.split(".")[0] in ("contrast", "projection", "log_temperature")
+        assert torch.equal(value, (saved if fits else fresh)[name]), name
+
+
+def test_an_average_that_the_start_has_not_begins_at_what_it_averages(
+    config: TrainingConfig, finished: TrainingConfig, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(finished.folder, tmp_path / "copied")
+    saved = torch.load(copied / "heads.pt", weights_only=True)
+    without = {name: v for name, v in saved.items() if not name.startswith("teacher_head")}
+    torch.save(without, copied / "heads.pt")
+    started = built_state(replace(config, name="later", start=copied, seed=5), finished)
+    assert torch.equal(started["teacher_head.prototypes"], saved["head.prototypes"])
+
+
+def test_an_averaged_tower_follows_to_a_higher_resolution(
+    config: TrainingConfig, finished: TrainingConfig, tmp_path: Path
+) -> None:
+    method = PretrainConfig(head=TINY_HEAD, ema="full")
+    averaged = replace(config, name="later", method=method)
+    copied = shutil.copytree(finished.folder, tmp_path / "copied")
+    with torch.no_grad():
+        tower = {
+            f"teacher_tower.{name}": value + 0.5
+            for name, value in build_method(finished, 300).model.vision_model.state_dict().items()
+        }
+    saved = torch.load(copied / "heads.pt", weights_only=True)
+    torch.save({**saved, **tower}, copied / "heads.pt")
+    larger = replace(averaged, start=copied, model=replace(config.model, native_size=70))
+    started = built_state(larger, finished)
+    positions = "teacher_tower.embeddings.position_embeddings"
+    assert started[positions].shape[1] == 1 + 5 * 5
+    assert torch.equal(started[positions][:, 0], tower[positions][:, 0])
+    mask_token = "teacher_tower.embeddings.mask_token"
+    assert torch.equal(started[mask_token], tower[mask_token])
 
 
 def test_a_missing_teacher_or_start_is_an_error_before_training(

@@ -24,7 +24,7 @@ class Slope(Method):
     """The loss is the sum of two weights times the images' mean: the gradient is that mean."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super(Method, self).__init__()  # it has no model
         self.weight_2 = nn.Parameter(torch.tensor([1.0, 2.0]))
         self.steps: list[Step] = []
         self.dtypes: list[torch.dtype] = []

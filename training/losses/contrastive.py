@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.losses.precision import without_autocast
+
 
 def contrastive_loss(
     images_GD: Tensor,
@@ -41,9 +43,10 @@ def contrastive_loss(
     texts_GD = F.normalize(texts_GD.float(), dim=-1)
     own = slice(0, len(images_GD)) if rows is None else rows
     target_R = torch.arange(len(images_GD), device=images_GD.device)[own]
-    to_texts_RG = images_GD[own] @ texts_GD.T / temperature
-    # With all rows, one product serves both directions.
-    to_images_RG = to_texts_RG.T if rows is None else texts_GD[own] @ images_GD.T / temperature
+    with without_autocast(images_GD):
+        to_texts_RG = images_GD[own] @ texts_GD.T / temperature
+        # With all rows, one product serves both directions.
+        to_images_RG = to_texts_RG.T if rows is None else texts_GD[own] @ images_GD.T / temperature
     equal_RG = caption_ids_G[own][:, None] == caption_ids_G[None, :]
     equal_RG[torch.arange(len(target_R), device=target_R.device), target_R] = False
     to_texts, to_images = (

@@ -9,35 +9,29 @@ from torch.nn import functional as F
 from training.losses.reduction import Normalization, reduce_tokens
 
 
-def distillation_loss(
-    student_logits_BNK: Tensor,
-    teacher_probs_BNK: Tensor,
-    supervised_BN: Tensor | None = None,
-    *,
-    normalization: Normalization = "mean",
-) -> Tensor:
-    """Cross-entropy from the frozen teacher's assignments to the student's.
+def token_losses(student_logits_BNK: Tensor, teacher_probs_BNK: Tensor) -> Tensor:
+    """Cross-entropy from the teacher's assignments to the student's, token by token.
+
+    Which tokens count, and whether their losses are averaged, is decided afterwards. So a loss and
+    its parts for the log share the tensors of K prototypes, the largest of a step.
 
     Args:
         student_logits_BNK: Head outputs, divided by the student temperature.
         teacher_probs_BNK: Rows sum to 1. No gradient flows into them.
-        supervised_BN: bool; the patches that count. None for all, as in distillation; other values
-            are for ablations.
-        normalization: Mean or sum over an image's patches.
 
     Returns:
-        Scalar. float32.
+        [B, N]. float32.
 
     Raises:
         ValueError: The sizes differ.
 
-    Source: TIPSv2, arXiv:2604.12012: in distillation the patch loss has no mask and counts all.
+    Source: TIPSv2, arXiv:2604.12012: in distillation the patch loss has no mask and counts all
+    tokens; in pretraining see ibot.py.
     """
     if student_logits_BNK.shape != teacher_probs_BNK.shape:
         raise ValueError("student and teacher must have the same patches and prototypes")
     log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
-    loss_BN = -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
-    return reduce_tokens(loss_BN, supervised_BN, normalization)
+    return -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
 
 
 def feature_loss(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.losses.precision import without_autocast
+
 _EPSILON = 1e-6
 
 
@@ -51,7 +53,9 @@ def patch_name_parts(
         raise ValueError("present_BU must be [batch, names]")
     if not 1 <= num_shown <= patches_BND.shape[1]:
         raise ValueError(f"num_shown must be 1 to {patches_BND.shape[1]} patches, not {num_shown}")
-    cosine_BNU = F.normalize(patches_BND.float(), dim=-1) @ F.normalize(names_UD.float(), dim=-1).T
+    patches_BND, names_UD = (F.normalize(part.float(), dim=-1) for part in (patches_BND, names_UD))
+    with without_autocast(patches_BND):
+        cosine_BNU = patches_BND @ names_UD.T
     logits_BNU = cosine_BNU * scale
     nothing_BN1 = nothing.expand(*logits_BNU.shape[:2], 1)
     log_total_BN = torch.cat((logits_BNU, nothing_BN1), dim=-1).logsumexp(-1)

@@ -1,5 +1,6 @@
 """The interface of a training method, and what all methods share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class SharedSettings(Protocol):
 
     @property
     def min_temperature(self) -> float:
-        """Lower bound of the learnt temperature of the caption contrast."""
+        """Lower bound of the learnt temperature of the caption contrast, above 0."""
 
     @property
     def text_locked_until(self) -> float:
@@ -84,6 +85,8 @@ class Method(nn.Module, ABC):
 
     Attributes:
         config: The method's configuration; its shared part is used here.
+        log_temperature: Logarithm of the temperature of the caption contrast, which is learnt. The
+            model's own temperature is not trained; it has the value that the loss divides by.
         projection: From the model's width to the width of the image backbone's targets.
         image_backbone: The frozen image backbone. Not a submodule, so checkpoints do not contain
             it; set by the caller if its weight in the configuration is above 0.
@@ -94,6 +97,13 @@ class Method(nn.Module, ABC):
     contrast: NameContrast
     projection: nn.Linear
     image_backbone: PatchTargets | None = None
+
+    def __init__(self, model: Tipsv2Model, config: SharedSettings) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        start = model.temperature.detach().clamp(min=config.min_temperature)
+        self.log_temperature = nn.Parameter(start.log())
+        model.temperature.requires_grad = False
 
     @abstractmethod
     def training_step(self, batch: Batch, step: Step) -> StepResult:
@@ -130,8 +140,8 @@ class Method(nn.Module, ABC):
                 self.model,
                 features,
                 batch,
+                temperature=self.log_temperature.exp(),
                 locked=locked,
-                min_temperature=settings.min_temperature,
             )
             if terms:
                 loss = settings.contrast_weight * (terms["cls1"] + terms["cls2"]) / 2
@@ -172,8 +182,8 @@ class Method(nn.Module, ABC):
                     self.model,
                     tokens,
                     drawings,
+                    temperature=self.log_temperature.exp(),
                     locked=locked,
-                    min_temperature=self.config.min_temperature,
                 )
         if encoded:
             terms["image_backbone"] = self._image_backbone_term(encoded)
@@ -196,8 +206,15 @@ class Method(nn.Module, ABC):
         """Submodules that are moving averages; they take memory and have no gradient."""
         return ()
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        """Update moving averages."""
+        """Bound the temperature after an optimizer's step.
+
+        A bound in the forward pass would have no gradient below it, so a temperature that a step
+        had taken there would never return.
+        """
+        self.log_temperature.clamp_(min=math.log(self.config.min_temperature))
+        self.model.temperature.copy_(self.log_temperature.exp())
 
 
 def check_choices(config: object, **choices: object) -> None:

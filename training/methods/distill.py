@@ -7,7 +7,7 @@ the teacher's assignment of the whole image.
 Shapes: B batch, N patches, C local crops, D the student's width, K prototypes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -18,9 +18,9 @@ from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.dino import dino_loss
-from training.losses.distillation import distillation_loss, feature_loss
+from training.losses.distillation import feature_loss, token_losses
 from training.losses.ibot import Supervised, loss_by_visibility
-from training.losses.reduction import Normalization
+from training.losses.reduction import Normalization, reduce_tokens
 from training.methods.base import (
     GlobalToken,
     Method,
@@ -69,8 +69,7 @@ class DistillConfig:
         names: The fine-grained term.
         image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
         text_locked_until: Share of the training in which the text tower is not updated.
-        min_temperature: Lower bound of the learnt temperature of captions; the default is CLIP's.
-            Not published; the released B/14 has learnt 0.00507.
+        min_temperature: Lower bound of the learnt temperature of captions.
     """
 
     contrast_weight: float = 1.0
@@ -124,8 +123,7 @@ class Distill(Method):
     config: DistillConfig
 
     def __init__(self, model: Tipsv2Model, config: DistillConfig, teacher: FrozenTeacher) -> None:
-        super().__init__()
-        self.model, self.config = model, config
+        super().__init__(model, config)
         width = model_width(model)
         self.head: PrototypeHead | None = None
         self.global_head: PrototypeHead | None = None
@@ -141,10 +139,10 @@ class Distill(Method):
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TARGET_WIDTH)
         if config.text_start == "teacher":
-            _copy_text_tower(model, teacher.model)
+            _copy_text_tower(model, teacher)
         if config.text_frozen:
             model.text_model.requires_grad_(requires_grad=False)
-        self._teacher = teacher
+        self._teacher = replace(teacher, text_model=None)
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""
@@ -186,12 +184,9 @@ class Distill(Method):
         assert self.head is not None  # there is either a head or a projector
         logits_BNK = self.head(patches_BND) / config.head.student_temperature
         targets_BNK = self._teacher.assign_patches(teacher_tokens.patches_BND)
-        loss = distillation_loss(
-            logits_BNK, targets_BNK, counted_BN, normalization=config.normalization
-        )
-        if masked_BN is None:
-            return loss, {}
-        return loss, loss_by_visibility(logits_BNK, targets_BNK, masked_BN)
+        loss_BN = token_losses(logits_BNK, targets_BNK)
+        loss = reduce_tokens(loss_BN, counted_BN, config.normalization)
+        return loss, {} if masked_BN is None else loss_by_visibility(loss_BN, masked_BN)
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         config = self.config
@@ -231,9 +226,10 @@ def _check_prototypes(teacher: FrozenTeacher, head: HeadConfig) -> None:
 
 
 @torch.no_grad()
-def _copy_text_tower(student: Tipsv2Model, teacher: Tipsv2Model) -> None:
+def _copy_text_tower(student: Tipsv2Model, teacher: FrozenTeacher) -> None:
     """Copy the teacher's text tower to the student, in the student's dtype."""
-    own, theirs = student.text_model.state_dict(), teacher.text_model.state_dict()
+    own = student.text_model.state_dict()
+    theirs = {} if teacher.text_model is None else teacher.text_model.state_dict()
     differing = [
         name for name in own if name not in theirs or own[name].shape != theirs[name].shape
     ]

@@ -21,7 +21,7 @@ from model.features import VisionTokens
 from training.data.batch import UnnamedDrawings
 from training.distributed import gather_rows, num_ranks, sum_over_ranks
 from training.losses.contrastive import contrastive_loss
-from training.methods.terms import MIN_TEMPERATURE, embed_texts
+from training.methods.terms import embed_texts
 
 TARGET_WIDTH = 256
 """K: numbers per patch that the student learns, reduced from the backbone's 1280."""
@@ -62,8 +62,8 @@ def title_term(
     tokens: VisionTokens,
     drawings: UnnamedDrawings,
     *,
+    temperature: Tensor,
     locked: bool = False,
-    min_temperature: float = MIN_TEMPERATURE,
 ) -> Tensor:
     """InfoNCE of CLS1 with the titles over the global batch; 0 if no rank has a title."""
     if sum_over_ranks([len(drawings.titles)], tokens.cls1_BD.device) == [0]:
@@ -72,6 +72,5 @@ def title_term(
     rows_TF = torch.cat([tokens.cls1_BD[drawings.titled_E].float(), texts_TD.float()], dim=1)
     (rows_GF, ids_G), own = gather_rows(rows_TF, drawings.title_ids_T)
     images_GD, texts_GD = rows_GF.chunk(2, dim=1)
-    temperature = model.temperature.clamp(min=min_temperature)
     rows = None if num_ranks() == 1 else own
     return contrastive_loss(images_GD, texts_GD, temperature, ids_G, rows=rows) * num_ranks()

@@ -17,6 +17,7 @@ from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import HeadConfig, NameContrast
 from training.losses.dino import dino_loss
+from training.losses.distillation import token_losses
 from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
 from training.losses.reduction import Normalization
 from training.methods.base import (
@@ -63,8 +64,7 @@ class PretrainConfig:
         names: The fine-grained term.
         image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
         text_locked_until: Share of the training in which the text tower is not updated.
-        min_temperature: Lower bound of the learnt temperature of captions; the default is CLIP's.
-            Not published; the released B/14 has learnt 0.00507.
+        min_temperature: Lower bound of the learnt temperature of captions.
     """
 
     contrast_weight: float = 1.0
@@ -109,8 +109,7 @@ class Pretrain(Method):
     config: PretrainConfig
 
     def __init__(self, model: Tipsv2Model, config: PretrainConfig) -> None:
-        super().__init__()
-        self.model, self.config = model, config
+        super().__init__(model, config)
         width, is_averaged = model_width(model), config.ema != "none"
         self.head = config.head.build(width)
         self.global_head = config.head.build(width) if config.separate_heads else None
@@ -172,14 +171,10 @@ class Pretrain(Method):
         masked_BN = self.draw_masks(teacher_tokens, self.config.mask_ratio, step)
         student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
         logits_BNK = self.head(student.patches_BND) / self.config.head.student_temperature
-        loss = ibot_loss(
-            logits_BNK,
-            targets_BNK,
-            masked_BN,
-            self.config.supervised,
-            normalization=self.config.normalization,
-        )
-        return loss, loss_by_visibility(logits_BNK, targets_BNK, masked_BN)
+        loss_BN = token_losses(logits_BNK, targets_BNK)
+        config = self.config
+        loss = ibot_loss(loss_BN, masked_BN, config.supervised, normalization=config.normalization)
+        return loss, loss_by_visibility(loss_BN, masked_BN)
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         config = self.config
@@ -212,6 +207,7 @@ class Pretrain(Method):
         return [average for average, _ in self._averaged_pairs()]
 
     def after_step(self) -> None:
-        """Move the averages."""
+        """Bound the temperature and move the averages."""
+        super().after_step()
         for average, current in self._averaged_pairs():
             update_ema(average, current, self.config.head.ema_momentum)

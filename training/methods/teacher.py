@@ -10,11 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import Tipsv2Model
+from transformers import Tipsv2Model, Tipsv2VisionModel
 
 from model.features import VisionTokens, vision_tokens
 from training.heads import HeadConfig, PrototypeHead
-from training.methods.base import model_width
 from training.targets import Centering, Softmax
 
 TeacherDtype = Literal["float32", "bfloat16"]
@@ -25,30 +24,33 @@ MODEL_FOLDER = "model"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrozenTeacher:
-    """A finished model in evaluation mode, with the heads and centres of its run.
+    """A finished vision tower in evaluation mode, with the heads and centres of its run.
 
     Attributes:
-        model: A Tipsv2Model; its width may differ from the student's.
+        vision_model: A Tipsv2Model's; its width may differ from the student's.
         head: Its prototype head; None for a model that was published without one.
         centering: Turns the head's cosines at patches into assignments.
         global_head: The head of the CLS token; None if patches and CLS token share one.
         global_centering: Turns cosines at the CLS token into assignments; None for `centering`.
+        text_model: For students that start with a copy of it. No loss uses it, so it stays on the
+            CPU, and a distillation keeps it no longer than the copying takes.
     """
 
-    model: Tipsv2Model
+    vision_model: Tipsv2VisionModel
     head: PrototypeHead | None
     centering: nn.Module | None
     global_head: PrototypeHead | None = None
     global_centering: nn.Module | None = None
+    text_model: nn.Module | None = None
 
     def __post_init__(self) -> None:
         """Freeze everything."""
-        for module in self._modules():
+        for module in (*self._modules(), *([self.text_model] if self.text_model else [])):
             module.eval().requires_grad_(requires_grad=False)
 
     def _modules(self) -> list[nn.Module]:
         parts: tuple[nn.Module | None, ...] = (
-            self.model,
+            self.vision_model,
             self.head,
             self.centering,
             self.global_head,
@@ -59,16 +61,16 @@ class FrozenTeacher:
     @property
     def width(self) -> int:
         """Width D."""
-        return model_width(self.model)
+        return int(self.vision_model.config.hidden_size)
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
         """Encode whole images, float32; moves the teacher to the device of the images."""
-        weight = next(self.model.parameters())
+        weight = next(self.vision_model.parameters())
         if weight.device != pixels_B3HW.device:
             for module in self._modules():
                 module.to(pixels_B3HW.device)
-        tokens = vision_tokens(self.model, pixels_B3HW.to(weight.dtype))
+        tokens = vision_tokens(self.vision_model, pixels_B3HW.to(weight.dtype))
         return VisionTokens(
             cls1_BD=tokens.cls1_BD.float(),
             cls2_BD=tokens.cls2_BD.float(),
@@ -121,24 +123,31 @@ def load_teacher(
     state: dict[str, Tensor] = {}
     if (folder / HEAD_FILE).exists():
         state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
-    tower = _part(state, "teacher_tower")
+    tower = part_of(state, "teacher_tower")
     if tower:  # with full EMA the assignments are those of the averaged encoder
         model.vision_model.load_state_dict(tower)
     return FrozenTeacher(
-        model=model,
-        head=_load_head(_part(state, "teacher_head") or _part(state, "head")),
-        centering=_load_centering(_part(state, "centering"), head) if state else None,
-        global_head=_load_head(_part(state, "teacher_global_head") or _part(state, "global_head")),
-        global_centering=_load_centering(_part(state, "global_centering"), head)
-        if _part(state, "global_centering")
+        vision_model=model.vision_model,
+        text_model=model.text_model,
+        head=_load_head(part_of(state, "teacher_head") or part_of(state, "head")),
+        centering=_load_centering(part_of(state, "centering"), head) if state else None,
+        global_head=_load_head(
+            part_of(state, "teacher_global_head") or part_of(state, "global_head")
+        ),
+        global_centering=_load_centering(part_of(state, "global_centering"), head)
+        if part_of(state, "global_centering")
         else None,
     )
 
 
-def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The state of one submodule."""
+def part_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state of one submodule, or of one parameter under its own name."""
     prefix = f"{name}."
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value
+        for key, value in state.items()
+        if key.startswith(prefix) or key == name
+    }
 
 
 def _load_head(state: Mapping[str, Tensor]) -> PrototypeHead | None:

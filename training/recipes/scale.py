@@ -41,10 +41,6 @@ HEAD = HeadConfig(layers=3, hidden=2048, bottleneck=256, num_prototypes=32_768)
 """TIPS is said to have had 32k prototypes; the rest is DINO's head, because TIPSv2's is not
 published. This head matches the saving of head-only EMA that the paper states."""
 
-MIN_TEMPERATURE = 0.001
-"""Not published. CLIP's bound of 0.01 is twice what the released B/14 has learnt, so TIPSv2 had
-none or a lower one; this value has no effect in practice."""
-
 TEACHER = "teacher-g14"
 
 
@@ -102,7 +98,7 @@ def _high_res(low_res: TrainingConfig, *, recomputes: bool = True) -> TrainingCo
 
 def teacher_g14() -> TrainingConfig:
     """Pretrain the g/14 teacher at 224 pixels: two caption streams, DINO, iBOT++, head-only EMA."""
-    method = PretrainConfig(head=HEAD, min_temperature=MIN_TEMPERATURE)
+    method = PretrainConfig(head=HEAD)
     return _low_res(TEACHER, "g14", method, recomputes=True)
 
 
@@ -113,7 +109,7 @@ def teacher_g14_high_res() -> TrainingConfig:
 
 def _student(variant: str, *, recomputes: bool = True) -> TrainingConfig:
     """Distil the teacher: random weights, no mask, every patch; the teacher in bfloat16."""
-    method = DistillConfig(head=HEAD, teacher_dtype="bfloat16", min_temperature=MIN_TEMPERATURE)
+    method = DistillConfig(head=HEAD, teacher_dtype="bfloat16")
     return _low_res(f"student-{variant}", variant, method, recomputes=recomputes)
 
 

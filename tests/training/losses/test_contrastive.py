@@ -27,6 +27,20 @@ def test_equals_a_float64_reference_and_computes_in_single_precision() -> None:
     assert loss.dtype == torch.float32
 
 
+def test_autocast_does_not_round_the_cosines() -> None:
+    images_BD, texts_BD = random_pair(batch=64, dim=48)
+    own, temperature = torch.arange(64), torch.tensor(0.005)
+    expected = contrastive_loss(images_BD, texts_BD, temperature, own)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = contrastive_loss(images_BD, texts_BD, temperature, own)
+        by_rank = [
+            contrastive_loss(images_BD, texts_BD, temperature, own, rows=slice(first, first + 32))
+            for first in (0, 32)
+        ]
+    assert torch.equal(rounded, expected)
+    torch.testing.assert_close(torch.stack(by_rank).sum(), expected)
+
+
 def test_equal_captions_are_no_negatives() -> None:
     images_BD, texts_BD = random_pair(batch=3)
     texts_BD[1] = texts_BD[0]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from training.losses.distillation import distillation_loss, feature_loss
+from training.losses.distillation import feature_loss, token_losses
+from training.losses.reduction import reduce_tokens
 
 
 def test_equals_a_float64_reference_and_is_never_below_the_teachers_entropy() -> None:
@@ -12,17 +13,17 @@ def test_equals_a_float64_reference_and_is_never_below_the_teachers_entropy() ->
     teacher_BNK = torch.randn(3, 5, 7, generator=generator).softmax(-1)
     expected = -(teacher_BNK.double() * logits_BNK.double().log_softmax(-1)).sum(-1).mean()
     entropy = -(teacher_BNK * teacher_BNK.log()).sum(-1).mean()
-    loss = distillation_loss(logits_BNK, teacher_BNK)
+    loss = token_losses(logits_BNK, teacher_BNK).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert loss.item() > entropy.item()
-    matched = distillation_loss(teacher_BNK.log(), teacher_BNK)
+    matched = token_losses(teacher_BNK.log(), teacher_BNK).mean()
     assert matched.item() == pytest.approx(entropy.item(), rel=1e-5)
 
 
 def test_only_the_student_has_a_gradient() -> None:
     logits_BNK = torch.zeros(2, 3, 4, requires_grad=True)
     teacher_BNK = torch.eye(4)[None, :3].repeat(2, 1, 1).requires_grad_()
-    distillation_loss(logits_BNK, teacher_BNK).backward()
+    token_losses(logits_BNK, teacher_BNK).mean().backward()
     assert teacher_BNK.grad is None
     assert logits_BNK.grad is not None
     # Softmax minus target, divided by the six patches.
@@ -38,7 +39,7 @@ def test_only_the_student_has_a_gradient() -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 4), (2, 2, 4), (2, 3, 5)])
 def test_sizes_must_fit(shape: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="same patches and prototypes"):
-        distillation_loss(torch.zeros(2, 3, 4), torch.zeros(shape))
+        token_losses(torch.zeros(2, 3, 4), torch.zeros(shape))
 
 
 def test_only_the_supervised_patches_count() -> None:
@@ -47,9 +48,9 @@ def test_only_the_supervised_patches_count() -> None:
     teacher_BNK = torch.randn(2, 3, 7, generator=generator).softmax(-1)
     counted_BN = torch.tensor([[True, False, True], [False, True, True]])
     loss_BN = -(teacher_BNK * logits_BNK.log_softmax(-1)).sum(-1)
-    mean = distillation_loss(logits_BNK, teacher_BNK, counted_BN)
+    mean = reduce_tokens(token_losses(logits_BNK, teacher_BNK), counted_BN, "mean")
     assert mean.item() == pytest.approx(loss_BN[counted_BN].mean().item(), rel=1e-6)
-    total = distillation_loss(logits_BNK, teacher_BNK, counted_BN, normalization="sum")
+    total = reduce_tokens(token_losses(logits_BNK, teacher_BNK), counted_BN, "sum")
     assert total.item() == pytest.approx(2 * mean.item(), rel=1e-6)
 
 

@@ -32,6 +32,12 @@ def random_batch() -> tuple[Tensor, Tensor, Tensor]:
     return patches_BND, names_UD, present_BU
 
 
+def test_autocast_does_not_round_the_cosines() -> None:
+    exact = loss_of(*random_batch(), scale=torch.tensor(60.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss_of(*random_batch(), scale=torch.tensor(60.0)), exact)
+
+
 def test_equals_a_float64_reference() -> None:
     patches_BND, names_UD, present_BU = random_batch()
     stray, shown = [], []

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.losses.distillation import token_losses
 from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
 
 MASKED_BN = torch.tensor([[True, False, True], [False, True, True]])
@@ -20,8 +21,8 @@ def random_pair() -> tuple[Tensor, Tensor]:
 def test_equals_a_float64_reference() -> None:
     logits_BNK, teacher_BNK = random_pair()
     loss_BN = -(teacher_BNK.double() * logits_BNK.double().log_softmax(-1)).sum(-1)
-    both = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, "all")
-    masked = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, "masked")
+    both = ibot_loss(token_losses(logits_BNK, teacher_BNK), MASKED_BN, "all")
+    masked = ibot_loss(token_losses(logits_BNK, teacher_BNK), MASKED_BN, "masked")
     assert both.item() == pytest.approx(loss_BN.mean().item(), rel=1e-5)
     assert masked.item() == pytest.approx(loss_BN[MASKED_BN].mean().item(), rel=1e-5)
 
@@ -31,7 +32,7 @@ def test_visible_patches_have_a_gradient_only_with_ibot_plus_plus(supervised: Su
     logits_BNK, teacher_BNK = random_pair()
     logits_BNK.requires_grad_()
     teacher_BNK.requires_grad_()
-    ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised).backward()
+    ibot_loss(token_losses(logits_BNK, teacher_BNK), MASKED_BN, supervised).backward()
     assert teacher_BNK.grad is None
     assert logits_BNK.grad is not None
     has_gradient_BN = logits_BNK.grad.abs().sum(-1) > 0
@@ -44,8 +45,10 @@ def test_visible_patches_have_a_gradient_only_with_ibot_plus_plus(supervised: Su
 def test_the_sum_is_over_the_supervised_tokens_of_an_image(supervised: Supervised) -> None:
     # As literal sums iBOT++ has 3 terms an image and iBOT 2, so its weight would mean more.
     logits_BNK, teacher_BNK = random_pair()
-    mean = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised)
-    total = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised, normalization="sum")
+    mean = ibot_loss(token_losses(logits_BNK, teacher_BNK), MASKED_BN, supervised)
+    total = ibot_loss(
+        token_losses(logits_BNK, teacher_BNK), MASKED_BN, supervised, normalization="sum"
+    )
     num_tokens = 3 if supervised == "all" else 2
     assert total.item() == pytest.approx(num_tokens * mean.item(), rel=1e-6)
 
@@ -53,19 +56,21 @@ def test_the_sum_is_over_the_supervised_tokens_of_an_image(supervised: Supervise
 def test_sizes_must_fit() -> None:
     logits_BNK, teacher_BNK = random_pair()
     with pytest.raises(ValueError, match="same patches and prototypes"):
-        ibot_loss(logits_BNK, teacher_BNK[..., :4], MASKED_BN, "all")
+        token_losses(logits_BNK, teacher_BNK[..., :4])
     with pytest.raises(ValueError, match="one value per patch"):
-        ibot_loss(logits_BNK, teacher_BNK, MASKED_BN[:, :2], "masked")
+        ibot_loss(token_losses(logits_BNK, teacher_BNK), MASKED_BN[:, :2], "masked")
 
 
 def test_the_logged_parts_are_the_losses_of_masked_and_visible_patches() -> None:
     logits_BNK, teacher_BNK = random_pair()
     logits_BNK.requires_grad_(True)
-    parts = loss_by_visibility(logits_BNK, teacher_BNK, MASKED_BN)
-    masked = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, "masked")
-    visible = ibot_loss(logits_BNK, teacher_BNK, ~MASKED_BN, "masked")
+    parts = loss_by_visibility(token_losses(logits_BNK, teacher_BNK), MASKED_BN)
+    masked = ibot_loss(token_losses(logits_BNK, teacher_BNK), MASKED_BN, "masked")
+    visible = ibot_loss(token_losses(logits_BNK, teacher_BNK), ~MASKED_BN, "masked")
     assert parts["patch_masked"].item() == pytest.approx(masked.item(), rel=1e-6)
     assert parts["patch_visible"].item() == pytest.approx(visible.item(), rel=1e-6)
     assert not any(part.requires_grad for part in parts.values())
     nothing_BN = torch.zeros_like(MASKED_BN)
-    assert set(loss_by_visibility(logits_BNK, teacher_BNK, nothing_BN)) == {"patch_visible"}
+    assert set(loss_by_visibility(token_losses(logits_BNK, teacher_BNK), nothing_BN)) == {
+        "patch_visible"
+    }

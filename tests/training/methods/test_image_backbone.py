@@ -61,7 +61,7 @@ def test_titled_drawings_are_contrasted_with_their_titles(
     student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, drawings: UnnamedDrawings
 ) -> None:
     tokens = vision_tokens(student_model, drawings.pixels_E3hw)
-    term = title_term(student_model, tokens, drawings)
+    term = title_term(student_model, tokens, drawings, temperature=student_model.temperature)
     expected = contrastive_loss(
         tokens.cls1_BD[[0, 2, 3, 4]],
         embed_texts(student_model, drawings.titles),
@@ -75,7 +75,10 @@ def test_titled_drawings_are_contrasted_with_their_titles(
         titles=tokenize(tokenizer, []),
         title_ids_T=text_ids([]),
     )
-    assert title_term(student_model, tokens, untitled).item() == 0.0
+    assert (
+        title_term(student_model, tokens, untitled, temperature=student_model.temperature).item()
+        == 0.0
+    )
 
 
 def test_the_backbone_encodes_scenes_early_and_unnamed_drawings_throughout(

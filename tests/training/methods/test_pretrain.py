@@ -4,20 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_tokens
 from tests.training.conftest import TINY_HEAD
 from tests.training.methods.conftest import Encoded, MeanColours, take_step
 from training.data.batch import Batch
+from training.losses.contrastive import contrastive_loss
 from training.losses.dino import dino_loss
+from training.losses.distillation import token_losses
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
 from training.methods.base import GlobalToken
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.methods.terms import NameContrastConfig, caption_terms
+from training.methods.terms import NameContrastConfig, caption_terms, embed_texts
+from training.optim import OptimConfig, build_optimizers
 from training.targets import Centering
 
 HEAD = replace(TINY_HEAD, ema_momentum=0.9)
@@ -58,7 +61,9 @@ def test_with_full_ema_the_averaged_tower_encodes_the_whole_too(
 def test_the_objective_is_the_papers(student_model: Tipsv2Model, cropped: Batch) -> None:
     terms = take_step(method := Pretrain(student_model, PAPER), cropped, 0.0)
     whole = vision_tokens(student_model, cropped.pixels_B3HW)
-    for name, value in caption_terms(student_model, whole, cropped).items():
+    for name, value in caption_terms(
+        student_model, whole, cropped, temperature=student_model.temperature
+    ).items():
         torch.testing.assert_close(terms.metrics[name], value.detach())
     assert method.config.supervised == "all"
     clip = (terms.metrics["cls1"] + terms.metrics["cls2"]) / 2
@@ -122,7 +127,7 @@ def test_no_gradient_flows_back_from_the_teachers_view(
 def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model) -> None:
     method = Pretrain(student_model, CONFIG)
     with torch.no_grad():
-        for parameter in (*method.model.parameters(), *method.head.parameters()):
+        for parameter in (*method.model.vision_model.parameters(), *method.head.parameters()):
             parameter.add_(0.1)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.after_step()
@@ -132,6 +137,52 @@ def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model) -> N
             torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * current)
         else:
             assert torch.equal(value, before[name]), name
+
+
+def learnt_temperature(method: Pretrain) -> nn.Parameter:
+    (learnt,) = (
+        parameter
+        for name, parameter in method.named_parameters()
+        if "temperature" in name and parameter.requires_grad
+    )
+    return learnt
+
+
+def test_the_temperature_has_a_floor_that_it_can_leave(
+    student_model: Tipsv2Model, cropped: Batch
+) -> None:
+    method = Pretrain(student_model, PAPER)
+    learnt, floor = learnt_temperature(method), PAPER.min_temperature
+    (optimizer,) = build_optimizers([method], OptimConfig(optimizer="adafactor", adafactor_lr=0.5))
+    for direction, bound in ((1.0, 1.0), (-1.0, 50.0)):
+        for _ in range(40):
+            learnt.grad = torch.tensor(direction)
+            optimizer.step()
+            method.after_step()
+        # The model has the value that the loss divides by, also when it is saved.
+        assert floor * 0.999 <= student_model.temperature.item()
+        assert (student_model.temperature.item() < 1.001 * floor) is (bound == 1.0)
+        method.zero_grad()
+        terms = take_step(method, cropped, 0.0)
+        terms.loss.backward()
+        assert learnt.grad is not None
+        assert learnt.grad.item() != 0.0
+        whole = vision_tokens(student_model, cropped.pixels_B3HW)
+        cls1 = contrastive_loss(
+            whole.cls1_BD,
+            embed_texts(student_model, cropped.cls1),
+            student_model.temperature,
+            cropped.cls1_ids_T,
+        )
+        torch.testing.assert_close(terms.metrics["cls1"], cls1.detach())
+
+
+def test_a_temperature_below_the_floor_starts_at_the_floor(student_model: Tipsv2Model) -> None:
+    with torch.no_grad():
+        student_model.temperature.fill_(-0.008)  # as in runs that learnt it without a logarithm
+    method = Pretrain(student_model, PAPER)
+    method.after_step()
+    assert student_model.temperature.item() == pytest.approx(PAPER.min_temperature, rel=1e-4)
 
 
 def test_patch_loss_and_centre_start_after_their_share_of_the_run(
@@ -163,7 +214,7 @@ def test_the_teacher_sees_the_whole_and_the_student_the_masked_image(
         masked_BN = random_masks(4, 4, 0.75, torch.Generator().manual_seed(7))
         student = vision_tokens(student_model, batch.pixels_B3HW, masked_BN)
         logits_BNK = method.head(student.patches_BND) / HEAD.student_temperature
-        expected = ibot_loss(logits_BNK, targets_BNK, masked_BN, supervised)
+        expected = ibot_loss(token_losses(logits_BNK, targets_BNK), masked_BN, supervised)
     result = take_step(method, batch, 0.9, seed=7)
     torch.testing.assert_close(result.metrics["ibot"], expected)
     method.eval()
@@ -182,7 +233,7 @@ def test_the_gradient_reaches_encoder_and_head_but_no_teacher(
         embeddings.patch_embeddings.projection.weight,
         method.head.prototypes,
         method.contrast.log_scale,
-        method.model.temperature,
+        learnt_temperature(method),
     ):
         assert learner.grad is not None
         assert learner.grad.any()

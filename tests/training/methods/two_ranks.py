@@ -66,7 +66,7 @@ def new_method(case: str) -> Method:
         method.image_backbone = MeanColours()
         return method
     teacher = FrozenTeacher(
-        model=new_model(dim=32, seed=1),
+        vision_model=new_model(dim=32, seed=1).vision_model,
         head=HEAD.build(32),
         centering=Centering(12, temperature=0.06),
     )

@@ -77,6 +77,14 @@ def test_a_batch_is_no_larger_than_the_folder(options: FolderRun) -> None:
     assert config.data.crops == SMALL_CROPS
 
 
+def test_the_temperature_may_reach_that_of_the_released_b14(options: FolderRun) -> None:
+    for method in (
+        pretrain_folder(replace(options, size="b14")).method,
+        distill_folder(replace(options, size="b14"), Path("giant"), facts(OTHER)).method,
+    ):
+        assert method.min_temperature < 0.00507
+
+
 def test_facts_about_a_teacher_are_read_from_its_folder(
     tmp_path: Path, tokenizer: Tipsv2Tokenizer
 ) -> None:

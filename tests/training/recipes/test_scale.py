@@ -51,7 +51,8 @@ def test_a_recipe_builds_its_size(name: str) -> None:
     assert model.vision_model.config.image_size == 448
     assert plan.global_batch == 8192
     if name != TEACHER:
-        assert plan.teacher_bytes > 2 * (1_135_952_384 + 389_133_312)
+        tower = 2 * 1_135_952_384  # bfloat16; the text tower is not held
+        assert tower < plan.teacher_bytes < 1.05 * tower
 
 
 @pytest.fixture

@@ -308,9 +308,16 @@ class Tipsv2Encoder(Encoder):
         processor.save_pretrained(folder)
 
 
+def _load_cells(folder: Path) -> Encoder:
+    from model.cell_encoder import CellEncoder  # noqa: PLC0415  it imports this module
+
+    return CellEncoder.load(folder)
+
+
 # Loader of an encoder from a folder that `Encoder.save` wrote, by config.json's `model_type`.
 LOADERS: Final[dict[str, Callable[[Path], Encoder]]] = {
     Tipsv2Config.model_type: Tipsv2Encoder.load,
+    "tipserve_cells": _load_cells,
 }
 
 

@@ -1,0 +1,287 @@
+"""An encoder of frozen pretrained networks with closed-form heads: EfficientNet-Lite0 and MiniLM.
+
+A cell is described in two spaces. In the first, features are whitened so that drawings of one name
+are close (linear discriminant analysis). In the second, a cell is its probabilities of ImageNet's
+classes. Both are unit vectors; they are scaled and joined, so that one cosine compares them all. A
+text is described by what it is close to among known names: a softmax over their MiniLM embeddings
+weights the names' own descriptions.
+
+Shapes: B images or texts, N cells of the fine grid in row-major order, F features of a cell, D1 and
+D2 widths of the spaces, D = D1 + D2, C classes of ImageNet, K known names, E width of MiniLM, L
+tokens, H W pixels, h w rows and columns of cells.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder
+from model.efficientnet_lite import FEATURE_WIDTH, STRIDE, Trunk
+from model.minilm import MiniLm, MiniLmSize
+from model.text import TOKENIZER_FILE, TextTokenizer
+
+MODEL_TYPE: Final = "tipserve_cells"
+NUM_CLASSES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellConfig:
+    """Sizes and constants of the encoder.
+
+    Attributes:
+        drawing_width: D1.
+        class_width: D2.
+        num_drawing_names: Known names of the first space.
+        num_class_names: Known names of the second space.
+        vocabulary: Word pieces of the text tower.
+        text_depth: Layers of the text tower.
+        max_text_tokens: Longest text.
+        native_size: Side of the images that the heads were fitted to.
+        class_temperature: Logits of ImageNet's classes are divided by it.
+        coarse_share: Weight of the coarse cells in the mean of both that is classified.
+        drawing_sharpness: Factor of MiniLM's cosines before the softmax over names of drawings.
+        class_sharpness: Likewise for names of ImageNet's classes.
+        class_weight: Length of the second space's vectors; the first space's have length 1.
+        neighbour_sharpness: Factor of the cosine between neighbours that are averaged.
+        temperature: Cosines are divided by it before a softmax over classes.
+    """
+
+    drawing_width: int
+    class_width: int
+    num_drawing_names: int
+    num_class_names: int
+    vocabulary: int
+    text_depth: int = 6
+    max_text_tokens: int = 64
+    native_size: int = 320
+    class_temperature: float = 1.0
+    coarse_share: float = 0.3
+    drawing_sharpness: float = 20.0
+    class_sharpness: float = 33.0
+    class_weight: float = 0.7
+    neighbour_sharpness: float = 5.0
+    temperature: float = 0.05
+
+
+class TwoScales(nn.Module):
+    """Cells of an image, and of the same image at half its size, on one grid."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return fine and coarse cells, both [B, F, h, w]."""
+        fine_BFhw: Tensor = self.trunk(pixels_B3HW)
+        coarse_BFhw = self.trunk(F.avg_pool2d(pixels_B3HW, 2))
+        return fine_BFhw, F.interpolate(coarse_BFhw, scale_factor=2.0, mode="bilinear")
+
+
+class CellVision(nn.Module):
+    """The vision tower."""
+
+    def __init__(self, config: CellConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cells = TwoScales(Trunk())
+        self.fine = nn.Linear(FEATURE_WIDTH, config.drawing_width)
+        self.coarse = nn.Linear(FEATURE_WIDTH, config.drawing_width, bias=False)
+        self.classes = nn.Linear(FEATURE_WIDTH, NUM_CLASSES)
+        self.space = nn.Linear(NUM_CLASSES, config.class_width, bias=False)
+
+    def describe(self, fine_BNF: Tensor, coarse_BNF: Tensor) -> Tensor:
+        """Describe cells in both spaces: [B, N, D]."""
+        config = self.config
+        drawing_BND = F.normalize(self.fine(fine_BNF) + self.coarse(coarse_BNF), dim=-1)
+        mixed_BNF = torch.lerp(fine_BNF, coarse_BNF, config.coarse_share)
+        logits_BNC = self.classes(mixed_BNF) / config.class_temperature
+        class_BND = F.normalize(self.space(logits_BNC.softmax(dim=-1)), dim=-1)
+        return torch.cat([drawing_BND, class_BND * config.class_weight], dim=-1)
+
+    def _smooth(self, cells_BDhw: Tensor) -> Tensor:
+        """Average each cell with those of its eight neighbours that are alike."""
+        unit_BDhw = F.normalize(cells_BDhw, dim=1)
+        height, width = unit_BDhw.shape[2:]
+        padded = F.pad(unit_BDhw, (1, 1, 1, 1))
+        total = torch.zeros_like(unit_BDhw)
+        for row in range(3):
+            for column in range(3):
+                shifted = padded[:, :, row : row + height, column : column + width]
+                cosine_B1hw = (shifted * unit_BDhw).sum(dim=1, keepdim=True)
+                weight = ((cosine_B1hw - 1) * self.config.neighbour_sharpness).exp()
+                total = total + weight * shifted
+        return total
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encode images.
+
+        Args:
+            pixel_values: float32 [B, 3, H, W] in [0, 1]; H and W multiples of 64.
+
+        Returns:
+            cls1 and cls2 [B, D] of the mean cell, cells [B, N, D], and cells averaged with alike
+            neighbours [B, N, D].
+        """
+        fine_BFhw, coarse_BFhw = self.cells(pixel_values)
+        fine_BNF = fine_BFhw.flatten(2).transpose(1, 2)
+        coarse_BNF = coarse_BFhw.flatten(2).transpose(1, 2)
+        cells_BND = self.describe(fine_BNF, coarse_BNF)
+        grid_BDhw = cells_BND.transpose(1, 2).unflatten(2, fine_BFhw.shape[2:])
+        values_BND = self._smooth(grid_BDhw).flatten(2).transpose(1, 2)
+        mean_BD = self.describe(
+            fine_BNF.mean(dim=1, keepdim=True), coarse_BNF.mean(dim=1, keepdim=True)
+        )[:, 0]
+        return mean_BD, F.normalize(cells_BND, dim=-1).mean(dim=1), cells_BND, values_BND
+
+
+class _Kernel(nn.Module):
+    """Descriptions of texts in one space from those of known names."""
+
+    def __init__(self, num_names: int, embed_width: int, width: int, sharpness: float) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+        self.keys = nn.Linear(embed_width, num_names, bias=False)
+        self.values = nn.Linear(num_names, width, bias=False)
+
+    def forward(self, texts_BE: Tensor) -> Tensor:
+        """Return unit vectors [B, width]."""
+        weight_BK = (self.keys(texts_BE) * self.sharpness).softmax(dim=-1)
+        return F.normalize(self.values(weight_BK), dim=-1)
+
+
+class CellText(nn.Module):
+    """The text tower."""
+
+    def __init__(self, config: CellConfig) -> None:
+        super().__init__()
+        size = MiniLmSize(
+            vocabulary=config.vocabulary, positions=config.max_text_tokens, depth=config.text_depth
+        )
+        self.config = config
+        self.sentence = MiniLm(size)
+        self.drawings = _Kernel(
+            config.num_drawing_names, size.width, config.drawing_width, config.drawing_sharpness
+        )
+        self.classes = _Kernel(
+            config.num_class_names, size.width, config.class_width, config.class_sharpness
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed texts: [B, D]."""
+        texts_BE = self.sentence(input_ids, attention_mask)
+        weighted_BD = self.classes(texts_BE) * self.config.class_weight
+        return torch.cat([self.drawings(texts_BE), weighted_BD], dim=-1)
+
+
+class CellEncoder(Encoder):
+    """The encoder with its tokenizer; see `model.encoder.Encoder`."""
+
+    def __init__(self, config: CellConfig, tokenizer: Tokenizer) -> None:
+        self.config = config
+        self._vision, self._text = CellVision(config).eval(), CellText(config).eval()
+        self._vision.requires_grad_(requires_grad=False)
+        self._text.requires_grad_(requires_grad=False)
+        self._tokenizer = TextTokenizer(tokenizer, max_tokens=config.max_text_tokens)
+
+    @property
+    def vision(self) -> CellVision:
+        """The vision tower."""
+        return self._vision
+
+    @property
+    def text(self) -> CellText:
+        """The text tower."""
+        return self._text
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer as served."""
+        return self._tokenizer
+
+    @property
+    def variant(self) -> str:
+        """Names of the frozen networks."""
+        return "lite0-minilm"
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of both spaces."""
+        return self.config.drawing_width + self.config.class_width
+
+    @property
+    def patch_size(self) -> int:
+        """Stride of the cells in pixels."""
+        return STRIDE
+
+    @property
+    def native_size(self) -> int:
+        """Side of the images that the heads were fitted to."""
+        return self.config.native_size
+
+    @property
+    def size_multiple(self) -> int:
+        """The coarse cells need twice the stride."""
+        return 2 * STRIDE
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Longest text."""
+        return self.config.max_text_tokens
+
+    @property
+    def temperature(self) -> float:
+        """Cosines are divided by it before a softmax over classes."""
+        return self.config.temperature
+
+    def _weights(self) -> dict[str, Tensor]:
+        towers = {"vision": self._vision, "text": self._text}
+        return {
+            f"{tower}.{name}": value
+            for tower, module in towers.items()
+            for name, value in module.state_dict().items()
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write config.json, model.safetensors and tokenizer.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"model_type": MODEL_TYPE, **asdict(self.config)}
+        (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        save_file(
+            {name: value.contiguous() for name, value in self._weights().items()},
+            folder / WEIGHTS_FILE,
+        )
+        self._tokenizer.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Load what `save` wrote.
+
+        Raises:
+            ValueError: The settings or the weights do not fit this class.
+        """
+        settings: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings.pop("model_type", None)
+        try:
+            config = CellConfig(**settings)
+        except TypeError as error:
+            raise ValueError(f"{folder / CONFIG_FILE} has unknown or missing settings") from error
+        encoder = cls(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
+        encoder._restore(load_file(folder / WEIGHTS_FILE))
+        return encoder
+
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        for tower, module in (("vision", self._vision), ("text", self._text)):
+            prefix = f"{tower}."
+            own = {name[len(prefix) :]: v for name, v in weights.items() if name.startswith(prefix)}
+            try:
+                module.load_state_dict(own)
+            except RuntimeError as error:
+                raise ValueError(f"the {tower} tower's weights do not fit: {error}") from error

@@ -1,0 +1,104 @@
+"""The encoder of frozen networks: shapes, padding, known names, saving and loading."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch.nn import functional as F
+
+from model.cell_encoder import CellConfig, CellEncoder
+from model.encoder import load_encoder
+
+WORDS = ("[PAD]", "[UNK]", "dog", "cat", "red", "car")
+CONFIG = CellConfig(
+    drawing_width=8,
+    class_width=16,
+    num_drawing_names=5,
+    num_class_names=6,
+    vocabulary=len(WORDS),
+    text_depth=1,
+    max_text_tokens=8,
+    native_size=64,
+)
+
+
+@pytest.fixture
+def encoder() -> CellEncoder:
+    torch.manual_seed(0)
+    model = WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = Whitespace()
+    encoder = CellEncoder(CONFIG, tokenizer)
+    encoder.text.sentence.positions.normal_(std=0.02)
+    return encoder
+
+
+def test_an_oblong_batch_has_a_cell_for_every_32_pixels(encoder: CellEncoder) -> None:
+    cls1, cls2, cells, values = encoder.vision(torch.rand(2, 3, 64, 128))
+    assert cls1.shape == cls2.shape == (2, encoder.embed_dim)
+    assert cells.shape == values.shape == (2, 2 * 4, encoder.embed_dim)
+    assert all(torch.isfinite(output).all() for output in (cls1, cls2, cells, values))
+
+
+def test_both_spaces_keep_their_lengths(encoder: CellEncoder) -> None:
+    cells = encoder.vision(torch.rand(1, 3, 64, 64))[2]
+    drawing, classes = cells.split([8, 16], dim=-1)
+    assert torch.allclose(drawing.norm(dim=-1), torch.ones(1, 4))
+    assert torch.allclose(classes.norm(dim=-1), torch.full((1, 4), CONFIG.class_weight))
+
+
+def test_cells_are_averaged_with_alike_neighbours_only(encoder: CellEncoder) -> None:
+    cells_BDhw = torch.zeros(1, 24, 2, 2)
+    cells_BDhw[0, 0, :, 0] = 1  # left column: one direction
+    cells_BDhw[0, 1, :, 1] = 1  # right column: another
+    averaged = F.normalize(encoder.vision._smooth(cells_BDhw), dim=1)
+    assert (averaged[0, 0, :, 0] > 0.99).all()
+    assert (averaged[0, 1, :, 1] > 0.99).all()
+    assert (averaged[0, 1, :, 0] > 0).all()  # unlike neighbours count a little
+
+
+def test_a_known_name_gets_its_own_vector(encoder: CellEncoder) -> None:
+    texts_BE = F.normalize(torch.randn(5, 384), dim=-1)
+    kernel = encoder.text.drawings
+    kernel.keys.weight.copy_(texts_BE)
+    kernel.sharpness = 100.0
+    wanted = F.normalize(kernel.values.weight.T, dim=-1)
+    assert torch.allclose(kernel(texts_BE), wanted, atol=1e-3)
+
+
+def test_padding_changes_no_text_and_gives_finite_numbers(encoder: CellEncoder) -> None:
+    short = encoder.text(torch.tensor([[2, 4]]), torch.tensor([[1, 1]]))
+    ids = torch.tensor([[2, 4, 0, 0], [0, 0, 0, 0]])
+    padded = encoder.text(ids, (ids != 0).long())
+    assert torch.allclose(short[0], padded[0], atol=1e-6)
+    assert torch.isfinite(padded).all()
+
+
+def test_a_saved_encoder_loads_by_its_type(encoder: CellEncoder, tmp_path: Path) -> None:
+    encoder.save(tmp_path)
+    loaded = load_encoder(tmp_path)
+    assert isinstance(loaded, CellEncoder)
+    assert (loaded.native_size, loaded.size_multiple, loaded.patch_size) == (64, 64, 32)
+    pixels = torch.rand(1, 3, 64, 64)
+    for before, after in zip(encoder.vision(pixels), loaded.vision(pixels), strict=True):
+        assert torch.equal(before, after)
+    batch = loaded.tokenizer.encode(["red car"])
+    assert batch.token_ids_BL.tolist() == [[4, 5]]
+
+
+def test_settings_and_weights_that_do_not_fit_are_refused(
+    encoder: CellEncoder, tmp_path: Path
+) -> None:
+    encoder.save(tmp_path)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**settings, "drawing_width": 9}), encoding="utf-8")
+    with pytest.raises(ValueError, match="weights do not fit"):
+        load_encoder(tmp_path)
+    path.write_text(json.dumps({**settings, "colour": 1}), encoding="utf-8")
+    with pytest.raises(ValueError, match="unknown or missing settings"):
+        load_encoder(tmp_path)

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder
 from model.efficientnet_lite import FEATURE_WIDTH, STRIDE, Trunk
+from model.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder
 from model.minilm import MiniLm, MiniLmSize
 from model.text import TOKENIZER_FILE, TextTokenizer
 

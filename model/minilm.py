@@ -47,7 +47,8 @@ class _Layer(nn.Module):
 
     def _split(self, x_BLD: Tensor) -> Tensor:
         split_BLAd = x_BLD.unflatten(2, (self.heads, self.head_width))
-        return split_BLAd.transpose(1, 2)
+        heads_BALd: Tensor = split_BLAd.transpose(1, 2)
+        return heads_BALd
 
     def forward(self, x_BLD: Tensor, penalty_B11L: Tensor) -> Tensor:
         query, key, value = (

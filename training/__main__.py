@@ -9,7 +9,18 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from training.commands import caption, cost, data, evaluate, export, gate, reproduce, shards, train
+from training.commands import (
+    caption,
+    cost,
+    data,
+    evaluate,
+    export,
+    gate,
+    photographs,
+    reproduce,
+    shards,
+    train,
+)
 from training.commands.train import RECIPES
 from training.evaluate.gate import Refused
 from training.preemption import Stopped
@@ -36,6 +47,7 @@ COMMANDS: dict[str, Job] = {
     "evaluate": Job(evaluate.HELP, evaluate.add_arguments, evaluate.run),
     "export": Job(export.HELP, export.add_arguments, export.run),
     "gate": Job(gate.HELP, gate.add_arguments, gate.run),
+    "photographs": Job(photographs.HELP, photographs.add_arguments, photographs.run),
     "pretrain": Job(train.PRETRAIN_HELP, train.add_pretrain_arguments, train.run_pretrain),
     "reproduce": Job(reproduce.HELP, reproduce.add_arguments, reproduce.run),
     "shards": Job(shards.HELP, shards.add_arguments, shards.run),

@@ -96,6 +96,18 @@ def emoji_by_name(npm: Path) -> dict[str, str]:
     }
 
 
+def emoji_groups(npm: Path) -> dict[str, str]:
+    """Map CLDR short names to Unicode's groups, such as "Food & Drink"."""
+    spoken = {
+        key.replace("\ufe0f", ""): words["tts"][0] for key, words in _annotations(npm).items()
+    }
+    emojis = _load_json(npm / "unicode-emoji-json/data-by-emoji.json")
+    return {
+        spoken.get(emoji.replace("\ufe0f", ""), entry["name"]): entry["group"]
+        for emoji, entry in emojis.items()
+    }
+
+
 def keywords_by_name(npm: Path) -> dict[str, tuple[str, ...]]:
     """Map CLDR short names to their CLDR keywords."""
     return {

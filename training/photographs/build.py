@@ -1,0 +1,148 @@
+"""Builds the encoder from cached cells: heads, and the known names of both spaces."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.cell_encoder import NUM_CLASSES, CellConfig, CellEncoder
+from training.data.concepts import all_concepts
+from training.photographs.cells import Cells
+from training.photographs.drawings import withheld
+from training.photographs.heads import (
+    DrawingSpace,
+    class_axes,
+    class_names,
+    fit_discriminant,
+    join,
+    merged,
+)
+from training.photographs.text import load_minilm, load_tokenizer
+from training.photographs.trunk import load_trunk
+from training.pretrained.text import sentence_embeddings
+
+DRAWING_WIDTH = 256
+CLASS_WIDTH = 512
+# Names of ImageNet's classes and of the groups above them in WordNet 3.0, with their classes.
+CLASSES_FILE = Path(__file__).with_name("imagenet_names.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownNames:
+    """Known names of one space and their vectors [K, width]."""
+
+    names: tuple[str, ...]
+    vectors_KD: NDArray[np.float32]
+
+    def without(self, is_left_out: NDArray[np.bool_]) -> "KnownNames":
+        """The names that are not marked."""
+        return KnownNames(
+            names=tuple(n for n, out in zip(self.names, is_left_out, strict=True) if not out),
+            vectors_KD=self.vectors_KD[~is_left_out],
+        )
+
+
+def joined_cells(parts: Sequence[tuple[Cells, Sequence[str]]]) -> tuple[Cells, tuple[str, ...]]:
+    """Join cells of several sources; equal names become one."""
+    names = tuple(dict.fromkeys(name.lower() for _, own in parts for name in own))
+    index = {name: number for number, name in enumerate(names)}
+    renumbered = [
+        np.asarray([index[name.lower()] for name in own])[cells.name_n] for cells, own in parts
+    ]
+    joined = Cells(
+        fine_nF=np.concatenate([cells.fine_nF for cells, _ in parts]),
+        coarse_nF=np.concatenate([cells.coarse_nF for cells, _ in parts]),
+        name_n=np.concatenate(renumbered),
+    )
+    return joined, names
+
+
+def fit_drawings(cells: Cells, names: Sequence[str]) -> tuple[DrawingSpace, KnownNames]:
+    """Fit the first space; concepts with several drawings become names of their own."""
+    fine = fit_discriminant(cells.fine_nF, cells.name_n, len(names))
+    coarse = fit_discriminant(cells.coarse_nF, cells.name_n, len(names))
+    space = join(fine, coarse, DRAWING_WIDTH)
+    index = {name: number for number, name in enumerate(names)}
+    groups = {name: [number] for name, number in index.items()}
+    for concept in all_concepts():
+        drawings = [index[d.lower()] for d in concept.drawings if d.lower() in index]
+        if drawings:
+            groups.setdefault(concept.name.lower(), drawings)
+    vectors_KD = merged(space.names_KD, list(groups.values()))
+    return space, KnownNames(names=tuple(groups), vectors_KD=vectors_KD)
+
+
+def read_classes() -> dict[str, list[int]]:
+    """Classes of ImageNet by name."""
+    content: dict[str, list[int]] = json.loads(CLASSES_FILE.read_text(encoding="utf-8"))
+    return content
+
+
+def _unit_texts(names: Sequence[str]) -> Tensor:
+    return torch.nn.functional.normalize(sentence_embeddings(names), dim=-1)
+
+
+def fit_classes(members: Mapping[str, Sequence[int]]) -> tuple[NDArray[np.float32], KnownNames]:
+    """Axes [D2, C] and known names of the second space."""
+    single: dict[int, list[str]] = {}
+    for name, classes in members.items():
+        if len(classes) == 1:
+            single.setdefault(classes[0], []).append(name)
+    leaves = [", ".join(single.get(number, ["thing"])) for number in range(NUM_CLASSES)]
+    axes_DC = class_axes(_unit_texts(leaves).numpy(), CLASS_WIDTH)
+    vectors_KD = class_names(list(members.values()), axes_DC)
+    return axes_DC, KnownNames(names=tuple(members), vectors_KD=vectors_KD)
+
+
+def build_encoder(cells: Cells, names: Sequence[str], *, is_twin: bool = False) -> CellEncoder:
+    """Fit all heads and put the encoder together.
+
+    Args:
+        cells: Of drawings and of labelled regions.
+        names: Names of the cells.
+        is_twin: Leave out every name that mentions a concept of the hash split.
+    """
+    if is_twin:
+        kept_n = ~withheld(names)[cells.name_n]
+        cells = Cells(
+            fine_nF=cells.fine_nF[kept_n],
+            coarse_nF=cells.coarse_nF[kept_n],
+            name_n=cells.name_n[kept_n],
+        )
+    space, drawings = fit_drawings(cells, names)
+    axes_DC, classes = fit_classes(read_classes())
+    if is_twin:
+        drawings = drawings.without(withheld(drawings.names))
+        classes = classes.without(withheld(classes.names))
+    tokenizer = load_tokenizer()
+    config = CellConfig(
+        drawing_width=DRAWING_WIDTH,
+        class_width=CLASS_WIDTH,
+        num_drawing_names=len(drawings.names),
+        num_class_names=len(classes.names),
+        vocabulary=tokenizer.get_vocab_size(),
+    )
+    encoder = CellEncoder(config, tokenizer)
+    _fill_vision(encoder, space, axes_DC)
+    load_minilm(encoder.text.sentence)
+    for kernel, known in ((encoder.text.drawings, drawings), (encoder.text.classes, classes)):
+        kernel.keys.weight.copy_(_unit_texts(known.names))
+        kernel.values.weight.copy_(torch.from_numpy(known.vectors_KD.T.copy()))
+    return encoder
+
+
+def _fill_vision(encoder: CellEncoder, space: DrawingSpace, axes_DC: NDArray[np.float32]) -> None:
+    vision = encoder.vision
+    trunk, weight_CF, bias_C = load_trunk()
+    vision.cells.trunk.load_state_dict(trunk.state_dict())
+    vision.fine.weight.copy_(torch.from_numpy(space.fine_DF))
+    vision.fine.bias.copy_(torch.from_numpy(space.bias_D))
+    vision.coarse.weight.copy_(torch.from_numpy(space.coarse_DF))
+    vision.classes.weight.copy_(weight_CF)
+    vision.classes.bias.copy_(bias_C)
+    vision.space.weight.copy_(torch.from_numpy(axes_DC))

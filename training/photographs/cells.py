@@ -1,0 +1,105 @@
+"""Cells of the frozen trunk under each drawing of a view scene, computed pass by pass and kept.
+
+Shapes: n cells, F = 1280 features, S side of a scene, h w cells of the fine grid, H W pixels.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model.cell_encoder import TwoScales
+from model.files import atomic_file
+from model.runtime.openvino_runtime import import_openvino, openvino_core
+from training.photographs.views import ViewSource
+
+STRIDE = 32
+_PER_OBJECT = 4
+_MIN_COVERED = 0.5
+# A network's two grids of one image: fine [F, h, w] and coarse [F, h, w], scaled to the fine one.
+Grids = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cells:
+    """Cells and what they show.
+
+    Attributes:
+        fine_nF: float16; cells of the image.
+        coarse_nF: float16; cells of the image at half its size, at the same places.
+        name_n: Index of the name.
+    """
+
+    fine_nF: NDArray[np.float16]
+    coarse_nF: NDArray[np.float16]
+    name_n: NDArray[np.int64]
+
+
+def compile_trunk(trunk: nn.Module, size: int) -> Callable[[NDArray[np.uint8]], Grids]:
+    """The trunk at both scales in OpenVINO, on one thread, for square images of one size."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        network: Any = import_openvino().convert_model(
+            TwoScales(trunk).eval(), example_input=torch.zeros(1, 3, size, size)
+        )
+    network.reshape([1, 3, size, size])
+    compiled = openvino_core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": 1})
+
+    def run(pixels_SS3: NDArray[np.uint8]) -> Grids:
+        pixels_13SS = np.ascontiguousarray(pixels_SS3.transpose(2, 0, 1)[None], np.float32) / 255
+        fine, coarse = compiled(pixels_13SS).to_tuple()
+        return fine[0].copy(), coarse[0].copy()
+
+    return run
+
+
+def covered_cells(
+    mask_SS: NDArray[np.int32], rng: np.random.Generator
+) -> list[tuple[int, int, int]]:
+    """Some cells (row, column, name) of each object; the best one where it covers none by half."""
+    side = mask_SS.shape[0] // STRIDE
+    found = []
+    for value in np.unique(mask_SS[mask_SS > 0]):
+        share_hw = cv2.resize(
+            (mask_SS == value).astype(np.float32), (side, side), interpolation=cv2.INTER_AREA
+        )
+        inside = np.argwhere(share_hw >= min(_MIN_COVERED, float(share_hw.max())))
+        chosen = rng.permutation(len(inside))[:_PER_OBJECT]
+        found += [(int(row), int(column), int(value) - 1) for row, column in inside[chosen]]
+    return found
+
+
+def compute_pass(
+    source: ViewSource, run: Callable[[NDArray[np.uint8]], Grids], number: int
+) -> Cells:
+    """Cells of pass `number` over all drawings."""
+    fine, coarse, names = [], [], []
+    first = number * source.scenes_per_pass
+    for index in range(first, first + source.scenes_per_pass):
+        pixels_SS3, mask_SS = source.scene(index)
+        fine_Fhw, coarse_Fhw = run(pixels_SS3)
+        for row, column, name in covered_cells(mask_SS, np.random.default_rng(index)):
+            fine.append(fine_Fhw[:, row, column].astype(np.float16))
+            coarse.append(coarse_Fhw[:, row, column].astype(np.float16))
+            names.append(name)
+    return Cells(fine_nF=np.stack(fine), coarse_nF=np.stack(coarse), name_n=np.asarray(names))
+
+
+def cached_pass(
+    source: ViewSource, run: Callable[[NDArray[np.uint8]], Grids], number: int, folder: Path
+) -> Cells:
+    """Cells of a pass, from the folder where an earlier run computed them."""
+    path = folder / f"cells-{number:03d}.npz"
+    if not path.exists():
+        cells = compute_pass(source, run, number)
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, fine=cells.fine_nF, coarse=cells.coarse_nF, names=cells.name_n)
+    with np.load(path, allow_pickle=False) as file:
+        return Cells(fine_nF=file["fine"], coarse_nF=file["coarse"], name_n=file["names"])

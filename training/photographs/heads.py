@@ -1,0 +1,134 @@
+"""Closed-form heads of the encoder, fitted to cells; no gradient step.
+
+Shapes: n cells, F features, K names, D1 and D2 widths of the two spaces, C classes of ImageNet, E
+width of MiniLM.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.segmentation import l2_normalize
+
+# The within-class covariance is too thin for so many features: its mean variance is added to each.
+_SHRINKAGE = 1.0
+_CHUNK = 8192
+# Width of the kernel between names of ImageNet's classes.
+_CLASS_KERNEL = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discriminant:
+    """Linear discriminant analysis of cells.
+
+    Attributes:
+        mean_F: Mean of the names' means.
+        whitening_FF: Columns are whitened features: `(x - mean_F) @ whitening_FF`.
+        means_KF: Whitened mean of each name; zeros for a name without cells.
+    """
+
+    mean_F: NDArray[np.float32]
+    whitening_FF: NDArray[np.float32]
+    means_KF: NDArray[np.float32]
+
+
+def fit_discriminant(
+    cells_nF: NDArray[np.float16], name_n: NDArray[np.int64], num_names: int
+) -> Discriminant:
+    """Whiten features by the covariance within names.
+
+    Args:
+        cells_nF: Cells of every name; they are widened in chunks.
+        name_n: Name of each cell.
+        num_names: K.
+    """
+    count_K = np.bincount(name_n, minlength=num_names).astype(np.float32)
+    sum_KF = np.zeros((num_names, cells_nF.shape[1]), np.float32)
+    for start in range(0, len(cells_nF), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        np.add.at(sum_KF, name_n[part], cells_nF[part].astype(np.float32))
+    means_KF = sum_KF / np.maximum(count_K, 1)[:, None]
+    within_FF = np.zeros((cells_nF.shape[1],) * 2, np.float32)
+    for start in range(0, len(cells_nF), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        offset = cells_nF[part].astype(np.float32) - means_KF[name_n[part]]
+        within_FF += offset.T @ offset
+    within_FF /= len(cells_nF)
+    within_FF[np.diag_indices_from(within_FF)] += _SHRINKAGE * within_FF.trace() / len(within_FF)
+    whitening_FF = np.linalg.inv(np.linalg.cholesky(within_FF)).T
+    has_cells = count_K > 0
+    mean_F = means_KF[has_cells].mean(0)
+    whitened_KF = (means_KF - mean_F) @ whitening_FF * has_cells[:, None]
+    return Discriminant(
+        mean_F=mean_F,
+        whitening_FF=np.ascontiguousarray(whitening_FF, np.float32),
+        means_KF=whitened_KF.astype(np.float32),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawingSpace:
+    """The first space: `fine @ fine_FD.T + coarse @ coarse_FD.T + bias_D`, of unit length.
+
+    Attributes:
+        fine_DF: Map of the fine cells.
+        coarse_DF: Map of the coarse cells.
+        bias_D: Added to both.
+        names_KD: The names' own vectors, of unit length.
+    """
+
+    fine_DF: NDArray[np.float32]
+    coarse_DF: NDArray[np.float32]
+    bias_D: NDArray[np.float32]
+    names_KD: NDArray[np.float32]
+
+
+def join(fine: Discriminant, coarse: Discriminant, width: int) -> DrawingSpace:
+    """Reduce both scales to the directions in which the names differ most.
+
+    Args:
+        fine: Of the fine cells.
+        coarse: Of the coarse cells, with the same names.
+        width: D1.
+    """
+    both_KG = np.concatenate([fine.means_KF, coarse.means_KF], axis=1)
+    # Every name counts alike, however far its mean lies from the others.
+    _, _, axes = np.linalg.svd(l2_normalize(both_KG), full_matrices=False)
+    split = fine.means_KF.shape[1]
+    fine_DF = axes[:width, :split] @ fine.whitening_FF.T
+    coarse_DF = axes[:width, split:] @ coarse.whitening_FF.T
+    return DrawingSpace(
+        fine_DF=fine_DF,
+        coarse_DF=coarse_DF,
+        bias_D=-(fine_DF @ fine.mean_F + coarse_DF @ coarse.mean_F),
+        names_KD=l2_normalize(both_KG @ axes[:width].T),
+    )
+
+
+def merged(names_KD: NDArray[np.float32], groups: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """One unit vector for each group of names: the direction of their mean."""
+    return l2_normalize(np.stack([names_KD[list(group)].sum(0) for group in groups]))
+
+
+def class_axes(classes_CE: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Axes [D2, C] that keep apart classes with unlike names; orthonormal.
+
+    Args:
+        classes_CE: MiniLM's embeddings of the names, of unit length.
+        width: D2.
+    """
+    kernel_CC = np.exp((classes_CE @ classes_CE.T - 1) / _CLASS_KERNEL)
+    _, vectors_CC = np.linalg.eigh(kernel_CC)
+    return np.ascontiguousarray(vectors_CC[:, ::-1][:, :width].T, np.float32)
+
+
+def class_names(
+    members: Sequence[Sequence[int]], axes_DC: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Vectors [K, D2] of names that stand for one class of ImageNet or several."""
+    weights_KC = np.zeros((len(members), axes_DC.shape[1]), np.float32)
+    for row, classes in enumerate(members):
+        weights_KC[row, list(classes)] = 1
+    return l2_normalize(l2_normalize(weights_KC) @ axes_DC.T)

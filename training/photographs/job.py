@@ -1,0 +1,125 @@
+"""The whole recipe: drawings, cells, heads, scores, and a checkpoint for export. Resumable."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.cell_encoder import CellEncoder
+from model.export.exact import round_weights
+from model.files import atomic_file
+from training.data.art import ART_SETS
+from training.data.backgrounds import load_photos
+from training.data.folder import DataFolder, fetch_debian
+from training.evaluate.report import STUDENT, write_scores
+from training.evaluate.sets import held_out_scenes
+from training.photographs.build import build_encoder, joined_cells
+from training.photographs.cells import Cells, cached_pass, compile_trunk
+from training.photographs.drawings import (
+    NamedDrawings,
+    build_drawings,
+    load_drawings,
+    save_drawings,
+)
+from training.photographs.regions import OPENCV_PACKAGE, photograph, region_cells, region_names
+from training.photographs.score import score_benchmark
+from training.photographs.trunk import load_trunk
+from training.photographs.views import ViewSource
+from training.run_record import code_version
+
+NATIVE_SIZE = 320
+TWIN = "evaluation twin"
+LICENCE = "Apache-2.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhotographsJob:
+    """Settings of a run.
+
+    Attributes:
+        data: The data folder.
+        folder: Cells are kept here; `checkpoint` and `twin` are written here.
+        passes: Views of each drawing.
+        num_scenes: Scenes of each test set; 0 scores nothing.
+        card: The model card's text.
+    """
+
+    data: DataFolder
+    folder: Path
+    passes: int
+    num_scenes: int
+    card: Path
+
+    def run(self) -> Path:
+        """Run what is missing; returns the checkpoint's folder."""
+        torch.set_num_threads(1)
+        cells, names = self._cells()
+        models = {STUDENT: self._save(build_encoder(cells, names), "checkpoint")}
+        models[TWIN] = self._save(build_encoder(cells, names, is_twin=True), "twin")
+        checkpoint = self.folder / "checkpoint"
+        entries = []
+        if self.num_scenes:
+            for benchmark in held_out_scenes(self.data, self.num_scenes):
+                entries += score_benchmark(benchmark, models)
+        write_scores(checkpoint, entries)
+        text = json.dumps(self._provenance(), indent=1)
+        (checkpoint / "provenance.json").write_text(text + "\n", encoding="utf-8")
+        shutil.copyfile(self.card, checkpoint / "card.md")
+        return checkpoint
+
+    def _save(self, encoder: CellEncoder, name: str) -> CellEncoder:
+        # What is scored is what an export stores: see `model.export.exact`.
+        round_weights(encoder.vision, "fp16")
+        round_weights(encoder.text, "int8")
+        encoder.save(self.folder / name)
+        return encoder
+
+    def _drawings(self) -> NamedDrawings:
+        path = self.folder / "drawings.npz"
+        if not path.exists():
+            save_drawings(build_drawings(self.data.art), path)
+        return load_drawings(path)
+
+    def _cells(self) -> tuple[Cells, tuple[str, ...]]:
+        """Cells of all passes and of the regions, and their names."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        drawings = self._drawings()
+        photos = load_photos(self.data.photos, "train")
+        source = ViewSource(drawings=drawings, photos=photos, size=NATIVE_SIZE)
+        run = compile_trunk(load_trunk()[0], NATIVE_SIZE)
+        parts: list[tuple[Cells, tuple[str, ...]]] = []
+        for number in range(self.passes):
+            parts.append((cached_pass(source, run, number, self.folder), drawings.names))
+            print(f"pass {number + 1} of {self.passes}: cells are ready", flush=True)
+        if not photograph(self.data.path, "opencv:leuvenA.jpg").exists():
+            fetch_debian(self.data.path, (OPENCV_PACKAGE,))
+        path = self.folder / "regions.npz"
+        if not path.exists():
+            cells = region_cells(self.data.path, run, NATIVE_SIZE)
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, fine=cells.fine_nF, coarse=cells.coarse_nF, names=cells.name_n)
+        with np.load(path, allow_pickle=False) as file:
+            regions = Cells(fine_nF=file["fine"], coarse_nF=file["coarse"], name_n=file["names"])
+        return joined_cells([*parts, (regions, region_names())])
+
+    def _provenance(self) -> dict[str, object]:
+        used = {"noto", "twemoji", "noto-v1", "emojione", "furniture"}
+        return {
+            "licence": LICENCE,
+            "zero_shot": {"features": "values", "templates": "none"},
+            "recipe": "photographs",
+            "commit": code_version()["commit"] or "unknown",
+            "passes": self.passes,
+            "art": {a.name: f"{a.package}, {a.licence}" for a in ART_SETS if a.name in used},
+            "evaluation_only_art": {
+                a.name: f"{a.package}, {a.licence}" for a in ART_SETS if not a.trainable
+            },
+            "frozen_networks": {
+                "EfficientNet-Lite0": "cells and classes, Apache-2.0, trained on ImageNet-1k",
+                "all-MiniLM-L6-v2": "texts, Apache-2.0, trained on web text",
+            },
+            "photographs": "lomiri-wallpapers-16.04 (CC0, CC-BY-4.0), opencv-doc (Apache-2.0)",
+        }

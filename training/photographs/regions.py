@@ -1,0 +1,91 @@
+"""Cells of labelled regions of photographs: what drawings do not show, such as sky, grass and rock.
+
+`regions.json` lists for each photograph boxes that one thing fills: name, left, top, right, bottom,
+as shares of the sides. All photographs are CC0, CC-BY-4.0 or from OpenCV's samples (Apache-2.0).
+
+Shapes: S side of a view, H W pixels.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from training.photographs.cells import Cells, Grids, covered_cells
+
+REGIONS_FILE = Path(__file__).with_name("regions.json")
+OPENCV_PACKAGE = "opencv-doc"
+_HEIGHT, _WIDTH = 720, 960
+_VIEWS = 22
+_STREAM = 23  # separates these random numbers from those of scenes
+
+
+def photograph(data: Path, key: str) -> Path:
+    """The file of a photograph such as "lomiri:seeding.jpg"."""
+    source, _, name = key.partition(":")
+    share = data / "debian/usr/share"
+    folders = {
+        "lomiri": share / "backgrounds",
+        "opencv": share / "doc/opencv-doc/examples/data",
+    }
+    return folders[source] / name
+
+
+def _views(
+    data: Path, size: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int32], np.random.Generator]]:
+    """Yield crops of every photograph, their masks and their random stream."""
+    regions = json.loads(REGIONS_FILE.read_text(encoding="utf-8"))
+    number = {name: place for place, name in enumerate(region_names())}
+    for place, (key, boxes) in enumerate(regions.items()):
+        image = Image.open(photograph(data, key)).convert("RGB").resize((_WIDTH, _HEIGHT))
+        pixels_HW3 = np.asarray(image)
+        mask_HW = np.zeros((_HEIGHT, _WIDTH), np.int32)
+        for name, left, top, right, bottom in boxes:
+            rows = slice(int(top * _HEIGHT), int(bottom * _HEIGHT))
+            mask_HW[rows, int(left * _WIDTH) : int(right * _WIDTH)] = number[name] + 1
+        for view in range(_VIEWS):
+            rng = np.random.default_rng((_STREAM, place, view))
+            yield (*_crop(rng, pixels_HW3, mask_HW, size), rng)
+
+
+def _crop(
+    rng: np.random.Generator, pixels_HW3: NDArray[np.uint8], mask_HW: NDArray[np.int32], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """A random crop, mirrored by half, in other light."""
+    share = rng.uniform(0.3, 1)
+    height, width = int(_HEIGHT * share), int(_WIDTH * share)
+    top, left = rng.integers(_HEIGHT - height + 1), rng.integers(_WIDTH - width + 1)
+    step = -1 if rng.random() < 0.5 else 1
+    crop = pixels_HW3[top : top + height, left : left + width][:, ::step]
+    mask = mask_HW[top : top + height, left : left + width][:, ::step]
+    lit = np.clip(crop * np.exp(rng.normal(0, 0.2)) + rng.normal(0, 6, 3), 0, 255)
+    whole = (size, size)
+    return (
+        np.asarray(cv2.resize(lit.astype(np.uint8), whole, interpolation=cv2.INTER_AREA), np.uint8),
+        np.asarray(
+            cv2.resize(np.ascontiguousarray(mask), whole, interpolation=cv2.INTER_NEAREST), np.int32
+        ),
+    )
+
+
+def region_names() -> tuple[str, ...]:
+    """Names of the regions."""
+    regions = json.loads(REGIONS_FILE.read_text(encoding="utf-8"))
+    return tuple(sorted({box[0] for boxes in regions.values() for box in boxes}))
+
+
+def region_cells(data: Path, run: Callable[[NDArray[np.uint8]], Grids], size: int) -> Cells:
+    """Cells of every region in crops of its photograph; named by `region_names`."""
+    fine, coarse, names = [], [], []
+    for pixels_SS3, mask_SS, rng in _views(data, size):
+        fine_Fhw, coarse_Fhw = run(pixels_SS3)
+        for row, column, name in covered_cells(mask_SS, rng):
+            fine.append(fine_Fhw[:, row, column].astype(np.float16))
+            coarse.append(coarse_Fhw[:, row, column].astype(np.float16))
+            names.append(name)
+    return Cells(fine_nF=np.stack(fine), coarse_nF=np.stack(coarse), name_n=np.asarray(names))

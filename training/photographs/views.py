@@ -1,0 +1,82 @@
+"""Views of named drawings: several in one scene, strongly augmented, with their masks.
+
+View scene i is a pure function of (seed, i), so cells can be computed in parts and resumed.
+
+Legend: M sprites, S side of a scene in pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.augment import STRONG_AUGMENT
+from training.data.backgrounds import Photo, draw_background
+from training.data.scenes import SceneConfig, place_sprite
+from training.photographs.drawings import NamedDrawings
+
+PER_SCENE = 4
+# Sides that scenes are composed at before they are scaled to the encoder's size: drawings are
+# shown as blurred as in small images and as sharp as in large ones.
+_SIDES = (112, 112, 160, 224, 320)
+_STREAM = 17  # separates these random numbers from those of other scenes
+_OPAQUE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewSource:
+    """Composes the scenes.
+
+    Attributes:
+        drawings: What is shown; each drawing once in every pass.
+        photos: Background photographs.
+        size: Side of a scene in pixels.
+        seed: Of every choice.
+    """
+
+    drawings: NamedDrawings
+    photos: Sequence[Photo]
+    size: int
+    seed: int = 0
+    config: SceneConfig = field(
+        default=SceneConfig(min_size=0.26, max_size=0.7, augment=STRONG_AUGMENT)
+    )
+
+    @property
+    def scenes_per_pass(self) -> int:
+        """Scenes that show every drawing once."""
+        return -(-len(self.drawings.name_M) // PER_SCENE)
+
+    def scene(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """Scene number `index`.
+
+        Returns:
+            uint8 [S, S, 3], and the mask int32 [S, S]: 0 for background, k for `names[k - 1]`.
+        """
+        number, place = divmod(index, self.scenes_per_pass)
+        order = np.random.default_rng((self.seed, _STREAM, number)).permutation(
+            len(self.drawings.name_M)
+        )
+        rng = np.random.default_rng((self.seed, _STREAM, number, place))
+        side = int(rng.choice(_SIDES))
+        config = SceneConfig(
+            size=side,
+            min_size=self.config.min_size,
+            max_size=self.config.max_size,
+            augment=self.config.augment,
+        )
+        canvas, _ = draw_background(rng, side, self.photos)
+        mask_SS = np.zeros((side, side), np.int32)
+        for row in order[place * PER_SCENE : (place + 1) * PER_SCENE]:
+            size = float(rng.uniform(config.min_size, config.max_size))
+            colour, alpha, _ = place_sprite(rng, self.drawings.rgba_MSS4[row], config, size)
+            canvas = canvas * (1 - alpha[..., None]) + colour
+            mask_SS[alpha > _OPAQUE] = self.drawings.name_M[row] + 1
+        pixels = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+        whole = (self.size, self.size)
+        return (
+            np.asarray(cv2.resize(pixels, whole, interpolation=cv2.INTER_LINEAR), np.uint8),
+            np.asarray(cv2.resize(mask_SS, whole, interpolation=cv2.INTER_NEAREST), np.int32),
+        )

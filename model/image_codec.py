@@ -147,7 +147,7 @@ class LoadedImage:
     """A decoded image as its file stores it: perhaps sideways, perhaps reduced.
 
     Attributes:
-        image: Of any mode; see `flatten` and `scale_flat`.
+        image: Of any mode; see `scale_flat`.
         box: Left, top, right and bottom of the content, in pixels of `image`. The content of a
             reduced image may end within its last row and column.
         size_hw: Height and width of the upright image at full size.
@@ -234,6 +234,7 @@ def load_image(
         if image.format in REDUCIBLE:
             hold(_decoding_bytes(image, limits, coefficient_bytes))
             image.load()
+        vars(image).pop("_decoder", None)  # libwebp's canvases, which Pillow keeps for other frames
         return loaded
 
 
@@ -251,55 +252,43 @@ def decode_image(
         ImageTooLarge: Over a limit.
     """
     loaded = load_image(data, limits, reduce_to=reduce_to, formats=formats)
-    return np.asarray(loaded.upright(flatten(loaded.image)).convert("RGB"))
-
-
-def flatten(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to opaque RGB or L; transparent parts are laid on white.
-
-    Raises:
-        ImageError: Its colours cannot be converted.
-    """
-    if _is_flat(image):
-        return image
-    return _in_bands(image, image.width, lambda band: band)
+    image = loaded.upright(loaded.image)
+    del loaded  # else a turned image is in memory twice
+    pixels_HW3 = np.empty((image.height, image.width, 3), np.uint8)
+    # In bands, because Pillow would convert to four bytes a pixel, and then copy.
+    with _decoder_errors(formats):
+        _, convert = _flattening(image)
+        for band in _bands(image):
+            pixels_HW3[band[1] : band[3]] = np.asarray(convert(image.crop(band)).convert("RGB"))
+    return pixels_HW3
 
 
 def scale_flat(
     image: Image.Image, size_hw: tuple[int, int], resample: Image.Resampling, box: Box
 ) -> Image.Image:
-    """Scale the part `box` of an image of any mode, and convert it as `flatten` does.
+    """Scale the part `box` of an image of any mode, and make it opaque RGB or L.
 
-    The result is that of scaling the flat image, which would take up to four times the memory:
-    Pillow, too, scales rows first and rounds to 8 bits before it scales columns.
+    Transparent parts are laid on white. The result is that of scaling the opaque image, which would
+    take up to four times the memory: Pillow, too, scales rows first and rounds to 8 bits before it
+    scales columns.
 
     Raises:
         ImageError: Its colours cannot be converted.
     """
     height, width = size_hw
-    if _is_flat(image):
+    if image.mode in {"RGB", "L"} and not image.has_transparency_data:
         return image.resize((width, height), resample, box)
     left, top, right, bottom = box
-    narrow = _in_bands(
-        image,
-        width,
-        lambda band: band.resize((width, band.height), resample, (left, 0, right, band.height)),
-    )
-    return narrow.resize((width, height), resample, (0, top, width, bottom))
-
-
-def _is_flat(image: Image.Image) -> bool:
-    return image.mode in {"RGB", "L"} and not image.has_transparency_data
-
-
-def _in_bands(image: Image.Image, width: int, scale: Conversion) -> Image.Image:
-    """Convert and scale bands of rows: an RGBA copy of 40 megapixels would take 160 MB."""
     with _decoder_errors(FORMATS):
         mode, convert = _flattening(image)
-        converted = Image.new(mode, (width, image.height))
+        narrow = Image.new(mode, (width, image.height))
+        # An RGBA copy of the whole image would take 160 MB for 40 megapixels.
         for band in _bands(image):
-            converted.paste(scale(convert(image.crop(band))), (0, band[1]))
-        return converted
+            num_rows = band[3] - band[1]
+            row_box = (left, 0, right, num_rows)
+            flat = convert(image.crop(band))
+            narrow.paste(flat.resize((width, num_rows), resample, row_box), (0, band[1]))
+    return narrow.resize((width, height), resample, (0, top, width, bottom))
 
 
 def _flattening(image: Image.Image) -> tuple[str, Conversion]:

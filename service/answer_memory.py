@@ -33,7 +33,7 @@ FLOAT_CHARS: Final = 14
 COPIES: Final = {"list": 1.1, "base64": 2.2, "protobuf": 2.0}
 # The text of vectors is written row by row, and held twice.
 VECTOR_COPIES: Final = {**COPIES, "list": 2.2}
-# Bytes for each pixel, next to the mask: the decoded image, which is converted once; and runs.
+# Bytes for each pixel, next to the mask: the decoded image, and it turned or as RGB; and runs.
 FORM_BYTES: Final = {"overlay": 8, "outlines": 3}
 VECTOR_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
 MB: Final = 1_000_000

@@ -30,7 +30,6 @@ from model.image_codec import (
     ImageTooLarge,
     _BoundedReader,
     decode_image,
-    flatten,
     has_too_many_scans,
     load_image,
     read_size,
@@ -42,6 +41,10 @@ LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000)
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 SIZE = (9, 5)
 ORANGE = (230, 120, 40)
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    return scale_flat(image, image.size[::-1], Image.Resampling.NEAREST, (0, 0, *image.size))
 
 
 def save(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:

@@ -2,14 +2,24 @@
 
 import os
 import re
+import select
+import socket
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from itertools import count, repeat
 from pathlib import Path
 
 import pytest
 
+from benchmarks.rolling.proxy import Proxy
 from service.monitoring.metrics_server import READY
 from service.settings import Settings
+from tests.hostile.wire import CONTINUATION, PREFACE, SETTINGS, frame, http2_head, literal, opened
 from tests.tools import find_tool
+
+LIMIT_S = 20.0
 
 
 @pytest.fixture
@@ -41,3 +51,58 @@ def test_haproxy_accepts_it(configuration: Path, tmp_path: Path) -> None:
         command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (checked.returncode, "WARNING" in checked.stderr) == (0, False), checked.stderr
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_one_address_does_not_take_all_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setenv("PROXY_CONNECTIONS_PER_ADDRESS", "5")
+    with Proxy(find_tool("haproxy"), tmp_path) as proxy, ExitStack() as stack:
+        port = proxy.ports[protocol]
+
+        connections = set()
+        for _ in range(12):
+            with suppress(ConnectionResetError):
+                peer = socket.create_connection(("127.0.0.1", port), LIMIT_S)
+                connections.add(stack.enter_context(peer))
+        other = socket.create_connection(("127.0.0.1", port), LIMIT_S, ("127.0.0.2", 0))
+        stack.enter_context(other)
+        # One that is being refused still counts, so more than seven may be.
+        until = time.monotonic() + LIMIT_S
+        while len(connections) > 5 and time.monotonic() < until:
+            connections -= set(select.select(connections, [], [], 0.1)[0])
+        assert 0 < len(connections) <= 5
+        assert select.select([other], [], [], 0.2)[0] == []
+
+
+def continuations() -> Iterator[bytes]:
+    """Headers without an end."""
+    yield opened(1, flags=0)
+    yield from repeat(frame(CONTINUATION, literal(b"x", b"v") * 50, stream=1) * 100)
+
+
+def malformed() -> Iterator[bytes]:
+    """Streams whose headers break a rule, which ends the stream alone."""
+    for number in count(1, 2):
+        yield opened(number, block=http2_head() + literal(b"Upper", b"v"))
+
+
+@pytest.mark.parametrize("flood", [continuations, malformed])
+def test_a_flood_of_frames_ends_its_connection(
+    tmp_path: Path, flood: Callable[[], Iterator[bytes]]
+) -> None:
+    # gRPC's core receives all of it, and HAProxy without its threshold all malformed headers.
+    num_left = 64 * 1024 * 1024
+    with (
+        Proxy(find_tool("haproxy"), tmp_path) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.ports["grpc"]), LIMIT_S) as peer,
+    ):
+        peer.sendall(PREFACE + frame(SETTINGS))
+        with suppress(ConnectionError):
+            for piece in flood():
+                if num_left <= 0:
+                    break
+                peer.sendall(piece)
+                num_left -= len(piece)
+    assert num_left > 0

@@ -1,6 +1,9 @@
 """The graphs of a package that a runtime loads, and the arithmetic of each."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from model.graphs import DENSE_TASKS, Part, Precision, graph_file
 from model.manifest import Manifest, ParityEntry
@@ -72,6 +75,21 @@ def loaded_bytes(manifest: Manifest, runtime: RuntimeName, precision: Precision)
         for name, entry in manifest.files.items()
         if any(name.startswith(graph) for graph in graphs)
     )
+
+
+def graph_digest(manifest: Manifest, file: str) -> str:
+    """SHA-256 of a graph and its weights, from the manifest's digests.
+
+    All files in the graph's folder that are not graphs count, since each may hold its weights. At
+    worst a graph is loaded or built again without need.
+    """
+    folder = PurePosixPath(file).parent
+    counted = {
+        name: entry.sha256
+        for name, entry in manifest.files.items()
+        if name == file or (PurePosixPath(name).parent == folder and not name.endswith(".onnx"))
+    }
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 def parity_in_use(

@@ -19,7 +19,7 @@ from model.runtime.base import (
 )
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import Arrays, GraphRuntime
-from model.runtime.loaded_graphs import LoadedGraph
+from model.runtime.loaded_graphs import LoadedGraph, graph_digest
 from model.runtime.machine import INSTALL, INSTALL_ONNX_GPU, Provider
 
 LOG_ERRORS_ONLY: Final = 3
@@ -175,7 +175,7 @@ class OnnxRuntime(GraphRuntime):
 
         def open_graph(graph: LoadedGraph) -> OnnxGraph:
             path = package.file(graph.file)
-            digest = package.manifest.files[graph.file].sha256
+            digest = graph_digest(package.manifest, graph.file)
             key = (path, digest, provider, graph.precision, share.num_threads)
 
             def load() -> Any:

@@ -24,7 +24,7 @@ from model.runtime.base import (
 )
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import Arrays, GraphRuntime
-from model.runtime.loaded_graphs import LoadedGraph
+from model.runtime.loaded_graphs import LoadedGraph, graph_digest
 from model.runtime.machine import INSTALL, this_hardware
 
 # One image of TIPSv2's native size; eight of them at once took 4 to 13 % less time each.
@@ -50,7 +50,8 @@ class OpenVinoRuntime(GraphRuntime):
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
         def open_graph(graph: LoadedGraph) -> OpenVinoGraph:
             path = package.file(graph.file)
-            key = (path, package.manifest.files[graph.file].sha256, graph.precision, share)
+            digest = graph_digest(package.manifest, graph.file)
+            key = (path, digest, graph.precision, share)
             compiled = _compiled.take(key, partial(_compile, path, graph.precision, share))
             return OpenVinoGraph(compiled, lambda held: _compiled.remove(key, held))
 

@@ -9,12 +9,11 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from model.files import atomic_write, locked
 from model.graphs import Part, Precision
-from model.manifest import Manifest
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError
 from model.runtime.tensorrt.profiles import EngineOptions, Profile
 
@@ -83,21 +82,6 @@ def differences(found: Any, wanted: dict[str, Any]) -> str:
         for name in changed
     ]
     return "; ".join(short)
-
-
-def graph_digest(manifest: Manifest, file: str) -> str:
-    """SHA-256 of a graph and its weights, from the manifest's digests.
-
-    All files in the graph's folder that are not graphs count, since each may hold its weights. At
-    worst an engine is built again without need.
-    """
-    folder = PurePosixPath(file).parent
-    counted = {
-        name: entry.sha256
-        for name, entry in manifest.files.items()
-        if name == file or (PurePosixPath(name).parent == folder and not name.endswith(".onnx"))
-    }
-    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

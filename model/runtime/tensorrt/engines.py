@@ -12,10 +12,10 @@ import numpy as np
 from model.graphs import Precision, graph_file
 from model.package import ModelPackage, Progress
 from model.runtime.base import SharedGraphCache
-from model.runtime.loaded_graphs import loaded_graphs
+from model.runtime.loaded_graphs import graph_digest, loaded_graphs
 from model.runtime.tensorrt.buffers import ElementType
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError, GpuLibraries
-from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache, EngineKey, graph_digest
+from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache, EngineKey
 from model.runtime.tensorrt.profiles import (
     EngineOptions,
     Profile,

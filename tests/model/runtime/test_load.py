@@ -4,6 +4,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import is_
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.manifest import FileEntry
 from model.package import ModelPackage, PackageError, open_package, write_manifest
 from model.runtime.base import Interrupted, MissingRuntimeError, Runtime, SharedGraphCache
 from model.runtime.choice import RuntimeChoice
@@ -145,6 +147,20 @@ def test_lanes_share_weights_until_one_is_closed(tiny_package: ModelPackage, nam
     np.testing.assert_array_equal(
         fresh.encode_images(SMALL).cls1_BD, second.encode_images(SMALL).cls1_BD
     )
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_other_weights_beside_the_same_graph_are_loaded_anew(
+    tiny_package: ModelPackage, name: str
+) -> None:
+    first = load_chosen(tiny_package, fp32(name))
+    weights = {"onnx/vision_model.onnx.data": FileEntry(sha256="1" * 64, size_bytes=1)}
+    files = tiny_package.manifest.files | weights
+    manifest = tiny_package.manifest.model_copy(update={"files": files})
+    second = load_chosen(replace(tiny_package, manifest=manifest), fp32(name))
+    assert not any(map(is_, held(first), held(second)))
+    first.close()
+    second.close()
 
 
 @pytest.mark.parametrize("name", CPU_RUNTIMES)

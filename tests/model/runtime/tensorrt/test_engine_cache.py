@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from model.manifest import FileEntry
+from model.runtime.loaded_graphs import graph_digest
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError
 from model.runtime.tensorrt.engine_cache import (
     BuiltEngine,
     EngineCache,
     EngineKey,
     differences,
-    graph_digest,
 )
 from model.runtime.tensorrt.profiles import EngineOptions, ShapeRange
 from tests.model.runtime.conftest import make_manifest

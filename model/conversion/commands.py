@@ -70,6 +70,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "--name", help="name of the model for clients (default: the name of the source)"
     )
     _add_making(parser)
+    parser.add_argument("--thorough", action="store_true", help=check.THOROUGH_HELP)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -361,6 +362,7 @@ def _request(options: argparse.Namespace) -> ConversionRequest:
         precisions=tuple(dict.fromkeys(("fp32", *options.precision))),
         name=name,
         depth_activation=options.depth_activation,
+        is_thorough=getattr(options, "thorough", False),
     )
 
 

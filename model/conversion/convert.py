@@ -29,7 +29,7 @@ FRONT_MATTER: Final = "---"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionRequest:
-    """A package to be made. The user gives the first five fields; preparing fills in the others.
+    """A package to be made. The user gives the first six fields; preparing fills in the others.
 
     Attributes:
         base: The model. Pinned to a commit, then replaced by the downloaded folder.
@@ -37,6 +37,7 @@ class ConversionRequest:
         precisions: Precisions of the graphs; `fp32` is among them.
         name: Name of the model for clients; None for the name of the source.
         depth_activation: See `model.checkpoints.scenic`; a -dpt folder states its own.
+        is_thorough: Compare the graphs on all sizes; not in the cache key.
         base_identity: Content of the model's files, for the cache key.
         dense_identity: Content of the dense heads' files.
         provenance: Where the checkpoints came from.
@@ -47,6 +48,7 @@ class ConversionRequest:
     precisions: Sequence[Precision] = ("fp32",)
     name: str | None = None
     depth_activation: DepthActivation = "linear"
+    is_thorough: bool = False
     base_identity: dict[str, JsonValue] | None = None
     dense_identity: dict[str, JsonValue] | None = None
     provenance: dict[str, JsonValue] = field(default_factory=dict)
@@ -105,7 +107,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         render_card=partial(render_card, card),
     )
     try:
-        return write_package(content, output, progress=progress)
+        return write_package(content, output, is_thorough=request.is_thorough, progress=progress)
     except (OSError, SafetensorError) as error:
         raise CacheError(
             f"{output} cannot be written ({error}); make room on its disk and in "

@@ -8,10 +8,12 @@ Shapes: B batch, N patches, D embedding width, K classes, H W pixels, h w patch 
 H' W' eight times the patch rows and columns.
 """
 
+from collections.abc import Iterator
 from typing import cast
 
 import onnx_ir
 import torch
+from onnx_ir.passes import common
 from torch import Tensor, nn
 from transformers import Tipsv2DptForDensePrediction
 from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
@@ -21,30 +23,25 @@ from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
 )
 
 from model.export.tracing import exportable, trace
-from model.graphs import DenseTask
+from model.graphs import DENSE_TASKS, DenseTask
 from model.position import embed_pixels
 
 
 class DenseGraph(nn.Module):
-    """The backbone with one head, which reads four of its layers (taps)."""
+    """The backbone with all heads, which read four of its layers (taps)."""
 
-    def __init__(self, dense: Tipsv2DptForDensePrediction, task: DenseTask) -> None:
+    def __init__(self, dense: Tipsv2DptForDensePrediction) -> None:
         super().__init__()
         self.backbone = dense.backbone
-        self.neck: Tipsv2DptNeck = getattr(dense, f"{task}_neck")
-        self.decoder: Tipsv2DptDecoder = getattr(dense, f"{task}_decoder")
-        self.to_metres: nn.Module = dense.depth_bin_regressor if task == "depth" else nn.Identity()
+        self.heads = nn.ModuleList(_Head(dense, task) for task in DENSE_TASKS)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return metres [B, H', W'], vectors [B, 3, H', W'] or logits [B, K, H', W']."""
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Return metres [B, H', W'], vectors [B, 3, H', W'] and logits [B, K, H', W']."""
         tower = self.backbone
         patch_height, patch_width = tower.embeddings.patch_embeddings.projection.stride
         rows, columns = pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width
         taps = self._taps(embed_pixels(tower.embeddings, pixel_values))
-        maps = self.neck.reassemble_stage(taps, rows, columns)
-        features = [conv(map_) for conv, map_ in zip(self.neck.convs, maps, strict=True)]
-        output: Tensor = self.to_metres(self.decoder(self._fuse(features[::-1])))
-        return output
+        return tuple(head(taps, rows, columns) for head in self.heads)
 
     def _taps(self, tokens_BTD: Tensor) -> list[Tensor]:
         tower = self.backbone
@@ -54,6 +51,22 @@ class DenseGraph(nn.Module):
             if index in tower.config.out_indices:
                 taps.append(tower.layernorm(tokens_BTD))
         return taps
+
+
+class _Head(nn.Module):
+    """One head, from taps to its output."""
+
+    def __init__(self, dense: Tipsv2DptForDensePrediction, task: DenseTask) -> None:
+        super().__init__()
+        self.neck: Tipsv2DptNeck = getattr(dense, f"{task}_neck")
+        self.decoder: Tipsv2DptDecoder = getattr(dense, f"{task}_decoder")
+        self.to_metres: nn.Module = dense.depth_bin_regressor if task == "depth" else nn.Identity()
+
+    def forward(self, taps: list[Tensor], rows: int, columns: int) -> Tensor:
+        maps = self.neck.reassemble_stage(taps, rows, columns)
+        features = [conv(map_) for conv, map_ in zip(self.neck.convs, maps, strict=True)]
+        output: Tensor = self.to_metres(self.decoder(self._fuse(features[::-1])))
+        return output
 
     def _fuse(self, deepest_first: list[Tensor]) -> Tensor:
         fused: Tensor | None = None
@@ -73,14 +86,16 @@ def _double(layer: Tipsv2DptFeatureFusionLayer, map_: Tensor) -> Tensor:
     return projected
 
 
-def trace_dense(dense: Tipsv2DptForDensePrediction, task: DenseTask) -> onnx_ir.Model:
-    """Trace the graph of one head: `pixel_values` [B, 3, H, W] to an output named as the task.
+def trace_dense(
+    dense: Tipsv2DptForDensePrediction,
+) -> Iterator[tuple[DenseTask, onnx_ir.Model]]:
+    """Yield the graph of each head: `pixel_values` [B, 3, H, W] to an output named as the task.
 
-    The graph is in memory and shares the model's weights.
+    All heads are traced at once: the backbone takes most of the time. The graphs are in memory and
+    share the model's weights.
 
     Args:
         dense: The model in float32; its mode and attention are restored.
-        task: Head to trace.
 
     Raises:
         ValueError: The backbone does not apply the final LayerNorm to its taps.
@@ -91,9 +106,13 @@ def trace_dense(dense: Tipsv2DptForDensePrediction, task: DenseTask) -> onnx_ir.
     inputs = {"pixel_values": torch.rand(2, 3, 4 * patch_size, 6 * patch_size)}
     axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
     with exportable(dense):
-        graph = trace(DenseGraph(dense, task), inputs, outputs=(task,), axes=axes)
-    (output,) = graph.graph.outputs
-    assert output.shape is not None
-    # The exporter's names of these two axes are arithmetic expressions.
-    output.shape = onnx_ir.Shape([*output.shape[:-2], "map_height", "map_width"])
-    return graph
+        whole = trace(DenseGraph(dense), inputs, outputs=DENSE_TASKS, axes=axes)
+    for index, task in enumerate(DENSE_TASKS):
+        model = whole.clone()
+        output = model.graph.outputs[index]
+        model.graph.outputs[:] = [output]
+        common.RemoveUnusedNodesPass()(model)
+        assert output.shape is not None
+        # The exporter's names of these two axes are arithmetic expressions.
+        output.shape = onnx_ir.Shape([*output.shape[:-2], "map_height", "map_width"])
+        yield task, model

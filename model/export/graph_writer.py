@@ -174,9 +174,8 @@ def _traced(
     progress("exporting the text graph")
     yield "text", trace_text(content.encoder.text)
     if content.dense is not None:
-        for task in DENSE_TASKS:
-            progress(f"exporting the {task} graph")
-            yield task, trace_dense(content.dense, task)
+        progress("exporting the graphs of the dense heads")
+        yield from trace_dense(content.dense)
 
 
 def _in_precision(

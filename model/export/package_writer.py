@@ -15,7 +15,7 @@ from model.package import ModelPackage, Progress, check_output, open_package, wr
 from model.parity.command import HEADING as PARITY_HEADING
 from model.parity.command import parity_section
 from model.parity.gate import prove_package
-from model.parity.reference import dense_references
+from model.parity.reference import dense_reference
 
 SCORES: Final = "## Scores"
 SCORES_TEXT: Final = (
@@ -66,7 +66,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_package(
-    content: PackageContent, output: Path, *, progress: Progress = lambda _: None
+    content: PackageContent,
+    output: Path,
+    *,
+    is_thorough: bool = False,
+    progress: Progress = lambda _: None,
 ) -> ModelPackage:
     """Write the complete package.
 
@@ -76,6 +80,7 @@ def write_package(
     Args:
         content: Encoder and settings.
         output: The package's folder; absent, empty, or an older package.
+        is_thorough: See `prove_package`.
         progress: Called with each step.
 
     Raises:
@@ -89,8 +94,13 @@ def write_package(
         _write_files(content, staging, progress)
         # The gate loads the graphs as the server does, which needs a manifest.
         first = write_manifest(staging, content.draft)
-        heads = dense_references(content.dense)
-        parity = prove_package(content.encoder, first, dense=heads, progress=progress)
+        parity = prove_package(
+            content.encoder,
+            first,
+            dense=dense_reference(content.dense),
+            is_thorough=is_thorough,
+            progress=progress,
+        )
         manifest = content.draft.model_copy(update={"parity": parity})
         (staging / "README.md").write_text(content.render_card(manifest), encoding="utf-8")
         write_manifest(staging, manifest)

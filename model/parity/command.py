@@ -12,6 +12,10 @@ from model.package import ModelPackage, open_package, write_manifest
 # chosen by default. Dense heads are measured only when a package is written, as it has no torch
 # weights of them.
 HELP: Final = "compare a package's graphs with its model, on every backend of this machine"
+THOROUGH_HELP: Final = (
+    "compare on all sizes: also on twice the native size and on batches of it, which takes many "
+    "times as long with a large model"
+)
 CARD: Final = "README.md"
 HEADING: Final = "## Exported graphs against the model"
 TEXT: Final = (
@@ -35,6 +39,7 @@ HEADER: Final = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("package", help="a model package, or `bundled`")
+    parser.add_argument("--thorough", action="store_true", help=THOROUGH_HELP)
     parser.add_argument(
         "--write",
         action="store_true",
@@ -60,7 +65,8 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> None:
     from model.parity.gate import prove_package  # noqa: PLC0415
 
     package = open_package(options.package)
-    entries = prove_package(load_encoder(package.path), package, progress=progress)
+    encoder = load_encoder(package.path)
+    entries = prove_package(encoder, package, is_thorough=options.thorough, progress=progress)
     print(parity_table(entries))
     if options.write:
         write_parity(package, entries)

@@ -3,8 +3,9 @@
 Shapes: B batch, N patches, D embedding width, K classes, H W pixels.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
@@ -25,6 +26,7 @@ from model.parity.distance import (
     mask,
     normal_angles,
 )
+from model.parity.inputs import BUDGET_GFLOP
 from model.parity.reference import (
     DenseReference,
     Reference,
@@ -34,6 +36,7 @@ from model.parity.reference import (
 )
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.choice import BACKENDS, Machine, RuntimeChoice, unavailable_reason
+from model.runtime.graph_runtime import GraphRuntime
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import TOWERS, LoadedGraph, loaded_graphs
 from model.runtime.machine import installed_libraries, this_hardware
@@ -106,7 +109,8 @@ def prove_package(
     encoder: Encoder,
     package: ModelPackage,
     *,
-    dense: Mapping[DenseTask, DenseReference] | None = None,
+    dense: DenseReference | None = None,
+    is_thorough: bool = False,
     progress: Progress = lambda _: None,
 ) -> list[ParityEntry]:
     """Compare a package's graphs with its model, on every CPU backend of this machine.
@@ -114,7 +118,8 @@ def prove_package(
     Args:
         encoder: In float32 and evaluation mode.
         package: Has the graphs; its earlier parity entries are ignored.
-        dense: The package's heads in torch; other heads are not measured.
+        dense: The package's heads in torch; without them no head is measured.
+        is_thorough: Measure on all sizes, whatever they cost.
         progress: Called with each step.
 
     Returns:
@@ -133,16 +138,21 @@ def prove_package(
             "model: pip install 'tipserve[cpu]'"
         )
     progress("running the model in torch, as the reference")
-    reference = build_reference(encoder, package, dense=dense)
+    budget_gflop = math.inf if is_thorough else BUDGET_GFLOP
+    reference = build_reference(encoder, package, dense=dense, budget_gflop=budget_gflop)
+    parts = TOWERS | reference.tasks
     num_threads = len(os.sched_getaffinity(0))
     entries: list[ParityEntry] = []
     for proof in proofs:
         choice = proof.choice
         progress(f"comparing {choice.runtime} in {choice.precision}")
+        graphs = [graph for graph in proof.graphs if graph.part in parts]
+        measured: list[ParityEntry] = []
         with closing(load_chosen(package, choice, num_threads=num_threads)) as runtime:
-            heads = set(dense or {}) & set(runtime.tasks)
-            graphs = [graph for graph in proof.graphs if graph.part in {"vision", "text", *heads}]
-            measured = measure(reference, runtime, graphs)
+            for graph in graphs:
+                measured += measure(reference, runtime, [graph])
+                if isinstance(runtime, GraphRuntime):
+                    runtime.free(graph.part)
         if not proof.is_hint:
             require(
                 [

@@ -38,8 +38,8 @@ from model.runtime.base import VisionOutput
 from model.segmentation import average_groups
 from model.text import TEMPLATES, TextTokenizer, fill
 
-# A dense head of the model in float32: pixels to what `Runtime.estimate` returns.
-DenseReference = Callable[[FloatArray], FloatArray]
+# The model's dense heads in float32: pixels to what `Runtime.estimate` returns for each.
+DenseReference = Callable[[FloatArray], Mapping[DenseTask, FloatArray]]
 DENSE_FIELDS: Final[dict[DenseTask, str]] = {
     "depth": "predicted_depth",
     "normals": "normals",
@@ -91,12 +91,17 @@ class Reference:
     vision: tuple[VisionCase, ...]
     text: tuple[TextCase, ...]
 
+    @property
+    def tasks(self) -> set[DenseTask]:
+        """The dense heads that it has maps of."""
+        return {task for case in self.vision for task in case.dense}
+
 
 def build_reference(
     encoder: Encoder,
     package: ModelPackage,
     *,
-    dense: Mapping[DenseTask, DenseReference] | None = None,
+    dense: DenseReference | None = None,
     budget_gflop: float = BUDGET_GFLOP,
 ) -> Reference:
     """Run the encoder on all inputs of the gate.
@@ -128,7 +133,7 @@ def build_reference(
                 patch_size=manifest.patch_size,
                 classes_KD=classes_KD,
                 features=features,
-                dense=(dense or {}) if _suits_heads(given, manifest) else {},
+                dense=dense if _suits_heads(given, manifest) else None,
             )
             for given in image_inputs(manifest, sizes)
         ),
@@ -203,21 +208,17 @@ def _gflop(vision: nn.Module, side: int) -> float:
     return 1e-9 * int(counter.get_total_flops())
 
 
-def dense_references(
-    dense: Tipsv2DptForDensePrediction | None,
-) -> dict[DenseTask, DenseReference]:
-    """Reference of each head by transformers' forward; empty for None."""
-    if dense is None:
-        return {}
-    return {task: partial(_dense_map, dense, name) for task, name in DENSE_FIELDS.items()}
+def dense_reference(dense: Tipsv2DptForDensePrediction | None) -> DenseReference | None:
+    """All heads by transformers' forward, after one pass through the backbone."""
+    return None if dense is None else partial(_dense_maps, dense)
 
 
 @torch.no_grad()
-def _dense_map(
-    dense: Tipsv2DptForDensePrediction, name: str, pixels_B3HW: FloatArray
-) -> FloatArray:
-    output_BHW: FloatArray = getattr(dense(torch.from_numpy(pixels_B3HW)), name).numpy()
-    return output_BHW
+def _dense_maps(
+    dense: Tipsv2DptForDensePrediction, pixels_B3HW: FloatArray
+) -> Mapping[DenseTask, FloatArray]:
+    outputs = dense(torch.from_numpy(pixels_B3HW))
+    return {task: getattr(outputs, name).numpy() for task, name in DENSE_FIELDS.items()}
 
 
 def segmenting_features(output: VisionOutput, features: str) -> FloatArray:
@@ -238,7 +239,7 @@ def _vision_case(
     patch_size: int,
     classes_KD: FloatArray,
     features: str,
-    dense: Mapping[DenseTask, DenseReference],
+    dense: DenseReference | None,
 ) -> VisionCase:
     output = reference_vision(towers, given.pixels_B3HW, patch_size)
     items_BND = segmenting_features(output, features)[: len(given.mask_sizes)]
@@ -249,5 +250,5 @@ def _vision_case(
             reference_mask(item_ND, classes_KD, output.grid_hw, size_hw)
             for item_ND, size_hw in zip(items_BND, given.mask_sizes, strict=True)
         ),
-        dense={task: head(given.pixels_B3HW) for task, head in dense.items()},
+        dense={} if dense is None else dense(given.pixels_B3HW),
     )

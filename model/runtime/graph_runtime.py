@@ -106,6 +106,11 @@ class GraphRuntime:
         for graph in list(self._graphs.values()):
             graph.interrupt()
 
+    def free(self, part: Part) -> None:
+        """Free one graph; its next use loads it again."""
+        if part in self._graphs:
+            self._graphs.pop(part).close()
+
     def close(self) -> None:
         """Free all graphs."""
         self._is_open = False

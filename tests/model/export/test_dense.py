@@ -98,4 +98,4 @@ def test_a_backbone_without_its_last_norm_is_refused(
 ) -> None:
     monkeypatch.setattr(tiny_dense.backbone.config, "apply_layernorm", False)
     with pytest.raises(ValueError, match="apply_layernorm=True"):
-        trace_dense(tiny_dense, "depth")
+        next(trace_dense(tiny_dense))

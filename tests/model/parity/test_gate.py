@@ -1,28 +1,48 @@
 """Graphs that differ from the model are refused."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import get_args
+from types import SimpleNamespace
+from typing import cast, get_args
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import Tipsv2DptForDensePrediction
 
 from model.encoder import Tipsv2Encoder
-from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, Precision, graph_file
-from model.manifest import FileEntry, ParityEntry, ParityLimits
+from model.graphs import (
+    DENSE_TASKS,
+    TEXT_FILE,
+    VISION_FILE,
+    DenseTask,
+    Part,
+    Precision,
+    graph_file,
+)
+from model.manifest import FileEntry, Manifest, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof
 from model.parity.distance import ParityError
 from model.parity.gate import measure, plan_proofs, prove_package, require
-from model.parity.inputs import FOLDER, calibration_images, gate_images, image_batch
-from model.parity.reference import Reference, build_reference
+from model.parity.inputs import (
+    BUDGET_GFLOP,
+    FOLDER,
+    Size,
+    calibration_images,
+    gate_images,
+    image_batch,
+    plan_sizes,
+)
+from model.parity.reference import Reference, build_reference, dense_reference
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.choice import Machine
 from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import Hardware, InstalledLibraries
+from model.runtime.onnx_runtime import OnnxRuntime
 from tests.model.parity.conftest import Altered
 
 MAX_BYTES = 250_000
@@ -234,7 +254,12 @@ def test_a_dense_head_is_judged_by_its_own_measure(
     precision: Precision,
 ) -> None:
     right = {task: lambda pixels_B3HW: np.repeat(DENSE[task], len(pixels_B3HW), axis=0)}
-    reference = build_reference(tiny_encoder, tiny_package, dense=right, budget_gflop=0)
+    reference = build_reference(
+        tiny_encoder,
+        tiny_package,
+        dense=lambda pixels_B3HW: {task: right[task](pixels_B3HW)},
+        budget_gflop=0,
+    )
     run = LoadedGraph(task, "onnx/dense.onnx", precision)
     altered.dense = dict(right)
     (entry,) = measure(reference, altered, [run])
@@ -293,27 +318,80 @@ def test_no_installed_runtime_is_an_error(
         prove_package(tiny_encoder, tiny_package)
 
 
+def entry_of(graph: LoadedGraph, runtime: Runtime, difference: float = 0.0) -> ParityEntry:
+    return ParityEntry(
+        file=graph.file,
+        runtime=runtime.name,
+        precision=graph.precision,
+        reference="torch",
+        sizes=[(1, 56, 56)],
+        max_abs_diff=difference,
+        limits=ParityLimits(max_abs_diff=0.5),
+    )
+
+
+def test_a_graph_is_freed_when_it_is_measured(
+    tiny_encoder: Tipsv2Encoder, dense_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[set[Part]] = []
+
+    def measure(_: Reference, runtime: OnnxRuntime, graphs: list[LoadedGraph]) -> list[ParityEntry]:
+        assert [runtime._graph(graph.part) for graph in graphs]
+        held.append(set(runtime._graphs))
+        return [entry_of(graph, cast("Runtime", runtime)) for graph in graphs]
+
+    only_onnx = InstalledLibraries(onnx=frozenset({"cpu"}))
+    monkeypatch.setattr(proof, "installed_libraries", lambda: only_onnx)
+    monkeypatch.setattr(proof, "measure", measure)
+    heads = SimpleNamespace(tasks=frozenset(DENSE_TASKS))
+    monkeypatch.setattr(proof, "build_reference", lambda *_, **__: heads)
+    prove_package(tiny_encoder, dense_package)
+    assert held == [{"vision", "text"}, {"text"}, *({task} for task in DENSE_TASKS)]
+
+
+def test_the_backbone_runs_once_for_all_heads(tiny_dense: Tipsv2DptForDensePrediction) -> None:
+    runs: list[object] = []
+    hook = tiny_dense.backbone.encoder.register_forward_hook(lambda *_: runs.append(None))
+    heads = dense_reference(tiny_dense)
+    assert heads is not None
+    maps = heads(np.zeros((1, 3, 28, 28), np.float32))
+    hook.remove()
+    assert (len(runs), set(maps)) == (1, set(DENSE_TASKS))
+
+
+def test_a_large_model_is_compared_on_few_sizes_unless_thoroughly(
+    tiny_package: ModelPackage,
+) -> None:
+    b14 = tiny_package.manifest.model_copy(update={"native_size": 448, "max_size": 1792})
+    with_heads = b14.model_copy(update={"outputs": [*b14.outputs, *DENSE_TASKS]})
+
+    def cost(size: Size) -> float:
+        """Twelve blocks of width 768, with one token more for 196 pixels."""
+        batch, tokens = size[0], size[1] * size[2] / 196
+        return 24e-9 * batch * tokens * (12 * 768**2 + 2 * 768 * tokens)
+
+    def costs(manifest: Manifest, budget_gflop: float) -> list[float]:
+        return [cost(size) for size in plan_sizes(manifest, cost, budget_gflop=budget_gflop)]
+
+    few = costs(with_heads, BUDGET_GFLOP)
+    assert len(few) == 4
+    assert sum(few) < sum(costs(b14, BUDGET_GFLOP)) < 2 * sum(few)
+    everything = costs(with_heads, math.inf)
+    assert len(everything) == 9
+    assert sum(everything) > 8 * sum(few)
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> set[Precision]:
     """Precisions in which every graph fails; nothing is computed."""
     precisions: set[Precision] = set()
 
     def measure(_: Reference, runtime: Runtime, graphs: Iterable[LoadedGraph]) -> list[ParityEntry]:
-        return [
-            ParityEntry(
-                file=graph.file,
-                runtime=runtime.name,
-                precision=graph.precision,
-                reference="torch",
-                sizes=[(1, 56, 56)],
-                max_abs_diff=1.0 if graph.precision in precisions else 0.0,
-                limits=ParityLimits(max_abs_diff=0.5),
-            )
-            for graph in graphs
-        ]
+        return [entry_of(graph, runtime, float(graph.precision in precisions)) for graph in graphs]
 
     monkeypatch.setattr(proof, "measure", measure)
-    monkeypatch.setattr(proof, "build_reference", lambda *_, **__: None)
+    nothing = SimpleNamespace(tasks=frozenset())
+    monkeypatch.setattr(proof, "build_reference", lambda *_, **__: nothing)
     return precisions
 
 

@@ -111,8 +111,9 @@ class Settings(BaseSettings):
     half a grey level on average; patches of a photograph of 6 megapixels differ by up to 0.025, at
     a cosine of 0.9999."""
     warm_up_limit_s: Annotated[float, Field(ge=0)] = 2.0
-    """Time limit in seconds for measuring batch costs at the start, after every served size has run
-    once. Fast models need a fraction of it."""
+    """Time limit in seconds at the start for running every served size once, and again for
+    measuring batch costs. The native and the largest size always run, so that cost and memory are
+    known. Fast models need a fraction of it."""
 
     watchdog_interval_s: Seconds = 10.0
     """Seconds after which an idle lane tests itself with a small batch. It tests less often if

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -53,7 +53,7 @@ Load = Callable[..., Runtime]
 
 @dataclass(frozen=True, slots=True)
 class LoadedLanes:
-    """Lanes that have run every served shape, and the measurements of one of them.
+    """Lanes that have run served shapes, and the measurements of one of them.
 
     Attributes:
         lanes: The lanes.
@@ -72,7 +72,7 @@ class LoadedLanes:
 
 
 def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
-    """Verify a package, load it, and run every served shape on every lane.
+    """Verify a package, load it, and run served shapes on every lane; see `shapes_to_run`.
 
     A checkpoint is converted first.
 
@@ -123,7 +123,7 @@ def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest
 
 
 def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
-    """Load the lanes, run every served shape on each, and measure the cost of batches.
+    """Load the lanes, run served shapes on each, and measure the cost of batches.
 
     The first lane is loaded alone, because the memory of its images decides the number of lanes.
 
@@ -139,19 +139,21 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     load = partial(load_chosen, package, choice, cache=settings.cache)
     weights = weight_bytes(package, choice)
     plan = lane_plan(settings, free_bytes, weights, device=choice.device)
-    first, first_s, memory = load_first_lane(package, load, plan, buckets)
+    limit_s = settings.warm_up_limit_s
+    first, first_s, memory = load_first_lane(package, load, plan, buckets, limit_s=limit_s)
     fitting = lane_plan(
         settings, free_bytes, weights, device=choice.device, image_bytes=memory.largest_bytes
     )
     if fitting != plan:
         first.runtime.close()
-        first, first_s, memory = load_first_lane(package, load, fitting, buckets)
+        first, first_s, memory = load_first_lane(package, load, fitting, buckets, limit_s=limit_s)
     check_memory(manifest, fitting, memory, free_bytes)
 
     def load_lane(_: int) -> Lane:
         source.check()
         lane = _new_lane(package, load, fitting, buckets)
-        for bucket in with_maps(buckets, manifest, lane.runtime):
+        served = with_maps(buckets, manifest, lane.runtime)
+        for bucket in shapes_to_run(served, manifest, set(natives(served).values()), limit_s):
             lane.run_synthetic(bucket)
         return lane
 
@@ -220,26 +222,54 @@ def lane_plan(
 
 
 def load_first_lane(
-    package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]
+    package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket], *, limit_s: float
 ) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
-    """Load a lane and run every shape once; returns it with time and peak memory per shape."""
+    """Load a lane and run shapes once; returns it with time and peak memory per shape.
+
+    The time of a shape that did not run is estimated from the native one. The native and the
+    largest shape of each kind do run, as they give the memory.
+    """
     lane = _new_lane(package, load, plan, buckets)
     meter = PeakMeter()
     first_s: dict[Bucket, float] = {}
     peaks: dict[Bucket, int] = {}
-    buckets = with_maps(buckets, package.manifest, lane.runtime)
-
-    def size(bucket: Bucket) -> tuple[bool, int]:
-        return bucket.kind in MAP_TASKS, item_cost(package.manifest, bucket)
-
-    # A runtime keeps its memory, so only runs from small to large show the peak of each shape.
-    for bucket in sorted(buckets, key=size):
+    manifest = package.manifest
+    buckets = with_maps(buckets, manifest, lane.runtime)
+    cost = partial(item_cost, manifest)
+    native = natives(buckets)
+    largest = {max((b for b in buckets if b.kind == kind), key=cost) for kind in native}
+    for bucket in shapes_to_run(buckets, manifest, {*native.values(), *largest}, limit_s):
         began = time.monotonic()
         peak_bytes = meter.peak_bytes(partial(lane.run_synthetic, bucket))
         first_s[bucket] = time.monotonic() - began
         if bucket.is_image and peak_bytes is not None and lane.runtime.device == "cpu":
             peaks[bucket] = peak_bytes
-    return lane, {bucket: first_s[bucket] for bucket in buckets}, BatchMemory(peaks)
+    times = {b: first_s.get(b) or first_s[n := native[b.kind]] * cost(b) / cost(n) for b in buckets}
+    return lane, times, BatchMemory(peaks)
+
+
+def natives(buckets: Sequence[Bucket]) -> dict[Kind, Bucket]:
+    """The first shape of each kind."""
+    return {bucket.kind: bucket for bucket in reversed(buckets)}
+
+
+def shapes_to_run(
+    buckets: Sequence[Bucket], manifest: Manifest, needed: Set[Bucket], limit_s: float
+) -> Iterator[Bucket]:
+    """Yield the shapes to run once, from small to large; after `limit_s` only the needed ones.
+
+    A runtime keeps its memory, so only this order shows the peak of each shape. With B/14 the first
+    image of another shape takes a few percent longer than the next one, but all shapes of all heads
+    took minutes of each start.
+    """
+    until = time.monotonic() + limit_s
+
+    def size(bucket: Bucket) -> tuple[bool, int]:
+        return bucket.kind in MAP_TASKS, item_cost(manifest, bucket)
+
+    for bucket in sorted(buckets, key=size):
+        if bucket in needed or time.monotonic() < until:
+            yield bucket
 
 
 def _new_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]) -> Lane:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from model.package import Manifest, ModelPackage, PackageError
 from model.runtime.base import Device, VisionOutput
 from model.runtime.choice import RuntimeChoice
+from service.lanes.latency_model import WarmUp
 from service.lanes.work import BatchLimits
 from service.models import loading
 from service.models.conversion import ModelSource
@@ -148,19 +149,41 @@ def test_lanes_fit_the_memory_that_the_first_one_uses(
         load(lanes=4)
 
 
-def test_every_lane_has_run_every_shape_of_every_head(
+@pytest.mark.parametrize(("limit_s", "num_maps"), [(0.0, [4, 2]), (60.0, [6, 6])])
+def test_a_slow_head_runs_the_native_and_the_largest_shape_at_the_start(
+    manifest: Manifest,
+    make_settings: Any,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_s: float,
+    num_maps: list[int],
+) -> None:
+    def load_only(*_: object, **__: object) -> WarmUp:
+        return WarmUp({}, 1)
+
+    monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: FakeRuntime())
+    monkeypatch.setattr(loading, "measure", load_only)
+    shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
+    package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
+    settings = make_settings(lanes=2, warm_up_limit_s=limit_s)
+    loaded = load_lanes(package, settings, ModelSource("bundled"))
+    assert [lane.runtime.num_maps for lane in loaded.lanes] == num_maps  # type: ignore[attr-defined]
+    if loaded.memory.peak_bytes:
+        maps = {f"{kind} {size}" for kind in ("depth", "normals") for size in ("28x28", "84x28")}
+        assert maps <= {bucket.label for bucket in loaded.memory.peak_bytes}
+
+
+def test_a_shape_that_did_not_run_has_an_estimated_cost(
     manifest: Manifest, make_settings: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: FakeRuntime())
-    shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (56, 28)]}
+    shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
     package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
-    settings = make_settings(lanes=2, warm_up_limit_s=0.0)
-    loaded = load_lanes(package, settings, ModelSource("bundled"))
-    assert [lane.runtime.num_maps for lane in loaded.lanes] == [4, 4]  # type: ignore[attr-defined]
-    maps = {f"{kind} {size}" for kind in ("depth", "normals") for size in ("28x28", "56x28")}
-    assert maps < {bucket.label for bucket in loaded.warm.curves}
-    if loaded.memory.peak_bytes:
-        assert maps < {bucket.label for bucket in loaded.memory.peak_bytes}
+    settings = make_settings(lanes=1, warm_up_limit_s=0.0)
+    curves = load_lanes(package, settings, ModelSource("bundled")).warm.curves
+    seconds = {bucket.label: curve.seconds(1) for bucket, curve in curves.items()}
+    for kind in ("image", "depth", "normals"):
+        assert seconds[f"{kind} 56x28"] == pytest.approx(2 * seconds[f"{kind} 28x28"])
 
 
 @pytest.mark.parametrize(("lanes", "planned"), [(None, 2), (5, 5)])

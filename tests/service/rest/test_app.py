@@ -1,15 +1,18 @@
 """The REST application: every route, errors, and the OpenAPI document."""
 
+import asyncio
 import base64
 import io
 import json
 import re
+from collections import Counter
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from service.rest.app import MAX_BEGUN_PER_TURN, LoopTurns
 from service.rest.openapi import EXAMPLES
 from tests.service.conftest import Encode
 
@@ -218,3 +221,25 @@ async def test_the_docs_page_shows_every_route_and_loads_nothing_else(
     for path in (await client.get("/openapi.json")).json()["paths"]:
         assert path in page
     assert "://" not in page
+
+
+async def test_requests_that_arrive_at_once_are_begun_in_several_turns_of_the_loop() -> None:
+    turns = LoopTurns()
+    begun: list[int] = []
+    turn = 0
+
+    async def begin(number: int) -> None:
+        await turns.wait()
+        begun.append(number)
+        per_turn[turn] += 1
+
+    per_turn: Counter[int] = Counter()
+    tasks = [asyncio.create_task(begin(number)) for number in range(5 * MAX_BEGUN_PER_TURN)]
+    tasks[MAX_BEGUN_PER_TURN + 1].cancel()  # its place is for the next one
+    while not all(task.done() for task in tasks):
+        turn += 1
+        await asyncio.sleep(0)
+    del tasks[MAX_BEGUN_PER_TURN + 1]
+    assert begun == [n for n in range(5 * MAX_BEGUN_PER_TURN) if n != MAX_BEGUN_PER_TURN + 1]
+    assert max(per_turn.values()) <= MAX_BEGUN_PER_TURN
+    await turns.wait()

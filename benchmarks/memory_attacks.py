@@ -1,4 +1,4 @@
-"""Peak memory of a server under requests that are meant to fill it, and how long health waits.
+"""Peak memory of a server under requests that are meant to fill it, and how long others wait.
 
 Claim: no attack kills a server in 2 GiB or delays a health check by more than 10 s. Each attack has
 a fresh server with API keys; those called "no key" send none.
@@ -8,8 +8,9 @@ Run: python -m benchmarks.memory_attacks [--attack TEXT]
 import argparse
 import http.client
 import io
+import multiprocessing
 import os
-import select
+import selectors
 import socket
 import struct
 import threading
@@ -17,15 +18,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, cast
 
 import grpc
 from PIL import Image
 
 from benchmarks.answer_peaks import SIDE, inputs, peak_mib
+from benchmarks.batch_latency import photo_like_jpeg
 from benchmarks.service_process import RunningService, running_service
+from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 
 KEY = "k" * 32
+BEFORE_S = 15.0
 MESSAGE_BYTES = 32 * 1024 * 1024 - 1000
 # Field 2 of a message, which is unknown to health and an image's field in ours.
 LARGE_MESSAGE = b"\x12\x80\x80\xf8\x0f" + bytes(33_423_360)
@@ -35,10 +40,10 @@ DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
 Attack = Callable[[RunningService], str]
 
 
-def png() -> bytes:
-    """5 kB that are 40 megapixels."""
+def png(side: int = SIDE) -> bytes:
+    """A few kilobytes that are many pixels, by default 40 million."""
     stream = io.BytesIO()
-    Image.new("1", (SIDE, SIDE)).save(stream, "PNG")
+    Image.new("1", (side, side)).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -109,27 +114,86 @@ def announced_bodies(service: RunningService) -> str:
     return found
 
 
-def slow_readers(service: RunningService) -> str:
-    """Thirty clients read a mask of 80 MB at 5 kB a second."""
-    image = png()
+def slow_readers(num_readers: int, side: int = SIDE, seconds: float = 25.0) -> Attack:
+    """Clients that read a mask at 5 kB a second; those that are refused ask again after that."""
+    image = png(side)
     head = (
-        "POST /v1/images:segment?classes=dog HTTP/1.1\r\nHost: x\r\n"
+        "POST /v1/images:segment?classes=dog HTTP/1.1\r\nHost: localhost\r\n"
         f"X-Api-Key: {KEY}\r\nAccept: application/x-npy\r\nContent-Type: image/png\r\n"
         f"Content-Length: {len(image)}\r\n\r\n"
     )
 
-    def read() -> str:
-        with socket.socket() as connection, suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect(("127.0.0.1", service.http_port))
-            connection.sendall(head.encode() + image)
-            connection.settimeout(25)
-            until = time.monotonic() + 25
-            while time.monotonic() < until and connection.recv(520):
-                time.sleep(0.1)
-        return "read"
+    def ask(port: int) -> socket.socket:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(head.encode() + image)
+        connection.setblocking(False)
+        return connection
 
-    return together(read, 30, 0.1)
+    def attack(service: RunningService) -> str:
+        found: Counter[str] = Counter()
+        readers = [ask(service.http_port) for _ in range(num_readers)]
+        until = time.monotonic() + seconds
+        while (now := time.monotonic()) < until:
+            for index, reader in enumerate(readers):
+                with suppress(BlockingIOError):
+                    try:
+                        data = reader.recv(520)
+                    except ConnectionError:
+                        data = b""
+                    if data.startswith(b"HTTP/1.1 "):
+                        found[data[9:12].decode()] += 1
+                    if not data or data.startswith(b"HTTP/1.1 4"):
+                        reader.close()
+                        readers[index] = ask(service.http_port)
+            time.sleep(max(0.0, now + 0.1 - time.monotonic()))
+        for reader in readers:
+            reader.close()
+        return str(dict(found))
+
+    return attack
+
+
+def call_honestly(pipe: Connection, http_port: int, grpc_port: int) -> None:
+    """In a process of its own: embed an image five times a second over each protocol.
+
+    For each message, sends the seconds of the calls since the last one, infinite for failures.
+    """
+    image = photo_like_jpeg(0)
+    message = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=image)])
+    channel = grpc.insecure_channel(f"127.0.0.1:{grpc_port}")
+    stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
+
+    def over_rest() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=60)
+        headers = {"Content-Type": "image/jpeg", "X-Api-Key": KEY}
+        connection.request("POST", "/v1/images:embed", image, headers)
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        if answer.status != 200:
+            raise OSError(answer.status)
+
+    def over_grpc() -> None:
+        stub.EmbedImages(message, timeout=60, metadata=(("x-api-key", KEY),))
+
+    seconds: dict[str, list[float]] = {"REST": [], "gRPC": []}
+
+    def repeat(name: str, call: Callable[[], None]) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                call()
+                seconds[name].append(time.monotonic() - began)
+            except (OSError, http.client.HTTPException, grpc.RpcError):
+                seconds[name].append(float("inf"))
+            time.sleep(0.2)
+
+    for name, call in (("REST", over_rest), ("gRPC", over_grpc)):
+        threading.Thread(target=repeat, args=(name, call), daemon=True).start()
+    while pipe.recv():
+        pipe.send({name: [taken.pop(0) for _ in list(taken)] for name, taken in seconds.items()})
 
 
 def calls(method: str, num_calls: int, compression: grpc.Compression | None = None) -> Attack:
@@ -151,43 +215,58 @@ def calls(method: str, num_calls: int, compression: grpc.Compression | None = No
     return attack
 
 
-class UnfinishedMessages(threading.Thread):
+class UnfinishedMessages:
     """One HTTP/2 connection with RPCs whose messages lack their last bytes."""
 
-    def __init__(self, port: int, method: str, num_rpcs: int, until: float) -> None:
-        super().__init__(daemon=True)
-        self._until = until
-        self._connection = socket.create_connection(("127.0.0.1", port))
+    def __init__(self, port: int, method: str, num_rpcs: int) -> None:
+        # Another host than that of the honest callers: hosts take turns.
+        self._connection = socket.create_connection(("127.0.0.1", port), None, ("127.0.0.2", 0))
         self._room = {0: 65_535}
         self._initial = 65_535
         self._left: dict[int, int] = {}
         self._buffer = b""
         self._method, self._num_rpcs = method, num_rpcs
+        self._next, self._begin_at = 1, 0.0
+        self.codes: Counter[str] = Counter()
+        self._connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
 
-    def run(self) -> None:
-        """Send what flow control allows."""
-        with suppress(OSError), self._connection as connection:
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
-            for number in range(self._num_rpcs):
-                stream = 2 * number + 1
-                block = b"\x83\x86" + header(b":path", self._method.encode())
-                block += header(b":authority", b"x") + header(b"te", b"trailers")
-                block += header(b"content-type", b"application/grpc")
-                block += header(b"x-api-key", KEY.encode())
-                connection.sendall(frame(HEADERS, block, flags=4, stream=stream))
-                self._left[stream] = MESSAGE_BYTES
-                self._room[stream] = self._initial
-                self._send(stream, b"\0" + struct.pack(">I", MESSAGE_BYTES + 1))
-            while time.monotonic() < self._until:
-                num_sent = 0
-                for stream, left in list(self._left.items()):
-                    room = min(left, 16_384, self._room[0], self._room[stream])
-                    if room > 0:
-                        self._send(stream, bytes(room))
-                        num_sent += room
-                # Wait for the server only if flow control allows nothing.
-                if select.select([connection], [], [], 0 if num_sent else 0.05)[0]:
-                    self._receive(connection.recv(65_536))
+    def fileno(self) -> int:
+        """For `select`."""
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """End it."""
+        self._connection.close()
+
+    def send(self) -> int:
+        """Begin RPCs, again after a second if they were refused; the bytes that were sent."""
+        now = time.monotonic()
+        if now >= self._begin_at and len(self._left) < self._num_rpcs:
+            self._begin_at = now + 1
+            while len(self._left) < self._num_rpcs:
+                self._begin()
+        num_sent = 0
+        for stream, left in list(self._left.items()):
+            room = min(left, 16_384, self._room[0], self._room[stream])
+            if room > 0:
+                self._send(stream, bytes(room))
+                num_sent += room
+        return num_sent
+
+    def receive(self) -> None:
+        """Handle what has arrived."""
+        self._receive(self._connection.recv(65_536))
+
+    def _begin(self) -> None:
+        stream, self._next = self._next, self._next + 2
+        block = b"\x83\x86" + header(b":path", self._method.encode())
+        block += header(b":authority", b"x") + header(b"te", b"trailers")
+        block += header(b"content-type", b"application/grpc")
+        block += header(b"x-api-key", KEY.encode())
+        self._connection.sendall(frame(HEADERS, block, flags=4, stream=stream))
+        self._left[stream] = MESSAGE_BYTES
+        self._room[stream] = self._initial
+        self._send(stream, b"\0" + struct.pack(">I", MESSAGE_BYTES + 1))
 
     def _send(self, stream: int, data: bytes) -> None:
         self._connection.sendall(frame(DATA, data, stream=stream))
@@ -221,7 +300,7 @@ class UnfinishedMessages(threading.Thread):
         elif kind == WINDOW_UPDATE:
             self._room[stream] = self._room.get(stream, 0) + int.from_bytes(payload)
         elif kind == 3 or (kind == HEADERS and flags & 1):
-            self._left.pop(stream, None)
+            self.codes["ended"] += self._left.pop(stream, None) is not None
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
@@ -234,17 +313,35 @@ def header(name: bytes, value: bytes) -> bytes:
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
-def unfinished(method: str, num_rpcs: int = 15) -> Attack:
-    """Sixty unfinished messages of 32 MB on four connections."""
+def unfinished(
+    method: str, num_rpcs: int = 15, num_connections: int = 4, seconds: float = 15.0
+) -> Attack:
+    """Unfinished messages of 32 MB on some connections; refused ones are sent again."""
 
     def attack(service: RunningService) -> str:
-        until = time.monotonic() + 15
-        clients = [UnfinishedMessages(service.grpc_port, method, num_rpcs, until) for _ in range(4)]
+        until = time.monotonic() + seconds
+        port = service.grpc_port
+        made = [UnfinishedMessages(port, method, num_rpcs) for _ in range(num_connections)]
+        clients = set(made)
+        poll = selectors.DefaultSelector()
         for client in clients:
-            client.start()
-        for client in clients:
-            client.join(60)
-        return f"{4 * num_rpcs} RPCs"
+            poll.register(client, selectors.EVENT_READ)
+        while clients and time.monotonic() < until:
+            num_sent = 0
+            for client in list(clients):
+                try:
+                    num_sent += client.send()
+                except OSError:
+                    poll.unregister(client)
+                    clients.remove(client)
+            # Wait for the server only if flow control allows nothing.
+            for key, _ in poll.select(0 if num_sent else 0.05):
+                with suppress(OSError):  # the next `send` fails too
+                    cast("UnfinishedMessages", key.fileobj).receive()
+        num_ended = sum(client.codes["ended"] for client in made)
+        for client in made:
+            client.close()
+        return f"{num_connections * num_rpcs} RPCs, {num_ended} ended, {len(clients)} connected"
 
     return attack
 
@@ -267,7 +364,9 @@ def attacks() -> dict[str, Attack]:
         "TIFF with a huge tile": over_rest("/v1/images:embed", tiff, "image/tiff"),
         "features as JSON lists": over_rest("/v1/images:features", image, "image/png"),
         "masks as npy": over_rest(mask, image, "image/png", "application/x-npy"),
-        "slow readers": slow_readers,
+        "slow readers": slow_readers(30),
+        "1,000 connections of unfinished messages": unfinished(EMBED, 1, 1000, 60.0),
+        "1,000 slow readers": slow_readers(1000, 1024, 60.0),
         "a million wrong values": over_rest("/v1/texts:embed", wrong, "application/json"),
     }
 
@@ -286,6 +385,46 @@ def health_s(service: RunningService) -> float:
     return time.monotonic() - began if is_live else float("inf")
 
 
+def p99(seconds: list[float]) -> str:
+    """The 99th percentile of the calls that were answered, and the number of the others."""
+    answered = sorted(one for one in seconds if one < float("inf"))
+    quantile = answered[int(0.99 * (len(answered) - 1))] if answered else float("inf")
+    return f"{quantile:.2f} s ({len(seconds) - len(answered)} of {len(seconds)} failed)"
+
+
+def run(service: RunningService, attack: Attack) -> str:
+    """Peak memory of an attack, the longest wait of a health check, and other callers' p99."""
+    ours, theirs = multiprocessing.Pipe()
+    caller = multiprocessing.get_context("spawn").Process(
+        target=call_honestly, args=(theirs, service.http_port, service.grpc_port), daemon=True
+    )
+    caller.start()
+    time.sleep(BEFORE_S)
+    ours.send(True)
+    before = ours.recv()
+    is_over = threading.Event()
+    waits_s = [health_s(service)]
+
+    def watch() -> None:
+        while not is_over.wait(0.3):
+            waits_s.append(health_s(service))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    peak_mib(service.pid, reset=True)
+    outcome = attack(service)
+    ours.send(True)
+    during = ours.recv()
+    is_over.set()
+    watcher.join(40)
+    ours.send(False)
+    caller.join(60)
+    is_dead = service.process.poll() is not None
+    peak = "killed" if is_dead else f"{peak_mib(service.pid):4.0f} MiB"
+    others = [f"{n} p99 {p99(during[n])}, before {p99(before[n])}" for n in during]
+    return f"peak {peak}; health {max(waits_s):.1f} s; {'; '.join(others)}; {outcome}"
+
+
 def main() -> None:
     """Run each attack against a server of its own, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -293,29 +432,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["TIPSERVE_API_KEYS"] = KEY
     for name, attack in attacks().items():
-        if options.attack not in name:
-            continue
-        with running_service() as service:
-            is_over = threading.Event()
-            waits_s = [health_s(service)]
-
-            def watch(
-                service: RunningService = service,
-                waits_s: list[float] = waits_s,
-                is_over: threading.Event = is_over,
-            ) -> None:
-                while not is_over.wait(0.3):
-                    waits_s.append(health_s(service))
-
-            watcher = threading.Thread(target=watch, daemon=True)
-            watcher.start()
-            peak_mib(service.pid, reset=True)
-            outcome = attack(service)
-            is_over.set()
-            watcher.join(40)
-            is_dead = service.process.poll() is not None
-            peak = "killed" if is_dead else f"{peak_mib(service.pid):4.0f} MiB"
-            print(f"{name:36} peak {peak}; health {max(waits_s):.1f} s; {outcome}", flush=True)
+        if options.attack in name:
+            with running_service() as service:
+                print(f"{name:40} {run(service, attack)}", flush=True)
 
 
 if __name__ == "__main__":

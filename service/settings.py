@@ -191,7 +191,7 @@ class Settings(BaseSettings):
     max_body_memory_bytes: Positive = 128 * 1024 * 1024
     """Maximum bytes of the bodies and messages of all requests in progress. Further requests get
     429. gRPC receives as many messages at once as fit with `max_request_bytes` each, at least 2,
-    and on streams twice as many."""
+    and on streams four times as many."""
     max_answer_bytes: Positive = 128 * 1024 * 1024
     """Maximum bytes of an answer, estimated from image headers before any work. A request for more
     gets 413 with the ways to a smaller answer."""

@@ -19,7 +19,13 @@ from google.protobuf.message import DecodeError, Message
 
 from model.protobuf_wire import BYTES, read_fields
 from service.call import Call, deadline_exceeded
-from service.errors import InvalidRequest, Overloaded, RequestTooLarge, ServiceError
+from service.errors import (
+    InvalidRequest,
+    NotSupported,
+    Overloaded,
+    RequestTooLarge,
+    ServiceError,
+)
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.generated import open_inference_pb2
 from service.grpc.receiving import ReceivePlaces
@@ -275,6 +281,8 @@ async def _open_rpc(context: Any, connections: Counter[str]) -> AsyncIterator[No
         error = deadline_exceeded()
     except ServiceError as raised:
         error = raised
+    except NotImplementedError:  # such as Health/List, which newer contracts have
+        error = NotSupported("This RPC is not supported.", code="unknown_rpc")
     finally:
         connections[connection] -= 1
         if not connections[connection]:

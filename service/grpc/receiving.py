@@ -8,6 +8,7 @@ progress: 60 messages of 32 MB without their last byte held 1.9 GiB until their 
 import asyncio
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,6 +66,7 @@ class _Reader:
 
     peer: str
     limit: asyncio.Timeout
+    has_work: Callable[[], bool]
 
 
 class ReceivePlaces:
@@ -103,8 +105,15 @@ class ReceivePlaces:
         self._last_turn = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def read(self, context: Any) -> Any:
+    async def read(self, context: Any, has_work: Callable[[], bool] = lambda: False) -> Any:
         """Receive one message of an RPC: bytes, or `grpc.aio.EOF`.
+
+        A stream that waits for its caller holds a place all the time: the core does not report that
+        a message begins, and a read that has begun cannot be withdrawn.
+
+        Args:
+            context: Context of the RPC.
+            has_work: Whether the RPC has answers to make or to send. Others are refused first.
 
         Raises:
             Overloaded: It did not arrive in time while others waited, or too many wait.
@@ -114,7 +123,7 @@ class ReceivePlaces:
         reader: _Reader | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                reader = _Reader(peer, limit)
+                reader = _Reader(peer, limit, has_work)
                 self._readers.append(reader)
                 return await context.read()
         except TimeoutError:
@@ -170,7 +179,11 @@ class ReceivePlaces:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._refuse_one)
 
     def _refuse_one(self) -> None:
-        """Refuse the oldest message of the host, and then the connection, with most places."""
+        """Refuse the oldest message of the host with most places.
+
+        Idle RPCs go first, since their clients lose no answer; then the connection with most
+        places.
+        """
         if not self._readers:  # the places were given to tasks that have not run yet
             self._last_turn = self._clock()
             self._set_timer()
@@ -178,7 +191,12 @@ class ReceivePlaces:
         num_places = Counter(host_of(reader.peer) for reader in self._readers)
         num_places.update(reader.peer for reader in self._readers)
         reader = max(
-            self._readers, key=lambda one: (num_places[host_of(one.peer)], num_places[one.peer])
+            self._readers,
+            key=lambda one: (
+                num_places[host_of(one.peer)],
+                not one.has_work(),
+                num_places[one.peer],
+            ),
         )
         self._readers.remove(reader)
         reader.limit.reschedule(asyncio.get_running_loop().time())

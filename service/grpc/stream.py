@@ -167,7 +167,7 @@ class AnsweredStream:
             index = 0
             while True:
                 await self._wait_for_place()
-                raw = await self._places.read(self._context)
+                raw = await self._places.read(self._context, lambda: bool(self._unsent))
                 if raw is grpc.aio.EOF:
                     self._is_complete = True
                     return

@@ -139,6 +139,18 @@ async def test_malformed_messages_and_those_of_too_many_values_are_refused_and_n
             assert (answers.code().name, answers.details()) == expected
 
 
+async def test_an_open_rpc_without_a_handler_is_not_supported(
+    serving: Serving, connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    # As Health/List, where the package of health has its contract.
+    missing = AsyncMock(side_effect=NotImplementedError("Method not implemented!"))
+    monkeypatch.setattr("service.grpc.server.health.aio.HealthServicer.Check", missing)
+    async with serving() as server:
+        code = (await asyncio.to_thread(ask, connect(server), CHECK, b""))[0]
+    assert code == "UNIMPLEMENTED"
+    assert "Traceback" not in caplog.text
+
+
 async def test_an_error_of_a_call_that_has_ended_is_not_logged(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -105,6 +105,19 @@ async def test_the_host_with_most_places_gives_one_up() -> None:
     await stop(tasks)
 
 
+async def test_an_idle_stream_gives_its_place_up_before_one_with_answers_to_send() -> None:
+    busy, idle, other = FakeContext(port=1), FakeContext(port=2), FakeContext(port=3)
+    shared = places(2, stall_s=0.01)
+    reading = asyncio.ensure_future(shared.read(busy, lambda: True))
+    await turns()
+    tasks = await start(shared, idle, other)
+    with pytest.raises(Overloaded):
+        await asyncio.wait_for(tasks[0], LIMIT_S)
+    assert not reading.done()
+    assert other.is_read
+    await stop([reading, *tasks])
+
+
 async def test_too_many_waiting_messages_refuse_those_of_the_connection_with_most() -> None:
     shared = places(1, max_waiting=3)
     contexts = [FakeContext(port=1) for _ in range(4)]

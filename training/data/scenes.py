@@ -40,6 +40,7 @@ class SceneConfig:
         count_weights: Relative frequency of scenes with 1, 2, 3, ... objects.
         min_size: Smallest longer side of an object, share of the scene's side.
         max_size: Largest longer side, likewise.
+        margin: Distance of objects' centres from the edges, share of the scene's side.
         common_share: Share of objects drawn from the everyday words.
         twin_share: Share of further objects of the first object's concept ("two dogs").
         augment: Augmentation of drawings.
@@ -49,6 +50,7 @@ class SceneConfig:
     count_weights: tuple[float, ...] = (0.3, 0.4, 0.3)
     min_size: float = 0.28
     max_size: float = 0.62
+    margin: float = 0.2
     common_share: float = 0.5
     twin_share: float = 0.08
     augment: AugmentConfig = NO_AUGMENT
@@ -164,7 +166,7 @@ def place_sprite(
     colour = recolour(rng, small[..., :3].astype(np.float32), alpha, config.augment)
     flip = -1.0 if rng.random() < 0.5 else 1.0
     turn, stretch = np.deg2rad(rng.uniform(-20, 20)), np.exp(rng.normal(0, 0.08))
-    x, y = rng.uniform(0.2, 0.8, 2)
+    x, y = rng.uniform(config.margin, 1 - config.margin, 2)
     cos, sin = np.cos(turn), np.sin(turn)
     linear = np.array([[cos * flip * stretch, -sin], [sin * flip * stretch, cos]])
     shift = np.array([x, y]) * side - linear @ np.array([pixels / 2, pixels / 2])

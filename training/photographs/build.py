@@ -3,14 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.cell_encoder import NUM_CLASSES, CellConfig, CellEncoder
+from model.segmentation import l2_normalize
 from training.data.concepts import all_concepts
 from training.photographs.cells import Cells
 from training.photographs.drawings import withheld
@@ -34,15 +35,17 @@ CLASSES_FILE = Path(__file__).with_name("imagenet_names.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownNames:
-    """Known names of one space and their vectors [K, width]."""
+    """Known names of one space, MiniLM's embeddings [K, E] and their vectors [K, width]."""
 
     names: tuple[str, ...]
+    keys_KE: NDArray[np.float32]
     vectors_KD: NDArray[np.float32]
 
     def without(self, is_left_out: NDArray[np.bool_]) -> "KnownNames":
         """The names that are not marked."""
         return KnownNames(
             names=tuple(n for n, out in zip(self.names, is_left_out, strict=True) if not out),
+            keys_KE=self.keys_KE[~is_left_out],
             vectors_KD=self.vectors_KD[~is_left_out],
         )
 
@@ -74,7 +77,8 @@ def fit_drawings(cells: Cells, names: Sequence[str]) -> tuple[DrawingSpace, Know
         if drawings:
             groups.setdefault(concept.name.lower(), drawings)
     vectors_KD = merged(space.names_KD, list(groups.values()))
-    return space, KnownNames(names=tuple(groups), vectors_KD=vectors_KD)
+    known = tuple(groups)
+    return space, KnownNames(names=known, keys_KE=_unit_texts(known), vectors_KD=vectors_KD)
 
 
 def read_classes() -> dict[str, list[int]]:
@@ -83,8 +87,14 @@ def read_classes() -> dict[str, list[int]]:
     return content
 
 
-def _unit_texts(names: Sequence[str]) -> Tensor:
-    return torch.nn.functional.normalize(sentence_embeddings(names), dim=-1)
+@lru_cache(maxsize=4)
+def _unit_texts(names: tuple[str, ...]) -> NDArray[np.float32]:
+    """MiniLM's embeddings; kept, because the twin asks for the same ones."""
+    order = sorted(range(len(names)), key=lambda place: len(names[place]))
+    embedded = sentence_embeddings([names[place] for place in order]).numpy()
+    unit_KE = np.empty_like(embedded)
+    unit_KE[order] = l2_normalize(embedded)
+    return unit_KE
 
 
 def fit_classes(members: Mapping[str, Sequence[int]]) -> tuple[NDArray[np.float32], KnownNames]:
@@ -93,10 +103,11 @@ def fit_classes(members: Mapping[str, Sequence[int]]) -> tuple[NDArray[np.float3
     for name, classes in members.items():
         if len(classes) == 1:
             single.setdefault(classes[0], []).append(name)
-    leaves = [", ".join(single.get(number, ["thing"])) for number in range(NUM_CLASSES)]
-    axes_DC = class_axes(_unit_texts(leaves).numpy(), CLASS_WIDTH)
+    leaves = tuple(", ".join(single.get(number, ["thing"])) for number in range(NUM_CLASSES))
+    axes_DC = class_axes(_unit_texts(leaves), CLASS_WIDTH)
     vectors_KD = class_names(list(members.values()), axes_DC)
-    return axes_DC, KnownNames(names=tuple(members), vectors_KD=vectors_KD)
+    known = tuple(members)
+    return axes_DC, KnownNames(names=known, keys_KE=_unit_texts(known), vectors_KD=vectors_KD)
 
 
 def build_encoder(cells: Cells, names: Sequence[str], *, is_twin: bool = False) -> CellEncoder:
@@ -131,7 +142,7 @@ def build_encoder(cells: Cells, names: Sequence[str], *, is_twin: bool = False) 
     _fill_vision(encoder, space, axes_DC)
     load_minilm(encoder.text.sentence)
     for kernel, known in ((encoder.text.drawings, drawings), (encoder.text.classes, classes)):
-        kernel.keys.weight.copy_(_unit_texts(known.names))
+        kernel.keys.weight.copy_(torch.from_numpy(known.keys_KE))
         kernel.values.weight.copy_(torch.from_numpy(known.vectors_KD.T.copy()))
     return encoder
 

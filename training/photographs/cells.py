@@ -21,7 +21,7 @@ from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.photographs.views import ViewSource
 
 STRIDE = 32
-_PER_OBJECT = 4
+_PER_OBJECT = 8
 _MIN_COVERED = 0.5
 # A network's two grids of one image: fine [F, h, w] and coarse [F, h, w], scaled to the fine one.
 Grids = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -1,4 +1,4 @@
-"""Views of named drawings: several in one scene, strongly augmented, with their masks.
+"""Views of named drawings: four in one scene, side by side, strongly augmented, with their masks.
 
 View scene i is a pure function of (seed, i), so cells can be computed in parts and resumed.
 
@@ -6,7 +6,7 @@ Legend: M sprites, S side of a scene in pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -21,6 +21,9 @@ PER_SCENE = 4
 # Sides that scenes are composed at before they are scaled to the encoder's size: drawings are
 # shown as blurred as in small images and as sharp as in large ones.
 _SIDES = (112, 112, 160, 224, 320)
+# Of a quarter of the scene. With overlapping drawings one pass gave mIoU 18 on development scenes,
+# with these 27.
+_QUARTER = SceneConfig(min_size=0.65, max_size=0.98, margin=0.46, augment=STRONG_AUGMENT)
 _STREAM = 17  # separates these random numbers from those of other scenes
 _OPAQUE = 0.5
 
@@ -40,9 +43,6 @@ class ViewSource:
     photos: Sequence[Photo]
     size: int
     seed: int = 0
-    config: SceneConfig = field(
-        default=SceneConfig(min_size=0.26, max_size=0.7, augment=STRONG_AUGMENT)
-    )
 
     @property
     def scenes_per_pass(self) -> int:
@@ -61,19 +61,18 @@ class ViewSource:
         )
         rng = np.random.default_rng((self.seed, _STREAM, number, place))
         side = int(rng.choice(_SIDES))
-        config = SceneConfig(
-            size=side,
-            min_size=self.config.min_size,
-            max_size=self.config.max_size,
-            augment=self.config.augment,
-        )
         canvas, _ = draw_background(rng, side, self.photos)
         mask_SS = np.zeros((side, side), np.int32)
-        for row in order[place * PER_SCENE : (place + 1) * PER_SCENE]:
-            size = float(rng.uniform(config.min_size, config.max_size))
-            colour, alpha, _ = place_sprite(rng, self.drawings.rgba_MSS4[row], config, size)
-            canvas = canvas * (1 - alpha[..., None]) + colour
-            mask_SS[alpha > _OPAQUE] = self.drawings.name_M[row] + 1
+        half = side // 2
+        quarter = replace(_QUARTER, size=half)
+        rows = order[place * PER_SCENE : (place + 1) * PER_SCENE]
+        for corner, row in enumerate(rows):
+            top, left = divmod(corner, 2)
+            part = (slice(top * half, (top + 1) * half), slice(left * half, (left + 1) * half))
+            size = float(rng.uniform(quarter.min_size, quarter.max_size))
+            colour, alpha, _ = place_sprite(rng, self.drawings.rgba_MSS4[row], quarter, size)
+            canvas[part] = canvas[part] * (1 - alpha[..., None]) + colour
+            mask_SS[part][alpha > _OPAQUE] = self.drawings.name_M[row] + 1
         pixels = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
         whole = (self.size, self.size)
         return (

@@ -1,0 +1,68 @@
+"""The encoder is put together from cells: names join, the twin lacks withheld ones."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.photographs import build
+from training.photographs.cells import Cells
+
+NAMES = ("dog face", "poodle", "lion", "trumpet")
+
+
+def cells(seed: int, num_names: int) -> Cells:
+    """Twenty cells of each name, each around a mean of its own."""
+    rng = np.random.default_rng(seed)
+    name_n = np.repeat(np.arange(num_names), 20)
+    means = rng.normal(size=(2, num_names, 1280))
+    fine, coarse = (m[name_n] + rng.normal(size=(len(name_n), 1280)) for m in means)
+    return Cells(
+        fine_nF=fine.astype(np.float16), coarse_nF=coarse.astype(np.float16), name_n=name_n
+    )
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random embeddings in place of MiniLM's, and few classes."""
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(len(texts), 384, generator=generator)
+
+    monkeypatch.setattr(build, "sentence_embeddings", embed)
+    monkeypatch.setattr(build, "read_classes", lambda: {"lion": [291], "guitar": [402, 546]})
+    monkeypatch.setattr(build, "DRAWING_WIDTH", 4)
+    build._unit_texts.cache_clear()
+
+
+def test_cells_of_equal_names_become_one() -> None:
+    joined, names = build.joined_cells([(cells(0, 4), NAMES), (cells(1, 2), ("Lion", "sky"))])
+    assert names == (*NAMES, "sky")
+    assert np.bincount(joined.name_n).tolist() == [20, 20, 40, 20, 20]
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_cell_is_closest_to_the_vector_of_its_name() -> None:
+    shown = cells(0, 4)
+    encoder = build.build_encoder(shown, NAMES)
+    assert encoder.config.num_class_names == 2
+    assert encoder.config.num_drawing_names == len(NAMES) + 1  # and "dog", for both drawings of it
+    fine, coarse = (
+        torch.from_numpy(x.astype(np.float32))[None] for x in (shown.fine_nF, shown.coarse_nF)
+    )
+    with torch.inference_mode():
+        drawing_nD = encoder.vision.describe(fine, coarse)[0, :, :4]
+        names_KD = F.normalize(encoder.text.drawings.values.weight.T, dim=-1)
+    found = (drawing_nD @ names_KD[:4].T).argmax(1).numpy()
+    assert (found == shown.name_n).mean() > 0.95
+
+
+@pytest.mark.usefixtures("_quick")
+def test_the_twin_knows_no_withheld_name() -> None:
+    twin = build.build_encoder(cells(0, 4), NAMES, is_twin=True)
+    assert twin.config.num_drawing_names == len(NAMES)  # "dog" joined, "lion" left out
+    assert twin.config.num_class_names == 1

@@ -206,8 +206,8 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(there).free
     if free_bytes < needed_bytes:
         raise CacheError(
-            f"converting needs about {needed_bytes / 1e9:.1f} GB in {folder}, and its disk has "
-            f"{free_bytes / 1e9:.1f} GB free; free space, or choose another folder"
+            f"converting needs about {needed_bytes / 1e6:,.0f} MB in {folder}, and its disk has "
+            f"{free_bytes / 1e6:,.0f} MB free; free space, or choose another folder"
         )
 
 

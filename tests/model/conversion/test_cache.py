@@ -117,5 +117,5 @@ def test_a_disk_with_too_little_space_is_refused(
     monkeypatch.setattr(shutil, "disk_usage", usage)
     check_space(tmp_path / "not" / "yet", 5 * 10**9)
     assert asked == [tmp_path]
-    with pytest.raises(CacheError, match=r"needs about 6\.0 GB .* 5\.0 GB free"):
+    with pytest.raises(CacheError, match=r"needs about 6,000 MB .* 5,000 MB free"):
         check_space(tmp_path, 6 * 10**9)

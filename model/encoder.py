@@ -327,13 +327,12 @@ def load_encoder(folder: Path) -> Encoder:
     Raises:
         EncoderError: The folder has no weights, or is of a kind that this program cannot load.
     """
-    config = folder / CONFIG_FILE
-    try:
-        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    kind = saved_kind(folder)
+    if kind is None:
         raise EncoderError(
-            f"{config} names no model_type; a package's encoder has one: export the model again"
-        ) from error
+            f"{folder / CONFIG_FILE} names no model_type; a package's encoder has one: export the "
+            "model again"
+        )
     if kind not in LOADERS:
         raise EncoderError(
             f"{folder} holds an encoder of type {kind!r}, which torch cannot load here (known: "
@@ -345,6 +344,15 @@ def load_encoder(folder: Path) -> Encoder:
             "exported from"
         )
     return LOADERS[kind](folder)
+
+
+def saved_kind(folder: Path) -> str | None:
+    """The `model_type` of a folder's config.json; None if there is none."""
+    try:
+        kind = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return str(kind)
 
 
 def read_tokenizer(folder: Path) -> Tipsv2Tokenizer:

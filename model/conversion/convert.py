@@ -77,14 +77,15 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     # These come with an extra, and take seconds.
     from safetensors import SafetensorError  # noqa: PLC0415
 
-    from model.encoder import load_encoder  # noqa: PLC0415
+    from model.encoder import LOADERS, load_encoder, saved_kind  # noqa: PLC0415
     from model.export.graph_writer import PackageContent, draft_manifest  # noqa: PLC0415
     from model.export.package_writer import author_text, render_card, write_package  # noqa: PLC0415
 
     progress(f"reading the weights in {base}")
     earlier, precisions = _earlier_package(base, dense), tuple(request.precisions)
-    # Only dense heads need the checkpoint that a package was made of.
-    checkpoint = _read(request) if earlier is None or dense is not None else None
+    # What `Encoder.save` wrote has one layout, the checkpoints of a Tipsv2Model have several.
+    is_saved = earlier is not None or saved_kind(base) in LOADERS.keys() - {"tipsv2"}
+    checkpoint = None if is_saved and dense is None else _read(request)
     encoder = load_encoder(base) if checkpoint is None else checkpoint.encoder
     heads = None if checkpoint is None else checkpoint.dense
     name = request.name or request.base.name
@@ -96,7 +97,6 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         described = {name: getattr(earlier.manifest, name) for name in kept}
         card = author_text(earlier.file("README.md").read_text(encoding="utf-8"))
     else:
-        assert checkpoint is not None
         described = _described(checkpoint, base, request)
         card = _card(name, request.provenance, described["licence"])
     content = PackageContent(
@@ -130,15 +130,16 @@ def _read(request: ConversionRequest) -> "Checkpoint":
     return checkpoint
 
 
-def _described(checkpoint: "Checkpoint", base: Path, request: ConversionRequest) -> dict[str, Any]:
-    """Entries of the manifest that the weights do not give."""
-    origin = {"checkpoint": checkpoint.origin, "converted_by": _versions()}
-    return {
-        "variant": checkpoint.variant,
-        "licence": licence_of(base) or "unknown",
-        "provenance": {**request.provenance, **origin},
-        "zero_shot": PUBLISHED_ZERO_SHOT,
-    }
+def _described(
+    checkpoint: "Checkpoint | None", base: Path, request: ConversionRequest
+) -> dict[str, Any]:
+    """Entries of the manifest that the weights do not give; without a checkpoint fewer."""
+    origin: dict[str, JsonValue] = {"converted_by": _versions()}
+    described: dict[str, Any] = {"licence": licence_of(base) or "unknown"}
+    if checkpoint is not None:
+        origin = {"checkpoint": checkpoint.origin, **origin}
+        described |= {"variant": checkpoint.variant, "zero_shot": PUBLISHED_ZERO_SHOT}
+    return {**described, "provenance": {**request.provenance, **origin}}
 
 
 def _paths(request: ConversionRequest) -> tuple[Path, Path | None]:

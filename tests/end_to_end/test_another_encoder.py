@@ -362,8 +362,14 @@ def test_a_package_can_leave_the_torch_weights_out(
         load_encoder(small.path)
 
 
-def test_graphs_are_added_to_such_a_package(
-    package: ModelPackage, known: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_package", [True, False])
+def test_such_packages_and_folders_are_converted(
+    package: ModelPackage,
+    checkpoint: Path,
+    known: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_package: bool,
 ) -> None:
     written: list[PackageContent] = []
 
@@ -373,9 +379,11 @@ def test_graphs_are_added_to_such_a_package(
 
     monkeypatch.setattr(package_writer, "write_package", keep)
     monkeypatch.setattr(conversion, "check_space", lambda *_: None)
-    request = ConversionRequest(base=FolderSource(package.path), precisions=("fp32", "fp16"))
+    folder = package.path if is_package else checkpoint
+    request = ConversionRequest(base=FolderSource(folder), precisions=("fp32", "fp16"))
     convert(request, tmp_path / "more", lambda _: None)
     (content,) = written
     assert isinstance(content.encoder, ConvBert)
     assert content.precisions == ("fp32", "fp16")
-    assert content.draft.variant == "conv-bert/32"
+    assert content.draft.variant == ("conv-bert/32" if is_package else "conv-bert")
+    assert content.draft.zero_shot.templates == ("tcl" if is_package else "none")

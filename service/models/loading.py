@@ -146,7 +146,9 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     )
     if fitting != plan:
         first.runtime.close()
-        first, first_s, memory = load_first_lane(package, load, fitting, buckets, limit_s=limit_s)
+        first, first_s, _ = load_first_lane(
+            package, load, fitting, buckets, limit_s=limit_s, measures_memory=False
+        )
     check_memory(manifest, fitting, memory, free_bytes)
 
     def load_lane(_: int) -> Lane:
@@ -222,12 +224,18 @@ def lane_plan(
 
 
 def load_first_lane(
-    package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket], *, limit_s: float
+    package: ModelPackage,
+    load: Load,
+    plan: LanePlan,
+    buckets: list[Bucket],
+    *,
+    limit_s: float,
+    measures_memory: bool = True,
 ) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
     """Load a lane and run shapes once; returns it with time and peak memory per shape.
 
-    The time of a shape that did not run is estimated from the native one. The native and the
-    largest shape of each kind do run, as they give the memory.
+    The time of a shape that did not run is estimated from the native one. The native shape of each
+    kind does run, and the largest if memory is measured.
     """
     lane = _new_lane(package, load, plan, buckets)
     meter = PeakMeter()
@@ -237,8 +245,10 @@ def load_first_lane(
     buckets = with_maps(buckets, manifest, lane.runtime)
     cost = partial(item_cost, manifest)
     native = natives(buckets)
-    largest = {max((b for b in buckets if b.kind == kind), key=cost) for kind in native}
-    for bucket in shapes_to_run(buckets, manifest, {*native.values(), *largest}, limit_s):
+    needed = set(native.values())
+    if measures_memory:
+        needed |= {max((b for b in buckets if b.kind == kind), key=cost) for kind in native}
+    for bucket in shapes_to_run(buckets, manifest, needed, limit_s):
         began = time.monotonic()
         peak_bytes = meter.peak_bytes(partial(lane.run_synthetic, bucket))
         first_s[bucket] = time.monotonic() - began

@@ -144,6 +144,8 @@ def test_lanes_fit_the_memory_that_the_first_one_uses(
     assert len(load(lanes=None).lanes) == 2
     # The first lane, which was measured, had too few threads; it was closed for another one.
     assert [runtime.is_closed for runtime in machine.loaded] == [True, False, False]
+    # Memory is measured once: only the first load ran the largest shape.
+    assert [runtime.num_images for runtime in machine.loaded] == [2, 1, 1]
     machine.set_free(170 * MB)
     with pytest.raises(PackageError, match=r"image 28x42 on each of 4 lanes, .* set lanes to [12]"):
         load(lanes=4)

@@ -75,11 +75,11 @@ def logsumexp_over_ranks(log_totals_K: Tensor) -> Tensor:
     return torch.stack(parts).logsumexp(0)
 
 
-def sum_over_ranks(counts: Sequence[int], device: torch.device) -> list[int]:
-    """Add up counts over the ranks, through tensors on `device`."""
+def sum_over_ranks(counts: Sequence[int]) -> list[int]:
+    """Add up counts over the ranks, through the CPU: the host does not wait for its device."""
     if num_ranks() == 1:
         return list(counts)
-    totals = torch.tensor(counts, dtype=torch.int64, device=device)
+    totals = torch.tensor(counts, dtype=torch.int64)
     dist.all_reduce(totals)
     return [int(total) for total in totals]
 
@@ -116,7 +116,7 @@ def gather_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], slice]:
     """
     if num_ranks() == 1:
         return tensors, slice(0, len(tensors[0]))
-    own = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    own = torch.tensor([len(tensors[0])])  # on the CPU, as in sum_over_ranks
     parts = [torch.empty_like(own) for _ in range(num_ranks())]
     dist.all_gather(parts, own)
     counts = [int(part) for part in parts]

@@ -70,6 +70,21 @@ class Softmax(nn.Module):
         return (cosines_K.float() / self.temperature).softmax(-1)
 
 
+@torch.no_grad()
+def target_statistics(probs_K: Tensor) -> dict[str, Tensor]:
+    """Two signs of a collapse, for the log, over the tokens of all ranks.
+
+    Returns:
+        "target_entropy": mean entropy of a token's assignment in nats; 0 if it is certain, ln K if
+        it says nothing. "prototypes_used": exp of the entropy of the mean assignment; 1 if all
+        tokens have one prototype, K if all prototypes are used alike.
+    """
+    entropy = torch.special.entr(probs_K).sum(-1).mean()
+    mean_K = mean_over_ranks(probs_K.flatten(0, -2).mean(0))
+    used = torch.special.entr(mean_K).sum().exp()
+    return {"target_entropy": entropy, "prototypes_used": used}
+
+
 def build_targets(
     kind: TargetKind, *, num_prototypes: int, temperature: float, momentum: float
 ) -> nn.Module:

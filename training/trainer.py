@@ -100,13 +100,13 @@ class Trainer:
             for step in range(done, last):
                 with timer.waiting():
                     fetched = self._fetch(batches, step, stop)
-                metrics = self._update(fetched, step)
-                if self._rank == 0:  # reading the loss waits for the device
-                    loss = f"{float(metrics['loss']):.3f}"
-                    bar.update(bar.task_ids[0], advance=1, loss=loss)
                 is_due = (step + 1) % self._config.log_every == 0 or step + 1 == last
-                if is_due or self._validates_at(step + 1):
+                is_due |= self._validates_at(step + 1)
+                metrics = self._update(fetched, step, is_logged=is_due)
+                bar.advance(bar.task_ids[0])
+                if is_due:
                     row = self._log(step + 1, metrics, timer)
+                    bar.update(bar.task_ids[0], loss=f"{row['loss']:.3f}")
                 is_late = time.monotonic() - saved_at > self._config.checkpoint_every_s
                 if self._must_save(step + 1, stop, is_late=is_late):
                     self._save(step + 1)
@@ -140,7 +140,7 @@ class Trainer:
             Stopped: A rank was asked to stop; all ranks have saved.
         """
         asked = [int(stop.is_requested), int(is_late and self._rank == 0)]
-        stops, saves = sum_over_ranks(asked, self.parallel.device)
+        stops, saves = sum_over_ranks(asked)
         if stops:
             self._save(step)
             raise Stopped(step)
@@ -151,7 +151,8 @@ class Trainer:
         return every > 0 and (step % every == 0 or step == self._config.num_steps)
 
     def _log(self, step: int, metrics: dict[str, Tensor], timer: StepTimer) -> Row:
-        """Write a row: means over the ranks, seconds per step and, if due, scores."""
+        """Write a row: means over the ranks, rates, seconds per step and, if due, scores."""
+        metrics = metrics | self.parallel.method.gauges() | self._update.learning_rates()
         values = mean_over_ranks(
             torch.stack([value.to(self.parallel.device) for value in metrics.values()])
         )

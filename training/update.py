@@ -62,8 +62,16 @@ class Update:
         self._trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
         self._peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
 
-    def __call__(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+    def __call__(
+        self, batches: Sequence[Batch], step: int, *, is_logged: bool = True
+    ) -> dict[str, Tensor]:
         """Take step number `step`.
+
+        Args:
+            batches: The step's micro-batches.
+            step: Its number, from 0.
+            is_logged: Whether values that are only for the log are computed; they make the host
+                wait for the device.
 
         Returns:
             Loss, its parts and the gradient's norm, for this rank's images.
@@ -75,7 +83,10 @@ class Update:
         self._set_learning_rates(step)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        rows = [self._accumulate(batch, step, index) for index, batch in enumerate(batches)]
+        rows = [
+            self._accumulate(batch, self._step(batch, step, index, is_logged=is_logged), index)
+            for index, batch in enumerate(batches)
+        ]
         self._method.finish_gradients()
         norm = clip_gradients(self._trained, self._config.optim.clip_norm)
         self._check(norm, step)
@@ -84,17 +95,17 @@ class Update:
         self._method.method.after_step()
         return {**_means(rows), "grad_norm": torch.tensor(norm)}
 
-    def _accumulate(self, batch: Batch, step: int, index: int) -> dict[str, Tensor]:
+    def _accumulate(self, batch: Batch, step: Step, index: int) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch."""
         config = self._config
         batch = move(batch, self._method.device)
         with self._method.accumulating(is_last=index + 1 == config.accumulate):
             with self._autocast():
-                loss, metrics = self._method(batch, self._step(batch, step, index))
+                loss, metrics = self._method(batch, step)
             (loss / config.accumulate).backward()
         return {"loss": loss.detach().float(), **{n: m.float() for n, m in metrics.items()}}
 
-    def _step(self, batch: Batch, step: int, index: int) -> Step:
+    def _step(self, batch: Batch, step: int, index: int, *, is_logged: bool) -> Step:
         rows = len(batch.pixels_B3HW)
         entropy = np.random.SeedSequence((self._config.seed, step, index))
         seed = int(entropy.generate_state(1, np.uint64)[0])
@@ -103,7 +114,15 @@ class Update:
             generator=torch.Generator().manual_seed(seed),
             first_row=self._rank * rows,
             global_rows=num_ranks() * rows,
+            is_logged=is_logged,
         )
+
+    def learning_rates(self) -> dict[str, Tensor]:
+        """The last step's rate of each optimizer, such as "lr_adafactor"."""
+        return {
+            f"lr_{type(optimizer).__name__.lower()}": torch.tensor(optimizer.param_groups[0]["lr"])
+            for optimizer in self._optimizers
+        }
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self._config.precision == "float32":
@@ -122,7 +141,7 @@ class Update:
                 group["lr"] = peak * factor
 
     def _check(self, norm: float, step: int) -> None:
-        (bad,) = sum_over_ranks([int(not math.isfinite(norm))], self._method.device)
+        (bad,) = sum_over_ranks([int(not math.isfinite(norm))])
         if bad:
             raise FloatingPointError(
                 f"step {step}: the gradient is not finite; lower the learning rates (optim.muon_lr,"

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from training.losses.sinkhorn import sinkhorn_knopp
-from training.targets import Centering, Sinkhorn, Softmax, TargetKind, build_targets
+from training.targets import (
+    Centering,
+    Sinkhorn,
+    Softmax,
+    TargetKind,
+    build_targets,
+    target_statistics,
+)
 
 
 def test_centering_subtracts_the_moving_mean_over_all_patches_and_sharpens() -> None:
@@ -24,6 +31,19 @@ def test_centering_subtracts_the_moving_mean_over_all_patches_and_sharpens() -> 
     assert centering.centre_K.tolist() == pytest.approx([0.19 * 0.25, 0.19 * 0.2])
     centering.eval()(cosines_BNK)
     assert centering.centre_K.tolist() == pytest.approx([0.19 * 0.25, 0.19 * 0.2])
+
+
+def test_statistics_tell_certain_and_collapsed_targets_from_healthy_ones() -> None:
+    certain_BNK = torch.eye(4).view(2, 2, 4)  # each token has its own prototype
+    collapsed_BNK = certain_BNK[:1, :1].expand(2, 2, 4)
+    vague_BNK = torch.full((2, 2, 4), 0.25)
+    expected = {"certain": (0.0, 4.0), "collapsed": (0.0, 1.0), "vague": (math.log(4), 4.0)}
+    targets = {"certain": certain_BNK, "collapsed": collapsed_BNK, "vague": vague_BNK}
+    for name, probs_BNK in targets.items():
+        found = target_statistics(probs_BNK)
+        assert set(found) == {"target_entropy", "prototypes_used"}
+        assert found["target_entropy"].item() == pytest.approx(expected[name][0], abs=1e-6)
+        assert found["prototypes_used"].item() == pytest.approx(expected[name][1])
 
 
 def test_centering_keeps_one_prototype_from_taking_all_tokens() -> None:

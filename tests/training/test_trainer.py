@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Tipsv2Tokenizer
 
+from tests.training.conftest import TINY_HEAD
 from training.checkpoint import checkpoint_step
 from training.config import TrainingConfig
 from training.data.batch import Batch
@@ -77,6 +78,12 @@ def test_a_stopped_run_resumes_to_the_identical_result(
         expected = (row["cls1"] + row["cls2"]) / 2 + 2.0 * row.get("ibot", 0.0)
         assert row["loss"] == pytest.approx(expected, abs=1e-3)
         assert row["grad_norm"] > 0
+        assert 0.001 <= row["temperature"] < 0.08
+        assert row["lr_adamw"] > 0
+    # Signs of a collapse, from the step on in which the patch loss starts.
+    assert [row["centre_norm"] > 0 for row in log] == [False] * 3 + [True] * 3
+    assert ["target_entropy" in row for row in log] == [False] * 3 + [True] * 3
+    assert all(1 <= row["prototypes_used"] <= TINY_HEAD.num_prototypes for row in log[3:])
 
 
 def test_logging_and_validation_come_when_due(

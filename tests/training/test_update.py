@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Tipsv2Model
 
 from tests.training.conftest import TINY_HEAD
@@ -111,7 +113,7 @@ def test_an_error_on_another_rank_stops_this_rank(
 ) -> None:
     method = Slope()
     update, _ = build(method, precision="float32")
-    monkeypatch.setattr(update_module, "sum_over_ranks", lambda counts, _device: [counts[0] + 1])
+    monkeypatch.setattr(update_module, "sum_over_ranks", lambda counts: [counts[0] + 1])
     with pytest.raises(FloatingPointError, match="step 0"):
         update([plain(batch, 0.5)], 0)
     assert method.weight_2.tolist() == [1.0, 2.0]
@@ -155,6 +157,43 @@ def test_bfloat16_is_for_the_forward_pass_alone(precision: Precision, batch: Bat
     assert not torch.is_autocast_enabled("cpu")
     kept: list[Tensor] = [method.weight_2, sgd.state[method.weight_2]["momentum_buffer"]]
     assert {value.dtype for value in (*kept, *row.values())} == {torch.float32}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operators for which a host waits for its device: values and selections."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, _: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operator."""
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(
+            isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
+        )
+        self.count += by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_that_is_not_logged_waits_for_the_device_three_times(
+    student_model: Tipsv2Model, batch: Batch
+) -> None:
+    method = Pretrain(student_model, PretrainConfig(head=TINY_HEAD))
+    update, _ = build(method, replace(OPTIM, clip_norm=1e-6), precision="float32")
+    update([batch], 0)
+    counts = []
+    for is_logged in (False, True):
+        with HostReads() as reads:
+            row = update([batch], 1, is_logged=is_logged)
+        assert ("target_entropy" in row) is ("patch_visible" in row) is is_logged
+        counts.append(reads.count)
+    # The norm, since a gradient that is not finite must change nothing; and in transformers, for
+    # each of the two caption streams, whether any text is padded.
+    assert counts[0] == 3
+    assert counts[1] > 3
 
 
 def test_both_precisions_take_nearly_the_same_step(

@@ -68,7 +68,7 @@ def gathered(rank: int) -> dict[str, object]:
         "own": [own.start, own.stop],
         "grad": rows_R2.grad.tolist(),
         "empty": gathered_from_one(rank),
-        "sum": distributed.sum_over_ranks([rank + 1, 5], torch.device("cpu")),
+        "sum": distributed.sum_over_ranks([rank + 1, 5]),
         "logsumexp": distributed.logsumexp_over_ranks(torch.tensor([float(rank), -2.0])).tolist(),
     }
 

@@ -16,6 +16,7 @@ from training.heads import NameContrast
 from training.masking import random_masks
 from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
 from training.methods.terms import NameContrastConfig, caption_terms, name_term
+from training.targets import Centering
 
 GlobalToken = Literal["cls1", "cls2"]
 
@@ -30,12 +31,14 @@ class Step:
             same on every rank.
         first_row: Index of this rank's first image in the global batch.
         global_rows: Images in the global batch.
+        is_logged: Whether values that are only for the log are computed; the same on all ranks.
     """
 
     progress: float
     generator: torch.Generator
     first_row: int
     global_rows: int
+    is_logged: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -201,6 +204,16 @@ class Method(nn.Module, ABC):
             for patches_BND, pixels_B3HW in encoded
         ]
         return torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def gauges(self) -> dict[str, Tensor]:
+        """Values for the log that need no batch: the temperature, and the norm of each centre."""
+        centres = {
+            name.replace("centering", "centre_norm"): module.centre_K.norm()
+            for name, module in self.named_modules()
+            if isinstance(module, Centering)
+        }
+        return {"temperature": self.log_temperature.exp(), **centres}
 
     def averages(self) -> Sequence[nn.Module]:
         """Submodules that are moving averages; they take memory and have no gradient."""

@@ -34,6 +34,7 @@ from training.methods.base import (
 from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.teacher import FrozenTeacher, TeacherDtype
 from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
+from training.targets import target_statistics
 
 PatchLoss = Literal["prototypes", "features"]
 TextStart = Literal["fresh", "teacher"]
@@ -155,9 +156,9 @@ class Distill(Method):
         if uses_teacher and (has_patch or has_dino):
             teacher_tokens = self._teacher.encode(batch.pixels_B3HW)
             if has_patch:
-                terms["patch"], by_visibility = self._patch_term(whole, teacher_tokens, batch, step)
+                terms["patch"], logged = self._patch_term(whole, teacher_tokens, batch, step)
                 loss = loss + config.patch_weight * terms["patch"]
-                terms |= by_visibility
+                terms |= logged
             if has_dino:
                 terms["dino"] = self._dino_term(teacher_tokens, batch)
                 loss = loss + config.dino_weight * terms["dino"]
@@ -166,7 +167,7 @@ class Distill(Method):
     def _patch_term(
         self, whole: VisionTokens, teacher_tokens: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and with a mask its parts by visibility for the log."""
+        """The loss; for the log its parts by visibility, and statistics of the targets."""
         config = self.config
         patches_BND, counted_BN, masked_BN = whole.patches_BND, None, None
         if config.mask_ratio > 0:
@@ -182,11 +183,14 @@ class Distill(Method):
             )
             return loss, {}
         assert self.head is not None  # there is either a head or a projector
-        logits_BNK = self.head(patches_BND) / config.head.student_temperature
         targets_BNK = self._teacher.assign_patches(teacher_tokens.patches_BND)
+        logged = target_statistics(targets_BNK) if step.is_logged else {}
+        logits_BNK = self.head(patches_BND) / config.head.student_temperature
         loss_BN = token_losses(logits_BNK, targets_BNK)
         loss = reduce_tokens(loss_BN, counted_BN, config.normalization)
-        return loss, {} if masked_BN is None else loss_by_visibility(loss_BN, masked_BN)
+        if step.is_logged and masked_BN is not None:
+            logged |= loss_by_visibility(loss_BN, masked_BN)
+        return loss, logged
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         config = self.config

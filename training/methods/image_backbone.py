@@ -66,7 +66,7 @@ def title_term(
     locked: bool = False,
 ) -> Tensor:
     """InfoNCE of CLS1 with the titles over the global batch; 0 if no rank has a title."""
-    if sum_over_ranks([len(drawings.titles)], tokens.cls1_BD.device) == [0]:
+    if sum_over_ranks([len(drawings.titles)]) == [0]:
         return tokens.cls1_BD.new_zeros(())
     texts_TD = embed_texts(model, drawings.titles, locked=locked)
     rows_TF = torch.cat([tokens.cls1_BD[drawings.titled_E].float(), texts_TD.float()], dim=1)

@@ -33,7 +33,7 @@ from training.methods.base import (
 )
 from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
-from training.targets import TargetKind, build_targets
+from training.targets import TargetKind, build_targets, target_statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,9 +146,9 @@ class Pretrain(Method):
         if has_ibot or has_dino:
             teacher_tokens = self._teacher_tokens(whole, batch)
             if has_ibot:
-                terms["ibot"], by_visibility = self._ibot_term(teacher_tokens, batch, step)
+                terms["ibot"], logged = self._ibot_term(teacher_tokens, batch, step)
                 loss = loss + config.ibot_weight * terms["ibot"]
-                terms |= by_visibility
+                terms |= logged
             if has_dino:
                 terms["dino"] = self._dino_term(teacher_tokens, batch)
                 loss = loss + config.dino_weight * terms["dino"]
@@ -164,17 +164,20 @@ class Pretrain(Method):
     def _ibot_term(
         self, teacher_tokens: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts by visibility for the log."""
+        """The loss; for the log its parts by visibility, and statistics of the targets."""
         with torch.no_grad():
             teacher = self.head if self.teacher_head is None else self.teacher_head
             targets_BNK = self.centering(teacher(teacher_tokens.patches_BND))
+        logged = target_statistics(targets_BNK) if step.is_logged else {}
         masked_BN = self.draw_masks(teacher_tokens, self.config.mask_ratio, step)
         student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
         logits_BNK = self.head(student.patches_BND) / self.config.head.student_temperature
         loss_BN = token_losses(logits_BNK, targets_BNK)
         config = self.config
         loss = ibot_loss(loss_BN, masked_BN, config.supervised, normalization=config.normalization)
-        return loss, loss_by_visibility(loss_BN, masked_BN)
+        if step.is_logged:
+            logged |= loss_by_visibility(loss_BN, masked_BN)
+        return loss, logged
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         config = self.config

@@ -71,16 +71,19 @@ def caption_terms(
 
     Images without captions have no row. If no rank has a captioned image, there are no terms.
     """
-    if sum_over_ranks([len(batch.cls1)], batch.pixels_B3HW.device) == [0]:
+    if sum_over_ranks([len(batch.cls1)]) == [0]:
         return {}
     dim = features.cls1_BD.shape[-1]
+    # Selection by a mask makes the host wait for the device.
+    is_whole = len(batch.cls1) == len(batch.captioned_B)
+    captioned = slice(None) if is_whole else batch.captioned_B
     rows_TF = torch.cat(
         [
             part_TD.float()
             for part_TD in (
-                features.cls1_BD[batch.captioned_B],
+                features.cls1_BD[captioned],
                 embed_texts(model, batch.cls1, locked=locked),
-                features.cls2_BD[batch.captioned_B],
+                features.cls2_BD[captioned],
                 embed_texts(model, batch.cls2, locked=locked),
             )
         ],
@@ -111,7 +114,7 @@ def name_term(
     patches_BND = _compared_patches(features, config.features)
     named_B = present_BV.any(1)
     counts = [int(named_B.sum()), int(present_BV.sum())]
-    totals = sum_over_ranks(counts, patches_BND.device)
+    totals = sum_over_ranks(counts)
     if not named_B.any():
         return names_VD.sum() * 0  # the other ranks wait in the backward pass of the gathering
     if not named_B.all():

@@ -456,7 +456,7 @@ def test_decoding_takes_no_more_memory_than_it_holds(
     options: dict[str, object],
 ) -> None:
     monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", 2**30)  # the image is one strip
-    data = save(Image.new(mode, (2000, 2000)), file_format, **options)
+    data = save(Image.new(mode, (3000, 3000)), file_format, **options)
     result = subprocess.run(
         [sys.executable, "-c", DECODE],
         cwd=project_root,
@@ -465,7 +465,8 @@ def test_decoding_takes_no_more_memory_than_it_holds(
         capture_output=True,
     )
     held_bytes, peak_bytes = map(int, result.stdout.split())
-    assert peak_bytes < held_bytes + 12 * 2**20
+    # A band of a megapixel takes 13 to 23 MiB; a copy of this image would take 34.
+    assert peak_bytes < held_bytes + 28 * 2**20
 
 
 def test_an_image_that_takes_too_much_memory_is_refused() -> None:

@@ -33,6 +33,7 @@ from service.monitoring.telemetry import build_telemetry
 from service.request_gate import RequestGate
 from service.rest.app import build_app
 from service.rest.cloud import CloudRoutes
+from service.rest.pages import page_url
 from service.rest.server import HttpServer, listen
 from service.safety.protection import Protection
 from service.settings import Settings
@@ -207,7 +208,8 @@ class Server:
             "metrics": self._metrics_server.port,
         }
         address = {"host": self._host, "host_reason": self._host_reason}
-        logger.info("listening", extra={"fields": {**self.ports, **address}})
+        page = page_url(self._host, self.ports["http"], is_tls=self.settings.tls_cert is not None)
+        logger.info("listening", extra={"fields": {"page": page, **self.ports, **address}})
         if self.settings.ports_file is not None:
             atomic_write(self.settings.ports_file, json.dumps(self.ports) + "\n")
 

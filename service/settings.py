@@ -131,9 +131,12 @@ class Settings(BaseSettings):
     `tls_client_ca` are set. The container image sets 0.0.0.0."""
     allowed_hosts: str | None = None
     """Names and addresses that the `Host` header of a REST request may have besides those of
-    loopback, separated by commas; `*` allows all. Health checks and `/docs` accept every host.
-    Default: only loopback if the server listens on it without API keys, against DNS rebinding;
-    otherwise all."""
+    loopback, separated by commas; `*` allows all. Health checks and the server's own pages
+    accept every host. Default: only loopback if the server listens on it without API keys, against
+    DNS rebinding; otherwise all."""
+    cors_origins: str | None = None
+    """Origins whose web pages may call the REST API, such as `https://app.example`, separated by
+    commas. Default: only this server's own page."""
     http_port: Port = 8000
     """Port of the REST API. 0 chooses a free port."""
     grpc_port: Port = 8001
@@ -255,8 +258,8 @@ class Settings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Minimum level of log lines."""
-    log_format: Literal["json", "text"] = "json"
-    """Format of log lines."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """Format of log lines. `auto` is text on a terminal, and JSON elsewhere."""
     access_log_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of answered requests that get a log line, evenly spread. Server errors always get
     one."""

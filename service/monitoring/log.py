@@ -215,12 +215,14 @@ def _access_line(log_format: LogFormat, when: float, call: Call, outcome: Outcom
     return orjson.dumps({**head, **fields}).decode() + "\n"
 
 
-def configure_logging(level: str, log_format: LogFormat) -> LogQueue:
+def configure_logging(level: str, log_format: LogFormat | Literal["auto"]) -> LogQueue:
     """Send all records of this process, also those of libraries, to standard error.
 
     Returns:
         The queue; close it at the end, or the last lines are lost.
     """
+    if log_format == "auto":
+        log_format = "text" if sys.stderr.isatty() else "json"
     log = LogQueue(sys.stderr, log_format)
     logging.basicConfig(level=level, handlers=[log.handler], force=True)
     logging.captureWarnings(True)

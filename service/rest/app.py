@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,7 +16,6 @@ from service.models.registry import ModelRepository
 from service.monitoring.telemetry import Telemetry
 from service.rest.cloud import CloudRoutes, PredictBody, build_cloud_router
 from service.rest.connection import BODY, Body, CallMiddleware
-from service.rest.docs import docs_page
 from service.rest.errors import ClientLeft, on_error
 from service.rest.open_inference import (
     InferAnswerBody,
@@ -27,6 +25,7 @@ from service.rest.open_inference import (
 )
 from service.rest.openai import EmbeddingsAnswer, EmbeddingsBody, build_openai_router
 from service.rest.openapi import add_schemas
+from service.rest.pages import add_pages
 from service.rest.routes import build_router
 from service.safety.protection import Protection
 
@@ -187,8 +186,5 @@ def build_framework_app(*routers: APIRouter) -> FastAPI:
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way to extend it
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(docs_page(openapi()))
-
+    add_pages(app)
     return app

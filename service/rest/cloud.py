@@ -22,6 +22,7 @@ from service.messages import RequestLimits
 from service.rest.inputs import check_json_size, in_pool, media_type, parse_json
 from service.rest.openai import renaming_params
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, NO_HEAD, ONE_PIXEL, REF
+from service.rest.pages import ICON, PAGES
 from service.rest.requests import Schema
 from service.rest.response_schemas import Ready
 from service.rest.responses import JSON
@@ -31,7 +32,7 @@ INVOCATIONS: Final = "/invocations"
 # Health checks that exist anyway; a setting may name one of them.
 PROBES: Final = frozenset({PING, "/v2/health/live", "/v2/health/ready"})
 # Paths that no router lists.
-OWN_PATHS: Final = PROBES | {INVOCATIONS, "/docs", "/openapi.json"}
+OWN_PATHS: Final = PROBES | set(PAGES) | {INVOCATIONS, ICON, "/openapi.json"}
 # The only header of the client that SageMaker passes on.
 ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"
 DEFAULT_ROUTE: Final = "/v1/images:embed"

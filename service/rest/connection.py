@@ -11,6 +11,7 @@ from service.call import Call, accept_priority, deadline_exceeded
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError, TooSlow, UnsupportedMedia
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
+from service.rest.pages import is_page
 from service.safety.protection import BodyShare, Protection
 
 # Key of an ASGI scope that holds the request's `Body`.
@@ -25,8 +26,8 @@ MAX_TIMEOUT_DIGITS: Final = 12
 QUIET_ROUTES: Final = "/v2/health/"
 HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready"})
 # These need no key and accept every host and origin: the kubelet's probes send no key and the pod's
-# address, and the documents are the same for every server and public in this repository.
-OPEN_PATHS: Final = HEALTH_PATHS | {"/docs", "/openapi.json"}
+# address, and the pages and the document are the same for every server and in this repository.
+OPEN_PATHS: Final = HEALTH_PATHS | {"/openapi.json"}
 
 
 class Body:
@@ -253,7 +254,7 @@ class CallMiddleware:
             self._record(scope, status or CLIENT_LEFT, call)
 
     def _check_caller(self, path: str, headers: Mapping[bytes, str]) -> None:
-        if path not in OPEN_PATHS and path not in self._probes:
+        if path not in OPEN_PATHS and path not in self._probes and not is_page(path):
             self._protection.browsers.check(headers)
             self._protection.keys.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
 

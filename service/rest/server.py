@@ -36,13 +36,15 @@ import ssl
 import struct
 import sys
 import termios
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar, Final, cast
 
 import httptools
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.answer_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S, AnswerMemory
@@ -89,6 +91,19 @@ NUM_WAITING_OFFSET: Final = 24
 logger = logging.getLogger(__name__)
 
 
+def readable_by_pages(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+    """Answer the preflights of web pages of these origins, and let them read the answers."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=sorted(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
+    )
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: `service.server` handles signals for both transports."""
 
@@ -110,7 +125,7 @@ class HttpServer(uvicorn.Server):
         self._tls = protection.tls
         self._tls_listeners: list[TlsListener] = []
         config = uvicorn.Config(
-            app,
+            readable_by_pages(app, protection.browsers.origins),
             http=Protocol,
             lifespan="off",
             access_log=False,

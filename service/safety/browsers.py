@@ -23,19 +23,22 @@ class BrowserRules:
 
     Attributes:
         hosts: Names that `Host` may have besides those of loopback; None allows all.
+        origins: Other origins whose pages may send requests.
     """
 
     hosts: frozenset[str] | None = None
+    origins: frozenset[str] = frozenset()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """The rules of the settings; see `Settings.allowed_hosts`."""
+        origins = split_names(settings.cors_origins)
         if settings.allowed_hosts is not None:
-            names = {name.strip().lower() for name in settings.allowed_hosts.split(",")}
-            return cls(None if ANY in names else frozenset(names - {""}))
+            names = split_names(settings.allowed_hosts)
+            return cls(None if ANY in names else names, origins)
         host, _ = settings.address
         is_open = settings.has_keys or not is_loopback(host)
-        return cls(None if is_open else frozenset())
+        return cls(None if is_open else frozenset(), origins)
 
     def check(self, headers: Mapping[bytes, str]) -> None:
         """Check the host of a request, and the origin of the page that sent it, if any.
@@ -57,14 +60,22 @@ class BrowserRules:
             )
         site = headers.get(b"sec-fetch-site", "")
         origin = headers.get(b"origin")
+        if origin is not None and origin.strip().lower() in self.origins:
+            return
         is_own = origin is None or site == "same-origin" or is_same(origin, host)
         if site == "cross-site" or not is_own:
             raise Forbidden(
-                "Requests of web pages of another origin are refused. A gateway that serves such "
-                "pages removes Origin and Sec-Fetch-Site.",
+                "Requests of web pages of another origin are refused. List the origin in the "
+                "server's setting cors_origins, or remove Origin and Sec-Fetch-Site in the gateway "
+                "that serves the page.",
                 code="cross_origin",
                 param="Origin",
             )
+
+
+def split_names(names: str | None) -> frozenset[str]:
+    """The names of a list separated by commas, in lower case."""
+    return frozenset(name.strip().lower() for name in (names or "").split(",")) - {""}
 
 
 def host_name(host: str) -> str:

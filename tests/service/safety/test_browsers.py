@@ -169,3 +169,25 @@ async def test_a_page_of_another_origin_is_refused_with_keys_too(serving: Servin
         assert code_of(await client.get("/v1/models", headers=headers)) == (403, "cross_origin")
         other = {"X-Api-Key": KEY, "Host": "api.example"}
         assert (await client.get("/v1/models", headers=other)).status_code == 200
+
+
+async def test_pages_of_listed_origins_may_call_and_read(serving: Serving) -> None:
+    page = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    async with (
+        serving(cors_origins="https://app.example, https://b.example", api_keys=KEY) as server,
+        client_of(server) as client,
+    ):
+        preflight = await client.options(EMBED, headers=page | asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == page["Origin"]
+        answer = await client.post(EMBED, json={"texts": ["a"]}, headers=page | {"X-Api-Key": KEY})
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == page["Origin"]
+        # An error is readable as well: it says what to change.
+        refused = await client.post(EMBED, json={"texts": ["a"]}, headers=page)
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == page["Origin"]
+        other = page | {"Origin": "https://evil.example", "X-Api-Key": KEY}
+        assert code_of(await client.get("/v1/models", headers=other)) == (403, "cross_origin")
+        assert (await client.options(EMBED, headers=other | asked)).status_code == 400

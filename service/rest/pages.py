@@ -1,0 +1,56 @@
+"""The web pages: `/` shows what the model sees, `/docs` describes the API. Both work offline."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+WEB: Final = Path(__file__).parent / "web"
+FILES: Final = "/web"
+PAGES: Final = {"/": "index.html", "/docs": "docs.html"}
+EVERY_ADDRESS: Final = ("0.0.0.0", "::")
+ICON: Final = "/favicon.ico"
+# `blob:` and `data:` are images that the page has in memory.
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is of a page or its files, which are the same for every server."""
+    return path in PAGES or path == ICON or path.startswith(f"{FILES}/")
+
+
+def add_pages(app: FastAPI) -> None:
+    """Add the pages and their files to an application."""
+    for path, name in PAGES.items():
+        app.add_api_route(path, _page(name), include_in_schema=False)
+    app.add_api_route(ICON, _icon, include_in_schema=False)
+    # Swagger UI's own files come from a package, so that they are updated with it.
+    files = StaticFiles(directory=WEB, packages=[("fastapi_swagger", "resources")])
+    app.mount(FILES, files)
+
+
+def page_url(host: str, port: int, *, is_tls: bool) -> str:
+    """Where a browser on this machine finds the page of a server that listens on `host`."""
+    name = "localhost" if host in EVERY_ADDRESS else host
+    return f"{'https' if is_tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}/"
+
+
+def _page(name: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def page() -> FileResponse:
+        return FileResponse(WEB / name, headers=HEADERS)
+
+    return page
+
+
+async def _icon() -> FileResponse:
+    return FileResponse(WEB / "icon.svg")

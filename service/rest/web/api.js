@@ -1,0 +1,118 @@
+// Requests to the public API, and the same requests as lines of curl and Python.
+
+const KEY = "tipserve-key";
+
+/** Fires `answer` with {status, timing} after each request. */
+export const requests = new EventTarget();
+
+/** An error of the API: its message says what to change. */
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Keep the API key for this tab. */
+export const setKey = (key) => sessionStorage.setItem(KEY, key);
+
+const url = (path, query) => {
+  const pairs = Object.entries(query).filter(([, value]) => value !== "" && value !== undefined);
+  const text = pairs.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
+  return path + (text && `?${text}`);
+};
+
+/**
+ * Send a request.
+ *
+ * @param {object} request `path`; `query`, by name, without what is empty; `image`, a File; or
+ *     `json`, the body; `accept`, a media type.
+ * @returns {Promise<Response>}
+ * @throws {ApiError} The server refused it, or did not answer.
+ */
+export async function send({ path, query = {}, image, json, accept = "application/json", signal }) {
+  const headers = { Accept: accept };
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers["X-API-Key"] = key;
+  const options = { headers, signal };
+  if (image) {
+    options.method = "POST";
+    options.body = new FormData();
+    options.body.append("image", image, image.name);
+  } else if (json) {
+    options.method = "POST";
+    options.body = JSON.stringify(json);
+    headers["Content-Type"] = "application/json";
+  }
+  let response;
+  try {
+    response = await fetch(url(path, query), options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "The server does not answer.");
+  }
+  const timing = response.headers.get("Server-Timing");
+  requests.dispatchEvent(new CustomEvent("answer", { detail: { path, status: response.status, timing } }));
+  if (response.ok) return response;
+  const text = await response.text();
+  let message = text;
+  try {
+    const { error } = JSON.parse(text);
+    message = error.message ?? error;
+  } catch {
+    // A proxy's page of an error.
+  }
+  throw new ApiError(response.status, message || `The server answers ${response.status}.`);
+}
+
+export const sendJson = async (request) => (await send(request)).json();
+
+/** An npy answer: `{shape, data}` with a Float32Array. */
+export async function sendNpy(request) {
+  const buffer = await (await send({ ...request, accept: "application/x-npy" })).arrayBuffer();
+  const view = new DataView(buffer);
+  const start = 10 + view.getUint16(8, true);
+  const header = new TextDecoder().decode(buffer.slice(10, start));
+  if (!header.includes("'<f4'")) throw new ApiError(0, `Unexpected array: ${header.trim()}`);
+  const shape = [...header.match(/\(([^)]*)\)/)[1].matchAll(/\d+/g)].map(Number);
+  return { shape, data: new Float32Array(buffer.slice(start)) };
+}
+
+const TYPES = { float32: Float32Array, uint16: Uint16Array };
+
+/** An array of an answer with `encoding=base64`. */
+export function decodeArray({ dtype, shape, data }) {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  return { shape, data: new TYPES[dtype](bytes.buffer) };
+}
+
+const quote = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+const file = (image) => image.name || "photo.jpg";
+
+/** The request as a line of curl. */
+export function asCurl({ path, query = {}, image, accept }, output) {
+  const address = new URL(url(path, query), document.baseURI).href;
+  const form = quote(`image=@${file(image)}`);
+  return `curl -F ${form} -H 'Accept: ${accept ?? "application/json"}' ${quote(address)} -o ${output}`;
+}
+
+const literal = (value) => {
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  return typeof value === "number" ? String(value) : JSON.stringify(value);
+};
+
+/** A call of the Python client. `options` have its types: lists, numbers, strings. */
+export function asPython(method, options, image, result) {
+  const words = Object.entries(options)
+    .filter(([, value]) => value !== "" && value !== undefined)
+    .map(([name, value]) => `, ${name}=${literal(value)}`)
+    .join("");
+  return [
+    "from tipserve_client import Client",
+    "",
+    `with Client(${literal(new URL(".", document.baseURI).href.replace(/\/$/, ""))}) as client:`,
+    `    (answer,) = client.${method}([${literal(file(image))}]${words})`,
+    `    print(${result})`,
+    "",
+  ].join("\n");
+}

@@ -1,0 +1,72 @@
+// What the server says of itself: the model, its runtime, and where time goes.
+
+import { requests, sendJson } from "./api.js";
+import { $, element, Latest } from "./form.js";
+
+const CARD = {
+  id: "name",
+  variant: "variant",
+  licence: "licence",
+  runtime: "runtime",
+  precision: "precision",
+  device: "device",
+  runtime_reason: "why",
+  native_size: "native size",
+  patch_size: "patch size",
+  embed_dim: "embedding",
+  package_digest: "digest",
+};
+const NS_PER_MS = 1e6;
+
+export class Status {
+  #latest = new Latest();
+
+  constructor(app) {
+    this.app = app;
+    requests.addEventListener("answer", ({ detail }) => this.#showTiming(detail));
+  }
+
+  refresh() {
+    if (this.app.model) this.#showCard(this.app.model);
+    return this.#latest.run(async (signal) => {
+      const { model_stats } = await sendJson({ path: "v2/models/stats", signal });
+      $("#statistics").replaceChildren(...model_stats.map(statistics));
+    });
+  }
+
+  read() {
+    return "";
+  }
+
+  #showCard(model) {
+    const rows = Object.entries(CARD).flatMap(([field, label]) => [
+      element("dt", {}, label),
+      element("dd", {}, String(model[field])),
+    ]);
+    const scores = (model.scores ?? []).map(({ row, task, split, metric, value }) => [
+      element("dt", {}, `${task}, ${split}`),
+      element("dd", {}, `${row}: ${metric} ${value.toFixed(1)}`),
+    ]);
+    $("#card").replaceChildren(...rows, ...scores.flat());
+  }
+
+  #showTiming({ path, status, timing }) {
+    if (!timing || path.startsWith("v2/")) return;
+    const stages = [...timing.matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]);
+    const longest = Math.max(...stages.map(([, ms]) => ms), 0.01);
+    const bars = stages.map(([name, ms]) =>
+      element("label", { className: "bar" }, name, element("meter", { max: longest, value: ms }), `${ms.toFixed(1)} ms`));
+    $("#timing").replaceChildren(element("p", {}, `${path}, ${status}`), ...bars);
+  }
+}
+
+function statistics({ name, inference_count, inference_stats }) {
+  const mean = ({ count, ns }) => (count ? (ns / count / NS_PER_MS).toFixed(1) : "0");
+  const { success, fail, queue, compute_infer } = inference_stats;
+  return element(
+    "p",
+    {},
+    `${name}: ${inference_count} items, ${success.count} requests answered, ${fail.count} failed; ` +
+      `mean ${mean(queue)} ms in the queue, ${mean(compute_infer)} ms in the model`,
+  );
+}

@@ -1,0 +1,298 @@
+"""The page at `/` in Chromium: what it paints is what the API answers."""
+
+import io
+import json
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from benchmarks.service_process import RunningService, running_service
+from tests.end_to_end.conftest import LIMIT_S
+
+SCENE = Path("examples/scene.png").resolve()
+AXE = Path(".tools/axe/node_modules/axe-core/axe.min.js")
+CHROMIUM = "/usr/bin/chromium"
+# It asks nothing of the network, and runs as root in a container.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+IS_IDLE = "document.body.ariaBusy === 'false'"
+CLASSES = ("burger", "sunflower", "book")
+THRESHOLD = 0.08
+# The layer's pixels before the style sheet's opacity.
+LAYER = """() => {
+  const layer = document.querySelector("#stage canvas");
+  const {width, height} = layer;
+  const {data} = layer.getContext("2d").getImageData(0, 0, width, height);
+  return {width, height, data: Array.from(data)};
+}"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    log = tmp_path_factory.mktemp("page") / "server.log"
+    with running_service("--model=bundled", log_path=log) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, service: RunningService) -> Iterator[Callable[..., Page]]:
+    """Open the page; at the end, no request has left for elsewhere and no error was logged."""
+    base = service.http_url
+    complaints: list[str] = []
+    contexts = []
+
+    def make(path: str = "/", **options: Any) -> Page:
+        context = browser.new_context(accept_downloads=True, **options)
+        context.set_default_timeout(1000 * LIMIT_S)
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=base)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+
+        def on_console(line: Any) -> None:
+            # The page shows a refused image. Warnings are about this test's reading of layers.
+            if line.type == "error" and "status of 422" not in line.text:
+                complaints.append(line.text)
+
+        def on_request(request: Any) -> None:
+            if not request.url.startswith((base, "blob:", "data:")):
+                complaints.append(f"a request to {request.url}")
+
+        def on_failure(request: Any) -> None:
+            # The page aborts a request when a newer one replaces it.
+            if request.failure != "net::ERR_ABORTED":
+                complaints.append(f"{request.url}: {request.failure}")
+
+        page.on("console", on_console)
+        page.on("request", on_request)
+        page.on("requestfailed", on_failure)
+        page.goto(base + path)
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def wait(page: Page, condition: str) -> None:
+    """Wait for an expression; as a function, which the page's policy lets Playwright evaluate."""
+    page.wait_for_function(f"() => {condition}")
+
+
+def upload_scene(page: Page) -> None:
+    page.set_input_files("#file", SCENE)
+    for name in CLASSES:
+        page.fill("#classes-input", name)
+        page.press("#classes-input", "Enter")
+    wait(page, "document.querySelectorAll('#legend button').length === 3")
+    wait(page, IS_IDLE)
+
+
+def layer_of(page: Page) -> NDArray[np.uint8]:
+    read = page.evaluate(LAYER)
+    return np.array(read["data"], np.uint8).reshape(read["height"], read["width"], 4)
+
+
+def mask_of(service: RunningService, **options: Any) -> NDArray[np.uint8]:
+    """The API's coloured mask, as RGB."""
+    answer = httpx.post(
+        f"{service.http_url}/v1/images:segment",
+        params={"classes": ",".join(CLASSES), **options},
+        files={"image": SCENE.read_bytes()},
+        headers={"Accept": "image/png"},
+        timeout=LIMIT_S,
+    )
+    assert answer.status_code == 200, answer.text
+    return np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+
+
+def download(page: Page, button: str) -> bytes:
+    with page.expect_download() as waiting:
+        page.click(button)
+    return Path(waiting.value.path()).read_bytes()
+
+
+def test_the_painted_mask_is_the_apis_pixel_by_pixel(
+    open_page: Callable[..., Page], service: RunningService
+) -> None:
+    page = open_page()
+    upload_scene(page)
+    np.testing.assert_array_equal(layer_of(page)[..., :3], mask_of(service))
+    page.click("summary")
+    with page.expect_response(lambda answer: "background_threshold" in answer.url) as waiting:
+        page.fill("#threshold", str(THRESHOLD))
+        page.press("#threshold", "Enter")
+    wait(page, "document.querySelector('#legend').innerText.includes('background')")
+    answered = waiting.value.json()["data"][0]
+    expected = mask_of(service, background_threshold=THRESHOLD)
+    painted = layer_of(page)
+    has_class = painted[..., 3] == 255
+    np.testing.assert_array_equal(painted[has_class][:, :3], expected[has_class])
+    assert 0 < has_class.mean() < 1
+    assert not expected[~has_class].any()
+    # One class alone, then its score under the pointer.
+    colours, areas = np.unique(painted[has_class][:, :3], axis=0, return_counts=True)
+    colour = "#" + bytes(colours[areas.argmax()]).hex()
+    largest = next(found for found in answered["classes"] if found["color"] == colour)["name"]
+    page.click(f"#legend button:has-text('{largest}')")
+    alone = layer_of(page)[..., 3] == 255
+    assert alone.sum() == areas.max()
+    rows, columns = np.nonzero(alone)
+    box = page.locator("#stage canvas").bounding_box()
+    assert box is not None
+    middle = len(rows) // 2
+    page.mouse.move(
+        box["x"] + (columns[middle] + 0.5) / alone.shape[1] * box["width"],
+        box["y"] + (rows[middle] + 0.5) / alone.shape[0] * box["height"],
+    )
+    assert page.inner_text("#reading").startswith(f"{largest}, score ")
+
+
+def test_exports_are_the_apis_answers_and_the_copied_line_repeats_them(
+    open_page: Callable[..., Page], service: RunningService, tmp_path: Path
+) -> None:
+    page = open_page()
+    upload_scene(page)
+    png = np.asarray(Image.open(io.BytesIO(download(page, "#save-png"))).convert("RGB"))
+    np.testing.assert_array_equal(png, mask_of(service))
+    coco = json.loads(download(page, "#save-coco"))["data"][0]["classes"]
+    assert [entry["name"] for entry in coco] == list(CLASSES)
+    assert all("counts" in entry["segmentation"] for entry in coco)
+    page.click("#copy-curl")
+    wait(page, "document.querySelector('#toast').textContent === 'Copied.'")
+    line = shlex.split(page.evaluate("navigator.clipboard.readText()"))
+    line = [str(part).replace("image=@scene.png", f"image=@{SCENE}") for part in line]
+    subprocess.run(["curl", "-sS", "--fail", *line[1:]], cwd=tmp_path, check=True, timeout=LIMIT_S)
+    copied = np.asarray(Image.open(tmp_path / "mask.png").convert("RGB"))
+    np.testing.assert_array_equal(copied, png)
+    page.click("#copy-python")
+    code = page.evaluate("navigator.clipboard.readText()").replace("scene.png", str(SCENE))
+    found: dict[str, Any] = {}
+    exec(compile(code, "copied", "exec"), found)
+    assert [one.name for one in found["answer"].classes] == list(CLASSES)
+
+
+def test_a_click_compares_every_patch_with_the_one_under_it(
+    open_page: Callable[..., Page], service: RunningService
+) -> None:
+    page = open_page()
+    page.set_input_files("#file", SCENE)
+    page.click("#tab-features")
+    wait(page, IS_IDLE)
+    page.locator("#stage canvas").click(position={"x": 20, "y": 20})
+    page.wait_for_selector("#stage i:not([hidden])")
+    answer = httpx.post(
+        f"{service.http_url}/v1/images:embed",
+        params={"outputs": "patches", "fit": "aspect"},
+        files={"image": SCENE.read_bytes()},
+        timeout=LIMIT_S,
+    )
+    patches = np.array(answer.json()["data"][0]["patches"])
+    cosines = patches @ patches[0, 0]
+    page.locator("#stage canvas").hover(position={"x": 21, "y": 21})
+    assert page.inner_text("#reading") == "cosine 1.000"
+    painted = layer_of(page)
+    assert painted.shape[:2] == cosines.shape
+    # Viridis grows in green.
+    order = np.argsort(cosines, axis=None)
+    assert (np.diff(painted[..., 1].reshape(-1)[order].astype(int)) >= 0).all()
+    page.check("[value=sentence]")
+    page.fill("#sentence", "a yellow flower")
+    page.press("#sentence", "Enter")
+    wait(page, "document.querySelector('#stage canvas').width > 1")
+    page.check("[value=colors]")
+    wait(page, IS_IDLE)
+    assert layer_of(page).shape[:2] == cosines.shape
+
+
+def test_search_finds_the_image_itself_first(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    for number in range(5):
+        noise = np.random.default_rng(number).integers(0, 256, (3, 3, 3), np.uint8)
+        Image.fromarray(noise).resize((60, 60)).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page = open_page()
+    page.click("#tab-search")
+    page.set_input_files("#images", sorted(tmp_path.glob("*.png")))
+    wait(page, "document.querySelector('#found').textContent.startsWith('5 images; 1 failed')")
+    page.click("#results button:has(img[alt='3.png'])")
+    first = page.locator("#results li").first
+    assert first.inner_text().strip() == "1.000"
+    assert first.locator("img").get_attribute("alt") == "3.png"
+    page.fill("#query", "a drawing")
+    wait(page, "document.querySelector('#results li').innerText.trim() !== '1.000'")
+
+
+def test_a_user_of_the_keyboard_reaches_everything(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.focus("#examples button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#legend button")
+    page.focus("#stage canvas")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#reading")
+    page.focus("#tab-masks")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-features"
+    wait(page, IS_IDLE)
+    page.focus("#stage canvas")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#stage i:not([hidden])")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_serious_finding_of_axe_and_no_sideways_scrolling(
+    open_page: Callable[..., Page], scheme: str, width: int
+) -> None:
+    page = open_page(color_scheme=scheme, viewport={"width": width, "height": 844})
+    upload_scene(page)
+    for tab in ("masks", "features", "search", "status"):
+        page.click(f"#tab-{tab}")
+        wait(page, IS_IDLE)
+        page.evaluate(AXE.read_text())
+        report = page.evaluate("axe.run({resultTypes: ['violations']})")
+        serious = [
+            (found["id"], [node["html"] for node in found["nodes"]])
+            for found in report["violations"]
+            if found["impact"] in {"serious", "critical"}
+        ]
+        assert serious == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_document_of_the_api_can_be_tried_out(open_page: Callable[..., Page]) -> None:
+    page = open_page("/docs")
+    page.click("#operations-models-list_models_v1_models_get button.opblock-summary-control")
+    page.click("button.try-out__btn")
+    page.click("button.execute")
+    page.wait_for_selector(".live-responses-table .microlight")
+    assert '"runtime"' in page.inner_text(".live-responses-table .microlight")

@@ -16,7 +16,7 @@ from training.data.backgrounds import load_photos
 from training.data.folder import DataFolder, fetch_debian
 from training.evaluate.report import STUDENT, write_scores
 from training.evaluate.sets import held_out_scenes
-from training.photographs.build import build_encoder, joined_cells
+from training.photographs.build import aligned, build_encoder, joined_cells
 from training.photographs.cells import Cells, cached_pass, compile_trunk
 from training.photographs.drawings import (
     NamedDrawings,
@@ -103,7 +103,7 @@ class PhotographsJob:
                 np.savez(file, fine=cells.fine_nF, coarse=cells.coarse_nF, names=cells.name_n)
         with np.load(path, allow_pickle=False) as file:
             regions = Cells(fine_nF=file["fine"], coarse_nF=file["coarse"], name_n=file["names"])
-        return joined_cells([*parts, (regions, region_names())])
+        return joined_cells([*parts, (aligned(regions, parts[0][0]), region_names())])
 
     def _provenance(self) -> dict[str, object]:
         used = {"noto", "twemoji", "noto-v1", "emojione", "furniture"}

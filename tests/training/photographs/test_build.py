@@ -45,6 +45,14 @@ def test_cells_of_equal_names_become_one() -> None:
     assert np.bincount(joined.name_n).tolist() == [20, 20, 40, 20, 20]
 
 
+def test_photographs_are_shifted_to_the_mean_of_drawings() -> None:
+    drawings, photographs = cells(0, 4), cells(1, 2)
+    shifted = build.aligned(photographs, drawings)
+    assert np.allclose(shifted.fine_nF.mean(0), drawings.fine_nF.mean(0), atol=5e-3)
+    spread = shifted.coarse_nF[0] - shifted.coarse_nF[1]
+    assert np.allclose(spread, photographs.coarse_nF[0] - photographs.coarse_nF[1], atol=2e-2)
+
+
 @pytest.mark.usefixtures("_quick")
 def test_a_cell_is_closest_to_the_vector_of_its_name() -> None:
     shown = cells(0, 4)

@@ -92,7 +92,10 @@ class CellVision(nn.Module):
         super().__init__()
         self.config = config
         self.cells = TwoScales(Trunk())
-        self.fine = nn.Linear(FEATURE_WIDTH, config.drawing_width)
+        # Subtracted before the product: as a bias, it would cancel digits that the gate compares.
+        self.fine_mean = nn.Parameter(torch.zeros(FEATURE_WIDTH))
+        self.coarse_mean = nn.Parameter(torch.zeros(FEATURE_WIDTH))
+        self.fine = nn.Linear(FEATURE_WIDTH, config.drawing_width, bias=False)
         self.coarse = nn.Linear(FEATURE_WIDTH, config.drawing_width, bias=False)
         self.classes = nn.Linear(FEATURE_WIDTH, NUM_CLASSES)
         self.space = nn.Linear(NUM_CLASSES, config.class_width, bias=False)
@@ -100,7 +103,9 @@ class CellVision(nn.Module):
     def describe(self, fine_BNF: Tensor, coarse_BNF: Tensor) -> Tensor:
         """Describe cells in both spaces: [B, N, D]."""
         config = self.config
-        drawing_BND = F.normalize(self.fine(fine_BNF) + self.coarse(coarse_BNF), dim=-1)
+        whitened_BND = self.fine(fine_BNF - self.fine_mean)
+        whitened_BND = whitened_BND + self.coarse(coarse_BNF - self.coarse_mean)
+        drawing_BND = F.normalize(whitened_BND, dim=-1)
         mixed_BNF = torch.lerp(fine_BNF, coarse_BNF, config.coarse_share)
         logits_BNC = self.classes(mixed_BNF) / config.class_temperature
         class_BND = F.normalize(self.space(logits_BNC.softmax(dim=-1)), dim=-1)

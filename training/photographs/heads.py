@@ -73,18 +73,20 @@ def fit_discriminant(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawingSpace:
-    """The first space: `fine @ fine_FD.T + coarse @ coarse_FD.T + bias_D`, of unit length.
+    """The first space: `(fine - mean) @ fine_DF.T + (coarse - mean) @ coarse_DF.T`, of unit length.
 
     Attributes:
         fine_DF: Map of the fine cells.
         coarse_DF: Map of the coarse cells.
-        bias_D: Added to both.
+        fine_mean_F: Mean of the fine cells.
+        coarse_mean_F: Mean of the coarse cells.
         names_KD: The names' own vectors, of unit length.
     """
 
     fine_DF: NDArray[np.float32]
     coarse_DF: NDArray[np.float32]
-    bias_D: NDArray[np.float32]
+    fine_mean_F: NDArray[np.float32]
+    coarse_mean_F: NDArray[np.float32]
     names_KD: NDArray[np.float32]
 
 
@@ -105,7 +107,8 @@ def join(fine: Discriminant, coarse: Discriminant, width: int) -> DrawingSpace:
     return DrawingSpace(
         fine_DF=fine_DF,
         coarse_DF=coarse_DF,
-        bias_D=-(fine_DF @ fine.mean_F + coarse_DF @ coarse.mean_F),
+        fine_mean_F=fine.mean_F,
+        coarse_mean_F=coarse.mean_F,
         names_KD=l2_normalize(both_KG @ axes[:width].T),
     )
 

@@ -29,8 +29,8 @@ def test_a_cell_is_closest_to_its_name() -> None:
     values, name_n = cells(np.array([0.2, 0.2, 2.0, 2.0]))
     fitted = fit_discriminant(values, name_n, 3)
     space = join(fitted, fitted, 2)
-    wide = values.astype(np.float32)
-    described = wide @ space.fine_DF.T + wide @ space.coarse_DF.T + space.bias_D
+    wide = values.astype(np.float32) - space.fine_mean_F
+    described = wide @ space.fine_DF.T + wide @ space.coarse_DF.T
     found = (described @ space.names_KD.T).argmax(1)
     assert (found == name_n).mean() > 0.97
     assert np.allclose(np.linalg.norm(space.names_KD, axis=1), 1)

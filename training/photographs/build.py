@@ -59,7 +59,7 @@ def aligned(cells: Cells, reference: Cells) -> Cells:
 
     def shift(own_nF: NDArray[np.float16], other_nF: NDArray[np.float16]) -> NDArray[np.float16]:
         offset_F = other_nF.mean(0, dtype=np.float32) - own_nF.mean(0, dtype=np.float32)
-        return (own_nF.astype(np.float32) + offset_F).astype(np.float16)
+        return np.asarray(own_nF.astype(np.float32) + offset_F, np.float16)
 
     return Cells(
         fine_nF=shift(cells.fine_nF, reference.fine_nF),

@@ -103,7 +103,8 @@ def join(fine: Discriminant, coarse: Discriminant, width: int) -> DrawingSpace:
     _, _, axes = np.linalg.svd(l2_normalize(both_KG), full_matrices=False)
     split = fine.means_KF.shape[1]
     fine_DF = axes[:width, :split] @ fine.whitening_FF.T
-    coarse_DF = _COARSE_SCALE * axes[:width, split:] @ coarse.whitening_FF.T
+    coarse_axes_DF = np.asarray(_COARSE_SCALE * axes[:width, split:], np.float32)
+    coarse_DF = coarse_axes_DF @ coarse.whitening_FF.T
     return DrawingSpace(
         fine_DF=fine_DF,
         coarse_DF=coarse_DF,

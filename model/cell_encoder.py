@@ -92,7 +92,7 @@ class CellVision(nn.Module):
         super().__init__()
         self.config = config
         self.cells = TwoScales(Trunk())
-        # Subtracted before the product: as a bias, it would cancel digits that the gate compares.
+        # Means of the cells that the heads were fitted to.
         self.fine_mean = nn.Parameter(torch.zeros(FEATURE_WIDTH))
         self.coarse_mean = nn.Parameter(torch.zeros(FEATURE_WIDTH))
         self.fine = nn.Linear(FEATURE_WIDTH, config.drawing_width, bias=False)

@@ -15,7 +15,7 @@ import numpy as np
 import pybase64
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from service.call import current_call
 from service.data_plane import DataPlane
@@ -67,7 +67,10 @@ class InputItem(Schema):
 def _refuse_token_ids(value: object) -> object:
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(value, int) or isinstance(first, (int, list)):
-        raise ValueError("Token ids are not supported; send strings")
+        raise ValueError(
+            "Token ids are not supported; send strings (LangChain's OpenAIEmbeddings does with "
+            "check_embedding_ctx_length=False)"
+        )
     return value
 
 
@@ -121,6 +124,14 @@ class EmbeddingsBody(Schema):
         ),
     ] = None
     user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_null(cls, value: object) -> object:
+        """Take null as absent, as OpenAI does; LiteLLM sends it for every field without a value."""
+        if not isinstance(value, dict):
+            return value
+        return {name: field for name, field in value.items() if field is not None}
 
 
 class Embedding(BaseModel):

@@ -12,6 +12,7 @@ import openai
 import pytest
 from numpy.typing import NDArray
 
+from service.rest.openai import EmbeddingsBody
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 from tests.service.rest.conftest import LIMIT_S
@@ -150,6 +151,16 @@ async def test_dimensions_keeps_the_first_elements_at_unit_length(
     whole = await vectors(client, input=["dog"])
     short = await vectors(client, input=["dog"], dimensions=3)
     np.testing.assert_allclose(short[0], whole[0, :3] / np.linalg.norm(whole[0, :3]), rtol=1e-5)
+
+
+async def test_null_is_absent(client: httpx.AsyncClient) -> None:
+    """LiteLLM sends null for every field without a value."""
+    names = set(EmbeddingsBody.model_fields) - {"input"}
+    answer = await ask(client, input="dog", **dict.fromkeys(names))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"] == (await ask(client, input="dog")).json()["data"]
+    missing = await ask(client, input=None)
+    assert (missing.status_code, missing.json()["error"]["param"]) == (422, "input")
 
 
 GOOD = "data:image/png;base64,"

@@ -43,11 +43,12 @@ export class Status {
       element("dt", {}, label),
       element("dd", {}, String(model[field])),
     ]);
-    const scores = (model.scores ?? []).map(({ row, task, split, metric, value }) => [
-      element("dt", {}, `${task}, ${split}`),
-      element("dd", {}, `${row}: ${metric} ${value.toFixed(1)}`),
-    ]);
-    $("#card").replaceChildren(...rows, ...scores.flat());
+    $("#card").replaceChildren(...rows);
+    const scores = model.scores ?? [];
+    const lines = scores.map(({ row, task, split, metric, value }) =>
+      element("li", {}, `${task}, ${split}: ${row}, ${metric} ${value.toFixed(1)}`));
+    $("#scores ul").replaceChildren(...lines);
+    $("#scores").hidden = !scores.length;
   }
 
   #showTiming({ path, status, timing }) {

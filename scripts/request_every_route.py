@@ -27,6 +27,8 @@ LIMIT_S: Final = 120.0
 MODEL: Final = "tipserve-student"
 # The bundled model has no dense heads.
 NOT_SUPPORTED: Final = ("/v1/images:depth", "/v1/images:normals")
+# Pages and one file of each place that they come from: no document lists them.
+PAGES: Final = ("/", "/docs", "/web/app.js", "/web/swagger-ui.css")
 TEXT_TENSOR: Final = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a flower"]}
 BODIES: Final[dict[str, Any]] = {
     "/v1/texts:embed": {"texts": ["a flower"]},
@@ -75,6 +77,9 @@ def wrong_routes(url: str) -> Iterator[str]:
     """Each request whose status is not the expected one."""
     with urllib.request.urlopen(f"{url}/openapi.json", timeout=LIMIT_S) as answer:
         paths = json.load(answer)["paths"]
+    for page in PAGES:
+        if (status := status_of(url + page, None, "")) != 200:
+            yield f"GET {page}: {status}, expected 200"
     names = {"model": MODEL, "model_id": MODEL, "version": "1"}
     for path, methods in paths.items():
         for method, operation in methods.items():

@@ -13,6 +13,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from service.server import Server
 from tests.service.callers import ENCODER, LIMIT_S, grpc_channel, http_client
@@ -22,6 +24,8 @@ KEY = "the-key-of-this-test"
 # To add one, give the reason in rest/connection.py or grpc/guard.py.
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
 OPEN_ROUTES |= {"/ping", "/of/a/cloud/health"}
+# The pages and one of their files.
+OPEN_ROUTES |= {"/", "/favicon.ico", "/web/app.js"}
 OPEN_SERVICES = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
@@ -36,7 +40,10 @@ def routes_of(server: Server) -> Iterator[tuple[str, str]]:
         if hasattr(route, "original_router"):
             waiting += route.original_router.routes
             continue
-        # A mounted application has no methods: it would have to be looked at here.
+        if isinstance(route, Mount):
+            assert isinstance(route.app, StaticFiles), "other mounted applications have routes"
+            yield "GET", f"{route.path}/app.js"
+            continue
         for method in route.methods:
             yield method, route.path
 

@@ -34,7 +34,8 @@ def contents(tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> lis
     """Contents that would be exported."""
     seen: list[Any] = []
 
-    def take(content: Any, output: Path, *, progress: Any) -> ModelPackage:
+    def take(content: Any, output: Path, *, is_thorough: bool, progress: Any) -> ModelPackage:
+        assert not is_thorough
         seen.append(content)
         progress(f"writing {output.name}")
         return tiny_package
@@ -111,10 +112,10 @@ def test_free_space_is_checked_before_the_conversion(
     contents: list[Any], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert_module, "weight_bytes", lambda _: 10**15)
-    with pytest.raises(CacheError, match=r"about 3000000\.0 GB .*free space"):
+    with pytest.raises(CacheError, match=r"about 3,000,000,000 MB .*free space"):
         convert(request_(tiny_checkpoint), tmp_path / "out", print)
     more = request_(tiny_checkpoint, precisions=("fp32", "fp16", "int8"))
-    with pytest.raises(CacheError, match=r"about 4000000\.0 GB"):
+    with pytest.raises(CacheError, match=r"about 4,000,000,000 MB"):
         convert(more, tmp_path / "out", print)
     assert not contents
 

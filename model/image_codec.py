@@ -126,6 +126,10 @@ class DecodingMemory:
         self._turn = threading.Lock()
         self._freed = threading.Condition()
 
+    def __reduce__(self) -> tuple[type["DecodingMemory"], tuple[int]]:
+        """Another process, such as a worker of a bulk job, has memory of its own."""
+        return DecodingMemory, (self._max_bytes,)
+
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
         """Wait for memory, and hold it while the block runs."""

@@ -2,6 +2,7 @@
 
 import io
 import math
+import pickle
 import struct
 import subprocess
 import sys
@@ -479,7 +480,8 @@ def test_an_image_that_takes_too_much_memory_is_refused() -> None:
 
 
 def test_images_that_are_decoded_at_once_share_a_memory() -> None:
-    memory = DecodingMemory(100)
+    # Bulk jobs send it to their workers.
+    memory = pickle.loads(pickle.dumps(DecodingMemory(100)))
     order: list[str] = []
 
     def decode_another(name: str, num_bytes: int) -> None:

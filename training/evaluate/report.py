@@ -133,7 +133,7 @@ def _segmentation_entries(
 ) -> Iterator[ScoreEntry]:
     counts = _segmentation_counts(benchmark, models, encoded)
     guessed = counts["student"].guessed()
-    table, count = _Table(task=SEGMENTATION, split=benchmark.title), len(benchmark.scenes)
+    table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(benchmark.scenes)
     for row, its_counts in counts.items():
         yield table.entry(row, "mIoU", bootstrap(SceneCounts.miou, its_counts), count=count)
         yield table.entry(row, "which", bootstrap(SceneCounts.which, its_counts), count=count)

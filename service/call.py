@@ -44,8 +44,8 @@ class HeldMemory(Protocol):
 class AnswerOrder:
     """Lets the requests of a stream take memory for their answers in order.
 
-    Answers are sent in order. If a later one took the memory that an earlier one waits for, none of
-    both could be sent.
+    Answers are sent in order. If a later one took the memory that an earlier one waits for, neither
+    could be sent.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,9 @@ class AnswerOrder:
         while self._next in self._passed:
             self._passed.remove(self._next)
             self._next += 1
-        self._waiting.pop(self._next, asyncio.Event()).set()
+        turn = self._waiting.pop(self._next, None)
+        if turn is not None:
+            turn.set()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.cell_encoder import TwoScales
+from model.efficientnet_lite import STRIDE
 from model.files import atomic_file
 from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.photographs.views import ViewSource
 
-STRIDE = 32
 _PER_OBJECT = 8
 _MIN_COVERED = 0.5
 # A network's two grids of one image: fine [F, h, w] and coarse [F, h, w], scaled to the fine one.
@@ -40,6 +40,17 @@ class Cells:
     fine_nF: NDArray[np.float16]
     coarse_nF: NDArray[np.float16]
     name_n: NDArray[np.int64]
+
+    def save(self, path: Path) -> None:
+        """Write them to a file, which appears when it is complete."""
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, fine=self.fine_nF, coarse=self.coarse_nF, names=self.name_n)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(fine_nF=file["fine"], coarse_nF=file["coarse"], name_n=file["names"])
 
 
 def compile_trunk(trunk: nn.Module, size: int) -> Callable[[NDArray[np.uint8]], Grids]:
@@ -98,8 +109,5 @@ def cached_pass(
     """Cells of a pass, from the folder where an earlier run computed them."""
     path = folder / f"cells-{number:03d}.npz"
     if not path.exists():
-        cells = compute_pass(source, run, number)
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, fine=cells.fine_nF, coarse=cells.coarse_nF, names=cells.name_n)
-    with np.load(path, allow_pickle=False) as file:
-        return Cells(fine_nF=file["fine"], coarse_nF=file["coarse"], name_n=file["names"])
+        compute_pass(source, run, number).save(path)
+    return Cells.load(path)

@@ -5,12 +5,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from model.cell_encoder import CellEncoder
 from model.export.exact import round_weights
-from model.files import atomic_file
 from training.data.art import ART_SETS
 from training.data.backgrounds import load_photos
 from training.data.folder import DataFolder, fetch_debian
@@ -98,11 +96,8 @@ class PhotographsJob:
             fetch_debian(self.data.path, (OPENCV_PACKAGE,))
         path = self.folder / "regions.npz"
         if not path.exists():
-            cells = region_cells(self.data.path, run, NATIVE_SIZE)
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, fine=cells.fine_nF, coarse=cells.coarse_nF, names=cells.name_n)
-        with np.load(path, allow_pickle=False) as file:
-            regions = Cells(fine_nF=file["fine"], coarse_nF=file["coarse"], name_n=file["names"])
+            region_cells(self.data.path, run, NATIVE_SIZE).save(path)
+        regions = Cells.load(path)
         return joined_cells([*parts, (aligned(regions, parts[0][0]), region_names())])
 
     def _provenance(self) -> dict[str, object]:

@@ -158,9 +158,11 @@ class AnsweredStream:
             tasks, self._tasks = self._tasks, set()
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for item in self._unsent.values():
-                item.free()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:  # also if the RPC is cancelled after a failed write
+                for item in self._unsent.values():
+                    item.free()
 
     async def _read(self, refuse: Callable[[Overloaded], None]) -> None:
         try:

@@ -291,7 +291,6 @@ async def test_answers_of_a_stream_hold_their_memory_until_they_are_sent(
         async with connected(server) as channel:
             stream = EncoderServiceStub(channel).Stream(iter(requests), timeout=20)
             await until(lambda: memory.is_contended)
-            await asyncio.sleep(0.2)
             assert memory.num_bytes > 25 * PIXELS
             if ends == "read":
                 sizes = [len(one.segment_images.SerializeToString()) async for one in stream]

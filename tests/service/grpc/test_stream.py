@@ -179,6 +179,52 @@ async def test_a_stream_cancelled_at_any_moment_frees_its_memory(num_turns: int)
     assert len(asyncio.all_tasks()) == 1
 
 
+class FakeHeld:
+    """Memory of an answer."""
+
+    is_contended = False
+
+    def __init__(self) -> None:
+        self.is_free = False
+
+    def free(self) -> None:
+        self.is_free = True
+
+
+async def test_answers_are_freed_if_the_rpc_is_cancelled_after_a_failed_write() -> None:
+    held = FakeHeld()
+
+    is_last_running = asyncio.Event()
+
+    class Context(FakeContext):
+        async def write(self, message: bytes) -> None:
+            await is_last_running.wait()
+            raise RuntimeError("the caller has left")
+
+    async def answer(raw: bytes) -> bytes:
+        if raw == b"last":
+            is_last_running.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                running.cancel()
+                await turns()
+        return raw
+
+    stream = stream_over(Context(b"first", b"last"), answer)
+    reply = stream._answer
+
+    async def answer_item(item: StreamItem) -> bytes:
+        item.memory = held
+        return await reply(item)
+
+    stream._answer = answer_item
+    running = asyncio.ensure_future(stream.run())
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert held.is_free
+
+
 async def test_answers_that_wait_for_an_earlier_one_delay_reading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -108,6 +108,22 @@ class TextTokenizer:
             mask_BL[index, : len(row)] = 1
         return TokenBatch(token_ids_BL=token_ids_BL, mask_BL=mask_BL)
 
+    def is_too_long(self, text: str) -> bool:
+        """Whether a text has more tokens than the limit."""
+        return bool(self._tokenizer.encode(text).overflowing)
+
+    def drop_start(self, text: str) -> str:
+        """The end of a text: as many of its tokens as the limit allows."""
+        first = self._tokenizer.encode(text)
+        starts = [
+            start
+            for piece in (first, *first.overflowing)
+            for (start, _), is_special in zip(piece.offsets, piece.special_tokens_mask, strict=True)
+            if not is_special
+        ]
+        limit = self.max_tokens - sum(first.special_tokens_mask)
+        return text if len(starts) <= limit else text[starts[-limit] :]
+
     def _check_special_tokens(self) -> None:
         """Refuse a tokenizer with which a caller's text could become padding or a separator.
 

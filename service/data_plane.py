@@ -68,6 +68,7 @@ from service.validation import (
     check_resolution,
     check_slide,
     check_task,
+    check_texts,
     check_threshold,
     check_view,
     class_groups,
@@ -282,7 +283,7 @@ class DataPlane:
         )
 
     async def embed_mixed(self, request: EmbedMixedRequest, call: Call) -> EmbedMixedResponse:
-        """One unit vector for each image and each text, admitted as one request.
+        """One vector for each image and each text, admitted as one request.
 
         Raises:
             ServiceError: See `service.errors`.
@@ -291,23 +292,25 @@ class DataPlane:
             if request.images or not request.texts:
                 check_images(request.images, self.limits)
             dimensions = check_dimensions(request.dimensions, model.manifest)
-            prompts, num_tokens = NO_PROMPTS, 0
-            if request.texts:
-                groups, _ = text_groups(EmbedTextsRequest(texts=request.texts), self.limits)
+            prompts, texts, num_tokens = NO_PROMPTS, request.texts, 0
+            if texts:
+                check_texts(texts, self.limits)
+                if request.truncate is not None:
+                    cut = partial(model.texts.truncate, texts, request.truncate)
+                    texts = await self.offload(cut)
+                groups, _ = text_groups(EmbedTextsRequest(texts=texts), self.limits)
                 prompts = model.texts.look_up(list(groups.values()))
             job = self._image_job(request, model, call)
             async with self._encoded(job, model, call, prompts) as (encoded, known):
-                if request.texts:
-                    num_tokens = await self.offload(
-                        partial(model.texts.count_tokens, request.texts)
-                    )
+                if texts:
+                    num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
                 rows = [image.outputs["cls1"] for image in encoded.images]
                 rows += [known[p] for group in prompts.groups for p in group.prompts]
-                unit_ID = shorten(np.stack(rows), dimensions)
+                rows_ID = shorten(np.stack(rows), dimensions, normalize=request.normalize)
         return EmbedMixedResponse(
             model=model.manifest.name,
-            images_BD=unit_ID[: len(encoded.images)],
-            texts_TD=unit_ID[len(encoded.images) :],
+            images_BD=rows_ID[: len(encoded.images)],
+            texts_TD=rows_ID[len(encoded.images) :],
             num_patches=sum(image.grid_hw[0] * image.grid_hw[1] for image in encoded.images),
             num_tokens=num_tokens,
         )

@@ -29,6 +29,8 @@ ImageOutput = Literal["patches", "values", "cls1", "cls2"]
 MapSize = Literal["image", "model"]
 SegmentMode = Literal["whole", "slide"]
 VectorType = Literal["float32", "float16", "int8"]
+# Which tokens of a text that is too long are dropped; with NONE such a text is an error.
+Truncation = Literal["NONE", "START", "END"]
 # An encoded image; or its pixels, uint8 [H, W, 3], upright RGB; or the model's input, float32
 # [3, H, W] in [0, 1], of a size that the model accepts.
 ImageInput = bytes | NDArray[np.uint8] | NDArray[np.float32]
@@ -139,6 +141,8 @@ class EmbedMixedRequest:
         texts: Embedded without a template.
         model: Name of a served model; None is the default model.
         dimensions: Number of leading elements to keep; None is all.
+        normalize: Whether every embedding has unit length.
+        truncate: For texts longer than the model reads. None is END, for at most 2,000 characters.
         resolution: Short side in pixels; None is the model's native size.
         fit: How an image is resized.
     """
@@ -147,13 +151,15 @@ class EmbedMixedRequest:
     texts: tuple[str, ...] = ()
     model: str | None = None
     dimensions: int | None = None
+    normalize: bool = True
+    truncate: Truncation | None = None
     resolution: int | None = None
     fit: Fit = EmbedImagesRequest.fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedMixedResponse:
-    """Rows of unit length, in the order of the request.
+    """Rows in the order of the request.
 
     Attributes:
         model: Name of the model that answered.

@@ -177,7 +177,7 @@ class Settings(BaseSettings):
 
     max_images_per_request: Positive = 32
     """Maximum images in a request."""
-    max_texts_per_request: Positive = 1024
+    max_texts_per_request: Positive = 2048
     """Maximum texts, or prompts of classes, in a request."""
     max_classes_per_request: Positive = 512
     """Maximum classes in a request, background classes included."""

@@ -58,6 +58,16 @@ def check_images(images: Sequence[MaybeImage | str], limits: RequestLimits) -> N
     _check_count(len(images), limits.max_images, field="images", noun="image")
 
 
+def check_texts(texts: Sequence[str], limits: RequestLimits) -> None:
+    """Check the number of texts.
+
+    Raises:
+        InvalidRequest: The list is empty.
+        RequestTooLarge: There are more texts than allowed.
+    """
+    _check_count(len(texts), limits.max_texts, field="texts", noun="text")
+
+
 def check_pixels(images: Sequence[MaybeImage], manifest: Manifest) -> None:
     """Check the shapes of images that are given as pixels.
 
@@ -274,7 +284,7 @@ def text_groups(
             exactly one `{}`.
         RequestTooLarge: There are too many texts.
     """
-    _check_count(len(request.texts), limits.max_texts, field="texts", noun="text")
+    check_texts(request.texts, limits)
     chosen = _check_templates(request.templates)
     groups: dict[int, PromptGroup] = {}
     errors: dict[int, ServiceError] = {}

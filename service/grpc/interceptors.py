@@ -60,7 +60,8 @@ RETRY_S: Final = 1.0
 SMALL_ANSWERS: Final = frozenset({"EmbedTexts", "ClassifyImages", "GetModel", "ListModels"})
 OPEN_STREAMS: Final = frozenset({"Watch", "ServerReflectionInfo"})
 # Kubernetes' probes cannot send a key, and reflection describes only the contract in `proto/`.
-OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
+REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
+OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1})
 POLL_S: Final = 0.01
 logger = logging.getLogger(__name__)
 

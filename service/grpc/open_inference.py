@@ -39,9 +39,6 @@ from service.open_inference.tensors import (
 
 # Field of `contents` that has the elements of each datatype.
 CONTENTS: Final = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
-# `tritonclient` sends this with requests of a stream; it needs no effect, because every answer says
-# that it is the final one.
-FINAL_FLAG = "triton_enable_empty_final_response"
 READ_AT_ONCE = 4096
 
 
@@ -119,8 +116,6 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Any
     ) -> pb.ModelStreamInferResponse:
         """Answer one request of a stream; the interceptor keeps the order."""
-        if request.parameters[FINAL_FLAG].WhichOneof("parameter_choice") in {None, "bool_param"}:
-            del request.parameters[FINAL_FLAG]
         answer = await self.ModelInfer(request, context)
         answer.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer)

@@ -7,7 +7,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import grpc
+from google.protobuf import json_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -20,6 +23,7 @@ from service.grpc.generated.open_inference_pb2_grpc import (
 )
 from service.grpc.interceptors import (
     INFERENCE_SERVICE,
+    REFLECTION_V1,
     CallInterceptor,
     DrainGate,
     GuardInterceptor,
@@ -35,8 +39,9 @@ from service.safety.protection import Protection
 from service.safety.tls import Tls, TlsMaterial
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
-# Files that reflection describes; each dialect's own descriptor pool has only its own.
-SERVICES = (encoder_service_pb2, open_inference_pb2, health_pb2, reflection_pb2)
+# Files that reflection describes; each dialect's own descriptor pool has only its own. The last one
+# describes the details of errors, which grpcurl looks up.
+FILES = (encoder_service_pb2, open_inference_pb2, health_pb2, reflection_pb2, error_details_pb2)
 # Health checks by these names report the whole server.
 WHOLE = ("", SERVICE_NAME, INFERENCE_SERVICE)
 START_LIMIT_S = 10.0
@@ -176,8 +181,7 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         inference = InferenceServicer(self._plane, self._repository)
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)
-        names = (SERVICE_NAME, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server, pool=reflection_pool())
+        add_reflection(self._server)
         port = self._add_port()
         await self._server.start()
         self._listening.set_result(port)
@@ -262,12 +266,34 @@ def _configuration(material: TlsMaterial) -> Any:
     )
 
 
+def add_reflection(server: Any) -> None:
+    """Add reflection as v1 and as v1alpha. grpcio-reflection has only v1alpha.
+
+    The messages of both are the same on the wire.
+    """
+    reflections = (REFLECTION_V1, reflection.SERVICE_NAME)
+    names = (SERVICE_NAME, INFERENCE_SERVICE, health.SERVICE_NAME, *reflections)
+    pool = reflection_pool()
+    reflection.enable_server_reflection(names, server, pool=pool)
+    info = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(names, pool).ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handlers = grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": info})
+    server.add_generic_rpc_handlers((handlers,))
+
+
 def reflection_pool() -> DescriptorPool:
     """A pool with every service of this server and all types of its messages."""
     pool = DescriptorPool()
     names: set[str] = set()
-    for module in SERVICES:
+    for module in FILES:
         _add(pool, module.DESCRIPTOR, names)
+    alpha = FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
+    v1 = json_format.MessageToJson(alpha).replace("v1alpha", "v1")
+    pool.AddSerializedFile(json_format.Parse(v1, FileDescriptorProto()).SerializeToString())
     return pool
 
 

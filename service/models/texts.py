@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 
 from model.text import TextTokenizer
 from service.call import Call
+from service.errors import InvalidRequest
 from service.lanes.batch_queue import stopping_error
 from service.lanes.batching import Batcher
 from service.lanes.lane import TEXT_OUTPUT
 from service.lanes.work import Bucket, Completed, WorkItem, record_batches
+from service.messages import Truncation
 from service.monitoring.metrics import Metrics
-from service.validation import PromptGroup, blank_text
+from service.validation import MAX_TEXT_CHARS, PromptGroup, blank_text
 
 TextEmbedding = NDArray[np.float32]
 TextEmbeddings = Mapping[str, TextEmbedding]
@@ -282,6 +284,28 @@ class TextEncoder:
                     missing.setdefault(prompt, group.param)
         return PromptSet(groups=groups, cached=cached, missing=missing)
 
+    def truncate(self, texts: Sequence[str], side: Truncation | None) -> tuple[str, ...]:
+        """Texts without what `side` drops. CPU work if that is not None.
+
+        Raises:
+            InvalidRequest: With NONE, a text has more tokens than the model reads.
+        """
+        if side == "END":
+            # The tokenizer drops tokens at the end.
+            return tuple(_at_most(text, text.lstrip()[:MAX_TEXT_CHARS]) for text in texts)
+        if side == "START":
+            ends = (_at_most(text, text.rstrip()[-MAX_TEXT_CHARS:]) for text in texts)
+            return tuple(map(self._tokenizer.drop_start, ends))
+        for index, text in enumerate(texts if side == "NONE" else ()):
+            if self._tokenizer.is_too_long(text[: MAX_TEXT_CHARS + 1]):
+                raise InvalidRequest(
+                    f"texts[{index}] has more than {self._tokenizer.max_tokens} tokens; with "
+                    "truncate END the model reads its beginning, with START its end.",
+                    code="text_too_long",
+                    param=f"texts[{index}]",
+                )
+        return tuple(texts)
+
     def count_tokens(self, prompts: Iterable[str]) -> int:
         """Total tokens of prompts, none of which is blank. CPU work."""
         return sum(self._tokenizer.encode([prompt]).token_ids_BL.shape[1] for prompt in prompts)
@@ -370,6 +394,10 @@ class TextEncoder:
             return
         for computation, future in zip(wanted, work, strict=True):
             self._cache.launch(computation, future)
+
+
+def _at_most(text: str, cut: str) -> str:
+    return text if len(text) <= MAX_TEXT_CHARS else cut
 
 
 def _text_bucket(row_L: NDArray[np.int64]) -> Bucket:

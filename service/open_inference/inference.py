@@ -33,6 +33,9 @@ Parameters = Mapping[str, Any]
 OutputDatatype = Literal["FP32", "FP16"]
 IMAGE_DEFAULTS: Final = ("patch_embeddings", "cls1")
 TEXT_DEFAULTS: Final = ("text_embeddings",)
+# Triton's own parameters, which its clients send to every server. `perf_analyzer` sends
+# `triton_enable_empty_final_response` with every request; every answer here is the final one.
+IGNORED_PREFIX: Final = "triton_"
 MAX_PRIORITY: Final = max(PRIORITIES)
 # The inputs that a parameter applies to, if not to all.
 NEEDED_INPUTS: Final = {
@@ -75,7 +78,8 @@ class Options:
         Raises:
             InvalidRequest: One is unknown, has an invalid value, or applies to no input.
         """
-        for name, value in parameters.items():
+        known = {n: v for n, v in parameters.items() if not n.startswith(IGNORED_PREFIX)}
+        for name, value in known.items():
             if name not in RULES:
                 raise InvalidRequest(
                     f"The parameter {name[:100]!r} is unknown; known are {', '.join(RULES)}.",
@@ -94,7 +98,7 @@ class Options:
                     "request does not have.",
                     param=f"parameters.{name}",
                 )
-        return cls(**parameters)
+        return cls(**known)
 
     def apply(self, call: Call) -> None:
         """Set the deadline and the priority of a call."""
@@ -206,12 +210,19 @@ def _by_name(tensors: Sequence[InputTensor]) -> dict[str, InputTensor]:
 def _check_outputs(
     asked: Sequence[str], inputs: Mapping[str, InputTensor], info: ModelInfo
 ) -> tuple[str, ...]:
-    """The outputs to return, in order: the requested ones, or the defaults for the inputs."""
+    """The outputs to return, in order: the requested ones, or the defaults for the inputs.
+
+    `perf_analyzer` requests every output of the metadata, whatever the inputs. Such a request gets
+    the outputs that its inputs have.
+    """
     has_text, has_images = TEXT.name in inputs, bool(inputs.keys() - {TEXT.name})
     usual = (*(IMAGE_DEFAULTS if has_images else ()), *(TEXT_DEFAULTS if has_text else ()))
     if not asked:
         return tuple(name for name in usual if OUTPUTS[name] in info.manifest.outputs)
     known = [name for name, ours in OUTPUTS.items() if ours in info.manifest.outputs]
+    given = [name for name in known if (has_text if OUTPUTS[name] == "text" else has_images)]
+    if len(asked) == len(known) and set(asked) == set(known):
+        return tuple(name for name in asked if name in given)
     for index, name in enumerate(asked):
         param = f"outputs[{index}]"
         if name not in known:
@@ -221,7 +232,7 @@ def _check_outputs(
                 code="unknown_output",
                 param=param,
             )
-        if not (has_text if OUTPUTS[name] == "text" else has_images):
+        if name not in given:
             raise InvalidRequest(
                 f"{param}: {name} needs {'texts' if has_images else 'images'}, and the request has "
                 "none.",

@@ -51,9 +51,10 @@ def text_embedding(
     return l2_normalize(embedding_D) if normalize else embedding_D
 
 
-def shorten(embeddings_ND: FloatArray, dimensions: int) -> FloatArray:
-    """Keep the first elements of each row [N, dimensions], scaled to unit length."""
-    return l2_normalize(embeddings_ND[:, :dimensions])
+def shorten(embeddings_ND: FloatArray, dimensions: int, *, normalize: bool = True) -> FloatArray:
+    """Keep the first elements of each row [N, dimensions], by default scaled to unit length."""
+    kept = embeddings_ND[:, :dimensions]
+    return l2_normalize(kept) if normalize else kept
 
 
 def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArray]) -> FloatArray:

@@ -124,6 +124,9 @@ class Dispatcher:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            await self._answer_head(scope, receive, send)
+            return
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         route, parameters = self._find(scope["path"]) if is_post else (None, {})
         if route is None:
@@ -145,6 +148,14 @@ class Dispatcher:
             response = await on_error(request, error)
         await response(scope, receive, send)
 
+    async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as for GET; uvicorn sends no body. FastAPI's routes know GET only."""
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive, send)
+        finally:
+            scope["route"] = inner.get("route")
+
     def _find(self, path: str) -> tuple[APIRoute | None, dict[str, str]]:
         """The route of a path, and its path parameters."""
         if path in self._routes:
@@ -164,8 +175,9 @@ def build_framework_app(*routers: APIRouter) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
-        # A redirect for a trailing slash goes to `http://` and the client's `Host` header. Behind a
-        # proxy that ends TLS, the client would then send its key and images in plain text.
+        # `CallMiddleware` removes a trailing slash. A redirect would go to `http://` and the
+        # client's `Host` header: behind a proxy that ends TLS, the client would then send its key
+        # and images in plain text.
         redirect_slashes=False,
     )
     for router in routers:

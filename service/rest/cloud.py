@@ -19,18 +19,19 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.messages import RequestLimits
+from service.rest.connection import HEALTH_PATHS
 from service.rest.inputs import check_json_size, in_pool, media_type, parse_json
 from service.rest.openai import renaming_params
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, NO_HEAD, ONE_PIXEL, REF
 from service.rest.pages import ICON, PAGES
-from service.rest.requests import Schema
+from service.rest.requests import DialectSchema
 from service.rest.response_schemas import Ready
 from service.rest.responses import JSON
 
 PING: Final = "/ping"
 INVOCATIONS: Final = "/invocations"
 # Health checks that exist anyway; a setting may name one of them.
-PROBES: Final = frozenset({PING, "/v2/health/live", "/v2/health/ready"})
+PROBES: Final = HEALTH_PATHS | {PING}
 # Paths that no router lists.
 OWN_PATHS: Final = PROBES | set(PAGES) | {INVOCATIONS, ICON, "/openapi.json"}
 # The only header of the client that SageMaker passes on.
@@ -64,7 +65,7 @@ class CloudRoutes:
         return frozenset({PING} | ({self.health} if self.health else set()))
 
 
-class PredictBody(Schema):
+class PredictBody(DialectSchema):
     """Vertex AI's request: texts or images, and parameters for all of them."""
 
     instances: Annotated[
@@ -266,7 +267,7 @@ async def predict(request: Request, raw: bytes, plane: DataPlane, targets: Targe
         ServiceError: As the route raises it, with `instances[3]` for the item.
     """
     body = await in_pool(plane, partial(parse_json, raw, PredictBody, plane.limits))
-    parameters = dict(body.parameters or {})
+    parameters = {k: v for k, v in (body.parameters or {}).items() if v is not None}
     path = parameters.pop("route", EMBEDDINGS_ROUTE)
     if not isinstance(path, str) or path not in targets:
         raise InvalidRequest(

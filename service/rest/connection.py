@@ -1,6 +1,7 @@
 """ASGI middleware: creates each request's call; enforces API keys, deadlines and body limits."""
 
 import asyncio
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, NoReturn
@@ -20,14 +21,49 @@ BODY: Final = "tipserve.body"
 HAS_LEFT: Final = "tipserve.has_left"
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 METHOD_NOT_ALLOWED: Final = 405
+# Content-Encoding: the `wbits` of zlib.
+WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
+# Bytes of a compressed body that are unpacked at once, which takes about 1 ms.
+PIECE_BYTES: Final = 128 * 1024
 INTERNAL_SERVER_ERROR: Final = 500
 MAX_LENGTH_DIGITS: Final = 18
 MAX_TIMEOUT_DIGITS: Final = 12
-QUIET_ROUTES: Final = "/v2/health/"
-HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready"})
+HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/health", "/healthz"})
 # These need no key and accept every host and origin: the kubelet's probes send no key and the pod's
 # address, and the pages and the document are the same for every server and in this repository.
 OPEN_PATHS: Final = HEALTH_PATHS | {"/openapi.json"}
+
+
+class Unpacker:
+    """Unpacks a compressed body in pieces, so that each is counted before the next one is made."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._stream = zlib.decompressobj(WINDOW_BITS[encoding])
+        self.has_more = False
+
+    def unpack(self, packed: bytes, *, is_last: bool) -> bytes:
+        """The next piece; `has_more` says whether to call again, with no bytes.
+
+        Raises:
+            InvalidRequest: The bytes are malformed, or end before the compressed data do.
+        """
+        try:
+            piece = self._stream.decompress(self._stream.unconsumed_tail + packed, PIECE_BYTES)
+        except zlib.error:
+            raise self._malformed() from None
+        self.has_more = len(piece) == PIECE_BYTES
+        is_cut = is_last and not self.has_more and not self._stream.eof
+        if is_cut or self._stream.unused_data:
+            raise self._malformed()
+        return piece
+
+    def _malformed(self) -> InvalidRequest:
+        return InvalidRequest(
+            f"The body is not one complete {self._encoding} stream, as its Content-Encoding says.",
+            code="invalid_body",
+            param="Content-Encoding",
+        )
 
 
 class Body:
@@ -41,8 +77,10 @@ class Body:
         self._receive = receive
         self._protection = protection
         self._share = share
-        self._num_bytes = 0
+        self._num_received = 0
+        self._num_unpacked = 0
         self._is_complete = False
+        self._unpacker: Unpacker | None = None
         self._last_due = now + limit_s
         # When the next bytes must have arrived. Every byte moves it by the minimum rate, but never
         # further than `client_timeout_s`: bytes sent fast buy no hours of silence.
@@ -61,12 +99,15 @@ class Body:
         Raises:
             RequestTooLarge: The announced length is over the limit.
             Overloaded: There is no memory for it now.
-            UnsupportedMedia: The body is compressed.
+            UnsupportedMedia: The body is compressed in another way than gzip or deflate.
         """
         encoding = headers.get(b"content-encoding", "identity").strip().lower()
-        if encoding != "identity":
+        if encoding in WINDOW_BITS:
+            self._unpacker = Unpacker(encoding)
+        elif encoding != "identity":
             raise UnsupportedMedia(
-                f"Content-Encoding {encoding} is not supported; send the body uncompressed.",
+                f"Content-Encoding {encoding} is not supported; send {' or '.join(WINDOW_BITS)}, "
+                "or the body uncompressed.",
                 param="Content-Encoding",
             )
         text = headers.get(b"content-length", "0")
@@ -88,18 +129,34 @@ class Body:
             Overloaded: There is no memory for the bytes received.
             TooSlow: The body arrives below the minimum rate.
             DeadlineExceeded: The deadline passed before its end.
+            InvalidRequest: A compressed body is malformed.
         """
+        if self._unpacker is not None and self._unpacker.has_more:
+            await asyncio.sleep(0)  # the event loop serves others between two pieces
+            return self._unpacked(self._unpacker, b"")
         message = await (self._receive() if self._is_complete else self._receive_in_time())
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        self._num_bytes += len(message.get("body", b""))
-        if self._num_bytes > self._protection.max_body_bytes:
+        received = message.get("body", b"")
+        self._num_received += len(received)
+        if self._num_received > self._protection.max_body_bytes:
             raise self._too_large()
-        self._share.hold(self._num_bytes)
         self._is_complete = not message.get("more_body", False)
         if self._is_complete and self._handler is not None and self._watcher is None:
             self._watcher = asyncio.create_task(self._watch(self._handler))
+        if self._unpacker is not None:
+            return self._unpacked(self._unpacker, received)
+        self._share.hold(self._num_received)
         return message
+
+    def _unpacked(self, unpacker: Unpacker, received: bytes) -> Message:
+        piece = unpacker.unpack(received, is_last=self._is_complete)
+        self._num_unpacked += len(piece)
+        if self._num_unpacked > self._protection.max_body_bytes:
+            raise self._too_large()
+        self._share.hold(self._num_unpacked)
+        more_body = unpacker.has_more or not self._is_complete
+        return {"type": "http.request", "body": piece, "more_body": more_body}
 
     @contextmanager
     def cancelling(self) -> Iterator[None]:
@@ -212,6 +269,8 @@ class CallMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"] != "/":
+            scope["path"] = scope["path"].removesuffix("/")
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         carried = {name: headers[key] for key, name in CARRIED_HEADERS.items() if key in headers}
         call = self._telemetry.begin(
@@ -283,7 +342,7 @@ class CallMiddleware:
             method,
             status,
             is_fault=status >= INTERNAL_SERVER_ERROR,
-            is_quiet=route.startswith(QUIET_ROUTES) or route in self._probes,
+            is_quiet=route in self.health_paths,
         )
 
 

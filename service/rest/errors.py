@@ -31,6 +31,9 @@ STATUS: dict[ErrorKind, int] = {
     ErrorKind.DEADLINE: 504,
     ErrorKind.INTERNAL: 500,
 }
+# Its clients raise exceptions by status, and OpenAI answers every wrong request with 400.
+OPENAI_PATH = "/v1/embeddings"
+BAD_REQUEST = 400
 # Status of a request whose client closed the connection; only logs and metrics show it.
 CLIENT_LEFT = 499
 
@@ -64,6 +67,12 @@ def error_response(error: ServiceError, path: str) -> Response:
         # The message may hold internals; the client gets an id to quote instead.
         error = internal_error(call.request_id)
     call.error = error.code
+    status = STATUS[error.kind]
+    if path == OPENAI_PATH and (
+        isinstance(error, InvalidRequest) or error.code == "too_many_items"
+    ):
+        error = InvalidRequest(error.message, code=error.code, param=error.param)
+        status = BAD_REQUEST
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -71,7 +80,7 @@ def error_response(error: ServiceError, path: str) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="tipserve"'
     if error.kind is ErrorKind.TOO_SLOW:
         headers["Connection"] = "close"
-    return JSONResponse(_body(path, error_detail(error)), STATUS[error.kind], headers)
+    return JSONResponse(_body(path, error_detail(error)), status, headers)
 
 
 def _framework_error(request: Request, error: HTTPException) -> Response:

@@ -46,7 +46,7 @@ from service.open_inference.tensors import (
 )
 from service.rest.inputs import MAX_TENSOR_COMMAS, SchemaT, in_pool, media_type, parse_json
 from service.rest.openapi import BINARY, CALL_HEADERS, REF, V2_ERRORS, json_body
-from service.rest.requests import Schema
+from service.rest.requests import DialectSchema
 from service.rest.responses import JSON, dump, little_endian, write_content
 
 OCTETS: Final = "application/octet-stream"
@@ -66,7 +66,7 @@ Value = Annotated[
 ]
 
 
-class InputParameters(Schema):
+class InputParameters(DialectSchema):
     """How an input's elements are sent."""
 
     binary_data_size: Annotated[
@@ -78,7 +78,7 @@ class InputParameters(Schema):
     ] = None
 
 
-class InputBody(Schema):
+class InputBody(DialectSchema):
     """An input tensor."""
 
     name: str
@@ -93,7 +93,7 @@ class InputBody(Schema):
     ] = None
 
 
-class OutputParameters(Schema):
+class OutputParameters(DialectSchema):
     """How an output is sent."""
 
     binary_data: Annotated[
@@ -105,14 +105,14 @@ class OutputParameters(Schema):
     ] = None
 
 
-class OutputBody(Schema):
+class OutputBody(DialectSchema):
     """A requested output tensor."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
-class InferBody(Schema):
+class InferBody(DialectSchema):
     """One inference request."""
 
     id: Annotated[str | None, Field(description="Returned with the answer.")] = None
@@ -170,13 +170,13 @@ class ModelReadyBody(BaseModel):
     ready: Literal[True] = True
 
 
-class IndexBody(Schema):
+class IndexBody(DialectSchema):
     """Which models to list."""
 
     ready: Annotated[bool, Field(description="Only models that are ready.")] = False
 
 
-class LoadParameters(Schema):
+class LoadParameters(DialectSchema):
     """Parameters of a load."""
 
     package: Annotated[
@@ -188,19 +188,19 @@ class LoadParameters(Schema):
     ] = None
 
 
-class LoadBody(Schema):
+class LoadBody(DialectSchema):
     """A load request."""
 
     parameters: LoadParameters = LoadParameters()
 
 
-class UnloadParameters(Schema):
+class UnloadParameters(DialectSchema):
     """Parameters that Triton's clients send with every unload; no model here has dependents."""
 
     unload_dependents: bool = False
 
 
-class UnloadBody(Schema):
+class UnloadBody(DialectSchema):
     """An unload request."""
 
     parameters: UnloadParameters = UnloadParameters()
@@ -466,7 +466,11 @@ def to_request(
                 code="not_supported",
                 param=f"outputs[{index}].parameters.classification",
             )
-    parameters = {k: v for k, v in body.parameters.items() if k != "binary_data_output"}
+    parameters = {
+        name: value
+        for name, value in body.parameters.items()
+        if name != "binary_data_output" and value is not None
+    }
     return InferRequest(
         model=model,
         version=version,
@@ -482,7 +486,7 @@ def binary_outputs(body: InferBody) -> dict[str, bool]:
     Raises:
         InvalidRequest: `binary_data_output` is neither true nor false.
     """
-    default = body.parameters.get("binary_data_output", False)
+    default = body.parameters.get("binary_data_output") or False
     if not isinstance(default, bool):
         raise InvalidRequest(
             "The parameter binary_data_output must be true or false.",

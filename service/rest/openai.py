@@ -15,15 +15,16 @@ import numpy as np
 import pybase64
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest, ServiceError
-from service.messages import EmbedMixedRequest, EmbedMixedResponse
+from service.errors import ErrorKind, InvalidRequest, ServiceError
+from service.messages import EmbedMixedRequest, EmbedMixedResponse, Truncation
+from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS
 from service.rest.inputs import load_images, read_json
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, ONE_PIXEL, REF
-from service.rest.requests import MODEL_TEXT, Schema
+from service.rest.requests import MODEL_TEXT, DialectSchema
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.safety.url_fetch import url_of
 
@@ -44,13 +45,17 @@ TEXT_TAG, ITEM_TAG, LIST_TAG = "<text>", "<item>", "<list>"
 IMAGE_TEXT = "base64, a `data:` URI with base64, or a URL of a host that the server allows"
 
 
-class ImageUrl(Schema):
+IGNORED_TEXT = "Accepted and ignored."
+
+
+class ImageUrl(DialectSchema):
     """An image in the form of a chat message."""
 
     url: Annotated[str, Field(description=f"An image: {IMAGE_TEXT}.")]
+    detail: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
 
 
-class InputItem(Schema):
+class InputItem(DialectSchema):
     """One text, or one image."""
 
     type: Annotated[
@@ -74,6 +79,11 @@ def _refuse_token_ids(value: object) -> object:
     return value
 
 
+def _name_truncation(value: object) -> object:
+    """The name of a truncation that is given as a boolean."""
+    return {True: "END", False: "NONE"}[value] if isinstance(value, bool) else value
+
+
 Item = Annotated[
     Annotated[str, Tag(TEXT_TAG)] | Annotated[InputItem, Tag(ITEM_TAG)],
     Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else ITEM_TAG),
@@ -87,26 +97,50 @@ Input = Annotated[
 ]
 
 
-class EmbeddingsBody(Schema):
-    """Texts and images; each gets one vector, and all vectors are comparable."""
+class Message(DialectSchema):
+    """A message of a chat."""
+
+    role: Annotated[str, Field(description=IGNORED_TEXT)]
+    content: Annotated[
+        Annotated[str, Tag(TEXT_TAG)]
+        | Annotated[list[InputItem], Field(fail_fast=True), Tag(LIST_TAG)],
+        Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else LIST_TAG),
+        Field(description="A text, or a list of one text or image."),
+    ]
+
+
+class EmbeddingsBody(DialectSchema):
+    """Texts and images; each gets one vector, and all vectors are comparable.
+
+    Has the fields of OpenAI's API, and those that NIM, Jina, vLLM and others add to it.
+    """
 
     input: Annotated[
-        Input,
+        Input | None,
         Field(
             description="A text, or a list of texts, images as `data:` URIs, and objects: "
             '`{"text": ...}`, `{"image": ...}`, `{"type": "image_url", "image_url": '
             '{"url": ...}}`.'
         ),
-    ]
+    ] = None
+    messages: Annotated[
+        Annotated[list[Message], Field(fail_fast=True)] | None,
+        Field(description="Instead of `input`, a chat with one text or one image, as vLLM has it."),
+    ] = None
     model: Annotated[str | None, Field(description=MODEL_TEXT)] = None
     encoding_format: Annotated[
-        EncodingFormat,
+        EncodingFormat | None,
         Field(
             description="`float`: lists of numbers. `base64`: base64 of the elements' bytes. "
             "`bytes`: the body is the bytes of all vectors, in order, and the header `metadata` "
-            "holds the rest of the answer as JSON. `bytes_only`: as `bytes`, without that header."
+            "holds the rest of the answer as JSON. `bytes_only`: as `bytes`, without that header. "
+            "Default: `float`."
         ),
-    ] = "float"
+    ] = None
+    embedding_type: Annotated[
+        Literal["float", "base64"] | None,
+        Field(description="Jina's name of `encoding_format`; used where that is not given."),
+    ] = None
     dimensions: Annotated[
         int | None,
         Field(description="Send only the first so many elements, normalized to unit length."),
@@ -123,15 +157,25 @@ class EmbeddingsBody(Schema):
             "URIs or URLs. Default: strings are texts, except `data:` URIs."
         ),
     ] = None
-    user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+    normalized: Annotated[bool, Field(description="Scale every vector to unit length.")] = True
+    truncate: Annotated[
+        Truncation | None,
+        BeforeValidator(_name_truncation),
+        Field(
+            description="Texts longer than the model reads: `END` (or true) drops their end, "
+            "`START` their beginning, `NONE` (or false) refuses them. Default: the model reads "
+            "their beginning, and refuses texts of more than 2,000 characters.",
+            json_schema_extra={"anyOf": [{"enum": ["NONE", "START", "END"]}, {"type": "boolean"}]},
+        ),
+    ] = None
+    input_type: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
+    task: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
+    user: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_null(cls, value: object) -> object:
-        """Take null as absent, as OpenAI does; LiteLLM sends it for every field without a value."""
-        if not isinstance(value, dict):
-            return value
-        return {name: field for name, field in value.items() if field is not None}
+    @property
+    def format(self) -> EncodingFormat:
+        """How vectors are sent."""
+        return self.encoding_format or self.embedding_type or "float"
 
 
 class Embedding(BaseModel):
@@ -181,17 +225,12 @@ def sort_input(body: EmbeddingsBody) -> SortedInput:
     Raises:
         InvalidRequest: There is no item, or one is neither, or one contradicts `modality`.
     """
-    items = [body.input] if isinstance(body.input, str) else body.input
-    if not items:
-        raise InvalidRequest(
-            "input is empty; send at least one text or image.", code="empty_list", param="input"
-        )
+    items = _named_items(body)
     images: list[str] = []
     texts: list[str] = []
     is_image: list[bool] = []
-    params = {"images": "input", "texts": "input"}
-    for index, item in enumerate(items):
-        param = "input" if isinstance(body.input, str) else f"input[{index}]"
+    params = dict.fromkeys(("images", "texts"), "input" if body.messages is None else "messages")
+    for param, item in items.items():
         image, text = _image_or_text(item, body.modality, param)
         is_image.append(text is None)
         if text is None:
@@ -203,6 +242,49 @@ def sort_input(body: EmbeddingsBody) -> SortedInput:
     return SortedInput(
         images=tuple(images), texts=tuple(texts), is_image=tuple(is_image), params=params
     )
+
+
+def _named_items(body: EmbeddingsBody) -> Mapping[str, str | InputItem]:
+    """The items of a request by the names of their fields.
+
+    Raises:
+        InvalidRequest: There is no item, or `messages` has several.
+    """
+    if (body.input is None) == (body.messages is None):
+        raise InvalidRequest(
+            "input: Field required."
+            if body.input is None
+            else "Give either input or messages, not both.",
+            param="input",
+        )
+    if isinstance(body.input, str):
+        return {"input": body.input}
+    if body.input is not None:
+        named: dict[str, str | InputItem] = {f"input[{i}]": o for i, o in enumerate(body.input)}
+    else:
+        named = dict(_message_items(body.messages or []))
+    field = "messages" if body.input is None else "input"
+    if not named:
+        raise InvalidRequest(
+            f"{field} is empty; send at least one text or image.", code="empty_list", param=field
+        )
+    if body.input is None and len(named) > 1:
+        raise InvalidRequest(
+            f"messages has {len(named)} texts and images, and a vector is of one: send them as "
+            "input, where each gets its own vector.",
+            param="messages",
+        )
+    return named
+
+
+def _message_items(messages: list[Message]) -> Iterator[tuple[str, InputItem]]:
+    for index, message in enumerate(messages):
+        param = f"messages[{index}].content"
+        if isinstance(message.content, str):
+            yield param, InputItem(text=message.content)
+        else:
+            for place, item in enumerate(message.content):
+                yield f"{param}[{place}]", item
 
 
 @contextmanager
@@ -285,13 +367,13 @@ def check_format(body: EmbeddingsBody, num_items: int) -> None:
     Raises:
         InvalidRequest: There are too many items for a header, or a byte order without bytes.
     """
-    if body.encoding_format == "bytes" and num_items > MAX_ITEMS_IN_HEADER:
+    if body.format == "bytes" and num_items > MAX_ITEMS_IN_HEADER:
         raise InvalidRequest(
             f"input: {num_items} items given, at most {MAX_ITEMS_IN_HEADER} allowed with "
             "encoding_format bytes; use bytes_only or base64.",
             param="encoding_format",
         )
-    if body.encoding_format == "float" and body.endianness is not None:
+    if body.format == "float" and body.endianness is not None:
         raise InvalidRequest(
             "endianness needs an encoding_format of bytes; omit it with encoding_format float.",
             param="endianness",
@@ -312,9 +394,9 @@ def write_embeddings(
     num_seen = answer.num_patches + answer.num_tokens
     usage = {"prompt_tokens": num_seen, "total_tokens": num_seen}
     head = {"model": answer.model, "usage": usage}
-    if body.encoding_format in {"float", "base64"}:
+    if body.format in {"float", "base64"}:
         rows: list[Any] = list(vectors_ID)
-        if body.encoding_format == "base64":
+        if body.format == "base64":
             rows = [pybase64.b64encode_as_string(row_D.tobytes()) for row_D in rows]
         data = [
             {"object": "embedding", "index": index, "embedding": row}
@@ -322,7 +404,7 @@ def write_embeddings(
         ]
         return Response(dump({"object": "list", "data": data, **head}), media_type=JSON)
     headers = {}
-    if body.encoding_format == "bytes":
+    if body.format == "bytes":
         items = _describe_bytes(vectors_ID, body)
         metadata = {"id": request_id, "created": int(time.time()), **head, "data": items}
         headers[METADATA] = json.dumps(metadata, separators=(",", ":"))
@@ -366,7 +448,10 @@ EMBEDDINGS: Final[dict[str, Any]] = {
             },
         }
     }
-    | ERRORS,
+    | {
+        BAD_REQUEST if status == STATUS[ErrorKind.INVALID] else status: e
+        for status, e in ERRORS.items()
+    },
     "openapi_extra": {
         "requestBody": {
             "required": True,
@@ -386,14 +471,14 @@ def build_openai_router(plane: DataPlane) -> APIRouter:
     """The routes of OpenAI's API that the native routes do not include."""
     router = APIRouter(tags=["openai"])
 
-    @router.post("/v1/embeddings", **EMBEDDINGS)
+    @router.post(OPENAI_PATH, **EMBEDDINGS)
     async def create_embeddings(request: Request) -> Response:
         """One vector of unit length for each text and image; images have their CLS1 embedding."""
         plane.check_open(current_call.get().flow)
         body = await read_json(request, plane, EmbeddingsBody)
         given = sort_input(body)
         check_format(body, len(given.is_image))
-        if body.encoding_format in {"float", "base64"}:
+        if body.format in {"float", "base64"}:
             choose_media(request.headers.get("accept"), (JSON,))
         call = current_call.get()
         with renaming_params(given.params):
@@ -402,6 +487,8 @@ def build_openai_router(plane: DataPlane) -> APIRouter:
                 texts=given.texts,
                 model=body.model,
                 dimensions=body.dimensions,
+                normalize=body.normalized,
+                truncate=body.truncate,
             )
             answer = await plane.embed_mixed(message, call)
         return await write_content(

@@ -6,7 +6,15 @@ of the JSON body, except the images.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from model.dense_maps import MapTask
 from model.preprocess import Fit
@@ -60,6 +68,20 @@ class Schema(BaseModel):
     """Base of all requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DialectSchema(Schema):
+    """Base of requests in another project's API, where null means absent.
+
+    LiteLLM, for example, sends null for every field without a value.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_null(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {name: field for name, field in value.items() if field is not None}
 
 
 class ClassBody(Schema):

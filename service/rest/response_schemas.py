@@ -294,6 +294,12 @@ class Ready(BaseModel):
     ready: Literal[True] = True
 
 
+class Version(BaseModel):
+    """The server's version."""
+
+    version: str
+
+
 def model_card(info: ModelInfo) -> ModelCard:
     """The description of a served model."""
     manifest = info.manifest

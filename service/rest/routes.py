@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.call import current_call
 from service.data_plane import DataPlane
+from service.monitoring.metrics import release
 from service.rest.inputs import read_images, read_texts
 from service.rest.openapi import (
     CLASSIFY_IMAGES,
@@ -28,7 +29,14 @@ from service.rest.requests import (
     SegmentImagesBody,
     VisualizeFeaturesBody,
 )
-from service.rest.response_schemas import Live, ModelCard, ModelList, Ready, model_card
+from service.rest.response_schemas import (
+    Live,
+    ModelCard,
+    ModelList,
+    Ready,
+    Version,
+    model_card,
+)
 from service.rest.responses import (
     CLASSES,
     FEATURES,
@@ -140,3 +148,15 @@ def _add_health(router: APIRouter, plane: DataPlane) -> None:
         """Readiness: the warm-up is done, the drain has not begun, and the device is healthy."""
         plane.check_ready()
         return Ready()
+
+    async def health() -> Ready:
+        """Readiness, as `/v2/health/ready`."""
+        return await ready()
+
+    for path in ("/health", "/healthz"):
+        router.get(path, tags=["health"], responses=ERRORS)(health)
+
+    @router.get("/version", tags=["models"], responses=ERRORS)
+    async def version() -> Version:
+        """The version of this server."""
+        return Version(version=release())

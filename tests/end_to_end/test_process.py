@@ -43,8 +43,13 @@ def test_it_writes_its_ports_serves_without_torch_and_ends_at_sigint(
             for name in ("", "tipserve.v1.EncoderService", "tiny"):
                 request = health_pb2.HealthCheckRequest(service=name)
                 assert stub.Check(request, timeout=LIMIT_S).status == 1
-            names = ProtoReflectionDescriptorDatabase(channel).get_services()
-            assert "tipserve.v1.EncoderService" in names
+            database = ProtoReflectionDescriptorDatabase(channel)
+            names = set(database.get_services())
+            reflections = {f"grpc.reflection.{v}.ServerReflection" for v in ("v1", "v1alpha")}
+            assert {"tipserve.v1.EncoderService", *reflections} <= names
+            # grpcurl describes every service, and looks up the details of errors.
+            for name in (*names, "google.rpc.ErrorInfo", "google.rpc.BadRequest"):
+                assert database.FindFileContainingSymbol(name)
         maps = Path(f"/proc/{service.program.process.pid}/maps").read_text()
         assert "openvino" in maps
         assert "torch" not in maps

@@ -18,6 +18,7 @@ METHODS: Final = ("EmbedImages", "EmbedTexts", "SegmentImages", "GetModel", "Lis
 OPEN_METHODS: Final = (
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
 LEAKS: Final = ("Traceback", "Exception", "Unexpected", "Error:", ".py", "<class")

@@ -179,9 +179,19 @@ class FakeRuntime:
 class FakeTokenizer:
     """One token for each character."""
 
+    max_tokens = 64
+
+    def is_too_long(self, text: str) -> bool:
+        """As `TextTokenizer.is_too_long`."""
+        return len(text) > self.max_tokens
+
+    def drop_start(self, text: str) -> str:
+        """As `TextTokenizer.drop_start`."""
+        return text[-self.max_tokens :]
+
     def encode(self, texts: Sequence[str]) -> TokenBatch:
         """As `TextTokenizer.encode`, for one text."""
-        ids = [ord(letter) for letter in texts[0] if letter != "\u200b"][:64]
+        ids = [ord(letter) for letter in texts[0] if letter != "\u200b"][: self.max_tokens]
         if not ids:
             raise ValueError("text 0 is blank")
         row = np.array([ids], dtype=np.int64)

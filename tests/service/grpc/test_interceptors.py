@@ -132,6 +132,8 @@ async def test_malformed_messages_and_those_of_too_many_values_are_refused_and_n
             (f"{health}/Watch", b"\xff\xff", refused),
             (f"{reflection}/ServerReflectionInfo", b"\xff\xff", refused),
             (f"{reflection}/ServerReflectionInfo", b"", answered),
+            ("reflection.v1.ServerReflection/ServerReflectionInfo", b"\xff\xff", refused),
+            ("reflection.v1.ServerReflection/ServerReflectionInfo", b"", answered),
         ):
             answers = channel.stream_stream(f"/grpc.{rpc}")(iter([raw]), timeout=LIMIT_S)
             with suppress(grpc.RpcError):

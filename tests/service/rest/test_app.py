@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import re
+import zlib
 from collections import Counter
 from typing import Any
 
@@ -14,7 +16,8 @@ from PIL import Image
 
 from service.rest.app import MAX_BEGUN_PER_TURN, LoopTurns
 from service.rest.openapi import EXAMPLES
-from tests.service.conftest import Encode
+from tests.service.conftest import Encode, Serving
+from tests.service.rest.conftest import client_of
 
 STATUSES = {
     "200",
@@ -168,12 +171,56 @@ async def test_unknown_paths_and_methods_have_the_error_body(client: httpx.Async
     wrong = await client.put("/v1/models")
     for answer in (
         await client.get("/v1/nothing"),
-        await client.get("/v1/models/"),
-        await client.post("/v1/embeddings/", json={}),
+        await client.get("/v1/models//"),
+        await client.post("/v1/nothing/", json={}),
     ):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "GET"
+
+
+async def test_a_trailing_slash_is_the_same_path(client: httpx.AsyncClient) -> None:
+    for path in ("/v1/models", "/v1/models/fake", "/v2", "/v2/health/live", "/docs"):
+        assert (await client.get(path + "/")).content == (await client.get(path)).content
+    embedded = await client.post("/v1/embeddings/", json={"input": "dog"})
+    assert embedded.status_code == 200
+    inferred = await client.post("/v2/models/fake/infer/", json={})
+    assert (inferred.status_code, inferred.json()["param"]) == (422, "inputs")
+
+
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
+    for path in ("/", "/docs", "/v1/models", "/v2/health/ready", "/openapi.json", "/v1/nothing"):
+        got, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-length"] == got.headers["content-length"]
+    refused = await client.head("/v1/embeddings")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
+async def test_health_and_version_have_the_paths_of_other_servers(serving: Serving) -> None:
+    async with serving(api_keys="the-key-of-this-test") as server, client_of(server) as client:
+        for path in ("/health", "/healthz", "/health/"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()) == (200, {"ready": True})
+            assert (await client.head(path)).status_code == 200
+        assert (await client.get("/version")).status_code == 401
+        key = {"Authorization": "Bearer the-key-of-this-test"}
+        version = (await client.get("/version", headers=key)).json()
+        assert version == {"version": (await client.get("/v2", headers=key)).json()["version"]}
+        server.gate.drain()
+        assert (await client.get("/health")).status_code == 503
+
+
+async def test_a_compressed_image_is_read(client: httpx.AsyncClient, encode_image: Encode) -> None:
+    image = encode_image()
+    url, headers = "/v1/images:embed", {"Content-Type": "image/png"}
+    plain = await client.post(url, content=image, headers=headers)
+    for encoding, content in (("gzip", gzip.compress(image)), ("deflate", zlib.compress(image))):
+        packed = headers | {"Content-Encoding": encoding}
+        assert (await client.post(url, content=content, headers=packed)).json() == plain.json()
+        bomb = gzip.compress(bytes(10**7)) if encoding == "gzip" else zlib.compress(bytes(10**7))
+        refused = await client.post(url, content=bomb, headers=packed)
+        assert (refused.status_code, len(bomb) < 20_000) == (413, True)
 
 
 async def test_models_are_listed_and_found(client: httpx.AsyncClient) -> None:

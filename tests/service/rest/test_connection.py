@@ -1,6 +1,9 @@
 """The middleware: deadlines, and limits on a body's bytes, memory and rate."""
 
 import asyncio
+import gzip
+import random
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -9,9 +12,16 @@ import pytest
 from starlette.types import Message
 
 from service.call import Call
-from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, TooSlow, UnsupportedMedia
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    RequestTooLarge,
+    TooSlow,
+    UnsupportedMedia,
+)
 from service.monitoring.metrics import Metrics
-from service.rest.connection import Body, CallMiddleware
+from service.rest.connection import PIECE_BYTES, Body, CallMiddleware
 from service.rest.errors import ClientLeft
 from service.safety.protection import BodyMemory, BodyShare, Protection
 
@@ -84,7 +94,7 @@ async def test_memory_is_taken_as_bytes_arrive_and_not_when_they_are_announced(
         ({b"content-length": "81"}, RequestTooLarge),
         ({b"content-length": "9" * 5000}, RequestTooLarge),
         ({b"content-length": "61"}, Overloaded),
-        ({b"content-length": "1", b"content-encoding": "gzip"}, UnsupportedMedia),
+        ({b"content-length": "1", b"content-encoding": "br"}, UnsupportedMedia),
     ],
 )
 async def test_a_body_is_refused_by_its_headers(
@@ -110,6 +120,63 @@ async def test_a_body_of_unknown_length_is_refused_when_memory_is_full(
     memory.share().hold(20)
     with pytest.raises(Overloaded):
         make_body().check_head({b"transfer-encoding": "chunked"})
+
+
+def packed(encoding: str, content: bytes) -> bytes:
+    return gzip.compress(content) if encoding == "gzip" else zlib.compress(content)
+
+
+async def read_all(body: Body) -> bytes:
+    content = b""
+    while True:
+        message = await body()
+        content += message["body"]
+        if not message["more_body"]:
+            return bytes(content)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("num_bytes", [0, 70, PIECE_BYTES, 3 * PIECE_BYTES + 1])
+async def test_a_compressed_body_is_unpacked(
+    protection: Protection, metrics: Metrics, encoding: str, num_bytes: int
+) -> None:
+    content = random.Random(0).randbytes(num_bytes)
+    whole = packed(encoding, content)
+    half = len(whole) // 2
+    limit = 2 * num_bytes + 1000
+    share = BodyMemory(limit, metrics).share()
+    steps: list[Message] = [
+        {"type": "http.request", "body": whole[:half], "more_body": True},
+        {"type": "http.request", "body": whole[half:], "more_body": False},
+    ]
+    body = Body(Sender(*steps), replace(protection, max_body_bytes=limit), share, 60.0)
+    body.check_head({b"content-encoding": encoding})
+    assert await read_all(body) == content
+    assert share.num_bytes == num_bytes
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_bomb_is_refused_after_its_first_pieces(
+    protection: Protection, metrics: Metrics, encoding: str
+) -> None:
+    bomb: Message = {"type": "http.request", "body": packed(encoding, bytes(50_000_000))}
+    limit = 3 * PIECE_BYTES
+    for memory_bytes, error in ((10 * limit, RequestTooLarge), (PIECE_BYTES, Overloaded)):
+        share = BodyMemory(memory_bytes, metrics).share()
+        body = Body(Sender(bomb), replace(protection, max_body_bytes=limit), share, 60.0)
+        body.check_head({b"content-encoding": encoding})
+        with pytest.raises(error):
+            await read_all(body)
+        assert share.num_bytes <= limit
+
+
+async def test_a_malformed_compressed_body_is_refused(make_body: Callable[..., Body]) -> None:
+    whole = gzip.compress(b"{}")
+    for broken in (b"{}", whole[:-1], whole + b"x", b"", zlib.compress(b"{}")):
+        body = make_body({"type": "http.request", "body": broken, "more_body": False})
+        body.check_head({b"content-encoding": "gzip"})
+        with pytest.raises(InvalidRequest, match="gzip stream"):
+            await read_all(body)
 
 
 async def test_a_body_longer_than_announced_is_counted(make_body: Callable[..., Body]) -> None:

@@ -132,6 +132,39 @@ async def test_a_request_may_have_images_and_texts(
     np.testing.assert_array_equal(again["text_embeddings"], expected)
 
 
+async def test_null_is_absent(client: httpx.AsyncClient) -> None:
+    tensor = TEXT | {"parameters": {"binary_data_size": None, "content_type": None}}
+    output = {"name": "text_embeddings", "parameters": {"binary_data": None}}
+    parameters = {"timeout": None, "binary_data_output": None}
+    body = {"id": None, "inputs": [tensor], "outputs": [output], "parameters": parameters}
+    answer = await client.post(INFER, json=body)
+    assert answer.json() == (await client.post(INFER, json={"inputs": [TEXT]})).json()
+    absent = {"inputs": [TEXT | {"parameters": None}], "outputs": None, "parameters": None}
+    assert (await client.post(INFER, json=absent)).json() == answer.json()
+
+
+async def test_a_request_for_every_output_gets_those_of_its_inputs(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    """As `perf_analyzer` asks, whatever the inputs."""
+    model = (await client.get("/v2/models/fake")).json()
+    every = [{"name": output["name"]} for output in model["outputs"]]
+    for tensor, names in (
+        (TEXT, ["text_embeddings"]),
+        (image_input(encode_image()), [o["name"] for o in every if o["name"] != "text_embeddings"]),
+    ):
+        answer = await client.post(INFER, json={"inputs": [tensor], "outputs": every})
+        assert list(outputs_of(answer)) == names
+    refused = await client.post(INFER, json={"inputs": [TEXT], "outputs": every[1:]})
+    assert refused.status_code == 422
+
+
+async def test_parameters_of_triton_are_ignored(client: httpx.AsyncClient) -> None:
+    parameters = {"triton_enable_empty_final_response": True, "triton_other": "x"}
+    answer = await client.post(INFER, json={"inputs": [TEXT], "parameters": parameters})
+    assert answer.status_code == 200, answer.text
+
+
 async def test_float16_is_binary_and_each_output_may_be(client: httpx.AsyncClient) -> None:
     body: dict[str, Any] = {"inputs": [TEXT], "parameters": {"output_datatype": "FP16"}}
     refused = await client.post(INFER, json=body)
@@ -247,7 +280,7 @@ async def test_wrong_binary_lengths_are_refused(client: httpx.AsyncClient) -> No
 
 async def test_errors_of_the_middleware_have_the_protocols_form(client: httpx.AsyncClient) -> None:
     large = await client.post(INFER, content=b"x" * 200_001)
-    zipped = await client.post(INFER, content=b"{}", headers={"Content-Encoding": "gzip"})
+    zipped = await client.post(INFER, content=b"{}", headers={"Content-Encoding": "br"})
     query = await client.post(INFER + "?fit=aspect", json={"inputs": [TEXT]})
     method = await client.delete(INFER)
     statuses = [answer.status_code for answer in (large, zipped, query, method)]

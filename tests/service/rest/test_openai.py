@@ -160,37 +160,100 @@ async def test_null_is_absent(client: httpx.AsyncClient) -> None:
     assert answer.status_code == 200, answer.text
     assert answer.json()["data"] == (await ask(client, input="dog")).json()["data"]
     missing = await ask(client, input=None)
-    assert (missing.status_code, missing.json()["error"]["param"]) == (422, "input")
+    assert (missing.status_code, missing.json()["error"]["param"]) == (400, "input")
 
 
 GOOD = "data:image/png;base64,"
 OTHER_URL = {"image": "https://a.example.com/"}
 BAD: list[tuple[dict[str, Any], int, str, str]] = [
-    ({}, 422, "invalid_field", "input"),
-    ({"input": []}, 422, "empty_list", "input"),
-    ({"input": " "}, 422, "blank_text", "input"),
-    ({"input": ["dog", "\u200b"]}, 422, "blank_text", "input[1]"),
-    ({"input": ["x" * 2001]}, 422, "text_too_long", "input[0]"),
-    ({"input": [1, 2]}, 422, "invalid_field", "input"),
-    ({"input": [[1, 2], [3]]}, 422, "invalid_field", "input"),
-    ({"input": ["dog", 3]}, 422, "invalid_field", "input[1]"),
-    ({"input": [{"text": "dog", "colour": "red"}]}, 422, "unknown_field", "input[0].colour"),
-    ({"input": [{"text": "dog", "image": GOOD}]}, 422, "invalid_field", "input[0]"),
-    ({"input": ["dog", {}]}, 422, "invalid_field", "input[1]"),
-    ({"input": [{"type": "image_url", "text": "a"}]}, 422, "invalid_field", "input[0].image_url"),
-    ({"input": [{"text": "dog"}], "modality": "image"}, 422, "invalid_field", "input[0]"),
-    ({"input": [{"image": GOOD}], "modality": "text"}, 422, "invalid_field", "input[0]"),
-    ({"input": ["dog", GOOD + "eA=="]}, 422, "invalid_image", "input[1]"),
-    ({"input": ["dog", "data:image/png,xyz"]}, 422, "invalid_base64", "input[1]"),
-    ({"input": ["dog", URL]}, 422, "ambiguous_input", "input[1]"),
-    ({"input": ["dog", OTHER_URL]}, 422, "url_not_allowed", "input[1]"),
-    ({"input": ["dog"] * 201}, 413, "too_many_items", "input"),
-    ({"input": [GOOD] * 5}, 413, "too_many_items", "input"),
-    ({"input": "dog", "dimensions": 9}, 422, "invalid_field", "dimensions"),
-    ({"input": "dog", "endianness": "big"}, 422, "invalid_field", "endianness"),
-    ({"input": ["a"] * 129, "encoding_format": "bytes"}, 422, "invalid_field", "encoding_format"),
+    ({}, 400, "invalid_field", "input"),
+    ({"input": []}, 400, "empty_list", "input"),
+    ({"input": " "}, 400, "blank_text", "input"),
+    ({"input": ["dog", "\u200b"]}, 400, "blank_text", "input[1]"),
+    ({"input": ["x" * 2001]}, 400, "text_too_long", "input[0]"),
+    ({"input": [1, 2]}, 400, "invalid_field", "input"),
+    ({"input": [[1, 2], [3]]}, 400, "invalid_field", "input"),
+    ({"input": ["dog", 3]}, 400, "invalid_field", "input[1]"),
+    ({"input": [{"text": "dog", "colour": "red"}]}, 400, "unknown_field", "input[0].colour"),
+    ({"input": [{"text": "dog", "image": GOOD}]}, 400, "invalid_field", "input[0]"),
+    ({"input": ["dog", {}]}, 400, "invalid_field", "input[1]"),
+    ({"input": [{"type": "image_url", "text": "a"}]}, 400, "invalid_field", "input[0].image_url"),
+    ({"input": [{"text": "dog"}], "modality": "image"}, 400, "invalid_field", "input[0]"),
+    ({"input": [{"image": GOOD}], "modality": "text"}, 400, "invalid_field", "input[0]"),
+    ({"input": ["dog", GOOD + "eA=="]}, 400, "invalid_image", "input[1]"),
+    ({"input": ["dog", "data:image/png,xyz"]}, 400, "invalid_base64", "input[1]"),
+    ({"input": ["dog", URL]}, 400, "ambiguous_input", "input[1]"),
+    ({"input": ["dog", OTHER_URL]}, 400, "url_not_allowed", "input[1]"),
+    ({"input": ["dog"] * 201}, 400, "too_many_items", "input"),
+    ({"input": [GOOD] * 5}, 400, "too_many_items", "input"),
+    ({"input": "dog", "dimensions": 9}, 400, "invalid_field", "dimensions"),
+    ({"input": "dog", "endianness": "big"}, 400, "invalid_field", "endianness"),
+    ({"input": ["a"] * 129, "encoding_format": "bytes"}, 400, "invalid_field", "encoding_format"),
     ({"input": "dog", "model": "other"}, 404, "model_not_found", "model"),
+    ({"input": "dog", "truncate": "LEFT"}, 400, "invalid_field", "truncate"),
+    ({"input": ["dog", "dog " * 65], "truncate": "NONE"}, 400, "text_too_long", "input[1]"),
+    ({"input": "dog", "embedding_type": "binary"}, 400, "invalid_field", "embedding_type"),
+    ({"input": "dog", "messages": []}, 400, "invalid_field", "input"),
+    ({"messages": []}, 400, "empty_list", "messages"),
+    ({"messages": [{"role": "user", "content": " "}]}, 400, "blank_text", "messages[0].content"),
+    ({"messages": [{"role": "user", "content": "a"}] * 2}, 400, "invalid_field", "messages"),
 ]
+
+
+async def test_a_wrong_request_has_the_status_and_type_of_openai(
+    client: httpx.AsyncClient,
+) -> None:
+    for path, status in (("/v1/embeddings", 400), ("/v1/embeddings/", 400), ("/invocations", 422)):
+        answer = await client.post(path, json={"input": " "})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (status, "invalid_request_error")
+    many = (await ask(client, input=["dog"] * 201)).json()["error"]
+    assert (many["type"], many["code"]) == ("invalid_request_error", "too_many_items")
+
+
+async def test_fields_of_other_servers_are_honoured_or_ignored(
+    client: httpx.AsyncClient,
+) -> None:
+    plain = await vectors(client, input=["dog"])
+    ignored = {"input_type": "query", "task": "retrieval.query", "user": "me", "truncate": True}
+    np.testing.assert_array_equal(await vectors(client, input=["dog"], **ignored), plain)
+    raw = await vectors(client, input=["dog"], normalized=False)
+    np.testing.assert_allclose(raw / np.linalg.norm(raw), plain, rtol=1e-5)
+    assert abs(np.linalg.norm(raw) - 1) > 0.01
+    (item,) = (await ask(client, input=["dog"], embedding_type="base64")).json()["data"]
+    np.testing.assert_array_equal(
+        np.frombuffer(base64.b64decode(item["embedding"]), "<f4"), plain[0].astype(np.float32)
+    )
+    both = await vectors(client, input=["dog"], encoding_format="float", embedding_type="base64")
+    np.testing.assert_array_equal(both, plain)
+
+
+async def test_texts_are_truncated_as_requested_and_counted(client: httpx.AsyncClient) -> None:
+    """The fake tokenizer has a token for each character."""
+    long = "dog " * 600 + "z" * 64
+    for truncate, alike in ((True, long[:64]), ("END", long[:64]), ("START", "z" * 64)):
+        answer = (await ask(client, input=long, truncate=truncate)).json()
+        expected = (await ask(client, input=alike)).json()
+        assert answer["data"] == expected["data"], truncate
+        assert answer["usage"] == {"prompt_tokens": 64, "total_tokens": 64}
+    for refusing in (False, "NONE", None):
+        assert (await ask(client, input=long, truncate=refusing)).status_code == 400
+    assert (await ask(client, input="dog", truncate="NONE")).status_code == 200
+
+
+async def test_a_chat_has_one_text_or_one_image(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    uri = data_uri(encode_image())
+    expected = await vectors(client, input=["dog", uri])
+    url = {"url": uri, "detail": "auto"}
+    for content, index in (
+        ("dog", 0),
+        ([{"type": "text", "text": "dog"}], 0),
+        ([{"type": "image_url", "image_url": url}], 1),
+    ):
+        messages = [{"role": "user", "content": content}]
+        np.testing.assert_array_equal(await vectors(client, messages=messages), expected[[index]])
 
 
 async def test_errors_name_the_fields_of_the_request(client: httpx.AsyncClient) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.files import atomic_file, rename, sync_tree
 from training.distributed import is_first_rank
@@ -186,7 +186,7 @@ def _load_rest(
     for optimizer in optimizers:
         optimizer.state.clear()
     for entry_name, (parameter, optimizer, field) in places.items():
-        optimizer.state[parameter][field] = _cut(buffers[entry_name], parameter)
+        optimizer.state[parameter][field] = _cut(buffers[entry_name], parameter, field)
 
 
 def _kinds(optimizers: Optimizers) -> list[str]:
@@ -224,14 +224,14 @@ def _buffer(size: torch.Size, dtype: torch.dtype, parameter: nn.Parameter, field
     return torch.zeros(size, dtype=dtype, device=parameter.device)
 
 
-def _cut(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Shard a statistic of rows or columns like its parameter."""
+def _cut(value: Tensor, parameter: nn.Parameter, field: str) -> Tensor:
+    """Shard a statistic of rows or columns like its parameter; a matrix's columns are not cut."""
     data = parameter.data
     if not isinstance(data, DTensor) or isinstance(value, DTensor) or value.ndim == 0:
         return value
-    is_cut = value.shape[0] == parameter.shape[0]
-    place: Placement = Shard(0) if is_cut else Replicate()
-    return distribute_tensor(value, data.device_mesh, [place], src_data_rank=None)
+    if field == "columns_1C" and parameter.ndim == 2:
+        return value
+    return distribute_tensor(value, data.device_mesh, data.placements, src_data_rank=None)
 
 
 def _copy_whole(whole: Tensor, target: Tensor) -> None:

@@ -125,7 +125,8 @@ class TrainingConfig:
         optim: Optimizers and learning rates.
         num_steps: Optimizer steps.
         batch_size: Images in one micro-batch of one rank.
-        accumulate: Micro-batches per step. Contrast is within one micro-batch of all ranks.
+        accumulate: Micro-batches per step. Captions are contrasted over all of them, for which
+            whole images and captions are encoded a second time.
         precision: Of forward passes: "bfloat16" by autocast, or "float32". Weights, averages and
             optimizer states are float32. TIPSv2's precision is not published; bfloat16 is native on
             its hardware.

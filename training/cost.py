@@ -212,6 +212,8 @@ DEVICES: dict[str, Accelerator] = {
 
 _FLOAT32, _BFLOAT16 = 4, 2
 _NUM_CAPTION_STREAMS = 2
+_WHOLE_PASS, _TEXT_PASS = "student, whole image", f"text, {_NUM_CAPTION_STREAMS} captions"
+_EMBEDDING_PASSES = (_WHOLE_PASS, _TEXT_PASS)
 # The rest is for the allocator's gaps, kernel workspaces and the driver. Not measured; a tenth is a
 # common reserve.
 _USABLE_SHARE = 0.9
@@ -490,7 +492,7 @@ def passes_of(workload: Workload, *, global_batch: int) -> dict[str, Count]:
     width = vision_of(student).hidden_size
     checkpoint, size = workload.checkpoint, workload.global_size
     view = vision_pass(student, size, checkpoint=checkpoint)
-    passes = {"student, whole image": view}
+    passes = {_WHOLE_PASS: view}
     if workload.has_masked_view:
         passes["student, masked image"] = view
     if workload.num_local:
@@ -502,7 +504,7 @@ def passes_of(workload: Workload, *, global_batch: int) -> dict[str, Count]:
         passes["averaged encoder, whole image"] = vision_pass(student, size, trains=False)
     passes |= _head_passes(workload)
     captions = text_pass(student, checkpoint=checkpoint).times(_NUM_CAPTION_STREAMS)
-    passes[f"text, {_NUM_CAPTION_STREAMS} captions"] = captions
+    passes[_TEXT_PASS] = captions
     passes["contrast"] = contrast_pass(width, global_batch)
     return passes
 
@@ -597,8 +599,11 @@ class RunCost:
 
     @property
     def flops_per_image(self) -> int:
-        """Operations of all passes."""
-        return sum(count.flops for count in self.passes.values())
+        """Operations of all passes; several micro-batches embed what they contrast once more."""
+        once = sum(count.flops for count in self.passes.values())
+        if self.micro_batches in (None, 1):
+            return once
+        return once + sum(self.passes[name].forward_flops for name in _EMBEDDING_PASSES)
 
     @property
     def total_flops(self) -> int:
@@ -628,10 +633,7 @@ class RunCost:
 
     @property
     def micro_batches(self) -> int | None:
-        """Number of micro-batches per step that fits; None if not even one image fits.
-
-        Contrast is within one micro-batch.
-        """
+        """Number of micro-batches per step that fits; None if not even one image fits."""
         if self.largest_batch == 0:
             return None
         return -(-self.batch_per_device // self.largest_batch)
@@ -819,7 +821,8 @@ def render(estimates: Sequence[RunCost], cluster: Cluster) -> str:
         "Memory of one device in GB of 1e9 bytes. EMA: the moving average of the head. Copies: "
         "autocast's bfloat16 weights\nand what FSDP2 gathers. An image: what the backward pass "
         "keeps of one, and its share of the working memory.\nFit at once: images in nine tenths "
-        "of the memory. Parts: micro-batches of a step (accumulate); contrast is within one."
+        "of the memory. Parts: micro-batches of a step (accumulate), of which several encode what "
+        "they contrast twice."
     )
     return "\n\n".join(
         (

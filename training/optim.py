@@ -6,13 +6,14 @@ Shapes: R C the last two axes of a parameter; the axes before them are a stack o
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 
 _TINY = 1e-30
 OptimizerName = Literal["muon", "adamw", "adafactor"]
@@ -129,13 +130,29 @@ def learning_rate_factor(
     return final_share + (1 - final_share) * cosine
 
 
-def _norms(gradients: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Norms of ordinary and of sharded gradients, which torch cannot combine."""
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, without a copy; an ordinary tensor is its own part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _sum_over_shards(values: Tensor, sharded: DTensor) -> None:
+    """Add up values over the ranks that share `sharded`, in place, in one exchange."""
+    for axis, place in enumerate(sharded.placements):
+        if place.is_shard():
+            dist.all_reduce(values, group=sharded.device_mesh.get_group(axis))
+
+
+def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The joint norm of ordinary and of sharded gradients."""
+    squares = []
     for is_cut in (False, True):
         part = [gradient for gradient in gradients if isinstance(gradient, DTensor) == is_cut]
         if part:
-            norm = torch.nn.utils.get_total_norm(part)
-            yield norm.full_tensor() if isinstance(norm, DTensor) else norm
+            norms = torch._foreach_norm([_local(gradient) for gradient in part])
+            squares.append(torch.stack(norms).square().sum())
+            if isinstance(part[0], DTensor):
+                _sum_over_shards(squares[-1], part[0])
+    return torch.stack(squares).sum().sqrt()
 
 
 @torch.no_grad()
@@ -148,17 +165,17 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    norm = float(torch.stack(list(_norms(gradients))).norm())
+    norm = float(_total_norm(gradients))
     if math.isfinite(norm) and norm > max_norm:
-        for is_cut in (False, True):
-            part = [gradient for gradient in gradients if isinstance(gradient, DTensor) == is_cut]
-            if part:
-                torch._foreach_mul_(part, max_norm / norm)
+        torch._foreach_mul_([_local(gradient) for gradient in gradients], max_norm / norm)
     return norm
 
 
 class Adafactor(torch.optim.Optimizer):
     """Adafactor with momentum in float32, for parameters that FSDP2 may shard.
+
+    Parameters of one shape are updated together, each rank's parts by ordinary operators: sharded
+    operators cost the host ten times as much time a tensor as plain ones.
 
     Those of torch and transformers cannot update sharded parameters: one squares norms in place
     that are still spread over the ranks, the other adds ordinary tensors to sharded ones (torch
@@ -196,53 +213,118 @@ class Adafactor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient; sharded ones exchange sums once."""
         assert closure is None, "Adafactor takes no closure"
+        cut = []
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            for parameters in _of_one_kind(group["params"], self.state):
+                stack = _Stack(parameters, [self.state[p] for p in parameters], group)
+                if isinstance(parameters[0], DTensor):
+                    cut.append(stack)
+                else:
+                    stack.apply(stack.local_sums_SF)
+        if cut:
+            flat = torch.cat([stack.local_sums_SF.flatten() for stack in cut])
+            _sum_over_shards(flat, cast("DTensor", cut[0].parameters[0]))
+            parts = flat.split([stack.local_sums_SF.numel() for stack in cut])
+            for stack, sums in zip(cut, parts, strict=True):
+                stack.apply(sums.view_as(stack.local_sums_SF))
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient, state = cast("Tensor", parameter.grad), self.state[parameter]
+
+def _of_one_kind(
+    parameters: Iterable[Tensor], states: Mapping[Tensor, dict[str, Any]]
+) -> list[list[Tensor]]:
+    """Group the parameters with a gradient by shape and by the number of steps they have had."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        state = states[parameter]
         if not state:
-            state["step"] = torch.zeros(())
-            state["momentum"] = torch.zeros_like(gradient)
-        state["step"] += 1
-        decay = min(group["max_decay"], 1 - float(state["step"]) ** -0.8)
-        update = gradient * _inverse_root(gradient, state, decay)
-        rms = update.square().mean().sqrt()
-        update = _cut_like(update / (rms / group["max_rms"]).clamp(min=1.0), parameter)
-        state["momentum"].lerp_(update, 1 - group["momentum"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(state["momentum"], alpha=-group["lr"])
+            state |= _new_state(parameter)
+        places = parameter.placements if isinstance(parameter, DTensor) else None
+        kind = (parameter.shape, parameter.dtype, parameter.device, places, float(state["step"]))
+        kinds.setdefault(kind, []).append(parameter)
+    return list(kinds.values())
 
 
-def _cut_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Shard a value like its parameter; ordinary tensors are returned unchanged."""
-    if isinstance(value, DTensor) and isinstance(parameter, DTensor):
-        return value.redistribute(placements=parameter.placements)
-    return value
+def _new_state(parameter: Tensor) -> dict[str, Tensor]:
+    """Moments of zero, sharded like the parameter; those of a matrix's columns are replicated."""
+    momentum = torch.zeros_like(parameter, requires_grad=False)
+    state = {"step": torch.zeros(()), "momentum": momentum}
+    if parameter.ndim < 2:
+        return state | {"variance": torch.zeros_like(momentum)}
+    state["rows_R1"] = torch.zeros_like(momentum[..., :1])
+    if parameter.ndim > 2:
+        return state | {"columns_1C": torch.zeros_like(momentum[..., :1, :])}
+    return state | {"columns_1C": _local(momentum).new_zeros((1, parameter.shape[1]))}
 
 
-def _inverse_root(gradient: Tensor, state: dict[str, Any], decay: float) -> Tensor:
-    """Update the second moments and return 1 / their root, of the gradient's shape.
+class _Stack:
+    """Parameters of one shape, updated together; of sharded ones, this rank's parts.
 
-    The moments are replaced, not changed in place: a mean along a sharded axis is sharded
-    differently from the moment that it is added to.
+    A mean along a sharded axis takes the sums of all ranks. An update's size takes the means first,
+    but is a sum of products in which they can be put in afterwards; so one exchange serves both.
+
+    Shapes: S parameters, F sums of each.
+
+    Attributes:
+        parameters: Of one kind.
+        local_sums_SF: To be added up over the ranks.
     """
-    squares = gradient.square() + _TINY
-    if gradient.ndim < 2:
-        state["variance"] = _moved(state.get("variance"), squares, decay)
-        return cast("Tensor", state["variance"].rsqrt())
-    state["rows_R1"] = _moved(state.get("rows_R1"), squares.mean(-1, keepdim=True), decay)
-    state["columns_1C"] = _moved(state.get("columns_1C"), squares.mean(-2, keepdim=True), decay)
-    mean_11 = state["rows_R1"].mean(-2, keepdim=True)
-    return cast("Tensor", (state["rows_R1"] / mean_11).rsqrt() * state["columns_1C"].rsqrt())
 
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        states: Sequence[dict[str, Any]],
+        group: Mapping[str, Any],
+    ) -> None:
+        self.parameters, self._states, self._group = parameters, states, group
+        torch._foreach_add_([state["step"] for state in states], 1)
+        self._decay = min(group["max_decay"], 1 - float(states[0]["step"]) ** -0.8)
+        self._gradient = torch.stack([_local(cast("Tensor", p.grad)) for p in parameters])
+        squares = self._gradient.square()
+        # The rows of one matrix may be spread over the ranks, its columns never.
+        self._root: Tensor | None = None
+        if parameters[0].ndim == 2:
+            self._rows_SR1 = self._moved("rows_R1", (squares + _TINY).mean(-1, keepdim=True))
+            by_columns = ((squares + _TINY).sum(-2), (squares / self._rows_SR1).sum(-2))
+            self.local_sums_SF = torch.cat((*by_columns, self._rows_SR1.sum(-2)), dim=1)
+            return
+        if parameters[0].ndim > 2:
+            rows = self._moved("rows_R1", (squares + _TINY).mean(-1, keepdim=True))
+            columns = self._moved("columns_1C", (squares + _TINY).mean(-2, keepdim=True))
+            self._root = (rows / rows.mean(-2, keepdim=True)).rsqrt() * columns.rsqrt()
+        else:
+            self._root = self._moved("variance", squares + _TINY).rsqrt()
+        self.local_sums_SF = (self._gradient * self._root).square().view(len(parameters), -1)
+        self.local_sums_SF = self.local_sums_SF.sum(1, keepdim=True)
 
-def _moved(average: Tensor | None, values: Tensor, decay: float) -> Tensor:
-    if isinstance(values, DTensor):
-        whole = [Replicate() if place.is_partial() else place for place in values.placements]
-        values = values.redistribute(placements=whole)
-    return values * (1 - decay) if average is None else average * decay + values * (1 - decay)
+    def _values(self, name: str) -> list[Tensor]:
+        return [_local(state[name]) for state in self._states]
+
+    def _moved(self, name: str, values: Tensor) -> Tensor:
+        """Move a moment towards values; returns it, stacked."""
+        moments = self._values(name)
+        moved = torch.stack(moments).mul_(self._decay).add_(values, alpha=1 - self._decay)
+        torch._foreach_copy_(moments, list(moved))
+        return moved
+
+    def apply(self, sums_SF: Tensor) -> None:
+        """Update the parameters with the sums over all ranks."""
+        shape = self.parameters[0].shape
+        if self._root is not None:
+            root, squares_S = self._root, sums_SF[:, 0]
+        else:
+            columns_SC, weighted_SC, rows_S1 = sums_SF.split((shape[1], shape[1], 1), dim=1)
+            columns_S1C = self._moved("columns_1C", columns_SC[:, None] / shape[0])
+            mean_S11 = rows_S1[:, :, None] / shape[0]
+            root = (self._rows_SR1 / mean_S11).rsqrt() * columns_S1C.rsqrt()
+            squares_S = mean_S11[:, 0, 0] * (weighted_SC / columns_S1C[:, 0]).sum(-1)
+        group, rms_S = self._group, (squares_S / shape.numel()).sqrt()
+        scale_S = (rms_S / group["max_rms"]).clamp(min=1.0).reciprocal()
+        update = self._gradient * root * scale_S.view(-1, *[1] * len(shape))
+        momenta, own = self._values("momentum"), [_local(p) for p in self.parameters]
+        torch._foreach_lerp_(momenta, list(update), 1 - group["momentum"])
+        torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(own, momenta, alpha=-group["lr"])

@@ -73,7 +73,11 @@ class _StepModule(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: Batch, step: Step, *, only_embeds: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if only_embeds:
+            return self.method.embed_captions(batch, step), {}
         result = self.method(batch, step)
         return result.loss, result.metrics
 
@@ -117,6 +121,12 @@ class ParallelMethod:
         """Loss and metrics of this rank's share of a step; call `backward` on the loss."""
         loss, metrics = self._module(batch, step)
         return loss, metrics
+
+    @torch.no_grad()
+    def embed_captions(self, batch: Batch, step: Step) -> Tensor:
+        """The rows that a step contrasts over its micro-batches, without gradient."""
+        rows_TF, _ = self._module(batch, step, only_embeds=True)
+        return cast("Tensor", rows_TF)
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Defer the exchange of gradients to the last micro-batch of a step."""

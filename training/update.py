@@ -6,7 +6,7 @@ Independent of files and logs.
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from training.data.batch import Batch
 from training.distributed import num_ranks, sum_over_ranks
 from training.methods.base import Step
+from training.methods.terms import contrast_step
 from training.optim import OptimConfig, clip_gradients, learning_rate_factor
 from training.parallel import ParallelMethod, move
 
@@ -44,9 +45,9 @@ class UpdateConfig:
 class Update:
     """Takes one optimizer step per call.
 
-    The gradient is the mean over a step's micro-batches. Contrast is within one micro-batch of all
-    ranks: what accumulates is the gradient of a mean of losses, not the loss of one large batch, so
-    twice the micro-batches is not the same as twice the batch size.
+    The gradient is the mean over a step's micro-batches. Captions are contrasted over all of them
+    (see `training.methods.terms`), so twice the micro-batches is the same as twice the batch size,
+    except for what is compared within a micro-batch: names, titles, centres and Sinkhorn-Knopp.
     """
 
     def __init__(
@@ -83,9 +84,15 @@ class Update:
         self._set_learning_rates(step)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        rows = [
-            self._accumulate(batch, self._step(batch, step, index, is_logged=is_logged), index)
+        steps = [
+            self._step(batch, step, index, is_logged=is_logged)
             for index, batch in enumerate(batches)
+        ]
+        if len(batches) > 1 and self._method.method.contrasts_captions():
+            steps = self._contrast(batches, steps)
+        rows = [
+            self._accumulate(batch, part, index)
+            for index, (batch, part) in enumerate(zip(batches, steps, strict=True))
         ]
         self._method.finish_gradients()
         norm = clip_gradients(self._trained, self._config.optim.clip_norm)
@@ -94,6 +101,21 @@ class Update:
             optimizer.step()
         self._method.method.after_step()
         return {**_means(rows), "grad_norm": torch.tensor(norm)}
+
+    def _contrast(self, batches: Sequence[Batch], steps: Sequence[Step]) -> list[Step]:
+        """Contrast the captions of all micro-batches; each step gets its share."""
+        method, rows = self._method, []
+        for batch, step in zip(batches, steps, strict=True):
+            with self._autocast():
+                rows.append(method.embed_captions(move(batch, method.device), step))
+        ids1_T, ids2_T = (
+            torch.cat([getattr(batch, name) for batch in batches]).to(method.device)
+            for name in ("cls1_ids_T", "cls2_ids_T")
+        )
+        shares = contrast_step(rows, ids1_T, ids2_T, method.method.log_temperature)
+        if shares is None:
+            return list(steps)
+        return [replace(step, contrast=part) for step, part in zip(steps, shares, strict=True)]
 
     def _accumulate(self, batch: Batch, step: Step, index: int) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch."""

@@ -414,4 +414,7 @@ def test_hours_and_micro_batches_follow_from_speed_and_memory(config: TrainingCo
     tight = on_card_of((found.state.total + 5.5 * found.bytes_per_image) / 0.9)
     assert (tight.largest_batch, tight.micro_batches) == (5, 4)
     assert tight.memory_bytes == found.state.total + 4 * found.bytes_per_image
+    again = ("student, whole image", "text, 2 captions")
+    forward = sum(found.passes[name].forward_flops for name in again)
+    assert tight.flops_per_image == found.flops_per_image + forward
     assert on_card_of(found.state.total).micro_batches is None

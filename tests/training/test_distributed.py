@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.training.ranks import two_ranks
-from tests.training.two_ranks import TwoParts, centre_after, data, gradients
+from tests.training.two_ranks import Shapes, TwoParts, centre_after, data, gradients, updated
 from training import distributed
 
 Seen = list[dict[str, Any]]
@@ -59,6 +59,15 @@ def test_rows_of_all_ranks_are_gathered_in_order_with_their_gradients(ranks: See
     assert ranks[1]["gathered"]["grad"] == [[9.0, 9.0]]
     assert ranks[0]["gathered"]["empty"] == [2, [0, 0], [], 0]
     assert ranks[1]["gathered"]["empty"] == [2, [0, 2], [[2.0], [2.0]], 0]
+
+
+def test_sharded_updates_are_those_of_one_rank_and_exchange_once(ranks: Seen) -> None:
+    expected = updated(Shapes())
+    for rank in ranks:
+        assert rank["updates"]["exchanges"] == 2  # one for the norm, one for all statistics
+        assert rank["updates"]["parameters"].keys() == expected.keys()
+        for name, values in rank["updates"]["parameters"].items():
+            assert values == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
 
 
 def test_one_rank_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:

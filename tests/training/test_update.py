@@ -12,7 +12,7 @@ from transformers import Tipsv2Model
 
 from tests.training.conftest import TINY_HEAD
 from training import update as update_module
-from training.data.batch import Batch
+from training.data.batch import Batch, TextBatch
 from training.methods.base import Method, Step, StepResult
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.optim import OptimConfig, build_optimizers
@@ -27,6 +27,7 @@ class Slope(Method):
 
     def __init__(self) -> None:
         super(Method, self).__init__()  # it has no model
+        self.config = PretrainConfig(contrast_weight=0.0)
         self.weight_2 = nn.Parameter(torch.tensor([1.0, 2.0]))
         self.steps: list[Step] = []
         self.dtypes: list[torch.dtype] = []
@@ -48,6 +49,25 @@ class Slope(Method):
 def plain(batch: Batch, value: float) -> Batch:
     """Four images of one colour."""
     return replace(batch, pixels_B3HW=torch.full_like(batch.pixels_B3HW, value))
+
+
+def cut(batch: Batch, part: int, parts: int) -> Batch:
+    """One of several equal micro-batches of a batch whose images all have captions."""
+    size = len(batch.pixels_B3HW) // parts
+    mine = slice(part * size, (part + 1) * size)
+
+    def texts(whole: TextBatch) -> TextBatch:
+        return TextBatch(token_ids_BL=whole.token_ids_BL[mine], mask_BL=whole.mask_BL[mine])
+
+    return replace(
+        batch,
+        pixels_B3HW=batch.pixels_B3HW[mine],
+        captioned_B=batch.captioned_B[mine],
+        cls1=texts(batch.cls1),
+        cls1_ids_T=batch.cls1_ids_T[mine],
+        cls2=texts(batch.cls2),
+        cls2_ids_T=batch.cls2_ids_T[mine],
+    )
 
 
 def build(
@@ -213,3 +233,31 @@ def test_both_precisions_take_nearly_the_same_step(
     for name in ("loss", "cls1", "cls2", "ibot"):
         assert float(rows[0][name]) == pytest.approx(float(rows[1][name]), rel=0.02), name
         assert not torch.equal(rows[0][name], rows[1][name]), name
+
+
+def test_captions_of_all_micro_batches_are_contrasted_as_in_one_large_batch(
+    student_model: Tipsv2Model, make_batches: Callable[..., Sequence[Batch]]
+) -> None:
+    state = {name: value.clone() for name, value in student_model.state_dict().items()}
+    size = 6
+    large = make_batches(batch_size=size)[0]
+    assert large.captioned_B.all()
+    found = {}
+    for parts in (1, 3):
+        student_model.load_state_dict(state)
+        config = PretrainConfig(head=TINY_HEAD, dino_weight=0.0, ibot_weight=0.0)
+        method = Pretrain(student_model, config)
+        update, _ = build(method, accumulate=parts, precision="float32")
+        row = update([cut(large, part, parts) for part in range(parts)], 0)
+        found[parts] = (
+            row,
+            {n: p.grad for n, p in method.named_parameters() if p.grad is not None},
+        )
+    (row, whole), (parted, gradients) = found[1], found[3]
+    assert gradients.keys() == whole.keys()
+    assert "log_temperature" in whole
+    norm = float(row["grad_norm"])
+    for name, gradient in whole.items():
+        assert float((gradients[name] - gradient).norm()) < 1e-6 * norm, name
+    for name in ("loss", "cls1", "cls2", "grad_norm"):
+        assert float(parted[name]) == pytest.approx(float(row[name]), rel=1e-6), name

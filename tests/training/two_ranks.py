@@ -3,13 +3,19 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tests.training.ranks import join
 from training import distributed
+from training.optim import OptimConfig, build_optimizers, clip_gradients
 from training.targets import Centering
 
 
@@ -83,6 +89,61 @@ def gathered_from_one(rank: int) -> list[object]:
     return [len(one_G1), [own.start, own.stop], alone_R1.grad.tolist(), len(none_G1)]
 
 
+class Shapes(nn.Module):
+    """Parameters of every kind: matrices, a stack of matrices, vectors and a scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(3, 5) for _ in range(2))  # 5 rows for two ranks
+        self.stack = nn.Parameter(torch.randn(3, 2, 4))
+        self.row = nn.Parameter(torch.randn(1, 4))
+        self.scalar = nn.Parameter(torch.tensor(0.5))
+
+
+def shard(module: Shapes) -> None:
+    """Shard all but the scalar, as `training.parallel` does."""
+    fully_shard(module, mesh=init_device_mesh("cpu", (2,)), ignored_params={module.scalar})
+
+
+def updated(module: Shapes) -> dict[str, list[float]]:
+    """Three steps of clipping and Adafactor; the second matrix joins in at the second step."""
+    (optimizer,) = build_optimizers([module], OptimConfig(optimizer="adafactor", adafactor_lr=0.1))
+    for step in range(3):
+        for number, (name, parameter) in enumerate(module.named_parameters()):
+            if step == 0 and name.startswith("layers.1"):
+                continue
+            generator = torch.Generator().manual_seed(10 * number + step)
+            gradient = torch.randn(parameter.shape, generator=generator)
+            data = parameter.data
+            parameter.grad = (
+                distribute_tensor(gradient, data.device_mesh, data.placements)
+                if isinstance(data, DTensor)
+                else gradient
+            )
+        clip_gradients(module.parameters(), 2.0)
+        optimizer.step()
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).flatten().tolist()
+        for name, p in module.named_parameters()
+    }
+
+
+def sharded_updates() -> dict[str, Any]:
+    """The updated parameters, and the exchanges of clipping and of the optimizer in a step."""
+    module, exchanges = Shapes(), []
+    shard(module)
+    exchange = dist.all_reduce
+
+    def count(values: Tensor, **settings: Any) -> None:
+        exchanges.append(len(values.shape))
+        exchange(values, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", count)
+        return {"parameters": updated(module), "exchanges": len(exchanges) / 3}
+
+
 def main(rank: int, folder: Path) -> None:
     """Call every function of `training.distributed` together with the other rank."""
     torch.set_num_threads(1)
@@ -100,6 +161,7 @@ def main(rank: int, folder: Path) -> None:
     seen["argument"] = own_K.tolist()
     seen["centre"] = centre_after(data()[mine])
     seen["gathered"] = gathered(rank)
+    seen["updates"] = sharded_updates()
     with distributed.first_rank_first():
         made = folder / "made-once"
         seen["found"] = made.exists()

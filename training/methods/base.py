@@ -15,7 +15,13 @@ from training.data.batch import Batch
 from training.heads import NameContrast
 from training.masking import random_masks
 from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
-from training.methods.terms import NameContrastConfig, caption_terms, name_term
+from training.methods.terms import (
+    ContrastShare,
+    NameContrastConfig,
+    caption_terms,
+    embed_captions,
+    name_term,
+)
 from training.targets import Centering
 
 GlobalToken = Literal["cls1", "cls2"]
@@ -32,6 +38,8 @@ class Step:
         first_row: Index of this rank's first image in the global batch.
         global_rows: Images in the global batch.
         is_logged: Whether values that are only for the log are computed; the same on all ranks.
+        contrast: This micro-batch's share of the contrast of captions; None if it has none, or if
+            it is the only micro-batch of its step and contrasts its captions itself.
     """
 
     progress: float
@@ -39,6 +47,7 @@ class Step:
     first_row: int
     global_rows: int
     is_logged: bool = True
+    contrast: ContrastShare | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -130,24 +139,40 @@ class Method(nn.Module, ABC):
         masked_BN = random_masks(step.global_rows, num_patches, ratio, step.generator, rows=rows)
         return masked_BN.to(tokens.patches_BND.device)
 
+    def contrasts_captions(self) -> bool:
+        """Whether captions of different images are compared."""
+        return self.config.contrast_weight > 0
+
+    def embed_captions(self, batch: Batch, step: Step) -> Tensor:
+        """The rows of `training.methods.terms.embed_captions`."""
+        locked = step.progress < self.config.text_locked_until
+        whole = vision_tokens(self.model, batch.pixels_B3HW)
+        return embed_captions(self.model, whole, batch, locked=locked)
+
+    def _caption_loss(
+        self, features: VisionTokens, batch: Batch, step: Step, *, locked: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean of both streams' terms, and the terms."""
+        if step.contrast is not None:
+            rows_TF = embed_captions(self.model, features, batch, locked=locked)
+            return step.contrast.replay(rows_TF, self.log_temperature), dict(step.contrast.terms)
+        temperature = self.log_temperature.exp()
+        terms = caption_terms(self.model, features, batch, temperature=temperature, locked=locked)
+        if not terms:
+            return features.patches_BND.new_zeros((), dtype=torch.float32), terms
+        return (terms["cls1"] + terms["cls2"]) / 2, terms
+
     def shared_loss(
-        self, features: VisionTokens, batch: Batch, progress: float
+        self, features: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the shared terms, and each term by its name."""
         settings = self.config
-        locked = progress < settings.text_locked_until
+        locked = step.progress < settings.text_locked_until
         terms: dict[str, Tensor] = {}
         loss = features.patches_BND.new_zeros((), dtype=torch.float32)
-        if settings.contrast_weight > 0:
-            terms = caption_terms(
-                self.model,
-                features,
-                batch,
-                temperature=self.log_temperature.exp(),
-                locked=locked,
-            )
-            if terms:
-                loss = settings.contrast_weight * (terms["cls1"] + terms["cls2"]) / 2
+        if self.contrasts_captions():
+            mean, terms = self._caption_loss(features, batch, step, locked=locked)
+            loss = settings.contrast_weight * mean
         if settings.names.weight > 0:
             terms["names"] = name_term(
                 self.model,
@@ -160,7 +185,7 @@ class Method(nn.Module, ABC):
             loss = loss + settings.names.weight * terms["names"]
         backbone = settings.image_backbone
         weights = {"image_backbone": backbone.weight, "titles": backbone.titles_weight}
-        backbone_terms = self._image_backbone_terms(features, batch, progress)
+        backbone_terms = self._image_backbone_terms(features, batch, step.progress)
         for name, term in backbone_terms.items():
             loss = loss + weights[name] * term
         return loss, terms | backbone_terms

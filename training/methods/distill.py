@@ -148,7 +148,7 @@ class Distill(Method):
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""
         whole = self.encode(batch.pixels_B3HW)
-        loss, terms = self.shared_loss(whole, batch, step.progress)
+        loss, terms = self.shared_loss(whole, batch, step)
         config = self.config
         uses_teacher = config.patch_from <= step.progress < config.patch_until
         has_patch = config.patch_weight > 0

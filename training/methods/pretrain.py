@@ -135,7 +135,7 @@ class Pretrain(Method):
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""
         whole = self.encode(batch.pixels_B3HW)
-        loss, terms = self.shared_loss(whole, batch, step.progress)
+        loss, terms = self.shared_loss(whole, batch, step)
         config = self.config
         has_ibot = config.ibot_weight > 0 and step.progress >= config.ibot_start
         has_dino = (

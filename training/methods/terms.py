@@ -2,10 +2,16 @@
 
 Each term is this rank's share: the mean over the ranks is the value for the global batch.
 
+Captions are contrasted over all micro-batches of a step. With several of them, each is embedded
+once without gradient; the contrast of all embeddings gives the gradient of each one; and the
+micro-batch's own forward pass, which is made again, takes that gradient from there (GradCache,
+arXiv:2101.06983). The whole is the gradient of one large batch.
+
 Shapes: B batch, N patches, L tokens, T captioned images, G those of all ranks, U names, V those
-of all ranks, D width.
+of all ranks, D width, F = 4 D.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,11 +79,18 @@ def caption_terms(
     """
     if sum_over_ranks([len(batch.cls1)]) == [0]:
         return {}
-    dim = features.cls1_BD.shape[-1]
+    rows_TF = embed_captions(model, features, batch, locked=locked)
+    return _contrast(rows_TF, batch.cls1_ids_T, batch.cls2_ids_T, temperature)
+
+
+def embed_captions(
+    model: Tipsv2Model, features: VisionTokens, batch: Batch, *, locked: bool = False
+) -> Tensor:
+    """CLS1, its caption, CLS2 and its caption of each captioned image, float32 [T, F]."""
     # Selection by a mask makes the host wait for the device.
     is_whole = len(batch.cls1) == len(batch.captioned_B)
     captioned = slice(None) if is_whole else batch.captioned_B
-    rows_TF = torch.cat(
+    return torch.cat(
         [
             part_TD.float()
             for part_TD in (
@@ -89,12 +102,69 @@ def caption_terms(
         ],
         dim=1,
     )
-    (rows_GF, ids1_G, ids2_G), own = gather_rows(rows_TF, batch.cls1_ids_T, batch.cls2_ids_T)
-    images1_GD, texts1_GD, images2_GD, texts2_GD = rows_GF.split(dim, dim=1)
+
+
+def _contrast(
+    rows_TF: Tensor, ids1_T: Tensor, ids2_T: Tensor, temperature: Tensor
+) -> dict[str, Tensor]:
+    (rows_GF, ids1_G, ids2_G), own = gather_rows(rows_TF, ids1_T, ids2_T)
+    images1_GD, texts1_GD, images2_GD, texts2_GD = rows_GF.chunk(4, dim=1)
     rows = None if num_ranks() == 1 else own
     cls1 = contrastive_loss(images1_GD, texts1_GD, temperature, ids1_G, rows=rows)
     cls2 = contrastive_loss(images2_GD, texts2_GD, temperature, ids2_G, rows=rows)
     return {"cls1": cls1 * num_ranks(), "cls2": cls2 * num_ranks()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ContrastShare:
+    """What one micro-batch gets from the contrast of all captions of its step.
+
+    Attributes:
+        terms: "cls1" and "cls2" of the whole step, without gradient.
+        rows_gradient_TF: Of the terms' mean, times the number of micro-batches, by the rows.
+        temperature_gradient: Of the terms' mean by the logarithm of the temperature.
+    """
+
+    terms: dict[str, Tensor]
+    rows_gradient_TF: Tensor
+    temperature_gradient: Tensor
+
+    def replay(self, rows_TF: Tensor, log_temperature: Tensor) -> Tensor:
+        """The mean of the terms; its gradient is this micro-batch's share of the step's."""
+        linear = (rows_TF * self.rows_gradient_TF).sum()
+        linear = linear + log_temperature * self.temperature_gradient
+        return linear - linear.detach() + (self.terms["cls1"] + self.terms["cls2"]) / 2
+
+
+def contrast_step(
+    rows: Sequence[Tensor], ids1_T: Tensor, ids2_T: Tensor, log_temperature: Tensor
+) -> list[ContrastShare] | None:
+    """Contrast the captions of all micro-batches of a step, over all ranks.
+
+    Args:
+        rows: Of `embed_captions`, without gradient, of each micro-batch.
+        ids1_T: Of the captions for CLS1 in all micro-batches, in the same order.
+        ids2_T: Of those for CLS2.
+        log_temperature: The learnt one.
+
+    Returns:
+        The share of each micro-batch; None if no rank has a captioned image.
+    """
+    if sum_over_ranks([sum(len(part) for part in rows)]) == [0]:
+        return None
+    leaves = [part.detach().requires_grad_() for part in rows]
+    learnt = log_temperature.detach().requires_grad_()
+    terms = _contrast(torch.cat(leaves), ids1_T, ids2_T, learnt.exp())
+    mean = (terms["cls1"] + terms["cls2"]) / 2
+    *gradients, by_temperature = torch.autograd.grad(mean, [*leaves, learnt])
+    return [
+        ContrastShare(
+            terms={name: term.detach() for name, term in terms.items()},
+            rows_gradient_TF=gradient * len(rows),
+            temperature_gradient=by_temperature,
+        )
+        for gradient in gradients
+    ]
 
 
 def name_term(

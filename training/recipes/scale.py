@@ -60,7 +60,7 @@ def _low_res(
     """The first stage: one crop of 224 and six of 98 pixels.
 
     Blocks are recomputed in the backward pass if a step would not fit on 64 GPUs of 80 GB
-    otherwise. Micro-batches are no alternative: each would contrast fewer images.
+    otherwise. Micro-batches would cost about as much: what they contrast is encoded twice.
     """
     return TrainingConfig(
         name=name,

@@ -47,11 +47,13 @@ class SegmentationMap:
         counts: Pixels of background and then of each class.
         score_HW: float32; cosine of the best class, also where the label is background. None if
             not requested.
+        cosine_Khw: float32; cosine of every class, then every background class, at every patch.
     """
 
     labels_HW: Labels
     counts: NDArray[np.int64]
     score_HW: NDArray[np.float32] | None
+    cosine_Khw: NDArray[np.float32]
 
 
 def l2_normalize(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -122,11 +124,15 @@ def upsample_bilinear(
 
 def bilinear_matrix(size_in: int, size_out: int) -> NDArray[np.float32]:
     """Weights [size_out, size_in] of linear interpolation between pixel centres; rows sum to 1."""
-    centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    centres = np.clip(centres, 0, size_in - 1)
+    centres = pixel_centres(size_in, size_out)
     distance = np.abs(centres[:, None] - np.arange(size_in))
     weights: NDArray[np.float32] = np.maximum(0, 1 - distance).astype(np.float32)
     return weights
+
+
+def pixel_centres(size_in: int, size_out: int) -> NDArray[np.float64]:
+    """Place of each of `size_out` pixels between the centres of `size_in` patches, from 0."""
+    return np.clip((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5, 0, size_in - 1)
 
 
 def segment(
@@ -157,7 +163,8 @@ def segment(
         raise ValueError(f"a label map has at least one pixel, not {height} x {width}")
     if len(classes_KD) > MAX_CLASSES:
         raise ValueError(f"at most {MAX_CLASSES} classes fit a label map, not {len(classes_KD)}")
-    value_hwK = np.moveaxis(cosine_map(features_ND, classes_KD, grid_hw), 0, -1)
+    cosine_Khw = cosine_map(features_ND, classes_KD, grid_hw)
+    value_hwK = np.moveaxis(cosine_Khw, 0, -1)
     num_classes = len(classes_KD) - background.num_classes
     threshold = background.threshold
     if threshold is not None and not with_scores:
@@ -173,7 +180,10 @@ def segment(
         labels_HW *= labels_HW <= num_classes
         counts[0] += counts[num_classes + 1 :].sum()
     return SegmentationMap(
-        labels_HW=labels_HW, counts=counts[: num_classes + 1], score_HW=found.score_HW
+        labels_HW=labels_HW,
+        counts=counts[: num_classes + 1],
+        score_HW=found.score_HW,
+        cosine_Khw=cosine_Khw,
     )
 
 

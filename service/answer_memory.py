@@ -35,6 +35,9 @@ COPIES: Final = {"list": 1.1, "base64": 2.2, "protobuf": 2.0}
 VECTOR_COPIES: Final = {**COPIES, "list": 2.2}
 # Bytes for each pixel, next to the mask: the decoded image, and it turned or as RGB; and runs.
 FORM_BYTES: Final = {"overlay": 8, "outlines": 3}
+# An instance without its run lengths: as it is sent, and in memory.
+INSTANCE_CHARS: Final = 160
+INSTANCE_BYTES: Final = 1024
 VECTOR_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
 MB: Final = 1_000_000
 # While requests wait for the memory that answers hold, a client must read at least this fast, and
@@ -107,7 +110,7 @@ def answer_size(
         num_values = embed_dim * sum(num_patches)
         kinds = [_embeddings(request, num_values)]
     else:
-        kinds = list(_maps(request, num_pixels, form))
+        kinds = list(_maps(request, len(sizes_hw), num_pixels, form))
     held = sum(kind.held(form) for kind in kinds) + FORM_BYTES.get(form, 0) * num_pixels
     return AnswerSize(math.ceil(sum(kind.sent(form) for kind in kinds)), math.ceil(held))
 
@@ -124,6 +127,7 @@ def _embeddings(request: EmbedImagesRequest, num_values: int) -> _Arrays:
 
 def _maps(
     request: SegmentImagesRequest | VisualizeFeaturesRequest | EstimateMapsRequest,
+    num_images: int,
     num_pixels: int,
     form: AnswerForm,
 ) -> Iterable[_Arrays]:
@@ -136,6 +140,16 @@ def _maps(
         yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=label_bytes, chars=chars)
         if request.include_scores:
             yield _Arrays(num_values=num_pixels, sent_bytes=4, held_bytes=4)
+        if request.include_instances:
+            # Run lengths, of which a byte a pixel bounds those of smooth masks.
+            yield _Arrays(num_values=num_pixels, sent_bytes=1, held_bytes=1, chars=1)
+            num_instances = math.ceil(num_images / request.min_area_share)
+            yield _Arrays(
+                num_values=num_instances,
+                sent_bytes=INSTANCE_CHARS,
+                held_bytes=INSTANCE_BYTES,
+                chars=INSTANCE_CHARS,
+            )
     elif request.size == "image":
         if isinstance(request, VisualizeFeaturesRequest) and request.kind == "groups":
             yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=3, chars=3)

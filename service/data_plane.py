@@ -35,6 +35,7 @@ from service.messages import (
     EstimateMapsRequest,
     EstimateMapsResponse,
     FloatArray,
+    MaskSize,
     ModelInfo,
     RequestLimits,
     SegmentImagesRequest,
@@ -59,6 +60,7 @@ from service.outputs.slide import Geometry
 from service.outputs.vectors import classify, pack, pack_all
 from service.request_gate import UNAVAILABLE_RETRY_S, RequestGate, unavailable
 from service.validation import (
+    check_area_share,
     check_choices,
     check_dimensions,
     check_features,
@@ -326,20 +328,24 @@ class DataPlane:
         with self._leased_model(request, call) as model:
             check_images(request.images, self.limits)
             check_threshold(request.background_threshold)
+            check_area_share(request.min_area_share)
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model)
             job = self._image_job(request, model, call)
             async with self._encoded(job, model, call, prompts) as (encoded, known):
                 classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
                 masks = await wait_all(
-                    self.offload_steps(segment_image(parts, classes_KD, geometry, request), call)
-                    for parts, geometry in (
-                        (
+                    self.offload_steps(
+                        segment_image(
                             [part.outputs[features] for part in image.parts],
-                            _geometry(image, job.rule.windows),
-                        )
-                        for image in encoded.images
+                            classes_KD,
+                            _geometry(image, job.rule, request.size),
+                            request,
+                            temperature=model.manifest.temperature,
+                        ),
+                        call,
                     )
+                    for image in encoded.images
                 )
         return SegmentImagesResponse(
             model=model.manifest.name,
@@ -461,8 +467,13 @@ class DataPlane:
 
         def check(sizes_hw: Sequence[tuple[int, int]], num_patches: Sequence[int]) -> int:
             assert isinstance(request, SizedRequest)
-            if isinstance(request, SegmentImagesRequest) and rule.windows is not None:
-                check_slide(sizes_hw, request)
+            if isinstance(request, SegmentImagesRequest):
+                sizes_hw = [
+                    mask_size(rule, request.size, size_hw, rule.target_hw(size_hw))
+                    for size_hw in sizes_hw
+                ]
+                if rule.windows is not None:
+                    check_slide(sizes_hw, request)
             width = model.manifest.embed_dim
             size = answer_size(request, call.answer_form, sizes_hw, num_patches, embed_dim=width)
             self.answer_memory.check(size)
@@ -528,5 +539,17 @@ def size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
     )
 
 
-def _geometry(image: EncodedImage, windows: Windows | None) -> Geometry:
-    return Geometry(image.grid_hw, image.size_hw, scaled_hw=image.scaled_hw, windows=windows)
+def _geometry(image: EncodedImage, rule: SizeRule, size: MaskSize) -> Geometry:
+    size_hw = mask_size(rule, size, image.size_hw, image.scaled_hw)
+    return Geometry(image.grid_hw, size_hw, scaled_hw=image.scaled_hw, windows=rule.windows)
+
+
+def mask_size(
+    rule: SizeRule, size: MaskSize, size_hw: tuple[int, int], scaled_hw: tuple[int, int]
+) -> tuple[int, int]:
+    """Height and width of a mask, from those of its image and of the model's input."""
+    if size == "image":
+        return size_hw
+    if size == "model":
+        return scaled_hw
+    return -(-scaled_hw[0] // rule.patch_size), -(-scaled_hw[1] // rule.patch_size)

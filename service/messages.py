@@ -27,6 +27,7 @@ FeatureScope = Literal["image", "request"]
 TemplateSet = Literal["none", "tcl"]
 ImageOutput = Literal["patches", "values", "cls1", "cls2"]
 MapSize = Literal["image", "model"]
+MaskSize = Literal["image", "model", "patch"]
 SegmentMode = Literal["whole", "slide"]
 VectorType = Literal["float32", "float16", "int8"]
 # Which tokens of a text that is too long are dropped; with NONE such a text is an error.
@@ -200,6 +201,9 @@ class SegmentImagesRequest:
             threshold.
         background_classes: Classes that count as background where they win.
         include_scores: Whether to return the winner's score for every pixel.
+        include_instances: Whether to return the connected regions of each class.
+        min_area_share: Share of the mask's pixels that an instance has at least.
+        size: Whether a mask has the size of its image, of the model's input, or a pixel a patch.
         mode: `whole` runs the model once; `slide` runs it on windows, and scores are the means over
             windows. None is the manifest's choice.
         partial: Whether the other images are answered if some cannot be read.
@@ -215,8 +219,30 @@ class SegmentImagesRequest:
     background_threshold: float | None = None
     background_classes: tuple[SegmentClass, ...] = ()
     include_scores: bool = False
+    include_instances: bool = False
+    min_area_share: float = 0.001
+    size: MaskSize = "image"
     mode: SegmentMode | None = None
     partial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Instance:
+    """Pixels of one class that are connected by edges.
+
+    Attributes:
+        label: Of its class, from 1.
+        area: Number of pixels.
+        box: Left, top, width and height, in pixels.
+        score: Mean probability of the class over the pixels.
+        counts: Lengths of runs outside, inside, outside ... in columns, as in COCO.
+    """
+
+    label: int
+    area: int
+    box: tuple[int, int, int, int]
+    score: float
+    counts: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,14 +251,18 @@ class Segmentation:
 
     Attributes:
         labels_HW: k for the k-th class, 0 for background; uint8 if that suffices, else uint16. It
-            has the size of the upright image.
+            has the requested size, by default that of the upright image.
         scores_HW: Cosine of the best class or background class; None if not requested.
         area_shares: Share of all pixels for the background and then each class.
+        class_scores: Mean probability of each class over its pixels; 0 without a pixel.
+        instances: By class, then the largest first; empty if not requested.
     """
 
     labels_HW: Labels
     scores_HW: FloatArray | None
     area_shares: tuple[float, ...]
+    class_scores: tuple[float, ...]
+    instances: tuple[Instance, ...] = ()
 
     @property
     def wire_labels(self) -> NDArray[np.uint16]:

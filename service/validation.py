@@ -35,6 +35,8 @@ GROUP_COUNTS: Final = range(2, 21)
 MAX_SEED: Final = 2**31 - 1
 # Below it the best class would get all of the probability, whatever the other cosines are.
 MIN_TEMPERATURE: Final = 1e-4
+# An image has at most 10,000 instances.
+MIN_AREA_SHARE: Final = 1e-4
 # Values of all classes at all pixels of a request's masks in slide mode; a value takes some
 # 17 ns, and 25 with scores or a background threshold.
 MAX_SLIDE_VALUES: Final = 2_000_000_000
@@ -236,6 +238,19 @@ def check_threshold(threshold: float | None) -> None:
             f"background_threshold is a cosine from -1 to 1, not {threshold}; include_scores "
             "returns the cosines of an image.",
             param="background_threshold",
+        )
+
+
+def check_area_share(share: float) -> None:
+    """Check the least share of an instance, which bounds how many there are.
+
+    Raises:
+        InvalidRequest: It is out of range.
+    """
+    if not MIN_AREA_SHARE <= share <= 1:
+        raise InvalidRequest(
+            f"min_area_share must be from {MIN_AREA_SHARE} to 1, not {share}.",
+            param="min_area_share",
         )
 
 

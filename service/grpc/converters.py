@@ -41,11 +41,13 @@ from service.messages import (
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )
+from service.outputs.contours import compress_counts
 from service.outputs.masks import class_color
 
 T = TypeVar("T")
 M = TypeVar("M")
 R = TypeVar("R")
+BOX_FIELDS = ("left", "top", "width", "height")
 DATA_TYPES: Mapping[str, tensor_pb2.DataType] = {
     "float32": tensor_pb2.DATA_TYPE_FLOAT32,
     "uint16": tensor_pb2.DATA_TYPE_UINT16,
@@ -162,16 +164,35 @@ def from_segment_images(answer: SegmentImagesResponse) -> segment_pb2.SegmentIma
 
 def _segmentation(mask: Segmentation, names: Sequence[str]) -> segment_pb2.Segmentation:
     background_share, *shares = mask.area_shares
+    rows = zip(names, shares, mask.class_scores, strict=True)
     classes = [
-        segment_pb2.ClassArea(label=k, name=name, color=class_color(k), area_share=share)
-        for k, (name, share) in enumerate(zip(names, shares, strict=True), start=1)
+        segment_pb2.ClassArea(
+            label=k, name=name, color=class_color(k), area_share=share, score=score
+        )
+        for k, (name, share, score) in enumerate(rows, start=1)
     ]
     return segment_pb2.Segmentation(
         labels=tensor(mask.wire_labels),
         scores=None if mask.scores_HW is None else tensor(mask.scores_HW),
         classes=classes,
         background_share=background_share,
+        instances=_instances(mask),
     )
+
+
+def _instances(mask: Segmentation) -> list[segment_pb2.Instance]:
+    height, width = mask.labels_HW.shape
+    counts = [one.counts for one in mask.instances]
+    return [
+        segment_pb2.Instance(
+            label=one.label,
+            area=one.area,
+            box=segment_pb2.Box(**dict(zip(BOX_FIELDS, one.box, strict=True))),
+            score=one.score,
+            mask=segment_pb2.RunLengths(height=height, width=width, counts=text),
+        )
+        for one, text in zip(mask.instances, compress_counts(counts), strict=True)
+    ]
 
 
 def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.ClassifyImagesResponse:

@@ -39,6 +39,37 @@ def class_polygons(labels_HW: Labels, num_classes: int) -> list[list[Polygon]]:
     return polygons
 
 
+def simplify(polygon: Polygon, tolerance: float) -> Polygon:
+    """Leave out corners, so that no point of the outline moves by more than so many pixels.
+
+    An outline that would have fewer than three corners stays as it is.
+
+    Source: Douglas and Peucker, 1973; the distance is to the segment, not to its line.
+    """
+    if not tolerance:
+        return polygon
+    point_P2 = np.array([*polygon, *polygon[:2]], np.float64).reshape(-1, 2)
+    farthest = int(((point_P2 - point_P2[0]) ** 2).sum(axis=1).argmax())
+    kept = {0, farthest}
+    parts = [(0, farthest), (farthest, len(point_P2) - 1)]
+    while parts:
+        first, last = parts.pop()
+        if last - first < 2:
+            continue
+        start_2, along_2 = point_P2[first], point_P2[last] - point_P2[first]
+        offset_P2 = point_P2[first + 1 : last] - start_2
+        share_P = np.clip(offset_P2 @ along_2 / max(along_2 @ along_2, 1), 0, 1)
+        distance_P = np.linalg.norm(offset_P2 - share_P[:, None] * along_2, axis=1)
+        worst = int(distance_P.argmax())
+        if distance_P[worst] > tolerance:
+            middle = first + 1 + worst
+            kept.add(middle)
+            parts += [(first, middle), (middle, last)]
+    if len(kept) < 3:
+        return polygon
+    return [polygon[2 * index + axis] for index in sorted(kept) for axis in (0, 1)]
+
+
 @dataclass(frozen=True, slots=True)
 class Corners:
     """Corners of regions, sorted by class, then from left to right, then from top to bottom.
@@ -214,7 +245,7 @@ class ClassRuns:
 def class_runs(labels_HW: Labels, num_classes: int) -> list[ClassRuns]:
     """Runs of classes 1 to `num_classes`."""
     height, width = labels_HW.shape
-    flat = _columns(labels_HW)
+    flat = by_columns(labels_HW)
     start_R = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     end_R = np.append(start_R[1:], flat.size)
     label_R = flat[start_R]
@@ -222,13 +253,15 @@ def class_runs(labels_HW: Labels, num_classes: int) -> list[ClassRuns]:
     bounds = np.searchsorted(label_R[order_R], np.arange(1, num_classes + 2)).tolist()
     start_R, end_R = start_R[order_R], end_R[order_R]
     return [
-        _runs_of_one(start_R[begin:end], end_R[begin:end], (height, width))
+        runs_of_one(start_R[begin:end], end_R[begin:end], (height, width))
         for begin, end in pairwise(bounds)
     ]
 
 
 def compress_counts(counts: list[Ints]) -> list[str]:
     """Encode each list of counts as the string that pycocotools writes."""
+    if not counts:
+        return []
     lengths = np.array([len(numbers) for numbers in counts])
     value_N = np.concatenate([_differences(numbers) for numbers in counts])
     pieces: list[NDArray[np.uint8]] = []
@@ -248,7 +281,7 @@ def compress_counts(counts: list[Ints]) -> list[str]:
     return [text[begin:end] for begin, end in pairwise(bounds)]
 
 
-def _columns(labels_HW: Labels) -> Labels:
+def by_columns(labels_HW: Labels) -> Labels:
     """The label map flattened by columns."""
     if labels_HW.dtype == np.uint8:  # Pillow transposes in blocks, several times faster than NumPy
         turned = Image.fromarray(labels_HW).transpose(Image.Transpose.TRANSPOSE)
@@ -256,10 +289,13 @@ def _columns(labels_HW: Labels) -> Labels:
     return np.ascontiguousarray(labels_HW.T).ravel()
 
 
-def _runs_of_one(start_R: Ints, end_R: Ints, size_hw: tuple[int, int]) -> ClassRuns:
+def runs_of_one(start_R: Ints, end_R: Ints, size_hw: tuple[int, int]) -> ClassRuns:
+    """Runs of one class or instance, from where each begins and ends in the columns."""
     height, width = size_hw
     if not len(start_R):
         return ClassRuns(np.array([height * width]), 0, (0, 0, 0, 0))
+    is_apart = start_R[1:] != end_R[:-1]
+    start_R, end_R = start_R[np.append(True, is_apart)], end_R[np.append(is_apart, True)]
     edges = np.stack([start_R, end_R], axis=1).ravel()
     counts = np.diff(edges, prepend=0)
     if edges[-1] < height * width:

@@ -16,8 +16,21 @@ from PIL import Image
 from model.segmentation import Background, average_groups, l2_normalize, segment
 from model.winner_map import Labels
 from service.lanes.work import Outputs
-from service.messages import FloatArray, ImageOutput, Segmentation, SegmentImagesRequest
+from service.messages import (
+    FloatArray,
+    ImageOutput,
+    Instance,
+    Segmentation,
+    SegmentImagesRequest,
+)
 from service.outputs.png import ColourType, to_oklab, write_png
+from service.outputs.regions import (
+    Runs,
+    class_probabilities,
+    class_scores,
+    find_instances,
+    score_pixels,
+)
 from service.outputs.slide import Geometry, segment_windows
 from service.waiting import Steps
 
@@ -68,37 +81,51 @@ def segment_image(
     classes_KD: FloatArray,
     geometry: Geometry,
     request: SegmentImagesRequest,
+    *,
+    temperature: float,
 ) -> Steps[Segmentation]:
-    """Steps that segment one image at its original size; scores only if requested.
+    """Steps that segment one image at the size of its mask.
 
     Args:
         parts: Patch embeddings [N, D] of the whole image, or of each window.
         classes_KD: One unit vector for each class, then for each background class.
-        geometry: Sizes of the image, and its windows if any.
-        request: With the background rules.
+        geometry: Sizes of mask and image, and the image's windows if any.
+        request: With the background rules, and what to return.
+        temperature: Divisor of cosines in the scores of classes.
     """
     background = Background(
         threshold=request.background_threshold, num_classes=len(request.background_classes)
     )
     if geometry.windows is not None:
-        return (
-            yield from segment_windows(
-                parts, classes_KD, geometry, background, with_scores=request.include_scores
-            )
+        result = yield from segment_windows(
+            parts, classes_KD, geometry, background, with_scores=request.include_scores
         )
-    (features_ND,) = parts
-    result = segment(
-        features_ND,
-        classes_KD,
-        grid_hw=geometry.grid_hw,
-        size_hw=geometry.size_hw,
-        background=background,
-        with_scores=request.include_scores,
-    )
+    else:
+        (features_ND,) = parts
+        result = segment(
+            features_ND,
+            classes_KD,
+            grid_hw=geometry.grid_hw,
+            size_hw=geometry.size_hw,
+            background=background,
+            with_scores=request.include_scores,
+        )
+    yield
+    labels_HW = result.labels_HW
+    runs = Runs.of(labels_HW)
+    yield
+    probability_Khw = class_probabilities(result.cosine_Khw, temperature, background.threshold)
+    sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
+    instances: tuple[Instance, ...] = ()
+    if request.include_instances:
+        yield
+        instances = find_instances(runs, sum_R, labels_HW.shape, request.min_area_share)
     return Segmentation(
-        labels_HW=result.labels_HW,
+        labels_HW=labels_HW,
         scores_HW=result.score_HW,
-        area_shares=tuple((result.counts / result.labels_HW.size).tolist()),
+        area_shares=tuple((result.counts / labels_HW.size).tolist()),
+        class_scores=class_scores(runs, sum_R, len(request.classes)),
+        instances=instances,
     )
 
 
@@ -116,6 +143,11 @@ def encode_mask_png(labels_HW: Labels) -> bytes:
         ColourType.PALETTE,
         palette().tobytes(),
     )
+
+
+def encode_labels_png(labels_HW: Labels) -> bytes:
+    """Encode a grey PNG whose pixel values are the labels: 8 bits if they suffice, else 16."""
+    return write_png(labels_HW.shape, lambda rows: labels_HW[rows], ColourType.GREY)
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:

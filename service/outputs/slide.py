@@ -7,10 +7,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.segmentation import Background, bilinear_matrix, cosine_map
+from model.segmentation import (
+    Background,
+    SegmentationMap,
+    bilinear_matrix,
+    cosine_map,
+    pixel_centres,
+)
 from model.winner_map import WinnerMap
 from service.images import Windows
-from service.messages import FloatArray, Segmentation
+from service.messages import FloatArray
 from service.waiting import Steps
 
 # Memory bound: values of all classes for some rows of the mask, 16 MiB of float32.
@@ -25,7 +31,7 @@ class Geometry:
 
     Attributes:
         grid_hw: Patch rows and columns of the image, or of each window.
-        size_hw: Height and width of the original, in pixels.
+        size_hw: Height and width of the mask, in pixels.
         scaled_hw: Height and width after scaling, in pixels.
         windows: Windows of the scaled image; None if the model sees it whole.
     """
@@ -35,6 +41,14 @@ class Geometry:
     scaled_hw: tuple[int, int] = (0, 0)
     windows: Windows | None = None
 
+    @property
+    def whole_grid_hw(self) -> tuple[int, int]:
+        """Patch rows and columns of the whole scaled image."""
+        if self.windows is None:
+            return self.grid_hw
+        patch_size = self.windows.side // self.grid_hw[0]
+        return -(-self.scaled_hw[0] // patch_size), -(-self.scaled_hw[1] // patch_size)
+
 
 def segment_windows(
     features: Sequence[FloatArray],
@@ -43,8 +57,8 @@ def segment_windows(
     background: Background,
     *,
     with_scores: bool,
-) -> Steps[Segmentation]:
-    """Segment one image at its original size, in a step for each band of rows.
+) -> Steps[SegmentationMap]:
+    """Segment one image at the size of its mask, in a step for each band of rows.
 
     Args:
         features: Patch embeddings [N, D] of every window, row by row.
@@ -86,11 +100,36 @@ def segment_windows(
             found.score_HW[band] = score_HW
         yield
     counts = found.counts[: num_classes + 1]
-    return Segmentation(
+    return SegmentationMap(
         labels_HW=found.labels_HW,
-        scores_HW=found.score_HW,
-        area_shares=tuple((counts / found.labels_HW.size).tolist()),
+        counts=counts,
+        score_HW=found.score_HW,
+        cosine_Khw=_mean_at_patches(cosines, geometry),
     )
+
+
+def _mean_at_patches(cosines: Sequence[FloatArray], geometry: Geometry) -> FloatArray:
+    """Mean cosines over windows at every patch of the whole image, [K, h, w]."""
+    assert geometry.windows is not None
+    side = geometry.windows.side
+    grid_hw = geometry.whole_grid_hw
+    down, across = (bilinear_matrix(n, side) for n in geometry.grid_hw)
+    # The pixel at the centre of each patch.
+    y_h, x_w = (
+        pixel_centres(length, count).round().astype(np.intp)
+        for length, count in zip(geometry.scaled_hw, grid_hw, strict=True)
+    )
+    sum_Khw = np.zeros((len(cosines[0]), *grid_hw), np.float32)
+    hits_hw = np.zeros(grid_hw, np.float32)
+    corners = geometry.windows.corners(geometry.scaled_hw)
+    for cosine_Khw, (top, left) in zip(cosines, corners, strict=True):
+        rows = slice(*np.searchsorted(y_h, (top, top + side)))
+        columns = slice(*np.searchsorted(x_w, (left, left + side)))
+        value_Khw = down[y_h[rows] - top] @ cosine_Khw @ across[x_w[columns] - left].T
+        sum_Khw[:, rows, columns] += value_Khw
+        hits_hw[rows, columns] += 1
+    sum_Khw /= hits_hw
+    return sum_Khw
 
 
 def _mean_over_windows(

@@ -30,6 +30,7 @@ from service.messages import (
     FeatureScope,
     GlobalFeatures,
     MapSize,
+    MaskSize,
     MaybeEncoded,
     SegmentClass,
     SegmentImagesRequest,
@@ -41,7 +42,7 @@ from service.messages import (
 
 ImageInputs = tuple[MaybeEncoded, ...]
 Encoding = Literal["list", "base64"]
-MaskFormat = Literal["mask", "overlay", "rle", "rle_counts", "polygons"]
+MaskFormat = Literal["mask", "labels", "overlay", "rle", "rle_counts", "polygons"]
 DepthFormat = Literal["millimetres", "colors"]
 COCO_FORMATS = frozenset({"rle", "rle_counts", "polygons"})
 TEMPLATE_SETS = ("none", "tcl")
@@ -49,7 +50,7 @@ TEMPLATE_SETS = ("none", "tcl")
 NAME_TAG, CLASS_TAG, SET_TAG, OWN_TAG = "<name>", "<class>", "<set>", "<own>"
 # Fields of REST alone: the images and texts, and the form of the response.
 IMAGE_FIELDS = frozenset({"image", "images"})
-REST_FIELDS = IMAGE_FIELDS | {"texts", "encoding", "format"}
+REST_FIELDS = IMAGE_FIELDS | {"texts", "encoding", "format", "tolerance"}
 CLASS_FIELDS = frozenset({"classes", "background_classes"})
 # Names in the message that differ from those on the wire.
 RENAMED = {"dtype": "vector_type"}
@@ -248,14 +249,41 @@ class SegmentImagesBody(ImageBody):
             "windows. It takes four bytes a pixel, or some twelve in a JSON list."
         ),
     ] = SegmentImagesRequest.include_scores
+    include_instances: Annotated[
+        bool,
+        Field(
+            description="Send the connected regions of each class with area, box and score, in "
+            "JSON."
+        ),
+    ] = SegmentImagesRequest.include_instances
+    min_area_share: Annotated[
+        float,
+        Field(description="Share of the mask's pixels of the smallest instance, from 0.0001 to 1."),
+    ] = SegmentImagesRequest.min_area_share
+    size: Annotated[
+        MaskSize,
+        Field(
+            description="Size of the mask: that of the `image`, of the `model`'s input, or a pixel "
+            "for each `patch`."
+        ),
+    ] = SegmentImagesRequest.size
     format: Annotated[
         MaskFormat,
         Field(
-            description="`mask`: one array. `overlay`: a PNG of the image with the mask's colours. "
+            description="`mask`: one array; as PNG with colours. `labels`: a grey PNG, 16 bits "
+            "from 256 classes on. `overlay`: a PNG of the image with the mask's colours. "
             "In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts` (numbers), "
             "`polygons`."
         ),
     ] = "mask"
+    tolerance: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="Simplify polygons: no point moves by more than so many pixels.",
+        ),
+    ] = 0
 
     def to_message(self, images: ImageInputs) -> SegmentImagesRequest:
         """The request for the data plane."""

@@ -103,13 +103,30 @@ class ClassArea(BaseModel):
     label: int = Field(description="Value in the mask, from 1.")
     name: str
     color: str = Field(description="Colour in PNG masks, `#rrggbb`.")
-    area_share: float = Field(description="Share of the image's pixels, from 0 to 1.")
+    area_share: float = Field(description="Share of the mask's pixels, from 0 to 1.")
+    score: float = Field(
+        description="Mean probability of the class over its pixels: the softmax of the cosines "
+        "over the model's temperature, among all classes, background classes and the threshold. "
+        "0 without a pixel."
+    )
     area: int | None = Field(None, description="Pixels.")
     bbox: list[int] | None = Field(None, description="Left, top, width and height, in pixels.")
     segmentation: RunLengths | list[list[int]] | None = Field(
         None,
         description="With `polygons`, each as x, y, x, y, ... along the edges of pixels. A cut "
         "joins a hole to its outline.",
+    )
+
+
+class InstanceBody(BaseModel):
+    """A connected region of one class."""
+
+    label: int = Field(description="Of its class.")
+    area: int = Field(description="Pixels.")
+    bbox: list[int] = Field(description="Left, top, width and height, in pixels.")
+    score: float = Field(description="Mean probability of the class over the pixels.")
+    segmentation: RunLengths | list[list[int]] = Field(
+        description="In the requested format of COCO; compressed run lengths with `mask`."
     )
 
 
@@ -125,6 +142,10 @@ class SegmentationBody(BaseModel):
         None, description="[height, width]: k for the k-th class, 0 for background."
     )
     scores: Array | None = Field(None, description="[height, width], with `include_scores`.")
+    instances: list[InstanceBody] | None = Field(
+        None,
+        description="With `include_instances`: by class, then the largest first.",
+    )
 
 
 class SegmentImagesAnswer(ListAnswer):

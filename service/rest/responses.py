@@ -36,12 +36,19 @@ from service.messages import (
     SegmentImagesResponse,
     VisualizeFeaturesResponse,
 )
-from service.outputs.contours import class_polygons, class_runs, compress_counts
+from service.outputs.contours import (
+    Polygon,
+    class_polygons,
+    class_runs,
+    compress_counts,
+    simplify,
+)
 from service.outputs.features import encode_view_png
 from service.outputs.maps import encode_depth_png, encode_millimetres_png, encode_normals_png
 from service.outputs.masks import (
     MAX_PALETTE_CLASSES,
     class_color,
+    encode_labels_png,
     encode_mask_png,
     encode_overlay_png,
 )
@@ -363,19 +370,32 @@ CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
 )
 
 
+PNG_FORMATS: Final = {"labels", "overlay"}
+
+
 def _check_mask(options: SegmentImagesBody, media: str) -> None:
     if media == PNG and options.format == "mask" and len(options.classes) > MAX_PALETTE_CLASSES:
         raise InvalidRequest(
             f"classes: {len(options.classes)} given, at most {MAX_PALETTE_CLASSES} fit the palette "
-            "of a PNG; accept application/x-npy.",
+            "of a PNG; use format labels, or accept application/x-npy.",
             param="classes",
         )
-    if media != PNG and options.format == "overlay":
-        raise InvalidRequest("The format overlay needs Accept: image/png.", param="format")
+    if media != PNG and options.format in PNG_FORMATS:
+        raise InvalidRequest(
+            f"The format {options.format} needs Accept: image/png.", param="format"
+        )
     if media != JSON and options.format in COCO_FORMATS:
         raise InvalidRequest(
             f"The format {options.format} needs Accept: application/json.", param="format"
         )
+    if media != JSON and options.include_instances:
+        raise InvalidRequest(
+            "include_instances needs Accept: application/json.", param="include_instances"
+        )
+    if options.format == "overlay" and options.size != "image":
+        raise InvalidRequest("The format overlay needs size image.", param="size")
+    if options.tolerance and options.format != "polygons":
+        raise InvalidRequest("tolerance needs format polygons.", param="tolerance")
 
 
 def _mask_columns(answer: SegmentImagesResponse) -> dict[str, Sequence[Array]]:
@@ -390,8 +410,9 @@ def _mask_png(
     limits: ImageLimits,
 ) -> bytes:
     labels_HW = answer.segmentations[0].labels_HW
-    if request.options.format == "mask":
-        return encode_mask_png(labels_HW)
+    if request.options.format != "overlay":
+        encode = encode_labels_png if request.options.format == "labels" else encode_mask_png
+        return encode(labels_HW)
     image = request.images[0]
     assert isinstance(image, bytes)
     with image_errors("images[0]"):
@@ -404,9 +425,16 @@ def _mask_entry(
 ) -> dict[str, Any]:
     height, width = mask.labels_HW.shape
     background_share, *shares = mask.area_shares
-    classes = [
-        {"label": label, "name": name, "color": class_color(label), "area_share": share}
-        for label, (name, share) in enumerate(zip(names, shares, strict=True), start=1)
+    rows = zip(names, shares, mask.class_scores, strict=True)
+    classes: list[dict[str, Any]] = [
+        {
+            "label": label,
+            "name": name,
+            "color": class_color(label),
+            "area_share": share,
+            "score": score,
+        }
+        for label, (name, share, score) in enumerate(rows, start=1)
     ]
     entry: dict[str, Any] = {
         "height": height,
@@ -418,29 +446,58 @@ def _mask_entry(
         # As text the numbers of both types are the same.
         labels = mask.labels_HW if options.encoding == "list" else mask.wire_labels
         entry["labels"] = encode_array(labels, options.encoding)
-    else:
-        for one, region in zip(classes, _coco_regions(mask, len(names), options), strict=True):
-            one.update(region)
+    polygons: list[list[Polygon]] = []
+    if options.format == "polygons":
+        polygons = class_polygons(mask.labels_HW, len(names))
+    if options.format in COCO_FORMATS:
+        runs = class_runs(mask.labels_HW, len(names))
+        outlines = [[simplify(p, options.tolerance) for p in own] for own in polygons] or (
+            _run_lengths([run.counts for run in runs], mask, options)
+        )
+        for one, run, outline in zip(classes, runs, outlines, strict=True):
+            one.update(area=run.area, bbox=run.box, segmentation=outline)
+    if options.include_instances:
+        entry["instances"] = _instances(mask, options, polygons)
     if mask.scores_HW is not None:
         entry["scores"] = encode_array(mask.scores_HW, options.encoding)
     return entry
 
 
-def _coco_regions(
-    mask: Segmentation, num_classes: int, options: SegmentImagesBody
+def _instances(
+    mask: Segmentation, options: SegmentImagesBody, polygons: Sequence[Sequence[Polygon]]
 ) -> list[dict[str, Any]]:
-    """Area, bounding box and outline of each class, named as in COCO's annotations."""
-    runs = class_runs(mask.labels_HW, num_classes)
+    """The instances, each with its outline."""
+    outlines = _run_lengths([one.counts for one in mask.instances], mask, options)
     if options.format == "polygons":
-        outlines: list[Any] = class_polygons(mask.labels_HW, num_classes)
-    else:
-        counts = [run.counts for run in runs]
-        numbers: list[Any] = compress_counts(counts) if options.format == "rle" else counts
-        outlines = [{"size": mask.labels_HW.shape, "counts": n} for n in numbers]
+        # A polygon is a connected region too; both begin at the uppermost of its leftmost pixels.
+        height = mask.labels_HW.shape[0]
+        by_start = {
+            (label, x * height + y): [x, y, *rest]
+            for label, own in enumerate(polygons, start=1)
+            for x, y, *rest in own
+        }
+        outlines = [
+            [simplify(by_start[one.label, int(one.counts[0])], options.tolerance)]
+            for one in mask.instances
+        ]
     return [
-        {"area": run.area, "bbox": run.box, "segmentation": outline}
-        for run, outline in zip(runs, outlines, strict=True)
+        {
+            "label": one.label,
+            "area": one.area,
+            "bbox": one.box,
+            "score": one.score,
+            "segmentation": outline,
+        }
+        for one, outline in zip(mask.instances, outlines, strict=True)
     ]
+
+
+def _run_lengths(
+    counts: list[NDArray[np.int64]], mask: Segmentation, options: SegmentImagesBody
+) -> list[Any]:
+    """Run lengths as COCO's objects: numbers if requested, else compressed."""
+    numbers: list[Any] = counts if options.format == "rle_counts" else compress_counts(counts)
+    return [{"size": mask.labels_HW.shape, "counts": n} for n in numbers]
 
 
 # Masks; in JSON as labels, or each class in a format of COCO.

@@ -260,12 +260,13 @@ def _to_protobuf(request_type: Any, fields: Mapping[str, Any]) -> Any:
     images = plain.pop("images", ())
     is_unknown = plain.pop("unknown_field", False)
     is_global = request_type is classify_pb2.ClassifyImagesRequest
+    is_mask = request_type is segment_pb2.SegmentImagesRequest
     if "dtype" in plain:
         plain["vector_type"] = plain.pop("dtype")
     enums = {
         "outputs": "IMAGE_OUTPUT",
         "fit": "FIT",
-        "size": "MAP_SIZE",
+        "size": "MASK_SIZE" if is_mask else "MAP_SIZE",
         "features": "GLOBAL_FEATURES" if is_global else "DENSE_FEATURES",
         "mode": "SEGMENT_MODE",
         "kind": "FEATURE_KIND",
@@ -309,6 +310,13 @@ def _rest_arrays(item: dict[str, Any]) -> dict[str, NDArray[Any]]:
         arrays[f"{name}_scale"] = values.ravel()
     if "probability" in item.get("classes", [{}])[0]:
         arrays |= {f: np.array([c[f] for c in item["classes"]], t) for f, t in CLASS_FIELDS.items()}
+    if "area_share" in item.get("classes", [{}])[0]:
+        arrays["class_scores"] = np.array([c["score"] for c in item["classes"]])
+        found = item.get("instances", [])
+        assert all(one["segmentation"]["size"] == [item["height"], item["width"]] for one in found)
+        text = ";".join(one["segmentation"]["counts"] for one in found)
+        rows = [(one["label"], one["area"], *one["bbox"], one["score"]) for one in found]
+        arrays |= {"instances": np.array(rows), "runs": np.frombuffer(text.encode(), np.uint8)}
     return arrays
 
 
@@ -351,6 +359,13 @@ def _grpc_arrays(item: Any) -> dict[str, NDArray[Any]]:
     if isinstance(item, classify_pb2.Classification) and item.classes:
         for name, dtype in CLASS_FIELDS.items():
             arrays[name] = np.array([getattr(c, name) for c in item.classes], dtype)
+    if isinstance(item, segment_pb2.Segmentation) and item.classes:
+        arrays["class_scores"] = np.array([c.score for c in item.classes])
+        found = item.instances
+        text = ";".join(one.mask.counts for one in found)
+        boxes = [(b.left, b.top, b.width, b.height) for b in (one.box for one in found)]
+        rows = [(i.label, i.area, *box, i.score) for i, box in zip(found, boxes, strict=True)]
+        arrays |= {"instances": np.array(rows), "runs": np.frombuffer(text.encode(), np.uint8)}
     return arrays
 
 

@@ -172,7 +172,7 @@ def test_the_painted_mask_is_the_apis_pixel_by_pixel(
         box["x"] + (columns[middle] + 0.5) / alone.shape[1] * box["width"],
         box["y"] + (rows[middle] + 0.5) / alone.shape[0] * box["height"],
     )
-    assert page.inner_text("#reading").startswith(f"{largest}, score ")
+    assert page.inner_text("#reading").startswith(f"{largest}, cosine ")
 
 
 def test_exports_are_the_apis_answers_and_the_copied_line_repeats_them(
@@ -182,7 +182,14 @@ def test_exports_are_the_apis_answers_and_the_copied_line_repeats_them(
     upload_scene(page)
     png = np.asarray(Image.open(io.BytesIO(download(page, "#save-png"))).convert("RGB"))
     np.testing.assert_array_equal(png, mask_of(service))
-    coco = json.loads(download(page, "#save-coco"))["data"][0]["classes"]
+    entry = json.loads(download(page, "#save-coco"))["data"][0]
+    coco, instances = entry["classes"], entry["instances"]
+    shown = page.locator("#legend li").all_inner_texts()
+    for one, text in zip(coco, shown, strict=False):
+        number = sum(found["label"] == one["label"] for found in instances)
+        if number:
+            assert f"score {one['score']:.2f}, {number} region" in text
+    assert all("counts" in found["segmentation"] for found in instances)
     assert [entry["name"] for entry in coco] == list(CLASSES)
     assert all("counts" in entry["segmentation"] for entry in coco)
     page.click("#copy-curl")

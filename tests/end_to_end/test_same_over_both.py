@@ -54,6 +54,12 @@ EVERY_OPTION = {
 }
 SLIDE = {"images": IMAGES, "classes": CLASSES, "mode": "slide", "include_scores": True}
 BACKGROUND = {"background_classes": ["sea"], "background_threshold": 0.05}
+INSTANCES = {
+    "images": IMAGES,
+    "classes": CLASSES,
+    "include_instances": True,
+    "min_area_share": 0.01,
+}
 OTHERWISE = {"features": "cls2", "templates": ["a {}"], "temperature": 0.5, "top_k": 2}
 GROUPS = {"kind": "groups", "group_count": 3, "seed": 5}
 FEW_BYTES = {"images": IMAGES, "outputs": EVERYTHING}
@@ -72,6 +78,10 @@ GOOD = [
     Good("long text", "embed_texts", {"texts": ["dog and cat " * 100], "normalize": False}),
     Good("prompts", "segment_images", {"images": IMAGES, "classes": CLASSES}),
     Good("every option", "segment_images", {"images": ONE, "classes": CLASSES, **EVERY_OPTION}),
+    Good("instances", "segment_images", {**INSTANCES, **BACKGROUND}),
+    Good("instances in windows", "segment_images", {**INSTANCES, "mode": "slide"}),
+    Good("instances, small", "segment_images", {**INSTANCES, "size": "model"}),
+    Good("patches of windows", "segment_images", {**SLIDE, "size": "patch"}),
     Good("half precision", "embed_images", {**FEW_BYTES, "dtype": "float16"}),
     Good("int8", "embed_images", {**FEW_BYTES, "dtype": "int8"}),
     Good("texts in int8", "embed_texts", {"texts": ["dog", "cat"], "dtype": "int8"}),
@@ -151,6 +161,8 @@ BAD = [
     segment("prompt", code="blank_text", param="classes[0].prompts[1]", classes=[BLANK_PROMPT]),
     segment("misspelt", code="unknown_field", param="classes[1]", classes=["dog", MISSPELT]),
     segment("cosine", code="invalid_field", param="background_threshold", background_threshold=1.5),
+    segment("size of a mask", code="invalid_field", param="size", size=ODD),
+    segment("no area", code="invalid_field", param="min_area_share", min_area_share=0.0),
     segment(
         "slide, long",
         code="request_too_large",

@@ -38,6 +38,7 @@ from tipserve_client.results import (
     EMBEDDINGS,
     ClassArea,
     ClassScore,
+    Instance,
     Int8Vectors,
     Item,
     ModelInfo,
@@ -73,7 +74,11 @@ ROWS: Final[Mapping[Method, str]] = {
     "classify_images": "classifications",
 }
 SCORES: Final = ("label", "name", "probability", "cosine")
-GLOBAL_FEATURES: Final = (classify_pb2.GlobalFeatures, "GLOBAL_FEATURES")
+# Enums of one method, where another has an enum of the same name.
+OWN_ENUMS: Final[Mapping[tuple[Method, str], tuple[Any, str]]] = {
+    ("classify_images", "features"): (classify_pb2.GlobalFeatures, "GLOBAL_FEATURES"),
+    ("segment_images", "size"): (segment_pb2.MaskSize, "MASK_SIZE"),
+}
 DTYPES: Final = {
     tensor_pb2.DATA_TYPE_FLOAT32: "<f4",
     tensor_pb2.DATA_TYPE_UINT16: "<u2",
@@ -136,8 +141,7 @@ def write_request(request: Request) -> Any:
     fields: dict[str, Any] = {}
     for name, value in request.fields.items():
         if name in ENUMS:
-            is_global = name == "features" and request.method == "classify_images"
-            kind, prefix = GLOBAL_FEATURES if is_global else ENUMS[name]
+            kind, prefix = OWN_ENUMS.get((request.method, name)) or ENUMS[name]
             is_list = not isinstance(value, str)
             numbers = [_number(kind, prefix, v) for v in (value if is_list else [value])]
             fields[FIELD_NAMES.get(name, name)] = numbers if is_list else numbers[0]
@@ -334,11 +338,29 @@ def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
         labels=array(item.labels),
         scores=array(item.scores) if item.HasField("scores") else None,
         classes=tuple(
-            ClassArea(label=c.label, name=c.name, color=c.color, area_share=c.area_share)
+            ClassArea(
+                label=c.label, name=c.name, color=c.color, area_share=c.area_share, score=c.score
+            )
             for c in item.classes
         ),
         background_share=item.background_share,
+        instances=tuple(
+            Instance(
+                label=one.label,
+                name=item.classes[one.label - 1].name,
+                area=one.area,
+                box=_box(one.box),
+                score=one.score,
+                size=(one.mask.height, one.mask.width),
+                counts=one.mask.counts,
+            )
+            for one in item.instances
+        ),
     )
+
+
+def _box(box: segment_pb2.Box) -> tuple[int, int, int, int]:
+    return int(box.left), int(box.top), int(box.width), int(box.height)
 
 
 @dataclass(frozen=True, slots=True)

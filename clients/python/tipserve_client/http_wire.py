@@ -9,7 +9,7 @@ alone has the names and colours of classes.
 import base64
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,6 +33,7 @@ from tipserve_client.results import (
     EMBEDDINGS,
     ClassArea,
     ClassScore,
+    Instance,
     Int8Vectors,
     ModelInfo,
     Segmentation,
@@ -54,7 +55,7 @@ SAFETENSORS: Final = "application/octet-stream"
 JSON_METHODS: Final = frozenset[Method]({"segment_images", "classify_images"})
 OUTPUTS: Final = ("cls1", "cls2", "patches", "values")
 SCORES: Final = ("label", "name", "probability", "cosine")
-AREAS: Final = ("label", "name", "color", "area_share")
+AREAS: Final = ("label", "name", "color", "area_share", "score")
 MODEL_FIELDS: Final = (
     *("variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size"),
     *("size_multiple", "runtime", "precision", "device", "package_digest", "limits"),
@@ -308,11 +309,26 @@ def _tensor_values(request: Request, tensors: Mapping[str, NDArray[Any]]) -> dic
 def _json_value(method: Method, item: Mapping[str, Any]) -> Any:
     if method == "classify_images":
         return [ClassScore(**{n: c[n] for n in SCORES}) for c in item["classes"]]
+    names = [area["name"] for area in item["classes"]]
     return Segmentation(
         labels=_json_array(item["labels"]),
         scores=_json_array(item["scores"]) if "scores" in item else None,
         classes=tuple(ClassArea(**{n: area[n] for n in AREAS}) for area in item["classes"]),
         background_share=item["background_share"],
+        instances=tuple(_instance(one, names) for one in item.get("instances", ())),
+    )
+
+
+def _instance(item: Mapping[str, Any], names: Sequence[str]) -> Instance:
+    mask = item["segmentation"]
+    return Instance(
+        label=item["label"],
+        name=names[item["label"] - 1],
+        area=item["area"],
+        box=tuple(item["bbox"]),
+        score=item["score"],
+        size=tuple(mask["size"]),
+        counts=mask["counts"],
     )
 
 

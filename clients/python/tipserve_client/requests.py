@@ -16,6 +16,7 @@ Float32 = Literal["float32"] | None
 Output = Literal["cls1", "cls2", "patches", "values"]
 Fit = Literal["squash", "aspect"]
 MapSize = Literal["image", "model"]
+MaskSize = Literal["image", "model", "patch"]
 Features = Literal["values", "patches"]
 Templates = Literal["none", "tcl"] | Sequence[str]
 # Class names, or a mapping from each name to its prompts.
@@ -77,6 +78,9 @@ class SegmentOptions(ImageOptions, total=False):
     background_threshold: float
     background_classes: Classes
     include_scores: bool
+    include_instances: bool
+    min_area_share: float
+    size: MaskSize
 
 
 class MapOptions(ImageOptions, total=False):

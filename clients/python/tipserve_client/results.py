@@ -81,12 +81,74 @@ EMBEDDINGS: Final[Mapping[str, type[VectorsOfImage[Any]]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassArea:
-    """One class of a mask: its label in the mask, name, colour and share of the pixels."""
+    """One class of a mask.
+
+    Attributes:
+        label: Value in the mask.
+        name: As requested.
+        color: In PNG masks of the server, `#rrggbb`.
+        area_share: Share of the mask's pixels.
+        score: Mean probability of the class over its pixels; 0 without a pixel.
+    """
 
     label: int
     name: str
     color: str
     area_share: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A connected region of one class.
+
+    Attributes:
+        label: Label of the class.
+        name: Name of the class.
+        area: Number of pixels.
+        box: Left, top, width and height, in pixels.
+        score: Mean probability of the class over the pixels.
+        size: Height and width of the mask.
+        counts: Run lengths as compressed by COCO: pycocotools reads `size` and `counts`.
+    """
+
+    label: int
+    name: str
+    area: int
+    box: tuple[int, int, int, int]
+    score: float
+    size: tuple[int, int]
+    counts: str
+
+    @property
+    def xyxy(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom, in pixels."""
+        left, top, width, height = self.box
+        return left, top, left + width, top + height
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The pixels, [H, W]."""
+        height, width = self.size
+        lengths = read_counts(self.counts)
+        is_inside = np.arange(len(lengths)) % 2 == 1
+        return np.repeat(is_inside, lengths).reshape(width, height).T
+
+
+def read_counts(text: str) -> list[int]:
+    """Run lengths from COCO's string: groups of five bits, differences from the fourth on."""
+    lengths: list[int] = []
+    value = shift = 0
+    for character in text.encode("ascii"):
+        group = character - 48
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if not group & 0x20:
+            if group & 0x10:
+                value -= 1 << shift
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    return lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,12 +160,14 @@ class Segmentation:
         scores: [H, W], cosine of the best class; None if not requested.
         classes: In the order of the request.
         background_share: Share of the pixels that are background.
+        instances: By class, then the largest first; empty if not requested.
     """
 
     labels: NDArray[np.uint16]
     scores: FloatArray | None
     classes: tuple[ClassArea, ...]
     background_share: float
+    instances: tuple[Instance, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ export class Masks {
     $("#save-overlay").addEventListener("click", () =>
       this.#save("image/png", { format: "overlay" }, "overlay.png"));
     $("#save-coco").addEventListener("click", () =>
-      this.#save("application/json", { format: "rle" }, "mask.json"));
+      this.#save("application/json", { format: "rle", include_instances: true }, "mask.json"));
     $("#copy-curl").addEventListener("click", () =>
       copy(asCurl({ ...this.#request(), accept: "image/png" }, "mask.png")));
     $("#copy-python").addEventListener("click", () =>
@@ -50,7 +50,7 @@ export class Masks {
     return this.#latest.run(async (signal) => {
       const { naturalWidth, naturalHeight } = this.app.stage.image;
       const hasScores = naturalWidth * naturalHeight <= MAX_SCORED_PIXELS;
-      const query = { encoding: "base64", ...(hasScores && { include_scores: true }) };
+      const query = { encoding: "base64", include_instances: true, ...(hasScores && { include_scores: true }) };
       const answer = await sendJson({ ...this.#request(query), signal });
       this.#show(answer.data[0]);
     });
@@ -62,7 +62,7 @@ export class Masks {
     const { height, width, labels, scores, classes } = this.#mask;
     const at = indexAt(point, height, width);
     const name = classes[labels[at] - 1]?.name ?? "background";
-    return scores ? `${name}, score ${scores[at].toFixed(3)}` : name;
+    return scores ? `${name}, cosine ${scores[at].toFixed(3)}` : name;
   }
 
   #options() {
@@ -82,38 +82,26 @@ export class Masks {
     return { path: PATH, query: { ...this.#options(), ...query }, image: this.app.file };
   }
 
-  #show({ height, width, classes, background_share, labels, scores }) {
+  #show({ height, width, classes, background_share, labels, scores, instances }) {
     const values = labels && decodeArray(labels).data;
     this.#mask = { height, width, classes, labels: values, scores: scores && decodeArray(scores).data };
     this.#single = null;
-    this.#list(classes, background_share);
+    this.#list(classes, background_share, instances);
     this.#paint();
   }
 
-  #list(classes, backgroundShare) {
-    const means = this.#means(classes.length);
-    const rows = classes.map(({ label, name, color, area_share }) => {
+  #list(classes, backgroundShare, instances) {
+    const rows = classes.map(({ label, name, color, area_share, score }) => {
       const swatch = element("span", { className: "swatch" });
       swatch.style.background = color;
       const button = element("button", { type: "button", ariaPressed: "false" }, swatch, name);
       button.addEventListener("click", () => this.#isolate(label, button));
-      const score = means && area_share ? `, mean score ${means[label].toFixed(3)}` : "";
-      return element("li", {}, button, ` ${(100 * area_share).toFixed(1)} %${score}`);
+      const count = instances.filter((one) => one.label === label).length;
+      const found = `, score ${score.toFixed(2)}, ${count} ${count === 1 ? "region" : "regions"}`;
+      return element("li", {}, button, ` ${(100 * area_share).toFixed(1)} %${area_share ? found : ""}`);
     });
     if (backgroundShare) rows.push(element("li", {}, `background ${(100 * backgroundShare).toFixed(1)} %`));
     $("#legend").replaceChildren(...rows);
-  }
-
-  #means(count) {
-    const { labels, scores } = this.#mask;
-    if (!scores) return null;
-    const sums = new Float64Array(count + 1);
-    const counts = new Float64Array(count + 1);
-    for (let i = 0; i < labels.length; i++) {
-      sums[labels[i]] += scores[i];
-      counts[labels[i]] += 1;
-    }
-    return sums.map((sum, label) => sum / counts[label]);
   }
 
   /** Show one class alone; again, all. */

@@ -71,6 +71,8 @@ async def test_answers_are_those_of_the_data_plane(
             templates="tcl",
             features="patches",
             fit="squash",
+            include_instances=True,
+            min_area_share=0.0001,
         )
         ((best, _),) = await client.classify(images[0], classes)
         (colors,) = await client.features(images[0])
@@ -87,6 +89,20 @@ async def test_answers_are_those_of_the_data_plane(
     assert sum(a.area_share for a in masks[0].classes) + masks[0].background_share == pytest.approx(
         1
     )
+    for mask in masks:
+        mean_score = {area.label: area.score for area in mask.classes}
+        for label in (1, 2):
+            own = [one for one in mask.instances if one.label == label]
+            # The mask is small enough that no instance is left out.
+            joined = np.any([one.mask for one in own], axis=0) if own else np.False_
+            np.testing.assert_array_equal(mask.labels == label, joined)
+            assert sum(one.area for one in own) == (mask.labels == label).sum()
+            weighted = sum(one.area * one.score for one in own)
+            assert weighted == pytest.approx(mean_score[label] * sum(one.area for one in own))
+            for one in own:
+                left, top, right, bottom = one.xyxy
+                assert one.mask[top:bottom, left:right].sum() == one.area
+                assert one.name == ("dog", "sky")[label - 1]
     assert best.probability >= 0.5
     assert best.name in classes
     assert colors.shape == (30, 40, 3)

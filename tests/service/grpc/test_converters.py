@@ -103,9 +103,9 @@ FIELDS: dict[str, tuple[Any, Any]] = {
     "background_classes": DOG,
     "templates": (TEMPLATES, ("the {}",)),
     "normalize": (False, False),
-    **dict.fromkeys(("include_scores", "partial"), (True, True)),
+    **dict.fromkeys(("include_scores", "include_instances", "partial"), (True, True)),
     **dict.fromkeys(("resolution", "top_k", "group_count", "seed"), (0, 0)),
-    **dict.fromkeys(("background_threshold", "temperature"), (0.0, 0.0)),
+    **dict.fromkeys(("background_threshold", "temperature", "min_area_share"), (0.0, 0.0)),
 }
 
 
@@ -196,12 +196,15 @@ def test_tensors_are_little_endian_rows(dtype: str) -> None:
 
 def test_masks_name_their_classes() -> None:
     mask = Segmentation(
-        labels_HW=np.array([[0, 2]], np.uint16), scores_HW=None, area_shares=(0.5, 0.0, 0.5)
+        labels_HW=np.array([[0, 2]], np.uint16),
+        scores_HW=None,
+        area_shares=(0.5, 0.0, 0.5),
+        class_scores=(0.0, 0.75),
     )
     answer = SegmentImagesResponse(model="m", classes=("dog", "sky"), segmentations=(mask,))
     (wire,) = from_segment_images(answer).segmentations
-    areas = [(c.label, c.name, c.area_share) for c in wire.classes]
-    assert areas == [(1, "dog", 0), (2, "sky", 0.5)]
+    areas = [(c.label, c.name, c.area_share, c.score) for c in wire.classes]
+    assert areas == [(1, "dog", 0, 0), (2, "sky", 0.5, 0.75)]
     assert wire.background_share == 0.5
     assert not wire.HasField("scores")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from service.outputs.contours import class_polygons, class_runs, compress_counts
+from service.outputs.contours import class_polygons, class_runs, compress_counts, simplify
 
 Labels = NDArray[np.unsignedinteger]
 # pycocotools' own code is older than NumPy 2.
@@ -102,3 +102,27 @@ def test_smooth_regions_at_full_size() -> None:
 def test_long_runs_are_encoded_as_pycocotools_does(size_hw: tuple[int, int]) -> None:
     y, x = np.ogrid[: size_hw[0], : size_hw[1]]
     check_runs(((x // 170 + y // 90) % 4).astype(np.uint8), 4)
+
+
+@pytest.mark.parametrize("tolerance", [1.0, 3.0])
+def test_simplified_outlines_are_within_the_tolerance(tolerance: float) -> None:
+    y, x = np.mgrid[:300, :400] / 50
+    labels_HW = (3 + np.floor(2 * np.sin(x * y) + np.cos(2 * x))).clip(0, 5).astype(np.uint8)
+    for polygons in class_polygons(labels_HW, 5):
+        for polygon in polygons:
+            few = simplify(polygon, tolerance)
+            corner_P2 = np.array(few, float).reshape(-1, 2)
+            assert len(corner_P2) >= 3
+            along_P2 = np.roll(corner_P2, -1, axis=0) - corner_P2
+            for point_2 in np.array(polygon, float).reshape(-1, 2):
+                share_P = ((point_2 - corner_P2) * along_P2).sum(axis=1)
+                share_P = np.clip(share_P / np.maximum((along_P2**2).sum(axis=1), 1), 0, 1)
+                nearest = corner_P2 + share_P[:, None] * along_P2
+                assert np.linalg.norm(nearest - point_2, axis=1).min() <= tolerance + 1e-9
+    largest = max(class_polygons(labels_HW, 5)[2], key=len)
+    assert len(simplify(largest, tolerance)) < len(largest) / 3
+    assert simplify(largest, 0) == largest
+
+
+def test_an_outline_never_becomes_a_line() -> None:
+    assert simplify([0, 0, 0, 1, 1, 1, 1, 0], 5) == [0, 0, 0, 1, 1, 1, 1, 0]

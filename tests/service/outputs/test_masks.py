@@ -1,8 +1,10 @@
 """Masks and embeddings from raw outputs, and masks as PNG and npy."""
 
 import io
+import math
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +13,7 @@ from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
 from service.outputs.masks import (
     class_color,
     class_embeddings,
+    encode_labels_png,
     encode_mask_png,
     encode_npy,
     encode_overlay_png,
@@ -34,6 +37,17 @@ def test_a_mask_png_has_the_labels_as_pixels(
     image = Image.open(io.BytesIO(data))
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image), labels_HW)
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.uint8, "L"), (np.uint16, "I;16")])
+def test_grey_labels_are_what_opencv_reads(dtype: type[np.unsignedinteger], mode: str) -> None:
+    labels_HW = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (37, 61)).astype(dtype)
+    data = encode_labels_png(labels_HW)
+    assert Image.open(io.BytesIO(data)).mode == mode
+    read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert read is not None
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, labels_HW)
 
 
 def test_an_overlay_blends_class_colours_for_8_and_16_bit_labels() -> None:
@@ -83,7 +97,7 @@ EYE = np.eye(3, dtype=np.float32)
 
 
 def segmented(*arguments: Any) -> Segmentation:
-    found = run_slice(segment_image(*arguments))
+    found = run_slice(segment_image(*arguments, temperature=0.1), math.inf)
     assert found is not None
     return found[0]
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.segmentation import Background, segment
+from model.segmentation import Background, SegmentationMap, segment
 from service.images import Windows
-from service.messages import Segmentation
 from service.outputs import slide
 from service.outputs.slide import Geometry, segment_windows
 from service.waiting import run_slice
@@ -18,7 +17,7 @@ from service.waiting import run_slice
 WINDOWS = Windows.of(28)
 
 
-def run(*arguments: Any, **options: Any) -> Segmentation:
+def run(*arguments: Any, **options: Any) -> SegmentationMap:
     found = run_slice(segment_windows(*arguments, **options), math.inf)
     assert found is not None
     return found[0]
@@ -71,17 +70,17 @@ def test_labels_are_those_of_the_notebook_and_scores_are_cosines(
     features, classes_KD, geometry = made(scaled_hw, size_hw, 5)
     expected_KHW = reference(features, classes_KD, geometry)
     mask = run(features, classes_KD, geometry, Background(), with_scores=True)
-    assert mask.scores_HW is not None
+    assert mask.score_HW is not None
     cosine_KHW = reference(features, classes_KD, geometry, as_cosines=True)
     cosine_HW = np.take_along_axis(cosine_KHW, mask.labels_HW[None].astype(int) - 1, axis=0)[0]
-    np.testing.assert_allclose(mask.scores_HW, cosine_HW, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mask.score_HW, cosine_HW, rtol=1e-5, atol=1e-6)
     top, second = -np.sort(-expected_KHW, axis=0)[:2]
     is_clear_HW = top - second > 1e-6
     assert is_clear_HW.mean() > 0.99
     labels_HW = expected_KHW.argmax(axis=0) + 1
     np.testing.assert_array_equal(mask.labels_HW[is_clear_HW], labels_HW[is_clear_HW])
     shares = np.bincount(mask.labels_HW.ravel(), minlength=6) / mask.labels_HW.size
-    np.testing.assert_allclose(mask.area_shares, shares)
+    np.testing.assert_allclose(mask.counts / mask.labels_HW.size, shares)
 
 
 def test_bands_of_a_few_rows_give_the_same_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +88,9 @@ def test_bands_of_a_few_rows_give_the_same_mask(monkeypatch: pytest.MonkeyPatch)
     whole = run(features, classes_KD, geometry, Background(), with_scores=True)
     monkeypatch.setattr(slide, "BAND_ELEMENTS", 4 * 119 * 3)
     banded = run(features, classes_KD, geometry, Background(), with_scores=True)
-    assert whole.scores_HW is not None
-    assert banded.scores_HW is not None
-    np.testing.assert_allclose(banded.scores_HW, whole.scores_HW, rtol=1e-6)
+    assert whole.score_HW is not None
+    assert banded.score_HW is not None
+    np.testing.assert_allclose(banded.score_HW, whole.score_HW, rtol=1e-6)
     assert (banded.labels_HW == whole.labels_HW).mean() > 0.999
 
 
@@ -110,8 +109,8 @@ def test_background_is_by_the_cosine_of_the_class_and_by_classes() -> None:
     labels_HW[is_last_HW | is_low_HW] = 0
     assert (labels_HW != 0).mean() > 0.05
     assert (mask.labels_HW == labels_HW).mean() > 0.999
-    assert mask.scores_HW is None
-    assert len(mask.area_shares) == 4
+    assert mask.score_HW is None
+    assert len(mask.counts) == 4
 
 
 def test_a_threshold_means_the_same_in_both_modes() -> None:
@@ -132,3 +131,16 @@ def test_the_work_has_a_step_for_each_band() -> None:
     features, classes_KD, geometry = made((53, 70), (500, 119), 4)
     steps = segment_windows(features, classes_KD, geometry, Background(), with_scores=False)
     assert sum(1 for _ in steps) == math.ceil(500 / slide.BAND_ROWS)
+
+
+def test_cosines_at_patches_are_means_over_windows() -> None:
+    geometry = Geometry((2, 2), (90, 119), (53, 70), WINDOWS)
+    features = [np.full((4, 6), 1, np.float32) for _ in WINDOWS.corners((53, 70))]
+    features[0][:, 0] = 7
+    classes_KD = np.eye(6, dtype=np.float32)[:2]
+    found = run(features, classes_KD, geometry, Background(), with_scores=False)
+    assert found.cosine_Khw.shape == (2, 4, 5)
+    # The upper left patch is in the first window only, the lower right one in the last only.
+    first, last = 7 / np.sqrt(54), 1 / np.sqrt(6)
+    np.testing.assert_allclose(found.cosine_Khw[0, [0, -1], [0, -1]], [first, last], rtol=1e-5)
+    assert first > found.cosine_Khw[0, 1, 1] > last

@@ -1,6 +1,7 @@
 """Response bodies: the same values in every media type, errors next to data, and refusals."""
 
 import base64
+import dataclasses
 import io
 import json
 from typing import Any
@@ -27,6 +28,7 @@ from service.messages import (
     VectorType,
     VisualizeFeaturesResponse,
 )
+from service.outputs.regions import Runs, find_instances
 from service.outputs.vectors import pack, pack_all
 from service.rest.requests import (
     ClassifyImagesBody,
@@ -80,6 +82,7 @@ MASK = Segmentation(
     labels_HW=np.array([[0, 1, 2], [2, 2, 2]], np.uint16),
     scores_HW=noise((2, 3)),
     area_shares=(1 / 6, 1 / 6, 4 / 6),
+    class_scores=(0.5, 0.75),
 )
 MASK_ANSWER = SegmentImagesResponse(model="m", classes=("dog", "sky"), segmentations=(MASK,))
 DEPTH = EstimateMapsResponse(model="m", maps=(noise((4, 6)),))
@@ -235,6 +238,34 @@ def test_a_mask_lists_its_classes_with_colour_and_area() -> None:
     np.testing.assert_array_equal(tensors["scores"][0], MASK.scores_HW)
 
 
+LABELS = np.zeros((9, 9), np.uint8)
+LABELS[1:8, 1:8], LABELS[3:6, 3:6], LABELS[4, 4] = 1, 2, 1
+
+
+@pytest.mark.parametrize("mask_format", ["mask", "rle", "rle_counts", "polygons"])
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+def test_instances_have_the_outlines_of_their_format(mask_format: Any) -> None:
+    runs = Runs.of(LABELS)
+    found = find_instances(runs, runs.num_pixels.astype(np.float64) / 2, (9, 9), 0.001)
+    mask = dataclasses.replace(MASK, labels_HW=LABELS, scores_HW=None, instances=found)
+    answer = dataclasses.replace(MASK_ANSWER, segmentations=(mask,))
+    options = SegmentImagesBody(format=mask_format, include_instances=True)
+    (entry,) = write_list(MASKS, answer, options, SegmentImagesAnswer)["data"]
+    instances = entry["instances"]
+    keys = [(one["label"], one["area"], one["score"]) for one in instances]
+    assert keys == [(1, 40, 0.5), (1, 1, 0.5), (2, 8, 0.5)]
+    assert instances[0]["bbox"] == [1, 1, 7, 7]
+    union_HW = np.zeros((9, 9), np.uint8)
+    for one in instances:
+        form = one["segmentation"]
+        if mask_format in {"rle_counts", "polygons"}:
+            form = coco.frPyObjects(form, 9, 9)
+        mask_HW = coco.decode(form).reshape(9, 9)
+        assert mask_HW.sum() == one["area"]
+        union_HW += mask_HW * one["label"]
+    np.testing.assert_array_equal(union_HW, LABELS)
+
+
 @pytest.mark.parametrize("mask_format", ["rle", "rle_counts", "polygons"])
 @pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 def test_cocos_formats_give_the_mask_back(mask_format: Any) -> None:
@@ -360,6 +391,11 @@ def test_int8_vectors_have_the_same_scales_in_every_media_type() -> None:
         ],
         (MASKS, SegmentImagesBody(classes=[str(i) for i in range(256)]), PNG, 1, "classes"),
         (MASKS, SegmentImagesBody(format="overlay"), JSON, 1, "format"),
+        (MASKS, SegmentImagesBody(format="labels"), JSON, 1, "format"),
+        (MASKS, SegmentImagesBody(format="overlay", size="patch"), PNG, 1, "size"),
+        (MASKS, SegmentImagesBody(format="rle", tolerance=1), JSON, 1, "tolerance"),
+        (MASKS, SegmentImagesBody(include_instances=True), PNG, 1, "include_instances"),
+        (MASKS, SegmentImagesBody(classes=["a"] * 256, format="labels"), PNG, 1, None),
         (MASKS, SegmentImagesBody(format="rle"), PNG, 1, "format"),
         (MASKS, SegmentImagesBody(format="polygons"), NPY, 1, "format"),
         (CLASSES, ClassifyImagesBody(top_k=1), NPY, 1, "top_k"),

@@ -22,12 +22,23 @@ class SegmentMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEGMENT_MODE_UNSPECIFIED: _ClassVar[SegmentMode]
     SEGMENT_MODE_WHOLE: _ClassVar[SegmentMode]
     SEGMENT_MODE_SLIDE: _ClassVar[SegmentMode]
+
+class MaskSize(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MASK_SIZE_UNSPECIFIED: _ClassVar[MaskSize]
+    MASK_SIZE_IMAGE: _ClassVar[MaskSize]
+    MASK_SIZE_MODEL: _ClassVar[MaskSize]
+    MASK_SIZE_PATCH: _ClassVar[MaskSize]
 DENSE_FEATURES_UNSPECIFIED: DenseFeatures
 DENSE_FEATURES_VALUES: DenseFeatures
 DENSE_FEATURES_PATCHES: DenseFeatures
 SEGMENT_MODE_UNSPECIFIED: SegmentMode
 SEGMENT_MODE_WHOLE: SegmentMode
 SEGMENT_MODE_SLIDE: SegmentMode
+MASK_SIZE_UNSPECIFIED: MaskSize
+MASK_SIZE_IMAGE: MaskSize
+MASK_SIZE_MODEL: MaskSize
+MASK_SIZE_PATCH: MaskSize
 
 class SegmentClass(_message.Message):
     __slots__ = ("name", "prompts")
@@ -38,7 +49,7 @@ class SegmentClass(_message.Message):
     def __init__(self, name: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SegmentImagesRequest(_message.Message):
-    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial")
+    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial", "include_instances", "min_area_share", "size")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +62,9 @@ class SegmentImagesRequest(_message.Message):
     INCLUDE_SCORES_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    MIN_AREA_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
     classes: _containers.RepeatedCompositeFieldContainer[SegmentClass]
@@ -63,31 +77,74 @@ class SegmentImagesRequest(_message.Message):
     include_scores: bool
     mode: SegmentMode
     partial: bool
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ...) -> None: ...
+    include_instances: bool
+    min_area_share: float
+    size: MaskSize
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ..., include_instances: bool = ..., min_area_share: _Optional[float] = ..., size: _Optional[_Union[MaskSize, str]] = ...) -> None: ...
 
 class ClassArea(_message.Message):
-    __slots__ = ("label", "name", "color", "area_share")
+    __slots__ = ("label", "name", "color", "area_share", "score")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     COLOR_FIELD_NUMBER: _ClassVar[int]
     AREA_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     label: int
     name: str
     color: str
     area_share: float
-    def __init__(self, label: _Optional[int] = ..., name: _Optional[str] = ..., color: _Optional[str] = ..., area_share: _Optional[float] = ...) -> None: ...
+    score: float
+    def __init__(self, label: _Optional[int] = ..., name: _Optional[str] = ..., color: _Optional[str] = ..., area_share: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
+
+class RunLengths(_message.Message):
+    __slots__ = ("height", "width", "counts")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    counts: str
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., counts: _Optional[str] = ...) -> None: ...
+
+class Box(_message.Message):
+    __slots__ = ("left", "top", "width", "height")
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    left: float
+    top: float
+    width: float
+    height: float
+    def __init__(self, left: _Optional[float] = ..., top: _Optional[float] = ..., width: _Optional[float] = ..., height: _Optional[float] = ...) -> None: ...
+
+class Instance(_message.Message):
+    __slots__ = ("label", "area", "box", "score", "mask")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    AREA_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    label: int
+    area: int
+    box: Box
+    score: float
+    mask: RunLengths
+    def __init__(self, label: _Optional[int] = ..., area: _Optional[int] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., score: _Optional[float] = ..., mask: _Optional[_Union[RunLengths, _Mapping]] = ...) -> None: ...
 
 class Segmentation(_message.Message):
-    __slots__ = ("labels", "scores", "classes", "background_share")
+    __slots__ = ("labels", "scores", "classes", "background_share", "instances")
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_SHARE_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
     labels: _tensor_pb2.Tensor
     scores: _tensor_pb2.Tensor
     classes: _containers.RepeatedCompositeFieldContainer[ClassArea]
     background_share: float
-    def __init__(self, labels: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassArea, _Mapping]]] = ..., background_share: _Optional[float] = ...) -> None: ...
+    instances: _containers.RepeatedCompositeFieldContainer[Instance]
+    def __init__(self, labels: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassArea, _Mapping]]] = ..., background_share: _Optional[float] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
 
 class SegmentImagesResponse(_message.Message):
     __slots__ = ("model", "segmentations", "errors")

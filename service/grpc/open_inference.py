@@ -10,12 +10,12 @@ from google.protobuf.json_format import ParseDict
 
 from service.call import Call, current_call
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest, NotSupported, ServiceError, Unavailable
+from service.errors import InvalidRequest, ServiceError, Unavailable
 from service.grpc.converters import refuse_unknown_fields
 from service.grpc.generated import open_inference_pb2 as pb
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from service.messages import RequestLimits
-from service.models.registry import ModelRepository
+from service.models.registry import ModelRepository, managed_repository
 from service.open_inference.inference import InferAnswer, InferRequest, infer
 from service.open_inference.metadata import (
     VERSION,
@@ -125,7 +125,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.RepositoryIndexResponse:
         """Every model that is served, was served, or is in the model repository."""
         refuse_unknown_fields(request)
-        repository = self._managed()
+        repository = managed_repository(self._repository)
         states = await self._plane.offload(repository.index)
         entries = repository_index(states, only_ready=request.ready)
         models = [pb.RepositoryIndexResponse.ModelIndex(**asdict(entry)) for entry in entries]
@@ -136,7 +136,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.RepositoryModelLoadResponse:
         """Serve a package under a name; returns once the model answers requests."""
         refuse_unknown_fields(request)
-        repository = self._managed()
+        repository = managed_repository(self._repository)
         self._plane.gate.check()
         package = check_load(to_parameters(request.parameters))
         await repository.load(request.model_name, package)
@@ -147,19 +147,11 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.RepositoryModelUnloadResponse:
         """Stop serving a model; requests in progress are still answered."""
         refuse_unknown_fields(request)
-        repository = self._managed()
+        repository = managed_repository(self._repository)
         self._plane.gate.check()
         check_unload(to_parameters(request.parameters))
         await repository.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
-
-    def _managed(self) -> ModelRepository:
-        if self._repository is None:
-            raise NotSupported(
-                "Models cannot be managed here: the server's setting enable_management is off.",
-                code="management_not_enabled",
-            )
-        return self._repository
 
 
 def _holds(check: Any) -> bool:

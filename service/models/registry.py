@@ -13,7 +13,13 @@ from pathlib import Path
 from threading import Event
 from typing import Final, Literal, TypeVar
 
-from service.errors import InternalError, InvalidRequest, ModelNotFound, ServiceError
+from service.errors import (
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    NotSupported,
+    ServiceError,
+)
 from service.lanes.batch_queue import stopping_error
 from service.machine import collect_and_trim
 from service.models.conversion import (
@@ -334,3 +340,17 @@ class ModelRepository:
         collect_and_trim()
         logger.info("unloaded", extra={"fields": fields})
         self._leaving.pop(threading.current_thread(), None)
+
+
+def managed_repository(repository: ModelRepository | None) -> ModelRepository:
+    """The repository, for a request that manages models.
+
+    Raises:
+        NotSupported: There is none, since the settings do not enable management.
+    """
+    if repository is None:
+        raise NotSupported(
+            "Models cannot be managed here: the server's setting enable_management is off.",
+            code="management_not_enabled",
+        )
+    return repository

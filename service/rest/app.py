@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Set
 from functools import cache
 from typing import Any, Final
 
@@ -13,18 +14,22 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import ServiceError
 from service.models.registry import ModelRepository
+from service.monitoring.metrics import release
 from service.monitoring.telemetry import Telemetry
 from service.rest.cloud import CloudRoutes, PredictBody, build_cloud_router
-from service.rest.connection import BODY, Body, CallMiddleware
+from service.rest.connection import BODY, OPEN_PATHS, Body, CallMiddleware
 from service.rest.errors import ClientLeft, on_error
 from service.rest.open_inference import (
+    IndexBody,
     InferAnswerBody,
     InferBody,
+    LoadBody,
+    UnloadBody,
     build_inference_router,
     build_repository_router,
 )
 from service.rest.openai import EmbeddingsAnswer, EmbeddingsBody, build_openai_router
-from service.rest.openapi import add_schemas
+from service.rest.openapi import add_schemas, add_security
 from service.rest.pages import add_pages
 from service.rest.routes import build_router
 from service.safety.protection import Protection
@@ -48,7 +53,7 @@ def build_app(
         plane: Answers the requests.
         telemetry: Records them.
         protection: API keys and limits.
-        repository: Loads and unloads models; None has no routes for that.
+        repository: Loads and unloads models; None refuses that.
         cloud: Paths that a cloud platform chose.
 
     Raises:
@@ -57,11 +62,11 @@ def build_app(
     native = build_router(plane)
     openai = build_openai_router(plane)
     inference = build_inference_router(plane, is_managed=repository is not None)
-    managing = [] if repository is None else [build_repository_router(plane, repository)]
-    routers = [native, openai, inference, *managing]
+    routers = [native, openai, inference, build_repository_router(plane, repository)]
     targets = {route.path: route for route in post_routes(native, openai)}
     clouds = build_cloud_router(plane, targets, cloud, routers)
     app = build_framework_app(*routers, clouds)
+    describe(app, OPEN_PATHS | cloud.probes, needs_key=protection.keys.is_required)
     dispatcher = Dispatcher(app, *post_routes(native, openai, inference, clouds))
     return CallMiddleware(dispatcher, telemetry, protection, cloud.probes)
 
@@ -171,8 +176,12 @@ def build_framework_app(*routers: APIRouter) -> FastAPI:
     """FastAPI with all routes and the documents, without API keys and limits."""
     app = FastAPI(
         title="tipserve",
-        version="1",
+        version=release(),
         description=DESCRIPTION,
+        # Relative to the document, also behind a proxy that serves it below a path.
+        servers=[{"url": "."}],
+        # The names of methods in generated clients.
+        generate_unique_id_function=lambda route: route.name,
         docs_url=None,
         redoc_url=None,
         # `CallMiddleware` removes a trailing slash. A redirect would go to `http://` and the
@@ -184,6 +193,18 @@ def build_framework_app(*routers: APIRouter) -> FastAPI:
         app.include_router(router)
     for error in (ServiceError, ClientLeft, 404, 405, Exception):
         app.add_exception_handler(error, on_error)
+    add_pages(app)
+    return app
+
+
+def describe(app: FastAPI, open_paths: Set[str], *, needs_key: bool) -> None:
+    """Complete the OpenAPI document of an application when it is first requested.
+
+    Args:
+        app: The application.
+        open_paths: Routes that need no API key.
+        needs_key: Whether all others need one.
+    """
     generate = app.openapi
 
     @cache
@@ -191,12 +212,10 @@ def build_framework_app(*routers: APIRouter) -> FastAPI:
         document = generate()
         add_schemas(
             document,
-            bodies=(EmbeddingsBody, InferBody, PredictBody),
+            bodies=(EmbeddingsBody, InferBody, PredictBody, IndexBody, LoadBody, UnloadBody),
             answers=(EmbeddingsAnswer, InferAnswerBody),
         )
+        add_security(document, open_paths, needs_key=needs_key)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way to extend it
-
-    add_pages(app)
-    return app

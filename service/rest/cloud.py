@@ -172,10 +172,11 @@ def build_cloud_router(
         plane.check_open(current_call.get().flow)
         return await invoke(request, plane, targets)
 
-    for path in health:
-        router.get(path, responses=ERRORS)(ping)
-    for path in predict:
-        router.post(path, **INVOKE)(invocations)
+    # The names of a second path differ: they are names of methods in generated clients.
+    for path, name in zip(health, ("ping", "chosen_health_route"), strict=False):
+        router.get(path, name=name, responses=ERRORS)(ping)
+    for path, name in zip(predict, ("invocations", "chosen_predict_route"), strict=False):
+        router.post(path, name=name, **INVOKE)(invocations)
     return router
 
 

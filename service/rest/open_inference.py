@@ -18,7 +18,7 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, UnsupportedMedia
 from service.messages import RequestLimits
-from service.models.registry import ModelRepository
+from service.models.registry import ModelRepository, managed_repository
 from service.open_inference.inference import InferAnswer, InferRequest, infer
 from service.open_inference.metadata import (
     VERSION,
@@ -249,7 +249,7 @@ def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
 
 def _add_server(router: APIRouter, plane: DataPlane, is_managed: bool) -> None:
     @router.get("/v2", responses=V2_ERRORS)
-    async def server() -> ServerMetadata:
+    async def get_server() -> ServerMetadata:
         """The server's name, version and protocol extensions."""
         return server_metadata(is_managed=is_managed)
 
@@ -275,14 +275,14 @@ def _add_model(router: APIRouter, plane: DataPlane) -> None:
         plane.check_model_ready(name)
         return ModelReadyBody(name=name)
 
-    def model_statistics(model: str, version: str) -> Statistics:
+    def stats(model: str, version: str) -> Statistics:
         """Statistics of one model since it was loaded."""
         return statistics(plane, model, version)
 
     _add_get(router, "", metadata, ModelMetadata)
     _add_get(router, "/config", config, ModelConfig)
     _add_get(router, "/ready", ready, ModelReadyBody)
-    _add_get(router, "/stats", model_statistics, Statistics)
+    _add_get(router, "/stats", stats, Statistics)
 
 
 def _add_get(
@@ -293,14 +293,13 @@ def _add_get(
         "responses": V2_ERRORS,
         "response_model": body,
         "description": answer.__doc__,
-        "name": answer.__name__,
     }
 
-    @router.get(MODEL + suffix, **documented)
+    @router.get(MODEL + suffix, name=f"model_{answer.__name__}", **documented)
     async def one(model: str) -> object:
         return answer(model, "")
 
-    @router.get(VERSIONED + suffix, **documented)
+    @router.get(VERSIONED + suffix, name=f"version_{answer.__name__}", **documented)
     async def versioned(model: str, version: str) -> object:
         return answer(model, version)
 
@@ -535,50 +534,54 @@ def write_infer(
     return Response(b"".join([content, *blobs]), media_type=OCTETS, headers=headers)
 
 
-def build_repository_router(plane: DataPlane, repository: ModelRepository) -> APIRouter:
-    """Index, load and unload. Added only if the settings enable management."""
+def build_repository_router(plane: DataPlane, repository: ModelRepository | None) -> APIRouter:
+    """Index, load and unload; each is refused without a repository."""
     router = APIRouter(tags=["repository"])
+    errors = V2_ERRORS | {501: V2_ERRORS[500] | {"description": "`enable_management` is off."}}
 
     async def read(request: Request, schema: type[SchemaT]) -> SchemaT:
         check_media(request)
         raw = await request.body() or b"{}"
         return await in_pool(plane, partial(parse_json, raw, schema, plane.limits))
 
-    @router.post("/v2/repository/index", responses=V2_ERRORS, openapi_extra=json_body(IndexBody))
-    async def index(request: Request) -> list[ModelIndexEntry]:
+    @router.post("/v2/repository/index", responses=errors, openapi_extra=json_body(IndexBody))
+    async def list_repository(request: Request) -> list[ModelIndexEntry]:
         """All models that are or were served, or have a folder in the model repository."""
+        managed = managed_repository(repository)
         body = await read(request, IndexBody)
-        states = await plane.offload(repository.index)
+        states = await plane.offload(managed.index)
         return repository_index(states, only_ready=body.ready)
 
     @router.post(
         "/v2/repository/models/{name}/load",
-        responses=V2_ERRORS,
+        responses=errors,
         openapi_extra=json_body(LoadBody),
         response_class=Response,
     )
-    async def load(request: Request, name: str) -> Response:
+    async def load_model(request: Request, name: str) -> Response:
         """Serve a package under this name; responds when the model is ready.
 
         A model that already has the name finishes its requests and is replaced. If the load
         fails, it stays.
         """
+        managed = managed_repository(repository)
         plane.gate.check()
         body = await read(request, LoadBody)
-        await repository.load(name, body.parameters.package)
+        await managed.load(name, body.parameters.package)
         return Response()
 
     @router.post(
         "/v2/repository/models/{name}/unload",
-        responses=V2_ERRORS,
+        responses=errors,
         openapi_extra=json_body(UnloadBody),
         response_class=Response,
     )
-    async def unload(request: Request, name: str) -> Response:
+    async def unload_model(request: Request, name: str) -> Response:
         """Stop serving this model; its current requests are still answered."""
+        managed = managed_repository(repository)
         plane.gate.check()
         await read(request, UnloadBody)
-        await repository.unload(name)
+        await managed.unload(name)
         return Response()
 
     return router

@@ -1,9 +1,10 @@
 """The OpenAPI document: the parts that FastAPI cannot derive.
 
-Routes that read their own body and write their own response describe both here.
+Routes that read their own body and write their own response are described here, from the models of
+their options and from their `ResponseWriter`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -33,7 +34,16 @@ from service.rest.response_schemas import (
     SegmentImagesAnswer,
     VisualizeFeaturesAnswer,
 )
-from service.rest.responses import JSON, NPY, PNG, SAFETENSORS
+from service.rest.responses import (
+    CLASSES,
+    FEATURES,
+    IMAGE_EMBEDDINGS,
+    JSON,
+    MAPS,
+    MASKS,
+    TEXT_EMBEDDINGS,
+    ResponseWriter,
+)
 
 Mode = Literal["validation", "serialization"]
 RouteText = dict[str, Any]  # keyword arguments of `APIRouter.post`
@@ -44,7 +54,7 @@ ONE_PIXEL: Final = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4"
     "AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
 )
-CLASSES: Final = ["dog", {"name": "grass", "prompts": ["grass", "a lawn"]}, "sky"]
+NAMED: Final = ["dog", {"name": "grass", "prompts": ["grass", "a lawn"]}, "sky"]
 # Request bodies of each native route by their summary; a test sends every one of them.
 EXAMPLES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "/v1/images:embed": {
@@ -61,17 +71,17 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         },
     },
     "/v1/images:segment": {
-        "Three classes": {"image": ONE_PIXEL, "classes": CLASSES},
+        "Three classes": {"image": ONE_PIXEL, "classes": NAMED},
         "Sliding windows, masks in a format of COCO": {
             "image": ONE_PIXEL,
-            "classes": CLASSES,
+            "classes": NAMED,
             "mode": "slide",
             "background_classes": ["wall"],
             "format": "rle",
         },
     },
     "/v1/images:classify": {
-        "The two best of three classes": {"image": ONE_PIXEL, "classes": CLASSES, "top_k": 2}
+        "The two best of three classes": {"image": ONE_PIXEL, "classes": NAMED, "top_k": 2}
     },
     "/v1/images:features": {
         "Colours": {"image": ONE_PIXEL},
@@ -151,43 +161,91 @@ def _examples(path: str) -> dict[str, Any]:
     }
 
 
-def _responses(answer: type[BaseModel], *binary: str) -> Responses:
-    content: dict[str, Any] = {JSON: {"schema": _ref(answer)}}
-    content |= {media: {"schema": BINARY} for media in binary}
+def _responses(answer: type[BaseModel], writer: ResponseWriter[Any, Any]) -> Responses:
+    content = {media: {"schema": BINARY} for media in writer.media_types}
+    content[JSON] = {"schema": _ref(answer)}
     text = "In the media type that `Accept` chooses."
     return {200: {"description": text, "content": content}} | ERRORS
 
 
-def _parameters(body: type[ImageBody]) -> list[dict[str, Any]]:
-    """The options as query parameters, for a body that is an image or a form."""
+def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The members of nested unions; of another schema itself."""
+    members = schema.get("anyOf", schema.get("oneOf"))
+    if members is None:
+        return [schema]
+    return [found for member in members for found in _alternatives(member)]
+
+
+def _option(name: str, schema: Mapping[str, Any], body: type[ImageBody]) -> dict[str, Any]:
+    """An option as a query or a form has it: a plain value, or a list of plain values.
+
+    Without `default`: a generated client would send defaults in the query, next to a JSON body.
+    """
+    members = [one for one in _alternatives(schema) if one.get("type") != "null"]
+    if name in body.comma_lists | body.plain_lists:
+        (array,) = [one for one in members if one.get("type") == "array"]
+        (items,) = [one for one in _alternatives(array["items"]) if one.get("type") == "string"]
+        plain = {"type": "array", "items": items}
+    else:
+        (member,) = members
+        plain = {key: member[key] for key in ("type", "enum") if key in member}
+    text = schema["description"]
+    if (default := schema.get("default")) not in (None, []):
+        value = ",".join(default) if isinstance(default, list) else str(default)
+        text += f" Default: `{value.lower() if isinstance(default, bool) else value}`."
+    return plain | {"description": text}
+
+
+def _options(body: type[ImageBody]) -> dict[str, dict[str, Any]]:
+    """All options of a body that is an image or a form, by name."""
     properties = body.model_json_schema(ref_template=REF)["properties"]
+    return {
+        name: _option(name, schema, body)
+        for name, schema in properties.items()
+        if name not in IMAGE_FIELDS
+    }
+
+
+def _parameters(body: type[ImageBody]) -> list[dict[str, Any]]:
+    """The options as query parameters."""
     parameters: list[dict[str, Any]] = []
-    for name, schema in properties.items():
-        if name in IMAGE_FIELDS:
-            continue
-        is_list = name in body.comma_lists
-        text = schema.pop("description", "")
-        plain = {"type": "array", "items": {"type": "string"}} if is_list else schema
-        style = {"style": "form", "explode": False} if is_list else {}
+    for name, schema in _options(body).items():
+        text = schema.pop("description")
+        style = {"style": "form", "explode": False} if name in body.comma_lists else {}
         parameters.append(
-            {"name": name, "in": "query", "required": False, "description": text, "schema": plain}
+            {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
             | style
         )
     return [*parameters, *CALL_HEADERS]
 
 
-def _image_route(
-    path: str, body: type[ImageBody], answer: type[BaseModel], *, has_png: bool = False
-) -> RouteText:
-    form = {"type": "object", "properties": {"images": {"type": "array", "items": BINARY}}}
-    content = {
-        "image/*": {"schema": BINARY},
-        JSON: {"schema": _ref(body), "examples": _examples(path)},
-        "multipart/form-data": {"schema": form},
+def _form(body: type[ImageBody]) -> dict[str, Any]:
+    """The images as files, and the options."""
+    files = {
+        "image": BINARY | {"description": "One image."},
+        "images": {"type": "array", "items": BINARY, "description": "Several images."},
     }
-    text = "An encoded image, with the options in the query; or a form; or JSON."
+    properties = files | _options(body)
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _image_route(
+    path: str,
+    body: type[ImageBody],
+    answer: type[BaseModel],
+    writer: ResponseWriter[Any, Any],
+) -> RouteText:
+    content = {
+        "multipart/form-data": {"schema": _form(body)},
+        JSON: {"schema": _ref(body), "examples": _examples(path)},
+        "image/*": {"schema": BINARY},
+    }
+    text = (
+        "Images in a form, with the options in the form or the query; or JSON with all options; "
+        "or one encoded image, with the options in the query."
+    )
     return {
-        "responses": _responses(answer, NPY, SAFETENSORS, *([PNG] if has_png else [])),
+        "responses": _responses(answer, writer),
         "openapi_extra": {
             "requestBody": {"required": True, "description": text, "content": content},
             "parameters": _parameters(body),
@@ -198,7 +256,7 @@ def _image_route(
 def _map_route(body: type[MapBody], answer: type[BaseModel], array: list[Any]) -> RouteText:
     """A route of a dense head, with this map of one pixel as the example of its answer."""
     path = f"/v1/images:{body.task}"
-    route = _image_route(path, body, answer, has_png=True)
+    route = _image_route(path, body, answer, MAPS)
     route["responses"] |= NO_HEAD
     item = {"index": 0, "height": 1, "width": 1, body.task: array}
     route["responses"][200]["content"][JSON]["example"] = {
@@ -209,20 +267,22 @@ def _map_route(body: type[MapBody], answer: type[BaseModel], array: list[Any]) -
     return route
 
 
-EMBED_IMAGES: Final = _image_route("/v1/images:embed", EmbedImagesBody, EmbedImagesAnswer)
+EMBED_IMAGES: Final = _image_route(
+    "/v1/images:embed", EmbedImagesBody, EmbedImagesAnswer, IMAGE_EMBEDDINGS
+)
 SEGMENT_IMAGES: Final = _image_route(
-    "/v1/images:segment", SegmentImagesBody, SegmentImagesAnswer, has_png=True
+    "/v1/images:segment", SegmentImagesBody, SegmentImagesAnswer, MASKS
 )
 CLASSIFY_IMAGES: Final = _image_route(
-    "/v1/images:classify", ClassifyImagesBody, ClassifyImagesAnswer
+    "/v1/images:classify", ClassifyImagesBody, ClassifyImagesAnswer, CLASSES
 )
 VISUALIZE_FEATURES: Final = _image_route(
-    "/v1/images:features", VisualizeFeaturesBody, VisualizeFeaturesAnswer, has_png=True
+    "/v1/images:features", VisualizeFeaturesBody, VisualizeFeaturesAnswer, FEATURES
 )
 ESTIMATE_DEPTH: Final = _map_route(DepthBody, DepthAnswer, [[2.25]])
 ESTIMATE_NORMALS: Final = _map_route(NormalsBody, NormalsAnswer, [[[0.0, 0.6, 0.8]]])
 EMBED_TEXTS: Final[RouteText] = {
-    "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS),
+    "responses": _responses(EmbedTextsAnswer, TEXT_EMBEDDINGS),
     "openapi_extra": {
         "requestBody": {
             "required": True,
@@ -236,14 +296,8 @@ EMBED_TEXTS: Final[RouteText] = {
 
 
 def json_body(body: type[BaseModel]) -> dict[str, Any]:
-    """An optional JSON body, with its schema inline."""
-    schema = body.model_json_schema()
-    definitions = schema.pop("$defs", {})
-    for name, field in schema["properties"].items():
-        reference = field.get("$ref", "").rpartition("/")[2]
-        if reference:
-            schema["properties"][name] = definitions[reference]
-    return {"requestBody": {"required": False, "content": {JSON: {"schema": schema}}}}
+    """An optional JSON body."""
+    return {"requestBody": {"required": False, "content": {JSON: {"schema": _ref(body)}}}}
 
 
 # Models that only our own `$ref`s name.
@@ -265,6 +319,28 @@ ANSWERS: Final[tuple[type[BaseModel], ...]] = (
     NormalsAnswer,
     EmbedTextsAnswer,
 )
+
+
+KEY_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of the server."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+}
+
+
+def add_security(document: dict[str, Any], open_paths: Set[str], *, needs_key: bool) -> None:
+    """Add the API key: to be sent to all routes except the open ones, or as an option to all.
+
+    Args:
+        document: The OpenAPI document; changed in place.
+        open_paths: Routes that need no key.
+        needs_key: Whether the server has keys.
+    """
+    document["components"]["securitySchemes"] = KEY_SCHEMES
+    keys: list[dict[str, list[str]]] = [{name: []} for name in KEY_SCHEMES]
+    document["security"] = keys if needs_key else [{}, *keys]
+    for path in open_paths & document["paths"].keys():
+        for operation in document["paths"][path].values():
+            operation["security"] = []
 
 
 def add_schemas(

@@ -138,23 +138,23 @@ def _add_models(router: APIRouter, plane: DataPlane) -> None:
 
 def _add_health(router: APIRouter, plane: DataPlane) -> None:
     @router.get("/v2/health/live", tags=["health"], responses=V2_ERRORS)
-    async def live() -> Live:
+    async def check_live() -> Live:
         """Liveness: the process responds, and its device has computed a batch recently."""
         plane.check_live()
         return Live()
 
     @router.get("/v2/health/ready", tags=["health"], responses=V2_ERRORS)
-    async def ready() -> Ready:
+    async def check_ready() -> Ready:
         """Readiness: the warm-up is done, the drain has not begun, and the device is healthy."""
         plane.check_ready()
         return Ready()
 
     async def health() -> Ready:
         """Readiness, as `/v2/health/ready`."""
-        return await ready()
+        return await check_ready()
 
     for path in ("/health", "/healthz"):
-        router.get(path, tags=["health"], responses=ERRORS)(health)
+        router.get(path, name=path[1:], tags=["health"], responses=ERRORS)(health)
 
     @router.get("/version", tags=["models"], responses=ERRORS)
     async def version() -> Version:

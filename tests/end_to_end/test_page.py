@@ -16,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.service_process import RunningService, running_service
+from service.messages import IMAGE_OUTPUTS
 from tests.end_to_end.conftest import LIMIT_S
 
 SCENE = Path("examples/scene.png").resolve()
@@ -298,8 +299,23 @@ def test_no_serious_finding_of_axe_and_no_sideways_scrolling(
 
 def test_the_document_of_the_api_can_be_tried_out(open_page: Callable[..., Page]) -> None:
     page = open_page("/docs")
-    page.click("#operations-models-list_models_v1_models_get button.opblock-summary-control")
+    page.click("#operations-models-list_models button.opblock-summary-control")
     page.click("button.try-out__btn")
     page.click("button.execute")
     page.wait_for_selector(".live-responses-table .microlight")
     assert '"runtime"' in page.inner_text(".live-responses-table .microlight")
+
+
+def test_an_image_is_uploaded_by_the_form_of_the_document(open_page: Callable[..., Page]) -> None:
+    page = open_page("/docs")
+    page.click("#operations-images-embed_images button.opblock-summary-control")
+    page.click("button.try-out__btn")
+    form = page.locator(".opblock-section-request-body")
+    form.locator("input[type=file]").first.set_input_files(SCENE)
+    outputs = form.locator("tr", has_text="outputs").locator("select")
+    assert outputs.locator("option").all_inner_texts()[-4:] == list(IMAGE_OUTPUTS)
+    outputs.select_option(["cls1", "cls2"])
+    page.click("button.execute")
+    page.wait_for_selector(".live-responses-table .microlight")
+    answer = json.loads(page.inner_text(".live-responses-table .microlight"))
+    assert answer["data"][0].keys() == {"index", "cls1", "cls2"}

@@ -14,10 +14,15 @@ import httpx
 import pytest
 from PIL import Image
 
+from service.messages import IMAGE_OUTPUTS
+from service.monitoring.metrics import release
 from service.rest.app import MAX_BEGUN_PER_TURN, LoopTurns
 from service.rest.openapi import EXAMPLES
 from tests.service.conftest import Encode, Serving
 from tests.service.rest.conftest import client_of
+
+ENUM = {"type": "string"}
+SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
 
 STATUSES = {
     "200",
@@ -243,6 +248,54 @@ async def test_the_document_has_every_status_and_every_reference_resolves(
     assert names <= set(document["components"]["schemas"])
     segment = document["paths"]["/v1/images:segment"]["post"]
     assert {"classes", "format", "resolution"} <= {p["name"] for p in segment["parameters"]}
+
+
+async def test_a_query_and_a_form_have_the_enums_of_the_options(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    outputs = {"type": "array", "items": {"type": "string", "enum": list(IMAGE_OUTPUTS)}}
+    expected = {
+        "/v1/images:embed": {"outputs": outputs, "fit": ENUM | {"enum": ["squash", "aspect"]}},
+        "/v1/images:segment": {
+            "classes": {"type": "array", "items": ENUM},
+            "features": ENUM | {"enum": ["values", "patches"]},
+            "background_threshold": {"type": "number"},
+        },
+    }
+    for path, options in expected.items():
+        operation = document["paths"][path]["post"]
+        query = {p["name"]: p["schema"] for p in operation["parameters"] if p["in"] == "query"}
+        form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+        assert form.keys() == {"image", "images", *query}
+        assert form["image"]["format"] == form["images"]["items"]["format"] == "binary"
+        for name, schema in options.items():
+            assert query[name] == {k: v for k, v in form[name].items() if k != "description"}
+            assert query[name] == schema
+
+
+async def test_the_document_names_its_version_its_server_and_its_methods(
+    client: httpx.AsyncClient,
+) -> None:
+    document = (await client.get("/openapi.json")).json()
+    assert document["info"]["version"] == release()
+    assert document["servers"] == [{"url": "."}]
+    operations = [op for methods in document["paths"].values() for op in methods.values()]
+    names = Counter(operation["operationId"] for operation in operations)
+    assert set(names.values()) == {1}
+    assert {"embed_images", "list_models", "create_embeddings", "load_model"} <= names.keys()
+
+
+async def test_the_document_says_where_an_api_key_is_needed(serving: Serving) -> None:
+    names = {"model": "fake", "model_id": "fake", "name": "fake", "version": "1"}
+    for keys, expected in ((None, [{}, *SECURITY]), ("the-key-of-this-test", SECURITY)):
+        async with serving(api_keys=keys) as server, client_of(server) as client:
+            document = (await client.get("/openapi.json")).json()
+            assert document["security"] == expected
+            assert document["components"]["securitySchemes"].keys() == {"bearer", "apiKey"}
+            for path, methods in document["paths"].items():
+                ((method, operation),) = methods.items()
+                is_open = operation.get("security") == []
+                answer = await client.request(method, path.format(**names))
+                assert (answer.status_code == 401) == (keys is not None and not is_open), path
 
 
 async def test_the_examples_of_every_native_route_work(client: httpx.AsyncClient) -> None:

@@ -325,8 +325,9 @@ async def health_of(server: Server, name: str) -> int:
 async def test_management_is_off_by_default(serving: Serving) -> None:
     async with serving() as server, client_of(server) as client:
         for path in (INDEX, LOAD, UNLOAD):
-            assert (await client.post(path)).status_code == 404
-        assert "/v2/repository/index" not in (await client.get("/openapi.json")).json()["paths"]
+            answer = await client.post(path)
+            assert (answer.status_code, answer.json()["code"]) == (501, "management_not_enabled")
+        assert INDEX in (await client.get("/openapi.json")).json()["paths"]
 
 
 async def test_management_without_keys_logs_a_warning(

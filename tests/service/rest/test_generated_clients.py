@@ -1,0 +1,151 @@
+"""Clients in TypeScript and Python, generated from the OpenAPI document, call a server."""
+
+import asyncio
+import base64
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from service.server import Server
+from tests.service.conftest import Encode, Serving
+from tests.service.rest.conftest import client_of
+from tests.tools import TOOLS, find_tool, miss
+
+KEY: Final = "the-key-of-this-test"
+NODE_MODULES: Final = TOOLS.parent / "openapi" / "node_modules"
+TYPESCRIPT: Final = Path(__file__).with_name("generated_client.ts")
+# The generator knows bodies of bytes by this media type only.
+PYTHON_CONFIG: Final = {"content_type_overrides": {"image/*": "application/octet-stream"}}
+OPTIONS: Final[dict[str, Any]] = {"outputs": ["cls1", "patches"], "fit": "aspect"}
+LIMIT_S: Final = 240
+
+pytestmark = pytest.mark.slow
+
+
+def run(folder: Path, command: Sequence[str | Path]) -> str:
+    """Run a program in a folder; returns what it prints."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+async def save_document(client: httpx.AsyncClient, folder: Path) -> None:
+    (folder / "openapi.json").write_bytes((await client.get("/openapi.json")).content)
+
+
+async def expected_of(client: httpx.AsyncClient, image: bytes) -> Any:
+    body = {"image": base64.b64encode(image).decode(), **OPTIONS}
+    answer = await client.post(
+        "/v1/images:embed", json=body, headers={"Authorization": f"Bearer {KEY}"}
+    )
+    return answer.json()
+
+
+def url_of(server: Server) -> str:
+    return f"http://127.0.0.1:{server.ports['http']}"
+
+
+def call_by_typescript(folder: Path, url: str, image: bytes) -> dict[str, Any]:
+    if not NODE_MODULES.is_dir():
+        miss("openapi-typescript is missing: run scripts/install_tools.sh")
+    (folder / "node_modules").symlink_to(NODE_MODULES)
+    (folder / "package.json").write_text('{"type": "module"}')
+    shutil.copy(TYPESCRIPT, folder)
+    # Without the flag, fields of requests that have a default are required.
+    flags = ["-o", "api.ts", "--default-non-nullable=false"]
+    run(folder, [NODE_MODULES / ".bin" / "openapi-typescript", "openapi.json", *flags])
+    strict = ["--strict", "--target", "es2022", "--module", "nodenext", TYPESCRIPT.name]
+    run(folder, [NODE_MODULES / ".bin" / "tsc", *strict])
+    encoded = base64.b64encode(image).decode()
+    answers: dict[str, Any] = json.loads(
+        run(folder, [find_tool("node"), TYPESCRIPT.with_suffix(".js").name, url, KEY, encoded])
+    )
+    return answers
+
+
+async def test_a_typescript_client(serving: Serving, encode_image: Encode, tmp_path: Path) -> None:
+    image = encode_image("PNG")
+    async with (
+        serving(api_keys=KEY, enable_management=True) as server,
+        client_of(server) as client,
+    ):
+        await save_document(client, tmp_path)
+        expected = await expected_of(client, image)
+        answers = await asyncio.to_thread(call_by_typescript, tmp_path, url_of(server), image)
+    statuses = {name: answer["status"] for name, answer in answers.items()}
+    assert statuses == {name: 422 if name == "wrong" else 200 for name in answers}, answers
+    for name in ("json", "form", "raw"):
+        assert answers[name]["content"] == expected
+    assert len(answers["classes"]["content"]["data"][0]["classes"]) == 1
+    assert answers["texts"]["content"]["data"][0]["embedding"]
+    assert answers["models"]["content"]["data"][0]["id"] == "fake"
+    assert answers["index"]["content"][0]["name"] == "fake"
+    assert answers["wrong"]["content"]["error"]["param"] == "outputs"
+
+
+def generate_python(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(PYTHON_CONFIG))
+    flags = ["--config=config.json", "--meta=none", "--output-path=generated", "--fail-on-warning"]
+    run(folder, [find_tool("openapi-python-client"), "generate", "--path=openapi.json", *flags])
+
+
+def call_by_python(folder: Path, url: str, image: bytes) -> dict[str, Any]:
+    """Answers of the generated client as dictionaries, by how they were asked for."""
+    generate_python(folder)
+
+    def load(name: str) -> Any:
+        return importlib.import_module(f"generated.{name}")
+
+    models, types, embed = load("models"), load("types"), load("api.images.embed_images")
+    outputs, fit = models.EmbedImagesBodyOutputsItem, models.EmbedImagesBodyFit.ASPECT
+    body = models.EmbedImagesBody.from_dict({"image": base64.b64encode(image).decode(), **OPTIONS})
+    assert (body.outputs, body.fit) == ([outputs.CLS1, outputs.PATCHES], fit)
+    query = {
+        "outputs": [models.EmbedImagesOutputsItem.CLS1, models.EmbedImagesOutputsItem.PATCHES],
+        "fit": models.EmbedImagesFit.ASPECT,
+    }
+    file = types.File(payload=image, file_name="image.png", mime_type="image/png")
+    form = models.EmbedImagesFilesBody(
+        image=file,
+        outputs=[models.EmbedImagesFilesBodyOutputsItem(name) for name in OPTIONS["outputs"]],
+        fit=models.EmbedImagesFilesBodyFit.ASPECT,
+    )
+    texts = models.EmbedTextsBody(texts=["dog"])
+    with load("client").AuthenticatedClient(base_url=url, token=KEY) as client:
+        found = {
+            "json": embed.sync(client=client, body=body),
+            "form": embed.sync(client=client, body=form),
+            "raw": embed.sync(client=client, body=file, **query),
+            "texts": load("api.texts.embed_texts").sync(client=client, body=texts),
+            "models": load("api.models.list_models").sync(client=client),
+            "index": load("api.repository.list_repository").sync(client=client),
+        }
+    return {name: answer.to_dict() for name, answer in found.items()}
+
+
+async def test_a_python_client(
+    serving: Serving, encode_image: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = encode_image("PNG")
+    monkeypatch.syspath_prepend(tmp_path)
+    async with serving(api_keys=KEY) as server, client_of(server) as client:
+        await save_document(client, tmp_path)
+        expected = await expected_of(client, image)
+        answers = await asyncio.to_thread(call_by_python, tmp_path, url_of(server), image)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "generated"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("json", "form", "raw"):
+        assert answers[name] == expected
+    assert answers["texts"]["data"][0]["embedding"]
+    assert answers["models"]["data"][0]["id"] == "fake"
+    assert answers["index"]["code"] == "management_not_enabled"

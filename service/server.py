@@ -35,6 +35,7 @@ from service.rest.app import build_app
 from service.rest.cloud import CloudRoutes
 from service.rest.pages import page_url
 from service.rest.server import HttpServer, listen
+from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 from service.settings import Settings
 from service.watchdog import Watchdog
@@ -103,7 +104,15 @@ class Server:
         """Open the three ports; gRPC's when it starts."""
         managed = self.repository if settings.enable_management else None
         cloud = CloudRoutes(health=settings.health_route, predict=settings.predict_route)
-        app = build_app(self.plane, self._telemetry, self.protection, managed, cloud=cloud)
+        file = settings.token_vocabulary
+        app = build_app(
+            self.plane,
+            self._telemetry,
+            self.protection,
+            managed,
+            cloud=cloud,
+            vocabulary=None if file is None else TokenVocabulary.read(file),
+        )
         host, self._host_reason = settings.address
         self._host = host
         self._http_socket = listen(host, settings.http_port)

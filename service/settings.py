@@ -149,6 +149,10 @@ class Settings(BaseSettings):
     predict_route: Route | None = None
     """Additional path of `/invocations`, which accepts the body of every other route and Vertex
     AI's `instances`. Default: AIP_PREDICT_ROUTE."""
+    token_vocabulary: Path | None = None
+    """File `cl100k_base.tiktoken` with the vocabulary of OpenAI's tokenizer. `/v1/embeddings` then
+    also accepts token ids, which LangChain's `OpenAIEmbeddings` sends by default. Default: token
+    ids are refused."""
     ports_file: Path | None = None
     """File to which the chosen ports are written as JSON, once all three listen."""
 

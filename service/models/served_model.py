@@ -111,9 +111,11 @@ class RequestCounts:
                 return
             self._success = self._success.plus(seconds)
             self._num_items += num_items
-            for stage in STAGES:
-                if stage in stages:
-                    self._stages[stage] = self._stages[stage].plus(stages[stage])
+            # As in Triton, a request that the cache answers counts for the queue, too; without it
+            # `perf_analyzer` finds no request.
+            for stage, stage_s in ({"queue": 0.0} | dict(stages)).items():
+                if stage in STAGES:
+                    self._stages[stage] = self._stages[stage].plus(stage_s)
 
 
 class RequestTimer:

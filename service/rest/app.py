@@ -19,6 +19,7 @@ from service.monitoring.telemetry import Telemetry
 from service.rest.cloud import CloudRoutes, PredictBody, build_cloud_router
 from service.rest.connection import BODY, OPEN_PATHS, Body, CallMiddleware
 from service.rest.errors import ClientLeft, on_error
+from service.rest.hugging_face import TaskBody, build_hugging_face_router
 from service.rest.open_inference import (
     IndexBody,
     InferAnswerBody,
@@ -32,6 +33,7 @@ from service.rest.openai import EmbeddingsAnswer, EmbeddingsBody, build_openai_r
 from service.rest.openapi import add_schemas, add_security
 from service.rest.pages import add_pages
 from service.rest.routes import build_router
+from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 
 NO_CLOUD = CloudRoutes()
@@ -46,6 +48,7 @@ def build_app(
     repository: ModelRepository | None = None,
     *,
     cloud: CloudRoutes = NO_CLOUD,
+    vocabulary: TokenVocabulary | None = None,
 ) -> CallMiddleware:
     """The ASGI application.
 
@@ -55,19 +58,22 @@ def build_app(
         protection: API keys and limits.
         repository: Loads and unloads models; None refuses that.
         cloud: Paths that a cloud platform chose.
+        vocabulary: Decodes token ids; None refuses them.
 
     Raises:
         ValueError: A path of `cloud` is another route's.
     """
     native = build_router(plane)
-    openai = build_openai_router(plane)
+    openai = build_openai_router(plane, vocabulary)
+    hugging_face = build_hugging_face_router(plane)
     inference = build_inference_router(plane, is_managed=repository is not None)
-    routers = [native, openai, inference, build_repository_router(plane, repository)]
+    managing = build_repository_router(plane, repository)
+    routers = [native, openai, hugging_face, inference, managing]
     targets = {route.path: route for route in post_routes(native, openai)}
     clouds = build_cloud_router(plane, targets, cloud, routers)
     app = build_framework_app(*routers, clouds)
     describe(app, OPEN_PATHS | cloud.probes, needs_key=protection.keys.is_required)
-    dispatcher = Dispatcher(app, *post_routes(native, openai, inference, clouds))
+    dispatcher = Dispatcher(app, *post_routes(native, openai, hugging_face, inference, clouds))
     return CallMiddleware(dispatcher, telemetry, protection, cloud.probes)
 
 
@@ -212,7 +218,10 @@ def describe(app: FastAPI, open_paths: Set[str], *, needs_key: bool) -> None:
         document = generate()
         add_schemas(
             document,
-            bodies=(EmbeddingsBody, InferBody, PredictBody, IndexBody, LoadBody, UnloadBody),
+            bodies=(
+                *(EmbeddingsBody, TaskBody, InferBody, PredictBody),
+                *(IndexBody, LoadBody, UnloadBody),
+            ),
             answers=(EmbeddingsAnswer, InferAnswerBody),
         )
         add_security(document, open_paths, needs_key=needs_key)

@@ -292,7 +292,7 @@ class CallMiddleware:
         try:
             with self._protection.body_memory.share() as share:
                 try:
-                    self._check_caller(scope["path"], headers)
+                    self._check_caller(scope, headers)
                     self._apply_headers(call, headers)
                     left_s = call.deadline - call.clock()
                     scope[BODY] = body = Body(receive, self._protection, share, left_s)
@@ -312,8 +312,10 @@ class CallMiddleware:
             call.free_memory()
             self._record(scope, status or CLIENT_LEFT, call)
 
-    def _check_caller(self, path: str, headers: Mapping[bytes, str]) -> None:
-        if path not in OPEN_PATHS and path not in self._probes and not is_page(path):
+    def _check_caller(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
+        path, is_read = scope["path"], scope["method"] in {"GET", "HEAD"}
+        is_open = path in OPEN_PATHS or path in self._probes or is_page(path)
+        if not (is_open and is_read):
             self._protection.browsers.check(headers)
             self._protection.keys.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
 import numpy as np
 import pybase64
@@ -26,6 +26,7 @@ from service.rest.inputs import load_images, read_json
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, ONE_PIXEL, REF
 from service.rest.requests import MODEL_TEXT, DialectSchema
 from service.rest.responses import JSON, choose_media, dump, write_content
+from service.rest.token_ids import TokenVocabulary
 from service.safety.url_fetch import url_of
 
 OCTETS: Final = "application/octet-stream"
@@ -42,6 +43,7 @@ EmbedDtype = Literal["float32", "float16"]
 Endianness = Literal["native", "little", "big"]
 Modality = Literal["text", "image"]
 TEXT_TAG, ITEM_TAG, LIST_TAG = "<text>", "<item>", "<list>"
+IDS_TAG, ID_LISTS_TAG = "<token ids>", "<lists of token ids>"
 IMAGE_TEXT = "base64, a `data:` URI with base64, or a URL of a host that the server allows"
 
 
@@ -69,14 +71,13 @@ class InputItem(DialectSchema):
     ] = None
 
 
-def _refuse_token_ids(value: object) -> object:
+def _tag_of_input(value: object) -> str:
     first = value[0] if isinstance(value, list) and value else None
-    if isinstance(value, int) or isinstance(first, (int, list)):
-        raise ValueError(
-            "Token ids are not supported; send strings (LangChain's OpenAIEmbeddings does with "
-            "check_embedding_ctx_length=False)"
-        )
-    return value
+    if isinstance(first, int):
+        return IDS_TAG
+    if isinstance(first, list):
+        return ID_LISTS_TAG
+    return TEXT_TAG if isinstance(value, str) else LIST_TAG
 
 
 def _name_truncation(value: object) -> object:
@@ -88,12 +89,13 @@ Item = Annotated[
     Annotated[str, Tag(TEXT_TAG)] | Annotated[InputItem, Tag(ITEM_TAG)],
     Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else ITEM_TAG),
 ]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Input = Annotated[
-    Annotated[
-        Annotated[str, Tag(TEXT_TAG)] | Annotated[list[Item], Field(fail_fast=True), Tag(LIST_TAG)],
-        Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else LIST_TAG),
-    ],
-    BeforeValidator(_refuse_token_ids),
+    Annotated[str, Tag(TEXT_TAG)]
+    | Annotated[list[Item], Field(fail_fast=True), Tag(LIST_TAG)]
+    | Annotated[TokenIds, Tag(IDS_TAG)]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag(ID_LISTS_TAG)],
+    Discriminator(_tag_of_input),
 ]
 
 
@@ -120,7 +122,7 @@ class EmbeddingsBody(DialectSchema):
         Field(
             description="A text, or a list of texts, images as `data:` URIs, and objects: "
             '`{"text": ...}`, `{"image": ...}`, `{"type": "image_url", "image_url": '
-            '{"url": ...}}`.'
+            '{"url": ...}}`. Token ids if the server has their vocabulary.'
         ),
     ] = None
     messages: Annotated[
@@ -165,7 +167,12 @@ class EmbeddingsBody(DialectSchema):
             description="Texts longer than the model reads: `END` (or true) drops their end, "
             "`START` their beginning, `NONE` (or false) refuses them. Default: the model reads "
             "their beginning, and refuses texts of more than 2,000 characters.",
-            json_schema_extra={"anyOf": [{"enum": ["NONE", "START", "END"]}, {"type": "boolean"}]},
+            json_schema_extra={
+                "anyOf": [
+                    {"type": "string", "enum": ["NONE", "START", "END"]},
+                    {"type": "boolean"},
+                ]
+            },
         ),
     ] = None
     input_type: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
@@ -219,13 +226,17 @@ class SortedInput:
     params: Mapping[str, str]
 
 
-def sort_input(body: EmbeddingsBody) -> SortedInput:
+def sort_input(body: EmbeddingsBody, vocabulary: TokenVocabulary | None = None) -> SortedInput:
     """Sort the items of a request into images and texts.
+
+    Args:
+        body: The request.
+        vocabulary: Decodes token ids; None refuses them.
 
     Raises:
         InvalidRequest: There is no item, or one is neither, or one contradicts `modality`.
     """
-    items = _named_items(body)
+    items = _named_items(body, vocabulary)
     images: list[str] = []
     texts: list[str] = []
     is_image: list[bool] = []
@@ -244,31 +255,53 @@ def sort_input(body: EmbeddingsBody) -> SortedInput:
     )
 
 
-def _named_items(body: EmbeddingsBody) -> Mapping[str, str | InputItem]:
+def _named_items(
+    body: EmbeddingsBody, vocabulary: TokenVocabulary | None
+) -> Mapping[str, str | InputItem]:
     """The items of a request by the names of their fields.
 
     Raises:
-        InvalidRequest: There is no item, or `messages` has several.
+        InvalidRequest: There is no item, or `messages` has several, or there are token ids without
+            a vocabulary.
     """
-    if (body.input is None) == (body.messages is None):
-        raise InvalidRequest(
-            "input: Field required."
-            if body.input is None
-            else "Give either input or messages, not both.",
-            param="input",
-        )
-    if isinstance(body.input, str):
-        return {"input": body.input}
-    if body.input is not None:
-        named: dict[str, str | InputItem] = {f"input[{i}]": o for i, o in enumerate(body.input)}
-    else:
-        named = dict(_message_items(body.messages or []))
-    field = "messages" if body.input is None else "input"
-    if not named:
+    given, field = (body.input, "input") if body.messages is None else (body.messages, "messages")
+    if given is None:
+        raise InvalidRequest("input: Field required.", param="input")
+    if body.input is not None and body.messages is not None:
+        raise InvalidRequest("Give either input or messages, not both.", param="input")
+    if not given and not isinstance(given, str):
         raise InvalidRequest(
             f"{field} is empty; send at least one text or image.", code="empty_list", param=field
         )
-    if body.input is None and len(named) > 1:
+    if body.messages is not None:
+        return _message_item(body.messages)
+    if isinstance(given, str):
+        return {field: given}
+    tag = _tag_of_input(given)
+    if tag == LIST_TAG:
+        items = cast("list[str | InputItem]", given)
+        return {f"{field}[{index}]": item for index, item in enumerate(items)}
+    if vocabulary is None:
+        raise InvalidRequest(
+            "input: Token ids are not supported; send strings (LangChain's OpenAIEmbeddings does "
+            "with check_embedding_ctx_length=False), or give the server its setting "
+            "token_vocabulary.",
+            param=field,
+        )
+    if tag == IDS_TAG:
+        return {field: InputItem(text=vocabulary.decode(cast("list[int]", given), field))}
+    named = {f"{field}[{i}]": ids for i, ids in enumerate(cast("list[list[int]]", given))}
+    return {name: InputItem(text=vocabulary.decode(ids, name)) for name, ids in named.items()}
+
+
+def _message_item(messages: list[Message]) -> Mapping[str, InputItem]:
+    """The only item of a chat.
+
+    Raises:
+        InvalidRequest: It has none or several.
+    """
+    named = dict(_message_items(messages))
+    if len(named) != 1:
         raise InvalidRequest(
             f"messages has {len(named)} texts and images, and a vector is of one: send them as "
             "input, where each gets its own vector.",
@@ -467,7 +500,7 @@ EMBEDDINGS: Final[dict[str, Any]] = {
 }
 
 
-def build_openai_router(plane: DataPlane) -> APIRouter:
+def build_openai_router(plane: DataPlane, vocabulary: TokenVocabulary | None) -> APIRouter:
     """The routes of OpenAI's API that the native routes do not include."""
     router = APIRouter(tags=["openai"])
 
@@ -476,7 +509,7 @@ def build_openai_router(plane: DataPlane) -> APIRouter:
         """One vector of unit length for each text and image; images have their CLS1 embedding."""
         plane.check_open(current_call.get().flow)
         body = await read_json(request, plane, EmbeddingsBody)
-        given = sort_input(body)
+        given = sort_input(body, vocabulary)
         check_format(body, len(given.is_image))
         if body.format in {"float", "base64"}:
             choose_media(request.headers.get("accept"), (JSON,))

@@ -1,0 +1,150 @@
+"""The format of Hugging Face's inference endpoints, and `/embed` of TEI.
+
+The body decides the task: with `candidate_labels`, `inputs` is an image to classify; else it is
+texts to embed. The paths are those that clients build: `InferenceClient` sends to the URL that it
+is given, TEI's clients to `/embed`.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from service.call import current_call
+from service.data_plane import DataPlane
+from service.errors import InvalidRequest
+from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentClass, Truncation
+from service.rest.inputs import load_images, read_json
+from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG, renaming_params
+from service.rest.openapi import CALL_HEADERS, ERRORS, REF
+from service.rest.requests import DialectSchema, Strings
+from service.rest.responses import JSON, choose_media, dump, write_content
+
+# Names of the operations.
+PATHS: Final = {"/": "run_task", "/embed": "embed"}
+
+
+class TaskParameters(DialectSchema):
+    """Parameters of `zero-shot-image-classification`."""
+
+    candidate_labels: Strings = Field(default_factory=list, description="Names of the classes.")
+    hypothesis_template: Annotated[
+        str,
+        Field(description="Prompt of a class, with one `{}`. The default is that of transformers."),
+    ] = "This is a photo of {}."
+
+
+class TaskBody(DialectSchema):
+    """Texts to embed; or, with `candidate_labels`, an image to classify."""
+
+    inputs: Annotated[
+        Annotated[str, Tag(TEXT_TAG)] | Annotated[Strings, Tag(LIST_TAG)],
+        Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else LIST_TAG),
+        Field(description="A text, or a list of texts; or an image as base64."),
+    ]
+    parameters: TaskParameters = TaskParameters()
+    normalize: Annotated[bool, Field(description="Scale every vector to unit length.")] = True
+    truncate: Annotated[
+        bool | None,
+        Field(
+            description="Whether to shorten or to refuse texts that are longer than the model "
+            "reads. Default: as `truncate` of `/v1/embeddings`."
+        ),
+    ] = None
+    truncation_direction: Annotated[
+        Literal["left", "right"],
+        BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+        Field(description="Which side of a text is dropped."),
+    ] = "right"
+    dimensions: Annotated[
+        int | None, Field(description="Send only the first so many elements.")
+    ] = None
+    prompt_name: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """What to drop of a text."""
+        if self.truncate is None:
+            return None
+        if not self.truncate:
+            return "NONE"
+        return "START" if self.truncation_direction == "left" else "END"
+
+
+ROUTE: Final[dict[str, Any]] = {
+    "responses": {
+        200: {
+            "description": "A vector for each text; or `label` and `score` of each class, the best "
+            "first.",
+            "content": {JSON: {"schema": {"type": "array", "items": {}}}},
+        }
+    }
+    | ERRORS,
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {JSON: {"schema": {"$ref": REF.format(model=TaskBody.__name__)}}},
+        },
+        "parameters": CALL_HEADERS,
+    },
+}
+
+
+def build_hugging_face_router(plane: DataPlane) -> APIRouter:
+    """One route, at the paths of both."""
+    router = APIRouter(tags=["hugging face"])
+
+    async def run_task(request: Request) -> Response:
+        """Vectors of texts, or classes of an image, in the format of Hugging Face."""
+        plane.check_open(current_call.get().flow)
+        choose_media(request.headers.get("accept"), (JSON,))
+        body = await read_json(request, plane, TaskBody)
+        if body.parameters.candidate_labels:
+            return await _classify(request, plane, body)
+        texts = (body.inputs,) if isinstance(body.inputs, str) else tuple(body.inputs)
+        if not texts:
+            raise InvalidRequest("inputs is empty.", code="empty_list", param="inputs")
+        message = EmbedMixedRequest(
+            texts=texts,
+            dimensions=body.dimensions,
+            normalize=body.normalize,
+            truncate=body.truncation,
+        )
+        with renaming_params(_params("texts", len(texts))):
+            answer = await plane.embed_mixed(message, current_call.get())
+        content = await write_content(
+            plane, lambda: dump(list(answer.texts_TD)), answer.texts_TD.size
+        )
+        return Response(content, media_type=JSON)
+
+    for path, name in PATHS.items():
+        router.post(path, name=name, **ROUTE)(run_task)
+    return router
+
+
+async def _classify(request: Request, plane: DataPlane, body: TaskBody) -> Response:
+    if not isinstance(body.inputs, str):
+        raise InvalidRequest("inputs: with candidate_labels, give one image.", param="inputs")
+    labels = body.parameters.candidate_labels
+    params = _params("images", 1) | {
+        f"classes[{i}]": f"parameters.candidate_labels[{i}]" for i in range(len(labels))
+    }
+    with renaming_params(params):
+        message = ClassifyImagesRequest(
+            images=await load_images(request, plane, (body.inputs,)),
+            classes=tuple(SegmentClass(name=label) for label in labels),
+            templates=(body.parameters.hypothesis_template,),
+        )
+        answer = await plane.classify_images(message, current_call.get())
+    rows = [
+        {"label": answer.classes[label - 1], "score": probability}
+        for label, probability, _ in answer.classifications[0].rows()
+    ]
+    return Response(dump(rows), media_type=JSON)
+
+
+def _params(field: str, count: int) -> dict[str, str]:
+    """The client's name for each field of the data plane."""
+    if count == 1:
+        return {field: "inputs", f"{field}[0]": "inputs"}
+    return {field: "inputs"} | {f"{field}[{i}]": f"inputs[{i}]" for i in range(count)}

@@ -80,6 +80,10 @@ class Settings(BaseSettings):
     requests may then do so: set API keys too."""
     model_repository: Path | None = None
     """Folder of the packages that may be loaded at run time. Others cannot be loaded."""
+    enable_shared_memory: bool = False
+    """Allow clients of the Open Inference Protocol on this machine to register system shared
+    memory for tensors. Every caller who may send requests may then let the server read and
+    overwrite all shared memory that its user can open, also of other programs."""
     sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ()
     """Additional image sizes to warm up and measure at the start, in pixels, separated by commas:
     `896,896x672,1372` (one number is a square, two are height and width). Other sizes work too,

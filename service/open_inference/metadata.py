@@ -146,9 +146,10 @@ class ModelIndexEntry:
     reason: str
 
 
-def server_metadata(*, is_managed: bool) -> ServerMetadata:
+def server_metadata(*, is_managed: bool, has_shared_memory: bool) -> ServerMetadata:
     """Name, version and extensions of this server."""
     extensions = EXTENSIONS + (MANAGEMENT if is_managed else ())
+    extensions += ("system_shared_memory",) if has_shared_memory else ()
     return ServerMetadata(name=SERVER_NAME, version=release(), extensions=tuple(sorted(extensions)))
 
 

@@ -3,6 +3,12 @@
 import os
 import sys
 
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` searches the working folder first, where a user's `model.py` would hide ours.
+    own_folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.samefile(sys.path[0], own_folder):
+        del sys.path[0]
+
 from pydantic import ValidationError
 
 from service.grpc.receiving import max_caller_bytes

@@ -15,6 +15,7 @@ from typing import Final
 from service.engines import choice
 from service.engines.choice import KEY_VARIABLE, SCHEMES, URL_VARIABLE
 from service.engines.engine import Engine, EngineError, UserError
+from service.machine import python_command
 from service.monitoring.metrics import release
 
 # Exit statuses. After 130 (SIGINT) and 143 (SIGTERM) the same command continues `tipserve embed`.
@@ -88,8 +89,7 @@ def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) ->
     command, rest = given[0], given[1:]
     if command in PROGRAMS:
         module, first = PROGRAMS[command]
-        safe_path = ["-P"] if sys.flags.safe_path else []
-        execute(sys.executable, [sys.executable, *safe_path, "-m", module, *first, *rest])
+        execute(sys.executable, python_command("-m", module, *first, *rest))
         return DONE
     if command not in COMMANDS:
         known = ", ".join([*COMMANDS, *PROGRAMS])

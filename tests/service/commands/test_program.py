@@ -1,7 +1,9 @@
 """The console script: its commands, exit statuses and error messages."""
 
 import importlib
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -127,3 +129,29 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
     assert "pip install 'tipserve[cli]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["-m service", "script"])
+def test_a_module_of_the_working_folder_hides_none_of_ours(
+    project_root: Path, tmp_path: Path, start: str
+) -> None:
+    work, scripts = tmp_path / "work", tmp_path / "scripts"
+    for folder in (work, scripts):
+        folder.mkdir()
+    for name in ("model", "training", "numpy"):
+        (work / f"{name}.py").write_text("raise SystemExit('hidden')")
+    script = scripts / "tipserve"
+    script.write_text("from service.commands.program import main\nmain(['serve', '--show-config'])")
+    command = ["-m", "service", "--show-config"] if start == "-m service" else [str(script)]
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(project_root)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "http_port = 8000" in result.stdout

@@ -83,7 +83,9 @@ def _grid(row: Row) -> tuple[int, int]:
 def _vectors(arrays: Sequence[FloatArray], kind: pa.DataType) -> Any:
     is_grid = not pa.types.is_fixed_size_list(kind)
     vector = kind.value_type if is_grid else kind
-    dtype, width = vector.value_type.to_pandas_dtype(), vector.list_size
+    # `to_pandas_dtype` of pyarrow 18 needs pandas.
+    dtype = np.float16 if pa.types.is_float16(vector.value_type) else np.float32
+    width = vector.list_size
     flat = [array.reshape(-1).astype(dtype, copy=False) for array in arrays]
     numbers = pa.array(np.concatenate(flat))
     vectors = pa.FixedSizeListArray.from_arrays(numbers, type=vector)

@@ -33,7 +33,7 @@ MEANINGS: Final = (
 LOADING: Final = ("runtime", "precision", "device", "cache")
 # Commands that other programs of this distribution run: module and first arguments.
 PROGRAMS: Final = {
-    "serve": ("service", ()),
+    "serve": ("service", ("serve",)),
     "convert": ("model", ("convert",)),
     "show": ("model", ("show",)),
 }

@@ -37,7 +37,7 @@ PROGRAMS: Final = {
     "convert": ("model", ("convert",)),
     "show": ("model", ("show",)),
 }
-COMMANDS: Final = ("embed", "segment", "models")
+COMMANDS: Final = ("embed", "segment", "models", "bench")
 # The extra that installs an optional package.
 EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "rich": "cli", "ray": "bulk"}
 HELP: Final = f"""usage: tipserve COMMAND ...
@@ -48,6 +48,7 @@ commands:
   embed     write the embeddings of many images as Parquet
   segment   write the mask of an image for named classes
   models    list the models that can be used
+  bench     load a running server, and print throughput and latency by stage
   serve     run the server; the same as python -m service
   convert   convert released weights to a model package; the same as python -m model convert
   show      verify and describe a model package; the same as python -m model show
@@ -162,21 +163,35 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="bundled (default), a package folder, a checkpoint or a Hugging Face id, as for "
         "`serve`; with --url the name of a served model",
     )
-    group.add_argument(
-        "--url",
-        default=os.environ.get(URL_VARIABLE) or None,
-        help=f"use a server: {SCHEMES} (default: the variable {URL_VARIABLE})",
-    )
-    group.add_argument(
-        "--api-key-file",
-        type=Path,
-        help=f"file with the API key of the server (default: the variable {KEY_VARIABLE})",
-    )
+    add_server_options(group)
     for name in LOADING:
         group.add_argument(
             f"--{name}",
             help=f"as for `serve`; not with --url (default: the variable TIPSERVE_{name.upper()})",
         )
+
+
+def add_server_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that name a server."""
+    parser.add_argument(
+        "--url",
+        default=os.environ.get(URL_VARIABLE) or None,
+        help=f"use a server: {SCHEMES} (default: the variable {URL_VARIABLE})",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        help=f"file with the API key of the server (default: the variable {KEY_VARIABLE})",
+    )
+
+
+def read_api_key(options: argparse.Namespace) -> str | None:
+    """The key of the server, from the file or the variable.
+
+    Raises:
+        EngineError: The file cannot be read.
+    """
+    return choice.read_key(options.api_key_file, os.environ)
 
 
 def loading_flags(options: argparse.Namespace) -> tuple[str, ...]:
@@ -201,8 +216,7 @@ def opened_engine(
         unused = [name for name in LOADING if getattr(options, name) is not None]
         if unused:
             raise EngineError(f"--{unused[0]} has no effect with --url; remove one of them.")
-        key = choice.read_key(options.api_key_file, os.environ)
-        engine = choice.connect(options.url, key)
+        engine = choice.connect(options.url, read_api_key(options))
     try:
         yield engine
     finally:

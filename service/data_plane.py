@@ -14,16 +14,17 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model.dense_maps import make_map
+from model.dense_maps import MapTask, make_map
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
 from service.answer_memory import AnswerMemory, SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
-from service.lanes.work import Kind
+from service.lanes.work import Kind, image_kind
 from service.lanes.worker import device_unhealthy
 from service.messages import (
+    MAP_TASKS,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
     EmbedImagesRequest,
@@ -232,7 +233,7 @@ class DataPlane:
         with self._leased_model(request, call) as model:
             check_images(request.images, self.limits)
             check_pixels(request.images, model.manifest)
-            names = check_outputs(request.outputs, model.manifest)
+            names = check_outputs(request.outputs, model.info)
             job = self._image_job(request, model, call)
             async with self._encoded(job, model, call) as (encoded, _):
                 embeddings = [
@@ -482,7 +483,11 @@ class DataPlane:
         return ImageJob(
             images=request.images,
             rule=rule,
-            kind=request.task if isinstance(request, EstimateMapsRequest) else "image",
+            kind=(
+                request.task
+                if isinstance(request, EstimateMapsRequest)
+                else image_kind(map_outputs(request))
+            ),
             check_sizes=check if isinstance(request, SizedRequest) else None,
             is_partial=getattr(request, "partial", False),
         )
@@ -514,13 +519,19 @@ class DataPlane:
         )
 
 
+def map_outputs(request: ImagesRequest) -> set[MapTask]:
+    """Maps that are requested beside embeddings."""
+    outputs = request.outputs if isinstance(request, EmbedImagesRequest) else ()
+    return {task for task in MAP_TASKS if task in outputs}
+
+
 def size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
     """The size at which the model sees the images of a request.
 
     Raises:
         InvalidRequest: The model does not support the resolution.
     """
-    is_map = isinstance(request, EstimateMapsRequest)
+    is_map = isinstance(request, EstimateMapsRequest) or bool(map_outputs(request))
     resolution = check_resolution(request.resolution, model.manifest, is_map=is_map)
     windows = None
     scaling: Scaling = "bilinear"

@@ -62,11 +62,12 @@ class EmbedImagesRequest:
         images: Encoded images, pixels or model inputs. `resolution` and `fit` do not apply to
             model inputs.
         model: Name of a served model; None is the default model.
-        outputs: Some of `IMAGE_OUTPUTS`; checked by the data plane.
+        outputs: Some of `IMAGE_OUTPUTS` and `MAP_TASKS`, computed in one pass; checked by the data
+            plane.
         normalize: Whether every embedding has unit length.
         resolution: Short side in pixels; None is the model's native size.
         fit: How an image is resized.
-        vector_type: Number type of the embeddings.
+        vector_type: Number type of the embeddings; maps are float32.
         partial: Whether the other images are answered if some cannot be read.
     """
 
@@ -83,6 +84,8 @@ class EmbedImagesRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedImagesResponse:
     """For each image its outputs by name: patches and values [h, w, D], cls1 and cls2 [D].
+
+    Maps have eight rows and columns for each patch: depth [h, w], normals [h, w, 3].
 
     Attributes:
         model: Name of the model that answered.

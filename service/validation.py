@@ -16,7 +16,6 @@ from model.package import Manifest
 from model.text import TEMPLATES, fill
 from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError
 from service.messages import (
-    IMAGE_OUTPUTS,
     ClassifyImagesRequest,
     EmbedTextsRequest,
     ImageOutput,
@@ -108,7 +107,7 @@ def _check_pixels(
         )
 
 
-def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutput, ...]:
+def check_outputs(outputs: Sequence[str], info: ModelInfo) -> tuple[ImageOutput | MapTask, ...]:
     """The requested outputs without duplicates.
 
     Raises:
@@ -118,7 +117,8 @@ def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutp
         raise InvalidRequest(
             "outputs is empty; give at least one.", code="empty_list", param="outputs"
         )
-    known = [name for name in IMAGE_OUTPUTS if name in manifest.outputs]
+    manifest = info.manifest
+    known = [name for name in info.outputs if name != "text"]
     for index, name in enumerate(outputs):
         if name not in known:
             raise InvalidRequest(
@@ -127,7 +127,7 @@ def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutp
                 code="unknown_output",
                 param=f"outputs[{index}]",
             )
-    return cast("tuple[ImageOutput, ...]", tuple(dict.fromkeys(outputs)))
+    return cast("tuple[ImageOutput | MapTask, ...]", tuple(dict.fromkeys(outputs)))
 
 
 def check_resolution(resolution: int | None, manifest: Manifest, *, is_map: bool = False) -> int:

@@ -280,8 +280,8 @@ def _check_outputs(
     has_text, has_images = TEXT.name in inputs, bool(inputs.keys() - {TEXT.name})
     usual = (*(IMAGE_DEFAULTS if has_images else ()), *(TEXT_DEFAULTS if has_text else ()))
     if not asked:
-        return tuple(name for name in usual if OUTPUTS[name] in info.manifest.outputs)
-    known = [name for name, ours in OUTPUTS.items() if ours in info.manifest.outputs]
+        return tuple(name for name in usual if OUTPUTS[name] in info.outputs)
+    known = [name for name, ours in OUTPUTS.items() if ours in info.outputs]
     given = [name for name in known if (has_text if OUTPUTS[name] == "text" else has_images)]
     if len(asked) == len(known) and set(asked) == set(known):
         return tuple(name for name in asked if name in given)
@@ -348,7 +348,7 @@ def _decode_text(item: bytes, index: int) -> str:
 
 
 def _image_arrays(answer: EmbedImagesResponse) -> Arrays:
-    """Each output of all images, [B, h, w, D] or [B, D]."""
+    """Each output of all images, such as [B, h, w, D] or [B, D]."""
     rows = answer.embeddings
     return {
         name: _stack([row[ours] for row in rows])

@@ -26,6 +26,8 @@ OUTPUTS: Final[Mapping[str, Output]] = {
     "cls1": "cls1",
     "cls2": "cls2",
     "text_embeddings": "text",
+    "depth": "depth",
+    "normals": "normals",
 }
 DENSE: Final = frozenset({"patches", "values"})
 EXTENSIONS: Final = (
@@ -163,13 +165,17 @@ def model_metadata(info: ModelInfo) -> ModelMetadata:
         platform=f"{SERVER_NAME}_{info.runtime}",
         inputs=(IMAGE, PIXELS, PIXEL_VALUES, *((TEXT,) if has_text else ())),
         outputs=tuple(
-            TensorSpec(
-                name, "FP32", (ANY, *((ANY, ANY) if ours in DENSE else ()), manifest.embed_dim)
-            )
+            TensorSpec(name, "FP32", _output_shape(ours, manifest.embed_dim))
             for name, ours in OUTPUTS.items()
-            if ours in manifest.outputs
+            if ours in info.outputs
         ),
     )
+
+
+def _output_shape(output: Output, embed_dim: int) -> tuple[int, ...]:
+    maps = {"depth": (ANY, ANY, ANY), "normals": (ANY, ANY, ANY, 3)}
+    grid = (ANY, ANY) if output in DENSE else ()
+    return maps.get(output) or (ANY, *grid, embed_dim)
 
 
 def model_config(info: ModelInfo) -> ModelConfig:

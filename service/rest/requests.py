@@ -20,6 +20,7 @@ from model.dense_maps import MapTask
 from model.preprocess import Fit
 from service.messages import (
     IMAGE_OUTPUTS,
+    MAP_TASKS,
     TEXT_TEMPLATES,
     ClassifyImagesRequest,
     EmbedImagesRequest,
@@ -196,8 +197,9 @@ class EmbedImagesBody(ImageBody):
     outputs: Annotated[
         Strings,
         Field(
-            description="The outputs to send.",
-            json_schema_extra={"items": {"type": "string", "enum": list(IMAGE_OUTPUTS)}},
+            description="The outputs to send, computed in one pass. `depth` and `normals` need a "
+            "model with dense heads and have eight rows and columns for each patch.",
+            json_schema_extra={"items": {"type": "string", "enum": [*IMAGE_OUTPUTS, *MAP_TASKS]}},
         ),
     ] = list(EmbedImagesRequest.outputs)
     normalize: NormalizeField = EmbedImagesRequest.normalize

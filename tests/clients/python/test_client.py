@@ -54,6 +54,18 @@ async def embeddings(client: Any, images: list[bytes], dtype: str | None) -> dic
     }
 
 
+async def test_maps_come_beside_embeddings(
+    serving: Serving, encode_image: Encode, asking: Asking
+) -> None:
+    async with serving() as server, asking.client(server) as client:
+        outputs = ["cls1", "depth", "normals"]
+        (found,) = await client.embed_images(encode_image(), outputs=outputs, dtype="float16")
+        (depth_hw,) = await client.depth(encode_image(), size="model")
+    np.testing.assert_allclose(found.depth, depth_hw, rtol=1e-5)
+    assert (found.cls1.dtype, found.depth.dtype) == (np.float16, np.float32)
+    assert found.normals.shape == (*depth_hw.shape, 3)
+
+
 async def test_answers_are_those_of_the_data_plane(
     serving: Serving, encode_image: Encode, asking: Asking
 ) -> None:

@@ -193,6 +193,8 @@ async def test_metadata_configuration_and_readiness(client: httpx.AsyncClient) -
         "cls1": [-1, 8],
         "cls2": [-1, 8],
         "text_embeddings": [-1, 8],
+        "depth": [-1, -1, -1],
+        "normals": [-1, -1, -1, 3],
     }
     assert [t["name"] for t in model["inputs"]] == ["image", "pixels", "pixel_values", "text"]
     config = (await client.get("/v2/models/fake/config")).json()

@@ -100,7 +100,7 @@ class InferStatistics:
     compute_input: Total
     compute_infer: Total
     compute_output: Total
-    cache_hit: Total = NOT_COUNTED
+    cache_hit: Total
     cache_miss: Total = NOT_COUNTED
 
 
@@ -237,6 +237,7 @@ def _statistics_entry(found: ModelStatistics) -> ModelStatisticsEntry:
             compute_input=found.stages["decode"],
             compute_infer=found.stages["run"],
             compute_output=found.stages["post"],
+            cache_hit=found.cache_hit,
         ),
         batch_stats=tuple(
             BatchStatistics(batch_size=size, compute_infer=total)

@@ -142,7 +142,7 @@ def embed_images(
 
 
 def _outcome(image: InputImage, future: "Future[Embedding] | None") -> Row | SkippedImage:
-    key, source = _text(image.key), _text(image.source)
+    key, source = readable(image.key), readable(image.source)
     if future is None:
         return SkippedImage(key=key, source=source, code=image.code, error=image.problem)
     try:
@@ -160,6 +160,6 @@ def _size_hw(image: InputImage) -> tuple[int, int]:
     return upright_size(image.data)
 
 
-def _text(path: str) -> str:
-    # File names may contain bytes that are not UTF-8.
+def readable(path: str) -> str:
+    """A path as text; file names may contain bytes that are not UTF-8."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -37,6 +37,7 @@ PROGRAMS: Final = {
     "convert": ("model", ("convert",)),
     "show": ("model", ("show",)),
 }
+RESUMABLE: Final = ("embed", "segment")
 COMMANDS: Final = ("embed", "segment", "models", "bench")
 # The extra that installs an optional package.
 EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "rich": "cli", "ray": "bulk"}
@@ -46,7 +47,7 @@ Embeds and segments images, with a model in this process or on a server.
 
 commands:
   embed     write the embeddings of many images as Parquet
-  segment   write the mask of an image for named classes
+  segment   write the mask of an image for named classes, or the instances of many as COCO
   models    list the models that can be used
   bench     load a running server, and print throughput and latency by stage
   serve     run the server; the same as python -m service
@@ -111,7 +112,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         ).run
         return run(arguments)
     except Interrupted as interrupted:
-        hint = " Run the same command again to continue." if command == "embed" else ""
+        hint = " Run the same command again to continue." if command in RESUMABLE else ""
         print(f"tipserve {command}: interrupted.{hint}", file=sys.stderr)
         return interrupted.status
     except ModuleNotFoundError as error:

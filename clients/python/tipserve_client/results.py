@@ -138,6 +138,12 @@ class Instance:
         is_inside = np.arange(len(lengths)) % 2 == 1
         return np.repeat(is_inside, lengths).reshape(width, height).T
 
+    @property
+    def crop(self) -> NDArray[np.bool_]:
+        """The pixels within the box."""
+        left, top, right, bottom = self.xyxy
+        return self.mask[top:bottom, left:right]
+
 
 def read_counts(text: str) -> list[int]:
     """Run lengths from COCO's string: groups of five bits, differences from the fourth on."""

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Libraries that take masks, which clients/python/README.md shows and tests/clients/python/test_other_libraries.py runs.
+# FiftyOne brings a database and a hundred packages, so they have a Python of their own.
+set -euo pipefail
+
+LIBRARIES=(fiftyone==1.22.1 supervision==0.31.2)
+venv=.tools/masks-venv
+
+if [[ ! -f $venv/.installed || "$(<$venv/.installed)" != "${LIBRARIES[*]}" ]]; then
+  python3 -m venv --clear $venv
+  $venv/bin/python -m pip install -q "${LIBRARIES[@]}" ./clients/python
+  $venv/bin/python -m pip uninstall -q -y tipserve-client # the tests import it from here
+  echo "${LIBRARIES[*]}" >$venv/.installed
+fi
+echo "${#LIBRARIES[@]} libraries that take masks"

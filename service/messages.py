@@ -181,11 +181,37 @@ class EmbedMixedResponse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunLengths:
+    """A mask as COCO's compressed run lengths, and its height and width."""
+
+    size_hw: tuple[int, int]
+    counts: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassExample:
+    """Patches that show a class. Without a point, box or mask it is the whole image.
+
+    Attributes:
+        image: Index in the images of the request.
+        point: x and y in pixels of the image.
+        box: Left, top, width and height in pixels of the image.
+        mask: Of the image's size.
+    """
+
+    image: int = 0
+    point: tuple[float, float] | None = None
+    box: tuple[float, float, float, float] | None = None
+    mask: RunLengths | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentClass:
-    """A class to find; without prompts its name is the prompt."""
+    """A class to find: by examples, else by prompts; without either its name is the prompt."""
 
     name: str
     prompts: tuple[str, ...] = ()
+    examples: tuple[ClassExample, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,7 +126,7 @@ def _text_fields(fields: Mapping[str, Any]) -> dict[str, str] | None:
     for name, value in fields.items():
         if name in {"classes", "background_classes"}:
             names = [entry["name"] for entry in value]
-            has_prompts = any(entry["prompts"] for entry in value)
+            has_prompts = any(entry["prompts"] or "examples" in entry for entry in value)
             # Commas separate the names, and the server strips the spaces around them.
             if has_prompts or not names or any("," in n or n != n.strip() for n in names):
                 return None

@@ -196,7 +196,8 @@ class Settings(BaseSettings):
     max_image_pixels: Positive = 40_000_000
     """Maximum pixels of an image, as declared by its header. Decoding may take five bytes for each
     of them, for one image and for all that are decoded at the same time. Some files take more for
-    each of their own pixels: WebP 16, progressive JPEG without subsampling 6."""
+    each of their own pixels: WebP and HEIC 16, HEIC of more than 8 bits 24, progressive JPEG
+    without subsampling 6."""
     max_request_bytes: Positive = 32 * 1024 * 1024
     """Maximum bytes of a request body or message."""
     request_timeout_s: Seconds = 60.0

@@ -3,13 +3,12 @@
 # FiftyOne brings a database and a hundred packages, so they have a Python of their own.
 set -euo pipefail
 
-LIBRARIES=(fiftyone==1.22.1 supervision==0.31.2)
+LIBRARIES=(fiftyone==1.22.1 supervision==0.31.2 grpcio httpx protobuf) # the last three are our client's
 venv=.tools/masks-venv
 
 if [[ ! -f $venv/.installed || "$(<$venv/.installed)" != "${LIBRARIES[*]}" ]]; then
   python3 -m venv --clear $venv
-  $venv/bin/python -m pip install -q "${LIBRARIES[@]}" ./clients/python
-  $venv/bin/python -m pip uninstall -q -y tipserve-client # the tests import it from here
+  $venv/bin/python -m pip install -q "${LIBRARIES[@]}"
   echo "${LIBRARIES[*]}" >$venv/.installed
 fi
-echo "${#LIBRARIES[@]} libraries that take masks"
+echo "libraries that take masks"

@@ -55,13 +55,15 @@ async def test_the_readmes_example_gives_the_librarys_own_masks(
             "PYTHONPATH": str(client),
             "FIFTYONE_DO_NOT_TRACK": "1",
         }
+        command = [str(PYTHON), "-W", "ignore", "-c", code]
         done = await asyncio.to_thread(
-            subprocess.run,
-            [PYTHON, "-W", "ignore", "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
+            lambda: subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+                check=False,
+            )
         )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,7 +20,6 @@ from service.commands.program import (
     opened_engine,
     served_name,
 )
-from service.commands.progress import shown_progress
 from service.engines.engine import EngineError, ImageRefused, find_model
 from service.images import image_errors
 from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
@@ -90,6 +89,7 @@ def _write_coco(options: argparse.Namespace, request: SegmentImagesRequest) -> i
         write_coco,
     )
     from service.bulk.inputs import find_inputs  # noqa: PLC0415
+    from service.commands.progress import shown_progress  # noqa: PLC0415
 
     inputs = find_inputs(options.image, sys.stdin, 1)
     folder = options.image[0]

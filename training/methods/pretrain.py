@@ -17,7 +17,7 @@ from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import HeadConfig, NameContrast
 from training.losses.dino import dino_loss
-from training.losses.distillation import token_losses
+from training.losses.distillation import prototype_losses
 from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
 from training.losses.reduction import Normalization
 from training.methods.base import (
@@ -33,7 +33,7 @@ from training.methods.base import (
 )
 from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
-from training.targets import TargetKind, build_targets, target_statistics
+from training.targets import TargetKind, Targets, build_targets, target_statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class Pretrain(Method):
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TARGET_WIDTH)
 
-    def _build_targets(self) -> nn.Module:
+    def _build_targets(self) -> Targets:
         head = self.config.head
         return build_targets(
             self.config.targets,
@@ -167,13 +167,18 @@ class Pretrain(Method):
         """The loss; for the log its parts by visibility, and statistics of the targets."""
         with torch.no_grad():
             teacher = self.head if self.teacher_head is None else self.teacher_head
-            targets_BNK = self.centering(teacher(teacher_tokens.patches_BND))
-        logged = target_statistics(targets_BNK) if step.is_logged else {}
-        masked_BN = self.draw_masks(teacher_tokens, self.config.mask_ratio, step)
-        student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
-        logits_BNK = self.head(student.patches_BND) / self.config.head.student_temperature
-        loss_BN = token_losses(logits_BNK, targets_BNK)
+            features_BNF = teacher.embed(teacher_tokens.patches_BND)
+            targets = self.centering.of_tokens(features_BNF.flatten(0, 1), teacher.directions())
         config = self.config
+        logged = target_statistics(targets, config.head.num_prototypes) if step.is_logged else {}
+        masked_BN = self.draw_masks(teacher_tokens, config.mask_ratio, step)
+        student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
+        loss_BN = prototype_losses(
+            self.head.embed(student.patches_BND).flatten(0, 1),
+            self.head.directions(),
+            targets,
+            config.head.student_temperature,
+        ).view(masked_BN.shape)
         loss = ibot_loss(loss_BN, masked_BN, config.supervised, normalization=config.normalization)
         if step.is_logged:
             logged |= loss_by_visibility(loss_BN, masked_BN)

@@ -93,12 +93,10 @@ class SharedBatches:
         step = first_step
         while step in self._memory:
             kept = self._memory[step]
-            yield replace(kept, pixels_B3HW=kept.pixels_B3HW.float() / 255.0)
+            yield kept
             step += 1
         for number, batch in enumerate(self._batches.loader(step, num_workers=num_workers), step):
-            # Pixels in [0, 1] were made from 8 bits, so nothing is lost.
-            pixels = (batch.pixels_B3HW * 255).round().to(torch.uint8)
-            self._memory[number] = replace(batch, pixels_B3HW=pixels)
+            self._memory[number] = batch
             yield batch
 
 

@@ -203,7 +203,7 @@ def test_later_runs_reuse_the_batches_of_a_stream(counted: CountedSource) -> Non
     assert all(same(a, b) for a, b in zip(again, first[3:], strict=True))
     # Pixels are kept as 8-bit without loss.
     assert all(same(batch, counted.batches[step]) for step, batch in enumerate(first))
-    assert first[0].pixels_B3HW.dtype == torch.float32
+    assert first[0].pixels_B3HW.dtype == torch.uint8
     # Only the latest stream is kept.
     read("b", 0, 1)
     read("a", 0, 1)

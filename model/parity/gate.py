@@ -151,8 +151,7 @@ def prove_package(
         with closing(load_chosen(package, choice, num_threads=num_threads)) as runtime:
             for graph in graphs:
                 measured += measure(reference, runtime, [graph])
-                # Heads read the vision graph.
-                if isinstance(runtime, GraphRuntime) and graph.part != "vision":
+                if isinstance(runtime, GraphRuntime):
                     runtime.free(graph.part)
         if not proof.is_hint:
             require(

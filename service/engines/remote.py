@@ -7,14 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
-from service.engines.engine import (
-    Embedding,
-    EngineError,
-    Mask,
-    MaskInstance,
-    ModelSummary,
-    request_error,
-)
+from model.winner_map import Labels
+from service.engines.engine import Embedding, EngineError, ModelSummary, request_error
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from tipserve_client import Client, ModelInfo, Retry, TipserveError, Unavailable
 from tipserve_client.requests import OPTIONS, Method
@@ -57,22 +51,14 @@ class RemoteEngine:
         """As `Engine` says."""
         return self._threads.submit(self._embed, request)
 
-    def segment(self, request: SegmentImagesRequest) -> "Future[Mask]":
+    def segment(self, request: SegmentImagesRequest) -> Labels:
         """As `Engine` says."""
-        return self._threads.submit(self._segment, request)
-
-    def _segment(self, request: SegmentImagesRequest) -> Mask:
         options = _options("segment_images", request)
         options["background_classes"] = _classes(request.background_classes) or None
         with self._translated_errors():
             (mask,) = self._client.segment(_encoded(request), _classes(request.classes), **options)
-        instances = tuple(
-            MaskInstance(
-                label=one.label, area=one.area, box=one.box, score=one.score, counts=one.counts
-            )
-            for one in mask.instances
-        )
-        return Mask(labels_HW=mask.labels, instances=instances)
+        labels_HW: Labels = mask.labels
+        return labels_HW
 
     def models(self) -> list[ModelSummary]:
         """As `Engine` says."""

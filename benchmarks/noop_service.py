@@ -53,7 +53,9 @@ class NoopRuntime:
         """Take the arguments of every runtime factory."""
         self._dim = package.manifest.embed_dim
 
-    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+    def encode_images(
+        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+    ) -> VisionOutput:
         """Return the same noise for every image; as JSON it is as long as real embeddings."""
         batch, _, height, width = pixels_B3HW.shape
         rows, columns = height // 14, width // 14

@@ -6,6 +6,7 @@ last block; here one pass computes both. Training, evaluation and export use the
 Shapes: B batch, N patches in row-major order, D width, L text tokens, H W pixels.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
@@ -39,9 +40,11 @@ class VisionFeatures(VisionTokens):
 
     Attributes:
         values_BND: Patch tokens whose last attention was replaced by its own value path.
+        taps_BTD: All tokens after the requested blocks, after the final LayerNorm.
     """
 
     values_BND: Tensor
+    taps_BTD: tuple[Tensor, ...] = ()
 
 
 def _value_path(layer: Tipsv2VisionLayer, tokens_BND: Tensor) -> Tensor:
@@ -73,7 +76,11 @@ def vision_tokens(
 
 
 def vision_features(
-    model: Tipsv2Model | Tipsv2VisionModel, pixels_B3HW: Tensor, masked_BN: Tensor | None = None
+    model: Tipsv2Model | Tipsv2VisionModel,
+    pixels_B3HW: Tensor,
+    masked_BN: Tensor | None = None,
+    *,
+    tapped_blocks: Collection[int] = (),
 ) -> VisionFeatures:
     """Encode images.
 
@@ -81,9 +88,10 @@ def vision_features(
         model: The whole model or its vision tower.
         pixels_B3HW: RGB in [0, 1], no normalisation; H and W multiples of the patch size.
         masked_BN: bool; patches to replace by the mask token.
+        tapped_blocks: Blocks, from 1, whose tokens dense heads read.
 
     Returns:
-        All four kinds of features, in the model's dtype.
+        All kinds of features, in the model's dtype.
 
     Source: the values trick is MaskCLIP's (arXiv:2112.01071); this form, which keeps the residual
     and the MLP, is the one of google-deepmind/tips, TIPS zero-shot segmentation notebook.
@@ -91,15 +99,21 @@ def vision_features(
     tower = model.vision_model if isinstance(model, Tipsv2Model) else model
     tokens_BTD = embed_pixels(tower.embeddings, pixels_B3HW, masked_BN)
     *layers, last = cast("list[Tipsv2VisionLayer]", list(tower.encoder.layer))
-    for layer in layers:
+    taps_BTD = []
+    for number, layer in enumerate(layers, start=1):
         tokens_BTD = layer(tokens_BTD, None)
+        if number in tapped_blocks:
+            taps_BTD.append(tower.layernorm(tokens_BTD))
     final_BTD = tower.layernorm(last(tokens_BTD, None))
+    if len(tower.encoder.layer) in tapped_blocks:
+        taps_BTD.append(final_BTD)
     values_BND = tower.layernorm(_value_path(last, tokens_BTD[:, NUM_CLS_TOKENS:]))
     return VisionFeatures(
         cls1_BD=final_BTD[:, 0],
         cls2_BD=final_BTD[:, 1],
         patches_BND=final_BTD[:, NUM_CLS_TOKENS:],
         values_BND=values_BND,
+        taps_BTD=tuple(taps_BTD),
     )
 
 

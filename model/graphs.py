@@ -1,6 +1,7 @@
 """File names, inputs and outputs of a package's graphs.
 
-Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, K classes.
+Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, h w patch rows and columns,
+S tapped blocks, K classes.
 """
 
 from typing import Final, Literal
@@ -14,9 +15,13 @@ Part = Literal["vision", "text", "depth", "normals", "segmentation"]
 
 # `pixel_values` [B, 3, H, W] to [B, D], [B, D], [B, N, D] and [B, N, D].
 VISION_OUTPUTS: Final = ("cls1", "cls2", "patch_embeddings", "value_embeddings")
+# What dense heads read, also outputs of the vision graph of a package with heads: the first CLS
+# token [B, S, D] and the patches [B, S, h, w, D] after S of its blocks.
+TAPS: Final = ("tap_cls", "tap_patches")
 # `input_ids` and `attention_mask` [B, L] to [B, D].
 TEXT_OUTPUTS: Final = ("text_embeddings",)
-# `pixel_values` to metres [B, H', W'], vectors [B, 3, H', W'] or logits [B, K, H', W'].
+# `TAPS` to metres [B, H', W'], vectors [B, 3, H', W'] or logits [B, K, H', W']. In a package whose
+# manifest has no `num_taps`, the graph of a head includes the tower and reads `pixel_values`.
 DENSE_TASKS: Final[tuple[DenseTask, ...]] = ("depth", "normals", "segmentation")
 
 

@@ -12,10 +12,12 @@ Shape legend: H W pixels of the upright image.
 import ctypes
 import math
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -25,7 +27,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+HAS_HEIF: Final = find_spec("pi_heif") is not None  # the extra `heif`
+if HAS_HEIF:
+    import pi_heif
+
+# HEIF is HEIC here, what iPhones write. AVIF is missing on purpose: Pillow's decoder allocates the
+# size that the AV1 stream declares, whatever the header says: a file of 778 bytes that declares
+# 64 x 48 pixels was decoded with 2400 x 2000, and 16,384 x 16,384 are possible.
+AVIF_BRANDS: Final = (b"avif", b"avis")
+HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"mif1")
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["HEIF"] if HAS_HEIF else []))
 # MPO is a JPEG with further images behind the first; some cameras write it.
 REDUCIBLE: Final = {"JPEG", "MPO"}
 ORIENTATION_TAG: Final = 0x0112
@@ -63,6 +74,10 @@ BAND_PIXELS: Final = 1024 * 1024
 DECODING_BYTES: Final = 5
 # libwebp's canvas and the one before it, Pillow's copy of it, and the image; 4 bytes each.
 WEBP_PIXEL_BYTES: Final = 16
+# libde265's frame, libheif's planes and pixels, Pillow's bytes and image: 7 were measured for usual
+# files. More than 8 bits a sample take two bytes each in the first two.
+HEIF_PIXEL_BYTES: Final = 16
+DEEP_HEIF_PIXEL_BYTES: Final = 24
 # Each scan of a JPEG costs a pass over every pixel, and may have 30 bytes: without a bound a file
 # of 600 kB takes minutes within all other limits. Cameras and optimizers write about ten scans;
 # libtiff has the same bound of 100 for JPEG data in TIFF files.
@@ -75,6 +90,7 @@ SEGMENTS: Final = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA)) - 
 # Marker and header length of a scan with one to four components. Compressed data cannot contain the
 # marker; the length makes a match in a profile or a comment improbable.
 SCAN: Final = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e]")
+ISPE: Final = re.compile(rb"ispe....(.{8})", re.DOTALL)
 LIBTIFF: Final = re.compile(r"/\S*/libtiff[^/\s]*\.so[.\d]*")
 
 Box = tuple[float, float, float, float]
@@ -221,7 +237,7 @@ def load_image(
             raise ImageTooLarge(f"the JPEG has more than {MAX_SCANS} scans; encode it again")
         coefficient_bytes = _coefficient_bytes(image, data)
         if image.format not in REDUCIBLE:
-            hold(_decoding_bytes(image, limits))
+            hold(_decoding_bytes(image, limits, num_coded=_num_coded(image, data)))
             image.load()  # before the orientation is read: Pillow's TIFF decoder applies it itself
         turn = _turn(image)
         stored_hw = image.height, image.width
@@ -238,7 +254,9 @@ def load_image(
         if image.format in REDUCIBLE:
             hold(_decoding_bytes(image, limits, coefficient_bytes))
             image.load()
-        vars(image).pop("_decoder", None)  # libwebp's canvases, which Pillow keeps for other frames
+        # What Pillow keeps for other frames: libwebp's canvases, libheif's file.
+        vars(image).pop("_decoder", None)
+        vars(image).pop("_heif_file", None)
         return loaded
 
 
@@ -360,6 +378,11 @@ def silence_libtiff() -> bool:
 
 # `ImageLimits` bounds the pixels of every image; Pillow's own limit would warn or raise below it.
 Image.MAX_IMAGE_PIXELS = None
+if HAS_HEIF:
+    # One thread, as other formats have: the pool decodes several images at a time.
+    pi_heif.register_heif_opener(
+        thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+    )
 # Register the formats now. Pillow would do it at the first image, in any thread.
 Image.init()
 silence_libtiff()
@@ -368,6 +391,7 @@ silence_libtiff()
 def _open(data: bytes, limits: ImageLimits, formats: tuple[str, ...]) -> Image.Image:
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"the image has {len(data)} bytes, at most {limits.max_bytes} allowed")
+    _check_brand(data, formats)
     image = Image.open(_BoundedReader(data), formats=formats)
     size = f"the image has {image.width} x {image.height} pixels"
     if image.width * image.height > limits.max_pixels:
@@ -377,6 +401,19 @@ def _open(data: bytes, limits: ImageLimits, formats: tuple[str, ...]) -> Image.I
     if isinstance(image, TiffImageFile):
         _check_tile(image)
     return image
+
+
+def _check_brand(data: bytes, formats: tuple[str, ...]) -> None:
+    """Name what to change where a phone's format is not read."""
+    if data[4:8] != b"ftyp":
+        return
+    brand = data[8:12]
+    if brand in AVIF_BRANDS:
+        raise ImageError(f"AVIF is not read; send one of {', '.join(formats)}")
+    if brand in HEIC_BRANDS and not HAS_HEIF:
+        raise ImageError(
+            "HEIC is read where pip install 'tipserve[heif]' was run; send a JPEG instead"
+        )
 
 
 class _BoundedReader(BytesIO):
@@ -398,8 +435,10 @@ def _check_tile(image: TiffImageFile) -> None:
         raise ImageTooLarge("the TIFF has tiles larger than its image; encode it again")
 
 
-def _decoding_bytes(image: Image.Image, limits: ImageLimits, coefficient_bytes: int = 0) -> int:
-    """Memory that decoding takes at its peak.
+def _decoding_bytes(
+    image: Image.Image, limits: ImageLimits, coefficient_bytes: int = 0, num_coded: int = 0
+) -> int:
+    """Memory that decoding takes at its peak; `num_coded` pixels may be more than the image has.
 
     Raises:
         ImageTooLarge: It is more than an image may take.
@@ -407,7 +446,10 @@ def _decoding_bytes(image: Image.Image, limits: ImageLimits, coefficient_bytes: 
     pixel_bytes = PIXEL_BYTES.get(image.mode, 4)
     if image.format == "WEBP":
         pixel_bytes = WEBP_PIXEL_BYTES
-    num_bytes = image.width * image.height * pixel_bytes + coefficient_bytes
+    if image.format == "HEIF":
+        is_deep = image.info.get("bit_depth", 8) > 8
+        pixel_bytes = DEEP_HEIF_PIXEL_BYTES if is_deep else HEIF_PIXEL_BYTES
+    num_bytes = max(num_coded, image.width * image.height) * pixel_bytes + coefficient_bytes
     if isinstance(image, TiffImageFile):
         if image.tag_v2.get(ORIENTATION_TAG, 1) != 1:
             num_bytes *= 2  # Pillow turns it into a copy
@@ -418,6 +460,16 @@ def _decoding_bytes(image: Image.Image, limits: ImageLimits, coefficient_bytes: 
             f"{limits.max_decoding_bytes} allowed; send a smaller image, or a baseline JPEG or PNG"
         )
     return num_bytes
+
+
+def _num_coded(image: Image.Image, data: bytes) -> int:
+    """Pixels of the largest image in a HEIC file, of which it may show a small part only.
+
+    libheif decodes no image that is larger than its property `ispe`.
+    """
+    if image.format != "HEIF":
+        return 0
+    return max((math.prod(struct.unpack(">II", size)) for size in ISPE.findall(data)), default=0)
 
 
 def _coefficient_bytes(image: Image.Image, data: bytes) -> int:

@@ -161,7 +161,9 @@ class Manifest(ManifestPart):
     """Everything about a model package that its other files do not state.
 
     Sizes are in pixels; `native_size`, `min_size` and `max_size` are sides of an image,
-    `shape_buckets` are (height, width). All are multiples of `size_multiple`.
+    `shape_buckets` are (height, width). All are multiples of `size_multiple`. `num_taps` is the
+    number of blocks that dense heads read; with 0 the graph of each head has its own vision tower,
+    as earlier versions wrote it.
     """
 
     format_version: Literal[1] = 1
@@ -177,6 +179,8 @@ class Manifest(ManifestPart):
     max_text_tokens: PositiveInt = 64
     temperature: Annotated[float, Field(gt=0)]
     outputs: Annotated[list[Output], Field(min_length=1)]
+    # Left out if zero, so that earlier versions read a package without heads.
+    num_taps: Annotated[int, Field(ge=0, exclude_if=lambda number: not number)] = 0
     zero_shot: ZeroShot = ZeroShot()
     files: dict[str, FileEntry] = {}
     parity: list[ParityEntry] = []

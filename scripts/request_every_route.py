@@ -1,7 +1,7 @@
-"""Start the installed server and send one request to each REST route and to gRPC.
+"""Start the installed server; send a request to each REST route and to gRPC, also by our client.
 
-Needs nothing but the server's own dependencies, so that it runs where they have their minimum
-versions; see `check_floors.sh`.
+Needs nothing but the dependencies of the server and of the extra `cli`, so that it runs where they
+have their minimum versions; see `check_floors.sh`.
 """
 
 import io
@@ -50,7 +50,7 @@ def main() -> int:
         ) as server:
             try:
                 url, target = wait_until_ready(server, ports_file)
-                failed = [*wrong_routes(url), *wrong_rpcs(target)]
+                failed = [*wrong_routes(url), *wrong_rpcs(target), *wrong_commands(url, target)]
             finally:
                 server.terminate()
         if server.returncode != 0:
@@ -133,6 +133,20 @@ def wrong_rpcs(target: str) -> Iterator[str]:
             stub.EmbedTexts(embed_pb2.EmbedTextsRequest(texts=["a flower"]), timeout=LIMIT_S)
         except grpc.RpcError as error:
             yield f"gRPC: {error}"
+
+
+def wrong_commands(url: str, target: str) -> Iterator[str]:
+    """Each command that fails, with a server over either protocol."""
+    with tempfile.TemporaryDirectory() as folder:
+        Image.new("RGB", (56, 56), "red").save(Path(folder) / "a.png")
+        for server in (url, f"grpc://{target}"):
+            output = Path(folder) / f"{server.partition(':')[0]}.parquet"
+            command = ["embed", folder, "-o", str(output), "--url", server]
+            done = subprocess.run(
+                [sys.executable, "-m", "service.commands", *command], check=False, timeout=LIMIT_S
+            )
+            if done.returncode != 0 or not output.exists():
+                yield f"tipserve {' '.join(command)}: {done.returncode}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,12 @@
 import os
 import sys
 
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` searches the working folder first, where a user's `model.py` would hide ours.
+    own_folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.samefile(sys.path[0], own_folder):
+        del sys.path[0]
+
 from pydantic import ValidationError
 
 from service.grpc.receiving import max_caller_bytes
@@ -12,11 +18,12 @@ from service.settings import describe_settings, load_settings
 
 def run() -> int:
     """Run the server; returns the exit status, which is 2 for invalid settings."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["serve"]:  # SageMaker starts every container with this argument
+    arguments, program = sys.argv[1:], "python -m service"
+    if arguments[:1] == ["serve"]:  # from `tipserve`, and SageMaker starts every container with it
         del arguments[0]
+        program = "tipserve serve"
     try:
-        settings = load_settings(arguments, os.environ)
+        settings = load_settings(arguments, os.environ, program)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             name = ".".join(map(str, problem["loc"])) or "settings"

@@ -46,6 +46,10 @@ CONTENDED_BYTES_PER_S: Final = 1024 * 1024
 CONTENDED_LIMIT_S: Final = 2.0
 
 
+# Values of a dense head for each patch.
+MAP_PIXELS: Final = 8 * 8
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerSize:
     """Bytes of one answer: as it is sent, and what is held in memory until it is sent."""
@@ -108,7 +112,8 @@ def answer_size(
     num_pixels = sum(height * width for height, width in sizes_hw)
     if isinstance(request, EmbedImagesRequest):
         num_values = embed_dim * sum(num_patches)
-        kinds = [_embeddings(request, num_values)]
+        num_pixels = MAP_PIXELS * sum(num_patches)
+        kinds = [_embeddings(request, num_values), *_head_maps(request, num_pixels)]
     else:
         kinds = list(_maps(request, len(sizes_hw), num_pixels, form))
     held = sum(kind.held(form) for kind in kinds) + FORM_BYTES.get(form, 0) * num_pixels
@@ -123,6 +128,17 @@ def _embeddings(request: EmbedImagesRequest, num_values: int) -> _Arrays:
         held_bytes=4 + num_bytes,
         is_vector=True,
     )
+
+
+def _head_maps(request: EmbedImagesRequest, num_pixels: int) -> Iterable[_Arrays]:
+    for name, num_axes in (("depth", 1), ("normals", 3)):
+        if name in request.outputs:
+            yield _Arrays(
+                num_values=num_axes * num_pixels,
+                sent_bytes=4,
+                held_bytes=4,
+                is_vector=num_axes > 1,
+            )
 
 
 def _maps(

@@ -14,16 +14,17 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model.dense_maps import make_map
+from model.dense_maps import MapTask, make_map
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
 from service.answer_memory import AnswerMemory, SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
-from service.lanes.work import Kind
+from service.lanes.work import Kind, image_kind
 from service.lanes.worker import device_unhealthy
 from service.messages import (
+    MAP_TASKS,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
     EmbedImagesRequest,
@@ -48,6 +49,7 @@ from service.models.image_pipeline import EncodedImage, EncodedImages, ImageJob,
 from service.models.registry import ModelRegistry
 from service.models.served_model import ModelStatistics, ServedModel
 from service.models.texts import PromptSet, TextEmbeddings
+from service.outputs.examples import PatchMap, example_embeddings
 from service.outputs.features import View, fit_view
 from service.outputs.masks import (
     class_embeddings,
@@ -63,6 +65,7 @@ from service.validation import (
     check_area_share,
     check_choices,
     check_dimensions,
+    check_examples,
     check_features,
     check_images,
     check_outputs,
@@ -232,7 +235,7 @@ class DataPlane:
         with self._leased_model(request, call) as model:
             check_images(request.images, self.limits)
             check_pixels(request.images, model.manifest)
-            names = check_outputs(request.outputs, model.manifest)
+            names = check_outputs(request.outputs, model.info)
             job = self._image_job(request, model, call)
             async with self._encoded(job, model, call) as (encoded, _):
                 embeddings = [
@@ -333,7 +336,12 @@ class DataPlane:
             prompts = self._class_prompts(request, model)
             job = self._image_job(request, model, call)
             async with self._encoded(job, model, call, prompts) as (encoded, known):
-                classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
+                if prompts is NO_PROMPTS:
+                    classes_KD = await self.offload(
+                        partial(_example_classes, request, encoded, features, job.rule)
+                    )
+                else:
+                    classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
                 masks = await wait_all(
                     self.offload_steps(
                         segment_image(
@@ -482,7 +490,11 @@ class DataPlane:
         return ImageJob(
             images=request.images,
             rule=rule,
-            kind=request.task if isinstance(request, EstimateMapsRequest) else "image",
+            kind=(
+                request.task
+                if isinstance(request, EstimateMapsRequest)
+                else image_kind(map_outputs(request))
+            ),
             check_sizes=check if isinstance(request, SizedRequest) else None,
             is_partial=getattr(request, "partial", False),
         )
@@ -493,6 +505,8 @@ class DataPlane:
             templates = model.manifest.zero_shot.templates
         background = getattr(request, "background_classes", ())
         groups = class_groups(request.classes, background, templates, self.limits)
+        if check_examples(request):
+            return NO_PROMPTS
         return model.texts.look_up(groups)
 
     async def _draw_features(
@@ -514,13 +528,19 @@ class DataPlane:
         )
 
 
+def map_outputs(request: ImagesRequest) -> set[MapTask]:
+    """Maps that are requested beside embeddings."""
+    outputs = request.outputs if isinstance(request, EmbedImagesRequest) else ()
+    return {task for task in MAP_TASKS if task in outputs}
+
+
 def size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
     """The size at which the model sees the images of a request.
 
     Raises:
         InvalidRequest: The model does not support the resolution.
     """
-    is_map = isinstance(request, EstimateMapsRequest)
+    is_map = isinstance(request, EstimateMapsRequest) or bool(map_outputs(request))
     resolution = check_resolution(request.resolution, model.manifest, is_map=is_map)
     windows = None
     scaling: Scaling = "bilinear"
@@ -542,6 +562,32 @@ def size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
 def _geometry(image: EncodedImage, rule: SizeRule, size: MaskSize) -> Geometry:
     size_hw = mask_size(rule, size, image.size_hw, image.scaled_hw)
     return Geometry(image.grid_hw, size_hw, scaled_hw=image.scaled_hw, windows=rule.windows)
+
+
+def _example_classes(
+    request: SegmentImagesRequest, encoded: EncodedImages, features: str, rule: SizeRule
+) -> FloatArray:
+    """Class embeddings [K, D] from the examples of a request.
+
+    Raises:
+        ServiceError: The image of an example could not be read, or an example is wrong.
+    """
+    classes = [(f"classes[{i}]", one) for i, one in enumerate(request.classes)]
+    classes += [
+        (f"background_classes[{i}]", one) for i, one in enumerate(request.background_classes)
+    ]
+    needed = {example.image for _, one in classes for example in one.examples}
+    for index in sorted(needed & encoded.errors.keys()):
+        raise encoded.errors[index]
+    readable = [i for i in range(len(request.images)) if i not in encoded.errors]
+    maps = {
+        index: PatchMap(
+            [part.outputs[features] for part in image.parts], _geometry(image, rule, "image")
+        )
+        for index, image in zip(readable, encoded.images, strict=True)
+        if index in needed
+    }
+    return example_embeddings(classes, maps)
 
 
 def mask_size(

@@ -258,3 +258,9 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
+
+
+def python_command(*arguments: str) -> list[str]:
+    """The command line of another Python; no module of the working folder hides one of ours."""
+    is_own_folder = os.path.samefile(".", Path(__file__).parents[1])  # of a checkout
+    return [sys.executable, *([] if is_own_folder else ["-P"]), *arguments]

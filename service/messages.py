@@ -62,11 +62,12 @@ class EmbedImagesRequest:
         images: Encoded images, pixels or model inputs. `resolution` and `fit` do not apply to
             model inputs.
         model: Name of a served model; None is the default model.
-        outputs: Some of `IMAGE_OUTPUTS`; checked by the data plane.
+        outputs: Some of `IMAGE_OUTPUTS` and `MAP_TASKS`, computed in one pass; checked by the data
+            plane.
         normalize: Whether every embedding has unit length.
         resolution: Short side in pixels; None is the model's native size.
         fit: How an image is resized.
-        vector_type: Number type of the embeddings.
+        vector_type: Number type of the embeddings; maps are float32.
         partial: Whether the other images are answered if some cannot be read.
     """
 
@@ -83,6 +84,8 @@ class EmbedImagesRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedImagesResponse:
     """For each image its outputs by name: patches and values [h, w, D], cls1 and cls2 [D].
+
+    Maps have eight rows and columns for each patch: depth [h, w], normals [h, w, 3].
 
     Attributes:
         model: Name of the model that answered.
@@ -178,11 +181,37 @@ class EmbedMixedResponse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunLengths:
+    """A mask as COCO's compressed run lengths, and its height and width."""
+
+    size_hw: tuple[int, int]
+    counts: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassExample:
+    """Patches that show a class. Without a point, box or mask it is the whole image.
+
+    Attributes:
+        image: Index in the images of the request.
+        point: x and y in pixels of the image.
+        box: Left, top, width and height in pixels of the image.
+        mask: Of the image's size.
+    """
+
+    image: int = 0
+    point: tuple[float, float] | None = None
+    box: tuple[float, float, float, float] | None = None
+    mask: RunLengths | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentClass:
-    """A class to find; without prompts its name is the prompt."""
+    """A class to find: by examples, else by prompts; without either its name is the prompt."""
 
     name: str
     prompts: tuple[str, ...] = ()
+    examples: tuple[ClassExample, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

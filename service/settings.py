@@ -4,14 +4,17 @@ Every setting is a flag (`--http-port 0`) and a variable (`TIPSERVE_HTTP_PORT=0`
 unknown flag or `TIPSERVE_` variable is an error, so that no misspelling is ignored.
 """
 
+import argparse
 import json
 import os
 import re
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
 from model.conversion.cache import default_cache
@@ -54,7 +57,6 @@ class Settings(BaseSettings):
         extra="forbid",
         env_prefix=PREFIX,
         use_attribute_docstrings=True,
-        cli_prog_name="python -m service",
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
@@ -80,6 +82,10 @@ class Settings(BaseSettings):
     requests may then do so: set API keys too."""
     model_repository: Path | None = None
     """Folder of the packages that may be loaded at run time. Others cannot be loaded."""
+    enable_shared_memory: bool = False
+    """Allow clients of the Open Inference Protocol on this machine to register system shared
+    memory for tensors. Every caller who may send requests may then let the server read and
+    overwrite all shared memory that its user can open, also of other programs."""
     sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ()
     """Additional image sizes to warm up and measure at the start, in pixels, separated by commas:
     `896,896x672,1372` (one number is a square, two are height and width). Other sizes work too,
@@ -190,7 +196,8 @@ class Settings(BaseSettings):
     max_image_pixels: Positive = 40_000_000
     """Maximum pixels of an image, as declared by its header. Decoding may take five bytes for each
     of them, for one image and for all that are decoded at the same time. Some files take more for
-    each of their own pixels: WebP 16, progressive JPEG without subsampling 6."""
+    each of their own pixels: WebP and HEIC 16, HEIC of more than 8 bits 24, progressive JPEG
+    without subsampling 6."""
     max_request_bytes: Positive = 32 * 1024 * 1024
     """Maximum bytes of a request body or message."""
     request_timeout_s: Seconds = 60.0
@@ -347,12 +354,15 @@ class Settings(BaseSettings):
         return self
 
 
-def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+def load_settings(
+    arguments: Sequence[str], environment: Mapping[str, str], program: str = "python -m service"
+) -> Settings:
     """Read flags and variables.
 
     Args:
         arguments: The command line without the program's name.
         environment: Usually `os.environ`; no other environment is read.
+        program: The program's name, for help.
 
     Raises:
         ValueError: A variable is unknown, or a value is invalid.
@@ -378,12 +388,43 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             "TIPSERVE_API_KEYS or by --api-keys-file"
         )
     flags = CliSettingsSource[BaseSettings](
-        Settings, cli_parse_args=list(arguments), cli_use_class_docs_for_groups=True
+        Settings,
+        cli_parse_args=list(arguments),
+        cli_use_class_docs_for_groups=True,
+        root_parser=argparse.ArgumentParser(
+            prog=program,
+            usage="%(prog)s [options]",
+            description=Settings.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        ),
+        add_argument_method=_add_argument,
     )
     if "cache" not in values:
         values["cache"] = str(default_cache(environment))
     # Flags override these values. Without the other prefix pydantic-settings would read os.environ.
     return Settings(_cli_settings_source=flags, _env_prefix=NO_VARIABLE, **values)  # type: ignore[arg-type]
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) in {types.UnionType, Annotated}:
+        return _metavar(get_args(kind)[0])
+    return {int: "NUMBER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _add_argument(parser: argparse.ArgumentParser, *flags: str, **options: Any) -> argparse.Action:
+    """Add a flag with help as the other commands have it; pydantic's shows Python types."""
+    field = Settings.model_fields.get(flags[-1].removeprefix("--").replace("-", "_"))
+    if field is None:
+        return parser.add_argument(*flags, **options)
+    text = " ".join((field.description or "").split()).replace("%", "%%")
+    if field.default not in (PydanticUndefined, None, (), ""):
+        default = field.default
+        value = ",".join(default) if isinstance(default, tuple) else str(default)
+        text += f" (default: {value.lower() if isinstance(default, bool) else value})"
+    if "metavar" in options and get_origin(field.annotation) is not Literal:
+        options["metavar"] = _metavar(field.annotation)
+    return parser.add_argument(*flags, **options | {"help": text})
 
 
 def _is_service_link(name: str, value: str) -> bool:

@@ -16,7 +16,6 @@ from model.package import Manifest
 from model.text import TEMPLATES, fill
 from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError
 from service.messages import (
-    IMAGE_OUTPUTS,
     ClassifyImagesRequest,
     EmbedTextsRequest,
     ImageOutput,
@@ -108,7 +107,7 @@ def _check_pixels(
         )
 
 
-def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutput, ...]:
+def check_outputs(outputs: Sequence[str], info: ModelInfo) -> tuple[ImageOutput | MapTask, ...]:
     """The requested outputs without duplicates.
 
     Raises:
@@ -118,7 +117,8 @@ def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutp
         raise InvalidRequest(
             "outputs is empty; give at least one.", code="empty_list", param="outputs"
         )
-    known = [name for name in IMAGE_OUTPUTS if name in manifest.outputs]
+    manifest = info.manifest
+    known = [name for name in info.outputs if name != "text"]
     for index, name in enumerate(outputs):
         if name not in known:
             raise InvalidRequest(
@@ -127,7 +127,7 @@ def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutp
                 code="unknown_output",
                 param=f"outputs[{index}]",
             )
-    return cast("tuple[ImageOutput, ...]", tuple(dict.fromkeys(outputs)))
+    return cast("tuple[ImageOutput | MapTask, ...]", tuple(dict.fromkeys(outputs)))
 
 
 def check_resolution(resolution: int | None, manifest: Manifest, *, is_map: bool = False) -> int:
@@ -241,6 +241,42 @@ def check_threshold(threshold: float | None) -> None:
         )
 
 
+def check_examples(request: SegmentImagesRequest | ClassifyImagesRequest) -> bool:
+    """Check the examples of classes; returns whether the classes have examples instead of prompts.
+
+    Raises:
+        InvalidRequest: Some classes have examples and others do not, a class has prompts too, an
+            example is of no image or has two regions, or the request does not segment.
+    """
+    members = [
+        (f"{field}[{index}]", one)
+        for field in ("classes", "background_classes")
+        for index, one in enumerate(getattr(request, field, ()))
+    ]
+    if not any(one.examples for _, one in members):
+        return False
+    for param, one in members:
+        if isinstance(request, ClassifyImagesRequest):
+            raise InvalidRequest(f"{param}: only segmentation takes examples.", param=param)
+        if not one.examples or one.prompts:
+            raise InvalidRequest(
+                f"{param}: cosines with texts and with patches are not comparable; give either "
+                "all classes and background classes examples, or none.",
+                param=param,
+            )
+        for index, example in enumerate(one.examples):
+            place = f"{param}.examples[{index}]"
+            if not 0 <= example.image < len(request.images):
+                raise InvalidRequest(
+                    f"{place}.image is the index of an image, from 0 to {len(request.images) - 1}, "
+                    f"not {example.image}.",
+                    param=f"{place}.image",
+                )
+            if sum(x is not None for x in (example.point, example.box, example.mask)) > 1:
+                raise InvalidRequest(f"{place}: give one of point, box and mask.", param=place)
+    return True
+
+
 def check_area_share(share: float) -> None:
     """Check the least share of an instance, which bounds how many there are.
 
@@ -344,7 +380,7 @@ def class_groups(
     """
     total = len(classes) + len(background) if classes else 0
     _check_count(total, limits.max_classes, field="classes", noun="class")
-    num_prompts = sum(max(1, len(c.prompts)) for c in (*classes, *background))
+    num_prompts = sum(max(1, len(c.prompts), len(c.examples)) for c in (*classes, *background))
     _check_count(num_prompts, limits.max_texts, field="classes", noun="prompt")
     chosen = _check_templates(templates)
     groups: list[PromptGroup] = []

@@ -119,7 +119,10 @@ def exported(project_root: Path) -> Exported:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> "Tipsv2Model":
-    """A random Tipsv2Model of width 32 and depth 2, native at 56 pixels; fixed seed, one thread."""
+    """A random Tipsv2Model of width 32, native at 56 pixels; fixed seed, one thread.
+
+    Its vision tower has a block for each tap of the dense heads.
+    """
     import torch  # noqa: PLC0415 - tests without torch do not pay for its import
     from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
 
@@ -127,7 +130,7 @@ def tiny_model() -> "Tipsv2Model":
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Tipsv2Config(
         text_config={**tower, "vocab_size": len(tiny_vocabulary()[0]), "intermediate_size": 64},
-        vision_config={**tower, "image_size": 56, "mlp_ratio": 2},
+        vision_config={**tower, "num_hidden_layers": 4, "image_size": 56, "mlp_ratio": 2},
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -136,13 +139,17 @@ def tiny_model() -> "Tipsv2Model":
         for name, parameter in model.named_parameters():
             if name != "temperature":
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        # Values must differ from patches as much as after fewer blocks.
+        attention = model.vision_model.encoder.layer[-1].attention
+        for weight in (attention.v_proj.weight, attention.o_proj.weight):
+            weight.mul_(1.5)
     model.eval()
     return model
 
 
 @pytest.fixture(scope="session")
-def tiny_dense() -> "Tipsv2DptForDensePrediction":
-    """Random dense heads on a random backbone, four blocks of the width of `tiny_model`."""
+def tiny_dense(tiny_model: "Tipsv2Model") -> "Tipsv2DptForDensePrediction":
+    """Random dense heads on the vision tower of `tiny_model`."""
     import torch  # noqa: PLC0415 - as above
     from transformers import Tipsv2DptConfig, Tipsv2DptForDensePrediction  # noqa: PLC0415
 
@@ -164,13 +171,14 @@ def tiny_dense() -> "Tipsv2DptForDensePrediction":
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         dense = Tipsv2DptForDensePrediction(config)
-        for name, parameter in dense.named_parameters():
+        for parameter in dense.parameters():
             # Initial heads multiply their input by thousands, which makes rounding differences
             # large.
-            scale = 0.1 if name.startswith("backbone") or parameter.ndim < 2 else 0.0
+            scale = 0.1 if parameter.ndim < 2 else 0.0
             parameter.add_(scale * torch.randn_like(parameter))
-            if parameter.ndim == 4 and not name.startswith("backbone"):
+            if parameter.ndim == 4:
                 parameter.mul_(0.3)
+        dense.backbone.load_state_dict(tiny_model.vision_model.state_dict())
     dense.eval()
     return dense
 
@@ -193,7 +201,7 @@ def tiny_content(
 
     return PackageContent(
         encoder=tiny_encoder,
-        draft=draft_manifest(tiny_encoder, name="tiny", has_dense_heads=True),
+        draft=draft_manifest(tiny_encoder, name="tiny", dense=tiny_dense),
         render_card=lambda _: "# Tiny\n",
         dense=tiny_dense,
         precisions=("fp16", "bf16", "int8_weights", "int8"),
@@ -212,7 +220,7 @@ def tiny_graphs(
     import onnx_ir  # noqa: PLC0415 - as above
 
     from model.export import graph_writer  # noqa: PLC0415
-    from model.graphs import TEXT_FILE, VISION_FILE  # noqa: PLC0415
+    from model.graphs import TEXT_FILE  # noqa: PLC0415
 
     models = [tiny_model, tiny_dense]
     attention = [model.config._attn_implementation for model in models]
@@ -220,10 +228,9 @@ def tiny_graphs(
     def write(folder: Path) -> None:
         folder.mkdir()
         with pytest.MonkeyPatch.context() as patch:
-            # Tracing a tower takes ten seconds of CPU, and the package has the same two.
-            for name, file in (("trace_vision", VISION_FILE), ("trace_text", TEXT_FILE)):
-                traced = onnx_ir.load(tiny_package.file(file))
-                patch.setattr(graph_writer, name, lambda *_, traced=traced: traced)
+            # Tracing a tower takes ten seconds of CPU, and the package has the same one.
+            traced = onnx_ir.load(tiny_package.file(TEXT_FILE))
+            patch.setattr(graph_writer, "trace_text", lambda _: traced)
             graph_writer.write_graphs(tiny_content, folder, lambda _: None)
 
     folder = exported("graphs", write)
@@ -271,20 +278,20 @@ def tiny_package(tiny_checkpoint: Path, exported: Exported) -> ModelPackage:
 @pytest.fixture(scope="session")
 def dense_package(
     tiny_encoder: "Tipsv2Encoder",
+    tiny_dense: "Tipsv2DptForDensePrediction",
     tiny_graphs: Path,
     tiny_package: ModelPackage,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ModelPackage:
-    """The tiny package's towers plus dense heads with their own tower. Do not change it."""
+    """The tiny package with dense heads. Do not change it."""
     from model.export.graph_writer import draft_manifest  # noqa: PLC0415 - as above
     from model.package import write_manifest  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("models") / "tiny-dense"
     shutil.copytree(tiny_package.path, folder)
-    for name in ("depth_model.onnx", "normals_model.onnx", "segmentation_model.onnx"):
-        shutil.copy(tiny_graphs / "onnx" / name, folder / "onnx")
-    shutil.copy(tiny_graphs / "onnx" / "dense_model.onnx.data", folder / "onnx")
-    draft = draft_manifest(tiny_encoder, name=folder.name, has_dense_heads=True)
+    for part in ("vision", "depth", "normals", "segmentation"):
+        shutil.copy(tiny_graphs / "onnx" / f"{part}_model.onnx", folder / "onnx")
+    draft = draft_manifest(tiny_encoder, name=folder.name, dense=tiny_dense)
     return write_manifest(folder, draft)
 
 

@@ -1,8 +1,19 @@
 """`python -m training JOB`: train by a recipe, or run one of the jobs in `training/commands/`."""
 
 import argparse
+import importlib.util
+import os
 import subprocess
 import sys
+
+if __name__ == "__main__":
+    # As in `service/__main__.py`: a user's `model.py` would hide ours.
+    own_folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not sys.flags.safe_path and not os.path.samefile(sys.path[0], own_folder):
+        del sys.path[0]
+    if importlib.util.find_spec("transformers") is None:
+        sys.exit("Training needs more packages. Run: pip install 'tipserve[train]'")
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -17,7 +17,8 @@ no entry. Learning rates are not saved: they follow from the configuration and t
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.files import atomic_file, rename, sync_tree
-from training.distributed import is_first_rank
+from training.distributed import is_first_rank, wait_for_all
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -42,7 +43,8 @@ FORMAT_VERSION = 2
 """Version 1 learnt the temperature itself, version 2 its logarithm."""
 _MODEL_PREFIX, _OPTIMIZER_PREFIX = "model.", "optimizer."
 _PARTIAL = ".partial-"
-_WEIGHTS, _STATE, _HEADER = "model.safetensors", "state", "checkpoint.json"
+HEADER_FILE = "checkpoint.json"
+_WEIGHTS, _STATE = "model.safetensors", "state"
 
 
 def save_atomically(state: object, path: Path) -> None:
@@ -62,35 +64,93 @@ def checkpoint_step(run: Path) -> int:
     return 0 if found is None else int(found.name.removeprefix("step-"))
 
 
+class CheckpointWriter:
+    """Writes a run's checkpoints while it trains; called on all ranks.
+
+    A state is copied to the host before the next step, and written beside the next steps. A
+    checkpoint appears once all ranks have written their parts; an error of writing is raised by the
+    next call.
+
+    Args:
+        run: The run's folder.
+        keep: Newest checkpoints to keep.
+        copy: Called on rank 0 with the folder of each complete checkpoint, to copy it elsewhere.
+    """
+
+    def __init__(
+        self, run: Path, *, keep: int = 2, copy: Callable[[Path], None] | None = None
+    ) -> None:
+        self._root, self._keep, self._copy = run / CHECKPOINT_FOLDER, keep, copy
+        # A group of its own: exchanges of two threads in one group would mix.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[Any] | None = None
+
+    def start(self, *, step: int, method: nn.Module, optimizers: Optimizers) -> None:
+        """Copy the state after `step` steps, once the checkpoint before is written."""
+        self.finish()
+        final, partial = self._root / f"step-{step:08d}", self._root / f"{_PARTIAL}{step:08d}"
+        if is_first_rank():
+            self._root.mkdir(parents=True, exist_ok=True)
+            _remove_partial(self._root)
+            partial.mkdir()
+        wait_for_all()
+        weights, rest = split_model(method.state_dict())
+        rest |= _optimizer_tensors(method, optimizers)
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        state = async_save(
+            rest,
+            checkpoint_id=partial / _STATE,
+            process_group=self._group,
+            no_dist=not dist.is_initialized(),
+        )
+        assert isinstance(state, Future)  # the other kind is for stagers that are given
+        self._pending = state
+        whole = {name: _whole(value) for name, value in weights.items()}
+        if is_first_rank():
+            header = {
+                "format_version": FORMAT_VERSION,
+                "step": step,
+                "num_ranks": dist.get_world_size() if dist.is_initialized() else 1,
+                "optimizers": _kinds(optimizers),
+            }
+            self._pending = self._thread.submit(
+                self._complete, state, whole, header, (partial, final)
+            )
+
+    def finish(self) -> None:
+        """Wait for this rank's part of the last checkpoint."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _complete(
+        self,
+        state: Future[Any],
+        whole: dict[str, Tensor],
+        header: dict[str, Any],
+        places: tuple[Path, Path],
+    ) -> None:
+        """Write the model and the header, publish the checkpoint, and remove old ones."""
+        partial, final = places
+        save_file(whole, partial / _WEIGHTS)
+        (partial / HEADER_FILE).write_text(json.dumps(header) + "\n", encoding="utf-8")
+        state.result()  # of all ranks: its metadata is written last
+        _publish(partial, final)
+        for old in sorted(self._root.glob("step-*"))[: -self._keep]:
+            _remove(old)
+        if self._copy is not None:
+            self._copy(final)
+
+
 def save_checkpoint(
     run: Path, *, step: int, method: nn.Module, optimizers: Optimizers, keep: int = 2
 ) -> None:
     """Write the state after `step` steps and keep the newest `keep`; called on all ranks."""
-    root = run / CHECKPOINT_FOLDER
-    final, partial = root / f"step-{step:08d}", root / f"{_PARTIAL}{step:08d}"
-    if is_first_rank():
-        root.mkdir(parents=True, exist_ok=True)
-        _remove_partial(root)
-        partial.mkdir()
-    _wait_for_all()
-    weights, rest = split_model(method.state_dict())
-    rest |= _optimizer_tensors(method, optimizers)
-    with _quietly_alone():
-        save(rest, checkpoint_id=partial / _STATE, no_dist=not dist.is_initialized())
-    whole = {name: _whole(value) for name, value in weights.items()}
-    if is_first_rank():
-        save_file(whole, partial / _WEIGHTS)
-        header = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "num_ranks": dist.get_world_size() if dist.is_initialized() else 1,
-            "optimizers": _kinds(optimizers),
-        }
-        (partial / _HEADER).write_text(json.dumps(header) + "\n", encoding="utf-8")
-        _publish(partial, final)
-        for old in sorted(root.glob("step-*"))[:-keep]:
-            _remove(old)
-    _wait_for_all()
+    writer = CheckpointWriter(run, keep=keep)
+    writer.start(step=step, method=method, optimizers=optimizers)
+    writer.finish()
+    wait_for_all()
 
 
 def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> int:
@@ -105,7 +165,7 @@ def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> 
     folder = latest_checkpoint(run)
     if folder is None:
         return 0
-    header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
+    header = json.loads((folder / HEADER_FILE).read_text(encoding="utf-8"))
     _check_header(folder, header, optimizers)
     weights, rest = split_model(method.state_dict())
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
@@ -253,15 +313,10 @@ def _quietly_alone() -> Iterator[None]:
         yield
 
 
-def _wait_for_all() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def _whole(value: Tensor) -> Tensor:
-    """Gather a tensor that may be sharded; called on every rank."""
+    """Gather a tensor that may be sharded, as a copy; called on every rank."""
     whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.detach().cpu().contiguous()
+    return whole.detach().to("cpu", copy=True).contiguous()
 
 
 def _publish(partial: Path, final: Path) -> None:

@@ -16,8 +16,7 @@ from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
-from training.parallel import ParallelKind
-from training.update import Precision
+from training.parallel import ParallelKind, Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +130,7 @@ class TrainingConfig:
             optimizer states are float32. TIPSv2's precision is not published; bfloat16 is native on
             its hardware.
         parallel: With several ranks (torchrun): "ddp" replicates everything, "fsdp2" shards
-            weights, gradients and optimizer state.
+            weights, gradients and optimizer state over all ranks, "hsdp" over those of a machine.
         compile: Compile transformer blocks by torch.compile.
         checkpoint_activations: Recompute a block's inner activations in the backward pass instead
             of keeping them: less memory, about a third more time.
@@ -147,6 +146,10 @@ class TrainingConfig:
         validate_every: Steps between validations; 0 for none.
         checkpoint_every_s: Seconds between checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep.
+        checkpoint_store: URL of a folder that gets a copy of each checkpoint, such as
+            s3://bucket/runs; a machine without the run continues from there. None for none.
+        profile_steps: Steps that torch.profiler records on each rank, from the fifth of this start
+            on; 0 for none. Perfetto shows the traces in `profile/` of the run's folder.
         threads: Of torch.
     """
 
@@ -171,6 +174,8 @@ class TrainingConfig:
     validate_every: int = 500
     checkpoint_every_s: float = 120.0
     keep_checkpoints: int = 2
+    checkpoint_store: str | None = field(default=None, repr=False)
+    profile_steps: int = field(default=0, repr=False)  # see OptimConfig
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -182,6 +187,10 @@ class TrainingConfig:
         for name, choices in (("precision", Precision), ("parallel", ParallelKind)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {get_args(choices)}")
+        if self.profile_steps < 0:
+            raise ValueError("profile_steps must not be below 0")
+        if isinstance(self.data, ShardsConfig) and self.data.probe and not self.validate_every:
+            raise ValueError("data.probe is scored at validations: set validate_every above 0")
         if isinstance(self.method, DistillConfig) and self.teacher is None:
             raise ValueError("distillation needs a teacher: --set teacher=runs/NAME")
 

@@ -37,8 +37,8 @@ from model.variants import PATCH_SIZE, variant
 from training.config import TrainingConfig, text_of, vision_of
 from training.data.batch import MAX_TOKENS
 from training.data.shards.batches import ShardsConfig
-from training.heads import HeadConfig
-from training.losses.distillation import token_losses
+from training.heads import HeadConfig, PrototypeHead
+from training.losses.distillation import CHUNK_LOGITS, prototype_losses, token_losses
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
@@ -211,8 +211,12 @@ DEVICES: dict[str, Accelerator] = {
 
 
 _FLOAT32, _BFLOAT16 = 4, 2
+_DEVICES_PER_MACHINE = 8
+_CHUNK_TENSORS = 4
+"""Tensors of the size of a chunk of logits, at the peak; a test measures them."""
 _NUM_CAPTION_STREAMS = 2
 _WHOLE_PASS, _TEXT_PASS = "student, whole image", f"text, {_NUM_CAPTION_STREAMS} captions"
+_TEACHER_PASS = "teacher, whole image"
 _EMBEDDING_PASSES = (_WHOLE_PASS, _TEXT_PASS)
 # The rest is for the allocator's gaps, kernel workspaces and the driver. Not measured; a tenth is a
 # common reserve.
@@ -295,9 +299,9 @@ def state_of(
     """Bytes per device of a run's state, distributed as in training/parallel.py.
 
     With DDP every device holds everything. With FSDP2 parameters, gradients, moments and averages
-    are sharded over the devices; parameters outside blocks and two blocks (the current and the
-    next one) are gathered, with their gradients. A frozen teacher and autocast's copies are whole
-    on every device in both cases.
+    are sharded over the devices, with HSDP over those of a machine; parameters outside blocks and
+    two blocks (the current and the next one) are gathered, with their gradients. A frozen teacher
+    and autocast's copies are whole on every device in all cases.
 
     Args:
         learner: Student and heads, on the meta device.
@@ -307,8 +311,10 @@ def state_of(
         parallel: Kind of parallelism.
         num_devices: Number of devices.
     """
-    is_cut = parallel == "fsdp2" and num_devices > 1
+    is_cut = parallel != "ddp" and num_devices > 1
     share = num_devices if is_cut else 1
+    if parallel == "hsdp":
+        share = min(share, _DEVICES_PER_MACHINE)
     averaged = sum(num_parameters(module) for module in averages)
     trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     sizes = [num_parameters(block) for block in blocks(learner)]
@@ -438,23 +444,40 @@ def _text_pass(text: str, *, checkpoint: bool) -> Count:
     return extend_in_depth(count_at, text_of(config).num_hidden_layers)
 
 
-def head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
-    """Cost of one image's tokens in a head and its loss."""
+def head_pass(head: HeadConfig, width: int, *, num_patches: int, num_crops: int) -> Count:
+    """Cost of one image's tokens in a head and their losses.
 
-    def compute(module: nn.Module, batch: int) -> Tensor:
-        logits_BNK = module(torch.empty(batch, num_tokens, width, requires_grad=True))
-        targets_BNK = torch.empty(logits_BNK.shape)  # a float32 softmax
-        return token_losses(logits_BNK / head.student_temperature, targets_BNK)
+    The losses of patches also compare the teacher's features with its prototypes, twice.
+    """
+
+    def compute(module: PrototypeHead, batch: int) -> Tensor:
+        losses = []
+        if num_patches:
+            patches_BND = torch.empty(batch, num_patches, width, requires_grad=True)
+            student_TF = module.embed(patches_BND).flatten(0, 1)
+            prototypes_KF = torch.empty(head.num_prototypes, head.bottleneck)
+            targets = Softmax(temperature=head.teacher_temperature).of_tokens(
+                torch.empty(student_TF.shape), prototypes_KF
+            )
+            directions_KF, temperature = module.directions(), head.student_temperature
+            losses.append(prototype_losses(student_TF, directions_KF, targets, temperature).sum())
+        if num_crops:
+            logits_BCK = module(torch.empty(batch, num_crops, width, requires_grad=True))
+            targets_BCK = torch.empty(logits_BCK.shape)  # a float32 softmax
+            losses.append(token_losses(logits_BCK / head.student_temperature, targets_BCK).sum())
+        return torch.stack(losses).sum()
 
     return count_per_image(lambda: head.build(width), compute)
 
 
-def teacher_head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
-    """Cost of one image's tokens in a teacher's head, without a backward pass."""
+def teacher_head_pass(head: HeadConfig, width: int, *, num_patches: int, has_global: bool) -> Count:
+    """Cost of one image in a teacher's head, without the patches' prototypes."""
 
-    def compute(module: nn.Module, batch: int) -> Tensor:
-        output: Tensor = module(torch.empty(batch, num_tokens, width))
-        return output
+    def compute(module: PrototypeHead, batch: int) -> Tensor:
+        parts = [module.embed(torch.empty(batch, num_patches, width))] if num_patches else []
+        if has_global:
+            parts.append(module(torch.empty(batch, 1, width)))
+        return torch.stack([part.sum() for part in parts]).sum()
 
     return count_per_image(lambda: head.build(width), compute, trains=False)
 
@@ -499,7 +522,7 @@ def passes_of(workload: Workload, *, global_batch: int) -> dict[str, Count]:
         local = vision_pass(student, workload.local_size, checkpoint=checkpoint)
         passes[f"student, {workload.num_local} local crops"] = local.times(workload.num_local)
     if teacher is not None:
-        passes["teacher, whole image"] = vision_pass(teacher, size, trains=False)
+        passes[_TEACHER_PASS] = vision_pass(teacher, size, trains=False)
     elif workload.averages_encoder:
         passes["averaged encoder, whole image"] = vision_pass(student, size, trains=False)
     passes |= _head_passes(workload)
@@ -519,10 +542,11 @@ def _head_passes(workload: Workload) -> dict[str, Count]:
     if workload.patch_target == "features":
         passes["projector"] = projector_pass(width, teacher_width, workload.num_patches)
     if patches + workload.num_local:
-        tokens = patches + workload.num_local
-        passes["student head"] = head_pass(workload.head, width, tokens)
-        tokens = patches + bool(workload.num_local)
-        passes["teacher head"] = teacher_head_pass(workload.head, teacher_width, tokens)
+        head, num_crops = workload.head, workload.num_local
+        passes["student head"] = head_pass(head, width, num_patches=patches, num_crops=num_crops)
+        passes["teacher head"] = teacher_head_pass(
+            head, teacher_width, num_patches=patches, has_global=num_crops > 0
+        )
     return passes
 
 
@@ -588,6 +612,7 @@ class RunCost:
         cluster: The hardware.
         passes: Cost of every pass of a step, for one image.
         state: Bytes on one device without images.
+        chunk_bytes: Of the patches' logits that exist at a time.
         bytes_per_image: Bytes per image at the peak.
     """
 
@@ -595,6 +620,7 @@ class RunCost:
     cluster: Cluster
     passes: Mapping[str, Count]
     state: DeviceState
+    chunk_bytes: float
     bytes_per_image: float
 
     @property
@@ -629,6 +655,7 @@ class RunCost:
     def largest_batch(self) -> int:
         """Images that fit on a device at a time; 0 if the state alone does not fit."""
         free = _USABLE_SHARE * self.cluster.device.memory_bytes - self.state.total
+        free -= self.chunk_bytes
         return max(0, int(free // self.bytes_per_image))
 
     @property
@@ -643,7 +670,7 @@ class RunCost:
         """Bytes on one device during a micro-batch."""
         parts = self.micro_batches
         images = 1 if parts is None else -(-self.batch_per_device // parts)
-        return self.state.total + images * self.bytes_per_image
+        return self.state.total + self.chunk_bytes + images * self.bytes_per_image
 
 
 def estimate(plan: RunPlan, cluster: Cluster) -> RunCost:
@@ -663,27 +690,32 @@ def estimate(plan: RunPlan, cluster: Cluster) -> RunCost:
         cluster=cluster,
         passes=passes,
         state=state,
+        chunk_bytes=_chunk_bytes(
+            plan.workload, images=-(-plan.global_batch // cluster.num_devices)
+        ),
         bytes_per_image=kept + _working_bytes(plan.workload),
     )
 
 
-def _working_bytes(workload: Workload) -> float:
-    """Largest bytes of one image that exist only during the backward pass.
+def _chunk_bytes(workload: Workload, *, images: int) -> float:
+    """Bytes of the patches' logits, targets and gradients that exist at a time."""
+    if workload.patch_target != "prototypes":
+        return 0
+    logits = images * workload.num_patches * workload.head.num_prototypes
+    return _CHUNK_TENSORS * _FLOAT32 * min(logits, CHUNK_LOGITS)
 
-    Either the gradients of the patches' logits, twice for the softmax, or, with recomputed blocks,
-    the tensors of one block; never both at once.
-    """
-    prototypes = workload.head.num_prototypes if workload.patch_target == "prototypes" else 0
-    logits = 2 * _FLOAT32 * workload.num_patches * prototypes
+
+def _working_bytes(workload: Workload) -> float:
+    """Bytes of one image that exist only during the backward pass: those of a recomputed block."""
     if not workload.checkpoint:
-        return logits
+        return 0
     sizes = [workload.global_size] + [workload.local_size] * bool(workload.num_local)
     counts = [1, workload.num_local]
     blocks = [
         number * block_bytes(workload.student, size)
         for number, size in zip(counts, sizes, strict=False)
     ]
-    return max(logits, *blocks)
+    return max(blocks)
 
 
 def teacher_config(folder: Path, assumed: str) -> Tipsv2Config:
@@ -727,6 +759,27 @@ def plan_of(config: TrainingConfig, *, num_ranks: int, assumed_teacher: str = "g
         global_batch=config.batch_size * config.accumulate * num_ranks,
         parallel=config.parallel,
     )
+
+
+def known_device() -> Accelerator | None:
+    """This machine's accelerator, if it is in the table above."""
+    name = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else ""
+    return next((device for device in DEVICES.values() if device.name in name), None)
+
+
+def job_flops(configs: Sequence[TrainingConfig], *, num_ranks: int) -> int:
+    """Operations of one step of a job on one device; its runs share one pass of their teacher."""
+    total = 0
+    for number, config in enumerate(configs):
+        plan = plan_of(config, num_ranks=num_ranks)
+        passes = passes_of(plan.workload, global_batch=plan.global_batch)
+        if number > 0:
+            passes.pop(_TEACHER_PASS)
+        an_image = sum(count.flops for count in passes.values())
+        if config.accumulate > 1:
+            an_image += sum(passes[name].forward_flops for name in _EMBEDDING_PASSES)
+        total += config.batch_size * config.accumulate * an_image
+    return total
 
 
 def _meta_method(

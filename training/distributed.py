@@ -40,9 +40,20 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """The number of this process; 0 outside a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def is_first_rank() -> bool:
     """Whether this process is rank 0, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return own_rank() == 0
+
+
+def wait_for_all() -> None:
+    """Return once every rank has called this."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 @contextmanager

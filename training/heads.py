@@ -81,11 +81,19 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Parameter(torch.empty(num_prototypes, bottleneck))
         nn.init.normal_(self.prototypes, std=0.02)
 
+    def embed(self, tokens_D: Tensor) -> Tensor:
+        """Tokens [..., D] on the unit sphere of the bottleneck, float32."""
+        return F.normalize(self.mlp(tokens_D).float(), dim=-1)
+
+    def directions(self) -> Tensor:
+        """The prototypes on the same sphere, float32, one a row."""
+        return F.normalize(self.prototypes.float(), dim=-1)
+
     def forward(self, tokens_D: Tensor) -> Tensor:
         """Cosines [..., K] of tokens [..., D] with the prototypes, float32."""
-        bottleneck = F.normalize(self.mlp(tokens_D).float(), dim=-1)
+        bottleneck = self.embed(tokens_D)
         with without_autocast(bottleneck):
-            return bottleneck @ F.normalize(self.prototypes.float(), dim=-1).T
+            return bottleneck @ self.directions().T
 
 
 class NameContrast(nn.Module):

@@ -27,6 +27,7 @@ from model.segmentation import segment
 from training.checkpoint import save_atomically, split_model
 from training.data.scenes import Scene
 from training.evaluate.encoder import SceneEncoder, load_for_evaluation
+from training.evaluate.ranking import ClassificationBenchmark
 from training.evaluate.sets import SegmentationBenchmark
 from training.evaluate.zero_shot_segmentation import class_ids
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
@@ -201,7 +202,7 @@ class Observation:
     Args:
         folder: Of the run.
         tokenizer: Of its model.
-        benchmarks: Development sets, may be empty; the first scenes of the first one are drawn.
+        benchmarks: Development sets, may be empty; scenes of the first one are drawn.
         board: TensorBoard's writer, on rank 0.
     """
 
@@ -209,7 +210,7 @@ class Observation:
         self,
         folder: Path,
         tokenizer: Tipsv2Tokenizer,
-        benchmarks: Sequence[SegmentationBenchmark],
+        benchmarks: Sequence[SegmentationBenchmark | ClassificationBenchmark],
         *,
         board: Board | None,
     ) -> None:
@@ -225,8 +226,8 @@ class Observation:
         for benchmark in self._benchmarks:
             row |= benchmark.quick_scores(encoder)
         print(json.dumps({"step": step, **row}), flush=True)
-        if self._benchmarks:
-            shown = self._benchmarks[0]
+        shown = next(iter(self._benchmarks), None)
+        if isinstance(shown, SegmentationBenchmark):
             scenes = shown.scenes[:_NUM_SHOWN]
             panel = scene_panel(encoder, scenes, shown.names)
             self._board.add_panel(step, panel)

@@ -1,9 +1,13 @@
-"""Runs a method on this machine's device and on all ranks: alone, with DDP or with FSDP2.
+"""Runs a method on this machine's device and on all ranks: alone, with DDP, FSDP2 or HSDP.
 
 With DDP every rank holds everything, and gradients are averaged during the backward pass. With
 FSDP2 parameters, gradients, averages and optimizer state are sharded along their first axis, and a
-block's weights are gathered only while it is used. Both compute what one process would on the
-global batch, up to rounding.
+block's weights are gathered only while it is used. HSDP is FSDP2 within each machine, and the
+machines are replicas: weights are gathered over the fast links only. All compute what one process
+would on the global batch, up to rounding.
+
+In bfloat16, sharded blocks are gathered and computed in bfloat16, their norms too, and gradients
+are added up in float32. What lies outside blocks, such as the prototypes, is gathered in float32.
 
 Tested on the CPU with gloo. The code for CUDA with NCCL has not been run.
 """
@@ -17,8 +21,8 @@ from typing import Literal, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Tipsv2Model
@@ -27,7 +31,8 @@ from training.data.batch import Batch
 from training.distributed import average_gradients
 from training.methods.base import Method, Step
 
-ParallelKind = Literal["ddp", "fsdp2"]
+ParallelKind = Literal["ddp", "fsdp2", "hsdp"]
+Precision = Literal["float32", "bfloat16"]
 Moved = TypeVar("Moved")
 
 
@@ -48,6 +53,8 @@ def move(value: Moved, device: torch.device) -> Moved:
     if device.type == "cpu":
         return value
     if isinstance(value, Tensor):
+        if value.device == device:
+            return value
         return cast("Moved", value.pin_memory().to(device, non_blocking=True))
     if is_dataclass(value) and not isinstance(value, type):
         parts = {item.name: move(getattr(value, item.name), device) for item in fields(value)}
@@ -90,7 +97,7 @@ class ParallelMethod:
     Attributes:
         method: The method.
         device: Its device.
-        is_sharded: Whether FSDP2 shards it.
+        is_sharded: Whether FSDP2 or HSDP shards it.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class ParallelMethod:
         method: Method,
         *,
         kind: ParallelKind = "ddp",
+        precision: Precision = "float32",
         compile_blocks: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
@@ -109,10 +117,10 @@ class ParallelMethod:
         if compile_blocks:
             for block in blocks(method):
                 block.compile()
-        self.is_sharded = kind == "fsdp2" and dist.is_initialized()
+        self.is_sharded = kind != "ddp" and dist.is_initialized()
         module = _StepModule(method)
         if self.is_sharded:
-            _shard(module, self.device)
+            _shard(module, _mesh(kind, self.device), precision)
         self._module = (
             module if self.is_sharded or not dist.is_initialized() else _replicate(module)
         )
@@ -158,10 +166,33 @@ def _replicate(module: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
 
 
-def _shard(module: nn.Module, device: torch.device) -> None:
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+def _mesh(kind: ParallelKind, device: torch.device) -> DeviceMesh:
+    """All ranks in one line; for HSDP, a row for each machine.
+
+    Raises:
+        ValueError: Machines have different numbers of ranks.
+    """
+    ranks = dist.get_world_size()
+    if kind == "fsdp2":
+        return init_device_mesh(device.type, (ranks,))
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))  # torchrun sets it
+    if own == 0 or ranks % own:
+        raise ValueError(
+            f"parallel=hsdp needs torchrun with the same number of ranks on each machine, and not "
+            f"{ranks} ranks with {own} on this one: set parallel=fsdp2"
+        )
+    shape = (ranks // own, own)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("machines", "ranks"))
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh, precision: Precision) -> None:
+    policy = MixedPrecisionPolicy()
+    if precision == "bfloat16":
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
     for block in blocks(module):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # FSDP2 refuses scalars, such as the temperature: they are replicated.
     scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
     fully_shard(module, mesh=mesh, ignored_params=scalars)

@@ -3,21 +3,48 @@
 Three kinds, because TIPSv2 says only that it centres and sharpens: centering, Sinkhorn-Knopp, and a
 plain softmax. None of them has a gradient.
 
-Shapes: ... any leading sizes, K prototypes.
+The assignments of all patches of a batch to all prototypes would be the largest tensor of a step.
+`of_tokens` puts them off: a loss asks for those of some tokens at a time. Sinkhorn-Knopp balances
+all tokens at once, so it cannot.
+
+Shapes: ... any leading sizes, K prototypes, T tokens, F width of the head's bottleneck.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from training.distributed import logsumexp_over_ranks, mean_over_ranks
+from training.losses.distillation import chunks_of
+from training.losses.precision import without_autocast
 from training.losses.sinkhorn import sinkhorn_knopp
 
 TargetKind = Literal["centering", "sinkhorn", "softmax"]
+TokenTargets = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""Rows, one a token, and the function that turns some of them into assignments."""
 
 
-class Centering(nn.Module):
+class Targets(nn.Module, ABC):
+    """A way to turn cosines into assignments."""
+
+    @abstractmethod
+    def forward(self, cosines_K: Tensor) -> Tensor:
+        """Assignments of the same shape."""
+
+    @abstractmethod
+    def of_tokens(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
+        """The assignments of a head's features, put off."""
+
+
+def _cosines(features_TF: Tensor, prototypes_KF: Tensor) -> Tensor:
+    with without_autocast(features_TF):
+        return features_TF @ prototypes_KF.T
+
+
+class Centering(Targets):
     """Turns teacher cosines into assignments: subtract a running mean, sharpen, softmax.
 
     The centre keeps one prototype from taking all tokens, the sharpening keeps the assignment from
@@ -35,12 +62,27 @@ class Centering(nn.Module):
         """Assignments of the same shape; the centre moves while training."""
         probs_K = ((cosines_K.float() - self.centre_K) / self.temperature).softmax(-1)
         if self.training:
-            mean_K = mean_over_ranks(cosines_K.float().flatten(0, -2).mean(0))
-            self.centre_K.lerp_(mean_K, 1 - self.momentum)
+            self._move(cosines_K.float().flatten(0, -2).mean(0))
         return probs_K
 
+    @torch.no_grad()
+    def of_tokens(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
+        """By the centre as it is now; it moves while training."""
+        centre_K = self.centre_K.clone()
 
-class Sinkhorn(nn.Module):
+        def assign(features_SF: Tensor) -> Tensor:
+            cosines_SK = _cosines(features_SF, prototypes_KF)
+            return cosines_SK.sub_(centre_K).div_(self.temperature).softmax(-1)
+
+        if self.training:  # the mean of cosines is the cosine of the mean
+            self._move(_cosines(features_TF.mean(0), prototypes_KF))
+        return features_TF, assign
+
+    def _move(self, mean_K: Tensor) -> None:
+        self.centre_K.lerp_(mean_over_ranks(mean_K), 1 - self.momentum)
+
+
+class Sinkhorn(Targets):
     """Balances the assignments over the tokens of all ranks; has no state."""
 
     def __init__(self, *, temperature: float, num_iterations: int = 3) -> None:
@@ -56,8 +98,17 @@ class Sinkhorn(nn.Module):
         )
         return probs_NK.view_as(cosines_K)
 
+    @torch.no_grad()
+    def of_tokens(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
+        """Nothing is put off."""
+        return self(_cosines(features_TF, prototypes_KF)), _assigned
 
-class Softmax(nn.Module):
+
+def _assigned(probs_SK: Tensor) -> Tensor:
+    return probs_SK
+
+
+class Softmax(Targets):
     """Sharpens only; one prototype may take all tokens."""
 
     def __init__(self, *, temperature: float) -> None:
@@ -69,9 +120,14 @@ class Softmax(nn.Module):
         """Assignments of the same shape."""
         return (cosines_K.float() / self.temperature).softmax(-1)
 
+    @torch.no_grad()
+    def of_tokens(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
+        """See `Targets`."""
+        return features_TF, lambda features_SF: self(_cosines(features_SF, prototypes_KF))
+
 
 @torch.no_grad()
-def target_statistics(probs_K: Tensor) -> dict[str, Tensor]:
+def target_statistics(targets: TokenTargets, num_prototypes: int) -> dict[str, Tensor]:
     """Two signs of a collapse, for the log, over the tokens of all ranks.
 
     Returns:
@@ -79,15 +135,20 @@ def target_statistics(probs_K: Tensor) -> dict[str, Tensor]:
         it says nothing. "prototypes_used": exp of the entropy of the mean assignment; 1 if all
         tokens have one prototype, K if all prototypes are used alike.
     """
-    entropy = torch.special.entr(probs_K).sum(-1).mean()
-    mean_K = mean_over_ranks(probs_K.flatten(0, -2).mean(0))
+    rows, assign = targets
+    entropies, totals = [], []
+    for part in chunks_of(rows, num_prototypes):
+        probs_SK = assign(part)
+        entropies.append(torch.special.entr(probs_SK).sum())
+        totals.append(probs_SK.sum(0))
+    mean_K = mean_over_ranks(torch.stack(totals).sum(0) / len(rows))
     used = torch.special.entr(mean_K).sum().exp()
-    return {"target_entropy": entropy, "prototypes_used": used}
+    return {"target_entropy": torch.stack(entropies).sum() / len(rows), "prototypes_used": used}
 
 
 def build_targets(
     kind: TargetKind, *, num_prototypes: int, temperature: float, momentum: float
-) -> nn.Module:
+) -> Targets:
     """Build one of the three; `momentum` is the centre's."""
     if kind == "centering":
         return Centering(num_prototypes, temperature=temperature, momentum=momentum)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +14,10 @@ from torch import Tensor
 
 from training.data.batch import Batch
 from training.distributed import num_ranks, sum_over_ranks
-from training.methods.base import Step
+from training.methods.base import Step, TeacherPass
 from training.methods.terms import contrast_step
 from training.optim import OptimConfig, clip_gradients, learning_rate_factor
-from training.parallel import ParallelMethod, move
-
-Precision = Literal["float32", "bfloat16"]
+from training.parallel import ParallelMethod, Precision, move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +61,12 @@ class Update:
         self._peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
 
     def __call__(
-        self, batches: Sequence[Batch], step: int, *, is_logged: bool = True
+        self,
+        batches: Sequence[Batch],
+        step: int,
+        *,
+        is_logged: bool = True,
+        passes: Sequence[TeacherPass] | None = None,
     ) -> dict[str, Tensor]:
         """Take step number `step`.
 
@@ -73,6 +75,7 @@ class Update:
             step: Its number, from 0.
             is_logged: Whether values that are only for the log are computed; they make the host
                 wait for the device.
+            passes: The teacher's, of each micro-batch, for students of one job.
 
         Returns:
             Loss, its parts and the gradient's norm, for this rank's images.
@@ -88,6 +91,8 @@ class Update:
             self._step(batch, step, index, is_logged=is_logged)
             for index, batch in enumerate(batches)
         ]
+        if passes is not None:
+            steps = [replace(s, teacher=shared) for s, shared in zip(steps, passes, strict=True)]
         if len(batches) > 1 and self._method.method.contrasts_captions():
             steps = self._contrast(batches, steps)
         rows = [

@@ -89,7 +89,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     encoder = load_encoder(base) if checkpoint is None else checkpoint.encoder
     heads = None if checkpoint is None else checkpoint.dense
     name = request.name or request.base.name
-    draft = draft_manifest(encoder, name=name, has_dense_heads=heads is not None)
+    draft = draft_manifest(encoder, name=name, dense=heads)
     if earlier is not None:
         precisions = tuple(dict.fromkeys((*_precisions(earlier.manifest), *precisions)))
         # These entries do not follow from the weights.

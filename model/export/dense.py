@@ -1,11 +1,14 @@
-"""Export the dense heads as ONNX graphs: depth, normals and segmentation, each with its backbone.
+"""Export the dense heads as ONNX graphs: depth, normals and segmentation.
+
+The vision graph of a package with heads also has the outputs that they read (taps), so that one
+pass through the tower serves embeddings and all heads.
 
 The heads halve the patch grid and double it again. transformers resizes if the two sizes differ, a
 branch that tracing would freeze. They never differ for even rows and columns of patches, so the
 graphs omit the branch and take sizes that are multiples of two patches (28 pixels).
 
-Shapes: B batch, N patches, D embedding width, K classes, H W pixels, h w patch rows and columns,
-H' W' eight times the patch rows and columns.
+Shapes: B batch, S tapped blocks, N patches, T tokens, D embedding width, K classes, H W pixels,
+h w patch rows and columns, H' W' eight times the patch rows and columns.
 """
 
 from collections.abc import Iterator
@@ -13,7 +16,6 @@ from typing import cast
 
 import onnx_ir
 import torch
-from onnx_ir.passes import common
 from torch import Tensor, nn
 from transformers import Tipsv2DptForDensePrediction
 from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
@@ -23,37 +25,43 @@ from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
 )
 
 from model.export.tracing import exportable, trace
-from model.graphs import DENSE_TASKS, DenseTask
-from model.position import embed_pixels
+from model.features import NUM_CLS_TOKENS, vision_features
+from model.graphs import DENSE_TASKS, TAPS, DenseTask
 
 
-class DenseGraph(nn.Module):
-    """The backbone with all heads, which read four of its layers (taps)."""
+class TappedVision(nn.Module):
+    """The vision tower with its embeddings and the taps.
+
+    Raises:
+        ValueError: The backbone does not apply the final LayerNorm to its taps.
+    """
 
     def __init__(self, dense: Tipsv2DptForDensePrediction) -> None:
         super().__init__()
+        if not dense.backbone.config.apply_layernorm:
+            raise ValueError(
+                "the dense heads' backbone must have apply_layernorm=True, as released"
+            )
         self.backbone = dense.backbone
-        self.heads = nn.ModuleList(_Head(dense, task) for task in DENSE_TASKS)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Return metres [B, H', W'], vectors [B, 3, H', W'] and logits [B, K, H', W']."""
+        """Return the outputs of `Encoder.vision`, then those of `TAPS`."""
         tower = self.backbone
         patch_height, patch_width = tower.embeddings.patch_embeddings.projection.stride
         rows, columns = pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width
-        taps = self._taps(embed_pixels(tower.embeddings, pixel_values))
-        return tuple(head(taps, rows, columns) for head in self.heads)
+        features = vision_features(tower, pixel_values, tapped_blocks=tower.config.out_indices)
+        taps_BSTD = torch.stack(features.taps_BTD, dim=1)
+        return (
+            features.cls1_BD,
+            features.cls2_BD,
+            features.patches_BND,
+            features.values_BND,
+            taps_BSTD[:, :, 0],
+            taps_BSTD[:, :, NUM_CLS_TOKENS:].unflatten(2, (rows, columns)),
+        )
 
-    def _taps(self, tokens_BTD: Tensor) -> list[Tensor]:
-        tower = self.backbone
-        taps = []
-        for index, layer in enumerate(tower.encoder.layer, start=1):
-            tokens_BTD = layer(tokens_BTD, None)
-            if index in tower.config.out_indices:
-                taps.append(tower.layernorm(tokens_BTD))
-        return taps
 
-
-class _Head(nn.Module):
+class DenseHead(nn.Module):
     """One head, from taps to its output."""
 
     def __init__(self, dense: Tipsv2DptForDensePrediction, task: DenseTask) -> None:
@@ -62,11 +70,23 @@ class _Head(nn.Module):
         self.decoder: Tipsv2DptDecoder = getattr(dense, f"{task}_decoder")
         self.to_metres: nn.Module = dense.depth_bin_regressor if task == "depth" else nn.Identity()
 
-    def forward(self, taps: list[Tensor], rows: int, columns: int) -> Tensor:
-        maps = self.neck.reassemble_stage(taps, rows, columns)
-        features = [conv(map_) for conv, map_ in zip(self.neck.convs, maps, strict=True)]
+    def forward(self, tap_cls: Tensor, tap_patches: Tensor) -> Tensor:
+        """Return metres [B, H', W'], vectors [B, 3, H', W'] or logits [B, K, H', W']."""
+        features = [
+            conv(self._map(tap_cls, tap_patches, i)) for i, conv in enumerate(self.neck.convs)
+        ]
         output: Tensor = self.to_metres(self.decoder(self._fuse(features[::-1])))
         return output
+
+    def _map(self, cls_BSD: Tensor, patches_BShwD: Tensor, index: int) -> Tensor:
+        """A stage's map: each patch with the CLS token, scaled."""
+        stage = self.neck.reassemble_stage
+        patches_BhwD = patches_BShwD[:, index]
+        readout_BhwD = cls_BSD[:, index, None, None].expand_as(patches_BhwD)
+        project = stage.readout_projects[index]
+        projected_BhwD = project(torch.cat([patches_BhwD, readout_BhwD], dim=-1))
+        scaled: Tensor = stage.layers[index](projected_BhwD.permute(0, 3, 1, 2).contiguous())
+        return scaled
 
     def _fuse(self, deepest_first: list[Tensor]) -> Tensor:
         fused: Tensor | None = None
@@ -86,32 +106,32 @@ def _double(layer: Tipsv2DptFeatureFusionLayer, map_: Tensor) -> Tensor:
     return projected
 
 
-def trace_dense(
+def num_taps(dense: Tipsv2DptForDensePrediction) -> int:
+    """Number of blocks that the heads read."""
+    return len(dense.backbone.config.out_indices)
+
+
+def trace_heads(
     dense: Tipsv2DptForDensePrediction,
 ) -> Iterator[tuple[DenseTask, onnx_ir.Model]]:
-    """Yield the graph of each head: `pixel_values` [B, 3, H, W] to an output named as the task.
+    """Yield the graph of each head: `TAPS` to an output named as the task.
 
-    All heads are traced at once: the backbone takes most of the time. The graphs are in memory and
-    share the model's weights.
+    The graphs are in memory and share the model's weights.
 
     Args:
-        dense: The model in float32; its mode and attention are restored.
-
-    Raises:
-        ValueError: The backbone does not apply the final LayerNorm to its taps.
+        dense: The model in float32; its mode is restored.
     """
-    if not dense.backbone.config.apply_layernorm:
-        raise ValueError("the dense heads' backbone must have apply_layernorm=True, as released")
-    patch_size = dense.backbone.embeddings.patch_embeddings.projection.stride[0]
-    inputs = {"pixel_values": torch.rand(2, 3, 4 * patch_size, 6 * patch_size)}
-    axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
-    with exportable(dense):
-        whole = trace(DenseGraph(dense), inputs, outputs=DENSE_TASKS, axes=axes)
-    for index, task in enumerate(DENSE_TASKS):
-        model = whole.clone()
-        output = model.graph.outputs[index]
-        model.graph.outputs[:] = [output]
-        common.RemoveUnusedNodesPass()(model)
+    width = dense.backbone.config.hidden_size
+    # All axes differ in size, so that the tracer does not unify two of them.
+    cls_BSD = torch.rand(2, num_taps(dense), width)
+    inputs = {"tap_cls": cls_BSD, "tap_patches": torch.rand(*cls_BSD.shape[:2], 6, 10, width)}
+    axes = {"tap_cls": {0: "batch"}, "tap_patches": {0: "batch", 2: "rows", 3: "columns"}}
+    assert tuple(inputs) == TAPS
+    for task in DENSE_TASKS:
+        head = DenseHead(dense, task)
+        with exportable(head):
+            model = trace(head, inputs, outputs=(task,), axes=axes)
+        (output,) = model.graph.outputs
         assert output.shape is not None
         # The exporter's names of these two axes are arithmetic expressions.
         output.shape = onnx_ir.Shape([*output.shape[:-2], "map_height", "map_width"])

@@ -3,8 +3,7 @@
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,12 +15,20 @@ from transformers import Tipsv2DptForDensePrediction
 
 from model.encoder import Encoder
 from model.export.attention import FUSED
-from model.export.dense import trace_dense
+from model.export.dense import TappedVision, num_taps, trace_heads
 from model.export.exact import store_exactly
 from model.export.half import to_half
 from model.export.int8 import calibration_inputs, quantise, store_weights_in_8_bits
-from model.export.tracing import EAGER, SharedWeights, exportable, save_graph, trace
-from model.graphs import DENSE_TASKS, TEXT_OUTPUTS, VISION_OUTPUTS, Part, Precision, graph_file
+from model.export.tracing import EAGER, exportable, save_graph, trace
+from model.graphs import (
+    DENSE_TASKS,
+    TAPS,
+    TEXT_OUTPUTS,
+    VISION_OUTPUTS,
+    Part,
+    Precision,
+    graph_file,
+)
 from model.manifest import Manifest, Output
 
 TOWER_OUTPUTS: Final[tuple[Output, ...]] = ("patches", "values", "cls1", "cls2", "text")
@@ -39,13 +46,15 @@ PARTS: Final[dict[Precision, frozenset[Part]]] = {
 }
 
 
-def draft_manifest(encoder: Encoder, *, name: str, has_dense_heads: bool = False) -> Manifest:
+def draft_manifest(
+    encoder: Encoder, *, name: str, dense: Tipsv2DptForDensePrediction | None = None
+) -> Manifest:
     """Draft a manifest from the encoder; files, parity and provenance come later.
 
     Args:
         encoder: The encoder.
         name: Name of the model for clients.
-        has_dense_heads: Whether depth, normals and segmentation are packaged.
+        dense: The heads for depth, normals and segmentation, if they are packaged.
 
     Raises:
         ValidationError: The name is not valid.
@@ -63,7 +72,8 @@ def draft_manifest(encoder: Encoder, *, name: str, has_dense_heads: bool = False
         shape_buckets=shape_buckets(native, unit),
         max_text_tokens=encoder.max_text_tokens,
         temperature=encoder.temperature,
-        outputs=[*TOWER_OUTPUTS, *(DENSE_TASKS if has_dense_heads else ())],
+        outputs=[*TOWER_OUTPUTS, *(() if dense is None else DENSE_TASKS)],
+        num_taps=0 if dense is None else num_taps(dense),
         licence="unknown",
     )
 
@@ -99,7 +109,13 @@ class PackageContent:
     is_graphs_only: bool = False
 
 
-def trace_vision(vision: nn.Module, unit: int, attention: str = FUSED) -> onnx_ir.Model:
+def trace_vision(
+    vision: nn.Module,
+    unit: int,
+    attention: str = FUSED,
+    *,
+    outputs: Sequence[str] = VISION_OUTPUTS,
+) -> onnx_ir.Model:
     """Trace the vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
 
     The graph is in memory and shares the tower's weights.
@@ -108,12 +124,13 @@ def trace_vision(vision: nn.Module, unit: int, attention: str = FUSED) -> onnx_i
         vision: As `Encoder.vision`; its mode and attention are restored.
         unit: Heights and widths are multiples of it.
         attention: How attention over images is exported; see `model.export.attention`.
+        outputs: Names of the outputs, more with taps.
     """
     # All axes differ in size, so that the tracer does not unify two of them.
     inputs = {"pixel_values": torch.rand(2, 3, 3 * unit, 5 * unit)}
     axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
     with exportable(vision, attention):
-        return trace(vision, inputs, outputs=VISION_OUTPUTS, axes=axes)
+        return trace(vision, inputs, outputs=outputs, axes=axes)
 
 
 def trace_text(text: nn.Module) -> onnx_ir.Model:
@@ -140,29 +157,14 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
     if unknown:
         raise ValueError(f"unknown precisions {unknown}; choose from {', '.join(PARTS)}")
     precisions: list[Precision] = list(dict.fromkeys(("fp32", *content.precisions)))
-    with ExitStack() as files:
-        weights = {
-            precision: files.enter_context(
-                SharedWeights(
-                    folder / (graph_file("depth", precision).replace("depth", "dense") + ".data")
-                )
-            )
-            for precision in precisions
-            if content.dense is not None and PARTS[precision] & set(DENSE_TASKS)
-        }
-        for part, traced in _traced(content, progress):
-            for precision in precisions:
-                if part not in PARTS[precision]:
-                    continue
-                if precision != "fp32":
-                    progress(f"exporting the {part} graph in {precision}")
-                graph = _in_precision(content, part, traced, precision)
-                path = folder / graph_file(part, precision)
-                if part in {"vision", "text"}:
-                    save_graph(graph, path)
-                else:
-                    weights[precision].take_from(graph)
-                    onnx_ir.save(graph, path)
+    for part, traced in _traced(content, progress):
+        for precision in precisions:
+            if part not in PARTS[precision]:
+                continue
+            if precision != "fp32":
+                progress(f"exporting the {part} graph in {precision}")
+            graph = _in_precision(content, part, traced, precision)
+            save_graph(graph, folder / graph_file(part, precision))
 
 
 def _traced(
@@ -170,12 +172,17 @@ def _traced(
 ) -> Iterator[tuple[Part, onnx_ir.Model]]:
     """Yield the float32 graph of each part; one is in memory at a time."""
     progress("exporting the vision graph")
-    yield "vision", trace_vision(content.encoder.vision, content.draft.size_multiple)
+    unit = content.draft.size_multiple
+    if content.dense is None:
+        yield "vision", trace_vision(content.encoder.vision, unit)
+    else:
+        tapped = TappedVision(content.dense)
+        yield "vision", trace_vision(tapped, unit, outputs=(*VISION_OUTPUTS, *TAPS))
     progress("exporting the text graph")
     yield "text", trace_text(content.encoder.text)
     if content.dense is not None:
         progress("exporting the graphs of the dense heads")
-        yield from trace_dense(content.dense)
+        yield from trace_heads(content.dense)
 
 
 def _in_precision(

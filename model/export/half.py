@@ -13,6 +13,8 @@ from typing import Final, Literal
 import onnx_ir
 from onnx_ir.passes import common
 
+from model.graphs import TAPS
+
 HalfPrecision = Literal["fp16", "bf16"]
 HALF_TYPES: Final = {"fp16": onnx_ir.DataType.FLOAT16, "bf16": onnx_ir.DataType.BFLOAT16}
 BF16_CONVOLUTION_OPSET: Final = 22
@@ -21,7 +23,7 @@ FLOAT_OPERATORS: Final = frozenset(
     ("LayerNormalization", "Softmax", "ReduceSum", "ReduceMean", "Div", "Reciprocal", "Pow", "Sqrt")
 )
 # Not the attention mask: what is computed of it alone is small and must be exact.
-DATA_INPUTS: Final = frozenset(("pixel_values", "input_ids"))
+DATA_INPUTS: Final = frozenset(("pixel_values", "input_ids", *TAPS))
 
 
 def to_half(model: onnx_ir.Model, precision: HalfPrecision) -> None:

@@ -128,7 +128,7 @@ def save_graph(model: onnx_ir.Model, path: Path) -> bool:
 
 
 class SharedWeights:
-    """One file of weights for several graphs; equal tensors are stored once."""
+    """The file of a graph's weights; equal tensors are stored once."""
 
     def __init__(self, path: Path) -> None:
         """Create the file and its folder."""

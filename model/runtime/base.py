@@ -5,8 +5,8 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -55,6 +55,7 @@ class VisionOutput:
         patches_BND: Patch embeddings of the last layer.
         values_BND: Patch embeddings of the last layer's value path, which segmentation uses.
         grid_hw: Numbers of patch rows and columns; their product is N.
+        maps: Outputs of the requested dense heads; see `Runtime.estimate`.
     """
 
     cls1_BD: NDArray[np.float32]
@@ -62,6 +63,7 @@ class VisionOutput:
     patches_BND: NDArray[np.float32]
     values_BND: NDArray[np.float32]
     grid_hw: tuple[int, int]
+    maps: Mapping[DenseTask, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Runtime(Protocol):
@@ -70,17 +72,23 @@ class Runtime(Protocol):
     name: str
     precision: Precision
     device: Device
-    # Dense heads of this package, for `estimate`.
+    # Dense heads of this package.
     tasks: tuple[DenseTask, ...]
 
-    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
-        """Embed images of one size.
+    def encode_images(
+        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+    ) -> VisionOutput:
+        """Embed images of one size, and run dense heads on them.
+
+        Heads in the precision of the embeddings share their pass through the vision tower.
 
         Args:
-            pixels_B3HW: float32 RGB in [0, 1]; H and W multiples of the patch size, any B >= 1.
+            pixels_B3HW: float32 RGB in [0, 1]; H and W multiples of the patch size (with tasks, of
+                two patches), any B >= 1.
+            tasks: Of `tasks`.
 
         Raises:
-            ValueError: Another shape or dtype.
+            ValueError: Another shape or dtype, or a task that this package has no head for.
         """
         ...
 

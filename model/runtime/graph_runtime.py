@@ -3,17 +3,17 @@
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.graphs import DENSE_TASKS, VISION_OUTPUTS, DenseTask, Part, Precision
+from model.graphs import DENSE_TASKS, TAPS, TEXT_OUTPUTS, VISION_OUTPUTS, DenseTask, Part, Precision
 from model.package import ModelPackage
 from model.runtime.base import Device, VisionOutput, check_pixels, check_tokens, still_open
 from model.runtime.choice import RuntimeChoice
-from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs
+from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs, tapped_graph
 
 Arrays = Mapping[str, NDArray[Any]]
 # A dense head halves the patch grid and doubles it again, so both sides must be even.
@@ -23,8 +23,12 @@ PATCHES_OF_A_HEAD = 2
 class Graph(Protocol):
     """One graph, ready to run; one call at a time."""
 
-    def run(self, inputs: Arrays) -> Arrays:
-        """Compute all outputs, as arrays that later calls do not overwrite.
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """Compute outputs, as arrays that later calls do not overwrite.
+
+        Args:
+            inputs: By name.
+            outputs: Names of those to return; a runtime may return others too.
 
         Raises:
             Interrupted: `interrupt` was called meanwhile.
@@ -43,7 +47,9 @@ class Graph(Protocol):
 class GraphRuntime:
     """Vision, text and dense heads on the graphs of a package.
 
-    A head is loaded on its first use, as each contains its own encoder.
+    A head is loaded on its first use. It reads taps of the vision graph in its own precision, which
+    may be a second one: depth is in float32 also where embeddings are not. So what was measured of
+    a head does not depend on the precision of the embeddings.
 
     Args:
         package: Has the graphs.
@@ -63,26 +69,43 @@ class GraphRuntime:
         self.device: Device = choice.device
         self._patch_size = package.manifest.patch_size
         self._max_tokens = package.manifest.max_text_tokens
+        self._has_taps = package.manifest.num_taps > 0
         loaded = loaded_graphs(package.manifest, choice.runtime, choice.precision)
         self._sources: dict[Part, LoadedGraph] = {graph.part: graph for graph in loaded}
         self.tasks: tuple[DenseTask, ...] = tuple(t for t in DENSE_TASKS if t in self._sources)
         self._open_graph = open_graph
         self._is_open = True
-        self._graphs: dict[Part, Graph] = {}
-        for part in ("vision", "text"):
-            self._graphs[part] = open_graph(self._sources[part])
+        self._graphs: dict[LoadedGraph, Graph] = {}
+        self._tapped: dict[DenseTask, LoadedGraph] = {
+            task: tapped_graph(self._sources["vision"], self._sources[task], choice.runtime)
+            for task in self.tasks
+        }
+        self._graph(self._sources["vision"])
+        self._graph(self._sources["text"])
 
-    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+    def encode_images(
+        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+    ) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
+        for task in tasks:
+            self._check_task(task, pixels_B3HW)
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
-        outputs = self._graph("vision").run({"pixel_values": pixels_B3HW})
+        vision = self._sources["vision"]
+        sharing = {task for task in tasks if self._has_taps and self._tapped[task] == vision}
+        names = (*VISION_OUTPUTS, *(TAPS if sharing else ()))
+        outputs = self._graph(vision).run({"pixel_values": pixels_B3HW}, names)
         cls1_BD, cls2_BD, patches_BND, values_BND = (outputs[name] for name in VISION_OUTPUTS)
+        maps = {
+            task: self._head(task, outputs if task in sharing else self._read(task, pixels_B3HW))
+            for task in tasks
+        }
         return VisionOutput(
             cls1_BD=cls1_BD,
             cls2_BD=cls2_BD,
             patches_BND=patches_BND,
             values_BND=values_BND,
             grid_hw=grid_hw,
+            maps=maps,
         )
 
     def encode_texts(
@@ -91,15 +114,14 @@ class GraphRuntime:
         """Embed texts; see `Runtime.encode_texts`."""
         check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
         inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
-        return cast("NDArray[np.float32]", self._graph("text").run(inputs)["text_embeddings"])
+        (name,) = TEXT_OUTPUTS
+        outputs = self._graph(self._sources["text"]).run(inputs, TEXT_OUTPUTS)
+        return cast("NDArray[np.float32]", outputs[name])
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run a dense head; see `Runtime.estimate`."""
-        if task not in self.tasks:
-            raise ValueError(f"this package has no head for {task}")
-        check_pixels(pixels_B3HW, patch_size=PATCHES_OF_A_HEAD * self._patch_size)
-        outputs = self._graph(task).run({"pixel_values": pixels_B3HW})
-        return cast("NDArray[np.float32]", outputs[task])
+        self._check_task(task, pixels_B3HW)
+        return self._head(task, self._read(task, pixels_B3HW))
 
     def interrupt(self) -> None:
         """End the running call of any graph; see `Runtime.interrupt`."""
@@ -108,8 +130,9 @@ class GraphRuntime:
 
     def free(self, part: Part) -> None:
         """Free one graph; its next use loads it again."""
-        if part in self._graphs:
-            self._graphs.pop(part).close()
+        graph = self._graphs.pop(self._sources[part], None)
+        if graph is not None:
+            graph.close()
 
     def close(self) -> None:
         """Free all graphs."""
@@ -117,8 +140,24 @@ class GraphRuntime:
         while self._graphs:
             self._graphs.popitem()[1].close()
 
-    def _graph(self, part: Part) -> Graph:
-        if part not in self._graphs and self._is_open:
-            self._graphs[part] = self._open_graph(self._sources[part])
-        graph: Graph = still_open(self._graphs.get(part))
+    def _check_task(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> None:
+        if task not in self.tasks:
+            raise ValueError(f"this package has no head for {task}")
+        check_pixels(pixels_B3HW, patch_size=PATCHES_OF_A_HEAD * self._patch_size)
+
+    def _read(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> Arrays:
+        """What a head reads: taps, or pixels if its graph has its own tower."""
+        pixels = {"pixel_values": pixels_B3HW}
+        return self._graph(self._tapped[task]).run(pixels, TAPS) if self._has_taps else pixels
+
+    def _head(self, task: DenseTask, available: Arrays) -> NDArray[np.float32]:
+        names = TAPS if self._has_taps else ("pixel_values",)
+        inputs = {name: available[name] for name in names}
+        outputs = self._graph(self._sources[task]).run(inputs, (task,))
+        return cast("NDArray[np.float32]", outputs[task])
+
+    def _graph(self, source: LoadedGraph) -> Graph:
+        if source not in self._graphs and self._is_open:
+            self._graphs[source] = self._open_graph(source)
+        graph: Graph = still_open(self._graphs.get(source))
         return graph

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -59,6 +60,13 @@ def loaded_graphs(
     return tuple(loaded)
 
 
+def tapped_graph(vision: LoadedGraph, head: LoadedGraph, runtime: RuntimeName) -> LoadedGraph:
+    """The vision graph whose taps a head reads: that of the embeddings if it has its precision."""
+    if head.precision == vision.precision:
+        return vision
+    return LoadedGraph("vision", vision_file(runtime, head.precision), head.precision)
+
+
 def _file(part: Part, runtime: RuntimeName, precision: Precision) -> str:
     if runtime == "torch":
         return TORCH_FILE
@@ -67,9 +75,20 @@ def _file(part: Part, runtime: RuntimeName, precision: Precision) -> str:
     return graph_file(part, precision)
 
 
+def with_tapped(
+    graphs: Sequence[LoadedGraph], manifest: Manifest, runtime: RuntimeName
+) -> list[LoadedGraph]:
+    """Add the vision graphs that heads read, where they are not that of the embeddings."""
+    vision, _, *heads = graphs
+    if not manifest.num_taps:
+        return list(graphs)
+    return list(dict.fromkeys([*graphs, *(tapped_graph(vision, head, runtime) for head in heads)]))
+
+
 def loaded_bytes(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> int:
     """Size of the loaded files, including external weights."""
-    graphs = {graph.file for graph in loaded_graphs(manifest, runtime, precision)}
+    loaded = loaded_graphs(manifest, runtime, precision)
+    graphs = {graph.file for graph in with_tapped(loaded, manifest, runtime)}
     return sum(
         entry.size_bytes
         for name, entry in manifest.files.items()

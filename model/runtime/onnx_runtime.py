@@ -1,6 +1,6 @@
 """ONNX Runtime: the reference on the CPU, and NVIDIA GPUs through CUDA or TensorRT."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -203,12 +203,11 @@ class OnnxGraph:
         self._session = session
         self._release = release
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}
-        self._outputs = [node.name for node in session.get_outputs()]
-        self._binding = None if provider == "cpu" else _Binding(session, self._outputs)
+        self._binding = None if provider == "cpu" else _Binding(session)
         self._call: Any = None
 
-    def run(self, inputs: Arrays) -> Arrays:
-        """Compute every output; see `Graph.run`."""
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """Compute outputs; see `Graph.run`."""
         session = still_open(self._session)
         fed = {
             name: array.astype(self._types[name] or array.dtype, copy=False)
@@ -218,15 +217,15 @@ class OnnxGraph:
         call = self._call = import_onnxruntime().RunOptions()
         try:
             if self._binding is None:
-                arrays = session.run(self._outputs, fed, call)
+                arrays = session.run(outputs, fed, call)
             else:
-                arrays = self._binding.run(fed, call)
+                arrays = self._binding.run(fed, outputs, call)
         except Exception as error:
             if call.terminate:
                 raise Interrupted("the call was interrupted") from error
             raise
-        outputs = zip(self._outputs, arrays, strict=True)
-        return {name: np.asarray(array, dtype=np.float32) for name, array in outputs}
+        named = zip(outputs, arrays, strict=True)
+        return {name: np.asarray(array, dtype=np.float32) for name, array in named}
 
     def interrupt(self) -> None:
         """End the running call; see `Graph.interrupt`."""
@@ -246,17 +245,16 @@ class _Binding:
     Each is copied once; a recent shape needs no allocation.
     """
 
-    def __init__(self, session: Any, outputs: list[str]) -> None:
+    def __init__(self, session: Any) -> None:
         self._session = session
-        self._outputs = outputs
         self._kept: dict[tuple[Any, ...], dict[str, Any]] = {}
 
-    def run(self, inputs: Arrays, call: Any) -> list[NDArray[Any]]:
+    def run(self, inputs: Arrays, outputs: Sequence[str], call: Any) -> list[NDArray[Any]]:
         """Copy in, compute, copy out."""
         binding = self._session.io_binding()
         for name, value in self._on_gpu(inputs).items():
             binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
+        for name in outputs:
             binding.bind_output(name, GPU_MEMORY)
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding, call)

@@ -7,7 +7,7 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -66,8 +66,12 @@ class TorchRuntime:
         self._towers: Any = _towers.take(self._key, partial(_load, package, choice))
         self._call: InterruptibleCall | None = None
 
-    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+    def encode_images(
+        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+    ) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
+        for task in tasks:
+            self.estimate(task, pixels_B3HW)
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
         towers = still_open(self._towers)
         with self._computing() as torch:

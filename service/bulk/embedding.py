@@ -83,7 +83,9 @@ def _grid(row: Row) -> tuple[int, int]:
 def _vectors(arrays: Sequence[FloatArray], kind: pa.DataType) -> Any:
     is_grid = not pa.types.is_fixed_size_list(kind)
     vector = kind.value_type if is_grid else kind
-    dtype, width = vector.value_type.to_pandas_dtype(), vector.list_size
+    # `to_pandas_dtype` of pyarrow 18 needs pandas.
+    dtype = np.float16 if pa.types.is_float16(vector.value_type) else np.float32
+    width = vector.list_size
     flat = [array.reshape(-1).astype(dtype, copy=False) for array in arrays]
     numbers = pa.array(np.concatenate(flat))
     vectors = pa.FixedSizeListArray.from_arrays(numbers, type=vector)
@@ -140,7 +142,7 @@ def embed_images(
 
 
 def _outcome(image: InputImage, future: "Future[Embedding] | None") -> Row | SkippedImage:
-    key, source = _text(image.key), _text(image.source)
+    key, source = readable(image.key), readable(image.source)
     if future is None:
         return SkippedImage(key=key, source=source, code=image.code, error=image.problem)
     try:
@@ -158,6 +160,6 @@ def _size_hw(image: InputImage) -> tuple[int, int]:
     return upright_size(image.data)
 
 
-def _text(path: str) -> str:
-    # File names may contain bytes that are not UTF-8.
+def readable(path: str) -> str:
+    """A path as text; file names may contain bytes that are not UTF-8."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

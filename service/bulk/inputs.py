@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from service.engines.engine import UserError
 
 Kind = Literal["files", "parquet", "tar"]
-IMAGES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
 SUFFIXES: Final = {"parquet": (".parquet",), "tar": (".tar",), "files": IMAGES}
 # Larger files are skipped without reading them: they exceed every limit of the service.
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024

@@ -15,6 +15,7 @@ from typing import Final
 from service.engines import choice
 from service.engines.choice import KEY_VARIABLE, SCHEMES, URL_VARIABLE
 from service.engines.engine import Engine, EngineError, UserError
+from service.machine import python_command
 from service.monitoring.metrics import release
 
 # Exit statuses. After 130 (SIGINT) and 143 (SIGTERM) the same command continues `tipserve embed`.
@@ -32,11 +33,12 @@ MEANINGS: Final = (
 LOADING: Final = ("runtime", "precision", "device", "cache")
 # Commands that other programs of this distribution run: module and first arguments.
 PROGRAMS: Final = {
-    "serve": ("service", ()),
+    "serve": ("service", ("serve",)),
     "convert": ("model", ("convert",)),
     "show": ("model", ("show",)),
 }
-COMMANDS: Final = ("embed", "segment", "models")
+RESUMABLE: Final = ("embed", "segment")
+COMMANDS: Final = ("embed", "segment", "models", "bench")
 # The extra that installs an optional package.
 EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "rich": "cli", "ray": "bulk"}
 HELP: Final = f"""usage: tipserve COMMAND ...
@@ -45,8 +47,9 @@ Embeds and segments images, with a model in this process or on a server.
 
 commands:
   embed     write the embeddings of many images as Parquet
-  segment   write the mask of an image for named classes
+  segment   write the mask of an image for named classes, or the instances of many as COCO
   models    list the models that can be used
+  bench     load a running server, and print throughput and latency by stage
   serve     run the server; the same as python -m service
   convert   convert released weights to a model package; the same as python -m model convert
   show      verify and describe a model package; the same as python -m model show
@@ -88,8 +91,7 @@ def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) ->
     command, rest = given[0], given[1:]
     if command in PROGRAMS:
         module, first = PROGRAMS[command]
-        safe_path = ["-P"] if sys.flags.safe_path else []
-        execute(sys.executable, [sys.executable, *safe_path, "-m", module, *first, *rest])
+        execute(sys.executable, python_command("-m", module, *first, *rest))
         return DONE
     if command not in COMMANDS:
         known = ", ".join([*COMMANDS, *PROGRAMS])
@@ -110,7 +112,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         ).run
         return run(arguments)
     except Interrupted as interrupted:
-        hint = " Run the same command again to continue." if command == "embed" else ""
+        hint = " Run the same command again to continue." if command in RESUMABLE else ""
         print(f"tipserve {command}: interrupted.{hint}", file=sys.stderr)
         return interrupted.status
     except ModuleNotFoundError as error:
@@ -162,21 +164,35 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="bundled (default), a package folder, a checkpoint or a Hugging Face id, as for "
         "`serve`; with --url the name of a served model",
     )
-    group.add_argument(
-        "--url",
-        default=os.environ.get(URL_VARIABLE) or None,
-        help=f"use a server: {SCHEMES} (default: the variable {URL_VARIABLE})",
-    )
-    group.add_argument(
-        "--api-key-file",
-        type=Path,
-        help=f"file with the API key of the server (default: the variable {KEY_VARIABLE})",
-    )
+    add_server_options(group)
     for name in LOADING:
         group.add_argument(
             f"--{name}",
             help=f"as for `serve`; not with --url (default: the variable TIPSERVE_{name.upper()})",
         )
+
+
+def add_server_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that name a server."""
+    parser.add_argument(
+        "--url",
+        default=os.environ.get(URL_VARIABLE) or None,
+        help=f"use a server: {SCHEMES} (default: the variable {URL_VARIABLE})",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        help=f"file with the API key of the server (default: the variable {KEY_VARIABLE})",
+    )
+
+
+def read_api_key(options: argparse.Namespace) -> str | None:
+    """The key of the server, from the file or the variable.
+
+    Raises:
+        EngineError: The file cannot be read.
+    """
+    return choice.read_key(options.api_key_file, os.environ)
 
 
 def loading_flags(options: argparse.Namespace) -> tuple[str, ...]:
@@ -201,8 +217,7 @@ def opened_engine(
         unused = [name for name in LOADING if getattr(options, name) is not None]
         if unused:
             raise EngineError(f"--{unused[0]} has no effect with --url; remove one of them.")
-        key = choice.read_key(options.api_key_file, os.environ)
-        engine = choice.connect(options.url, key)
+        engine = choice.connect(options.url, read_api_key(options))
     try:
         yield engine
     finally:

@@ -9,6 +9,7 @@ from typing import Any, Final, TextIO
 from service.bulk.running import JobProgress
 
 LINE_EVERY_S: Final = 5.0
+PART: Final = ("part", "rows")
 
 
 class ProgressLines:
@@ -19,6 +20,7 @@ class ProgressLines:
         num_done: Parts that an earlier run has written.
         stream: Receives the lines.
         clock: Returns seconds.
+        nouns: What a part is, and what it has.
     """
 
     def __init__(
@@ -27,8 +29,11 @@ class ProgressLines:
         num_done: int,
         stream: TextIO = sys.stderr,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        nouns: tuple[str, str] = PART,
     ) -> None:
         self._num_parts, self._num_done = num_parts, num_done
+        self._part, self._rows = nouns
         self._num_rows = self._num_bad = 0
         self._stream, self._clock = stream, clock
         self._last_line_s = -LINE_EVERY_S
@@ -45,8 +50,8 @@ class ProgressLines:
         if self._num_done == self._num_parts or now_s - self._last_line_s >= LINE_EVERY_S:
             self._last_line_s = now_s
             self._stream.write(
-                f"part {self._num_done} of {self._num_parts}: "
-                f"{self._num_rows} rows, {self._num_bad} skipped\n"
+                f"{self._part} {self._num_done} of {self._num_parts}: "
+                f"{self._num_rows} {self._rows}, {self._num_bad} skipped\n"
             )
             self._stream.flush()
 
@@ -67,16 +72,19 @@ class ProgressBar:
 
 
 @contextmanager
-def shown_progress(num_parts: int, num_done: int, num_images: int | None) -> Iterator[JobProgress]:
+def shown_progress(
+    num_parts: int, num_done: int, num_images: int | None, *, nouns: tuple[str, str] = PART
+) -> Iterator[JobProgress]:
     """Show the progress of a job on standard error.
 
     Args:
         num_parts: Parts of the job.
         num_done: Parts that an earlier run has written.
         num_images: Images of the other parts; None if unknown.
+        nouns: What a part is, and what it has.
     """
     if not sys.stderr.isatty():
-        yield ProgressLines(num_parts, num_done)
+        yield ProgressLines(num_parts, num_done, nouns=nouns)
         return
     from rich import progress  # noqa: PLC0415 - slow to import, and lines do not need it
 

@@ -32,6 +32,33 @@ class ImageRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskInstance:
+    """A connected region of one class.
+
+    Attributes:
+        label: Of its class, from 1.
+        area: Number of pixels.
+        box: Left, top, width and height, in pixels.
+        score: Mean probability of the class over the pixels.
+        counts: Run lengths as compressed by COCO.
+    """
+
+    label: int
+    area: int
+    box: tuple[int, int, int, int]
+    score: float
+    counts: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mask:
+    """Labels [H, W], and the instances if requested."""
+
+    labels_HW: Labels
+    instances: tuple[MaskInstance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSummary:
     """A model that an engine can compute.
 
@@ -75,12 +102,10 @@ class Engine(Protocol):
         The future raises `ImageRefused` or `EngineError`.
         """
 
-    def segment(self, request: SegmentImagesRequest) -> Labels:
-        """Compute the mask [H, W] of the only image of a request.
+    def segment(self, request: SegmentImagesRequest) -> "Future[Mask]":
+        """Segment the only image of a request.
 
-        Raises:
-            ImageRefused: The image is invalid.
-            EngineError: The request failed for another reason.
+        The future raises `ImageRefused` or `EngineError`.
         """
 
     def models(self) -> list[ModelSummary]:

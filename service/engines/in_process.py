@@ -8,12 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from model.package import Manifest
-from model.winner_map import Labels
 from service.call import Call
 from service.data_plane import DataPlane
 from service.engines.engine import (
     Embedding,
     EngineError,
+    Mask,
+    MaskInstance,
     ModelSummary,
     image_outputs,
     request_error,
@@ -25,6 +26,7 @@ from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
+from service.outputs.contours import compress_counts
 from service.request_gate import RequestGate
 from service.settings import Settings
 
@@ -78,12 +80,9 @@ class InProcessEngine:
         """As `Engine` says; the image may also be an array of pixels."""
         return asyncio.run_coroutine_threadsafe(self._embed(request), self._loop)
 
-    def segment(self, request: SegmentImagesRequest) -> Labels:
+    def segment(self, request: SegmentImagesRequest) -> "Future[Mask]":
         """As `Engine` says."""
-        answer = asyncio.run_coroutine_threadsafe(
-            retry_overload(lambda call: self._plane.segment_images(request, call)), self._loop
-        )
-        return answer.result().segmentations[0].labels_HW
+        return asyncio.run_coroutine_threadsafe(self._segment(request), self._loop)
 
     def models(self) -> list[ModelSummary]:
         """As `Engine` says."""
@@ -101,6 +100,20 @@ class InProcessEngine:
     async def _embed(self, request: EmbedImagesRequest) -> Embedding:
         answer = await retry_overload(lambda call: self._plane.embed_images(request, call))
         return answer.embeddings[0]
+
+    async def _segment(self, request: SegmentImagesRequest) -> Mask:
+        answer = await retry_overload(lambda call: self._plane.segment_images(request, call))
+        (found,) = answer.segmentations
+        texts = compress_counts([one.counts for one in found.instances])
+        return Mask(
+            labels_HW=found.labels_HW,
+            instances=tuple(
+                MaskInstance(
+                    label=one.label, area=one.area, box=one.box, score=one.score, counts=text
+                )
+                for one, text in zip(found.instances, texts, strict=True)
+            ),
+        )
 
     def _busy_window(self) -> int:
         """Images that fill a batch and the next one in every lane, and all decoding threads."""

@@ -7,8 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
-from model.winner_map import Labels
-from service.engines.engine import Embedding, EngineError, ModelSummary, request_error
+from service.engines.engine import (
+    Embedding,
+    EngineError,
+    Mask,
+    MaskInstance,
+    ModelSummary,
+    request_error,
+)
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from tipserve_client import Client, ModelInfo, Retry, TipserveError, Unavailable
 from tipserve_client.requests import OPTIONS, Method
@@ -51,14 +57,22 @@ class RemoteEngine:
         """As `Engine` says."""
         return self._threads.submit(self._embed, request)
 
-    def segment(self, request: SegmentImagesRequest) -> Labels:
+    def segment(self, request: SegmentImagesRequest) -> "Future[Mask]":
         """As `Engine` says."""
+        return self._threads.submit(self._segment, request)
+
+    def _segment(self, request: SegmentImagesRequest) -> Mask:
         options = _options("segment_images", request)
         options["background_classes"] = _classes(request.background_classes) or None
         with self._translated_errors():
             (mask,) = self._client.segment(_encoded(request), _classes(request.classes), **options)
-        labels_HW: Labels = mask.labels
-        return labels_HW
+        instances = tuple(
+            MaskInstance(
+                label=one.label, area=one.area, box=one.box, score=one.score, counts=one.counts
+            )
+            for one in mask.instances
+        )
+        return Mask(labels_HW=mask.labels, instances=instances)
 
     def models(self) -> list[ModelSummary]:
         """As `Engine` says."""

@@ -23,6 +23,7 @@ from service.grpc.generated import (
     text_pb2,
 )
 from service.messages import (
+    ClassExample,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
     EmbedImagesRequest,
@@ -34,6 +35,7 @@ from service.messages import (
     FloatArray,
     ItemErrors,
     ModelInfo,
+    RunLengths,
     Segmentation,
     SegmentClass,
     SegmentImagesRequest,
@@ -92,7 +94,14 @@ def _read_field(field: FieldDescriptor, value: Any) -> Any:
         case "texts":
             value = tuple(value)
         case "classes" | "background_classes":
-            value = tuple(SegmentClass(name=c.name, prompts=tuple(c.prompts)) for c in value)
+            value = tuple(
+                SegmentClass(
+                    name=c.name,
+                    prompts=tuple(c.prompts),
+                    examples=tuple(_read_example(example) for example in c.examples),
+                )
+                for c in value
+            )
         case "templates":
             value = _read_templates(value)
         case "outputs":
@@ -103,6 +112,19 @@ def _read_field(field: FieldDescriptor, value: Any) -> Any:
             param = "dtype" if name == "vector_type" else name
             value = _read_enum(field.enum_type, value, param)
     return value
+
+
+def _read_example(example: segment_pb2.ClassExample) -> ClassExample:
+    point, box, mask = example.point, example.box, example.mask
+    match example.WhichOneof("region"):
+        case "point":
+            return ClassExample(image=example.image, point=(point.x, point.y))
+        case "box":
+            return ClassExample(image=example.image, box=(box.left, box.top, box.width, box.height))
+        case "mask":
+            runs = RunLengths(size_hw=(mask.height, mask.width), counts=mask.counts)
+            return ClassExample(image=example.image, mask=runs)
+    return ClassExample(image=example.image)
 
 
 def _read_templates(templates: text_pb2.Templates) -> str | tuple[str, ...]:

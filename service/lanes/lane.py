@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model.runtime.base import Runtime
 from service.lanes.work import Bucket, Outputs
+from service.messages import MAP_TASKS
 
 TEXT_OUTPUT = "text"
 # Arrays of a batch. Images: float32 [B, 3, H, W]. Texts: token ids and mask, int64 [B, L] each.
@@ -66,22 +67,25 @@ class Lane:
 
         Returns:
             One mapping for each item, not normalised. Images: `patches` and `values` [N, D], `cls1`
-            and `cls2` [D]. Texts: `text` [D]. Dense heads: a map under the name of the kind.
+            and `cls2` [D]. Texts: `text` [D]. Dense heads: a map under the name of the head.
         """
         if bucket.kind == "text":
             # Copies, since the cache keeps single rows long after their batch.
             return [{TEXT_OUTPUT: row.copy()} for row in self.runtime.encode_texts(*inputs)]
         (pixels_B3HW,) = inputs
-        if bucket.kind != "image":
-            maps = self.runtime.estimate(bucket.kind, pixels_B3HW)
-            return [{bucket.kind: array} for array in maps]
-        output = self.runtime.encode_images(pixels_B3HW)
+        match bucket.kind:
+            case "depth" | "normals" as task:
+                maps = self.runtime.estimate(task, pixels_B3HW)
+                return [{task: array} for array in maps]
+        tasks = tuple(task for task in MAP_TASKS if task in bucket.kind.split("+"))
+        output = self.runtime.encode_images(pixels_B3HW, tasks)
         return [
             {
                 "patches": output.patches_BND[i],
                 "values": output.values_BND[i],
                 "cls1": output.cls1_BD[i],
                 "cls2": output.cls2_BD[i],
+                **{task: output.maps[task][i] for task in tasks},
             }
             for i in range(len(output.cls1_BD))
         ]

@@ -37,7 +37,14 @@ WORTHWHILE: Final = 0.95
 TEXT_BATCH: Final = 16
 # A dense head needs about as much time and memory as the backbone before it, so that its batches
 # hold half as many images; their latency is measured.
-IMAGE_WORK: Final[Mapping[Kind, int]] = {"image": 1, "depth": 2, "normals": 2}
+IMAGE_WORK: Final[Mapping[Kind, int]] = {
+    "image": 1,
+    "depth": 2,
+    "normals": 2,
+    "image+depth": 2,
+    "image+normals": 2,
+    "image+depth+normals": 3,
+}
 
 
 @dataclass(frozen=True, slots=True)

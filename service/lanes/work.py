@@ -1,11 +1,11 @@
 """Units of work: items, the batches that lanes compute of them, and their results."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,14 @@ from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
 from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
 
-# Images to embed, texts to embed, and images for a dense head.
-Kind = Literal["image", "text"] | MapTask
+# Images to embed, texts to embed, images for a dense head, and images for both in one pass.
+Kind = Literal["image", "text", "image+depth", "image+normals", "image+depth+normals"] | MapTask
 Outputs = Mapping[str, NDArray[np.float32]]
+
+
+def image_kind(tasks: Collection[MapTask]) -> Kind:
+    """The kind of images to embed that also go through these heads."""
+    return cast("Kind", "+".join(("image", *sorted(tasks))))
 
 
 @dataclass(frozen=True, slots=True)

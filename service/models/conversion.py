@@ -6,7 +6,6 @@ import queue
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from model.manifest import MANIFEST_NAME
 from model.package import BUNDLED_FOLDER, ModelPackage, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound
 from service.lanes.batch_queue import stopping_error
+from service.machine import python_command
 
 # Callers may name packages below one folder only: no absolute path, no `..`, nothing hidden.
 PACKAGE_NAME: Final = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
@@ -259,10 +259,8 @@ class Conversion:
         self, arguments: Sequence[str], *, program: Sequence[str] = ("-m", "model")
     ) -> None:
         self._began = time.monotonic()
-        # Keep the working folder off the import path if the server does.
-        safe_path = ["-P"] if sys.flags.safe_path else []
         self._process = subprocess.Popen(
-            [sys.executable, *safe_path, *program, *arguments],
+            python_command(*program, *arguments),
             # Never written to: the program ends when it closes, so also when this process dies.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -460,7 +460,7 @@ def batch_limits(
     images = {
         kind: BatchLimits(
             max_items=max(1, max_images // work),
-            max_cost=min(budget // work, known.get(kind, budget)),
+            max_cost=min([budget // work, *(known[k] for k in known if k in kind.split("+"))]),
         )
         for kind, work in IMAGE_WORK.items()
     }

@@ -48,6 +48,7 @@ class ModelStatistics:
         num_items: Images and texts of successful requests.
         success: Successful requests.
         fail: Failed requests, rejected ones included.
+        cache_hit: Successful requests that the cache of texts answered.
         stages: Time of successful requests in each stage.
         batches: Batches by their number of items.
     """
@@ -57,6 +58,7 @@ class ModelStatistics:
     num_items: int
     success: Total
     fail: Total
+    cache_hit: Total
     stages: Mapping[Stage, Total]
     batches: Mapping[int, Total]
 
@@ -74,7 +76,7 @@ class RequestCounts:
         self._lock = threading.Lock()
         self._last_ms = 0
         self._num_items = 0
-        self._success = self._fail = Total()
+        self._success = self._fail = self._cache_hit = Total()
         self._stages: dict[Stage, Total] = dict.fromkeys(STAGES, Total())
 
     def timing(self, call: Call, num_items: int) -> "RequestTimer":
@@ -95,6 +97,7 @@ class RequestCounts:
                 num_items=self._num_items,
                 success=self._success,
                 fail=self._fail,
+                cache_hit=self._cache_hit,
                 stages=dict(self._stages),
                 batches={
                     size: Total(count, round(seconds * NS_PER_S))
@@ -111,11 +114,13 @@ class RequestCounts:
                 return
             self._success = self._success.plus(seconds)
             self._num_items += num_items
-            # As in Triton, a request that the cache answers counts for the queue, too; without it
-            # `perf_analyzer` finds no request.
-            for stage, stage_s in ({"queue": 0.0} | dict(stages)).items():
-                if stage in STAGES:
-                    self._stages[stage] = self._stages[stage].plus(stage_s)
+            # As in Triton, and as `perf_analyzer` checks: every request counts for the queue, and
+            # for all stages of computing, or for none of them if the cache answers it.
+            is_computed = "run" in stages
+            if not is_computed:
+                self._cache_hit = self._cache_hit.plus(seconds)
+            for stage in STAGES if is_computed else ("queue",):
+                self._stages[stage] = self._stages[stage].plus(stages.get(stage, 0.0))
 
 
 class RequestTimer:

@@ -26,6 +26,8 @@ OUTPUTS: Final[Mapping[str, Output]] = {
     "cls1": "cls1",
     "cls2": "cls2",
     "text_embeddings": "text",
+    "depth": "depth",
+    "normals": "normals",
 }
 DENSE: Final = frozenset({"patches", "values"})
 EXTENSIONS: Final = (
@@ -98,7 +100,7 @@ class InferStatistics:
     compute_input: Total
     compute_infer: Total
     compute_output: Total
-    cache_hit: Total = NOT_COUNTED
+    cache_hit: Total
     cache_miss: Total = NOT_COUNTED
 
 
@@ -146,9 +148,10 @@ class ModelIndexEntry:
     reason: str
 
 
-def server_metadata(*, is_managed: bool) -> ServerMetadata:
+def server_metadata(*, is_managed: bool, has_shared_memory: bool) -> ServerMetadata:
     """Name, version and extensions of this server."""
     extensions = EXTENSIONS + (MANAGEMENT if is_managed else ())
+    extensions += ("system_shared_memory",) if has_shared_memory else ()
     return ServerMetadata(name=SERVER_NAME, version=release(), extensions=tuple(sorted(extensions)))
 
 
@@ -162,13 +165,17 @@ def model_metadata(info: ModelInfo) -> ModelMetadata:
         platform=f"{SERVER_NAME}_{info.runtime}",
         inputs=(IMAGE, PIXELS, PIXEL_VALUES, *((TEXT,) if has_text else ())),
         outputs=tuple(
-            TensorSpec(
-                name, "FP32", (ANY, *((ANY, ANY) if ours in DENSE else ()), manifest.embed_dim)
-            )
+            TensorSpec(name, "FP32", _output_shape(ours, manifest.embed_dim))
             for name, ours in OUTPUTS.items()
-            if ours in manifest.outputs
+            if ours in info.outputs
         ),
     )
+
+
+def _output_shape(output: Output, embed_dim: int) -> tuple[int, ...]:
+    maps = {"depth": (ANY, ANY, ANY), "normals": (ANY, ANY, ANY, 3)}
+    grid = (ANY, ANY) if output in DENSE else ()
+    return maps.get(output) or (ANY, *grid, embed_dim)
 
 
 def model_config(info: ModelInfo) -> ModelConfig:
@@ -230,6 +237,7 @@ def _statistics_entry(found: ModelStatistics) -> ModelStatisticsEntry:
             compute_input=found.stages["decode"],
             compute_infer=found.stages["run"],
             compute_output=found.stages["post"],
+            cache_hit=found.cache_hit,
         ),
         batch_stats=tuple(
             BatchStatistics(batch_size=size, compute_infer=total)

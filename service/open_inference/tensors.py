@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import RequestLimits
+from service.safety.shared_memory import Place
 
 Datatype = Literal["BYTES", "UINT8", "FP32", "FP16"]
 Elements = tuple[bytes, ...] | NDArray[Any]
@@ -26,6 +27,11 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 }
 LENGTH: Final = struct.Struct("<I")
 ANY: Final = -1
+SHARED_PARAMETERS: Final = (
+    "shared_memory_region",
+    "shared_memory_byte_size",
+    "shared_memory_offset",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,45 @@ class InputTensor:
 
     name: str
     elements: Elements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedInput:
+    """A tensor whose elements are in shared memory."""
+
+    head: TensorHead
+    place: Place
+
+
+def read_place(parameters: Mapping[str, Any], param: str) -> Place | None:
+    """The place in shared memory that a tensor's parameters name, if they do.
+
+    Args:
+        parameters: The values by name; others than these three are ignored.
+        param: The field of the parameters.
+
+    Raises:
+        InvalidRequest: They are incomplete, or of another type.
+    """
+    given: list[Any] = [parameters.get(name) for name in SHARED_PARAMETERS]
+    region, byte_size, offset = given
+    if given == [None, None, None]:
+        return None
+    offset = 0 if offset is None else offset
+    is_whole = all(type(value) is int and value >= 0 for value in (byte_size, offset))
+    if not isinstance(region, str) or not is_whole:
+        raise InvalidRequest(
+            f"{param}: a tensor in shared memory has shared_memory_region (a name), "
+            "shared_memory_byte_size and, if it is not 0, shared_memory_offset (whole numbers).",
+            param=f"{param}.shared_memory_region",
+        )
+    return Place(region=region, byte_size=byte_size, offset=offset, param=param)
+
+
+def place_parameters(place: Place, num_bytes: int) -> dict[str, str | int]:
+    """The parameters of an output with so many bytes in shared memory."""
+    values = (place.region, num_bytes, place.offset)
+    return dict(zip(SHARED_PARAMETERS, values, strict=True))
 
 
 def check_head(

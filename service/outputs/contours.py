@@ -28,6 +28,8 @@ Polygon = list[int]
 # A number is written in groups of five bits, each as one character from "0" on.
 BITS: Final = 5
 FIRST_CHARACTER: Final = 48
+# Of one number: 35 bits.
+MAX_GROUPS: Final = 7
 
 
 def class_polygons(labels_HW: Labels, num_classes: int) -> list[list[Polygon]]:
@@ -279,6 +281,33 @@ def compress_counts(counts: list[Ints]) -> list[str]:
     characters_N = np.concatenate([[0], np.cumsum(written_N.sum(axis=1))])
     bounds = characters_N[np.concatenate([[0], np.cumsum(lengths)])].tolist()
     return [text[begin:end] for begin, end in pairwise(bounds)]
+
+
+def read_counts(text: str) -> Ints:
+    """Decode the string that `compress_counts` and pycocotools write.
+
+    Raises:
+        ValueError: The string is no such code.
+    """
+    code_C = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64)
+    code_C -= FIRST_CHARACTER
+    is_last_C = (code_C & 0x20) == 0
+    if not len(code_C) or code_C.min() < 0 or code_C.max() > 0x3F or not is_last_C[-1]:
+        raise ValueError("the counts are not COCO's compressed run lengths")
+    stop_N = np.flatnonzero(is_last_C) + 1
+    start_N = np.concatenate([[0], stop_N[:-1]])
+    length_N = stop_N - start_N
+    if length_N.max() > MAX_GROUPS:
+        raise ValueError("a run length is too large")
+    shift_C = BITS * (np.arange(len(code_C)) - np.repeat(start_N, length_N))
+    value_N = np.add.reduceat((code_C & 0x1F) << shift_C, start_N)
+    value_N -= np.where(code_C[stop_N - 1] & 0x10, 1 << BITS * length_N, 0)
+    # From the fourth on, a number is the difference from the one two before.
+    value_N[1::2] = value_N[1::2].cumsum()
+    value_N[2::2] = value_N[2::2].cumsum()
+    if value_N.min() < 0:
+        raise ValueError("a run length is negative")
+    return value_N
 
 
 def by_columns(labels_HW: Labels) -> Labels:

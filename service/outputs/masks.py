@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.dense_maps import MapTask, make_map
 from model.segmentation import Background, average_groups, l2_normalize, segment
 from model.winner_map import Labels
 from service.lanes.work import Outputs
@@ -43,13 +44,21 @@ PALEST: Final = 0.93
 
 
 def image_outputs(
-    raw: Outputs, names: Sequence[ImageOutput], *, grid_hw: tuple[int, int], normalize: bool
+    raw: Outputs,
+    names: Sequence[ImageOutput | MapTask],
+    *,
+    grid_hw: tuple[int, int],
+    normalize: bool,
 ) -> dict[str, FloatArray]:
-    """Select the requested outputs: patches and values [h, w, D], cls1 and cls2 [D]."""
+    """Select the requested outputs; see `EmbedImagesResponse` for their shapes."""
     outputs: dict[str, FloatArray] = {}
     for name in names:
-        array = l2_normalize(raw[name]) if normalize else raw[name]
-        outputs[name] = array.reshape(*grid_hw, -1) if name in PATCH_OUTPUTS else array
+        match name:
+            case "depth" | "normals":
+                outputs[name] = make_map(name, raw[name])
+            case _:
+                array = l2_normalize(raw[name]) if normalize else raw[name]
+                outputs[name] = array.reshape(*grid_hw, -1) if name in PATCH_OUTPUTS else array
     return outputs
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.segmentation import l2_normalize
-from service.messages import Classification, FloatArray, VectorType
+from service.messages import MAP_TASKS, Classification, FloatArray, VectorType
 
 # int8 also has -128, which is not used, so that a vector and its opposite are symmetric.
 MAX_INT8: Final = 127
@@ -65,7 +65,10 @@ def pack(array: FloatArray, vector_type: VectorType) -> tuple[NDArray[Any], Floa
 def pack_all(
     outputs: dict[str, FloatArray], vector_type: VectorType
 ) -> tuple[dict[str, NDArray[Any]], dict[str, FloatArray]]:
-    """Convert all outputs of one image; rows and scales by name."""
-    packed = {name: pack(array, vector_type) for name, array in outputs.items()}
+    """Convert all outputs of one image but its maps; rows and scales by name."""
+    packed = {
+        name: (array, None) if name in MAP_TASKS else pack(array, vector_type)
+        for name, array in outputs.items()
+    }
     scales = {name: scale for name, (_, scale) in packed.items() if scale is not None}
     return {name: rows for name, (rows, _) in packed.items()}, scales

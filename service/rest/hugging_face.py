@@ -20,8 +20,7 @@ from service.rest.openapi import CALL_HEADERS, ERRORS, REF
 from service.rest.requests import DialectSchema, Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
 
-# Names of the operations.
-PATHS: Final = {"/": "run_task", "/embed": "embed"}
+PATHS: Final = ("/", "/embed")
 
 
 class TaskParameters(DialectSchema):
@@ -117,8 +116,9 @@ def build_hugging_face_router(plane: DataPlane) -> APIRouter:
         )
         return Response(content, media_type=JSON)
 
-    for path, name in PATHS.items():
-        router.post(path, name=name, **ROUTE)(run_task)
+    for path in PATHS:
+        # The OpenAPI document does not have the page, which is GET of the same path.
+        router.post(path, include_in_schema=path != "/", **ROUTE)(run_task)
     return router
 
 

@@ -37,9 +37,12 @@ from service.open_inference.metadata import (
 from service.open_inference.tensors import (
     IMAGE,
     InputTensor,
+    SharedInput,
     TensorHead,
     check_head,
+    place_parameters,
     read_items,
+    read_place,
     read_raw,
     read_values,
     wrong_count,
@@ -48,6 +51,8 @@ from service.rest.inputs import MAX_TENSOR_COMMAS, SchemaT, in_pool, media_type,
 from service.rest.openapi import BINARY, CALL_HEADERS, REF, V2_ERRORS, json_body
 from service.rest.requests import DialectSchema
 from service.rest.responses import JSON, dump, little_endian, write_content
+from service.safety.protection import Protection
+from service.safety.shared_memory import Region
 
 OCTETS: Final = "application/octet-stream"
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
@@ -66,7 +71,21 @@ Value = Annotated[
 ]
 
 
-class InputParameters(DialectSchema):
+class SharedParameters(DialectSchema):
+    """Where a tensor is in shared memory."""
+
+    shared_memory_region: Annotated[
+        str | None, Field(description="Name of a registered region that holds the elements.")
+    ] = None
+    shared_memory_byte_size: Annotated[
+        int | None, Field(ge=0, description="Number of their bytes.")
+    ] = None
+    shared_memory_offset: Annotated[
+        int | None, Field(ge=0, description="Their offset in the region. Default: 0.")
+    ] = None
+
+
+class InputParameters(SharedParameters):
     """How an input's elements are sent."""
 
     binary_data_size: Annotated[
@@ -93,7 +112,7 @@ class InputBody(DialectSchema):
     ] = None
 
 
-class OutputParameters(DialectSchema):
+class OutputParameters(SharedParameters):
     """How an output is sent."""
 
     binary_data: Annotated[
@@ -141,11 +160,14 @@ class InferBody(DialectSchema):
 class AnswerParameters(BaseModel):
     """How an output is sent."""
 
-    binary_data_size: int
+    binary_data_size: int | None = None
+    shared_memory_region: str | None = None
+    shared_memory_byte_size: int | None = None
+    shared_memory_offset: int | None = None
 
 
 class OutputTensor(BaseModel):
-    """An output tensor; `data` is flat, and missing if the bytes follow the JSON."""
+    """An output tensor; `data` is flat, and missing if the bytes are elsewhere."""
 
     name: str
     datatype: Literal["FP32", "FP16"]
@@ -161,6 +183,14 @@ class InferAnswerBody(BaseModel):
     model_version: str
     id: str | None = None
     outputs: list[OutputTensor]
+
+
+class RegisterBody(DialectSchema):
+    """A region of shared memory to register."""
+
+    key: Annotated[str, Field(description="Name of the shared memory object, such as `/images`.")]
+    offset: Annotated[int, Field(ge=0, le=MAX_SIZE, description="In bytes.")] = 0
+    byte_size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
 
 class ModelReadyBody(BaseModel):
@@ -238,20 +268,26 @@ INFER: Final[dict[str, Any]] = {
 }
 
 
-def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
+def build_inference_router(
+    plane: DataPlane, protection: Protection, *, is_managed: bool
+) -> APIRouter:
     """All routes of the protocol except health and the model repository."""
     router = APIRouter(tags=["open inference protocol"])
-    _add_server(router, plane, is_managed)
+    metadata = server_metadata(
+        is_managed=is_managed, has_shared_memory=protection.shared_memory is not None
+    )
+    _add_server(router, plane, metadata)
     _add_model(router, plane)
-    _add_infer(router, plane)
+    _add_infer(router, plane, protection)
+    _add_shared_memory(router, plane, protection)
     return router
 
 
-def _add_server(router: APIRouter, plane: DataPlane, is_managed: bool) -> None:
+def _add_server(router: APIRouter, plane: DataPlane, metadata: ServerMetadata) -> None:
     @router.get("/v2", responses=V2_ERRORS)
     async def get_server() -> ServerMetadata:
         """The server's name, version and protocol extensions."""
-        return server_metadata(is_managed=is_managed)
+        return metadata
 
     # Added before the routes of a model, which would take it as the model `stats`.
     @router.get("/v2/models/stats", responses=V2_ERRORS)
@@ -304,19 +340,63 @@ def _add_get(
         return answer(model, version)
 
 
-def _add_infer(router: APIRouter, plane: DataPlane) -> None:
+def _add_shared_memory(router: APIRouter, plane: DataPlane, protection: Protection) -> None:
+    path = "/v2/systemsharedmemory"
+
+    @router.get(path + "/status", responses=V2_ERRORS)
+    async def list_shared_memory() -> list[Region]:
+        """The registered regions of shared memory."""
+        return protection.enabled_shared_memory().status()
+
+    @router.get(path + "/region/{name}/status", responses=V2_ERRORS)
+    async def get_shared_memory(name: str) -> list[Region]:
+        """A registered region of shared memory."""
+        return protection.enabled_shared_memory().status(name)
+
+    @router.post(
+        path + "/region/{name}/register",
+        responses=V2_ERRORS,
+        openapi_extra=json_body(RegisterBody),
+        response_class=Response,
+    )
+    async def register_shared_memory(request: Request, name: str) -> Response:
+        """Register a region of a shared memory object, for tensors."""
+        check_media(request)
+        raw = await request.body()
+        body = await in_pool(plane, partial(parse_json, raw, RegisterBody, plane.limits))
+        protection.enabled_shared_memory().register(Region(name=name, **body.model_dump()))
+        return Response()
+
+    @router.post(path + "/region/{name}/unregister", responses=V2_ERRORS, response_class=Response)
+    async def unregister_shared_memory(request: Request, name: str) -> Response:
+        """Unregister a region, if it is registered."""
+        check_media(request)
+        protection.enabled_shared_memory().unregister(name)
+        return Response()
+
+    @router.post(path + "/unregister", responses=V2_ERRORS, response_class=Response)
+    async def unregister_all_shared_memory(request: Request) -> Response:
+        """Unregister all regions."""
+        check_media(request)
+        protection.enabled_shared_memory().unregister()
+        return Response()
+
+
+def _add_infer(router: APIRouter, plane: DataPlane, protection: Protection) -> None:
     @router.post(MODEL + "/infer", **INFER)
     async def infer_model(request: Request, model: str) -> Response:
         """Embeddings of images and texts, as tensors."""
-        return await _infer(request, plane, model, "")
+        return await _infer(request, plane, protection, (model, ""))
 
     @router.post(VERSIONED + "/infer", **INFER)
     async def infer_version(request: Request, model: str, version: str) -> Response:
         """Embeddings of images and texts, as tensors."""
-        return await _infer(request, plane, model, version)
+        return await _infer(request, plane, protection, (model, version))
 
 
-async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
+async def _infer(
+    request: Request, plane: DataPlane, protection: Protection, named: tuple[str, str]
+) -> Response:
     plane.check_open(current_call.get().flow)
     for name in request.query_params:
         raise InvalidRequest(
@@ -328,10 +408,10 @@ async def _infer(request: Request, plane: DataPlane, model: str, version: str) -
     raw, header = await request.body(), request.headers.get(HEADER_LENGTH)
     body, inputs = await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
     is_binary = binary_outputs(body)
-    message = to_request(body, inputs, model, version)
+    message = to_request(body, inputs, *named)
     call = current_call.get()
     call.answer_form = "bytes" if all(is_binary.values()) else "list"
-    answer = await infer(plane, message, call)
+    answer = await infer(plane, message, call, protection)
     write = partial(write_infer, answer, body.id, is_binary)
     return await write_content(plane, write, answer.num_values)
 
@@ -356,7 +436,7 @@ def check_media(request: Request) -> None:
 
 def parse_infer(
     raw: bytes, header_length: str | None, limits: RequestLimits
-) -> tuple[InferBody, tuple[InputTensor, ...]]:
+) -> tuple[InferBody, tuple[InputTensor | SharedInput, ...]]:
     """Parse a request into its JSON and its input tensors. CPU work.
 
     Args:
@@ -371,12 +451,21 @@ def parse_infer(
     num_json = len(raw) if header_length is None else _json_length(header_length, len(raw))
     body = parse_json(raw[:num_json], InferBody, limits, max_commas=MAX_TENSOR_COMMAS)
     rest = memoryview(raw)[num_json:]
-    tensors = []
+    tensors: list[InputTensor | SharedInput] = []
     position = 0
     for index, tensor in enumerate(body.inputs):
         param = f"inputs[{index}]"
         head = check_head(tensor.name, tensor.datatype, tensor.shape, limits, param=param)
         size = tensor.parameters.binary_data_size
+        place = read_place(tensor.parameters.model_dump(), f"{param}.parameters")
+        if place is not None:
+            if size is not None or tensor.data is not None:
+                raise InvalidRequest(
+                    f"{param} is in shared memory; give neither data nor binary_data_size.",
+                    param=param,
+                )
+            tensors.append(SharedInput(head=head, place=place))
+            continue
         if size is None:
             tensors.append(_read_data(head, tensor))
             continue
@@ -450,14 +539,18 @@ def _decode(item: object, is_base64: bool, param: str) -> bytes:
 
 
 def to_request(
-    body: InferBody, inputs: tuple[InputTensor, ...], model: str, version: str
+    body: InferBody, inputs: tuple[InputTensor | SharedInput, ...], model: str, version: str
 ) -> InferRequest:
     """The request for the core, without the fields that only concern the response's form.
 
     Raises:
         InvalidRequest: An output is requested in a way that is not supported.
     """
+    places = {}
     for index, output in enumerate(body.outputs):
+        place = read_place(output.parameters.model_dump(), f"outputs[{index}].parameters")
+        if place is not None:
+            places[output.name] = place
         if output.parameters.classification is not None:
             raise InvalidRequest(
                 f"outputs[{index}]: classification is not supported, since the outputs are "
@@ -475,6 +568,7 @@ def to_request(
         version=version,
         inputs=inputs,
         outputs=tuple(output.name for output in body.outputs),
+        places=places,
         parameters=parameters,
     )
 
@@ -513,6 +607,10 @@ def write_infer(
     for name, array in answer.outputs.items():
         datatype = "FP16" if array.dtype == np.float16 else "FP32"
         head = {"name": name, "datatype": datatype, "shape": array.shape}
+        place = answer.places.get(name)
+        if place is not None:
+            outputs.append(head | {"parameters": place_parameters(place, array.nbytes)})
+            continue
         little = little_endian(array)
         if is_binary.get(name, is_binary[""]):
             outputs.append(head | {"parameters": {"binary_data_size": little.nbytes}})

@@ -20,7 +20,9 @@ from model.dense_maps import MapTask
 from model.preprocess import Fit
 from service.messages import (
     IMAGE_OUTPUTS,
+    MAP_TASKS,
     TEXT_TEMPLATES,
+    ClassExample,
     ClassifyImagesRequest,
     EmbedImagesRequest,
     EmbedTextsRequest,
@@ -32,6 +34,7 @@ from service.messages import (
     MapSize,
     MaskSize,
     MaybeEncoded,
+    RunLengths,
     SegmentClass,
     SegmentImagesRequest,
     SegmentMode,
@@ -85,12 +88,41 @@ class DialectSchema(Schema):
         return {name: field for name, field in value.items() if field is not None}
 
 
+class RunLengthsBody(Schema):
+    """A mask as compressed run lengths of COCO."""
+
+    size: Annotated[tuple[int, int], Field(description="Height and width: those of the image.")]
+    counts: str
+
+
+class ExampleBody(Schema):
+    """Patches that show a class; without a point, box or mask, those of the whole image."""
+
+    image: Annotated[int, Field(description="Index of the image in the request, from 0.")] = 0
+    point: Annotated[
+        tuple[float, float] | None, Field(description="x and y, in pixels: the patch around it.")
+    ] = None
+    box: Annotated[
+        tuple[float, float, float, float] | None,
+        Field(description="Left, top, width and height, in pixels: the patches within it."),
+    ] = None
+    mask: Annotated[RunLengthsBody | None, Field(description="The patches within it.")] = None
+
+
 class ClassBody(Schema):
-    """A class with several prompts."""
+    """A class with several prompts, or with examples."""
 
     name: Annotated[str, Field(description="Name in the answer.")]
     prompts: Annotated[
         Strings, Field(description="Texts for this class, averaged. Default: the name.")
+    ] = []
+    examples: Annotated[
+        list[ExampleBody],
+        Field(
+            fail_fast=True,
+            description="Patches that show the class, instead of prompts, averaged. Either all "
+            "classes and background classes have examples, or none. For segmentation.",
+        ),
     ] = []
 
 
@@ -134,9 +166,19 @@ def to_classes(classes: list[str | ClassBody]) -> tuple[SegmentClass, ...]:
     return tuple(
         SegmentClass(name=one)
         if isinstance(one, str)
-        else SegmentClass(name=one.name, prompts=tuple(one.prompts))
+        else SegmentClass(
+            name=one.name,
+            prompts=tuple(one.prompts),
+            examples=tuple(map(_to_example, one.examples)),
+        )
         for one in classes
     )
+
+
+def _to_example(body: ExampleBody) -> ClassExample:
+    mask = body.mask
+    runs = None if mask is None else RunLengths(size_hw=mask.size, counts=mask.counts)
+    return ClassExample(image=body.image, point=body.point, box=body.box, mask=runs)
 
 
 class Options(Schema):
@@ -196,8 +238,9 @@ class EmbedImagesBody(ImageBody):
     outputs: Annotated[
         Strings,
         Field(
-            description="The outputs to send.",
-            json_schema_extra={"items": {"type": "string", "enum": list(IMAGE_OUTPUTS)}},
+            description="The outputs to send, computed in one pass. `depth` and `normals` need a "
+            "model with dense heads and have eight rows and columns for each patch.",
+            json_schema_extra={"items": {"type": "string", "enum": [*IMAGE_OUTPUTS, *MAP_TASKS]}},
         ),
     ] = list(EmbedImagesRequest.outputs)
     normalize: NormalizeField = EmbedImagesRequest.normalize

@@ -57,13 +57,19 @@ class ListAnswer(BaseModel):
 
 
 class ImageEmbedding(BaseModel):
-    """One image's embeddings, as requested."""
+    """One image's embeddings and maps, as requested."""
 
     index: int
     patches: Array | None = Field(None, description="[grid height, grid width, width]")
     values: Array | None = Field(None, description="[grid height, grid width, width]")
     cls1: Array | None = Field(None, description="[width]")
     cls2: Array | None = Field(None, description="[width]")
+    depth: Array | None = Field(
+        None, description="Metres, with eight rows and columns for each patch."
+    )
+    normals: Array | None = Field(
+        None, description="Unit vectors [height, width, 3], in the size of `depth`."
+    )
     scales: dict[str, Array | float] | None = Field(None, description=SCALES_TEXT)
 
 

@@ -59,7 +59,12 @@ def test_folders_that_are_no_packages_stay_so(project_files: list[Path]) -> None
 
 @pytest.mark.slow
 def test_serving_needs_neither_torch_nor_transformers(project_root: Path) -> None:
-    modules = ["model.runtime.load", "service.server", "service.__main__", "service.commands.embed"]
+    modules = [
+        "model.runtime.load",
+        "service.server",
+        "service.__main__",
+        "service.commands.embed_job",
+    ]
     command = [sys.executable, "-c", PROGRAM, *modules]
     result = subprocess.run(command, cwd=project_root, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from training.pretrained.weights import FILES
+
 ROOMS = ("service", "model", "training")
 SCRIPT_ROOMS = ("tests", "benchmarks")
 # The Python client: its own distribution below clients/python, also included in this one.
@@ -117,3 +119,20 @@ def test_every_python_folder_of_a_room_is_a_package(python_files: list[Path]) ->
     folders = {path.parent for path in python_files if path.parts[0] in ROOMS}
     packages = {path.parent for path in python_files if path.name == "__init__.py"}
     assert folders <= packages
+
+
+def test_the_weights_of_others_are_pinned(project_root: Path) -> None:
+    document = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
+    extra = document["project"]["optional-dependencies"]["train"]
+    pinned = {canonical(r.name) for r in map(Requirement, extra) if "==" in str(r.specifier)}
+    assert {canonical(package) for package in FILES} <= pinned
+
+
+def test_every_package_of_ours_is_typed(project_root: Path) -> None:
+    document = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
+    data = document["tool"]["setuptools"]["package-data"]
+    assert data.keys() == {*ROOMS, CLIENT}
+    for package, files in data.items():
+        assert "py.typed" in files
+        folder = project_root / ("clients/python" if package == CLIENT else ".")
+        assert (folder / package / "py.typed").is_file()

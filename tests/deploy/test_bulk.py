@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from service.bulk.output import JobOptions
-from service.commands.embed import job_options, parse_options
+from service.commands.embed import parse_options
+from service.commands.embed_job import job_options
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Manifest, of_kind, workloads
 

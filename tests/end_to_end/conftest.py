@@ -140,6 +140,8 @@ class Service:
         body: dict[str, Any] = {"encoding": "base64", **fields}
         if "images" in body:
             body["images"] = [base64.b64encode(image).decode() for image in body["images"]]
+        for name in {"classes", "background_classes"} & body.keys():
+            body[name] = [_rest_class(one) for one in body[name]]
         if body.pop("unknown_field", False):
             body["colour"] = "red"
         url = f"http://127.0.0.1:{self.ports['http']}{ROUTES[method][0]}"
@@ -299,6 +301,21 @@ def _enum_names(value: str | list[str], prefix: str) -> Any:
     if isinstance(value, list):
         return [_enum_names(v, prefix) for v in value]
     return 99 if value == "unheard-of" else f"{prefix}_{value.upper()}"
+
+
+def _rest_class(one: Any) -> Any:
+    """A class in REST's form, where the examples of gRPC's differ."""
+    if not isinstance(one, dict) or "examples" not in one:
+        return one
+    examples = []
+    for example in map(dict, one["examples"]):
+        for name in {"point", "box"} & example.keys():
+            example[name] = list(example[name].values())
+        if "mask" in example:
+            mask = dict(example["mask"])
+            example["mask"] = {"size": [mask.pop("height"), mask.pop("width")], **mask}
+        examples.append(example)
+    return {**one, "examples": examples}
 
 
 def _rest_arrays(item: dict[str, Any]) -> dict[str, NDArray[Any]]:

@@ -1,5 +1,6 @@
 """The command `tipserve` gives equal results with a local model and with a server."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pycocotools.coco import COCO
 
 from model.package import ModelPackage
 
@@ -118,6 +120,34 @@ def test_a_mask_equals_the_api_for_every_engine(
         masks.append(np.load(file, allow_pickle=False))
     for mask_HW in masks[1:]:
         np.testing.assert_array_equal(mask_HW, masks[0])
+
+
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+def test_a_folder_becomes_the_same_coco_file_for_every_engine(
+    tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
+) -> None:
+    found = []
+    for name, target in targets(service, tiny_package):
+        file = tmp_path / f"{name}.json"
+        options = ["--classes=cat,dog", "--min-area-share=0.01", "--format=coco", "-o", str(file)]
+        ended = tipserve("segment", str(folder), *options, *target)
+        assert ended.returncode in {0, 3}, ended.stderr
+        found.append(json.loads(file.read_text(encoding="utf-8")))
+        assert not file.with_name(f"{file.name}.journal").exists()
+    assert found[0]["images"] == found[1]["images"] == found[2]["images"]
+    assert found[0]["annotations"] == found[1]["annotations"] == found[2]["annotations"]
+    data = COCO(str(file))
+    for image in data.loadImgs(data.getImgIds()):
+        api = service.over_rest(
+            "segment_images",
+            {"images": [(folder / image["file_name"]).read_bytes()], "classes": ["cat", "dog"]},
+        ).arrays["0.labels"]
+        own = data.loadAnns(data.getAnnIds(imgIds=image["id"]))
+        assert {one["category_id"] for one in own} <= {1, 2}
+        for one in own:
+            mask_HW = data.annToMask(one).astype(bool)
+            assert mask_HW.sum() == one["area"]
+            assert (api[mask_HW] == one["category_id"]).all()
 
 
 def test_models_are_described_alike_by_every_engine(

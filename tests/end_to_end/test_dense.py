@@ -1,5 +1,6 @@
 """Packages with and without dense heads, over REST and gRPC, against transformers."""
 
+import base64
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from types import SimpleNamespace
@@ -87,6 +88,52 @@ def test_maps_are_those_of_the_released_notebook(
         unit = functional.normalize(scaled, dim=1)[0].permute(1, 2, 0).numpy()
         assert (made * unit).sum(axis=-1).min() > 0.999
         np.testing.assert_allclose(np.linalg.norm(made, axis=-1), 1, atol=1e-5)
+
+
+def test_one_request_for_several_outputs_gives_what_separate_ones_give(
+    dense_service: "Service", photo: Callable[..., bytes]
+) -> None:
+    images = [photo(seed, size) for seed, size in enumerate(SIZES)]
+    asked = {"images": images, "model": NAME}
+    outputs = ["cls1", "values", "depth", "normals"]
+    rest, rpc = (
+        send("embed_images", {**asked, "outputs": outputs})
+        for send in (dense_service.over_rest, dense_service.over_grpc)
+    )
+    assert (rest.status, rpc.status) == ("200", "OK"), (rest.message, rpc.message)
+    wanted = dict(
+        dense_service.over_grpc("embed_images", {**asked, "outputs": ["cls1", "values"]}).arrays
+    )
+    for method in ("estimate_depth", "estimate_normals"):
+        wanted |= dense_service.over_grpc(method, {**asked, "size": "model"}).arrays
+    assert rest.arrays.keys() == rpc.arrays.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(rest.arrays[name], rpc.arrays[name])
+        np.testing.assert_allclose(rest.arrays[name], array, rtol=1e-3, atol=1e-4)
+    narrow = {**asked, "outputs": outputs, "dtype": "int8"}
+    maps = dense_service.over_rest("embed_images", narrow).arrays["0.depth"]
+    assert maps.dtype == np.float32
+
+
+def test_the_open_inference_protocol_gives_maps_beside_embeddings(
+    dense_service: "Service", photo: Callable[..., bytes]
+) -> None:
+    url = f"http://127.0.0.1:{dense_service.ports['http']}/v2/models/{NAME}"
+    image = photo(0)
+    shapes = {o["name"]: o["shape"] for o in httpx.get(url, timeout=LIMIT_S).json()["outputs"]}
+    assert (shapes["depth"], shapes["normals"]) == ([-1, -1, -1], [-1, -1, -1, 3])
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
+    body = {
+        "inputs": [{**tensor, "data": [base64.b64encode(image).decode()]}],
+        "outputs": [{"name": "cls1"}, {"name": "depth"}],
+    }
+    answer = httpx.post(f"{url}/infer", json=body, timeout=LIMIT_S).json()
+    found = {output["name"]: output for output in answer["outputs"]}
+    assert list(found) == ["cls1", "depth"]
+    asked = {"images": [image], "model": NAME, "size": "model"}
+    depth_hw = dense_service.over_rest("estimate_depth", asked).arrays["0.depth"]
+    assert found["depth"]["shape"] == [1, *depth_hw.shape]
+    np.testing.assert_allclose(found["depth"]["data"], depth_hw.ravel(), rtol=1e-3)
 
 
 @BOTH

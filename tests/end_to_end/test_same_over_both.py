@@ -60,6 +60,17 @@ INSTANCES = {
     "include_instances": True,
     "min_area_share": 0.01,
 }
+SPOT: Mapping[str, Any] = {"name": "spot", "examples": [{"point": {"x": 20, "y": 50.5}}]}
+PART: Mapping[str, Any] = {
+    "name": "part",
+    "examples": [
+        {"image": 1, "box": {"left": 5, "top": 4, "width": 30, "height": 40}},
+        # All but the first column of 60 pixels.
+        {"mask": {"height": 60, "width": 90, "counts": "l1lV5"}},
+    ],
+}
+WHOLE: Mapping[str, Any] = {"name": "all", "examples": [{"image": 2}]}
+SOME_SEA: Mapping[str, Any] = {"background_classes": [{**WHOLE, "name": "sea"}]}
 OTHERWISE = {"features": "cls2", "templates": ["a {}"], "temperature": 0.5, "top_k": 2}
 GROUPS = {"kind": "groups", "group_count": 3, "seed": 5}
 FEW_BYTES = {"images": IMAGES, "outputs": EVERYTHING}
@@ -82,6 +93,8 @@ GOOD = [
     Good("instances in windows", "segment_images", {**INSTANCES, "mode": "slide"}),
     Good("instances, small", "segment_images", {**INSTANCES, "size": "model"}),
     Good("patches of windows", "segment_images", {**SLIDE, "size": "patch"}),
+    Good("examples", "segment_images", {"images": IMAGES, "classes": [SPOT, PART], **SOME_SEA}),
+    Good("examples in windows", "segment_images", {**SLIDE, "classes": [PART, SPOT, WHOLE]}),
     Good("half precision", "embed_images", {**FEW_BYTES, "dtype": "float16"}),
     Good("int8", "embed_images", {**FEW_BYTES, "dtype": "int8"}),
     Good("texts in int8", "embed_texts", {"texts": ["dog", "cat"], "dtype": "int8"}),
@@ -132,6 +145,15 @@ MISSPELT = {"name": "cat", "promts": ["kitten"]}
 BLANK_PROMPT = {"name": "a", "prompts": ["b", " "]}
 TOO_MANY_GROUPS: Mapping[str, Any] = {"kind": "groups", "group_count": 21}
 ODD = "unheard-of"
+NO_IMAGE = {"code": "invalid_field", "classes": [{"name": "a", "examples": [{"image": 1}]}]}
+OUTSIDE = {
+    "code": "invalid_field",
+    "classes": [{"name": "a", "examples": [{"point": {"x": 90, "y": 5}}]}],
+}
+OTHER_SIZE = {
+    "code": "invalid_field",
+    "classes": [{"name": "a", "examples": [{"mask": {"height": 9, "width": 9, "counts": "a2"}}]}],
+}
 BAD = [
     embed("no image", code="invalid_image", param="images[1]", images=[*ONE, b"hello"]),
     embed("empty image", code="invalid_image", param="images[0]", images=[b""]),
@@ -162,6 +184,11 @@ BAD = [
     segment("misspelt", code="unknown_field", param="classes[1]", classes=["dog", MISSPELT]),
     segment("cosine", code="invalid_field", param="background_threshold", background_threshold=1.5),
     segment("size of a mask", code="invalid_field", param="size", size=ODD),
+    segment("mixed", code="invalid_field", param="classes[1]", classes=[SPOT, "dog"]),
+    segment("no such image", param="classes[0].examples[0].image", **NO_IMAGE),
+    segment("outside", param="classes[0].examples[0].point", **OUTSIDE),
+    segment("other size", param="classes[0].examples[0].mask", **OTHER_SIZE),
+    classify("examples", code="invalid_field", param="classes[0]", classes=[SPOT]),
     segment("no area", code="invalid_field", param="min_area_share", min_area_share=0.0),
     segment(
         "slide, long",

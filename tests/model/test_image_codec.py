@@ -44,6 +44,12 @@ SIZE = (9, 5)
 ORANGE = (230, 120, 40)
 
 
+# Pillow writes these; the HEIC files are x265's, which no test has.
+WRITTEN = tuple(name for name in FORMATS if name != "HEIF")
+HEIC = Path(__file__).with_name("heic")
+TURNED = (HEIC / "turned.heic").read_bytes()
+
+
 def flatten(image: Image.Image) -> Image.Image:
     return scale_flat(image, image.size[::-1], Image.Resampling.NEAREST, (0, 0, *image.size))
 
@@ -72,7 +78,7 @@ def oriented(image: Image.Image, file_format: str, orientation: int) -> bytes:
     return save(image, file_format, exif=exif.tobytes())
 
 
-@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("file_format", WRITTEN)
 def test_every_format_is_decoded_and_can_be_excluded(file_format: str) -> None:
     data = save_noise(file_format)
     pixels_HW3 = decode(data)
@@ -214,7 +220,7 @@ def test_a_truncated_image_has_a_size_and_no_pixels() -> None:
 def test_a_damaged_file_decodes_or_is_an_image_error(
     file_format: str, edits: list[tuple[float, int]], cut: float, is_reduced: bool
 ) -> None:
-    data = bytearray(save_noise(file_format))
+    data = bytearray(TURNED if file_format == "HEIF" else save_noise(file_format))
     for place, value in edits:
         data[int(place * (len(data) - 1))] = value
     kept = bytes(data[: max(1, int(cut * 2 * len(data)))])
@@ -589,3 +595,54 @@ def test_a_broken_png_decodes_or_is_an_image_error(data: bytes) -> None:
     assert pixels_HW3.dtype == np.uint8
     assert pixels_HW3.ndim == 3
     assert pixels_HW3.shape[2] == 3
+
+
+@pytest.mark.parametrize("name", ["turned", "transparent"])
+def test_heic_is_upright_and_on_white(name: str) -> None:
+    pixels_HW3 = decode((HEIC / f"{name}.heic").read_bytes())
+    # Both show one scene of 64 x 48 pixels; half transparent it is paler.
+    if name == "turned":
+        assert pixels_HW3.shape == (64, 48, 3)
+        assert read_size(TURNED, LIMITS) == upright_size(TURNED) == (64, 48)
+        assert pixels_HW3.min() < 60
+    else:
+        assert pixels_HW3.shape == (48, 64, 3)
+        assert pixels_HW3.min() > 100
+
+
+def test_heic_has_the_limits_of_other_formats() -> None:
+    num_pixels = 64 * 48
+    with pytest.raises(ImageTooLarge, match="48 x 64 pixels, at most 3071"):
+        decode_image(TURNED, replace(LIMITS, max_pixels=num_pixels - 1))
+    # The file has 64 x 64 pixels and shows 64 x 48; decoding takes 16 bytes for each.
+    with pytest.raises(ImageTooLarge, match="decoding this HEIF takes 65536 bytes"):
+        decode_image(TURNED, replace(LIMITS, max_pixels=4 * num_pixels))
+    held: list[int] = []
+    load_image(TURNED, replace(LIMITS, max_pixels=5 * num_pixels), hold=held.append)
+    assert held == [16 * 64 * 64]
+    for cut in (20, 300, len(TURNED) // 2, len(TURNED) - 40):
+        with pytest.raises(ImageError, match="broken"):
+            decode(TURNED[:cut])
+
+
+@pytest.mark.parametrize("side", [16, 10_000])
+def test_a_heic_of_another_size_than_it_declares_is_refused(side: int) -> None:
+    data = bytearray(TURNED)
+    place = data.index(b"ispe") + 8
+    assert struct.unpack_from(">II", data, place) == (64, 64)
+    struct.pack_into(">II", data, place, side, side)
+    kind = ImageTooLarge if side > 64 else ImageError
+    with pytest.raises(kind):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("brand", "words"),
+    [(b"avif", "AVIF is not read; send one of JPEG"), (b"heic", "tipserve.heif")],
+)
+def test_a_phones_format_that_is_not_read_is_named(
+    brand: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_codec, "HAS_HEIF", False)
+    with pytest.raises(ImageError, match=words):
+        decode(b"\x00\x00\x00\x20ftyp" + brand + bytes(40))

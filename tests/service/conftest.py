@@ -23,6 +23,7 @@ from service.data_plane import DataPlane
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
+from service.lanes.latency_model import IMAGE_WORK
 from service.lanes.work import BatchLimits, Bucket
 from service.lanes.worker import HealthLimits
 from service.messages import MAP_TASKS, ModelInfo, RequestLimits
@@ -111,7 +112,9 @@ class FakeRuntime:
         self._interrupted = threading.Event()
         self._mix = np.random.default_rng(0).standard_normal((3, DIM), dtype=np.float32)
 
-    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+    def encode_images(
+        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+    ) -> VisionOutput:
         """Each patch: its mean colour through a fixed matrix."""
         is_trial = bool((pixels_B3HW == 1).all())
         self._enter(is_trial)
@@ -130,6 +133,7 @@ class FakeRuntime:
             patches_BND=patches_BND,
             values_BND=2 * patches_BND + 1,
             grid_hw=(rows, columns),
+            maps={task: self.estimate(task, pixels_B3HW) for task in tasks},
         )
 
     def encode_texts(
@@ -244,7 +248,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             max_items=settings.max_batch_images or 4, max_cost=settings.max_batch_patches
         )
         lane = Lane(lambda: runtime, embed_dim=DIM, probe_bucket=Bucket("image", (14, 14)))
-        rules = BatchRules(limits=dict.fromkeys(("image", "text", *MAP_TASKS), limits))
+        rules = BatchRules(limits=dict.fromkeys((*IMAGE_WORK, "text"), limits))
         health_limits = HealthLimits(
             probe_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,

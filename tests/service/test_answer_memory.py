@@ -54,6 +54,7 @@ def call(seconds: float = 20.0) -> Call:
         ("depth", EstimateMapsRequest, {"task": "depth"}),
         ("normals", EstimateMapsRequest, {"task": "normals"}),
         ("embed", EmbedImagesRequest, {"outputs": ("patches", "cls1")}),
+        ("embed", EmbedImagesRequest, {"outputs": ("cls1", "depth", "normals")}),
     ],
 )
 async def test_an_answer_is_no_larger_than_expected(

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -256,6 +257,25 @@ async def test_a_map_in_the_models_size_has_eight_pixels_to_a_patch(
     assert raw.shape[:2] == (2 * 8, 4 * 8)
 
 
+async def test_the_model_sees_an_image_once_for_all_outputs(
+    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    outputs = ("cls1", "values", "normals", "depth")
+    images = tuple(encode_image(seed=seed, size=(40, 30)) for seed in range(2))
+    request = EmbedImagesRequest(images=images, outputs=outputs, vector_type="int8")
+    answer = await plane.embed_images(request, call())
+    assert (runtime.num_images, runtime.num_maps) == (2, 4)
+    for task in ("depth", "normals"):
+        maps = EstimateMapsRequest(images=images, task=task, size="model")
+        alone = (await plane.estimate_maps(maps, call())).maps
+        for row, scales, array in zip(answer.embeddings, answer.scales, alone, strict=True):
+            assert list(row) == list(outputs)
+            np.testing.assert_array_equal(row[task], array)
+            assert set(scales) == {"cls1", "values"}
+    with pytest.raises(InvalidRequest, match="multiple of 28"):
+        await plane.embed_images(replace(request, resolution=42), call())
+
+
 async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
     make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
@@ -281,7 +301,7 @@ async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
         (EMBED, {"images": "good truncated"}, InvalidRequest, "images[1]"),
         (EMBED, {"images": "good long"}, InvalidRequest, "images[1]"),
         (EMBED, {"images": "good " * 8, "resolution": 112}, RequestTooLarge, None),
-        (EMBED, {"outputs": ("depth",)}, InvalidRequest, "outputs[0]"),
+        (EMBED, {"outputs": ("segmentation",)}, InvalidRequest, "outputs[0]"),
         (EMBED, {"resolution": 15}, InvalidRequest, "resolution"),
         (EMBED, {"model": "other"}, ModelNotFound, "model"),
         (SEGMENT, {"background_threshold": 2.0}, InvalidRequest, "background_threshold"),

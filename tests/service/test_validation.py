@@ -12,6 +12,7 @@ from service.errors import InvalidRequest, RequestTooLarge, ServiceError
 from service.messages import (
     ClassifyImagesRequest,
     EmbedTextsRequest,
+    ModelInfo,
     RequestLimits,
     SegmentClass,
     VisualizeFeaturesRequest,
@@ -52,16 +53,19 @@ def test_lists_have_a_first_and_a_last_allowed_length() -> None:
 
 
 def test_outputs_are_those_of_the_model_without_duplicates(manifest: Manifest) -> None:
-    assert check_outputs(["cls1", "patches", "cls1"], manifest) == ("cls1", "patches")
-    for outputs, param in ((["cls1", "depth"], "outputs[1]"), (["text"], "outputs[0]")):
+    info = ModelInfo(
+        manifest=manifest, runtime="fake", precision="fp32", limits=LIMITS, tasks=("depth",)
+    )
+    assert check_outputs(["cls1", "depth", "cls1"], info) == ("cls1", "depth")
+    for outputs, param in ((["cls1", "normals"], "outputs[1]"), (["text"], "outputs[0]")):
         with pytest.raises(InvalidRequest) as caught:
-            check_outputs(outputs, manifest)
+            check_outputs(outputs, info)
         assert (caught.value.code, caught.value.param) == ("unknown_output", param)
     with pytest.raises(InvalidRequest, match="empty"):
-        check_outputs([], manifest)
+        check_outputs([], info)
     without = manifest.model_copy(update={"outputs": ["cls1"]})
     with pytest.raises(InvalidRequest, match="patches"):
-        check_outputs(["patches"], without)
+        check_outputs(["patches"], replace(info, manifest=without))
     with pytest.raises(InvalidRequest, match="values"):
         check_features(None, without)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.config import DataConfig, ModelConfig, TrainingConfig
 from training.data.backgrounds import PHOTOS
-from training.data.batch import Batch
+from training.data.batch import Batch, TextBatch, with_unit_pixels
 from training.data.concepts import all_concepts
 from training.data.folder import BANK_STYLES, DataFolder, common_names
 from training.data.loader import BatchPlan, SceneBatches, Stage
@@ -118,8 +119,28 @@ def make_batches(source: SceneSource, tokenizer: Tipsv2Tokenizer) -> Callable[..
 
 @pytest.fixture
 def batch(make_batches: Callable[..., SceneBatches]) -> Batch:
-    """Four scenes of 28 pixels."""
-    return make_batches()[0]
+    """Four scenes of 28 pixels, in [0, 1]."""
+    return with_unit_pixels(make_batches()[0])
+
+
+def cut_batch(batch: Batch, part: int, parts: int) -> Batch:
+    """One of several equal micro-batches of a batch whose images all have captions."""
+    size = len(batch.pixels_B3HW) // parts
+    mine = slice(part * size, (part + 1) * size)
+
+    def texts(whole: TextBatch) -> TextBatch:
+        return TextBatch(token_ids_BL=whole.token_ids_BL[mine], mask_BL=whole.mask_BL[mine])
+
+    return replace(
+        batch,
+        pixels_B3HW=batch.pixels_B3HW[mine],
+        locals_CB3hw=batch.locals_CB3hw[:, mine],
+        captioned_B=batch.captioned_B[mine],
+        cls1=texts(batch.cls1),
+        cls1_ids_T=batch.cls1_ids_T[mine],
+        cls2=texts(batch.cls2),
+        cls2_ids_T=batch.cls2_ids_T[mine],
+    )
 
 
 def make_tiny_config(root: Path) -> TrainingConfig:

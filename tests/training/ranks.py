@@ -43,13 +43,13 @@ def two_ranks(module: str, folder: Path, *arguments: object) -> Iterator[None]:
     assert [process.returncode for process in processes] == [0, 0], errors
 
 
-def join(rank: int, folder: Path, name: str = "store") -> None:
-    """Join the group of two ranks; they meet through a file, so no port is needed."""
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+def join(rank: int, folder: Path, name: str = "store", *, num_ranks: int = 2) -> None:
+    """Join the group of ranks; they meet through a file, so no port is needed."""
+    os.environ |= {"WORLD_SIZE": str(num_ranks), "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/{name}",
         rank=rank,
-        world_size=2,
+        world_size=num_ranks,
         timeout=timedelta(seconds=200),
     )

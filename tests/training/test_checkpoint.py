@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from training.checkpoint import (
+    CheckpointWriter,
     checkpoint_step,
     latest_checkpoint,
     load_checkpoint,
@@ -128,7 +129,7 @@ def test_weights_are_safetensors_beside_a_header(tmp_path: Path) -> None:
     assert header["optimizers"] == ["Muon", "AdamW"]
 
 
-@pytest.mark.parametrize("broken", ["save", "save_file", "_publish"])
+@pytest.mark.parametrize("broken", ["async_save", "save_file", "_publish"])
 def test_an_error_while_saving_leaves_the_last_checkpoint(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,43 @@ def test_an_error_while_saving_leaves_the_last_checkpoint(
     assert torch.equal(other.model.weight, weight)
     save(tmp_path, module, 2)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_state_is_copied_at_once_and_written_beside_the_next_steps(tmp_path: Path) -> None:
+    module, config = make_state()
+    optimizers = build_optimizers([module], config)
+    module.step(optimizers, with_head=True)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    copied: list[Path] = []
+    writer = CheckpointWriter(tmp_path, copy=copied.append)
+    writer.start(step=1, method=module, optimizers=optimizers)
+    module.step(optimizers, with_head=True)
+    writer.finish()
+    assert [folder.name for folder in copied] == ["step-00000001"]
+    other, _ = make_state(seed=1)
+    assert load(tmp_path, other) == 1
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, before[name]), name
+        assert not torch.equal(value, module.state_dict()[name]), name
+
+
+def test_an_error_of_writing_is_raised_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    module, config = make_state()
+    optimizers = build_optimizers([module], config)
+    writer = CheckpointWriter(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.checkpoint.save_file", crash)
+        writer.start(step=1, method=module, optimizers=optimizers)
+        with pytest.raises(OSError, match="disk full"):
+            writer.start(step=2, method=module, optimizers=optimizers)
+    writer.start(step=3, method=module, optimizers=optimizers)
+    writer.finish()
+    assert names(tmp_path) == ["step-00000003"]
 
 
 def save_forever(folder: Path) -> None:

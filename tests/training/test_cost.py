@@ -19,6 +19,8 @@ from model.variants import VARIANTS
 from training.config import ModelConfig, TrainingConfig
 from training.cost import (
     _ATTENTION,
+    _CHUNK_TENSORS,
+    DEVICES,
     Accelerator,
     Cluster,
     Count,
@@ -26,12 +28,15 @@ from training.cost import (
     RunCost,
     RunPlan,
     Workload,
+    _chunk_bytes,
     _Kept,
     _working_bytes,
     block_bytes,
     count_per_image,
     estimate,
     extend_in_depth,
+    job_flops,
+    known_device,
     optimizer_bytes,
     passes_of,
     plan_of,
@@ -42,6 +47,7 @@ from training.data.batch import MAX_TOKENS, Batch, TextBatch
 from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
 from training.heads import HeadConfig
+from training.losses.distillation import prototype_losses
 from training.methods.base import Method, Step
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
@@ -242,7 +248,13 @@ def batch_of(rows: int) -> Batch:
 
 def executed(method: Method, rows: int) -> tuple[int, int]:
     """Operations of a step, and bytes that its forward pass keeps."""
-    step = Step(progress=0.5, generator=torch.Generator(), first_row=0, global_rows=rows)
+    step = Step(
+        progress=0.5,
+        generator=torch.Generator(),
+        first_row=0,
+        global_rows=rows,
+        is_logged=False,
+    )
     method.zero_grad()
     kept = _Kept(method)
     hooks = torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor)
@@ -338,8 +350,30 @@ def test_patches_and_their_log_need_no_more_memory_than_planned() -> None:
         return live.peak
 
     kept = sum(count.saved_bytes for count in passes_of(work, global_batch=2).values())
-    an_image = (peak(6) - peak(2)) / 4
-    assert 0.9 * (kept + _working_bytes(work)) < an_image <= kept + _working_bytes(work)
+    planned = kept + _working_bytes(work) + _chunk_bytes(work, images=1)
+    assert 0.9 * planned < (peak(6) - peak(2)) / 4 <= planned
+
+
+def test_the_logits_of_all_tokens_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = HeadConfig(layers=1, bottleneck=8, num_prototypes=4096).build(8)
+
+    def peak(num_tokens: int) -> int:
+        features_TF = torch.randn(num_tokens, 8, requires_grad=True)
+        targets = Softmax(temperature=0.1).of_tokens(
+            torch.randn(num_tokens, 8), torch.randn(4096, 8)
+        )
+        head.zero_grad()
+        live = LiveBytes()
+        with live:
+            prototype_losses(features_TF, head.directions(), targets, 0.1).mean().backward()
+        return live.peak
+
+    whole = peak(1024) - peak(512)
+    monkeypatch.setattr("training.losses.distillation.CHUNK_LOGITS", 64 * 4096)
+    parted = peak(1024) - peak(512)
+    assert whole > _CHUNK_TENSORS * 4 * 512 * 4096 * 0.9
+    assert parted < 0.01 * whole
+    assert peak(1024) < 1.3 * _CHUNK_TENSORS * 4 * 64 * 4096
 
 
 TINY = ModelConfig(dim=16, vision_layers=2, text_layers=2, heads=2, native_size=56, vocab_size=300)
@@ -405,16 +439,42 @@ def test_hours_and_micro_batches_follow_from_speed_and_memory(config: TrainingCo
     assert twice.hours == pytest.approx(found.hours)
     assert (found.batch_per_device, twice.batch_per_device) == (16, 8)
     assert found.micro_batches == 1
-    assert found.memory_bytes == found.state.total + 16 * found.bytes_per_image
+    fixed = found.state.total + found.chunk_bytes
+    assert found.memory_bytes == fixed + 16 * found.bytes_per_image
 
     def on_card_of(memory_bytes: float) -> RunCost:
         card = replace(CARD, memory_bytes=memory_bytes)
         return replace(found, cluster=replace(found.cluster, device=card))
 
-    tight = on_card_of((found.state.total + 5.5 * found.bytes_per_image) / 0.9)
+    tight = on_card_of((fixed + 5.5 * found.bytes_per_image) / 0.9)
     assert (tight.largest_batch, tight.micro_batches) == (5, 4)
-    assert tight.memory_bytes == found.state.total + 4 * found.bytes_per_image
+    assert tight.memory_bytes == fixed + 4 * found.bytes_per_image
     again = ("student, whole image", "text, 2 captions")
     forward = sum(found.passes[name].forward_flops for name in again)
     assert tight.flops_per_image == found.flops_per_image + forward
     assert on_card_of(found.state.total).micro_batches is None
+
+
+@pytest.mark.slow
+def test_students_of_one_job_pay_for_one_pass_of_their_teacher(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = DistillConfig(head=HEAD)
+    student = replace(config, method=method, teacher=Path("runs/none"), accumulate=1)
+    monkeypatch.setattr("training.cost.teacher_config", lambda *_: TEACHER)
+    plan = plan_of(student, num_ranks=2)
+    passes = passes_of(plan.workload, global_batch=16)
+    alone = job_flops([student], num_ranks=2)
+    assert alone == 8 * sum(count.flops for count in passes.values())
+    saved = 8 * passes["teacher, whole image"].flops
+    assert job_flops([student, student], num_ranks=2) == 2 * alone - saved
+    again = ("student, whole image", "text, 2 captions")
+    twice = job_flops([replace(student, accumulate=2)], num_ranks=2)
+    assert twice > 2 * (alone + 8 * sum(passes[name].forward_flops for name in again))
+
+
+def test_an_accelerator_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known_device() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert known_device() is DEVICES["h100"]

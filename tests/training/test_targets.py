@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
+from training.losses.distillation import prototype_losses, token_losses
 from training.losses.sinkhorn import sinkhorn_knopp
 from training.targets import (
     Centering,
@@ -40,7 +41,7 @@ def test_statistics_tell_certain_and_collapsed_targets_from_healthy_ones() -> No
     expected = {"certain": (0.0, 4.0), "collapsed": (0.0, 1.0), "vague": (math.log(4), 4.0)}
     targets = {"certain": certain_BNK, "collapsed": collapsed_BNK, "vague": vague_BNK}
     for name, probs_BNK in targets.items():
-        found = target_statistics(probs_BNK)
+        found = target_statistics((probs_BNK.flatten(0, 1), lambda rows: rows), 4)
         assert set(found) == {"target_entropy", "prototypes_used"}
         assert found["target_entropy"].item() == pytest.approx(expected[name][0], abs=1e-6)
         assert found["prototypes_used"].item() == pytest.approx(expected[name][1])
@@ -74,3 +75,43 @@ def test_every_kind_assigns_each_token_once_without_gradient(kind: TargetKind) -
     assert not list(targets.parameters())
     torch.testing.assert_close(probs_BNK.sum(-1), torch.ones(2, 3))
     assert type(targets).__name__.lower() == kind
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 10**6])
+@pytest.mark.parametrize("kind", get_args(TargetKind))
+def test_losses_of_some_tokens_at_a_time_are_those_of_all(
+    kind: TargetKind, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.losses.distillation.CHUNK_LOGITS", chunk)
+    generator = torch.Generator().manual_seed(0)
+    student_TF, teacher_TF = (torch.randn(7, 3, generator=generator) for _ in range(2))
+    student_KF, teacher_KF = (torch.randn(4, 3, generator=generator) for _ in range(2))
+    student_TF.requires_grad_()
+    student_KF.requires_grad_()
+    found = []
+    for is_whole in (True, False):
+        targets = build_targets(kind, num_prototypes=4, temperature=0.1, momentum=0.5)
+        for _ in range(2):  # the second time with a centre that has moved
+            student_TF.grad = student_KF.grad = None
+            if is_whole:
+                probs_TK = targets(teacher_TF @ teacher_KF.T)
+                loss_T = token_losses(student_TF @ student_KF.T / 0.5, probs_TK)
+                statistics = target_statistics((probs_TK, lambda rows: rows), 4)
+            else:
+                put_off = targets.of_tokens(teacher_TF, teacher_KF)
+                loss_T = prototype_losses(student_TF, student_KF, put_off, 0.5)
+                statistics = target_statistics(put_off, 4)
+            loss_T.mean().backward()
+        assert student_TF.grad is not None
+        assert student_KF.grad is not None
+        found.append(
+            (
+                loss_T.detach(),
+                student_TF.grad,
+                student_KF.grad,
+                *targets.buffers(),
+                *statistics.values(),
+            )
+        )
+    for whole, parted in zip(*found, strict=True):
+        torch.testing.assert_close(parted, whole, rtol=1e-5, atol=1e-6)

@@ -1,8 +1,9 @@
 """The loop: an interrupted run equals an uninterrupted one, and errors stop it."""
 
+import gzip
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import Tipsv2Tokenizer
 
 from tests.training.conftest import TINY_HEAD
-from training.checkpoint import checkpoint_step
+from training.checkpoint import CheckpointWriter, checkpoint_step
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.data.loader import SceneBatches
@@ -18,7 +19,7 @@ from training.methods.base import Method, Step, StepResult
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.observation import Row, read_log
 from training.run import build_method
-from training.trainer import Trainer
+from training.trainer import PROFILE_FOLDER, Trainer
 
 MakeBatches = Callable[..., SceneBatches]
 MakeMethod = Callable[[], Method]
@@ -140,7 +141,7 @@ def test_checkpoints_are_saved_by_the_clock_and_once_at_the_end(
 ) -> None:
     saved: list[int] = []
 
-    def remember(_: Path, *, step: int, **_others: object) -> None:
+    def remember(_: CheckpointWriter, *, step: int, **_others: object) -> None:
         saved.append(step)
 
     method, now_s = make_method(), [0.0]
@@ -149,7 +150,7 @@ def test_checkpoints_are_saved_by_the_clock_and_once_at_the_end(
         now_s[0] += 4.0
 
     monkeypatch.setattr(method, "after_step", tick)
-    monkeypatch.setattr("training.trainer.save_checkpoint", remember)
+    monkeypatch.setattr(CheckpointWriter, "start", remember)
     clock = SimpleNamespace(monotonic=lambda: now_s[0])
     monkeypatch.setattr("training.trainer.time", clock)
     config = replace(tiny_config, checkpoint_every_s=every_s, num_steps=7)
@@ -163,3 +164,28 @@ def test_data_that_ends_too_early_is_an_error(
     config = replace(tiny_config, accumulate=2)
     with pytest.raises(ValueError, match="the data ends after 1 of 6 steps"):
         Trainer(config, make_method(), make_batches(num_steps=3)).train()
+
+
+def test_the_share_of_the_peak_speed_is_logged_if_the_peak_is_known(
+    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
+) -> None:
+    Trainer(tiny_config, make_method(), make_batches(), least_step_s=0.001).train(until=1)
+    Trainer(tiny_config, make_method(), make_batches()).train(until=2)
+    first, second = rows(tiny_config)
+    (step_s, _) = (row["step_s"] for row in read_log(tiny_config.folder))
+    assert first["mfu"] == pytest.approx(0.001 / step_s, abs=1e-4)
+    assert "mfu" not in second
+
+
+def test_some_steps_are_profiled_on_demand(
+    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
+) -> None:
+    with pytest.raises(ValueError, match="profile_steps"):
+        replace(tiny_config, profile_steps=-1)
+    config = replace(tiny_config, profile_steps=1)
+    Trainer(config, make_method(), make_batches()).train()
+    (trace,) = (config.folder / PROFILE_FOLDER).iterdir()
+    with gzip.open(trace) as file:
+        names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep#") for name in names) == 1
+    assert "aten::addmm" in names

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Tipsv2Model
 
-from tests.training.conftest import TINY_HEAD
+from tests.training.conftest import TINY_HEAD, cut_batch
 from training import update as update_module
-from training.data.batch import Batch, TextBatch
+from training.data.batch import Batch
 from training.methods.base import Method, Step, StepResult
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.optim import OptimConfig, build_optimizers
-from training.parallel import ParallelMethod
-from training.update import Precision, Update, UpdateConfig
+from training.parallel import ParallelMethod, Precision
+from training.update import Update, UpdateConfig
 
 OPTIM = OptimConfig(warmup_steps=0, clip_norm=1e9)
 
@@ -49,25 +49,6 @@ class Slope(Method):
 def plain(batch: Batch, value: float) -> Batch:
     """Four images of one colour."""
     return replace(batch, pixels_B3HW=torch.full_like(batch.pixels_B3HW, value))
-
-
-def cut(batch: Batch, part: int, parts: int) -> Batch:
-    """One of several equal micro-batches of a batch whose images all have captions."""
-    size = len(batch.pixels_B3HW) // parts
-    mine = slice(part * size, (part + 1) * size)
-
-    def texts(whole: TextBatch) -> TextBatch:
-        return TextBatch(token_ids_BL=whole.token_ids_BL[mine], mask_BL=whole.mask_BL[mine])
-
-    return replace(
-        batch,
-        pixels_B3HW=batch.pixels_B3HW[mine],
-        captioned_B=batch.captioned_B[mine],
-        cls1=texts(batch.cls1),
-        cls1_ids_T=batch.cls1_ids_T[mine],
-        cls2=texts(batch.cls2),
-        cls2_ids_T=batch.cls2_ids_T[mine],
-    )
 
 
 def build(
@@ -248,7 +229,7 @@ def test_captions_of_all_micro_batches_are_contrasted_as_in_one_large_batch(
         config = PretrainConfig(head=TINY_HEAD, dino_weight=0.0, ibot_weight=0.0)
         method = Pretrain(student_model, config)
         update, _ = build(method, accumulate=parts, precision="float32")
-        row = update([cut(large, part, parts) for part in range(parts)], 0)
+        row = update([cut_batch(large, part, parts) for part in range(parts)], 0)
         found[parts] = (
             row,
             {n: p.grad for n, p in method.named_parameters() if p.grad is not None},

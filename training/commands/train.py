@@ -20,6 +20,7 @@ from training.recipes.from_folder import (
 )
 from training.recipes.scale import SCALE_RECIPES
 from training.run import run as train
+from training.run import run_together
 
 PRETRAIN_HELP = "Pretrain a model on a folder of images with captions."
 DISTILL_HELP = "Distil a teacher into a student on a folder of images, with or without captions."
@@ -36,12 +37,23 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a recipe's job."""
     _add_overrides(parser, "change one setting of the recipe, such as optim.muon_lr=2e-3")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        choices=RECIPES,
+        metavar="RECIPE",
+        help="further students of the same teacher, such as student-s14: they train in the same "
+        "job, on one pass of the teacher",
+    )
 
 
 def run_recipe(options: argparse.Namespace) -> None:
     """Train by the recipe that the job is named after."""
-    folder = train(apply_overrides(RECIPES[options.job](), options.overrides))
-    print(f"The model is in {folder}")
+    names = (options.job, *options.also)
+    configs = [apply_overrides(RECIPES[name](), options.overrides) for name in names]
+    for folder in run_together(configs):
+        print(f"The model is in {folder}")
 
 
 def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,18 +77,27 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of a finished run, or of a Tipsv2Model with config.json and tokenizer.json",
     )
-    _add_folder_options(parser, size="student")
+    _add_folder_options(
+        parser,
+        size="student",
+        nargs="+",
+        more="; several train in one job, on one pass of the teacher",
+    )
 
 
 def run_distill(options: argparse.Namespace) -> None:
     """Inspect the teacher and the images, print what is used, and train."""
-    facts = read_teacher_facts(options.teacher)
-    recipe = distill_folder(_folder_run(options, kind="distilled"), options.teacher, facts)
-    config = apply_overrides(replace(recipe, runs=options.runs), options.overrides)
+    facts, configs = read_teacher_facts(options.teacher), []
+    for size in options.size:
+        name = f"{options.name}-{size}" if options.name and len(options.size) > 1 else options.name
+        student = argparse.Namespace(**{**vars(options), "size": size, "name": name})
+        recipe = distill_folder(_folder_run(student, kind="distilled"), options.teacher, facts)
+        configs.append(apply_overrides(replace(recipe, runs=options.runs), options.overrides))
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this program once per rank
-        print("\n".join(describe_pair(config, facts)), flush=True)
-    folder = train(config)
-    print(f"The student is in {folder}")
+        for config in configs:
+            print("\n".join(describe_pair(config, facts)), flush=True)
+    for folder in run_together(configs):
+        print(f"The student is in {folder}")
 
 
 def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
@@ -85,7 +106,9 @@ def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def _add_folder_options(parser: argparse.ArgumentParser, *, size: str) -> None:
+def _add_folder_options(
+    parser: argparse.ArgumentParser, *, size: str, nargs: str | None = None, more: str = ""
+) -> None:
     """Declare the options of a run on a folder of images; `size` names the model-size option."""
     parser.add_argument(
         "--images",
@@ -98,8 +121,9 @@ def _add_folder_options(parser: argparse.ArgumentParser, *, size: str) -> None:
         f"--{size}",
         dest="size",
         choices=SIZES,
-        default=SMALL,
-        help=f"model size (default {SMALL}: 6 blocks of width 192, for a CPU)",
+        nargs=nargs,
+        default=SMALL if nargs is None else [SMALL],
+        help=f"model size (default {SMALL}: 6 blocks of width 192, for a CPU){more}",
     )
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps (default 1000)")
     parser.add_argument(

@@ -9,7 +9,7 @@ tokens, H W pixels of the global crop, h w pixels of a local crop, E unnamed dra
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class UnnamedDrawings:
     """Close-ups of drawings without a concept's name.
 
     Attributes:
-        pixels_E3hw: float32 in [0, 1].
+        pixels_E3hw: uint8, or float32 in [0, 1].
         titled_E: bool; the drawings with a title.
         titles: A row for each titled drawing, in their order.
         title_ids_T: int64; equal titles have equal ids, on every rank.
@@ -54,8 +54,9 @@ class Batch:
     """One rank's part of a step.
 
     Attributes:
-        pixels_B3HW: The global crops, float32 in [0, 1].
-        locals_CB3hw: The local crops, float32 in [0, 1]; C may be 0.
+        pixels_B3HW: The global crops, uint8 from the loader, which is a quarter of the bytes to
+            the device; float32 in [0, 1] for the losses.
+        locals_CB3hw: The local crops, likewise; C may be 0.
         captioned_B: bool; the images with captions.
         cls1: Captions for CLS1, a row for each captioned image, in their order.
         cls1_ids_T: int64; equal captions have equal ids, on every rank.
@@ -78,6 +79,23 @@ class Batch:
     name_ids_U: Tensor
     present_BU: Tensor
     unnamed: UnnamedDrawings | None = None
+
+
+def with_unit_pixels(batch: Batch) -> Batch:
+    """The same batch with float32 pixels in [0, 1], on its device."""
+    unnamed = batch.unnamed
+    if unnamed is not None:
+        unnamed = replace(unnamed, pixels_E3hw=_unit(unnamed.pixels_E3hw))
+    return replace(
+        batch,
+        pixels_B3HW=_unit(batch.pixels_B3HW),
+        locals_CB3hw=_unit(batch.locals_CB3hw),
+        unnamed=unnamed,
+    )
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    return pixels.float().div_(255.0) if pixels.dtype == torch.uint8 else pixels
 
 
 def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:

@@ -141,7 +141,7 @@ def crop_images(
     """Crop a batch of images, uint8 [3, H, W] each, whose places in the stream follow `first`.
 
     Returns:
-        Global crops [B, 3, H, W] and local crops [C, B, 3, h, w], float32 in [0, 1].
+        Global crops [B, 3, H, W] and local crops [C, B, 3, h, w], uint8.
 
     Raises:
         ValueError: The images have different sizes and no global size is set.
@@ -152,6 +152,5 @@ def crop_images(
         crop_image(image, config, seed=seed, index=index)
         for index, image in enumerate(images, start=first)
     ]
-    pixels_B3HW = torch.stack([whole for whole, _ in crops]).float().div_(255.0)
-    locals_CB3hw = torch.stack([parts for _, parts in crops], dim=1).float().div_(255.0)
-    return pixels_B3HW, locals_CB3hw
+    pixels_B3HW = torch.stack([whole for whole, _ in crops])
+    return pixels_B3HW, torch.stack([parts for _, parts in crops], dim=1)

@@ -124,7 +124,7 @@ class SceneBatches(Dataset[Batch]):
         known = [title for title in titles if title]
         pixels_Ehw3 = torch.from_numpy(np.stack([pixels for pixels, _ in pairs]))
         return UnnamedDrawings(
-            pixels_E3hw=pixels_Ehw3.permute(0, 3, 1, 2).float() / 255,
+            pixels_E3hw=pixels_Ehw3.permute(0, 3, 1, 2).contiguous(),
             titled_E=torch.tensor([bool(title) for title in titles]),
             titles=tokenize(self._tokenizer, known),
             title_ids_T=text_ids(known),

@@ -11,11 +11,14 @@ K candidate names, U distinct captions, D width.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision.datasets import ImageFolder
 
 from model.encoder import Encoder
 from model.segmentation import l2_normalize
@@ -129,11 +132,40 @@ class ClassificationBenchmark:
         cls1_MD = encode_images(encoder, self.images)["cls1"]
         return self.rank(cls1_MD, encode_names(encoder, self.names, templates))
 
+    def quick_scores(self, encoder: Encoder) -> dict[str, float]:
+        """Share of images whose first candidate is right, in percent."""
+        return {f"{self.name}/top-1": round(self.classify(encoder, "tcl").found(1), 2)}
+
     def rank(self, cls1_MD: NDArray[np.float32], classes_KD: NDArray[np.float32]) -> Ranking:
         """Rank all candidates by cosine; neither side need be normalised."""
         scores_MK = l2_normalize(cls1_MD) @ l2_normalize(classes_KD).T
         right_MK = np.asarray(self.labels)[:, None] == np.asarray(self.names)
         return rank(scores_MK, right_MK)
+
+
+_NUM_PROBED = 500
+
+
+def labelled_folder(folder: Path, *, size: int) -> ClassificationBenchmark:
+    """Images in folders of their classes; at most 500, in even steps.
+
+    Args:
+        folder: Holds a folder for each class, named after it; "_" stands for a space.
+        size: Side in pixels to which the middle of each image is scaled.
+
+    Raises:
+        FileNotFoundError: The folder is missing, or one of its folders has no image.
+    """
+    found = ImageFolder(str(folder))
+    kept = found.samples[:: -(-len(found.samples) // _NUM_PROBED)]
+    names = [name.replace("_", " ") for name in found.classes]
+    images = []
+    for path, _ in kept:
+        with Image.open(path) as image:
+            images.append(np.asarray(ImageOps.fit(image.convert("RGB"), (size, size))))
+    return ClassificationBenchmark(
+        name="probe", images=images, labels=[names[label] for _, label in kept], names=names
+    )
 
 
 def plain_images(bank: SpriteBank, drawings: NDArray[np.int64]) -> list[NDArray[np.uint8]]:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from transformers import Tipsv2Tokenizer
 
 from training.data.shards.batches import RunShare
+from training.evaluate.ranking import ClassificationBenchmark
 from training.evaluate.sets import SegmentationBenchmark
 from training.trainer import BatchSource
 
@@ -25,7 +26,7 @@ class Inputs(Protocol):
     def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> BatchSource:
         """One rank's share of the batches of a run."""
 
-    def benchmarks(self) -> Sequence[SegmentationBenchmark]:
+    def benchmarks(self) -> Sequence[SegmentationBenchmark | ClassificationBenchmark]:
         """Development sets that the run is scored on during training; may be empty."""
 
     def facts(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
 from training.data.shards.image_folder import ImageFolder, open_store
 from training.data.shards.manifest import MANIFEST_FILE, ShardStore
 from training.data.shards.sample import BadSample, BrokenList, DataSummary, caption_line
-from training.evaluate.sets import SegmentationBenchmark
+from training.evaluate.ranking import ClassificationBenchmark, labelled_folder
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
@@ -84,9 +84,13 @@ class ImageInputs:
         broken = BrokenList(self._config.folder / name)
         return ImageBatches(self._store, tokenizer, self._data, share, broken=broken)
 
-    def benchmarks(self) -> Sequence[SegmentationBenchmark]:
-        """None, because the images have no masks."""
-        return ()
+    def benchmarks(self) -> Sequence[ClassificationBenchmark]:
+        """The probe, if there is one; the images themselves have no labels."""
+        if self._data.probe is None:
+            return ()
+        size = self._data.crops.global_size
+        assert size is not None  # images from disk are always cropped
+        return (labelled_folder(self._data.probe, size=size),)
 
     def facts(self) -> dict[str, Any]:
         """See `Inputs`."""

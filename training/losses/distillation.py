@@ -1,12 +1,64 @@
 """Distillation from a frozen teacher, by prototypes or by features.
 
-Shapes: B batch, N tokens (patches of an image, or its crops), K prototypes, D the teacher's width.
+Shapes: B batch, N tokens (patches of an image, or its crops), K prototypes, D the teacher's width,
+T any tokens, F width of the bottleneck in which tokens and prototypes are compared.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from training.losses.precision import without_autocast
 from training.losses.reduction import Normalization, reduce_tokens
+
+CHUNK_LOGITS = 2**25
+"""Logits that exist at a time: 134 MB in float32, 1,024 tokens with 32,768 prototypes."""
+
+
+def chunks_of(tokens: Tensor, num_prototypes: int) -> tuple[Tensor, ...]:
+    """Split the rows of a tensor so that each part has `CHUNK_LOGITS` logits at most."""
+    parts: tuple[Tensor, ...] = tokens.split(max(1, CHUNK_LOGITS // num_prototypes))
+    return parts
+
+
+def prototype_losses(
+    student_TF: Tensor,
+    prototypes_KF: Tensor,
+    targets: tuple[Tensor, Callable[[Tensor], Tensor]],
+    temperature: float,
+) -> Tensor:
+    """`token_losses` of a head's features, without the logits of all tokens at once.
+
+    Some tokens at a time are compared with the prototypes, and once more in the backward pass. That
+    is one more product of a few, and saves several tensors of all tokens and prototypes.
+    `torch.nn.functional.linear_cross_entropy` splits only losses whose targets are classes.
+
+    Args:
+        student_TF: On the unit sphere, as the prototypes are.
+        prototypes_KF: The student's.
+        targets: Rows of the teacher, one a token, and the function that turns some of them into
+            their assignments.
+        temperature: Divides the student's cosines.
+
+    Returns:
+        [T]. float32.
+    """
+    rows, assign = targets
+
+    def some(student_SF: Tensor, rows_S: Tensor, prototypes_KF: Tensor) -> Tensor:
+        with without_autocast(student_SF):
+            logits_SK = student_SF @ prototypes_KF.T / temperature
+            return token_losses(logits_SK, assign(rows_S))
+
+    pairs = zip(*(chunks_of(part, len(prototypes_KF)) for part in (student_TF, rows)), strict=True)
+    losses = [
+        checkpoint(some, *pair, prototypes_KF, use_reentrant=False, preserve_rng_state=False)
+        for pair in pairs
+    ]
+    return torch.cat(losses)
 
 
 def token_losses(student_logits_BNK: Tensor, teacher_probs_BNK: Tensor) -> Tensor:

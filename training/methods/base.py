@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_features, vision_tokens
-from training.data.batch import Batch
+from training.data.batch import Batch, with_unit_pixels
 from training.heads import NameContrast
 from training.masking import random_masks
 from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
@@ -27,6 +27,13 @@ from training.targets import Centering
 GlobalToken = Literal["cls1", "cls2"]
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class TeacherPass:
+    """What a frozen teacher makes of one micro-batch: the first student of a job fills it in."""
+
+    tokens: VisionTokens | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
     """Position of a training step, and its source of randomness.
@@ -40,6 +47,7 @@ class Step:
         is_logged: Whether values that are only for the log are computed; the same on all ranks.
         contrast: This micro-batch's share of the contrast of captions; None if it has none, or if
             it is the only micro-batch of its step and contrasts its captions itself.
+        teacher: Shared by the students of one job.
     """
 
     progress: float
@@ -48,6 +56,7 @@ class Step:
     global_rows: int
     is_logged: bool = True
     contrast: ContrastShare | None = None
+    teacher: TeacherPass = field(default_factory=TeacherPass)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,7 +132,7 @@ class Method(nn.Module, ABC):
 
     def forward(self, batch: Batch, step: Step) -> StepResult:
         """Compute the loss of one batch; DDP and FSDP2 hook in here."""
-        return self.training_step(batch, step)
+        return self.training_step(with_unit_pixels(batch), step)
 
     def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
         """Encode whole images; the value path is computed only if a loss term uses it."""
@@ -146,6 +155,7 @@ class Method(nn.Module, ABC):
     def embed_captions(self, batch: Batch, step: Step) -> Tensor:
         """The rows of `training.methods.terms.embed_captions`."""
         locked = step.progress < self.config.text_locked_until
+        batch = with_unit_pixels(batch)
         whole = vision_tokens(self.model, batch.pixels_B3HW)
         return embed_captions(self.model, whole, batch, locked=locked)
 

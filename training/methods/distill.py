@@ -2,7 +2,7 @@
 
 In each step the whole image goes through student and teacher once. With a mask, as in ablations,
 the student encodes the image a second time. Local crops go through the student alone, and predict
-the teacher's assignment of the whole image.
+the teacher's assignment of the whole image. Several students in one job share the teacher's pass.
 
 Shapes: B batch, N patches, C local crops, D the student's width, K prototypes.
 """
@@ -18,7 +18,7 @@ from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.dino import dino_loss
-from training.losses.distillation import feature_loss, token_losses
+from training.losses.distillation import feature_loss, prototype_losses
 from training.losses.ibot import Supervised, loss_by_visibility
 from training.losses.reduction import Normalization, reduce_tokens
 from training.methods.base import (
@@ -154,7 +154,9 @@ class Distill(Method):
         has_patch = config.patch_weight > 0
         has_dino = config.dino_weight > 0 and len(batch.locals_CB3hw) > 0
         if uses_teacher and (has_patch or has_dino):
-            teacher_tokens = self._teacher.encode(batch.pixels_B3HW)
+            if step.teacher.tokens is None:
+                step.teacher.tokens = self._teacher.encode(batch.pixels_B3HW)
+            teacher_tokens = step.teacher.tokens
             if has_patch:
                 terms["patch"], logged = self._patch_term(whole, teacher_tokens, batch, step)
                 loss = loss + config.patch_weight * terms["patch"]
@@ -183,10 +185,14 @@ class Distill(Method):
             )
             return loss, {}
         assert self.head is not None  # there is either a head or a projector
-        targets_BNK = self._teacher.assign_patches(teacher_tokens.patches_BND)
-        logged = target_statistics(targets_BNK) if step.is_logged else {}
-        logits_BNK = self.head(patches_BND) / config.head.student_temperature
-        loss_BN = token_losses(logits_BNK, targets_BNK)
+        targets = self._teacher.assign_patches(teacher_tokens.patches_BND)
+        logged = target_statistics(targets, config.head.num_prototypes) if step.is_logged else {}
+        loss_BN = prototype_losses(
+            self.head.embed(patches_BND).flatten(0, 1),
+            self.head.directions(),
+            targets,
+            config.head.student_temperature,
+        ).view(patches_BND.shape[:2])
         loss = reduce_tokens(loss_BN, counted_BN, config.normalization)
         if step.is_logged and masked_BN is not None:
             logged |= loss_by_visibility(loss_BN, masked_BN)

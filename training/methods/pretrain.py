@@ -17,7 +17,7 @@ from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import HeadConfig, NameContrast
 from training.losses.dino import dino_loss
-from training.losses.distillation import token_losses
+from training.losses.distillation import prototype_losses
 from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
 from training.losses.reduction import Normalization
 from training.methods.base import (
@@ -33,7 +33,7 @@ from training.methods.base import (
 )
 from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
-from training.targets import TargetKind, build_targets, target_statistics
+from training.targets import TargetKind, Targets, build_targets, target_statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,6 @@ class PretrainConfig:
         ibot_weight: beta of the paper, 2.
         ibot_start: Share of the training after which the patch loss starts; 0 in the paper, but in
             small models the patch loss slows down the contrastive loss.
-        head_alone_until: Share of the training until which the patch loss trains the head alone. A
-            new head on a trained encoder would first undo what the encoder has learnt.
-        ibot_ramp_until: Share of the training until which the weight of the patch loss rises from 0
-            to beta, from `head_alone_until` on.
         mask_ratio: 0.75 in the paper; 0 collapses patch-text alignment in pretraining.
         supervised: "all" is iBOT++, "masked" iBOT.
         normalization: Of the patch loss over patches and of DINO over crops. The paper prints sums;
@@ -77,8 +73,6 @@ class PretrainConfig:
     dino_start: float = 0.0
     ibot_weight: float = 2.0
     ibot_start: float = 0.0
-    head_alone_until: float = 0.0
-    ibot_ramp_until: float = 0.0
     mask_ratio: float = 0.75
     supervised: Supervised = "all"
     normalization: Normalization = "mean"
@@ -129,7 +123,7 @@ class Pretrain(Method):
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TARGET_WIDTH)
 
-    def _build_targets(self) -> nn.Module:
+    def _build_targets(self) -> Targets:
         head = self.config.head
         return build_targets(
             self.config.targets,
@@ -153,18 +147,12 @@ class Pretrain(Method):
             teacher_tokens = self._teacher_tokens(whole, batch)
             if has_ibot:
                 terms["ibot"], logged = self._ibot_term(teacher_tokens, batch, step)
-                loss = loss + self._ibot_weight(step.progress) * terms["ibot"]
+                loss = loss + config.ibot_weight * terms["ibot"]
                 terms |= logged
             if has_dino:
                 terms["dino"] = self._dino_term(teacher_tokens, batch)
                 loss = loss + config.dino_weight * terms["dino"]
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
-
-    def _ibot_weight(self, progress: float) -> float:
-        config = self.config
-        first, last = config.head_alone_until, config.ibot_ramp_until
-        is_ramp = first <= progress < last
-        return config.ibot_weight * ((progress - first) / (last - first) if is_ramp else 1.0)
 
     @torch.no_grad()
     def _teacher_tokens(self, whole: VisionTokens, batch: Batch) -> VisionTokens:
@@ -179,14 +167,18 @@ class Pretrain(Method):
         """The loss; for the log its parts by visibility, and statistics of the targets."""
         with torch.no_grad():
             teacher = self.head if self.teacher_head is None else self.teacher_head
-            targets_BNK = self.centering(teacher(teacher_tokens.patches_BND))
-        logged = target_statistics(targets_BNK) if step.is_logged else {}
-        masked_BN = self.draw_masks(teacher_tokens, self.config.mask_ratio, step)
-        with torch.set_grad_enabled(step.progress >= self.config.head_alone_until):
-            student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
-        logits_BNK = self.head(student.patches_BND) / self.config.head.student_temperature
-        loss_BN = token_losses(logits_BNK, targets_BNK)
+            features_BNF = teacher.embed(teacher_tokens.patches_BND)
+            targets = self.centering.of_tokens(features_BNF.flatten(0, 1), teacher.directions())
         config = self.config
+        logged = target_statistics(targets, config.head.num_prototypes) if step.is_logged else {}
+        masked_BN = self.draw_masks(teacher_tokens, config.mask_ratio, step)
+        student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
+        loss_BN = prototype_losses(
+            self.head.embed(student.patches_BND).flatten(0, 1),
+            self.head.directions(),
+            targets,
+            config.head.student_temperature,
+        ).view(masked_BN.shape)
         loss = ibot_loss(loss_BN, masked_BN, config.supervised, normalization=config.normalization)
         if step.is_logged:
             logged |= loss_by_visibility(loss_BN, masked_BN)

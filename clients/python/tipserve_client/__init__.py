@@ -22,6 +22,7 @@ from tipserve_client.errors import (
     Unavailable,
 )
 from tipserve_client.images import ImageInput
+from tipserve_client.requests import Example
 from tipserve_client.results import (
     ClassArea,
     ClassScore,
@@ -41,6 +42,7 @@ __all__ = [
     "ClassScore",
     "Client",
     "DeadlineExceeded",
+    "Example",
     "HalfImageEmbedding",
     "ImageEmbedding",
     "ImageInput",

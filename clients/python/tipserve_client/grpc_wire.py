@@ -148,7 +148,7 @@ def write_request(request: Request) -> Any:
         elif name == "templates":
             fields[name] = _templates(value)
         elif name in {"classes", "background_classes"}:
-            fields[name] = [segment_pb2.SegmentClass(**entry) for entry in value]
+            fields[name] = [_class(entry) for entry in value]
         else:
             fields[name] = value
     if request.method == "embed_texts":
@@ -300,6 +300,20 @@ def vectors(tensor: tensor_pb2.Tensor) -> Any:
 def _number(kind: Any, prefix: str, name: str) -> int:
     numbers: Mapping[str, int] = dict(kind.items())
     return numbers.get(f"{prefix}_{name.upper()}", UNKNOWN_VALUE)
+
+
+def _class(entry: Mapping[str, Any]) -> segment_pb2.SegmentClass:
+    found = segment_pb2.SegmentClass(name=entry["name"], prompts=entry["prompts"])
+    for example in entry.get("examples", ()):
+        one = found.examples.add(image=example["image"])
+        if "point" in example:
+            one.point.x, one.point.y = example["point"]
+        if "box" in example:
+            one.box.left, one.box.top, one.box.width, one.box.height = example["box"]
+        if "mask" in example:
+            one.mask.height, one.mask.width = example["mask"]["size"]
+            one.mask.counts = example["mask"]["counts"]
+    return found
 
 
 def _templates(value: str | list[str]) -> text_pb2.Templates:

@@ -53,7 +53,7 @@ MODELS: Final = "/v1/models"
 JSON: Final = "application/json"
 SAFETENSORS: Final = "application/octet-stream"
 JSON_METHODS: Final = frozenset[Method]({"segment_images", "classify_images"})
-OUTPUTS: Final = ("cls1", "cls2", "patches", "values")
+OUTPUTS: Final = ("cls1", "cls2", "patches", "values", "depth", "normals")
 SCORES: Final = ("label", "name", "probability", "cosine")
 AREAS: Final = ("label", "name", "color", "area_share", "score")
 MODEL_FIELDS: Final = (
@@ -126,7 +126,7 @@ def _text_fields(fields: Mapping[str, Any]) -> dict[str, str] | None:
     for name, value in fields.items():
         if name in {"classes", "background_classes"}:
             names = [entry["name"] for entry in value]
-            has_prompts = any(entry["prompts"] for entry in value)
+            has_prompts = any(entry["prompts"] or "examples" in entry for entry in value)
             # Commas separate the names, and the server strips the spaces around them.
             if has_prompts or not names or any("," in n or n != n.strip() for n in names):
                 return None

@@ -13,14 +13,33 @@ ImageInputs = ImageInput | Iterable[ImageInput]
 # Number format of embeddings; None is the server's default, float32.
 Dtype = Literal["float32", "float16", "int8"]
 Float32 = Literal["float32"] | None
-Output = Literal["cls1", "cls2", "patches", "values"]
+Output = Literal["cls1", "cls2", "patches", "values", "depth", "normals"]
 Fit = Literal["squash", "aspect"]
 MapSize = Literal["image", "model"]
 MaskSize = Literal["image", "model", "patch"]
 Features = Literal["values", "patches"]
 Templates = Literal["none", "tcl"] | Sequence[str]
-# Class names, or a mapping from each name to its prompts.
-Classes = Mapping[str, Sequence[str]] | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """Patches that show a class, for `segment`; without a point, box or mask the whole image.
+
+    Attributes:
+        image: Index of the image in the request, from 0.
+        point: x and y in pixels: the patch around it.
+        box: Left, top, width and height in pixels: the patches within it.
+        mask: Run lengths as pycocotools writes them, `size` and `counts`, in the image's size.
+    """
+
+    image: int = 0
+    point: tuple[float, float] | None = None
+    box: tuple[float, float, float, float] | None = None
+    mask: Mapping[str, Any] | None = None
+
+
+# Class names, or a mapping from each name to its prompts or its examples.
+Classes = Mapping[str, Sequence[str] | Sequence[Example]] | Sequence[str]
 GlobalFeatures = Literal["cls1", "cls2"]
 FeatureKind = Literal["colors", "component", "groups"]
 Method = Literal[
@@ -248,5 +267,24 @@ def class_list(classes: Classes, param: str) -> list[dict[str, Any]]:
     if isinstance(classes, str):
         raise InvalidRequest(f"{param}: give a list.", code="invalid_field", param=param)
     if isinstance(classes, Mapping):
-        return [{"name": name, "prompts": list(prompts)} for name, prompts in classes.items()]
+        return [{"name": name, **_described(given)} for name, given in classes.items()]
     return [{"name": name, "prompts": []} for name in classes]
+
+
+def _described(given: Sequence[str] | Sequence[Example]) -> dict[str, Any]:
+    """Prompts, or examples with the fields of REST."""
+    found: dict[str, Any] = {"prompts": [one for one in given if isinstance(one, str)]}
+    examples = [_example(one) for one in given if isinstance(one, Example)]
+    return found | ({"examples": examples} if examples else {})
+
+
+def _example(example: Example) -> dict[str, Any]:
+    fields: dict[str, Any] = {"image": example.image}
+    for name in ("point", "box"):
+        if getattr(example, name) is not None:
+            fields[name] = list(getattr(example, name))
+    if example.mask is not None:
+        counts = example.mask["counts"]
+        text = counts.decode() if isinstance(counts, bytes) else counts
+        fields["mask"] = {"size": list(example.mask["size"]), "counts": text}
+    return fields

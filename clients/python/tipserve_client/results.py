@@ -38,19 +38,23 @@ class Int8Vectors:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VectorsOfImage(Generic[VectorsT]):
-    """Embeddings of one image; outputs that were not requested are None.
+    """Embeddings and maps of one image; outputs that were not requested are None.
 
     Attributes:
         cls1: Global embedding, trained on web captions, [D].
         cls2: Global embedding, trained on descriptions of whole scenes, [D].
         patches: One embedding for each patch, [h, w, D].
         values: The value-path embeddings that zero-shot segmentation uses, [h, w, D].
+        depth: Depth in metres, [8 h, 8 w].
+        normals: Surface normals of unit length, [8 h, 8 w, 3].
     """
 
     cls1: VectorsT | None = None
     cls2: VectorsT | None = None
     patches: VectorsT | None = None
     values: VectorsT | None = None
+    depth: FloatArray | None = None
+    normals: FloatArray | None = None
 
 
 class ImageEmbedding(VectorsOfImage[FloatArray]):
@@ -133,6 +137,12 @@ class Instance:
         lengths = read_counts(self.counts)
         is_inside = np.arange(len(lengths)) % 2 == 1
         return np.repeat(is_inside, lengths).reshape(width, height).T
+
+    @property
+    def crop(self) -> NDArray[np.bool_]:
+        """The pixels within the box."""
+        left, top, right, bottom = self.xyxy
+        return self.mask[top:bottom, left:right]
 
 
 def read_counts(text: str) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from model.graphs import Precision, graph_file
 from model.package import ModelPackage, Progress
 from model.runtime.base import SharedGraphCache
-from model.runtime.loaded_graphs import graph_digest, loaded_graphs
+from model.runtime.loaded_graphs import graph_digest, loaded_graphs, with_tapped
 from model.runtime.tensorrt.buffers import ElementType
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError, GpuLibraries
 from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache, EngineKey
@@ -254,7 +254,8 @@ def keys_for(
             "choose one of these, or another runtime"
         )
     keys = []
-    for graph in loaded_graphs(package.manifest, "tensorrt", precision):
+    loaded = loaded_graphs(package.manifest, "tensorrt", precision)
+    for graph in with_tapped(loaded, package.manifest, "tensorrt"):
         package.file(graph.file)
         if graph.precision != precision:
             LOGGER.info(

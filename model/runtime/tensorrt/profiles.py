@@ -147,8 +147,12 @@ def profiles_for(part: Part, manifest: Manifest, options: EngineOptions) -> tupl
     """
     if part == "text":
         return _text_profiles(manifest.max_text_tokens, options)
-    unit = manifest.size_multiple if part == "vision" else manifest.map_multiple
-    return _image_profiles(manifest, unit, options)
+    if part == "vision":
+        return _image_profiles(manifest, manifest.size_multiple, options)
+    profiles = _image_profiles(manifest, manifest.map_multiple, options)
+    if not manifest.num_taps:
+        return profiles
+    return tuple(_taps(profile["pixel_values"], manifest) for profile in profiles)
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int | None:
@@ -198,6 +202,18 @@ def _images(
         for batch, height, width in zip(batches, heights, widths, strict=True)
     )
     return {"pixel_values": ShapeRange(low, best, high)}
+
+
+def _taps(pixels: ShapeRange, manifest: Manifest) -> Profile:
+    """What a head reads of images in this range."""
+    count, width, patch = manifest.num_taps, manifest.embed_dim, manifest.patch_size
+    shapes = (pixels.smallest, pixels.best, pixels.largest)
+    return {
+        "tap_cls": ShapeRange(*((batch, count, width) for batch, *_ in shapes)),
+        "tap_patches": ShapeRange(
+            *((batch, count, h // patch, w // patch, width) for batch, _, h, w in shapes)
+        ),
+    }
 
 
 def _text_profiles(max_tokens: int, options: EngineOptions) -> tuple[Profile, ...]:

@@ -1,7 +1,7 @@
 """TensorRT on one GPU: engines in float32, bfloat16 or float16."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -48,10 +48,10 @@ class TensorRtRuntime(GraphRuntime):
         libraries, options = load(), options or usual_options(share)
         device = device_facts(libraries, options.device_index)
         keys = keys_for(package, choice.precision, device=device, options=options)
-        key_of = {key.part: key for key in keys}
+        key_of = {(key.part, key.precision): key for key in keys}
 
         def open_graph(graph: LoadedGraph) -> TensorRtGraph:
-            key = key_of[graph.part]
+            key = key_of[graph.part, graph.precision]
             # Equal for lanes of this process that may share an engine.
             facts = json.dumps(key.facts(), sort_keys=True)
             shared_key = id(libraries.trt), options.device_index, facts
@@ -66,7 +66,7 @@ class TensorRtRuntime(GraphRuntime):
             cleanup.callback(super().close)
             super().__init__(package, choice, open_graph)
             for task in self.tasks:
-                self._graph(task)
+                self._graph(self._sources[task])
             self._cleanup = cleanup.pop_all()
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class TensorRtGraph:
         self._lane, self._executor = lane, executor
         self._call: InterruptibleCall | None = None
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
         """Compute every output; see `Graph.run`."""
         call = self._call = InterruptibleCall()
         try:

@@ -41,12 +41,34 @@ MASK_SIZE_MODEL: MaskSize
 MASK_SIZE_PATCH: MaskSize
 
 class SegmentClass(_message.Message):
-    __slots__ = ("name", "prompts")
+    __slots__ = ("name", "prompts", "examples")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     name: str
     prompts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ...) -> None: ...
+    examples: _containers.RepeatedCompositeFieldContainer[ClassExample]
+    def __init__(self, name: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ..., examples: _Optional[_Iterable[_Union[ClassExample, _Mapping]]] = ...) -> None: ...
+
+class Point(_message.Message):
+    __slots__ = ("x", "y")
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    x: float
+    y: float
+    def __init__(self, x: _Optional[float] = ..., y: _Optional[float] = ...) -> None: ...
+
+class ClassExample(_message.Message):
+    __slots__ = ("image", "point", "box", "mask")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    POINT_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    image: int
+    point: Point
+    box: Box
+    mask: RunLengths
+    def __init__(self, image: _Optional[int] = ..., point: _Optional[_Union[Point, _Mapping]] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., mask: _Optional[_Union[RunLengths, _Mapping]] = ...) -> None: ...
 
 class SegmentImagesRequest(_message.Message):
     __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial", "include_instances", "min_area_share", "size")

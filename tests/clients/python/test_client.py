@@ -54,6 +54,18 @@ async def embeddings(client: Any, images: list[bytes], dtype: str | None) -> dic
     }
 
 
+async def test_maps_come_beside_embeddings(
+    serving: Serving, encode_image: Encode, asking: Asking
+) -> None:
+    async with serving() as server, asking.client(server) as client:
+        outputs = ["cls1", "depth", "normals"]
+        (found,) = await client.embed_images(encode_image(), outputs=outputs, dtype="float16")
+        (depth_hw,) = await client.depth(encode_image(), size="model")
+    np.testing.assert_allclose(found.depth, depth_hw, rtol=1e-5)
+    assert (found.cls1.dtype, found.depth.dtype) == (np.float16, np.float32)
+    assert found.normals.shape == (*depth_hw.shape, 3)
+
+
 async def test_answers_are_those_of_the_data_plane(
     serving: Serving, encode_image: Encode, asking: Asking
 ) -> None:
@@ -100,8 +112,8 @@ async def test_answers_are_those_of_the_data_plane(
             weighted = sum(one.area * one.score for one in own)
             assert weighted == pytest.approx(mean_score[label] * sum(one.area for one in own))
             for one in own:
-                left, top, right, bottom = one.xyxy
-                assert one.mask[top:bottom, left:right].sum() == one.area
+                assert one.crop.shape == one.box[:1:-1]
+                assert one.crop.sum() == one.area
                 assert one.name == ("dog", "sky")[label - 1]
     assert best.probability >= 0.5
     assert best.name in classes

@@ -1,6 +1,7 @@
 """Images and options become requests."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tipserve_client import InvalidRequest
+from tipserve_client import Example, InvalidRequest, grpc_wire, http_wire
 from tipserve_client.images import encode_image
-from tipserve_client.requests import as_images, class_list, make_request
+from tipserve_client.requests import Request, as_images, class_list, make_request
 
 
 def decoded(raw: bytes) -> Any:
@@ -62,6 +63,27 @@ def test_classes_are_names_or_names_with_prompts() -> None:
     assert class_list({"dog": ["a dog"]}, "classes") == [{"name": "dog", "prompts": ["a dog"]}]
     with pytest.raises(InvalidRequest, match="give a list"):
         class_list("dog", "classes")
+
+
+def test_examples_have_their_fields_and_need_json() -> None:
+    mask = {"size": (2, 3), "counts": b"6"}
+    examples = [Example(point=(1, 2)), Example(image=1, box=(0, 0, 1, 1)), Example(mask=mask)]
+    fields = {"classes": class_list({"dog": examples}, "classes")}
+    (entry,) = fields["classes"]
+    assert entry == {
+        "name": "dog",
+        "prompts": [],
+        "examples": [
+            {"image": 0, "point": [1, 2]},
+            {"image": 1, "box": [0, 0, 1, 1]},
+            {"image": 0, "mask": {"size": [2, 3], "counts": "6"}},
+        ],
+    }
+    request = Request(method="segment_images", images=(b"x",), fields=fields)
+    assert json.loads(http_wire.write_request(request)["content"])["classes"] == [entry]
+    (sent,) = grpc_wire.write_request(request).classes
+    assert (sent.examples[0].point.y, sent.examples[1].image) == (2, 1)
+    assert sent.examples[2].mask.counts == "6"
 
 
 def test_unreadable_images_of_a_partial_request_are_sent_empty() -> None:

@@ -54,7 +54,7 @@ def test_a_folder_of_transformers_becomes_a_package(
     convert(request_(base), tmp_path / "out", steps.append)
     (content,) = contents
     draft = content.draft
-    assert (draft.name, draft.variant, draft.licence) == ("student", "w32d2", "cc-by-4.0")
+    assert (draft.name, draft.variant, draft.licence) == ("student", "w32d4", "cc-by-4.0")
     assert draft.zero_shot.model_dump() == {
         "features": "values",
         "templates": "tcl",

@@ -1,5 +1,8 @@
 """The dense graphs compute what transformers computes, at every size that they accept."""
 
+import math
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,14 @@ import pytest
 import torch
 from transformers import Tipsv2DptForDensePrediction
 
-from model.export.dense import trace_dense
-from model.graphs import DENSE_TASKS, DenseTask, graph_file
+from model.export.dense import DenseHead, TappedVision
+from model.graphs import DENSE_TASKS, TAPS, DenseTask, Part, graph_file
+from model.package import ModelPackage
 from model.parity.reference import DENSE_FIELDS
+from model.runtime.load import load_runtime
 from model.runtime.openvino_runtime import openvino_core
+
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def onnx_session(path: Path) -> Any:
@@ -22,29 +29,44 @@ def onnx_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", DENSE_TASKS)
-def test_maps_are_as_in_transformers(
-    tiny_graphs: Path, tiny_dense: Tipsv2DptForDensePrediction, task: DenseTask
-) -> None:
-    path = tiny_graphs / graph_file(task)
+SIZES = [(1, 56, 56), (2, 28, 84), (1, 84, 28), (3, 112, 56), (1, 28, 28)]
+
+
+def load(folder: Path, runtime: str, part: Part) -> Run:
+    path = folder / graph_file(part)
+    if runtime == "onnx":
+        session = onnx_session(path)
+        names = [output.name for output in session.get_outputs()]
+        return lambda inputs: dict(zip(names, session.run(None, inputs), strict=True))
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    session, compiled = onnx_session(path), openvino_core().compile_model(path, "CPU", exact)
-    for batch, height, width in [(1, 56, 56), (2, 28, 84), (1, 84, 28), (3, 112, 56), (1, 28, 28)]:
+    compiled = openvino_core().compile_model(path, "CPU", exact)
+    return lambda inputs: {port.any_name: array for port, array in compiled(inputs).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_maps_are_as_in_transformers(
+    tiny_graphs: Path, tiny_dense: Tipsv2DptForDensePrediction, runtime: str
+) -> None:
+    vision = load(tiny_graphs, runtime, "vision")
+    heads = {task: load(tiny_graphs, runtime, task) for task in DENSE_TASKS}
+    for batch, height, width in SIZES:
         pixels = np.random.default_rng(0).random((batch, 3, height, width), dtype=np.float32)
         with torch.no_grad():
-            reference = getattr(tiny_dense(torch.from_numpy(pixels)), DENSE_FIELDS[task]).numpy()
-        inputs = {"pixel_values": pixels}
-        for ours in (session.run(None, inputs)[0], compiled(inputs)[0]):
-            assert ours.shape == reference.shape
-            atol = 1e-5 * np.abs(reference).max()
-            np.testing.assert_allclose(ours, reference, rtol=0, atol=atol)
+            reference = tiny_dense(torch.from_numpy(pixels))
+        outputs = vision({"pixel_values": pixels})
+        taps = {name: outputs[name] for name in TAPS}
+        for task, head in heads.items():
+            ours, theirs = head(taps)[task], getattr(reference, DENSE_FIELDS[task]).numpy()
+            assert ours.shape == theirs.shape
+            atol = 1e-5 * np.abs(theirs).max()
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
-def test_depth_is_in_metres_and_varies(tiny_graphs: Path) -> None:
+def test_depth_is_in_metres_and_varies(dense_package: ModelPackage) -> None:
     pixels = np.random.default_rng(1).random((1, 3, 56, 56), dtype=np.float32)
-    session = onnx_session(tiny_graphs / graph_file("depth"))
-    depth_BHW = session.run(None, {"pixel_values": pixels})[0]
+    with closing(load_runtime(dense_package, runtime="onnx")) as runtime:
+        depth_BHW = runtime.estimate("depth", pixels)
     assert 0.001 <= depth_BHW.min() <= depth_BHW.max() <= 10
     assert depth_BHW.std() > 0.01
 
@@ -67,30 +89,24 @@ def test_axes_are_free_and_resizes_are_those_that_parsers_take(
         assert not settings.get("antialias", 0)
 
 
-def test_the_backbone_is_stored_once(
+def test_a_head_has_no_weights_of_the_tower(
     tiny_graphs: Path, tiny_dense: Tipsv2DptForDensePrediction
 ) -> None:
-    graphs = [
-        onnx.load(tiny_graphs / graph_file(task), load_external_data=False).graph
-        for task in DENSE_TASKS
-    ]
-    places = [
-        {entry.key: entry.value for entry in weight.external_data}
-        for graph in graphs
-        for weight in graph.initializer
-        if weight.external_data
-    ]
-    assert {place["location"] for place in places} == {"dense_model.onnx.data"}
-    layers = tiny_dense.backbone.encoder.layer
-    num_matrices = sum(1 for weight in layers.parameters() if weight.ndim == 2)
-    assert len({place["offset"] for place in places}) <= len(places) - 2 * num_matrices
+    for task in DENSE_TASKS:
+        head = DenseHead(tiny_dense, task)
+        num_head = sum(weight.numel() for weight in head.parameters())
+        graph = onnx.load(tiny_graphs / graph_file(task)).graph
+        num_written = sum(math.prod(weight.dims) for weight in graph.initializer)
+        # Shapes and the bins of depth are constants too.
+        assert abs(num_written - num_head) < 200
 
 
-def test_odd_rows_of_patches_are_an_error(tiny_graphs: Path) -> None:
+@pytest.mark.parametrize("grid_hw", [(3, 4), (4, 5)])
+def test_odd_rows_of_patches_are_an_error(tiny_graphs: Path, grid_hw: tuple[int, int]) -> None:
     session = onnx_session(tiny_graphs / graph_file("normals"))
-    for size_hw in [(42, 56), (56, 70)]:
-        with pytest.raises(Exception, match="broadcast"):
-            session.run(None, {"pixel_values": np.zeros((1, 3, *size_hw), dtype=np.float32)})
+    taps = np.zeros((1, 4, 32), np.float32), np.zeros((1, 4, *grid_hw, 32), np.float32)
+    with pytest.raises(Exception, match="broadcast"):
+        session.run(None, dict(zip(TAPS, taps, strict=True)))
 
 
 def test_a_backbone_without_its_last_norm_is_refused(
@@ -98,4 +114,4 @@ def test_a_backbone_without_its_last_norm_is_refused(
 ) -> None:
     monkeypatch.setattr(tiny_dense.backbone.config, "apply_layernorm", False)
     with pytest.raises(ValueError, match="apply_layernorm=True"):
-        next(trace_dense(tiny_dense))
+        TappedVision(tiny_dense)

@@ -1,6 +1,6 @@
 """The tiny model's reference, and a runtime whose outputs tests change."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +33,10 @@ class Altered:
         self.change_mask: Callable[[TokenArray], TokenArray] = lambda mask: mask
         self.dense: dict[DenseTask, Callable[[FloatArray], FloatArray]] = {}
 
-    def encode_images(self, pixels_B3HW: FloatArray) -> VisionOutput:
+    def encode_images(
+        self, pixels_B3HW: FloatArray, tasks: Sequence[DenseTask] = ()
+    ) -> VisionOutput:
+        assert not tasks
         output = self._runtime.encode_images(pixels_B3HW)
         copied = replace(output, patches_BND=output.patches_BND.copy())
         return self.change_vision(copied)

@@ -3,7 +3,8 @@
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from operator import is_
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.graphs import TAPS, Part, Precision
 from model.manifest import FileEntry
 from model.package import ModelPackage, PackageError, open_package, write_manifest
 from model.runtime.base import Interrupted, MissingRuntimeError, Runtime, SharedGraphCache
 from model.runtime.choice import RuntimeChoice
+from model.runtime.graph_runtime import Arrays, GraphRuntime
 from model.runtime.load import NEEDS_GPU, RUNTIMES, load_chosen, load_runtime
+from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import this_hardware
 
 CPU_RUNTIMES = sorted(RUNTIMES.keys() - NEEDS_GPU)
@@ -236,3 +240,73 @@ def test_a_package_without_graphs_is_refused(tiny_package: ModelPackage, tmp_pat
     write_manifest(folder, tiny_package.manifest)
     with pytest.raises(PackageError, match=r"no file 'onnx/vision_model\.onnx'"):
         load_runtime(open_package(folder), runtime="onnx")
+
+
+class StandInGraph:
+    """A graph that records what it reads, and returns any output that is asked for."""
+
+    def __init__(self) -> None:
+        self.read: list[set[str]] = []
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        self.read.append(set(inputs))
+        return {name: np.zeros((1, 1), np.float32) for name in outputs}
+
+    def interrupt(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def stand_in_runtime(
+    dense_package: ModelPackage, precision: Precision, **changed: object
+) -> tuple[GraphRuntime, dict[tuple[Part, Precision], StandInGraph]]:
+    """A runtime on stand-in graphs of the package, and these graphs."""
+    made: dict[tuple[Part, Precision], StandInGraph] = {}
+
+    def open_graph(graph: LoadedGraph) -> StandInGraph:
+        return made.setdefault((graph.part, graph.precision), StandInGraph())
+
+    package = replace(dense_package, manifest=dense_package.manifest.model_copy(update=changed))
+    choice = replace(fp32("openvino"), precision=precision)
+    return GraphRuntime(package, choice, open_graph), made
+
+
+def test_embeddings_and_heads_share_a_pass_through_the_tower(dense_package: ModelPackage) -> None:
+    runtime, graphs = stand_in_runtime(dense_package, "fp32")
+    output = runtime.encode_images(SMALL, ("depth", "normals"))
+    assert set(output.maps) == {"depth", "normals"}
+    assert graphs["vision", "fp32"].read == [{"pixel_values"}]
+    assert graphs["depth", "fp32"].read == graphs["normals", "fp32"].read == [set(TAPS)]
+    assert set(graphs) == {(part, "fp32") for part in ("vision", "text", "depth", "normals")}
+
+
+def test_a_head_reads_a_tower_of_its_own_precision(dense_package: ModelPackage) -> None:
+    runtime, graphs = stand_in_runtime(dense_package, "bf16")
+    runtime.encode_images(SMALL, ("depth", "normals"))
+    reads = {graph: made.read for graph, made in graphs.items() if made.read}
+    assert reads == {
+        ("vision", "bf16"): [{"pixel_values"}],
+        ("normals", "bf16"): [set(TAPS)],
+        ("vision", "fp32"): [{"pixel_values"}],
+        ("depth", "fp32"): [set(TAPS)],
+    }
+
+
+def test_heads_of_earlier_packages_have_their_own_tower(dense_package: ModelPackage) -> None:
+    runtime, graphs = stand_in_runtime(dense_package, "fp32", num_taps=0)
+    runtime.estimate("depth", SMALL)
+    runtime.encode_images(SMALL, ("normals",))
+    assert graphs["depth", "fp32"].read == graphs["normals", "fp32"].read == [{"pixel_values"}]
+    assert graphs["vision", "fp32"].read == [{"pixel_values"}]
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_one_pass_gives_what_separate_ones_give(dense_package: ModelPackage, name: str) -> None:
+    with closing(load_chosen(dense_package, fp32(name))) as runtime:
+        pixels = np.random.default_rng(0).random((2, 3, 56, 84), np.float32)
+        together = runtime.encode_images(pixels, ("depth", "normals"))
+        alone = runtime.encode_images(pixels)
+        for field in ("cls1_BD", "cls2_BD", "patches_BND", "values_BND"):
+            np.testing.assert_array_equal(getattr(together, field), getattr(alone, field))
+        for task, array in together.maps.items():
+            np.testing.assert_array_equal(array, runtime.estimate(task, pixels))

@@ -1,16 +1,21 @@
 """The console script: its commands, exit statuses and error messages."""
 
 import importlib
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from service.commands import models
-from service.commands.program import COMMANDS, FAILED, PROGRAMS, WRONG_USAGE, main
+from service.bulk.embedding import Dtype
+from service.commands import embed, models
+from service.commands.program import COMMANDS, EXTRAS, FAILED, PROGRAMS, WRONG_USAGE, main
+from service.settings import Settings, load_settings
 
 
 def test_the_console_script_is_declared(project_root: Path) -> None:
@@ -54,7 +59,7 @@ def test_an_unknown_option_is_an_error(command: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("given", "becomes"),
     [
-        (["serve", "--http-port=0"], ["-m", "service", "--http-port=0"]),
+        (["serve", "--http-port=0"], ["-m", "service", "serve", "--http-port=0"]),
         (["show", "bundled"], ["-m", "model", "show", "bundled"]),
         (["convert", "a", "b"], ["-m", "model", "convert", "a", "b"]),
     ],
@@ -121,9 +126,68 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("service.bulk")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "service.commands.embed", raising=False)
+    monkeypatch.delitem(sys.modules, "service.commands.embed_job", raising=False)
     monkeypatch.delitem(sys.modules, "service.commands.progress", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
     assert "pip install 'tipserve[cli]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["-m service", "script"])
+def test_a_module_of_the_working_folder_hides_none_of_ours(
+    project_root: Path, tmp_path: Path, start: str
+) -> None:
+    work, scripts = tmp_path / "work", tmp_path / "scripts"
+    for folder in (work, scripts):
+        folder.mkdir()
+    for name in ("model", "training", "numpy"):
+        (work / f"{name}.py").write_text("raise SystemExit('hidden')")
+    script = scripts / "tipserve"
+    script.write_text("from service.commands.program import main\nmain(['serve', '--show-config'])")
+    command = ["-m", "service", "--show-config"] if start == "-m service" else [str(script)]
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(project_root)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "http_port = 8000" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_needs_no_optional_package(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [*EXTRAS, "tipserve_client"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [
+        name for name in sys.modules if name.startswith(("service.commands.", "service.bulk"))
+    ]:
+        if name != "service.commands.program":
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: tipserve {command}" in capsys.readouterr().out
+
+
+def test_the_number_formats_are_those_of_a_job() -> None:
+    assert get_args(Dtype) == embed.DTYPES
+
+
+def test_help_of_the_server_shows_no_python_types(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings(["--help"], {}, "tipserve serve")
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert text.startswith("usage: tipserve serve [options]")
+    assert not re.search(r"tuple|Settings|lambda|default factory|None|SecretStr", text)
+    assert re.search(r"--http-port NUMBER .*\(default: 8000\)", " ".join(text.split()))
+    named = set(re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE))
+    assert named == {name.replace("_", "-") for name in Settings.model_fields}

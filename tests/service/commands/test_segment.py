@@ -1,17 +1,23 @@
 """Masks as files, by a fake engine or by the bundled model in this process."""
 
 import io
+import json
+import shutil
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
-from model.winner_map import Labels
-from service.commands.program import FAILED, main
-from service.engines.engine import ImageRefused
+from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
+from service.engines.engine import EngineError, ImageRefused, Mask, MaskInstance, ModelSummary
 from service.messages import SegmentImagesRequest
+
+RUNS = "Z12V1000nU2"  # rows 2 and 3 of columns 1 to 3
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def image(tmp_path: Path) -> Path:
 def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("mask.png", "mask.npy", "seen.png")]
     for file in files:
-        options = ["--overlay"] if file.stem == "seen" else []
+        options = ["--format=overlay"] if file.stem == "seen" else []
         arguments = ["segment", str(image), "--classes= apple ,night", "-o", str(file)]
         assert main([*arguments, *options]) == 0
     labels_HW = np.load(files[1], allow_pickle=False)
@@ -44,18 +50,40 @@ def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> 
 class FakeEngine:
     """Finds the first class everywhere, and refuses an image that is not a PNG file."""
 
-    def segment(self, request: SegmentImagesRequest) -> Labels:
+    window = 2
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self.most_images = 1000
+
+    def segment(self, request: SegmentImagesRequest) -> "Future[Mask]":
+        if self.num_images == self.most_images:
+            raise EngineError("the server has gone")
+        self.num_images += 1
         (image,) = request.images
         assert isinstance(image, bytes)
-        if not image.startswith(b"\x89PNG"):
-            raise ImageRefused("the image cannot be decoded", "invalid_image")
-        return np.ones((40, 60), np.uint8)
+        done: Future[Mask] = Future()
+        if image.startswith(b"\x89PNG"):
+            instance = MaskInstance(label=1, area=6, box=(1, 2, 3, 2), score=0.75, counts=RUNS)
+            found = (instance,) * request.include_instances
+            done.set_result(Mask(labels_HW=np.ones((40, 60), np.uint8), instances=found))
+        else:
+            done.set_exception(ImageRefused("the image cannot be decoded", "invalid_image"))
+        return done
+
+    def models(self) -> list[ModelSummary]:
+        names = dict.fromkeys(("variant", "runtime", "precision", "device", "fingerprint"), "x")
+        sizes = dict.fromkeys(("embed_dim", "patch_size", "native_size"), 1)
+        return [ModelSummary(name="fake", outputs=("values",), **names, **sizes)]  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = nullcontext(FakeEngine())
-    monkeypatch.setattr("service.commands.segment.opened_engine", lambda options: engine)
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    engine = FakeEngine()
+    monkeypatch.setattr(
+        "service.commands.segment.opened_engine", lambda options: nullcontext(engine)
+    )
+    return engine
 
 
 @pytest.mark.usefixtures("fake_engine")
@@ -73,8 +101,12 @@ def test_an_image_is_read_from_standard_input(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--classes=a", "-o", "mask.jpg"], "--output must end in .png or .npy, not mask.jpg."),
-        (["--classes=a", "-o", "mask.npy", "--overlay"], "--output must end in .png"),
+        (
+            ["--classes=a", "-o", "mask.jpg"],
+            "--output must end in .png or .npy for --format mask, not mask.jpg.",
+        ),
+        (["--classes=a", "-o", "mask.npy", "--format=overlay"], "--output must end in .png"),
+        (["--classes=a", "-o", "mask.png", "--format=coco"], "must end in .json for --format coco"),
         (
             [f"--classes={','.join(map(str, range(256)))}", "-o", "m.png"],
             "256 classes given, at most 255",
@@ -106,3 +138,50 @@ def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     file.write_bytes(b"nonsense")
     assert main(["segment", str(file), "--classes=a", "-o", str(tmp_path / "m.png")]) == FAILED
     assert f"{file}: the image cannot be decoded" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
+    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.png", "b.png", "d.png", "more/e.png"):
+        shutil.copy(image, folder / name)
+    (folder / "c.jpg").write_bytes(b"nonsense")
+    file = tmp_path / "found.json"
+    command = ["segment", str(folder), "--classes=dog,cat", "--format=coco", "-o", str(file)]
+    assert main([*command[:3], "-o", str(tmp_path / "mask.png")]) == FAILED
+    assert "--format mask is of one image; coco takes a folder" in capsys.readouterr().err
+    fake_engine.most_images = 4
+    assert main(command) == FAILED
+    assert not file.exists()
+    journal = tmp_path / "found.json.journal"
+    lines = journal.read_bytes()
+    assert lines.count(b"\n") == 4  # the record and three images; the fourth was in flight
+    journal.write_bytes(lines + b'{"file_name": "d.p')  # a crash cut the line off
+    fake_engine.num_images, fake_engine.most_images = 0, 1000
+    assert main([*command, "--min-area-share=0.5"]) == FAILED
+    assert "with other options (min_area_share: was 0.001" in capsys.readouterr().err
+    assert main(command) == DONE_WITH_SKIPPED_IMAGES
+    assert fake_engine.num_images == 2
+    assert "4 instances in 4 images" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "found.errors.jsonl", "found.json", "image.png", "photos"
+    ]  # fmt: skip
+    (skipped,) = map(json.loads, (tmp_path / "found.errors.jsonl").read_text().splitlines())
+    assert (skipped["file_name"], skipped["code"]) == ("c.jpg", "invalid_image")
+    read = COCO(str(file))
+    names = [one["file_name"] for one in read.loadImgs(read.getImgIds())]
+    assert names == ["a.png", "b.png", "d.png", "more/e.png"]
+    assert [one["name"] for one in read.loadCats(read.getCatIds())] == ["dog", "cat"]
+    for annotation in read.loadAnns(read.getAnnIds()):
+        mask_HW = read.annToMask(annotation)
+        assert mask_HW.shape == (40, 60)
+        assert mask_HW[2:4, 1:4].all()
+        assert mask_HW.sum() == annotation["area"] == 6
+        assert coco_mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
+    results = read.loadRes(json.loads(file.read_text())["annotations"])
+    assert [one["score"] for one in results.loadAnns(results.getAnnIds())] == [0.75] * 4
+    assert main(command) == DONE
+    assert fake_engine.num_images == 2

@@ -36,7 +36,11 @@ async def test_both_protocols_give_the_same_results_and_errors(
             "patches": (2, 2, 8)
         }
         prompts = (SegmentClass(name="dog", prompts=("a dog",)), SegmentClass(name="sky"))
-        labels_HW = engine.segment(SegmentImagesRequest(images=(image,), classes=prompts))
+        labels_HW = (
+            engine.segment(SegmentImagesRequest(images=(image,), classes=prompts))
+            .result()
+            .labels_HW
+        )
         assert labels_HW.shape == (30, 40)
         (model,) = engine.models()
         assert (model.name, model.embed_dim, "text" in model.outputs) == ("fake", 8, False)
@@ -49,7 +53,7 @@ async def test_both_protocols_give_the_same_results_and_errors(
             SegmentImagesRequest(images=(image,), classes=classes(2), model="other"),
         ):
             with pytest.raises(EngineError):
-                engine.segment(request)
+                engine.segment(request).result()
         engine.close()
 
     async with serving(**limits) as server:

@@ -41,6 +41,7 @@ from service.grpc.generated import (
     text_pb2,
 )
 from service.messages import (
+    ClassExample,
     Classification,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
@@ -56,6 +57,7 @@ from service.messages import (
     GlobalFeatures,
     ImageOutput,
     MapSize,
+    RunLengths,
     Segmentation,
     SegmentClass,
     SegmentImagesRequest,
@@ -90,8 +92,32 @@ CONVERSIONS = [
     ),
 ]
 DOG = (
-    [segment_pb2.SegmentClass(name="dog", prompts=["a"])],
-    (SegmentClass(name="dog", prompts=("a",)),),
+    [
+        segment_pb2.SegmentClass(name="dog", prompts=["a"]),
+        segment_pb2.SegmentClass(
+            name="cat",
+            examples=[
+                segment_pb2.ClassExample(),
+                segment_pb2.ClassExample(image=1, point=segment_pb2.Point(x=1, y=2)),
+                segment_pb2.ClassExample(box=segment_pb2.Box(left=1, top=2, width=3, height=4)),
+                segment_pb2.ClassExample(
+                    mask=segment_pb2.RunLengths(height=2, width=3, counts="6")
+                ),
+            ],
+        ),
+    ],
+    (
+        SegmentClass(name="dog", prompts=("a",)),
+        SegmentClass(
+            name="cat",
+            examples=(
+                ClassExample(),
+                ClassExample(image=1, point=(1, 2)),
+                ClassExample(box=(1, 2, 3, 4)),
+                ClassExample(mask=RunLengths(size_hw=(2, 3), counts="6")),
+            ),
+        ),
+    ),
 )
 TEMPLATES = text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=["the {}"]))
 # A value of each field on the wire and in the message. Zero and false are values, not absences.

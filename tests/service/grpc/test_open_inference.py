@@ -162,7 +162,7 @@ async def test_an_invalid_message_is_refused_with_the_reason(
         (request_of(contents=pb.InferTensorContents(int_contents=[1])), "bytes_contents"),
         (newer, "field number 100"),
         (labels, "classification is not supported"),
-        (shared, "shared memory"),
+        (shared, "shared_memory_byte_size"),
     ):
         code, details = await ask(server, "ModelInfer", request)
         assert (code, reason in details) == ("INVALID_ARGUMENT", True), details

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from service.outputs.contours import class_polygons, class_runs, compress_counts, simplify
+from service.outputs.contours import (
+    class_polygons,
+    class_runs,
+    compress_counts,
+    read_counts,
+    simplify,
+)
 
 Labels = NDArray[np.unsignedinteger]
 # pycocotools' own code is older than NumPy 2.
@@ -45,6 +51,7 @@ def check_runs(labels_HW: Labels, num_classes: int) -> None:
         is_in_HW = np.asfortranarray(labels_HW == label)
         expected = coco.encode(is_in_HW.astype(np.uint8))
         assert text == expected["counts"].decode()
+        assert read_counts(text).tolist() == run.counts.tolist()
         assert run.area == coco.area(expected) == is_in_HW.sum()
         assert list(run.box) == coco.toBbox(expected).tolist()
         plain = {"size": is_in_HW.shape, "counts": run.counts.tolist()}

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
+from service.open_inference.tensors import InputTensor
 from service.rest.open_inference import parse_infer
 from service.server import Server
 from tests.service.conftest import LIMITS, Encode, Serving
@@ -159,6 +160,18 @@ async def test_a_request_for_every_output_gets_those_of_its_inputs(
     assert refused.status_code == 422
 
 
+async def test_a_request_counts_for_all_stages_or_as_a_cache_hit(
+    client: httpx.AsyncClient,
+) -> None:
+    """As `perf_analyzer` checks."""
+    for _ in range(3):
+        await client.post(INFER, json={"inputs": [TEXT]})
+    (stats,) = (await client.get("/v2/models/fake/stats")).json()["model_stats"]
+    counts = {name: total["count"] for name, total in stats["inference_stats"].items()}
+    assert (counts["success"], counts["queue"], counts["cache_hit"]) == (3, 3, 2)
+    assert {counts[f"compute_{stage}"] for stage in ("input", "infer", "output")} == {1}
+
+
 async def test_parameters_of_triton_are_ignored(client: httpx.AsyncClient) -> None:
     parameters = {"triton_enable_empty_final_response": True, "triton_other": "x"}
     answer = await client.post(INFER, json={"inputs": [TEXT], "parameters": parameters})
@@ -193,6 +206,8 @@ async def test_metadata_configuration_and_readiness(client: httpx.AsyncClient) -
         "cls1": [-1, 8],
         "cls2": [-1, 8],
         "text_embeddings": [-1, 8],
+        "depth": [-1, -1, -1],
+        "normals": [-1, -1, -1, 3],
     }
     assert [t["name"] for t in model["inputs"]] == ["image", "pixels", "pixel_values", "text"]
     config = (await client.get("/v2/models/fake/config")).json()
@@ -297,7 +312,8 @@ def test_random_bytes_after_the_json_are_read_or_refused(
     header = str(len(head) if length is None else length)
     with suppress(InvalidRequest):
         _, (read,) = parse_infer(head + blob, header, LIMITS)
-        assert struct.pack("<I", size - 4) + read.elements[0] == blob
+        assert isinstance(read, InputTensor)
+        assert struct.pack("<I", size - 4) + bytes(read.elements[0]) == blob
 
 
 async def test_a_huge_shape_of_binary_data_is_refused(client: httpx.AsyncClient) -> None:

@@ -85,8 +85,8 @@ def test_the_images_of_a_batch_are_numbered_from_the_first(image: Tensor) -> Non
     assert locals_CB3hw.shape == (3, 2, 3, 14, 14)
     for row in range(2):
         whole, parts = crop_image(image, CONFIG, seed=1, index=7 + row)
-        torch.testing.assert_close(pixels_B3HW[row], whole / 255)
-        torch.testing.assert_close(locals_CB3hw[:, row], parts / 255)
+        torch.testing.assert_close(pixels_B3HW[row], whole)
+        torch.testing.assert_close(locals_CB3hw[:, row], parts)
 
 
 def test_images_of_different_sizes_need_a_global_crop(image: Tensor) -> None:

@@ -65,7 +65,7 @@ def test_a_batch_is_what_its_scenes_say_without_their_masks(
     batch = make_batches(batch_size=8)[0]
     scenes = [compose_scene(source, index, CONFIG) for index in range(8)]
     for row, scene in enumerate(scenes):
-        expected = torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) / 255
+        expected = torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1)
         torch.testing.assert_close(batch.pixels_B3HW[row], expected)
     names = sorted({name for scene in scenes for name in scene.captions.names})
     present = [[name in scene.captions.names for name in names] for scene in scenes]
@@ -119,7 +119,7 @@ def test_a_stage_with_unnamed_drawings_adds_them_to_the_batch(
     assert drawings is not None
     expected = [unnamed.image(index) for index in range(6)]
     for row, (pixels_SS3, title) in enumerate(expected):
-        image = torch.from_numpy(pixels_SS3).permute(2, 0, 1) / 255
+        image = torch.from_numpy(pixels_SS3).permute(2, 0, 1)
         torch.testing.assert_close(drawings.pixels_E3hw[row], image)
         assert drawings.titled_E[row].item() is bool(title)
     titles = [title for _, title in expected if title]

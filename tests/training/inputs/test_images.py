@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
@@ -12,11 +13,13 @@ from training.data.shards.batches import RunShare, ShardsConfig
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import DataSummary
 from training.data.shards.writing import ShardPlan, build_shards
+from training.evaluate.ranking import ClassificationBenchmark
 from training.inputs.images import BROKEN_FILE, ImageInputs, check_losses, describe_losses
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
-from training.run import open_inputs
+from training.observation import read_log
+from training.run import open_inputs, run
 
 Configure = Callable[[Path], TrainingConfig]
 MakeFolder = Callable[..., Path]
@@ -43,6 +46,29 @@ def test_the_tokenizer_learns_from_the_captions_alone(
     assert inputs.tokenizer_texts() == ["image 0", "all of image 0", "image 1", "image 2"]
     assert inputs.warm_up_texts() == inputs.tokenizer_texts()
     assert inputs.benchmarks() == ()
+
+
+def test_a_run_is_scored_on_the_folders_of_its_probe(
+    on_images: Configure, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("red_panda", "cat", "cat", "cat")):
+        path = tmp_path / "probe" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 30), (60 * number, 0, 0)).save(path)
+    config = on_images(make_folder(alt=6))
+    assert isinstance(config.data, ShardsConfig)
+    data = replace(config.data, probe=tmp_path / "probe")
+    with pytest.raises(ValueError, match="set validate_every above 0"):
+        replace(config, data=data)
+    config = replace(config, data=data, validate_every=2)
+    (probe,) = open_inputs(config).benchmarks()
+    assert isinstance(probe, ClassificationBenchmark)
+    assert (list(probe.names), len(probe.images)) == (["cat", "red panda"], 4)
+    assert {image.shape for image in probe.images} == {(28, 28, 3)}
+    run(config)
+    scores = [row.get("probe/top-1") for row in read_log(config.folder)]
+    assert scores[0] is None
+    assert all(score in (0, 25, 50, 75, 100) for score in scores[1:])
 
 
 def test_broken_images_are_listed_in_the_runs_folder(

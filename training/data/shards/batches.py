@@ -111,6 +111,8 @@ class ShardsConfig:
         limits: Images outside these limits are skipped.
         seed: Seed of the order, the crops and the choice of captions.
         num_workers: Processes that prefetch batches.
+        probe: Folder with a folder of images for each class, named after it: the run is scored on
+            them at each validation, by zero-shot classification. Up to 500 images are taken.
     """
 
     folder: Path
@@ -120,6 +122,7 @@ class ShardsConfig:
     limits: ImageLimits = DEFAULT_LIMITS
     seed: int = 0
     num_workers: int = 1
+    probe: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the window."""

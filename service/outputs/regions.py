@@ -130,7 +130,8 @@ def class_scores(runs: Runs, sum_R: Floats, num_classes: int) -> tuple[float, ..
     """Mean probability of each class over its pixels; 0 for a class without a pixel."""
     sums = np.bincount(runs.label_R, sum_R, num_classes + 1)[1:]
     counts = np.bincount(runs.label_R, runs.num_pixels, num_classes + 1)[1:]
-    return tuple((sums / np.maximum(counts, 1)).tolist())
+    # Sums of float32 may exceed their number in the last digits.
+    return tuple(np.minimum(sums / np.maximum(counts, 1), 1).tolist())
 
 
 def find_instances(
@@ -155,7 +156,7 @@ def find_instances(
                 label=int(runs.label_R[own_R[0]]),
                 area=one.area,
                 box=one.box,
-                score=float(sums[index] / areas[index]),
+                score=min(1.0, float(sums[index] / areas[index])),
                 counts=one.counts,
             )
         )

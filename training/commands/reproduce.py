@@ -2,11 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from training.data.folder import DataFolder
-from training.reproduce.plan import ReproductionPlan, Scale, smoke
-from training.reproduce.runner import make_benchmarks, make_runs
-from training.reproduce.tables import write_tables
+from training.reproduce.cells import cached_cells
+from training.reproduce.page import describe_result, write_page
+from training.reproduce.plan import Scale, digest, smoke
+from training.reproduce.runner import Setup, run_all
+from training.reproduce.texts import cached_texts
 
 HELP = "Measure the paper's effects in miniature, over several seeds; resumes after a stop."
 
@@ -17,31 +22,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, default=Path("data"), help="the data job's folder (default data)"
     )
     parser.add_argument(
-        "--runs", type=Path, help="folder of runs (default runs/reproduce; with --smoke runs/smoke)"
+        "--runs",
+        type=Path,
+        help="folder of cells and models (default runs/reproduce; with --smoke runs/smoke)",
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run (default 0 1 2)"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=list(range(6)),
+        help="seeds to run (default 0 to 5)",
     )
     parser.add_argument(
-        "--output", type=Path, help="Markdown file of results (default RESULTS.md in --runs)"
+        "--results",
+        type=Path,
+        help="folder of one JSON file for each arm and seed (default results in --runs)",
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="run every variant at toy size, in seconds"
+        "--output", type=Path, help="Markdown page of the results (default RESULTS.md in --runs)"
     )
     parser.add_argument(
-        "--report-only", action="store_true", help="write the tables of existing runs; run nothing"
+        "--smoke", action="store_true", help="run every arm at toy size, in seconds"
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="write the page of existing results only"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Make the missing runs, and rewrite the tables after each."""
-    folder = options.runs or Path("runs") / ("smoke" if options.smoke else "reproduce")
-    output = options.output or folder / "RESULTS.md"
+    """Train and measure the missing arms, and rewrite the page after each."""
     scale = smoke() if options.smoke else Scale()
-    runs = ReproductionPlan(scale=scale, data=options.data, runs=folder).all_runs(options.seeds)
+    runs = options.runs or Path("runs") / ("smoke" if options.smoke else "reproduce")
+    results = options.results or runs / "results"
+    output = options.output or runs / "RESULTS.md"
     if not options.report_only:
-        data = DataFolder(path=options.data)
-        benchmarks = make_benchmarks(data, size=scale.size, num_scenes=scale.num_scenes)
-        make_runs(runs, benchmarks, after_each=lambda: write_tables(runs, output))
-    write_tables(runs, output)
-    print(f"The results are in {output}")
+        torch.set_num_threads(1)
+        cells = runs / f"cells-{digest(scale.cells)}"
+        sets = cached_cells(DataFolder(path=options.data), scale.cells, cells)
+        texts = cached_texts(sets["train"], scale.width, cells)
+
+        def report(result: dict[str, Any]) -> None:
+            print(describe_result(result), flush=True)
+            write_page(results, scale, output)
+
+        setup = Setup(scale=scale, sets=sets, texts=texts, runs=runs)
+        run_all(setup, options.seeds, results=results, after_each=report)
+    write_page(results, scale, output)
+    print(f"The page is {output}")

@@ -16,7 +16,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "brown": (120, 80, 50), "beige": (225, 210, 180), "gray": (130, 130, 130),
     "white": (243, 243, 243), "black": (25, 25, 25),
 }  # fmt: skip
-_PATTERNS = ("plain", "gradient", "stripes", "checker", "mottled")
+_PLAIN = ("plain", "gradient")
+_TEXTURED = ("stripes", "checker", "mottled")
 
 # Photos of Debian's lomiri-wallpapers-16.04 under CC0 or CC-BY-4.0: file, description, split.
 # The file names are the package's.
@@ -52,7 +53,7 @@ def load_photos(folder: Path, split: str) -> tuple[Photo, ...]:
 
 
 def draw_background(
-    rng: np.random.Generator, size: int, photos: Sequence[Photo]
+    rng: np.random.Generator, size: int, photos: Sequence[Photo], *, is_textured: bool = False
 ) -> tuple[NDArray[np.float32], str]:
     """Draw a background.
 
@@ -60,6 +61,7 @@ def draw_background(
         rng: Source of every choice.
         size: Side in pixels.
         photos: Half of the backgrounds are crops of these, where there are any.
+        is_textured: Whether plain colours and gradients are left out.
 
     Returns:
         float32 [size, size, 3] in 0..255, and a phrase such as "on a plain red background".
@@ -68,7 +70,8 @@ def draw_background(
         return _photo_crop(rng, size, photos[int(rng.integers(len(photos)))])
     names = list(COLOURS)
     first, second = rng.choice(len(names), 2, replace=False)
-    pattern = _PATTERNS[rng.integers(len(_PATTERNS))]
+    patterns = _TEXTURED if is_textured else _PLAIN + _TEXTURED
+    pattern = patterns[rng.integers(len(patterns))]
     weight_HW, phrase = _pattern(rng, size, pattern, (names[first], names[second]))
     jitter = rng.normal(0, 14, (2, 3))
     colours = np.array([COLOURS[names[first]], COLOURS[names[second]]]) + jitter

@@ -44,6 +44,7 @@ class SceneConfig:
         common_share: Share of objects drawn from the everyday words.
         twin_share: Share of further objects of the first object's concept ("two dogs").
         augment: Augmentation of drawings.
+        is_textured: Whether plain backgrounds are left out.
     """
 
     size: int = 112
@@ -54,6 +55,7 @@ class SceneConfig:
     common_share: float = 0.5
     twin_share: float = 0.08
     augment: AugmentConfig = NO_AUGMENT
+    is_textured: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -219,7 +221,7 @@ def _try_scene(
 ) -> tuple[Scene, int]:
     """Compose once; returns the scene and the number of its visible objects."""
     side, concepts = config.size, all_concepts()
-    canvas, phrase = draw_background(rng, side, source.photos)
+    canvas, phrase = draw_background(rng, side, source.photos, is_textured=config.is_textured)
     owner = np.full((side, side), -1, np.int32)
     placed: list[tuple[int, float, tuple[float, float], int]] = []
     chosen = _choose_objects(rng, source, config, count)

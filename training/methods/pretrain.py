@@ -49,6 +49,10 @@ class PretrainConfig:
         ibot_weight: beta of the paper, 2.
         ibot_start: Share of the training after which the patch loss starts; 0 in the paper, but in
             small models the patch loss slows down the contrastive loss.
+        head_alone_until: Share of the training until which the patch loss trains the head alone. A
+            new head on a trained encoder would first undo what the encoder has learnt.
+        ibot_ramp_until: Share of the training until which the weight of the patch loss rises from 0
+            to beta, from `head_alone_until` on.
         mask_ratio: 0.75 in the paper; 0 collapses patch-text alignment in pretraining.
         supervised: "all" is iBOT++, "masked" iBOT.
         normalization: Of the patch loss over patches and of DINO over crops. The paper prints sums;
@@ -73,6 +77,8 @@ class PretrainConfig:
     dino_start: float = 0.0
     ibot_weight: float = 2.0
     ibot_start: float = 0.0
+    head_alone_until: float = 0.0
+    ibot_ramp_until: float = 0.0
     mask_ratio: float = 0.75
     supervised: Supervised = "all"
     normalization: Normalization = "mean"
@@ -147,12 +153,18 @@ class Pretrain(Method):
             teacher_tokens = self._teacher_tokens(whole, batch)
             if has_ibot:
                 terms["ibot"], logged = self._ibot_term(teacher_tokens, batch, step)
-                loss = loss + config.ibot_weight * terms["ibot"]
+                loss = loss + self._ibot_weight(step.progress) * terms["ibot"]
                 terms |= logged
             if has_dino:
                 terms["dino"] = self._dino_term(teacher_tokens, batch)
                 loss = loss + config.dino_weight * terms["dino"]
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
+
+    def _ibot_weight(self, progress: float) -> float:
+        config = self.config
+        first, last = config.head_alone_until, config.ibot_ramp_until
+        is_ramp = first <= progress < last
+        return config.ibot_weight * ((progress - first) / (last - first) if is_ramp else 1.0)
 
     @torch.no_grad()
     def _teacher_tokens(self, whole: VisionTokens, batch: Batch) -> VisionTokens:
@@ -172,7 +184,8 @@ class Pretrain(Method):
         config = self.config
         logged = target_statistics(targets, config.head.num_prototypes) if step.is_logged else {}
         masked_BN = self.draw_masks(teacher_tokens, config.mask_ratio, step)
-        student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
+        with torch.set_grad_enabled(step.progress >= config.head_alone_until):
+            student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
         loss_BN = prototype_losses(
             self.head.embed(student.patches_BND).flatten(0, 1),
             self.head.directions(),

@@ -1,422 +1,240 @@
-"""The runs that measure the paper's effects in miniature, and the comparisons for each effect.
+"""The arms of the miniature: what each trains, from what it starts, and who teaches it.
 
-All runs of a seed start from the same weights and see the same scenes, so they differ only in the
-method. Runs are ordered by seed, so that after a stop some seeds are complete. The variants in LAST
-follow after all seeds, because no main verdict depends on them.
+All arms of a seed see the same scenes in the same order and, except for students, start from the
+same weights, so their differences are paired.
 
 Source: TIPSv2, arXiv:2604.12012; the tables of its ablations.
 """
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from training.config import DataConfig, ModelConfig, TrainingConfig
+from transformers import Tipsv2Config
+
+from training.config import TrainingConfig
 from training.data.captions import SCENE_CAPTIONS, CaptionSampling
-from training.data.folder import EMOJI_TRAIN_STYLES
-from training.data.loader import Stage
-from training.data.scenes import SceneConfig
-from training.heads import SMALL_HEAD, HeadConfig
+from training.heads import HeadConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
+from training.reproduce.cells import CellConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Sizes that all runs share.
+    """Sizes that all arms share.
 
     Attributes:
-        model: Teachers and students alike.
+        cells: The scenes.
+        width: D of teachers and students.
+        layers: Blocks on top of the cells.
+        heads: Attention heads.
         head: The prototype head.
-        size: Side in pixels of the scenes, in the last stage and in the benchmarks.
-        close_up_size: Side of the first stage's images of one drawing each.
-        close_up_share: Share of a start's steps that are close-ups.
-        batch_size: Scenes per step.
-        warm_up_steps: Of a start's text tower.
-        start_steps: Contrastive steps before the patch loss starts; shared by variants.
-        pretrain_steps: Steps of each pretraining variant after its start.
-        distill_steps: Steps of each student, from random vision weights.
-        optim: Peaks and warm-up.
-        num_scenes: Scenes in each test set; validation has half as many.
+        batch_size: Scenes of a step.
+        start_steps: Of contrast, before the arms branch off.
+        pretrain_steps: Of each arm after the start.
+        head_alone: Share of these steps in which the patch loss trains the head alone.
+        ramp: Share of these steps at which the patch loss has its whole weight.
+        distill_steps: Of each student.
+        optim: Peaks and warm-up of starts and students.
+        branch_optim: Of the arms that continue from the start; a high peak would first undo it.
     """
 
-    model: ModelConfig = field(
-        default_factory=lambda: ModelConfig(
-            dim=128, vision_layers=4, text_layers=2, heads=2, native_size=70
+    cells: CellConfig = field(default_factory=CellConfig)
+    width: int = 96
+    layers: int = 6
+    heads: int = 3
+    head: HeadConfig = field(
+        default_factory=lambda: HeadConfig(
+            layers=2, hidden=192, bottleneck=64, num_prototypes=256, ema_momentum=0.98
         )
     )
-    head: HeadConfig = SMALL_HEAD
-    size: int = 70
-    close_up_size: int = 56
-    close_up_share: float = 0.33
-    batch_size: int = 64
-    warm_up_steps: int = 400
-    start_steps: int = 600
-    pretrain_steps: int = 250
-    distill_steps: int = 350
+    batch_size: int = 48
+    start_steps: int = 360
+    pretrain_steps: int = 150
+    head_alone: float = 0.15
+    ramp: float = 0.3
+    distill_steps: int = 160
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(muon_lr=9e-3, adamw_lr=3e-3, warmup_steps=50)
+        default_factory=lambda: OptimConfig(optimizer="adamw", adamw_lr=2e-3, warmup_steps=20)
     )
-    num_scenes: int = 300
+    branch_optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(optimizer="adamw", adamw_lr=1e-3, warmup_steps=20)
+    )
 
-    @property
-    def teacher_steps(self) -> int:
-        """Steps of a teacher with its start."""
-        return self.start_steps + self.pretrain_steps
-
-    @property
-    def scenes(self) -> Stage:
-        """Scenes of one to three everyday objects."""
-        return Stage(scenes=SceneConfig(size=self.size, common_share=1.0))
-
-    @property
-    def close_ups_then_scenes(self) -> tuple[Stage, ...]:
-        """The curriculum of a start."""
-        close_ups = SceneConfig(
-            size=self.close_up_size,
-            count_weights=(1.0,),
-            min_size=0.6,
-            max_size=1.0,
-            common_share=1.0,
+    def model(self) -> Tipsv2Config:
+        """Blocks whose image is the grid: one cell is one patch, its width the channels."""
+        return Tipsv2Config(
+            # The towers share a width. This one is never run: texts have fixed vectors.
+            text_config={
+                "vocab_size": 2,
+                "hidden_size": self.width,
+                "intermediate_size": self.width,
+                "num_hidden_layers": 1,
+                "num_attention_heads": self.heads,
+            },
+            vision_config={
+                "hidden_size": self.width,
+                "num_hidden_layers": self.layers,
+                "num_attention_heads": self.heads,
+                "image_size": self.cells.grid,
+                "patch_size": 1,
+                "num_channels": self.cells.width,
+            },
+            temperature_init_value=0.07,
         )
-        return Stage(until=self.close_up_share, scenes=close_ups), self.scenes
 
 
 def smoke() -> Scale:
-    """A toy size for tests: every variant takes seconds, and the scores mean nothing."""
+    """A toy size for tests: an arm takes a second, and the scores mean nothing."""
     return Scale(
-        model=ModelConfig(
-            dim=32, vision_layers=2, text_layers=1, heads=2, native_size=28, vocab_size=400
-        ),
-        head=HeadConfig(hidden=32, bottleneck=16, num_prototypes=24),
-        size=28,
-        close_up_size=28,
+        cells=CellConfig(grid=4, width=8, num_train=8, num_val=3, num_test=3),
+        width=16,
+        layers=2,
+        heads=2,
+        head=HeadConfig(layers=2, hidden=16, bottleneck=8, num_prototypes=12),
         batch_size=4,
-        warm_up_steps=0,
         start_steps=2,
-        pretrain_steps=2,
-        distill_steps=3,
-        optim=OptimConfig(warmup_steps=1),
-        num_scenes=3,
+        pretrain_steps=4,
+        distill_steps=2,
+        optim=OptimConfig(optimizer="adamw", warmup_steps=1),
+        branch_optim=OptimConfig(optimizer="adamw", warmup_steps=1),
     )
 
 
-ONE_CAPTION = CaptionSampling(cls1=("alt",), cls2=("alt",))
-START = "start"
-ONE_CAPTION_START = "one-caption-start"
-# The paper's pretraining, and the teacher of most students.
-RECIPE = "ibot++"
-# The paper's distillation.
-STUDENT = "student"
-# The same with as many scenes as its teacher.
-LONG_STUDENT = "student-long"
-# The averaged encoder of the run "full-ema".
-AVERAGED = "full-ema, the average"
-LAST = ("no-ema", "student-of-ibot", LONG_STUDENT)
-# All seeds share the tokenizer and the warmed-up text tower of this one.
-_TEXT_SEED = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRun:
-    """One run of the trainer.
+class Arm:
+    """One training of each seed.
 
     Attributes:
-        variant: Name in comparisons.
-        seed: Of the repetition.
-        config: The configuration; a teacher is a run earlier in the list.
-        text_from: Folder of the run whose tokenizer and warmed-up text tower it copies.
-        is_measured: Whether the tables show it.
+        name: Also the name of its result.
+        method: What it trains.
+        num_steps: Its length.
+        start: The arm whose model it starts from; None for random weights.
+        teacher: The arm that teaches it.
+        captions: Which captions supervise which CLS token.
     """
 
-    variant: str
-    seed: int
-    config: TrainingConfig
-    text_from: Path | None = None
-    is_measured: bool = True
-
-    @property
-    def has_average(self) -> bool:
-        """Whether it has an averaged encoder, which is measured as AVERAGED."""
-        method = self.config.method
-        return isinstance(method, PretrainConfig) and method.ema == "full"
+    name: str
+    method: PretrainConfig | DistillConfig
+    num_steps: int
+    start: str | None = None
+    teacher: str | None = None
+    captions: CaptionSampling = SCENE_CAPTIONS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReproductionPlan:
-    """All runs of a scale.
-
-    Attributes:
-        scale: Sizes.
-        data: Data folder.
-        runs: Parent of the seeds' folders.
-    """
-
-    scale: Scale
-    data: Path
-    runs: Path
-
-    def all_runs(self, seeds: Sequence[int]) -> list[PlannedRun]:
-        """Runs of all seeds in order; each follows those that it needs."""
-        by_seed = [self._seed_runs(seed) for seed in seeds]
-        first = [run for runs in by_seed for run in runs if run.variant not in LAST]
-        return first + [run for runs in by_seed for run in runs if run.variant in LAST]
-
-    def _seed_runs(self, seed: int) -> list[PlannedRun]:
-        recipe = self._pretrain()
-        methods = {
-            RECIPE: recipe,
-            "ibot": replace(recipe, supervised="masked"),
-            "contrastive": replace(recipe, ibot_weight=0.0),
-            "full-ema": replace(recipe, ema="full"),
-            "no-ema": replace(recipe, ema="none"),
-        }
-        teachers = [self._continued(seed, name, method) for name, method in methods.items()]
-        students = [
-            self._student(seed, name, method, teacher)
-            for name, (method, teacher) in self._distillations().items()
-        ]
-        return [
-            self._start(seed, START, SCENE_CAPTIONS),
-            *teachers,
-            *students,
-            self._start(seed, ONE_CAPTION_START, ONE_CAPTION),
-            self._continued(seed, "one-caption", recipe, captions=ONE_CAPTION),
-        ]
-
-    def _distillations(self) -> dict[str, tuple[DistillConfig, str]]:
-        """Method and teacher of each student."""
-        recipe = DistillConfig(
-            dino_weight=0.0,
-            head=self.scale.head,
-            mask_ratio=0.0,
-            text_start="teacher",
-            text_frozen=False,
-            text_locked_until=0.0,
-        )
-        masked = replace(recipe, mask_ratio=0.75)
-        return {
-            STUDENT: (recipe, RECIPE),
-            "student-mask-75": (masked, RECIPE),
-            "student-masked-only": (replace(masked, supervised="masked"), RECIPE),
-            "student-alone": (replace(recipe, patch_weight=0.0), RECIPE),
-            "student-of-ibot": (recipe, "ibot"),
-            LONG_STUDENT: (recipe, RECIPE),
-        }
-
-    def _pretrain(self) -> PretrainConfig:
-        return PretrainConfig(dino_weight=0.0, head=self.scale.head)
-
-    def _start(self, seed: int, name: str, captions: CaptionSampling) -> PlannedRun:
-        config = self._config(
-            seed,
-            name,
-            replace(self._pretrain(), ibot_weight=0.0),
-            num_steps=self.scale.start_steps,
-            data=self._data(seed, 0, self.scale.close_ups_then_scenes, captions),
-        )
-        config = replace(config, text_warmup_steps=self.scale.warm_up_steps)
-        first = self.runs / f"seed-{_TEXT_SEED}" / START
-        return PlannedRun(
-            variant=name,
-            seed=seed,
-            config=config,
-            text_from=None if first == config.folder else first,
-            is_measured=False,
-        )
-
-    def _continued(
-        self,
-        seed: int,
-        name: str,
-        method: PretrainConfig,
-        *,
-        captions: CaptionSampling = SCENE_CAPTIONS,
-    ) -> PlannedRun:
-        config = self._config(
-            seed,
-            name,
-            method,
-            num_steps=self.scale.pretrain_steps,
-            data=self._data(seed, 1, (self.scale.scenes,), captions),
-        )
-        start = START if captions == SCENE_CAPTIONS else ONE_CAPTION_START
-        config = replace(config, start=config.runs / start)
-        return PlannedRun(variant=name, seed=seed, config=config)
-
-    def _student(self, seed: int, name: str, method: DistillConfig, teacher: str) -> PlannedRun:
-        is_long = name == LONG_STUDENT
-        config = self._config(
-            seed,
-            name,
-            method,
-            num_steps=self.scale.teacher_steps if is_long else self.scale.distill_steps,
-            data=self._data(seed, 2, (self.scale.scenes,), SCENE_CAPTIONS),
-            teacher=teacher,
-        )
-        return PlannedRun(variant=name, seed=seed, config=config)
-
-    def _data(
-        self, seed: int, part: int, stages: tuple[Stage, ...], captions: CaptionSampling
-    ) -> DataConfig:
-        # Stages and seeds see different scenes.
-        return DataConfig(
-            folder=self.data,
-            styles=EMOJI_TRAIN_STYLES,
-            stages=stages,
-            captions=captions,
-            seed=1000 + 10 * seed + part,
-            num_workers=0,
-        )
-
-    def _config(
-        self,
-        seed: int,
-        name: str,
-        method: PretrainConfig | DistillConfig,
-        *,
-        num_steps: int,
-        data: DataConfig,
-        teacher: str | None = None,
-    ) -> TrainingConfig:
-        runs = self.runs / f"seed-{seed}"
-        is_student = isinstance(method, DistillConfig)
-        return TrainingConfig(
-            name=name,
-            method=method,
-            model=self.scale.model,
-            data=data,
-            optim=self.scale.optim,
-            num_steps=num_steps,
-            batch_size=self.scale.batch_size,
-            # With its teacher's seed, a student would start from the teacher's initial weights.
-            seed=2 * seed + int(is_student),
-            teacher=None if teacher is None else runs / teacher,
-            runs=runs,
-            log_every=10,
-            validate_every=0,
-        )
+START, CONTRAST, IBOT, IBOT_PP, UNMASKED = "start", "contrast", "ibot", "ibot++", "ibot++ mask 0"
+HEAD_EMA, NO_EMA = "ibot++ head-only ema", "ibot++ no ema"
+ONE_CAPTION_START, ONE_CAPTION = "one caption start", "ibot++ one caption"
+TEACHERS = (IBOT, IBOT_PP)
+# What distinguishes the students of a teacher.
+RECIPE, MASKED_ONLY, MASKED_ALL, WARM = "mask 0", "mask 0.75 masked only", "mask 0.75", "warm start"
+HALF_MASKED_ONLY = "mask 0.5 masked only"
+_ALT_ONLY = CaptionSampling(cls1=("alt",), cls2=("alt",))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """Two variants, the first of which the paper reports as better.
-
-    Attributes:
-        better: The first variant.
-        worse: The second variant.
-        question: Name of the comparison in tables.
-        is_equality: Whether the paper reports them as equally good.
-    """
-
-    better: str
-    worse: str
-    question: str
-    is_equality: bool = False
+def file_name(arm: str) -> str:
+    """Name of an arm's folder and of its result."""
+    return re.sub(r"[ ,]+", "-", arm)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effect:
-    """One claim of the paper and its comparisons.
-
-    Attributes:
-        letter: Short name.
-        comparisons: Pairs of variants.
-    """
-
-    letter: str
-    comparisons: tuple[Comparison, ...]
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """Every variant that is compared, in order of appearance."""
-        pairs = [(pair.better, pair.worse) for pair in self.comparisons]
-        return tuple(dict.fromkeys(name for pair in pairs for name in pair))
+def student_of(teacher: str, kind: str) -> str:
+    """Name of a student's arm."""
+    return f"student of {teacher}, {kind}"
 
 
-EFFECTS = (
-    # iBOT++ against iBOT in pretraining.
-    # The paper: ViT-g, zero-shot mIoU on ADE150: 3.5 with iBOT, 17.6 with iBOT++.
-    Effect(
-        letter="a",
-        comparisons=(
-            Comparison(better=RECIPE, worse="ibot", question="iBOT++ over iBOT"),
-            Comparison(better=RECIPE, worse="contrastive", question="iBOT++ over no patch loss"),
-            Comparison(better="ibot", worse="contrastive", question="iBOT over no patch loss"),
-            Comparison(
-                better=STUDENT,
-                worse="student-of-ibot",
-                question="a student of the iBOT++ teacher over one of the iBOT teacher",
-            ),
-        ),
-    ),
-    # Distillation: what is masked and what is supervised.
-    # The paper: ViT-L, ADE150: 20.0 with mask 0, 5.9 with mask 0.75; visible patches decide.
-    Effect(
-        letter="b",
-        comparisons=(
-            Comparison(
-                better=STUDENT, worse="student-mask-75", question="mask 0 over 0.75, all tokens"
-            ),
-            Comparison(
-                better="student-mask-75",
-                worse="student-masked-only",
-                question="all tokens over masked ones only, both at 0.75",
-            ),
-            Comparison(
-                better=STUDENT,
-                worse="student-masked-only",
-                question="the paper's distillation over pretraining's patch loss",
-            ),
-        ),
-    ),
-    # Student against teacher.
-    # The paper: TIPS: the ViT-g teacher has 2.6 on ADE150 and its ViT-L student 20.8.
-    Effect(
-        letter="c",
-        comparisons=(
-            Comparison(better=STUDENT, worse=RECIPE, question="student over its teacher"),
-            Comparison(
-                better=LONG_STUDENT,
-                worse=RECIPE,
-                question="a student that saw as many scenes as its teacher over it",
-            ),
-            Comparison(
-                better=STUDENT,
-                worse="student-alone",
-                question="student over the same training without a teacher",
-            ),
-            Comparison(
-                better="student-of-ibot", worse="ibot", question="iBOT's student over its teacher"
-            ),
-        ),
-    ),
-    # Head-only average against a full one, and none.
-    # The paper: ViT-g, ADE150: 19.1 with the head's average alone, 18.1 with a full one.
-    Effect(
-        letter="d",
-        comparisons=(
-            Comparison(
-                better=RECIPE, worse="full-ema", question="head-only against full", is_equality=True
-            ),
-            Comparison(
-                better=RECIPE,
-                worse=AVERAGED,
-                question="head-only against full, keeping the averaged encoder",
-                is_equality=True,
-            ),
-            Comparison(better=RECIPE, worse="no-ema", question="head-only over no average"),
-        ),
-    ),
-    # Captions of several granularities against one source.
-    # The paper: ViT-g: Flickr text to image from 81.7 to 85.4, ADE150 from 17.6 to 18.1.
-    Effect(
-        letter="e",
-        comparisons=(
-            Comparison(
-                better=RECIPE, worse="one-caption", question="alt text, keywords and scene over alt"
-            ),
-        ),
-    ),
-)
+def arms(scale: Scale) -> tuple[tuple[Arm, ...], ...]:
+    """The arms of a seed, in groups; each group is trained for all seeds before the next one."""
+    # Head-only averaging is the last step of the paper's ablation: the rows before it average all.
+    recipe = PretrainConfig(
+        dino_weight=0.0,
+        ema="full",
+        head=scale.head,
+        head_alone_until=scale.head_alone,
+        ibot_ramp_until=scale.ramp,
+    )
+    contrast = replace(recipe, ibot_weight=0.0, ema="none")
+
+    def start(name: str, captions: CaptionSampling) -> Arm:
+        return Arm(name=name, method=contrast, num_steps=scale.start_steps, captions=captions)
+
+    def branch(name: str, method: PretrainConfig) -> Arm:
+        return Arm(name=name, method=method, num_steps=scale.pretrain_steps, start=START)
+
+    pretraining = (
+        start(START, SCENE_CAPTIONS),
+        branch(IBOT, replace(recipe, supervised="masked")),
+        branch(IBOT_PP, recipe),
+        branch(CONTRAST, contrast),
+        branch(UNMASKED, replace(recipe, mask_ratio=0.0)),
+    )
+    others = (
+        branch(HEAD_EMA, replace(recipe, ema="head")),
+        branch(NO_EMA, replace(recipe, ema="none")),
+        _student(scale, IBOT, HALF_MASKED_ONLY),
+        start(ONE_CAPTION_START, _ALT_ONLY),
+        replace(branch(ONE_CAPTION, recipe), start=ONE_CAPTION_START, captions=_ALT_ONLY),
+    )
+    return (pretraining, *(_students(scale, teacher) for teacher in TEACHERS), others)
+
+
+def _students(scale: Scale, teacher: str) -> tuple[Arm, ...]:
+    return tuple(_student(scale, teacher, k) for k in (RECIPE, MASKED_ONLY, MASKED_ALL, WARM))
+
+
+def _student(scale: Scale, teacher: str, kind: str) -> Arm:
+    recipe = DistillConfig(dino_weight=0.0, head=scale.head)
+    methods = {
+        RECIPE: recipe,
+        WARM: recipe,
+        MASKED_ALL: replace(recipe, mask_ratio=0.75),
+        MASKED_ONLY: replace(recipe, mask_ratio=0.75, supervised="masked"),
+        HALF_MASKED_ONLY: replace(recipe, mask_ratio=0.5, supervised="masked"),
+    }
+    return Arm(
+        name=student_of(teacher, kind),
+        method=methods[kind],
+        num_steps=scale.distill_steps,
+        # The paper's warm-started student has the weights of a finished pretraining, by iBOT.
+        start=IBOT if kind == WARM else None,
+        teacher=teacher,
+    )
+
+
+def planned(scale: Scale, seeds: Sequence[int]) -> list[tuple[int, Arm]]:
+    """All seeds and arms in the order in which they are trained."""
+    return [(seed, arm) for group in arms(scale) for seed in seeds for arm in group]
+
+
+def training_config(scale: Scale, arm: Arm, seed: int, runs: Path) -> TrainingConfig:
+    """The trainer's view of an arm."""
+    folder = runs / f"seed-{seed}"
+    is_branch = arm.teacher is None and arm.start is not None
+    return TrainingConfig(
+        name=file_name(arm.name),
+        method=arm.method,
+        optim=scale.branch_optim if is_branch else scale.optim,
+        num_steps=arm.num_steps,
+        batch_size=scale.batch_size,
+        precision="float32",
+        # With its teacher's seed, a student would start from the teacher's initial weights.
+        seed=2 * seed + (arm.teacher is not None),
+        teacher=None if arm.teacher is None else folder / file_name(arm.teacher),
+        start=None if arm.start is None else folder / file_name(arm.start),
+        runs=folder,
+        log_every=10,
+        validate_every=0,
+    )
+
+
+def digest(settings: object) -> str:
+    """Identifies settings by their repr."""
+    return hashlib.blake2b(repr(settings).encode(), digest_size=6).hexdigest()
+
+
+def fingerprint(scale: Scale) -> str:
+    """Identifies the settings that results of one page must share."""
+    return digest((scale, planned(scale, [0])))

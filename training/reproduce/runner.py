@@ -1,299 +1,296 @@
-"""Trains the planned runs that are missing, one after another, and measures each.
+"""Trains the arms that have no result yet, one after another, and writes one JSON file for each.
 
-A stopped run resumes from its checkpoint; a measured run is not repeated. Measures are counts per
-scene (of two or three objects), so that any two runs can be compared on the same scenes later.
-Masks are used only to measure.
+A stopped arm resumes from its checkpoint. Masks are used only to measure.
 
-Shapes: S scenes, K candidate names, D width.
+Shapes: S scenes, K channels of a cell or candidate names, N patches, D width, L labels, P
+prototypes, H W pixels.
 """
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Tipsv2Model, Tipsv2VisionModel
 
-from model.encoder import Encoder, Tipsv2Encoder, load_encoder
+from model.features import vision_features
 from model.files import atomic_file
-from model.segmentation import l2_normalize
-from training.data.batch import Batch
-from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names
-from training.data.scenes import compose_scene
-from training.evaluate.encoder import SceneEncoder, encode_texts
-from training.evaluate.ranking import rank
-from training.evaluate.sets import MULTI_OBJECT, SegmentationBenchmark
+from training.checkpoint import save_atomically, split_model
+from training.data.scenes import Scene
 from training.evaluate.zero_shot_segmentation import (
-    SceneCounts,
+    Scorer,
+    class_ids,
     count_scenes,
     largest_object_scorer,
     painted_scorer,
     patch_scorer,
 )
-from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
-from training.reproduce.plan import PlannedRun
-from training.run import run as train
-from training.trainer import BatchSource
+from training.methods.base import Method
+from training.methods.distill import Distill, DistillConfig
+from training.methods.pretrain import Pretrain
+from training.methods.teacher import HEAD_FILE, MODEL_FOLDER, load_teacher
+from training.reproduce.cells import NAMES, CellScenes
+from training.reproduce.plan import Arm, Scale, file_name, fingerprint, planned, training_config
+from training.reproduce.texts import CellBatches, FixedTexts, TextTable
+from training.start import load_heads, load_start
+from training.trainer import Trainer
 
-Measures = Mapping[str, NDArray[np.float64]]
-# Validation scenes, test scenes in the styles of training, and test scenes in Fluent 3D.
-Benchmarks = Sequence[SegmentationBenchmark]
-# The nine prompts of TIPSv2's own evaluation; not chosen on any scene.
-TEMPLATES = "tcl"
-KINDS = ("patches", "values")
-PAINTED = "painted CLS1"
-LARGEST = "largest object"
-RETRIEVAL = (
-    "short text to image",
-    "short image to text",
-    "long text to image",
-    "long image to text",
+PATCHES, VALUES, PAINTED, LARGEST, CHANCE = (
+    "patches",
+    "values",
+    "painted CLS1",
+    "largest object",
+    "chance",
 )
-MEASURES = "measures.npz"
-AVERAGE_MEASURES = "average-measures.npz"
-RECORD = "record.json"
+_BATCH = 50
+_EDGE_ROWS = 3  # log rows that are averaged at the start and at the end of an arm
+_LOGGED = ("cls1", "cls2", "patch_visible", "patch_masked", "patch", "ibot")
 
 
-class BatchMemory:
-    """Batches by step of the latest stream, with 8-bit pixels.
-
-    Composing a scene takes a CPU about a quarter of a small model's step, and all variants of a
-    seed see the same batches.
-    """
-
-    def __init__(self) -> None:
-        self._stream = ""
-        self._batches: dict[int, Batch] = {}
-
-    def share(self, stream: str, batches: BatchSource) -> "SharedBatches":
-        """Wrap a source; batches of the latest `stream` are reused.
-
-        Args:
-            stream: Identifies all that a batch depends on, except its step.
-            batches: The source.
-        """
-        if stream != self._stream:
-            self._stream, self._batches = stream, {}
-        return SharedBatches(batches, self._batches)
-
-
-class SharedBatches:
-    """A batch source that keeps its batches."""
-
-    def __init__(self, batches: BatchSource, memory: dict[int, Batch]) -> None:
-        self._batches, self._memory = batches, memory
-
-    def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
-        """Iterate from a step on; batches that are not in memory come from the source."""
-        step = first_step
-        while step in self._memory:
-            kept = self._memory[step]
-            yield kept
-            step += 1
-        for number, batch in enumerate(self._batches.loader(step, num_workers=num_workers), step):
-            self._memory[number] = batch
-            yield batch
-
-
-def make_benchmarks(data: DataFolder, *, size: int, num_scenes: int) -> Benchmarks:
-    """Compose the measuring scenes of the 50 everyday names, two or three objects each."""
-    scenes = replace(MULTI_OBJECT, size=size)
-
-    def benchmark(name: str, styles: tuple[str, ...]) -> SegmentationBenchmark:
-        is_val = name == "val"
-        split = data.source("val" if is_val else "test", styles=styles, names=common_names())
-        count = max(1, num_scenes // 2) if is_val else num_scenes
-        composed = [compose_scene(split, index, scenes) for index in range(count)]
-        return SegmentationBenchmark(name=name, scenes=composed, names=sorted(split.names))
-
-    return (
-        benchmark("val", EMOJI_TRAIN_STYLES),
-        benchmark("seen", EMOJI_TRAIN_STYLES),
-        benchmark("unseen", ("fluent-3d",)),
-    )
-
-
-def measure(encoder: Encoder, benchmarks: Benchmarks) -> dict[str, NDArray[np.float64]]:
-    """Measure an encoder in evaluation mode.
-
-    Returns:
-        Arrays by "SET/ROW/FIELD" for the fields of SceneCounts, and by "SET/retrieval/DIRECTION"
-        whether the nearest neighbour is right, float64 [S] of 0 and 1.
-    """
-    arrays: dict[str, NDArray[np.float64]] = {}
-    for benchmark in benchmarks:
-        encoded = SceneEncoder(encoder, benchmark.scenes)
-        for row, counts in _segmentation(benchmark, encoded).items():
-            for item in fields(SceneCounts):
-                arrays[f"{benchmark.name}/{row}/{item.name}"] = getattr(counts, item.name)
-        for direction, hit_S in _retrieval(benchmark, encoded, encoder).items():
-            arrays[f"{benchmark.name}/retrieval/{direction}"] = hit_S
-    return arrays
-
-
-def counts_of(measures: Measures, scenes: str, row: str) -> SceneCounts:
-    """Counts of one row of the result of `measure`; the row "chance" is a random guess."""
-    if row == "chance":
-        return counts_of(measures, scenes, LARGEST).guessed()
-    return SceneCounts(
-        **{item.name: measures[f"{scenes}/{row}/{item.name}"] for item in fields(SceneCounts)}
-    )
-
-
-def _segmentation(
-    benchmark: SegmentationBenchmark, encoder: SceneEncoder
-) -> dict[str, SceneCounts]:
-    classes_KD = encoder.classes(benchmark.names, TEMPLATES)
-    scorers = {kind: patch_scorer(partial(encoder.feature, kind), classes_KD) for kind in KINDS}
-    scorers[PAINTED] = painted_scorer(partial(encoder.feature, "cls1"), classes_KD)
-    scorers[LARGEST] = largest_object_scorer(benchmark.names)
-    return {
-        row: count_scenes(benchmark.scenes, benchmark.names, scorer)
-        for row, scorer in scorers.items()
-    }
-
-
-def _retrieval(
-    benchmark: SegmentationBenchmark,
-    encoded: SceneEncoder,
-    encoder: Encoder,
-) -> dict[str, NDArray[np.float64]]:
-    """Recall at 1 among all scenes: short captions by CLS1, whole-scene captions by CLS2."""
-    hits: dict[str, NDArray[np.float64]] = {}
-    captions = [scene.captions for scene in benchmark.scenes]
-    streams = {
-        "short": ("cls1", [caption.short for caption in captions]),
-        "long": ("cls2", [caption.scene for caption in captions]),
-    }
-    for name, (token, texts) in streams.items():
-        images_SD = l2_normalize(
-            np.stack([encoded.feature(token, scene) for scene in benchmark.scenes])
-        )
-        texts_SD = l2_normalize(encode_texts(encoder, texts))
-        right_SS = np.asarray(texts)[:, None] == np.asarray(texts)
-        hits[f"{name} text to image"] = _found(texts_SD @ images_SD.T, right_SS)
-        hits[f"{name} image to text"] = _found(images_SD @ texts_SD.T, right_SS)
-    return hits
-
-
-def _found(scores_SS: NDArray[np.float32], right_SS: NDArray[np.bool_]) -> NDArray[np.float64]:
-    hit_S: NDArray[np.float64] = (rank(scores_SS, right_SS).rank_Q == 0).astype(np.float64)
-    return hit_S
-
-
-def save_measures(measures: Measures, path: Path) -> None:
-    """Write the result of `measure` atomically."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **measures)
-
-
-def load_measures(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read the file of `save_measures`."""
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """Facts of a finished run besides its scores.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Setup:
+    """What all arms share.
 
     Attributes:
-        config: The whole configuration as text.
-        num_images: Training images, without those of its start.
-        cpu_s: Processor seconds of the training, in the call that finished it.
-        is_whole: Whether that call also started it, so that `cpu_s` is for the whole run.
+        scale: Sizes.
+        sets: Scenes: "train", "val", and the test sets "seen" and "unseen".
+        texts: Their captions and the names.
+        runs: Parent of the seeds' folders.
     """
 
-    config: str
-    num_images: int
-    cpu_s: float
-    is_whole: bool
-
-    def write(self, path: Path) -> None:
-        """Write as JSON."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    scale: Scale
+    sets: Mapping[str, CellScenes]
+    texts: TextTable
+    runs: Path
 
 
-def read_record(folder: Path) -> Record | None:
-    """The record of a run; None if it is not finished."""
-    path = folder / RECORD
-    if not path.exists():
+def build_method(setup: Setup, arm: Arm, seed: int) -> Method:
+    """The arm's method, from its start and its teacher."""
+    scale = setup.scale
+    config = training_config(scale, arm, seed, setup.runs)
+    torch.manual_seed(config.seed)
+    model = Tipsv2Model(scale.model())
+    model.set_attn_implementation("eager")
+    if config.start is not None:
+        load_start(model, config.start)
+    model.text_model = FixedTexts(setup.texts.vectors_CD)
+    if isinstance(arm.method, DistillConfig):
+        assert config.teacher is not None  # TrainingConfig checks it
+        teacher = load_teacher(config.teacher, scale.head)
+        return Distill(model, arm.method, teacher)
+    method = Pretrain(model, arm.method)
+    if config.start is not None:
+        load_heads(method, config.start)
+    return method
+
+
+def train_arm(setup: Setup, arm: Arm, seed: int) -> Method:
+    """Train an arm, or resume it, and save what later arms start from."""
+    scale = setup.scale
+    config = training_config(scale, arm, seed, setup.runs)
+    method = build_method(setup, arm, seed)
+    # Later arms of a seed do not see again the order of its start.
+    part = 2 if arm.teacher else 1 if arm.start else 0
+    batches = CellBatches(
+        scenes=setup.sets["train"],
+        texts=setup.texts,
+        captions=arm.captions,
+        batch_size=scale.batch_size,
+        num_steps=arm.num_steps,
+        seed=3 * seed + part,
+    )
+    Trainer(config, method, batches).train()
+    plain = Tipsv2Model(scale.model())
+    plain.vision_model.load_state_dict(method.model.vision_model.state_dict())
+    plain.temperature.data.copy_(method.model.temperature)
+    plain.save_pretrained(config.folder / MODEL_FOLDER)
+    save_atomically(split_model(method.state_dict())[1], config.folder / HEAD_FILE)
+    return method.eval()
+
+
+@torch.inference_mode()
+def encode(
+    model: Tipsv2Model | Tipsv2VisionModel, scenes: CellScenes
+) -> dict[str, NDArray[np.float32]]:
+    """Features of scenes: "patches" and "values" [S, N, D], "cls1" [S, D]."""
+    parts = []
+    for first in range(0, len(scenes), _BATCH):
+        cells_BKhw = torch.from_numpy(scenes.cells_SKhw[first : first + _BATCH]).float()
+        found = vision_features(model, cells_BKhw)
+        parts.append((found.patches_BND, found.values_BND, found.cls1_BD))
+    joined = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return dict(zip((PATCHES, VALUES, "cls1"), joined, strict=True))
+
+
+def segment(
+    features: Mapping[str, NDArray[np.float32]],
+    scenes: CellScenes,
+    classes_KD: NDArray[np.float32],
+) -> dict[str, dict[str, float]]:
+    """MIoU and "which" of each kind of patches, of painted CLS1, and of two that need no model."""
+    shown = [
+        Scene(
+            pixels_SS3=np.zeros((0, 0, 3), np.uint8),
+            mask_SS=mask.astype(np.int32),
+            captions=captions,
+            drawings=(),
+        )
+        for mask, captions in zip(scenes.mask_SHW, scenes.captions, strict=True)
+    ]
+    row = {id(scene): number for number, scene in enumerate(shown)}
+
+    def feature(kind: str) -> Callable[[Scene], NDArray[np.float32]]:
+        return lambda scene: np.asarray(features[kind][row[id(scene)]])
+
+    scorers: dict[str, Scorer] = {
+        PATCHES: patch_scorer(feature(PATCHES), classes_KD),
+        VALUES: patch_scorer(feature(VALUES), classes_KD),
+        PAINTED: painted_scorer(feature("cls1"), classes_KD),
+        LARGEST: largest_object_scorer(NAMES),
+    }
+    counts = {name: count_scenes(shown, NAMES, scorer) for name, scorer in scorers.items()}
+    counts[CHANCE] = counts[LARGEST].guessed()
+    return {
+        name: {"mIoU": round(c.miou(), 3), "which": round(c.which(), 3)}
+        for name, c in counts.items()
+    }
+
+
+def naming_rate(cls1_SD: NDArray[np.float32], scenes: CellScenes, classes_KD: Tensor) -> float:
+    """Percentage of scenes in which the name nearest to CLS1 is one of those shown."""
+    nearest_S = (torch.from_numpy(cls1_SD) @ classes_KD.T).argmax(1).tolist()
+    hits = [NAMES[k] in c.names for k, c in zip(nearest_S, scenes.captions, strict=True)]
+    return 100.0 * sum(hits) / len(hits)
+
+
+def patch_labels(scenes: CellScenes, grid: int) -> NDArray[np.int64]:
+    """What most of each patch shows, [S, N]: 0 background, k `NAMES[k - 1]`."""
+    ids = class_ids(NAMES)
+    side = scenes.mask_SHW.shape[1] // grid
+    tiles_ShwP = scenes.mask_SHW.reshape(-1, grid, side, grid, side).swapaxes(2, 3)
+    tiles_SNP = tiles_ShwP.reshape(len(scenes), grid * grid, side * side)
+    share_LSN = np.stack([(tiles_SNP == value).mean(2) for value in (0, *ids)])
+    label_SN: NDArray[np.int64] = share_LSN.argmax(0)
+    return label_SN
+
+
+def patches_per_object(label_SN: NDArray[np.int64]) -> list[int]:
+    """Patches of each object that has any."""
+    return [int(n) for row in label_SN for n in np.bincount(row)[1:] if n > 0]
+
+
+@torch.inference_mode()
+def mutual_information(
+    method: Method, scenes: CellScenes, label_SN: NDArray[np.int64]
+) -> dict[str, float] | None:
+    """What the targets of the patch loss say about what a patch shows, in nats.
+
+    Returns:
+        Mutual information of prototype and "object or background", and of prototype and name among
+        patches of objects, each with the label's entropy, its bound; None without a teacher's head.
+    """
+    if not isinstance(method, Pretrain) or method.config.ibot_weight == 0:
         return None
-    return Record(**json.loads(path.read_text(encoding="utf-8")))
+    patches_SND = encode(method.teacher_tower or method.model, scenes)[PATCHES]
+    head = method.teacher_head or method.head
+    flat_M = torch.from_numpy(label_SN).flatten()
+    probs_MP = method.centering(head(torch.from_numpy(patches_SND).flatten(0, 1)))
+    of_object = flat_M > 0
+    about_object = _information(probs_MP, of_object.long())
+    about_name = _information(probs_MP[of_object], flat_M[of_object])
+    return {
+        "object": about_object[0],
+        "object bound": about_object[1],
+        "name": about_name[0],
+        "name bound": about_name[1],
+    }
 
 
-def make_runs(
-    runs: Sequence[PlannedRun], benchmarks: Benchmarks, *, after_each: Callable[[], None]
+def _information(probs_MP: Tensor, label_M: Tensor) -> tuple[float, float]:
+    """Mutual information of assignments and labels, and the labels' entropy, in nats."""
+    joint_LP = torch.zeros(int(label_M.max()) + 1, probs_MP.shape[1])
+    joint_LP.index_add_(0, label_M, probs_MP)
+    joint_LP /= joint_LP.sum()
+    entropy = [
+        float(torch.special.entr(part).sum())
+        for part in (joint_LP.sum(1), joint_LP.sum(0), joint_LP)
+    ]
+    return round(entropy[0] + entropy[1] - entropy[2], 4), round(entropy[0], 4)
+
+
+def _edges(folder: Path) -> dict[str, list[float]]:
+    """First and last values of each logged loss."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    found = {}
+    for name in _LOGGED:
+        values = [row[name] for row in rows if name in row]
+        if values:
+            edges = values[:_EDGE_ROWS], values[-_EDGE_ROWS:]
+            found[name] = [round(sum(edge) / len(edge), 4) for edge in edges]
+    return found
+
+
+def measure(method: Method, setup: Setup) -> dict[str, Any]:
+    """Scores on both test sets, and the numbers that say whether a run can show anything."""
+    classes_KD = setup.texts.classes()
+    scores = {}
+    for name in ("seen", "unseen"):
+        found = encode(method.model, setup.sets[name])
+        scores[name] = segment(found, setup.sets[name], classes_KD.numpy())
+    val = setup.sets["val"]
+    cls1_SD = encode(method.model, val)["cls1"]
+    label_SN = patch_labels(val, setup.scale.cells.grid)
+    return {
+        "scores": scores,
+        "naming": round(naming_rate(cls1_SD, val, classes_KD), 2),
+        "patches": float(np.median(patches_per_object(label_SN))),
+        "information": mutual_information(method, val, label_SN),
+    }
+
+
+def result_path(results: Path, seed: int, arm: str) -> Path:
+    """File of one arm and seed."""
+    return results / f"seed-{seed}" / f"{file_name(arm)}.json"
+
+
+def run_all(
+    setup: Setup,
+    seeds: Sequence[int],
+    *,
+    results: Path,
+    after_each: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Train and measure all runs that are not finished.
-
-    Args:
-        runs: In an order in which each follows those that it needs.
-        benchmarks: The scenes that every run is measured on.
-        after_each: Called after each new run, for example to write the tables.
+    """Train and measure the arms without a result.
 
     Raises:
-        ValueError: A finished run has other settings.
+        ValueError: A result was made with other settings.
     """
-    memory = BatchMemory()
-    for run in runs:
-        record, folder = read_record(run.config.folder), run.config.folder
-        if record is not None and record.config != repr(run.config):
-            raise ValueError(f"{folder} was made with other settings; choose another --runs folder")
-        lacks_average = run.has_average and not (folder / AVERAGE_MEASURES).exists()
-        if record is None:
-            _make_run(run, benchmarks, memory)
-        if lacks_average:
-            _measure_average(folder, benchmarks)
-        if record is None or lacks_average:
-            after_each()
+    settings = fingerprint(setup.scale)
+    for seed, arm in planned(setup.scale, seeds):
+        path = result_path(results, seed, arm.name)
+        if not path.exists():
+            result = {"arm": arm.name, "seed": seed, "settings": settings, **_run(setup, arm, seed)}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as temporary:
+                temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            after_each(result)
+        elif json.loads(path.read_text(encoding="utf-8"))["settings"] != settings:
+            raise ValueError(f"{path} was made with other settings; choose another --results")
 
 
-def _make_run(run: PlannedRun, benchmarks: Benchmarks, memory: BatchMemory) -> None:
-    folder, config = run.config.folder, run.config
-    print(f"{config.runs.name}: {run.variant}", flush=True)
-    is_new = not folder.exists()
-    _share_text(run)
-    stream = repr((config.data, config.batch_size, config.num_steps))
-    started_s = time.process_time()
-    path = train(config, share=lambda batches: memory.share(stream, batches))
-    cpu_s = time.process_time() - started_s
-    if run.is_measured:
-        arrays = measure(load_encoder(path), benchmarks)
-        save_measures(arrays, folder / MEASURES)
-    record = Record(
-        config=repr(config),
-        num_images=config.num_steps * config.batch_size,
-        cpu_s=round(cpu_s, 1),
-        is_whole=is_new,
-    )
-    record.write(folder / RECORD)
-
-
-def _measure_average(folder: Path, benchmarks: Benchmarks) -> None:
-    """Measure the model with its averaged encoder, which was its teacher."""
-    encoder = Tipsv2Encoder.load(folder / MODEL_FOLDER)
-    state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
-    prefix = "teacher_tower."
-    tower = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    encoder.model.vision_model.load_state_dict(tower)
-    save_measures(measure(encoder, benchmarks), folder / AVERAGE_MEASURES)
-
-
-def _share_text(run: PlannedRun) -> None:
-    """Copy tokenizer and warmed-up text tower of the first start to another one."""
-    if run.text_from is None:
-        return
-    run.config.folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer", "text-tower.pt"):
-        source, target = run.text_from / name, run.config.folder / name
-        if source.is_dir() and not target.exists():
-            shutil.copytree(source, target)
-        elif source.is_file() and not target.exists():
-            shutil.copyfile(source, target)
+def _run(setup: Setup, arm: Arm, seed: int) -> dict[str, Any]:
+    began_s = time.process_time()
+    method = train_arm(setup, arm, seed)
+    return {
+        "samples": arm.num_steps * setup.scale.batch_size,
+        "cpu_s": round(time.process_time() - began_s),
+        "losses": _edges(training_config(setup.scale, arm, seed, setup.runs).folder),
+        **measure(method, setup),
+    }

@@ -28,6 +28,14 @@ def test_patterns_come_with_a_phrase_that_names_their_colours() -> None:
     assert len(kinds) == 5
 
 
+def test_textured_backgrounds_are_never_plain() -> None:
+    drawn = [
+        draw_background(np.random.default_rng(seed), 28, (), is_textured=True)[1]
+        for seed in range(60)
+    ]
+    assert all(set(phrase.split()) & {"mottled", "striped", "checkered"} for phrase in drawn)
+
+
 def test_a_plain_background_has_about_the_colour_it_is_called() -> None:
     for seed in range(200):
         pixels, phrase = draw_background(np.random.default_rng(seed), 28, ())

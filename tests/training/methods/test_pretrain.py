@@ -200,6 +200,21 @@ def test_patch_loss_and_centre_start_after_their_share_of_the_run(
         assert bool(method.centering.centre_K.any()) is is_used
 
 
+def test_a_new_head_first_learns_alone_and_then_the_weight_rises(
+    student_model: Tipsv2Model, batch: Batch
+) -> None:
+    config = replace(PAPER, contrast_weight=0.0, head_alone_until=0.2, ibot_ramp_until=0.6)
+    for progress, share, reaches in ((0.1, 1.0, False), (0.3, 0.25, True), (0.6, 1.0, True)):
+        method = Pretrain(student_model, config)
+        student_model.zero_grad()
+        result = take_step(method, batch, progress)
+        torch.testing.assert_close(result.loss.detach(), 2.0 * share * result.metrics["ibot"])
+        result.loss.backward()
+        assert method.head.prototypes.grad is not None
+        gradients = [p.grad for p in student_model.vision_model.parameters()]
+        assert any(g is not None and g.any() for g in gradients) is reaches
+
+
 @pytest.mark.parametrize("supervised", ["all", "masked"])
 def test_the_teacher_sees_the_whole_and_the_student_the_masked_image(
     student_model: Tipsv2Model, batch: Batch, supervised: Supervised

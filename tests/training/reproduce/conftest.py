@@ -1,82 +1,96 @@
-"""Measured runs made of counts, and a whole toy plan on drawn shapes."""
+"""Results made of numbers, and toy scenes that need neither network nor drawings."""
 
+import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+import torch
+from torch.nn import functional as F
 
-from tests.training.conftest import use_few_scenes
-from training.config import TrainingConfig
-from training.data.folder import DataFolder
-from training.reproduce import plan as plan_module
-from training.reproduce.plan import PlannedRun, ReproductionPlan, smoke
-from training.reproduce.runner import (
-    LARGEST,
-    MEASURES,
-    PAINTED,
-    RECORD,
-    RETRIEVAL,
-    Record,
-    save_measures,
-)
+from model.text import TEMPLATES
+from training.data.captions import Captions
+from training.evaluate.zero_shot_segmentation import class_ids
+from training.reproduce.cells import NAMES, CellScenes
+from training.reproduce.plan import Scale, fingerprint, smoke
+from training.reproduce.runner import PAINTED, Setup, result_path
+from training.reproduce.texts import TextTable
 
-_SCENES, _NAMES, _PIXELS = 6, 4, 100
-
-
-def _counts(rng: np.random.Generator, hit_share: float) -> dict[str, NDArray[np.float64]]:
-    """Two names a scene, half of the pixels each; hits about `hit_share` of them."""
-    truth = np.zeros((_SCENES, _NAMES))
-    for scene in range(_SCENES):
-        truth[scene, [scene % _NAMES, (scene + 1) % _NAMES]] = _PIXELS
-    hit = np.clip(np.round(truth * (hit_share + rng.normal(0, 0.02, truth.shape))), 0, truth)
-    called = hit + (truth.sum(1, keepdims=True) - hit.sum(1, keepdims=True)) / _NAMES
-    chosen = hit.sum(1)
-    return {"hit_SK": hit, "truth_SK": truth, "called_SK": called, "chosen_S": chosen}
-
-
-def fake_measures(hit_share: float, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Measures of a run whose patches hit this share of the pixels."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for scenes in ("val", "seen", "unseen"):
-        shares = {"patches": hit_share, "values": hit_share / 2, PAINTED: 0.3, LARGEST: 0.5}
-        for row, share in shares.items():
-            for field, counts in _counts(rng, share).items():
-                arrays[f"{scenes}/{row}/{field}"] = counts
-        for direction in RETRIEVAL:
-            arrays[f"{scenes}/retrieval/{direction}"] = np.asarray([1.0, 0, 0, 1, 1, 0])
-    return arrays
+SCALE = smoke()
+Finish = Callable[..., None]
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> ReproductionPlan:
-    """A plan at toy size, without data."""
-    return ReproductionPlan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
+def results(tmp_path: Path) -> Path:
+    """An empty folder of results."""
+    return tmp_path / "results"
 
 
 @pytest.fixture
-def finish() -> Callable[[PlannedRun, float], None]:
-    """Write the files of a finished run with a given share of hits."""
+def finish(results: Path) -> Finish:
+    """Write the result of an arm and seed."""
 
-    def write(run: PlannedRun, hit_share: float) -> None:
-        folder = run.config.folder
-        folder.mkdir(parents=True)
-        save_measures(fake_measures(hit_share, run.seed), folder / MEASURES)
-        record = Record(config=repr(run.config), num_images=64, cpu_s=2.0, is_whole=True)
-        record.write(folder / RECORD)
-        (folder / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n', encoding="utf-8")
+    def write(
+        arm: str,
+        seed: int,
+        *,
+        patches: float,
+        painted: float = 35.0,
+        visible: float = 3.0,
+        settings: str = fingerprint(SCALE),
+    ) -> None:
+        rows = {"patches": patches, "values": patches, PAINTED: painted}
+        rows |= {"largest object": 40.0, "chance": 3.2}
+        scores = {row: {"mIoU": value, "which": value + 20} for row, value in rows.items()}
+        result = {
+            "arm": arm,
+            "seed": seed,
+            "settings": settings,
+            "samples": 64,
+            "cpu_s": 1,
+            "losses": {"cls1": [4.0, 1.0], "patch_visible": [5.0, visible]},
+            "scores": {"seen": scores, "unseen": scores},
+            "naming": 85.0,
+            "patches": 25.0,
+            "information": None,
+        }
+        path = result_path(results, seed, arm)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result), encoding="utf-8")
 
     return write
 
 
+def toy_scenes(count: int, seed: int, scale: Scale = SCALE) -> CellScenes:
+    """Scenes of two names, left and right; a cell's first channels say which name it shows."""
+    rng = np.random.default_rng(seed)
+    grid, side = scale.cells.grid, 14 * scale.cells.grid
+    cells = rng.normal(0, 0.1, (count, scale.cells.width, grid, grid)).astype(np.float16)
+    mask = np.zeros((count, side, side), np.int16)
+    captions = []
+    for number in range(count):
+        left, right = (int(k) for k in rng.choice(4, 2, replace=False))
+        cells[number, left, :, : grid // 2] += 3
+        cells[number, right, :, grid // 2 :] += 3
+        mask[number, :, : side // 2], mask[number, :, side // 2 :] = class_ids(NAMES)[[left, right]]
+        names = NAMES[left], NAMES[right]
+        captions.append(
+            Captions(names=names, short=" and ".join(names), keywords=", ".join(names), scene="s")
+        )
+    return CellScenes(cells_SKhw=cells, mask_SHW=mask, captions=tuple(captions))
+
+
 @pytest.fixture
-def toy_plan(
-    data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> ReproductionPlan:
-    """A plan at toy size that can be run on drawn shapes, in float32."""
-    use_few_scenes(monkeypatch)
-    monkeypatch.setattr(plan_module, "TrainingConfig", partial(TrainingConfig, precision="float32"))
-    return ReproductionPlan(scale=smoke(), data=data_folder.path, runs=tmp_path / "runs")
+def toy(tmp_path: Path) -> Setup:
+    """Toy scenes, and a random vector for each text."""
+    cells = SCALE.cells
+    counts = {"train": cells.num_train, "val": cells.num_val, "seen": 3, "unseen": 3}
+    sets = {name: toy_scenes(count, n) for n, (name, count) in enumerate(counts.items())}
+    prompts = [prompt.format(name) for name in NAMES for prompt in TEMPLATES["tcl"]]
+    captions = [text for s in sets.values() for c in s.captions for text in c.by_source().values()]
+    texts = list(dict.fromkeys((*prompts, *captions)))
+    vectors = torch.randn(len(texts), SCALE.width, generator=torch.Generator().manual_seed(0))
+    rows = {text: row for row, text in enumerate(texts)}
+    table = TextTable(rows=rows, vectors_CD=F.normalize(vectors, dim=-1))
+    return Setup(scale=SCALE, sets=sets, texts=table, runs=tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""The plan: order, shared starts, teachers before students, and the difference of each variant."""
+"""The arms: order, shared starts, teachers before students, and what distinguishes each."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,83 +6,104 @@ from typing import Any
 
 import pytest
 
+from training.methods.distill import DistillConfig
+from training.methods.pretrain import PretrainConfig
+from training.reproduce import plan
+from training.reproduce.paper import ROWS
 from training.reproduce.plan import (
-    AVERAGED,
-    EFFECTS,
-    LONG_STUDENT,
-    ONE_CAPTION,
-    RECIPE,
-    STUDENT,
-    PlannedRun,
-    ReproductionPlan,
+    Arm,
+    Scale,
+    arms,
+    fingerprint,
+    planned,
+    smoke,
+    student_of,
+    training_config,
 )
 
-
-def by_variant(plan: ReproductionPlan, seed: int = 0) -> dict[str, PlannedRun]:
-    return {run.variant: run for run in plan.all_runs([seed])}
+BY_NAME = {arm.name: arm for part in arms(Scale()) for arm in part}
 
 
-def test_every_run_follows_those_it_needs(plan: ReproductionPlan) -> None:
-    made: set[Path] = set()
-    for run in plan.all_runs([0, 1, 2]):
-        for needed in (run.config.teacher, run.config.start, run.text_from):
-            assert needed is None or needed in made, run.variant
-        made.add(run.config.folder)
-    assert len(made) == len(plan.all_runs([0, 1, 2]))
+def test_every_arm_follows_those_it_needs() -> None:
+    made: set[tuple[int, str]] = set()
+    for seed, arm in planned(Scale(), [0, 1]):
+        for needed in (arm.start, arm.teacher):
+            assert needed is None or (seed, needed) in made, arm.name
+        made.add((seed, arm.name))
+    assert len(made) == 2 * len(BY_NAME)
 
 
-def test_every_compared_variant_is_made_and_measured(plan: ReproductionPlan) -> None:
-    runs = plan.all_runs([0])
-    measured = {run.variant for run in runs if run.is_measured}
-    assert [run.variant for run in runs if run.has_average] == ["full-ema"]
-    compared = {name for effect in EFFECTS for name in effect.variants}
-    assert compared == measured | {AVERAGED}
+def test_a_group_of_arms_is_trained_for_all_seeds_before_the_next() -> None:
+    order = [(seed, arm.name) for seed, arm in planned(Scale(), [0, 1])]
+    first = order.index((0, student_of(plan.IBOT, plan.RECIPE)))
+    assert order.index((1, plan.UNMASKED)) < first
+    assert order.index((0, plan.HEAD_EMA)) > order.index((1, student_of(plan.IBOT_PP, plan.WARM)))
+
+
+def test_every_row_of_the_paper_has_arms_or_a_reason() -> None:
+    for row in ROWS:
+        if row.pair is None:
+            assert row.reason
+        else:
+            assert {row.pair.better, row.pair.worse} <= BY_NAME.keys()
+    compared = {name for row in ROWS if row.pair for name in (row.pair.better, row.pair.worse)}
+    starts = {arm.start for arm in BY_NAME.values()}
+    assert BY_NAME.keys() - compared <= starts | {student_of(plan.IBOT_PP, plan.MASKED_ALL)}
 
 
 @pytest.mark.parametrize(
-    ("base", "variant", "change"),
+    ("base", "arm", "change"),
     [
-        (RECIPE, "ibot", {"supervised": "masked"}),
-        (RECIPE, "contrastive", {"ibot_weight": 0.0}),
-        (RECIPE, "full-ema", {"ema": "full"}),
-        (RECIPE, "no-ema", {"ema": "none"}),
-        (STUDENT, "student-mask-75", {"mask_ratio": 0.75}),
-        (STUDENT, "student-masked-only", {"mask_ratio": 0.75, "supervised": "masked"}),
-        (STUDENT, "student-alone", {"patch_weight": 0.0}),
+        (plan.IBOT_PP, plan.IBOT, {"supervised": "masked"}),
+        (plan.IBOT_PP, plan.CONTRAST, {"ibot_weight": 0.0, "ema": "none"}),
+        (plan.IBOT_PP, plan.UNMASKED, {"mask_ratio": 0.0}),
+        (plan.IBOT_PP, plan.HEAD_EMA, {"ema": "head"}),
+        (plan.IBOT_PP, plan.NO_EMA, {"ema": "none"}),
     ],
 )
-def test_variants_differ_only_in_the_method(
-    plan: ReproductionPlan, base: str, variant: str, change: dict[str, Any]
+def test_arms_of_pretraining_differ_only_in_the_method(
+    base: str, arm: str, change: dict[str, Any]
 ) -> None:
-    runs = by_variant(plan)
-    config = runs[base].config
-    method = replace(config.method, **change)
-    assert runs[variant].config == replace(config, name=variant, method=method)
+    method = BY_NAME[base].method
+    assert isinstance(method, PretrainConfig)
+    expected = replace(BY_NAME[base], name=arm, method=replace(method, **change))
+    assert BY_NAME[arm] == expected
+    assert expected.start == plan.START
 
 
-def test_students_differ_in_teacher_or_length(plan: ReproductionPlan) -> None:
-    runs = by_variant(plan)
-    student = runs[STUDENT].config
-    assert student.teacher == runs[RECIPE].config.folder
-    of_ibot = runs["student-of-ibot"].config
-    assert of_ibot == replace(student, name="student-of-ibot", teacher=runs["ibot"].config.folder)
-    teacher_steps = runs["start"].config.num_steps + runs[RECIPE].config.num_steps
-    long = runs[LONG_STUDENT].config
-    assert long == replace(student, name=LONG_STUDENT, num_steps=teacher_steps)
+@pytest.mark.parametrize("teacher", plan.TEACHERS)
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (plan.RECIPE, {}),
+        (plan.MASKED_ALL, {"mask_ratio": 0.75}),
+        (plan.MASKED_ONLY, {"mask_ratio": 0.75, "supervised": "masked"}),
+    ],
+)
+def test_students_differ_in_mask_and_in_what_is_supervised(
+    teacher: str, kind: str, change: dict[str, Any]
+) -> None:
+    student = BY_NAME[student_of(teacher, kind)]
+    assert isinstance(student.method, DistillConfig)
+    assert (student.start, student.teacher) == (None, teacher)
+    recipe = DistillConfig(dino_weight=0.0, head=Scale().head)
+    assert student.method == replace(recipe, **change)
 
 
-def test_the_one_caption_run_has_a_start_of_its_own(plan: ReproductionPlan) -> None:
-    runs = by_variant(plan)
-    one, recipe = runs["one-caption"].config, runs[RECIPE].config
-    assert one.start != recipe.start
-    assert one.method == recipe.method
-    assert one.data == replace(recipe.data, captions=ONE_CAPTION)
-    own, shared = runs["one-caption-start"].config, runs["start"].config
-    assert own == replace(shared, name=own.name, data=replace(shared.data, captions=ONE_CAPTION))
+@pytest.mark.parametrize("teacher", plan.TEACHERS)
+def test_a_warm_start_changes_only_the_first_weights(teacher: str) -> None:
+    warm, cold = (BY_NAME[student_of(teacher, kind)] for kind in (plan.WARM, plan.RECIPE))
+    assert warm == replace(cold, name=warm.name, start=plan.IBOT)
 
 
-def test_stages_and_seeds_share_neither_scenes_nor_weights(plan: ReproductionPlan) -> None:
-    runs = plan.all_runs([0, 1, 2])
-    streams = {(run.seed, run.config.data.seed) for run in runs}
-    assert len({data_seed for _, data_seed in streams}) == len(streams) == 9
-    assert len({run.config.seed for run in runs}) == 6  # a teacher's and a student's each
+def test_students_do_not_start_from_their_teachers_first_weights(tmp_path: Path) -> None:
+    def seed(arm: Arm, number: int) -> int:
+        return training_config(Scale(), arm, number, tmp_path).seed
+
+    teacher, student = BY_NAME[plan.IBOT], BY_NAME[student_of(plan.IBOT, plan.RECIPE)]
+    assert len({seed(arm, number) for arm in (teacher, student) for number in range(3)}) == 6
+
+
+def test_other_settings_have_another_fingerprint() -> None:
+    assert fingerprint(smoke()) == fingerprint(smoke())
+    assert fingerprint(smoke()) != fingerprint(replace(smoke(), distill_steps=3))

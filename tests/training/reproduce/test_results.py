@@ -1,52 +1,49 @@
-"""Scores over seeds: means, intervals, verdicts, paired differences."""
+"""Results over seeds: means, intervals, paired differences."""
 
 import math
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from training.reproduce.plan import RECIPE, PlannedRun, ReproductionPlan
-from training.reproduce.results import Cell, Results, seed_mean
-
-Finish = Callable[[PlannedRun, float], None]
-SEEN = Cell(scenes="seen", row="patches", metric="which")
-
-
-@pytest.fixture
-def runs(plan: ReproductionPlan, finish: Finish) -> list[PlannedRun]:
-    """Three seeds of iBOT++, which hits 60, 62 and 64 % of the pixels, and two of iBOT at 50 %."""
-    runs = plan.all_runs([0, 1, 2])
-    for run in runs:
-        if run.variant == RECIPE:
-            finish(run, 0.6 + 0.02 * run.seed)
-        elif run.variant == "ibot" and run.seed < 2:
-            finish(run, 0.5)
-    return runs
-
-
-def test_levels_are_over_seeds_and_differences_over_seeds_with_both(runs: list[PlannedRun]) -> None:
-    results = Results(runs)
-    level = results.level(RECIPE, SEEN)
-    assert results.seeds(RECIPE) == [0, 1, 2]
-    assert len(level.values) == 3
-    assert level.mean == pytest.approx(62.0, abs=2.0)
-    found = results.difference(RECIPE, "ibot", SEEN)
-    assert results.seeds(RECIPE, "ibot") == [0, 1]
-    own, other = results.level(RECIPE, SEEN), results.level("ibot", SEEN)
-    expected = [own.values[seed] - other.values[seed] for seed in (0, 1)]
-    assert found.seeds.values == pytest.approx(expected)
-    assert found.low <= found.seeds.mean <= found.high
+from tests.training.reproduce.conftest import Finish
+from training.reproduce.plan import IBOT, IBOT_PP
+from training.reproduce.results import Results, last_loss, score, seed_mean
 
 
 def test_intervals_depend_on_the_number_of_seeds() -> None:
     found = seed_mean([1.0, 2.0, 6.0])
     assert found.mean == pytest.approx(3.0)
-    assert found.spread == pytest.approx(math.sqrt(7.0))
     # t of 2 degrees of freedom is 4.303
     assert found.half_width == pytest.approx(4.303 * math.sqrt(7.0 / 3.0))
     assert (found.low + found.high) / 2 == pytest.approx(3.0)
-    one = seed_mean([2.5])
-    assert one.mean == 2.5
-    assert math.isnan(one.low)
+    assert math.isnan(seed_mean([2.5]).low)
     many = seed_mean([float(i % 2) for i in range(100)])
-    assert many.half_width == pytest.approx(1.960 * many.spread / 10)
+    spread = math.sqrt(25 / 99)
+    assert many.half_width == pytest.approx(1.960 * spread / 10)
+    with pytest.raises(ValueError, match="at least one seed"):
+        seed_mean([])
+
+
+def test_differences_are_paired_over_the_seeds_that_have_both(
+    results: Path, finish: Finish
+) -> None:
+    for seed, (better, worse) in enumerate([(10.0, 9.0), (30.0, 28.0), (50.0, None)]):
+        finish(IBOT_PP, seed, patches=better)
+        if worse is not None:
+            finish(IBOT, seed, patches=worse, visible=4.0)
+    found = Results(results)
+    assert found.seeds(IBOT_PP) == [0, 1, 2]
+    assert found.seeds(IBOT_PP, IBOT) == [0, 1]
+    assert found.level(IBOT_PP, score("patches")).mean == pytest.approx(30.0)
+    difference = found.difference(IBOT_PP, IBOT, score("patches"))
+    assert difference.values == pytest.approx((1.0, 2.0))
+    assert found.difference(IBOT_PP, IBOT, last_loss("patch_visible")).mean == pytest.approx(-1.0)
+    within = found.within(IBOT, score("painted CLS1"), score("patches"))
+    assert within.values == pytest.approx((26.0, 7.0))
+
+
+def test_results_of_different_settings_are_not_mixed(results: Path, finish: Finish) -> None:
+    finish(IBOT, 0, patches=1.0)
+    finish(IBOT, 1, patches=1.0, settings="other")
+    with pytest.raises(ValueError, match="different settings"):
+        Results(results)

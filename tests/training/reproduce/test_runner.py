@@ -1,210 +1,167 @@
-"""Training and measuring the planned runs."""
+"""Training, measuring and resuming the arms."""
 
-from collections.abc import Callable, Iterator
+import json
+import math
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from model.encoder import Tipsv2Encoder
-from training.config import TrainingConfig
-from training.data.batch import Batch
-from training.data.folder import DataFolder
-from training.data.loader import SceneBatches
+from tests.training.reproduce.conftest import SCALE, toy_scenes
+from training.evaluate.zero_shot_segmentation import class_ids
+from training.methods.distill import Distill
+from training.methods.pretrain import Pretrain
 from training.reproduce import runner as runner_module
-from training.reproduce.plan import RECIPE, PlannedRun, ReproductionPlan
-from training.reproduce.runner import (
-    AVERAGE_MEASURES,
-    KINDS,
-    LARGEST,
-    MEASURES,
-    PAINTED,
-    RETRIEVAL,
-    BatchMemory,
-    Benchmarks,
-    counts_of,
-    load_measures,
-    make_benchmarks,
-    make_runs,
-    measure,
-    read_record,
-    save_measures,
+from training.reproduce.cells import NAMES, CellScenes
+from training.reproduce.plan import (
+    IBOT,
+    IBOT_PP,
+    START,
+    WARM,
+    Arm,
+    arms,
+    student_of,
 )
-from training.run import run as real_train
-from training.trainer import BatchSource
+from training.reproduce.runner import (
+    LARGEST,
+    PAINTED,
+    PATCHES,
+    Setup,
+    build_method,
+    mutual_information,
+    naming_rate,
+    patch_labels,
+    patches_per_object,
+    result_path,
+    run_all,
+    segment,
+    train_arm,
+)
+from training.trainer import Trainer
 
-MakeBatches = Callable[..., SceneBatches]
-
-Finish = Callable[[PlannedRun, float], None]
+BY_NAME = {arm.name: arm for part in arms(SCALE) for arm in part}
 
 
-@pytest.fixture
-def benchmarks(data_folder: DataFolder) -> Benchmarks:
-    """Four scenes in each test set."""
-    return make_benchmarks(data_folder, size=28, num_scenes=4)
+def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Plan these arms alone."""
+
+    def few(_: object, seeds: list[int]) -> list[tuple[int, Arm]]:
+        return [(seed, BY_NAME[name]) for seed in seeds for name in names]
+
+    monkeypatch.setattr(runner_module, "planned", few)
 
 
-def first_runs(plan: ReproductionPlan) -> list[PlannedRun]:
-    """The contrastive start and iBOT++."""
-    return plan.all_runs([0])[:2]
+def test_a_patch_has_the_label_of_most_of_its_pixels() -> None:
+    ids = class_ids(NAMES)
+    mask = np.zeros((1, 28, 28), np.int16)
+    mask[0, :14, :14] = ids[2]
+    mask[0, 14:, :8] = ids[5]  # 8 of 14 columns
+    mask[0, 14:, 14:19] = ids[7]  # 5 of 14
+    scenes = CellScenes(cells_SKhw=np.zeros((1, 1, 2, 2), np.float16), mask_SHW=mask, captions=())
+    scenes = replace(scenes, captions=toy_scenes(1, 0).captions)
+    label_SN = patch_labels(scenes, 2)
+    assert label_SN.tolist() == [[3, 0, 6, 0]]
+    assert patches_per_object(label_SN) == [1, 1]
 
 
-def test_measures_and_a_record_of_a_run_are_written(
-    toy_plan: ReproductionPlan, benchmarks: Benchmarks
+def test_perfect_patches_segment_perfectly_and_painting_does_not() -> None:
+    scenes = toy_scenes(4, 0)
+    labels = patch_labels(scenes, SCALE.cells.grid)
+    classes = np.eye(len(NAMES), dtype=np.float32)
+    patches = classes[labels - 1]
+    found = segment({PATCHES: patches, "values": patches, "cls1": patches[:, 0]}, scenes, classes)
+    assert found[PATCHES]["which"] > 95
+    assert found[PAINTED]["which"] == pytest.approx(50, abs=1)
+    assert found[LARGEST]["mIoU"] < found[PATCHES]["mIoU"]
+    assert naming_rate(patches[:, 0], scenes, torch.from_numpy(classes)) == 100
+    assert naming_rate(-patches.sum(1), scenes, torch.from_numpy(classes)) == 0
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_targets_that_tell_the_name_have_its_entropy_as_information(
+    toy: Setup, monkeypatch: pytest.MonkeyPatch, tells: bool
 ) -> None:
-    written = list[int]()
-    runs = first_runs(toy_plan)
-    make_runs(runs, benchmarks, after_each=lambda: written.append(1))
-    start, recipe = (run.config.folder for run in runs)
-    assert len(written) == 2
-    assert not (start / MEASURES).exists()  # no table shows it
-    assert load_measures(recipe / MEASURES)["seen/patches/chosen_S"].shape == (4,)
-    record = read_record(recipe)
-    assert record is not None
-    assert record.is_whole
-    assert record.num_images == 8
-    assert record.cpu_s > 0
+    new = replace(BY_NAME[IBOT_PP], start=None)
+    method = build_method(toy, new, 0)
+    assert isinstance(method, Pretrain)
+    assert method.teacher_tower is not None
+    scenes, label_SN = toy.sets["val"], np.zeros((3, 16), np.int64)
+    label_SN[:, 4:8], label_SN[:, 8:12] = 1, 2
+    assigned = torch.eye(3)[
+        torch.from_numpy(label_SN.flatten() if tells else label_SN.flatten() * 0)
+    ]
+    monkeypatch.setattr(method.centering, "forward", lambda _: assigned)
+    found = mutual_information(method, scenes, label_SN)
+    assert found is not None
+    assert found["object bound"] == pytest.approx(math.log(2), abs=1e-3)
+    assert found["name bound"] == pytest.approx(math.log(2), abs=1e-3)
+    assert found["object"] == pytest.approx(math.log(2) if tells else 0, abs=1e-3)
+    assert found["name"] == pytest.approx(math.log(2) if tells else 0, abs=1e-3)
 
 
-def test_the_averaged_encoder_is_measured_too(
-    toy_plan: ReproductionPlan, benchmarks: Benchmarks
+def test_arms_continue_from_their_start_with_its_head(toy: Setup) -> None:
+    start = train_arm(toy, BY_NAME[START], 0)
+    branches = [build_method(toy, BY_NAME[arm], 0) for arm in (IBOT, IBOT_PP)]
+    theirs = start.state_dict()
+    for branch in branches:
+        assert isinstance(branch, Pretrain)
+        for name, value in branch.state_dict().items():
+            if name in theirs and not name.startswith("model.text_model"):
+                assert torch.equal(value, theirs[name]), name
+
+
+def test_students_predict_their_teachers_prototypes(toy: Setup) -> None:
+    train_arm(toy, BY_NAME[START], 0)
+    teacher = train_arm(toy, BY_NAME[IBOT], 0)
+    warm = build_method(toy, BY_NAME[student_of(IBOT, WARM)], 0)
+    cold = build_method(toy, BY_NAME[student_of(IBOT, "mask 0")], 0)
+    assert isinstance(warm, Distill)
+    assert isinstance(cold, Distill)
+    assert isinstance(teacher, Pretrain)
+    ours, theirs = warm.model.vision_model, teacher.model.vision_model
+    for value, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(value, expected)
+    assert not torch.equal(next(cold.model.vision_model.parameters()), next(theirs.parameters()))
+    patches = torch.randn(1, 3, SCALE.width)
+    rows, assign = warm._teacher.assign_patches(patches)
+    assert teacher.teacher_head is not None
+    expected = teacher.centering(teacher.teacher_head(patches))
+    torch.testing.assert_close(assign(rows), expected.flatten(0, 1))
+
+
+def test_a_finished_arm_is_not_trained_again(
+    toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = [run for run in toy_plan.all_runs([0]) if run.variant in ("start", "full-ema")]
-    make_runs(runs, benchmarks, after_each=lambda: None)
-    folder = runs[1].config.folder
-    trained, averaged = (load_measures(folder / name) for name in (MEASURES, AVERAGE_MEASURES))
-    assert set(trained) == set(averaged)
-    (folder / AVERAGE_MEASURES).unlink()  # as after a crash
-    written = list[int]()
-    make_runs(runs, benchmarks, after_each=lambda: written.append(1))
-    assert len(written) == 1
-    again = load_measures(folder / AVERAGE_MEASURES)
-    assert all(np.array_equal(again[key], averaged[key]) for key in averaged)
+    only(monkeypatch, START, IBOT_PP)
+    made: list[dict[str, Any]] = []
+    run = partial(run_all, results=tmp_path / "r", after_each=made.append)
+    run(toy, [0])
+    assert [(result["arm"], result["seed"]) for result in made] == [(START, 0), (IBOT_PP, 0)]
+    path = result_path(tmp_path / "r", 0, IBOT_PP)
+    assert json.loads(path.read_text(encoding="utf-8")) == made[1]
+    assert made[0]["information"] is None
+    assert made[1]["information"].keys() == {"object", "object bound", "name", "name bound"}
+    assert made[1]["patches"] == 8
+    assert {"cls1", "patch_visible", "patch_masked"} <= made[1]["losses"].keys()
+    run(toy, [0, 1])
+    assert [result["seed"] for result in made] == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="other settings"):
+        run(replace(toy, scale=replace(SCALE, pretrain_steps=5)), [0])
 
 
-def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(
-    toy_plan: ReproductionPlan,
-    benchmarks: Benchmarks,
-    finish: Finish,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_stopped_arm_resumes_and_ends_the_same(
+    toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = first_runs(toy_plan)
-    for run in runs:
-        finish(run, 0.5)
-
-    def train(config: TrainingConfig, *, share: object) -> Path:
-        raise AssertionError(f"{config.name} was made again")
-
-    monkeypatch.setattr(runner_module, "train", train)
-    make_runs(runs, benchmarks, after_each=lambda: None)
-    longer = replace(toy_plan, scale=replace(toy_plan.scale, pretrain_steps=9))
-    with pytest.raises(ValueError, match=r"made with other settings; choose another --runs"):
-        make_runs(first_runs(longer), benchmarks, after_each=lambda: None)
-
-
-def test_a_stopped_run_is_resumed(
-    toy_plan: ReproductionPlan, benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = first_runs(toy_plan)
-    trained = list[str]()
-
-    def train(config: TrainingConfig, *, share: Callable[[BatchSource], BatchSource]) -> Path:
-        trained.append(config.name)
-        if trained.count(RECIPE) == 1 and config.name == RECIPE:
-            config.folder.mkdir()
-            raise KeyboardInterrupt
-        return real_train(config, share=share)
-
-    monkeypatch.setattr(runner_module, "train", train)
-    with pytest.raises(KeyboardInterrupt):
-        make_runs(runs, benchmarks, after_each=lambda: None)
-    make_runs(runs, benchmarks, after_each=lambda: None)
-    assert trained == ["start", RECIPE, RECIPE]
-    record = read_record(runs[1].config.folder)
-    assert record is not None
-    assert not record.is_whole  # its seconds are not the whole run's
-
-
-def test_later_starts_copy_tokenizer_and_text_tower_of_the_first(
-    toy_plan: ReproductionPlan, benchmarks: Benchmarks
-) -> None:
-    starts = [run for run in toy_plan.all_runs([0, 1]) if run.variant == "start"]
-    (starts[0].config.folder / "tokenizer").mkdir(parents=True)
-    make_runs(starts[:1], benchmarks, after_each=lambda: None)
-    (starts[0].config.folder / "text-tower.pt").write_bytes(b"a tower")
-    make_runs(starts, benchmarks, after_each=lambda: None)
-    first, second = (run.config.folder for run in starts)
-    assert (second / "text-tower.pt").read_bytes() == b"a tower"
-    files = [folder / "tokenizer/tokenizer.json" for folder in (first, second)]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_all_rows_are_measured_and_kept(
-    benchmarks: Benchmarks,
-    student_model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
-    tmp_path: Path,
-) -> None:
-    measures = measure(Tipsv2Encoder(student_model.eval(), tokenizer), benchmarks)
-    save_measures(measures, tmp_path / "measures.npz")
-    again = load_measures(tmp_path / "measures.npz")
-    assert set(again) == set(measures)
-    for scenes in ("val", "seen", "unseen"):
-        for row in (*KINDS, PAINTED, LARGEST):
-            counts = counts_of(again, scenes, row)
-            assert len(counts) == (2 if scenes == "val" else 4)
-            assert counts.truth_SK.sum() == counts.called_SK.sum()
-        assert (
-            counts_of(again, scenes, LARGEST).which() > counts_of(again, scenes, "chance").which()
-        )
-        for direction in RETRIEVAL:
-            assert set(again[f"{scenes}/retrieval/{direction}"]) <= {0.0, 1.0}
-
-
-class CountedSource:
-    """Batches that record the steps that were read."""
-
-    def __init__(self, batches: SceneBatches) -> None:
-        self.batches, self.made = batches, list[int]()
-
-    def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
-        for step in range(first_step, len(self.batches)):
-            self.made.append(step)
-            yield self.batches[step]
-
-
-@pytest.fixture
-def counted(make_batches: MakeBatches) -> CountedSource:
-    """Six tiny batches."""
-    return CountedSource(make_batches(num_steps=6))
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.pixels_B3HW, b.pixels_B3HW) and torch.equal(a.cls1_ids_T, b.cls1_ids_T)
-
-
-def test_later_runs_reuse_the_batches_of_a_stream(counted: CountedSource) -> None:
-    memory = BatchMemory()
-
-    def read(stream: str, first_step: int, count: int) -> list[Batch]:
-        batches = memory.share(stream, counted).loader(first_step, num_workers=0)
-        return list(islice(batches, count))
-
-    read("a", 0, 2)  # a stopped run
-    first = read("a", 0, 6)
-    assert counted.made == [0, 1, 2, 3, 4, 5]
-    again = read("a", 3, 6)
-    assert counted.made == [0, 1, 2, 3, 4, 5]
-    assert len(again) == 3
-    assert all(same(a, b) for a, b in zip(again, first[3:], strict=True))
-    # Pixels are kept as 8-bit without loss.
-    assert all(same(batch, counted.batches[step]) for step, batch in enumerate(first))
-    assert first[0].pixels_B3HW.dtype == torch.uint8
-    # Only the latest stream is kept.
-    read("b", 0, 1)
-    read("a", 0, 1)
-    assert counted.made[6:] == [0, 0]
+    stopped = replace(toy, runs=tmp_path / "stopped")
+    whole = train_arm(toy, BY_NAME[START], 0)
+    with monkeypatch.context() as patch:
+        train = Trainer.train
+        patch.setattr(Trainer, "train", lambda self: train(self, until=1))
+        train_arm(stopped, BY_NAME[START], 0)
+    resumed = train_arm(stopped, BY_NAME[START], 0)
+    for value, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(value, expected)

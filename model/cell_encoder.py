@@ -22,14 +22,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel
 
 from model.efficientnet_lite import FEATURE_WIDTH, STRIDE, Trunk
 from model.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder
-from model.minilm import MiniLm, MiniLmSize
 from model.text import TOKENIZER_FILE, TextTokenizer
 
 MODEL_TYPE: Final = "tipserve_cells"
 NUM_CLASSES: Final = 1000
+SENTENCE_WIDTH: Final = 384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class CellConfig:
     vocabulary: int
     text_depth: int = 6
     max_text_tokens: int = 64
-    native_size: int = 320
+    native_size: int = 256
     class_temperature: float = 1.0
     coarse_share: float = 0.3
     drawing_sharpness: float = 20.0
@@ -150,10 +151,10 @@ class CellVision(nn.Module):
 class _Kernel(nn.Module):
     """Descriptions of texts in one space from those of known names."""
 
-    def __init__(self, num_names: int, embed_width: int, width: int, sharpness: float) -> None:
+    def __init__(self, num_names: int, width: int, sharpness: float) -> None:
         super().__init__()
         self.sharpness = sharpness
-        self.keys = nn.Linear(embed_width, num_names, bias=False)
+        self.keys = nn.Linear(SENTENCE_WIDTH, num_names, bias=False)
         self.values = nn.Linear(num_names, width, bias=False)
 
     def forward(self, texts_BE: Tensor) -> Tensor:
@@ -162,22 +163,38 @@ class _Kernel(nn.Module):
         return F.normalize(self.values(weight_BK), dim=-1)
 
 
+class Sentence(nn.Module):
+    """MiniLM: the mean of BERT's last layer over the tokens of a text."""
+
+    def __init__(self, config: CellConfig) -> None:
+        super().__init__()
+        size = BertConfig(
+            vocab_size=config.vocabulary,
+            hidden_size=SENTENCE_WIDTH,
+            num_hidden_layers=config.text_depth,
+            intermediate_size=4 * SENTENCE_WIDTH,
+            max_position_embeddings=config.max_text_tokens,
+        )
+        self.network = BertModel(size, add_pooling_layer=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return unit vectors [B, E]; zeros for a text without tokens."""
+        tokens_BLE = self.network(input_ids, attention_mask).last_hidden_state
+        total_BE = (tokens_BLE * attention_mask.to(tokens_BLE.dtype)[..., None]).sum(dim=1)
+        return F.normalize(total_BE, dim=-1)
+
+
 class CellText(nn.Module):
     """The text tower."""
 
     def __init__(self, config: CellConfig) -> None:
         super().__init__()
-        size = MiniLmSize(
-            vocabulary=config.vocabulary, positions=config.max_text_tokens, depth=config.text_depth
-        )
         self.config = config
-        self.sentence = MiniLm(size)
+        self.sentence = Sentence(config)
         self.drawings = _Kernel(
-            config.num_drawing_names, size.width, config.drawing_width, config.drawing_sharpness
+            config.num_drawing_names, config.drawing_width, config.drawing_sharpness
         )
-        self.classes = _Kernel(
-            config.num_class_names, size.width, config.class_width, config.class_sharpness
-        )
+        self.classes = _Kernel(config.num_class_names, config.class_width, config.class_sharpness)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed texts: [B, D]."""

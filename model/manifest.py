@@ -88,8 +88,9 @@ class ParityEntry(ManifestPart):
 
     `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
     inputs: (batch, height, width) in pixels for images, (batch, tokens) for texts. Differences
-    are the largest over all inputs; `max_relative_diff` is relative to the root mean square of
-    the output, and `worst_size` is its input. `max_length_error` is the largest relative error of
+    are the largest over all inputs. `max_relative_diff` is the length of an embedding's difference
+    by the embedding's own length, or, for dense maps, the largest difference by the map's root mean
+    square; `worst_size` is its input. `max_length_error` is the largest relative error of
     an embedding's length. Cosines are the lowest and the mean, of global and text embeddings
     (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of pixels with the
     same class; `clear_mask_agreement` counts only pixels whose best two cosines differ clearly.

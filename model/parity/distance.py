@@ -115,7 +115,8 @@ class Distance:
     Attributes:
         is_finite: Whether all outputs are finite. An output that is not counts only here, since
             every comparison with NaN is false.
-        max_relative_diff: Relative to the root mean square of the reference's output.
+        max_relative_diff: Length of an embedding's difference by the embedding's own length; for
+            dense maps, the largest difference by the map's root mean square.
         worst_size: Size of the input with that difference.
         max_length_error: Relative error of embeddings' lengths, to which cosines are blind.
     """
@@ -129,7 +130,7 @@ class Distance:
     patches: Cosines = field(default_factory=Cosines)
 
     def add(self, exported: FloatArray, reference: FloatArray, size: tuple[int, ...]) -> bool:
-        """Compare one output of one input of this size.
+        """Compare one dense map of one input of this size.
 
         Returns:
             Whether the exported output is finite; if not, skip further comparisons of it.
@@ -137,6 +138,32 @@ class Distance:
         Raises:
             ParityError: The shapes differ.
         """
+        if not self._is_comparable(exported, reference, size):
+            return False
+        scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
+        largest = float(np.abs(exported - reference).max())
+        self._note(largest / max(scale, 1e-12), size)
+        return True
+
+    def add_embeddings(
+        self, exported: FloatArray, reference: FloatArray, size: tuple[int, ...]
+    ) -> bool:
+        """Compare global [B, D] or patch [B, N, D] embeddings; see `add`."""
+        if not self._is_comparable(exported, reference, size):
+            return False
+        (self.patches if exported.ndim == 3 else self.cls).add(exported, reference)
+        ours, theirs, apart = (
+            np.linalg.norm(x, axis=-1) for x in (exported, reference, exported - reference)
+        )
+        floor = np.maximum(theirs, 1e-12)
+        self._note(float((apart / floor).max()), size)
+        error = float((np.abs(ours - theirs) / floor).max())
+        self.max_length_error = max(self.max_length_error or 0.0, error)
+        return True
+
+    def _is_comparable(
+        self, exported: FloatArray, reference: FloatArray, size: tuple[int, ...]
+    ) -> bool:
         if exported.shape != reference.shape:
             raise ParityError(f"shape {list(exported.shape)} instead of {list(reference.shape)}")
         if not np.isfinite(exported).all():
@@ -144,23 +171,11 @@ class Distance:
             return False
         largest = float(np.abs(exported - reference).max())
         self.max_abs_diff = max(self.max_abs_diff, largest)
-        scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
-        relative = largest / max(scale, 1e-12)
-        if self.is_finite and relative >= self.max_relative_diff:
-            self.max_relative_diff, self.worst_size = relative, size
         return True
 
-    def add_embeddings(
-        self, exported: FloatArray, reference: FloatArray, size: tuple[int, ...]
-    ) -> bool:
-        """Compare global [B, D] or patch [B, N, D] embeddings; see `add`."""
-        is_finite = self.add(exported, reference, size)
-        if is_finite:
-            (self.patches if exported.ndim == 3 else self.cls).add(exported, reference)
-            ours, theirs = (np.linalg.norm(x, axis=-1) for x in (exported, reference))
-            error = float((np.abs(ours - theirs) / np.maximum(theirs, 1e-12)).max())
-            self.max_length_error = max(self.max_length_error or 0.0, error)
-        return is_finite
+    def _note(self, relative: float, size: tuple[int, ...]) -> None:
+        if self.is_finite and relative >= self.max_relative_diff:
+            self.max_relative_diff, self.worst_size = relative, size
 
 
 @dataclass(slots=True)

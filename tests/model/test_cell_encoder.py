@@ -33,7 +33,6 @@ def encoder() -> CellEncoder:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = Whitespace()
     encoder = CellEncoder(CONFIG, tokenizer)
-    encoder.text.sentence.positions.normal_(std=0.02)
     return encoder
 
 

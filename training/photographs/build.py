@@ -1,10 +1,11 @@
 """Builds the encoder from cached cells: heads, and the known names of both spaces."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from training.photographs.cells import Cells
 from training.photographs.drawings import withheld
 from training.photographs.heads import (
     DrawingSpace,
+    Moments,
     class_axes,
     class_names,
     fit_discriminant,
@@ -24,7 +26,7 @@ from training.photographs.heads import (
     merged,
 )
 from training.photographs.text import load_minilm, load_tokenizer
-from training.photographs.trunk import load_trunk
+from training.pretrained.image_trunk import load_trunk
 from training.pretrained.text import sentence_embeddings
 
 DRAWING_WIDTH = 256
@@ -50,43 +52,88 @@ class KnownNames:
         )
 
 
-def aligned(cells: Cells, reference: Cells) -> Cells:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellMoments:
+    """Moments of the fine and of the coarse cells."""
+
+    fine: Moments
+    coarse: Moments
+
+    @classmethod
+    def of(cls, cells: Cells, num_names: int) -> "CellMoments":
+        """Sum cells of `num_names` names."""
+        return cls(
+            fine=Moments.of(cells.fine_nF, cells.name_n, num_names),
+            coarse=Moments.of(cells.coarse_nF, cells.name_n, num_names),
+        )
+
+    def __add__(self, other: "CellMoments") -> "CellMoments":
+        return CellMoments(fine=self.fine + other.fine, coarse=self.coarse + other.coarse)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitMoments:
+    """Moments of cells by the hash split: the evaluation twin is fitted without `withheld`."""
+
+    names: tuple[str, ...]
+    kept: CellMoments
+    withheld: CellMoments
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[Cells, Sequence[str]]], names: tuple[str, ...]) -> Self:
+        """Sum cells of several sources, read one after the other.
+
+        Args:
+            parts: Cells, and the names that their `name_n` counts.
+            names: All names, in lower case, each once.
+        """
+        index = {name: number for number, name in enumerate(names)}
+        is_withheld_K = withheld(names)
+        none = CellMoments.of(Cells.none(), len(names))
+        sums = {False: none, True: none}
+        for cells, own_names in parts:
+            name_n = np.asarray([index[name.lower()] for name in own_names])[cells.name_n]
+            for is_withheld in sums:
+                chosen_n = is_withheld_K[name_n] == is_withheld
+                part = replace(cells.where(chosen_n), name_n=name_n[chosen_n])
+                sums[is_withheld] += CellMoments.of(part, len(names))
+        return cls(names=names, kept=sums[False], withheld=sums[True])
+
+    def __add__(self, other: Self) -> Self:
+        kept, withheld = self.kept + other.kept, self.withheld + other.withheld
+        return replace(self, kept=kept, withheld=withheld)
+
+    def all(self) -> CellMoments:
+        """Moments of all names."""
+        return self.kept + self.withheld
+
+
+def aligned(cells: Cells, drawings: CellMoments) -> Cells:
     """Shift cells of photographs so that their mean is that of drawings.
 
     The two differ as a whole. Without the shift, "sky" and "street" were the best of thirty names
     for a photograph of a dog.
     """
 
-    def shift(own_nF: NDArray[np.float16], other_nF: NDArray[np.float16]) -> NDArray[np.float16]:
-        offset_F = other_nF.mean(0, dtype=np.float32) - own_nF.mean(0, dtype=np.float32)
-        return np.asarray(own_nF.astype(np.float32) + offset_F, np.float16)
+    def shift(own_nF: NDArray[np.float16], moments: Moments) -> NDArray[np.float16]:
+        offset_F = moments.mean() - own_nF.mean(0, dtype=np.float64)
+        return (own_nF + offset_F).astype(np.float16)
 
-    return Cells(
-        fine_nF=shift(cells.fine_nF, reference.fine_nF),
-        coarse_nF=shift(cells.coarse_nF, reference.coarse_nF),
-        name_n=cells.name_n,
+    return replace(
+        cells,
+        fine_nF=shift(cells.fine_nF, drawings.fine),
+        coarse_nF=shift(cells.coarse_nF, drawings.coarse),
     )
 
 
-def joined_cells(parts: Sequence[tuple[Cells, Sequence[str]]]) -> tuple[Cells, tuple[str, ...]]:
-    """Join cells of several sources; equal names become one."""
-    names = tuple(dict.fromkeys(name.lower() for _, own in parts for name in own))
-    index = {name: number for number, name in enumerate(names)}
-    renumbered = [
-        np.asarray([index[name.lower()] for name in own])[cells.name_n] for cells, own in parts
-    ]
-    joined = Cells(
-        fine_nF=np.concatenate([cells.fine_nF for cells, _ in parts]),
-        coarse_nF=np.concatenate([cells.coarse_nF for cells, _ in parts]),
-        name_n=np.concatenate(renumbered),
-    )
-    return joined, names
+def all_names(*parts: Sequence[str]) -> tuple[str, ...]:
+    """Names of several sources in lower case; equal names become one."""
+    return tuple(dict.fromkeys(name.lower() for part in parts for name in part))
 
 
-def fit_drawings(cells: Cells, names: Sequence[str]) -> tuple[DrawingSpace, KnownNames]:
+def fit_drawings(moments: CellMoments, names: Sequence[str]) -> tuple[DrawingSpace, KnownNames]:
     """Fit the first space; concepts with several drawings become names of their own."""
-    fine = fit_discriminant(cells.fine_nF, cells.name_n, len(names))
-    coarse = fit_discriminant(cells.coarse_nF, cells.name_n, len(names))
+    fine, coarse = fit_discriminant(moments.fine), fit_discriminant(moments.coarse)
     space = join(fine, coarse, DRAWING_WIDTH)
     index = {name: number for number, name in enumerate(names)}
     groups = {name: [number] for name, number in index.items()}
@@ -128,22 +175,15 @@ def fit_classes(members: Mapping[str, Sequence[int]]) -> tuple[NDArray[np.float3
     return axes_DC, KnownNames(names=known, keys_KE=_unit_texts(known), vectors_KD=vectors_KD)
 
 
-def build_encoder(cells: Cells, names: Sequence[str], *, is_twin: bool = False) -> CellEncoder:
+def build_encoder(moments: SplitMoments, *, is_twin: bool = False) -> CellEncoder:
     """Fit all heads and put the encoder together.
 
     Args:
-        cells: Of drawings and of labelled regions.
-        names: Names of the cells.
+        moments: Of cells of drawings and of labelled regions.
         is_twin: Leave out every name that mentions a concept of the hash split.
     """
-    if is_twin:
-        kept_n = ~withheld(names)[cells.name_n]
-        cells = Cells(
-            fine_nF=cells.fine_nF[kept_n],
-            coarse_nF=cells.coarse_nF[kept_n],
-            name_n=cells.name_n[kept_n],
-        )
-    space, drawings = fit_drawings(cells, names)
+    fitted = moments.kept if is_twin else moments.all()
+    space, drawings = fit_drawings(fitted, moments.names)
     axes_DC, classes = fit_classes(read_classes())
     if is_twin:
         drawings = drawings.without(withheld(drawings.names))

@@ -5,7 +5,7 @@ Shapes: n cells, F = 1280 features, S side of a scene, h w cells of the fine gri
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.cell_encoder import TwoScales
-from model.efficientnet_lite import STRIDE
+from model.efficientnet_lite import FEATURE_WIDTH, STRIDE
 from model.files import atomic_file
 from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.photographs.views import ViewSource
@@ -25,6 +25,7 @@ _PER_OBJECT = 8
 _MIN_COVERED = 0.5
 # A network's two grids of one image: fine [F, h, w] and coarse [F, h, w], scaled to the fine one.
 Grids = tuple[NDArray[np.float32], NDArray[np.float32]]
+RunTrunk = Callable[[NDArray[np.uint8]], Grids]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,21 @@ class Cells:
     coarse_nF: NDArray[np.float16]
     name_n: NDArray[np.int64]
 
+    @classmethod
+    def none(cls) -> Self:
+        """No cells."""
+        empty_nF = np.zeros((0, FEATURE_WIDTH), np.float16)
+        return cls(fine_nF=empty_nF, coarse_nF=empty_nF, name_n=np.zeros(0, np.int64))
+
+    def where(self, is_chosen_n: NDArray[np.bool_]) -> Self:
+        """The cells that are marked."""
+        return replace(
+            self,
+            fine_nF=self.fine_nF[is_chosen_n],
+            coarse_nF=self.coarse_nF[is_chosen_n],
+            name_n=self.name_n[is_chosen_n],
+        )
+
     def save(self, path: Path) -> None:
         """Write them to a file, which appears when it is complete."""
         with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -53,7 +69,7 @@ class Cells:
             return cls(fine_nF=file["fine"], coarse_nF=file["coarse"], name_n=file["names"])
 
 
-def compile_trunk(trunk: nn.Module, size: int) -> Callable[[NDArray[np.uint8]], Grids]:
+def compile_trunk(trunk: nn.Module, size: int) -> RunTrunk:
     """The trunk at both scales in OpenVINO, on one thread, for square images of one size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -87,9 +103,7 @@ def covered_cells(
     return found
 
 
-def compute_pass(
-    source: ViewSource, run: Callable[[NDArray[np.uint8]], Grids], number: int
-) -> Cells:
+def compute_pass(source: ViewSource, run: RunTrunk, number: int) -> Cells:
     """Cells of pass `number` over all drawings."""
     fine, coarse, names = [], [], []
     first = number * source.scenes_per_pass
@@ -103,9 +117,7 @@ def compute_pass(
     return Cells(fine_nF=np.stack(fine), coarse_nF=np.stack(coarse), name_n=np.asarray(names))
 
 
-def cached_pass(
-    source: ViewSource, run: Callable[[NDArray[np.uint8]], Grids], number: int, folder: Path
-) -> Cells:
+def cached_pass(source: ViewSource, run: RunTrunk, number: int, folder: Path) -> Cells:
     """Cells of a pass, from the folder where an earlier run computed them."""
     path = folder / f"cells-{number:03d}.npz"
     if not path.exists():

@@ -5,7 +5,8 @@ width of MiniLM.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,54 @@ _CLASS_KERNEL = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Sums over cells that a discriminant is fitted from; the sums of two sets of cells add up.
+
+    Attributes:
+        count_K: Cells of each name.
+        sum_KF: float64; sum of each name's cells.
+        product_FF: float64; sum of the outer products of all cells.
+    """
+
+    count_K: NDArray[np.int64]
+    sum_KF: NDArray[np.float64]
+    product_FF: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, cells_nF: NDArray[np.float16], name_n: NDArray[np.int64], num_names: int) -> Self:
+        """Sum cells, which are widened in chunks.
+
+        Args:
+            cells_nF: Cells of every name.
+            name_n: Name of each cell.
+            num_names: K.
+        """
+        width = cells_nF.shape[1]
+        sum_KF, product_FF = np.zeros((num_names, width)), np.zeros((width, width))
+        for start in range(0, len(cells_nF), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            chunk_nF = cells_nF[part].astype(np.float32)
+            np.add.at(sum_KF, name_n[part], chunk_nF)
+            product_FF += chunk_nF.T @ chunk_nF
+        return cls(
+            count_K=np.bincount(name_n, minlength=num_names), sum_KF=sum_KF, product_FF=product_FF
+        )
+
+    def __add__(self, other: Self) -> Self:
+        return replace(
+            self,
+            count_K=self.count_K + other.count_K,
+            sum_KF=self.sum_KF + other.sum_KF,
+            product_FF=self.product_FF + other.product_FF,
+        )
+
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of all cells, [F]."""
+        mean_F: NDArray[np.float64] = self.sum_KF.sum(0) / max(int(self.count_K.sum()), 1)
+        return mean_F
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Discriminant:
     """Linear discriminant analysis of cells.
 
@@ -37,35 +86,19 @@ class Discriminant:
     means_KF: NDArray[np.float32]
 
 
-def fit_discriminant(
-    cells_nF: NDArray[np.float16], name_n: NDArray[np.int64], num_names: int
-) -> Discriminant:
-    """Whiten features by the covariance within names.
-
-    Args:
-        cells_nF: Cells of every name; they are widened in chunks.
-        name_n: Name of each cell.
-        num_names: K.
-    """
-    count_K = np.bincount(name_n, minlength=num_names).astype(np.float32)
-    sum_KF = np.zeros((num_names, cells_nF.shape[1]), np.float32)
-    for start in range(0, len(cells_nF), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        np.add.at(sum_KF, name_n[part], cells_nF[part].astype(np.float32))
-    means_KF = sum_KF / np.maximum(count_K, 1)[:, None]
-    within_FF = np.zeros((cells_nF.shape[1],) * 2, np.float32)
-    for start in range(0, len(cells_nF), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        offset = cells_nF[part].astype(np.float32) - means_KF[name_n[part]]
-        within_FF += offset.T @ offset
-    within_FF /= len(cells_nF)
+def fit_discriminant(moments: Moments) -> Discriminant:
+    """Whiten features by the covariance within names."""
+    count_K1 = moments.count_K[:, None]
+    means_KF = moments.sum_KF / np.maximum(count_K1, 1)
+    within_FF = moments.product_FF - (means_KF * count_K1).T @ means_KF
+    within_FF /= count_K1.sum()
     within_FF[np.diag_indices_from(within_FF)] += _SHRINKAGE * within_FF.trace() / len(within_FF)
     whitening_FF = np.linalg.inv(np.linalg.cholesky(within_FF)).T
-    has_cells = count_K > 0
-    mean_F = means_KF[has_cells].mean(0)
-    whitened_KF = (means_KF - mean_F) @ whitening_FF * has_cells[:, None]
+    has_cells_K1 = count_K1 > 0
+    mean_F = means_KF[has_cells_K1[:, 0]].mean(0)
+    whitened_KF = (means_KF - mean_F) @ whitening_FF * has_cells_K1
     return Discriminant(
-        mean_F=mean_F,
+        mean_F=mean_F.astype(np.float32),
         whitening_FF=np.ascontiguousarray(whitening_FF, np.float32),
         means_KF=whitened_KF.astype(np.float32),
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from training.data.backgrounds import load_photos
 from training.data.folder import DataFolder, fetch_debian
 from training.evaluate.report import STUDENT, write_scores
 from training.evaluate.sets import held_out_scenes
-from training.photographs.build import aligned, build_encoder, joined_cells
-from training.photographs.cells import Cells, cached_pass, compile_trunk
+from training.photographs.build import SplitMoments, aligned, all_names, build_encoder
+from training.photographs.cells import Cells, RunTrunk, cached_pass, compile_trunk
 from training.photographs.drawings import (
     NamedDrawings,
     build_drawings,
@@ -24,11 +25,11 @@ from training.photographs.drawings import (
 )
 from training.photographs.regions import OPENCV_PACKAGE, photograph, region_cells, region_names
 from training.photographs.score import score_benchmark
-from training.photographs.trunk import load_trunk
 from training.photographs.views import ViewSource
+from training.pretrained.image_trunk import load_trunk
 from training.run_record import code_version
 
-NATIVE_SIZE = 320
+NATIVE_SIZE = 256
 TWIN = "evaluation twin"
 LICENCE = "Apache-2.0"
 
@@ -54,9 +55,9 @@ class PhotographsJob:
     def run(self) -> Path:
         """Run what is missing; returns the checkpoint's folder."""
         torch.set_num_threads(1)
-        cells, names = self._cells()
-        models = {STUDENT: self._save(build_encoder(cells, names), "checkpoint")}
-        models[TWIN] = self._save(build_encoder(cells, names, is_twin=True), "twin")
+        moments = self._moments()
+        models = {STUDENT: self._save(build_encoder(moments), "checkpoint")}
+        models[TWIN] = self._save(build_encoder(moments, is_twin=True), "twin")
         checkpoint = self.folder / "checkpoint"
         entries = []
         if self.num_scenes:
@@ -81,24 +82,32 @@ class PhotographsJob:
             save_drawings(build_drawings(self.data.art), path)
         return load_drawings(path)
 
-    def _cells(self) -> tuple[Cells, tuple[str, ...]]:
-        """Cells of all passes and of the regions, and their names."""
+    def _moments(self) -> SplitMoments:
+        """Moments of the cells of all passes and of the regions."""
         self.folder.mkdir(parents=True, exist_ok=True)
         drawings = self._drawings()
+        names = all_names(drawings.names, region_names())
+        run = compile_trunk(load_trunk()[0], NATIVE_SIZE)
+        shown = SplitMoments.of(self._passes(drawings, run), names)
+        regions = aligned(self._regions(run), shown.all())
+        return shown + SplitMoments.of([(regions, region_names())], names)
+
+    def _passes(
+        self, drawings: NamedDrawings, run: RunTrunk
+    ) -> Iterator[tuple[Cells, tuple[str, ...]]]:
         photos = load_photos(self.data.photos, "train")
         source = ViewSource(drawings=drawings, photos=photos, size=NATIVE_SIZE)
-        run = compile_trunk(load_trunk()[0], NATIVE_SIZE)
-        parts: list[tuple[Cells, tuple[str, ...]]] = []
         for number in range(self.passes):
-            parts.append((cached_pass(source, run, number, self.folder), drawings.names))
+            yield cached_pass(source, run, number, self.folder), drawings.names
             print(f"pass {number + 1} of {self.passes}: cells are ready", flush=True)
+
+    def _regions(self, run: RunTrunk) -> Cells:
         if not photograph(self.data.path, "opencv:leuvenA.jpg").exists():
             fetch_debian(self.data.path, (OPENCV_PACKAGE,))
         path = self.folder / "regions.npz"
         if not path.exists():
             region_cells(self.data.path, run, NATIVE_SIZE).save(path)
-        regions = Cells.load(path)
-        return joined_cells([*parts, (aligned(regions, parts[0][0]), region_names())])
+        return Cells.load(path)
 
     def _provenance(self) -> dict[str, object]:
         used = {"noto", "twemoji", "noto-v1", "emojione", "furniture"}

@@ -7,7 +7,7 @@ Shapes: S side of a view, H W pixels.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.photographs.cells import Cells, Grids, covered_cells
+from training.photographs.cells import Cells, RunTrunk, covered_cells
 
 REGIONS_FILE = Path(__file__).with_name("regions.json")
 OPENCV_PACKAGE = "opencv-doc"
@@ -79,7 +79,7 @@ def region_names() -> tuple[str, ...]:
     return tuple(sorted({box[0] for boxes in regions.values() for box in boxes}))
 
 
-def region_cells(data: Path, run: Callable[[NDArray[np.uint8]], Grids], size: int) -> Cells:
+def region_cells(data: Path, run: RunTrunk, size: int) -> Cells:
     """Cells of every region in crops of its photograph; named by `region_names`."""
     fine, coarse, names = [], [], []
     for pixels_SS3, mask_SS, rng in _views(data, size):

@@ -1,21 +1,12 @@
-"""Reads the installed MiniLM (Apache-2.0) into the encoder's own text network."""
+"""Reads the installed MiniLM (Apache-2.0) into the encoder's text tower."""
 
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from model.minilm import MiniLm
+from model.cell_encoder import Sentence
 from training.pretrained.text import package_folder
 
-_LAYER = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "output": "attention.output.dense",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "norm1": "attention.output.LayerNorm",
-    "norm2": "output.LayerNorm",
-}
+_POSITIONS = "embeddings.position_embeddings.weight"
 
 
 def load_tokenizer() -> Tokenizer:
@@ -23,17 +14,9 @@ def load_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(package_folder() / "tokenizer.json"))
 
 
-def load_minilm(network: MiniLm) -> None:
-    """Read the package's weights into a network of full depth."""
+def load_minilm(sentence: Sentence) -> None:
+    """Read the package's weights, with as many positions as the tower reads."""
     weights = load_file(package_folder() / "model.safetensors")
-    state = {"tokens.weight": weights["embeddings.word_embeddings.weight"]}
-    positions = weights["embeddings.position_embeddings.weight"][: len(network.positions)]
-    state["positions"] = positions + weights["embeddings.token_type_embeddings.weight"][0]
-    parts = {"norm": "embeddings.LayerNorm"}
-    for number in range(len(network.layers)):
-        for name, part in _LAYER.items():
-            parts[f"layers.{number}.{name}"] = f"encoder.layer.{number}.{part}"
-    for name, part in parts.items():
-        for kind in ("weight", "bias"):
-            state[f"{name}.{kind}"] = weights[f"{part}.{kind}"]
-    network.load_state_dict(state)
+    wanted = sentence.network.state_dict()
+    weights[_POSITIONS] = weights[_POSITIONS][: len(wanted[_POSITIONS])]
+    sentence.network.load_state_dict({name: weights[name] for name in wanted})

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from efficientnet_lite_pytorch import EfficientNet
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from model.efficientnet_lite import STRIDE as CELL_PIXELS
+from model.efficientnet_lite import Trunk
 from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.checkpoint import save_atomically
-from training.pretrained.weights import EFFICIENTNET, weights_file
+from training.pretrained.image_trunk import load_trunk
 
 PATCH_PIXELS = 14
-CELL_PIXELS = 32
-FEATURE_WIDTH = 1280
 BASIS_FILE = "image-backbone-basis.pt"
 
 
@@ -64,22 +63,6 @@ def fit_basis(features_MF: Tensor, width: int) -> Basis:
     _, spread, axes = torch.linalg.svd(features_MF - mean_F, full_matrices=False)
     scale_K = spread[:width].clamp(min=1e-6).rsqrt()
     return Basis(mean_F=mean_F, axes_FK=axes[:width].T * scale_K)
-
-
-class _Cells(nn.Module):
-    """The network without its classifier: [B, 3, H, W] in [0, 1] to cells [B, F, H/32, W/32]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        path = weights_file(EFFICIENTNET)
-        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.eval().requires_grad_(requires_grad=False)
-
-    def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        """Normalise the pixels as in the network's training, and run it."""
-        cells_BFhw: Tensor = self.network.extract_features((pixels_B3HW * 255 - 127) / 128)
-        return cells_BFhw
 
 
 class FrozenImageBackbone:
@@ -127,13 +110,13 @@ _COMPILED: dict[tuple[int, ...], Any] = {}
 
 
 @cache
-def _networks() -> tuple[_Cells, Any]:
+def _networks() -> tuple[Trunk, Any]:
     """The network in torch and in OpenVINO."""
-    cells = _Cells()
+    cells = load_trunk()[0].requires_grad_(requires_grad=False)
     return cells, _convert(cells)
 
 
-def _convert(cells: _Cells) -> Any:
+def _convert(cells: Trunk) -> Any:
     """Convert the network to OpenVINO, which still uses torch's deprecated tracer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.photographs import build
+from training.photographs.build import SplitMoments
 from training.photographs.cells import Cells
 
 NAMES = ("dog face", "poodle", "lion", "trumpet")
@@ -39,15 +40,26 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     build._unit_texts.cache_clear()
 
 
+def moments(*parts: tuple[Cells, Sequence[str]]) -> SplitMoments:
+    """Moments of several sources."""
+    return SplitMoments.of(parts, build.all_names(*(names for _, names in parts)))
+
+
 def test_cells_of_equal_names_become_one() -> None:
-    joined, names = build.joined_cells([(cells(0, 4), NAMES), (cells(1, 2), ("Lion", "sky"))])
-    assert names == (*NAMES, "sky")
-    assert np.bincount(joined.name_n).tolist() == [20, 20, 40, 20, 20]
+    joined = moments((cells(0, 4), NAMES), (cells(1, 2), ("Lion", "sky")))
+    assert joined.names == (*NAMES, "sky")
+    assert joined.all().fine.count_K.tolist() == [20, 20, 40, 20, 20]
+
+
+def test_withheld_names_are_summed_apart() -> None:
+    split = moments((cells(0, 4), NAMES))
+    assert split.withheld.coarse.count_K.tolist() == [0, 0, 20, 0]  # "lion"
+    assert split.kept.coarse.count_K.tolist() == [20, 20, 0, 20]
 
 
 def test_photographs_are_shifted_to_the_mean_of_drawings() -> None:
     drawings, photographs = cells(0, 4), cells(1, 2)
-    shifted = build.aligned(photographs, drawings)
+    shifted = build.aligned(photographs, moments((drawings, NAMES)).all())
     assert np.allclose(shifted.fine_nF.mean(0), drawings.fine_nF.mean(0), atol=5e-3)
     spread = shifted.coarse_nF[0] - shifted.coarse_nF[1]
     assert np.allclose(spread, photographs.coarse_nF[0] - photographs.coarse_nF[1], atol=2e-2)
@@ -56,7 +68,7 @@ def test_photographs_are_shifted_to_the_mean_of_drawings() -> None:
 @pytest.mark.usefixtures("_quick")
 def test_a_cell_is_closest_to_the_vector_of_its_name() -> None:
     shown = cells(0, 4)
-    encoder = build.build_encoder(shown, NAMES)
+    encoder = build.build_encoder(moments((shown, NAMES)))
     assert encoder.config.num_class_names == 2
     assert encoder.config.num_drawing_names == len(NAMES) + 1  # and "dog", for both drawings of it
     fine, coarse = (
@@ -71,6 +83,6 @@ def test_a_cell_is_closest_to_the_vector_of_its_name() -> None:
 
 @pytest.mark.usefixtures("_quick")
 def test_the_twin_knows_no_withheld_name() -> None:
-    twin = build.build_encoder(cells(0, 4), NAMES, is_twin=True)
+    twin = build.build_encoder(moments((cells(0, 4), NAMES)), is_twin=True)
     assert twin.config.num_drawing_names == len(NAMES)  # "dog" joined, "lion" left out
     assert twin.config.num_class_names == 1

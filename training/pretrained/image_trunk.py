@@ -1,4 +1,4 @@
-"""Reads the installed EfficientNet-Lite0 (ImageNet, Apache-2.0) into the encoder's own network.
+"""Reads the installed EfficientNet-Lite0 (ImageNet, Apache-2.0) into our own network.
 
 Shapes: F = 1280 features.
 """

@@ -1,6 +1,6 @@
 """Measure what batches cost on this machine, in CPU seconds on one thread, and write it as JSON.
 
-Run: python -m benchmarks.batch_costs --model bundled --sides 112,224,448 --output FILE
+Run: python -m benchmarks.batch_costs --model bundled-student --sides 112,224,448 --output FILE
 
 CPU time equals the time of one lane with a core for itself. A running server measures the same in
 wall-clock time, see `benchmarks.capacity`.
@@ -107,7 +107,9 @@ def measure(package: ModelPackage, sides: Sequence[int], limit_s: float) -> Curv
 def main() -> None:
     """Measure one package, write the file and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="model package: bundled, or a folder"
+    )
     parser.add_argument("--sides", default="112,224,448", help="comma-separated, in pixels")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each batch")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")

@@ -2,7 +2,7 @@
 
 Claim: on a CPU, a batch costs about as much as its images one by one; it saves only
 the cost per request.
-Run: python -m benchmarks.batch_latency [--model bundled] [--resolution 112]
+Run: python -m benchmarks.batch_latency [--model bundled-student] [--resolution 112]
 """
 
 import argparse
@@ -93,7 +93,9 @@ def print_table(rows: list[Row]) -> None:
 def main() -> None:
     """Measure every request size against one service."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="model package: bundled, or a folder"
+    )
     parser.add_argument(
         "--resolution", type=int, help="pixels; the model's native size if left out"
     )

@@ -51,7 +51,7 @@ def optional(name: str) -> ModuleType | None:
 
 def real_mask() -> tuple[Labels, NDArray[np.uint8], NDArray[np.float32]]:
     """Return the student's mask of the README's scene for 150 names, the image and patches."""
-    package = open_package("bundled")
+    package = open_package("bundled-student")
     runtime = load_runtime(package, runtime="auto", num_threads=1)
     tokenizer = TextTokenizer.from_package(package)
     batches = [tokenizer.encode([name]) for name in CLASS_NAMES]

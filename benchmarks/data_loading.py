@@ -22,7 +22,7 @@ from transformers import Tipsv2Tokenizer
 
 from benchmarks.photo_shards import HEIGHT, QUALITY, WIDTH, build_photo_shards
 from benchmarks.student_step import build_update, num_images, step_cpu_s
-from model.package import BUNDLED_FOLDER
+from model.package import STUDENT_FOLDER
 from training.commands.train import RECIPES
 from training.config import DataConfig
 from training.cost import DEVICES, Cluster, estimate, plan_of
@@ -139,7 +139,7 @@ def main() -> None:
     )
     parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of the peak")
     options = parser.parse_args()
-    tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
+    tokenizer = Tipsv2Tokenizer.from_pretrained(STUDENT_FOLDER)
     print(f"images a second of CPU time on one core of {processor()}, one thread")
     print(f"{'':>24} {'a worker makes':>14} {'a step takes':>12} {'ratio':>8} {'taker':>8}")
     student_rows(options.data, tokenizer, options.batches)

@@ -2,7 +2,7 @@
 
 Claim: at most 2 times, over REST and over gRPC, three times in a row. The clients are a process of
 their own, so that their work delays the measured request only by the cores that it takes.
-Run: python -m benchmarks.hang_ups [--model bundled] [--resolution 224]
+Run: python -m benchmarks.hang_ups [--model bundled-student] [--resolution 224]
 """
 
 import argparse
@@ -131,7 +131,9 @@ def measure(
 def main() -> None:
     """Measure one package at one resolution."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="model package: bundled, or a folder"
+    )
     parser.add_argument("--resolution", type=int, default=224, help="pixels")
     parser.add_argument("--rounds", type=int, default=9, help="in each of three series")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Tail latency of one protocol while the other is saturated, against its unloaded latency.
 
 Claim: for both protocols, p99 is at most 3 times the unloaded p99 plus the time of one batch.
-Run: python -m benchmarks.isolation [--model bundled] [--resolution 224]
+Run: python -m benchmarks.isolation [--model bundled-student] [--resolution 224]
 """
 
 import argparse
@@ -60,7 +60,9 @@ async def compare(service: RunningService, options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure one package at one resolution."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="model package: bundled, or a folder"
+    )
     parser.add_argument("--resolution", type=int, default=224, help="pixels")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--in-flight", type=int, default=32)

@@ -85,7 +85,7 @@ def replace_weights(path: Path) -> None:
 def main() -> None:
     """Measure one package."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--model", default="bundled-student")
     parser.add_argument("--sides", nargs="+", default=["448", "1372", "448"])
     options = parser.parse_args()
     original = open_package(options.model).file(VISION_FILE)

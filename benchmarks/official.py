@@ -67,7 +67,7 @@ def write_checkpoints(folder: Path, num_layers: int, side: int) -> None:
     base = folder / BASE
     base.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(open_package("bundled").path / name, base / name)
+        shutil.copy(open_package("bundled-student").path / name, base / name)
     vocabulary = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     shape = replace(B14, vision_layers=num_layers, text_layers=num_layers)
     torch.manual_seed(0)

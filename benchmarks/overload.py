@@ -2,7 +2,7 @@
 
 Claim: goodput at least 0.95 of capacity; p99 of accepted requests within the bound of the queue;
 median latency of refusals below 10 ms; constant memory.
-Run: python -m benchmarks.overload [--model bundled] [--resolution 448]
+Run: python -m benchmarks.overload [--model bundled-student] [--resolution 448]
 """
 
 import argparse
@@ -117,7 +117,9 @@ async def overload(service: RunningService, options: argparse.Namespace) -> None
 def main() -> None:
     """Overload one package at one resolution."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="model package: bundled, or a folder"
+    )
     parser.add_argument("--resolution", type=int, default=448, help="pixels")
     parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()

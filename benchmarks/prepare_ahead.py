@@ -27,8 +27,8 @@ LIMIT_S = 120.0
 def main(arguments: Sequence[str]) -> None:
     """Print the ratios."""
     num_images = int(arguments[0]) if arguments else 200
-    package = open_package("bundled")
-    loaded = load_lanes(package, Settings(), ModelSource("bundled"))
+    package = open_package("bundled-student")
+    loaded = load_lanes(package, Settings(), ModelSource("bundled-student"))
     side = package.manifest.native_size
     pixels = np.random.default_rng(0).random((3, side, side), np.float32)
     num_patches = (side // package.manifest.patch_size) ** 2

@@ -69,7 +69,7 @@ def _write_checkpoint(folder: Path, variant: str, side: int) -> None:
 
     from benchmarks.fitted_texts import fit_texts  # noqa: PLC0415
 
-    bundled = open_package("bundled").path
+    bundled = open_package("bundled-student").path
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(bundled / name, folder / name)
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from benchmarks.rolling.callers import ConstantCallers, KeptConnection
 from benchmarks.rolling.proxy import PROJECT_ROOT, Proxy
 from benchmarks.rolling.replicas import NUM_REPLICAS, Deletion, Replicas
 
-FLAGS: Final = ("--model=bundled", "--host=127.0.0.1", "--lanes=1", "--warm-up-limit-s=0")
+FLAGS: Final = ("--model=bundled-student", "--host=127.0.0.1", "--lanes=1", "--warm-up-limit-s=0")
 STREAM_PATH: Final = "/tipserve.v1.EncoderService/Stream"
 FAULTS: Final[Mapping[str, Deletion]] = {
     "none": Deletion(),

@@ -3,7 +3,7 @@
 Claim: the default on a CPU with bf16 takes at most 1/1.8 of ONNX Runtime's time in float32, and at
 least 99.5 % of the pixels of its masks keep their class.
 
-Run: python -m benchmarks.runtimes [--model bundled | b14 | FOLDER] [--cache FOLDER]
+Run: python -m benchmarks.runtimes [--model bundled-student | b14 | FOLDER] [--cache FOLDER]
      [--cell-limit-s 60]; b14 has random weights and is created once in the folder. A row needs its
      graph: `python -m model convert FOLDER OUTPUT --precision int8` writes one into a package. One
      thread. Times are CPU times of the process, the minimum of interleaved rounds.
@@ -166,7 +166,9 @@ def measure_package(package: ModelPackage, limit_s: float) -> None:
 def main() -> None:
     """Measure one model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="bundled, b14 or a package's folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="bundled, b14 or a package's folder"
+    )
     parser.add_argument("--cache", type=Path, help="folder that keeps b14; default: not kept")
     parser.add_argument(
         "--cell-limit-s", type=float, default=60.0, help="seconds per size and batch"

@@ -111,7 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="folders with JPEG photos")
     parser.add_argument("--resolutions", nargs="+", type=int, default=[112, 224, 448])
-    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="model package: bundled, or a folder"
+    )
     options = parser.parse_args()
     package = open_package(options.model)
     manifest = package.manifest

@@ -3,7 +3,7 @@
 Claim: with 150 classes and a mask of 1024 x 768 pixels, a request costs at most 1.25 times the
 vision pass alone for a model of B/14's size. (The bundled student is so small that decoding the
 image costs more than its vision pass; the output shows both.)
-Run: python -m benchmarks.segment_cost [--model bundled | b14 | FOLDER] [--resolution 112]
+Run: python -m benchmarks.segment_cost [--model bundled-student | b14 | FOLDER] [--resolution 112]
      [--cache FOLDER]; b14 has random weights and is created once in the folder
 """
 
@@ -166,7 +166,9 @@ async def run(options: argparse.Namespace, folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="bundled, b14, or a package's folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="bundled, b14, or a package's folder"
+    )
     parser.add_argument(
         "--resolution", type=int, help="pixels; the model's native size if left out"
     )

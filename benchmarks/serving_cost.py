@@ -1,7 +1,7 @@
 """CPU time of an image through the whole service against a bare loop over the same package.
 
 Claim: REST and gRPC at saturation cost at most 1.10 times a loop that decodes, scales and runs.
-Run: python -m benchmarks.serving_cost [--model bundled] [--resolution 112] [--limit 1.10]
+Run: python -m benchmarks.serving_cost [--model bundled-student] [--resolution 112] [--limit 1.10]
 """
 
 import argparse
@@ -133,7 +133,9 @@ def print_costs(costs: dict[str, list[float]], limit: float) -> None:
 def main() -> None:
     """Measure one package at one resolution."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument(
+        "--model", default="bundled-student", help="model package: bundled, or a folder"
+    )
     parser.add_argument("--resolution", type=int, help="pixels; the native size if left out")
     parser.add_argument("--images", type=int, default=400, help="images per round")
     parser.add_argument("--rounds", type=int, default=7)

@@ -17,7 +17,7 @@ from shutil import copytree
 from benchmarks.drain_rounds import photo, ports_of
 from benchmarks.service_process import RunningService, running_service
 from benchmarks.steady_callers import SteadyCallers
-from model.package import BUNDLED_FOLDER
+from model.package import STUDENT_FOLDER
 
 NAME = "swapped"
 
@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first", "second"):
-            copytree(BUNDLED_FOLDER, Path(folder) / name)
+            copytree(STUDENT_FOLDER, Path(folder) / name)
         flags = ("--enable-management", f"--model-repository={folder}", *arguments.flags)
         with running_service(*flags) as service:
             tally = swap_rounds(service, arguments.rounds).tally

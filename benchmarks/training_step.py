@@ -24,7 +24,7 @@ import torch
 from transformers import Tipsv2Tokenizer
 
 from benchmarks.data_loading import processor
-from model.package import BUNDLED_FOLDER
+from model.package import STUDENT_FOLDER
 from training.checkpoint import save_checkpoint
 from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch
@@ -135,7 +135,7 @@ def measure(config: TrainingConfig) -> tuple[list[tuple[float, BareTime]], float
     torch.set_num_threads(config.threads)
     assert isinstance(config.method, PretrainConfig)
     assert isinstance(config.data, DataConfig)
-    tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
+    tokenizer = Tipsv2Tokenizer.from_pretrained(STUDENT_FOLDER)
     share = RunShare(batch_size=config.batch_size, num_steps=_NUM_BATCHES)
     scenes = SceneInputs(config, config.data).batches(tokenizer, share)
     batches = [scenes[number] for number in range(_NUM_BATCHES)]

@@ -131,7 +131,7 @@ def _post(
 def _write_package(folder: Path) -> Path:
     """Write the bundled package under another name and with other sizes."""
     target = folder / NAME
-    shutil.copytree(open_package("bundled").path, target)
+    shutil.copytree(open_package("bundled-student").path, target)
     path = target / "tipserve.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     sizes = {"native_size": SIDE, "max_size": SIDE, "shape_buckets": [[SIDE, SIDE]]}

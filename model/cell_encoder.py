@@ -63,12 +63,12 @@ class CellConfig:
     text_depth: int = 6
     max_text_tokens: int = 64
     native_size: int = 256
-    class_temperature: float = 1.0
-    coarse_share: float = 0.3
+    class_temperature: float = 2.5
+    coarse_share: float = 0.15
     drawing_sharpness: float = 20.0
     class_sharpness: float = 33.0
-    class_weight: float = 0.7
-    neighbour_sharpness: float = 5.0
+    class_weight: float = 0.75
+    neighbour_sharpness: float = 4.0
     temperature: float = 0.05
 
 

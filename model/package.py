@@ -21,7 +21,9 @@ from model.manifest import (
 from model.onnx_files import check_declared_sizes, external_files
 
 __all__ = [
+    "BUNDLED",
     "BUNDLED_FOLDER",
+    "STUDENT_FOLDER",
     "FileEntry",
     "Manifest",
     "ModelPackage",
@@ -36,7 +38,10 @@ __all__ = [
 # Called with a sentence about the current step of long work.
 Progress = Callable[[str], None]
 
-BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+BUNDLED_FOLDER: Final = Path(__file__).parent / "bundled"
+STUDENT_FOLDER: Final = Path(__file__).parent / "bundled_student"
+# The models shipped with this program, by the names that open them. The first is the default.
+BUNDLED: Final = {"bundled": BUNDLED_FOLDER, "bundled-student": STUDENT_FOLDER}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A package is untrusted and opened by many libraries, so the whole folder is checked first: also
 # files that the manifest does not list, and files that its graphs name.
@@ -83,7 +88,7 @@ def open_package(source: str | Path, *, verify: bool = True) -> ModelPackage:
     """Open a model package and check it against its manifest.
 
     Args:
-        source: "bundled" for the model shipped with this program, or a folder.
+        source: "bundled" or "bundled-student" for a model shipped with this program, or a folder.
         verify: Compare the SHA-256 of every file. Without it only presence and lengths are checked.
 
     Raises:
@@ -136,12 +141,13 @@ def check_output(output: Path) -> None:
 
 
 def _resolve(source: str | Path) -> Path:
-    if source == "bundled":
-        if not (BUNDLED_FOLDER / MANIFEST_NAME).is_file():
+    if source in BUNDLED:
+        bundled = BUNDLED[str(source)]
+        if not (bundled / MANIFEST_NAME).is_file():
             raise PackageError(
-                "this installation carries no bundled model; name a folder with a model package"
+                f"this installation carries no model {source!r}; name a folder with a model package"
             )
-        return BUNDLED_FOLDER
+        return bundled
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

@@ -8,9 +8,8 @@ from typing import Final
 
 from model.conversion.errors import SourceError
 from model.manifest import MANIFEST_NAME
-from model.package import BUNDLED_FOLDER
+from model.package import BUNDLED
 
-BUNDLED: Final = "bundled"
 DENSE_SUFFIX: Final = "-dpt"
 DENSE_TYPE: Final = "tipsv2_dpt"
 SCENIC_FILES: Final = "*_dpt.zip"
@@ -23,7 +22,7 @@ NO_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """A model package: its folder, or `bundled`."""
+    """A model package: its folder, or `bundled` or `bundled-student`."""
 
     folder: str
 
@@ -88,7 +87,7 @@ def parse_source(text: str) -> PackageSource | CheckpointSource | JoinedSource:
     with `google/tipsv2-b14`, the folder `x-dpt` with the folder `x`.
 
     Args:
-        text: `bundled`, a folder, or `owner/name`, optionally with `@revision`; or a model and
+        text: `bundled`, `bundled-student`, a folder, or `owner/name`, optionally with `@revision`; or a model and
             dense heads as `base+heads`.
 
     Raises:
@@ -102,8 +101,8 @@ def parse_source(text: str) -> PackageSource | CheckpointSource | JoinedSource:
         if isinstance(model, JoinedSource):
             raise SourceError(f"{base} has dense heads already; remove +{heads}")
         return JoinedSource(model, parse_heads(heads))
-    if text == BUNDLED:
-        return PackageSource(BUNDLED)
+    if text in BUNDLED:
+        return PackageSource(text)
     source = _parse_one(text)
     if isinstance(source, FolderSource):
         return _folder(source.path)
@@ -124,7 +123,7 @@ def parse_checkpoint(text: str, *, may_be_package: bool = False) -> CheckpointSo
     """
     source = parse_source(text)
     if isinstance(source, PackageSource) and may_be_package:
-        return FolderSource(BUNDLED_FOLDER if source.folder == BUNDLED else Path(source.folder))
+        return FolderSource(BUNDLED.get(source.folder, Path(source.folder)))
     if isinstance(source, PackageSource):
         raise SourceError(
             f"{text!r} is a model package already; serve it, or add graphs to it with --precision"

@@ -25,7 +25,7 @@ from model.conversion.source import (
 )
 from model.graphs import Precision
 from model.manifest import MANIFEST_NAME
-from model.package import BUNDLED_FOLDER, ModelPackage, PackageError, open_package
+from model.package import BUNDLED, ModelPackage, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound
 from service.lanes.batch_queue import stopping_error
 from service.machine import python_command
@@ -46,7 +46,7 @@ class ModelSource:
     """A model to load.
 
     Attributes:
-        folder: `bundled`, or a folder with a model package; with a cache also a checkpoint's
+        folder: `bundled`, `bundled-student`, or a folder with a model package; with a cache also a checkpoint's
             folder, a hub id, or `base+heads` of both kinds.
         name: Name to serve it under; None is the package's name.
         cache: Folder of converted packages; None if nothing may be converted.
@@ -110,7 +110,7 @@ class ModelSource:
 
     def without_paths(self, text: str) -> str:
         """A reason without the server's paths: the package's folder becomes its last part."""
-        folder = BUNDLED_FOLDER if self.folder == "bundled" else Path(self.folder)
+        folder = BUNDLED.get(self.folder, Path(self.folder))
         text = text.replace(str(folder), folder.name)
         return text if self.cache is None else text.replace(str(self.cache), "the cache")
 

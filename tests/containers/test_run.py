@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CLASSES = ["burger", "sunflower", "book"]
 SECOND_RUNTIME = """
-from model.package import BUNDLED_FOLDER
+from model.package import STUDENT_FOLDER
 from model.runtime.onnx_runtime import import_onnxruntime
-session = import_onnxruntime().InferenceSession(BUNDLED_FOLDER / "onnx" / "text_model.onnx")
+session = import_onnxruntime().InferenceSession(STUDENT_FOLDER / "onnx" / "text_model.onnx")
 print(*session.get_providers())
 """
 

@@ -14,7 +14,7 @@ import pytest
 
 from model.conversion.cache import PackageCache, content_of, key_of
 from model.graphs import Precision
-from model.package import BUNDLED_FOLDER
+from model.package import STUDENT_FOLDER
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Manifest, workloads
 
@@ -110,14 +110,14 @@ def converted(tmp_path: Path) -> tuple[Path, Path, Path]:
     sets: tuple[tuple[Precision, ...], ...] = (("fp32",), ("fp32", "fp16"))
     for precisions in sets:
         folder = cache.folder("student", key_of(content_of(source), None, precisions))
-        shutil.copytree(BUNDLED_FOLDER, folder)
+        shutil.copytree(STUDENT_FOLDER, folder)
     return source, cache.root, folder
 
 
 def test_a_package_is_verified_before_the_server_starts(steps: Steps, tmp_path: Path) -> None:
     container = step("verify-model", "cpu model-volume")
     version = tmp_path / "20261125T201500Z-3fa9c1d2e4b5"
-    shutil.copytree(BUNDLED_FOLDER, version)
+    shutil.copytree(STUDENT_FOLDER, version)
     current = tmp_path / "current"
     current.symlink_to(version.name)
     ended = steps.run(container, TIPSERVE_MODEL=str(current))

@@ -205,7 +205,7 @@ def test_only_captioning_reads_geminis_key_and_may_call_out() -> None:
 
 
 def test_the_gates_rules_name_scores_of_the_bundled_model() -> None:
-    bundled: PackageManifest = open_package("bundled", verify=False).manifest
+    bundled: PackageManifest = open_package("bundled-student", verify=False).manifest
     rules = read_rules(FOLDER / "chain" / "gate.toml")
     least = [rule.model_copy(update={"max_loss": None}) for rule in rules if rule.minimum]
     assert least

@@ -23,7 +23,9 @@ MORE_THREADS = 16
 
 def test_the_service_survives_a_few_seconds_of_every_attack(tmp_path: Path) -> None:
     log = tmp_path / "service.log"
-    with running_service("--model=bundled", "--client-timeout-s=1", log_path=log) as service:
+    with running_service(
+        "--model=bundled-student", "--client-timeout-s=1", log_path=log
+    ) as service:
         outcome = run_campaign(service, Plan(seconds=SECONDS, seed=1, num_slow=5))
     books = outcome.books
     assert books.defects == {}

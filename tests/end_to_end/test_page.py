@@ -49,7 +49,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     log = tmp_path_factory.mktemp("page") / "server.log"
-    with running_service("--model=bundled", log_path=log) as running:
+    with running_service("--model=bundled-student", log_path=log) as running:
         yield running
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from benchmarks.steady_callers import SteadyCallers
-from model.package import BUNDLED_FOLDER, ModelPackage
+from model.package import STUDENT_FOLDER, ModelPackage
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
@@ -110,7 +110,7 @@ def resident_bytes(service: "Service") -> float:
 
 def test_memory_is_freed_after_swaps(run_service: RunService, tmp_path: Path) -> None:
     for name in ("bundled", "again"):
-        copytree(BUNDLED_FOLDER, tmp_path / name)
+        copytree(STUDENT_FOLDER, tmp_path / name)
     flags = ("--lanes=1", "--enable-management", f"--model-repository={tmp_path}")
     with run_service(*flags) as service:
         before = resident_bytes(service)
@@ -130,7 +130,7 @@ def test_memory_is_freed_after_swaps(run_service: RunService, tmp_path: Path) ->
 def test_several_models_are_served_and_each_name_once(
     run_program: Any, repository: Path, tiny_package: ModelPackage
 ) -> None:
-    program = run_program(f"--model=bundled,{repository / 'tiny'}", "--lanes=1")
+    program = run_program(f"--model=bundled-student,{repository / 'tiny'}", "--lanes=1")
     try:
         ready = program.wait_for("ready")
         url = f"http://127.0.0.1:{ready['http']}/v1/texts:embed"

@@ -62,7 +62,7 @@ def vocabulary() -> Path:
 @pytest.fixture(scope="module")
 def bundled_service(run_service: Callable[..., Any], vocabulary: Path) -> "Iterator[Service]":
     """Service with the documentation's model, and the vocabulary of token ids."""
-    package = open_package(ROOT / "model" / "bundled")
+    package = open_package(ROOT / "model" / "bundled_student")
     with run_service(f"--token-vocabulary={vocabulary}", packages=(package,)) as running:
         yield running
 

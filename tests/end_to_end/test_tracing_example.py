@@ -104,7 +104,7 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(
     project_root: Path,
     tmp_path: Path,
 ) -> None:
-    flags = ("--host=127.0.0.1", "--model=bundled", "--lanes=1")
+    flags = ("--host=127.0.0.1", "--model=bundled-student", "--lanes=1")
     log = tmp_path / "service.log"
     with (
         Proxy(find_tool("haproxy"), tmp_path) as proxy,

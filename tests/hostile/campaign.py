@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--warm-up-minutes", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--model", default="bundled-student")
     arguments = parser.parse_args()
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(MMAP_THRESHOLD_BYTES))
     plan = Plan(seconds=60 * arguments.minutes, seed=arguments.seed)

@@ -19,7 +19,7 @@ MAIN_SPLIT = "Fluent 3D (unseen style), 50 everyday names"
 
 @pytest.fixture(scope="module")
 def bundled() -> ModelPackage:
-    return open_package("bundled")
+    return open_package("bundled-student")
 
 
 def _score(package: ModelPackage, row: str, metric: str) -> ScoreEntry:

@@ -124,7 +124,7 @@ class Replica:
     """The program, which can be killed and restarted on the same ports."""
 
     def __init__(self, *arguments: str) -> None:
-        self._arguments = ("--model=bundled", *arguments)
+        self._arguments = ("--model=bundled-student", *arguments)
         self._fixed_ports: tuple[str, ...] = ()
         self.program = Program(*self._arguments)
 

@@ -55,7 +55,7 @@ Serving = Callable[..., AbstractAsyncContextManager[Server]]
 MakePlane = Callable[..., DataPlane]
 Encode = Callable[..., bytes]
 Entered = Callable[[], Awaitable[bool]]
-BUNDLED = ModelSource("bundled")
+BUNDLED = ModelSource("bundled-student")
 
 
 class Clock:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from model.conversion.cache import PackageCache, content_of, key_of
-from model.package import BUNDLED_FOLDER, ModelPackage, PackageError, open_package
+from model.package import STUDENT_FOLDER, ModelPackage, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound, Unavailable
 from service.models import conversion as conversion_module
 from service.models.conversion import (
@@ -84,7 +84,7 @@ def test_invalid_names_of_models_are_refused(name: str) -> None:
     ("source", "text", "expected"),
     [
         (ModelSource("/secret/place/student"), "/secret/place/student/a.onnx", "student/a.onnx"),
-        (ModelSource("bundled"), f"{BUNDLED_FOLDER}/x", f"{BUNDLED_FOLDER.name}/x"),
+        (ModelSource("bundled-student"), f"{STUDENT_FOLDER}/x", f"{STUDENT_FOLDER.name}/x"),
         (ModelSource("a/b", cache=Path("/secret/cache")), "/secret/cache/a-0/x", "the cache/a-0/x"),
     ],
 )

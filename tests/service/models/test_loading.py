@@ -122,7 +122,7 @@ def load(manifest: Manifest, make_settings: Any) -> Callable[..., LoadedLanes]:
 
     def load_with(**values: object) -> LoadedLanes:
         settings = make_settings(warm_up_limit_s=0.0, **values)
-        return load_lanes(package, settings, ModelSource("bundled"))
+        return load_lanes(package, settings, ModelSource("bundled-student"))
 
     return load_with
 
@@ -171,7 +171,7 @@ def test_a_slow_head_runs_the_native_and_the_largest_shape_at_the_start(
     shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
     package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
     settings = make_settings(lanes=2, warm_up_limit_s=limit_s)
-    loaded = load_lanes(package, settings, ModelSource("bundled"))
+    loaded = load_lanes(package, settings, ModelSource("bundled-student"))
     assert [lane.runtime.num_maps for lane in loaded.lanes] == num_maps  # type: ignore[attr-defined]
     if loaded.memory.peak_bytes:
         maps = {f"{kind} {size}" for kind in ("depth", "normals") for size in ("28x28", "84x28")}
@@ -185,7 +185,7 @@ def test_a_shape_that_did_not_run_has_an_estimated_cost(
     shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
     package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
     settings = make_settings(lanes=1, warm_up_limit_s=0.0)
-    curves = load_lanes(package, settings, ModelSource("bundled")).warm.curves
+    curves = load_lanes(package, settings, ModelSource("bundled-student")).warm.curves
     seconds = {bucket.label: curve.seconds(1) for bucket, curve in curves.items()}
     for kind in ("image", "depth", "normals"):
         assert seconds[f"{kind} 56x28"] == pytest.approx(2 * seconds[f"{kind} 28x28"])
@@ -247,4 +247,4 @@ def test_a_graph_that_the_runtime_refuses_is_an_error_of_the_package(
     monkeypatch.setattr(loading, "open_source", lambda _: package)
     monkeypatch.setattr(loading, "load_chosen", refuse)
     with pytest.raises(PackageError, match="cannot load or compute the graphs of fake"):
-        load_model(make_settings(), Metrics(), ModelSource("bundled"))
+        load_model(make_settings(), Metrics(), ModelSource("bundled-student"))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.package import BUNDLED_FOLDER
+from model.package import STUDENT_FOLDER
 from tests.deploy.training_steps import Places, Step
 from tests.training.tiny_paligemma import write_paligemma
 from training.__main__ import main
@@ -41,7 +41,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, data_folder: DataFolder) ->
         (images / f"{number}.txt").write_text(f"a plain wall, number {number}", encoding="utf-8")
     assert main(["shards", "folder", str(images), "--output", str(root / "data/shards")]) == 0
     write_paligemma(root / "data/paligemma")
-    shutil.copytree(BUNDLED_FOLDER, root / "data/teacher")
+    shutil.copytree(STUDENT_FOLDER, root / "data/teacher")
     shutil.copytree(data_folder.path, root / "data/evaluation")
     return Places(root=root, port=free_port())
 

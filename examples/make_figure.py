@@ -1,31 +1,47 @@
-"""Draws a figure of the documentation with a running service: each example next to its mask.
+"""Draws a figure of the documentation with a running service: each image next to its mask.
 
-`python examples/make_figure.py --url http://localhost:8000 --output docs/images/first-light.png`
+`python examples/make_figure.py --output docs/images/first-light.png`; the ten photographs of the
+model card with `--data DATA --output docs/images/photographs.jpg`, from the data job's folder.
 """
 
 import argparse
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-from PIL import Image
+from PIL import Image, ImageDraw
 
 HERE = Path(__file__).parent
-# Image, classes, and the cosine below which a pixel is background.
+# Image, classes, further options.
 EXAMPLES = (
-    ("scene.png", "burger,sunflower,book", "0.08"),
-    ("fruits.jpg", "orange,banana,lemon,kiwi", "0.08"),
+    ("scene.png", "burger,sunflower,book", {"background_threshold": "0.12"}),
+    ("fruits.jpg", "orange,banana,lemon,kiwi", {}),
+)
+# Photographs whose licences allow to show them (NOTICE), not chosen by their masks.
+PHOTOGRAPHS = (
+    ("doc/opencv-doc/examples/data/fruits.jpg", "orange,banana,lemon,kiwi"),
+    ("doc/opencv-doc/examples/data/butterfly.jpg", "butterfly,leaf"),
+    ("doc/opencv-doc/examples/data/chicky_512.png", "dog,fabric"),
+    ("doc/opencv-doc/examples/data/squirrel_cls.jpg", "squirrel,tree,leaf"),
+    ("doc/opencv-doc/examples/data/home.jpg", "house,sky,tree,grass"),
+    ("doc/opencv-doc/examples/data/building.jpg", "building,tree,sky,street"),
+    ("backgrounds/Wine_by_Jakkub_Mede.jpg", "drum,wine bottle,loudspeaker,table"),
+    ("backgrounds/friends_by_Aitzol_Berasategi.jpg", "dog,wall,curtain"),
+    ("backgrounds/sunset_by_Aitzol_Berasategi.jpg", "sky,sun,grass,mountain"),
+    ("backgrounds/picosdeeuropa_by_Aitzol_Berasategi.jpg", "sky,mountain,grass,snow"),
 )
 _HEIGHT = 300
+_SHEET_HEIGHT = 200
 _GAP = 8
 
 
-def segment(url: str, image: Path, classes: str, threshold: str) -> Image.Image:
+def segment(url: str, image: Path, params: dict[str, str]) -> Image.Image:
     """Return the image with the service's mask drawn over it."""
     media = "image/png" if image.suffix == ".png" else "image/jpeg"
     answer = httpx.post(
         f"{url}/v1/images:segment",
-        params={"classes": classes, "format": "overlay", "background_threshold": threshold},
+        params={"format": "overlay", **params},
         content=image.read_bytes(),
         headers={"Content-Type": media, "Accept": "image/png"},
         timeout=30,
@@ -34,27 +50,57 @@ def segment(url: str, image: Path, classes: str, threshold: str) -> Image.Image:
     return Image.open(io.BytesIO(answer.content)).convert("RGB")
 
 
-def _scaled(image: Image.Image) -> Image.Image:
-    return image.resize((round(image.width * _HEIGHT / image.height), _HEIGHT))
+def pair(url: str, image: Path, params: dict[str, str], height: int) -> Image.Image:
+    """The image, and the image with its mask."""
+    parts = [Image.open(image).convert("RGB"), segment(url, image, params)]
+    return row([part.resize((round(part.width * height / part.height), height)) for part in parts])
+
+
+def row(tiles: Sequence[Image.Image]) -> Image.Image:
+    """Images of one height, side by side."""
+    width = sum(tile.width for tile in tiles) + _GAP * (len(tiles) - 1)
+    figure = Image.new("RGB", (width, tiles[0].height), "white")
+    left = 0
+    for tile in tiles:
+        figure.paste(tile, (left, 0))
+        left += tile.width + _GAP
+    return figure
+
+
+def sheet(url: str, data: Path) -> Image.Image:
+    """Two pairs a row, each above its classes."""
+    shared = data / "debian/usr/share"
+    pairs = [
+        pair(url, shared / name, {"classes": classes}, _SHEET_HEIGHT)
+        for name, classes in PHOTOGRAPHS
+    ]
+    width, line = max(tile.width for tile in pairs), _SHEET_HEIGHT + 3 * _GAP
+    figure = Image.new("RGB", (2 * width + _GAP, -(-len(pairs) // 2) * line), "white")
+    draw = ImageDraw.Draw(figure)
+    for number, (tile, (_, classes)) in enumerate(zip(pairs, PHOTOGRAPHS, strict=True)):
+        left, top = number % 2 * (width + _GAP), number // 2 * line
+        figure.paste(tile, (left, top))
+        draw.text((left, top + _SHEET_HEIGHT + 2), classes.replace(",", ", "), fill="black")
+    return figure
 
 
 def main() -> None:
     """Write the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://localhost:8000")
+    parser.add_argument("--data", type=Path, help="draw the ten photographs from this folder")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    tiles = []
-    for name, classes, threshold in EXAMPLES:
-        tiles.append(_scaled(Image.open(HERE / name).convert("RGB")))
-        tiles.append(_scaled(segment(options.url, HERE / name, classes, threshold)))
-    width = sum(tile.width for tile in tiles) + _GAP * (len(tiles) - 1)
-    figure = Image.new("RGB", (width, _HEIGHT), "white")
-    left = 0
-    for tile in tiles:
-        figure.paste(tile, (left, 0))
-        left += tile.width + _GAP
-    figure.save(options.output, optimize=True)
+    if options.data is not None:
+        figure = sheet(options.url, options.data)
+    else:
+        figure = row(
+            [
+                pair(options.url, HERE / name, {"classes": classes, **more}, _HEIGHT)
+                for name, classes, more in EXAMPLES
+            ]
+        )
+    figure.save(options.output, optimize=True, quality=80)
 
 
 if __name__ == "__main__":

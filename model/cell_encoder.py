@@ -103,14 +103,17 @@ class CellVision(nn.Module):
 
     def describe(self, fine_BNF: Tensor, coarse_BNF: Tensor) -> Tensor:
         """Describe cells in both spaces: [B, N, D]."""
-        config = self.config
         whitened_BND = self.fine(fine_BNF - self.fine_mean)
         whitened_BND = whitened_BND + self.coarse(coarse_BNF - self.coarse_mean)
         drawing_BND = F.normalize(whitened_BND, dim=-1)
-        mixed_BNF = torch.lerp(fine_BNF, coarse_BNF, config.coarse_share)
-        logits_BNC = self.classes(mixed_BNF) / config.class_temperature
-        class_BND = F.normalize(self.space(logits_BNC.softmax(dim=-1)), dim=-1)
-        return torch.cat([drawing_BND, class_BND * config.class_weight], dim=-1)
+        class_BND = self.describe_classes(fine_BNF, coarse_BNF) * self.config.class_weight
+        return torch.cat([drawing_BND, class_BND], dim=-1)
+
+    def describe_classes(self, fine_BNF: Tensor, coarse_BNF: Tensor) -> Tensor:
+        """Describe cells in the second space: unit vectors [B, N, D2]."""
+        mixed_BNF = torch.lerp(fine_BNF, coarse_BNF, self.config.coarse_share)
+        logits_BNC = self.classes(mixed_BNF) / self.config.class_temperature
+        return F.normalize(self.space(logits_BNC.softmax(dim=-1)), dim=-1)
 
     def _smooth(self, cells_BDhw: Tensor) -> Tensor:
         """Average each cell with those of its eight neighbours that are alike."""

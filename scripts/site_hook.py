@@ -23,6 +23,7 @@ PAGES = {
     "deploy/TESTING.md": "deployment-tests.md",
     "deploy/monitoring/runbook.md": "runbook.md",
     "model/bundled/README.md": "bundled-model.md",
+    "model/bundled_student/README.md": "bundled-student.md",
     "tests/README.md": "tests.md",
     "training/RESULTS.md": "results.md",
     "training/recipes/README.md": "recipes.md",

@@ -87,8 +87,8 @@ def parse_source(text: str) -> PackageSource | CheckpointSource | JoinedSource:
     with `google/tipsv2-b14`, the folder `x-dpt` with the folder `x`.
 
     Args:
-        text: `bundled`, `bundled-student`, a folder, or `owner/name`, optionally with `@revision`; or a model and
-            dense heads as `base+heads`.
+        text: `bundled`, `bundled-student`, a folder, or `owner/name`, optionally with `@revision`;
+            or a model and dense heads as `base+heads`.
 
     Raises:
         SourceError: The name is none of these.

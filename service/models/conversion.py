@@ -46,8 +46,8 @@ class ModelSource:
     """A model to load.
 
     Attributes:
-        folder: `bundled`, `bundled-student`, or a folder with a model package; with a cache also a checkpoint's
-            folder, a hub id, or `base+heads` of both kinds.
+        folder: `bundled`, `bundled-student`, or a folder with a model package; with a cache also a
+            checkpoint's folder, a hub id, or `base+heads` of both kinds.
         name: Name to serve it under; None is the package's name.
         cache: Folder of converted packages; None if nothing may be converted.
         precisions: Graphs to export in addition to fp32.

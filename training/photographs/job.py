@@ -15,7 +15,13 @@ from training.data.backgrounds import load_photos
 from training.data.folder import DataFolder, fetch_debian
 from training.evaluate.report import STUDENT, write_scores
 from training.evaluate.sets import held_out_scenes
-from training.photographs.build import SplitMoments, aligned, all_names, build_encoder
+from training.photographs.build import (
+    SplitMoments,
+    aligned,
+    all_names,
+    build_encoder,
+    photographed_names,
+)
 from training.photographs.cells import Cells, RunTrunk, cached_pass, compile_trunk
 from training.photographs.drawings import (
     NamedDrawings,
@@ -23,7 +29,7 @@ from training.photographs.drawings import (
     load_drawings,
     save_drawings,
 )
-from training.photographs.regions import OPENCV_PACKAGE, photograph, region_cells, region_names
+from training.photographs.regions import OPENCV_PACKAGE, photograph, region_cells
 from training.photographs.score import score_benchmark
 from training.photographs.views import ViewSource
 from training.pretrained.image_trunk import load_trunk
@@ -55,9 +61,9 @@ class PhotographsJob:
     def run(self) -> Path:
         """Run what is missing; returns the checkpoint's folder."""
         torch.set_num_threads(1)
-        moments = self._moments()
-        models = {STUDENT: self._save(build_encoder(moments), "checkpoint")}
-        models[TWIN] = self._save(build_encoder(moments, is_twin=True), "twin")
+        moments, regions = self._moments()
+        models = {STUDENT: self._save(build_encoder(moments, regions), "checkpoint")}
+        models[TWIN] = self._save(build_encoder(moments, regions, is_twin=True), "twin")
         checkpoint = self.folder / "checkpoint"
         entries = []
         if self.num_scenes:
@@ -82,15 +88,16 @@ class PhotographsJob:
             save_drawings(build_drawings(self.data.art), path)
         return load_drawings(path)
 
-    def _moments(self) -> SplitMoments:
-        """Moments of the cells of all passes and of the regions."""
+    def _moments(self) -> tuple[SplitMoments, Cells]:
+        """Moments of the cells of all passes and of the regions, and the regions' cells."""
         self.folder.mkdir(parents=True, exist_ok=True)
         drawings = self._drawings()
-        names = all_names(drawings.names, region_names())
+        names = all_names(drawings.names)
         run = compile_trunk(load_trunk()[0], NATIVE_SIZE)
         shown = SplitMoments.of(self._passes(drawings, run), names)
-        regions = aligned(self._regions(run), shown.all())
-        return shown + SplitMoments.of([(regions, region_names())], names)
+        regions = self._regions(run)
+        part = aligned(regions, shown.all())
+        return shown + SplitMoments.of([(part, photographed_names())], names), regions
 
     def _passes(
         self, drawings: NamedDrawings, run: RunTrunk

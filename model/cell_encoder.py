@@ -62,12 +62,12 @@ class CellConfig:
     vocabulary: int
     text_depth: int = 6
     max_text_tokens: int = 64
-    native_size: int = 256
+    native_size: int = 320
     class_temperature: float = 2.5
     coarse_share: float = 0.15
     drawing_sharpness: float = 20.0
     class_sharpness: float = 33.0
-    class_weight: float = 0.75
+    class_weight: float = 0.7
     neighbour_sharpness: float = 4.0
     temperature: float = 0.05
 

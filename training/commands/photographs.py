@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/photographs"),
         help="folder of cells and of the checkpoint (default runs/photographs)",
     )
-    parser.add_argument("--passes", type=int, default=32, help="views of each drawing (default 32)")
+    parser.add_argument("--passes", type=int, default=12, help="views of each drawing (default 12)")
     parser.add_argument(
         "--scenes",
         type=int,

@@ -35,7 +35,7 @@ from training.photographs.views import ViewSource
 from training.pretrained.image_trunk import load_trunk
 from training.run_record import code_version
 
-NATIVE_SIZE = 256
+NATIVE_SIZE = 320
 TWIN = "evaluation twin"
 LICENCE = "Apache-2.0"
 

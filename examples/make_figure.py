@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 # Image, classes, further options.
 EXAMPLES = (
     ("scene.png", "burger,sunflower,book", {"background_threshold": "0.12"}),
-    ("fruits.jpg", "orange,banana,lemon,kiwi", {}),
+    ("squirrel.jpg", "squirrel,tree,leaf", {}),
 )
 # Photographs whose licences allow to show them (NOTICE), not chosen by their masks.
 PHOTOGRAPHS = (

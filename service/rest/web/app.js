@@ -10,8 +10,9 @@ import { Stage } from "./stage.js";
 import { Status } from "./status.js";
 
 const EXAMPLES = [
-  { file: "web/scene.png", label: "a drawn scene", classes: ["burger", "sunflower", "book"], threshold: 0.08 },
-  { file: "web/fruits.jpg", label: "a photograph", classes: ["orange", "banana", "lemon", "kiwi"], threshold: "" },
+  { file: "web/scene.png", label: "a drawn scene", classes: ["burger", "sunflower", "book"] },
+  { file: "web/squirrel.jpg", label: "a photograph", classes: ["squirrel", "tree", "leaf"] },
+  { file: "web/fruits.jpg", label: "one it gets half right", classes: ["orange", "banana", "lemon", "kiwi"] },
 ];
 
 class App {
@@ -100,11 +101,11 @@ class App {
   }
 
   #addExamples() {
-    for (const { file, label, classes, threshold } of EXAMPLES) {
+    for (const { file, label, classes } of EXAMPLES) {
       const button = element("button", { type: "button" }, label);
       button.addEventListener("click", async () => {
         const response = await fetch(file);
-        $("#threshold").value = threshold;
+        $("#threshold").value = "";
         this.file = null;
         this.tabs.masks.classes.set(classes);
         await this.open(new File([await response.blob()], file.split("/").pop()));

@@ -40,7 +40,7 @@ async def test_other_files_are_not_served(client: httpx.AsyncClient, path: str) 
     assert (await client.get(path)).status_code == 404
 
 
-@pytest.mark.parametrize("name", ["scene.png", "fruits.jpg"])
+@pytest.mark.parametrize("name", ["scene.png", "squirrel.jpg", "fruits.jpg"])
 def test_the_page_has_the_images_of_the_examples(name: str) -> None:
     assert (WEB / name).read_bytes() == (Path("examples") / name).read_bytes()
 

@@ -78,7 +78,7 @@ class PhotographsJob:
     def _save(self, encoder: CellEncoder, name: str) -> CellEncoder:
         # What is scored is what an export stores: see `model.export.exact`.
         round_weights(encoder.vision, "fp16")
-        round_weights(encoder.text, "int8")
+        round_weights(encoder.text, "int8_tables")
         encoder.save(self.folder / name)
         return encoder
 

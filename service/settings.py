@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
 from model.conversion.cache import default_cache
@@ -418,7 +417,7 @@ def _add_argument(parser: argparse.ArgumentParser, *flags: str, **options: Any) 
     if field is None:
         return parser.add_argument(*flags, **options)
     text = " ".join((field.description or "").split()).replace("%", "%%")
-    if field.default not in (PydanticUndefined, None, (), ""):
+    if not field.is_required() and field.default not in (None, (), ""):
         default = field.default
         value = ",".join(default) if isinstance(default, tuple) else str(default)
         text += f" (default: {value.lower() if isinstance(default, bool) else value})"

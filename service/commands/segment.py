@@ -130,6 +130,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             "--url grpc://localhost:8001",
         ),
     )
+    _add_output_options(parser)
+    _add_mask_options(parser)
+    add_engine_options(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "image",
         nargs="+",
@@ -156,6 +163,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="start a stopped job again, for coco"
     )
+
+
+def _add_mask_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--background-classes",
         default="",
@@ -177,8 +187,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="process the whole image at once, or in overlapping windows (default: the model's "
         "own; whole is the faster one)",
     )
-    add_engine_options(parser)
-    return parser.parse_args(arguments)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -89,7 +89,11 @@ def test_the_api_page_names_every_rpc(project_root: Path) -> None:
 def test_every_error_code_of_the_troubleshooting_page_exists(project_root: Path) -> None:
     page = (project_root / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     _, _, after = page.partition("## A request is refused")
-    rows = [row.split("|") for row in after.partition("\n## ")[0].splitlines() if "`" in row]
+    rows = [
+        row.split("|")
+        for row in after.partition("\n## ")[0].splitlines()
+        if row.startswith("|") and "`" in row
+    ]
     named = {code for row in rows for code in re.findall(r"`(\w+)`", row[3])}
     sources = [
         path.read_text(encoding="utf-8") for path in (project_root / "service").rglob("*.py")

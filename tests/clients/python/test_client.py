@@ -66,6 +66,23 @@ async def test_maps_come_beside_embeddings(
     assert found.normals.shape == (*depth_hw.shape, 3)
 
 
+def assert_instances_make_the_mask(mask: Any) -> None:
+    """The instances of each class are its part of the mask, with its score."""
+    mean_score = {area.label: area.score for area in mask.classes}
+    for label in (1, 2):
+        own = [one for one in mask.instances if one.label == label]
+        # The mask is small enough that no instance is left out.
+        joined = np.any([one.mask for one in own], axis=0) if own else np.False_
+        np.testing.assert_array_equal(mask.labels == label, joined)
+        assert sum(one.area for one in own) == (mask.labels == label).sum()
+        weighted = sum(one.area * one.score for one in own)
+        assert weighted == pytest.approx(mean_score[label] * sum(one.area for one in own))
+        for one in own:
+            assert one.crop.shape == one.box[:1:-1]
+            assert one.crop.sum() == one.area
+            assert one.name == ("dog", "sky")[label - 1]
+
+
 async def test_answers_are_those_of_the_data_plane(
     serving: Serving, encode_image: Encode, asking: Asking
 ) -> None:
@@ -102,19 +119,7 @@ async def test_answers_are_those_of_the_data_plane(
         1
     )
     for mask in masks:
-        mean_score = {area.label: area.score for area in mask.classes}
-        for label in (1, 2):
-            own = [one for one in mask.instances if one.label == label]
-            # The mask is small enough that no instance is left out.
-            joined = np.any([one.mask for one in own], axis=0) if own else np.False_
-            np.testing.assert_array_equal(mask.labels == label, joined)
-            assert sum(one.area for one in own) == (mask.labels == label).sum()
-            weighted = sum(one.area * one.score for one in own)
-            assert weighted == pytest.approx(mean_score[label] * sum(one.area for one in own))
-            for one in own:
-                assert one.crop.shape == one.box[:1:-1]
-                assert one.crop.sum() == one.area
-                assert one.name == ("dog", "sky")[label - 1]
+        assert_instances_make_the_mask(mask)
     assert best.probability >= 0.5
     assert best.name in classes
     assert colors.shape == (30, 40, 3)

@@ -24,7 +24,7 @@ from service.grpc.generated import embed_pb2, encoder_service_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
 LIMIT_S: Final = 120.0
-MODEL: Final = "tipserve-student"
+MODEL: Final = "tipserve-photographs"
 # The bundled model has no dense heads.
 NOT_SUPPORTED: Final = ("/v1/images:depth", "/v1/images:normals")
 # Pages and one file of each place that they come from: no document lists them.

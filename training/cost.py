@@ -34,14 +34,14 @@ from transformers import Tipsv2Config, Tipsv2Model, Tipsv2TextConfig, Tipsv2Visi
 
 from model.features import text_features, vision_tokens
 from model.variants import PATCH_SIZE, variant
-from training.config import TrainingConfig, text_of, vision_of
+from training.config import TrainingConfig, ViewsConfig, text_of, vision_of
 from training.data.batch import MAX_TOKENS
 from training.data.shards.batches import ShardsConfig
 from training.heads import HeadConfig, PrototypeHead
 from training.losses.distillation import CHUNK_LOGITS, prototype_losses, token_losses
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
-from training.methods.pretrain import Pretrain
+from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import MODEL_FOLDER, FrozenTeacher
 from training.optim import Adafactor, build_optimizers
 from training.parallel import ParallelKind, blocks
@@ -747,7 +747,7 @@ def plan_of(config: TrainingConfig, *, num_ranks: int, assumed_teacher: str = "g
         workload=Workload(
             student=student,
             teacher=teacher,
-            head=config.method.head,
+            head=config.tips_method.head,
             checkpoint=config.checkpoint_activations,
             **_views(config),
             **_targets(config),
@@ -787,7 +787,7 @@ def _meta_method(
 ) -> tuple[Method, int]:
     """Build the method of a run on the meta device, and count the bytes of its teacher."""
     if teacher is None or not isinstance(config.method, DistillConfig):
-        assert not isinstance(config.method, DistillConfig)
+        assert isinstance(config.method, PretrainConfig)
         return Pretrain(Tipsv2Model(student), config.method), 0
     dtype: torch.dtype = getattr(torch, config.method.teacher_dtype)
     head = config.method.head
@@ -805,20 +805,22 @@ def _meta_method(
 
 def _views(config: TrainingConfig) -> Mapping[str, Any]:
     """Sizes of the crops; for a curriculum of scenes, those of the last stage."""
-    data, crops = config.data, config.data.crops
+    data = config.data
+    assert not isinstance(data, ViewsConfig)  # of the distillation of a space
+    crops = data.crops
     if isinstance(data, ShardsConfig):
         assert crops.global_size is not None  # images from disk are always cropped
         size = crops.global_size
     else:
         size = data.stages[-1].scenes.size
-    num_local = crops.num_local if config.method.dino_weight > 0 else 0
+    num_local = crops.num_local if config.tips_method.dino_weight > 0 else 0
     local_size = crops.local_size if num_local else PATCH_SIZE
     return {"global_size": size, "num_local": num_local, "local_size": local_size}
 
 
 def _targets(config: TrainingConfig) -> Mapping[str, Any]:
     """Targets of the patch loss, and the views that it uses."""
-    method = config.method
+    method = config.tips_method
     if isinstance(method, DistillConfig):
         target: PatchTarget = method.patch_loss if method.patch_weight > 0 else "none"
         return {

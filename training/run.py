@@ -15,18 +15,20 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import distributed
 from training.checkpoint import checkpoint_step, save_atomically
-from training.config import DataConfig, TrainingConfig
+from training.config import DataConfig, TrainingConfig, ViewsConfig
 from training.cost import job_flops, known_device
 from training.data.batch import Batch, with_unit_pixels
 from training.data.shards.batches import RunShare
 from training.inputs.base import Inputs
 from training.inputs.images import ImageInputs
 from training.inputs.scenes import SceneInputs
+from training.inputs.views import ViewInputs
 from training.memory import count_state, plan_state
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
 from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.pretrain import Pretrain
+from training.methods.space import SpaceConfig, SpaceDistill
 from training.methods.teacher import MODEL_FOLDER, FrozenTeacher, load_teacher
 from training.observation import Board, Observation, save_model
 from training.pretrained.image_backbone import load_image_backbone
@@ -34,6 +36,7 @@ from training.pretrained.text import warm_up_text_tower
 from training.run_record import record_end, record_start
 from training.run_store import RunStore
 from training.start import load_heads, load_start
+from training.targets import Space
 from training.tokenizer import find_tokenizer, train_tokenizer
 from training.trainer import BatchSource, Trainer, train_together
 
@@ -49,6 +52,8 @@ def open_inputs(config: TrainingConfig) -> Inputs:
     """
     if isinstance(config.data, DataConfig):
         return SceneInputs(config, config.data)
+    if isinstance(config.data, ViewsConfig):
+        return ViewInputs(config, config.data)
     return ImageInputs(config, config.data)
 
 
@@ -60,7 +65,12 @@ def _warm_up(
     if not path.exists():
         texts = inputs.warm_up_texts()
         cosine = warm_up_text_tower(
-            model, tokenizer, texts, num_steps=config.text_warmup_steps, seed=config.seed
+            model,
+            tokenizer,
+            texts,
+            num_steps=config.text_warmup_steps,
+            seed=config.seed,
+            targets_CD=inputs.embed_texts(texts) if isinstance(inputs, ViewInputs) else None,
         )
         print(json.dumps({"text_warmup_cosine": round(cosine, 4)}), flush=True)
         save_atomically(model.text_model.state_dict(), path)
@@ -101,14 +111,14 @@ def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
 
 
 def build_method(
-    config: TrainingConfig, vocab_size: int, *, teacher: FrozenTeacher | None = None
+    config: TrainingConfig, vocab_size: int, *, teacher: FrozenTeacher | Space | None = None
 ) -> Method:
     """Build the model and its method, from the start if there is one.
 
     Args:
         config: The run.
         vocab_size: Of its tokenizer.
-        teacher: That of a distillation; None loads it.
+        teacher: That of a distillation, None loads it; or the space of one.
     """
     model = new_model(config, vocab_size)
     if config.start is None:
@@ -122,8 +132,12 @@ def build_method(
 
 
 def _new_method(
-    config: TrainingConfig, model: Tipsv2Model, teacher: FrozenTeacher | None
+    config: TrainingConfig, model: Tipsv2Model, teacher: FrozenTeacher | Space | None
 ) -> Method:
+    if isinstance(config.method, SpaceConfig):
+        assert isinstance(teacher, Space)  # of the run's inputs
+        return SpaceDistill(model, config.method, teacher)
+    assert not isinstance(teacher, Space)
     if isinstance(config.method, DistillConfig):
         return Distill(model, config.method, teacher or _load_teacher(config))
     return Pretrain(model, config.method)
@@ -143,7 +157,8 @@ def _prepare(
     if config.checkpoint_store is not None and share.rank == 0:
         RunStore(config.folder, config.checkpoint_store).fetch()
     tokenizer = build_tokenizer(config, inputs)
-    method = build_method(config, len(tokenizer), teacher=teacher)
+    known = inputs.space if isinstance(inputs, ViewInputs) else teacher
+    method = build_method(config, len(tokenizer), teacher=known)
     if config.text_warmup_steps and checkpoint_step(config.folder) == 0:
         _warm_up(config, method.model, tokenizer, inputs)
     batches = inputs.batches(tokenizer, share)
@@ -233,9 +248,11 @@ def run_together(
 
 
 def _least_step_s(configs: Sequence[TrainingConfig], num_ranks: int) -> float | None:
-    """Seconds of a step at the device's peak speed, if that is known."""
+    """Seconds of a step at the device's peak speed, if that is known and its work is counted."""
     device = known_device()
-    return None if device is None else job_flops(configs, num_ranks=num_ranks) / device.peak_flops
+    if device is None or isinstance(configs[0].method, SpaceConfig):
+        return None
+    return job_flops(configs, num_ranks=num_ranks) / device.peak_flops
 
 
 _SHARED = ("data", "num_steps", "batch_size", "accumulate", "precision", "teacher")

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,6 +87,13 @@ def _last_step(run: Path) -> int:
     return int(json.loads(log[-1])["step"])
 
 
+def _use_of_masks(run: Path) -> str:
+    """Only the distillation of a space knows what a patch of a composed scene shows."""
+    config: Any = read_configs(run)[-1]
+    weight = config.get("method", {}).get("names_weight", 0)
+    return "contrast of patches with names" if weight else "for evaluation only"
+
+
 def _provenance(runs: ScoredRuns, encoder: ChosenEncoder) -> dict[str, object]:
     run = runs.student
     return {
@@ -108,7 +116,7 @@ def _provenance(runs: ScoredRuns, encoder: ChosenEncoder) -> dict[str, object]:
             "EfficientNet-Lite0": "targets of patches, Apache-2.0, trained on ImageNet-1k",
             "all-MiniLM-L6-v2": "start of the text tower, Apache-2.0, trained on web text",
         },
-        "masks": "for evaluation only",
+        "masks": _use_of_masks(run),
         "compared_with": None if runs.served is None else runs.served.resolve().name,
     }
 

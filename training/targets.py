@@ -1,21 +1,24 @@
-"""Turns a teacher's cosines with prototypes into the assignments that a student predicts.
+"""What a student learns from a teacher: assignments to prototypes, or the teacher's own space.
 
-Three kinds, because TIPSv2 says only that it centres and sharpens: centering, Sinkhorn-Knopp, and a
-plain softmax. None of them has a gradient.
+Assignments are made of cosines with prototypes, in three kinds, because TIPSv2 says only that it
+centres and sharpens: centering, Sinkhorn-Knopp, and a plain softmax. Nothing here has a gradient.
 
 The assignments of all patches of a batch to all prototypes would be the largest tensor of a step.
 `of_tokens` puts them off: a loss asks for those of some tokens at a time. Sinkhorn-Knopp balances
 all tokens at once, so it cannot.
 
-Shapes: ... any leading sizes, K prototypes, T tokens, F width of the head's bottleneck.
+Shapes: ... any leading sizes, K prototypes or known names, T tokens or the teacher's width, F width
+of the head's bottleneck, D the student's width.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from training.distributed import logsumexp_over_ranks, mean_over_ranks
 from training.losses.distillation import chunks_of
@@ -157,3 +160,45 @@ def build_targets(
         if kind == "sinkhorn"
         else Softmax(temperature=temperature)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Space:
+    """A teacher's space in the width of a student.
+
+    Attributes:
+        axes_TD: Orthonormal axes.
+        names_KD: The known names' vectors, of unit length.
+    """
+
+    axes_TD: Tensor
+    names_KD: Tensor
+
+    def reduce(self, embeddings_T: Tensor) -> Tensor:
+        """Reduce embeddings [..., T] to unit vectors [..., D]."""
+        return F.normalize(embeddings_T @ self.axes_TD, dim=-1)
+
+
+def fit_space(names_KT: Tensor, width: int, start_KD: Tensor | None = None) -> Space:
+    """The axes in which the names lie; cosines change least.
+
+    Args:
+        names_KT: The names' embeddings by the teacher, at least `width` of them.
+        width: D.
+        start_KD: The names' embeddings by the network that the student starts from. The axes are
+            turned towards them, so that the student need not turn its own space.
+
+    Raises:
+        ValueError: Fewer names or numbers than axes.
+    """
+    if min(names_KT.shape) < width:
+        raise ValueError(
+            f"{width} axes need as many names and numbers of the teacher, not {names_KT.shape}"
+        )
+    unit_KT = F.normalize(names_KT, dim=-1)
+    axes_TD = torch.linalg.svd(unit_KT, full_matrices=False).Vh[:width].T
+    if start_KD is not None:
+        left, _, right = torch.linalg.svd((unit_KT @ axes_TD).T @ F.normalize(start_KD, dim=-1))
+        axes_TD = axes_TD @ left @ right
+    axes_TD = axes_TD.contiguous()
+    return Space(axes_TD=axes_TD, names_KD=F.normalize(unit_KT @ axes_TD, dim=-1))

@@ -29,6 +29,7 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     "teacher": first_light.teacher,
     "first-student": first_light.first_student,
     "student": bundled.student,
+    "photo-student": bundled.photo_student,
     "debug": first_light.debug,
     **SCALE_RECIPES,
 }

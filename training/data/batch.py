@@ -1,6 +1,7 @@
 """One rank's part of a training step: images, captions, names.
 
-A batch has no masks: true masks are for evaluation and are never trained on.
+A batch has no masks. Only `TeacherCells` says what a patch shows, for the distillation of a space
+whose teacher was fitted to the same masks; all other losses learn from captions.
 
 Shapes: B images, C local crops of each, T captioned images, U distinct names in the batch, L
 tokens, H W pixels of the global crop, h w pixels of a local crop, E unnamed drawings.
@@ -50,6 +51,23 @@ class UnnamedDrawings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TeacherCells:
+    """What the teacher of a space says about each image, in unit vectors of the student's width D.
+
+    Attributes:
+        patches_BND: At every patch of the student.
+        cls1_BD: Of the whole image.
+        cls2_BD: The mean over the patches.
+        name_BN: int64; the known name that a patch shows, -1 for none.
+    """
+
+    patches_BND: Tensor
+    cls1_BD: Tensor
+    cls2_BD: Tensor
+    name_BN: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
     """One rank's part of a step.
 
@@ -66,6 +84,7 @@ class Batch:
         name_ids_U: int64; equal names have equal ids, on every rank.
         present_BU: bool; the names in each image's caption.
         unnamed: Further drawings, for the image backbone's terms; None if the data has none.
+        cells: Targets of a teacher's space; None for other methods.
     """
 
     pixels_B3HW: Tensor
@@ -79,6 +98,7 @@ class Batch:
     name_ids_U: Tensor
     present_BU: Tensor
     unnamed: UnnamedDrawings | None = None
+    cells: TeacherCells | None = None
 
 
 def with_unit_pixels(batch: Batch) -> Batch:

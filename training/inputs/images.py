@@ -133,7 +133,7 @@ def describe_losses(
     config: TrainingConfig, data: ShardsConfig, counts: DataSummary
 ) -> Sequence[str]:
     """A line for each loss: on or off, with the data that it uses or the reason."""
-    method = config.method
+    method = config.tips_method
     return (
         *_caption_lines(config, data, counts),
         f"contrast with names: {_name_words(config, counts)}",

@@ -8,6 +8,7 @@ Shapes: S side of a view, H W pixels.
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -35,19 +36,34 @@ def photograph(data: Path, key: str) -> Path:
     return folders[source] / name
 
 
-def _views(
-    data: Path, size: int
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int32], np.random.Generator]]:
-    """Yield crops of every photograph, their masks and their random stream."""
+@lru_cache(maxsize=1)
+def _photographs(data: Path) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
+    """Every photograph with its mask."""
     regions = json.loads(REGIONS_FILE.read_text(encoding="utf-8"))
     number = {name: place for place, name in enumerate(region_names())}
-    for place, (key, boxes) in enumerate(regions.items()):
+    found = []
+    for key, boxes in regions.items():
         image = Image.open(photograph(data, key)).convert("RGB").resize((_WIDTH, _HEIGHT))
-        pixels_HW3 = np.asarray(image)
         mask_HW = np.zeros((_HEIGHT, _WIDTH), np.int32)
         for name, left, top, right, bottom in boxes:
             rows = slice(int(top * _HEIGHT), int(bottom * _HEIGHT))
             mask_HW[rows, int(left * _WIDTH) : int(right * _WIDTH)] = number[name] + 1
+        found.append((np.asarray(image), mask_HW))
+    return found
+
+
+def region_view(data: Path, size: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Crop number `index`, and its mask: 0 for none, k for `region_names()[k - 1]`."""
+    rng = np.random.default_rng((_STREAM, index))
+    photographs = _photographs(data)
+    return _crop(rng, *photographs[rng.integers(len(photographs))], size)
+
+
+def _views(
+    data: Path, size: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int32], np.random.Generator]]:
+    """Yield crops of every photograph, their masks and their random stream."""
+    for place, (pixels_HW3, mask_HW) in enumerate(_photographs(data)):
         for view in range(_VIEWS):
             rng = np.random.default_rng((_STREAM, place, view))
             yield (*_crop(rng, pixels_HW3, mask_HW, size), rng)

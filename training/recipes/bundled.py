@@ -1,13 +1,14 @@
-"""The bundled student: distilled from the first one and from an image backbone."""
+"""The students that are bundled: of the first student, and of the encoder for photographs."""
 
 from pathlib import Path
 
-from training.config import DataConfig, TrainingConfig
+from training.config import DataConfig, TrainingConfig, ViewsConfig
 from training.data.augment import STRONG_AUGMENT
 from training.data.loader import Stage
 from training.data.scenes import SceneConfig
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
+from training.methods.space import SpaceConfig
 from training.methods.terms import NameContrastConfig
 from training.optim import OptimConfig
 from training.recipes.first_light import FIRST_STUDENT, close_ups
@@ -50,4 +51,19 @@ def student() -> TrainingConfig:
         teacher=Path("runs") / FIRST_STUDENT,
         num_steps=3600,
         validate_every=600,
+    )
+
+
+def photo_student() -> TrainingConfig:
+    """Distil the space of the encoder for photographs into the bundled student."""
+    return TrainingConfig(
+        name="photo-student",
+        method=SpaceConfig(),
+        data=ViewsConfig(),
+        optim=OptimConfig(muon_lr=6e-3, adamw_lr=2e-3),
+        text_warmup_steps=4000,
+        teacher=Path("runs/photographs/checkpoint"),
+        start=Path("model/bundled_student"),
+        num_steps=3000,
+        validate_every=300,
     )

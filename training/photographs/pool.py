@@ -1,0 +1,153 @@
+"""Views of drawings and photographs with what a teacher says about them: computed once and kept.
+
+Shapes: P views of a part, S their side in pixels, g the teacher's patches along a side, m points of
+the map of names along a side, D width.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.encoder import Encoder
+from model.files import atomic_file
+from model.runtime.openvino_runtime import import_openvino, openvino_core
+from training.photographs.regions import region_names, region_view
+from training.photographs.views import ViewSource
+from training.targets import Space
+
+# Crops of these are enlarged by little: the student sees 112 pixels.
+VIEW_SIDE = 128
+_POINTS = 64
+# Value-path patches and the embedding of the whole image.
+Look = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """A part of the pool.
+
+    Attributes:
+        pixels_PSS3: uint8.
+        patches_PggD: float16, unit vectors; the teacher's value path.
+        whole_PD: float16, likewise; the teacher's CLS1.
+        names_Pmm: int16; the known name at each point, -1 for none.
+    """
+
+    pixels_PSS3: NDArray[np.uint8]
+    patches_PggD: NDArray[np.float16]
+    whole_PD: NDArray[np.float16]
+    names_Pmm: NDArray[np.int16]
+
+    def save(self, path: Path) -> None:
+        """Write one file, which appears when it is complete."""
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{item.name: getattr(self, item.name) for item in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(**{item.name: file[item.name] for item in fields(cls)})
+
+    def row(self, number: int) -> Self:
+        """One view."""
+        rows = slice(number, number + 1)
+        return type(self)(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """All views of several parts."""
+        return cls(
+            **{
+                item.name: np.concatenate([getattr(part, item.name) for part in parts])
+                for item in fields(cls)
+            }
+        )
+
+
+def compile_vision(teacher: Encoder) -> Look:
+    """The teacher's vision tower in OpenVINO, on one thread, for images of its native size.
+
+    Torch's tracer must be able to follow it; it cannot follow a Tipsv2Model's position embeddings.
+    """
+    side = teacher.native_size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's tracer
+        network: Any = import_openvino().convert_model(
+            teacher.vision, example_input=torch.zeros(1, 3, side, side)
+        )
+    network.reshape([1, 3, side, side])
+    compiled = openvino_core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": 1})
+
+    def look(pixels_SS3: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        pixels_13SS = np.ascontiguousarray(pixels_SS3.transpose(2, 0, 1)[None], np.float32) / 255
+        cls1_1D, _, _, values_1ND = compiled(pixels_13SS).to_tuple()
+        return values_1ND[0].copy(), cls1_1D[0].copy()
+
+    return look
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Computes and keeps parts; part i is always the same.
+
+    Attributes:
+        folder: Of the parts.
+        source: Scenes at the teacher's native size.
+        data: The data folder, with the photographs.
+        names: The known names, in lower case.
+        space: The student's.
+        look: The teacher.
+        part_size: P.
+        photo_every: One view of so many shows a photograph.
+    """
+
+    folder: Path
+    source: ViewSource
+    data: Path
+    names: Sequence[str]
+    space: Space
+    look: Look
+    part_size: int
+    photo_every: int
+
+    def part(self, number: int) -> Views:
+        """Read a part, or compute it."""
+        path = self.folder / f"views-{number:04d}.npz"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            first = number * self.part_size
+            views = [self._view(index) for index in range(first, first + self.part_size)]
+            Views.join(views).save(path)
+        return Views.load(path)
+
+    def _view(self, index: int) -> Views:
+        round_, place = divmod(index, self.photo_every)
+        shown: Sequence[str]
+        if place == 0:
+            pixels_SS3, mask_SS = region_view(self.data, self.source.size, round_)
+            shown = region_names()
+        else:
+            number = round_ * (self.photo_every - 1) + place - 1
+            pixels_SS3, mask_SS = self.source.scene(number)
+            shown = self.source.drawings.names
+        number_of = {name: number for number, name in enumerate(self.names)}
+        known = np.asarray([-1, *(number_of[name.lower()] for name in shown)], np.int16)
+        patches_NT, whole_T = self.look(pixels_SS3)
+        grid = round(len(patches_NT) ** 0.5)
+        reduced_ND = self.space.reduce(torch.from_numpy(np.vstack([patches_NT, whole_T]))).numpy()
+        points = cv2.resize(mask_SS, (_POINTS, _POINTS), interpolation=cv2.INTER_NEAREST)
+        small = cv2.resize(pixels_SS3, (VIEW_SIDE, VIEW_SIDE), interpolation=cv2.INTER_AREA)
+        return Views(
+            pixels_PSS3=np.asarray(small, np.uint8)[None],
+            patches_PggD=reduced_ND[:-1].reshape(1, grid, grid, -1).astype(np.float16),
+            whole_PD=reduced_ND[-1:].astype(np.float16),
+            names_Pmm=known[np.asarray(points)][None],
+        )

@@ -14,7 +14,7 @@ from training.data.batch import Batch
 from training.methods.base import Method, model_width
 from training.methods.distill import Distill, DistillConfig
 from training.methods.image_backbone import TARGET_WIDTH
-from training.methods.pretrain import Pretrain
+from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher
 from training.optim import build_optimizers
 from training.parallel import ParallelMethod
@@ -57,8 +57,9 @@ def build_update(
 
 def _build_method(config: TrainingConfig, vocab_size: int) -> Method:
     model = new_model(config, vocab_size)
-    if not isinstance(config.method, DistillConfig):
+    if isinstance(config.method, PretrainConfig):
         return Pretrain(model, config.method)
+    assert isinstance(config.method, DistillConfig)
     teacher = new_model(config, vocab_size)
     head = config.method.head
     frozen = FrozenTeacher(

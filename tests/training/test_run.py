@@ -209,6 +209,7 @@ def test_a_start_gives_only_the_heads_that_fit(
 ) -> None:
     saved = torch.load(finished.folder / "heads.pt", weights_only=True)
     later = replace(config, name="later", start=finished.folder, seed=5)
+    assert isinstance(config.method, PretrainConfig)
     method = replace(config.method, head=replace(TINY_HEAD, num_prototypes=25))
     started, fresh = (
         built_state(replace(run, method=method), finished)
@@ -310,6 +311,7 @@ def test_a_text_tower_is_warmed_up_once(
         return 0.5
 
     monkeypatch.setattr(run_module, "warm_up_text_tower", warm_up)
+    assert isinstance(config.method, PretrainConfig)
     warmed = replace(
         config,
         num_steps=2,
@@ -342,6 +344,7 @@ def test_the_backbone_axes_are_fitted_to_the_run_and_kept(
         monkeypatch.setattr(module, "TARGET_WIDTH", 8)
     monkeypatch.setattr(run_module, "_BASIS_BATCHES", 2)
     backbone = ImageBackboneConfig(weight=1.0, scenes_until=1.0)
+    assert isinstance(config.method, PretrainConfig)
     method = replace(config.method, image_backbone=backbone)
     config = replace(config, method=method, num_steps=2, validate_every=0)
     run(config)

@@ -18,7 +18,7 @@ import pytest
 
 from tests.training.conftest import TINY_HEAD, make_tiny_config, use_few_scenes
 from tests.training.ranks import join
-from training.config import TrainingConfig
+from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch
 from training.data.crops import CropConfig
 from training.methods.distill import DistillConfig
@@ -51,6 +51,7 @@ def config_of(case: str, place: Place) -> TrainingConfig:
     becomes a hundred-thousandth of the loss.
     """
     tiny = make_tiny_config(place.root)
+    assert isinstance(tiny.data, DataConfig)
     config = replace(
         tiny,
         name=case,

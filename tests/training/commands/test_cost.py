@@ -10,6 +10,7 @@ from tests.training.conftest import TINY_HEAD, TINY_MODEL
 from training.__main__ import main
 from training.commands import cost
 from training.config import TrainingConfig
+from training.methods.space import SpaceConfig
 from training.recipes.scale import SCALE_RECIPES
 
 
@@ -22,6 +23,7 @@ def test_both_tables_have_a_row_for_each_recipe(
     def shrunken(name: str) -> TrainingConfig:
         config = SCALE_RECIPES[name]()
         teacher = tmp_path if config.teacher else None
+        assert not isinstance(config.method, SpaceConfig)
         method = replace(config.method, head=TINY_HEAD)
         return replace(config, model=TINY_MODEL, method=method, teacher=teacher)
 

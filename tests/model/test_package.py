@@ -222,8 +222,8 @@ def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
 def test_bundled_opens_the_bundled_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package_module, "BUNDLED_FOLDER", folder)
+    monkeypatch.setitem(package_module.BUNDLED, "bundled", folder)
     assert open_package("bundled").path == folder
-    monkeypatch.setattr(package_module, "BUNDLED_FOLDER", tmp_path / "absent")
-    with pytest.raises(PackageError, match="no bundled model"):
+    monkeypatch.setitem(package_module.BUNDLED, "bundled", tmp_path / "absent")
+    with pytest.raises(PackageError, match="no model 'bundled'"):
         open_package("bundled")

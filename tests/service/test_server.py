@@ -179,9 +179,9 @@ async def test_urgent_requests_are_computed_first(
     seen: list[float] = []
     encode_images = runtime.encode_images
 
-    def record(pixels_B3HW: NDArray[np.float32]) -> Any:
+    def record(pixels_B3HW: NDArray[np.float32], *tasks: Any) -> Any:
         seen.append(float(pixels_B3HW.mean()))
-        return encode_images(pixels_B3HW)
+        return encode_images(pixels_B3HW, *tasks)
 
     monkeypatch.setattr(runtime, "encode_images", record)
     images = [encode_image(seed=seed, size=(28, 28)) for seed in range(4)]

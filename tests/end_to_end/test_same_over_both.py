@@ -175,7 +175,7 @@ BAD = [
     embed("partial, none", code="empty_list", param="images", images=[], partial=True),
     texts("no texts", code="empty_list", param="texts", texts=[]),
     texts("blank text", code="blank_text", param="texts[1]", texts=["dog", " \n"]),
-    texts("many texts", code="too_many_items", param="texts", texts=["a"] * 1025, status=MANY),
+    texts("many texts", code="too_many_items", param="texts", texts=["a"] * 2049, status=MANY),
     texts("template", code="invalid_field", param="templates[1]", templates=["{}", "a"]),
     texts("no templates", code="empty_list", param="templates", templates=[]),
     segment("huge, masks", code="image_too_large", param="images[0]", images=[HUGE_PNG]),

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
 LIMIT_S: Final = 120.0
 MODEL: Final = "tipserve-photographs"
+REGISTER: Final = "/v2/systemsharedmemory/region/{name}/register"
+REGION_BYTES: Final = 64
 # The bundled model has no dense heads.
 NOT_SUPPORTED: Final = ("/v1/images:depth", "/v1/images:normals")
 # Pages and one file of each place that they come from: no document lists them.
@@ -41,9 +44,11 @@ BODIES: Final[dict[str, Any]] = {
 
 def main() -> int:
     """Return the exit status: 1 if an answer has another status than expected."""
+    region = SharedMemory(create=True, size=REGION_BYTES)
+    BODIES[REGISTER] = {"key": f"/{region.name}", "byte_size": REGION_BYTES}
     with tempfile.TemporaryDirectory() as folder:
         ports_file = Path(folder) / "ports.json"
-        flags = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+        flags = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", "--enable-shared-memory"]
         command = [sys.executable, "-m", "service", *flags, f"--ports-file={ports_file}"]
         with subprocess.Popen(
             command, env={**os.environ, "TIPSERVE_LOG_LEVEL": "WARNING"}
@@ -53,6 +58,8 @@ def main() -> int:
                 failed = [*wrong_routes(url), *wrong_rpcs(target), *wrong_commands(url, target)]
             finally:
                 server.terminate()
+        region.close()
+        region.unlink()
         if server.returncode != 0:
             failed.append(f"the server ended with {server.returncode}")
     for line in failed:
@@ -67,7 +74,7 @@ def wait_until_ready(server: "subprocess.Popen[bytes]", ports_file: Path) -> tup
         if ports_file.exists():
             ports = json.loads(ports_file.read_text(encoding="utf-8"))
             url = f"http://127.0.0.1:{ports['http']}"
-            if status_of(f"{url}/v2/health/ready", None, "") == 200:
+            if status_of(f"{url}/v2/health/ready") == 200:
                 return url, f"127.0.0.1:{ports['grpc']}"
         time.sleep(0.1)
     raise SystemExit("the server did not become ready")
@@ -78,13 +85,14 @@ def wrong_routes(url: str) -> Iterator[str]:
     with urllib.request.urlopen(f"{url}/openapi.json", timeout=LIMIT_S) as answer:
         paths = json.load(answer)["paths"]
     for page in PAGES:
-        if (status := status_of(url + page, None, "")) != 200:
+        if (status := status_of(url + page)) != 200:
             yield f"GET {page}: {status}, expected 200"
-    names = {"model": MODEL, "model_id": MODEL, "version": "1"}
-    for path, methods in paths.items():
+    names = {"model": MODEL, "model_id": MODEL, "version": "1", "name": "region"}
+    # In this order a region of shared memory is registered before its status is asked for.
+    for path, methods in sorted(paths.items()):
         for method, operation in methods.items():
             for media, body in bodies(path, operation.get("requestBody", {}).get("content", {})):
-                status = status_of(url + path.format(**names), body, media)
+                status = status_of(url + path.format(**names), body, media, method.upper())
                 expected = 501 if path in NOT_SUPPORTED else 200
                 print(f"{status} {method.upper()} {path} {media}")
                 if status != expected:
@@ -111,9 +119,10 @@ def bodies(path: str, media_types: dict[str, Any]) -> Iterator[tuple[str, bytes 
             yield "image/png", image
 
 
-def status_of(url: str, body: bytes | None, media: str) -> int:
+def status_of(url: str, body: bytes | None = None, media: str = "", method: str = "GET") -> int:
     """Status of the answer; 0 without one."""
-    request = urllib.request.Request(url, body, {"Content-Type": media} if media else {})
+    headers = {"Content-Type": media} if media else {}
+    request = urllib.request.Request(url, body, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             answer.read()

@@ -48,12 +48,13 @@ class SegmentationMap:
         score_HW: float32; cosine of the best class, also where the label is background. None if
             not requested.
         cosine_Khw: float32; cosine of every class, then every background class, at every patch.
+            None if not requested.
     """
 
     labels_HW: Labels
     counts: NDArray[np.int64]
     score_HW: NDArray[np.float32] | None
-    cosine_Khw: NDArray[np.float32]
+    cosine_Khw: NDArray[np.float32] | None
 
 
 def l2_normalize(x: NDArray[np.float32]) -> NDArray[np.float32]:

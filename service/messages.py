@@ -230,6 +230,7 @@ class SegmentImagesRequest:
             threshold.
         background_classes: Classes that count as background where they win.
         include_scores: Whether to return the winner's score for every pixel.
+        include_class_scores: Whether to return the mean probability of each class.
         include_instances: Whether to return the connected regions of each class.
         min_area_share: Share of the mask's pixels that an instance has at least.
         size: Whether a mask has the size of its image, of the model's input, or a pixel a patch.
@@ -248,6 +249,7 @@ class SegmentImagesRequest:
     background_threshold: float | None = None
     background_classes: tuple[SegmentClass, ...] = ()
     include_scores: bool = False
+    include_class_scores: bool = False
     include_instances: bool = False
     min_area_share: float = 0.001
     size: MaskSize = "image"
@@ -283,14 +285,15 @@ class Segmentation:
             has the requested size, by default that of the upright image.
         scores_HW: Cosine of the best class or background class; None if not requested.
         area_shares: Share of all pixels for the background and then each class.
-        class_scores: Mean probability of each class over its pixels; 0 without a pixel.
+        class_scores: Mean probability of each class over its pixels; 0 without a pixel. Empty if
+            not requested.
         instances: By class, then the largest first; empty if not requested.
     """
 
     labels_HW: Labels
     scores_HW: FloatArray | None
     area_shares: tuple[float, ...]
-    class_scores: tuple[float, ...]
+    class_scores: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
 
     @property

@@ -65,7 +65,8 @@ def _reader(message: Callable[..., M], **required: Any) -> Callable[[Message], M
 
     Args:
         message: Type of the message.
-        required: Values of fields without a default, if the request does not set them.
+        required: Values of fields that the request does not set: those without a default, and
+            those that its answer always has.
     """
 
     def read(request: Message) -> M:
@@ -79,7 +80,7 @@ def _reader(message: Callable[..., M], **required: Any) -> Callable[[Message], M
 
 to_embed_images = _reader(EmbedImagesRequest, images=())
 to_embed_texts = _reader(EmbedTextsRequest, texts=())
-to_segment_images = _reader(SegmentImagesRequest, images=(), classes=())
+to_segment_images = _reader(SegmentImagesRequest, images=(), classes=(), include_class_scores=True)
 to_classify_images = _reader(ClassifyImagesRequest, images=(), classes=())
 to_visualize_features = _reader(VisualizeFeaturesRequest, images=())
 to_estimate_depth = _reader(EstimateMapsRequest, images=(), task="depth")

@@ -105,9 +105,15 @@ def segment_image(
     background = Background(
         threshold=request.background_threshold, num_classes=len(request.background_classes)
     )
+    has_probabilities = request.include_class_scores or request.include_instances
     if geometry.windows is not None:
         result = yield from segment_windows(
-            parts, classes_KD, geometry, background, with_scores=request.include_scores
+            parts,
+            classes_KD,
+            geometry,
+            background,
+            with_scores=request.include_scores,
+            with_cosines=has_probabilities,
         )
     else:
         (features_ND,) = parts
@@ -121,19 +127,24 @@ def segment_image(
         )
     yield
     labels_HW = result.labels_HW
-    runs = Runs.of(labels_HW)
-    yield
-    probability_Khw = class_probabilities(result.cosine_Khw, temperature, background.threshold)
-    sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
+    scores: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
-    if request.include_instances:
+    if has_probabilities:
+        assert result.cosine_Khw is not None
+        runs = Runs.of(labels_HW)
         yield
-        instances = find_instances(runs, sum_R, labels_HW.shape, request.min_area_share)
+        probability_Khw = class_probabilities(result.cosine_Khw, temperature, background.threshold)
+        sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
+        if request.include_class_scores:
+            scores = class_scores(runs, sum_R, len(request.classes))
+        if request.include_instances:
+            yield
+            instances = find_instances(runs, sum_R, labels_HW.shape, request.min_area_share)
     return Segmentation(
         labels_HW=labels_HW,
         scores_HW=result.score_HW,
         area_shares=tuple((result.counts / labels_HW.size).tolist()),
-        class_scores=class_scores(runs, sum_R, len(request.classes)),
+        class_scores=scores,
         instances=instances,
     )
 

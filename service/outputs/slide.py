@@ -57,6 +57,7 @@ def segment_windows(
     background: Background,
     *,
     with_scores: bool,
+    with_cosines: bool = False,
 ) -> Steps[SegmentationMap]:
     """Segment one image at the size of its mask, in a step for each band of rows.
 
@@ -67,6 +68,7 @@ def segment_windows(
         background: Its threshold is a cosine, as for a whole image: a probability without a
             temperature depends on the number of classes more than on the image.
         with_scores: Whether to return the winner's mean cosine for every pixel.
+        with_cosines: Whether to return the mean cosines at every patch.
 
     Source: google-deepmind/tips, zero-shot segmentation notebook: cosines scaled bilinearly to the
     window's pixels, softmax over classes without a temperature, sum over windows divided by their
@@ -104,7 +106,7 @@ def segment_windows(
         labels_HW=found.labels_HW,
         counts=counts,
         score_HW=found.score_HW,
-        cosine_Khw=_mean_at_patches(cosines, geometry),
+        cosine_Khw=_mean_at_patches(cosines, geometry) if with_cosines else None,
     )
 
 

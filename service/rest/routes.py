@@ -4,6 +4,8 @@ No route handles errors or lost clients: `service.rest.app.Dispatcher` turns err
 and cancels a route when its client leaves.
 """
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Request, Response
 
 from service.call import current_call
@@ -75,6 +77,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
         """Masks of the named classes: k for the k-th class, 0 for background."""
         asked = await read_images(request, plane, SegmentImagesBody, MASKS)
         message = asked.options.to_message(asked.images)
+        message = replace(message, include_class_scores=asked.media == JSON)
         answer = await plane.segment_images(message, current_call.get())
         return await respond(plane, asked, answer)
 

@@ -80,7 +80,10 @@ CONVERSIONS = [
     pytest.param(to_embed_images, EMBED, EmbedImagesRequest(**NONE), id="embed images"),
     pytest.param(to_embed_texts, TEXTS, EmbedTextsRequest(texts=()), id="embed texts"),
     pytest.param(
-        to_segment_images, SEGMENT, SegmentImagesRequest(**NONE, classes=()), id="segment"
+        to_segment_images,
+        SEGMENT,
+        SegmentImagesRequest(**NONE, classes=(), include_class_scores=True),
+        id="segment",
     ),
     pytest.param(
         to_classify_images, CLASSIFY, ClassifyImagesRequest(**NONE, classes=()), id="classify"

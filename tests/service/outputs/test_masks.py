@@ -1,6 +1,7 @@
 """Masks and embeddings from raw outputs, and masks as PNG and npy."""
 
 import io
+import json
 import math
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.grpc.generated import segment_pb2
 from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
+from service.outputs import masks
 from service.outputs.masks import (
     class_color,
     class_embeddings,
@@ -22,8 +25,11 @@ from service.outputs.masks import (
     segment_image,
     text_embedding,
 )
+from service.outputs.regions import score_pixels
 from service.outputs.slide import Geometry
 from service.waiting import run_slice
+from tests.service.callers import ask_grpc, ask_rest
+from tests.service.conftest import Encode, Serving
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -154,3 +160,28 @@ def test_labels_are_sent_as_uint16_for_any_number_of_classes(num_classes: int) -
     assert mask.labels_HW.dtype == (np.uint8 if num_classes < 256 else np.uint16)
     assert mask.wire_labels.dtype == np.uint16
     assert mask.wire_labels.tolist() == [[num_classes]]
+
+
+@pytest.mark.parametrize("route", ["segment", "slide"])
+async def test_only_answers_with_scores_of_classes_compute_them(
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    num_calls = 0
+
+    def count(*arguments: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        return score_pixels(*arguments)
+
+    monkeypatch.setattr(masks, "score_pixels", count)
+    async with serving() as server:
+        for media in ("image/png", "application/x-npy", "application/octet-stream"):
+            answer = await ask_rest(server, encode_image(), route, headers={"Accept": media})
+            assert (answer.status, num_calls) == ("200", 0), media
+        answer = await ask_rest(server, encode_image(), route)
+        assert all(0 <= one["score"] <= 1 for one in json.loads(answer.text)["data"][0]["classes"])
+        assert num_calls == 1
+        answer = await ask_grpc(server, encode_image(), route)
+        (mask,) = segment_pb2.SegmentImagesResponse.FromString(answer.messages[0]).segmentations
+        assert sum(one.score for one in mask.classes) > 0
+        assert num_calls == 2

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask, make_map
+from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
 from service.answer_memory import AnswerMemory, SizedRequest, answer_size
@@ -45,6 +46,7 @@ from service.messages import (
     VisualizeFeaturesResponse,
 )
 from service.models.admission import AdmissionGuard
+from service.models.heads import HeadRequest, names_head
 from service.models.image_pipeline import EncodedImage, EncodedImages, ImageJob, ImagePipeline
 from service.models.registry import ModelRegistry
 from service.models.served_model import ModelStatistics, ServedModel
@@ -332,11 +334,14 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_threshold(request.background_threshold)
             check_area_share(request.min_area_share)
+            request, head = await self._with_head(request, model)
             features = check_features(request.features, model.manifest)
-            prompts = self._class_prompts(request, model)
+            prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, call)
             async with self._encoded(job, model, call, prompts) as (encoded, known):
-                if prompts is NO_PROMPTS:
+                if head is not None:
+                    classes_KD = head.classes_KD
+                elif prompts is NO_PROMPTS:
                     classes_KD = await self.offload(
                         partial(_example_classes, request, encoded, features, job.rule)
                     )
@@ -349,7 +354,7 @@ class DataPlane:
                             classes_KD,
                             _geometry(image, job.rule, request.size),
                             request,
-                            temperature=model.manifest.temperature,
+                            temperature=_temperature(model, head),
                         ),
                         call,
                     )
@@ -372,13 +377,18 @@ class DataPlane:
         """
         with self._leased_model(request, call) as model:
             check_images(request.images, self.limits)
+            request, head = await self._with_head(request, model)
             check_choices(request)
             features = check_features(request.features, model.manifest)
-            prompts = self._class_prompts(request, model)
-            temperature = request.temperature or model.manifest.temperature
+            prompts = self._class_prompts(request, model, head)
+            temperature = request.temperature or _temperature(model, head)
             job = self._image_job(request, model, call)
             async with self._encoded(job, model, call, prompts) as (encoded, known):
-                classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
+                classes_KD = (
+                    class_embeddings([g.prompts for g in prompts.groups], known)
+                    if head is None
+                    else head.classes_KD
+                )
                 found = [
                     classify(
                         image.outputs[features],
@@ -499,13 +509,22 @@ class DataPlane:
             is_partial=getattr(request, "partial", False),
         )
 
-    def _class_prompts(self, request: ClassesRequest, model: ServedModel) -> PromptSet:
+    async def _with_head(
+        self, request: HeadRequest, model: ServedModel
+    ) -> tuple[HeadRequest, Head | None]:
+        if not names_head(request):
+            return request, None
+        return await self.offload(partial(self.models.heads.apply, request, model.manifest))
+
+    def _class_prompts(
+        self, request: ClassesRequest, model: ServedModel, head: Head | None
+    ) -> PromptSet:
         templates = request.templates
         if templates is None:
             templates = model.manifest.zero_shot.templates
         background = getattr(request, "background_classes", ())
         groups = class_groups(request.classes, background, templates, self.limits)
-        if check_examples(request):
+        if head is not None or check_examples(request):
             return NO_PROMPTS
         return model.texts.look_up(groups)
 
@@ -526,6 +545,10 @@ class DataPlane:
             self.offload(partial(draw, rows_ND, image))
             for rows_ND, image in zip(rows, images, strict=True)
         )
+
+
+def _temperature(model: ServedModel, head: Head | None) -> float:
+    return model.manifest.temperature if head is None else head.info.temperature
 
 
 def map_outputs(request: ImagesRequest) -> set[MapTask]:

@@ -23,6 +23,7 @@ from service.grpc.receiving import max_caller_bytes
 from service.grpc.server import GrpcServer
 from service.machine import memory_limit, resident_bytes, trimming_memory
 from service.models.conversion import ModelSource, check_names
+from service.models.heads import HeadFolder
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry, ModelRepository
 from service.models.served_model import ServedModel
@@ -73,7 +74,7 @@ class Server:
         self._telemetry = build_telemetry(settings, self.metrics, log)
         self.gate = RequestGate(self.metrics)
         self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
-        self.models = ModelRegistry(self.metrics)
+        self.models = ModelRegistry(self.metrics, HeadFolder(settings.heads))
         self.repository = ModelRepository(
             self.models,
             partial(load, settings, self.metrics),

@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     requests may then do so: set API keys too."""
     model_repository: Path | None = None
     """Folder of the packages that may be loaded at run time. Others cannot be loaded."""
+    heads: Path | None = None
+    """Folder with heads, classes of your own: `:segment` and `:classify` take the class `head:NAME`
+    and read `NAME.safetensors` there, as `python -m training head` writes it. A new or changed file
+    is read without a restart."""
     enable_shared_memory: bool = False
     """Allow clients of the Open Inference Protocol on this machine to register system shared
     memory for tensors. Every caller who may send requests may then let the server read and

@@ -22,6 +22,7 @@ from service.engines.engine import (
 from service.errors import Overloaded, ServiceError
 from service.messages import EmbedImagesRequest, ModelInfo, SegmentImagesRequest
 from service.models.conversion import ModelSource, open_source
+from service.models.heads import HeadFolder
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
@@ -48,7 +49,7 @@ class InProcessEngine:
 
     def __init__(self, settings: Settings, load: Loader = load_model) -> None:
         metrics = Metrics()
-        self._models = ModelRegistry(metrics)
+        self._models = ModelRegistry(metrics, HeadFolder(settings.heads))
         gate = RequestGate(metrics)
         self._num_pool_threads = num_pool_threads(settings)
         self._pool = ThreadPoolExecutor(self._num_pool_threads, "pool")

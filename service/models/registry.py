@@ -29,6 +29,7 @@ from service.models.conversion import (
     list_packages,
     same_name,
 )
+from service.models.heads import HeadFolder
 from service.models.loading import CANNOT_LOAD
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
@@ -37,18 +38,20 @@ T = TypeVar("T")
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 # Time for running batches to end after the last request.
 CLOSE_GRACE_S: Final = 5.0
+NO_HEADS: Final = HeadFolder()
 logger = logging.getLogger(__name__)
 
 
 class ModelRegistry:
-    """The served models by name. Thread-safe.
+    """The served models by name, and the heads that any of them may have. Thread-safe.
 
     A request holds a lease on its model, so that a replaced or removed model is closed only after
     its last request. The first name ever served stays the default name: another model as a silent
     default would answer with embeddings that do not compare with those that callers keep.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, heads: HeadFolder = NO_HEADS) -> None:
+        self.heads = heads
         self._models: dict[str, ServedModel] = {}
         self._default: str | None = None
         self._users: Counter[ServedModel] = Counter()

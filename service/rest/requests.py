@@ -62,7 +62,9 @@ TEMPLATES_TEXT = (
     "Prompt templates for each text: `none`, `tcl`, or a list of your own, each with one `{}`. "
     "Embeddings are averaged over templates."
 )
-CLASSES_TEXT = "Names, or objects of a name and its prompts."
+CLASSES_TEXT = (
+    "Names, or objects of a name and its prompts; or only `head:NAME`, for the classes of a head."
+)
 # A list of a request stops at its first invalid item: an error for each of a million items takes
 # 5 s with the GIL held, and 850 MiB. tests/service/rest/test_requests.py looks at every list.
 Strings = Annotated[list[str], Field(fail_fast=True)]

@@ -1,0 +1,115 @@
+"""Heads in a folder: classes of the operator's own, which a request names as `head:NAME`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+from model.head import SUFFIX, Head, HeadError, read_head
+from model.manifest import Manifest
+from service.errors import InvalidRequest
+from service.messages import ClassifyImagesRequest, SegmentClass, SegmentImagesRequest
+
+PREFIX: Final = "head:"
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_LISTED: Final = 20
+
+HeadRequest = TypeVar("HeadRequest", SegmentImagesRequest, ClassifyImagesRequest)
+
+
+def names_head(request: SegmentImagesRequest | ClassifyImagesRequest) -> bool:
+    """Whether a class of the request is the name of a head."""
+    return any(one.name.startswith(PREFIX) for one in request.classes)
+
+
+class HeadFolder:
+    """Reads heads when they are named, and again after their file has changed. Thread-safe.
+
+    Args:
+        folder: With a file `NAME.safetensors` for each head; None for no heads.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        # One assignment replaces an entry, so that no lock is needed.
+        self._read: dict[str, tuple[tuple[int, int], Head]] = {}
+
+    def apply(self, request: HeadRequest, manifest: Manifest) -> tuple[HeadRequest, Head]:
+        """Replace the name of a head by the names of its classes.
+
+        Returns:
+            The request, and the head that its classes belong to.
+
+        Raises:
+            InvalidRequest: There is no such head, it was trained on another model or for another
+                task, or the request has options that a head does not take.
+        """
+        if len(request.classes) > 1:
+            raise _wrong(f"{PREFIX}NAME must be the only class")
+        named = request.classes[0].name
+        head = self._find(named.removeprefix(PREFIX))
+        try:
+            head.check(manifest)
+        except HeadError as error:
+            raise _wrong(f"{named}: {error}") from error
+        _check_options(request, named, head)
+        changed: dict[str, Any] = {
+            "classes": tuple(SegmentClass(name=name) for name in head.info.names),
+            "features": head.info.features,
+            "templates": "none",
+        }
+        if head.info.has_background:
+            changed["background_classes"] = (SegmentClass(name="(background)"),)
+        return replace(request, **changed), head
+
+    def _find(self, name: str) -> Head:
+        if self._folder is None:
+            raise _wrong("this server has no heads; start it with the setting heads")
+        path = self._folder / f"{name}{SUFFIX}"
+        if not NAME.fullmatch(name) or not path.is_file():
+            raise _wrong(f"there is no head {name!r}{_known(self._folder)}")
+        try:
+            state = path.stat()
+            version = state.st_mtime_ns, state.st_size
+            known = self._read.get(name)
+            if known is None or known[0] != version:
+                known = version, read_head(path)
+                self._read[name] = known
+        except (HeadError, OSError) as error:
+            raise _wrong(f"the head {name!r} cannot be read: {error}") from error
+        return known[1]
+
+
+def _known(folder: Path) -> str:
+    names: Sequence[str] = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
+    if not names:
+        return "; the folder of heads is empty"
+    more = "" if len(names) <= MAX_LISTED else f" and {len(names) - MAX_LISTED} more"
+    return f"; known: {', '.join(names[:MAX_LISTED])}{more}"
+
+
+def _check_options(
+    request: SegmentImagesRequest | ClassifyImagesRequest, named: str, head: Head
+) -> None:
+    """Check the options beside a head."""
+    one, features = request.classes[0], head.info.features
+    if (features == "cls1") != isinstance(request, ClassifyImagesRequest):
+        task = "classify" if features == "cls1" else "segment"
+        raise _wrong(f"{named} was trained to {task} images")
+    if request.features not in (None, features):
+        _refuse("features", f"{named} was trained on {features}")
+    if request.templates is not None:
+        _refuse("templates", f"{named} has no prompts")
+    if one.prompts or one.examples:
+        raise _wrong(f"{named} has neither prompts nor examples")
+    if isinstance(request, SegmentImagesRequest) and request.background_classes:
+        _refuse("background_classes", f"{named} has its own background")
+
+
+def _wrong(text: str) -> InvalidRequest:
+    return InvalidRequest(f"classes: {text}.", code="unknown_head", param="classes")
+
+
+def _refuse(field: str, reason: str) -> NoReturn:
+    raise InvalidRequest(f"{field}: {reason}; leave the field out.", param=field)

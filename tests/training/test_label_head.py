@@ -1,0 +1,73 @@
+"""Fitting heads to labelled embeddings."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model.segmentation import l2_normalize
+from training.label_head import Labelled, fit, fit_head, patch_shares
+
+
+def clusters(num_images: int, seed: int = 0) -> Labelled:
+    """Three classes around directions that differ from a common one; class 2 is rare."""
+    rng = np.random.default_rng(seed)
+    centre_KD = rng.normal(size=(3, 16)) + 4 * np.ones(16)
+    label_P = rng.choice(3, 40 * num_images, p=[0.6, 0.35, 0.05])
+    features = l2_normalize(
+        (centre_KD[label_P] + 0.3 * rng.normal(size=(len(label_P), 16))).astype(np.float32)
+    )
+    shares = np.eye(3, dtype=np.float32)[label_P]
+    return Labelled(features, shares, np.repeat(np.arange(num_images), 40))
+
+
+def test_classes_are_found_again_on_other_images() -> None:
+    labelled = clusters(10)
+
+    fitted = fit_head(labelled)
+
+    assert fitted.held_out is not None
+    assert fitted.held_out.iou_K.min() > 80
+    assert np.allclose(np.linalg.norm(fitted.classes_KD, axis=1), 1, atol=1e-5)
+    winner = (labelled.features_PD @ fitted.classes_KD.T).argmax(1)
+    assert (winner == labelled.shares_PK.argmax(1)).mean() > 0.95
+
+
+def test_wrong_labels_have_a_low_held_out_score() -> None:
+    labelled = clusters(10)
+    mixed = np.random.default_rng(0).permutation(labelled.shares_PK)
+
+    fitted = fit_head(Labelled(labelled.features_PD, mixed, labelled.image_P))
+
+    assert fitted.held_out is not None
+    assert fitted.held_out.iou_K.mean() < 45
+
+
+def test_too_few_images_hold_none_out() -> None:
+    assert fit_head(clusters(4)).held_out is None
+
+
+def test_the_result_is_the_same_each_time() -> None:
+    assert np.array_equal(fit(clusters(3), 10), fit(clusters(3), 10))
+
+
+@given(
+    labels=st.lists(st.integers(-1, 2), min_size=24, max_size=24),
+    grid=st.sampled_from([(1, 1), (2, 3), (4, 6), (2, 2), (4, 4)]),
+)
+def test_the_shares_of_patches_are_those_of_their_pixels(
+    labels: list[int], grid: tuple[int, int]
+) -> None:
+    labels_HW: NDArray[np.int64] = np.array(labels).reshape(4, 6)
+
+    shares_NK = patch_shares(labels_HW, grid, 3)
+
+    assert shares_NK.shape == (grid[0] * grid[1], 3)
+    assert (shares_NK.sum(1) <= 1 + 1e-6).all()
+    if 4 % grid[0] == 0 and 6 % grid[1] == 0:
+        size = 24 // (grid[0] * grid[1])
+        counts = [(labels_HW == k).sum() for k in range(3)]
+        assert shares_NK.sum(0) * size == pytest.approx(counts)
+        first = labels_HW[: 4 // grid[0], : 6 // grid[1]]
+        assert shares_NK[0] * size == pytest.approx([(first == k).sum() for k in range(3)])

@@ -33,7 +33,7 @@ from training.evaluate.bootstrap import bootstrap
 from training.evaluate.sets import MULTI_OBJECT
 
 NUM_NAMES, NUM_SHOWN, NUM_JUDGED = 6, 10, 40
-THRESHOLDS = (None, *np.arange(0.0, 0.95, 0.05).tolist())
+THRESHOLDS = (None, *(tenth / 10 for tenth in range(10)))
 
 
 class Counts:

@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
 from model.conversion.cache import default_cache
+from model.conversion.source import split_models
 from model.graphs import Precision
 
 PREFIX = "TIPSERVE_"
@@ -315,12 +316,7 @@ class Settings(BaseSettings):
     @field_validator("model", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        names = tuple(name.strip() for name in value.split(","))
-        if not all(names):
-            raise ValueError("give at least one model, and no empty name between commas")
-        return names
+        return split_models(value) if isinstance(value, str) else value
 
     @field_validator("sizes", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Final, Literal, Protocol, get_args
@@ -17,7 +18,16 @@ from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.convert import ConversionRequest
 from model.conversion.errors import COMPARING, ConversionError, require
 from model.conversion.prepare import Preparer
-from model.conversion.source import FolderSource, JoinedSource, parse_checkpoint, parse_heads
+from model.conversion.source import (
+    FolderSource,
+    JoinedSource,
+    PackageSource,
+    parse_checkpoint,
+    parse_heads,
+    parse_source,
+    split_models,
+    split_name,
+)
 from model.graphs import DepthActivation, Precision
 from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
 from model.package import ModelPackage, open_package
@@ -31,6 +41,10 @@ SOURCE_HELP: Final = (
     "google/tipsv2-b14, optionally with @revision; google/tipsv2-b14-dpt is the model with its "
     "dense heads, and so is a folder x-dpt beside a folder x; base+heads joins others; `convert "
     "--precision` also takes a package and adds graphs to it"
+)
+MODELS_HELP: Final = (
+    "models as the server's --model takes them: packages, `bundled`, checkpoints and hub ids, "
+    "separated by commas, each optionally as name=source"
 )
 
 
@@ -50,10 +64,10 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         ("convert", "write a model package into a folder", _add_convert),
         (
             "prepare",
-            "convert a model into the cache, as the server does; print its folder",
+            "convert models into the cache, as the server does; print the packages' folders",
             _add_prepare,
         ),
-        ("show", "verify and describe a package", _add_package),
+        ("show", "verify and describe packages", _add_models),
         ("check", check.HELP, check.add_arguments),
         ("publish", "copy a verified package to a folder that a server reads", _add_publish),
         ("rollback", "make an older published package the current one", _add_rollback),
@@ -73,14 +87,18 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--thorough", action="store_true", help=check.THOROUGH_HELP)
 
 
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", help=MODELS_HELP)
+
+
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help=SOURCE_HELP)
+    _add_models(parser)
     _add_making(parser)
     parser.add_argument(
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="do not verify the digests of a cached package",
+        help="do not verify the digests of packages and cached packages",
     )
     parser.add_argument(
         "--report",
@@ -93,12 +111,8 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_package(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("package", help="a model package, or `bundled`")
-
-
 def _add_publish(parser: argparse.ArgumentParser) -> None:
-    _add_package(parser)
+    parser.add_argument("package", help="a model package, or `bundled`")
     _add_repository(parser)
     parser.add_argument(
         "--keep",
@@ -130,6 +144,7 @@ def _add_repository(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_build_engine(parser: argparse.ArgumentParser) -> None:
+    _add_models(parser)
     engines.add_arguments(parser)
     _add_cache(parser)
 
@@ -289,7 +304,8 @@ def run(arguments: Sequence[str]) -> int:
     reporter: Reporter = JsonLines() if is_for_program else Lines()
     try:
         if options.command == "build-engine":
-            engines.run(options, options.cache, lambda text: reporter.say("step", text))
+            for package in _prepared(options, reporter):
+                engines.run(options, package, options.cache, partial(reporter.say, "step"))
         elif options.command == "check":
             require(COMPARING, purpose="comparing a package with its model")
             check.run(options, lambda text: reporter.say("step", text))
@@ -310,20 +326,48 @@ def end_on_signal() -> None:
 
 def _result(options: argparse.Namespace, reporter: Reporter) -> str:
     if options.command == "show":
-        return describe_package(open_package(options.package))
+        return "\n\n".join(
+            _described(split_name(model)[1]) for model in split_models(options.models)
+        )
     if options.command in ("publish", "rollback"):
         return _publish(options, reporter)
     if getattr(options, "follow_stdin", False):
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
-    preparer = Preparer(
-        PackageCache(options.cache.expanduser()),
-        lambda text: reporter.say("step", text),
-        lambda text: reporter.say("warning", text),
-    )
-    request = _request(options)
     if options.command == "convert":
-        return str(preparer.write(request, options.output).path)
-    return str(preparer.prepare(request, verify=options.verify).path)
+        request = _request(options, options.source)
+        return str(_preparer(options, reporter).write(request, options.output).path)
+    return "\n".join(str(package.path) for package in _prepared(options, reporter))
+
+
+def _preparer(options: argparse.Namespace, reporter: Reporter) -> Preparer:
+    cache = PackageCache(options.cache.expanduser())
+    return Preparer(cache, partial(reporter.say, "step"), partial(reporter.say, "warning"))
+
+
+def _described(source: str) -> str:
+    """Describe a package; a checkpoint is only named, since its package is verified as it is made.
+
+    Raises:
+        ValueError: There is no such model, or its package is broken.
+    """
+    if isinstance(parse_source(source), PackageSource):
+        return describe_package(open_package(source))
+    return f"{source} is not a package: `python -m model prepare` converts it"
+
+
+def _prepared(options: argparse.Namespace, reporter: Reporter) -> list[ModelPackage]:
+    """The packages of `options.models`, in their order; checkpoints are converted."""
+    sources = [split_name(model)[1] for model in split_models(options.models)]
+    dense, verify = getattr(options, "dense", None), getattr(options, "verify", True)
+    if dense is not None and len(sources) > 1:
+        raise ConversionError("--dense belongs to one model; write base+heads in a list of models")
+    preparer = _preparer(options, reporter)
+    return [
+        open_package(source, verify=verify)
+        if dense is None and isinstance(parse_source(source), PackageSource)
+        else preparer.prepare(_request(options, source), verify=verify)
+        for source in sources
+    ]
 
 
 def _publish(options: argparse.Namespace, reporter: Reporter) -> str:
@@ -340,16 +384,17 @@ def _publish(options: argparse.Namespace, reporter: Reporter) -> str:
     return str(published)
 
 
-def _request(options: argparse.Namespace) -> ConversionRequest:
+def _request(options: argparse.Namespace, text: str) -> ConversionRequest:
     name = getattr(options, "name", None)
     if name is not None:
         check_model_name(name)
     adds = options.command == "convert" and bool(options.precision)
-    source = parse_checkpoint(options.source, may_be_package=adds)
-    dense = parse_heads(options.dense) if options.dense is not None else None
+    source = parse_checkpoint(text, may_be_package=adds)
+    heads = getattr(options, "dense", None)
+    dense = parse_heads(heads) if heads is not None else None
     if isinstance(source, JoinedSource):
         if dense is not None:
-            raise ConversionError(f"{options.source} has dense heads already; remove --dense")
+            raise ConversionError(f"{text} has dense heads already; remove --dense")
         name = name or source.name
         base, dense = source.base, source.heads
     else:
@@ -359,9 +404,9 @@ def _request(options: argparse.Namespace) -> ConversionRequest:
     return ConversionRequest(
         base=base,
         dense=dense,
-        precisions=tuple(dict.fromkeys(("fp32", *options.precision))),
+        precisions=tuple(dict.fromkeys(("fp32", *(options.precision or ())))),
         name=name,
-        depth_activation=options.depth_activation,
+        depth_activation=getattr(options, "depth_activation", "linear"),
         is_thorough=getattr(options, "thorough", False),
     )
 

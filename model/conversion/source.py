@@ -17,6 +17,8 @@ DEFAULT_REVISION: Final = "main"
 HUB_ID: Final = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII
 )
+# Names under which models are served.
+SERVED_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 NO_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -78,6 +80,26 @@ class JoinedSource:
 
     def __str__(self) -> str:
         return f"{self.base}+{self.heads}"
+
+
+def split_models(text: str) -> tuple[str, ...]:
+    """Split a list of models as the server's `--model` has it: `student,b=/models/b`.
+
+    Raises:
+        ValueError: There is no model, or an empty name.
+    """
+    models = tuple(model.strip() for model in text.split(","))
+    if not all(models):
+        raise ValueError("give at least one model, and no empty name between commas")
+    return models
+
+
+def split_name(model: str) -> tuple[str | None, str]:
+    """Split `name=source` into both; None without a name, or if a file is called so."""
+    name, equals, source = model.partition("=")
+    if equals and SERVED_NAME.fullmatch(name) and not Path(model).expanduser().exists():
+        return name, source
+    return None, model
 
 
 def parse_source(text: str) -> PackageSource | CheckpointSource | JoinedSource:

@@ -18,10 +18,12 @@ from typing import IO, Final
 from model.conversion.cache import PackageCache
 from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import (
+    SERVED_NAME,
     CheckpointSource,
     JoinedSource,
     PackageSource,
     parse_source,
+    split_name,
 )
 from model.graphs import Precision
 from model.manifest import MANIFEST_NAME
@@ -32,7 +34,6 @@ from service.machine import python_command
 
 # Callers may name packages below one folder only: no absolute path, no `..`, nothing hidden.
 PACKAGE_NAME: Final = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
-MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 MAX_NAME_CHARS: Final = 200
 # Interval of checks for cancellation, and time for a terminated conversion to remove its files.
 POLL_S: Final = 0.2
@@ -66,11 +67,9 @@ class ModelSource:
     def from_setting(
         cls, text: str, cache: Path, precisions: tuple[Precision, ...] = ()
     ) -> "ModelSource":
-        """Read `--model`: a source, or `name=source` unless a file of that name exists."""
-        name, equals, folder = text.partition("=")
-        if equals and MODEL_NAME.fullmatch(name) and not Path(text).expanduser().exists():
-            return cls(folder, name, cache=cache, precisions=precisions)
-        return cls(text, cache=cache, precisions=precisions)
+        """Read one model of `--model`: a source, or `name=source`."""
+        name, folder = split_name(text)
+        return cls(folder, name, cache=cache, precisions=precisions)
 
     def checkpoint(self) -> CheckpointSource | JoinedSource | None:
         """The checkpoint to convert; None for a package.
@@ -144,7 +143,7 @@ def check_model_name(name: str) -> None:
     Raises:
         InvalidRequest: It is too long, or has other characters than letters, digits, `.`, `_`, `-`.
     """
-    if len(name) > MAX_NAME_CHARS or not MODEL_NAME.fullmatch(name):
+    if len(name) > MAX_NAME_CHARS or not SERVED_NAME.fullmatch(name):
         raise InvalidRequest(
             "A model's name has letters, digits, '.', '_' and '-', begins with a letter or digit, "
             f"and has at most {MAX_NAME_CHARS} characters.",

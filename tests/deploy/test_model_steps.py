@@ -14,7 +14,7 @@ import pytest
 
 from model.conversion.cache import PackageCache, content_of, key_of
 from model.graphs import Precision
-from model.package import STUDENT_FOLDER
+from model.package import BUNDLED, STUDENT_FOLDER
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Manifest, workloads
 
@@ -43,17 +43,6 @@ class Steps:
         slim = folder / "slim"
         slim.mkdir()
         (slim / "sitecustomize.py").write_text(WITHOUT_TORCH, encoding="utf-8")
-
-    def record(self, *words: str) -> Path:
-        """Replace one command of `python`: it writes its arguments to a file."""
-        record = self.folder / "recorded"
-        condition = " ".join(words)
-        self._write(
-            "python",
-            f'case "$*" in *"{condition}"*) printf "%s\\n" "$@" > {record};; '
-            f'*) exec {sys.executable} "$@";; esac\n',
-        )
-        return record
 
     def run(self, container: Manifest, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run the command as a kubelet does, with `$(NAME)` replaced."""
@@ -146,24 +135,29 @@ def test_a_prepared_package_is_found_without_torch(
     assert "torch" in ended.stderr
 
 
-def test_engines_are_built_from_the_prepared_package(
-    steps: Steps, converted: tuple[Path, Path, Path]
+@pytest.mark.parametrize("name", ["verify-model", "prepare-model", "build-engines"])
+def test_steps_take_several_models_as_the_server_does(
+    steps: Steps, converted: tuple[Path, Path, Path], name: str
 ) -> None:
     source, cache, package = converted
-    record = steps.record("-m model build-engine")
-    variables = {"TIPSERVE_MODEL": str(source), "TIPSERVE_CACHE": str(cache)}
-    ended = steps.run(step("build-engines", "gpu-released"), **variables)
-    assert ended.returncode == 0, ended.stderr
-    arguments = record.read_text(encoding="utf-8").splitlines()
-    assert arguments[-3:] == ["build-engine", "--precision=fp16", str(package)]
-
-
-def test_no_engine_is_built_after_a_failed_preparation(steps: Steps, tmp_path: Path) -> None:
-    record = steps.record("-m model build-engine")
-    ended = steps.run(
-        step("build-engines", "gpu-released"),
-        TIPSERVE_MODEL=str(tmp_path / "missing"),
-        TIPSERVE_CACHE=str(tmp_path / "cache"),
-    )
-    assert ended.returncode != 0
-    assert not record.exists()
+    models = f"bundled,other={STUDENT_FOLDER},converted={source}"
+    variables = {"TIPSERVE_MODEL": models, "TIPSERVE_CACHE": str(cache)}
+    overlay = "gpu model-volume" if name == "verify-model" else "gpu-released"
+    ended = steps.run(step(name, overlay), **variables)
+    if name == "verify-model":
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("every SHA-256 verified") == 2
+    elif name == "prepare-model":
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.splitlines() == [
+            str(BUNDLED["bundled"]),
+            str(STUDENT_FOLDER),
+            str(package),
+        ]
+    else:
+        # This machine has no TensorRT; all models were found before that is missed.
+        assert "TensorRT" in ended.stderr.splitlines()[-1]
+    broken = variables | {"TIPSERVE_MODEL": f"bundled,other={cache / 'missing'}"}
+    ended = steps.run(step(name, overlay), **broken)
+    assert ended.returncode == 1
+    assert "missing" in ended.stderr

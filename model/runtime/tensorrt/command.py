@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from model.graphs import Precision, graph_file
-from model.package import ModelPackage, Progress, open_package
+from model.package import ModelPackage, Progress
 from model.runtime.tensorrt.cuda import GpuLibraries, device_facts, load_libraries
 from model.runtime.tensorrt.engine_cache import EngineCache, EngineKey
 from model.runtime.tensorrt.engines import PRECISIONS, keys_for, supply_engine
@@ -29,7 +29,6 @@ USUAL = EngineOptions()
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options, except the cache folder."""
-    parser.add_argument("package", help="a model package, or `bundled`")
     parser.add_argument(
         "--precision",
         action="append",
@@ -64,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(
     options: argparse.Namespace,
+    package: ModelPackage,
     cache: Path,
     say: Progress,
     *,
@@ -73,6 +73,7 @@ def run(
 
     Args:
         options: Parsed options of `add_arguments`.
+        package: The verified package.
         cache: The cache folder; engines are in a folder below it.
         say: Called with each step.
         load: Loads the libraries.
@@ -80,12 +81,11 @@ def run(
     Raises:
         MissingRuntimeError: TensorRT or cuda-python is not installed.
         GpuError: There is no usable GPU, or an engine cannot be built.
-        PackageError: The folder is not a package, or has no graph of the precision.
+        PackageError: The package has no graph of the precision.
         ValueError: An option is out of range.
         OSError: The cache cannot be written.
     """
     wanted = _options(options, cache)
-    package = open_package(options.package)
     libraries = load()
     device = device_facts(libraries, wanted.device_index)
     say(f"{device.gpu}, compute capability {device.compute_capability}, TensorRT {device.tensorrt}")

@@ -20,7 +20,7 @@ from model.conversion.errors import MissingExtraError, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import FolderSource, HubSource
 from model.manifest import ParityEntry, ParityLimits
-from model.package import ModelPackage
+from model.package import ModelPackage, open_package
 
 
 def test_a_missing_library_is_named_with_its_extra() -> None:
@@ -145,6 +145,26 @@ def test_unknown_options_are_errors(
 def test_show_verifies_a_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "bundled"]) == 0
     assert "every SHA-256 verified" in capsys.readouterr().out
+
+
+def test_build_engine_takes_the_models_that_the_server_serves(
+    requests: list[ConversionRequest], tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[ModelPackage] = []
+    monkeypatch.setattr(commands.engines, "run", lambda _, package, *__: built.append(package))
+    models = "bundled,second=google/tipsv2-b14@v1"
+    assert run(["build-engine", "--precision=fp16", models]) == 0
+    assert built == [open_package("bundled"), tiny_package]
+    (request_,) = requests
+    assert (request_.base, request_.precisions) == (
+        HubSource("google/tipsv2-b14", "v1"),
+        ("fp32", "fp16"),
+    )
+
+
+def test_dense_heads_belong_to_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prepare", "bundled,google/tipsv2-b14", "--dense=google/tipsv2-b14-dpt"]) == 1
+    assert "write base+heads in a list" in capsys.readouterr().err
 
 
 def test_check_without_torch_names_the_extra(

@@ -17,9 +17,10 @@ def build(gpu: "StandInGpu", *arguments: str) -> str:
     """Run the command; returns its output."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    options = parser.parse_args([str(gpu.package.path), *arguments])
+    options = parser.parse_args(arguments)
     lines: list[str] = []
-    run(options, gpu.options.cache_folder.parent, lines.append, load=lambda: gpu.libraries)
+    cache = gpu.options.cache_folder.parent
+    run(options, gpu.package, cache, lines.append, load=lambda: gpu.libraries)
     return "\n".join(lines)
 
 

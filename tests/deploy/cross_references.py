@@ -43,25 +43,31 @@ def faults(documents: list[Manifest]) -> list[str]:
 
 # Selectors and targets.
 
+# A Deployment and its canaries are parts of one thing.
+PART = "app.kubernetes.io/part-of"
+
 
 def own_selectors(documents: list[Manifest]) -> Faults:
-    """A workload's selector and its spread constraints select its own pods."""
+    """A workload's selector and its spread constraints select its own pods, and no others."""
     for workload in workloads(documents):
         spec = workload.document["spec"]
-        if "selector" in spec and not selects(spec["selector"], workload.labels):
-            yield f"{workload}: its selector does not select its own pods"
+        if "selector" in spec:
+            chosen = [one for one in workloads(documents) if selects(spec["selector"], one.labels)]
+            if chosen != [workload]:
+                yield f"{workload}: its selector selects {[str(one) for one in chosen]}"
         for constraint in workload.pod.get("topologySpreadConstraints", []):
             if not selects(constraint["labelSelector"], workload.labels):
                 yield f"{workload}: spread over {constraint['topologyKey']} counts other pods"
 
 
 def others_selectors(documents: list[Manifest]) -> Faults:
-    """Services, budgets and policies select pods, and a Service those of one workload."""
+    """Services, budgets and policies select pods; only a policy or a Service of a part several."""
     for document in of_kind(documents, "Service", "PodDisruptionBudget", "NetworkPolicy"):
         chosen = {str(one) for one in selected(document, workloads(documents))}
+        may_share = document["kind"] == "NetworkPolicy" or PART in document["spec"]["selector"]
         if not chosen:
             yield f"{called(document)}: selects no pod of these documents"
-        elif document["kind"] == "Service" and len(chosen) > 1:
+        elif len(chosen) > 1 and not may_share:
             yield f"{called(document)}: selects the pods of several: {sorted(chosen)}"
 
 
@@ -94,12 +100,17 @@ def monitored(documents: list[Manifest]) -> Faults:
         ]
         if not chosen:
             yield f"{called(monitor)}: selects no Service of these documents"
+        if len(chosen) > 1:
+            yield f"{called(monitor)}: selects several Services"
         for service in chosen:
             names = {port["name"] for port in service["spec"]["ports"]}
             for name in {point["port"] for point in spec["endpoints"]} - names:
                 yield f"{called(monitor)}: {called(service)} has no port {name}"
-            if spec["jobLabel"] not in service["metadata"]["labels"]:
-                yield f"{called(monitor)}: {called(service)} has no label {spec['jobLabel']}"
+            # Rules and autoscalers know a Deployment by its name, which is the job.
+            job = service["metadata"]["labels"].get(spec["jobLabel"])
+            for workload in selected(service, workloads(documents)):
+                if workload.document["metadata"]["name"] != job:
+                    yield f"{called(monitor)}: the job of {workload} is {job}"
 
 
 def autoscaled(documents: list[Manifest]) -> Faults:
@@ -523,7 +534,17 @@ def queries(documents: list[Manifest]) -> Faults:
     ]
     asked = [rule["expr"] for group in groups for rule in group["rules"]]
     for scaled in of_kind(documents, "ScaledObject"):
-        asked += [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+        target = scaled["spec"]["scaleTargetRef"]["name"]
+        own = f'{{namespace="{scaled["metadata"].get("namespace", "default")}",job="{target}"}}'
+        for query in (trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]):
+            asked.append(query)
+            if not query.startswith(f"group by (namespace, job) (up{own}) *"):
+                yield f"{called(scaled)}: {query} is not only of {own}"
+    for scaler in of_kind(documents, "HorizontalPodAutoscaler"):
+        for metric in (one["external"]["metric"] for one in scaler["spec"]["metrics"]):
+            target = scaler["spec"]["scaleTargetRef"]["name"]
+            if metric["selector"]["matchLabels"] != {"job": target}:
+                yield f"{called(scaler)}: {metric['name']} is not only of {target}"
     known = known_series(groups) if asked else frozenset()
     for query in asked:
         for name in metric_names(query) - known:

@@ -10,9 +10,10 @@ import yaml
 from model.publication import VERSION
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
-from tests.deploy import kustomizations
+from tests.deploy import cross_references, kustomizations
+from tests.deploy.cross_references import selected
 from tests.deploy.kustomizations import KUBERNETES
-from tests.deploy.workloads import Manifest, Workload, of_kind, workloads
+from tests.deploy.workloads import Manifest, Workload, called, of_kind, workloads
 
 
 def build(*names: str) -> list[Manifest]:
@@ -53,6 +54,23 @@ def test_a_changed_setting_causes_a_rollout() -> None:
 def test_settings_of_components_are_merged() -> None:
     both = settings(build("cpu", "tracing", "api-keys"))
     assert {"TIPSERVE_MODEL", "TIPSERVE_OTLP_ENDPOINT", "TIPSERVE_API_KEYS_FILE"} <= both.keys()
+
+
+def test_deployments_side_by_side_share_no_pods_but_of_a_canary() -> None:
+    documents = build("kubernetes/overlays/side-by-side")
+    kinds = ("Service", "PodDisruptionBudget", "NetworkPolicy")
+    chosen = {
+        called(one): {str(pods) for pods in selected(one, workloads(documents))}
+        for one in of_kind(documents, *kinds)
+    }
+    for name in ("photos-canary", "shapes"):
+        own = {f"Deployment/{name}-tipserve"}
+        assert [v for k, v in chosen.items() if f"/{name}-tipserve" in k and v != own] == []
+    both = {"Deployment/photos-tipserve", "Deployment/photos-canary-tipserve"}
+    assert chosen["Service/photos-tipserve"] == chosen["Service/photos-tipserve-headless"] == both
+    (scaled,) = of_kind(documents, "ScaledObject")
+    assert scaled["spec"]["scaleTargetRef"]["name"] == "shapes-tipserve"
+    assert cross_references.faults(documents) == []
 
 
 def test_new_keys_cause_no_rollout() -> None:
@@ -101,8 +119,8 @@ def test_only_components_that_call_out_open_a_port(component: str, port: int) ->
         (policy,) = of_kind(build("cpu", *components), "NetworkPolicy")
         return {p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]}
 
-    assert egress() == {53}
-    assert egress(component) == {53, port}
+    assert egress() == {53, 5353}
+    assert egress(component) == {53, 5353, port}
 
 
 @pytest.mark.parametrize(

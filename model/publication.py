@@ -8,15 +8,15 @@ REPOSITORY/                         for one model, such as /models/student
   .20261125T...-3fa9c1d2e4b5.new/   a copy that is in progress, or whose process died
 ```
 
-A version never changes, so a server that names one loads the same files at every start. Old
-versions are removed as new ones come, except those that a link of any name leads to, such as
-`serving`: the repository does not know which version a server uses.
+A version never changes, so a server that names one loads the same files at every start.
+Publishing removes none: the repository does not know which version a server uses. `prune` removes
+old versions, except those that its caller lists and those that a link of any name leads to.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -66,28 +66,20 @@ class Repository:
         self,
         source: str | Path,
         *,
-        keep: int,
         now: datetime | None = None,
-        progress: Callable[[str], None] = lambda _: None,
     ) -> Path:
         """Copy a package into the repository and make it current, unless it is published already.
 
         Args:
             source: A package's folder, or `bundled`.
-            keep: Number of newest versions to keep. The previous version and versions with a link
-                are kept too.
             now: Time of publication; None for the clock's.
-            progress: Called for each version that is removed.
 
         Returns:
             The version's folder.
 
         Raises:
             PackageError: The package is broken, or its graphs are not proven; nothing changes.
-            ValueError: `keep` is less than 1.
         """
-        if keep < 1:
-            raise ValueError("--keep must be at least 1")
         package = open_package(source)
         check_proven(package.manifest)
         digest = sha256(package.path / MANIFEST_NAME)[:DIGEST_DIGITS]
@@ -99,12 +91,9 @@ class Repository:
                 self._copy(package, found)
             else:
                 open_package(self.folder / found)
-            before = self.current()
             history = [*(name for name in self._history() if name != found), found]
             atomic_write(self.folder / HISTORY, "\n".join(history) + "\n")
             self._point_to(found)
-            if found != before:
-                self._prune(keep, before, progress)
         return self.folder / found
 
     def roll_back(self, version: str | None = None) -> Path:
@@ -139,6 +128,40 @@ class Repository:
             open_package(self.folder / version)
             self._point_to(version)
         return self.folder / version
+
+    def prune(self, *, keep: int, in_service: Collection[str]) -> list[str]:
+        """Remove old versions; each is renamed first, so that no partial version is found.
+
+        Args:
+            keep: Number of newest versions to keep. Versions with a link are kept too.
+            in_service: Versions that replicas serve or a Deployment names; all of them are kept.
+                Versions of other repositories may be among them.
+
+        Returns:
+            The names of the versions that were removed.
+
+        Raises:
+            ValueError: `keep` is less than 1, or `in_service` has another name than a version's;
+                nothing changes.
+        """
+        if keep < 1:
+            raise ValueError("--keep must be at least 1")
+        wrong = [name for name in in_service if not VERSION.fullmatch(name)]
+        if wrong:
+            raise ValueError(
+                f"--in-service: {wrong[0]!r} is no version such as 20261125T201500Z-3fa9c1d2e4b5"
+            )
+        with self._writing():
+            links = (path for path in self.folder.iterdir() if path.is_symlink())
+            # By name, as the volume may be mounted elsewhere now.
+            staying = {*in_service, *(Path(os.readlink(link)).name for link in links)}
+            leaving = [name for name in self._history()[:-keep] if name not in staying]
+            for name in leaving:
+                hidden = self.folder / f".{name}{_PARTIAL}"
+                (self.folder / name).rename(hidden)
+                # NFS keeps files that a server has open; the next publication tries again.
+                shutil.rmtree(hidden, ignore_errors=True)
+        return leaving
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -182,20 +205,6 @@ class Repository:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(version)
         rename(temporary, self.folder / CURRENT)
-
-    def _prune(self, keep: int, before: str | None, progress: Callable[[str], None]) -> None:
-        """Remove old versions; each is renamed first, so that no partial version is found."""
-        links = (path for path in self.folder.iterdir() if path.is_symlink())
-        # By name, as the volume may be mounted elsewhere now.
-        staying = {before, *(Path(os.readlink(link)).name for link in links)}
-        for name in self._history()[:-keep]:
-            if name in staying:
-                continue
-            leaving = self.folder / f".{name}{_PARTIAL}"
-            (self.folder / name).rename(leaving)
-            progress(f"removing {name}: {keep} are newer, and no link leads to it")
-            # NFS keeps files that a server has open; the next publication tries again.
-            shutil.rmtree(leaving, ignore_errors=True)
 
 
 def check_proven(manifest: Manifest) -> None:

@@ -70,6 +70,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         ("show", "verify and describe packages", _add_models),
         ("check", check.HELP, check.add_arguments),
         ("publish", "copy a verified package to a folder that a server reads", _add_publish),
+        ("prune", "remove old published packages that are not in service", _add_prune),
         ("rollback", "make an older published package the current one", _add_rollback),
         ("build-engine", engines.HELP, _add_build_engine),
     ):
@@ -115,14 +116,20 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("package", help="a model package, or `bundled`")
     _add_repository(parser)
     parser.add_argument(
-        "--keep",
-        type=int,
-        default=5,
-        help="number of newest versions to keep (default: 5); the previous version and versions "
-        "with a link are kept too",
-    )
-    parser.add_argument(
         "--if-empty", action="store_true", help="do nothing if a package is published already"
+    )
+
+
+def _add_prune(parser: argparse.ArgumentParser) -> None:
+    _add_repository(parser)
+    parser.add_argument("--keep", type=int, required=True, help="number of newest versions to keep")
+    parser.add_argument(
+        "--in-service",
+        nargs="+",
+        required=True,
+        metavar="VERSION",
+        help="versions that replicas serve or a Deployment names, also of other repositories: they "
+        "are kept, as are versions with a link",
     )
 
 
@@ -329,7 +336,7 @@ def _result(options: argparse.Namespace, reporter: Reporter) -> str:
         return "\n\n".join(
             _described(split_name(model)[1]) for model in split_models(options.models)
         )
-    if options.command in ("publish", "rollback"):
+    if options.command in ("publish", "prune", "rollback"):
         return _publish(options, reporter)
     if getattr(options, "follow_stdin", False):
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
@@ -371,17 +378,18 @@ def _prepared(options: argparse.Namespace, reporter: Reporter) -> list[ModelPack
 
 
 def _publish(options: argparse.Namespace, reporter: Reporter) -> str:
-    """Publish or roll back; returns the folder of the version that is then current."""
+    """Publish or roll back: the folder of the current version; prune: what was removed."""
     repository = Repository(options.repository)
+    if options.command == "prune":
+        for name in repository.prune(keep=options.keep, in_service=options.in_service):
+            reporter.say("step", f"removed {name}")
+        return "\n".join(repository.versions())
     if options.command == "rollback":
         return str(repository.roll_back(options.to))
     current = repository.current()
     if options.if_empty and current in repository.versions():
         return str(options.repository / current)
-    published = repository.publish(
-        options.package, keep=options.keep, progress=lambda text: reporter.say("step", text)
-    )
-    return str(published)
+    return str(repository.publish(options.package))
 
 
 def _request(options: argparse.Namespace, text: str) -> ConversionRequest:

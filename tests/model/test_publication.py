@@ -40,8 +40,8 @@ def make_package(tiny_package: ModelPackage, tmp_path: Path) -> Make:
     return make
 
 
-def publish(repository: Repository, source: Path, hours: int = 0, keep: int = 5) -> Path:
-    return repository.publish(source, keep=keep, now=START + timedelta(hours=hours))
+def publish(repository: Repository, source: Path, hours: int = 0) -> Path:
+    return repository.publish(source, now=START + timedelta(hours=hours))
 
 
 def names(repository: Repository) -> set[str]:
@@ -70,48 +70,37 @@ def test_the_same_content_is_published_once(repository: Repository, make_package
     source = make_package("one")
     first = publish(repository, source)
     second = publish(repository, make_package("two"), hours=1)
-    assert publish(repository, source, hours=2, keep=1) == first
+    assert publish(repository, source, hours=2) == first
     assert repository.versions() == [first.name, second.name]
     assert repository.current() == first.name
 
 
-def test_old_versions_are_removed_and_the_current_one_stays(
-    repository: Repository, make_package: Make
-) -> None:
-    folders = [publish(repository, make_package(name), hours) for hours, name in enumerate("abc")]
-    assert repository.roll_back(folders[0].name) == folders[0]
-    shutil.rmtree(folders[2])
-    fourth = publish(repository, make_package("d"), hours=3, keep=1)
-    # The version served until now is kept for a rollback, however old it is.
-    assert repository.versions() == [folders[0].name, fourth.name]
-    assert names(repository) == {folders[0].name, fourth.name, CURRENT}
-    # A version that is served again is not removed by the next publication.
-    fifth = repository.publish(make_package("e"), keep=2, now=START + timedelta(hours=4))
-    assert repository.versions() == [fourth.name, fifth.name]
-    assert repository.roll_back() == fourth
-    with pytest.raises(ValueError, match="--keep must be at least 1"):
-        repository.publish(fourth, keep=0)
+def test_publishing_removes_no_version(repository: Repository, make_package: Make) -> None:
+    folders = [publish(repository, make_package(f"p{hours}"), hours) for hours in range(12)]
+    assert repository.versions() == [folder.name for folder in folders]
 
 
-def test_a_linked_version_stays_and_removals_are_reported(
+def test_prune_keeps_the_newest_the_linked_and_those_in_service(
     repository: Repository, make_package: Make
 ) -> None:
-    folders = [publish(repository, make_package(name), hours) for hours, name in enumerate("abcd")]
-    # A link made where the volume was mounted elsewhere.
-    (repository.folder / "serving").symlink_to(f"/models/{folders[0].name}")
-    (repository.folder / "strange").symlink_to("/")
-    said: list[str] = []
-    fifth = repository.publish(
-        make_package("e"), keep=1, now=START + timedelta(hours=4), progress=said.append
-    )
-    assert repository.versions() == [folders[0].name, folders[3].name, fifth.name]
-    assert [text.split(":")[0] for text in said] == [
-        f"removing {folder.name}" for folder in folders[1:3]
+    folders = [
+        publish(repository, make_package(name), hours) for hours, name in enumerate("abcdef")
     ]
-    # Publishing the same content again keeps the previous version.
+    first, second, third, fourth, fifth, sixth = (folder.name for folder in folders)
+    assert repository.roll_back(fourth) == folders[3]
+    # A link made where the volume was mounted elsewhere.
+    (repository.folder / "serving").symlink_to(f"/models/{first}")
+    (repository.folder / "strange").symlink_to("/")
+    with pytest.raises(ValueError, match="'current' is no version such as 2026"):
+        repository.prune(keep=1, in_service=["current"])
+    assert len(repository.versions()) == 6
+    assert repository.prune(keep=2, in_service=[third, "20250101T000000Z-0123456789ab"]) == [second]
+    assert repository.versions() == [first, third, fourth, fifth, sixth]
     (repository.folder / "serving").unlink()
-    assert publish(repository, fifth, hours=5, keep=1) == fifth
-    assert repository.versions() == [folders[0].name, folders[3].name, fifth.name]
+    assert repository.prune(keep=1, in_service=[]) == [first, third, fifth]
+    assert names(repository) == {fourth, sixth, CURRENT, "strange"}
+    with pytest.raises(ValueError, match="--keep must be at least 1"):
+        repository.prune(keep=0, in_service=[])
 
 
 def test_a_version_that_cannot_be_removed_whole_is_not_listed(
@@ -126,11 +115,9 @@ def test_a_version_that_cannot_be_removed_whole_is_not_listed(
         remove(path, **options)
 
     monkeypatch.setattr(os, "rmdir", held_open)
-    for hours, name in enumerate("cd", start=2):
-        last = publish(repository, make_package(name), hours, keep=1)
-    assert first.name not in repository.versions()
-    assert second.name not in repository.versions()
-    assert repository.current() == last.name
+    assert repository.prune(keep=1, in_service=[]) == [first.name]
+    assert repository.versions() == [second.name]
+    assert list(repository.folder.glob(".*Z-*.new"))
     monkeypatch.undo()
     publish(repository, make_package("e"), hours=4)
     assert not list(repository.folder.glob(".*Z-*.new"))

@@ -234,7 +234,7 @@ def test_publish_and_rollback_print_the_current_version(
     assert Path(first).parent == tmp_path / "models/student"
     assert run(["publish", "bundled", *repository, "--if-empty"]) == 0
     assert capsys.readouterr().out.strip() == first
-    assert run(["publish", "bundled", *repository, "--keep=2"]) == 0
+    assert run(["publish", "bundled", *repository]) == 0
     second = capsys.readouterr().out.strip()
     assert second != first
     assert run(["rollback", *repository, "--to", Path(first).name]) == 0
@@ -243,16 +243,26 @@ def test_publish_and_rollback_print_the_current_version(
     assert "has no version 'nowhere'" in capsys.readouterr().err
 
 
-def test_publish_replaces_a_lost_version_and_reports_removals(
+def test_prune_needs_the_versions_in_service(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--in-service"]):
+        with pytest.raises(SystemExit):
+            run(["prune", "--repository=models", "--keep=1", *arguments])
+        assert "--in-service" in capsys.readouterr().err
+
+
+def test_publish_replaces_a_lost_version_and_prune_reports_removals(
     tmp_path: Path, tiny_package: ModelPackage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = tmp_path / "models"
     old = repository / "20200101T000000Z-0123456789ab"
     old.mkdir(parents=True)
     (repository / "current").symlink_to("20200101T000001Z-0123456789ab")
-    options = [f"--repository={repository}", "--keep=1", "--if-empty"]
+    options = [f"--repository={repository}", "--if-empty"]
     assert run(["publish", str(tiny_package.path), *options]) == 0
-    out, err = capsys.readouterr()
-    assert Path(out.strip()).is_dir()
-    assert err.startswith(f"removing {old.name}: ")
+    new = Path(capsys.readouterr().out.strip())
+    assert new.is_dir()
+    assert old.is_dir()
+    pruning = ["prune", f"--repository={repository}", "--keep=1", "--in-service", new.name]
+    assert run(pruning) == 0
+    assert capsys.readouterr() == (f"{new.name}\n", f"removed {old.name}\n")
     assert not old.exists()

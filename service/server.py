@@ -43,6 +43,8 @@ from service.watchdog import Watchdog
 
 # SIGHUP comes when the terminal is closed; by default it ends a process without a drain.
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# As long as the timeout of a liveness probe.
+LOOP_LIMIT_S = 5.0
 # Time to write finished answers to slow clients.
 WRITE_GRACE_S = 5
 # Time for the log writer to write the last lines.
@@ -71,6 +73,8 @@ class Server:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        if settings.cpus is not None:
+            self.metrics.cpus.set_function(lambda: settings.cpus)
         self._telemetry = build_telemetry(settings, self.metrics, log)
         self.gate = RequestGate(self.metrics)
         self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
@@ -129,10 +133,24 @@ class Server:
         )
         self._metrics_server = MetricsServer(
             self.metrics.registry,
-            {LIVE: self.plane.check_live, READY: self.plane.check_ready},
+            {
+                LIVE: partial(self._check, self.plane.check_live),
+                READY: partial(self._check, self.plane.check_ready),
+            },
             host=host,
             port=settings.metrics_port,
         )
+
+    def _check(self, check: Callable[[], None]) -> None:
+        """Check health for the metrics port, whose threads answer when an event loop does not.
+
+        Raises:
+            ServiceError: The check fails, or an event loop stalls.
+        """
+        check()
+        stalled = self.metrics.stalled_loops(LOOP_LIMIT_S)
+        if stalled:
+            raise Unavailable(f"The event loop of {' and '.join(stalled)} stalls.")
 
     def request_stop(self) -> None:
         """Start the drain; call it on the event loop of the server."""
@@ -144,8 +162,7 @@ class Server:
         Raises:
             Exception: A model could not be loaded, or the server failed later.
         """
-        observe_lag = self.metrics.loop_lag.labels("http").observe
-        async with watching_loop_lag(observe_lag), trimming_memory():
+        async with watching_loop_lag(self.metrics, "http"), trimming_memory():
             await self._run()
 
     async def _run(self) -> None:

@@ -73,7 +73,13 @@ class GrpcServer:
         self._plane = plane
         self._repository = repository
         self._protection = protection
-        self._observe_lag = telemetry.metrics.loop_lag.labels("grpc").observe
+        telemetry.metrics.calls.declare(
+            f"{service.full_name}/{rpc.name}"
+            for file in (encoder_service_pb2, open_inference_pb2)
+            for service in file.DESCRIPTOR.services_by_name.values()
+            for rpc in service.methods
+        )
+        self._metrics = telemetry.metrics
         self._gate = DrainGate()
         self._guard = GuardInterceptor(telemetry, protection, self._gate)
         # The first is the outermost.
@@ -187,7 +193,7 @@ class GrpcServer:
         self._listening.set_result(port)
         limits, busy = self._protection, self._calls.busy_peers
         async with (
-            watching_loop_lag(self._observe_lag),
+            watching_loop_lag(self._metrics, "grpc"),
             closing_idle_connections(port, limits.max_connections, busy, limits.metrics),
         ):
             await self._stopped.wait()

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import platform
 import threading
+import time
 from bisect import bisect_left
 from collections import Counter as Count
 from collections import defaultdict
@@ -15,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -34,7 +35,10 @@ from service.call import Stage
 from service.machine import available_cpus, memory_limit
 from service.messages import ModelInfo
 
-SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SECONDS: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.5),
+    *(1, 2.5, 5, 10, 30, 60),
+)
 BOUNDS: Final = (*map(floatToGoString, SECONDS), "+Inf")
 LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -42,6 +46,12 @@ PATCHES: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 # As many as people compare by eye, and enough to tell packages apart.
 DIGEST_CHARS: Final = 12
 LAG_INTERVAL_S: Final = 0.5
+
+# Faults that rules and alerts read, by protocol.
+FAULT_CODES: Final = {
+    "http": ("500", "503", "504"),
+    "grpc": ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
+}
 
 Times = defaultdict[tuple[str, str], list[float]]
 Depths = Callable[[], Mapping[str, int]]
@@ -66,6 +76,18 @@ class CallMetrics(Collector):
         # By model and method or stage: a number for each bucket, then the seconds in total.
         self._durations: Times = defaultdict(_no_times)
         self._stages: Times = defaultdict(_no_times)
+        for stage in get_args(Stage):
+            self._stages["", stage] = _no_times()
+
+    def declare(self, methods: Iterable[str]) -> None:
+        """Begin the counts of faults of routes or RPCs at zero.
+
+        A series that begins with the first fault has no rate until the next one, so an alert would
+        miss a burst, and a query of an autoscaler would have no answer.
+        """
+        for method in methods:
+            for code in FAULT_CODES[_protocol(method)]:
+                self._requests["", method, code] += 0
 
     def observe(
         self,
@@ -101,9 +123,9 @@ class CallMetrics(Collector):
         by_protocol = [((model, _protocol(method)), t) for (model, method), t in durations if model]
         yield _counter_family(
             "requests",
-            "Answered requests, by route or RPC and by status code.",
-            ("method", "code"),
-            [(key[1:], count) for key, count in requests],
+            "Answered requests, by protocol, by route or RPC, and by status code.",
+            ("protocol", "method", "code"),
+            [((_protocol_of(code), m, code), count) for (_, m, code), count in requests],
         )
         yield _histogram_family(
             "request_duration",
@@ -121,7 +143,7 @@ class CallMetrics(Collector):
             "model_requests",
             "Answered requests for a model, by status code.",
             ("model", "protocol", "code"),
-            [((m, _protocol(method), code), n) for (m, method, code), n in requests if m],
+            [((m, _protocol_of(code), code), n) for (m, _, code), n in requests if m],
         )
         yield _histogram_family(
             "model_request_duration",
@@ -144,6 +166,11 @@ def _no_times() -> list[float]:
 def _add_time(times: list[float], seconds: float) -> None:
     times[bisect_left(SECONDS, seconds)] += 1
     times[-1] += seconds
+
+
+def _protocol_of(code: str) -> str:
+    """The protocol of a status code; methods that are no route or RPC of ours have one name."""
+    return "http" if code.isdigit() else "grpc"
 
 
 def _protocol(method: str) -> str:
@@ -401,14 +428,16 @@ class Metrics(Collector):
         self.loop_lag = self._histogram(
             "event_loop_lag_seconds", "Delay of an event loop's timers.", LAG_SECONDS, "loop"
         )
+        # By event loop; a loop that stalls answers no request, also no health check.
+        self.loops_turned_at: dict[str, float] = {}
         self._batch_images = self._histogram("batch_images", "Images of a batch.", ITEMS)
         self._batch_patches = self._histogram("batch_patches", "Patches of a batch.", PATCHES)
         self._batch_texts = self._histogram("batch_texts", "Texts of a batch.", ITEMS)
         self._inflight = self._gauge("inflight", "Admitted requests that are not answered yet.")
         self._oldest = self._gauge("queue_oldest_seconds", "Age of the oldest queued item.")
         self._ready = self._gauge("ready", "1 while balancers should send requests here, else 0.")
-        cpus = self._gauge("cpus", "CPUs of the process, by affinity and control group.")
-        cpus.set_function(available_cpus)
+        self.cpus = self._gauge("cpus", "CPUs for which lanes and threads are planned.")
+        self.cpus.set_function(available_cpus)
         build = self._gauge("build_info", "1, labelled with versions.", "version", "python")
         build.labels(release(), platform.python_version()).set(1)
 
@@ -419,6 +448,12 @@ class Metrics(Collector):
             self._batch_patches.observe(cost)
         else:
             self._batch_texts.observe(num_items)
+
+    def stalled_loops(self, limit_s: float) -> list[str]:
+        """Names of the event loops that have not turned for so long."""
+        now = time.monotonic()
+        turned = list(self.loops_turned_at.items())
+        return [name for name, turned_at in turned if now - turned_at > limit_s]
 
     def watch_queue(self, depths: Depths, oldest_s: Callable[[], float]) -> None:
         """Set the source of queue depths by bucket, and of the oldest item's age."""
@@ -516,12 +551,14 @@ class Metrics(Collector):
 
 @asynccontextmanager
 async def watching_loop_lag(
-    observe: Callable[[float], None], interval_s: float = LAG_INTERVAL_S
+    metrics: Metrics, name: str, interval_s: float = LAG_INTERVAL_S
 ) -> AsyncIterator[None]:
     """Observe in every interval how late the running loop's timers are, in seconds.
 
     Every request on the loop waits for as long, besides its own work.
     """
+    observe = metrics.loop_lag.labels(name).observe
+    turned = metrics.loops_turned_at
 
     async def watch() -> None:
         loop = asyncio.get_running_loop()
@@ -529,7 +566,9 @@ async def watching_loop_lag(
             due = loop.time() + interval_s
             await asyncio.sleep(interval_s)
             observe(max(0.0, loop.time() - due))
+            turned[name] = time.monotonic()
 
+    turned[name] = time.monotonic()
     task = asyncio.ensure_future(watch())
     try:
         yield
@@ -537,3 +576,4 @@ async def watching_loop_lag(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        del turned[name]

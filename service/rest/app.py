@@ -74,6 +74,13 @@ def build_app(
     clouds = build_cloud_router(plane, targets, cloud, routers)
     app = build_framework_app(*routers, clouds)
     describe(app, OPEN_PATHS | cloud.probes, needs_key=protection.keys.is_required)
+    telemetry.metrics.calls.declare(
+        f"{verb} {route.path}"
+        for router in (*routers, clouds)
+        for route in router.routes
+        if isinstance(route, APIRoute) and route.path not in OPEN_PATHS | cloud.probes
+        for verb in sorted(route.methods)
+    )
     dispatcher = Dispatcher(app, *post_routes(native, openai, hugging_face, inference, clouds))
     return CallMiddleware(dispatcher, telemetry, protection, cloud.probes)
 

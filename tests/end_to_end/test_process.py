@@ -62,7 +62,8 @@ def test_every_metric_of_the_contract_is_exported(
 ) -> None:
     fields = {"images": [photo()], "classes": ["dog"]}
     assert service.over_rest("segment_images", fields).status == "200"
-    counted = 'tipserve_requests_total{code="200",method="POST /v1/images:segment"}'
+    labels = '{code="200",method="POST /v1/images:segment",protocol="http"}'
+    counted = f"tipserve_requests_total{labels}"
     until = time.monotonic() + LIMIT_S
     # REST counts after the answer is sent.
     while counted not in (text := service.metrics()):

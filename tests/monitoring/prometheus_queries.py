@@ -9,8 +9,9 @@ import promql_parser
 
 from service.monitoring.metrics import READINGS, Metrics
 
-# Series that Prometheus itself creates, and those that exist only with a GPU.
+# Series of Prometheus itself and of kube-state-metrics, and those that exist only with a GPU.
 OWN_SERIES: Final = frozenset({"up", "ALERTS"})
+CLUSTER_SERIES: Final = frozenset({"kube_deployment_spec_replicas"})
 GPU_SERIES: Final = frozenset(name for name, _, _ in READINGS)
 SUFFIXES: Final = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
 
@@ -59,7 +60,7 @@ def known_series(groups: Iterable[Any]) -> frozenset[str]:
         for suffix in SUFFIXES.get(family.type, ("",))
     }
     recorded = {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
-    return OWN_SERIES | exported | GPU_SERIES | recorded
+    return OWN_SERIES | CLUSTER_SERIES | exported | GPU_SERIES | recorded
 
 
 def shorten(expression: str) -> str:

@@ -171,10 +171,11 @@ def test_autoscalers_get_one_number_each(site: WatchedSite) -> None:
     asked = [Query(trigger["name"], trigger["metadata"]["query"]) for trigger in triggers]
     path = COMPONENTS / "hpa" / "prometheus_adapter.yaml"
     rules = yaml.safe_load(path.read_text(encoding="utf-8"))["rules"]["external"]
-    # The adapter fills in the namespace of the autoscaler.
-    namespace = f'namespace="{NAMESPACE}"'
+    asked = [Query(q.place, q.expression.replace('"default"', f'"{NAMESPACE}"')) for q in asked]
+    # The adapter fills in the namespace of the autoscaler, and its selector.
+    labels = f'namespace="{NAMESPACE}",job="tipserve"'
     asked += [
-        Query(rule["name"]["as"], rule["metricsQuery"].replace("<<.LabelMatchers>>", namespace))
+        Query(rule["name"]["as"], rule["metricsQuery"].replace("<<.LabelMatchers>>", labels))
         for rule in rules
     ]
     wait_answered(site, [Query(rule["name"]["as"], rule["seriesQuery"]) for rule in rules])

@@ -73,7 +73,7 @@ async def test_requests_are_not_begun_if_their_clients_have_left_before(
         # The event loop has not run since: it learns of each client and its end at once.
         for _ in range(NUM_CLIENTS):
             send(server, encode_image()).close()
-        labels = {"method": "POST /v1/images:embed", "code": "499"}
+        labels = {"protocol": "http", "method": "POST /v1/images:embed", "code": "499"}
         await until(lambda: sample(server.metrics, "requests_total", **labels) == NUM_CLIENTS)
         asyncio.get_running_loop().set_task_factory(None)
         assert total(server, "requests") == NUM_CLIENTS

@@ -1,9 +1,15 @@
 """A device that dies or hangs under a whole server, as both protocols report it."""
 
 import asyncio
+import time
 
+import httpx
+import pytest
 from grpc_health.v1 import health_pb2
 
+from service import server as server_module
+from service.monitoring.metrics import LAG_INTERVAL_S
+from service.monitoring.metrics_server import LIVE
 from service.server import Server
 from tests.service.callers import (
     BOTH,
@@ -57,6 +63,28 @@ async def test_a_dead_device_ends_readiness_and_then_liveness(
         async with asyncio.timeout(LIMIT_S):
             while await rest_status(server, "live") != 503:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_stalled_event_loop_fails_the_probes_of_the_metrics_port(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "LOOP_LIMIT_S", 1.0)
+
+    def probe(port: int) -> int:
+        return httpx.get(f"http://127.0.0.1:{port}{LIVE}", timeout=LIMIT_S).status_code
+
+    async with serving() as server:
+        port = server.ports["metrics"]
+        assert await asyncio.to_thread(probe, port) == 200
+        # Called on the event loop of REST, which stalls until the probe fails.
+        until = time.monotonic() + LIMIT_S
+        while (status := probe(port)) == 200 and time.monotonic() < until:
+            pass
+        assert status == 503
+        await asyncio.sleep(LAG_INTERVAL_S)
+        async with asyncio.timeout(LIMIT_S):
+            while await asyncio.to_thread(probe, port) != 200:
+                pass
 
 
 @BOTH

@@ -237,7 +237,8 @@ async def test_a_caller_who_hangs_up_frees_the_queue(
         await until(lambda: sample(server.metrics, "abandoned_total", reason="cancelled") == 1)
         labels = {"model": "fake", "reason": "cancelled"}
         assert sample(server.metrics, "model_abandoned_total", **labels) == 1
-        labels = {"method": method, "code": code}
+        protocol = "http" if code.isdigit() else "grpc"
+        labels = {"protocol": protocol, "method": method, "code": code}
         await until(lambda: sample(server.metrics, "requests_total", **labels) == 1)
         assert (waiting(server), sample(server.metrics, "inflight")) == (0, 1)
         runtime.gate.set()
@@ -267,7 +268,9 @@ async def test_a_caller_who_hangs_up_while_the_model_runs_frees_the_lane(
         assert sample(server.metrics, "model_abandoned_total", **labels) == 1
         runtime.gate.set()
         assert (await ask_rest(server, encode_image())).status == "200"
-        assert sample(server.metrics, "requests_total", method=method, code=code) == 1
+        labels = {"method": method, "code": code}
+        labels["protocol"] = "http" if code.isdigit() else "grpc"
+        assert sample(server.metrics, "requests_total", **labels) == 1
     assert runtime.num_interrupted == 1
 
 
@@ -281,7 +284,7 @@ async def test_a_caller_who_hangs_up_while_sending_is_no_error(
         await writer.drain()
         writer.close()
         await writer.wait_closed()
-        labels = {"method": "POST /v1/images:embed", "code": "499"}
+        labels = {"protocol": "http", "method": "POST /v1/images:embed", "code": "499"}
         await until(lambda: sample(server.metrics, "requests_total", **labels) == 1)
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
 

@@ -211,7 +211,7 @@ async def test_a_stream_answers_each_item_and_counts_it(
     assert answers[0].infer_response.parameters["triton_final_response"].bool_param
     counted = [
         server.metrics.registry.get_sample_value(
-            "tipserve_requests_total", {"method": STREAM, "code": code}
+            "tipserve_requests_total", {"protocol": "grpc", "method": STREAM, "code": code}
         )
         for code in ("OK", "INVALID_ARGUMENT")
     ]

@@ -400,7 +400,7 @@ async def test_the_deadline_of_one_request_does_not_end_the_others(
         runtime.gate.clear()
         asking = asyncio.ensure_future(ask(server, requests))
         assert await entered()
-        ended = {"method": METHOD, "code": "DEADLINE_EXCEEDED"}
+        ended = {"protocol": "grpc", "method": METHOD, "code": "DEADLINE_EXCEEDED"}
         await until(lambda: sample(server, "requests_total", **ended) == 1)
         runtime.gate.set()
         answers = await asking

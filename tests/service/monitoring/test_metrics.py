@@ -45,8 +45,8 @@ def test_calls_are_counted_by_model_and_protocol_and_in_total(metrics: Metrics) 
         for s in family.samples
     }
     expected = {
-        ("requests_total", "200", "POST /x"): 2,
-        ("requests_total", "UNIMPLEMENTED", "other"): 1,
+        ("requests_total", "200", "POST /x", "http"): 2,
+        ("requests_total", "UNIMPLEMENTED", "grpc", "other"): 1,
         ("request_duration_seconds_sum", "POST /x"): 2.5,
         ("stage_duration_seconds_sum", "run"): 1.75,
         ("model_requests_total", "200", "a", "http"): 2,
@@ -70,7 +70,10 @@ def test_no_call_is_lost_between_threads(metrics: Metrics) -> None:
     for thread in threads:
         thread.join()
     sample = metrics.registry.get_sample_value
-    assert sample("tipserve_requests_total", {"method": "GET /x", "code": "200"}) == 8000
+    assert (
+        sample("tipserve_requests_total", {"protocol": "http", "method": "GET /x", "code": "200"})
+        == 8000
+    )
     assert sample("tipserve_stage_duration_seconds_count", {"stage": "run"}) == 8000
 
 
@@ -192,16 +195,22 @@ def test_the_real_library_has_the_functions_that_are_called() -> None:
     assert not [name for name in names if not hasattr(pynvml, name)]
 
 
-async def test_a_blocked_event_loop_is_measured() -> None:
+async def test_a_blocked_event_loop_is_measured(metrics: Metrics) -> None:
     interval_s, blocked_s = 0.01, 0.05
-    lags: list[float] = []
     before = asyncio.all_tasks()
-    async with watching_loop_lag(lags.append, interval_s):
+
+    def lag_s() -> float:
+        name, labels = "tipserve_event_loop_lag_seconds_sum", {"loop": "http"}
+        return metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async with watching_loop_lag(metrics, "http", interval_s):
         await asyncio.sleep(0)
         time.sleep(blocked_s)
+        assert metrics.stalled_loops(blocked_s / 2) == ["http"]
         async with asyncio.timeout(20):
-            while not lags:
+            while not lag_s():
                 await asyncio.sleep(interval_s)
     # The timer was due one interval after the start, and the loop was blocked for all of it.
-    assert lags[0] >= blocked_s - interval_s - 0.001
+    assert lag_s() >= blocked_s - interval_s - 0.001
+    assert metrics.stalled_loops(0.0) == [], "a loop that has ended does not stall"
     assert asyncio.all_tasks() == before

@@ -133,8 +133,35 @@ async def test_names_that_callers_make_up_add_no_series(
             )
     assert series[0] == series[1]
     assert not [name for name in series[1] if re.search("made.up|PURGE|SEARCH", name)]
-    assert 'tipserve_requests_total{code="404",method="other"}' in series[1]
-    assert 'tipserve_requests_total{code="UNIMPLEMENTED",method="other"}' in series[1]
+    assert 'tipserve_requests_total{code="404",method="other",protocol="http"}' in series[1]
+    assert (
+        'tipserve_requests_total{code="UNIMPLEMENTED",method="other",protocol="grpc"}' in series[1]
+    )
+
+
+async def test_series_of_rules_and_autoscalers_exist_before_the_first_request(
+    serving: Serving,
+) -> None:
+    async with serving(cpus=3) as server:
+        assert samples(server, "tipserve_cpus") == [({}, 3)]
+        faults = {
+            (labels["protocol"], labels["method"], labels["code"])
+            for labels, count in samples(server, "tipserve_requests_total")
+            if not count
+        }
+        (queue,) = [
+            count
+            for labels, count in samples(server, "tipserve_stage_duration_seconds_count")
+            if labels["stage"] == "queue"
+        ]
+    assert queue == 0
+    for code in ("500", "503", "504"):
+        assert ("http", "POST /v1/images:embed", code) in faults
+        assert ("http", "POST /v2/models/{model}/infer", code) in faults
+    for code in ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"):
+        assert ("grpc", f"{ENCODER}/EmbedImages".lstrip("/"), code) in faults
+        assert ("grpc", f"{INFERENCE}/ModelInfer".lstrip("/"), code) in faults
+    assert not [method for _, method, _ in faults if "/v2/health/" in method]
 
 
 async def test_shapes_that_callers_choose_share_one_bucket(

@@ -56,7 +56,8 @@ def test_the_end_of_a_call_is_counted_and_if_not_quiet_traced(
     copy_context().run(answer)
     provider.shutdown()
     sample = metrics.registry.get_sample_value
-    assert sample("tipserve_requests_total", {"method": "POST /x", "code": "500"}) == 1
+    labels = {"protocol": "http", "method": "POST /x", "code": "500"}
+    assert sample("tipserve_requests_total", labels) == 1
     assert sample("tipserve_stage_duration_seconds_sum", {"stage": "run"}) == 0.25
     spans = exporter.get_finished_spans()
     assert len(spans) == (0 if is_quiet else 1)

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import repeat
+from itertools import product, repeat
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,7 @@ async def test_a_client_that_closes_its_sending_half_has_left(
         writer.write_eof()
         assert await read_all(reader) == b""
         await until(lambda: server.protection.body_memory.num_bytes == 0)
-        labels = {"method": "POST /v1/images:embed", "code": "499"}
+        labels = {"protocol": "http", "method": "POST /v1/images:embed", "code": "499"}
         await until(lambda: sample(server, "requests_total", **labels) == 1)
 
 
@@ -347,6 +347,48 @@ async def test_health_is_answered_while_all_connections_send_open_heads(
         opened[0][1].write(b"y\r\nContent-Length: 0\r\nContent-Type: image/png\r\n\r\n")
         status, _ = await read_answer(opened[0][0])
         assert status == 422, "the first connections are kept"
+
+
+NUM_UPLOADS = 1500
+
+
+async def test_probes_answer_beside_more_slow_uploads_than_connections(
+    serving: Serving, encode_image: Encode
+) -> None:
+    image = encode_image()
+    upload = POST + b"Content-Length: 200000\r\n\r\n" + bytes(1000)
+    request = POST + b"Content-Length: %d\r\n\r\n" % len(image) + image
+    probes = [LIVE, LIVE.replace(b"live", b"ready")]
+
+    async def probe(server: Server) -> set[bytes]:
+        answers = set()
+        for port, head in product(("http", "metrics"), probes):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.ports[port])
+            writer.write(head)
+            answers.add(
+                (await read_all(reader) if port == "http" else await reader.read(65536))[:12]
+            )
+            writer.close()
+        return answers
+
+    async with serving(client_timeout_s=600.0) as server:
+        writers = []
+        for number in range(NUM_UPLOADS):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
+            writer.write(upload)
+            writers.append(writer)
+            if number >= server.protection.max_connections and number % 100 == 0:
+                assert {answer[9:] for answer in await probe(server)} == {b"200"}
+        async with connected(server) as (reader, honest):
+            honest.write(request)
+            assert code_of(await read_all(reader)) == "too_many_connections"
+        assert {answer[9:] for answer in await probe(server)} == {b"200"}
+        for writer in writers:
+            writer.close()
+        await until(lambda: not server._http.server_state.connections)
+        async with connected(server) as (reader, honest):
+            honest.write(request)
+            assert (await read_answer(reader))[0] == 200
 
 
 async def test_a_connection_beyond_the_limit_must_send_its_head_soon(

@@ -105,16 +105,19 @@ class Settings(BaseSettings):
     it."""
     onnx_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """Execution provider of ONNX Runtime. The start fails if it is unavailable."""
+    cpus: Positive | None = None
+    """CPUs for which lanes and threads are planned. Default: those that the process may use, by its
+    affinity and control group. Set it to the CPU request of a container that has no CPU limit: the
+    other CPUs of the node belong to other containers."""
     lanes: Positive | None = None
     """Number of batches computed in parallel, each by its own runtime instance. Default on a CPU:
-    one for each available CPU, at most 8, and at most as many as fit into half of the free memory.
+    one for each of `cpus`, at most 8, and at most as many as fit into half of the free memory.
     Default on a GPU: 2."""
     threads_per_lane: Positive | None = None
     """Threads of each runtime instance. Several lanes with one thread each have a higher throughput
     than one lane with several threads. Default: 1, or more if there are fewer lanes than CPUs."""
     pool_threads: Positive | None = None
-    """Threads that decode images and encode responses. Default: the number of available CPUs, at
-    most 8."""
+    """Threads that decode images and encode responses. Default: `cpus`, at most 8."""
     jpeg_decode: Literal["fast", "exact"] = "fast"
     """`fast` decodes a JPEG at a half, a quarter or an eighth of its size if the result is still at
     least twice the size that the model sees. It takes half the time, and differs from `exact` by

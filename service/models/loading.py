@@ -216,7 +216,7 @@ def lane_plan(
     return plan_lanes(
         lanes=settings.lanes or (GPU_LANES if device == "gpu" else None),
         threads=settings.threads_per_lane,
-        cpus=available_cpus(),
+        cpus=settings.cpus or available_cpus(),
         free_bytes=free_bytes,
         lane_bytes=weights[0] + image_bytes,
         shared_bytes=weights[1],
@@ -503,5 +503,5 @@ def request_limits(settings: Settings) -> RequestLimits:
 
 
 def num_pool_threads(settings: Settings) -> int:
-    """Threads that decode and encode: as set, or one per available CPU."""
-    return settings.pool_threads or min(available_cpus(), MAX_LANES)
+    """Threads that decode and encode: as set, or one per CPU."""
+    return settings.pool_threads or min(settings.cpus or available_cpus(), MAX_LANES)

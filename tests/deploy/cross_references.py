@@ -10,15 +10,11 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from functools import cache
 from pathlib import Path, PurePosixPath
-from unittest.mock import create_autospec, patch
+from typing import Any
+from unittest.mock import patch
 
-from fastapi.routing import APIRoute
-
-from service.data_plane import DataPlane
 from service.monitoring.metrics_server import LIVE, READY
-from service.rest.routes import build_router
 from service.server import LOG_GRACE_S, TRACE_GRACE_S, WRITE_GRACE_S
 from service.settings import PREFIX, Settings, load_settings
 from tests.deploy.workloads import (
@@ -72,8 +68,8 @@ def others_selectors(documents: list[Manifest]) -> Faults:
 
 
 def policies(documents: list[Manifest]) -> Faults:
-    """A NetworkPolicy selects every pod; Ray's pods talk over ports that they choose."""
-    wanted = [one for one in workloads(documents) if one.kind != "RayJob"]
+    """A NetworkPolicy selects every pod."""
+    wanted = workloads(documents)
     written = of_kind(documents, "NetworkPolicy")
     protected = [one for policy in written for one in selected(policy, wanted)]
     yield from (f"{one}: no NetworkPolicy selects it" for one in wanted if one not in protected)
@@ -330,27 +326,24 @@ def ports(documents: list[Manifest]) -> Faults:
 
 
 def probes(documents: list[Manifest]) -> Faults:
-    """Each probe asks for the route that has its meaning, with the right scheme."""
+    """Each probe asks for the route that has its meaning, on the port without callers."""
     for workload, container, chosen in _accepted(documents):
         numbers = {port["name"]: port["containerPort"] for port in container["ports"]}
-        answered = {chosen.http_port: rest_paths(), chosen.metrics_port: {LIVE, READY}}
         for probe, meaning in {"startup": READY, "readiness": READY, "liveness": LIVE}.items():
             asked = container.get(f"{probe}Probe", {}).get("httpGet", {})
             port, path = numbers.get(asked.get("port"), 0), asked.get("path")
-            if path != meaning or path not in answered.get(port, ()):
-                yield f"{workload}: {probe}: the server does not answer {path} on {port}"
-            has_tls = chosen.tls_cert is not None and port == chosen.http_port
-            scheme = asked.get("scheme", "HTTP")
-            if has_tls != (scheme == "HTTPS") or (has_tls and chosen.tls_client_ca is not None):
-                yield f"{workload}: {probe}: the server does not answer {scheme} on {port}"
+            if path != meaning or port != chosen.metrics_port or "scheme" in asked:
+                yield f"{workload}: {probe}: {path} on {port} is not what it has to ask"
 
 
 def startup(documents: list[Manifest]) -> Faults:
-    """A rollout is not reported as stuck while a pod may still start."""
+    """A pod has time to start, and a rollout is not reported as stuck while it may still start."""
     for workload, container in _servers(documents):
         deadline_s = workload.document["spec"].get("progressDeadlineSeconds", 600)
         probe = container.get("startupProbe", {})
         limit_s = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+        if limit_s < LEAST_STARTUP_S:
+            yield f"{workload}: {limit_s} s are too few for a cold start"
         if workload.kind == "Deployment" and limit_s >= deadline_s:
             yield f"{workload}: may start for {limit_s} s, but must be done in {deadline_s}"
 
@@ -413,14 +406,6 @@ def _unmounted(
                 yield f"{workload}: {container['name']}: cannot write to {path}"
 
 
-@cache
-def rest_paths() -> frozenset[str]:
-    """Routes of REST for GET."""
-    router = build_router(create_autospec(DataPlane))
-    routes = [route for route in router.routes if isinstance(route, APIRoute)]
-    return frozenset(route.path for route in routes if "GET" in (route.methods or ()))
-
-
 def _servers(documents: list[Manifest]) -> Iterator[tuple[Workload, Manifest]]:
     for workload in workloads(documents):
         for container in workload.servers:
@@ -440,6 +425,92 @@ def _settings(container: Manifest, documents: list[Manifest]) -> Settings:
     environment = variables(container, documents)
     with patch.dict(os.environ, environment, clear=True):
         return load_settings(container.get("args", []), environment)
+
+
+# What only a node, another namespace, an operator or the API server knows.
+
+# By the field that holds them.
+KNOWN = {
+    "resources": {"cpu", "memory", "nvidia.com/gpu"},
+    "topologyKey": {"topology.kubernetes.io/zone", "kubernetes.io/hostname"},
+    "tolerations": {"nvidia.com/gpu"},
+    "nodeSelector": {"nvidia.com/gpu.present"},
+    "kubernetes.io/metadata.name": {"kube-system", "openshift-dns", "monitoring", "observability"},
+    "path": {"/metrics"},
+    "prometheus.kserve.io/path": {"/metrics"},
+    "prometheus.kserve.io/port": {str(Settings.model_fields["metrics_port"].default)},
+    "metricType": {"Value"},
+}
+CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+CRON_PART = re.compile(r"(?:\*|(\d+)(?:-(\d+))?)(?:/[1-9]\d*)?")
+# `python -m benchmarks.cold_start` measured 18 s for B/14; another node may be three times as slow.
+LEAST_STARTUP_S = 3 * 18
+
+
+def well_known(documents: list[Manifest]) -> Faults:
+    """Names that are not ours are those that the cluster has."""
+    for document in documents:
+        for field, name in _foreign_names(document):
+            if name not in KNOWN[field]:
+                yield f"{called(document)}: {field}: {name} is not known"
+
+
+def _foreign_names(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _foreign_names(item)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("requests", "limits") and "storage" not in inner:
+                yield from (("resources", name) for name in inner)
+            elif key == "tolerations":
+                yield from ((key, one["key"]) for one in inner)
+            elif key == "nodeSelector":
+                yield from ((key, name) for name in inner)
+            elif key == "key" and inner in KNOWN:
+                yield from ((inner, name) for name in value["values"])
+            elif key == "endpoints":
+                yield from (("path", one["path"]) for one in inner)
+            elif key in KNOWN and key != "path" and isinstance(inner, str):
+                yield key, inner
+            else:
+                yield from _foreign_names(inner)
+
+
+def refused(documents: list[Manifest]) -> Faults:
+    """What the API server, KEDA or a claim's volume would refuse."""
+    for workload in workloads(documents):
+        spec = workload.document["spec"]
+        rolling = spec.get("strategy", {}).get("rollingUpdate", {})
+        if rolling and not any(int(str(n).rstrip("%")) for n in rolling.values()):
+            yield f"{workload}: neither maxSurge nor maxUnavailable lets it roll out"
+        if workload.kind not in ("Job", "CronJob") or spec.get("parallelism", 1) > 1:
+            for claim in of_kind(documents, "PersistentVolumeClaim"):
+                if claim["spec"]["accessModes"] != ["ReadWriteMany"]:
+                    yield f"{called(claim)}: {workload} has several pods"
+        parts = str(spec.get("schedule", "* * * * *")).split()
+        for part, (low, high) in zip(parts, CRON_RANGES, strict=True):
+            found = [CRON_PART.fullmatch(one) for one in part.split(",")]
+            numbers = [int(n) for match in found if match for n in match.groups() if n]
+            if not all(found) or not all(low <= n <= high for n in numbers):
+                yield f"{workload}: {part} in its schedule is not within {low} to {high}"
+    for scaled in of_kind(documents, "ScaledObject"):
+        for trigger in scaled["spec"]["triggers"]:
+            if not trigger["metadata"]["threshold"].replace(".", "", 1).isdigit():
+                yield f"{called(scaled)}: KEDA takes a number as threshold, no quantity"
+
+
+def balanced(documents: list[Manifest]) -> Faults:
+    """Callers' Services have only pods that are ready, and a headless one is headless."""
+    for service in of_kind(documents, "Service"):
+        spec = service["spec"]
+        is_for_callers = {"http", "grpc"} & {port["name"] for port in spec["ports"]}
+        if is_for_callers and spec.get("publishNotReadyAddresses"):
+            yield f"{called(service)}: callers get pods that are not ready"
+        if service["metadata"]["name"].endswith("-headless") != (
+            bool(is_for_callers) and spec.get("clusterIP") == "None"
+        ):
+            yield f"{called(service)}: clusterIP is {spec.get('clusterIP')}"
 
 
 # Images, users, rights and secrets.
@@ -576,4 +647,7 @@ CHECKS: tuple[Callable[[list[Manifest]], Faults], ...] = (
     rights,
     secrets,
     queries,
+    well_known,
+    refused,
+    balanced,
 )

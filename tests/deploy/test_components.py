@@ -14,6 +14,7 @@ from tests.deploy import cross_references, kustomizations
 from tests.deploy.cross_references import selected
 from tests.deploy.kustomizations import KUBERNETES
 from tests.deploy.workloads import Manifest, Workload, called, of_kind, workloads
+from tests.monitoring.prometheus_queries import known_series, metric_names
 
 
 def build(*names: str) -> list[Manifest]:
@@ -43,6 +44,17 @@ def test_every_component_is_in_a_combination() -> None:
 def test_two_autoscalers_cannot_be_built(order: tuple[str, str]) -> None:
     with pytest.raises(AssertionError, match="replicas"):
         build("cpu", *order)
+
+
+def test_the_hpa_asks_for_metrics_that_the_adapter_has_from_series_that_exist() -> None:
+    text = (KUBERNETES / "components/hpa/prometheus_adapter.yaml").read_text(encoding="utf-8")
+    rules = yaml.safe_load(text)["rules"]["external"]
+    (hpa,) = of_kind(build("cpu", "hpa"), "HorizontalPodAutoscaler")
+    asked = {metric["external"]["metric"]["name"] for metric in hpa["spec"]["metrics"]}
+    assert asked == {rule["name"]["as"] for rule in rules}
+    for rule in rules:
+        query = rule["metricsQuery"].replace("<<.LabelMatchers>>", 'job="tipserve"')
+        assert metric_names(query) | metric_names(rule["seriesQuery"]) <= known_series([])
 
 
 def test_a_changed_setting_causes_a_rollout() -> None:

@@ -44,6 +44,47 @@ def test_names_and_numbers_agree(name: str) -> None:
     assert cross_references.faults(kustomizations.build(name)) == []
 
 
+# Faults of one word each: the kustomization, what is there, and what is planted instead.
+PLANTED = [
+    ("cpu", "targetPort: grpc", "targetPort: grcp"),
+    ("cpu", "path: /v2/health/ready", "path: /v2/health/live"),
+    ("cpu", "memory: 1Gi", "memory: 512m"),
+    ("cpu", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
+    ("cpu", "image: tipserve:0.1.0", "image: tipserve:0.1.0-cuda"),
+    ("cpu", "monitoring", "monitorng"),
+    ("cpu", "kube-system", "kubesystem"),
+    ("cpu", "seconds: 10", "seconds: 25"),
+    ("cpu", "topology.kubernetes.io/zone", "topology.kubernetes.io/zones"),
+    ("cpu", "clusterIP: None", "sessionAffinity: None"),
+    ("cpu", "publishNotReadyAddresses: false", "publishNotReadyAddresses: true"),
+    ("cpu", "maxSurge: 1", "maxSurge: 0"),
+    ("cpu", "failureThreshold: 90", "failureThreshold: 5"),
+    ("cpu", "maxUnavailable: 1", "maxUnavailable: 0"),
+    ("cpu monitoring hpa released-model cache-volume", "path: /metrics", "path: /metric"),
+    ("cpu monitoring hpa released-model cache-volume", "ReadWriteMany", "ReadWriteOnce"),
+    ("cpu monitoring hpa released-model cache-volume", "job: tipserve", "job: tipsrv"),
+    ("kubernetes/components/keda", "threshold: '0.5'", "threshold: 500m"),
+    ("kubernetes/components/keda", "metricType: Value", "metricType: AverageValue"),
+    ("kubernetes/components/keda", "tipserve_lanes{", "tipserve_lane{"),
+    ("kubernetes/components/keda", 'namespace="default"', 'namespace="other"'),
+    ("kubernetes/components/tls", "port: metrics", "port: http"),
+    ("gpu", "nvidia.com/gpu: 1", "nvidia.com/gpus: 1"),
+    ("gpu", "key: nvidia.com/gpu", "key: nvidia.com/gpus"),
+    ("gpu", "key: TIPSERVE_CACHE", "key: TIPSERVE_CACHES"),
+    ("training/chain", "schedule: 0 1 * * 0", "schedule: 0 1 * * 8"),
+    ("kubernetes/overlays/kserve", "'8002'", "'8003'"),
+    ("kubernetes/overlays/kserve", "name: cache", "name: caches"),
+]
+
+
+@pytest.mark.parametrize(("name", "there", "planted"), PLANTED, ids=str)
+def test_a_planted_fault_is_found(name: str, there: str, planted: str) -> None:
+    text = yaml.safe_dump_all(kustomizations.build(name), width=10_000)
+    assert there in text
+    documents = list(yaml.load_all(text.replace(there, planted, 1), yaml.CSafeLoader))
+    assert cross_references.faults(documents) or strict_schemas.faults(documents)
+
+
 def test_metrics_are_not_offered_to_callers(manifests: list[Manifest]) -> None:
     ports = {p["name"] for one in of_kind(manifests, "Service") for p in one["spec"]["ports"]}
     assert ports == {"http", "grpc"}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 Manifest = dict[str, Any]
@@ -104,7 +105,7 @@ def operator_pods(documents: list[Manifest]) -> list[Manifest]:
 
 
 def variables(container: Manifest, documents: list[Manifest]) -> dict[str, str]:
-    """A container's variables as its process sees them; those from Secrets and fields are empty."""
+    """A container's variables as its process sees them; those from Secrets and pods are empty."""
     data = {one["metadata"]["name"]: one["data"] for one in of_kind(documents, "ConfigMap")}
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
@@ -112,6 +113,14 @@ def variables(container: Manifest, documents: list[Manifest]) -> dict[str, str]:
     for variable in container.get("env", []):
         reference = variable.get("valueFrom", {}).get("configMapKeyRef", {})
         referred = data.get(reference.get("name"), {}).get(reference.get("key"), "")
+        field = variable.get("valueFrom", {}).get("resourceFieldRef", {}).get("resource", "")
+        kind, _, resource = field.partition(".")
+        if kind:
+            amount = str(container["resources"][kind][resource])
+            # Rounded up to whole CPUs, as a kubelet does.
+            referred = str(
+                ceil(float(amount.removesuffix("m")) / (1000 if amount[-1] == "m" else 1))
+            )
         found[variable["name"]] = variable.get("value", referred)
     return found
 

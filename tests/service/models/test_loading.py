@@ -199,6 +199,13 @@ def test_a_gpu_has_two_lanes_unless_set(
     assert lane_plan(settings, MB, (0, MB), device="gpu").num_lanes == planned
 
 
+def test_lanes_and_threads_are_planned_for_the_cpus_that_are_set(make_settings: Any) -> None:
+    settings = make_settings(lanes=None, pool_threads=None, cpus=3)
+    planned = lane_plan(settings, 100_000 * MB, (0, 0), device="cpu")
+    assert (planned.num_lanes, planned.num_threads) == (3, 1)
+    assert num_pool_threads(settings) == 3
+
+
 @pytest.mark.parametrize(("pool_threads", "planned"), [(None, 4), (7, 7)])
 def test_each_processor_has_a_pool_thread_unless_set(
     machine: Machine, make_settings: Any, pool_threads: int | None, planned: int

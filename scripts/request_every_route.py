@@ -150,12 +150,14 @@ def wrong_commands(url: str, target: str) -> Iterator[str]:
         Image.new("RGB", (56, 56), "red").save(Path(folder) / "a.png")
         for server in (url, f"grpc://{target}"):
             output = Path(folder) / f"{server.partition(':')[0]}.parquet"
-            command = ["embed", folder, "-o", str(output), "--url", server]
-            done = subprocess.run(
-                [sys.executable, "-m", "service.commands", *command], check=False, timeout=LIMIT_S
-            )
-            if done.returncode != 0 or not output.exists():
-                yield f"tipserve {' '.join(command)}: {done.returncode}"
+            for command in (["embed", folder, "-o", str(output)], ["search", str(output), "red"]):
+                done = subprocess.run(
+                    [sys.executable, "-m", "service.commands", *command, "--url", server],
+                    check=False,
+                    timeout=LIMIT_S,
+                )
+                if done.returncode != 0 or not output.exists():
+                    yield f"tipserve {' '.join(command)} --url {server}: {done.returncode}"
 
 
 if __name__ == "__main__":

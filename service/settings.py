@@ -4,7 +4,7 @@ Every setting is a flag (`--http-port 0`) and a variable (`TIPSERVE_HTTP_PORT=0`
 unknown flag or `TIPSERVE_` variable is an error, so that no misspelling is ignored.
 """
 
-import argparse
+import inspect
 import json
 import os
 import re
@@ -13,16 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from model.conversion.cache import default_cache
 from model.conversion.source import split_models
 from model.graphs import Precision
 
 PREFIX = "TIPSERVE_"
-# No name of a variable contains "=".
-NO_VARIABLE = "="
 SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
 # The command line client reads these; they may be exported in the same shell as the server.
 CLIENT_VARIABLES = {"TIPSERVE_URL", "TIPSERVE_API_KEY"}
@@ -49,21 +48,12 @@ Seconds = Annotated[float, Field(gt=0)]
 Route = Annotated[str, Field(pattern=r"^/[\w./:@~-]+$", max_length=512)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Serve TIPSv2 models over REST and gRPC, with Prometheus metrics."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix=PREFIX,
-        use_attribute_docstrings=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: Annotated[tuple[str, ...], NoDecode] = ("bundled",)
+    model: tuple[str, ...] = ("bundled",)
     """Models to serve, separated by commas. The first one is the default model, which answers
     requests that name no model. Each is `bundled`, a folder with a model package, a checkpoint
     folder (transformers, or a pair of official .npz files), or a hub id such as
@@ -73,7 +63,7 @@ class Settings(BaseSettings):
     cache: Path = Field(default_factory=lambda: default_cache(os.environ))
     """Folder for converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
     servers may share it: one converts, the others wait for the result."""
-    convert_precisions: Annotated[tuple[Precision, ...], NoDecode] = ()
+    convert_precisions: tuple[Precision, ...] = ()
     """Precisions to convert a checkpoint to in addition to fp32, separated by commas: `fp16`,
     `bf16`, `int8`, `int8_weights`. Each graph is compared with the model, and the start fails if
     one differs too much. OpenVINO computes in bf16 from the fp32 graphs and needs none of these."""
@@ -90,7 +80,7 @@ class Settings(BaseSettings):
     """Allow clients of the Open Inference Protocol on this machine to register system shared
     memory for tensors. Every caller who may send requests may then let the server read and
     overwrite all shared memory that its user can open, also of other programs."""
-    sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
     """Additional image sizes to warm up and measure at the start, in pixels, separated by commas:
     `896,896x672,1372` (one number is a square, two are height and width). Other sizes work too,
     but the first image of each is slow, because the runtime prepares for the new size."""
@@ -367,8 +357,8 @@ def load_settings(
         program: The program's name, for help.
 
     Raises:
-        ValueError: A variable is unknown, or a value is invalid.
-        SystemExit: A flag is unknown, or `--help` was given.
+        ValueError: A flag or variable is unknown, or a value is invalid.
+        SystemExit: `--help` was given.
     """
     values: dict[str, str] = _from_platform(environment)
     unknown: list[str] = []
@@ -389,44 +379,77 @@ def load_settings(
             "other users of the machine can read a command line: give keys by the variable "
             "TIPSERVE_API_KEYS or by --api-keys-file"
         )
-    flags = CliSettingsSource[BaseSettings](
-        Settings,
-        cli_parse_args=list(arguments),
-        cli_use_class_docs_for_groups=True,
-        root_parser=argparse.ArgumentParser(
-            prog=program,
-            usage="%(prog)s [options]",
-            description=Settings.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        ),
-        add_argument_method=_add_argument,
-    )
+    flags = _read_flags(arguments, program)
     if "cache" not in values:
         values["cache"] = str(default_cache(environment))
-    # Flags override these values. Without the other prefix pydantic-settings would read os.environ.
-    return Settings(_cli_settings_source=flags, _env_prefix=NO_VARIABLE, **values)  # type: ignore[arg-type]
+    return Settings.model_validate({**values, **flags})
 
 
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) in {types.UnionType, Annotated}:
-        return _metavar(get_args(kind)[0])
-    return {int: "NUMBER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")
+def _read_flags(arguments: Sequence[str], program: str) -> dict[str, object]:
+    app = App(
+        name=program,
+        help=Settings.__doc__,
+        help_format="plaintext",
+        version_flags=(),
+        default_parameter=Parameter(negative=(), allow_repeating=True),
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+    )
+    app.default(given_settings)
+    try:
+        flags: dict[str, object] | None = app(arguments)
+    except CycloptsError as error:
+        raise ValueError(f"{error} Run `{program} --help` for help.") from error
+    if flags is None:
+        raise SystemExit(0)  # help was printed
+    return flags
 
 
-def _add_argument(parser: argparse.ArgumentParser, *flags: str, **options: Any) -> argparse.Action:
-    """Add a flag with help as the other commands have it; pydantic's shows Python types."""
-    field = Settings.model_fields.get(flags[-1].removeprefix("--").replace("-", "_"))
-    if field is None:
-        return parser.add_argument(*flags, **options)
-    text = " ".join((field.description or "").split()).replace("%", "%%")
-    if not field.is_required() and field.default not in (None, (), ""):
-        default = field.default
-        value = ",".join(default) if isinstance(default, tuple) else str(default)
-        text += f" (default: {value.lower() if isinstance(default, bool) else value})"
-    if "metavar" in options and get_origin(field.annotation) is not Literal:
-        options["metavar"] = _metavar(field.annotation)
-    return parser.add_argument(*flags, **options | {"help": text})
+def given_settings(**flags: object) -> dict[str, object]:
+    """The flags of a command line; its parameters are the settings."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {n: ",".join(v) if isinstance(v, list) else v for n, v in given.items()}
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The option of a setting. pydantic converts and checks values, as those of variables."""
+    kinds: list[Any] = [field.annotation]
+    while any(get_origin(kind) in {types.UnionType, Annotated} for kind in kinds):
+        kinds = [part for kind in kinds for part in _parts(kind)]
+    kind: Any = str
+    if bool in kinds or Path in kinds:
+        kind = bool if bool in kinds else Path
+    elif any(get_origin(one) is tuple for one in kinds):
+        kind = list[str]
+    choices = [value for one in kinds if get_origin(one) is Literal for value in get_args(one)]
+    default = None if field.default_factory else field.default
+    shown = ",".join(default) if isinstance(default, tuple) else str(default)
+    kebab = name.replace("_", "-")
+    parameter = Parameter(
+        name=f"--{kebab}",
+        negative=f"--no-{kebab}" if kind is bool else (),
+        help=" ".join((field.description or "").split()),
+        metavar="INT" if int in kinds else "FLOAT" if float in kinds else None,
+        choices=choices or None,
+        show_default=False if default in (None, (), "", False) else lambda _: shown,
+    )
+    annotation = Annotated[kind | None, parameter]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, the type that is annotated, or the type itself."""
+    if get_origin(kind) is types.UnionType:
+        return get_args(kind)
+    return get_args(kind)[:1] if get_origin(kind) is Annotated else (kind,)
+
+
+given_settings.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [_option(name, field) for name, field in Settings.model_fields.items()]
+)
 
 
 def _is_service_link(name: str, value: str) -> bool:

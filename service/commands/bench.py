@@ -1,22 +1,23 @@
 """`tipserve bench`: load a running server, and print throughput and the latency of each stage."""
 
-import argparse
 import io
 import re
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
+from cyclopts import Parameter, validators
 from PIL import Image
 
-from service.commands.program import DONE, FAILED, add_server_options, new_parser, read_api_key
+from service.commands.model_options import Server, ServerOptions
+from service.commands.program import DONE, FAILED
 from service.engines.engine import EngineError
 
 ROUTE: Final = "/v1/images:embed"
@@ -55,27 +56,35 @@ class Measured:
             yield f"{stage:>12} " + " ".join(f"{number:9.2f}" for number in numbers)
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(
+    *,
+    image: Annotated[
+        Path | None, Parameter(help="An image file. Default: one of 640 x 480 pixels.")
+    ] = None,
+    concurrency: Annotated[
+        int, Parameter(help="Requests in flight.", validator=validators.Number(gte=1))
+    ] = 8,
+    seconds: Annotated[float, Parameter(help="Length of the load.")] = 10.0,
+    server: Server = ServerOptions(),
+) -> int:
     """Run the command; returns the exit status.
 
     Raises:
         EngineError: No server is named, or the image cannot be read.
-        SystemExit: The command line is wrong, or asks for help.
     """
-    options = _parse(list(arguments))
-    if not (options.url or "").startswith(("http://", "https://")):
+    if not (server.url or "").startswith(("http://", "https://")):
         raise EngineError("--url: name a running server, such as http://localhost:8000.")
-    body = _image() if options.image is None else _read(options.image)
+    body = _image() if image is None else _read(image)
     measured = Measured()
-    with _client(options) as client:
+    with _client(server, concurrency) as client:
         _ask(client, body, Measured(), time.monotonic())  # opens a connection
         began = time.monotonic()
-        until = began + options.seconds
-        with ThreadPoolExecutor(options.concurrency) as threads:
-            for _ in range(options.concurrency):
+        until = began + seconds
+        with ThreadPoolExecutor(concurrency) as threads:
+            for _ in range(concurrency):
                 threads.submit(_ask, client, body, measured, until)
-        seconds = time.monotonic() - began
-    print("\n".join(measured.lines(seconds)))
+        took_s = time.monotonic() - began
+    print("\n".join(measured.lines(took_s)))
     return DONE if measured.statuses.keys() == {"200"} else FAILED
 
 
@@ -97,14 +106,14 @@ def _ask(client: Any, body: bytes, measured: Measured, until: float) -> None:
 
 
 @contextmanager
-def _client(options: argparse.Namespace) -> Iterator[Any]:
+def _client(server: ServerOptions, concurrency: int) -> Iterator[Any]:
     import httpx  # noqa: PLC0415
 
-    key = read_api_key(options)
+    key = server.read_key()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    limits = httpx.Limits(max_connections=options.concurrency)
+    limits = httpx.Limits(max_connections=concurrency)
     with httpx.Client(
-        base_url=options.url, headers=headers, timeout=TIMEOUT_S, limits=limits
+        base_url=server.url or "", headers=headers, timeout=TIMEOUT_S, limits=limits
     ) as client:
         yield client
 
@@ -122,28 +131,3 @@ def _read(image: Path) -> bytes:
         return image.read_bytes()
     except OSError as error:
         raise EngineError(f"{image} cannot be read: {error.strerror}.") from error
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = new_parser(
-        "bench",
-        "Send an image to a running server again and again. Prints the requests per second, and\n"
-        "the milliseconds of each stage: `request` is what this client sees, the others are the\n"
-        "server's own (`Server-Timing`).",
-        (
-            "--url http://localhost:8000",
-            "--url http://localhost:8000 --image photo.jpg --concurrency 32 --seconds 30",
-        ),
-    )
-    parser.add_argument("--image", type=Path, help="an image file (default: one of 640 x 480)")
-    parser.add_argument(
-        "--concurrency", type=int, default=8, help="requests in flight (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=10.0, help="length of the load (default: %(default)s)"
-    )
-    add_server_options(parser)
-    options = parser.parse_args(arguments)
-    if options.concurrency < 1:
-        parser.error("--concurrency: at least 1 required")
-    return options

@@ -1,9 +1,10 @@
 """The work of `tipserve embed`, apart from its command line, since it needs pyarrow."""
 
-import argparse
 import importlib
 import shutil
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,19 +24,16 @@ from service.bulk.output import (
     parts_folder,
 )
 from service.bulk.running import JobProgress, job_schema, missing_parts, run_here
-from service.commands.program import (
-    DONE,
-    DONE_WITH_SKIPPED_IMAGES,
-    loading_flags,
-    opened_engine,
-    served_name,
-)
+from service.commands.embed import EmbedOptions
+from service.commands.model_options import ModelOptions, opened_engine
+from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES
 from service.commands.progress import shown_progress
 from service.engines.choice import settings_for
-from service.engines.engine import Engine, EngineError, find_model
+from service.engines.engine import EngineError, find_model
 from service.engines.in_process import open_manifest, summarize
 from service.messages import IMAGE_OUTPUTS, EmbedImagesRequest
 
+Run = Callable[[Job, OutputFolder, JobProgress], None]
 SUFFIX: Final = ".parquet"
 # A folder with such a suffix is most likely a mistake: the user expects a file of this format.
 OTHER_FORMATS: Final = {
@@ -44,24 +42,25 @@ OTHER_FORMATS: Final = {
 }
 
 
-def embed(options: argparse.Namespace) -> int:
+def embed(paths: Sequence[str], options: EmbedOptions, model: ModelOptions) -> int:
     """Run or continue a job; returns the exit status.
 
     Raises:
         UserError: The job cannot be done as requested.
     """
     _check_output(options.output)
-    chosen = job_options(options)
-    inputs = find_inputs(options.paths, sys.stdin, chosen.part_items)
+    chosen = job_options(options, model)
+    inputs = find_inputs(paths, sys.stdin, chosen.part_items)
     if options.ray is not None:
-        if options.url is not None:
+        if model.url:
             raise JobError("--ray loads the model on the cluster; remove --url.")
-        model = summarize(open_manifest(settings_for(loading_flags(options))))
-        job = Job(inputs=inputs, options=chosen, model=model)
-        return _embed(options, job, None)
-    with opened_engine(options) as engine:
-        model = find_model(engine, served_name(options))
-        return _embed(options, Job(inputs=inputs, options=chosen, model=model), engine)
+        found = summarize(open_manifest(settings_for(model.loading_flags)))
+        job = Job(inputs=inputs, options=chosen, model=found)
+        return _embed(options, job, partial(_run_on_ray, options, flags=model.loading_flags), None)
+    with opened_engine(model) as engine:
+        found = find_model(engine, model.served_name)
+        job = Job(inputs=inputs, options=chosen, model=found)
+        return _embed(options, job, partial(run_here, engine), inputs.num_images)
 
 
 def _check_output(output: Path) -> None:
@@ -76,7 +75,7 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _embed(options: argparse.Namespace, job: Job, engine: Engine | None) -> int:
+def _embed(options: EmbedOptions, job: Job, run: Run, num_images: int | None) -> int:
     check_outputs(job.options, job.model)
     file: Path | None = options.output if options.output.suffix.lower() == SUFFIX else None
     if file is not None and options.overwrite:
@@ -88,7 +87,7 @@ def _embed(options: argparse.Namespace, job: Job, engine: Engine | None) -> int:
         if options.overwrite:
             folder.clear()
         folder.start(job.record())
-        _compute(options, job, folder, engine)
+        _compute(job, folder, run, num_images)
         totals = folder.totals()
         if file is None:
             return _report(options, *totals, folder.errors_folder)
@@ -96,39 +95,39 @@ def _embed(options: argparse.Namespace, job: Job, engine: Engine | None) -> int:
     return _report(options, *totals, errors_file(file))
 
 
-def _compute(
-    options: argparse.Namespace, job: Job, folder: OutputFolder, engine: Engine | None
-) -> None:
+def _compute(job: Job, folder: OutputFolder, run: Run, num_images: int | None) -> None:
+    """Run the missing parts; `num_images` is None if `run` reports parts only."""
     missing = missing_parts(job, folder)
     if not missing:
         return
     num_parts = len(job.inputs.parts)
-    num_images = None
-    if engine is not None and job.inputs.num_images is not None:
+    if num_images is not None:
         # Roughly, because the last part may be smaller.
-        num_images = round(job.inputs.num_images * len(missing) / num_parts)
+        num_images = round(num_images * len(missing) / num_parts)
     with shown_progress(num_parts, num_parts - len(missing), num_images) as progress:
-        if engine is None:
-            _run_on_ray(options, job, folder, progress)
-        else:
-            run_here(engine, job, folder, progress)
+        run(job, folder, progress)
 
 
 def _run_on_ray(
-    options: argparse.Namespace, job: Job, folder: OutputFolder, progress: JobProgress
+    options: EmbedOptions,
+    job: Job,
+    folder: OutputFolder,
+    progress: JobProgress,
+    *,
+    flags: Sequence[str],
 ) -> None:
     # Imported here, because Ray is an optional dependency, and slow to import.
     on_ray = importlib.import_module("service.bulk.on_ray")
     cluster = on_ray.RayOptions(
-        address=options.ray or None,
+        address=options.ray if isinstance(options.ray, str) else None,
         workers=options.workers,
         cpus=options.cpus_per_worker,
         gpus=options.gpus_per_worker,
     )
-    on_ray.run_on_ray(job, folder, progress, flags=loading_flags(options), options=cluster)
+    on_ray.run_on_ray(job, folder, progress, flags=flags, options=cluster)
 
 
-def _report(options: argparse.Namespace, num_rows: int, num_bad: int, errors: Path) -> int:
+def _report(options: EmbedOptions, num_rows: int, num_bad: int, errors: Path) -> int:
     print(f"{options.output}: {num_rows} rows")
     if num_bad == 0:
         return DONE
@@ -136,7 +135,7 @@ def _report(options: argparse.Namespace, num_rows: int, num_bad: int, errors: Pa
     return DONE if options.allow_bad_items else DONE_WITH_SKIPPED_IMAGES
 
 
-def job_options(options: argparse.Namespace) -> JobOptions:
+def job_options(options: EmbedOptions, model: ModelOptions) -> JobOptions:
     """Make the options of the job.
 
     Raises:
@@ -149,7 +148,7 @@ def job_options(options: argparse.Namespace) -> JobOptions:
         raise EngineError(f"--outputs {options.outputs!r} is invalid; choose from {known}.")
     request = EmbedImagesRequest(
         images=(),
-        model=served_name(options),
+        model=model.served_name,
         outputs=names,
         normalize=options.normalize,
         resolution=options.resolution,

@@ -1,24 +1,20 @@
-"""The console script `tipserve`: parse arguments, run a command, report errors."""
+"""The console script `tipserve`: parse arguments, run a command, report errors.
 
-import argparse
-import importlib
+A command is imported when it runs, so that help is fast and needs no optional package.
+"""
+
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Final
+from typing import Final, NamedTuple
 
-from service.engines import choice
-from service.engines.choice import KEY_VARIABLE, SCHEMES, URL_VARIABLE
-from service.engines.engine import Engine, EngineError, UserError
-from service.machine import python_command
-from service.monitoring.metrics import release
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
 
-# Exit statuses. After 130 (SIGINT) and 143 (SIGTERM) the same command continues `tipserve embed`.
+# Exit statuses. After 130 (SIGINT) and 143 (SIGTERM) the same command continues resumable jobs.
 DONE: Final = 0
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -26,43 +22,113 @@ DONE_WITH_SKIPPED_IMAGES: Final = 3
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
 MEANINGS: Final = (
-    "exit status: 0 success; 1 failure, with a message on standard error; 2 wrong command line; "
-    "3 success, but some images were skipped; 130 or 143 interrupted"
+    "Exit status: 0 success; 1 failure, with a message on standard error; 2 wrong command line; "
+    "3 success, but some images were skipped; 130 or 143 interrupted."
 )
-# The settings of the service that have flags here; variables set all others.
-LOADING: Final = ("runtime", "precision", "device", "cache")
+
+
+class Help(NamedTuple):
+    """The help of a command: a paragraph for the list of commands, further ones, examples."""
+
+    text: str
+    examples: tuple[str, ...] = ()
+
+
+COMMANDS: Final = {
+    "segment": Help(
+        "Write the mask of an image for named classes, or the instances of many as COCO.\n\n"
+        "A mask has the image's size: k for the k-th class, 0 for background. For COCO, run an "
+        "interrupted command again to continue where it stopped.",
+        (
+            'photo.jpg --classes "dog, grass" -o mask.png',
+            'photo.jpg --classes "dog, grass" --format overlay -o seen.png',
+            'photos/ --classes "dog, cat" --background-threshold 0.1 --format coco -o found.json',
+            "photo.jpg --classes dog -o mask.npy --url grpc://localhost:8001",
+        ),
+    ),
+    "embed": Help(
+        "Write the embeddings of many images as Parquet.\n\n"
+        "One row for each image with key, source, height, width and the outputs. Images that "
+        "cannot be read are skipped and listed in a second file. Run an interrupted command again "
+        "to continue where it stopped.",
+        (
+            "photos/ -o photos.parquet",
+            "'photos/**/*.jpg' -o photos.parquet --outputs cls1,patches --dtype float16",
+            "photos/ -o photos.parquet --url grpc://localhost:8001",
+            "shards/ -o embeddings/ --ray --workers 8 --gpus-per-worker 1",
+            "rows.parquet -o out.parquet --image-column image --key-column id",
+        ),
+    ),
+    "classify": Help(
+        "Rank named classes for an image, or for many as CSV or JSON lines.\n\n"
+        "One image prints a table. Files and folders need --output; run an interrupted command "
+        "again to continue where it stopped.",
+        (
+            'photo.jpg --classes "dog, cat"',
+            "photos/ --classes-file names.txt -o found.csv --top 1",
+        ),
+    ),
+    "features": Help(
+        "Write the patch embeddings of an image, or draw them.\n\n"
+        "A .npy file holds float32 [rows, columns, width]. A .png file shows similar patches in "
+        "similar colours.",
+        (
+            "photo.jpg -o patches.npy",
+            "photo.jpg -o colours.png",
+            "photo.jpg -o g.png --kind groups",
+        ),
+    ),
+    "texts": Help(
+        "Write the embeddings of texts: JSON, Parquet, or float32 [texts, width] as .npy.",
+        ('"a dog" "a cat"', "--file lines.txt -o texts.npy", "- -o texts.parquet < lines.txt"),
+    ),
+    "search": Help(
+        "Find the images of an embedded folder that are most similar to words or to an image.",
+        (
+            'photos.parquet "a red car"',
+            "photos.parquet --image photo.jpg --top 20 --json",
+        ),
+    ),
+    "models": Help(
+        "List the models of a server, or describe the model that would be loaded here.",
+        ("", "--url http://localhost:8000", "--url grpc://localhost:8001 --json"),
+    ),
+    "bench": Help(
+        "Load a running server, and print throughput and latency by stage.\n\n"
+        "Sends an image again and again. Prints the requests per second, and the milliseconds of "
+        "each stage: `request` is what this client sees, the others are the server's own "
+        "(`Server-Timing`).",
+        (
+            "--url http://localhost:8000",
+            "--url http://localhost:8000 --image photo.jpg --concurrency 32 --seconds 30",
+        ),
+    ),
+}
 # Commands that other programs of this distribution run: module and first arguments.
 PROGRAMS: Final = {
     "serve": ("service", ("serve",)),
     "convert": ("model", ("convert",)),
     "show": ("model", ("show",)),
 }
-RESUMABLE: Final = ("embed", "segment")
-COMMANDS: Final = ("embed", "segment", "models", "bench")
+PROGRAM_HELP: Final = {
+    "serve": "Run the server; the same as python -m service.",
+    "convert": "Convert released weights to a model package; the same as python -m model convert.",
+    "show": "Verify and describe a model package; the same as python -m model show.",
+}
+RESUMABLE: Final = ("embed", "segment", "classify")
 # The extra that installs an optional package.
-EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "rich": "cli", "ray": "bulk"}
-HELP: Final = f"""usage: tipserve COMMAND ...
-
-Embeds and segments images, with a model in this process or on a server.
-
-commands:
-  embed     write the embeddings of many images as Parquet
-  segment   write the mask of an image for named classes, or the instances of many as COCO
-  models    list the models that can be used
-  bench     load a running server, and print throughput and latency by stage
-  serve     run the server; the same as python -m service
-  convert   convert released weights to a model package; the same as python -m model convert
-  show      verify and describe a model package; the same as python -m model show
-
-examples:
-  tipserve segment photo.jpg --classes "dog, grass" -o mask.png
-  tipserve embed photos/ -o photos.parquet
-  tipserve embed photos/ -o photos.parquet --url http://localhost:8000
-  tipserve serve --model google/tipsv2-b14
-
-Run `tipserve COMMAND --help` for the options of a command, `tipserve --version` for the version.
-{MEANINGS}
-"""
+EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "ray": "bulk"}
+SUMMARY: Final = (
+    "Embeds, segments, classifies and finds images, with a model in this process or on a server."
+)
+EXAMPLES: Final = (
+    'segment photo.jpg --classes "dog, grass" -o mask.png',
+    "embed photos/ -o photos.parquet",
+    'search photos.parquet "a red car"',
+    "embed photos/ -o photos.parquet --url http://localhost:8000",
+    "serve --model google/tipsv2-b14",
+    "--install-completion",
+)
 Execute = Callable[[str, list[str]], object]
 
 
@@ -74,6 +140,49 @@ class Interrupted(BaseException):
         self.status = status
 
 
+def new_app() -> App:
+    """Make the command line of every command."""
+    app = App(
+        name="tipserve",
+        help=SUMMARY,
+        help_epilogue=_epilogue("tipserve", EXAMPLES),
+        help_format="plaintext",
+        version=_version,
+        default_parameter=Parameter(negative=(), allow_repeating=True),
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+    )
+    app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
+    for name, (text, examples) in COMMANDS.items():
+        app.command(
+            f"service.commands.{name}:run",
+            name=name,
+            help=text,
+            help_epilogue=_epilogue(f"tipserve {name}", examples),
+        )
+    # Only for help and completion: `main` runs these programs.
+    app.command("service.settings:given_settings", name="serve", help=PROGRAM_HELP["serve"])
+    for name in ("convert", "show"):
+        app.command(_other_program, name=name, help=PROGRAM_HELP[name])
+    return app
+
+
+def _epilogue(program: str, examples: Sequence[str]) -> str:
+    lines = "".join(f"\n  {program} {example}".rstrip() for example in examples)
+    return f"Examples:{lines}\n\n{MEANINGS}"
+
+
+def _version() -> str:
+    from service.monitoring.metrics import release  # noqa: PLC0415 - help does not need it
+
+    return f"tipserve {release()}"
+
+
+def _other_program() -> None:
+    """Listed in help; `main` runs the program instead."""
+
+
 def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) -> int:
     """Run a command; returns the exit status.
 
@@ -82,61 +191,63 @@ def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) ->
         execute: Replaces this process by another program.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in {"-h", "--help", "help"}:
-        print(HELP, end="", file=sys.stdout if given else sys.stderr)
-        return DONE if given else WRONG_USAGE
-    if given[0] == "--version":
-        print(f"tipserve {release()}")
-        return DONE
-    command, rest = given[0], given[1:]
-    if command in PROGRAMS:
-        module, first = PROGRAMS[command]
-        execute(sys.executable, python_command("-m", module, *first, *rest))
-        return DONE
-    if command not in COMMANDS:
-        known = ", ".join([*COMMANDS, *PROGRAMS])
-        print(f"tipserve: unknown command {command!r}. Commands: {known}.", file=sys.stderr)
+    app = new_app()
+    if not given:
+        app.help_print([], console=Console(stderr=True))
         return WRONG_USAGE
-    return _run(command, rest)
+    if given[0] in PROGRAMS:
+        from service.machine import python_command  # noqa: PLC0415 - help does not need it
+
+        module, first = PROGRAMS[given[0]]
+        execute(sys.executable, python_command("-m", module, *first, *given[1:]))
+        return DONE
+    return _run(app, given)
 
 
-def _run(command: str, arguments: Sequence[str]) -> int:
+def _run(app: App, arguments: Sequence[str]) -> int:
+    command = arguments[0] if arguments[0] in COMMANDS else ""
+    program = f"tipserve {command}".rstrip()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     handlers = {
         number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        # Imported here, because each command needs other optional packages.
-        run: Callable[[Sequence[str]], int] = importlib.import_module(
-            f"service.commands.{command}"
-        ).run
-        return run(arguments)
+        # Help and the version return None.
+        return app(arguments) or DONE
+    except CycloptsError as error:
+        print(f"{program}: {error}\nRun `{program} --help` for help.", file=sys.stderr)
+        return WRONG_USAGE
     except Interrupted as interrupted:
         hint = " Run the same command again to continue." if command in RESUMABLE else ""
-        print(f"tipserve {command}: interrupted.{hint}", file=sys.stderr)
+        print(f"{program}: interrupted.{hint}", file=sys.stderr)
         return interrupted.status
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+    except Exception as error:
+        message = _message(error)
+        if message is None:
             raise
-        message = f"{error.name} is not installed. Run: pip install 'tipserve[{extra}]'"
-        return _fail(command, message)
-    except UserError as error:
-        return _fail(command, str(error))
-    except OSError as error:
-        # The errors of pyarrow have no file name, and some have no number and so no `strerror`.
-        reason = error.strerror or str(error)
-        return _fail(
-            command, f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
-        )
+        print(f"{program}: {message}", file=sys.stderr)
+        return FAILED
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _fail(command: str, message: str) -> int:
-    print(f"tipserve {command}: {message}", file=sys.stderr)
-    return FAILED
+def _message(error: Exception) -> str | None:
+    """What a user can do about an error; None for an error of ours."""
+    from service.engines.engine import UserError  # noqa: PLC0415 - help does not need it
+
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            return None
+        return f"{error.name} is not installed. Run: pip install 'tipserve[{extra}]'"
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        # The errors of pyarrow have no file name, and some have no number and so no `strerror`.
+        reason = error.strerror or str(error)
+        return f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
+    return None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -144,87 +255,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(INTERRUPTED if number == signal.SIGINT else TERMINATED)
 
 
-def new_parser(command: str, description: str, examples: Sequence[str]) -> argparse.ArgumentParser:
-    """Make a parser whose help ends with examples and exit statuses."""
-    lines = "\n".join(f"  tipserve {command} {example}" for example in examples)
-    return argparse.ArgumentParser(
-        prog=f"tipserve {command}",
-        description=description,
-        epilog=f"examples:\n{lines}\n\n{MEANINGS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a server or a model in this process."""
-    group = parser.add_argument_group("model: in this process, or on a server")
-    group.add_argument(
-        "--model",
-        help="bundled (default), a package folder, a checkpoint or a Hugging Face id, as for "
-        "`serve`; with --url the name of a served model",
-    )
-    add_server_options(group)
-    for name in LOADING:
-        group.add_argument(
-            f"--{name}",
-            help=f"as for `serve`; not with --url (default: the variable TIPSERVE_{name.upper()})",
-        )
-
-
-def add_server_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options that name a server."""
-    parser.add_argument(
-        "--url",
-        default=os.environ.get(URL_VARIABLE) or None,
-        help=f"use a server: {SCHEMES} (default: the variable {URL_VARIABLE})",
-    )
-    parser.add_argument(
-        "--api-key-file",
-        type=Path,
-        help=f"file with the API key of the server (default: the variable {KEY_VARIABLE})",
-    )
-
-
-def read_api_key(options: argparse.Namespace) -> str | None:
-    """The key of the server, from the file or the variable.
+def reject_options(_: object, values: Sequence[str]) -> None:
+    """Reject an option that no command has, where `-` may be given for standard input.
 
     Raises:
-        EngineError: The file cannot be read.
+        CycloptsError: A value starts with a hyphen.
     """
-    return choice.read_key(options.api_key_file, os.environ)
-
-
-def loading_flags(options: argparse.Namespace) -> tuple[str, ...]:
-    """The service's flags for a model in this process."""
-    names = ("model", *LOADING)
-    given = {name: getattr(options, name) for name in names}
-    return tuple(f"--{name}={value}" for name, value in given.items() if value is not None)
-
-
-@contextmanager
-def opened_engine(
-    options: argparse.Namespace, load: Callable[[Sequence[str]], Engine] = choice.load
-) -> Iterator[Engine]:
-    """Open the engine that the options choose, and close it at the end.
-
-    Raises:
-        EngineError: The options conflict, or the model cannot be loaded.
-    """
-    if options.url is None:
-        engine = load(loading_flags(options))
-    else:
-        unused = [name for name in LOADING if getattr(options, name) is not None]
-        if unused:
-            raise EngineError(f"--{unused[0]} has no effect with --url; remove one of them.")
-        engine = choice.connect(options.url, read_api_key(options))
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-def served_name(options: argparse.Namespace) -> str | None:
-    """The field `model` of requests: None for the only model of this process."""
-    name: str | None = options.model
-    return name if options.url is not None else None
+    for value in [values] if isinstance(values, str) else values:
+        if value.startswith("-") and value != "-":
+            raise CycloptsError(msg=f"Unknown option: {value.partition('=')[0]}.")

@@ -1,25 +1,20 @@
 """`tipserve segment`: the mask of an image, or the instances of many as one COCO file."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, get_args
+from typing import Annotated, Final, Literal
 
 import numpy as np
+from cyclopts import Parameter
 
-from model.files import atomic_write
 from model.image_codec import ImageLimits, decode_image
+from model.preprocess import Fit
 from model.winner_map import Labels, count_labels
-from service.commands.program import (
-    DONE,
-    DONE_WITH_SKIPPED_IMAGES,
-    add_engine_options,
-    new_parser,
-    opened_engine,
-    served_name,
-)
+from service.commands.files import check_output, read_image, split_names, write_file
+from service.commands.model_options import Model, ModelOptions, opened_engine
+from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, reject_options
 from service.engines.engine import EngineError, ImageRefused, find_model
 from service.images import image_errors
 from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
@@ -42,21 +37,78 @@ SUFFIXES: Final = {
 }
 
 
-def run(arguments: Sequence[str]) -> int:
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """Options of the command, apart from those of the model."""
+
+    classes: Annotated[str, Parameter(help="Names, separated by commas.")]
+    output: Annotated[
+        Path,
+        Parameter(name=("--output", "-o"), help="A .png or .npy file; for coco .json."),
+    ]
+    format: Annotated[
+        Literal["mask", "labels", "overlay", "coco"],
+        Parameter(
+            help="mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with "
+            "coloured classes; coco: instances with boxes, scores and run lengths."
+        ),
+    ] = "mask"
+    min_area_share: Annotated[
+        float, Parameter(help="Share of the pixels of the smallest instance, for coco.")
+    ] = SegmentImagesRequest.min_area_share
+    overwrite: Annotated[
+        bool, Parameter(help="Start a stopped job again, for coco.", show_default=False)
+    ] = False
+    background_classes: Annotated[
+        str,
+        Parameter(help="Names that count as background, separated by commas.", show_default=False),
+    ] = ""
+    background_threshold: Annotated[
+        float | None, Parameter(help="Pixels with a lower cosine are background.")
+    ] = None
+    resolution: Annotated[
+        int | None, Parameter(help="Resize the short side to this many pixels.")
+    ] = None
+    fit: Annotated[Fit, Parameter(help="Keep the aspect ratio, or resize to a square.")] = (
+        SegmentImagesRequest.fit
+    )
+    mode: Annotated[
+        SegmentMode | None,
+        Parameter(
+            help="Process the whole image at once, which is faster, or in overlapping windows. "
+            "Default: the model's own."
+        ),
+    ] = None
+
+
+def run(
+    *images: Annotated[
+        str,
+        Parameter(
+            help="An image file, or - for standard input; for coco also folders, patterns, and - "
+            "for a list of paths.",
+            allow_leading_hyphen=True,
+            validator=reject_options,
+            required=True,
+        ),
+    ],
+    options: Annotated[SegmentOptions, Parameter(name="*")],
+    model: Model = ModelOptions(),
+) -> int:
     """Run the command; returns the exit status.
 
     Raises:
         UserError: The masks cannot be computed or written.
-        SystemExit: The command line is wrong, or asks for help.
     """
-    options = _parse(list(arguments))
-    classes = _names(options.classes)
+    classes = split_names(options.classes)
     request = SegmentImagesRequest(
         images=(),
         classes=tuple(SegmentClass(name=name) for name in classes),
-        background_classes=tuple(SegmentClass(name=n) for n in _names(options.background_classes)),
+        background_classes=tuple(
+            SegmentClass(name=n) for n in split_names(options.background_classes)
+        ),
         background_threshold=options.background_threshold,
-        model=served_name(options),
+        model=model.served_name,
         resolution=options.resolution,
         fit=options.fit,
         mode=options.mode,
@@ -64,39 +116,38 @@ def run(arguments: Sequence[str]) -> int:
     _check_output(options, classes)
     if options.format == "coco":
         share = options.min_area_share
-        return _write_coco(options, replace(request, include_instances=True, min_area_share=share))
-    if len(options.image) > 1 or Path(options.image[0]).is_dir():
+        request = replace(request, include_instances=True, min_area_share=share)
+        return _write_coco(images, options, model, request)
+    if len(images) > 1 or Path(images[0]).is_dir():
         raise EngineError(f"--format {options.format} is of one image; coco takes a folder.")
-    image = _read(options.image[0])
-    with opened_engine(options) as engine:
+    image = read_image(images[0])
+    with opened_engine(model) as engine:
         try:
             labels_HW = engine.segment(replace(request, images=(image,))).result().labels_HW
         except ImageRefused as error:
-            raise EngineError(f"{options.image[0]}: {error}") from error
-    _write(options.output, _encode(options, labels_HW, image))
+            raise EngineError(f"{images[0]}: {error}") from error
+    write_file(options.output, _encode(options, labels_HW, image))
     _describe(labels_HW, classes)
     return DONE
 
 
-def _write_coco(options: argparse.Namespace, request: SegmentImagesRequest) -> int:
+def _write_coco(
+    images: Sequence[str],
+    options: SegmentOptions,
+    model: ModelOptions,
+    request: SegmentImagesRequest,
+) -> int:
     """Write the instances of all images."""
     # Imported here, because the inputs need pyarrow, which a single mask does not.
-    from service.bulk.coco import (  # noqa: PLC0415
-        CocoJob,
-        is_finished,
-        opened_journal,
-        segment_files,
-        write_coco,
-    )
+    from service.bulk.coco import is_finished, segment_files, write_coco  # noqa: PLC0415
     from service.bulk.inputs import find_inputs  # noqa: PLC0415
+    from service.bulk.journal import FilesJob, common_root, opened_journal  # noqa: PLC0415
     from service.commands.progress import shown_progress  # noqa: PLC0415
 
-    inputs = find_inputs(options.image, sys.stdin, 1)
-    folder = options.image[0]
-    root = folder if len(options.image) == 1 and Path(folder).is_dir() else None
-    with opened_engine(options) as engine:
-        model = find_model(engine, served_name(options))
-        job = CocoJob(inputs=inputs, root=root, request=request, model=model)
+    inputs = find_inputs(images, sys.stdin, 1)
+    with opened_engine(model) as engine:
+        found = find_model(engine, model.served_name)
+        job = FilesJob(inputs=inputs, root=common_root(images), request=request, model=found)
         num_images = len(job.paths)
         if not options.overwrite and is_finished(options.output, job):
             print(f"{options.output}: complete")
@@ -116,104 +167,10 @@ def _write_coco(options: argparse.Namespace, request: SegmentImagesRequest) -> i
     return DONE_WITH_SKIPPED_IMAGES
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = new_parser(
-        "segment",
-        "Write a mask of the image's size: k for the k-th class, 0 for background. Or write the\n"
-        "instances of many images as one COCO file; run an interrupted command again to continue\n"
-        "where it stopped.",
-        (
-            'photo.jpg --classes "dog, grass" -o mask.png',
-            'photo.jpg --classes "dog, grass" --format overlay -o seen.png',
-            'photos/ --classes "dog, cat" --background-threshold 0.1 --format coco -o found.json',
-            "photo.jpg --classes dog --background-threshold 0.1 -o mask.npy "
-            "--url grpc://localhost:8001",
-        ),
-    )
-    _add_output_options(parser)
-    _add_mask_options(parser)
-    add_engine_options(parser)
-    return parser.parse_args(arguments)
-
-
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "image",
-        nargs="+",
-        help="an image file, or - for standard input; for coco also folders, patterns, and - for "
-        "a list of paths",
-    )
-    parser.add_argument("--classes", required=True, help="names, separated by commas")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="a .png or .npy file; for coco .json"
-    )
-    parser.add_argument(
-        "--format",
-        choices=tuple(SUFFIXES),
-        default="mask",
-        help="mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with "
-        "coloured classes; coco: instances with boxes, scores and run lengths (default: mask)",
-    )
-    parser.add_argument(
-        "--min-area-share",
-        type=float,
-        default=SegmentImagesRequest.min_area_share,
-        help="share of the pixels of the smallest instance, for coco (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start a stopped job again, for coco"
-    )
-
-
-def _add_mask_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--background-classes",
-        default="",
-        help="names that count as background, separated by commas",
-    )
-    parser.add_argument(
-        "--background-threshold", type=float, help="pixels with a lower cosine are background"
-    )
-    parser.add_argument("--resolution", type=int, help="resize the short side to this many pixels")
-    parser.add_argument(
-        "--fit",
-        choices=("aspect", "squash"),
-        default=SegmentImagesRequest.fit,
-        help="keep the aspect ratio, or resize to a square (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--mode",
-        choices=get_args(SegmentMode),
-        help="process the whole image at once, or in overlapping windows (default: the model's "
-        "own; whole is the faster one)",
-    )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _read(image: str) -> bytes:
-    if image == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise EngineError(f"{image} cannot be read: {error.strerror}.") from error
-
-
-def _check_output(options: argparse.Namespace, classes: Sequence[str]) -> None:
+def _check_output(options: SegmentOptions, classes: Sequence[str]) -> None:
     """Check the output before anything is computed."""
-    suffix = options.output.suffix.lower()
-    allowed = SUFFIXES[options.format]
-    if suffix not in allowed:
-        raise EngineError(
-            f"--output must end in {' or '.join(allowed)} for --format {options.format}, "
-            f"not {options.output.name}."
-        )
-    folder = options.output.parent
-    if not folder.is_dir():
-        raise EngineError(f"{options.output} cannot be written: {folder} is not a folder.")
+    purpose = f" for --format {options.format}"
+    suffix = check_output(options.output, SUFFIXES[options.format], purpose)
     is_palette = suffix == ".png" and options.format == "mask"
     if is_palette and len(classes) > MAX_PALETTE_CLASSES:
         raise EngineError(
@@ -222,7 +179,7 @@ def _check_output(options: argparse.Namespace, classes: Sequence[str]) -> None:
         )
 
 
-def _encode(options: argparse.Namespace, labels_HW: Labels, image: bytes) -> bytes:
+def _encode(options: SegmentOptions, labels_HW: Labels, image: bytes) -> bytes:
     if options.output.suffix.lower() == ".npy":
         return encode_npy(labels_HW.astype(np.uint16, copy=False))
     if options.format == "labels":
@@ -235,14 +192,6 @@ def _encode(options: argparse.Namespace, labels_HW: Labels, image: bytes) -> byt
     )
     with image_errors("image"):
         return encode_overlay_png(labels_HW, decode_image(image, limits))
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    try:
-        atomic_write(file, content)
-    except OSError as error:
-        raise EngineError(f"{file} cannot be written: {error.strerror}.") from error
 
 
 def _describe(labels_HW: Labels, classes: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from typing import Final
 from pydantic import ValidationError
 
 from service.engines.engine import Engine, EngineError
-from service.engines.in_process import InProcessEngine
 from service.settings import Settings, load_settings
 
 URL_VARIABLE: Final = "TIPSERVE_URL"
@@ -67,4 +66,7 @@ def load(flags: Sequence[str]) -> Engine:
     Raises:
         EngineError: The model cannot be loaded.
     """
+    # Imported here, because it is slow to import, and help and servers do not need it.
+    from service.engines.in_process import InProcessEngine  # noqa: PLC0415
+
     return InProcessEngine(settings_for(flags))

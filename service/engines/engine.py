@@ -3,10 +3,19 @@
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from model.winner_map import Labels
-from service.messages import EmbedImagesRequest, FloatArray, SegmentImagesRequest
+from service.messages import (
+    ClassifyImagesRequest,
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    FloatArray,
+    SegmentImagesRequest,
+    VisualizeFeaturesRequest,
+)
 
 Embedding = Mapping[str, FloatArray]
 
@@ -59,6 +68,15 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassScore:
+    """A class of an image: probability among all classes, and cosine."""
+
+    name: str
+    probability: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSummary:
     """A model that an engine can compute.
 
@@ -104,6 +122,24 @@ class Engine(Protocol):
 
     def segment(self, request: SegmentImagesRequest) -> "Future[Mask]":
         """Segment the only image of a request.
+
+        The future raises `ImageRefused` or `EngineError`.
+        """
+
+    def embed_texts(self, request: EmbedTextsRequest) -> "Future[FloatArray]":
+        """Embed texts: one row for each, [T, D].
+
+        The future raises `EngineError`.
+        """
+
+    def classify(self, request: ClassifyImagesRequest) -> "Future[tuple[ClassScore, ...]]":
+        """Classify the only image of a request: the best class first.
+
+        The future raises `ImageRefused` or `EngineError`.
+        """
+
+    def visualize(self, request: VisualizeFeaturesRequest) -> "Future[NDArray[Any]]":
+        """Draw the patch embeddings of the only image of a request, as in its response.
 
         The future raises `ImageRefused` or `EngineError`.
         """

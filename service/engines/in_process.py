@@ -7,10 +7,13 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from numpy.typing import NDArray
+
 from model.package import Manifest
 from service.call import Call
 from service.data_plane import DataPlane
 from service.engines.engine import (
+    ClassScore,
     Embedding,
     EngineError,
     Mask,
@@ -20,7 +23,15 @@ from service.engines.engine import (
     request_error,
 )
 from service.errors import Overloaded, ServiceError
-from service.messages import EmbedImagesRequest, ModelInfo, SegmentImagesRequest
+from service.messages import (
+    ClassifyImagesRequest,
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    FloatArray,
+    ModelInfo,
+    SegmentImagesRequest,
+    VisualizeFeaturesRequest,
+)
 from service.models.conversion import ModelSource, open_source
 from service.models.heads import HeadFolder
 from service.models.loading import load_model, num_pool_threads, request_limits
@@ -85,6 +96,18 @@ class InProcessEngine:
         """As `Engine` says."""
         return asyncio.run_coroutine_threadsafe(self._segment(request), self._loop)
 
+    def embed_texts(self, request: EmbedTextsRequest) -> "Future[FloatArray]":
+        """As `Engine` says."""
+        return asyncio.run_coroutine_threadsafe(self._embed_texts(request), self._loop)
+
+    def classify(self, request: ClassifyImagesRequest) -> "Future[tuple[ClassScore, ...]]":
+        """As `Engine` says."""
+        return asyncio.run_coroutine_threadsafe(self._classify(request), self._loop)
+
+    def visualize(self, request: VisualizeFeaturesRequest) -> "Future[NDArray[Any]]":
+        """As `Engine` says."""
+        return asyncio.run_coroutine_threadsafe(self._visualize(request), self._loop)
+
     def models(self) -> list[ModelSummary]:
         """As `Engine` says."""
         return [summarize(info.manifest, info) for info in self._plane.list_models()]
@@ -115,6 +138,21 @@ class InProcessEngine:
                 for one, text in zip(found.instances, texts, strict=True)
             ),
         )
+
+    async def _embed_texts(self, request: EmbedTextsRequest) -> FloatArray:
+        answer = await retry_overload(lambda call: self._plane.embed_texts(request, call))
+        return answer.embeddings_TD
+
+    async def _classify(self, request: ClassifyImagesRequest) -> tuple[ClassScore, ...]:
+        answer = await retry_overload(lambda call: self._plane.classify_images(request, call))
+        return tuple(
+            ClassScore(name=answer.classes[label - 1], probability=share, cosine=cosine)
+            for label, share, cosine in answer.classifications[0].rows()
+        )
+
+    async def _visualize(self, request: VisualizeFeaturesRequest) -> NDArray[Any]:
+        answer = await retry_overload(lambda call: self._plane.visualize_features(request, call))
+        return answer.maps[0]
 
     def _busy_window(self) -> int:
         """Images that fill a batch and the next one in every lane, and all decoding threads."""

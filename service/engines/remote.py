@@ -7,7 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
+from numpy.typing import NDArray
+
 from service.engines.engine import (
+    ClassScore,
     Embedding,
     EngineError,
     Mask,
@@ -15,10 +18,21 @@ from service.engines.engine import (
     ModelSummary,
     request_error,
 )
-from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
+from service.messages import (
+    ClassifyImagesRequest,
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    FloatArray,
+    SegmentClass,
+    SegmentImagesRequest,
+    VisualizeFeaturesRequest,
+)
 from tipserve_client import Client, ModelInfo, Retry, TipserveError, Unavailable
 from tipserve_client.requests import OPTIONS, Method
 
+ImageRequest = (
+    ClassifyImagesRequest | EmbedImagesRequest | SegmentImagesRequest | VisualizeFeaturesRequest
+)
 NUM_THREADS: Final = 16
 MAX_ATTEMPTS: Final = 8
 # For all attempts of one request: longer than a restart of the server and than its own limit.
@@ -74,6 +88,42 @@ class RemoteEngine:
         )
         return Mask(labels_HW=mask.labels, instances=instances)
 
+    def embed_texts(self, request: EmbedTextsRequest) -> "Future[FloatArray]":
+        """As `Engine` says."""
+        return self._threads.submit(self._embed_texts, request)
+
+    def _embed_texts(self, request: EmbedTextsRequest) -> FloatArray:
+        with self._translated_errors():
+            found: FloatArray = self._client.embed_texts(
+                request.texts, **_options("embed_texts", request)
+            )
+        return found
+
+    def classify(self, request: ClassifyImagesRequest) -> "Future[tuple[ClassScore, ...]]":
+        """As `Engine` says."""
+        return self._threads.submit(self._classify, request)
+
+    def _classify(self, request: ClassifyImagesRequest) -> tuple[ClassScore, ...]:
+        options = _options("classify_images", request)
+        with self._translated_errors():
+            (scores,) = self._client.classify(
+                _encoded(request), _classes(request.classes), **options
+            )
+        return tuple(
+            ClassScore(name=one.name, probability=one.probability, cosine=one.cosine)
+            for one in scores
+        )
+
+    def visualize(self, request: VisualizeFeaturesRequest) -> "Future[NDArray[Any]]":
+        """As `Engine` says."""
+        return self._threads.submit(self._visualize, request)
+
+    def _visualize(self, request: VisualizeFeaturesRequest) -> NDArray[Any]:
+        options = _options("visualize_features", request)
+        with self._translated_errors():
+            drawn: list[NDArray[Any]] = self._client.features(_encoded(request), **options)
+        return drawn[0]
+
     def models(self) -> list[ModelSummary]:
         """As `Engine` says."""
         with self._translated_errors():
@@ -109,12 +159,12 @@ class RemoteEngine:
             logger.warning("%s: %s Retrying, at most %s attempts.", self._url, error, MAX_ATTEMPTS)
 
 
-def _options(method: Method, request: EmbedImagesRequest | SegmentImagesRequest) -> dict[str, Any]:
+def _options(method: Method, request: ImageRequest | EmbedTextsRequest) -> dict[str, Any]:
     """The client's options of a method, which have the names of the request's fields."""
     return {name: getattr(request, name) for name in OPTIONS[method] if hasattr(request, name)}
 
 
-def _encoded(request: EmbedImagesRequest | SegmentImagesRequest) -> bytes:
+def _encoded(request: ImageRequest) -> bytes:
     (image,) = request.images
     assert isinstance(image, bytes)
     return image

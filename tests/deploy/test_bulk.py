@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from service.bulk.output import JobOptions
-from service.commands.embed import parse_options
+from service.commands.embed import EmbedOptions
 from service.commands.embed_job import job_options
+from service.commands.model_options import ModelOptions
+from service.commands.program import new_app
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Manifest, of_kind, workloads
 
@@ -47,8 +49,14 @@ def rayjob_arguments(rayjob: Manifest) -> list[str]:
     return arguments
 
 
+def parse(arguments: list[str]) -> tuple[tuple[str, ...], EmbedOptions]:
+    """The paths and the options of a command line."""
+    _, bound, _ = new_app().parse_args(["embed", *arguments])
+    return bound.args, bound.kwargs["options"]
+
+
 def chosen(arguments: list[str]) -> JobOptions:
-    return job_options(parse_options(arguments))
+    return job_options(parse(arguments)[1], ModelOptions())
 
 
 def test_one_machine_and_many_compute_the_same(job: Manifest, rayjob: Manifest) -> None:
@@ -58,8 +66,8 @@ def test_one_machine_and_many_compute_the_same(job: Manifest, rayjob: Manifest) 
 
 
 def test_ray_has_room_for_the_workers(rayjob: Manifest) -> None:
-    options = parse_options(rayjob_arguments(rayjob))
-    assert options.ray == ""
+    _, options = parse(rayjob_arguments(rayjob))
+    assert options.ray is True
     (group,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
     num_cpus = group["replicas"] * int(container["resources"]["requests"]["cpu"])
@@ -72,10 +80,10 @@ def test_input_and_output_are_on_the_volume(job: Manifest, rayjob: Manifest) -> 
         arguments = (job_arguments if workload.kind == "Job" else rayjob_arguments)(
             workload.document
         )
-        options = parse_options(arguments)
+        paths, options = parse(arguments)
         (container,) = workload.containers
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        for path in (*options.paths, str(options.output)):
+        for path in (*paths, str(options.output)):
             assert path.startswith(f"{mounts['data']}/")
 
 

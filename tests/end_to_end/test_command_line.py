@@ -16,6 +16,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from model.package import ModelPackage
+from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
 
 LIMIT_S = 60.0
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -156,6 +157,46 @@ def test_models_are_described_alike_by_every_engine(
     lines = [tipserve("models", *target).stdout for _, target in targets(service, tiny_package)]
     assert len(set(lines)) == 1
     assert lines[0].startswith("tiny: ")
+
+
+def test_classes_features_and_searches_equal_the_api_for_every_engine(
+    folder: Path,
+    tmp_path: Path,
+    service: Any,
+    tiny_package: ModelPackage,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    image = folder / "0.jpg"
+    data = image.read_bytes()
+    fields = {"images": [data], "outputs": ["patches", "cls1"], "fit": "aspect"}
+    patches_hwD = service.over_rest("embed_images", fields).arrays["0.patches"]
+    texts_TD = service.over_rest("embed_texts", {"texts": ["a cat", "a dog"]}).arrays["embeddings"]
+    outputs: dict[str, list[Any]] = {"classes": [], "found": [], "drawn": [], "rows": []}
+
+    # In this process, which starts faster than a new one for each command.
+    def run(*arguments: str) -> str:
+        status = main(arguments)
+        printed = capsys.readouterr()
+        assert status in {DONE, DONE_WITH_SKIPPED_IMAGES}, printed.err
+        return printed.out
+
+    for name, target in targets(service, tiny_package):
+        files = {end: tmp_path / f"{name}.{end}" for end in ("npy", "png", "parquet", "csv")}
+        outputs["classes"].append(run("classify", str(image), "--classes=cat,dog", *target))
+        run("classify", str(folder), "--classes=cat,dog", "-o", str(files["csv"]), *target)
+        outputs["rows"].append(files["csv"].read_text(encoding="utf-8"))
+        run("features", str(image), "-o", str(files["npy"]), *target)
+        np.testing.assert_allclose(np.load(files["npy"]), patches_hwD, atol=2e-6)
+        run("features", str(image), "-o", str(files["png"]), *target)
+        outputs["drawn"].append(files["png"].read_bytes())
+        rows = json.loads(run("texts", "a cat", "a dog", *target))
+        np.testing.assert_allclose([row["embedding"] for row in rows], texts_TD, atol=2e-6)
+        run("embed", str(folder), "-o", str(files["parquet"]), *target)
+        found = run("search", str(files["parquet"]), "--image", str(image), *target)
+        assert found.startswith(f"1.0000  {image}\n")
+        outputs["found"].append(found + run("search", str(files["parquet"]), "a cat", *target))
+    for name, (first, *others) in outputs.items():
+        assert others == [first] * 2, name
 
 
 def test_a_key_is_required_and_sent(

@@ -46,14 +46,13 @@ def test_variables_of_clients_and_service_links_are_ignored() -> None:
     assert load(**variables) == Settings()
 
 
-@pytest.mark.parametrize("flag", ["--htp-port", "--http"])
-def test_an_unknown_or_abbreviated_flag_is_an_error(
-    flag: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        load(flag, "1")
-    assert caught.value.code == 2
-    assert flag in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments", [["--htp-port", "1"], ["--http", "1"], ["--http-port=1", "serve"], ["--http-port"]]
+)
+def test_an_unknown_or_abbreviated_flag_is_an_error(arguments: list[str]) -> None:
+    wrong = next(one for one in (*arguments[::-1], "") if one != "1")
+    with pytest.raises(ValueError, match=f"{wrong}.*Run `python -m service --help` for help."):
+        load(*arguments)
 
 
 @pytest.mark.parametrize("variable", ["TIPSERVE_HTP_PORT", "TIPSERVE_PORT"])

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from service.commands.bench import Measured, run
-from service.commands.program import DONE, FAILED, main
+from service.commands.bench import Measured
+from service.commands.program import DONE, FAILED, main, new_app
 from tests.service.conftest import Encode, Serving
 
 KEY = "the-key-of-this-test"
+
+
+def run(*options: str) -> int:
+    """Run the command in a thread, where `main` could set no signal handlers."""
+    status: int = new_app()(["bench", *options])
+    return status
 
 
 async def test_throughput_and_the_stages_of_a_server_are_printed(
@@ -22,9 +28,9 @@ async def test_throughput_and_the_stages_of_a_server_are_printed(
     async with serving(api_keys=KEY) as server:
         url = f"--url=http://127.0.0.1:{server.ports['http']}"
         flags = [url, f"--image={image}", "--seconds=0.2", "--concurrency=2"]
-        status = await asyncio.to_thread(run, [*flags, f"--api-key-file={key}"])
+        status = await asyncio.to_thread(run, *flags, f"--api-key-file={key}")
         printed = capsys.readouterr().out
-        refused = await asyncio.to_thread(run, flags)
+        refused = await asyncio.to_thread(run, *flags)
     assert (status, refused) == (DONE, FAILED), printed
     assert re.match(r"[1-9]\d* requests in \d+\.\d s: \d+\.\d per second\n", printed)
     rows = [line.split() for line in printed.splitlines()[1:]]

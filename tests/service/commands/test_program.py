@@ -6,15 +6,25 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 
 from service.bulk.embedding import Dtype
-from service.commands import embed, models
-from service.commands.program import COMMANDS, EXTRAS, FAILED, PROGRAMS, WRONG_USAGE, main
+from service.commands import models
+from service.commands.embed import EmbedOptions
+from service.commands.program import (
+    COMMANDS,
+    EXTRAS,
+    FAILED,
+    PROGRAM_HELP,
+    PROGRAMS,
+    WRONG_USAGE,
+    main,
+    new_app,
+)
 from service.settings import Settings, load_settings
 
 
@@ -26,15 +36,20 @@ def test_the_console_script_is_declared(project_root: Path) -> None:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    named = set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE))
-    assert named == {*COMMANDS, *PROGRAMS}
+    text = capsys.readouterr().out
+    assert set(re.findall(r"^│ (\w+) ", text, re.MULTILINE)) == {*COMMANDS, *PROGRAMS}
+    assert PROGRAM_HELP.keys() == PROGRAMS.keys()
     for command in COMMANDS:
-        with pytest.raises(SystemExit) as ended:
-            main([command, "--help"])
-        assert ended.value.code == 0
+        assert main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"Usage: tipserve {command}")
+        assert "Examples:" in text
+        assert "Exit status:" in text
 
 
-@pytest.mark.parametrize(("given", "words"), [([], "usage:"), (["embedd"], "unknown command")])
+@pytest.mark.parametrize(
+    ("given", "words"), [([], "Usage: tipserve"), (["embedd"], 'Unknown command "embedd"')]
+)
 def test_a_missing_or_unknown_command_is_wrong_usage(
     given: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,13 +62,28 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"tipserve (\d+\.\d+\.\d+|unknown)\n", capsys.readouterr().out)
 
 
+# What each command needs, so that only the option is wrong.
+NEEDED = {
+    "classify": ["a", "--classes=c"],
+    "embed": ["a", "-o", "b"],
+    "features": ["a", "-o", "b.npy"],
+    "search": ["a.parquet"],
+    "segment": ["a", "--classes=c", "-o=b"],
+}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_unknown_option_is_an_error(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    needed = {"embed": ["a", "-o", "b"], "segment": ["a", "--classes=c", "-o=b"]}
-    with pytest.raises(SystemExit) as ended:
-        main([command, *needed.get(command, []), "--modell=x"])
-    assert ended.value.code == WRONG_USAGE
-    assert "unrecognized arguments: --modell=x" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--modell=x"], ["--modell", "x"], ["--mode"], ["-u"]])
+def test_an_unknown_option_is_an_error(
+    command: str, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (command, option) == ("segment", ["--mode"]):
+        option = ["--mod"]
+    for arguments in ([*NEEDED.get(command, []), *option], [*option, *NEEDED.get(command, [])]):
+        assert main([command, *arguments]) == WRONG_USAGE
+        error = capsys.readouterr().err
+        assert error.startswith(f"tipserve {command}: Unknown option: {option[0].split('=')[0]}")
+        assert error.endswith(f"Run `tipserve {command} --help` for help.\n")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +106,10 @@ def test_other_programs_replace_the_process(given: list[str], becomes: list[str]
         (["models", "--url=ftp://x"], "--url: 'ftp://x': write http://host:8000"),
         (["models", "--url=http://x", "--runtime=onnx"], "--runtime has no effect with --url"),
         (["models", "--model=no/such/folder/here"], "no/such/folder/here"),
-        (["models", "--runtime=abacus"], "runtime: "),
+        (
+            ["models", "--runtime=abacus"],
+            'Invalid value "abacus" for --runtime. Choose from: "auto"',
+        ),
         (["models", "--url=http://x", "--api-key-file=missing"], "cannot be read"),
         (["segment", "missing.jpg", "--classes=a", "-o=m.png"], "missing.jpg cannot be read"),
         (["embed", "missing", "-o=x.parquet"], "missing does not exist"),
@@ -113,7 +146,7 @@ def test_system_errors_become_messages(
     error: OSError,
     sentence: str,
 ) -> None:
-    def refuse(arguments: Sequence[str]) -> int:
+    def refuse() -> int:
         raise error
 
     monkeypatch.setattr(models, "run", refuse)
@@ -171,23 +204,72 @@ def test_help_needs_no_optional_package(
     ]:
         if name != "service.commands.program":
             monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code == 0
-    assert f"usage: tipserve {command}" in capsys.readouterr().out
+    assert main([command, "--help"]) == 0
+    assert f"Usage: tipserve {command}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def completions(tmp_path: Path) -> Callable[[str], set[str]]:
+    """Completions of a command line in bash, by the script that the command installs."""
+    script = tmp_path / "tipserve.bash"
+    assert main(["--install-completion", "--shell=bash", f"--output={script}"]) == 0
+
+    def complete(line: str) -> set[str]:
+        program = (
+            f"source {script}; COMP_WORDS=({line} ''); [[ '{line}' == *' -' ]] && "
+            f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _tipserve; "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(["bash", "-c", program], check=True, capture_output=True, text=True)
+        return set(done.stdout.split())
+
+    return complete
+
+
+def test_a_shell_completes_commands_options_and_choices(
+    completions: Callable[[str], set[str]],
+) -> None:
+    assert completions("tipserve") >= {*COMMANDS, *PROGRAMS}
+    assert completions("tipserve segment -") >= {"--classes", "--output", "--url", "--runtime"}
+    assert completions("tipserve segment --format") == {"mask", "labels", "overlay", "coco"}
+    assert completions("tipserve serve -") >= {"--http-port", "--no-show-config"}
+    assert completions("tipserve serve --runtime") >= {"onnx", "openvino", "torch"}
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_completion(shell: str, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    assert main(["--install-completion", f"--shell={shell}", f"--output={script}"]) == 0
+    text = script.read_text(encoding="utf-8")
+    for words in ("background-threshold", "trace-sample-ratio", "openvino"):
+        assert words in text
 
 
 def test_the_number_formats_are_those_of_a_job() -> None:
-    assert get_args(Dtype) == embed.DTYPES
+    assert get_args(get_args(get_type_hints(EmbedOptions, include_extras=True)["dtype"])[0]) == (
+        get_args(Dtype)
+    )
 
 
-def test_help_of_the_server_shows_no_python_types(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("given", "ray"), [([], None), (["--ray"], True), (["--ray", "auto"], "auto")]
+)
+def test_the_address_of_a_cluster_is_optional(given: list[str], ray: object) -> None:
+    _, bound, _ = new_app().parse_args(["embed", "a", "-o", "b", *given, "--workers", "2"])
+    assert (bound.args, bound.kwargs["options"].ray) == (("a",), ray)
+
+
+@pytest.mark.parametrize("program", ["tipserve serve", "python -m service"])
+def test_help_of_the_server_looks_like_that_of_the_commands(
+    program: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
-        load_settings(["--help"], {}, "tipserve serve")
+        load_settings(["--help"], {}, program)
     text = capsys.readouterr().out
     assert ended.value.code == 0
-    assert text.startswith("usage: tipserve serve [options]")
+    assert text.startswith(f"Usage: {program} [OPTIONS]\n")
     assert not re.search(r"tuple|Settings|lambda|default factory|None|SecretStr", text)
-    assert re.search(r"--http-port NUMBER .*\(default: 8000\)", " ".join(text.split()))
-    named = set(re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE))
-    assert named == {name.replace("_", "-") for name in Settings.model_fields}
+    assert re.search(r"--http-port INT .*\[default: 8000\]", text)
+    named = set(re.findall(r"^│ --([a-z0-9-]+) ", text, re.MULTILINE))
+    assert named == {*(name.replace("_", "-") for name in Settings.model_fields), "help"}

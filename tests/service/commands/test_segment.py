@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-from concurrent.futures import Future
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
-from service.engines.engine import EngineError, ImageRefused, Mask, MaskInstance, ModelSummary
-from service.messages import SegmentImagesRequest
-
-RUNS = "Z12V1000nU2"  # rows 2 and 3 of columns 1 to 3
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    file = tmp_path / "image.png"
-    half = np.zeros((40, 60, 3), np.uint8)
-    half[:, 30:] = (250, 40, 30)
-    Image.fromarray(half).save(file)
-    return file
+from tests.service.commands.conftest import FakeEngine
 
 
 @pytest.mark.slow
@@ -45,45 +31,6 @@ def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [image.name, *(file.name for file in files)]
     )
-
-
-class FakeEngine:
-    """Finds the first class everywhere, and refuses an image that is not a PNG file."""
-
-    window = 2
-
-    def __init__(self) -> None:
-        self.num_images = 0
-        self.most_images = 1000
-
-    def segment(self, request: SegmentImagesRequest) -> "Future[Mask]":
-        if self.num_images == self.most_images:
-            raise EngineError("the server has gone")
-        self.num_images += 1
-        (image,) = request.images
-        assert isinstance(image, bytes)
-        done: Future[Mask] = Future()
-        if image.startswith(b"\x89PNG"):
-            instance = MaskInstance(label=1, area=6, box=(1, 2, 3, 2), score=0.75, counts=RUNS)
-            found = (instance,) * request.include_instances
-            done.set_result(Mask(labels_HW=np.ones((40, 60), np.uint8), instances=found))
-        else:
-            done.set_exception(ImageRefused("the image cannot be decoded", "invalid_image"))
-        return done
-
-    def models(self) -> list[ModelSummary]:
-        names = dict.fromkeys(("variant", "runtime", "precision", "device", "fingerprint"), "x")
-        sizes = dict.fromkeys(("embed_dim", "patch_size", "native_size"), 1)
-        return [ModelSummary(name="fake", outputs=("values",), **names, **sizes)]  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    engine = FakeEngine()
-    monkeypatch.setattr(
-        "service.commands.segment.opened_engine", lambda options: nullcontext(engine)
-    )
-    return engine
 
 
 @pytest.mark.usefixtures("fake_engine")

@@ -11,7 +11,14 @@ from safetensors.numpy import save
 
 from service.engines.engine import EngineError, ImageRefused
 from service.engines.remote import MAX_ATTEMPTS, RemoteEngine
-from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
+from service.messages import (
+    ClassifyImagesRequest,
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    SegmentClass,
+    SegmentImagesRequest,
+    VisualizeFeaturesRequest,
+)
 from tests.service.conftest import Encode, Serving
 
 REQUEST = EmbedImagesRequest(images=(b"x",))
@@ -42,6 +49,13 @@ async def test_both_protocols_give_the_same_results_and_errors(
             .labels_HW
         )
         assert labels_HW.shape == (30, 40)
+        found = engine.classify(ClassifyImagesRequest(images=(image,), classes=classes(3), top_k=2))
+        assert {one.name for one in found.result()} < {"c0", "c1", "c2"}
+        assert len(found.result()) == 2
+        drawn = engine.visualize(VisualizeFeaturesRequest(images=(image,), kind="groups"))
+        assert drawn.result().shape == (30, 40)
+        texts = engine.embed_texts(EmbedTextsRequest(texts=("a", "b"))).result()
+        assert texts.shape == (2, 8)
         (model,) = engine.models()
         assert (model.name, model.embed_dim, "text" in model.outputs) == ("fake", 8, False)
         for bad in (b"no image", b"\xff" * 150_000, b"\xff" * 300_000):
@@ -54,6 +68,10 @@ async def test_both_protocols_give_the_same_results_and_errors(
         ):
             with pytest.raises(EngineError):
                 engine.segment(request).result()
+        with pytest.raises(EngineError):
+            engine.embed_texts(EmbedTextsRequest(texts=("a", " "))).result()
+        with pytest.raises(ImageRefused):
+            engine.classify(ClassifyImagesRequest(images=(b"x",), classes=classes(1))).result()
         engine.close()
 
     async with serving(**limits) as server:

@@ -15,7 +15,11 @@ from training.reproduce.runner import CHANCE, LARGEST, PAINTED, PATCHES, VALUES
 SCENES = {"seen": "seen styles", "unseen": "Fluent 3D, unseen style"}
 # Below this mIoU of painted CLS1 there is nothing that patches could fail to localise.
 MIN_PAINTED = 30.0
-Verdict = Literal["reproduced", "not reproduced", "the opposite", "not testable", "not run yet"]
+# An interval over fewer seeds says little.
+MIN_SEEDS = 3
+Verdict = Literal[
+    "reproduced", "not reproduced", "the opposite", "not testable", "too few seeds", "not run yet"
+]
 
 _HEADER = """\
 # The paper's effects in miniature
@@ -41,7 +45,7 @@ file for each arm and seed; a further run only adds files.
   over seeds], seeds above zero / seeds. The scenes of the unseen style are a second measurement,
   without a verdict.
 - "reproduced": the interval is above zero; "the opposite": it is below. "not testable": the
-  miniature has no counterpart, or fails a check below.
+  miniature has no counterpart, or fails a check below. Fewer than {min_seeds} seeds have no verdict.
 - *painted CLS1* gives every pixel the name that the same model gives the whole image. *largest
   object* takes the name of the largest object from the true masks. "which" is the share of object
   pixels whose name is right among the scene's own names."""
@@ -94,6 +98,8 @@ def verdict(row: PaperRow, results: Results) -> tuple[Verdict, SeedMean | None]:
     found = results.difference(pair.better, pair.worse, pair.value)
     if failed_checks(results):
         return "not testable", found
+    if len(found.values) < MIN_SEEDS:
+        return "too few seeds", found
     if pair.is_equality:
         return ("reproduced" if found.low <= 0 <= found.high else "not reproduced"), found
     if found.low > 0:
@@ -206,6 +212,7 @@ def render(results: Results, scale: Scale) -> str:
             distill=scale.distill_steps,
             features=FEATURES,
             sets=scale.cells.num_test,
+            min_seeds=MIN_SEEDS,
         ),
         "## Rows of the paper",
         markdown_table(

@@ -29,7 +29,7 @@ def fill(finish: Finish, better: list[float], *, painted: float = 35.0) -> None:
         ([25.0, 26.0, 24.0], "reproduced"),
         ([15.0, 14.0, 16.0], "the opposite"),
         ([30.0, 15.0, 21.0], "not reproduced"),
-        ([25.0], "not reproduced"),  # one seed has no interval
+        ([25.0, 26.0], "too few seeds"),
     ],
 )
 def test_a_row_is_judged_by_the_interval_over_seeds(
@@ -42,9 +42,10 @@ def test_a_row_is_judged_by_the_interval_over_seeds(
 def test_an_equality_is_judged_by_whether_the_interval_includes_zero(
     results: Path, finish: Finish
 ) -> None:
-    fill(finish, [20.0, 21.0])
+    fill(finish, [20.0, 21.0, 20.5])
     finish(HEAD_EMA, 0, patches=21.0)
     finish(HEAD_EMA, 1, patches=20.0)
+    finish(HEAD_EMA, 2, patches=20.5)
     assert verdict(EQUAL, Results(results))[0] == "reproduced"
 
 

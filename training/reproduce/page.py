@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from training.reproduce import plan
 from training.reproduce.cells import NAMES
-from training.reproduce.paper import FEATURES, ROWS, PaperRow
+from training.reproduce.paper import FEATURES, ROWS, Pair, PaperRow
 from training.reproduce.plan import Scale, arms
 from training.reproduce.results import Results, SeedMean, Value, score
 from training.reproduce.runner import CHANCE, LARGEST, PAINTED, PATCHES, VALUES
@@ -45,7 +45,7 @@ file for each arm and seed; a further run only adds files.
   over seeds], seeds above zero / seeds. The scenes of the unseen style are a second measurement,
   without a verdict.
 - "reproduced": the interval is above zero; "the opposite": it is below. "not testable": the
-  miniature has no counterpart, or fails a check below. Fewer than {min_seeds} seeds have no verdict.
+  miniature has no counterpart, or fails a check below. A verdict takes {min_seeds} seeds.
 - *painted CLS1* gives every pixel the name that the same model gives the whole image. *largest
   object* takes the name of the largest object from the true masks. "which" is the share of object
   pixels whose name is right among the scene's own names."""
@@ -100,11 +100,15 @@ def verdict(row: PaperRow, results: Results) -> tuple[Verdict, SeedMean | None]:
         return "not testable", found
     if len(found.values) < MIN_SEEDS:
         return "too few seeds", found
+    return _judge(pair, found), found
+
+
+def _judge(pair: Pair, found: SeedMean) -> Verdict:
     if pair.is_equality:
-        return ("reproduced" if found.low <= 0 <= found.high else "not reproduced"), found
+        return "reproduced" if found.low <= 0 <= found.high else "not reproduced"
     if found.low > 0:
-        return "reproduced", found
-    return ("the opposite" if found.high < 0 else "not reproduced"), found
+        return "reproduced"
+    return "the opposite" if found.high < 0 else "not reproduced"
 
 
 def _row(row: PaperRow, results: Results) -> list[str]:

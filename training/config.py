@@ -8,6 +8,7 @@ from typing import get_args
 from transformers import Tipsv2Config, Tipsv2TextConfig, Tipsv2VisionConfig
 
 from model.variants import variant
+from training.boards import BoardName
 from training.data.captions import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES
@@ -174,6 +175,8 @@ class TrainingConfig:
             higher resolution. None for random weights.
         runs: Parent of run folders.
         log_every: Steps between log lines.
+        log_to: Boards that show log rows and drawn scenes: "tensorboard", "wandb", "mlflow". The
+            file log.jsonl has all rows in any case.
         validate_every: Steps between validations; 0 for none.
         checkpoint_every_s: Seconds between checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep.
@@ -202,6 +205,7 @@ class TrainingConfig:
     start: Path | None = None
     runs: Path = Path("runs")
     log_every: int = 20
+    log_to: tuple[BoardName, ...] = field(default=("tensorboard",), repr=False)  # see OptimConfig
     validate_every: int = 500
     checkpoint_every_s: float = 120.0
     keep_checkpoints: int = 2

@@ -1,8 +1,8 @@
-"""What a run reports while it trains: log, step times, TensorBoard, validation scores.
+"""What a run reports while it trains: log, step times, validation scores, drawn scenes.
 
 `log.jsonl` holds the loss curve, one JSON object a line, with no step twice: a killed process may
 have logged steps after its last checkpoint, and the resumed run repeats them, so their lines are
-removed first. TensorBoard shows the scalars and a few fixed scenes, a row of four images each: the
+removed first. The boards show the scalars and a few fixed scenes, a row of four images each: the
 image, its patches in three colours (their first principal components), the predicted mask among all
 candidate names, and the true mask. Only rank 0 scores and writes; the other ranks take part where a
 sharded model must be gathered.
@@ -12,18 +12,18 @@ Shapes: B scenes, N patches in row-major order, D width, S side in pixels, h w p
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.tensorboard import SummaryWriter
 from transformers import Tipsv2Tokenizer
 
 from model.encoder import Encoder, Tipsv2Encoder
 from model.segmentation import segment
+from training.boards import Boards
 from training.checkpoint import save_atomically, split_model
 from training.data.scenes import Scene
 from training.evaluate.encoder import SceneEncoder, load_for_evaluation
@@ -35,7 +35,6 @@ from training.parallel import ParallelMethod
 
 Row = dict[str, float]
 LOG_FILE = "log.jsonl"
-BOARD_FOLDER = "tensorboard"
 _NUM_SHOWN = 4
 _GOLDEN = 0.618034
 
@@ -154,34 +153,6 @@ def scene_panel(
     return np.concatenate(rows)
 
 
-class Board:
-    """Writes a run's TensorBoard files; close it at the end.
-
-    Args:
-        run: The run's folder.
-        from_step: Completed steps; later entries of an earlier start are hidden.
-    """
-
-    def __init__(self, run: Path, *, from_step: int = 0) -> None:
-        self._writer = SummaryWriter(run / BOARD_FOLDER, purge_step=from_step + 1)
-
-    def add_row(self, row: Mapping[str, float]) -> None:
-        """Add a log row: losses, norms and scores."""
-        for name, value in row.items():
-            if name not in ("step", "time_s"):
-                tag = f"score/{name}" if "/" in name else f"train/{name}"
-                self._writer.add_scalar(tag, value, int(row["step"]))
-
-    def add_panel(self, step: int, panel_HW3: NDArray[np.uint8]) -> None:
-        """Add the drawn scenes of a validation."""
-        self._writer.add_image("scenes", panel_HW3, step, dataformats="HWC")
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._writer.close()
-
-
 def save_model(folder: Path, method: ParallelMethod, tokenizer: Tipsv2Tokenizer) -> None:
     """Save the model in transformers' format, its tokenizer, and the heads that students need.
 
@@ -203,7 +174,7 @@ class Observation:
         folder: Of the run.
         tokenizer: Of its model.
         benchmarks: Development sets, may be empty; scenes of the first one are drawn.
-        board: TensorBoard's writer, on rank 0.
+        boards: Those of the run, on rank 0.
     """
 
     def __init__(
@@ -212,15 +183,15 @@ class Observation:
         tokenizer: Tipsv2Tokenizer,
         benchmarks: Sequence[SegmentationBenchmark | ClassificationBenchmark],
         *,
-        board: Board | None,
+        boards: Boards | None,
     ) -> None:
         self._folder, self._tokenizer = folder, tokenizer
-        self._benchmarks, self._board = benchmarks, board
+        self._benchmarks, self._boards = benchmarks, boards
 
     def validate(self, step: int, method: ParallelMethod) -> Row:
         """Save the model and score it; called on every rank, scores are returned on rank 0."""
         save_model(self._folder, method, self._tokenizer)
-        if self._board is None:
+        if self._boards is None:
             return {}
         encoder, row = self._scored_encoder(method), Row()
         for benchmark in self._benchmarks:
@@ -230,7 +201,7 @@ class Observation:
         if isinstance(shown, SegmentationBenchmark):
             scenes = shown.scenes[:_NUM_SHOWN]
             panel = scene_panel(encoder, scenes, shown.names)
-            self._board.add_panel(step, panel)
+            self._boards.add_panel(step, panel)
         return row
 
     def _scored_encoder(self, method: ParallelMethod) -> Encoder:
@@ -240,6 +211,6 @@ class Observation:
         return load_for_evaluation(self._folder / MODEL_FOLDER)
 
     def report(self, row: Row) -> None:
-        """Add a log row to TensorBoard."""
-        if self._board is not None:
-            self._board.add_row(row)
+        """Add a log row to the boards."""
+        if self._boards is not None:
+            self._boards.add_row(row)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import distributed
+from training.boards import Boards, check_installed
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig, ViewsConfig
 from training.cost import job_flops, known_device
@@ -30,10 +31,10 @@ from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.pretrain import Pretrain
 from training.methods.space import SpaceConfig, SpaceDistill
 from training.methods.teacher import MODEL_FOLDER, FrozenTeacher, load_teacher
-from training.observation import Board, Observation, save_model
+from training.observation import Observation, save_model
 from training.pretrained.image_backbone import load_image_backbone
 from training.pretrained.text import warm_up_text_tower
-from training.run_record import record_end, record_start
+from training.run_record import as_json, record_end, record_start
 from training.run_store import RunStore
 from training.start import load_heads, load_start
 from training.targets import Space
@@ -217,6 +218,7 @@ def run_together(
     """
     _check_together(configs)
     first = configs[0]
+    check_installed(first.log_to)
     torch.set_num_threads(first.threads)
     rank, num_ranks = distributed.start()
     part = RunShare(
@@ -295,8 +297,14 @@ class _Run:
         method, tokenizer, batches = built
         self._config, self._tokenizer, self._inputs = config, tokenizer, inputs
         self._done, is_first = checkpoint_step(config.folder), distributed.is_first_rank()
-        self._board = Board(config.folder, from_step=self._done) if is_first else None
-        observation = Observation(config.folder, tokenizer, inputs.benchmarks(), board=self._board)
+        self._boards = (
+            Boards(config.log_to, config.folder, config=as_json(config), from_step=self._done)
+            if is_first
+            else None
+        )
+        observation = Observation(
+            config.folder, tokenizer, inputs.benchmarks(), boards=self._boards
+        )
         self.trainer = Trainer(
             config,
             method,
@@ -308,22 +316,22 @@ class _Run:
 
     def record(self) -> None:
         """Record this start in run.json, and print a summary; on rank 0."""
-        if self._board is not None:
+        if self._boards is not None:
             _record(self._config, self.trainer, self._inputs, from_step=self._done)
 
     def finish(self) -> Path:
         """Save the trained model; returns its folder."""
         trainer, folder = self.trainer, self._config.folder
         save_model(folder, trainer.parallel, self._tokenizer)
-        if self._board is not None:
+        if self._boards is not None:
             state = count_state(trainer.parallel.method, trainer.optimizers)
             record_end(folder, state_bytes=state)
         return folder / MODEL_FOLDER
 
     def close(self) -> None:
-        """Close the files."""
-        if self._board is not None:
-            self._board.close()
+        """Close the boards."""
+        if self._boards is not None:
+            self._boards.close()
 
 
 def _record(config: TrainingConfig, trainer: Trainer, inputs: Inputs, *, from_step: int) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fsspec.core import url_to_fs
 
+from training.boards import BOARD_FOLDER, WANDB_FOLDER
 from training.checkpoint import CHECKPOINT_FOLDER, HEADER_FILE, checkpoint_step
 
-_LEFT_OUT = (CHECKPOINT_FOLDER, "tensorboard", "profile", "model")
+_LEFT_OUT = (CHECKPOINT_FOLDER, BOARD_FOLDER, WANDB_FOLDER, "profile", "model")
 """Other checkpoints, and what a resumed run makes again."""
 
 

@@ -55,6 +55,7 @@ from service.safety.protection import Protection
 from service.safety.shared_memory import Region
 
 OCTETS: Final = "application/octet-stream"
+URL_ENCODED: Final = "application/x-www-form-urlencoded"  # libcurl's default: Triton's C++ client
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 MAX_TENSORS: Final = 16
 MAX_AXES: Final = 8
@@ -361,7 +362,7 @@ def _add_shared_memory(router: APIRouter, plane: DataPlane, protection: Protecti
     )
     async def register_shared_memory(request: Request, name: str) -> Response:
         """Register a region of a shared memory object, for tensors."""
-        check_media(request)
+        check_media(request, URL_ENCODED)
         raw = await request.body()
         body = await in_pool(plane, partial(parse_json, raw, RegisterBody, plane.limits))
         protection.enabled_shared_memory().register(Region(name=name, **body.model_dump()))
@@ -370,14 +371,14 @@ def _add_shared_memory(router: APIRouter, plane: DataPlane, protection: Protecti
     @router.post(path + "/region/{name}/unregister", responses=V2_ERRORS, response_class=Response)
     async def unregister_shared_memory(request: Request, name: str) -> Response:
         """Unregister a region, if it is registered."""
-        check_media(request)
+        check_media(request, URL_ENCODED)
         protection.enabled_shared_memory().unregister(name)
         return Response()
 
     @router.post(path + "/unregister", responses=V2_ERRORS, response_class=Response)
     async def unregister_all_shared_memory(request: Request) -> Response:
         """Unregister all regions."""
-        check_media(request)
+        check_media(request, URL_ENCODED)
         protection.enabled_shared_memory().unregister()
         return Response()
 
@@ -416,17 +417,17 @@ async def _infer(
     return await write_content(plane, write, answer.num_values)
 
 
-def check_media(request: Request) -> None:
+def check_media(request: Request, also: str = "") -> None:
     """Check the media type of a body.
 
     A page of another origin may send a form or plain text without asking this server first.
     Triton's clients declare octets for JSON (asyncio), or nothing at all.
 
     Raises:
-        UnsupportedMedia: It is neither JSON nor octets.
+        UnsupportedMedia: It is neither JSON nor octets, nor `also`.
     """
     content_type = media_type(request)
-    if content_type not in {"", JSON, OCTETS}:
+    if content_type not in {"", JSON, OCTETS, also}:
         raise UnsupportedMedia(
             f"Content-Type {content_type} is not supported; send {JSON}. "
             f"With curl: -H 'Content-Type: {JSON}'.",

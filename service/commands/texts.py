@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -22,6 +22,31 @@ SUFFIXES: Final = (".json", ".npy", ".parquet")
 TEXTS_AT_ONCE: Final = 256
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextsOptions:
+    """Options of the command, apart from those of the model."""
+
+    file: Annotated[Path | None, Parameter(help="A file with a text in each line.")] = None
+    output: Annotated[
+        Path | None,
+        Parameter(
+            name=("--output", "-o"),
+            help="A .npy, .json or .parquet file. Default: JSON on standard output.",
+        ),
+    ] = None
+    templates: Annotated[
+        TemplateSet,
+        Parameter(help="tcl: the mean of each text in several sentences, as for class names."),
+    ] = TEXT_TEMPLATES
+    normalize: Annotated[
+        bool,
+        Parameter(
+            negative="--no-normalize",
+            help="Give embeddings unit length, or leave their length as it is.",
+        ),
+    ] = EmbedTextsRequest.normalize
+
+
 def run(
     *texts: Annotated[
         str,
@@ -31,25 +56,7 @@ def run(
             validator=reject_options,
         ),
     ],
-    file: Annotated[Path | None, Parameter(help="A file with a text in each line.")] = None,
-    output: Annotated[
-        Path | None,
-        Parameter(
-            name=("--output", "-o"),
-            help="A .npy, .json or .parquet file. Default: JSON on standard output.",
-        ),
-    ] = None,
-    templates: Annotated[
-        TemplateSet,
-        Parameter(help="tcl: the mean of each text in several sentences, as for class names."),
-    ] = TEXT_TEMPLATES,
-    normalize: Annotated[
-        bool,
-        Parameter(
-            negative="--no-normalize",
-            help="Give embeddings unit length, or leave their length as it is.",
-        ),
-    ] = EmbedTextsRequest.normalize,
+    options: Annotated[TextsOptions, Parameter(name="*")] = TextsOptions(),
     model: Model = ModelOptions(),
 ) -> int:
     """Run the command; returns the exit status.
@@ -57,13 +64,17 @@ def run(
     Raises:
         UserError: The texts cannot be embedded or written.
     """
+    output, file = options.output, options.file
     suffix = ".json" if output is None else check_output(output, SUFFIXES)
     if (file is None) == (not texts):
         raise EngineError("Give texts, or --file with a text in each line.")
     if file is not None or texts == ("-",):
         texts = tuple(read_lines(file or Path("-")))
     request = EmbedTextsRequest(
-        texts=(), model=model.served_name, templates=templates, normalize=normalize
+        texts=(),
+        model=model.served_name,
+        templates=options.templates,
+        normalize=options.normalize,
     )
     with opened_engine(model) as engine:
         vectors_TD = embed_texts(engine, request, texts)

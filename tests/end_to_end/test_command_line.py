@@ -170,7 +170,8 @@ def test_classes_features_and_searches_equal_the_api_for_every_engine(
     data = image.read_bytes()
     fields = {"images": [data], "outputs": ["patches", "cls1"], "fit": "aspect"}
     patches_hwD = service.over_rest("embed_images", fields).arrays["0.patches"]
-    texts_TD = service.over_rest("embed_texts", {"texts": ["a cat", "a dog"]}).arrays["embeddings"]
+    arrays = service.over_rest("embed_texts", {"texts": ["a cat", "a dog"]}).arrays
+    texts_TD = np.stack([arrays["0.embedding"], arrays["1.embedding"]])
     outputs: dict[str, list[Any]] = {"classes": [], "found": [], "drawn": [], "rows": []}
 
     # In this process, which starts faster than a new one for each command.

@@ -32,8 +32,8 @@ python clients/python/generate_sync.py --check
 step "documentation: generated page, links, site"
 scripts/check_docs.sh
 if $is_whole; then
-  step "direct dependencies at their minimum"
-  scripts/check_floors.sh
+  step "installations: dependencies at their minimum, newer Pythons"
+  scripts/check_installations.sh
 fi
 step "types"
 mypy service model training tests benchmarks clients/python/tipserve_client

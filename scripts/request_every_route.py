@@ -1,7 +1,7 @@
 """Start the installed server; send a request to each REST route and to gRPC, also by our client.
 
 Needs nothing but the dependencies of the server and of the extra `cli`, so that it runs where they
-have their minimum versions; see `check_floors.sh`.
+have their minimum versions, and on other Pythons; see `check_installations.sh`.
 """
 
 import io

@@ -74,7 +74,7 @@ class Server:
         self.settings = settings
         self.metrics = Metrics()
         if settings.cpus is not None:
-            self.metrics.cpus.set_function(lambda: settings.cpus)
+            self.metrics.cpus.set_function(partial(float, settings.cpus))
         self._telemetry = build_telemetry(settings, self.metrics, log)
         self.gate = RequestGate(self.metrics)
         self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")

@@ -151,7 +151,8 @@ def test_build_engine_takes_the_models_that_the_server_serves(
     requests: list[ConversionRequest], tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[ModelPackage] = []
-    monkeypatch.setattr(commands.engines, "run", lambda _, package, *__: built.append(package))
+    engines = "model.conversion.commands.engines.run"
+    monkeypatch.setattr(engines, lambda _, package, *__: built.append(package))
     models = "bundled,second=google/tipsv2-b14@v1"
     assert run(["build-engine", "--precision=fp16", models]) == 0
     assert built == [open_package("bundled"), tiny_package]

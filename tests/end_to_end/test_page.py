@@ -1,5 +1,6 @@
 """The page at `/` in Chromium: what it paints is what the API answers."""
 
+import base64
 import io
 import json
 import shlex
@@ -12,26 +13,17 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from PIL import Image, ImageOps
+from playwright.sync_api import Browser, Page
 
+from benchmarks.page_first_mask import opened_browser
 from benchmarks.service_process import RunningService, running_service
+from model.package import ModelPackage
 from service.messages import IMAGE_OUTPUTS, MAP_TASKS
 from tests.end_to_end.conftest import LIMIT_S
 
 SCENE = Path("examples/scene.png").resolve()
 AXE = Path(".tools/axe/node_modules/axe-core/axe.min.js")
-CHROMIUM = "/usr/bin/chromium"
-# It asks nothing of the network, and runs as root in a container.
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 IS_IDLE = "document.body.ariaBusy === 'false'"
 CLASSES = ("burger", "sunflower", "book")
 THRESHOLD = 0.08
@@ -40,7 +32,7 @@ LAYER = """() => {
   const layer = document.querySelector("#stage canvas");
   const {width, height} = layer;
   const {data} = layer.getContext("2d").getImageData(0, 0, width, height);
-  return {width, height, data: Array.from(data)};
+  return {width, height, data: new Uint8Array(data.buffer).toBase64()};
 }"""
 
 pytestmark = pytest.mark.slow
@@ -55,20 +47,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield started
-        started.close()
+    with opened_browser() as opened:
+        yield opened
 
 
 @pytest.fixture
 def open_page(browser: Browser, service: RunningService) -> Iterator[Callable[..., Page]]:
     """Open the page; at the end, no request has left for elsewhere and no error was logged."""
-    base = service.http_url
     complaints: list[str] = []
     contexts = []
 
-    def make(path: str = "/", **options: Any) -> Page:
+    def make(path: str = "/", at: RunningService = service, **options: Any) -> Page:
+        base = at.http_url
         context = browser.new_context(accept_downloads=True, **options)
         context.set_default_timeout(1000 * LIMIT_S)
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=base)
@@ -118,7 +108,8 @@ def upload_scene(page: Page) -> None:
 
 def layer_of(page: Page) -> NDArray[np.uint8]:
     read = page.evaluate(LAYER)
-    return np.array(read["data"], np.uint8).reshape(read["height"], read["width"], 4)
+    pixels = np.frombuffer(base64.b64decode(read["data"]), np.uint8)
+    return pixels.reshape(read["height"], read["width"], 4)
 
 
 def mask_of(service: RunningService, **options: Any) -> NDArray[np.uint8]:
@@ -240,6 +231,117 @@ def test_a_click_compares_every_patch_with_the_one_under_it(
     assert layer_of(page).shape[:2] == cosines.shape
 
 
+def test_an_example_finds_its_like_in_this_image_and_in_another(
+    open_page: Callable[..., Page], service: RunningService, tmp_path: Path
+) -> None:
+    page = open_page()
+    page.set_input_files("#file", SCENE)
+    page.check("[value=examples]")
+    canvas = page.locator("#stage canvas")
+    box = canvas.bounding_box()
+    assert box is not None
+    # Drag a box, then select a point by keys.
+    corners = [(0.55, 0.2), (0.7, 0.4)]
+    (x, y), (right, bottom) = [
+        (box["x"] + a * box["width"], box["y"] + b * box["height"]) for a, b in corners
+    ]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(right, bottom)
+    assert page.locator("#stage b").is_visible()
+    with page.expect_request("**/v1/images:segment") as waiting:
+        page.mouse.up()
+    body: Any = waiting.value.post_data_json
+    ((first,),) = [one["examples"] for one in body["classes"]]
+    with Image.open(SCENE) as scene:
+        width, height = scene.size
+    left, top = corners[0]
+    np.testing.assert_allclose(first["box"][:2], [left * width, top * height], atol=3)
+    np.testing.assert_allclose(first["box"][2:], [0.15 * width, 0.2 * height], atol=3)
+    wait(page, IS_IDLE)
+    canvas.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("Shift+ArrowUp")
+    assert page.locator("#stage b").is_visible()
+    page.keyboard.press("ArrowLeft")
+    assert not page.locator("#stage b").is_visible()
+    check_examples(page, service, lambda: page.keyboard.press("Enter"), [SCENE])
+    assert page.locator("#legend button").all_inner_texts() == ["example 1", "example 2"]
+    with Image.open(SCENE) as scene:
+        other = tmp_path / "mirrored.png"
+        ImageOps.mirror(scene).save(other)
+    check_examples(page, service, lambda: page.set_input_files("#file", other), [other, SCENE])
+    assert page.is_disabled("#save-png")
+    page.click("#shown button >> nth=0")
+    wait(page, "document.querySelectorAll('#legend button').length === 1")
+
+
+def check_examples(
+    page: Page, service: RunningService, act: Callable[[], None], images: list[Path]
+) -> None:
+    """After an action the page shows the API's mask of its request, which has these images."""
+    with page.expect_request("**/v1/images:segment") as waiting:
+        act()
+    body: Any = waiting.value.post_data_json
+    sent = [base64.b64decode(one.partition(",")[2]) for one in body["images"]]
+    assert sent == [image.read_bytes() for image in images]
+    wait(page, "document.querySelectorAll('#legend button').length === 2")
+    wait(page, IS_IDLE)
+    answer = httpx.post(f"{service.http_url}/v1/images:segment", json=body, timeout=LIMIT_S)
+    found = answer.json()["data"][0]
+    labels = np.frombuffer(base64.b64decode(found["labels"]["data"]), "<u2")
+    colours = [(0, 0, 0, 0)] + [(*bytes.fromhex(one["color"][1:]), 255) for one in found["classes"]]
+    expected = np.array(colours, np.uint8)[labels].reshape(found["height"], found["width"], 4)
+    np.testing.assert_array_equal(layer_of(page), expected)
+    assert (labels > 0).any()
+
+
+def test_depth_and_normals_are_drawn_with_their_scale_and_read(
+    open_page: Callable[..., Page], dense_package: ModelPackage
+) -> None:
+    with running_service(f"--model={dense_package.path}") as service:
+        page = open_page(at=service)
+        page.set_input_files("#file", SCENE)
+        page.click("#tab-maps")
+        wait(page, "!document.querySelector('#scale').hidden")
+        depth_HW = map_of(service, "depth")
+        painted = layer_of(page)
+        assert painted.shape[:2] == depth_HW.shape
+        # Near is bright: Viridis grows in green.
+        order = np.argsort(-depth_HW, axis=None)
+        assert (np.diff(painted[..., 1].reshape(-1)[order].astype(int)) >= 0).all()
+        ends = [page.inner_text(f"#scale-{end}") for end in ("low", "high")]
+        assert ends == [f"{depth_HW.min():.2f} m", f"{depth_HW.max():.2f} m"]
+        canvas = page.locator("#stage canvas")
+        canvas.hover(position={"x": 1, "y": 1})
+        assert page.inner_text("#reading") == f"{depth_HW[0, 0]:.2f} m"
+        with page.expect_response("**/v1/images:normals*"):
+            page.check("[value=normals]")
+        wait(page, IS_IDLE)
+        assert page.locator("#scale").is_hidden()
+        normals_HW3 = map_of(service, "normals")
+        drawn = layer_of(page)[..., :3]
+        np.testing.assert_allclose(drawn, 127.5 * (normals_HW3 + 1), atol=0.51)
+        canvas.hover(position={"x": 1, "y": 2})
+        text = ", ".join(f"{one:.2f}" for one in normals_HW3[0, 0])
+        assert page.inner_text("#reading") == f"normal {text}"
+
+
+def map_of(service: RunningService, task: str) -> NDArray[np.float32]:
+    """The API's map of the scene, at the size of the head's output."""
+    answer = httpx.post(
+        f"{service.http_url}/v1/images:{task}",
+        params={"size": "model"},
+        files={"image": SCENE.read_bytes()},
+        headers={"Accept": "application/x-npy"},
+        timeout=LIMIT_S,
+    )
+    assert answer.status_code == 200, answer.text
+    found: NDArray[np.float32] = np.squeeze(np.load(io.BytesIO(answer.content)))
+    return found
+
+
 def test_search_finds_the_image_itself_first(
     open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
@@ -283,8 +385,8 @@ def test_no_serious_finding_of_axe_and_no_sideways_scrolling(
 ) -> None:
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": 844})
     upload_scene(page)
-    for tab in ("masks", "features", "search", "status"):
-        page.click(f"#tab-{tab}")
+    for selector in ("masks", "[value=examples]", "features", "search", "status"):
+        page.click(selector if selector.startswith("[") else f"#tab-{selector}")
         wait(page, IS_IDLE)
         page.evaluate(AXE.read_text())
         report = page.evaluate("axe.run({resultTypes: ['violations']})")

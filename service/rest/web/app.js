@@ -20,7 +20,7 @@ class App {
     this.file = null;
     this.model = null;
     this.isDefaultModel = true;
-    this.stage = new Stage($("#stage"), "Image; arrow keys read it, Enter picks a patch");
+    this.stage = new Stage($("#stage"), "Image; arrow keys read it, with Shift they select a box, Enter picks");
     this.second = new Stage($("#second"), "Second image; arrow keys read it, Enter picks a patch");
     this.tabs = {
       masks: new Masks(this),
@@ -58,7 +58,7 @@ class App {
         $("#reading").textContent = this.tabs[this.current].read(detail, stage);
       });
       stage.addEventListener("pick", ({ detail }) => {
-        if (this.current === "features") this.tabs.features.pick(detail, stage);
+        this.tabs[this.current].pick?.(detail, stage);
       });
     }
     const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -95,6 +95,7 @@ class App {
       tab.tabIndex = isChosen ? 0 : -1;
       $(`#${tab.getAttribute("aria-controls")}`).hidden = !isChosen;
     }
+    this.tabs.masks.listen(name === "masks");
     $("#second").hidden = name !== "features" || !this.second.file;
     $("#reading").textContent = "";
     this.tabs[name].refresh();
@@ -106,6 +107,7 @@ class App {
       button.addEventListener("click", async () => {
         const response = await fetch(file);
         $("#threshold").value = "";
+        $("[name=by][value=words]").checked = true;
         this.file = null;
         this.tabs.masks.classes.set(classes);
         await this.open(new File([await response.blob()], file.split("/").pop()));

@@ -23,6 +23,13 @@ export function say(text, isError = false) {
   if (text && !isError) toastTimer = setTimeout(() => say(""), TOAST_MS);
 }
 
+/** A word with a button that removes it. */
+export function chip(word, remove) {
+  const button = element("button", { type: "button", textContent: "×", ariaLabel: `Remove ${word}` });
+  button.addEventListener("click", remove);
+  return element("span", { className: "chip" }, word, button);
+}
+
 /** An input whose words become chips: Enter or a comma adds, Backspace or a chip's button removes. */
 export class Chips extends EventTarget {
   constructor(root) {
@@ -46,12 +53,10 @@ export class Chips extends EventTarget {
     this.words = [...new Set(words)];
     for (const chip of this.root.querySelectorAll(".chip")) chip.remove();
     for (const word of this.words) {
-      const button = element("button", { type: "button", textContent: "×", ariaLabel: `Remove ${word}` });
-      button.addEventListener("click", () => {
+      this.input.before(chip(word, () => {
         this.set(this.words.filter((other) => other !== word));
         this.input.focus();
-      });
-      this.input.before(element("span", { className: "chip" }, word, button));
+      }));
     }
     this.dispatchEvent(new Event("change"));
   }

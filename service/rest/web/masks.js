@@ -1,12 +1,16 @@
-// Masks of named classes: over the image, as a legend, and as files.
+// Masks of classes by name or by example: over the image, as a legend, and as files.
 
-import { asCurl, asPython, decodeArray, send, sendJson } from "./api.js";
-import { $, Chips, copy, element, Latest, save, say } from "./form.js";
-import { indexAt, pixels } from "./stage.js";
+import { asCurl, asPython, dataUri, decodeArray, send, sendJson } from "./api.js";
+import { $, Chips, chip, copy, element, Latest, save, say } from "./form.js";
+import { indexAt } from "./stage.js";
 
 const PATH = "v1/images:segment";
 // The score of every pixel comes with the mask: six bytes a pixel, a third more as base64.
 const MAX_SCORED_PIXELS = 6e6;
+// Cosine with an example; a single example would else be everywhere.
+const EXAMPLE_THRESHOLD = 0.6;
+// A drag over fewer pixels of the image is a click.
+const MIN_BOX = 4;
 
 const rgb = (color) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
 
@@ -14,6 +18,9 @@ export class Masks {
   #latest = new Latest();
   #mask = null;
   #single = null;
+  // {name, file, region} of each example; its region is a point or a box in pixels of the file.
+  #examples = [];
+  #numShown = 0;
 
   constructor(app) {
     this.app = app;
@@ -21,6 +28,9 @@ export class Masks {
     this.background = new Chips($("#background"));
     for (const chips of [this.classes, this.background]) {
       chips.addEventListener("change", () => this.refresh());
+    }
+    for (const radio of document.querySelectorAll("[name=by]")) {
+      radio.addEventListener("change", () => this.refresh());
     }
     for (const id of ["threshold", "mode", "resolution", "templates"]) {
       $(`#${id}`).addEventListener("change", () => this.refresh());
@@ -31,8 +41,8 @@ export class Masks {
       this.#save("image/png", { format: "overlay" }, "overlay.png"));
     $("#save-coco").addEventListener("click", () =>
       this.#save("application/json", { format: "rle", include_instances: true }, "mask.json"));
-    $("#copy-curl").addEventListener("click", () =>
-      copy(asCurl({ ...this.#request(), accept: "image/png" }, "mask.png")));
+    $("#copy-curl").addEventListener("click", async () =>
+      copy(asCurl({ ...(await this.#request()), accept: "image/png" }, "mask.png")));
     $("#copy-python").addEventListener("click", () =>
       copy(asPython("segment", this.#options(), this.app.file, "answer.classes, answer.labels.shape")));
     this.#enable();
@@ -41,7 +51,7 @@ export class Masks {
   /** Ask for the mask of the image, the classes and the options as they are. */
   refresh() {
     this.#enable();
-    if (!this.app.file || !this.classes.words.length) {
+    if (!this.#isReady) {
       this.#mask = null;
       $("#legend").replaceChildren();
       this.app.stage.clear();
@@ -51,7 +61,7 @@ export class Masks {
       const { naturalWidth, naturalHeight } = this.app.stage.image;
       const hasScores = naturalWidth * naturalHeight <= MAX_SCORED_PIXELS;
       const query = { encoding: "base64", include_instances: true, ...(hasScores && { include_scores: true }) };
-      const answer = await sendJson({ ...this.#request(query), signal });
+      const answer = await sendJson({ ...(await this.#request(query)), signal });
       this.#show(answer.data[0]);
     });
   }
@@ -62,7 +72,44 @@ export class Masks {
     const { height, width, labels, scores, classes } = this.#mask;
     const at = indexAt(point, height, width);
     const name = classes[labels[at] - 1]?.name ?? "background";
-    return scores ? `${name}, cosine ${scores[at].toFixed(3)}` : name;
+    if (!scores) return name;
+    this.#mask.values ??= decodeArray(scores).data;
+    return `${name}, cosine ${this.#mask.values[at].toFixed(3)}`;
+  }
+
+  /** Add the patch at a point, or the box to a corner, as a class. */
+  pick({ x, y, corner }, stage) {
+    if (!this.#usesExamples || !stage.image.naturalWidth) return;
+    const { naturalWidth: width, naturalHeight: height } = stage.image;
+    const [left, right] = [x, corner?.x ?? x].map((one) => Math.floor(one * width)).sort((a, b) => a - b);
+    const [top, bottom] = [y, corner?.y ?? y].map((one) => Math.floor(one * height)).sort((a, b) => a - b);
+    const isBox = Math.max(right - left, bottom - top) >= MIN_BOX;
+    const region = isBox ? { box: [left, top, right - left + 1, bottom - top + 1] } : { point: [left, top] };
+    this.#numShown += 1;
+    this.#examples.push({ name: `example ${this.#numShown}`, file: stage.file, region });
+    this.refresh();
+  }
+
+  /** Let the image select examples while this tab is shown. */
+  listen(isShown) {
+    this.app.stage.selectsBoxes = isShown && this.#usesExamples;
+  }
+
+  get #usesExamples() {
+    return $("[name=by]:checked").value === "examples";
+  }
+
+  get #isReady() {
+    return Boolean(this.app.file && (this.#usesExamples ? this.#examples : this.classes.words).length);
+  }
+
+  #showExamples() {
+    const chips = this.#examples.map((example) => chip(example.name, () => {
+      this.#examples = this.#examples.filter((other) => other !== example);
+      this.refresh();
+      $("[name=by]:checked").focus();
+    }));
+    $("#shown").replaceChildren(...chips);
   }
 
   #options() {
@@ -78,13 +125,25 @@ export class Masks {
     };
   }
 
-  #request(query = {}) {
+  /** A JSON body: the image of the mask comes first, then those of examples that are elsewhere. */
+  async #exampleRequest(query) {
+    const files = [...new Set([this.app.file, ...this.#examples.map(({ file }) => file)])];
+    const classes = this.#examples.map(({ name, file, region }) =>
+      ({ name, examples: [{ image: files.indexOf(file), ...region }] }));
+    const { background_threshold = EXAMPLE_THRESHOLD, mode, resolution, model } = this.#options();
+    const images = await Promise.all(files.map(dataUri));
+    const json = { images, classes, background_threshold, mode: mode || undefined, resolution, model, ...query };
+    return { path: PATH, json };
+  }
+
+  async #request(query = {}) {
+    if (this.#usesExamples) return this.#exampleRequest(query);
     return { path: PATH, query: { ...this.#options(), ...query }, image: this.app.file };
   }
 
   #show({ height, width, classes, background_share, labels, scores, instances }) {
-    const values = labels && decodeArray(labels).data;
-    this.#mask = { height, width, classes, labels: values, scores: scores && decodeArray(scores).data };
+    // The scores are decoded when they are read, after the mask is painted.
+    this.#mask = { height, width, classes, labels: decodeArray(labels).data, scores };
     this.#single = null;
     this.#list(classes, background_share, instances);
     this.#paint();
@@ -115,14 +174,16 @@ export class Masks {
 
   #paint() {
     const { height, width, labels, classes } = this.#mask;
-    const colors = [[0, 0, 0], ...classes.map(({ color }) => rgb(color))];
-    const rgba = pixels(labels.length, (i, out, at) => {
-      const label = labels[i];
-      [out[at], out[at + 1], out[at + 2]] = colors[label];
-      const isShown = label && (this.#single === null || this.#single === label);
-      out[at + 3] = isShown ? 255 : 0;
-    });
-    this.app.stage.paint(width, height, rgba);
+    // RGBA of every label as one number, in the machine's order of bytes.
+    const colors = new Uint32Array(classes.length + 1);
+    for (const { label, color } of classes) {
+      if (this.#single === null || this.#single === label) {
+        new Uint8Array(colors.buffer).set([...rgb(color), 255], 4 * label);
+      }
+    }
+    const rgba = new Uint32Array(labels.length);
+    for (let i = 0; i < rgba.length; i++) rgba[i] = colors[labels[i]];
+    this.app.stage.paint(width, height, new Uint8ClampedArray(rgba.buffer));
     this.#fade();
   }
 
@@ -131,13 +192,23 @@ export class Masks {
   }
 
   #enable() {
-    const isReady = Boolean(this.app.file && this.classes.words.length);
-    for (const button of document.querySelectorAll("#masks .buttons button")) button.disabled = !isReady;
+    const usesExamples = this.#usesExamples;
+    for (const id of ["names", "background", "templates"]) $(`#${id}-field`).hidden = usesExamples;
+    $("#shown-field").hidden = !usesExamples;
+    $("#threshold").placeholder = usesExamples ? EXAMPLE_THRESHOLD : "none";
+    this.listen(this.app.current === "masks");
+    this.#showExamples();
+    for (const button of document.querySelectorAll("#masks .buttons button")) button.disabled = !this.#isReady;
+    if (!usesExamples) return;
+    // A PNG holds one image, and the copied lines send words.
+    const isElsewhere = this.#examples.some(({ file }) => file !== this.app.file);
+    for (const id of ["save-png", "save-overlay"]) $(`#${id}`).disabled ||= isElsewhere;
+    for (const id of ["copy-curl", "copy-python"]) $(`#${id}`).disabled = true;
   }
 
   async #save(accept, query, name) {
     try {
-      const response = await send({ ...this.#request(query), accept });
+      const response = await send({ ...(await this.#request(query)), accept });
       save(await response.blob(), `${this.app.file.name.replace(/\.\w+$/, "")}-${name}`);
     } catch (error) {
       say(error.message, true);

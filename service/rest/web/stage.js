@@ -1,4 +1,4 @@
-// An image with a layer over it; a pointer or the arrow keys read it at a point.
+// An image with a layer over it; a pointer or the arrow keys read it at a point, or select a box.
 
 const STEP = 1 / 50;
 
@@ -11,36 +11,51 @@ export class Stage extends EventTarget {
     this.layer = root.appendChild(document.createElement("canvas"));
     this.marker = root.appendChild(document.createElement("i"));
     this.marker.hidden = true;
+    this.frame = root.appendChild(document.createElement("b"));
+    this.frame.hidden = true;
     this.image.alt = "";
     this.layer.tabIndex = 0;
     this.layer.setAttribute("role", "application");
     this.layer.setAttribute("aria-label", label);
     this.point = { x: 0.5, y: 0.5 };
     this.file = null;
-    this.layer.addEventListener("pointermove", (event) => this.#read(event, "hover"));
-    this.layer.addEventListener("pointerdown", (event) => this.#read(event, "pick"));
+    // Whether a drag, or arrow keys with Shift, select a box; its other corner is the point.
+    this.selectsBoxes = false;
+    this.corner = null;
+    this.layer.addEventListener("pointermove", (event) => this.#read(event));
+    this.layer.addEventListener("pointerdown", (event) => {
+      this.corner = null;
+      this.#read(event);
+      if (this.selectsBoxes) this.corner = this.point;
+      this.layer.setPointerCapture(event.pointerId);
+    });
+    this.layer.addEventListener("pointerup", (event) => {
+      this.#read(event);
+      this.#pick();
+    });
+    this.layer.addEventListener("pointercancel", () => this.#select(null));
     this.layer.addEventListener("keydown", (event) => this.#onKey(event));
   }
 
   /** Show an image file; resolves to whether this browser can show it. */
-  async show(file) {
+  show(file) {
     this.file = file;
     this.clear();
     if (this.image.src) URL.revokeObjectURL(this.image.src);
-    this.image.src = URL.createObjectURL(file);
     this.root.hidden = false;
-    try {
-      await this.image.decode();
-      return true;
-    } catch {
-      return false;
-    }
+    // Not `decode`: the sizes are known before the pixels, which a request need not wait for.
+    return new Promise((resolve) => {
+      this.image.onload = () => resolve(true);
+      this.image.onerror = () => resolve(false);
+      this.image.src = URL.createObjectURL(file);
+    });
   }
 
   /** Remove the layer. */
   clear() {
     this.layer.width = this.layer.height = 1;
     this.marker.hidden = true;
+    this.#select(null);
   }
 
   /**
@@ -64,34 +79,55 @@ export class Stage extends EventTarget {
     this.marker.style.top = `${y * 100}%`;
   }
 
-  #read(event, name) {
+  /** Frame the box between a corner and the point; null forgets it. */
+  #select(corner) {
+    this.corner = corner;
+    this.frame.hidden = !corner;
+    if (!corner) return;
+    const { x, y } = this.point;
+    this.frame.style.left = `${100 * Math.min(x, corner.x)}%`;
+    this.frame.style.top = `${100 * Math.min(y, corner.y)}%`;
+    this.frame.style.width = `${100 * Math.abs(x - corner.x)}%`;
+    this.frame.style.height = `${100 * Math.abs(y - corner.y)}%`;
+  }
+
+  #pick() {
+    const { corner } = this;
+    this.#select(null);
+    this.dispatchEvent(new CustomEvent("pick", { detail: { ...this.point, corner } }));
+  }
+
+  #read(event) {
     const box = this.layer.getBoundingClientRect();
     const share = (value, size) => Math.min(Math.max(value / size, 0), 1 - 1e-6);
     this.point = {
       x: share(event.clientX - box.left, box.width),
       y: share(event.clientY - box.top, box.height),
     };
-    this.#tell(name);
+    if (this.corner) this.#select(this.corner);
+    this.#tellHover();
   }
 
   #onKey(event) {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const move = moves[event.key];
     if (move) {
+      const corner = this.selectsBoxes && event.shiftKey ? (this.corner ?? this.point) : null;
       const clamp = (value) => Math.min(Math.max(value, 0), 1 - 1e-6);
       this.point = { x: clamp(this.point.x + move[0] * STEP), y: clamp(this.point.y + move[1] * STEP) };
       this.mark(this.point);
-      this.#tell("hover");
+      this.#select(corner);
+      this.#tellHover();
     } else if (event.key === "Enter" || event.key === " ") {
-      this.#tell("pick");
+      this.#pick();
     } else {
       return;
     }
     event.preventDefault();
   }
 
-  #tell(name) {
-    this.dispatchEvent(new CustomEvent(name, { detail: this.point }));
+  #tellHover() {
+    this.dispatchEvent(new CustomEvent("hover", { detail: this.point }));
   }
 }
 

@@ -230,6 +230,11 @@ class SharedGraphCache:
     def __len__(self) -> int:
         return len(self._held)
 
+    def held(self) -> list[Any]:
+        """The graphs that runtimes use now."""
+        with self._lock:
+            return list(self._held.values())
+
     def remove(self, key: Hashable, held: Any) -> None:
         """Forget a graph, unless another has replaced it."""
         with self._lock:

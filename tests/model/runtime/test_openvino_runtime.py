@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,9 +12,9 @@ import numpy as np
 import pytest
 
 from model.graphs import VISION_FILE
-from model.package import ModelPackage
+from model.package import ModelPackage, open_package
 from model.runtime import openvino_runtime
-from model.runtime.base import UnusableRuntimeError
+from model.runtime.base import Runtime, UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen, load_runtime
 from model.runtime.machine import Hardware, this_hardware
@@ -21,6 +23,7 @@ from model.runtime.openvino_runtime import (
     import_openvino,
     openvino_core,
     read_for_bf16,
+    release_idle_memory,
 )
 
 GRAPH = """<net><layers>
@@ -155,6 +158,58 @@ def test_a_large_batch_is_split_and_equals_its_items(tiny_package: ModelPackage)
     for index in (0, 3, 6):
         alone = runtime.encode_images(pixels[index : index + 1])
         np.testing.assert_allclose(together.values_BND[index], alone.values_BND[0], atol=1e-5)
+
+
+@pytest.fixture
+def student() -> Iterator[Runtime]:
+    runtime = load_runtime(open_package("bundled-student"), runtime="openvino", precision="fp32")
+    yield runtime
+    runtime.close()
+
+
+def test_many_texts_are_split_and_equal_their_items(
+    student: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.random.default_rng(0).integers(5, 300, (7, 6))
+    mask = np.ones_like(ids)
+    whole = student.encode_texts(ids, mask)
+    monkeypatch.setattr(openvino_runtime, "TOKENS_AT_ONCE", 13)
+    parts = openvino_runtime._shares({"input_ids": ids, "attention_mask": mask})
+    assert [len(part["input_ids"]) for part in parts] == [2, 2, 2, 1]
+    np.testing.assert_allclose(student.encode_texts(ids, mask), whole, atol=1e-6)
+
+
+def test_memory_is_released_after_a_large_image_only(
+    student: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[object] = []
+    release = openvino_runtime._release_memory
+
+    def record(compiled: object) -> None:
+        released.append(compiled)
+        release(compiled)
+
+    monkeypatch.setattr(openvino_runtime, "_release_memory", record)
+    monkeypatch.setattr(openvino_runtime, "PIXELS_TO_RELEASE", 112 * 112)
+    expected = student.encode_images(np.zeros((1, 3, 112, 112), np.float32)).values_BND
+    assert not released
+    student.encode_images(np.zeros((1, 3, 112, 126), np.float32))
+    assert len(released) == 1
+    again = student.encode_images(np.zeros((1, 3, 112, 112), np.float32)).values_BND
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_memory_of_a_graph_that_computes_is_not_released(
+    student: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = np.zeros((1, 3, 56, 56), np.float32)
+    expected = student.encode_images(small).values_BND
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(student.encode_images, np.zeros((4, 3, 448, 448), np.float32))
+        while not running.done():
+            release_idle_memory()
+    assert np.isfinite(running.result().values_BND).all()
+    np.testing.assert_array_equal(student.encode_images(small).values_BND, expected)
 
 
 def test_bf16_is_computed_in_bf16_or_refused(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.dense_maps import MapTask, make_map
-from model.segmentation import Background, average_groups, l2_normalize, segment
+from model.segmentation import Background, SegmentationMap, average_groups, l2_normalize, segment
 from model.winner_map import Labels
 from service.lanes.work import Outputs
 from service.messages import (
@@ -126,27 +126,39 @@ def segment_image(
             with_scores=request.include_scores,
         )
     yield
-    labels_HW = result.labels_HW
     scores: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
     if has_probabilities:
-        assert result.cosine_Khw is not None
-        runs = Runs.of(labels_HW)
-        yield
-        probability_Khw = class_probabilities(result.cosine_Khw, temperature, background.threshold)
-        sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
-        if request.include_class_scores:
-            scores = class_scores(runs, sum_R, len(request.classes))
-        if request.include_instances:
-            yield
-            instances = find_instances(runs, sum_R, labels_HW.shape, request.min_area_share)
+        scores, instances = yield from _scores_and_instances(result, request, temperature)
     return Segmentation(
-        labels_HW=labels_HW,
+        labels_HW=result.labels_HW,
         scores_HW=result.score_HW,
-        area_shares=tuple((result.counts / labels_HW.size).tolist()),
+        area_shares=tuple((result.counts / result.labels_HW.size).tolist()),
         class_scores=scores,
         instances=instances,
     )
+
+
+def _scores_and_instances(
+    result: SegmentationMap, request: SegmentImagesRequest, temperature: float
+) -> Steps[tuple[tuple[float, ...], tuple[Instance, ...]]]:
+    """Steps that compute the scores of classes and the instances, each if requested."""
+    assert result.cosine_Khw is not None
+    labels_HW = result.labels_HW
+    runs = Runs.of(labels_HW)
+    yield
+    probability_Khw = class_probabilities(
+        result.cosine_Khw, temperature, request.background_threshold
+    )
+    sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
+    scores: tuple[float, ...] = ()
+    if request.include_class_scores:
+        scores = class_scores(runs, sum_R, len(request.classes))
+    instances: tuple[Instance, ...] = ()
+    if request.include_instances:
+        yield
+        instances = find_instances(runs, sum_R, labels_HW.shape, request.min_area_share)
+    return scores, instances
 
 
 def encode_mask_png(labels_HW: Labels) -> bytes:

@@ -30,7 +30,7 @@ def job() -> Manifest:
 
 @pytest.fixture
 def rayjob() -> Manifest:
-    (found,) = kustomizations.build("bulk/rayjob.yaml")
+    (found,) = of_kind(kustomizations.build("bulk/rayjob.yaml"), "RayJob")
     return found
 
 

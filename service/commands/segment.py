@@ -15,9 +15,10 @@ from model.winner_map import Labels, count_labels
 from service.commands.files import check_output, read_image, split_names, write_file
 from service.commands.model_options import Model, ModelOptions, opened_engine
 from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, reject_options
-from service.engines.engine import EngineError, ImageRefused, find_model
+from service.engines.engine import EngineError, ImageRefused, Mask, find_model
 from service.images import image_errors
 from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
+from service.models.heads import names_head
 from service.outputs.masks import (
     MAX_PALETTE_CLASSES,
     class_color,
@@ -115,6 +116,8 @@ def run(
     )
     _check_output(options, classes)
     if options.format == "coco":
+        if names_head(request):
+            raise EngineError("--format coco needs the names of classes; it takes no head.")
         share = options.min_area_share
         request = replace(request, include_instances=True, min_area_share=share)
         return _write_coco(images, options, model, request)
@@ -123,11 +126,11 @@ def run(
     image = read_image(images[0])
     with opened_engine(model) as engine:
         try:
-            labels_HW = engine.segment(replace(request, images=(image,))).result().labels_HW
+            mask = engine.segment(replace(request, images=(image,))).result()
         except ImageRefused as error:
             raise EngineError(f"{images[0]}: {error}") from error
-    write_file(options.output, _encode(options, labels_HW, image))
-    _describe(labels_HW, classes)
+    write_file(options.output, _encode(options, mask.labels_HW, image))
+    _describe(mask)
     return DONE
 
 
@@ -194,9 +197,9 @@ def _encode(options: SegmentOptions, labels_HW: Labels, image: bytes) -> bytes:
         return encode_overlay_png(labels_HW, decode_image(image, limits))
 
 
-def _describe(labels_HW: Labels, classes: Sequence[str]) -> None:
-    counts = count_labels(labels_HW, len(classes) + 1)
-    for label, name in enumerate(("background", *classes)):
+def _describe(mask: Mask) -> None:
+    counts = count_labels(mask.labels_HW, len(mask.classes) + 1)
+    for label, name in enumerate(("background", *mask.classes)):
         colour = class_color(label) if label else "#000000"
         if label or counts[0]:
-            print(f"{label} {name}: {100 * counts[label] / labels_HW.size:.1f} % {colour}")
+            print(f"{label} {name}: {100 * counts[label] / mask.labels_HW.size:.1f} % {colour}")

@@ -61,9 +61,10 @@ class MaskInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mask:
-    """Labels [H, W], and the instances if requested."""
+    """Labels [H, W], the names of labels 1, 2, ..., and the instances if requested."""
 
     labels_HW: Labels
+    classes: tuple[str, ...]
     instances: tuple[MaskInstance, ...] = ()
 
 

@@ -131,6 +131,7 @@ class InProcessEngine:
         texts = compress_counts([one.counts for one in found.instances])
         return Mask(
             labels_HW=found.labels_HW,
+            classes=answer.classes,
             instances=tuple(
                 MaskInstance(
                     label=one.label, area=one.area, box=one.box, score=one.score, counts=text

@@ -86,7 +86,8 @@ class RemoteEngine:
             )
             for one in mask.instances
         )
-        return Mask(labels_HW=mask.labels, instances=instances)
+        classes = tuple(one.name for one in mask.classes)
+        return Mask(labels_HW=mask.labels, classes=classes, instances=instances)
 
     def embed_texts(self, request: EmbedTextsRequest) -> "Future[FloatArray]":
         """As `Engine` says."""

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from model.package import ModelPackage
+from service.commands.program import main as tipserve
 from training.__main__ import main
 
 if TYPE_CHECKING:
@@ -85,6 +86,25 @@ def test_a_running_server_segments_by_it(
     truth = np.asarray(draw(3)[1])
     assert set(np.unique(mask)) == {0, 1, 2}
     assert (mask == truth).mean() > 0.8
+
+
+def test_the_command_names_its_classes(
+    service: "Service",
+    folder: Path,
+    tiny_package: ModelPackage,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(folder, tiny_package, "boxes", *with_masks(folder), "--names", "red,blue") == 0
+    capsys.readouterr()
+    arguments = ["segment", str(folder / "images" / "3.png"), "--classes=head:boxes"]
+    arguments.append(f"--url=http://127.0.0.1:{service.ports['http']}")
+
+    assert tipserve([*arguments, f"--output={folder / 'mask.png'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["0 background", "1 red", "2 blue"]
+    coco = [*arguments, "--format=coco", f"--output={folder / 'masks.json'}"]
+    assert tipserve(coco) == 1
+    assert "takes no head" in capsys.readouterr().err
 
 
 def test_a_running_server_classifies_by_it(

@@ -86,7 +86,9 @@ class FakeEngine:
     def segment(self, request: SegmentImagesRequest) -> "Future[Mask]":
         instance = MaskInstance(label=1, area=6, box=(1, 2, 3, 2), score=0.75, counts=RUNS)
         found = (instance,) * request.include_instances
-        return self._answer(request, Mask(labels_HW=np.ones((40, 60), np.uint8), instances=found))
+        names = tuple(one.name for one in request.classes)
+        mask = Mask(labels_HW=np.ones((40, 60), np.uint8), classes=names, instances=found)
+        return self._answer(request, mask)
 
     def classify(self, request: ClassifyImagesRequest) -> "Future[tuple[ClassScore, ...]]":
         names = [one.name for one in reversed(request.classes)][: request.top_k]

@@ -25,6 +25,7 @@ from transformers import Tipsv2Tokenizer
 
 from benchmarks.data_loading import processor
 from model.package import STUDENT_FOLDER
+from training.boards import Boards
 from training.checkpoint import save_checkpoint
 from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch
@@ -32,7 +33,6 @@ from training.data.shards.batches import RunShare
 from training.inputs.scenes import SceneInputs
 from training.methods.base import Method, Step
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.observation import Board
 from training.optim import build_optimizers
 from training.recipes import first_light
 from training.run import new_model
@@ -142,7 +142,7 @@ def measure(config: TrainingConfig) -> tuple[list[tuple[float, BareTime]], float
     method = Pretrain(new_model(config, len(tokenizer)), config.method)
     bare = BareLoop(config, copy.deepcopy(method))
     source = Alternating(batches, bare, config.num_steps)
-    board = Board(config.folder)
+    board = Boards(config.log_to, config.folder)
     trainer = Trainer(config, method, source, report=board.add_row)
     trainer.train()
     board.close()

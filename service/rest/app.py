@@ -79,7 +79,7 @@ def build_app(
         for router in (*routers, clouds)
         for route in router.routes
         if isinstance(route, APIRoute) and route.path not in OPEN_PATHS | cloud.probes
-        for verb in sorted(route.methods)
+        for verb in sorted(route.methods or ())
     )
     dispatcher = Dispatcher(app, *post_routes(native, openai, hugging_face, inference, clouds))
     return CallMiddleware(dispatcher, telemetry, protection, cloud.probes)

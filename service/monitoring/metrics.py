@@ -396,6 +396,17 @@ def release() -> str:
         return "unknown"
 
 
+# Reasons of refusals that alerts read; their counts begin at zero, as `CallMetrics.declare` says.
+LACK_OF_CAPACITY: Final = (
+    "queue_full",
+    "body_memory",
+    "connections",
+    "rpcs",
+    "unhealthy",
+    "deadline",
+)
+
+
 class Metrics(Collector):
     """All metrics. Counters are thread-safe.
 
@@ -413,6 +424,8 @@ class Metrics(Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self.rejected = self._counter("rejected", "Refused requests.", "reason")
+        for reason in LACK_OF_CAPACITY:
+            self.rejected.labels(reason)
         self.abandoned = self._counter(
             "abandoned", "Queued items that were never computed, as their caller left.", "reason"
         )

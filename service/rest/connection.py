@@ -19,6 +19,7 @@ from service.safety.protection import BodyShare, Protection
 BODY: Final = "tipserve.body"
 # Key of an ASGI scope that holds `Call.has_left`.
 HAS_LEFT: Final = "tipserve.has_left"
+READS: Final = frozenset({"GET", "HEAD"})
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 METHOD_NOT_ALLOWED: Final = 405
 # Content-Encoding: the `wbits` of zlib.
@@ -297,7 +298,9 @@ class CallMiddleware:
                     left_s = call.deadline - call.clock()
                     scope[BODY] = body = Body(receive, self._protection, share, left_s)
                     body.check_head(headers)
-                    await self._app(scope, body, send_with_call)
+                    # A page has no body, and its answer may see the client leave: no error.
+                    is_read = is_page(scope["path"]) and scope["method"] in READS
+                    await self._app(scope, receive if is_read else body, send_with_call)
                 except ServiceError as error:
                     await error_response(error, scope["path"])(scope, receive, send_with_call)
         except ClientLeft:
@@ -313,7 +316,7 @@ class CallMiddleware:
             self._record(scope, status or CLIENT_LEFT, call)
 
     def _check_caller(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
-        path, is_read = scope["path"], scope["method"] in {"GET", "HEAD"}
+        path, is_read = scope["path"], scope["method"] in READS
         is_open = path in OPEN_PATHS or path in self._probes or is_page(path)
         if not (is_open and is_read):
             self._protection.browsers.check(headers)

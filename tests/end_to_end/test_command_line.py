@@ -211,8 +211,8 @@ def assert_same_but_for_rounding(text: str, other: str) -> None:
     """Compare texts whose numbers may differ in the last digits, as batches may."""
     number = re.compile(r"-?\d+\.\d+")
     assert number.sub("#", text) == number.sub("#", other)
-    both = [np.array(number.findall(one), np.float64) for one in (text, other)]
-    np.testing.assert_allclose(*both, atol=2e-4)
+    found, expected = (np.array(number.findall(one), np.float64) for one in (text, other))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
 def test_a_key_is_required_and_sent(

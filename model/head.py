@@ -22,6 +22,7 @@ from pydantic import (
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from model.files import atomic_write
 from model.graphs import VISION_FILE
 from model.manifest import MODEL_NAME, Manifest
 
@@ -94,16 +95,21 @@ class Head:
 
 
 def vision_digest(manifest: Manifest) -> str:
-    """SHA-256 of a package's vision graph in float32; all its precisions are made from it."""
-    return manifest.files[VISION_FILE].sha256
+    """SHA-256 of a package's vision graph in float32; all its precisions are made from it.
+
+    Raises:
+        HeadError: The package has no such graph.
+    """
+    entry = manifest.files.get(VISION_FILE)
+    if entry is None:
+        raise HeadError(f"{manifest.name} has no {VISION_FILE}, which a head belongs to")
+    return entry.sha256
 
 
 def write_head(path: Path, head: Head) -> None:
-    """Write a head's file, by a rename."""
+    """Write a head's file, whole or not at all."""
     metadata = {"head": head.info.model_dump_json()}
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(save({"classes": head.classes_KD}, metadata))
-    part.replace(path)
+    atomic_write(path, save({"classes": head.classes_KD}, metadata))
 
 
 def read_head(path: Path) -> Head:

@@ -12,9 +12,9 @@ from cyclopts import Parameter, validators
 
 from model.files import atomic_file
 from service.commands.files import check_output, read_image, read_lines, split_names
-from service.commands.model_options import Model, ModelOptions, opened_engine
+from service.commands.model_options import Model, ModelOptions, opened_engine, refusals_of
 from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, reject_options
-from service.engines.engine import ClassScore, Engine, EngineError, ImageRefused, find_model
+from service.engines.engine import ClassScore, Engine, EngineError, find_model
 from service.messages import ClassifyImagesRequest, SegmentClass
 
 SUFFIXES: Final = (".csv", ".jsonl")
@@ -73,11 +73,8 @@ def run(
     if len(images) > 1 or Path(images[0]).is_dir():
         raise EngineError("Several images need an --output that ends in .csv or .jsonl.")
     image = read_image(images[0])
-    with opened_engine(model) as engine:
-        try:
-            found = engine.classify(replace(request, images=(image,))).result()
-        except ImageRefused as error:
-            raise EngineError(f"{images[0]}: {error}") from error
+    with opened_engine(model) as engine, refusals_of(images[0]):
+        found = engine.classify(replace(request, images=(image,))).result()
     for one in found:
         print(f"{100 * one.probability:6.2f} %  {one.cosine:6.3f}  {one.name}")
     return DONE

@@ -8,9 +8,9 @@ from cyclopts import Parameter
 
 from model.preprocess import Fit
 from service.commands.files import check_output, read_image, write_file
-from service.commands.model_options import Model, ModelOptions, opened_engine
+from service.commands.model_options import Model, ModelOptions, opened_engine, refusals_of
 from service.commands.program import DONE, reject_options
-from service.engines.engine import Engine, EngineError, ImageRefused
+from service.engines.engine import Engine, EngineError
 from service.messages import (
     EmbedImagesRequest,
     FeatureKind,
@@ -70,11 +70,8 @@ def run(
         raise EngineError("--kind draws an image; give an --output that ends in .png.")
     encoded = read_image(image)
     compute = _draw if suffix == ".png" else _embed
-    with opened_engine(model) as engine:
-        try:
-            content = compute(engine, encoded, options, model.served_name)
-        except ImageRefused as error:
-            raise EngineError(f"{image}: {error}") from error
+    with opened_engine(model) as engine, refusals_of(image):
+        content = compute(engine, encoded, options, model.served_name)
     write_file(options.output, content)
     return DONE
 

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from service.engines import choice
 from service.engines.choice import KEY_VARIABLE, SCHEMES, URL_VARIABLE
-from service.engines.engine import Engine, EngineError
+from service.engines.engine import Engine, EngineError, ImageRefused
 
 # The settings of the service that have flags here; variables set all others.
 LOADING: Final = ("runtime", "precision", "device", "cache")
@@ -97,3 +97,16 @@ def opened_engine(
         yield engine
     finally:
         engine.close()
+
+
+@contextmanager
+def refusals_of(image: object) -> Iterator[None]:
+    """Turn the refusal of a command's only image into an error that names it.
+
+    Raises:
+        EngineError: The engine refuses the image.
+    """
+    try:
+        yield
+    except ImageRefused as error:
+        raise EngineError(f"{image}: {error}") from error

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from service.commands.files import read_image
-from service.commands.model_options import Model, ModelOptions, opened_engine
+from service.commands.model_options import Model, ModelOptions, opened_engine, refusals_of
 from service.commands.program import DONE
-from service.engines.engine import Engine, EngineError, ImageRefused, find_model
+from service.engines.engine import Engine, EngineError, find_model
 from service.messages import EmbedImagesRequest, EmbedTextsRequest, FloatArray
 
 
@@ -82,7 +82,5 @@ def _embed_image(
         resolution=embedded.get("resolution"),
         fit=embedded.get("fit", EmbedImagesRequest.fit),
     )
-    try:
+    with refusals_of(options.image):
         return engine.embed(request).result()[options.column]
-    except ImageRefused as error:
-        raise EngineError(f"{options.image}: {error}") from error

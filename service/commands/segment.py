@@ -13,9 +13,9 @@ from model.image_codec import ImageLimits, decode_image
 from model.preprocess import Fit
 from model.winner_map import Labels, count_labels
 from service.commands.files import check_output, read_image, split_names, write_file
-from service.commands.model_options import Model, ModelOptions, opened_engine
+from service.commands.model_options import Model, ModelOptions, opened_engine, refusals_of
 from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, reject_options
-from service.engines.engine import EngineError, ImageRefused, Mask, find_model
+from service.engines.engine import EngineError, Mask, find_model
 from service.images import image_errors
 from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
 from service.models.heads import names_head
@@ -124,11 +124,8 @@ def run(
     if len(images) > 1 or Path(images[0]).is_dir():
         raise EngineError(f"--format {options.format} is of one image; coco takes a folder.")
     image = read_image(images[0])
-    with opened_engine(model) as engine:
-        try:
-            mask = engine.segment(replace(request, images=(image,))).result()
-        except ImageRefused as error:
-            raise EngineError(f"{images[0]}: {error}") from error
+    with opened_engine(model) as engine, refusals_of(images[0]):
+        mask = engine.segment(replace(request, images=(image,))).result()
     write_file(options.output, _encode(options, mask.labels_HW, image))
     _describe(mask)
     return DONE

@@ -104,7 +104,7 @@ def _check_options(
     if one.prompts or one.examples:
         raise _wrong(f"{named} has neither prompts nor examples")
     if isinstance(request, SegmentImagesRequest) and request.background_classes:
-        _refuse("background_classes", f"{named} has its own background")
+        _refuse("background_classes", f"{named} takes no others")
 
 
 def _wrong(text: str) -> InvalidRequest:

@@ -102,7 +102,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(
         ({"classes": (SegmentClass(name="head:pets", prompts=("a cat",)),)}, "neither prompts"),
         ({"features": "values"}, "features: head:pets was trained on patches"),
         ({"templates": "tcl"}, "templates: head:pets has no prompts"),
-        ({"background_classes": (SegmentClass(name="sky"),)}, "has its own background"),
+        ({"background_classes": (SegmentClass(name="sky"),)}, "takes no others"),
     ],
 )
 def test_options_that_a_head_does_not_take_are_refused(

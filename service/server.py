@@ -28,7 +28,7 @@ from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry, ModelRepository
 from service.models.served_model import ServedModel
 from service.monitoring.log import LogQueue, configure_logging
-from service.monitoring.metrics import Metrics, watching_loop_lag
+from service.monitoring.metrics import SECONDS, Metrics, watching_loop_lag
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.telemetry import build_telemetry
 from service.request_gate import RequestGate
@@ -72,7 +72,7 @@ class Server:
         log: LogQueue | None = None,
     ) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.duration_buckets_s or SECONDS)
         if settings.cpus is not None:
             self.metrics.cpus.set_function(partial(float, settings.cpus))
         self._telemetry = build_telemetry(settings, self.metrics, log)
@@ -175,6 +175,7 @@ class Server:
                 await asyncio.to_thread(self._publish_health, self.plane.health)
                 self._watchdog.start()
                 self.ready.set()
+                self.metrics.record_first_ready()
                 if self.settings.enable_management and not self.settings.has_keys:
                     logger.warning("every caller may load and unload models: no API keys are set")
                 self._check_memory()

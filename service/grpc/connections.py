@@ -55,7 +55,7 @@ async def closing_idle_connections(
             await asyncio.sleep(CHECK_S)
             if num_descriptors() > max_connections:
                 num_closed = await asyncio.to_thread(close_idle, port, max_connections, set(busy()))
-                metrics.rejected.labels("connections").inc(num_closed)
+                metrics.idle_connections_closed.labels("grpc").inc(num_closed)
 
     task = asyncio.ensure_future(watch())
     try:

@@ -307,7 +307,9 @@ class ModelRepository:
             if self._is_cancelled:
                 source.cancelled.set()
             source.check()
+            began = time.monotonic()
             served = self._load_source(source)
+            served.load_s = time.monotonic() - began
             if source.cancelled.is_set():
                 served.close(CLOSE_GRACE_S)
             source.check()

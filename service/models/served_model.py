@@ -161,6 +161,7 @@ class ServedModel:
         admission: Decides which requests fit.
         requests: Counts them.
         texts: The text side.
+        load_s: Time of its load, which the repository measures.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class ServedModel:
         self.info = info
         self.admission = admission
         self.requests = RequestCounts()
+        self.load_s = 0.0
         self.texts = TextEncoder(tokenizer, batcher, cache)
         self._batcher = batcher
         self._lanes = lanes
@@ -237,6 +239,7 @@ class ServedModel:
             rejected=self.admission.rejected.totals(),
             abandoned=self._batcher.queue.abandoned.totals(),
             prompts=self._cache.lookups(),
+            load_s=self.load_s,
         )
 
     def statistics(self) -> ModelStatistics:

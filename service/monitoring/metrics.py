@@ -39,7 +39,6 @@ SECONDS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.5),
     *(1, 2.5, 5, 10, 30, 60),
 )
-BOUNDS: Final = (*map(floatToGoString, SECONDS), "+Inf")
 LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 PATCHES: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -70,14 +69,16 @@ class CallMetrics(Collector):
     # request has 14. Measured with `python -m benchmarks.observability_cost` on 2026-11-27, CPU
     # time per request with the rest of the telemetry: 36 us with them, 9 us with this class.
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Sequence[float]) -> None:
+        """Count in buckets with these upper bounds, ascending, besides infinity."""
+        self._seconds = seconds
         self._lock = threading.Lock()
         self._requests: Count[tuple[str, str, str]] = Count()
         # By model and method or stage: a number for each bucket, then the seconds in total.
-        self._durations: Times = defaultdict(_no_times)
-        self._stages: Times = defaultdict(_no_times)
+        self._durations: Times = defaultdict(self._no_times)
+        self._stages: Times = defaultdict(self._no_times)
         for stage in get_args(Stage):
-            self._stages["", stage] = _no_times()
+            self._stages["", stage] = self._no_times()
 
     def declare(self, methods: Iterable[str]) -> None:
         """Begin the counts of faults of routes or RPCs at zero.
@@ -110,9 +111,9 @@ class CallMetrics(Collector):
         with self._lock:
             self._requests[model, method, code] += 1
             if seconds is not None:
-                _add_time(self._durations[model, method], seconds)
+                self._add_time(self._durations[model, method], seconds)
             for stage, stage_s in stages.items():
-                _add_time(self._stages[model, stage], stage_s)
+                self._add_time(self._stages[model, stage], stage_s)
 
     def collect(self) -> Iterator[Metric]:
         """The families of all requests, then those of each model."""
@@ -127,13 +128,13 @@ class CallMetrics(Collector):
             ("protocol", "method", "code"),
             [((_protocol_of(code), m, code), count) for (_, m, code), count in requests],
         )
-        yield _histogram_family(
+        yield self._histogram_family(
             "request_duration",
             "Time from a request to its answer.",
             ("method",),
             [(key[1:], times) for key, times in durations],
         )
-        yield _histogram_family(
+        yield self._histogram_family(
             "stage_duration",
             "Time of admitted requests in a stage.",
             ("stage",),
@@ -145,27 +146,43 @@ class CallMetrics(Collector):
             ("model", "protocol", "code"),
             [((m, _protocol_of(code), code), n) for (m, _, code), n in requests if m],
         )
-        yield _histogram_family(
+        yield self._histogram_family(
             "model_request_duration",
             "Time from a request for a model to its answer.",
             ("model", "protocol"),
             by_protocol,
         )
-        yield _histogram_family(
+        yield self._histogram_family(
             "model_stage_duration",
             "Time of admitted requests for a model in a stage.",
             ("model", "stage"),
             [(key, times) for key, times in stages if key[0]],
         )
 
+    def _no_times(self) -> list[float]:
+        return [0.0] * (len(self._seconds) + 2)
 
-def _no_times() -> list[float]:
-    return [0.0] * (len(BOUNDS) + 1)
+    def _add_time(self, times: list[float], seconds: float) -> None:
+        times[bisect_left(self._seconds, seconds)] += 1
+        times[-1] += seconds
 
-
-def _add_time(times: list[float], seconds: float) -> None:
-    times[bisect_left(SECONDS, seconds)] += 1
-    times[-1] += seconds
+    def _histogram_family(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        rows: Iterable[tuple[tuple[str, ...], list[float]]],
+    ) -> Metric:
+        """A family of the sums of all rows with the same labels."""
+        sums: dict[tuple[str, ...], list[float]] = {}
+        for values, times in rows:
+            added = sums.get(values, self._no_times())
+            sums[values] = [a + b for a, b in zip(added, times, strict=True)]
+        family = HistogramMetricFamily(f"tipserve_{name}_seconds", text, labels=labels)
+        bounds = (*map(floatToGoString, self._seconds), "+Inf")
+        for values, (*counts, total_s) in sums.items():
+            family.add_metric(values, list(zip(bounds, accumulate(counts), strict=True)), total_s)
+        return family
 
 
 def _protocol_of(code: str) -> str:
@@ -188,20 +205,6 @@ def _counter_family(
     family = CounterMetricFamily(f"tipserve_{name}", text, labels=labels)
     for values, count in sums.items():
         family.add_metric(values, count)
-    return family
-
-
-def _histogram_family(
-    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[tuple[str, ...], list[float]]]
-) -> Metric:
-    """A family of the sums of all rows with the same labels."""
-    sums: dict[tuple[str, ...], list[float]] = {}
-    for values, times in rows:
-        added = sums.get(values, _no_times())
-        sums[values] = [a + b for a, b in zip(added, times, strict=True)]
-    family = HistogramMetricFamily(f"tipserve_{name}_seconds", text, labels=labels)
-    for values, (*counts, total_s) in sums.items():
-        family.add_metric(values, list(zip(BOUNDS, accumulate(counts), strict=True)), total_s)
     return family
 
 
@@ -247,6 +250,7 @@ class LaneReport:
         rejected: Refused requests by reason.
         abandoned: Items that were never computed, by reason.
         prompts: Look-ups in the text cache by outcome.
+        load_s: Time of the load, with conversion and warm-up.
     """
 
     model: str
@@ -260,6 +264,7 @@ class LaneReport:
     rejected: Mapping[str, int] = field(default_factory=dict)
     abandoned: Mapping[str, int] = field(default_factory=dict)
     prompts: Mapping[str, int] = field(default_factory=dict)
+    load_s: float = 0.0
 
 
 # A number of a model, or its numbers by one more label.
@@ -301,6 +306,12 @@ LANE_GAUGES: Final[Sequence[tuple[str, str, str, ReadLanes]]] = (
         "Measured time that each item adds to a batch.",
         "bucket",
         lambda report: {bucket: item_s for bucket, (_, item_s) in report.costs.items()},
+    ),
+    (
+        "model_load_seconds",
+        "Time of the model's load, with conversion and warm-up.",
+        "",
+        lambda report: report.load_s,
     ),
     ("model_queue_depth", "Items that wait for a lane.", "", lambda r: r.num_waiting),
     (
@@ -413,9 +424,10 @@ class Metrics(Collector):
     What changes without us, such as queues and models, is read by callbacks at every scrape.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Sequence[float] = SECONDS) -> None:
+        """Begin all counts at zero; the times of requests have buckets of these seconds."""
         self.registry = CollectorRegistry()
-        self.calls = CallMetrics()
+        self.calls = CallMetrics(seconds)
         self.registry.register(self.calls)
         self._depths: Depths = dict
         self._models: Callable[[], Iterable[ModelInfo]] = tuple
@@ -426,6 +438,9 @@ class Metrics(Collector):
         self.rejected = self._counter("rejected", "Refused requests.", "reason")
         for reason in LACK_OF_CAPACITY:
             self.rejected.labels(reason)
+        self.idle_connections_closed = self._counter(
+            "idle_connections_closed", "Idle connections closed to make room.", "protocol"
+        )
         self.abandoned = self._counter(
             "abandoned", "Queued items that were never computed, as their caller left.", "reason"
         )
@@ -480,6 +495,14 @@ class Metrics(Collector):
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
         """Set the source of readiness."""
         self._ready.set_function(is_ready)
+
+    def record_first_ready(self) -> None:
+        """Add the time of the first readiness; before it there is no such metric."""
+        gauge = self._gauge(
+            "first_ready_timestamp_seconds",
+            "Time of the first readiness, in seconds since the epoch.",
+        )
+        gauge.set_to_current_time()
 
     def watch_certificate(self, expires_at: Callable[[], float]) -> None:
         """Add the expiry of the TLS certificate; without TLS there is no such metric."""

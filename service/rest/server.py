@@ -443,6 +443,7 @@ class BoundedProtocol(HttpToolsProtocol):
         others: Any = self.connections - {self}
         others = {c for c in others if not c.transport.is_closing()}
         if close_longest_idle(others):
+            self.protection.metrics.idle_connections_closed.labels("http").inc()
             return
         self._is_spare = True
         self._due = self.loop.time() + SPARE_HEAD_S
@@ -561,9 +562,13 @@ class TlsListener:
 
     def _make_room(self) -> None:
         connections = self._connections()
-        is_full = len(connections) + len(self.handshakes) >= self._protection.max_connections
-        if is_full and not close_longest_idle(connections) and self.handshakes:
-            self._protection.metrics.rejected.labels("connections").inc()
+        metrics = self._protection.metrics
+        if len(connections) + len(self.handshakes) < self._protection.max_connections:
+            return
+        if close_longest_idle(connections):
+            metrics.idle_connections_closed.labels("http").inc()
+        elif self.handshakes:
+            metrics.rejected.labels("connections").inc()
             oldest = next(iter(self.handshakes))
             del self.handshakes[oldest]
             oldest.cancel()

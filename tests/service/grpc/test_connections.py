@@ -21,7 +21,8 @@ OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
 def num_closed(server: Server) -> float:
-    return sample(server.metrics, "rejected_total", reason="connections")
+    assert sample(server.metrics, "rejected_total", reason="connections") == 0
+    return sample(server.metrics, "idle_connections_closed_total", protocol="grpc")
 
 
 def idle(host: str, *idle_ms: int) -> list[Connection]:

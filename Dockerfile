@@ -2,30 +2,35 @@
 #   docker build -t tipserve:0.1.0 .
 # The base is an argument, so that a CUDA or TensorRT image with Python and pip can take its place, with EXTRA=gpu,otel.
 # What pip needs to be told (an index, a certificate) comes as the secret `pip`, in the form of pip.conf, and stays in no layer.
+# Packages are those of requirements/, by their hashes; scripts/lock_requirements.sh writes them, scripts/pin_base.sh the digest.
 ARG BASE=python:3.11-slim
 
 # What lists and strips what is installed, away from it.
 FROM ${BASE} AS tools
+# The packages that every image has, for its bill of materials.
+RUN dpkg-query -W -f '${binary:Package}\t${Version}\t${Architecture}\n' > /opt/debian.tsv
 # hadolint ignore=DL3008
 RUN apt-get update -q && apt-get install -y -q --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
-# hadolint ignore=DL3013
+COPY requirements/tools.txt /opt/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python -m venv /opt/cyclonedx && /opt/cyclonedx/bin/pip install --no-cache-dir "cyclonedx-bom>=7.3,<8"
+    python -m venv /opt/cyclonedx && /opt/cyclonedx/bin/pip install --no-cache-dir --require-hashes -r /opt/tools.txt
 
 # An environment with the dependencies of serving.
 FROM tools AS dependencies
 ARG EXTRA=cpu,otel
 WORKDIR /src
 RUN python -m venv --without-pip /opt/venv
+COPY requirements ./requirements
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes --no-deps -r "requirements/${EXTRA}.txt"
 COPY pyproject.toml README.md LICENSE NOTICE ./
-# From a distribution that is still empty: a change of code keeps this layer.
-# Versions are in pyproject.toml, where the rule below does not look.
+# From a distribution that is still empty: a change of code keeps this layer. All that it adds is torch, whose build is the index's.
 # hadolint ignore=DL3013
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir ".[${EXTRA}]"
 
 FROM dependencies AS build-serve
-COPY scripts/trim_environment.sh scripts/
+COPY scripts/trim_environment.sh scripts/debian_components.py scripts/
 RUN scripts/trim_environment.sh /opt/venv
 COPY model ./model
 COPY service ./service
@@ -33,19 +38,23 @@ COPY clients/python/tipserve_client ./clients/python/tipserve_client
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall . \
     && /opt/cyclonedx/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
-       --output-file sbom.cdx.json /opt/venv/bin/python
+       --output-file sbom.cdx.json /opt/venv/bin/python \
+    && python scripts/debian_components.py sbom.cdx.json < /opt/debian.tsv
 
 FROM dependencies AS build-train
 ARG TRAIN_EXTRA=train,captions
 # hadolint ignore=DL3013
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip --python /opt/venv/bin/python install --no-cache-dir ".[${TRAIN_EXTRA}]"
+    pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes --no-deps -r "requirements/${TRAIN_EXTRA}.txt" \
+    && pip --python /opt/venv/bin/python install --no-cache-dir ".[${TRAIN_EXTRA}]"
+COPY scripts/debian_components.py scripts/
 COPY model ./model
 COPY training ./training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall . \
     && /opt/cyclonedx/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
-       --output-file sbom.cdx.json /opt/venv/bin/python
+       --output-file sbom.cdx.json /opt/venv/bin/python \
+    && python scripts/debian_components.py sbom.cdx.json < /opt/debian.tsv
 
 # What all images have in common: a user without rights and a home, no pip, a place for what is cached.
 FROM ${BASE} AS runtime

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def take(wanted: dict[str, str]) -> dict[str, object]:
         "modules": [name for name in wanted["modules"].split() if importlib.util.find_spec(name)],
         "pips": [str(path) for top in ("/usr", "/opt") for path in files(top, "*-packages/pip")],
         "folders": {name: file_bytes(name) for name in wanted["folders"].split()},
+        "debian": dict(
+            line.split("\t")
+            for line in subprocess.check_output(
+                ["dpkg-query", "-W", "-f", "${Package}\t${Version}\n"], text=True
+            ).splitlines()
+        ),
         "documents": {path.name: path.read_text() for path in files("/usr/share/doc/tipserve")},
     }
 

@@ -73,10 +73,24 @@ def test_it_contains_its_licence(inventory: dict[str, Any]) -> None:
     assert documents["NOTICE"].startswith("tipserve\n")
 
 
+def test_versions_are_the_locked_ones(inventory: dict[str, Any], project_root: Path) -> None:
+    text = (project_root / "requirements" / "cpu,otel.txt").read_text(encoding="utf-8")
+    # Of several lines for a package, each for other Pythons, one is true.
+    locked = set(re.findall(r"^([\w.-]+)==([^ ;]+)", text, re.MULTILINE))
+    installed = {(canonical(name), version) for name, version in inventory["installed"].items()}
+    assert {name for name, _ in installed - locked} == {"tipserve"}
+
+
 def test_the_bill_of_materials_lists_what_is_installed(inventory: dict[str, Any]) -> None:
     sbom = json.loads(inventory["documents"]["sbom.cdx.json"])
     assert sbom["bomFormat"] == "CycloneDX"
     components = [*sbom["components"], sbom["metadata"]["component"]]
+    packages = [one for one in components if one.get("purl", "").startswith("pkg:deb/")]
+    debian = {found["name"]: found["version"] for found in packages}
+    assert debian == inventory["debian"]
+    assert {"libc6", "tzdata"} <= debian.keys()
+    assert not {"binutils"} & debian.keys()
+    components = [one for one in components if one not in packages]
     listed = {canonical(found["name"]): found["version"] for found in components}
     assert listed == {canonical(name): v for name, v in inventory["installed"].items()}
     assert {"numpy", "openvino", "onnxruntime", "tipserve"} <= listed.keys()

@@ -535,7 +535,7 @@ def images(documents: list[Manifest]) -> Faults:
     known = {f"tipserve:{version}{variant}" for variant in VARIANTS}
     for workload in workloads(documents):
         for container in workload.containers:
-            if container.get("image") not in known:
+            if str(container.get("image")).rpartition("/")[2] not in known:
                 yield f"{workload}: {container['name']} has the image {container.get('image')}"
     for document in documents:
         label = document["metadata"].get("labels", {}).get(VERSION_LABEL, version)

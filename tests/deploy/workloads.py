@@ -54,7 +54,7 @@ class Workload:
         return [
             container
             for container in self.pod["containers"]
-            if "command" not in container and container["image"].startswith("tipserve:")
+            if "command" not in container and "tipserve:" in container["image"]
         ]
 
 

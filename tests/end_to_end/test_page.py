@@ -157,14 +157,22 @@ def test_the_painted_mask_is_the_apis_pixel_by_pixel(
     alone = layer_of(page)[..., 3] == 255
     assert alone.sum() == areas.max()
     rows, columns = np.nonzero(alone)
+    middle = len(rows) // 2
+    y, x = rows[middle], columns[middle]
     box = page.locator("#stage canvas").bounding_box()
     assert box is not None
-    middle = len(rows) // 2
-    page.mouse.move(
-        box["x"] + (columns[middle] + 0.5) / alone.shape[1] * box["width"],
-        box["y"] + (rows[middle] + 0.5) / alone.shape[0] * box["height"],
-    )
-    assert page.inner_text("#reading").startswith(f"{largest}, cosine ")
+    # The mask has come without its scores, which are most of an answer.
+    with page.expect_response(lambda answer: "include_scores" in answer.url) as waiting:
+        page.mouse.move(
+            box["x"] + (x + 0.5) / alone.shape[1] * box["width"],
+            box["y"] + (y + 0.5) / alone.shape[0] * box["height"],
+        )
+    entry = waiting.value.json()["data"][0]
+    score = np.frombuffer(base64.b64decode(entry["scores"]["data"]), "<f4").reshape(alone.shape)[
+        y, x
+    ]
+    wait(page, "document.querySelector('#reading').textContent.includes('cosine')")
+    assert page.inner_text("#reading") == f"{largest}, cosine {score:.3f}"
 
 
 def test_exports_are_the_apis_answers_and_the_copied_line_repeats_them(
@@ -288,7 +296,8 @@ def check_examples(
     assert sent == [image.read_bytes() for image in images]
     wait(page, "document.querySelectorAll('#legend button').length === 2")
     wait(page, IS_IDLE)
-    answer = httpx.post(f"{service.http_url}/v1/images:segment", json=body, timeout=LIMIT_S)
+    labels_body = body | {"format": "mask", "encoding": "base64"}
+    answer = httpx.post(f"{service.http_url}/v1/images:segment", json=labels_body, timeout=LIMIT_S)
     found = answer.json()["data"][0]
     labels = np.frombuffer(base64.b64decode(found["labels"]["data"]), "<u2")
     colours = [(0, 0, 0, 0)] + [(*bytes.fromhex(one["color"][1:]), 255) for one in found["classes"]]

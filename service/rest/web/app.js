@@ -39,10 +39,14 @@ class App {
     this.file = file;
     this.tabs.features.forget();
     $("#reading").textContent = "";
+    // The request does not wait for the image on the screen.
+    await Promise.all([this.#show(file), this.tabs[this.current].refresh()]);
+  }
+
+  async #show(file) {
     if (!(await this.stage.show(file))) {
       say("This browser cannot show the image; the server may still read it.", true);
     }
-    await this.tabs[this.current].refresh();
   }
 
   #listen() {

@@ -1,21 +1,41 @@
 // Masks of classes by name or by example: over the image, as a legend, and as files.
 
-import { asCurl, asPython, dataUri, decodeArray, send, sendJson } from "./api.js";
+import { asCurl, asPython, dataUri, decodeFloats, send, sendJson } from "./api.js";
 import { $, Chips, chip, copy, element, Latest, save, say } from "./form.js";
 import { indexAt } from "./stage.js";
 
 const PATH = "v1/images:segment";
-// The score of every pixel comes with the mask: six bytes a pixel, a third more as base64.
+// Above this the scores, five bytes a pixel as base64, are not loaded.
 const MAX_SCORED_PIXELS = 6e6;
 // Cosine with an example; a single example would else be everywhere.
 const EXAMPLE_THRESHOLD = 0.6;
 // A drag over fewer pixels of the image is a click.
 const MIN_BOX = 4;
 
-const rgb = (color) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+/** The request with further options, in the part where it has them. */
+const withOptions = (request, options) => {
+  const part = request.json ? "json" : "query";
+  return { ...request, [part]: { ...request[part], ...options } };
+};
+
+/** RGBA of a colour as one number, in the machine's order of bytes. */
+const pixelOf = (color) => {
+  const rgb = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+  return new Uint32Array(Uint8Array.of(...rgb, 255).buffer)[0];
+};
+
+/** Fill the pixels that run lengths have: numbers of pixels outside and inside, in turn. */
+const fillRuns = (pixels, counts, value) => {
+  let at = 0;
+  for (let i = 0; i + 1 < counts.length; i += 2) {
+    at += counts[i];
+    pixels.fill(value, at, (at += counts[i + 1]));
+  }
+};
 
 export class Masks {
   #latest = new Latest();
+  #latestScores = new Latest();
   #mask = null;
   #single = null;
   // {name, file, region} of each example; its region is a point or a box in pixels of the file.
@@ -58,11 +78,9 @@ export class Masks {
       return;
     }
     return this.#latest.run(async (signal) => {
-      const { naturalWidth, naturalHeight } = this.app.stage.image;
-      const hasScores = naturalWidth * naturalHeight <= MAX_SCORED_PIXELS;
-      const query = { encoding: "base64", include_instances: true, ...(hasScores && { include_scores: true }) };
-      const answer = await sendJson({ ...(await this.#request(query)), signal });
-      this.#show(answer.data[0]);
+      const request = await this.#request({ format: "rle_counts", include_instances: true });
+      const answer = await sendJson({ ...request, signal });
+      this.#show(answer.data[0], request);
     });
   }
 
@@ -70,11 +88,23 @@ export class Masks {
   read(point) {
     if (!this.#mask) return "";
     const { height, width, labels, scores, classes } = this.#mask;
-    const at = indexAt(point, height, width);
-    const name = classes[labels[at] - 1]?.name ?? "background";
-    if (!scores) return name;
-    this.#mask.values ??= decodeArray(scores).data;
-    return `${name}, cosine ${this.#mask.values[at].toFixed(3)}`;
+    const label = labels[indexAt({ x: point.y, y: point.x }, width, height)];
+    const name = classes[label - 1]?.name ?? "background";
+    if (scores) return `${name}, cosine ${scores[indexAt(point, height, width)].toFixed(3)}`;
+    this.#loadScores(this.#mask);
+    return name;
+  }
+
+  /** Load the score of every pixel, which is far larger than the run lengths of the mask. */
+  #loadScores(mask) {
+    if (mask.isLoading || mask.height * mask.width > MAX_SCORED_PIXELS) return;
+    mask.isLoading = true;
+    this.#latestScores.run(async (signal) => {
+      const options = { encoding: "base64", include_instances: false, include_scores: true };
+      const answer = await sendJson({ ...withOptions(mask.request, options), signal });
+      mask.scores = decodeFloats(answer.data[0].scores);
+      this.app.stage.readAgain();
+    });
   }
 
   /** Add the patch at a point, or the box to a corner, as a class. */
@@ -141,9 +171,11 @@ export class Masks {
     return { path: PATH, query: { ...this.#options(), ...query }, image: this.app.file };
   }
 
-  #show({ height, width, classes, background_share, labels, scores, instances }) {
-    // The scores are decoded when they are read, after the mask is painted.
-    this.#mask = { height, width, classes, labels: decodeArray(labels).data, scores };
+  #show({ height, width, classes, background_share, instances }, request) {
+    // By column, as run lengths are.
+    const labels = new Uint16Array(height * width);
+    for (const { label, segmentation } of classes) fillRuns(labels, segmentation.counts, label);
+    this.#mask = { height, width, classes, labels, request };
     this.#single = null;
     this.#list(classes, background_share, instances);
     this.#paint();
@@ -173,17 +205,12 @@ export class Masks {
   }
 
   #paint() {
-    const { height, width, labels, classes } = this.#mask;
-    // RGBA of every label as one number, in the machine's order of bytes.
-    const colors = new Uint32Array(classes.length + 1);
-    for (const { label, color } of classes) {
-      if (this.#single === null || this.#single === label) {
-        new Uint8Array(colors.buffer).set([...rgb(color), 255], 4 * label);
-      }
+    const { height, width, classes } = this.#mask;
+    const colors = new Uint32Array(height * width);
+    for (const { label, color, segmentation } of classes) {
+      if (this.#single === null || this.#single === label) fillRuns(colors, segmentation.counts, pixelOf(color));
     }
-    const rgba = new Uint32Array(labels.length);
-    for (let i = 0; i < rgba.length; i++) rgba[i] = colors[labels[i]];
-    this.app.stage.paint(width, height, new Uint8ClampedArray(rgba.buffer));
+    this.app.stage.paintColumns(width, height, new Uint8ClampedArray(colors.buffer));
     this.#fade();
   }
 

@@ -72,6 +72,19 @@ export class Stage extends EventTarget {
     this.layer.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
   }
 
+  /** Paint pixels that are ordered by column; `rgba` and the size are as for `paint`. */
+  paintColumns(width, height, rgba) {
+    const columns = new OffscreenCanvas(height, width);
+    columns.getContext("2d").putImageData(new ImageData(rgba, height, width), 0, 0);
+    this.layer.width = width;
+    this.layer.height = height;
+    this.layer.classList.remove("smooth");
+    const context = this.layer.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    context.setTransform(0, 1, 1, 0, 0, 0);
+    context.drawImage(columns, 0, 0);
+  }
+
   /** Mark a point, in shares of width and height. */
   mark({ x, y }) {
     this.marker.hidden = false;
@@ -105,7 +118,7 @@ export class Stage extends EventTarget {
       y: share(event.clientY - box.top, box.height),
     };
     if (this.corner) this.#select(this.corner);
-    this.#tellHover();
+    this.readAgain();
   }
 
   #onKey(event) {
@@ -117,7 +130,7 @@ export class Stage extends EventTarget {
       this.point = { x: clamp(this.point.x + move[0] * STEP), y: clamp(this.point.y + move[1] * STEP) };
       this.mark(this.point);
       this.#select(corner);
-      this.#tellHover();
+      this.readAgain();
     } else if (event.key === "Enter" || event.key === " ") {
       this.#pick();
     } else {
@@ -126,7 +139,8 @@ export class Stage extends EventTarget {
     event.preventDefault();
   }
 
-  #tellHover() {
+  /** Fire `hover` with the point where the image is read. */
+  readAgain() {
     this.dispatchEvent(new CustomEvent("hover", { detail: this.point }));
   }
 }

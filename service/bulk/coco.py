@@ -1,7 +1,7 @@
 """Instances of many images as one COCO file, from a journal with a line for each image."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import count
@@ -10,10 +10,11 @@ from typing import Any
 
 from model.files import atomic_file
 from service.bulk.journal import FilesJob, Journal, Work, compute_lines, write_errors
-from service.bulk.output import compare_records
+from service.bulk.output import JobError, compare_records
 from service.bulk.running import JobProgress
 from service.engines.engine import Engine, Mask
 from service.messages import SegmentImagesRequest
+from service.models.heads import names_head
 
 
 def is_finished(output: Path, job: FilesJob) -> bool:
@@ -44,7 +45,7 @@ def segment_files(engine: Engine, job: FilesJob, journal: Journal, progress: Job
     work = Work(
         window=engine.window,
         ask=lambda image: engine.segment(replace(request, images=(image,))),
-        describe=_describe,
+        describe=_describe_with_names if names_head(request) else _describe,
         count=lambda line: len(line["instances"]),
     )
     compute_lines(job, journal, work, progress)
@@ -56,16 +57,35 @@ def _describe(mask: Mask) -> dict[str, Any]:
     return {"height": height, "width": width, "instances": instances}
 
 
+def _describe_with_names(mask: Mask) -> dict[str, Any]:
+    return {**_describe(mask), "classes": mask.classes}
+
+
+def _class_names(job: FilesJob, journal: Journal) -> Sequence[str]:
+    """Names of labels 1, 2, ...; the answers have those of a head."""
+    request = job.request
+    assert isinstance(request, SegmentImagesRequest)
+    if not names_head(request):
+        return [one.name for one in request.classes]
+    found = {tuple(entry["classes"]) for entry in journal.good_entries()}
+    if len(found) > 1:
+        named = request.classes[0].name
+        raise JobError(f"The classes of {named} changed during the job; run it with --overwrite.")
+    return next(iter(found), ())
+
+
 def write_coco(output: Path, job: FilesJob, journal: Journal) -> tuple[int, int, int]:
     """Write the COCO file, and the skipped images beside it; remove the journal.
 
     Returns:
         Number of images, of instances, and of skipped images.
+
+    Raises:
+        JobError: The head that the request names changed during the job.
     """
+    names = _class_names(job, journal)
     with atomic_file(output) as temporary, temporary.open("w", encoding="utf-8") as file:
-        categories = [
-            {"id": label, "name": one.name} for label, one in enumerate(job.request.classes, 1)
-        ]
+        categories = [{"id": label, "name": name} for label, name in enumerate(names, 1)]
         info = {"description": f"Instances by {job.model.name}", "job": job.record()}
         file.write(f'{{"info": {json.dumps(info)}, "categories": {json.dumps(categories)}')
         images = enumerate(journal.good_entries(), start=1)

@@ -27,7 +27,7 @@ class ProgressLines:
         self,
         num_parts: int,
         num_done: int,
-        stream: TextIO = sys.stderr,
+        stream: TextIO,
         clock: Callable[[], float] = time.monotonic,
         *,
         nouns: tuple[str, str] = PART,
@@ -84,7 +84,7 @@ def shown_progress(
         nouns: What a part is, and what it has.
     """
     if not sys.stderr.isatty():
-        yield ProgressLines(num_parts, num_done, nouns=nouns)
+        yield ProgressLines(num_parts, num_done, sys.stderr, nouns=nouns)
         return
     from rich import progress  # noqa: PLC0415 - slow to import, and lines do not need it
 

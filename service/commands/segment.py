@@ -18,7 +18,6 @@ from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, reject_opti
 from service.engines.engine import EngineError, Mask, find_model
 from service.images import image_errors
 from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
-from service.models.heads import names_head
 from service.outputs.masks import (
     MAX_PALETTE_CLASSES,
     class_color,
@@ -116,8 +115,6 @@ def run(
     )
     _check_output(options, classes)
     if options.format == "coco":
-        if names_head(request):
-            raise EngineError("--format coco needs the names of classes; it takes no head.")
         share = options.min_area_share
         request = replace(request, include_instances=True, min_area_share=share)
         return _write_coco(images, options, model, request)
@@ -126,6 +123,8 @@ def run(
     image = read_image(images[0])
     with opened_engine(model) as engine, refusals_of(images[0]):
         mask = engine.segment(replace(request, images=(image,))).result()
+    # A head's classes are known only now.
+    _check_palette(options, mask.classes)
     write_file(options.output, _encode(options, mask.labels_HW, image))
     _describe(mask)
     return DONE
@@ -170,8 +169,12 @@ def _write_coco(
 def _check_output(options: SegmentOptions, classes: Sequence[str]) -> None:
     """Check the output before anything is computed."""
     purpose = f" for --format {options.format}"
-    suffix = check_output(options.output, SUFFIXES[options.format], purpose)
-    is_palette = suffix == ".png" and options.format == "mask"
+    check_output(options.output, SUFFIXES[options.format], purpose)
+    _check_palette(options, classes)
+
+
+def _check_palette(options: SegmentOptions, classes: Sequence[str]) -> None:
+    is_palette = options.output.suffix.lower() == ".png" and options.format == "mask"
     if is_palette and len(classes) > MAX_PALETTE_CLASSES:
         raise EngineError(
             f"{len(classes)} classes given, at most {MAX_PALETTE_CLASSES} fit into a PNG mask; "

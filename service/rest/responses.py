@@ -373,13 +373,18 @@ CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
 PNG_FORMATS: Final = {"labels", "overlay"}
 
 
-def _check_mask(options: SegmentImagesBody, media: str) -> None:
-    if media == PNG and options.format == "mask" and len(options.classes) > MAX_PALETTE_CLASSES:
+def _check_palette(classes: Sequence[object]) -> None:
+    if len(classes) > MAX_PALETTE_CLASSES:
         raise InvalidRequest(
-            f"classes: {len(options.classes)} given, at most {MAX_PALETTE_CLASSES} fit the palette "
-            "of a PNG; use format labels, or accept application/x-npy.",
+            f"classes: {len(classes)} given, at most {MAX_PALETTE_CLASSES} fit the palette of a "
+            "PNG; use format labels, or accept application/x-npy.",
             param="classes",
         )
+
+
+def _check_mask(options: SegmentImagesBody, media: str) -> None:
+    if media == PNG and options.format == "mask":
+        _check_palette(options.classes)
     if media != PNG and options.format in PNG_FORMATS:
         raise InvalidRequest(
             f"The format {options.format} needs Accept: image/png.", param="format"
@@ -410,9 +415,12 @@ def _mask_png(
     limits: ImageLimits,
 ) -> bytes:
     labels_HW = answer.segmentations[0].labels_HW
-    if request.options.format != "overlay":
-        encode = encode_labels_png if request.options.format == "labels" else encode_mask_png
-        return encode(labels_HW)
+    if request.options.format == "labels":
+        return encode_labels_png(labels_HW)
+    if request.options.format == "mask":
+        # The request may have named a head, whose classes are known only now.
+        _check_palette(answer.classes)
+        return encode_mask_png(labels_HW)
     image = request.images[0]
     assert isinstance(image, bytes)
     with image_errors("images[0]"):

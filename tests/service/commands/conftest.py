@@ -27,6 +27,7 @@ from service.messages import (
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
+from service.models.heads import names_head
 
 RUNS = "Z12V1000nU2"  # rows 2 and 3 of columns 1 to 3
 WIDTH = 4
@@ -64,6 +65,7 @@ class FakeEngine:
         num_images: Images that were asked for.
         most_images: The engine fails at a further image.
         requests: All requests.
+        head: The classes that every head has.
     """
 
     window = 2
@@ -72,6 +74,7 @@ class FakeEngine:
         self.num_images = 0
         self.most_images = 1000
         self.requests: list[Any] = []
+        self.head: tuple[str, ...] = ("a cat", "a dog")
 
     def _answer(self, request: Any, value: Any) -> "Future[Any]":
         if self.num_images == self.most_images:
@@ -87,6 +90,8 @@ class FakeEngine:
         instance = MaskInstance(label=1, area=6, box=(1, 2, 3, 2), score=0.75, counts=RUNS)
         found = (instance,) * request.include_instances
         names = tuple(one.name for one in request.classes)
+        if names_head(request):
+            names = self.head
         mask = Mask(labels_HW=np.ones((40, 60), np.uint8), classes=names, instances=found)
         return self._answer(request, mask)
 

@@ -132,3 +132,35 @@ def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
     assert [one["score"] for one in results.loadAnns(results.getAnnIds())] == [0.75] * 4
     assert main(command) == DONE
     assert fake_engine.num_images == 2
+
+
+def test_the_categories_of_a_coco_file_are_the_classes_of_a_head(
+    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        shutil.copy(image, folder / name)
+    file = tmp_path / "found.json"
+    command = ["segment", str(folder), "--classes=head:pets", "--format=coco", "-o", str(file)]
+    fake_engine.most_images = 2
+    assert main(command) == FAILED
+    fake_engine.most_images, fake_engine.head = 1000, ("a cow",)
+    assert main(command) == FAILED
+    assert "The classes of head:pets changed during the job" in capsys.readouterr().err
+    fake_engine.head = ("a cat", "a dog")
+    assert main([*command, "--overwrite"]) == DONE
+    assert main(command) == DONE
+    found = json.loads(file.read_text())
+    assert [one["name"] for one in found["categories"]] == ["a cat", "a dog"]
+    assert [one["category_id"] for one in found["annotations"]] == [1, 1, 1, 1]
+
+
+def test_a_palette_does_not_hold_a_head_of_many_classes(
+    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_engine.head = tuple(map(str, range(256)))
+    command = ["segment", str(image), "--classes=head:many", "-o", str(tmp_path / "mask.png")]
+    assert main(command) == FAILED
+    assert "256 classes given, at most 255 fit into a PNG mask" in capsys.readouterr().err
+    assert main([*command, "--format=labels"]) == DONE

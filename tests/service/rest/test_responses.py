@@ -418,6 +418,15 @@ def test_a_media_type_that_cannot_hold_the_answer_is_refused_before_any_work(
     assert caught.value.param == param
 
 
+def test_a_palette_refuses_a_head_of_more_classes_than_colours() -> None:
+    names = tuple(map(str, range(256)))
+    answer = dataclasses.replace(MASK_ANSWER, classes=names)
+    with pytest.raises(InvalidRequest, match="classes: 256 given, at most 255 fit the palette"):
+        write(MASKS, answer, PNG, SegmentImagesBody(classes=["head:many"]))
+    labels = SegmentImagesBody(classes=["head:many"], format="labels")
+    assert write(MASKS, answer, PNG, labels)
+
+
 OFFERED = (JSON, NPY, SAFETENSORS, PNG)
 
 

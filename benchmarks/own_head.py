@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.scores.bootstrap import bootstrap
 from service.engines.choice import load
 from service.engines.engine import Engine
 from service.messages import SegmentClass, SegmentImagesRequest
@@ -29,7 +30,6 @@ from training.__main__ import main as run_training
 from training.data.concepts import all_concepts
 from training.data.folder import DataFolder, common_names
 from training.data.scenes import compose_scene
-from training.evaluate.bootstrap import bootstrap
 from training.evaluate.sets import MULTI_OBJECT
 
 NUM_NAMES, NUM_SHOWN, NUM_JUDGED = 6, 10, 40

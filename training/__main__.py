@@ -20,6 +20,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from model.scores.gate import Refused
 from training.commands import (
     caption,
     cost,
@@ -34,7 +35,6 @@ from training.commands import (
     train,
 )
 from training.commands.train import RECIPES
-from training.evaluate.gate import Refused
 from training.preemption import Stopped
 
 # Exit statuses besides 0: an error that the message explains; a student that the gate refuses; and

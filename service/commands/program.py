@@ -93,6 +93,18 @@ COMMANDS: Final = {
         "List the models of a server, or describe the model that would be loaded here.",
         ("", "--url http://localhost:8000", "--url grpc://localhost:8001 --json"),
     ),
+    "evaluate": Help(
+        "Score a model on labelled images, and write a report.\n\n"
+        "Give one or more sets. The folder of the report has a page (report.html), the scores as "
+        "JSON, and the model's answers: run an interrupted command again to continue where it "
+        "stopped.",
+        (
+            "--segmentation images/ masks/ names.txt",
+            "--classification photos/ --retrieval captioned/",
+            "--knn photos/ --url grpc://localhost:8001 -o report",
+            "--segmentation images/ masks/ names.txt -o new --against evaluation",
+        ),
+    ),
     "bench": Help(
         "Load a running server, and print throughput and latency by stage.\n\n"
         "Sends an image again and again. Prints the requests per second, and the milliseconds of "
@@ -115,9 +127,9 @@ PROGRAM_HELP: Final = {
     "convert": "Convert released weights to a model package; the same as python -m model convert.",
     "show": "Verify and describe a model package; the same as python -m model show.",
 }
-RESUMABLE: Final = ("embed", "segment", "classify")
+RESUMABLE: Final = ("embed", "segment", "classify", "evaluate")
 # The extra that installs an optional package.
-EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "ray": "bulk"}
+EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "ray": "bulk", "sklearn": "evaluate"}
 SUMMARY: Final = (
     "Embeds, segments, classifies and finds images, with a model in this process or on a server."
 )

@@ -19,10 +19,10 @@ CLIENT = "tipserve_client"
 MAX_BUNDLED_BYTES = 64_000_000
 # Extras that each top-level package may import from, in addition to the core dependencies.
 EXTRAS_OF_ROOM = {
-    "service": ("cli", "bulk", "gpu", "otel"),
+    "service": ("cli", "bulk", "evaluate", "gpu", "otel"),
     "model": ("cpu", "gpu", "torch", "convert", "heif"),
     "training": ("torch", "convert", "train", "captions"),
-    "tests": ("cli", "cpu", "torch", "convert", "train", "otel", "parse", "dev"),
+    "tests": ("cli", "cpu", "torch", "convert", "train", "evaluate", "otel", "parse", "dev"),
     "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),
 }
 # Import names that installed metadata does not give: many distributions share `google`, so a second

@@ -7,6 +7,7 @@ import pytest
 from model.conversion.commands import parse_options
 from model.manifest import Manifest as PackageManifest
 from model.package import open_package
+from model.scores.gate import judge, read_rules
 from tests.deploy.training_steps import (
     FOLDER,
     REFERENCE,
@@ -19,7 +20,6 @@ from tests.deploy.training_steps import (
 )
 from tests.deploy.workloads import Manifest, workloads
 from training.__main__ import MISTAKE, REFUSED, build_parser
-from training.evaluate.gate import judge, read_rules
 
 CHAINS = ("chain", "chain-gemini", "chain-dev")
 DISTRIBUTED = ("trainjob", "trainjob-dev", "indexed-job", "indexed-job-dev")

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from model.manifest import ScoreEntry
-from training.evaluate.gate import Refused, judge, read_rules
+from model.scores.gate import Refused, judge, read_rules
 
 HELP = "Check an evaluated checkpoint against rules; exits with status 3 if it fails one."
 

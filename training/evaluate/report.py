@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from model.manifest import ScoreEntry
+from model.scores.bootstrap import Interval, bootstrap
+from model.scores.gate import GAIN, SERVED, STUDENT
+from model.scores.ranking import Ranking, found_within
 from training.data.folder import DataFolder
-from training.evaluate.bootstrap import Interval, bootstrap
 from training.evaluate.chosen_encoder import ChosenEncoder, Development, load_chosen
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.ranking import (
     SETTINGS,
     ClassificationBenchmark,
-    Ranking,
-    found_within,
     retrieve,
 )
 from training.evaluate.sets import (
@@ -41,8 +41,6 @@ CLASSIFICATION = "zero-shot classification"
 TASKS = (SEGMENTATION, RETRIEVAL, CLASSIFICATION)
 CHANCE = "chance"
 PAINTED = "its CLS1 painted"
-STUDENT, SERVED = "student", "served"
-GAIN = f"{STUDENT} - {SERVED}"
 _DEPTHS = (1, 5)
 
 

@@ -10,10 +10,11 @@ import torch
 
 from model.cell_encoder import CellEncoder
 from model.export.exact import round_weights
+from model.scores.gate import STUDENT
 from training.data.art import ART_SETS
 from training.data.backgrounds import load_photos
 from training.data.folder import DataFolder, fetch_debian
-from training.evaluate.report import STUDENT, write_scores
+from training.evaluate.report import write_scores
 from training.evaluate.sets import held_out_scenes
 from training.photographs.build import (
     SplitMoments,

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from model.cell_encoder import CellEncoder
 from model.manifest import ScoreEntry
+from model.scores.bootstrap import bootstrap
+from model.scores.gate import STUDENT
 from model.segmentation import cosine_map, l2_normalize
 from training.data.scenes import Scene
-from training.evaluate.bootstrap import bootstrap
-from training.evaluate.report import CHANCE, PAINTED, SEGMENTATION, STUDENT
+from training.evaluate.report import CHANCE, PAINTED, SEGMENTATION
 from training.evaluate.sets import SegmentationBenchmark
 from training.evaluate.zero_shot_segmentation import SceneCounts, count_scenes, painted_scorer
 

@@ -130,7 +130,7 @@ class FakeEngine:
 @pytest.fixture
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine()
-    for command in ("classify", "features", "search", "segment", "texts"):
+    for command in ("classify", "evaluate", "features", "search", "segment", "texts"):
         # A test that imports the commands again leaves the other modules as attributes.
         module = importlib.import_module(f"service.commands.{command}")
         monkeypatch.setattr(module, "opened_engine", lambda model: nullcontext(engine))

@@ -77,7 +77,7 @@ NEEDED = {
 def test_an_unknown_option_is_an_error(
     command: str, option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if (command, option) == ("segment", ["--mode"]):
+    if command in ("evaluate", "segment") and option == ["--mode"]:
         option = ["--mod"]
     for arguments in ([*NEEDED.get(command, []), *option], [*option, *NEEDED.get(command, [])]):
         assert main([command, *arguments]) == WRONG_USAGE

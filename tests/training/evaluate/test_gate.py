@@ -6,8 +6,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from model.manifest import ScoreEntry
+from model.scores.gate import Rule, judge, read_rules
 from training.__main__ import main
-from training.evaluate.gate import Rule, judge, read_rules
 
 TASK, SPLIT = "zero-shot segmentation", "seen styles, 50 everyday names"
 RULE = f'[[score]]\ntask = "{TASK}"\nsplit = "{SPLIT}"\nmetric = "mIoU"\n'

@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 
 from model.encoder import Tipsv2Encoder
+from model.scores.bootstrap import bootstrap
+from model.scores.ranking import Ranking, found_within, rank
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
-from training.evaluate.bootstrap import bootstrap
 from training.evaluate.encoder import SceneEncoder, encode_images, encode_names, encode_texts
 from training.evaluate.ranking import (
     IMAGE_SIZE,
     SETTINGS,
     ClassificationBenchmark,
-    Ranking,
     RetrievalSetting,
-    found_within,
     plain_images,
-    rank,
     rank_both_ways,
     retrieve,
     single_drawings,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.evaluate.bootstrap import Interval, bootstrap
+from model.scores.bootstrap import Interval, bootstrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

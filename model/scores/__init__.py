@@ -1,0 +1,1 @@
+"""What scores of any task need: ranks, intervals, and rules that judge them."""

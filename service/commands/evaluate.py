@@ -1,0 +1,239 @@
+"""`tipserve evaluate`: score a model on labelled images, and write a report."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter
+
+from model.manifest import ScoreEntry
+from service.commands.files import read_lines
+from service.commands.model_options import Model, ModelOptions, opened_engine
+from service.commands.program import DONE
+from service.engines.engine import UserError, find_model
+from service.messages import Features, GlobalFeatures, SegmentMode
+
+TEMPLATE_SETS: Final = ("none", "tcl")
+Sets = Annotated[Path | None, Parameter(show_default=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of the command, apart from those of the model."""
+
+    segmentation: Annotated[
+        tuple[Path, Path, Path] | None,
+        Parameter(
+            help="Folder of images, folder of masks (x.png for x.jpg), and a file with a name a "
+            "line: label k is the k-th name from 0, and 255 is no class.",
+            show_default=False,
+        ),
+    ] = None
+    reduce_zero_label: Annotated[
+        bool,
+        Parameter(
+            help="For --segmentation: label 0 is no class, and label k the k-th name from 1.",
+            show_default=False,
+        ),
+    ] = False
+    retrieval: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder of images, each with captions in a .txt file of its name, one a line; or "
+            "of WebDataset shards.",
+            show_default=False,
+        ),
+    ] = None
+    classification: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with a folder of images for each class, named after it.",
+            show_default=False,
+        ),
+    ] = None
+    knn: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with train/ and val/, each as for --classification: the votes of the "
+            "nearest train/ images.",
+            show_default=False,
+        ),
+    ] = None
+    linear: Annotated[
+        Path | None,
+        Parameter(help="The same folders: a logistic regression.", show_default=False),
+    ] = None
+    output: Annotated[
+        Path,
+        Parameter(
+            name=("--output", "-o"),
+            help="Folder of the report, and of the model's answers, from which a stopped "
+            "evaluation continues.",
+        ),
+    ] = Path("evaluation")
+    mode: Annotated[
+        SegmentMode | None,
+        Parameter(help="For segmentation: whole images, or windows. Default: the model's own."),
+    ] = None
+    features: Annotated[
+        Features | None,
+        Parameter(help="For segmentation: the patch embeddings. Default: the model's own."),
+    ] = None
+    background_threshold: Annotated[
+        float | None,
+        Parameter(
+            help="For segmentation: pixels with a lower cosine are of the class `background`."
+        ),
+    ] = None
+    templates: Annotated[
+        str | None,
+        Parameter(
+            help="Sentences for class names: none, tcl, or a file with a sentence a line in which "
+            "{} is the name. Default: the model's own in segmentation, tcl in classification."
+        ),
+    ] = None
+    embedding: Annotated[
+        GlobalFeatures, Parameter(help="The embedding of an image, for all other tasks.")
+    ] = "cls1"
+    resolution: Annotated[
+        int | None, Parameter(help="Resize the short side to this many pixels.")
+    ] = None
+    against: Annotated[
+        Path | None,
+        Parameter(help="Folder of an earlier report: adds the differences to it."),
+    ] = None
+    rules: Annotated[
+        Path | None,
+        Parameter(help="TOML file of minimum scores and, with --against, maximum losses."),
+    ] = None
+
+
+def run(
+    *,
+    options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),
+    model: Model = ModelOptions(),
+) -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        UserError: A set is invalid, the model cannot answer, or a rule failed.
+    """
+    # Imported here, because help does not need them.
+    from service.evaluation.answers import Answers, stored_answers  # noqa: PLC0415
+    from service.evaluation.page import write_page  # noqa: PLC0415
+    from service.evaluation.report import (  # noqa: PLC0415
+        Earlier,
+        entries_of,
+        failed_rules,
+        rules_of,
+        write_report,
+    )
+
+    if options.against is not None and options.against.resolve() == options.output.resolve():
+        raise UserError("--against is the folder of --output; choose another --output.")
+    # Read before anything is computed, because that may take hours.
+    earlier = None if options.against is None else Earlier.read(options.against)
+    rules = [] if options.rules is None else rules_of(options.rules)
+    jobs = _jobs(options, model.served_name)
+    with opened_engine(model) as engine, stored_answers(options.output) as stored:
+        found = find_model(engine, model.served_name)
+        answers = Answers(engine, model.url or "", found, stored)
+        results = []
+        for job in jobs:
+            with _progress(job.num_images) as advance:
+                results.append(job.score(replace(answers, advance=advance)))
+    entries = entries_of(results, earlier)
+    write_report(options.output, found, results, entries)
+    write_page(options.output, found, results, entries)
+    for entry in entries:
+        print(_line(entry))
+    print(f"{options.output / 'report.html'}: {found.name}")
+    failed = failed_rules(rules, entries)
+    if failed:
+        raise UserError(f"{len(failed)} rules failed: {'; '.join(failed)}.")
+    return DONE
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A task on a set.
+
+    Attributes:
+        num_images: Images that the model sees.
+        score: Computes the result.
+    """
+
+    num_images: int
+    score: Callable[[Any], Any]
+
+
+def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
+    """The tasks in the order of the options; all sets are read before a model is loaded."""
+    from service.evaluation import sets, tasks  # noqa: PLC0415 - help does not need them
+
+    asked = tasks.TaskOptions(
+        model=served_name,
+        embedding=options.embedding,
+        resolution=options.resolution,
+        templates=_templates(options.templates),
+        features=options.features,
+        mode=options.mode,
+        background_threshold=options.background_threshold,
+    )
+    jobs = []
+
+    def add(score: Callable[..., Any], given: Any, images: Sequence[Any]) -> None:
+        jobs.append(_Job(len(images), lambda answers: score(given, answers, asked)))
+
+    if options.segmentation is not None:
+        masked = sets.read_segmentation(
+            *options.segmentation, reduce_zero_label=options.reduce_zero_label
+        )
+        add(tasks.score_segmentation, masked, masked.images)
+    if options.retrieval is not None:
+        captioned = sets.read_captioned(options.retrieval)
+        add(tasks.score_retrieval, captioned, captioned.images)
+    if options.classification is not None:
+        labelled = sets.read_classes(options.classification)
+        add(tasks.score_classification, labelled, labelled.images)
+    for folder, score in ((options.knn, tasks.score_knn), (options.linear, tasks.score_linear)):
+        if folder is not None:
+            split = sets.read_split(folder)
+            add(score, split, [*split.train.images, *split.val.images])
+    if not jobs:
+        raise UserError(
+            "Give a set: --segmentation, --retrieval, --classification, --knn or --linear."
+        )
+    return jobs
+
+
+def _templates(given: str | None) -> Any:
+    if given is None or given in TEMPLATE_SETS:
+        return given
+    lines = tuple(read_lines(Path(given)))
+    bad = [line for line in lines if line.count("{}") != 1]
+    if bad:
+        raise UserError(f"{given}: {bad[0]!r} needs {{}} once, where the name stands.")
+    return lines
+
+
+@contextmanager
+def _progress(num_images: int) -> Iterator[Callable[[], None]]:
+    """Show the images of a task; gives the function that counts one."""
+    from service.commands.progress import shown_progress  # noqa: PLC0415 - it needs pyarrow
+
+    with shown_progress(num_images, 0, num_images, nouns=("image", "answers")) as progress:
+
+        def advance() -> None:
+            progress.image_read()
+            progress.part_written(1, 0)
+
+        yield advance
+
+
+def _line(entry: ScoreEntry) -> str:
+    interval = "" if entry.low is None else f" [{entry.low:.2f}, {entry.high:.2f}]"
+    title = f"{entry.task} | {entry.split} | {entry.row} | {entry.metric}"
+    return f"{title} | {entry.value:.2f}{interval} | n {entry.count}"

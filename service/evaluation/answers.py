@@ -1,0 +1,171 @@
+"""Answers of an engine to the images and texts of a set, kept on disk.
+
+An answer is stored under a digest of everything that it depends on: the model, the request and the
+content of the image. So a stopped evaluation continues, and another task on the same images needs
+no model.
+"""
+
+import hashlib
+import sqlite3
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engines.engine import Engine, EngineError, ImageRefused, ModelSummary
+from service.evaluation.sets import ImageSource, SetError
+from service.messages import EmbedImagesRequest, EmbedTextsRequest, FloatArray, SegmentImagesRequest
+from service.monitoring.metrics import release
+
+FILE: Final = "answers.sqlite"
+TEXTS_AT_ONCE: Final = 256
+Request = EmbedImagesRequest | EmbedTextsRequest | SegmentImagesRequest
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """An engine whose answers are stored.
+
+    Attributes:
+        engine: Computes what is not stored.
+        place: URL of the server; empty for a model in this process.
+        model: The model that the engine computes.
+        stored: The database.
+        advance: Called after each image.
+    """
+
+    engine: Engine
+    place: str
+    model: ModelSummary
+    stored: sqlite3.Connection
+    advance: Callable[[], None] = lambda: None
+
+    def embed(self, images: Sequence[ImageSource], request: EmbedImagesRequest) -> FloatArray:
+        """One output of all images, [B, D].
+
+        Raises:
+            UserError: An image is invalid, or the engine fails.
+        """
+        (output,) = request.outputs
+
+        def ask(image: bytes) -> "Future[Any]":
+            return self.engine.embed(replace(request, images=(image,)))
+
+        rows = self._images(images, ask, request, lambda answer: answer[output])
+        return np.stack(list(rows))
+
+    def segment(
+        self, images: Sequence[ImageSource], request: SegmentImagesRequest
+    ) -> Iterator[Array]:
+        """The labels [H, W] of each image in order.
+
+        Raises:
+            UserError: An image is invalid, or the engine fails.
+        """
+
+        def ask(image: bytes) -> "Future[Any]":
+            return self.engine.segment(replace(request, images=(image,)))
+
+        return self._images(images, ask, request, lambda answer: answer.labels_HW)
+
+    def embed_texts(self, texts: Sequence[str], request: EmbedTextsRequest) -> FloatArray:
+        """Embeddings of texts, [T, D].
+
+        Raises:
+            EngineError: The engine fails.
+        """
+        parts = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            asked = replace(request, texts=tuple(texts[start : start + TEXTS_AT_ONCE]))
+            key = self._key(asked, b"")
+            found = self._find(key)
+            if found is None:
+                found = self.engine.embed_texts(asked).result()
+                self._store(key, found)
+            parts.append(found)
+        return np.concatenate(parts)
+
+    def _images(
+        self,
+        images: Iterable[ImageSource],
+        ask: Callable[[bytes], "Future[Any]"],
+        request: Request,
+        array_of: Callable[[Any], Array],
+    ) -> Iterator[Array]:
+        """Arrays of all images in order; as many requests at a time as keep the engine busy."""
+        in_flight: deque[tuple[ImageSource, str, Array | Future[Any]]] = deque()
+
+        def first() -> Array:
+            image, key, answer = in_flight.popleft()
+            self.advance()
+            if not isinstance(answer, Future):
+                return answer
+            try:
+                array = array_of(answer.result())
+            except ImageRefused as error:
+                raise SetError(f"{image}: {error} Remove it from the set.") from error
+            self._store(key, array)
+            return array
+
+        try:
+            for image in images:
+                if len(in_flight) >= self.engine.window:
+                    yield first()
+                content = image.read()
+                key = self._key(request, content)
+                found = self._find(key)
+                in_flight.append((image, key, ask(content) if found is None else found))
+            while in_flight:
+                yield first()
+        finally:
+            for _, _, answer in in_flight:
+                if isinstance(answer, Future):
+                    answer.cancel()
+
+    def _key(self, request: Request, image: bytes) -> str:
+        model = astuple(replace(self.model, name=""))
+        options = astuple(replace(request, model=None))
+        text = f"{release()} {self.place} {model} {type(request).__name__} {options}"
+        return hashlib.sha256(text.encode() + hashlib.sha256(image).digest()).hexdigest()
+
+    def _find(self, key: str) -> Array | None:
+        row = self.stored.execute("SELECT array FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        array: Array = np.load(BytesIO(zlib.decompress(row[0])), allow_pickle=False)
+        return array
+
+    def _store(self, key: str, array: Array) -> None:
+        stream = BytesIO()
+        np.save(stream, array, allow_pickle=False)
+        packed = zlib.compress(stream.getvalue(), level=1)
+        with self.stored:
+            self.stored.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, packed))
+
+
+@contextmanager
+def stored_answers(folder: Path) -> Iterator[sqlite3.Connection]:
+    """Open the database of a folder.
+
+    Raises:
+        EngineError: It cannot be opened.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = sqlite3.connect(folder / FILE)
+        stored.execute("PRAGMA journal_mode = WAL")
+        stored.execute("PRAGMA synchronous = OFF")  # a lost answer is computed again
+        stored.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, array BLOB)")
+    except (OSError, sqlite3.Error) as error:
+        raise EngineError(f"{folder / FILE} cannot be used: {error}.") from error
+    with closing(stored):
+        yield stored

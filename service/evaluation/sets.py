@@ -1,0 +1,353 @@
+"""Labelled images in folders or shards: the inputs of the evaluation tasks.
+
+Readers only list files. Images and masks are read when they are scored.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from service.engines.engine import UserError
+
+IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MASK_MODES: Final = ("1", "L", "P", "I", "I;16")
+IGNORED: Final = 255
+
+
+class SetError(UserError):
+    """A set is incomplete or malformed; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An encoded image: a file, or a part of an uncompressed tar file.
+
+    Attributes:
+        path: The file.
+        start: First byte.
+        size: Number of bytes; None is the whole file.
+        name: Of the image in a tar file.
+    """
+
+    path: Path
+    start: int = 0
+    size: int | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}" if self.name else str(self.path)
+
+    def read(self) -> bytes:
+        """Read the image.
+
+        Raises:
+            SetError: It cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                return file.read() if self.size is None else file.read(self.size)
+        except OSError as error:
+            raise SetError(f"{self} cannot be read: {error.strerror}.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A published score of a known set.
+
+    Attributes:
+        model: Name of the model.
+        task: As in the report.
+        metric: As in the report.
+        value: In percent.
+        protocol: What differs from the other rows; may be empty.
+    """
+
+    model: str
+    task: str
+    metric: str
+    value: float
+    protocol: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentationSet:
+    """Images with a class for each pixel.
+
+    Attributes:
+        name: Of the set.
+        images: The images.
+        masks: A mask of each image, grey or with a palette.
+        names: Of the classes, in the order of the labels.
+        reduce_zero_label: Whether label 0 means no class and label k the k-th name from 1. Else
+            label k is the k-th name from 0.
+        published: Scores to compare with.
+    """
+
+    name: str
+    images: Sequence[ImageSource]
+    masks: Sequence[Path]
+    names: Sequence[str]
+    reduce_zero_label: bool = False
+    published: Sequence[Published] = ()
+
+    def read_mask(self, index: int) -> NDArray[np.int64]:
+        """Class of every pixel of an image, from 0; -1 is no class.
+
+        Raises:
+            SetError: It is no mask, or has a label without a name.
+        """
+        path = self.masks[index]
+        try:
+            with Image.open(path) as mask:
+                mode = mask.mode
+                labels_HW = np.asarray(mask)
+        except (OSError, UnidentifiedImageError) as error:
+            raise SetError(f"{path} is no image that can be read.") from error
+        if mode not in MASK_MODES:
+            raise SetError(
+                f"{path}: a mask is a grey or palette image with a label in each pixel, this one "
+                f"is {mode}."
+            )
+        classes_HW: NDArray[np.int64] = labels_HW.astype(np.int64)
+        is_ignored_HW = classes_HW == IGNORED
+        if self.reduce_zero_label:
+            is_ignored_HW |= classes_HW == 0
+            classes_HW -= 1
+        classes_HW[is_ignored_HW] = -1
+        if classes_HW.max(initial=-1) >= len(self.names):
+            label = int(classes_HW.max()) + self.reduce_zero_label
+            raise SetError(
+                f"{path} has the label {label}, and there are {len(self.names)} names. Add its name"
+                + (
+                    "."
+                    if self.reduce_zero_label
+                    else ", or give --reduce-zero-label if 0 means none."
+                )
+            )
+        return classes_HW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledSet:
+    """Images of one class each.
+
+    Attributes:
+        name: Of the set.
+        images: The images.
+        labels: Index in `names` of each image.
+        names: Of the classes.
+        published: Scores to compare with.
+    """
+
+    name: str
+    images: Sequence[ImageSource]
+    labels: Sequence[int]
+    names: Sequence[str]
+    published: Sequence[Published] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionedSet:
+    """Images with one or more captions each.
+
+    Attributes:
+        name: Of the set.
+        images: The images.
+        captions: At least one of each image.
+        published: Scores to compare with.
+    """
+
+    name: str
+    images: Sequence[ImageSource]
+    captions: Sequence[Sequence[str]]
+    published: Sequence[Published] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSet:
+    """Labelled images to learn from, and others of the same classes to score."""
+
+    train: LabelledSet
+    val: LabelledSet
+
+
+def read_names(file: Path) -> list[str]:
+    """The names in a file, one a line; lines that start with # are comments.
+
+    Raises:
+        SetError: It cannot be read, is empty, or has a name twice.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetError(f"{file} cannot be read as a text file with a name in each line.") from error
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise SetError(f"{file} has no names; write one a line.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SetError(f"{file} has the name {twice[0]!r} twice.")
+    return names
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All images below a folder, sorted; hidden files are left out.
+
+    Raises:
+        SetError: There is none.
+    """
+    if not folder.is_dir():
+        raise SetError(f"{folder} is not a folder.")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGES and not path.name.startswith(".")
+    )
+    if not found:
+        raise SetError(f"{folder} has no images.")
+    return found
+
+
+def read_segmentation(
+    images: Path, masks: Path, names: Path, *, reduce_zero_label: bool = False
+) -> SegmentationSet:
+    """Images with masks of the same name: `x/a.jpg` has the mask `x/a.png`.
+
+    Raises:
+        SetError: A mask is missing, or the names are invalid.
+    """
+    found = images_below(images)
+    return SegmentationSet(
+        name=images.resolve().name,
+        images=[ImageSource(path) for path in found],
+        masks=masks_of(found, images, masks),
+        names=read_names(names),
+        reduce_zero_label=reduce_zero_label,
+    )
+
+
+def masks_of(images: Iterable[Path], root: Path, masks: Path) -> list[Path]:
+    """The mask of each image below a folder, at the same place in another folder.
+
+    Raises:
+        SetError: A mask is missing.
+    """
+    found = [(masks / path.relative_to(root)).with_suffix(".png") for path in images]
+    missing = [path for path in found if not path.is_file()]
+    if missing:
+        raise SetError(
+            f"{len(missing)} of {len(found)} masks are missing, such as {missing[0]}: each image "
+            "needs a .png file of its name."
+        )
+    return found
+
+
+def read_classes(folder: Path) -> LabelledSet:
+    """Images in a folder for each class, named after it; `_` stands for a space.
+
+    Raises:
+        SetError: There are fewer than two classes, or a class has no images.
+    """
+    folders = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    if len(folders) < 2:
+        raise SetError(f"{folder} needs a folder of images for each of at least two classes.")
+    by_class = [images_below(one) for one in folders]
+    return LabelledSet(
+        name=folder.resolve().name,
+        images=[ImageSource(path) for paths in by_class for path in paths],
+        labels=[label for label, paths in enumerate(by_class) for _ in paths],
+        names=[one.name.replace("_", " ") for one in folders],
+    )
+
+
+def read_split(folder: Path) -> SplitSet:
+    """Folders `train` and `val` with the same classes.
+
+    Raises:
+        SetError: A folder or a class is missing.
+    """
+    missing = [name for name in ("train", "val") if not (folder / name).is_dir()]
+    if missing:
+        raise SetError(f"{folder / missing[0]} is missing: the folder needs train/ and val/.")
+    train, val = read_classes(folder / "train"), read_classes(folder / "val")
+    val = replace(val, name=folder.resolve().name)
+    if train.names != val.names:
+        other = sorted(set(train.names) ^ set(val.names))
+        raise SetError(f"{folder}: the class {other[0]!r} is not in both train/ and val/.")
+    return SplitSet(train=train, val=val)
+
+
+def read_captioned(folder: Path) -> CaptionedSet:
+    """Images with a text file of the same name, or WebDataset shards.
+
+    A `.txt` file has a caption in each line. A `.json` file has `captions`, a list of texts or
+    texts by name, or `caption`, one text.
+
+    Raises:
+        SetError: There are neither, or an image has no caption.
+    """
+    shards = [folder] if folder.suffix == ".tar" else sorted(folder.glob("*.tar"))
+    rows = [row for shard in shards for row in _shard_rows(shard)] or list(_file_rows(folder))
+    bare = [source for source, captions in rows if not captions]
+    if bare:
+        raise SetError(
+            f"{len(bare)} of {len(rows)} images have no caption, such as {bare[0]}: write one a "
+            "line into a .txt file of the image's name."
+        )
+    return CaptionedSet(
+        name=folder.resolve().stem,
+        images=[source for source, _ in rows],
+        captions=[captions for _, captions in rows],
+    )
+
+
+def _file_rows(folder: Path) -> Iterator[tuple[ImageSource, list[str]]]:
+    for path in images_below(folder):
+        texts = {
+            suffix: path.with_suffix(suffix).read_bytes()
+            for suffix in (".txt", ".json")
+            if path.with_suffix(suffix).is_file()
+        }
+        yield ImageSource(path), _captions(texts, str(path))
+
+
+def _shard_rows(shard: Path) -> Iterator[tuple[ImageSource, list[str]]]:
+    """Samples of a tar file: files that agree up to the first dot of their name."""
+    samples: dict[str, tuple[list[ImageSource], dict[str, bytes]]] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                place, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                suffix = f".{ending}".lower()
+                images, texts = samples.setdefault(f"{place}/{stem}", ([], {}))
+                if suffix in IMAGES and member.isfile():
+                    images.append(ImageSource(shard, member.offset_data, member.size, member.name))
+                stream = archive.extractfile(member) if suffix in (".txt", ".json") else None
+                if stream is not None:
+                    texts[suffix] = stream.read()
+    except (OSError, tarfile.TarError) as error:
+        raise SetError(f"{shard} cannot be read as an uncompressed tar file.") from error
+    for images, texts in samples.values():
+        for image in images[:1]:
+            yield image, _captions(texts, str(image))
+
+
+def _captions(texts: dict[str, bytes], place: str) -> list[str]:
+    try:
+        lines = texts.get(".txt", b"").decode("utf-8-sig").splitlines()
+        record: Any = json.loads(texts[".json"]) if ".json" in texts else {}
+    except ValueError as error:
+        raise SetError(f"{place}: its captions are no UTF-8 text, or no JSON.") from error
+    given = record.get("captions") or record.get("caption") or []
+    listed = [given] if isinstance(given, str) else given
+    found = [*lines, *(listed.values() if isinstance(listed, dict) else listed)]
+    return list(dict.fromkeys(text.strip() for text in found if text and text.strip()))

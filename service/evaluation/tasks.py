@@ -1,0 +1,486 @@
+"""The evaluation tasks: from the answers of a model on a set to scores with intervals.
+
+Shapes: R resamples of the examples, S examples, K classes, B images, T texts, Q queries, C
+candidates, D width, H W pixels.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.scores.bootstrap import Interval, bootstrap
+from model.scores.ranking import Ranking, rank
+from model.segmentation import l2_normalize
+from service.evaluation.answers import Answers
+from service.evaluation.sets import (
+    CaptionedSet,
+    ImageSource,
+    LabelledSet,
+    Published,
+    SegmentationSet,
+    SetError,
+    SplitSet,
+)
+from service.messages import (
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    Features,
+    FloatArray,
+    GlobalFeatures,
+    SegmentClass,
+    SegmentImagesRequest,
+    SegmentMode,
+    TemplateSet,
+)
+
+SEGMENTATION: Final = "zero-shot segmentation"
+RETRIEVAL: Final = "image-text retrieval"
+CLASSIFICATION: Final = "zero-shot classification"
+KNN: Final = "kNN classification"
+LINEAR: Final = "linear classification"
+BACKGROUND: Final = "background"
+# Of DINO's protocol: neighbours, and the temperature of their votes.
+NUM_NEIGHBOURS: Final = 20
+VOTE_TEMPERATURE: Final = 0.07
+QUERIES_AT_ONCE: Final = 512
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hits:
+    """Queries of each example that found a right answer.
+
+    Attributes:
+        hit_S: Number of those that did.
+        count_S: Number of queries.
+    """
+
+    hit_S: Floats
+    count_S: Floats
+
+    def __len__(self) -> int:
+        return len(self.hit_S)
+
+    def share(self, weights_RS: Floats) -> Floats:
+        """Percent of the queries [R], with examples weighted by each row."""
+        values_R: Floats = 100 * (weights_RS @ self.hit_S) / (weights_RS @ self.count_S)
+        return values_R
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """Pixels of each image by class, without those of no class.
+
+    Attributes:
+        hit_SK: Pixels of a class that are predicted as it.
+        truth_SK: Pixels of a class.
+        called_SK: Pixels predicted as a class.
+    """
+
+    hit_SK: Floats
+    truth_SK: Floats
+    called_SK: Floats
+
+    def __len__(self) -> int:
+        return len(self.hit_SK)
+
+    def iou(self, weights_RS: Floats) -> Floats:
+        """Intersection over union of each class in percent [R, K]; NaN without a pixel."""
+        hit_RK, truth_RK, called_RK = (
+            weights_RS @ table for table in (self.hit_SK, self.truth_SK, self.called_SK)
+        )
+        union_RK = truth_RK + called_RK - hit_RK
+        iou_RK: Floats = np.where(union_RK > 0, 100 * hit_RK / (union_RK + 1e-10), np.nan)
+        return iou_RK
+
+    def miou(self, weights_RS: Floats) -> Floats:
+        """Mean over the classes that some image shows or is predicted to show [R].
+
+        Source: google-deepmind/tips, zero-shot segmentation notebook.
+        """
+        iou_RK = self.iou(weights_RS)
+        has_pixels_RK = np.isfinite(iou_RK)
+        # A resample of few images may have no labelled pixel at all.
+        num_classes_R = np.maximum(has_pixels_RK.sum(1), 1)
+        values_R: Floats = iou_RK.sum(1, where=has_pixels_RK) / num_classes_R
+        return values_R
+
+    def accuracy(self, weights_RS: Floats) -> Floats:
+        """Percent of the pixels that are right [R]."""
+        num_pixels_R = np.maximum(weights_RS @ self.truth_SK.sum(1), 1)
+        values_R: Floats = 100 * (weights_RS @ self.hit_SK.sum(1)) / num_pixels_R
+        return values_R
+
+
+Counts = Hits | Pixels
+Metric = Callable[[Any, Floats], Floats]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Score:
+    """A metric of counts.
+
+    Attributes:
+        metric: Its name.
+        counts: Of each example.
+        function: Gives its values for weighted examples.
+        chance: Expected value for candidates in random order; None if it is not known.
+    """
+
+    metric: str
+    counts: Counts
+    function: Metric
+    chance: float | None = None
+
+    def interval(self, other: Counts | None = None) -> Interval:
+        """The value, or its difference to that of other counts of the same examples."""
+        return bootstrap(self.function, self.counts, other)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShownMask:
+    """A mask for the report.
+
+    Attributes:
+        image: The image.
+        miou: Of this image alone.
+        truth_HW: Class of each pixel from 0; -1 is none.
+        called_HW: Predicted classes.
+    """
+
+    image: ImageSource
+    miou: float
+    truth_HW: NDArray[np.int64]
+    called_HW: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """Scores of one task on one set.
+
+    Attributes:
+        task: Name of the task.
+        split: Name of the set.
+        options: What the scores depend on, for readers.
+        examples: Names of the examples, in order.
+        scores: The scores.
+        names: Of the classes; empty for retrieval.
+        confusion_KK: Pixels or images by true and predicted class.
+        published: Scores to compare with.
+        shown: The best and then the worst masks.
+    """
+
+    task: str
+    split: str
+    options: Mapping[str, Any]
+    examples: Sequence[str]
+    scores: Sequence[Score]
+    names: Sequence[str] = ()
+    confusion_KK: NDArray[np.int64] | None = None
+    published: Sequence[Published] = ()
+    shown: Sequence[ShownMask] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What the tasks ask the model for.
+
+    Attributes:
+        model: Name of a served model; None is the only one.
+        embedding: The embedding of an image.
+        resolution: Short side in pixels; None is the model's native size.
+        templates: Of class names; None is the model's own in segmentation, and `tcl` in
+            classification.
+        features: Patch embeddings of segmentation; None is the model's own.
+        mode: Whether segmentation sees an image whole or in windows; None is the model's own.
+        background_threshold: Pixels with a lower cosine are of the class `background`.
+    """
+
+    model: str | None = None
+    embedding: GlobalFeatures = "cls1"
+    resolution: int | None = None
+    templates: TemplateSet | tuple[str, ...] | None = None
+    features: Features | None = None
+    mode: SegmentMode | None = None
+    background_threshold: float | None = None
+
+    def segment_request(self, names: Sequence[str]) -> SegmentImagesRequest:
+        """The request of segmentation; `background` is no class if there is a threshold."""
+        return SegmentImagesRequest(
+            images=(),
+            classes=tuple(SegmentClass(name=name) for name in self.prompted(names)),
+            model=self.model,
+            templates=self.templates,
+            features=self.features,
+            resolution=self.resolution,
+            background_threshold=self.background_threshold,
+            mode=self.mode,
+        )
+
+    def prompted(self, names: Sequence[str]) -> list[str]:
+        """The names that the model compares patches with."""
+        has_threshold = self.background_threshold is not None
+        return [name for name in names if not (has_threshold and name == BACKGROUND)]
+
+    def embed_request(self) -> EmbedImagesRequest:
+        """The request of all other tasks."""
+        return EmbedImagesRequest(
+            images=(), model=self.model, outputs=(self.embedding,), resolution=self.resolution
+        )
+
+    def text_request(self, templates: TemplateSet | tuple[str, ...]) -> EmbedTextsRequest:
+        """The request of texts."""
+        return EmbedTextsRequest(texts=(), model=self.model, templates=templates)
+
+    def shown(self, *names: str) -> dict[str, Any]:
+        """Options for a report, without those that are not given."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOptions) -> Result:
+    """Compare predicted with true masks, pixel by pixel.
+
+    Raises:
+        UserError: A mask is invalid, or the model cannot answer.
+    """
+    prompted = options.prompted(given.names)
+    # Class of each label of the model; 0 is its background.
+    class_of = [given.names.index(BACKGROUND) if BACKGROUND in given.names else -1]
+    class_of += [given.names.index(name) for name in prompted]
+    num_classes = len(given.names)
+    tables = []
+    confusion_KK = np.zeros((num_classes, num_classes), np.int64)
+    best: list[ShownMask] = []
+    worst: list[ShownMask] = []
+    predicted = answers.segment(given.images, options.segment_request(given.names))
+    for index, labels_HW in enumerate(predicted):
+        image, truth_HW = given.images[index], given.read_mask(index)
+        if truth_HW.shape != labels_HW.shape:
+            raise SetError(
+                f"{given.masks[index]} has {truth_HW.shape}, its image {labels_HW.shape} rows and "
+                "columns."
+            )
+        called_HW = np.asarray(class_of)[labels_HW]
+        table_KK, counts_3K = count_pixels(truth_HW, called_HW, num_classes)
+        confusion_KK += table_KK
+        tables.append(counts_3K)
+        if counts_3K[1].any():
+            miou = float(_pixels([counts_3K]).miou(np.ones((1, 1)))[0])
+            shown = ShownMask(image=image, miou=miou, truth_HW=truth_HW, called_HW=called_HW)
+            best = sorted([*best, shown], key=lambda one: -one.miou)[:3]
+            worst = sorted([*worst, shown], key=lambda one: one.miou)[:3]
+    counts = _pixels(tables)
+    if not counts.truth_SK.any():
+        raise SetError(f"{given.name}: no mask has a pixel of a class.")
+    return Result(
+        task=SEGMENTATION,
+        split=given.name,
+        options={
+            **options.shown("mode", "features", "templates", "resolution", "background_threshold"),
+            "reduce_zero_label": given.reduce_zero_label,
+        },
+        examples=[image.name or image.path.name for image in given.images],
+        scores=[
+            Score(metric="mIoU", counts=counts, function=Pixels.miou),
+            Score(metric="pixel accuracy", counts=counts, function=Pixels.accuracy),
+        ],
+        names=given.names,
+        confusion_KK=confusion_KK,
+        published=given.published,
+        shown=[*best, *(one for one in worst if one not in best)],
+    )
+
+
+def count_pixels(
+    truth_HW: NDArray[np.int64], called_HW: NDArray[np.int64], num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels by true and predicted class [K, K]; and hits, true and predicted pixels [3, K].
+
+    Pixels whose true class is -1 do not count. A predicted -1 is an error of its true class only.
+    """
+    counted_HW = truth_HW >= 0
+    truth_P, called_P = truth_HW[counted_HW], called_HW[counted_HW]
+    has_class_P = called_P >= 0
+    cells_P = truth_P[has_class_P] * num_classes + called_P[has_class_P]
+    table_KK = np.bincount(cells_P, minlength=num_classes**2).reshape(num_classes, num_classes)
+    truth_K = np.bincount(truth_P, minlength=num_classes)
+    return table_KK, np.stack([table_KK.diagonal(), truth_K, table_KK.sum(0)])
+
+
+def _pixels(tables: Sequence[NDArray[np.int64]]) -> Pixels:
+    counts_S3K = np.stack(tables).astype(np.float64)
+    return Pixels(hit_SK=counts_S3K[:, 0], truth_SK=counts_S3K[:, 1], called_SK=counts_S3K[:, 2])
+
+
+def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions) -> Result:
+    """Rank all captions for each image, and all images for each caption.
+
+    Every caption of an image is a right answer for it. Intervals are over images with their
+    captions.
+
+    Raises:
+        UserError: The model cannot answer.
+    """
+    texts = [text for captions in given.captions for text in captions]
+    owner_T = np.repeat(np.arange(len(given.images)), [len(one) for one in given.captions])
+    images_BD = answers.embed(given.images, options.embed_request())
+    texts_TD = answers.embed_texts(texts, options.text_request("none"))
+    each_B = np.arange(len(given.images))
+    ways = {
+        "image to text": (rank_by_cosine(images_BD, texts_TD, (each_B, owner_T)), each_B),
+        "text to image": (rank_by_cosine(texts_TD, images_BD, (owner_T, each_B)), owner_T),
+    }
+    return Result(
+        task=RETRIEVAL,
+        split=given.name,
+        options=options.shown("embedding", "resolution"),
+        examples=[image.name or image.path.name for image in given.images],
+        scores=[
+            score
+            for way, (ranking, example_Q) in ways.items()
+            for score in _found(ranking, f"{way} R@", (1, 5, 10), example_Q)
+        ],
+        published=given.published,
+    )
+
+
+def score_classification(given: LabelledSet, answers: Answers, options: TaskOptions) -> Result:
+    """Rank class names for each image.
+
+    Raises:
+        UserError: The model cannot answer.
+    """
+    templates = options.templates or "tcl"
+    images_BD = answers.embed(given.images, options.embed_request())
+    classes_KD = answers.embed_texts(given.names, options.text_request(templates))
+    scores_BK = l2_normalize(images_BD) @ l2_normalize(classes_KD).T
+    shown = {**options.shown("embedding", "resolution"), "templates": templates}
+    return _labelled_result(CLASSIFICATION, given, scores_BK, shown)
+
+
+def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
+    """Classify each image by the votes of its nearest neighbours in `train`.
+
+    Raises:
+        UserError: The model cannot answer.
+
+    Source: DINO (arXiv:2104.14294), weighted kNN.
+    """
+    from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415 - of the extra `evaluate`
+
+    train_BD, val_BD = _split_embeddings(given, answers, options)
+    classifier = KNeighborsClassifier(
+        n_neighbors=min(NUM_NEIGHBOURS, len(train_BD)),
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / VOTE_TEMPERATURE),
+    ).fit(train_BD, given.train.labels)
+    scores_BK = classifier.predict_proba(val_BD)
+    shown = options.shown("embedding", "resolution")
+    return _labelled_result(KNN, given.val, scores_BK, shown)
+
+
+def score_linear(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
+    """Classify each image by a logistic regression that is fitted to `train`.
+
+    Its regularisation is chosen by cross-validation in `train`.
+
+    Raises:
+        UserError: The model cannot answer.
+    """
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - of the extra `evaluate`
+    from sklearn.model_selection import GridSearchCV  # noqa: PLC0415
+
+    fewest = min(np.bincount(given.train.labels))
+    if fewest < 2:
+        raise SetError(
+            f"{given.val.name}: a linear classifier needs two train/ images of each class."
+        )
+    train_BD, val_BD = _split_embeddings(given, answers, options)
+    regression, grid = LogisticRegression(max_iter=1000), {"C": np.logspace(-1, 4, 6)}
+    with warnings.catch_warnings():
+        # Few images of many classes look like a regression to it.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        search = GridSearchCV(regression, grid, cv=min(5, fewest))
+        search.fit(train_BD, given.train.labels)
+    shown = {**options.shown("embedding", "resolution"), **search.best_params_}
+    return _labelled_result(LINEAR, given.val, search.predict_proba(val_BD), shown)
+
+
+def _split_embeddings(
+    given: SplitSet, answers: Answers, options: TaskOptions
+) -> tuple[FloatArray, FloatArray]:
+    request = options.embed_request()
+    return answers.embed(given.train.images, request), answers.embed(given.val.images, request)
+
+
+def rank_by_cosine(
+    queries_QD: FloatArray,
+    candidates_CD: FloatArray,
+    keys: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> Ranking:
+    """Rank candidates for each query; those with its key are right.
+
+    Args:
+        queries_QD: Embeddings.
+        candidates_CD: Embeddings.
+        keys: Of the queries, Q, and of the candidates, C.
+    """
+    unit_QD, unit_CD = l2_normalize(queries_QD), l2_normalize(candidates_CD)
+    parts = [
+        rank(
+            unit_QD[start : start + QUERIES_AT_ONCE] @ unit_CD.T,
+            keys[0][start : start + QUERIES_AT_ONCE, None] == keys[1],
+        )
+        for start in range(0, len(unit_QD), QUERIES_AT_ONCE)
+    ]
+    return Ranking(
+        rank_Q=np.concatenate([part.rank_Q for part in parts]),
+        num_right_Q=np.concatenate([part.num_right_Q for part in parts]),
+        num_candidates=len(unit_CD),
+    )
+
+
+def _labelled_result(
+    task: str,
+    given: LabelledSet,
+    scores_BK: NDArray[Any],
+    shown: Mapping[str, Any],
+) -> Result:
+    label_B = np.asarray(given.labels)
+    num_classes = len(given.names)
+    ranking = rank(scores_BK, label_B[:, None] == np.arange(num_classes))
+    confusion_KK = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(confusion_KK, (label_B, scores_BK.argmax(1)), 1)
+    return Result(
+        task=task,
+        split=given.name,
+        options=shown,
+        examples=[image.name or image.path.name for image in given.images],
+        scores=_found(ranking, "top-", (1, 5), np.arange(len(ranking))),
+        names=given.names,
+        confusion_KK=confusion_KK,
+        published=[one for one in given.published if one.task == task],
+    )
+
+
+def _found(
+    ranking: Ranking, metric: str, depths: Sequence[int], example_Q: NDArray[np.int64]
+) -> list[Score]:
+    """Shares of queries with a right answer at each depth; queries are grouped by example."""
+    return [
+        Score(
+            metric=f"{metric}{depth}",
+            counts=Hits(
+                hit_S=np.bincount(example_Q, ranking.rank_Q < depth).astype(np.float64),
+                count_S=np.bincount(example_Q).astype(np.float64),
+            ),
+            function=Hits.share,
+            chance=ranking.chance(depth),
+        )
+        for depth in depths
+    ]

@@ -1,0 +1,109 @@
+"""Sets in folders and shards, and errors that name what is missing."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.evaluation import sets
+from service.evaluation.sets import SetError
+
+Write = Callable[..., Path]
+
+
+def test_masks_are_found_by_name_in_any_depth(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "images" / "a.jpg", 1)
+    write(tmp_path / "images" / "deep" / "b.JPG", 2)
+    write(tmp_path / "images" / ".hidden.jpg", 3)
+    write(tmp_path / "masks" / "a.png", [[0, 1]])
+    names = write(tmp_path / "names.txt", "# by hand\ncat\n\nsea gull\n")
+    places = (tmp_path / "images", tmp_path / "masks", names)
+    with pytest.raises(SetError, match=r"1 of 2 masks are missing, such as .*masks/deep/b\.png"):
+        sets.read_segmentation(*places)
+    write(tmp_path / "masks" / "deep" / "b.png", [[0, 2]])
+    given = sets.read_segmentation(*places)
+    assert (given.name, given.names) == ("images", ["cat", "sea gull"])
+    assert [image.read() for image in given.images] == [b"\1", b"\2"]
+    assert given.read_mask(0).tolist() == [[0, 1]]
+    with pytest.raises(SetError, match=r"has the label 2, and there are 2 names. Add its name, or"):
+        given.read_mask(1)
+    reduced = sets.read_segmentation(*places, reduce_zero_label=True)
+    assert reduced.read_mask(1).tolist() == [[-1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"), [("P", 3), ("L", 3), ("I;16", 3), ("1", 0), ("RGB", None)]
+)
+def test_masks_are_labels_and_no_colours(
+    tmp_path: Path, write: Write, mode: str, wanted: int | None
+) -> None:
+    write(tmp_path / "images" / "a.jpg", 1)
+    (tmp_path / "masks").mkdir()
+    pixels = np.full((2, 2), 3, np.uint16 if mode == "I;16" else np.uint8)
+    image = Image.fromarray(pixels)
+    (image if mode == "I;16" else image.convert(mode)).save(tmp_path / "masks" / "a.png")
+    names = write(tmp_path / "names.txt", "a\nb\nc\nd\n")
+    given = sets.read_segmentation(tmp_path / "images", tmp_path / "masks", names)
+    if wanted is None:
+        with pytest.raises(SetError, match="a label in each pixel, this one is RGB"):
+            given.read_mask(0)
+    else:
+        assert np.unique(given.read_mask(0)).tolist() == [wanted]
+    (tmp_path / "masks" / "a.png").write_bytes(b"nonsense")
+    with pytest.raises(SetError, match=r"a\.png is no image that can be read"):
+        given.read_mask(0)
+
+
+def test_captions_are_lines_or_json(tmp_path: Path, write: Write) -> None:
+    for name in "abc":
+        write(tmp_path / f"{name}.jpg", 1)
+    write(tmp_path / "a.txt", "one\n\n two \none\n")
+    write(tmp_path / "b.json", '{"captions": ["three"]}')
+    with pytest.raises(SetError, match=r"1 of 3 images have no caption, such as .*c\.jpg: write"):
+        sets.read_captioned(tmp_path)
+    write(tmp_path / "c.json", '{"captions": {"alt": "four", "long": null}}')
+    assert sets.read_captioned(tmp_path).captions == [["one", "two"], ["three"], ["four"]]
+    write(tmp_path / "c.json", "{")
+    with pytest.raises(SetError, match=r"c\.jpg: its captions are no UTF-8 text, or no JSON"):
+        sets.read_captioned(tmp_path)
+
+
+def test_shards_have_images_and_captions(tmp_path: Path) -> None:
+    files = {"x/1.jpg": b"I", "x/1.txt": b"a", "x/2.json": b'{"caption": "b"}', "x/2.png": b"J"}
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+    given = sets.read_captioned(tmp_path)
+    assert given.captions == [["a"], ["b"]]
+    assert [image.read() for image in given.images] == [b"I", b"J"]
+    assert str(given.images[0]).endswith("0.tar:x/1.jpg")
+    assert sets.read_captioned(tmp_path / "0.tar").captions == given.captions
+    (tmp_path / "1.tar").write_bytes(b"nonsense")
+    with pytest.raises(SetError, match=r"1\.tar cannot be read as an uncompressed tar"):
+        sets.read_captioned(tmp_path)
+
+
+def test_incomplete_folders_are_named(tmp_path: Path, write: Write) -> None:
+    with pytest.raises(SetError, match="needs a folder of images for each of at least two"):
+        sets.read_classes(tmp_path)
+    write(tmp_path / "train" / "a" / "1.jpg", 1)
+    with pytest.raises(SetError, match="val is missing: the folder needs train/ and val/"):
+        sets.read_split(tmp_path)
+    for place in ("train/b", "val/b", "val/c"):
+        write(tmp_path / place / "1.jpg", 1)
+    with pytest.raises(SetError, match="the class 'a' is not in both"):
+        sets.read_split(tmp_path)
+    (tmp_path / "val" / "empty").mkdir()
+    with pytest.raises(SetError, match="empty has no images"):
+        sets.read_classes(tmp_path / "val")
+    with pytest.raises(SetError, match="nowhere is not a folder"):
+        sets.images_below(tmp_path / "nowhere")
+    for text, problem in (("", "has no names"), ("a\nb\na\n", "has the name 'a' twice")):
+        with pytest.raises(SetError, match=problem):
+            sets.read_names(write(tmp_path / "names.txt", text))

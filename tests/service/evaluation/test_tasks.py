@@ -1,0 +1,176 @@
+"""Scores against answers that are computed by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from service.evaluation import sets, tasks
+from service.evaluation.answers import Answers
+from service.evaluation.tasks import Result, TaskOptions
+from tests.service.evaluation.conftest import Scripted
+
+Write = Callable[..., Path]
+
+
+def values(result: Result) -> dict[str, float]:
+    return {score.metric: score.interval().value for score in result.scores}
+
+
+def segmentation(
+    folder: Path, write: Write, masks: list[Any], names: str, *, reduce_zero_label: bool = False
+) -> sets.SegmentationSet:
+    for index, mask in enumerate(masks):
+        write(folder / "images" / f"{index}.jpg", index)
+        write(folder / "masks" / f"{index}.png", mask)
+    file = write(folder / "names.txt", names)
+    return sets.read_segmentation(
+        folder / "images", folder / "masks", file, reduce_zero_label=reduce_zero_label
+    )
+
+
+def test_pixels_without_a_class_do_not_count(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    given = segmentation(tmp_path, write, [[[0, 0, 255, 1]], [[1, 1, 255, 255]]], "cat\ndog\n")
+    engine.masks = {0: [[1, 2, 1, 2]], 1: [[2, 2, 1, 1]]}  # labels of the model start at 1
+    result = tasks.score_segmentation(given, answers, TaskOptions())
+    # cat: 1 of 2 pixels; dog: 3 hits in a union of 4. The four pixels of 255 are in neither.
+    assert values(result) == pytest.approx({"mIoU": (50 + 75) / 2, "pixel accuracy": 80.0})
+    assert result.confusion_KK is not None
+    assert result.confusion_KK.tolist() == [[1, 1], [0, 3]]
+    assert [one.name for one in engine.requests[0].classes] == ["cat", "dog"]
+
+
+def test_label_zero_is_no_class_where_it_is_said(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    given = segmentation(tmp_path, write, [[[0, 1, 2, 255]]], "cat\ndog\n", reduce_zero_label=True)
+    engine.masks = {0: [[1, 1, 1, 2]]}
+    result = tasks.score_segmentation(given, answers, TaskOptions())
+    assert values(result) == pytest.approx({"mIoU": (50 + 0) / 2, "pixel accuracy": 50.0})
+
+
+def test_a_class_counts_if_it_is_shown_or_predicted(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    # No pixel is a cow and none is called so. No pixel is a bird, but one is called so: IoU 0.
+    given = segmentation(tmp_path, write, [[[0, 0, 0, 1]]], "cat\ndog\nbird\ncow\n")
+    engine.masks = {0: [[1, 1, 3, 2]]}
+    result = tasks.score_segmentation(given, answers, TaskOptions())
+    assert values(result)["mIoU"] == pytest.approx((100 * 2 / 3 + 100 + 0) / 3)
+
+
+@pytest.mark.parametrize("has_name", [True, False])
+def test_pixels_below_the_threshold_are_background(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write, has_name: bool
+) -> None:
+    names = "cat\nbackground\n" if has_name else "cat\ndog\n"
+    given = segmentation(tmp_path, write, [[[0, 0, 1, 1]]], names)
+    engine.masks = {0: [[1, 0, 0, 0]]}
+    options = TaskOptions(background_threshold=0.1)
+    result = tasks.score_segmentation(given, answers, options)
+    # Without a class `background` those pixels are errors of their own class only.
+    background = 100 * 2 / 3 if has_name else 0
+    assert values(result)["mIoU"] == pytest.approx((50 + background) / 2)
+    asked = engine.requests[0]
+    assert [one.name for one in asked.classes] == (["cat"] if has_name else ["cat", "dog"])
+    assert asked.background_threshold == 0.1
+
+
+def test_the_mean_over_classes_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth_SP = rng.integers(-1, 6, (4, 500))
+    called_SP = rng.integers(0, 7, (4, 500))  # class 6 is only predicted, and 7 never occurs
+    tables = [tasks.count_pixels(t, c, 8) for t, c in zip(truth_SP, called_SP, strict=True)]
+    pixels = tasks._pixels([counts for _, counts in tables])
+    counted = truth_SP >= 0
+    expected = jaccard_score(truth_SP[counted], called_SP[counted], average="macro")
+    assert pixels.miou(np.ones((1, 4)))[0] == pytest.approx(100 * expected, abs=1e-9)
+    table_KK = confusion_matrix(truth_SP[counted], called_SP[counted], labels=range(8))
+    assert np.array_equal(sum(table for table, _ in tables), table_KK)
+
+
+def test_every_caption_of_an_image_is_right_for_it(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    for index, captions in enumerate(("north\neast\n", "south\n", "west\nnorth-east\n")):
+        write(tmp_path / f"{index}.jpg", index)
+        write(tmp_path / f"{index}.txt", captions)
+    angles = {"north": 90, "east": 0, "south": -90, "west": 180, "north-east": 45}
+    turned = {name: np.deg2rad(angle) for name, angle in angles.items()}
+    engine.texts = {name: (np.cos(a), np.sin(a)) for name, a in turned.items()}
+    engine.images = {
+        index: (np.cos(a), np.sin(a)) for index, a in enumerate(np.deg2rad([10, -60, 150]))
+    }
+    result = tasks.score_retrieval(
+        sets.read_captioned(tmp_path), answers, TaskOptions(embedding="cls2")
+    )
+    # Image 0 at 10 degrees finds east; 1 at -60 finds south; 2 at 150 finds west.
+    # East and south and west find their images; north is nearer to 2, north-east to 0.
+    assert values(result) == pytest.approx(
+        {
+            "image to text R@1": 100.0,
+            "image to text R@5": 100.0,
+            "image to text R@10": 100.0,
+            "text to image R@1": 60.0,
+            "text to image R@5": 100.0,
+            "text to image R@10": 100.0,
+        }
+    )
+    chance = {score.metric: score.chance for score in result.scores}
+    assert chance["image to text R@1"] == pytest.approx(100 * (2 / 5 + 1 / 5 + 2 / 5) / 3)
+    assert engine.requests[0].outputs == ("cls2",)
+    assert engine.requests[-1].templates == "none"
+
+
+def labelled(folder: Path, write: Write, rows: dict[str, list[int]]) -> Path:
+    for name, images in rows.items():
+        for image in images:
+            write(folder / name / f"{image}.jpg", image)
+    return folder
+
+
+def test_classes_are_ranked_by_cosine(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    folder = labelled(tmp_path / "set", write, {"a": [1, 2], "b_c": [3], "d": [4]})
+    engine.images = {1: (1, 0), 2: (0, 5), 3: (0, 1), 4: (1, 1)}
+    engine.texts = {"a": (1, 0), "b c": (0, 1), "d": (-1, 0)}
+    result = tasks.score_classification(
+        sets.read_classes(folder), answers, TaskOptions(templates=("one {}.", "many {}s."))
+    )
+    assert values(result) == {"top-1": 50.0, "top-5": 100.0}
+    assert engine.requests[-1].templates == ("one {}.", "many {}s.")
+    assert result.confusion_KK is not None
+    assert result.confusion_KK.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_neighbours_vote_by_their_cosine(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    labelled(tmp_path / "train", write, {"a": [1], "b": [2, 3], "c": [9]})
+    labelled(tmp_path / "val", write, {"a": [4], "b": [5], "c": [6]})
+    # Two neighbours at cosine 0 weigh less than one at 1: exp(1 / 0.07) to 2 exp(0).
+    engine.images = {1: (1, 0), 2: (0, 1), 3: (0, 1), 9: (-1, 0)}
+    engine.images |= {4: (1, 0), 5: (0.1, 1), 6: (-1, 0.5)}
+    result = tasks.score_knn(sets.read_split(tmp_path), answers, TaskOptions())
+    assert values(result) == {"top-1": 100.0, "top-5": 100.0}
+
+
+def test_a_linear_classifier_is_fitted_to_train(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    labelled(tmp_path / "train", write, {"a": [1, 2, 3], "b": [4, 5, 6]})
+    labelled(tmp_path / "val", write, {"a": [7, 8], "b": [9, 10]})
+    engine.images = {image: (1 if image < 4 else -1, image / 10) for image in range(1, 7)}
+    engine.images |= {7: (1, 0), 8: (-1, 0), 9: (-1, 1), 10: (-1, 0)}
+    result = tasks.score_linear(sets.read_split(tmp_path), answers, TaskOptions())
+    assert values(result)["top-1"] == 75.0
+    labelled(tmp_path / "train", write, {"c": [1]})
+    labelled(tmp_path / "val", write, {"c": [1]})
+    with pytest.raises(sets.SetError, match="needs two train/ images of each class"):
+        tasks.score_linear(sets.read_split(tmp_path), answers, TaskOptions())

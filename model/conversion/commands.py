@@ -34,7 +34,6 @@ from model.package import ModelPackage, open_package
 from model.parity import command as check
 from model.publication import Repository
 from model.runtime.tensorrt import command as engines
-from model.runtime.tensorrt.cuda import GpuError
 
 SOURCE_HELP: Final = (
     "a transformers folder, a folder with an official pair of .npz files, or a hub id such as "
@@ -318,7 +317,7 @@ def run(arguments: Sequence[str]) -> int:
             check.run(options, lambda text: reporter.say("step", text))
         else:
             reporter.say("result", _result(options, reporter))
-    except (ValueError, OSError, ImportError, GpuError) as error:
+    except (ValueError, OSError, ImportError) as error:
         # The user can fix these: the message says how, and a traceback would hide it.
         reporter.say("error", str(error))
         return FAILED

@@ -1,13 +1,15 @@
 """What this machine can compute with: CPU features, GPUs, and installed runtime libraries."""
 
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
+LOGGER = logging.getLogger(__name__)
 RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
 # ONNX Runtime's execution providers.
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -111,21 +113,42 @@ def _gpus(proc: Path, dev: Path) -> tuple[Gpu, ...]:
         return _gpus_of_driver(proc, dev)
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
+    except pynvml.NVMLError as error:
+        # A container without the driver's capability `utility` has CUDA and no NVML.
+        found = _gpus_of_driver(proc, dev)
+        if found:
+            LOGGER.warning("NVML does not start (%s): details of the GPU are unknown", error)
+        return found
     try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return tuple(_gpu(pynvml, handle) for handle in handles)
-    finally:
-        pynvml.nvmlShutdown()
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+    except pynvml.NVMLError as error:
+        LOGGER.warning("NVML cannot list the GPUs (%s): details of them are unknown", error)
+        return _gpus_of_driver(proc, dev)
+    return tuple(_gpu(pynvml, handle) for handle in handles)
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    """Read a GPU; a value that NVML does not give is unknown.
+
+    A MIG slice has no permission for the memory of the whole GPU, and a GB10, which shares the
+    CPU's memory, has none of its own.
+    """
+
+    def read(what: str, function: Callable[[Any], Any]) -> Any:
+        try:
+            return function(handle)
+        except nvml.NVMLError as error:
+            LOGGER.info("NVML does not give the %s of a GPU (%s)", what, error)
+            return None
+
+    memory = read("memory", nvml.nvmlDeviceGetMemoryInfo)
+    capability = read("compute capability", nvml.nvmlDeviceGetCudaComputeCapability)
     return Gpu(
-        name=nvml.nvmlDeviceGetName(handle),
-        compute_capability=f"{major}.{minor}",
-        memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+        name=read("name", nvml.nvmlDeviceGetName) or "NVIDIA GPU",
+        compute_capability=None if capability is None else ".".join(map(str, capability)),
+        memory_bytes=None if memory is None else memory.total,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.runtime.base import Runtime
+from model.runtime.base import Runtime, UnusableRuntimeError
 from service.lanes.work import Bucket, Outputs
 from service.messages import MAP_TASKS
 
@@ -21,7 +21,7 @@ Inputs = tuple[NDArray[Any], ...]
 logger = logging.getLogger(__name__)
 
 
-class WarmUpError(RuntimeError):
+class WarmUpError(UnusableRuntimeError):
     """A runtime gives no usable outputs for a served shape."""
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from model.text import TextTokenizer
 from service.errors import ServiceError
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.lane import Lane, WarmUpError
+from service.lanes.lane import Lane
 from service.lanes.latency_model import IMAGE_WORK, WarmUp, WarmUpRules, measure
 from service.lanes.sizing import (
     MAX_LANES,
@@ -43,7 +44,9 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 # Errors caused by a package, the machine or a setting: callers may see the reason.
-CANNOT_LOAD: Final = (PackageError, WarmUpError, MissingRuntimeError, UnusableRuntimeError)
+CANNOT_LOAD: Final = (PackageError, MissingRuntimeError, UnusableRuntimeError)
+# As ONNX Runtime, torch and CUDA say it; each has its own class.
+OUT_OF_MEMORY: Final = re.compile("out of memory|failed to allocate memory", re.IGNORECASE)
 WARM_UP_TOKENS: Final = 8
 MAX_BATCH_IMAGES: Final = 64
 # One lane copies its images to the device while the other computes.
@@ -97,6 +100,12 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
     except Exception as error:
         # Each runtime has exceptions of its own for a graph that it does not accept.
         logger.warning("the runtime failed", exc_info=error)
+        if OUT_OF_MEMORY.search(str(error)):
+            raise UnusableRuntimeError(
+                f"the memory is full while {manifest.name} is loaded: use fewer lanes, smaller "
+                "batches or another precision, or end what else runs there. The log has the "
+                "runtime's own message"
+            ) from error
         raise PackageError(
             f"the runtime cannot load or compute the graphs of {manifest.name}: an operator is "
             "unknown, a tensor is too large, or a graph is damaged; export the model again. The "

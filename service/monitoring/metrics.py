@@ -369,20 +369,30 @@ class GpuCollector(Collector):
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
-        self._gpus = [
-            nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())
-        ]
+        self._is_missing: set[tuple[str, int]] = set()
+        try:
+            self._gpus = [
+                nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())
+            ]
+        except nvml.NVMLError as error:
+            self._gpus = []
+            logger.warning("NVML cannot list the GPUs (%s): there are no tipserve_gpu_*", error)
+        for _ in self.collect():  # so that the log says at the start what is missing
+            pass
 
     def collect(self) -> Iterator[Metric]:
-        """One sample for each reading and GPU; none for a missing sensor."""
+        """One sample for each reading and GPU; none for what NVML does not give."""
         for name, text, read in READINGS:
             family = GaugeMetricFamily(name, text, labels=["gpu"])
             for index, gpu in enumerate(self._gpus):
                 try:
                     family.add_metric([str(index)], read(self._nvml, gpu))
-                except self._nvml.NVMLError:
-                    # Not every GPU has every sensor, and a GPU may fall off its bus.
-                    logger.debug("GPU %d has no %s", index, name)
+                except self._nvml.NVMLError as error:
+                    # MIG slices lack permission, some GPUs lack sensors or memory of their own, and
+                    # a GPU may fall off its bus. Said once, not at every scrape.
+                    if (name, index) not in self._is_missing:
+                        self._is_missing.add((name, index))
+                        logger.warning("GPU %d has no %s: NVML says %s", index, name, error)
             yield family
 
 

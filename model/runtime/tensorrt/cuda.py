@@ -7,14 +7,14 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
-from model.runtime.base import MissingRuntimeError
+from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 
 # By name, since the numbers differ between versions.
 ADVICE: Final = {
     "cudaErrorMemoryAllocation": "the GPU's memory is full: use fewer lanes or smaller batches, or "
     "end what else runs on it",
-    "cudaErrorInsufficientDriver": "the NVIDIA driver is missing or too old for this CUDA: update "
-    "it, or install the extra 'gpu' for an older CUDA",
+    "cudaErrorInsufficientDriver": "the NVIDIA driver is missing or too old for CUDA 13, which "
+    "needs 580 or newer: update it, or install 'tipserve[gpu-cuda12]' for a driver from 525 on",
     "cudaErrorNoDevice": "nvidia-smi must list a GPU; a container needs access to it",
     "cudaErrorInvalidDevice": "CUDA_VISIBLE_DEVICES limits which GPUs this process sees",
 }
@@ -27,7 +27,7 @@ LOGGER = logging.getLogger("tensorrt")
 MAX_ERRORS = 8
 
 
-class GpuError(RuntimeError):
+class GpuError(UnusableRuntimeError):
     """CUDA or TensorRT failed; the message has the call, the reason and advice.
 
     Attributes:

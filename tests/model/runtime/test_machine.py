@@ -74,36 +74,60 @@ def test_without_nvml_the_driver_names_the_visible_gpus(
     assert gpus_of(machine) == (), "a container without GPU devices sees the driver's list too"
 
 
-def nvml(*, fails: bool) -> Any:
-    """A stand-in for pynvml, with or without a driver."""
+def nvml(*failing: str) -> Any:
+    """A stand-in for pynvml, in which these calls fail."""
 
     class NVMLError(Exception):
         pass
 
-    def init() -> None:
-        if fails:
-            raise NVMLError
+    def fail(*_: object) -> None:
+        raise NVMLError("Insufficient Permissions")
 
-    return SimpleNamespace(
-        NVMLError=NVMLError,
-        nvmlInit=init,
-        nvmlShutdown=lambda: None,
+    calls: dict[str, Any] = dict(
+        nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 2,
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetName=lambda handle: f"GPU {handle}",
         nvmlDeviceGetCudaComputeCapability=lambda _: (9, 0),
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=80 + handle),
     )
+    return SimpleNamespace(NVMLError=NVMLError, **{**calls, **dict.fromkeys(failing, fail)})
 
 
-def test_gpus_are_read_from_nvml(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", nvml(fails=False))
-    assert gpus_of(machine) == (
-        Gpu(name="GPU 0", compute_capability="9.0", memory_bytes=80),
-        Gpu(name="GPU 1", compute_capability="9.0", memory_bytes=81),
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml(fails=True))
-    assert gpus_of(machine) == ()
+OF_DRIVER = (Gpu(name="NVIDIA H100 80GB HBM3"),)
+
+
+@pytest.mark.parametrize(
+    ("failing", "found"),
+    [
+        (
+            "",
+            (
+                Gpu(name="GPU 0", compute_capability="9.0", memory_bytes=80),
+                Gpu(name="GPU 1", compute_capability="9.0", memory_bytes=81),
+            ),
+        ),
+        (
+            "nvmlDeviceGetMemoryInfo",
+            (
+                Gpu(name="GPU 0", compute_capability="9.0"),
+                Gpu(name="GPU 1", compute_capability="9.0"),
+            ),
+        ),
+        (
+            "nvmlDeviceGetCudaComputeCapability nvmlDeviceGetName",
+            (Gpu(name="NVIDIA GPU", memory_bytes=80), Gpu(name="NVIDIA GPU", memory_bytes=81)),
+        ),
+        ("nvmlInit", OF_DRIVER),
+        ("nvmlDeviceGetCount", OF_DRIVER),
+        ("nvmlDeviceGetHandleByIndex", OF_DRIVER),
+    ],
+)
+def test_gpus_are_read_from_nvml_of_which_each_call_may_fail(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, failing: str, found: tuple[Gpu, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(*failing.split()))
+    assert gpus_of(machine) == found
 
 
 ORT, CUDA_PROVIDER = "onnxruntime/__init__.py", "onnxruntime/capi/libonnxruntime_providers_cuda.so"

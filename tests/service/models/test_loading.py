@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.graphs import DenseTask
 from model.package import Manifest, ModelPackage, PackageError
-from model.runtime.base import Device, VisionOutput
+from model.runtime.base import Device, UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service.lanes.latency_model import WarmUp
 from service.lanes.work import BatchLimits
@@ -239,13 +239,27 @@ def test_a_batch_of_maps_holds_half_as_many_images(
     assert limits["text"].max_items == make_settings().max_batch_texts
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no operator"), MemoryError(), KeyError("cls1")])
+REFUSED = "cannot load or compute the graphs of fake"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "sentence"),
+    [
+        (RuntimeError("no operator"), PackageError, REFUSED),
+        (MemoryError(), PackageError, REFUSED),
+        (KeyError("cls1"), PackageError, REFUSED),
+        (RuntimeError("CUDA out of memory. Tried"), UnusableRuntimeError, "the memory is full"),
+        (RuntimeError("Failed to allocate memory for"), UnusableRuntimeError, "use fewer lanes"),
+    ],
+)
 def test_a_graph_that_the_runtime_refuses_is_an_error_of_the_package(
     manifest: Manifest,
     make_settings: Any,
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
+    expected: type[Exception],
+    sentence: str,
 ) -> None:
     def refuse(*_: object, **__: object) -> FakeRuntime:
         raise error
@@ -253,5 +267,5 @@ def test_a_graph_that_the_runtime_refuses_is_an_error_of_the_package(
     package = ModelPackage(path=Path(), manifest=manifest)
     monkeypatch.setattr(loading, "open_source", lambda _: package)
     monkeypatch.setattr(loading, "load_chosen", refuse)
-    with pytest.raises(PackageError, match="cannot load or compute the graphs of fake"):
+    with pytest.raises(expected, match=sentence):
         load_model(make_settings(), Metrics(), ModelSource("bundled-student"))

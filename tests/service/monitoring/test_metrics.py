@@ -172,7 +172,7 @@ class FakeNvml(ModuleType):
 
     def nvmlDeviceGetPowerUsage(self, gpu: int) -> int:  # noqa: N802
         if gpu == 1:
-            raise self.NVMLError
+            raise self.NVMLError("Not Supported")
         return 350_000
 
     def nvmlDeviceGetTemperature(self, gpu: int, sensor: int) -> int:  # noqa: N802
@@ -199,6 +199,16 @@ def test_each_gpu_is_read_at_each_scrape(metrics: Metrics, nvml: FakeNvml) -> No
     # A missing sensor costs only its own sample.
     assert sample("tipserve_gpu_power_watts", {"gpu": "1"}) is None
     assert sample("tipserve_gpu_temperature_celsius", {"gpu": "1"}) == 61
+
+
+def test_a_reading_that_nvml_refuses_is_said_once(
+    metrics: Metrics, nvml: FakeNvml, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics.watch_gpus(find_nvml())
+    for _ in range(3):
+        list(metrics.registry.collect())
+    missing = [line for line in caplog.messages if "tipserve_gpu_power_watts" in line]
+    assert missing == ["GPU 1 has no tipserve_gpu_power_watts: NVML says Not Supported"]
 
 
 def test_without_driver_or_library_there_are_no_gpu_metrics(

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What judges manifests: kubectl, whose kustomize builds them, from Debian; checkov from PyPI; models of custom
-# resources from npm (KEDA, Prometheus operator) and PyPI (KServe). Each of the last three lies apart from all else.
+# resources from npm (KEDA, Gateway API, Prometheus operator) and PyPI (KServe). Each of the last three lies apart from all else.
 set -euo pipefail
 . scripts/tools/debian.bash
 
-MODELS=(@kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 kubernetes-models@5.1.0 typescript@5.9.3)
+MODELS=(@kubernetes-models/gateway-api@2.0.0 @kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 kubernetes-models@5.1.0 typescript@5.9.3)
 CHECKOV=checkov==3.3.30
 KSERVE=kserve==0.21.0
 

@@ -213,6 +213,21 @@ def service_ports(documents: list[Manifest]) -> Faults:
                     yield f"{called(service)}: {target} of {workload} is {found}"
 
 
+def routes(documents: list[Manifest]) -> Faults:
+    """Routes and Ingresses lead to ports of a Service."""
+    services = {one["metadata"]["name"]: one for one in of_kind(documents, "Service")}
+    for document in of_kind(documents, "HTTPRoute", "GRPCRoute", "Ingress"):
+        for rule in document["spec"]["rules"]:
+            ends = [(one["name"], one["port"]) for one in rule.get("backendRefs", [])]
+            for path in rule.get("http", {}).get("paths", []):
+                service = path["backend"]["service"]
+                ends.append((service["name"], service["port"]["name"]))
+            for name, port in ends:
+                offered = services.get(name, {"spec": {"ports": []}})["spec"]["ports"]
+                if port not in {p[key] for p in offered for key in ("name", "port")}:
+                    yield f"{called(document)}: there is no port {port} of {name}"
+
+
 def policy_ports(documents: list[Manifest]) -> Faults:
     """The pods have the ports that a policy allows, and it allows those that a Service offers."""
     services = of_kind(documents, "Service")
@@ -632,6 +647,7 @@ CHECKS: tuple[Callable[[list[Manifest]], Faults], ...] = (
     quantities,
     resources,
     service_ports,
+    routes,
     policy_ports,
     objects,
     mounts,

@@ -17,7 +17,7 @@ from tests.tools import TOOLS, find_tool, miss
 
 # The first start of Node on a busy machine takes most of it.
 LIMIT_S = 120.0
-GROUPS_OF_NODE = ("keda.sh", "monitoring.coreos.com")
+GROUPS_OF_NODE = ("gateway.networking.k8s.io", "keda.sh", "monitoring.coreos.com")
 KSERVE = {
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
     ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",

@@ -20,7 +20,7 @@ LIMIT_S = 60.0
 def _names() -> list[str]:
     """Folders with a kustomization, and manifests that the one beside them does not list."""
     names = []
-    for path in sorted(DEPLOY.rglob("*.yaml")):
+    for path in sorted(set(DEPLOY.rglob("*.yaml")) - set(DEPLOY.glob("chart/**/*.yaml"))):
         text = path.read_text(encoding="utf-8")
         kustomization = path.with_name("kustomization.yaml")
         if path == kustomization:

@@ -154,6 +154,12 @@ def test_both_wheels_are_built(checkout: Path) -> None:
     assert built == {"tipserve", "tipserve_client"}
 
 
+def test_the_chart_is_packed_with_the_projects_version(checkout: Path) -> None:
+    ended = run_step("chart", checkout)
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert (checkout / "dist" / "tipserve-0.1.0.tgz").is_file()
+
+
 def test_images_have_the_projects_version_and_the_manifests_tags(checkout: Path) -> None:
     names = {"REGISTRY": "registry.example.org/us", "GITHUB_REF_TYPE": "tag"}
     names["GITHUB_OUTPUT"] = "/dev/stdout"

@@ -1,4 +1,4 @@
-// Says what is wrong with custom resources of KEDA and the Prometheus operator, by their published models.
+// Says what is wrong with custom resources of KEDA, the Gateway API and the Prometheus operator, by their published models.
 //
 // `node validate_crds.mjs FOLDER`, where FOLDER holds node_modules: a JSON list of documents on stdin, a JSON list
 // of [index, field, message] on stdout. The models' validators know types, patterns and what must be there, but let
@@ -9,6 +9,7 @@ import { pathToFileURL } from "node:url";
 
 const PACKAGES = {
   "keda.sh": "@kubernetes-models/keda",
+  "gateway.networking.k8s.io": "@kubernetes-models/gateway-api",
   "monitoring.coreos.com": "@kubernetes-models/prometheus-operator",
 };
 

@@ -1,0 +1,49 @@
+{{- define "tipserve.selector" -}}
+app.kubernetes.io/name: tipserve
+app.kubernetes.io/component: server
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "tipserve.labels" -}}
+{{ include "tipserve.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end }}
+
+{{- define "tipserve.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "tipserve.claim" -}}
+{{ .Values.modelVolume.claim | default (printf "%s-models" .Release.Name) }}
+{{- end }}
+
+{{/* All settings, with those of the parts that are enabled; yours win. */}}
+{{- define "tipserve.settings" -}}
+{{- $settings := dict "TIPSERVE_CACHE" "/var/cache/tipserve" }}
+{{- if .Values.apiKeys.enabled }}
+{{- $_ := set $settings "TIPSERVE_API_KEYS_FILE" "/etc/tipserve/api-keys/api_keys" }}
+{{- end }}
+{{- if .Values.tls.enabled }}
+{{- $_ := set $settings "TIPSERVE_TLS_CERT" "/etc/tipserve/tls/tls.crt" }}
+{{- $_ := set $settings "TIPSERVE_TLS_KEY" "/etc/tipserve/tls/tls.key" }}
+{{- end }}
+{{- if .Values.tracing.enabled }}
+{{- $_ := set $settings "TIPSERVE_OTLP_ENDPOINT" .Values.tracing.endpoint }}
+{{- $_ := set $settings "TIPSERVE_TRACE_SAMPLE_RATIO" .Values.tracing.sampleRatio }}
+{{- end }}
+{{- range $name, $value := merge (deepCopy .Values.settings) $settings }}
+{{ $name }}: {{ $value | quote }}
+{{- end }}
+{{- end }}
+
+{{/* A changed setting changes the name, and so the pods. */}}
+{{- define "tipserve.settingsName" -}}
+{{ .Release.Name }}-settings-{{ include "tipserve.settings" . | sha256sum | trunc 10 }}
+{{- end }}
+
+{{- define "tipserve.hardened" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: ["ALL"]
+{{- end }}

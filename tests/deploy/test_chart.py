@@ -1,0 +1,102 @@
+"""The Helm chart renders the objects of kustomize."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy import cross_references, kustomizations
+from tests.deploy.kustomizations import DEPLOY, KUBERNETES
+from tests.deploy.workloads import Manifest, called, of_kind
+from tests.tools import find_tool
+
+CHART = DEPLOY / "chart"
+LIMIT_S = 60.0
+# Components, and the values that stand for them.
+PARTS: dict[str, dict[str, Any]] = {
+    "monitoring": {"monitoring": {"enabled": True}},
+    "keda": {"keda": {"enabled": True}},
+    "api-keys": {"apiKeys": {"enabled": True}},
+    "tls": {"tls": {"enabled": True}},
+    "tracing": {"tracing": {"enabled": True}},
+    "gateway": {"gateway": {"enabled": True}},
+    "model-volume": {
+        "modelVolume": {"enabled": True},
+        "settings": {"TIPSERVE_MODEL": "/models/current"},
+    },
+    "registry": {
+        "image": {"repository": "registry.example.org/us/tipserve"},
+        "imagePullSecrets": ["tipserve-registry"],
+    },
+}
+
+
+def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [find_tool("helm"), *arguments]
+    return subprocess.run(command, capture_output=True, check=False, text=True, timeout=LIMIT_S)
+
+
+def render(folder: Path, values: dict[str, Any], release: str = "tipserve") -> list[Manifest]:
+    (folder / "values.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    values_file = str(folder / "values.yaml")
+    linted = helm("lint", "--strict", str(CHART), "--values", values_file)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    done = helm("template", release, str(CHART), "--namespace=default", "--values", values_file)
+    assert done.returncode == 0, done.stderr
+    return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
+
+
+def comparable(documents: list[Manifest]) -> dict[str, Any]:
+    """Documents by name, without the digest of settings and what only kustomize has."""
+    text = re.sub(r"tipserve-settings-[a-z0-9]{10}", "tipserve-settings", yaml.safe_dump(documents))
+    found = {called(one): one for one in yaml.load(text, yaml.CSafeLoader)}
+    # A user's keys are in no values file, and a chart expects nothing of a cluster by annotations.
+    found.pop("Secret/tipserve-api-keys", None)
+    deployment = found["Deployment/tipserve"]
+    notes = deployment["metadata"].pop("annotations", {})
+    assert all(name.startswith("expects/") for name in notes)
+    pod = deployment["spec"]["template"]["spec"]
+    # Their order has no meaning.
+    pod["volumes"].sort(key=lambda one: one["name"])
+    pod["containers"][0]["volumeMounts"].sort(key=lambda one: one["name"])
+    return found
+
+
+@pytest.mark.parametrize("names", [(), *((one,) for one in PARTS if one != "keda"), (*PARTS,)])
+def test_objects_are_those_of_kustomize(names: tuple[str, ...], tmp_path: Path) -> None:
+    parts = [KUBERNETES / "components" / name for name in names]
+    text = kustomizations.build_together(KUBERNETES / "overlays" / "cpu", parts)
+    expected = comparable(list(yaml.load_all(text, yaml.CSafeLoader)))
+    values = {key: value for name in names for key, value in PARTS[name].items()}
+    found = comparable(render(tmp_path, values))
+    assert found.keys() == expected.keys()
+    for name, document in expected.items():
+        assert found[name] == document, name
+
+
+def test_another_release_shares_nothing_with_the_first(tmp_path: Path) -> None:
+    values = {key: value for part in PARTS.values() for key, value in part.items()}
+    values |= {"image": {}, "apiKeys": {}, "tls": {}}
+    first, second = (render(tmp_path, values, name) for name in ("a-tipserve", "tipserve-b"))
+    names = [{called(one) for one in documents} for documents in (first, second)]
+    assert not names[0] & names[1]
+    assert cross_references.faults([*first, *second]) == []
+
+
+def test_a_changed_setting_causes_a_rollout(tmp_path: Path) -> None:
+    names = set()
+    for level in ("INFO", "DEBUG"):
+        documents = render(tmp_path, {"settings": {"TIPSERVE_LOG_LEVEL": level}})
+        (settings,) = of_kind(documents, "ConfigMap")
+        names.add(settings["metadata"]["name"])
+        assert settings["data"]["TIPSERVE_MODEL"] == "bundled"
+    assert len(names) == 2
+
+
+def test_keda_without_metrics_is_refused() -> None:
+    ended = helm("template", "tipserve", str(CHART), "--set=keda.enabled=true")
+    assert ended.returncode != 0
+    assert "keda.enabled needs monitoring.enabled" in ended.stderr

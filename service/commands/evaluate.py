@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
@@ -16,7 +16,9 @@ from service.engines.engine import UserError, find_model
 from service.messages import Features, GlobalFeatures, SegmentMode
 
 TEMPLATE_SETS: Final = ("none", "tcl")
-Sets = Annotated[Path | None, Parameter(show_default=False)]
+KnownName = Literal[
+    "ade20k", "voc21", "context59", "context60", "coco", "flickr30k", "docci", "imagenet"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,14 @@ class EvaluateOptions:
     linear: Annotated[
         Path | None,
         Parameter(help="The same folders: a logistic regression.", show_default=False),
+    ] = None
+    dataset: Annotated[
+        tuple[KnownName, Path] | None,
+        Parameter(
+            help="A known set and its folder, as its authors distribute it: masks, captions or "
+            "classes.",
+            show_default=False,
+        ),
     ] = None
     output: Annotated[
         Path,
@@ -172,6 +182,7 @@ class _Job:
 def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     """The tasks in the order of the options; all sets are read before a model is loaded."""
     from service.evaluation import sets, tasks  # noqa: PLC0415 - help does not need them
+    from service.evaluation.known import read_known  # noqa: PLC0415
 
     asked = tasks.TaskOptions(
         model=served_name,
@@ -202,9 +213,13 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
         if folder is not None:
             split = sets.read_split(folder)
             add(score, split, [*split.train.images, *split.val.images])
+    if options.dataset is not None:
+        known = read_known(*options.dataset)
+        add(tasks.TASK_OF[type(known)], known, known.images)
     if not jobs:
         raise UserError(
-            "Give a set: --segmentation, --retrieval, --classification, --knn or --linear."
+            "Give a set: --segmentation, --retrieval, --classification, --knn, --linear or "
+            "--dataset."
         )
     return jobs
 

@@ -484,3 +484,11 @@ def _found(
         )
         for depth in depths
     ]
+
+
+# What scores a set of each kind.
+TASK_OF: Final[Mapping[type, Callable[..., Result]]] = {
+    SegmentationSet: score_segmentation,
+    CaptionedSet: score_retrieval,
+    LabelledSet: score_classification,
+}

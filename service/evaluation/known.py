@@ -1,0 +1,276 @@
+"""Known sets in the layout of their authors, with class names and published scores.
+
+Class names are in `names/`. An incomplete set is scored as it is, without published scores.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from service.evaluation.sets import (
+    CaptionedSet,
+    ImageSource,
+    LabelledSet,
+    Published,
+    SegmentationSet,
+    SetError,
+    images_below,
+    masks_of,
+    read_names,
+)
+from service.evaluation.tasks import CLASSIFICATION, RETRIEVAL, SEGMENTATION
+
+KnownSet = SegmentationSet | CaptionedSet | LabelledSet
+NAMES: Final = Path(__file__).parent / "names"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A known set.
+
+    Attributes:
+        read: Reads it from a folder.
+        needs: Files and folders that it needs.
+        num_images: Images of the whole set; some lists have one more.
+        source: Where it is had.
+        published: Scores of the whole set.
+    """
+
+    read: Callable[[Path], KnownSet]
+    needs: tuple[str, ...]
+    num_images: int
+    source: str
+    published: tuple[Published, ...]
+
+
+def read_known(name: str, folder: Path) -> KnownSet:
+    """Read a known set.
+
+    Raises:
+        SetError: A part is missing; the message says which, and where the set is had.
+    """
+    layout = LAYOUTS[name]
+    missing = [part for part in layout.needs if not (folder / part).exists()]
+    if missing:
+        raise SetError(
+            f"{folder} has no {missing[0]}. {name} needs {', '.join(layout.needs)}; it is had at "
+            f"{layout.source}."
+        )
+    found = layout.read(folder)
+    if len(found.images) >= layout.num_images:
+        return replace(found, name=name, published=layout.published)
+    return replace(found, name=f"{name}, {len(found.images)} of {layout.num_images} images")
+
+
+def _ade20k(folder: Path) -> SegmentationSet:
+    images = images_below(folder / "images" / "validation")
+    return SegmentationSet(
+        name="",
+        images=[ImageSource(path) for path in images],
+        masks=masks_of(
+            images, folder / "images" / "validation", folder / "annotations" / "validation"
+        ),
+        names=read_names(NAMES / "ade20k.txt"),
+        reduce_zero_label=True,
+    )
+
+
+def _pascal(folder: Path, split: str, masks: str) -> tuple[list[ImageSource], list[Path]]:
+    """Images and masks of the lines of a split file."""
+    stems = (folder / split).read_text(encoding="utf-8").split()
+    images = [folder / "JPEGImages" / f"{stem}.jpg" for stem in stems]
+    return _existing(images), masks_of(images, folder / "JPEGImages", folder / masks)
+
+
+def _voc21(folder: Path) -> SegmentationSet:
+    images, masks = _pascal(folder, "ImageSets/Segmentation/val.txt", "SegmentationClass")
+    names = read_names(NAMES / "voc21.txt")
+    return SegmentationSet(name="", images=images, masks=masks, names=names)
+
+
+def _context(folder: Path, *, has_background: bool) -> SegmentationSet:
+    images, masks = _pascal(
+        folder, "ImageSets/SegmentationContext/val.txt", "SegmentationClassContext"
+    )
+    names = ["background"] * has_background + read_names(NAMES / "context59.txt")
+    return SegmentationSet(
+        name="", images=images, masks=masks, names=names, reduce_zero_label=not has_background
+    )
+
+
+def _karpathy(folder: Path, *, file: str, images: str) -> CaptionedSet:
+    """The test split of Karpathy's lists.
+
+    Args:
+        folder: Holds the list and the images.
+        file: Name of the list.
+        images: Folder of the images, where the list names none.
+    """
+    listed = _json((folder / file).read_text(encoding="utf-8"), folder / file)["images"]
+    rows = [row for row in listed if row["split"] == "test"]
+    paths = [folder / row.get("filepath", images) / row["filename"] for row in rows]
+    captions = [[one["raw"].strip() for one in row["sentences"]] for row in rows]
+    return CaptionedSet(name="", images=_existing(paths), captions=captions)
+
+
+def _docci(folder: Path) -> CaptionedSet:
+    file = folder / "docci_descriptions.jsonlines"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    rows = [row for line in lines if line if (row := _json(line, file))["split"] == "test"]
+    return CaptionedSet(
+        name="",
+        images=_existing(folder / "images" / row["image_file"] for row in rows),
+        captions=[[row["description"]] for row in rows],
+    )
+
+
+def _imagenet(folder: Path) -> LabelledSet:
+    """`val/` with a folder for each class, or with all images and Kaggle's list of classes."""
+    names = dict(line.split(" ", 1) for line in read_names(NAMES / "imagenet.txt"))
+    label_of = {wnid: label for label, wnid in enumerate(names)}
+    solution = folder / "LOC_val_solution.csv"
+    if solution.is_file():
+        with solution.open(encoding="utf-8", newline="") as table:
+            wnids = {
+                row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(table)
+            }
+        place = folder / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+        images = images_below(place if place.is_dir() else folder / "val")
+        found = [(path, wnids.get(path.stem, "")) for path in images]
+    else:
+        found = [(path, path.parent.name) for path in images_below(folder / "val")]
+    unknown = [path for path, wnid in found if wnid not in label_of]
+    if unknown:
+        raise SetError(
+            f"{unknown[0]} has no class: its folder is no WordNet id such as n01440764, and "
+            "LOC_val_solution.csv does not list it."
+        )
+    return LabelledSet(
+        name="",
+        images=[ImageSource(path) for path, _ in found],
+        labels=[label_of[wnid] for _, wnid in found],
+        names=list(names.values()),
+    )
+
+
+def _json(text: str, file: Path) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SetError(f"{file} is no JSON.") from error
+
+
+def _existing(paths: Iterable[Path]) -> list[ImageSource]:
+    listed = list(paths)
+    missing = [path for path in listed if not path.is_file()]
+    if missing:
+        raise SetError(f"{len(missing)} of {len(listed)} images are missing, such as {missing[0]}.")
+    return [ImageSource(path) for path in listed]
+
+
+def _miou(rows: Sequence[tuple[str, float, str]]) -> tuple[Published, ...]:
+    return tuple(
+        Published(model=model, task=SEGMENTATION, metric="mIoU", value=value, protocol=protocol)
+        for model, value, protocol in rows
+    )
+
+
+def _recall(rows: Sequence[tuple[str, float, float]]) -> tuple[Published, ...]:
+    ways = ("image to text R@1", "text to image R@1")
+    return tuple(
+        Published(model=model, task=RETRIEVAL, metric=way, value=value)
+        for model, *both in rows
+        for way, value in zip(ways, both, strict=True)
+    )
+
+
+# Scores: TIPSv2 (arXiv:2604.12012), tables 5, 6 and 8, and the README and notebook of
+# google-deepmind/tips. TIPSv2's treatment of `background`, and its prompts of PASCAL's names, are
+# not published.
+LAYOUTS: Final[dict[str, Layout]] = {
+    "ade20k": Layout(
+        read=_ade20k,
+        needs=("images/validation", "annotations/validation"),
+        num_images=2000,
+        source="http://sceneparsing.csail.mit.edu (ADEChallengeData2016)",
+        published=_miou(
+            [
+                ("TIPSv2 L/14", 25.06, "slide, notebook"),
+                ("TIPSv2 B/14", 17.4, "README"),
+                ("TIPSv2 L/14", 24.7, "README"),
+                ("TIPSv2 SO/14", 23.3, "README"),
+                ("TIPSv2 g/14", 17.8, "README"),
+                ("TIPS L/14", 20.8, "table 5"),
+            ]
+        ),
+    ),
+    "voc21": Layout(
+        read=_voc21,
+        needs=("JPEGImages", "SegmentationClass", "ImageSets/Segmentation/val.txt"),
+        num_images=1449,
+        source="http://host.robots.ox.ac.uk/pascal/VOC/voc2012 (VOCdevkit/VOC2012)",
+        published=_miou([("TIPSv2 L/14", 44.4, "table 5"), ("TIPS L/14", 30.5, "table 5")]),
+    ),
+    "context59": Layout(
+        read=lambda folder: _context(folder, has_background=False),
+        needs=(
+            "JPEGImages",
+            "SegmentationClassContext",
+            "ImageSets/SegmentationContext/val.txt",
+        ),
+        num_images=5104,  # 5105 in some lists
+        source="https://cs.stanford.edu/~roozbeh/pascal-context (VOCdevkit/VOC2010; masks as "
+        "mmsegmentation's converter writes them)",
+        published=_miou([("TIPSv2 L/14", 37.1, "table 5"), ("TIPS L/14", 33.5, "table 5")]),
+    ),
+    "coco": Layout(
+        read=lambda folder: _karpathy(folder, file="dataset_coco.json", images="val2014"),
+        needs=("dataset_coco.json", "val2014"),
+        num_images=5000,
+        source="https://cocodataset.org (val2014), and its list at "
+        "https://cs.stanford.edu/people/karpathy/deepimagesent",
+        published=_recall([("TIPSv2 g/14", 75.7, 60.7), ("TIPSv2 L/14", 73.5, 57.4)]),
+    ),
+    "flickr30k": Layout(
+        read=lambda folder: _karpathy(
+            folder, file="dataset_flickr30k.json", images="flickr30k-images"
+        ),
+        needs=("dataset_flickr30k.json", "flickr30k-images"),
+        num_images=1000,
+        source="https://shannon.cs.illinois.edu/DenotationGraph, and its list at "
+        "https://cs.stanford.edu/people/karpathy/deepimagesent",
+        published=_recall(
+            [
+                ("TIPSv2 B/14", 92.6, 80.0),
+                ("TIPSv2 L/14", 95.4, 83.3),
+                ("TIPSv2 SO/14", 94.8, 84.0),
+                ("TIPSv2 g/14", 95.1, 85.9),
+            ]
+        ),
+    ),
+    "docci": Layout(
+        read=_docci,
+        needs=("docci_descriptions.jsonlines", "images"),
+        num_images=5000,
+        source="https://google.github.io/docci",
+        published=_recall([("TIPSv2 g/14", 68.9, 72.8), ("TIPS g/14", 57.2, 58.8)]),
+    ),
+    "imagenet": Layout(
+        read=_imagenet,
+        needs=(),
+        num_images=50_000,
+        source="https://image-net.org (ILSVRC2012)",
+        published=tuple(
+            Published(model=model, task=CLASSIFICATION, metric="top-1", value=value)
+            for model, value in (("TIPSv2 L/14", 79.7), ("TIPSv2 g/14", 80.7))
+        ),
+    ),
+}
+LAYOUTS["context60"] = replace(
+    LAYOUTS["context59"],
+    read=lambda folder: _context(folder, has_background=True),
+    published=_miou([("TIPSv2 L/14", 33.9, "table 5"), ("TIPS L/14", 30.4, "table 5")]),
+)

@@ -1,0 +1,172 @@
+"""`tipserve evaluate` of a checkpoint, a package and a server, and by the published protocol."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.manifest import PUBLISHED_ZERO_SHOT
+from model.package import ModelPackage, open_package, write_manifest
+from service.commands.program import DONE, main
+from service.evaluation.known import NAMES as NAMES_FOLDER
+from service.evaluation.sets import read_names
+from tests.end_to_end.test_published_protocol import embed_texts, value_patches
+
+SIDE = 56  # the tiny model's native size; 448 in the notebook
+if TYPE_CHECKING:
+    from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+NAMES = ["apple", "car", "dog", "house", "tree"]
+
+
+def evaluate(output: Path, *arguments: str) -> dict[tuple[str, str], float]:
+    """Run the command; returns the model's scores by task and metric."""
+    assert main(["evaluate", f"-o={output}", *arguments]) == DONE
+    scores = json.loads((output / "report.json").read_text())["scores"]
+    return {(one["task"], one["metric"]): one["value"] for one in scores if one["row"] == "model"}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory, photo: Callable[..., bytes]) -> list[str]:
+    """Arguments for one small set of each kind."""
+    folder = tmp_path_factory.mktemp("sets")
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        image = photo(index, (90 + 3 * index, 70))
+        files = {"images": f"{index}.jpg", "captioned": f"{index}.jpg"}
+        files["split"] = f"{('train', 'val')[index % 2]}/{NAMES[index // 4]}/{index}.jpg"
+        for place, name in files.items():
+            (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place / name).write_bytes(image)
+        captions = [f"a {NAMES[index % 5]} and a {NAMES[index // 3]}", f"photo {index}"]
+        (folder / "captioned" / f"{index}.txt").write_text("\n".join(captions))
+        labels = rng.integers(0, 6, (7, 9 + index)).astype(np.uint8)
+        labels[labels == 5] = 255
+        (folder / "masks").mkdir(exist_ok=True)
+        mask = Image.fromarray(labels).resize((90 + 3 * index, 70), Image.Resampling.NEAREST)
+        mask.save(folder / "masks" / f"{index}.png")
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    segmentation = [str(folder / name) for name in ("images", "masks", "names.txt")]
+    split = f"{folder / 'split'}"
+    return [
+        *("--segmentation", *segmentation, f"--retrieval={folder / 'captioned'}"),
+        *(f"--classification={split}/val", f"--knn={split}", f"--linear={split}"),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # it converts a checkpoint and runs four evaluations
+def test_scores_are_equal_for_every_engine(
+    run_service: Callable[..., Any], project_root: Path, tmp_path: Path, sets: list[str]
+) -> None:
+    package = open_package(project_root / "model" / "bundled_student")
+    checkpoint = shutil.copytree(package.path, tmp_path / "checkpoint")
+    shutil.rmtree(checkpoint / "onnx")
+    (checkpoint / "tipserve.json").unlink()
+    # A checkpoint has no defaults of its own.
+    own = package.manifest.zero_shot
+    options = [f"--features={own.features}", f"--templates={own.templates}", "--mode=slide", *sets]
+    found = {"package": evaluate(tmp_path / "package", "--model=bundled-student", *options)}
+    cache = f"--cache={tmp_path / 'cache'}"
+    found["checkpoint"] = evaluate(
+        tmp_path / "converted", f"--model={checkpoint}", cache, "--runtime=torch", *options
+    )
+    with run_service(packages=(package,)) as service:
+        for name, scheme, port in (("rest", "http", "http"), ("grpc", "grpc", "grpc")):
+            url = f"--url={scheme}://127.0.0.1:{service.ports[port]}"
+            found[name] = evaluate(tmp_path / name, url, *options)
+    for name, scores in found.items():
+        assert len(scores) == 2 + 6 + 2 + 2 + 2
+        assert scores == pytest.approx(found["package"], abs=0.1), name
+
+
+# Windows that end at the border, and upright images. Whole images are scaled to sides that are
+# multiples of a patch, where the notebook rounds them up and the service to the nearest.
+SIZES = {"slide": [(150, 61), (64, 99), (112, 168)], "whole": [(112, 168), (140, 112), (56, 56)]}
+
+
+@pytest.fixture(scope="module")
+def published(tiny_package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny package with the defaults that conversion writes for released weights."""
+    folder = shutil.copytree(tiny_package.path, tmp_path_factory.mktemp("models") / "published")
+    update: dict[str, Any] = {"zero_shot": PUBLISHED_ZERO_SHOT}
+    write_manifest(folder, tiny_package.manifest.model_copy(update=update))
+    return folder
+
+
+def straight_miou(truths: list[Any], predicted: list[Any], num_classes: int) -> float:
+    """The notebook's mIoU in percent: one confusion matrix, labels 0 and 255 left out."""
+    table_KK = np.zeros((num_classes, num_classes))
+    for truth_HW, called_HW in zip(truths, predicted, strict=True):
+        for truth, called in zip(
+            truth_HW.ravel().tolist(), called_HW.ravel().tolist(), strict=True
+        ):
+            if truth not in (0, 255):
+                table_KK[truth - 1, called - 1] += 1
+    ious = []
+    for k in range(num_classes):
+        union = table_KK[k].sum() + table_KK[:, k].sum() - table_KK[k, k]
+        if union > 0:
+            ious.append(table_KK[k, k] / (union + 1e-10))
+    return 100 * float(np.mean(ious))
+
+
+def whole_mask(image: Image.Image, text_KD: Any, values: Callable[[Any], Any]) -> Any:
+    """Labels from 1 as the notebook computes them in one pass."""
+    import torch  # noqa: PLC0415 - heavy
+    from torch.nn import functional as F  # noqa: PLC0415
+
+    width, height = (int(SIDE * length / min(image.size)) for length in image.size)
+    scaled = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+    unit_ND = F.normalize(values(torch.from_numpy(scaled).permute(2, 0, 1)), dim=-1)
+    cosine_Khw = (text_KD @ unit_ND.T).unflatten(1, (height // 14, width // 14))
+    cosine_1KHW = F.interpolate(cosine_Khw[None], image.size[::-1], mode="bilinear")
+    return cosine_1KHW[0].argmax(dim=0).numpy() + 1
+
+
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+def test_ade20k_is_scored_as_in_the_notebook(
+    mode: str,
+    published: Path,
+    tiny_model: "Tipsv2Model",
+    tiny_tokenizer: "Tipsv2Tokenizer",
+    photo: Callable[..., bytes],
+    tmp_path: Path,
+) -> None:
+    import torch  # noqa: PLC0415 - heavy
+
+    from tests.parity.official import class_texts, notebook_mask  # noqa: PLC0415 - heavy
+
+    names = read_names(NAMES_FOLDER / "ade20k.txt")
+    images, truths = tmp_path / "images" / "validation", tmp_path / "annotations" / "validation"
+    for folder in (images, truths):
+        folder.mkdir(parents=True)
+    with torch.inference_mode():
+        text_KD = class_texts(names, partial(embed_texts, tiny_model, tiny_tokenizer))
+        values = partial(value_patches, tiny_model)
+        wanted, masks = [], []
+        for index, size in enumerate(SIZES[mode]):
+            (images / f"{index}.jpg").write_bytes(photo(index, size))
+            image = Image.open(images / f"{index}.jpg").convert("RGB")
+            wanted.append(
+                notebook_mask(image, text_KD, values, SIDE)
+                if mode == "slide"
+                else whole_mask(image, text_KD, values)
+            )
+            # A third of the pixels are right, so that the score is far from 0.
+            rng = np.random.default_rng(index)
+            mask_HW = rng.choice([0, 1, 150, 255], size[::-1], p=[0.3, 0.2, 0.2, 0.3])
+            is_right_HW = rng.random(size[::-1]) < 1 / 3
+            masks.append(np.where(is_right_HW, wanted[-1], mask_HW))
+            Image.fromarray(masks[-1].astype(np.uint8)).save(truths / f"{index}.png")
+    model = [f"--model={published}", "--runtime=torch", f"--mode={mode}"]
+    scores = evaluate(tmp_path / "out", "--dataset", "ade20k", str(tmp_path), *model)
+    expected = straight_miou(masks, wanted, len(names))
+    assert expected > 5
+    assert scores["zero-shot segmentation", "mIoU"] == pytest.approx(expected, abs=1e-4)

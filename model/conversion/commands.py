@@ -1,18 +1,20 @@
 """The command line of conversion: convert, prepare and show."""
 
-import argparse
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import IO, Final, Literal, Protocol, get_args
+from typing import IO, Annotated, Final, Literal, Protocol
 
+from cyclopts import App, CycloptsError, Parameter
 from pydantic import JsonValue
+from rich.console import Console
 
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.convert import ConversionRequest
@@ -31,159 +33,251 @@ from model.conversion.source import (
 from model.graphs import DepthActivation, Precision
 from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
 from model.package import ModelPackage, open_package
-from model.parity import command as check
+from model.parity import command as parity
 from model.publication import Repository
 from model.runtime.tensorrt import command as engines
 
-SOURCE_HELP: Final = (
-    "a transformers folder, a folder with an official pair of .npz files, or a hub id such as "
-    "google/tipsv2-b14, optionally with @revision; google/tipsv2-b14-dpt is the model with its "
-    "dense heads, and so is a folder x-dpt beside a folder x; base+heads joins others; `convert "
-    "--precision` also takes a package and adds graphs to it"
-)
+PROGRAM: Final = "python -m model"
 MODELS_HELP: Final = (
-    "models as the server's --model takes them: packages, `bundled`, checkpoints and hub ids, "
-    "separated by commas, each optionally as name=source"
+    "Models as the server's --model takes them: packages, `bundled`, checkpoints and hub ids, "
+    "separated by commas, each optionally as name=source."
 )
+SUMMARY: Final = "Converts released weights into model packages, and manages packages."
+# The commands that `tipserve` has, too.
+CONVERT_HELP: Final = "Convert released weights to a model package in a folder."
+SHOW_HELP: Final = "Verify and describe model packages."
 
 
-def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """Read a command line; `command` says which command it is.
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """The cache of a command."""
 
-    Raises:
-        SystemExit: An option that is not known, or `--help`.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m model",
-        description="Convert released weights into model packages, and manage packages.",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text, add in (
-        ("convert", "write a model package into a folder", _add_convert),
-        (
-            "prepare",
-            "convert models into the cache, as the server does; print the packages' folders",
-            _add_prepare,
+    cache: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder of converted packages and built engines. Default: the variable "
+            f"{VARIABLE}, else the user's cache."
         ),
-        ("show", "verify and describe packages", _add_models),
-        ("check", check.HELP, check.add_arguments),
-        ("publish", "copy a verified package to a folder that a server reads", _add_publish),
-        ("prune", "remove old published packages that are not in service", _add_prune),
-        ("rollback", "make an older published package the current one", _add_rollback),
-        ("build-engine", engines.HELP, _add_build_engine),
+    ] = None
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of the cache."""
+        named = self.cache or os.environ.get(VARIABLE) or default_cache(os.environ)
+        return Path(named).expanduser()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakingOptions(CacheOptions):
+    """How packages are made."""
+
+    dense: Annotated[str | None, Parameter(help="Dense heads of the source, as base+heads.")] = None
+    depth_activation: Annotated[
+        DepthActivation,
+        Parameter(
+            help="Activation after the last convolution of a Scenic depth head, which its zip "
+            "does not state; a -dpt folder states its own."
+        ),
+    ] = "linear"
+    precision: Annotated[
+        tuple[Precision, ...],
+        Parameter(help="Additional graphs, next to fp32; may be repeated.", show_default=False),
+    ] = ()
+
+
+Source = Annotated[
+    str,
+    Parameter(
+        help="A transformers folder, a folder with an official pair of .npz files, or a hub id "
+        "such as google/tipsv2-b14, optionally with @revision. google/tipsv2-b14-dpt is the model "
+        "with its dense heads, and so is a folder x-dpt beside a folder x; base+heads joins "
+        "others. With --precision also a package, to which graphs are added."
+    ),
+]
+Models = Annotated[str, Parameter(help=MODELS_HELP)]
+Package = Annotated[str, Parameter(help="A model package, or `bundled`.")]
+RepositoryFolder = Annotated[
+    Path,
+    Parameter(help="Folder with the published versions of one model and the link `current`."),
+]
+Making = Annotated[MakingOptions, Parameter(name="*")]
+
+
+def new_app() -> App:
+    """Make the command line of `python -m model`."""
+    app = App(
+        name=PROGRAM,
+        help=SUMMARY,
+        help_format="plaintext",
+        version_flags=(),
+        default_parameter=Parameter(negative=()),
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+    )
+    for command, text in (
+        (convert, CONVERT_HELP),
+        (
+            prepare,
+            "Convert models into the cache, as the server does; print the packages' folders.",
+        ),
+        (show, SHOW_HELP),
+        (check, parity.HELP),
+        (publish, "Copy a verified package to a folder that a server reads."),
+        (prune, "Remove old published packages that are not in service."),
+        (rollback, "Make an older published package the current one."),
+        (build_engine, engines.HELP),
     ):
-        add(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
-    return parser.parse_args(arguments)
+        app.command(command, help=text)
+    return app
 
 
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help=SOURCE_HELP)
-    parser.add_argument("output", type=Path, help="absent, empty, or an older package")
-    parser.add_argument(
-        "--name", help="name of the model for clients (default: the name of the source)"
-    )
-    _add_making(parser)
-    parser.add_argument("--thorough", action="store_true", help=check.THOROUGH_HELP)
+def convert(
+    source: Source,
+    output: Annotated[Path, Parameter(help="Absent, empty, or an older package.")],
+    /,
+    *,
+    name: Annotated[
+        str | None, Parameter(help="Name for clients. Default: the name of the source.")
+    ] = None,
+    thorough: Annotated[bool, Parameter(help=parity.THOROUGH_HELP, show_default=False)] = False,
+    making: Making = MakingOptions(),
+) -> int:
+    """Write a model package; returns the exit status."""
+
+    def write(reporter: Reporter) -> str:
+        request = _request(source, making, name=name, may_be_package=bool(making.precision))
+        request = replace(request, is_thorough=thorough)
+        return str(_preparer(making, reporter).write(request, output).path)
+
+    return _report(write)
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", help=MODELS_HELP)
+def prepare(
+    models: Models,
+    /,
+    *,
+    no_verify: Annotated[
+        bool,
+        Parameter(
+            help="Do not verify the digests of packages and cached packages.", show_default=False
+        ),
+    ] = False,
+    report: Annotated[
+        Literal["lines", "json"],
+        Parameter(help="Plain lines, or JSON lines on standard output for programs."),
+    ] = "lines",
+    follow_stdin: Annotated[
+        bool, Parameter(help="Exit when standard input closes.", show_default=False)
+    ] = False,
+    making: Making = MakingOptions(),
+) -> int:
+    """Convert models into the cache; returns the exit status."""
+
+    def convert_all(reporter: Reporter) -> str:
+        if follow_stdin:
+            threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
+        packages = _prepared(models, making, reporter, verify=not no_verify)
+        return "\n".join(str(package.path) for package in packages)
+
+    return _report(convert_all, JsonLines() if report == "json" else None)
 
 
-def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    _add_models(parser)
-    _add_making(parser)
-    parser.add_argument(
-        "--no-verify",
-        dest="verify",
-        action="store_false",
-        help="do not verify the digests of packages and cached packages",
-    )
-    parser.add_argument(
-        "--report",
-        choices=("lines", "json"),
-        default="lines",
-        help="plain lines, or JSON lines on standard output for programs",
-    )
-    parser.add_argument(
-        "--follow-stdin", action="store_true", help="exit when standard input closes"
-    )
-
-
-def _add_publish(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("package", help="a model package, or `bundled`")
-    _add_repository(parser)
-    parser.add_argument(
-        "--if-empty", action="store_true", help="do nothing if a package is published already"
-    )
-
-
-def _add_prune(parser: argparse.ArgumentParser) -> None:
-    _add_repository(parser)
-    parser.add_argument("--keep", type=int, required=True, help="number of newest versions to keep")
-    parser.add_argument(
-        "--in-service",
-        nargs="+",
-        required=True,
-        metavar="VERSION",
-        help="versions that replicas serve or a Deployment names, also of other repositories: they "
-        "are kept, as are versions with a link",
-    )
-
-
-def _add_rollback(parser: argparse.ArgumentParser) -> None:
-    _add_repository(parser)
-    parser.add_argument(
-        "--to", metavar="VERSION", help="default: the version before the current one"
+def show(models: Models, /) -> int:
+    """Describe packages; returns the exit status."""
+    return _report(
+        lambda _: "\n\n".join(_described(split_name(one)[1]) for one in split_models(models))
     )
 
 
-def _add_repository(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="folder with the published versions of one model and the link `current`",
-    )
+def check(
+    package: Package,
+    /,
+    *,
+    thorough: Annotated[bool, Parameter(help=parity.THOROUGH_HELP, show_default=False)] = False,
+    write: Annotated[bool, Parameter(help=parity.WRITE_HELP, show_default=False)] = False,
+) -> int:
+    """Compare a package with its model; returns the exit status."""
+
+    def compare(reporter: Reporter) -> None:
+        require(COMPARING, purpose="comparing a package with its model")
+        say = partial(reporter.say, "step")
+        parity.run(package, is_thorough=thorough, is_written=write, progress=say)
+
+    return _report(compare)
 
 
-def _add_build_engine(parser: argparse.ArgumentParser) -> None:
-    _add_models(parser)
-    engines.add_arguments(parser)
-    _add_cache(parser)
+def publish(
+    package: Package,
+    /,
+    *,
+    repository: RepositoryFolder,
+    if_empty: Annotated[
+        bool, Parameter(help="Do nothing if a package is published already.", show_default=False)
+    ] = False,
+) -> int:
+    """Publish a package and print the folder of the current version; returns the exit status."""
+
+    def copy(_: Reporter) -> str:
+        published = Repository(repository)
+        current = published.current()
+        if if_empty and current in published.versions():
+            return str(repository / current)
+        return str(published.publish(package))
+
+    return _report(copy)
 
 
-def _add_making(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dense", metavar="SOURCE", help="dense heads of the source, as base+heads"
-    )
-    parser.add_argument(
-        "--depth-activation",
-        choices=get_args(DepthActivation),
-        default="linear",
-        help="activation after the last convolution of a Scenic depth head, which its zip does not "
-        "state (default: %(default)s, as released); a -dpt folder states its own",
-    )
-    parser.add_argument(
-        "--precision",
-        action="append",
-        choices=get_args(Precision),
-        default=[],
-        help="additional graphs, next to fp32; may be repeated",
-    )
-    _add_cache(parser)
+def prune(
+    *,
+    repository: RepositoryFolder,
+    keep: Annotated[int, Parameter(help="Number of newest versions to keep.")],
+    in_service: Annotated[
+        list[str],
+        Parameter(
+            help="Versions that replicas serve or a Deployment names, also of other repositories: "
+            "they are kept, as are versions with a link.",
+            consume_multiple=1,
+        ),
+    ],
+) -> int:
+    """Remove old versions and print those that are left; returns the exit status."""
+
+    def remove(reporter: Reporter) -> str:
+        published = Repository(repository)
+        for name in published.prune(keep=keep, in_service=in_service):
+            reporter.say("step", f"removed {name}")
+        return "\n".join(published.versions())
+
+    return _report(remove)
 
 
-def _add_cache(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path(os.environ.get(VARIABLE) or default_cache(os.environ)),
-        help="folder of converted packages and built engines; also the variable "
-        f"{VARIABLE} (default: %(default)s)",
-    )
+def rollback(
+    *,
+    repository: RepositoryFolder,
+    to: Annotated[
+        str | None, Parameter(help="A version. Default: the one before the current one.")
+    ] = None,
+) -> int:
+    """Make an older version the current one, and print it; returns the exit status."""
+    return _report(lambda _: str(Repository(repository).roll_back(to)))
+
+
+def build_engine(
+    models: Models,
+    /,
+    *,
+    build: Annotated[engines.BuildOptions, Parameter(name="*")] = engines.BuildOptions(),
+    cache: Annotated[CacheOptions, Parameter(name="*")] = CacheOptions(),
+) -> int:
+    """Build engines into the cache; returns the exit status."""
+
+    def build_all(reporter: Reporter) -> None:
+        making = MakingOptions(cache=cache.cache, precision=build.precision)
+        for package in _prepared(models, making, reporter):
+            engines.run(build, package, cache.cache_folder, partial(reporter.say, "step"))
+
+    return _report(build_all)
 
 
 # A server that runs `prepare --report=json` reads these lines:
@@ -244,8 +338,8 @@ def _lines(package: ModelPackage) -> Iterator[str]:
     for name, entry in manifest.files.items():
         yield f"  {entry.size_bytes:>14,} bytes  {entry.sha256[:12]}  {name}"
     yield "parity     graphs against the model in float32, worst over the sizes measured"
-    for parity in manifest.parity:
-        yield f"  {_parity(parity)}"
+    for measured in manifest.parity:
+        yield f"  {_parity(measured)}"
     yield "provenance"
     yield from _tree(manifest.provenance, "  ")
 
@@ -288,6 +382,7 @@ def _tree(value: JsonValue, indent: str) -> Iterator[str]:
 
 # Exit statuses: an error that the user can fix; the base for signals, plus their number.
 FAILED: Final = 1
+WRONG_USAGE: Final = 2
 SIGNALLED: Final = 128
 
 
@@ -298,29 +393,36 @@ def run(arguments: Sequence[str]) -> int:
         arguments: The command line without the program's name.
 
     Returns:
-        The exit status: 0, or 1 with a sentence on standard error.
+        The exit status: 0, 1 with a sentence on standard error, or 2 for a wrong command line.
 
     Raises:
-        SystemExit: An option that is not known, `--help`, or a signal that ends it.
+        SystemExit: A signal ends it.
     """
-    options = parse_options(list(arguments))
+    app = new_app()
+    if not arguments:
+        app.help_print([], console=Console(stderr=True))
+        return WRONG_USAGE
+    try:
+        # Help returns None.
+        return app(list(arguments)) or 0
+    except CycloptsError as error:
+        print(f"{PROGRAM}: {error}\nRun `{PROGRAM} --help` for help.", file=sys.stderr)
+        return WRONG_USAGE
+
+
+def _report(work: Callable[[Reporter], str | None], reporter: Reporter | None = None) -> int:
+    """Do the work of a command and report its result; returns the exit status."""
     # Progress bars of libraries would break the lines; downloads report their own.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    is_for_program = getattr(options, "report", "lines") == "json"
-    reporter: Reporter = JsonLines() if is_for_program else Lines()
+    reporter = reporter or Lines()
     try:
-        if options.command == "build-engine":
-            for package in _prepared(options, reporter):
-                engines.run(options, package, options.cache, partial(reporter.say, "step"))
-        elif options.command == "check":
-            require(COMPARING, purpose="comparing a package with its model")
-            check.run(options, lambda text: reporter.say("step", text))
-        else:
-            reporter.say("result", _result(options, reporter))
+        result = work(reporter)
     except (ValueError, OSError, ImportError) as error:
         # The user can fix these: the message says how, and a traceback would hide it.
         reporter.say("error", str(error))
         return FAILED
+    if result is not None:
+        reporter.say("result", result)
     return 0
 
 
@@ -330,23 +432,8 @@ def end_on_signal() -> None:
         signal.signal(number, _end)
 
 
-def _result(options: argparse.Namespace, reporter: Reporter) -> str:
-    if options.command == "show":
-        return "\n\n".join(
-            _described(split_name(model)[1]) for model in split_models(options.models)
-        )
-    if options.command in ("publish", "prune", "rollback"):
-        return _publish(options, reporter)
-    if getattr(options, "follow_stdin", False):
-        threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
-    if options.command == "convert":
-        request = _request(options, options.source)
-        return str(_preparer(options, reporter).write(request, options.output).path)
-    return "\n".join(str(package.path) for package in _prepared(options, reporter))
-
-
-def _preparer(options: argparse.Namespace, reporter: Reporter) -> Preparer:
-    cache = PackageCache(options.cache.expanduser())
+def _preparer(options: CacheOptions, reporter: Reporter) -> Preparer:
+    cache = PackageCache(options.cache_folder)
     return Preparer(cache, partial(reporter.say, "step"), partial(reporter.say, "warning"))
 
 
@@ -361,44 +448,29 @@ def _described(source: str) -> str:
     return f"{source} is not a package: `python -m model prepare` converts it"
 
 
-def _prepared(options: argparse.Namespace, reporter: Reporter) -> list[ModelPackage]:
-    """The packages of `options.models`, in their order; checkpoints are converted."""
-    sources = [split_name(model)[1] for model in split_models(options.models)]
-    dense, verify = getattr(options, "dense", None), getattr(options, "verify", True)
-    if dense is not None and len(sources) > 1:
+def _prepared(
+    models: str, making: MakingOptions, reporter: Reporter, *, verify: bool = True
+) -> list[ModelPackage]:
+    """The packages of models, in their order; checkpoints are converted."""
+    sources = [split_name(model)[1] for model in split_models(models)]
+    if making.dense is not None and len(sources) > 1:
         raise ConversionError("--dense belongs to one model; write base+heads in a list of models")
-    preparer = _preparer(options, reporter)
+    preparer = _preparer(making, reporter)
     return [
         open_package(source, verify=verify)
-        if dense is None and isinstance(parse_source(source), PackageSource)
-        else preparer.prepare(_request(options, source), verify=verify)
+        if making.dense is None and isinstance(parse_source(source), PackageSource)
+        else preparer.prepare(_request(source, making), verify=verify)
         for source in sources
     ]
 
 
-def _publish(options: argparse.Namespace, reporter: Reporter) -> str:
-    """Publish or roll back: the folder of the current version; prune: what was removed."""
-    repository = Repository(options.repository)
-    if options.command == "prune":
-        for name in repository.prune(keep=options.keep, in_service=options.in_service):
-            reporter.say("step", f"removed {name}")
-        return "\n".join(repository.versions())
-    if options.command == "rollback":
-        return str(repository.roll_back(options.to))
-    current = repository.current()
-    if options.if_empty and current in repository.versions():
-        return str(options.repository / current)
-    return str(repository.publish(options.package))
-
-
-def _request(options: argparse.Namespace, text: str) -> ConversionRequest:
-    name = getattr(options, "name", None)
+def _request(
+    text: str, making: MakingOptions, *, name: str | None = None, may_be_package: bool = False
+) -> ConversionRequest:
     if name is not None:
         check_model_name(name)
-    adds = options.command == "convert" and bool(options.precision)
-    source = parse_checkpoint(text, may_be_package=adds)
-    heads = getattr(options, "dense", None)
-    dense = parse_heads(heads) if heads is not None else None
+    source = parse_checkpoint(text, may_be_package=may_be_package)
+    dense = parse_heads(making.dense) if making.dense is not None else None
     if isinstance(source, JoinedSource):
         if dense is not None:
             raise ConversionError(f"{text} has dense heads already; remove --dense")
@@ -411,10 +483,9 @@ def _request(options: argparse.Namespace, text: str) -> ConversionRequest:
     return ConversionRequest(
         base=base,
         dense=dense,
-        precisions=tuple(dict.fromkeys(("fp32", *(options.precision or ())))),
+        precisions=tuple(dict.fromkeys(("fp32", *making.precision))),
         name=name,
-        depth_activation=getattr(options, "depth_activation", "linear"),
-        is_thorough=getattr(options, "thorough", False),
+        depth_activation=making.depth_activation,
     )
 
 

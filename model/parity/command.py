@@ -1,6 +1,5 @@
 """`python -m model check`: measure a package's graphs, and print the result."""
 
-import argparse
 import re
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -11,10 +10,14 @@ from model.package import ModelPackage, open_package, write_manifest
 # A package from a machine without bf16 has no bf16 results, and a precision without results is not
 # chosen by default. Dense heads are measured only when a package is written, as it has no torch
 # weights of them.
-HELP: Final = "compare a package's graphs with its model, on every backend of this machine"
+HELP: Final = "Compare a package's graphs with its model, on every backend of this machine."
 THOROUGH_HELP: Final = (
-    "compare on all sizes: also on twice the native size and on batches of it, which takes many "
-    "times as long with a large model"
+    "Compare on all sizes: also on twice the native size and on batches of it, which takes many "
+    "times as long with a large model."
+)
+WRITE_HELP: Final = (
+    "Write the results to the package's manifest and card; results of backends that this machine "
+    "lacks are kept."
 )
 CARD: Final = "README.md"
 HEADING: Final = "## Exported graphs against the model"
@@ -36,23 +39,15 @@ HEADER: Final = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.add_argument("package", help="a model package, or `bundled`")
-    parser.add_argument("--thorough", action="store_true", help=THOROUGH_HELP)
-    parser.add_argument(
-        "--write",
-        action="store_true",
-        help="write the results to the package's manifest and card; results of backends that "
-        "this machine lacks are kept",
-    )
-
-
-def run(options: argparse.Namespace, progress: Callable[[str], None]) -> None:
-    """Measure, print the table, and write it if `--write` is given.
+def run(
+    source: str, *, is_thorough: bool, is_written: bool, progress: Callable[[str], None]
+) -> None:
+    """Measure, print the table, and write it if requested.
 
     Args:
-        options: Parsed options of `add_arguments`.
+        source: A model package, or `bundled`.
+        is_thorough: Compare on all sizes.
+        is_written: Write the results to the package.
         progress: Called with each step.
 
     Raises:
@@ -64,11 +59,11 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> None:
     from model.encoder import load_encoder  # noqa: PLC0415
     from model.parity.gate import prove_package  # noqa: PLC0415
 
-    package = open_package(options.package)
+    package = open_package(source)
     encoder = load_encoder(package.path)
-    entries = prove_package(encoder, package, is_thorough=options.thorough, progress=progress)
+    entries = prove_package(encoder, package, is_thorough=is_thorough, progress=progress)
     print(parity_table(entries))
-    if options.write:
+    if is_written:
         write_parity(package, entries)
         progress(f"written to {package.path}")
 

@@ -115,18 +115,26 @@ COMMANDS: Final = {
             "--url http://localhost:8000 --image photo.jpg --concurrency 32 --seconds 30",
         ),
     ),
+    "convert": Help(
+        "Convert released weights to a model package in a folder.\n\n"
+        "The same as python -m model convert, which has further commands.",
+        (
+            "google/tipsv2-b14 packages/tipsv2-b14",
+            "packages/tipsv2-b14 packages/tipsv2-b14 --precision int8",
+        ),
+    ),
+    "show": Help(
+        "Verify and describe model packages.\n\nThe same as python -m model show.",
+        ("bundled", "packages/tipsv2-b14"),
+    ),
 }
-# Commands that other programs of this distribution run: module and first arguments.
-PROGRAMS: Final = {
-    "serve": ("service", ("serve",)),
-    "convert": ("model", ("convert",)),
-    "show": ("model", ("show",)),
+# Functions of commands that are not `run` of the module with their name.
+FUNCTIONS: Final = {
+    "convert": "model.conversion.commands:convert",
+    "show": "model.conversion.commands:show",
 }
-PROGRAM_HELP: Final = {
-    "serve": "Run the server; the same as python -m service.",
-    "convert": "Convert released weights to a model package; the same as python -m model convert.",
-    "show": "Verify and describe a model package; the same as python -m model show.",
-}
+SERVE: Final = "serve"
+SERVE_HELP: Final = "Run the server; the same as python -m service."
 RESUMABLE: Final = ("embed", "segment", "classify", "evaluate")
 # The extra that installs an optional package.
 EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "ray": "bulk", "sklearn": "evaluate"}
@@ -168,15 +176,13 @@ def new_app() -> App:
     app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
     for name, (text, examples) in COMMANDS.items():
         app.command(
-            f"service.commands.{name}:run",
+            FUNCTIONS.get(name, f"service.commands.{name}:run"),
             name=name,
             help=text,
             help_epilogue=_epilogue(f"tipserve {name}", examples),
         )
-    # Only for help and completion: `main` runs these programs.
-    app.command("service.settings:given_settings", name="serve", help=PROGRAM_HELP["serve"])
-    for name in ("convert", "show"):
-        app.command(_other_program, name=name, help=PROGRAM_HELP[name])
+    # Only for help and completion: `main` replaces the process by the server.
+    app.command("service.settings:given_settings", name=SERVE, help=SERVE_HELP)
     return app
 
 
@@ -191,10 +197,6 @@ def _version() -> str:
     return f"tipserve {release()}"
 
 
-def _other_program() -> None:
-    """Listed in help; `main` runs the program instead."""
-
-
 def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) -> int:
     """Run a command; returns the exit status.
 
@@ -207,11 +209,10 @@ def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) ->
     if not given:
         app.help_print([], console=Console(stderr=True))
         return WRONG_USAGE
-    if given[0] in PROGRAMS:
+    if given[0] == SERVE:
         from service.machine import python_command  # noqa: PLC0415 - help does not need it
 
-        module, first = PROGRAMS[given[0]]
-        execute(sys.executable, python_command("-m", module, *first, *given[1:]))
+        execute(sys.executable, python_command("-m", "service", *given))
         return DONE
     return _run(app, given)
 

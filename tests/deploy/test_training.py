@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from model.conversion.commands import parse_options
+from model.conversion.commands import new_app
 from model.manifest import Manifest as PackageManifest
 from model.package import open_package
 from model.scores.gate import judge, read_rules
@@ -74,7 +74,7 @@ def test_the_command_line_accepts_every_argument(name: str, part: str) -> None:
         command, arguments = ["python", "-P", *arguments[begin : begin + 2]], arguments[begin + 2 :]
     assert command[:3] == ["python", "-P", "-m"]
     if command[3] == "model":
-        parse_options(arguments)
+        new_app().parse_args(arguments)
     else:
         assert command[3] == "training"
         build_parser().parse_args(arguments)

@@ -4,11 +4,14 @@ Run it in an init container or an image build on the same kind of GPU. The servi
 engines from the cache and starts in seconds.
 """
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from model.graphs import Precision, graph_file
 from model.package import ModelPackage, Progress
@@ -22,47 +25,53 @@ from model.runtime.tensorrt.profiles import (
     TensorRtOptions,
 )
 
-HELP = "build a package's TensorRT engines into the cache, on a GPU like the one that will serve"
+HELP = "Build a package's TensorRT engines into the cache, on a GPU like the one that will serve."
 MIB = 1 << 20
 USUAL = EngineOptions()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options, except the cache folder."""
-    parser.add_argument(
-        "--precision",
-        action="append",
-        choices=PRECISIONS,
-        help="may be repeated; default: all precisions of the package except int8",
-    )
-    numbers = (
-        ("--max-batch", USUAL.max_batch, "largest batch of images in one run"),
-        ("--best-batch", USUAL.best_batch, "batch of images that kernels are tuned for"),
-        ("--max-texts", USUAL.max_texts, "largest batch of texts in one run"),
-        ("--best-texts", USUAL.best_texts, "batch of texts that kernels are tuned for"),
-        (
-            "--optimization-level",
-            USUAL.optimization_level,
-            f"0 to {MAX_OPTIMIZATION_LEVEL}: how long to search for faster kernels",
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options of the command, apart from the cache."""
+
+    precision: Annotated[
+        tuple[Precision, ...],
+        Parameter(
+            help="May be repeated. Default: all precisions of the package except int8.",
+            show_default=False,
         ),
+    ] = ()
+    max_batch: Annotated[int, Parameter(help="Largest batch of images in one run.")] = (
+        USUAL.max_batch
     )
-    for flag, default, text in numbers:
-        parser.add_argument(flag, type=int, default=default, help=f"{text} (default: %(default)s)")
-    parser.add_argument(
-        "--workspace-mib", type=int, help="GPU memory for one layer (default: no limit)"
+    best_batch: Annotated[int, Parameter(help="Batch of images that kernels are tuned for.")] = (
+        USUAL.best_batch
     )
-    parser.add_argument(
-        "--device", type=int, default=0, help="index of the GPU (default: %(default)s)"
+    max_texts: Annotated[int, Parameter(help="Largest batch of texts in one run.")] = (
+        USUAL.max_texts
     )
-    parser.add_argument(
-        "--hardware-compatible",
-        action="store_true",
-        help="build slower engines that also run on other GPUs; set it for the service too",
+    best_texts: Annotated[int, Parameter(help="Batch of texts that kernels are tuned for.")] = (
+        USUAL.best_texts
     )
+    optimization_level: Annotated[
+        int,
+        Parameter(help=f"0 to {MAX_OPTIMIZATION_LEVEL}: how long to search for faster kernels."),
+    ] = USUAL.optimization_level
+    workspace_mib: Annotated[
+        int | None, Parameter(help="GPU memory for one layer. Default: no limit.")
+    ] = None
+    device: Annotated[int, Parameter(help="Index of the GPU.")] = 0
+    hardware_compatible: Annotated[
+        bool,
+        Parameter(
+            help="Build slower engines that also run on other GPUs; set it for the service too.",
+            show_default=False,
+        ),
+    ] = False
 
 
 def run(
-    options: argparse.Namespace,
+    options: BuildOptions,
     package: ModelPackage,
     cache: Path,
     say: Progress,
@@ -72,7 +81,7 @@ def run(
     """Build the engines that are missing.
 
     Args:
-        options: Parsed options of `add_arguments`.
+        options: Precisions, sizes and the GPU.
         package: The verified package.
         cache: The cache folder; engines are in a folder below it.
         say: Called with each step.
@@ -101,24 +110,24 @@ def run(
         say(f"{name}: ready after {time.monotonic() - began:.0f} s, {_place(wanted, key)}")
 
 
-def _options(arguments: argparse.Namespace, cache: Path) -> TensorRtOptions:
-    workspace = arguments.workspace_mib
+def _options(given: BuildOptions, cache: Path) -> TensorRtOptions:
+    workspace = given.workspace_mib
     return TensorRtOptions(
         engine=EngineOptions(
-            max_batch=arguments.max_batch,
-            best_batch=arguments.best_batch,
-            max_texts=arguments.max_texts,
-            best_texts=arguments.best_texts,
+            max_batch=given.max_batch,
+            best_batch=given.best_batch,
+            max_texts=given.max_texts,
+            best_texts=given.best_texts,
             workspace_bytes=None if workspace is None else workspace * MIB,
-            optimization_level=arguments.optimization_level,
-            is_hardware_compatible=arguments.hardware_compatible,
+            optimization_level=given.optimization_level,
+            is_hardware_compatible=given.hardware_compatible,
         ),
         cache_folder=cache / CACHE_ROOM,
-        device_index=arguments.device,
+        device_index=given.device,
     )
 
 
-def _precisions(package: ModelPackage, asked: list[Precision] | None) -> list[Precision]:
+def _precisions(package: ModelPackage, asked: Sequence[Precision]) -> Sequence[Precision]:
     return asked or [
         precision
         for precision in PRECISIONS

@@ -136,10 +136,30 @@ def test_a_mistake_is_one_error_line(
 def test_unknown_options_are_errors(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        run(arguments)
-    assert caught.value.code == 2
+    assert run(arguments) == 2
     assert "python -m model" in capsys.readouterr().err
+
+
+def test_help_is_in_the_style_of_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, usage in (
+        (["--help"], "Usage: python -m model COMMAND"),
+        (["convert", "--help"], "Usage: python -m model convert [OPTIONS] SOURCE OUTPUT"),
+        (["prune", "--help"], "Usage: python -m model prune"),
+    ):
+        assert run(arguments) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(usage)
+        assert "None" not in text
+
+
+def test_several_versions_are_in_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"20{year}0101T000000Z-0123456789ab" for year in (20, 21, 22)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert run(["prune", f"--repository={tmp_path}", "--keep=1", "--in-service", *names[:2]]) == 0
+    assert capsys.readouterr().out.split() == names
 
 
 def test_show_verifies_a_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,8 +266,7 @@ def test_publish_and_rollback_print_the_current_version(
 
 def test_prune_needs_the_versions_in_service(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--in-service"]):
-        with pytest.raises(SystemExit):
-            run(["prune", "--repository=models", "--keep=1", *arguments])
+        assert run(["prune", "--repository=models", "--keep=1", *arguments]) == 2
         assert "--in-service" in capsys.readouterr().err
 
 

@@ -2,7 +2,10 @@
 
 import importlib
 import os
+import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 import tomllib
@@ -19,13 +22,13 @@ from service.commands.program import (
     COMMANDS,
     EXTRAS,
     FAILED,
-    PROGRAM_HELP,
-    PROGRAMS,
+    SERVE,
     WRONG_USAGE,
     main,
     new_app,
 )
 from service.settings import Settings, load_settings
+from tests.tools import find_tool
 
 
 def test_the_console_script_is_declared(project_root: Path) -> None:
@@ -37,8 +40,7 @@ def test_the_console_script_is_declared(project_root: Path) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert set(re.findall(r"^│ (\w+) ", text, re.MULTILINE)) == {*COMMANDS, *PROGRAMS}
-    assert PROGRAM_HELP.keys() == PROGRAMS.keys()
+    assert set(re.findall(r"^│ (\w+) ", text, re.MULTILINE)) == {*COMMANDS, SERVE}
     for command in COMMANDS:
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
@@ -65,10 +67,12 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 # What each command needs, so that only the option is wrong.
 NEEDED = {
     "classify": ["a", "--classes=c"],
+    "convert": ["a", "b"],
     "embed": ["a", "-o", "b"],
     "features": ["a", "-o", "b.npy"],
     "search": ["a.parquet"],
     "segment": ["a", "--classes=c", "-o=b"],
+    "show": ["a"],
 }
 
 
@@ -86,18 +90,19 @@ def test_an_unknown_option_is_an_error(
         assert error.endswith(f"Run `tipserve {command} --help` for help.\n")
 
 
-@pytest.mark.parametrize(
-    ("given", "becomes"),
-    [
-        (["serve", "--http-port=0"], ["-m", "service", "serve", "--http-port=0"]),
-        (["show", "bundled"], ["-m", "model", "show", "bundled"]),
-        (["convert", "a", "b"], ["-m", "model", "convert", "a", "b"]),
-    ],
-)
-def test_other_programs_replace_the_process(given: list[str], becomes: list[str]) -> None:
+def test_the_server_replaces_the_process() -> None:
     taken: list[list[str]] = []
-    main(given, execute=lambda path, arguments: taken.append(arguments))
-    assert taken == [[sys.executable, *becomes]]
+    main(["serve", "--http-port=0"], execute=lambda path, arguments: taken.append(arguments))
+    assert taken == [[sys.executable, "-m", "service", "serve", "--http-port=0"]]
+
+
+def test_a_package_is_shown_and_a_missing_one_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["show", "bundled"]) == 0
+    assert "every SHA-256 verified" in capsys.readouterr().out
+    assert main(["convert", "no/such/folder/here", "out"]) == FAILED
+    assert "no/such/folder/here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -208,41 +213,84 @@ def test_help_needs_no_optional_package(
     assert f"Usage: tipserve {command}" in capsys.readouterr().out
 
 
-@pytest.fixture
-def completions(tmp_path: Path) -> Callable[[str], set[str]]:
-    """Completions of a command line in bash, by the script that the command installs."""
-    script = tmp_path / "tipserve.bash"
-    assert main(["--install-completion", "--shell=bash", f"--output={script}"]) == 0
-
-    def complete(line: str) -> set[str]:
-        program = (
-            f"source {script}; COMP_WORDS=({line} ''); [[ '{line}' == *' -' ]] && "
-            f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _tipserve; "
-            'printf "%s\\n" "${COMPREPLY[@]}"'
-        )
-        done = subprocess.run(["bash", "-c", program], check=True, capture_output=True, text=True)
-        return set(done.stdout.split())
-
-    return complete
+Complete = Callable[[str], set[str]]
+# zsh calls the completion of a file by the file's name.
+COMPLETION = "_cyclopts_tipserve"
+READY = b"is ready"
+ENDED = b"is over"
+ZSH = """fpath=({folder} $fpath); autoload -Uz compinit; compinit -D -u; stty -echo; LISTMAX=1000
+bindkey '^I' list-choices; bindkey -s '^G' '\\C-uprint "is ov"er\\n'; print "is rea"dy
+"""
 
 
-def test_a_shell_completes_commands_options_and_choices(
-    completions: Callable[[str], set[str]],
-) -> None:
-    assert completions("tipserve") >= {*COMMANDS, *PROGRAMS}
+def in_bash(script: Path, line: str) -> str:
+    """Completions of a word that follows, or of an option."""
+    program = (
+        f"source {script}; COMP_WORDS=({line} ''); [[ '{line}' == *' -' ]] && "
+        f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _tipserve; "
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    return output_of("bash", "-c", program)
+
+
+def in_fish(script: Path, line: str) -> str:
+    line += "" if line.endswith(" -") else " "
+    return output_of(find_tool("fish"), "-N", "-c", f"source {script}; complete -C '{line}'")
+
+
+def in_zsh(script: Path, line: str) -> str:
+    """What the key Tab lists on a terminal, which zsh needs for completion."""
+    find_tool("zsh")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb", "COLUMNS": "200"})
+    try:
+        os.write(terminal, ZSH.format(folder=script.parent).encode())
+        read_until(terminal, READY)
+        os.write(terminal, f"{line}{'' if line.endswith(' -') else ' '}\t\a".encode())
+        return read_until(terminal, ENDED)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def read_until(terminal: int, mark: bytes) -> str:
+    found = b""
+    while mark not in found:
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, found
+        found += os.read(terminal, 65536)
+    return found.decode()
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.fixture(params=[in_bash, in_fish, in_zsh])
+def completions(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Complete:
+    """Completions of a command line in a shell, by the script that the command installs."""
+    # The command adds a line to the start file of the shell.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script = tmp_path / COMPLETION
+    shell = request.param.__name__.removeprefix("in_")
+    assert main(["--install-completion", f"--shell={shell}", f"--output={script}"]) == 0
+    # fish and zsh say what a word means, too.
+    return lambda line: set(re.findall(r"[\w-]+", request.param(script, line)))
+
+
+def test_a_shell_completes_commands_options_and_choices(completions: Complete) -> None:
+    assert completions("tipserve") >= {*COMMANDS, SERVE}
     assert completions("tipserve segment -") >= {"--classes", "--output", "--url", "--runtime"}
-    assert completions("tipserve segment --format") == {"mask", "labels", "overlay", "coco"}
+    formats = completions("tipserve segment --format")
+    assert formats >= {"mask", "labels", "overlay", "coco"}
+    assert "--classes" not in formats
     assert completions("tipserve serve -") >= {"--http-port", "--no-show-config"}
     assert completions("tipserve serve --runtime") >= {"onnx", "openvino", "torch"}
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_have_completion(shell: str, tmp_path: Path) -> None:
-    script = tmp_path / "script"
-    assert main(["--install-completion", f"--shell={shell}", f"--output={script}"]) == 0
-    text = script.read_text(encoding="utf-8")
-    for words in ("background-threshold", "trace-sample-ratio", "openvino"):
-        assert words in text
+    assert completions("tipserve convert --precision") >= {"fp16", "int8_weights"}
 
 
 def test_the_number_formats_are_those_of_a_job() -> None:

@@ -1,23 +1,19 @@
 """Engines are built in advance, as by an init container. On stand-ins."""
 
-import argparse
 from typing import TYPE_CHECKING
 
 import pytest
 
 from model.runtime.base import LaneShare
-from model.runtime.tensorrt.command import add_arguments, run
+from model.runtime.tensorrt.command import BuildOptions, run
 from model.runtime.tensorrt.cuda import GpuError
 
 if TYPE_CHECKING:
     from tests.model.runtime.tensorrt.conftest import StandInGpu
 
 
-def build(gpu: "StandInGpu", *arguments: str) -> str:
+def build(gpu: "StandInGpu", options: BuildOptions = BuildOptions()) -> str:
     """Run the command; returns its output."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
     lines: list[str] = []
     cache = gpu.options.cache_folder.parent
     run(options, gpu.package, cache, lines.append, load=lambda: gpu.libraries)
@@ -33,24 +29,25 @@ def test_the_service_finds_the_engines_that_were_built(gpu: "StandInGpu") -> Non
 
 
 def test_only_missing_engines_are_built_and_nothing_stays_on_the_gpu(gpu: "StandInGpu") -> None:
-    for arguments, num_built in (((), 2), ((), 2), (("--optimization-level=5",), 4)):
-        build(gpu, *arguments)
+    usual, thorough = BuildOptions(), BuildOptions(optimization_level=5)
+    for options, num_built in ((usual, 2), (usual, 2), (thorough, 4)):
+        build(gpu, options)
         assert gpu.trt.num_built == num_built
         assert not gpu.trt.engines
         assert gpu.cuda.num_alive == 0
 
 
 @pytest.mark.parametrize(
-    ("argument", "complaint"),
+    ("options", "complaint"),
     [
-        ("--precision=bf16", "has no file 'onnx/vision_model_bf16"),
-        ("--best-batch=100", "at most 64 images, not 100"),
-        ("--device=3", "be asked what GPU 3 is"),
+        (BuildOptions(precision=("bf16",)), "has no file 'onnx/vision_model_bf16"),
+        (BuildOptions(best_batch=100), "at most 64 images, not 100"),
+        (BuildOptions(device=3), "be asked what GPU 3 is"),
     ],
 )
 def test_wrong_options_are_errors_before_anything_is_built(
-    gpu: "StandInGpu", argument: str, complaint: str
+    gpu: "StandInGpu", options: BuildOptions, complaint: str
 ) -> None:
     with pytest.raises((ValueError, GpuError), match=complaint):
-        build(gpu, argument)
+        build(gpu, options)
     assert gpu.trt.num_built == 0

@@ -2,15 +2,29 @@
 
 import asyncio
 import socket
+import struct
 import threading
 from contextlib import suppress
 from typing import Any
 
+import grpc
 import pytest
 
+from service.call import Call
 from service.data_plane import DataPlane
+from service.grpc.interceptors import CallInterceptor
 from service.images import ImagePreparer
 from service.server import Server
+from tests.hostile.wire import (
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    connected,
+    frame,
+    http2_head,
+    opened,
+)
 from tests.service.callers import (
     ALL,
     DEADLINE,
@@ -82,6 +96,42 @@ async def test_requests_are_not_begun_if_their_clients_have_left_before(
     assert begun == []
     assert [name for name in tasks if name != asyncios] == ["run_asgi"] * NUM_CLIENTS
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_rpcs_are_not_begun_if_they_were_cancelled_before_they_were_accepted(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    begin = CallInterceptor._begin
+
+    def count(interceptor: CallInterceptor, name: str, context: Any) -> Call:
+        begun.append(name)
+        return begin(interceptor, name, context)
+
+    monkeypatch.setattr(CallInterceptor, "_begin", count)
+    path = http2_head(b"/tipserve.v1.EncoderService/EmbedImages")
+    release = threading.Event()
+    async with serving() as server:
+        loop = server._grpc._loop
+        loop.call_soon_threadsafe(release.wait, LIMIT_S)
+        with connected(server.ports["grpc"]) as peer:
+            peer.sendall(PREFACE + frame(SETTINGS))
+            for stream in range(1, 2 * NUM_CLIENTS, 2):
+                cancelled = frame(RST_STREAM, struct.pack(">I", 8), stream=stream)
+                peer.sendall(opened(stream, block=path) + cancelled)
+            # The core's own threads answer this, after what came before.
+            peer.sendall(frame(PING, b"all read"))
+            with peer.makefile("rb") as answers:
+                while b"all read" not in answers.read1():
+                    pass
+            release.set()
+            with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+                # The server accepts the RPCs of a method one after the other: this is the last.
+                embed: Any = channel.unary_unary("/tipserve.v1.EncoderService/EmbedImages")
+                with pytest.raises(grpc.RpcError):
+                    await asyncio.to_thread(embed, b"", timeout=LIMIT_S)
+    # The core's notices come by another thread, some of them late.
+    assert len(begun) <= NUM_CLIENTS // 2
 
 
 async def test_the_pool_begins_no_image_whose_client_has_left(

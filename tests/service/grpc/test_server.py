@@ -28,7 +28,7 @@ STREAM = b"/tipserve.v1.EncoderService/Stream"
 CHECK = b"/grpc.health.v1.Health/Check"
 WATCH = b"/grpc.health.v1.Health/Watch"
 ACK = 1
-INITIAL_WINDOW_SIZE = 4
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
 # The initial window and the largest frame of HTTP/2.
 FIRST_WINDOW_BYTES = 65_535
 FRAME_BYTES = 16_384
@@ -122,6 +122,21 @@ async def test_a_fast_sender_is_stopped_by_flow_control(
     # window before it has counted the bytes that just arrived. By default it opens four MiB.
     assert num_sent <= 3 * window_bytes + (max_requests + 2) * (len(request) + 5)
     assert num_sent >= window_bytes
+
+
+@pytest.mark.parametrize(("max_rpcs", "num_streams"), [(512, 64), (8, 32)])
+async def test_one_connection_has_an_eighth_of_the_rpcs(
+    serving: Serving, max_rpcs: int, num_streams: int
+) -> None:
+    async with serving(max_concurrent_rpcs=max_rpcs) as server:
+        port = server.ports["grpc"]
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as peer:
+            peer.sendall(PREFACE + frame(SETTINGS))
+            with peer.makefile("rb") as answers:
+                length, kind = struct.unpack(">3sB5x", answers.read(9))
+                assert kind == SETTINGS
+                settings = dict(struct.iter_unpack(">HI", answers.read(int.from_bytes(length))))
+    assert settings[MAX_CONCURRENT_STREAMS] == num_streams
 
 
 @pytest.mark.parametrize("path", [EMBED, STREAM, CHECK, WATCH])

@@ -55,6 +55,15 @@ class EvaluateOptions:
             show_default=False,
         ),
     ] = None
+    instances: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with a folder of images for each thing: each image finds the others of "
+            "its thing. With query/ and index/, each of which has these folders, the images of "
+            "query/ are searched in index/.",
+            show_default=False,
+        ),
+    ] = None
     knn: Annotated[
         Path | None,
         Parameter(
@@ -184,6 +193,8 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     from service.evaluation import sets, tasks  # noqa: PLC0415 - help does not need them
     from service.evaluation.known import read_known  # noqa: PLC0415
 
+    if options.reduce_zero_label and options.segmentation is None:
+        raise UserError("--reduce-zero-label is for --segmentation; remove it.")
     asked = tasks.TaskOptions(
         model=served_name,
         embedding=options.embedding,
@@ -209,6 +220,9 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     if options.classification is not None:
         labelled = sets.read_classes(options.classification)
         add(tasks.score_classification, labelled, labelled.images)
+    if options.instances is not None:
+        things = sets.read_instances(options.instances)
+        add(tasks.score_instances, things, things.images)
     for folder, score in ((options.knn, tasks.score_knn), (options.linear, tasks.score_linear)):
         if folder is not None:
             split = sets.read_split(folder)
@@ -218,8 +232,8 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
         add(tasks.TASK_OF[type(known)], known, known.images)
     if not jobs:
         raise UserError(
-            "Give a set: --segmentation, --retrieval, --classification, --knn, --linear or "
-            "--dataset."
+            "Give a set: --segmentation, --retrieval, --classification, --instances, --knn, "
+            "--linear or --dataset."
         )
     return jobs
 

@@ -106,8 +106,12 @@ def _digest(result: Result) -> str:
     """Of the examples and the right answers, by which results can be compared."""
     digest = hashlib.sha256(json.dumps([list(result.examples), list(result.names)]).encode())
     for score in result.scores:
-        counts = score.counts
-        digest.update((counts.truth_SK if isinstance(counts, Pixels) else counts.count_S).tobytes())
+        if isinstance(score.counts, Pixels):
+            digest.update(score.counts.truth_SK.tobytes())
+        else:
+            digest.update(score.counts.count_S.tobytes())
+            if result.confusion_KK is not None:
+                digest.update(result.confusion_KK.sum(1).tobytes())
     return digest.hexdigest()
 
 

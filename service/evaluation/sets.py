@@ -179,6 +179,26 @@ class SplitSet:
     val: LabelledSet
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSet:
+    """Images of things that are searched for among others.
+
+    Attributes:
+        name: Of the set.
+        index: The images that are searched.
+        queries: The images to search for; None if they are those of `index`, each among the others.
+    """
+
+    name: str
+    index: LabelledSet
+    queries: LabelledSet | None = None
+
+    @property
+    def images(self) -> list[ImageSource]:
+        """All images."""
+        return [*self.index.images, *(self.queries.images if self.queries else ())]
+
+
 def read_names(file: Path) -> list[str]:
     """The names in a file, one a line; lines that start with # are comments.
 
@@ -283,6 +303,32 @@ def read_split(folder: Path) -> SplitSet:
         other = sorted(set(train.names) ^ set(val.names))
         raise SetError(f"{folder}: the class {other[0]!r} is not in both train/ and val/.")
     return SplitSet(train=train, val=val)
+
+
+def read_instances(folder: Path) -> InstanceSet:
+    """A folder of images for each thing, below `query` and `index` or without them.
+
+    Raises:
+        SetError: A folder is missing, or there is nothing to find.
+    """
+    name = folder.resolve().name
+    parts = [part for part in ("query", "index") if (folder / part).is_dir()]
+    if not parts:
+        index = read_classes(folder)
+        if len(index.images) == len(index.names):
+            raise SetError(f"{folder}: no thing has two images, so there is nothing to find.")
+        return InstanceSet(name=name, index=index)
+    if len(parts) == 1:
+        raise SetError(f"{folder} has {parts[0]}/ only; it needs query/ and index/, or neither.")
+    queries, index = read_classes(folder / "query"), read_classes(folder / "index")
+    missing = sorted(set(queries.names) - set(index.names))
+    if missing:
+        raise SetError(f"{folder}: {missing[0]!r} of query/ is not in index/.")
+    label_of = {one: label for label, one in enumerate(index.names)}
+    labels = [label_of[queries.names[label]] for label in queries.labels]
+    return InstanceSet(
+        name=name, index=index, queries=replace(queries, labels=labels, names=index.names)
+    )
 
 
 def read_captioned(folder: Path) -> CaptionedSet:

@@ -19,6 +19,7 @@ from service.evaluation.answers import Answers
 from service.evaluation.sets import (
     CaptionedSet,
     ImageSource,
+    InstanceSet,
     LabelledSet,
     Published,
     SegmentationSet,
@@ -40,6 +41,7 @@ from service.messages import (
 SEGMENTATION: Final = "zero-shot segmentation"
 RETRIEVAL: Final = "image-text retrieval"
 CLASSIFICATION: Final = "zero-shot classification"
+INSTANCES: Final = "instance retrieval"
 KNN: Final = "kNN classification"
 LINEAR: Final = "linear classification"
 BACKGROUND: Final = "background"
@@ -362,6 +364,35 @@ def score_classification(given: LabelledSet, answers: Answers, options: TaskOpti
     return _labelled_result(CLASSIFICATION, given, scores_BK, shown)
 
 
+def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) -> Result:
+    """Rank images of an index for each query image; those of the same thing are right.
+
+    Where the queries are the index, each is searched among the others, and things with one image
+    are only there to be confused with.
+
+    Raises:
+        UserError: The model cannot answer.
+    """
+    request = options.embed_request()
+    index_CD = answers.embed(given.index.images, request)
+    key_C = np.asarray(given.index.labels)
+    if given.queries is None:
+        row_Q = np.flatnonzero(np.bincount(key_C)[key_C] > 1)
+        images = [given.index.images[row] for row in row_Q.tolist()]
+        ranking = rank_by_cosine(index_CD[row_Q], index_CD, (key_C[row_Q], key_C), own_Q=row_Q)
+    else:
+        images = list(given.queries.images)
+        key_Q = np.asarray(given.queries.labels)
+        ranking = rank_by_cosine(answers.embed(images, request), index_CD, (key_Q, key_C))
+    return Result(
+        task=INSTANCES,
+        split=given.name,
+        options=options.shown("embedding", "resolution"),
+        examples=[image.name or image.path.name for image in images],
+        scores=_found(ranking, "R@", (1, 5, 10), np.arange(len(images))),
+    )
+
+
 def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
     """Classify each image by the votes of its nearest neighbours in `train`.
 
@@ -422,6 +453,7 @@ def rank_by_cosine(
     queries_QD: FloatArray,
     candidates_CD: FloatArray,
     keys: tuple[NDArray[np.int64], NDArray[np.int64]],
+    own_Q: NDArray[np.intp] | None = None,
 ) -> Ranking:
     """Rank candidates for each query; those with its key are right.
 
@@ -429,19 +461,22 @@ def rank_by_cosine(
         queries_QD: Embeddings.
         candidates_CD: Embeddings.
         keys: Of the queries, Q, and of the candidates, C.
+        own_Q: The candidate that each query is itself, which is left out.
     """
     unit_QD, unit_CD = l2_normalize(queries_QD), l2_normalize(candidates_CD)
-    parts = [
-        rank(
-            unit_QD[start : start + QUERIES_AT_ONCE] @ unit_CD.T,
-            keys[0][start : start + QUERIES_AT_ONCE, None] == keys[1],
-        )
-        for start in range(0, len(unit_QD), QUERIES_AT_ONCE)
-    ]
+    parts = []
+    for start in range(0, len(unit_QD), QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
+        scores_QC = unit_QD[part] @ unit_CD.T
+        right_QC = keys[0][part, None] == keys[1]
+        if own_Q is not None:
+            own = np.arange(len(scores_QC)), own_Q[part]
+            scores_QC[own], right_QC[own] = -np.inf, False
+        parts.append(rank(scores_QC, right_QC))
     return Ranking(
         rank_Q=np.concatenate([part.rank_Q for part in parts]),
         num_right_Q=np.concatenate([part.num_right_Q for part in parts]),
-        num_candidates=len(unit_CD),
+        num_candidates=len(unit_CD) - (own_Q is not None),
     )
 
 

@@ -137,9 +137,10 @@ def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake_engine: Fa
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "Give a set: --segmentation, --retrieval, --classification, --knn, --linear or --d"),
+        ([], "Give a set: --segmentation, --retrieval, --classification, --instances, --knn"),
         (["--knn=nowhere"], "nowhere/train is missing"),
         (["--dataset", "coco", "nowhere"], "nowhere has no dataset_coco.json. coco needs"),
+        (["--knn=.", "--reduce-zero-label"], "--reduce-zero-label is for --segmentation"),
         (["--retrieval=nowhere"], "nowhere is not a folder."),
         ([*SEGMENT[1:], "-o=x", "--against=x"], "--against is the folder of --output"),
         ([*SEGMENT[1:], "--against=nowhere"], "nowhere has no report"),

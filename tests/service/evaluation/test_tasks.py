@@ -174,3 +174,38 @@ def test_a_linear_classifier_is_fitted_to_train(
     labelled(tmp_path / "val", write, {"c": [1]})
     with pytest.raises(sets.SetError, match="needs two train/ images of each class"):
         tasks.score_linear(sets.read_split(tmp_path), answers, TaskOptions())
+
+
+def test_an_image_finds_the_others_of_its_thing(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    folder = labelled(tmp_path / "set", write, {"a": [1, 2], "b": [3, 4], "c": [5]})
+    engine.images = {1: (1, 0), 2: (0.9, 0.1), 3: (0, 1), 4: (-1, 0), 5: (0, 1)}
+    result = tasks.score_instances(sets.read_instances(folder), answers, TaskOptions())
+    # 1 and 2 find each other. 3 finds 5 first, which only it can be confused with; 4 finds 3.
+    # 4 ties with 5, and a tie is an error.
+    assert values(result)["R@1"] == 50.0
+    assert values(result)["R@5"] == 100.0
+    assert result.examples == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
+    chance = {score.metric: score.chance for score in result.scores}
+    assert chance["R@1"] == pytest.approx(100 / 4)
+
+
+def test_queries_are_searched_in_the_index(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    labelled(tmp_path / "set" / "index", write, {"a": [1], "b": [2], "other": [3]})
+    with pytest.raises(sets.SetError, match="has index/ only; it needs query/ and index/"):
+        sets.read_instances(tmp_path / "set")
+    labelled(tmp_path / "set" / "query", write, {"b": [4, 5], "other": [6]})
+    engine.images = {1: (1, 0), 2: (0, 1), 3: (-1, 0), 4: (0.1, 1), 5: (1, 0.2), 6: (-1, 0.1)}
+    given = sets.read_instances(tmp_path / "set")
+    assert len(given.images) == 6
+    result = tasks.score_instances(given, answers, TaskOptions())
+    assert values(result)["R@1"] == pytest.approx(200 / 3)
+    labelled(tmp_path / "set" / "query", write, {"new": [4]})
+    with pytest.raises(sets.SetError, match="'new' of query/ is not in index/"):
+        sets.read_instances(tmp_path / "set")
+    alone = labelled(tmp_path / "alone", write, {"a": [1], "b": [2]})
+    with pytest.raises(sets.SetError, match="no thing has two images"):
+        sets.read_instances(alone)

@@ -30,6 +30,8 @@ BITS: Final = 5
 FIRST_CHARACTER: Final = 48
 # Of one number: 35 bits.
 MAX_GROUPS: Final = 7
+# Pixels that are looked at at once.
+BAND_PIXELS: Final = 1024 * 1024
 
 
 def class_polygons(labels_HW: Labels, num_classes: int) -> list[list[Polygon]]:
@@ -108,12 +110,32 @@ class Corners:
 def find_corners(labels_HW: Labels) -> Corners:
     """Find the corners of all classes except 0, the background."""
     height, width = labels_HW.shape
-    around = np.pad(labels_HW, 1)
+    # In bands, so that a large map takes few bytes.
+    num_rows = max(1, BAND_PIXELS // width)
+    bands = [_points(labels_HW, top, num_rows) for top in range(0, height + 1, num_rows)]
+    y_V, x_V, *pixels_4V = np.concatenate(bands, axis=1)
+    return _corners_at((y_V, x_V), np.stack(pixels_4V), (height, width))
+
+
+def _points(labels_HW: Labels, top: int, num_rows: int) -> Ints:
+    """Points where an outline turns, in rows from `top`: y, x and the labels of the four pixels.
+
+    Around the map is background.
+    """
+    bottom = min(top + num_rows, len(labels_HW) + 1)
+    rows = labels_HW[max(0, top - 1) : bottom]
+    edges = (int(top == 0), int(bottom > len(labels_HW)))
+    around = np.pad(rows, (edges, (1, 1)))
     a, b, c, d = around[:-1, :-1], around[:-1, 1:], around[1:, :-1], around[1:, 1:]
     is_straight = ((a == b) & (c == d)) | ((a == c) & (b == d))
-    point_V = np.flatnonzero(~is_straight)
-    y_V, x_V = np.divmod(point_V, width + 1)
-    pixels_4V = np.stack([around[y_V + down, x_V + right] for down in (0, 1) for right in (0, 1)])
+    # The same as `nonzero`, several times faster.
+    y_V, x_V = np.divmod(np.flatnonzero(~is_straight), a.shape[1])
+    return np.stack([y_V + top, x_V, *(pixels[y_V, x_V] for pixels in (a, b, c, d))])
+
+
+def _corners_at(point_yx: tuple[Ints, Ints], pixels_4V: Ints, size_hw: tuple[int, int]) -> Corners:
+    """Corners of all classes at points y, x with these pixels around them."""
+    y_V, x_V = point_yx
     # Columns: point, class, order of its vertical edges, order of its horizontal edges, filled.
     found: list[Ints] = []
     for place, label_V in enumerate(pixels_4V):
@@ -133,7 +155,7 @@ def find_corners(labels_HW: Labels) -> Corners:
             columns = (chosen, label_V[chosen], order, across, filled[chosen])
             found.append(np.stack([np.broadcast_to(v, chosen.shape) for v in columns]).astype(int))
     point, label, order, across, filled = np.concatenate(found, axis=1)
-    return _in_order(label, (x_V[point], y_V[point]), (order, across, filled), (height, width))
+    return _in_order(label, (x_V[point], y_V[point]), (order, across, filled), size_hw)
 
 
 def _in_order(
@@ -247,10 +269,13 @@ class ClassRuns:
 def class_runs(labels_HW: Labels, num_classes: int) -> list[ClassRuns]:
     """Runs of classes 1 to `num_classes`."""
     height, width = labels_HW.shape
-    flat = by_columns(labels_HW)
-    start_R = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    end_R = np.append(start_R[1:], flat.size)
-    label_R = flat[start_R]
+    num_columns = max(1, BAND_PIXELS // height)
+    bands = [
+        _changes(labels_HW[:, left : left + num_columns], left)
+        for left in range(0, width, num_columns)
+    ]
+    start_R, label_R = np.concatenate(bands, axis=1)
+    end_R = np.append(start_R[1:], labels_HW.size)
     order_R = np.argsort(label_R, kind="stable")
     bounds = np.searchsorted(label_R[order_R], np.arange(1, num_classes + 2)).tolist()
     start_R, end_R = start_R[order_R], end_R[order_R]
@@ -258,6 +283,13 @@ def class_runs(labels_HW: Labels, num_classes: int) -> list[ClassRuns]:
         runs_of_one(start_R[begin:end], end_R[begin:end], (height, width))
         for begin, end in pairwise(bounds)
     ]
+
+
+def _changes(labels_HW: Labels, left: int) -> Ints:
+    """Where the labels of some columns change, counted from column 0 of the map, and to what."""
+    flat = by_columns(labels_HW)
+    start_R = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return np.stack([start_R + left * len(labels_HW), flat[start_R]])
 
 
 def compress_counts(counts: list[Ints]) -> list[str]:

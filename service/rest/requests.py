@@ -291,7 +291,8 @@ class SegmentImagesBody(ImageBody):
         bool,
         Field(
             description="Send the best class's cosine for every pixel, in slide mode averaged over "
-            "windows. It takes four bytes a pixel, or some twelve in a JSON list."
+            "windows, in JSON or safetensors. It takes four bytes a pixel, or some twelve in a "
+            "JSON list."
         ),
     ] = SegmentImagesRequest.include_scores
     include_instances: Annotated[

@@ -397,6 +397,11 @@ def _check_mask(options: SegmentImagesBody, media: str) -> None:
         raise InvalidRequest(
             "include_instances needs Accept: application/json.", param="include_instances"
         )
+    if media not in {JSON, SAFETENSORS} and options.include_scores:
+        raise InvalidRequest(
+            f"include_scores needs Accept: application/json or {SAFETENSORS} (safetensors).",
+            param="include_scores",
+        )
     if options.format == "overlay" and options.size != "image":
         raise InvalidRequest("The format overlay needs size image.", param="size")
     if options.tolerance and options.format != "polygons":

@@ -1,5 +1,8 @@
 """Polygons and run lengths reproduce the label map, as pycocotools reads them."""
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from service.outputs import contours
 from service.outputs.contours import (
     class_polygons,
     class_runs,
@@ -133,3 +137,23 @@ def test_simplified_outlines_are_within_the_tolerance(tolerance: float) -> None:
 
 def test_an_outline_never_becomes_a_line() -> None:
     assert simplify([0, 0, 0, 1, 1, 1, 1, 0], 5) == [0, 0, 0, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("num_pixels", [1, 20, 70])
+def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch, num_pixels: int) -> None:
+    monkeypatch.setattr(contours, "BAND_PIXELS", num_pixels)
+    labels_HW = np.random.default_rng(0).integers(0, 4, (9, 11)).astype(np.uint16)
+    check_polygons(labels_HW, 3)
+    check_runs(labels_HW, 3)
+
+
+@pytest.mark.parametrize("outline", [class_polygons, class_runs])
+def test_outlines_of_a_large_map_take_less_memory_than_the_map(
+    outline: Callable[[Labels, int], object],
+) -> None:
+    labels_HW = np.repeat(np.repeat(np.eye(4, dtype=np.uint8), 1000, 0), 1000, 1)
+    tracemalloc.start()
+    outline(labels_HW, 1)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < labels_HW.nbytes

@@ -395,6 +395,8 @@ def test_int8_vectors_have_the_same_scales_in_every_media_type() -> None:
         (MASKS, SegmentImagesBody(format="overlay", size="patch"), PNG, 1, "size"),
         (MASKS, SegmentImagesBody(format="rle", tolerance=1), JSON, 1, "tolerance"),
         (MASKS, SegmentImagesBody(include_instances=True), PNG, 1, "include_instances"),
+        (MASKS, SegmentImagesBody(include_scores=True), PNG, 1, "include_scores"),
+        (MASKS, SegmentImagesBody(include_scores=True), NPY, 1, "include_scores"),
         (MASKS, SegmentImagesBody(classes=["a"] * 256, format="labels"), PNG, 1, None),
         (MASKS, SegmentImagesBody(format="rle"), PNG, 1, "format"),
         (MASKS, SegmentImagesBody(format="polygons"), NPY, 1, "format"),

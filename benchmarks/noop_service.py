@@ -75,6 +75,9 @@ class NoopRuntime:
         """Ones."""
         return np.ones((len(token_ids_BL), self._dim), np.float32)
 
+    def release_idle_memory(self) -> None:
+        """Nothing is kept."""
+
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
         """Not supported: no dense heads."""
         raise ValueError(f"no head for {task}")

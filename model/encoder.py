@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from model.features import vision_features
+from model.manifest import CpuRuntime
 from model.text import TOKENIZER_FILE, TextTokenizer
 
 CONFIG_FILE: Final = "config.json"
@@ -83,6 +84,11 @@ class Encoder(Protocol):
     def variant(self) -> str:
         """Short name of the network, such as "w192d6"."""
         ...
+
+    @property
+    def cpu_runtime(self) -> CpuRuntime | None:
+        """Runtime that is better for this network in float32 on CPUs than the usual first."""
+        return None
 
     @property
     def embed_dim(self) -> int:

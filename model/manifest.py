@@ -18,6 +18,7 @@ CARD: Final = "README.md"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]
+CpuRuntime = Literal["onnx", "openvino"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 # Fields of `ParityEntry` that each field of `ParityLimits` bounds, from above (max) or below (min).
@@ -164,7 +165,8 @@ class Manifest(ManifestPart):
     Sizes are in pixels; `native_size`, `min_size` and `max_size` are sides of an image,
     `shape_buckets` are (height, width). All are multiples of `size_multiple`. `num_taps` is the
     number of blocks that dense heads read; with 0 the graph of each head has its own vision tower,
-    as earlier versions wrote it.
+    as earlier versions wrote it. `cpu_runtime` computes float32 on CPUs if it is installed; None
+    leaves the choice to the service.
     """
 
     format_version: Literal[1] = 1
@@ -182,6 +184,8 @@ class Manifest(ManifestPart):
     outputs: Annotated[list[Output], Field(min_length=1)]
     # Left out if zero, so that earlier versions read a package without heads.
     num_taps: Annotated[int, Field(ge=0, exclude_if=lambda number: not number)] = 0
+    # Left out likewise.
+    cpu_runtime: Annotated[CpuRuntime | None, Field(exclude_if=lambda name: name is None)] = None
     zero_shot: ZeroShot = ZeroShot()
     files: dict[str, FileEntry] = {}
     parity: list[ParityEntry] = []

@@ -59,10 +59,20 @@ def store_exactly(model: onnx_ir.Model) -> None:
         weights = value.const_value
         if weights is None or value.dtype != onnx_ir.DataType.FLOAT or weights.size < MIN_WEIGHTS:
             continue
-        is_table = all(use.node.op_type == "Gather" for use in value.uses())
+        is_table = all(_looks_up_rows(use.node, use.idx) for use in value.uses())
         stored = _narrowed(weights.numpy(), is_table=is_table)
-        if stored is not None:
-            _widen(graph, value, *stored)
+        if stored is None:
+            continue
+        numbers, scales = stored
+        if scales is None:
+            _widen(graph, value, numbers)
+        else:
+            _widen_rows(graph, value, numbers, scales)
+
+
+def _looks_up_rows(node: onnx_ir.Node, index: int) -> bool:
+    axis = node.attributes.get("axis")
+    return node.op_type == "Gather" and index == 0 and (axis is None or axis.as_int() == 0)
 
 
 def _narrowed(
@@ -80,22 +90,35 @@ def _narrowed(
     return (half, None) if np.array_equal(half.astype(np.float32), weights) else None
 
 
-def _widen(
-    graph: onnx_ir.Graph, value: onnx_ir.Value, numbers: NDArray[Any], scales: FloatArray | None
+def _widen(graph: onnx_ir.Graph, value: onnx_ir.Value, numbers: NDArray[Any]) -> None:
+    stored = _constant(graph, f"{value.name}_stored", numbers)
+    wide = onnx_ir.node("Cast", [stored], {"to": value.dtype})
+    wide.outputs[0].type, wide.outputs[0].shape = value.type, value.shape
+    graph.insert_before(graph[0], wide)
+    value.replace_all_uses_with(wide.outputs[0])
+    del graph.initializers[str(value.name)]
+
+
+def _widen_rows(
+    graph: onnx_ir.Graph, table: onnx_ir.Value, numbers: NDArray[Any], scales: FloatArray
 ) -> None:
-    name = str(value.name)
-    nodes = [onnx_ir.node("Cast", [_constant(f"{name}_stored", numbers)], {"to": value.dtype})]
-    if scales is not None:
-        nodes.append(onnx_ir.node("Mul", [nodes[0].outputs[0], _constant(f"{name}_scale", scales)]))
-    for node in nodes:
-        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-        for constant in node.inputs:
-            if constant is not None and constant.const_value is not None:
-                graph.register_initializer(constant)
-    graph.insert_before(graph[0], nodes)
-    value.replace_all_uses_with(nodes[-1].outputs[0])
-    del graph.initializers[name]
+    """Look rows up before they are widened; ONNX Runtime would keep the widened table instead."""
+    stored = _constant(graph, f"{table.name}_stored", numbers)
+    stored_scales = _constant(graph, f"{table.name}_scale", scales)
+    for gather in [use.node for use in table.uses()]:
+        (looked_up,) = gather.outputs
+        rows = onnx_ir.node("Gather", [stored, gather.inputs[1]], {"axis": 0})
+        wide = onnx_ir.node("Cast", [rows.outputs[0]], {"to": table.dtype})
+        scale = onnx_ir.node("Gather", [stored_scales, gather.inputs[1]], {"axis": 0})
+        scaled = onnx_ir.node("Mul", [wide.outputs[0], scale.outputs[0]])
+        scaled.outputs[0].type, scaled.outputs[0].shape = looked_up.type, looked_up.shape
+        graph.insert_before(gather, [rows, wide, scale, scaled])
+        looked_up.replace_all_uses_with(scaled.outputs[0])
+        graph.remove(gather, safe=True)
+    del graph.initializers[str(table.name)]
 
 
-def _constant(name: str, array: NDArray[Any]) -> onnx_ir.Value:
-    return onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name))
+def _constant(graph: onnx_ir.Graph, name: str, array: NDArray[Any]) -> onnx_ir.Value:
+    value = onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value

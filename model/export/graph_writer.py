@@ -74,6 +74,7 @@ def draft_manifest(
         temperature=encoder.temperature,
         outputs=[*TOWER_OUTPUTS, *(() if dense is None else DENSE_TASKS)],
         num_taps=0 if dense is None else num_taps(dense),
+        cpu_runtime=encoder.cpu_runtime,
         licence="unknown",
     )
 

@@ -131,6 +131,13 @@ class Runtime(Protocol):
         """
         ...
 
+    def release_idle_memory(self) -> None:
+        """Free what graphs keep for their next call, which then allocates it again.
+
+        Any thread may call it, also while lanes that share graphs compute.
+        """
+        ...
+
     def close(self) -> None:
         """Free the graphs. Closing twice is harmless; encoding after it is an error."""
         ...
@@ -229,11 +236,6 @@ class SharedGraphCache:
 
     def __len__(self) -> int:
         return len(self._held)
-
-    def held(self) -> list[Any]:
-        """The graphs that runtimes use now."""
-        with self._lock:
-            return list(self._held.values())
 
     def remove(self, key: Hashable, held: Any) -> None:
         """Forget a graph, unless another has replaced it."""

@@ -1,7 +1,7 @@
 """Choose the backend that computes a package: as requested, or the fastest proven one."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, get_args
 
@@ -197,7 +197,7 @@ def choose_runtime(package: ModelPackage, request: RuntimeRequest) -> RuntimeCho
 def choose(manifest: Manifest, request: RuntimeRequest, machine: Machine) -> RuntimeChoice:
     """Choose as `choose_runtime` does, for any machine."""
     _check_names(request)
-    candidates = list(_candidates(request))
+    candidates = list(_candidates(request, manifest))
     if not candidates:
         raise UnusableRuntimeError(_incompatible(request))
     rejected: list[tuple[Backend, Precision, UnavailableReason]] = []
@@ -234,8 +234,19 @@ def _check_names(request: RuntimeRequest) -> None:
             )
 
 
-def _candidates(request: RuntimeRequest) -> Iterable[tuple[Backend, Precision]]:
+def _candidates(request: RuntimeRequest, manifest: Manifest) -> Iterable[tuple[Backend, Precision]]:
     """Backends and precisions that fit the request, the fastest first."""
+    named = manifest.cpu_runtime
+
+    def is_after_named(candidate: tuple[Backend, Precision]) -> bool:
+        backend, precision = candidate
+        is_exact_cpu = backend.device == "cpu" and precision == "fp32"
+        return named is not None and is_exact_cpu and backend.runtime != named
+
+    return sorted(_fitting(request), key=is_after_named)
+
+
+def _fitting(request: RuntimeRequest) -> Iterator[tuple[Backend, Precision]]:
     for backend in BACKENDS:
         fits = (
             request.runtime in {AUTO, backend.runtime}

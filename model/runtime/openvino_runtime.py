@@ -1,16 +1,14 @@
 """OpenVINO on the CPU: fp32, bf16 if the processor has it, and quantised graphs."""
 
-import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import Precision
@@ -24,19 +22,10 @@ from model.runtime.base import (
     still_open,
 )
 from model.runtime.choice import RuntimeChoice
-from model.runtime.graph_runtime import Arrays, GraphRuntime
+from model.runtime.graph_runtime import Arrays, GraphRuntime, is_large, joined, parts_of
 from model.runtime.loaded_graphs import LoadedGraph, graph_digest
 from model.runtime.machine import INSTALL, this_hardware
 
-# One image of TIPSv2's native size; eight of them at once took 4 to 13 % less time each.
-PIXELS_AT_ONCE: Final = 448 * 448
-PATCHES_AT_ONCE: Final = 32 * 32
-# 64 texts of 64 tokens at once kept 110 MB in MiniLM; in parts they keep 24, for 0.97 to 1.04 times
-# the CPU time of the whole batch.
-TOKENS_AT_ONCE: Final = 16 * 64
-# A graph keeps the memory of its largest call: one image of 1280 x 1280 left 500 MB in
-# EfficientNet-Lite0. To allocate the memory of an image of 320 x 320 again took 25 ms of CPU time.
-PIXELS_TO_RELEASE: Final = 2 * PIXELS_AT_ONCE
 _compiled = SharedGraphCache()
 # Layers that do almost all of the work, and layers without arithmetic.
 ROUNDED: Final = frozenset({"MatMul", "Const", "Parameter", "Result"})
@@ -85,18 +74,16 @@ class OpenVinoGraph:
         request = still_open(self._request)
         self._is_interrupted = False
         parts: list[dict[str, NDArray[Any]]] = []
-        for share in _shares(inputs):
-            request.start_async(share)
+        for part in parts_of(inputs):
+            request.start_async(part)
             request.wait()
             if self._is_interrupted:
                 raise Interrupted("the call was interrupted")
             # Results are views of the request's buffers, which the next call overwrites.
             parts.append({name: request.results[name].copy() for name in outputs})
-        if math.prod(np.shape(inputs.get("pixel_values", ()))[2:]) > PIXELS_TO_RELEASE:
-            _release_memory(self._compiled)
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        if is_large(inputs):
+            self.release_idle_memory()
+        return joined(parts)
 
     def interrupt(self) -> None:
         """End the running call after its current images; see `Graph.interrupt`.
@@ -106,37 +93,22 @@ class OpenVinoGraph:
         """
         self._is_interrupted = True
 
+    def release_idle_memory(self) -> None:
+        """Free the memory of calls, of all lanes; see `Graph.release_idle_memory`.
+
+        Streams that compute keep their memory, and those after them: OpenVINO raises an error.
+        """
+        compiled = self._compiled
+        if compiled is not None:
+            with suppress(RuntimeError):
+                compiled.release_memory()
+
     def close(self) -> None:
         """Release the request and the compiled graph."""
         self._request = None
         compiled, self._compiled = self._compiled, None
         if compiled is not None:
             self._release(compiled)
-
-
-def _shares(inputs: Arrays) -> Iterator[dict[str, NDArray[Any]]]:
-    """Cut a batch into parts that are computed at once, so that an interruption is soon seen."""
-    if "pixel_values" in inputs:
-        size = PIXELS_AT_ONCE // math.prod(inputs["pixel_values"].shape[2:])
-    elif "tap_patches" in inputs:
-        size = PATCHES_AT_ONCE // math.prod(inputs["tap_patches"].shape[2:4])
-    else:
-        size = TOKENS_AT_ONCE // inputs["input_ids"].shape[1]
-    size, num_items = max(1, size), len(next(iter(inputs.values())))
-    for first in range(0, num_items, size):
-        yield {name: array[first : first + size] for name, array in inputs.items()}
-
-
-def release_idle_memory() -> None:
-    """Free what idle graphs keep for their next call, which then allocates it again."""
-    for compiled in _compiled.held():
-        _release_memory(compiled)
-
-
-def _release_memory(compiled: Any) -> None:
-    # Streams that compute keep their memory, and those after them: OpenVINO raises an error.
-    with suppress(RuntimeError):
-        compiled.release_memory()
 
 
 def import_openvino() -> Any:

@@ -106,6 +106,9 @@ class TorchRuntime:
         if call is not None:
             call.is_interrupted = True
 
+    def release_idle_memory(self) -> None:
+        """Nothing: torch keeps no memory on a CPU, and its cache on a GPU is for all models."""
+
     def close(self) -> None:
         """Release the model; it is freed with its last user."""
         towers, self._towers = self._towers, None

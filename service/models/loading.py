@@ -16,7 +16,6 @@ from model.runtime.base import Device, MissingRuntimeError, Runtime, UnusableRun
 from model.runtime.choice import RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import parity_in_use
-from model.runtime.openvino_runtime import release_idle_memory
 from model.text import TextTokenizer
 from service.errors import ServiceError
 from service.lanes.batch_queue import BatchRules
@@ -176,7 +175,8 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     source.check()
     began = time.monotonic()
     warm = warm_up(manifest, first, first_s, settings)
-    release_idle_memory()
+    for lane in lanes:
+        lane.runtime.release_idle_memory()
     chosen = describe(fitting, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
     logger.info("measured", extra={"fields": chosen})
     if free_bytes is None:

@@ -100,6 +100,9 @@ class TensorRtGraph:
         if call is not None:
             call.is_interrupted = True
 
+    def release_idle_memory(self) -> None:
+        """Nothing: lanes own their buffers, which fit the largest shape."""
+
     def close(self) -> None:
         """Free the prepared shapes."""
         self._executor.forget()

@@ -95,6 +95,22 @@ def test_auto_is_the_fastest_that_is_proven(
     assert found(package, hardware, libraries) == expected
 
 
+@pytest.mark.parametrize(
+    ("package", "libraries", "asked", "expected"),
+    [
+        (PLAIN_PACKAGE, CPU_LIBRARIES, {}, "onnx fp32 cpu cpu"),
+        (BF16_PROVEN, CPU_LIBRARIES, {}, "openvino bf16 cpu -"),
+        (PLAIN_PACKAGE, InstalledLibraries(openvino=True), {}, "openvino fp32 cpu -"),
+        (PLAIN_PACKAGE, CPU_LIBRARIES, {"runtime": "openvino"}, "openvino fp32 cpu -"),
+    ],
+)
+def test_a_package_names_its_runtime_for_float32_on_a_cpu(
+    package: Manifest, libraries: InstalledLibraries, asked: dict[str, str], expected: str
+) -> None:
+    package = package.model_copy(update={"cpu_runtime": "onnx"})
+    assert found(package, BF16, libraries, **asked) == expected
+
+
 def test_a_failed_proof_is_told_with_its_number() -> None:
     failed = proven("openvino", "bf16").model_copy(update={"mask_agreement": 0.912})
     package, machine = make_manifest(failed, files=FILES), Machine(BF16, CPU_LIBRARIES)

@@ -5,12 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model.package import ModelPackage
+from model.runtime import graph_runtime, onnx_runtime
 from model.runtime.base import MissingRuntimeError
 from model.runtime.load import load_runtime
-from model.runtime.onnx_runtime import ProviderError, open_session
+from model.runtime.onnx_runtime import SHRINK, ProviderError, open_session
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
@@ -109,4 +111,53 @@ def test_threads_sleep_when_idle_and_keep_to_their_number(tiny_package: ModelPac
         options = graph._session.get_session_options()
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    runtime.close()
+
+
+def test_memory_of_large_images_texts_and_the_start_is_not_kept(
+    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime: Any = load_runtime(tiny_package, runtime="onnx")
+    vision, text = runtime._graphs.values()
+    assert [graph._has_arena for graph in (vision, text)] == [True, False]
+    options: list[Any] = []
+    monkeypatch.setattr(
+        onnx_runtime,
+        "is_large",
+        lambda inputs: np.shape(inputs.get("pixel_values", ()))[-1:] == (112,),
+    )
+    make = onnx_runtime.import_onnxruntime().RunOptions
+
+    def run_options() -> Any:
+        options.append(make())
+        return options[-1]
+
+    monkeypatch.setattr(onnx_runtime.import_onnxruntime(), "RunOptions", run_options)
+    small, large = (np.zeros((2, 3, side, side), np.float32) for side in (56, 112))
+    expected = runtime.encode_images(small).values_BND
+    runtime.encode_images(large)
+    runtime.release_idle_memory()
+    np.testing.assert_array_equal(runtime.encode_images(small).values_BND, expected)
+    runtime.encode_images(small)
+    runtime.encode_texts(np.ones((1, 4), np.int64), np.ones((1, 4), np.int64))
+    name, device = SHRINK
+    assert [_entry(one, name) for one in options] == ["", device, device, "", ""]
+    runtime.close()
+
+
+def _entry(options: Any, name: str) -> str:
+    try:
+        return str(options.get_run_config_entry(name))
+    except RuntimeError:
+        return ""
+
+
+def test_many_texts_are_split_and_equal_their_items(
+    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = load_runtime(tiny_package, runtime="onnx")
+    ids = np.random.default_rng(0).integers(5, 300, (7, 6))
+    whole = runtime.encode_texts(ids, np.ones_like(ids))
+    monkeypatch.setattr(graph_runtime, "TOKENS_AT_ONCE", 13)
+    np.testing.assert_allclose(runtime.encode_texts(ids, np.ones_like(ids)), whole, atol=1e-6)
     runtime.close()

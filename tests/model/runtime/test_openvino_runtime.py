@@ -13,17 +13,17 @@ import pytest
 
 from model.graphs import VISION_FILE
 from model.package import ModelPackage, open_package
-from model.runtime import openvino_runtime
+from model.runtime import graph_runtime, openvino_runtime
 from model.runtime.base import Runtime, UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen, load_runtime
 from model.runtime.machine import Hardware, this_hardware
 from model.runtime.openvino_runtime import (
+    OpenVinoGraph,
     hold_to_float32,
     import_openvino,
     openvino_core,
     read_for_bf16,
-    release_idle_memory,
 )
 
 GRAPH = """<net><layers>
@@ -173,8 +173,8 @@ def test_many_texts_are_split_and_equal_their_items(
     ids = np.random.default_rng(0).integers(5, 300, (7, 6))
     mask = np.ones_like(ids)
     whole = student.encode_texts(ids, mask)
-    monkeypatch.setattr(openvino_runtime, "TOKENS_AT_ONCE", 13)
-    parts = openvino_runtime._shares({"input_ids": ids, "attention_mask": mask})
+    monkeypatch.setattr(graph_runtime, "TOKENS_AT_ONCE", 13)
+    parts = graph_runtime.parts_of({"input_ids": ids, "attention_mask": mask})
     assert [len(part["input_ids"]) for part in parts] == [2, 2, 2, 1]
     np.testing.assert_allclose(student.encode_texts(ids, mask), whole, atol=1e-6)
 
@@ -182,15 +182,15 @@ def test_many_texts_are_split_and_equal_their_items(
 def test_memory_is_released_after_a_large_image_only(
     student: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released: list[object] = []
-    release = openvino_runtime._release_memory
+    released: list[OpenVinoGraph] = []
+    release = OpenVinoGraph.release_idle_memory
 
-    def record(compiled: object) -> None:
-        released.append(compiled)
-        release(compiled)
+    def record(graph: OpenVinoGraph) -> None:
+        released.append(graph)
+        release(graph)
 
-    monkeypatch.setattr(openvino_runtime, "_release_memory", record)
-    monkeypatch.setattr(openvino_runtime, "PIXELS_TO_RELEASE", 112 * 112)
+    monkeypatch.setattr(OpenVinoGraph, "release_idle_memory", record)
+    monkeypatch.setattr(graph_runtime, "PIXELS_TO_RELEASE", 112 * 112)
     expected = student.encode_images(np.zeros((1, 3, 112, 112), np.float32)).values_BND
     assert not released
     student.encode_images(np.zeros((1, 3, 112, 126), np.float32))
@@ -207,7 +207,7 @@ def test_memory_of_a_graph_that_computes_is_not_released(
     with ThreadPoolExecutor() as pool:
         running = pool.submit(student.encode_images, np.zeros((4, 3, 448, 448), np.float32))
         while not running.done():
-            release_idle_memory()
+            student.release_idle_memory()
     assert np.isfinite(running.result().values_BND).all()
     np.testing.assert_array_equal(student.encode_images(small).values_BND, expected)
 

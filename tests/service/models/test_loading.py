@@ -138,6 +138,8 @@ def test_lanes_fit_the_memory_that_the_first_one_uses(
     machine.set_free(100_000 * MB)
     loaded = load(lanes=None)
     assert len(loaded.lanes) == len(machine.loaded) == 4
+    # What the measurements left in the graphs is freed, once for each lane.
+    assert [runtime.num_released for runtime in machine.loaded] == [1, 1, 1, 1]
     require_peaks(loaded)
     assert 60 * MB < loaded.memory.largest_bytes < 200 * MB
     # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 73.5 MB.

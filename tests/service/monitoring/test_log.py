@@ -6,7 +6,10 @@ import itertools
 import json
 import logging
 import os
+import pty
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -256,3 +259,27 @@ def test_an_exception_that_ends_a_thread_is_logged(
     assert logged.getMessage() == "the thread lane-0 ended"
     assert logged.exc_info is not None
     assert isinstance(logged.exc_info[1], ValueError)
+
+
+ONE_LINE = """
+import logging
+from service.monitoring.log import configure_logging
+log = configure_logging("INFO", "auto")
+logging.getLogger("service.x").info("hello")
+log.close(20)
+"""
+
+
+def test_lines_are_json_where_no_terminal_is() -> None:
+    command = [sys.executable, "-c", ONE_LINE]
+    piped = subprocess.run(command, check=True, stderr=subprocess.PIPE, timeout=60)
+    assert json.loads(piped.stderr)["message"] == "hello"
+    ours, terminal = pty.openpty()
+    try:
+        subprocess.run(command, check=True, stderr=terminal, timeout=60)
+        shown = os.read(ours, 4096).decode()
+    finally:
+        os.close(ours)
+        os.close(terminal)
+    assert "hello" in shown
+    assert not shown.startswith("{")

@@ -32,11 +32,11 @@ def _names() -> list[str]:
     return names
 
 
-_USUAL = "monitoring keda api-keys tls tracing"
+_USUAL = "monitoring keda api-keys tls tracing gateway"
 # An overlay and components on top of it.
 COMBINATIONS = [
     f"cpu {_USUAL} model-volume",
-    "cpu monitoring hpa released-model cache-volume",
+    "cpu monitoring hpa released-model cache-volume ingress registry",
     f"gpu {_USUAL} model-volume",
     "dev released-model",
 ]
@@ -59,7 +59,8 @@ def _text_of(name: str) -> str:
         return build_together(overlay, [KUBERNETES / "components" / one for one in components])
     text = (DEPLOY / name / "kustomization.yaml").read_text(encoding="utf-8")
     if "\nkind: Component\n" in text:
-        return build_together(KUBERNETES / "base", [DEPLOY / name])
+        base = DEPLOY / "training" / "chain" if "training/" in name else KUBERNETES / "base"
+        return build_together(base, [DEPLOY / name])
     return _kustomize(DEPLOY / name)
 
 

@@ -91,7 +91,7 @@ class Repository:
                 self._copy(package, found)
             else:
                 open_package(self.folder / found)
-            history = [*(name for name in self._history() if name != found), found]
+            history = [*(name for name in self.history() if name != found), found]
             atomic_write(self.folder / HISTORY, "\n".join(history) + "\n")
             self._point_to(found)
         return self.folder / found
@@ -113,7 +113,7 @@ class Repository:
         with self._writing():
             names, current = self.versions(), self.current()
             if version is None:
-                history = self._history()
+                history = self.history()
                 earlier = history[: history.index(current)] if current in history else []
                 if not earlier:
                     raise PackageError(
@@ -155,7 +155,7 @@ class Repository:
             links = (path for path in self.folder.iterdir() if path.is_symlink())
             # By name, as the volume may be mounted elsewhere now.
             staying = {*in_service, *(Path(os.readlink(link)).name for link in links)}
-            leaving = [name for name in self._history()[:-keep] if name not in staying]
+            leaving = [name for name in self.history()[:-keep] if name not in staying]
             for name in leaving:
                 hidden = self.folder / f".{name}{_PARTIAL}"
                 (self.folder / name).rename(hidden)
@@ -170,7 +170,7 @@ class Repository:
         with locked(self.folder / ".lock"):
             yield
 
-    def _history(self) -> list[str]:
+    def history(self) -> list[str]:
         """All versions in the order of publication; one published again counts as new.
 
         Names do not tell it: two versions may have been published within a second.

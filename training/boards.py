@@ -1,4 +1,4 @@
-"""Boards that show a run while it trains: TensorBoard, Weights & Biases, MLflow.
+"""Boards that show a run while it trains: TensorBoard, Weights & Biases, MLflow, Prometheus.
 
 Each takes log rows and drawn scenes. W&B and MLflow are installations of the user, and read server,
 key, project and mode from their own variables and files. `boards.json` in the run's folder keeps
@@ -10,19 +10,28 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from model.files import atomic_write
 
-BoardName = Literal["tensorboard", "wandb", "mlflow"]
+BoardName = Literal["tensorboard", "wandb", "mlflow", "prometheus"]
 BOARD_FOLDER: Final = "tensorboard"
 WANDB_FOLDER: Final = "wandb"
 _IDS_FILE: Final = "boards.json"
 _PROJECT: Final = "tipserve"
+METRICS_PORT: Final = 8002
+TRAINING_SERIES: Final = (
+    "tipserve_training_step",
+    "tipserve_training_row_timestamp_seconds",
+    "tipserve_training_value",
+)
 
 
 class Board(Protocol):
@@ -66,6 +75,8 @@ class Boards:
                 self._boards.append(_TensorBoard(run, from_step=from_step))
             elif name == "wandb":
                 self._boards.append(_WeightsAndBiases(run, config or {}))
+            elif name == "prometheus":
+                self._boards.append(_Prometheus(run))
             else:
                 self._boards.append(_MLflow(run, config or {}))
 
@@ -97,7 +108,7 @@ def check_installed(names: Sequence[BoardName]) -> None:
         ValueError: A library is not installed; the message says how to install it.
     """
     for name in names:
-        if name != "tensorboard":
+        if name in ("wandb", "mlflow"):
             _library(name)
 
 
@@ -139,6 +150,67 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class _Prometheus:
+    """Series of this process on `METRICS_PORT`, for a scrape; all its runs share the port.
+
+    The series of a run end with it. They begin with its start, so that a first step that hangs is
+    seen, too.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run.name
+        self._step, self._row_time, self._value = _series()
+        self._names: set[str] = set()
+        self._row_time.labels(self._run).set_to_current_time()
+
+    def add_row(self, step: int, values: Mapping[str, float]) -> None:
+        self._step.labels(self._run).set(step)
+        self._row_time.labels(self._run).set_to_current_time()
+        for name, value in values.items():
+            self._names.add(name)
+            self._value.labels(self._run, name).set(value)
+
+    def add_panel(self, step: int, panel_HW3: NDArray[np.uint8]) -> None:
+        """Prometheus keeps no images."""
+
+    def close(self) -> None:
+        self._row_time.remove(self._run)
+        with suppress(KeyError):  # no row
+            self._step.remove(self._run)
+        for name in self._names:
+            self._value.remove(self._run, name)
+
+
+@cache
+def _series() -> tuple[Gauge, Gauge, Gauge]:
+    """The series, served from the first call on.
+
+    Raises:
+        ValueError: The port is in use.
+    """
+    registry = CollectorRegistry()
+    try:
+        start_http_server(METRICS_PORT, registry=registry)
+    except OSError as error:
+        raise ValueError(
+            f"log_to=prometheus: port {METRICS_PORT}: {error.strerror}; end the process that uses "
+            "it, or leave prometheus out"
+        ) from error
+    step, row_time, value = TRAINING_SERIES
+    return (
+        Gauge(step, "Completed steps.", ["run"], registry=registry),
+        Gauge(
+            row_time,
+            "Time of the newest log row, or of the start, in seconds since the epoch.",
+            ["run"],
+            registry=registry,
+        ),
+        Gauge(
+            value, "Losses, norms and scores of the log row.", ["run", "name"], registry=registry
+        ),
+    )
 
 
 class _WeightsAndBiases:

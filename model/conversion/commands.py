@@ -124,6 +124,7 @@ def new_app() -> App:
         (show, SHOW_HELP),
         (check, parity.HELP),
         (publish, "Copy a verified package to a folder that a server reads."),
+        (versions, "List the published packages, oldest first."),
         (prune, "Remove old published packages that are not in service."),
         (rollback, "Make an older published package the current one."),
         (build_engine, engines.HELP),
@@ -226,6 +227,18 @@ def publish(
         return str(published.publish(package))
 
     return _report(copy)
+
+
+def versions(*, repository: RepositoryFolder) -> int:
+    """Print the versions, and which is current; returns the exit status."""
+
+    def listed(_: Reporter) -> str:
+        published = Repository(repository)
+        current = published.current()
+        names = published.history()
+        return "\n".join(f"{name} current" if name == current else name for name in names)
+
+    return _report(listed)
 
 
 def prune(

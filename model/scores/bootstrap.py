@@ -32,11 +32,9 @@ def _resamples(num_examples: int, seed: int) -> NDArray[np.float64]:
     Floats, so that a metric's sums over examples are one matrix product.
     """
     rng = np.random.default_rng(seed)
-    # Row by row, because 50,000 examples take 400 MB once.
-    weights_RS = np.empty((_NUM_RESAMPLES, num_examples))
-    for weights_S in weights_RS:
-        drawn_S = rng.integers(num_examples, size=num_examples)
-        weights_S[:] = np.bincount(drawn_S, minlength=num_examples)
+    drawn_RS = rng.integers(num_examples, size=(_NUM_RESAMPLES, num_examples))
+    rows = [np.bincount(drawn_S, minlength=num_examples) for drawn_S in drawn_RS]
+    weights_RS = np.stack(rows).astype(np.float64)
     weights_RS.flags.writeable = False  # all callers share it
     return weights_RS
 

@@ -79,8 +79,8 @@ class EvaluateOptions:
     dataset: Annotated[
         tuple[KnownName, Path] | None,
         Parameter(
-            help="A known set and its folder, as its authors distribute it: ade20k, voc21, "
-            "context59, context60, coco, flickr30k, docci or imagenet.",
+            help="A known set and its folder, as its authors distribute it: masks, captions or "
+            "classes.",
             show_default=False,
         ),
     ] = None

@@ -109,6 +109,16 @@ def monitored(documents: list[Manifest]) -> Faults:
                     yield f"{called(monitor)}: the job of {workload} is {job}"
 
 
+def pods_monitored(documents: list[Manifest]) -> Faults:
+    """PodMonitors select pods that have the named port, which a policy opens."""
+    for monitor in of_kind(documents, "PodMonitor"):
+        spec = monitor["spec"]
+        chosen = [one for one in workloads(documents) if selects(spec["selector"], one.labels)]
+        for name in (point["port"] for point in spec["podMetricsEndpoints"]):
+            if not any(_number(name, one) for one in chosen):
+                yield f"{called(monitor)}: no pod has a port {name}"
+
+
 def autoscaled(documents: list[Manifest]) -> Faults:
     """An autoscaler has a target of its own, which does not set `replicas`."""
     targets = Counter[str]()
@@ -642,6 +652,7 @@ CHECKS: tuple[Callable[[list[Manifest]], Faults], ...] = (
     others_selectors,
     policies,
     monitored,
+    pods_monitored,
     autoscaled,
     budgeted,
     quantities,

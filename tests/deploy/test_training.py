@@ -7,6 +7,7 @@ import pytest
 from model.conversion.commands import new_app
 from model.manifest import Manifest as PackageManifest
 from model.package import open_package
+from model.publication import CURRENT
 from model.scores.gate import judge, read_rules
 from tests.deploy.training_steps import (
     FOLDER,
@@ -20,6 +21,7 @@ from tests.deploy.training_steps import (
 )
 from tests.deploy.workloads import Manifest, workloads
 from training.__main__ import MISTAKE, REFUSED, build_parser
+from training.boards import METRICS_PORT
 
 CHAINS = ("chain", "chain-gemini", "chain-dev")
 DISTRIBUTED = ("trainjob", "trainjob-dev", "indexed-job", "indexed-job-dev")
@@ -145,6 +147,36 @@ def test_the_gate_ends_the_job_and_an_eviction_does_not(name: str) -> None:
     # Rules for exit codes, and the order of restarted steps, require this policy.
     assert job["template"]["spec"]["restartPolicy"] == "Never"
     assert spec["concurrencyPolicy"] == "Forbid"
+
+
+def test_a_student_is_compared_with_the_published_version() -> None:
+    (evaluate,) = [one for one in chain_steps(build("chain")) if one["name"] == "evaluate"]
+    assert f"--served=/models/{CURRENT}" in evaluate["args"]
+
+
+def test_a_chain_that_hangs_ends_before_the_next_week() -> None:
+    job = find(build("chain"), "CronJob", "tipserve-retrain")["spec"]["jobTemplate"]["spec"]
+    assert job["activeDeadlineSeconds"] < 7 * 86400
+
+
+def test_pods_with_gpus_tolerate_their_taint() -> None:
+    for name in ("chain", "trainjob", "indexed-job"):
+        for one in workloads(build(name)):
+            assert [t["key"] for t in one.pod["tolerations"]] == ["nvidia.com/gpu"]
+
+
+def test_every_job_is_queued_with_kueue() -> None:
+    job = find(build("components/kueue"), "CronJob", "tipserve-retrain")["spec"]["jobTemplate"]
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+
+
+def test_a_monitored_distillation_serves_the_series_that_are_scraped() -> None:
+    documents = build("components/monitoring")
+    (step,) = [one for one in chain_steps(documents) if one["name"] == "distill"]
+    assert step["ports"] == [{"name": "metrics", "containerPort": METRICS_PORT}]
+    words = [expand(word, environment(step, documents, LABELS)) for word in step["args"]]
+    options = build_parser().parse_args(words[words.index("training") + 1 :])
+    assert options.overrides == ["log_to=tensorboard,prometheus"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

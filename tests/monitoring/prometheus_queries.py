@@ -8,10 +8,27 @@ from typing import Any, Final
 import promql_parser
 
 from service.monitoring.metrics import READINGS, Metrics
+from training.boards import TRAINING_SERIES
 
-# Series of Prometheus itself and of kube-state-metrics, and those that exist only with a GPU.
+# Series of Prometheus itself; of the cluster's exporters and of training; those with a GPU only.
 OWN_SERIES: Final = frozenset({"up", "ALERTS"})
-CLUSTER_SERIES: Final = frozenset({"kube_deployment_spec_replicas"})
+CLUSTER_SERIES: Final = frozenset(
+    {
+        "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
+        "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",
+        "DCGM_FI_DEV_XID_ERRORS",
+        "kube_cronjob_status_last_successful_time",
+        "kube_deployment_spec_replicas",
+        "kube_horizontalpodautoscaler_spec_max_replicas",
+        "kube_horizontalpodautoscaler_status_condition",
+        "kube_horizontalpodautoscaler_status_current_replicas",
+        "kube_job_failed",
+        "kube_pod_status_unschedulable",
+        "kubelet_volume_stats_available_bytes",
+        "kubelet_volume_stats_capacity_bytes",
+        *TRAINING_SERIES,
+    }
+)
 GPU_SERIES: Final = frozenset(name for name, _, _ in READINGS)
 SUFFIXES: Final = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
 

@@ -40,6 +40,9 @@ SAME_VALUE = {
     "TipserveReplicaDown",
     "TipserveNoneReady",
     "TipserveReplicaNotReady",
+    "TipserveJobFailed",
+    "TipservePodUnschedulable",
+    "TipserveAutoscalerBlind",
 }
 
 

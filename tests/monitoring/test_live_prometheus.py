@@ -17,7 +17,13 @@ import yaml
 from PIL import Image
 
 from tests.monitoring.dashboard_file import Query, queries
-from tests.monitoring.prometheus_queries import GPU_SERIES, divided, selectors, shorten
+from tests.monitoring.prometheus_queries import (
+    CLUSTER_SERIES,
+    GPU_SERIES,
+    divided,
+    selectors,
+    shorten,
+)
 from tests.monitoring.rule_file import FOLDER, GROUPS, Group
 from tests.monitoring.traffic import ask_hurriedly, calling, flooding
 from tests.monitoring.watched_site import KEY, NAMESPACE, WatchedSite, running_site
@@ -28,7 +34,7 @@ POLL_S: Final = 0.25
 RATE_INTERVAL: Final = "10s"
 BOTH_UP: Final = 'count(up{job="tipserve"} == 1) == 2'
 # Not on test machines: a GPU, a memory limit outside of containers, and kube-state-metrics.
-ABSENT: Final = GPU_SERIES | {"tipserve_memory_limit_bytes", "kube_deployment_spec_replicas"}
+ABSENT: Final = GPU_SERIES | CLUSTER_SERIES | {"tipserve_memory_limit_bytes"}
 # Panels that are empty unless there is a fault or a change.
 ONLY_OF_FAULTS: Final = {
     "Alerts that fire A",

@@ -282,6 +282,8 @@ def test_publish_replaces_a_lost_version_and_prune_reports_removals(
     new = Path(capsys.readouterr().out.strip())
     assert new.is_dir()
     assert old.is_dir()
+    assert run(["versions", f"--repository={repository}"]) == 0
+    assert capsys.readouterr().out == f"{old.name}\n{new.name} current\n"
     pruning = ["prune", f"--repository={repository}", "--keep=1", "--in-service", new.name]
     assert run(pruning) == 0
     assert capsys.readouterr() == (f"{new.name}\n", f"removed {old.name}\n")

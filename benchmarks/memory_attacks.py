@@ -1,8 +1,10 @@
-"""Peak memory of a server under requests that are meant to fill it, and how long others wait.
+"""Peak memory of a server under hostile requests, and how long they lock honest callers out.
 
-Claim: no attack kills a server in 2 GiB or delays a health check by more than 10 s. Each attack has
-a fresh server with API keys; those called "no key" send none.
-Run: python -m benchmarks.memory_attacks [--attack TEXT]
+Claim: no attack kills a server in 2 GiB, delays a health check by more than 10 s, or locks an
+honest caller out for longer: from the first call that fails or waits to the next answer. Each
+attack has a fresh server with API keys; those called "no key" send none.
+Run: python -m benchmarks.memory_attacks [--attack TEXT] [--group FOLDER]
+FOLDER is a memory control group, such as /sys/fs/cgroup/memory/attacks with a limit of 2 GiB.
 """
 
 import argparse
@@ -30,14 +32,19 @@ from benchmarks.service_process import RunningService, running_service
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 
 KEY = "k" * 32
-BEFORE_S = 15.0
+BEFORE_S, AFTER_S = 15.0, 3.0
+# Between two calls of an honest caller.
+PAUSE_S = 0.2
 MESSAGE_BYTES = 32 * 1024 * 1024 - 1000
 # Field 2 of a message, which is unknown to health and an image's field in ours.
 LARGE_MESSAGE = b"\x12\x80\x80\xf8\x0f" + bytes(33_423_360)
 HEALTH, EMBED = "/grpc.health.v1.Health/Check", "/tipserve.v1.EncoderService/EmbedImages"
-STREAM = "/tipserve.v1.EncoderService/Stream"
+STREAM, WATCH = "/tipserve.v1.EncoderService/Stream", "/grpc.health.v1.Health/Watch"
 DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
 Attack = Callable[[RunningService], str]
+# When a call began and ended, and whether it was answered.
+HonestCall = tuple[float, float, bool]
 
 
 def png(side: int = SIDE) -> bytes:
@@ -80,10 +87,12 @@ def together(work: Callable[[], str], num_threads: int, seconds: float) -> str:
     return str(dict(found))
 
 
-def over_rest(path: str, body: bytes, media: str, accept: str = "application/json") -> Attack:
-    """Four clients that repeat one request."""
+def over_rest(
+    path: str, body: bytes, media: str, accept: str = "application/json", *, num_clients: int = 4
+) -> Attack:
+    """Clients that repeat one request."""
     return lambda service: together(
-        lambda: post(service, path, body, media=media, accept=accept), 4, 6.0
+        lambda: post(service, path, body, media=media, accept=accept), num_clients, 6.0
     )
 
 
@@ -158,7 +167,8 @@ def slow_readers(num_readers: int, side: int = SIDE, seconds: float = 25.0) -> A
 def call_honestly(pipe: Connection, http_port: int, grpc_port: int) -> None:
     """In a process of its own: embed an image five times a second over each protocol.
 
-    For each message, sends the seconds of the calls since the last one, infinite for failures.
+    For each message, sends the calls since the last one: by protocol, the time at which each began
+    and ended and whether it was answered.
     """
     image = photo_like_jpeg(0)
     message = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=image)])
@@ -178,22 +188,22 @@ def call_honestly(pipe: Connection, http_port: int, grpc_port: int) -> None:
     def over_grpc() -> None:
         stub.EmbedImages(message, timeout=60, metadata=(("x-api-key", KEY),))
 
-    seconds: dict[str, list[float]] = {"REST": [], "gRPC": []}
+    made: dict[str, list[HonestCall]] = {"REST": [], "gRPC": []}
 
     def repeat(name: str, call: Callable[[], None]) -> None:
         while True:
-            began = time.monotonic()
+            began, is_answered = time.monotonic(), True
             try:
                 call()
-                seconds[name].append(time.monotonic() - began)
             except (OSError, http.client.HTTPException, grpc.RpcError):
-                seconds[name].append(float("inf"))
-            time.sleep(0.2)
+                is_answered = False
+            made[name].append((began, time.monotonic(), is_answered))
+            time.sleep(PAUSE_S)
 
     for name, call in (("REST", over_rest), ("gRPC", over_grpc)):
         threading.Thread(target=repeat, args=(name, call), daemon=True).start()
     while pipe.recv():
-        pipe.send({name: [taken.pop(0) for _ in list(taken)] for name, taken in seconds.items()})
+        pipe.send({name: [ended.pop(0) for _ in list(ended)] for name, ended in made.items()})
 
 
 def calls(method: str, num_calls: int, compression: grpc.Compression | None = None) -> Attack:
@@ -228,7 +238,11 @@ class UnfinishedMessages:
         self._method, self._num_rpcs = method, num_rpcs
         self._next, self._begin_at = 1, 0.0
         self.codes: Counter[str] = Counter()
-        self._connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
+        self._connection.sendall(PREFACE)
+
+    def open(self, frames: bytes) -> None:
+        """Send frames of its own."""
+        self._connection.sendall(frames)
 
     def fileno(self) -> int:
         """For `select`."""
@@ -346,12 +360,72 @@ def unfinished(
     return attack
 
 
+def open_connections(port_name: str, opening: bytes, *, num: int, seconds: float) -> Attack:
+    """Connections that send a few bytes and then nothing; each is opened again when it closes."""
+
+    def attack(service: RunningService) -> str:
+        address = ("127.0.0.1", getattr(service, port_name))
+        num_opened = 0
+
+        def opened() -> socket.socket:
+            connection = socket.create_connection(address, 10, ("127.0.0.2", 0))
+            connection.sendall(opening)
+            connection.setblocking(False)
+            return connection
+
+        until = time.monotonic() + seconds
+        connections: list[socket.socket] = []
+        while time.monotonic() < until:
+            for connection in list(connections):
+                with suppress(BlockingIOError):
+                    try:
+                        data = connection.recv(4096)
+                    except ConnectionError:
+                        data = b""
+                    if not data:
+                        connections.remove(connection)
+                        connection.close()
+            while len(connections) < num and time.monotonic() < until:
+                with suppress(OSError):
+                    connections.append(opened())
+                    num_opened += 1
+            time.sleep(0.1)
+        for connection in connections:
+            connection.close()
+        return f"{num_opened} opened, {len(connections)} at the end"
+
+    return attack
+
+
+def silent_rpcs(service: RunningService) -> str:
+    """512 RPCs without a message on one connection, and 64 watches of health on another."""
+    rpcs = UnfinishedMessages(service.grpc_port, EMBED, 0)
+    block = b"\x83\x86" + header(b":authority", b"x") + header(b"te", b"trailers")
+    block += header(b"content-type", b"application/grpc") + header(b"x-api-key", KEY.encode())
+    embed, watch = (block + header(b":path", path.encode()) for path in (EMBED, WATCH))
+    others = UnfinishedMessages(service.grpc_port, WATCH, 0)
+    for n in range(512):
+        rpcs.open(frame(HEADERS, embed, flags=4, stream=2 * n + 1))
+    for n in range(64):
+        stream = 2 * n + 1
+        message = frame(DATA, bytes(5), flags=1, stream=stream)
+        others.open(frame(HEADERS, watch, flags=4, stream=stream) + message)
+    time.sleep(20)
+    rpcs.close()
+    others.close()
+    return ""
+
+
 def attacks() -> dict[str, Attack]:
     """Every attack by name."""
     image, gzip = png(), grpc.Compression.Gzip
     tiff = next(body for name, _, body in inputs() if "TIFF" in name)
     wrong = b'{"texts": [' + b",".join([b"0"] * 1_000_000) + b"]}"
     mask = "/v1/images:segment?classes=dog"
+    photo = photo_like_jpeg(0)
+    segments = photo[:2] + b"\xff\xe1\0\2" * 4_000_000 + photo[2:]
+    slide = f"{mask},{','.join(f'dog{n}' for n in range(48))}&mode=slide&resolution=448"
+    large = "/v1/images:embed?resolution=448"
     return {
         "endless trailers, no key": endless_trailers,
         "complete health messages, no key": calls(HEALTH, 64),
@@ -368,6 +442,16 @@ def attacks() -> dict[str, Attack]:
         "1,000 connections of unfinished messages": unfinished(EMBED, 1, 1000, 60.0),
         "1,000 slow readers": slow_readers(1000, 1024, 60.0),
         "a million wrong values": over_rest("/v1/texts:embed", wrong, "application/json"),
+        "four million segments of a JPEG": over_rest("/v1/images:embed", segments, "image/jpeg"),
+        "slide mode with 49 classes": over_rest(slide, image, "image/png"),
+        "128 clients over REST": over_rest(large, photo, "image/jpeg", num_clients=128),
+        "1,060 unfinished heads, no key": open_connections(
+            "http_port", b"POST /v1/images:embed HTTP/1.1\r\n", num=1060, seconds=30.0
+        ),
+        "1,100 idle gRPC connections, no key": open_connections(
+            "grpc_port", PREFACE, num=1100, seconds=30.0
+        ),
+        "512 RPCs without a message, 64 watches": silent_rpcs,
     }
 
 
@@ -385,15 +469,26 @@ def health_s(service: RunningService) -> float:
     return time.monotonic() - began if is_live else float("inf")
 
 
-def p99(seconds: list[float]) -> str:
-    """The 99th percentile of the calls that were answered, and the number of the others."""
-    answered = sorted(one for one in seconds if one < float("inf"))
+def p99(calls: list[HonestCall]) -> str:
+    """The 99th percentile of the seconds of calls that were answered, and their number."""
+    answered = sorted(ended - began for began, ended, is_answered in calls if is_answered)
     quantile = answered[int(0.99 * (len(answered) - 1))] if answered else float("inf")
-    return f"{quantile:.2f} s ({len(seconds) - len(answered)} of {len(seconds)} failed)"
+    return f"{quantile:.2f} s of {len(answered)}/{len(calls)}"
+
+
+def lock_out_s(calls: list[HonestCall], since: float, until: float) -> float:
+    """Longest time without an answer: from the begin of a call to the next answer."""
+    longest = 0.0
+    for began, ended, is_answered in calls:
+        since = min(since, began)
+        longest = max(longest, ended - since)
+        if is_answered:
+            since = ended + PAUSE_S
+    return max(longest, until - since)  # the last call may still wait
 
 
 def run(service: RunningService, attack: Attack) -> str:
-    """Peak memory of an attack, the longest wait of a health check, and other callers' p99."""
+    """A row of the table: what an attack took of memory, and what honest callers waited."""
     ours, theirs = multiprocessing.Pipe()
     caller = multiprocessing.get_context("spawn").Process(
         target=call_honestly, args=(theirs, service.http_port, service.grpc_port), daemon=True
@@ -412,29 +507,40 @@ def run(service: RunningService, attack: Attack) -> str:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     peak_mib(service.pid, reset=True)
+    started = time.monotonic()
     outcome = attack(service)
+    time.sleep(AFTER_S)
     ours.send(True)
     during = ours.recv()
+    now = time.monotonic()
     is_over.set()
     watcher.join(40)
     ours.send(False)
     caller.join(60)
-    is_dead = service.process.poll() is not None
-    peak = "killed" if is_dead else f"{peak_mib(service.pid):4.0f} MiB"
-    others = [f"{n} p99 {p99(during[n])}, before {p99(before[n])}" for n in during]
-    return f"peak {peak}; health {max(waits_s):.1f} s; {'; '.join(others)}; {outcome}"
+    is_killed = service.process.poll() is not None
+    peak = "" if is_killed else f"{peak_mib(service.pid):.0f} MiB"
+    locked = ", ".join(
+        f"{n} {lock_out_s(calls, started, now):.1f} s" for n, calls in during.items()
+    )
+    others = "; ".join(f"{n} {p99(before[n])} -> {p99(during[n])}" for n in during)
+    killed = "yes" if is_killed else "no"
+    return f"{peak} | {killed} | {locked} | {max(waits_s):.1f} s | {others} | {outcome} |"
 
 
 def main() -> None:
     """Run each attack against a server of its own, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--attack", default="", help="part of an attack's name; default: all")
+    parser.add_argument("--group", default="", help="folder of a memory control group")
     options = parser.parse_args()
     os.environ["TIPSERVE_API_KEYS"] = KEY
+    enter = ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', options.group)
+    print("| attack | peak | killed | lock-out | health | p99 of honest calls | outcome |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, attack in attacks().items():
         if options.attack in name:
-            with running_service() as service:
-                print(f"{name:40} {run(service, attack)}", flush=True)
+            with running_service(prefix=enter if options.group else ()) as service:
+                print(f"| {name} | {run(service, attack)}", flush=True)
 
 
 if __name__ == "__main__":

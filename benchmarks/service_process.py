@@ -51,7 +51,10 @@ class RunningService:
 
 @contextmanager
 def running_service(
-    *arguments: str, log_path: Path | None = None, start_limit_s: float = START_LIMIT_S
+    *arguments: str,
+    log_path: Path | None = None,
+    start_limit_s: float = START_LIMIT_S,
+    prefix: tuple[str, ...] = (),
 ) -> Iterator[RunningService]:
     """Run `python -m service` with these arguments and stop it by SIGTERM.
 
@@ -59,6 +62,7 @@ def running_service(
         arguments: Flags, without those for ports.
         log_path: File for its log; None discards it.
         start_limit_s: Time until it must be ready.
+        prefix: A command that executes the service, such as `chrt`.
 
     Raises:
         RuntimeError: The service ended or was not ready in time.
@@ -67,6 +71,7 @@ def running_service(
         ports_file = Path(folder) / "ports.json"
         ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
         command = [
+            *prefix,
             sys.executable,
             "-m",
             "service",

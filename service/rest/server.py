@@ -15,6 +15,7 @@ test_server.py, unless another file is named).
 | A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |
 | The request of a client that has already left is not begun. | its `scope`; POLLRDHUP (Linux) | tests/service/test_abandoned.py |
 | A new connection closes the longest idle one when all are taken. | its `connections` and `cycle` | test_a_new_connection_closes_the_longest_idle_one |
+| A new connection closes the oldest unfinished head when none is idle. | its `connections` | test_a_new_connection_closes_the_oldest_unfinished_head |
 | Health is answered beyond the limit of connections. | its `url` and `parser` | test_health_is_answered_while_all_connections_send_open_heads |
 | During a drain, responses carry `Connection: close`. | `cycle.keep_alive` | tests/service/test_drain.py |
 | A connection that the kernel has accepted is served before the socket closes. | SO_ATTACH_FILTER, TCP_INFO (Linux) | test_waiting_connections_are_accepted_and_served |
@@ -58,8 +59,8 @@ MAX_TRAILER_BYTES: Final = 8 * 1024
 # heads, and all are parsed before the first is answered.
 MAX_PIPELINED: Final = 64
 RETRY_AFTER_S: Final = 1
-# How long a connection beyond the limit may take to send its head.
-SPARE_HEAD_S: Final = 2.0
+# How long a head may take while all connections are taken.
+CONTENDED_HEAD_S: Final = 2.0
 # Value of SO_LINGER: linger for 0 s, so that closing resets the connection and drops its data.
 RESET: Final = struct.pack("ii", 1, 0)
 
@@ -350,6 +351,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether no request is being received or answered."""
         return not (self._unanswered or self._is_in_head or self._is_in_body)
 
+    @property
+    def waits_for_head(self) -> bool:
+        """Whether a head is unfinished for `CONTENDED_HEAD_S`, and no request is in progress."""
+        head_s = self.loop.time() - self._due + self.protection.client_timeout_s
+        return self._is_in_head and not self._unanswered and head_s > CONTENDED_HEAD_S
+
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
         num_hosts = [name for name, _ in self.headers].count(b"host")
@@ -435,7 +442,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(self._interval_s, self._check)
 
     def _make_room(self) -> None:
-        """Close the longest idle connection, or else keep this one for a health check alone.
+        """Close another connection, or else keep this one for a health check alone.
 
         Probes must be answered although callers hold all connections: 1,060 open heads made the
         kubelet restart the pod.
@@ -446,8 +453,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.protection.metrics.idle_connections_closed.labels("http").inc()
             return
         self._is_spare = True
-        self._due = self.loop.time() + SPARE_HEAD_S
-        self._interval_s = min(self._interval_s, SPARE_HEAD_S)
+        self._due = self.loop.time() + CONTENDED_HEAD_S
+        self._interval_s = min(self._interval_s, CONTENDED_HEAD_S)
         self._timer.cancel()
         self._timer = self.loop.call_later(self._interval_s, self._check)
         spare = [c for c in others if c._is_spare]
@@ -494,11 +501,18 @@ class CountedTransport:
 
 
 def close_longest_idle(connections: Iterable[BoundedProtocol]) -> bool:
-    """Close the connection that is idle longest; False if none is idle."""
-    idle = [c for c in connections if c.is_idle and not (c._is_spare or c.transport.is_closing())]
-    if idle:
-        min(idle, key=lambda connection: connection._due).transport.close()
-    return bool(idle)
+    """Close the connection that is idle longest, or else the one with the oldest unfinished head.
+
+    1,060 unfinished heads without a key refused all other requests.
+
+    Returns:
+        False if there is none.
+    """
+    others = [c for c in connections if not (c._is_spare or c.transport.is_closing())]
+    chosen = [c for c in others if c.is_idle] or [c for c in others if c.waits_for_head]
+    if chosen:
+        min(chosen, key=lambda connection: connection._due).transport.close()
+    return bool(chosen)
 
 
 class TlsListener:

@@ -318,10 +318,34 @@ async def test_a_new_connection_is_refused_if_all_are_busy(
 OPEN_HEAD = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nX: "
 
 
+async def test_a_new_connection_closes_the_oldest_unfinished_head(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"max_connections": 2}
+    async with serving(**limits) as server, connected(server) as first, connected(server) as second:
+        connections: Any = server._http.server_state.connections
+        for number, (_, writer) in enumerate((first, second), start=1):
+            writer.write(OPEN_HEAD)
+            while [one._is_in_head for one in connections].count(True) < number:
+                await asyncio.sleep(0.001)
+        models = LIVE.replace(b"/v2/health/live", b"/v1/models")
+        async with connected(server) as (reader, writer):
+            writer.write(models)
+            assert (await read_answer(reader))[0] == 503, "both heads are young"
+        monkeypatch.setattr(rest_server, "CONTENDED_HEAD_S", 0.0)
+        async with connected(server) as (reader, writer):
+            writer.write(models)
+            assert (await read_answer(reader))[0] == 200
+            assert await read_all(first[0]) == b""
+            second[1].write(b"y\r\nContent-Length: 0\r\nContent-Type: image/png\r\n\r\n")
+            assert (await read_answer(second[0]))[0] == 422
+
+
 async def test_health_is_answered_while_all_connections_send_open_heads(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rest_server, "SPARE_CONNECTIONS", 8)
+    monkeypatch.setattr(rest_server, "CONTENDED_HEAD_S", LIMIT_S)
     async with serving(max_connections=4) as server, AsyncExitStack() as stack:
         opened = []
         for _ in range(30):
@@ -394,10 +418,10 @@ async def test_probes_answer_beside_more_slow_uploads_than_connections(
 async def test_a_connection_beyond_the_limit_must_send_its_head_soon(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rest_server, "SPARE_HEAD_S", 0.1)
+    monkeypatch.setattr(rest_server, "CONTENDED_HEAD_S", 0.1)
     async with serving(max_connections=1) as server, connected(server) as (_, writer):
-        writer.write(OPEN_HEAD)
-        await until(lambda: any(c._is_in_head for c in server._http._connections()))
+        writer.write(POST + b"Content-Length: 1\r\n\r\n")
+        await until(lambda: any(c._is_in_body for c in server._http._connections()))
         async with connected(server) as (silent, _), connected(server) as (slow, other):
             other.write(OPEN_HEAD)
             assert await read_all(silent) == b""

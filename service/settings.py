@@ -254,8 +254,10 @@ class Settings(BaseModel):
     """API keys, separated by commas. Without keys every caller is accepted. Set it only as a
     variable: other users of the machine can read a command line."""
     api_keys_file: Path | None = None
-    """File with one API key per line, in addition to `api_keys`. It is read again when it
-    changes."""
+    """File with one API key per line, in addition to `api_keys`. It is read again when it changes.
+    `KEY name=acme requests_per_s=20 requests_at_once=8` names the caller, whose requests get a
+    metric, and limits them; keys of one name share its limits, and both are optional. A gRPC stream
+    counts as one request."""
 
     tls_cert: Path | None = None
     """PEM file with the server certificate, followed by its intermediate certificates. REST and

@@ -156,7 +156,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             await asyncio.sleep(0)
         try:
             if kind is RpcKind.KEYED:
-                self._check_key(handler_call_details.invocation_metadata)
+                self._enter_caller(handler_call_details.invocation_metadata)
                 self._body_memory.check(1)
             self._enter(kind)
             await self._gate.enter()
@@ -205,9 +205,13 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         loop = asyncio.get_running_loop()
         self._timers[task] = loop.call_later(self._lifetime_s, task.cancel)
 
-    def _check_key(self, metadata: Any) -> None:
+    def _enter_caller(self, metadata: Any) -> None:
+        """Check the key, and count the RPC as its caller's until its task ends."""
         given = {key: value for key, value in metadata or () if isinstance(value, str)}
-        self._keys.check(given.get("authorization"), given.get("x-api-key"))
+        leave = self._keys.enter(given.get("authorization"), given.get("x-api-key"))
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: leave())
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):

@@ -448,6 +448,12 @@ class Metrics(Collector):
         self.rejected = self._counter("rejected", "Refused requests.", "reason")
         for reason in LACK_OF_CAPACITY:
             self.rejected.labels(reason)
+        self.caller_requests = self._counter(
+            "caller_requests",
+            "Requests by the name of their API key, accepted or beyond a limit of it.",
+            "caller",
+            "outcome",
+        )
         self.idle_connections_closed = self._counter(
             "idle_connections_closed", "Idle connections closed to make room.", "protocol"
         )

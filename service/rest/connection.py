@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, NoReturn
 
@@ -13,6 +13,7 @@ from service.errors import InvalidRequest, RequestTooLarge, ServiceError, TooSlo
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
 from service.rest.pages import is_page
+from service.safety.api_keys import do_nothing
 from service.safety.protection import BodyShare, Protection
 
 # Key of an ASGI scope that holds the request's `Body`.
@@ -281,7 +282,7 @@ class CallMiddleware:
             self._protection.request_timeout_s,
         )
         call.has_left = scope.get(HAS_LEFT, call.has_left)
-        status = 0
+        status, leave = 0, do_nothing
 
         async def send_with_call(message: Message) -> None:
             nonlocal status
@@ -293,7 +294,7 @@ class CallMiddleware:
         try:
             with self._protection.body_memory.share() as share:
                 try:
-                    self._check_caller(scope, headers)
+                    leave = self._enter_caller(scope, headers)
                     self._apply_headers(call, headers)
                     left_s = call.deadline - call.clock()
                     scope[BODY] = body = Body(receive, self._protection, share, left_s)
@@ -312,15 +313,20 @@ class CallMiddleware:
         finally:
             # The body references uvicorn's side of the request, and that references the scope.
             scope.pop(BODY, None)
+            leave()
             call.free_memory()
             self._record(scope, status or CLIENT_LEFT, call)
 
-    def _check_caller(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
+    def _enter_caller(self, scope: Scope, headers: Mapping[bytes, str]) -> Callable[[], None]:
+        """Check who sends the request; call the result at its end."""
         path, is_read = scope["path"], scope["method"] in READS
         is_open = path in OPEN_PATHS or path in self._probes or is_page(path)
         if not (is_open and is_read):
             self._protection.browsers.check(headers)
-            self._protection.keys.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
+            return self._protection.keys.enter(
+                headers.get(b"authorization"), headers.get(b"x-api-key")
+            )
+        return do_nothing
 
     def _apply_headers(self, call: Call, headers: Mapping[bytes, str]) -> None:
         """Set the deadline and the priority that the headers ask for."""

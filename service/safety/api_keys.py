@@ -1,18 +1,25 @@
 """API keys from the environment and from a file that is read again when it changes.
 
-Keys are kept as digests only and compared in constant time. A key is never logged.
+Keys are kept as digests only and compared in constant time. A key is never logged. A key of the
+file may belong to a caller with a name, whose requests are counted and may be limited.
 """
 
 import hmac
 import logging
+import math
+import re
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from service.call import Clock
-from service.errors import Unauthenticated
+from service.errors import Overloaded, Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.safety.tls import FileWatch
 
@@ -20,8 +27,96 @@ MIN_KEY_CHARS: Final = 16
 MAX_KEY_CHARS: Final = 512
 HOW_TO: Final = "Send it as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`."
 BEARER: Final = "bearer "
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+# Each is a label of series.
+MAX_CALLERS: Final = 100
+OPTIONS: Final = ("name", "requests_per_s", "requests_at_once")
+BUSY_RETRY_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+def do_nothing() -> None:
+    """The end of a request without a caller's limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The owner of keys; several keys may have one, as while they are renewed.
+
+    Attributes:
+        name: Label of its metrics; empty for keys without a name.
+        requests_per_s: Most requests a second, of which one second's may come at once.
+        requests_at_once: Most requests in progress.
+    """
+
+    name: str = ""
+    requests_per_s: float | None = None
+    requests_at_once: int | None = None
+
+
+Known = Sequence[tuple[bytes, Caller]]
+NO_CALLER: Final = Caller()
+
+
+class CallerLimits:
+    """Counts the requests of callers with a name, and refuses those beyond a limit. Thread-safe."""
+
+    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._running: Counter[str] = Counter()
+        # By name: requests that may still start, and when that was so.
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def enter(self, caller: Caller) -> Callable[[], None]:
+        """Begin a request; call the result at its end.
+
+        Raises:
+            Overloaded: A limit of the caller is reached.
+        """
+        if not caller.name:
+            return do_nothing
+        with self._lock:
+            wait_s = self._wait_s(caller)
+            is_busy = self._running[caller.name] >= (caller.requests_at_once or math.inf)
+            if not wait_s and not is_busy:
+                self._running[caller.name] += 1
+                if caller.requests_per_s is not None:
+                    left, since = self._left[caller.name]
+                    self._left[caller.name] = (left - 1, since)
+        outcome = "too_fast" if wait_s else "too_many_at_once" if is_busy else "accepted"
+        self._metrics.caller_requests.labels(caller.name, outcome).inc()
+        if outcome == "accepted":
+            return partial(self._leave, caller.name)
+        self._metrics.rejected.labels("caller_limit").inc()
+        if is_busy and not wait_s:
+            raise Overloaded(
+                f"The key may have {caller.requests_at_once} requests in progress.",
+                code="key_busy",
+                retry_after_s=BUSY_RETRY_S,
+            )
+        raise Overloaded(
+            f"The key may send {caller.requests_per_s:g} requests a second.",
+            code="key_rate_exceeded",
+            retry_after_s=wait_s,
+        )
+
+    def _leave(self, name: str) -> None:
+        with self._lock:
+            self._running[name] -= 1
+
+    def _wait_s(self, caller: Caller) -> float:
+        """Seconds until one more request may start, by the rate alone."""
+        rate = caller.requests_per_s
+        if rate is None:
+            return 0.0
+        now, most = self._clock(), max(1.0, rate)
+        left, since = self._left.get(caller.name, (most, now))
+        left = min(most, left + (now - since) * rate)
+        self._left[caller.name] = (left, now)
+        return 0.0 if left >= 1 else (1 - left) / rate
 
 
 class ApiKeys:
@@ -40,7 +135,8 @@ class ApiKeys:
         Args:
             metrics: Counts refused requests.
             fixed: Keys, separated by commas.
-            file: One key per line; blank lines and lines that begin with `#` are ignored.
+            file: One key per line, optionally with `name=`, `requests_per_s=` and
+                `requests_at_once=`; blank lines and lines that begin with `#` are ignored.
             clock: Decides when to look at the file again.
 
         Raises:
@@ -51,12 +147,13 @@ class ApiKeys:
         self._file = file
         self.is_required = fixed is not None or file is not None
         named = [] if fixed is None else [key.strip() for key in fixed.split(",")]
-        self._fixed = () if fixed is None else _digests([k for k in named if k], "api_keys")
+        self._fixed = () if fixed is None else _parsed([k for k in named if k], "api_keys")
+        self._limits = CallerLimits(metrics, clock)
         self._watch = FileWatch([] if file is None else [file], clock=clock)
         self._filed = () if file is None else _read(file)
 
-    def check(self, authorization: str | None, api_key: str | None) -> None:
-        """Check the key of a request, in either of two headers.
+    def enter(self, authorization: str | None, api_key: str | None) -> Callable[[], None]:
+        """Check the key of a request, in either of two headers; call the result at its end.
 
         Args:
             authorization: The value of `Authorization`.
@@ -64,62 +161,110 @@ class ApiKeys:
 
         Raises:
             Unauthenticated: Neither holds a known key.
+            Overloaded: A limit of the key's caller is reached.
         """
         if not self.is_required:
-            return
+            return do_nothing
         shown = [] if api_key is None else [api_key]
         if authorization is not None and authorization[: len(BEARER)].lower() == BEARER:
             shown.append(authorization[len(BEARER) :].strip())
         known = self._known()
-        if any([_is_known(key, known) for key in shown]):
-            return
+        found = [caller for key in shown if (caller := _caller_of(key, known)) is not None]
+        if found:
+            return self._limits.enter(found[0])
         self._metrics.rejected.labels("unauthenticated").inc()
         if shown:
             raise Unauthenticated(f"The API key is unknown. {HOW_TO}")
         raise Unauthenticated(f"An API key is needed. {HOW_TO}", code="missing_api_key")
 
-    def _known(self) -> tuple[bytes, ...]:
-        """All digests. If the file has become invalid, its last keys stay in use."""
+    def _known(self) -> Known:
+        """All digests with their callers. If the file becomes invalid, its last keys stay."""
         if self._file is not None and self._watch.has_changed():
             try:
                 self._filed = _read(self._file)
                 logger.info("read the API keys again", extra={"fields": {"keys": len(self._filed)}})
             except (OSError, ValueError) as error:
                 logger.error("the API keys were not changed: %s", error)
-        return self._fixed + self._filed
+        return [*self._fixed, *self._filed]
 
 
-def _is_known(shown: str, known: Iterable[bytes]) -> bool:
+def _caller_of(shown: str, known: Known) -> Caller | None:
     """Compare with every key, so that the time does not depend on the match."""
     digest = _digest(shown)
-    found = False
-    for other in known:
-        found |= hmac.compare_digest(digest, other)
+    found = None
+    for other, caller in known:
+        found = caller if hmac.compare_digest(digest, other) else found
     return found
 
 
-def _read(file: Path) -> tuple[bytes, ...]:
+def _read(file: Path) -> Known:
     try:
         lines = [line.strip() for line in file.read_text(encoding="ascii").splitlines()]
     except UnicodeDecodeError:
         raise ValueError(f"{file}: keys must be ASCII") from None
-    return _digests([line for line in lines if line and not line.startswith("#")], str(file))
+    return _parsed([line for line in lines if line and not line.startswith("#")], str(file))
 
 
-def _digests(keys: Sequence[str], where: str) -> tuple[bytes, ...]:
-    if not keys:
+def _parsed(lines: Sequence[str], where: str) -> Known:
+    if not lines:
         raise ValueError(
             f"{where} holds no API key; write one a line (openssl rand -hex 32), "
             "or unset the setting to accept requests without a key"
         )
-    for number, key in enumerate(keys, start=1):
-        is_plain = key.isascii() and key.isprintable() and " " not in key
-        if not (is_plain and MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS):
+    found: list[tuple[bytes, Caller]] = []
+    callers: dict[str, Caller] = {}
+    for number, line in enumerate(lines, start=1):
+        key, *words = line.split(" ")
+        if not (key.isascii() and key.isprintable() and MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS):
             raise ValueError(
                 f"API key number {number} of {where} is invalid: a key has {MIN_KEY_CHARS} to "
                 f"{MAX_KEY_CHARS} printable ASCII characters without spaces"
             )
-    return tuple(map(_digest, keys))
+        try:
+            caller = _parse_caller([word for word in words if word])
+        except ValueError as error:
+            raise ValueError(f"API key number {number} of {where}: {error}") from None
+        if callers.setdefault(caller.name, caller) != caller:
+            raise ValueError(
+                f"API key number {number} of {where}: {caller.name} has other limits before; keys "
+                "of one name share them"
+            )
+        found.append((_digest(key), caller))
+    if len(callers) > MAX_CALLERS:
+        raise ValueError(f"{where} has {len(callers)} names, at most {MAX_CALLERS} are allowed")
+    return found
+
+
+def _parse_caller(words: Sequence[str]) -> Caller:
+    """The options behind a key.
+
+    Raises:
+        ValueError: An option is unknown or has a wrong value.
+    """
+    given: Mapping[str, str] = dict(word.partition("=")[::2] for word in words)
+    unknown = [name for name in given if name not in OPTIONS]
+    if unknown or len(given) < len(words):
+        # What stands there may be a part of a key.
+        raise ValueError(f"after the key write only {', '.join(f'{n}=...' for n in OPTIONS)}, once")
+    if not given:
+        return NO_CALLER
+    if not NAME.fullmatch(given.get("name", "")):
+        raise ValueError(
+            "a name has up to 40 lower-case letters, digits, - and _, and limits need a name"
+        )
+    rate, at_once = given.get("requests_per_s"), given.get("requests_at_once")
+    try:
+        caller = Caller(
+            given["name"],
+            None if rate is None else float(rate),
+            None if at_once is None else int(at_once),
+        )
+    except ValueError:
+        raise ValueError("requests_per_s and requests_at_once are numbers") from None
+    limits = (caller.requests_per_s, caller.requests_at_once)
+    if not all(0 < limit < math.inf for limit in limits if limit is not None):
+        raise ValueError("requests_per_s and requests_at_once are above 0")
+    return caller
 
 
 def _digest(key: str) -> bytes:

@@ -108,7 +108,7 @@ def test_a_users_component_replaces_the_empty_keys(tmp_path: Path) -> None:
     assert none["metadata"] == one["metadata"]
     with pytest.raises(ValueError, match="holds no API key"):
         read_keys(tmp_path, none)
-    read_keys(tmp_path, one).check(None, "a-key-of-my-own-0001")
+    read_keys(tmp_path, one).enter(None, "a-key-of-my-own-0001")
 
 
 def read_keys(folder: Path, secret: Manifest) -> ApiKeys:

@@ -153,4 +153,4 @@ def test_the_latency_bound_is_a_bucket() -> None:
 def test_reasons_of_refusals_are_those_of_the_service() -> None:
     existing = set(re.findall(r'(?:rejected\.labels|_rejected)\("(\w+)"', SOURCES))
     (reasons,) = re.findall(r'reason=~"([^"]+)"', RULES)
-    assert set(reasons.split("|")) == existing - {"unauthenticated", "too_large"}
+    assert set(reasons.split("|")) == existing - {"unauthenticated", "too_large", "caller_limit"}

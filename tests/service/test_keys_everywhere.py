@@ -1,6 +1,7 @@
 """With API keys set, every route and every RPC of a whole server needs one, except those named."""
 
 import asyncio
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from service.server import Server
 from tests.service.callers import ENCODER, LIMIT_S, grpc_channel, http_client
-from tests.service.conftest import Serving
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
 KEY = "the-key-of-this-test"
 # To add one, give the reason in rest/connection.py or grpc/guard.py.
@@ -116,6 +117,54 @@ async def test_every_rpc_needs_a_key_but_the_open_ones(serving: Serving) -> None
                 assert (code == "UNAUTHENTICATED") != is_open, (rpc, code)
         for key in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
             assert await code_of(channel, f"{ENCODER}/ListModels", key) == "OK"
+
+
+async def test_a_keys_limits_are_of_both_protocols(
+    serving: Serving,
+    tmp_path: Path,
+    runtime: FakeRuntime,
+    entered: Entered,
+    encode_image: Encode,
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY} name=acme requests_at_once=1 requests_per_s=0.001\n{KEY}2\n")
+    body, send = encode_image(), {"Content-Type": "image/png"}
+    mine, other = {"x-api-key": KEY}, {"x-api-key": f"{KEY}2"}
+    path, rpc = "/v1/images:embed", f"{ENCODER}/ListModels"
+    async with (
+        serving(api_keys_file=file) as server,
+        grpc_channel(server) as channel,
+        http_client(server) as client,
+    ):
+        runtime.gate.clear()
+        first = asyncio.ensure_future(client.post(path, content=body, headers={**send, **mine}))
+        assert await entered()
+        refused = await client.get("/v1/models", headers=mine)
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) > 900
+        assert refused.json()["error"]["code"] == "key_rate_exceeded"
+        assert await code_of(channel, rpc, mine) == "RESOURCE_EXHAUSTED"
+        assert await code_of(channel, rpc, other) == "OK"
+        file.write_text(f"{KEY} name=acme requests_at_once=1\n{KEY}2\n")
+        server.protection.keys._watch._next = -math.inf
+        refused = await client.get("/v1/models", headers=mine)
+        assert refused.json()["error"]["code"] == "key_busy"
+        assert await code_of(channel, rpc, mine) == "RESOURCE_EXHAUSTED"
+        runtime.gate.set()
+        assert (await first).status_code == 200
+        for _ in range(3):
+            # Each gives its place back, also one that fails.
+            assert (await client.get("/v1/nowhere", headers=mine)).status_code == 404
+            await until(lambda: is_free(server))
+            assert await code_of(channel, rpc, mine) == "OK"
+            await until(lambda: is_free(server))
+    text = server.metrics.registry.get_sample_value
+    labels = {"caller": "acme", "outcome": "accepted"}
+    assert text("tipserve_caller_requests_total", labels) == 7
+
+
+def is_free(server: Server) -> bool:
+    return not server.protection.keys._limits._running["acme"]
 
 
 async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(serving: Serving) -> None:

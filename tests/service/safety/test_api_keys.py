@@ -1,12 +1,13 @@
 """API keys: sources, checks, renewal, and that they are never shown."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from service.errors import Unauthenticated
+from service.errors import Overloaded, Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from service.settings import describe_settings, load_settings
@@ -19,7 +20,7 @@ def is_accepted(keys: ApiKeys, key: str) -> bool:
     outcomes = set()
     for shown in ((f"Bearer {key}", None), (f"bearer  {key}", None), (None, key)):
         try:
-            keys.check(*shown)
+            keys.enter(*shown)
             outcomes.add(True)
         except Unauthenticated:
             outcomes.add(False)
@@ -29,7 +30,7 @@ def is_accepted(keys: ApiKeys, key: str) -> bool:
 
 def test_without_keys_every_request_is_accepted(metrics: Metrics) -> None:
     keys = ApiKeys(metrics)
-    keys.check(None, None)
+    keys.enter(None, None)
     assert not keys.is_required
 
 
@@ -58,7 +59,7 @@ def test_a_refused_key_has_its_code_and_is_counted(
     metrics: Metrics, authorization: str | None, code: str
 ) -> None:
     with pytest.raises(Unauthenticated, match="X-Api-Key") as caught:
-        ApiKeys(metrics, fixed=FIRST).check(authorization, None)
+        ApiKeys(metrics, fixed=FIRST).enter(authorization, None)
     assert caught.value.code == code
     refused = metrics.registry.get_sample_value(
         "tipserve_rejected_total", {"reason": "unauthenticated"}
@@ -77,7 +78,7 @@ def test_every_key_is_compared_in_constant_time(
         return one == other
 
     monkeypatch.setattr("service.safety.api_keys.hmac.compare_digest", compare)
-    keys.check(None, FIRST)
+    keys.enter(None, FIRST)
     assert compared == [32, 32, 32], "digests of equal length, all of them"
 
 
@@ -147,3 +148,79 @@ def test_keys_on_a_command_line_are_refused(arguments: Sequence[str]) -> None:
     with pytest.raises(ValueError, match="TIPSERVE_API_KEYS") as caught:
         load_settings(arguments, {})
     assert FIRST not in str(caught.value)
+
+
+def limited(metrics: Metrics, folder: Path, clock: Clock, options: str) -> ApiKeys:
+    file = folder / "keys"
+    file.write_text(f"{FIRST} name=acme {options}\n{SECOND}  name=acme {options}\n{THIRD}\n")
+    return ApiKeys(metrics, file=file, clock=clock)
+
+
+def count(metrics: Metrics, outcome: str) -> float:
+    labels = {"caller": "acme", "outcome": outcome}
+    return metrics.registry.get_sample_value("tipserve_caller_requests_total", labels) or 0
+
+
+def test_a_callers_rate_is_shared_by_its_keys(metrics: Metrics, tmp_path: Path) -> None:
+    clock = Clock()
+    keys = limited(metrics, tmp_path, clock, "requests_per_s=2")
+    keys.enter(None, FIRST)()
+    keys.enter(None, SECOND)()
+    with pytest.raises(Overloaded, match="2 requests a second") as caught:
+        keys.enter(None, FIRST)
+    assert (caught.value.code, caught.value.retry_after_s) == ("key_rate_exceeded", 0.5)
+    for _ in range(9):
+        keys.enter(None, THIRD)()
+    clock.now += 0.5
+    keys.enter(None, FIRST)()
+    assert (count(metrics, "accepted"), count(metrics, "too_fast")) == (3, 1)
+    clock.now += 100
+    for _ in range(2):
+        keys.enter(None, FIRST)
+    with pytest.raises(Overloaded):
+        keys.enter(None, FIRST)
+
+
+def test_a_callers_requests_in_progress_are_limited(metrics: Metrics, tmp_path: Path) -> None:
+    keys = limited(metrics, tmp_path, Clock(), "requests_at_once=2")
+    leave, _ = keys.enter(None, FIRST), keys.enter(None, SECOND)
+    with pytest.raises(Overloaded, match="2 requests in progress") as caught:
+        keys.enter(None, FIRST)
+    assert caught.value.code == "key_busy"
+    leave()
+    keys.enter(None, FIRST)
+    assert (count(metrics, "accepted"), count(metrics, "too_many_at_once")) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("name=Acme", "a name has up to 40"),
+        ("requests_per_s=2", "limits need a name"),
+        ("name=a rate=2", "write only name=..., requests_per_s=..., requests_at_once=..., once"),
+        ("name=a name=b", "once"),
+        ("acme", "write only"),
+        ("name=a requests_per_s=fast", "are numbers"),
+        ("name=a requests_per_s=0", "are above 0"),
+        ("name=a requests_per_s=inf", "are above 0"),
+        ("name=a requests_at_once=-1", "are above 0"),
+    ],
+)
+def test_wrong_options_of_a_key_are_errors_without_the_key(
+    metrics: Metrics, tmp_path: Path, options: str, message: str
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{FIRST} {options}\n")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        ApiKeys(metrics, file=file)
+    assert FIRST not in str(caught.value)
+
+
+def test_limits_of_one_name_agree_and_names_are_bounded(metrics: Metrics, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{FIRST} name=a requests_per_s=1\n{SECOND} name=a requests_per_s=2\n")
+    with pytest.raises(ValueError, match="a has other limits before"):
+        ApiKeys(metrics, file=file)
+    file.write_text("".join(f"{FIRST}{n} name=n{n}\n" for n in range(101)))
+    with pytest.raises(ValueError, match="101 names, at most 100"):
+        ApiKeys(metrics, file=file)

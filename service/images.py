@@ -236,7 +236,10 @@ class ImagePreparer:
             target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
             # Scale first: turning a large photo at full size would cost as much as scaling it.
             scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
-            return loaded.upright(scaled), loaded.size_hw
+            upright, size_hw = loaded.upright(scaled), loaded.size_hw
+            # Before its share is given back: else the next image is decoded beside this one.
+            del loaded
+            return upright, size_hw
 
 
 def _is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:

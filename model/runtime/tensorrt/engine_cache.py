@@ -1,7 +1,8 @@
 """A folder of built engines, shared by processes; each has a JSON file with its key and digest.
 
-An engine whose key or digest differs is built again, and the log says why. One process builds at a
-time, since parallel builds would disturb each other's timings.
+An engine whose key or digest differs is built again, and the log says why. Engines are loaded
+without a lock, by any number of processes at once. One process builds at a time, since parallel
+builds would disturb each other's timings.
 """
 
 import hashlib
@@ -122,15 +123,15 @@ class EngineCache:
             GpuError: The library refuses the new engine.
         """
         path = self.plan_file(key)
+        engine, _ = _load(path, key, load)
+        if engine is not None:
+            return engine
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(path.parent / LOCK, on_wait=_log_wait):
-            plan, reason = _read(path, key)
-            if plan is not None:
-                engine = load(plan)
-                if engine is not None:
-                    LOGGER.info("using the TensorRT engine %s", path)
-                    return engine
-                reason = "TensorRT refuses it"
+            # Another process may have built it meanwhile.
+            engine, reason = _load(path, key, load)
+            if engine is not None:
+                return engine
             LOGGER.info("building the TensorRT engine %s, which may take minutes: %s", path, reason)
             timings = path.parent / TIMINGS
             built = build(timings.read_bytes() if timings.is_file() else b"")
@@ -143,6 +144,20 @@ class EngineCache:
             _write(path, built.plan, key)
             atomic_write(timings, built.timings)
         return engine
+
+
+def _load(
+    path: Path, key: EngineKey, load: Callable[[bytes], Engine | None]
+) -> tuple[Engine | None, str]:
+    """Load the cached engine; None and the reason if it cannot be used."""
+    plan, reason = _read(path, key)
+    if plan is None:
+        return None, reason
+    engine = load(plan)
+    if engine is None:
+        return None, "TensorRT refuses it"
+    LOGGER.info("using the TensorRT engine %s", path)
+    return engine, ""
 
 
 def _log_wait(holder: str) -> None:

@@ -89,6 +89,8 @@ def test_a_session_computes_on_its_provider_and_float32_without_tf32(
         ("cuda", session(CPU, on_cpu="MatMul"), "'cuda' and would have computed by CPUExecution"),
         ("tensorrt", session(CUDA, CPU), "'tensorrt' and would have computed by CUDAExecution"),
         ("cuda", session(CUDA, CPU, on_cpu="Shape MatMul Softmax"), "leaves MatMul, Softmax of"),
+        ("cuda", session(CUDA, CPU, on_cpu="Shape MultiHeadAttention"), "leaves MultiHeadAtt"),
+        ("cuda", session(CUDA, CPU, on_cpu="QLinearMatMul MatMulInteger"), "leaves MatMulInteger"),
         ("tensorrt", RuntimeError("CUDA error 35"), "provider 'tensorrt': CUDA error 35"),
     ],
 )
@@ -98,6 +100,29 @@ def test_a_session_that_would_compute_elsewhere_is_refused(
     monkeypatch.setitem(sys.modules, "onnxruntime", Library(opened))
     with pytest.raises(ProviderError, match=complaint):
         open_session(Path("a.onnx"), provider, "fp16", 1)
+
+
+class Unfound:
+    """Finds no module, and notes which ones are looked for."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        self.names.append(name)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_the_tensorrt_provider_gets_the_libraries_of_tensorrt_s_wheel(
+    monkeypatch: pytest.MonkeyPatch, provider: Any
+) -> None:
+    name = TENSORRT if provider == "tensorrt" else CUDA
+    monkeypatch.setitem(sys.modules, "onnxruntime", Library(session(name)))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    finder = Unfound()
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    open_session(Path("a.onnx"), provider, "fp16", 1)
+    assert ("tensorrt" in finder.names) == (provider == "tensorrt")
 
 
 def test_a_build_without_the_provider_is_refused(tiny_package: ModelPackage) -> None:

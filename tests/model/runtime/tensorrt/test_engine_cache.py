@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from model.files import locked
 from model.manifest import FileEntry
 from model.runtime.loaded_graphs import graph_digest
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError
 from model.runtime.tensorrt.engine_cache import (
+    LOCK,
     BuiltEngine,
     EngineCache,
     EngineKey,
@@ -186,3 +188,25 @@ def test_only_one_builds_and_the_others_wait_for_it(builds: Builds) -> None:
         thread.join(10)
     assert found == [b"plan 1"] * 3
     assert len(builds.timings) == 1
+
+
+def test_built_engines_load_while_another_is_being_built(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred servers that start at once must not load their engines one by one."""
+    builds.get()
+    folder = builds.cache.plan_file(KEY).parent
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("waits for the lock")
+
+    with locked(folder / LOCK):
+        monkeypatch.setattr("model.runtime.tensorrt.engine_cache.locked", refuse)
+        assert builds.get() == b"plan 1"
+        folder.chmod(0o500)  # a cache that is mounted for reading
+        try:
+            assert builds.get() == b"plan 1"
+        finally:
+            folder.chmod(0o700)
+        with pytest.raises(AssertionError, match="waits for the lock"):
+            builds.get(replace(KEY, part="text"))

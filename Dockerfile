@@ -1,6 +1,6 @@
 # Images of tipserve; deploy/README.md has the command of each. Targets: `serve` (the default) and `train`.
 #   docker build -t tipserve:0.1.0 .
-# The base is an argument, so that a CUDA or TensorRT image with Python and pip can take its place, with EXTRA=gpu,otel.
+# One base for all: CUDA, cuDNN and TensorRT are wheels of EXTRA=gpu,otel, and the driver comes from the node. BASE takes a mirror.
 # What pip needs to be told (an index, a certificate) comes as the secret `pip`, in the form of pip.conf, and stays in no layer.
 # Packages are those of requirements/, by their hashes; scripts/lock_requirements.sh writes them, scripts/pin_base.sh the digest.
 ARG BASE=python:3.11-slim
@@ -70,7 +70,10 @@ RUN groupadd --gid 10001 tipserve \
     # Login shells, by which operators start Ray, would forget the PATH that is set below.
     && echo "export PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/tipserve.sh
 # The root may be read-only: what is downloaded, converted and compiled goes to the cache, to be mounted where it is wanted.
+# The NVIDIA container toolkit mounts what the capabilities name; GKE's device plugin mounts the driver at this path.
 ENV PATH=/opt/venv/bin:$PATH \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     TIPSERVE_CACHE=/var/cache/tipserve \

@@ -32,7 +32,7 @@ PROVIDERS = {
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
     "pynvml": "nvidia-ml-py",
-    "tensorrt": "tensorrt",
+    "tensorrt": "tensorrt-cu13",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
 }
 
@@ -97,6 +97,28 @@ def test_the_client_imports_what_it_declares_and_nothing_of_the_service(
 
 def test_serving_declares_neither_torch_nor_transformers(project_root: Path) -> None:
     assert not declared(project_root, ("cpu", "gpu")) & {"torch", "torchvision", "transformers"}
+
+
+def test_every_extra_that_a_text_names_exists(
+    project_root: Path, project_files: list[Path]
+) -> None:
+    document = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = document["project"]["optional-dependencies"].keys()
+    unknown = [
+        f"{path}: {extra}"
+        for path in project_files
+        if path.suffix in {".md", ".py", ".sh", ".yaml"}
+        for names in re.findall(
+            r"tipserve\[([\w,-]+)\]|EXTRA=([\w,-]+)", _text(project_root / path)
+        )
+        for extra in ",".join(filter(None, names)).split(",")
+        if extra not in extras
+    ]
+    assert not unknown
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 @pytest.mark.slow

@@ -1,0 +1,82 @@
+"""The wheels of the extras for GPUs fit each other; scripts/check_gpu_wheels.py downloads them."""
+
+import re
+import runpy
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.deploy.kustomizations import DEPLOY
+from tests.deploy.test_release import pins, wanted
+
+ROOT = DEPLOY.parent
+EXTRAS = ("gpu", "gpu-cuda12")
+PROVIDERS = ("libonnxruntime_providers_cuda.so", "libonnxruntime_providers_tensorrt.so")
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "scripts" / "check_gpu_wheels.py"))
+
+
+def recorded(extra: str) -> str:
+    """What the script printed for an extra, as docs/gpu.md has it."""
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    found = re.search(rf"^\[{re.escape(extra)}\]\n(.*?)^(?:\[|```)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/gpu.md has no output for {extra}"
+    return found[1]
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_wheels_that_images_install_were_checked(script: dict[str, Any], extra: str) -> None:
+    output = recorded(extra)
+    checked = set(re.findall(r"^([\w.-]+==\S+)", output, re.MULTILINE))
+    locked = {
+        name for name in script["locked"](extra) if not re.match(r"tensorrt.*\d(-libs)?==", name)
+    }
+    assert checked == locked, "run scripts/check_gpu_wheels.py, and put its output into docs/gpu.md"
+    assert "every needed library is there" in output
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_tensorrt_is_of_the_version_that_the_provider_loads(extra: str) -> None:
+    output = recorded(extra)
+    version = pins(ROOT / "requirements" / f"{extra},otel.txt")
+    (tensorrt,) = (version[name] for name in version if re.fullmatch(r"tensorrt-cu\d+", name))
+    (needed,) = re.findall(rf"^{re.escape(PROVIDERS[1])} needs (.*)$", output, re.MULTILINE)
+    assert f"libnvinfer.so.{tensorrt.major}" in needed.split(", ")
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_range_of_the_extras_ends(extra: str) -> None:
+    core = {one.name for one in wanted("cpu")}
+    own = [one for one in wanted(extra) if one.name not in core]
+    endless = [one for one in own if all(part.operator != "<" for part in one.specifier)]
+    assert not endless
+
+
+def test_a_library_that_no_wheel_has_is_named(script: dict[str, Any]) -> None:
+    needed = {
+        "provider.so": {"libnvinfer.so.10", "libcublas.so.13", "libcuda.so.1", "libc.so.6"},
+        "libcublas.so.13": {"libstdc++.so.6"},
+    }
+    assert list(
+        script["missing"](needed, script["of_tensorrt"](["tensorrt-cu13-bindings==11.4"]))
+    ) == ["provider.so needs libnvinfer.so.10, which no wheel of the extra has"]
+    assert not list(
+        script["missing"](needed, script["of_tensorrt"](["tensorrt-cu13-bindings==10.9"]))
+    )
+
+
+def test_what_a_shared_object_needs_is_read_from_a_wheel(
+    script: dict[str, Any], tmp_path: Path
+) -> None:
+    (extension,) = Path(orjson.__file__).parent.glob("orjson.*.so")  # any shared object
+    wheel = tmp_path / "a.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(extension, "a/lib.so.1.2")
+        archive.writestr("a/__init__.py", "")
+    assert "libc.so.6" in script["read_wheel"](wheel)["lib.so.1.2"]

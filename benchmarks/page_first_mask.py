@@ -4,7 +4,7 @@ Claim: in a page that has just been opened, the mask of an uploaded image is pai
 times the time of the page's own request, from the Enter after the class names. For comparison the
 script also clicks an example, which loads its image first. Each round uses a new browser profile,
 and sends the page's request again from this process, over a connection of its own.
-Run: python -m benchmarks.page_first_mask [--rounds 15]; needs /usr/bin/chromium
+Run: python -m benchmarks.page_first_mask [--rounds 15] [--model bundled]; needs /usr/bin/chromium
 """
 
 import argparse
@@ -112,13 +112,15 @@ def measure(browser: Browser, url: str, rounds: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the page of the bundled model."""
+    """Measure the page of a model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    rounds: int = parser.parse_args(arguments).rounds
-    with running_service("--model=bundled-student") as service, opened_browser() as browser:
+    parser.add_argument("--model", default="bundled", help="the service's default by default")
+    options = parser.parse_args(arguments)
+    rounds: int = options.rounds
+    with running_service(f"--model={options.model}") as service, opened_browser() as browser:
         print(
-            f"bundled-student, {SCENE.name}, {CLASSES}; {os.cpu_count()} cores, load "
+            f"{options.model}, {SCENE.name}, {CLASSES}; {os.cpu_count()} cores, load "
             f"{os.getloadavg()[0]:.1f}; Chromium {browser.version}; medians of {rounds} rounds"
         )
         measure(browser, service.http_url, rounds)

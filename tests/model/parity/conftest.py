@@ -51,6 +51,9 @@ class Altered:
     def interrupt(self) -> None:
         self._runtime.interrupt()
 
+    def release_idle_memory(self) -> None:
+        self._runtime.release_idle_memory()
+
     def close(self) -> None:
         self._runtime.close()
 

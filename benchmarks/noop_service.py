@@ -6,7 +6,7 @@ python -m benchmarks.noop_service tipserve|plain PORTS_FILE [NAME=VALUE ...]
 
 import json
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import uvloop
 from fastapi import FastAPI, Request
 from numpy.typing import NDArray
 
-from model.graphs import DenseTask, Precision
+from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
 from model.package import ModelPackage
 from model.runtime.base import Device, LaneShare, Runtime, VisionOutput
 from model.runtime.choice import RuntimeChoice
@@ -54,7 +54,10 @@ class NoopRuntime:
         self._dim = package.manifest.embed_dim
 
     def encode_images(
-        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+        self,
+        pixels_B3HW: NDArray[np.float32],
+        tasks: Sequence[DenseTask] = (),
+        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
         """Return the same noise for every image; as JSON it is as long as real embeddings."""
         batch, _, height, width = pixels_B3HW.shape

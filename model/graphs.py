@@ -15,6 +15,10 @@ Part = Literal["vision", "text", "depth", "normals", "segmentation"]
 
 # `pixel_values` [B, 3, H, W] to [B, D], [B, D], [B, N, D] and [B, N, D].
 VISION_OUTPUTS: Final = ("cls1", "cls2", "patch_embeddings", "value_embeddings")
+# The outputs with a row for each patch, which are nearly all of the bytes: `patch_embeddings` and
+# `value_embeddings`.
+PatchOutput = Literal["patches", "values"]
+PATCH_OUTPUTS: Final[tuple[PatchOutput, ...]] = ("patches", "values")
 # What dense heads read, also outputs of the vision graph of a package with heads: the first CLS
 # token [B, S, D] and the patches [B, S, h, w, D] after S of its blocks.
 TAPS: Final = ("tap_cls", "tap_patches")

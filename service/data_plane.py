@@ -5,7 +5,7 @@ CPU work runs in the pool, and the model runs in the lanes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask, make_map
+from model.graphs import PATCH_OUTPUTS
 from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
@@ -238,7 +239,7 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_pixels(request.images, model.manifest)
             names = check_outputs(request.outputs, model.info)
-            job = self._image_job(request, model, call)
+            job = self._image_job(request, model, call, names)
             async with self._encoded(job, model, call) as (encoded, _):
                 embeddings = [
                     image_outputs(
@@ -307,7 +308,7 @@ class DataPlane:
                     texts = await self.offload(cut)
                 groups, _ = text_groups(EmbedTextsRequest(texts=texts), self.limits)
                 prompts = model.texts.look_up(list(groups.values()))
-            job = self._image_job(request, model, call)
+            job = self._image_job(request, model, call, ("cls1",))
             async with self._encoded(job, model, call, prompts) as (encoded, known):
                 if texts:
                     num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
@@ -337,7 +338,7 @@ class DataPlane:
             request, head = await self._with_head(request, model)
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
-            job = self._image_job(request, model, call)
+            job = self._image_job(request, model, call, (features,))
             async with self._encoded(job, model, call, prompts) as (encoded, known):
                 if head is not None:
                     classes_KD = head.classes_KD
@@ -382,7 +383,7 @@ class DataPlane:
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             temperature = request.temperature or _temperature(model, head)
-            job = self._image_job(request, model, call)
+            job = self._image_job(request, model, call, (features,))
             async with self._encoded(job, model, call, prompts) as (encoded, known):
                 classes_KD = (
                     class_embeddings([g.prompts for g in prompts.groups], known)
@@ -417,7 +418,7 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_view(request)
             features = check_features(request.features, model.manifest)
-            job = self._image_job(request, model, call)
+            job = self._image_job(request, model, call, (features,))
             async with self._encoded(job, model, call) as (encoded, _):
                 maps = await self._draw_features(request, encoded.images, features)
         return VisualizeFeaturesResponse(
@@ -434,7 +435,7 @@ class DataPlane:
         with self._leased_model(request, call) as model:
             check_images(request.images, self.limits)
             check_task(task, model.info)
-            job = self._image_job(request, model, call)
+            job = self._image_job(request, model, call, ())
             async with self._encoded(job, model, call) as (encoded, _):
                 maps = await wait_all(
                     self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
@@ -480,7 +481,10 @@ class DataPlane:
             with call.stage("post"):
                 yield encoded, texts
 
-    def _image_job(self, request: ImagesRequest, model: ServedModel, call: Call) -> ImageJob:
+    def _image_job(
+        self, request: ImagesRequest, model: ServedModel, call: Call, outputs: Collection[str]
+    ) -> ImageJob:
+        """What to compute for a request that reads these outputs of its images."""
         rule = size_rule(request, model)
 
         def check(sizes_hw: Sequence[tuple[int, int]], num_patches: Sequence[int]) -> int:
@@ -505,6 +509,7 @@ class DataPlane:
                 if isinstance(request, EstimateMapsRequest)
                 else image_kind(map_outputs(request))
             ),
+            patch_outputs=[name for name in PATCH_OUTPUTS if name in outputs],
             check_sizes=check if isinstance(request, SizedRequest) else None,
             is_partial=getattr(request, "partial", False),
         )

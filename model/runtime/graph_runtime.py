@@ -4,13 +4,22 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.graphs import DENSE_TASKS, TAPS, TEXT_OUTPUTS, VISION_OUTPUTS, DenseTask, Part, Precision
+from model.graphs import (
+    DENSE_TASKS,
+    PATCH_OUTPUTS,
+    TAPS,
+    TEXT_OUTPUTS,
+    DenseTask,
+    Part,
+    PatchOutput,
+    Precision,
+)
 from model.package import ModelPackage
 from model.runtime.base import Device, VisionOutput, check_pixels, check_tokens, still_open
 from model.runtime.choice import RuntimeChoice
@@ -19,6 +28,11 @@ from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs, tapped_graph
 Arrays = Mapping[str, NDArray[Any]]
 # A dense head halves the patch grid and doubles it again, so both sides must be even.
 PATCHES_OF_A_HEAD = 2
+CLS_OUTPUTS: Final = ("cls1", "cls2")
+PATCH_OUTPUT_NAMES: Final[dict[PatchOutput, str]] = {
+    "patches": "patch_embeddings",
+    "values": "value_embeddings",
+}
 # One image of TIPSv2's native size; eight of them at once took 4 to 13 % less time each.
 PIXELS_AT_ONCE: Final = 448 * 448
 PATCHES_AT_ONCE: Final = 32 * 32
@@ -127,7 +141,10 @@ class GraphRuntime:
         self._graph(self._sources["text"])
 
     def encode_images(
-        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+        self,
+        pixels_B3HW: NDArray[np.float32],
+        tasks: Sequence[DenseTask] = (),
+        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
         for task in tasks:
@@ -135,9 +152,15 @@ class GraphRuntime:
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
         vision = self._sources["vision"]
         sharing = {task for task in tasks if self._has_taps and self._tapped[task] == vision}
-        names = (*VISION_OUTPUTS, *(TAPS if sharing else ()))
+        patch_names = [PATCH_OUTPUT_NAMES[output] for output in patch_outputs]
+        names = (*CLS_OUTPUTS, *patch_names, *(TAPS if sharing else ()))
         outputs = self._graph(vision).run({"pixel_values": pixels_B3HW}, names)
-        cls1_BD, cls2_BD, patches_BND, values_BND = (outputs[name] for name in VISION_OUTPUTS)
+        cls1_BD, cls2_BD = (outputs[name] for name in CLS_OUTPUTS)
+        none_B0D = cls1_BD[:, None][:, :0]
+        patches_BND, values_BND = (
+            outputs[PATCH_OUTPUT_NAMES[name]] if name in patch_outputs else none_B0D
+            for name in PATCH_OUTPUTS
+        )
         maps = {
             task: self._head(task, outputs if task in sharing else self._read(task, pixels_B3HW))
             for task in tasks

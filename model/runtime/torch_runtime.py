@@ -7,7 +7,7 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.graphs import DenseTask, Precision
+from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
 from model.package import ModelPackage
 from model.runtime.base import (
     Device,
@@ -67,7 +67,10 @@ class TorchRuntime:
         self._call: InterruptibleCall | None = None
 
     def encode_images(
-        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+        self,
+        pixels_B3HW: NDArray[np.float32],
+        tasks: Sequence[DenseTask] = (),
+        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
         for task in tasks:
@@ -76,8 +79,12 @@ class TorchRuntime:
         towers = still_open(self._towers)
         with self._computing() as torch:
             pixels = torch.from_numpy(np.ascontiguousarray(pixels_B3HW))
-            outputs = towers.vision(pixels.to(towers.device, towers.dtype))
-            cls1_BD, cls2_BD, patches_BND, values_BND = map(_array, outputs)
+            cls1, cls2, *patch_tensors = towers.vision(pixels.to(towers.device, towers.dtype))
+            cls1_BD, cls2_BD = _array(cls1), _array(cls2)
+            patches_BND, values_BND = (
+                _array(tensor if name in patch_outputs else tensor[:, :0])
+                for name, tensor in zip(PATCH_OUTPUTS, patch_tensors, strict=True)
+            )
         return VisionOutput(
             cls1_BD=cls1_BD,
             cls2_BD=cls2_BD,

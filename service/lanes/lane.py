@@ -4,12 +4,13 @@ Shape legend: B batch, L tokens, D width, H W pixels.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.graphs import PATCH_OUTPUTS, PatchOutput
 from model.runtime.base import Runtime, UnusableRuntimeError
 from service.lanes.work import Bucket, Outputs
 from service.messages import MAP_TASKS
@@ -62,12 +63,17 @@ class Lane:
         self._load = load
         self.runtime = load()
 
-    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+    def run(
+        self,
+        bucket: Bucket,
+        inputs: Inputs,
+        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
+    ) -> list[Outputs]:
         """Compute one batch.
 
         Returns:
-            One mapping for each item, not normalised. Images: `patches` and `values` [N, D], `cls1`
-            and `cls2` [D]. Texts: `text` [D]. Dense heads: a map under the name of the head.
+            One mapping for each item, not normalised. Images: `cls1` and `cls2` [D], and the patch
+            outputs [N, D]. Texts: `text` [D]. Dense heads: a map under the name of the head.
         """
         if bucket.kind == "text":
             # Copies, since the cache keeps single rows long after their batch.
@@ -78,17 +84,15 @@ class Lane:
                 maps = self.runtime.estimate(task, pixels_B3HW)
                 return [{task: array} for array in maps]
         tasks = tuple(task for task in MAP_TASKS if task in bucket.kind.split("+"))
-        output = self.runtime.encode_images(pixels_B3HW, tasks)
-        return [
-            {
-                "patches": output.patches_BND[i],
-                "values": output.values_BND[i],
-                "cls1": output.cls1_BD[i],
-                "cls2": output.cls2_BD[i],
-                **{task: output.maps[task][i] for task in tasks},
-            }
-            for i in range(len(output.cls1_BD))
-        ]
+        output = self.runtime.encode_images(pixels_B3HW, tasks, patch_outputs)
+        named = {"cls1": output.cls1_BD, "cls2": output.cls2_BD}
+        if "patches" in patch_outputs:
+            named["patches"] = output.patches_BND
+        if "values" in patch_outputs:
+            named["values"] = output.values_BND
+        named |= {task: output.maps[task] for task in tasks}
+        num_items = min(map(len, named.values()))
+        return [{name: rows[i] for name, rows in named.items()} for i in range(num_items)]
 
     def run_synthetic(self, bucket: Bucket, num_items: int = 1) -> None:
         """Compute a batch of synthetic items and validate the outputs.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
+from model.graphs import PATCH_OUTPUTS, PatchOutput
 from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
 from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
@@ -71,6 +72,7 @@ class WorkItem:
         priority: 1 is the highest.
         flow: Name of the client's share of the lanes, for fair scheduling.
         trace: Trace of the request; the batch's trace is linked to it.
+        patch_outputs: Of an image to embed: those that its request needs.
     """
 
     bucket: Bucket
@@ -80,6 +82,7 @@ class WorkItem:
     priority: int = DEFAULT_PRIORITY
     flow: str = ""
     trace: RequestTrace = NO_TRACE
+    patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +160,11 @@ class Batch:
     def cost(self) -> int:
         """Cost of all items."""
         return sum(entry.item.cost for entry in self.entries)
+
+    @property
+    def patch_outputs(self) -> frozenset[PatchOutput]:
+        """What any item needs: one batch serves them all."""
+        return frozenset().union(*(entry.item.patch_outputs for entry in self.entries))
 
     @property
     def is_abandoned(self) -> bool:

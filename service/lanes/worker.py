@@ -9,12 +9,13 @@ The worker's thread writes the lane's health, any thread reads it. Times are mon
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Final, Protocol
 
+from model.graphs import PatchOutput
 from model.runtime.base import Interrupted
 from service.call import Clock
 from service.errors import InternalError, Unavailable
@@ -168,7 +169,9 @@ class LaneRunner(Protocol):
 
     probe_bucket: Bucket
 
-    def run(self, bucket: Bucket, inputs: Inputs) -> Sequence[Outputs]:
+    def run(
+        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
+    ) -> Sequence[Outputs]:
         """Compute one batch."""
 
     def probe(self) -> None:
@@ -274,7 +277,7 @@ class LaneWorker:
                 {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
                 batch.taken,
             )
-            results = self._lane.run(batch.bucket, shared.inputs_of(batch))
+            results = self._lane.run(batch.bucket, shared.inputs_of(batch), batch.patch_outputs)
             if len(results) != len(batch.entries):
                 raise ResultCountError(f"{len(results)} results for {len(batch.entries)} items")
         except Exception as cause:

@@ -4,11 +4,12 @@ The steps alternate between the caller's event loop, the pool (headers, decoding
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from model.graphs import PatchOutput
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.images import ImagePreparer, PreparedImage, SizeRule
@@ -30,6 +31,7 @@ class ImageJob:
         images: Encoded images or pixels, or why there is none.
         rule: The size at which the model sees them.
         kind: Which outputs are computed.
+        patch_outputs: Which of the patch outputs are needed.
         check_sizes: Rejects images by their sizes, before any is decoded, and returns the memory
             for the answer.
         is_partial: Whether an unreadable image leaves the other images their answers.
@@ -38,6 +40,7 @@ class ImageJob:
     images: Sequence[MaybeImage]
     rule: SizeRule
     kind: Kind = "image"
+    patch_outputs: Collection[PatchOutput] = ()
     check_sizes: SizeCheck | None = None
     is_partial: bool = False
 
@@ -224,7 +227,7 @@ def _submit(run: _ImageRun, images: Sequence[PreparedImage]) -> None:
         run.images.append((sizes, len(parts)))
     pixels = [part for parts in cut for part in parts]
     run.submitted = run.call.clock()
-    run.futures = run.model.submit_images(pixels, run.call, run.job.kind)
+    run.futures = run.model.submit_images(pixels, run.call, run.job.kind, run.job.patch_outputs)
     if run.is_cancelled:
         for future in run.futures:
             future.cancel()

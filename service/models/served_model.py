@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.graphs import PatchOutput
 from model.package import Manifest
 from model.text import TextTokenizer
 from service.call import Call, Stage
@@ -251,7 +252,11 @@ class ServedModel:
         return size_hw[0] * size_hw[1] // self.manifest.patch_size**2
 
     def submit_images(
-        self, pixels: Sequence[NDArray[np.float32]], call: Call, kind: Kind = "image"
+        self,
+        pixels: Sequence[NDArray[np.float32]],
+        call: Call,
+        kind: Kind,
+        patch_outputs: Collection[PatchOutput],
     ) -> list["Future[Completed]"]:
         """Queue prepared images; the i-th future has the raw outputs of the i-th. Thread-safe.
 
@@ -259,6 +264,7 @@ class ServedModel:
             pixels: float32 [3, H, W] each.
             call: Gives deadline, priority and flow.
             kind: Which outputs to compute.
+            patch_outputs: Which of them to return.
 
         Raises:
             Unavailable: The server is stopping.
@@ -268,6 +274,7 @@ class ServedModel:
                 bucket=Bucket(kind, (p.shape[1], p.shape[2])),
                 cost=self.num_patches((p.shape[1], p.shape[2])),
                 payload=p,
+                patch_outputs=patch_outputs,
                 deadline=call.deadline,
                 trace=call.trace,
                 priority=call.priority,

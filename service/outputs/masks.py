@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.dense_maps import MapTask, make_map
+from model.graphs import PATCH_OUTPUTS
 from model.segmentation import Background, SegmentationMap, average_groups, l2_normalize, segment
 from model.winner_map import Labels
 from service.lanes.work import Outputs
@@ -35,7 +36,6 @@ from service.outputs.regions import (
 from service.outputs.slide import Geometry, segment_windows
 from service.waiting import Steps
 
-PATCH_OUTPUTS: tuple[ImageOutput, ...] = ("patches", "values")
 MAX_PALETTE_CLASSES: Final = 255
 OVERLAY_OPACITY: Final = 0.55
 # Bounds of the OKLab lightness (0 to 1) of class colours.

@@ -4,7 +4,7 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, cast
@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.graphs import DENSE_TASKS, DenseTask, Precision
+from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
 from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
@@ -105,6 +105,7 @@ class FakeRuntime:
         self.entered = threading.Semaphore(0)
         self.fault: Literal["", "raise", "short", "broken"] = ""
         self.num_images = 0
+        self.patch_outputs: list[tuple[PatchOutput, ...]] = []
         self.num_texts = 0
         self.num_maps = 0
         self.num_released = 0
@@ -114,7 +115,10 @@ class FakeRuntime:
         self._mix = np.random.default_rng(0).standard_normal((3, DIM), dtype=np.float32)
 
     def encode_images(
-        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+        self,
+        pixels_B3HW: NDArray[np.float32],
+        tasks: Sequence[DenseTask] = (),
+        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
         """Each patch: its mean colour through a fixed matrix."""
         is_trial = bool((pixels_B3HW == 1).all())
@@ -127,12 +131,14 @@ class FakeRuntime:
             patches_BND = blocks.reshape(batch, 3, -1).transpose(0, 2, 1) @ self._mix + 0.1
         if self.fault == "short" and not is_trial:
             patches_BND = patches_BND[:-1]
+        self.patch_outputs.append(tuple(patch_outputs))
+        num_patches, num_values = (rows * columns * (n in patch_outputs) for n in PATCH_OUTPUTS)
         mean_BD = patches_BND.mean(axis=1)
         return VisionOutput(
             cls1_BD=mean_BD,
             cls2_BD=-mean_BD,
-            patches_BND=patches_BND,
-            values_BND=2 * patches_BND + 1,
+            patches_BND=patches_BND[:, :num_patches],
+            values_BND=2 * patches_BND[:, :num_values] + 1,
             grid_hw=(rows, columns),
             maps={task: self.estimate(task, pixels_B3HW) for task in tasks},
         )

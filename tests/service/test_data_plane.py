@@ -276,6 +276,33 @@ async def test_the_model_sees_an_image_once_for_all_outputs(
         await plane.embed_images(replace(request, resolution=42), call())
 
 
+@pytest.mark.parametrize(
+    ("capability", "change", "needed"),
+    [
+        (EMBED, {}, ()),
+        (EMBED, {"outputs": ("cls2", "depth")}, ()),
+        (EMBED, {"outputs": ("patches", "cls1")}, ("patches",)),
+        (EMBED, {"outputs": ("values", "patches")}, ("patches", "values")),
+        (SEGMENT, {}, ("values",)),
+        (SLIDE, {"features": "patches"}, ("patches",)),
+        (CLASSIFY, {}, ()),
+        (FEATURES, {"features": "values"}, ("values",)),
+        (MIXED, {}, ()),
+    ],
+)
+async def test_the_runtime_returns_only_what_the_request_needs(
+    plane: DataPlane,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    capability: Capability,
+    change: dict[str, Any],
+    needed: tuple[str, ...],
+) -> None:
+    runtime.patch_outputs.clear()
+    await answer_of(plane, capability, (encode_image(),), **change)
+    assert {frozenset(names) for names in runtime.patch_outputs} == {frozenset(needed)}
+
+
 async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
     make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:

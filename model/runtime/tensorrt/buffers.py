@@ -1,6 +1,6 @@
 """Reusable memory of one lane: on the GPU, and page-locked on the host.
 
-All inputs are in one buffer and all outputs in another, so that a run copies once each way.
+All inputs are in one buffer, so that a run copies them at once, and all outputs in another.
 """
 
 import ctypes

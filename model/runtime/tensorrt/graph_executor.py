@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -163,12 +163,17 @@ class GraphExecutor:
         self._may_capture = options.use_cuda_graphs
 
     def run(
-        self, inputs: Mapping[str, NDArray[Any]], *, check: Callable[[], None] = lambda: None
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        names: Collection[str],
+        *,
+        check: Callable[[], None] = lambda: None,
     ) -> dict[str, NDArray[np.float32]]:
         """Compute a batch, in several runs if it exceeds the engine's largest batch.
 
         Args:
             inputs: Arrays with one batch axis, the first.
+            names: Outputs to copy to the host and to return.
             check: Called before and after each run; may raise to skip the rest.
 
         Raises:
@@ -189,9 +194,9 @@ class GraphExecutor:
         for size in split_batch(num_items, most):
             check()
             part = {name: array[start : start + size] for name, array in inputs.items()}
-            shape = self._run_part(part, profile)
+            slots = self._run_part(part, names, profile)
             check()
-            for slot in shape.outputs:  # out of the memory that the next run overwrites
+            for slot in slots:  # out of the memory that the next run overwrites
                 if slot.name not in outputs:
                     outputs[slot.name] = np.empty((num_items, *slot.shape[1:]), np.float32)
                 rows = outputs[slot.name][start : start + size]
@@ -204,15 +209,17 @@ class GraphExecutor:
         while self._prepared:
             self._discard(self._prepared.popitem()[1])
 
-    def _run_part(self, inputs: Arrays, profile: int) -> _PreparedShape:
-        """Run a batch that fits the profile; leaves the outputs in host memory."""
+    def _run_part(self, inputs: Arrays, names: Collection[str], profile: int) -> list[Slot]:
+        """Run a batch that fits the profile; returns where the outputs are in host memory."""
         key = tuple(inputs[name].shape for name in self._engine.inputs)
         try:
             shape = self._shape(key, inputs, profile)
             host = self._lane.buffers.inputs_host.address
             for slot in shape.inputs:
                 store(slot, host, inputs[slot.name])
+            wanted = [slot for slot in shape.outputs if slot.name in names]
             self._submit(shape)
+            self._copy_back(wanted)
             self._lane.wait()
         except BaseException:
             self._lane.drain()
@@ -220,7 +227,7 @@ class GraphExecutor:
                 self._discard(self._prepared.pop(key))
             raise
         shape.num_runs += 1
-        return shape
+        return wanted
 
     def _shape(self, key: tuple[Shape, ...], inputs: Arrays, profile: int) -> _PreparedShape:
         """The prepared shape with valid addresses; prepares it if it is new."""
@@ -280,7 +287,7 @@ class GraphExecutor:
         shape.generation = buffers.generation
 
     def _submit(self, shape: _PreparedShape) -> None:
-        """Queue a run: copies and kernels, one by one or as a recorded graph."""
+        """Queue a run: copy of the inputs and kernels, one by one or as a recorded graph."""
         if shape.graph is None and self._may_capture and shape.num_runs >= RUNS_BEFORE_CAPTURE:
             shape.graph = self._record(shape)
         if shape.graph is None:
@@ -298,12 +305,17 @@ class GraphExecutor:
         )
         if not shape.context.execute_async_v3(lane.handle):
             raise self._failure("start a batch")
-        lane.copy(
-            buffers.outputs_device.address,
-            buffers.outputs_host.address,
-            shape.output_bytes,
-            to_device=False,
-        )
+
+    def _copy_back(self, slots: list[Slot]) -> None:
+        """Queue the copies of outputs, which differ by request and so are not recorded."""
+        buffers = self._lane.buffers
+        for slot in slots:
+            self._lane.copy(
+                buffers.outputs_device.address + slot.offset,
+                buffers.outputs_host.address + slot.offset,
+                slot.num_bytes,
+                to_device=False,
+            )
 
     def _record(self, shape: _PreparedShape) -> Any:
         """Record a run as a CUDA graph; on failure None, and never tried again."""

@@ -82,11 +82,11 @@ class TensorRtGraph:
         self._call: InterruptibleCall | None = None
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        """Compute every output; see `Graph.run`."""
+        """Compute all outputs and copy the named ones; see `Graph.run`."""
         call = self._call = InterruptibleCall()
         try:
             self._lane.use_device()
-            return self._executor.run(inputs, check=call.check)
+            return self._executor.run(inputs, outputs, check=call.check)
         finally:
             self._call = None
 

@@ -1,6 +1,6 @@
 """The tiny model's reference, and a runtime whose outputs tests change."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.encoder import Tipsv2Encoder
-from model.graphs import DenseTask, Precision
+from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
 from model.package import ModelPackage
 from model.parity.reference import Reference, build_reference
 from model.runtime.base import Device, Runtime, VisionOutput
@@ -34,7 +34,10 @@ class Altered:
         self.dense: dict[DenseTask, Callable[[FloatArray], FloatArray]] = {}
 
     def encode_images(
-        self, pixels_B3HW: FloatArray, tasks: Sequence[DenseTask] = ()
+        self,
+        pixels_B3HW: FloatArray,
+        tasks: Sequence[DenseTask] = (),
+        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
         assert not tasks
         output = self._runtime.encode_images(pixels_B3HW)

@@ -1,7 +1,7 @@
 """Batches fail alone, are collated ahead of time, and stopping resolves every item."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.graphs import PatchOutput
 from model.runtime.base import Interrupted
 from service.errors import InternalError, Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
@@ -39,7 +40,9 @@ class Runner:
         self.is_interrupted = False
         self.num_interrupted = 0
 
-    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+    def run(
+        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
+    ) -> list[Outputs]:
         payloads = inputs[0].astype(np.float32)
         self.batches.append([float(p[0]) for p in payloads])
         self.entered.release()
@@ -66,7 +69,9 @@ class Runner:
 class BrokenRunner(Runner):
     """Always fails, also after a reload."""
 
-    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+    def run(
+        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
+    ) -> list[Outputs]:
         self.entered.release()
         raise RuntimeError("the device is gone")
 

@@ -4,7 +4,7 @@ One or two lanes are driven by hand, with a clock that the test sets: no threads
 lane computes, any other event may happen, including a whole batch of the other lane.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from model.graphs import PatchOutput
 from model.runtime.base import Interrupted
 from service.call import PRIORITIES
 from service.errors import ServiceError, Unavailable
@@ -43,7 +44,9 @@ class ScriptedLane:
         self._begin = begin
         self._is_interrupted = False
 
-    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+    def run(
+        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
+    ) -> list[Outputs]:
         indices = [int(row[0]) for row in inputs[0]]
         self._begin(indices)
         self._is_interrupted = False

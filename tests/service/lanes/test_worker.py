@@ -1,11 +1,13 @@
 """A worker tracks its lane's health, probes and reloads the runtime a bounded number of times."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from model.graphs import PatchOutput
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.lane import Inputs
 from service.lanes.latency_model import LatencyCurve, LatencyModel
@@ -39,10 +41,14 @@ class BrittleLane:
         self.failing_probes = 0
         self.failing_loads = 0
         self.num_loads = 0
+        self.patch_outputs: set[PatchOutput] = set()
 
-    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+    def run(
+        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
+    ) -> list[Outputs]:
         payloads = inputs[0]
         self.clock += 0.5 * len(payloads)
+        self.patch_outputs = set(patch_outputs)
         self.failing_batches -= 1
         if self.failing_batches >= 0:
             raise RuntimeError("batch")
@@ -103,6 +109,21 @@ def worker(lane: BrittleLane, shared: LaneContext, pauses: list[float]) -> Any:
 def submit(shared: LaneContext, count: int = 1) -> Any:
     items = [WorkItem(bucket=BUCKET, cost=4, payload=np.array([n])) for n in range(count)]
     return shared.queue.put(items)
+
+
+@pytest.mark.parametrize(
+    "needs", [[()], [("values",)], [("patches",), ()], [("patches",), ("values",)]]
+)
+def test_one_batch_returns_what_any_of_its_items_needs(
+    worker: LaneWorker,
+    lane: BrittleLane,
+    shared: LaneContext,
+    needs: list[tuple[PatchOutput, ...]],
+) -> None:
+    item = WorkItem(bucket=BUCKET, cost=4, payload=np.array([0]))
+    shared.queue.put([replace(item, patch_outputs=names) for names in needs])
+    assert run_one(worker, shared)[0]
+    assert lane.patch_outputs == {name for names in needs for name in names}
 
 
 def run_one(worker: LaneWorker, shared: LaneContext) -> tuple[bool, Batch]:

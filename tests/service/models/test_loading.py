@@ -1,6 +1,6 @@
 """Served shapes and dense heads, lanes that fit the memory, and limits of batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.graphs import DenseTask
+from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
 from model.package import Manifest, ModelPackage, PackageError
 from model.runtime.base import Device, UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
@@ -89,10 +89,13 @@ class LargeRuntime(FakeRuntime):
     tasks = ()
 
     def encode_images(
-        self, pixels_B3HW: NDArray[np.float32], tasks: Sequence[DenseTask] = ()
+        self,
+        pixels_B3HW: NDArray[np.float32],
+        tasks: Sequence[DenseTask] = (),
+        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
         held = np.ones(pixels_B3HW[0, 0].size * 64 * 1024, np.uint8)
-        output = super().encode_images(pixels_B3HW, tasks)
+        output = super().encode_images(pixels_B3HW, tasks, patch_outputs)
         assert held[-1] == 1
         return output
 

@@ -70,6 +70,7 @@ class StandInCuda:
         failing: Errors by the number of the call; none by default.
         spoilt_from: Number of the call from which on all fail, as after an illegal access.
         memory_bytes: Size of the GPU's memory.
+        returned_bytes: Bytes that were copied from the GPU to the host.
     """
 
     cudaError_t = cudaError_t
@@ -84,6 +85,7 @@ class StandInCuda:
         self.failing: dict[int, cudaError_t] = {}
         self.spoilt_from: int | None = None
         self.memory_bytes = 1 << 40
+        self.returned_bytes = 0
         self.properties = SimpleNamespace(name=b"Stand-in GPU", major=9, minor=0)
         self._lock = threading.RLock()
         self._next_handle = 1000
@@ -231,6 +233,7 @@ class StandInCuda:
             self._find(sources, source, size)
             self._find(targets, target, size)
             ctypes.memmove(target, source, size)
+            self.returned_bytes += size * (kind == cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
         assert all((self._find(sources, source, size), self._find(targets, target, size)))
         self.put(stream, copy)

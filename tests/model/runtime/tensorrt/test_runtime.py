@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from model.graphs import PatchOutput
 from model.package import PackageError
 from model.runtime.base import Interrupted, Runtime, VisionOutput
 from model.runtime.tensorrt.engines import ENGINES
@@ -33,6 +34,35 @@ def test_it_computes_what_the_onnx_runtime_does(
             rtol=0,
             atol=1e-6,
         )
+
+
+@pytest.mark.parametrize("uses_graphs", [True, False])
+def test_only_requested_outputs_are_copied_from_the_gpu(
+    make_gpu: "MakeGpu", reference: Runtime, uses_graphs: bool
+) -> None:
+    gpu = make_gpu(use_cuda_graphs=uses_graphs)
+    lane, pixels_B3HW = gpu.lane(), images(2)
+    expected = reference.encode_images(pixels_B3HW)
+    cls_bytes, rows_bytes = 2 * expected.cls1_BD.nbytes, expected.patches_BND.nbytes
+    wanted: list[tuple[PatchOutput, ...]] = [
+        (),
+        ("patches",),
+        ("values",),
+        ("patches", "values"),
+        (),
+    ]
+    for names in wanted:  # of one shape, so most of them use a recorded graph
+        gpu.cuda.returned_bytes = 0
+        output = lane.encode_images(pixels_B3HW, (), names)
+        assert gpu.cuda.returned_bytes == cls_bytes + len(names) * rows_bytes, names
+        np.testing.assert_allclose(output.cls1_BD, expected.cls1_BD, atol=1e-6)
+        for name, found, all_rows in (
+            ("patches", output.patches_BND, expected.patches_BND),
+            ("values", output.values_BND, expected.values_BND),
+        ):
+            rows_BND = all_rows if name in names else all_rows[:, :0]
+            np.testing.assert_allclose(found, rows_BND, atol=1e-6)
+            assert found.shape == rows_BND.shape
 
 
 def test_an_output_outlives_the_next_run_and_arrays_need_not_be_contiguous(

@@ -3,12 +3,13 @@
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
 
+import re
 import threading
 import weakref
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,17 @@ class UnusableRuntimeError(ValueError):
 
 class Interrupted(RuntimeError):
     """`Runtime.interrupt` ended the call early."""
+
+
+# As ONNX Runtime, torch and CUDA say it; each has its own class.
+OUT_OF_MEMORY: Final = re.compile(
+    "out of memory|failed to allocate memory|cudaErrorMemoryAllocation", re.IGNORECASE
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a runtime failed because the memory, of the GPU or of the host, is full."""
+    return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

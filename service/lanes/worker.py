@@ -16,11 +16,11 @@ from functools import partial
 from typing import Final, Protocol
 
 from model.graphs import PatchOutput
-from model.runtime.base import Interrupted
+from model.runtime.base import Interrupted, is_out_of_memory
 from service.call import Clock
-from service.errors import InternalError, Unavailable
+from service.errors import InternalError, ServiceError, Unavailable
 from service.lanes.batch_queue import BatchQueue
-from service.lanes.lane import Inputs, collate
+from service.lanes.lane import Inputs, collate, take_rows
 from service.lanes.latency_model import LatencyModel
 from service.lanes.work import Batch, Bucket, Completed, Outputs, resolve
 from service.monitoring.metrics import Metrics
@@ -143,6 +143,18 @@ def device_unhealthy() -> Unavailable:
     return Unavailable(
         "The device does not answer; try again.", code="unhealthy", retry_after_s=UNHEALTHY_RETRY_S
     )
+
+
+def _item_error(cause: Exception) -> ServiceError:
+    """Error of an item whose batch failed."""
+    if is_out_of_memory(cause):
+        return Unavailable(
+            "The device has too little free memory for this item: try again, or send smaller "
+            "images.",
+            code="out_of_memory",
+            retry_after_s=UNHEALTHY_RETRY_S,
+        )
+    return InternalError("The batch of this item failed.")
 
 
 class BatchCounts:
@@ -277,7 +289,7 @@ class LaneWorker:
                 {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
                 batch.taken,
             )
-            results = self._lane.run(batch.bucket, shared.inputs_of(batch), batch.patch_outputs)
+            results = self._outputs_of(batch)
             if len(results) != len(batch.entries):
                 raise ResultCountError(f"{len(results)} results for {len(batch.entries)} items")
         except Exception as cause:
@@ -287,7 +299,7 @@ class LaneWorker:
                 fields = {"bucket": batch.bucket.label}
                 logger.error("a batch failed", extra={"fields": fields})
             for entry in batch.entries:
-                error = InternalError("The batch of this item failed.")
+                error = _item_error(cause)
                 error.__cause__ = cause
                 resolve(entry.future, error=error)
             # The cause leads to this frame by its traceback, and the items lead to the cause.
@@ -302,6 +314,24 @@ class LaneWorker:
             done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, batch=trace)
             resolve(entry.future, value=done)
         return None
+
+    def _outputs_of(self, batch: Batch) -> Sequence[Outputs]:
+        """Run a batch; item by item if there is too little memory for all at once."""
+        inputs, num_items = self._shared.inputs_of(batch), len(batch.entries)
+        try:
+            return self._lane.run(batch.bucket, inputs, batch.patch_outputs)
+        except Exception as error:
+            if num_items == 1 or not is_out_of_memory(error):
+                raise
+            fields = {"bucket": batch.bucket.label, "items": num_items, "error": str(error)}
+        logger.warning(
+            "too little memory for a batch: its items run alone", extra={"fields": fields}
+        )
+        results: list[Outputs] = []
+        for index in range(num_items):
+            alone = take_rows(inputs, [index])
+            results += self._lane.run(batch.bucket, alone, batch.patch_outputs)
+        return results
 
     def _interrupt_if_abandoned(self, batch: Batch) -> None:
         """Stop the batch if every caller has left. Called from any thread."""

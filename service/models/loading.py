@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,13 @@ from typing import Any, Final
 
 from model.dense_maps import MapTask
 from model.package import Manifest, ModelPackage, PackageError
-from model.runtime.base import Device, MissingRuntimeError, Runtime, UnusableRuntimeError
+from model.runtime.base import (
+    Device,
+    MissingRuntimeError,
+    Runtime,
+    UnusableRuntimeError,
+    is_out_of_memory,
+)
 from model.runtime.choice import RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import parity_in_use
@@ -44,8 +49,6 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 # Errors caused by a package, the machine or a setting: callers may see the reason.
 CANNOT_LOAD: Final = (PackageError, MissingRuntimeError, UnusableRuntimeError)
-# As ONNX Runtime, torch and CUDA say it; each has its own class.
-OUT_OF_MEMORY: Final = re.compile("out of memory|failed to allocate memory", re.IGNORECASE)
 WARM_UP_TOKENS: Final = 8
 MAX_BATCH_IMAGES: Final = 64
 # One lane copies its images to the device while the other computes.
@@ -99,7 +102,7 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
     except Exception as error:
         # Each runtime has exceptions of its own for a graph that it does not accept.
         logger.warning("the runtime failed", exc_info=error)
-        if OUT_OF_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             raise UnusableRuntimeError(
                 f"the memory is full while {manifest.name} is loaded: use fewer lanes, smaller "
                 "batches or another precision, or end what else runs there. The log has the "

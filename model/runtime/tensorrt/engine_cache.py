@@ -22,7 +22,7 @@ LOGGER = logging.getLogger(__name__)
 TIMINGS = "timing.cache"
 LOCK = "build.lock"
 # Raised when the code builds a different engine from the same key.
-RECIPE = 1
+RECIPE = 2
 Engine = TypeVar("Engine")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model.graphs import PatchOutput
+from service.errors import Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.lane import Inputs
 from service.lanes.latency_model import LatencyCurve, LatencyModel
@@ -41,12 +42,15 @@ class BrittleLane:
         self.failing_probes = 0
         self.failing_loads = 0
         self.num_loads = 0
+        self.most_items = 64
         self.patch_outputs: set[PatchOutput] = set()
 
     def run(
         self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
     ) -> list[Outputs]:
         payloads = inputs[0]
+        if len(payloads) > self.most_items:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         self.clock += 0.5 * len(payloads)
         self.patch_outputs = set(patch_outputs)
         self.failing_batches -= 1
@@ -124,6 +128,24 @@ def test_one_batch_returns_what_any_of_its_items_needs(
     shared.queue.put([replace(item, patch_outputs=names) for names in needs])
     assert run_one(worker, shared)[0]
     assert lane.patch_outputs == {name for names in needs for name in names}
+
+
+@pytest.mark.parametrize(
+    ("most", "codes"),
+    [(4, [None, None, None]), (2, [None] * 3), (1, [None] * 3), (0, ["out_of_memory"] * 3)],
+)
+def test_a_batch_for_which_memory_is_too_small_runs_item_by_item(
+    worker: LaneWorker, lane: BrittleLane, shared: LaneContext, most: int, codes: list[str | None]
+) -> None:
+    lane.most_items = most
+    futures = submit(shared, len(codes))
+    assert run_one(worker, shared)[0] == (most > 0)
+    failures = [future.exception() for future in futures]
+    assert [getattr(failure, "code", None) for failure in failures] == codes
+    if most:
+        assert [f.result().outputs["y"].item() for f in futures] == [0, 1, 2]
+    else:
+        assert all(isinstance(f, Unavailable) and f.retry_after_s for f in failures)
 
 
 def run_one(worker: LaneWorker, shared: LaneContext) -> tuple[bool, Batch]:

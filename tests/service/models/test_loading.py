@@ -251,7 +251,7 @@ REFUSED = "cannot load or compute the graphs of fake"
     ("error", "expected", "sentence"),
     [
         (RuntimeError("no operator"), PackageError, REFUSED),
-        (MemoryError(), PackageError, REFUSED),
+        (MemoryError(), UnusableRuntimeError, "the memory is full"),
         (KeyError("cls1"), PackageError, REFUSED),
         (RuntimeError("CUDA out of memory. Tried"), UnusableRuntimeError, "the memory is full"),
         (RuntimeError("Failed to allocate memory for"), UnusableRuntimeError, "use fewer lanes"),

@@ -52,6 +52,7 @@ class StandInTensorRt:
         "NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
     )
     BuilderFlag = enum.Enum("BuilderFlag", "TF32 FP16")
+    PreviewFeature = enum.Enum("PreviewFeature", "RUNTIME_ACTIVATION_RESIZE_10_10")
     MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE TACTIC_DRAM")
     HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS")
     ExecutionContextAllocationStrategy = enum.Enum(
@@ -122,6 +123,7 @@ class Config:
     def __init__(self, trt: StandInTensorRt) -> None:
         self.trt = trt
         self.flags = {trt.BuilderFlag.TF32}
+        self.features: set[Any] = set()
         self.profiles: list[Profile] = []
         self.workspace: int | None = None
         self.progress_monitor: Any = None
@@ -132,6 +134,10 @@ class Config:
 
     def clear_flag(self, flag: Any) -> None:
         self.flags.discard(flag)
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        assert enable
+        self.features.add(feature)
 
     def set_memory_pool_limit(self, pool: Any, num_bytes: int) -> None:
         assert pool == self.trt.MemoryPoolType.WORKSPACE

@@ -45,6 +45,7 @@ def test_options_and_profiles_reach_the_builder(
     level, compatibility = config.builder_optimization_level, config.hardware_compatibility_level
     assert (config.workspace, level, compatibility.name) == settings
     assert not config.flags, "float32 is not rounded to TF32"
+    assert {feature.name for feature in config.features} == {"RUNTIME_ACTIVATION_RESIZE_10_10"}
     assert config.max_aux_streams == 0
     given = [profile.shapes["pixel_values"] for profile in config.profiles]
     planned = [profile["pixel_values"] for profile in source.profiles]

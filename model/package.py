@@ -170,12 +170,22 @@ def _read_manifest(folder: Path) -> Manifest:
             "export the model again"
         )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return parse_manifest(path.read_bytes(), path)
     except FileNotFoundError:
         raise PackageError(
             f"{folder} has no {MANIFEST_NAME}, so it is no model package; "
             "make one with `python -m model convert` or `python -m training export`"
         ) from None
+
+
+def parse_manifest(text: bytes, path: str | Path) -> Manifest:
+    """Parse the manifest that was read from a path or URL.
+
+    Raises:
+        PackageError: It is malformed, or of another version.
+    """
+    try:
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         raise PackageError(
             f"{path} is not a manifest this version understands; export the model again. {error}"

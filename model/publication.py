@@ -8,15 +8,18 @@ REPOSITORY/                         for one model, such as /models/student
   .20261125T...-3fa9c1d2e4b5.new/   a copy that is in progress, or whose process died
 ```
 
+A package comes from a folder or, by fsspec, from an object store: `s3://bucket/student`.
+
 A version never changes, so a server that names one loads the same files at every start.
 Publishing removes none: the repository does not know which version a server uses. `prune` removes
 old versions, except those that its caller lists and those that a link of any name leads to.
 """
 
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,13 +29,15 @@ from typing import Final, get_args
 from model.files import atomic_write, locked, rename, sync_tree
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
-from model.package import ModelPackage, PackageError, open_package, sha256
+from model.package import MAX_MANIFEST_BYTES, PackageError, open_package, parse_manifest
 
 CURRENT: Final = "current"
 HISTORY: Final = ".history"
 VERSION: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 DIGEST_DIGITS: Final = 12
 _PARTIAL: Final = ".new"
+# Copies one file of a package, given its name in the manifest, to a path.
+Copy = Callable[[str, Path], object]
 REDUCED_HEADS: Final = frozenset(
     graph_file(task, precision)
     for task in DENSE_TASKS
@@ -71,24 +76,26 @@ class Repository:
         """Copy a package into the repository and make it current, unless it is published already.
 
         Args:
-            source: A package's folder, or `bundled`.
+            source: A package's folder, `bundled`, or the URL of a package in an object store.
             now: Time of publication; None for the clock's.
 
         Returns:
             The version's folder.
 
         Raises:
-            PackageError: The package is broken, or its graphs are not proven; nothing changes.
+            PackageError: The package is broken or cannot be read, or its graphs are not proven;
+                nothing changes.
         """
-        package = open_package(source)
-        check_proven(package.manifest)
-        digest = sha256(package.path / MANIFEST_NAME)[:DIGEST_DIGITS]
+        raw, copy = _from_store(source) if "://" in str(source) else _from_folder(source)
+        manifest = parse_manifest(raw, f"{source}/{MANIFEST_NAME}")
+        check_proven(manifest)
+        digest = hashlib.sha256(raw).hexdigest()[:DIGEST_DIGITS]
         with self._writing():
             found = next((name for name in self.versions() if name.endswith(f"-{digest}")), None)
             if found is None:
                 time = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
                 found = f"{time}-{digest}"
-                self._copy(package, found)
+                self._copy(raw, manifest.files, found, copy=copy)
             else:
                 open_package(self.folder / found)
             history = [*(name for name in self.history() if name != found), found]
@@ -180,17 +187,20 @@ class Repository:
         unknown = [name for name in versions if name not in noted]  # older than the file
         return unknown + [name for name in noted if name in versions]
 
-    def _copy(self, package: ModelPackage, version: str) -> None:
+    def _copy(self, raw: bytes, names: Iterable[str], version: str, *, copy: Copy) -> None:
         """Copy under a temporary name, verify the copy, then rename it."""
         for left in self.folder.glob(f".*Z-*{_PARTIAL}"):
             shutil.rmtree(left, ignore_errors=True)
         partial = self.folder / f".{version}{_PARTIAL}"
         try:
-            for name in (*package.manifest.files, MANIFEST_NAME):
+            for name in names:
                 target = partial / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(package.path / name, target)
+                copy(name, target)
                 target.chmod(0o644)
+            # What its name was made of, even if the source has another one by now.
+            (partial / MANIFEST_NAME).write_bytes(raw)
+            (partial / MANIFEST_NAME).chmod(0o644)
             for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
                 folder.chmod(0o755)
             sync_tree(partial)
@@ -205,6 +215,50 @@ class Repository:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(version)
         rename(temporary, self.folder / CURRENT)
+
+
+def _from_folder(source: str | Path) -> tuple[bytes, Copy]:
+    """The manifest of a verified package, and what copies its files."""
+    folder = open_package(source).path
+    return (folder / MANIFEST_NAME).read_bytes(), lambda name, target: shutil.copyfile(
+        folder / name, target
+    )
+
+
+def _from_store(source: str | Path) -> tuple[bytes, Copy]:
+    """The manifest of a package in an object store, and what copies its files, unverified.
+
+    Raises:
+        PackageError: The store's library is missing, or it has no such manifest.
+    """
+    try:
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - an extra
+
+        files, root = url_to_fs(str(source))
+    except (ImportError, ValueError) as error:
+        raise PackageError(
+            f"{source}: {error}; s3:// and gs:// need pip install 'tipserve[stores]'"
+        ) from error
+
+    def copy(name: str, target: Path) -> None:
+        with _explained(f"{source}/{name}"):
+            files.get_file(f"{root.rstrip('/')}/{name}", str(target))
+
+    with _explained(f"{source}/{MANIFEST_NAME}"):
+        place = f"{root.rstrip('/')}/{MANIFEST_NAME}"
+        return files.cat_file(place, end=MAX_MANIFEST_BYTES), copy
+
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """Name the object that cannot be copied; each store has exceptions of its own."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PackageError(
+            f"{place} cannot be copied: {reason}; check the URL and the rights"
+        ) from error
 
 
 def check_proven(manifest: Manifest) -> None:

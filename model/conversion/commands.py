@@ -209,7 +209,13 @@ def check(
 
 
 def publish(
-    package: Package,
+    package: Annotated[
+        str,
+        Parameter(
+            help="A model package, `bundled`, or the URL of a package in an object store, such as "
+            "s3://bucket/student."
+        ),
+    ],
     /,
     *,
     repository: RepositoryFolder,

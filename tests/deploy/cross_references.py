@@ -456,7 +456,7 @@ def _settings(container: Manifest, documents: list[Manifest]) -> Settings:
 
 # By the field that holds them.
 KNOWN = {
-    "resources": {"cpu", "memory", "nvidia.com/gpu"},
+    "resources": {"cpu", "memory", "nvidia.com/gpu", "nvidia.com/mig-2g.20gb"},
     "topologyKey": {"topology.kubernetes.io/zone", "kubernetes.io/hostname"},
     "tolerations": {"nvidia.com/gpu"},
     "nodeSelector": {"nvidia.com/gpu.present"},
@@ -541,7 +541,7 @@ def balanced(documents: list[Manifest]) -> Faults:
 # Images, users, rights and secrets.
 
 # Suffixes of our images; deploy/README.md says how each is built.
-VARIANTS = ("", "-gpu", "-convert", "-train", "-bulk", "-ray")
+VARIANTS = ("", "-gpu", "-convert", "-train", "-bulk", "-ray", "-stores")
 VERSION_LABEL = "app.kubernetes.io/version"
 HARDENED = {
     "runAsNonRoot": True,

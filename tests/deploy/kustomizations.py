@@ -39,6 +39,7 @@ COMBINATIONS = [
     "cpu monitoring hpa released-model cache-volume ingress registry",
     f"gpu {_USUAL} model-volume",
     "dev released-model",
+    "gpu model-image",
 ]
 # Paths below deploy/, and combinations. A component by itself is built on the base.
 ALL = [*_names(), *COMBINATIONS]

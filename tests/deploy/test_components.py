@@ -138,17 +138,18 @@ def test_only_components_that_call_out_open_a_port(component: str, port: int) ->
 @pytest.mark.parametrize(
     ("names", "steps"),
     [
-        (("cpu", "model-volume"), ["verify-model"]),
+        # Publishing and each server verify a package; a third time in between adds nothing.
+        (("cpu", "model-volume"), []),
         (("cpu", "released-model"), ["prepare-model"]),
         (("gpu",), ["build-engines"]),
-        (("gpu", "model-volume"), ["verify-model", "build-engines"]),
+        (("gpu", "model-volume"), ["build-engines"]),
         (("gpu-released",), ["prepare-model", "build-engines"]),
     ],
     ids=str,
 )
 def test_init_containers_run_in_order(names: tuple[str, ...], steps: list[str]) -> None:
     documents = build(*names)
-    containers = server(documents).pod["initContainers"]
+    containers = server(documents).pod.get("initContainers", [])
     assert [container["name"] for container in containers] == steps
     for container in containers:
         # Each handles the model that is then served, in the server's cache.

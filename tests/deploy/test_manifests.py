@@ -31,7 +31,9 @@ ALLOWED = {
 def test_builtin_kinds_fit_the_strict_schemas(name: str) -> None:
     documents = kustomizations.build(name)
     assert documents
-    assert strict_schemas.faults(documents) == []
+    # 1.30 has no volumes of images.
+    versions = strict_schemas.VERSIONS[1:] if "model-image" in name else strict_schemas.VERSIONS
+    assert strict_schemas.faults(documents, versions) == []
 
 
 def test_custom_resources_fit_their_descriptions() -> None:

@@ -1,9 +1,10 @@
-"""The manifests' init containers run without torch and a hub, as in the serving image.
+"""The manifests' steps with packages run without torch and a hub, as in the serving image.
 
 Another image fetches and converts; here its result is already in the cache.
 """
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from model.conversion.cache import PackageCache, content_of, key_of
 from model.graphs import Precision
 from model.package import BUNDLED, STUDENT_FOLDER
+from model.publication import CURRENT
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Manifest, workloads
 
@@ -47,7 +49,7 @@ class Steps:
     def run(self, container: Manifest, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run the command as a kubelet does, with `$(NAME)` replaced."""
         command = [
-            word.replace("$(TIPSERVE_MODEL)", variables["TIPSERVE_MODEL"])
+            re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], word)
             for word in container["command"]
         ]
         environment = {
@@ -103,21 +105,23 @@ def converted(tmp_path: Path) -> tuple[Path, Path, Path]:
     return source, cache.root, folder
 
 
-def test_a_package_is_verified_before_the_server_starts(steps: Steps, tmp_path: Path) -> None:
-    container = step("verify-model", "cpu model-volume")
-    version = tmp_path / "20261125T201500Z-3fa9c1d2e4b5"
-    shutil.copytree(STUDENT_FOLDER, version)
-    current = tmp_path / "current"
-    current.symlink_to(version.name)
-    ended = steps.run(container, TIPSERVE_MODEL=str(current))
+def test_a_package_of_a_store_is_loaded_whole_or_not_at_all(steps: Steps, tmp_path: Path) -> None:
+    (workload,) = workloads(kustomizations.build("loader"))
+    (container,) = workload.containers
+    package, models = tmp_path / "student", tmp_path / "models"
+    shutil.copytree(STUDENT_FOLDER, package)
+    container["command"][-1] = f"--repository={models}"
+    ended = steps.run(container, SOURCE=package.as_uri())
     assert ended.returncode == 0, ended.stderr
-    assert "every SHA-256 verified" in ended.stdout
+    assert Path(ended.stdout.strip()) == (models / CURRENT).resolve()
 
-    with (version / "onnx" / "vision_model.onnx").open("r+b") as graph:
+    shutil.rmtree(models)
+    with (package / "onnx" / "vision_model.onnx").open("r+b") as graph:
         graph.write(b"\0")
-    ended = steps.run(container, TIPSERVE_MODEL=str(current))
+    ended = steps.run(container, SOURCE=package.as_uri())
     assert ended.returncode == 1
-    assert "onnx/vision_model.onnx" in ended.stderr
+    assert "onnx/vision_model.onnx is not the file" in ended.stderr
+    assert [path.name for path in models.iterdir()] == [".lock"]
 
 
 def test_a_prepared_package_is_found_without_torch(
@@ -135,19 +139,15 @@ def test_a_prepared_package_is_found_without_torch(
     assert "torch" in ended.stderr
 
 
-@pytest.mark.parametrize("name", ["verify-model", "prepare-model", "build-engines"])
+@pytest.mark.parametrize("name", ["prepare-model", "build-engines"])
 def test_steps_take_several_models_as_the_server_does(
     steps: Steps, converted: tuple[Path, Path, Path], name: str
 ) -> None:
     source, cache, package = converted
     models = f"bundled,other={STUDENT_FOLDER},converted={source}"
     variables = {"TIPSERVE_MODEL": models, "TIPSERVE_CACHE": str(cache)}
-    overlay = "gpu model-volume" if name == "verify-model" else "gpu-released"
-    ended = steps.run(step(name, overlay), **variables)
-    if name == "verify-model":
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.count("every SHA-256 verified") == 2
-    elif name == "prepare-model":
+    ended = steps.run(step(name, "gpu-released"), **variables)
+    if name == "prepare-model":
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.splitlines() == [
             str(BUNDLED["bundled"]),
@@ -158,6 +158,6 @@ def test_steps_take_several_models_as_the_server_does(
         # This machine has no TensorRT; all models were found before that is missed.
         assert "TensorRT" in ended.stderr.splitlines()[-1]
     broken = variables | {"TIPSERVE_MODEL": f"bundled,other={cache / 'missing'}"}
-    ended = steps.run(step(name, overlay), **broken)
+    ended = steps.run(step(name, "gpu-released"), **broken)
     assert ended.returncode == 1
     assert "missing" in ended.stderr

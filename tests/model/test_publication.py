@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.core import url_to_fs
 
 from model.manifest import MANIFEST_NAME, ParityEntry, ParityLimits
 from model.package import Manifest, ModelPackage, PackageError, open_package, sha256, write_manifest
@@ -73,6 +74,51 @@ def test_the_same_content_is_published_once(repository: Repository, make_package
     assert publish(repository, source, hours=2) == first
     assert repository.versions() == [first.name, second.name]
     assert repository.current() == first.name
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_package_of_an_object_store_is_published_once_and_whole(
+    repository: Repository, make_package: Make, kind: str
+) -> None:
+    source = make_package("one")
+    url = source.as_uri() if kind == "file" else "memory://bucket/student"
+    files, root = url_to_fs(url)
+    if kind == "memory":
+        files.put(str(source), root, recursive=True)
+    folder = repository.publish(url, now=START)
+    assert open_package(folder).manifest == open_package(source).manifest
+    assert folder.name.endswith(sha256(source / MANIFEST_NAME)[:12])
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
+    assert modes == {0o755, 0o644}
+    # The manifest alone tells that nothing has to be copied.
+    weights = f"{root}/onnx/vision_model.onnx"
+    files.rm(weights)
+    assert repository.publish(url, now=START + timedelta(hours=1)) == folder
+    shutil.rmtree(folder)
+    with pytest.raises(
+        PackageError, match=r"student|package-one.*vision_model.onnx cannot be copi"
+    ):
+        repository.publish(url)
+    files.pipe_file(weights, b"another graph")
+    with pytest.raises(PackageError, match="13 bytes, its manifest says"):
+        repository.publish(url)
+    assert names(repository) == {CURRENT}
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("memory://bucket/none", "none/tipserve.json cannot be copied: FileNotFoundError"),
+        ("s4://bucket/student", "Protocol not known: s4"),
+        ("oci://bucket/student", "tipserve\\[stores\\]"),
+    ],
+)
+def test_a_store_that_has_no_package_is_named(
+    repository: Repository, url: str, reason: str
+) -> None:
+    with pytest.raises(PackageError, match=reason):
+        repository.publish(url)
+    assert not repository.folder.exists()
 
 
 def test_publishing_removes_no_version(repository: Repository, make_package: Make) -> None:

@@ -133,8 +133,12 @@ class CheckpointWriter:
     ) -> None:
         """Write the model and the header, publish the checkpoint, and remove old ones."""
         partial, final = places
-        save_file(whole, partial / _WEIGHTS)
-        (partial / HEADER_FILE).write_text(json.dumps(header) + "\n", encoding="utf-8")
+        try:
+            save_file(whole, partial / _WEIGHTS)
+            (partial / HEADER_FILE).write_text(json.dumps(header) + "\n", encoding="utf-8")
+        finally:
+            # It still writes into the folder, which the next checkpoint removes.
+            state.exception()
         state.result()  # of all ranks: its metadata is written last
         _publish(partial, final)
         for old in sorted(self._root.glob("step-*"))[: -self._keep]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
 
@@ -150,6 +151,26 @@ def test_an_error_while_saving_leaves_the_last_checkpoint(
     assert torch.equal(other.model.weight, weight)
     save(tmp_path, module, 2)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_an_error_waits_for_the_part_that_is_still_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would write into the folder that the next checkpoint begins with."""
+    waited: list[bool] = []
+
+    class State(Future[None]):
+        def exception(self, timeout: float | None = None) -> None:
+            waited.append(timeout is None)
+
+    def crash(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("training.checkpoint.async_save", lambda *_, **__: State())
+    monkeypatch.setattr("training.checkpoint.save_file", crash)
+    with pytest.raises(OSError, match="disk full"):
+        save(tmp_path, make_state()[0], 1)
+    assert waited == [True]
 
 
 def test_a_state_is_copied_at_once_and_written_beside_the_next_steps(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -12,7 +13,7 @@ from model.manifest import ScoreEntry
 from service.commands.files import read_lines
 from service.commands.model_options import Model, ModelOptions, opened_engine
 from service.commands.program import DONE
-from service.engines.engine import UserError, find_model
+from service.engines.engine import ModelSummary, UserError, find_model
 from service.messages import Features, GlobalFeatures, SegmentMode
 
 TEMPLATE_SETS: Final = ("none", "tcl")
@@ -81,6 +82,22 @@ class EvaluateOptions:
         Parameter(
             help="A known set and its folder, as its authors distribute it: masks, captions or "
             "classes.",
+            show_default=False,
+        ),
+    ] = None
+    depth: Annotated[
+        tuple[Path, Path] | None,
+        Parameter(
+            help="Folder of images, and folder of their depth: x.npy in metres, or x.png in "
+            "millimetres, 16 bits. 0 or not finite is no depth.",
+            show_default=False,
+        ),
+    ] = None
+    normals: Annotated[
+        tuple[Path, Path] | None,
+        Parameter(
+            help="Folder of images, and folder of their surface normals: x.npy, unit vectors, or "
+            "x.png, -1 to 1 as 0 to 255. Black, grey 127 or 128, and zero are no normal.",
             show_default=False,
         ),
     ] = None
@@ -158,6 +175,7 @@ def run(
     jobs = _jobs(options, model.served_name)
     with opened_engine(model) as engine, stored_answers(options.output) as stored:
         found = find_model(engine, model.served_name)
+        _check_heads(jobs, found)
         answers = Answers(engine, model.url or "", found, stored)
         results = []
         for job in jobs:
@@ -182,10 +200,22 @@ class _Job:
     Attributes:
         num_images: Images that the model sees.
         score: Computes the result.
+        head: The dense head that the model needs; empty for none.
     """
 
     num_images: int
     score: Callable[[Any], Any]
+    head: str = ""
+
+
+def _check_heads(jobs: Sequence[_Job], model: ModelSummary) -> None:
+    """Check that the model can do all tasks, before the first one."""
+    missing = [job.head for job in jobs if job.head and job.head not in model.outputs]
+    if missing:
+        raise UserError(
+            f"{model.name} has no head for {missing[0]}; use a model that has one, such as a "
+            "package converted from a TIPSv2 checkpoint whose name ends in -dpt."
+        )
 
 
 def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
@@ -206,34 +236,31 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     )
     jobs = []
 
-    def add(score: Callable[..., Any], given: Any, images: Sequence[Any]) -> None:
-        jobs.append(_Job(len(images), lambda answers: score(given, answers, asked)))
+    def add(score: Callable[..., Any], given: Any) -> None:
+        head = {tasks.score_depth: "depth", tasks.score_normals: "normals"}.get(score, "")
+        jobs.append(_Job(len(given.images), lambda answers: score(given, answers, asked), head))
 
-    if options.segmentation is not None:
-        masked = sets.read_segmentation(
-            *options.segmentation, reduce_zero_label=options.reduce_zero_label
-        )
-        add(tasks.score_segmentation, masked, masked.images)
-    if options.retrieval is not None:
-        captioned = sets.read_captioned(options.retrieval)
-        add(tasks.score_retrieval, captioned, captioned.images)
-    if options.classification is not None:
-        labelled = sets.read_classes(options.classification)
-        add(tasks.score_classification, labelled, labelled.images)
-    if options.instances is not None:
-        things = sets.read_instances(options.instances)
-        add(tasks.score_instances, things, things.images)
-    for folder, score in ((options.knn, tasks.score_knn), (options.linear, tasks.score_linear)):
-        if folder is not None:
-            split = sets.read_split(folder)
-            add(score, split, [*split.train.images, *split.val.images])
+    read_masks = partial(sets.read_segmentation, reduce_zero_label=options.reduce_zero_label)
+    readers: list[tuple[Any, Callable[..., Any], Callable[..., Any]]] = [
+        (options.segmentation, read_masks, tasks.score_segmentation),
+        (options.retrieval, sets.read_captioned, tasks.score_retrieval),
+        (options.classification, sets.read_classes, tasks.score_classification),
+        (options.instances, sets.read_instances, tasks.score_instances),
+        (options.knn, sets.read_split, tasks.score_knn),
+        (options.linear, sets.read_split, tasks.score_linear),
+        (options.depth, sets.read_depth, tasks.score_depth),
+        (options.normals, sets.read_normals, tasks.score_normals),
+    ]
+    for folders, read, score in readers:
+        if folders is not None:
+            add(score, read(*(folders if isinstance(folders, tuple) else (folders,))))
     if options.dataset is not None:
         known = read_known(*options.dataset)
-        add(tasks.TASK_OF[type(known)], known, known.images)
+        add(tasks.TASK_OF[type(known)], known)
     if not jobs:
         raise UserError(
             "Give a set: --segmentation, --retrieval, --classification, --instances, --knn, "
-            "--linear or --dataset."
+            "--linear, --depth, --normals or --dataset."
         )
     return jobs
 
@@ -263,6 +290,9 @@ def _progress(num_images: int) -> Iterator[Callable[[], None]]:
 
 
 def _line(entry: ScoreEntry) -> str:
-    interval = "" if entry.low is None else f" [{entry.low:.2f}, {entry.high:.2f}]"
+    from service.evaluation.report import digits  # noqa: PLC0415 - help does not need it
+
+    places = digits(entry.metric)
+    interval = "" if entry.low is None else f" [{entry.low:.{places}f}, {entry.high:.{places}f}]"
     title = f"{entry.task} | {entry.split} | {entry.row} | {entry.metric}"
-    return f"{title} | {entry.value:.2f}{interval} | n {entry.count}"
+    return f"{title} | {entry.value:.{places}f}{interval} | n {entry.count}"

@@ -12,6 +12,7 @@ from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
     FloatArray,
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
@@ -141,6 +142,12 @@ class Engine(Protocol):
 
     def visualize(self, request: VisualizeFeaturesRequest) -> "Future[NDArray[Any]]":
         """Draw the patch embeddings of the only image of a request, as in its response.
+
+        The future raises `ImageRefused` or `EngineError`.
+        """
+
+    def estimate(self, request: EstimateMapsRequest) -> "Future[FloatArray]":
+        """Depth or normals of the only image of a request, as in its response.
 
         The future raises `ImageRefused` or `EngineError`.
         """

@@ -27,6 +27,7 @@ from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
     FloatArray,
     ModelInfo,
     SegmentImagesRequest,
@@ -108,6 +109,10 @@ class InProcessEngine:
         """As `Engine` says."""
         return asyncio.run_coroutine_threadsafe(self._visualize(request), self._loop)
 
+    def estimate(self, request: EstimateMapsRequest) -> "Future[FloatArray]":
+        """As `Engine` says."""
+        return asyncio.run_coroutine_threadsafe(self._estimate(request), self._loop)
+
     def models(self) -> list[ModelSummary]:
         """As `Engine` says."""
         return [summarize(info.manifest, info) for info in self._plane.list_models()]
@@ -153,6 +158,10 @@ class InProcessEngine:
 
     async def _visualize(self, request: VisualizeFeaturesRequest) -> NDArray[Any]:
         answer = await retry_overload(lambda call: self._plane.visualize_features(request, call))
+        return answer.maps[0]
+
+    async def _estimate(self, request: EstimateMapsRequest) -> FloatArray:
+        answer = await retry_overload(lambda call: self._plane.estimate_maps(request, call))
         return answer.maps[0]
 
     def _busy_window(self) -> int:

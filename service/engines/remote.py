@@ -22,6 +22,7 @@ from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
     FloatArray,
     SegmentClass,
     SegmentImagesRequest,
@@ -31,7 +32,11 @@ from tipserve_client import Client, ModelInfo, Retry, TipserveError, Unavailable
 from tipserve_client.requests import OPTIONS, Method
 
 ImageRequest = (
-    ClassifyImagesRequest | EmbedImagesRequest | SegmentImagesRequest | VisualizeFeaturesRequest
+    ClassifyImagesRequest
+    | EmbedImagesRequest
+    | EstimateMapsRequest
+    | SegmentImagesRequest
+    | VisualizeFeaturesRequest
 )
 NUM_THREADS: Final = 16
 MAX_ATTEMPTS: Final = 8
@@ -124,6 +129,18 @@ class RemoteEngine:
         with self._translated_errors():
             drawn: list[NDArray[Any]] = self._client.features(_encoded(request), **options)
         return drawn[0]
+
+    def estimate(self, request: EstimateMapsRequest) -> "Future[FloatArray]":
+        """As `Engine` says."""
+        return self._threads.submit(self._estimate, request)
+
+    def _estimate(self, request: EstimateMapsRequest) -> FloatArray:
+        is_depth = request.task == "depth"
+        ask = self._client.depth if is_depth else self._client.normals
+        options = _options("estimate_depth" if is_depth else "estimate_normals", request)
+        with self._translated_errors():
+            maps: list[FloatArray] = ask(_encoded(request), **options)
+        return maps[0]
 
     def models(self) -> list[ModelSummary]:
         """As `Engine` says."""

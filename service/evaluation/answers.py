@@ -22,12 +22,18 @@ from numpy.typing import NDArray
 
 from service.engines.engine import Engine, EngineError, ImageRefused, ModelSummary
 from service.evaluation.sets import ImageSource, SetError
-from service.messages import EmbedImagesRequest, EmbedTextsRequest, FloatArray, SegmentImagesRequest
+from service.messages import (
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    EstimateMapsRequest,
+    FloatArray,
+    SegmentImagesRequest,
+)
 from service.monitoring.metrics import release
 
 FILE: Final = "answers.sqlite"
 TEXTS_AT_ONCE: Final = 256
-Request = EmbedImagesRequest | EmbedTextsRequest | SegmentImagesRequest
+Request = EmbedImagesRequest | EmbedTextsRequest | EstimateMapsRequest | SegmentImagesRequest
 Array = NDArray[Any]
 
 
@@ -76,6 +82,20 @@ class Answers:
             return self.engine.segment(replace(request, images=(image,)))
 
         return self._images(images, ask, request, lambda answer: answer.labels_HW)
+
+    def estimate(
+        self, images: Sequence[ImageSource], request: EstimateMapsRequest
+    ) -> Iterator[FloatArray]:
+        """The depth [H, W] or normals [H, W, 3] of each image in order.
+
+        Raises:
+            UserError: An image is invalid, or the engine fails.
+        """
+
+        def ask(image: bytes) -> "Future[Any]":
+            return self.engine.estimate(replace(request, images=(image,)))
+
+        return self._images(images, ask, request, lambda answer: answer)
 
     def embed_texts(self, texts: Sequence[str], request: EmbedTextsRequest) -> FloatArray:
         """Embeddings of texts, [T, D].

@@ -15,7 +15,7 @@ from model.files import atomic_write
 from model.image_codec import ImageLimits, decode_image
 from model.manifest import ScoreEntry
 from service.engines.engine import ModelSummary
-from service.evaluation.report import MODEL, class_scores, confused_classes
+from service.evaluation.report import MODEL, class_scores, confused_classes, digits
 from service.evaluation.tasks import Result, ShownMask
 from service.outputs.masks import palette
 
@@ -48,7 +48,8 @@ def write_page(
         '<meta name="viewport" content="width=device-width">'
         f"<title>Evaluation of {escape(model.name)}</title><style>{STYLE}</style>"
         f"<h1>Evaluation of {escape(model.name)}</h1><p class=note>{escape(about)}. "
-        "Values are percent. Brackets are 95 % intervals over the choice of images.</p>"
+        "Values without a unit are percent. Brackets are 95 % intervals over the choice of images."
+        "</p>"
         f"{''.join(parts)}</html>\n"
     )
     atomic_write(folder / PAGE, page)
@@ -79,12 +80,13 @@ def _section(result: Result, entries: Sequence[ScoreEntry]) -> Iterator[str]:
 
 def _score_rows(result: Result, entries: Iterable[ScoreEntry]) -> Iterator[tuple[str, ...]]:
     for entry in entries:
-        interval = "" if entry.low is None else f"[{entry.low:.2f}, {entry.high:.2f}]"
+        places = digits(entry.metric)
+        interval = "" if entry.low is None else f"[{entry.low:.{places}f}, {entry.high:.{places}f}]"
         name = f"<b>{MODEL}</b>" if entry.row == MODEL else escape(entry.row)
-        yield name, escape(entry.metric), f"{entry.value:.2f}", interval
+        yield name, escape(entry.metric), f"{entry.value:.{places}f}", interval
     for one in result.published:
         name = f"{one.model} (published{f', {one.protocol}' if one.protocol else ''})"
-        yield escape(name), escape(one.metric), f"{one.value:.2f}", ""
+        yield escape(name), escape(one.metric), f"{one.value:.{digits(one.metric)}f}", ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ from model.manifest import ScoreEntry
 from model.scores.bootstrap import Interval
 from model.scores.gate import Rows, Rule, judge, read_rules
 from service.engines.engine import ModelSummary, UserError
-from service.evaluation.tasks import Pixels, Result, Score
+from service.evaluation.tasks import ERRORS, Pixels, Result, Score
 
 REPORT: Final = "report.json"
 COUNTS: Final = "counts.npz"
@@ -104,7 +104,8 @@ def _entry(result: Result, score: Score, row: str, value: Interval | float) -> S
 
 def _digest(result: Result) -> str:
     """Of the examples and the right answers, by which results can be compared."""
-    digest = hashlib.sha256(json.dumps([list(result.examples), list(result.names)]).encode())
+    parts = [list(result.examples), list(result.names), result.truth]
+    digest = hashlib.sha256(json.dumps(parts).encode())
     for score in result.scores:
         if isinstance(score.counts, Pixels):
             digest.update(score.counts.truth_SK.tobytes())
@@ -115,16 +116,28 @@ def _digest(result: Result) -> str:
     return digest.hexdigest()
 
 
+def digits(metric: str) -> int:
+    """Decimals that readers see: millimetres, or hundredths."""
+    return 3 if metric.endswith("(m)") else 2
+
+
 def rules_of(file: Path) -> list[Rule]:
     """Read rules.
 
     Raises:
-        ReportError: They cannot be read.
+        ReportError: They cannot be read, or one is about a metric of which less is better.
     """
     try:
-        return read_rules(file)
+        rules = read_rules(file)
     except (OSError, ValueError) as error:
         raise ReportError(str(error)) from error
+    bad = [rule.title for rule in rules if rule.metric in ERRORS]
+    if bad:
+        raise ReportError(
+            f"{bad[0]!r}: a rule needs a metric of which more is better, such as delta1 or the "
+            "share under 11.25 degrees."
+        )
+    return rules
 
 
 def failed_rules(rules: Sequence[Rule], entries: Sequence[ScoreEntry]) -> list[str]:

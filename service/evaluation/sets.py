@@ -18,7 +18,10 @@ from service.engines.engine import UserError
 
 IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MASK_MODES: Final = ("1", "L", "P", "I", "I;16")
+MAPS: Final = (".npy", ".png")
 IGNORED: Final = 255
+# Length of a normal may differ from 1 by less.
+UNIT_TOLERANCE: Final = 0.5
 
 
 class SetError(UserError):
@@ -66,7 +69,7 @@ class Published:
         model: Name of the model.
         task: As in the report.
         metric: As in the report.
-        value: In percent.
+        value: In percent, or in the metric's unit.
         protocol: What differs from the other rows; may be empty.
     """
 
@@ -105,12 +108,7 @@ class SegmentationSet:
             SetError: It is no mask, or has a label without a name.
         """
         path = self.masks[index]
-        try:
-            with Image.open(path) as mask:
-                mode = mask.mode
-                labels_HW = np.asarray(mask)
-        except (OSError, UnidentifiedImageError) as error:
-            raise SetError(f"{path} is no image that can be read.") from error
+        mode, labels_HW = _read_png(path)
         if mode not in MASK_MODES:
             raise SetError(
                 f"{path}: a mask is a grey or palette image with a label in each pixel, this one "
@@ -172,11 +170,120 @@ class CaptionedSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MapSet:
+    """Images with a true map of each: `.npy` or `.png`.
+
+    Attributes:
+        name: Of the set.
+        images: The images.
+        maps: The map of each image.
+        published: Scores to compare with.
+    """
+
+    name: str
+    images: Sequence[ImageSource]
+    maps: Sequence[Path]
+    published: Sequence[Published] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthSet(MapSet):
+    """Images with depth.
+
+    Attributes:
+        limits_m: Only depths between them count.
+        crop: Rows and columns that count; None is all.
+    """
+
+    limits_m: tuple[float, float] = (0.0, np.inf)
+    crop: tuple[slice, slice] | None = None
+
+    def read(self, index: int) -> NDArray[np.float64]:
+        """Depth of every pixel of an image in metres [H, W]; NaN is none.
+
+        Raises:
+            SetError: It is no depth.
+        """
+        path = self.maps[index]
+        if path.suffix == ".npy":
+            depth_HW = _read_npy(path, "depth in metres has a floating-point number", ())
+        else:
+            mode, pixels_HW = _read_png(path)
+            if mode not in ("I", "I;16"):
+                raise SetError(
+                    f"{path}: a depth PNG is grey, with millimetres in 16 bits, this one is {mode}."
+                )
+            depth_HW = pixels_HW / 1000.0
+        counts_HW = (depth_HW > self.limits_m[0]) & (depth_HW < self.limits_m[1])
+        if self.crop is not None:
+            is_inside_HW = np.zeros_like(counts_HW)
+            is_inside_HW[self.crop] = True
+            counts_HW &= is_inside_HW
+        depth_HW[~counts_HW] = np.nan
+        return depth_HW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormalSet(MapSet):
+    """Images with surface normals."""
+
+    def read(self, index: int) -> NDArray[np.float64]:
+        """Unit normal of every pixel of an image [H, W, 3]; NaN is none.
+
+        Raises:
+            SetError: It has no normals.
+        """
+        path = self.maps[index]
+        if path.suffix == ".npy":
+            normals_HW3 = _read_npy(path, "normals have three floating-point numbers", (3,))
+        else:
+            mode, pixels = _read_png(path)
+            if mode != "RGB":
+                raise SetError(f"{path}: a PNG of normals is RGB, this one is {mode}.")
+            normals_HW3 = pixels / 127.5 - 1
+        length_HW1 = np.linalg.norm(normals_HW3, axis=-1, keepdims=True)
+        # Black or white pixels have the length 1.73, grey ones 0.
+        is_unit_HW1 = np.abs(length_HW1 - 1) < UNIT_TOLERANCE
+        unit_HW3: NDArray[np.float64] = np.where(
+            is_unit_HW1, normals_HW3 / np.where(is_unit_HW1, length_HW1, 1), np.nan
+        )
+        return unit_HW3
+
+
+def _read_npy(path: Path, meaning: str, ends: tuple[int, ...]) -> NDArray[np.float64]:
+    """Numbers of each pixel [H, W, *ends]."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SetError(f"{path} is no .npy file that can be read.") from error
+    shape = getattr(array, "shape", ())
+    if len(shape) != 2 + len(ends) or shape[2:] != ends or array.dtype.kind != "f":
+        form = ", ".join(("H", "W", *map(str, ends)))
+        raise SetError(f"{path}: {meaning} in each pixel, float32 [{form}].")
+    numbers: NDArray[np.float64] = array.astype(np.float64)
+    return numbers
+
+
+def _read_png(path: Path) -> tuple[str, NDArray[Any]]:
+    """Mode and pixels."""
+    try:
+        with Image.open(path) as image:
+            return image.mode, np.asarray(image)
+    except (OSError, UnidentifiedImageError) as error:
+        raise SetError(f"{path} is no image that can be read.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSet:
     """Labelled images to learn from, and others of the same classes to score."""
 
     train: LabelledSet
     val: LabelledSet
+
+    @property
+    def images(self) -> list[ImageSource]:
+        """All images."""
+        return [*self.train.images, *self.val.images]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,12 +367,46 @@ def masks_of(images: Iterable[Path], root: Path, masks: Path) -> list[Path]:
     Raises:
         SetError: A mask is missing.
     """
-    found = [(masks / path.relative_to(root)).with_suffix(".png") for path in images]
+    return _same_names(images, root, masks, suffixes=(".png",), noun="masks")
+
+
+def read_depth(images: Path, depths: Path) -> DepthSet:
+    """Images with depth of the same name: `.npy` in metres or `.png` in millimetres.
+
+    Raises:
+        SetError: A depth is missing.
+    """
+    found = images_below(images)
+    maps = _same_names(found, images, depths, suffixes=MAPS, noun="depth maps")
+    sources = [ImageSource(path) for path in found]
+    return DepthSet(name=images.resolve().name, images=sources, maps=maps)
+
+
+def read_normals(images: Path, normals: Path) -> NormalSet:
+    """Images with normals of the same name: `.npy`, or `.png` as the server writes it.
+
+    Raises:
+        SetError: Normals are missing.
+    """
+    found = images_below(images)
+    maps = _same_names(found, images, normals, suffixes=MAPS, noun="normal maps")
+    sources = [ImageSource(path) for path in found]
+    return NormalSet(name=images.resolve().name, images=sources, maps=maps)
+
+
+def _same_names(
+    images: Iterable[Path], root: Path, folder: Path, *, suffixes: Sequence[str], noun: str
+) -> list[Path]:
+    """For each image below `root`, the file at the same place in `folder`."""
+    found = []
+    for path in images:
+        files = [(folder / path.relative_to(root)).with_suffix(suffix) for suffix in suffixes]
+        found.append(next((file for file in files if file.is_file()), files[-1]))
     missing = [path for path in found if not path.is_file()]
     if missing:
         raise SetError(
-            f"{len(missing)} of {len(found)} masks are missing, such as {missing[0]}: each image "
-            "needs a .png file of its name."
+            f"{len(missing)} of {len(found)} {noun} are missing, such as {missing[0]}: each image "
+            f"needs a {' or '.join(suffixes)} file of its name."
         )
     return found
 

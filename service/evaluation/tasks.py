@@ -1,9 +1,10 @@
 """The evaluation tasks: from the answers of a model on a set to scores with intervals.
 
 Shapes: R resamples of the examples, S examples, K classes, B images, T texts, Q queries, C
-candidates, D width, H W pixels.
+candidates, D width, H W pixels, P pixels that count.
 """
 
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +13,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.dense_maps import MapTask
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.ranking import Ranking, rank
 from model.segmentation import l2_normalize
 from service.evaluation.answers import Answers
 from service.evaluation.sets import (
     CaptionedSet,
+    DepthSet,
     ImageSource,
     InstanceSet,
     LabelledSet,
+    NormalSet,
     Published,
     SegmentationSet,
     SetError,
@@ -29,6 +33,7 @@ from service.evaluation.sets import (
 from service.messages import (
     EmbedImagesRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
     Features,
     FloatArray,
     GlobalFeatures,
@@ -44,32 +49,48 @@ CLASSIFICATION: Final = "zero-shot classification"
 INSTANCES: Final = "instance retrieval"
 KNN: Final = "kNN classification"
 LINEAR: Final = "linear classification"
+DEPTH: Final = "depth"
+NORMALS: Final = "surface normals"
 BACKGROUND: Final = "background"
 # Of DINO's protocol: neighbours, and the temperature of their votes.
 NUM_NEIGHBOURS: Final = 20
 VOTE_TEMPERATURE: Final = 0.07
 QUERIES_AT_ONCE: Final = 512
+NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
+# Metrics of errors: less is better.
+ERRORS: Final = frozenset({"RMSE (m)", "AbsRel (%)", "mean angle (degrees)", "RMSE (degrees)"})
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hits:
-    """Queries of each example that found a right answer.
+class Sums:
+    """A sum over what is counted in each example: queries with a right answer, or errors.
 
     Attributes:
-        hit_S: Number of those that did.
-        count_S: Number of queries.
+        sum_S: The sum.
+        count_S: Number of its terms.
     """
 
-    hit_S: Floats
+    sum_S: Floats
     count_S: Floats
 
     def __len__(self) -> int:
-        return len(self.hit_S)
+        return len(self.sum_S)
+
+    def mean(self, weights_RS: Floats) -> Floats:
+        """Mean of the terms [R], with examples weighted by each row."""
+        # A resample of few images may have no pixel that counts.
+        count_R = np.maximum(weights_RS @ self.count_S, 1)
+        values_R: Floats = (weights_RS @ self.sum_S) / count_R
+        return values_R
 
     def share(self, weights_RS: Floats) -> Floats:
-        """Percent of the queries [R], with examples weighted by each row."""
-        values_R: Floats = 100 * (weights_RS @ self.hit_S) / (weights_RS @ self.count_S)
+        """Mean in percent [R]."""
+        return 100 * self.mean(weights_RS)
+
+    def root(self, weights_RS: Floats) -> Floats:
+        """Root of the mean [R], where the terms are squares."""
+        values_R: Floats = np.sqrt(self.mean(weights_RS))
         return values_R
 
 
@@ -118,7 +139,7 @@ class Pixels:
         return values_R
 
 
-Counts = Hits | Pixels
+Counts = Sums | Pixels
 Metric = Callable[[Any, Floats], Floats]
 
 
@@ -174,6 +195,7 @@ class Result:
         confusion_KK: Pixels or images by true and predicted class.
         published: Scores to compare with.
         shown: The best and then the worst masks.
+        truth: Digest of the right answers, where no count has them.
     """
 
     task: str
@@ -185,6 +207,7 @@ class Result:
     confusion_KK: NDArray[np.int64] | None = None
     published: Sequence[Published] = ()
     shown: Sequence[ShownMask] = field(default_factory=tuple)
+    truth: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +255,12 @@ class TaskOptions:
         """The request of all other tasks."""
         return EmbedImagesRequest(
             images=(), model=self.model, outputs=(self.embedding,), resolution=self.resolution
+        )
+
+    def map_request(self, task: MapTask) -> EstimateMapsRequest:
+        """The request of depth or normals."""
+        return EstimateMapsRequest(
+            task=task, images=(), model=self.model, resolution=self.resolution
         )
 
     def text_request(self, templates: TemplateSet | tuple[str, ...]) -> EmbedTextsRequest:
@@ -510,15 +539,127 @@ def _found(
     return [
         Score(
             metric=f"{metric}{depth}",
-            counts=Hits(
-                hit_S=np.bincount(example_Q, ranking.rank_Q < depth).astype(np.float64),
+            counts=Sums(
+                sum_S=np.bincount(example_Q, ranking.rank_Q < depth).astype(np.float64),
                 count_S=np.bincount(example_Q).astype(np.float64),
             ),
-            function=Hits.share,
+            function=Sums.share,
             chance=ranking.chance(depth),
         )
         for depth in depths
     ]
+
+
+def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Result:
+    """Compare predicted with true depth in each image; the scores are means over the images.
+
+    Raises:
+        UserError: A true depth is invalid, or the model cannot answer.
+
+    Source: BTS and DINOv2's evaluation, which average over images, not over pixels.
+    """
+    rows = []
+    digest = hashlib.sha256()
+    for index, depth_HW in enumerate(answers.estimate(given.images, options.map_request("depth"))):
+        truth_HW = _true_map(given, index, depth_HW)
+        digest.update(truth_HW.tobytes())
+        counts_HW = np.isfinite(truth_HW)
+        rows.append(depth_scores(depth_HW[counts_HW].astype(np.float64), truth_HW[counts_HW]))
+    table_S4 = np.asarray(rows)
+    if not table_S4[:, 3].any():
+        raise SetError(f"{given.name}: no image has a depth that counts.")
+    metrics = (("RMSE (m)", Sums.mean), ("AbsRel (%)", Sums.share), ("delta1", Sums.share))
+    return Result(
+        task=DEPTH,
+        split=given.name,
+        options=options.shown("resolution"),
+        examples=[image.path.name for image in given.images],
+        scores=[
+            Score(
+                metric=metric,
+                counts=Sums(sum_S=table_S4[:, column], count_S=table_S4[:, 3]),
+                function=function,
+            )
+            for column, (metric, function) in enumerate(metrics)
+        ],
+        published=given.published,
+        truth=digest.hexdigest(),
+    )
+
+
+def depth_scores(depth_P: Floats, truth_P: Floats) -> tuple[float, float, float, int]:
+    """RMSE, relative error, share within a factor of 1.25, and 1; zeros without a pixel."""
+    if not len(truth_P):
+        return 0.0, 0.0, 0.0, 0
+    error_P = depth_P - truth_P
+    is_near_P = (depth_P < 1.25 * truth_P) & (truth_P < 1.25 * depth_P)
+    return (
+        float(np.sqrt(np.square(error_P).mean())),
+        float((np.abs(error_P) / truth_P).mean()),
+        float(is_near_P.mean()),
+        1,
+    )
+
+
+def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> Result:
+    """Angles between predicted and true normals; the scores are means over the pixels.
+
+    Raises:
+        UserError: True normals are invalid, or the model cannot answer.
+    """
+    rows = []
+    digest = hashlib.sha256()
+    request = options.map_request("normals")
+    for index, normals_HW3 in enumerate(answers.estimate(given.images, request)):
+        truth_HW3 = _true_map(given, index, normals_HW3)
+        digest.update(truth_HW3.tobytes())
+        counts_HW = np.isfinite(truth_HW3[..., 0])
+        angle_P = angles(normals_HW3[counts_HW].astype(np.float64), truth_HW3[counts_HW])
+        near = [np.count_nonzero(angle_P < limit) for limit in NEAR_DEGREES]
+        rows.append((angle_P.sum(), np.square(angle_P).sum(), *near, len(angle_P)))
+    table_S6 = np.asarray(rows, np.float64)
+    if not table_S6[:, -1].any():
+        raise SetError(f"{given.name}: no image has a normal.")
+    metrics = [
+        ("mean angle (degrees)", Sums.mean),
+        ("RMSE (degrees)", Sums.root),
+        *((f"under {limit:g} degrees", Sums.share) for limit in NEAR_DEGREES),
+    ]
+    return Result(
+        task=NORMALS,
+        split=given.name,
+        options=options.shown("resolution"),
+        examples=[image.path.name for image in given.images],
+        scores=[
+            Score(
+                metric=metric,
+                counts=Sums(sum_S=table_S6[:, column], count_S=table_S6[:, -1]),
+                function=function,
+            )
+            for column, (metric, function) in enumerate(metrics)
+        ],
+        published=given.published,
+        truth=digest.hexdigest(),
+    )
+
+
+def angles(normals_P3: Floats, truth_P3: Floats) -> Floats:
+    """Degrees between vectors; exact for small angles. A zero vector is at 90 degrees."""
+    cosine_P = (normals_P3 * truth_P3).sum(-1)
+    sine_P = np.linalg.norm(np.cross(normals_P3, truth_P3), axis=-1)
+    is_zero_P = ~normals_P3.any(-1)
+    angle_P: Floats = np.where(is_zero_P, 90.0, np.degrees(np.arctan2(sine_P, cosine_P)))
+    return angle_P
+
+
+def _true_map(given: DepthSet | NormalSet, index: int, found: FloatArray) -> Floats:
+    truth = given.read(index)
+    if truth.shape != found.shape:
+        raise SetError(
+            f"{given.maps[index]} has {truth.shape[:2]}, its image {found.shape[:2]} rows and "
+            "columns."
+        )
+    return truth
 
 
 # What scores a set of each kind.
@@ -526,4 +667,5 @@ TASK_OF: Final[Mapping[type, Callable[..., Result]]] = {
     SegmentationSet: score_segmentation,
     CaptionedSet: score_retrieval,
     LabelledSet: score_classification,
+    DepthSet: score_depth,
 }

@@ -23,6 +23,7 @@ from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
     FloatArray,
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
@@ -66,6 +67,7 @@ class FakeEngine:
         most_images: The engine fails at a further image.
         requests: All requests.
         head: The classes that every head has.
+        outputs: Of the model.
     """
 
     window = 2
@@ -75,6 +77,7 @@ class FakeEngine:
         self.most_images = 1000
         self.requests: list[Any] = []
         self.head: tuple[str, ...] = ("a cat", "a dog")
+        self.outputs: tuple[str, ...] = ("values",)
 
     def _answer(self, request: Any, value: Any) -> "Future[Any]":
         if self.num_images == self.most_images:
@@ -114,6 +117,11 @@ class FakeEngine:
         kind = np.uint16 if request.kind == "groups" else np.float32
         return self._answer(request, np.ones(shape, kind))
 
+    def estimate(self, request: EstimateMapsRequest) -> "Future[FloatArray]":
+        depth_HW = np.ones((40, 60), np.float32)
+        is_depth = request.task == "depth"
+        return self._answer(request, depth_HW if is_depth else depth_HW[..., None] * (0, 0, 1))
+
     def embed_texts(self, request: EmbedTextsRequest) -> "Future[FloatArray]":
         self.requests.append(request)
         return done(np.stack([unit(index) for index in range(len(request.texts))]))
@@ -121,7 +129,7 @@ class FakeEngine:
     def models(self) -> list[ModelSummary]:
         names = dict.fromkeys(("variant", "runtime", "precision", "device", "fingerprint"), "x")
         sizes = {"embed_dim": WIDTH, "patch_size": 1, "native_size": 1}
-        return [ModelSummary(name="fake", outputs=("values",), **names, **sizes)]  # type: ignore[arg-type]
+        return [ModelSummary(name="fake", outputs=self.outputs, **names, **sizes)]  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Nothing to free."""

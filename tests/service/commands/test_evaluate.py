@@ -133,6 +133,43 @@ def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake_engine: Fa
     ]  # fmt: skip
 
 
+def test_depth_and_normals_are_scored_if_the_model_has_heads(
+    scenes: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(2):
+        depth = np.full((40, 60), 1125 + 500 * index, np.uint16)  # the model finds one metre
+        normals = np.full((40, 60, 3), (0, 1, 1), np.float32) / 2**0.5
+        for folder in ("depths", "normals"):
+            (scenes / folder).mkdir(exist_ok=True)
+        Image.fromarray(depth).save(scenes / "depths" / f"{index}.png")
+        np.save(scenes / "normals" / f"{index}.npy", normals)
+    command = ["evaluate", "--depth", "images", "depths", "--normals", "images", "normals"]
+    assert main(command) == FAILED
+    assert "fake has no head for depth; use a model that has one" in capsys.readouterr().err
+    fake_engine.outputs = ("values", "depth")
+    assert main(command) == FAILED
+    assert "fake has no head for normals" in capsys.readouterr().err
+    assert fake_engine.num_images == 0
+    fake_engine.outputs = ("depth", "normals")
+    assert main(command) == DONE
+    printed = capsys.readouterr().out
+    assert "depth | images | model | RMSE (m) | 0.375 [0.125, 0.625] | n 2" in printed
+    assert "depth | images | model | delta1 | 50.00 [" in printed
+    assert "surface normals | images | model | mean angle (degrees) | 45.00 [45.00, 45.00]" in (
+        printed
+    )
+    page = (scenes / "evaluation" / "report.html").read_text()
+    assert "<td>RMSE (m)</td><td class=number>0.375</td><td>[0.125, 0.625]</td>" in page
+    # Another true depth is another set.
+    Image.fromarray(np.full((40, 60), 2000, np.uint16)).save(scenes / "depths" / "0.png")
+    assert main([*command, "-o=new", "--against=evaluation"]) == FAILED
+    assert "'depth | images' was measured on other images" in capsys.readouterr().err
+    rule = 'task = "depth"\nsplit = "images"\nmetric = "RMSE (m)"\nminimum = 1\n'
+    (scenes / "rules.toml").write_text(f"[[score]]\n{rule}")
+    assert main([*command, "--rules=rules.toml"]) == FAILED
+    assert "needs a metric of which more is better, such as delta1" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("fake_engine")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),

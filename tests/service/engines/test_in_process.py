@@ -1,11 +1,18 @@
 """A model in this process: requests wait for a full queue, until their deadline."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 
 from service.call import Call
 from service.engines.engine import EngineError, ImageRefused
-from service.engines.in_process import DEADLINE_S, retry_overload
+from service.engines.in_process import DEADLINE_S, InProcessEngine, retry_overload
 from service.errors import InvalidRequest, Overloaded
+from service.messages import EstimateMapsRequest
+from service.models.served_model import ServedModel
+from service.settings import Settings
+from tests.service.conftest import Encode, FakeRuntime
 
 
 class Clock:
@@ -50,3 +57,17 @@ async def test_other_errors_are_final() -> None:
     with pytest.raises(ImageRefused, match=r"^no image$"):
         await retry_overload(ask, clock=clock, sleep=clock.sleep)
     assert clock.now == 0
+
+
+def test_maps_are_computed_if_the_model_has_their_head(
+    load_fake: Callable[..., ServedModel], runtime: FakeRuntime, encode_image: Encode
+) -> None:
+    runtime.tasks = ("normals",)
+    engine = InProcessEngine(Settings(), load_fake)
+    request = EstimateMapsRequest(task="normals", images=(encode_image(),))
+    normals_HW3 = engine.estimate(request).result()
+    assert normals_HW3.shape == (30, 40, 3)
+    assert np.allclose(np.linalg.norm(normals_HW3, axis=-1), 1)
+    with pytest.raises(EngineError, match="has a head for depth, but the runtime"):
+        engine.estimate(EstimateMapsRequest(task="depth", images=request.images)).result()
+    engine.close()

@@ -15,6 +15,7 @@ from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
     SegmentClass,
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
@@ -75,6 +76,27 @@ async def test_both_protocols_give_the_same_results_and_errors(
         engine.close()
 
     async with serving(**limits) as server:
+        await asyncio.to_thread(ask, f"{protocol}://127.0.0.1:{server.ports[protocol]}")
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_both_protocols_give_depth_and_normals(
+    serving: Serving, encode_image: Encode, protocol: str
+) -> None:
+    image = encode_image()
+
+    def ask(url: str) -> None:
+        engine = RemoteEngine(url, None)
+        depth_HW = engine.estimate(EstimateMapsRequest(task="depth", images=(image,))).result()
+        assert depth_HW.shape == (30, 40)
+        assert depth_HW.min() >= 1
+        small = EstimateMapsRequest(task="normals", images=(image,), size="model", resolution=56)
+        assert engine.estimate(small).result().shape == (32, 32, 3)
+        with pytest.raises(ImageRefused):
+            engine.estimate(EstimateMapsRequest(task="normals", images=(b"x",))).result()
+        engine.close()
+
+    async with serving() as server:
         await asyncio.to_thread(ask, f"{protocol}://127.0.0.1:{server.ports[protocol]}")
 
 

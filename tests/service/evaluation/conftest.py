@@ -11,7 +11,12 @@ from PIL import Image
 
 from service.engines.engine import Embedding, ImageRefused, Mask, ModelSummary
 from service.evaluation.answers import Answers, stored_answers
-from service.messages import EmbedImagesRequest, EmbedTextsRequest, SegmentImagesRequest
+from service.messages import (
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    EstimateMapsRequest,
+    SegmentImagesRequest,
+)
 
 NAMES = dict.fromkeys(("name", "variant", "runtime", "precision", "device", "fingerprint"), "x")
 SUMMARY = ModelSummary(outputs=(), embed_dim=2, patch_size=1, native_size=1, **NAMES)
@@ -22,12 +27,13 @@ def first_byte(request: Any) -> int:
 
 
 class Scripted:
-    """Answers from tables: masks and vectors by the first byte of the image, vectors by text."""
+    """Answers from tables: masks, maps and vectors by the image's first byte, vectors by text."""
 
     window = 2
 
     def __init__(self) -> None:
         self.masks: dict[int, Any] = {}
+        self.maps: dict[int, Any] = {}
         self.images: dict[int, Any] = {}
         self.texts: dict[str, Any] = {}
         self.requests: list[Any] = []
@@ -51,6 +57,10 @@ class Scripted:
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
         (name,), first = request.outputs, first_byte(request)
         return self._answer(request, lambda: {name: np.array(self.images[first], np.float32)})
+
+    def estimate(self, request: EstimateMapsRequest) -> "Future[Any]":
+        first = first_byte(request)
+        return self._answer(request, lambda: np.array(self.maps[first], np.float32))
 
     def embed_texts(self, request: EmbedTextsRequest) -> "Future[Any]":
         rows = [self.texts[text] for text in request.texts]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from service.evaluation import sets
 from service.evaluation.sets import SetError
+from service.outputs.maps import encode_normals_png
 
 Write = Callable[..., Path]
 
@@ -107,3 +108,49 @@ def test_incomplete_folders_are_named(tmp_path: Path, write: Write) -> None:
     for text, problem in (("", "has no names"), ("a\nb\na\n", "has the name 'a' twice")):
         with pytest.raises(SetError, match=problem):
             sets.read_names(write(tmp_path / "names.txt", text))
+
+
+def test_depth_is_in_millimetres_or_in_metres(tmp_path: Path, write: Write) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "images" / f"{name}.jpg", 1)
+    depths = tmp_path / "depths"
+    depths.mkdir()
+    Image.fromarray(np.array([[0, 1500, 65535]], np.uint16)).save(depths / "a.png")
+    with pytest.raises(SetError, match=r"1 of 2 depth maps .* needs a \.npy or \.png file"):
+        sets.read_depth(tmp_path / "images", depths)
+    np.save(depths / "b.npy", np.array([[0, 1.5, np.nan]], np.float32))
+    given = sets.read_depth(tmp_path / "images", depths)
+    assert np.array_equal(given.read(0), [[np.nan, 1.5, 65.535]], equal_nan=True)
+    assert np.array_equal(given.read(1), [[np.nan, 1.5, np.nan]], equal_nan=True)
+    Image.fromarray(np.zeros((1, 3), np.uint8)).save(depths / "a.png")
+    with pytest.raises(SetError, match=r"with millimetres in 16 bits, this one is L\."):
+        given.read(0)
+    for wrong in (np.zeros((1, 3), np.uint16), np.zeros((1, 3, 1), np.float32)):
+        np.save(depths / "b.npy", wrong)
+        with pytest.raises(SetError, match=r"number in each pixel, float32 \[H, W\]"):
+            given.read(1)
+    (depths / "b.npy").write_bytes(b"")
+    with pytest.raises(SetError, match=r"is no \.npy file that can be read"):
+        given.read(1)
+
+
+def test_normals_are_vectors_or_colours_as_the_server_writes_them(
+    tmp_path: Path, write: Write
+) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "images" / f"{name}.jpg", 1)
+    folder = tmp_path / "normals"
+    folder.mkdir()
+    normals = np.array([[(0, 0.6, -0.8), (1, 0, 0)]], np.float32)
+    (folder / "a.png").write_bytes(encode_normals_png(normals))
+    np.save(folder / "b.npy", np.concatenate([normals, np.zeros_like(normals)]))
+    given = sets.read_normals(tmp_path / "images", folder)
+    assert np.allclose(given.read(0), normals, atol=0.01)
+    assert np.allclose(given.read(1)[:1], normals)
+    assert np.isnan(given.read(1)[1:]).all()
+    nothing = [[(0, 0, 0), (127, 127, 127), (128, 128, 128), (255, 255, 255)]]
+    Image.fromarray(np.array(nothing, np.uint8)).save(folder / "a.png")
+    assert np.isnan(given.read(0)).all()
+    Image.fromarray(np.zeros((1, 3), np.uint8)).save(folder / "a.png")
+    with pytest.raises(SetError, match=r"a PNG of normals is RGB, this one is L\."):
+        given.read(0)

@@ -1,6 +1,7 @@
 """Scores against answers that are computed by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,82 @@ def test_queries_are_searched_in_the_index(
     alone = labelled(tmp_path / "alone", write, {"a": [1], "b": [2]})
     with pytest.raises(sets.SetError, match="no thing has two images"):
         sets.read_instances(alone)
+
+
+def with_maps(folder: Path, write: Write, maps: list[Any]) -> tuple[Path, Path]:
+    """Images with `.npy` maps."""
+    for index, one in enumerate(maps):
+        write(folder / "images" / f"{index}.jpg", index)
+        (folder / "maps").mkdir(exist_ok=True)
+        np.save(folder / "maps" / f"{index}.npy", np.array(one, np.float32))
+    return folder / "images", folder / "maps"
+
+
+def test_depth_is_averaged_in_each_image_and_then_over_images(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    none = [[0, np.nan, np.inf, -1]]
+    given = sets.read_depth(
+        *with_maps(tmp_path, write, [[[2, 4, 0, np.nan]], [[1, np.inf, 0, 0]], none])
+    )
+    # Image 0: errors 1 and 1 of 2 and 4; 3 is not within 1.25 of 2, and 5 is not within it of 4.
+    # Image 1: error 0.2 of 1, within a factor of 1.25. Image 2 has no depth and does not count.
+    engine.maps = {0: [[3, 5, 9, 9]], 1: [[1.2, 9, 9, 9]], 2: [[1, 1, 1, 1]]}
+    result = tasks.score_depth(given, answers, TaskOptions(resolution=28))
+    assert values(result) == pytest.approx(
+        {
+            "RMSE (m)": (1 + 0.2) / 2,
+            "AbsRel (%)": 100 * ((1 / 2 + 1 / 4) / 2 + 0.2) / 2,
+            "delta1": 50.0,
+        }
+    )
+    assert (engine.requests[0].task, engine.requests[0].resolution) == ("depth", 28)
+    # The limits and the crop of a set leave pixels out.
+    limited = replace(given, limits_m=(0, 4), crop=(slice(0, 1), slice(0, 2)))
+    assert values(tasks.score_depth(limited, answers, TaskOptions()))["AbsRel (%)"] == (
+        pytest.approx(100 * (1 / 2 + 0.2) / 2)
+    )
+    empty = sets.read_depth(*with_maps(tmp_path / "empty", write, [none]))
+    engine.maps[0] = [[1, 1, 1, 1]]
+    with pytest.raises(sets.SetError, match="no image has a depth that counts"):
+        tasks.score_depth(empty, replace(answers, place="other"), TaskOptions())
+    other = sets.read_depth(*with_maps(tmp_path / "other", write, [[[1, 1, 1]]]))
+    with pytest.raises(sets.SetError, match=r"0\.npy has \(1, 3\), its image \(1, 4\) rows and"):
+        tasks.score_depth(other, answers, TaskOptions())
+
+
+def test_a_factor_of_just_1_25_is_not_within_it() -> None:
+    depth_P = np.array([1.25, 0.8, 1.24, 0.81, 0.0])
+    assert tasks.depth_scores(depth_P, np.ones(5))[2] == pytest.approx(2 / 5)
+
+
+def turned(*degrees: float) -> list[tuple[float, float, float]]:
+    """Unit vectors at these angles to (0, 0, 1)."""
+    return [(float(np.sin(a)), 0.0, float(np.cos(a))) for a in np.deg2rad(degrees)]
+
+
+def test_angles_are_averaged_over_all_pixels(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    ahead, none = (0, 0, 1), (0, 0, 0)
+    given = sets.read_normals(
+        *with_maps(tmp_path, write, [[[ahead, ahead, ahead]], [[(0, 0, 1.2), none, [np.nan] * 3]]])
+    )
+    engine.maps = {0: [turned(10, 20, 180)], 1: [turned(25, 0, 0)]}
+    result = tasks.score_normals(given, answers, TaskOptions())
+    squares = 10**2 + 20**2 + 180**2 + 25**2
+    assert values(result) == pytest.approx(
+        {
+            "mean angle (degrees)": (10 + 20 + 180 + 25) / 4,
+            "RMSE (degrees)": (squares / 4) ** 0.5,
+            "under 11.25 degrees": 25.0,
+            "under 22.5 degrees": 50.0,
+            "under 30 degrees": 75.0,
+        }
+    )
+    assert engine.requests[0].task == "normals"
+
+
+def test_angles_are_exact_for_small_ones_and_zero_vectors_are_wrong() -> None:
+    found = np.array([*turned(1e-4), (0, 0, 0)])
+    assert tasks.angles(found, np.array(turned(0, 0))) == pytest.approx([1e-4, 90], rel=1e-6)

@@ -17,6 +17,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Final
 
+from model.runtime.tensorrt.cuda import free_gpu_memory
+
 logger = logging.getLogger(__name__)
 
 CGROUP: Final = Path("/sys/fs/cgroup")
@@ -215,6 +217,24 @@ class PeakMeter:
         if not is_reset or peak_bytes is None or self._base_bytes is None:
             return None
         return max(0, peak_bytes - self._base_bytes)
+
+
+class GpuMeter:
+    """Measures how far a GPU's free memory falls below what was free when the meter was created.
+
+    Runtimes keep the memory of their largest call. Other processes on the GPU disturb it.
+    """
+
+    def __init__(self) -> None:
+        self._base_bytes = free_gpu_memory()
+
+    def peak_bytes(self, run: Callable[[], None]) -> int | None:
+        """Call `run` and return the memory in use since the meter was created; None if unknown."""
+        run()
+        free_bytes = free_gpu_memory()
+        if free_bytes is None or self._base_bytes is None:
+            return None
+        return max(0, self._base_bytes - free_bytes)
 
 
 async def _trim_when_unused(

@@ -21,6 +21,7 @@ from model.runtime.base import (
 from model.runtime.choice import RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import parity_in_use
+from model.runtime.tensorrt.cuda import free_gpu_memory
 from model.text import TextTokenizer
 from service.errors import ServiceError
 from service.lanes.batch_queue import BatchRules
@@ -37,7 +38,12 @@ from service.lanes.sizing import (
 )
 from service.lanes.work import BatchLimits, Bucket, Kind
 from service.lanes.worker import HealthLimits
-from service.machine import PeakMeter, available_cpus, free_memory
+from service.machine import (
+    GpuMeter,
+    PeakMeter,
+    available_cpus,
+    free_memory,
+)
 from service.messages import MAP_TASKS, BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
 from service.models.conversion import ModelSource, open_source
@@ -161,7 +167,10 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
         first, first_s, _ = load_first_lane(
             package, load, fitting, buckets, limit_s=limit_s, measures_memory=False
         )
+    if choice.device == "gpu":
+        free_bytes = free_gpu_memory(in_use_bytes=memory.largest_bytes)  # by the first lane
     check_memory(manifest, fitting, memory, free_bytes)
+    max_patches = most_patches(manifest, fitting, memory, free_bytes)
 
     def load_lane(_: int) -> Lane:
         source.check()
@@ -177,15 +186,12 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
         lanes = [first, *loaders.map(load_lane, range(num_others))]
     source.check()
     began = time.monotonic()
-    warm = warm_up(manifest, first, first_s, settings)
+    warm = warm_up(manifest, first, first_s, settings, max_patches=max_patches)
     for lane in lanes:
         lane.runtime.release_idle_memory()
     chosen = describe(fitting, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
     logger.info("measured", extra={"fields": chosen})
-    if free_bytes is None:
-        return LoadedLanes(lanes, choice, warm, memory, {})
-    budget_bytes = int(free_bytes * MEMORY_SHARE) // fitting.num_lanes
-    return LoadedLanes(lanes, choice, warm, memory, most_patches(memory, budget_bytes, manifest))
+    return LoadedLanes(lanes, choice, warm, memory, max_patches)
 
 
 def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
@@ -252,7 +258,7 @@ def load_first_lane(
     kind does run, and the largest if memory is measured.
     """
     lane = _new_lane(package, load, plan, buckets)
-    meter = PeakMeter()
+    meter = GpuMeter() if lane.runtime.device == "gpu" else PeakMeter()
     first_s: dict[Bucket, float] = {}
     peaks: dict[Bucket, int] = {}
     manifest = package.manifest
@@ -266,7 +272,7 @@ def load_first_lane(
         began = time.monotonic()
         peak_bytes = meter.peak_bytes(partial(lane.run_synthetic, bucket))
         first_s[bucket] = time.monotonic() - began
-        if bucket.is_image and peak_bytes is not None and lane.runtime.device == "cpu":
+        if bucket.is_image and peak_bytes is not None:
             peaks[bucket] = peak_bytes
     times = {b: first_s.get(b) or first_s[n := native[b.kind]] * cost(b) / cost(n) for b in buckets}
     return lane, times, BatchMemory(peaks)
@@ -324,10 +330,26 @@ def check_memory(
 
 
 def warm_up(
-    manifest: Manifest, lane: Lane, first_s: Mapping[Bucket, float], settings: Settings
+    manifest: Manifest,
+    lane: Lane,
+    first_s: Mapping[Bucket, float],
+    settings: Settings,
+    *,
+    max_patches: Mapping[Kind, int],
 ) -> WarmUp:
-    """Measure batches on one lane, and choose their size if it is not set."""
-    most_images = settings.max_batch_patches // num_patches(manifest.shape_buckets[0], manifest)
+    """Measure batches on one lane, and choose their size if it is not set.
+
+    Args:
+        manifest: Has the native shape.
+        lane: The lane.
+        first_s: Seconds of the first image of each shape.
+        settings: May set the size.
+        max_patches: Patches that fit a lane's memory, by kind.
+    """
+    most = patch_limit(lane.runtime.device, max_patches, settings)
+    if "image" in max_patches:
+        most = min(most, max_patches["image"])
+    most_images = most // num_patches(manifest.shape_buckets[0], manifest)
     rules = WarmUpRules(
         max_images=settings.max_batch_images,
         most_images=max(1, min(MAX_BATCH_IMAGES, most_images)),
@@ -352,8 +374,13 @@ def describe(plan: LanePlan, warm: WarmUp, memory: BatchMemory) -> dict[str, Any
     }
 
 
-def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> dict[Kind, int]:
-    """Most patches of an image batch within the budget, for each kind for which that is known."""
+def most_patches(
+    manifest: Manifest, plan: LanePlan, memory: BatchMemory, free_bytes: int | None
+) -> dict[Kind, int]:
+    """Most patches of an image batch of each lane, for each kind for which that is known."""
+    if free_bytes is None:
+        return {}
+    budget_bytes = int(free_bytes * MEMORY_SHARE) // plan.num_lanes
     known = {
         kind: memory.patches_within(budget_bytes, partial(item_cost, manifest), kind)
         for kind in IMAGE_WORK
@@ -405,7 +432,8 @@ def serve_lanes(
     """Start the batcher over warmed lanes."""
     manifest, lanes, warm = package.manifest, loaded.lanes, loaded.warm
     runtime = lanes[0].runtime
-    budget = image_budget(manifest, warm.max_images, runtime.device, settings)
+    most_patches = patch_limit(runtime.device, loaded.max_patches, settings)
+    budget = image_budget(manifest, warm.max_images, most_patches, settings)
     limits = batch_limits(warm.max_images, budget, loaded.max_patches, settings)
     is_cpu = runtime.device == "cpu"
     batcher = Batcher(
@@ -448,16 +476,33 @@ def serve_lanes(
     )
 
 
-def image_budget(manifest: Manifest, max_images: int, device: Device, settings: Settings) -> int:
+def patch_limit(device: Device, max_patches: Mapping[Kind, int], settings: Settings) -> int:
+    """Most patches of one image batch by the settings.
+
+    On a GPU whose memory was measured the default does not bind: it is four images of 448 x 448.
+    """
+    is_set = "max_batch_patches" in settings.model_fields_set
+    if device == "gpu" and "image" in max_patches and not is_set:
+        return settings.max_queue_patches
+    return settings.max_batch_patches
+
+
+def image_budget(manifest: Manifest, max_images: int, most_patches: int, settings: Settings) -> int:
     """Most patches of one image batch; one larger image still runs alone.
 
-    On a CPU, large images are no cheaper in a batch, and later requests wait for all of it. The
-    limit there is the patches of a full batch of the native size.
+    If the number of images was measured, more patches than those of a full batch of the native size
+    make an image no cheaper, and later requests wait for all of them.
+
+    Args:
+        manifest: Has the native size.
+        max_images: Most images in a batch.
+        most_patches: From `patch_limit`.
+        settings: Says whether the number of images was set.
     """
-    if device == "gpu" or settings.max_batch_images is not None:
-        return settings.max_batch_patches
+    if settings.max_batch_images is not None:
+        return most_patches
     native_patches = (manifest.native_size // manifest.patch_size) ** 2
-    return min(settings.max_batch_patches, max_images * native_patches)
+    return min(most_patches, max_images * native_patches)
 
 
 def batch_limits(

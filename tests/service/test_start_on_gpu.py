@@ -161,6 +161,15 @@ def test_a_full_gpu_is_named(gpu_machine: GpuMachine) -> None:
     assert "the GPU's memory is full" in printed
 
 
+def test_batches_are_planned_by_the_memory_that_cuda_reports(gpu_machine: GpuMachine) -> None:
+    gpu_machine.cuda.memory_bytes = 1 << 34
+    status, printed = gpu_machine.start()
+    assert (status, "Traceback" in printed) == (0, False), printed
+    (line,) = (line for line in printed.splitlines() if "peak_bytes" in line)
+    assert "image 56x56" in line.partition("peak_bytes")[2], line
+    assert "cudaMemGetInfo" in gpu_machine.cuda.called
+
+
 def test_a_runtime_without_usable_results_is_named(
     gpu_machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

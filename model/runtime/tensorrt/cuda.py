@@ -194,6 +194,20 @@ def load_libraries() -> GpuLibraries:
     return GpuLibraries(tensorrt, Cuda(runtime), library_log(tensorrt))
 
 
+def free_gpu_memory(in_use_bytes: int = 0) -> int | None:
+    """Free bytes of the GPU that this process computes on, and those in use; None if unknown.
+
+    From CUDA, since NVML does not answer for a MIG slice or a GB10. Call it once a runtime uses the
+    GPU: otherwise CUDA starts for it, which takes some hundred MB of the GPU.
+    """
+    try:
+        from cuda.bindings import runtime  # noqa: PLC0415 - as above
+    except (ImportError, OSError):
+        return None
+    error, *sizes = runtime.cudaMemGetInfo()
+    return int(sizes[0]) + in_use_bytes if error == runtime.cudaError_t.cudaSuccess else None
+
+
 def device_facts(libraries: GpuLibraries, device_index: int) -> DeviceFacts:
     """Read the facts of a GPU.
 

@@ -1,7 +1,7 @@
 """Served shapes and dense heads, lanes that fit the memory, and limits of batches."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import service.machine
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
 from model.package import Manifest, ModelPackage, PackageError
-from model.runtime.base import Device, UnusableRuntimeError, VisionOutput
+from model.runtime.base import UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service.lanes.latency_model import WarmUp
-from service.lanes.work import BatchLimits
+from service.lanes.work import BatchLimits, Bucket
 from service.models import loading
 from service.models.conversion import ModelSource
 from service.models.loading import (
@@ -26,12 +27,14 @@ from service.models.loading import (
     load_lanes,
     load_model,
     num_pool_threads,
+    patch_limit,
     served_buckets,
     served_tasks,
     with_maps,
     with_sizes,
 )
 from service.monitoring.metrics import Metrics
+from service.settings import load_settings
 from tests.service.conftest import FakeRuntime
 
 MB = 2**20
@@ -211,6 +214,97 @@ def test_lanes_and_threads_are_planned_for_the_cpus_that_are_set(make_settings: 
     assert num_pool_threads(settings) == 3
 
 
+class FakeGpu:
+    """A GPU on which each image takes 1 MiB for each of its patches; runtimes keep it."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.runtimes: list[GpuRuntime] = []
+
+    def free_bytes(self, in_use_bytes: int = 0) -> int:
+        return (
+            in_use_bytes + self.total_bytes - sum(runtime.kept_bytes for runtime in self.runtimes)
+        )
+
+    def load(self, *_: object, **__: object) -> FakeRuntime:
+        self.runtimes.append(GpuRuntime(self))
+        return self.runtimes[-1]
+
+
+class GpuRuntime(FakeRuntime):
+    """Fails as CUDA does if the GPU is full."""
+
+    device = "gpu"
+    tasks = ()
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__()
+        self.gpu, self.kept_bytes = gpu, 0
+
+    def encode_images(
+        self,
+        pixels_B3HW: NDArray[np.float32],
+        tasks: Sequence[DenseTask] = (),
+        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
+    ) -> VisionOutput:
+        self.kept_bytes = max(self.kept_bytes, pixels_B3HW[:, 0].size // 14**2 * MB)
+        if self.gpu.free_bytes() < 0:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return super().encode_images(pixels_B3HW, tasks, patch_outputs)
+
+
+@pytest.mark.parametrize(
+    ("free_mb", "given", "most_images"),
+    [
+        (1_000_000, {}, 64),
+        (64_000, {}, 62),  # half of it for two lanes: 16,000 patches each, 256 an image
+        (600, {}, 1),
+        (1_000_000, {"max_batch_patches": 1024}, 4),
+        (None, {}, 16),  # CUDA does not say: 4,096 patches
+    ],
+)
+def test_batches_on_a_gpu_fit_its_free_memory(
+    manifest: Manifest,
+    make_settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    free_mb: int | None,
+    given: dict[str, int],
+    most_images: int,
+) -> None:
+    gpu = FakeGpu((free_mb or 1_000_000) * MB)
+    for module in (loading, service.machine):
+        known = gpu.free_bytes if free_mb else lambda **_: None
+        monkeypatch.setattr(module, "free_gpu_memory", known)
+    monkeypatch.setattr(loading, "load_chosen", gpu.load)
+    monkeypatch.setattr(loading, "weight_bytes", lambda *_: (MB, 0))
+    monkeypatch.setattr(loading, "choose_runtime", lambda *_: replace(CHOICE, device="gpu"))
+    monkeypatch.setattr(loading, "measure", lambda _, __, rules, ___: WarmUp({}, rules.most_images))
+    shapes = {"shape_buckets": [(224, 224)], "native_size": 224, "max_size": 224}
+    manifest = manifest.model_copy(update=shapes)
+    settings = make_settings(lanes=None, **given)
+    package = ModelPackage(path=Path(), manifest=manifest)
+    loaded = load_lanes(package, settings, ModelSource("bundled-student"))
+    assert loaded.warm.max_images == most_images
+    most = patch_limit("gpu", loaded.max_patches, settings)
+    budget = image_budget(manifest, most_images, most, settings)
+    limits = batch_limits(most_images, budget, loaded.max_patches, settings)["image"]
+    num_images = max(1, min(limits.max_items, limits.max_cost // 256))
+    assert num_images == most_images
+    for lane in loaded.lanes:
+        lane.run_synthetic(Bucket("image", (224, 224)), num_images)
+    if free_mb == 600:
+        gpu.runtimes.clear()
+        gpu.total_bytes = 400 * MB
+        with pytest.raises(PackageError, match="set lanes to 1 or fewer"):
+            load_lanes(package, make_settings(lanes=2), ModelSource("bundled-student"))
+
+
+def test_the_default_of_max_batch_patches_counts_as_not_set() -> None:
+    assert "max_batch_patches" not in load_settings([], {}).model_fields_set
+    set_there = load_settings([], {"TIPSERVE_MAX_BATCH_PATCHES": "4096"})
+    assert "max_batch_patches" in set_there.model_fields_set
+
+
 @pytest.mark.parametrize(("pool_threads", "planned"), [(None, 4), (7, 7)])
 def test_each_processor_has_a_pool_thread_unless_set(
     machine: Machine, make_settings: Any, pool_threads: int | None, planned: int
@@ -219,18 +313,18 @@ def test_each_processor_has_a_pool_thread_unless_set(
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "patches"),
+    ("given", "patches"),
     [
-        ("cpu", {}, 12),  # three images of 28 x 28 pixels, four patches each
-        ("cpu", {"max_batch_patches": 8}, 8),
-        ("cpu", {"max_batch_images": 3}, 4096),
-        ("gpu", {}, 4096),
+        ({}, 12),  # three images of 28 x 28 pixels, four patches each
+        ({"max_batch_patches": 8}, 8),
+        ({"max_batch_images": 3}, 4096),
     ],
 )
-def test_on_a_cpu_large_images_do_not_share_a_batch(
-    manifest: Manifest, make_settings: Any, device: Device, given: dict[str, int], patches: int
+def test_large_images_do_not_share_a_batch(
+    manifest: Manifest, make_settings: Any, given: dict[str, int], patches: int
 ) -> None:
-    assert image_budget(manifest, 3, device, make_settings(**given)) == patches
+    settings = make_settings(**given)
+    assert image_budget(manifest, 3, patch_limit("cpu", {}, settings), settings) == patches
 
 
 @pytest.mark.parametrize(("max_images", "of_maps"), [(1, 1), (4, 2), (7, 3)])

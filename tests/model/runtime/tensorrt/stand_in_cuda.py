@@ -154,6 +154,7 @@ class StandInCuda:
             "cudaFree": partial(self._give_back, self.device_memory),
             "cudaFreeHost": partial(self._give_back, self.host_memory),
             "cudaMemcpyAsync": self._copy,
+            "cudaMemGetInfo": self._memory_info,
         }
 
     def _streams(self) -> Functions:
@@ -194,6 +195,10 @@ class StandInCuda:
         # The view has the reserved length and keeps the larger array alive.
         memory[ctypes.addressof(piece) + offset] = memoryview(piece)[offset : offset + size]
         return OK, ctypes.addressof(piece) + offset
+
+    def _memory_info(self) -> tuple[Any, ...]:
+        used = sum(map(len, self.device_memory.values()))
+        return OK, self.memory_bytes - used, self.memory_bytes
 
     def _give_back(self, memory: dict[int, Any], address: int) -> tuple[Any, ...]:
         # CUDA waits for all work first.

@@ -51,7 +51,7 @@ PLANTED = [
     ("cpu", "targetPort: grpc", "targetPort: grcp"),
     ("cpu", "path: /v2/health/ready", "path: /v2/health/live"),
     ("cpu", "memory: 1Gi", "memory: 512m"),
-    ("cpu", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
+    ("cpu", "runAsNonRoot: true", "runAsNonRoot: false"),
     ("cpu", "image: tipserve:0.1.0", "image: tipserve:0.1.0-cuda"),
     ("cpu", "monitoring", "monitorng"),
     ("cpu", "kube-system", "kubesystem"),

@@ -2,7 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
+from model.graphs import Precision
 from training.export.package import export_package
 
 HELP = "Write a model package from a checkpoint."
@@ -20,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave the weights for torch out of the package",
     )
     parser.add_argument("--name", required=True, help="model name in requests")
+    parser.add_argument(
+        "--precision",
+        action="append",
+        default=[],
+        choices=get_args(Precision),
+        help="additional graphs, next to fp32; may be repeated",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,5 +38,6 @@ def run(options: argparse.Namespace) -> None:
         options.output,
         name=options.name,
         is_graphs_only=options.graphs_only,
+        precisions=options.precision,
     )
     print(f"{package.manifest.name} is ready in {package.path}")

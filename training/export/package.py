@@ -5,6 +5,7 @@ tokenizer), with `scores.json` (a list of score entries), `provenance.json` (an 
 `licence`; `variant` and `zero_shot` go into the manifest) and `card.md` (the model card's text).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from model.encoder import Encoder, load_encoder
 from model.export.graph_writer import PackageContent, draft_manifest
 from model.export.package_writer import render_card, write_package
+from model.graphs import Precision
 from model.manifest import Manifest, ScoreEntry
 from model.package import ModelPackage, check_output
 
@@ -21,7 +23,12 @@ NEEDED_FILES = ("config.json", "tokenizer.json", "scores.json", "provenance.json
 
 
 def export_package(
-    checkpoint: Path, output: Path, *, name: str, is_graphs_only: bool = False
+    checkpoint: Path,
+    output: Path,
+    *,
+    name: str,
+    is_graphs_only: bool = False,
+    precisions: Sequence[Precision] = (),
 ) -> ModelPackage:
     """Write the complete package of a checkpoint; see `model.export.package_writer`.
 
@@ -30,6 +37,7 @@ def export_package(
         output: The package's folder; absent, empty, or an older package.
         name: The model's name for clients, such as "tipserve-s14-scenes".
         is_graphs_only: See `PackageContent`.
+        precisions: Of additional graphs; fp32 is always written.
 
     Raises:
         ValueError: The checkpoint is incomplete or malformed, or `output` holds something else.
@@ -44,6 +52,7 @@ def export_package(
         draft=build_manifest(encoder, checkpoint, name=name),
         render_card=partial(render_card, card),
         is_graphs_only=is_graphs_only,
+        precisions=tuple(precisions),
     )
     return write_package(content, output)
 

@@ -12,8 +12,11 @@ from transformers import AutoModel, AutoProcessor, Tipsv2Model, Tipsv2Processor
 
 from model.export import package_writer
 from model.export.graph_writer import PackageContent
+from model.graphs import graph_file
 from model.package import ModelPackage, check_output, open_package
 from model.parity.distance import ParityError
+from model.publication import Repository
+from training.__main__ import main
 from training.export.package import export_package
 
 
@@ -72,6 +75,15 @@ def test_nothing_names_this_machine(
         content = path.read_bytes()
         for place in (tiny_checkpoint, tiny_package.path, project_root):
             assert str(place).encode() not in content, path
+
+
+@pytest.mark.slow
+def test_graphs_for_gpus_are_written_and_may_be_published(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "package"
+    command = ["export", f"--checkpoint={checkpoint}", f"--output={output}", "--name=tiny"]
+    assert main([*command, "--precision=fp16"]) == 0
+    files = open_package(Repository(tmp_path / "models").publish(output)).manifest.files
+    assert {graph_file(part, "fp16") for part in ("vision", "text")} <= files.keys()
 
 
 def test_transformers_loads_the_same_folder(

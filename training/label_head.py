@@ -128,26 +128,3 @@ def held_out(labelled: Labelled, folds: Sequence[NDArray[np.int64]], sharpness: 
     return HeldOut(
         100 * hits_K / np.maximum(union_K, 1e-9), 100 * hits_K / np.maximum(truth_K, 1e-9)
     )
-
-
-def patch_shares(
-    labels_HW: NDArray[np.int64], grid_hw: tuple[int, int], num_classes: int
-) -> NDArray[np.float32]:
-    """Share of each class in the pixels of each patch: float32 [N, K], N patches row by row.
-
-    Args:
-        labels_HW: Class of each pixel from 0; negative where there is no label. Patches of a grid
-            that does not divide the image share its rows and columns evenly.
-        grid_hw: Patch rows and columns.
-        num_classes: K.
-    """
-    (height, width), (rows, columns) = labels_HW.shape, grid_hw
-    row_H = (np.arange(height) + 0.5) * rows // height
-    column_W = (np.arange(width) + 0.5) * columns // width
-    patch_HW = (row_H[:, None] * columns + column_W).astype(np.int64)
-    num_patches = rows * columns
-    pixels_N = np.bincount(patch_HW.ravel(), minlength=num_patches)
-    keep_HW = labels_HW >= 0
-    cell = patch_HW[keep_HW] * num_classes + labels_HW[keep_HW]
-    count_NK = np.bincount(cell, minlength=num_patches * num_classes).reshape(-1, num_classes)
-    return (count_NK / np.maximum(pixels_N, 1)[:, None]).astype(np.float32)

@@ -37,7 +37,7 @@ class EvaluateOptions:
     reduce_zero_label: Annotated[
         bool,
         Parameter(
-            help="For --segmentation: label 0 is no class, and label k the k-th name from 1.",
+            help="For masks: label 0 is no class, and label k the k-th name from 1.",
             show_default=False,
         ),
     ] = False
@@ -82,6 +82,14 @@ class EvaluateOptions:
         Parameter(
             help="A known set and its folder, as its authors distribute it: masks, captions or "
             "classes.",
+            show_default=False,
+        ),
+    ] = None
+    linear_segmentation: Annotated[
+        tuple[Path, Path] | None,
+        Parameter(
+            help="Folder with train/ and val/, each with images/ and masks/, and a file of names, "
+            "as for --segmentation: a logistic regression of patches.",
             show_default=False,
         ),
     ] = None
@@ -223,8 +231,10 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     from service.evaluation import sets, tasks  # noqa: PLC0415 - help does not need them
     from service.evaluation.known import read_known  # noqa: PLC0415
 
-    if options.reduce_zero_label and options.segmentation is None:
-        raise UserError("--reduce-zero-label is for --segmentation; remove it.")
+    if options.reduce_zero_label and not (options.segmentation or options.linear_segmentation):
+        raise UserError(
+            "--reduce-zero-label is for --segmentation and --linear-segmentation; remove it."
+        )
     asked = tasks.TaskOptions(
         model=served_name,
         embedding=options.embedding,
@@ -240,7 +250,9 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
         head = {tasks.score_depth: "depth", tasks.score_normals: "normals"}.get(score, "")
         jobs.append(_Job(len(given.images), lambda answers: score(given, answers, asked), head))
 
-    read_masks = partial(sets.read_segmentation, reduce_zero_label=options.reduce_zero_label)
+    is_zero_none = options.reduce_zero_label
+    read_masks = partial(sets.read_segmentation, reduce_zero_label=is_zero_none)
+    read_masked = partial(sets.read_masked_split, reduce_zero_label=is_zero_none)
     readers: list[tuple[Any, Callable[..., Any], Callable[..., Any]]] = [
         (options.segmentation, read_masks, tasks.score_segmentation),
         (options.retrieval, sets.read_captioned, tasks.score_retrieval),
@@ -248,6 +260,7 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
         (options.instances, sets.read_instances, tasks.score_instances),
         (options.knn, sets.read_split, tasks.score_knn),
         (options.linear, sets.read_split, tasks.score_linear),
+        (options.linear_segmentation, read_masked, tasks.score_linear_segmentation),
         (options.depth, sets.read_depth, tasks.score_depth),
         (options.normals, sets.read_normals, tasks.score_normals),
     ]
@@ -260,7 +273,7 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     if not jobs:
         raise UserError(
             "Give a set: --segmentation, --retrieval, --classification, --instances, --knn, "
-            "--linear, --depth, --normals or --dataset."
+            "--linear, --linear-segmentation, --depth, --normals or --dataset."
         )
     return jobs
 

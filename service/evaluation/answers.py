@@ -61,13 +61,22 @@ class Answers:
         Raises:
             UserError: An image is invalid, or the engine fails.
         """
+        return np.stack(list(self.each(images, request)))
+
+    def each(
+        self, images: Sequence[ImageSource], request: EmbedImagesRequest
+    ) -> Iterator[FloatArray]:
+        """One output of each image in order.
+
+        Raises:
+            UserError: An image is invalid, or the engine fails.
+        """
         (output,) = request.outputs
 
         def ask(image: bytes) -> "Future[Any]":
             return self.engine.embed(replace(request, images=(image,)))
 
-        rows = self._images(images, ask, request, lambda answer: answer[output])
-        return np.stack(list(rows))
+        return self._images(images, ask, request, lambda answer: answer[output])
 
     def segment(
         self, images: Sequence[ImageSource], request: SegmentImagesRequest

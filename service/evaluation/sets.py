@@ -287,6 +287,19 @@ class SplitSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedSplit:
+    """Images with masks to learn from, and others to score."""
+
+    train: SegmentationSet
+    val: SegmentationSet
+
+    @property
+    def images(self) -> list[ImageSource]:
+        """All images."""
+        return [*self.train.images, *self.val.images]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSet:
     """Images of things that are searched for among others.
 
@@ -359,6 +372,24 @@ def read_segmentation(
         names=read_names(names),
         reduce_zero_label=reduce_zero_label,
     )
+
+
+def read_masked_split(folder: Path, names: Path, *, reduce_zero_label: bool = False) -> MaskedSplit:
+    """Folders `train` and `val`, each with `images` and `masks`.
+
+    Raises:
+        SetError: A folder or a mask is missing, or the names are invalid.
+    """
+    train, val = (
+        read_segmentation(
+            folder / part / "images",
+            folder / part / "masks",
+            names,
+            reduce_zero_label=reduce_zero_label,
+        )
+        for part in ("train", "val")
+    )
+    return MaskedSplit(train=train, val=replace(val, name=folder.resolve().name))
 
 
 def masks_of(images: Iterable[Path], root: Path, masks: Path) -> list[Path]:

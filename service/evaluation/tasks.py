@@ -6,7 +6,7 @@ candidates, D width, H W pixels, P pixels that count.
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.dense_maps import MapTask
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.ranking import Ranking, rank
-from model.segmentation import l2_normalize
+from model.segmentation import bilinear_matrix, l2_normalize, patch_shares
 from service.evaluation.answers import Answers
 from service.evaluation.sets import (
     CaptionedSet,
@@ -24,6 +24,7 @@ from service.evaluation.sets import (
     ImageSource,
     InstanceSet,
     LabelledSet,
+    MaskedSplit,
     NormalSet,
     Published,
     SegmentationSet,
@@ -49,6 +50,7 @@ CLASSIFICATION: Final = "zero-shot classification"
 INSTANCES: Final = "instance retrieval"
 KNN: Final = "kNN classification"
 LINEAR: Final = "linear classification"
+LINEAR_SEGMENTATION: Final = "linear segmentation"
 DEPTH: Final = "depth"
 NORMALS: Final = "surface normals"
 BACKGROUND: Final = "background"
@@ -56,6 +58,8 @@ BACKGROUND: Final = "background"
 NUM_NEIGHBOURS: Final = 20
 VOTE_TEMPERATURE: Final = 0.07
 QUERIES_AT_ONCE: Final = 512
+ROWS_AT_ONCE: Final = 64
+PATCH_STRENGTHS: Final = (0.01, 0.1, 1.0, 10.0, 100.0)
 NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
 # Metrics of errors: less is better.
 ERRORS: Final = frozenset({"RMSE (m)", "AbsRel (%)", "mean angle (degrees)", "RMSE (degrees)"})
@@ -257,6 +261,16 @@ class TaskOptions:
             images=(), model=self.model, outputs=(self.embedding,), resolution=self.resolution
         )
 
+    def patch_request(self) -> EmbedImagesRequest:
+        """The request of patch embeddings, of images as zero-shot segmentation sees them."""
+        return EmbedImagesRequest(
+            images=(),
+            model=self.model,
+            outputs=(self.features or "patches",),
+            resolution=self.resolution,
+            fit=SegmentImagesRequest.fit,
+        )
+
     def map_request(self, task: MapTask) -> EstimateMapsRequest:
         """The request of depth or normals."""
         return EstimateMapsRequest(
@@ -282,38 +296,46 @@ def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOp
     # Class of each label of the model; 0 is its background.
     class_of = [given.names.index(BACKGROUND) if BACKGROUND in given.names else -1]
     class_of += [given.names.index(name) for name in prompted]
+    masks = answers.segment(given.images, options.segment_request(given.names))
+    called = (np.asarray(class_of)[labels_HW] for labels_HW in masks)
+    shown = options.shown("mode", "features", "templates", "resolution", "background_threshold")
+    return _masks_result(SEGMENTATION, given, called, shown)
+
+
+def _masks_result(
+    task: str,
+    given: SegmentationSet,
+    masks: Iterable[NDArray[np.int64]],
+    shown: Mapping[str, Any],
+) -> Result:
+    """Compare predicted classes [H, W] with the true ones, pixel by pixel; -1 is no class."""
     num_classes = len(given.names)
     tables = []
     confusion_KK = np.zeros((num_classes, num_classes), np.int64)
     best: list[ShownMask] = []
     worst: list[ShownMask] = []
-    predicted = answers.segment(given.images, options.segment_request(given.names))
-    for index, labels_HW in enumerate(predicted):
+    for index, called_HW in enumerate(masks):
         image, truth_HW = given.images[index], given.read_mask(index)
-        if truth_HW.shape != labels_HW.shape:
+        if truth_HW.shape != called_HW.shape:
             raise SetError(
-                f"{given.masks[index]} has {truth_HW.shape}, its image {labels_HW.shape} rows and "
+                f"{given.masks[index]} has {truth_HW.shape}, its image {called_HW.shape} rows and "
                 "columns."
             )
-        called_HW = np.asarray(class_of)[labels_HW]
         table_KK, counts_3K = count_pixels(truth_HW, called_HW, num_classes)
         confusion_KK += table_KK
         tables.append(counts_3K)
         if counts_3K[1].any():
             miou = float(_pixels([counts_3K]).miou(np.ones((1, 1)))[0])
-            shown = ShownMask(image=image, miou=miou, truth_HW=truth_HW, called_HW=called_HW)
-            best = sorted([*best, shown], key=lambda one: -one.miou)[:3]
-            worst = sorted([*worst, shown], key=lambda one: one.miou)[:3]
+            mask = ShownMask(image=image, miou=miou, truth_HW=truth_HW, called_HW=called_HW)
+            best = sorted([*best, mask], key=lambda one: -one.miou)[:3]
+            worst = sorted([*worst, mask], key=lambda one: one.miou)[:3]
     counts = _pixels(tables)
     if not counts.truth_SK.any():
         raise SetError(f"{given.name}: no mask has a pixel of a class.")
     return Result(
-        task=SEGMENTATION,
+        task=task,
         split=given.name,
-        options={
-            **options.shown("mode", "features", "templates", "resolution", "background_threshold"),
-            "reduce_zero_label": given.reduce_zero_label,
-        },
+        options={**shown, "reduce_zero_label": given.reduce_zero_label},
         examples=[image.name or image.path.name for image in given.images],
         scores=[
             Score(metric="mIoU", counts=counts, function=Pixels.miou),
@@ -321,9 +343,83 @@ def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOp
         ],
         names=given.names,
         confusion_KK=confusion_KK,
-        published=given.published,
+        published=[one for one in given.published if one.task == task],
         shown=[*best, *(one for one in worst if one not in best)],
     )
+
+
+def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: TaskOptions) -> Result:
+    """Classify each patch by a logistic regression that is fitted to the patches of `train`.
+
+    A patch counts for each class by its share of the patch's pixels. The scores of the classes are
+    scaled bilinearly to the mask; the highest wins.
+
+    Raises:
+        UserError: A mask is invalid, or the model cannot answer.
+    """
+    request = options.patch_request()
+    classifier = _fit_patches(*_train_patches(given, answers, request))
+
+    def masks() -> Iterator[NDArray[np.int64]]:
+        for index, patches_hwD in enumerate(answers.each(given.val.images, request)):
+            size_hw = given.val.read_mask(index).shape
+            scores_P = classifier.decision_function(patches_hwD.reshape(-1, patches_hwD.shape[-1]))
+            if scores_P.ndim == 1:  # two classes: the score of the second
+                scores_P = np.stack([np.zeros_like(scores_P), scores_P], axis=1)
+            scores_khw = scores_P.T.reshape(-1, *patches_hwD.shape[:2]).astype(np.float32)
+            yield classifier.classes_[_best_class(scores_khw, (size_hw[0], size_hw[1]))]
+
+    shown = {**options.shown("features", "resolution"), "C": classifier.C}
+    return _masks_result(LINEAR_SEGMENTATION, given.val, masks(), shown)
+
+
+def _train_patches(
+    given: MaskedSplit, answers: Answers, request: EmbedImagesRequest
+) -> tuple[FloatArray, NDArray[np.int64], FloatArray, NDArray[np.int64]]:
+    """Embedding, class, share of the patch, and image, for each class of each patch of `train`."""
+    parts = []
+    for index, patches_hwD in enumerate(answers.each(given.train.images, request)):
+        grid_hw = patches_hwD.shape[0], patches_hwD.shape[1]
+        truth_HW = given.train.read_mask(index)
+        shares_NK = patch_shares(truth_HW, grid_hw, len(given.train.names))
+        row_P, label_P = np.nonzero(shares_NK)
+        features_PD = patches_hwD.reshape(-1, patches_hwD.shape[-1])[row_P]
+        parts.append((features_PD, label_P, shares_NK[row_P, label_P], np.full(len(row_P), index)))
+    if len({label for _, label_P, _, _ in parts for label in np.unique(label_P).tolist()}) < 2:
+        raise SetError(
+            f"{given.val.name}: the masks of train/ need pixels of at least two classes."
+        )
+    features, labels, weights, images = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    return features, labels, weights, images
+
+
+def _fit_patches(
+    features_PD: FloatArray, label_P: NDArray[Any], weight_P: FloatArray, image_P: NDArray[Any]
+) -> Any:
+    """A logistic regression; every fifth image, held out, chooses its regularisation."""
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - of the extra `evaluate`
+
+    def fitted(strength: float, rows_P: Any) -> Any:
+        regression = LogisticRegression(C=strength, max_iter=1000)
+        return regression.fit(features_PD[rows_P], label_P[rows_P], weight_P[rows_P])
+
+    held_P = image_P % 5 == 4
+    best = 1.0
+    if held_P.any() and len(np.unique(label_P[~held_P])) > 1:
+        held = features_PD[held_P], label_P[held_P], weight_P[held_P]
+        best = max(PATCH_STRENGTHS, key=lambda strength: fitted(strength, ~held_P).score(*held))
+    return fitted(best, slice(None))
+
+
+def _best_class(scores_khw: FloatArray, size_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """Index of the highest score at each pixel, after bilinear scaling, in bands of rows."""
+    rows_Hh = bilinear_matrix(scores_khw.shape[1], size_hw[0])
+    wide_khW = scores_khw @ bilinear_matrix(scores_khw.shape[2], size_hw[1]).T
+    bands = range(0, size_hw[0], ROWS_AT_ONCE)
+    parts = [(rows_Hh[top : top + ROWS_AT_ONCE] @ wide_khW).argmax(0) for top in bands]
+    return np.concatenate(parts)
 
 
 def count_pixels(

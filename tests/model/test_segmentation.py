@@ -17,6 +17,7 @@ from model.segmentation import (
     compare_everywhere,
     cosine_map,
     l2_normalize,
+    patch_shares,
     segment,
     upsample_bilinear,
 )
@@ -177,3 +178,24 @@ def test_inputs_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         segment(features, classes, grid_hw=(2, 3), size_hw=size_hw)
+
+
+@given(
+    labels=st.lists(st.integers(-1, 2), min_size=24, max_size=24),
+    grid=st.sampled_from([(1, 1), (2, 3), (4, 6), (2, 2), (4, 4)]),
+)
+def test_the_shares_of_patches_are_those_of_their_pixels(
+    labels: list[int], grid: tuple[int, int]
+) -> None:
+    labels_HW: NDArray[np.int64] = np.array(labels).reshape(4, 6)
+
+    shares_NK = patch_shares(labels_HW, grid, 3)
+
+    assert shares_NK.shape == (grid[0] * grid[1], 3)
+    assert (shares_NK.sum(1) <= 1 + 1e-6).all()
+    if 4 % grid[0] == 0 and 6 % grid[1] == 0:
+        size = 24 // (grid[0] * grid[1])
+        counts = [(labels_HW == k).sum() for k in range(3)]
+        assert shares_NK.sum(0) * size == pytest.approx(counts)
+        first = labels_HW[: 4 // grid[0], : 6 // grid[1]]
+        assert shares_NK[0] * size == pytest.approx([(first == k).sum() for k in range(3)])

@@ -1,13 +1,9 @@
 """Fitting heads to labelled embeddings."""
 
 import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from model.segmentation import l2_normalize
-from training.label_head import Labelled, fit, fit_head, patch_shares
+from training.label_head import Labelled, fit, fit_head
 
 
 def clusters(num_images: int, seed: int = 0) -> Labelled:
@@ -50,24 +46,3 @@ def test_too_few_images_hold_none_out() -> None:
 
 def test_the_result_is_the_same_each_time() -> None:
     assert np.array_equal(fit(clusters(3), 10), fit(clusters(3), 10))
-
-
-@given(
-    labels=st.lists(st.integers(-1, 2), min_size=24, max_size=24),
-    grid=st.sampled_from([(1, 1), (2, 3), (4, 6), (2, 2), (4, 4)]),
-)
-def test_the_shares_of_patches_are_those_of_their_pixels(
-    labels: list[int], grid: tuple[int, int]
-) -> None:
-    labels_HW: NDArray[np.int64] = np.array(labels).reshape(4, 6)
-
-    shares_NK = patch_shares(labels_HW, grid, 3)
-
-    assert shares_NK.shape == (grid[0] * grid[1], 3)
-    assert (shares_NK.sum(1) <= 1 + 1e-6).all()
-    if 4 % grid[0] == 0 and 6 % grid[1] == 0:
-        size = 24 // (grid[0] * grid[1])
-        counts = [(labels_HW == k).sum() for k in range(3)]
-        assert shares_NK.sum(0) * size == pytest.approx(counts)
-        first = labels_HW[: 4 // grid[0], : 6 // grid[1]]
-        assert shares_NK[0] * size == pytest.approx([(first == k).sum() for k in range(3)])

@@ -17,8 +17,8 @@ from model.package import ModelPackage, open_package
 from model.preprocess import Fit, prepare_image, target_size
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.load import load_runtime
-from model.segmentation import l2_normalize
-from training.label_head import Fitted, Labelled, fit_head, patch_shares
+from model.segmentation import l2_normalize, patch_shares
+from training.label_head import Fitted, Labelled, fit_head
 
 HELP = "Fit a head to a few images with masks, or in folders by class; seconds on a CPU."
 NO_LABEL: Final = 255

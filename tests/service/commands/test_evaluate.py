@@ -174,6 +174,7 @@ def test_depth_and_normals_are_scored_if_the_model_has_heads(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--linear-segmentation", "nowhere", "names.txt"], "nowhere/train/images is not a folder"),
         ([], "Give a set: --segmentation, --retrieval, --classification, --instances, --knn"),
         (["--knn=nowhere"], "nowhere/train is missing"),
         (["--dataset", "coco", "nowhere"], "nowhere has no dataset_coco.json. coco needs"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from model.segmentation import upsample_bilinear
 from service.evaluation import sets, tasks
 from service.evaluation.answers import Answers
 from service.evaluation.tasks import Result, TaskOptions
@@ -80,6 +81,56 @@ def test_pixels_below_the_threshold_are_background(
     asked = engine.requests[0]
     assert [one.name for one in asked.classes] == (["cat"] if has_name else ["cat", "dog"])
     assert asked.background_threshold == 0.1
+
+
+def masked_split(folder: Path, write: Write, train: list[Any], val: list[Any]) -> Path:
+    """Images 0, 1, ... of `train`, and then of `val`, with masks."""
+    parts = [*(("train", mask) for mask in train), *(("val", mask) for mask in val)]
+    for index, (part, mask) in enumerate(parts):
+        write(folder / part / "images" / f"{index}.jpg", index)
+        write(folder / part / "masks" / f"{index}.png", mask)
+    return write(folder / "names.txt", "cat\ndog\nbird\n")
+
+
+@pytest.mark.parametrize("reduce_zero_label", [False, True])
+def test_patches_are_classified_by_what_train_shows(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write, reduce_zero_label: bool
+) -> None:
+    none, cat, dog, bird = (0, 1, 2, 3) if reduce_zero_label else (255, 0, 1, 2)
+    # In train, patch (1, 0) is mostly a cat, (0, 1) a dog; (-1, 0) has no class, and bird no patch.
+    train = [[[cat, cat, cat, dog, dog, dog, none, none, none]]] * 6
+    names = masked_split(
+        tmp_path, write, train, [[[cat, cat, dog, dog]], [[dog, none, bird, none]]]
+    )
+    engine.images = {index: [[(1, 0), (0, 1), (-1, 0)]] for index in range(6)}
+    engine.images |= {6: [[(1, 0), (0, 1)]], 7: [[(1, 0), (1, 0)]]}
+    given = sets.read_masked_split(tmp_path, names, reduce_zero_label=reduce_zero_label)
+    assert len(given.images) == 8
+    result = tasks.score_linear_segmentation(given, answers, TaskOptions(features="values"))
+    # Image 6 is right in all pixels, scaled between two patches; image 7 is called a cat.
+    # cat: 2 hits in a union of 4; dog: 2 in 3; bird: none in 1.
+    assert values(result) == pytest.approx(
+        {"mIoU": (50 + 100 * 2 / 3 + 0) / 3, "pixel accuracy": 100 * 4 / 6}
+    )
+    assert (result.task, result.split) == ("linear segmentation", tmp_path.name)
+    assert {one.outputs for one in engine.requests} == {("values",)}
+    assert {one.fit for one in engine.requests} == {"aspect"}
+
+
+def test_a_linear_segmentation_needs_two_classes(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    names = masked_split(tmp_path, write, [[[0, 255]]], [[[0, 1]]])
+    engine.images = {0: [[(1, 0), (0, 1)]]}
+    given = sets.read_masked_split(tmp_path, names)
+    with pytest.raises(sets.SetError, match="train/ need pixels of at least two classes"):
+        tasks.score_linear_segmentation(given, answers, TaskOptions())
+
+
+def test_the_highest_of_scaled_scores_wins_at_each_pixel() -> None:
+    scores_khw = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32)
+    wanted_HW = upsample_bilinear(scores_khw, (150, 61)).argmax(0)
+    assert np.array_equal(tasks._best_class(scores_khw, (150, 61)), wanted_HW)
 
 
 def test_the_mean_over_classes_is_that_of_scikit_learn() -> None:

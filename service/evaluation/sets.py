@@ -188,15 +188,7 @@ class MapSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthSet(MapSet):
-    """Images with depth.
-
-    Attributes:
-        limits_m: Only depths between them count.
-        crop: Rows and columns that count; None is all.
-    """
-
-    limits_m: tuple[float, float] = (0.0, np.inf)
-    crop: tuple[slice, slice] | None = None
+    """Images with depth."""
 
     def read(self, index: int) -> NDArray[np.float64]:
         """Depth of every pixel of an image in metres [H, W]; NaN is none.
@@ -214,12 +206,7 @@ class DepthSet(MapSet):
                     f"{path}: a depth PNG is grey, with millimetres in 16 bits, this one is {mode}."
                 )
             depth_HW = pixels_HW / 1000.0
-        counts_HW = (depth_HW > self.limits_m[0]) & (depth_HW < self.limits_m[1])
-        if self.crop is not None:
-            is_inside_HW = np.zeros_like(counts_HW)
-            is_inside_HW[self.crop] = True
-            counts_HW &= is_inside_HW
-        depth_HW[~counts_HW] = np.nan
+        depth_HW[~((depth_HW > 0) & np.isfinite(depth_HW))] = np.nan
         return depth_HW
 
 

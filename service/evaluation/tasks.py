@@ -763,5 +763,4 @@ TASK_OF: Final[Mapping[type, Callable[..., Result]]] = {
     SegmentationSet: score_segmentation,
     CaptionedSet: score_retrieval,
     LabelledSet: score_classification,
-    DepthSet: score_depth,
 }

@@ -3,7 +3,7 @@
 # packages want another protobuf than ours, so they have a Python of their own.
 set -euo pipefail
 
-TRACKERS=(mlflow-skinny==3.17.2 wandb==0.31.0 numpy pillow) # the last two are what our boards use
+TRACKERS=(mlflow-skinny==3.17.2 wandb==0.31.0 numpy pillow prometheus-client) # the last three are what our boards use
 venv=.tools/trackers-venv
 
 if [[ ! -f $venv/.installed || "$(<$venv/.installed)" != "${TRACKERS[*]}" ]]; then

@@ -318,19 +318,20 @@ class LaneWorker:
     def _outputs_of(self, batch: Batch) -> Sequence[Outputs]:
         """Run a batch; item by item if there is too little memory for all at once."""
         inputs, num_items = self._shared.inputs_of(batch), len(batch.entries)
+        bucket, patch_outputs = batch.bucket, batch.patch_outputs
+        del batch  # see `_compute`
         try:
-            return self._lane.run(batch.bucket, inputs, batch.patch_outputs)
+            return self._lane.run(bucket, inputs, patch_outputs)
         except Exception as error:
             if num_items == 1 or not is_out_of_memory(error):
                 raise
-            fields = {"bucket": batch.bucket.label, "items": num_items, "error": str(error)}
+            fields = {"bucket": bucket.label, "items": num_items, "error": str(error)}
         logger.warning(
             "too little memory for a batch: its items run alone", extra={"fields": fields}
         )
         results: list[Outputs] = []
         for index in range(num_items):
-            alone = take_rows(inputs, [index])
-            results += self._lane.run(batch.bucket, alone, batch.patch_outputs)
+            results += self._lane.run(bucket, take_rows(inputs, [index]), patch_outputs)
         return results
 
     def _interrupt_if_abandoned(self, batch: Batch) -> None:

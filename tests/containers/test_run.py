@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.steady_callers import SteadyCallers
-from model.runtime.machine import this_hardware
+from model.package import BUNDLED_FOLDER, open_package
+from model.runtime.choice import RuntimeRequest, choose_runtime
 from service.grpc.generated import image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tests.containers.engine import Engine
@@ -76,12 +77,11 @@ def test_grpc_answers_as_outside(
     assert np.array_equal(np.frombuffer(labels.data, "<u2").reshape(labels.shape), mask_outside)
 
 
-def test_the_fastest_runtime_is_in_the_image(served: Container) -> None:
+def test_the_runtime_is_the_one_chosen_outside_the_image(served: Container) -> None:
     chosen = served.record("runtime chosen")
     assert chosen is not None
-    has_bf16 = "bf16" in this_hardware().cpu_features
-    assert chosen["runtime"] == "openvino"
-    assert (chosen["precision"] == "bf16") is has_bf16
+    outside = choose_runtime(open_package(BUNDLED_FOLDER), RuntimeRequest())
+    assert (chosen["runtime"], chosen["precision"]) == (outside.runtime, outside.precision)
 
 
 def test_onnx_runtime_is_in_the_image_without_telemetry(engine: Engine, served: Container) -> None:

@@ -20,7 +20,7 @@ MAX_BUNDLED_BYTES = 64_000_000
 # Extras that each top-level package may import from, in addition to the core dependencies.
 EXTRAS_OF_ROOM = {
     "service": ("cli", "bulk", "evaluate", "gpu", "otel"),
-    "model": ("cpu", "gpu", "torch", "convert", "heif"),
+    "model": ("cpu", "gpu", "torch", "convert", "heif", "stores"),
     "training": ("torch", "convert", "train", "captions"),
     "tests": ("cli", "cpu", "torch", "convert", "train", "evaluate", "otel", "parse", "dev"),
     "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),

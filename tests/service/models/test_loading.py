@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import service.machine
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
 from model.package import Manifest, ModelPackage, PackageError
 from model.runtime.base import UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
+from service import machine as service_machine
 from service.lanes.latency_model import WarmUp
 from service.lanes.work import BatchLimits, Bucket
 from service.models import loading
@@ -272,7 +272,7 @@ def test_batches_on_a_gpu_fit_its_free_memory(
     most_images: int,
 ) -> None:
     gpu = FakeGpu((free_mb or 1_000_000) * MB)
-    for module in (loading, service.machine):
+    for module in (loading, service_machine):
         known = gpu.free_bytes if free_mb else lambda **_: None
         monkeypatch.setattr(module, "free_gpu_memory", known)
     monkeypatch.setattr(loading, "load_chosen", gpu.load)

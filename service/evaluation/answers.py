@@ -33,7 +33,8 @@ from service.monitoring.metrics import release
 
 FILE: Final = "answers.sqlite"
 TEXTS_AT_ONCE: Final = 256
-Request = EmbedImagesRequest | EmbedTextsRequest | EstimateMapsRequest | SegmentImagesRequest
+ImagesRequest = EmbedImagesRequest | EstimateMapsRequest | SegmentImagesRequest
+Request = ImagesRequest | EmbedTextsRequest
 Array = NDArray[Any]
 
 
@@ -73,10 +74,7 @@ class Answers:
         """
         (output,) = request.outputs
 
-        def ask(image: bytes) -> "Future[Any]":
-            return self.engine.embed(replace(request, images=(image,)))
-
-        return self._images(images, ask, request, lambda answer: answer[output])
+        return self._images(images, self.engine.embed, request, lambda answer: answer[output])
 
     def segment(
         self, images: Sequence[ImageSource], request: SegmentImagesRequest
@@ -86,11 +84,7 @@ class Answers:
         Raises:
             UserError: An image is invalid, or the engine fails.
         """
-
-        def ask(image: bytes) -> "Future[Any]":
-            return self.engine.segment(replace(request, images=(image,)))
-
-        return self._images(images, ask, request, lambda answer: answer.labels_HW)
+        return self._images(images, self.engine.segment, request, lambda answer: answer.labels_HW)
 
     def estimate(
         self, images: Sequence[ImageSource], request: EstimateMapsRequest
@@ -100,11 +94,7 @@ class Answers:
         Raises:
             UserError: An image is invalid, or the engine fails.
         """
-
-        def ask(image: bytes) -> "Future[Any]":
-            return self.engine.estimate(replace(request, images=(image,)))
-
-        return self._images(images, ask, request, lambda answer: answer)
+        return self._images(images, self.engine.estimate, request, lambda answer: answer)
 
     def embed_texts(self, texts: Sequence[str], request: EmbedTextsRequest) -> FloatArray:
         """Embeddings of texts, [T, D].
@@ -126,11 +116,14 @@ class Answers:
     def _images(
         self,
         images: Iterable[ImageSource],
-        ask: Callable[[bytes], "Future[Any]"],
-        request: Request,
+        ask: Callable[[Any], "Future[Any]"],
+        request: ImagesRequest,
         array_of: Callable[[Any], Array],
     ) -> Iterator[Array]:
-        """Arrays of all images in order; as many requests at a time as keep the engine busy."""
+        """Arrays of all images in order; as many requests at a time as keep the engine busy.
+
+        `ask` is a method of the engine; it gets the request with one image.
+        """
         in_flight: deque[tuple[ImageSource, str, Array | Future[Any]]] = deque()
 
         def first() -> Array:
@@ -152,7 +145,8 @@ class Answers:
                 content = image.read()
                 key = self._key(request, content)
                 found = self._find(key)
-                in_flight.append((image, key, ask(content) if found is None else found))
+                asked = replace(request, images=(content,))
+                in_flight.append((image, key, ask(asked) if found is None else found))
             while in_flight:
                 yield first()
         finally:

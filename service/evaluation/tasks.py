@@ -670,17 +670,22 @@ def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Resu
         split=given.name,
         options=options.shown("resolution"),
         examples=[image.path.name for image in given.images],
-        scores=[
-            Score(
-                metric=metric,
-                counts=Sums(sum_S=table_S4[:, column], count_S=table_S4[:, 3]),
-                function=function,
-            )
-            for column, (metric, function) in enumerate(metrics)
-        ],
+        scores=_columns(table_S4, metrics),
         published=given.published,
         truth=digest.hexdigest(),
     )
+
+
+def _columns(table: Floats, metrics: Sequence[tuple[str, Metric]]) -> list[Score]:
+    """Scores of the sums in each column; the last column has their counts."""
+    return [
+        Score(
+            metric=metric,
+            counts=Sums(sum_S=table[:, column], count_S=table[:, -1]),
+            function=function,
+        )
+        for column, (metric, function) in enumerate(metrics)
+    ]
 
 
 def depth_scores(depth_P: Floats, truth_P: Floats) -> tuple[float, float, float, int]:
@@ -726,14 +731,7 @@ def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> R
         split=given.name,
         options=options.shown("resolution"),
         examples=[image.path.name for image in given.images],
-        scores=[
-            Score(
-                metric=metric,
-                counts=Sums(sum_S=table_S6[:, column], count_S=table_S6[:, -1]),
-                function=function,
-            )
-            for column, (metric, function) in enumerate(metrics)
-        ],
+        scores=_columns(table_S6, metrics),
         published=given.published,
         truth=digest.hexdigest(),
     )

@@ -7,11 +7,13 @@ trim in the server, so that what is left is in use.
 import asyncio
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ import pytest
 from benchmarks.service_process import RunningService, wait_until_ready
 from benchmarks.soak import load, requests, sample
 
-WARM_UP, NUM_BLOCKS, BLOCK = 300, 4, 150
+WARM_UP, NUM_BLOCKS, BLOCK = 300, 8, 150
 LIMIT_S = 60.0
 # What one request may leave on average. A leaked image has 50,000 bytes or more, a leaked call
 # some dozen objects.
@@ -101,7 +103,9 @@ def test_mixed_requests_leave_nothing(tmp_path: Path) -> None:
     assert set(counts) == {"200", "422", "gRPC OK", "hung up"}, counts
     first, *_, last = states
     num_requests = NUM_BLOCKS * BLOCK
-    assert last.rss_bytes - first.rss_bytes < num_requests * MAX_LEFT_BYTES, states
+    # A leak adds to most blocks. An arena that grows for a larger batch adds once, and stays.
+    added = [after.rss_bytes - before.rss_bytes for before, after in pairwise(states)]
+    assert min(statistics.mean(added), statistics.median(added)) < BLOCK * MAX_LEFT_BYTES, states
     assert last.num_objects - first.num_objects < num_requests * MAX_LEFT_OBJECTS, states
     assert last.num_threads <= first.num_threads, states
     assert last.num_descriptors <= first.num_descriptors, states

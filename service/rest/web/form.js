@@ -51,6 +51,7 @@ export class Chips extends EventTarget {
   /** Replace the words. */
   set(words) {
     this.words = [...new Set(words)];
+    this.dispatchEvent(new Event("change"));
     for (const chip of this.root.querySelectorAll(".chip")) chip.remove();
     for (const word of this.words) {
       this.input.before(chip(word, () => {
@@ -58,7 +59,6 @@ export class Chips extends EventTarget {
         this.input.focus();
       }));
     }
-    this.dispatchEvent(new Event("change"));
   }
 
   #take() {

@@ -70,29 +70,41 @@ export class Masks {
 
   /** Ask for the mask of the image, the classes and the options as they are. */
   refresh() {
+    // First, since the form can change while the server computes.
+    const answered = this.#isReady && this.#latest.run((signal) => this.#load(signal));
     this.#enable();
-    if (!this.#isReady) {
-      this.#mask = null;
-      $("#legend").replaceChildren();
-      this.app.stage.clear();
-      return;
-    }
-    return this.#latest.run(async (signal) => {
-      const request = await this.#request({ format: "rle_counts", include_instances: true });
-      const answer = await sendJson({ ...request, signal });
-      this.#show(answer.data[0], request);
-    });
+    if (answered) return answered;
+    this.#mask = null;
+    $("#legend").replaceChildren();
+    this.app.stage.clear();
+  }
+
+  async #load(signal) {
+    const query = { format: "rle_counts", include_instances: true };
+    const request = this.#usesExamples ? await this.#exampleRequest(query) : this.#wordRequest(query);
+    const answer = await sendJson({ ...request, signal });
+    this.#show(answer.data[0], request);
   }
 
   /** Say what the mask has at a point. */
   read(point) {
     if (!this.#mask) return "";
-    const { height, width, labels, scores, classes } = this.#mask;
-    const label = labels[indexAt({ x: point.y, y: point.x }, width, height)];
+    const { height, width, scores, classes } = this.#mask;
+    const label = this.#labels()[indexAt({ x: point.y, y: point.x }, width, height)];
     const name = classes[label - 1]?.name ?? "background";
     if (scores) return `${name}, cosine ${scores[indexAt(point, height, width)].toFixed(3)}`;
     this.#loadScores(this.#mask);
     return name;
+  }
+
+  /** The label of every pixel by column, as run lengths are; made when a point is first read. */
+  #labels() {
+    const { height, width, classes } = this.#mask;
+    if (!this.#mask.labels) {
+      const labels = (this.#mask.labels = new Uint16Array(height * width));
+      for (const { label, segmentation } of classes) fillRuns(labels, segmentation.counts, label);
+    }
+    return this.#mask.labels;
   }
 
   /** Load the score of every pixel, which is far larger than the run lengths of the mask. */
@@ -166,19 +178,19 @@ export class Masks {
     return { path: PATH, json };
   }
 
-  async #request(query = {}) {
-    if (this.#usesExamples) return this.#exampleRequest(query);
+  #wordRequest(query) {
     return { path: PATH, query: { ...this.#options(), ...query }, image: this.app.file };
   }
 
+  async #request(query = {}) {
+    return this.#usesExamples ? this.#exampleRequest(query) : this.#wordRequest(query);
+  }
+
   #show({ height, width, classes, background_share, instances }, request) {
-    // By column, as run lengths are.
-    const labels = new Uint16Array(height * width);
-    for (const { label, segmentation } of classes) fillRuns(labels, segmentation.counts, label);
-    this.#mask = { height, width, classes, labels, request };
+    this.#mask = { height, width, classes, request };
     this.#single = null;
-    this.#list(classes, background_share, instances);
     this.#paint();
+    this.#list(classes, background_share, instances);
   }
 
   #list(classes, backgroundShare, instances) {

@@ -3,12 +3,17 @@
 const STEP = 1 / 50;
 
 export class Stage extends EventTarget {
+  // Created with the page, so that the first layer does not wait for it.
+  #columns = new OffscreenCanvas(1, 1).getContext("2d");
+  #context;
+
   /** @param {HTMLElement} root Gets an image, a canvas and a marker. */
   constructor(root, label) {
     super();
     this.root = root;
     this.image = root.appendChild(document.createElement("img"));
     this.layer = root.appendChild(document.createElement("canvas"));
+    this.#context = this.layer.getContext("2d");
     this.marker = root.appendChild(document.createElement("i"));
     this.marker.hidden = true;
     this.frame = root.appendChild(document.createElement("b"));
@@ -69,20 +74,20 @@ export class Stage extends EventTarget {
     this.layer.width = width;
     this.layer.height = height;
     this.layer.classList.toggle("smooth", isSmooth);
-    this.layer.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
+    this.#context.putImageData(new ImageData(rgba, width, height), 0, 0);
   }
 
   /** Paint pixels that are ordered by column; `rgba` and the size are as for `paint`. */
   paintColumns(width, height, rgba) {
-    const columns = new OffscreenCanvas(height, width);
-    columns.getContext("2d").putImageData(new ImageData(rgba, height, width), 0, 0);
+    const { canvas } = this.#columns;
+    [canvas.width, canvas.height] = [height, width];
+    this.#columns.putImageData(new ImageData(rgba, height, width), 0, 0);
     this.layer.width = width;
     this.layer.height = height;
     this.layer.classList.remove("smooth");
-    const context = this.layer.getContext("2d");
-    context.imageSmoothingEnabled = false;
-    context.setTransform(0, 1, 1, 0, 0, 0);
-    context.drawImage(columns, 0, 0);
+    this.#context.imageSmoothingEnabled = false;
+    this.#context.setTransform(0, 1, 1, 0, 0, 0);
+    this.#context.drawImage(canvas, 0, 0);
   }
 
   /** Mark a point, in shares of width and height. */

@@ -20,13 +20,20 @@ const NS_PER_MS = 1e6;
 
 export class Status {
   #latest = new Latest();
+  // {path, status, timing} of the last request that is timed.
+  #answer = null;
 
   constructor(app) {
     this.app = app;
-    requests.addEventListener("answer", ({ detail }) => this.#showTiming(detail));
+    requests.addEventListener("answer", ({ detail }) => {
+      if (!detail.timing || detail.path.startsWith("v2/")) return;
+      this.#answer = detail;
+      if (this.app.current === "status") this.#showTiming();
+    });
   }
 
   refresh() {
+    if (this.#answer) this.#showTiming();
     if (this.app.model) this.#showCard(this.app.model);
     return this.#latest.run(async (signal) => {
       const { model_stats } = await sendJson({ path: "v2/models/stats", signal });
@@ -51,8 +58,8 @@ export class Status {
     $("#scores").hidden = !scores.length;
   }
 
-  #showTiming({ path, status, timing }) {
-    if (!timing || path.startsWith("v2/")) return;
+  #showTiming() {
+    const { path, status, timing } = this.#answer;
     const stages = [...timing.matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]);
     const longest = Math.max(...stages.map(([, ms]) => ms), 0.01);
     const bars = stages.map(([name, ms]) =>

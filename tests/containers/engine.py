@@ -8,6 +8,7 @@ from tests.tools import find_tool, miss
 
 SETTINGS = Path(__file__).with_name("containers.conf")
 LIMIT_S = 120.0
+RESTARTS = 2
 
 
 class Engine:
@@ -34,8 +35,17 @@ class Engine:
     def podman(
         self, *arguments: str, check: bool = True, limit_s: float = LIMIT_S, given: str = ""
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a podman command; with `check` it must succeed."""
-        return self.run([self._podman, *arguments], check=check, limit_s=limit_s, given=given)
+        """Run a podman command; with `check` it must succeed.
+
+        `podman run` is repeated if the runtime fails before the container's own process runs. On a
+        busy machine runc did: "read init-p: connection reset by peer".
+        """
+        command = [self._podman, *arguments]
+        for _ in range(RESTARTS if arguments[0] == "run" else 0):
+            ended = self.run(command, check=False, limit_s=limit_s, given=given)
+            if ended.returncode != 126 or "OCI runtime error" not in ended.stderr:
+                return checked(ended) if check else ended
+        return self.run(command, check=check, limit_s=limit_s, given=given)
 
     def buildah(self, *arguments: str, limit_s: float) -> "subprocess.CompletedProcess[str]":
         """Run a buildah command, which must succeed."""
@@ -55,7 +65,11 @@ class Engine:
             text=True,
             timeout=limit_s,
         )
-        if check:
-            told = f"{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
-            assert ended.returncode == 0, f"{command} ended with {ended.returncode}:\n{told}"
-        return ended
+        return checked(ended) if check else ended
+
+
+def checked(ended: "subprocess.CompletedProcess[str]") -> "subprocess.CompletedProcess[str]":
+    """Return an ended command, which must have succeeded."""
+    told = f"{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
+    assert ended.returncode == 0, f"{ended.args} ended with {ended.returncode}:\n{told}"
+    return ended

@@ -101,7 +101,8 @@ def running(
     """Run a hardened container in the background; later podman options override."""
     name = f"tipserve-test-{secrets.token_hex(4)}"
     try:
-        detached = ("run", "--detach", "--pull=never", f"--name={name}")
+        # `--replace` removes what a failed start left: see `Engine.podman`.
+        detached = ("run", "--detach", "--pull=never", "--replace", f"--name={name}")
         engine.podman(*detached, *HARDENED, *options, image, *arguments)
         yield Container(engine, name)
     finally:

@@ -2,7 +2,8 @@
 
 Claim: no attack kills a server in 2 GiB, delays a health check by more than 10 s, or locks an
 honest caller out for longer: from the first call that fails or waits to the next answer. Each
-attack has a fresh server with API keys; those called "no key" send none.
+attack has a fresh server with API keys, and comes from another address than the honest callers;
+those called "no key" send none.
 Run: python -m benchmarks.memory_attacks [--attack TEXT] [--group FOLDER]
 FOLDER is a memory control group, such as /sys/fs/cgroup/memory/attacks with a limit of 2 GiB.
 """
@@ -32,6 +33,7 @@ from benchmarks.service_process import RunningService, running_service
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 
 KEY = "k" * 32
+ATTACKER = ("127.0.0.2", 0)
 BEFORE_S, AFTER_S = 15.0, 3.0
 # Between two calls of an honest caller.
 PAUSE_S = 0.2
@@ -56,7 +58,9 @@ def png(side: int = SIDE) -> bytes:
 
 def post(service: RunningService, path: str, body: bytes, *, media: str, accept: str) -> str:
     """Status of one request, or the name of the error; the answer is read and dropped."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.http_port, timeout=120)
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", service.http_port, timeout=120, source_address=ATTACKER
+    )
     headers = {"Content-Type": media, "Accept": accept, "X-Api-Key": KEY}
     try:
         connection.request("POST", path, body, headers)
@@ -99,7 +103,7 @@ def over_rest(
 def endless_trailers(service: RunningService) -> str:
     """Send trailers after a chunked body until the server closes."""
     head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", service.http_port)) as connection:
+    with socket.create_connection(("127.0.0.1", service.http_port), None, ATTACKER) as connection:
         connection.sendall(head + b"1\r\nx\r\n0\r\n")
         until = time.monotonic() + 12
         with suppress(OSError):
@@ -112,7 +116,8 @@ def endless_trailers(service: RunningService) -> str:
 def announced_bodies(service: RunningService) -> str:
     """Eight connections announce 32 MiB each and send nothing; others ask meanwhile."""
     head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nX-Api-Key: %b\r\n" % KEY.encode()
-    connections = [socket.create_connection(("127.0.0.1", service.http_port)) for _ in range(8)]
+    address = ("127.0.0.1", service.http_port)
+    connections = [socket.create_connection(address, 10, ATTACKER) for _ in range(8)]
     for connection in connections:
         connection.sendall(head + b"Content-Type: image/png\r\nContent-Length: 33554432\r\n\r\n")
     image = next(body for name, _, body in inputs() if "JPEG" in name)
@@ -135,6 +140,7 @@ def slow_readers(num_readers: int, side: int = SIDE, seconds: float = 25.0) -> A
     def ask(port: int) -> socket.socket:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.bind(ATTACKER)
         connection.connect(("127.0.0.1", port))
         connection.sendall(head.encode() + image)
         connection.setblocking(False)
@@ -212,7 +218,7 @@ def calls(method: str, num_calls: int, compression: grpc.Compression | None = No
     def attack(service: RunningService) -> str:
         options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         target = f"127.0.0.1:{service.grpc_port}"
-        channels = [grpc.insecure_channel(target, options) for _ in range(4)]
+        channels = [grpc.insecure_channel(target, options) for _ in range(4)]  # not from ATTACKER
         metadata = () if method == HEALTH else (("x-api-key", KEY),)
         rpcs: list[Any] = [channel.unary_unary(method) for channel in channels]
         options_of = {"timeout": 20, "compression": compression, "metadata": metadata}
@@ -229,8 +235,7 @@ class UnfinishedMessages:
     """One HTTP/2 connection with RPCs whose messages lack their last bytes."""
 
     def __init__(self, port: int, method: str, num_rpcs: int) -> None:
-        # Another host than that of the honest callers: hosts take turns.
-        self._connection = socket.create_connection(("127.0.0.1", port), None, ("127.0.0.2", 0))
+        self._connection = socket.create_connection(("127.0.0.1", port), None, ATTACKER)
         self._room = {0: 65_535}
         self._initial = 65_535
         self._left: dict[int, int] = {}
@@ -368,7 +373,7 @@ def open_connections(port_name: str, opening: bytes, *, num: int, seconds: float
         num_opened = 0
 
         def opened() -> socket.socket:
-            connection = socket.create_connection(address, 10, ("127.0.0.2", 0))
+            connection = socket.create_connection(address, 10, ATTACKER)
             connection.sendall(opening)
             connection.setblocking(False)
             return connection

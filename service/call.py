@@ -1,11 +1,13 @@
 """A call: the request id, deadline, priority and stage times of one request."""
 
 import asyncio
+import functools
+import ipaddress
 import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, get_args
@@ -22,6 +24,10 @@ AnswerForm = Literal["bytes", "list", "base64", "protobuf", "png", "overlay", "o
 PRIORITIES: Final = (1, 2, 3)
 DEFAULT_PRIORITY: Final = 2
 
+# Flows of a protocol; hosts beyond them share flows. Any number of hosts may come.
+NUM_HOST_FLOWS: Final = 4096
+IPV6: Final = 6
+IPV6_HOST_BITS: Final = 64
 # Printable ASCII without the space.
 REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 
@@ -79,7 +85,8 @@ class Call:
         deadline: Monotonic seconds after which the answer is no longer needed.
         started: Monotonic seconds of its arrival.
         priority: One of `PRIORITIES`; 1 is the most urgent.
-        flow: Name of the flow for fair sharing of the lanes.
+        host: Address of the caller; empty in process.
+        flow: Name of the flow for fair sharing of the lanes; see `flow_of`.
         stages: Seconds in each stage; of items in parallel the slowest counts.
         item: Index of the request in its stream; None for a single request.
         answer_order: Order in which the requests of its stream take memory for their answers.
@@ -100,6 +107,7 @@ class Call:
     clock: Clock = time.monotonic
     started: float = field(default_factory=time.monotonic)
     priority: int = DEFAULT_PRIORITY
+    host: str = ""
     flow: str = ""
     item: int | None = None
     answer_order: AnswerOrder | None = None
@@ -153,6 +161,24 @@ class Call:
         # In the order of the stages: texts may have left their queue before images are decoded.
         stages = [(name, self.stages[name]) for name in get_args(Stage) if name in self.stages]
         return ", ".join([*(f"{name};dur={1000 * s:.2f}" for name, s in stages), total])
+
+
+@functools.lru_cache(1024)
+def flow_of(protocol: str, host: str) -> str:
+    """Name of the flow of a protocol's calls from a host, which shares fairly with others.
+
+    An IPv6 host has 2**64 addresses of its own, so they count as one. All callers behind a proxy
+    are one host. The hash has a secret seed, so nobody can choose the flow of another host.
+
+    Source: stochastic fairness queueing (P. McKenney, 1990).
+    """
+    with suppress(ValueError):  # such as a Unix socket
+        address = ipaddress.ip_address(host.partition("%")[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        host = str(address)
+        if address.version == IPV6:
+            host = str(ipaddress.ip_network((address, IPV6_HOST_BITS), strict=False))
+    return f"{protocol} {hash(host) % NUM_HOST_FLOWS}"
 
 
 def deadline_exceeded() -> DeadlineExceeded:

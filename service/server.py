@@ -9,7 +9,6 @@ import json
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal
@@ -19,6 +18,7 @@ import uvloop
 from model.files import atomic_write
 from service.data_plane import DataPlane
 from service.errors import Unavailable
+from service.fair_pool import FairPool
 from service.grpc.receiving import max_caller_bytes
 from service.grpc.server import GrpcServer
 from service.machine import memory_limit, resident_bytes, trimming_memory
@@ -77,7 +77,7 @@ class Server:
             self.metrics.cpus.set_function(partial(float, settings.cpus))
         self._telemetry = build_telemetry(settings, self.metrics, log)
         self.gate = RequestGate(self.metrics)
-        self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
+        self.pool = FairPool(num_pool_threads(settings), "pool")
         self.models = ModelRegistry(self.metrics, HeadFolder(settings.heads))
         self.repository = ModelRepository(
             self.models,

@@ -109,10 +109,14 @@ def open_connections(port: int) -> list[Connection]:
     return found
 
 
+def peer_host(peer: str) -> str:
+    """The host in gRPC's name of a client, such as `ipv6:%5B::1%5D:50000`."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
 def parse_peer(peer: str) -> Peer:
-    """The address in gRPC's name of a client, such as `ipv6:%5B::1%5D:50000`."""
-    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
-    return _address(host), int(port)
+    """The address in gRPC's name of a client."""
+    return _address(peer_host(peer)), int(peer.rpartition(":")[2])
 
 
 @contextmanager
@@ -141,5 +145,5 @@ def _peer(sock: socket.socket, port: int) -> Peer | None:
 
 
 def _address(host: str) -> IPv4Address | IPv6Address:
-    address = ip_address(host.strip("[]").partition("%")[0])
+    address = ip_address(host.partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address

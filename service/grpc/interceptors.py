@@ -23,6 +23,7 @@ from service.errors import (
     ServiceError,
     internal_error,
 )
+from service.grpc.connections import peer_host
 from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.limits import Rpc, parse_message, read_message, serving_small_messages
 from service.grpc.receiving import (
@@ -438,7 +439,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         remaining_s = context.time_remaining()
         timeout_s = self._timeout_s if remaining_s is None else min(self._timeout_s, remaining_s)
         carried = carried_metadata(context.invocation_metadata())
-        call = self._telemetry.begin("grpc", name, carried, timeout_s)
+        host = peer_host(context.peer())
+        call = self._telemetry.begin("grpc", name, carried, timeout_s, host=host)
         call.answer_form = "protobuf"
         return call
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from model.image_codec import DECODING_BYTES
 from service.call import Clock
 from service.errors import Overloaded
+from service.grpc.connections import peer_host
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
@@ -53,11 +54,6 @@ def max_caller_bytes(settings: Settings) -> int:
         + DECODING_BYTES * settings.max_image_pixels
         + settings.max_answer_memory_bytes
     )
-
-
-def host_of(peer: str) -> str:
-    """The host of `ipv4:HOST:PORT`."""
-    return peer.rpartition(":")[0]
 
 
 @dataclass(eq=False, slots=True)
@@ -188,12 +184,12 @@ class ReceivePlaces:
             self._last_turn = self._clock()
             self._set_timer()
             return
-        num_places = Counter(host_of(reader.peer) for reader in self._readers)
+        num_places = Counter(peer_host(reader.peer) for reader in self._readers)
         num_places.update(reader.peer for reader in self._readers)
         reader = max(
             self._readers,
             key=lambda one: (
-                num_places[host_of(one.peer)],
+                num_places[peer_host(one.peer)],
                 not one.has_work(),
                 num_places[one.peer],
             ),
@@ -223,12 +219,12 @@ class Turns:
 
     def add(self, peer: str, waiter: Waiter) -> None:
         """Queue a message behind those of its connection."""
-        self._hosts.setdefault(host_of(peer), {}).setdefault(peer, deque()).append(waiter)
+        self._hosts.setdefault(peer_host(peer), {}).setdefault(peer, deque()).append(waiter)
         self._num_waiting += 1
 
     def remove(self, peer: str, waiter: Waiter) -> bool:
         """Remove a message; False if it does not wait."""
-        host = host_of(peer)
+        host = peer_host(peer)
         connections = self._hosts.get(host, {})
         queue = connections.get(peer, deque())
         if waiter not in queue:

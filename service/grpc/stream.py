@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from service.answer_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S
-from service.call import AnswerOrder, Call, HeldMemory
+from service.call import AnswerOrder, Call, HeldMemory, flow_of
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.grpc.converters import refuse_unknown_fields
 from service.grpc.errors import CODE
@@ -248,7 +248,7 @@ def begin_item(request: stream_pb2.StreamRequest, call: Call) -> str:
         InvalidRequest: No such field is set, a field is unknown, or the time limit is invalid.
     """
     # Streams share the lanes fairly with unary RPCs and with REST.
-    call.flow, call.waits_for_capacity = STREAM_FLOW, True
+    call.flow, call.waits_for_capacity = flow_of(STREAM_FLOW, call.host), True
     refuse_unknown_fields(request, is_deep=False)
     if request.HasField("timeout"):
         timeout_s = request.timeout.seconds + 1e-9 * request.timeout.nanos

@@ -1,22 +1,25 @@
 """The queue in front of the lanes: one queue per bucket, and how batches are formed.
 
 Scheduling order: priority, fair share, arrival. An item rises one priority level with every
-`priority_step_s` that it waits, so no item starves. Among items of one level, the flow that has
-used less of the lanes goes first; within a flow, the oldest item.
+`priority_step_s` that it waits, so no item starves; it then counts like newer items of that level,
+and never outranks those of its own. Else a flow would win by the length of its own queue. Among
+items that count alike, the flow that has used less of the lanes goes first; within a flow, the
+oldest item.
 
 A batch holds items of one bucket, in scheduling order, up to the bucket's limits. The bucket of the
 first item in that order goes first. Cancelled items leave the queue at once, expired ones when a
 batch is formed; neither is computed, and every future is resolved exactly once.
 """
 
-import heapq
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from types import MappingProxyType
 from typing import Final
 
 from service.call import Clock, deadline_exceeded
@@ -33,6 +36,7 @@ from service.lanes.work import (
 )
 from service.monitoring.metrics import Metrics, ModelCounter
 
+NOTHING: Final = MappingProxyType[str, float]({})
 # A caller's timer may fire slightly before the deadline that it was set for.
 TIMER_SLACK_S: Final = 0.001
 
@@ -109,39 +113,29 @@ class BucketQueue:
         self.cost -= entry.item.cost
         return True
 
-    def count(self, flow: str, priority: int) -> int:
-        """Items of a flow at this priority level or a higher one."""
-        return sum(
-            len(entries)
-            for (level, name), entries in self._levels.items()
-            if name == flow and level <= priority
-        )
-
-    def flows(self) -> set[str]:
-        """Flows that have items here."""
-        return {flow for _, flow in self._levels}
-
-    def first(self, key: Callable[[QueuedItem], SchedulingKey]) -> QueuedItem:
-        """The item with the smallest key. The queue must not be empty.
-
-        The key must keep the order within each flow and level.
-        """
-        return min(self._heads(), key=key)
+    def counts(self, priority: int) -> Counter[str]:
+        """Number of items of each flow at this priority level or a higher one."""
+        counted: Counter[str] = Counter()
+        for (level, flow), entries in self._levels.items():
+            if level <= priority:
+                counted[flow] += len(entries)
+        return counted
 
     @property
     def oldest(self) -> float:
         """Arrival of the oldest item, in monotonic seconds."""
-        return min(entry.enqueued for entry in self._heads())
+        return min(entry.enqueued for entry in self.heads())
 
-    def __iter__(self) -> Iterator[QueuedItem]:
-        levels = (level.values() for level in self._levels.values())
-        return heapq.merge(*levels, key=lambda entry: entry.rank)
+    def heads(self) -> Iterator[QueuedItem]:
+        """The first item of each level of each flow."""
+        return (next(iter(entries)) for entries in self.levels())
+
+    def levels(self) -> Iterator[Iterable[QueuedItem]]:
+        """The items of each level of each flow, in order."""
+        return (level.values() for level in self._levels.values())
 
     def __len__(self) -> int:
         return sum(map(len, self._levels.values()))
-
-    def _heads(self) -> Iterator[QueuedItem]:
-        return (next(iter(level.values())) for level in self._levels.values())
 
 
 def _level_of(entry: QueuedItem) -> tuple[int, str]:
@@ -266,7 +260,8 @@ class BatchQueue:
         """Refuse new items and fail all waiting ones; the reason of the first call counts."""
         with self._changed:
             self._closed_by = self._closed_by or reason
-            waiting = [entry for queue in self._queues.values() for entry in queue]
+            levels = [level for queue in self._queues.values() for level in queue.levels()]
+            waiting = [entry for level in levels for entry in level]
             self._queues.clear()
             self._shares = FairShare()
             self._changed.notify_all()
@@ -287,16 +282,11 @@ class BatchQueue:
         many.
         """
         with self._changed:
-            queues = self._queues.values()
-            own = sum(queue.count(flow, priority) for queue in queues)
+            counts = {bucket: queue.counts(priority) for bucket, queue in self._queues.items()}
+            own = sum(counted[flow] for counted in counts.values())
             return {
-                bucket: sum(
-                    queue.count(name, priority)
-                    if name == flow
-                    else min(own, queue.count(name, priority))
-                    for name in queue.flows()
-                )
-                for bucket, queue in self._queues.items()
+                bucket: sum(n if name == flow else min(own, n) for name, n in counted.items())
+                for bucket, counted in counts.items()
             }
 
     def oldest_s(self) -> float:
@@ -314,15 +304,24 @@ class BatchQueue:
         self._queues.setdefault(item.bucket, BucketQueue()).add(entry)
         return entry
 
-    def _key(self, now: float, entry: QueuedItem) -> SchedulingKey:
-        item = entry.item
-        num_steps = int((now - entry.enqueued) / self._rules.priority_step_s)
-        level = max(1, item.priority - num_steps)
-        return level, self._shares.virtual_time(item.flow), entry.rank
+    def _first(
+        self, heads: Collection[QueuedItem], now: float, charged: Mapping[str, float] = NOTHING
+    ) -> QueuedItem:
+        """The item that is served first; `charged` comes on top of the flows' virtual times."""
+        most_urgent = min(entry.item.priority for entry in heads)
+
+        def key(entry: QueuedItem) -> SchedulingKey:
+            item = entry.item
+            num_steps = int((now - entry.enqueued) / self._rules.priority_step_s)
+            level = max(most_urgent, item.priority - num_steps)
+            used = self._shares.virtual_time(item.flow) + charged.get(item.flow, 0.0)
+            return level, used, entry.rank
+
+        return min(heads, key=key)
 
     def _first_of(self, buckets: Iterable[Bucket], now: float) -> Bucket:
-        key = partial(self._key, now)
-        return min(buckets, key=lambda bucket: key(self._queues[bucket].first(key)))
+        heads = [entry for bucket in buckets for entry in self._queues[bucket].heads()]
+        return self._first(heads, now).item.bucket
 
     def _remove(self, entry: QueuedItem) -> None:
         """Remove an item from its bucket, if it is still there."""
@@ -360,7 +359,7 @@ class BatchQueue:
         picked: list[QueuedItem] = []
         cost = 0
         while queue and len(picked) < max_items:
-            entry = queue.first(partial(self._key, now))
+            entry = self._first(list(queue.heads()), now)
             if not limits.fits(len(picked) + 1, cost + entry.item.cost):
                 break
             # False if the caller has cancelled; from here on it can no longer cancel.
@@ -382,24 +381,19 @@ class BatchQueue:
         bucket = self._first_of(self._queues, now)
         limits = self._rules.limits[bucket.kind]
         picked: list[QueuedItem] = []
-        cost = 0
-        for entry in self._in_order(self._queues[bucket], now):
-            if not limits.fits(len(picked) + 1, cost + entry.item.cost):
-                break
-            if not entry.future.cancelled() and entry.item.deadline > now:
-                picked.append(entry)
-                cost += entry.item.cost
-        return picked
-
-    def _in_order(self, queue: BucketQueue, now: float) -> list[QueuedItem]:
-        """Items of a bucket in the order in which they would be served if none arrived."""
-        keys: list[tuple[SchedulingKey, QueuedItem]] = []
         charged: Counter[str] = Counter()
-        for entry in queue:
-            level, virtual_time, rank = self._key(now, entry)
-            keys.append(((level, virtual_time + charged[entry.item.flow], rank), entry))
-            charged[entry.item.flow] += entry.item.cost
-        return [entry for _, entry in sorted(keys, key=lambda pair: pair[0])]
+        heads = {next(rest): rest for rest in map(iter, self._queues[bucket].levels())}
+        while heads:
+            entry = self._first(heads, now, charged)
+            item = entry.item
+            if not limits.fits(len(picked) + 1, charged.total() + item.cost):
+                break
+            if not entry.future.cancelled() and item.deadline > now:
+                picked.append(entry)
+                charged[item.flow] += item.cost
+            rest = heads.pop(entry)
+            heads.update((following, rest) for following in islice(rest, 1))
+        return picked
 
     def _even_share(self, num_waiting: int) -> int:
         """How many waiting items the asking lane may take, if idle lanes share them."""

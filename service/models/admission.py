@@ -25,10 +25,11 @@ from service.request_gate import RequestGate
 MIN_RETRY_S: Final = 0.1
 MAX_RETRY_S: Final = 30.0
 FIRST_RETRY_S: Final = 1.0
-# A flow that already has work leaves this part of the capacity to the other flows: the lanes share
-# fairly between them, but a flood over one protocol filled the whole queue, and 80 % of the other
-# protocol's calls were refused.
-RESERVED_PART: Final = 8
+# A flow that already has work may hold this many times what it leaves free: the lanes share fairly
+# between flows, but a flood over one protocol filled the whole queue, and 80 % of the other
+# protocol's calls were refused. So one flow leaves an eighth, two leave a fifteenth.
+# Source: dynamic thresholds (A. Choudhury, E. Hahne, 1998).
+HELD_TO_FREE: Final = 7
 # Time constant of the exponential average in `Throughput`.
 THROUGHPUT_MEMORY_S: Final = 3.0
 STREAM_FLOW: Final = "stream"
@@ -331,9 +332,9 @@ class Admission:
             return False
         held = self._flow_costs[flow]
         # In process there is no flow, and no other caller.
-        return (
-            not flow or not held or held + cost <= self._max_cost - self._max_cost // RESERVED_PART
-        )
+        if not flow or not held:
+            return True
+        return held + cost <= HELD_TO_FREE * (self._max_cost - self._cost - cost)
 
     def _hold(self, cost: int, flow: str) -> None:
         if not self._num_admitted:

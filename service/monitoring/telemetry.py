@@ -7,7 +7,7 @@ from functools import partial
 
 from opentelemetry.trace import Tracer
 
-from service.call import Call, accept_request_id, current_call
+from service.call import Call, accept_request_id, current_call, flow_of
 from service.monitoring.log import AccessLog, LogQueue
 from service.monitoring.metrics import Metrics, find_nvml
 from service.settings import Settings
@@ -80,7 +80,13 @@ class Telemetry:
         self._tracer = tracer
 
     def begin(
-        self, transport: Transport, method: str, carried: Mapping[str, str], timeout_s: float
+        self,
+        transport: Transport,
+        method: str,
+        carried: Mapping[str, str],
+        timeout_s: float,
+        *,
+        host: str = "",
     ) -> Call:
         """Start the call of a request and make it the current one.
 
@@ -89,13 +95,15 @@ class Telemetry:
             method: HTTP's verb, or the RPC as `package.Service/Method`.
             carried: Those of its headers that `CARRIED` names.
             timeout_s: Seconds until its deadline.
+            host: Address of the caller.
         """
         started = time.monotonic()
         call = Call(
             request_id=accept_request_id(carried.get("x-request-id")),
             started=started,
             deadline=started + timeout_s,
-            flow=transport,
+            host=host,
+            flow=flow_of(transport, host),
             trace=self._begin_trace(transport, method, carried, started),
         )
         current_call.set(call)

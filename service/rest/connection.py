@@ -280,6 +280,7 @@ class CallMiddleware:
             scope["method"],
             carried,
             self._protection.request_timeout_s,
+            host=(scope.get("client") or ("",))[0],
         )
         call.has_left = scope.get(HAS_LEFT, call.has_left)
         status, leave = 0, do_nothing

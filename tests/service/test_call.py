@@ -1,8 +1,14 @@
-"""What a caller may write about a call: its priority and its id."""
+"""The priority and the id that a caller may write, and the flow of its host."""
 
 import pytest
 
-from service.call import DEFAULT_PRIORITY, accept_priority, accept_request_id
+from service.call import (
+    DEFAULT_PRIORITY,
+    NUM_HOST_FLOWS,
+    accept_priority,
+    accept_request_id,
+    flow_of,
+)
 from service.errors import InvalidRequest
 
 
@@ -22,3 +28,22 @@ def test_an_id_that_is_too_long_or_not_one_printable_word_is_replaced() -> None:
     assert accept_request_id("mine") == "mine"
     for given in ("a" * 129, "a\nb", "a code=500", "\u00e9", "", None):
         assert len(accept_request_id(given)) == 32
+
+
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ("10.0.0.1", "::ffff:10.0.0.1"),
+        ("2001:db8::1", "2001:db8::ffff:0:0:1"),
+        ("fe80::1%eth0", "fe80::2"),
+    ],
+)
+def test_addresses_of_one_host_are_one_flow(one: str, same: str) -> None:
+    assert flow_of("http", one) == flow_of("http", same) != flow_of("grpc", one)
+
+
+def test_hosts_have_flows_of_their_own_up_to_a_bound() -> None:
+    hosts = [f"10.{n // 256}.{n % 256}.1" for n in range(5000)]
+    flows = {flow_of("http", host) for host in [*hosts, "", "unix"]}
+    networks = {flow_of("http", f"2001:db8:0:{n:x}::1") for n in range(5000)}
+    assert NUM_HOST_FLOWS / 2 < len(flows) < len(flows | networks) <= NUM_HOST_FLOWS

@@ -120,6 +120,20 @@ def test_flows_share_by_cost_and_a_returning_flow_has_no_credit(queue: BatchQueu
     assert [numbers(queue) for _ in range(4)] == [[101], [5], [102], [6]]
 
 
+def test_a_long_queue_of_one_flow_does_not_outrank_another_flow(
+    queue: BatchQueue, clock: Clock
+) -> None:
+    queue.put([item(cost=20, number=n, flow="flood") for n in range(9)])
+    assert numbers(queue) == [0]
+    clock.now = 3 * STEP_S
+    queue.put([item(cost=20, number=100, flow="other")])
+    queue.put([item(cost=20, number=200 + n, priority=1, flow="urgent") for n in range(9)])
+    # What has waited counts like the urgent items, not more.
+    assert [numbers(queue) for _ in range(4)] == [[200], [1], [201], [2]]
+    clock.now += STEP_S
+    assert numbers(queue) == [100]
+
+
 def test_priority_outweighs_fair_share(queue: BatchQueue) -> None:
     queue.put([item(cost=20, number=n, priority=2, flow="one") for n in range(3)])
     assert numbers(queue) == [0]

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -45,11 +45,8 @@ def admission(metrics: Metrics, lanes: Lanes, clock: Clock) -> Iterator[Admissio
 
 def is_empty(admission: Admission) -> bool:
     streams = admission._streams
-    return (admission.cost, admission._num_admitted, streams._admitted_cost) == (
-        0,
-        0,
-        0,
-    ) and not streams._waiting
+    numbers = (admission.cost, admission._num_admitted, streams._admitted_cost)
+    return not any((*numbers, *admission._flow_costs.values())) and not streams._waiting
 
 
 @asynccontextmanager
@@ -98,13 +95,23 @@ async def test_a_flow_leaves_a_part_of_the_capacity_to_the_others(admission: Adm
     async with admitted(admission, 80, rest):
         with pytest.raises(Overloaded):
             await admission.admit(9, rest)
-        async with admitted(admission, 8, rest):
+        async with admitted(admission, 7, rest):
             assert admission.is_full("http")
             assert not admission.is_full("grpc")
             async with admitted(admission, 12, grpc):
                 assert admission.is_full("grpc")
     async with admitted(admission, 100, grpc):
         pass
+
+
+async def test_two_flows_leave_a_part_of_the_capacity_to_a_third(admission: Admission) -> None:
+    calls = {flow: Call(request_id="x", deadline=1e9, flow=flow) for flow in ("one", "two")}
+    async with AsyncExitStack() as stack:
+        for flow, call in calls.items():
+            while not admission.is_full(flow):
+                await stack.enter_async_context(admitted(admission, 1, call))
+        assert 90 < admission.cost < 100
+        assert not admission.is_full("three")
 
 
 async def test_a_request_above_the_whole_capacity_is_too_large(admission: Admission) -> None:

@@ -18,7 +18,26 @@ from service.messages import Features, GlobalFeatures, SegmentMode
 
 TEMPLATE_SETS: Final = ("none", "tcl")
 KnownName = Literal[
-    "ade20k", "voc21", "context59", "context60", "coco", "flickr30k", "docci", "imagenet"
+    "ade20k",
+    "voc21",
+    "context59",
+    "context60",
+    "coco",
+    "flickr30k",
+    "docci",
+    "imagenet",
+    "nyuv2",
+    "navi-depth",
+    "navi-normals",
+    "uned",
+    "uned-cars",
+    "uned-food2k",
+    "uned-gldv2",
+    "uned-inat",
+    "uned-inshop",
+    "uned-met",
+    "uned-rp2k",
+    "uned-sop",
 ]
 
 
@@ -80,8 +99,7 @@ class EvaluateOptions:
     dataset: Annotated[
         tuple[KnownName, Path] | None,
         Parameter(
-            help="A known set and its folder, as its authors distribute it: masks, captions or "
-            "classes.",
+            help="A known set and its folder, as its authors distribute it.",
             show_default=False,
         ),
     ] = None
@@ -269,7 +287,7 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
             add(score, read(*(folders if isinstance(folders, tuple) else (folders,))))
     if options.dataset is not None:
         known = read_known(*options.dataset)
-        add(tasks.TASK_OF[type(known)], known)
+        add(next(score for kind, score in tasks.TASK_OF.items() if isinstance(known, kind)), known)
     if not jobs:
         raise UserError(
             "Give a set: --segmentation, --retrieval, --classification, --instances, --knn, "

@@ -5,25 +5,41 @@ Class names are in `names/`. An incomplete set is scored as it is, without publi
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from model.class_names import ade20k_names
+from service.evaluation.navi import NaviDepth, NaviNormals, read_navi
 from service.evaluation.sets import (
     CaptionedSet,
+    DepthSet,
     ImageSource,
+    InstanceSet,
     LabelledSet,
+    NormalSet,
     Published,
+    Query,
     SegmentationSet,
     SetError,
     images_below,
     masks_of,
+    own_queries,
     read_names,
 )
-from service.evaluation.tasks import CLASSIFICATION, RETRIEVAL, SEGMENTATION
+from service.evaluation.tasks import (
+    CLASSIFICATION,
+    DEPTH,
+    INSTANCES,
+    NORMALS,
+    RETRIEVAL,
+    SEGMENTATION,
+)
 
-KnownSet = SegmentationSet | CaptionedSet | LabelledSet
+KnownSet = SegmentationSet | CaptionedSet | LabelledSet | DepthSet | NormalSet | InstanceSet
 NAMES: Final = Path(__file__).parent / "names"
 
 
@@ -33,7 +49,7 @@ class Layout:
 
     Attributes:
         read: Reads it from a folder.
-        needs: Files and folders that it needs.
+        needs: Files and folders that it needs, or patterns of them.
         num_images: Images of the whole set; some lists have one more.
         source: Where it is had.
         published: Scores of the whole set.
@@ -53,7 +69,7 @@ def read_known(name: str, folder: Path) -> KnownSet:
         SetError: A part is missing; the message says which, and where the set is had.
     """
     layout = LAYOUTS[name]
-    missing = [part for part in layout.needs if not (folder / part).exists()]
+    missing = [part for part in layout.needs if not any(folder.glob(part))]
     if missing:
         raise SetError(
             f"{folder} has no {missing[0]}. {name} needs {', '.join(layout.needs)}; it is had at "
@@ -73,7 +89,7 @@ def _ade20k(folder: Path) -> SegmentationSet:
         masks=masks_of(
             images, folder / "images" / "validation", folder / "annotations" / "validation"
         ),
-        names=read_names(NAMES / "ade20k.txt"),
+        names=ade20k_names(),
         reduce_zero_label=True,
     )
 
@@ -156,6 +172,84 @@ def _imagenet(folder: Path) -> LabelledSet:
     )
 
 
+def _nyuv2(folder: Path) -> DepthSet:
+    """The 654 test images, in the crop of Eigen et al. and between 1 mm and 10 m.
+
+    Source: cleinc/bts, `utils/extract_official_train_test_set_from_mat.py` for the layout, and
+    `utils/eval_with_pngs.py` for what counts.
+    """
+    images = sorted((folder / "official_splits" / "test").glob("*/rgb_*.jpg"))
+    maps = [path.with_name(f"sync_depth_{path.stem.removeprefix('rgb_')}.png") for path in images]
+    missing = [path for path in maps if not path.is_file()]
+    if missing:
+        raise SetError(
+            f"{len(missing)} of {len(maps)} depth maps are missing, such as {missing[0]}."
+        )
+    return DepthSet(
+        name="",
+        images=[ImageSource(path) for path in images],
+        maps=maps,
+        range_m=(1e-3, 10.0),
+        crop=(45, 471, 41, 601),
+        size_hw=(480, 640),
+    )
+
+
+def _navi_depth(folder: Path) -> NaviDepth:
+    images = read_navi(folder)
+    return NaviDepth(name="", images=images, maps=[image.depth for image in images])
+
+
+def _navi_normals(folder: Path) -> NaviNormals:
+    images = read_navi(folder)
+    maps = [image.depth for image in images]
+    return NaviNormals(name="", images=images, maps=maps, by_image=True)
+
+
+def _uned(folder: Path, names: Iterable[str]) -> InstanceSet:
+    """Test queries of some of UnED's sets, which are searched in the indices of all of these."""
+    index: list[ImageSource] = []
+    things: list[int] = []
+    queries: list[Query] = []
+    number_of: defaultdict[tuple[str, Any], int] = defaultdict()
+    number_of.default_factory = number_of.__len__
+    for name in names:
+        split = "index" if name in UNED_INDEXED else "test"
+        images, classes = _uned_split(folder, name, split)
+        own = [number_of[name, one[0]] for one in classes]
+        if split == "test":
+            found = own_queries(images, own)
+            queries += [replace(q, place=q.place + len(index), group=name) for q in found]
+        else:
+            asked, wanted = _uned_split(folder, name, "test")
+            queries += [
+                Query(image, tuple(number_of[name, one] for one in some), group=name)
+                for image, some in zip(asked, wanted, strict=True)
+            ]
+        index += images
+        things += own
+    return InstanceSet(name="", index=index, things=things, queries=queries)
+
+
+def _uned_split(folder: Path, name: str, split: str) -> tuple[list[ImageSource], list[list[Any]]]:
+    """Images and their classes: one, or for some queries several."""
+    file = folder / "info_files" / name / f"{split}.json"
+    try:
+        rows = [(row["path"], row["class_id"]) for row in _json(file.read_text("utf-8"), file)]
+    except (OSError, KeyError, TypeError) as error:
+        raise SetError(f"{file} is no list of images as UnED has it.") from error
+    images = _existing(_uned_image(folder / "images" / path) for path, _ in rows)
+    return images, [one if isinstance(one, list) else [one] for _, one in rows]
+
+
+def _uned_image(path: Path) -> Path:
+    """The file of an image; `unzip` may have spelled out the Chinese names of Rp2k."""
+    if path.is_file():
+        return path
+    spelled = "".join(c if c.isascii() else f"#U{ord(c):04x}" for c in str(path))
+    return Path(spelled)
+
+
 def _json(text: str, file: Path) -> Any:
     try:
         return json.loads(text)
@@ -187,7 +281,16 @@ def _recall(rows: Sequence[tuple[str, float, float]]) -> tuple[Published, ...]:
     )
 
 
-# Scores: TIPSv2 (arXiv:2604.12012), tables 5, 6 and 8, and the README and notebook of
+def _published(
+    task: str, metric: str, rows: Mapping[str, float], protocol: str
+) -> tuple[Published, ...]:
+    return tuple(
+        Published(model=model, task=task, metric=metric, value=value, protocol=protocol)
+        for model, value in rows.items()
+    )
+
+
+# Scores: TIPSv2 (arXiv:2604.12012), tables 5 to 8, and the README and notebook of
 # google-deepmind/tips. TIPSv2's treatment of `background`, and its prompts of PASCAL's names, are
 # not published.
 LAYOUTS: Final[dict[str, Layout]] = {
@@ -273,4 +376,81 @@ LAYOUTS["context60"] = replace(
     LAYOUTS["context59"],
     read=lambda folder: _context(folder, has_background=True),
     published=_miou([("TIPSv2 L/14", 33.9, "table 5"), ("TIPS L/14", 30.4, "table 5")]),
+)
+LAYOUTS["nyuv2"] = Layout(
+    read=_nyuv2,
+    needs=("official_splits/test/*/rgb_*.jpg",),
+    num_images=654,
+    source="https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html (nyu_depth_v2_labeled.mat, in "
+    "files by utils/extract_official_train_test_set_from_mat.py of https://github.com/cleinc/bts)",
+    published=_published(
+        DEPTH,
+        "RMSE (m)",
+        {
+            "TIPSv2 B/14": 0.374,
+            "TIPSv2 L/14": 0.339,
+            "TIPSv2 SO/14": 0.339,
+            "TIPSv2 g/14": 0.334,
+            "DINOv2 g/14": 0.372,
+        },
+        "linear probe",
+    ),
+)
+NAVI: Final = Layout(
+    read=_navi_depth,
+    needs=("*/wild_set/annotations.json",),
+    num_images=2298,
+    source="https://github.com/google/navi (navi_v1.5.tar.gz)",
+    published=_published(
+        DEPTH,
+        "RMSE (m)",
+        {"TIPSv2 g/14": 0.059, "TIPS g/14": 0.058, "DINOv2 g/14": 0.054},
+        "DPT trained on NAVI",
+    ),
+)
+LAYOUTS["navi-depth"] = NAVI
+LAYOUTS["navi-normals"] = replace(
+    NAVI,
+    read=_navi_normals,
+    published=_published(
+        NORMALS,
+        "RMSE (degrees)",
+        {"TIPSv2 g/14": 24.1, "TIPS g/14": 24.2, "DINOv2 g/14": 24.0},
+        "DPT trained on NAVI",
+    ),
+)
+# Images of the test split, and of the index where a set has one beside it.
+# Source: nikosips/Universal-Image-Embeddings, `universal_embedding/dataset_infos.py`.
+UNED_INDEXED: Final = frozenset({"gldv2", "inshop", "met"})
+UNED_IMAGES: Final = {
+    "cars": 8131,
+    "food2k": 9979,
+    "gldv2": 1129 + 761_757,
+    "inat": 136_093,
+    "inshop": 14_218 + 12_612,
+    "met": 1003 + 397_121,
+    "rp2k": 10_931,
+    "sop": 60_502,
+}
+UNED_SOURCE: Final = (
+    "https://cmp.felk.cvut.cz/univ_emb (info_files.zip, and the address of each set's images)"
+)
+
+
+def _uned_layout(*names: str, published: tuple[Published, ...] = ()) -> Layout:
+    lists = [f"{name}/test.json" for name in names]
+    lists += [f"{name}/index.json" for name in names if name in UNED_INDEXED]
+    return Layout(
+        read=partial(_uned, names=names),
+        needs=("images", *(f"info_files/{one}" for one in lists)),
+        num_images=sum(UNED_IMAGES[name] for name in names),
+        source=UNED_SOURCE,
+        published=published,
+    )
+
+
+LAYOUTS.update({f"uned-{name}": _uned_layout(name) for name in UNED_IMAGES})
+UNED_SCORES: Final = {"TIPSv2 g/14": 67.0, "TIPS g/14": 68.2, "DINOv2 g/14": 62.7}
+LAYOUTS["uned"] = _uned_layout(
+    *UNED_IMAGES, published=_published(INSTANCES, "R@1", UNED_SCORES, "mean over the eight sets")
 )

@@ -5,6 +5,7 @@ Readers only list files. Images and masks are read when they are scored.
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ MAPS: Final = (".npy", ".png")
 IGNORED: Final = 255
 # Length of a normal may differ from 1 by less.
 UNIT_TOLERANCE: Final = 0.5
+Floats = NDArray[np.float64]
 
 
 class SetError(UserError):
@@ -188,10 +190,20 @@ class MapSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthSet(MapSet):
-    """Images with depth."""
+    """Images with depth.
+
+    Attributes:
+        range_m: True depths between these count, and estimated ones are moved into it. In metres.
+        crop: The rows and columns that count: first, end, first, end; None for all.
+        size_hw: Height and width that the maps must have for the crop.
+    """
+
+    range_m: tuple[float, float] = (0.0, np.inf)
+    crop: tuple[int, int, int, int] | None = None
+    size_hw: tuple[int, int] | None = None
 
     def read(self, index: int) -> NDArray[np.float64]:
-        """Depth of every pixel of an image in metres [H, W]; NaN is none.
+        """Depth of every pixel of an image in metres [H, W]; NaN is none, or does not count.
 
         Raises:
             SetError: It is no depth.
@@ -206,13 +218,27 @@ class DepthSet(MapSet):
                     f"{path}: a depth PNG is grey, with millimetres in 16 bits, this one is {mode}."
                 )
             depth_HW = pixels_HW / 1000.0
-        depth_HW[~((depth_HW > 0) & np.isfinite(depth_HW))] = np.nan
+        nearest_m, farthest_m = self.range_m
+        depth_HW[~((depth_HW > nearest_m) & (depth_HW < farthest_m))] = np.nan
+        if self.size_hw is not None and depth_HW.shape != self.size_hw:
+            raise SetError(f"{path} has {depth_HW.shape} rows and columns, not {self.size_hw}.")
+        if self.crop is not None:
+            top, bottom, left, right = self.crop
+            counted_HW = np.zeros(depth_HW.shape, bool)
+            counted_HW[top:bottom, left:right] = True
+            depth_HW[~counted_HW] = np.nan
         return depth_HW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormalSet(MapSet):
-    """Images with surface normals."""
+    """Images with surface normals.
+
+    Attributes:
+        by_image: Whether scores are means over the images; else they are means over the pixels.
+    """
+
+    by_image: bool = False
 
     def read(self, index: int) -> NDArray[np.float64]:
         """Unit normal of every pixel of an image [H, W, 3]; NaN is none.
@@ -286,6 +312,23 @@ class MaskedSplit:
         return [*self.train.images, *self.val.images]
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """An image that is searched for.
+
+    Attributes:
+        image: The image.
+        things: What it shows; images of the index that show one of these are right.
+        place: Of this image in the index, where it does not find itself; -1 if it is not there.
+        group: Scores are means over groups of the shares in each.
+    """
+
+    image: ImageSource
+    things: tuple[int, ...]
+    place: int = -1
+    group: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSet:
     """Images of things that are searched for among others.
@@ -293,17 +336,26 @@ class InstanceSet:
     Attributes:
         name: Of the set.
         index: The images that are searched.
-        queries: The images to search for; None if they are those of `index`, each among the others.
+        things: What each of them shows.
+        queries: The images to search for.
+        published: Scores to compare with.
     """
 
     name: str
-    index: LabelledSet
-    queries: LabelledSet | None = None
+    index: Sequence[ImageSource]
+    things: Sequence[int]
+    queries: Sequence[Query]
+    published: Sequence[Published] = ()
+
+    @property
+    def other_queries(self) -> list[ImageSource]:
+        """Images to search for that are not in the index."""
+        return [query.image for query in self.queries if query.place < 0]
 
     @property
     def images(self) -> list[ImageSource]:
         """All images."""
-        return [*self.index.images, *(self.queries.images if self.queries else ())]
+        return [*self.index, *self.other_queries]
 
 
 def read_names(file: Path) -> list[str]:
@@ -474,9 +526,10 @@ def read_instances(folder: Path) -> InstanceSet:
     parts = [part for part in ("query", "index") if (folder / part).is_dir()]
     if not parts:
         index = read_classes(folder)
-        if len(index.images) == len(index.names):
+        found = own_queries(index.images, index.labels)
+        if not found:
             raise SetError(f"{folder}: no thing has two images, so there is nothing to find.")
-        return InstanceSet(name=name, index=index)
+        return InstanceSet(name=name, index=index.images, things=index.labels, queries=found)
     if len(parts) == 1:
         raise SetError(f"{folder} has {parts[0]}/ only; it needs query/ and index/, or neither.")
     queries, index = read_classes(folder / "query"), read_classes(folder / "index")
@@ -484,10 +537,21 @@ def read_instances(folder: Path) -> InstanceSet:
     if missing:
         raise SetError(f"{folder}: {missing[0]!r} of query/ is not in index/.")
     label_of = {one: label for label, one in enumerate(index.names)}
-    labels = [label_of[queries.names[label]] for label in queries.labels]
-    return InstanceSet(
-        name=name, index=index, queries=replace(queries, labels=labels, names=index.names)
-    )
+    found = [
+        Query(image, (label_of[queries.names[label]],))
+        for image, label in zip(queries.images, queries.labels, strict=True)
+    ]
+    return InstanceSet(name=name, index=index.images, things=index.labels, queries=found)
+
+
+def own_queries(images: Sequence[ImageSource], things: Sequence[int]) -> list[Query]:
+    """Images of an index to search for among the others; those of no other image are left out."""
+    count_of = Counter(things)
+    return [
+        Query(image, (thing,), place)
+        for place, (image, thing) in enumerate(zip(images, things, strict=True))
+        if count_of[thing] > 1
+    ]
 
 
 def read_captioned(folder: Path) -> CaptionedSet:

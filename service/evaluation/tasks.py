@@ -6,6 +6,7 @@ candidates, D width, H W pixels, P pixels that count.
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,7 +18,7 @@ from model.dense_maps import MapTask
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.ranking import Ranking, rank
 from model.segmentation import bilinear_matrix, l2_normalize, patch_shares
-from service.evaluation.answers import Answers
+from service.evaluation.answers import Answers, ImagesRequest
 from service.evaluation.sets import (
     CaptionedSet,
     DepthSet,
@@ -58,6 +59,7 @@ BACKGROUND: Final = "background"
 NUM_NEIGHBOURS: Final = 20
 VOTE_TEMPERATURE: Final = 0.07
 QUERIES_AT_ONCE: Final = 512
+VALUES_AT_ONCE: Final = 256 * 1024 * 1024
 ROWS_AT_ONCE: Final = 64
 PATCH_STRENGTHS: Final = (0.01, 0.1, 1.0, 10.0, 100.0)
 NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
@@ -457,9 +459,14 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions)
     images_BD = answers.embed(given.images, options.embed_request())
     texts_TD = answers.embed_texts(texts, options.text_request("none"))
     each_B = np.arange(len(given.images))
+
+    def ranked(queries: FloatArray, candidates: FloatArray, key_Q: Any, key_C: Any) -> Ranking:
+        keys = [(key,) for key in key_Q.tolist()], key_C
+        return rank_by_cosine(queries, candidates, keys, np.full(len(key_Q), -1))
+
     ways = {
-        "image to text": (rank_by_cosine(images_BD, texts_TD, (each_B, owner_T)), each_B),
-        "text to image": (rank_by_cosine(texts_TD, images_BD, (owner_T, each_B)), owner_T),
+        "image to text": (ranked(images_BD, texts_TD, each_B, owner_T), each_B),
+        "text to image": (ranked(texts_TD, images_BD, owner_T, each_B), owner_T),
     }
     return Result(
         task=RETRIEVAL,
@@ -492,30 +499,46 @@ def score_classification(given: LabelledSet, answers: Answers, options: TaskOpti
 def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) -> Result:
     """Rank images of an index for each query image; those of the same thing are right.
 
-    Where the queries are the index, each is searched among the others, and things with one image
-    are only there to be confused with.
+    A query that is in the index is searched among the others.
 
     Raises:
         UserError: The model cannot answer.
     """
     request = options.embed_request()
-    index_CD = answers.embed(given.index.images, request)
-    key_C = np.asarray(given.index.labels)
-    if given.queries is None:
-        row_Q = np.flatnonzero(np.bincount(key_C)[key_C] > 1)
-        images = [given.index.images[row] for row in row_Q.tolist()]
-        ranking = rank_by_cosine(index_CD[row_Q], index_CD, (key_C[row_Q], key_C), own_Q=row_Q)
-    else:
-        images = list(given.queries.images)
-        key_Q = np.asarray(given.queries.labels)
-        ranking = rank_by_cosine(answers.embed(images, request), index_CD, (key_Q, key_C))
+    index_CD = answers.embed(given.index, request)
+    own_Q = np.asarray([query.place for query in given.queries])
+    queries_QD = index_CD[own_Q]
+    if (own_Q < 0).any():
+        queries_QD[own_Q < 0] = answers.embed(given.other_queries, request)
+    key_Q = [query.things for query in given.queries]
+    ranking = rank_by_cosine(queries_QD, index_CD, (key_Q, np.asarray(given.things)), own_Q=own_Q)
     return Result(
         task=INSTANCES,
         split=given.name,
         options=options.shown("embedding", "resolution"),
-        examples=[image.name or image.path.name for image in images],
-        scores=_found(ranking, "R@", (1, 5, 10), np.arange(len(images))),
+        examples=[query.image.name or query.image.path.name for query in given.queries],
+        scores=_found_in_groups(ranking, [query.group for query in given.queries]),
+        published=given.published,
     )
+
+
+def _found_in_groups(ranking: Ranking, group_Q: Sequence[str]) -> list[Score]:
+    """R@1, 5 and 10, as means over the groups of queries."""
+    size_of = Counter(group_Q)
+    weight_Q = np.asarray([1 / size_of[group] for group in group_Q])
+    is_one = len(size_of) == 1
+    return [
+        Score(
+            metric=f"R@{depth}",
+            counts=Sums(
+                sum_S=(ranking.rank_Q < depth) * (1.0 if is_one else weight_Q),
+                count_S=np.ones(len(ranking)) if is_one else weight_Q,
+            ),
+            function=Sums.share,
+            chance=ranking.chance(depth) if is_one else None,
+        )
+        for depth in (1, 5, 10)
+    ]
 
 
 def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
@@ -577,32 +600,40 @@ def _split_embeddings(
 def rank_by_cosine(
     queries_QD: FloatArray,
     candidates_CD: FloatArray,
-    keys: tuple[NDArray[np.int64], NDArray[np.int64]],
-    own_Q: NDArray[np.intp] | None = None,
+    keys: tuple[Sequence[tuple[int, ...]], NDArray[np.int64]],
+    own_Q: NDArray[np.intp],
 ) -> Ranking:
-    """Rank candidates for each query; those with its key are right.
+    """Rank candidates for each query; those with one of its keys are right.
 
     Args:
         queries_QD: Embeddings.
         candidates_CD: Embeddings.
         keys: Of the queries, Q, and of the candidates, C.
-        own_Q: The candidate that each query is itself, which is left out.
+        own_Q: The candidate that each query is itself, which is left out; -1 for none.
     """
     unit_QD, unit_CD = l2_normalize(queries_QD), l2_normalize(candidates_CD)
     parts = []
-    for start in range(0, len(unit_QD), QUERIES_AT_ONCE):
-        part = slice(start, start + QUERIES_AT_ONCE)
+    at_once = max(1, min(QUERIES_AT_ONCE, VALUES_AT_ONCE // len(unit_CD)))
+    for start in range(0, len(unit_QD), at_once):
+        part = slice(start, start + at_once)
         scores_QC = unit_QD[part] @ unit_CD.T
-        right_QC = keys[0][part, None] == keys[1]
-        if own_Q is not None:
-            own = np.arange(len(scores_QC)), own_Q[part]
-            scores_QC[own], right_QC[own] = -np.inf, False
+        right_QC = np.stack([_one_of(keys[1], own) for own in keys[0][part]])
+        row_P = np.flatnonzero(own_Q[part] >= 0)
+        own = row_P, own_Q[part][row_P]
+        scores_QC[own], right_QC[own] = -np.inf, False
         parts.append(rank(scores_QC, right_QC))
     return Ranking(
         rank_Q=np.concatenate([part.rank_Q for part in parts]),
         num_right_Q=np.concatenate([part.num_right_Q for part in parts]),
-        num_candidates=len(unit_CD) - (own_Q is not None),
+        num_candidates=len(unit_CD) - bool((own_Q >= 0).all()),
     )
+
+
+def _one_of(key_C: NDArray[np.int64], wanted: tuple[int, ...]) -> NDArray[np.bool_]:
+    right_C = np.zeros(len(key_C), bool)
+    for key in wanted:
+        right_C |= key_C == key
+    return right_C
 
 
 def _labelled_result(
@@ -660,7 +691,8 @@ def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Resu
         truth_HW = _true_map(given, index, depth_HW)
         digest.update(truth_HW.tobytes())
         counts_HW = np.isfinite(truth_HW)
-        rows.append(depth_scores(depth_HW[counts_HW].astype(np.float64), truth_HW[counts_HW]))
+        found_P = np.clip(depth_HW[counts_HW].astype(np.float64), *given.range_m)
+        rows.append(depth_scores(found_P, truth_HW[counts_HW]))
     table_S4 = np.asarray(rows)
     if not table_S4[:, 3].any():
         raise SetError(f"{given.name}: no image has a depth that counts.")
@@ -703,7 +735,7 @@ def depth_scores(depth_P: Floats, truth_P: Floats) -> tuple[float, float, float,
 
 
 def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> Result:
-    """Angles between predicted and true normals; the scores are means over the pixels.
+    """Angles between predicted and true normals; the scores are means over pixels or images.
 
     Raises:
         UserError: True normals are invalid, or the model cannot answer.
@@ -717,13 +749,17 @@ def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> R
         counts_HW = np.isfinite(truth_HW3[..., 0])
         angle_P = angles(normals_HW3[counts_HW].astype(np.float64), truth_HW3[counts_HW])
         near = [np.count_nonzero(angle_P < limit) for limit in NEAR_DEGREES]
-        rows.append((angle_P.sum(), np.square(angle_P).sum(), *near, len(angle_P)))
+        row_6 = np.array([angle_P.sum(), np.square(angle_P).sum(), *near, len(angle_P)])
+        if given.by_image and len(angle_P):
+            row_6 /= len(angle_P)
+            row_6[1] = np.sqrt(row_6[1])
+        rows.append(row_6)
     table_S6 = np.asarray(rows, np.float64)
     if not table_S6[:, -1].any():
         raise SetError(f"{given.name}: no image has a normal.")
     metrics = [
         ("mean angle (degrees)", Sums.mean),
-        ("RMSE (degrees)", Sums.root),
+        ("RMSE (degrees)", Sums.mean if given.by_image else Sums.root),
         *((f"under {limit:g} degrees", Sums.share) for limit in NEAR_DEGREES),
     ]
     return Result(
@@ -756,9 +792,23 @@ def _true_map(given: DepthSet | NormalSet, index: int, found: FloatArray) -> Flo
     return truth
 
 
-# What scores a set of each kind.
+# What scores a known set of each kind.
 TASK_OF: Final[Mapping[type, Callable[..., Result]]] = {
     SegmentationSet: score_segmentation,
     CaptionedSet: score_retrieval,
     LabelledSet: score_classification,
+    DepthSet: score_depth,
+    NormalSet: score_normals,
+    InstanceSet: score_instances,
+}
+# The request for each image of a set.
+REQUEST_OF: Final[Mapping[Callable[..., Result], Callable[[Any, TaskOptions], ImagesRequest]]] = {
+    score_segmentation: lambda given, options: options.segment_request(given.names),
+    score_linear_segmentation: lambda given, options: options.patch_request(),
+    score_depth: lambda given, options: options.map_request("depth"),
+    score_normals: lambda given, options: options.map_request("normals"),
+    **dict.fromkeys(
+        (score_retrieval, score_classification, score_instances, score_knn, score_linear),
+        lambda given, options: options.embed_request(),
+    ),
 }

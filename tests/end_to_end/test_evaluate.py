@@ -14,8 +14,7 @@ from PIL import Image
 from model.manifest import PUBLISHED_ZERO_SHOT
 from model.package import ModelPackage, open_package, write_manifest
 from service.commands.program import DONE, main
-from service.evaluation.known import NAMES as NAMES_FOLDER
-from service.evaluation.sets import read_names
+from model.class_names import ade20k_names
 from tests.end_to_end.test_published_protocol import embed_texts, value_patches
 
 SIDE = 56  # the tiny model's native size; 448 in the notebook
@@ -143,7 +142,7 @@ def test_ade20k_is_scored_as_in_the_notebook(
 
     from tests.parity.official import class_texts, notebook_mask  # noqa: PLC0415 - heavy
 
-    names = read_names(NAMES_FOLDER / "ade20k.txt")
+    names = ade20k_names()
     images, truths = tmp_path / "images" / "validation", tmp_path / "annotations" / "validation"
     for folder in (images, truths):
         folder.mkdir(parents=True)

@@ -3,19 +3,27 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from model.class_names import ade20k_names
 from service.commands.evaluate import KnownName
-from service.evaluation.known import LAYOUTS, NAMES, read_known
+from service.evaluation.answers import Answers
+from service.evaluation.known import LAYOUTS, NAMES, UNED_IMAGES, UNED_INDEXED, read_known
 from service.evaluation.sets import (
     CaptionedSet,
+    DepthSet,
+    InstanceSet,
     LabelledSet,
     SegmentationSet,
     SetError,
     read_names,
 )
+from service.evaluation.tasks import TaskOptions, score_instances
+from tests.service.evaluation.conftest import Scripted
 
 Write = Callable[..., Path]
 
@@ -23,13 +31,13 @@ Write = Callable[..., Path]
 def test_every_set_is_a_choice_and_names_its_parts() -> None:
     assert set(get_args(KnownName)) == set(LAYOUTS)
     assert all(layout.source.startswith("http") for layout in LAYOUTS.values())
-    assert all(layout.published for layout in LAYOUTS.values())
+    unscored = {name for name, layout in LAYOUTS.items() if not layout.published}
+    assert unscored == {f"uned-{name}" for name in UNED_IMAGES}
 
 
 @pytest.mark.parametrize(
     ("file", "count", "some"),
     [
-        ("ade20k.txt", 150, {0: "wall", 44: "chest of drawers", 141: "crt screen", 149: "flag"}),
         ("voc21.txt", 21, {0: "background", 11: "dining table", 20: "tv monitor"}),
         ("context59.txt", 59, {0: "aeroplane", 39: "potted plant", 58: "wood"}),
         ("imagenet.txt", 1000, {0: "n01440764 tench", 999: "n15075141 toilet paper"}),
@@ -41,6 +49,14 @@ def test_class_names_are_in_the_order_of_labels(
     names = read_names(NAMES / file)
     assert len(names) == count
     assert {index: names[index] for index in some} == some
+
+
+def test_ade20k_has_its_names() -> None:
+    names = ade20k_names()
+    assert len(set(names)) == 150
+    assert [names[index] for index in (0, 44, 141, 149)] == [
+        "wall", "chest of drawers", "crt screen", "flag"
+    ]  # fmt: skip
 
 
 def test_ade20k_has_no_class_zero(tmp_path: Path, write: Write) -> None:
@@ -135,6 +151,101 @@ def test_imagenet_is_in_folders_or_in_a_list(tmp_path: Path, write: Write) -> No
     write(place / "other.JPEG", 2)
     with pytest.raises(SetError, match=r"other\.JPEG has no class"):
         read_known("imagenet", tmp_path / "kaggle")
+
+
+def test_nyuv2_counts_its_crop_between_a_millimetre_and_ten_metres(
+    tmp_path: Path, write: Write
+) -> None:
+    with pytest.raises(SetError, match=r"has no official_splits.* nyuv2 needs .*nyu_depth_v2"):
+        read_known("nyuv2", tmp_path)
+    scene = tmp_path / "official_splits" / "test" / "bathroom"
+    write(scene / "rgb_00045.jpg", 1)
+    with pytest.raises(
+        SetError, match=r"1 of 1 depth maps are missing, such as .*sync_depth_00045"
+    ):
+        read_known("nyuv2", tmp_path)
+    depth_HW = np.full((480, 640), 2000, np.uint16)
+    depth_HW[100, 100:104] = 0, 1, 9999, 10_000
+    Image.fromarray(depth_HW).save(scene / "sync_depth_00045.png")
+    given = read_known("nyuv2", tmp_path)
+    assert isinstance(given, DepthSet)
+    counted_HW = np.isfinite(given.read(0))
+    rows, columns = np.flatnonzero(counted_HW.any(1)), np.flatnonzero(counted_HW.any(0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (45, 470, 41, 600)
+    assert given.read(0)[100, 100:105].tolist() == [
+        pytest.approx(np.nan, nan_ok=True), pytest.approx(np.nan, nan_ok=True), 9.999,
+        pytest.approx(np.nan, nan_ok=True), 2.0,
+    ]  # fmt: skip
+    Image.fromarray(depth_HW[:-1]).save(scene / "sync_depth_00045.png")
+    with pytest.raises(SetError, match=r"has \(479, 640\) rows and columns, not \(480, 640\)"):
+        given.read(0)
+
+
+def uned(folder: Path, write: Write, lists: dict[str, list[tuple[str, Any]]]) -> None:
+    """Files of UnED: images by path and class; the content of each is its place."""
+    for name, rows in lists.items():
+        listed = [{"path": f"{name}/{path}", "class_id": label} for path, label in rows]
+        write(folder / "info_files" / f"{name}.json", json.dumps(listed))
+        for path, _ in rows:
+            place = folder / "images" / name / path
+            write(place, int(place.stem.rpartition("-")[2]))
+
+
+def test_each_set_of_uned_has_its_queries_and_its_index(tmp_path: Path, write: Write) -> None:
+    with pytest.raises(SetError, match=r"has no images\. uned-met needs .*index\.json.*univ_emb"):
+        read_known("uned-met", tmp_path)
+    uned(tmp_path, write, {"sop/test": [("1.jpg", 7), ("2.jpg", 8), ("3.jpg", 7)]})
+    given = read_known("uned-sop", tmp_path)
+    assert isinstance(given, InstanceSet)
+    # 2 is of no other image.
+    assert [(query.place, query.things) for query in given.queries] == [(0, (0,)), (2, (0,))]
+    assert list(given.things) == [0, 1, 0]
+    rows = [("4.jpg", 5), ("5.jpg", 6)]
+    uned(tmp_path, write, {"met/index": rows, "met/test": [("6.jpg", [6, 5]), ("7.jpg", [5])]})
+    given = read_known("uned-met", tmp_path)
+    assert isinstance(given, InstanceSet)
+    assert [(query.place, query.things) for query in given.queries] == [(-1, (1, 0)), (-1, (0,))]
+    assert len(given.images) == 4
+    write(tmp_path / "info_files" / "met" / "test.json", '[{"path": "x"}]')
+    with pytest.raises(SetError, match="is no list of images as UnED has it"):
+        read_known("uned-met", tmp_path)
+
+
+def test_names_of_rp2k_may_be_spelled_out(tmp_path: Path, write: Write) -> None:
+    rows = [("\u00e9\u5c0f/1.jpg", 1), ("\u00e9\u5c0f/2.jpg", 1)]
+    uned(tmp_path, write, {"rp2k/test": rows})
+    folder = tmp_path / "images" / "rp2k" / "test"
+    (folder / "\u00e9\u5c0f").rename(folder / "#U00e9#U5c0f")
+    given = read_known("uned-rp2k", tmp_path)
+    assert [image.read() for image in given.images] == [b"\x01", b"\x02"]
+
+
+def test_uned_searches_all_indices_and_averages_its_sets(
+    tmp_path: Path, write: Write, answers: Answers, engine: Scripted
+) -> None:
+    single = [(name, f"{name}/test") for name in UNED_IMAGES if name not in UNED_INDEXED]
+    lists: dict[str, list[tuple[str, Any]]] = {}
+    for place, (_, name) in enumerate(single):
+        lists[name] = [(f"{2 * place}.jpg", 0), (f"{2 * place + 1}.jpg", 0)]
+    for place, name in enumerate(sorted(UNED_INDEXED), start=20):
+        lists[f"{name}/index"] = [(f"{place}.jpg", 0)]
+        lists[f"{name}/test"] = [(f"{place + 10}-{place + 10}.jpg", [0])]
+    uned(tmp_path, write, lists)
+    # Each set has an axis of its own, and the query of `met` looks like `gldv2`.
+    tests = [name for name in lists if name.endswith("/test")]
+    axis_of = dict(zip(tests, np.eye(8), strict=True))
+    for name, rows in lists.items():
+        for path, _ in rows:
+            own = axis_of[name.replace("/index", "/test")]
+            number = int(Path(path).stem.rpartition("-")[2])
+            engine.images[number] = axis_of["gldv2/test"] if name == "met/test" else own
+    given = read_known("uned", tmp_path)
+    assert isinstance(given, InstanceSet)
+    found = {score.metric: score for score in score_instances(given, answers, TaskOptions()).scores}
+    assert len(given.queries) == 5 * 2 + 3
+    # Seven sets are found, one is not, whatever their number of queries.
+    assert found["R@1"].interval().value == pytest.approx(100 * 7 / 8)
+    assert found["R@1"].chance is None
 
 
 def test_a_complete_set_has_published_scores(tmp_path: Path, write: Write) -> None:

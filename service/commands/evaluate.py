@@ -1,5 +1,6 @@
 """`tipserve evaluate`: score a model on labelled images, and write a report."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -162,6 +163,13 @@ class EvaluateOptions:
     resolution: Annotated[
         int | None, Parameter(help="Resize the short side to this many pixels.")
     ] = None
+    shard: Annotated[
+        str | None,
+        Parameter(
+            help="Which of several processes with one --output this is, such as 0/8: each answers "
+            "its share of the images, and the last writes the report. Default: as torchrun says."
+        ),
+    ] = None
     against: Annotated[
         Path | None,
         Parameter(help="Folder of an earlier report: adds the differences to it."),
@@ -183,36 +191,67 @@ def run(
         UserError: A set is invalid, the model cannot answer, or a rule failed.
     """
     # Imported here, because help does not need them.
-    from service.evaluation.answers import Answers, stored_answers  # noqa: PLC0415
-    from service.evaluation.page import write_page  # noqa: PLC0415
-    from service.evaluation.report import (  # noqa: PLC0415
-        Earlier,
-        entries_of,
-        failed_rules,
-        rules_of,
-        write_report,
-    )
+    from service.evaluation.answers import ONLY, Answers, stored_answers  # noqa: PLC0415
+    from service.evaluation.report import Earlier, rules_of  # noqa: PLC0415
+    from service.evaluation.shards import Shard, choose_gpu  # noqa: PLC0415
 
     if options.against is not None and options.against.resolve() == options.output.resolve():
         raise UserError("--against is the folder of --output; choose another --output.")
     # Read before anything is computed, because that may take hours.
     earlier = None if options.against is None else Earlier.read(options.against)
     rules = [] if options.rules is None else rules_of(options.rules)
+    shard = Shard.of(options.shard, os.environ)
     jobs = _jobs(options, model.served_name)
-    with opened_engine(model) as engine, stored_answers(options.output) as stored:
+    if not model.url:
+        choose_gpu(os.environ)
+    with opened_engine(model) as engine:
         found = find_model(engine, model.served_name)
         _check_heads(jobs, found)
-        answers = Answers(engine, model.url or "", found, stored)
-        results = []
-        for job in jobs:
-            with _progress(job.num_images) as advance:
-                results.append(job.score(replace(answers, advance=advance)))
+        answers = partial(Answers, engine, model.url or "", found)
+        if shard != ONLY:
+            with stored_answers(options.output, shard) as stored:
+                _answer(jobs, answers(stored), shard)
+            if not shard.finish(options.output, f"{found} {replace(options, shard=None)}"):
+                print(f"{options.output}: {found.name}, process {shard} has its answers")
+                return DONE
+        with stored_answers(options.output) as stored:
+            results = _scored(jobs, answers(stored))
+    return _report(options.output, found, results, earlier=earlier, rules=rules)
+
+
+def _answer(jobs: Sequence["_Job"], answers: Any, shard: Any) -> None:
+    """Store the answers to a share of all images."""
+    for job in jobs:
+        images = shard.share(job.images)
+        with _progress(len(images)) as advance:
+            replace(answers, advance=advance).ask(images, job.request)
+
+
+def _scored(jobs: Sequence["_Job"], answers: Any) -> list[Any]:
+    results = []
+    for job in jobs:
+        with _progress(len(job.images)) as advance:
+            results.append(job.score(replace(answers, advance=advance)))
+    return results
+
+
+def _report(
+    output: Path, model: ModelSummary, results: Sequence[Any], *, earlier: Any, rules: Any
+) -> int:
+    """Write the report, compared with an earlier one and judged by rules."""
+    from service.evaluation.page import write_page  # noqa: PLC0415 - help does not need them
+    from service.evaluation.report import (  # noqa: PLC0415
+        entries_of,
+        failed_rules,
+        write_report,
+    )
+
     entries = entries_of(results, earlier)
-    write_report(options.output, found, results, entries)
-    write_page(options.output, found, results, entries)
+    write_report(output, model, results, entries)
+    write_page(output, model, results, entries)
     for entry in entries:
         print(_line(entry))
-    print(f"{options.output / 'report.html'}: {found.name}")
+    print(f"{output / 'report.html'}: {model.name}")
     failed = failed_rules(rules, entries)
     if failed:
         raise UserError(f"{len(failed)} rules failed: {'; '.join(failed)}.")
@@ -224,12 +263,14 @@ class _Job:
     """A task on a set.
 
     Attributes:
-        num_images: Images that the model sees.
+        images: Images that the model sees.
+        request: For each image.
         score: Computes the result.
         head: The dense head that the model needs; empty for none.
     """
 
-    num_images: int
+    images: Sequence[Any]
+    request: Any
     score: Callable[[Any], Any]
     head: str = ""
 
@@ -266,7 +307,8 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
 
     def add(score: Callable[..., Any], given: Any) -> None:
         head = {tasks.score_depth: "depth", tasks.score_normals: "normals"}.get(score, "")
-        jobs.append(_Job(len(given.images), lambda answers: score(given, answers, asked), head))
+        request = tasks.REQUEST_OF[score](given, asked)
+        jobs.append(_Job(given.images, request, lambda answers: score(given, answers, asked), head))
 
     is_zero_none = options.reduce_zero_label
     read_masks = partial(sets.read_segmentation, reduce_zero_label=is_zero_none)

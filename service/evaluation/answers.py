@@ -11,7 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import astuple, dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from service.engines.engine import Engine, EngineError, ImageRefused, ModelSummary
 from service.evaluation.sets import ImageSource, SetError
+from service.evaluation.shards import FOLDER, Shard
 from service.messages import (
     EmbedImagesRequest,
     EmbedTextsRequest,
@@ -32,6 +33,7 @@ from service.messages import (
 from service.monitoring.metrics import release
 
 FILE: Final = "answers.sqlite"
+ONLY: Final = Shard(0, 1)
 TEXTS_AT_ONCE: Final = 256
 ImagesRequest = EmbedImagesRequest | EstimateMapsRequest | SegmentImagesRequest
 Request = ImagesRequest | EmbedTextsRequest
@@ -46,14 +48,14 @@ class Answers:
         engine: Computes what is not stored.
         place: URL of the server; empty for a model in this process.
         model: The model that the engine computes.
-        stored: The database.
+        stored: Databases; new answers are written to the first.
         advance: Called after each image.
     """
 
     engine: Engine
     place: str
     model: ModelSummary
-    stored: sqlite3.Connection
+    stored: Sequence[sqlite3.Connection]
     advance: Callable[[], None] = lambda: None
 
     def embed(self, images: Sequence[ImageSource], request: EmbedImagesRequest) -> FloatArray:
@@ -95,6 +97,20 @@ class Answers:
             UserError: An image is invalid, or the engine fails.
         """
         return self._images(images, self.engine.estimate, request, lambda answer: answer)
+
+    def ask(self, images: Sequence[ImageSource], request: ImagesRequest) -> None:
+        """Store the answers of images to any request.
+
+        Raises:
+            UserError: An image is invalid, or the engine fails.
+        """
+        if isinstance(request, SegmentImagesRequest):
+            found: Iterator[Array] = self.segment(images, request)
+        elif isinstance(request, EstimateMapsRequest):
+            found = self.estimate(images, request)
+        else:
+            found = self.each(images, request)
+        deque(found, maxlen=0)
 
     def embed_texts(self, texts: Sequence[str], request: EmbedTextsRequest) -> FloatArray:
         """Embeddings of texts, [T, D].
@@ -161,34 +177,50 @@ class Answers:
         return hashlib.sha256(text.encode() + hashlib.sha256(image).digest()).hexdigest()
 
     def _find(self, key: str) -> Array | None:
-        row = self.stored.execute("SELECT array FROM answers WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        array: Array = np.load(BytesIO(zlib.decompress(row[0])), allow_pickle=False)
-        return array
+        for stored in self.stored:
+            row = stored.execute("SELECT array FROM answers WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                array: Array = np.load(BytesIO(zlib.decompress(row[0])), allow_pickle=False)
+                return array
+        return None
 
     def _store(self, key: str, array: Array) -> None:
         stream = BytesIO()
         np.save(stream, array, allow_pickle=False)
         packed = zlib.compress(stream.getvalue(), level=1)
-        with self.stored:
-            self.stored.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, packed))
+        first = self.stored[0]
+        with first:
+            first.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, packed))
 
 
 @contextmanager
-def stored_answers(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database of a folder.
+def stored_answers(folder: Path, shard: Shard = ONLY) -> Iterator[list[sqlite3.Connection]]:
+    """Open the databases of a folder: the one of this process first.
+
+    Each process writes a database of its own, since several may not share one on a network's file
+    system. It reads those of the others only for the report, when they have written theirs.
 
     Raises:
-        EngineError: It cannot be opened.
+        EngineError: One cannot be opened.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stored = sqlite3.connect(folder / FILE)
-        stored.execute("PRAGMA journal_mode = WAL")
-        stored.execute("PRAGMA synchronous = OFF")  # a lost answer is computed again
-        stored.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, array BLOB)")
-    except (OSError, sqlite3.Error) as error:
-        raise EngineError(f"{folder / FILE} cannot be used: {error}.") from error
-    with closing(stored):
+    parts = folder / FOLDER
+    file = folder / FILE if shard == ONLY else parts / f"{shard}.sqlite"
+    with ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stored = [stack.enter_context(closing(_opened(file)))]
+            for other in (folder / FILE, *sorted(parts.glob("*.sqlite"))):
+                is_in_use = shard != ONLY and other.stem.endswith(f"-of-{shard.count}")
+                if other != file and other.is_file() and not is_in_use:
+                    stored.append(stack.enter_context(closing(_opened(other))))
+        except (OSError, sqlite3.Error) as error:
+            raise EngineError(f"{file} cannot be used: {error}.") from error
         yield stored
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    stored = sqlite3.connect(file)
+    stored.execute("PRAGMA journal_mode = WAL")
+    stored.execute("PRAGMA synchronous = OFF")  # a lost answer is computed again
+    stored.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, array BLOB)")
+    return stored

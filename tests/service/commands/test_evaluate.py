@@ -112,6 +112,31 @@ def test_a_report_is_compared_with_an_earlier_one(
     assert "was measured on other images" in capsys.readouterr().err
 
 
+def test_shards_give_the_report_of_one_process(
+    scenes: Path,
+    fake_engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(scenes / "images" / "1.png")
+    assert main([*SEGMENT, "-o=one"]) == DONE
+    assert fake_engine.num_images == 2
+    sharded = [*SEGMENT, "-o=two"]
+    capsys.readouterr()
+    assert main([*sharded, "--shard=1/2"]) == DONE
+    assert "process 1-of-2 has its answers" in capsys.readouterr().out
+    assert not (scenes / "two" / "report.json").exists()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(sharded) == DONE
+    assert fake_engine.num_images == 4
+    for name in ("report.json", "report.html"):
+        assert (scenes / "two" / name).read_text() == (scenes / "one" / name).read_text()
+    assert main([*sharded, "--shard=2/2"]) == FAILED
+    assert "such as 0/8" in capsys.readouterr().err
+
+
 def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake_engine: FakeEngine) -> None:
     for place in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / "split" / place).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Compares one request for embeddings, depth and normals with its parts.
+"""Compares one request for embeddings, masks, depth and normals with its parts.
 
 Claim: a request for four outputs costs at most 1.15 times the vision tower plus the heads, in CPU
 time, over REST and gRPC: the tower runs once, and decoding and the answer cost little.
@@ -20,13 +20,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.service_process import running_service
+from model.graphs import DENSE_TASKS
 from model.package import open_package
 from model.parity.inputs import gate_images
 from model.runtime.load import load_runtime
-from service.messages import MAP_TASKS
 from tipserve_client import Client
 
-OUTPUTS: Final = ("cls1", "values", "depth", "normals")
+OUTPUTS: Final = ("cls1", "segmentation", "depth", "normals")
 # A B/14 with heads starts in minutes on a busy machine.
 LIMIT_S: Final = 1800.0
 
@@ -54,7 +54,7 @@ def parts(package: str, precision: str, num_rounds: int) -> dict[str, float]:
 
     tower = cost(lambda: runtime.encode_images(pixels_B3HW))
     found = {"tower": tower}
-    for task in MAP_TASKS:
+    for task in DENSE_TASKS:
         found[task] = cost(partial(runtime.estimate, task, pixels_B3HW)) - tower
     runtime.close()
     return found

@@ -165,7 +165,8 @@ class Manifest(ManifestPart):
     Sizes are in pixels; `native_size`, `min_size` and `max_size` are sides of an image,
     `shape_buckets` are (height, width). All are multiples of `size_multiple`. `num_taps` is the
     number of blocks that dense heads read; with 0 the graph of each head has its own vision tower,
-    as earlier versions wrote it. `cpu_runtime` computes float32 on CPUs if it is installed; None
+    as earlier versions wrote it. `segmentation_labels` are the classes of the segmentation head, in
+    the order of its outputs. `cpu_runtime` computes float32 on CPUs if it is installed; None
     leaves the choice to the service.
     """
 
@@ -184,7 +185,8 @@ class Manifest(ManifestPart):
     outputs: Annotated[list[Output], Field(min_length=1)]
     # Left out if zero, so that earlier versions read a package without heads.
     num_taps: Annotated[int, Field(ge=0, exclude_if=lambda number: not number)] = 0
-    # Left out likewise.
+    # These are left out likewise.
+    segmentation_labels: Annotated[list[str], Field(exclude_if=lambda names: not names)] = []
     cpu_runtime: Annotated[CpuRuntime | None, Field(exclude_if=lambda name: name is None)] = None
     zero_shot: ZeroShot = ZeroShot()
     files: dict[str, FileEntry] = {}

@@ -99,6 +99,7 @@ def answer_size(
     num_patches: Sequence[int],
     *,
     embed_dim: int,
+    num_labels: int = 0,
 ) -> AnswerSize:
     """The size of the answer to a request.
 
@@ -108,6 +109,7 @@ def answer_size(
         sizes_hw: Height and width of each image.
         num_patches: Patches of each image.
         embed_dim: Width of the model's embeddings.
+        num_labels: Classes of a segmentation head, whose logits make the masks.
     """
     num_pixels = sum(height * width for height, width in sizes_hw)
     if isinstance(request, EmbedImagesRequest):
@@ -117,6 +119,7 @@ def answer_size(
     else:
         kinds = list(_maps(request, len(sizes_hw), num_pixels, form))
     held = sum(kind.held(form) for kind in kinds) + FORM_BYTES.get(form, 0) * num_pixels
+    held += 4 * num_labels * MAP_PIXELS * sum(num_patches)
     return AnswerSize(math.ceil(sum(kind.sent(form) for kind in kinds)), math.ceil(held))
 
 
@@ -131,12 +134,12 @@ def _embeddings(request: EmbedImagesRequest, num_values: int) -> _Arrays:
 
 
 def _head_maps(request: EmbedImagesRequest, num_pixels: int) -> Iterable[_Arrays]:
-    for name, num_axes in (("depth", 1), ("normals", 3)):
+    for name, num_axes, num_bytes in (("depth", 1, 4), ("normals", 3, 4), ("segmentation", 1, 2)):
         if name in request.outputs:
             yield _Arrays(
                 num_values=num_axes * num_pixels,
-                sent_bytes=4,
-                held_bytes=4,
+                sent_bytes=num_bytes,
+                held_bytes=num_bytes,
                 is_vector=num_axes > 1,
             )
 

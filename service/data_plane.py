@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model.dense_maps import MapTask, make_map
-from model.graphs import PATCH_OUTPUTS
+from model.dense_maps import make_map
+from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
@@ -26,7 +26,6 @@ from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.work import Kind, image_kind
 from service.lanes.worker import device_unhealthy
 from service.messages import (
-    MAP_TASKS,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
     EmbedImagesRequest,
@@ -41,13 +40,14 @@ from service.messages import (
     MaskSize,
     ModelInfo,
     RequestLimits,
+    Segmentation,
     SegmentImagesRequest,
     SegmentImagesResponse,
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )
 from service.models.admission import AdmissionGuard
-from service.models.heads import HeadRequest, names_head
+from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
 from service.models.image_pipeline import EncodedImage, EncodedImages, ImageJob, ImagePipeline
 from service.models.registry import ModelRegistry
 from service.models.served_model import ModelStatistics, ServedModel
@@ -57,6 +57,7 @@ from service.outputs.features import View, fit_view
 from service.outputs.masks import (
     class_embeddings,
     image_outputs,
+    segment_by_head,
     segment_image,
     shorten,
     text_embedding,
@@ -335,6 +336,8 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_threshold(request.background_threshold)
             check_area_share(request.min_area_share)
+            if names_own_labels(request):
+                return await self._segment_by_head(request, model, call)
             request, head = await self._with_head(request, model)
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
@@ -361,12 +364,27 @@ class DataPlane:
                     )
                     for image in encoded.images
                 )
-        return SegmentImagesResponse(
-            model=model.manifest.name,
-            classes=tuple(c.name for c in request.classes),
-            segmentations=tuple(masks),
-            errors=encoded.errors,
-        )
+        return _segmented(request, model, masks, encoded)
+
+    async def _segment_by_head(
+        self, request: SegmentImagesRequest, model: ServedModel, call: Call
+    ) -> SegmentImagesResponse:
+        """Masks of the package's own classes."""
+        request = with_own_labels(request, model.info)
+        job = self._image_job(request, model, call, task="segmentation")
+        async with self._encoded(job, model, call) as (encoded, _):
+            masks = await wait_all(
+                self.offload_steps(
+                    segment_by_head(
+                        image.outputs["segmentation"],
+                        mask_size(job.rule, request.size, image.size_hw, image.scaled_hw),
+                        request,
+                    ),
+                    call,
+                )
+                for image in encoded.images
+            )
+        return _segmented(request, model, masks, encoded)
 
     async def classify_images(
         self, request: ClassifyImagesRequest, call: Call
@@ -435,7 +453,7 @@ class DataPlane:
         with self._leased_model(request, call) as model:
             check_images(request.images, self.limits)
             check_task(task, model.info)
-            job = self._image_job(request, model, call, ())
+            job = self._image_job(request, model, call, task=task)
             async with self._encoded(job, model, call) as (encoded, _):
                 maps = await wait_all(
                     self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
@@ -482,33 +500,43 @@ class DataPlane:
                 yield encoded, texts
 
     def _image_job(
-        self, request: ImagesRequest, model: ServedModel, call: Call, outputs: Collection[str]
+        self,
+        request: ImagesRequest,
+        model: ServedModel,
+        call: Call,
+        outputs: Collection[str] = (),
+        *,
+        task: DenseTask | None = None,
     ) -> ImageJob:
-        """What to compute for a request that reads these outputs of its images."""
-        rule = size_rule(request, model)
+        """What to compute for a request that reads these outputs of its images, or this head's."""
+        rule = size_rule(request, model, task)
 
         def check(sizes_hw: Sequence[tuple[int, int]], num_patches: Sequence[int]) -> int:
             assert isinstance(request, SizedRequest)
+            num_labels = 0
             if isinstance(request, SegmentImagesRequest):
+                num_labels = len(request.classes) if task == "segmentation" else 0
                 sizes_hw = [
                     mask_size(rule, request.size, size_hw, rule.target_hw(size_hw))
                     for size_hw in sizes_hw
                 ]
                 if rule.windows is not None:
                     check_slide(sizes_hw, request)
-            width = model.manifest.embed_dim
-            size = answer_size(request, call.answer_form, sizes_hw, num_patches, embed_dim=width)
+            size = answer_size(
+                request,
+                call.answer_form,
+                sizes_hw,
+                num_patches,
+                embed_dim=model.manifest.embed_dim,
+                num_labels=num_labels,
+            )
             self.answer_memory.check(size)
             return size.num_held
 
         return ImageJob(
             images=request.images,
             rule=rule,
-            kind=(
-                request.task
-                if isinstance(request, EstimateMapsRequest)
-                else image_kind(map_outputs(request))
-            ),
+            kind=task or image_kind(map_outputs(request)),
             patch_outputs=[name for name in PATCH_OUTPUTS if name in outputs],
             check_sizes=check if isinstance(request, SizedRequest) else None,
             is_partial=getattr(request, "partial", False),
@@ -556,23 +584,39 @@ def _temperature(model: ServedModel, head: Head | None) -> float:
     return model.manifest.temperature if head is None else head.info.temperature
 
 
-def map_outputs(request: ImagesRequest) -> set[MapTask]:
+def _segmented(
+    request: SegmentImagesRequest,
+    model: ServedModel,
+    masks: Sequence[Segmentation],
+    encoded: EncodedImages,
+) -> SegmentImagesResponse:
+    return SegmentImagesResponse(
+        model=model.manifest.name,
+        classes=tuple(c.name for c in request.classes),
+        segmentations=tuple(masks),
+        errors=encoded.errors,
+    )
+
+
+def map_outputs(request: ImagesRequest) -> set[DenseTask]:
     """Maps that are requested beside embeddings."""
     outputs = request.outputs if isinstance(request, EmbedImagesRequest) else ()
-    return {task for task in MAP_TASKS if task in outputs}
+    return {task for task in DENSE_TASKS if task in outputs}
 
 
-def size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
-    """The size at which the model sees the images of a request.
+def size_rule(
+    request: ImagesRequest, model: ServedModel, task: DenseTask | None = None
+) -> SizeRule:
+    """The size at which the model sees the images of a request, or a head of it alone.
 
     Raises:
         InvalidRequest: The model does not support the resolution.
     """
-    is_map = isinstance(request, EstimateMapsRequest) or bool(map_outputs(request))
+    is_map = task is not None or bool(map_outputs(request))
     resolution = check_resolution(request.resolution, model.manifest, is_map=is_map)
     windows = None
     scaling: Scaling = "bilinear"
-    if isinstance(request, SegmentImagesRequest):
+    if isinstance(request, SegmentImagesRequest) and not is_map:
         defaults = model.manifest.zero_shot
         scaling = defaults.scaling
         if (request.mode or defaults.mode) == "slide":

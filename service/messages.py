@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
+from model.graphs import DenseTask
 from model.package import Manifest, ParityEntry
 from model.preprocess import Fit
 from model.winner_map import Labels
@@ -51,7 +52,6 @@ PARITY_FIELDS: Final = (
 )
 TEXT_TEMPLATES: TemplateSet = "none"
 IMAGE_OUTPUTS: tuple[ImageOutput, ...] = get_args(ImageOutput)
-MAP_TASKS: tuple[MapTask, ...] = get_args(MapTask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ class EmbedImagesRequest:
         images: Encoded images, pixels or model inputs. `resolution` and `fit` do not apply to
             model inputs.
         model: Name of a served model; None is the default model.
-        outputs: Some of `IMAGE_OUTPUTS` and `MAP_TASKS`, computed in one pass; checked by the data
-            plane.
+        outputs: Some of `IMAGE_OUTPUTS` and `DENSE_TASKS`, computed in one pass; checked by the
+            data plane.
         normalize: Whether every embedding has unit length.
         resolution: Short side in pixels; None is the model's native size.
         fit: How an image is resized.
@@ -85,7 +85,8 @@ class EmbedImagesRequest:
 class EmbedImagesResponse:
     """For each image its outputs by name: patches and values [h, w, D], cls1 and cls2 [D].
 
-    Maps have eight rows and columns for each patch: depth [h, w], normals [h, w, 3].
+    Maps have eight rows and columns for each patch: depth [h, w], normals [h, w, 3], and
+    segmentation, uint16 [h, w], whose label k is the k-th class of the package.
 
     Attributes:
         model: Name of the model that answered.
@@ -220,7 +221,8 @@ class SegmentImagesRequest:
 
     Attributes:
         images: Encoded images.
-        classes: The k-th has the value k in the mask, from 1.
+        classes: The k-th has the value k in the mask, from 1. Only `model`, without prompts or
+            examples: the classes of the package's segmentation head.
         model: Name of a served model; None is the default model.
         templates: None is the manifest's choice.
         features: None is the manifest's choice.
@@ -409,7 +411,7 @@ class ModelInfo:
     runtime_reason: str = ""
     limits: RequestLimits
     buckets: tuple[BucketLimits, ...] = ()
-    tasks: tuple[MapTask, ...] = ()
+    tasks: tuple[DenseTask, ...] = ()
     parity: tuple[ParityEntry, ...] = ()
     loaded_at: int = field(default_factory=lambda: int(time.time()))
 

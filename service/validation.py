@@ -11,7 +11,7 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from model.dense_maps import MapTask
+from model.graphs import DenseTask
 from model.package import Manifest
 from model.text import TEMPLATES, fill
 from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError
@@ -107,7 +107,7 @@ def _check_pixels(
         )
 
 
-def check_outputs(outputs: Sequence[str], info: ModelInfo) -> tuple[ImageOutput | MapTask, ...]:
+def check_outputs(outputs: Sequence[str], info: ModelInfo) -> tuple[ImageOutput | DenseTask, ...]:
     """The requested outputs without duplicates.
 
     Raises:
@@ -127,7 +127,7 @@ def check_outputs(outputs: Sequence[str], info: ModelInfo) -> tuple[ImageOutput 
                 code="unknown_output",
                 param=f"outputs[{index}]",
             )
-    return cast("tuple[ImageOutput | MapTask, ...]", tuple(dict.fromkeys(outputs)))
+    return cast("tuple[ImageOutput | DenseTask, ...]", tuple(dict.fromkeys(outputs)))
 
 
 def check_resolution(resolution: int | None, manifest: Manifest, *, is_map: bool = False) -> int:
@@ -188,15 +188,23 @@ def check_features(features: ImageOutput | None, manifest: Manifest) -> ImageOut
     return chosen
 
 
-def check_task(task: MapTask, info: ModelInfo) -> None:
-    """Check that the model has a dense head for a map.
+def check_task(task: DenseTask, info: ModelInfo) -> None:
+    """Check that the model has a dense head.
 
     Raises:
-        NotSupported: The package has no such head, or its runtime does not compute it.
+        NotSupported: The package has no such head or no names for its classes, or its runtime does
+            not compute it.
     """
     if task in info.tasks:
         return
     name = info.manifest.name
+    is_unnamed = task == "segmentation" and not info.manifest.segmentation_labels
+    if is_unnamed and task in info.manifest.outputs:
+        raise NotSupported(
+            f"{name} does not name the classes of its head for segmentation; convert it again "
+            "with this version.",
+            param="model",
+        )
     if task in info.manifest.outputs:
         raise NotSupported(
             f"{name} has a head for {task}, but the runtime {info.runtime} does not compute it; "

@@ -11,8 +11,9 @@ Shapes: B batch, S tapped blocks, N patches, T tokens, D embedding width, K clas
 h w patch rows and columns, H' W' eight times the patch rows and columns.
 """
 
+import re
 from collections.abc import Iterator
-from typing import cast
+from typing import Final, cast
 
 import onnx_ir
 import torch
@@ -24,9 +25,13 @@ from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
     Tipsv2DptNeck,
 )
 
+from model.class_names import ade20k_names
 from model.export.tracing import exportable, trace
 from model.features import NUM_CLS_TOKENS, vision_features
 from model.graphs import DENSE_TASKS, TAPS, DenseTask
+
+# Names that transformers makes for classes without one.
+UNNAMED: Final = re.compile(r"LABEL_\d+")
 
 
 class TappedVision(nn.Module):
@@ -109,6 +114,24 @@ def _double(layer: Tipsv2DptFeatureFusionLayer, map_: Tensor) -> Tensor:
 def num_taps(dense: Tipsv2DptForDensePrediction) -> int:
     """Number of blocks that the heads read."""
     return len(dense.backbone.config.out_indices)
+
+
+def segmentation_labels(dense: Tipsv2DptForDensePrediction) -> list[str]:
+    """Classes of the segmentation head, in the order of its outputs; none without the head.
+
+    Released heads were trained on ADE20k. Their configurations name no class.
+
+    Source: google-deepmind/tips, `pytorch/TIPS_decoder_inference.ipynb`.
+    """
+    if not hasattr(dense, "segmentation_decoder"):
+        return []
+    names = [str(name) for _, name in sorted((dense.config.id2label or {}).items())]
+    if not all(UNNAMED.fullmatch(name) for name in names):
+        return names
+    released = ade20k_names()
+    if len(names) == len(released):
+        return released
+    return [f"class {number}" for number in range(1, len(names) + 1)]
 
 
 def trace_heads(

@@ -15,7 +15,7 @@ from transformers import Tipsv2DptForDensePrediction
 
 from model.encoder import Encoder
 from model.export.attention import FUSED
-from model.export.dense import TappedVision, num_taps, trace_heads
+from model.export.dense import TappedVision, num_taps, segmentation_labels, trace_heads
 from model.export.exact import store_exactly
 from model.export.half import to_half
 from model.export.int8 import calibration_inputs, quantise, store_weights_in_8_bits
@@ -74,6 +74,7 @@ def draft_manifest(
         temperature=encoder.temperature,
         outputs=[*TOWER_OUTPUTS, *(() if dense is None else DENSE_TASKS)],
         num_taps=0 if dense is None else num_taps(dense),
+        segmentation_labels=() if dense is None else segmentation_labels(dense),
         cpu_runtime=encoder.cpu_runtime,
         licence="unknown",
     )

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.graphs import PATCH_OUTPUTS, PatchOutput
+from model.dense_maps import label_map
+from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, PatchOutput
 from model.runtime.base import Runtime, UnusableRuntimeError
 from service.lanes.work import Bucket, Outputs
-from service.messages import MAP_TASKS
 
 TEXT_OUTPUT = "text"
 # Arrays of a batch. Images: float32 [B, 3, H, W]. Texts: token ids and mask, int64 [B, L] each.
@@ -53,12 +53,19 @@ class Lane:
         load: Creates the runtime, at the start and after a failure.
         embed_dim: Width of every embedding.
         probe_bucket: Bucket of the synthetic item for health probes.
+        num_labels: Number of classes of the segmentation head.
     """
 
     def __init__(
-        self, load: Callable[[], Runtime], *, embed_dim: int, probe_bucket: Bucket
+        self,
+        load: Callable[[], Runtime],
+        *,
+        embed_dim: int,
+        probe_bucket: Bucket,
+        num_labels: int = 0,
     ) -> None:
         self.probe_bucket = probe_bucket
+        self._num_labels = num_labels
         self._embed_dim = embed_dim
         self._load = load
         self.runtime = load()
@@ -73,17 +80,18 @@ class Lane:
 
         Returns:
             One mapping for each item, not normalised. Images: `cls1` and `cls2` [D], and the patch
-            outputs [N, D]. Texts: `text` [D]. Dense heads: a map under the name of the head.
+            outputs [N, D]. Texts: `text` [D]. Dense heads: a map under the name of the head; of
+            segmentation the logits, or beside embeddings the labels.
         """
         if bucket.kind == "text":
             # Copies, since the cache keeps single rows long after their batch.
             return [{TEXT_OUTPUT: row.copy()} for row in self.runtime.encode_texts(*inputs)]
         (pixels_B3HW,) = inputs
         match bucket.kind:
-            case "depth" | "normals" as task:
+            case "depth" | "normals" | "segmentation" as task:
                 maps = self.runtime.estimate(task, pixels_B3HW)
                 return [{task: array} for array in maps]
-        tasks = tuple(task for task in MAP_TASKS if task in bucket.kind.split("+"))
+        tasks = tuple(task for task in DENSE_TASKS if task in bucket.kind.split("+"))
         output = self.runtime.encode_images(pixels_B3HW, tasks, patch_outputs)
         named = {"cls1": output.cls1_BD, "cls2": output.cls2_BD}
         if "patches" in patch_outputs:
@@ -91,6 +99,9 @@ class Lane:
         if "values" in patch_outputs:
             named["values"] = output.values_BND
         named |= {task: output.maps[task] for task in tasks}
+        if "segmentation" in named:
+            # Logits of B/14 have 39 MB an image, labels 0.1 MB.
+            named["segmentation"] = np.stack([label_map(x) for x in named["segmentation"]])
         num_items = min(map(len, named.values()))
         return [{name: rows[i] for name, rows in named.items()} for i in range(num_items)]
 
@@ -141,4 +152,6 @@ class Lane:
             return array.ndim == 2
         if bucket.kind == "normals":
             return array.ndim == 3 and len(array) == 3
+        if bucket.kind == "segmentation":
+            return array.ndim == 3 and len(array) == self._num_labels
         return bool(array.shape[-1] == self._embed_dim)

@@ -41,9 +41,14 @@ IMAGE_WORK: Final[Mapping[Kind, int]] = {
     "image": 1,
     "depth": 2,
     "normals": 2,
+    "segmentation": 2,
     "image+depth": 2,
     "image+normals": 2,
+    "image+segmentation": 2,
     "image+depth+normals": 3,
+    "image+depth+segmentation": 3,
+    "image+normals+segmentation": 3,
+    "image+depth+normals+segmentation": 4,
 }
 
 

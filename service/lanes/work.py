@@ -10,18 +10,30 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from model.dense_maps import MapTask
-from model.graphs import PATCH_OUTPUTS, PatchOutput
+from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
 from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
 from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
 
 # Images to embed, texts to embed, images for a dense head, and images for both in one pass.
-Kind = Literal["image", "text", "image+depth", "image+normals", "image+depth+normals"] | MapTask
+Kind = (
+    DenseTask
+    | Literal[
+        "image",
+        "text",
+        "image+depth",
+        "image+normals",
+        "image+segmentation",
+        "image+depth+normals",
+        "image+depth+segmentation",
+        "image+normals+segmentation",
+        "image+depth+normals+segmentation",
+    ]
+)
 Outputs = Mapping[str, NDArray[np.float32]]
 
 
-def image_kind(tasks: Collection[MapTask]) -> Kind:
+def image_kind(tasks: Collection[DenseTask]) -> Kind:
     """The kind of images to embed that also go through these heads."""
     return cast("Kind", "+".join(("image", *sorted(tasks))))
 

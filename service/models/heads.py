@@ -1,4 +1,7 @@
-"""Heads in a folder: classes of the operator's own, which a request names as `head:NAME`."""
+"""Heads that a request names as its only class.
+
+`head:NAME` is one in a folder of the operator, `model` the segmentation head of the package.
+"""
 
 import re
 from collections.abc import Sequence
@@ -9,13 +12,42 @@ from typing import Any, Final, NoReturn, TypeVar
 from model.head import SUFFIX, Head, HeadError, read_head
 from model.manifest import Manifest
 from service.errors import InvalidRequest
-from service.messages import ClassifyImagesRequest, SegmentClass, SegmentImagesRequest
+from service.messages import (
+    ClassifyImagesRequest,
+    ModelInfo,
+    SegmentClass,
+    SegmentImagesRequest,
+)
+from service.validation import check_task
 
+OWN_LABELS: Final = "model"
 PREFIX: Final = "head:"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_LISTED: Final = 20
 
 HeadRequest = TypeVar("HeadRequest", SegmentImagesRequest, ClassifyImagesRequest)
+
+
+def names_own_labels(request: SegmentImagesRequest) -> bool:
+    """Whether the request asks for the classes of the package's segmentation head."""
+    return request.classes == (SegmentClass(name=OWN_LABELS),)
+
+
+def with_own_labels(request: SegmentImagesRequest, info: ModelInfo) -> SegmentImagesRequest:
+    """Replace `model` by the names of the package's own classes.
+
+    Raises:
+        NotSupported: The package has no segmentation head.
+        InvalidRequest: The request has options that the head does not take.
+    """
+    check_task("segmentation", info)
+    for field in ("features", "templates", "background_classes", "background_threshold"):
+        if getattr(request, field) not in (None, ()):
+            _refuse(field, f"the classes of {info.manifest.name} are those of its head")
+    if request.mode == "slide":
+        _refuse("mode", "a head sees whole images")
+    labels = info.manifest.segmentation_labels
+    return replace(request, classes=tuple(SegmentClass(name=name) for name in labels), mode="whole")
 
 
 def names_head(request: SegmentImagesRequest | ClassifyImagesRequest) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from model.dense_maps import MapTask
+from model.graphs import DENSE_TASKS, DenseTask
 from model.package import Manifest, ModelPackage, PackageError
 from model.runtime.base import (
     Device,
@@ -44,7 +44,7 @@ from service.machine import (
     available_cpus,
     free_memory,
 )
-from service.messages import MAP_TASKS, BucketLimits, ModelInfo, RequestLimits
+from service.messages import BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
 from service.models.conversion import ModelSource, open_source
 from service.models.served_model import ServedModel
@@ -295,7 +295,7 @@ def shapes_to_run(
     until = time.monotonic() + limit_s
 
     def size(bucket: Bucket) -> tuple[bool, int]:
-        return bucket.kind in MAP_TASKS, item_cost(manifest, bucket)
+        return bucket.kind in DENSE_TASKS, item_cost(manifest, bucket)
 
     for bucket in sorted(buckets, key=size):
         if bucket in needed or time.monotonic() < until:
@@ -307,6 +307,7 @@ def _new_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[B
         partial(load, num_threads=plan.num_threads, num_lanes=plan.num_lanes),
         embed_dim=package.manifest.embed_dim,
         probe_bucket=buckets[0],
+        num_labels=len(package.manifest.segmentation_labels),
     )
 
 
@@ -405,9 +406,14 @@ def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
     return [*shapes, Bucket("text", (min(WARM_UP_TOKENS, manifest.max_text_tokens),))]
 
 
-def served_tasks(manifest: Manifest, runtime: Runtime) -> tuple[MapTask, ...]:
-    """The dense heads that the package has and its runtime computes."""
-    return tuple(t for t in MAP_TASKS if t in manifest.outputs and t in runtime.tasks)
+def served_tasks(manifest: Manifest, runtime: Runtime) -> tuple[DenseTask, ...]:
+    """The dense heads that the package has and its runtime computes.
+
+    Packages of earlier versions do not name the classes of their segmentation head.
+    """
+    unnamed = set() if manifest.segmentation_labels else {"segmentation"}
+    known = set(manifest.outputs) - unnamed
+    return tuple(task for task in DENSE_TASKS if task in known and task in runtime.tasks)
 
 
 def with_maps(buckets: Sequence[Bucket], manifest: Manifest, runtime: Runtime) -> list[Bucket]:

@@ -348,10 +348,10 @@ def _decode_text(item: bytes, index: int) -> str:
 
 
 def _image_arrays(answer: EmbedImagesResponse) -> Arrays:
-    """Each output of all images, such as [B, h, w, D] or [B, D]."""
+    """Each output of all images as float32, such as [B, h, w, D] or [B, D]."""
     rows = answer.embeddings
     return {
-        name: _stack([row[ours] for row in rows])
+        name: _stack([row[ours].astype(np.float32, copy=False) for row in rows])
         for name, ours in OUTPUTS.items()
         if ours in rows[0]
     }

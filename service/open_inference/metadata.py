@@ -28,6 +28,7 @@ OUTPUTS: Final[Mapping[str, Output]] = {
     "text_embeddings": "text",
     "depth": "depth",
     "normals": "normals",
+    "segmentation": "segmentation",
 }
 DENSE: Final = frozenset({"patches", "values"})
 EXTENSIONS: Final = (
@@ -173,7 +174,8 @@ def model_metadata(info: ModelInfo) -> ModelMetadata:
 
 
 def _output_shape(output: Output, embed_dim: int) -> tuple[int, ...]:
-    maps = {"depth": (ANY, ANY, ANY), "normals": (ANY, ANY, ANY, 3)}
+    labels = (ANY, ANY, ANY)
+    maps = {"depth": (ANY, ANY, ANY), "normals": (ANY, ANY, ANY, 3), "segmentation": labels}
     grid = (ANY, ANY) if output in DENSE else ()
     return maps.get(output) or (ANY, *grid, embed_dim)
 

@@ -7,16 +7,16 @@ pixels, C candidate colours.
 from collections.abc import Mapping, Sequence
 from functools import cache
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.dense_maps import MapTask, make_map
-from model.graphs import PATCH_OUTPUTS
+from model.dense_maps import make_map
+from model.graphs import PATCH_OUTPUTS, DenseTask
 from model.segmentation import Background, SegmentationMap, average_groups, l2_normalize, segment
-from model.winner_map import Labels
+from model.winner_map import Labels, find_winners
 from service.lanes.work import Outputs
 from service.messages import (
     FloatArray,
@@ -45,17 +45,19 @@ PALEST: Final = 0.93
 
 def image_outputs(
     raw: Outputs,
-    names: Sequence[ImageOutput | MapTask],
+    names: Sequence[ImageOutput | DenseTask],
     *,
     grid_hw: tuple[int, int],
     normalize: bool,
-) -> dict[str, FloatArray]:
+) -> dict[str, NDArray[Any]]:
     """Select the requested outputs; see `EmbedImagesResponse` for their shapes."""
-    outputs: dict[str, FloatArray] = {}
+    outputs: dict[str, NDArray[Any]] = {}
     for name in names:
         match name:
             case "depth" | "normals":
                 outputs[name] = make_map(name, raw[name])
+            case "segmentation":
+                outputs[name] = raw[name]
             case _:
                 array = l2_normalize(raw[name]) if normalize else raw[name]
                 outputs[name] = array.reshape(*grid_hw, -1) if name in PATCH_OUTPUTS else array
@@ -126,9 +128,41 @@ def segment_image(
             with_scores=request.include_scores,
         )
     yield
+    return (yield from _described(result, request, temperature))
+
+
+def segment_by_head(
+    logits_Khw: FloatArray, size_hw: tuple[int, int], request: SegmentImagesRequest
+) -> Steps[Segmentation]:
+    """Steps that label each pixel with the class of the highest bilinearly scaled logit.
+
+    Args:
+        logits_Khw: Of the package's segmentation head.
+        size_hw: Height and width of the mask.
+        request: With the classes of the head, and what to return.
+
+    Source: google-deepmind/tips, `pytorch/TIPS_decoder_inference.ipynb`.
+    """
+    value_hwK = np.ascontiguousarray(np.moveaxis(logits_Khw, 0, -1))
+    yield
+    found = find_winners(value_hwK, size_hw, with_scores=request.include_scores)
+    yield
+    result = SegmentationMap(
+        labels_HW=found.labels_HW,
+        counts=found.counts,
+        score_HW=found.score_HW,
+        cosine_Khw=logits_Khw,
+    )
+    return (yield from _described(result, request, temperature=1.0))
+
+
+def _described(
+    result: SegmentationMap, request: SegmentImagesRequest, temperature: float
+) -> Steps[Segmentation]:
+    """Steps that add areas, and scores and instances if requested."""
     scores: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
-    if has_probabilities:
+    if request.include_class_scores or request.include_instances:
         scores, instances = yield from _scores_and_instances(result, request, temperature)
     return Segmentation(
         labels_HW=result.labels_HW,

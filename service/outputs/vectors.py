@@ -8,8 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.graphs import DENSE_TASKS
 from model.segmentation import l2_normalize
-from service.messages import MAP_TASKS, Classification, FloatArray, VectorType
+from service.messages import Classification, FloatArray, VectorType
 
 # int8 also has -128, which is not used, so that a vector and its opposite are symmetric.
 MAX_INT8: Final = 127
@@ -67,7 +68,7 @@ def pack_all(
 ) -> tuple[dict[str, NDArray[Any]], dict[str, FloatArray]]:
     """Convert all outputs of one image but its maps; rows and scales by name."""
     packed = {
-        name: (array, None) if name in MAP_TASKS else pack(array, vector_type)
+        name: (array, None) if name in DENSE_TASKS else pack(array, vector_type)
         for name, array in outputs.items()
     }
     scales = {name: scale for name, (_, scale) in packed.items() if scale is not None}

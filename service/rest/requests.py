@@ -17,10 +17,10 @@ from pydantic import (
 )
 
 from model.dense_maps import MapTask
+from model.graphs import DENSE_TASKS
 from model.preprocess import Fit
 from service.messages import (
     IMAGE_OUTPUTS,
-    MAP_TASKS,
     TEXT_TEMPLATES,
     ClassExample,
     ClassifyImagesRequest,
@@ -240,9 +240,10 @@ class EmbedImagesBody(ImageBody):
     outputs: Annotated[
         Strings,
         Field(
-            description="The outputs to send, computed in one pass. `depth` and `normals` need a "
-            "model with dense heads and have eight rows and columns for each patch.",
-            json_schema_extra={"items": {"type": "string", "enum": [*IMAGE_OUTPUTS, *MAP_TASKS]}},
+            description="The outputs to send, computed in one pass. `depth`, `normals` and "
+            "`segmentation` need a model with dense heads and have eight rows and columns for each "
+            "patch.",
+            json_schema_extra={"items": {"type": "string", "enum": [*IMAGE_OUTPUTS, *DENSE_TASKS]}},
         ),
     ] = list(EmbedImagesRequest.outputs)
     normalize: NormalizeField = EmbedImagesRequest.normalize

@@ -70,6 +70,9 @@ class ImageEmbedding(BaseModel):
     normals: Array | None = Field(
         None, description="Unit vectors [height, width, 3], in the size of `depth`."
     )
+    segmentation: Array | None = Field(
+        None, description="Labels of the package's own classes, from 1, in the size of `depth`."
+    )
     scales: dict[str, Array | float] | None = Field(None, description=SCALES_TEXT)
 
 

@@ -31,7 +31,8 @@ def dense_service(
     run_service: Callable[..., Any], tiny_package: ModelPackage, dense_package: ModelPackage
 ) -> Iterator["Service"]:
     """Service with both packages, the one without heads first."""
-    with run_service(packages=(tiny_package, dense_package)) as running:
+    # By default one of them is in bf16 on CPUs that have it: it has a record of its parity.
+    with run_service("--precision=fp32", packages=(tiny_package, dense_package)) as running:
         yield running
 
 
@@ -95,7 +96,7 @@ def test_one_request_for_several_outputs_gives_what_separate_ones_give(
 ) -> None:
     images = [photo(seed, size) for seed, size in enumerate(SIZES)]
     asked = {"images": images, "model": NAME}
-    outputs = ["cls1", "values", "depth", "normals"]
+    outputs = ["cls1", "values", "depth", "normals", "segmentation"]
     rest, rpc = (
         send("embed_images", {**asked, "outputs": outputs})
         for send in (dense_service.over_rest, dense_service.over_grpc)
@@ -104,6 +105,8 @@ def test_one_request_for_several_outputs_gives_what_separate_ones_give(
     wanted = dict(
         dense_service.over_grpc("embed_images", {**asked, "outputs": ["cls1", "values"]}).arrays
     )
+    alone = {**asked, "outputs": ["segmentation"]}
+    wanted |= dense_service.over_grpc("embed_images", alone).arrays
     for method in ("estimate_depth", "estimate_normals"):
         wanted |= dense_service.over_grpc(method, {**asked, "size": "model"}).arrays
     assert rest.arrays.keys() == rpc.arrays.keys() == wanted.keys()
@@ -113,6 +116,41 @@ def test_one_request_for_several_outputs_gives_what_separate_ones_give(
     narrow = {**asked, "outputs": outputs, "dtype": "int8"}
     maps = dense_service.over_rest("embed_images", narrow).arrays["0.depth"]
     assert maps.dtype == np.float32
+
+
+def test_masks_of_the_own_classes_are_those_of_the_released_notebook(
+    dense_service: "Service",
+    tiny_dense: "Tipsv2DptForDensePrediction",
+    photo: Callable[..., bytes],
+) -> None:
+    import torch  # noqa: PLC0415 - heavy
+    from torch.nn import functional  # noqa: PLC0415
+
+    images = [photo(seed, (84, 56), "PNG") for seed in range(3)]
+    asked: dict[str, Any] = {"images": images, "model": NAME, "resolution": 56}
+    masks = {**asked, "classes": [{"name": "model"}], "include_scores": True}
+    rest, rpc = (
+        send("segment_images", masks) for send in (dense_service.over_rest, dense_service.over_grpc)
+    )
+    assert (rest.status, rpc.status) == ("200", "OK"), (rest.message, rpc.message)
+    assert rest.arrays.keys() == rpc.arrays.keys()
+    for index, image in enumerate(images):
+        labels_HW = rest.arrays[f"{index}.labels"]
+        np.testing.assert_array_equal(labels_HW, rpc.arrays[f"{index}.labels"])
+        pixels_HW3 = np.asarray(Image.open(BytesIO(image)), np.float32) / 255
+        with torch.inference_mode():
+            raw = tiny_dense(torch.from_numpy(pixels_HW3).permute(2, 0, 1)[None])
+            logits = functional.interpolate(raw.segmentation_logits, (56, 84), mode="bilinear")
+        best_HW, wanted_HW = logits[0].max(0)
+        assert (labels_HW == wanted_HW.numpy() + 1).mean() > 0.99
+        # A random head finds one class everywhere, so its logits say more.
+        score_HW = rest.arrays[f"{index}.scores"]
+        np.testing.assert_allclose(score_HW, best_HW.numpy(), rtol=1e-3, atol=1e-3)
+    embedded = {**asked, "outputs": ["cls1", "segmentation"], "fit": "aspect"}
+    small = dense_service.over_rest("embed_images", embedded).arrays
+    assert small["0.segmentation"].dtype == np.uint16
+    again = dense_service.over_grpc("segment_images", {**masks, "size": "patch"}).arrays
+    assert small["0.segmentation"].shape == tuple(8 * n for n in again["0.labels"].shape)
 
 
 def test_the_open_inference_protocol_gives_maps_beside_embeddings(
@@ -125,11 +163,14 @@ def test_the_open_inference_protocol_gives_maps_beside_embeddings(
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
     body = {
         "inputs": [{**tensor, "data": [base64.b64encode(image).decode()]}],
-        "outputs": [{"name": "cls1"}, {"name": "depth"}],
+        "outputs": [{"name": "cls1"}, {"name": "depth"}, {"name": "segmentation"}],
     }
     answer = httpx.post(f"{url}/infer", json=body, timeout=LIMIT_S).json()
     found = {output["name"]: output for output in answer["outputs"]}
-    assert list(found) == ["cls1", "depth"]
+    assert list(found) == ["cls1", "depth", "segmentation"]
+    asked = {"images": [image], "model": NAME, "outputs": ["segmentation"]}
+    labels_hw = dense_service.over_rest("embed_images", asked).arrays["0.segmentation"]
+    assert np.mean(np.array(found["segmentation"]["data"]) == labels_hw.ravel()) > 0.99
     asked = {"images": [image], "model": NAME, "size": "model"}
     depth_hw = dense_service.over_rest("estimate_depth", asked).arrays["0.depth"]
     assert found["depth"]["shape"] == [1, *depth_hw.shape]
@@ -183,12 +224,12 @@ def test_outputs_and_measured_costs_show_which_model_has_heads(
     url = f"http://127.0.0.1:{dense_service.ports['http']}/v1/models"
     cards = httpx.get(url, timeout=LIMIT_S).json()["data"]
     outputs = {card["id"]: set(card["outputs"]) for card in cards}
-    assert outputs[NAME] - outputs["tiny"] == {"depth", "normals"}
+    assert outputs[NAME] - outputs["tiny"] == {"depth", "normals", "segmentation"}
     without = dense_service.over_rest("estimate_depth", {"images": [photo()]})
     assert (without.status, without.code) == ("501", "not_supported")
     text = dense_service.metrics()
     lines = [line for line in text.splitlines() if line.startswith("tipserve_batch_cost_slope")]
-    for bucket in ("image 56x56", "depth 56x56", "normals 56x56"):
+    for bucket in ("image 56x56", "depth 56x56", "normals 56x56", "segmentation 56x56"):
         (line,) = (line for line in lines if f'"{bucket}"' in line and f'"{NAME}"' in line)
         # On a busy machine the fitted slope of a tiny model may be zero.
         assert float(line.rpartition(" ")[2]) >= 0

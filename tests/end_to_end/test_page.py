@@ -18,8 +18,9 @@ from playwright.sync_api import Browser, Page
 
 from benchmarks.page_first_mask import opened_browser
 from benchmarks.service_process import RunningService, running_service
+from model.graphs import DENSE_TASKS
 from model.package import ModelPackage
-from service.messages import IMAGE_OUTPUTS, MAP_TASKS
+from service.messages import IMAGE_OUTPUTS
 from tests.end_to_end.conftest import LIMIT_S
 
 SCENE = Path("examples/scene.png").resolve()
@@ -424,7 +425,7 @@ def test_an_image_is_uploaded_by_the_form_of_the_document(open_page: Callable[..
     form = page.locator(".opblock-section-request-body")
     form.locator("input[type=file]").first.set_input_files(SCENE)
     outputs = form.locator("tr", has_text="outputs").locator("select")
-    assert outputs.locator("option").all_inner_texts()[-6:] == [*IMAGE_OUTPUTS, *MAP_TASKS]
+    assert outputs.locator("option").all_inner_texts()[-7:] == [*IMAGE_OUTPUTS, *DENSE_TASKS]
     outputs.select_option(["cls1", "cls2"])
     page.click("button.execute")
     page.wait_for_selector(".live-responses-table .microlight")

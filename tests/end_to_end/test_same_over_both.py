@@ -209,6 +209,9 @@ BAD = [
     depth("no depth", code="not_supported", param="model", status=NO_HEAD),
     normals("no normals", code="not_supported", param="model", status=NO_HEAD),
     depth("size", code="invalid_field", param="size", size=ODD),
+    segment(
+        "no own classes", code="not_supported", param="model", status=NO_HEAD, classes=["model"]
+    ),
 ]
 
 

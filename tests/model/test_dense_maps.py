@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.dense_maps import BAND_ELEMENTS, depth_map, make_map, normal_map
+from model.dense_maps import BAND_ELEMENTS, depth_map, label_map, make_map, normal_map
 
 SIZES = [None, (448, 448), (31, 77), (16, 24), (1, 1), (5, 300)]
 DEPTH_hw = np.random.default_rng(0).random((16, 24), dtype=np.float32) * 10
@@ -104,3 +104,13 @@ def test_wrong_shapes_are_refused(
         make_map("depth", raw, size_hw)
     with pytest.raises(ValueError, match="shape"):
         make_map("normals", raw, None)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 150, 300])
+def test_a_label_is_the_first_highest_logit(num_classes: int) -> None:
+    logits_Khw = np.random.default_rng(2).integers(0, 40, (num_classes, 9, 14)).astype(np.float32)
+    kept = logits_Khw.copy()
+    labels_hw = label_map(logits_Khw)
+    assert labels_hw.dtype == np.uint16
+    np.testing.assert_array_equal(labels_hw, logits_Khw.argmax(axis=0) + 1)
+    np.testing.assert_array_equal(logits_Khw, kept)

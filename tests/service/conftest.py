@@ -26,10 +26,10 @@ from service.lanes.lane import Lane
 from service.lanes.latency_model import IMAGE_WORK
 from service.lanes.work import BatchLimits, Bucket
 from service.lanes.worker import HealthLimits
-from service.messages import MAP_TASKS, ModelInfo, RequestLimits
+from service.messages import ModelInfo, RequestLimits
 from service.models.admission import Admission
 from service.models.conversion import ModelSource
-from service.models.loading import request_limits
+from service.models.loading import request_limits, served_tasks
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.texts import TextCache
@@ -158,7 +158,7 @@ class FakeRuntime:
         self.is_closed = True
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Each patch: 8 x 8 times its mean brightness, or its mean colour for normals."""
+        """Each patch: 8 x 8 times its mean brightness as depth, else its mean colour."""
         is_trial = bool((pixels_B3HW == 1).all())
         self._enter(is_trial)
         self.num_maps += len(pixels_B3HW)
@@ -168,7 +168,7 @@ class FakeRuntime:
             blocks = blocks[:-1]
         large = (blocks - 0.5).repeat(8, axis=2).repeat(8, axis=3)
         depth = 1 + 9 * blocks.mean(axis=1).repeat(8, axis=1).repeat(8, axis=2)
-        return cast("NDArray[np.float32]", large if task == "normals" else depth)
+        return cast("NDArray[np.float32]", depth if task == "depth" else large)
 
     def release_idle_memory(self) -> None:
         """Count."""
@@ -226,6 +226,7 @@ def manifest() -> Manifest:
         shape_buckets=[(28, 28), (28, 42)],
         temperature=0.01,
         outputs=["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"],
+        segmentation_labels=["red", "green", "blue"],
         licence="none",
     )
 
@@ -258,7 +259,12 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
         limits = BatchLimits(
             max_items=settings.max_batch_images or 4, max_cost=settings.max_batch_patches
         )
-        lane = Lane(lambda: runtime, embed_dim=DIM, probe_bucket=Bucket("image", (14, 14)))
+        lane = Lane(
+            lambda: runtime,
+            embed_dim=DIM,
+            probe_bucket=Bucket("image", (14, 14)),
+            num_labels=len(manifest.segmentation_labels),
+        )
         rules = BatchRules(limits=dict.fromkeys((*IMAGE_WORK, "text"), limits))
         health_limits = HealthLimits(
             probe_interval_s=settings.watchdog_interval_s,
@@ -273,7 +279,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             runtime="fake",
             precision="fp32",
             limits=request_limits(settings),
-            tasks=tuple(task for task in MAP_TASKS if task in runtime.tasks),
+            tasks=served_tasks(manifest, runtime),
         )
         return ServedModel(
             info,

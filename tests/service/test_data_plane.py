@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from model.manifest import Manifest
 from service import validation
 from service.data_plane import DataPlane
 from service.errors import (
@@ -33,7 +36,7 @@ from service.messages import (
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
-from service.models.loading import request_limits
+from service.models.loading import request_limits, served_tasks
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
@@ -260,11 +263,11 @@ async def test_a_map_in_the_models_size_has_eight_pixels_to_a_patch(
 async def test_the_model_sees_an_image_once_for_all_outputs(
     plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
-    outputs = ("cls1", "values", "normals", "depth")
+    outputs = ("cls1", "values", "normals", "depth", "segmentation")
     images = tuple(encode_image(seed=seed, size=(40, 30)) for seed in range(2))
     request = EmbedImagesRequest(images=images, outputs=outputs, vector_type="int8")
     answer = await plane.embed_images(request, call())
-    assert (runtime.num_images, runtime.num_maps) == (2, 4)
+    assert (runtime.num_images, runtime.num_maps) == (2, 6)
     for task in ("depth", "normals"):
         maps = EstimateMapsRequest(images=images, task=task, size="model")
         alone = (await plane.estimate_maps(maps, call())).maps
@@ -272,8 +275,93 @@ async def test_the_model_sees_an_image_once_for_all_outputs(
             assert list(row) == list(outputs)
             np.testing.assert_array_equal(row[task], array)
             assert set(scales) == {"cls1", "values"}
+            assert row["segmentation"].shape == (16, 16)
+            assert set(np.unique(row["segmentation"])) <= {1, 2, 3}
     with pytest.raises(InvalidRequest, match="multiple of 28"):
         await plane.embed_images(replace(request, resolution=42), call())
+
+
+async def test_the_class_model_stands_for_the_classes_of_the_package(
+    plane: DataPlane, runtime: FakeRuntime
+) -> None:
+    pixels = np.zeros((56, 112, 3), np.uint8)
+    pixels[:, :56, 1] = pixels[:, 56:, 2] = 200
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    request = SegmentImagesRequest(
+        images=(stream.getvalue(),),
+        classes=(SegmentClass(name="model"),),
+        resolution=56,
+        include_class_scores=True,
+        include_instances=True,
+        include_scores=True,
+    )
+    answer = await plane.segment_images(request, call())
+    assert (runtime.num_images, runtime.num_texts, runtime.num_maps) == (0, 0, 1)
+    assert answer.classes == ("red", "green", "blue")
+    (mask,) = answer.segmentations
+    assert (mask.labels_HW[:, :50] == 2).all()
+    assert (mask.labels_HW[:, 62:] == 3).all()
+    assert mask.area_shares == pytest.approx((0, 0, 0.5, 0.5), abs=0.05)
+    assert [one.label for one in mask.instances] == [2, 3]
+    # The logits are 0.28 and twice -0.5.
+    share = 1 / (1 + 2 * np.exp(-200 / 255))
+    assert mask.class_scores == pytest.approx((0, share, share), abs=0.02)
+    assert mask.scores_HW is not None
+    assert mask.scores_HW[0, 0] == pytest.approx(200 / 255 - 0.5, abs=0.01)
+    small = await plane.segment_images(replace(request, size="patch"), call())
+    assert small.segmentations[0].labels_HW.shape == (4, 8)
+
+
+async def test_a_class_with_prompts_is_no_head(
+    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    asked = SegmentImagesRequest(
+        images=(encode_image(),), classes=(SegmentClass(name="model", prompts=("a model",)),)
+    )
+    assert (await plane.segment_images(asked, call())).classes == ("model",)
+    two = replace(asked, classes=(SegmentClass(name="model"), SegmentClass(name="artist")))
+    assert (await plane.segment_images(two, call())).classes == ("model", "artist")
+    assert runtime.num_maps == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"mode": "slide"}, "mode"),
+        ({"features": "values"}, "features"),
+        ({"templates": "tcl"}, "templates"),
+        ({"background_threshold": 0.5}, "background_threshold"),
+        ({"background_classes": (SKY,)}, "background_classes"),
+        ({"resolution": 42}, "resolution"),
+    ],
+)
+async def test_options_that_the_own_classes_do_not_take_are_refused(
+    plane: DataPlane, change: dict[str, Any], param: str
+) -> None:
+    asked = SegmentImagesRequest(
+        **{"images": (b"x",), "classes": (SegmentClass(name="model"),), **change}
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        await plane.segment_images(asked, call())
+    assert caught.value.param == param
+
+
+async def test_a_package_without_named_classes_says_what_to_change(
+    make_plane: MakePlane, runtime: FakeRuntime, manifest: Manifest
+) -> None:
+    asked = SegmentImagesRequest(images=(b"x",), classes=(SegmentClass(name="model"),))
+    plane = make_plane()
+    (model,) = plane.models.models()
+    for update, text in (
+        ({"segmentation_labels": []}, "convert it again"),
+        ({"outputs": ["values", "cls1"]}, "has no head for segmentation; use a model that has one"),
+    ):
+        found = manifest.model_copy(update=update)
+        model.info = replace(model.info, manifest=found, tasks=served_tasks(found, runtime))
+        with pytest.raises(NotSupported, match=text) as caught:
+            await plane.segment_images(asked, call())
+        assert caught.value.param == "model"
 
 
 @pytest.mark.parametrize(
@@ -307,13 +395,14 @@ async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
     make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
     others = ("patches", "values", "cls1", "cls2", "text")
-    assert make_plane().get_model(None).outputs == (*others, "depth", "normals")
+    heads = ("depth", "normals", "segmentation")
+    assert make_plane().get_model(None).outputs == (*others, *heads)
     runtime.tasks = ("segmentation",)
     plane = make_plane()
     with pytest.raises(NotSupported, match=r"depth.* runtime fake") as caught:
         await answer_of(plane, DEPTH, (b"x",))
     assert (caught.value.code, caught.value.param) == ("not_supported", "model")
-    assert plane.get_model(None).outputs == others
+    assert plane.get_model(None).outputs == (*others, "segmentation")
     assert len((await answer_of(plane, EMBED, (encode_image(),))).embeddings) == 1
 
 
@@ -328,7 +417,7 @@ async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
         (EMBED, {"images": "good truncated"}, InvalidRequest, "images[1]"),
         (EMBED, {"images": "good long"}, InvalidRequest, "images[1]"),
         (EMBED, {"images": "good " * 8, "resolution": 112}, RequestTooLarge, None),
-        (EMBED, {"outputs": ("segmentation",)}, InvalidRequest, "outputs[0]"),
+        (EMBED, {"outputs": ("text",)}, InvalidRequest, "outputs[0]"),
         (EMBED, {"resolution": 15}, InvalidRequest, "resolution"),
         (EMBED, {"model": "other"}, ModelNotFound, "model"),
         (SEGMENT, {"background_threshold": 2.0}, InvalidRequest, "background_threshold"),

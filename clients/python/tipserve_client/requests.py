@@ -13,7 +13,7 @@ ImageInputs = ImageInput | Iterable[ImageInput]
 # Number format of embeddings; None is the server's default, float32.
 Dtype = Literal["float32", "float16", "int8"]
 Float32 = Literal["float32"] | None
-Output = Literal["cls1", "cls2", "patches", "values", "depth", "normals"]
+Output = Literal["cls1", "cls2", "patches", "values", "depth", "normals", "segmentation"]
 Fit = Literal["squash", "aspect"]
 MapSize = Literal["image", "model"]
 MaskSize = Literal["image", "model", "patch"]

@@ -47,6 +47,7 @@ class VectorsOfImage(Generic[VectorsT]):
         values: The value-path embeddings that zero-shot segmentation uses, [h, w, D].
         depth: Depth in metres, [8 h, 8 w].
         normals: Surface normals of unit length, [8 h, 8 w, 3].
+        segmentation: Labels of the model's own classes from 1, [8 h, 8 w].
     """
 
     cls1: VectorsT | None = None
@@ -55,6 +56,7 @@ class VectorsOfImage(Generic[VectorsT]):
     values: VectorsT | None = None
     depth: FloatArray | None = None
     normals: FloatArray | None = None
+    segmentation: NDArray[np.uint16] | None = None
 
 
 class ImageEmbedding(VectorsOfImage[FloatArray]):

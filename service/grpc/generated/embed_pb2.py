@@ -28,25 +28,25 @@ from . import tensor_pb2 as tipserve_dot_v1_dot_tensor__pb2
 from . import text_pb2 as tipserve_dot_v1_dot_text__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tipserve/v1/embed.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/image.proto\x1a\x1ctipserve/v1/item_error.proto\x1a\x18tipserve/v1/tensor.proto\x1a\x16tipserve/v1/text.proto\"\xaf\x02\n\x12\x45mbedImagesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12)\n\x07outputs\x18\x03 \x03(\x0e\x32\x18.tipserve.v1.ImageOutput\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\nresolution\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x06 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12,\n\x0bvector_type\x18\x07 \x01(\x0e\x32\x17.tipserve.v1.VectorType\x12\x14\n\x07partial\x18\x08 \x01(\x08H\x02\x88\x01\x01\x42\x0c\n\n_normalizeB\r\n\x0b_resolutionB\n\n\x08_partial\"\xeb\x01\n\x0eImageEmbedding\x12$\n\x07patches\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12#\n\x06values\x18\x02 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12!\n\x04\x63ls1\x18\x03 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12!\n\x04\x63ls2\x18\x04 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12\"\n\x05\x64\x65pth\x18\x05 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12$\n\x07normals\x18\x06 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"}\n\x13\x45mbedImagesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\nembeddings\x18\x02 \x03(\x0b\x32\x1b.tipserve.v1.ImageEmbedding\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError\"\xd2\x01\n\x11\x45mbedTextsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12)\n\ttemplates\x18\x03 \x01(\x0b\x32\x16.tipserve.v1.Templates\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12,\n\x0bvector_type\x18\x05 \x01(\x0e\x32\x17.tipserve.v1.VectorType\x12\x14\n\x07partial\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\x0c\n\n_normalizeB\n\n\x08_partial\"t\n\x12\x45mbedTextsResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\nembeddings\x18\x02 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError*\xbe\x01\n\x0bImageOutput\x12\x1c\n\x18IMAGE_OUTPUT_UNSPECIFIED\x10\x00\x12\x18\n\x14IMAGE_OUTPUT_PATCHES\x10\x01\x12\x17\n\x13IMAGE_OUTPUT_VALUES\x10\x02\x12\x15\n\x11IMAGE_OUTPUT_CLS1\x10\x03\x12\x15\n\x11IMAGE_OUTPUT_CLS2\x10\x04\x12\x16\n\x12IMAGE_OUTPUT_DEPTH\x10\x05\x12\x18\n\x14IMAGE_OUTPUT_NORMALS\x10\x06*q\n\nVectorType\x12\x1b\n\x17VECTOR_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13VECTOR_TYPE_FLOAT32\x10\x01\x12\x17\n\x13VECTOR_TYPE_FLOAT16\x10\x02\x12\x14\n\x10VECTOR_TYPE_INT8\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tipserve/v1/embed.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/image.proto\x1a\x1ctipserve/v1/item_error.proto\x1a\x18tipserve/v1/tensor.proto\x1a\x16tipserve/v1/text.proto\"\xaf\x02\n\x12\x45mbedImagesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12)\n\x07outputs\x18\x03 \x03(\x0e\x32\x18.tipserve.v1.ImageOutput\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\nresolution\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x06 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12,\n\x0bvector_type\x18\x07 \x01(\x0e\x32\x17.tipserve.v1.VectorType\x12\x14\n\x07partial\x18\x08 \x01(\x08H\x02\x88\x01\x01\x42\x0c\n\n_normalizeB\r\n\x0b_resolutionB\n\n\x08_partial\"\x96\x02\n\x0eImageEmbedding\x12$\n\x07patches\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12#\n\x06values\x18\x02 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12!\n\x04\x63ls1\x18\x03 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12!\n\x04\x63ls2\x18\x04 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12\"\n\x05\x64\x65pth\x18\x05 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12$\n\x07normals\x18\x06 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12)\n\x0csegmentation\x18\x07 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"}\n\x13\x45mbedImagesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\nembeddings\x18\x02 \x03(\x0b\x32\x1b.tipserve.v1.ImageEmbedding\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError\"\xd2\x01\n\x11\x45mbedTextsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12)\n\ttemplates\x18\x03 \x01(\x0b\x32\x16.tipserve.v1.Templates\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12,\n\x0bvector_type\x18\x05 \x01(\x0e\x32\x17.tipserve.v1.VectorType\x12\x14\n\x07partial\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\x0c\n\n_normalizeB\n\n\x08_partial\"t\n\x12\x45mbedTextsResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\nembeddings\x18\x02 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError*\xdd\x01\n\x0bImageOutput\x12\x1c\n\x18IMAGE_OUTPUT_UNSPECIFIED\x10\x00\x12\x18\n\x14IMAGE_OUTPUT_PATCHES\x10\x01\x12\x17\n\x13IMAGE_OUTPUT_VALUES\x10\x02\x12\x15\n\x11IMAGE_OUTPUT_CLS1\x10\x03\x12\x15\n\x11IMAGE_OUTPUT_CLS2\x10\x04\x12\x16\n\x12IMAGE_OUTPUT_DEPTH\x10\x05\x12\x18\n\x14IMAGE_OUTPUT_NORMALS\x10\x06\x12\x1d\n\x19IMAGE_OUTPUT_SEGMENTATION\x10\x07*q\n\nVectorType\x12\x1b\n\x17VECTOR_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13VECTOR_TYPE_FLOAT32\x10\x01\x12\x17\n\x13VECTOR_TYPE_FLOAT16\x10\x02\x12\x14\n\x10VECTOR_TYPE_INT8\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tipserve.v1.embed_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEOUTPUT']._serialized_start=1148
-  _globals['_IMAGEOUTPUT']._serialized_end=1338
-  _globals['_VECTORTYPE']._serialized_start=1340
-  _globals['_VECTORTYPE']._serialized_end=1453
+  _globals['_IMAGEOUTPUT']._serialized_start=1191
+  _globals['_IMAGEOUTPUT']._serialized_end=1412
+  _globals['_VECTORTYPE']._serialized_start=1414
+  _globals['_VECTORTYPE']._serialized_end=1527
   _globals['_EMBEDIMAGESREQUEST']._serialized_start=146
   _globals['_EMBEDIMAGESREQUEST']._serialized_end=449
   _globals['_IMAGEEMBEDDING']._serialized_start=452
-  _globals['_IMAGEEMBEDDING']._serialized_end=687
-  _globals['_EMBEDIMAGESRESPONSE']._serialized_start=689
-  _globals['_EMBEDIMAGESRESPONSE']._serialized_end=814
-  _globals['_EMBEDTEXTSREQUEST']._serialized_start=817
-  _globals['_EMBEDTEXTSREQUEST']._serialized_end=1027
-  _globals['_EMBEDTEXTSRESPONSE']._serialized_start=1029
-  _globals['_EMBEDTEXTSRESPONSE']._serialized_end=1145
+  _globals['_IMAGEEMBEDDING']._serialized_end=730
+  _globals['_EMBEDIMAGESRESPONSE']._serialized_start=732
+  _globals['_EMBEDIMAGESRESPONSE']._serialized_end=857
+  _globals['_EMBEDTEXTSREQUEST']._serialized_start=860
+  _globals['_EMBEDTEXTSREQUEST']._serialized_end=1070
+  _globals['_EMBEDTEXTSRESPONSE']._serialized_start=1072
+  _globals['_EMBEDTEXTSRESPONSE']._serialized_end=1188
 # @@protoc_insertion_point(module_scope)

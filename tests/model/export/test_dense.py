@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import Tipsv2DptForDensePrediction
+from transformers import Tipsv2DptConfig, Tipsv2DptForDensePrediction
 
-from model.export.dense import DenseHead, TappedVision
+from model.class_names import ade20k_names
+from model.export.dense import DenseHead, TappedVision, segmentation_labels
 from model.graphs import DENSE_TASKS, TAPS, DenseTask, Part, graph_file
 from model.package import ModelPackage
 from model.parity.reference import DENSE_FIELDS
@@ -115,3 +117,24 @@ def test_a_backbone_without_its_last_norm_is_refused(
     monkeypatch.setattr(tiny_dense.backbone.config, "apply_layernorm", False)
     with pytest.raises(ValueError, match="apply_layernorm=True"):
         TappedVision(tiny_dense)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "names", "wanted"),
+    [
+        (3, None, ["class 1", "class 2", "class 3"]),
+        (150, None, ade20k_names()),
+        (2, {1: "crack", 0: "weld"}, ["weld", "crack"]),
+    ],
+)
+def test_classes_are_named_by_the_configuration_or_are_the_released_ones(
+    num_labels: int, names: dict[int, str] | None, wanted: list[str]
+) -> None:
+    config = Tipsv2DptConfig()
+    config.num_labels = num_labels
+    if names is not None:
+        config.id2label = names
+    dense: Any = SimpleNamespace(config=config, segmentation_decoder=None)
+    assert segmentation_labels(dense) == wanted
+    del dense.segmentation_decoder
+    assert segmentation_labels(dense) == []

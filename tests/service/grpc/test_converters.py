@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from model.dense_maps import MapTask
+from model.graphs import DENSE_TASKS
 from model.preprocess import Fit
 from service.errors import InvalidRequest
 from service.grpc.converters import (
@@ -171,7 +171,7 @@ def test_an_unknown_value_of_an_enum_is_refused(convert: Any, kind: Any, empty: 
 @pytest.mark.parametrize(
     ("enum", "names"),
     [
-        (embed_pb2.ImageOutput, (*get_args(ImageOutput), *get_args(MapTask))),
+        (embed_pb2.ImageOutput, (*get_args(ImageOutput), *DENSE_TASKS)),
         (embed_pb2.VectorType, get_args(VectorType)),
         (image_pb2.Fit, get_args(Fit)),
         (dense_pb2.MapSize, get_args(MapSize)),

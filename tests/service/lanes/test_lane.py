@@ -1,10 +1,9 @@
 """A lane computes one set of outputs for each item of a batch, and detects a broken runtime."""
 
-from typing import Literal
-
 import numpy as np
 import pytest
 
+from model.graphs import DenseTask
 from service.lanes.lane import TEXT_OUTPUT, Lane, WarmUpError, collate
 from service.lanes.work import Bucket
 from tests.service.conftest import FakeRuntime
@@ -15,7 +14,7 @@ TEXT = Bucket("text", (8,))
 
 @pytest.fixture
 def lane(runtime: FakeRuntime) -> Lane:
-    return Lane(lambda: runtime, embed_dim=8, probe_bucket=IMAGE)
+    return Lane(lambda: runtime, embed_dim=8, probe_bucket=IMAGE, num_labels=3)
 
 
 def test_every_image_has_its_own_outputs(lane: Lane) -> None:
@@ -39,12 +38,24 @@ def test_a_text_in_a_padded_batch_has_the_embedding_that_it_has_alone(lane: Lane
 
 def test_every_image_has_its_own_map(lane: Lane) -> None:
     pixels = [np.full((3, 28, 42), value, np.float32) for value in (0.25, 0.75)]
-    for kind, shape in (("depth", (16, 24)), ("normals", (3, 16, 24))):
+    shapes = {"depth": (16, 24), "normals": (3, 16, 24), "segmentation": (3, 16, 24)}
+    for kind, shape in shapes.items():
         bucket = Bucket(kind, (28, 42))  # type: ignore[arg-type]
         dark, bright = lane.run(bucket, collate(bucket, pixels))
         assert dark.keys() == {kind}
         assert dark[kind].shape == shape
         assert dark[kind].mean() < bright[kind].mean()
+
+
+def test_masks_beside_embeddings_are_labels_and_not_logits(lane: Lane) -> None:
+    pixels = np.zeros((3, 28, 42), np.float32)
+    pixels[1, :, :14] = pixels[2, :, 14:] = 1
+    bucket = Bucket("image+depth+segmentation", (28, 42))
+    (found,) = lane.run(bucket, collate(bucket, [pixels]), ())
+    assert found["segmentation"].dtype == np.uint16
+    assert found["segmentation"][:, :8].tolist() == [[2] * 8] * 16
+    assert found["segmentation"][:, 8:].tolist() == [[3] * 16] * 16
+    assert found["depth"].shape == (16, 24)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +65,15 @@ def test_every_image_has_its_own_map(lane: Lane) -> None:
         ("depth", (1, 8, 8), np.nan),
         ("normals", (1, 2, 8, 8), 1.0),
         ("normals", (1, 3, 8, 8), np.nan),
+        ("segmentation", (1, 4, 8, 8), 1.0),
+        ("segmentation", (1, 3, 8, 8), np.nan),
     ],
 )
 def test_a_broken_head_fails_the_synthetic_run(
     lane: Lane,
     runtime: FakeRuntime,
     monkeypatch: pytest.MonkeyPatch,
-    kind: Literal["depth", "normals"],
+    kind: DenseTask,
     shape: tuple[int, ...],
     value: float,
 ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
+from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput
 from model.package import Manifest, ModelPackage, PackageError
 from model.runtime.base import UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
@@ -62,9 +62,9 @@ def test_every_shape_and_every_head_is_warmed_up(manifest: Manifest, runtime: Fa
     sizes = ["28x28", "28x42", "112x56"]
     images = [f"image {size}" for size in sizes]
     # Heads take even numbers of patches.
-    maps = [f"{task} {size}" for task in ("depth", "normals") for size in ("28x28", "112x56")]
+    maps = [f"{task} {size}" for task in DENSE_TASKS for size in ("28x28", "112x56")]
     assert [bucket.label for bucket in buckets] == [*images, "text 8", *maps]
-    assert [item_cost(manifest, bucket) for bucket in buckets] == [4, 6, 32, 8, *2 * [4, 32]]
+    assert [item_cost(manifest, bucket) for bucket in buckets] == [4, 6, 32, 8, *3 * [4, 32]]
     with pytest.raises(PackageError, match="raise max_batch_patches above 20"):
         served_buckets(further, 20)
 
@@ -72,9 +72,11 @@ def test_every_shape_and_every_head_is_warmed_up(manifest: Manifest, runtime: Fa
 def test_a_head_is_served_if_package_and_runtime_have_it(
     manifest: Manifest, runtime: FakeRuntime
 ) -> None:
-    assert served_tasks(manifest, runtime) == ("depth", "normals")
+    assert served_tasks(manifest, runtime) == ("depth", "normals", "segmentation")
+    unnamed = manifest.model_copy(update={"segmentation_labels": []})
+    assert served_tasks(unnamed, runtime) == ("depth", "normals")
     runtime.tasks = ("segmentation", "normals")
-    assert served_tasks(manifest, runtime) == ("normals",)
+    assert served_tasks(unnamed, runtime) == ("normals",)
     assert served_tasks(manifest.model_copy(update={"outputs": ["cls1"]}), runtime) == ()
 
 
@@ -162,7 +164,7 @@ def test_lanes_fit_the_memory_that_the_first_one_uses(
         load(lanes=4)
 
 
-@pytest.mark.parametrize(("limit_s", "num_maps"), [(0.0, [4, 2]), (60.0, [6, 6])])
+@pytest.mark.parametrize(("limit_s", "num_maps"), [(0.0, [6, 3]), (60.0, [9, 9])])
 def test_a_slow_head_runs_the_native_and_the_largest_shape_at_the_start(
     manifest: Manifest,
     make_settings: Any,
@@ -182,7 +184,7 @@ def test_a_slow_head_runs_the_native_and_the_largest_shape_at_the_start(
     loaded = load_lanes(package, settings, ModelSource("bundled-student"))
     assert [lane.runtime.num_maps for lane in loaded.lanes] == num_maps  # type: ignore[attr-defined]
     if loaded.memory.peak_bytes:
-        maps = {f"{kind} {size}" for kind in ("depth", "normals") for size in ("28x28", "84x28")}
+        maps = {f"{kind} {size}" for kind in DENSE_TASKS for size in ("28x28", "84x28")}
         assert maps <= {bucket.label for bucket in loaded.memory.peak_bytes}
 
 

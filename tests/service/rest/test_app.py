@@ -14,7 +14,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.messages import IMAGE_OUTPUTS, MAP_TASKS
+from model.graphs import DENSE_TASKS
+from service.messages import IMAGE_OUTPUTS
 from service.monitoring.metrics import release
 from service.rest.app import MAX_BEGUN_PER_TURN, LoopTurns
 from service.rest.openapi import EXAMPLES
@@ -252,7 +253,7 @@ async def test_the_document_has_every_status_and_every_reference_resolves(
 
 async def test_a_query_and_a_form_have_the_enums_of_the_options(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
-    names = [*IMAGE_OUTPUTS, *MAP_TASKS]
+    names = [*IMAGE_OUTPUTS, *DENSE_TASKS]
     outputs = {"type": "array", "items": {"type": "string", "enum": names}}
     expected = {
         "/v1/images:embed": {"outputs": outputs, "fit": ENUM | {"enum": ["squash", "aspect"]}},

@@ -208,6 +208,7 @@ async def test_metadata_configuration_and_readiness(client: httpx.AsyncClient) -
         "text_embeddings": [-1, 8],
         "depth": [-1, -1, -1],
         "normals": [-1, -1, -1, 3],
+        "segmentation": [-1, -1, -1],
     }
     assert [t["name"] for t in model["inputs"]] == ["image", "pixels", "pixel_values", "text"]
     config = (await client.get("/v2/models/fake/config")).json()

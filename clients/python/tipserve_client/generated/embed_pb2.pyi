@@ -20,6 +20,7 @@ class ImageOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IMAGE_OUTPUT_CLS2: _ClassVar[ImageOutput]
     IMAGE_OUTPUT_DEPTH: _ClassVar[ImageOutput]
     IMAGE_OUTPUT_NORMALS: _ClassVar[ImageOutput]
+    IMAGE_OUTPUT_SEGMENTATION: _ClassVar[ImageOutput]
 
 class VectorType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +35,7 @@ IMAGE_OUTPUT_CLS1: ImageOutput
 IMAGE_OUTPUT_CLS2: ImageOutput
 IMAGE_OUTPUT_DEPTH: ImageOutput
 IMAGE_OUTPUT_NORMALS: ImageOutput
+IMAGE_OUTPUT_SEGMENTATION: ImageOutput
 VECTOR_TYPE_UNSPECIFIED: VectorType
 VECTOR_TYPE_FLOAT32: VectorType
 VECTOR_TYPE_FLOAT16: VectorType
@@ -60,20 +62,22 @@ class EmbedImagesRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[ImageOutput, str]]] = ..., normalize: bool = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., vector_type: _Optional[_Union[VectorType, str]] = ..., partial: bool = ...) -> None: ...
 
 class ImageEmbedding(_message.Message):
-    __slots__ = ("patches", "values", "cls1", "cls2", "depth", "normals")
+    __slots__ = ("patches", "values", "cls1", "cls2", "depth", "normals", "segmentation")
     PATCHES_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     CLS1_FIELD_NUMBER: _ClassVar[int]
     CLS2_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     NORMALS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTATION_FIELD_NUMBER: _ClassVar[int]
     patches: _tensor_pb2.Tensor
     values: _tensor_pb2.Tensor
     cls1: _tensor_pb2.Tensor
     cls2: _tensor_pb2.Tensor
     depth: _tensor_pb2.Tensor
     normals: _tensor_pb2.Tensor
-    def __init__(self, patches: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., cls1: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., cls2: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., depth: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., normals: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    segmentation: _tensor_pb2.Tensor
+    def __init__(self, patches: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., cls1: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., cls2: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., depth: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., normals: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., segmentation: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class EmbedImagesResponse(_message.Message):
     __slots__ = ("model", "embeddings", "errors")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
@@ -25,6 +25,8 @@ MAX_LINES: Final = 10_000
 # Less than a person notices.
 GATHER_S: Final = 0.05
 LINES_PER_WRITE: Final = 1000
+# Linux's PIPE_BUF: a pipe takes so much at once, so that lines of several processes do not mix.
+MAX_WRITE_BYTES: Final = 4096
 ACCESS_LOGGER: Final = "service.access"
 # gRPC raises and logs this error when an answer finds its RPC ended. The class is not public.
 SEND_ERROR: Final = "ExecuteBatchError"
@@ -130,10 +132,23 @@ class _Listener(QueueListener):
         if not lines:
             return
         try:
-            self._stream.write("".join(e if isinstance(e, str) else e() for e in lines))
-            self._stream.flush()
+            for piece in _pieces(e if isinstance(e, str) else e() for e in lines):
+                self._stream.write(piece)
+                self._stream.flush()
         except (OSError, ValueError):  # the reader has left, or the stream was closed
             self.num_dropped += len(lines)
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    """Join lines to pieces that a pipe takes at once; a longer line is a piece of its own."""
+    piece, num_bytes = "", 0
+    for line in lines:
+        size = len(line.encode(errors="replace"))
+        if piece and num_bytes + size > MAX_WRITE_BYTES:
+            yield piece
+            piece, num_bytes = "", 0
+        piece, num_bytes = piece + line, num_bytes + size
+    yield piece
 
 
 class RecordFormatter(logging.Formatter):

@@ -80,6 +80,32 @@ def test_lines_are_written_in_order() -> None:
     assert log.num_dropped == 0
 
 
+class CountedStream(io.StringIO):
+    """Keeps the bytes of each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def write(self, text: str) -> int:
+        """Write and count."""
+        self.sizes.append(len(text.encode()))
+        return super().write(text)
+
+
+def test_a_pipe_takes_whole_lines_so_that_processes_do_not_mix_theirs() -> None:
+    stream = CountedStream()
+    log = LogQueue(stream, "json")
+    lines = [record("\u00e9" * (number % 50)) for number in range(500)]
+    for line in [*lines, record("x" * 5000), record("last")]:
+        log.handler.handle(line)
+    assert log.close(LIMIT_S)
+    assert len(messages(stream)) == 502
+    (longest,) = (size for size in stream.sizes if size > 4096)
+    assert 5000 < longest < 5200, "a line that is longer is alone"
+    assert len(stream.sizes) < 50
+
+
 def test_lines_for_a_stuck_stream_are_dropped_and_counted(stuck: StuckStream) -> None:
     log = LogQueue(stuck, "json", max_lines=10)
     log.handler.handle(record("first"))

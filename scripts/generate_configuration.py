@@ -7,7 +7,7 @@ out of date.
 import sys
 import types
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -46,10 +46,11 @@ def _name_type(annotation: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) is tuple:
         return "list"
-    if isinstance(annotation, types.UnionType) or get_args(annotation):
-        inner = [part for part in get_args(annotation) if isinstance(part, type)]
-        inner = [part for part in inner if part is not types.NoneType]
-        return _name_type(inner[0] if inner else get_args(annotation)[0])
+    if get_origin(annotation) in {Union, types.UnionType}:
+        parts = [part for part in get_args(annotation) if part is not types.NoneType]
+        return ", ".join(map(_name_type, parts))
+    if get_args(annotation):  # annotated
+        return _name_type(get_args(annotation)[0])
     names = {int: "integer", float: "number", bool: "boolean", Path: "path"}
     return names.get(annotation, "text")
 

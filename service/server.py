@@ -7,9 +7,11 @@ requests, finish requests in flight, close both transports, stop the lanes.
 import asyncio
 import json
 import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -31,15 +33,16 @@ from service.monitoring.log import LogQueue, configure_logging
 from service.monitoring.metrics import SECONDS, Metrics, watching_loop_lag
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.telemetry import build_telemetry
-from service.request_gate import RequestGate
+from service.request_gate import GateState, RequestGate, unavailable
 from service.rest.app import build_app
 from service.rest.cloud import CloudRoutes
 from service.rest.pages import page_url
-from service.rest.server import HttpServer, listen
+from service.rest.server import BACKLOG, HttpServer, listen
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 from service.settings import Settings
 from service.watchdog import Watchdog
+from service.workers.place import WorkerPlace
 
 # SIGHUP comes when the terminal is closed; by default it ends a process without a drain.
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -62,7 +65,7 @@ class StartError(Exception):
 
 
 class Server:
-    """All parts of one server process."""
+    """All parts of one server process; of a worker, if it has a place among several."""
 
     def __init__(
         self,
@@ -70,8 +73,12 @@ class Server:
         load: ModelLoader = load_model,
         *,
         log: LogQueue | None = None,
+        place: WorkerPlace | None = None,
     ) -> None:
+        if place is not None:
+            settings = place.settings(settings)
         self.settings = settings
+        self.place = place
         self.metrics = Metrics(settings.duration_buckets_s or SECONDS)
         if settings.cpus is not None:
             self.metrics.cpus.set_function(partial(float, settings.cpus))
@@ -106,7 +113,7 @@ class Server:
         self.metrics.watch_ready(lambda: self.plane.is_ready)
 
     def _listen(self, settings: Settings) -> None:
-        """Open the three ports; gRPC's when it starts."""
+        """Open the three ports; gRPC's when it starts, and those of a worker when it is ready."""
         managed = self.repository if settings.enable_management else None
         cloud = CloudRoutes(health=settings.health_route, predict=settings.predict_route)
         file = settings.token_vocabulary
@@ -120,7 +127,8 @@ class Server:
         )
         host, self._host_reason = settings.address
         self._host = host
-        self._http_socket = listen(host, settings.http_port)
+        is_worker = self.place is not None
+        self._http_socket = listen(host, settings.http_port, is_shared=is_worker)
         self._http = HttpServer(
             app, self.protection, self.plane.answer_memory, write_grace_s=WRITE_GRACE_S
         )
@@ -130,14 +138,15 @@ class Server:
             self.protection,
             address=(host, settings.grpc_port),
             repository=managed,
+            is_shared=is_worker,
         )
         self._metrics_server = MetricsServer(
             self.metrics.registry,
             {
                 LIVE: partial(self._check, self.plane.check_live),
-                READY: partial(self._check, self.plane.check_ready),
+                READY: partial(self._check, self._check_ready),
             },
-            host=host,
+            host=host if self.place is None else self.place.report_socket,
             port=settings.metrics_port,
         )
 
@@ -151,6 +160,16 @@ class Server:
         stalled = self.metrics.stalled_loops(LOOP_LIMIT_S)
         if stalled:
             raise Unavailable(f"The event loop of {' and '.join(stalled)} stalls.")
+
+    def _check_ready(self) -> None:
+        self.plane.check_ready()
+        if not self.ready.is_set():  # a worker whose gate is open, and whose ports are not yet
+            raise unavailable(GateState.STARTING)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the drain has begun."""
+        return self._stop.is_set()
 
     def request_stop(self) -> None:
         """Start the drain; call it on the event loop of the server."""
@@ -166,12 +185,13 @@ class Server:
             await self._run()
 
     async def _run(self) -> None:
-        http = asyncio.ensure_future(self._http.serve([self._http_socket]))
-        self._announce(self._grpc.start())
+        # The kernel would send a worker connections that the others can serve already.
+        http = self._open_ports() if self.place is None else None
         stop = asyncio.ensure_future(self._stop.wait())
         try:
             if await self._load_models(stop):
                 self.gate.open()
+                http = http or self._open_ports()
                 await asyncio.to_thread(self._publish_health, self.plane.health)
                 self._watchdog.start()
                 self.ready.set()
@@ -184,18 +204,27 @@ class Server:
                 await stop
         finally:
             stop.cancel()
-            await self._drain(http)
+            if http is not None:
+                await self._drain(http)
             await asyncio.to_thread(self.repository.close)
             self._telemetry.close(TRACE_GRACE_S)
             self._metrics_server.close()
             self.pool.shutdown()
             logger.info("stopped")
 
+    def _open_ports(self) -> "asyncio.Future[None]":
+        """Accept requests; returns the end of REST."""
+        self._http_socket.listen(BACKLOG)
+        http = asyncio.ensure_future(self._http.serve([self._http_socket]))
+        self._announce(self._grpc.start())
+        return http
+
     def _check_memory(self) -> None:
         """Warn if callers can take more memory than the models leave."""
         limit = memory_limit()
-        num_bytes = max_caller_bytes(self.settings)
-        if limit is not None and resident_bytes() + num_bytes > limit:
+        num_workers = self.settings.num_workers
+        num_bytes = num_workers * max_caller_bytes(self.settings)
+        if limit is not None and num_workers * resident_bytes() + num_bytes > limit:
             fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}
             logger.warning(
                 "callers can make the server exceed its memory limit: lower max_body_memory_bytes, "
@@ -210,6 +239,8 @@ class Server:
         """Load all models of the settings; False if the server was stopped first."""
         cache, precisions = self.settings.cache, self.settings.convert_precisions
         named = [ModelSource.from_setting(t, cache, precisions) for t in self.settings.model]
+        if self.place is not None:
+            named = [replace(source, num_loading=self.place.num_starting) for source in named]
         if len(named) > 1:
             await asyncio.to_thread(check_names, named)
         for source in named:
@@ -230,12 +261,15 @@ class Server:
             self._grpc.set_health({name: is_served}, self.plane.is_ready)
 
     def _announce(self, grpc_port: int) -> None:
+        place = self.place
         self.ports = {
             "http": self._http_socket.getsockname()[1],
             "grpc": grpc_port,
-            "metrics": self._metrics_server.port,
+            "metrics": self._metrics_server.port if place is None else place.ports["metrics"],
         }
-        address = {"host": self._host, "host_reason": self._host_reason}
+        address: dict[str, object] = {"host": self._host, "host_reason": self._host_reason}
+        if place is not None:
+            address["worker"] = place.number
         page = page_url(self._host, self.ports["http"], is_tls=self.settings.tls_cert is not None)
         logger.info("listening", extra={"fields": {"page": page, **self.ports, **address}})
         if self.settings.ports_file is not None:
@@ -267,15 +301,19 @@ class Server:
         await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))
 
 
-def main(settings: Settings) -> int:
+def main(settings: Settings, place: WorkerPlace | None = None) -> int:
     """Run the server until SIGTERM, SIGINT or SIGHUP.
+
+    Args:
+        settings: Of the whole server.
+        place: Of this process, if it is one of several.
 
     Returns:
         The exit status: 0 after a drain, 1 after a failure.
     """
     log = configure_logging(settings.log_level, settings.log_format)
     try:
-        uvloop.run(_run(settings, log))
+        uvloop.run(_run(settings, log, place))
     except StartError as error:
         # The user can correct it: the message says how, and a traceback would hide that.
         logger.error("the server could not start: %s", error)
@@ -288,11 +326,13 @@ def main(settings: Settings) -> int:
     return 0
 
 
-async def _run(settings: Settings, log: LogQueue) -> None:
+async def _run(settings: Settings, log: LogQueue, place: WorkerPlace | None) -> None:
     server: Server | None = None
     try:
-        server = Server(settings, log=log)
+        server = Server(settings, log=log, place=place)
         _stop_on_signals(server)
+        if place is not None:
+            _stop_with_supervisor(server)
         await server.run()
     except (ValueError, OSError, ImportError) as error:
         # After the start such an error is a bug or an incident, which needs its traceback.
@@ -309,7 +349,21 @@ def _stop_on_signals(server: Server) -> None:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
             # A second signal ends the process at once; Python's own handler would wait for threads.
-            signal.signal(number, signal.SIG_DFL)
+            # It does not end a worker, which systemd and the supervisor both may send one.
+            signal.signal(number, signal.SIG_DFL if server.place is None else signal.SIG_IGN)
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
+
+
+def _stop_with_supervisor(server: Server) -> None:
+    """Drain when the supervisor is gone, which closes standard input; in a drain, end at once."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        loop.remove_reader(0)
+        if server.is_stopping:
+            os.kill(os.getpid(), signal.SIGKILL)
+        server.request_stop()
+
+    loop.add_reader(0, end)

@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -22,6 +22,8 @@ from pydantic.fields import FieldInfo
 from model.conversion.cache import default_cache
 from model.conversion.source import split_models
 from model.graphs import Precision
+from model.runtime.machine import this_hardware
+from service.machine import available_cpus
 
 PREFIX = "TIPSERVE_"
 SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
@@ -41,9 +43,16 @@ PLATFORM_VARIABLES = {
     "AIP_PREDICT_ROUTE": "predict_route",
 }
 
+# A process has at most so many lanes, so more CPUs would be further threads of its lanes.
+CPUS_PER_WORKER = 8
+# At fewer connections each, the probes of a platform and a few callers take them all.
+MIN_CONNECTIONS = 16
+
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"
 
+# Of `int | None`, and of a type that is annotated.
+UNIONS = frozenset({types.UnionType, Union})
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -101,6 +110,11 @@ class Settings(BaseModel):
     """CPUs for which lanes and threads are planned. Default: those that the process may use, by its
     affinity and control group. Set it to the CPU request of a container that has no CPU limit: the
     other CPUs of the node belong to other containers."""
+    workers: Positive | Literal["auto"] = 1
+    """Processes of this server. They share its ports, and everything that is a total here: CPUs,
+    lanes, threads, connections, memory, the queue, and the limits of API keys. Each has models of
+    its own, on CPUs only. `auto` is one for each 8 of `cpus`, if that suits the other settings.
+    Management and shared memory need 1."""
     lanes: Positive | None = None
     """Number of batches computed in parallel, each by its own runtime instance. Default on a CPU:
     one for each of `cpus`, at most 8, and at most as many as fit into half of the free memory.
@@ -327,6 +341,13 @@ class Settings(BaseModel):
             raise ValueError("write ascending, finite seconds, such as 0.1,0.2,0.5,2.5")
         return value
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _count(cls, value: object) -> object:
+        if value != "auto" and not (str(value).isdecimal() and int(str(value)) > 0):
+            raise ValueError("write a number of processes above 0, or auto")
+        return value
+
     @field_validator("model", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -342,6 +363,33 @@ class Settings(BaseModel):
         if len(sides) != len(found):
             raise ValueError("write sizes as 448 or 448x336 (height x width), separated by commas")
         return tuple((int(height), int(width)) for height, width in sides)
+
+    def totals(self) -> dict[str, tuple[int, int]]:
+        """What workers divide among them: each setting's total, and the least that one needs."""
+        least = {
+            "lanes": 1,
+            "pool_threads": 1,
+            "max_queue_patches": self.max_batch_patches,
+            "text_cache_bytes": 1,
+            "max_body_memory_bytes": self.max_request_bytes,
+            "max_answer_memory_bytes": 1,
+            "max_connections": MIN_CONNECTIONS,
+            "max_concurrent_rpcs": 1,
+        }
+        totals = {name: getattr(self, name) for name in least}
+        return {name: (n, least[name]) for name, n in totals.items() if n is not None}
+
+    @property
+    def num_workers(self) -> int:
+        """Processes as set, or for `auto` as many as suit the machine and the other settings."""
+        if self.workers != "auto":
+            return self.workers
+        if self.enable_management or self.enable_shared_memory:
+            return 1
+        if self.device != "cpu" and this_hardware().gpus:
+            return 1
+        most = min(total // least for total, least in self.totals().values())
+        return max(1, min((self.cpus or available_cpus()) // CPUS_PER_WORKER, most))
 
     @property
     def num_receive_places(self) -> int:
@@ -364,7 +412,29 @@ class Settings(BaseModel):
             raise ValueError(f"{given} is set without {missing}; TLS needs both")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca is set without tls_cert and tls_key; set all three")
+        self._check_workers()
         return self
+
+    def _check_workers(self) -> None:
+        if self.workers in {1, "auto"}:
+            return
+        for name in ("enable_management", "enable_shared_memory"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} needs workers=1: a request reaches one of the processes, and the "
+                    "others would not know of it"
+                )
+        if self.device == "gpu":
+            raise ValueError(
+                "workers must be 1 with device=gpu: each process would hold a CUDA context and "
+                "engines of its own on the same GPU"
+            )
+        for name, (total, least) in self.totals().items():
+            if total < self.num_workers * least:
+                raise ValueError(
+                    f"{name} is divided among the workers and must be at least {least} for each, "
+                    f"{self.num_workers * least} for {self.workers}; it is {total}"
+                )
 
 
 def load_settings(
@@ -436,7 +506,7 @@ def given_settings(**flags: object) -> dict[str, object]:
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """The option of a setting. pydantic converts and checks values, as those of variables."""
     kinds: list[Any] = [field.annotation]
-    while any(get_origin(kind) in {types.UnionType, Annotated} for kind in kinds):
+    while any(get_origin(kind) in {*UNIONS, Annotated} for kind in kinds):
         kinds = [part for kind in kinds for part in _parts(kind)]
     kind: Any = str
     if bool in kinds or Path in kinds:
@@ -447,12 +517,15 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     default = None if field.default_factory else field.default
     shown = ",".join(default) if isinstance(default, tuple) else str(default)
     kebab = name.replace("_", "-")
+    number = "FLOAT" if float in kinds else None
+    if int in kinds:
+        number = "|".join([*choices, "INT"])
     parameter = Parameter(
         name=f"--{kebab}",
         negative=f"--no-{kebab}" if kind is bool else (),
         help=" ".join((field.description or "").split()),
-        metavar="INT" if int in kinds else "FLOAT" if float in kinds else None,
-        choices=choices or None,
+        metavar=number,
+        choices=None if int in kinds else choices or None,
         show_default=False if default in (None, (), "", False) else lambda _: shown,
     )
     annotation = Annotated[kind | None, parameter]
@@ -463,7 +536,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def _parts(kind: Any) -> tuple[Any, ...]:
     """The members of a union, the type that is annotated, or the type itself."""
-    if get_origin(kind) is types.UnionType:
+    if get_origin(kind) in UNIONS:
         return get_args(kind)
     return get_args(kind)[:1] if get_origin(kind) is Annotated else (kind,)
 

@@ -69,7 +69,19 @@ class GrpcServer:
         *,
         address: tuple[str, int],
         repository: ModelRepository | None = None,
+        is_shared: bool = False,
     ) -> None:
+        """Make a server that does not listen yet.
+
+        Args:
+            plane: Answers.
+            telemetry: Counts, times and logs.
+            protection: Limits.
+            address: Host and port.
+            repository: Loads models; None if callers may not.
+            is_shared: Whether other processes of this server listen on the port too.
+        """
+        self._is_shared = is_shared
         self._plane = plane
         self._repository = repository
         self._protection = protection
@@ -176,7 +188,11 @@ class GrpcServer:
         self._stopped = asyncio.Event()
         self._server = grpc.aio.server(
             interceptors=self._interceptors,
-            options=channel_options(self._protection),
+            # Unless it is shared, fail if another process has the port.
+            options=[
+                ("grpc.so_reuseport", int(self._is_shared)),
+                *channel_options(self._protection),
+            ],
             # A backstop: the guard refuses earlier, with a delay for the retry.
             maximum_concurrent_rpcs=self._protection.max_rpcs
             + 2 * (MAX_OPEN_UNARY + MAX_OPEN_STREAMS),
@@ -220,8 +236,6 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
     """Limits that gRPC's core enforces, in milliseconds and bytes."""
     age_ms = int(1000 * protection.max_connection_age_s)
     return [
-        # Fail if another process has the port, rather than share it.
-        ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", protection.max_body_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", protection.max_grpc_connections),

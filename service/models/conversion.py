@@ -53,6 +53,7 @@ class ModelSource:
         cache: Folder of converted packages; None if nothing may be converted.
         precisions: Graphs to export in addition to fp32.
         is_background: Whether other models answer meanwhile and need the processors.
+        num_loading: Processes that load it at the same time, and so share the free memory.
         cancelled: Set to cancel the load.
     """
 
@@ -61,6 +62,7 @@ class ModelSource:
     cache: Path | None = None
     precisions: tuple[Precision, ...] = ()
     is_background: bool = False
+    num_loading: int = 1
     cancelled: Event = field(default_factory=Event, compare=False)
 
     @classmethod

@@ -153,6 +153,8 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     manifest = package.manifest
     buckets = served_buckets(manifest, settings.max_batch_patches)
     free_bytes = free_memory()
+    if free_bytes is not None:
+        free_bytes //= source.num_loading
     choice = choose(package, settings)
     load = partial(load_chosen, package, choice, cache=settings.cache)
     weights = weight_bytes(package, choice)
@@ -213,6 +215,11 @@ def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
     )
     fields = {"model": package.manifest.name, **asdict(choice)}
     logger.info("runtime chosen", extra={"fields": fields})
+    if choice.device == "gpu" and settings.num_workers > 1:
+        raise UnusableRuntimeError(
+            f"{settings.num_workers} workers would each hold a CUDA context and engines on one "
+            "GPU: set workers to 1, or device to cpu"
+        )
     return choice
 
 

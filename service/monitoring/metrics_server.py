@@ -46,13 +46,14 @@ class MetricsServer:
         Args:
             registry: The metrics.
             checks: Health checks by path; each raises `ServiceError` if it fails.
-            host: Address to listen on.
+            host: Address to listen on, or the name of a Unix socket in Linux's abstract namespace,
+                which begins with a zero byte.
             port: 0 chooses a free one.
 
         Raises:
             OSError: The address is not available.
         """
-        kind = _ServerV6 if ":" in host else _Server
+        kind = _UnixServer if host[0] == "\0" else _ServerV6 if ":" in host else _Server
         app = _application(registry, checks)
         try:
             self._server = make_server(host, port, app, kind, handler_class=_Handler)
@@ -164,6 +165,21 @@ def _end(request: socket.socket) -> None:
 
 class _ServerV6(_Server):
     address_family = socket.AF_INET6
+
+
+class _UnixServer(_Server):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        """Bind to the name, which has no port."""
+        self.socket.bind(self.server_address[0])
+        self.server_name, self.server_port = "localhost", 0
+        self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; a client has no address."""
+        request, _ = super().get_request()
+        return request, ("localhost", 0)
 
 
 class _Handler(WSGIRequestHandler):

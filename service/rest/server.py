@@ -662,8 +662,14 @@ def _ioctl_int(transport: asyncio.Transport, code: int) -> int:
     return int.from_bytes(held, sys.byteorder)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     """A listening socket; port 0 lets the kernel choose.
+
+    Args:
+        host: Address to listen on.
+        port: Port.
+        is_shared: Whether other processes of this server have the port too. The kernel spreads
+            connections over all sockets that listen, so this one does not, yet.
 
     Raises:
         OSError: The address is not available.
@@ -674,8 +680,10 @@ def listen(host: str, port: int) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(is_shared))
         listening.bind((host, port))
-        listening.listen(BACKLOG)
+        if not is_shared:
+            listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         raise OSError(

@@ -60,10 +60,15 @@ NO_CALLER: Final = Caller()
 
 
 class CallerLimits:
-    """Counts the requests of callers with a name, and refuses those beyond a limit. Thread-safe."""
+    """Counts the requests of callers with a name, and refuses those beyond a limit. Thread-safe.
 
-    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+    Several processes of one server count by themselves, so each has its share of every limit.
+    """
+
+    def __init__(self, metrics: Metrics, clock: Clock, num_workers: int = 1) -> None:
         self._metrics = metrics
+        self._num_workers = num_workers
+        self._divided = f", divided among {num_workers} processes" if num_workers > 1 else ""
         self._clock = clock
         self._lock = threading.Lock()
         self._running: Counter[str] = Counter()
@@ -80,7 +85,10 @@ class CallerLimits:
             return do_nothing
         with self._lock:
             wait_s = self._wait_s(caller)
-            is_busy = self._running[caller.name] >= (caller.requests_at_once or math.inf)
+            most = math.inf
+            if caller.requests_at_once is not None:
+                most = caller.requests_at_once // self._num_workers
+            is_busy = self._running[caller.name] >= most
             if not wait_s and not is_busy:
                 self._running[caller.name] += 1
                 if caller.requests_per_s is not None:
@@ -93,12 +101,12 @@ class CallerLimits:
         self._metrics.rejected.labels("caller_limit").inc()
         if is_busy and not wait_s:
             raise Overloaded(
-                f"The key may have {caller.requests_at_once} requests in progress.",
+                f"The key may have {caller.requests_at_once} requests in progress{self._divided}.",
                 code="key_busy",
                 retry_after_s=BUSY_RETRY_S,
             )
         raise Overloaded(
-            f"The key may send {caller.requests_per_s:g} requests a second.",
+            f"The key may send {caller.requests_per_s:g} requests a second{self._divided}.",
             code="key_rate_exceeded",
             retry_after_s=wait_s,
         )
@@ -109,9 +117,9 @@ class CallerLimits:
 
     def _wait_s(self, caller: Caller) -> float:
         """Seconds until one more request may start, by the rate alone."""
-        rate = caller.requests_per_s
-        if rate is None:
+        if caller.requests_per_s is None:
             return 0.0
+        rate = caller.requests_per_s / self._num_workers
         now, most = self._clock(), max(1.0, rate)
         left, since = self._left.get(caller.name, (most, now))
         left = min(most, left + (now - since) * rate)
@@ -129,6 +137,7 @@ class ApiKeys:
         fixed: str | None = None,
         file: Path | None = None,
         clock: Clock = time.monotonic,
+        num_workers: int = 1,
     ) -> None:
         """Read all keys once.
 
@@ -138,6 +147,7 @@ class ApiKeys:
             file: One key per line, optionally with `name=`, `requests_per_s=` and
                 `requests_at_once=`; blank lines and lines that begin with `#` are ignored.
             clock: Decides when to look at the file again.
+            num_workers: Processes among which the limits of callers are divided.
 
         Raises:
             ValueError: A key is invalid, or a source holds no key.
@@ -147,10 +157,13 @@ class ApiKeys:
         self._file = file
         self.is_required = fixed is not None or file is not None
         named = [] if fixed is None else [key.strip() for key in fixed.split(",")]
-        self._fixed = () if fixed is None else _parsed([k for k in named if k], "api_keys")
-        self._limits = CallerLimits(metrics, clock)
+        self._num_workers = num_workers
+        self._fixed: Known = ()
+        if fixed is not None:
+            self._fixed = self._divisible(_parsed([k for k in named if k], "api_keys"))
+        self._limits = CallerLimits(metrics, clock, num_workers)
         self._watch = FileWatch([] if file is None else [file], clock=clock)
-        self._filed = () if file is None else _read(file)
+        self._filed = () if file is None else self._divisible(_read(file))
 
     def enter(self, authorization: str | None, api_key: str | None) -> Callable[[], None]:
         """Check the key of a request, in either of two headers; call the result at its end.
@@ -181,11 +194,21 @@ class ApiKeys:
         """All digests with their callers. If the file becomes invalid, its last keys stay."""
         if self._file is not None and self._watch.has_changed():
             try:
-                self._filed = _read(self._file)
+                self._filed = self._divisible(_read(self._file))
                 logger.info("read the API keys again", extra={"fields": {"keys": len(self._filed)}})
             except (OSError, ValueError) as error:
                 logger.error("the API keys were not changed: %s", error)
         return [*self._fixed, *self._filed]
+
+    def _divisible(self, known: Known) -> Known:
+        least = self._num_workers
+        for _, caller in known:
+            if caller.requests_at_once is not None and caller.requests_at_once < least:
+                raise ValueError(
+                    f"requests_at_once of {caller.name} is divided among {least} workers, so it "
+                    f"must be at least {least}"
+                )
+        return known
 
 
 def _caller_of(shown: str, known: Known) -> Caller | None:

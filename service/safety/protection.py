@@ -15,7 +15,7 @@ from service.safety.browsers import BrowserRules
 from service.safety.shared_memory import MAX_REGIONS, SharedMemory
 from service.safety.tls import Tls, TlsFiles
 from service.safety.url_fetch import MAX_AT_ONCE, FetchLimits, UrlFetcher, UrlPolicy
-from service.settings import Settings
+from service.settings import MIN_CONNECTIONS, Settings
 
 RETRY_S: Final = 1.0
 # Descriptors for model files, runtimes, threads' event files, and refused connections until they
@@ -23,7 +23,6 @@ RETRY_S: Final = 1.0
 RESERVED_DESCRIPTORS: Final = 128
 # REST connections beyond `max_connections`, each for one health check.
 SPARE_CONNECTIONS: Final = 64
-MIN_CONNECTIONS: Final = 16
 # gRPC accepts more than `max_connections`, and closes idle ones afterwards: see
 # `service.grpc.connections`. With twice as many, 1,100 clients that reconnect at once whenever they
 # are disconnected do not keep others out.
@@ -211,6 +210,7 @@ class Protection:
                 metrics,
                 fixed=None if api_keys is None else api_keys.get_secret_value(),
                 file=settings.api_keys_file,
+                num_workers=settings.num_workers,
             ),
             browsers=BrowserRules.from_settings(settings),
             tls=_tls(settings, metrics),

@@ -96,8 +96,8 @@ class Program:
         )
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def wait_for(self, message: str) -> dict[str, Any]:
         """Wait for the log record with this message."""
@@ -106,6 +106,11 @@ class Program:
             if record.get("message") == message:
                 return record
         raise AssertionError("the program ended first:\n" + "".join(self.log))
+
+    def records(self, message: str) -> list[dict[str, Any]]:
+        """The log records with this message so far."""
+        parsed = [json.loads(line) for line in tuple(self.log) if line.startswith("{")]
+        return [record for record in parsed if record["message"] == message]
 
     def end(self) -> int:
         """Send SIGTERM and return the exit status; kills it after a timeout."""
@@ -116,7 +121,7 @@ class Program:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
-        self._reader.join(LIMIT_S)
+        self.reader.join(LIMIT_S)
         return status
 
     def _read(self) -> None:

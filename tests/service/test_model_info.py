@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from model.manifest import Manifest, ParityEntry, ParityLimits
+from model.runtime.base import UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from service.grpc.converters import from_model
 from service.messages import ModelInfo
@@ -71,3 +72,14 @@ def test_the_runtime_is_chosen_by_the_settings(
     (request,) = asked
     found = request.runtime, request.precision, request.device, request.provider
     assert found == ("onnx", "fp16", "gpu", "cuda")
+
+
+def test_several_workers_do_not_share_a_gpu(
+    manifest: Manifest, make_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = RuntimeChoice(runtime="onnx", precision="fp32", device="gpu", reason="")
+    monkeypatch.setattr(lane_loading, "choose_runtime", lambda *_: choice)
+    package: Any = SimpleNamespace(manifest=manifest)
+    assert lane_loading.choose(package, make_settings()) is choice
+    with pytest.raises(UnusableRuntimeError, match="2 workers would each hold a CUDA context"):
+        lane_loading.choose(package, make_settings(workers=2, lanes=2, pool_threads=2))

@@ -128,9 +128,10 @@ def load(manifest: Manifest, make_settings: Any) -> Callable[..., LoadedLanes]:
     """Load the lanes of the fake model with these settings."""
     package = ModelPackage(path=Path(), manifest=manifest)
 
-    def load_with(**values: object) -> LoadedLanes:
+    def load_with(num_loading: int = 1, **values: object) -> LoadedLanes:
         settings = make_settings(warm_up_limit_s=0.0, **values)
-        return load_lanes(package, settings, ModelSource("bundled-student"))
+        source = ModelSource("bundled-student", num_loading=num_loading)
+        return load_lanes(package, settings, source)
 
     return load_with
 
@@ -157,6 +158,11 @@ def test_lanes_fit_the_memory_that_the_first_one_uses(
     assert len(load(lanes=None).lanes) == 2
     # The first lane, which was measured, had too few threads; it was closed for another one.
     assert [runtime.is_closed for runtime in machine.loaded] == [True, False, False]
+    # Two processes that load at the same time have half of the memory each.
+    machine.set_free(800 * MB)
+    assert len(load(lanes=None).lanes) == 4
+    assert len(load(num_loading=2, lanes=None).lanes) == 2
+    del machine.loaded[3:]
     # Memory is measured once: only the first load ran the largest shape.
     assert [runtime.num_images for runtime in machine.loaded] == [2, 1, 1]
     machine.set_free(170 * MB)

@@ -150,10 +150,12 @@ def test_keys_on_a_command_line_are_refused(arguments: Sequence[str]) -> None:
     assert FIRST not in str(caught.value)
 
 
-def limited(metrics: Metrics, folder: Path, clock: Clock, options: str) -> ApiKeys:
+def limited(
+    metrics: Metrics, folder: Path, clock: Clock, options: str, num_workers: int = 1
+) -> ApiKeys:
     file = folder / "keys"
     file.write_text(f"{FIRST} name=acme {options}\n{SECOND}  name=acme {options}\n{THIRD}\n")
-    return ApiKeys(metrics, file=file, clock=clock)
+    return ApiKeys(metrics, file=file, clock=clock, num_workers=num_workers)
 
 
 def count(metrics: Metrics, outcome: str) -> float:
@@ -190,6 +192,25 @@ def test_a_callers_requests_in_progress_are_limited(metrics: Metrics, tmp_path: 
     leave()
     keys.enter(None, FIRST)
     assert (count(metrics, "accepted"), count(metrics, "too_many_at_once")) == (3, 1)
+
+
+def test_each_of_several_workers_has_its_share_of_a_callers_limits(
+    metrics: Metrics, tmp_path: Path
+) -> None:
+    clock = Clock()
+    keys = limited(metrics, tmp_path, clock, "requests_at_once=5", num_workers=2)
+    for _ in range(2):
+        keys.enter(None, FIRST)
+    with pytest.raises(Overloaded, match="5 requests in progress, divided among 2 processes"):
+        keys.enter(None, FIRST)
+    keys = limited(metrics, tmp_path, clock, "requests_per_s=4", num_workers=2)
+    for _ in range(2):
+        keys.enter(None, FIRST)
+    with pytest.raises(Overloaded, match="4 requests a second, divided among 2 processes") as error:
+        keys.enter(None, FIRST)
+    assert error.value.retry_after_s == 0.5
+    with pytest.raises(ValueError, match="requests_at_once of acme is divided among 2 workers"):
+        limited(metrics, tmp_path, clock, "requests_at_once=1", num_workers=2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Several processes of one server: the supervisor, and what each process gets."""

@@ -1,0 +1,66 @@
+"""What the supervisor gives one worker process: ports, a share of every total, where to report."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from service.machine import available_cpus
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPlace:
+    """The place of one worker among all.
+
+    Attributes:
+        number: From 0.
+        num_workers: All workers.
+        num_starting: Workers that start at the same time and so share the free memory.
+        ports: Those that the whole server listens on, by protocol.
+        report_socket: Name of the Unix socket for its metrics and health, in Linux's abstract
+            namespace.
+    """
+
+    number: int
+    num_workers: int
+    num_starting: int
+    ports: dict[str, int]
+    report_socket: str
+
+    def to_text(self) -> str:
+        """For the worker's command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read `to_text`.
+
+        Raises:
+            ValueError: It was not written by a supervisor.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            raise ValueError("only a server with --workers starts workers") from None
+
+    def settings(self, whole: Settings) -> Settings:
+        """The settings of this worker."""
+        ports = {"http_port": self.ports["http"], "grpc_port": self.ports["grpc"]}
+        share = share_of(whole, self.number, self.num_workers)
+        return share.model_copy(update={**ports, "ports_file": None})
+
+
+def share_of(whole: Settings, number: int, num_workers: int) -> Settings:
+    """The settings of one worker, whose totals are its share; all shares are the total.
+
+    An answer must fit into the share of one worker.
+    """
+
+    def share(total: int) -> int:
+        return total // num_workers + (number < total % num_workers)
+
+    shares: dict[str, object] = {name: share(total) for name, (total, _) in whole.totals().items()}
+    most_bytes = min(whole.max_answer_bytes, share(whole.max_answer_memory_bytes))
+    cpus = max(1, share(whole.cpus or available_cpus()))
+    others = {"workers": num_workers, "cpus": cpus, "max_answer_bytes": most_bytes}
+    return whole.model_copy(update={**shares, **others})

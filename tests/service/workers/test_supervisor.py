@@ -1,0 +1,191 @@
+"""The supervisor's rules: ports, readiness, liveness, and what counts after a worker has ended."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from service.errors import Unavailable
+from service.monitoring.metrics_server import LIVE, READY
+from service.settings import Settings
+from service.workers.supervisor import Supervisor, WorkerMetrics, packages, reserve
+
+
+class FakeWorker:
+    """A worker whose health and metrics a test sets."""
+
+    def __init__(self, *, ready: bool | None = True, live: bool | None = True) -> None:
+        self.answers = {READY: ready, LIVE: live}
+        self.joined = asyncio.Event()
+        if ready:
+            self.joined.set()
+        self.has_answered = ready is not None
+        self.is_leaving = False
+        self.num_failed = 0
+        self.num_kills = 0
+        self.num_requests: int | None = 0
+        self.fields = {"worker": 0, "pid": 1}
+
+    def ask(self, path: str) -> bool | None:
+        return self.answers[path]
+
+    def kill(self) -> None:
+        self.num_kills += 1
+
+    def terminate(self) -> None:
+        self.is_leaving = True
+
+    def scrape(self) -> list[Metric] | None:
+        if self.num_requests is None:
+            return None
+        return [
+            CounterMetricFamily("requests", "text", self.num_requests),
+            GaugeMetricFamily("inflight", "text", 1),
+            GaugeMetricFamily("tipserve_ready", "text", 1),
+        ]
+
+
+async def supervisor_of(workers: Sequence[FakeWorker]) -> Supervisor:
+    settings = Settings(workers=2, host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0)
+    made: Any = Supervisor(settings, lambda _: [])
+    made._workers.extend(workers)
+    made._server.close()
+    for sock in made._reserved:
+        sock.close()
+    return made  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("workers", "is_ready"),
+    [
+        ([(None, None)], False),  # it starts
+        ([(True, True), (None, None)], True),  # one starts, or has ended
+        ([(True, True), (False, True)], True),  # one loads its model and does not listen
+        ([(False, True)], False),
+        ([], False),
+    ],
+)
+async def test_the_server_is_ready_when_a_worker_listens_and_can_answer(
+    workers: list[tuple[bool | None, bool | None]], is_ready: bool
+) -> None:
+    supervisor = await supervisor_of([FakeWorker(ready=r, live=v) for r, v in workers])
+    assert is_ready == await asyncio.to_thread(passes, supervisor._check_ready)
+
+
+def passes(check: Any) -> bool:
+    try:
+        check()
+    except Unavailable:
+        return False
+    return True
+
+
+async def test_a_listening_worker_that_cannot_answer_fails_readiness_unless_it_leaves() -> None:
+    workers = [FakeWorker(), FakeWorker()]
+    supervisor = await supervisor_of(workers)
+    assert passes(supervisor._check_ready)
+    workers[0].answers[READY] = False
+    assert not passes(supervisor._check_ready)
+    workers[0].terminate()
+    assert passes(supervisor._check_ready)
+    supervisor.stop()
+    assert not passes(supervisor._check_ready)
+    assert all(worker.is_leaving for worker in workers)
+
+
+async def test_the_server_lives_while_one_worker_starts_or_lives() -> None:
+    dead, starting = FakeWorker(live=False), FakeWorker(ready=None, live=None)
+    assert passes((await supervisor_of([dead, starting]))._check_live)
+    assert passes((await supervisor_of([dead, FakeWorker()]))._check_live)
+    assert not passes((await supervisor_of([dead]))._check_live)
+    assert not passes((await supervisor_of([]))._check_live)
+
+
+async def test_a_worker_that_is_not_live_for_a_minute_is_killed() -> None:
+    workers = [FakeWorker(), FakeWorker(live=False), FakeWorker(ready=None, live=None)]
+    supervisor = await supervisor_of(workers)
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        assert len(pauses) < 20, "nothing is killed"
+        if len(pauses) == 3:  # one good answer begins the minute anew
+            workers[1].answers[LIVE] = True
+        if len(pauses) == 4:
+            workers[1].answers[LIVE] = False
+        if workers[1].num_kills:
+            supervisor.stop()
+
+    supervisor.pause = sleep
+    await supervisor._watch_liveness()
+    assert pauses[:-1] == [10.0] * 9
+    assert [worker.num_kills for worker in workers] == [0, 1, 0]
+
+
+def value(families: list[Metric], name: str) -> float:
+    found = [family for family in families if family.name == name]
+    return float(sum(sample.value for family in found for sample in family.samples))
+
+
+async def test_counts_never_fall_when_a_worker_ends_or_is_silent() -> None:
+    first, second, third = (FakeWorker() for _ in range(3))
+    workers = [first, second]
+    given: Any = lambda: list(workers)  # noqa: E731
+    scrape: Any = FakeWorker.scrape
+    metrics = WorkerMetrics(given, scrape)
+    first.num_requests, second.num_requests = 5, 3
+    now = metrics.collect()
+    assert (value(now, "requests"), value(now, "inflight")) == (8, 2)
+    second.num_requests = None
+    now = metrics.collect()
+    assert (value(now, "requests"), value(now, "inflight")) == (8, 1)
+    workers[1:] = [third]
+    third.num_requests = 2
+    now = metrics.collect()
+    assert (value(now, "requests"), value(now, "inflight")) == (10, 2)
+    workers.clear()
+    assert value(metrics.collect(), "requests") == 10
+    names = [family.name for family in metrics.collect()]
+    assert "tipserve_ready" not in names, "the supervisor's own is another"
+    assert "process_cpu_seconds" in names
+
+
+def test_a_reserved_port_is_shared_by_its_workers_only() -> None:
+    held = reserve("127.0.0.1", (0, 0))
+    port = held[0].getsockname()[1]
+    with socket.socket() as worker, socket.socket() as other:
+        worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        worker.bind(("127.0.0.1", port))
+        worker.listen()
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        with pytest.raises(OSError, match=f"the workers cannot listen on 127.0.0.1, port {port}"):
+            reserve("127.0.0.1", (0, port))
+    for sock in held:
+        sock.close()
+    with pytest.raises(OSError, match="are the same"):
+        reserve("127.0.0.1", (port, port))
+
+
+def test_a_package_is_another_one_when_its_link_or_its_manifest_changes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        manifest = tmp_path / name / "tipserve.json"
+        manifest.write_text("{}")
+        os.utime(manifest, (0, 0))  # copies keep the time of the original
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "one")
+    models = [f"name={link}", "bundled", "google/tipsv2-b14"]
+    before = packages(models)
+    assert packages(models) == before
+    assert before[1:] == [None, None]
+    link.unlink()
+    assert packages(models)[0] is None
+    link.symlink_to(tmp_path / "two")
+    assert packages(models)[0] not in {None, before[0]}

@@ -4,10 +4,12 @@ The benchmarks run it as a process:
 python -m benchmarks.noop_service tipserve|plain PORTS_FILE [NAME=VALUE ...]
 """
 
+import asyncio
 import json
+import signal
 import sys
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from service.monitoring.log import configure_logging
 from service.rest.server import listen
 from service.server import Server
 from service.settings import Settings
+from service.workers.place import WorkerPlace
+from service.workers.supervisor import Supervisor
 
 Serve = Callable[[Path, Mapping[str, str]], Coroutine[Any, Any, None]]
 RuntimeMaker = Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]
@@ -138,16 +142,30 @@ async def serve_noop(
     """Run the whole service with a no-op runtime or another fake runtime."""
     log = configure_logging("INFO", "json")
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ports_file": ports_file}
-    known = {"runtime": "onnx", "host": "127.0.0.1", **ports, **values}
-    settings = Settings.model_validate(known)
+    place = WorkerPlace.from_text(values["place"]) if "place" in values else None
+    given = {name: value for name, value in values.items() if name != "place"}
+    settings = Settings.model_validate({"runtime": "onnx", "host": "127.0.0.1", **ports, **given})
+    loop = asyncio.get_running_loop()
+    if settings.num_workers > 1 and place is None:
+        supervisor = Supervisor(settings, partial(worker_command, ports_file, given))
+        loop.add_signal_handler(signal.SIGTERM, supervisor.stop)
+        await supervisor.run()
+        return
 
     RUNTIMES["onnx"] = runtime
-    server = Server(settings, log=log)
+    server = Server(settings, log=log, place=place)
+    loop.add_signal_handler(signal.SIGTERM, server.request_stop)
     plane: Any = server.plane
     plane._images._preparer = NoopPreparer(
         plane.image_limits, max_patches=settings.max_batch_patches
     )
     await server.run()
+
+
+def worker_command(ports_file: Path, values: Mapping[str, str], place: str) -> list[str]:
+    """Return the command line of one of several processes."""
+    pairs = [f"{name}={value}" for name, value in {**values, "place": place}.items()]
+    return [sys.executable, "-m", "benchmarks.noop_service", "tipserve", str(ports_file), *pairs]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -38,15 +38,20 @@ class RunningService:
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum a metric over all series with these labels; 0 if there are none."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
-            lines = answer.read().decode().splitlines()
-        wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        samples = [
-            line
-            for line in lines
-            if line.split("{")[0].split(" ")[0] == name and all(pair in line for pair in wanted)
-        ]
-        return sum(float(line.rpartition(" ")[2]) for line in samples)
+        return read_metric(self.metrics_port, name, **labels)
+
+
+def read_metric(port: int, name: str, **labels: str) -> float:
+    """Sum a metric of a metrics port over all series with these labels; 0 if there are none."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    samples = [
+        line
+        for line in lines
+        if line.split("{")[0].split(" ")[0] == name and all(pair in line for pair in wanted)
+    ]
+    return sum(float(line.rpartition(" ")[2]) for line in samples)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from model.files import atomic_write, locked, rename, sync_tree
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import MAX_MANIFEST_BYTES, PackageError, open_package, parse_manifest
+from model.stores import StoreError, is_url, open_store
 
 CURRENT: Final = "current"
 HISTORY: Final = ".history"
@@ -86,7 +87,7 @@ class Repository:
             PackageError: The package is broken or cannot be read, or its graphs are not proven;
                 nothing changes.
         """
-        raw, copy = _from_store(source) if "://" in str(source) else _from_folder(source)
+        raw, copy = _from_store(source) if is_url(str(source)) else _from_folder(source)
         manifest = parse_manifest(raw, f"{source}/{MANIFEST_NAME}")
         check_proven(manifest)
         digest = hashlib.sha256(raw).hexdigest()[:DIGEST_DIGITS]
@@ -232,21 +233,16 @@ def _from_store(source: str | Path) -> tuple[bytes, Copy]:
         PackageError: The store's library is missing, or it has no such manifest.
     """
     try:
-        from fsspec.core import url_to_fs  # noqa: PLC0415 - an extra
-
-        files, root = url_to_fs(str(source))
-    except (ImportError, ValueError) as error:
-        raise PackageError(
-            f"{source}: {error}; s3:// and gs:// need pip install 'tipserve[stores]'"
-        ) from error
+        files, root = open_store(str(source))
+    except StoreError as error:
+        raise PackageError(str(error)) from error
 
     def copy(name: str, target: Path) -> None:
         with _explained(f"{source}/{name}"):
-            files.get_file(f"{root.rstrip('/')}/{name}", str(target))
+            files.get_file(f"{root}/{name}", str(target))
 
     with _explained(f"{source}/{MANIFEST_NAME}"):
-        place = f"{root.rstrip('/')}/{MANIFEST_NAME}"
-        return files.cat_file(place, end=MAX_MANIFEST_BYTES), copy
+        return files.cat_file(f"{root}/{MANIFEST_NAME}", end=MAX_MANIFEST_BYTES), copy
 
 
 @contextmanager

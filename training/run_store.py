@@ -6,8 +6,7 @@ fsspec opens the store by its URL: `s3://` needs the package s3fs, `gs://` gcsfs
 
 from pathlib import Path
 
-from fsspec.core import url_to_fs
-
+from model.stores import StoreError, open_store
 from training.boards import BOARD_FOLDER, WANDB_FOLDER
 from training.checkpoint import CHECKPOINT_FOLDER, HEADER_FILE, checkpoint_step
 
@@ -29,12 +28,10 @@ class RunStore:
     def __init__(self, run: Path, url: str) -> None:
         self._run = run
         try:
-            self._files, root = url_to_fs(url)
-        except ImportError as error:
-            raise ValueError(f"checkpoint_store={url}: {error}; pip installs it") from error
-        except ValueError as error:
-            raise ValueError(f"checkpoint_store={url}: {error}") from error
-        self._root = f"{root.rstrip('/')}/{run.name}"
+            self._files, root = open_store(url)
+        except StoreError as error:
+            raise ValueError(f"checkpoint_store={error}") from error
+        self._root = f"{root}/{run.name}"
 
     def put(self, checkpoint: Path, *, keep: int) -> None:
         """Copy a checkpoint with the run's small files, and remove old checkpoints but `keep`."""

@@ -11,7 +11,6 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -25,6 +24,7 @@ from service.bulk.embedding import embed_images
 from service.bulk.inputs import Columns, InputError, InputImage, Part, read_part
 from service.bulk.output import Job, JobError, OutputFolder
 from service.bulk.running import JobProgress, job_schema, missing_parts
+from service.bulk.stores import StoreFailed
 from service.engines.choice import load, settings_for
 from service.engines.engine import EngineError
 from service.engines.in_process import open_manifest
@@ -36,9 +36,9 @@ from service.validation import check_resolution
 
 # An exception of another machine arrives as text with its traceback. These are the errors whose
 # message is written for users.
-USER_ERRORS: Final = {kind.__name__ for kind in (EngineError, InputError, JobError)}
+USER_ERRORS: Final = {kind.__name__ for kind in (EngineError, InputError, JobError, StoreFailed)}
 RAISED: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*(\w+): (.+)$", re.MULTILINE)
-KINDS: Final = ("Error", "Exception", "Interrupt")
+KINDS: Final = ("Error", "Exception", "Failed", "Interrupt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def run_on_ray(
             .map(read, num_cpus=1)
             .map_batches(
                 PartWriter,
-                fn_constructor_args=(flags, job.options.request, job_schema(job), folder.path),
+                fn_constructor_args=(flags, job.options.request, job_schema(job), folder.place),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=options.workers),
@@ -157,7 +157,7 @@ class PartWriter:
     """An actor: loads the model once, embeds parts and writes them."""
 
     def __init__(
-        self, flags: Sequence[str], request: EmbedImagesRequest, schema: pa.Schema, folder: Path
+        self, flags: Sequence[str], request: EmbedImagesRequest, schema: pa.Schema, folder: str
     ) -> None:
         self._engine = load(flags)
         self._request = request

@@ -1,6 +1,7 @@
 """The output of a bulk job: its record, the files of its parts, and the file that joins them.
 
-A job that was stopped continues if inputs, options and model are the same. The output folder has
+A job that was stopped continues if inputs, options and model are the same. The output folder, which
+may be one of an object store, has
 
 _tipserve.json            the record: what is computed from what
 part-00000.parquet ...    rows; a part with a file is finished
@@ -12,10 +13,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,8 +29,10 @@ from model.files import (
     atomic_write,
     locked,
 )
+from model.stores import is_url
 from service.bulk.embedding import Dtype, Row, SkippedImage, to_table
 from service.bulk.inputs import Columns, Inputs
+from service.bulk.stores import StoreFolder
 from service.engines.engine import ModelSummary, UserError
 from service.messages import EmbedImagesRequest
 
@@ -141,12 +144,56 @@ def _difference(old: object, new: dict[str, Any]) -> str:
     return f"{name}: was {json.dumps(before.get(name))}, is now {json.dumps(new[name])}"
 
 
-class OutputFolder:
-    """The folder with the parts of a job. `locked_folder` reserves it for one process."""
+class LocalFolder:
+    """The folder of a bulk job in a file system. A file appears whole, by a rename."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.errors_folder = path / ERRORS_NAME
+        self._path = path
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names in the folder or in a folder of it; none if there is no such folder."""
+        path = self._path / folder
+        return os.listdir(path) if path.is_dir() else []
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
+        return (self._path / name).read_bytes()
+
+    def write(self, name: str, content: str) -> None:
+        """Write a file atomically."""
+        (self._path / name).parent.mkdir(exist_ok=True)
+        atomic_write(self._path / name, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        (self._path / name).unlink(missing_ok=True)
+
+    def new_file(self, name: str) -> AbstractContextManager[Path]:
+        """Give the path of a temporary file that is renamed if the block ends without an error."""
+        return atomic_file(self._path / name)
+
+    def opened(self, name: str) -> IO[bytes]:
+        """Open a file for reading."""
+        return (self._path / name).open("rb")
+
+    def tidy(self) -> None:
+        """Remove temporary files that killed writers left."""
+        for folder in (self._path, self._path / ERRORS_NAME):
+            for left in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+                left.unlink()
+
+
+class OutputFolder:
+    """The folder with the parts of a job. `locked_folder` reserves it for one process.
+
+    Attributes:
+        place: Its path, or its URL in an object store.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self._files: StoreFolder | LocalFolder
+        self._files = StoreFolder(place) if is_url(place) else LocalFolder(Path(place))
 
     def start(self, record: dict[str, Any]) -> None:
         """Start or continue a job. A job without a finished part may be replaced by another one.
@@ -154,43 +201,43 @@ class OutputFolder:
         Raises:
             JobError: The folder has parts of another job, or other files.
         """
-        file = self.path / RECORD_NAME
-        if file.exists():
+        names = self._files.names()
+        if RECORD_NAME in names:
             if self.finished_parts():
-                compare_records(_read_record(file), record, str(self.path))
-        else:
-            others = [p.name for p in self.path.iterdir() if p.name != LOCK_NAME]
-            if others:
-                raise JobError(
-                    f"{self.path} contains other files ({min(others)}); give an empty folder."
-                )
-        atomic_write(file, json.dumps(record, indent=2) + "\n")
-        self.errors_folder.mkdir(exist_ok=True)
-        for folder in (self.path, self.errors_folder):
-            for left in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-                left.unlink()
+                compare_records(_parsed(self._files.read(RECORD_NAME)), record, self.place)
+        elif others := [name for name in names if name != LOCK_NAME]:
+            raise JobError(
+                f"{self.place} contains other files ({min(others)}); give an empty folder."
+            )
+        self._files.write(RECORD_NAME, json.dumps(record, indent=2) + "\n")
+        self._files.tidy()
 
     def clear(self) -> None:
         """Remove the files of a job; without a record, remove nothing."""
-        if not (self.path / RECORD_NAME).exists():
+        names = self._files.names()
+        if RECORD_NAME not in names:
             return
-        shutil.rmtree(self.errors_folder, ignore_errors=True)
-        for name in [*self.path.glob("part-*.parquet"), *self.path.glob(f".*{TEMPORARY_SUFFIX}")]:
-            name.unlink()
-        (self.path / RECORD_NAME).unlink()
+        self._files.tidy()
+        for name in filter(PART_NAME.fullmatch, names):
+            self._files.remove(name)
+        for name in self._files.names(ERRORS_NAME):
+            self._files.remove(f"{ERRORS_NAME}/{name}")
+        self._files.remove(RECORD_NAME)
 
     def finished_parts(self) -> set[int]:
         """Numbers of the finished parts."""
-        matches = (PART_NAME.fullmatch(name) for name in os.listdir(self.path))
+        matches = map(PART_NAME.fullmatch, self._files.names())
         return {int(match[1]) for match in matches if match}
 
-    def part_file(self, number: int) -> Path:
-        """File with the rows of a part."""
-        return self.path / f"part-{number:05}.parquet"
+    def opened_part(self, number: int) -> AbstractContextManager[IO[bytes]]:
+        """Open the rows of a part."""
+        return self._files.opened(_part_name(number))
 
-    def errors_file(self, number: int) -> Path:
-        """File with the skipped images of a part, if there are any."""
-        return self.errors_folder / f"part-{number:05}.jsonl"
+    def errors(self) -> bytes:
+        """The skipped images of all finished parts, a line each."""
+        finished = {_errors_name(number) for number in self.finished_parts()}
+        names = (f"{ERRORS_NAME}/{name}" for name in sorted(self._files.names(ERRORS_NAME)))
+        return b"".join(self._files.read(name) for name in names if name in finished)
 
     def write_part(
         self, number: int, outcomes: Iterable[Row | SkippedImage], schema: pa.Schema
@@ -200,37 +247,51 @@ class OutputFolder:
         Returns:
             Numbers of rows and skipped images.
         """
-        file = self.part_file(number)
         bad: list[SkippedImage] = []
         num_rows = 0
-        with atomic_file(file) as temporary:
+        with self._files.new_file(_part_name(number)) as temporary:
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 for rows in _groups(outcomes, bad):
                     writer.write_table(to_table(rows, schema))
                     num_rows += len(rows)
             # The skipped images first, because the file with the rows marks the part as finished.
-            errors = self.errors_file(number)
+            errors = _errors_name(number)
             if bad:
-                atomic_write(errors, "".join(f"{json.dumps(asdict(item))}\n" for item in bad))
+                lines = "".join(f"{json.dumps(asdict(item))}\n" for item in bad)
+                self._files.write(errors, lines)
             else:
-                errors.unlink(missing_ok=True)
+                self._files.remove(errors)
         return num_rows, len(bad)
 
     def totals(self) -> tuple[int, int]:
         """Numbers of rows and skipped images in all finished parts."""
-        numbers = self.finished_parts()
-        rows = sum(int(pq.read_metadata(self.part_file(n)).num_rows) for n in numbers)
-        files = [file for file in map(self.errors_file, numbers) if file.exists()]
-        return rows, sum(len(file.read_bytes().splitlines()) for file in files)
+        num_rows = 0
+        for number in self.finished_parts():
+            with self.opened_part(number) as file:
+                num_rows += int(pq.read_metadata(file).num_rows)
+        return num_rows, len(self.errors().splitlines())
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:05}.parquet"
+
+
+def _errors_name(number: int) -> str:
+    return f"{ERRORS_NAME}/part-{number:05}.jsonl"
 
 
 @contextmanager
-def locked_folder(path: Path) -> Iterator[OutputFolder]:
-    """Create the folder if it is missing, and lock it.
+def locked_folder(place: str | Path) -> Iterator[OutputFolder]:
+    """Create the folder if it is missing, and lock it; a folder of a store needs neither.
 
     Raises:
         JobError: Another process has locked it, or it cannot be created.
+        StoreFailed: The URL is of no known store, or its library is missing.
     """
+    if is_url(str(place)):
+        yield OutputFolder(str(place))
+        return
+    path = Path(place)
     with ExitStack() as stack:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -242,7 +303,7 @@ def locked_folder(path: Path) -> Iterator[OutputFolder]:
             raise JobError(f"Another process writes to {path}; wait until it ends.") from error
         except OSError as error:
             raise JobError(f"{path} cannot be written to: {error.strerror}.") from error
-        yield OutputFolder(path)
+        yield OutputFolder(str(path))
 
 
 def _groups(outcomes: Iterable[Row | SkippedImage], bad: list[SkippedImage]) -> Iterator[list[Row]]:
@@ -262,9 +323,9 @@ def _groups(outcomes: Iterable[Row | SkippedImage], bad: list[SkippedImage]) -> 
         yield rows
 
 
-def _read_record(file: Path) -> object:
+def _parsed(record: bytes) -> object:
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(record)
     except ValueError:
         return None
 
@@ -299,22 +360,19 @@ def is_finished(file: Path, record: dict[str, Any]) -> bool:
 
 
 def join_parts(folder: OutputFolder, file: Path, schema: pa.Schema) -> None:
-    """Join all parts into one file atomically, and remove them."""
-    numbers = sorted(folder.finished_parts())
-    errors = b"".join(
-        part.read_bytes() for part in map(folder.errors_file, numbers) if part.exists()
-    )
+    """Join all parts into one file atomically, and remove them; no folder of a store."""
+    errors = folder.errors()
     with atomic_file(file) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for number in numbers:
-                with pq.ParquetFile(folder.part_file(number)) as part:
+            for number in sorted(folder.finished_parts()):
+                with folder.opened_part(number) as opened, pq.ParquetFile(opened) as part:
                     for index in range(part.num_row_groups):
                         writer.write_table(part.read_row_group(index))
         if errors:
             errors_file(file).write_bytes(errors)
         else:
             errors_file(file).unlink(missing_ok=True)
-    shutil.rmtree(folder.path, ignore_errors=True)
+    shutil.rmtree(folder.place, ignore_errors=True)
 
 
 def clear_file(file: Path) -> None:

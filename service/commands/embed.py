@@ -1,7 +1,6 @@
 """`tipserve embed`: embed many images, here, by a server, or on Ray."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
@@ -21,10 +20,13 @@ Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 class EmbedOptions:
     """Options of the command, apart from those of the model."""
 
+    # No Path, which would make one slash of the two in s3://.
     output: Annotated[
-        Path,
+        str,
         Parameter(
-            name=("--output", "-o"), help="A .parquet file, or a folder for one file per part."
+            name=("--output", "-o"),
+            help="A .parquet file, or a folder for one file per part; a folder may be the URL of "
+            "an object store, such as s3://bucket/embeddings (extra `stores`).",
         ),
     ]
     overwrite: Annotated[
@@ -96,7 +98,8 @@ def run(
         str,
         Parameter(
             help="Images, folders, patterns, Parquet files or .tar shards of WebDataset (one kind "
-            "at a time); - reads a list of paths from standard input.",
+            "at a time), also as URLs of an object store such as s3://bucket/photos (extra "
+            "`stores`); - reads a list of paths from standard input.",
             allow_leading_hyphen=True,
             validator=reject_options,
             required=True,

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from model.stores import is_url
 from service.bulk.inputs import Columns, find_inputs
 from service.bulk.output import (
+    ERRORS_NAME,
     Job,
     JobError,
     JobOptions,
@@ -63,9 +65,14 @@ def embed(paths: Sequence[str], options: EmbedOptions, model: ModelOptions) -> i
         return _embed(options, job, partial(run_here, engine), inputs.num_images)
 
 
-def _check_output(output: Path) -> None:
+def _check_output(name: str) -> None:
     """Check that the name of the output fits what is written."""
+    output = Path(name)
     suffix = output.suffix.lower()
+    if is_url(name) and suffix == SUFFIX:
+        raise JobError(
+            f"--output {name}: give a folder of the store; each part is an object in it."
+        )
     if suffix == SUFFIX and output.is_dir():
         raise JobError(f"{output} is a folder; give a file name, or another folder.")
     if suffix in OTHER_FORMATS and not output.is_dir():
@@ -77,7 +84,8 @@ def _check_output(output: Path) -> None:
 
 def _embed(options: EmbedOptions, job: Job, run: Run, num_images: int | None) -> int:
     check_outputs(job.options, job.model)
-    file: Path | None = options.output if options.output.suffix.lower() == SUFFIX else None
+    output = Path(options.output)
+    file = output if output.suffix.lower() == SUFFIX else None
     if file is not None and options.overwrite:
         clear_file(file)
     if file is not None and is_finished(file, job.record()):
@@ -90,7 +98,7 @@ def _embed(options: EmbedOptions, job: Job, run: Run, num_images: int | None) ->
         _compute(job, folder, run, num_images)
         totals = folder.totals()
         if file is None:
-            return _report(options, *totals, folder.errors_folder)
+            return _report(options, *totals, f"{folder.place}/{ERRORS_NAME}")
         join_parts(folder, file, job_schema(job))
     return _report(options, *totals, errors_file(file))
 
@@ -127,7 +135,7 @@ def _run_on_ray(
     on_ray.run_on_ray(job, folder, progress, flags=flags, options=cluster)
 
 
-def _report(options: EmbedOptions, num_rows: int, num_bad: int, errors: Path) -> int:
+def _report(options: EmbedOptions, num_rows: int, num_bad: int, errors: object) -> int:
     print(f"{options.output}: {num_rows} rows")
     if num_bad == 0:
         return DONE

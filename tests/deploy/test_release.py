@@ -64,6 +64,26 @@ def test_every_package_is_pinned_within_its_range_but_torch(path: Path, machine:
         assert not {n for n in pinned if re.match("torch|triton|nvidia-cu", n)}
 
 
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
+def test_no_image_removes_what_its_extras_name(path: Path, tmp_path: Path) -> None:
+    """With a stand-in of pip, which prints its arguments."""
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name in (*pins(path), *({"torch"} & {one.name for one in wanted(path.stem)})):
+        (site / name).mkdir(parents=True)
+    for program, script in (("pip", 'echo "$@"'), ("strip", "")):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
+        (tmp_path / program).chmod(0o755)
+    ended = subprocess.run(
+        [str(ROOT / "scripts" / "trim_environment.sh"), str(tmp_path)],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert not {one.name for one in wanted(path.stem)} & set(ended.stdout.split())
+
+
 def test_what_training_installs_over_serving_has_the_same_versions() -> None:
     serving, training = (
         pins(ROOT / "requirements" / f"{n}.txt") for n in ("cpu,otel", "train,captions")

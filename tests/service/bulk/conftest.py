@@ -1,11 +1,13 @@
-"""An engine without a model, photos on disk, and a job over them."""
+"""An engine without a model, photos on disk, an object store, and a job over them."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -87,11 +89,22 @@ def photos(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
     return folder
 
 
+@pytest.fixture(params=["memory", "file"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty folder in an object store."""
+    url = "memory://bucket/job" if request.param == "memory" else (tmp_path / "job").as_uri()
+    yield url
+    with suppress(FileNotFoundError):
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
 @pytest.fixture
 def make_job() -> Callable[..., Job]:
     """A job with these inputs."""
 
-    def make(*named: Path, part_items: int = 3, fingerprint: str = "f", **request: object) -> Job:
+    def make(
+        *named: Path | str, part_items: int = 3, fingerprint: str = "f", **request: object
+    ) -> Job:
         fields = {"images": (), "outputs": ("cls1",), **request}
         options = JobOptions(
             request=EmbedImagesRequest(**fields),  # type: ignore[arg-type]

@@ -8,8 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.core import url_to_fs
+from fsspec.implementations.memory import MemoryFileSystem
 
-from service.bulk.inputs import Columns, InputError, InputImage, find_inputs, read_part
+from service.bulk.inputs import Columns, InputError, InputImage, Part, find_inputs, read_part
+from service.bulk.stores import StoreFailed
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_invalid_inputs_are_named(
         find_inputs(named, [], 3)
 
 
-def read(path: Path, part_items: int = 100, **columns: str) -> list[list[InputImage]]:
+def read(path: Path | str, part_items: int = 100, **columns: str) -> list[list[InputImage]]:
     inputs = find_inputs([str(path)], [], part_items)
     return [list(read_part(part, Columns(**columns))) for part in inputs.parts]
 
@@ -153,3 +156,95 @@ def test_a_truncated_shard_keeps_its_first_samples(tmp_path: Path) -> None:
     ((first, *_, last),) = read(path)
     assert (first.key, first.data) == ("0", b"0" * 600)
     assert last.problem == "The shard is damaged from here on."
+
+
+def upload(folder: Path, url: str) -> None:
+    files, root = url_to_fs(url)
+    files.put(str(folder), root, recursive=True)
+
+
+@pytest.mark.parametrize("named", ["", "/", "/b.jpg", "/**/*.webp", "/sub", "/notes.txt"])
+def test_objects_are_found_as_files_are(tree: Path, store: str, named: str) -> None:
+    upload(tree, store)
+    expected = paths(tree, f"{tree}{named}")
+    inputs = find_inputs([f"{store}{named}"], [], 2)
+    found = [path for part in inputs.parts for path in part.paths]
+    assert [path.partition("/job/")[2] for path in found] == expected
+    assert all(path.startswith(store.partition("bucket")[0]) for path in found)
+    assert find_inputs(["-"], [f"{store}{named}\n"], 2) == inputs
+
+
+def test_objects_are_read_as_files_are(tmp_path: Path, store: str) -> None:
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    for number in range(20):
+        (folder / "images" / f"{number:02}.jpg").write_bytes(b"%d" % number)
+    table = pa.table({"image": [{"bytes": b"x"}, {"path": "images/03.jpg"}, {"path": "none"}]})
+    pq.write_table(table, folder / "a.parquet")
+    shard(folder / "s.tar", ("0.jpg", b"0" * 600), ("1.jpg", b"1" * 600))
+    upload(folder, store)
+    for name in ("images", "a.parquet", "s.tar"):
+        (expected,), (found,) = read(folder / name), read(f"{store}/{name}")
+        assert [item.data for item in found] == [item.data for item in expected]
+        assert all(item.source.startswith(store.partition("bucket")[0]) for item in found)
+    truncated = (folder / "s.tar").read_bytes()[:2000]
+    files, root = url_to_fs(store)
+    files.pipe_file(f"{root}/s.tar", truncated)
+    ((_, *_, last),) = read(f"{store}/s.tar")
+    assert last.problem == "The shard is damaged from here on."
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_a_missing_object_is_skipped_and_a_failing_store_ends_the_job(
+    tree: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(tree, store)
+    (part,) = find_inputs([store], [], 5).parts
+    MemoryFileSystem.store.pop("/bucket/job/b.jpg")
+    first, missing, _ = read_part(part, Columns())
+    assert (first.data, missing.problem) == (
+        b"x",
+        "The file cannot be read: there is no such object.",
+    )
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("no access")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
+    with pytest.raises(StoreFailed, match=r"a.PNG: PermissionError: no access"):
+        list(read_part(part, Columns()))
+
+
+def test_a_shard_that_a_store_stops_sending_is_not_taken_for_a_damaged_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError("reset")
+
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *_: Broken(b"x"))
+    part = Part(number=0, kind="tar", paths=("memory://bucket/s.tar",))
+    with pytest.raises(StoreFailed, match=r"s.tar: OSError: reset"):
+        list(read_part(part, Columns()))
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "sentence"),
+    [
+        ("memory://bucket/none", InputError, "memory://bucket/none does not exist"),
+        ("s4://bucket/photos", StoreFailed, "s4://bucket/photos: Protocol not known"),
+        ("oci://bucket/photos", StoreFailed, r"pip install 'tipserve\[stores\]'"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_named(
+    url: str, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        find_inputs([url], [], 5)
+
+
+def test_a_table_downloads_nothing_from_web_servers(tmp_path: Path) -> None:
+    table = pa.table({"image": ["http://127.0.0.1:9/a.jpg", "https://localhost/a.jpg"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (items,) = read(tmp_path / "a.parquet")
+    assert {item.problem for item in items} == {"Images are not downloaded from web servers."}

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.core import url_to_fs
 
 from service.bulk.output import (
     Job,
@@ -38,7 +39,7 @@ class Counter:
         self.parts.append((num_rows, num_bad))
 
 
-def run(engine: Any, job: Job, path: Path) -> Counter:
+def run(engine: Any, job: Job, path: Path | str) -> Counter:
     progress = Counter()
     with locked_folder(path) as folder:
         folder.start(job.record())
@@ -73,6 +74,32 @@ def test_an_interrupted_job_continues_to_the_same_rows(
     engine.break_at = None
     run(engine, make_job(photos), tmp_path / "out")
     assert rows(tmp_path / "out").equals(rows(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("break_at", [1, 6])
+def test_a_job_in_a_store_continues_to_the_same_rows(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path, store: str, break_at: int
+) -> None:
+    files, root = url_to_fs(store)
+    files.put(str(photos), f"{root}/photos", recursive=True)
+    job, out = make_job(f"{store}/photos"), f"{store}/out"
+    run(engine, job, tmp_path / "whole")
+    engine.num_asked, engine.break_at = 0, break_at
+    with pytest.raises(RuntimeError, match="broken"):
+        run(engine, job, out)
+    engine.break_at = None
+    run(engine, job, out)
+    assert run(engine, job, out).parts == []
+    files.get(f"{root}/out", str(tmp_path / "copy"), recursive=True)
+    assert rows(tmp_path / "copy").equals(rows(tmp_path / "whole"))
+    errors = "_errors/part-00001.jsonl"
+    assert (tmp_path / "copy" / errors).read_bytes() == (tmp_path / "whole" / errors).read_bytes()
+    with locked_folder(out) as folder:
+        assert folder.totals() == (9, 1)
+        with pytest.raises(JobError, match="other options"):
+            folder.start(make_job(f"{store}/photos", outputs=("cls2",)).record())
+        folder.clear()
+    assert not files.find(f"{root}/out")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])

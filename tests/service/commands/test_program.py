@@ -120,6 +120,8 @@ def test_a_package_is_shown_and_a_missing_one_is_an_error(
         (["embed", "missing", "-o=x.parquet"], "missing does not exist"),
         (["embed", ".", "-o=x.parquet", "--outputs=cls3"], "--outputs 'cls3' is invalid"),
         (["embed", ".", "-o=x.csv"], "Give a file name that ends in .parquet, or a folder"),
+        (["embed", "memory://x", "-o=s3://bucket/x.parquet"], "give a folder of the store"),
+        (["embed", "oci://bucket/x", "-o=x.parquet"], "pip install 'tipserve[stores]'"),
     ],
 )
 def test_a_wrong_argument_is_named_and_writes_nothing(

@@ -1,0 +1,32 @@
+"""Opens object stores by URL, through fsspec, which is an extra."""
+
+from typing import Any
+
+
+class StoreError(ValueError):
+    """A URL names no known kind of store, or one whose library is not installed."""
+
+
+def is_url(place: str) -> bool:
+    """Whether this is a URL such as `s3://bucket/images`, and no path."""
+    return "://" in place
+
+
+def open_store(url: str) -> tuple[Any, str]:
+    """Open the store of a URL; no request is made.
+
+    Returns:
+        fsspec's file system, and the URL's place in it, without a slash at its end.
+
+    Raises:
+        StoreError: The kind of store is unknown, or its library is missing.
+    """
+    try:
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - an extra
+
+        files, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise StoreError(
+            f"{url}: {error}; s3:// and gs:// need pip install 'tipserve[stores]'"
+        ) from error
+    return files, str(root).rstrip("/")

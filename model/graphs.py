@@ -22,6 +22,8 @@ PATCH_OUTPUTS: Final[tuple[PatchOutput, ...]] = ("patches", "values")
 # What dense heads read, also outputs of the vision graph of a package with heads: the first CLS
 # token [B, S, D] and the patches [B, S, h, w, D] after S of its blocks.
 TAPS: Final = ("tap_cls", "tap_patches")
+# What heads of a package read as their only tap if its manifest says so: any vision graph has them.
+EMBEDDING_TAPS: Final = ("cls1", "patch_embeddings")
 # `input_ids` and `attention_mask` [B, L] to [B, D].
 TEXT_OUTPUTS: Final = ("text_embeddings",)
 # `TAPS` to metres [B, H', W'], vectors [B, 3, H', W'] or logits [B, K, H', W']. In a package whose

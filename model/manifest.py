@@ -19,6 +19,7 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]
 CpuRuntime = Literal["onnx", "openvino"]
+Taps = Literal["blocks", "embeddings"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 # Fields of `ParityEntry` that each field of `ParityLimits` bounds, from above (max) or below (min).
@@ -165,9 +166,10 @@ class Manifest(ManifestPart):
     Sizes are in pixels; `native_size`, `min_size` and `max_size` are sides of an image,
     `shape_buckets` are (height, width). All are multiples of `size_multiple`. `num_taps` is the
     number of blocks that dense heads read; with 0 the graph of each head has its own vision tower,
-    as earlier versions wrote it. `segmentation_labels` are the classes of the segmentation head, in
-    the order of its outputs. `cpu_runtime` computes float32 on CPUs if it is installed; None
-    leaves the choice to the service.
+    as earlier versions wrote it. With `taps` "embeddings" the heads read cls1 and patch_embeddings
+    as their only tap, and the vision graph has no further outputs. `segmentation_labels` are the
+    classes of the segmentation head, in the order of its outputs. `cpu_runtime` computes float32
+    on CPUs if it is installed; None leaves the choice to the service.
     """
 
     format_version: Literal[1] = 1
@@ -187,6 +189,7 @@ class Manifest(ManifestPart):
     num_taps: Annotated[int, Field(ge=0, exclude_if=lambda number: not number)] = 0
     # These are left out likewise.
     segmentation_labels: Annotated[list[str], Field(exclude_if=lambda names: not names)] = []
+    taps: Annotated[Taps, Field(exclude_if=lambda taps: taps == "blocks")] = "blocks"
     cpu_runtime: Annotated[CpuRuntime | None, Field(exclude_if=lambda name: name is None)] = None
     zero_shot: ZeroShot = ZeroShot()
     files: dict[str, FileEntry] = {}
@@ -237,6 +240,12 @@ class Manifest(ManifestPart):
                 raise ValueError(f"size {side} is no multiple of {self.size_multiple}")
             if not self.min_size <= side <= self.max_size:
                 raise ValueError(f"size {side} is outside {self.min_size} to {self.max_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _embeddings_are_one_tap(self) -> Self:
+        if self.taps == "embeddings" and self.num_taps != 1:
+            raise ValueError(f"heads that read embeddings have one tap, not {self.num_taps}")
         return self
 
 

@@ -144,18 +144,29 @@ def trace_heads(
     Args:
         dense: The model in float32; its mode is restored.
     """
-    width = dense.backbone.config.hidden_size
+    for task in DENSE_TASKS:
+        head, width = DenseHead(dense, task), dense.backbone.config.hidden_size
+        yield task, trace_head(head, task, num_taps=num_taps(dense), width=width)
+
+
+def trace_head(head: nn.Module, task: DenseTask, *, num_taps: int, width: int) -> onnx_ir.Model:
+    """The graph of a head: `TAPS` to an output named as the task.
+
+    Args:
+        head: Takes `TAPS`, in float32; its mode is restored.
+        task: What it returns; see `DenseHead.forward`.
+        num_taps: S.
+        width: D.
+    """
     # All axes differ in size, so that the tracer does not unify two of them.
-    cls_BSD = torch.rand(2, num_taps(dense), width)
+    cls_BSD = torch.rand(2, num_taps, width)
     inputs = {"tap_cls": cls_BSD, "tap_patches": torch.rand(*cls_BSD.shape[:2], 6, 10, width)}
     axes = {"tap_cls": {0: "batch"}, "tap_patches": {0: "batch", 2: "rows", 3: "columns"}}
     assert tuple(inputs) == TAPS
-    for task in DENSE_TASKS:
-        head = DenseHead(dense, task)
-        with exportable(head):
-            model = trace(head, inputs, outputs=(task,), axes=axes)
-        (output,) = model.graph.outputs
-        assert output.shape is not None
-        # The exporter's names of these two axes are arithmetic expressions.
-        output.shape = onnx_ir.Shape([*output.shape[:-2], "map_height", "map_width"])
-        yield task, model
+    with exportable(head):
+        model = trace(head, inputs, outputs=(task,), axes=axes)
+    (output,) = model.graph.outputs
+    assert output.shape is not None
+    # The exporter's names of these two axes are arithmetic expressions.
+    output.shape = onnx_ir.Shape([*output.shape[:-2], "map_height", "map_width"])
+    return model

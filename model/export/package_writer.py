@@ -3,14 +3,15 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from model.encoder import WEIGHTS_FILE
 from model.export.graph_writer import PackageContent, write_graphs
 from model.files import rename, sync_tree
-from model.manifest import MANIFEST_NAME, Manifest, ScoreEntry
+from model.manifest import CARD, MANIFEST_NAME, Manifest, ScoreEntry
 from model.package import ModelPackage, Progress, check_output, open_package, write_manifest
 from model.parity.command import HEADING as PARITY_HEADING
 from model.parity.command import parity_section
@@ -87,10 +88,7 @@ def write_package(
         ValueError: `output` is not a package and not empty.
         ParityError: A graph differs from the model; nothing is written.
     """
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with staged(output) as staging:
         _write_files(content, staging, progress)
         # The gate loads the graphs as the server does, which needs a manifest.
         first = write_manifest(staging, content.draft)
@@ -102,8 +100,23 @@ def write_package(
             progress=progress,
         )
         manifest = content.draft.model_copy(update={"parity": parity})
-        (staging / "README.md").write_text(content.render_card(manifest), encoding="utf-8")
+        (staging / CARD).write_text(content.render_card(manifest), encoding="utf-8")
         write_manifest(staging, manifest)
+    return open_package(output)
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes the package `output` when the block ends without error.
+
+    Raises:
+        ValueError: `output` is not a package and not empty.
+    """
+    check_output(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield staging
         # A server often runs as another user.
         for path in (staging, *staging.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -111,7 +124,6 @@ def write_package(
         _replace(output, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return open_package(output)
 
 
 def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:

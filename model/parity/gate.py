@@ -5,12 +5,13 @@ Shapes: B batch, N patches, D embedding width, K classes, H W pixels.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import numpy as np
+from torch import nn
 
 from model.encoder import Encoder
 from model.graphs import DenseTask, Part, Precision, graph_file
@@ -32,6 +33,7 @@ from model.parity.reference import (
     Reference,
     VisionCase,
     build_reference,
+    head_reference,
     segmenting_features,
 )
 from model.runtime.base import Runtime, VisionOutput
@@ -129,26 +131,66 @@ def prove_package(
     Raises:
         ParityError: A graph exceeds its limits, or no runtime is installed.
     """
+    package, proofs = _planned(package)
+    progress("running the model in torch, as the reference")
+    budget_gflop = math.inf if is_thorough else BUDGET_GFLOP
+    reference = build_reference(encoder, package, dense=dense, budget_gflop=budget_gflop)
+    return _prove(package, proofs, reference, progress=progress, parts=TOWERS | reference.tasks)
+
+
+def prove_heads(
+    package: ModelPackage,
+    heads: Mapping[DenseTask, nn.Module],
+    progress: Progress = lambda _: None,
+) -> list[ParityEntry]:
+    """Compare the graphs of heads that read embeddings with torch, on every CPU backend.
+
+    Args:
+        package: Its towers are not compared; torch reads the embeddings of its first runtime.
+        heads: In float32 and evaluation mode.
+        progress: Called with each step.
+
+    Raises:
+        ParityError: A graph exceeds its limits, or no runtime is installed.
+    """
+    package, proofs = _planned(package)
+    progress("running the heads in torch, as the reference")
+    with closing(load_chosen(package, proofs[0].choice, num_threads=_num_threads())) as runtime:
+        reference = head_reference(package, runtime, heads)
+    return _prove(package, proofs, reference, progress=progress, parts=reference.tasks)
+
+
+def _planned(package: ModelPackage) -> tuple[ModelPackage, list[Proof]]:
+    """The package without earlier entries, and what to compare."""
     unproven = package.manifest.model_copy(update={"parity": []})
-    package = replace(package, manifest=unproven)
     proofs = plan_proofs(unproven, Machine(this_hardware(), installed_libraries()))
     if not proofs:
         raise ParityError(
             "no runtime is installed that can run the graphs, so they cannot be compared with the "
             "model: pip install 'tipserve[cpu]'"
         )
-    progress("running the model in torch, as the reference")
-    budget_gflop = math.inf if is_thorough else BUDGET_GFLOP
-    reference = build_reference(encoder, package, dense=dense, budget_gflop=budget_gflop)
-    parts = TOWERS | reference.tasks
-    num_threads = len(os.sched_getaffinity(0))
+    return replace(package, manifest=unproven), proofs
+
+
+def _num_threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _prove(
+    package: ModelPackage,
+    proofs: Sequence[Proof],
+    reference: Reference,
+    *,
+    parts: Set[Part],
+    progress: Progress,
+) -> list[ParityEntry]:
     entries: list[ParityEntry] = []
     for proof in proofs:
         choice = proof.choice
         progress(f"comparing {choice.runtime} in {choice.precision}")
         graphs = [graph for graph in proof.graphs if graph.part in parts]
         measured: list[ParityEntry] = []
-        with closing(load_chosen(package, choice, num_threads=num_threads)) as runtime:
+        with closing(load_chosen(package, choice, num_threads=_num_threads())) as runtime:
             for graph in graphs:
                 measured += measure(reference, runtime, [graph])
                 # Heads read the vision graph.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -34,7 +35,7 @@ from model.parity.inputs import (
     plan_sizes,
     text_inputs,
 )
-from model.runtime.base import VisionOutput
+from model.runtime.base import Runtime, VisionOutput
 from model.segmentation import average_groups
 from model.text import TEMPLATES, TextTokenizer, fill
 
@@ -219,6 +220,39 @@ def _dense_maps(
 ) -> Mapping[DenseTask, FloatArray]:
     outputs = dense(torch.from_numpy(pixels_B3HW))
     return {task: getattr(outputs, name).numpy() for task, name in DENSE_FIELDS.items()}
+
+
+@torch.no_grad()
+def head_reference(
+    package: ModelPackage, runtime: Runtime, heads: Mapping[DenseTask, nn.Module]
+) -> Reference:
+    """Run heads that read embeddings on the images of the gate, without the encoder.
+
+    Args:
+        package: Has the vision graph.
+        runtime: Computes the embeddings, which the package's own parity covers.
+        heads: Modules from `TAPS` to their outputs, in float32 and evaluation mode.
+    """
+    manifest = package.manifest
+    sizes = plan_sizes(manifest, lambda _: 0.0, budget_gflop=0.0)
+    cases = []
+    for given in image_inputs(manifest, sizes):
+        if not _suits_heads(given, manifest):
+            continue
+        output = runtime.encode_images(given.pixels_B3HW)
+        cls_B1D = torch.from_numpy(output.cls1_BD[:, None])
+        patches_BND = torch.from_numpy(output.patches_BND)
+        patches_B1hwD = patches_BND.unflatten(1, output.grid_hw)[:, None]
+        maps = {task: head(cls_B1D, patches_B1hwD).numpy() for task, head in heads.items()}
+        cases.append(VisionCase(given=given, output=output, masks=(), dense=maps))
+    return Reference(
+        name=f"torch {torch.__version__}, float32, on embeddings of {runtime.name}",
+        features=manifest.zero_shot.features,
+        prompts=class_prompts(TextTokenizer.from_package(package), manifest),
+        classes_KD=np.zeros((0, manifest.embed_dim), np.float32),
+        vision=tuple(cases),
+        text=(),
+    )
 
 
 def segmenting_features(output: VisionOutput, features: str) -> FloatArray:

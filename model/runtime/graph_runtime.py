@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model.graphs import (
     DENSE_TASKS,
+    EMBEDDING_TAPS,
     PATCH_OUTPUTS,
     TAPS,
     TEXT_OUTPUTS,
@@ -127,6 +128,7 @@ class GraphRuntime:
         self._patch_size = package.manifest.patch_size
         self._max_tokens = package.manifest.max_text_tokens
         self._has_taps = package.manifest.num_taps > 0
+        self._reads_embeddings = package.manifest.taps == "embeddings"
         loaded = loaded_graphs(package.manifest, choice.runtime, choice.precision)
         self._sources: dict[Part, LoadedGraph] = {graph.part: graph for graph in loaded}
         self.tasks: tuple[DenseTask, ...] = tuple(t for t in DENSE_TASKS if t in self._sources)
@@ -153,16 +155,19 @@ class GraphRuntime:
         vision = self._sources["vision"]
         sharing = {task for task in tasks if self._has_taps and self._tapped[task] == vision}
         patch_names = [PATCH_OUTPUT_NAMES[output] for output in patch_outputs]
-        names = (*CLS_OUTPUTS, *patch_names, *(TAPS if sharing else ()))
-        outputs = self._graph(vision).run({"pixel_values": pixels_B3HW}, names)
+        names = (*CLS_OUTPUTS, *patch_names, *(self._tap_outputs if sharing else ()))
+        outputs = self._graph(vision).run(
+            {"pixel_values": pixels_B3HW}, tuple(dict.fromkeys(names))
+        )
         cls1_BD, cls2_BD = (outputs[name] for name in CLS_OUTPUTS)
         none_B0D = cls1_BD[:, None][:, :0]
         patches_BND, values_BND = (
             outputs[PATCH_OUTPUT_NAMES[name]] if name in patch_outputs else none_B0D
             for name in PATCH_OUTPUTS
         )
+        shared = self._taps(outputs, grid_hw) if sharing else {}
         maps = {
-            task: self._head(task, outputs if task in sharing else self._read(task, pixels_B3HW))
+            task: self._head(task, shared if task in sharing else self._read(task, pixels_B3HW))
             for task in tasks
         }
         return VisionOutput(
@@ -216,10 +221,26 @@ class GraphRuntime:
             raise ValueError(f"this package has no head for {task}")
         check_pixels(pixels_B3HW, patch_size=PATCHES_OF_A_HEAD * self._patch_size)
 
+    @property
+    def _tap_outputs(self) -> tuple[str, ...]:
+        """Outputs of the vision graph that heads read."""
+        return EMBEDDING_TAPS if self._reads_embeddings else TAPS
+
     def _read(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> Arrays:
         """What a head reads: taps, or pixels if its graph has its own tower."""
         pixels = {"pixel_values": pixels_B3HW}
-        return self._graph(self._tapped[task]).run(pixels, TAPS) if self._has_taps else pixels
+        if not self._has_taps:
+            return pixels
+        grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
+        return self._taps(self._graph(self._tapped[task]).run(pixels, self._tap_outputs), grid_hw)
+
+    def _taps(self, outputs: Arrays, grid_hw: tuple[int, int]) -> Arrays:
+        if not self._reads_embeddings:
+            return outputs
+        cls_BD, patches_BND = (outputs[name] for name in EMBEDDING_TAPS)
+        batch, _, width = patches_BND.shape
+        patches_B1hwD = patches_BND.reshape(batch, 1, *grid_hw, width)
+        return dict(zip(TAPS, (cls_BD[:, None], patches_B1hwD), strict=True))
 
     def _head(self, task: DenseTask, available: Arrays) -> NDArray[np.float32]:
         names = TAPS if self._has_taps else ("pixel_values",)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
 from model.scores.bootstrap import Interval, bootstrap
+from model.scores.maps import angles, depth_scores
 from model.scores.ranking import Ranking, rank
 from model.segmentation import bilinear_matrix, l2_normalize, patch_shares
 from service.evaluation.answers import Answers, ImagesRequest
@@ -720,20 +721,6 @@ def _columns(table: Floats, metrics: Sequence[tuple[str, Metric]]) -> list[Score
     ]
 
 
-def depth_scores(depth_P: Floats, truth_P: Floats) -> tuple[float, float, float, int]:
-    """RMSE, relative error, share within a factor of 1.25, and 1; zeros without a pixel."""
-    if not len(truth_P):
-        return 0.0, 0.0, 0.0, 0
-    error_P = depth_P - truth_P
-    is_near_P = (depth_P < 1.25 * truth_P) & (truth_P < 1.25 * depth_P)
-    return (
-        float(np.sqrt(np.square(error_P).mean())),
-        float((np.abs(error_P) / truth_P).mean()),
-        float(is_near_P.mean()),
-        1,
-    )
-
-
 def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> Result:
     """Angles between predicted and true normals; the scores are means over pixels or images.
 
@@ -771,15 +758,6 @@ def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> R
         published=given.published,
         truth=digest.hexdigest(),
     )
-
-
-def angles(normals_P3: Floats, truth_P3: Floats) -> Floats:
-    """Degrees between vectors; exact for small angles. A zero vector is at 90 degrees."""
-    cosine_P = (normals_P3 * truth_P3).sum(-1)
-    sine_P = np.linalg.norm(np.cross(normals_P3, truth_P3), axis=-1)
-    is_zero_P = ~normals_P3.any(-1)
-    angle_P: Floats = np.where(is_zero_P, 90.0, np.degrees(np.arctan2(sine_P, cosine_P)))
-    return angle_P
 
 
 def _true_map(given: DepthSet | NormalSet, index: int, found: FloatArray) -> Floats:

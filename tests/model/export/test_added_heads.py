@@ -1,0 +1,177 @@
+"""Heads that read embeddings: added to a finished package, whose other graphs stay as they are."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.export.added_heads import HEADING, AddedHeads, add_heads
+from model.graphs import TEXT_FILE, VISION_FILE, PatchOutput
+from model.manifest import Manifest, ScoreEntry
+from model.package import ModelPackage
+from model.parity.distance import ParityError
+from model.runtime.graph_runtime import Arrays
+from model.runtime.load import load_runtime
+
+WIDTH = 32
+VALUES: tuple[PatchOutput, ...] = ("values",)
+SCORE = ScoreEntry(task="depth", split="rooms", row="head", metric="RMSE (m)", value=0.5, count=9)
+
+
+class Head(nn.Module):
+    """Depth or normals of each patch, eight times enlarged."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(num_outputs)
+        self.read = nn.Linear(WIDTH, num_outputs)
+        self.cls = nn.Linear(WIDTH, num_outputs)
+        for weight in (self.read.weight, self.cls.weight):
+            weight.data = torch.randn(weight.shape, generator=generator)
+
+    def forward(self, tap_cls: Tensor, tap_patches: Tensor) -> Tensor:
+        read = self.read(tap_patches[:, 0]) + self.cls(tap_cls[:, 0])[:, None, None]
+        wide = nn.functional.interpolate(
+            read.permute(0, 3, 1, 2).contiguous(), scale_factor=8.0, mode="bilinear"
+        )
+        return wide.exp()[:, 0] if wide.shape[1] == 1 else wide
+
+
+@pytest.fixture(scope="module")
+def heads() -> AddedHeads:
+    return AddedHeads(
+        modules={"depth": Head(1).eval(), "normals": Head(3).eval()},
+        card=f"{HEADING}\n\nOf boxes.",
+        scores=[SCORE],
+        provenance={"job": "test"},
+    )
+
+
+@pytest.fixture(scope="module")
+def added(
+    tiny_package: ModelPackage, heads: AddedHeads, tmp_path_factory: pytest.TempPathFactory
+) -> ModelPackage:
+    return add_heads(tiny_package, heads, tmp_path_factory.mktemp("added") / "tiny")
+
+
+PIXELS = np.random.default_rng(0).random((2, 3, 56, 84), np.float32)
+
+
+def torch_maps(package: ModelPackage, heads: AddedHeads) -> dict[str, np.ndarray]:
+    with closing(load_runtime(package, runtime="onnx")) as runtime:
+        output = runtime.encode_images(PIXELS)
+    cls = torch.from_numpy(output.cls1_BD)[:, None]
+    patches = torch.from_numpy(output.patches_BND).unflatten(1, output.grid_hw)[:, None]
+    with torch.no_grad():
+        return {task: head(cls, patches).numpy() for task, head in heads.modules.items()}
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_runtime_computes_what_torch_computes(
+    added: ModelPackage, heads: AddedHeads, name: str
+) -> None:
+    wanted = torch_maps(added, heads)
+    with closing(load_runtime(added, runtime=name, precision="fp32")) as runtime:
+        assert runtime.tasks == ("depth", "normals")
+        together = runtime.encode_images(PIXELS, ("depth", "normals"), patch_outputs=VALUES)
+        assert together.patches_BND.shape[1] == 0
+        for task in runtime.tasks:
+            scale = np.abs(wanted[task]).max()
+            alone = runtime.estimate(task, PIXELS)
+            np.testing.assert_allclose(alone, wanted[task], rtol=0, atol=1e-4 * scale)
+            np.testing.assert_allclose(together.maps[task], alone, rtol=0, atol=1e-5 * scale)
+
+
+def test_embeddings_and_heads_share_a_pass_through_the_tower(added: ModelPackage) -> None:
+    passes: list[Sequence[str]] = []
+    with closing(load_runtime(added, runtime="onnx")) as runtime:
+        graph: Any = runtime._graphs[runtime._sources["vision"]]  # type: ignore[attr-defined]
+        run = graph.run
+
+        def noted(inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+            passes.append(outputs)
+            return run(inputs, outputs)  # type: ignore[no-any-return]
+
+        graph.run = noted
+        runtime.encode_images(PIXELS, ("depth", "normals"))
+    assert passes == [("cls1", "cls2", "patch_embeddings", "value_embeddings")]
+
+
+def test_other_graphs_and_scores_stay(added: ModelPackage, tiny_package: ModelPackage) -> None:
+    before, after = tiny_package.manifest, added.manifest
+    for file in (VISION_FILE, TEXT_FILE, "tokenizer.json"):
+        assert after.files[file] == before.files[file]
+    assert after.outputs == [*before.outputs, "depth", "normals"]
+    assert (after.num_taps, after.taps) == (1, "embeddings")
+    assert after.scores == [*before.scores, SCORE]
+    assert after.provenance == {**before.provenance, "dense_heads": {"job": "test"}}
+    towers = [entry for entry in after.parity if entry.file in (VISION_FILE, TEXT_FILE)]
+    assert towers == before.parity
+    proven = [e for e in after.parity if e.precision == "fp32" and e not in towers]
+    assert {entry.file for entry in proven} == {"onnx/depth_model.onnx", "onnx/normals_model.onnx"}
+    assert all(entry.passed and len(entry.sizes) > 3 for entry in proven)
+    card = (added.path / "README.md").read_text(encoding="utf-8")
+    assert "Random weights, for tests.\n\n## Depth and normals\n\nOf boxes.\n\n## Scores" in card
+    assert "`onnx/depth_model.onnx`" in card
+
+
+def test_heads_are_replaced(added: ModelPackage, heads: AddedHeads, tmp_path: Path) -> None:
+    newer = replace(
+        heads,
+        modules={"depth": heads.modules["depth"]},
+        card=f"{HEADING}\n\nOf balls.",
+        scores=[SCORE.model_copy(update={"value": 0.4})],
+    )
+    package = add_heads(added, newer, tmp_path / "newer")
+    assert [s.value for s in package.manifest.scores if s.task == "depth"] == [0.4]
+    assert "normals" not in package.manifest.outputs
+    assert "onnx/normals_model.onnx" not in package.manifest.files
+    assert not [e for e in package.manifest.parity if "normals" in e.file]
+    card = (package.path / "README.md").read_text(encoding="utf-8")
+    assert "Of balls." in card
+    assert "Of boxes." not in card
+
+
+def test_the_card_needs_its_heading(
+    tiny_package: ModelPackage, heads: AddedHeads, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="begins with the line"):
+        add_heads(tiny_package, replace(heads, card="# Else"), tmp_path / "out")
+
+
+def test_a_package_keeps_heads_of_its_own(
+    dense_package: ModelPackage, heads: AddedHeads, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="has dense heads of its own"):
+        add_heads(dense_package, heads, tmp_path / "out")
+
+
+class Drifting(Head):
+    """Computes another thing when it is traced."""
+
+    def forward(self, tap_cls: Tensor, tap_patches: Tensor) -> Tensor:
+        factor = 1.01 if torch.compiler.is_exporting() else 1.0
+        return super().forward(tap_cls, tap_patches) * factor
+
+
+def test_a_graph_that_differs_is_not_written(
+    tiny_package: ModelPackage, heads: AddedHeads, tmp_path: Path
+) -> None:
+    wrong = replace(heads, modules={"depth": Drifting(1).eval()})
+    with pytest.raises(ParityError, match="depth_model"):
+        add_heads(tiny_package, wrong, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_heads_that_read_embeddings_have_one_tap(tiny_package: ModelPackage) -> None:
+    settings = tiny_package.manifest.model_dump()
+    assert "taps" not in settings
+    for number in (0, 2):
+        with pytest.raises(ValueError, match="have one tap"):
+            Manifest.model_validate(settings | {"taps": "embeddings", "num_taps": number})

@@ -1,0 +1,103 @@
+"""Heads have the released heads' outputs, learn what embeddings tell, and read them unchanged."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.dense_maps import MapTask
+from training.dense.head import (
+    HEAD_KINDS,
+    MAP_SCALE,
+    EmbeddingHead,
+    Examples,
+    HeadKind,
+    Standard,
+    fit_dense_head,
+)
+
+WIDTH = 6
+KINDS = pytest.mark.parametrize("kind", HEAD_KINDS)
+
+
+def random_taps(batch: int = 2, rows: int = 4, columns: int = 6) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(batch, 1, WIDTH, generator=generator),
+        torch.randn(batch, 1, rows, columns, WIDTH, generator=generator),
+    )
+
+
+def drawn(task: MapTask, count: int = 64) -> Examples:
+    """Patches whose second number is what the map shows, beside noise of other scales."""
+    rng = np.random.default_rng(0)
+    patches = rng.normal(size=(count, 4, 4, WIDTH)) * 10.0 ** np.arange(-2, 4) + 5
+    shown = rng.uniform(-1, 1, (count, 4, 4))
+    patches[..., 1] = shown * 0.05 - 3
+    enlarged = shown.repeat(MAP_SCALE, 1).repeat(MAP_SCALE, 2)
+    if task == "depth":
+        maps: Any = np.exp(enlarged).astype(np.float32)
+    else:
+        maps = np.stack((np.sin(enlarged), enlarged * 0, np.cos(enlarged)), 1).astype(np.float16)
+    cls = rng.normal(size=(count, WIDTH))
+    return Examples(cls_PD=cls.astype("f2"), patches_PhwD=patches.astype("f2"), maps=maps)
+
+
+@KINDS
+def test_maps_have_eight_rows_and_columns_for_each_patch(kind: HeadKind) -> None:
+    cls, patches = random_taps()
+    depth = EmbeddingHead("depth", WIDTH, kind)(cls, patches)
+    normals = EmbeddingHead("normals", WIDTH, kind)(cls, patches)
+    assert depth.shape == (2, 32, 48)
+    assert normals.shape == (2, 3, 32, 48)
+    assert (depth > 0.001).all()
+    assert (depth < 10).all()
+
+
+@KINDS
+def test_a_folded_head_reads_what_was_standardised(kind: HeadKind) -> None:
+    examples = drawn("normals")
+    head = EmbeddingHead("normals", WIDTH, kind).eval()
+    patches, cls = Standard.of(examples.patches_PhwD), Standard.of(examples.cls_PD)
+    raw = [torch.from_numpy(a.astype(np.float32)) for a in (examples.cls_PD, examples.patches_PhwD)]
+    with torch.no_grad():
+        wanted = head(
+            cls.apply(examples.cls_PD)[:, None], patches.apply(examples.patches_PhwD)[:, None]
+        )
+        head.fold(patches, cls)
+        found = head(raw[0][:, None], raw[1][:, None])
+    assert torch.allclose(found, wanted, atol=2e-3)
+
+
+def test_standardised_embeddings_have_mean_0_and_deviation_1() -> None:
+    values = (np.random.default_rng(0).normal(size=(500, 3)) * (1, 20, 0) + 3).astype(np.float16)
+    standard = Standard.of(values).apply(values)
+    assert torch.allclose(standard.mean(0), torch.zeros(3), atol=1e-3)
+    assert torch.allclose(standard.std(0, correction=0)[:2], torch.ones(2), atol=1e-3)
+    assert torch.isfinite(standard).all()
+
+
+@pytest.mark.parametrize("task", ["depth", "normals"])
+def test_a_head_learns_what_patches_show(task: MapTask) -> None:
+    examples = drawn(task)
+    head = fit_dense_head(examples, task, "linear", num_steps=250)
+    with torch.no_grad():
+        found = head(
+            torch.from_numpy(examples.cls_PD.astype(np.float32))[:, None],
+            torch.from_numpy(examples.patches_PhwD.astype(np.float32))[:, None],
+        ).numpy()
+    middle = slice(MAP_SCALE // 2, None, MAP_SCALE)
+    error = np.abs(found - examples.maps)[..., middle, middle].mean()
+    constant = np.abs(examples.maps - examples.maps.mean(0))[..., middle, middle].mean()
+    assert error < 0.85 * constant
+    assert not head.training
+
+
+def test_the_same_seed_gives_the_same_head() -> None:
+    examples = drawn("depth", 8)
+    one, same, other = (
+        fit_dense_head(examples, "depth", "dpt", num_steps=3, seed=seed) for seed in (0, 0, 1)
+    )
+    assert torch.equal(one.patches.weight, same.patches.weight)
+    assert not torch.equal(one.patches.weight, other.patches.weight)

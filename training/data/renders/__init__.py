@@ -1,0 +1,1 @@
+"""Renders of furniture in rooms, with exact depth and normals."""

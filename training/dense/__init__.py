@@ -1,0 +1,1 @@
+"""Dense heads for a package, trained on its frozen patch embeddings."""

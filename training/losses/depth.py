@@ -1,0 +1,44 @@
+"""Losses of depth: scale-invariant error of the logarithm, and error of its gradients.
+
+Shapes: B batch, H W pixels. Depth is in metres; a true depth of 0 does not count.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+# How much the mean error of a batch counts beside the variance: 0 would leave the scale open.
+SCALE_WEIGHT: Final = 0.15
+NUM_GRADIENT_SCALES: Final = 4
+_EPSILON: Final = 1e-8
+
+
+def scale_invariant_log_loss(depth_BHW: Tensor, truth_BHW: Tensor) -> Tensor:
+    """Root of the variance of the logarithmic error plus a part of its squared mean: a scalar.
+
+    Source: Eigen et al., arXiv:1406.2283, equation 4, in the form of AdaBins (arXiv:2011.14141)
+    that DINOv2's evaluation uses.
+    """
+    error_P = (depth_BHW.log() - truth_BHW.clamp(min=_EPSILON).log())[truth_BHW > 0]
+    return (error_P.var() + SCALE_WEIGHT * error_P.mean().square() + _EPSILON).sqrt()
+
+
+def depth_gradient_loss(depth_BHW: Tensor, truth_BHW: Tensor) -> Tensor:
+    """Mean difference of the logarithmic error between neighbours, summed over scales: a scalar.
+
+    It makes edges sharp.
+
+    Source: MegaDepth, arXiv:1804.00607, equation 3, as in DINOv2's evaluation.
+    """
+    counts_BHW = truth_BHW > 0
+    error_BHW = torch.where(counts_BHW, depth_BHW.log() - truth_BHW.clamp(min=_EPSILON).log(), 0.0)
+    total = error_BHW.new_zeros(())
+    for scale in range(NUM_GRADIENT_SCALES):
+        step = 2**scale
+        small, counts = error_BHW[:, ::step, ::step], counts_BHW[:, ::step, ::step]
+        for axis in (1, 2):
+            rest = small.shape[axis] - 1
+            both = counts.narrow(axis, 0, rest) & counts.narrow(axis, 1, rest)
+            total = total + (small.diff(dim=axis).abs() * both).sum() / both.sum().clamp(min=1)
+    return total

@@ -8,7 +8,7 @@ one port for metrics and health, by asking the workers.
 import asyncio
 import json
 import logging
-import os
+import secrets
 import signal
 import socket
 import threading
@@ -99,7 +99,6 @@ class Supervisor(Collector):
         self._settings = settings
         self._num_workers = settings.num_workers
         self._command = command
-        self._num_starts = 0
         self._num_restarts = 0
         self._status = 0
         self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -196,9 +195,9 @@ class Supervisor(Collector):
             num_workers=self._num_workers,
             num_starting=num_starting,
             ports=self.ports,
-            report_socket=f"\0tipserve-{os.getpid()}-{self._num_starts}",
+            # Containers that share a network share the names, and may share process ids.
+            report_socket=f"\0tipserve-{secrets.token_hex(16)}",
         )
-        self._num_starts += 1
         worker = await Worker.start(self._command, place)
         self._workers.append(worker)
         if self._is_stopping.is_set():

@@ -1,5 +1,6 @@
 """Several processes of one server: who answers, what is counted, what a lost one costs."""
 
+import json
 import os
 import signal
 import socket
@@ -59,9 +60,11 @@ def value(text: str, series: str) -> float:
 
 def scraped_from_worker(service: "Service", number: int) -> str:
     """Metrics of one worker, as the supervisor reads them."""
+    command = Path(f"/proc/{worker_pids(service)[number]}/cmdline").read_text().split("\0")
+    place = json.loads(command[command.index("worker") + 1])
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(LIMIT_S)
-        sock.connect(f"\0tipserve-{service.program.process.pid}-{number}")
+        sock.connect(place["report_socket"])
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         with sock.makefile("rb") as answer:
             return answer.read().decode()

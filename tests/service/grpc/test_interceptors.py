@@ -370,7 +370,7 @@ async def test_an_unread_answer_frees_its_place(
         classes=[segment_pb2.SegmentClass(name="dog")],
         include_scores=True,
     )
-    limits = {"max_concurrent_rpcs": 1, "request_timeout_s": 5.0, "client_timeout_s": 0.1}
+    limits = {"max_concurrent_rpcs": 1, "request_timeout_s": 10.0, "client_timeout_s": 0.1}
     async with serving(**limits) as server:
         # Opened as a stream, whose messages are asked for one by one, and never asked.
         stuck: Any = connect(server).unary_stream(SEGMENT)(request.SerializeToString())

@@ -14,7 +14,7 @@ from service.bulk.output import JobError, compare_records
 from service.bulk.running import JobProgress
 from service.engines.engine import Engine, Mask
 from service.messages import SegmentImagesRequest
-from service.models.heads import names_head
+from service.models.heads import leaves_names_to_head
 
 
 def is_finished(output: Path, job: FilesJob) -> bool:
@@ -45,7 +45,7 @@ def segment_files(engine: Engine, job: FilesJob, journal: Journal, progress: Job
     work = Work(
         window=engine.window,
         ask=lambda image: engine.segment(replace(request, images=(image,))),
-        describe=_describe_with_names if names_head(request) else _describe,
+        describe=_describe_with_names if leaves_names_to_head(request) else _describe,
         count=lambda line: len(line["instances"]),
     )
     compute_lines(job, journal, work, progress)
@@ -65,7 +65,7 @@ def _class_names(job: FilesJob, journal: Journal) -> Sequence[str]:
     """Names of labels 1, 2, ...; the answers have those of a head."""
     request = job.request
     assert isinstance(request, SegmentImagesRequest)
-    if not names_head(request):
+    if not leaves_names_to_head(request):
         return [one.name for one in request.classes]
     found = {tuple(entry["classes"]) for entry in journal.good_entries()}
     if len(found) > 1:

@@ -41,7 +41,10 @@ SUFFIXES: Final = {
 class SegmentOptions:
     """Options of the command, apart from those of the model."""
 
-    classes: Annotated[str, Parameter(help="Names, separated by commas.")]
+    classes: Annotated[
+        str,
+        Parameter(help="Names, separated by commas; or model, for those of the model's own head."),
+    ]
     output: Annotated[
         Path,
         Parameter(name=("--output", "-o"), help="A .png or .npy file; for coco .json."),

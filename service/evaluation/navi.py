@@ -60,7 +60,7 @@ class NaviImage(ImageSource):
 
     def window(self) -> tuple[slice, slice]:
         """Rows and columns of the object's square."""
-        return _square_around(self.read_depth() > 0, self.depth)
+        return square_around(self.read_depth() > 0, self.depth)
 
     def read_depth(self) -> Floats:
         """Depth in metres of the centre of the image, 512 x 512 pixels; 0 is none.
@@ -196,7 +196,7 @@ def _nearest(size_in: int, size_out: int) -> NDArray[np.intp]:
     return (np.arange(size_out) * (size_in / size_out)).astype(np.intp)
 
 
-def _square_around(shown_HW: NDArray[np.bool_], path: Path) -> tuple[slice, slice]:
+def square_around(shown_HW: NDArray[np.bool_], path: Path) -> tuple[slice, slice]:
     """The smallest square with all of the object, moved into the image where it would leave it."""
     places_P2 = np.argwhere(shown_HW)
     if len(places_P2) < 2:

@@ -28,7 +28,7 @@ from service.messages import (
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
-from service.models.heads import names_head
+from service.models.heads import leaves_names_to_head
 
 RUNS = "Z12V1000nU2"  # rows 2 and 3 of columns 1 to 3
 WIDTH = 4
@@ -93,7 +93,7 @@ class FakeEngine:
         instance = MaskInstance(label=1, area=6, box=(1, 2, 3, 2), score=0.75, counts=RUNS)
         found = (instance,) * request.include_instances
         names = tuple(one.name for one in request.classes)
-        if names_head(request):
+        if leaves_names_to_head(request):
             names = self.head
         mask = Mask(labels_HW=np.ones((40, 60), np.uint8), classes=names, instances=found)
         return self._answer(request, mask)

@@ -134,20 +134,25 @@ def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
     assert fake_engine.num_images == 2
 
 
+@pytest.mark.parametrize("named", ["head:pets", "model"])
 def test_the_categories_of_a_coco_file_are_the_classes_of_a_head(
-    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    image: Path,
+    tmp_path: Path,
+    fake_engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    named: str,
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("a.png", "b.png", "c.png", "d.png"):
         shutil.copy(image, folder / name)
     file = tmp_path / "found.json"
-    command = ["segment", str(folder), "--classes=head:pets", "--format=coco", "-o", str(file)]
+    command = ["segment", str(folder), f"--classes={named}", "--format=coco", "-o", str(file)]
     fake_engine.most_images = 2
     assert main(command) == FAILED
     fake_engine.most_images, fake_engine.head = 1000, ("a cow",)
     assert main(command) == FAILED
-    assert "The classes of head:pets changed during the job" in capsys.readouterr().err
+    assert f"The classes of {named} changed during the job" in capsys.readouterr().err
     fake_engine.head = ("a cat", "a dog")
     assert main([*command, "--overwrite"]) == DONE
     assert main(command) == DONE

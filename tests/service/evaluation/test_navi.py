@@ -11,7 +11,7 @@ from PIL import Image
 
 from service.evaluation.answers import Answers
 from service.evaluation.known import read_known
-from service.evaluation.navi import NaviDepth, NaviNormals, normals_of
+from service.evaluation.navi import NaviDepth, NaviNormals, normals_of, square_around
 from service.evaluation.sets import SetError
 from service.evaluation.tasks import TaskOptions, score_normals
 from tests.service.evaluation.conftest import Scripted
@@ -127,3 +127,20 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "duck" / "wild_set" / "annotations.json").write_text("[{}]")
     with pytest.raises(SetError, match="is no list of images as NAVI has it"):
         read_known("navi-depth", folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "wanted"),
+    [
+        ((10, 30), (40, 50), (10, 29, 35, 54)),
+        ((10, 30), (0, 10), (10, 29, 0, 19)),
+        ((10, 30), (90, 100), (10, 29, 80, 99)),
+    ],
+)
+def test_a_square_stays_in_the_image(
+    rows: tuple[int, int], columns: tuple[int, int], wanted: tuple[int, int, int, int]
+) -> None:
+    shown_HW = np.zeros((60, 100), bool)
+    shown_HW[slice(*rows), slice(*columns)] = True
+    down, across = square_around(shown_HW, Path("x"))
+    assert (down.start, down.stop, across.start, across.stop) == wanted

@@ -300,6 +300,17 @@ def test_depth_is_averaged_in_each_image_and_then_over_images(
         tasks.score_depth(other, answers, TaskOptions())
 
 
+def test_estimates_are_moved_into_the_range_that_counts(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    given = replace(
+        sets.read_depth(*with_maps(tmp_path, write, [[[0.5, 9, 10, 12]]])), range_m=(1.0, 10.0)
+    )
+    engine.maps = {0: [[7, 12, 7, 7]]}
+    result = tasks.score_depth(given, answers, TaskOptions())
+    assert values(result)["RMSE (m)"] == pytest.approx(1.0)
+
+
 def turned(*degrees: float) -> list[tuple[float, float, float]]:
     """Unit vectors at these angles to (0, 0, 1)."""
     return [(float(np.sin(a)), 0.0, float(np.cos(a))) for a in np.deg2rad(degrees)]
@@ -325,3 +336,13 @@ def test_angles_are_averaged_over_all_pixels(
         }
     )
     assert engine.requests[0].task == "normals"
+    by_image = tasks.score_normals(replace(given, by_image=True), answers, TaskOptions())
+    assert values(by_image) == pytest.approx(
+        {
+            "mean angle (degrees)": (210 / 3 + 25) / 2,
+            "RMSE (degrees)": (((squares - 25**2) / 3) ** 0.5 + 25) / 2,
+            "under 11.25 degrees": 100 / 6,
+            "under 22.5 degrees": 200 / 6,
+            "under 30 degrees": 500 / 6,
+        }
+    )

@@ -27,7 +27,12 @@ class WarmUpError(UnusableRuntimeError):
 
 
 def collate(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Inputs:
-    """Stack the payloads of a bucket: images as they are, texts padded to the longest."""
+    """Stack the payloads of a bucket: images as they are, texts padded to the longest.
+
+    A single image is not copied if it is contiguous.
+    """
+    if bucket.is_image and len(payloads) == 1:
+        return (np.ascontiguousarray(payloads[0])[None],)
     if bucket.is_image:
         return (np.stack(payloads),)
     longest = max(len(row) for row in payloads)

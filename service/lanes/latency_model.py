@@ -32,6 +32,9 @@ MAX_RUNS: Final = 3
 # Batches shorter than this may hold a few items even if items get no cheaper: fewer hand-overs.
 SHORT_BATCH_S: Final = 0.02
 SHORT_BATCH_ITEMS: Final = 4
+# But not if an item costs so many times as much as alone: to stack images takes longer then than
+# the model does, as with one of no operation (0.13 ms an image of 224 pixels).
+MAX_STACKING: Final = 1.5
 # Batch sizes double as long as the cost of an item falls at least to this share.
 WORTHWHILE: Final = 0.95
 TEXT_BATCH: Final = 16
@@ -324,7 +327,11 @@ def _choose_batch_size(
         seconds = best_s(native, size)
         if seconds is None:
             return size
+        if seconds / size > MAX_STACKING * times[1]:  # perhaps it was disturbed
+            seconds = min(seconds, best_s(native, size) or math.inf)
         times[size] = seconds
+        if seconds / size > MAX_STACKING * times[1]:
+            return 1
     while 2 * size <= rules.most_images:
         seconds = best_s(native, 2 * size)
         if seconds is None:

@@ -27,6 +27,16 @@ def test_every_image_has_its_own_outputs(lane: Lane) -> None:
     np.testing.assert_array_equal(bright["patches"], alone["patches"])
 
 
+def test_a_single_image_is_not_copied_unless_it_is_a_part_of_another() -> None:
+    whole = np.ones((3, 28, 84), np.float32)
+    (batch,) = collate(IMAGE, [whole])
+    assert batch.shape == (1, 3, 28, 84)
+    assert np.shares_memory(batch, whole)
+    (batch,) = collate(IMAGE, [whole[:, :, 14:56]])
+    assert batch.flags.c_contiguous
+    assert not np.shares_memory(batch, whole)
+
+
 def test_a_text_in_a_padded_batch_has_the_embedding_that_it_has_alone(lane: Lane) -> None:
     rows = [np.array([3, 4, 5]), np.array([6])]
     together = lane.run(TEXT, collate(TEXT, rows))

@@ -182,6 +182,13 @@ def test_a_disturbed_measurement_is_not_a_gain() -> None:
     assert measure(lane, FIRST_S, RULES, lane.clock).max_images == 4
 
 
+def test_images_that_cost_more_to_stack_than_to_compute_run_alone() -> None:
+    lane = TimedLane(lambda bucket, num_items: 0.0001 * num_items * (1 if num_items == 1 else 4))
+    warm = measure(lane, FIRST_S, RULES, lane.clock)
+    assert warm.max_images == 1
+    assert max(n for bucket, n in lane.runs if bucket == NATIVE) == 4
+
+
 def test_measuring_stops_at_the_time_limit() -> None:
     lane = TimedLane(lambda bucket, num_items: 2 * num_items)
     rules = replace(RULES, limit_s=1.0)

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
@@ -75,14 +75,16 @@ class ThreadResult(Generic[T]):
         self._num_pending = 0
         self._lock = threading.Lock()
 
-    async def of(self, pool: Executor, work: Callable[[U], None], argument: U) -> T:
-        """Start work in a pool and wait until it, or what it has started, sets the result.
+    async def of(
+        self, start: Callable[[Callable[[], None]], object], work: Callable[[U], None], argument: U
+    ) -> T:
+        """Start work in a thread and wait until it, or what it has started, sets the result.
 
         Raises:
             Exception: From the work, or the first future given to `set_after`.
         """
         self._result = self._loop.create_future()
-        pool.submit(self._run, work, argument)
+        start(partial(self.run, work, argument))
         try:
             return await self._result
         finally:
@@ -100,9 +102,12 @@ class ThreadResult(Generic[T]):
         for future in futures:
             future.add_done_callback(partial(self._on_done, value))
 
-    def _run(self, work: Callable[[U], None], argument: U) -> None:
+    def run(self, work: Callable[[U], None], argument: U) -> None:
+        """Do work; its error is the result. From any thread."""
         try:
             work(argument)
+        except asyncio.CancelledError:
+            pass  # the coroutine has ended
         except Exception as error:
             self._wake(None, error)
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.call import Clock
@@ -135,6 +135,13 @@ class Batcher:
             self._prefetcher.start()
         for worker in self.workers:
             worker.thread.start()
+
+    def offer(self, job: Callable[[], None]) -> bool:
+        """Hand a short job that puts an item to an idle lane; False if there is none.
+
+        Lanes of a device have another thread to prepare for them: their own keeps the device busy.
+        """
+        return self._prefetcher is None and self.queue.offer(job)
 
     @property
     def is_ready(self) -> bool:

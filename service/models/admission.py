@@ -224,6 +224,11 @@ class Admission:
         return self._cost
 
     @property
+    def num_admitted(self) -> int:
+        """Number of all admitted requests."""
+        return self._num_admitted
+
+    @property
     def max_cost(self) -> int:
         """Upper bound of `cost`."""
         return self._max_cost

@@ -1,13 +1,16 @@
 """The images of one request: read headers, admit, decode, batch, run.
 
-The steps alternate between the caller's event loop, the pool (headers, decoding) and the lanes.
+The steps alternate between the caller's event loop, the pool (headers, decoding) and the lanes. A
+small image goes straight to a lane that is idle, which decodes it too.
 """
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
+from typing import Final
 
 from model.graphs import PatchOutput
 from service.call import Call
@@ -18,6 +21,11 @@ from service.messages import MaybeImage
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
 from service.waiting import ThreadResult, cancel_all
+
+# An idle lane decodes an image of at most so many bytes and pixels, which takes some milliseconds:
+# until then it takes no batch.
+MAX_LANE_BYTES: Final = 512 * 1024
+MAX_LANE_PIXELS: Final = 1_000_000
 
 # From the heights and widths of images and their patches to the memory for the answer, in bytes.
 SizeCheck = Callable[[Sequence[tuple[int, int]], Sequence[int]], int]
@@ -98,14 +106,28 @@ class _ImageRun:
     futures: Sequence[Future[Completed]] = ()
     submitted: float | None = None
     is_cancelled: bool = False
+    # Whether the thread of a lane reads and decodes its only image.
+    is_on_lane: bool = False
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a lane may decode it, as far as is known without the header."""
+        image = self.job.images[0]
+        return (
+            len(self.job.images) == 1
+            and self.job.rule.windows is None
+            and isinstance(image, bytes)
+            and len(image) <= MAX_LANE_BYTES
+        )
 
 
 class ImagePipeline:
     """Runs the images of requests through the pool and the lanes; from any event loop.
 
-    `run` starts one pool job, which reads the headers, decodes and submits; the last lane wakes
-    `run`. There is no step on the event loop in between, because each one costs some 100 us of
-    CPU time, a third of what the core spends on a small request.
+    `run` starts one job, which reads the headers, decodes and submits; the last lane wakes `run`.
+    There is no step on the event loop in between, because each one costs some 100 us of CPU time, a
+    third of what the core spends on a small request. So does the way from a thread of the pool to
+    one of a lane; a small image that finds a lane idle saves it.
     """
 
     def __init__(self, preparer: ImagePreparer, pool: Executor) -> None:
@@ -133,10 +155,10 @@ class ImagePipeline:
         run = _ImageRun(job=job, model=model, call=call, ticket=ticket)
         started = call.clock()
         try:
-            has_run = await run.result.of(self._pool, self._read_and_submit, run)
+            has_run = await run.result.of(partial(self._start, run), self._read_and_submit, run)
             if not has_run:
                 await ticket.wait_for(run.cost)
-                await run.result.of(self._pool, self._decode_and_submit, run)
+                await run.result.of(self._pool.submit, self._decode_and_submit, run)
             done = [future.result() for future in run.futures]
         except BaseException as error:
             # In this order, because the pool sets `futures` first and then reads `is_cancelled`.
@@ -154,8 +176,15 @@ class ImagePipeline:
         images = [replace(image, parts=tuple(islice(parts, n))) for image, n in run.images]
         return EncodedImages(images, run.errors, run.answer_bytes)
 
+    def _start(self, run: _ImageRun, job: Callable[[], None]) -> None:
+        """Start the job of a request on an idle lane if it is small, else in the pool."""
+        run.is_on_lane = run.is_small
+        if not (run.is_on_lane and run.model.offer(job)):
+            run.is_on_lane = False
+            self._pool.submit(job)
+
     def _read_and_submit(self, run: _ImageRun) -> None:
-        """Read all headers and correct the admission; then decode and submit. In the pool."""
+        """Read all headers and correct the admission; then decode and submit. In a thread."""
         if run.is_cancelled or run.call.has_left():
             return  # the client left while this job waited for a thread
         job = run.job
@@ -178,13 +207,15 @@ class ImagePipeline:
         run.readable = tuple(num_patches)
         nominal = len(job.images) * job.rule.nominal_patches
         run.cost = run.ticket.cost - nominal + sum(num_patches.values())
-        if run.ticket.resize(run.cost):
-            self._decode_and_submit(run)
-        else:
+        if not run.ticket.resize(run.cost):
             run.result.set(False)  # a stream request, which must wait for more capacity first
+        elif run.is_on_lane and sizes and sizes[0][0] * sizes[0][1] > MAX_LANE_PIXELS:
+            self._pool.submit(run.result.run, self._decode_and_submit, run)
+        else:
+            self._decode_and_submit(run)
 
     def _decode_and_submit(self, run: _ImageRun) -> None:
-        """Decode all images and submit them to the lanes. In the pool.
+        """Decode all images and submit them to the lanes. In a thread.
 
         Idle pool threads help. What no other thread has begun this thread does itself, so that it
         never waits for a queued job: two requests that did would block a small pool for ever.

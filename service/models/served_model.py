@@ -251,6 +251,14 @@ class ServedModel:
         """Patches of an image of this size: its cost."""
         return size_hw[0] * size_hw[1] // self.manifest.patch_size**2
 
+    def offer(self, job: Callable[[], None]) -> bool:
+        """Hand a short job that submits an image to an idle lane; False if there is none.
+
+        With more requests than lanes there is none for long: the pool then decodes what the lanes
+        take next, without a wake-up. Offers to lanes that are idle for a moment cost 10 % more.
+        """
+        return self.admission.num_admitted <= len(self._lanes) and self._batcher.offer(job)
+
     def submit_images(
         self,
         pixels: Sequence[NDArray[np.float32]],

@@ -265,7 +265,10 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             probe_bucket=Bucket("image", (14, 14)),
             num_labels=len(manifest.segmentation_labels),
         )
-        rules = BatchRules(limits=dict.fromkeys((*IMAGE_WORK, "text"), limits))
+        rules = BatchRules(
+            limits=dict.fromkeys((*IMAGE_WORK, "text"), limits),
+            prepare_ahead=bool(settings.prepare_ahead),
+        )
         health_limits = HealthLimits(
             probe_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,

@@ -140,7 +140,8 @@ async def test_the_pool_begins_no_image_whose_client_has_left(
     begun: list[object] = []
     monkeypatch.setattr(ImagePreparer, "measure", lambda *given, **named: begun.append(given))
     release = threading.Event()
-    async with serving(pool_threads=1) as server:
+    # The lane prepares ahead, so that it decodes nothing itself.
+    async with serving(pool_threads=1, prepare_ahead=True) as server:
         server.pool.submit(release.wait, LIMIT_S)
         connection = send(server, encode_image())
         await until(lambda: server.pool._work_queue.qsize() > 0)
@@ -208,7 +209,8 @@ async def test_an_abandoned_request_before_decoding_is_not_decoded(
 
         monkeypatch.setattr(ImagePreparer, name, record)
     release = threading.Event()
-    async with serving(pool_threads=1) as server:
+    # The lane prepares ahead, so that it decodes nothing itself.
+    async with serving(pool_threads=1, prepare_ahead=True) as server:
         server.pool.submit(release.wait, LIMIT_S)
         timeout_s = LIMIT_S if reason == "hangs up" else SOON_S
         leaving = asyncio.ensure_future(ask(server, encode_image(), route, timeout_s=timeout_s))

@@ -190,3 +190,63 @@ def test_closing_fails_all_items_and_refuses_new_ones(queue: BatchQueue) -> None
     assert queue.wait_and_take() is None
     with pytest.raises(Unavailable):
         queue.put([item()])
+
+
+def test_a_lane_that_waits_runs_a_job_and_takes_what_it_queues(queue: BatchQueue) -> None:
+    taken: dict[str, list[int]] = {}
+    threads: list[str] = []
+
+    def wait_and_take() -> None:
+        batch = queue.wait_and_take()
+        name = threading.current_thread().name
+        taken[name] = [int(e.item.payload[0]) for e in batch.entries] if batch else []
+
+    def job() -> None:
+        threads.append(threading.current_thread().name)
+        queue.put([item(number=7)])
+
+    assert not queue.offer(job), "no lane waits"
+    lanes = [threading.Thread(target=wait_and_take, name=name) for name in ("one", "two")]
+    for lane in lanes:
+        lane.start()
+    while queue._num_idle < len(lanes):
+        time.sleep(0.001)
+    assert queue.offer(job)
+    while not taken:
+        time.sleep(0.001)
+    assert taken == {threads[0]: [7]}
+    assert queue._num_idle == 1, "the other lane was not woken"
+    queue.put([item(number=8)])
+    for lane in lanes:
+        lane.join(WAIT_S)
+    assert sorted(taken.values()) == [[7], [8]]
+
+
+def test_no_more_jobs_are_taken_than_lanes_wait(queue: BatchQueue) -> None:
+    lane = threading.Thread(target=queue.wait_and_take)
+    lane.start()
+    while not queue._num_idle:
+        time.sleep(0.001)
+    ran = threading.Semaphore(0)
+    with queue._changed:  # the lane cannot begin yet
+        assert [queue.offer(ran.release) for _ in range(2)] == [True, False]
+    assert ran.acquire(timeout=WAIT_S)
+    while not queue._num_idle:
+        time.sleep(0.001)
+    with queue._changed:
+        assert queue.offer(ran.release)
+        queue.close()
+    assert ran.acquire(timeout=WAIT_S), "a job that was taken runs, also if the queue is closed"
+    lane.join(WAIT_S)
+    assert not queue.offer(ran.release)
+
+
+def test_jobs_wait_for_no_batch(queue: BatchQueue) -> None:
+    lane = threading.Thread(target=queue.wait_and_take)
+    lane.start()
+    while not queue._num_idle:
+        time.sleep(0.001)
+    with queue._changed:
+        queue.put([item()])
+        assert not queue.offer(lambda: None), "the lane will take the batch"
+    lane.join(WAIT_S)

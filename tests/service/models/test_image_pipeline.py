@@ -83,3 +83,41 @@ async def test_many_requests_of_many_images_do_not_block_a_small_pool(
     async with asyncio.timeout(WAIT_S):
         answers = await asyncio.gather(*(plane.embed_images(request, call()) for _ in range(8)))
     assert [len(answer.embeddings) for answer in answers] == [8] * 8
+
+
+@pytest.mark.parametrize(
+    ("num_images", "size", "num_others", "threads"),
+    [
+        (1, (40, 30), 0, {"lane-0"}),
+        (1, (40, 30), 1, {"pool"}),  # more requests than lanes
+        (1, (1200, 900), 0, {"pool"}),
+        (2, (40, 30), 0, {"pool"}),
+    ],
+)
+async def test_an_idle_lane_decodes_a_small_image(
+    make_plane: MakePlane,
+    encode_image: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+    num_images: int,
+    size: tuple[int, int],
+    num_others: int,
+    threads: set[str],
+) -> None:
+    seen: set[str] = set()
+    prepare = ImagePreparer.prepare
+
+    def record(preparer: ImagePreparer, *given: Any, param: str) -> Any:
+        name = threading.current_thread().name
+        seen.add(name if name.startswith("lane") else "pool")
+        return prepare(preparer, *given, param=param)
+
+    monkeypatch.setattr(ImagePreparer, "prepare", record)
+    plane = make_plane()
+    model = plane.models.models()[0]
+    for _ in range(num_others):
+        await model.admission.admit(1, call())
+    batcher = model._batcher
+    image = encode_image("JPEG", size=size, quality=1)
+    await until(lambda: batcher.queue._num_idle == 1)
+    await plane.embed_images(EmbedImagesRequest(images=(image,) * num_images), call())
+    assert seen == threads

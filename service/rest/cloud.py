@@ -20,7 +20,7 @@ from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.messages import RequestLimits
 from service.rest.connection import HEALTH_PATHS
-from service.rest.inputs import check_json_size, in_pool, media_type, parse_json
+from service.rest.inputs import check_json_size, in_pool, media_type, parse_json, read_body
 from service.rest.openai import renaming_params
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, NO_HEAD, ONE_PIXEL, REF
 from service.rest.pages import ICON, PAGES
@@ -204,7 +204,7 @@ async def invoke(request: Request, plane: DataPlane, targets: Targets) -> Respon
     query = query or request.url.query
     if media_type(request) != JSON:
         return await _call(targets[path or DEFAULT_ROUTE], inner_request(request, query=query))
-    raw = await request.body()
+    raw = await read_body(request)
     fields = await in_pool(plane, partial(_fields_of, raw, plane.limits))
     if path is None and INSTANCES in fields:
         return await predict(request, raw, plane, targets)

@@ -15,11 +15,12 @@ from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
 from service.rest.pages import is_page
 from service.safety.api_keys import do_nothing
 from service.safety.protection import BodyShare, Protection
+from service.tracing import Transport
 
 # Key of an ASGI scope that holds the request's `Body`.
 BODY: Final = "tipserve.body"
-# Key of an ASGI scope that holds `Call.has_left`.
-HAS_LEFT: Final = "tipserve.has_left"
+# Key of an ASGI scope that holds the request's `ClientLink`.
+CLIENT: Final = "tipserve.client"
 READS: Final = frozenset({"GET", "HEAD"})
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 METHOD_NOT_ALLOWED: Final = 405
@@ -68,6 +69,27 @@ class Unpacker:
         )
 
 
+class ClientLink:
+    """What the server knows of the client of one request, besides ASGI's messages.
+
+    Attributes:
+        has_left: Whether it has closed the connection; from any thread.
+        has_message: Whether `receive` returns at once.
+        on_left: Called when the connection is lost.
+    """
+
+    __slots__ = ("has_left", "has_message", "on_left")
+
+    def __init__(
+        self,
+        has_left: Callable[[], bool] = lambda: False,
+        has_message: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.has_left = has_left
+        self.has_message = has_message
+        self.on_left: Callable[[], None] = do_nothing
+
+
 class Body:
     """An ASGI `receive` that limits a body's bytes, memory and time, and notices a lost client."""
 
@@ -76,6 +98,7 @@ class Body:
     ) -> None:
         """Begin to receive; the whole body must arrive within `limit_s`."""
         now = asyncio.get_running_loop().time()
+        self.client = ClientLink()
         self._receive = receive
         self._protection = protection
         self._share = share
@@ -88,7 +111,6 @@ class Body:
         # further than `client_timeout_s`: bytes sent fast buy no hours of silence.
         self._due = min(now + protection.client_timeout_s, self._last_due)
         self._handler: asyncio.Task[object] | None = None
-        self._watcher: asyncio.Task[None] | None = None
         self._has_left = False
 
     def check_head(self, headers: Mapping[bytes, str]) -> None:
@@ -144,8 +166,6 @@ class Body:
         if self._num_received > self._protection.max_body_bytes:
             raise self._too_large()
         self._is_complete = not message.get("more_body", False)
-        if self._is_complete and self._handler is not None and self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch(self._handler))
         if self._unpacker is not None:
             return self._unpacked(self._unpacker, received)
         self._share.hold(self._num_received)
@@ -169,6 +189,7 @@ class Body:
         """
         self._handler = handler = asyncio.current_task()
         assert handler is not None
+        self.client.on_left = self._leave
         try:
             yield
         except asyncio.CancelledError:
@@ -177,10 +198,9 @@ class Body:
             handler.uncancel()
             raise ClientLeft from None
         finally:
-            if self._watcher is not None:
-                self._watcher.cancel()
             # A task and its frames must not reference each other: they would outlive the request.
-            self._handler = self._watcher = None
+            self._handler = None
+            self.client.on_left = do_nothing
 
     async def drop(self) -> NoReturn:
         """Drop the body of a client that has left, until uvicorn has noticed it.
@@ -214,28 +234,32 @@ class Body:
         self._share.hold(self._share.num_bytes + num_bytes)
 
     async def _receive_in_time(self) -> Message:
+        # Most bodies come with their heads: a timer for each cost more than to read it.
+        has_message = self.client.has_message()
+        message = await (self._receive() if has_message else self._wait_for_message())
+        now = asyncio.get_running_loop().time()
+        earned_s = len(message.get("body", b"")) / self._protection.client_bytes_per_s
         limit_s = self._protection.client_timeout_s
-        bytes_per_s = self._protection.client_bytes_per_s
+        self._due = min(max(self._due, now) + earned_s, now + limit_s, self._last_due)
+        return message
+
+    async def _wait_for_message(self) -> Message:
         try:
             async with asyncio.timeout_at(self._due):
-                message = await self._receive()
+                return await self._receive()
         except TimeoutError:
             if self._due == self._last_due:
                 raise deadline_exceeded() from None
             raise TooSlow(
-                f"The body arrived at less than {bytes_per_s} bytes a second for {limit_s:g} "
-                "seconds."
+                f"The body arrived at less than {self._protection.client_bytes_per_s} bytes a "
+                f"second for {self._protection.client_timeout_s:g} seconds."
             ) from None
-        now = asyncio.get_running_loop().time()
-        earned_s = len(message.get("body", b"")) / bytes_per_s
-        self._due = min(max(self._due, now) + earned_s, now + limit_s, self._last_due)
-        return message
 
-    async def _watch(self, handler: asyncio.Task[object]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._has_left = True
-        handler.cancel()
+    def _leave(self) -> None:
+        # Until the body is complete, the next message says it.
+        if self._is_complete and self._handler is not None:
+            self._has_left = True
+            self._handler.cancel()
 
     def _too_large(self) -> RequestTooLarge:
         limit = self._protection.max_body_bytes
@@ -273,16 +297,8 @@ class CallMiddleware:
             return
         if scope["path"] != "/":
             scope["path"] = scope["path"].removesuffix("/")
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        carried = {name: headers[key] for key, name in CARRIED_HEADERS.items() if key in headers}
-        call = self._telemetry.begin(
-            "https" if scope.get("scheme") == "https" else "http",
-            scope["method"],
-            carried,
-            self._protection.request_timeout_s,
-            host=(scope.get("client") or ("",))[0],
-        )
-        call.has_left = scope.get(HAS_LEFT, call.has_left)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        call = self._begin(scope, headers)
         status, leave = 0, do_nothing
 
         async def send_with_call(message: Message) -> None:
@@ -299,6 +315,7 @@ class CallMiddleware:
                     self._apply_headers(call, headers)
                     left_s = call.deadline - call.clock()
                     scope[BODY] = body = Body(receive, self._protection, share, left_s)
+                    body.client = scope.get(CLIENT, body.client)
                     body.check_head(headers)
                     # A page has no body, and its answer may see the client leave: no error.
                     is_read = is_page(scope["path"]) and scope["method"] in READS
@@ -317,6 +334,20 @@ class CallMiddleware:
             leave()
             call.free_memory()
             self._record(scope, status or CLIENT_LEFT, call)
+
+    def _begin(self, scope: Scope, headers: Mapping[bytes, str]) -> Call:
+        transport: Transport = "https" if scope.get("scheme") == "https" else "http"
+        carried = {name: headers[key] for key, name in CARRIED_HEADERS.items() if key in headers}
+        call = self._telemetry.begin(
+            transport,
+            scope["method"],
+            carried,
+            self._protection.request_timeout_s,
+            host=(scope.get("client") or ("",))[0],
+        )
+        if CLIENT in scope:
+            call.has_left = scope[CLIENT].has_left
+        return call
 
     def _enter_caller(self, scope: Scope, headers: Mapping[bytes, str]) -> Callable[[], None]:
         """Check who sends the request; call the result at its end."""

@@ -77,10 +77,10 @@ async def read_images(
     content_type = media_type(request)
     images: ImageInputs
     if content_type.startswith("image/"):
-        images = (await request.body(),)
+        images = (await read_body(request),)
         options = parse_pairs(body_type, query)
     elif content_type == FORM:
-        raw, header = await request.body(), request.headers["content-type"]
+        raw, header = await read_body(request), request.headers["content-type"]
         options, images = await in_pool(
             plane,
             partial(read_form, raw, header, query=query, body_type=body_type, limits=plane.limits),
@@ -134,7 +134,7 @@ async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -
             code="unknown_field",
             param=name,
         )
-    return await in_pool(plane, partial(parse_json, await request.body(), schema, plane.limits))
+    return await in_pool(plane, partial(parse_json, await read_body(request), schema, plane.limits))
 
 
 async def load_images(
@@ -167,6 +167,23 @@ async def load_images(
     images = await wait_all(fetch(index, url) for index, url in urls.items())
     fetched = dict(zip(urls, images, strict=True))
     return await in_pool(plane, partial(decode_images, texts, fetched, is_partial=is_partial))
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body. `Request.body` copies it once more, also one that came as a single message.
+
+    Raises:
+        ServiceError: As `service.rest.connection.Body` raises it.
+    """
+    message = await request.receive()
+    first: bytes = message["body"]
+    if not message["more_body"]:
+        return first
+    pieces = [first]
+    while message["more_body"]:
+        message = await request.receive()
+        pieces.append(message["body"])
+    return b"".join(pieces)
 
 
 async def in_pool(plane: DataPlane, work: Callable[[], T]) -> T:

@@ -47,7 +47,14 @@ from service.open_inference.tensors import (
     read_values,
     wrong_count,
 )
-from service.rest.inputs import MAX_TENSOR_COMMAS, SchemaT, in_pool, media_type, parse_json
+from service.rest.inputs import (
+    MAX_TENSOR_COMMAS,
+    SchemaT,
+    in_pool,
+    media_type,
+    parse_json,
+    read_body,
+)
 from service.rest.openapi import BINARY, CALL_HEADERS, REF, V2_ERRORS, json_body
 from service.rest.requests import DialectSchema
 from service.rest.responses import JSON, dump, little_endian, write_content
@@ -363,7 +370,7 @@ def _add_shared_memory(router: APIRouter, plane: DataPlane, protection: Protecti
     async def register_shared_memory(request: Request, name: str) -> Response:
         """Register a region of a shared memory object, for tensors."""
         check_media(request, URL_ENCODED)
-        raw = await request.body()
+        raw = await read_body(request)
         body = await in_pool(plane, partial(parse_json, raw, RegisterBody, plane.limits))
         protection.enabled_shared_memory().register(Region(name=name, **body.model_dump()))
         return Response()
@@ -406,7 +413,7 @@ async def _infer(
             param=name,
         )
     check_media(request)
-    raw, header = await request.body(), request.headers.get(HEADER_LENGTH)
+    raw, header = await read_body(request), request.headers.get(HEADER_LENGTH)
     body, inputs = await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
     is_binary = binary_outputs(body)
     message = to_request(body, inputs, *named)
@@ -640,7 +647,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
 
     async def read(request: Request, schema: type[SchemaT]) -> SchemaT:
         check_media(request)
-        raw = await request.body() or b"{}"
+        raw = await read_body(request) or b"{}"
         return await in_pool(plane, partial(parse_json, raw, schema, plane.limits))
 
     @router.post("/v2/repository/index", responses=errors, openapi_extra=json_body(IndexBody))

@@ -12,7 +12,7 @@ test_server.py, unless another file is named).
 | A request for another protocol (h2c, WebSocket) is answered as HTTP/1.1. | its `parser`, `headers` and `url` | test_an_upgrade_request_is_answered_as_plain_http |
 | TLS handshakes count as connections, for at most `client_timeout_s`. | `startup` and `lifespan` of uvicorn's `Server` | test_silent_tls_handshakes_count_as_connections |
 | A client that reads too slowly is dropped, and its megabytes are freed. | TIOCOUTQ, SO_LINGER (Linux, TCP) | test_an_unread_answer_is_dropped |
-| A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |
+| A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` and its `message_event`, `scope` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |
 | The request of a client that has already left is not begun. | its `scope`; POLLRDHUP (Linux) | tests/service/test_abandoned.py |
 | A new connection closes the longest idle one when all are taken. | its `connections` and `cycle` | test_a_new_connection_closes_the_longest_idle_one |
 | A new connection closes the oldest unfinished head when none is idle. | its `connections` | test_a_new_connection_closes_the_oldest_unfinished_head |
@@ -26,6 +26,7 @@ an underscore; they exist in every version that pyproject.toml allows.
 
 import array
 import asyncio
+import ctypes
 import fcntl
 import http
 import json
@@ -50,11 +51,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.answer_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S, AnswerMemory
 from service.errors import ErrorKind
-from service.rest.connection import HAS_LEFT, CallMiddleware
+from service.rest.connection import CLIENT, CallMiddleware, ClientLink
 from service.safety.protection import SPARE_CONNECTIONS, Protection
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_TRAILER_BYTES: Final = 8 * 1024
+# How a head begins that a body may follow, unlike `100 Continue`, and how it ends.
+RESPONSE: Final = tuple(f"HTTP/1.1 {digit}".encode() for digit in range(2, 6))
+HEAD_END: Final = b"\r\n\r\n"
 # Requests of one connection that may wait for their answers. One read of 256 kB can contain 14,000
 # heads, and all are parsed before the first is answered.
 MAX_PIPELINED: Final = 64
@@ -257,6 +261,7 @@ class BoundedProtocol(HttpToolsProtocol):
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
+            cycle.scope[CLIENT].on_left()
         self._unanswered.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -279,7 +284,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
             raise ConnectionAbortedError("too many requests without an answer")
         super().on_message_begin()
-        cast("dict[str, Any]", self.scope)[HAS_LEFT] = self._has_left
         self._is_in_head = True
         self._num_head_bytes = 0
         if not self._is_spare:
@@ -304,6 +308,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_body = True
         self._num_trailer_bytes = 0
         super().on_headers_complete()
+        link = ClientLink(self._has_left, self.cycle.message_event.is_set)
+        cast("dict[str, Any]", self.scope)[CLIENT] = link
         self._unanswered.append(self.cycle)
         if self.is_draining or self._is_spare:
             self.close_after_answer()
@@ -317,6 +323,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the rest of an unread body, or for the next request."""
+        self._written.flush()
         if self._unanswered:
             self._unanswered.pop(0)
         is_receiving = self._is_in_head or self._is_in_body
@@ -484,16 +491,37 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class CountedTransport:
-    """A transport that counts the bytes written to it."""
+    """A transport that counts the bytes written to it, and sends a head with what follows it.
+
+    uvicorn writes the head of a response and its body one after the other. Two segments of TCP cost
+    both sides a system call more, and wake the client twice.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._head = b""
         self.num_bytes = 0
 
     def write(self, data: bytes) -> None:
-        """Write and count."""
+        """Write and count; a head waits for the next write, or for `flush`."""
         self.num_bytes += len(data)
+        if not self._head and data.startswith(RESPONSE) and data.endswith(HEAD_END):
+            self._head = data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
         self._transport.write(data)
+
+    def flush(self) -> None:
+        """Write a head that nothing follows."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """Close, after what was written."""
+        self.flush()
+        self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the transport's."""
@@ -646,15 +674,29 @@ def num_received_bytes(transport: asyncio.Transport) -> int:
     return _ioctl_int(transport, termios.FIONREAD)
 
 
+class _Polled(ctypes.Structure):
+    """A `struct pollfd`."""
+
+    _fields_: ClassVar = [
+        ("fd", ctypes.c_int),
+        ("events", ctypes.c_short),
+        ("revents", ctypes.c_short),
+    ]
+
+
+# Not `select.poll`, which releases Python's lock for a call of less than 1 us: on a busy server
+# another thread wakes up for it, twice in every request.
+_LIBC: Final = ctypes.PyDLL(None)
+
+
 def is_half_closed(descriptor: int) -> bool:
     """Whether the peer has closed its side, also before the event loop has read that.
 
     From any thread. Once the connection is closed, the descriptor may be another's; but then the
     request has ended anyway.
     """
-    poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
-    return bool(poll.poll(0))
+    polled = _Polled(descriptor, select.POLLRDHUP, 0)
+    return bool(_LIBC.poll(ctypes.byref(polled), 1, 0))
 
 
 def _ioctl_int(transport: asyncio.Transport, code: int) -> int:

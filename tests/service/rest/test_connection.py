@@ -21,7 +21,7 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.monitoring.metrics import Metrics
-from service.rest.connection import PIECE_BYTES, Body, CallMiddleware
+from service.rest.connection import PIECE_BYTES, Body, CallMiddleware, ClientLink
 from service.rest.errors import ClientLeft
 from service.safety.protection import BodyMemory, BodyShare, Protection
 
@@ -65,10 +65,16 @@ def protection(make_settings: Any, metrics: Metrics, memory: BodyMemory) -> Prot
 @pytest.fixture
 def make_body(protection: Protection, share: BodyShare) -> Callable[..., Body]:
     def make(
-        *steps: Message | float, bytes_per_s: int = 1_000_000, limit_s: float = 60.0, **changes: Any
+        *steps: Message | float,
+        bytes_per_s: int = 1_000_000,
+        limit_s: float = 60.0,
+        client: ClientLink | None = None,
+        **changes: Any,
     ) -> Body:
         limits = replace(protection, client_bytes_per_s=bytes_per_s, **changes)
-        return Body(Sender(*steps), limits, share, limit_s)
+        body = Body(Sender(*steps), limits, share, limit_s)
+        body.client = client or body.client
+        return body
 
     return make
 
@@ -144,12 +150,13 @@ async def test_a_compressed_body_is_unpacked(
     whole = packed(encoding, content)
     half = len(whole) // 2
     limit = 2 * num_bytes + 1000
+    limits = replace(protection, max_body_bytes=limit)
     share = BodyMemory(limit, metrics).share()
     steps: list[Message] = [
         {"type": "http.request", "body": whole[:half], "more_body": True},
         {"type": "http.request", "body": whole[half:], "more_body": False},
     ]
-    body = Body(Sender(*steps), replace(protection, max_body_bytes=limit), share, 60.0)
+    body = Body(Sender(*steps), limits, share, 60.0)
     body.check_head({b"content-encoding": encoding})
     assert await read_all(body) == content
     assert share.num_bytes == num_bytes
@@ -163,7 +170,8 @@ async def test_a_bomb_is_refused_after_its_first_pieces(
     limit = 3 * PIECE_BYTES
     for memory_bytes, error in ((10 * limit, RequestTooLarge), (PIECE_BYTES, Overloaded)):
         share = BodyMemory(memory_bytes, metrics).share()
-        body = Body(Sender(bomb), replace(protection, max_body_bytes=limit), share, 60.0)
+        limits = replace(protection, max_body_bytes=limit)
+        body = Body(Sender(bomb), limits, share, 60.0)
         body.check_head({b"content-encoding": encoding})
         with pytest.raises(error):
             await read_all(body)
@@ -220,11 +228,13 @@ async def test_a_client_that_leaves_after_the_body_is_noticed(
 async def test_a_block_is_cancelled_when_the_client_leaves_after_the_body(
     make_body: Callable[..., Body],
 ) -> None:
-    body = make_body(chunk(1, more=False), 0.01, {"type": "http.disconnect"})
+    client = ClientLink()
+    body = make_body(chunk(1, more=False), client=client)
 
     async def handle() -> None:
         with body.cancelling():
             await body()
+            asyncio.get_running_loop().call_soon(client.on_left)
             await asyncio.Event().wait()
 
     with pytest.raises(ClientLeft):
@@ -238,12 +248,35 @@ async def test_a_block_is_cancelled_when_the_client_leaves_after_the_body(
 async def test_a_block_is_not_cancelled_before_the_body_is_complete_or_after_it_ended(
     make_body: Callable[..., Body],
 ) -> None:
-    body = make_body(chunk(1), chunk(1, more=False), {"type": "http.disconnect"})
+    client = ClientLink()
+    body = make_body(chunk(1), chunk(1, more=False), client=client)
     with body.cancelling():
         await body()
-        await asyncio.sleep(0.01)
+        client.on_left()
+        await asyncio.sleep(0)
         await body()
-    await asyncio.sleep(0.01)
+    client.on_left()
+    await asyncio.sleep(0)
+
+
+async def test_a_message_that_has_arrived_needs_no_timer(
+    make_body: Callable[..., Body], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_arrived = [True, False]
+    client = ClientLink(has_message=lambda: has_arrived.pop(0))
+    body = make_body(chunk(1), client=client, limit_s=0.05)
+    timers: list[float] = []
+
+    def timeout_at(when: float) -> asyncio.Timeout:
+        timers.append(when)
+        return asyncio.Timeout(when)
+
+    monkeypatch.setattr(asyncio, "timeout_at", timeout_at)
+    await body()
+    assert timers == []
+    with pytest.raises(DeadlineExceeded):
+        await body()
+    assert len(timers) == 1
 
 
 async def test_another_cancellation_of_the_block_is_passed_on(

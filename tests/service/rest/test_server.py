@@ -10,13 +10,21 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import product, repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trustme
 
 from service.rest import server as rest_server
-from service.rest.server import ReadRate, accept_waiting, drop_new_connections, listen, num_waiting
+from service.rest.server import (
+    CountedTransport,
+    ReadRate,
+    accept_waiting,
+    drop_new_connections,
+    listen,
+    num_waiting,
+)
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
@@ -610,3 +618,26 @@ async def test_a_silent_tls_handshake_is_closed_in_time(
 ) -> None:
     async with serving(**tls[0], **SMALL) as server, connected(server) as (reader, _):
         assert await read_all(reader) == b""
+
+
+def test_a_head_is_sent_with_what_follows_it() -> None:
+    sent: list[bytes] = []
+    transport: Any = SimpleNamespace(write=sent.append, close=lambda: sent.append(b"closed"))
+    counted = CountedTransport(transport)
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+    counted.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert sent == [b"HTTP/1.1 100 Continue\r\n\r\n"], "a client waits for it"
+    sent.clear()
+    counted.write(head)
+    assert sent == []
+    counted.write(b"{}")
+    counted.write(b"more")
+    assert sent == [head + b"{}", b"more"]
+    assert counted.num_bytes == len(b"HTTP/1.1 100 Continue\r\n\r\n" + head) + len(b"{}more")
+    sent.clear()
+    counted.write(head)
+    counted.flush()  # the answer to HEAD has no body
+    counted.flush()
+    counted.write(head)
+    counted.close()
+    assert sent == [head, head, b"closed"]

@@ -4,6 +4,7 @@ Shapes: N patches, D embedding width, P prompts of one class, K classes; H W pix
 h w patch rows and columns.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,8 +60,12 @@ class SegmentationMap:
 
 def l2_normalize(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale vectors on the last axis to unit length; zero vectors stay zero. float32."""
-    norm = np.sqrt(np.vecdot(x, x))[..., None]
-    unit: NDArray[np.float32] = x / np.maximum(norm, np.float32(1e-12))
+    squares = np.vecdot(x, x)
+    unit: NDArray[np.float32]
+    if x.ndim == 1:  # the same numbers; with arrays of one element it takes twice as long
+        unit = x / np.float32(max(math.sqrt(squares), 1e-12))
+        return unit
+    unit = x / np.maximum(np.sqrt(squares)[..., None], np.float32(1e-12))
     return unit
 
 

@@ -6,8 +6,8 @@ import ipaddress
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, get_args
@@ -17,6 +17,7 @@ from service.tracing import NO_TRACE, RequestTrace
 
 Clock = Callable[[], float]
 Stage = Literal["admit", "decode", "queue", "run", "post"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 # How a transport writes arrays: their bytes, JSON lists, base64 in JSON, a message of protobuf, an
 # image, an image over the original, or the outlines of classes.
 AnswerForm = Literal["bytes", "list", "base64", "protobuf", "png", "overlay", "outlines"]
@@ -144,22 +145,15 @@ class Call:
         """Record a wait; of parallel waits only the longest counts."""
         self.stages[stage] = max(self.stages.get(stage, 0.0), seconds)
 
-    @contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
+    def stage(self, name: Stage) -> "StageTimer":
         """Time a block as a stage, also if it fails."""
-        started = self.clock()
-        try:
-            yield
-        finally:
-            ended = self.clock()
-            self.add(name, ended - started)
-            self.trace.stage(name, started, ended)
+        return StageTimer(self, name)
 
     def server_timing(self) -> str:
         """Value of a `Server-Timing` header: the stages and the total in ms."""
         total = f"total;dur={1000 * (self.clock() - self.started):.2f}"
         # In the order of the stages: texts may have left their queue before images are decoded.
-        stages = [(name, self.stages[name]) for name in get_args(Stage) if name in self.stages]
+        stages = [(name, self.stages[name]) for name in STAGES if name in self.stages]
         return ", ".join([*(f"{name};dur={1000 * s:.2f}" for name, s in stages), total])
 
 
@@ -179,6 +173,24 @@ def flow_of(protocol: str, host: str) -> str:
         if address.version == IPV6:
             host = str(ipaddress.ip_network((address, IPV6_HOST_BITS), strict=False))
     return f"{protocol} {hash(host) % NUM_HOST_FLOWS}"
+
+
+class StageTimer:
+    """Times a block. A class instead of `contextmanager`: a request has three."""
+
+    __slots__ = ("_call", "_name", "_started")
+
+    def __init__(self, call: Call, name: Stage) -> None:
+        self._call, self._name = call, name
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._started = self._call.clock()
+
+    def __exit__(self, *raised: object) -> None:
+        call, ended = self._call, self._call.clock()
+        call.add(self._name, ended - self._started)
+        call.trace.stage(self._name, self._started, ended)
 
 
 def deadline_exceeded() -> DeadlineExceeded:

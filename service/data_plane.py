@@ -5,10 +5,11 @@ CPU work runs in the pool, and the model runs in the lanes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
+from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -49,8 +50,8 @@ from service.messages import (
 from service.models.admission import AdmissionGuard
 from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
 from service.models.image_pipeline import EncodedImage, EncodedImages, ImageJob, ImagePipeline
-from service.models.registry import ModelRegistry
-from service.models.served_model import ModelStatistics, ServedModel
+from service.models.registry import ModelLease, ModelRegistry
+from service.models.served_model import ModelStatistics, RequestTimer, ServedModel
 from service.models.texts import PromptSet, TextEmbeddings
 from service.outputs.examples import PatchMap, example_embeddings
 from service.outputs.features import View, fit_view
@@ -463,16 +464,11 @@ class DataPlane:
             model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
         )
 
-    @contextmanager
-    def _leased_model(
-        self, request: ImagesRequest | EmbedTextsRequest, call: Call
-    ) -> Iterator[ServedModel]:
-        """The model that the request names, kept loaded and its statistics counted."""
+    def _leased_model(self, request: ImagesRequest | EmbedTextsRequest, call: Call) -> "_ModelUse":
+        """The model that the request names, kept loaded and its statistics counted for a block."""
         self.gate.check()
         num_items = len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
-        with self.models.lease(request.model) as model, model.requests.timing(call, num_items):
-            call.model = model.manifest.name
-            yield model
+        return _ModelUse(self.models.lease(request.model), call, num_items)
 
     @asynccontextmanager
     async def _encoded(
@@ -578,6 +574,31 @@ class DataPlane:
             self.offload(partial(draw, rows_ND, image))
             for rows_ND, image in zip(rows, images, strict=True)
         )
+
+
+class _ModelUse:
+    """A lease whose block is counted as one request."""
+
+    __slots__ = ("_call", "_lease", "_num_items", "_timer")
+
+    def __init__(self, lease: ModelLease, call: Call, num_items: int) -> None:
+        self._lease, self._call, self._num_items = lease, call, num_items
+        self._timer: RequestTimer
+
+    def __enter__(self) -> ServedModel:
+        model = self._lease.__enter__()
+        self._call.model = model.manifest.name
+        self._timer = model.requests.timing(self._call, self._num_items)
+        return model
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.__exit__(kind, error, traceback)
+        self._lease.__exit__(kind, error, traceback)
 
 
 def _temperature(model: ServedModel, head: Head | None) -> float:

@@ -344,6 +344,8 @@ class BatchQueue:
         self, heads: Collection[QueuedItem], now: float, charged: Mapping[str, float] = NOTHING
     ) -> QueuedItem:
         """The item that is served first; `charged` comes on top of the flows' virtual times."""
+        if len(heads) == 1:
+            return next(iter(heads))
         most_urgent = min(entry.item.priority for entry in heads)
 
         def key(entry: QueuedItem) -> SchedulingKey:

@@ -72,7 +72,8 @@ class BatchLimits:
         return num_items <= 1 or (num_items <= self.max_items and cost <= self.max_cost)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# What is made for every item and every batch is not frozen: that doubles the time to make it.
+@dataclass(slots=True, kw_only=True)
 class WorkItem:
     """One image or text, ready for the runtime.
 
@@ -97,7 +98,7 @@ class WorkItem:
     patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Completed:
     """Outputs of one item, its time in the queue and in the batch in seconds, and the batch."""
 
@@ -149,7 +150,7 @@ class ItemFuture(Future[Completed]):
         return False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class QueuedItem:
     """An item in the queue, and its future. The lowest rank is served first."""
 
@@ -160,7 +161,7 @@ class QueuedItem:
     future: ItemFuture = field(default_factory=ItemFuture)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Batch:
     """Items that a lane computes in one run; their futures can no longer be cancelled."""
 

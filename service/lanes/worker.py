@@ -62,7 +62,7 @@ class LaneState(Enum):
     DEAD = "dead"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     started: float
     expected_s: float

@@ -403,7 +403,10 @@ class AdmissionGuard:
     passes through it.
     """
 
-    __slots__ = ("_admission", "_call", "_cost", "_gate", "_kind", "_limit", "_ticket")
+    __slots__ = (
+        *("_admission", "_call", "_cost", "_gate", "_is_late", "_kind"),
+        *("_num_cancelled", "_task", "_ticket", "_timer"),
+    )
 
     def __init__(
         self,
@@ -416,8 +419,11 @@ class AdmissionGuard:
     ) -> None:
         self._gate, self._admission = gate, admission
         self._cost, self._call, self._kind = cost, call, kind
-        self._limit: asyncio.Timeout
+        self._is_late = False
+        self._num_cancelled = 0
         self._ticket: Ticket
+        self._task: asyncio.Task[object] | None
+        self._timer: asyncio.TimerHandle
 
     async def __aenter__(self) -> Ticket:
         call = self._call
@@ -428,10 +434,12 @@ class AdmissionGuard:
             except BaseException:
                 self._gate.leave()
                 raise
-        self._limit = asyncio.timeout_at(
-            asyncio.get_running_loop().time() + max(0.0, call.deadline - call.clock())
-        )
-        await self._limit.__aenter__()
+        # What `asyncio.timeout` does, in half of its time.
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        if self._task is not None:
+            self._num_cancelled = self._task.cancelling()
+        self._timer = loop.call_later(max(0.0, call.deadline - call.clock()), self._expire)
         return self._ticket
 
     async def __aexit__(
@@ -440,10 +448,17 @@ class AdmissionGuard:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            await self._limit.__aexit__(kind, error, traceback)
-        except TimeoutError:
+        task, self._task = self._task, None  # a task and its frames must not reference each other
+        self._timer.cancel()
+        self._ticket.release()
+        self._gate.leave()
+        if not self._is_late or task is None:
+            return
+        # Another cancellation, of a client who left, is passed on.
+        if task.uncancel() <= self._num_cancelled and kind is asyncio.CancelledError:
             raise deadline_exceeded() from None
-        finally:
-            self._ticket.release()
-            self._gate.leave()
+
+    def _expire(self) -> None:
+        if self._task is not None:
+            self._is_late = True
+            self._task.cancel()

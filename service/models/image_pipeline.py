@@ -5,9 +5,9 @@ small image goes straight to a lane that is idle, which decodes it too.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -22,6 +22,8 @@ from service.models.admission import Ticket
 from service.models.served_model import ServedModel
 from service.waiting import ThreadResult, cancel_all
 
+# Height and width of an image, and of its scaled pixels.
+Sizes = tuple[tuple[int, int], tuple[int, int]]
 # An idle lane decodes an image of at most so many bytes and pixels, which takes some milliseconds:
 # until then it takes no batch.
 MAX_LANE_BYTES: Final = 512 * 1024
@@ -101,8 +103,8 @@ class _ImageRun:
     answer_bytes: int = 0
     errors: dict[int, ServiceError] = field(default_factory=dict)
     readable: Sequence[int] = ()
-    # Sizes of the images without their outputs, and the number of their parts.
-    images: list[tuple[EncodedImage, int]] = field(default_factory=list)
+    # Of each image that was queued: its own and its scaled height and width; and its parts.
+    sizes: list[tuple[Sizes, int]] = field(default_factory=list)
     futures: Sequence[Future[Completed]] = ()
     submitted: float | None = None
     is_cancelled: bool = False
@@ -173,7 +175,7 @@ class ImagePipeline:
         _count_decode(run, started)
         record_batches(done, call)
         parts = iter(done)
-        images = [replace(image, parts=tuple(islice(parts, n))) for image, n in run.images]
+        images = [_encoded(size, islice(parts, n), job.rule) for size, n in run.sizes]
         return EncodedImages(images, run.errors, run.answer_bytes)
 
     def _start(self, run: _ImageRun, job: Callable[[], None]) -> None:
@@ -250,12 +252,8 @@ def _submit(run: _ImageRun, images: Sequence[PreparedImage]) -> None:
     rule = run.job.rule
     cut = [rule.parts(image.pixels_3HW) for image in images]
     for image, parts in zip(images, cut, strict=True):
-        rows, columns = (side // rule.patch_size for side in parts[0].shape[1:])
-        height, width = image.pixels_3HW.shape[1:]
-        sizes = EncodedImage(
-            parts=(), grid_hw=(rows, columns), scaled_hw=(height, width), size_hw=image.size_hw
-        )
-        run.images.append((sizes, len(parts)))
+        _, height, width = image.pixels_3HW.shape
+        run.sizes.append(((image.size_hw, (height, width)), len(parts)))
     pixels = [part for parts in cut for part in parts]
     run.submitted = run.call.clock()
     run.futures = run.model.submit_images(pixels, run.call, run.job.kind, run.job.patch_outputs)
@@ -263,6 +261,17 @@ def _submit(run: _ImageRun, images: Sequence[PreparedImage]) -> None:
         for future in run.futures:
             future.cancel()
     run.result.set_after(run.futures, True)
+
+
+def _encoded(sizes: Sizes, parts: Iterable[Completed], rule: SizeRule) -> EncodedImage:
+    size_hw, scaled_hw = sizes
+    height, width = scaled_hw if rule.windows is None else (rule.windows.side, rule.windows.side)
+    return EncodedImage(
+        parts=tuple(parts),
+        grid_hw=(height // rule.patch_size, width // rule.patch_size),
+        scaled_hw=scaled_hw,
+        size_hw=size_hw,
+    )
 
 
 def _count_decode(run: _ImageRun, started: float) -> None:

@@ -5,9 +5,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -53,6 +52,7 @@ class ModelRegistry:
     def __init__(self, metrics: Metrics, heads: HeadFolder = NO_HEADS) -> None:
         self.heads = heads
         self._models: dict[str, ServedModel] = {}
+        self._ordered: Sequence[ServedModel] = ()  # a request does not wait for the lock to read it
         self._default: str | None = None
         self._users: Counter[ServedModel] = Counter()
         self._changed = threading.Condition()
@@ -67,9 +67,7 @@ class ModelRegistry:
 
     def models(self) -> list[ServedModel]:
         """All served models, the default one first, then sorted by name."""
-        with self._changed:
-            names = sorted(self._models, key=lambda name: (name != self._default, name))
-            return [self._models[name] for name in names]
+        return list(self._ordered)
 
     def find(self, name: str | None) -> ServedModel:
         """A served model, for its description; run requests only under a `lease`.
@@ -91,24 +89,29 @@ class ModelRegistry:
             text = f"The default model is not served; name another: {names}."
         raise ModelNotFound(text, param="model")
 
-    @contextmanager
-    def lease(self, name: str | None) -> Iterator[ServedModel]:
-        """Keep a model loaded while the block runs, even if it is replaced meanwhile.
+    def lease(self, name: str | None) -> "ModelLease":
+        """Keep a model loaded while a `with` block runs, even if it is replaced meanwhile.
 
-        Raises:
-            ModelNotFound: As `find`.
+        The block raises `ModelNotFound` as `find` does.
         """
+        return ModelLease(self, name)
+
+    def _order(self) -> None:
+        names = sorted(self._models, key=lambda name: (name != self._default, name))
+        self._ordered = [self._models[name] for name in names]
+
+    def _begin_use(self, name: str | None) -> ServedModel:
         with self._changed:
             served = self.find(name)
             self._users[served] += 1
-        try:
-            yield served
-        finally:
-            with self._changed:
-                self._users[served] -= 1
-                if not self._users[served]:
-                    del self._users[served]
-                    self._changed.notify_all()
+        return served
+
+    def _end_use(self, served: ServedModel) -> None:
+        with self._changed:
+            self._users[served] -= 1
+            if not self._users[served]:
+                del self._users[served]
+                self._changed.notify_all()
 
     def put(self, served: ServedModel) -> ServedModel | None:
         """Serve a model under its name; returns the model that it replaces."""
@@ -116,6 +119,7 @@ class ModelRegistry:
             replaced = self._models.get(served.manifest.name)
             self._models[served.manifest.name] = served
             self._default = self._default or served.manifest.name
+            self._order()
         return replaced
 
     def remove(self, name: str) -> ServedModel:
@@ -127,6 +131,7 @@ class ModelRegistry:
         with self._changed:
             served = self.find(name)
             del self._models[name]
+            self._order()
         return served
 
     def wait_unused(self, served: ServedModel, timeout_s: float) -> bool:
@@ -147,6 +152,23 @@ class ModelRegistry:
     def _at_work(self) -> set[ServedModel]:
         with self._changed:
             return {*self._models.values(), *self._users}
+
+
+class ModelLease:
+    """A model in use while the block runs; see `ModelRegistry.lease`."""
+
+    __slots__ = ("_name", "_registry", "_served")
+
+    def __init__(self, registry: ModelRegistry, name: str | None) -> None:
+        self._registry, self._name = registry, name
+        self._served: ServedModel
+
+    def __enter__(self) -> ServedModel:
+        self._served = self._registry._begin_use(self._name)
+        return self._served
+
+    def __exit__(self, *raised: object) -> None:
+        self._registry._end_use(self._served)
 
 
 @dataclass(frozen=True, slots=True)

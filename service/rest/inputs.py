@@ -3,7 +3,7 @@
 import asyncio
 import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Final, TypeVar
 
 import pybase64
@@ -73,12 +73,12 @@ async def read_images(
     # Before the body is received: a request that is refused anyway need not send it.
     plane.check_open(current_call.get().flow)
     media = choose_media(request.headers.get("accept"), writer.media_types)
-    query = request.query_params.multi_items()
+    query = request.query_params.multi_items() if request.scope["query_string"] else []
     content_type = media_type(request)
     images: ImageInputs
     if content_type.startswith("image/"):
         images = (await read_body(request),)
-        options = parse_pairs(body_type, query)
+        options = parse_pairs(body_type, query) if query else default_options(body_type)
     elif content_type == FORM:
         raw, header = await read_body(request), request.headers["content-type"]
         options, images = await in_pool(
@@ -268,6 +268,16 @@ def parse_pairs(body_type: type[ImageBodyT], pairs: Iterable[tuple[str, str]]) -
         return body_type.model_validate(values)
     except ValidationError as error:
         raise invalid_fields(error) from None
+
+
+@cache
+def default_options(body_type: type[ImageBodyT]) -> ImageBodyT:
+    """Options of a request that gives none; shared, since they are frozen.
+
+    Raises:
+        InvalidRequest: A field has no default.
+    """
+    return parse_pairs(body_type, ())
 
 
 def read_form(

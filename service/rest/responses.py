@@ -164,9 +164,14 @@ class PiecedResponse(Response):
     """
 
     def __init__(self, pieces: Sequence[Piece], media_type: str) -> None:
+        super().__init__()
         num_bytes = sum(len(p) if isinstance(p, bytes) else p.nbytes for p in pieces)
-        body = pieces[0] if len(pieces) == 1 and isinstance(pieces[0], bytes) else b""
-        super().__init__(body, 200, {"content-length": str(num_bytes)}, media_type)
+        if len(pieces) == 1 and isinstance(pieces[0], bytes):
+            self.body = pieces[0]
+        self.raw_headers = [
+            (b"content-length", b"%d" % num_bytes),
+            (b"content-type", media_type.encode("ascii")),
+        ]
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

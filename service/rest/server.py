@@ -695,7 +695,7 @@ def is_half_closed(descriptor: int) -> bool:
     From any thread. Once the connection is closed, the descriptor may be another's; but then the
     request has ended anyway.
     """
-    polled = _Polled(descriptor, select.POLLRDHUP, 0)
+    polled = _Polled(descriptor, select.POLLRDHUP)
     return bool(_LIBC.poll(ctypes.byref(polled), 1, 0))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import os
 import platform
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from service.machine import (
     NO_LIMIT_BYTES,
+    YOUNG_OBJECTS,
     PeakMeter,
     available_cpus,
     free_memory,
@@ -191,11 +193,12 @@ async def test_memory_is_trimmed_while_the_heap_keeps_free_pages(
             loop.call_soon_threadsafe(is_over.set)
         return last * MB
 
-    before = asyncio.all_tasks()
+    before = asyncio.all_tasks(), gc.get_threshold()
     async with trimming_memory(0.001, unused, lambda: at_trims.append(last)):
+        assert gc.get_threshold()[0] == YOUNG_OBJECTS
         await asyncio.wait_for(is_over.wait(), TIMEOUT_S)
     assert at_trims == trims_mb
-    assert asyncio.all_tasks() == before
+    assert (asyncio.all_tasks(), gc.get_threshold()) == before
 
 
 def test_only_free_pages_of_the_heap_are_unused() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import patch
 
+from service.commands.program import WRONG_USAGE
 from service.monitoring.metrics_server import LIVE, READY
 from service.server import LOG_GRACE_S, TRACE_GRACE_S, WRITE_GRACE_S
 from service.settings import PREFIX, Settings, load_settings
@@ -469,6 +470,7 @@ CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
 CRON_PART = re.compile(r"(?:\*|(\d+)(?:-(\d+))?)(?:/[1-9]\d*)?")
 # `python -m benchmarks.cold_start` measured 18 s for B/14; another node may be three times as slow.
 LEAST_STARTUP_S = 3 * 18
+WEEK_S = 7 * 86400
 
 
 def well_known(documents: list[Manifest]) -> Faults:
@@ -522,6 +524,31 @@ def refused(documents: list[Manifest]) -> Faults:
         for trigger in scaled["spec"]["triggers"]:
             if not trigger["metadata"]["threshold"].replace(".", "", 1).isdigit():
                 yield f"{called(scaled)}: KEDA takes a number as threshold, no quantity"
+
+
+def retried(documents: list[Manifest]) -> Faults:
+    """Jobs retry after evictions and not after mistakes, one at a time, and end within a week."""
+    for workload in workloads(documents):
+        spec = workload.document["spec"]
+        job = spec.get("jobTemplate", {}).get("spec", spec)
+        rules = job.get("podFailurePolicy", {}).get("rules", [])
+        for rule in rules:
+            exits = rule.get("onExitCodes", {"values": [WRONG_USAGE]})
+            if (rule["action"] == "Ignore") != ("onPodConditions" in rule):
+                yield f"{workload}: only evictions do not count as failures"
+            if WRONG_USAGE not in exits["values"]:
+                yield f"{workload}: a wrong command line is retried"
+            if exits.get("containerName") not in {None, *(c["name"] for c in workload.containers)}:
+                yield f"{workload}: there is no container {exits['containerName']}"
+        # torchrun ends with 1, whatever its process ended with.
+        has_status = any(c.get("command") != ["torchrun"] for c in workload.containers)
+        if rules and (len(rules) != 1 + has_status or workload.pod["restartPolicy"] != "Never"):
+            yield f"{workload}: a rule each for evictions and mistakes, and pods that never restart"
+        if workload.kind == "CronJob" and (
+            spec.get("concurrencyPolicy") != "Forbid"
+            or job.get("activeDeadlineSeconds", WEEK_S) >= WEEK_S
+        ):
+            yield f"{workload}: a run that hangs meets the next one, or keeps it from starting"
 
 
 def balanced(documents: list[Manifest]) -> Faults:
@@ -659,5 +686,6 @@ CHECKS: tuple[Callable[[list[Manifest]], Faults], ...] = (
     queries,
     well_known,
     refused,
+    retried,
     balanced,
 )

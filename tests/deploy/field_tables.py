@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.deploy import strict_schemas
 
 Fault = tuple[str, str]
@@ -49,12 +47,6 @@ def kserve_tables(folder: Path) -> Tables:
                     keys[name] + ("!" if name in required else ""): type_name
                     for name, type_name in types.items()
                 }
-    return tables
-
-
-def written_tables(path: Path) -> Tables:
-    """Tables from a YAML file."""
-    tables: Tables = yaml.safe_load(path.read_text(encoding="utf-8"))
     return tables
 
 

@@ -76,6 +76,9 @@ PLANTED = [
     ("gpu", "key: nvidia.com/gpu", "key: nvidia.com/gpus"),
     ("gpu", "key: TIPSERVE_CACHE", "key: TIPSERVE_CACHES"),
     ("training/chain", "schedule: 0 1 * * 0", "schedule: 0 1 * * 8"),
+    ("training/chain", "containerName: publish", "containerName: gate"),
+    ("training/chain", "concurrencyPolicy: Forbid", "concurrencyPolicy: Allow"),
+    ("bulk", "values:\n        - 2", "values:\n        - 1"),
     ("kubernetes/overlays/kserve", "'8002'", "'8003'"),
     ("kubernetes/overlays/kserve", "name: cache", "name: caches"),
 ]

@@ -7,6 +7,7 @@ environment.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.deploy import kustomizations
-from tests.deploy.workloads import Manifest, variables
+from tests.deploy.workloads import Manifest, variables, workloads
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "training"
-REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
+# As a kubelet and a shell write them.
+REFERENCE = re.compile(r"\$\(?([A-Z_]+|run)\b\)?")
 PROGRAMS = {
     "python": [sys.executable],
     "torchrun": [sys.executable, "-m", "torch.distributed.run"],
@@ -41,18 +43,17 @@ def find(documents: Sequence[Manifest], kind: str, name: str) -> Manifest:
     return found
 
 
-def chain_pod(documents: Sequence[Manifest]) -> Manifest:
-    """The spec of the chain's pods."""
-    job = find(documents, "CronJob", "tipserve-retrain")["spec"]["jobTemplate"]["spec"]
-    spec = job["template"]["spec"]
-    assert isinstance(spec, dict)
-    return spec
+def chain_pods(documents: Sequence[Manifest]) -> list[Manifest]:
+    """The specs of the chain's pods in the order in which they run."""
+    pods = {one.document["metadata"]["name"]: one.pod for one in workloads(documents)}
+    names = ("tipserve-caption", "tipserve-retrain", "tipserve-publish")
+    return [pods[name] for name in names if name in pods]
 
 
 def chain_steps(documents: Sequence[Manifest]) -> list[Manifest]:
     """The chain's containers in the order in which they run."""
-    pod = chain_pod(documents)
-    return [*pod["initContainers"], *pod["containers"]]
+    kinds = ("initContainers", "containers")
+    return [one for pod in chain_pods(documents) for kind in kinds for one in pod.get(kind, [])]
 
 
 def environment(
@@ -87,7 +88,7 @@ class Places:
 
     def move(self, text: str) -> str:
         """The same text with folders of this machine."""
-        places = r"(?<![\w./])/(data|runs|models|config|secrets)(?=/|$)"
+        places = r"(?<![\w./])/(data|runs|models|config|secrets)(?![\w-])"
         return re.sub(places, lambda match: str(self.root / match[1]), text)
 
     def variables(self, values: Mapping[str, str]) -> dict[str, str]:
@@ -97,6 +98,8 @@ class Places:
             moved |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(self.port)}
         # Other tests share the cores, and only the code of this checkout is imported.
         ours = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+        # Scripts find this environment's `python`.
+        ours["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, **moved, **ours}
 
 
@@ -120,8 +123,18 @@ class Step:
         )
 
 
+def commands(container: Manifest, documents: Sequence[Manifest]) -> list[list[str]]:
+    """The commands of a container, those of its script one by one, with variables in them."""
+    if container["command"] != ["sh"]:
+        return [[*container["command"], *container["args"]]]
+    (path,) = container["args"]
+    text = find(documents, "ConfigMap", "tipserve-retrain-files")["data"][Path(path).name]
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(x)[: -2 if "||" in x else None] for x in lines if x.startswith("python ")]
+
+
 def make_step(container: Manifest, values: Mapping[str, str], places: Places) -> Step:
     """A container's own command with variables replaced and places moved."""
     program, *arguments = (expand(x, values) for x in (*container["command"], *container["args"]))
-    command = [*PROGRAMS[program], *(places.move(word) for word in arguments)]
+    command = [*PROGRAMS.get(program, [program]), *(places.move(word) for word in arguments)]
     return Step(name=container["name"], command=command, variables=places.variables(values))

@@ -7,7 +7,7 @@ weights, drawings are coloured shapes, and training is in float32.
 import io
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -26,11 +26,10 @@ from tests.deploy.training_steps import (
     make_step,
 )
 from tests.training.jobs.conftest import Running, in_float32
-from training.__main__ import main
 
 RUN = "tipserve-retrain-1"
 LIMIT_S = 120.0
-# The chain's seven processes run inside the first test; on a busy machine that takes minutes.
+# The whole chain runs inside the first test; on a busy machine that takes minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -38,7 +37,7 @@ def steps_of(name: str, places: Places) -> dict[str, Step]:
     """The steps of one variant, with its files where the pod has them."""
     documents = build(name)
     for file, text in find(documents, "ConfigMap", "tipserve-retrain-files")["data"].items():
-        (places.root / "config" / file).write_text(text, encoding="utf-8")
+        (places.root / "config" / file).write_text(places.move(text), encoding="utf-8")
     labels = {"batch.kubernetes.io/job-name": RUN}
     made = [
         make_step(container, environment(container, documents, labels), places)
@@ -60,6 +59,12 @@ class Chain:
         return self.places.root / "runs" / RUN
 
     @property
+    def versions(self) -> tuple[Path, Path]:
+        """The version published before the student was judged, and the student's."""
+        first, *_, last = self.said["publish"].splitlines()
+        return Path(first), Path(last)
+
+    @property
     def models(self) -> Path:
         return self.places.root / "models"
 
@@ -78,13 +83,13 @@ def test_every_step_succeeds(chain: Chain) -> None:
     assert "8 captions, 0 failed" in chain.said["caption"]
     assert f"{RUN}: steps 0 to 4, on 2 x cpu" in chain.said["distill"]
     assert "paligemma 8" in chain.said["distill"]
-    assert "| student - served | mIoU |" in chain.said["evaluate"]
-    assert chain.said["gate"].startswith("passed  zero-shot segmentation | seen styles")
-    assert "student is ready in" in chain.said["export"]
+    assert "| student - served | mIoU |" in chain.said["publish"]
+    assert "\npassed  zero-shot segmentation | seen styles" in chain.said["publish"]
+    assert "student is ready in" in chain.said["publish"]
 
 
 def test_the_trained_weights_are_published(chain: Chain) -> None:
-    first, last = (Path(chain.said[name].strip()) for name in ("first", "publish"))
+    first, last = chain.versions
     assert first != last
     assert (chain.models / "current").resolve() == last.resolve()
     package = open_package(last)
@@ -101,37 +106,51 @@ def test_a_restarted_pod_skips_finished_steps(chain: Chain, running: Running) ->
     kept = [chain.run / "model/model.safetensors", chain.run / "log.jsonl"]
     before = [path.read_bytes() for path in kept]
     published = sorted(chain.models.iterdir())
-    for name in ("first", "distill", "publish"):
+    said = {"distill": f"{RUN}: steps 4 to 4", "hand-over": "", "publish": f"{RUN} is judged\n"}
+    for name, expected in said.items():
         ((status, text),) = running.run(chain.steps[name])
         assert status == 0, text
-        if name == "distill":
-            assert f"{RUN}: steps 4 to 4" in text
+        assert expected in text
     assert [path.read_bytes() for path in kept] == before
     assert sorted(chain.models.iterdir()) == published
 
 
-def test_the_shipped_gate_refuses_this_student(
-    chain: Chain, capsys: pytest.CaptureFixture[str]
+def test_the_shipped_gate_refuses_this_student_once(chain: Chain, running: Running) -> None:
+    """The script with commands in place of Python's, of which only the gate is the real one."""
+    steps = steps_of("chain", chain.places)
+    published, judged = sorted(chain.models.iterdir()), chain.run / "judged"
+    assert steps["publish"].command == chain.steps["publish"].command
+    programs = chain.places.root / "programs"
+    programs.mkdir()
+    python = programs / "python"
+    python.write_text(f'#!/bin/sh\ntest "$4" != gate || exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    variables = dict(steps["publish"].variables)
+    variables["PATH"] = f"{programs}:{variables['PATH']}"
+    judged.unlink()
+    step = replace(steps["publish"], variables=variables)
+    (status, said), (again, nothing) = running.run(step)[0], running.run(step)[0]
+    assert status == 3, said
+    assert "FAILED  zero-shot segmentation | seen styles" in said
+    assert "refused: " in said
+    assert "must reach 30.00" in said
+    assert (again, nothing.strip().endswith("is judged")) == (0, True)
+    assert sorted(chain.models.iterdir()) == published
+
+
+def test_nothing_is_judged_before_a_run_is_trained(
+    chain: Chain, running: Running, tmp_path: Path
 ) -> None:
-    gate = steps_of("chain", chain.places)["gate"]
-    assert gate.command == chain.steps["gate"].command
-    program, arguments = gate.command[1:4], gate.command[4:]
-    assert program == ["-P", "-m", "training"]
-    status = main(arguments)
-    said = capsys.readouterr()
-    assert status == 3, said.err
-    assert "FAILED  zero-shot segmentation | seen styles" in said.out
-    assert said.err.startswith("refused: ")
-    assert "must reach 30.00" in said.err
-    policy = find(build("chain"), "CronJob", "tipserve-retrain")["spec"]["jobTemplate"]["spec"]
-    assert policy["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [status]
+    (tmp_path / "config").mkdir()
+    ((status, said),) = running.run(steps_of("chain", Places(root=tmp_path))["publish"])
+    assert (status, said) == (0, "no run is trained\n")
 
 
 def test_the_service_answers_by_the_published_package(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As its Deployment names the version.
-    monkeypatch.setenv("TIPSERVE_MODEL", chain.said["publish"].strip())
+    monkeypatch.setenv("TIPSERVE_MODEL", str(chain.versions[1]))
     image = io.BytesIO()
     Image.new("RGB", (60, 40), (90, 120, 60)).save(image, "PNG")
     with running_service("--host=127.0.0.1") as service:
@@ -148,7 +167,7 @@ def test_the_service_answers_by_the_published_package(
 
 
 def test_a_rollback_is_one_command(chain: Chain) -> None:
-    first, last = (Path(chain.said[name].strip()).name for name in ("first", "publish"))
+    first, last = (folder.name for folder in chain.versions)
     assert rollback(chain.models) == first
     assert open_package(chain.models / "current").manifest.name == "tipserve-student"
     assert rollback(chain.models, "--to", last) == last

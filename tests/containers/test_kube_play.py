@@ -23,8 +23,9 @@ PROBES = ["startupProbe", "readinessProbe", "livenessProbe"]
 
 @pytest.fixture(scope="module")
 def documents() -> list[Manifest]:
-    """Documents of the CPU overlay that podman can run."""
-    return of_kind(kustomizations.build("kubernetes/overlays/cpu"), "ConfigMap", "Deployment")
+    """Documents of one of two models side by side that podman can run."""
+    built = kustomizations.build("kubernetes/overlays/side-by-side/photos")
+    return of_kind(built, "ConfigMap", "Deployment")
 
 
 @pytest.fixture(scope="module")

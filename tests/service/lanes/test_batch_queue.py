@@ -192,9 +192,13 @@ def test_closing_fails_all_items_and_refuses_new_ones(queue: BatchQueue) -> None
         queue.put([item()])
 
 
-def test_a_lane_that_waits_runs_a_job_and_takes_what_it_queues(queue: BatchQueue) -> None:
+def test_a_lane_that_waits_runs_a_job_and_takes_what_it_queues(
+    queue: BatchQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken: dict[str, list[int]] = {}
     threads: list[str] = []
+    woken: list[int] = []
+    notify = queue._changed.notify
 
     def wait_and_take() -> None:
         batch = queue.wait_and_take()
@@ -211,11 +215,17 @@ def test_a_lane_that_waits_runs_a_job_and_takes_what_it_queues(queue: BatchQueue
         lane.start()
     while queue._num_idle < len(lanes):
         time.sleep(0.001)
+
+    def count(n: int = 1) -> None:
+        woken.append(n)
+        notify(n)
+
+    monkeypatch.setattr(queue._changed, "notify", count)
     assert queue.offer(job)
     while not taken:
         time.sleep(0.001)
     assert taken == {threads[0]: [7]}
-    assert queue._num_idle == 1, "the other lane was not woken"
+    assert sum(woken) == 1, "the other lane sleeps on"
     queue.put([item(number=8)])
     for lane in lanes:
         lane.join(WAIT_S)

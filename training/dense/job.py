@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
@@ -74,6 +75,8 @@ class DenseHeadsJob:
         Raises:
             ValueError: The package has dense heads of its own, or `output` is no package.
         """
+        # Threads that wait for each other take most of the time on a busy machine.
+        torch.set_num_threads(1)
         self._fetch()
         parts = list(self._parts())
         truth = self._test_set()

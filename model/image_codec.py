@@ -146,6 +146,10 @@ class DecodingMemory:
         """Another process, such as a worker of a bulk job, has memory of its own."""
         return DecodingMemory, (self._max_bytes,)
 
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether `hold` would not wait now."""
+        return not self._turn.locked() and self._free_bytes >= min(num_bytes, self._max_bytes)
+
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
         """Wait for memory, and hold it while the block runs."""

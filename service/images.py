@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.image_codec import (
+    DECODING_BYTES,
     DecodingMemory,
     ImageError,
     ImageLimits,
@@ -153,6 +154,10 @@ class ImagePreparer:
         self._memory = DecodingMemory(limits.max_decoding_bytes)
         self._max_patches = max_patches
         self._jpeg_decode = jpeg_decode
+
+    def has_room(self, num_pixels: int) -> bool:
+        """Whether decoding an image of so many pixels would not wait for memory now."""
+        return self._memory.has_room(DECODING_BYTES * num_pixels)
 
     def _size_hw(self, image: ImageInput, *, param: str) -> tuple[int, int]:
         if isinstance(image, bytes):

@@ -180,7 +180,8 @@ class ImagePipeline:
 
     def _start(self, run: _ImageRun, job: Callable[[], None]) -> None:
         """Start the job of a request on an idle lane if it is small, else in the pool."""
-        run.is_on_lane = run.is_small
+        # A lane that waited for a large image of another thread would take no batch meanwhile.
+        run.is_on_lane = run.is_small and self._preparer.has_room(MAX_LANE_PIXELS)
         if not (run.is_on_lane and run.model.offer(job)):
             run.is_on_lane = False
             self._pool.submit(job)

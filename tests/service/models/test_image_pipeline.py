@@ -5,11 +5,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import pytest
 
+from model.image_codec import DecodingMemory
 from service.call import Call
 from service.data_plane import DataPlane
 from service.images import ImagePreparer
@@ -121,3 +122,27 @@ async def test_an_idle_lane_decodes_a_small_image(
     await until(lambda: batcher.queue._num_idle == 1)
     await plane.embed_images(EmbedImagesRequest(images=(image,) * num_images), call())
     assert seen == threads
+
+
+async def test_no_lane_waits_for_the_memory_of_other_images(
+    make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    held = DecodingMemory.hold
+
+    def record(memory: DecodingMemory, num_bytes: int) -> AbstractContextManager[None]:
+        threads.append(threading.current_thread().name)
+        return held(memory, num_bytes)
+
+    monkeypatch.setattr(DecodingMemory, "hold", record)
+    plane = make_plane()
+    batcher = plane.models.models()[0]._batcher
+    memory = plane._images._preparer._memory
+    request = EmbedImagesRequest(images=(encode_image(),))
+    await until(lambda: batcher.queue._num_idle == 1)
+    with held(memory, memory._max_bytes):
+        answer = asyncio.ensure_future(plane.embed_images(request, call()))
+        await until(lambda: bool(threads))
+        assert not memory.has_room(1)
+    await answer
+    assert not threads[0].startswith("lane")

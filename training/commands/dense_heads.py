@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/dense-heads"),
         help="folder of renders and embeddings (default runs/dense-heads)",
     )
-    parser.add_argument(
-        "--kind", choices=HEAD_KINDS, default="linear", help="of heads (default linear)"
-    )
+    parser.add_argument("--kind", choices=HEAD_KINDS, default="dpt", help="of heads (default dpt)")
     parser.add_argument("--renders", type=int, default=300, help="rooms to train on (default 300)")
     parser.add_argument(
         "--tests", type=int, default=150, help="rooms of the held-out catalogue (default 150)"

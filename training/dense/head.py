@@ -40,7 +40,7 @@ NUM_DOUBLINGS: Final = 2
 # Source: configurations of facebookresearch/dinov2, evaluation of depth.
 GRADIENT_WEIGHT: Final = 0.5
 BATCH_SIZE: Final = 16
-LEARNING_RATE: Final = 5e-3
+LEARNING_RATE: Final = 2e-3
 WEIGHT_DECAY: Final = 1e-2
 _SMALLEST_SPREAD: Final = 1e-4
 

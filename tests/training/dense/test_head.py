@@ -81,7 +81,7 @@ def test_standardised_embeddings_have_mean_0_and_deviation_1() -> None:
 @pytest.mark.parametrize("task", ["depth", "normals"])
 def test_a_head_learns_what_patches_show(task: MapTask) -> None:
     examples = drawn(task)
-    head = fit_dense_head(examples, task, "linear", num_steps=250)
+    head = fit_dense_head(examples, task, "linear", num_steps=600)
     with torch.no_grad():
         found = head(
             torch.from_numpy(examples.cls_PD.astype(np.float32))[:, None],

@@ -202,7 +202,7 @@ def package(checkpoint: Path, known: None, exported: Exported) -> ModelPackage:
 
 @pytest.fixture(scope="module")
 def served(run_service: Callable[..., Any], package: ModelPackage) -> Iterator["Service"]:
-    with run_service(packages=(package,)) as running:
+    with run_service("--precision=fp32", packages=(package,)) as running:
         yield running
 
 

@@ -1,5 +1,6 @@
 """The bundled models reach their required scores and segment the README's examples."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from model.text import TextTokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MAIN_SPLIT = "Fluent 3D (unseen style), 50 everyday names"
+ROOMS_SPLIT = "rooms with furniture of Scopia, rendered"
 STAMPS_SPLIT = "photo stamps of Tux Paint, 69 names, 23 of them shown"
 # Row and column inside each thing, looked up in the images.
 SHOWN = {
@@ -43,6 +45,25 @@ def test_the_bundled_model_names_drawings_and_photographs(split: str, least: flo
     assert found.low > 1.5 * _score(bundled, "student, its CLS1 painted", "mIoU", split).value
     student = _score(open_package("bundled-student", verify=False), "student", "mIoU", split)
     assert found.low > student.value
+
+
+@pytest.mark.parametrize("metric", ["RMSE (m)", "mean angle (degrees)"])
+def test_depth_and_normals_are_clearly_better_than_controls(metric: str) -> None:
+    bundled = open_package("bundled", verify=False)
+    for control in ("training mean", "same head on shuffled weights"):
+        difference = _score(bundled, f"head - {control}", metric, ROOMS_SPLIT)
+        assert difference.high is not None
+        assert difference.high < 0
+
+
+def test_the_bundled_model_answers_depth_and_normals() -> None:
+    pixels_HW3 = np.asarray(Image.open(EXAMPLES / "squirrel.jpg").convert("RGB"))
+    pixels_B3HW = prepare_image(pixels_HW3, (320, 448))[None]
+    with closing(load_runtime(open_package("bundled"))) as runtime:
+        output = runtime.encode_images(pixels_B3HW, ("depth", "normals"), ())
+    assert output.maps["depth"].shape == (1, 80, 112)
+    assert output.maps["normals"].shape == (1, 3, 80, 112)
+    assert 0.1 < output.maps["depth"].min() < output.maps["depth"].max() < 10
 
 
 def test_the_students_scores_are_high_enough() -> None:

@@ -220,7 +220,8 @@ def test_bf16_is_computed_in_bf16_or_refused(
         pytest.skip("this CPU has no bf16")
     runtime: Any = load_chosen(tiny_package, choice)
     assert runtime.precision == "bf16"
-    hint = runtime._graphs["vision"]._compiled.get_property("INFERENCE_PRECISION_HINT")
+    vision = runtime._graph(runtime._sources["vision"])
+    hint = vision._compiled.get_property("INFERENCE_PRECISION_HINT")
     assert hint.get_type_name() == "bf16"
     exact = load_runtime(tiny_package, runtime="openvino", precision="fp32")
     pixels = np.random.default_rng(0).random((1, 3, 56, 56), dtype=np.float32)

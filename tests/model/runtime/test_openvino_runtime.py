@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -219,14 +220,15 @@ def test_bf16_is_computed_in_bf16_or_refused(
     if "bf16" not in this_hardware().cpu_features:
         pytest.skip("this CPU has no bf16")
     runtime: Any = load_chosen(tiny_package, choice)
-    assert runtime.precision == "bf16"
-    vision = runtime._graph(runtime._sources["vision"])
-    hint = vision._compiled.get_property("INFERENCE_PRECISION_HINT")
-    assert hint.get_type_name() == "bf16"
     exact = load_runtime(tiny_package, runtime="openvino", precision="fp32")
-    pixels = np.random.default_rng(0).random((1, 3, 56, 56), dtype=np.float32)
-    rounded, whole = (r.encode_images(pixels).values_BND for r in (runtime, exact))
-    assert 1e-4 < np.abs(rounded - whole).max() < 0.2
+    with closing(runtime), closing(exact):
+        assert runtime.precision == "bf16"
+        vision = runtime._graph(runtime._sources["vision"])
+        hint = vision._compiled.get_property("INFERENCE_PRECISION_HINT")
+        assert hint.get_type_name() == "bf16"
+        pixels = np.random.default_rng(0).random((1, 3, 56, 56), dtype=np.float32)
+        rounded, whole = (r.encode_images(pixels).values_BND for r in (runtime, exact))
+        assert 1e-4 < np.abs(rounded - whole).max() < 0.2
     monkeypatch.setattr(openvino_runtime, "this_hardware", Hardware)
     with pytest.raises(UnusableRuntimeError, match="only emulates it"):
         load_chosen(tiny_package, choice, num_lanes=2)

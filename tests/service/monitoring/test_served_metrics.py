@@ -183,8 +183,7 @@ async def test_shapes_that_callers_choose_share_one_bucket(
         seen = set(depths())
         runtime.gate.set()
         await asyncio.gather(*asked)
-    served = {
-        f"{kind} {size}" for kind in ("image", "depth", "normals") for size in ("28x28", "28x42")
-    }
+    kinds = ("image", "depth", "normals", "segmentation")
+    served = {f"{kind} {size}" for kind in kinds for size in ("28x28", "28x42")}
     assert seen <= {*served, "image other"}
     assert "image other" in seen

@@ -16,6 +16,7 @@ from model.runtime.choice import RuntimeChoice
 from service import machine as service_machine
 from service.lanes.latency_model import WarmUp
 from service.lanes.work import BatchLimits, Bucket
+from service.machine import collect_and_trim
 from service.models import loading
 from service.models.conversion import ModelSource
 from service.models.loading import (
@@ -107,6 +108,7 @@ class LargeRuntime(FakeRuntime):
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    collect_and_trim()  # garbage of other tests would else be freed while memory is measured
     loaded: list[FakeRuntime] = []
 
     def load(*_: object, **__: object) -> FakeRuntime:

@@ -493,7 +493,7 @@ def lock_out_s(calls: list[HonestCall], since: float, until: float) -> float:
 
 
 def at_lowest_priority(attack: Attack) -> Attack:
-    """The attack with the CPU time that nobody else wants, as if on a machine of its own."""
+    """The attack with idle CPU time only, as if on a machine of its own."""
 
     def attack_idly(service: RunningService) -> str:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # and of the threads it starts

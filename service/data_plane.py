@@ -597,8 +597,10 @@ class _ModelUse:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._timer.__exit__(kind, error, traceback)
-        self._lease.__exit__(kind, error, traceback)
+        try:
+            self._timer.__exit__(kind, error, traceback)
+        finally:
+            self._lease.__exit__(kind, error, traceback)
 
 
 def _temperature(model: ServedModel, head: Head | None) -> float:

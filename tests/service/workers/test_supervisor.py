@@ -115,7 +115,7 @@ async def test_a_worker_that_is_not_live_for_a_minute_is_killed() -> None:
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
         assert len(pauses) < 20, "nothing is killed"
-        if len(pauses) == 3:  # one good answer begins the minute anew
+        if len(pauses) == 3:  # one good answer begins the minute again
             workers[1].answers[LIVE] = True
         if len(pauses) == 4:
             workers[1].answers[LIVE] = False

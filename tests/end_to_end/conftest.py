@@ -96,15 +96,25 @@ class Program:
         )
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
+        self._passed: list[dict[str, Any]] = []
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def wait_for(self, message: str) -> dict[str, Any]:
-        """Wait for the log record with this message."""
+        """Wait for the next log record with this message, in any order among other messages.
+
+        The processes of one server write to the log each in its own time.
+        """
+        for passed in self._passed:
+            if passed["message"] == message:
+                self._passed.remove(passed)
+                return passed
         while (line := self._lines.get(timeout=LIMIT_S)) is not None:
             record: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
             if record.get("message") == message:
                 return record
+            if record:
+                self._passed.append(record)
         raise AssertionError("the program ended first:\n" + "".join(self.log))
 
     def records(self, message: str) -> list[dict[str, Any]]:

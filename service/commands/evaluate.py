@@ -287,22 +287,15 @@ def _check_heads(jobs: Sequence[_Job], model: ModelSummary) -> None:
 
 def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     """The tasks in the order of the options; all sets are read before a model is loaded."""
-    from service.evaluation import sets, tasks  # noqa: PLC0415 - help does not need them
-    from service.evaluation.known import read_known  # noqa: PLC0415
+    from model.labelled import sets  # noqa: PLC0415 - help does not need them
+    from model.labelled.known import read_known  # noqa: PLC0415
+    from service.evaluation import tasks  # noqa: PLC0415
 
     if options.reduce_zero_label and not (options.segmentation or options.linear_segmentation):
         raise UserError(
             "--reduce-zero-label is for --segmentation and --linear-segmentation; remove it."
         )
-    asked = tasks.TaskOptions(
-        model=served_name,
-        embedding=options.embedding,
-        resolution=options.resolution,
-        templates=_templates(options.templates),
-        features=options.features,
-        mode=options.mode,
-        background_threshold=options.background_threshold,
-    )
+    asked = _task_options(options, served_name)
     jobs = []
 
     def add(score: Callable[..., Any], given: Any) -> None:
@@ -336,6 +329,20 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
             "--linear, --linear-segmentation, --depth, --normals or --dataset."
         )
     return jobs
+
+
+def _task_options(options: EvaluateOptions, served_name: str | None) -> Any:
+    from service.evaluation.tasks import TaskOptions  # noqa: PLC0415 - help does not need it
+
+    return TaskOptions(
+        model=served_name,
+        embedding=options.embedding,
+        resolution=options.resolution,
+        templates=_templates(options.templates),
+        features=options.features,
+        mode=options.mode,
+        background_threshold=options.background_threshold,
+    )
 
 
 def _templates(given: str | None) -> Any:

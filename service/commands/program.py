@@ -247,14 +247,15 @@ def _run(app: App, arguments: Sequence[str]) -> int:
 
 def _message(error: Exception) -> str | None:
     """What a user can do about an error; None for an error of ours."""
-    from service.engines.engine import UserError  # noqa: PLC0415 - help does not need it
+    from model.labelled.sets import SetError  # noqa: PLC0415 - help does not need it
+    from service.engines.engine import UserError  # noqa: PLC0415
 
     if isinstance(error, ModuleNotFoundError):
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             return None
         return f"{error.name} is not installed. Run: pip install 'tipserve[{extra}]'"
-    if isinstance(error, UserError):
+    if isinstance(error, (SetError, UserError)):
         return str(error)
     if isinstance(error, OSError):
         # The errors of pyarrow have no file name, and some have no number and so no `strerror`.

@@ -20,8 +20,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.labelled.sets import ImageSource, SetError
 from service.engines.engine import Engine, EngineError, ImageRefused, ModelSummary
-from service.evaluation.sets import ImageSource, SetError
 from service.evaluation.shards import FOLDER, Shard
 from service.messages import (
     EmbedImagesRequest,
@@ -62,7 +62,8 @@ class Answers:
         """One output of all images, [B, D].
 
         Raises:
-            UserError: An image is invalid, or the engine fails.
+            SetError: An image is invalid.
+            EngineError: The engine fails.
         """
         return np.stack(list(self.each(images, request)))
 
@@ -72,7 +73,8 @@ class Answers:
         """One output of each image in order.
 
         Raises:
-            UserError: An image is invalid, or the engine fails.
+            SetError: An image is invalid.
+            EngineError: The engine fails.
         """
         (output,) = request.outputs
 
@@ -84,7 +86,8 @@ class Answers:
         """The labels [H, W] of each image in order.
 
         Raises:
-            UserError: An image is invalid, or the engine fails.
+            SetError: An image is invalid.
+            EngineError: The engine fails.
         """
         return self._images(images, self.engine.segment, request, lambda answer: answer.labels_HW)
 
@@ -94,7 +97,8 @@ class Answers:
         """The depth [H, W] or normals [H, W, 3] of each image in order.
 
         Raises:
-            UserError: An image is invalid, or the engine fails.
+            SetError: An image is invalid.
+            EngineError: The engine fails.
         """
         return self._images(images, self.engine.estimate, request, lambda answer: answer)
 
@@ -102,7 +106,8 @@ class Answers:
         """Store the answers of images to any request.
 
         Raises:
-            UserError: An image is invalid, or the engine fails.
+            SetError: An image is invalid.
+            EngineError: The engine fails.
         """
         if isinstance(request, SegmentImagesRequest):
             found: Iterator[Array] = self.segment(images, request)

@@ -20,8 +20,9 @@ from model.files import atomic_write
 from model.manifest import ScoreEntry
 from model.scores.bootstrap import Interval
 from model.scores.gate import Rows, Rule, judge, read_rules
+from model.scores.pixels import Pixels
 from service.engines.engine import ModelSummary, UserError
-from service.evaluation.tasks import ERRORS, Pixels, Result, Score
+from service.evaluation.tasks import ERRORS, Result, Score
 
 REPORT: Final = "report.json"
 COUNTS: Final = "counts.npz"

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
-from model.scores.bootstrap import Interval, bootstrap
-from model.scores.maps import angles, depth_scores
-from model.scores.ranking import Ranking, rank
-from model.segmentation import bilinear_matrix, l2_normalize, patch_shares
-from service.evaluation.answers import Answers, ImagesRequest
-from service.evaluation.sets import (
+from model.labelled.sets import (
+    CLASSIFICATION,
+    DEPTH,
+    INSTANCES,
+    NORMALS,
+    RETRIEVAL,
+    SEGMENTATION,
     CaptionedSet,
     DepthSet,
     ImageSource,
@@ -33,6 +34,12 @@ from service.evaluation.sets import (
     SetError,
     SplitSet,
 )
+from model.scores.bootstrap import Interval, bootstrap
+from model.scores.maps import angles, depth_scores
+from model.scores.pixels import Pixels, count_pixels
+from model.scores.ranking import Ranking, rank
+from model.segmentation import bilinear_matrix, l2_normalize, patch_shares
+from service.evaluation.answers import Answers, ImagesRequest
 from service.messages import (
     EmbedImagesRequest,
     EmbedTextsRequest,
@@ -46,15 +53,9 @@ from service.messages import (
     TemplateSet,
 )
 
-SEGMENTATION: Final = "zero-shot segmentation"
-RETRIEVAL: Final = "image-text retrieval"
-CLASSIFICATION: Final = "zero-shot classification"
-INSTANCES: Final = "instance retrieval"
 KNN: Final = "kNN classification"
 LINEAR: Final = "linear classification"
 LINEAR_SEGMENTATION: Final = "linear segmentation"
-DEPTH: Final = "depth"
-NORMALS: Final = "surface normals"
 BACKGROUND: Final = "background"
 # Of DINO's protocol: neighbours, and the temperature of their votes.
 NUM_NEIGHBOURS: Final = 20
@@ -98,51 +99,6 @@ class Sums:
     def root(self, weights_RS: Floats) -> Floats:
         """Root of the mean [R], where the terms are squares."""
         values_R: Floats = np.sqrt(self.mean(weights_RS))
-        return values_R
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pixels:
-    """Pixels of each image by class, without those of no class.
-
-    Attributes:
-        hit_SK: Pixels of a class that are predicted as it.
-        truth_SK: Pixels of a class.
-        called_SK: Pixels predicted as a class.
-    """
-
-    hit_SK: Floats
-    truth_SK: Floats
-    called_SK: Floats
-
-    def __len__(self) -> int:
-        return len(self.hit_SK)
-
-    def iou(self, weights_RS: Floats) -> Floats:
-        """Intersection over union of each class in percent [R, K]; NaN without a pixel."""
-        hit_RK, truth_RK, called_RK = (
-            weights_RS @ table for table in (self.hit_SK, self.truth_SK, self.called_SK)
-        )
-        union_RK = truth_RK + called_RK - hit_RK
-        iou_RK: Floats = np.where(union_RK > 0, 100 * hit_RK / (union_RK + 1e-10), np.nan)
-        return iou_RK
-
-    def miou(self, weights_RS: Floats) -> Floats:
-        """Mean over the classes that some image shows or is predicted to show [R].
-
-        Source: google-deepmind/tips, zero-shot segmentation notebook.
-        """
-        iou_RK = self.iou(weights_RS)
-        has_pixels_RK = np.isfinite(iou_RK)
-        # A resample of few images may have no labelled pixel at all.
-        num_classes_R = np.maximum(has_pixels_RK.sum(1), 1)
-        values_R: Floats = iou_RK.sum(1, where=has_pixels_RK) / num_classes_R
-        return values_R
-
-    def accuracy(self, weights_RS: Floats) -> Floats:
-        """Percent of the pixels that are right [R]."""
-        num_pixels_R = np.maximum(weights_RS @ self.truth_SK.sum(1), 1)
-        values_R: Floats = 100 * (weights_RS @ self.hit_SK.sum(1)) / num_pixels_R
         return values_R
 
 
@@ -293,7 +249,8 @@ def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOp
     """Compare predicted with true masks, pixel by pixel.
 
     Raises:
-        UserError: A mask is invalid, or the model cannot answer.
+        SetError: A mask is invalid.
+        EngineError: The model cannot answer.
     """
     prompted = options.prompted(given.names)
     # Class of each label of the model; 0 is its background.
@@ -328,11 +285,11 @@ def _masks_result(
         confusion_KK += table_KK
         tables.append(counts_3K)
         if counts_3K[1].any():
-            miou = float(_pixels([counts_3K]).miou(np.ones((1, 1)))[0])
+            miou = float(Pixels.of([counts_3K]).miou(np.ones((1, 1)))[0])
             mask = ShownMask(image=image, miou=miou, truth_HW=truth_HW, called_HW=called_HW)
             best = sorted([*best, mask], key=lambda one: -one.miou)[:3]
             worst = sorted([*worst, mask], key=lambda one: one.miou)[:3]
-    counts = _pixels(tables)
+    counts = Pixels.of(tables)
     if not counts.truth_SK.any():
         raise SetError(f"{given.name}: no mask has a pixel of a class.")
     return Result(
@@ -358,7 +315,8 @@ def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: Tas
     scaled bilinearly to the mask; the highest wins.
 
     Raises:
-        UserError: A mask is invalid, or the model cannot answer.
+        SetError: A mask is invalid.
+        EngineError: The model cannot answer.
     """
     request = options.patch_request()
     classifier = _fit_patches(*_train_patches(given, answers, request))
@@ -425,27 +383,6 @@ def _best_class(scores_khw: FloatArray, size_hw: tuple[int, int]) -> NDArray[np.
     return np.concatenate(parts)
 
 
-def count_pixels(
-    truth_HW: NDArray[np.int64], called_HW: NDArray[np.int64], num_classes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels by true and predicted class [K, K]; and hits, true and predicted pixels [3, K].
-
-    Pixels whose true class is -1 do not count. A predicted -1 is an error of its true class only.
-    """
-    counted_HW = truth_HW >= 0
-    truth_P, called_P = truth_HW[counted_HW], called_HW[counted_HW]
-    has_class_P = called_P >= 0
-    cells_P = truth_P[has_class_P] * num_classes + called_P[has_class_P]
-    table_KK = np.bincount(cells_P, minlength=num_classes**2).reshape(num_classes, num_classes)
-    truth_K = np.bincount(truth_P, minlength=num_classes)
-    return table_KK, np.stack([table_KK.diagonal(), truth_K, table_KK.sum(0)])
-
-
-def _pixels(tables: Sequence[NDArray[np.int64]]) -> Pixels:
-    counts_S3K = np.stack(tables).astype(np.float64)
-    return Pixels(hit_SK=counts_S3K[:, 0], truth_SK=counts_S3K[:, 1], called_SK=counts_S3K[:, 2])
-
-
 def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions) -> Result:
     """Rank all captions for each image, and all images for each caption.
 
@@ -453,7 +390,8 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions)
     captions.
 
     Raises:
-        UserError: The model cannot answer.
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
     """
     texts = [text for captions in given.captions for text in captions]
     owner_T = np.repeat(np.arange(len(given.images)), [len(one) for one in given.captions])
@@ -487,7 +425,8 @@ def score_classification(given: LabelledSet, answers: Answers, options: TaskOpti
     """Rank class names for each image.
 
     Raises:
-        UserError: The model cannot answer.
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
     """
     templates = options.templates or "tcl"
     images_BD = answers.embed(given.images, options.embed_request())
@@ -503,7 +442,8 @@ def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) 
     A query that is in the index is searched among the others.
 
     Raises:
-        UserError: The model cannot answer.
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
     """
     request = options.embed_request()
     index_CD = answers.embed(given.index, request)
@@ -546,7 +486,8 @@ def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result
     """Classify each image by the votes of its nearest neighbours in `train`.
 
     Raises:
-        UserError: The model cannot answer.
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
 
     Source: DINO (arXiv:2104.14294), weighted kNN.
     """
@@ -570,7 +511,8 @@ def score_linear(given: SplitSet, answers: Answers, options: TaskOptions) -> Res
     Its regularisation is chosen by cross-validation in `train`.
 
     Raises:
-        UserError: The model cannot answer.
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
     """
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - of the extra `evaluate`
     from sklearn.model_selection import GridSearchCV  # noqa: PLC0415
@@ -682,7 +624,8 @@ def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Resu
     """Compare predicted with true depth in each image; the scores are means over the images.
 
     Raises:
-        UserError: A true depth is invalid, or the model cannot answer.
+        SetError: A true depth is invalid.
+        EngineError: The model cannot answer.
 
     Source: BTS and DINOv2's evaluation, which average over images, not over pixels.
     """
@@ -725,7 +668,8 @@ def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> R
     """Angles between predicted and true normals; the scores are means over pixels or images.
 
     Raises:
-        UserError: True normals are invalid, or the model cannot answer.
+        SetError: True normals are invalid.
+        EngineError: The model cannot answer.
     """
     rows = []
     digest = hashlib.sha256()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from model.labelled.sets import ImageSource, SetError
 from service.evaluation.answers import Answers
-from service.evaluation.sets import ImageSource, SetError
 from service.messages import (
     EmbedImagesRequest,
     EmbedTextsRequest,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from model.labelled.sets import ImageSource
 from service.engines.engine import UserError
 from service.evaluation.answers import Answers, stored_answers
-from service.evaluation.sets import ImageSource
 from service.evaluation.shards import FOLDER, Shard, choose_gpu
 from service.messages import EmbedImagesRequest
 from tests.service.evaluation.conftest import SUMMARY, Scripted

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from model.labelled import sets
+from model.scores.pixels import Pixels, count_pixels
 from model.segmentation import upsample_bilinear
-from service.evaluation import sets, tasks
+from service.evaluation import tasks
 from service.evaluation.answers import Answers
 from service.evaluation.tasks import Result, TaskOptions
 from tests.service.evaluation.conftest import Scripted
@@ -137,8 +139,8 @@ def test_the_mean_over_classes_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     truth_SP = rng.integers(-1, 6, (4, 500))
     called_SP = rng.integers(0, 7, (4, 500))  # class 6 is only predicted, and 7 never occurs
-    tables = [tasks.count_pixels(t, c, 8) for t, c in zip(truth_SP, called_SP, strict=True)]
-    pixels = tasks._pixels([counts for _, counts in tables])
+    tables = [count_pixels(t, c, 8) for t, c in zip(truth_SP, called_SP, strict=True)]
+    pixels = Pixels.of([counts for _, counts in tables])
     counted = truth_SP >= 0
     expected = jaccard_score(truth_SP[counted], called_SP[counted], average="macro")
     assert pixels.miou(np.ones((1, 4)))[0] == pytest.approx(100 * expected, abs=1e-9)

@@ -1,6 +1,6 @@
-"""Labelled images in folders or shards: the inputs of the evaluation tasks.
+"""Labelled images in folders or shards: what evaluation scores and heads are trained on.
 
-Readers only list files. Images and masks are read when they are scored.
+Readers only list files. Images and masks are read when they are needed.
 """
 
 import json
@@ -15,8 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from service.engines.engine import UserError
-
+# Tasks, as reports name them.
+SEGMENTATION: Final = "zero-shot segmentation"
+RETRIEVAL: Final = "image-text retrieval"
+CLASSIFICATION: Final = "zero-shot classification"
+INSTANCES: Final = "instance retrieval"
+DEPTH: Final = "depth"
+NORMALS: Final = "surface normals"
 IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MASK_MODES: Final = ("1", "L", "P", "I", "I;16")
 MAPS: Final = (".npy", ".png")
@@ -26,7 +31,7 @@ UNIT_TOLERANCE: Final = 0.5
 Floats = NDArray[np.float64]
 
 
-class SetError(UserError):
+class SetError(ValueError):
     """A set is incomplete or malformed; the message says what to change."""
 
 

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.class_names import ade20k_names
-from service.commands.evaluate import KnownName
-from service.evaluation.answers import Answers
-from service.evaluation.known import LAYOUTS, NAMES, UNED_IMAGES, UNED_INDEXED, read_known
-from service.evaluation.sets import (
+from model.class_names import NAMES, ade20k_names
+from model.labelled.known import LAYOUTS, UNED_IMAGES, UNED_INDEXED, read_known
+from model.labelled.sets import (
     CaptionedSet,
     DepthSet,
     InstanceSet,
@@ -22,6 +20,8 @@ from service.evaluation.sets import (
     SetError,
     read_names,
 )
+from service.commands.evaluate import KnownName
+from service.evaluation.answers import Answers
 from service.evaluation.tasks import TaskOptions, score_instances
 from tests.service.evaluation.conftest import Scripted
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from service.evaluation.sets import DepthSet, Floats, ImageSource, NormalSet, SetError
+from model.labelled.sets import DepthSet, Floats, ImageSource, NormalSet, SetError
 
 SCENE: Final = "wild_set"
 # Short side in pixels of scaled images, and the side of the square.

@@ -1,6 +1,6 @@
 """Known sets in the layout of their authors, with class names and published scores.
 
-Class names are in `names/`. An incomplete set is scored as it is, without published scores.
+An incomplete set is scored as it is, without published scores.
 """
 
 import csv
@@ -12,9 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from model.class_names import ade20k_names
-from service.evaluation.navi import NaviDepth, NaviNormals, read_navi
-from service.evaluation.sets import (
+from model.class_names import NAMES, ade20k_names
+from model.labelled.navi import NaviDepth, NaviNormals, read_navi
+from model.labelled.sets import (
+    CLASSIFICATION,
+    DEPTH,
+    INSTANCES,
+    NORMALS,
+    RETRIEVAL,
+    SEGMENTATION,
     CaptionedSet,
     DepthSet,
     ImageSource,
@@ -30,17 +36,8 @@ from service.evaluation.sets import (
     own_queries,
     read_names,
 )
-from service.evaluation.tasks import (
-    CLASSIFICATION,
-    DEPTH,
-    INSTANCES,
-    NORMALS,
-    RETRIEVAL,
-    SEGMENTATION,
-)
 
 KnownSet = SegmentationSet | CaptionedSet | LabelledSet | DepthSet | NormalSet | InstanceSet
-NAMES: Final = Path(__file__).parent / "names"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.labelled.known import read_known
+from model.labelled.navi import NaviDepth, NaviNormals, normals_of, square_around
+from model.labelled.sets import SetError
 from service.evaluation.answers import Answers
-from service.evaluation.known import read_known
-from service.evaluation.navi import NaviDepth, NaviNormals, normals_of, square_around
-from service.evaluation.sets import SetError
 from service.evaluation.tasks import TaskOptions, score_normals
 from tests.service.evaluation.conftest import Scripted
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.evaluation import sets
-from service.evaluation.sets import SetError
+from model.labelled import sets
+from model.labelled.sets import SetError
 from service.outputs.maps import encode_normals_png
 
 Write = Callable[..., Path]

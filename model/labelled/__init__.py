@@ -1,0 +1,1 @@
+"""Labelled images: in folders and shards of anybody, and known sets as their authors have them."""

@@ -1,0 +1,80 @@
+"""Predicted and true classes of pixels, counted in each image.
+
+Shapes: R resamples of the images, S images, K classes, H W pixels, P pixels that count.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """Pixels of each image by class, without those of no class.
+
+    Attributes:
+        hit_SK: Pixels of a class that are predicted as it.
+        truth_SK: Pixels of a class.
+        called_SK: Pixels predicted as a class.
+    """
+
+    hit_SK: Floats
+    truth_SK: Floats
+    called_SK: Floats
+
+    @classmethod
+    def of(cls, tables: Sequence[NDArray[np.int64]]) -> Self:
+        """Those of images, from what `count_pixels` counts in each [3, K]."""
+        counts_S3K = np.stack(tables).astype(np.float64)
+        return cls(hit_SK=counts_S3K[:, 0], truth_SK=counts_S3K[:, 1], called_SK=counts_S3K[:, 2])
+
+    def __len__(self) -> int:
+        return len(self.hit_SK)
+
+    def iou(self, weights_RS: Floats) -> Floats:
+        """Intersection over union of each class in percent [R, K]; NaN without a pixel."""
+        hit_RK, truth_RK, called_RK = (
+            weights_RS @ table for table in (self.hit_SK, self.truth_SK, self.called_SK)
+        )
+        union_RK = truth_RK + called_RK - hit_RK
+        iou_RK: Floats = np.where(union_RK > 0, 100 * hit_RK / (union_RK + 1e-10), np.nan)
+        return iou_RK
+
+    def miou(self, weights_RS: Floats) -> Floats:
+        """Mean over the classes that some image shows or is predicted to show [R].
+
+        Source: google-deepmind/tips, zero-shot segmentation notebook.
+        """
+        iou_RK = self.iou(weights_RS)
+        has_pixels_RK = np.isfinite(iou_RK)
+        # A resample of few images may have no labelled pixel at all.
+        num_classes_R = np.maximum(has_pixels_RK.sum(1), 1)
+        values_R: Floats = iou_RK.sum(1, where=has_pixels_RK) / num_classes_R
+        return values_R
+
+    def accuracy(self, weights_RS: Floats) -> Floats:
+        """Percent of the pixels that are right [R]."""
+        num_pixels_R = np.maximum(weights_RS @ self.truth_SK.sum(1), 1)
+        values_R: Floats = 100 * (weights_RS @ self.hit_SK.sum(1)) / num_pixels_R
+        return values_R
+
+
+def count_pixels(
+    truth_HW: NDArray[np.int64], called_HW: NDArray[np.int64], num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels by true and predicted class [K, K]; and hits, true and predicted pixels [3, K].
+
+    Pixels whose true class is -1 do not count. A predicted -1 is an error of its true class only.
+    """
+    counted_HW = truth_HW >= 0
+    truth_P, called_P = truth_HW[counted_HW], called_HW[counted_HW]
+    has_class_P = called_P >= 0
+    cells_P = truth_P[has_class_P] * num_classes + called_P[has_class_P]
+    table_KK = np.bincount(cells_P, minlength=num_classes**2).reshape(num_classes, num_classes)
+    truth_K = np.bincount(truth_P, minlength=num_classes)
+    return table_KK, np.stack([table_KK.diagonal(), truth_K, table_KK.sum(0)])

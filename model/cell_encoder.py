@@ -1,4 +1,4 @@
-"""An encoder of frozen pretrained networks with closed-form heads: EfficientNet-Lite0 and MiniLM.
+"""An encoder of pretrained networks with closed-form heads: EfficientNet-Lite0 and MiniLM.
 
 A cell is described in two spaces. In the first, features are whitened so that drawings of one name
 are close (linear discriminant analysis). In the second, a cell is its probabilities of ImageNet's
@@ -87,6 +87,25 @@ class TwoScales(nn.Module):
         return fine_BFhw, F.interpolate(coarse_BFhw, scale_factor=2.0, mode="bilinear")
 
 
+def smooth(cells_BDhw: Tensor, sharpness: float) -> Tensor:
+    """Average each cell with those of its eight neighbours that are alike.
+
+    Args:
+        cells_BDhw: Of any length; they count as unit vectors.
+        sharpness: Factor of the cosine between neighbours; see `CellConfig`.
+    """
+    unit_BDhw = F.normalize(cells_BDhw, dim=1)
+    height, width = unit_BDhw.shape[2:]
+    padded = F.pad(unit_BDhw, (1, 1, 1, 1))
+    total = torch.zeros_like(unit_BDhw)
+    for row in range(3):
+        for column in range(3):
+            shifted = padded[:, :, row : row + height, column : column + width]
+            cosine_B1hw = (shifted * unit_BDhw).sum(dim=1, keepdim=True)
+            total = total + ((cosine_B1hw - 1) * sharpness).exp() * shifted
+    return total
+
+
 class CellVision(nn.Module):
     """The vision tower."""
 
@@ -116,20 +135,6 @@ class CellVision(nn.Module):
         logits_BNC = self.classes(mixed_BNF) / self.config.class_temperature
         return F.normalize(self.space(logits_BNC.softmax(dim=-1)), dim=-1)
 
-    def _smooth(self, cells_BDhw: Tensor) -> Tensor:
-        """Average each cell with those of its eight neighbours that are alike."""
-        unit_BDhw = F.normalize(cells_BDhw, dim=1)
-        height, width = unit_BDhw.shape[2:]
-        padded = F.pad(unit_BDhw, (1, 1, 1, 1))
-        total = torch.zeros_like(unit_BDhw)
-        for row in range(3):
-            for column in range(3):
-                shifted = padded[:, :, row : row + height, column : column + width]
-                cosine_B1hw = (shifted * unit_BDhw).sum(dim=1, keepdim=True)
-                weight = ((cosine_B1hw - 1) * self.config.neighbour_sharpness).exp()
-                total = total + weight * shifted
-        return total
-
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encode images.
 
@@ -145,7 +150,8 @@ class CellVision(nn.Module):
         coarse_BNF = coarse_BFhw.flatten(2).transpose(1, 2)
         cells_BND = self.describe(fine_BNF, coarse_BNF)
         grid_BDhw = cells_BND.transpose(1, 2).unflatten(2, fine_BFhw.shape[2:])
-        values_BND = self._smooth(grid_BDhw).flatten(2).transpose(1, 2)
+        values_BDhw = smooth(grid_BDhw, self.config.neighbour_sharpness)
+        values_BND = values_BDhw.flatten(2).transpose(1, 2)
         mean_BD = self.describe(
             fine_BNF.mean(dim=1, keepdim=True), coarse_BNF.mean(dim=1, keepdim=True)
         )[:, 0]
@@ -234,7 +240,7 @@ class CellEncoder(Encoder):
 
     @property
     def variant(self) -> str:
-        """Names of the frozen networks."""
+        """Names of the pretrained networks."""
         return "lite0-minilm"
 
     @property

@@ -1,4 +1,4 @@
-"""The encoder of frozen networks: shapes, padding, known names, saving and loading."""
+"""The encoder of pretrained networks: shapes, padding, known names, saving and loading."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch.nn import functional as F
 
-from model.cell_encoder import CellConfig, CellEncoder
+from model.cell_encoder import CellConfig, CellEncoder, smooth
 from model.encoder import load_encoder
 
 WORDS = ("[PAD]", "[UNK]", "dog", "cat", "red", "car")
@@ -50,11 +50,11 @@ def test_both_spaces_keep_their_lengths(encoder: CellEncoder) -> None:
     assert torch.allclose(classes.norm(dim=-1), torch.full((1, 4), CONFIG.class_weight))
 
 
-def test_cells_are_averaged_with_alike_neighbours_only(encoder: CellEncoder) -> None:
+def test_cells_are_averaged_with_alike_neighbours_only() -> None:
     cells_BDhw = torch.zeros(1, 24, 2, 2)
     cells_BDhw[0, 0, :, 0] = 1  # left column: one direction
     cells_BDhw[0, 1, :, 1] = 1  # right column: another
-    averaged = F.normalize(encoder.vision._smooth(cells_BDhw), dim=1)
+    averaged = F.normalize(smooth(cells_BDhw, 4.0), dim=1)
     assert (averaged[0, 0, :, 0] > 0.99).all()
     assert (averaged[0, 1, :, 1] > 0.99).all()
     assert (averaged[0, 1, :, 0] > 0).all()  # unlike neighbours count a little

@@ -1,4 +1,4 @@
-"""`python -m training photographs`: build the encoder of frozen networks and closed-form heads."""
+"""`python -m training photographs`: build the encoder of pretrained networks for photographs."""
 
 import argparse
 from pathlib import Path
@@ -7,8 +7,8 @@ from training.data.folder import DataFolder
 from training.photographs.job import PhotographsJob
 
 HELP = (
-    "Build an encoder of EfficientNet-Lite0 and MiniLM with closed-form heads, and its evaluation "
-    "twin; resumes after a stop."
+    "Build an encoder of EfficientNet-Lite0 and MiniLM, and its evaluation twin; resumes after a "
+    "stop."
 )
 
 
@@ -23,7 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/photographs"),
         help="folder of cells and of the checkpoint (default runs/photographs)",
     )
-    parser.add_argument("--passes", type=int, default=12, help="views of each drawing (default 12)")
+    parser.add_argument("--passes", type=int, default=8, help="views of each drawing (default 8)")
+    parser.add_argument(
+        "--tail-parts",
+        type=int,
+        default=9,
+        help="parts of 927 scenes that the trunk's last blocks learn from; 0: none (default 9)",
+    )
     parser.add_argument(
         "--scenes",
         type=int,
@@ -42,10 +48,13 @@ def run(options: argparse.Namespace) -> None:
     """Build, score and write the checkpoint."""
     if options.passes < 1:
         raise ValueError(f"--passes must be at least 1, not {options.passes}")
+    if options.tail_parts < 0:
+        raise ValueError(f"--tail-parts must be at least 0, not {options.tail_parts}")
     job = PhotographsJob(
         data=DataFolder(path=options.data),
         folder=options.folder,
         passes=options.passes,
+        tail_parts=options.tail_parts,
         num_scenes=options.scenes,
         card=options.card,
     )

@@ -1,1 +1,1 @@
-"""An encoder made of frozen pretrained networks and closed-form heads, for photographs."""
+"""An encoder made of pretrained networks and closed-form heads, for photographs."""

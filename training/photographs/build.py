@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.cell_encoder import NUM_CLASSES, CellConfig, CellEncoder, CellVision
+from model.efficientnet_lite import Trunk
 from model.segmentation import l2_normalize
 from training.data.concepts import all_concepts
 from training.photographs.cells import Cells
@@ -198,10 +199,13 @@ def fit_classes(members: Mapping[str, Sequence[int]]) -> tuple[NDArray[np.float3
     return axes_DC, KnownNames(names=known, keys_KE=_unit_texts(known), vectors_KD=vectors_KD)
 
 
-def build_encoder(moments: SplitMoments, regions: Cells, *, is_twin: bool = False) -> CellEncoder:
+def build_encoder(
+    trunk: Trunk, moments: SplitMoments, regions: Cells, *, is_twin: bool = False
+) -> CellEncoder:
     """Fit all heads and put the encoder together.
 
     Args:
+        trunk: That the cells come from.
         moments: Of cells of drawings and of labelled regions.
         regions: Cells of the regions; ImageNet's classes lack their names, such as sky.
         is_twin: Leave out every name that mentions a concept of the hash split.
@@ -221,7 +225,7 @@ def build_encoder(moments: SplitMoments, regions: Cells, *, is_twin: bool = Fals
         vocabulary=tokenizer.get_vocab_size(),
     )
     encoder = CellEncoder(config, tokenizer)
-    _fill_vision(encoder.vision, space, axes_DC)
+    _fill_vision(encoder.vision, trunk, space, axes_DC)
     classes = classes.with_vectors(region_classes(encoder.vision, regions))
     load_minilm(encoder.text.sentence)
     for kernel, known in ((encoder.text.drawings, drawings), (encoder.text.classes, classes)):
@@ -230,8 +234,10 @@ def build_encoder(moments: SplitMoments, regions: Cells, *, is_twin: bool = Fals
     return encoder
 
 
-def _fill_vision(vision: CellVision, space: DrawingSpace, axes_DC: NDArray[np.float32]) -> None:
-    trunk, weight_CF, bias_C = load_trunk()
+def _fill_vision(
+    vision: CellVision, trunk: Trunk, space: DrawingSpace, axes_DC: NDArray[np.float32]
+) -> None:
+    _, weight_CF, bias_C = load_trunk()
     vision.cells.trunk.load_state_dict(trunk.state_dict())
     vision.fine.weight.copy_(torch.from_numpy(space.fine_DF))
     vision.fine_mean.copy_(torch.from_numpy(space.fine_mean_F))

@@ -71,10 +71,15 @@ class Cells:
 
 def compile_trunk(trunk: nn.Module, size: int) -> RunTrunk:
     """The trunk at both scales in OpenVINO, on one thread, for square images of one size."""
+    return compile_scales(TwoScales(trunk), size)
+
+
+def compile_scales(scales: nn.Module, size: int) -> RunTrunk:
+    """Likewise a network that gives two grids of an image."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         network: Any = import_openvino().convert_model(
-            TwoScales(trunk).eval(), example_input=torch.zeros(1, 3, size, size)
+            scales.eval(), example_input=torch.zeros(1, 3, size, size)
         )
     network.reshape([1, 3, size, size])
     compiled = openvino_core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": 1})

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from model.cell_encoder import CellEncoder
+from model.efficientnet_lite import Trunk
 from model.export.exact import round_weights
 from model.scores.gate import STUDENT
 from training.data.art import ART_SETS
@@ -24,12 +26,14 @@ from training.photographs.build import (
     photographed_names,
 )
 from training.photographs.cells import Cells, RunTrunk, cached_pass, compile_trunk
+from training.photographs.crowds import FURTHER_STYLES
 from training.photographs.drawings import (
     NamedDrawings,
     build_drawings,
     load_drawings,
     save_drawings,
 )
+from training.photographs.finetune import Finetuning
 from training.photographs.regions import OPENCV_PACKAGE, photograph, region_cells
 from training.photographs.score import score_benchmark
 from training.photographs.views import ViewSource
@@ -48,7 +52,9 @@ class PhotographsJob:
     Attributes:
         data: The data folder.
         folder: Cells are kept here; `checkpoint` and `twin` are written here.
-        passes: Views of each drawing.
+        passes: Views of each drawing that the heads are fitted to.
+        tail_parts: Parts of scenes that the trunk's last blocks learn from; 0 leaves them as
+            released.
         num_scenes: Scenes of each test set; 0 scores nothing.
         card: The model card's text.
     """
@@ -56,15 +62,22 @@ class PhotographsJob:
     data: DataFolder
     folder: Path
     passes: int
+    tail_parts: int
     num_scenes: int
     card: Path
 
     def run(self) -> Path:
         """Run what is missing; returns the checkpoint's folder."""
         torch.set_num_threads(1)
-        moments, regions = self._moments()
-        models = {STUDENT: self._save(build_encoder(moments, regions), "checkpoint")}
-        models[TWIN] = self._save(build_encoder(moments, regions, is_twin=True), "twin")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tuning = self._tuning()
+        trunk, weight_CF, bias_C = load_trunk()
+        classes = nn.Linear(weight_CF.shape[1], weight_CF.shape[0])
+        classes.load_state_dict({"weight": weight_CF, "bias": bias_C})
+        trunk = tuning.run(trunk, classes)
+        moments, regions = self._moments(trunk, tuning)
+        models = {STUDENT: self._save(build_encoder(trunk, moments, regions), "checkpoint")}
+        models[TWIN] = self._save(build_encoder(trunk, moments, regions, is_twin=True), "twin")
         checkpoint = self.folder / "checkpoint"
         entries = []
         if self.num_scenes:
@@ -89,29 +102,35 @@ class PhotographsJob:
             save_drawings(build_drawings(self.data.art), path)
         return load_drawings(path)
 
-    def _moments(self) -> tuple[SplitMoments, Cells]:
+    def _tuning(self) -> Finetuning:
+        photos = load_photos(self.data.photos, "train")
+        if not photograph(self.data.path, "opencv:leuvenA.jpg").exists():
+            fetch_debian(self.data.path, (OPENCV_PACKAGE,))
+        return Finetuning(
+            source=ViewSource(drawings=self._drawings(), photos=photos, size=NATIVE_SIZE),
+            bank=self.data.bank(),
+            data=self.data.path,
+            folder=self.folder,
+            parts=self.tail_parts,
+        )
+
+    def _moments(self, trunk: Trunk, tuning: Finetuning) -> tuple[SplitMoments, Cells]:
         """Moments of the cells of all passes and of the regions, and the regions' cells."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        drawings = self._drawings()
-        names = all_names(drawings.names)
-        run = compile_trunk(load_trunk()[0], NATIVE_SIZE)
-        shown = SplitMoments.of(self._passes(drawings, run), names)
+        names = all_names(tuning.source.drawings.names)
+        run = compile_trunk(trunk, NATIVE_SIZE)
+        shown = SplitMoments.of(self._passes(tuning, run), names)
         regions = self._regions(run)
         part = aligned(regions, shown.all())
         return shown + SplitMoments.of([(part, photographed_names())], names), regions
 
-    def _passes(
-        self, drawings: NamedDrawings, run: RunTrunk
-    ) -> Iterator[tuple[Cells, tuple[str, ...]]]:
-        photos = load_photos(self.data.photos, "train")
-        source = ViewSource(drawings=drawings, photos=photos, size=NATIVE_SIZE)
+    def _passes(self, tuning: Finetuning, run: RunTrunk) -> Iterator[tuple[Cells, tuple[str, ...]]]:
+        source = tuning.source
         for number in range(self.passes):
-            yield cached_pass(source, run, number, self.folder), drawings.names
+            cells = cached_pass(source, run, tuning.first_pass + number, self.folder)
+            yield cells, source.drawings.names
             print(f"pass {number + 1} of {self.passes}: cells are ready", flush=True)
 
     def _regions(self, run: RunTrunk) -> Cells:
-        if not photograph(self.data.path, "opencv:leuvenA.jpg").exists():
-            fetch_debian(self.data.path, (OPENCV_PACKAGE,))
         path = self.folder / "regions.npz"
         if not path.exists():
             region_cells(self.data.path, run, NATIVE_SIZE).save(path)
@@ -119,12 +138,15 @@ class PhotographsJob:
 
     def _provenance(self) -> dict[str, object]:
         used = {"noto", "twemoji", "noto-v1", "emojione", "furniture"}
+        if self.tail_parts:
+            used |= set(FURTHER_STYLES)
         return {
             "licence": LICENCE,
             "zero_shot": {"features": "values", "templates": "none"},
             "recipe": "photographs",
             "commit": code_version()["commit"] or "unknown",
             "passes": self.passes,
+            "tail_parts": self.tail_parts,
             "art": {a.name: f"{a.package}, {a.licence}" for a in ART_SETS if a.name in used},
             "evaluation_only_art": {
                 a.name: f"{a.package}, {a.licence}" for a in ART_SETS if not a.trainable

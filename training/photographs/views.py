@@ -20,7 +20,7 @@ from training.photographs.drawings import NamedDrawings
 PER_SCENE = 4
 # Sides that scenes are composed at before they are scaled to the encoder's size: drawings are
 # shown as blurred as in small images and as sharp as in large ones.
-_SIDES = (112, 112, 160, 224, 320)
+SIDES = (112, 112, 160, 224, 320)
 # Of a quarter of the scene. With overlapping drawings one pass gave mIoU 18 on development scenes,
 # with these 27.
 _QUARTER = SceneConfig(min_size=0.65, max_size=0.98, margin=0.46, augment=STRONG_AUGMENT)
@@ -60,7 +60,7 @@ class ViewSource:
             len(self.drawings.name_M)
         )
         rng = np.random.default_rng((self.seed, _STREAM, number, place))
-        side = int(rng.choice(_SIDES))
+        side = int(rng.choice(SIDES))
         canvas, _ = draw_background(rng, side, self.photos)
         mask_SS = np.zeros((side, side), np.int32)
         half = side // 2

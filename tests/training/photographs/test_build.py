@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.efficientnet_lite import Trunk
 from training.photographs import build
 from training.photographs.build import SplitMoments
 from training.photographs.cells import Cells
@@ -85,7 +86,7 @@ def test_photographs_are_shifted_to_the_mean_of_drawings() -> None:
 @pytest.mark.usefixtures("_quick")
 def test_a_cell_is_closest_to_the_vector_of_its_name() -> None:
     shown = cells(0, 4)
-    encoder = build.build_encoder(moments((shown, NAMES)), REGIONS)
+    encoder = build.build_encoder(Trunk(), moments((shown, NAMES)), REGIONS)
     assert encoder.config.num_class_names == 2 + len(REGION_NAMES)
     assert encoder.config.num_drawing_names == len(NAMES) + 1  # and "dog", for both drawings of it
     fine, coarse = (
@@ -100,14 +101,14 @@ def test_a_cell_is_closest_to_the_vector_of_its_name() -> None:
 
 @pytest.mark.usefixtures("_quick")
 def test_the_twin_knows_no_withheld_name() -> None:
-    twin = build.build_encoder(moments((cells(0, 4), NAMES)), REGIONS, is_twin=True)
+    twin = build.build_encoder(Trunk(), moments((cells(0, 4), NAMES)), REGIONS, is_twin=True)
     assert twin.config.num_drawing_names == len(NAMES)  # "dog" joined, "lion" left out
     assert twin.config.num_class_names == 1 + len(REGION_NAMES)  # without "lion"
 
 
 @pytest.mark.usefixtures("_quick")
 def test_regions_have_the_mean_of_their_cells_in_the_second_space() -> None:
-    encoder = build.build_encoder(moments((cells(0, 4), NAMES)), REGIONS)
+    encoder = build.build_encoder(Trunk(), moments((cells(0, 4), NAMES)), REGIONS)
     fine, coarse = (
         torch.from_numpy(x[REGIONS.name_n == 2].astype(np.float32))[None]
         for x in (REGIONS.fine_nF, REGIONS.coarse_nF)

@@ -1,0 +1,258 @@
+"""Trains the last blocks of the trunk by gradient: points of drawings learn their names.
+
+The head that they are trained under starts as the discriminant of the frozen trunk, and is thrown
+away: the encoder's heads are then fitted in closed form to the trained trunk. ImageNet's
+probabilities stay close to those of the frozen trunk, because the second space is made of them.
+
+Shapes: B scenes, C channels, F features, h w cells, p points along a side, P points of drawings, D
+width of the first space, K names, L labels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.cell_encoder import smooth
+from model.efficientnet_lite import Trunk
+from model.files import atomic_file
+from training.photographs.activations import Activations, Labels, Tail, shown
+from training.photographs.heads import DrawingSpace
+
+BATCH = 16
+_PHOTOGRAPHS = 2  # crops of photographs in a step
+_POINTS = 24  # of each drawing in a step
+_RATE = 2e-3  # of a tensor's root mean square, at the peak
+_TEMPERATURE_RATE = 2e-3
+_MIN_SIZE = 1e-3
+_WARM_UP = 40
+_DISTIL = 2.0
+_SMOOTHING = 0.05
+_MAX_GRADIENT = 5.0
+_AVERAGE = 0.99
+_TEMPERATURE = 0.06
+_CLASS_TEMPERATURE = 2.5
+_COARSE_SHARE = 0.15
+_NEIGHBOUR_SHARPNESS = 4.0
+_REPORT_STEPS = 20
+_SEED = 1
+
+
+def enlarged(coarse_BFhw: Tensor) -> Tensor:
+    """Coarse cells on the fine grid, as in `model.cell_encoder.TwoScales`."""
+    return F.interpolate(coarse_BFhw, scale_factor=2.0, mode="bilinear")
+
+
+class NameHead(nn.Module):
+    """The first space and its names, as trainable tensors."""
+
+    def __init__(self, space: DrawingSpace) -> None:
+        super().__init__()
+        fine_DF, coarse_DF = torch.tensor(space.fine_DF), torch.tensor(space.coarse_DF)
+        self.fine, self.coarse = nn.Parameter(fine_DF), nn.Parameter(coarse_DF)
+        mean_D = fine_DF @ torch.from_numpy(space.fine_mean_F)
+        self.bias = nn.Parameter(-(mean_D + coarse_DF @ torch.from_numpy(space.coarse_mean_F)))
+        self.names_KD = nn.Parameter(torch.tensor(space.names_KD))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(_TEMPERATURE)))
+
+    def forward(self, fine_BFhw: Tensor, coarse_BFhw: Tensor) -> Tensor:
+        """Cells averaged with alike neighbours: [B, h, w, D], of unit length."""
+        whitened = F.conv2d(fine_BFhw, self.fine[..., None, None], self.bias)
+        whitened = whitened + F.conv2d(coarse_BFhw, self.coarse[..., None, None])
+        cells_BDhw = smooth(F.normalize(whitened, dim=1), _NEIGHBOUR_SHARPNESS)
+        return F.normalize(cells_BDhw, dim=1).permute(0, 2, 3, 1)
+
+    def log_probabilities(self, points_PD: Tensor) -> Tensor:
+        """[P, K]."""
+        cosines_PK = points_PD @ F.normalize(self.names_KD, dim=1).T
+        return F.log_softmax(cosines_PK / self.log_temperature.exp(), dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Points of drawings in a batch: scene, row, column, and label, each int64 [P]."""
+
+    scene_P: Tensor
+    row_P: Tensor
+    column_P: Tensor
+    label_P: Tensor
+
+    @classmethod
+    def draw(cls, label_Bpp: Tensor, random: torch.Generator) -> "Points":
+        """As many points of each drawing, however large it is."""
+        chosen = []
+        for scene, label_pp in enumerate(label_Bpp):
+            for label in label_pp.unique():
+                if label >= 0:
+                    inside = (label_pp == label).nonzero()
+                    rows = inside[torch.randint(len(inside), (_POINTS,), generator=random)]
+                    scene_P = torch.full((_POINTS,), scene)
+                    chosen.append((scene_P, rows[:, 0], rows[:, 1], label.expand(_POINTS)))
+        return cls(*(torch.cat(column) for column in zip(*chosen, strict=True)))
+
+    def sample(self, cells_BhwD: Tensor, side: int) -> Tensor:
+        """Interpolate cells at the points of a grid of `side` x `side`: [P, D]."""
+        last = cells_BhwD.shape[1] - 1
+
+        def axis(point_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            place = ((point_P.float() + 0.5) * (last + 1) / side - 0.5).clamp(0, last)
+            low = place.floor().long()
+            return low, (low + 1).clamp(max=last), (place - low)[:, None]
+
+        top, bottom, down = axis(self.row_P)
+        left, right, across = axis(self.column_P)
+        scene = self.scene_P
+        upper = cells_BhwD[scene, top, left] * (1 - down) * (1 - across)
+        upper = upper + cells_BhwD[scene, top, right] * (1 - down) * across
+        lower = cells_BhwD[scene, bottom, left] * down * (1 - across)
+        return upper + lower + cells_BhwD[scene, bottom, right] * down * across
+
+
+class TailTrainer:
+    """Trains a copy of the trunk's tail; see the module."""
+
+    def __init__(
+        self, trunk: Trunk, classes: nn.Linear, space: DrawingSpace, labels: Labels
+    ) -> None:
+        tail = Tail(deepcopy(trunk))
+        nn.utils.convert_conv2d_weight_memory_format(tail, torch.channels_last)
+        self.tail, self.head = tail.train(), NameHead(space)
+        self._frozen = deepcopy(tail).requires_grad_(requires_grad=False)
+        self.average = deepcopy(tail).requires_grad_(requires_grad=False)
+        self._classes = classes.requires_grad_(requires_grad=False)
+        self._labels = labels
+        self._log_member_LK = torch.where(torch.from_numpy(labels.member_LK), 0.0, -1e4)
+        weights = [*tail.parameters(), *list(self.head.parameters())[:-1]]
+        groups = [{"params": [w], "base": _RATE * max(_size(w), _MIN_SIZE)} for w in weights]
+        groups.append({"params": [self.head.log_temperature], "base": _TEMPERATURE_RATE})
+        self._optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(0.9, 0.99), weight_decay=0)
+        self._random = np.random.default_rng(_SEED)
+        self._torch_random = torch.Generator().manual_seed(_SEED)
+        self.steps = 0
+
+    def save(self, path: Path) -> None:
+        """Write everything that a later run needs to go on."""
+        state = {
+            "parts": [part.state_dict() for part in self._parts()],
+            "steps": self.steps,
+            "numpy": self._random.bit_generator.state,
+            "torch": self._torch_random.get_state(),
+        }
+        with atomic_file(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
+        state = torch.load(path, weights_only=True)
+        for part, values in zip(self._parts(), state["parts"], strict=True):
+            part.load_state_dict(values)
+        self.steps = state["steps"]
+        self._random.bit_generator.state = state["numpy"]
+        self._torch_random.set_state(state["torch"])
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.tail, self.head, self.average, self._optimizer
+
+    def train(
+        self, part: Activations, photographs: Activations, total: int
+    ) -> list[tuple[float, float, float]]:
+        """Show each scene of a part once.
+
+        Args:
+            part: Scenes.
+            photographs: Crops that ImageNet's probabilities are kept on.
+            total: Steps of the whole training.
+
+        Returns:
+            For each step the loss of names, that of classes, and the share of points that are named
+            rightly, in percent.
+        """
+        rows: list[tuple[float, float, float]] = []
+        for chosen in self._batches(len(part.fine_nChw)):
+            crops = self._random.choice(len(photographs.fine_nChw), _PHOTOGRAPHS, replace=False)
+            crops.sort()
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["base"] * _rate(self.steps, total)
+            grids = tuple(
+                torch.from_numpy(np.concatenate([a[crops], b[chosen]]).astype(np.float32))
+                for a, b in (
+                    (photographs.fine_nChw, part.fine_nChw),
+                    (photographs.coarse_nChw, part.coarse_nChw),
+                )
+            )
+            rows.append(self._step(grids, shown(part.label_npp[chosen], self._labels)))
+            if self.steps % _REPORT_STEPS == 0:
+                names, classes, right = np.mean(rows[-_REPORT_STEPS:], axis=0)
+                print(
+                    f"step {self.steps} of {total}: names {names:.3f}, classes {classes:.4f}, "
+                    f"points named rightly {right:.1f} %",
+                    flush=True,
+                )
+        return rows
+
+    def _batches(self, count: int) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
+        order = self._random.permutation(count)
+        for start in range(0, count - BATCH + 1, BATCH):
+            yield np.sort(order[start : start + BATCH])
+
+    def _step(self, grids: Sequence[Tensor], label_Bpp: Tensor) -> tuple[float, float, float]:
+        fine, coarse = (grid.contiguous(memory_format=torch.channels_last) for grid in grids)
+        # Photographs come first; as many scenes take part in what keeps the classes.
+        kept = 2 * _PHOTOGRAPHS
+        with torch.no_grad():
+            wanted = self._probabilities(
+                self._frozen(fine[:kept]), enlarged(self._frozen(coarse[:kept]))
+            )
+        fine_BFhw, coarse_BFhw = self.tail(fine), enlarged(self.tail(coarse))
+        given = self._probabilities(fine_BFhw[:kept], coarse_BFhw[:kept])
+        classes_loss = (wanted.exp() * (wanted - given)).sum(-1).mean()
+        cells_BhwD = self.head(fine_BFhw[_PHOTOGRAPHS:], coarse_BFhw[_PHOTOGRAPHS:])
+        points = Points.draw(label_Bpp, self._torch_random)
+        log_PK = self.head.log_probabilities(points.sample(cells_BhwD, label_Bpp.shape[1]))
+        log_right_P = torch.logsumexp(log_PK + self._log_member_LK[points.label_P], 1)
+        names_loss = -log_right_P.mean() * (1 - _SMOOTHING) - _SMOOTHING * log_PK.mean()
+        self._optimizer.zero_grad(set_to_none=True)
+        (names_loss + _DISTIL * classes_loss).backward()
+        trained = [*self.tail.parameters(), *self.head.parameters()]
+        nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT)
+        self._optimizer.step()
+        self.steps += 1
+        self._follow()
+        is_right_P = self._log_member_LK[points.label_P, log_PK.argmax(1)] == 0
+        return names_loss.item(), classes_loss.item(), 100 * is_right_P.float().mean().item()
+
+    def _probabilities(self, fine_BFhw: Tensor, coarse_BFhw: Tensor) -> Tensor:
+        """Logarithms of ImageNet's probabilities of cells, as the encoder mixes both scales."""
+        fine, coarse = fine_BFhw.permute(0, 2, 3, 1), coarse_BFhw.permute(0, 2, 3, 1)
+        logits = self._classes(torch.lerp(fine, coarse, _COARSE_SHARE)) / _CLASS_TEMPERATURE
+        return F.log_softmax(logits, dim=-1)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        share = 1 - min(_AVERAGE, (1 + self.steps) / (10 + self.steps))
+        for average, weight in zip(self.average.parameters(), self.tail.parameters(), strict=True):
+            average.lerp_(weight, share)
+
+
+def _size(weight: Tensor) -> float:
+    return weight.detach().pow(2).mean().sqrt().item()
+
+
+def _rate(step: int, total: int) -> float:
+    warm = min(1.0, (step + 1) / _WARM_UP)
+    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+
+@torch.no_grad()
+def with_tail(trunk: Trunk, tail: Tail) -> Trunk:
+    """A copy of the trunk with another tail."""
+    copy = deepcopy(trunk)
+    Tail(copy).load_state_dict(tail.state_dict())
+    return copy.eval()

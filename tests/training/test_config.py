@@ -14,7 +14,7 @@ from training.optim import OptimConfig
 def test_settings_that_contradict_each_other_are_refused(tiny_config: TrainingConfig) -> None:
     with pytest.raises(ValueError, match="--set teacher="):
         replace(tiny_config, method=DistillConfig())
-    with pytest.raises(ValueError, match="mask_ratio must be above 0"):
+    with pytest.raises(ValueError, match="needs a mask_ratio above 0"):
         PretrainConfig(supervised="masked", mask_ratio=0.0)
     with pytest.raises(ValueError, match="fixes heads"):
         ModelConfig(variant="b14", heads=4)

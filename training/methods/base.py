@@ -12,10 +12,13 @@ from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_features, vision_tokens
 from training.data.batch import Batch, with_unit_pixels
-from training.heads import NameContrast
+from training.heads import HeadConfig, NameContrast
+from training.losses.ibot import Supervised
+from training.losses.reduction import Normalization
 from training.masking import random_masks
 from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
 from training.methods.terms import (
+    MIN_TEMPERATURE,
     ContrastShare,
     NameContrastConfig,
     caption_terms,
@@ -92,6 +95,56 @@ class SharedSettings(Protocol):
     @property
     def text_locked_until(self) -> float:
         """Share of the training in which the text tower is not updated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionedConfig:
+    """What pretraining and distillation set alike: captions, local crops, patches and their head.
+
+    Attributes:
+        contrast_weight: Of the average of both caption streams; 1 in the paper.
+        dino_weight: Of the local crops against the whole image, the paper's alpha of 1. A batch
+            without local crops has no such term.
+        dino_token: The CLS token that DINO compares. Not published for TIPSv2; TIPS's diagram shows
+            that of the alt texts.
+        supervised: Patches of the patch loss: "all", or the "masked" ones.
+        normalization: Of the patch loss over patches and of DINO over crops. The paper prints sums;
+            which was run is not published. With the mean, a weight has the same meaning for all
+            image sizes.
+        separate_heads: Whether the CLS token has its own prototype head. Not published; the saving
+            that the paper reports fits one head.
+        head: The prototype head; a student's has as many prototypes as its teacher's.
+        names: The fine-grained term.
+        image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
+        text_locked_until: Share of the training in which the text tower is not updated.
+        min_temperature: Lower bound of the learnt temperature of captions.
+        mask_ratio: Share of the patches that are masked.
+    """
+
+    contrast_weight: float = 1.0
+    dino_weight: float = 1.0
+    dino_token: GlobalToken = "cls1"
+    supervised: Supervised = "all"
+    normalization: Normalization = "mean"
+    separate_heads: bool = False
+    head: HeadConfig = field(default_factory=HeadConfig)
+    names: NameContrastConfig = field(default_factory=NameContrastConfig)
+    image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
+    text_locked_until: float = 0.0
+    min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
+    mask_ratio: float
+
+    def __post_init__(self) -> None:
+        """Check choices and ranges."""
+        check_choices(
+            self, dino_token=GlobalToken, supervised=Supervised, normalization=Normalization
+        )
+        if not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
+        if self.min_temperature <= 0:
+            raise ValueError("min_temperature must be above 0")
+        if self.supervised == "masked" and self.mask_ratio == 0:
+            raise ValueError('supervised="masked" needs a mask_ratio above 0')
 
 
 class PatchTargets(Protocol):

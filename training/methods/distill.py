@@ -7,7 +7,7 @@ the teacher's assignment of the whole image. Several students in one job share t
 Shapes: B batch, N patches, C local crops, D the student's width, K prototypes.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,10 +19,10 @@ from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.dino import dino_loss
 from training.losses.distillation import feature_loss, prototype_losses
-from training.losses.ibot import Supervised, loss_by_visibility
-from training.losses.reduction import Normalization, reduce_tokens
+from training.losses.ibot import loss_by_visibility
+from training.losses.reduction import reduce_tokens
 from training.methods.base import (
-    GlobalToken,
+    CaptionedConfig,
     Method,
     Step,
     StepResult,
@@ -31,9 +31,8 @@ from training.methods.base import (
     global_token,
     model_width,
 )
-from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
+from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.teacher import FrozenTeacher, TeacherDtype
-from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
 from training.targets import target_statistics
 
 PatchLoss = Literal["prototypes", "features"]
@@ -41,22 +40,16 @@ TextStart = Literal["fresh", "teacher"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(CaptionedConfig):
     """Weights and settings of distillation; the defaults are the paper's where it gives any.
 
     Attributes:
-        contrast_weight: Of the average of both caption streams; in the paper as in pretraining.
-        dino_weight: Of the student's local crops against the teacher's whole image. A batch without
-            local crops has no such term.
-        dino_token: The CLS token that is compared; not published.
         patch_weight: Of the patch distillation, as beta in pretraining.
         patch_from: Share of the training after which the teacher is used; the first images of a
             curriculum are too small for it.
         patch_until: Share of the training after which the teacher is not used, for students that
             become better than their teacher.
         mask_ratio: 0 in the paper; above it, the student's patches are those of a masked view.
-        supervised: "all" patches in the paper; "masked" is for ablation and needs a mask.
-        normalization: Mean or sum over patches and over crops; not published, as in pretraining.
         patch_loss: "prototypes" compares assignments, works for any two widths, and needs the
             teacher's head. "features" compares the student's tokens by cosine with the teacher's,
             through a linear projector if the widths differ, and needs no head. That the paper's
@@ -65,51 +58,21 @@ class DistillConfig:
             little difference.
         text_frozen: Whether the text tower is never updated.
         teacher_dtype: Of the teacher's encoder; "bfloat16" halves its memory.
-        separate_heads: Whether the student's CLS token has its own prototype head.
-        head: The student's prototype head, with as many prototypes as the teacher's.
-        names: The fine-grained term.
-        image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
-        text_locked_until: Share of the training in which the text tower is not updated.
-        min_temperature: Lower bound of the learnt temperature of captions.
     """
 
-    contrast_weight: float = 1.0
-    dino_weight: float = 1.0
-    dino_token: GlobalToken = "cls1"
     patch_weight: float = 2.0
     patch_from: float = 0.0
     patch_until: float = 1.0
     mask_ratio: float = 0.0
-    supervised: Supervised = "all"
-    normalization: Normalization = "mean"
     patch_loss: PatchLoss = "prototypes"
     text_start: TextStart = "fresh"
     text_frozen: bool = False
     teacher_dtype: TeacherDtype = "float32"
-    separate_heads: bool = False
-    head: HeadConfig = field(default_factory=HeadConfig)
-    names: NameContrastConfig = field(default_factory=NameContrastConfig)
-    image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
-    text_locked_until: float = 0.0
-    min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
     def __post_init__(self) -> None:
         """Check choices and ranges."""
-        check_choices(
-            self,
-            dino_token=GlobalToken,
-            supervised=Supervised,
-            normalization=Normalization,
-            patch_loss=PatchLoss,
-            text_start=TextStart,
-            teacher_dtype=TeacherDtype,
-        )
-        if not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
-        if self.min_temperature <= 0:
-            raise ValueError("min_temperature must be above 0")
-        if self.supervised == "masked" and self.mask_ratio == 0:
-            raise ValueError('supervised="masked" needs a mask_ratio above 0')
+        CaptionedConfig.__post_init__(self)
+        check_choices(self, patch_loss=PatchLoss, text_start=TextStart, teacher_dtype=TeacherDtype)
 
 
 class Distill(Method):

@@ -6,7 +6,7 @@ head. With full EMA the averaged encoder encodes the whole image as well.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,12 @@ from transformers import Tipsv2Model
 from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
-from training.heads import HeadConfig, NameContrast
+from training.heads import NameContrast
 from training.losses.dino import dino_loss
 from training.losses.distillation import prototype_losses
-from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
-from training.losses.reduction import Normalization
+from training.losses.ibot import ibot_loss, loss_by_visibility
 from training.methods.base import (
-    GlobalToken,
+    CaptionedConfig,
     Method,
     Step,
     StepResult,
@@ -31,20 +30,15 @@ from training.methods.base import (
     global_token,
     model_width,
 )
-from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
-from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
+from training.methods.image_backbone import TARGET_WIDTH
 from training.targets import TargetKind, Targets, build_targets, target_statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(CaptionedConfig):
     """Weights and settings of pretraining; the defaults are the paper's where it gives any.
 
     Attributes:
-        contrast_weight: Of the average of both caption streams; 1 in the paper.
-        dino_weight: alpha of the paper, 1. A batch without local crops has no such term.
-        dino_token: The CLS token that DINO compares. Not published for TIPSv2; TIPS's diagram shows
-            that of the alt texts.
         dino_start: Share of the training after which DINO starts.
         ibot_weight: beta of the paper, 2.
         ibot_start: Share of the training after which the patch loss starts; 0 in the paper, but in
@@ -53,60 +47,27 @@ class PretrainConfig:
             new head on a trained encoder would first undo what the encoder has learnt.
         ibot_ramp_until: Share of the training until which the weight of the patch loss rises from 0
             to beta, from `head_alone_until` on.
-        mask_ratio: 0.75 in the paper; 0 collapses patch-text alignment in pretraining.
-        supervised: "all" is iBOT++, "masked" iBOT.
-        normalization: Of the patch loss over patches and of DINO over crops. The paper prints sums;
-            which was run is not published. With the mean, beta has the same meaning for all image
-            sizes.
+        mask_ratio: 0.75 in the paper; 0 collapses patch-text alignment in pretraining. With
+            `supervised` "all" it is iBOT++, with "masked" iBOT.
         ema: Scope of the moving average: "head" is TIPSv2's, "full" adds the vision tower, with
             "none" the head is its own teacher.
         targets: How the teacher's cosines become assignments. The paper says that it centres and
             sharpens, not how.
-        separate_heads: Whether the CLS token has its own head. Not published; the saving that the
-            paper reports fits one head.
-        head: The prototype head.
-        names: The fine-grained term.
-        image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
-        text_locked_until: Share of the training in which the text tower is not updated.
-        min_temperature: Lower bound of the learnt temperature of captions.
     """
 
-    contrast_weight: float = 1.0
-    dino_weight: float = 1.0
-    dino_token: GlobalToken = "cls1"
     dino_start: float = 0.0
     ibot_weight: float = 2.0
     ibot_start: float = 0.0
     head_alone_until: float = 0.0
     ibot_ramp_until: float = 0.0
     mask_ratio: float = 0.75
-    supervised: Supervised = "all"
-    normalization: Normalization = "mean"
     ema: EmaScope = "head"
     targets: TargetKind = "centering"
-    separate_heads: bool = False
-    head: HeadConfig = field(default_factory=HeadConfig)
-    names: NameContrastConfig = field(default_factory=NameContrastConfig)
-    image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
-    text_locked_until: float = 0.0
-    min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
     def __post_init__(self) -> None:
         """Check choices and ranges."""
-        check_choices(
-            self,
-            dino_token=GlobalToken,
-            supervised=Supervised,
-            normalization=Normalization,
-            ema=EmaScope,
-            targets=TargetKind,
-        )
-        if not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
-        if self.min_temperature <= 0:
-            raise ValueError("min_temperature must be above 0")
-        if self.supervised == "masked" and self.mask_ratio <= 0:
-            raise ValueError("iBOT supervises masked patches only: mask_ratio must be above 0")
+        CaptionedConfig.__post_init__(self)
+        check_choices(self, ema=EmaScope, targets=TargetKind)
 
 
 class Pretrain(Method):

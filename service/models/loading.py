@@ -43,6 +43,7 @@ from service.machine import (
     PeakMeter,
     available_cpus,
     free_memory,
+    returning_blocks_of_weights,
 )
 from service.messages import BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
@@ -102,7 +103,8 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
         manifest = manifest.model_copy(update={"name": source.name})
     package = replace(package, manifest=manifest)
     try:
-        lanes = load_lanes(package, settings, source)
+        with returning_blocks_of_weights():
+            lanes = load_lanes(package, settings, source)
     except (*CANNOT_LOAD, ServiceError):
         raise
     except Exception as error:

@@ -8,10 +8,8 @@ cd "$(dirname "$0")/.."
 if [[ -z "${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then
   PATH="$PWD/.venv/bin:$PATH"
 fi
-tests=(-m "not slow" -n 2)
 is_whole=false
 if [[ "${1:-}" == --all ]]; then
-  tests=()
   is_whole=true
   shift
 fi
@@ -37,5 +35,12 @@ if $is_whole; then
 fi
 step "types"
 mypy service model training tests benchmarks clients/python/tipserve_client
-step "tests"
-python -m pytest "${tests[@]}" "$@"
+status=0
+step "fast tests, on two cores"
+python -m pytest -m "not slow" -n 2 "$@" || status=$?
+if $is_whole; then
+  # One after the other: they measure memory and CPU time, and fill both cores themselves.
+  step "slow tests"
+  python -m pytest -m slow --durations 20 --durations-min 10 "$@" || status=$?
+fi
+exit $status

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from model.class_names import NAMES, ade20k_names
-from model.labelled.navi import NaviDepth, NaviNormals, read_navi
+from model.labelled.navi import MULTIVIEW, WILD, NaviDepth, NaviNormals, read_navi
 from model.labelled.sets import (
     CLASSIFICATION,
     DEPTH,
@@ -60,12 +60,24 @@ class Layout:
 
 
 def read_known(name: str, folder: Path) -> KnownSet:
-    """Read a known set.
+    """Read the images of a known set that are scored.
 
     Raises:
         SetError: A part is missing; the message says which, and where the set is had.
     """
-    layout = LAYOUTS[name]
+    return _read(name, folder, LAYOUTS[name])
+
+
+def read_train(name: str, folder: Path) -> KnownSet:
+    """Read the images of a known set that heads are trained on.
+
+    Raises:
+        SetError: A part is missing; the message says which, and where the set is had.
+    """
+    return _read(name, folder, TRAINED_ON[name])
+
+
+def _read(name: str, folder: Path, layout: Layout) -> KnownSet:
     missing = [part for part in layout.needs if not any(folder.glob(part))]
     if missing:
         raise SetError(
@@ -78,14 +90,13 @@ def read_known(name: str, folder: Path) -> KnownSet:
     return replace(found, name=f"{name}, {len(found.images)} of {layout.num_images} images")
 
 
-def _ade20k(folder: Path) -> SegmentationSet:
-    images = images_below(folder / "images" / "validation")
+def _ade20k(folder: Path, split: str = "validation") -> SegmentationSet:
+    place = folder / "images" / split
+    images = images_below(place)
     return SegmentationSet(
         name="",
         images=[ImageSource(path) for path in images],
-        masks=masks_of(
-            images, folder / "images" / "validation", folder / "annotations" / "validation"
-        ),
+        masks=masks_of(images, place, folder / "annotations" / split),
         names=ade20k_names(),
         reduce_zero_label=True,
     )
@@ -169,13 +180,13 @@ def _imagenet(folder: Path) -> LabelledSet:
     )
 
 
-def _nyuv2(folder: Path) -> DepthSet:
-    """The 654 test images, in the crop of Eigen et al. and between 1 mm and 10 m.
+def _nyuv2(folder: Path, split: str = "test") -> DepthSet:
+    """Images of a split, in the crop of Eigen et al. and between 1 mm and 10 m.
 
     Source: cleinc/bts, `utils/extract_official_train_test_set_from_mat.py` for the layout, and
     `utils/eval_with_pngs.py` for what counts.
     """
-    images = sorted((folder / "official_splits" / "test").glob("*/rgb_*.jpg"))
+    images = sorted((folder / "official_splits" / split).glob("*/rgb_*.jpg"))
     maps = [path.with_name(f"sync_depth_{path.stem.removeprefix('rgb_')}.png") for path in images]
     missing = [path for path in maps if not path.is_file()]
     if missing:
@@ -192,13 +203,13 @@ def _nyuv2(folder: Path) -> DepthSet:
     )
 
 
-def _navi_depth(folder: Path) -> NaviDepth:
-    images = read_navi(folder)
+def _navi_depth(folder: Path, scenes: str = WILD) -> NaviDepth:
+    images = read_navi(folder, scenes)
     return NaviDepth(name="", images=images, maps=[image.depth for image in images])
 
 
-def _navi_normals(folder: Path) -> NaviNormals:
-    images = read_navi(folder)
+def _navi_normals(folder: Path, scenes: str = WILD) -> NaviNormals:
+    images = read_navi(folder, scenes)
     maps = [image.depth for image in images]
     return NaviNormals(name="", images=images, maps=maps, by_image=True)
 
@@ -416,6 +427,28 @@ LAYOUTS["navi-normals"] = replace(
         "DPT trained on NAVI",
     ),
 )
+# The images that heads are trained on; NAVI's as Probe3D chooses them.
+TRAINED_ON: Final[dict[str, Layout]] = {
+    name: replace(LAYOUTS[name], read=read, needs=needs, num_images=0, published=())
+    for name, read, needs in (
+        (
+            "ade20k",
+            partial(_ade20k, split="training"),
+            ("images/training", "annotations/training"),
+        ),
+        ("nyuv2", partial(_nyuv2, split="train"), ("official_splits/train/*/rgb_*.jpg",)),
+        (
+            "navi-depth",
+            partial(_navi_depth, scenes=MULTIVIEW),
+            (f"*/{MULTIVIEW}/annotations.json",),
+        ),
+        (
+            "navi-normals",
+            partial(_navi_normals, scenes=MULTIVIEW),
+            (f"*/{MULTIVIEW}/annotations.json",),
+        ),
+    )
+}
 # Images of the test split, and of the index where a set has one beside it.
 # Source: nikosips/Universal-Image-Embeddings, `universal_embedding/dataset_infos.py`.
 UNED_INDEXED: Final = frozenset({"gldv2", "inshop", "met"})

@@ -19,7 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model.labelled.sets import DepthSet, Floats, ImageSource, NormalSet, SetError
 
-SCENE: Final = "wild_set"
+# Folders of an object: photographs of it in different places, and series of photographs in one.
+WILD, MULTIVIEW = "wild_set", "multiview_*"
 # Short side in pixels of scaled images, and the side of the square.
 FIRST_SIDE: Final = 1024
 SIDE: Final = 512
@@ -104,14 +105,16 @@ class NaviNormals(NormalSet):
         return _enlarged(normals_of(depth_hw, focal_length))
 
 
-def read_navi(folder: Path) -> list[NaviImage]:
-    """The photographs of all objects in different places, which Probe3D tests on.
+def read_navi(folder: Path, scenes: str) -> list[NaviImage]:
+    """The photographs of all objects in some scenes.
+
+    Probe3D trains on those of `MULTIVIEW`, and tests on those of `WILD`.
 
     Raises:
         SetError: A list of images is malformed, or a file is missing.
     """
     found = []
-    for listed in sorted(folder.glob(f"*/{SCENE}/annotations.json")):
+    for listed in sorted(folder.glob(f"*/{scenes}/annotations.json")):
         try:
             rows: Sequence[Any] = json.loads(listed.read_text(encoding="utf-8"))
             for row in rows:

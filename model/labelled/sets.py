@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 # Tasks, as reports name them.
 SEGMENTATION: Final = "zero-shot segmentation"
+OWN_SEGMENTATION: Final = "segmentation by own classes"
 RETRIEVAL: Final = "image-text retrieval"
 CLASSIFICATION: Final = "zero-shot classification"
 INSTANCES: Final = "instance retrieval"

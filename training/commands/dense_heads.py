@@ -1,16 +1,23 @@
-"""`python -m training dense-heads`: depth and normals for a package, from renders of furniture."""
+"""`python -m training dense-heads`: depth, normals and segmentation for a package."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from model.package import open_package
+from model.labelled.known import TRAINED_ON, read_known, read_train
+from model.labelled.sets import read_depth, read_normals, read_segmentation
+from model.package import ModelPackage, open_package
 from training.data.folder import DataFolder
 from training.dense.head import HEAD_KINDS
-from training.dense.job import DenseHeadsJob
+from training.dense.job import DenseHeadsJob, Source
+from training.dense.labelled import LabelledData, hold_out
+from training.dense.rooms import RenderedRooms
 
 HELP = (
-    "Train heads for depth and normals on a package's frozen patches, with rendered rooms, and "
-    "write the package with them."
+    "Train heads for depth, normals or segmentation on a package's frozen patches, and write the "
+    "package with them."
 )
 
 
@@ -20,42 +27,101 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="bundled", help="a package, or bundled (default) or bundled-student"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new package")
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="the data job's folder (default data)"
-    )
+    parser.add_argument("--kind", choices=HEAD_KINDS, default="dpt", help="of heads (default dpt)")
+    parser.add_argument("--steps", type=int, default=400, help="of each fit (default 400)")
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path("runs/dense-heads"),
         help="folder of renders and embeddings (default runs/dense-heads)",
     )
-    parser.add_argument("--kind", choices=HEAD_KINDS, default="dpt", help="of heads (default dpt)")
-    parser.add_argument("--renders", type=int, default=300, help="rooms to train on (default 300)")
-    parser.add_argument(
-        "--tests", type=int, default=150, help="rooms of the held-out catalogue (default 150)"
+    sets = parser.add_argument_group(
+        "labelled images, as `tipserve evaluate` reads them; without any, rooms are rendered, for "
+        "depth and normals"
     )
-    parser.add_argument("--steps", type=int, default=400, help="of each fit (default 400)")
-    parser.add_argument(
-        "--card",
+    add = partial(sets.add_argument, default=[])
+    add(
+        "--dataset",
+        nargs=2,
+        action="append",
+        metavar=("NAME", "FOLDER"),
+        help=f"a known set, trained on and scored as published: {', '.join(TRAINED_ON)}",
+    )
+    add(
+        "--segmentation",
+        nargs=3,
         type=Path,
-        default=Path("training/cards/dense-heads.md"),
-        help="the heads' part of the model card (default training/cards/dense-heads.md)",
+        metavar=("IMAGES", "MASKS", "NAMES"),
+        help="masks of one's own; every fifth image is held out for the scores, here and below",
+    )
+    add("--depth", nargs=2, type=Path, metavar=("IMAGES", "DEPTHS"), help="depth of one's own")
+    add("--normals", nargs=2, type=Path, metavar=("IMAGES", "NORMALS"), help="and normals")
+    sets.add_argument(
+        "--reduce-zero-label",
+        action="store_true",
+        help="in masks, label 0 is no class, and label k the k-th name from 1",
+    )
+    rooms = parser.add_argument_group("rendered rooms")
+    rooms.add_argument(
+        "--data", type=Path, default=Path("data"), help="the data job's folder (default data)"
+    )
+    rooms.add_argument("--renders", type=int, default=300, help="rooms to train on (default 300)")
+    rooms.add_argument(
+        "--tests", type=int, default=150, help="rooms of the held-out catalogue (default 150)"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Render, fit, score, and write the package."""
+    """Fit, score, and write the package.
+
+    Raises:
+        ValueError: An option or a set is invalid.
+    """
     if min(options.renders, options.tests, options.steps) < 1:
         raise ValueError("--renders, --tests and --steps must be at least 1")
+    package = open_package(options.model)
+    sources = _labelled(options) or [_rooms(options, package)]
+    tasks = [task for source in sources for task in source.tasks]
+    twice = next((task for task in tasks if tasks.count(task) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two sets are for {twice}; give one for each task")
     job = DenseHeadsJob(
-        package=open_package(options.model),
-        data=DataFolder(path=options.data),
+        package=package,
+        sources=sources,
         folder=options.folder,
         kind=options.kind,
+        num_steps=options.steps,
+    )
+    written = job.run(options.output)
+    print(f"{written.manifest.name} with {' and '.join(tasks)} is ready in {written.path}")
+
+
+def _labelled(options: argparse.Namespace) -> list[Source]:
+    """The sets of the options."""
+    folder = options.folder
+    found: list[Source] = []
+    for name, place in options.dataset:
+        if name not in TRAINED_ON:
+            raise ValueError(f"--dataset is one of {', '.join(TRAINED_ON)}, not {name}")
+        train, test = (read(name, Path(place)) for read in (read_train, read_known))
+        found.append(LabelledData(train=train, test=test, folder=folder))  # type: ignore[arg-type]
+    read_masks = partial(read_segmentation, reduce_zero_label=options.reduce_zero_label)
+    readers: list[tuple[list[Path], Callable[..., Any]]] = [
+        (options.segmentation, read_masks),
+        (options.depth, read_depth),
+        (options.normals, read_normals),
+    ]
+    found += [hold_out(read(*paths), folder) for paths, read in readers if paths]
+    return found
+
+
+def _rooms(options: argparse.Namespace, package: ModelPackage) -> RenderedRooms:
+    manifest = package.manifest
+    return RenderedRooms(
+        data=DataFolder(path=options.data),
+        folder=options.folder,
+        side=manifest.native_size,
+        patch_size=manifest.patch_size,
         num_renders=options.renders,
         num_tests=options.tests,
-        num_steps=options.steps,
-        card=options.card,
     )
-    package = job.run(options.output)
-    print(f"{package.manifest.name} with depth and normals is ready in {package.path}")

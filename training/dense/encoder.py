@@ -1,11 +1,12 @@
-"""A package as a frozen encoder: embeddings of renders, and the same graph with shuffled weights.
+"""A package as a frozen encoder: embeddings of images, and the same graph with shuffled weights.
 
-Shapes: P images, B batch, S side of an image, D embedding width, h w patch rows and columns.
+Shapes: P images, B batch, H W pixels, D embedding width, h w patch rows and columns.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
@@ -18,7 +19,7 @@ from model.files import atomic_file
 from model.graphs import VISION_FILE, PatchOutput
 from model.head import vision_digest
 from model.package import ModelPackage, write_manifest
-from model.preprocess import prepare_image
+from model.preprocess import Fit, prepare_image, target_size
 from model.runtime.base import Runtime
 from model.runtime.load import load_runtime
 
@@ -57,29 +58,44 @@ class FrozenEncoder:
         """Load the package's usual runtime."""
         return cls(package, load_runtime(package))
 
-    def embed(self, images_PSS3: NDArray[np.uint8]) -> Embeddings:
-        """Embed images at the native size, as the service does for maps by default."""
-        side = self.package.manifest.native_size
-        parts = []
-        for first in range(0, len(images_PSS3), _BATCH):
-            batch = images_PSS3[first : first + _BATCH]
-            pixels_B3HW = np.stack([prepare_image(image, (side, side)) for image in batch])
-            output = self.runtime.encode_images(pixels_B3HW, patch_outputs=PATCHES)
-            patches_BND = output.patches_BND.astype(np.float16)
-            parts.append(
-                Embeddings(
-                    cls_PD=output.cls1_BD.astype(np.float16),
-                    patches_PhwD=patches_BND.reshape(len(batch), *output.grid_hw, -1),
-                )
-            )
-        return Embeddings.join(parts)
+    def embed(self, images: Iterable[NDArray[np.uint8]]) -> Embeddings:
+        """Embed images [H, W, 3] at the native size, as the service does for maps by default."""
+        return Embeddings.join(self.batches(images))
 
-    def cached(self, images_PSS3: NDArray[np.uint8], folder: Path, name: str) -> Embeddings:
+    def batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[Embeddings]:
+        """As `embed`, a few images at a time."""
+        side = self.package.manifest.native_size
+        waiting = iter(images)
+        while batch := list(islice(waiting, _BATCH)):
+            yield self._encode([prepare_image(image, (side, side)) for image in batch])
+
+    def as_served(self, image_HW3: NDArray[np.uint8], fit: Fit) -> Embeddings:
+        """Embed one image at the size at which the service does for a dense head."""
+        manifest = self.package.manifest
+        height, width = image_HW3.shape[:2]
+        size_hw = target_size(
+            height,
+            width,
+            resolution=manifest.map_side(manifest.native_size),
+            fit=fit,
+            multiple=manifest.map_multiple,
+        )
+        return self._encode([prepare_image(image_HW3, size_hw)])
+
+    def _encode(self, planes: Sequence[NDArray[np.float32]]) -> Embeddings:
+        output = self.runtime.encode_images(np.stack(planes), patch_outputs=PATCHES)
+        patches_BND = output.patches_BND.astype(np.float16)
+        return Embeddings(
+            cls_PD=output.cls1_BD.astype(np.float16),
+            patches_PhwD=patches_BND.reshape(len(planes), *output.grid_hw, -1),
+        )
+
+    def cached(self, images: Iterable[NDArray[np.uint8]], folder: Path, name: str) -> Embeddings:
         """Embed images, or read what an earlier run has kept under this name."""
         digest = vision_digest(self.package.manifest)
         path = folder / f"embeddings-{digest[:12]}-{name}.npz"
         if not path.exists():
-            found = self.embed(images_PSS3)
+            found = self.embed(images)
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, cls=found.cls_PD, patches=found.patches_PhwD)
         with np.load(path, allow_pickle=False) as file:

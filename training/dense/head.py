@@ -2,13 +2,13 @@
 
 A head reads the first CLS token and the patches of the last layer, as one tap. It is linear, or has
 the decoder of DPT on that tap: residual convolutions between which the grid doubles. Depth is the
-mean of fixed distances, weighted by a score for each.
+mean of fixed distances, weighted by a score for each; segmentation has a logit for each class.
 
 Shapes: P examples, B batch, D embedding width, K outputs, h w patch rows and columns, m rows and
 columns of a map, eight times as many.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
@@ -24,7 +24,7 @@ from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
     Tipsv2DptFeaturesToDepth,
 )
 
-from model.dense_maps import MapTask
+from model.graphs import DenseTask
 from training.losses.depth import depth_gradient_loss, scale_invariant_log_loss
 from training.losses.normals import angular_loss
 
@@ -35,14 +35,21 @@ NUM_BINS: Final = 256
 MIN_DEPTH_M, MAX_DEPTH_M = 0.001, 10.0
 MAP_SCALE: Final = 8
 NUM_NORMALS: Final = 3
+# In maps of classes: no label.
+NO_CLASS: Final = -1
 DPT_WIDTH: Final = 64
 NUM_DOUBLINGS: Final = 2
 # Source: configurations of facebookresearch/dinov2, evaluation of depth.
 GRADIENT_WEIGHT: Final = 0.5
 BATCH_SIZE: Final = 16
-LEARNING_RATE: Final = 2e-3
+# At the rate of convolutions a linear head is far from its best after 400 steps; at its own rate
+# they are unstable.
+LEARNING_RATES: Final[Mapping[HeadKind, float]] = {"linear": 1e-2, "dpt": 2e-3}
 WEIGHT_DECAY: Final = 1e-2
 _SMALLEST_SPREAD: Final = 1e-4
+
+
+Maps = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,12 +59,19 @@ class Examples:
     Attributes:
         cls_PD: float16.
         patches_PhwD: float16.
-        maps: float32 depth [P, m, m] in metres, or unit normals [P, 3, m, m].
+        maps: float32 depth [P, m, m] in metres, 0 for none; float16 unit normals [P, 3, m, m],
+            zero for none; or int16 classes [P, m, m] from 0, `NO_CLASS` for none.
+        num_classes: K of segmentation.
     """
 
     cls_PD: NDArray[np.float16]
     patches_PhwD: NDArray[np.float16]
-    maps: NDArray[np.float32] | NDArray[np.float16]
+    maps: Maps
+    num_classes: int = 0
+
+    def num_outputs(self, task: DenseTask) -> int:
+        """Numbers that a head estimates at each place."""
+        return {"depth": NUM_BINS, "normals": NUM_NORMALS, "segmentation": self.num_classes}[task]
 
 
 class _DptDecoder(nn.Module):
@@ -89,12 +103,12 @@ class EmbeddingHead(nn.Module):
         task: What it estimates.
         width: D.
         kind: Linear, or with convolutions.
+        num_outputs: K, see `Examples.num_outputs`.
     """
 
-    def __init__(self, task: MapTask, width: int, kind: HeadKind) -> None:
+    def __init__(self, task: DenseTask, width: int, kind: HeadKind, num_outputs: int) -> None:
         super().__init__()
-        self.task: MapTask = task
-        num_outputs = NUM_BINS if task == "depth" else NUM_NORMALS
+        self.task: DenseTask = task
         config = Tipsv2DptConfig(
             fusion_hidden_size=DPT_WIDTH,
             min_depth=MIN_DEPTH_M,
@@ -110,7 +124,7 @@ class EmbeddingHead(nn.Module):
         self.last = self.patches if self.decoder is None else self.decoder.decoder.head
 
     def forward(self, tap_cls: Tensor, tap_patches: Tensor) -> Tensor:
-        """Return metres [B, m, m], or vectors [B, 3, m, m].
+        """Return metres [B, m, m], vectors [B, 3, m, m] or logits [B, K, m, m].
 
         Args:
             tap_cls: [B, 1, D].
@@ -125,14 +139,17 @@ class EmbeddingHead(nn.Module):
         return _enlarge(outputs_BKhw, self.scale)
 
     @torch.no_grad()
-    def start(self, maps: NDArray[np.float32] | NDArray[np.float16]) -> None:
-        """Begin with the mean of all maps: the share of each distance, or the mean normal."""
+    def start(self, maps: Maps) -> None:
+        """Begin with the mean of all maps: the share of each distance or class, or the normal."""
         self.last.weight.mul_(0.1)
         if self.task == "depth":
             limits = (MIN_DEPTH_M, MAX_DEPTH_M)
             counts_K, _ = np.histogram(maps, NUM_BINS, limits)
             # A distance whose score is below zero everywhere would not be learnt.
-            bias_K = 0.1 + counts_K / counts_K.mean()
+            bias_K = 0.1 + counts_K / max(counts_K.mean(), 1)
+        elif self.task == "segmentation":
+            counts_K = np.bincount(maps[maps >= 0].ravel(), minlength=self.last.out_features)
+            bias_K = np.log((counts_K + 1) / (counts_K + 1).sum())
         else:
             bias_K = maps.mean(axis=(0, 2, 3), dtype=np.float64)
         self.last.bias.copy_(torch.from_numpy(bias_K))
@@ -173,16 +190,21 @@ class Standard:
         return (torch.from_numpy(values.astype(np.float32)) - self.mean_D) / self.spread_D
 
 
-def map_loss(task: MapTask, found: Tensor, truth: Tensor) -> Tensor:
-    """The loss of a batch of maps: a scalar."""
+def map_loss(task: DenseTask, found: Tensor, truth: Tensor) -> Tensor:
+    """The loss of a batch of maps, a scalar: zero if fewer than two places of them count."""
+    counts = truth != (NO_CLASS if task == "segmentation" else 0)
+    if counts.sum() < 2:  # one error has no variance
+        return found.sum() * 0
+    if task == "segmentation":
+        return F.cross_entropy(found, truth.long(), ignore_index=NO_CLASS)
     if task == "normals":
-        return angular_loss(found, truth)
-    gradient = depth_gradient_loss(found, truth)
-    return scale_invariant_log_loss(found, truth) + GRADIENT_WEIGHT * gradient
+        return angular_loss(found, truth.float())
+    gradient = depth_gradient_loss(found, truth.float())
+    return scale_invariant_log_loss(found, truth.float()) + GRADIENT_WEIGHT * gradient
 
 
 def fit_dense_head(
-    examples: Examples, task: MapTask, kind: HeadKind, *, num_steps: int, seed: int = 0
+    examples: Examples, task: DenseTask, kind: HeadKind, *, num_steps: int, seed: int = 0
 ) -> EmbeddingHead:
     """Fit a head by AdamW; the result reads raw embeddings and is in evaluation mode.
 
@@ -191,19 +213,21 @@ def fit_dense_head(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = EmbeddingHead(task, examples.cls_PD.shape[1], kind)
+        width = examples.cls_PD.shape[1]
+        head = EmbeddingHead(task, width, kind, examples.num_outputs(task))
     head.start(examples.maps)
     patches, cls = Standard.of(examples.patches_PhwD), Standard.of(examples.cls_PD)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    rate = LEARNING_RATES[kind]
+    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=LEARNING_RATE, total_steps=num_steps, pct_start=0.05
+        optimizer, max_lr=rate, total_steps=num_steps, pct_start=0.05
     )
     for batch in _batches(len(examples.cls_PD), num_steps, seed):
         found = head(
             cls.apply(examples.cls_PD[batch])[:, None],
             patches.apply(examples.patches_PhwD[batch])[:, None],
         )
-        truth = torch.from_numpy(examples.maps[batch].astype(np.float32))
+        truth = torch.from_numpy(examples.maps[batch])
         optimizer.zero_grad()
         map_loss(task, found, truth).backward()
         optimizer.step()

@@ -1,48 +1,67 @@
-"""Renders, embeddings, heads, their scores and the package with them. Resumable up to the fit."""
+"""Heads fitted to labelled images, their scores, and the package with them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from model.dense_maps import MAPS, MapTask
-from model.export.added_heads import AddedHeads, add_heads
+from model.export.added_heads import DESCRIPTION, AddedHeads, add_heads
 from model.export.exact import round_weights
-from model.manifest import ScoreEntry
+from model.graphs import DenseTask
 from model.package import ModelPackage
-from training.data.backgrounds import load_photos
-from training.data.folder import DataFolder, fetch_debian
-from training.data.renders.catalogues import HELD_OUT, PACKAGE, catalogue_files
-from training.data.renders.rooms import Render, RoomSource
-from training.data.renders.store import (
-    RenderPart,
-    RenderRoom,
-    load_furniture,
-    read_test_set,
-    render_parts,
-    write_test_set,
-)
 from training.dense.encoder import Embeddings, FrozenEncoder, shuffled
-from training.dense.head import (
-    MAP_SCALE,
-    EmbeddingHead,
-    Examples,
-    HeadKind,
-    fit_dense_head,
+from training.dense.head import EmbeddingHead, Examples, HeadKind, fit_dense_head
+from training.dense.score import (
+    HEAD,
+    MEAN,
+    RANDOM,
+    Counts,
+    RawMap,
+    counts_of,
+    entries,
+    measure,
+    raw_map,
 )
-from training.dense.score import HEAD, MEAN, RANDOM, ImageSums, RawMap, compare, entries, raw_maps
 from training.run_record import code_version
 
-TASKS: Final[tuple[MapTask, ...]] = tuple(MAPS)
-TEST_SEED: Final = 1
-PHOTOS_PACKAGE: Final = "lomiri-wallpapers-16.04"
-TEST: Final = "test"
+KIND_TEXTS: Final[Mapping[HeadKind, str]] = {
+    "linear": "a linear head",
+    "dpt": "a head with DPT's decoder",
+}
+_ROWS_AT_ONCE: Final = 64
+
+
+class Source(Protocol):
+    """Images to train heads on, and others to score them."""
+
+    @property
+    def tasks(self) -> tuple[DenseTask, ...]:
+        """What is known of the images."""
+
+    @property
+    def split(self) -> str:
+        """Name of the images that are scored."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes of segmentation."""
+
+    def examples(self, encoder: FrozenEncoder, task: DenseTask) -> Examples:
+        """Embeddings and maps to fit to."""
+
+    def tests(
+        self, encoder: FrozenEncoder, task: DenseTask
+    ) -> Iterator[tuple[Embeddings, NDArray[Any]]]:
+        """Embeddings and true map of each image to score; see `measure`."""
+
+    def record(self, task: DenseTask) -> Mapping[str, JsonValue]:
+        """What a head is fitted to: `output` and `data` in words, and further facts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,143 +70,99 @@ class DenseHeadsJob:
 
     Attributes:
         package: The encoder; its graphs are copied.
-        data: The data folder; furniture and photographs are fetched if they are missing.
-        folder: Renders and embeddings are kept here, and the test set for `tipserve evaluate`.
+        sources: What to train on; no two have a task in common.
+        folder: Of files that are needed again after a stop.
         kind: Linear heads, or with DPT's decoder.
-        num_renders: Rooms to train on, rounded up to whole parts.
-        num_tests: Rooms with furniture of the held-out catalogue.
         num_steps: Of each fit.
-        card: Text of the heads' part of the model card.
     """
 
     package: ModelPackage
-    data: DataFolder
+    sources: Sequence[Source]
     folder: Path
     kind: HeadKind
-    num_renders: int
-    num_tests: int
     num_steps: int
-    card: Path
 
     def run(self, output: Path) -> ModelPackage:
-        """Fit and score heads for depth and normals; write the package with them.
+        """Fit and score a head for each task of the sources; write the package with them.
 
         Raises:
-            ValueError: The package has dense heads of its own, or `output` is no package.
+            ValueError: The package has dense heads of its own, a set is invalid, or `output` is no
+                package.
         """
         # Threads that wait for each other take most of the time on a busy machine.
         torch.set_num_threads(1)
-        self._fetch()
-        parts = list(self._parts())
-        truth = self._test_set()
-        own = self._fit(FrozenEncoder.load(self.package), parts, truth)
-        random = shuffled(self.package, self.folder / "shuffled")
-        other = self._fit(FrozenEncoder.load(random), parts, truth)
-        scores: list[ScoreEntry] = []
-        for task in TASKS:
-            mean = compare(task, [mean_map(task, parts)] * len(truth), truth)
-            rows = {HEAD: own[task][1], MEAN: mean, RANDOM: other[task][1]}
-            scores += entries(task, f"rooms with furniture of {HELD_OUT}, rendered", rows)
-        heads = AddedHeads(
-            modules={task: head for task, (head, _) in own.items()},
-            card=self.card.read_text(encoding="utf-8"),
+        by_task = {task: source for source in self.sources for task in source.tasks}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        heads, own = self._fit(self.package, by_task)
+        _, random = self._fit(shuffled(self.package, self.folder / "shuffled"), by_task)
+        scores = [
+            entry
+            for task, source in by_task.items()
+            for entry in entries(task, source.split, {**own[task], RANDOM: random[task][HEAD]})
+        ]
+        added = AddedHeads(
+            modules=heads,
+            labels=by_task["segmentation"].labels if "segmentation" in by_task else (),
             scores=scores,
-            provenance=self._provenance(),
+            provenance={task: self._record(task, source) for task, source in by_task.items()},
         )
-        return add_heads(self.package, heads, output, progress=_say)
-
-    def _fetch(self) -> None:
-        for package, place in (
-            (PACKAGE, self.data.art.furniture),
-            (PHOTOS_PACKAGE, self.data.photos),
-        ):
-            if not place.exists():
-                fetch_debian(self.data.path, (package,))
-
-    @property
-    def _map_side(self) -> int:
-        manifest = self.package.manifest
-        return MAP_SCALE * manifest.native_size // manifest.patch_size
-
-    @property
-    def _test_folder(self) -> Path:
-        return self.folder / f"{TEST}-{self.num_tests}"
-
-    def _parts(self) -> Iterable[RenderPart]:
-        furniture = self.data.art.furniture
-        folder = self.folder / f"renders-{self._map_side}"
-        names = [name for name in catalogue_files(furniture) if name != HELD_OUT]
-        render = self._rooms(names, "train", seed=0)
-        parts = render_parts(render, folder, num_renders=self.num_renders, map_side=self._map_side)
-        for number, part in enumerate(parts, 1):
-            _say(f"part {number} of the renders is ready")
-            yield part
-
-    def _test_set(self) -> list[Render]:
-        render = self._rooms([HELD_OUT], "held-out", seed=TEST_SEED)
-        write_test_set(render, self._test_folder, self.num_tests)
-        return list(read_test_set(self._test_folder))
-
-    def _rooms(self, catalogues: list[str], photos: str, *, seed: int) -> RenderRoom:
-        """Renders rooms; the models are read before the first one."""
-
-        @cache
-        def source() -> RoomSource:
-            return RoomSource(
-                furniture=load_furniture(self.data.art.furniture, catalogues),
-                photos=load_photos(self.data.photos, photos),
-                side=self.package.manifest.native_size,
-                seed=seed,
-            )
-
-        return lambda index: source().render(index)
+        for entry in scores:
+            _say(f"{entry.task}: {entry.row}, {entry.metric} {entry.value:g}")
+        return add_heads(self.package, added, output, progress=_say)
 
     def _fit(
-        self, encoder: FrozenEncoder, parts: list[RenderPart], truth: list[Render]
-    ) -> dict[MapTask, tuple[EmbeddingHead, ImageSums]]:
-        """A head for each task, with its scores."""
-        seen = Embeddings.join(
-            encoder.cached(part.pixels_PSS3, self.folder, f"{self._map_side}-{number:03d}")
-            for number, part in enumerate(parts)
-        )
-        tests = encoder.cached(
-            np.stack([r.pixels_SS3 for r in truth]), self.folder, self._test_folder.name
-        )
-        encoder.runtime.close()
-        fitted: dict[MapTask, tuple[EmbeddingHead, ImageSums]] = {}
-        for task in TASKS:
-            _say(f"fitting {task} to {len(seen.cls_PD)} renders")
-            examples = Examples(
-                cls_PD=seen.cls_PD,
-                patches_PhwD=seen.patches_PhwD,
-                maps=np.concatenate([true_maps(task, part) for part in parts]),
-            )
-            head = fit_dense_head(examples, task, self.kind, num_steps=self.num_steps)
-            round_weights(head, "fp16")  # what is scored is what the graph stores
-            fitted[task] = head, compare(task, raw_maps(head, tests), truth)
-        return fitted
+        self, package: ModelPackage, by_task: Mapping[DenseTask, Source]
+    ) -> tuple[dict[DenseTask, EmbeddingHead], dict[DenseTask, dict[str, Counts]]]:
+        """A head for each task; and the counts of it, and of the training set's mean map."""
+        encoder = FrozenEncoder.load(package)
+        heads: dict[DenseTask, EmbeddingHead] = {}
+        counts: dict[DenseTask, dict[str, Counts]] = {}
+        with closing(encoder.runtime):
+            for task, source in by_task.items():
+                examples = source.examples(encoder, task)
+                _say(f"fitting {task} to {len(examples.cls_PD)} images")
+                head = fit_dense_head(examples, task, self.kind, num_steps=self.num_steps)
+                round_weights(head, "fp16")  # what is scored is what the graph stores
+                heads[task] = head
+                mean = mean_map(task, examples)
+                rows: dict[str, list[NDArray[Any]]] = {HEAD: [], MEAN: []}
+                for seen, truth in source.tests(encoder, task):
+                    rows[HEAD].append(measure(task, raw_map(head, seen), truth))
+                    rows[MEAN].append(measure(task, mean, truth))
+                counts[task] = {row: counts_of(task, found) for row, found in rows.items()}
+        return heads, counts
 
-    def _provenance(self) -> Mapping[str, JsonValue]:
+    def _record(self, task: DenseTask, source: Source) -> dict[str, JsonValue]:
+        record = source.record(task)
+        kind = KIND_TEXTS[self.kind]
         return {
+            DESCRIPTION: f"{record['output']}; {kind}, fitted to {record['data']}.",
             "job": "dense-heads",
             "commit": code_version()["commit"] or "unknown",
             "kind": self.kind,
-            "renders": self.num_renders,
             "steps": self.num_steps,
-            "furniture": f"Debian {PACKAGE}, CC0 and CC-BY-3.0; {HELD_OUT} for evaluation only",
-            "photographs": f"{PHOTOS_PACKAGE} (CC0, CC-BY-4.0)",
+            **{name: value for name, value in record.items() if name != "output"},
         }
 
 
-def true_maps(task: MapTask, part: RenderPart) -> NDArray[np.float32] | NDArray[np.float16]:
-    """The maps of a part's renders that a head learns."""
-    return part.depth_Pmm if task == "depth" else part.normals_P3mm
+def mean_map(task: DenseTask, examples: Examples) -> RawMap:
+    """The mean map of all examples: the best answer without a look at the image.
 
-
-def mean_map(task: MapTask, parts: Iterable[RenderPart]) -> RawMap:
-    """The mean map of all renders: the best answer without a look at the image."""
-    means = [true_maps(task, part).mean(axis=0, dtype=np.float64) for part in parts]
-    mean: RawMap = np.mean(means, axis=0).astype(np.float32)
+    Of segmentation it is how often each class is at each place [K, m, m]. Where no example has
+    a depth it is the mean depth.
+    """
+    total: Any = 0
+    count: Any = 0
+    for first in range(0, len(examples.maps), _ROWS_AT_ONCE):
+        part = examples.maps[first : first + _ROWS_AT_ONCE]
+        if task == "segmentation":
+            total += np.stack([(part == k).sum(axis=0) for k in range(examples.num_classes)])
+        else:
+            total += part.sum(axis=0, dtype=np.float64)
+            count += (part > 0).sum(axis=0)
+    if task == "depth":
+        total = np.where(count > 0, total / np.maximum(count, 1), total.sum() / count.sum())
+    mean: RawMap = np.asarray(total, np.float32)
     return mean
 
 

@@ -1,25 +1,33 @@
-"""Scores of dense heads on rendered rooms, for the model card; defined as in `tipserve evaluate`.
+"""Scores of dense heads for the model card; defined as in `tipserve evaluate`.
 
-Shapes: R resamples, S images, P examples, m rows and columns of a map, H W pixels.
+Shapes: R resamples, S images, K metrics or classes, h w and H W rows and columns of a head's output
+and of an image.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.dense_maps import MapTask, make_map
+from model.dense_maps import make_map
+from model.graphs import DenseTask
+from model.labelled.sets import DEPTH, NORMALS, OWN_SEGMENTATION
 from model.manifest import ScoreEntry
 from model.scores.bootstrap import bootstrap
 from model.scores.maps import angles, depth_scores
-from training.data.renders.rooms import Render
+from model.scores.pixels import Pixels, count_pixels
+from model.winner_map import find_winners
 from training.dense.encoder import Embeddings
 from training.dense.head import EmbeddingHead
 
-TASK_NAMES: Final[Mapping[MapTask, str]] = {"depth": "depth", "normals": "surface normals"}
+TASK_NAMES: Final[Mapping[DenseTask, str]] = {
+    "depth": DEPTH,
+    "normals": NORMALS,
+    "segmentation": OWN_SEGMENTATION,
+}
 HEAD, MEAN, RANDOM = "head", "training mean", "same head on shuffled weights"
 
 Floats = NDArray[np.float64]
@@ -37,70 +45,94 @@ class ImageSums:
     def __len__(self) -> int:
         return len(self.count_S)
 
-    def column(self, index: int) -> "ImageSums":
-        """One metric."""
-        return ImageSums(self.sum_SK[:, index : index + 1], self.count_S)
 
-    def mean(self, weights_RS: Floats) -> Floats:
-        """Means of the first metric under each row of weights."""
-        mean_R: Floats = (weights_RS @ self.sum_SK[:, 0]) / (weights_RS @ self.count_S)
-        return mean_R
+Counts = ImageSums | Pixels
+Metric = Callable[[Any, Floats], Floats]
 
 
-# Metrics by task: name, and the factor of the printed number.
-METRICS: Final[Mapping[MapTask, tuple[tuple[str, float], ...]]] = {
-    "depth": (("RMSE (m)", 1), ("AbsRel (%)", 100), ("delta1 (%)", 100)),
-    "normals": (("mean angle (degrees)", 1), ("under 30 degrees (%)", 100)),
+def _mean(column: int, factor: float = 1) -> Metric:
+    """Means of a metric under each row of weights [R]."""
+
+    def mean(sums: ImageSums, weights_RS: Floats) -> Floats:
+        # A resample of few images may have none that counts.
+        count_R = np.maximum(weights_RS @ sums.count_S, 1)
+        values_R: Floats = factor * (weights_RS @ sums.sum_SK[:, column]) / count_R
+        return values_R
+
+    return mean
+
+
+METRICS: Final[Mapping[DenseTask, Mapping[str, Metric]]] = {
+    "depth": {"RMSE (m)": _mean(0), "AbsRel (%)": _mean(1, 100), "delta1 (%)": _mean(2, 100)},
+    "normals": {"mean angle (degrees)": _mean(0), "under 30 degrees (%)": _mean(1, 100)},
+    "segmentation": {"mIoU": Pixels.miou, "pixel accuracy": Pixels.accuracy},
 }
 
 
-def raw_maps(head: EmbeddingHead, embeddings: Embeddings) -> Iterable[RawMap]:
-    """The head's output for each image."""
+def raw_map(head: EmbeddingHead, image: Embeddings) -> RawMap:
+    """The head's output for the embeddings of one image."""
     with torch.inference_mode():
-        for cls_D, patches_hwD in zip(embeddings.cls_PD, embeddings.patches_PhwD, strict=True):
-            taps = (torch.from_numpy(part.astype(np.float32)) for part in (cls_D, patches_hwD))
-            cls, patches = taps
-            yield head(cls[None, None], patches[None, None])[0].numpy()
+        cls, patches = (
+            torch.from_numpy(part.astype(np.float32)) for part in (image.cls_PD, image.patches_PhwD)
+        )
+        raw: RawMap = head(cls[:, None], patches[:, None])[0].numpy()
+        return raw
 
 
-def compare(task: MapTask, maps: Iterable[RawMap], truth: Iterable[Render]) -> ImageSums:
-    """Compare maps, scaled as the service does, with what is true of each pixel."""
-    rows, counts = [], []
-    for raw, render in zip(maps, truth, strict=True):
-        found = make_map(task, raw, render.depth_SS.shape).astype(np.float64)
-        if task == "depth":
-            *sums, count = depth_scores(found.ravel(), render.depth_SS.astype(np.float64).ravel())
-        else:
-            normals_P3 = render.normals_SS3.astype(np.float64).reshape(-1, 3)
-            angle_P = angles(found.reshape(-1, 3), normals_P3)
-            sums, count = [float(angle_P.sum()), float((angle_P < 30).sum())], len(angle_P)
-        rows.append(sums)
-        counts.append(count)
-    return ImageSums(np.asarray(rows, np.float64), np.asarray(counts, np.float64))
+def measure(task: DenseTask, raw: RawMap, truth: NDArray[Any]) -> NDArray[Any]:
+    """Compare a map, scaled as the service does, with what is true of each pixel.
+
+    Args:
+        task: Of the head.
+        raw: Its output.
+        truth: Depth [H, W] or normals [H, W, 3], not finite where there is none; or classes [H, W]
+            from 0, negative for none.
+
+    Returns:
+        Sums and their count; of segmentation hits, true and predicted pixels [3, K].
+    """
+    size_hw = truth.shape[0], truth.shape[1]
+    if task == "segmentation":
+        called_HW = find_winners(raw.transpose(1, 2, 0), size_hw).labels_HW.astype(np.int64) - 1
+        return count_pixels(truth, called_HW, len(raw))[1]
+    counts_HW = np.isfinite(truth if task == "depth" else truth[..., 0])
+    found = make_map(task, raw, size_hw)[counts_HW].astype(np.float64)
+    true = truth[counts_HW].astype(np.float64)
+    if task == "depth":
+        return np.array(depth_scores(found, true))
+    angle_P = angles(found, true)
+    return np.array([angle_P.sum(), (angle_P < 30).sum(), len(angle_P)])
 
 
-def entries(task: MapTask, split: str, rows: Mapping[str, ImageSums]) -> list[ScoreEntry]:
+def counts_of(task: DenseTask, rows: Sequence[NDArray[Any]]) -> Counts:
+    """What `measure` returned for each image."""
+    if task == "segmentation":
+        return Pixels.of(rows)
+    table = np.stack(rows).astype(np.float64)
+    return ImageSums(table[:, :-1], table[:, -1])
+
+
+def entries(task: DenseTask, split: str, rows: Mapping[str, Counts]) -> list[ScoreEntry]:
     """Scores of each row with intervals, and how much the first row differs from the others."""
     (first, own), *others = rows.items()
-    compared: list[tuple[str, ImageSums, ImageSums | None]] = [
-        *((row, sums, None) for row, sums in rows.items()),
-        *((f"{first} - {row}", own, sums) for row, sums in others),
+    compared: list[tuple[str, Counts, Counts | None]] = [
+        *((row, counts, None) for row, counts in rows.items()),
+        *((f"{first} - {row}", own, counts) for row, counts in others),
     ]
     found = []
-    for index, (metric, factor) in enumerate(METRICS[task]):
-        for row, sums, other in compared:
-            others_column = None if other is None else other.column(index)
-            interval = bootstrap(ImageSums.mean, sums.column(index), others_column)
+    for metric, function in METRICS[task].items():
+        for row, counts, other in compared:
+            interval = bootstrap(function, counts, other)
             found.append(
                 ScoreEntry(
                     task=TASK_NAMES[task],
                     split=split,
                     row=row,
                     metric=metric,
-                    value=round(factor * interval.value, 3),
-                    low=round(factor * interval.low, 3),
-                    high=round(factor * interval.high, 3),
-                    count=len(sums),
+                    value=round(interval.value, 3),
+                    low=round(interval.low, 3),
+                    high=round(interval.high, 3),
+                    count=len(counts),
                 )
             )
     return found

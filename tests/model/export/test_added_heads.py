@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.export.added_heads import HEADING, AddedHeads, add_heads
-from model.graphs import TEXT_FILE, VISION_FILE, PatchOutput
+from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, PatchOutput
 from model.manifest import Manifest, ScoreEntry
 from model.package import ModelPackage
 from model.parity.distance import ParityError
@@ -21,6 +21,7 @@ from model.runtime.load import load_runtime
 
 WIDTH = 32
 VALUES: tuple[PatchOutput, ...] = ("values",)
+NOUNS: dict[DenseTask, str] = {"depth": "boxes", "normals": "bags"}
 SCORE = ScoreEntry(task="depth", split="rooms", row="head", metric="RMSE (m)", value=0.5, count=9)
 
 
@@ -47,9 +48,8 @@ class Head(nn.Module):
 def heads() -> AddedHeads:
     return AddedHeads(
         modules={"depth": Head(1).eval(), "normals": Head(3).eval()},
-        card=f"{HEADING}\n\nOf boxes.",
         scores=[SCORE],
-        provenance={"job": "test"},
+        provenance={task: {"description": f"of {noun}."} for task, noun in NOUNS.items()},
     )
 
 
@@ -110,39 +110,48 @@ def test_other_graphs_and_scores_stay(added: ModelPackage, tiny_package: ModelPa
     assert after.outputs == [*before.outputs, "depth", "normals"]
     assert (after.num_taps, after.taps) == (1, "embeddings")
     assert after.scores == [*before.scores, SCORE]
-    assert after.provenance == {**before.provenance, "dense_heads": {"job": "test"}}
+    found = {task: {"description": f"of {noun}."} for task, noun in NOUNS.items()}
+    assert after.provenance == {**before.provenance, "dense_heads": found}
     towers = [entry for entry in after.parity if entry.file in (VISION_FILE, TEXT_FILE)]
     assert towers == before.parity
     proven = [e for e in after.parity if e.precision == "fp32" and e not in towers]
     assert {entry.file for entry in proven} == {"onnx/depth_model.onnx", "onnx/normals_model.onnx"}
     assert all(entry.passed and len(entry.sizes) > 3 for entry in proven)
     card = (added.path / "README.md").read_text(encoding="utf-8")
-    assert "Random weights, for tests.\n\n## Depth and normals\n\nOf boxes.\n\n## Scores" in card
+    assert card.startswith(f"# Tiny\n\nRandom weights, for tests.\n\n{HEADING}\n\nTrained on")
+    assert "- **depth**: of boxes.\n- **normals**: of bags.\n\n## Scores" in card
     assert "`onnx/depth_model.onnx`" in card
 
 
-def test_heads_are_replaced(added: ModelPackage, heads: AddedHeads, tmp_path: Path) -> None:
+def test_a_head_is_replaced_and_the_others_stay(
+    added: ModelPackage, heads: AddedHeads, tmp_path: Path
+) -> None:
     newer = replace(
         heads,
-        modules={"depth": heads.modules["depth"]},
-        card=f"{HEADING}\n\nOf balls.",
+        modules={"depth": Head(1).eval(), "segmentation": Head(5).eval()},
+        labels=["wall", "floor", "door", "lamp", "sky"],
         scores=[SCORE.model_copy(update={"value": 0.4})],
+        provenance={task: {"description": "of balls."} for task in ("depth", "segmentation")},
     )
     package = add_heads(added, newer, tmp_path / "newer")
-    assert [s.value for s in package.manifest.scores if s.task == "depth"] == [0.4]
-    assert "normals" not in package.manifest.outputs
-    assert "onnx/normals_model.onnx" not in package.manifest.files
-    assert not [e for e in package.manifest.parity if "normals" in e.file]
+    before, after = added.manifest, package.manifest
+    assert [s.value for s in after.scores if s.task == "depth"] == [0.4]
+    assert after.outputs == [*before.outputs, "segmentation"]
+    assert after.segmentation_labels == newer.labels
+    normals = "onnx/normals_model.onnx"
+    assert after.files[normals] == before.files[normals]
+    assert [e for e in after.parity if e.file == normals] == [
+        e for e in before.parity if e.file == normals
+    ]
+    assert len({(e.file, e.runtime, e.precision) for e in after.parity}) == len(after.parity)
     card = (package.path / "README.md").read_text(encoding="utf-8")
-    assert "Of balls." in card
-    assert "Of boxes." not in card
-
-
-def test_the_card_needs_its_heading(
-    tiny_package: ModelPackage, heads: AddedHeads, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match="begins with the line"):
-        add_heads(tiny_package, replace(heads, card="# Else"), tmp_path / "out")
+    lines = ["- **depth**: of balls.", "- **normals**: of bags.", "- **segmentation**: of balls."]
+    assert "\n".join(lines) in card
+    assert card.count(HEADING) == 1
+    with closing(load_runtime(package, runtime="onnx")) as runtime:
+        assert runtime.estimate("segmentation", PIXELS).shape == (2, 5, 32, 48)
+    again = add_heads(package, heads, tmp_path / "again").manifest
+    assert again.segmentation_labels == newer.labels
 
 
 def test_a_package_keeps_heads_of_its_own(

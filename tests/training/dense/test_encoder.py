@@ -26,6 +26,16 @@ def test_embeddings_are_those_of_the_runtime(tiny_package: ModelPackage) -> None
     np.testing.assert_allclose(found.patches_PhwD, patches, rtol=2e-3, atol=1e-3)
 
 
+def test_an_image_is_embedded_at_the_size_at_which_it_is_served(tiny_package: ModelPackage) -> None:
+    encoder = FrozenEncoder.load(tiny_package)
+    image_HW3 = np.random.default_rng(1).integers(0, 256, (56, 84, 3), np.uint8)
+    wide, square = (encoder.as_served(image_HW3, fit) for fit in ("aspect", "squash"))
+    assert (wide.patches_PhwD.shape[1:3], square.patches_PhwD.shape[1:3]) == ((4, 6), (4, 4))
+    output = encoder.runtime.encode_images(prepare_image(image_HW3, (56, 84))[None])
+    wanted = output.patches_BND.reshape(wide.patches_PhwD.shape)
+    np.testing.assert_allclose(wide.patches_PhwD, wanted, rtol=2e-3, atol=1e-3)
+
+
 def test_embeddings_are_computed_once(
     tiny_package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

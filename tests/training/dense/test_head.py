@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from model.dense_maps import MapTask
+from model.graphs import DenseTask
 from training.dense.head import (
     HEAD_KINDS,
     MAP_SCALE,
+    NO_CLASS,
+    NUM_BINS,
     EmbeddingHead,
     Examples,
     HeadKind,
     Standard,
     fit_dense_head,
+    map_loss,
 )
 
 WIDTH = 6
@@ -29,28 +32,35 @@ def random_taps(batch: int = 2, rows: int = 4, columns: int = 6) -> tuple[torch.
     )
 
 
-def drawn(task: MapTask, count: int = 64) -> Examples:
+def drawn(task: DenseTask, count: int = 64) -> Examples:
     """Patches whose second number is what the map shows, beside noise of other scales."""
     rng = np.random.default_rng(0)
     patches = rng.normal(size=(count, 4, 4, WIDTH)) * 10.0 ** np.arange(-2, 4) + 5
     shown = rng.uniform(-1, 1, (count, 4, 4))
     patches[..., 1] = shown * 0.05 - 3
     enlarged = shown.repeat(MAP_SCALE, 1).repeat(MAP_SCALE, 2)
-    if task == "depth":
-        maps: Any = np.exp(enlarged).astype(np.float32)
+    if task == "segmentation":
+        maps: Any = (enlarged > 0).astype(np.int16)
+        maps[:, :3] = NO_CLASS
+    elif task == "depth":
+        maps = np.exp(enlarged).astype(np.float32)
     else:
         maps = np.stack((np.sin(enlarged), enlarged * 0, np.cos(enlarged)), 1).astype(np.float16)
     cls = rng.normal(size=(count, WIDTH))
-    return Examples(cls_PD=cls.astype("f2"), patches_PhwD=patches.astype("f2"), maps=maps)
+    return Examples(
+        cls_PD=cls.astype("f2"), patches_PhwD=patches.astype("f2"), maps=maps, num_classes=3
+    )
 
 
 @KINDS
 def test_maps_have_eight_rows_and_columns_for_each_patch(kind: HeadKind) -> None:
     cls, patches = random_taps()
-    depth = EmbeddingHead("depth", WIDTH, kind)(cls, patches)
-    normals = EmbeddingHead("normals", WIDTH, kind)(cls, patches)
+    depth = EmbeddingHead("depth", WIDTH, kind, NUM_BINS)(cls, patches)
+    normals = EmbeddingHead("normals", WIDTH, kind, 3)(cls, patches)
+    logits = EmbeddingHead("segmentation", WIDTH, kind, 5)(cls, patches)
     assert depth.shape == (2, 32, 48)
     assert normals.shape == (2, 3, 32, 48)
+    assert logits.shape == (2, 5, 32, 48)
     assert (depth > 0.001).all()
     assert (depth < 10).all()
 
@@ -58,7 +68,7 @@ def test_maps_have_eight_rows_and_columns_for_each_patch(kind: HeadKind) -> None
 @KINDS
 def test_a_folded_head_reads_what_was_standardised(kind: HeadKind) -> None:
     examples = drawn("normals")
-    head = EmbeddingHead("normals", WIDTH, kind).eval()
+    head = EmbeddingHead("normals", WIDTH, kind, 3).eval()
     patches, cls = Standard.of(examples.patches_PhwD), Standard.of(examples.cls_PD)
     raw = [torch.from_numpy(a.astype(np.float32)) for a in (examples.cls_PD, examples.patches_PhwD)]
     with torch.no_grad():
@@ -79,7 +89,7 @@ def test_standardised_embeddings_have_mean_0_and_deviation_1() -> None:
 
 
 @pytest.mark.parametrize("task", ["depth", "normals"])
-def test_a_head_learns_what_patches_show(task: MapTask) -> None:
+def test_a_head_learns_what_patches_show(task: DenseTask) -> None:
     examples = drawn(task)
     head = fit_dense_head(examples, task, "linear", num_steps=600)
     with torch.no_grad():
@@ -92,6 +102,37 @@ def test_a_head_learns_what_patches_show(task: MapTask) -> None:
     constant = np.abs(examples.maps - examples.maps.mean(0))[..., middle, middle].mean()
     assert error < 0.85 * constant
     assert not head.training
+
+
+@KINDS
+def test_a_head_learns_which_class_patches_show(kind: HeadKind) -> None:
+    examples = drawn("segmentation")
+    head = fit_dense_head(examples, "segmentation", kind, num_steps=200)
+    with torch.no_grad():
+        logits = head(
+            torch.from_numpy(examples.cls_PD.astype(np.float32))[:, None],
+            torch.from_numpy(examples.patches_PhwD.astype(np.float32))[:, None],
+        )
+    middle = slice(MAP_SCALE // 2, None, MAP_SCALE)
+    truth = torch.from_numpy(examples.maps)[:, middle, middle]
+    is_right = logits.argmax(1)[:, middle, middle] == truth
+    assert is_right[truth >= 0].float().mean() > 0.9
+    # No example shows the third class.
+    assert (logits.argmax(1) != 2).all()
+
+
+@pytest.mark.parametrize("task", ["depth", "normals", "segmentation"])
+def test_a_batch_without_a_label_costs_nothing(task: DenseTask) -> None:
+    shape = {"depth": (1, 4, 4), "normals": (1, 3, 4, 4), "segmentation": (1, 2, 4, 4)}[task]
+    found = torch.ones(shape, requires_grad=True)
+    truth = torch.zeros(shape)
+    if task == "segmentation":
+        truth = torch.full((1, 4, 4), NO_CLASS)
+    loss = map_loss(task, found, truth)
+    loss.backward()
+    assert loss.item() == 0
+    assert found.grad is not None
+    assert not found.grad.any()
 
 
 def test_the_same_seed_gives_the_same_head() -> None:

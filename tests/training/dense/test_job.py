@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from model.runtime.load import load_runtime
 from tests.training.furniture import write_catalogue
 from training.__main__ import main
 from training.data.renders import catalogues, store
-from training.dense import job
+from training.dense import rooms
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("Test", catalogues.HELD_OUT):
         write_catalogue(furniture / f"{name}.sh3f")
     (folder / "debian/usr/share/backgrounds").mkdir(parents=True)
-    monkeypatch.setattr(job, "load_photos", lambda *_: ())
+    monkeypatch.setattr(rooms, "load_photos", lambda *_: ())
     monkeypatch.setattr(store, "PART_SIZE", 4)
     return folder
 
@@ -30,10 +31,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_package_gets_depth_and_normals(
     data: Path, tiny_package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = tmp_path / "card.md"
-    card.write_text("## Depth and normals\n\nOf rendered boxes.\n", encoding="utf-8")
     folders = {"--data": data, "--folder": tmp_path / "run", "--output": tmp_path / "package"}
-    given = folders | {"--model": tiny_package.path, "--card": card, "--kind": "linear"}
+    given = folders | {"--model": tiny_package.path, "--kind": "linear"}
     numbers = {"--renders": 8, "--tests": 3, "--steps": 4}
     command = ["dense-heads", *(str(part) for pair in (given | numbers).items() for part in pair)]
     assert main(command) == 0
@@ -41,9 +40,9 @@ def test_a_package_gets_depth_and_normals(
     scores = {(s.task, s.row, s.metric) for s in package.manifest.scores}
     assert ("depth", "head", "RMSE (m)") in scores
     assert ("surface normals", "head - training mean", "mean angle (degrees)") in scores
-    provenance = package.manifest.provenance["dense_heads"]
-    assert isinstance(provenance, dict)
-    assert provenance["kind"] == "linear"
+    fitted: Any = package.manifest.provenance["dense_heads"]
+    assert fitted["depth"]["kind"] == "linear"
+    assert "8 rendered rooms" in (package.path / "README.md").read_text(encoding="utf-8")
     pixels = np.random.default_rng(0).random((1, 3, 56, 56), np.float32)
     with closing(load_runtime(package, runtime="onnx")) as runtime:
         assert runtime.tasks == ("depth", "normals")

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,12 +42,10 @@ class RenderPart:
         """Keep the images, and the maps at `map_side` rows and columns."""
         pixels, depths, normals = [], [], []
         for render in renders:
-            side = len(render.depth_SS)
-            centres = ((np.arange(map_side) + 0.5) * side / map_side).astype(np.int64)
-            places = np.ix_(centres, centres)
             pixels.append(render.pixels_SS3)
-            depths.append(render.depth_SS[places])
-            normals.append(render.normals_SS3[places].transpose(2, 0, 1).astype(np.float16))
+            depths.append(at_centres(render.depth_SS, map_side))
+            normals_mm3 = at_centres(render.normals_SS3, map_side)
+            normals.append(normals_mm3.transpose(2, 0, 1).astype(np.float16))
         return cls(
             pixels_PSS3=np.stack(pixels),
             depth_Pmm=np.stack(depths),
@@ -64,6 +62,15 @@ class RenderPart:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
             return cls(**{item.name: file[item.name] for item in fields(cls)})
+
+
+def at_centres(map_HW: NDArray[Any], map_side: int) -> NDArray[Any]:
+    """A map at the centres of `map_side` rows and columns of cells."""
+    rows, columns = (
+        ((np.arange(map_side) + 0.5) * side / map_side).astype(np.int64)
+        for side in map_HW.shape[:2]
+    )
+    return map_HW[np.ix_(rows, columns)]
 
 
 def load_furniture(folder: Path, catalogues: Iterable[str] | None = None) -> list[Furniture]:

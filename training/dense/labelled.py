@@ -1,0 +1,225 @@
+"""A labelled set as what a head is trained and scored on.
+
+Shapes: P images, H W pixels, S rows and columns of a square, m rows and columns of a map, D
+embedding width, h w patch rows and columns.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from model.graphs import DenseTask
+from model.head import vision_digest
+from model.image_codec import FORMATS, ImageError, ImageLimits, decode_image
+from model.labelled.navi import NaviNormals
+from model.labelled.sets import DepthSet, ImageSource, NormalSet, SegmentationSet, SetError
+from model.preprocess import Fit
+from training.data.renders.store import at_centres
+from training.dense.encoder import Embeddings, FrozenEncoder
+from training.dense.head import MAP_SCALE, NO_CLASS, Examples
+
+HeadSet = DepthSet | NormalSet | SegmentationSet
+LIMITS: Final = ImageLimits(max_bytes=2**30, max_pixels=100_000_000)
+HELD_OUT_EVERY: Final = 5
+IMAGES_AT_ONCE: Final = 32
+# As the service resizes images for each head by default.
+FITS: Final[Mapping[DenseTask, Fit]] = {
+    "depth": "squash",
+    "normals": "squash",
+    "segmentation": "aspect",
+}
+_FILES: Final = ("cls", "patches", "maps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledData:
+    """Images to train a head on, and others to score it.
+
+    Attributes:
+        train: Is fitted to.
+        test: Of the same kind.
+        folder: Embeddings and maps are kept here.
+    """
+
+    train: HeadSet
+    test: HeadSet
+    folder: Path
+
+    @property
+    def tasks(self) -> tuple[DenseTask, ...]:
+        """The only task."""
+        if isinstance(self.train, SegmentationSet):
+            return ("segmentation",)
+        return ("depth",) if isinstance(self.train, DepthSet) else ("normals",)
+
+    @property
+    def split(self) -> str:
+        """Name of the images that are scored."""
+        return self.test.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes of segmentation."""
+        return tuple(self.train.names) if isinstance(self.train, SegmentationSet) else ()
+
+    def examples(self, encoder: FrozenEncoder, task: DenseTask) -> Examples:
+        """Embeddings and maps in files, of which only what is needed is in memory at a time.
+
+        A stopped run continues with the next images.
+        """
+        place = self.folder / f"{task}-{self._digest(encoder)[:16]}"
+        place.mkdir(parents=True, exist_ok=True)
+        files = self._files(encoder, place)
+        record = place / "done.txt"
+        done = int(record.read_text()) if record.exists() else 0
+        for first in range(done, len(self.train.images), IMAGES_AT_ONCE):
+            rows = range(first, min(first + IMAGES_AT_ONCE, len(self.train.images)))
+            squares = [self._square(index) for index in rows]
+            seen = encoder.embed(pixels for pixels, _ in squares)
+            part = slice(rows.start, rows.stop)
+            side = files["maps"].shape[-1]
+            files["cls"][part], files["patches"][part] = seen.cls_PD, seen.patches_PhwD
+            files["maps"][part] = [_cells(task, truth, side) for _, truth in squares]
+            record.write_text(str(rows.stop))
+        return Examples(
+            cls_PD=files["cls"],
+            patches_PhwD=files["patches"],
+            maps=files["maps"],
+            num_classes=len(self.labels),
+        )
+
+    def tests(
+        self, encoder: FrozenEncoder, task: DenseTask
+    ) -> Iterator[tuple[Embeddings, NDArray[Any]]]:
+        """Embeddings of each image to score, as the service sees it, and its true map."""
+        for index in range(len(self.test.images)):
+            pixels_HW3, truth = read_example(self.test, index)
+            yield encoder.as_served(pixels_HW3, FITS[task]), truth
+
+    def record(self, task: DenseTask) -> Mapping[str, JsonValue]:
+        """What a head is fitted to, for the manifest."""
+        axes = "x to the right, y down, z away from the camera"
+        if not isinstance(self.train, NaviNormals):
+            axes = "in the axes of the set"
+        outputs = {
+            "depth": "metres, up to 10 m",
+            "normals": axes,
+            "segmentation": f"{len(self.labels)} classes",
+        }
+        data = f"{len(self.train.images)} images of {self.train.name}"
+        return {"output": outputs[task], "data": data}
+
+    def _square(self, index: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """Pixels and true map of an image.
+
+        Segmentation is served with the proportions of the image. It learns squares, which lie at
+        another place of the longer side in each image, so that all have one shape.
+        """
+        pixels, truth = read_example(self.train, index)
+        if FITS[self.tasks[0]] == "squash":
+            return pixels, truth
+        side = min(truth.shape)
+        share = index * 0.618 % 1  # of the golden ratio: spread evenly
+        top, left = (int(share * (length - side)) for length in truth.shape)
+        place = np.s_[top : top + side, left : left + side]
+        return pixels[place], truth[place]
+
+    def _digest(self, encoder: FrozenEncoder) -> str:
+        """Of the vision graph, the images' names, sizes and times, and what is read of them."""
+        digest = hashlib.sha256(vision_digest(encoder.package.manifest).encode())
+        digest.update(f"{type(self.train).__name__} {self.labels}".encode())
+        given = self.train
+        maps = given.masks if isinstance(given, SegmentationSet) else given.maps
+        for path in [*(image.path for image in given.images), *maps]:
+            state = path.stat()
+            digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def _files(self, encoder: FrozenEncoder, place: Path) -> dict[str, Any]:
+        """The arrays, new or as an earlier run left them."""
+        paths = {name: place / f"{name}.npy" for name in _FILES}
+        if (place / "done.txt").exists():
+            return {name: open_memmap(path, mode="r+") for name, path in paths.items()}
+        manifest, num = encoder.package.manifest, len(self.train.images)
+        grid, width = manifest.native_size // manifest.patch_size, manifest.embed_dim
+        side = MAP_SCALE * grid
+        of_map: Mapping[DenseTask, tuple[type, tuple[int, ...]]] = {
+            "depth": (np.float32, (num, side, side)),
+            "normals": (np.float16, (num, 3, side, side)),
+            "segmentation": (np.int16, (num, side, side)),
+        }
+        forms = {
+            "cls": (np.float16, (num, width)),
+            "patches": (np.float16, (num, grid, grid, width)),
+            "maps": of_map[self.tasks[0]],
+        }
+        return {
+            name: open_memmap(paths[name], mode="w+", dtype=dtype, shape=shape)
+            for name, (dtype, shape) in forms.items()
+        }
+
+
+def hold_out(given: HeadSet, folder: Path) -> LabelledData:
+    """Keep every fifth image of a set for the scores.
+
+    Raises:
+        SetError: There are fewer than five images.
+    """
+    if len(given.images) < HELD_OUT_EVERY:
+        raise SetError(
+            f"{given.name} has {len(given.images)} images; a head needs at least five, of which "
+            "every fifth is held out."
+        )
+    is_held = [index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for index in range(len(given.images))]
+    test = _chosen(given, is_held)
+    return LabelledData(
+        train=_chosen(given, [not held for held in is_held]),
+        test=replace(test, name=f"every fifth image of {given.name}"),
+        folder=folder,
+    )
+
+
+def _chosen(given: HeadSet, keep: Sequence[bool]) -> HeadSet:
+    images = [image for image, is_kept in zip(given.images, keep, strict=True) if is_kept]
+    maps = given.masks if isinstance(given, SegmentationSet) else given.maps
+    kept = [path for path, is_kept in zip(maps, keep, strict=True) if is_kept]
+    if isinstance(given, SegmentationSet):
+        return replace(given, images=images, masks=kept)
+    return replace(given, images=images, maps=kept)
+
+
+def read_example(given: HeadSet, index: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Pixels [H, W, 3] and true map of an image: see `DepthSet.read` and its like.
+
+    Raises:
+        SetError: A file cannot be read, or the two have different sizes.
+    """
+    image: ImageSource = given.images[index]
+    try:
+        pixels_HW3 = decode_image(image.read(), LIMITS, formats=FORMATS)
+    except ImageError as error:
+        raise SetError(f"{image}: {error}") from error
+    truth: NDArray[Any] = (
+        given.read_mask(index) if isinstance(given, SegmentationSet) else given.read(index)
+    )
+    if truth.shape[:2] != pixels_HW3.shape[:2]:
+        raise SetError(
+            f"{image} has {pixels_HW3.shape[:2]}, its map {truth.shape[:2]} rows and columns."
+        )
+    return pixels_HW3, truth
+
+
+def _cells(task: DenseTask, truth: NDArray[Any], side: int) -> NDArray[Any]:
+    """A true map at the centres of cells, as `Examples` has it."""
+    small = at_centres(truth, side)
+    if task == "segmentation":
+        return np.where(small < 0, NO_CLASS, small)
+    known: NDArray[Any] = np.nan_to_num(small)
+    return known.transpose(2, 0, 1) if task == "normals" else known

@@ -150,6 +150,13 @@ class EvaluateOptions:
             help="For segmentation: pixels with a lower cosine are of the class `background`."
         ),
     ] = None
+    classes: Annotated[
+        Literal["model"] | None,
+        Parameter(
+            help="For segmentation: masks by the model's own segmentation head, whose classes have "
+            "the names of the set."
+        ),
+    ] = None
     templates: Annotated[
         str | None,
         Parameter(
@@ -299,7 +306,10 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     jobs = []
 
     def add(score: Callable[..., Any], given: Any) -> None:
-        head = {tasks.score_depth: "depth", tasks.score_normals: "normals"}.get(score, "")
+        heads = {tasks.score_depth: "depth", tasks.score_normals: "normals"}
+        if options.classes is not None:
+            heads[tasks.score_segmentation] = "segmentation"
+        head = heads.get(score, "")
         request = tasks.REQUEST_OF[score](given, asked)
         jobs.append(_Job(given.images, request, lambda answers: score(given, answers, asked), head))
 
@@ -342,6 +352,7 @@ def _task_options(options: EvaluateOptions, served_name: str | None) -> Any:
         features=options.features,
         mode=options.mode,
         background_threshold=options.background_threshold,
+        classes=options.classes,
     )
 
 

@@ -91,6 +91,25 @@ class Answers:
         """
         return self._images(images, self.engine.segment, request, lambda answer: answer.labels_HW)
 
+    def classes_of(self, image: ImageSource, request: SegmentImagesRequest) -> tuple[str, ...]:
+        """The classes of labels 1, 2, ... in the masks of a request that does not name them.
+
+        Raises:
+            SetError: The image is invalid.
+            EngineError: The engine fails.
+        """
+        # Under a key of its own, because the mask of this image is an answer too.
+        key = self._key(request, b"classes")
+        found = self._find(key)
+        if found is None:
+            asked = replace(request, images=(image.read(),))
+            try:
+                found = np.array(self.engine.segment(asked).result().classes)
+            except ImageRefused as error:
+                raise SetError(f"{image}: {error} Remove it from the set.") from error
+            self._store(key, found)
+        return tuple(found.tolist())
+
     def estimate(
         self, images: Sequence[ImageSource], request: EstimateMapsRequest
     ) -> Iterator[FloatArray]:

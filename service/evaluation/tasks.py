@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from model.labelled.sets import (
     DEPTH,
     INSTANCES,
     NORMALS,
+    OWN_SEGMENTATION,
     RETRIEVAL,
     SEGMENTATION,
     CaptionedSet,
@@ -63,6 +64,8 @@ VOTE_TEMPERATURE: Final = 0.07
 QUERIES_AT_ONCE: Final = 512
 VALUES_AT_ONCE: Final = 256 * 1024 * 1024
 ROWS_AT_ONCE: Final = 64
+# Of the embeddings that a linear segmentation is fitted to: 350,000 patches of a width of 768.
+_PATCH_BYTES: Final = 1024 * 1024 * 1024
 PATCH_STRENGTHS: Final = (0.01, 0.1, 1.0, 10.0, 100.0)
 NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
 # Metrics of errors: less is better.
@@ -186,6 +189,8 @@ class TaskOptions:
         features: Patch embeddings of segmentation; None is the model's own.
         mode: Whether segmentation sees an image whole or in windows; None is the model's own.
         background_threshold: Pixels with a lower cosine are of the class `background`.
+        classes: `model` for masks by the model's segmentation head; None for masks by the names of
+            the set.
     """
 
     model: str | None = None
@@ -195,6 +200,7 @@ class TaskOptions:
     features: Features | None = None
     mode: SegmentMode | None = None
     background_threshold: float | None = None
+    classes: Literal["model"] | None = None
 
     def segment_request(self, names: Sequence[str]) -> SegmentImagesRequest:
         """The request of segmentation; `background` is no class if there is a threshold."""
@@ -210,7 +216,9 @@ class TaskOptions:
         )
 
     def prompted(self, names: Sequence[str]) -> list[str]:
-        """The names that the model compares patches with."""
+        """The classes that the model is asked for: the names that it compares patches with."""
+        if self.classes is not None:
+            return [self.classes]
         has_threshold = self.background_threshold is not None
         return [name for name in names if not (has_threshold and name == BACKGROUND)]
 
@@ -248,18 +256,28 @@ class TaskOptions:
 def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOptions) -> Result:
     """Compare predicted with true masks, pixel by pixel.
 
+    Pixels of a class of the model that the set does not have are errors of their own class only.
+
     Raises:
         SetError: A mask is invalid.
         EngineError: The model cannot answer.
     """
-    prompted = options.prompted(given.names)
+    request = options.segment_request(given.names)
+    number_of = {name: number for number, name in enumerate(given.names)}
+    if options.classes is None:
+        task, labels = SEGMENTATION, tuple(options.prompted(given.names))
+    else:
+        task, labels = OWN_SEGMENTATION, answers.classes_of(given.images[0], request)
+        unknown = [name for name in given.names if name not in labels]
+        if unknown:
+            raise SetError(
+                f"{given.name}: the model has no class {unknown[0]!r}; it has {', '.join(labels)}."
+            )
     # Class of each label of the model; 0 is its background.
-    class_of = [given.names.index(BACKGROUND) if BACKGROUND in given.names else -1]
-    class_of += [given.names.index(name) for name in prompted]
-    masks = answers.segment(given.images, options.segment_request(given.names))
-    called = (np.asarray(class_of)[labels_HW] for labels_HW in masks)
+    class_of = np.asarray([number_of.get(name, -1) for name in (BACKGROUND, *labels)])
+    called = (class_of[labels_HW] for labels_HW in answers.segment(given.images, request))
     shown = options.shown("mode", "features", "templates", "resolution", "background_threshold")
-    return _masks_result(SEGMENTATION, given, called, shown)
+    return _masks_result(task, given, called, shown)
 
 
 def _masks_result(
@@ -337,13 +355,20 @@ def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: Tas
 def _train_patches(
     given: MaskedSplit, answers: Answers, request: EmbedImagesRequest
 ) -> tuple[FloatArray, NDArray[np.int64], FloatArray, NDArray[np.int64]]:
-    """Embedding, class, share of the patch, and image, for each class of each patch of `train`."""
+    """Embedding, class, share of the patch, and image, for each class of each patch of `train`.
+
+    If they are too many for the memory, each image keeps an equal number, drawn at random.
+    """
     parts = []
     for index, patches_hwD in enumerate(answers.each(given.train.images, request)):
         grid_hw = patches_hwD.shape[0], patches_hwD.shape[1]
         truth_HW = given.train.read_mask(index)
         shares_NK = patch_shares(truth_HW, grid_hw, len(given.train.names))
         row_P, label_P = np.nonzero(shares_NK)
+        most = _PATCH_BYTES // (len(given.train.images) * patches_hwD[0, 0].nbytes)
+        if len(row_P) > max(most, 1):
+            kept = np.random.default_rng(index).choice(len(row_P), max(most, 1), replace=False)
+            row_P, label_P = row_P[kept], label_P[kept]
         features_PD = patches_hwD.reshape(-1, patches_hwD.shape[-1])[row_P]
         parts.append((features_PD, label_P, shares_NK[row_P, label_P], np.full(len(row_P), index)))
     if len({label for _, label_P, _, _ in parts for label in np.unique(label_P).tolist()}) < 2:

@@ -85,6 +85,27 @@ def test_pixels_below_the_threshold_are_background(
     assert asked.background_threshold == 0.1
 
 
+def test_masks_of_the_models_own_classes_are_matched_by_name(
+    answers: Answers, engine: Scripted, tmp_path: Path, write: Write
+) -> None:
+    given = segmentation(tmp_path, write, [[[0, 0, 1, 1]], [[0, 1, 1, 1]]], "cat\ndog\n")
+    # The model has a class that the set has not, and another order.
+    engine.own_classes = ("dog", "cow", "cat")
+    engine.masks = {0: [[3, 2, 1, 1]], 1: [[3, 1, 1, 3]]}
+    result = tasks.score_segmentation(given, answers, TaskOptions(classes="model"))
+    assert result.task == "segmentation by own classes"
+    # cat: 2 hits in a union of 4; dog: 4 in 5.
+    assert values(result) == pytest.approx({"mIoU": (50 + 80) / 2, "pixel accuracy": 100 * 6 / 8})
+    assert {one.classes[0].name for one in engine.requests} == {"model"}
+    asked = len(engine.requests)
+    tasks.score_segmentation(given, answers, TaskOptions(classes="model"))
+    assert len(engine.requests) == asked
+    engine.own_classes = ("dog", "cow")
+    other = replace(given, names=["dog", "bird"])
+    with pytest.raises(sets.SetError, match="the model has no class 'bird'; it has dog, cow, cat"):
+        tasks.score_segmentation(other, answers, TaskOptions(classes="model"))
+
+
 def masked_split(folder: Path, write: Write, train: list[Any], val: list[Any]) -> Path:
     """Images 0, 1, ... of `train`, and then of `val`, with masks."""
     parts = [*(("train", mask) for mask in train), *(("val", mask) for mask in val)]
@@ -117,6 +138,33 @@ def test_patches_are_classified_by_what_train_shows(
     assert (result.task, result.split) == ("linear segmentation", tmp_path.name)
     assert {one.outputs for one in engine.requests} == {("values",)}
     assert {one.fit for one in engine.requests} == {"aspect"}
+
+
+def test_patches_of_many_images_are_a_bounded_sample(
+    answers: Answers,
+    engine: Scripted,
+    tmp_path: Path,
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cat, dog = 0, 1
+    train = [[[cat] * 6 + [dog] * 6]] * 10
+    names = masked_split(tmp_path, write, train, [[[cat, dog]]])
+    engine.images = {index: [[(1, 0)] * 6 + [(0, 1)] * 6] for index in range(10)}
+    engine.images[10] = [[(1, 0), (0, 1)]]
+    given = sets.read_masked_split(tmp_path, names)
+    request = TaskOptions().patch_request()
+    whole = tasks._train_patches(given, answers, request)
+    assert len(whole[0]) == 10 * 12
+    monkeypatch.setattr(tasks, "_PATCH_BYTES", 10 * 4 * 8)  # four of two numbers an image
+    features, labels, _, images = tasks._train_patches(given, answers, request)
+    assert np.bincount(images).tolist() == [4] * 10
+    assert np.array_equal(features, np.eye(2)[labels])
+    assert set(labels) == {cat, dog}
+    again = tasks._train_patches(given, answers, request)
+    assert np.array_equal(again[0], features)
+    result = tasks.score_linear_segmentation(given, answers, TaskOptions())
+    assert values(result)["mIoU"] == pytest.approx(100)
 
 
 def test_a_linear_segmentation_needs_two_classes(

@@ -76,7 +76,7 @@ class Trunk(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Normalise the pixels as in the network's training, and run it."""
-        x_BCHW = F.relu6(self.stem((pixels_B3HW * 255.0 - 127.0) / 128.0))
+        x_BCHW = F.relu6(self.stem(pixels_B3HW * (255 / 128) - 127 / 128))
         for block in self.blocks:
             x_BCHW = block(x_BCHW)
         cells_BFhw: Tensor = F.relu6(self.head(x_BCHW))

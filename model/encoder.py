@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from model.features import vision_features
+from model.graphs import Precision
 from model.manifest import CpuRuntime
 from model.text import TOKENIZER_FILE, TextTokenizer
 
@@ -88,6 +89,11 @@ class Encoder(Protocol):
     @property
     def cpu_runtime(self) -> CpuRuntime | None:
         """Runtime that is better for this network in float32 on CPUs than the usual first."""
+        return None
+
+    @property
+    def cpu_precision(self) -> Precision | None:
+        """Precision to prefer on CPUs with `cpu_runtime`, if a package has its graph."""
         return None
 
     @property

@@ -169,7 +169,8 @@ class Manifest(ManifestPart):
     as earlier versions wrote it. With `taps` "embeddings" the heads read cls1 and patch_embeddings
     as their only tap, and the vision graph has no further outputs. `segmentation_labels` are the
     classes of the segmentation head, in the order of its outputs. `cpu_runtime` computes float32
-    on CPUs if it is installed; None leaves the choice to the service.
+    on CPUs if it is installed; None leaves the choice to the service. `cpu_precision` is taken
+    there with `cpu_runtime`, where the package has such a graph, proven, and the CPU gains by it.
     """
 
     format_version: Literal[1] = 1
@@ -191,6 +192,7 @@ class Manifest(ManifestPart):
     segmentation_labels: Annotated[list[str], Field(exclude_if=lambda names: not names)] = []
     taps: Annotated[Taps, Field(exclude_if=lambda taps: taps == "blocks")] = "blocks"
     cpu_runtime: Annotated[CpuRuntime | None, Field(exclude_if=lambda name: name is None)] = None
+    cpu_precision: Annotated[Precision | None, Field(exclude_if=lambda name: name is None)] = None
     zero_shot: ZeroShot = ZeroShot()
     files: dict[str, FileEntry] = {}
     parity: list[ParityEntry] = []

@@ -100,7 +100,7 @@ class Settings(BaseModel):
     machine, and reports the reason in the log and in `/v1/models`."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int8_weights"] = "auto"
     """Number format of the computation. `auto` chooses less than fp32 only if the package proves
-    that the graphs stay exact, and never int8."""
+    that the graphs stay exact, and int8 only if the package names it for CPUs."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Device that runs the model. `auto` chooses a GPU if there is one and a runtime supports
     it."""

@@ -76,6 +76,7 @@ def draft_manifest(
         num_taps=0 if dense is None else num_taps(dense),
         segmentation_labels=() if dense is None else segmentation_labels(dense),
         cpu_runtime=encoder.cpu_runtime,
+        cpu_precision=encoder.cpu_precision,
         licence="unknown",
     )
 
@@ -161,12 +162,20 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
     precisions: list[Precision] = list(dict.fromkeys(("fp32", *content.precisions)))
     for part, traced in _traced(content, progress):
         for precision in precisions:
-            if part not in PARTS[precision]:
+            if part not in _parts(precision, is_small=content.is_graphs_only):
                 continue
             if precision != "fp32":
                 progress(f"exporting the {part} graph in {precision}")
             graph = _in_precision(content, part, traced, precision)
             save_graph(graph, folder / graph_file(part, precision))
+
+
+def _parts(precision: Precision, *, is_small: bool) -> frozenset[Part]:
+    """Parts with a graph in a precision; a package that must be small has one of each but vision.
+
+    A runtime computes a part without a graph in its precision in float32.
+    """
+    return PARTS[precision] & {"vision"} if is_small and precision != "fp32" else PARTS[precision]
 
 
 def _traced(
@@ -198,6 +207,7 @@ def _in_precision(
     elif precision == "int8" and part == "vision":
         sizes = content.draft
         graph = quantise(graph, calibration_inputs(sizes.native_size, sizes.size_multiple))
+        store_exactly(graph)
     elif precision in {"int8", "int8_weights"}:
         # Text keeps float activations: an error in a class text is an error in every mask (mask
         # agreement fell to 95 %), and text embeddings are cached, so speed matters less.

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import Tipsv2DptForDensePrediction
 
 from model.encoder import Encoder, Towers
-from model.graphs import DenseTask
+from model.graphs import DenseTask, Precision
 from model.manifest import Manifest
 from model.package import ModelPackage
 from model.parity.distance import ReferenceMask, reference_mask
@@ -83,10 +83,12 @@ class Reference:
         features: Patch features to segment with: "values" or "patches".
         prompts: Prompts of the classes.
         classes_KD: Embeddings of the classes.
+        cpu_precision: As in the manifest.
     """
 
     name: str
     features: str
+    cpu_precision: Precision | None
     prompts: ClassPrompts
     classes_KD: FloatArray
     vision: tuple[VisionCase, ...]
@@ -125,6 +127,7 @@ def build_reference(
     return Reference(
         name=f"{towers.name}, torch {torch.__version__}, float32",
         features=features,
+        cpu_precision=manifest.cpu_precision,
         prompts=prompts,
         classes_KD=classes_KD,
         vision=tuple(
@@ -248,6 +251,7 @@ def head_reference(
     return Reference(
         name=f"torch {torch.__version__}, float32, on embeddings of {runtime.name}",
         features=manifest.zero_shot.features,
+        cpu_precision=manifest.cpu_precision,
         prompts=class_prompts(TextTokenizer.from_package(package), manifest),
         classes_KD=np.zeros((0, manifest.embed_dim), np.float32),
         vision=tuple(cases),

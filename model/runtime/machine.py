@@ -13,12 +13,13 @@ LOGGER = logging.getLogger(__name__)
 RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
 # ONNX Runtime's execution providers.
 Provider = Literal["cpu", "cuda", "tensorrt"]
-CpuFeature = Literal["bf16", "amx", "vnni"]
+CpuFeature = Literal["bf16", "amx", "vnni", "avx2"]
 # CPU flags of native support. OpenVINO also reports bf16 where it emulates it in float32.
 FLAGS: Final[dict[CpuFeature, frozenset[str]]] = {
     "bf16": frozenset({"avx512_bf16", "amx_bf16"}),
     "amx": frozenset({"amx_tile"}),
     "vnni": frozenset({"avx512_vnni", "avx_vnni"}),
+    "avx2": frozenset({"avx2"}),
 }
 PROC: Final = Path("/proc")
 DEV: Final = Path("/dev")
@@ -62,7 +63,7 @@ class Hardware:
 
     Attributes:
         cpu_name: Model name; empty if unknown.
-        cpu_features: Number formats with native support.
+        cpu_features: Number formats with native support, and AVX2.
         gpus: GPUs that this process may use.
         memory_bytes: Memory of the machine; None if unknown.
     """

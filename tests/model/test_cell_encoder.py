@@ -1,6 +1,7 @@
 """The encoder of pretrained networks: shapes, padding, known names, saving and loading."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,25 @@ def test_both_spaces_keep_their_lengths(encoder: CellEncoder) -> None:
 
 
 def test_cells_are_averaged_with_alike_neighbours_only() -> None:
-    cells_BDhw = torch.zeros(1, 24, 2, 2)
-    cells_BDhw[0, 0, :, 0] = 1  # left column: one direction
-    cells_BDhw[0, 1, :, 1] = 1  # right column: another
-    averaged = F.normalize(smooth(cells_BDhw, 4.0), dim=1)
-    assert (averaged[0, 0, :, 0] > 0.99).all()
-    assert (averaged[0, 1, :, 1] > 0.99).all()
-    assert (averaged[0, 1, :, 0] > 0).all()  # unlike neighbours count a little
+    cells_BhwD = torch.zeros(1, 2, 2, 24)
+    cells_BhwD[0, :, 0, 0] = 1  # left column: one direction
+    cells_BhwD[0, :, 1, 1] = 1  # right column: another
+    averaged = F.normalize(smooth(cells_BhwD, 4.0), dim=-1)
+    assert (averaged[0, :, 0, 0] > 0.99).all()
+    assert (averaged[0, :, 1, 1] > 0.99).all()
+    assert (averaged[0, :, 0, 1] > 0).all()  # unlike neighbours count a little
+
+
+def test_a_cell_is_averaged_with_the_eight_cells_around_it() -> None:
+    unit_BhwD = F.normalize(torch.randn(2, 4, 6, 24), dim=-1)
+    expected = torch.zeros_like(unit_BhwD)
+    for row, column in product(range(4), range(6)):
+        cell_BD = unit_BhwD[:, row, column]
+        around = unit_BhwD[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+        cosine_BM = (around.flatten(1, 2) @ cell_BD[..., None])[..., 0]
+        weight_BM = ((cosine_BM - 1) * 4.0).exp()
+        expected[:, row, column] = (weight_BM[..., None] * around.flatten(1, 2)).sum(1)
+    assert torch.allclose(smooth(unit_BhwD, 4.0), expected, atol=1e-5)
 
 
 def test_a_known_name_gets_its_own_vector(encoder: CellEncoder) -> None:

@@ -66,8 +66,8 @@ class NameHead(nn.Module):
         """Cells averaged with alike neighbours: [B, h, w, D], of unit length."""
         whitened = F.conv2d(fine_BFhw, self.fine[..., None, None], self.bias)
         whitened = whitened + F.conv2d(coarse_BFhw, self.coarse[..., None, None])
-        cells_BDhw = smooth(F.normalize(whitened, dim=1), _NEIGHBOUR_SHARPNESS)
-        return F.normalize(cells_BDhw, dim=1).permute(0, 2, 3, 1)
+        unit_BhwD = F.normalize(whitened, dim=1).permute(0, 2, 3, 1)
+        return F.normalize(smooth(unit_BhwD, _NEIGHBOUR_SHARPNESS), dim=-1)
 
     def log_probabilities(self, points_PD: Tensor) -> Tensor:
         """[P, K]."""

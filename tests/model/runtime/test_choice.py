@@ -16,6 +16,8 @@ from tests.model.runtime.conftest import make_manifest
 
 PLAIN = Hardware()
 BF16 = Hardware(cpu_features=frozenset({"bf16"}))
+AVX2 = Hardware(cpu_features=frozenset({"avx2"}))
+VNNI = Hardware(cpu_features=frozenset({"bf16", "vnni"}))
 H100 = Hardware(cpu_features=frozenset({"bf16"}), gpus=(Gpu(name="H100"),))
 CPU_LIBRARIES = InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True)
 ALL_LIBRARIES = InstalledLibraries(
@@ -109,6 +111,37 @@ def test_a_package_names_its_runtime_for_float32_on_a_cpu(
 ) -> None:
     package = package.model_copy(update={"cpu_runtime": "onnx"})
     assert found(package, BF16, libraries, **asked) == expected
+
+
+INT8_PROVEN = make_manifest(proven("onnx", "int8"), PROOFS[0], files=ALL_GRAPHS).model_copy(
+    update={"cpu_runtime": "onnx", "cpu_precision": "int8"}
+)
+
+
+@pytest.mark.parametrize(
+    ("update", "hardware", "asked", "expected"),
+    [
+        ({}, VNNI, {}, "onnx int8 cpu cpu"),
+        ({}, AVX2, {}, "onnx int8 cpu cpu"),
+        ({}, PLAIN, {}, "onnx fp32 cpu cpu"),
+        ({}, H100, {}, "tensorrt fp32 gpu -"),
+        ({}, VNNI, {"precision": "fp32"}, "onnx fp32 cpu cpu"),
+        ({}, VNNI, {"runtime": "openvino"}, "openvino bf16 cpu -"),
+        ({"parity": []}, VNNI, {}, "onnx fp32 cpu cpu"),
+        ({"files": make_manifest(files=FILES).files}, VNNI, {}, "openvino bf16 cpu -"),
+        ({"cpu_precision": None}, VNNI, {}, "openvino bf16 cpu -"),
+    ],
+)
+def test_a_package_names_its_precision_for_cpus_that_gain(
+    update: dict[str, Any], hardware: Hardware, asked: dict[str, str], expected: str
+) -> None:
+    package = INT8_PROVEN.model_copy(update=update)
+    assert found(package, hardware, ALL_LIBRARIES, **asked) == expected
+
+
+def test_a_cpu_without_fast_bytes_is_told_so() -> None:
+    choice = choose(INT8_PROVEN, RuntimeRequest(), Machine(PLAIN, CPU_LIBRARIES))
+    assert "Not onnx on the CPU (int8): this CPU has neither VNNI nor AVX2" in choice.reason
 
 
 def test_a_failed_proof_is_told_with_its_number() -> None:

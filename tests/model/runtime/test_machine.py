@@ -30,9 +30,9 @@ GRAVITON = "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n"
 @pytest.mark.parametrize(
     ("cpuinfo", "name", "features"),
     [
-        (SAPPHIRE, "Intel(R) Xeon(R) Processor", {"bf16", "amx", "vnni"}),
-        (SKYLAKE + "bugs\t: avx512_bf16\n", "Skylake", set()),
-        (SKYLAKE.replace("avx512f", "xavx512_bf16 avx_vnni"), "Skylake", {"vnni"}),
+        (SAPPHIRE, "Intel(R) Xeon(R) Processor", {"bf16", "amx", "vnni", "avx2"}),
+        (SKYLAKE + "bugs\t: avx512_bf16\n", "Skylake", {"avx2"}),
+        (SKYLAKE.replace("avx512f", "xavx512_bf16 avx_vnni"), "Skylake", {"vnni", "avx2"}),
         (GRAVITON, "", set()),
         ("", "", set()),
     ],

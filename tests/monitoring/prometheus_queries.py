@@ -17,6 +17,7 @@ CLUSTER_SERIES: Final = frozenset(
         "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
         "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",
         "DCGM_FI_DEV_XID_ERRORS",
+        "kube_cronjob_created",
         "kube_cronjob_status_last_successful_time",
         "kube_deployment_spec_replicas",
         "kube_horizontalpodautoscaler_spec_max_replicas",

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # What judges manifests: kubectl, whose kustomize builds them, from Debian; checkov from PyPI; models of custom
-# resources from npm (KEDA, Gateway API, Prometheus operator) and PyPI (KServe). Each of the last three lies apart from all else.
+# resources from npm (KEDA, Gateway API, Prometheus operator). The last two lie apart from all else.
 set -euo pipefail
 . scripts/tools/debian.bash
 
-MODELS=(@kubernetes-models/gateway-api@2.0.0 @kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 kubernetes-models@5.1.0 typescript@5.9.3)
+MODELS=(@kubernetes-models/gateway-api@2.0.0 @kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 kubernetes-models@5.1.0)
 CHECKOV=checkov==3.3.30
-KSERVE=kserve==0.21.0
 
 # Whether a folder holds the wanted version; the script that fills it calls mark_installed.
 is_installed() { [[ -f $1/.installed && $(<"$1/.installed") == "$2" ]]; }
@@ -35,10 +34,4 @@ if ! is_installed $venv "$CHECKOV"; then
 fi
 ln -sf "../checkov-venv/bin/checkov" .tools/bin/checkov
 
-# Only its descriptions of fields are read, so it comes without the hundreds of megabytes that it runs on.
-kserve=.tools/kserve-models
-if ! is_installed $kserve "$KSERVE"; then
-  $venv/bin/python -m pip install -q --upgrade --no-deps --target $kserve "$KSERVE"
-  mark_installed $kserve "$KSERVE"
-fi
-echo "$CHECKOV ${MODELS[*]} $KSERVE"
+echo "$CHECKOV ${MODELS[*]}"

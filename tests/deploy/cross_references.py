@@ -8,10 +8,9 @@ import os
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import Any
 from unittest.mock import patch
 
 from service.commands.program import WRONG_USAGE
@@ -22,6 +21,7 @@ from tests.deploy.workloads import (
     Manifest,
     Workload,
     called,
+    nodes,
     of_kind,
     selects,
     variables,
@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def faults(documents: list[Manifest]) -> list[str]:
     """All faults of documents that are applied together."""
-    return [fault for check in CHECKS for fault in check(documents)]
+    checks = (*SELECTORS, *NUMBERS, *SERVER, *CLUSTER, *IMAGES)
+    return [fault for check in checks for fault in check(documents)]
 
 
 # Selectors and targets.
@@ -58,154 +59,114 @@ def own_selectors(documents: list[Manifest]) -> Faults:
 
 
 def others_selectors(documents: list[Manifest]) -> Faults:
-    """Services, budgets and policies select pods; only a policy or a Service of a part several."""
+    """Services, budgets and policies select pods, and each pod has a policy."""
+    pods, protected = workloads(documents), set[str]()
     for document in of_kind(documents, "Service", "PodDisruptionBudget", "NetworkPolicy"):
-        chosen = {str(one) for one in selected(document, workloads(documents))}
-        may_share = document["kind"] == "NetworkPolicy" or PART in document["spec"]["selector"]
+        chosen = {str(one) for one in selected(document, pods)}
+        if document["kind"] == "NetworkPolicy":
+            protected |= chosen
+        elif len(chosen) > 1 and PART not in document["spec"]["selector"]:
+            yield f"{called(document)}: selects the pods of several: {sorted(chosen)}"
         if not chosen:
             yield f"{called(document)}: selects no pod of these documents"
-        elif len(chosen) > 1 and not may_share:
-            yield f"{called(document)}: selects the pods of several: {sorted(chosen)}"
-
-
-def policies(documents: list[Manifest]) -> Faults:
-    """A NetworkPolicy selects every pod."""
-    wanted = workloads(documents)
-    written = of_kind(documents, "NetworkPolicy")
-    protected = [one for policy in written for one in selected(policy, wanted)]
-    yield from (f"{one}: no NetworkPolicy selects it" for one in wanted if one not in protected)
+    yield from (f"{one}: no NetworkPolicy selects it" for one in pods if str(one) not in protected)
 
 
 def selected(document: Manifest, pods: list[Workload]) -> list[Workload]:
     """The workloads whose pods a Service, a budget or a policy selects."""
     spec = document["spec"]
     if document["kind"] == "Service":
-        selector = {"matchLabels": spec.get("selector", {})}
+        # Without a selector it selects nothing.
+        selector = {"matchLabels": spec.get("selector", {"": ""})}
     else:
         selector = spec["podSelector" if document["kind"] == "NetworkPolicy" else "selector"]
     return [one for one in pods if one.labels and selects(selector, one.labels)]
 
 
 def monitored(documents: list[Manifest]) -> Faults:
-    """ServiceMonitors select a Service that has the named ports and the job's label."""
-    for monitor in of_kind(documents, "ServiceMonitor"):
-        spec = monitor["spec"]
-        chosen = [
-            service
-            for service in of_kind(documents, "Service")
-            if selects(spec["selector"], service["metadata"].get("labels", {}))
-        ]
-        if not chosen:
-            yield f"{called(monitor)}: selects no Service of these documents"
-        if len(chosen) > 1:
-            yield f"{called(monitor)}: selects several Services"
-        for service in chosen:
-            names = {port["name"] for port in service["spec"]["ports"]}
-            for name in {point["port"] for point in spec["endpoints"]} - names:
-                yield f"{called(monitor)}: {called(service)} has no port {name}"
+    """Monitors select one Service that has the job's label, or pods, with the named ports."""
+    for monitor in of_kind(documents, "ServiceMonitor", "PodMonitor"):
+        spec, pods = monitor["spec"], workloads(documents)
+        if monitor["kind"] == "ServiceMonitor":
+            services = of_kind(documents, "Service")
+            services = [s for s in services if selects(spec["selector"], s["metadata"]["labels"])]
+            if len(services) != 1:
+                yield f"{called(monitor)}: selects {len(services)} Services"
             # Rules and autoscalers know a Deployment by its name, which is the job.
-            job = service["metadata"]["labels"].get(spec["jobLabel"])
-            for workload in selected(service, workloads(documents)):
-                if workload.document["metadata"]["name"] != job:
-                    yield f"{called(monitor)}: the job of {workload} is {job}"
-
-
-def pods_monitored(documents: list[Manifest]) -> Faults:
-    """PodMonitors select pods that have the named port, which a policy opens."""
-    for monitor in of_kind(documents, "PodMonitor"):
-        spec = monitor["spec"]
-        chosen = [one for one in workloads(documents) if selects(spec["selector"], one.labels)]
-        for name in (point["port"] for point in spec["podMetricsEndpoints"]):
-            if not any(_number(name, one) for one in chosen):
-                yield f"{called(monitor)}: no pod has a port {name}"
+            jobs = {service["metadata"]["labels"].get(spec["jobLabel"]) for service in services}
+            pods = [pod for service in services for pod in selected(service, pods)]
+            if jobs != {pod.document["metadata"]["name"] for pod in pods}:
+                yield f"{called(monitor)}: the job of {list(map(str, pods))} is {jobs}"
+            offered = [port for service in services for port in service["spec"]["ports"]]
+        else:
+            pods = [pod for pod in pods if selects(spec["selector"], pod.labels)]
+            offered = [p for pod in pods for c in pod.containers for p in c.get("ports", [])]
+        for point in spec.get("endpoints", spec.get("podMetricsEndpoints")):
+            if point["port"] not in {port["name"] for port in offered}:
+                yield f"{called(monitor)}: there is no port {point['port']}"
 
 
 def autoscaled(documents: list[Manifest]) -> Faults:
     """An autoscaler has a target of its own, which does not set `replicas`."""
     targets = Counter[str]()
-    by_name = {called(document): document for document in documents}
+    by_name = {called(document): document["spec"] for document in of_kind(documents, "Deployment")}
     for scaler in of_kind(documents, "HorizontalPodAutoscaler", "ScaledObject"):
         spec = scaler["spec"]
         name = f"{spec['scaleTargetRef']['kind']}/{spec['scaleTargetRef']['name']}"
         targets[name] += 1
-        if name not in by_name:
-            yield f"{called(scaler)}: there is no {name}"
-        elif "replicas" in by_name[name]["spec"]:
-            yield f"{called(scaler)}: {name} has `replicas`, which every apply resets"
+        if targets[name] > 1 or "replicas" in by_name.get(name, ["replicas"]):
+            yield f"{called(scaler)}: {name} is missing, has two autoscalers, or `replicas`"
         low = spec.get("minReplicas", spec.get("minReplicaCount", 0))
         if low > spec.get("maxReplicas", spec.get("maxReplicaCount", 100)):
             yield f"{called(scaler)}: the minimum of replicas exceeds the maximum"
-    yield from (f"{name} has {n} autoscalers" for name, n in targets.items() if n > 1)
 
 
 def budgeted(documents: list[Manifest]) -> Faults:
-    """A budget never forbids every eviction: a node could not be drained."""
+    """A budget names how many may be missing, and never none: a node could not be drained."""
     for budget in of_kind(documents, "PodDisruptionBudget"):
-        spec = budget["spec"]
-        if spec.get("maxUnavailable") in {0, "0", "0%"}:
+        if str(budget["spec"].get("maxUnavailable", 0)) in {"0", "0%"}:
             yield f"{called(budget)}: allows no eviction"
-        for one in selected(budget, workloads(documents)):
-            replicas, least = one.document["spec"].get("replicas"), spec.get("minAvailable")
-            if isinstance(least, int) and replicas is not None and least >= replicas:
-                yield f"{called(budget)}: requires {least} of {replicas} replicas of {one}"
 
 
-# Quantities and resources.
+SELECTORS = (own_selectors, others_selectors, monitored, autoscaled, budgeted)
+
+# Quantities and ports.
 
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|[kMGTPE]|[KMGTPE]i)?")
 UNITS = {
     **{unit: Decimal(1000) ** n for n, unit in enumerate(("m", None, *"kMGTPE"), start=-1)},
     **{f"{unit}i": Decimal(1024) ** n for n, unit in enumerate("KMGTPE", start=1)},
 }
-# The API server accepts fractions of a byte or of a device.
-WHOLE = re.compile(r"memory|storage|ephemeral-storage|[\w.-]+/[\w.-]+")
 
 
-def number(quantity: str | int) -> Decimal | None:
-    """The value of a quantity such as `250m` or `2Gi`; None if it is none."""
+def number(quantity: str | int) -> Decimal:
+    """The value of a quantity such as `250m` or `2Gi`; 0 if it is none."""
     match = QUANTITY.fullmatch(str(quantity))
-    return match and Decimal(match[1]) * UNITS[match[2]]
+    return Decimal(match[1]) * UNITS[match[2]] if match else Decimal(0)
 
 
 def quantities(documents: list[Manifest]) -> Faults:
-    """Quantities are positive, and whole for bytes and devices."""
-    for where, resource, quantity in _quantities(documents):
-        amount = number(quantity)
-        if not amount or (WHOLE.fullmatch(resource) and amount % 1):
-            yield f"{where}: {quantity} is no quantity of {resource}"
+    """Quantities are positive, and whole for bytes and devices: the API server takes fractions."""
+    for document in documents:
+        for key, node in nodes(document):
+            for name, quantity in node.items():
+                if key in ("requests", "limits") or name == "sizeLimit" or key == "target":
+                    fractions = name in ("cpu", "value")
+                    amount = Decimal(1) if name == "type" else number(quantity)
+                    if not amount or (amount % 1 and not fractions):
+                        yield f"{called(document)}: {quantity} is no quantity of {name}"
 
 
 def resources(documents: list[Manifest]) -> Faults:
     """No limit is below a request, and none is of CPUs, which would throttle."""
-    for workload in workloads(documents):
-        for container in workload.containers:
-            where = f"{workload}: {container['name']}"
-            given = container.get("resources", {})
-            requests, limits = given.get("requests", {}), given.get("limits", {})
+    for document in documents:
+        for _, node in nodes(document):
+            limits, requests = node.get("limits", {}), node.get("requests", {})
             if "cpu" in limits:
-                yield f"{where} has a limit of CPUs"
-            for name in requests.keys() & limits.keys():
-                if (number(requests[name]) or 0) > (number(limits[name]) or 0):
-                    yield f"{where} requests more {name} than its limit"
-
-
-def _quantities(documents: list[Manifest]) -> Iterator[tuple[str, str, str | int]]:
-    for workload in workloads(documents):
-        for container in workload.containers:
-            for amounts in container.get("resources", {}).values():
-                for resource, quantity in amounts.items():
-                    yield f"{workload}: {container['name']}", resource, quantity
-        for volume in workload.pod.get("volumes", []):
-            if "sizeLimit" in (volume.get("emptyDir") or {}):
-                yield f"{workload}: {volume['name']}", "storage", volume["emptyDir"]["sizeLimit"]
-    for claim in of_kind(documents, "PersistentVolumeClaim"):
-        yield called(claim), "storage", claim["spec"]["resources"]["requests"]["storage"]
-    for scaler in of_kind(documents, "HorizontalPodAutoscaler"):
-        for metric in scaler["spec"]["metrics"]:
-            yield called(scaler), "value", metric["external"]["target"]["value"]
-
-
-# Ports.
+                yield f"{called(document)} has a limit of CPUs"
+            for name in limits.keys() & requests.keys():
+                if number(requests[name]) > number(limits[name]):
+                    yield f"{called(document)} requests more {name} than its limit"
 
 
 def service_ports(documents: list[Manifest]) -> Faults:
@@ -216,10 +177,9 @@ def service_ports(documents: list[Manifest]) -> Faults:
             for workload in selected(service, workloads(documents)):
                 # A number needs no declaration: torch's port is an argument.
                 found = target if isinstance(target, int) else _number(target, workload)
-                if found is None:
-                    yield f"{called(service)}: {workload} has no port {target}"
-                elif service["spec"].get("clusterIP") == "None" and found != port["port"]:
-                    # A headless Service translates no numbers.
+                # A headless Service translates no numbers.
+                is_headless = service["spec"].get("clusterIP") == "None"
+                if found is None or (is_headless and found != port["port"]):
                     yield f"{called(service)}: {target} of {workload} is {found}"
 
 
@@ -227,15 +187,12 @@ def routes(documents: list[Manifest]) -> Faults:
     """Routes and Ingresses lead to ports of a Service."""
     services = {one["metadata"]["name"]: one for one in of_kind(documents, "Service")}
     for document in of_kind(documents, "HTTPRoute", "GRPCRoute", "Ingress"):
-        for rule in document["spec"]["rules"]:
-            ends = [(one["name"], one["port"]) for one in rule.get("backendRefs", [])]
-            for path in rule.get("http", {}).get("paths", []):
-                service = path["backend"]["service"]
-                ends.append((service["name"], service["port"]["name"]))
-            for name, port in ends:
-                offered = services.get(name, {"spec": {"ports": []}})["spec"]["ports"]
-                if port not in {p[key] for p in offered for key in ("name", "port")}:
-                    yield f"{called(document)}: there is no port {port} of {name}"
+        for key, node in nodes(document):
+            if key in ("backendRefs", "service"):
+                port = node["port"] if key == "backendRefs" else node["port"]["name"]
+                offered = services.get(node["name"], {"spec": {"ports": []}})["spec"]["ports"]
+                if port not in {p[name] for p in offered for name in ("name", "port")}:
+                    yield f"{called(document)}: there is no port {port} of {node['name']}"
 
 
 def policy_ports(documents: list[Manifest]) -> Faults:
@@ -245,15 +202,14 @@ def policy_ports(documents: list[Manifest]) -> Faults:
         rules = policy["spec"].get("ingress", [])
         for workload in selected(policy, workloads(documents)):
             named = [port["port"] for rule in rules for port in rule.get("ports", [])]
-            allowed = {name: _number(name, workload) for name in named}
-            for name in [name for name, found in allowed.items() if found is None]:
-                yield f"{called(policy)}: {workload} has no port {name}"
-            if not all("ports" in rule for rule in rules):
-                continue
+            allowed = [_number(name, workload) for name in named]
+            if None in allowed:
+                yield f"{called(policy)}: {workload} has not all ports of {named}"
             for service in [one for one in services if selected(one, [workload])]:
                 for port in service["spec"]["ports"]:
                     target = port.get("targetPort", port["port"])
-                    if _number(target, workload) not in allowed.values():
+                    is_open = not all("ports" in rule for rule in rules)
+                    if not is_open and _number(target, workload) not in allowed:
                         yield f"{called(policy)}: denies {target} of {called(service)}"
 
 
@@ -264,10 +220,18 @@ def _number(port: str | int, workload: Workload) -> int | None:
     return next(matching, None)
 
 
-# References: ConfigMaps, Secrets, claims, accounts and volumes.
+NUMBERS = (quantities, resources, service_ports, routes, policy_ports)
+
+# The server in a pod: references, variables against settings, probes against routes, mounts.
 
 # Annotation `expects/NAME: KIND` for an object that the cluster must already have.
 EXPECTS = "expects/"
+# What a pod refers to, by the field that holds the reference; a Secret is named so in several ways.
+REFERRED = {"persistentVolumeClaim": "PersistentVolumeClaim", "serviceAccount": "ServiceAccount"}
+REFERRED |= dict.fromkeys(("secret", "secretRef", "secretKeyRef"), "Secret")
+REFERRED |= dict.fromkeys(("configMap", "configMapRef", "configMapKeyRef"), "ConfigMap")
+WRITTEN = ("cache", "ports_file")
+READ = ("api_keys_file", "tls_cert", "tls_key", "tls_client_ca", "model_repository")
 
 
 def objects(documents: list[Manifest]) -> Faults:
@@ -276,37 +240,19 @@ def objects(documents: list[Manifest]) -> Faults:
     for workload in workloads(documents):
         notes = workload.document["metadata"].get("annotations", {})
         expected = {(kind, name.removeprefix(EXPECTS)) for name, kind in notes.items()}
-        for kind, name, keys, optional in _references(workload):
-            target = existing.get((kind, name))
-            if target is not None:
-                data = {**target.get("data", {}), **target.get("stringData", {})}
-                yield from (f"{workload}: {kind} {name} has no {k}" for k in keys if k not in data)
-            elif not optional and (kind, name) not in expected:
-                yield f"{workload}: there is no {kind} {name}"
-
-
-def _references(workload: Workload) -> Iterator[tuple[str, str, list[str], bool]]:
-    """Kind, name, keys, and whether it is optional."""
-    if "serviceAccountName" in workload.pod:
-        yield "ServiceAccount", workload.pod["serviceAccountName"], [], False
-    for volume in workload.pod.get("volumes", []):
-        for kind, field, name in (
-            ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
-            ("Secret", "secret", "secretName"),
-            ("ConfigMap", "configMap", "name"),
-        ):
-            if source := volume.get(field):
-                keys = [item["key"] for item in source.get("items", [])]
-                yield kind, source[name], keys, source.get("optional", False)
-    for container in workload.containers:
-        sources = [*container.get("envFrom", [])]
-        sources += [variable.get("valueFrom", {}) for variable in container.get("env", [])]
-        for source in sources:
-            for field, reference in source.items():
-                if field[:6] in ("config", "secret"):
-                    kind = "ConfigMap" if field.startswith("config") else "Secret"
-                    keys = [reference["key"]] if "key" in reference else []
-                    yield kind, reference["name"], keys, reference.get("optional", False)
+        account = workload.pod.get("serviceAccountName")
+        account_node = [("serviceAccount", {"name": account})] if account else []
+        for field, node in (*nodes(workload.pod), *account_node):
+            if field in REFERRED:
+                name = node.get("name", node.get("secretName", node.get("claimName")))
+                target = existing.get((REFERRED[field], name))
+                data = {**(target or {}).get("data", {}), **(target or {}).get("stringData", {})}
+                keys = {one["key"] for one in (node, *node.get("items", [])) if "key" in one}
+                if target is not None:
+                    for key in keys - data.keys():
+                        yield f"{workload}: {called(target)} has no {key}"
+                elif not node.get("optional") and (REFERRED[field], name) not in expected:
+                    yield f"{workload}: there is no {REFERRED[field]} {name}"
 
 
 def mounts(documents: list[Manifest]) -> Faults:
@@ -322,32 +268,22 @@ def mounts(documents: list[Manifest]) -> Faults:
         yield from (f"{workload}: no container mounts {name}" for name in sorted(unused))
 
 
-# The server in a pod: variables against settings, probes against routes, paths against mounts.
-
-WRITTEN = ("cache", "ports_file")
-READ = ("api_keys_file", "tls_cert", "tls_key", "tls_client_ca", "model_repository")
-
-
 def settings(documents: list[Manifest]) -> Faults:
     """The server accepts its variables, and none of them is a secret."""
     for workload, container in _servers(documents):
-        try:
-            _settings(container, documents)
-        except (ValueError, SystemExit) as error:
-            yield f"{workload}: the server refuses its settings: {error}"
+        if isinstance(chosen := _settings(container, documents), str):
+            yield f"{workload}: the server refuses its settings: {chosen}"
         if f"{PREFIX}API_KEYS" in variables(container, documents):
             yield f"{workload}: API keys belong into a file, not into a variable"
 
 
 def ports(documents: list[Manifest]) -> Faults:
-    """The container declares exactly the ports on which the server listens."""
+    """The container declares exactly the ports on which the server listens, to all."""
     for workload, container, chosen in _accepted(documents):
-        if chosen.host in {"127.0.0.1", "::1", "localhost"}:
-            yield f"{workload}: the server answers no request from outside its pod"
         listening = [(n, getattr(chosen, f"{n}_port")) for n in ("http", "grpc", "metrics")]
         declared = [(port["name"], port["containerPort"]) for port in container["ports"]]
-        if declared != listening:
-            yield f"{workload}: its ports are {declared}, the server's {listening}"
+        if declared != listening or chosen.host in {"127.0.0.1", "::1", "localhost"}:
+            yield f"{workload}: its ports are {declared}, the server's {listening}, {chosen.host}"
 
 
 def probes(documents: list[Manifest]) -> Faults:
@@ -367,9 +303,7 @@ def startup(documents: list[Manifest]) -> Faults:
         deadline_s = workload.document["spec"].get("progressDeadlineSeconds", 600)
         probe = container.get("startupProbe", {})
         limit_s = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
-        if limit_s < LEAST_STARTUP_S:
-            yield f"{workload}: {limit_s} s are too few for a cold start"
-        if workload.kind == "Deployment" and limit_s >= deadline_s:
+        if not LEAST_STARTUP_S <= limit_s < deadline_s:
             yield f"{workload}: may start for {limit_s} s, but must be done in {deadline_s}"
 
 
@@ -378,12 +312,10 @@ def shutdown(documents: list[Manifest]) -> Faults:
     for workload, container, chosen in _accepted(documents):
         before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
         notice_s = before_s.get("seconds", 0) + chosen.drain_delay_s
-        if not notice_s:
-            yield f"{workload}: stops before balancers notice"
         needed_s = notice_s + chosen.drain_timeout_s + WRITE_GRACE_S + LOG_GRACE_S + TRACE_GRACE_S
         grace_s = workload.pod.get("terminationGracePeriodSeconds", 30)
-        if grace_s <= needed_s:
-            yield f"{workload}: killed after {grace_s} s, but may need {needed_s} s"
+        if not notice_s or grace_s <= needed_s:
+            yield f"{workload}: {notice_s} s of notice, needs {needed_s} s, killed after {grace_s}"
 
 
 def paths(documents: list[Manifest]) -> Faults:
@@ -421,47 +353,46 @@ def _unmounted(
     places = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
     for path in filter(lambda path: str(path).startswith("/"), [*read, *written]):
         whole = PurePosixPath(str(path))
-        above = [place for place in map(str, (whole, *whole.parents)) if place in places]
-        if not above:
-            yield f"{workload}: {container['name']}: nothing is mounted at {path}"
-        elif path in written:
-            mount = places[above[0]]
-            kinds = volumes.get(mount["name"], {}).keys() & {"emptyDir", "persistentVolumeClaim"}
-            if mount.get("readOnly") or not kinds:
-                yield f"{workload}: {container['name']}: cannot write to {path}"
+        above = [places[place] for place in map(str, (whole, *whole.parents)) if place in places]
+        volume = volumes.get(above[0]["name"], {}) if above else {}
+        is_writable = volume.keys() & {"emptyDir", "persistentVolumeClaim"}
+        if not above or (path in written and (above[0].get("readOnly") or not is_writable)):
+            yield f"{workload}: {container['name']}: cannot read, or not write, {path}"
 
 
 def _servers(documents: list[Manifest]) -> Iterator[tuple[Workload, Manifest]]:
-    for workload in workloads(documents):
-        for container in workload.servers:
-            yield workload, container
+    return ((one, container) for one in workloads(documents) for container in one.servers)
 
 
 def _accepted(documents: list[Manifest]) -> Iterator[tuple[Workload, Manifest, Settings]]:
     """Servers with their settings; `settings` reports those that are refused."""
     for workload, container in _servers(documents):
-        try:
-            yield workload, container, _settings(container, documents)
-        except (ValueError, SystemExit):
-            continue
+        if isinstance(chosen := _settings(container, documents), Settings):
+            yield workload, container, chosen
 
 
-def _settings(container: Manifest, documents: list[Manifest]) -> Settings:
+def _settings(container: Manifest, documents: list[Manifest]) -> Settings | str:
     environment = variables(container, documents)
-    with patch.dict(os.environ, environment, clear=True):
-        return load_settings(container.get("args", []), environment)
+    try:
+        with patch.dict(os.environ, environment, clear=True):
+            return load_settings(container.get("args", []), environment)
+    except (ValueError, SystemExit) as error:
+        return str(error)
 
+
+SERVER = (objects, mounts, settings, ports, probes, startup, shutdown, paths, files)
 
 # What only a node, another namespace, an operator or the API server knows.
 
-# By the field that holds them.
+# By the field that holds them, or by the field around it and the one that holds them.
 KNOWN = {
-    "resources": {"cpu", "memory", "nvidia.com/gpu", "nvidia.com/mig-2g.20gb"},
+    "requests": {"cpu", "memory", "storage", "nvidia.com/gpu"},
+    "limits": {"memory", "nvidia.com/gpu", "nvidia.com/mig-2g.20gb"},
     "topologyKey": {"topology.kubernetes.io/zone", "kubernetes.io/hostname"},
-    "tolerations": {"nvidia.com/gpu"},
+    "tolerations.key": {"nvidia.com/gpu"},
     "nodeSelector": {"nvidia.com/gpu.present"},
     "kubernetes.io/metadata.name": {"kube-system", "openshift-dns", "monitoring", "observability"},
-    "path": {"/metrics"},
+    "endpoints.path": {"/metrics"},
     "prometheus.kserve.io/path": {"/metrics"},
     "prometheus.kserve.io/port": {str(Settings.model_fields["metrics_port"].default)},
     "metricType": {"Value"},
@@ -476,31 +407,15 @@ WEEK_S = 7 * 86400
 def well_known(documents: list[Manifest]) -> Faults:
     """Names that are not ours are those that the cluster has."""
     for document in documents:
-        for field, name in _foreign_names(document):
-            if name not in KNOWN[field]:
-                yield f"{called(document)}: {field}: {name} is not known"
-
-
-def _foreign_names(value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _foreign_names(item)
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            if key in ("requests", "limits") and "storage" not in inner:
-                yield from (("resources", name) for name in inner)
-            elif key == "tolerations":
-                yield from ((key, one["key"]) for one in inner)
-            elif key == "nodeSelector":
-                yield from ((key, name) for name in inner)
-            elif key == "key" and inner in KNOWN:
-                yield from ((inner, name) for name in value["values"])
-            elif key == "endpoints":
-                yield from (("path", one["path"]) for one in inner)
-            elif key in KNOWN and key != "path" and isinstance(inner, str):
-                yield key, inner
-            else:
-                yield from _foreign_names(inner)
+        for key, node in nodes(document):
+            asked = [(field, value) for field, value in node.items()]
+            # A toleration without a key is of every taint.
+            asked += [(f"{key}.{field}", value) for field, value in {"key": "", **node}.items()]
+            asked += [(key, name) for name in node if key in ("requests", "limits", "nodeSelector")]
+            asked += [(node.get("key", ""), value) for value in node.get("values", [])]
+            for field, name in asked:
+                if isinstance(name, str) and name not in KNOWN.get(field, {name}):
+                    yield f"{called(document)}: {field}: {name} is not known"
 
 
 def refused(documents: list[Manifest]) -> Faults:
@@ -555,89 +470,17 @@ def balanced(documents: list[Manifest]) -> Faults:
     """Callers' Services have only pods that are ready, and a headless one is headless."""
     for service in of_kind(documents, "Service"):
         spec = service["spec"]
-        is_for_callers = {"http", "grpc"} & {port["name"] for port in spec["ports"]}
+        is_for_callers = bool({"http", "grpc"} & {port["name"] for port in spec["ports"]})
         if is_for_callers and spec.get("publishNotReadyAddresses"):
             yield f"{called(service)}: callers get pods that are not ready"
-        if service["metadata"]["name"].endswith("-headless") != (
-            bool(is_for_callers) and spec.get("clusterIP") == "None"
-        ):
+        is_headless = is_for_callers and spec.get("clusterIP") == "None"
+        if service["metadata"]["name"].endswith("-headless") != is_headless:
             yield f"{called(service)}: clusterIP is {spec.get('clusterIP')}"
 
 
-# Images, users, rights and secrets.
-
-# Suffixes of our images; deploy/README.md says how each is built.
-VARIANTS = ("", "-gpu", "-convert", "-train", "-bulk", "-ray", "-stores")
-VERSION_LABEL = "app.kubernetes.io/version"
-SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|PASSWORD|SECRET|CREDENTIALS)$", re.IGNORECASE)
-
-
-def images(documents: list[Manifest]) -> Faults:
-    """Images and labels have the project's version."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    version = tomllib.loads(text)["project"]["version"]
-    known = {f"tipserve:{version}{variant}" for variant in VARIANTS}
-    for workload in workloads(documents):
-        for container in workload.containers:
-            if str(container.get("image")).rpartition("/")[2] not in known:
-                yield f"{workload}: {container['name']} has the image {container.get('image')}"
-    for document in documents:
-        label = document["metadata"].get("labels", {}).get(VERSION_LABEL, version)
-        if label != version:
-            yield f"{called(document)}: {VERSION_LABEL} is {label}"
-
-
-def users(documents: list[Manifest]) -> Faults:
-    """Containers run as the user of their image; what else hardens them is checked by checkov."""
-    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    user, group = re.findall(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)[-1]
-    wanted = {"runAsUser": int(user), "runAsGroup": int(group), "runAsNonRoot": True}
-    for workload in workloads(documents):
-        for container in workload.containers:
-            common = workload.pod.get("securityContext", {})
-            context = {**common, **container.get("securityContext", {})}
-            wrong = {name for name, value in wanted.items() if context.get(name) != value}
-            yield from (f"{workload}: {container['name']}: {n} is wrong" for n in sorted(wrong))
-
-
-def rights(documents: list[Manifest]) -> Faults:
-    """Pods get no Services' variables and no path of their node; checkov checks the rest."""
-    for workload in workloads(documents):
-        # A TrainJob has no such field.
-        if workload.kind != "TrainJob" and workload.pod.get("enableServiceLinks") is not False:
-            yield f"{workload}: enableServiceLinks is not false"
-        if any("hostPath" in volume for volume in workload.pod.get("volumes", [])):
-            yield f"{workload}: mounts a path of its node"
-
-
-def secrets(documents: list[Manifest]) -> Faults:
-    """No secret is written down: Secrets hold only comments, variables only paths."""
-    for secret in of_kind(documents, "Secret"):
-        values = [base64.b64decode(text).decode() for text in secret.get("data", {}).values()]
-        lines = [
-            x for v in (*values, *secret.get("stringData", {}).values()) for x in v.split("\n")
-        ]
-        if any(line.strip() and not line.startswith("#") for line in lines):
-            yield f"{called(secret)}: holds a value"
-    found = [(called(one), one.get("data", {})) for one in of_kind(documents, "ConfigMap")]
-    for workload in workloads(documents):
-        for container in workload.containers:
-            plain = {v["name"]: v["value"] for v in container.get("env", []) if "value" in v}
-            found.append((str(workload), plain))
-    for where, data in found:
-        for name, value in data.items():
-            if SECRET_NAME.search(name) and not value.startswith("/"):
-                yield f"{where}: {name} is a secret in plain text"
-
-
-# Queries of autoscalers and rules.
-
-
 def queries(documents: list[Manifest]) -> Faults:
-    """Every series in a query is exported by the server or recorded by a rule."""
-    groups = [
-        group for one in of_kind(documents, "PrometheusRule") for group in one["spec"]["groups"]
-    ]
+    """Queries are of the autoscaler's own Deployment, and read series that exist."""
+    groups = [g for one in of_kind(documents, "PrometheusRule") for g in one["spec"]["groups"]]
     asked = [rule["expr"] for group in groups for rule in group["rules"]]
     for scaled in of_kind(documents, "ScaledObject"):
         target = scaled["spec"]["scaleTargetRef"]["name"]
@@ -653,39 +496,65 @@ def queries(documents: list[Manifest]) -> Faults:
                 yield f"{called(scaler)}: {metric['name']} is not only of {target}"
     known = known_series(groups) if asked else frozenset()
     for query in asked:
-        for name in metric_names(query) - known:
-            yield f"{query}: there is no series {name}"
+        yield from (f"{query}: there is no series {n}" for n in metric_names(query) - known)
 
 
-CHECKS: tuple[Callable[[list[Manifest]], Faults], ...] = (
-    own_selectors,
-    others_selectors,
-    policies,
-    monitored,
-    pods_monitored,
-    autoscaled,
-    budgeted,
-    quantities,
-    resources,
-    service_ports,
-    routes,
-    policy_ports,
-    objects,
-    mounts,
-    settings,
-    ports,
-    probes,
-    startup,
-    shutdown,
-    paths,
-    files,
-    images,
-    users,
-    rights,
-    secrets,
-    queries,
-    well_known,
-    refused,
-    retried,
-    balanced,
-)
+CLUSTER = (well_known, refused, retried, balanced, queries)
+
+# Images, users and secrets.
+
+# Suffixes of our images; deploy/README.md says how each is built.
+VARIANTS = ("", "-gpu", "-convert", "-train", "-bulk", "-ray", "-stores")
+VERSION_LABEL = "app.kubernetes.io/version"
+PLAIN = {"name", "value"}
+SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|PASSWORD|SECRET|CREDENTIALS)$", re.IGNORECASE)
+
+
+def images(documents: list[Manifest]) -> Faults:
+    """Images and labels have the project's version."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = tomllib.loads(text)["project"]["version"]
+    known = {f"tipserve:{version}{variant}" for variant in VARIANTS}
+    for workload in workloads(documents):
+        for container in workload.containers:
+            if str(container.get("image")).rpartition("/")[2] not in known:
+                yield f"{workload}: {container['name']} has the image {container.get('image')}"
+    for document in documents:
+        if document["metadata"].get("labels", {}).get(VERSION_LABEL, version) != version:
+            yield f"{called(document)}: {VERSION_LABEL} is not {version}"
+
+
+def users(documents: list[Manifest]) -> Faults:
+    """Containers run as the user of their image, without Services' variables and node's paths."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    user, group = re.findall(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)[-1]
+    wanted = {"runAsUser": int(user), "runAsGroup": int(group), "runAsNonRoot": True}
+    for workload in workloads(documents):
+        for container in workload.containers:
+            common = workload.pod.get("securityContext", {})
+            context = {**common, **container.get("securityContext", {})}
+            if not wanted.items() <= context.items():
+                yield f"{workload}: {container['name']}: not {wanted}"
+        # A TrainJob has no such field.
+        if workload.kind != "TrainJob" and workload.pod.get("enableServiceLinks") is not False:
+            yield f"{workload}: enableServiceLinks is not false"
+        if any("hostPath" in volume for volume in workload.pod.get("volumes", [])):
+            yield f"{workload}: mounts a path of its node"
+
+
+def secrets(documents: list[Manifest]) -> Faults:
+    """No secret is written down: Secrets hold only comments, variables only paths."""
+    for document in documents:
+        data = document.get("data", {})
+        if document["kind"] == "Secret":
+            text = "\n".join(base64.b64decode(value).decode() for value in data.values())
+            if "stringData" in document or re.search(r"^(?!#)[ \t]*\S", text, re.MULTILINE):
+                yield f"{called(document)}: holds a value"
+        plain = [*data.items()] if document["kind"] == "ConfigMap" else []
+        plain += [(v["name"], v["value"]) for _, v in nodes(document) if v.keys() == PLAIN]
+        for name, value in plain:
+            if SECRET_NAME.search(name) and not value.startswith("/"):
+                yield f"{called(document)}: {name} is a secret in plain text"
+
+
+IMAGES = (images, users, secrets)

@@ -3,18 +3,16 @@
 import functools
 import os
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
 import yaml
 
 from tests.deploy.workloads import Manifest
-from tests.tools import find_tool
+from tests.tools import run
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-LIMIT_S = 60.0
 
 
 def _names() -> list[str]:
@@ -80,13 +78,7 @@ def build_together(base: Path, components: list[Path]) -> str:
 
 
 def _kustomize(folder: Path) -> str:
-    ended = subprocess.run(
-        [find_tool("kubectl"), "kustomize", str(folder)],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=LIMIT_S,
-    )
+    ended = run("kubectl", "kustomize", folder)
     assert ended.returncode == 0, ended.stderr
     # Warnings name deprecated fields and those without effect.
     assert not ended.stderr, ended.stderr

@@ -1,51 +1,31 @@
 """The manifests of bulk jobs: their arguments agree, fit the cluster, and run."""
 
-import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
-from service.bulk.output import JobOptions
 from service.commands.embed import EmbedOptions
 from service.commands.embed_job import job_options
 from service.commands.model_options import ModelOptions
 from service.commands.program import new_app
 from tests.deploy import kustomizations
-from tests.deploy.workloads import Manifest, of_kind, workloads
+from tests.deploy.workloads import Workload, workloads
+from tests.tools import run
 
-LIMIT_S = 60.0
-
-
-@pytest.fixture
-def job() -> Manifest:
-    (found,) = of_kind(kustomizations.build("bulk"), "Job")
-    return found
+PATHS = ("bulk", "bulk/rayjob.yaml")
 
 
-@pytest.fixture
-def rayjob() -> Manifest:
-    (found,) = of_kind(kustomizations.build("bulk/rayjob.yaml"), "RayJob")
-    return found
-
-
-def job_arguments(job: Manifest) -> list[str]:
-    """The arguments of `tipserve embed`."""
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["command"] == ["tipserve"]
-    command, *arguments = container["args"]
-    assert command == "embed"
-    return list(arguments)
-
-
-def rayjob_arguments(rayjob: Manifest) -> list[str]:
-    program, command, *arguments = shlex.split(rayjob["spec"]["entrypoint"])
-    assert [program, command] == ["tipserve", "embed"]
-    return arguments
+def pods(name: str) -> tuple[Workload, list[str]]:
+    """The pods that read images, and the arguments of `tipserve embed`."""
+    *_, found = workloads(kustomizations.build(name))
+    (container,) = found.containers
+    entrypoint = found.document["spec"].get("entrypoint")
+    words = shlex.split(entrypoint) if entrypoint else container["command"] + container["args"]
+    assert words[:2] == ["tipserve", "embed"]
+    return found, words[2:]
 
 
 def parse(arguments: list[str]) -> tuple[tuple[str, ...], EmbedOptions]:
@@ -54,53 +34,39 @@ def parse(arguments: list[str]) -> tuple[tuple[str, ...], EmbedOptions]:
     return bound.args, bound.kwargs["options"]
 
 
-def chosen(arguments: list[str]) -> JobOptions:
-    return job_options(parse(arguments)[1], ModelOptions())
-
-
-def test_one_machine_and_many_compute_the_same(job: Manifest, rayjob: Manifest) -> None:
-    alone, by_ray = job_arguments(job), rayjob_arguments(rayjob)
+def test_one_machine_and_many_compute_the_same() -> None:
+    alone, by_ray = (pods(name)[1] for name in PATHS)
     assert [option for option in by_ray if option in alone] == alone
-    assert chosen(alone) == chosen(by_ray)
+    first, second = (job_options(parse(words)[1], ModelOptions()) for words in (alone, by_ray))
+    assert first == second
 
 
-def test_ray_has_room_for_the_workers(rayjob: Manifest) -> None:
-    _, options = parse(rayjob_arguments(rayjob))
+def test_ray_has_room_for_the_workers() -> None:
+    workload, arguments = pods("bulk/rayjob.yaml")
+    _, options = parse(arguments)
     assert options.ray is True
-    (group,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    (container,) = group["template"]["spec"]["containers"]
-    num_cpus = group["replicas"] * int(container["resources"]["requests"]["cpu"])
+    (group,) = workload.document["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    num_cpus = group["replicas"] * int(workload.containers[0]["resources"]["requests"]["cpu"])
     assert options.workers * options.cpus_per_worker <= num_cpus
     assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
-def test_input_and_output_are_on_the_volume(job: Manifest, rayjob: Manifest) -> None:
-    for workload in workloads([job, rayjob]):
-        arguments = (job_arguments if workload.kind == "Job" else rayjob_arguments)(
-            workload.document
-        )
+def test_input_and_output_are_on_the_volume() -> None:
+    for workload, arguments in map(pods, PATHS):
         paths, options = parse(arguments)
-        (container,) = workload.containers
-        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        mounts = {one["name"]: one["mountPath"] for one in workload.containers[0]["volumeMounts"]}
         for path in (*paths, str(options.output)):
             assert path.startswith(f"{mounts['data']}/")
 
 
-def test_the_jobs_arguments_run(project_root: Path, tmp_path: Path, job: Manifest) -> None:
+def test_the_jobs_arguments_run(project_root: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (30, 20), (200, 10, 20)).save(images / "red.png")
     (images / "broken.jpg").write_bytes(b"nonsense")
-    arguments = [one.replace("/data/", f"{tmp_path}/") for one in job_arguments(job)]
-    ended = subprocess.run(
-        [sys.executable, "-m", "service.commands", "embed", *arguments],
-        cwd=project_root,
-        env=dict(os.environ),
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=LIMIT_S,
-    )
+    arguments = [one.replace("/data/", f"{tmp_path}/") for one in pods("bulk")[1]]
+    command = (sys.executable, "-m", "service.commands", "embed")
+    ended = run(*command, *arguments, cwd=project_root)
     assert ended.returncode == 0, ended.stderr
     assert "1 images were skipped" in ended.stderr
     assert pq.read_table(tmp_path / "embeddings" / "part-00000.parquet").num_rows == 1

@@ -1,7 +1,6 @@
 """The Helm chart renders the objects of kustomize."""
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import yaml
 from tests.deploy import cross_references, kustomizations
 from tests.deploy.kustomizations import DEPLOY, KUBERNETES
 from tests.deploy.workloads import Manifest, called, of_kind
-from tests.tools import find_tool
+from tests.tools import run
 
 CHART = DEPLOY / "chart"
-LIMIT_S = 60.0
 # Components, and the values that stand for them.
 PARTS: dict[str, dict[str, Any]] = {
     "monitoring": {"monitoring": {"enabled": True}},
@@ -34,17 +32,12 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [find_tool("helm"), *arguments]
-    return subprocess.run(command, capture_output=True, check=False, text=True, timeout=LIMIT_S)
-
-
 def render(folder: Path, values: dict[str, Any], release: str = "tipserve") -> list[Manifest]:
-    (folder / "values.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    values_file = str(folder / "values.yaml")
-    linted = helm("lint", "--strict", str(CHART), "--values", values_file)
+    file = folder / "values.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    linted = run("helm", "lint", "--strict", CHART, "--values", file)
     assert linted.returncode == 0, linted.stdout + linted.stderr
-    done = helm("template", release, str(CHART), "--namespace=default", "--values", values_file)
+    done = run("helm", "template", release, CHART, "--namespace=default", "--values", file)
     assert done.returncode == 0, done.stderr
     return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
 
@@ -97,6 +90,6 @@ def test_a_changed_setting_causes_a_rollout(tmp_path: Path) -> None:
 
 
 def test_keda_without_metrics_is_refused() -> None:
-    ended = helm("template", "tipserve", str(CHART), "--set=keda.enabled=true")
+    ended = run("helm", "template", "tipserve", CHART, "--set=keda.enabled=true")
     assert ended.returncode != 0
     assert "keda.enabled needs monitoring.enabled" in ended.stderr

@@ -12,27 +12,21 @@ from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from tests.deploy import cross_references, kustomizations
 from tests.deploy.cross_references import selected
-from tests.deploy.kustomizations import KUBERNETES
-from tests.deploy.workloads import Manifest, Workload, called, of_kind, workloads
+from tests.deploy.kustomizations import DEPLOY, KUBERNETES, build
+from tests.deploy.workloads import Manifest, called, of_kind, workloads
 from tests.monitoring.prometheus_queries import known_series, metric_names
 
-
-def build(*names: str) -> list[Manifest]:
-    return kustomizations.build(" ".join(names))
+KINDS = ("receivers", "processors", "exporters")
 
 
-def server(documents: list[Manifest]) -> Workload:
-    (found,) = [one for one in workloads(documents) if one.servers]
+def server(documents: list[Manifest]) -> Manifest:
+    (found,) = [one.pod for one in workloads(documents) if one.servers]
     return found
 
 
 def settings(documents: list[Manifest]) -> dict[str, str]:
-    (found,) = [
-        one["data"]
-        for one in of_kind(documents, "ConfigMap")
-        if one["metadata"]["name"].startswith("tipserve-settings-")
-    ]
-    return dict(found)
+    found = {one["metadata"]["name"]: one["data"] for one in of_kind(documents, "ConfigMap")}
+    return dict(found[server(documents)["containers"][0]["envFrom"][0]["configMapRef"]["name"]])
 
 
 def test_every_component_is_in_a_combination() -> None:
@@ -40,16 +34,16 @@ def test_every_component_is_in_a_combination() -> None:
     assert there == {name for names in kustomizations.COMBINATIONS for name in names.split()[1:]}
 
 
-@pytest.mark.parametrize("order", [("hpa", "keda"), ("keda", "hpa")])
-def test_two_autoscalers_cannot_be_built(order: tuple[str, str]) -> None:
+@pytest.mark.parametrize("name", ["cpu hpa keda", "cpu keda hpa"])
+def test_two_autoscalers_cannot_be_built(name: str) -> None:
     with pytest.raises(AssertionError, match="replicas"):
-        build("cpu", *order)
+        build(name)
 
 
 def test_the_hpa_asks_for_metrics_that_the_adapter_has_from_series_that_exist() -> None:
     text = (KUBERNETES / "components/hpa/prometheus_adapter.yaml").read_text(encoding="utf-8")
     rules = yaml.safe_load(text)["rules"]["external"]
-    (hpa,) = of_kind(build("cpu", "hpa"), "HorizontalPodAutoscaler")
+    (hpa,) = of_kind(build("cpu hpa"), "HorizontalPodAutoscaler")
     asked = {metric["external"]["metric"]["name"] for metric in hpa["spec"]["metrics"]}
     assert asked == {rule["name"]["as"] for rule in rules}
     for rule in rules:
@@ -57,15 +51,15 @@ def test_the_hpa_asks_for_metrics_that_the_adapter_has_from_series_that_exist() 
         assert metric_names(query) | metric_names(rule["seriesQuery"]) <= known_series([])
 
 
-def test_a_changed_setting_causes_a_rollout() -> None:
-    before, after = (server(build("cpu", *names)) for names in ((), ("model-volume",)))
-    names = [one.servers[0]["envFrom"][0]["configMapRef"]["name"] for one in (before, after)]
+def test_settings_of_components_are_merged_and_cause_a_rollout_but_keys_do_not() -> None:
+    both = build("cpu tracing api-keys")
+    assert {"TIPSERVE_MODEL", "TIPSERVE_OTLP_ENDPOINT", "TIPSERVE_API_KEYS_FILE"} <= settings(
+        both
+    ).keys()
+    names = [server(documents)["containers"][0]["envFrom"] for documents in (both, build("cpu"))]
     assert names[0] != names[1]
-
-
-def test_settings_of_components_are_merged() -> None:
-    both = settings(build("cpu", "tracing", "api-keys"))
-    assert {"TIPSERVE_MODEL", "TIPSERVE_OTLP_ENDPOINT", "TIPSERVE_API_KEYS_FILE"} <= both.keys()
+    (secret,) = of_kind(both, "Secret")
+    assert secret["metadata"]["name"] == "tipserve-api-keys"
 
 
 def test_deployments_side_by_side_share_no_pods_but_of_a_canary() -> None:
@@ -85,11 +79,6 @@ def test_deployments_side_by_side_share_no_pods_but_of_a_canary() -> None:
     assert cross_references.faults(documents) == []
 
 
-def test_new_keys_cause_no_rollout() -> None:
-    (secret,) = of_kind(build("cpu", "api-keys"), "Secret")
-    assert secret["metadata"]["name"] == "tipserve-api-keys"
-
-
 def test_a_users_component_replaces_the_empty_keys(tmp_path: Path) -> None:
     (tmp_path / "api_keys").write_text("a-key-of-my-own-0001\n", encoding="utf-8")
     mine = {
@@ -100,69 +89,74 @@ def test_a_users_component_replaces_the_empty_keys(tmp_path: Path) -> None:
         ],
     }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
-    before, after = (
-        kustomizations.build_together(KUBERNETES / "overlays" / "production", folders)
-        for folders in ([], [tmp_path])
-    )
-    (none,), (one,) = (of_kind(yaml.safe_load_all(text), "Secret") for text in (before, after))
-    assert none["metadata"] == one["metadata"]
+    file, secrets = tmp_path / "mounted", []
+    for folders in ([], [tmp_path]):
+        text = kustomizations.build_together(KUBERNETES / "overlays" / "production", folders)
+        secrets += of_kind(yaml.safe_load_all(text), "Secret")
+    none, one = (base64.b64decode(secret["data"]["api_keys"]) for secret in secrets)
+    assert secrets[0]["metadata"] == secrets[1]["metadata"]
+    file.write_bytes(none)
     with pytest.raises(ValueError, match="holds no API key"):
-        read_keys(tmp_path, none)
-    read_keys(tmp_path, one).enter(None, "a-key-of-my-own-0001")
-
-
-def read_keys(folder: Path, secret: Manifest) -> ApiKeys:
-    """Read a Secret's file as the server does."""
-    file = folder / "mounted"
-    file.write_bytes(base64.b64decode(secret["data"]["api_keys"]))
-    return ApiKeys(Metrics(), file=file)
+        ApiKeys(Metrics(), file=file)
+    file.write_bytes(one)
+    ApiKeys(Metrics(), file=file).enter(None, "a-key-of-my-own-0001")
 
 
 def test_a_users_setting_overrides_those_of_components() -> None:
-    documents = kustomizations.build("kubernetes/overlays/production")
-    chosen = settings(documents)
-    assert chosen["TIPSERVE_MODEL"] != settings(build("cpu", "model-volume"))["TIPSERVE_MODEL"]
-    assert re.fullmatch(r"/models/" + VERSION.pattern, chosen["TIPSERVE_MODEL"])
+    chosen = settings(build("kubernetes/overlays/production"))["TIPSERVE_MODEL"]
+    assert chosen != settings(build("cpu model-volume"))["TIPSERVE_MODEL"]
+    assert re.fullmatch(r"/models/" + VERSION.pattern, chosen)
 
 
 @pytest.mark.parametrize(("component", "port"), [("tracing", 4318), ("released-model", 443)])
 def test_only_components_that_call_out_open_a_port(component: str, port: int) -> None:
-    def egress(*components: str) -> set[int]:
-        (policy,) = of_kind(build("cpu", *components), "NetworkPolicy")
-        return {p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]}
+    for name, opened in (("cpu", set()), (f"cpu {component}", {port})):
+        (policy,) = of_kind(build(name), "NetworkPolicy")
+        found = {p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]}
+        assert found == {53, 5353} | opened
 
-    assert egress() == {53, 5353}
-    assert egress(component) == {53, 5353, port}
+
+def test_the_collector_uses_all_that_it_defines_and_listens_where_pods_send() -> None:
+    collector = yaml.safe_load((DEPLOY / "tracing/collector.yaml").read_text(encoding="utf-8"))
+    pipelines = collector["service"]["pipelines"].values()
+    used = {(kind, name) for pipeline in pipelines for kind in KINDS for name in pipeline[kind]}
+    used |= {("extensions", name) for name in collector["service"]["extensions"]}
+    assert used == {(kind, name) for kind in (*KINDS, "extensions") for name in collector[kind]}
+    assert {pipeline["processors"][0] for pipeline in pipelines} == {"memory_limiter"}
+    port = collector["receivers"]["otlp"]["protocols"]["http"]["endpoint"].split(":")[1]
+    documents = build("cpu tracing")
+    assert settings(documents)["TIPSERVE_OTLP_ENDPOINT"].endswith(f".svc:{port}")
+    # Kubernetes replaces `$(NAME)` only if NAME comes earlier in the list.
+    known: set[str] = set()
+    for variable in server(documents)["containers"][0]["env"]:
+        assert set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) <= known
+        known.add(variable["name"])
+    assert "OTEL_RESOURCE_ATTRIBUTES" in known
 
 
 @pytest.mark.parametrize(
     ("names", "steps"),
     [
         # Publishing and each server verify a package; a third time in between adds nothing.
-        (("cpu", "model-volume"), []),
-        (("cpu", "released-model"), ["prepare-model"]),
-        (("gpu",), ["build-engines"]),
-        (("gpu", "model-volume"), ["build-engines"]),
-        (("gpu-released",), ["prepare-model", "build-engines"]),
+        ("cpu model-volume", []),
+        ("cpu released-model", ["prepare-model"]),
+        ("gpu", ["build-engines"]),
+        ("gpu model-volume", ["build-engines"]),
+        ("gpu-released", ["prepare-model", "build-engines"]),
     ],
-    ids=str,
 )
-def test_init_containers_run_in_order(names: tuple[str, ...], steps: list[str]) -> None:
-    documents = build(*names)
-    containers = server(documents).pod.get("initContainers", [])
+def test_init_containers_run_in_order_and_do_what_the_server_needs(
+    names: str, steps: list[str]
+) -> None:
+    documents = build(names)
+    containers = server(documents).get("initContainers", [])
     assert [container["name"] for container in containers] == steps
+    precisions = settings(documents).get("TIPSERVE_CONVERT_PRECISIONS", "")
     for container in containers:
-        # Each handles the model that is then served, in the server's cache.
+        # Each handles the model that is then served, in the server's cache and precisions.
         for variable in container["env"]:
             if variable["name"].startswith("TIPSERVE_"):
                 assert variable["valueFrom"]["configMapKeyRef"]["key"] == variable["name"]
         assert "TIPSERVE_MODEL" in container["command"][-1]
-
-
-@pytest.mark.parametrize("names", [("cpu", "released-model"), ("gpu-released",)], ids=str)
-def test_the_prepared_precisions_are_those_of_the_server(names: tuple[str, ...]) -> None:
-    documents = build(*names)
-    wanted = settings(documents).get("TIPSERVE_CONVERT_PRECISIONS", "")
-    for container in server(documents).pod["initContainers"]:
-        precisions = re.findall(r"--precision=(\w+)", " ".join(container["command"]))
-        assert precisions == [name for name in wanted.split(",") if name]
+        given = re.findall(r"--precision=(\w+)", " ".join(container["command"]))
+        assert given == [name for name in precisions.split(",") if name]

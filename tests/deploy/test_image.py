@@ -5,9 +5,11 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.deploy.kustomizations import build
+from tests.deploy.workloads import workloads
 
 
 def instructions(dockerfile: str, name: str) -> list[str]:
@@ -18,8 +20,9 @@ def instructions(dockerfile: str, name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def stages(dockerfile: str) -> dict[str, str]:
+def stages(project_root: Path) -> dict[str, str]:
     """Instructions of each stage by its name, after those of its base stages."""
+    dockerfile = (project_root / "Dockerfile").read_text(encoding="utf-8")
     found: dict[str, str] = {}
     for text in re.split(r"^FROM ", dockerfile, flags=re.MULTILINE)[1:]:
         first, _, rest = text.partition("\n")
@@ -28,14 +31,8 @@ def stages(dockerfile: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("target", ["serve", "train"])
-def test_a_shipped_stage_installs_nothing(stages: dict[str, str], target: str) -> None:
-    for command in instructions(stages[target], "RUN"):
-        assert not {"pip", "apt-get", "gcc"} & set(shlex.split(command))
-
-
 @pytest.mark.parametrize(("target", "module"), [("serve", "service"), ("train", "training")])
-def test_the_program_is_the_first_process_without_rights_and_of_the_projects_version(
+def test_a_shipped_stage_installs_nothing_and_starts_the_projects_program_without_rights(
     project_root: Path, stages: dict[str, str], target: str, module: str
 ) -> None:
     project = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
@@ -45,21 +42,19 @@ def test_the_program_is_the_first_process_without_rights_and_of_the_projects_ver
     assert instructions(stages[target], "USER") == ["10001:10001"]
     arguments = " ".join(instructions(stages[target], "ARG")).split()
     assert f"VERSION={project['project']['version']}" in arguments
+    for command in instructions(stages[target], "RUN"):
+        assert not {"pip", "apt-get", "gcc"} & set(shlex.split(command))
 
 
-def test_the_exposed_ports_are_those_of_the_deployment(
-    stages: dict[str, str], pod: dict[str, Any]
-) -> None:
+def test_the_exposed_ports_are_those_of_the_deployment(stages: dict[str, str]) -> None:
     (exposed,) = instructions(stages["serve"], "EXPOSE")
-    (container,) = pod["containers"]
+    (container,) = workloads(build("cpu"))[0].containers
     assert exposed.split() == [str(port["containerPort"]) for port in container["ports"]]
 
 
-@pytest.mark.parametrize(
-    ("stage", "package"), [("build-serve", "training"), ("build-train", "service")]
-)
-def test_serving_and_training_stay_apart(stages: dict[str, str], stage: str, package: str) -> None:
-    assert not [line for line in instructions(stages[stage], "COPY") if package in line.split()]
+def test_serving_and_training_stay_apart(stages: dict[str, str]) -> None:
+    for stage, package in (("build-serve", "training"), ("build-train", "service")):
+        assert not [line for line in instructions(stages[stage], "COPY") if package in line.split()]
 
 
 def test_the_build_context_has_only_named_folders(project_root: Path) -> None:

@@ -1,16 +1,15 @@
 """Every kustomization and the usual combinations against schemas, checkov and our own checks."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.deploy import cross_references, custom_resources, kustomizations, strict_schemas
+from tests.deploy import cross_references, kustomizations, schemas
 from tests.deploy.kustomizations import ALL, DEPLOY
-from tests.deploy.workloads import Manifest, of_kind, operator_pods, workloads
-from tests.tools import find_tool
+from tests.deploy.workloads import of_kind, operator_pods, workloads
+from tests.tools import run
 
 CHECKOV_LIMIT_S = 280.0
 # Applied only as parts of others.
@@ -28,17 +27,17 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_builtin_kinds_fit_the_strict_schemas(name: str) -> None:
+def test_builtin_kinds_fit_the_schemas(name: str) -> None:
     documents = kustomizations.build(name)
     assert documents
     # 1.30 has no volumes of images.
-    versions = strict_schemas.VERSIONS[1:] if "model-image" in name else strict_schemas.VERSIONS
-    assert strict_schemas.faults(documents, versions) == []
+    versions = schemas.VERSIONS["model-image" in name :]
+    assert [*schemas.faults_of_builtin(documents, versions)] == []
 
 
-def test_custom_resources_fit_their_descriptions() -> None:
-    found = custom_resources.faults({name: kustomizations.build(name) for name in ALL})
-    assert {name: faults for name, faults in found.items() if faults} == {}
+def test_custom_resources_fit_their_descriptions(tmp_path: Path) -> None:
+    documents = (one for name in ALL for one in kustomizations.build(name))
+    assert [*schemas.faults_of_custom(documents, tmp_path)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in PIECES])
@@ -89,11 +88,12 @@ def test_a_planted_fault_is_found(name: str, there: str, planted: str) -> None:
     text = yaml.safe_dump_all(kustomizations.build(name), width=10_000)
     assert there in text
     documents = list(yaml.load_all(text.replace(there, planted, 1), yaml.CSafeLoader))
-    assert cross_references.faults(documents) or strict_schemas.faults(documents)
+    assert cross_references.faults(documents) or [*schemas.faults_of_builtin(documents)]
 
 
-def test_metrics_are_not_offered_to_callers(manifests: list[Manifest]) -> None:
-    ports = {p["name"] for one in of_kind(manifests, "Service") for p in one["spec"]["ports"]}
+def test_metrics_are_not_offered_to_callers() -> None:
+    services = of_kind(kustomizations.build("cpu"), "Service")
+    ports = {port["name"] for service in services for port in service["spec"]["ports"]}
     assert ports == {"http", "grpc"}
 
 
@@ -102,14 +102,11 @@ def test_checkov_finds_only_the_exceptions(tmp_path: Path) -> None:
     for number, name in enumerate(ALL):
         documents = kustomizations.build(name)
         # checkov has no checks of custom resources.
-        known = [*filter(strict_schemas.is_builtin, documents), *operator_pods(documents)]
+        known = [*filter(schemas.is_builtin, documents), *operator_pods(documents)]
         (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump_all(known), encoding="utf-8")
         names[f"/{number}.yaml"] = name
-    command = [find_tool("checkov"), "-d", str(tmp_path), "-o", "json"]
-    command += ["--config-file", str(DEPLOY / ".checkov.yaml")]
-    ended = subprocess.run(
-        command, capture_output=True, check=False, text=True, timeout=CHECKOV_LIMIT_S
-    )
+    command = ("checkov", "-d", tmp_path, "-o", "json", "--config-file", DEPLOY / ".checkov.yaml")
+    ended = run(*command, timeout_s=CHECKOV_LIMIT_S)
     assert ended.returncode in (0, 1), ended.stderr
     results = json.loads(ended.stdout)["results"]
     assert results["parsing_errors"] == []
@@ -117,7 +114,7 @@ def test_checkov_finds_only_the_exceptions(tmp_path: Path) -> None:
     assert checked >= {name for name in ALL if workloads(kustomizations.build(name))}
     found: dict[str, set[str]] = {}
     for check in results["failed_checks"]:
-        # All files are one cluster to checkov, so `cross_references.policies` checks this one.
+        # All files are one cluster to checkov, so `others_selectors` checks this one.
         if check["check_id"] != "CKV2_K8S_6":
             found.setdefault(names[check["file_path"]], set()).add(check["check_id"])
     assert found == {name: set(reasons) for name, reasons in ALLOWED.items()}

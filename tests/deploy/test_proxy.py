@@ -4,7 +4,6 @@ import os
 import re
 import select
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -17,7 +16,7 @@ from benchmarks.rolling.proxy import Proxy
 from service.monitoring.metrics_server import READY
 from service.settings import Settings
 from tests.hostile.wire import CONTINUATION, PREFACE, SETTINGS, frame, http2_head, literal, opened
-from tests.tools import find_tool
+from tests.tools import find_tool, run
 
 LIMIT_S = 20.0
 
@@ -46,10 +45,7 @@ def test_timeouts_sizes_and_ports_fit_the_service(configuration: Path) -> None:
 def test_haproxy_accepts_it(configuration: Path, tmp_path: Path) -> None:
     # The check opens no socket, but resolves its path.
     environment = {**os.environ, "PROXY_ADMIN_SOCKET": str(tmp_path / "admin.sock")}
-    command = [find_tool("haproxy"), "-c", "-q", "-f", str(configuration)]
-    checked = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    checked = run("haproxy", "-c", "-q", "-f", configuration, env=environment)
     assert (checked.returncode, "WARNING" in checked.stderr) == (0, False), checked.stderr
 
 

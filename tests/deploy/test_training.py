@@ -5,7 +5,6 @@ import re
 import pytest
 
 from model.conversion.commands import new_app
-from model.manifest import Manifest as PackageManifest
 from model.package import open_package
 from model.publication import CURRENT
 from model.scores.gate import judge, read_rules
@@ -39,25 +38,22 @@ LABELS = {
 EVERY = [*((name, step) for name in CHAINS for step in ORDER)]
 EVERY += [(name, kind) for name in DISTRIBUTED for kind in KINDS]
 every_container = pytest.mark.parametrize(("name", "part"), EVERY)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def pod_and_container(name: str, part: str) -> tuple[Manifest, Manifest]:
     """The pod's spec and the container of a chain's step or of a distributed job."""
     documents = build(name)
     if name in CHAINS:
-        ((pod, container),) = [
-            (pod, one)
-            for pod in chain_pods(documents)
-            for one in (*pod.get("initContainers", []), *pod["containers"])
-            if one["name"] == part
-        ]
-        return pod, container
-    (pod,) = [
-        one.pod
-        for one in workloads(documents)
-        if one.document["metadata"]["name"] == f"tipserve-{part}"
+        pods = chain_pods(documents)
+    else:
+        named = {one.document["metadata"]["name"]: one.pod for one in workloads(documents)}
+        pods = [named[f"tipserve-{part}"]]
+    every = [
+        (pod, one) for pod in pods for one in (*pod.get("initContainers", []), *pod["containers"])
     ]
-    return pod, pod["containers"][0]
+    ((pod, container),) = [pair for pair in every if name not in CHAINS or pair[1]["name"] == part]
+    return pod, container
 
 
 def values_of(name: str, container: Manifest) -> dict[str, str]:
@@ -71,42 +67,39 @@ def commands_of(name: str, container: Manifest) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_steps_run_in_order(name: str) -> None:
+def test_steps_run_in_order_with_every_size_and_only_the_gate_fails_for_good(name: str) -> None:
     documents = build(name)
-    assert [step["name"] for step in chain_steps(documents)] == ORDER
-    judged = [words[4] for words in commands(chain_steps(documents)[-1], documents)]
-    assert judged == ["publish", "evaluate", "gate", "export", "publish"]
+    steps = chain_steps(documents)
+    assert [step["name"] for step in steps] == ORDER
+    judged = commands(steps[-1], documents)
+    assert [words[4] for words in judged] == ["publish", "evaluate", "gate", "export", "publish"]
+    assert f"--served=/models/{CURRENT}" in judged[1]
+    every = " ".join(
+        word for step in steps for words in commands(step, documents) for word in words
+    )
+    unused = find(documents, "ConfigMap", "tipserve-retrain")["data"].keys() - set(
+        REFERENCE.findall(every)
+    )
+    assert unused == ({"CAPTION_BATCH"} if name == "chain-gemini" else set())
+    for one in workloads(documents):
+        job = one.document["spec"]["jobTemplate"]["spec"]
+        values = job["podFailurePolicy"]["rules"][-1]["onExitCodes"]["values"]
+        is_gate = one.document["metadata"]["name"] == "tipserve-publish"
+        assert values == ([MISTAKE, REFUSED] if is_gate else [MISTAKE])
 
 
 @every_container
 def test_the_command_line_accepts_every_argument(name: str, part: str) -> None:
     _, container = pod_and_container(name, part)
+    named = {found for word in container["args"] for found in REFERENCE.findall(word)}
+    own = {variable["name"] for variable in container.get("env", ())}
+    assert {"SIZE", "STEPS", "BATCH"} & own <= named <= values_of(name, container).keys()
     for program, *words in commands_of(name, container):
         if program != "ln":
             assert program == "torchrun" or words[0] == "-P"
             module, *arguments = words[words.index("-m") + 1 :]
-            if module == "model":
-                new_app().parse_args(arguments)
-            else:
-                build_parser().parse_args(arguments)
-
-
-@every_container
-def test_variables_of_arguments_exist_and_sizes_are_used(name: str, part: str) -> None:
-    _, container = pod_and_container(name, part)
-    named = {found for word in container["args"] for found in REFERENCE.findall(word)}
-    assert named <= values_of(name, container).keys()
-    own = {variable["name"] for variable in container.get("env", ())}
-    assert {"SIZE", "STEPS", "BATCH"} & own <= named
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_every_size_of_the_chain_is_used(name: str) -> None:
-    documents = build(name)
-    steps = [words for step in chain_steps(documents) for words in commands(step, documents)]
-    named = {found for words in steps for word in words for found in REFERENCE.findall(word)}
-    unused = find(documents, "ConfigMap", "tipserve-retrain")["data"].keys() - named
-    assert unused == ({"CAPTION_BATCH"} if name == "chain-gemini" else set())
+            parse = new_app().parse_args if module == "model" else build_parser().parse_args
+            parse(arguments)
 
 
 @every_container
@@ -121,27 +114,15 @@ def test_every_path_is_on_a_volume_with_the_needed_rights(name: str, part: str) 
     assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"]
     # The root is read-only, and torch and Python write temporary files.
     assert "/tmp" in mounts
-    assert values_of(name, container)["HOME"] == "/tmp"
-
-
-@every_container
-def test_training_has_shared_memory_and_time_to_save(name: str, part: str) -> None:
-    pod, container = pod_and_container(name, part)
+    values = values_of(name, container)
+    assert values["HOME"] == "/tmp"
     if container["command"] == ["torchrun"]:
-        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        (volume,) = [one for one in pod["volumes"] if one["name"] == mounts["/dev/shm"]]
-        assert volume["emptyDir"]["medium"] == "Memory"
-        timeout_s = int(values_of(name, container)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+        shared = mounts["/dev/shm"]["name"]
+        assert {"Memory"} == {
+            v["emptyDir"]["medium"] for v in pod["volumes"] if v["name"] == shared
+        }
+        timeout_s = int(values["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
         assert 60 <= timeout_s < pod["terminationGracePeriodSeconds"]
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_only_the_gate_fails_a_job_by_a_status_of_its_own(name: str) -> None:
-    for one in workloads(build(name)):
-        job = one.document["spec"]["jobTemplate"]["spec"]
-        values = job["podFailurePolicy"]["rules"][-1]["onExitCodes"]["values"]
-        is_gate = one.document["metadata"]["name"] == "tipserve-publish"
-        assert values == ([MISTAKE, REFUSED] if is_gate else [MISTAKE])
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -155,18 +136,6 @@ def test_a_pod_that_holds_a_gpu_has_no_step_without_one(name: str) -> None:
             assert idle <= {"hand-over"}
             holders += [taint["key"] for taint in one.pod["tolerations"]]
     assert holders == ([] if name == "chain-dev" else [GPU])
-
-
-def test_a_student_is_compared_with_the_published_version() -> None:
-    documents = build("chain")
-    _, evaluate, *_ = commands(chain_steps(documents)[-1], documents)
-    assert f"--served=/models/{CURRENT}" in evaluate
-
-
-def test_pods_with_gpus_tolerate_their_taint() -> None:
-    for name in ("trainjob", "indexed-job"):
-        for one in workloads(build(name)):
-            assert [t["key"] for t in one.pod["tolerations"]] == [GPU]
 
 
 def test_every_job_is_queued_with_kueue() -> None:
@@ -184,7 +153,7 @@ def test_a_monitored_distillation_serves_the_series_that_are_scraped() -> None:
     assert options.overrides == ["log_to=tensorboard,prometheus"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("suffix", ["", "-dev"])
 def test_the_same_runs_with_and_without_an_operator(kind: str, suffix: str) -> None:
     _, by_operator = pod_and_container(f"trainjob{suffix}", kind)
@@ -195,34 +164,33 @@ def test_the_same_runs_with_and_without_an_operator(kind: str, suffix: str) -> N
             assert by_operator[key] == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("name", ["indexed-job", "indexed-job-dev"])
 def test_pods_without_an_operator_find_one_another(name: str, kind: str) -> None:
     documents = build(name)
     job, service = (find(documents, what, f"tipserve-{kind}") for what in ("Job", "Service"))
-    spec, template = job["spec"], job["spec"]["template"]
+    spec, template, balancer = job["spec"], job["spec"]["template"], service["spec"]
     values = environment(template["spec"]["containers"][0], documents, LABELS)
     assert (spec["completionMode"], spec["parallelism"]) == ("Indexed", spec["completions"])
     assert int(values["PET_NNODES"]) == spec["completions"]
     assert template["spec"]["subdomain"] == service["metadata"]["name"]
     first = f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert values["PET_MASTER_ADDR"] == first
-    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
-    found = (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"])
-    assert found == ("None", True)
-    assert values["PET_MASTER_PORT"] == str(service["spec"]["ports"][0]["port"])
+    assert balancer["selector"].items() <= template["metadata"]["labels"].items()
+    assert (balancer["clusterIP"], balancer["publishNotReadyAddresses"]) == ("None", True)
+    assert values["PET_MASTER_PORT"] == str(balancer["ports"][0]["port"])
 
 
+@every_kind
 @pytest.mark.parametrize("name", ["trainjob", "indexed-job"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_there_is_a_gpu_for_every_process(name: str, kind: str) -> None:
-    _, container = pod_and_container(name, kind)
+def test_there_is_a_gpu_for_every_process_whose_taint_is_tolerated(name: str, kind: str) -> None:
+    pod, container = pod_and_container(name, kind)
     if name == "trainjob":
         num = find(build(name), "TrainJob", f"tipserve-{kind}")["spec"]["trainer"]["numProcPerNode"]
     else:
         num = values_of(name, container)["PET_NPROC_PER_NODE"]
-    for side in ("limits", "requests"):
-        assert container["resources"][side]["nvidia.com/gpu"] == str(num)
+    assert {container["resources"][side][GPU] for side in ("limits", "requests")} == {str(num)}
+    assert [taint["key"] for taint in pod["tolerations"]] == [GPU]
 
 
 def test_only_captioning_reads_geminis_key_and_may_call_out() -> None:
@@ -237,10 +205,10 @@ def test_only_captioning_reads_geminis_key_and_may_call_out() -> None:
 
 
 def test_the_gates_rules_name_scores_of_the_bundled_model() -> None:
-    bundled: PackageManifest = open_package("bundled-student", verify=False).manifest
+    scores = open_package("bundled-student", verify=False).manifest.scores
     rules = read_rules(FOLDER / "chain" / "gate.toml")
     least = [rule.model_copy(update={"max_loss": None}) for rule in rules if rule.minimum]
     assert least
-    assert all(verdict.passed for verdict in judge(least, bundled.scores))
-    known = {(entry.task, entry.split, entry.metric) for entry in bundled.scores}
+    assert all(verdict.passed for verdict in judge(least, scores))
+    known = {(entry.task, entry.split, entry.metric) for entry in scores}
     assert {(rule.task, rule.split, rule.metric) for rule in rules} <= known

@@ -68,6 +68,17 @@ def of_kind(documents: Iterable[Manifest], *kinds: str) -> list[Manifest]:
     return [document for document in documents if document.get("kind") in kinds]
 
 
+def nodes(value: Any, key: str = "") -> Iterator[tuple[str, Manifest]]:
+    """Every mapping in a document, with the field that holds it or its list."""
+    if isinstance(value, dict):
+        yield key, value
+        for name, inner in value.items():
+            yield from nodes(inner, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from nodes(item, key)
+
+
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
     """Whether a selector with `matchLabels`, as all of ours are, selects these labels."""
     wanted: dict[str, str] = selector.get("matchLabels", {})

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from tests.tools import find_tool
+from tests.tools import run
 
 Group = dict[str, Any]
 
@@ -69,5 +69,4 @@ def needed(alerts: Iterable[str]) -> list[Group]:
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run promtool and return its result."""
-    command = [find_tool("promtool"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    return run("promtool", *arguments, timeout_s=LIMIT_S)

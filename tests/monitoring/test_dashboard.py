@@ -1,7 +1,6 @@
 """Panels, queries, variables, links and types of the Grafana dashboard are valid."""
 
 import json
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Final
@@ -12,9 +11,8 @@ import yaml
 from tests.monitoring.dashboard_file import BUILT_IN, DASHBOARD, FILE, VARIABLE, panels, queries
 from tests.monitoring.prometheus_queries import known_series, metric_names
 from tests.monitoring.rule_file import ALERTS, GROUPS, promtool
-from tests.tools import TOOLS, find_tool, miss
+from tests.tools import TOOLS, miss, run
 
-LIMIT_S: Final = 60.0
 WIDTH: Final = 24
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 # Grafana units of our metrics; `none` is a ratio such as a burn rate.
@@ -101,7 +99,6 @@ def test_links_lead_to_the_runbooks_sections() -> None:
 
 @pytest.mark.parametrize("release", ["11", "12", "13"])
 def test_a_release_of_grafana_has_types_for_all_of_it(tmp_path: Path, release: str) -> None:
-    compiler = find_tool("tsc")
     package = TOOLS.parent / "grafana" / "node_modules" / f"grafana-{release}"
     if not package.is_dir():
         miss(f"{package} is missing: run scripts/install_tools.sh")
@@ -112,11 +109,5 @@ def test_a_release_of_grafana_has_types_for_all_of_it(tmp_path: Path, release: s
     project = {"compilerOptions": {**COMPILER_OPTIONS, "paths": paths}, "files": [str(source)]}
     config = tmp_path / "tsconfig.json"
     config.write_text(json.dumps(project), encoding="utf-8")
-    checked = subprocess.run(
-        [compiler, "--project", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    checked = run("tsc", "--project", config)
     assert (checked.returncode, checked.stdout) == (0, "")

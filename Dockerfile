@@ -100,7 +100,7 @@ ENTRYPOINT ["python", "-P", "-m", "training"]
 
 # The service, the bundled model and a runtime. No torch, no compiler, no pip, no cache.
 # With EXTRA=cpu,otel,convert it also prepares released weights, as an init container does.
-# The same image runs the command line where the entry point is `tipserve` (EXTRA=cpu,cli; on Ray EXTRA=cpu,cluster).
+# The same image runs the command line where the entry point is `tipserve` (EXTRA=cpu,cli; on Ray EXTRA=cpu,cluster,stores).
 FROM runtime AS serve
 COPY --from=build-serve /src/LICENSE /src/NOTICE /src/sbom.cdx.json /usr/share/doc/tipserve/
 COPY --from=build-serve /opt/venv /opt/venv

@@ -17,7 +17,7 @@ compile() {
 }
 
 if [[ $# == 0 ]]; then
-  set -- cpu,otel cpu,otel,convert gpu,otel gpu-cuda12,otel train,captions cpu,cli cpu,cluster cpu,cli,stores
+  set -- cpu,otel cpu,otel,convert gpu,otel gpu-cuda12,otel train,captions cpu,cli cpu,cluster,stores cpu,cli,stores
   compile - <<<'cyclonedx-bom>=7.3,<8' >requirements/tools.txt
 fi
 for extras in "$@"; do

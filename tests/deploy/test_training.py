@@ -3,11 +3,13 @@
 import re
 
 import pytest
+import yaml
 
 from model.conversion.commands import new_app
 from model.package import open_package
 from model.publication import CURRENT
 from model.scores.gate import judge, read_rules
+from tests.deploy.kustomizations import build_together
 from tests.deploy.training_steps import (
     FOLDER,
     REFERENCE,
@@ -138,10 +140,15 @@ def test_a_pod_that_holds_a_gpu_has_no_step_without_one(name: str) -> None:
     assert holders == ([] if name == "chain-dev" else [GPU])
 
 
-def test_every_job_is_queued_with_kueue() -> None:
-    for one in workloads(build("components/kueue")):
-        labels = one.document["spec"]["jobTemplate"]["metadata"]["labels"]
-        assert labels["kueue.x-k8s.io/queue-name"] == "training"
+@pytest.mark.parametrize("name", ["chain", "trainjob", "indexed-job"])
+def test_every_job_is_queued_with_kueue_and_gpus_are_of_one_pool(name: str) -> None:
+    components = [FOLDER / "components" / part for part in ("kueue", "gpu-pool")]
+    text = build_together(FOLDER / name, components)
+    for one in workloads(yaml.safe_load_all(text)):
+        job = one.document["spec"].get("jobTemplate", one.document)
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+        has_gpu = any(GPU in container["resources"]["limits"] for container in one.containers)
+        assert ("nodeSelector" in one.pod) == has_gpu
 
 
 def test_a_monitored_distillation_serves_the_series_that_are_scraped() -> None:

@@ -72,12 +72,12 @@ LIMITS: Final[dict[Precision, ParityLimits]] = {
         max_length_error=0.1, min_cosine=0.97, min_mean_cosine=0.995, min_mask_agreement=0.95
     ),
 }
-# A package that names int8 for CPUs, a network of convolutions. EfficientNet-Lite0 with weights of
-# 7 and 8 bits had cosines of 0.91 at worst and 0.984 in the mean, kept 92.8 % of the pixels, the
-# mean cell's length was 0.19 off, and its scores were equal. More exact weights gave 0.95, 0.993
-# and still 92.3 %: many pixels there lie between two classes.
+# A package that names int8 for CPUs, a network of convolutions. Two trunks of EfficientNet-Lite0
+# with weights of 7 and 8 bits had cosines of 0.91 at worst and 0.984 and 0.988 in the mean, lengths
+# 0.22 off at worst, and equal scores. 92.8 and 90.0 % of the pixels kept their class; with more
+# exact weights (0.95, 0.993) it was still 92.3 %, as many pixels there lie between two classes.
 NAMED_INT8: Final = ParityLimits(
-    max_length_error=0.25, min_cosine=0.88, min_mean_cosine=0.98, min_mask_agreement=0.9
+    max_length_error=0.3, min_cosine=0.88, min_mean_cosine=0.98, min_mask_agreement=0.87
 )
 # Dense heads: relative error of depth, degrees between normals, share of pixels of the same class.
 # Chosen for the use of such maps; no released heads could be measured here.

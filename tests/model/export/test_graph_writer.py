@@ -15,7 +15,7 @@ from transformers import Tipsv2Model
 
 from model.encoder import VisionGraph
 from model.export import tracing
-from model.export.graph_writer import PARTS, PackageContent, write_graphs
+from model.export.graph_writer import PARTS, PackageContent, _parts, write_graphs
 from model.export.int8 import quantise
 from model.export.tracing import EAGER, OPSET, exportable, save_graph
 from model.graphs import TAPS, VISION_OUTPUTS, Part, Precision, graph_file
@@ -212,6 +212,12 @@ def test_int8_leaves_value_path_positions_and_attention_in_float(tiny_graphs: Pa
     for node in graph.node:
         if node.op_type in {"Conv", "MultiHeadAttention"}:
             assert not any(makers.get(name) == "DequantizeLinear" for name in node.input)
+
+
+def test_a_package_of_graphs_alone_gets_only_vision_in_less_than_float32() -> None:
+    assert _parts("int8", is_small=True) == {"vision"}
+    assert _parts("int8", is_small=False) == {"vision", "text"}
+    assert _parts("fp32", is_small=True) == PARTS["fp32"]
 
 
 def test_an_unknown_precision_is_refused(tiny_content: PackageContent, tmp_path: Path) -> None:

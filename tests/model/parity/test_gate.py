@@ -27,7 +27,15 @@ from model.manifest import FileEntry, Manifest, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof
 from model.parity.distance import ParityError
-from model.parity.gate import measure, plan_proofs, prove_package, require
+from model.parity.gate import (
+    LIMITS,
+    NAMED_INT8,
+    limits,
+    measure,
+    plan_proofs,
+    prove_package,
+    require,
+)
 from model.parity.inputs import (
     BUDGET_GFLOP,
     FOLDER,
@@ -270,6 +278,12 @@ def test_a_dense_head_is_judged_by_its_own_measure(
     altered.dense = {task: lambda pixels_B3HW: right[task](pixels_B3HW)[..., ::-1] - 1}
     (entry,) = measure(reference, altered, [run])
     assert not entry.passed
+
+
+def test_only_the_vision_graph_of_a_package_that_names_int8_may_differ_more() -> None:
+    assert limits("vision", "int8", "int8") == NAMED_INT8
+    assert limits("vision", "int8") == limits("text", "int8", "int8") == LIMITS["int8"]
+    assert limits("vision", "fp32", "int8") == LIMITS["fp32"]
 
 
 HAS_BF16 = Hardware(cpu_features=frozenset({"bf16"}))

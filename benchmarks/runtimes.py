@@ -25,8 +25,9 @@ from benchmarks.one_thread import ONE_THREAD  # before the imports below, which 
 from benchmarks.random_model import random_b14
 from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package
-from model.parity.gate import measure, plan_proofs
+from model.parity.gate import plan_proofs
 from model.parity.inputs import FloatArray, gate_images, image_batch
+from model.parity.measure import measure
 from model.parity.reference import build_reference
 from model.runtime.choice import Machine, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen

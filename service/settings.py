@@ -77,7 +77,8 @@ class Settings(BaseModel):
     convert_precisions: tuple[Precision, ...] = ()
     """Precisions to convert a checkpoint to in addition to fp32, separated by commas: `fp16`,
     `bf16`, `int8`, `int8_weights`. Each graph is compared with the model, and the start fails if
-    one differs too much. OpenVINO computes in bf16 from the fp32 graphs and needs none of these."""
+    one differs too much. OpenVINO computes in bf16 from the fp32 graphs and needs none of these.
+    Default: fp16 on a machine with a GPU, left out if it differs too much."""
     enable_management: bool = False
     """Allow `POST /v2/repository/...` to load, swap and unload models. Every caller who may send
     requests may then do so: set API keys too."""
@@ -99,8 +100,11 @@ class Settings(BaseModel):
     """Runtime that executes the model. `auto` chooses the fastest one that is verified on this
     machine, and reports the reason in the log and in `/v1/models`."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int8_weights"] = "auto"
-    """Number format of the computation. `auto` chooses less than fp32 only if the package proves
-    that the graphs stay exact, and int8 only if the package names it for CPUs."""
+    """Number format of the computation. `auto` takes the fastest that keeps the limits of the
+    package: on CPUs by its measurements, otherwise, and on every GPU, by the reference outputs that
+    it keeps, with which the start compares. It takes int8 only if the package names it for CPUs."""
+    tf32: bool = False
+    """Let a GPU round the factors of float32 products to TF32, which has the 10 bits of fp16."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Device that runs the model. `auto` chooses a GPU if there is one and a runtime supports
     it."""

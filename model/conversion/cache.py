@@ -33,7 +33,7 @@ STAGING: Final = re.compile(r"\.(?P<entry>.+-[0-9a-f]{20})\..+")
 KEY_DIGITS: Final = 20
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 # Part of every key. Increased when the same checkpoint is exported to another package.
-EXPORT_FORMAT: Final = 7
+EXPORT_FORMAT: Final = 8
 # Suffixes of the files that are read; others, such as cards and images, do not count.
 READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
 WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})

@@ -30,11 +30,12 @@ from model.conversion.source import (
     split_models,
     split_name,
 )
-from model.graphs import DepthActivation, Precision
+from model.graphs import USUAL_PRECISIONS, DepthActivation, Precision
 from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
 from model.package import ModelPackage, open_package
 from model.parity import command as parity
 from model.publication import Repository
+from model.runtime.machine import this_hardware
 from model.runtime.tensorrt import command as engines
 
 PROGRAM: Final = "python -m model"
@@ -81,7 +82,12 @@ class MakingOptions(CacheOptions):
     ] = "linear"
     precision: Annotated[
         tuple[Precision, ...],
-        Parameter(help="Additional graphs, next to fp32; may be repeated.", show_default=False),
+        Parameter(
+            help="Additional graphs, next to fp32; may be repeated. What is named must not differ "
+            "too much. Default: fp16, which is left out if it does; into the cache only if this "
+            "machine has a GPU.",
+            show_default=False,
+        ),
     ] = ()
 
 
@@ -147,7 +153,9 @@ def convert(
     """Write a model package; returns the exit status."""
 
     def write(reporter: Reporter) -> str:
-        request = _request(source, making, name=name, may_be_package=bool(making.precision))
+        request = _request(
+            source, making, name=name, may_be_package=bool(making.precision), is_for_gpus=True
+        )
         request = replace(request, is_thorough=thorough)
         return str(_preparer(making, reporter).write(request, output).path)
 
@@ -474,17 +482,22 @@ def _prepared(
     sources = [split_name(model)[1] for model in split_models(models)]
     if making.dense is not None and len(sources) > 1:
         raise ConversionError("--dense belongs to one model; write base+heads in a list of models")
-    preparer = _preparer(making, reporter)
+    preparer, has_gpu = _preparer(making, reporter), bool(this_hardware().gpus)
     return [
         open_package(source, verify=verify)
         if making.dense is None and isinstance(parse_source(source), PackageSource)
-        else preparer.prepare(_request(source, making), verify=verify)
+        else preparer.prepare(_request(source, making, is_for_gpus=has_gpu), verify=verify)
         for source in sources
     ]
 
 
 def _request(
-    text: str, making: MakingOptions, *, name: str | None = None, may_be_package: bool = False
+    text: str,
+    making: MakingOptions,
+    *,
+    name: str | None = None,
+    may_be_package: bool = False,
+    is_for_gpus: bool,
 ) -> ConversionRequest:
     if name is not None:
         check_model_name(name)
@@ -499,10 +512,12 @@ def _request(
         base = source
     if name is None and isinstance(base, FolderSource) and (base.path / MANIFEST_NAME).is_file():
         name = open_package(base.path).manifest.name
+    usual = USUAL_PRECISIONS if making.precision == () and is_for_gpus else ()
     return ConversionRequest(
         base=base,
         dense=dense,
-        precisions=tuple(dict.fromkeys(("fp32", *making.precision))),
+        precisions=tuple(dict.fromkeys(("fp32", *making.precision, *usual))),
+        may_fail=usual,
         name=name,
         depth_activation=making.depth_activation,
     )

@@ -35,6 +35,7 @@ class ConversionRequest:
         base: The model. Pinned to a commit, then replaced by the downloaded folder.
         dense: Its dense heads, if any; likewise.
         precisions: Precisions of the graphs; `fp32` is among them.
+        may_fail: Those of them that may differ from the model; see `PackageContent`.
         name: Name of the model for clients; None for the name of the source.
         depth_activation: See `model.checkpoints.scenic`; a -dpt folder states its own.
         is_thorough: Compare the graphs on all sizes; not in the cache key.
@@ -46,6 +47,7 @@ class ConversionRequest:
     base: CheckpointSource
     dense: CheckpointSource | None = None
     precisions: Sequence[Precision] = ("fp32",)
+    may_fail: Sequence[Precision] = ()
     name: str | None = None
     depth_activation: DepthActivation = "linear"
     is_thorough: bool = False
@@ -103,6 +105,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         encoder=encoder,
         dense=heads,
         precisions=precisions,
+        may_fail=tuple(request.may_fail),
         draft=draft.model_copy(update=described),
         render_card=partial(render_card, card),
     )

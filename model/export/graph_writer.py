@@ -100,6 +100,7 @@ class PackageContent:
         render_card: Renders the model card from the finished manifest.
         dense: Backbone and heads for depth, normals and segmentation, in float32.
         precisions: Precisions of additional graphs; fp32 is always written.
+        may_fail: Those of them that are left out if a tower differs from the model.
         is_graphs_only: Leave the weights for torch out, for a package that must be small. Then the
             runtime torch cannot run it, and graphs cannot be added or compared again.
     """
@@ -109,6 +110,7 @@ class PackageContent:
     render_card: Callable[[Manifest], str]
     dense: Tipsv2DptForDensePrediction | None = None
     precisions: tuple[Precision, ...] = ()
+    may_fail: tuple[Precision, ...] = ()
     is_graphs_only: bool = False
 
 

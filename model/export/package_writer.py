@@ -6,18 +6,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from model.encoder import WEIGHTS_FILE
 from model.export.graph_writer import PackageContent, write_graphs
 from model.files import rename, sync_tree
-from model.manifest import CARD, MANIFEST_NAME, Manifest, ScoreEntry
+from model.graphs import Part, Precision, graph_file
+from model.manifest import CARD, MANIFEST_NAME, Manifest, ParityEntry, ScoreEntry
 from model.package import ModelPackage, Progress, check_output, open_package, write_manifest
 from model.parity.command import HEADING as PARITY_HEADING
 from model.parity.command import parity_section
 from model.parity.gate import prove_package
-from model.parity.reference import dense_reference
+from model.parity.recorded import write_recorded
+from model.parity.reference import dense_reference, recorded_reference
 
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
 SCORES: Final = "## Scores"
 SCORES_TEXT: Final = (
     "Values with 95 % intervals; n is the number of examples. Images were decoded in full, as a "
@@ -92,17 +95,42 @@ def write_package(
         _write_files(content, staging, progress)
         # The gate loads the graphs as the server does, which needs a manifest.
         first = write_manifest(staging, content.draft)
+        dense = dense_reference(content.dense)
+        progress("recording outputs of the model, for servers to compare with")
+        write_recorded(*recorded_reference(content.encoder, first, dense=dense), staging)
         parity = prove_package(
             content.encoder,
             first,
-            dense=dense_reference(content.dense),
+            dense=dense,
+            may_fail=content.may_fail,
             is_thorough=is_thorough,
             progress=progress,
         )
+        parity = _without_failed(staging, parity, content.may_fail, progress)
         manifest = content.draft.model_copy(update={"parity": parity})
         (staging / CARD).write_text(content.render_card(manifest), encoding="utf-8")
         write_manifest(staging, manifest)
     return open_package(output)
+
+
+def _without_failed(
+    folder: Path,
+    parity: Sequence[ParityEntry],
+    may_fail: Sequence[Precision],
+    progress: Progress,
+) -> list[ParityEntry]:
+    """Remove failed towers, and what is not used without them; returns the remaining entries."""
+    failed, removed = {entry.file for entry in parity if not entry.passed}, set()
+    for precision in may_fail:
+        text, every = graph_file("text", precision), {graph_file(p, precision) for p in PARTS}
+        removed |= {text} & failed
+        removed |= every if graph_file("vision", precision) in failed else set()
+    for file in sorted(removed):
+        progress(f"{file} is left out")
+    for file in removed:
+        for path in (folder / file, folder / f"{file}.data"):
+            path.unlink(missing_ok=True)
+    return [entry for entry in parity if entry.file not in removed]
 
 
 @contextmanager

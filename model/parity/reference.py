@@ -8,7 +8,6 @@ Shapes: B batch, N patches, L tokens, D embedding width, K classes, H W pixels.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -19,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import Tipsv2DptForDensePrediction
 
 from model.encoder import Encoder, Towers
-from model.graphs import DenseTask, Precision
+from model.graphs import DenseTask
 from model.manifest import Manifest
 from model.package import ModelPackage
-from model.parity.distance import ReferenceMask, reference_mask
+from model.parity.distance import reference_mask
 from model.parity.inputs import (
     BUDGET_GFLOP,
     CLASS_NAMES,
@@ -35,6 +34,14 @@ from model.parity.inputs import (
     plan_sizes,
     text_inputs,
 )
+from model.parity.measure import (
+    ClassPrompts,
+    Reference,
+    TextCase,
+    VisionCase,
+    segmenting_features,
+)
+from model.parity.recorded import RECORDED_TEXTS, Thumbnails, enlarged, gate_thumbnails
 from model.runtime.base import Runtime, VisionOutput
 from model.segmentation import average_groups
 from model.text import TEMPLATES, TextTokenizer, fill
@@ -46,58 +53,6 @@ DENSE_FIELDS: Final[dict[DenseTask, str]] = {
     "normals": "normals",
     "segmentation": "segmentation_logits",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class VisionCase:
-    """Images and the model's outputs; masks and dense maps of real images only."""
-
-    given: VisionInput
-    output: VisionOutput
-    masks: tuple[ReferenceMask, ...]
-    dense: Mapping[DenseTask, FloatArray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextCase:
-    """Texts and their embeddings."""
-
-    given: TextInput
-    output_BD: FloatArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ClassPrompts:
-    """The prompts of all classes; `sizes` is the number of prompts of each class."""
-
-    given: TextInput
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Reference:
-    """Everything that exports are compared with.
-
-    Attributes:
-        name: What computed it, for the manifest.
-        features: Patch features to segment with: "values" or "patches".
-        prompts: Prompts of the classes.
-        classes_KD: Embeddings of the classes.
-        cpu_precision: As in the manifest.
-    """
-
-    name: str
-    features: str
-    cpu_precision: Precision | None
-    prompts: ClassPrompts
-    classes_KD: FloatArray
-    vision: tuple[VisionCase, ...]
-    text: tuple[TextCase, ...]
-
-    @property
-    def tasks(self) -> set[DenseTask]:
-        """The dense heads that it has maps of."""
-        return {task for case in self.vision for task in case.dense}
 
 
 def build_reference(
@@ -146,6 +101,43 @@ def build_reference(
             for text in texts
         ),
     )
+
+
+def recorded_reference(
+    encoder: Encoder, package: ModelPackage, *, dense: DenseReference | None = None
+) -> tuple[Reference, Thumbnails]:
+    """Run the encoder on what a package keeps for `model.parity.recorded`; see `build_reference`.
+
+    Returns:
+        The outputs, with one case of images and one of texts, and the images.
+    """
+    manifest, towers = package.manifest, encoder.reference
+    tokenizer = TextTokenizer.from_package(package)
+    prompts = class_prompts(tokenizer, manifest)
+    prompts_PD = reference_text(towers, prompts.given.token_ids_BL, prompts.given.mask_BL)
+    tokens = tokenizer.encode(RECORDED_TEXTS)
+    text = TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
+    thumbnails = gate_thumbnails()
+    side = manifest.map_side(manifest.native_size) if dense else manifest.native_size
+    case = _vision_case(
+        towers,
+        enlarged(thumbnails, (side, side)),
+        patch_size=manifest.patch_size,
+        classes_KD=average_groups(prompts_PD, prompts.sizes),
+        features=manifest.zero_shot.features,
+        dense=dense,
+    )
+    output_BD = reference_text(towers, text.token_ids_BL, text.mask_BL)
+    reference = Reference(
+        name=f"{towers.name}, torch {torch.__version__}, float32",
+        features=manifest.zero_shot.features,
+        cpu_precision=manifest.cpu_precision,
+        prompts=None,
+        classes_KD=average_groups(prompts_PD, prompts.sizes),
+        vision=(case,),
+        text=(TextCase(given=text, output_BD=output_BD),),
+    )
+    return reference, thumbnails
 
 
 def class_prompts(tokenizer: TextTokenizer, manifest: Manifest) -> ClassPrompts:
@@ -257,11 +249,6 @@ def head_reference(
         vision=tuple(cases),
         text=(),
     )
-
-
-def segmenting_features(output: VisionOutput, features: str) -> FloatArray:
-    """The patch features [B, N, D] to segment with: "values" or "patches"."""
-    return output.values_BND if features == "values" else output.patches_BND
 
 
 def _suits_heads(given: VisionInput, manifest: Manifest) -> bool:

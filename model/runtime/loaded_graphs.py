@@ -128,12 +128,20 @@ def proof(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> Par
 
     Dense heads do not count: each falls back to float32 on its own.
     """
-    towers = [g for g in loaded_graphs(manifest, runtime, precision) if g.part in TOWERS]
-    if any(failures(manifest, runtime, graph.file, graph.precision) for graph in towers):
+    if has_failed_tower(manifest, runtime, precision):
         return None
     wanted = (vision_file(runtime, precision), runtime, precision)
     found = [e for e in manifest.parity if (e.file, e.runtime, e.precision) == wanted]
     return found[0] if found else None
+
+
+def has_failed_tower(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> bool:
+    """Whether a measurement of a loaded tower violated its limits."""
+    return any(
+        failures(manifest, runtime, graph.file, graph.precision)
+        for graph in loaded_graphs(manifest, runtime, precision)
+        if graph.part in TOWERS
+    )
 
 
 def failures(

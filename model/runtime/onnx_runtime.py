@@ -72,6 +72,7 @@ def open_session(
     num_threads: int,
     *,
     has_arena: bool = True,
+    tf32: bool = False,
 ) -> Any:
     """Load a graph on a provider, and on no other.
 
@@ -84,6 +85,7 @@ def open_session(
         precision: Precision of the graph; decides what a GPU may round.
         num_threads: CPU threads of one call.
         has_arena: Whether memory of calls on the CPU is kept for later calls.
+        tf32: Whether a GPU may round a float32 graph to TF32.
 
     Raises:
         MissingRuntimeError: ONNX Runtime is not installed, or was built without the provider.
@@ -102,7 +104,10 @@ def open_session(
         _load_tensorrt()
     try:
         session = onnxruntime.InferenceSession(
-            path, options, providers=_providers(provider, precision), enable_fallback=0
+            path,
+            options,
+            providers=_providers(provider, precision, tf32=tf32),
+            enable_fallback=0,
         )
     except (RuntimeError, ValueError) as error:
         if provider == "cpu":
@@ -161,11 +166,11 @@ def _session_options(onnxruntime: Any, num_threads: int) -> Any:
     return options
 
 
-def _providers(provider: Provider, precision: Precision) -> list[Any]:
+def _providers(provider: Provider, precision: Precision, *, tf32: bool) -> list[Any]:
     """Providers with their options; a node runs on the first that supports it."""
     cuda: dict[str, str] = {
         # TF32 keeps 10 of the 23 bits of a float32.
-        "use_tf32": "0" if precision == "fp32" else "1",
+        "use_tf32": "0" if precision == "fp32" and not tf32 else "1",
         # Shapes vary; an exhaustive search for each would take longer than it saves.
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
@@ -199,7 +204,7 @@ class OnnxRuntime(GraphRuntime):
         def open_graph(graph: LoadedGraph) -> OnnxGraph:
             path = package.file(graph.file)
             digest = graph_digest(package.manifest, graph.file)
-            key = (path, digest, provider, graph.precision, share.num_threads)
+            key = (path, digest, provider, graph.precision, choice.tf32, share.num_threads)
 
             def load() -> Any:
                 # Without its arena, images take more at their peak and 1.3 times the CPU time in
@@ -211,6 +216,7 @@ class OnnxRuntime(GraphRuntime):
                     graph.precision,
                     share.num_threads,
                     has_arena=graph.part != "text",
+                    tf32=choice.tf32,
                 )
 
             if not is_shared:

@@ -58,6 +58,7 @@ class TorchRuntime:
             raise UnusableRuntimeError(f"torch computes in {', '.join(DTYPES)} here")
         self.precision: Precision = choice.precision
         self.device: Device = choice.device
+        self._tf32 = choice.tf32
         self._patch_size = package.manifest.patch_size
         self._max_tokens = package.manifest.max_text_tokens
         self._num_threads = share.num_threads
@@ -130,7 +131,9 @@ class TorchRuntime:
         if self.device == "cpu" and torch.get_num_threads() != self._num_threads:
             torch.set_num_threads(self._num_threads)
         call = self._call = _running.call = InterruptibleCall()
-        tf32 = self.precision != "fp32"
+        tf32 = self._tf32 or self.precision != "fp32"
+        if self.device == "gpu":
+            torch.backends.cuda.matmul.allow_tf32 = self._tf32
         try:
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
                 yield torch

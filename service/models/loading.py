@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any, Final
 
 from model.graphs import DENSE_TASKS, DenseTask
-from model.package import Manifest, ModelPackage, PackageError
+from model.package import Manifest, ModelPackage, PackageError, ParityEntry
+from model.parity.measure import describe as describe_parity
+from model.parity.recorded import check_runtime, read_recorded
 from model.runtime.base import (
     Device,
     MissingRuntimeError,
@@ -18,9 +20,15 @@ from model.runtime.base import (
     UnusableRuntimeError,
     is_out_of_memory,
 )
-from model.runtime.choice import RuntimeChoice, RuntimeRequest, choose_runtime
+from model.runtime.choice import (
+    UNCHECKED,
+    Checks,
+    RuntimeChoice,
+    RuntimeRequest,
+    choose_runtime,
+)
 from model.runtime.load import load_chosen
-from model.runtime.loaded_graphs import parity_in_use
+from model.runtime.loaded_graphs import loaded_graphs, parity_in_use
 from model.runtime.tensorrt.cuda import free_gpu_memory
 from model.text import TextTokenizer
 from service.errors import ServiceError
@@ -65,12 +73,44 @@ Load = Callable[..., Runtime]
 
 
 @dataclass(frozen=True, slots=True)
+class FirstLane:
+    """The first lane of a model, which has run served shapes.
+
+    Attributes:
+        package: Its manifest has the parity entries that hold on this machine.
+        choice: Chosen runtime.
+        load: Loads the runtime of a lane.
+        plan: Number of lanes, and of threads in each.
+        lane: The lane.
+        first_s: Seconds of the first image of each shape.
+        memory: Memory of single images.
+    """
+
+    package: ModelPackage
+    choice: RuntimeChoice
+    load: Load
+    plan: LanePlan
+    lane: Lane
+    first_s: Mapping[Bucket, float]
+    memory: BatchMemory
+
+    def has_loaded(self, package: ModelPackage, choice: RuntimeChoice) -> bool:
+        """Whether a choice would load what is loaded."""
+        wanted, found = (
+            (c.place, loaded_graphs(p.manifest, c.runtime, c.precision))
+            for p, c in ((package, choice), (self.package, self.choice))
+        )
+        return wanted == found
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedLanes:
     """Lanes that have run served shapes, and the measurements of one of them.
 
     Attributes:
         lanes: The lanes.
         choice: Their runtime.
+        parity: Measurements of its graphs.
         warm: Time of batches.
         memory: Memory of single images.
         max_patches: Most patches that fit a lane's memory, per kind of image batch; unknown kinds
@@ -79,6 +119,7 @@ class LoadedLanes:
 
     lanes: Sequence[Lane]
     choice: RuntimeChoice
+    parity: tuple[ParityEntry, ...]
     warm: WarmUp
     memory: BatchMemory
     max_patches: Mapping[Kind, int]
@@ -145,7 +186,8 @@ def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest
 def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
     """Load the lanes, run served shapes on each, and measure the cost of batches.
 
-    The first lane is loaded alone, because the memory of its images decides the number of lanes.
+    The first lane is loaded alone, because the memory of its images decides the number of lanes,
+    and because its results may decide for another runtime.
 
     Raises:
         PackageError: A served shape exceeds a batch or the memory, or does not suit a dense head.
@@ -157,72 +199,125 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     free_bytes = free_memory()
     if free_bytes is not None:
         free_bytes //= source.num_loading
-    choice = choose(package, settings)
-    load = partial(load_chosen, package, choice, cache=settings.cache)
-    weights = weight_bytes(package, choice)
-    plan = lane_plan(settings, free_bytes, weights, device=choice.device)
-    limit_s = settings.warm_up_limit_s
-    first, first_s, memory = load_first_lane(package, load, plan, buckets, limit_s=limit_s)
-    fitting = lane_plan(
-        settings, free_bytes, weights, device=choice.device, image_bytes=memory.largest_bytes
-    )
-    if fitting != plan:
-        first.runtime.close()
-        first, first_s, _ = load_first_lane(
-            package, load, fitting, buckets, limit_s=limit_s, measures_memory=False
-        )
+    started = load_checked_lane(package, settings, buckets, free_bytes)
+    choice, memory, plan = started.choice, started.memory, started.plan
     if choice.device == "gpu":
         free_bytes = free_gpu_memory(in_use_bytes=memory.largest_bytes)  # by the first lane
-    check_memory(manifest, fitting, memory, free_bytes)
-    max_patches = most_patches(manifest, fitting, memory, free_bytes)
+    check_memory(manifest, plan, memory, free_bytes)
+    max_patches = most_patches(manifest, plan, memory, free_bytes)
+    limit_s = settings.warm_up_limit_s
 
     def load_lane(_: int) -> Lane:
         source.check()
-        lane = _new_lane(package, load, fitting, buckets)
+        lane = _new_lane(started.package, started.load, plan, buckets)
         served = with_maps(buckets, manifest, lane.runtime)
         for bucket in shapes_to_run(served, manifest, set(natives(served).values()), limit_s):
             lane.run_synthetic(bucket)
         return lane
 
     # At the start all at once; later one by one, because other models need the processors.
-    num_others = fitting.num_lanes - 1
+    num_others = plan.num_lanes - 1
     with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
-        lanes = [first, *loaders.map(load_lane, range(num_others))]
+        lanes = [started.lane, *loaders.map(load_lane, range(num_others))]
     source.check()
     began = time.monotonic()
-    warm = warm_up(manifest, first, first_s, settings, max_patches=max_patches)
+    warm = warm_up(manifest, started.lane, started.first_s, settings, max_patches=max_patches)
     for lane in lanes:
         lane.runtime.release_idle_memory()
-    chosen = describe(fitting, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
+    chosen = describe(plan, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
     logger.info("measured", extra={"fields": chosen})
-    return LoadedLanes(lanes, choice, warm, memory, max_patches)
+    parity = parity_in_use(started.package.manifest, choice.runtime, choice.precision)
+    return LoadedLanes(lanes, choice, parity, warm, memory, max_patches)
 
 
-def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
-    """Choose the runtime by the settings and the machine, and log the reason.
+def load_checked_lane(
+    package: ModelPackage, settings: Settings, buckets: list[Bucket], free_bytes: int | None
+) -> FirstLane:
+    """Load the first lane with the fastest runtime whose results pass.
+
+    The choice is compared with the reference outputs of the package, if its precision has no proof
+    that holds here; if it fails, the next one is loaded.
+
+    Raises:
+        PackageError: The reference outputs are damaged; else as `load_lanes`.
+    """
+    reference = read_recorded(package)
+    checks = Checks(are_possible=reference is not None)
+    first: FirstLane | None = None
+    while True:
+        choice = choose(package, settings, checks)
+        known = replace(package, manifest=checks.known(package.manifest, choice.place))
+        if first is None or not first.has_loaded(known, choice):
+            if first is not None:
+                first.lane.runtime.close()
+            first = _load_first(known, settings, choice, buckets, free_bytes=free_bytes)
+        if reference is None or not checks.are_due(package.manifest, choice):
+            _log_choice(package, choice, has_reference=reference is not None)
+            return replace(first, package=known, choice=choice)
+        found = check_runtime(reference, known, choice, first.lane.runtime)
+        for entry in found:
+            if not entry.passed:
+                logger.warning("start check failed: %s", describe_parity(entry))
+        checks = checks.with_entries(choice, found)
+
+
+def _load_first(
+    package: ModelPackage,
+    settings: Settings,
+    choice: RuntimeChoice,
+    buckets: list[Bucket],
+    *,
+    free_bytes: int | None,
+) -> FirstLane:
+    """Load a lane of the size that fits, which is known when one was measured."""
+    load = partial(load_chosen, package, choice, cache=settings.cache)
+    weights = weight_bytes(package, choice)
+    plan = lane_plan(settings, free_bytes, weights, device=choice.device)
+    limit_s = settings.warm_up_limit_s
+    lane, first_s, memory = load_first_lane(package, load, plan, buckets, limit_s=limit_s)
+    fitting = lane_plan(
+        settings, free_bytes, weights, device=choice.device, image_bytes=memory.largest_bytes
+    )
+    if fitting != plan:
+        lane.runtime.close()
+        lane, first_s, _ = load_first_lane(
+            package, load, fitting, buckets, limit_s=limit_s, measures_memory=False
+        )
+    return FirstLane(package, choice, load, fitting, lane, first_s, memory)
+
+
+def choose(package: ModelPackage, settings: Settings, checks: Checks = UNCHECKED) -> RuntimeChoice:
+    """Choose the runtime by the settings, the machine, and what was measured on it.
 
     Raises:
         UnusableRuntimeError: The requested runtime does not work on this machine.
         MissingRuntimeError: Its library is not installed.
         PackageError: The package has no graph for it.
     """
-    choice = choose_runtime(
-        package,
-        RuntimeRequest(
-            runtime=settings.runtime,
-            precision=settings.precision,
-            device=settings.device,
-            provider=settings.onnx_provider,
-        ),
+    request = RuntimeRequest(
+        runtime=settings.runtime,
+        precision=settings.precision,
+        device=settings.device,
+        provider=settings.onnx_provider,
+        tf32=settings.tf32,
     )
-    fields = {"model": package.manifest.name, **asdict(choice)}
-    logger.info("runtime chosen", extra={"fields": fields})
+    choice = choose_runtime(package, request, checks)
     if choice.device == "gpu" and settings.num_workers > 1:
         raise UnusableRuntimeError(
             f"{settings.num_workers} workers would each hold a CUDA context and engines on one "
             "GPU: set workers to 1, or device to cpu"
         )
     return choice
+
+
+def _log_choice(package: ModelPackage, choice: RuntimeChoice, *, has_reference: bool) -> None:
+    if choice.device == "gpu" and not has_reference:
+        logger.warning(
+            "the results of this GPU are not checked, because the package has no reference "
+            "outputs: export it again"
+        )
+    fields = {"model": package.manifest.name, **asdict(choice)}
+    logger.info("runtime chosen", extra={"fields": fields})
 
 
 def lane_plan(
@@ -478,7 +573,7 @@ def serve_lanes(
         limits=request_limits(settings),
         buckets=bucket_limits(manifest, loaded, limits["image"].max_cost),
         tasks=served_tasks(manifest, runtime),
-        parity=parity_in_use(manifest, loaded.choice.runtime, runtime.precision),
+        parity=loaded.parity,
     )
     batcher.start()
     return ServedModel(

@@ -61,7 +61,7 @@ def test_the_runtime_is_chosen_by_the_settings(
     asked: list[Any] = []
     choice = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", reason="")
 
-    def record(_: object, request: Any) -> RuntimeChoice:
+    def record(_: object, request: Any, __: object) -> RuntimeChoice:
         asked.append(request)
         return choice
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from model.graphs import Precision
+from model.graphs import USUAL_PRECISIONS, Precision
 from training.export.package import export_package
 
 HELP = "Write a model package from a checkpoint."
@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=get_args(Precision),
-        help="additional graphs, next to fp32; may be repeated",
+        help="additional graphs, next to fp32; may be repeated. Default: fp16, for GPUs, which is "
+        "left out if it differs too much",
     )
 
 
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
         options.output,
         name=options.name,
         is_graphs_only=options.graphs_only,
-        precisions=options.precision,
+        precisions=options.precision or USUAL_PRECISIONS,
+        may_fail=() if options.precision else USUAL_PRECISIONS,
     )
     print(f"{package.manifest.name} is ready in {package.path}")

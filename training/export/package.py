@@ -29,6 +29,7 @@ def export_package(
     name: str,
     is_graphs_only: bool = False,
     precisions: Sequence[Precision] = (),
+    may_fail: Sequence[Precision] = (),
 ) -> ModelPackage:
     """Write the complete package of a checkpoint; see `model.export.package_writer`.
 
@@ -38,6 +39,7 @@ def export_package(
         name: The model's name for clients, such as "tipserve-s14-scenes".
         is_graphs_only: See `PackageContent`.
         precisions: Of additional graphs; fp32 is always written.
+        may_fail: See `PackageContent`.
 
     Raises:
         ValueError: The checkpoint is incomplete or malformed, or `output` holds something else.
@@ -53,6 +55,7 @@ def export_package(
         render_card=partial(render_card, card),
         is_graphs_only=is_graphs_only,
         precisions=tuple(precisions),
+        may_fail=tuple(may_fail),
     )
     return write_package(content, output)
 

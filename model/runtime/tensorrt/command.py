@@ -60,6 +60,10 @@ class BuildOptions:
     workspace_mib: Annotated[
         int | None, Parameter(help="GPU memory for one layer. Default: no limit.")
     ] = None
+    tf32: Annotated[
+        bool,
+        Parameter(help="Engines for a service with the setting tf32.", show_default=False),
+    ] = False
     device: Annotated[int, Parameter(help="Index of the GPU.")] = 0
     hardware_compatible: Annotated[
         bool,
@@ -120,6 +124,7 @@ def _options(given: BuildOptions, cache: Path) -> TensorRtOptions:
             best_texts=given.best_texts,
             workspace_bytes=None if workspace is None else workspace * MIB,
             optimization_level=given.optimization_level,
+            tf32=given.tf32,
             is_hardware_compatible=given.hardware_compatible,
         ),
         cache_folder=cache / CACHE_ROOM,

@@ -180,8 +180,9 @@ def configure(libraries: GpuLibraries, builder: Any, source: EngineSource) -> An
     """
     trt, options = libraries.trt, source.options
     config = builder.create_builder_config()
-    # TF32 keeps 10 of the 23 bits of a float32.
-    config.clear_flag(trt.BuilderFlag.TF32)
+    if not options.tf32:
+        # TF32, which is on by default, keeps 10 of the 23 bits of a float32.
+        config.clear_flag(trt.BuilderFlag.TF32)
     # Without it, a shape may take the activation memory of its profile's largest shape.
     config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if options.workspace_bytes is not None:

@@ -33,6 +33,7 @@ class EngineOptions:
         workspace_bytes: Scratch memory of one layer on the GPU; None for no limit.
         optimization_level: How long the builder searches for faster kernels, 0 to 5; TensorRT's
             default is 3.
+        tf32: Whether factors of float32 products may be rounded to 10 bits (TF32).
         is_hardware_compatible: Build slower engines that also run on other GPUs from Ampere on.
     """
 
@@ -42,6 +43,7 @@ class EngineOptions:
     best_texts: int = 32
     workspace_bytes: int | None = None
     optimization_level: int = 3
+    tf32: bool = False
     is_hardware_compatible: bool = False
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.tensorrt.cuda import GpuLibraries, device_facts, load_libraries
 from model.runtime.tensorrt.engines import ENGINES, keys_for, supply_engine
 from model.runtime.tensorrt.graph_executor import GraphExecutor, LaneStream
-from model.runtime.tensorrt.profiles import CACHE_ROOM, TensorRtOptions
+from model.runtime.tensorrt.profiles import CACHE_ROOM, EngineOptions, TensorRtOptions
 
 
 class TensorRtRuntime(GraphRuntime):
@@ -45,7 +45,7 @@ class TensorRtRuntime(GraphRuntime):
             PackageError: The package has no graph of this precision.
             ValueError: Engines are not built in this precision.
         """
-        libraries, options = load(), options or usual_options(share)
+        libraries, options = load(), options or usual_options(share, tf32=choice.tf32)
         device = device_facts(libraries, options.device_index)
         keys = keys_for(package, choice.precision, device=device, options=options)
         key_of = {(key.part, key.precision): key for key in keys}
@@ -108,8 +108,9 @@ class TensorRtGraph:
         self._executor.forget()
 
 
-def usual_options(share: LaneShare | None) -> TensorRtOptions:
+def usual_options(share: LaneShare | None, *, tf32: bool = False) -> TensorRtOptions:
     """The defaults, with the cache of `python -m model build-engine`."""
+    engine = EngineOptions(tf32=tf32)
     if share is None or share.cache is None:
-        return TensorRtOptions()
-    return TensorRtOptions(cache_folder=share.cache / CACHE_ROOM)
+        return TensorRtOptions(engine=engine)
+    return TensorRtOptions(engine=engine, cache_folder=share.cache / CACHE_ROOM)

@@ -19,8 +19,10 @@ from model.conversion.convert import ConversionRequest
 from model.conversion.errors import MissingExtraError, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import FolderSource, HubSource
+from model.graphs import Precision
 from model.manifest import ParityEntry, ParityLimits
 from model.package import ModelPackage, open_package
+from model.runtime.machine import Gpu, Hardware
 
 
 def test_a_missing_library_is_named_with_its_extra() -> None:
@@ -84,6 +86,31 @@ def test_convert_prints_the_packages_folder(
     assert request_.base == HubSource("google/tipsv2-b14", "v1")
     assert request_.dense == FolderSource(heads)
     assert (request_.precisions, request_.name) == (("fp32", "fp16"), "b")
+
+
+@pytest.mark.parametrize(
+    ("command", "gpus", "precisions", "may_fail"),
+    [
+        ("convert MODEL out", (), ("fp32", "fp16"), ("fp16",)),
+        ("convert MODEL out --precision=fp32", (), ("fp32",), ()),
+        ("convert MODEL out --precision=fp16", (), ("fp32", "fp16"), ()),
+        ("prepare MODEL", (), ("fp32",), ()),
+        ("prepare MODEL", (Gpu(name="H100"),), ("fp32", "fp16"), ("fp16",)),
+        ("prepare MODEL --precision=bf16", (Gpu(name="H100"),), ("fp32", "bf16"), ()),
+    ],
+)
+def test_graphs_for_gpus_are_written_unless_others_are_named(
+    requests: list[ConversionRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    gpus: tuple[Gpu, ...],
+    precisions: tuple[Precision, ...],
+    may_fail: tuple[Precision, ...],
+) -> None:
+    monkeypatch.setattr(commands, "this_hardware", lambda: Hardware(gpus=gpus))
+    assert run(command.replace("MODEL", "google/tipsv2-b14").split()) == 0
+    (request_,) = requests
+    assert (request_.precisions, request_.may_fail) == (precisions, may_fail)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from model.encoder import Tipsv2Encoder
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
 from model.package import ModelPackage
-from model.parity.reference import Reference, build_reference
+from model.parity.measure import Reference
+from model.parity.reference import build_reference
 from model.runtime.base import Device, Runtime, VisionOutput
 from model.runtime.load import load_runtime
 

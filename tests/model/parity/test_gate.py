@@ -27,15 +27,7 @@ from model.manifest import FileEntry, Manifest, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof
 from model.parity.distance import ParityError
-from model.parity.gate import (
-    LIMITS,
-    NAMED_INT8,
-    limits,
-    measure,
-    plan_proofs,
-    prove_package,
-    require,
-)
+from model.parity.gate import plan_proofs, prove_package, require
 from model.parity.inputs import (
     BUDGET_GFLOP,
     FOLDER,
@@ -45,7 +37,8 @@ from model.parity.inputs import (
     image_batch,
     plan_sizes,
 )
-from model.parity.reference import Reference, build_reference, dense_reference
+from model.parity.measure import LIMITS, NAMED_INT8, Reference, limits, measure
+from model.parity.reference import build_reference, dense_reference
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.choice import Machine
 from model.runtime.loaded_graphs import LoadedGraph
@@ -415,6 +408,25 @@ def test_a_failed_graph_stops_the_export(
     failing.add("fp32")
     with pytest.raises(ParityError, match=r"vision_model\.onnx on onnx in fp32.*is 1, .*Nothing"):
         prove_package(tiny_encoder, tiny_package)
+
+
+def test_a_graph_that_may_fail_is_recorded(
+    tiny_encoder: Tipsv2Encoder,
+    tiny_package: ModelPackage,
+    failing: set[Precision],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof, "load_chosen", lambda _, choice, **__: _Named(choice.runtime))
+    files = {n: FileEntry(sha256="0" * 64, size_bytes=1) for n in (VISION_FILE, TEXT_FILE)}
+    files |= {graph_file(part, "fp16"): files[VISION_FILE] for part in ("vision", "text")}
+    manifest = tiny_package.manifest.model_copy(update={"files": files})
+    package = replace(tiny_package, manifest=manifest)
+    failing.add("fp16")
+    with pytest.raises(ParityError, match="in fp16"):
+        prove_package(tiny_encoder, package)
+    optional: tuple[Precision, ...] = ("fp16",)
+    entries = prove_package(tiny_encoder, package, may_fail=optional)
+    assert {entry.precision for entry in entries if not entry.passed} == {"fp16"}
 
 
 def test_a_failed_hint_is_recorded_and_reported(

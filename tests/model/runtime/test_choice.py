@@ -9,7 +9,14 @@ from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import Manifest, ParityEntry, ParityLimits
 from model.package import PackageError
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
-from model.runtime.choice import BACKENDS, Machine, RuntimeRequest, choose
+from model.runtime.choice import (
+    BACKENDS,
+    Checks,
+    Machine,
+    RuntimeChoice,
+    RuntimeRequest,
+    choose,
+)
 from model.runtime.loaded_graphs import vision_file
 from model.runtime.machine import Gpu, Hardware, InstalledLibraries, RuntimeName
 from tests.model.runtime.conftest import make_manifest
@@ -54,11 +61,10 @@ PROOFS = (
 )
 PLAIN_PACKAGE = make_manifest(files=FILES)
 BF16_PROVEN = make_manifest(PROOFS[0], files=FILES)
-TRT_BF16 = proven("tensorrt", "bf16")
 
 
 def found(
-    package: Manifest, hardware: Hardware, libraries: InstalledLibraries, **asked: str
+    package: Manifest, hardware: Hardware, libraries: InstalledLibraries, **asked: Any
 ) -> str:
     choice = choose(package, RuntimeRequest(**asked), Machine(hardware, libraries))
     return f"{choice.runtime} {choice.precision} {choice.device} {choice.provider or '-'}"
@@ -79,15 +85,10 @@ TORCH_GPU = InstalledLibraries(onnx=frozenset({"cpu"}), torch=frozenset({"cpu", 
         (BF16_PROVEN, BF16, ONNX_CPU, "onnx fp32 cpu cpu"),
         (make_manifest(files=ONLY_TORCH), BF16, ALL_LIBRARIES, "torch fp32 cpu -"),
         (PLAIN_PACKAGE, H100, ALL_LIBRARIES, "tensorrt fp32 gpu -"),
-        (make_manifest(TRT_BF16, files=ALL_GRAPHS), H100, ALL_LIBRARIES, "tensorrt bf16 gpu -"),
-        (
-            make_manifest(PROOFS[1], TRT_BF16, files=ALL_GRAPHS),
-            H100,
-            ALL_LIBRARIES,
-            "tensorrt fp16 gpu -",
-        ),
+        # What a package was proven with ran on a CPU.
+        (make_manifest(*PROOFS, files=ALL_GRAPHS), H100, ALL_LIBRARIES, "tensorrt fp32 gpu -"),
         (make_manifest(PROOFS[3], files=ALL_GRAPHS), H100, ONNX_CUDA, "onnx fp32 gpu cuda"),
-        (make_manifest(PROOFS[2], files=FILES), H100, TORCH_GPU, "torch bf16 gpu -"),
+        (make_manifest(PROOFS[2], files=FILES), H100, TORCH_GPU, "torch fp32 gpu -"),
         (BF16_PROVEN, H100, CPU_LIBRARIES, "openvino bf16 cpu -"),
     ],
 )
@@ -165,6 +166,52 @@ def test_a_failed_proof_is_told_with_its_number() -> None:
     assert told in auto.reason
 
 
+@pytest.mark.parametrize(
+    ("libraries", "failed", "expected"),
+    [
+        (ALL_LIBRARIES, [], "tensorrt fp16 gpu"),
+        (ALL_LIBRARIES, ["fp16"], "tensorrt bf16 gpu"),
+        (ALL_LIBRARIES, ["fp16", "bf16"], "tensorrt fp32 gpu"),
+        (ALL_LIBRARIES, ["fp16", "bf16", "fp32"], "onnx fp16 gpu"),
+        (ONNX_CUDA, [], "onnx fp16 gpu"),
+        (TORCH_GPU, [], "torch bf16 gpu"),
+        (CPU_LIBRARIES, [], "openvino bf16 cpu"),
+    ],
+)
+def test_what_will_be_checked_is_chosen_until_it_fails(
+    libraries: InstalledLibraries, failed: list[Precision], expected: str
+) -> None:
+    package, machine = make_manifest(files=ALL_GRAPHS), Machine(H100, libraries)
+    checks = Checks(are_possible=True)
+    for precision in failed:
+        choice = choose(package, RuntimeRequest(), machine, checks)
+        assert (choice.runtime, choice.precision) == ("tensorrt", precision)
+        assert checks.are_due(package, choice)
+        entry = proven("tensorrt", precision).model_copy(update={"mask_agreement": 0.5})
+        checks = checks.with_entries(choice, [entry])
+        assert not checks.are_due(package, choice)
+    choice = choose(package, RuntimeRequest(), machine, checks)
+    assert f"{choice.runtime} {choice.precision} {choice.device}" == expected
+    number = "mask_agreement is 0.5, min_mask_agreement 0.995"
+    assert choice.reason.count(number) == len(failed)
+
+
+def test_a_measurement_of_a_gpu_says_nothing_of_a_cpu() -> None:
+    """Both are of ONNX Runtime and of one file."""
+    cuda = BACKENDS[1]
+    on_cpu = make_manifest(proven("onnx", "fp16"), files=ALL_GRAPHS)
+    wrong = proven("onnx", "fp16").model_copy(update={"mask_agreement": 0.5})
+    choice = RuntimeChoice(
+        runtime="onnx", precision="fp16", device="gpu", provider="cuda", reason=""
+    )
+    checks = Checks(are_possible=True).with_entries(choice, [wrong])
+    assert checks.known(on_cpu, cuda.place).parity == [wrong]
+    assert checks.known(on_cpu, ("onnx", "cpu", "cpu")).parity == on_cpu.parity
+    assert Checks().known(on_cpu, cuda.place).parity == []
+    failed = make_manifest(wrong, files=ALL_GRAPHS)
+    assert Checks().known(failed, cuda.place).parity == [wrong], "what fails anywhere is avoided"
+
+
 def all_libraries() -> list[InstalledLibraries]:
     """Every set of libraries that can be installed."""
     onnx: list[frozenset[Any]] = [frozenset(), frozenset({"cpu"}), ALL_LIBRARIES.onnx]
@@ -188,7 +235,7 @@ def test_auto_chooses_only_what_is_exact_or_proven_and_available() -> None:
         except (MissingRuntimeError, PackageError) as error:
             refusals.add(type(error))
             continue
-        entries = [(e.runtime, e.precision) for e in package.parity]
+        entries = [(e.runtime, e.precision) for e in package.parity if choice.device == "cpu"]
         assert choice.precision == "fp32" or (choice.runtime, choice.precision) in entries
         assert choice.precision not in {"int8", "int8_weights"}
         assert choice.device == "cpu" or hardware.gpus
@@ -209,7 +256,7 @@ def test_a_request_is_fulfilled_or_refused() -> None:
     package, machine = make_manifest(files=ALL_GRAPHS), Machine(H100, ALL_LIBRARIES)
     refusals: list[str] = []
     for values in product(*fields.values()):
-        request = dict(zip(fields, values, strict=True))
+        request: dict[str, Any] = dict(zip(fields, values, strict=True))
         try:
             choice = choose(package, RuntimeRequest(**request), machine)
         except UnusableRuntimeError as error:

@@ -69,15 +69,23 @@ OLD_LIBRARY = SimpleNamespace(get_providers=lambda: [CUDA, CPU])  # does not rep
         ("cuda", OLD_LIBRARY),
     ],
 )
-@pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("fp16", "1")])
-def test_a_session_computes_on_its_provider_and_float32_without_tf32(
-    monkeypatch: pytest.MonkeyPatch, provider: Any, opened: Any, precision: Any, tf32: str
+@pytest.mark.parametrize(
+    ("precision", "tf32", "use_tf32"),
+    [("fp32", False, "0"), ("fp32", True, "1"), ("fp16", False, "1")],
+)
+def test_a_session_computes_on_its_provider_and_float32_in_tf32_only_if_set(
+    monkeypatch: pytest.MonkeyPatch,
+    provider: Any,
+    opened: Any,
+    precision: Any,
+    tf32: bool,
+    use_tf32: str,
 ) -> None:
     library = Library(opened)
     monkeypatch.setitem(sys.modules, "onnxruntime", library)
-    assert open_session(Path("a.onnx"), provider, precision, 1) is opened
+    assert open_session(Path("a.onnx"), provider, precision, 1, tf32=tf32) is opened
     *_, (name, options), last = library.arguments["providers"]
-    assert (name, options["use_tf32"], last) == (CUDA, tf32, CPU)
+    assert (name, options["use_tf32"], last) == (CUDA, use_tf32, CPU)
     assert library.arguments["enable_fallback"] == 0
     assert library.were_libraries_sought
     assert library.config["session.record_ep_graph_assignment_info"] == "1"

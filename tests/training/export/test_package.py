@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoProcessor, Tipsv2Model, Tipsv2Processor
 
 from model.export import package_writer
 from model.export.graph_writer import PackageContent
-from model.graphs import graph_file
+from model.graphs import Part, graph_file
+from model.manifest import ParityEntry
 from model.package import ModelPackage, check_output, open_package
 from model.parity.distance import ParityError
 from model.publication import Repository
@@ -44,6 +45,7 @@ def test_the_folder_has_every_part(tiny_package: ModelPackage) -> None:
         "onnx/text_model.onnx",
         "onnx/vision_model.onnx",
         "processor_config.json",
+        "reference.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
     }
@@ -117,6 +119,59 @@ def test_a_failed_gate_writes_nothing(
     with pytest.raises(ParityError):
         export_package(checkpoint, output, name="tiny")
     assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("failed", "left"),
+    [
+        ((), {"vision", "text"}),
+        (("text",), {"vision"}),
+        (("vision",), set()),
+    ],
+)
+def test_what_nobody_named_is_left_out_if_it_fails(
+    checkpoint: Path,
+    tiny_package: ModelPackage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failed: tuple[Part, ...],
+    left: set[Part],
+) -> None:
+    parts: tuple[Part, ...] = ("vision", "text")
+
+    def write(_: PackageContent, folder: Path, __: object) -> None:
+        shutil.copytree(tiny_package.path / "onnx", folder / "onnx")
+        for part in parts:
+            file = folder / graph_file(part, "fp16")
+            shutil.copy(folder / graph_file(part), file)
+            file.with_name(f"{file.name}.data").touch()
+
+    def prove(*_: object, may_fail: object, **__: object) -> list[ParityEntry]:
+        assert may_fail == ("fp16",)
+        exact = tiny_package.manifest.parity[0]
+        return [
+            exact.model_copy(
+                update={
+                    "file": graph_file(part, "fp16"),
+                    "precision": "fp16",
+                    "is_finite": part not in failed,
+                }
+            )
+            for part in parts
+        ]
+
+    monkeypatch.setattr(package_writer, "write_graphs", write)
+    monkeypatch.setattr(package_writer, "prove_package", prove)
+    package = export_package(
+        checkpoint, tmp_path / "tiny", name="tiny", precisions=("fp16",), may_fail=("fp16",)
+    )
+    for part in parts:
+        file = graph_file(part, "fp16")
+        is_left = part in left
+        files = package.manifest.files
+        assert (file in files, f"{file}.data" in files) == (is_left, is_left)
+        assert (file in {entry.file for entry in package.manifest.parity}) is is_left
+    assert graph_file("vision") in package.manifest.files
 
 
 @pytest.mark.slow

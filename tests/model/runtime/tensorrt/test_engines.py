@@ -26,7 +26,9 @@ def source_of(gpu: "StandInGpu", options: EngineOptions) -> EngineSource:
     )
 
 
-CHANGED = EngineOptions(workspace_bytes=1 << 28, optimization_level=5, is_hardware_compatible=True)
+CHANGED = EngineOptions(
+    workspace_bytes=1 << 28, optimization_level=5, tf32=True, is_hardware_compatible=True
+)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_options_and_profiles_reach_the_builder(
     (config,) = gpu.trt.configs
     level, compatibility = config.builder_optimization_level, config.hardware_compatibility_level
     assert (config.workspace, level, compatibility.name) == settings
-    assert not config.flags, "float32 is not rounded to TF32"
+    assert {flag.name for flag in config.flags} == ({"TF32"} if options.tf32 else set())
     assert {feature.name for feature in config.features} == {"RUNTIME_ACTIVATION_RESIZE_10_10"}
     assert config.max_aux_streams == 0
     given = [profile.shapes["pixel_values"] for profile in config.profiles]

@@ -1,0 +1,191 @@
+"""Reference outputs in a package equal torch's, and a runtime that differs from them fails."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from transformers import Tipsv2DptForDensePrediction
+
+from model.encoder import Tipsv2Encoder
+from model.graphs import DENSE_TASKS, DenseTask
+from model.manifest import RECORDED_FILE
+from model.package import ModelPackage, PackageError, open_package, write_manifest
+from model.parity.measure import Reference
+from model.parity.recorded import check_runtime, read_recorded, write_recorded
+from model.parity.reference import (
+    dense_reference,
+    recorded_reference,
+    reference_text,
+    reference_vision,
+)
+from model.runtime.base import Runtime, VisionOutput
+from model.runtime.choice import RuntimeChoice
+from model.runtime.load import load_runtime
+from tests.model.parity.conftest import Altered
+
+ON_CPU = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", provider="cpu", reason="")
+METADATA = {"reference": "torch", "features": "values"}
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_package: ModelPackage) -> Reference:
+    found = read_recorded(tiny_package)
+    assert found is not None
+    return found
+
+
+def test_a_package_keeps_what_torch_computes(
+    tiny_encoder: Tipsv2Encoder, tiny_package: ModelPackage, recorded: Reference
+) -> None:
+    towers, manifest = tiny_encoder.reference, tiny_package.manifest
+    assert RECORDED_FILE in manifest.files
+    assert sum(len(case.masks) for case in recorded.vision) == 8
+    for case in recorded.vision:
+        assert case.given.size[1:] == (manifest.native_size, manifest.native_size)
+        full = reference_vision(towers, case.given.pixels_B3HW, manifest.patch_size)
+        samples = case.samples
+        assert samples is not None
+        for name in ("cls1_BD", "cls2_BD"):
+            found, wanted = getattr(case.output, name), getattr(full, name)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+        for name in ("patches_BND", "values_BND"):
+            found, every = getattr(case.output, name), getattr(full, name)
+            for item, rows in enumerate(samples.rows_BS):
+                np.testing.assert_allclose(found[item], every[item, rows], rtol=0, atol=1e-5)
+    (text,) = recorded.text
+    wanted_BD = reference_text(towers, text.given.token_ids_BL, text.given.mask_BL)
+    np.testing.assert_allclose(text.output_BD, wanted_BD, rtol=0, atol=1e-5)
+    assert manifest.files[RECORDED_FILE].size_bytes < 500_000
+
+
+def test_an_equal_runtime_passes_and_a_wrong_one_fails_with_its_number(
+    tiny_package: ModelPackage, recorded: Reference, altered: Altered
+) -> None:
+    vision, text = check_runtime(recorded, tiny_package, ON_CPU, altered)
+    assert (vision.failures, text.failures) == ((), ())
+    assert (vision.precision, text.precision) == ("fp32", "fp32")
+
+    def swapped(output: VisionOutput) -> VisionOutput:
+        return replace(output, values_BND=output.patches_BND, patches_BND=output.values_BND)
+
+    altered.change_vision = swapped
+    altered.change_text = lambda output_BD: 1.1 * output_BD
+    vision, text = check_runtime(recorded, tiny_package, ON_CPU, altered)
+    assert "max_relative_diff" in vision.failures[0]
+    assert "mask_agreement" in vision.failures[1]
+    assert text.failures == ("max_relative_diff is 0.1, max_relative_diff 0.0001",)
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.001, True), (1.02, False)])
+def test_float32_on_a_gpu_may_round_like_fp16(
+    tiny_package: ModelPackage,
+    recorded: Reference,
+    altered: Altered,
+    factor: float,
+    passes: bool,
+) -> None:
+    altered.change_text = lambda output_BD: np.float32(factor) * output_BD
+    on_gpu = replace(ON_CPU, device="gpu", provider="cuda")
+    for choice, expected in ((ON_CPU, False), (on_gpu, passes)):
+        _, text = check_runtime(recorded, tiny_package, choice, altered)
+        assert text.passed is expected
+
+
+def test_maps_of_heads_are_recorded_and_compared(
+    tiny_encoder: Tipsv2Encoder,
+    tiny_dense: Tipsv2DptForDensePrediction,
+    dense_package: ModelPackage,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "package"
+    shutil.copytree(dense_package.path, folder)
+    dense = dense_reference(tiny_dense)
+    write_recorded(*recorded_reference(tiny_encoder, dense_package, dense=dense), folder)
+    package = write_manifest(folder, dense_package.manifest)
+    reference = read_recorded(package)
+    assert reference is not None
+    assert reference.tasks == set(DENSE_TASKS)
+    with closing(load_runtime(package, runtime="onnx")) as runtime:
+        entries = check_runtime(reference, package, ON_CPU, runtime)
+        assert [entry.failures for entry in entries] == [()] * 5
+        negated = _Negated(runtime)
+        entries = check_runtime(reference, package, ON_CPU, negated)
+    assert [entry.passed for entry in entries] == [True, True, False, False, False]
+
+
+class _Negated:
+    """A runtime whose maps have the wrong sign."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def estimate(self, task: DenseTask, pixels_B3HW: Any) -> Any:
+        return -self._runtime.estimate(task, pixels_B3HW)
+
+
+def test_a_package_of_an_earlier_version_has_none(tiny_package: ModelPackage) -> None:
+    files = {n: e for n, e in tiny_package.manifest.files.items() if n != RECORDED_FILE}
+    manifest = tiny_package.manifest.model_copy(update={"files": files})
+    assert read_recorded(replace(tiny_package, manifest=manifest)) is None
+
+
+Arrays = dict[str, Any]
+
+
+def without_cls2(arrays: Arrays) -> Arrays:
+    del arrays["cls2"]
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_cls2, "cls2"),
+        (lambda a: a | {"cls1": a["cls1"][:, 1:].copy()}, r"cls1 is float32 \[8, 31\]"),
+        (lambda a: a | {"values": a["values"].astype(np.float16)}, "values is float16"),
+        (lambda a: a | {"patches": a["patches"] * np.nan}, "patches is not finite"),
+        (lambda a: a | {"rows": a["rows"] + 10**6}, "rows has an index outside"),
+        (lambda a: a | {"rows": a["rows"] - 10**6}, "rows has an index outside"),
+        (lambda a: a | {"size": np.array([10**6, 10**6])}, r"the images have \d+ patches"),
+        (lambda a: a | {"size": np.array([0, 14])}, "the images have 0 patches"),
+        (lambda a: a | {"images": a["images"][0].copy()}, "images is uint8"),
+        (lambda a: a | {"points": a["points"][0].copy()}, "index"),
+    ],
+)
+def test_damaged_outputs_are_refused_with_a_sentence(
+    tiny_package: ModelPackage, tmp_path: Path, change: Callable[[Arrays], Arrays], words: str
+) -> None:
+    arrays = change(load_file(tiny_package.file(RECORDED_FILE)))
+    save_file(arrays, tmp_path / RECORDED_FILE, metadata=METADATA)
+    with pytest.raises(PackageError, match=f"reference outputs .* are damaged .*({words})"):
+        read_recorded(replace(tiny_package, path=tmp_path))
+
+
+def test_a_file_that_is_no_safetensors_is_refused(
+    tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    (tmp_path / RECORDED_FILE).write_bytes(b"\xff" * 100)
+    with pytest.raises(PackageError, match="are damaged"):
+        read_recorded(replace(tiny_package, path=tmp_path))
+    with (tmp_path / RECORDED_FILE).open("wb") as file:
+        file.truncate(40 * 2**20)
+    with pytest.raises(PackageError, match="more than 33554432 bytes"):
+        read_recorded(replace(tiny_package, path=tmp_path))
+
+
+def test_a_changed_file_is_found_by_its_digest(tiny_package: ModelPackage, tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    shutil.copytree(tiny_package.path, folder)
+    path = folder / RECORDED_FILE
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(PackageError, match=r"reference\.safetensors is not the file"):
+        open_package(folder)

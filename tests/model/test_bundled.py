@@ -35,7 +35,7 @@ def _score(package: ModelPackage, row: str, metric: str, split: str = MAIN_SPLIT
     return next(s for s in scores if (s.split, s.row, s.metric) == (split, row, metric))
 
 
-@pytest.mark.parametrize(("split", "least"), [(MAIN_SPLIT, 33), (STAMPS_SPLIT, 31)])
+@pytest.mark.parametrize(("split", "least"), [(MAIN_SPLIT, 38), (STAMPS_SPLIT, 33)])
 def test_the_bundled_model_names_drawings_and_photographs(split: str, least: float) -> None:
     bundled = open_package("bundled", verify=False)
     found = _score(bundled, "student", "mIoU", split)
@@ -81,7 +81,9 @@ def test_the_students_scores_are_high_enough() -> None:
 
 def test_every_export_is_close_to_torch(package: ModelPackage) -> None:
     parity = package.manifest.parity
-    assert [entry.failures for entry in parity if not entry.passed] == []
+    # What fails in fewer bits is recorded, and not chosen by default.
+    failed = [entry for entry in parity if not entry.passed]
+    assert [entry.failures for entry in failed if entry.precision == "fp32"] == []
     ways = {(entry.file, entry.runtime, entry.precision): entry for entry in parity}
     for file in ("onnx/vision_model.onnx", "onnx/text_model.onnx"):
         for runtime in ("onnx", "openvino"):

@@ -151,7 +151,7 @@ class PhotographsJob:
             "evaluation_only_art": {
                 a.name: f"{a.package}, {a.licence}" for a in ART_SETS if not a.trainable
             },
-            "frozen_networks": {
+            "pretrained_networks": {
                 "EfficientNet-Lite0": "cells and classes, Apache-2.0, trained on ImageNet-1k",
                 "all-MiniLM-L6-v2": "texts, Apache-2.0, trained on web text",
             },

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 HERE = Path(__file__).parent
 # Image, classes, further options.
 EXAMPLES = (
-    ("scene.png", "burger,sunflower,book", {}),
+    ("scene.png", "burger,sunflower,open book", {}),
     ("squirrel.jpg", "squirrel,tree,leaf", {}),
 )
 # Photographs whose licences allow to show them (NOTICE), not chosen by their masks.

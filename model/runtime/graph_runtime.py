@@ -107,7 +107,7 @@ class GraphRuntime:
 
     A head is loaded on its first use. It reads taps of the vision graph in its own precision, which
     may be a second one: depth is in float32 also where embeddings are not. So what was measured of
-    a head does not depend on the precision of the embeddings.
+    a head does not depend on the precision of the embeddings, except in int8: see `tapped_graph`.
 
     Args:
         package: Has the graphs.
@@ -136,7 +136,9 @@ class GraphRuntime:
         self._is_open = True
         self._graphs: dict[LoadedGraph, Graph] = {}
         self._tapped: dict[DenseTask, LoadedGraph] = {
-            task: tapped_graph(self._sources["vision"], self._sources[task], choice.runtime)
+            task: tapped_graph(
+                package.manifest, self._sources["vision"], self._sources[task], choice.runtime
+            )
             for task in self.tasks
         }
         self._graph(self._sources["vision"])

@@ -6,7 +6,15 @@ import pytest
 
 from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import ParityEntry, ParityLimits
-from model.runtime.loaded_graphs import loaded_bytes, loaded_graphs, parity_in_use, proof
+from model.runtime.loaded_graphs import (
+    loaded_bytes,
+    loaded_graphs,
+    parity_in_use,
+    proof,
+    tapped_graph,
+    with_tapped,
+)
+from model.runtime.machine import RuntimeName
 from tests.model.runtime.conftest import make_manifest
 
 DEPTH_FILE, NORMALS_FILE = graph_file("depth"), graph_file("normals")
@@ -50,6 +58,27 @@ def test_loaded_bytes_include_external_weights() -> None:
     assert loaded_bytes(manifest, "onnx", "fp32") == 1 + 2 + 8 + 16 + 32
     assert loaded_bytes(manifest, "onnx", "int8") == 4 + 8 + 16 + 32
     assert loaded_bytes(manifest, "torch", "bf16") == 64
+
+
+@pytest.mark.parametrize(
+    ("taps", "precision", "tapped"),
+    [
+        ("embeddings", "int8", VISION_INT8),
+        ("blocks", "int8", VISION_FILE),
+        ("embeddings", "bf16", VISION_FILE),
+    ],
+)
+def test_heads_read_embeddings_in_int8_so_that_the_encoder_runs_once(
+    taps: str, precision: Precision, tapped: str
+) -> None:
+    manifest = make_manifest(files=SIZES, num_taps=1, taps=taps)
+    runtime: RuntimeName = "openvino" if precision == "bf16" else "onnx"
+    loaded = loaded_graphs(manifest, runtime, precision)
+    vision, _, depth, _ = loaded
+    found = tapped_graph(manifest, vision, depth, runtime)
+    assert (depth.precision, found.file) == ("fp32", tapped)
+    assert (found == vision) == (tapped == VISION_INT8)
+    assert found in with_tapped(loaded, manifest, runtime)
 
 
 def test_parity_is_that_of_the_loaded_graphs_on_this_runtime() -> None:

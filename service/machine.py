@@ -165,7 +165,7 @@ def return_large_blocks(threshold_bytes: int = MMAP_THRESHOLD_BYTES) -> None:
 
 @contextmanager
 def returning_blocks_of_weights() -> Iterator[None]:
-    """Return also blocks of the size of one weight, while models are loaded. Thread-safe."""
+    """Until the context ends, return also blocks as small as one weight. Thread-safe."""
     global _num_loading  # noqa: PLW0603 - of the process, as the C library's threshold is
     with _loading_lock:
         _num_loading += 1

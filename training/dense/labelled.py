@@ -105,12 +105,11 @@ class LabelledData:
 
     def record(self, task: DenseTask) -> Mapping[str, JsonValue]:
         """What a head is fitted to, for the manifest."""
-        axes = "x to the right, y down, z away from the camera"
-        if not isinstance(self.train, NaviNormals):
-            axes = "in the axes of the set"
+        has_camera_axes = isinstance(self.train, NaviNormals)
+        camera_axes = "x to the right, y down, z away from the camera"
         outputs = {
             "depth": "metres, up to 10 m",
-            "normals": axes,
+            "normals": camera_axes if has_camera_axes else "in the axes of the set",
             "segmentation": f"{len(self.labels)} classes",
         }
         data = f"{len(self.train.images)} images of {self.train.name}"

@@ -5,7 +5,7 @@ side, S side of a scene, L labels, K names.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.efficientnet_lite import Trunk
-from model.files import atomic_file
+from training.data.array_record import ArrayRecord
 from training.data.concepts import all_concepts
 from training.photographs.cells import RunTrunk
 from training.photographs.drawings import withheld
@@ -70,7 +70,7 @@ class LowerScales(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Activations:
+class Activations(ArrayRecord):
     """Scenes of a part.
 
     Attributes:
@@ -82,17 +82,6 @@ class Activations:
     fine_nChw: NDArray[np.float16]
     coarse_nChw: NDArray[np.float16]
     label_npp: NDArray[np.int16]
-
-    def save(self, path: Path) -> None:
-        """Write one file, which appears when it is complete."""
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{item.name: getattr(self, item.name) for item in fields(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{item.name: file[item.name] for item in fields(cls)})
 
     @classmethod
     def kept(cls, path: Path, scenes: Callable[[], Iterable[Scene]], run: RunTrunk) -> Self:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.encoder import Encoder
-from model.files import atomic_file
 from model.runtime.openvino_runtime import import_openvino, openvino_core
+from training.data.array_record import ArrayRecord
 from training.photographs.regions import region_names, region_view
 from training.photographs.views import ViewSource
 from training.targets import Space
@@ -30,7 +30,7 @@ Look = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Views:
+class Views(ArrayRecord):
     """A part of the pool.
 
     Attributes:
@@ -44,17 +44,6 @@ class Views:
     patches_PggD: NDArray[np.float16]
     whole_PD: NDArray[np.float16]
     names_Pmm: NDArray[np.int16]
-
-    def save(self, path: Path) -> None:
-        """Write one file, which appears when it is complete."""
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{item.name: getattr(self, item.name) for item in fields(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{item.name: file[item.name] for item in fields(cls)})
 
     def row(self, number: int) -> Self:
         """One view."""

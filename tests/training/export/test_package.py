@@ -129,7 +129,7 @@ def test_a_failed_gate_writes_nothing(
         (("vision",), set()),
     ],
 )
-def test_what_nobody_named_is_left_out_if_it_fails(
+def test_a_graph_that_was_not_named_is_left_out_if_it_fails(
     checkpoint: Path,
     tiny_package: ModelPackage,
     tmp_path: Path,

@@ -5,7 +5,7 @@ Shapes: P renders of a part, S side of an image, m rows and columns of a map.
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.files import atomic_file
+from training.data.array_record import ArrayRecord
 from training.data.renders.catalogues import Furniture, catalogue_files, read_catalogue
 from training.data.renders.rooms import Render
 
@@ -24,7 +24,7 @@ IMAGES, DEPTHS, NORMALS = "images", "depths", "normals"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RenderPart:
+class RenderPart(ArrayRecord):
     """Renders with maps at fewer pixels.
 
     Attributes:
@@ -51,17 +51,6 @@ class RenderPart:
             depth_Pmm=np.stack(depths),
             normals_P3mm=np.stack(normals),
         )
-
-    def save(self, path: Path) -> None:
-        """Write one file, which appears when it is complete."""
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{item.name: getattr(self, item.name) for item in fields(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{item.name: file[item.name] for item in fields(cls)})
 
 
 def at_centres(map_HW: NDArray[Any], map_side: int) -> NDArray[Any]:

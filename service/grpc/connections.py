@@ -22,8 +22,10 @@ from service.monitoring.metrics import Metrics
 
 # The core accepts `max_connections` new ones between two checks.
 CHECK_S: Final = 0.25
-# Milliseconds since data was last sent and received, and their places in Linux's `tcp_info`.
-IDLE_TIMES: Final = struct.Struct("=44x I 4x I")
+# The state, and milliseconds since data was last sent and received: places in Linux's `tcp_info`.
+TCP_INFO: Final = struct.Struct("=B 43x I 4x I")
+# Established, and closed by the client alone. In other states this process has closed it already.
+OPEN_STATES: Final = frozenset({1, 8})
 
 Peer = tuple[IPv4Address | IPv6Address, int]
 
@@ -97,15 +99,21 @@ def longest_idle(
 
 
 def open_connections(port: int) -> list[Connection]:
-    """The open connections of this process to one of its ports."""
+    """The open connections of this process to one of its ports, without those it has shut down.
+
+    The core closes the descriptor of such a one a little later, on a busy machine after the next
+    check.
+    """
     found = []
     for name in os.listdir(PROC / "self" / "fd"):
         # Most descriptors are no sockets, and some are closed by now.
         with suppress(OSError), _shared(int(name)) as sock:
             peer = _peer(sock, port)
             if peer is not None:
-                info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, IDLE_TIMES.size)
-                found.append(Connection(int(name), peer, min(IDLE_TIMES.unpack(info))))
+                info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+                state, *idle_ms = TCP_INFO.unpack(info)
+                if state in OPEN_STATES:
+                    found.append(Connection(int(name), peer, min(idle_ms)))
     return found
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import grpc
 import pytest
 
-from service.grpc.connections import Connection, longest_idle, open_connections, parse_peer
+from service.grpc.connections import (
+    Connection,
+    close_idle,
+    longest_idle,
+    open_connections,
+    parse_peer,
+)
 from service.grpc.generated import embed_pb2, encoder_service_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.server import Server
@@ -50,6 +56,20 @@ def test_the_longest_idle_connections_of_the_hosts_with_most_are_chosen() -> Non
 )
 def test_names_of_clients_are_parsed(peer: str, host: str) -> None:
     assert parse_peer(peer) == (ip_address(host), 50_000)
+
+
+def test_a_connection_that_was_shut_down_is_not_closed_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        # As gRPC's core does, these keep the descriptors open for a while.
+        accepted = [listener.accept()[0] for _ in clients]
+        with ExitStack() as stack:
+            for sock in (*clients, *accepted):
+                stack.enter_context(sock)
+            assert close_idle(port, 1, ()) == 1
+            assert len(open_connections(port)) == 1
+            assert close_idle(port, 1, ()) == 0
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])

@@ -7,9 +7,10 @@ Source: TIPSv2, arXiv:2604.12012; the tables of its ablations.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 from transformers import Tipsv2Config
@@ -231,8 +232,17 @@ def training_config(scale: Scale, arm: Arm, seed: int, runs: Path) -> TrainingCo
 
 
 def digest(settings: object) -> str:
-    """Identifies settings by their repr."""
-    return hashlib.blake2b(repr(settings).encode(), digest_size=6).hexdigest()
+    """Identifies settings by the names and values of their fields, in whatever order these are."""
+    text = json.dumps(_plain(settings), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    return repr(value)
 
 
 def fingerprint(scale: Scale) -> str:

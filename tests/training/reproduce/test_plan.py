@@ -1,5 +1,6 @@
 """The arms: order, shared starts, teachers before students, and what distinguishes each."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,9 @@ def test_students_do_not_start_from_their_teachers_first_weights(tmp_path: Path)
 def test_other_settings_have_another_fingerprint() -> None:
     assert fingerprint(smoke()) == fingerprint(smoke())
     assert fingerprint(smoke()) != fingerprint(replace(smoke(), distill_steps=3))
+
+
+def test_further_seeds_join_the_results_that_are_kept() -> None:
+    kept = Path(plan.__file__).with_name("measured").glob("*/*.json")
+    settings = {json.loads(path.read_text(encoding="utf-8"))["settings"] for path in kept}
+    assert settings == {fingerprint(Scale())}

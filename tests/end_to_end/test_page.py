@@ -28,11 +28,19 @@ AXE = Path(".tools/axe/node_modules/axe-core/axe.min.js")
 IS_IDLE = "document.body.ariaBusy === 'false'"
 CLASSES = ("burger", "sunflower", "book")
 THRESHOLD = 0.08
+SHOTS = 30
+# Keeps the canvas that a page draws into, which the element on the page does not give.
+KEEP_DRAWN = """(() => {
+  const transfer = HTMLCanvasElement.prototype.transferControlToOffscreen;
+  HTMLCanvasElement.prototype.transferControlToOffscreen = function () {
+    return (this.drawn = transfer.call(this));
+  };
+})()"""
 # The layer's pixels before the style sheet's opacity.
 LAYER = """() => {
-  const layer = document.querySelector("#stage canvas");
-  const {width, height} = layer;
-  const {data} = layer.getContext("2d").getImageData(0, 0, width, height);
+  const {drawn} = document.querySelector("#stage canvas");
+  const {width, height} = drawn;
+  const {data} = drawn.getContext("2d").getImageData(0, 0, width, height);
   return {width, height, data: new Uint8Array(data.buffer).toBase64()};
 }"""
 
@@ -63,6 +71,7 @@ def open_page(browser: Browser, service: RunningService) -> Iterator[Callable[..
         context = browser.new_context(accept_downloads=True, **options)
         context.set_default_timeout(1000 * LIMIT_S)
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=base)
+        context.add_init_script(KEEP_DRAWN)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -111,6 +120,22 @@ def layer_of(page: Page) -> NDArray[np.uint8]:
     read = page.evaluate(LAYER)
     pixels = np.frombuffer(base64.b64decode(read["data"]), np.uint8)
     return pixels.reshape(read["height"], read["width"], 4)
+
+
+def check_screen(page: Page, expected: NDArray[np.uint8]) -> None:
+    """The screen shows these pixels at the place of the image and its layer, as RGB."""
+    box = page.locator("#stage canvas").bounding_box()
+    assert box is not None
+    # Chromium places images at whole pixels.
+    left, top = round(box["x"]), round(box["y"])
+    height, width = expected.shape[:2]
+    # A layer reaches the screen in a frame of its own, some time after it was drawn.
+    for _ in range(SHOTS):
+        shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+        shown = shot[top : top + height, left : left + width]
+        if np.array_equal(shown, expected):
+            break
+    np.testing.assert_array_equal(shown, expected)
 
 
 def mask_of(service: RunningService, **options: Any) -> NDArray[np.uint8]:
@@ -176,6 +201,44 @@ def test_the_painted_mask_is_the_apis_pixel_by_pixel(
     assert page.inner_text("#reading") == f"{largest}, cosine {score:.3f}"
 
 
+def test_the_screen_shows_the_layer_as_it_was_drawn_and_removed(
+    open_page: Callable[..., Page], service: RunningService
+) -> None:
+    page = open_page()
+    page.set_input_files("#file", SCENE)
+    with Image.open(SCENE) as scene:
+        image = np.asarray(scene.convert("RGB"))
+    check_screen(page, image)
+    upload_scene(page)
+    page.fill("#opacity", "1")
+    check_screen(page, mask_of(service))
+    for name in CLASSES:
+        page.click(f"[aria-label='Remove {name}']")
+    check_screen(page, image)
+    # The layer of patches is stretched over the image.
+    page.click("#tab-features")
+    page.check("[value=colors]")
+    wait(page, IS_IDLE)
+    page.fill("#feature-opacity", "1")
+    patches = layer_of(page)[..., :3]
+    stretch = image.shape[0] // patches.shape[0]
+    expected = patches.repeat(stretch, axis=0).repeat(stretch, axis=1)
+    check_screen(page, expected)
+
+
+def test_a_mask_without_classes_is_not_waited_for(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.set_input_files("#file", SCENE)
+    page.route("**/v1/images:segment?*", lambda route: None)  # the server does not answer
+    with page.expect_request("**/v1/images:segment?*"):
+        page.fill("#classes-input", "burger")
+        page.press("#classes-input", "Enter")
+    with page.expect_event("requestfailed"):
+        page.click("[aria-label='Remove burger']")
+    wait(page, IS_IDLE)
+    page.unroute_all(behavior="ignoreErrors")
+
+
 def test_exports_are_the_apis_answers_and_the_copied_line_repeats_them(
     open_page: Callable[..., Page], service: RunningService, tmp_path: Path
 ) -> None:
@@ -234,7 +297,8 @@ def test_a_click_compares_every_patch_with_the_one_under_it(
     page.check("[value=sentence]")
     page.fill("#sentence", "a yellow flower")
     page.press("#sentence", "Enter")
-    wait(page, "document.querySelector('#stage canvas').width > 1")
+    wait(page, IS_IDLE)
+    assert layer_of(page).shape[:2] == cosines.shape
     page.check("[value=colors]")
     wait(page, IS_IDLE)
     assert layer_of(page).shape[:2] == cosines.shape

@@ -1,4 +1,6 @@
+//# allFunctionsCalledOnLoad
 // Requests to the public API, and the same requests as lines of curl and Python.
+// With the first line of this file and others, Chromium compiles them before their first use.
 
 const KEY = "tipserve-key";
 

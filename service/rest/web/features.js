@@ -129,10 +129,7 @@ export class Features {
     if (kind === "groups") query.group_count = $("#group-count").value;
     for (const stage of stages) {
       const request = { path: "v1/images:features", query, image: stage.file, accept: "image/png", signal };
-      const bitmap = await createImageBitmap(await (await send(request)).blob());
-      stage.layer.width = bitmap.width;
-      stage.layer.height = bitmap.height;
-      stage.layer.getContext("2d").drawImage(bitmap, 0, 0);
+      stage.paintImage(await createImageBitmap(await (await send(request)).blob()));
     }
   }
 

@@ -1,3 +1,4 @@
+//# allFunctionsCalledOnLoad
 // Parts of forms: chips of words, downloads, copied text, and work that a newer request replaces.
 
 const TOAST_MS = 6000;
@@ -91,13 +92,19 @@ export async function copy(text) {
 export class Latest {
   #controller = new AbortController();
 
+  /** End the job, if one runs. */
+  abort() {
+    this.#controller.abort();
+  }
+
   /** @param {(signal: AbortSignal) => Promise<void>} job */
   async run(job) {
     this.#controller.abort();
     const own = (this.#controller = new AbortController());
-    document.body.ariaBusy = "true";
     try {
-      await job(own.signal);
+      const done = job(own.signal); // first, since it sends a request
+      document.body.ariaBusy = "true";
+      await done;
       if (!own.signal.aborted) say("");
     } catch (error) {
       if (error.name === "AbortError") return;

@@ -1,3 +1,4 @@
+//# allFunctionsCalledOnLoad
 // Masks of classes by name or by example: over the image, as a legend, and as files.
 
 import { asCurl, asPython, dataUri, decodeFloats, send, sendJson } from "./api.js";
@@ -9,6 +10,8 @@ const PATH = "v1/images:segment";
 const MAX_SCORED_PIXELS = 6e6;
 // Cosine with an example; a single example would else be everywhere.
 const EXAMPLE_THRESHOLD = 0.6;
+// The browser displays one frame at a time. With a legend drawn at once, the mask waits for it.
+const LEGEND_DELAY_MS = 4;
 // A drag over fewer pixels of the image is a click.
 const MIN_BOX = 4;
 
@@ -74,16 +77,26 @@ export class Masks {
     const answered = this.#isReady && this.#latest.run((signal) => this.#load(signal));
     this.#enable();
     if (answered) return answered;
+    this.#latest.abort();
     this.#mask = null;
     $("#legend").replaceChildren();
     this.app.stage.clear();
+    if (this.app.file) this.app.stage.prepare();
   }
 
   async #load(signal) {
     const query = { format: "rle_counts", include_instances: true };
     const request = this.#usesExamples ? await this.#exampleRequest(query) : this.#wordRequest(query);
-    const answer = await sendJson({ ...request, signal });
-    this.#show(answer.data[0], request);
+    const answered = sendJson({ ...request, signal });
+    // What does not need the answer is done while the server computes.
+    this.app.stage.prepare();
+    this.#fade();
+    const { height, width, classes, background_share, instances } = (await answered).data[0];
+    this.#mask = { height, width, classes, request };
+    this.#single = null;
+    this.#paint();
+    await new Promise((resolve) => setTimeout(resolve, LEGEND_DELAY_MS));
+    if (!signal.aborted) this.#list(classes, background_share, instances);
   }
 
   /** Say what the mask has at a point. */
@@ -186,13 +199,6 @@ export class Masks {
     return this.#usesExamples ? this.#exampleRequest(query) : this.#wordRequest(query);
   }
 
-  #show({ height, width, classes, background_share, instances }, request) {
-    this.#mask = { height, width, classes, request };
-    this.#single = null;
-    this.#paint();
-    this.#list(classes, background_share, instances);
-  }
-
   #list(classes, backgroundShare, instances) {
     const rows = classes.map(({ label, name, color, area_share, score }) => {
       const swatch = element("span", { className: "swatch" });
@@ -223,7 +229,6 @@ export class Masks {
       if (this.#single === null || this.#single === label) fillRuns(colors, segmentation.counts, pixelOf(color));
     }
     this.app.stage.paintColumns(width, height, new Uint8ClampedArray(colors.buffer));
-    this.#fade();
   }
 
   #fade() {

@@ -1,11 +1,21 @@
+//# allFunctionsCalledOnLoad
 // An image with a layer over it; a pointer or the arrow keys read it at a point, or select a box.
 
 const STEP = 1 / 50;
+
+/** Give a canvas a size; it keeps what it shows if it has that size. */
+function resize({ canvas }, width, height) {
+  if (canvas.width === width && canvas.height === height) return;
+  canvas.width = width;
+  canvas.height = height;
+}
 
 export class Stage extends EventTarget {
   // Created with the page, so that the first layer does not wait for it.
   #columns = new OffscreenCanvas(1, 1).getContext("2d");
   #context;
+  // Whether the next layer has the size of the image.
+  #isPrepared = false;
 
   /** @param {HTMLElement} root Gets an image, a canvas and a marker. */
   constructor(root, label) {
@@ -13,7 +23,8 @@ export class Stage extends EventTarget {
     this.root = root;
     this.image = root.appendChild(document.createElement("img"));
     this.layer = root.appendChild(document.createElement("canvas"));
-    this.#context = this.layer.getContext("2d");
+    // Its frames reach the screen without waiting for a frame of the page.
+    this.#context = this.layer.transferControlToOffscreen().getContext("2d");
     this.marker = root.appendChild(document.createElement("i"));
     this.marker.hidden = true;
     this.frame = root.appendChild(document.createElement("b"));
@@ -50,7 +61,10 @@ export class Stage extends EventTarget {
     this.root.hidden = false;
     // Not `decode`: the sizes are known before the pixels, which a request need not wait for.
     return new Promise((resolve) => {
-      this.image.onload = () => resolve(true);
+      this.image.onload = () => {
+        this.#makeRoom();
+        resolve(true);
+      };
       this.image.onerror = () => resolve(false);
       this.image.src = URL.createObjectURL(file);
     });
@@ -58,9 +72,23 @@ export class Stage extends EventTarget {
 
   /** Remove the layer. */
   clear() {
-    this.layer.width = this.layer.height = 1;
+    this.#isPrepared = false;
+    this.#context.canvas.width = this.#context.canvas.height = 1;
     this.marker.hidden = true;
     this.#select(null);
+  }
+
+  /** Make the layer as large as the image, as soon as its size is known, for `paintColumns`. */
+  prepare() {
+    this.#isPrepared = true;
+    this.#makeRoom();
+  }
+
+  #makeRoom() {
+    const { complete, naturalWidth, naturalHeight } = this.image;
+    if (!this.#isPrepared || !complete || !naturalWidth) return;
+    resize(this.#context, naturalWidth, naturalHeight);
+    resize(this.#columns, naturalHeight, naturalWidth);
   }
 
   /**
@@ -71,23 +99,32 @@ export class Stage extends EventTarget {
    * @param {boolean} isSmooth Whether stretching interpolates.
    */
   paint(width, height, rgba, isSmooth = false) {
-    this.layer.width = width;
-    this.layer.height = height;
+    this.#isPrepared = false;
+    resize(this.#context, width, height);
     this.layer.classList.toggle("smooth", isSmooth);
     this.#context.putImageData(new ImageData(rgba, width, height), 0, 0);
   }
 
   /** Paint pixels that are ordered by column; `rgba` and the size are as for `paint`. */
   paintColumns(width, height, rgba) {
-    const { canvas } = this.#columns;
-    [canvas.width, canvas.height] = [height, width];
+    resize(this.#columns, height, width);
     this.#columns.putImageData(new ImageData(rgba, height, width), 0, 0);
-    this.layer.width = width;
-    this.layer.height = height;
+    this.#draw(this.#columns.canvas, width, height, [0, 1, 1, 0, 0, 0]);
+  }
+
+  /** Paint an image as the layer. */
+  paintImage(image) {
+    this.#draw(image, image.width, image.height, [1, 0, 0, 1, 0, 0]);
+  }
+
+  #draw(image, width, height, transform) {
+    this.#isPrepared = false;
+    resize(this.#context, width, height);
     this.layer.classList.remove("smooth");
     this.#context.imageSmoothingEnabled = false;
-    this.#context.setTransform(0, 1, 1, 0, 0, 0);
-    this.#context.drawImage(canvas, 0, 0);
+    this.#context.globalCompositeOperation = "copy";
+    this.#context.setTransform(...transform);
+    this.#context.drawImage(image, 0, 0);
   }
 
   /** Mark a point, in shares of width and height. */

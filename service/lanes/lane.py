@@ -4,6 +4,7 @@ Shape legend: B batch, L tokens, D width, H W pixels.
 """
 
 import logging
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -110,8 +111,11 @@ class Lane:
         num_items = min(map(len, named.values()))
         return [{name: rows[i] for name, rows in named.items()} for i in range(num_items)]
 
-    def run_synthetic(self, bucket: Bucket, num_items: int = 1) -> None:
+    def run_synthetic(self, bucket: Bucket, num_items: int = 1) -> float:
         """Compute a batch of synthetic items and validate the outputs.
+
+        Returns:
+            Seconds of the batch, without those of making the items and of the validation.
 
         Raises:
             WarmUpError: Outputs are missing, of a wrong shape, or not finite.
@@ -119,7 +123,9 @@ class Lane:
         item = np.ones((3, *bucket.shape), np.float32)
         if not bucket.is_image:
             item = np.ones(bucket.shape, np.int64)
+        began = time.monotonic()
         results = self.run(bucket, collate(bucket, [item] * num_items))
+        seconds = time.monotonic() - began
         arrays = [array for outputs in results for array in outputs.values()]
         is_sound = all(self._has_shape(bucket, a) and np.isfinite(a).all() for a in arrays)
         if len(results) != num_items or not is_sound:
@@ -127,6 +133,7 @@ class Lane:
                 f"the runtime {self.runtime.name!r} gives no usable results for "
                 f"{bucket.label}; try another runtime, or export the model again"
             )
+        return seconds
 
     def probe(self) -> None:
         """Compute one synthetic item.

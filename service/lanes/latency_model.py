@@ -228,8 +228,8 @@ class LatencyModel:
 class SyntheticRunner(Protocol):
     """What the warm-up measures; see `service.lanes.lane.Lane`."""
 
-    def run_synthetic(self, bucket: Bucket, num_items: int = 1) -> None:
-        """Run one batch of synthetic items."""
+    def run_synthetic(self, bucket: Bucket, num_items: int = 1) -> float:
+        """Run one batch of synthetic items; returns its seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,13 +346,12 @@ def _choose_batch_size(
     return size
 
 
-def _best_s(run: Callable[[], None], num_runs: int, *, until: float, clock: Clock) -> float | None:
+def _best_s(run: Callable[[], float], num_runs: int, *, until: float, clock: Clock) -> float | None:
     """Seconds of the fastest run, since other processes only slow runs down; None after `until`."""
     best: float | None = None
     for _ in range(num_runs):
-        started = clock()
-        if started >= until:
+        if clock() >= until:
             break
-        run()
-        best = min(best or clock() - started, clock() - started)
+        seconds = run()
+        best = min(best or seconds, seconds)
     return best

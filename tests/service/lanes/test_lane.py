@@ -1,5 +1,7 @@
 """A lane computes one set of outputs for each item of a batch, and detects a broken runtime."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,24 @@ def test_a_wrong_width_fails_the_synthetic_run(lane: Lane, runtime: FakeRuntime)
     wide = Lane(lambda: runtime, embed_dim=9, probe_bucket=IMAGE)
     with pytest.raises(WarmUpError, match="image 28x42"):
         wide.run_synthetic(IMAGE)
+
+
+def test_the_seconds_of_a_synthetic_run_are_those_of_the_batch(
+    lane: Lane, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("service.lanes.lane.time.monotonic", lambda: now[0])
+
+    def lasting(seconds: float, work: Any) -> Any:
+        def run(*given: Any) -> Any:
+            now[0] += seconds
+            return work(*given)
+
+        return run
+
+    monkeypatch.setattr(runtime, "encode_images", lasting(1.0, runtime.encode_images))
+    monkeypatch.setattr(lane, "_has_shape", lasting(10.0, lane._has_shape))
+    assert lane.run_synthetic(IMAGE) == 1.0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

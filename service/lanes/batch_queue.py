@@ -140,6 +140,9 @@ class BucketQueue:
     def __len__(self) -> int:
         return sum(map(len, self._levels.values()))
 
+    def __bool__(self) -> bool:
+        return bool(self._levels)
+
 
 def _level_of(entry: QueuedItem) -> tuple[int, str]:
     return entry.item.priority, entry.item.flow
@@ -181,6 +184,8 @@ class BatchQueue:
         self._queues: dict[Bucket, BucketQueue] = {}
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
+        # The same lock as that of the conditions; taken in C.
+        self._lock = lock
         # The prefetcher waits on a condition of its own, so that it takes no lane's wake-up.
         self._peek_changed = threading.Condition(lock)
         self._num_idle = 0
@@ -205,7 +210,7 @@ class BatchQueue:
             ServiceError: The queue is closed.
         """
         now = self._clock()
-        with self._changed:
+        with self._lock:
             if self._closed_by is not None:
                 raise self._closed_by()
             entries = [self._enqueue(item, now) for item in items]
@@ -221,7 +226,7 @@ class BatchQueue:
 
         It must be short, since until its end the lane takes no batch, and must raise nothing.
         """
-        with self._changed:
+        with self._lock:
             if self._queues or len(self._jobs) >= self._num_idle:
                 return False
             self._jobs.append(job)
@@ -230,7 +235,7 @@ class BatchQueue:
 
     def take(self) -> Batch | None:
         """Form the next batch without waiting; None if no batch is due."""
-        with self._changed:
+        with self._lock:
             batch, expired, _ = self._form()
         self._answer_expired(expired)
         return batch
@@ -243,7 +248,7 @@ class BatchQueue:
         until = self._clock() + timeout_s
         while True:
             job = None  # a lane that waits keeps no image of the last one
-            with self._changed:
+            with self._lock:
                 self._num_idle += 1
                 batch, expired, due = self._form()
                 wait_s = min(due, until) - self._clock()
@@ -271,7 +276,7 @@ class BatchQueue:
         Returns:
             The items; None once the queue is closed.
         """
-        with self._changed:
+        with self._lock:
             while not self.is_closed:
                 entries = [] if self._num_idle else self._peek()
                 if entries and [entry.number for entry in entries] != list(known):
@@ -286,7 +291,7 @@ class BatchQueue:
 
     def close(self, reason: Callable[[], ServiceError] = stopping_error) -> None:
         """Refuse new items and fail all waiting ones; the reason of the first call counts."""
-        with self._changed:
+        with self._lock:
             self._closed_by = self._closed_by or reason
             levels = [level for queue in self._queues.values() for level in queue.levels()]
             waiting = [entry for level in levels for entry in level]
@@ -300,7 +305,7 @@ class BatchQueue:
 
     def depths(self) -> dict[Bucket, int]:
         """Number of waiting items in each bucket."""
-        with self._changed:
+        with self._lock:
             return {bucket: len(queue) for bucket, queue in self._queues.items()}
 
     def ahead_of(self, priority: int, flow: str = "") -> dict[Bucket, int]:
@@ -309,7 +314,9 @@ class BatchQueue:
         Counts all items of its own flow at its level or above, and of each other flow at most as
         many.
         """
-        with self._changed:
+        if not self._queues:
+            return {}
+        with self._lock:
             counts = {bucket: queue.counts(priority) for bucket, queue in self._queues.items()}
             own = sum(counted[flow] for counted in counts.values())
             return {
@@ -319,7 +326,7 @@ class BatchQueue:
 
     def oldest_s(self) -> float:
         """Waiting time of the oldest item in seconds; 0 if the queue is empty."""
-        with self._changed:
+        with self._lock:
             oldest = min((queue.oldest for queue in self._queues.values()), default=None)
         return 0.0 if oldest is None else self._clock() - oldest
 
@@ -444,7 +451,7 @@ class BatchQueue:
         if not future.cancelled():
             return
         self.count_abandoned(1, entry.item.deadline)
-        with self._changed:
+        with self._lock:
             self._remove(entry)
 
     def _answer_expired(self, expired: Sequence[QueuedItem]) -> None:

@@ -146,7 +146,7 @@ class Batcher:
     @property
     def is_ready(self) -> bool:
         """Whether any lane is ready."""
-        return any(worker.health.state is LaneState.READY for worker in self.workers)
+        return bool(self._ready_lanes())
 
     @property
     def is_live(self) -> bool:
@@ -202,8 +202,7 @@ class Batcher:
         return not any(thread.is_alive() for thread in threads)
 
     def _ready_lanes(self) -> list[LaneHealth]:
-        lanes = [worker.health for worker in self.workers]
-        return [health for health in lanes if health.state is LaneState.READY]
+        return [worker.health for worker in self.workers if worker.health.is_ready]
 
     def _close_if_all_dead(self) -> None:
         if all(worker.health.state is LaneState.DEAD for worker in self.workers):

@@ -148,7 +148,7 @@ class LatencyModel:
                     self._learned.popitem(last=False)
                 return
             factor = known.factor_at(now)
-            expected_s = known.base.times(factor).seconds(num_items)
+            expected_s = factor * known.base.seconds(num_items)
             ratio = seconds / expected_s if expected_s > 0 else 1.0
             known.num_observed += 1
             # No batch is fast by accident, so the first faster ones outweigh the warm-up.
@@ -170,6 +170,9 @@ class LatencyModel:
     def batch_s(self, bucket: Bucket, num_items: int) -> float:
         """Seconds of a batch; 0 if nothing of this kind was measured."""
         with self._lock:
+            known = self._known(bucket)
+            if known is not None:
+                return known.factor_at(self._clock()) * known.base.seconds(num_items)
             curve = self._curve(bucket)
         return curve.seconds(num_items) if curve else 0.0
 

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +37,11 @@ def image_kind(tasks: Collection[DenseTask]) -> Kind:
     return cast("Kind", "+".join(("image", *sorted(tasks))))
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(NamedTuple):
     """Items that can share a batch: images of one (height, width), texts of one padded length."""
+
+    # Not a dataclass: the queue, the lanes and admission look up several buckets for each item,
+    # and a tuple is hashed and compared in C.
 
     kind: Kind
     shape: tuple[int, ...]
@@ -110,10 +111,12 @@ class Completed:
 
 def record_batches(done: Sequence[Completed], call: Call) -> None:
     """Record queue and run time in the call. Items run in parallel, so the slowest one counts."""
-    call.wait("queue", max((d.queue_s for d in done), default=0.0))
-    call.wait("run", max((d.run_s for d in done), default=0.0))
-    for batch in {d.batch for d in done}:
-        call.trace.ran_in(batch)
+    queue_s = run_s = 0.0
+    for item in done:
+        queue_s, run_s = max(queue_s, item.queue_s), max(run_s, item.run_s)
+        call.trace.ran_in(item.batch)
+    call.wait("queue", queue_s)
+    call.wait("run", run_s)
 
 
 class ItemFuture(Future[Completed]):
@@ -172,17 +175,23 @@ class Batch:
     @property
     def cost(self) -> int:
         """Cost of all items."""
-        return sum(entry.item.cost for entry in self.entries)
+        return sum([entry.item.cost for entry in self.entries])
 
     @property
-    def patch_outputs(self) -> frozenset[PatchOutput]:
+    def patch_outputs(self) -> Collection[PatchOutput]:
         """What any item needs: one batch serves them all."""
-        return frozenset().union(*(entry.item.patch_outputs for entry in self.entries))
+        needed = [entry.item.patch_outputs for entry in self.entries]
+        return needed[0] if len(needed) == 1 else frozenset().union(*needed)
 
     @property
     def is_abandoned(self) -> bool:
         """Whether every caller has left. Never true for texts: the cache keeps their results."""
-        return self.bucket.is_image and all(e.future.is_abandoned for e in self.entries)
+        if self.bucket.kind == "text":
+            return False
+        for entry in self.entries:
+            if not entry.future.is_abandoned:
+                return False
+        return True
 
 
 def resolve(
@@ -192,8 +201,10 @@ def resolve(
     error: ServiceError | None = None,
 ) -> None:
     """Give a running future its result or error, unless it already has one."""
-    with suppress(InvalidStateError):
+    try:
         if error is not None:
             future.set_exception(error)
         elif value is not None:
             future.set_result(value)
+    except InvalidStateError:
+        pass

@@ -105,6 +105,11 @@ class LaneHealth:
         self._is_dead = True
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the lane takes work; it is dead only after a failure."""
+        return self._failed_since is None and self._hung_since() is None
+
+    @property
     def state(self) -> LaneState:
         """Health now."""
         if self._is_dead:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Any, Final, get_args
@@ -42,6 +43,12 @@ SECONDS: Final = (
 LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 PATCHES: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+# Histograms of batches: help, and bounds of the buckets.
+BATCH_HISTOGRAMS: Final[Mapping[str, tuple[str, Sequence[float]]]] = {
+    "batch_images": ("Images of a batch.", ITEMS),
+    "batch_patches": ("Patches of a batch.", PATCHES),
+    "batch_texts": ("Texts of a batch.", ITEMS),
+}
 # As many as people compare by eye, and enough to tell packages apart.
 DIGEST_CHARS: Final = 12
 LAG_INTERVAL_S: Final = 0.5
@@ -75,10 +82,10 @@ class CallMetrics(Collector):
         self._lock = threading.Lock()
         self._requests: Count[tuple[str, str, str]] = Count()
         # By model and method or stage: a number for each bucket, then the seconds in total.
-        self._durations: Times = defaultdict(self._no_times)
-        self._stages: Times = defaultdict(self._no_times)
+        self._durations: Times = defaultdict(partial(_no_times, seconds))
+        self._stages: Times = defaultdict(partial(_no_times, seconds))
         for stage in get_args(Stage):
-            self._stages["", stage] = self._no_times()
+            self._stages["", stage] = _no_times(seconds)
 
     def declare(self, methods: Iterable[str]) -> None:
         """Begin the counts of faults of routes or RPCs at zero.
@@ -108,12 +115,13 @@ class CallMetrics(Collector):
             stages: Seconds by stage.
             model: Name of the served model; empty if the request reached none.
         """
+        bounds = self._seconds
         with self._lock:
             self._requests[model, method, code] += 1
             if seconds is not None:
-                self._add_time(self._durations[model, method], seconds)
+                _add_time(self._durations[model, method], bounds, seconds)
             for stage, stage_s in stages.items():
-                self._add_time(self._stages[model, stage], stage_s)
+                _add_time(self._stages[model, stage], bounds, stage_s)
 
     def collect(self) -> Iterator[Metric]:
         """The families of all requests, then those of each model."""
@@ -128,13 +136,13 @@ class CallMetrics(Collector):
             ("protocol", "method", "code"),
             [((_protocol_of(code), m, code), count) for (_, m, code), count in requests],
         )
-        yield self._histogram_family(
+        yield self._times_family(
             "request_duration",
             "Time from a request to its answer.",
             ("method",),
             [(key[1:], times) for key, times in durations],
         )
-        yield self._histogram_family(
+        yield self._times_family(
             "stage_duration",
             "Time of admitted requests in a stage.",
             ("stage",),
@@ -146,43 +154,56 @@ class CallMetrics(Collector):
             ("model", "protocol", "code"),
             [((m, _protocol_of(code), code), n) for (m, _, code), n in requests if m],
         )
-        yield self._histogram_family(
+        yield self._times_family(
             "model_request_duration",
             "Time from a request for a model to its answer.",
             ("model", "protocol"),
             by_protocol,
         )
-        yield self._histogram_family(
+        yield self._times_family(
             "model_stage_duration",
             "Time of admitted requests for a model in a stage.",
             ("model", "stage"),
             [(key, times) for key, times in stages if key[0]],
         )
 
-    def _no_times(self) -> list[float]:
-        return [0.0] * (len(self._seconds) + 2)
-
-    def _add_time(self, times: list[float], seconds: float) -> None:
-        times[bisect_left(self._seconds, seconds)] += 1
-        times[-1] += seconds
-
-    def _histogram_family(
+    def _times_family(
         self,
         name: str,
         text: str,
         labels: Sequence[str],
         rows: Iterable[tuple[tuple[str, ...], list[float]]],
     ) -> Metric:
-        """A family of the sums of all rows with the same labels."""
-        sums: dict[tuple[str, ...], list[float]] = {}
-        for values, times in rows:
-            added = sums.get(values, self._no_times())
-            sums[values] = [a + b for a, b in zip(added, times, strict=True)]
-        family = HistogramMetricFamily(f"tipserve_{name}_seconds", text, labels=labels)
-        bounds = (*map(floatToGoString, self._seconds), "+Inf")
-        for values, (*counts, total_s) in sums.items():
-            family.add_metric(values, list(zip(bounds, accumulate(counts), strict=True)), total_s)
-        return family
+        return _histogram_family(f"{name}_seconds", text, labels, self._seconds, rows)
+
+
+def _no_times(bounds: Sequence[float]) -> list[float]:
+    """Counts of a histogram without observations: one for each bucket, then the sum."""
+    return [0.0] * (len(bounds) + 2)
+
+
+def _add_time(counts: list[float], bounds: Sequence[float], value: float) -> None:
+    counts[bisect_left(bounds, value)] += 1
+    counts[-1] += value
+
+
+def _histogram_family(
+    name: str,
+    text: str,
+    labels: Sequence[str],
+    bounds: Sequence[float],
+    rows: Iterable[tuple[tuple[str, ...], list[float]]],
+) -> Metric:
+    """A family of the sums of all rows with the same labels."""
+    sums: dict[tuple[str, ...], list[float]] = {}
+    for values, counts in rows:
+        added = sums.get(values, _no_times(bounds))
+        sums[values] = [a + b for a, b in zip(added, counts, strict=True)]
+    family = HistogramMetricFamily(f"tipserve_{name}", text, labels=labels)
+    names = (*map(floatToGoString, bounds), "+Inf")
+    for values, (*counts, total) in sums.items():
+        family.add_metric(values, list(zip(names, accumulate(counts), strict=True)), total)
+    return family
 
 
 def _protocol_of(code: str) -> str:
@@ -474,9 +495,8 @@ class Metrics(Collector):
         )
         # By event loop; a loop that stalls answers no request, also no health check.
         self.loops_turned_at: dict[str, float] = {}
-        self._batch_images = self._histogram("batch_images", "Images of a batch.", ITEMS)
-        self._batch_patches = self._histogram("batch_patches", "Patches of a batch.", PATCHES)
-        self._batch_texts = self._histogram("batch_texts", "Texts of a batch.", ITEMS)
+        self._lock = threading.Lock()
+        self._batches = {name: _no_times(bounds) for name, (_, bounds) in BATCH_HISTOGRAMS.items()}
         self._inflight = self._gauge("inflight", "Admitted requests that are not answered yet.")
         self._oldest = self._gauge("queue_oldest_seconds", "Age of the oldest queued item.")
         self._ready = self._gauge("ready", "1 while balancers should send requests here, else 0.")
@@ -487,11 +507,12 @@ class Metrics(Collector):
 
     def observe_batch(self, kind: str, num_items: int, cost: int) -> None:
         """Count one batch that a lane starts; `cost` is in patches for images."""
-        if kind != "text":
-            self._batch_images.observe(num_items)
-            self._batch_patches.observe(cost)
-        else:
-            self._batch_texts.observe(num_items)
+        with self._lock:
+            if kind != "text":
+                _add_time(self._batches["batch_images"], ITEMS, num_items)
+                _add_time(self._batches["batch_patches"], PATCHES, cost)
+            else:
+                _add_time(self._batches["batch_texts"], ITEMS, num_items)
 
     def stalled_loops(self, limit_s: float) -> list[str]:
         """Names of the event loops that have not turned for so long."""
@@ -553,6 +574,10 @@ class Metrics(Collector):
         for bucket, count in self._depths().items():
             depth.add_metric([bucket], count)
         yield depth
+        with self._lock:
+            batches = {name: list(counts) for name, counts in self._batches.items()}
+        for name, (text, bounds) in BATCH_HISTOGRAMS.items():
+            yield _histogram_family(name, text, (), bounds, [((), batches[name])])
         yield self._model_info()
         reports = list(self._lanes())
         for kind, table in (

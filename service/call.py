@@ -137,9 +137,11 @@ class Call:
         if self.answer_memory is not None:
             self.answer_memory.free()
 
-    def add(self, stage: Stage, seconds: float) -> None:
-        """Add time to a stage."""
-        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+    def record(self, stage: Stage, started: float, ended: float) -> None:
+        """Record one run of a stage, also in the trace."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + ended - started
+        if self.trace.is_recording:
+            self.trace.stage(stage, started, ended)
 
     def wait(self, stage: Stage, seconds: float) -> None:
         """Record a wait; of parallel waits only the longest counts."""
@@ -151,10 +153,12 @@ class Call:
 
     def server_timing(self) -> str:
         """Value of a `Server-Timing` header: the stages and the total in ms."""
-        total = f"total;dur={1000 * (self.clock() - self.started):.2f}"
+        text, stages = "", self.stages
         # In the order of the stages: texts may have left their queue before images are decoded.
-        stages = [(name, self.stages[name]) for name in STAGES if name in self.stages]
-        return ", ".join([*(f"{name};dur={1000 * s:.2f}" for name, s in stages), total])
+        for name in STAGES:
+            if name in stages:
+                text += f"{name};dur={1000 * stages[name]:.2f}, "
+        return f"{text}total;dur={1000 * (self.clock() - self.started):.2f}"
 
 
 @functools.lru_cache(1024)
@@ -188,9 +192,7 @@ class StageTimer:
         self._started = self._call.clock()
 
     def __exit__(self, *raised: object) -> None:
-        call, ended = self._call, self._call.clock()
-        call.add(self._name, ended - self._started)
-        call.trace.stage(self._name, self._started, ended)
+        self._call.record(self._name, self._started, self._call.clock())
 
 
 def deadline_exceeded() -> DeadlineExceeded:
@@ -205,7 +207,7 @@ def accept_request_id(given: str | None) -> str:
     """
     if given is not None and REQUEST_ID.fullmatch(given):
         return given
-    return f"{_ids.getrandbits(128):032x}"
+    return "%032x" % _ids.getrandbits(128)
 
 
 def accept_priority(given: str | None, *, param: str) -> int:

@@ -5,9 +5,8 @@ CPU work runs in the pool, and the model runs in the lanes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -47,7 +46,7 @@ from service.messages import (
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )
-from service.models.admission import AdmissionGuard
+from service.models.admission import AdmissionGuard, Ticket
 from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
 from service.models.image_pipeline import EncodedImage, EncodedImages, ImageJob, ImagePipeline
 from service.models.registry import ModelLease, ModelRegistry
@@ -98,6 +97,7 @@ ImagesRequest = (
 )
 # Smaller answers are not counted: a request in progress takes more than they do.
 SMALL_ANSWER_BYTES: Final = 64 * 1024
+DENSE_TASK_SET: Final = frozenset[DenseTask](DENSE_TASKS)
 NO_PROMPTS = PromptSet(groups=(), cached={}, missing={})
 
 
@@ -211,7 +211,10 @@ class DataPlane:
         """
         self.gate.check()
         models = self.models.models()
-        if models and all(model.admission.is_full(flow) for model in models):
+        for model in models:
+            if not model.admission.is_full(flow):
+                return
+        if models:
             models[0].admission.check(flow)
 
     async def offload(self, work: Callable[[], T]) -> T:
@@ -242,19 +245,21 @@ class DataPlane:
             check_pixels(request.images, model.manifest)
             names = check_outputs(request.outputs, model.info)
             job = self._image_job(request, model, call, names)
-            async with self._encoded(job, model, call) as (encoded, _):
-                embeddings = [
-                    image_outputs(
-                        image.outputs, names, grid_hw=image.grid_hw, normalize=request.normalize
-                    )
-                    for image in encoded.images
-                ]
-                if request.vector_type == "float32":
-                    packed, scales = embeddings, []
-                else:
-                    work = partial(pack_all, vector_type=request.vector_type)
-                    both = await wait_all(self.offload(partial(work, e)) for e in embeddings)
-                    packed, scales = [rows for rows, _ in both], [scale for _, scale in both]
+            async with self._admitted(job, model, call) as ticket:
+                encoded, _ = await self._encode(job, model, call, ticket)
+                with call.stage("post"):
+                    embeddings = [
+                        image_outputs(
+                            image.outputs, names, grid_hw=image.grid_hw, normalize=request.normalize
+                        )
+                        for image in encoded.images
+                    ]
+                    if request.vector_type == "float32":
+                        packed, scales = embeddings, []
+                    else:
+                        work = partial(pack_all, vector_type=request.vector_type)
+                        both = await wait_all(self.offload(partial(work, e)) for e in embeddings)
+                        packed, scales = [rows for rows, _ in both], [scale for _, scale in both]
         return EmbedImagesResponse(
             model=model.manifest.name,
             embeddings=tuple(packed),
@@ -311,12 +316,14 @@ class DataPlane:
                 groups, _ = text_groups(EmbedTextsRequest(texts=texts), self.limits)
                 prompts = model.texts.look_up(list(groups.values()))
             job = self._image_job(request, model, call, ("cls1",))
-            async with self._encoded(job, model, call, prompts) as (encoded, known):
-                if texts:
-                    num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
-                rows = [image.outputs["cls1"] for image in encoded.images]
-                rows += [known[p] for group in prompts.groups for p in group.prompts]
-                rows_ID = shorten(np.stack(rows), dimensions, normalize=request.normalize)
+            async with self._admitted(job, model, call, prompts) as ticket:
+                encoded, known = await self._encode(job, model, call, ticket, prompts)
+                with call.stage("post"):
+                    if texts:
+                        num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
+                    rows = [image.outputs["cls1"] for image in encoded.images]
+                    rows += [known[p] for group in prompts.groups for p in group.prompts]
+                    rows_ID = shorten(np.stack(rows), dimensions, normalize=request.normalize)
         return EmbedMixedResponse(
             model=model.manifest.name,
             images_BD=rows_ID[: len(encoded.images)],
@@ -343,28 +350,30 @@ class DataPlane:
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, call, (features,))
-            async with self._encoded(job, model, call, prompts) as (encoded, known):
-                if head is not None:
-                    classes_KD = head.classes_KD
-                elif prompts is NO_PROMPTS:
-                    classes_KD = await self.offload(
-                        partial(_example_classes, request, encoded, features, job.rule)
+            async with self._admitted(job, model, call, prompts) as ticket:
+                encoded, known = await self._encode(job, model, call, ticket, prompts)
+                with call.stage("post"):
+                    if head is not None:
+                        classes_KD = head.classes_KD
+                    elif prompts is NO_PROMPTS:
+                        classes_KD = await self.offload(
+                            partial(_example_classes, request, encoded, features, job.rule)
+                        )
+                    else:
+                        classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
+                    masks = await wait_all(
+                        self.offload_steps(
+                            segment_image(
+                                [part.outputs[features] for part in image.parts],
+                                classes_KD,
+                                _geometry(image, job.rule, request.size),
+                                request,
+                                temperature=_temperature(model, head),
+                            ),
+                            call,
+                        )
+                        for image in encoded.images
                     )
-                else:
-                    classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
-                masks = await wait_all(
-                    self.offload_steps(
-                        segment_image(
-                            [part.outputs[features] for part in image.parts],
-                            classes_KD,
-                            _geometry(image, job.rule, request.size),
-                            request,
-                            temperature=_temperature(model, head),
-                        ),
-                        call,
-                    )
-                    for image in encoded.images
-                )
         return _segmented(request, model, masks, encoded)
 
     async def _segment_by_head(
@@ -373,18 +382,20 @@ class DataPlane:
         """Masks of the package's own classes."""
         request = with_own_labels(request, model.info)
         job = self._image_job(request, model, call, task="segmentation")
-        async with self._encoded(job, model, call) as (encoded, _):
-            masks = await wait_all(
-                self.offload_steps(
-                    segment_by_head(
-                        image.outputs["segmentation"],
-                        mask_size(job.rule, request.size, image.size_hw, image.scaled_hw),
-                        request,
-                    ),
-                    call,
+        async with self._admitted(job, model, call) as ticket:
+            encoded, _ = await self._encode(job, model, call, ticket)
+            with call.stage("post"):
+                masks = await wait_all(
+                    self.offload_steps(
+                        segment_by_head(
+                            image.outputs["segmentation"],
+                            mask_size(job.rule, request.size, image.size_hw, image.scaled_hw),
+                            request,
+                        ),
+                        call,
+                    )
+                    for image in encoded.images
                 )
-                for image in encoded.images
-            )
         return _segmented(request, model, masks, encoded)
 
     async def classify_images(
@@ -403,21 +414,23 @@ class DataPlane:
             prompts = self._class_prompts(request, model, head)
             temperature = request.temperature or _temperature(model, head)
             job = self._image_job(request, model, call, (features,))
-            async with self._encoded(job, model, call, prompts) as (encoded, known):
-                classes_KD = (
-                    class_embeddings([g.prompts for g in prompts.groups], known)
-                    if head is None
-                    else head.classes_KD
-                )
-                found = [
-                    classify(
-                        image.outputs[features],
-                        classes_KD,
-                        temperature=temperature,
-                        top_k=request.top_k,
+            async with self._admitted(job, model, call, prompts) as ticket:
+                encoded, known = await self._encode(job, model, call, ticket, prompts)
+                with call.stage("post"):
+                    classes_KD = (
+                        class_embeddings([g.prompts for g in prompts.groups], known)
+                        if head is None
+                        else head.classes_KD
                     )
-                    for image in encoded.images
-                ]
+                    found = [
+                        classify(
+                            image.outputs[features],
+                            classes_KD,
+                            temperature=temperature,
+                            top_k=request.top_k,
+                        )
+                        for image in encoded.images
+                    ]
         return ClassifyImagesResponse(
             model=model.manifest.name,
             classes=tuple(c.name for c in request.classes),
@@ -438,8 +451,10 @@ class DataPlane:
             check_view(request)
             features = check_features(request.features, model.manifest)
             job = self._image_job(request, model, call, (features,))
-            async with self._encoded(job, model, call) as (encoded, _):
-                maps = await self._draw_features(request, encoded.images, features)
+            async with self._admitted(job, model, call) as ticket:
+                encoded, _ = await self._encode(job, model, call, ticket)
+                with call.stage("post"):
+                    maps = await self._draw_features(request, encoded.images, features)
         return VisualizeFeaturesResponse(
             model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
         )
@@ -455,11 +470,15 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_task(task, model.info)
             job = self._image_job(request, model, call, task=task)
-            async with self._encoded(job, model, call) as (encoded, _):
-                maps = await wait_all(
-                    self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
-                    for raw, image in ((e.outputs[task], e) for e in encoded.images)
-                )
+            async with self._admitted(job, model, call) as ticket:
+                encoded, _ = await self._encode(job, model, call, ticket)
+                with call.stage("post"):
+                    maps = await wait_all(
+                        self.offload(
+                            partial(make_map, task, raw, image.size_hw if is_scaled else None)
+                        )
+                        for raw, image in ((e.outputs[task], e) for e in encoded.images)
+                    )
         return EstimateMapsResponse(
             model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
         )
@@ -470,30 +489,31 @@ class DataPlane:
         num_items = len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
         return _ModelUse(self.models.lease(request.model), call, num_items)
 
-    @asynccontextmanager
-    async def _encoded(
+    def _admitted(
         self, job: ImageJob, model: ServedModel, call: Call, prompts: PromptSet = NO_PROMPTS
-    ) -> AsyncIterator[tuple[EncodedImages, TextEmbeddings]]:
-        """Admit a request, encode its images and prompts, and hold the admission for the block.
-
-        The block makes the answer, in the stage `post`.
-        """
+    ) -> AdmissionGuard:
+        """Admit a request, and hold the admission while a block encodes and answers it."""
         cost = len(job.images) * job.rule.nominal_patches + prompts.cost
         kind: Kind | None = None if job.kind == "image" else job.kind
-        async with AdmissionGuard(
-            self.gate, model.admission, cost=cost, call=call, kind=kind
-        ) as ticket:
-            images = self._images.run(job, model, call, ticket)
-            if prompts.missing:
-                encoded, texts = await wait_both(
-                    images, model.texts.encode(prompts, call, self._pool)
-                )
-            else:
-                encoded, texts = await images, prompts.cached
-            if encoded.answer_bytes > SMALL_ANSWER_BYTES:
-                await self.answer_memory.hold(encoded.answer_bytes, call)
-            with call.stage("post"):
-                yield encoded, texts
+        return AdmissionGuard(self.gate, model.admission, cost=cost, call=call, kind=kind)
+
+    async def _encode(
+        self,
+        job: ImageJob,
+        model: ServedModel,
+        call: Call,
+        ticket: Ticket,
+        prompts: PromptSet = NO_PROMPTS,
+    ) -> tuple[EncodedImages, TextEmbeddings]:
+        """Encode the images and prompts of an admitted request."""
+        images = self._images.run(job, model, call, ticket)
+        if prompts.missing:
+            encoded, texts = await wait_both(images, model.texts.encode(prompts, call, self._pool))
+        else:
+            encoded, texts = await images, prompts.cached
+        if encoded.answer_bytes > SMALL_ANSWER_BYTES:
+            await self.answer_memory.hold(encoded.answer_bytes, call)
+        return encoded, texts
 
     def _image_job(
         self,
@@ -505,7 +525,13 @@ class DataPlane:
         task: DenseTask | None = None,
     ) -> ImageJob:
         """What to compute for a request that reads these outputs of its images, or this head's."""
-        rule = size_rule(request, model, task)
+        tasks = map_outputs(request)
+        rule = size_rule(request, model, is_map=task is not None or bool(tasks))
+        patch_outputs = [name for name in PATCH_OUTPUTS if name in outputs]
+        # The global embeddings of any number of images are small.
+        is_sized = isinstance(request, SizedRequest) and bool(
+            patch_outputs or tasks or not isinstance(request, EmbedImagesRequest)
+        )
 
         def check(sizes_hw: Sequence[tuple[int, int]], num_patches: Sequence[int]) -> int:
             assert isinstance(request, SizedRequest)
@@ -532,9 +558,9 @@ class DataPlane:
         return ImageJob(
             images=request.images,
             rule=rule,
-            kind=task or image_kind(map_outputs(request)),
-            patch_outputs=[name for name in PATCH_OUTPUTS if name in outputs],
-            check_sizes=check if isinstance(request, SizedRequest) else None,
+            kind=task or image_kind(tasks),
+            patch_outputs=patch_outputs,
+            check_sizes=check if is_sized else None,
             is_partial=getattr(request, "partial", False),
         )
 
@@ -621,34 +647,32 @@ def _segmented(
     )
 
 
-def map_outputs(request: ImagesRequest) -> set[DenseTask]:
+def map_outputs(request: ImagesRequest) -> frozenset[DenseTask]:
     """Maps that are requested beside embeddings."""
     outputs = request.outputs if isinstance(request, EmbedImagesRequest) else ()
-    return {task for task in DENSE_TASKS if task in outputs}
+    return DENSE_TASK_SET.intersection(outputs)
 
 
-def size_rule(
-    request: ImagesRequest, model: ServedModel, task: DenseTask | None = None
-) -> SizeRule:
-    """The size at which the model sees the images of a request, or a head of it alone.
+def size_rule(request: ImagesRequest, model: ServedModel, *, is_map: bool) -> SizeRule:
+    """The size at which the model, or a dense head if `is_map`, sees the images of a request.
 
     Raises:
         InvalidRequest: The model does not support the resolution.
     """
-    is_map = task is not None or bool(map_outputs(request))
-    resolution = check_resolution(request.resolution, model.manifest, is_map=is_map)
+    manifest = model.manifest
+    resolution = check_resolution(request.resolution, manifest, is_map=is_map)
     windows = None
     scaling: Scaling = "bilinear"
     if isinstance(request, SegmentImagesRequest) and not is_map:
-        defaults = model.manifest.zero_shot
+        defaults = manifest.zero_shot
         scaling = defaults.scaling
         if (request.mode or defaults.mode) == "slide":
-            windows = Windows.of(min(resolution, model.manifest.native_size))
+            windows = Windows.of(min(resolution, manifest.native_size))
     return SizeRule(
         resolution=resolution,
         fit=request.fit,
-        patch_size=model.manifest.patch_size,
-        multiple=model.manifest.map_multiple if is_map else model.manifest.size_multiple,
+        patch_size=manifest.patch_size,
+        multiple=manifest.map_multiple if is_map else manifest.size_multiple,
         windows=windows,
         scaling=scaling,
     )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -387,7 +388,7 @@ class BucketLimits:
     peak_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """Description of a served model.
 
@@ -415,7 +416,7 @@ class ModelInfo:
     parity: tuple[ParityEntry, ...] = ()
     loaded_at: int = field(default_factory=lambda: int(time.time()))
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         """The package's outputs that are served."""
         served = {*IMAGE_OUTPUTS, "text", *self.tasks}

@@ -26,14 +26,15 @@ class RequestGate:
     def __init__(self, metrics: Metrics) -> None:
         self.state = GateState.STARTING
         self._num_in_flight = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._metrics = metrics
         metrics.watch_inflight(lambda: self._num_in_flight)
 
     @property
     def is_open(self) -> bool:
         """Whether requests are accepted."""
-        return self.state in {GateState.OPEN, GateState.STOPPING}
+        return self.state is GateState.OPEN or self.state is GateState.STOPPING
 
     @property
     def is_ready(self) -> bool:
@@ -78,13 +79,13 @@ class RequestGate:
         Raises:
             Unavailable: The server is starting or draining.
         """
-        with self._changed:
+        with self._lock:
             self.check()
             self._num_in_flight += 1
 
     def leave(self) -> None:
         """Mark the request as finished."""
-        with self._changed:
+        with self._lock:
             self._num_in_flight -= 1
             if not self._num_in_flight:
                 self._changed.notify_all()

@@ -55,7 +55,8 @@ class ModelRegistry:
         self._ordered: Sequence[ServedModel] = ()  # a request does not wait for the lock to read it
         self._default: str | None = None
         self._users: Counter[ServedModel] = Counter()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         metrics.watch_queue(self._queue_depths, self._oldest_s)
         metrics.watch_models(lambda: [served.info for served in self.models()])
         metrics.watch_lanes(lambda: [served.lane_report() for served in self.models()])
@@ -101,13 +102,13 @@ class ModelRegistry:
         self._ordered = [self._models[name] for name in names]
 
     def _begin_use(self, name: str | None) -> ServedModel:
-        with self._changed:
+        with self._lock:
             served = self.find(name)
             self._users[served] += 1
         return served
 
     def _end_use(self, served: ServedModel) -> None:
-        with self._changed:
+        with self._lock:
             self._users[served] -= 1
             if not self._users[served]:
                 del self._users[served]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from service.monitoring.metrics import LaneReport
 
 NS_PER_S: Final = 1_000_000_000
 STAGES: Final[tuple[Stage, ...]] = ("decode", "queue", "run", "post")
+STAGES_OF_HITS: Final[tuple[Stage, ...]] = ("queue",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,11 @@ class Total:
     count: int = 0
     ns: int = 0
 
-    def plus(self, seconds: float) -> "Total":
-        """The total after one more event."""
-        return Total(self.count + 1, self.ns + round(seconds * NS_PER_S))
+    @classmethod
+    def of(cls, counted: Sequence[float]) -> Self:
+        """The total of a number of events and of their seconds."""
+        count, seconds = counted
+        return cls(int(count), round(seconds * NS_PER_S))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +80,9 @@ class RequestCounts:
         self._lock = threading.Lock()
         self._last_ms = 0
         self._num_items = 0
-        self._success = self._fail = self._cache_hit = Total()
-        self._stages: dict[Stage, Total] = dict.fromkeys(STAGES, Total())
+        # Of each outcome and stage the number of requests, and their seconds.
+        self._success, self._fail, self._cache_hit = [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]
+        self._stages: dict[Stage, list[float]] = {stage: [0.0, 0.0] for stage in STAGES}
 
     def timing(self, call: Call, num_items: int) -> "RequestTimer":
         """Count the block as one request with this many items."""
@@ -96,14 +100,11 @@ class RequestCounts:
                 name=name,
                 last_ms=self._last_ms,
                 num_items=self._num_items,
-                success=self._success,
-                fail=self._fail,
-                cache_hit=self._cache_hit,
-                stages=dict(self._stages),
-                batches={
-                    size: Total(count, round(seconds * NS_PER_S))
-                    for size, (count, seconds) in batches.items()
-                },
+                success=Total.of(self._success),
+                fail=Total.of(self._fail),
+                cache_hit=Total.of(self._cache_hit),
+                stages={stage: Total.of(counted) for stage, counted in self._stages.items()},
+                batches={size: Total.of(counted) for size, counted in batches.items()},
             )
 
     def _count(self, seconds: float, num_items: int, stages: Mapping[Stage, float] | None) -> None:
@@ -111,17 +112,22 @@ class RequestCounts:
         with self._lock:
             self._last_ms = int(self._now() * 1000)
             if stages is None:
-                self._fail = self._fail.plus(seconds)
+                _add(self._fail, seconds)
                 return
-            self._success = self._success.plus(seconds)
+            _add(self._success, seconds)
             self._num_items += num_items
             # As in Triton, and as `perf_analyzer` checks: every request counts for the queue, and
             # for all stages of computing, or for none of them if the cache answers it.
             is_computed = "run" in stages
             if not is_computed:
-                self._cache_hit = self._cache_hit.plus(seconds)
-            for stage in STAGES if is_computed else ("queue",):
-                self._stages[stage] = self._stages[stage].plus(stages.get(stage, 0.0))
+                _add(self._cache_hit, seconds)
+            for stage in STAGES if is_computed else STAGES_OF_HITS:
+                _add(self._stages[stage], stages.get(stage, 0.0))
+
+
+def _add(counted: list[float], seconds: float) -> None:
+    counted[0] += 1
+    counted[1] += seconds
 
 
 class RequestTimer:
@@ -144,13 +150,15 @@ class RequestTimer:
         traceback: TracebackType | None,
     ) -> None:
         seconds = self._call.clock() - self._began
-        stages = None
+        stages: Mapping[Stage, float] | None = None
         if kind is None:
-            # One call may make two requests, for images and for texts; each counts its own share.
-            stages = {
-                stage: max(0.0, total_s - self._before.get(stage, 0.0))
-                for stage, total_s in self._call.stages.items()
-            }
+            stages = self._call.stages
+            if self._before:
+                # One call may make two requests, for images and texts; each counts its own share.
+                stages = {
+                    stage: max(0.0, total_s - self._before.get(stage, 0.0))
+                    for stage, total_s in stages.items()
+                }
         self._counts._count(seconds, self._num_items, stages)
 
 

@@ -16,11 +16,11 @@ def test_successes_and_failures_are_counted_with_the_time_that_each_added(clock:
     clock.now = 10.0
     counts = RequestCounts(now=lambda: 5.0)
     call = Call(request_id="r", deadline=99.0, clock=clock)
-    call.add("post", 0.5)
+    call.record("post", 0.0, 0.5)
     with counts.timing(call, 3):
         clock.now += 2
-        call.add("post", 0.25)
-        call.add("run", 1.0)
+        call.record("post", 0.0, 0.25)
+        call.record("run", 0.0, 1.0)
     failing = counts.timing(call, 1)
     clock.now += 1
     with pytest.raises(ValueError, match="broken"), failing:

@@ -49,7 +49,7 @@ def test_the_end_of_a_call_is_counted_and_if_not_quiet_traced(
 
     def answer() -> None:
         call = telemetry.begin("http", "POST", {}, 5.0)
-        call.add("run", 0.25)
+        call.wait("run", 0.25)
         call.error = "internal"
         telemetry.end(call, "POST /x", 500, is_fault=True, is_quiet=is_quiet)
 

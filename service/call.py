@@ -207,7 +207,7 @@ def accept_request_id(given: str | None) -> str:
     """
     if given is not None and REQUEST_ID.fullmatch(given):
         return given
-    return "%032x" % _ids.getrandbits(128)
+    return f"{_ids.getrandbits(128):032x}"
 
 
 def accept_priority(given: str | None, *, param: str) -> int:

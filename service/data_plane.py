@@ -317,7 +317,7 @@ class DataPlane:
                 prompts = model.texts.look_up(list(groups.values()))
             job = self._image_job(request, model, call, ("cls1",))
             async with self._admitted(job, model, call, prompts) as ticket:
-                encoded, known = await self._encode(job, model, call, ticket, prompts)
+                encoded, known = await self._encode(job, model, call, ticket, prompts=prompts)
                 with call.stage("post"):
                     if texts:
                         num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
@@ -351,7 +351,7 @@ class DataPlane:
             prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, call, (features,))
             async with self._admitted(job, model, call, prompts) as ticket:
-                encoded, known = await self._encode(job, model, call, ticket, prompts)
+                encoded, known = await self._encode(job, model, call, ticket, prompts=prompts)
                 with call.stage("post"):
                     if head is not None:
                         classes_KD = head.classes_KD
@@ -415,7 +415,7 @@ class DataPlane:
             temperature = request.temperature or _temperature(model, head)
             job = self._image_job(request, model, call, (features,))
             async with self._admitted(job, model, call, prompts) as ticket:
-                encoded, known = await self._encode(job, model, call, ticket, prompts)
+                encoded, known = await self._encode(job, model, call, ticket, prompts=prompts)
                 with call.stage("post"):
                     classes_KD = (
                         class_embeddings([g.prompts for g in prompts.groups], known)
@@ -503,6 +503,7 @@ class DataPlane:
         model: ServedModel,
         call: Call,
         ticket: Ticket,
+        *,
         prompts: PromptSet = NO_PROMPTS,
     ) -> tuple[EncodedImages, TextEmbeddings]:
         """Encode the images and prompts of an admitted request."""

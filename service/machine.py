@@ -234,7 +234,7 @@ class PeakMeter:
         self._proc = proc
         self._base_bytes = _kibibytes(proc / "status", "VmRSS")
 
-    def peak_bytes(self, run: Callable[[], None]) -> int | None:
+    def peak_bytes(self, run: Callable[[], object]) -> int | None:
         """Call `run` and return the peak of memory over the base; None if unknown."""
         try:
             (self._proc / "clear_refs").write_text(RESET_PEAK, encoding="ascii")
@@ -257,7 +257,7 @@ class GpuMeter:
     def __init__(self) -> None:
         self._base_bytes = free_gpu_memory()
 
-    def peak_bytes(self, run: Callable[[], None]) -> int | None:
+    def peak_bytes(self, run: Callable[[], object]) -> int | None:
         """Call `run` and return the memory in use since the meter was created; None if unknown."""
         run()
         free_bytes = free_gpu_memory()

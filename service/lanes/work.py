@@ -186,12 +186,7 @@ class Batch:
     @property
     def is_abandoned(self) -> bool:
         """Whether every caller has left. Never true for texts: the cache keeps their results."""
-        if self.bucket.kind == "text":
-            return False
-        for entry in self.entries:
-            if not entry.future.is_abandoned:
-                return False
-        return True
+        return self.bucket.is_image and all([e.future.is_abandoned for e in self.entries])
 
 
 def resolve(

@@ -174,7 +174,7 @@ class CallMetrics(Collector):
         labels: Sequence[str],
         rows: Iterable[tuple[tuple[str, ...], list[float]]],
     ) -> Metric:
-        return _histogram_family(f"{name}_seconds", text, labels, self._seconds, rows)
+        return _histogram_family(f"{name}_seconds", text, labels, bounds=self._seconds, rows=rows)
 
 
 def _no_times(bounds: Sequence[float]) -> list[float]:
@@ -191,6 +191,7 @@ def _histogram_family(
     name: str,
     text: str,
     labels: Sequence[str],
+    *,
     bounds: Sequence[float],
     rows: Iterable[tuple[tuple[str, ...], list[float]]],
 ) -> Metric:
@@ -577,7 +578,7 @@ class Metrics(Collector):
         with self._lock:
             batches = {name: list(counts) for name, counts in self._batches.items()}
         for name, (text, bounds) in BATCH_HISTOGRAMS.items():
-            yield _histogram_family(name, text, (), bounds, [((), batches[name])])
+            yield _histogram_family(name, text, (), bounds=bounds, rows=[((), batches[name])])
         yield self._model_info()
         reports = list(self._lanes())
         for kind, table in (

@@ -159,7 +159,7 @@ class Dispatcher:
             # To begin 128 of them and to cancel them delayed the next request by 0.3 s.
             await body.drop()
         try:
-            with body.cancelling():
+            with body:
                 response = await route.endpoint(request, **parameters)
         except ClientLeft:
             raise  # no answer is sent

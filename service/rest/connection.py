@@ -2,8 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -91,14 +90,26 @@ class ClientLink:
 
 
 class Body:
-    """An ASGI `receive` that limits a body's bytes, memory and time, and notices a lost client."""
+    """An ASGI `receive` that limits a body's bytes, memory and time, and notices a lost client.
+
+    Attributes:
+        client: The client's connection.
+        headers: Of the request, by name in lower case; of several of one name the last.
+    """
 
     def __init__(
-        self, receive: Receive, protection: Protection, share: BodyShare, limit_s: float
+        self,
+        receive: Receive,
+        protection: Protection,
+        share: BodyShare,
+        limit_s: float,
+        *,
+        client: ClientLink | None = None,
     ) -> None:
         """Begin to receive; the whole body must arrive within `limit_s`."""
         now = asyncio.get_running_loop().time()
-        self.client = ClientLink()
+        self.client = client or ClientLink()
+        self.headers: Mapping[bytes, str] = {}
         self._receive = receive
         self._protection = protection
         self._share = share
@@ -125,6 +136,7 @@ class Body:
             Overloaded: There is no memory for it now.
             UnsupportedMedia: The body is compressed in another way than gzip or deflate.
         """
+        self.headers = headers
         encoding = headers.get(b"content-encoding", "identity").strip().lower()
         if encoding in WINDOW_BITS:
             self._unpacker = Unpacker(encoding)
@@ -158,7 +170,9 @@ class Body:
         if self._unpacker is not None and self._unpacker.has_more:
             await asyncio.sleep(0)  # the event loop serves others between two pieces
             return self._unpacked(self._unpacker, b"")
-        message = await (self._receive() if self._is_complete else self._receive_in_time())
+        # Most bodies come with their heads: a timer for each cost more than to read it.
+        is_waiting = not (self._is_complete or self.client.has_message())
+        message = await (self._wait_for_message() if is_waiting else self._receive())
         if message["type"] == "http.disconnect":
             raise ClientLeft
         received = message.get("body", b"")
@@ -166,6 +180,8 @@ class Body:
         if self._num_received > self._protection.max_body_bytes:
             raise self._too_large()
         self._is_complete = not message.get("more_body", False)
+        if not self._is_complete:
+            self._extend(len(received))
         if self._unpacker is not None:
             return self._unpacked(self._unpacker, received)
         self._share.hold(self._num_received)
@@ -180,27 +196,21 @@ class Body:
         more_body = unpacker.has_more or not self._is_complete
         return {"type": "http.request", "body": piece, "more_body": more_body}
 
-    @contextmanager
-    def cancelling(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Once the body is complete, cancel the block when the client closes the connection.
 
-        Raises:
-            ClientLeft: The client closed the connection.
+        The block raises `ClientLeft` then.
         """
-        self._handler = handler = asyncio.current_task()
-        assert handler is not None
+        self._handler = asyncio.current_task()
         self.client.on_left = self._leave
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self._has_left:
-                raise
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        # A task and its frames must not reference each other: they would outlive the request.
+        handler, self._handler = self._handler, None
+        self.client.on_left = do_nothing
+        if self._has_left and handler is not None and kind is asyncio.CancelledError:
             handler.uncancel()
             raise ClientLeft from None
-        finally:
-            # A task and its frames must not reference each other: they would outlive the request.
-            self._handler = None
-            self.client.on_left = do_nothing
 
     async def drop(self) -> NoReturn:
         """Drop the body of a client that has left, until uvicorn has noticed it.
@@ -233,15 +243,12 @@ class Body:
     def _hold_more(self, num_bytes: int) -> None:
         self._share.hold(self._share.num_bytes + num_bytes)
 
-    async def _receive_in_time(self) -> Message:
-        # Most bodies come with their heads: a timer for each cost more than to read it.
-        has_message = self.client.has_message()
-        message = await (self._receive() if has_message else self._wait_for_message())
+    def _extend(self, num_bytes: int) -> None:
+        """Allow more time for the next bytes after these."""
         now = asyncio.get_running_loop().time()
-        earned_s = len(message.get("body", b"")) / self._protection.client_bytes_per_s
+        earned_s = num_bytes / self._protection.client_bytes_per_s
         limit_s = self._protection.client_timeout_s
         self._due = min(max(self._due, now) + earned_s, now + limit_s, self._last_due)
-        return message
 
     async def _wait_for_message(self) -> Message:
         try:
@@ -308,20 +315,20 @@ class CallMiddleware:
                 message["headers"] = [*message.get("headers", ()), *_call_headers(call)]
             await send(message)
 
+        share = self._protection.body_memory.share()
         try:
-            with self._protection.body_memory.share() as share:
-                try:
-                    leave = self._enter_caller(scope, headers)
-                    self._apply_headers(call, headers)
-                    left_s = call.deadline - call.clock()
-                    scope[BODY] = body = Body(receive, self._protection, share, left_s)
-                    body.client = scope.get(CLIENT, body.client)
-                    body.check_head(headers)
-                    # A page has no body, and its answer may see the client leave: no error.
-                    is_read = is_page(scope["path"]) and scope["method"] in READS
-                    await self._app(scope, receive if is_read else body, send_with_call)
-                except ServiceError as error:
-                    await error_response(error, scope["path"])(scope, receive, send_with_call)
+            try:
+                leave = self._enter_caller(scope, headers)
+                self._apply_headers(call, headers)
+                left_s = call.deadline - call.clock()
+                body = Body(receive, self._protection, share, left_s, client=scope.get(CLIENT))
+                scope[BODY] = body
+                body.check_head(headers)
+                # A page has no body, and its answer may see the client leave: no error.
+                is_read = scope["method"] in READS and is_page(scope["path"])
+                await self._app(scope, receive if is_read else body, send_with_call)
+            except ServiceError as error:
+                await error_response(error, scope["path"])(scope, receive, send_with_call)
         except ClientLeft:
             call.error = "client_left"
         except Exception:
@@ -331,6 +338,7 @@ class CallMiddleware:
         finally:
             # The body references uvicorn's side of the request, and that references the scope.
             scope.pop(BODY, None)
+            share.give_back()
             leave()
             call.free_memory()
             self._record(scope, status or CLIENT_LEFT, call)
@@ -351,14 +359,13 @@ class CallMiddleware:
 
     def _enter_caller(self, scope: Scope, headers: Mapping[bytes, str]) -> Callable[[], None]:
         """Check who sends the request; call the result at its end."""
-        path, is_read = scope["path"], scope["method"] in READS
-        is_open = path in OPEN_PATHS or path in self._probes or is_page(path)
-        if not (is_open and is_read):
-            self._protection.browsers.check(headers)
-            return self._protection.keys.enter(
-                headers.get(b"authorization"), headers.get(b"x-api-key")
-            )
-        return do_nothing
+        path = scope["path"]
+        if scope["method"] in READS and (
+            path in OPEN_PATHS or path in self._probes or is_page(path)
+        ):
+            return do_nothing
+        self._protection.browsers.check(headers)
+        return self._protection.keys.enter(headers.get(b"authorization"), headers.get(b"x-api-key"))
 
     def _apply_headers(self, call: Call, headers: Mapping[bytes, str]) -> None:
         """Set the deadline and the priority that the headers ask for."""

@@ -71,8 +71,9 @@ async def read_images(
         UnsupportedMedia: The body is of another media type.
     """
     # Before the body is received: a request that is refused anyway need not send it.
-    plane.check_open(current_call.get().flow)
-    media = choose_media(request.headers.get("accept"), writer.media_types)
+    call = current_call.get()
+    plane.check_open(call.flow)
+    media = choose_media(accepted(request), writer.media_types)
     query = request.query_params.multi_items() if request.scope["query_string"] else []
     content_type = media_type(request)
     images: ImageInputs
@@ -96,7 +97,7 @@ async def read_images(
             param="Content-Type",
         )
     writer.check(options, media, len(images))
-    current_call.get().answer_form = writer.form(options, media)
+    call.answer_form = writer.form(options, media)
     return RestRequest(options, images, media, writer)
 
 
@@ -109,7 +110,7 @@ async def read_texts(
         ServiceError: As `read_images` raises it.
     """
     plane.check_open(current_call.get().flow)
-    media = choose_media(request.headers.get("accept"), writer.media_types)
+    media = choose_media(accepted(request), writer.media_types)
     options = await read_json(request, plane, EmbedTextsBody)
     writer.check(options, media, 0)
     return RestRequest(options, (), media, writer)
@@ -199,9 +200,16 @@ async def in_pool(plane: DataPlane, work: Callable[[], T]) -> T:
         raise deadline_exceeded() from None
 
 
+def accepted(request: Request) -> str | None:
+    """The header `Accept`. `Request.headers` decodes and compares all headers at each look-up."""
+    body: Body = request.scope[BODY]
+    return body.headers.get(b"accept")
+
+
 def media_type(request: Request) -> str:
     """The media type of the body, in lower case and without parameters; empty if not given."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body: Body = request.scope[BODY]
+    return body.headers.get(b"content-type", "").partition(";")[0].strip().lower()
 
 
 def parse_json(

@@ -4,6 +4,7 @@ Defaults come from the message classes. Unknown fields are refused. A query or a
 of the JSON body, except the images.
 """
 
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -203,6 +204,7 @@ class Options(Schema):
         ),
     ] = False
 
+    @cached_property
     def message_fields(self) -> dict[str, Any]:
         """The fields of the data plane's message, as its keyword arguments."""
         fields: dict[str, Any] = {}
@@ -252,7 +254,7 @@ class EmbedImagesBody(ImageBody):
 
     def to_message(self, images: ImageInputs) -> EmbedImagesRequest:
         """The request for the data plane."""
-        return EmbedImagesRequest(images=images, **self.message_fields())
+        return EmbedImagesRequest(images=images, **self.message_fields)
 
 
 class SegmentImagesBody(ImageBody):
@@ -334,7 +336,7 @@ class SegmentImagesBody(ImageBody):
 
     def to_message(self, images: ImageInputs) -> SegmentImagesRequest:
         """The request for the data plane."""
-        return SegmentImagesRequest(images=images, **self.message_fields())
+        return SegmentImagesRequest(images=images, **self.message_fields)
 
 
 class ClassifyImagesBody(ImageBody):
@@ -364,7 +366,7 @@ class ClassifyImagesBody(ImageBody):
 
     def to_message(self, images: ImageInputs) -> ClassifyImagesRequest:
         """The request for the data plane."""
-        return ClassifyImagesRequest(images=images, **self.message_fields())
+        return ClassifyImagesRequest(images=images, **self.message_fields)
 
 
 class VisualizeFeaturesBody(ImageBody):
@@ -409,7 +411,7 @@ class VisualizeFeaturesBody(ImageBody):
 
     def to_message(self, images: ImageInputs) -> VisualizeFeaturesRequest:
         """The request for the data plane."""
-        return VisualizeFeaturesRequest(images=images, **self.message_fields())
+        return VisualizeFeaturesRequest(images=images, **self.message_fields)
 
 
 class MapBody(ImageBody):
@@ -428,7 +430,7 @@ class MapBody(ImageBody):
 
     def to_message(self, images: ImageInputs) -> EstimateMapsRequest:
         """The request for the data plane."""
-        return EstimateMapsRequest(task=self.task, images=images, **self.message_fields())
+        return EstimateMapsRequest(task=self.task, images=images, **self.message_fields)
 
 
 class DepthBody(MapBody):
@@ -461,4 +463,4 @@ class EmbedTextsBody(Options):
 
     def to_message(self) -> EmbedTextsRequest:
         """The request for the data plane."""
-        return EmbedTextsRequest(texts=tuple(self.texts), **self.message_fields())
+        return EmbedTextsRequest(texts=tuple(self.texts), **self.message_fields)

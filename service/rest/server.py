@@ -233,7 +233,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Start to wait for the first head."""
         self._written = CountedTransport(transport)
         super().connection_made(cast("asyncio.Transport", self._written))
-        self._has_left = partial(is_half_closed, transport.get_extra_info("socket").fileno())
+        self._has_left = half_closed_check(transport.get_extra_info("socket").fileno())
         limits = self.protection
         now = self.loop.time()
         self._unanswered: list[Any] = []
@@ -366,10 +366,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
-        num_hosts = [name for name, _ in self.headers].count(b"host")
-        size = len(self.url) + sum(
-            len(n) + len(value) + len(b": \r\n") for n, value in self.headers
-        )
+        num_hosts, size = 0, len(self.url)
+        for name, value in self.headers:
+            num_hosts += name == b"host"
+            size += len(name) + len(value) + len(b": \r\n")
         # RFC 9112, section 3.2: none or several are errors, and HTTP/1.0 may have none.
         if size > MAX_HEAD_BYTES:
             self._refuse_head()  # it came in one read: `data_received` has seen no part of it
@@ -687,16 +687,16 @@ class _Polled(ctypes.Structure):
 # Not `select.poll`, which releases Python's lock for a call of less than 1 us: on a busy server
 # another thread wakes up for it, twice in every request.
 _LIBC: Final = ctypes.PyDLL(None)
+_LIBC.poll.restype = ctypes.c_bool
 
 
-def is_half_closed(descriptor: int) -> bool:
-    """Whether the peer has closed its side, also before the event loop has read that.
+def half_closed_check(descriptor: int) -> Callable[[], bool]:
+    """Tells whether the peer has closed its side, also before the event loop has read that.
 
     From any thread. Once the connection is closed, the descriptor may be another's; but then the
     request has ended anyway.
     """
-    polled = _Polled(descriptor, select.POLLRDHUP)
-    return bool(_LIBC.poll(ctypes.byref(polled), 1, 0))
+    return partial(_LIBC.poll, ctypes.byref(_Polled(descriptor, select.POLLRDHUP)), 1, 0)
 
 
 def _ioctl_int(transport: asyncio.Transport, code: int) -> int:

@@ -72,9 +72,7 @@ def make_body(protection: Protection, share: BodyShare) -> Callable[..., Body]:
         **changes: Any,
     ) -> Body:
         limits = replace(protection, client_bytes_per_s=bytes_per_s, **changes)
-        body = Body(Sender(*steps), limits, share, limit_s)
-        body.client = client or body.client
-        return body
+        return Body(Sender(*steps), limits, share, limit_s, client=client)
 
     return make
 
@@ -232,7 +230,7 @@ async def test_a_block_is_cancelled_when_the_client_leaves_after_the_body(
     body = make_body(chunk(1, more=False), client=client)
 
     async def handle() -> None:
-        with body.cancelling():
+        with body:
             await body()
             asyncio.get_running_loop().call_soon(client.on_left)
             await asyncio.Event().wait()
@@ -250,7 +248,7 @@ async def test_a_block_is_not_cancelled_before_the_body_is_complete_or_after_it_
 ) -> None:
     client = ClientLink()
     body = make_body(chunk(1), chunk(1, more=False), client=client)
-    with body.cancelling():
+    with body:
         await body()
         client.on_left()
         await asyncio.sleep(0)
@@ -285,7 +283,7 @@ async def test_another_cancellation_of_the_block_is_passed_on(
     body = make_body(chunk(1, more=False))
 
     async def handle() -> None:
-        with body.cancelling():
+        with body:
             await body()
             await asyncio.Event().wait()
 

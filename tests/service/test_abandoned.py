@@ -50,6 +50,18 @@ def total(server: Server, name: str) -> float:
     return sum(s.value for s in families[f"tipserve_{name}"].samples)
 
 
+def occupy(server: Server, release: threading.Event) -> None:
+    """Let the pool's only thread wait for an event; return once it does."""
+    began = threading.Event()
+
+    def wait() -> None:
+        began.set()
+        release.wait(LIMIT_S)
+
+    server.pool.submit(wait)
+    assert began.wait(LIMIT_S)
+
+
 async def end(request: "asyncio.Future[Answer]", reason: str) -> None:
     """Hang up, or let the deadline pass."""
     if reason == "hangs up":
@@ -142,9 +154,9 @@ async def test_the_pool_begins_no_image_whose_client_has_left(
     release = threading.Event()
     # The lane prepares ahead, so that it decodes nothing itself.
     async with serving(pool_threads=1, prepare_ahead=True) as server:
-        server.pool.submit(release.wait, LIMIT_S)
+        occupy(server, release)
         connection = send(server, encode_image())
-        await until(lambda: server.pool._work_queue.qsize() > 0)
+        await until(lambda: server.pool.num_waiting > 0)
         # Without an `await`: the event loop cannot notice it.
         connection.close()
         release.set()
@@ -211,11 +223,11 @@ async def test_an_abandoned_request_before_decoding_is_not_decoded(
     release = threading.Event()
     # The lane prepares ahead, so that it decodes nothing itself.
     async with serving(pool_threads=1, prepare_ahead=True) as server:
-        server.pool.submit(release.wait, LIMIT_S)
+        occupy(server, release)
         timeout_s = LIMIT_S if reason == "hangs up" else SOON_S
         leaving = asyncio.ensure_future(ask(server, encode_image(), route, timeout_s=timeout_s))
         if reason == "hangs up":
-            await until(lambda: server.pool._work_queue.qsize() > 0)
+            await until(lambda: server.pool.num_waiting > 0)
         await end(leaving, reason)
         await until(lambda: total(server, "requests") == 1)
         assert sample(server.metrics, "inflight") == 0
@@ -223,5 +235,5 @@ async def test_an_abandoned_request_before_decoding_is_not_decoded(
         # Items of a JSON body are not known yet: the body itself waited to be read.
         is_body = ask is ask_rest and route in {"texts", "infer"}
         await until(lambda: is_body or total(server, "abandoned") > 0)
-        await until(lambda: server.pool._work_queue.qsize() == 0)
+        await until(lambda: server.pool.num_waiting == 0)
     assert (runtime.num_images, runtime.num_texts, runtime.num_maps, decoded) == (0, 0, 0, [])

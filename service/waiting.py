@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -125,10 +125,10 @@ class ThreadResult(Generic[T]):
         with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
             self._loop.call_soon_threadsafe(self._settle, value, error)
 
-    def _settle(self, value: T | None, error: BaseException | None) -> None:
+    def _settle(self, value: Any, error: BaseException | None) -> None:
         if self._result is None or self._result.done():
             return
         if error is None:
-            self._result.set_result(cast("T", value))
+            self._result.set_result(value)
         else:
             self._result.set_exception(error)

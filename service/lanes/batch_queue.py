@@ -129,9 +129,9 @@ class BucketQueue:
         """Arrival of the oldest item, in monotonic seconds."""
         return min(entry.enqueued for entry in self.heads())
 
-    def heads(self) -> Iterator[QueuedItem]:
+    def heads(self) -> list[QueuedItem]:
         """The first item of each level of each flow."""
-        return (next(iter(entries)) for entries in self.levels())
+        return [next(iter(level.values())) for level in self._levels.values()]
 
     def levels(self) -> Iterator[Iterable[QueuedItem]]:
         """The items of each level of each flow, in order."""
@@ -216,7 +216,8 @@ class BatchQueue:
             entries = [self._enqueue(item, now) for item in items]
             # A lane that has made its item itself takes it next.
             self._changed.notify(len(entries) - (threading.get_ident() in self._at_jobs))
-            self._peek_changed.notify()
+            if self._rules.prepare_ahead:
+                self._peek_changed.notify()
         for entry in entries:
             entry.future.add_done_callback(partial(self._drop_cancelled, entry))
         return [entry.future for entry in entries]
@@ -258,8 +259,10 @@ class BatchQueue:
                 self._num_idle -= 1
                 if batch is None and self._jobs:
                     job = self._jobs.popleft()
-                self._peek_changed.notify()
-            self._answer_expired(expired)
+                if self._rules.prepare_ahead:
+                    self._peek_changed.notify()
+            if expired:
+                self._answer_expired(expired)
             if job is not None:
                 self._run_job(job)
             elif batch is not None or self.is_closed or self._clock() >= until:
@@ -364,7 +367,10 @@ class BatchQueue:
 
         return min(heads, key=key)
 
-    def _first_of(self, buckets: Iterable[Bucket], now: float) -> Bucket:
+    def _first_of(self, buckets: Collection[Bucket], now: float) -> Bucket:
+        first, *others = buckets
+        if not others:
+            return first
         heads = [entry for bucket in buckets for entry in self._queues[bucket].heads()]
         return self._first(heads, now).item.bucket
 
@@ -386,6 +392,8 @@ class BatchQueue:
             entries = self._pick(bucket, now, expired)
             if entries:
                 return Batch(bucket=bucket, entries=tuple(entries), taken=now), expired, now
+        if not self._queues:
+            return None, expired, math.inf
         dues = (self._due(bucket, queue) for bucket, queue in self._queues.items())
         return None, expired, min(dues, default=math.inf)
 
@@ -404,7 +412,7 @@ class BatchQueue:
         picked: list[QueuedItem] = []
         cost = 0
         while queue and len(picked) < max_items:
-            entry = self._first(list(queue.heads()), now)
+            entry = self._first(queue.heads(), now)
             if not limits.fits(len(picked) + 1, cost + entry.item.cost):
                 break
             # False if the caller has cancelled; from here on it can no longer cancel.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import label_map
-from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, PatchOutput
+from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput
 from model.runtime.base import Runtime, UnusableRuntimeError
 from service.lanes.work import Bucket, Outputs
 
@@ -97,7 +97,9 @@ class Lane:
             case "depth" | "normals" | "segmentation" as task:
                 maps = self.runtime.estimate(task, pixels_B3HW)
                 return [{task: array} for array in maps]
-        tasks = tuple(task for task in DENSE_TASKS if task in bucket.kind.split("+"))
+        tasks: tuple[DenseTask, ...] = ()
+        if bucket.kind != "image":
+            tasks = tuple(task for task in DENSE_TASKS if task in bucket.kind.split("+"))
         output = self.runtime.encode_images(pixels_B3HW, tasks, patch_outputs)
         named = {"cls1": output.cls1_BD, "cls2": output.cls2_BD}
         if "patches" in patch_outputs:

@@ -34,7 +34,7 @@ Outputs = Mapping[str, NDArray[np.float32]]
 
 def image_kind(tasks: Collection[DenseTask]) -> Kind:
     """The kind of images to embed that also go through these heads."""
-    return cast("Kind", "+".join(("image", *sorted(tasks))))
+    return cast("Kind", "+".join(("image", *sorted(tasks)))) if tasks else "image"
 
 
 class Bucket(NamedTuple):

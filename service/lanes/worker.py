@@ -107,7 +107,9 @@ class LaneHealth:
     @property
     def is_ready(self) -> bool:
         """Whether the lane takes work; it is dead only after a failure."""
-        return self._failed_since is None and self._hung_since() is None
+        run = self._run
+        is_hung = run is not None and self._clock() > run.started + run.limit_s
+        return self._failed_since is None and not is_hung
 
     @property
     def state(self) -> LaneState:
@@ -290,7 +292,7 @@ class LaneWorker:
         try:
             shared.metrics.observe_batch(batch.bucket.kind, len(batch.entries), batch.cost)
             trace = begin_batch(
-                (entry.item.trace for entry in batch.entries),
+                [entry.item.trace for entry in batch.entries],
                 {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
                 batch.taken,
             )

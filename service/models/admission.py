@@ -426,14 +426,16 @@ class AdmissionGuard:
         self._timer: asyncio.TimerHandle
 
     async def __aenter__(self) -> Ticket:
-        call = self._call
-        with call.stage("admit"):
+        call, began = self._call, self._call.clock()
+        try:
             self._gate.enter()
             try:
                 self._ticket = await self._admission.admit(self._cost, call, self._kind)
             except BaseException:
                 self._gate.leave()
                 raise
+        finally:
+            call.record("admit", began, call.clock())
         # What `asyncio.timeout` does, in half of its time.
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
-from model.package import Manifest
 from model.text import TextTokenizer
 from service.call import Call, Stage
 from service.lanes.batching import Batcher
@@ -167,6 +166,7 @@ class ServedModel:
 
     Attributes:
         info: Description for callers.
+        manifest: Of the model package.
         admission: Decides which requests fit.
         requests: Counts them.
         texts: The text side.
@@ -184,6 +184,7 @@ class ServedModel:
         admission: Admission,
     ) -> None:
         self.info = info
+        self.manifest = info.manifest
         self.admission = admission
         self.requests = RequestCounts()
         self.load_s = 0.0
@@ -197,11 +198,6 @@ class ServedModel:
         if self._batcher.stop(timeout_s):
             for lane in self._lanes:
                 lane.runtime.close()
-
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest of the model package."""
-        return self.info.manifest
 
     @property
     def is_ready(self) -> bool:

@@ -143,11 +143,11 @@ class Dispatcher:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and scope["method"] == "HEAD":
+        method = scope["method"] if scope["type"] == "http" else ""
+        if method == "HEAD":
             await self._answer_head(scope, receive, send)
             return
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        route, parameters = self._find(scope["path"]) if is_post else (None, {})
+        route, parameters = self._find(scope["path"]) if method == "POST" else (None, {})
         if route is None:
             await self._app(scope, receive, send)
             return

@@ -345,7 +345,9 @@ class CallMiddleware:
 
     def _begin(self, scope: Scope, headers: Mapping[bytes, str]) -> Call:
         transport: Transport = "https" if scope.get("scheme") == "https" else "http"
-        carried = {name: headers[key] for key, name in CARRIED_HEADERS.items() if key in headers}
+        carried = {}
+        if not headers.keys().isdisjoint(CARRIED_HEADERS):
+            carried = {n: headers[key] for key, n in CARRIED_HEADERS.items() if key in headers}
         call = self._telemetry.begin(
             transport,
             scope["method"],

@@ -592,7 +592,8 @@ MAPS: Final = ResponseWriter[EstimateMapsResponse, MapBody](
 
 def write_json(model: str, entries: list[dict[str, Any]], errors: ItemErrors | None) -> bytes:
     """A list with an entry for each item without an error, and the errors unless None."""
-    data = [{"index": i} | e for i, e in zip(_good_indices(errors or {}), entries, strict=False)]
+    indices = _good_indices(errors) if errors else count()
+    data = [{"index": i} | e for i, e in zip(indices, entries, strict=False)]
     document: dict[str, Any] = {"object": "list", "model": model, "data": data}
     if errors is not None:
         document["errors"] = _item_errors(errors)

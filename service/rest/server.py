@@ -308,8 +308,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_body = True
         self._num_trailer_bytes = 0
         super().on_headers_complete()
-        link = ClientLink(self._has_left, self.cycle.message_event.is_set)
-        cast("dict[str, Any]", self.scope)[CLIENT] = link
+        scope: Any = self.scope
+        scope[CLIENT] = ClientLink(self._has_left, self.cycle.message_event.is_set)
         self._unanswered.append(self.cycle)
         if self.is_draining or self._is_spare:
             self.close_after_answer()

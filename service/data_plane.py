@@ -49,7 +49,7 @@ from service.messages import (
 from service.models.admission import AdmissionGuard, Ticket
 from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
 from service.models.image_pipeline import EncodedImage, EncodedImages, ImageJob, ImagePipeline
-from service.models.registry import ModelLease, ModelRegistry
+from service.models.registry import ModelRegistry
 from service.models.served_model import ModelStatistics, RequestTimer, ServedModel
 from service.models.texts import PromptSet, TextEmbeddings
 from service.outputs.examples import PatchMap, example_embeddings
@@ -487,7 +487,7 @@ class DataPlane:
         """The model that the request names, kept loaded and its statistics counted for a block."""
         self.gate.check()
         num_items = len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
-        return _ModelUse(self.models.lease(request.model), call, num_items)
+        return _ModelUse(self.models, request.model, call, num_items)
 
     def _admitted(
         self, job: ImageJob, model: ServedModel, call: Call, prompts: PromptSet = NO_PROMPTS
@@ -606,14 +606,18 @@ class DataPlane:
 class _ModelUse:
     """A lease whose block is counted as one request."""
 
-    __slots__ = ("_call", "_lease", "_num_items", "_timer")
+    __slots__ = ("_call", "_model", "_name", "_num_items", "_registry", "_timer")
 
-    def __init__(self, lease: ModelLease, call: Call, num_items: int) -> None:
-        self._lease, self._call, self._num_items = lease, call, num_items
+    def __init__(
+        self, registry: ModelRegistry, name: str | None, call: Call, num_items: int
+    ) -> None:
+        self._registry, self._name = registry, name
+        self._call, self._num_items = call, num_items
+        self._model: ServedModel
         self._timer: RequestTimer
 
     def __enter__(self) -> ServedModel:
-        model = self._lease.__enter__()
+        self._model = model = self._registry.begin_use(self._name)
         self._call.model = model.manifest.name
         self._timer = model.requests.timing(self._call, self._num_items)
         return model
@@ -627,7 +631,7 @@ class _ModelUse:
         try:
             self._timer.__exit__(kind, error, traceback)
         finally:
-            self._lease.__exit__(kind, error, traceback)
+            self._registry.end_use(self._model)
 
 
 def _temperature(model: ServedModel, head: Head | None) -> float:

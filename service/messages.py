@@ -422,6 +422,11 @@ class ModelInfo:
         served = {*IMAGE_OUTPUTS, "text", *self.tasks}
         return tuple(name for name in self.manifest.outputs if name in served)
 
+    @cached_property
+    def image_outputs(self) -> tuple[str, ...]:
+        """Those of an image."""
+        return tuple(name for name in self.outputs if name != "text")
+
     def scores(self) -> list[dict[str, Any]]:
         """The manifest's scores as plain values."""
         return [score.model_dump(mode="json") for score in self.manifest.scores]

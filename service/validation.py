@@ -77,7 +77,7 @@ def check_pixels(images: Sequence[MaybeImage], manifest: Manifest) -> None:
             in a size that the model does not accept without scaling.
     """
     for index, image in enumerate(images):
-        if not isinstance(image, bytes | ServiceError):
+        if not isinstance(image, (bytes, ServiceError)):
             _check_pixels(image, manifest, f"images[{index}]")
 
 
@@ -117,8 +117,7 @@ def check_outputs(outputs: Sequence[str], info: ModelInfo) -> tuple[ImageOutput 
         raise InvalidRequest(
             "outputs is empty; give at least one.", code="empty_list", param="outputs"
         )
-    manifest = info.manifest
-    known = [name for name in info.outputs if name != "text"]
+    manifest, known = info.manifest, info.image_outputs
     for index, name in enumerate(outputs):
         if name not in known:
             raise InvalidRequest(

@@ -110,6 +110,11 @@ class StreamWaitQueue:
         self._waiting: deque[CapacityWaiter] = deque()
 
     @property
+    def is_waited_for(self) -> bool:
+        """Whether there is a waiter."""
+        return bool(self._waiting)
+
+    @property
     def has_next(self) -> bool:
         """Whether free capacity is reserved for the first waiter.
 
@@ -393,7 +398,8 @@ class Admission:
         self._throughput.finish(cost, self._clock())
         if is_stream:
             self._streams.resize(-cost)
-        self._admit_waiting()
+        if self._streams.is_waited_for:
+            self._admit_waiting()
 
 
 class AdmissionGuard:

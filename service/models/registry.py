@@ -71,7 +71,7 @@ class ModelRegistry:
         return list(self._ordered)
 
     def find(self, name: str | None) -> ServedModel:
-        """A served model, for its description; run requests only under a `lease`.
+        """A served model, for its description; run requests only under a lease.
 
         Args:
             name: None or an empty name is the default model.
@@ -90,24 +90,23 @@ class ModelRegistry:
             text = f"The default model is not served; name another: {names}."
         raise ModelNotFound(text, param="model")
 
-    def lease(self, name: str | None) -> "ModelLease":
-        """Keep a model loaded while a `with` block runs, even if it is replaced meanwhile.
-
-        The block raises `ModelNotFound` as `find` does.
-        """
-        return ModelLease(self, name)
-
     def _order(self) -> None:
         names = sorted(self._models, key=lambda name: (name != self._default, name))
         self._ordered = [self._models[name] for name in names]
 
-    def _begin_use(self, name: str | None) -> ServedModel:
+    def begin_use(self, name: str | None) -> ServedModel:
+        """Lease a model: keep it loaded until `end_use`, even if it is replaced meanwhile.
+
+        Raises:
+            ModelNotFound: As `find` raises it.
+        """
         with self._lock:
             served = self.find(name)
             self._users[served] += 1
         return served
 
-    def _end_use(self, served: ServedModel) -> None:
+    def end_use(self, served: ServedModel) -> None:
+        """End a lease."""
         with self._lock:
             self._users[served] -= 1
             if not self._users[served]:
@@ -153,23 +152,6 @@ class ModelRegistry:
     def _at_work(self) -> set[ServedModel]:
         with self._changed:
             return {*self._models.values(), *self._users}
-
-
-class ModelLease:
-    """A model in use while the block runs; see `ModelRegistry.lease`."""
-
-    __slots__ = ("_name", "_registry", "_served")
-
-    def __init__(self, registry: ModelRegistry, name: str | None) -> None:
-        self._registry, self._name = registry, name
-        self._served: ServedModel
-
-    def __enter__(self) -> ServedModel:
-        self._served = self._registry._begin_use(self._name)
-        return self._served
-
-    def __exit__(self, *raised: object) -> None:
-        self._registry._end_use(self._served)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,9 @@ class RequestCounts:
             if not is_computed:
                 _add(self._cache_hit, seconds)
             for stage in STAGES if is_computed else STAGES_OF_HITS:
-                _add(self._stages[stage], stages.get(stage, 0.0))
+                counted = self._stages[stage]
+                counted[0] += 1
+                counted[1] += stages.get(stage, 0.0)
 
 
 def _add(counted: list[float], seconds: float) -> None:

@@ -276,6 +276,16 @@ def _check_embedding(options: EmbedImagesBody, media: str) -> None:
         )
 
 
+def _embedding_entries(answer: EmbedImagesResponse, encoding: Encoding) -> list[dict[str, Any]]:
+    rows = [
+        {name: encode_array(array, encoding) for name, array in outputs.items()}
+        for outputs in answer.embeddings
+    ]
+    for row, scales in zip(rows, answer.scales, strict=False):  # none but with int8
+        row.update(_scales(scales, encoding))
+    return rows
+
+
 def _embedding_scales(answer: EmbedImagesResponse) -> Sequence[Mapping[str, FloatArray]]:
     return answer.scales or ({},) * len(answer.embeddings)
 
@@ -304,12 +314,8 @@ def _one_embedding(answer: EmbedImagesResponse) -> Array:
 # Embeddings of images: [B, h, w, D] or [B, D].
 IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesBody](
     check_options=_check_embedding,
-    num_values=lambda answer: sum(a.size for row in answer.embeddings for a in row.values()),
-    entries=lambda answer, options: [
-        {name: encode_array(array, options.encoding) for name, array in outputs.items()}
-        | _scales(scales, options.encoding)
-        for outputs, scales in zip(answer.embeddings, _embedding_scales(answer), strict=True)
-    ],
+    num_values=lambda answer: sum([a.size for row in answer.embeddings for a in row.values()]),
+    entries=lambda answer, options: _embedding_entries(answer, options.encoding),
     columns=lambda answer, options: _embedding_columns(answer),
     npy=_one_embedding,
 )

@@ -127,8 +127,8 @@ def test_the_first_name_stays_the_default(registry: ModelRegistry, loader: Loade
     assert names(registry) == ["a", "b"]
     with pytest.raises(ModelNotFound, match="default model is not served; name another: a, b"):
         registry.find(None)
-    with pytest.raises(ModelNotFound, match="'z' is served; there is: a, b"), registry.lease("z"):
-        pytest.fail("the model was leased")
+    with pytest.raises(ModelNotFound, match="'z' is served; there is: a, b"):
+        registry.begin_use("z")
     again = loader.make("z")
     registry.put(again)
     assert registry.find(None) is again

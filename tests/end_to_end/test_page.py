@@ -212,8 +212,11 @@ def test_the_screen_shows_the_layer_as_it_was_drawn_and_removed(
     upload_scene(page)
     page.fill("#opacity", "1")
     check_screen(page, mask_of(service))
+    page.hover("#stage canvas")
+    assert page.inner_text("#reading")
     for name in CLASSES:
         page.click(f"[aria-label='Remove {name}']")
+    assert page.inner_text("#legend") == page.inner_text("#reading") == ""
     check_screen(page, image)
     # The layer of patches is stretched over the image.
     page.click("#tab-features")
@@ -429,10 +432,10 @@ def test_search_finds_the_image_itself_first(
     wait(page, "document.querySelector('#found').textContent.startsWith('5 images; 1 failed')")
     page.click("#results button:has(img[alt='3.png'])")
     first = page.locator("#results li").first
-    assert first.inner_text().strip() == "1.000"
+    assert first.inner_text().strip() == "cosine 1.000"
     assert first.locator("img").get_attribute("alt") == "3.png"
     page.fill("#query", "a drawing")
-    wait(page, "document.querySelector('#results li').innerText.trim() !== '1.000'")
+    wait(page, "document.querySelector('#results li').innerText.trim() !== 'cosine 1.000'")
 
 
 def test_a_user_of_the_keyboard_reaches_everything(open_page: Callable[..., Page]) -> None:

@@ -12,7 +12,7 @@ import { Status } from "./status.js";
 const EXAMPLES = [
   { file: "web/scene.png", label: "a drawn scene", classes: ["burger", "sunflower", "book"] },
   { file: "web/squirrel.jpg", label: "a photograph", classes: ["squirrel", "tree", "leaf"] },
-  { file: "web/fruits.jpg", label: "one it gets half right", classes: ["orange", "banana", "lemon", "kiwi"] },
+  { file: "web/fruits.jpg", label: "a difficult photograph", classes: ["orange", "banana", "lemon", "kiwi"] },
 ];
 
 class App {
@@ -39,6 +39,7 @@ class App {
     this.file = file;
     this.tabs.features.forget();
     $("#reading").textContent = "";
+    $("#intro").hidden = true;
     // The request does not wait for the image on the screen.
     await Promise.all([this.#show(file), this.tabs[this.current].refresh()]);
   }

@@ -101,7 +101,7 @@ export class Search {
       const image = element("img", { src: entry.thumbnail, alt: entry.file.name, loading: "lazy" });
       const button = element("button", { type: "button", title: "Find similar images" }, image);
       button.addEventListener("click", () => this.#rank(entry.vector));
-      return element("li", {}, button, score === undefined ? entry.file.name : score.toFixed(3));
+      return element("li", {}, button, score === undefined ? entry.file.name : `cosine ${score.toFixed(3)}`);
     });
     $("#results").replaceChildren(...rows);
   }

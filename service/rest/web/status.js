@@ -10,7 +10,7 @@ const CARD = {
   runtime: "runtime",
   precision: "precision",
   device: "device",
-  runtime_reason: "why",
+  runtime_reason: "reason",
   native_size: "native size",
   patch_size: "patch size",
   embed_dim: "embedding",

@@ -98,8 +98,14 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
 
 
 def is_large(inputs: Arrays) -> bool:
-    """Whether images are so large that a graph must not keep the memory that they take."""
-    return math.prod(np.shape(inputs.get("pixel_values", ()))[2:]) > PIXELS_TO_RELEASE
+    """Whether a call takes so much memory that a graph must not keep it for later calls.
+
+    Large images do, and taps of several blocks: the heads that read them work in several times the
+    size of the image.
+    """
+    num_taps = np.shape(inputs.get("tap_patches", ()))[1:2]
+    num_pixels = math.prod(np.shape(inputs.get("pixel_values", ()))[2:])
+    return num_pixels > PIXELS_TO_RELEASE or num_taps > (1,)
 
 
 class GraphRuntime:

@@ -1,6 +1,6 @@
 """Protobuf messages to messages of the data plane, and back; the only module that knows both."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -157,13 +157,9 @@ def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesRespo
     message = embed_pb2.EmbedImagesResponse(model=answer.model, errors=item_errors(answer.errors))
     scales = answer.scales or ({},) * len(answer.embeddings)
     rows = zip(answer.embeddings, scales, strict=True)
-    for place in range(len(answer.embeddings) + len(answer.errors)):
-        # Written in place: a message that is added to another is copied, at every level.
-        embedding = message.embeddings.add()
-        if place not in answer.errors:
-            outputs, factors = next(rows)
-            for name, array in outputs.items():
-                write_tensor(getattr(embedding, name), array, factors.get(name))
+    for embedding, (outputs, factors) in in_places(message.embeddings, rows, answer.errors):
+        for name, array in outputs.items():
+            write_tensor(getattr(embedding, name), array, factors.get(name))
     return message
 
 
@@ -177,30 +173,26 @@ def from_embed_texts(answer: EmbedTextsResponse) -> embed_pb2.EmbedTextsResponse
 
 def from_segment_images(answer: SegmentImagesResponse) -> segment_pb2.SegmentImagesResponse:
     """Convert an answer."""
-    masks = [_segmentation(mask, answer.classes) for mask in answer.segmentations]
-    return segment_pb2.SegmentImagesResponse(
-        model=answer.model,
-        segmentations=in_places(masks, answer.errors, segment_pb2.Segmentation()),
-        errors=item_errors(answer.errors),
+    message = segment_pb2.SegmentImagesResponse(
+        model=answer.model, errors=item_errors(answer.errors)
     )
+    places = in_places(message.segmentations, answer.segmentations, answer.errors)
+    for segmentation, mask in places:
+        _write_mask(segmentation, mask, answer.classes)
+    return message
 
 
-def _segmentation(mask: Segmentation, names: Sequence[str]) -> segment_pb2.Segmentation:
-    background_share, *shares = mask.area_shares
+def _write_mask(
+    message: segment_pb2.Segmentation, mask: Segmentation, names: Sequence[str]
+) -> None:
+    message.background_share, *shares = mask.area_shares
     rows = zip(names, shares, mask.class_scores, strict=True)
-    classes = [
-        segment_pb2.ClassArea(
-            label=k, name=name, color=class_color(k), area_share=share, score=score
-        )
-        for k, (name, share, score) in enumerate(rows, start=1)
-    ]
-    return segment_pb2.Segmentation(
-        labels=tensor(mask.wire_labels),
-        scores=None if mask.scores_HW is None else tensor(mask.scores_HW),
-        classes=classes,
-        background_share=background_share,
-        instances=_instances(mask),
-    )
+    for k, (name, share, score) in enumerate(rows, start=1):
+        message.classes.add(label=k, name=name, color=class_color(k), area_share=share, score=score)
+    write_tensor(message.labels, mask.wire_labels)
+    if mask.scores_HW is not None:
+        write_tensor(message.scores, mask.scores_HW)
+    message.instances.extend(_instances(mask))
 
 
 def _instances(mask: Segmentation) -> list[segment_pb2.Instance]:
@@ -220,48 +212,39 @@ def _instances(mask: Segmentation) -> list[segment_pb2.Instance]:
 
 def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.ClassifyImagesResponse:
     """Convert an answer."""
-    classifications = [
-        classify_pb2.Classification(
-            classes=[
-                classify_pb2.ClassScore(
-                    label=label,
-                    name=answer.classes[label - 1],
-                    probability=probability,
-                    cosine=cosine,
-                )
-                for label, probability, cosine in found.rows()
-            ]
-        )
-        for found in answer.classifications
-    ]
-    return classify_pb2.ClassifyImagesResponse(
-        model=answer.model,
-        classifications=in_places(classifications, answer.errors, classify_pb2.Classification()),
-        errors=item_errors(answer.errors),
+    message = classify_pb2.ClassifyImagesResponse(
+        model=answer.model, errors=item_errors(answer.errors)
     )
+    places = in_places(message.classifications, answer.classifications, answer.errors)
+    for classification, found in places:
+        for label, probability, cosine in found.rows():
+            classification.classes.add(
+                label=label,
+                name=answer.classes[label - 1],
+                probability=probability,
+                cosine=cosine,
+            )
+    return message
 
 
 def _maps_writer(
-    response: Callable[..., R], item: Callable[..., Any], field: str
+    response: Callable[..., R], field: str
 ) -> Callable[[EstimateMapsResponse | VisualizeFeaturesResponse], R]:
     """A function that converts answers to responses with one map per image, in this field."""
 
     def write(answer: EstimateMapsResponse | VisualizeFeaturesResponse) -> R:
-        maps = [item(**{field: tensor(array)}) for array in answer.maps]
-        return response(
-            model=answer.model,
-            maps=in_places(maps, answer.errors, item()),
-            errors=item_errors(answer.errors),
-        )
+        message: Any = response(model=answer.model, errors=item_errors(answer.errors))
+        for item, array in in_places(message.maps, answer.maps, answer.errors):
+            write_tensor(getattr(item, field), array)
+        written: R = message
+        return written
 
     return write
 
 
-from_depth = _maps_writer(dense_pb2.EstimateDepthResponse, dense_pb2.DepthMap, "depth")
-from_normals = _maps_writer(dense_pb2.EstimateNormalsResponse, dense_pb2.NormalMap, "normals")
-from_visualize_features = _maps_writer(
-    features_pb2.VisualizeFeaturesResponse, features_pb2.FeatureMap, "features"
-)
+from_depth = _maps_writer(dense_pb2.EstimateDepthResponse, "depth")
+from_normals = _maps_writer(dense_pb2.EstimateNormalsResponse, "normals")
+from_visualize_features = _maps_writer(features_pb2.VisualizeFeaturesResponse, "features")
 
 
 def from_model(info: ModelInfo) -> model_pb2.Model:
@@ -365,12 +348,17 @@ def write_tensor(
         message.row_scales.extend(scales.ravel().tolist())
 
 
-def in_places(items: Iterable[T], errors: ItemErrors, empty: T) -> list[T]:
-    """One result per item of the request: `empty` for items with an error."""
-    good = list(items)
-    for index in sorted(errors):
-        good.insert(index, empty)
-    return good
+def in_places(messages: Any, results: Iterable[T], errors: ItemErrors) -> Iterator[tuple[Any, T]]:
+    """Add a message for each item of a request, and give those without an error with their results.
+
+    They are filled in place: a message that is added to another is copied, at every level.
+    """
+    for result in results:
+        while len(messages) in errors:
+            messages.add()
+        yield messages.add(), result
+    while len(messages) in errors:
+        messages.add()
 
 
 def item_errors(errors: ItemErrors) -> list[item_error_pb2.ItemError]:

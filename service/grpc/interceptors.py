@@ -36,6 +36,7 @@ from service.grpc.receiving import (
     ReceivePlaces,
 )
 from service.grpc.stream import AnsweredStream, StreamItem, StreamLimits, write_answer
+from service.grpc.writing import write_message
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.request_gate import GateState, unavailable
 from service.safety.protection import BodyShare, Protection
@@ -398,7 +399,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             item.memory = call.answer_memory
             return answer
         call.free_memory()
-        return rpc.write(self._stream_errors[rpc.name](error, request, call))
+        return write_message(self._stream_errors[rpc.name](error, request, call))
 
     async def _call(
         self, rpc: Rpc, context: Any, call: Call, read: Read
@@ -426,7 +427,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with self._body_memory.share() as share:
                 request = await read(share)
                 answer = await rpc.behavior(request, context)
-                return rpc.write(answer), None
+                if call.answer_memory is not None:
+                    # The task holds what it waited for last, the arrays, until it waits again.
+                    await asyncio.sleep(0)
+                return write_message(answer), None
         except ServiceError as error:
             if error.kind is not ErrorKind.INTERNAL:
                 return None, error

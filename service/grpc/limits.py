@@ -29,6 +29,7 @@ from service.errors import (
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.generated import open_inference_pb2
 from service.grpc.receiving import ReceivePlaces
+from service.grpc.writing import Enclosed
 from service.safety.protection import BodyShare
 
 # A smaller message takes a few megabytes at the most once parsed, and is not counted.
@@ -56,15 +57,13 @@ class Rpc:
         message_type: Type of its request.
         parse: Parses the request.
         behavior: Answers the request.
-        write: Serializes the answer.
         max_values: Most values in one request.
     """
 
     name: str
     message_type: Descriptor
     parse: Callable[[bytes], Message]
-    behavior: Callable[[Message, Any], Awaitable[Message]]
-    write: Callable[[Message], bytes]
+    behavior: Callable[[Message, Any], Awaitable[Message | Enclosed]]
     max_values: int
 
     @classmethod
@@ -75,7 +74,6 @@ class Rpc:
             message_type=_request_type(method.removeprefix("/")),
             parse=handler.request_deserializer,
             behavior=handler.unary_unary or handler.stream_stream,
-            write=handler.response_serializer,
             max_values=max_values,
         )
 

@@ -28,6 +28,7 @@ from service.grpc.converters import (
 from service.grpc.generated import encoder_service_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
 from service.grpc.stream import begin_item, stream_answer
+from service.grpc.writing import Enclosed
 
 Handler = Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]
 
@@ -62,7 +63,7 @@ class EncoderServicer(EncoderServiceServicer):
 
     async def Stream(  # noqa: N802 - named by the contract, as all below
         self, request: stream_pb2.StreamRequest, context: Any
-    ) -> stream_pb2.StreamResponse:
+    ) -> Enclosed:
         """Answer one request of a stream; the interceptor reads and writes them in order."""
         call = current_call.get()
         kind = begin_item(request, call)

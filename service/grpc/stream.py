@@ -22,6 +22,7 @@ from service.grpc.converters import refuse_unknown_fields
 from service.grpc.errors import CODE
 from service.grpc.generated import stream_pb2
 from service.grpc.receiving import ReceivePlaces
+from service.grpc.writing import Enclosed
 from service.models.admission import STREAM_FLOW
 from service.safety.protection import BodyMemory, BodyShare
 
@@ -263,13 +264,11 @@ def begin_item(request: stream_pb2.StreamRequest, call: Call) -> str:
     return kind
 
 
-def stream_answer(
-    answer: Message, request: stream_pb2.StreamRequest, call: Call
-) -> stream_pb2.StreamResponse:
+def stream_answer(answer: Message, request: stream_pb2.StreamRequest, call: Call) -> Enclosed:
     """An answer with the id and the index of its request."""
-    written = stream_pb2.StreamResponse(id=request.id, index=call.item or 0)
-    getattr(written, request.WhichOneof("request") or "").CopyFrom(answer)
-    return written
+    outer = stream_pb2.StreamResponse(id=request.id, index=call.item or 0)
+    field = outer.DESCRIPTOR.fields_by_name[request.WhichOneof("request") or ""]
+    return Enclosed(outer, field.number, answer)
 
 
 def stream_error(

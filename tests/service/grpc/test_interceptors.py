@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import SimpleNamespace
@@ -14,9 +15,12 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
+from service.grpc import converters, interceptors
+from service.grpc.converters import write_tensor
+from service.grpc.generated import embed_pb2, features_pb2, image_pb2, segment_pb2
 from service.grpc.interceptors import CallInterceptor, DrainGate
 from service.grpc.receiving import MAX_OPEN_UNARY
+from service.grpc.writing import write_message
 from service.monitoring.telemetry import Telemetry
 from service.server import Server
 from tests.hostile import wire
@@ -25,6 +29,7 @@ from tests.service.conftest import Clock, Encode, Entered, FakeRuntime, Serving,
 
 LIMIT_S = 20.0
 EMBED = "/tipserve.v1.EncoderService/EmbedImages"
+FEATURES = "/tipserve.v1.EncoderService/VisualizeFeatures"
 SEGMENT = "/tipserve.v1.EncoderService/SegmentImages"
 CHECK = "/grpc.health.v1.Health/Check"
 LIST = "/tipserve.v1.EncoderService/ListModels"
@@ -360,6 +365,30 @@ async def test_messages_share_the_memory_for_bodies(
         runtime.gate.set()
         assert (await first)[0] == "OK"
         assert server.protection.body_memory.num_bytes == 0
+
+
+async def test_the_arrays_of_an_answer_are_freed_before_it_is_written(
+    serving: Serving, connect: Any, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps: list[weakref.ref[Any]] = []
+    kept: list[bool] = []
+
+    def fill(message: Any, array: Any) -> None:
+        maps.append(weakref.ref(array))
+        write_tensor(message, array)
+
+    def write(message: Any) -> bytes:
+        kept.extend(array() is not None for array in maps)
+        return write_message(message)
+
+    monkeypatch.setattr(converters, "write_tensor", fill)
+    monkeypatch.setattr(interceptors, "write_message", write)
+    images = [image_pb2.Image(encoded=encode_image("PNG", size=(500, 500)))]
+    request = features_pb2.VisualizeFeaturesRequest(images=images)
+    async with serving() as server:
+        raw = request.SerializeToString()
+        code, *_ = await asyncio.to_thread(ask, connect(server), FEATURES, raw)
+    assert (code, kept) == ("OK", [False])
 
 
 async def test_an_unread_answer_frees_its_place(

@@ -9,6 +9,7 @@ import base64
 import http.client
 import io
 import json
+import math
 import resource
 import struct
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.service_process import RunningService, running_service
+from model.image_codec import DECODING_BYTES, WEBP_PIXEL_BYTES
 from service.grpc.generated import (
     classify_pb2,
+    dense_pb2,
     embed_pb2,
     encoder_service_pb2_grpc,
     features_pb2,
@@ -31,9 +34,15 @@ from service.grpc.generated import (
 )
 
 SIDE = 6324  # 40 megapixels, the default limit
-WEBP_SIDE = 3535  # the largest that the memory for decoding admits
-# With these sides answers of 6 and of 12 bytes a pixel are just within `max_answer_bytes`.
-SCORES_SIDE, COLORS_SIDE = 4690, 3300
+# The largest that the memory for decoding admits, by what a pixel takes: WebP; a progressive JPEG
+# without subsampling, beside an eighth of each side; a TIFF of one strip, or one that is turned.
+MAX_DECODING_BYTES = int(DECODING_BYTES * SIDE**2)
+WEBP_SIDE = math.isqrt(MAX_DECODING_BYTES // WEBP_PIXEL_BYTES)
+JPEG_SIDE = math.isqrt(int(MAX_DECODING_BYTES / (3 * 2 + 4 / 64))) // 8 * 8
+TIFF_SIDE = math.isqrt(MAX_DECODING_BYTES // (4 + 4))
+# Sides of images whose answers in some form are just within `max_answer_bytes`, or the memory for
+# answers: scores, components over gRPC and as base64 and lists, colours in any form.
+ANSWER_SIDES = (4690, 4096, 3570, 3300, 3090, 2060, 1380)
 NUM_IN_BATCH = 8
 REFUSED = {"WEBP", "TIFF with a huge tile"}
 LIMIT_MIB = 512
@@ -51,24 +60,34 @@ ROUTES = {
     "features, component": "/v1/images:features?kind=component",
     "embed": "/v1/images:embed?outputs=patches,values,cls1,cls2",
     "classify": "/v1/images:classify?classes=dog,cat",
+    "depth": "/v1/images:depth",
+    "normals": "/v1/images:normals",
 }
+
+
+def images() -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
+    """Images whose files are small: a name, the image, and options of its format."""
+    size, webp_size = (SIDE, SIDE), (WEBP_SIDE, WEBP_SIDE)
+    jpeg_size, tiff_size = (JPEG_SIDE, JPEG_SIDE), (TIFF_SIDE, TIFF_SIDE)
+    unsampled = {"progressive": True, "subsampling": 0}
+    yield "largest WEBP", Image.new("RGBA", webp_size), {"lossless": True}
+    yield "largest progressive JPEG", Image.new("RGB", jpeg_size), unsampled
+    one_strip = {"compression": "tiff_lzw", "strip_size": 2**30}
+    yield "largest TIFF", Image.new("RGBA", tiff_size), one_strip
+    yield "1-bit PNG", Image.new("1", size), {}
+    for side in ANSWER_SIDES:
+        yield f"{round(side**2 / 1e6)} megapixels of 1-bit PNG", Image.new("1", (side, side)), {}
+    yield "palette PNG with transparency", Image.new("P", size), {"transparency": 0}
+    yield "RGBA PNG", Image.new("RGBA", size), {}
+    yield "grey JPEG", Image.new("L", size), {}
+    yield "progressive JPEG", Image.new("L", size), {"progressive": True}
+    yield "transparent GIF", Image.new("P", size), {"transparency": 0}
+    yield "WEBP", Image.new("RGBA", size), {"lossless": True}
 
 
 def inputs() -> Iterator[tuple[str, str, bytes]]:
     """Small files of large images: a name, a media type, and the file."""
-    size, webp_size = (SIDE, SIDE), (WEBP_SIDE, WEBP_SIDE)
-    for name, image, options in (
-        ("12 megapixels of WEBP", Image.new("RGBA", webp_size), {"lossless": True}),
-        ("1-bit PNG", Image.new("1", size), {}),
-        ("22 megapixels of 1-bit PNG", Image.new("1", (SCORES_SIDE, SCORES_SIDE)), {}),
-        ("11 megapixels of 1-bit PNG", Image.new("1", (COLORS_SIDE, COLORS_SIDE)), {}),
-        ("palette PNG with transparency", Image.new("P", size), {"transparency": 0}),
-        ("RGBA PNG", Image.new("RGBA", size), {}),
-        ("grey JPEG", Image.new("L", size), {}),
-        ("progressive JPEG", Image.new("L", size), {"progressive": True}),
-        ("transparent GIF", Image.new("P", size), {"transparency": 0}),
-        ("WEBP", Image.new("RGBA", size), {"lossless": True}),
-    ):
+    for name, image, options in images():
         stream = io.BytesIO()
         kind = name.rpartition(" ")[2] if name != "palette PNG with transparency" else "PNG"
         image.save(stream, kind, **options)
@@ -140,6 +159,8 @@ def rpcs(body: bytes) -> dict[str, tuple[str, Any]]:
     found["gRPC embed"] = ("EmbedImages", embed)
     classify = classify_pb2.ClassifyImagesRequest(images=images, classes=classes)
     found["gRPC classify"] = ("ClassifyImages", classify)
+    found["gRPC depth"] = ("EstimateDepth", dense_pb2.EstimateDepthRequest(images=images))
+    found["gRPC normals"] = ("EstimateNormals", dense_pb2.EstimateNormalsRequest(images=images))
     return found
 
 

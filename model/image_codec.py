@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,18 +66,21 @@ MAX_TILE_PIXELS: Final = 1024 * 1024
 TILE_WIDTH_TAG: Final = 322
 TILE_HEIGHT_TAG: Final = 323
 BITS_TAG: Final = 258
+COLOURS_TAG: Final = 262
+YCBCR: Final = 6
 STRIP_ROWS_TAG: Final = 278
 # Pixels of an image that are converted at once.
-BAND_PIXELS: Final = 1024 * 1024
+BAND_PIXELS: Final = 512 * 1024
 # Most bytes that decoding one image may take, for each pixel of `max_pixels`. Usual files take 1 to
-# 4 for each of their own pixels; a WebP file of 1.6 kB took 610 MiB with 40 megapixels.
-DECODING_BYTES: Final = 5
-# libwebp's canvas and the one before it, Pillow's copy of it, and the image; 4 bytes each.
-WEBP_PIXEL_BYTES: Final = 16
-# libde265's frame, libheif's planes and pixels, Pillow's bytes and image: 7 were measured for usual
-# files. More than 8 bits a sample take two bytes each in the first two.
-HEIF_PIXEL_BYTES: Final = 16
-DEEP_HEIF_PIXEL_BYTES: Final = 24
+# 4 for each of their own pixels; a WebP file of 1.6 kB took 610 MiB with 40 megapixels. With 4.4,
+# all that phones write as HEIC and WebP is read, and the default model keeps within 512 MiB.
+DECODING_BYTES: Final = 4.4
+# libwebp's canvas and the one before it, and Pillow's copy; 4 bytes each. See `_FirstFrame`.
+WEBP_PIXEL_BYTES: Final = 12
+# libde265's frame, libheif's planes and pixels, Pillow's bytes and image: 7.2 were measured for
+# usual files, 12.4 with transparency and without subsampling, 20.4 with 10 bits a sample.
+HEIF_PIXEL_BYTES: Final = 14
+DEEP_HEIF_PIXEL_BYTES: Final = 21
 # Each scan of a JPEG costs a pass over every pixel, and may have 30 bytes: without a bound a file
 # of 600 kB takes minutes within all other limits. Cameras and optimizers write about ten scans;
 # libtiff has the same bound of 100 for JPEG data in TIFF files.
@@ -127,7 +130,12 @@ class ImageLimits:
     @property
     def max_decoding_bytes(self) -> int:
         """Memory that decoding an image may take."""
-        return DECODING_BYTES * self.max_pixels
+        return most_decoding_bytes(self.max_pixels)
+
+
+def most_decoding_bytes(max_pixels: int) -> int:
+    """Memory that decoding an image may take, where so many pixels are allowed."""
+    return math.ceil(DECODING_BYTES * max_pixels)
 
 
 class DecodingMemory:
@@ -242,8 +250,9 @@ def load_image(
         coefficient_bytes = _coefficient_bytes(image, data)
         if image.format not in REDUCIBLE:
             hold(_decoding_bytes(image, limits, num_coded=_num_coded(image, data)))
-            image.load()  # before the orientation is read: Pillow's TIFF decoder applies it itself
-        turn = _turn(image)
+            turn = _decode_whole(image)
+        else:
+            turn = _turn(image)
         stored_hw = image.height, image.width
         loaded = LoadedImage(
             image=image, box=(0, 0, image.width, image.height), size_hw=stored_hw, turn=turn
@@ -258,9 +267,6 @@ def load_image(
         if image.format in REDUCIBLE:
             hold(_decoding_bytes(image, limits, coefficient_bytes))
             image.load()
-        # What Pillow keeps for other frames: libwebp's canvases, libheif's file.
-        vars(image).pop("_decoder", None)
-        vars(image).pop("_heif_file", None)
         return loaded
 
 
@@ -433,6 +439,41 @@ class _BoundedReader(BytesIO):
         return super().read(size)
 
 
+def _decode_whole(image: Image.Image) -> Image.Transpose | None:
+    """Decode an image that is not reduced, and return what makes it upright.
+
+    Pillow would turn a TIFF into a copy, and keep what decodes further frames of WebP and HEIC.
+    """
+    if isinstance(image, TiffImageFile):
+        turn = _turn(image)
+        if turn is not None:
+            del image.getexif()[ORIENTATION_TAG]
+        image.load()
+        vars(image)["_size"] = image.im.size
+        return turn
+    if image.format == "WEBP":
+        vars(image)["_decoder"] = _FirstFrame(vars(image)["_decoder"])
+    image.load()
+    vars(image).pop("_heif_file", None)
+    return _turn(image)
+
+
+class _FirstFrame:
+    """Pillow's decoder of WebP, whose canvases are freed when the first frame has been copied.
+
+    Pillow keeps them for other frames, also while it makes the image.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+
+    def get_next(self) -> tuple[bytes, int] | None:
+        """Pixels and time stamp, once; None if they are broken."""
+        decoder, self._decoder = self._decoder, None
+        frame: tuple[bytes, int] | None = decoder.get_next()
+        return frame
+
+
 def _check_tile(image: TiffImageFile) -> None:
     tile_hw = [image.tag_v2.get(tag, 0) for tag in (TILE_HEIGHT_TAG, TILE_WIDTH_TAG)]
     if math.prod(tile_hw) > max(image.width * image.height, MAX_TILE_PIXELS):
@@ -455,8 +496,6 @@ def _decoding_bytes(
         pixel_bytes = DEEP_HEIF_PIXEL_BYTES if is_deep else HEIF_PIXEL_BYTES
     num_bytes = max(num_coded, image.width * image.height) * pixel_bytes + coefficient_bytes
     if isinstance(image, TiffImageFile):
-        if image.tag_v2.get(ORIENTATION_TAG, 1) != 1:
-            num_bytes *= 2  # Pillow turns it into a copy
         num_bytes += _strip_bytes(image)
     if num_bytes > limits.max_decoding_bytes:
         raise ImageTooLarge(
@@ -491,8 +530,9 @@ def _strip_bytes(image: TiffImageFile) -> int:
     tags = image.tag_v2
     num_rows = min(tags.get(STRIP_ROWS_TAG, image.height), image.height)
     num_pixels = tags.get(TILE_WIDTH_TAG, image.width) * tags.get(TILE_HEIGHT_TAG, num_rows)
-    # libtiff makes four bytes a pixel of some colours.
-    return int(num_pixels) * max(4, sum(tags.get(BITS_TAG, (1,))) // 8)
+    # libtiff makes RGBA of YCbCr.
+    least = 4 if tags.get(COLOURS_TAG) == YCBCR else 1
+    return int(num_pixels) * max(least, sum(tags.get(BITS_TAG, (1,))) // 8)
 
 
 @contextmanager

@@ -29,8 +29,9 @@ RETRY_S: Final = 1.0
 # The longest usual number of orjson for a float32, its comma, and its share of brackets.
 FLOAT_CHARS: Final = 14
 # Bytes held next to the arrays, for each byte sent: the parts of a JSON document and their whole;
-# base64 as text and in the document; fields of a message and the message.
-COPIES: Final = {"list": 1.1, "base64": 2.2, "protobuf": 2.0}
+# base64 as text and in the document; fields of a message and the message, which for several items
+# is copied once more in part; a file.
+COPIES: Final = {"list": 1.1, "base64": 2.2, "protobuf": 2.4, "png": 1.0, "overlay": 1.0}
 # The text of vectors is written row by row, and held twice.
 VECTOR_COPIES: Final = {**COPIES, "list": 2.2}
 # Bytes for each pixel, next to the mask: the decoded image, and it turned or as RGB; and runs.

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.image_codec import (
-    DECODING_BYTES,
     DecodingMemory,
     ImageError,
     ImageLimits,
     ImageTooLarge,
     load_image,
+    most_decoding_bytes,
     read_size,
 )
 from model.preprocess import Fit, Scaling, prepare_image, scale_image, target_size, to_planes
@@ -157,7 +157,7 @@ class ImagePreparer:
 
     def has_room(self, num_pixels: int) -> bool:
         """Whether decoding an image of so many pixels would not wait for memory now."""
-        return self._memory.has_room(DECODING_BYTES * num_pixels)
+        return self._memory.has_room(most_decoding_bytes(num_pixels))
 
     def _size_hw(self, image: ImageInput, *, param: str) -> tuple[int, int]:
         if isinstance(image, bytes):

@@ -212,10 +212,10 @@ class Settings(BaseModel):
     max_image_bytes: Positive = 16 * 1024 * 1024
     """Maximum bytes of an encoded image."""
     max_image_pixels: Positive = 40_000_000
-    """Maximum pixels of an image, as declared by its header. Decoding may take five bytes for each
+    """Maximum pixels of an image, as declared by its header. Decoding may take 4.4 bytes for each
     of them, for one image and for all that are decoded at the same time. Some files take more for
-    each of their own pixels: WebP and HEIC 16, HEIC of more than 8 bits 24, progressive JPEG
-    without subsampling 6."""
+    each of their own pixels: WebP 12, HEIC 14, HEIC of more than 8 bits 21, progressive JPEG
+    without subsampling 6, TIFF in one strip 7."""
     max_request_bytes: Positive = 32 * 1024 * 1024
     """Maximum bytes of a request body or message."""
     request_timeout_s: Seconds = 60.0

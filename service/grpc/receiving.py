@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from model.image_codec import DECODING_BYTES
+from model.image_codec import most_decoding_bytes
 from service.call import Clock
 from service.errors import Overloaded
 from service.grpc.connections import peer_host
@@ -51,7 +51,7 @@ def max_caller_bytes(settings: Settings) -> int:
         num_places * settings.max_request_bytes
         + num_rpcs * 2 * settings.stream_window_bytes
         + settings.max_body_memory_bytes
-        + DECODING_BYTES * settings.max_image_pixels
+        + most_decoding_bytes(settings.max_image_pixels)
         + settings.max_answer_memory_bytes
     )
 

@@ -695,8 +695,9 @@ def encode_array(array: NDArray[np.generic], encoding: Encoding) -> Any:
         # orjson writes arrays itself, with as many digits as the type needs. For arrays of short
         # rows it takes four times the memory of the text, so these are written row by row.
         if array.ndim > MAX_DIMS and array.size > MAX_INLINE_VALUES:
-            rows = b",".join(dump(encode_array(row, encoding)) for row in array)
-            return orjson.Fragment(b"[" + rows + b"]")
+            rows = [dump(encode_array(row, encoding)) for row in array]
+            rows[0], rows[-1] = b"[" + rows[0], rows[-1] + b"]"  # not later: it would be a copy
+            return orjson.Fragment(b",".join(rows))
         return np.ascontiguousarray(array)
     data = pybase64.b64encode_as_string(little_endian(array).data.cast("B"))
     return {"dtype": array.dtype.name, "shape": array.shape, "data": data}

@@ -1,6 +1,7 @@
 """Few messages are received at once, callers take turns, and one that stalls gives up its place."""
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -178,8 +179,8 @@ def test_the_bound_of_memory_follows_the_settings() -> None:
         max_answer_memory_bytes=2**27,
     )
     # 8 + 32 + 2 messages of 32 MiB, 832 windows twice, 256 MiB of messages, 128 MiB of answers,
-    # and 80 MiB of images.
-    others = 2**28 + 2**27 + 5 * 2**24
+    # and 4.4 bytes for each pixel of an image.
+    others = 2**28 + 2**27 + math.ceil(4.4 * 2**24)
     assert max_caller_bytes(given) == 42 * 2**25 + 832 * 2 * 2**19 + others
     many = Settings(max_body_memory_bytes=2**28, max_request_bytes=2**28)
     assert many.num_receive_places == 2

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds per side and round")
     options = parser.parse_args()
-    print("60 kB raw body, kept-alive connections, default settings, answer of 192 floats as JSON")
+    print("60 kB raw body, kept-alive connections, default settings, one embedding as JSON")
     with running("plain") as plain, running("tipserve") as tipserve:
         sides = {"plain": plain, "tipserve": tipserve}
         asyncio.run(compare(sides, options.rounds, options.seconds))

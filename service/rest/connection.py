@@ -90,12 +90,7 @@ class ClientLink:
 
 
 class Body:
-    """An ASGI `receive` that limits a body's bytes, memory and time, and notices a lost client.
-
-    Attributes:
-        client: The client's connection.
-        headers: Of the request, by name in lower case; of several of one name the last.
-    """
+    """An ASGI `receive` that limits a body's bytes, memory and time, and notices a lost client."""
 
     def __init__(
         self,
@@ -109,7 +104,6 @@ class Body:
         """Begin to receive; the whole body must arrive within `limit_s`."""
         now = asyncio.get_running_loop().time()
         self.client = client or ClientLink()
-        self.headers: Mapping[bytes, str] = {}
         self._receive = receive
         self._protection = protection
         self._share = share
@@ -136,7 +130,6 @@ class Body:
             Overloaded: There is no memory for it now.
             UnsupportedMedia: The body is compressed in another way than gzip or deflate.
         """
-        self.headers = headers
         encoding = headers.get(b"content-encoding", "identity").strip().lower()
         if encoding in WINDOW_BITS:
             self._unpacker = Unpacker(encoding)

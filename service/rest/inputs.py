@@ -73,7 +73,7 @@ async def read_images(
     # Before the body is received: a request that is refused anyway need not send it.
     call = current_call.get()
     plane.check_open(call.flow)
-    media = choose_media(accepted(request), writer.media_types)
+    media = choose_media(request.headers.get("accept"), writer.media_types)
     query = request.query_params.multi_items() if request.scope["query_string"] else []
     content_type = media_type(request)
     images: ImageInputs
@@ -110,7 +110,7 @@ async def read_texts(
         ServiceError: As `read_images` raises it.
     """
     plane.check_open(current_call.get().flow)
-    media = choose_media(accepted(request), writer.media_types)
+    media = choose_media(request.headers.get("accept"), writer.media_types)
     options = await read_json(request, plane, EmbedTextsBody)
     writer.check(options, media, 0)
     return RestRequest(options, (), media, writer)
@@ -200,16 +200,9 @@ async def in_pool(plane: DataPlane, work: Callable[[], T]) -> T:
         raise deadline_exceeded() from None
 
 
-def accepted(request: Request) -> str | None:
-    """The header `Accept`. `Request.headers` decodes and compares all headers at each look-up."""
-    body: Body = request.scope[BODY]
-    return body.headers.get(b"accept")
-
-
 def media_type(request: Request) -> str:
     """The media type of the body, in lower case and without parameters; empty if not given."""
-    body: Body = request.scope[BODY]
-    return body.headers.get(b"content-type", "").partition(";")[0].strip().lower()
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def parse_json(

@@ -167,6 +167,9 @@ class PiecedResponse(Response):
         # Not the library's: it makes headers that these replace.
         self.status_code = 200
         self.background = None
+        self.body = b""
+        if len(pieces) == 1 and isinstance(pieces[0], bytes):
+            self.body = pieces[0]
         num_bytes = 0
         for piece in pieces:
             num_bytes += len(piece) if isinstance(piece, bytes) else piece.nbytes
@@ -180,10 +183,8 @@ class PiecedResponse(Response):
         """Send the response."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        first = self._pieces[0]
-        if len(self._pieces) == 1 and isinstance(first, bytes) and len(first) <= PIECE_BYTES:
-            # In two messages; a third one costs some 50 us.
-            await send({"type": "http.response.body", "body": first})
+        if 0 < len(self.body) <= PIECE_BYTES:  # in two messages; a third one costs some 50 us
+            await send({"type": "http.response.body", "body": self.body})
             return
         for piece in self._pieces:
             data = piece if isinstance(piece, bytes) else piece.reshape(-1).view(np.uint8)

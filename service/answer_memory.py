@@ -6,7 +6,6 @@ Shape legend: D width of embeddings, K classes.
 import asyncio
 import math
 import threading
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +19,7 @@ from service.messages import (
     VisualizeFeaturesRequest,
 )
 from service.models.admission import CapacityWaiter
+from service.turns import FlowTurns
 
 SizedRequest = (
     EmbedImagesRequest | EstimateMapsRequest | SegmentImagesRequest | VisualizeFeaturesRequest
@@ -186,7 +186,7 @@ def _maps(
 class AnswerMemory:
     """Bounds the bytes of all answers, from the end of the model's work until they are sent.
 
-    A request waits for its share in the order of arrival, until its deadline. The memory for bodies
+    A request waits for its share until its deadline, and flows take turns. The memory for bodies
     is another one: requests that wait here hold their bodies, so with a common one they could wait
     for each other. Thread-safe; the event loops of both transports use it.
     """
@@ -195,7 +195,7 @@ class AnswerMemory:
         self._max_bytes = max_bytes
         self._max_answer_bytes = max_answer_bytes
         self._num_bytes = 0
-        self._waiting: deque[CapacityWaiter] = deque()
+        self._waiting: FlowTurns[CapacityWaiter] = FlowTurns()
         self._lock = threading.Lock()
 
     @property
@@ -252,11 +252,11 @@ class AnswerMemory:
                 self._num_bytes += num_bytes
                 return
             waiter = CapacityWaiter(num_bytes)
-            self._waiting.append(waiter)
+            self._waiting.add(call.flow, waiter)
         try:
             await waiter.wait(call.remaining_s())
         except BaseException:
-            self._leave(waiter)
+            self._leave(call.flow, waiter)
             raise
 
     def give_back(self, num_bytes: int) -> None:
@@ -265,17 +265,17 @@ class AnswerMemory:
             self._num_bytes -= num_bytes
             self._admit()
 
-    def _leave(self, waiter: CapacityWaiter) -> None:
+    def _leave(self, flow: str, waiter: CapacityWaiter) -> None:
         with self._lock:
             if waiter.is_admitted:
                 self._num_bytes -= waiter.cost
             else:
-                self._waiting.remove(waiter)
+                self._waiting.remove(flow, waiter)
             self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._num_bytes + self._waiting[0].cost <= self._max_bytes:
-            waiter = self._waiting.popleft()
+        while self._waiting and self._num_bytes + self._waiting.next().cost <= self._max_bytes:
+            _, waiter = self._waiting.pop()
             self._num_bytes += waiter.cost
             waiter.admit()
 

@@ -1,7 +1,6 @@
 """The REST application: all routes, their errors, the OpenAPI document, and the middleware."""
 
 import asyncio
-from collections import deque
 from collections.abc import Set
 from functools import cache
 from typing import Any, Final
@@ -36,6 +35,7 @@ from service.rest.pages import add_pages
 from service.rest.routes import build_router
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
+from service.turns import FlowTurns
 
 NO_CLOUD = CloudRoutes()
 MAX_BEGUN_PER_TURN: Final = 8
@@ -92,7 +92,7 @@ def post_routes(*routers: APIRouter) -> list[APIRoute]:
 
 
 class LoopTurns:
-    """Begins a few requests in one turn of the event loop, in the order of arrival.
+    """Begins a few requests in one turn of the event loop; hosts take turns.
 
     Between two turns the loop accepts, reads and closes connections. Without this, a crowd whose
     requests arrive at once is begun in one turn: 1,000 requests with large images took 30 s, while
@@ -101,10 +101,10 @@ class LoopTurns:
 
     def __init__(self) -> None:
         self._num_begun = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: FlowTurns[asyncio.Future[None]] = FlowTurns()
 
-    async def wait(self) -> None:
-        """Return when the request may begin."""
+    async def wait(self, flow: str) -> None:
+        """Return when a request of this flow may begin."""
         loop = asyncio.get_running_loop()
         if not self._num_begun:
             loop.call_soon(self._begin_turn)
@@ -112,13 +112,13 @@ class LoopTurns:
             self._num_begun += 1
             return
         turn = loop.create_future()
-        self._waiting.append(turn)
+        self._waiting.add(flow, turn)
         await turn
 
     def _begin_turn(self) -> None:
         self._num_begun = 0
         while self._waiting and self._num_begun < MAX_BEGUN_PER_TURN:
-            turn = self._waiting.popleft()
+            _, turn = self._waiting.pop()
             if not turn.done():  # else its task was cancelled
                 turn.set_result(None)
                 self._num_begun += 1
@@ -154,8 +154,9 @@ class Dispatcher:
         scope["route"] = route
         request = Request(scope, receive)
         body: Body = scope[BODY]
-        await self._turns.wait()
-        if current_call.get().has_left():
+        call = current_call.get()
+        await self._turns.wait(call.flow)
+        if call.has_left():
             # To begin 128 of them and to cancel them delayed the next request by 0.3 s.
             await body.drop()
         try:

@@ -143,6 +143,27 @@ async def test_an_answer_holds_its_memory_until_it_is_sent(
         writer.close()
 
 
+async def test_flows_take_turns_for_memory() -> None:
+    memory = AnswerMemory(100, 1000)
+    order: list[str] = []
+
+    async def hold(flow: str) -> None:
+        held = call()
+        held.flow = flow
+        await memory.hold(100, held)
+        order.append(flow)
+        held.free_memory()
+
+    first = call()
+    await memory.hold(100, first)
+    waiting = asyncio.gather(*map(hold, ["crowd", "crowd", "crowd", "other"]))
+    await until(lambda: memory.is_contended)
+    first.free_memory()
+    await waiting
+    assert order == ["crowd", "other", "crowd", "crowd"]
+    assert memory.num_bytes == 0
+
+
 async def test_memory_is_given_in_order_and_a_request_that_waits_too_long_is_refused() -> None:
     memory = AnswerMemory(100, 100)
     first, second, small, late = call(), call(), call(), call(0.05)

@@ -322,7 +322,7 @@ async def test_requests_that_arrive_at_once_are_begun_in_several_turns_of_the_lo
     turn = 0
 
     async def begin(number: int) -> None:
-        await turns.wait()
+        await turns.wait("flow")
         begun.append(number)
         per_turn[turn] += 1
 
@@ -335,4 +335,17 @@ async def test_requests_that_arrive_at_once_are_begun_in_several_turns_of_the_lo
     del tasks[MAX_BEGUN_PER_TURN + 1]
     assert begun == [n for n in range(5 * MAX_BEGUN_PER_TURN) if n != MAX_BEGUN_PER_TURN + 1]
     assert max(per_turn.values()) <= MAX_BEGUN_PER_TURN
-    await turns.wait()
+    await turns.wait("flow")
+
+
+async def test_hosts_take_turns_to_begin() -> None:
+    turns = LoopTurns()
+    begun: list[str] = []
+
+    async def begin(flow: str) -> None:
+        await turns.wait(flow)
+        begun.append(flow)
+
+    flows = [*["crowd"] * (5 * MAX_BEGUN_PER_TURN), "other"]
+    await asyncio.gather(*map(begin, flows))
+    assert begun.index("other") <= MAX_BEGUN_PER_TURN + 1

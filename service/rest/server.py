@@ -11,6 +11,8 @@ test_server.py, unless another file is named).
 | Malformed HTTP gets our error body. | its `data_received`, `send_400_response` and `parser` | test_a_malformed_request_is_refused_in_our_error_body |
 | A request for another protocol (h2c, WebSocket) is answered as HTTP/1.1. | its `parser`, `headers` and `url` | test_an_upgrade_request_is_answered_as_plain_http |
 | TLS handshakes count as connections, for at most `client_timeout_s`. | `startup` and `lifespan` of uvicorn's `Server` | test_silent_tls_handshakes_count_as_connections |
+| Beside clients that connect again and again, a connection is accepted soon. | `startup` and `lifespan` of uvicorn's `Server` | test_many_connections_are_accepted_in_one_turn |
+| The kernel takes little of an answer that is not read. | TCP_NOTSENT_LOWAT (Linux) | test_the_kernel_takes_little_of_an_answer_that_is_not_read |
 | A client that reads too slowly is dropped, and its megabytes are freed. | TIOCOUTQ, SO_LINGER (Linux, TCP) | test_an_unread_answer_is_dropped |
 | A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` and its `message_event`, `scope` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |
 | The request of a client that has already left is not begun. | its `scope`; POLLRDHUP (Linux) | tests/service/test_abandoned.py |
@@ -69,11 +71,15 @@ CONTENDED_HEAD_S: Final = 2.0
 RESET: Final = struct.pack("ii", 1, 0)
 
 BACKLOG: Final = 2048
+# Bytes of an answer that the kernel takes before it can send them. By default these are megabytes:
+# 1,000 answers of 2 MB that are not read left the memory for answers and filled the kernel's.
+MAX_UNSENT_BYTES: Final = 256 * 1024
 # How long an idle connection stays usable after the listening socket has closed: a request may be
 # on its way.
 IDLE_LINGER_S: Final = 0.5
 DRAIN_POLL_S: Final = 0.01
 ACCEPT_PAUSE_S: Final = 0.1
+MAX_ACCEPTED_PER_TURN: Final = 32
 ACCEPT_LIMIT_S: Final = 1.0
 ACCEPT_POLL_S: Final = 0.005
 # A round trip, for handshakes that began before SYNs were dropped.
@@ -128,7 +134,7 @@ class HttpServer(uvicorn.Server):
         Protocol.health_paths = frozenset(path.encode("ascii") for path in app.health_paths)
         self._protocol = Protocol
         self._tls = protection.tls
-        self._tls_listeners: list[TlsListener] = []
+        self._listeners: list[Listener] = []
         config = uvicorn.Config(
             readable_by_pages(app, protection.browsers.origins),
             http=Protocol,
@@ -149,10 +155,7 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections; with TLS, by listeners of our own."""
-        if self._tls is None:
-            await super().startup(sockets)
-            return
+        """Start to accept connections, by listeners of our own."""
         await super().startup([])
         protocol = partial(
             self._protocol,
@@ -160,9 +163,9 @@ class HttpServer(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        context = self._tls.http_context()
-        self._tls_listeners = [
-            TlsListener(
+        context = None if self._tls is None else self._tls.http_context()
+        self._listeners = [
+            Listener(
                 listening,
                 context,
                 protocol=protocol,
@@ -190,9 +193,7 @@ class HttpServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         await accept_waiting(listening)
-        for server in self.servers:
-            server.close()
-        for listener in self._tls_listeners:
+        for listener in self._listeners:
             listener.close()
         listening.close()
         linger_until = min(until, loop.time() + IDLE_LINGER_S)
@@ -200,7 +201,7 @@ class HttpServer(uvicorn.Server):
         await asyncio.sleep(DRAIN_POLL_S)
         while loop.time() < until:
             connections = self._connections()
-            handshakes = [task for tls in self._tls_listeners for task in tls.handshakes]
+            handshakes = [task for one in self._listeners for task in one.handshakes]
             if not (connections or handshakes):
                 return True
             if loop.time() >= linger_until:
@@ -543,8 +544,11 @@ def close_longest_idle(connections: Iterable[BoundedProtocol]) -> bool:
     return bool(chosen)
 
 
-class TlsListener:
-    """Accepts connections and shakes hands, within the limit of connections.
+class Listener:
+    """Accepts connections, many in one turn of the event loop, and shakes hands with TLS.
+
+    uvloop's own server accepts one in each turn. Beside clients that connect again as soon as they
+    are refused, a turn took 10 ms and a connection waited up to 1.2 s to be accepted.
 
     A TLS server of asyncio announces a connection only after its handshake: 6,000 silent ones were
     held for 60 s each, beside the limit of 1,024. Here a connection counts from its accept on. If
@@ -554,7 +558,7 @@ class TlsListener:
     def __init__(
         self,
         listening: socket.socket,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
         *,
         protocol: Callable[[], BoundedProtocol],
         protection: Protection,
@@ -564,7 +568,7 @@ class TlsListener:
 
         Args:
             listening: The socket.
-            context: Certificates.
+            context: Certificates; None accepts connections without TLS.
             protocol: Makes the protocol of a connection whose handshake is over.
             protection: Limits.
             connections: Returns the open connections whose handshake is over.
@@ -575,7 +579,7 @@ class TlsListener:
         self._protocol = protocol
         self._protection = protection
         self._connections = connections
-        # In progress, the oldest first.
+        # In progress, the oldest first; without TLS they end in the next turn.
         self.handshakes: dict[asyncio.Task[None], None] = {}
         self._accepting = asyncio.ensure_future(self._accept())
 
@@ -589,18 +593,26 @@ class TlsListener:
         while True:
             try:
                 peer, _ = await loop.sock_accept(self._listening)
+                is_accepting = True
+                self._begin(peer)
+                for _ in range(MAX_ACCEPTED_PER_TURN - 1):
+                    self._begin(self._listening.accept()[0])
+            except BlockingIOError:
+                continue
             except OSError as error:
                 # Without a descriptor the socket stays readable: without a pause this would spin.
                 if is_accepting:
                     logger.error("REST cannot accept connections: %s", error.strerror)
                 is_accepting = False
                 await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            is_accepting = True
+
+    def _begin(self, peer: socket.socket) -> None:
+        peer.setblocking(False)
+        if self._context is not None:
             self._make_room()
-            handshake = asyncio.ensure_future(self._shake_hands(peer))
-            self.handshakes[handshake] = None
-            handshake.add_done_callback(partial(self._end, peer))
+        handshake = asyncio.ensure_future(self._shake_hands(peer))
+        self.handshakes[handshake] = None
+        handshake.add_done_callback(partial(self._end, peer))
 
     def _make_room(self) -> None:
         connections = self._connections()
@@ -616,12 +628,10 @@ class TlsListener:
             oldest.cancel()
 
     async def _shake_hands(self, peer: socket.socket) -> None:
+        limit_s = None if self._context is None else self._protection.client_timeout_s
         with suppress(OSError):  # errors of TLS and time-outs too; the connection is closed then
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol,
-                peer,
-                ssl=self._context,
-                ssl_handshake_timeout=self._protection.client_timeout_s,
+                self._protocol, peer, ssl=self._context, ssl_handshake_timeout=limit_s
             )
 
     def _end(self, peer: socket.socket, handshake: "asyncio.Task[None]") -> None:
@@ -723,6 +733,8 @@ def listen(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(is_shared))
+        # Its connections inherit it.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
         listening.bind((host, port))
         if not is_shared:
             listening.listen(BACKLOG)

@@ -104,9 +104,9 @@ async def test_requests_are_not_begun_if_their_clients_have_left_before(
         asyncio.get_running_loop().set_task_factory(None)
         assert total(server, "requests") == NUM_CLIENTS
     # uvicorn's task of each: no route, and no task that waits for the end of the connection.
-    asyncios = "_accept_connection2"
+    accepting = "_shake_hands"
     assert begun == []
-    assert [name for name in tasks if name != asyncios] == ["run_asgi"] * NUM_CLIENTS
+    assert [name for name in tasks if name != accepting] == ["run_asgi"] * NUM_CLIENTS
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

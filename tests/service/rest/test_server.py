@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from itertools import product, repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import trustme
+import uvloop
 
 from service.rest import server as rest_server
 from service.rest.server import (
     CountedTransport,
+    Listener,
     ReadRate,
     accept_waiting,
     drop_new_connections,
@@ -574,6 +576,49 @@ async def test_waiting_connections_are_accepted_and_served(listening: socket.soc
             client.sendall(b"hello")
             server_side.setblocking(False)
             assert await loop.sock_recv(server_side, 5) == b"hello"
+
+
+def test_many_connections_are_accepted_in_one_turn() -> None:
+    num_clients = 3 * rest_server.MAX_ACCEPTED_PER_TURN
+    made: list[asyncio.Protocol] = []
+
+    class Noting(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            made.append(self)
+
+    async def count_turns() -> int:
+        num_turns = 0
+        with listen("127.0.0.1", 0) as listening, ExitStack() as stack:
+            address = listening.getsockname()
+            for _ in range(num_clients):
+                stack.enter_context(socket.create_connection(address, LIMIT_S))
+            while num_waiting(listening) < num_clients:
+                await asyncio.sleep(0)
+            others: Any = {"protocol": Noting, "protection": None, "connections": list}
+            listener = Listener(listening, None, **others)
+            async with asyncio.timeout(LIMIT_S):
+                while len(made) < num_clients:
+                    num_turns += 1
+                    await asyncio.sleep(0)
+            listener.close()
+        return num_turns
+
+    # The loop of the server, which accepts one connection in a turn by itself.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(count_turns()) < num_clients / 3
+
+
+def test_the_kernel_takes_little_of_an_answer_that_is_not_read() -> None:
+    num_taken = 0
+    with listen("127.0.0.1", 0) as listening, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listening.getsockname())
+        with listening.accept()[0] as connection:
+            connection.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    num_taken += connection.send(bytes(65536))
+    assert num_taken < 2 * rest_server.MAX_UNSENT_BYTES
 
 
 @pytest.fixture

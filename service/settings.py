@@ -235,16 +235,16 @@ class Settings(BaseModel):
     closed. If none is idle, REST answers only a health check, and gRPC accepts as many again.
     Lowered at the start, with a warning, if the process may not open three times as many
     descriptors."""
-    max_concurrent_rpcs: Positive = 512
+    max_concurrent_rpcs: Positive = 2048
     """Maximum RPCs in progress. Further RPCs are rejected before their message is read. One
-    connection may have a quarter of them (at least 32), and half of them may wait to be read."""
+    connection may have an eighth of them (32 to 64), and half of them may wait to be read."""
     max_stream_requests: Positive = 64
     """Maximum requests of one gRPC stream in progress. The server reads no further requests of the
     stream meanwhile, so that its client stops sending."""
-    stream_window_bytes: Annotated[int, Field(ge=65_535, le=16 * 1024 * 1024)] = 256 * 1024
+    stream_window_bytes: Annotated[int, Field(ge=65_535, le=16 * 1024 * 1024)] = 64 * 1024
     """Bytes that a gRPC client may send before the server reads the message. Each RPC that waits
     holds this much memory, at times twice as much. It also limits the bytes per round trip: with
-    20 ms of delay, one connection carried 33 MB/s in messages of 4 MB, and 46 with 1 MiB."""
+    20 ms of delay, one connection carried 22 MB/s in messages of 4 MB, and 28 with 256 KiB."""
     client_timeout_s: Seconds = 20.0
     """Time limit in seconds for the headers of a request, and for clients that send or read more
     slowly than `min_client_bytes_per_s`."""

@@ -65,6 +65,8 @@ OPEN_STREAMS: Final = frozenset({"Watch", "ServerReflectionInfo"})
 REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1})
 POLL_S: Final = 0.01
+# With more places than this, one is reserved for hosts that have none.
+MIN_PLACES: Final = 2
 # The core also delivers RPCs that were cancelled before they were accepted. Its notice of that
 # takes two turns of the event loop: of 128 hang-ups, 124 RPCs were begun after one turn, 40 after
 # two and 34 after three.
@@ -247,7 +249,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # Half of the RPCs, so that unread ones do not take all.
         max_waiting = max(1, protection.max_rpcs // 2)
         metrics = protection.metrics
-        self._unary_places = ReceivePlaces(num_places, max_waiting, metrics)
+        self._unary_places = ReceivePlaces(
+            num_places, max_waiting, metrics, num_reserved=int(num_places > MIN_PLACES)
+        )
         self._stream_limits = StreamLimits(
             memory=protection.body_memory,
             places=ReceivePlaces(STREAM_PLACES * num_places, max_waiting, metrics),
@@ -263,6 +267,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._open_connections: Counter[str] = Counter()
         # Our RPCs by connection.
         self._busy: Counter[str] = Counter()
+        # Of our RPCs, by method.
+        self._handlers: dict[str, Any] = {}
 
     def busy_peers(self) -> Collection[str]:
         """The clients that have RPCs of ours, by gRPC's names; health and reflection do not count.
@@ -273,8 +279,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the RPC's handler."""
-        handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
+        if method in self._handlers:
+            return self._handlers[method]
+        handler = await continuation(handler_call_details)
         if handler is None:
             if method.startswith(OURS[1]):
                 return None  # the guard refuses it
@@ -285,15 +293,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not method.startswith(OURS):
             return serving_small_messages(handler, self._open_places, self._open_connections)
         # As handlers of streams they read their messages themselves, see `read_message`, as bytes.
-        rpc = Rpc.of(method, handler, self._max_values)
-        if handler.stream_stream is not None:
-            return self._handler(self._answer_stream, rpc)
-        if method.rpartition("/")[2] in SMALL_ANSWERS:
-            return grpc.stream_unary_rpc_method_handler(partial(self._serve, self._answer, rpc))
-        return self._handler(partial(self._answer, is_written=True), rpc)
+        self._handlers[method] = ours = self._handler(method, handler)
+        return ours
 
-    def _handler(self, answer: AnswerRpc, rpc: Rpc) -> Any:
-        return grpc.stream_stream_rpc_method_handler(partial(self._serve, answer, rpc))
+    def _handler(self, method: str, handler: Any) -> Any:
+        rpc = Rpc.of(method, handler, self._max_values)
+        answer: AnswerRpc = partial(self._answer, is_written=True)
+        wrap: Callable[..., Any] = grpc.stream_stream_rpc_method_handler
+        if handler.stream_stream is not None:
+            answer = self._answer_stream
+        elif method.rpartition("/")[2] in SMALL_ANSWERS:
+            answer, wrap = self._answer, grpc.stream_unary_rpc_method_handler
+        return wrap(partial(self._serve, answer, rpc))
 
     async def _serve(
         self, answer: AnswerRpc, rpc: Rpc, messages: Any, context: Any

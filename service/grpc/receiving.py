@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from model.image_codec import most_decoding_bytes
-from service.call import Clock
 from service.errors import Overloaded
 from service.grpc.connections import peer_host
 from service.monitoring.metrics import Metrics
@@ -74,6 +73,8 @@ class ReceivePlaces:
         num_places: Most messages that are received at once.
         max_waiting: Most messages that wait for a place.
         metrics: Counts refused messages.
+        num_reserved: Places that only hosts without one may take. Next to a host whose messages
+            never end, others wait for no refusal then.
         max_stall_s: See `MAX_STALL_S`.
         max_wait_s: See `MAX_WAIT_S`.
     """
@@ -84,16 +85,19 @@ class ReceivePlaces:
         max_waiting: int,
         metrics: Metrics,
         *,
+        num_reserved: int = 0,
         max_stall_s: float = MAX_STALL_S,
         max_wait_s: float = MAX_WAIT_S,
-        clock: Clock = time.monotonic,
     ) -> None:
         self._num_free = num_places
+        self._num_reserved = num_reserved
+        # Taken places by host.
+        self._taken: Counter[str] = Counter()
         self._max_waiting = max_waiting
         self._metrics = metrics
         self._max_stall_s = max_stall_s
         self._max_wait_s = max_wait_s
-        self._clock = clock
+        self._clock = time.monotonic
         self._readers: list[_Reader] = []  # oldest first
         self._turns = Turns()
         # Since no message waited last. It keeps the rate of refusals while the queue gets shorter.
@@ -130,38 +134,51 @@ class ReceivePlaces:
         finally:
             if reader in self._readers:
                 self._readers.remove(reader)
-                self._pass_on()
+                self._pass_on(peer_host(peer))
+
+    def _may_take(self, host: str) -> bool:
+        return self._num_free > (self._num_reserved if self._taken[host] else 0)
+
+    def _take(self, host: str) -> None:
+        self._num_free -= 1
+        self._taken[host] += 1
 
     async def _wait_for_place(self, peer: str) -> None:
-        if self._num_free and not self._turns:
-            self._num_free -= 1
+        host = peer_host(peer)
+        if self._may_take(host):  # then no message of this host waits
+            self._take(host)
             return
         if not self._turns:
             self._last_turn = self._clock()
+        if len(self._turns) >= self._max_waiting:
+            error = self._refusal("Too many messages wait; try again.", code="too_many_messages")
+            if self._turns.has_most(peer):
+                raise error
+            self._turns.pop_of_most().set_exception(error)
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._turns.add(peer, waiter)
-        if len(self._turns) > self._max_waiting:
-            error = self._refusal("Too many messages wait; try again.", code="too_many_messages")
-            self._turns.pop_of_most().set_exception(error)
         self._most_waiting = max(self._most_waiting, len(self._turns))
         self._set_timer()
         try:
             await waiter
         except asyncio.CancelledError:
-            if not self._turns.remove(peer, waiter) and not waiter.cancelled():
-                self._pass_on()  # it had its place already
+            if not self._turns.remove(peer, waiter) and _has_place(waiter):
+                self._pass_on(host)
             raise
 
-    def _pass_on(self) -> None:
-        """Give a place that became free to the next message."""
+    def _pass_on(self, host: str) -> None:
+        """Give the place of a host to the next message that may take it."""
         self._last_turn = self._clock()
-        while self._turns:
-            waiter = self._turns.pop()
+        self._num_free += 1
+        self._taken[host] -= 1
+        if not self._taken[host]:
+            del self._taken[host]
+        while (turn := self._turns.pop(self._may_take)) is not None:
+            host, waiter = turn
             if not waiter.done():  # else its RPC was cancelled just now
+                self._take(host)
                 waiter.set_result(None)
-                break
-        else:
-            self._num_free += 1
+        if not self._turns:
             self._most_waiting = 0
         self._set_timer()
 
@@ -196,11 +213,16 @@ class ReceivePlaces:
         )
         self._readers.remove(reader)
         reader.limit.reschedule(asyncio.get_running_loop().time())
-        self._pass_on()
+        self._pass_on(peer_host(reader.peer))
 
     def _refusal(self, message: str, *, code: str) -> Overloaded:
         self._metrics.rejected.labels(code).inc()
         return Overloaded(message, code=code, retry_after_s=RETRY_S)
+
+
+def _has_place(waiter: Waiter) -> bool:
+    """Whether a message that waits no more has got a place."""
+    return waiter.done() and not waiter.cancelled() and waiter.exception() is None
 
 
 class Turns:
@@ -212,15 +234,17 @@ class Turns:
     def __init__(self) -> None:
         # By host and peer. The first of each is the next to be served; none is empty.
         self._hosts: dict[str, dict[str, deque[Waiter]]] = {}
-        self._num_waiting = 0
+        # Messages by host; none is zero.
+        self._num_of: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return self._num_waiting
+        return self._num_of.total()
 
     def add(self, peer: str, waiter: Waiter) -> None:
         """Queue a message behind those of its connection."""
-        self._hosts.setdefault(peer_host(peer), {}).setdefault(peer, deque()).append(waiter)
-        self._num_waiting += 1
+        host = peer_host(peer)
+        self._hosts.setdefault(host, {}).setdefault(peer, deque()).append(waiter)
+        self._num_of[host] += 1
 
     def remove(self, peer: str, waiter: Waiter) -> bool:
         """Remove a message; False if it does not wait."""
@@ -230,28 +254,40 @@ class Turns:
         if waiter not in queue:
             return False
         queue.remove(waiter)
-        self._num_waiting -= 1
+        self._num_of[host] -= 1
         if not queue:
             del connections[peer]
         if not connections:
-            del self._hosts[host]
+            del self._hosts[host], self._num_of[host]
         return True
 
-    def pop(self) -> Waiter:
-        """Remove the next message; its connection and its host go to the end."""
-        host, connections = next(iter(self._hosts.items()))
-        peer, queue = next(iter(connections.items()))
+    def pop(self, may_take: Callable[[str], bool]) -> tuple[str, Waiter] | None:
+        """Remove the next message of a host that may take a place; both go to the end."""
+        host = next(filter(may_take, self._hosts), None)
+        if host is None:
+            return None
+        peer, queue = next(iter(self._hosts[host].items()))
         waiter = queue[0]
         self.remove(peer, waiter)
+        connections = self._hosts.get(host, {})
         if peer in connections:
             connections[peer] = connections.pop(peer)
-        if host in self._hosts:
+        if connections:
             self._hosts[host] = self._hosts.pop(host)
-        return waiter
+        return host, waiter
+
+    def has_most(self, peer: str) -> bool:
+        """Whether one more message of this connection would be the one of `pop_of_most`."""
+        host = peer_host(peer)
+        if self._num_of[host] + 1 < max(self._num_of.values(), default=0):
+            return False
+        connections = self._hosts.get(host, {})
+        num_here = len(connections.get(peer, ())) + 1
+        return num_here >= max(map(len, connections.values()), default=0)
 
     def pop_of_most(self) -> Waiter:
         """Remove the last message of the host, and then the connection, with most of them."""
-        connections = max(self._hosts.values(), key=lambda peers: sum(map(len, peers.values())))
+        connections = self._hosts[max(self._num_of, key=self._num_of.__getitem__)]
         peer, queue = max(connections.items(), key=lambda item: len(item[1]))
         waiter = queue[-1]
         self.remove(peer, waiter)

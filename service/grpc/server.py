@@ -56,6 +56,7 @@ POLL_S = 0.01
 MIN_PING_INTERVAL_MS = 10_000
 # RPCs on one connection, however few the server runs: a watch of health needs one, too.
 MIN_STREAMS = 32
+MAX_STREAMS = 64
 
 
 class GrpcServer:
@@ -239,9 +240,12 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", protection.max_body_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", protection.max_grpc_connections),
-        # One connection takes at most an eighth of the RPCs. gRPC accepts RPCs one by one, at 0.4
-        # to 0.7 ms of CPU time, so those of one connection delay the others.
-        ("grpc.max_concurrent_streams", max(MIN_STREAMS, protection.max_rpcs // 8)),
+        # gRPC accepts RPCs one by one, at 0.4 to 0.7 ms of CPU time, so those of one connection
+        # delay the others.
+        (
+            "grpc.max_concurrent_streams",
+            min(MAX_STREAMS, max(MIN_STREAMS, protection.max_rpcs // 8)),
+        ),
         # A set of bits whose only one is "identity". A compressed message of 32 kB has 33 MB: 400
         # of them took 5 GB, since the core decompresses before any check of ours.
         ("grpc.compression_enabled_algorithms_bitset", 1),

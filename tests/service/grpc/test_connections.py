@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Collection
 from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 import grpc
 import pytest
 
+from service.grpc import connections
 from service.grpc.connections import (
     Connection,
     close_idle,
+    closing_idle_connections,
     longest_idle,
     open_connections,
     parse_peer,
 )
 from service.grpc.generated import embed_pb2, encoder_service_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.monitoring.metrics import Metrics
 from service.server import Server
 from tests.hostile.wire import PREFACE, SETTINGS, frame
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
@@ -36,12 +40,12 @@ def idle(host: str, *idle_ms: int) -> list[Connection]:
 
 
 def test_the_longest_idle_connections_of_the_hosts_with_most_are_chosen() -> None:
-    connections = [*idle("10.0.0.1", 900), *idle("10.0.0.2", 10, 30, 20), *idle("::1", 40, 50)]
-    chosen = longest_idle(connections, set(), 3)
+    found = [*idle("10.0.0.1", 900), *idle("10.0.0.2", 10, 30, 20), *idle("::1", 40, 50)]
+    chosen = longest_idle(found, set(), 3)
     assert [one.idle_ms for one in chosen] == [30, 50, 20]
     exempt = {(ip_address("10.0.0.2"), ms) for ms in (10, 20, 30)}
-    assert [one.idle_ms for one in longest_idle(connections, exempt, 6)] == [50, 900, 40]
-    assert longest_idle(connections, set(), -1) == []
+    assert [one.idle_ms for one in longest_idle(found, exempt, 6)] == [50, 900, 40]
+    assert longest_idle(found, set(), -1) == []
 
 
 @pytest.mark.parametrize(
@@ -67,9 +71,32 @@ def test_a_connection_that_was_shut_down_is_not_closed_again() -> None:
         with ExitStack() as stack:
             for sock in (*clients, *accepted):
                 stack.enter_context(sock)
-            assert close_idle(port, 1, ()) == 1
+            assert close_idle(port, 1, ()) == (1, 1)
             assert len(open_connections(port)) == 1
-            assert close_idle(port, 1, ()) == 0
+            assert close_idle(port, 1, ()) == (1, 0)
+
+
+async def test_descriptors_are_looked_at_only_if_enough_were_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_descriptors, looks = 12, []
+
+    def look(port: int, max_connections: int, busy: Collection[str]) -> tuple[int, int]:
+        looks.append(num_descriptors)
+        return 7, 0
+
+    monkeypatch.setattr(connections, "CHECK_S", 0.0)
+    monkeypatch.setattr(connections, "RECOUNT_S", 1e9)
+    monkeypatch.setattr(connections, "num_descriptors", lambda: num_descriptors)
+    monkeypatch.setattr(connections, "close_idle", look)
+    async with closing_idle_connections(1, 10, list, Metrics()):
+        await until(lambda: bool(looks))
+        for num_descriptors in (12, 15, 16):  # noqa: B007 - read by the functions above
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+        assert looks == [12, 16], "3 more connections are allowed"
+        monkeypatch.setattr(connections, "RECOUNT_S", 0.0)
+        await until(lambda: len(looks) > 2)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])

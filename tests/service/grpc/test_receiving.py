@@ -130,6 +130,50 @@ async def test_too_many_waiting_messages_refuse_those_of_the_connection_with_mos
     await stop(tasks)
 
 
+async def test_a_host_without_a_place_gets_the_reserved_one() -> None:
+    shared = ReceivePlaces(3, 100, Metrics(), num_reserved=1)
+    greedy = [FakeContext("10.0.0.1", port) for port in range(4)]
+    others = [FakeContext("10.0.0.2", port) for port in range(2)]
+    tasks = await start(shared, *greedy, *others)
+    assert [one.is_read for one in greedy] == [True, True, False, False]
+    assert [one.is_read for one in others] == [True, False]
+    others[0].message.set_result(b"")
+    await turns()
+    assert [one.is_read for one in greedy] == [True, True, False, False]
+    assert others[1].is_read
+    greedy[0].message.set_result(b"")
+    await turns()
+    assert not greedy[2].is_read, "the free place is reserved"
+    others[1].message.set_result(b"")
+    await turns()
+    assert [one.is_read for one in greedy] == [True, True, True, False]
+    await stop(tasks)
+
+
+async def test_a_message_of_the_connection_with_most_is_refused_before_it_waits() -> None:
+    shared = places(1, max_waiting=2)
+    tasks = await start(shared, *(FakeContext(port=port) for port in range(3)))
+    reading = asyncio.ensure_future(shared.read(FakeContext(port=4)))
+    await asyncio.sleep(0)
+    assert reading.done()
+    assert isinstance(reading.exception(), Overloaded)
+    await stop(tasks)
+
+
+async def test_a_message_that_is_refused_and_cancelled_at_once_frees_no_place() -> None:
+    shared = places(1, max_waiting=2)
+    contexts = [FakeContext("10.0.0.1", port=1) for _ in range(3)]
+    tasks = await start(shared, *contexts)
+    other = asyncio.ensure_future(shared.read(FakeContext("10.0.0.2")))
+    other.add_done_callback(lambda _: None)
+    await asyncio.sleep(0)  # it has refused the last one, which has not noticed yet
+    tasks[2].cancel()
+    await turns()
+    assert tasks[2].cancelled()
+    assert not contexts[1].is_read
+    await stop([*tasks, other])
+
+
 async def test_messages_are_refused_at_the_rate_of_the_longest_queue() -> None:
     loop = asyncio.get_running_loop()
     refused: list[float] = [loop.time()]

@@ -124,7 +124,7 @@ async def test_a_fast_sender_is_stopped_by_flow_control(
     assert num_sent >= window_bytes
 
 
-@pytest.mark.parametrize(("max_rpcs", "num_streams"), [(512, 64), (8, 32)])
+@pytest.mark.parametrize(("max_rpcs", "num_streams"), [(2048, 64), (8, 32)])
 async def test_one_connection_has_an_eighth_of_the_rpcs(
     serving: Serving, max_rpcs: int, num_streams: int
 ) -> None:

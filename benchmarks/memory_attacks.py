@@ -35,6 +35,8 @@ from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb
 KEY = "k" * 32
 ATTACKER = ("127.0.0.2", 0)
 BEFORE_S, AFTER_S = 15.0, 3.0
+# The first seconds of an attack, in which all its connections arrive at once.
+BURST_S = 5.0
 # Between two calls of an honest caller.
 PAUSE_S = 0.2
 MESSAGE_BYTES = 32 * 1024 * 1024 - 1000
@@ -540,7 +542,12 @@ def run(service: RunningService, attack: Attack) -> str:
     locked = ", ".join(
         f"{n} {lock_out_s(calls, started, now):.1f} s" for n, calls in during.items()
     )
-    others = "; ".join(f"{n} {p99(before[n])} -> {p99(during[n])}" for n in during)
+    others = "; ".join(
+        f"{n} {p99(before[n])} -> {p99(calls)}, first {BURST_S:g} s "
+        f"{p99([call for call in calls if call[0] < started + BURST_S])}, then "
+        f"{p99([call for call in calls if call[0] >= started + BURST_S])}"
+        for n, calls in during.items()
+    )
     killed = "yes" if is_killed else "no"
     return f"{peak} | {killed} | {locked} | {max(waits_s):.1f} s | {others} | {outcome} |"
 
@@ -556,6 +563,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["TIPSERVE_API_KEYS"] = KEY
     enter = ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', options.group)
+    priority = "idle CPU time only" if options.lowest_priority else "the server's priority"
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} cores, load {load:.1f}, attackers with {priority}\n")
     print("| attack | peak | killed | lock-out | health | p99 of honest calls | outcome |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, attack in attacks().items():

@@ -59,7 +59,8 @@ ACT: Final = """(target) => new Promise((resolve) => {
     observer.disconnect();
     requestAnimationFrame(() => {
       performance.mark("listed");
-      setTimeout(resolve, 200); // the display has that frame by then
+      // The next frame of the page begins when that one is finished.
+      requestAnimationFrame(() => setTimeout(resolve, 200));
     });
   }).observe(legend, { childList: true });
   performance.mark("begun");

@@ -208,9 +208,9 @@ export class Masks {
       button.addEventListener("click", () => this.#isolate(label, button));
       const count = instances.filter((one) => one.label === label).length;
       const found = `, score ${score.toFixed(2)}, ${count} ${count === 1 ? "region" : "regions"}`;
-      return element("li", {}, button, ` area ${(100 * area_share).toFixed(1)} %${area_share ? found : ""}`);
+      return element("li", {}, button, ` ${(100 * area_share).toFixed(1)} %${area_share ? found : ""}`);
     });
-    if (backgroundShare) rows.push(element("li", {}, `background, area ${(100 * backgroundShare).toFixed(1)} %`));
+    if (backgroundShare) rows.push(element("li", {}, `background ${(100 * backgroundShare).toFixed(1)} %`));
     $("#legend").replaceChildren(...rows);
   }
 

@@ -132,7 +132,7 @@ class ViewsConfig:
     folder: Path = Path("data")
     size: int = 112
     part_size: int = 256
-    shows: int = 16
+    shows: int = 20
     photo_every: int = 8
     seed: int = 0
     num_workers: int = 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -21,11 +22,13 @@ from training.checkpoint import save_atomically
 from training.config import TrainingConfig, ViewsConfig
 from training.data.backgrounds import load_photos
 from training.data.batch import Batch, TeacherCells, begin_loading, collate
+from training.data.concepts import all_concepts
 from training.data.folder import DataFolder
 from training.data.shards.batches import RunShare
 from training.evaluate.encoder import encode_texts, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 from training.photographs.build import read_classes
+from training.photographs.crowds import CrowdSource, crowd_sprites
 from training.photographs.drawings import build_drawings, load_drawings, save_drawings
 from training.photographs.pool import Pool, Views, compile_vision
 from training.photographs.regions import region_names
@@ -99,20 +102,26 @@ class ViewInputs:
         return self.warm_up_texts()
 
     def warm_up_texts(self) -> list[str]:
-        """Every name that the teacher knows, and every shown one in a prompt."""
-        known = _joined(self._names, tuple(read_classes()))
-        prompts = TEMPLATES["tcl"]
-        shown = [prompts[i % len(prompts)].format(name) for i, name in enumerate(self._names)]
+        """Every name that the teacher knows; those of drawings and regions in a prompt as well."""
+        concepts = tuple(concept.name for concept in all_concepts())
+        drawn = _joined(self._names, concepts)
+        known, prompts = _joined(drawn, tuple(read_classes())), TEMPLATES["tcl"]
+        shown = [prompts[i % len(prompts)].format(name) for i, name in enumerate(drawn)]
         return [*known, *shown]
 
     def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> "ViewBatches":
         """See `Inputs`."""
+        photos, size = load_photos(self._folder.photos, "train"), self._teacher.native_size
+        rgba, label_M = self._crowd_sprites()
         pool = Pool(
             folder=self._config.folder / "views",
-            source=ViewSource(
-                drawings=self._drawings,
-                photos=load_photos(self._folder.photos, "train"),
-                size=self._teacher.native_size,
+            source=ViewSource(drawings=self._drawings, photos=photos, size=size),
+            crowds=CrowdSource(
+                rgba_MSS4=rgba,
+                label_M=label_M,
+                photos=photos,
+                size=size,
+                scenes_per_part=self._data.part_size // 2,
             ),
             data=self._folder.path,
             names=self._names,
@@ -122,6 +131,11 @@ class ViewInputs:
             photo_every=self._data.photo_every,
         )
         return ViewBatches(pool, tokenizer, self._data, share)
+
+    def _crowd_sprites(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        label_of = {name: number for number, name in enumerate(self._names)}
+        bank = self._folder.bank()
+        return crowd_sprites(self._drawings, bank, label_of, len(self._names))
 
     def benchmarks(self) -> Sequence[SegmentationBenchmark]:
         """The development scenes."""

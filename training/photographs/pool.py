@@ -5,7 +5,7 @@ the map of names along a side, D width.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from model.encoder import Encoder
 from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.data.array_record import ArrayRecord
+from training.photographs.crowds import CrowdSource
 from training.photographs.regions import region_names, region_view
 from training.photographs.views import ViewSource
 from training.targets import Space
@@ -89,7 +90,9 @@ class Pool:
 
     Attributes:
         folder: Of the parts.
-        source: Scenes at the teacher's native size.
+        source: Views of drawings at the teacher's native size.
+        crowds: Overlapping drawings, labelled by `names` or by what is behind them; a part of the
+            pool takes its scenes from one part of these.
         data: The data folder, with the photographs.
         names: The known names, in lower case.
         space: The student's.
@@ -100,6 +103,7 @@ class Pool:
 
     folder: Path
     source: ViewSource
+    crowds: CrowdSource
     data: Path
     names: Sequence[str]
     space: Space
@@ -112,31 +116,40 @@ class Pool:
         path = self.folder / f"views-{number:04d}.npz"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            first = number * self.part_size
-            views = [self._view(index) for index in range(first, first + self.part_size)]
-            Views.join(views).save(path)
+            Views.join([self._view(*scene) for scene in self._scenes(number)]).save(path)
         return Views.load(path)
 
-    def _view(self, index: int) -> Views:
-        round_, place = divmod(index, self.photo_every)
-        shown: Sequence[str]
-        if place == 0:
-            pixels_SS3, mask_SS = region_view(self.data, self.source.size, round_)
-            shown = region_names()
-        else:
-            number = round_ * (self.photo_every - 1) + place - 1
-            pixels_SS3, mask_SS = self.source.scene(number)
-            shown = self.source.drawings.names
-        number_of = {name: number for number, name in enumerate(self.names)}
-        known = np.asarray([-1, *(number_of[name.lower()] for name in shown)], np.int16)
+    def _scenes(self, number: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int16]]]:
+        """Scenes of a part, and the known name at each of their pixels, -1 for none."""
+        number_of = {name: row for row, name in enumerate(self.names)}
+
+        def numbers(shown: Sequence[str]) -> NDArray[np.int16]:
+            return np.asarray([-1, *(number_of[name.lower()] for name in shown)], np.int16)
+
+        photographed, drawn = numbers(region_names()), numbers(self.source.drawings.names)
+        crowds = iter(self.crowds.part(number))
+        for index in range(number * self.part_size, (number + 1) * self.part_size):
+            round_, place = divmod(index, self.photo_every)
+            if place == 0:
+                pixels_SS3, mask_SS = region_view(self.data, self.source.size, round_)
+                yield pixels_SS3, photographed[mask_SS]
+            elif place % 2 and (scene := next(crowds, None)) is not None:
+                pixels_SS3, mask_SS = scene
+                is_name_SS = mask_SS <= len(self.names)  # further drawings are known by concept
+                yield pixels_SS3, np.where(is_name_SS, mask_SS - 1, -1).astype(np.int16)
+            else:
+                pixels_SS3, mask_SS = self.source.scene(round_ * (self.photo_every - 1) + place - 1)
+                yield pixels_SS3, drawn[mask_SS]
+
+    def _view(self, pixels_SS3: NDArray[np.uint8], name_SS: NDArray[np.int16]) -> Views:
         patches_NT, whole_T = self.look(pixels_SS3)
         grid = round(len(patches_NT) ** 0.5)
         reduced_ND = self.space.reduce(torch.from_numpy(np.vstack([patches_NT, whole_T]))).numpy()
-        points = cv2.resize(mask_SS, (_POINTS, _POINTS), interpolation=cv2.INTER_NEAREST)
+        points = cv2.resize(name_SS, (_POINTS, _POINTS), interpolation=cv2.INTER_NEAREST)
         small = cv2.resize(pixels_SS3, (VIEW_SIDE, VIEW_SIDE), interpolation=cv2.INTER_AREA)
         return Views(
             pixels_PSS3=np.asarray(small, np.uint8)[None],
             patches_PggD=reduced_ND[:-1].reshape(1, grid, grid, -1).astype(np.float16),
             whole_PD=reduced_ND[-1:].astype(np.float16),
-            names_Pmm=known[np.asarray(points)][None],
+            names_Pmm=np.asarray(points, np.int16)[None],
         )

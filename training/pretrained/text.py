@@ -78,11 +78,10 @@ def warm_up_text_tower(
     for _ in range(num_steps):
         rows = torch.randint(len(texts), (_BATCH,), generator=generator)
         length = int(batch.mask_BL[rows].sum(1).max())
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            embedded = text_features(
-                model, batch.token_ids_BL[rows, :length], batch.mask_BL[rows, :length]
-            )
-        cosine = F.cosine_similarity(embedded.float(), targets_CD[rows]).mean()
+        embedded = text_features(
+            model, batch.token_ids_BL[rows, :length], batch.mask_BL[rows, :length]
+        )
+        cosine = F.cosine_similarity(embedded, targets_CD[rows]).mean()
         optimizer.zero_grad()
         (1 - cosine).backward()
         optimizer.step()

@@ -25,6 +25,7 @@ from training.inputs.views import ViewInputs, crop_views
 from training.methods.space import SpaceConfig, SpaceDistill
 from training.observation import read_log
 from training.photographs import pool as pool_module
+from training.photographs.crowds import CrowdSource
 from training.photographs.drawings import save_drawings
 from training.photographs.pool import VIEW_SIDE, Look, Pool, Views
 from training.photographs.regions import region_names
@@ -113,7 +114,7 @@ def region(data: Path, size: int, index: int) -> tuple[NDArray[np.uint8], NDArra
     return np.full((size, size, 3), index, np.uint8), np.zeros((size, size), np.int32)
 
 
-def test_a_part_is_computed_once_and_every_nth_view_is_a_photograph(
+def test_a_part_is_computed_once_and_has_photographs_crowds_and_quarters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "region_view", region)
@@ -124,22 +125,34 @@ def test_a_part_is_computed_once_and_every_nth_view_is_a_photograph(
         return np.ones((4, 3), np.float32), np.ones(3, np.float32)
 
     views = view_source()
+    names = views.drawings.names + region_names()
+    # Crowds show drawings that are known by concept only: their labels are behind the names.
+    crowds = CrowdSource(
+        rgba_MSS4=views.drawings.rgba_MSS4,
+        label_M=len(names) + np.arange(len(views.drawings.rgba_MSS4)),
+        photos=(),
+        size=views.size,
+        scenes_per_part=4,
+    )
     pool = Pool(
         folder=tmp_path / "views",
         source=views,
+        crowds=crowds,
         data=tmp_path,
-        names=views.drawings.names + region_names(),
+        names=names,
         space=Space(axes_TD=torch.eye(3)[:, :2], names_KD=torch.eye(2)),
         look=look,
-        part_size=4,
-        photo_every=2,
+        part_size=8,
+        photo_every=4,
     )
     part, again = pool.part(1), pool.part(1)
-    assert len(seen) == 4
-    assert [spread == 0 for spread in seen] == [True, False, True, False]
+    assert len(seen) == 8
+    assert [spread == 0 for spread in seen] == [True, False, False, False] * 2
     assert np.array_equal(part.pixels_PSS3, again.pixels_PSS3)
-    assert [shown.max() >= 0 for shown in part.names_Pmm] == [False, True, False, True]
+    assert [shown.max() >= 0 for shown in part.names_Pmm] == [False, False, True, False] * 2
     assert np.allclose(part.patches_PggD, 0.5**0.5, atol=1e-3)
+    known = replace(pool, folder=tmp_path / "known", crowds=replace(crowds, label_M=np.arange(4)))
+    assert [shown.max() >= 0 for shown in known.part(1).names_Pmm] == [False, True, True, True] * 2
 
 
 def compile_in_torch(teacher: Encoder) -> Look:

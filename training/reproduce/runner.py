@@ -36,7 +36,15 @@ from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER, load_teacher
 from training.reproduce.cells import NAMES, CellScenes
-from training.reproduce.plan import Arm, Scale, file_name, fingerprint, planned, training_config
+from training.reproduce.plan import (
+    Arm,
+    Scale,
+    arms,
+    file_name,
+    fingerprint,
+    planned,
+    training_config,
+)
 from training.reproduce.texts import CellBatches, FixedTexts, TextTable
 from training.start import load_heads, load_start
 from training.trainer import Trainer
@@ -276,6 +284,7 @@ def run_all(
     for seed, arm in planned(setup.scale, seeds):
         path = result_path(results, seed, arm.name)
         if not path.exists():
+            _train_earlier(setup, arm, seed)
             result = {"arm": arm.name, "seed": seed, "settings": settings, **_run(setup, arm, seed)}
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as temporary:
@@ -283,6 +292,22 @@ def run_all(
             after_each(result)
         elif json.loads(path.read_text(encoding="utf-8"))["settings"] != settings:
             raise ValueError(f"{path} was made with other settings; choose another --results")
+
+
+def _train_earlier(setup: Setup, arm: Arm, seed: int) -> None:
+    """Train the start and the teacher of an arm that have a result but, here, no weights.
+
+    Results are kept in the repository and weights are not. Equal seeds make nearly the same weights
+    on another machine.
+    """
+    by_name = {other.name: other for group in arms(setup.scale) for other in group}
+    for name in (arm.start, arm.teacher):
+        if name is None:
+            continue
+        folder = training_config(setup.scale, by_name[name], seed, setup.runs).folder
+        if not (folder / HEAD_FILE).exists():
+            _train_earlier(setup, by_name[name], seed)
+            train_arm(setup, by_name[name], seed)
 
 
 def _run(setup: Setup, arm: Arm, seed: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tests.training.reproduce.conftest import SCALE, toy_scenes
 from training.evaluate.zero_shot_segmentation import class_ids
 from training.methods.distill import Distill
 from training.methods.pretrain import Pretrain
+from training.methods.teacher import HEAD_FILE
 from training.reproduce import runner as runner_module
 from training.reproduce.cells import NAMES, CellScenes
 from training.reproduce.plan import (
@@ -24,6 +25,7 @@ from training.reproduce.plan import (
     WARM,
     Arm,
     arms,
+    file_name,
     student_of,
 )
 from training.reproduce.runner import (
@@ -151,6 +153,24 @@ def test_a_finished_arm_is_not_trained_again(
     assert [result["seed"] for result in made] == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="other settings"):
         run(replace(toy, scale=replace(SCALE, pretrain_steps=5)), [0])
+
+
+def test_further_arms_train_what_they_build_on_where_its_weights_are_missing(
+    toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    run = partial(run_all, results=tmp_path / "r", after_each=made.append)
+    only(monkeypatch, START, IBOT)
+    run(toy, [0])
+    elsewhere = replace(toy, runs=tmp_path / "elsewhere")
+    only(monkeypatch, START, IBOT, student_of(IBOT, WARM))
+    run(elsewhere, [0])
+    assert [result["arm"] for result in made] == [START, IBOT, student_of(IBOT, WARM)]
+    here, there = (
+        torch.load(setup.runs / "seed-0" / file_name(IBOT) / HEAD_FILE)
+        for setup in (toy, elsewhere)
+    )
+    assert all(torch.equal(there[name], value) for name, value in here.items())
 
 
 def test_a_stopped_arm_resumes_and_ends_the_same(

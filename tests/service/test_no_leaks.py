@@ -4,11 +4,12 @@ The faults are in the runtime, in the data plane behind a transport, and in its 
 """
 
 import asyncio
+from types import ModuleType
 from typing import Any
 
-import grpc
 import pytest
 
+from service.grpc import interceptors, limits
 from service.server import Server
 from tests.service.callers import (
     BOTH,
@@ -116,21 +117,21 @@ async def test_a_cancelled_request_holds_nothing(
         assert (await ask(server, encode_image(), route)).status in OK
 
 
-@pytest.mark.parametrize("side", ["request_deserializer", "response_serializer"])
-async def test_a_failing_serializer_sends_no_text_of_its_error(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch, encode_image: Encode, side: str
+@pytest.mark.parametrize(
+    ("module", "function"), [(limits, "parse_message"), (interceptors, "write_message")]
+)
+async def test_a_message_that_fails_sends_no_text_of_its_error(
+    serving: Serving,
+    monkeypatch: pytest.MonkeyPatch,
+    encode_image: Encode,
+    module: ModuleType,
+    function: str,
 ) -> None:
-    made = grpc.unary_unary_rpc_method_handler
-
     def planted(*_: object) -> Any:
         raise ValueError(SECRET)
 
-    def make(behavior: Any, **functions: Any) -> Any:
-        return made(behavior, **{**functions, side: planted})
-
-    monkeypatch.setattr(grpc, "unary_unary_rpc_method_handler", make)
     async with serving() as server:
-        monkeypatch.undo()
+        monkeypatch.setattr(module, function, planted)
         answer = await ask_grpc(server, encode_image())
     assert answer.status in INTERNAL
     assert not [secret for secret in SECRETS if secret in whole(answer)]

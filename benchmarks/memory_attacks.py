@@ -478,6 +478,8 @@ def health_s(service: RunningService) -> float:
 
 def p99(calls: list[HonestCall]) -> str:
     """The 99th percentile of the seconds of calls that were answered, and their number."""
+    if not calls:
+        return "no call"
     answered = sorted(ended - began for began, ended, is_answered in calls if is_answered)
     quantile = answered[int(0.99 * (len(answered) - 1))] if answered else float("inf")
     return f"{quantile:.2f} s of {len(answered)}/{len(calls)}"

@@ -67,6 +67,8 @@ MAX_PIPELINED: Final = 64
 RETRY_AFTER_S: Final = 1
 # How long a head may take while all connections are taken.
 CONTENDED_HEAD_S: Final = 2.0
+# How long a connection is new.
+NEW_S: Final = 1.0
 # Value of SO_LINGER: linger for 0 s, so that closing resets the connection and drops its data.
 RESET: Final = struct.pack("ii", 1, 0)
 
@@ -246,6 +248,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_trailer_bytes = 0
         # When the connection is closed unless a head, or the rest of a body, has arrived by then.
         self._due = now + limits.client_timeout_s
+        self._began = now
         self._rate = ReadRate(limits.client_bytes_per_s, now)
         self._contended_rate = ReadRate(CONTENDED_BYTES_PER_S, now)
         self._closing_since = now
@@ -358,6 +361,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def is_idle(self) -> bool:
         """Whether no request is being received or answered."""
         return not (self._unanswered or self._is_in_head or self._is_in_body)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has just been accepted: its request may be on its way."""
+        return self.loop.time() - self._began < NEW_S
 
     @property
     def waits_for_head(self) -> bool:
@@ -532,13 +540,18 @@ class CountedTransport:
 def close_longest_idle(connections: Iterable[BoundedProtocol]) -> bool:
     """Close the connection that is idle longest, or else the one with the oldest unfinished head.
 
-    1,060 unfinished heads without a key refused all other requests.
+    1,060 unfinished heads without a key refused all other requests. A new connection is not idle
+    yet, unless most are: many are accepted in one turn, before their requests can be read, and
+    those that came after a probe closed it.
 
     Returns:
         False if there is none.
     """
     others = [c for c in connections if not (c._is_spare or c.transport.is_closing())]
-    chosen = [c for c in others if c.is_idle] or [c for c in others if c.waits_for_head]
+    idle = [c for c in others if c.is_idle]
+    chosen = [c for c in idle if not c.is_new] or [c for c in others if c.waits_for_head]
+    if not chosen and 2 * len(idle) > len(others):
+        chosen = idle
     if chosen:
         min(chosen, key=lambda connection: connection._due).transport.close()
     return bool(chosen)

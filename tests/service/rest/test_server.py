@@ -383,6 +383,24 @@ async def test_health_is_answered_while_all_connections_send_open_heads(
         assert status == 422, "the first connections are kept"
 
 
+async def test_connections_of_the_same_turn_do_not_close_a_probe(serving: Serving) -> None:
+    async with serving(max_connections=8) as server, AsyncExitStack() as stack:
+        for _ in range(7):
+            _, writer = await stack.enter_async_context(connected(server))
+            writer.write(OPEN_HEAD)
+        connections: Any = server._http.server_state.connections
+        await until(lambda: [one._is_in_head for one in connections].count(True) == 7)
+        # Without a turn of the event loop in between, so that all are accepted before any is read.
+        address = ("127.0.0.1", server.ports["http"])
+        probe, *others = (socket.create_connection(address, LIMIT_S) for _ in range(12))
+        with ExitStack() as sockets:
+            for connection in (probe, *others):
+                sockets.enter_context(connection)
+                connection.sendall(LIVE if connection is probe else OPEN_HEAD)
+            answer = await asyncio.to_thread(probe.recv, 4096)
+        assert answer.startswith(b"HTTP/1.1 200")
+
+
 NUM_UPLOADS = 1500
 
 

@@ -34,6 +34,8 @@ from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb
 
 KEY = "k" * 32
 ATTACKER = ("127.0.0.2", 0)
+# Of Linux; not among Python's constants.
+IP_BIND_ADDRESS_NO_PORT = 24
 BEFORE_S, AFTER_S = 15.0, 3.0
 # The first seconds of an attack, in which all its connections arrive at once.
 BURST_S = 5.0
@@ -142,6 +144,8 @@ def slow_readers(num_readers: int, side: int = SIDE, seconds: float = 25.0) -> A
     def ask(port: int) -> socket.socket:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # The port is chosen at `connect`, else those of closed connections count as taken.
+        connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         connection.bind(ATTACKER)
         connection.connect(("127.0.0.1", port))
         connection.sendall(head.encode() + image)

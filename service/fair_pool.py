@@ -1,7 +1,6 @@
 """A thread pool that takes the jobs of different flows in turn."""
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -9,6 +8,7 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from service.call import current_call
+from service.turns import FlowTurns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,8 +26,7 @@ class FairPool(Executor):
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
-        # The first flow is the next to be served; none is empty.
-        self._jobs: dict[str, deque[Job]] = {}
+        self._jobs: FlowTurns[Job] = FlowTurns()
         # True for each job that waits, and False for each thread that shall end.
         self._turns: SimpleQueue[bool] = SimpleQueue()
         self._changing = threading.Lock()
@@ -59,10 +58,7 @@ class FairPool(Executor):
                 self._has_begun = True
                 for thread in self._threads:
                     thread.start()
-            jobs = self._jobs.get(flow)
-            if jobs is None:
-                jobs = self._jobs[flow] = deque()
-            jobs.append((future, work))
+            self._jobs.add(flow, (future, work))
             self._turns.put(True)
         return future
 
@@ -73,7 +69,7 @@ class FairPool(Executor):
                 self._is_shut_down = True
                 for _ in self._threads:
                     self._turns.put(False)
-            waiting = [future for jobs in self._jobs.values() for future, _ in jobs]
+            waiting = [future for future, _ in self._jobs]
             has_begun = self._has_begun
         for future in waiting if cancel_futures else ():
             future.cancel()
@@ -93,11 +89,7 @@ class FairPool(Executor):
 
     def _run_next(self) -> None:
         with self._changing:
-            flow = next(iter(self._jobs))
-            jobs = self._jobs.pop(flow)
-            future, work = jobs.popleft()
-            if jobs:  # to the end
-                self._jobs[flow] = jobs
+            flow, (future, work) = self._jobs.pop()
         if not future.set_running_or_notify_cancel():
             return
         self._own.flow = flow

@@ -1,6 +1,8 @@
 """Waiting items of several flows, which take turns; it does not know what waits."""
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,6 +17,10 @@ class FlowTurns(Generic[T]):
 
     def __bool__(self) -> bool:
         return bool(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        """All items, flow by flow."""
+        return chain.from_iterable(self._items.values())
 
     def add(self, flow: str, item: T) -> None:
         """Queue an item behind those of its flow."""

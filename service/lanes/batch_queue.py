@@ -184,7 +184,7 @@ class BatchQueue:
         self._queues: dict[Bucket, BucketQueue] = {}
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
-        # The same lock as that of the conditions; taken in C.
+        # The lock of both conditions. `with condition` takes it by a call in Python, this without.
         self._lock = lock
         # The prefetcher waits on a condition of its own, so that it takes no lane's wake-up.
         self._peek_changed = threading.Condition(lock)

@@ -180,9 +180,8 @@ def test_many_texts_are_split_and_equal_their_items(
     np.testing.assert_allclose(student.encode_texts(ids, mask), whole, atol=1e-6)
 
 
-def test_memory_is_released_after_a_large_image_only(
-    student: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def recorded_releases(monkeypatch: pytest.MonkeyPatch) -> list[OpenVinoGraph]:
+    """Graphs that release their memory from now on."""
     released: list[OpenVinoGraph] = []
     release = OpenVinoGraph.release_idle_memory
 
@@ -191,6 +190,13 @@ def test_memory_is_released_after_a_large_image_only(
         release(graph)
 
     monkeypatch.setattr(OpenVinoGraph, "release_idle_memory", record)
+    return released
+
+
+def test_memory_is_released_after_a_large_image_only(
+    student: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = recorded_releases(monkeypatch)
     monkeypatch.setattr(graph_runtime, "PIXELS_TO_RELEASE", 112 * 112)
     expected = student.encode_images(np.zeros((1, 3, 112, 112), np.float32)).values_BND
     assert not released
@@ -204,14 +210,7 @@ def test_memory_of_a_head_is_released(
     dense_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heads of B/14 kept 0.6 GB a lane."""
-    released: list[OpenVinoGraph] = []
-    release = OpenVinoGraph.release_idle_memory
-
-    def record(graph: OpenVinoGraph) -> None:
-        released.append(graph)
-        release(graph)
-
-    monkeypatch.setattr(OpenVinoGraph, "release_idle_memory", record)
+    released = recorded_releases(monkeypatch)
     pixels = np.random.default_rng(0).random((2, 3, 56, 56), dtype=np.float32)
     with closing(load_runtime(dense_package, runtime="openvino", precision="fp32")) as runtime:
         first, second = (runtime.estimate("depth", pixels) for _ in range(2))

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from model.scores.gate import Refused
 from training.commands import (
+    average,
     caption,
     cost,
     data,
@@ -53,6 +54,7 @@ class Job:
 
 
 COMMANDS: dict[str, Job] = {
+    "average": Job(average.HELP, average.add_arguments, average.run),
     "caption": Job(caption.HELP, caption.add_arguments, caption.run),
     "cost": Job(cost.HELP, cost.add_arguments, cost.run),
     "data": Job(data.HELP, data.add_arguments, data.run),

@@ -13,6 +13,7 @@ from training.data.captions import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES
 from training.data.loader import Stage
+from training.data.scenes import SceneConfig
 from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
@@ -116,15 +117,18 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewsConfig:
-    """Views of drawings and photographs with a teacher's cells, which are computed once and kept.
+    """Views of drawings and photographs with a teacher's cells, and scenes without a teacher.
 
     Attributes:
         folder: Filled by `python -m training data`.
-        size: Side of the crops that the student sees.
-        part_size: Views that are computed and kept together. The first parts are computed before
-            the first step, the others when the steps reach them.
-        shows: Mean number of crops of each view.
+        size: Side of the images that the student sees.
+        part_size: Views that are computed and kept together.
+        num_parts: Parts of the pool, which are computed when a step first needs them.
         photo_every: One view of so many shows a photograph.
+        scenes: How scenes are composed, at `size`.
+        scenes_share: Share of scenes in a batch; the rest are crops of views.
+        num_names: Names that points are compared with in a step: those that the batch shows, the
+            everyday ones, and others by chance.
         seed: Of the crops.
         num_workers: Processes that prefetch batches; each would keep all views in its memory.
     """
@@ -132,15 +136,20 @@ class ViewsConfig:
     folder: Path = Path("data")
     size: int = 112
     part_size: int = 256
-    shows: int = 20
+    num_parts: int = 30
     photo_every: int = 8
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    scenes_share: float = 0.5
+    num_names: int = 256
     seed: int = 0
     num_workers: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if min(self.part_size, self.shows) < 1 or self.photo_every < 2:
-            raise ValueError("part_size and shows must be at least 1, photo_every at least 2")
+        if min(self.part_size, self.num_parts) < 1 or self.photo_every < 2:
+            raise ValueError("part_size and num_parts must be at least 1, photo_every at least 2")
+        if not 0 <= self.scenes_share < 1:
+            raise ValueError("scenes_share must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

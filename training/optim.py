@@ -36,6 +36,8 @@ class OptimConfig:
         warmup_steps: Of the linear warm-up.
         clip_norm: Largest norm of the whole gradient.
         final_lr_share: Share of the peak rate at the end of the cosine. Not published.
+        decay_from: Share of the training after which the rate falls. A checkpoint of before can go
+            on in a longer run.
         adafactor_momentum: Of the clipped updates. Not published, like the next two; the defaults
             are those of Scaling Vision Transformers.
         adafactor_max_decay: Upper bound of the decay of Adafactor's second moments.
@@ -52,6 +54,7 @@ class OptimConfig:
     warmup_steps: int = 100
     clip_norm: float = 1.0
     final_lr_share: float = field(default=0.01, repr=False)
+    decay_from: float = field(default=0.0, repr=False)
     adafactor_momentum: float = field(default=0.9, repr=False)
     adafactor_max_decay: float = field(default=0.999, repr=False)
     adafactor_max_rms: float = field(default=1.0, repr=False)
@@ -64,6 +67,8 @@ class OptimConfig:
             raise ValueError("optim.clip_norm must be above 0; 1e9 never clips")
         if not 0 <= self.final_lr_share <= 1:
             raise ValueError("optim.final_lr_share is a share of the peak rate, 0 to 1")
+        if not 0 <= self.decay_from <= 1:
+            raise ValueError("optim.decay_from is a share of the training, 0 to 1")
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -119,15 +124,14 @@ def build_optimizers(
     return muon, _adamw(rest, config)
 
 
-def learning_rate_factor(
-    step: int, *, num_steps: int, warmup_steps: int, final_share: float = 0.01
-) -> float:
-    """Share of the peak rate at a step: linear warm-up, then a cosine to the final share."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+def learning_rate_factor(step: int, *, num_steps: int, config: OptimConfig) -> float:
+    """Share of the peak rate at a step: linear warm-up, constant, then a cosine to the end."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    first = max(config.warmup_steps, config.decay_from * num_steps)
+    progress = max(0.0, step - first) / max(1.0, num_steps - first)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return final_share + (1 - final_share) * cosine
+    return config.final_lr_share + (1 - config.final_lr_share) * cosine
 
 
 def _local(tensor: Tensor) -> Tensor:

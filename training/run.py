@@ -37,7 +37,6 @@ from training.pretrained.text import warm_up_text_tower
 from training.run_record import as_json, record_end, record_start
 from training.run_store import RunStore
 from training.start import load_heads, load_start
-from training.targets import Space
 from training.tokenizer import find_tokenizer, train_tokenizer
 from training.trainer import BatchSource, Trainer, train_together
 
@@ -64,14 +63,12 @@ def _warm_up(
     """Warm up a text tower once per run; the result is kept in the run's folder."""
     path = config.folder / "text-tower.pt"
     if not path.exists():
-        texts = inputs.warm_up_texts()
         cosine = warm_up_text_tower(
             model,
             tokenizer,
-            texts,
+            inputs.warm_up_texts(),
             num_steps=config.text_warmup_steps,
             seed=config.seed,
-            targets_CD=inputs.embed_texts(texts) if isinstance(inputs, ViewInputs) else None,
         )
         print(json.dumps({"text_warmup_cosine": round(cosine, 4)}), flush=True)
         save_atomically(model.text_model.state_dict(), path)
@@ -112,14 +109,14 @@ def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
 
 
 def build_method(
-    config: TrainingConfig, vocab_size: int, *, teacher: FrozenTeacher | Space | None = None
+    config: TrainingConfig, vocab_size: int, *, teacher: FrozenTeacher | None = None
 ) -> Method:
     """Build the model and its method, from the start if there is one.
 
     Args:
         config: The run.
         vocab_size: Of its tokenizer.
-        teacher: That of a distillation, None loads it; or the space of one.
+        teacher: That of a distillation; None loads it.
     """
     model = new_model(config, vocab_size)
     if config.start is None:
@@ -133,12 +130,10 @@ def build_method(
 
 
 def _new_method(
-    config: TrainingConfig, model: Tipsv2Model, teacher: FrozenTeacher | Space | None
+    config: TrainingConfig, model: Tipsv2Model, teacher: FrozenTeacher | None
 ) -> Method:
     if isinstance(config.method, SpaceConfig):
-        assert isinstance(teacher, Space)  # of the run's inputs
-        return SpaceDistill(model, config.method, teacher)
-    assert not isinstance(teacher, Space)
+        return SpaceDistill(model, config.method)
     if isinstance(config.method, DistillConfig):
         return Distill(model, config.method, teacher or _load_teacher(config))
     return Pretrain(model, config.method)
@@ -158,8 +153,7 @@ def _prepare(
     if config.checkpoint_store is not None and share.rank == 0:
         RunStore(config.folder, config.checkpoint_store).fetch()
     tokenizer = build_tokenizer(config, inputs)
-    known = inputs.space if isinstance(inputs, ViewInputs) else teacher
-    method = build_method(config, len(tokenizer), teacher=known)
+    method = build_method(config, len(tokenizer), teacher=teacher)
     if config.text_warmup_steps and checkpoint_step(config.folder) == 0:
         _warm_up(config, method.model, tokenizer, inputs)
     batches = inputs.batches(tokenizer, share)

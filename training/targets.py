@@ -168,11 +168,9 @@ class Space:
 
     Attributes:
         axes_TD: Orthonormal axes.
-        names_KD: The known names' vectors, of unit length.
     """
 
     axes_TD: Tensor
-    names_KD: Tensor
 
     def reduce(self, embeddings_T: Tensor) -> Tensor:
         """Reduce embeddings [..., T] to unit vectors [..., D]."""
@@ -200,5 +198,4 @@ def fit_space(names_KT: Tensor, width: int, start_KD: Tensor | None = None) -> S
     if start_KD is not None:
         left, _, right = torch.linalg.svd((unit_KT @ axes_TD).T @ F.normalize(start_KD, dim=-1))
         axes_TD = axes_TD @ left @ right
-    axes_TD = axes_TD.contiguous()
-    return Space(axes_TD=axes_TD, names_KD=F.normalize(unit_KT @ axes_TD, dim=-1))
+    return Space(axes_TD=axes_TD.contiguous())

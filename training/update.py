@@ -158,10 +158,7 @@ class Update:
 
     def _set_learning_rates(self, step: int) -> None:
         factor = learning_rate_factor(
-            step,
-            num_steps=self._config.num_steps,
-            warmup_steps=self._config.optim.warmup_steps,
-            final_share=self._config.optim.final_lr_share,
+            step, num_steps=self._config.num_steps, config=self._config.optim
         )
         for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):

@@ -79,16 +79,31 @@ def test_steps_move_towards_the_minimum(name: OptimizerName) -> None:
 
 
 def test_the_schedule_warms_up_and_falls_to_a_hundredth() -> None:
-    factors = [learning_rate_factor(s, num_steps=100, warmup_steps=10) for s in range(101)]
+    ten = OptimConfig(warmup_steps=10)
+    factors = [learning_rate_factor(s, num_steps=100, config=ten) for s in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.01 + 0.99 / 2)
     assert factors[100] == pytest.approx(0.01)
     assert factors[:10] == sorted(factors[:10])
     assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert learning_rate_factor(0, num_steps=10, warmup_steps=0) == 1.0
-    assert learning_rate_factor(99, num_steps=10, warmup_steps=0) == pytest.approx(0.01)
-    assert learning_rate_factor(5, num_steps=5, warmup_steps=5) == pytest.approx(1.0)
+    at_once, five = OptimConfig(warmup_steps=0), OptimConfig(warmup_steps=5)
+    assert learning_rate_factor(0, num_steps=10, config=at_once) == 1.0
+    assert learning_rate_factor(99, num_steps=10, config=at_once) == pytest.approx(0.01)
+    assert learning_rate_factor(5, num_steps=5, config=five) == pytest.approx(1.0)
+
+
+def test_the_rate_stays_until_it_may_fall() -> None:
+    config = OptimConfig(warmup_steps=10, decay_from=0.6)
+    factors = [learning_rate_factor(s, num_steps=100, config=config) for s in range(101)]
+    assert factors[9:61] == [1.0] * 52
+    assert factors[80] == pytest.approx(0.01 + 0.99 / 2)
+    assert factors[100] == pytest.approx(0.01)
+    # So a longer run goes on as this one would have.
+    longer = [learning_rate_factor(s, num_steps=200, config=config) for s in range(61)]
+    assert longer == factors[:61]
+    with pytest.raises(ValueError, match="decay_from"):
+        OptimConfig(decay_from=1.5)
 
 
 def with_gradients(*norms: float) -> list[nn.Parameter]:

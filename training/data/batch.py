@@ -1,10 +1,11 @@
 """One rank's part of a training step: images, captions, names.
 
-A batch has no masks. Only `TeacherCells` says what a patch shows, for the distillation of a space
-whose teacher was fitted to the same masks; all other losses learn from captions.
+A batch has no masks. Only `TeacherCells` says what a point shows, for the distillation of a space
+whose teacher was fitted to masks as well; all other losses learn from captions.
 
-Shapes: B images, C local crops of each, T captioned images, U distinct names in the batch, L
-tokens, H W pixels of the global crop, h w pixels of a local crop, E unnamed drawings.
+Shapes: B images, C local crops of each, T captioned images, U distinct names in the batch, V images
+that the teacher of a space saw, p points along a side, L tokens, H W pixels of the global crop, h w
+pixels of a local crop, E unnamed drawings.
 """
 
 import hashlib
@@ -52,19 +53,22 @@ class UnnamedDrawings:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TeacherCells:
-    """What the teacher of a space says about each image, in unit vectors of the student's width D.
+    """What the teacher of a space says about the first V images, and what all images show.
 
     Attributes:
-        patches_BND: At every patch of the student.
-        cls1_BD: Of the whole image.
-        cls2_BD: The mean over the patches.
-        name_BN: int64; the known name that a patch shows, -1 for none.
+        patches_VND: At every patch of the student, unit vectors of its width D.
+        cls1_VD: Of the whole image, likewise.
+        cls2_VD: The mean over the patches, likewise.
+        name_Bpp: int64; the row in `names` that is shown at each point of a square grid, -1 for
+            none.
+        names: Names that the batch shows, and others, in a prompt.
     """
 
-    patches_BND: Tensor
-    cls1_BD: Tensor
-    cls2_BD: Tensor
-    name_BN: Tensor
+    patches_VND: Tensor
+    cls1_VD: Tensor
+    cls2_VD: Tensor
+    name_Bpp: Tensor
+    names: TextBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,6 +131,12 @@ def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:
         list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
     )
     return TextBatch(token_ids_BL=encoded["input_ids"], mask_BL=encoded["attention_mask"])
+
+
+NO_TEXTS = TextBatch(
+    token_ids_BL=torch.zeros((0, 1), dtype=torch.int64),
+    mask_BL=torch.zeros((0, 1), dtype=torch.int64),
+)
 
 
 def text_ids(texts: Sequence[str]) -> Tensor:

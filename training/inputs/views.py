@@ -1,9 +1,13 @@
-"""Views with a teacher's cells as a run's inputs: random crops of a growing pool.
+"""Views with a teacher's cells, and scenes without, as a run's inputs.
 
-Shapes: B images, S side of a crop, N = g * g patches of the student, D width, C texts.
+Views are cropped at random. Everyday words fill most of the scenes, which cost no pass of the
+teacher, so none is shown twice.
+
+Shapes: B images, V of them crops of views, S side of an image, N = g * g patches of the student,
+D width, U names of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +25,20 @@ from model.variants import PATCH_SIZE
 from training.checkpoint import save_atomically
 from training.config import TrainingConfig, ViewsConfig
 from training.data.backgrounds import load_photos
-from training.data.batch import Batch, TeacherCells, begin_loading, collate
+from training.data.batch import (
+    NO_TEXTS,
+    Batch,
+    TeacherCells,
+    begin_loading,
+    collate,
+    tokenize,
+)
 from training.data.concepts import all_concepts
-from training.data.folder import DataFolder
+from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
+from training.data.scenes import SceneSource, compose_scene
 from training.data.shards.batches import RunShare
 from training.evaluate.encoder import encode_texts, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
-from training.photographs.build import read_classes
 from training.photographs.crowds import CrowdSource, crowd_sprites
 from training.photographs.drawings import build_drawings, load_drawings, save_drawings
 from training.photographs.pool import Pool, Views, compile_vision
@@ -38,6 +49,8 @@ from training.targets import Space, fit_space
 
 _STREAM = 29  # separates these random numbers from those of scenes
 _MIN_SIDE = 0.65  # of a crop, share of the view's
+_POINTS = 2  # along a patch's side, at which names are known
+_BARE_SHARE = 0.5  # of the steps whose names are in no prompt
 
 
 class ViewInputs:
@@ -77,18 +90,14 @@ class ViewInputs:
             space = fit_space(
                 names_KT, self._config.model.dim, None if texts is None else torch.from_numpy(texts)
             )
-            save_atomically({"axes_TD": space.axes_TD, "names_KD": space.names_KD}, path)
-        return Space(**torch.load(path, weights_only=True))
+            save_atomically({"axes_TD": space.axes_TD}, path)
+        return Space(axes_TD=torch.load(path, weights_only=True)["axes_TD"])
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         """The teacher's embeddings; texts of like length are padded together."""
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         embedded = encode_texts(self._teacher, [texts[place] for place in order])
         return torch.from_numpy(embedded)[np.argsort(order)]
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """The teacher's embeddings of texts, reduced to the student's width: [C, D]."""
-        return self.space.reduce(self._embed(texts))
 
     def describe(self) -> Sequence[str]:
         """See `Inputs`."""
@@ -98,16 +107,12 @@ class ViewInputs:
         )
 
     def tokenizer_texts(self) -> list[str]:
-        """Every known name."""
-        return self.warm_up_texts()
+        """Every name of a patch."""
+        return list(Labels(self._names).texts)
 
     def warm_up_texts(self) -> list[str]:
-        """Every name that the teacher knows; those of drawings and regions in a prompt as well."""
-        concepts = tuple(concept.name for concept in all_concepts())
-        drawn = _joined(self._names, concepts)
-        known, prompts = _joined(drawn, tuple(read_classes())), TEMPLATES["tcl"]
-        shown = [prompts[i % len(prompts)].format(name) for i, name in enumerate(drawn)]
-        return [*known, *shown]
+        """The same."""
+        return self.tokenizer_texts()
 
     def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> "ViewBatches":
         """See `Inputs`."""
@@ -130,7 +135,10 @@ class ViewInputs:
             part_size=self._data.part_size,
             photo_every=self._data.photo_every,
         )
-        return ViewBatches(pool, tokenizer, self._data, share)
+        scenes = self._folder.source(
+            "train", styles=TRAIN_STYLES, names=seen_names(), seed=self._data.seed
+        )
+        return ViewBatches(pool, scenes=scenes, tokenizer=tokenizer, config=self._data, share=share)
 
     def _crowd_sprites(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         label_of = {name: number for number, name in enumerate(self._names)}
@@ -153,43 +161,111 @@ def _joined(*parts: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.lower() for part in parts for name in part))
 
 
+class Labels:
+    """What patches are named: every concept, and the known names that belong to none.
+
+    Attributes:
+        texts: One a label.
+        of_name: The label of each known name; the last one, -1, is that of no name.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        concepts = all_concepts()
+        of_text = {
+            drawn.lower(): i for i, c in reversed([*enumerate(concepts)]) for drawn in c.drawings
+        }
+        of_text |= {concept.name.lower(): i for i, concept in enumerate(concepts)}
+        texts = [concept.name for concept in concepts]
+        for name in names:
+            if name not in of_text:
+                of_text[name] = len(texts)
+                texts.append(name)
+        self.texts = tuple(texts)
+        self.of_name = np.asarray([*(of_text[name] for name in names), -1], np.int64)
+        self._common = np.asarray([i for i, concept in enumerate(concepts) if concept.is_common])
+
+    def choose(
+        self, rng: np.random.Generator, shown: NDArray[np.int64], count: int
+    ) -> NDArray[np.int64]:
+        """`count` distinct labels: those that are shown, the everyday ones, others by chance."""
+        needed = np.union1d(shown[shown >= 0], self._common)
+        others = np.setdiff1d(np.arange(len(self.texts)), needed)
+        missing = min(max(count - len(needed), 0), len(others))
+        return np.concatenate([needed, rng.choice(others, missing, replace=False)])
+
+
 class ViewBatches(Dataset[Batch]):
-    """Batches of random crops by step number."""
+    """Batches by step number: random crops of views, then scenes."""
 
     def __init__(
-        self, pool: Pool, tokenizer: Tipsv2Tokenizer, config: ViewsConfig, share: RunShare
+        self,
+        pool: Pool,
+        *,
+        scenes: SceneSource,
+        tokenizer: Tipsv2Tokenizer,
+        config: ViewsConfig,
+        share: RunShare,
     ) -> None:
-        self._pool, self._tokenizer, self._config, self._share = pool, tokenizer, config, share
-        self._parts: list[Views] = []
+        self._pool, self._scenes, self._tokenizer = pool, scenes, tokenizer
+        self._config, self._share, self._labels = config, share, Labels(pool.names)
+        self._parts: dict[int, Views] = {}
 
     def __len__(self) -> int:
         return self._share.num_steps
 
     def __getitem__(self, step: int) -> Batch:
         """Make the batch of one step."""
-        share = self._share
-        rng = np.random.default_rng((self._config.seed, _STREAM, step, share.rank))
-        chosen = rng.integers(self._num_parts(step) * self._config.part_size, size=share.batch_size)
-        views = self._rows(chosen)
-        pixels_B3SS, cells = crop_views(rng, views, self._config.size)
-        nothing: list[None] = [None] * len(chosen)
+        share, config = self._share, self._config
+        rng = np.random.default_rng((config.seed, _STREAM, step, share.rank))
+        num_scenes = round(config.scenes_share * share.batch_size)
+        chosen = rng.integers(
+            config.num_parts * config.part_size, size=share.batch_size - num_scenes
+        )
+        pixels_V3SS, cells = crop_views(rng, self._rows(chosen), config.size)
+        first = (step * share.num_ranks + share.rank) * num_scenes
+        pixels_3SS, shown_pp = self._compose(range(first, first + num_scenes))
+        pixels_B3SS = torch.cat([pixels_V3SS, *pixels_3SS])
+        label_Bpp = np.concatenate([self._labels.of_name[cells.name_Bpp.numpy()], *shown_pp])
+        nothing: list[None] = [None] * share.batch_size
         locals_0B3hw = pixels_B3SS.new_zeros((0, *pixels_B3SS.shape))
         crops = (pixels_B3SS, locals_0B3hw)
-        batch = collate(nothing, [()] * len(chosen), self._tokenizer, step=step, crops=crops)
-        return replace(batch, cells=cells)
+        batch = collate(nothing, [()] * len(nothing), self._tokenizer, step=step, crops=crops)
+        return replace(batch, cells=self._named(rng, cells, label_Bpp))
 
-    def _num_parts(self, step: int) -> int:
-        """Parts that a step draws from: the pool grows by one when its views have been shown."""
-        shown = step * self._share.batch_size * self._share.num_ranks
-        return 1 + shown // (self._config.part_size * self._config.shows)
+    def _named(
+        self, rng: np.random.Generator, cells: TeacherCells, label_Bpp: NDArray[np.int64]
+    ) -> TeacherCells:
+        """With the names of the batch, and the row among them at each point."""
+        labels_U = self._labels.choose(rng, np.unique(label_Bpp), self._config.num_names)
+        row_of = np.full(len(self._labels.texts) + 1, -1)  # the last one, -1, is no label
+        row_of[labels_U] = np.arange(len(labels_U))
+        prompt = "{}" if rng.random() < _BARE_SHARE else str(rng.choice(TEMPLATES["tcl"]))
+        texts = [prompt.format(self._labels.texts[label]) for label in labels_U]
+        return replace(
+            cells,
+            name_Bpp=torch.from_numpy(row_of[label_Bpp]),
+            names=tokenize(self._tokenizer, texts),
+        )
 
-    def _rows(self, chosen: np.ndarray[Any, np.dtype[np.int64]]) -> Views:
+    def _compose(self, numbers: Iterable[int]) -> tuple[list[Tensor], list[NDArray[np.int64]]]:
+        """The pixels of scenes, [1, 3, S, S] each, and the labels at their points, [1, p, p]."""
+        config = replace(self._config.scenes, size=self._config.size)
+        stride = PATCH_SIZE // _POINTS
+        pixels_13SS, labels_1pp = [], []
+        for number in numbers:
+            scene = compose_scene(self._scenes, number, config)
+            pixels_13SS.append(torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1)[None] / 255.0)
+            points_pp = scene.mask_SS[stride // 2 :: stride, stride // 2 :: stride]
+            labels_1pp.append(points_pp[None].astype(np.int64) - 1)
+        return pixels_13SS, labels_1pp
+
+    def _rows(self, chosen: NDArray[np.int64]) -> Views:
         """Views by number; parts that no earlier step needed are read or computed."""
         parts, rows = np.divmod(chosen, self._config.part_size)
-        for number in range(len(self._parts), int(parts.max()) + 1):
-            self._parts.append(self._pool.part(number))
+        for number in {int(part) for part in parts} - self._parts.keys():
+            self._parts[number] = self._pool.part(number)
         return Views.join(
-            [self._parts[part].row(row) for part, row in zip(parts, rows, strict=True)]
+            [self._parts[int(part)].row(row) for part, row in zip(parts, rows, strict=True)]
         )
 
     def loader(self, first_step: int, *, num_workers: int) -> DataLoader[Batch]:
@@ -226,14 +302,12 @@ def crop_views(rng: np.random.Generator, views: Views, size: int) -> tuple[Tenso
     patches_BDgg = sample(torch.from_numpy(views.patches_PggD).permute(0, 3, 1, 2).float(), grid)
     patches_BND = F.normalize(patches_BDgg.flatten(2).transpose(1, 2), dim=-1)
     names_B1mm = torch.from_numpy(views.names_Pmm)[:, None].float()
-    points = sample(names_B1mm, 2 * grid, "nearest").reshape(count, grid, 2, grid, 2)
-    four_BN4 = points.permute(0, 1, 3, 2, 4).reshape(count, grid * grid, 4).round().long()
-    is_one_BN = (four_BN4 == four_BN4[..., :1]).all(-1)
     cells = TeacherCells(
-        patches_BND=patches_BND,
-        cls1_BD=torch.from_numpy(views.whole_PD).float(),
-        cls2_BD=F.normalize(patches_BND.mean(1), dim=-1),
-        name_BN=torch.where(is_one_BN, four_BN4[..., 0], -1),
+        patches_VND=patches_BND,
+        cls1_VD=torch.from_numpy(views.whole_PD).float(),
+        cls2_VD=F.normalize(patches_BND.mean(1), dim=-1),
+        name_Bpp=sample(names_B1mm, _POINTS * grid, "nearest")[:, 0].round().long(),
+        names=NO_TEXTS,
     )
     return _lit(rng, pixels_B3SS), cells
 

@@ -1,26 +1,27 @@
-"""Distillation of a whole image-text space: no mask, every patch supervised.
+"""Distillation of an image-text space, and names at points: no mask, every patch supervised.
 
 The teacher is an encoder that compares patches with texts, such as the one for photographs; it is
 no Tipsv2Model, and its embeddings are wider than the student's. Its space is reduced to the axes in
-which the known names lie, so its cosines, and with them its answers, carry over to the student.
+which the known names lie. The student learns it through a projector: its own texts move with its
+patches, which names them better than the teacher's texts did.
 
-Shapes: B batch, N patches, D the student's width, T the teacher's, K known names.
+Shapes: B batch, V images that the teacher saw, N patches, p points
+along a side, D the student's width, U names.
 """
 
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Tipsv2Model
 
 from model.features import vision_tokens
 from training.data.batch import Batch, TeacherCells
 from training.losses.precision import without_autocast
-from training.methods.base import Method, Step, StepResult
+from training.methods.base import Method, Step, StepResult, model_width
 from training.methods.image_backbone import ImageBackboneConfig
-from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
-from training.targets import Space
+from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig, embed_texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +31,13 @@ class SpaceConfig:
     Attributes:
         patch_weight: Of one minus the cosine of each patch with the teacher's.
         whole_weight: Of one minus the cosine of both CLS tokens with the teacher's.
-        names_weight: Of the contrast of patches with all known names, where a patch shows one.
+        names_weight: Of the contrast with names, at points that show one.
         min_temperature: Lower bound of the learnt temperature of that contrast.
     """
 
     patch_weight: float = 1.0
     whole_weight: float = 0.5
-    names_weight: float = 0.5
+    names_weight: float = 1.0
     min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class SpaceConfig:
 
     @property
     def contrast_weight(self) -> float:
-        """No captions: texts are learnt in the warm-up."""
+        """No captions: texts are learnt from the names at points."""
         return 0.0
 
     @property
@@ -63,19 +64,20 @@ class SpaceConfig:
 
     @property
     def text_locked_until(self) -> float:
-        """The text tower stays as the warm-up left it."""
-        return 1.0
+        """Never: names and patches learn together."""
+        return 0.0
 
 
 class SpaceDistill(Method):
     """A student of a teacher's space."""
 
     config: SpaceConfig
-    names_KD: Tensor
 
-    def __init__(self, model: Tipsv2Model, config: SpaceConfig, space: Space) -> None:
+    def __init__(self, model: Tipsv2Model, config: SpaceConfig) -> None:
         super().__init__(model, config)
-        self.register_buffer("names_KD", space.names_KD, persistent=False)
+        width = model_width(model)
+        self.projector = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.projector.weight)  # the space was turned towards the start's
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""
@@ -83,11 +85,12 @@ class SpaceDistill(Method):
         if batch.cells is None:
             raise ValueError("the space of a teacher needs a batch with its cells")
         cells, config = batch.cells, self.config
-        tokens = vision_tokens(self.model, batch.pixels_B3HW)
+        tokens, seen = vision_tokens(self.model, batch.pixels_B3HW), len(cells.patches_VND)
         terms = {
-            "patch": _unlike(tokens.patches_BND, cells.patches_BND),
+            "patch": self._unlike(tokens.patches_BND[:seen], cells.patches_VND),
             "whole": (
-                _unlike(tokens.cls1_BD, cells.cls1_BD) + _unlike(tokens.cls2_BD, cells.cls2_BD)
+                self._unlike(tokens.cls1_BD[:seen], cells.cls1_VD)
+                + self._unlike(tokens.cls2_BD[:seen], cells.cls2_VD)
             )
             / 2,
             "names": self._names_term(tokens.patches_BND, cells),
@@ -96,17 +99,22 @@ class SpaceDistill(Method):
         loss = torch.stack([w * t for w, t in zip(weights, terms.values(), strict=True)]).sum()
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
+    def _unlike(self, ours_D: Tensor, theirs_D: Tensor) -> Tensor:
+        """One minus the mean cosine."""
+        return 1 - F.cosine_similarity(self.projector(ours_D).float(), theirs_D, dim=-1).mean()
+
     def _names_term(self, patches_BND: Tensor, cells: TeacherCells) -> Tensor:
-        """Cross-entropy of the name that a patch shows among all known names."""
-        is_named_BN = cells.name_BN >= 0
-        if not is_named_BN.any():
-            return patches_BND.sum() * 0
-        shown_nD = F.normalize(patches_BND[is_named_BN].float(), dim=-1)
+        """Cross-entropy of the name at a point among the batch's; cosines as masks have them."""
+        names_UD = F.normalize(embed_texts(self.model, cells.names).float(), dim=-1)
+        grid, points = round(patches_BND.shape[1] ** 0.5), cells.name_Bpp.shape[-1]
+        unit_BDN = F.normalize(patches_BND.float(), dim=-1).transpose(1, 2)
+        unit_BDpp = F.interpolate(
+            unit_BDN.unflatten(2, (grid, grid)), size=(points, points), mode="bilinear"
+        )
+        is_named_Bpp = cells.name_Bpp >= 0
+        if not is_named_Bpp.any():
+            return patches_BND.sum() * 0 + names_UD.sum() * 0
+        shown_nD = unit_BDpp.permute(0, 2, 3, 1)[is_named_Bpp]
         with without_autocast(shown_nD):
-            logits_nK = shown_nD @ self.names_KD.T / self.log_temperature.exp()
-        return F.cross_entropy(logits_nK, cells.name_BN[is_named_BN])
-
-
-def _unlike(ours_D: Tensor, theirs_D: Tensor) -> Tensor:
-    """One minus the mean cosine."""
-    return 1 - F.cosine_similarity(ours_D.float(), theirs_D, dim=-1).mean()
+            logits_nU = shown_nD @ names_UD.T / self.log_temperature.exp()
+        return F.cross_entropy(logits_nU, cells.name_Bpp[is_named_Bpp])

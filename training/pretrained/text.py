@@ -51,9 +51,8 @@ def warm_up_text_tower(
     *,
     num_steps: int,
     seed: int,
-    targets_CD: Tensor | None = None,
 ) -> float:
-    """Regress a text tower to a teacher's embeddings of the texts.
+    """Regress a text tower to MiniLM's embeddings of the texts, reduced to its width.
 
     Args:
         model: Its text tower is trained in place.
@@ -61,15 +60,13 @@ def warm_up_text_tower(
         texts: What to learn from: names in prompts, keywords, captions.
         num_steps: Batches of 128.
         seed: Of the order.
-        targets_CD: Unit vectors in the tower's width; MiniLM's by default, reduced to that width.
 
     Returns:
         The mean cosine with the targets over the last fifty steps.
     """
-    if targets_CD is None:
-        sentences_CF = sentence_embeddings(texts)
-        basis = fit_basis(sentences_CF, model.text_model.config.hidden_size)
-        targets_CD = F.normalize(basis.reduce(sentences_CF), dim=-1)
+    sentences_CF = sentence_embeddings(texts)
+    basis = fit_basis(sentences_CF, model.text_model.config.hidden_size)
+    targets_CD = F.normalize(basis.reduce(sentences_CF), dim=-1)
     batch = tokenize(tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.text_model.parameters(), lr=2e-3, weight_decay=0.01)

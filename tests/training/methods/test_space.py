@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from tests.training.methods.conftest import take_step
 from tests.training.photographs.test_views import source as view_source
 from training import run as run_module
 from training.config import TrainingConfig, ViewsConfig
-from training.data.batch import Batch, TeacherCells
+from training.data.batch import Batch, TeacherCells, TextBatch
+from training.data.concepts import all_concepts
 from training.data.folder import DataFolder
+from training.data.shards.batches import RunShare
 from training.evaluate.sets import development_benchmarks
 from training.inputs import views as views_module
-from training.inputs.views import ViewInputs, crop_views
+from training.inputs.views import Labels, ViewInputs, crop_views
 from training.methods.space import SpaceConfig, SpaceDistill
 from training.observation import read_log
 from training.photographs import pool as pool_module
@@ -42,11 +45,11 @@ def test_cosines_of_names_change_least_and_axes_turn_to_the_start() -> None:
     plain, turned = fit_space(names_KT, 6), fit_space(names_KT, 6, start_KD)
     cosines_KK = F.cosine_similarity(names_KT[:, None], names_KT[None], dim=-1)
     for space in (plain, turned):
-        assert torch.allclose(space.names_KD @ space.names_KD.T, cosines_KK, atol=1e-5)
-        assert torch.allclose(space.reduce(names_KT), space.names_KD, atol=1e-5)
+        names_KD = space.reduce(names_KT)
+        assert torch.allclose(names_KD @ names_KD.T, cosines_KK, atol=1e-5)
 
     def likeness(space: Space) -> float:
-        return F.cosine_similarity(space.names_KD, start_KD, dim=-1).mean().item()
+        return F.cosine_similarity(space.reduce(names_KT), start_KD, dim=-1).mean().item()
 
     assert likeness(turned) > likeness(plain) + 0.1
     with pytest.raises(ValueError, match="21 axes need as many names"):
@@ -73,39 +76,71 @@ def test_targets_follow_their_pixels_through_crops_and_mirrors() -> None:
     blue_BN = F.avg_pool2d(pixels_B3SS, 14)[:, 2].flatten(1)
     is_red_BN, is_blue_BN = (x > 0.95 * x.amax(1, keepdim=True) for x in (red_BN, blue_BN))
     assert (is_red_BN[:, 0] != is_red_BN[0, 0]).any()  # some are mirrored
-    assert (cells.name_BN[is_red_BN] == 3).all()
-    assert (cells.name_BN[is_blue_BN] == -1).all()
-    assert (cells.patches_BND[is_red_BN][:, 0] > 0.7).all()
-    assert (cells.patches_BND[is_blue_BN][:, 1] > 0.7).all()
+    four_BN4 = F.unfold(cells.name_Bpp[:, None].float(), 2, stride=2).transpose(1, 2)
+    assert (four_BN4[is_red_BN] == 3).all()
+    assert (four_BN4[is_blue_BN] == -1).all()
+    assert (cells.patches_VND[is_red_BN][:, 0] > 0.7).all()
+    assert (cells.patches_VND[is_blue_BN][:, 1] > 0.7).all()
 
 
-def test_a_student_learns_the_targets(student_model: Tipsv2Model, batch: Batch) -> None:
-    torch.manual_seed(0)
-    names_KD = F.normalize(torch.randn(5, 48), dim=-1)
-    space = Space(axes_TD=torch.eye(48), names_KD=names_KD)
-    method = SpaceDistill(student_model, SpaceConfig(), space)
-    count, num_patches = len(batch.pixels_B3HW), (batch.pixels_B3HW.shape[-1] // 14) ** 2
-    shown_BN = torch.arange(count * num_patches).view(count, num_patches) % 5
+@pytest.fixture
+def labelled(batch: Batch) -> Batch:
+    """A batch whose first two images have a teacher, and whose points show one of four names."""
+    grid = batch.pixels_B3HW.shape[-1] // 14
+    targets_ND = F.normalize(torch.randn(grid**2, 48), dim=-1)
+    name_Bpp = torch.arange(4 * len(batch.pixels_B3HW)).view(-1, 2, 2) % 5
     cells = TeacherCells(
-        patches_BND=names_KD[shown_BN],
-        cls1_BD=names_KD[:count],
-        cls2_BD=names_KD[:count],
-        name_BN=torch.where(shown_BN == 4, -1, shown_BN),
+        patches_VND=targets_ND.expand(2, -1, -1),
+        cls1_VD=targets_ND[:2],
+        cls2_VD=targets_ND[:2],
+        name_Bpp=torch.where(name_Bpp == 4, -1, name_Bpp),
+        names=TextBatch(
+            token_ids_BL=batch.cls1.token_ids_BL[:1].expand(4, -1) + torch.arange(4)[:, None],
+            mask_BL=batch.cls1.mask_BL[:1].expand(4, -1),
+        ),
     )
-    batch = replace(batch, cells=cells)
+    return replace(batch, cells=cells)
+
+
+def test_a_student_learns_the_targets_and_the_names(
+    student_model: Tipsv2Model, labelled: Batch
+) -> None:
+    method = SpaceDistill(student_model, SpaceConfig())
     optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
     losses = []
     for _ in range(25):
-        result = take_step(method, batch, 0.5)
+        result = take_step(method, labelled, 0.5)
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
         losses.append({"loss": result.loss.item(), **result.metrics})
     assert {"patch", "whole", "names"} < set(losses[0])
     assert all(losses[-1][name] < 0.8 * losses[0][name] for name in losses[0])
-    assert "names_KD" not in method.state_dict()
     with pytest.raises(ValueError, match="needs a batch with its cells"):
-        take_step(method, replace(batch, cells=None), 0.5)
+        take_step(method, replace(labelled, cells=None), 0.5)
+
+
+def test_texts_learn_with_the_patches(student_model: Tipsv2Model, labelled: Batch) -> None:
+    method = SpaceDistill(student_model, SpaceConfig())
+    take_step(method, labelled, 0.5).loss.backward()
+    embedding = student_model.text_model.embeddings.token_embedding.weight
+    assert embedding.grad is not None
+    assert embedding.grad.abs().sum() > 0
+
+
+def test_images_without_a_teacher_have_names_only(
+    student_model: Tipsv2Model, labelled: Batch
+) -> None:
+    method = SpaceDistill(student_model.eval(), SpaceConfig())
+    changed = labelled.pixels_B3HW.clone()
+    changed[2:] = changed[2:].flip(-1)
+    before, after = (
+        take_step(method, replace(labelled, pixels_B3HW=pixels), 0.5).metrics
+        for pixels in (labelled.pixels_B3HW, changed)
+    )
+    assert after["patch"] == before["patch"]
+    assert after["whole"] == before["whole"]
+    assert after["names"] != before["names"]
 
 
 def region(data: Path, size: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
@@ -140,7 +175,7 @@ def test_a_part_is_computed_once_and_has_photographs_crowds_and_quarters(
         crowds=crowds,
         data=tmp_path,
         names=names,
-        space=Space(axes_TD=torch.eye(3)[:, :2], names_KD=torch.eye(2)),
+        space=Space(axes_TD=torch.eye(3)[:, :2]),
         look=look,
         part_size=8,
         photo_every=4,
@@ -178,7 +213,6 @@ def config(
     """Four steps below a teacher that is a small Tipsv2Model, which is also the start."""
     monkeypatch.setattr(pool_module, "region_view", region)
     monkeypatch.setattr(views_module, "compile_vision", compile_in_torch)
-    monkeypatch.setattr(views_module, "read_classes", lambda: {"guitar": [402]})
     few = partial(development_benchmarks, num_scenes=2)
     monkeypatch.setattr(views_module, "development_benchmarks", few)
     Tipsv2Encoder(student_model.eval(), tokenizer).save(tmp_path / "teacher")
@@ -195,13 +229,40 @@ def config(
     return replace(
         tiny,
         method=SpaceConfig(),
-        data=ViewsConfig(folder=data_folder.path, size=56, part_size=8, shows=1),
+        data=ViewsConfig(folder=data_folder.path, size=56, part_size=8, num_parts=2),
         teacher=tmp_path / "teacher",
         start=tmp_path / "teacher",
-        text_warmup_steps=2,
+        text_warmup_steps=0,
         num_steps=4,
         validate_every=4,
     )
+
+
+def test_drawings_of_a_concept_are_named_by_it() -> None:
+    concepts = [concept.name for concept in all_concepts()]
+    labels = Labels(("dog face", "dog", "a thing of no concept"))
+    assert labels.of_name.tolist() == [*[concepts.index("dog")] * 2, len(concepts), -1]
+    assert labels.texts[-1] == "a thing of no concept"
+    rng, shown = np.random.default_rng(0), np.array([-1, len(concepts)])
+    chosen = labels.choose(rng, shown, 120)
+    assert len(set(chosen.tolist())) == len(chosen) == 120
+    everyday = {i for i, concept in enumerate(all_concepts()) if concept.is_common}
+    assert everyday | {len(concepts)} <= set(chosen.tolist())
+
+
+def test_a_batch_has_views_and_then_scenes(config: TrainingConfig) -> None:
+    inputs = run_module.open_inputs(config)
+    share = RunShare(batch_size=4, num_steps=2, rank=0, num_ranks=1)
+    batches = inputs.batches(run_module.build_tokenizer(config, inputs), share)
+    (batch,) = islice(batches.loader(1, num_workers=0), 1)
+    assert batch.cells is not None
+    assert batch.pixels_B3HW.shape == (4, 3, 56, 56)
+    assert batch.pixels_B3HW.max() <= 1
+    assert batch.cells.patches_VND.shape == (2, 16, 48)
+    assert batch.cells.name_Bpp.shape == (4, 8, 8)
+    shown_Bpp = batch.cells.name_Bpp >= 0
+    assert shown_Bpp[2:].any(dim=(1, 2)).all()
+    assert batch.cells.name_Bpp.max() < len(batch.cells.names)
 
 
 def test_a_run_resumes_with_the_same_views(

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 from model.runtime.tensorrt.cuda import free_gpu_memory
 
@@ -53,8 +53,6 @@ LOADING_THRESHOLD_BYTES: Final = 256 * 2**10
 # Names of both for mallopt(3).
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
-# Free pages that the heap may keep. Faulting 16 MiB back in takes about 5 ms.
-TRIM_BYTES: Final = 16 * 2**20
 
 _loading_lock = threading.Lock()
 _num_loading = 0
@@ -107,43 +105,6 @@ def raise_descriptor_limit() -> int:
 def resident_bytes(proc: Path = PROC) -> int:
     """Resident memory of this process; 0 if unknown."""
     return _kibibytes(proc / "self" / "status", "VmRSS") or 0
-
-
-class _Mallinfo2(ctypes.Structure):
-    """Source: mallinfo(3)."""
-
-    _fields_: ClassVar = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
-
-
-def unused_bytes(proc: Path = PROC) -> int:
-    """Resident memory that no block of the heap uses.
-
-    These are free pages of the heap, and what is not of the heap, such as code and stacks. glibc
-    counts free pages also after a trim has returned them, so their number alone tells nothing. Call
-    it in a thread: it walks the free blocks, which takes 40 ms if there are 150,000.
-    """
-    resident = resident_bytes(proc)
-    try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except AttributeError:  # other C libraries, such as musl
-        return resident
-    mallinfo2.restype = _Mallinfo2
-    heap = mallinfo2()
-    return max(0, resident - int(heap.uordblks) - int(heap.hblkhd))
 
 
 def trim() -> None:
@@ -200,20 +161,19 @@ def collect_and_trim() -> None:
 
 @asynccontextmanager
 async def trimming_memory(
-    interval_s: float = TRIM_INTERVAL_S,
-    unused: Callable[[], int] = unused_bytes,
-    trim_heap: Callable[[], None] = trim,
+    interval_s: float = TRIM_INTERVAL_S, trim_heap: Callable[[], None] = trim
 ) -> AsyncIterator[None]:
-    """Trim the heap while the block runs, whenever it keeps many free pages; collect less often.
+    """Trim the heap regularly while the block runs; collect less often.
 
     After an hour of large and broken images a process held more than twice the memory that it used.
-    None of it was leaked: a trim returned all of it. What is in use must not count: a trim in the
-    middle of the largest requests would else make their memory the measure of the next trim.
+    None of it was leaked: a trim returned all of it. Whether one is worth while is not asked first:
+    the answer takes as long, and one measured while a large image was freed was wrong by its size,
+    after which the heap kept 70 MiB for minutes.
     """
     return_large_blocks()
     thresholds = gc.get_threshold()
     gc.set_threshold(YOUNG_OBJECTS, *thresholds[1:])
-    task = asyncio.ensure_future(_trim_when_unused(interval_s, unused, trim_heap))
+    task = asyncio.ensure_future(_trim_regularly(interval_s, trim_heap))
     try:
         yield
     finally:
@@ -266,21 +226,10 @@ class GpuMeter:
         return max(0, self._base_bytes - free_bytes)
 
 
-async def _trim_when_unused(
-    interval_s: float, unused: Callable[[], int], trim_heap: Callable[[], None]
-) -> None:
-    # What no trim returns.
-    floor_bytes = await asyncio.to_thread(unused)
+async def _trim_regularly(interval_s: float, trim_heap: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        before = await asyncio.to_thread(unused)
-        floor_bytes = min(floor_bytes, before)
-        if before - floor_bytes > TRIM_BYTES:
-            await asyncio.to_thread(trim_heap)
-            left = await asyncio.to_thread(unused)
-            # More may be freed right after the trim, so only one without effect sets the floor.
-            if before - left < TRIM_BYTES:
-                floor_bytes = left
+        await asyncio.to_thread(trim_heap)
 
 
 def _cgroup_free_bytes(cgroup: Path) -> int | None:

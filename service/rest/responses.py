@@ -694,11 +694,15 @@ def encode_array(array: NDArray[np.generic], encoding: Encoding) -> Any:
     """An array for `dump`: nested lists, or base64 with dtype and shape."""
     if encoding == "list":
         # orjson writes arrays itself, with as many digits as the type needs. For arrays of short
-        # rows it takes four times the memory of the text, so these are written row by row.
+        # rows it takes four times the memory of the text, so these are written row by row; into one
+        # text, because the heap keeps the pages of many small ones after they are freed.
         if array.ndim > MAX_DIMS and array.size > MAX_INLINE_VALUES:
-            rows = [dump(encode_array(row, encoding)) for row in array]
-            rows[0], rows[-1] = b"[" + rows[0], rows[-1] + b"]"  # not later: it would be a copy
-            return orjson.Fragment(b",".join(rows))
+            text = BytesIO()
+            for row in array:
+                text.write(b"," if text.tell() else b"[")
+                text.write(dump(encode_array(row, encoding)))
+            text.write(b"]")
+            return orjson.Fragment(text.getvalue())
         return np.ascontiguousarray(array)
     data = pybase64.b64encode_as_string(little_endian(array).data.cast("B"))
     return {"dtype": array.dtype.name, "shape": array.shape, "data": data}

@@ -4,6 +4,10 @@ import base64
 import dataclasses
 import io
 import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -473,6 +477,35 @@ def test_safetensors_files_equal_those_of_the_library() -> None:
             assert found[name].dtype == array.dtype
         contiguous = {name: np.ascontiguousarray(array) for name, array in columns.items()}
         assert len(content) == len(save(contiguous, metadata={"model": "m", "errors": "[]"}))
+
+
+# Writes a map of a million pixels as lists, next to blocks that stay, and prints what else stays.
+KEPT = """
+import numpy as np
+from service.machine import resident_bytes, return_large_blocks
+from service.rest import responses
+
+def dump_beside_others(document):
+    text = dump(document)
+    others.append(bytes(1000))
+    return text
+
+return_large_blocks()
+dump, responses.dump, others = responses.dump, dump_beside_others, []
+maps = np.full((1000, 1000, 3), 0.1234567, np.float32)
+before = resident_bytes()
+responses.encode_array(maps, "list")
+assert len(others) == len(maps)
+print((resident_bytes() - before) // 2**20)
+"""
+
+
+def test_lists_of_a_large_map_leave_nothing_in_the_heap(project_root: Path) -> None:
+    if "glibc" not in platform.libc_ver():
+        pytest.skip("the heap of this C library is another")
+    command = [sys.executable, "-c", KEPT]
+    kept = subprocess.run(command, cwd=project_root, check=True, capture_output=True, text=True)
+    assert int(kept.stdout) < 16
 
 
 def test_json_of_a_large_map_is_that_of_a_small_one() -> None:

@@ -8,9 +8,16 @@ from typing import Final, NoReturn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.call import Call, accept_priority, deadline_exceeded
-from service.errors import InvalidRequest, RequestTooLarge, ServiceError, TooSlow, UnsupportedMedia
+from service.errors import (
+    ErrorKind,
+    InvalidRequest,
+    RequestTooLarge,
+    ServiceError,
+    TooSlow,
+    UnsupportedMedia,
+)
 from service.monitoring.telemetry import CARRIED, Telemetry
-from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
+from service.rest.errors import CLIENT_LEFT, STATUS, ClientLeft, error_response
 from service.rest.pages import is_page
 from service.safety.api_keys import do_nothing
 from service.safety.protection import BodyShare, Protection
@@ -23,11 +30,18 @@ CLIENT: Final = "tipserve.client"
 READS: Final = frozenset({"GET", "HEAD"})
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 METHOD_NOT_ALLOWED: Final = 405
+TOO_MANY_REQUESTS: Final = STATUS[ErrorKind.OVERLOADED]
 # Content-Encoding: the `wbits` of zlib.
 WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 # Bytes of a compressed body that are unpacked at once, which takes about 1 ms.
 PIECE_BYTES: Final = 128 * 1024
 INTERNAL_SERVER_ERROR: Final = 500
+# Refusals of one host for want of room: beyond so many at once they are sent at this rate, which
+# takes some 15 % of a core. A proxy in front of many callers is one host too, so it is not less.
+REFUSALS_AT_ONCE: Final = 300
+REFUSALS_PER_S: Final = 300
+# Shorter than the time-outs of clients and proxies.
+MAX_REFUSAL_WAIT_S: Final = 5.0
 MAX_LENGTH_DIGITS: Final = 18
 MAX_TIMEOUT_DIGITS: Final = 12
 HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/health", "/healthz"})
@@ -75,9 +89,10 @@ class ClientLink:
         has_left: Whether it has closed the connection; from any thread.
         has_message: Whether `receive` returns at once.
         on_left: Called when the connection is lost.
+        send_refusal: While a refusal waits for its turn: sends it now. Else None.
     """
 
-    __slots__ = ("has_left", "has_message", "on_left")
+    __slots__ = ("has_left", "has_message", "on_left", "send_refusal")
 
     def __init__(
         self,
@@ -87,6 +102,43 @@ class ClientLink:
         self.has_left = has_left
         self.has_message = has_message
         self.on_left: Callable[[], None] = do_nothing
+        self.send_refusal: Callable[[], None] | None = None
+
+
+class RefusalPace:
+    """Sends the refusals of a host at a bounded rate; the others wait, and their requests are over.
+
+    1,000 clients that asked again as soon as they were refused made 1,900 requests a second. To
+    refuse them took a core, and honest callers of other hosts waited five times as long. Every
+    request is still tried when it arrives, so a host that waits loses no answer but a refusal.
+    Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        # By flow: when the last refusal was due, or will be.
+        self._due: dict[str, float] = {}
+
+    def wait_s(self, flow: str, now: float) -> float:
+        """How long the next refusal of a flow waits; not above 0 if it does not."""
+        unused = now - REFUSALS_AT_ONCE / REFUSALS_PER_S
+        due = max(self._due.get(flow, unused), unused) + 1 / REFUSALS_PER_S
+        self._due[flow] = due = min(due, now + MAX_REFUSAL_WAIT_S)
+        return due - now
+
+    async def wait(self, flow: str, client: ClientLink) -> None:
+        """Return when a refusal may be sent: in its turn, when the client leaves, or if asked."""
+        loop = asyncio.get_running_loop()
+        wait_s = self.wait_s(flow, loop.time())
+        if wait_s <= 0:
+            return
+        turn = asyncio.Event()
+        client.on_left = client.send_refusal = turn.set
+        timer = loop.call_later(wait_s, turn.set)
+        try:
+            await turn.wait()
+        finally:
+            timer.cancel()
+            client.on_left, client.send_refusal = do_nothing, None
 
 
 class Body:
@@ -266,6 +318,48 @@ class Body:
         return RequestTooLarge(f"The body is larger than {limit} bytes.")
 
 
+class Answer:
+    """Sends the answer to one request, and gives back what the request holds.
+
+    Attributes:
+        leave: Ends the request of its API key.
+        status: 0 until the answer begins.
+    """
+
+    __slots__ = ("_call", "_client", "_refusals", "_send", "_share", "leave", "status")
+
+    def __init__(
+        self,
+        send: Send,
+        call: Call,
+        share: BodyShare,
+        *,
+        client: ClientLink,
+        refusals: RefusalPace,
+    ) -> None:
+        self._send, self._call, self._share = send, call, share
+        self._client, self._refusals = client, refusals
+        self.leave: Callable[[], None] = do_nothing
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """Send an ASGI message; a refusal for want of room waits for its turn."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.status == TOO_MANY_REQUESTS:
+                self.give_back()
+                await self._refusals.wait(self._call.flow, self._client)
+            message["headers"] = [*message.get("headers", ()), *_call_headers(self._call)]
+        await self._send(message)
+
+    def give_back(self) -> None:
+        """Give back what the request holds; later calls have no effect."""
+        self._share.give_back()
+        self._call.free_memory()
+        self.leave()
+        self.leave = do_nothing
+
+
 class CallMiddleware:
     """Outermost application: creates, counts and logs the call of each request."""
 
@@ -288,6 +382,7 @@ class CallMiddleware:
         self._telemetry = telemetry
         self._protection = protection
         self._probes = probes
+        self._refusals = RefusalPace()
         self.health_paths = HEALTH_PATHS | probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -299,42 +394,33 @@ class CallMiddleware:
             scope["path"] = scope["path"].removesuffix("/")
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         call = self._begin(scope, headers)
-        status, leave = 0, do_nothing
-
-        async def send_with_call(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_call_headers(call)]
-            await send(message)
-
+        client = scope.get(CLIENT) or ClientLink()
         share = self._protection.body_memory.share()
+        answer = Answer(send, call, share, client=client, refusals=self._refusals)
         try:
             try:
-                leave = self._enter_caller(scope, headers)
+                answer.leave = self._enter_caller(scope, headers)
                 self._apply_headers(call, headers)
                 left_s = call.deadline - call.clock()
-                body = Body(receive, self._protection, share, left_s, client=scope.get(CLIENT))
+                body = Body(receive, self._protection, share, left_s, client=client)
                 scope[BODY] = body
                 body.check_head(headers)
                 # A page has no body, and its answer may see the client leave: no error.
                 is_read = scope["method"] in READS and is_page(scope["path"])
-                await self._app(scope, receive if is_read else body, send_with_call)
+                await self._app(scope, receive if is_read else body, answer.send)
             except ServiceError as error:
-                await error_response(error, scope["path"])(scope, receive, send_with_call)
+                await error_response(error, scope["path"])(scope, receive, answer.send)
         except ClientLeft:
             call.error = "client_left"
         except Exception:
             # FastAPI's handler has answered and logged it, and raises it again for the server.
-            if not status:
+            if not answer.status:
                 raise
         finally:
             # The body references uvicorn's side of the request, and that references the scope.
             scope.pop(BODY, None)
-            share.give_back()
-            leave()
-            call.free_memory()
-            self._record(scope, status or CLIENT_LEFT, call)
+            answer.give_back()
+            self._record(scope, answer.status or CLIENT_LEFT, call)
 
     def _begin(self, scope: Scope, headers: Mapping[bytes, str]) -> Call:
         transport: Transport = "https" if scope.get("scheme") == "https" else "http"

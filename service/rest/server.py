@@ -17,6 +17,7 @@ test_server.py, unless another file is named).
 | A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` and its `message_event`, `scope` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |
 | The request of a client that has already left is not begun. | its `scope`; POLLRDHUP (Linux) | tests/service/test_abandoned.py |
 | A new connection closes the longest idle one when all are taken. | its `connections` and `cycle` | test_a_new_connection_closes_the_longest_idle_one |
+| Refusals that wait are sent when their connections are needed. | `cycle.scope`, `cycle.keep_alive` | test_a_new_connection_sends_a_refusal_that_waits |
 | A new connection closes the oldest unfinished head when none is idle. | its `connections` | test_a_new_connection_closes_the_oldest_unfinished_head |
 | Health is answered beyond the limit of connections. | its `url` and `parser` | test_health_is_answered_while_all_connections_send_open_heads |
 | During a drain, responses carry `Connection: close`. | `cycle.keep_alive` | tests/service/test_drain.py |
@@ -34,6 +35,7 @@ import http
 import json
 import logging
 import math
+import random
 import select
 import socket
 import ssl
@@ -101,6 +103,7 @@ DROP_SYN: Final = (
 NUM_WAITING_OFFSET: Final = 24
 
 
+_phases: Final = random.Random()
 logger = logging.getLogger(__name__)
 
 
@@ -253,7 +256,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._contended_rate = ReadRate(CONTENDED_BYTES_PER_S, now)
         self._closing_since = now
         self._interval_s = min(limits.client_timeout_s / 4, limits.keep_alive_s / 4, 5.0)
-        self._timer = self.loop.call_later(self._interval_s, self._check)
+        # Not the whole interval, so that a crowd is not checked, and dropped, in one turn.
+        first_s = self._interval_s * _phases.random()
+        self._timer = self.loop.call_later(first_s, self._check)
         if len(self.connections) > limits.max_connections:
             self._make_room()
 
@@ -348,9 +353,18 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unanswered and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
+    def close_with_refusal(self) -> None:
+        """Send a refusal that waits for its turn, and close."""
+        client = self._unanswered[0].scope[CLIENT]
+        send_refusal, client.send_refusal = client.send_refusal, None
+        self.close_after_answer()
+        send_refusal()
+
     def close_if_unused(self) -> None:
         """Close an idle connection, unless the kernel holds data of a request."""
-        if (
+        if self.waits_to_refuse:
+            self.close_with_refusal()
+        elif (
             self.is_idle
             and not self.transport.is_closing()
             and not num_received_bytes(self.transport)
@@ -361,6 +375,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def is_idle(self) -> bool:
         """Whether no request is being received or answered."""
         return not (self._unanswered or self._is_in_head or self._is_in_body)
+
+    @property
+    def waits_to_refuse(self) -> bool:
+        """Whether its only request is refused, and the answer waits for its turn."""
+        cycles = self._unanswered
+        return len(cycles) == 1 and cycles[0].scope[CLIENT].send_refusal is not None
 
     @property
     def is_new(self) -> bool:
@@ -540,6 +560,8 @@ class CountedTransport:
 def close_longest_idle(connections: Iterable[BoundedProtocol]) -> bool:
     """Close the connection that is idle longest, or else the one with the oldest unfinished head.
 
+    Before them go refusals that wait: they are sent, so nothing is lost.
+
     1,060 unfinished heads without a key refused all other requests. A new connection is not idle
     yet, unless most are: many are accepted in one turn, before their requests can be read, and
     those that came after a probe closed it.
@@ -548,6 +570,10 @@ def close_longest_idle(connections: Iterable[BoundedProtocol]) -> bool:
         False if there is none.
     """
     others = [c for c in connections if not (c._is_spare or c.transport.is_closing())]
+    refused = [c for c in others if c.waits_to_refuse]
+    if refused:
+        min(refused, key=lambda connection: connection._due).close_with_refusal()
+        return True
     idle = [c for c in others if c.is_idle]
     chosen = [c for c in idle if not c.is_new] or [c for c in others if c.waits_for_head]
     if not chosen and 2 * len(idle) > len(others):

@@ -21,9 +21,21 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.monitoring.metrics import Metrics
-from service.rest.connection import PIECE_BYTES, Body, CallMiddleware, ClientLink
+from service.rest.connection import (
+    MAX_REFUSAL_WAIT_S,
+    PIECE_BYTES,
+    REFUSALS_AT_ONCE,
+    REFUSALS_PER_S,
+    Answer,
+    Body,
+    CallMiddleware,
+    ClientLink,
+    RefusalPace,
+)
 from service.rest.errors import ClientLeft
 from service.safety.protection import BodyMemory, BodyShare, Protection
+
+LIMIT_S = 20.0
 
 
 class Sender:
@@ -305,3 +317,64 @@ def test_a_client_may_shorten_the_deadline_but_not_extend_it(
     call = Call(request_id="x", started=100.0, deadline=105.0)
     middleware._apply_headers(call, {b"x-request-timeout-ms": asked_ms.decode()})
     assert call.deadline == deadline
+
+
+def test_refusals_of_a_host_beyond_its_rate_wait_in_turn() -> None:
+    pace = RefusalPace()
+    waits_s = [pace.wait_s("http 1", 50.0) for _ in range(REFUSALS_AT_ONCE + 3)]
+    assert max(waits_s[:REFUSALS_AT_ONCE]) <= 1e-9
+    expected_s = [n / REFUSALS_PER_S for n in (1, 2, 3)]
+    assert waits_s[REFUSALS_AT_ONCE:] == pytest.approx(expected_s)
+    assert pace.wait_s("http 2", 50.0) < 0, "another host's refusals are sent at once"
+    num_more = round(MAX_REFUSAL_WAIT_S * REFUSALS_PER_S)
+    again_s = [pace.wait_s("http 1", 50.0) for _ in range(num_more)]
+    assert again_s[-1] == pytest.approx(MAX_REFUSAL_WAIT_S)
+    assert pace.wait_s("http 1", 50.0 + MAX_REFUSAL_WAIT_S + 2.0) < 0
+
+
+@pytest.mark.usefixtures("no_turns")
+@pytest.mark.parametrize("event", ["on_left", "send_refusal"])
+async def test_a_refusal_that_waits_holds_nothing(
+    memory: BodyMemory, share: BodyShare, event: str
+) -> None:
+    sent: list[Message] = []
+    left: list[bool] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    client = ClientLink()
+    call = Call(request_id="x", deadline=105.0)
+    answer = Answer(send, call, share, client=client, refusals=RefusalPace())
+    answer.leave = lambda: left.append(True)
+    share.hold(60)
+    start = {"type": "http.response.start", "status": 429, "headers": []}
+    sending = asyncio.create_task(answer.send(start))
+    await asyncio.sleep(0)
+    assert memory.num_bytes == 0
+    assert left == [True]
+    is_waiting = client.send_refusal is not None
+    assert is_waiting
+    assert not sent
+    getattr(client, event)()
+    async with asyncio.timeout(LIMIT_S):
+        await sending
+    assert sent == [start]
+    assert client.send_refusal is None
+    answer.give_back()
+    assert left == [True]
+
+
+@pytest.mark.usefixtures("no_turns")
+async def test_only_refusals_for_want_of_room_wait(share: BodyShare) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    call = Call(request_id="x", deadline=105.0)
+    for status in (200, 401, 413, 503):
+        answer = Answer(send, call, share, client=ClientLink(), refusals=RefusalPace())
+        async with asyncio.timeout(LIMIT_S):
+            await answer.send({"type": "http.response.start", "status": status})
+    assert [message["status"] for message in sent] == [200, 401, 413, 503]

@@ -325,6 +325,43 @@ async def test_a_new_connection_is_refused_if_all_are_busy(
         assert (await read_answer(busy))[0] == 200
 
 
+@asynccontextmanager
+async def refused(server: Server) -> AsyncIterator[asyncio.StreamReader]:
+    """A connection whose refusal waits."""
+    memory, connections = server.protection.body_memory, server._http._connections
+    with memory.share() as share:
+        share.hold(server.settings.max_body_memory_bytes)
+        async with connected(server) as (reader, writer):
+            writer.write(POST + b"Content-Length: 1\r\n\r\nx")
+            await until(lambda: any(one.waits_to_refuse for one in connections()))
+            yield reader
+
+
+@pytest.mark.usefixtures("no_turns")
+async def test_a_new_connection_sends_a_refusal_that_waits(serving: Serving) -> None:
+    async with serving(max_connections=2) as server, connected(server) as (idle, writer):
+        writer.write(LIVE)
+        assert (await read_answer(idle))[0] == 200
+        async with refused(server) as reader:
+            async with connected(server) as (new, other):
+                other.write(LIVE)
+                assert (await read_answer(new))[0] == 200
+                answer = await read_all(reader)
+            assert answer.startswith(b"HTTP/1.1 429")
+            assert b"retry-after: 1" in answer
+            assert b"connection: close" in answer
+            assert code_of(answer) == "body_memory_full"
+        writer.write(LIVE)
+        assert (await read_answer(idle))[0] == 200
+
+
+@pytest.mark.usefixtures("no_turns")
+async def test_a_drain_sends_refusals_that_wait(serving: Serving) -> None:
+    async with serving() as server, refused(server) as reader:
+        server.request_stop()
+        assert (await read_all(reader)).startswith(b"HTTP/1.1 429")
+
+
 OPEN_HEAD = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nX: "
 
 

@@ -41,8 +41,8 @@ WEBP_SIDE = math.isqrt(MAX_DECODING_BYTES // WEBP_PIXEL_BYTES)
 JPEG_SIDE = math.isqrt(int(MAX_DECODING_BYTES / (3 * 2 + 4 / 64))) // 8 * 8
 TIFF_SIDE = math.isqrt(MAX_DECODING_BYTES // (4 + 4))
 # Sides of images whose answers in some form are just within `max_answer_bytes`, or the memory for
-# answers: scores, components over gRPC and as base64 and lists, colours in any form.
-ANSWER_SIDES = (4690, 4096, 3570, 3300, 3090, 2060, 1380)
+# answers: masks, scores, components and colours as arrays, base64, lists, PNG and over gRPC.
+ANSWER_SIDES = (5820, 5070, 4690, 4510, 3840, 3660, 3560, 3300, 3090, 2890, 2600, 2220, 1780)
 NUM_IN_BATCH = 8
 REFUSED = {"WEBP", "TIFF with a huge tile"}
 LIMIT_MIB = 512

@@ -31,7 +31,7 @@ from model.segmentation import segment
 from model.text import TextTokenizer
 from service.outputs.contours import class_polygons, class_runs, compress_counts
 from service.outputs.masks import encode_mask_png, encode_npy, encode_overlay_png, palette
-from service.rest.responses import dump, encode_array
+from service.rest.responses import dump_pieces, encode_array
 
 Work = Callable[[], Any]
 Labels = NDArray[np.unsignedinteger]
@@ -146,7 +146,11 @@ def polygons(labels_HW: Labels) -> Iterator[Case]:
 
 def texts(name: str, array: NDArray[np.generic]) -> Iterator[Case]:
     """Candidates for an array as JSON lists."""
-    yield name, "ours: orjson from the array", lambda: dump({"a": encode_array(array, "list")})
+    yield (
+        name,
+        "ours: orjson from the array",
+        lambda: dump_pieces({"a": encode_array(array, "list")}),
+    )
     yield name, "pydantic from lists", lambda: ANY.dump_json({"a": array.tolist()})
     yield name, "json from lists", lambda: json.dumps({"a": array.tolist()}).encode()
     if msgspec := optional("msgspec.json"):
@@ -158,7 +162,7 @@ def binaries(labels_HW: Labels) -> Iterator[Case]:
     array = labels_HW.astype(np.uint16)
     data = array.tobytes()
     name = "base64 in JSON"
-    yield name, "ours: pybase64, orjson", lambda: dump({"a": encode_array(array, "base64")})
+    yield name, "ours: pybase64, orjson", lambda: dump_pieces({"a": encode_array(array, "base64")})
     yield (
         name,
         "base64, pydantic",

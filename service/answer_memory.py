@@ -28,12 +28,9 @@ SizedRequest = (
 RETRY_S: Final = 1.0
 # The longest usual number of orjson for a float32, its comma, and its share of brackets.
 FLOAT_CHARS: Final = 14
-# Bytes held next to the arrays, for each byte sent: the parts of a JSON document and their whole;
-# base64 as text and in the document; fields of a message and the message, which for several items
-# is copied once more in part; a file.
-COPIES: Final = {"list": 1.1, "base64": 2.2, "protobuf": 2.4, "png": 1.0, "overlay": 1.0}
-# The text of vectors is written row by row, and held twice.
-VECTOR_COPIES: Final = {**COPIES, "list": 2.2}
+# Bytes held next to the arrays, for each byte sent: texts as they grow; fields of a message and the
+# message, which for several items is copied once more in part; a file.
+COPIES: Final = {"list": 1.1, "base64": 1.1, "protobuf": 2.4, "png": 1.0, "overlay": 1.0}
 # Bytes for each pixel, next to the mask: the decoded image, and it turned or as RGB; and runs.
 FORM_BYTES: Final = {"overlay": 8, "outlines": 3}
 # An instance without its run lengths: as it is sent, and in memory.
@@ -68,14 +65,12 @@ class _Arrays:
         sent_bytes: Bytes of a value as it is sent.
         held_bytes: Bytes of a value in memory.
         chars: Characters of a value in a JSON list.
-        is_vector: Whether the values are vectors of pixels or patches.
     """
 
     num_values: int
     sent_bytes: int
     held_bytes: int
     chars: int = FLOAT_CHARS
-    is_vector: bool = False
 
     def sent(self, form: AnswerForm) -> float:
         """Bytes as they are sent."""
@@ -89,8 +84,7 @@ class _Arrays:
 
     def held(self, form: AnswerForm) -> float:
         """Bytes in memory: the values, and what is written of them."""
-        copies = VECTOR_COPIES if self.is_vector else COPIES
-        return self.num_values * self.held_bytes + copies.get(form, 0.0) * self.sent(form)
+        return self.num_values * self.held_bytes + COPIES.get(form, 0.0) * self.sent(form)
 
 
 def answer_size(
@@ -130,7 +124,6 @@ def _embeddings(request: EmbedImagesRequest, num_values: int) -> _Arrays:
         num_values=num_values * len({"patches", "values"} & set(request.outputs)),
         sent_bytes=num_bytes,
         held_bytes=4 + num_bytes,
-        is_vector=True,
     )
 
 
@@ -141,7 +134,6 @@ def _head_maps(request: EmbedImagesRequest, num_pixels: int) -> Iterable[_Arrays
                 num_values=num_axes * num_pixels,
                 sent_bytes=num_bytes,
                 held_bytes=num_bytes,
-                is_vector=num_axes > 1,
             )
 
 
@@ -174,13 +166,13 @@ def _maps(
         if isinstance(request, VisualizeFeaturesRequest) and request.kind == "groups":
             yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=3, chars=3)
             return
-        is_vector = (
+        has_axes = (
             request.task == "normals"
             if isinstance(request, EstimateMapsRequest)
             else request.kind == "colors"
         )
-        num_values = (3 if is_vector else 1) * num_pixels
-        yield _Arrays(num_values=num_values, sent_bytes=4, held_bytes=4, is_vector=is_vector)
+        num_values = (3 if has_axes else 1) * num_pixels
+        yield _Arrays(num_values=num_values, sent_bytes=4, held_bytes=4)
 
 
 class AnswerMemory:

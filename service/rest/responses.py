@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from itertools import count
+from itertools import chain, count
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -84,6 +84,8 @@ T = TypeVar("T")
 Array = NDArray[np.generic]
 # A part of a response body: its bytes, or an array that is contiguous and little-endian.
 Piece = bytes | Array
+# The place of a large text in a document. JSON has no such byte: strings have it escaped.
+PLACE: Final = b"\0"
 AnswerT = TypeVar("AnswerT", bound=ListResponse)
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -264,7 +266,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
             return write_npy(self.npy(answer))
         errors = answer.errors if options.partial else None
         if request.media == JSON:
-            return [write_json(answer.model, self.entries(answer, options), errors)]
+            return write_json(answer.model, self.entries(answer, options), errors)
         return write_safetensors(answer.model, self.columns(answer, options), errors)
 
 
@@ -597,14 +599,14 @@ MAPS: Final = ResponseWriter[EstimateMapsResponse, MapBody](
 )
 
 
-def write_json(model: str, entries: list[dict[str, Any]], errors: ItemErrors | None) -> bytes:
+def write_json(model: str, entries: list[dict[str, Any]], errors: ItemErrors | None) -> list[Piece]:
     """A list with an entry for each item without an error, and the errors unless None."""
     indices = _good_indices(errors) if errors else count()
     data = [{"index": i} | e for i, e in zip(indices, entries, strict=False)]
     document: dict[str, Any] = {"object": "list", "model": model, "data": data}
     if errors is not None:
         document["errors"] = _item_errors(errors)
-    return dump(document)
+    return dump_pieces(document)
 
 
 def write_safetensors(
@@ -691,26 +693,49 @@ def scaled_rows(rows: Array, scales: FloatArray) -> Array:
 
 
 def encode_array(array: NDArray[np.generic], encoding: Encoding) -> Any:
-    """An array for `dump`: nested lists, or base64 with dtype and shape."""
+    """An array for `dump_pieces`: nested lists, or base64 with dtype and shape."""
     if encoding == "list":
         # orjson writes arrays itself, with as many digits as the type needs. For arrays of short
         # rows it takes four times the memory of the text, so these are written row by row; into one
         # text, because the heap keeps the pages of many small ones after they are freed.
         if array.ndim > MAX_DIMS and array.size > MAX_INLINE_VALUES:
-            text = BytesIO()
+            rows = BytesIO()
             for row in array:
-                text.write(b"," if text.tell() else b"[")
-                text.write(dump(encode_array(row, encoding)))
-            text.write(b"]")
-            return orjson.Fragment(text.getvalue())
+                rows.write(b"," if rows.tell() else b"[")
+                rows.write(dump(encode_array(row, encoding)))
+            rows.write(b"]")
+            return LargeText(rows.getvalue(), PLACE)
         return np.ascontiguousarray(array)
-    data = pybase64.b64encode_as_string(little_endian(array).data.cast("B"))
+    text = pybase64.b64encode(little_endian(array).data.cast("B"))
+    data = LargeText(text, b'"%b"' % PLACE) if array.size > MAX_INLINE_VALUES else text.decode()
     return {"dtype": array.dtype.name, "shape": array.shape, "data": data}
 
 
 def little_endian(array: NDArray[Any]) -> NDArray[Any]:
     """The array in row-major memory with little-endian elements; a copy only if needed."""
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+
+
+@dataclass(frozen=True, slots=True)
+class LargeText:
+    """A part of a JSON document that is not copied into it: the text, and what stands there."""
+
+    text: bytes
+    place: bytes
+
+
+def dump_pieces(document: Any) -> list[Piece]:
+    """JSON as `dump` writes it, in pieces: each `LargeText` is one, else it would be held twice."""
+    texts: list[bytes] = []
+
+    def leave_out(part: LargeText) -> orjson.Fragment:
+        texts.append(part.text)
+        return orjson.Fragment(part.place)
+
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
+    frame = orjson.dumps(document, leave_out, options)
+    first, *others = frame.split(PLACE)
+    return [first, *chain.from_iterable(zip(texts, others, strict=True))]
 
 
 def dump(document: Any) -> bytes:

@@ -7,6 +7,8 @@ import json
 import platform
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from service.rest.requests import (
     DepthBody,
     EmbedImagesBody,
     EmbedTextsBody,
+    Encoding,
     NormalsBody,
     Options,
     SegmentImagesBody,
@@ -65,6 +68,7 @@ from service.rest.responses import (
     PNG,
     SAFETENSORS,
     TEXT_EMBEDDINGS,
+    Piece,
     RestRequest,
     choose_media,
     dump,
@@ -131,6 +135,11 @@ def only(answer: EmbedImagesResponse, name: str) -> EmbedImagesResponse:
 def write(writer: Any, answer: Any, media: str, options: Options, *images: bytes) -> bytes:
     """What the client gets."""
     pieces = writer.write(answer, RestRequest(options, images, media, writer), LIMITS)
+    return joined(pieces)
+
+
+def joined(pieces: Sequence[Piece]) -> bytes:
+    """The whole body."""
     return b"".join(p if isinstance(p, bytes) else p.tobytes() for p in pieces)
 
 
@@ -332,7 +341,7 @@ def test_errors_are_listed_by_index_next_to_the_data(tmp_path: Any) -> None:
         assert set(file.keys()) == {"cls1.0", "cls1.2", "patches.0", "patches.2"}
         assert json.loads(file.metadata()["errors"]) == sent["errors"]
     assert json.loads(write(IMAGE_EMBEDDINGS, vectors(), JSON, PARTIAL))["errors"] == []
-    assert "errors" not in json.loads(write_json("m", [], None))
+    assert "errors" not in json.loads(joined(write_json("m", [], None)))
     nothing = EmbedImagesResponse(model="m", embeddings=(), errors={0: WRONG})
     assert load(write(IMAGE_EMBEDDINGS, nothing, SAFETENSORS, PARTIAL)) == {}
 
@@ -469,7 +478,7 @@ def test_safetensors_files_equal_those_of_the_library() -> None:
     transposed: dict[str, NDArray[Any]] = {"transposed": noise((3, 4)).T}
     for columns in (mixed, transposed):
         pieces = write_safetensors("m", columns, {})
-        content = b"".join(p if isinstance(p, bytes) else p.tobytes() for p in pieces)
+        content = joined(pieces)
         found = load(content)
         assert found.keys() == columns.keys()
         for name, array in columns.items():
@@ -508,9 +517,28 @@ def test_lists_of_a_large_map_leave_nothing_in_the_heap(project_root: Path) -> N
     assert int(kept.stdout) < 16
 
 
-def test_json_of_a_large_map_is_that_of_a_small_one() -> None:
+@pytest.mark.parametrize("encoding", ["list", "base64"])
+def test_json_of_large_maps_is_that_of_small_ones(encoding: Encoding) -> None:
     maps = noise((40, 30, 3))
     assert maps.size > MAX_INLINE_VALUES
-    rows = [json.loads(dump(encode_array(row, "list"))) for row in maps]
-    assert json.loads(dump({"a": encode_array(maps, "list")})) == {"a": rows}
-    np.testing.assert_array_equal(np.array(rows, np.float32), maps)
+    entries = [{"name": '\0"', "a": encode_array(part, encoding)} for part in (maps, maps[::-1])]
+    first, second = json.loads(joined(write_json('\0"', entries, {})))["data"]
+    assert (first["index"], second["index"], second["name"]) == (0, 1, '\0"')
+    if encoding == "list":
+        assert first["a"] == [json.loads(dump(encode_array(row, "list"))) for row in maps]
+        np.testing.assert_array_equal(np.array(first["a"][::-1]), np.array(second["a"]))
+    else:
+        assert base64.b64decode(first["a"]["data"]) == maps.tobytes()
+        assert base64.b64decode(second["a"]["data"]) == maps[::-1].tobytes()
+
+
+@pytest.mark.parametrize("encoding", ["list", "base64"])
+def test_the_text_of_a_large_map_is_held_once(encoding: Encoding) -> None:
+    maps = noise((400, 300, 3))
+    tracemalloc.start()
+    try:
+        pieces = write_json("m", [{"a": encode_array(maps, encoding)}], None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * len(joined(pieces))

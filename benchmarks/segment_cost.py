@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from model.package import open_package
 from model.runtime.load import load_runtime
 from service.call import Call
 from service.data_plane import DataPlane
+from service.fair_pool import FairPool
 from service.images import ImagePreparer, SizeRule
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from service.models.conversion import ModelSource
@@ -61,7 +61,7 @@ async def serving(model: str) -> AsyncIterator[DataPlane]:
     models = ModelRegistry(metrics)
     served = load_model(settings, metrics, ModelSource(folder=model))
     models.put(served)
-    with ThreadPoolExecutor(1) as pool:
+    with FairPool(1, "pool") as pool:
         plane = DataPlane(
             RequestGate(metrics),
             models,

@@ -6,8 +6,7 @@ CPU work runs in the pool, and the model runs in the lanes.
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Executor
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -18,10 +17,11 @@ from model.dense_maps import make_map
 from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
-from model.preprocess import Scaling
+from model.preprocess import Fit, Scaling
 from service.answer_memory import AnswerMemory, SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
+from service.fair_pool import FairPool
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.work import Kind, image_kind
 from service.lanes.worker import device_unhealthy
@@ -111,7 +111,7 @@ class DataPlane:
         *,
         limits: RequestLimits,
         max_image_patches: int,
-        pool: Executor,
+        pool: FairPool,
         jpeg_decode: JpegDecode = "fast",
     ) -> None:
         self.gate = gate
@@ -673,11 +673,27 @@ def size_rule(request: ImagesRequest, model: ServedModel, *, is_map: bool) -> Si
         scaling = defaults.scaling
         if (request.mode or defaults.mode) == "slide":
             windows = Windows.of(min(resolution, manifest.native_size))
+    multiple = manifest.map_multiple if is_map else manifest.size_multiple
+    return _known_rule(
+        resolution, request.fit, manifest.patch_size, multiple, windows=windows, scaling=scaling
+    )
+
+
+@lru_cache(256)
+def _known_rule(
+    resolution: int,
+    fit: Fit,
+    patch_size: int,
+    multiple: int,
+    *,
+    windows: Windows | None,
+    scaling: Scaling,
+) -> SizeRule:
     return SizeRule(
         resolution=resolution,
-        fit=request.fit,
-        patch_size=manifest.patch_size,
-        multiple=manifest.map_multiple if is_map else manifest.size_multiple,
+        fit=fit,
+        patch_size=patch_size,
+        multiple=multiple,
         windows=windows,
         scaling=scaling,
     )

@@ -5,7 +5,7 @@ Shape legend: H W pixels.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal, Self, TypeGuard
 
@@ -99,11 +99,12 @@ class SizeRule:
     multiple: int
     windows: Windows | None = None
     scaling: Scaling = "bilinear"
+    # Patches of a square image.
+    nominal_patches: int = field(init=False)
 
-    @property
-    def nominal_patches(self) -> int:
-        """Patches of a square image."""
-        return self.num_patches((self.resolution, self.resolution))
+    def __post_init__(self) -> None:
+        nominal = self.num_patches((self.resolution, self.resolution))
+        object.__setattr__(self, "nominal_patches", nominal)
 
     def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width to scale an image to."""
@@ -131,7 +132,7 @@ class SizeRule:
         return [pixels_3HW[:, top : top + side, left : left + side] for top, left in corners]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PreparedImage:
     """Model input float32 [3, H, W], and height and width of the upright original."""
 

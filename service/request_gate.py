@@ -69,7 +69,8 @@ class RequestGate:
         Raises:
             Unavailable: The server is starting or draining.
         """
-        if not self.is_open:
+        # Every request asks three times: no property.
+        if self.state is not GateState.OPEN and self.state is not GateState.STOPPING:
             self._metrics.rejected.labels(self.state.value).inc()
             raise unavailable(self.state)
 

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from service.engines.engine import (
     request_error,
 )
 from service.errors import Overloaded, ServiceError
+from service.fair_pool import FairPool
 from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
@@ -64,7 +65,7 @@ class InProcessEngine:
         self._models = ModelRegistry(metrics, HeadFolder(settings.heads))
         gate = RequestGate(metrics)
         self._num_pool_threads = num_pool_threads(settings)
-        self._pool = ThreadPoolExecutor(self._num_pool_threads, "pool")
+        self._pool = FairPool(self._num_pool_threads, "pool")
         self._plane = DataPlane(
             gate,
             self._models,

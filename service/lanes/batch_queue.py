@@ -218,8 +218,6 @@ class BatchQueue:
             self._changed.notify(len(entries) - (threading.get_ident() in self._at_jobs))
             if self._rules.prepare_ahead:
                 self._peek_changed.notify()
-        for entry in entries:
-            entry.future.add_done_callback(partial(self._drop_cancelled, entry))
         return [entry.future for entry in entries]
 
     def offer(self, job: Callable[[], None]) -> bool:
@@ -347,6 +345,7 @@ class BatchQueue:
         number = self._next_number
         self._next_number += 1
         entry = QueuedItem(number=number, item=item, enqueued=now, rank=(rank, number))
+        entry.future.on_left = partial(self._drop_cancelled, entry)
         self._queues.setdefault(item.bucket, BucketQueue()).add(entry)
         return entry
 
@@ -387,7 +386,7 @@ class BatchQueue:
         """The next batch, expired items, and when a batch is due. Needs the lock."""
         now = self._clock()
         expired: list[QueuedItem] = []
-        while due := [b for b, queue in self._queues.items() if self._due(b, queue) <= now]:
+        while self._queues and (due := self._due_at(now)):
             bucket = self._first_of(due, now)
             entries = self._pick(bucket, now, expired)
             if entries:
@@ -396,6 +395,12 @@ class BatchQueue:
             return None, expired, math.inf
         dues = (self._due(bucket, queue) for bucket, queue in self._queues.items())
         return None, expired, min(dues, default=math.inf)
+
+    def _due_at(self, now: float) -> list[Bucket]:
+        """The buckets of which a batch is due."""
+        if self._rules.max_wait_s == 0:
+            return list(self._queues)
+        return [b for b, queue in self._queues.items() if self._due(b, queue) <= now]
 
     def _due(self, bucket: Bucket, queue: BucketQueue) -> float:
         """When a batch of this bucket is due: now if it is full, else when `max_wait_s` is over."""
@@ -454,9 +459,9 @@ class BatchQueue:
             return num_waiting
         return -(-num_waiting // max(1, self._num_idle))
 
-    def _drop_cancelled(self, entry: QueuedItem, future: "Future[Completed]") -> None:
-        """Remove an item whose caller cancelled it before a lane took it."""
-        if not future.cancelled():
+    def _drop_cancelled(self, entry: QueuedItem) -> None:
+        """Remove an item whose caller cancelled it, unless a lane has taken it."""
+        if not entry.future.cancelled():
             return
         self.count_abandoned(1, entry.item.deadline)
         with self._lock:

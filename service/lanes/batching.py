@@ -146,7 +146,7 @@ class Batcher:
     @property
     def is_ready(self) -> bool:
         """Whether any lane is ready."""
-        return bool(self._ready_lanes())
+        return any(worker.health.is_ready for worker in self.workers)
 
     @property
     def is_live(self) -> bool:

@@ -125,32 +125,38 @@ class ItemFuture(Future[Completed]):
     Attributes:
         is_abandoned: Whether the caller cancelled it while it ran; a running future cannot be
             cancelled.
-        on_abandoned: Called when that happens, in the caller's thread.
+        on_left: Called when the caller cancels or abandons it, in the caller's thread. Who holds
+            the item sets it: the queue, then the lane. A callback of the library for each item
+            would cost every request three locks.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.is_abandoned = False
-        self.on_abandoned: Callable[[], None] | None = None
+        self.on_left: Callable[[], None] | None = None
 
     def _invoke_callbacks(self) -> None:
-        """Call the callbacks, then drop them.
+        """Call the callbacks, then drop them and `on_left`.
 
         The library keeps them. They refer to this future by way of item and request: without this,
         images would stay in memory until the garbage collector runs, which at rest is never.
         """
         super()._invoke_callbacks()  # type: ignore[misc]  # private; typeshed leaves it out
         self._done_callbacks: list[Callable[[Future[Completed]], object]] = []
+        self.on_left = None
 
     def cancel(self) -> bool:
         """Cancel a waiting item; mark a running one as abandoned."""
-        if super().cancel():
-            return True
-        if self.running() and not self.is_abandoned:
+        on_left = self.on_left
+        is_cancelled = super().cancel()
+        if not is_cancelled:
+            if self.is_abandoned or not self.running():
+                return False
             self.is_abandoned = True
-            if self.on_abandoned is not None:
-                self.on_abandoned()
-        return False
+            on_left = self.on_left  # now: a lane that sets it later looks at `is_abandoned` itself
+        if on_left is not None:
+            on_left()
+        return is_cancelled
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -263,14 +263,15 @@ class LaneWorker:
         self.batch = batch
         started = shared.clock()
         self.health.run_started(shared.latency.batch_s(bucket, num_items))
+        has_left = False
         for entry in batch.entries:
-            entry.future.on_abandoned = partial(self._interrupt_if_abandoned, batch)
-        self._interrupt_if_abandoned(batch)
+            entry.future.on_left = partial(self._interrupt_if_abandoned, batch)
+            has_left |= entry.future.is_abandoned
+        if has_left:
+            self._interrupt_if_abandoned(batch)
         failure = self._compute(batch)
         with self._batch_lock:
             self.batch = None
-        for entry in batch.entries:
-            entry.future.on_abandoned = None  # breaks the reference cycle of batch and images
         del batch, entry  # see `_compute`
         if failure is not None and issubclass(failure, Interrupted):
             shared.queue.abandoned.inc("interrupted", num_items)
@@ -291,11 +292,12 @@ class LaneWorker:
         trace: BatchTrace = NO_BATCH
         try:
             shared.metrics.observe_batch(batch.bucket.kind, len(batch.entries), batch.cost)
-            trace = begin_batch(
-                [entry.item.trace for entry in batch.entries],
-                {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
-                batch.taken,
-            )
+            if any([entry.item.trace.is_recording for entry in batch.entries]):
+                trace = begin_batch(
+                    [entry.item.trace for entry in batch.entries],
+                    {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
+                    batch.taken,
+                )
             results = self._outputs_of(batch)
             if len(results) != len(batch.entries):
                 raise ResultCountError(f"{len(results)} results for {len(batch.entries)} items")
@@ -388,8 +390,9 @@ class LaneWorker:
 
     def _work(self) -> None:
         queue = self._shared.queue
+        interval_s = self.probe_interval_s
         while True:
-            batch = queue.wait_and_take(self.probe_interval_s)
+            batch = queue.wait_and_take(interval_s)
             if batch is None and queue.is_closed:
                 return
             if batch is not None and self.run(batch):
@@ -398,3 +401,4 @@ class LaneWorker:
                 self.health.mark_dead()
                 self._on_dead()
                 return
+            interval_s = self.probe_interval_s

@@ -270,7 +270,9 @@ class Admission:
         if call.waits_for_capacity:
             await self._wait(cost, call, kind)
             return Ticket(self, cost, call, kind)
-        self.check(call.flow)
+        self._check_healthy()
+        if not self._fits(1, call.flow):  # before the deadline: a full queue is the better reason
+            raise self._overloaded()
         self._check_deadline(cost, call, kind)
         with self._lock:
             self._check_size(cost)

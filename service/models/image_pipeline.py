@@ -6,7 +6,7 @@ small image goes straight to a lane that is idle, which decodes it too.
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,6 +15,7 @@ from typing import Final
 from model.graphs import PatchOutput
 from service.call import Call
 from service.errors import InternalError, ServiceError
+from service.fair_pool import FairPool
 from service.images import ImagePreparer, PreparedImage, SizeRule
 from service.lanes.work import Completed, Kind, Outputs, record_batches
 from service.messages import MaybeImage
@@ -133,7 +134,7 @@ class ImagePipeline:
     one of a lane; a small image that finds a lane idle saves it.
     """
 
-    def __init__(self, preparer: ImagePreparer, pool: Executor) -> None:
+    def __init__(self, preparer: ImagePreparer, pool: FairPool) -> None:
         self._preparer = preparer
         self._pool = pool
 
@@ -161,7 +162,7 @@ class ImagePipeline:
             has_run = await run.result.of(partial(self._start, run), self._read_and_submit, run)
             if not has_run:
                 await ticket.wait_for(run.cost)
-                await run.result.of(self._pool.submit, self._decode_and_submit, run)
+                await run.result.of(self._pool.start, self._decode_and_submit, run)
             done = [future.result() for future in run.futures]
         except BaseException as error:
             # In this order, because the pool sets `futures` first and then reads `is_cancelled`.
@@ -185,7 +186,7 @@ class ImagePipeline:
         run.is_on_lane = run.is_small and self._preparer.has_room(MAX_LANE_PIXELS)
         if not (run.is_on_lane and run.model.offer(job)):
             run.is_on_lane = False
-            self._pool.submit(job)
+            self._pool.start(job)
 
     def _read_and_submit(self, run: _ImageRun) -> None:
         """Read all headers and correct the admission; then decode and submit. In a thread."""
@@ -211,10 +212,10 @@ class ImagePipeline:
         run.readable = tuple(num_patches)
         nominal = len(job.images) * job.rule.nominal_patches
         run.cost = run.ticket.cost - nominal + sum(num_patches.values())
-        if not run.ticket.resize(run.cost):
+        if run.cost != run.ticket.cost and not run.ticket.resize(run.cost):
             run.result.set(False)  # a stream request, which must wait for more capacity first
         elif run.is_on_lane and sizes and sizes[0][0] * sizes[0][1] > MAX_LANE_PIXELS:
-            self._pool.submit(run.result.run, self._decode_and_submit, run)
+            self._pool.start(partial(run.result.run, self._decode_and_submit, run))
         else:
             self._decode_and_submit(run)
 

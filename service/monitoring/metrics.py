@@ -118,10 +118,10 @@ class CallMetrics(Collector):
         bounds = self._seconds
         with self._lock:
             self._requests[model, method, code] += 1
+            counted = [(self._stages[model, stage], stage_s) for stage, stage_s in stages.items()]
             if seconds is not None:
-                _add_time(self._durations[model, method], bounds, seconds)
-            for stage, stage_s in stages.items():
-                _add_time(self._stages[model, stage], bounds, stage_s)
+                counted.append((self._durations[model, method], seconds))
+            _add_times(bounds, counted)
 
     def collect(self) -> Iterator[Metric]:
         """The families of all requests, then those of each model."""
@@ -182,9 +182,11 @@ def _no_times(bounds: Sequence[float]) -> list[float]:
     return [0.0] * (len(bounds) + 2)
 
 
-def _add_time(counts: list[float], bounds: Sequence[float], value: float) -> None:
-    counts[bisect_left(bounds, value)] += 1
-    counts[-1] += value
+def _add_times(bounds: Sequence[float], counted: Iterable[tuple[list[float], float]]) -> None:
+    """Count a value in each of these histograms."""
+    for counts, value in counted:
+        counts[bisect_left(bounds, value)] += 1
+        counts[-1] += value
 
 
 def _histogram_family(
@@ -510,10 +512,10 @@ class Metrics(Collector):
         """Count one batch that a lane starts; `cost` is in patches for images."""
         with self._lock:
             if kind != "text":
-                _add_time(self._batches["batch_images"], ITEMS, num_items)
-                _add_time(self._batches["batch_patches"], PATCHES, cost)
+                _add_times(ITEMS, [(self._batches["batch_images"], num_items)])
+                _add_times(PATCHES, [(self._batches["batch_patches"], cost)])
             else:
-                _add_time(self._batches["batch_texts"], ITEMS, num_items)
+                _add_times(ITEMS, [(self._batches["batch_texts"], num_items)])
 
     def stalled_loops(self, limit_s: float) -> list[str]:
         """Names of the event loops that have not turned for so long."""

@@ -5,7 +5,6 @@ import io
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, cast
 
@@ -20,6 +19,7 @@ from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
 from service.call import Call
 from service.data_plane import DataPlane
+from service.fair_pool import FairPool
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
@@ -351,9 +351,9 @@ def entered(runtime: FakeRuntime) -> Callable[[], Awaitable[bool]]:
 
 
 @pytest.fixture
-def pool() -> "ThreadPoolExecutor":
+def pool() -> FairPool:
     """Two threads for decoding."""
-    return ThreadPoolExecutor(2)
+    return FairPool(2, "pool")
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ def make_plane(
     load_fake: Any,
     make_settings: Any,
     metrics: Metrics,
-    pool: ThreadPoolExecutor,
+    pool: FairPool,
     runtime: FakeRuntime,
 ) -> Iterator[Callable[..., DataPlane]]:
     """A data plane over the fake runtime, made when the test has prepared it."""

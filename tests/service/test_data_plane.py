@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -26,6 +25,7 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
+from service.fair_pool import FairPool
 from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
@@ -558,7 +558,7 @@ async def test_a_failed_batch_is_an_internal_error_and_the_next_request_is_serve
 
 
 async def test_a_starting_server_has_no_models(
-    metrics: Metrics, pool: ThreadPoolExecutor, make_settings: Callable[..., Any]
+    metrics: Metrics, pool: FairPool, make_settings: Callable[..., Any]
 ) -> None:
     limits = request_limits(make_settings())
     plane = DataPlane(

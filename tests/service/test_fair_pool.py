@@ -32,13 +32,15 @@ def held(pool: FairPool) -> Iterator[threading.Event]:
     event.set()
 
 
-def submit(flow: str, pool: FairPool, works: Iterable[Callable[[], None]]) -> None:
-    """Submit jobs within a call of this flow."""
+def submit(
+    flow: str, pool: FairPool, works: Iterable[Callable[[], None]], *, start: bool = False
+) -> None:
+    """Submit jobs, or start them, within a call of this flow."""
 
     def run() -> None:
         current_call.set(Call(request_id="x", deadline=1.0, flow=flow))
         for work in works:
-            pool.submit(work)
+            (pool.start if start else pool.submit)(work)
 
     copy_context().run(run)
 
@@ -58,6 +60,30 @@ def test_flows_take_turns(pool: FairPool, held: threading.Event) -> None:
     held.set()
     wait(pool, ran, 8)
     assert ran == ["a", "1", "x", "b", "2", "y", "c", "d"]
+
+
+def test_started_work_takes_the_turns_of_its_flow(pool: FairPool, held: threading.Event) -> None:
+    ran: list[str] = []
+    submit("flood", pool, [partial(ran.append, name) for name in "ab"])
+    submit("one", pool, [partial(ran.append, "1")], start=True)
+    held.set()
+    wait(pool, ran, 3)
+    assert ran == ["a", "1", "b"]
+
+
+def test_started_work_runs_although_the_others_are_dropped(
+    pool: FairPool, held: threading.Event
+) -> None:
+    ran: list[str] = []
+    dropped = pool.submit(ran.append, "submitted")
+    pool.start(partial(ran.append, "started"))
+    pool.shutdown(wait=False, cancel_futures=True)
+    held.set()
+    pool.shutdown()
+    assert dropped.cancelled()
+    assert ran == ["started"]
+    with pytest.raises(RuntimeError):
+        pool.start(partial(ran.append, "late"))
 
 
 def test_what_a_job_submits_is_of_its_flow(pool: FairPool, held: threading.Event) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from model.image_codec import DecodingMemory
 from service.call import Call
 from service.data_plane import DataPlane
+from service.fair_pool import FairPool
 from service.images import ImagePreparer
 from service.messages import EmbedImagesRequest
 from tests.service.conftest import WAIT_S, Encode, FakeRuntime, until
@@ -29,7 +29,7 @@ def call(*, waits_for_capacity: bool = False) -> Call:
 async def test_a_request_cancelled_during_decoding_does_not_decode_the_other_images(
     make_plane: MakePlane,
     encode_image: Encode,
-    pool: ThreadPoolExecutor,
+    pool: FairPool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoded: list[str] = []

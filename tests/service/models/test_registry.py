@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from model.package import PackageError
 from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InternalError, InvalidRequest, ModelNotFound, Unavailable
+from service.fair_pool import FairPool
 from service.messages import EmbedTextsRequest
 from service.models.conversion import ModelSource
 from service.models.loading import request_limits
@@ -96,7 +96,7 @@ def ask(registry: ModelRegistry, make_settings: Any, metrics: Metrics) -> Ask:
     """Embed a text by a model, through the whole data plane; returns the model's name."""
     gate = RequestGate(metrics)
     gate.open()
-    limits, pool = request_limits(make_settings()), ThreadPoolExecutor(2)
+    limits, pool = request_limits(make_settings()), FairPool(2, "pool")
     plane = DataPlane(gate, registry, limits=limits, max_image_patches=64, pool=pool)
 
     async def embed(model: str | None = None, text: str = "dog") -> str:

@@ -38,7 +38,7 @@ PIECE_BYTES: Final = 128 * 1024
 INTERNAL_SERVER_ERROR: Final = 500
 # Refusals of one host for want of room: beyond so many at once they are sent at this rate, which
 # takes some 15 % of a core. A proxy in front of many callers is one host too, so it is not less.
-REFUSALS_AT_ONCE: Final = 300
+REFUSALS_AT_ONCE: Final = 100
 REFUSALS_PER_S: Final = 300
 # Shorter than the time-outs of clients and proxies.
 MAX_REFUSAL_WAIT_S: Final = 5.0

@@ -39,14 +39,14 @@ FLAGS: Final = (
 SCENE: Final = Path("examples/scene.png")
 CLASSES: Final = "burger, sunflower, book"
 LIMIT_S: Final = 60.0
-# Marks what a page draws into canvases.
+# Marks when a page has drawn into canvases; pages begin to draw with one of these calls.
 DRAWN: Final = """() => {
   for (const kind of [CanvasRenderingContext2D, OffscreenCanvasRenderingContext2D]) {
-    for (const name of ["drawImage", "putImageData"]) {
+    for (const name of ["clearRect", "drawImage", "putImageData"]) {
       const draw = kind.prototype[name];
       kind.prototype[name] = function (...values) {
         draw.apply(this, values);
-        performance.mark("drawn");
+        queueMicrotask(() => performance.mark("drawn"));
       };
     }
   }

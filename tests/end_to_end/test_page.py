@@ -229,6 +229,22 @@ def test_the_screen_shows_the_layer_as_it_was_drawn_and_removed(
     check_screen(page, expected)
 
 
+def test_an_image_is_sent_without_reading_its_file_again(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    file = tmp_path / "scene.png"
+    file.write_bytes(SCENE.read_bytes())
+    page = open_page()
+    page.set_input_files("#file", file)
+    wait(page, "document.querySelector('#stage img').naturalWidth")
+    # Comes after the page's own reading, which began before the image was shown.
+    page.evaluate("document.querySelector('#file').files[0].arrayBuffer().then(() => null)")
+    file.unlink()
+    page.fill("#classes-input", "burger")
+    page.press("#classes-input", "Enter")
+    page.wait_for_selector("#legend button")
+
+
 def test_a_mask_without_classes_is_not_waited_for(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.set_input_files("#file", SCENE)

@@ -15,6 +15,12 @@ export class ApiError extends Error {
   }
 }
 
+// Copies of files in memory.
+const copies = new WeakMap();
+
+/** Read a file before it is sent; else a request with it waits until the browser has read it. */
+export const preload = async (file) => copies.set(file, new Blob([await file.arrayBuffer()], file));
+
 /** Keep the API key for this tab. */
 export const setKey = (key) => sessionStorage.setItem(KEY, key);
 
@@ -40,7 +46,7 @@ export async function send({ path, query = {}, image, json, accept = "applicatio
   if (image) {
     options.method = "POST";
     options.body = new FormData();
-    options.body.append("image", image, image.name);
+    options.body.append("image", copies.get(image) ?? image, image.name);
   } else if (json) {
     options.method = "POST";
     options.body = JSON.stringify(json);

@@ -1,6 +1,6 @@
 // The page: the image, the model, and one tab at a time.
 
-import { sendJson, setKey } from "./api.js";
+import { preload, sendJson, setKey } from "./api.js";
 import { Features } from "./features.js";
 import { $, element, say } from "./form.js";
 import { Maps } from "./maps.js";
@@ -37,6 +37,7 @@ class App {
 
   async open(file) {
     this.file = file;
+    preload(file).catch(() => {});
     this.tabs.features.forget();
     $("#reading").textContent = "";
     $("#intro").hidden = true;

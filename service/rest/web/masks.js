@@ -3,7 +3,7 @@
 
 import { asCurl, asPython, dataUri, decodeFloats, send, sendJson } from "./api.js";
 import { $, Chips, chip, copy, element, Latest, save, say } from "./form.js";
-import { indexAt } from "./stage.js";
+import { eachRun, indexAt } from "./stage.js";
 
 const PATH = "v1/images:segment";
 // Above this the scores, five bytes a pixel as base64, are not loaded.
@@ -19,21 +19,6 @@ const MIN_BOX = 4;
 const withOptions = (request, options) => {
   const part = request.json ? "json" : "query";
   return { ...request, [part]: { ...request[part], ...options } };
-};
-
-/** RGBA of a colour as one number, in the machine's order of bytes. */
-const pixelOf = (color) => {
-  const rgb = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
-  return new Uint32Array(Uint8Array.of(...rgb, 255).buffer)[0];
-};
-
-/** Fill the pixels that run lengths have: numbers of pixels outside and inside, in turn. */
-const fillRuns = (pixels, counts, value) => {
-  let at = 0;
-  for (let i = 0; i + 1 < counts.length; i += 2) {
-    at += counts[i];
-    pixels.fill(value, at, (at += counts[i + 1]));
-  }
 };
 
 export class Masks {
@@ -116,7 +101,9 @@ export class Masks {
     const { height, width, classes } = this.#mask;
     if (!this.#mask.labels) {
       const labels = (this.#mask.labels = new Uint16Array(height * width));
-      for (const { label, segmentation } of classes) fillRuns(labels, segmentation.counts, label);
+      for (const { label, segmentation } of classes) {
+        eachRun(segmentation.counts, (start, end) => labels.fill(label, start, end));
+      }
     }
     return this.#mask.labels;
   }
@@ -225,11 +212,8 @@ export class Masks {
 
   #paint() {
     const { height, width, classes } = this.#mask;
-    const colors = new Uint32Array(height * width);
-    for (const { label, color, segmentation } of classes) {
-      if (this.#single === null || this.#single === label) fillRuns(colors, segmentation.counts, pixelOf(color));
-    }
-    this.app.stage.paintColumns(width, height, new Uint8ClampedArray(colors.buffer));
+    const shown = classes.filter(({ label }) => this.#single === null || this.#single === label);
+    this.app.stage.paintRuns(width, height, shown.map(({ color, segmentation }) => [color, segmentation.counts]));
   }
 
   #fade() {

@@ -11,8 +11,6 @@ function resize({ canvas }, width, height) {
 }
 
 export class Stage extends EventTarget {
-  // Created with the page, so that the first layer does not wait for it.
-  #columns = new OffscreenCanvas(1, 1).getContext("2d");
   #context;
   // Whether the next layer has the size of the image.
   #isPrepared = false;
@@ -78,7 +76,7 @@ export class Stage extends EventTarget {
     this.#select(null);
   }
 
-  /** Make the layer as large as the image, as soon as its size is known, for `paintColumns`. */
+  /** Make the layer as large as the image, as soon as its size is known, for `paintRuns`. */
   prepare() {
     this.#isPrepared = true;
     this.#makeRoom();
@@ -88,7 +86,6 @@ export class Stage extends EventTarget {
     const { complete, naturalWidth, naturalHeight } = this.image;
     if (!this.#isPrepared || !complete || !naturalWidth) return;
     resize(this.#context, naturalWidth, naturalHeight);
-    resize(this.#columns, naturalHeight, naturalWidth);
   }
 
   /**
@@ -105,26 +102,37 @@ export class Stage extends EventTarget {
     this.#context.putImageData(new ImageData(rgba, width, height), 0, 0);
   }
 
-  /** Paint pixels that are ordered by column; `rgba` and the size are as for `paint`. */
-  paintColumns(width, height, rgba) {
-    resize(this.#columns, height, width);
-    this.#columns.putImageData(new ImageData(rgba, height, width), 0, 0);
-    this.#draw(this.#columns.canvas, width, height, [0, 1, 1, 0, 0, 0]);
+  /**
+   * Paint runs of pixels, which go down the columns from left to right.
+   *
+   * @param {[string, number[]][]} runs Colours, each with counts as for `eachRun`.
+   */
+  paintRuns(width, height, runs) {
+    this.#empty(width, height);
+    for (const [color, counts] of runs) {
+      this.#context.fillStyle = color;
+      eachRun(counts, (start, end) => {
+        while (start < end) {
+          const y = start % height;
+          const length = Math.min(end - start, height - y);
+          this.#context.fillRect((start - y) / height, y, 1, length);
+          start += length;
+        }
+      });
+    }
   }
 
   /** Paint an image as the layer. */
   paintImage(image) {
-    this.#draw(image, image.width, image.height, [1, 0, 0, 1, 0, 0]);
+    this.#empty(image.width, image.height);
+    this.#context.drawImage(image, 0, 0);
   }
 
-  #draw(image, width, height, transform) {
+  #empty(width, height) {
     this.#isPrepared = false;
     resize(this.#context, width, height);
     this.layer.classList.remove("smooth");
-    this.#context.imageSmoothingEnabled = false;
-    this.#context.globalCompositeOperation = "copy";
-    this.#context.setTransform(...transform);
-    this.#context.drawImage(image, 0, 0);
+    this.#context.clearRect(0, 0, width, height);
   }
 
   /** Mark a point, in shares of width and height. */
@@ -184,6 +192,15 @@ export class Stage extends EventTarget {
   /** Fire `hover` with the point where the image is read. */
   readAgain() {
     this.dispatchEvent(new CustomEvent("hover", { detail: this.point }));
+  }
+}
+
+/** Call `take` with start and end of each run inside; counts are numbers of pixels outside and inside, in turn. */
+export function eachRun(counts, take) {
+  let at = 0;
+  for (let i = 1; i < counts.length; i += 2) {
+    at += counts[i - 1];
+    take(at, (at += counts[i]));
   }
 }
 

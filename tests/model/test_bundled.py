@@ -70,13 +70,10 @@ def test_the_students_scores_are_high_enough() -> None:
     package = open_package("bundled-student", verify=False)
     student = _score(package, "student", "mIoU")
     assert student.count == 500
-    assert student.value >= 20
-    for seed in ("student", "student, seed 1", "student, seed 2"):
-        assert _score(package, seed, "mIoU").value >= 20
-        for other in ("its CLS1 painted", "teacher"):
-            difference = _score(package, f"{seed} - {other}", "mIoU")
-            assert difference.low is not None
-            assert difference.low > 0
+    assert student.value >= 28
+    difference = _score(package, "student - its CLS1 painted", "mIoU")
+    assert difference.low is not None
+    assert difference.low > 15
 
 
 def test_every_export_is_close_to_torch(package: ModelPackage) -> None:

@@ -1,4 +1,4 @@
-"""The students that are bundled: of the first student, and of the encoder for photographs."""
+"""The bundled student: of the first student, then of the encoder for photographs."""
 
 from pathlib import Path
 

@@ -42,6 +42,8 @@ REFUSALS_AT_ONCE: Final = 100
 REFUSALS_PER_S: Final = 300
 # Shorter than the time-outs of clients and proxies.
 MAX_REFUSAL_WAIT_S: Final = 5.0
+# Hosts whose refusals are counted before those that waited long ago are looked for.
+MIN_FLOWS: Final = 1024
 MAX_LENGTH_DIGITS: Final = 18
 MAX_TIMEOUT_DIGITS: Final = 12
 HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/health", "/healthz"})
@@ -117,10 +119,19 @@ class RefusalPace:
     def __init__(self) -> None:
         # By flow: when the last refusal was due, or will be.
         self._due: dict[str, float] = {}
+        self._room = MIN_FLOWS
+
+    @property
+    def num_flows(self) -> int:
+        """How many flows are remembered."""
+        return len(self._due)
 
     def wait_s(self, flow: str, now: float) -> float:
         """How long the next refusal of a flow waits; not above 0 if it does not."""
         unused = now - REFUSALS_AT_ONCE / REFUSALS_PER_S
+        if len(self._due) >= self._room:
+            self._due = {one: due for one, due in self._due.items() if due > unused}
+            self._room = max(MIN_FLOWS, 2 * len(self._due))
         due = max(self._due.get(flow, unused), unused) + 1 / REFUSALS_PER_S
         self._due[flow] = due = min(due, now + MAX_REFUSAL_WAIT_S)
         return due - now

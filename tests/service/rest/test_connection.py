@@ -23,6 +23,7 @@ from service.errors import (
 from service.monitoring.metrics import Metrics
 from service.rest.connection import (
     MAX_REFUSAL_WAIT_S,
+    MIN_FLOWS,
     PIECE_BYTES,
     REFUSALS_AT_ONCE,
     REFUSALS_PER_S,
@@ -378,3 +379,10 @@ async def test_only_refusals_for_want_of_room_wait(share: BodyShare) -> None:
         async with asyncio.timeout(LIMIT_S):
             await answer.send({"type": "http.response.start", "status": status})
     assert [message["status"] for message in sent] == [200, 401, 413, 503]
+
+
+def test_hosts_that_were_refused_long_ago_are_forgotten() -> None:
+    pace = RefusalPace()
+    for number in range(10_000):
+        pace.wait_s(f"http {number}", 50.0 + number)
+    assert pace.num_flows <= MIN_FLOWS

@@ -74,12 +74,14 @@ def test_scores_are_equal_for_every_engine(
     # A checkpoint has no defaults of its own.
     own = package.manifest.zero_shot
     options = [f"--features={own.features}", f"--templates={own.templates}", "--mode=slide", *sets]
-    found = {"package": evaluate(tmp_path / "package", "--model=bundled-student", *options)}
+    # In fewer bits, ranks that are nearly equal can change.
+    package_options = ("--model=bundled-student", "--precision=fp32")
+    found = {"package": evaluate(tmp_path / "package", *package_options, *options)}
     cache = f"--cache={tmp_path / 'cache'}"
     found["checkpoint"] = evaluate(
         tmp_path / "converted", f"--model={checkpoint}", cache, "--runtime=torch", *options
     )
-    with run_service(packages=(package,)) as service:
+    with run_service("--precision=fp32", packages=(package,)) as service:
         for name, scheme, port in (("rest", "http", "http"), ("grpc", "grpc", "grpc")):
             url = f"--url={scheme}://127.0.0.1:{service.ports[port]}"
             found[name] = evaluate(tmp_path / name, url, *options)

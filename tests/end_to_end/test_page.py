@@ -27,7 +27,7 @@ SCENE = Path("examples/scene.png").resolve()
 AXE = Path(".tools/axe/node_modules/axe-core/axe.min.js")
 IS_IDLE = "document.body.ariaBusy === 'false'"
 CLASSES = ("burger", "sunflower", "book")
-THRESHOLD = 0.08
+THRESHOLD = 0.3
 SHOTS = 30
 # Keeps the canvas that a page draws into, which the element on the page does not give.
 KEEP_DRAWN = """(() => {

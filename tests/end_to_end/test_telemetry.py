@@ -116,8 +116,8 @@ def test_a_broken_collector_affects_neither_requests_nor_the_drain(
         for _ in range(3):
             assert service.over_rest("embed_images", fields).status == "200"
             assert service.over_grpc("embed_images", fields).status == "OK"
-    # `run_service` has seen the exit status 0.
-    assert records(service.program)[-1]["message"] == "stopped"
+    # `run_service` has seen the exit status 0. The exporter's thread may log a retry after it.
+    assert "stopped" in [record["message"] for record in records(service.program)[-3:]]
 
 
 def records(program: "Program") -> list[dict[str, Any]]:

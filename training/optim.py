@@ -36,8 +36,8 @@ class OptimConfig:
         warmup_steps: Of the linear warm-up.
         clip_norm: Largest norm of the whole gradient.
         final_lr_share: Share of the peak rate at the end of the cosine. Not published.
-        decay_from: Share of the training after which the rate falls. A checkpoint of before can go
-            on in a longer run.
+        decay_from: Share of the training after which the rate falls. A run that stops earlier can
+            continue with more steps.
         adafactor_momentum: Of the clipped updates. Not published, like the next two; the defaults
             are those of Scaling Vision Transformers.
         adafactor_max_decay: Upper bound of the decay of Adafactor's second moments.

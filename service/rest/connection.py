@@ -42,7 +42,7 @@ REFUSALS_AT_ONCE: Final = 100
 REFUSALS_PER_S: Final = 300
 # Shorter than the time-outs of clients and proxies.
 MAX_REFUSAL_WAIT_S: Final = 5.0
-# Hosts whose refusals are counted before those that waited long ago are looked for.
+# With fewer hosts, entries that no longer matter are kept: looking for them would cost more.
 MIN_FLOWS: Final = 1024
 MAX_LENGTH_DIGITS: Final = 18
 MAX_TIMEOUT_DIGITS: Final = 12

@@ -72,7 +72,7 @@ class Scene:
     Attributes:
         pixels_SS3: uint8 RGB.
         mask_SS: int32, 0 background, k the concept `all_concepts()[k - 1]`. For evaluation, and for
-            the distillation of a space, whose teacher learnt from masks; no other loss may use it.
+            the distillation of a space, whose teacher learnt from masks. No other loss uses it.
         captions: Three granularities.
         drawings: Rows of the sprite bank that it was composed from.
     """

@@ -111,7 +111,7 @@ class ViewInputs:
         return list(Labels(self._names).texts)
 
     def warm_up_texts(self) -> list[str]:
-        """The same."""
+        """See `Inputs`; no text tower is warmed up for this method by default."""
         return self.tokenizer_texts()
 
     def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> "ViewBatches":

@@ -1,47 +1,58 @@
-"""The weighted mean of two models, one of which was trained from the other (WiSE-FT).
+"""The mean of models of one training: of a model and its start (WiSE-FT), or of late checkpoints.
 
 See arXiv:2109.01903: what training forgot comes back, and what it learnt stays.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from training.checkpoint import is_checkpoint, load_weights
 from training.methods.teacher import MODEL_FOLDER
 from training.tokenizer import find_tokenizer
 
 
-def average_models(first: Path, second: Path, *, share: float, output: Path) -> None:
-    """Write the mean of two models, with their tokenizer.
+def average_models(folders: Sequence[Path], *, output: Path, share: float | None = None) -> None:
+    """Write the mean of models, with their tokenizer; one of them at a time is in memory.
 
     Args:
-        first: The folder of a run or of a model.
-        second: Likewise.
-        share: Of the second.
+        folders: Two or more: of a run, of a model, or of one checkpoint of a run.
         output: Folder of the mean.
+        share: Of the second of two models; None if all count equally.
 
     Raises:
-        ValueError: The models differ in size or tokenizer, or the share is none.
+        ValueError: Too few models, other sizes or tokenizers, or a wrong share.
         FileNotFoundError: There is no model, or no tokenizer.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"--share must lie in 0..1, not {share}")
-    model, tokenizer = _load(first)
-    other, other_tokenizer = _load(second)
-    ours, theirs = model.state_dict(), other.state_dict()
-    if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
-        raise ValueError(f"{first} and {second} have different sizes")
-    if tokenizer.get_vocab() != other_tokenizer.get_vocab():
-        raise ValueError(f"{first} and {second} have different tokenizers")
-    model.load_state_dict({k: torch.lerp(v, theirs[k], share) for k, v in ours.items()})
+    if len(folders) < 2:
+        raise ValueError("a mean takes two models or more")
+    if share is not None and not (len(folders) == 2 and 0 <= share <= 1):
+        raise ValueError(f"--share is for two models and lies in 0..1; here {share}")
+    model, tokenizer = _load(folders[0])
+    mean = model.state_dict()
+    for number, folder in enumerate(folders[1:], start=2):
+        other, other_tokenizer = _load(folder)
+        theirs = other.state_dict()
+        if {k: v.shape for k, v in mean.items()} != {k: v.shape for k, v in theirs.items()}:
+            raise ValueError(f"{folders[0]} and {folder} have different sizes")
+        if tokenizer.get_vocab() != other_tokenizer.get_vocab():
+            raise ValueError(f"{folders[0]} and {folder} have different tokenizers")
+        weight = 1 / number if share is None else share
+        mean = {k: torch.lerp(v, theirs[k], weight) for k, v in mean.items()}
+    model.load_state_dict(mean)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
 
 
 def _load(folder: Path) -> tuple[Tipsv2Model, Tipsv2Tokenizer]:
-    place = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
-    tokenizer = find_tokenizer(folder)
+    run = folder.parents[1] if is_checkpoint(folder) else folder
+    place = run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run
+    tokenizer = find_tokenizer(run)
     if tokenizer is None or not (place / "config.json").exists():
-        raise FileNotFoundError(f"no model with its tokenizer in {folder}")
-    return Tipsv2Model.from_pretrained(place), Tipsv2Tokenizer.from_pretrained(tokenizer)
+        raise FileNotFoundError(f"no model with its tokenizer in {run}")
+    model = Tipsv2Model.from_pretrained(place)
+    if run != folder:
+        load_weights(folder, model)
+    return model, Tipsv2Tokenizer.from_pretrained(tokenizer)

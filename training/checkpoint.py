@@ -169,16 +169,35 @@ def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> 
     folder = latest_checkpoint(run)
     if folder is None:
         return 0
-    header = json.loads((folder / HEADER_FILE).read_text(encoding="utf-8"))
-    _check_header(folder, header, optimizers)
+    header = _read_header(folder)
+    _check_optimizers(folder, header, optimizers)
     weights, rest = split_model(method.state_dict())
+    _load_into(folder, weights)
+    _load_rest(folder / _STATE, method=method, rest=rest, optimizers=optimizers)
+    return int(header["step"])
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one checkpoint of a run."""
+    return (folder / HEADER_FILE).exists()
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Copy the model of one checkpoint, in place.
+
+    Raises:
+        ValueError: The checkpoint is of another format or model.
+    """
+    _read_header(checkpoint)
+    _load_into(checkpoint, model.state_dict())
+
+
+def _load_into(folder: Path, weights: Mapping[str, Tensor]) -> None:
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
         saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         _check_shapes(folder, saved, weights)
         for name, value in weights.items():
             _copy_whole(file.get_tensor(name), value)
-    _load_rest(folder / _STATE, method=method, rest=rest, optimizers=optimizers)
-    return int(header["step"])
 
 
 def split_model(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -192,13 +211,18 @@ def split_model(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return weights, rest
 
 
-def _check_header(folder: Path, header: dict[str, Any], optimizers: Optimizers) -> None:
+def _read_header(folder: Path) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads((folder / HEADER_FILE).read_text(encoding="utf-8"))
     if header["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{folder} has format {header['format_version']}, and this version reads "
             f"{FORMAT_VERSION}: finish the run with the version that began it, or choose another "
             "by --set name=NAME; a finished run can be its start, --set start=RUN"
         )
+    return header
+
+
+def _check_optimizers(folder: Path, header: dict[str, Any], optimizers: Optimizers) -> None:
     if header["optimizers"] != (kinds := _kinds(optimizers)):
         raise ValueError(
             f"{folder} was trained by {' and '.join(header['optimizers'])}, not by "
@@ -207,7 +231,7 @@ def _check_header(folder: Path, header: dict[str, Any], optimizers: Optimizers) 
         )
 
 
-def _check_shapes(folder: Path, saved: dict[str, list[int]], ours: dict[str, Tensor]) -> None:
+def _check_shapes(folder: Path, saved: dict[str, list[int]], ours: Mapping[str, Tensor]) -> None:
     wrong = sorted(saved.keys() ^ ours.keys())
     wrong += [name for name in saved.keys() & ours.keys() if saved[name] != list(ours[name].shape)]
     if wrong:

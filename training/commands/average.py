@@ -1,4 +1,4 @@
-"""`python -m training average`: the weighted mean of two models of one size."""
+"""`python -m training average`: the mean of models of one size."""
 
 import argparse
 from pathlib import Path
@@ -6,22 +6,27 @@ from pathlib import Path
 from training.average import average_models
 
 HELP = (
-    "Average the weights of two models, the second of which was trained from the first; the mean "
-    "often knows what both know. A run starts from it by --set start=FOLDER."
+    "Average the weights of models of one training: of a model and its start, or of checkpoints. "
+    "The mean often knows what all know. A run starts from it by --set start=FOLDER."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("first", type=Path, help="folder of a run or of a model")
-    parser.add_argument("second", type=Path, help="likewise; with the same tokenizer")
     parser.add_argument(
-        "--share", type=float, default=0.5, help="of the second, 0 to 1 (default 0.5)"
+        "models",
+        type=Path,
+        nargs="+",
+        help="two folders or more, with one tokenizer: of runs, of models, or of checkpoints "
+        "(RUN/checkpoints/step-N)",
+    )
+    parser.add_argument(
+        "--share", type=float, help="of the second of two models, 0 to 1 (default: all equally)"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the mean")
 
 
 def run(options: argparse.Namespace) -> None:
     """Average."""
-    average_models(options.first, options.second, share=options.share, output=options.output)
+    average_models(options.models, share=options.share, output=options.output)
     print(f"the mean is in {options.output}")

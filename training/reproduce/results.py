@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.reproduce.origin import known_weights
+
 # Two-sided 95 % points of Student's t by degrees of freedom; the normal's beyond the table.
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _NORMAL_95 = 1.960
@@ -71,7 +73,8 @@ class Results:
     """The results in a folder.
 
     Raises:
-        ValueError: Some were made with other settings than the rest.
+        ValueError: Some were made with other settings than the rest, or a seed's from different
+            weights.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,6 +85,8 @@ class Results:
         settings = {result["settings"] for result in self._by_arm.values()}
         if len(settings) > 1:
             raise ValueError(f"{folder} mixes results of different settings: {sorted(settings)}")
+        for seed in {seed for _, seed in self._by_arm}:
+            known_weights([r for (_, number), r in self._by_arm.items() if number == seed])
 
     def seeds(self, *arms: str) -> list[int]:
         """Seeds that have a result of every one of some arms."""

@@ -36,7 +36,9 @@ from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER, load_teacher
 from training.reproduce.cells import NAMES, CellScenes
+from training.reproduce.origin import BUILT_ON, WEIGHTS, Seed, weights_digest
 from training.reproduce.plan import (
+    START,
     Arm,
     Scale,
     arms,
@@ -278,14 +280,14 @@ def run_all(
     """Train and measure the arms without a result.
 
     Raises:
-        ValueError: A result was made with other settings.
+        ValueError: A result was made with other settings, or a seed's results from other weights.
     """
     settings = fingerprint(setup.scale)
     for seed, arm in planned(setup.scale, seeds):
         path = result_path(results, seed, arm.name)
         if not path.exists():
-            _train_earlier(setup, arm, seed)
-            result = {"arm": arm.name, "seed": seed, "settings": settings, **_run(setup, arm, seed)}
+            result = {"arm": arm.name, "seed": seed, "settings": settings}
+            result |= _run(setup, arm, seed, Seed(path.parent))
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as temporary:
                 temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -294,28 +296,36 @@ def run_all(
             raise ValueError(f"{path} was made with other settings; choose another --results")
 
 
-def _train_earlier(setup: Setup, arm: Arm, seed: int) -> None:
-    """Train the start and the teacher of an arm that have a result but, here, no weights.
+def _train_earlier(setup: Setup, arm: Arm, seed: int, kept: Seed) -> dict[str, str]:
+    """Digests of what an arm builds on; what has a result but, here, no weights is trained.
 
-    Results are kept in the repository and weights are not. Equal seeds make nearly the same weights
-    on another machine.
+    Every arm builds on the start, if only by being compared with the arms that continue from it.
     """
     by_name = {other.name: other for group in arms(setup.scale) for other in group}
-    for name in (arm.start, arm.teacher):
-        if name is None:
+    found: dict[str, str] = {}
+    for name in dict.fromkeys((START, arm.start, arm.teacher)):
+        if name is None or arm.name == START:
             continue
         folder = training_config(setup.scale, by_name[name], seed, setup.runs).folder
         if not (folder / HEAD_FILE).exists():
-            _train_earlier(setup, by_name[name], seed)
+            _train_earlier(setup, by_name[name], seed, kept)
             train_arm(setup, by_name[name], seed)
+        found[name] = weights_digest(folder)
+        kept.check(name, found[name])
+    return found
 
 
-def _run(setup: Setup, arm: Arm, seed: int) -> dict[str, Any]:
+def _run(setup: Setup, arm: Arm, seed: int, kept: Seed) -> dict[str, Any]:
+    built_on = _train_earlier(setup, arm, seed, kept)
     began_s = time.process_time()
     method = train_arm(setup, arm, seed)
+    folder = training_config(setup.scale, arm, seed, setup.runs).folder
+    kept.check(arm.name, weights := weights_digest(folder))
     return {
+        WEIGHTS: weights,
+        BUILT_ON: built_on,
         "samples": arm.num_steps * setup.scale.batch_size,
         "cpu_s": round(time.process_time() - began_s),
-        "losses": _edges(training_config(setup.scale, arm, seed, setup.runs).folder),
+        "losses": _edges(folder),
         **measure(method, setup),
     }

@@ -1,8 +1,10 @@
 """Results made of numbers, and toy scenes that need neither network nor drawings."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +41,7 @@ def finish(results: Path) -> Finish:
         painted: float = 35.0,
         visible: float = 3.0,
         settings: str = fingerprint(SCALE),
+        origin: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         rows = {"patches": patches, "values": patches, PAINTED: painted}
         rows |= {"largest object": 40.0, "chance": 3.2}
@@ -47,6 +50,7 @@ def finish(results: Path) -> Finish:
             "arm": arm,
             "seed": seed,
             "settings": settings,
+            **origin,
             "samples": 64,
             "cpu_s": 1,
             "losses": {"cls1": [4.0, 1.0], "patch_visible": [5.0, visible]},

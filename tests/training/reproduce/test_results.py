@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.reproduce.conftest import Finish
-from training.reproduce.plan import IBOT, IBOT_PP
+from training.reproduce.plan import IBOT, IBOT_PP, RECIPE, START, student_of
 from training.reproduce.results import Results, last_loss, score, seed_mean
 
 
@@ -46,4 +46,23 @@ def test_results_of_different_settings_are_not_mixed(results: Path, finish: Fini
     finish(IBOT, 0, patches=1.0)
     finish(IBOT, 1, patches=1.0, settings="other")
     with pytest.raises(ValueError, match="different settings"):
+        Results(results)
+
+
+def test_results_of_a_seed_that_come_from_different_weights_are_not_compared(
+    results: Path, finish: Finish
+) -> None:
+    finish(IBOT, 0, patches=1.0, origin={"weights": "t", "built_on": {START: "a"}})
+    student = student_of(IBOT, RECIPE)
+    finish(student, 0, patches=1.0, origin={"weights": "s", "built_on": {START: "a", IBOT: "t"}})
+    finish(IBOT, 1, patches=1.0, origin={"weights": "u", "built_on": {START: "b"}})
+    finish(IBOT, 2, patches=1.0)  # kept from before, as a whole seed
+    assert Results(results).seeds(IBOT) == [0, 1, 2]
+    for mixed in ({"weights": "v", "built_on": {START: "b"}}, {}):
+        finish(IBOT_PP, 0, patches=1.0, origin=mixed)
+        with pytest.raises(ValueError, match="seed 0 come from different weights"):
+            Results(results)
+    finish(IBOT_PP, 0, patches=1.0, origin={"weights": "v", "built_on": {START: "a"}})
+    finish(student, 0, patches=1.0, origin={"weights": "s", "built_on": {START: "a", IBOT: "x"}})
+    with pytest.raises(ValueError, match="different weights of 'ibot'"):
         Results(results)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,23 +11,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tests.training.reproduce.conftest import SCALE, toy_scenes
+from tests.training.reproduce.conftest import SCALE, Finish, toy_scenes
 from training.evaluate.zero_shot_segmentation import class_ids
+from training.methods.base import Method
 from training.methods.distill import Distill
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import HEAD_FILE
 from training.reproduce import runner as runner_module
 from training.reproduce.cells import NAMES, CellScenes
 from training.reproduce.plan import (
+    CONTRAST,
     IBOT,
     IBOT_PP,
+    ONE_CAPTION_START,
     START,
     WARM,
     Arm,
     arms,
     file_name,
     student_of,
+    training_config,
 )
 from training.reproduce.runner import (
     LARGEST,
@@ -55,6 +61,22 @@ def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return [(seed, BY_NAME[name]) for seed in seeds for name in names]
 
     monkeypatch.setattr(runner_module, "planned", few)
+
+
+def on_another_machine(monkeypatch: pytest.MonkeyPatch, setup: Setup) -> Setup:
+    """A setup without weights, on a CPU that trains slightly different ones."""
+    train = runner_module.train_arm
+
+    def train_there(there: Setup, arm: Arm, seed: int) -> Method:
+        method = train(there, arm, seed)
+        folder = training_config(SCALE, arm, seed, there.runs).folder
+        path = folder / "model" / "model.safetensors"
+        weights = {name: value * (1 + 1e-6) for name, value in load_file(path).items()}
+        save_file(weights, path, {"format": "pt"})
+        return method
+
+    monkeypatch.setattr(runner_module, "train_arm", train_there)
+    return replace(setup, runs=setup.runs.with_name("elsewhere"))
 
 
 def test_a_patch_has_the_label_of_most_of_its_pixels() -> None:
@@ -171,6 +193,60 @@ def test_further_arms_train_what_they_build_on_where_its_weights_are_missing(
         for setup in (toy, elsewhere)
     )
     assert all(torch.equal(there[name], value) for name, value in here.items())
+
+
+def test_no_arm_joins_results_that_come_from_other_weights(
+    toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    results = tmp_path / "r"
+    run = partial(run_all, results=results, after_each=made.append)
+    only(monkeypatch, START, IBOT)
+    run(toy, [0])
+    assert made[1]["built_on"] == {START: made[0]["weights"]}
+    elsewhere = on_another_machine(monkeypatch, toy)
+    for further in (CONTRAST, ONE_CAPTION_START, student_of(IBOT, WARM)):
+        only(monkeypatch, START, IBOT, further)
+        with pytest.raises(ValueError, match=r"other weights of 'start'.*another --results"):
+            run(elsewhere, [0])
+    assert len(made) == 2
+    run(elsewhere, [1])  # another seed
+    shutil.rmtree(results / "seed-0")
+    run(elsewhere, [0])  # all of the seed is trained again
+    assert made[-1]["built_on"][IBOT] != made[1]["weights"]
+
+
+def test_a_teacher_that_is_trained_again_must_be_the_one_of_its_students(
+    toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    student = student_of(IBOT, WARM)
+    only(monkeypatch, START, IBOT, student)
+    run = partial(run_all, results=tmp_path / "r", after_each=made.append)
+    run(toy, [0])
+    assert made[2]["built_on"] == {r["arm"]: r["weights"] for r in made[:2]}
+    result_path(tmp_path / "r", 0, IBOT).unlink()
+    run(toy, [0])
+    assert made[3]["weights"] == made[1]["weights"]
+    result_path(tmp_path / "r", 0, IBOT).unlink()
+    elsewhere = on_another_machine(monkeypatch, toy)
+    shutil.copytree(toy.runs / "seed-0" / START, elsewhere.runs / "seed-0" / START)
+    with pytest.raises(ValueError, match="other weights of 'ibot'"):
+        run(elsewhere, [0])
+
+
+def test_no_arm_joins_results_that_do_not_say_where_they_come_from(
+    toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: Finish, results: Path
+) -> None:
+    finish(START, 0, patches=1.0)
+    only(monkeypatch, START)
+    run = partial(run_all, results=results, after_each=lambda _: None)
+    run(toy, [0])  # nothing is missing
+    only(monkeypatch, START, IBOT)
+    with pytest.raises(ValueError, match="do not say from which weights"):
+        run(toy, [0])
+    assert not toy.runs.exists()  # refused before anything is trained
+    run(toy, [1])
 
 
 def test_a_stopped_arm_resumes_and_ends_the_same(

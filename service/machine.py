@@ -187,11 +187,12 @@ class PeakMeter:
     """Measures how far memory rises above what was in use when the meter was created.
 
     It reads the kernel's high-water mark, which counts the whole process: measure while nothing
-    else runs.
+    else runs. Free pages of the heap are returned first, else what reuses them would not count.
     """
 
     def __init__(self, proc: Path = PROC / "self") -> None:
         self._proc = proc
+        trim()
         self._base_bytes = _kibibytes(proc / "status", "VmRSS")
 
     def peak_bytes(self, run: Callable[[], object]) -> int | None:

@@ -124,6 +124,26 @@ def test_each_peak_is_measured_by_itself() -> None:
     assert small_bytes < 100 * MB, "the larger peak before it does not count again"
 
 
+# Leaves free pages in the heap below a block that stays, then prints the peak of a run in them.
+REUSED = """
+from service.machine import PeakMeter
+
+blocks = [bytearray(b"x") * 100_000 for _ in range(1_000)]
+last = bytearray(b"x") * 100_000
+del blocks
+peak_bytes = PeakMeter().peak_bytes(lambda: bytearray(b"x") * (80 * 2**20))
+print(-1 if peak_bytes is None else peak_bytes // 2**20)
+"""
+
+
+def test_a_run_that_reuses_free_pages_of_the_heap_has_a_peak(project_root: Path) -> None:
+    command = [sys.executable, "-c", REUSED]
+    ended = subprocess.run(command, cwd=project_root, check=True, capture_output=True, text=True)
+    if (peak_mib := int(ended.stdout)) == -1:
+        pytest.skip("this system lets no process reset its high-water mark")
+    assert peak_mib in range(70, 100)
+
+
 def test_without_a_resettable_peak_the_run_happens_unmeasured(tmp_path: Path) -> None:
     ran: list[bool] = []
     assert PeakMeter(tmp_path / "no-proc").peak_bytes(lambda: ran.append(True)) is None

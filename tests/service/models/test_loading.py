@@ -156,7 +156,6 @@ def test_lanes_fit_the_memory_that_the_first_one_uses(
     # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 73.5 MB.
     assert 500 < loaded.max_patches["image"] < 1100
     machine.loaded.clear()
-    collect_and_trim()  # pages that the heap keeps of the first load would not count in the second
     machine.set_free(400 * MB)
     assert len(load(lanes=None).lanes) == 2
     # The first lane, which was measured, had too few threads; it was closed for another one.

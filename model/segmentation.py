@@ -66,16 +66,17 @@ def l2_normalize(x: NDArray[np.float32]) -> NDArray[np.float32]:
     A single vector takes calls that keep Python's lock: in a busy server another thread takes it
     otherwise, and that costs five times as much as the arithmetic.
     """
-    width = x.shape[-1]
-    starts = range(0, max(1, width), LOCKED_ELEMENTS)
-    parts = [x[..., i : i + LOCKED_ELEMENTS] for i in starts]
+    starts = range(0, max(1, x.shape[-1]), LOCKED_ELEMENTS)
     if x.ndim == 1:  # the same numbers as below
-        length = math.sqrt(sum([float(np.vecdot(part_D, part_D)) for part_D in parts]))
-        divisor = np.float32(max(length, 1e-12))
-        unit_D = np.empty(width, np.float32)
-        for i, part_D in zip(starts, parts, strict=True):
-            np.divide(part_D, divisor, out=unit_D[i : i + LOCKED_ELEMENTS])
+        unit_D, square = x.copy(), 0.0
+        for i in starts:
+            part_D = unit_D[i : i + LOCKED_ELEMENTS]
+            square += float(np.vecdot(part_D, part_D))
+        length = max(math.sqrt(square), 1e-12)
+        for i in starts:
+            unit_D[i : i + LOCKED_ELEMENTS] /= length
         return unit_D
+    parts = [x[..., i : i + LOCKED_ELEMENTS] for i in starts]
     squares = sum([np.vecdot(part, part).astype(np.float64) for part in parts])
     lengths = np.sqrt(squares)[..., None].astype(np.float32)
     unit: NDArray[np.float32] = x / np.maximum(lengths, np.float32(1e-12))

@@ -23,7 +23,7 @@ from service.call import Call
 from service.errors import Unavailable
 from service.fair_pool import FairPool
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
-from service.lanes.work import Kind, image_kind
+from service.lanes.work import image_kind
 from service.lanes.worker import device_unhealthy
 from service.messages import (
     ClassifyImagesRequest,
@@ -46,9 +46,15 @@ from service.messages import (
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )
-from service.models.admission import AdmissionGuard, Ticket
+from service.models.admission import AdmissionGuard
 from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
-from service.models.image_pipeline import EncodedImage, EncodedImages, ImageJob, ImagePipeline
+from service.models.image_pipeline import (
+    EncodedImage,
+    EncodedImages,
+    ImageJob,
+    ImagePipeline,
+    SizeCheck,
+)
 from service.models.registry import ModelRegistry
 from service.models.served_model import ModelStatistics, RequestTimer, ServedModel
 from service.models.texts import PromptSet, TextEmbeddings
@@ -245,21 +251,19 @@ class DataPlane:
             check_pixels(request.images, model.manifest)
             names = check_outputs(request.outputs, model.info)
             job = self._image_job(request, model, call, names)
-            async with self._admitted(job, model, call) as ticket:
-                encoded, _ = await self._encode(job, model, call, ticket)
-                with call.stage("post"):
-                    embeddings = [
-                        image_outputs(
-                            image.outputs, names, grid_hw=image.grid_hw, normalize=request.normalize
-                        )
-                        for image in encoded.images
-                    ]
-                    if request.vector_type == "float32":
-                        packed, scales = embeddings, []
-                    else:
-                        work = partial(pack_all, vector_type=request.vector_type)
-                        both = await wait_all(self.offload(partial(work, e)) for e in embeddings)
-                        packed, scales = [rows for rows, _ in both], [scale for _, scale in both]
+            async with _Encoding(self, job, model, call) as (encoded, _):
+                embeddings = [
+                    image_outputs(
+                        image.outputs, names, grid_hw=image.grid_hw, normalize=request.normalize
+                    )
+                    for image in encoded.images
+                ]
+                if request.vector_type == "float32":
+                    packed, scales = embeddings, []
+                else:
+                    work = partial(pack_all, vector_type=request.vector_type)
+                    both = await wait_all(self.offload(partial(work, e)) for e in embeddings)
+                    packed, scales = [rows for rows, _ in both], [scale for _, scale in both]
         return EmbedImagesResponse(
             model=model.manifest.name,
             embeddings=tuple(packed),
@@ -316,14 +320,12 @@ class DataPlane:
                 groups, _ = text_groups(EmbedTextsRequest(texts=texts), self.limits)
                 prompts = model.texts.look_up(list(groups.values()))
             job = self._image_job(request, model, call, ("cls1",))
-            async with self._admitted(job, model, call, prompts) as ticket:
-                encoded, known = await self._encode(job, model, call, ticket, prompts=prompts)
-                with call.stage("post"):
-                    if texts:
-                        num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
-                    rows = [image.outputs["cls1"] for image in encoded.images]
-                    rows += [known[p] for group in prompts.groups for p in group.prompts]
-                    rows_ID = shorten(np.stack(rows), dimensions, normalize=request.normalize)
+            async with _Encoding(self, job, model, call, prompts=prompts) as (encoded, known):
+                if texts:
+                    num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
+                rows = [image.outputs["cls1"] for image in encoded.images]
+                rows += [known[p] for group in prompts.groups for p in group.prompts]
+                rows_ID = shorten(np.stack(rows), dimensions, normalize=request.normalize)
         return EmbedMixedResponse(
             model=model.manifest.name,
             images_BD=rows_ID[: len(encoded.images)],
@@ -350,30 +352,28 @@ class DataPlane:
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, call, (features,))
-            async with self._admitted(job, model, call, prompts) as ticket:
-                encoded, known = await self._encode(job, model, call, ticket, prompts=prompts)
-                with call.stage("post"):
-                    if head is not None:
-                        classes_KD = head.classes_KD
-                    elif prompts is NO_PROMPTS:
-                        classes_KD = await self.offload(
-                            partial(_example_classes, request, encoded, features, job.rule)
-                        )
-                    else:
-                        classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
-                    masks = await wait_all(
-                        self.offload_steps(
-                            segment_image(
-                                [part.outputs[features] for part in image.parts],
-                                classes_KD,
-                                _geometry(image, job.rule, request.size),
-                                request,
-                                temperature=_temperature(model, head),
-                            ),
-                            call,
-                        )
-                        for image in encoded.images
+            async with _Encoding(self, job, model, call, prompts=prompts) as (encoded, known):
+                if head is not None:
+                    classes_KD = head.classes_KD
+                elif prompts is NO_PROMPTS:
+                    classes_KD = await self.offload(
+                        partial(_example_classes, request, encoded, features, job.rule)
                     )
+                else:
+                    classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
+                masks = await wait_all(
+                    self.offload_steps(
+                        segment_image(
+                            [part.outputs[features] for part in image.parts],
+                            classes_KD,
+                            _geometry(image, job.rule, request.size),
+                            request,
+                            temperature=_temperature(model, head),
+                        ),
+                        call,
+                    )
+                    for image in encoded.images
+                )
         return _segmented(request, model, masks, encoded)
 
     async def _segment_by_head(
@@ -382,20 +382,18 @@ class DataPlane:
         """Masks of the package's own classes."""
         request = with_own_labels(request, model.info)
         job = self._image_job(request, model, call, task="segmentation")
-        async with self._admitted(job, model, call) as ticket:
-            encoded, _ = await self._encode(job, model, call, ticket)
-            with call.stage("post"):
-                masks = await wait_all(
-                    self.offload_steps(
-                        segment_by_head(
-                            image.outputs["segmentation"],
-                            mask_size(job.rule, request.size, image.size_hw, image.scaled_hw),
-                            request,
-                        ),
-                        call,
-                    )
-                    for image in encoded.images
+        async with _Encoding(self, job, model, call) as (encoded, _):
+            masks = await wait_all(
+                self.offload_steps(
+                    segment_by_head(
+                        image.outputs["segmentation"],
+                        mask_size(job.rule, request.size, image.size_hw, image.scaled_hw),
+                        request,
+                    ),
+                    call,
                 )
+                for image in encoded.images
+            )
         return _segmented(request, model, masks, encoded)
 
     async def classify_images(
@@ -414,23 +412,21 @@ class DataPlane:
             prompts = self._class_prompts(request, model, head)
             temperature = request.temperature or _temperature(model, head)
             job = self._image_job(request, model, call, (features,))
-            async with self._admitted(job, model, call, prompts) as ticket:
-                encoded, known = await self._encode(job, model, call, ticket, prompts=prompts)
-                with call.stage("post"):
-                    classes_KD = (
-                        class_embeddings([g.prompts for g in prompts.groups], known)
-                        if head is None
-                        else head.classes_KD
+            async with _Encoding(self, job, model, call, prompts=prompts) as (encoded, known):
+                classes_KD = (
+                    class_embeddings([g.prompts for g in prompts.groups], known)
+                    if head is None
+                    else head.classes_KD
+                )
+                found = [
+                    classify(
+                        image.outputs[features],
+                        classes_KD,
+                        temperature=temperature,
+                        top_k=request.top_k,
                     )
-                    found = [
-                        classify(
-                            image.outputs[features],
-                            classes_KD,
-                            temperature=temperature,
-                            top_k=request.top_k,
-                        )
-                        for image in encoded.images
-                    ]
+                    for image in encoded.images
+                ]
         return ClassifyImagesResponse(
             model=model.manifest.name,
             classes=tuple(c.name for c in request.classes),
@@ -451,10 +447,8 @@ class DataPlane:
             check_view(request)
             features = check_features(request.features, model.manifest)
             job = self._image_job(request, model, call, (features,))
-            async with self._admitted(job, model, call) as ticket:
-                encoded, _ = await self._encode(job, model, call, ticket)
-                with call.stage("post"):
-                    maps = await self._draw_features(request, encoded.images, features)
+            async with _Encoding(self, job, model, call) as (encoded, _):
+                maps = await self._draw_features(request, encoded.images, features)
         return VisualizeFeaturesResponse(
             model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
         )
@@ -470,15 +464,11 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_task(task, model.info)
             job = self._image_job(request, model, call, task=task)
-            async with self._admitted(job, model, call) as ticket:
-                encoded, _ = await self._encode(job, model, call, ticket)
-                with call.stage("post"):
-                    maps = await wait_all(
-                        self.offload(
-                            partial(make_map, task, raw, image.size_hw if is_scaled else None)
-                        )
-                        for raw, image in ((e.outputs[task], e) for e in encoded.images)
-                    )
+            async with _Encoding(self, job, model, call) as (encoded, _):
+                maps = await wait_all(
+                    self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
+                    for raw, image in ((e.outputs[task], e) for e in encoded.images)
+                )
         return EstimateMapsResponse(
             model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
         )
@@ -488,33 +478,6 @@ class DataPlane:
         self.gate.check()
         num_items = len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
         return _ModelUse(self.models, request.model, call, num_items)
-
-    def _admitted(
-        self, job: ImageJob, model: ServedModel, call: Call, prompts: PromptSet = NO_PROMPTS
-    ) -> AdmissionGuard:
-        """Admit a request, and hold the admission while a block encodes and answers it."""
-        cost = len(job.images) * job.rule.nominal_patches + prompts.cost
-        kind: Kind | None = None if job.kind == "image" else job.kind
-        return AdmissionGuard(self.gate, model.admission, cost=cost, call=call, kind=kind)
-
-    async def _encode(
-        self,
-        job: ImageJob,
-        model: ServedModel,
-        call: Call,
-        ticket: Ticket,
-        *,
-        prompts: PromptSet = NO_PROMPTS,
-    ) -> tuple[EncodedImages, TextEmbeddings]:
-        """Encode the images and prompts of an admitted request."""
-        images = self._images.run(job, model, call, ticket)
-        if prompts.missing:
-            encoded, texts = await wait_both(images, model.texts.encode(prompts, call, self._pool))
-        else:
-            encoded, texts = await images, prompts.cached
-        if encoded.answer_bytes > SMALL_ANSWER_BYTES:
-            await self.answer_memory.hold(encoded.answer_bytes, call)
-        return encoded, texts
 
     def _image_job(
         self,
@@ -534,8 +497,29 @@ class DataPlane:
             patch_outputs or tasks or not isinstance(request, EmbedImagesRequest)
         )
 
+        return ImageJob(
+            images=request.images,
+            rule=rule,
+            kind=task or image_kind(tasks),
+            patch_outputs=patch_outputs,
+            check_sizes=self._size_check(request, model, call, rule, task=task)
+            if is_sized
+            else None,
+            is_partial=getattr(request, "partial", False),
+        )
+
+    def _size_check(
+        self,
+        request: ImagesRequest,
+        model: ServedModel,
+        call: Call,
+        rule: SizeRule,
+        *,
+        task: DenseTask | None,
+    ) -> SizeCheck:
+        assert isinstance(request, SizedRequest)
+
         def check(sizes_hw: Sequence[tuple[int, int]], num_patches: Sequence[int]) -> int:
-            assert isinstance(request, SizedRequest)
             num_labels = 0
             if isinstance(request, SegmentImagesRequest):
                 num_labels = len(request.classes) if task == "segmentation" else 0
@@ -556,14 +540,7 @@ class DataPlane:
             self.answer_memory.check(size)
             return size.num_held
 
-        return ImageJob(
-            images=request.images,
-            rule=rule,
-            kind=task or image_kind(tasks),
-            patch_outputs=patch_outputs,
-            check_sizes=check if is_sized else None,
-            is_partial=getattr(request, "partial", False),
-        )
+        return check
 
     async def _with_head(
         self, request: HeadRequest, model: ServedModel
@@ -603,6 +580,62 @@ class DataPlane:
         )
 
 
+class _Encoding:
+    """Admits a request, encodes its images and prompts, and times the block as the stage `post`.
+
+    The admission ends with the block, which makes the answer and is cancelled at the deadline.
+    """
+
+    __slots__ = ("_began", "_call", "_guard", "_job", "_model", "_plane", "_prompts")
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        job: ImageJob,
+        model: ServedModel,
+        call: Call,
+        *,
+        prompts: PromptSet = NO_PROMPTS,
+    ) -> None:
+        self._plane, self._job, self._model = plane, job, model
+        self._call, self._prompts = call, prompts
+        self._began = 0.0
+        self._guard = AdmissionGuard(
+            plane.gate,
+            model.admission,
+            cost=len(job.images) * job.rule.nominal_patches + prompts.cost,
+            call=call,
+            kind=None if job.kind == "image" else job.kind,
+        )
+
+    async def __aenter__(self) -> tuple[EncodedImages, TextEmbeddings]:
+        plane, model, call, prompts = self._plane, self._model, self._call, self._prompts
+        ticket = await self._guard.__aenter__()
+        try:
+            images = plane._images.run(self._job, model, call, ticket)
+            if prompts.missing:
+                known = model.texts.encode(prompts, call, plane._pool)
+                encoded, texts = await wait_both(images, known)
+            else:
+                encoded, texts = await images, prompts.cached
+            if encoded.answer_bytes > SMALL_ANSWER_BYTES:
+                await plane.answer_memory.hold(encoded.answer_bytes, call)
+        except BaseException as error:
+            await self._guard.__aexit__(type(error), error, error.__traceback__)
+            raise
+        self._began = call.clock()
+        return encoded, texts
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._call.record("post", self._began, self._call.clock())
+        await self._guard.__aexit__(kind, error, traceback)
+
+
 class _ModelUse:
     """A lease whose block is counted as one request."""
 
@@ -619,7 +652,7 @@ class _ModelUse:
     def __enter__(self) -> ServedModel:
         self._model = model = self._registry.begin_use(self._name)
         self._call.model = model.manifest.name
-        self._timer = model.requests.timing(self._call, self._num_items)
+        self._timer = RequestTimer(model.requests, self._call, self._num_items)
         return model
 
     def __exit__(

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -16,7 +15,7 @@ from model.text import TextTokenizer
 from service.call import Call, Stage
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
-from service.lanes.work import Bucket, Completed, Kind, WorkItem
+from service.lanes.work import Bucket, ItemFuture, Kind, WorkItem
 from service.messages import ModelInfo
 from service.models.admission import Admission
 from service.models.texts import TextCache, TextEncoder
@@ -83,10 +82,6 @@ class RequestCounts:
         self._success, self._fail, self._cache_hit = [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]
         self._stages: dict[Stage, list[float]] = {stage: [0.0, 0.0] for stage in STAGES}
 
-    def timing(self, call: Call, num_items: int) -> "RequestTimer":
-        """Count the block as one request with this many items."""
-        return RequestTimer(self, call, num_items)
-
     def snapshot(self, name: str, batches: Mapping[int, tuple[int, float]]) -> ModelStatistics:
         """The counts as they are now.
 
@@ -132,7 +127,7 @@ def _add(counted: list[float], seconds: float) -> None:
 
 
 class RequestTimer:
-    """Measures one request, from its construction to the end of the `with` block."""
+    """Counts one request of so many items, from its construction to the end of the block."""
 
     __slots__ = ("_before", "_began", "_call", "_counts", "_num_items")
 
@@ -257,13 +252,18 @@ class ServedModel:
         """Patches of an image of this size: its cost."""
         return size_hw[0] * size_hw[1] // self.manifest.patch_size**2
 
-    def offer(self, job: Callable[[], None]) -> bool:
-        """Hand a short job that submits an image to an idle lane; False if there is none.
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no more requests than lanes are in progress.
 
-        With more requests than lanes there is none for long: the pool then decodes what the lanes
-        take next, without a wake-up. Offers to lanes that are idle for a moment cost 10 % more.
+        Else no lane is idle for long: the pool then decodes what the lanes take next, without a
+        wake-up. Offers to lanes that are idle for a moment cost 10 % more.
         """
-        return self.admission.num_admitted <= len(self._lanes) and self._batcher.offer(job)
+        return self.admission.num_admitted <= len(self._lanes)
+
+    def offer(self, job: Callable[[], None]) -> bool:
+        """Hand a short job that submits an image to an idle lane; False if there is none."""
+        return self._batcher.offer(job)
 
     def submit_images(
         self,
@@ -271,7 +271,7 @@ class ServedModel:
         call: Call,
         kind: Kind,
         patch_outputs: Collection[PatchOutput],
-    ) -> list["Future[Completed]"]:
+    ) -> list[ItemFuture]:
         """Queue prepared images; the i-th future has the raw outputs of the i-th. Thread-safe.
 
         Args:
@@ -285,8 +285,8 @@ class ServedModel:
         """
         items = [
             WorkItem(
-                bucket=Bucket(kind, (p.shape[1], p.shape[2])),
-                cost=self.num_patches((p.shape[1], p.shape[2])),
+                bucket=Bucket(kind, p.shape[1:]),
+                cost=self.num_patches(p.shape[1:]),
                 payload=p,
                 patch_outputs=patch_outputs,
                 deadline=call.deadline,

@@ -7,7 +7,7 @@ import pytest
 from service.call import Call
 from service.lanes.latency_model import LatencyCurve
 from service.lanes.work import Bucket
-from service.models.served_model import RequestCounts, Total
+from service.models.served_model import RequestCounts, RequestTimer, Total
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S, Clock
 
@@ -17,11 +17,11 @@ def test_successes_and_failures_are_counted_with_the_time_that_each_added(clock:
     counts = RequestCounts(now=lambda: 5.0)
     call = Call(request_id="r", deadline=99.0, clock=clock)
     call.record("post", 0.0, 0.5)
-    with counts.timing(call, 3):
+    with RequestTimer(counts, call, 3):
         clock.now += 2
         call.record("post", 0.0, 0.25)
         call.record("run", 0.0, 1.0)
-    failing = counts.timing(call, 1)
+    failing = RequestTimer(counts, call, 1)
     clock.now += 1
     with pytest.raises(ValueError, match="broken"), failing:
         raise ValueError("broken")

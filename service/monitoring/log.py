@@ -57,11 +57,7 @@ class LogQueue:
 
     def put(self, line: Line) -> None:
         """Write a line, with its line end, soon; the log's thread calls a function for it."""
-        self.handler.acquire()
-        try:
-            self.handler.enqueue(line)
-        finally:
-            self.handler.release()
+        self.handler.enqueue(line)
 
     def close(self, timeout_s: float) -> bool:
         """Write the queued lines and end; False if the stream did not take them in time."""
@@ -82,21 +78,26 @@ class _Handler(QueueHandler):
         self.num_dropped = 0
         self._num_reported = 0
         self._max_lines = max_lines
+        self._counting = threading.Lock()
 
     def prepare(self, record: logging.LogRecord) -> str:
         return self.format(record) + "\n"
 
     def enqueue(self, record: Any) -> None:
-        # `handle` and `LogQueue.put` hold the handler's lock, so that one thread at a time is here.
-        if self.queue.qsize() >= self._max_lines:
-            self.num_dropped += 1
-            return
-        if self.num_dropped > self._num_reported:
-            fields = {"lines": self.num_dropped - self._num_reported}
-            self._num_reported = self.num_dropped
-            warning = {"name": __name__, "levelname": "WARNING", "msg": "log lines were dropped"}
-            self.queue.put(self.prepare(logging.makeLogRecord({**warning, "fields": fields})))
-        self.queue.put(record)
+        with self._counting:
+            if self.queue.qsize() >= self._max_lines:
+                self.num_dropped += 1
+                return
+            if self.num_dropped > self._num_reported:
+                fields = {"lines": self.num_dropped - self._num_reported}
+                self._num_reported = self.num_dropped
+                warning = {
+                    "name": __name__,
+                    "levelname": "WARNING",
+                    "msg": "log lines were dropped",
+                }
+                self.queue.put(self.prepare(logging.makeLogRecord({**warning, "fields": fields})))
+            self.queue.put(record)
 
 
 class _Listener(QueueListener):

@@ -6,7 +6,7 @@ Shape legend: B images, T texts, D width, K classes, H W pixels, h w patch grid.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from itertools import chain, count
 from typing import Any, Final, Generic, TypeVar
@@ -152,7 +152,7 @@ async def respond(
     """Write the response to a request."""
     pieces = await write_content(
         plane,
-        lambda: request.writer.write(answer, request, plane.image_limits),
+        partial(request.writer.write, answer, request, plane.image_limits),
         request.writer.num_values(answer),
     )
     return PiecedResponse(pieces, request.media)
@@ -734,6 +734,8 @@ def dump_pieces(document: Any) -> list[Piece]:
 
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
     frame = orjson.dumps(document, leave_out, options)
+    if not texts:
+        return [frame]
     first, *others = frame.split(PLACE)
     return [first, *chain.from_iterable(zip(texts, others, strict=True))]
 

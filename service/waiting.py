@@ -3,11 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -57,7 +56,14 @@ async def wait_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
         del futures  # See above.
 
 
-def cancel_all(futures: Iterable[asyncio.Future[Any] | Future[Any]]) -> None:
+class Cancellable(Protocol):
+    """A future of any kind."""
+
+    def cancel(self) -> bool:
+        """Cancel it."""
+
+
+def cancel_all(futures: Iterable[Cancellable]) -> None:
     """Cancel all. A loop in the caller would keep its last future in the caller's frame."""
     for future in futures:
         future.cancel()
@@ -75,32 +81,32 @@ class ThreadResult(Generic[T]):
         self._num_pending = 0
         self._lock = threading.Lock()
 
-    async def of(
+    def of(
         self, start: Callable[[Callable[[], None]], object], work: Callable[[U], None], argument: U
-    ) -> T:
-        """Start work in a thread and wait until it, or what it has started, sets the result.
+    ) -> asyncio.Future[T]:
+        """Start work in a thread; the result is what it, or what it has started, sets.
 
-        Raises:
-            Exception: From the work, or the first future given to `set_after`.
+        Only the caller may keep the future: a failed one and the frames of its error form a cycle.
         """
-        self._result = self._loop.create_future()
+        result = self._result = self._loop.create_future()
         start(partial(self.run, work, argument))
-        try:
-            return await self._result
-        finally:
-            self._result = None  # see `wait_all`
+        return result
 
     def set(self, value: T) -> None:
         """Wake the coroutine; from any thread."""
         self._wake(value, None)
 
-    def set_after(self, futures: Sequence[Future[Any]], value: T) -> None:
-        """Wake the coroutine after the last of these futures, or after the first error."""
-        self._num_pending = len(futures)
-        if not futures:
-            self.set(value)
-        for future in futures:
-            future.add_done_callback(partial(self._on_done, value))
+    def expect(self, num_parts: int) -> None:
+        """Set how many times `arrive` is called before the coroutine is woken."""
+        self._num_pending = num_parts
+
+    def arrive(self, value: T, error: BaseException | None) -> None:
+        """One part is done: wake the coroutine after the last one, or by an error."""
+        with self._lock:
+            self._num_pending -= 1
+            is_last = self._num_pending == 0
+        if error is not None or is_last:
+            self._wake(value, error)
 
     def run(self, work: Callable[[U], None], argument: U) -> None:
         """Do work; its error is the result. From any thread."""
@@ -111,24 +117,15 @@ class ThreadResult(Generic[T]):
         except Exception as error:
             self._wake(None, error)
 
-    def _on_done(self, value: T, future: Future[Any]) -> None:
-        if future.cancelled():
-            return
-        with self._lock:
-            self._num_pending -= 1
-            is_last = self._num_pending == 0
-        error = future.exception()
-        if error is not None or is_last:
-            self._wake(value, error)
-
     def _wake(self, value: T | None, error: BaseException | None) -> None:
         with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
             self._loop.call_soon_threadsafe(self._settle, value, error)
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
-        if self._result is None or self._result.done():
+        result, self._result = self._result, None
+        if result is None or result.done():
             return
         if error is None:
-            self._result.set_result(value)
+            result.set_result(value)
         else:
-            self._result.set_exception(error)
+            result.set_exception(error)

@@ -18,7 +18,6 @@ import math
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,11 +30,10 @@ from service.lanes.work import (
     Batch,
     BatchLimits,
     Bucket,
-    Completed,
+    ItemFuture,
     Kind,
     QueuedItem,
     WorkItem,
-    resolve,
 )
 from service.monitoring.metrics import Metrics, ModelCounter
 
@@ -98,21 +96,26 @@ class BucketQueue:
 
     def __init__(self) -> None:
         self._levels: dict[tuple[int, str], OrderedDict[int, QueuedItem]] = {}
+        self.num_items = 0
         self.cost = 0
 
     def add(self, entry: QueuedItem) -> None:
         """Append an item."""
-        level = self._levels.setdefault(_level_of(entry), OrderedDict())
+        level = self._levels.get(entry.level)
+        if level is None:
+            level = self._levels[entry.level] = OrderedDict()
         level[entry.number] = entry
+        self.num_items += 1
         self.cost += entry.item.cost
 
     def remove(self, entry: QueuedItem) -> bool:
         """Remove an item; False if it is not in this queue."""
-        level = self._levels.get(_level_of(entry))
+        level = self._levels.get(entry.level)
         if level is None or level.pop(entry.number, None) is None:
             return False
         if not level:
-            del self._levels[_level_of(entry)]
+            del self._levels[entry.level]
+        self.num_items -= 1
         self.cost -= entry.item.cost
         return True
 
@@ -136,16 +139,6 @@ class BucketQueue:
     def levels(self) -> Iterator[Iterable[QueuedItem]]:
         """The items of each level of each flow, in order."""
         return (level.values() for level in self._levels.values())
-
-    def __len__(self) -> int:
-        return sum(map(len, self._levels.values()))
-
-    def __bool__(self) -> bool:
-        return bool(self._levels)
-
-
-def _level_of(entry: QueuedItem) -> tuple[int, str]:
-    return entry.item.priority, entry.item.flow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +193,7 @@ class BatchQueue:
         """Whether the queue refuses items."""
         return self._closed_by is not None
 
-    def put(self, items: Sequence[WorkItem]) -> list["Future[Completed]"]:
+    def put(self, items: Sequence[WorkItem]) -> list[ItemFuture]:
         """Queue all items of a request at once, in order.
 
         Returns:
@@ -301,13 +294,13 @@ class BatchQueue:
             self._changed.notify_all()
             self._peek_changed.notify_all()
         for entry in waiting:
-            if entry.future.set_running_or_notify_cancel():
-                resolve(entry.future, error=reason())
+            if entry.future.start():
+                entry.future.settle(error=reason())
 
     def depths(self) -> dict[Bucket, int]:
         """Number of waiting items in each bucket."""
         with self._lock:
-            return {bucket: len(queue) for bucket, queue in self._queues.items()}
+            return {bucket: queue.num_items for bucket, queue in self._queues.items()}
 
     def ahead_of(self, priority: int, flow: str = "") -> dict[Bucket, int]:
         """Least number of items of each bucket that are served before a new item.
@@ -344,9 +337,13 @@ class BatchQueue:
         rank = now + (item.priority - 1) * self._rules.priority_step_s
         number = self._next_number
         self._next_number += 1
-        entry = QueuedItem(number=number, item=item, enqueued=now, rank=(rank, number))
+        level = item.priority, item.flow
+        entry = QueuedItem(number=number, item=item, enqueued=now, level=level, rank=(rank, number))
         entry.future.on_left = partial(self._drop_cancelled, entry)
-        self._queues.setdefault(item.bucket, BucketQueue()).add(entry)
+        queue = self._queues.get(item.bucket)
+        if queue is None:
+            queue = self._queues[item.bucket] = BucketQueue()
+        queue.add(entry)
         return entry
 
     def _first(
@@ -379,7 +376,7 @@ class BatchQueue:
         if queue is None or not queue.remove(entry):
             return
         self._shares.remove(entry.item.flow)
-        if not queue:
+        if not queue.num_items:
             del self._queues[entry.item.bucket]
 
     def _form(self) -> tuple[Batch | None, list[QueuedItem], float]:
@@ -405,7 +402,7 @@ class BatchQueue:
     def _due(self, bucket: Bucket, queue: BucketQueue) -> float:
         """When a batch of this bucket is due: now if it is full, else when `max_wait_s` is over."""
         limits = self._rules.limits[bucket.kind]
-        if self._rules.max_wait_s == 0 or limits.is_full(len(queue), queue.cost):
+        if self._rules.max_wait_s == 0 or limits.is_full(queue.num_items, queue.cost):
             return -math.inf
         return queue.oldest + self._rules.max_wait_s
 
@@ -413,15 +410,15 @@ class BatchQueue:
         """Remove the items of the next batch of a bucket; expired ones go to `expired`."""
         limits = self._rules.limits[bucket.kind]
         queue = self._queues[bucket]
-        max_items = self._even_share(len(queue))
+        max_items = self._even_share(queue.num_items)
         picked: list[QueuedItem] = []
         cost = 0
-        while queue and len(picked) < max_items:
+        while queue.num_items and len(picked) < max_items:
             entry = self._first(queue.heads(), now)
             if not limits.fits(len(picked) + 1, cost + entry.item.cost):
                 break
             # False if the caller has cancelled; from here on it can no longer cancel.
-            is_running = entry.future.set_running_or_notify_cancel()
+            is_running = entry.future.start()
             if is_running and entry.item.deadline > now:
                 self._shares.charge(entry.item.flow, entry.item.cost)
                 picked.append(entry)
@@ -446,7 +443,7 @@ class BatchQueue:
             item = entry.item
             if not limits.fits(len(picked) + 1, charged.total() + item.cost):
                 break
-            if not entry.future.cancelled() and item.deadline > now:
+            if entry.future.state != "cancelled" and item.deadline > now:
                 picked.append(entry)
                 charged[item.flow] += item.cost
             rest = heads.pop(entry)
@@ -461,7 +458,7 @@ class BatchQueue:
 
     def _drop_cancelled(self, entry: QueuedItem) -> None:
         """Remove an item whose caller cancelled it, unless a lane has taken it."""
-        if not entry.future.cancelled():
+        if entry.future.state != "cancelled":
             return
         self.count_abandoned(1, entry.item.deadline)
         with self._lock:
@@ -471,4 +468,4 @@ class BatchQueue:
         # Outside of the lock: resolving a future calls its callbacks.
         for entry in expired:
             self.abandoned.inc("deadline")
-            resolve(entry.future, error=deadline_exceeded())
+            entry.future.settle(error=deadline_exceeded())

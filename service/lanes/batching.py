@@ -11,12 +11,11 @@ from service.errors import Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.lane import Inputs, collate, take_rows
 from service.lanes.latency_model import LatencyModel
-from service.lanes.work import Batch, Kind, resolve
+from service.lanes.work import Batch, Kind
 from service.lanes.worker import (
     BatchCounts,
     HealthLimits,
     LaneContext,
-    LaneHealth,
     LaneRunner,
     LaneState,
     LaneWorker,
@@ -161,8 +160,10 @@ class Batcher:
 
     def done_in_s(
         self, cost: int, priority: int, flow: str = "", kind: Kind | None = None
-    ) -> float:
+    ) -> float | None:
         """Least time in seconds until new work is done, by the measured latencies.
+
+        None if no lane is ready.
 
         Args:
             cost: In patches or tokens.
@@ -170,16 +171,16 @@ class Batcher:
             flow: The same, by fair share.
             kind: Kind of its items, if all are of one kind.
         """
-        lanes = self._ready_lanes()
-        if not lanes:
-            return 0.0
-        running_s = [health.remaining_s for health in lanes]
+        idle_in_s = [worker.health.idle_in_s for worker in self.workers]
+        running_s = [seconds for seconds in idle_in_s if seconds is not None]
+        if not running_s:
+            return None
         wait_s = min(running_s)
         ahead = self.queue.ahead_of(priority, flow)
         ahead_s = sum(count * self.latency.item_s(bucket) for bucket, count in ahead.items())
         if ahead_s > 0:
-            wait_s = max(wait_s, (sum(running_s) + ahead_s) / len(lanes))
-        return wait_s + self.latency.least_s(cost, len(lanes), kind)
+            wait_s = max(wait_s, (sum(running_s) + ahead_s) / len(running_s))
+        return wait_s + self.latency.least_s(cost, len(running_s), kind)
 
     def stop(self, timeout_s: float) -> bool:
         """Fail waiting items and let running batches finish; after the time-out fail those too.
@@ -198,11 +199,8 @@ class Batcher:
             self._prefetcher.join(max(0.0, until - time.monotonic()))
         for batch in [worker.batch for worker in self.workers]:
             for entry in batch.entries if batch else ():
-                resolve(entry.future, error=Unavailable("The server stopped before the answer."))
+                entry.future.settle(error=Unavailable("The server stopped before the answer."))
         return not any(thread.is_alive() for thread in threads)
-
-    def _ready_lanes(self) -> list[LaneHealth]:
-        return [worker.health for worker in self.workers if worker.health.is_ready]
 
     def _close_if_all_dead(self) -> None:
         if all(worker.health.state is LaneState.DEAD for worker in self.workers):

@@ -1,10 +1,10 @@
 """Units of work: items, the batches that lanes compute of them, and their results."""
 
 import math
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ Kind = (
     ]
 )
 Outputs = Mapping[str, NDArray[np.float32]]
+ItemState = Literal["waiting", "running", "cancelled", "done"]
+OVER: Final = frozenset[ItemState]({"cancelled", "done"})
 
 
 def image_kind(tasks: Collection[DenseTask]) -> Kind:
@@ -119,53 +121,108 @@ def record_batches(done: Sequence[Completed], call: Call) -> None:
     call.wait("run", run_s)
 
 
-class ItemFuture(Future[Completed]):
-    """Result of an item. Its caller can also abandon it while a lane computes it.
+class ItemFuture:
+    """Result of an item, from any thread. Its caller can cancel it, also while a lane computes it.
+
+    Not a `concurrent.futures.Future`: that one waits and wakes by a condition, which is Python
+    code and took 24 calls for each item.
 
     Attributes:
-        is_abandoned: Whether the caller cancelled it while it ran; a running future cannot be
-            cancelled.
+        state: Where the item is on its way.
+        error: Why it failed, if it has.
+        is_abandoned: Whether the caller cancelled it while it ran.
         on_left: Called when the caller cancels or abandons it, in the caller's thread. Who holds
-            the item sets it: the queue, then the lane. A callback of the library for each item
-            would cost every request three locks.
+            the item sets it: the queue, then the lane.
     """
 
+    __slots__ = ("_lock", "_on_done", "_value", "error", "is_abandoned", "on_left", "state")
+
     def __init__(self) -> None:
-        super().__init__()
+        self._lock = threading.Lock()
+        self.state: ItemState = "waiting"
+        self._value: Completed | None = None
+        self.error: ServiceError | None = None
+        self._on_done: Callable[[ItemFuture], object] | None = None
         self.is_abandoned = False
         self.on_left: Callable[[], None] | None = None
 
-    def _invoke_callbacks(self) -> None:
-        """Call the callbacks, then drop them and `on_left`.
+    def result(self) -> Completed:
+        """The outputs of an item that is done.
 
-        The library keeps them. They refer to this future by way of item and request: without this,
-        images would stay in memory until the garbage collector runs, which at rest is never.
+        Raises:
+            ServiceError: It failed.
         """
-        super()._invoke_callbacks()  # type: ignore[misc]  # private; typeshed leaves it out
-        self._done_callbacks: list[Callable[[Future[Completed]], object]] = []
-        self.on_left = None
+        if self.error is not None:
+            raise self.error
+        assert self._value is not None, "the item is not done"
+        return self._value
+
+    def when_done(self, callback: "Callable[[ItemFuture], object]") -> None:
+        """Call this once when the item is done or cancelled; at once if it is. Only one."""
+        with self._lock:
+            is_over = self.state in OVER
+            if not is_over:
+                self._on_done = callback
+        if is_over:
+            callback(self)
+
+    def start(self) -> bool:
+        """A lane takes the item; False if it is cancelled."""
+        with self._lock:
+            if self.state == "cancelled":
+                return False
+            self.state = "running"
+        return True
+
+    def settle(self, value: Completed | None = None, error: ServiceError | None = None) -> None:
+        """Give it its result or error, unless it has one already or is cancelled."""
+        with self._lock:
+            if self.state in OVER:
+                return
+            self._value, self.error, self.state = value, error, "done"
+        self._call_back()
 
     def cancel(self) -> bool:
         """Cancel a waiting item; mark a running one as abandoned."""
-        on_left = self.on_left
-        is_cancelled = super().cancel()
-        if not is_cancelled:
-            if self.is_abandoned or not self.running():
-                return False
-            self.is_abandoned = True
-            on_left = self.on_left  # now: a lane that sets it later looks at `is_abandoned` itself
+        with self._lock:
+            is_waiting = self.state == "waiting"
+            if not is_waiting and (self.state != "running" or self.is_abandoned):
+                return self.state == "cancelled"
+            if is_waiting:
+                self.state = "cancelled"
+            self.is_abandoned = not is_waiting
+            on_left = self.on_left
+        if is_waiting:
+            self._call_back()
         if on_left is not None:
             on_left()
-        return is_cancelled
+        return is_waiting
+
+    def _call_back(self) -> None:
+        """Call the callback, then drop it and `on_left`.
+
+        They refer to this future by way of item and request: without this, images would stay in
+        memory until the garbage collector runs, which at rest is never.
+        """
+        callback, self._on_done = self._on_done, None
+        if callback is not None:
+            callback(self)
+        self.on_left = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class QueuedItem:
-    """An item in the queue, and its future. The lowest rank is served first."""
+    """An item in the queue, and its future.
+
+    Attributes:
+        level: Its priority and flow.
+        rank: Within its level, the lowest is served first.
+    """
 
     number: int
     item: WorkItem
     enqueued: float
+    level: tuple[int, str]
     rank: tuple[float, int]
     future: ItemFuture = field(default_factory=ItemFuture)
 
@@ -193,19 +250,3 @@ class Batch:
     def is_abandoned(self) -> bool:
         """Whether every caller has left. Never true for texts: the cache keeps their results."""
         return self.bucket.is_image and all([e.future.is_abandoned for e in self.entries])
-
-
-def resolve(
-    future: "Future[Completed]",
-    *,
-    value: Completed | None = None,
-    error: ServiceError | None = None,
-) -> None:
-    """Give a running future its result or error, unless it already has one."""
-    try:
-        if error is not None:
-            future.set_exception(error)
-        elif value is not None:
-            future.set_result(value)
-    except InvalidStateError:
-        pass

@@ -22,7 +22,7 @@ from service.errors import InternalError, ServiceError, Unavailable
 from service.lanes.batch_queue import BatchQueue
 from service.lanes.lane import Inputs, collate, take_rows
 from service.lanes.latency_model import LatencyModel
-from service.lanes.work import Batch, Bucket, Completed, Outputs, resolve
+from service.lanes.work import Batch, Bucket, Completed, Outputs
 from service.monitoring.metrics import Metrics
 from service.tracing import NO_BATCH, BatchTrace, begin_batch
 
@@ -106,10 +106,8 @@ class LaneHealth:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the lane takes work; it is dead only after a failure."""
-        run = self._run
-        is_hung = run is not None and self._clock() > run.started + run.limit_s
-        return self._failed_since is None and not is_hung
+        """Whether the lane takes work."""
+        return self.idle_in_s is not None
 
     @property
     def state(self) -> LaneState:
@@ -126,10 +124,19 @@ class LaneHealth:
         return self._failed_since if self._failed_since is not None else self._hung_since()
 
     @property
-    def remaining_s(self) -> float:
-        """Expected seconds until the lane is idle; 0 if it is idle or late."""
+    def idle_in_s(self) -> float | None:
+        """Expected seconds until the lane is idle, 0 if it is late; None while it is unhealthy."""
+        if self._failed_since is not None:  # also if it is dead
+            return None
         run = self._run
-        return 0.0 if run is None else max(0.0, run.started + run.expected_s - self._clock())
+        if run is None:
+            return 0.0
+        now = self._clock()
+        return (
+            None
+            if now > run.started + run.limit_s
+            else max(0.0, run.started + run.expected_s - now)
+        )
 
     def _hung_since(self) -> float | None:
         run = self._run
@@ -310,7 +317,7 @@ class LaneWorker:
             for entry in batch.entries:
                 error = _item_error(cause)
                 error.__cause__ = cause
-                resolve(entry.future, error=error)
+                entry.future.settle(error=error)
             # The cause leads to this frame by its traceback, and the items lead to the cause.
             # Without the cycle the images are freed now, and not at the next garbage collection.
             del batch, entry, error
@@ -321,7 +328,7 @@ class LaneWorker:
         for entry, outputs in zip(batch.entries, results, strict=True):
             queue_s, run_s = batch.taken - entry.enqueued, ended - batch.taken
             done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, batch=trace)
-            resolve(entry.future, value=done)
+            entry.future.settle(done)
         return None
 
     def _outputs_of(self, batch: Batch) -> Sequence[Outputs]:

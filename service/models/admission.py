@@ -154,8 +154,8 @@ class LoadForecast(Protocol):
     def is_ready(self) -> bool:
         """Whether any lane takes work."""
 
-    def done_in_s(self, cost: int, priority: int, flow: str, kind: Kind | None) -> float:
-        """Least time in seconds until new work would be done."""
+    def done_in_s(self, cost: int, priority: int, flow: str, kind: Kind | None) -> float | None:
+        """Least time in seconds until new work would be done; None if no lane takes work."""
 
 
 class Ticket:
@@ -249,7 +249,8 @@ class Admission:
             Unavailable: No lane is healthy.
             Overloaded: The queue is full.
         """
-        self._check_healthy()
+        if not self._lanes.is_ready:
+            raise self._unhealthy()
         if self.is_full(flow):
             raise self._overloaded()
 
@@ -270,10 +271,10 @@ class Admission:
         if call.waits_for_capacity:
             await self._wait(cost, call, kind)
             return Ticket(self, cost, call, kind)
-        self._check_healthy()
+        needed_s = self._needed_s(cost, call, kind)
         if not self._fits(1, call.flow):  # before the deadline: a full queue is the better reason
             raise self._overloaded()
-        self._check_deadline(cost, call, kind)
+        self._check_deadline(needed_s, call)
         with self._lock:
             self._check_size(cost)
             if not self._fits(cost, call.flow) or self._streams.has_next:
@@ -290,8 +291,7 @@ class Admission:
 
     async def _wait(self, cost: int, call: Call, kind: Kind | None) -> None:
         """Hold capacity for a stream request as soon as its turn comes."""
-        self._check_healthy()
-        self._check_deadline(cost, call, kind)
+        self._check_deadline(self._needed_s(cost, call, kind), call)
         waiter = CapacityWaiter(cost)
         with self._lock:
             self._check_size(cost)
@@ -305,12 +305,17 @@ class Admission:
                 raise self._rejected("deadline", deadline_exceeded()) from None
             raise
 
-    def _check_deadline(self, cost: int, call: Call, kind: Kind | None) -> None:
+    def _needed_s(self, cost: int, call: Call, kind: Kind | None) -> float:
+        needed_s = self._lanes.done_in_s(cost, call.priority, call.flow, kind)
+        if needed_s is None:
+            raise self._unhealthy()
+        return needed_s
+
+    def _check_deadline(self, needed_s: float, call: Call) -> None:
         try:
             left_s = call.remaining_s()
         except DeadlineExceeded as error:
             raise self._rejected("deadline", error) from None
-        needed_s = self._lanes.done_in_s(cost, call.priority, call.flow, kind)
         if needed_s > left_s:
             late = DeadlineExceeded(
                 f"The deadline is in {left_s:.3f} s, but with the current queue this request "
@@ -319,9 +324,8 @@ class Admission:
             )
             raise self._rejected("deadline", late)
 
-    def _check_healthy(self) -> None:
-        if not self._lanes.is_ready:
-            raise self._rejected("unhealthy", device_unhealthy())
+    def _unhealthy(self) -> ServiceError:
+        return self._rejected("unhealthy", device_unhealthy())
 
     def _check_size(self, cost: int) -> None:
         if cost > self._max_cost:

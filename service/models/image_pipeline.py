@@ -6,18 +6,20 @@ small image goes straight to a lane that is idle, which decodes it too.
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.fair_pool import FairPool
 from service.images import ImagePreparer, PreparedImage, SizeRule
-from service.lanes.work import Completed, Kind, Outputs, record_batches
+from service.lanes.work import Completed, ItemFuture, Kind, Outputs, record_batches
 from service.messages import MaybeImage
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
@@ -107,7 +109,7 @@ class _ImageRun:
     readable: Sequence[int] = ()
     # Of each image that was queued: its own and its scaled height and width; and its parts.
     sizes: list[tuple[Sizes, int]] = field(default_factory=list)
-    futures: Sequence[Future[Completed]] = ()
+    futures: Sequence[ItemFuture] = ()
     submitted: float | None = None
     is_cancelled: bool = False
     # Whether the thread of a lane reads and decodes its only image.
@@ -123,6 +125,11 @@ class _ImageRun:
             and isinstance(image, bytes)
             and len(image) <= MAX_LANE_BYTES
         )
+
+    def on_done(self, future: ItemFuture) -> None:
+        """One of the futures is settled."""
+        if future.state != "cancelled":
+            self.result.arrive(True, future.error)
 
 
 class ImagePipeline:
@@ -183,7 +190,9 @@ class ImagePipeline:
     def _start(self, run: _ImageRun, job: Callable[[], None]) -> None:
         """Start the job of a request on an idle lane if it is small, else in the pool."""
         # A lane that waited for a large image of another thread would take no batch meanwhile.
-        run.is_on_lane = run.is_small and self._preparer.has_room(MAX_LANE_PIXELS)
+        run.is_on_lane = (
+            run.model.is_quiet and run.is_small and self._preparer.has_room(MAX_LANE_PIXELS)
+        )
         if not (run.is_on_lane and run.model.offer(job)):
             run.is_on_lane = False
             self._pool.start(job)
@@ -253,17 +262,22 @@ class ImagePipeline:
 def _submit(run: _ImageRun, images: Sequence[PreparedImage]) -> None:
     """Queue all parts of all images at once; the last one wakes the coroutine."""
     rule = run.job.rule
-    cut = [rule.parts(image.pixels_3HW) for image in images]
-    for image, parts in zip(images, cut, strict=True):
+    pixels: list[NDArray[np.float32]] = []
+    for image in images:
         _, height, width = image.pixels_3HW.shape
+        parts = rule.parts(image.pixels_3HW)
         run.sizes.append(((image.size_hw, (height, width)), len(parts)))
-    pixels = [part for parts in cut for part in parts]
+        pixels += parts
     run.submitted = run.call.clock()
     run.futures = run.model.submit_images(pixels, run.call, run.job.kind, run.job.patch_outputs)
     if run.is_cancelled:
         for future in run.futures:
             future.cancel()
-    run.result.set_after(run.futures, True)
+    run.result.expect(len(run.futures))
+    for future in run.futures:
+        future.when_done(run.on_done)
+    if not run.futures:
+        run.result.set(True)
 
 
 def _encoded(sizes: Sizes, parts: Iterable[Completed], rule: SizeRule) -> EncodedImage:
@@ -285,7 +299,7 @@ def _count_decode(run: _ImageRun, started: float) -> None:
 def _count_failure(run: _ImageRun, started: float, error: BaseException) -> None:
     """Count the stages before the failure, and images that were abandoned before the queue."""
     _count_decode(run, started)
-    is_queued = bool(run.futures) and not any(future.running() for future in run.futures)
+    is_queued = bool(run.futures) and not any(future.state == "running" for future in run.futures)
     # A batch that failed does not tell how long its items waited.
     if is_queued and run.submitted is not None and not isinstance(error, InternalError):
         run.call.wait("queue", run.call.clock() - run.submitted)

@@ -29,7 +29,7 @@ from service.errors import InvalidRequest
 from service.lanes.batch_queue import stopping_error
 from service.lanes.batching import Batcher
 from service.lanes.lane import TEXT_OUTPUT
-from service.lanes.work import Bucket, Completed, WorkItem, record_batches
+from service.lanes.work import Bucket, Completed, ItemFuture, WorkItem, record_batches
 from service.messages import Truncation
 from service.monitoring.metrics import Metrics
 from service.validation import MAX_TEXT_CHARS, PromptGroup, blank_text
@@ -84,7 +84,7 @@ class InFlight:
 
     prompt: str
     waiters: set[Waiter] = field(default_factory=set)
-    work: "Future[Completed] | None" = None
+    work: ItemFuture | None = None
     is_over: bool = False
 
 
@@ -159,12 +159,12 @@ class TextCache:
         """Whether a request waits for this computation."""
         return bool(computation.waiters)
 
-    def launch(self, computation: InFlight, work: "Future[Completed]") -> None:
+    def launch(self, computation: InFlight, work: ItemFuture) -> None:
         """Attach the queued work; its result or error ends the computation."""
         with self._lock:
             computation.work = work
             is_wanted = bool(computation.waiters)
-        work.add_done_callback(partial(self._finish, computation))
+        work.when_done(partial(self._finish, computation))
         if not is_wanted:
             self._cancel(computation)
 
@@ -193,14 +193,13 @@ class TextCache:
             if not computation.is_over:
                 self._in_flight.setdefault(computation.prompt, computation)
 
-    def _finish(self, computation: InFlight, work: "Future[Completed]") -> None:
-        if work.cancelled():
+    def _finish(self, computation: InFlight, work: ItemFuture) -> None:
+        if work.state == "cancelled":
             return
-        error = work.exception()
-        if error is None:
+        if work.error is None:
             self._end(computation, work.result(), None)
-        elif isinstance(error, Exception):
-            self._end(computation, None, error)
+        else:
+            self._end(computation, None, work.error)
 
     def _end(
         self, computation: InFlight, completed: Completed | None, error: Exception | None

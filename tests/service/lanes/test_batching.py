@@ -17,7 +17,7 @@ from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.batching import Batcher, BatchPrefetcher
 from service.lanes.lane import Inputs, collate
 from service.lanes.latency_model import LatencyCurve
-from service.lanes.work import BatchLimits, Bucket, Outputs, WorkItem
+from service.lanes.work import BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
 from service.lanes.worker import HealthLimits
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S
@@ -108,6 +108,14 @@ def items(*values: float, bucket: Bucket = IMAGE, priority: int = 2) -> list[Wor
     return [WorkItem(bucket=bucket, cost=1, payload=p, priority=priority) for p in payloads]
 
 
+def settled(future: ItemFuture) -> ItemFuture:
+    """Wait for the end of an item."""
+    is_over = threading.Event()
+    future.when_done(lambda _: is_over.set())
+    assert is_over.wait(WAIT_S)
+    return future
+
+
 def test_an_idle_lane_takes_all_waiting_items(
     batcher: Batcher, runner: Runner, metrics: Metrics
 ) -> None:
@@ -115,7 +123,7 @@ def test_an_idle_lane_takes_all_waiting_items(
     assert runner.entered.acquire(timeout=WAIT_S)
     others = batcher.queue.put(items(2, 3)) + batcher.queue.put(items(4))
     runner.gate.set()
-    results = [f.result(WAIT_S).outputs["y"][0] for f in first + others]
+    results = [settled(f).result().outputs["y"][0] for f in first + others]
     assert results == [2, 4, 6, 8]
     assert runner.batches == [[1], [2, 3, 4]]
     assert metrics.registry.get_sample_value("tipserve_batch_images_sum") == 4
@@ -133,8 +141,8 @@ def test_a_batch_is_interrupted_once_its_last_caller_has_left(
     assert not two.cancel()
     assert runner.num_interrupted == 1
     (next_one,) = batcher.queue.put(items(3))
-    assert next_one.result(WAIT_S).outputs["y"][0] == 6
-    assert all(isinstance(f.exception(WAIT_S), InternalError) for f in (one, two))
+    assert settled(next_one).result().outputs["y"][0] == 6
+    assert all(isinstance(settled(f).error, InternalError) for f in (one, two))
     abandoned = {"reason": "interrupted"}
     assert metrics.registry.get_sample_value("tipserve_abandoned_total", abandoned) == 2
 
@@ -146,19 +154,19 @@ def test_a_running_batch_of_texts_is_completed_for_the_cache(
     assert runner.entered.acquire(timeout=WAIT_S)
     assert not text.cancel()
     runner.gate.set()
-    assert text.result(WAIT_S).outputs["y"][0] == 8
+    assert settled(text).result().outputs["y"][0] == 8
     assert runner.num_interrupted == 0
 
 
 def test_a_failing_batch_fails_alone_and_keeps_its_cause(batcher: Batcher, runner: Runner) -> None:
     runner.gate.set()
     (bad,) = batcher.queue.put(items(-1))
-    error = bad.exception(WAIT_S)
+    error = settled(bad).error
     assert isinstance(error, InternalError)
     assert isinstance(error.__cause__, ValueError)
     assert "negative" not in error.message
     (good,) = batcher.queue.put(items(5))
-    assert good.result(WAIT_S).outputs["y"][0] == 10
+    assert settled(good).result().outputs["y"][0] == 10
 
 
 def test_stopping_lets_the_running_batch_finish(batcher: Batcher, runner: Runner) -> None:
@@ -167,9 +175,9 @@ def test_stopping_lets_the_running_batch_finish(batcher: Batcher, runner: Runner
     (waiting,) = batcher.queue.put(items(2))
     stopper = threading.Thread(target=batcher.stop, args=(WAIT_S,))
     stopper.start()
-    assert isinstance(waiting.exception(WAIT_S), Unavailable)
+    assert isinstance(settled(waiting).error, Unavailable)
     runner.gate.set()
-    assert running.result(WAIT_S).outputs["y"][0] == 2
+    assert settled(running).result().outputs["y"][0] == 2
     stopper.join(WAIT_S)
     with pytest.raises(Unavailable):
         batcher.queue.put(items(3))
@@ -179,7 +187,7 @@ def test_stopping_answers_the_items_of_a_hung_lane(batcher: Batcher, runner: Run
     (running,) = batcher.queue.put(items(1))
     assert runner.entered.acquire(timeout=WAIT_S)
     assert not batcher.stop(0)
-    assert isinstance(running.exception(0), Unavailable)
+    assert isinstance(running.error, Unavailable)
 
 
 def test_other_lanes_keep_serving_when_one_is_dead(runner: Runner, metrics: Metrics) -> None:
@@ -189,8 +197,8 @@ def test_other_lanes_keep_serving_when_one_is_dead(runner: Runner, metrics: Metr
     batcher.start()
     failed = 0
     while batcher.lane_states()["dead"] == 0:
-        failed += isinstance(batcher.queue.put(items(1))[0].exception(WAIT_S), InternalError)
-    answers = [batcher.queue.put(items(n))[0].result(WAIT_S).outputs["y"][0] for n in range(20)]
+        failed += isinstance(settled(batcher.queue.put(items(1))[0]).error, InternalError)
+    answers = [settled(batcher.queue.put(items(n))[0]).result().outputs["y"][0] for n in range(20)]
     assert answers == [2 * n for n in range(20)]
     assert failed == 1, "one batch failed; the lane took no other during its repair"
     assert batcher.is_ready
@@ -201,7 +209,7 @@ def test_when_the_last_lane_is_dead_all_items_fail(metrics: Metrics) -> None:
     limits = HealthLimits(reload_pauses_s=(0,))
     batcher = Batcher([BrokenRunner()], rules=RULES, metrics=metrics, limits=limits)
     batcher.start()
-    errors = [future.exception(WAIT_S) for future in batcher.queue.put(items(*range(9)))]
+    errors = [settled(future).error for future in batcher.queue.put(items(*range(9)))]
     assert {type(error) for error in errors} == {InternalError, Unavailable}
     with pytest.raises(Unavailable, match="device"):
         batcher.queue.put(items(1))
@@ -305,7 +313,7 @@ def test_each_prefetched_item_has_its_own_row(data: st.DataObject) -> None:
                     assert not made[:, width:].any()
                 taken += [int(payload[0]) for payload in payloads]
     assert len(taken) == len(set(taken))
-    assert not [n for n in taken if futures[n].cancelled()]
+    assert not [n for n in taken if futures[n].state == "cancelled"]
 
 
 def test_with_lane_threads_each_item_gets_its_own_answer(metrics: Metrics) -> None:
@@ -316,7 +324,7 @@ def test_with_lane_threads_each_item_gets_its_own_answer(metrics: Metrics) -> No
     batcher.start()
     futures = [batcher.queue.put([*items(n), *items(n, priority=1)]) for n in range(300)]
     for n, pair in enumerate(futures):
-        assert [future.result(WAIT_S).outputs["y"][0] for future in pair] == [2 * n, 2 * n]
+        assert [settled(future).result().outputs["y"][0] for future in pair] == [2 * n, 2 * n]
     assert batcher.stop(WAIT_S)
     assert batcher._prefetcher
     assert not batcher._prefetcher._thread.is_alive()

@@ -5,7 +5,6 @@ lane computes, any other event may happen, including a whole batch of the other 
 """
 
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from service.errors import ServiceError, Unavailable
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Inputs
-from service.lanes.work import BatchLimits, Bucket, Completed, Outputs, WorkItem
+from service.lanes.work import OVER, BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
 from service.lanes.worker import HealthLimits, LaneState, LaneWorker
 from service.monitoring.metrics import Metrics
 
@@ -80,7 +79,7 @@ class EngineMachine(RuleBasedStateMachine):
     )
     def start(self, linger_s: float, num_tries: int, num_lanes: int) -> None:
         self.now = 0.0
-        self.accepted: list[Future[Completed]] = []
+        self.accepted: list[ItemFuture] = []
         self.answers: list[int] = []
         self.cancelled: set[int] = set()
         self.begun: set[int] = set()
@@ -125,7 +124,7 @@ class EngineMachine(RuleBasedStateMachine):
         for future in futures:
             rank = self.now + (fields["priority"] - 1) * RULES.priority_step_s
             self.ranks[len(self.accepted)] = (fields["flow"], rank, len(self.accepted))
-            future.add_done_callback(partial(self.count, len(self.accepted)))
+            future.when_done(partial(self.count, len(self.accepted)))
             self.accepted.append(future)
 
     def count(self, index: int, _: Any) -> None:
@@ -162,7 +161,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert len(batch.entries) == 1 or LIMITS.fits(len(batch.entries), batch.cost)
             if not worker.run(batch):
                 self.repair(worker)
-            assert all(entry.future.done() for entry in batch.entries)
+            assert all(entry.future.state in OVER for entry in batch.entries)
         self.idle.add(index)
 
     def repair(self, worker: LaneWorker) -> None:
@@ -193,22 +192,21 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def every_result_is_the_items_own(self) -> None:
         for index, future in enumerate(self.accepted):
-            if future.done() and not future.cancelled() and future.exception(timeout=0) is None:
-                assert future.result(timeout=0).outputs["y"][0] == index * 10
+            if future.state == "done" and future.error is None:
+                assert future.result().outputs["y"][0] == index * 10
         assert len(self.answers) == len(set(self.answers)), "resolved twice"
 
     @invariant()
     def no_item_waits_for_dead_lanes(self) -> None:
         if all(w.health.state is LaneState.DEAD for w in self.batcher.workers):
-            assert all(future.done() for future in self.accepted)
+            assert all(future.state in OVER for future in self.accepted)
 
     def teardown(self) -> None:
         self.batcher.stop(0)
         for index, future in enumerate(self.accepted):
-            assert future.done(), "never resolved"
-            assert future.cancelled() == (index in self.cancelled)
-            if not future.cancelled():
-                assert isinstance(future.exception(timeout=0), ServiceError | None)
+            assert future.state in OVER, "never resolved"
+            assert (future.state == "cancelled") == (index in self.cancelled)
+            assert isinstance(future.error, ServiceError | None)
         assert sorted(self.answers) == list(range(len(self.accepted)))
 
 

@@ -140,7 +140,7 @@ def test_a_batch_for_which_memory_is_too_small_runs_item_by_item(
     lane.most_items = most
     futures = submit(shared, len(codes))
     assert run_one(worker, shared)[0] == (most > 0)
-    failures = [future.exception() for future in futures]
+    failures = [future.error for future in futures]
     assert [getattr(failure, "code", None) for failure in failures] == codes
     if most:
         assert [f.result().outputs["y"].item() for f in futures] == [0, 1, 2]
@@ -207,12 +207,12 @@ def health(clock: Clock) -> LaneHealth:
 def test_a_run_over_its_limit_is_hung_until_it_ends(
     health: LaneHealth, clock: Clock, expected_s: float, limit_s: float
 ) -> None:
-    assert health.remaining_s == 0
+    assert health.idle_in_s == 0
     health.run_started(expected_s)
     clock.now = expected_s / 2
-    assert health.remaining_s == expected_s / 2
+    assert health.idle_in_s == expected_s / 2
     clock.now = limit_s
-    assert (health.state, health.remaining_s) == (LaneState.READY, 0)
+    assert (health.state, health.idle_in_s) == (LaneState.READY, 0)
     clock.now += 5
     assert (health.state, health.unhealthy_since) == (LaneState.HUNG, limit_s)
     health.run_succeeded()

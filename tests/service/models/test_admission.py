@@ -26,7 +26,9 @@ class Lanes:
     patch_s = 0.0
     ahead_s = (0.0, 0.0, 0.0)
 
-    def done_in_s(self, cost: int, priority: int, flow: str, kind: object) -> float:
+    def done_in_s(self, cost: int, priority: int, flow: str, kind: object) -> float | None:
+        if not self.is_ready:
+            return None
         return self.ahead_s[priority - 1] + cost * self.patch_s
 
 

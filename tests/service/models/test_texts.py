@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from service.call import Call
 from service.errors import InternalError, InvalidRequest, Unavailable
-from service.lanes.work import Completed
+from service.lanes.work import OVER, Completed, ItemFuture
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.texts import (
@@ -54,9 +54,9 @@ def add(cache: TextCache, prompt: str) -> None:
     """Join, compute and leave, as a request does."""
     waiter, begun = cache.join([prompt])
     for computation in begun:
-        work: Future[Completed] = Future()
+        work = ItemFuture()
         cache.launch(computation, work)
-        work.set_result(completed(1))
+        work.settle(completed(1))
     cache.leave(waiter)
 
 
@@ -106,12 +106,12 @@ def test_every_waiter_gets_its_own_error_and_its_other_prompts_are_cancelled(
 ) -> None:
     waiter, (failing, other) = cache.join(["a", "b"])
     late, _ = cache.join(["a"])
-    work: Future[Completed] = Future()
+    work = ItemFuture()
     cache.launch(other, work)
     error = InternalError("broken", param="texts[0]")
     error.__cause__ = ValueError("why")
     cache.fail(failing, error)
-    assert work.cancelled(), "before the request has woken"
+    assert work.state == "cancelled", "before the request has woken"
     assert not waiter.in_flight
     errors: list[Any] = [one.done.exception(0) for one in (waiter, late)]
     assert errors[0] is not errors[1]
@@ -129,8 +129,8 @@ class TextCacheMachine(RuleBasedStateMachine):
         self.cache = TextCache(2 * ENTRY_BYTES, Metrics())
         self.waiters: list[tuple[Waiter, list[str]]] = []
         self.begun: list[InFlight] = []
-        self.queued: list[tuple[InFlight, Future[Completed]]] = []
-        self.running: list[tuple[InFlight, Future[Completed]]] = []
+        self.queued: list[tuple[InFlight, ItemFuture]] = []
+        self.running: list[tuple[InFlight, ItemFuture]] = []
         self.num_failed = 0
 
     @rule(prompts=st.lists(st.sampled_from(PROMPTS), min_size=1))
@@ -155,7 +155,7 @@ class TextCacheMachine(RuleBasedStateMachine):
             self.num_failed += 1
             self.cache.fail(computation, InternalError("no"))
             return
-        work: Future[Completed] = Future()
+        work = ItemFuture()
         self.cache.launch(computation, work)
         self.queued.append((computation, work))
 
@@ -164,9 +164,7 @@ class TextCacheMachine(RuleBasedStateMachine):
     def run(self, data: st.DataObject) -> None:
         computation, work = self.queued.pop(data.draw(st.integers(0, len(self.queued) - 1)))
         was_wanted = bool(computation.waiters)
-        assert work.set_running_or_notify_cancel() == was_wanted, (
-            "computed without a waiter, or not computed for one"
-        )
+        assert work.start() == was_wanted, "computed without a waiter, or not computed for one"
         if was_wanted:
             self.running.append((computation, work))
 
@@ -176,14 +174,14 @@ class TextCacheMachine(RuleBasedStateMachine):
         computation, work = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         if fails:
             self.num_failed += 1
-            work.set_exception(InternalError("no"))
+            work.settle(error=InternalError("no"))
         else:
-            work.set_result(completed(PROMPTS.index(computation.prompt)))
+            work.settle(completed(PROMPTS.index(computation.prompt)))
 
     @invariant()
     def no_prompt_is_computed_twice_at_a_time(self) -> None:
         live = [f.prompt for f in self.begun if f.waiters]
-        live += [f.prompt for f, work in self.queued + self.running if not work.done()]
+        live += [f.prompt for f, work in self.queued + self.running if work.state not in OVER]
         assert len(live) == len(set(live))
 
     @invariant()
@@ -206,10 +204,10 @@ class TextCacheMachine(RuleBasedStateMachine):
         for computation in self.begun:
             self.cache.fail(computation, InternalError("no"))
         for computation, work in self.queued:
-            if work.set_running_or_notify_cancel():
+            if work.start():
                 self.running.append((computation, work))
         for computation, work in self.running:
-            work.set_result(completed(PROMPTS.index(computation.prompt)))
+            work.settle(completed(PROMPTS.index(computation.prompt)))
         assert all(waiter.done.done() for waiter, _ in self.waiters)
         assert all(not waiter.in_flight for waiter, _ in self.waiters)
         assert not self.cache._in_flight

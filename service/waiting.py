@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -118,8 +117,10 @@ class ThreadResult(Generic[T]):
             self._wake(None, error)
 
     def _wake(self, value: T | None, error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
+        try:
             self._loop.call_soon_threadsafe(self._settle, value, error)
+        except RuntimeError:
+            return  # the event loop was closed, and the coroutine with it
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
         result, self._result = self._result, None

@@ -276,7 +276,8 @@ class Admission:
             raise self._overloaded()
         self._check_deadline(needed_s, call)
         with self._lock:
-            self._check_size(cost)
+            if cost > self._max_cost:
+                raise self._too_large(cost)
             if not self._fits(cost, call.flow) or self._streams.has_next:
                 raise self._overloaded()
             self._hold(cost, call.flow)
@@ -294,7 +295,8 @@ class Admission:
         self._check_deadline(self._needed_s(cost, call, kind), call)
         waiter = CapacityWaiter(cost)
         with self._lock:
-            self._check_size(cost)
+            if cost > self._max_cost:
+                raise self._too_large(cost)
             self._streams.add(waiter)
             self._admit_waiting()
         try:
@@ -327,13 +329,12 @@ class Admission:
     def _unhealthy(self) -> ServiceError:
         return self._rejected("unhealthy", device_unhealthy())
 
-    def _check_size(self, cost: int) -> None:
-        if cost > self._max_cost:
-            large = RequestTooLarge(
-                f"The request costs {cost} patches, at most {self._max_cost} fit into the queue; "
-                "split it."
-            )
-            raise self._rejected("too_large", large)
+    def _too_large(self, cost: int) -> ServiceError:
+        large = RequestTooLarge(
+            f"The request costs {cost} patches, at most {self._max_cost} fit into the queue; "
+            "split it."
+        )
+        return self._rejected("too_large", large)
 
     def _overloaded(self) -> ServiceError:
         full = Overloaded("The queue is full; try again.", retry_after_s=self.retry_after_s())
@@ -377,7 +378,8 @@ class Admission:
         with self._lock:
             if not ticket.is_held:  # the request was cancelled
                 return False
-            self._check_size(cost)
+            if cost > self._max_cost:
+                raise self._too_large(cost)
             if more > 0 and self._cost + more > self._max_cost:
                 if ticket.is_stream:
                     return False

@@ -360,7 +360,11 @@ class Answer:
             if self.status == TOO_MANY_REQUESTS:
                 self.give_back()
                 await self._refusals.wait(self._call.flow, self._client)
-            message["headers"] = [*message.get("headers", ()), *_call_headers(self._call)]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self._call.request_id.encode("ascii")),
+                (b"server-timing", self._call.server_timing().encode("ascii")),
+            ]
         await self._send(message)
 
     def give_back(self) -> None:
@@ -472,7 +476,8 @@ class CallMiddleware:
             timeout_s = min(self._protection.request_timeout_s, int(timeout_ms) / 1000)
             call.deadline = call.started + timeout_s
         priority = headers.get(b"x-request-priority")
-        call.priority = accept_priority(priority, param="X-Request-Priority")
+        if priority is not None:
+            call.priority = accept_priority(priority, param="X-Request-Priority")
 
     def _record(self, scope: Scope, status: int, call: Call) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -486,10 +491,3 @@ class CallMiddleware:
             is_fault=status >= INTERNAL_SERVER_ERROR,
             is_quiet=route in self.health_paths,
         )
-
-
-def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"x-request-id", call.request_id.encode("ascii")),
-        (b"server-timing", call.server_timing().encode("ascii")),
-    ]

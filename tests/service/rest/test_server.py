@@ -16,9 +16,13 @@ from typing import Any
 import pytest
 import trustme
 import uvloop
+from fastapi import Request
 
+from service.rest import inputs
 from service.rest import server as rest_server
+from service.rest.inputs import read_body
 from service.rest.server import (
+    BoundedProtocol,
     CountedTransport,
     Listener,
     ReadRate,
@@ -88,6 +92,35 @@ async def test_an_upgrade_request_is_answered_as_plain_http(
             await asyncio.sleep(0)
         statuses = [(await read_answer(reader))[0] for _ in range(6)]
     assert statuses == [200, 200, 200, 422, 404, 200]
+
+
+async def test_a_body_in_one_part_is_not_copied(
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[bytes] = []
+    bodies: list[bytes] = []
+    on_body = BoundedProtocol.on_body
+
+    def keep(connection: BoundedProtocol, body: bytes) -> None:
+        parts.append(body)
+        on_body(connection, body)
+        cycle: Any = connection.cycle
+        assert cycle.body is body or isinstance(cycle.body, bytearray)
+
+    async def read(request: Request) -> bytes:
+        bodies.append(await read_body(request))
+        return bodies[-1]
+
+    monkeypatch.setattr(BoundedProtocol, "on_body", keep)
+    monkeypatch.setattr(inputs, "read_body", read)
+    image = encode_image()
+    whole = POST + b"Content-Length: %d\r\n\r\n" % len(image) + image
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in image) + b"0\r\n\r\n"
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(whole + POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+        assert [(await read_answer(reader))[0] for _ in range(2)] == [200, 200]
+    assert bodies == [image, image]
+    assert bodies[0] is parts[0]
 
 
 def sample(server: Server, name: str, **labels: str) -> float:

@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from service.call import current_call
+from service.machine import work_in_background
 from service.turns import FlowTurns
 
 P = ParamSpec("P")
@@ -100,6 +101,7 @@ class FairPool(Executor):
         return flow
 
     def _work(self) -> None:
+        work_in_background()
         while self._turns.get():
             self._run_next()
 

@@ -70,6 +70,18 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
     return num_cpus
 
 
+def work_in_background() -> None:
+    """Mark this thread as one that computes: when it is woken, it takes no core from another.
+
+    A thread that an event loop wakes often took the loop's core, or that of a client, only to wait
+    for Python's lock, which the loop held. Its share of the cores stays the same. A thread with
+    another policy than the default one, such as real-time, keeps it.
+    """
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(OSError):  # a sandbox may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def memory_limit(cgroup: Path = CGROUP) -> int | None:
     """Memory limit of the control group in bytes; None without a limit."""
     for limit_name, *_ in MEMORY_FILES:

@@ -23,6 +23,7 @@ from service.lanes.batch_queue import BatchQueue
 from service.lanes.lane import Inputs, collate, take_rows
 from service.lanes.latency_model import LatencyModel
 from service.lanes.work import Batch, Bucket, Completed, Outputs
+from service.machine import work_in_background
 from service.monitoring.metrics import Metrics
 from service.tracing import NO_BATCH, BatchTrace, begin_batch
 
@@ -396,6 +397,7 @@ class LaneWorker:
         return max(self._shared.limits.probe_interval_s, probe_s / PROBE_SHARE)
 
     def _work(self) -> None:
+        work_in_background()
         queue = self._shared.queue
         interval_s = self.probe_interval_s
         while True:

@@ -1,6 +1,7 @@
 """Jobs of flows in turn, their results and errors, and the end of the pool."""
 
 import gc
+import os
 import threading
 import time
 import weakref
@@ -51,6 +52,11 @@ def wait(pool: FairPool, ran: Sequence[str], num_jobs: int) -> None:
     while len(ran) < num_jobs:
         assert time.monotonic() < until
         pool.submit(int).result(LIMIT_S)
+
+
+@pytest.mark.skipif(os.sched_getscheduler(0) != os.SCHED_OTHER, reason="kept by threads")
+def test_the_threads_take_no_core_from_those_that_wake_them(pool: FairPool) -> None:
+    assert pool.submit(os.sched_getscheduler, 0).result(LIMIT_S) == os.SCHED_BATCH
 
 
 def test_flows_take_turns(pool: FairPool, held: threading.Event) -> None:

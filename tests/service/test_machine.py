@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from service.machine import (
     return_large_blocks,
     trim,
     trimming_memory,
+    work_in_background,
 )
 
 MB = 2**20
@@ -247,6 +249,32 @@ def test_a_trim_returns_free_pages_of_the_heap() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has one BLAS thread")
+@pytest.mark.parametrize("policy", [os.SCHED_OTHER, os.SCHED_IDLE])
+def test_only_threads_with_the_default_policy_work_in_the_background(policy: int) -> None:
+    found: list[int] = []
+
+    def work() -> None:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+        work_in_background()
+        found.append(os.sched_getscheduler(0))
+
+    before = os.sched_getscheduler(0)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    assert found == [os.SCHED_BATCH if policy == os.SCHED_OTHER else policy]
+    assert os.sched_getscheduler(0) == before
+
+
+def test_a_thread_goes_on_where_its_policy_may_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _: os.SCHED_OTHER)
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    work_in_background()
+
+
 @pytest.mark.parametrize(
     ("module", "variable", "num_threads"),
     [("service.__main__", None, 1), ("service.__main__", "2", 2), ("service.commands", None, 1)],

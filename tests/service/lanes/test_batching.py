@@ -1,5 +1,6 @@
 """Batches fail alone, are collated ahead of time, and stopping resolves every item."""
 
+import os
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -128,6 +129,13 @@ def test_an_idle_lane_takes_all_waiting_items(
     assert runner.batches == [[1], [2, 3, 4]]
     assert metrics.registry.get_sample_value("tipserve_batch_images_sum") == 4
     assert metrics.registry.get_sample_value("tipserve_batch_patches_count") == 2
+
+
+@pytest.mark.skipif(os.sched_getscheduler(0) != os.SCHED_OTHER, reason="kept by threads")
+def test_a_lane_takes_no_core_from_those_that_wake_it(batcher: Batcher, runner: Runner) -> None:
+    batcher.queue.put(items(1))
+    assert runner.entered.acquire(timeout=WAIT_S)
+    assert os.sched_getscheduler(batcher.workers[0].thread.native_id or 0) == os.SCHED_BATCH
 
 
 def test_a_batch_is_interrupted_once_its_last_caller_has_left(

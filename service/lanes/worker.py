@@ -404,7 +404,9 @@ class LaneWorker:
             batch = queue.wait_and_take(interval_s)
             if batch is None and queue.is_closed:
                 return
-            if batch is not None and self.run(batch):
+            is_done = batch is not None and self.run(batch)
+            del batch  # an idle lane would hold the last images and their outputs
+            if is_done:
                 continue
             if not self.probe() and not self.repair():
                 self.health.mark_dead()

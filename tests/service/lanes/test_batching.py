@@ -2,6 +2,8 @@
 
 import os
 import threading
+import time
+import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
@@ -136,6 +138,19 @@ def test_a_lane_takes_no_core_from_those_that_wake_it(batcher: Batcher, runner: 
     batcher.queue.put(items(1))
     assert runner.entered.acquire(timeout=WAIT_S)
     assert os.sched_getscheduler(batcher.workers[0].thread.native_id or 0) == os.SCHED_BATCH
+
+
+def test_an_idle_lane_holds_neither_images_nor_outputs(batcher: Batcher, runner: Runner) -> None:
+    runner.gate.set()
+    (item,) = items(1)
+    (future,) = batcher.queue.put([item])
+    output = settled(future).result().outputs["y"]
+    held = weakref.ref(item.payload), weakref.ref(output)
+    del item, future, output
+    until = time.monotonic() + WAIT_S
+    while any(array() is not None for array in held) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert [array() for array in held] == [None, None]
 
 
 def test_a_batch_is_interrupted_once_its_last_caller_has_left(

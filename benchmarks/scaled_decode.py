@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from model.image_codec import ImageLimits
 from model.package import open_package
+from model.preprocess import as_planes
 from model.runtime.base import Runtime
 from model.runtime.load import load_runtime
 from service.images import ImagePreparer, JpegDecode, SizeRule
@@ -61,7 +62,7 @@ def prepare(data: bytes, rule: SizeRule, way: JpegDecode) -> tuple[NDArray[np.fl
         started = time.process_time()
         pixels_3HW = preparer.prepare(data, rule, param="photo").pixels_3HW
         times.append(1000 * (time.process_time() - started))
-    return pixels_3HW, min(times)
+    return as_planes(pixels_3HW), min(times)
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:

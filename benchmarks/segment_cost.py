@@ -24,6 +24,7 @@ from benchmarks.one_thread import ONE_THREAD  # before the imports below, which 
 from benchmarks.random_model import random_b14
 from model.image_codec import ImageLimits
 from model.package import open_package
+from model.preprocess import as_planes
 from model.runtime.load import load_runtime
 from service.call import Call
 from service.data_plane import DataPlane
@@ -125,7 +126,7 @@ def lone_steps(model: str, resolution: int) -> dict[str, Work]:
     )
     preparer = ImagePreparer(LIMITS, max_patches=10**6)
     image = draw_image()
-    pixels_B3HW = preparer.prepare(image, rule, param="image").pixels_3HW[None]
+    pixels_B3HW = as_planes(preparer.prepare(image, rule, param="image").pixels_3HW)[None]
     return {
         "vision pass": lambda: runtime.encode_images(pixels_B3HW),
         "decode": lambda: preparer.prepare(image, rule, param="image"),

@@ -6,7 +6,7 @@ Shapes: H W pixels, height before width; 3 colour channels (RGB).
 
 import math
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,15 @@ def to_planes(image: Image.Image) -> NDArray[np.float32]:
     bands = image.split()
     for plane_HW, band in zip(planes_3HW, bands * (3 // len(bands)), strict=True):
         np.divide(np.asarray(band), np.float32(255), out=plane_HW)
+    return planes_3HW
+
+
+def as_planes(pixels_3HW: NDArray[Any]) -> NDArray[Any]:
+    """The model's input of 8-bit pixels, as `to_planes` makes it; others are returned as given."""
+    if pixels_3HW.dtype != np.uint8:
+        return pixels_3HW
+    planes_3HW = np.empty(pixels_3HW.shape, np.float32)
+    np.divide(pixels_3HW, np.float32(255), out=planes_3HW)
     return planes_3HW
 
 

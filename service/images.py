@@ -3,11 +3,12 @@
 Shape legend: H W pixels.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Literal, Self, TypeGuard
+from typing import Any, Final, Literal, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,22 @@ from model.image_codec import (
     read_size,
 )
 from model.preprocess import Fit, Scaling, prepare_image, scale_image, target_size, to_planes
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import ImageInput
 
 JpegDecode = Literal["fast", "exact"]
 # The fast JPEG decoder keeps sides of at least this multiple of the model input. With less, details
 # appear that exact decoding averages away: `python -m benchmarks.scaled_decode` measures it.
 REDUCED_FACTOR: Final = 2
+# Side of a patch of the released models, for which limits in patches are made. A larger one counts
+# as one for each 144 of its pixels: an image of 3,200 patches of 32 x 32 took 600 MiB, and eight of
+# 784 took the default model in float32 to 511 MiB, without the patches in the answer.
+USUAL_PATCH: Final = 14
+COUNTED_PIXELS: Final = 12 * 12
+# Larger images wait for a lane with 8 bits a pixel: 32 of 1280 x 1280 took 630 MB as float32.
+PLANES_PIXELS: Final = 448 * 448
+# Images of the largest size in one request, or as many pixels of smaller ones.
+LARGEST_AT_ONCE: Final = 8
 
 
 @contextmanager
@@ -123,7 +133,7 @@ class SizeRule:
             return scaled_hw[0] * scaled_hw[1] // self.patch_size**2
         return self.windows.count(scaled_hw) * (self.windows.side // self.patch_size) ** 2
 
-    def parts(self, pixels_3HW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def parts(self, pixels_3HW: NDArray[Any]) -> list[NDArray[Any]]:
         """Model inputs of a scaled image: the image itself, or each of its windows."""
         if self.windows is None:
             return [pixels_3HW]
@@ -134,9 +144,12 @@ class SizeRule:
 
 @dataclass(slots=True, kw_only=True)
 class PreparedImage:
-    """Model input float32 [3, H, W], and height and width of the upright original."""
+    """Pixels [3, H, W], and height and width of the upright original.
 
-    pixels_3HW: NDArray[np.float32]
+    The pixels are the model's input in float32, or uint8 if it is large; see `as_planes`.
+    """
+
+    pixels_3HW: NDArray[np.float32] | NDArray[np.uint8]
     size_hw: tuple[int, int]
 
 
@@ -154,6 +167,7 @@ class ImagePreparer:
         # One of the largest images at a time, or many small ones.
         self._memory = DecodingMemory(limits.max_decoding_bytes)
         self._max_patches = max_patches
+        self._max_pixels = LARGEST_AT_ONCE * max_patches * USUAL_PATCH**2
         self._jpeg_decode = jpeg_decode
 
     def has_room(self, num_pixels: int) -> bool:
@@ -174,6 +188,23 @@ class ImagePreparer:
             )
         return height, width
 
+    def check_pixels(self, sizes_hw: Iterable[tuple[int, int]], rule: SizeRule) -> None:
+        """Check the pixels of all images of a request together, as they wait for a lane.
+
+        Args:
+            sizes_hw: Height and width of each image.
+            rule: The size at which the model sees them.
+
+        Raises:
+            RequestTooLarge: There are too many.
+        """
+        num_pixels = sum(math.prod(rule.target_hw(size_hw)) for size_hw in sizes_hw)
+        if num_pixels > self._max_pixels:
+            raise RequestTooLarge(
+                f"images: at resolution {rule.resolution} they are {num_pixels} pixels together, "
+                f"at most {self._max_pixels} allowed. Send fewer at once, or lower the resolution."
+            )
+
     def measure(
         self, image: ImageInput, rule: SizeRule, *, param: str
     ) -> tuple[tuple[int, int], int]:
@@ -188,10 +219,13 @@ class ImagePreparer:
             # The model sees one window at a time; admission bounds how many there are.
             return size_hw, rule.num_patches(target_hw)
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
-        if num_patches > self._max_patches:
+        max_patches = self._max_patches
+        if rule.patch_size > USUAL_PATCH:
+            max_patches = max_patches * COUNTED_PIXELS // rule.patch_size**2
+        if num_patches > max_patches:
             raise InvalidRequest(
                 f"{param}: {size_hw[1]} x {size_hw[0]} pixels at resolution {rule.resolution} are "
-                f"{num_patches} patches, at most {self._max_patches} allowed. Crop the image, "
+                f"{num_patches} patches, at most {max_patches} allowed. Crop the image, "
                 "lower the resolution, or use fit squash.",
                 code="image_too_large",
                 param=param,
@@ -206,7 +240,10 @@ class ImagePreparer:
         """
         if isinstance(image, bytes):
             scaled, size_hw = self._scale(image, rule, param)
-            return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=size_hw)
+            if scaled.width * scaled.height <= PLANES_PIXELS:
+                return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=size_hw)
+            pixels_3HW = np.asarray(scaled.convert("RGB")).transpose(2, 0, 1)
+            return PreparedImage(pixels_3HW=pixels_3HW, size_hw=size_hw)
         size_hw = self._size_hw(image, param=param)
         if _is_model_input(image):
             return PreparedImage(pixels_3HW=_copy_planes(image, param=param), size_hw=size_hw)

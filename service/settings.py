@@ -183,9 +183,11 @@ class Settings(BaseModel):
     """Maximum images in a batch. Default: measured at the start, by doubling it as long as that
     makes an image at least 5 % cheaper; on a CPU it rarely does."""
     max_batch_patches: Positive = 4096
-    """Maximum patches in a batch, and so in one image at model size. A batch whose maximum images
-    were measured holds at most that many images of the native size. On a GPU whose free memory is
-    known, the default bounds single images only, and that memory bounds batches."""
+    """Maximum patches in a batch, and so in one image at model size. A patch of more than 14 x 14
+    pixels counts there as one for each 144 of them; eight such images of 14 x 14 are the most of a
+    request in pixels. A batch whose maximum images were measured holds at most that many images of
+    the native size. On a GPU whose free memory is known, the default bounds single images only, and
+    that memory bounds batches."""
     max_batch_texts: Positive = 64
     """Maximum texts in a batch."""
     max_queue_delay_s: Annotated[float, Field(ge=0)] = 0.0

@@ -104,8 +104,12 @@ def is_large(inputs: Arrays) -> bool:
     size of the image.
     """
     num_taps = np.shape(inputs.get("tap_patches", ()))[1:2]
-    num_pixels = math.prod(np.shape(inputs.get("pixel_values", ()))[2:])
-    return num_pixels > PIXELS_TO_RELEASE or num_taps > (1,)
+    return has_large_images(inputs) or num_taps > (1,)
+
+
+def has_large_images(inputs: Arrays) -> bool:
+    """Whether the images of a call have more pixels than memory is kept for."""
+    return math.prod(np.shape(inputs.get("pixel_values", ()))[2:]) > PIXELS_TO_RELEASE
 
 
 class GraphRuntime:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from model.dense_maps import label_map
 from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput
+from model.preprocess import as_planes
 from model.runtime.base import Runtime, UnusableRuntimeError
 from service.lanes.work import Bucket, Outputs
 
@@ -32,10 +33,9 @@ def collate(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Inputs:
 
     A single image is not copied if it is contiguous.
     """
-    if bucket.is_image and len(payloads) == 1:
-        return (np.ascontiguousarray(payloads[0])[None],)
     if bucket.is_image:
-        return (np.stack(payloads),)
+        planes = [as_planes(pixels_3HW) for pixels_3HW in payloads]
+        return (np.ascontiguousarray(planes[0])[None] if len(planes) == 1 else np.stack(planes),)
     longest = max(len(row) for row in payloads)
     ids_BL = np.zeros((len(payloads), longest), dtype=np.int64)
     mask_BL = np.zeros_like(ids_BL)

@@ -216,6 +216,8 @@ class ImagePipeline:
                 if not job.is_partial:
                     raise
                 run.errors[index] = _without_frames(error)
+        if len(sizes) > 1 or job.rule.windows is not None:  # `measure` has bounded a single one
+            self._preparer.check_pixels(sizes, job.rule)
         if job.check_sizes is not None:
             run.answer_bytes = job.check_sizes(sizes, tuple(num_patches.values()))
         run.readable = tuple(num_patches)

@@ -679,7 +679,7 @@ async def test_a_finer_image_has_more_windows_and_a_coarser_one_smaller_ones(
     assert runtime.num_images == 9
     await plane.segment_images(slide(encode_image(), resolution=14, fit="squash"), call())
     assert runtime.num_images == 10
-    with pytest.raises(RequestTooLarge, match="patches"):
+    with pytest.raises(RequestTooLarge, match="pixels together"):
         await plane.segment_images(slide(encode_image(size=(4, 4000))), call())
 
 
@@ -692,6 +692,17 @@ async def test_windows_bound_what_the_model_sees_of_a_long_image(
         await answer_of(plane, SEGMENT, (image,))
     (mask,) = (await plane.segment_images(slide(image), call())).segmentations
     assert mask.labels_HW.shape == (28, 28 * 30)
+
+
+async def test_the_pixels_of_all_images_of_a_request_are_bounded(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    plane = make_plane(max_batch_patches=6)  # eight of the largest images, of six patches each
+    await answer_of(plane, SEGMENT, (encode_image(),) * 8)
+    before = runtime.num_images
+    with pytest.raises(RequestTooLarge, match="Send fewer"):
+        await answer_of(plane, SEGMENT, (encode_image(),) * 9)
+    assert runtime.num_images == before
 
 
 async def test_slide_mode_bounds_the_values_of_all_classes(

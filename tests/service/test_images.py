@@ -1,9 +1,11 @@
 """Images of a request become model inputs, with the right sizes and the client's errors."""
 
 import io
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ from PIL import Image
 from model.image_codec import ImageLimits, decode_image, load_image
 from model.preprocess import prepare_image
 from service import images
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, RequestTooLarge
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
+from service.lanes.lane import collate
+from service.lanes.work import Bucket
 
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=2_000_000)
 SQUASH = SizeRule(resolution=56, fit="squash", patch_size=14, multiple=14)
@@ -41,7 +45,7 @@ def encode(image: Image.Image, file_format: str = "JPEG", orientation: int = 1) 
     return stream.getvalue()
 
 
-def prepare(data: bytes, rule: SizeRule, jpeg_decode: JpegDecode) -> NDArray[np.float32]:
+def prepare(data: bytes, rule: SizeRule, jpeg_decode: JpegDecode) -> NDArray[Any]:
     preparer = ImagePreparer(LIMITS, max_patches=1000, jpeg_decode=jpeg_decode)
     return preparer.prepare(data, rule, param="images[0]").pixels_3HW
 
@@ -103,6 +107,42 @@ def test_uint8_pixels_are_prepared_as_a_file_of_them() -> None:
     np.testing.assert_array_equal(as_file.pixels_3HW, as_pixels.pixels_3HW)
     assert as_file.size_hw == as_pixels.size_hw == (40, 60)
     assert PREPARER.measure(NOISE_HW3, ASPECT, param="")[1] == 4 * 6
+
+
+@pytest.mark.parametrize(("patch_size", "num_allowed"), [(14, 64), (16, 36), (32, 9)])
+def test_large_patches_count_by_their_pixels(patch_size: int, num_allowed: int) -> None:
+    def measured(side: int) -> int:
+        rule = SizeRule(resolution=side, fit="squash", patch_size=patch_size, multiple=patch_size)
+        return PREPARER.measure(NOISE_HW3, rule, param="images[0]")[1]
+
+    side = math.isqrt(num_allowed) * patch_size
+    assert measured(side) == num_allowed
+    with pytest.raises(InvalidRequest, match=f"patches, at most {num_allowed} allowed"):
+        measured(side + patch_size)
+
+
+@pytest.mark.parametrize("rule", [SQUASH, replace(SQUASH, windows=Windows(side=28, stride=21))])
+def test_the_images_of_a_request_are_bounded_by_their_pixels(rule: SizeRule) -> None:
+    num_images = 8 * 64 // 16  # eight of the largest, or as many pixels of smaller ones
+    PREPARER.check_pixels([(40, 60)] * num_images, rule)
+    with pytest.raises(RequestTooLarge, match="Send fewer"):
+        PREPARER.check_pixels([(40, 60)] * (num_images + 1), rule)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_large_image_waits_with_8_bits_a_pixel(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    data = encode(photo((123, 77)).convert(mode), "PNG")
+    expected = prepare(data, ASPECT, "exact")
+    assert expected.dtype == np.float32
+    monkeypatch.setattr(images, "PLANES_PIXELS", 55 * 84)
+    prepared = prepare(data, ASPECT, "exact")
+    assert prepared.dtype == np.uint8
+    assert prepared.shape == expected.shape
+    (batch_13HW,) = collate(Bucket("image", (56, 84)), [prepared])
+    assert batch_13HW.flags.c_contiguous
+    np.testing.assert_array_equal(batch_13HW, expected[None])
 
 
 def test_an_image_is_freed_before_another_one_may_be_decoded(

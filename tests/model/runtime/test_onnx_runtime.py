@@ -1,6 +1,7 @@
 """ONNX Runtime computes on the requested provider, or not at all."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,11 +155,7 @@ def test_memory_of_large_images_texts_and_the_start_is_not_kept(
     vision, text = runtime._graphs.values()
     assert [graph._has_arena for graph in (vision, text)] == [True, False]
     options: list[Any] = []
-    monkeypatch.setattr(
-        onnx_runtime,
-        "is_large",
-        lambda inputs: np.shape(inputs.get("pixel_values", ()))[-1:] == (112,),
-    )
+    monkeypatch.setattr(onnx_runtime, "KEPT_PIXELS", 56 * 56)
     make = onnx_runtime.import_onnxruntime().RunOptions
 
     def run_options() -> Any:
@@ -176,6 +173,33 @@ def test_memory_of_large_images_texts_and_the_start_is_not_kept(
     name, device = SHRINK
     assert [_entry(one, name) for one in options] == ["", device, device, "", ""]
     runtime.close()
+
+
+def test_large_images_are_computed_one_call_at_a_time(
+    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_runtime, "PIXELS_TO_RELEASE", 56 * 56)
+    runtime = load_runtime(tiny_package, runtime="onnx")
+    small, large = (np.zeros((1, 3, side, side), np.float32) for side in (56, 112))
+    with ThreadPoolExecutor(1) as other:
+        with onnx_runtime._large_call:
+            waiting = other.submit(runtime.encode_images, large)
+            runtime.encode_texts(np.ones((1, 4), np.int64), np.ones((1, 4), np.int64))
+            with pytest.raises(TimeoutError):
+                waiting.result(0.2)
+        waiting.result(60)
+        with onnx_runtime._large_call:
+            other.submit(runtime.encode_images, small).result(60)
+    runtime.close()
+
+
+def test_memory_of_many_taps_is_not_kept() -> None:
+    def taps(num_taps: int, side: int) -> dict[str, Any]:
+        return {"tap_patches": np.empty((2, num_taps, side, side, 1), np.float32)}
+
+    assert not onnx_runtime.is_above(taps(1, 14))
+    assert onnx_runtime.is_above(taps(1, 15))
+    assert onnx_runtime.is_above(taps(4, 8))
 
 
 def _entry(options: Any, name: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
@@ -321,6 +322,35 @@ def test_a_click_compares_every_patch_with_the_one_under_it(
     page.check("[value=colors]")
     wait(page, IS_IDLE)
     assert layer_of(page).shape[:2] == cosines.shape
+
+
+def test_groups_are_the_apis_and_the_status_shows_the_stages_of_their_request(
+    open_page: Callable[..., Page], service: RunningService
+) -> None:
+    page = open_page()
+    page.set_input_files("#file", SCENE)
+    page.click("#tab-features")
+    page.check("[value=groups]")
+    page.fill("#group-count", "4")
+    page.press("#group-count", "Enter")
+    wait(page, IS_IDLE)
+    answer = httpx.post(
+        f"{service.http_url}/v1/images:features",
+        params={"kind": "groups", "group_count": 4, "size": "model"},
+        files={"image": SCENE.read_bytes()},
+        headers={"Accept": "image/png"},
+        timeout=LIMIT_S,
+    )
+    assert answer.status_code == 200, answer.text
+    expected = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+    assert len(np.unique(expected.reshape(-1, 3), axis=0)) == 4
+    np.testing.assert_array_equal(layer_of(page)[..., :3], expected)
+    page.click("#tab-status")
+    wait(page, "document.querySelector('#statistics').textContent.includes('in the queue')")
+    assert page.inner_text("#timing p") == "v1/images:features, 200"
+    stages = set(re.findall(r"(\w+);dur=", answer.headers["Server-Timing"]))
+    assert stages <= {bar.split()[0] for bar in page.locator("#timing .bar").all_inner_texts()}
+    assert "tipserve-student" in page.inner_text("#card")
 
 
 def test_an_example_finds_its_like_in_this_image_and_in_another(

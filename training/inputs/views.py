@@ -1,7 +1,7 @@
 """Views with a teacher's cells, and scenes without, as a run's inputs.
 
-Views are cropped at random. Everyday words fill most of the scenes, which cost no pass of the
-teacher, so none is shown twice.
+Views are cropped at random. Everyday words fill most of the scenes, which have captions and cost
+no pass of the teacher, so none is shown twice.
 
 Shapes: B images, V of them crops of views, S side of an image, N = g * g patches of the student,
 D width, U names of a batch.
@@ -33,9 +33,10 @@ from training.data.batch import (
     collate,
     tokenize,
 )
+from training.data.captions import SCENE_CAPTIONS
 from training.data.concepts import all_concepts
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
-from training.data.scenes import SceneSource, compose_scene
+from training.data.scenes import Scene, SceneSource, compose_scene
 from training.data.shards.batches import RunShare
 from training.evaluate.encoder import encode_texts, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
@@ -223,13 +224,17 @@ class ViewBatches(Dataset[Batch]):
         )
         pixels_V3SS, cells = crop_views(rng, self._rows(chosen), config.size)
         first = (step * share.num_ranks + share.rank) * num_scenes
-        pixels_3SS, shown_pp = self._compose(range(first, first + num_scenes))
-        pixels_B3SS = torch.cat([pixels_V3SS, *pixels_3SS])
-        label_Bpp = np.concatenate([self._labels.of_name[cells.name_Bpp.numpy()], *shown_pp])
-        nothing: list[None] = [None] * share.batch_size
+        scenes = self._compose(range(first, first + num_scenes))
+        pixels_B3SS = torch.cat([pixels_V3SS, *(_pixels(scene) for scene in scenes)])
+        label_Bpp = np.concatenate(
+            [self._labels.of_name[cells.name_Bpp.numpy()], *(_labels(scene) for scene in scenes)]
+        )
+        captions = [None] * len(chosen) + [
+            SCENE_CAPTIONS.choose(scene.captions.by_source(), rng) for scene in scenes
+        ]
         locals_0B3hw = pixels_B3SS.new_zeros((0, *pixels_B3SS.shape))
         crops = (pixels_B3SS, locals_0B3hw)
-        batch = collate(nothing, [()] * len(nothing), self._tokenizer, step=step, crops=crops)
+        batch = collate(captions, [()] * len(captions), self._tokenizer, step=step, crops=crops)
         return replace(batch, cells=self._named(rng, cells, label_Bpp))
 
     def _named(
@@ -247,17 +252,9 @@ class ViewBatches(Dataset[Batch]):
             names=tokenize(self._tokenizer, texts),
         )
 
-    def _compose(self, numbers: Iterable[int]) -> tuple[list[Tensor], list[NDArray[np.int64]]]:
-        """The pixels of scenes, [1, 3, S, S] each, and the labels at their points, [1, p, p]."""
+    def _compose(self, numbers: Iterable[int]) -> list[Scene]:
         config = replace(self._config.scenes, size=self._config.size)
-        stride = PATCH_SIZE // _POINTS
-        pixels_13SS, labels_1pp = [], []
-        for number in numbers:
-            scene = compose_scene(self._scenes, number, config)
-            pixels_13SS.append(torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1)[None] / 255.0)
-            points_pp = scene.mask_SS[stride // 2 :: stride, stride // 2 :: stride]
-            labels_1pp.append(points_pp[None].astype(np.int64) - 1)
-        return pixels_13SS, labels_1pp
+        return [compose_scene(self._scenes, number, config) for number in numbers]
 
     def _rows(self, chosen: NDArray[np.int64]) -> Views:
         """Views by number; parts that no earlier step needed are read or computed."""
@@ -278,6 +275,18 @@ class ViewBatches(Dataset[Batch]):
             prefetch_factor=4 if num_workers else None,
             worker_init_fn=begin_loading,
         )
+
+
+def _pixels(scene: Scene) -> Tensor:
+    """[1, 3, S, S] in [0, 1]."""
+    return torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1)[None] / 255.0
+
+
+def _labels(scene: Scene) -> NDArray[np.int64]:
+    """What a scene's points show, [1, p, p]; -1 for no drawing."""
+    stride = PATCH_SIZE // _POINTS
+    points_pp = scene.mask_SS[stride // 2 :: stride, stride // 2 :: stride]
+    return points_pp[None].astype(np.int64) - 1
 
 
 def crop_views(rng: np.random.Generator, views: Views, size: int) -> tuple[Tensor, TeacherCells]:

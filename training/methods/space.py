@@ -1,9 +1,10 @@
-"""Distillation of an image-text space, and names at points: no mask, every patch supervised.
+"""Distillation of an image-text space, names at points and captions: no mask, all patches learn.
 
 The teacher is an encoder that compares patches with texts, such as the one for photographs; it is
 no Tipsv2Model, and its embeddings are wider than the student's. Its space is reduced to the axes in
 which the known names lie. The student learns it through a projector: its own texts move with its
-patches, which names them better than the teacher's texts did.
+patches, which names them better than the teacher's texts did. Captions of scenes keep the search
+for scenes by sentences.
 
 Shapes: B batch, V images that the teacher saw, N patches, p points
 along a side, D the student's width, U names.
@@ -32,25 +33,23 @@ class SpaceConfig:
         patch_weight: Of one minus the cosine of each patch with the teacher's.
         whole_weight: Of one minus the cosine of both CLS tokens with the teacher's.
         names_weight: Of the contrast with names, at points that show one.
-        min_temperature: Lower bound of the learnt temperature of that contrast.
+        contrast_weight: Of the average of both caption streams, of images that have captions.
+        min_temperature: Lower bound of the learnt temperature of names and captions.
     """
 
     patch_weight: float = 1.0
     whole_weight: float = 0.5
     names_weight: float = 1.0
+    contrast_weight: float = 0.5
     min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if min(self.patch_weight, self.whole_weight, self.names_weight) < 0:
-            raise ValueError("patch_weight, whole_weight and names_weight must not be below 0")
+        for name in ("patch_weight", "whole_weight", "names_weight", "contrast_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be below 0")
         if self.min_temperature <= 0:
             raise ValueError("min_temperature must be above 0")
-
-    @property
-    def contrast_weight(self) -> float:
-        """No captions: texts are learnt from the names at points."""
-        return 0.0
 
     @property
     def names(self) -> NameContrastConfig:
@@ -81,12 +80,12 @@ class SpaceDistill(Method):
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""
-        del step
         if batch.cells is None:
             raise ValueError("the space of a teacher needs a batch with its cells")
         cells, config = batch.cells, self.config
         tokens, seen = vision_tokens(self.model, batch.pixels_B3HW), len(cells.patches_VND)
-        terms = {
+        loss, terms = self.shared_loss(tokens, batch, step)
+        own = {
             "patch": self._unlike(tokens.patches_BND[:seen], cells.patches_VND),
             "whole": (
                 self._unlike(tokens.cls1_BD[:seen], cells.cls1_VD)
@@ -96,7 +95,8 @@ class SpaceDistill(Method):
             "names": self._names_term(tokens.patches_BND, cells),
         }
         weights = (config.patch_weight, config.whole_weight, config.names_weight)
-        loss = torch.stack([w * t for w, t in zip(weights, terms.values(), strict=True)]).sum()
+        loss = loss + torch.stack([w * t for w, t in zip(weights, own.values(), strict=True)]).sum()
+        terms = own | terms
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
     def _unlike(self, ours_D: Tensor, theirs_D: Tensor) -> Tensor:

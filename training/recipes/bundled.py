@@ -66,6 +66,6 @@ def photo_student() -> TrainingConfig:
         precision="float32",
         teacher=Path("runs/photographs/checkpoint"),
         start=Path("model/bundled_student"),
-        num_steps=1650,
+        num_steps=1200,
         validate_every=300,
     )

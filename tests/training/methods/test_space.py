@@ -114,7 +114,7 @@ def test_a_student_learns_the_targets_and_the_names(
         result.loss.backward()
         optimizer.step()
         losses.append({"loss": result.loss.item(), **result.metrics})
-    assert {"patch", "whole", "names"} < set(losses[0])
+    assert {"patch", "whole", "names", "cls1", "cls2"} < set(losses[0])
     assert all(losses[-1][name] < 0.8 * losses[0][name] for name in losses[0])
     with pytest.raises(ValueError, match="needs a batch with its cells"):
         take_step(method, replace(labelled, cells=None), 0.5)
@@ -128,7 +128,19 @@ def test_texts_learn_with_the_patches(student_model: Tipsv2Model, labelled: Batc
     assert embedding.grad.abs().sum() > 0
 
 
-def test_images_without_a_teacher_have_names_only(
+def test_captions_are_a_part_of_the_loss(student_model: Tipsv2Model, labelled: Batch) -> None:
+    with_captions, without = (
+        take_step(SpaceDistill(student_model.eval(), SpaceConfig(contrast_weight=w)), labelled, 0.5)
+        for w in (0.5, 0.0)
+    )
+    captions = (with_captions.metrics["cls1"] + with_captions.metrics["cls2"]) / 2
+    assert torch.allclose(with_captions.loss, without.loss + 0.5 * captions)
+    assert "cls1" not in without.metrics
+    with pytest.raises(ValueError, match="contrast_weight must not be below 0"):
+        SpaceConfig(contrast_weight=-1.0)
+
+
+def test_images_without_a_teacher_have_names_and_captions_only(
     student_model: Tipsv2Model, labelled: Batch
 ) -> None:
     method = SpaceDistill(student_model.eval(), SpaceConfig())
@@ -263,6 +275,8 @@ def test_a_batch_has_views_and_then_scenes(config: TrainingConfig) -> None:
     shown_Bpp = batch.cells.name_Bpp >= 0
     assert shown_Bpp[2:].any(dim=(1, 2)).all()
     assert batch.cells.name_Bpp.max() < len(batch.cells.names)
+    assert batch.captioned_B.tolist() == [False, False, True, True]
+    assert len(batch.cls1) == len(batch.cls2) == 2
 
 
 def test_a_run_resumes_with_the_same_views(

@@ -15,11 +15,21 @@ export class ApiError extends Error {
   }
 }
 
-// Copies of files in memory.
-const copies = new WeakMap();
+// Encoded forms of files, {type, bytes}. For a form that refers to a file, the browser would ask
+// another of its processes before it sends.
+const bodies = new WeakMap();
 
-/** Read a file before it is sent; else a request with it waits until the browser has read it. */
-export const preload = async (file) => copies.set(file, new Blob([await file.arrayBuffer()], file));
+const formOf = (image) => {
+  const form = new FormData();
+  form.append("image", image, image.name);
+  return form;
+};
+
+/** Read a file before it is sent, as the body of a request. */
+export async function preload(image) {
+  const body = new Response(formOf(image));
+  bodies.set(image, { type: body.headers.get("Content-Type"), bytes: await body.arrayBuffer() });
+}
 
 /** Keep the API key for this tab. */
 export const setKey = (key) => sessionStorage.setItem(KEY, key);
@@ -45,8 +55,9 @@ export async function send({ path, query = {}, image, json, accept = "applicatio
   const options = { headers, signal };
   if (image) {
     options.method = "POST";
-    options.body = new FormData();
-    options.body.append("image", copies.get(image) ?? image, image.name);
+    const ready = bodies.get(image);
+    options.body = ready?.bytes ?? formOf(image);
+    if (ready) headers["Content-Type"] = ready.type;
   } else if (json) {
     options.method = "POST";
     options.body = JSON.stringify(json);

@@ -64,8 +64,8 @@ export class Chips extends EventTarget {
 
   #take() {
     const added = this.input.value.split(",").map((word) => word.trim()).filter(Boolean);
+    if (added.length) this.set([...this.words, ...added]); // first, since it sends a request
     this.input.value = "";
-    if (added.length) this.set([...this.words, ...added]);
   }
 }
 

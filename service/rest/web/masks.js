@@ -10,8 +10,8 @@ const PATH = "v1/images:segment";
 const MAX_SCORED_PIXELS = 6e6;
 // Cosine with an example; a single example would else be everywhere.
 const EXAMPLE_THRESHOLD = 0.6;
-// The browser displays one frame at a time. With a legend drawn at once, the mask waits for it.
-const LEGEND_DELAY_MS = 4;
+// The mask has a frame of its own, which would wait for one with the legend; a screen has 60 a second.
+const LEGEND_DELAY_MS = 16;
 // A drag over fewer pixels of the image is a click.
 const MIN_BOX = 4;
 

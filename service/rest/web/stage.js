@@ -2,12 +2,15 @@
 // An image with a layer over it; a pointer or the arrow keys read it at a point, or select a box.
 
 const STEP = 1 / 50;
+// The browser shows one frame of a layer while the next is drawn.
+const NUM_FRAMES = 2;
 
-/** Give a canvas a size; it keeps what it shows if it has that size. */
+/** Give a canvas a size, and return whether it is new; else the canvas keeps what it shows. */
 function resize({ canvas }, width, height) {
-  if (canvas.width === width && canvas.height === height) return;
+  if (canvas.width === width && canvas.height === height) return false;
   canvas.width = width;
   canvas.height = height;
+  return true;
 }
 
 export class Stage extends EventTarget {
@@ -85,7 +88,14 @@ export class Stage extends EventTarget {
   #makeRoom() {
     const { complete, naturalWidth, naturalHeight } = this.image;
     if (!this.#isPrepared || !complete || !naturalWidth) return;
-    resize(this.#context, naturalWidth, naturalHeight);
+    if (resize(this.#context, naturalWidth, naturalHeight)) this.#allocate(NUM_FRAMES);
+  }
+
+  /** Draw empty frames: the browser allocates their memory, and reuses it for the mask. */
+  #allocate(count) {
+    if (!this.#isPrepared || !count) return;
+    this.#context.clearRect(0, 0, 1, 1);
+    requestAnimationFrame(() => this.#allocate(count - 1));
   }
 
   /**

@@ -4,23 +4,28 @@ Claim: in a page that has just been opened, the mask of an uploaded image is dis
 times the time of the page's own request, from the Enter after the class names. The end is when
 Chromium's compositor has displayed the frame, by Chromium's trace; a screen shows it at its next
 refresh. The script also prints when mask and legend are displayed, and both from the click on an
-example, which loads its image first. Each round uses a new browser profile, and sends the page's
-request again from this process, over a connection of its own.
-Run: python -m benchmarks.page_first_mask [--rounds 15] [--model bundled]; needs /usr/bin/chromium
+example, which loads its image first. A bare page that only sends the request and draws ready pixels
+shows what the browser takes itself. Each page is of a new browser profile, without developer tools.
+This process sends the page's request, over a connection of its own, before and after each page's
+own; all of them wait until the programs rest. Ratios are of medians.
+Run: python -m benchmarks.page_first_mask [--rounds 20] [--model bundled]; needs /usr/bin/chromium
 """
 
 import argparse
+import base64
+import itertools
 import json
 import os
 import re
-import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.service_process import running_service
@@ -38,7 +43,22 @@ FLAGS: Final = (
 )
 SCENE: Final = Path("examples/scene.png")
 CLASSES: Final = "burger, sunflower, book"
+# What the page asks for.
+REQUEST: Final = (
+    "/v1/images:segment?classes=burger%2Csunflower%2Cbook&format=rle_counts&include_instances=true"
+)
 LIMIT_S: Final = 60.0
+# Before each measured time, so that the programs end what they did before.
+PAUSE_S: Final = 0.3
+# Nothing else runs while the page answers a key; longer than that takes on quiet cores.
+ACT_S: Final = 0.5
+WINDOW: Final[dict[str, Any]] = {
+    "width": 1280,
+    "height": 720,
+    "deviceScaleFactor": 1,
+    "mobile": False,
+}
+NUM_RESAMPLES: Final = 1000
 # Marks when a page has drawn into canvases; pages begin to draw with one of these calls.
 DRAWN: Final = """() => {
   for (const kind of [CanvasRenderingContext2D, OffscreenCanvasRenderingContext2D]) {
@@ -63,10 +83,38 @@ ACT: Final = """(target) => new Promise((resolve) => {
       requestAnimationFrame(() => setTimeout(resolve, 200));
     });
   }).observe(legend, { childList: true });
+  performance.mark("ready"); // the first mark of a trace takes time
   performance.mark("begun");
   if (target.matches("button")) target.click();
   else target.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
 })"""
+# A page with nothing but a layer: after the key it sends the request, and draws ready pixels when
+# the answer has been read. What it takes is the browser's own.
+BARE: Final = """([request, image]) => {
+  const layer = document.createElement("canvas");
+  const legend = document.createElement("div");
+  legend.id = "legend";
+  document.body.replaceChildren(layer, legend);
+  const context = layer.transferControlToOffscreen().getContext("2d");
+  const { canvas } = context;
+  canvas.width = canvas.height = 448;
+  const pixels = new ImageData(448, 448);
+  pixels.data.fill(200);
+  const form = new FormData();
+  form.append("image", new File([Uint8Array.fromBase64(image)], "scene.png"));
+  const body = new Response(form);
+  const type = body.headers.get("Content-Type");
+  const headers = { "Accept": "application/json", "Content-Type": type };
+  return body.arrayBuffer().then((bytes) => {
+    document.body.addEventListener("keydown", async () => {
+      const answer = await fetch(request, { method: "POST", body: bytes, headers });
+      await answer.json();
+      context.putImageData(pixels, 0, 0);
+      setTimeout(() => legend.append(document.createElement("button")), 50);
+    });
+  });
+}"""
+REQUESTED: Final = "performance.getEntriesByType('resource').map(({ name }) => name)"
 # Frames that reach Chromium's compositor, frames that it has displayed, and the marks above.
 CATEGORIES: Final = ("viz", "blink.user_timing")
 # From here on numbers of frame sinks are those of canvases with frames of their own.
@@ -84,28 +132,98 @@ def opened_browser() -> Iterator[Browser]:
             browser.close()
 
 
-def page_ms(browser: Browser, url: str, *, is_example: bool) -> tuple[tuple[float, float], str]:
-    """Times of the first mask of a new page, as of `displayed_ms`, and the URL of its request."""
-    context = browser.new_context()
-    try:
-        context.add_init_script(f"({DRAWN})()")
-        page = context.new_page()
-        urls: list[str] = []
-        page.on("request", lambda one: urls.append(one.url) if ":segment" in one.url else None)
-        page.goto(url, wait_until="networkidle")
-        target: Any = page.locator("#examples button").first
-        if not is_example:
-            page.set_input_files("#file", SCENE)
-            page.wait_for_selector("#stage img")
-            page.fill("#classes-input", CLASSES)
-            target = page.locator("#classes-input")
-        browser.start_tracing(page=page, categories=list(CATEGORIES))
-        target.evaluate(ACT)
-        trace = json.loads(browser.stop_tracing())
-        (requested,) = urls
-        return displayed_ms(trace["traceEvents"]), requested
-    finally:
-        context.close()
+class Tab:
+    """A page of a new browser profile, by Chromium's protocol.
+
+    Playwright's pages log each request for its developer tools, with a copy of the body; nobody who
+    looks at a page has that.
+    """
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self._browser = browser
+        self._protocol = browser.new_browser_cdp_session()
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._numbers = itertools.count(1)
+        self._protocol.on("Target.receivedMessageFromTarget", self._receive)
+        self._profile = self._protocol.send("Target.createBrowserContext")["browserContextId"]
+        target = self._protocol.send(
+            "Target.createTarget", {"url": "about:blank", "browserContextId": self._profile}
+        )
+        attached = self._protocol.send(
+            "Target.attachToTarget", {"targetId": target["targetId"], "flatten": False}
+        )
+        self._session = attached["sessionId"]
+        self.call("Page.enable")
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=f"({DRAWN})()")
+        self.call("Emulation.setDeviceMetricsOverride", **WINDOW)
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+        self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def close(self) -> None:
+        """Close the page and remove its profile."""
+        self._protocol.send("Target.disposeBrowserContext", {"browserContextId": self._profile})
+        self._protocol.detach()
+
+    def call(self, method: str, *, pause_s: float = 0.0, **values: Any) -> dict[str, Any]:
+        """Call a method of the protocol; its answer is not asked for before the pause ends."""
+        number = next(self._numbers)
+        message = json.dumps({"id": number, "method": method, "params": values})
+        self._protocol.send(
+            "Target.sendMessageToTarget", {"sessionId": self._session, "message": message}
+        )
+        time.sleep(pause_s)
+        deadline = time.monotonic() + LIMIT_S
+        while number not in self._answers:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Chromium does not answer {method}")
+            time.sleep(0.005)
+            self._protocol.send("Browser.getVersion")  # lets Playwright read what has come
+        answer = self._answers.pop(number)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def evaluate(self, expression: str, pause_s: float = 0.0) -> Any:
+        """The value of an expression, or of its promise."""
+        found = self.call(
+            "Runtime.evaluate",
+            pause_s=pause_s,
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+        )
+        if "exceptionDetails" in found:
+            raise RuntimeError(f"{expression[:80]}: {found['exceptionDetails']}")
+        return found["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Wait until an expression is true."""
+        deadline = time.monotonic() + LIMIT_S
+        while not self.evaluate(condition):
+            if time.monotonic() > deadline:
+                raise TimeoutError(condition)
+            time.sleep(0.05)
+
+    def upload(self, selector: str, path: Path) -> None:
+        """Choose a file in an input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve())])
+
+    def first_mask_ms(self, selector: str) -> tuple[float, float]:
+        """Times of the first mask after Enter in an input or a click, as of `displayed_ms`."""
+        time.sleep(PAUSE_S)
+        self._browser.start_tracing(categories=list(CATEGORIES))
+        time.sleep(PAUSE_S)
+        self.evaluate(f"({ACT})(document.querySelector({selector!r}))", ACT_S)
+        return displayed_ms(json.loads(self._browser.stop_tracing())["traceEvents"])
+
+    def _receive(self, event: dict[str, Any]) -> None:
+        message = json.loads(event["message"])
+        if "id" in message:
+            self._answers[message["id"]] = message
 
 
 def displayed_ms(events: Sequence[dict[str, Any]]) -> tuple[float, float]:
@@ -137,9 +255,10 @@ def _sink(commit: dict[str, Any]) -> int:
 
 
 def http_ms(url: str) -> float:
-    """Milliseconds of a request, until the whole answer is there."""
+    """Milliseconds of a request over a new connection, until the whole answer is there."""
     image = SCENE.read_bytes()
     with httpx.Client(timeout=LIMIT_S) as client:
+        time.sleep(PAUSE_S)
         begun = time.perf_counter()
         answer = client.post(url, files={"image": (SCENE.name, image)})
         elapsed_ms = 1000 * (time.perf_counter() - begun)
@@ -147,35 +266,79 @@ def http_ms(url: str) -> float:
     return elapsed_ms
 
 
-def measure(browser: Browser, url: str, rounds: int) -> None:
-    """Alternate pages and requests, and print medians and their ratios."""
-    times: dict[str, list[float]] = {}
-    for turn in range(rounds + 1):
-        entered, requested = page_ms(browser, url, is_example=False)
-        clicked, _ = page_ms(browser, url, is_example=True)
-        found = {
-            "request": http_ms(requested),
-            "Enter to mask": entered[0],
-            "Enter to mask and legend": entered[1],
-            "example to mask": clicked[0],
-            "example to mask and legend": clicked[1],
+def uploaded_round(browser: Browser, url: str) -> dict[str, tuple[float, ...]]:
+    """Times of a new page with an uploaded image, and of its request before and after it."""
+    with closing(Tab(browser, url)) as tab:
+        tab.wait("document.querySelector('#model option') !== null")
+        tab.upload("#file", SCENE)
+        tab.wait("document.querySelector('#stage img').naturalWidth > 0")
+        tab.evaluate("document.querySelector('#classes-input').focus()")
+        tab.call("Input.insertText", text=CLASSES)
+        before_ms = http_ms(url + REQUEST)
+        mask_ms, legend_ms = tab.first_mask_ms("#classes-input")
+        assert url + REQUEST in tab.evaluate(REQUESTED)
+        return {
+            "request": (before_ms, http_ms(url + REQUEST)),
+            "Enter to mask": (mask_ms,),
+            "Enter to mask and legend": (legend_ms,),
         }
-        if turn:  # the first round fills the caches of model and texts
-            for name, one in found.items():
-                times.setdefault(name, []).append(one)
-    base = statistics.median(times["request"])
+
+
+def bare_round(browser: Browser, url: str) -> dict[str, tuple[float, ...]]:
+    """Times of a page that only sends the request and draws ready pixels, and of its request."""
+    image = base64.b64encode(SCENE.read_bytes()).decode()
+    # Any page of the same origin; its own content is removed.
+    with closing(Tab(browser, url + "/v1/models")) as tab:
+        tab.evaluate(f"({BARE})({json.dumps([url + REQUEST, image])})")
+        before_ms = http_ms(url + REQUEST)
+        pixels_ms, _ = tab.first_mask_ms("body")
+        return {
+            "bare page: request": (before_ms, http_ms(url + REQUEST)),
+            "bare page: Enter to pixels": (pixels_ms,),
+        }
+
+
+def clicked_round(browser: Browser, url: str) -> dict[str, tuple[float, ...]]:
+    """Times of a new page from the click on an example."""
+    with closing(Tab(browser, url)) as tab:
+        tab.wait("document.querySelector('#model option') !== null")
+        mask_ms, legend_ms = tab.first_mask_ms("#examples button")
+        return {"example to mask": (mask_ms,), "example to mask and legend": (legend_ms,)}
+
+
+def measure(browser: Browser, url: str, rounds: int) -> None:
+    """Alternate pages and requests, and print medians and their ratios with 95 % intervals."""
+    times: dict[str, list[tuple[float, ...]]] = {}
+    for turn in range(rounds + 1):
+        for play in (uploaded_round, bare_round, clicked_round):
+            for name, found in play(browser, url).items():
+                if turn:  # the first round fills the caches of model and texts
+                    times.setdefault(name, []).append(found)
     for name, all_ms in times.items():
-        middle = statistics.median(all_ms)
+        base = times["bare page: request" if name.startswith("bare") else "request"]
+        times_NT, base_NT = np.array(all_ms), np.array(base)
+        low, high = ratio_interval(times_NT, base_NT)
+        middle = np.median(times_NT)
         print(
-            f"{name:<26} {middle:6.1f} ms ({min(all_ms):.0f} to {max(all_ms):.0f}), "
-            f"{middle / base:.2f} times the request"
+            f"{name:<26} {middle:6.1f} ms ({times_NT.min():.0f} to {times_NT.max():.0f}), "
+            f"{middle / np.median(base_NT):.2f} [{low:.2f}, {high:.2f}] times the request"
         )
+
+
+def ratio_interval(
+    times_NT: NDArray[np.float64], base_NT: NDArray[np.float64]
+) -> tuple[float, float]:
+    """95 % interval of a ratio of medians, by resampling the rounds."""
+    drawn_RN = np.random.default_rng(0).integers(len(base_NT), size=(NUM_RESAMPLES, len(base_NT)))
+    ratios_R = [np.median(times_NT[one_N]) / np.median(base_NT[one_N]) for one_N in drawn_RN]
+    low, high = np.percentile(ratios_R, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the page of a model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--model", default="bundled", help="the service's default by default")
     options = parser.parse_args(arguments)
     rounds: int = options.rounds

@@ -101,8 +101,6 @@ ImagesRequest = (
     | EstimateMapsRequest
     | VisualizeFeaturesRequest
 )
-# Smaller answers are not counted: a request in progress takes more than they do.
-SMALL_ANSWER_BYTES: Final = 64 * 1024
 DENSE_TASK_SET: Final = frozenset[DenseTask](DENSE_TASKS)
 NO_PROMPTS = PromptSet(groups=(), cached={}, missing={})
 
@@ -130,8 +128,8 @@ class DataPlane:
         preparer = ImagePreparer(
             self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
         )
-        self._images = ImagePipeline(preparer, pool)
         self.answer_memory = AnswerMemory(limits.max_answer_memory_bytes, limits.max_answer_bytes)
+        self._images = ImagePipeline(preparer, pool, self.answer_memory)
 
     @property
     def health(self) -> dict[str, bool]:
@@ -618,8 +616,6 @@ class _Encoding:
                 encoded, texts = await wait_both(images, known)
             else:
                 encoded, texts = await images, prompts.cached
-            if encoded.answer_bytes > SMALL_ANSWER_BYTES:
-                await plane.answer_memory.hold(encoded.answer_bytes, call)
         except BaseException as error:
             await self._guard.__aexit__(type(error), error, error.__traceback__)
             raise

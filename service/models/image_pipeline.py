@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
+from service.answer_memory import AnswerMemory
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.fair_pool import FairPool
@@ -31,6 +32,8 @@ Sizes = tuple[tuple[int, int], tuple[int, int]]
 # until then it takes no batch.
 MAX_LANE_BYTES: Final = 512 * 1024
 MAX_LANE_PIXELS: Final = 1_000_000
+# Smaller answers are not counted: a request in progress takes more than they do.
+SMALL_ANSWER_BYTES: Final = 64 * 1024
 
 # From the heights and widths of images and their patches to the memory for the answer, in bytes.
 SizeCheck = Callable[[Sequence[tuple[int, int]], Sequence[int]], int]
@@ -84,14 +87,10 @@ class EncodedImage:
 
 @dataclass(slots=True)
 class EncodedImages:
-    """The images that could be read, in order, and the errors of the others by their index.
-
-    `answer_bytes` is the memory for the answer.
-    """
+    """The images that could be read, in order, and the errors of the others by their index."""
 
     images: Sequence[EncodedImage] = ()
     errors: dict[int, ServiceError] = field(default_factory=dict)
-    answer_bytes: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -141,14 +140,15 @@ class ImagePipeline:
     one of a lane; a small image that finds a lane idle saves it.
     """
 
-    def __init__(self, preparer: ImagePreparer, pool: FairPool) -> None:
+    def __init__(self, preparer: ImagePreparer, pool: FairPool, answers: AnswerMemory) -> None:
         self._preparer = preparer
         self._pool = pool
+        self._answers = answers
 
     async def run(
         self, job: ImageJob, model: ServedModel, call: Call, ticket: Ticket
     ) -> EncodedImages:
-        """Decode and encode all images of a request.
+        """Decode and encode all images of a request, once there is memory for its answer.
 
         Args:
             job: The images.
@@ -158,7 +158,8 @@ class ImagePipeline:
 
         Raises:
             InvalidRequest: An image cannot be read; the first of several.
-            Overloaded: The images are larger than estimated and do not fit.
+            Overloaded: The images are larger than estimated and do not fit, or there was no room
+                for the answer before the deadline.
             ServiceError: The deadline passed, the server stops, or a batch failed.
         """
         if not job.images:
@@ -168,7 +169,7 @@ class ImagePipeline:
         try:
             has_run = await run.result.of(partial(self._start, run), self._read_and_submit, run)
             if not has_run:
-                await ticket.wait_for(run.cost)
+                started = await self._wait_for_room(run)
                 await run.result.of(self._pool.start, self._decode_and_submit, run)
             done = [future.result() for future in run.futures]
         except BaseException as error:
@@ -183,9 +184,21 @@ class ImagePipeline:
             run.futures = ()
         _count_decode(run, started)
         record_batches(done, call)
+        if run.answer_bytes > SMALL_ANSWER_BYTES and call.answer_memory is None:
+            await self._answers.hold(run.answer_bytes, call)
         parts = iter(done)
         images = [_encoded(size, islice(parts, n), job.rule) for size, n in run.sizes]
-        return EncodedImages(images, run.errors, run.answer_bytes)
+        return EncodedImages(images, run.errors)
+
+    async def _wait_for_room(self, run: _ImageRun) -> float:
+        """Wait for capacity, or for memory for the answer, as a part of the admission."""
+        call = run.call
+        with call.stage("admit"):
+            if call.waits_for_capacity:
+                await run.ticket.wait_for(run.cost)
+            else:
+                await self._answers.hold(run.answer_bytes, call)
+        return call.clock()
 
     def _start(self, run: _ImageRun, job: Callable[[], None]) -> None:
         """Start the job of a request on an idle lane if it is small, else in the pool."""
@@ -225,10 +238,22 @@ class ImagePipeline:
         run.cost = run.ticket.cost - nominal + sum(num_patches.values())
         if run.cost != run.ticket.cost and not run.ticket.resize(run.cost):
             run.result.set(False)  # a stream request, which must wait for more capacity first
+        elif not self._has_memory(run):
+            run.result.set(False)
         elif run.is_on_lane and sizes and sizes[0][0] * sizes[0][1] > MAX_LANE_PIXELS:
             self._pool.start(partial(run.result.run, self._decode_and_submit, run))
         else:
             self._decode_and_submit(run)
+
+    def _has_memory(self, run: _ImageRun) -> bool:
+        """Whether the answer has its memory, or takes it later. In a thread."""
+        call = run.call
+        if run.answer_bytes <= SMALL_ANSWER_BYTES or call.waits_for_capacity:
+            return True
+        is_held = self._answers.hold_now(run.answer_bytes, call)
+        if run.is_cancelled:
+            call.free_memory()  # it has ended, perhaps before it had this
+        return is_held
 
     def _decode_and_submit(self, run: _ImageRun) -> None:
         """Decode all images and submit them to the lanes. In a thread.

@@ -1,6 +1,7 @@
 """The core over a fake runtime: answers, order, costs, partial requests, cancellation."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from PIL import Image
 
 from model.manifest import Manifest
 from service import validation
+from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import (
     DeadlineExceeded,
@@ -36,12 +38,14 @@ from service.messages import (
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
+from service.models.image_pipeline import ImagePipeline
 from service.models.loading import request_limits, served_tasks
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
 from service.waiting import SLICE_S, Steps
 from tests.service.conftest import (
+    WAIT_S,
     Encode,
     Entered,
     FakeRuntime,
@@ -502,6 +506,60 @@ async def test_a_caller_who_leaves_frees_the_queue(
     await asyncio.gather(running, staying)
     assert runtime.num_images == 2
     assert plane.gate.wait_idle(0)
+
+
+async def test_a_mask_that_waits_for_memory_is_not_computed(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    plane = make_plane(max_answer_memory_bytes=400_000)  # one answer fits, two do not
+    request = SegmentImagesRequest(images=(encode_image(size=(300, 300)),), classes=(DOG, SKY))
+    held, leaving, waiting = call(), call(), call()
+    await plane.segment_images(request, held)  # its answer is not sent yet
+    before = runtime.num_images
+    left = asyncio.ensure_future(plane.segment_images(request, leaving))
+    with pytest.raises((Overloaded, DeadlineExceeded)):
+        await plane.segment_images(request, call(0.2))
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    answered = asyncio.ensure_future(plane.segment_images(request, waiting))
+    await until(lambda: plane.answer_memory.is_contended)
+    assert runtime.num_images == before
+    embedded = await plane.embed_images(EmbedImagesRequest(images=request.images), call())
+    assert len(embedded.embeddings) == 1
+    held.free_memory()
+    assert (await answered).segmentations
+    assert runtime.num_images == before + 2
+    waiting.free_memory()
+    assert plane.answer_memory.num_bytes == 0
+    assert plane.gate.wait_idle(0)
+
+
+async def test_a_caller_who_leaves_while_headers_are_read_holds_no_memory(
+    plane: DataPlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on, is_over = threading.Event(), threading.Event(), threading.Event()
+    hold_now = plane.answer_memory.hold_now
+
+    def hold(num_bytes: int, held: Call) -> bool:
+        begun.set()
+        assert goes_on.wait(WAIT_S)
+        return hold_now(num_bytes, held)
+
+    def prepare(*arguments: object) -> None:
+        is_over.set()
+
+    monkeypatch.setattr(plane.answer_memory, "hold_now", hold)
+    monkeypatch.setattr(ImagePipeline, "_decode_and_submit", prepare)
+    request = SegmentImagesRequest(images=(encode_image(size=(300, 300)),), classes=(DOG, SKY))
+    left = call()
+    leaving = asyncio.ensure_future(plane.segment_images(request, left))
+    assert await asyncio.to_thread(begun.wait, WAIT_S)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    left.free_memory()
+    goes_on.set()
+    assert await asyncio.to_thread(is_over.wait, WAIT_S)
+    assert plane.answer_memory.num_bytes == 0
 
 
 @pytest.mark.parametrize("capability", [EMBED, SLIDE, DEPTH, NORMALS])

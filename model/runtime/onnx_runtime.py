@@ -2,8 +2,8 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,8 +59,6 @@ SHRINK: Final = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 KEPT_PIXELS: Final = PIXELS_AT_ONCE
 KEPT_PATCHES: Final = 14 * 14
 _sessions = SharedGraphCache()
-# Held by calls with large images: two at once would take twice 175 MiB.
-_large_call = threading.Lock()
 
 
 class ProviderError(UnusableRuntimeError):
@@ -203,6 +201,30 @@ def _providers(provider: Provider, precision: Precision, *, tf32: bool) -> list[
     return chain
 
 
+class LargeCalls:
+    """Bounds how many calls with large images run at once, each of which takes up to 175 MiB."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_running = 0
+
+    @contextmanager
+    def one_of(self, limit: int) -> Iterator[None]:
+        """Wait until fewer than `limit` run, and be one of them."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_running < limit)
+            self._num_running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_running -= 1
+                self._changed.notify()
+
+
+large_calls = LargeCalls()
+
+
 class OnnxRuntime(GraphRuntime):
     """Vision, text and heads as sessions of ONNX Runtime.
 
@@ -215,6 +237,7 @@ class OnnxRuntime(GraphRuntime):
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
         provider: Provider = choice.provider or "cpu"
         is_shared = share.num_threads == 1 or provider != "cpu"
+        max_large = max(1, share.num_lanes // 2)
 
         def open_graph(graph: LoadedGraph) -> OnnxGraph:
             path = package.file(graph.file)
@@ -235,9 +258,12 @@ class OnnxRuntime(GraphRuntime):
                 )
 
             if not is_shared:
-                return OnnxGraph(load(), provider, lambda _: None)
+                return OnnxGraph(load(), provider, lambda _: None, max_large=max_large)
             return OnnxGraph(
-                _sessions.take(key, load), provider, lambda held: _sessions.remove(key, held)
+                _sessions.take(key, load),
+                provider,
+                lambda held: _sessions.remove(key, held),
+                max_large=max_large,
             )
 
         super().__init__(package, choice, open_graph)
@@ -257,10 +283,19 @@ class OnnxGraph:
         session: May be shared with other graphs.
         provider: Where it computes.
         release: Called with the session on `close`.
+        max_large: Calls with large images that may run at once in this process, on a CPU.
     """
 
-    def __init__(self, session: Any, provider: Provider, release: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        session: Any,
+        provider: Provider,
+        release: Callable[[Any], None],
+        *,
+        max_large: int = 1,
+    ) -> None:
         self._session = session
+        self._max_large = max_large
         self._release = release
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}
         self._binding = None if provider == "cpu" else _Binding(session)
@@ -282,7 +317,8 @@ class OnnxGraph:
             self._is_to_shrink = False
         try:
             if self._binding is None:
-                with _large_call if has_large_images(inputs) else nullcontext():
+                is_large = has_large_images(inputs)
+                with large_calls.one_of(self._max_large) if is_large else nullcontext():
                     parts = [
                         dict(zip(outputs, session.run(outputs, part, call), strict=True))
                         for part in parts_of(fed)

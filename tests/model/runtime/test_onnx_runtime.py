@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from model.package import ModelPackage
 from model.runtime import graph_runtime, onnx_runtime
 from model.runtime.base import MissingRuntimeError
-from model.runtime.load import load_runtime
+from model.runtime.choice import RuntimeRequest, choose_runtime
+from model.runtime.load import load_chosen, load_runtime
 from model.runtime.onnx_runtime import SHRINK, ProviderError, open_session
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -175,20 +177,28 @@ def test_memory_of_large_images_texts_and_the_start_is_not_kept(
     runtime.close()
 
 
-def test_large_images_are_computed_one_call_at_a_time(
-    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("num_lanes", "max_large"), [(1, 1), (2, 1), (6, 3)])
+def test_half_of_the_lanes_compute_large_images_at_once(
+    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch, num_lanes: int, max_large: int
 ) -> None:
     monkeypatch.setattr(graph_runtime, "PIXELS_TO_RELEASE", 56 * 56)
-    runtime = load_runtime(tiny_package, runtime="onnx")
+    large_calls = onnx_runtime.LargeCalls()
+    monkeypatch.setattr(onnx_runtime, "large_calls", large_calls)
+    choice = choose_runtime(tiny_package, RuntimeRequest(runtime="onnx"))
+    runtime = load_chosen(tiny_package, choice, num_lanes=num_lanes)
     small, large = (np.zeros((1, 3, side, side), np.float32) for side in (56, 112))
     with ThreadPoolExecutor(1) as other:
-        with onnx_runtime._large_call:
+        with ExitStack() as others:
+            for _ in range(max_large - 1):
+                others.enter_context(large_calls.one_of(max_large))
+            other.submit(runtime.encode_images, large).result(60)
+            others.enter_context(large_calls.one_of(max_large))
             waiting = other.submit(runtime.encode_images, large)
             runtime.encode_texts(np.ones((1, 4), np.int64), np.ones((1, 4), np.int64))
             with pytest.raises(TimeoutError):
                 waiting.result(0.2)
         waiting.result(60)
-        with onnx_runtime._large_call:
+        with large_calls.one_of(1):
             other.submit(runtime.encode_images, small).result(60)
     runtime.close()
 

@@ -135,8 +135,8 @@ def opened_browser() -> Iterator[Browser]:
 class Tab:
     """A page of a new browser profile, by Chromium's protocol.
 
-    Playwright's pages log each request for its developer tools, with a copy of the body; nobody who
-    looks at a page has that.
+    Playwright's pages log each request for its developer tools, with a copy of the body. Users
+    of a page have no such tools.
     """
 
     def __init__(self, browser: Browser, url: str) -> None:

@@ -222,7 +222,7 @@ class AnswerMemory:
             )
 
     def hold_now(self, num_bytes: int, call: Call) -> bool:
-        """Take memory for a call's answer if there is room and nobody waits; from any thread.
+        """Take memory for a call's answer if there is room and no request waits; from any thread.
 
         A call that has ended meanwhile does not free it: then the caller does.
         """

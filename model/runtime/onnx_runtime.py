@@ -219,7 +219,7 @@ class LargeCalls:
         finally:
             with self._changed:
                 self._num_running -= 1
-                self._changed.notify()
+                self._changed.notify_all()  # limits differ between models
 
 
 large_calls = LargeCalls()
@@ -292,7 +292,7 @@ class OnnxGraph:
         provider: Provider,
         release: Callable[[Any], None],
         *,
-        max_large: int = 1,
+        max_large: int,
     ) -> None:
         self._session = session
         self._max_large = max_large

@@ -9,7 +9,7 @@ test_server.py, unless another file is named).
 | A slow head gets 408, an endless one 431. | `on_message_begin`, `on_headers_complete` and `transport` of uvicorn's `HttpToolsProtocol` | test_a_slow_head_is_refused |
 | Trailers are dropped, endless ones end the connection. | its `on_header` | test_endless_trailers_end_the_connection |
 | Malformed HTTP gets our error body. | its `data_received`, `send_400_response` and `parser` | test_a_malformed_request_is_refused_in_our_error_body |
-| A body that comes in one part is not copied. | its `on_body`; `cycle.body` | test_a_body_in_one_part_is_not_copied |
+| A body that arrives in one part is not copied. | its `on_body`; `cycle.body` | test_a_body_in_one_part_is_not_copied |
 | A request for another protocol (h2c, WebSocket) is answered as HTTP/1.1. | its `parser`, `headers` and `url` | test_an_upgrade_request_is_answered_as_plain_http |
 | TLS handshakes count as connections, for at most `client_timeout_s`. | `startup` and `lifespan` of uvicorn's `Server` | test_silent_tls_handshakes_count_as_connections |
 | Beside clients that connect again and again, a connection is accepted soon. | `startup` and `lifespan` of uvicorn's `Server` | test_many_connections_are_accepted_in_one_turn |
@@ -327,7 +327,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.close_after_answer()
 
     def on_body(self, body: bytes) -> None:
-        """A part of a body; one that comes in one part is not copied.
+        """Take a part of a body; a body that arrives in one part is not copied.
 
         uvicorn adds each part to `cycle.body`, and hands over `bytes` of that. Of its own
         `bytearray` these are two copies.

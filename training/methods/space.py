@@ -3,11 +3,11 @@
 The teacher is an encoder that compares patches with texts, such as the one for photographs; it is
 no Tipsv2Model, and its embeddings are wider than the student's. Its space is reduced to the axes in
 which the known names lie. The student learns it through a projector: its own texts move with its
-patches, which names them better than the teacher's texts did. Captions of scenes keep the search
-for scenes by sentences.
+patches, which names them better than the teacher's texts did. Both CLS tokens learn captions of
+scenes, without which sentences did not find images.
 
-Shapes: B batch, V images that the teacher saw, N patches, p points
-along a side, D the student's width, U names.
+Shapes: B batch, V images that the teacher saw, N patches, p points along a side, D the student's
+width, U names.
 """
 
 from dataclasses import dataclass, field

@@ -84,7 +84,23 @@ export async function send({ path, query = {}, image, json, accept = "applicatio
   throw new ApiError(response.status, message || `The server answers ${response.status}.`);
 }
 
-export const sendJson = async (request) => (await send(request)).json();
+/** Read JSON up to its last byte; browsers say 1 to 2 ms later that the answer has ended. */
+async function jsonOf({ headers, body }) {
+  const length = headers.has("Content-Encoding") ? Infinity : Number(headers.get("Content-Length") ?? Infinity);
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  let count = 0;
+  while (count < length) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    count += value.length;
+    text += decoder.decode(value, { stream: true });
+  }
+  return JSON.parse(text);
+}
+
+export const sendJson = async (request) => jsonOf(await send(request));
 
 /** An npy answer: `{shape, data}` with a Float32Array. */
 export async function sendNpy(request) {

@@ -40,12 +40,12 @@ export class Features {
     this.#shown = null;
     const stages = this.#stages();
     for (const stage of stages) stage.clear();
+    this.#fade();
     if (!stages.length) return;
     return this.#latest.run(async (signal) => {
       if (kind === "similarity") await this.#compareWithPatch(stages, signal);
       else if (kind === "sentence") await this.#compareWithSentence(stages, signal);
       else await this.#paintView(stages, kind, signal);
-      this.#fade();
     });
   }
 
@@ -134,6 +134,6 @@ export class Features {
   }
 
   #fade() {
-    for (const { layer } of this.#stages()) layer.style.opacity = $("#feature-opacity").value;
+    for (const stage of this.#stages()) stage.opacity = Number($("#feature-opacity").value);
   }
 }

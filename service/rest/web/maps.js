@@ -30,6 +30,7 @@ export class Maps {
     this.#map = null;
     $("#scale").hidden = true;
     stage.clear();
+    stage.opacity = 1;
     if (!file) return;
     return this.#latest.run(async (signal) => {
       const task = $("[name=map]:checked").value;
@@ -39,7 +40,6 @@ export class Maps {
       this.#map = { task, height, width, data };
       if (task === "depth") this.#paintDepth();
       else this.#paintNormals();
-      stage.layer.style.opacity = 1;
     });
   }
 

@@ -10,10 +10,11 @@ const PATH = "v1/images:segment";
 const MAX_SCORED_PIXELS = 6e6;
 // Cosine with an example; a single example would else be everywhere.
 const EXAMPLE_THRESHOLD = 0.6;
-// The mask has a frame of its own, which would wait for one with the legend; a screen has 60 a second.
-const LEGEND_DELAY_MS = 16;
 // A drag over fewer pixels of the image is a click.
 const MIN_BOX = 4;
+
+/** Wait for the page's next frame. */
+const frame = () => new Promise(requestAnimationFrame);
 
 /** The request with further options, in the part where it has them. */
 const withOptions = (request, options) => {
@@ -43,7 +44,7 @@ export class Masks {
     for (const id of ["threshold", "mode", "resolution", "templates"]) {
       $(`#${id}`).addEventListener("change", () => this.refresh());
     }
-    $("#opacity").addEventListener("input", () => this.#fade());
+    $("#opacity").addEventListener("input", ({ target }) => (this.app.stage.opacity = Number(target.value)));
     $("#save-png").addEventListener("click", () => this.#save("image/png", {}, "mask.png"));
     $("#save-overlay").addEventListener("click", () =>
       this.#save("image/png", { format: "overlay" }, "overlay.png"));
@@ -76,12 +77,14 @@ export class Masks {
     const answered = sendJson({ ...request, signal });
     // What does not need the answer is done while the server computes.
     this.app.stage.prepare();
-    this.#fade();
+    this.app.stage.opacity = Number($("#opacity").value);
     const { height, width, classes, background_share, instances } = (await answered).data[0];
-    this.#mask = { height, width, classes, request };
+    this.#mask = { height, width, classes, hasBackground: background_share > 0, request };
     this.#single = null;
     this.#paint();
-    await new Promise((resolve) => setTimeout(resolve, LEGEND_DELAY_MS));
+    // The mask has a frame of its own, which would wait if the page's next one had the legend.
+    await frame();
+    await frame();
     if (!signal.aborted) this.#list(classes, background_share, instances);
   }
 
@@ -211,13 +214,15 @@ export class Masks {
   }
 
   #paint() {
-    const { height, width, classes } = this.#mask;
+    const { height, width, classes, hasBackground } = this.#mask;
     const shown = classes.filter(({ label }) => this.#single === null || this.#single === label);
-    this.app.stage.paintRuns(width, height, shown.map(({ color, segmentation }) => [color, segmentation.counts]));
-  }
-
-  #fade() {
-    this.app.stage.layer.style.opacity = $("#opacity").value;
+    const runs = shown.map(({ color, segmentation }) => [color, segmentation.counts]);
+    if (!hasBackground && this.#single === null) {
+      // Under the others, the class of most runs needs only one.
+      runs.sort(([, some], [, other]) => other.length - some.length);
+      runs[0][1] = [0, width * height];
+    }
+    this.app.stage.paintRuns(width, height, runs);
   }
 
   #enable() {

@@ -15,6 +15,9 @@ function resize({ canvas }, width, height) {
 
 export class Stage extends EventTarget {
   #context;
+  // Paints the layer again, at full opacity.
+  #draw = null;
+  #opacity = 1;
   // Whether the next layer has the size of the image.
   #isPrepared = false;
 
@@ -71,8 +74,16 @@ export class Stage extends EventTarget {
     });
   }
 
+  /** The opacity of the layer's pixels. With one of its element, a frame takes 1 ms more to be shown. */
+  set opacity(value) {
+    if (value === this.#opacity) return;
+    this.#opacity = value;
+    this.#redraw();
+  }
+
   /** Remove the layer. */
   clear() {
+    this.#draw = null;
     this.#isPrepared = false;
     this.#context.canvas.width = this.#context.canvas.height = 1;
     this.marker.hidden = true;
@@ -106,10 +117,8 @@ export class Stage extends EventTarget {
    * @param {boolean} isSmooth Whether stretching interpolates.
    */
   paint(width, height, rgba, isSmooth = false) {
-    this.#isPrepared = false;
-    resize(this.#context, width, height);
-    this.layer.classList.toggle("smooth", isSmooth);
-    this.#context.putImageData(new ImageData(rgba, width, height), 0, 0);
+    const image = new ImageData(rgba, width, height);
+    this.#paint(width, height, isSmooth, () => this.#context.putImageData(image, 0, 0));
   }
 
   /**
@@ -118,31 +127,47 @@ export class Stage extends EventTarget {
    * @param {[string, number[]][]} runs Colours, each with counts as for `eachRun`.
    */
   paintRuns(width, height, runs) {
-    this.#empty(width, height);
-    for (const [color, counts] of runs) {
-      this.#context.fillStyle = color;
-      eachRun(counts, (start, end) => {
-        while (start < end) {
-          const y = start % height;
-          const length = Math.min(end - start, height - y);
-          this.#context.fillRect((start - y) / height, y, 1, length);
-          start += length;
-        }
-      });
+    this.#paint(width, height, false, () => {
+      for (const [color, counts] of runs) {
+        this.#context.fillStyle = color;
+        eachRun(counts, (start, end) => this.#fillRun(start, end, height));
+      }
+    });
+  }
+
+  #fillRun(start, end, height) {
+    while (start < end) {
+      const y = start % height;
+      const columns = y ? 0 : Math.floor((end - start) / height);
+      const length = Math.min(end - start, height - y);
+      this.#context.fillRect((start - y) / height, y, columns || 1, length);
+      start += columns * height || length;
     }
   }
 
   /** Paint an image as the layer. */
   paintImage(image) {
-    this.#empty(image.width, image.height);
-    this.#context.drawImage(image, 0, 0);
+    this.#paint(image.width, image.height, false, () => this.#context.drawImage(image, 0, 0));
   }
 
-  #empty(width, height) {
+  #paint(width, height, isSmooth, draw) {
     this.#isPrepared = false;
     resize(this.#context, width, height);
-    this.layer.classList.remove("smooth");
+    this.layer.classList.toggle("smooth", isSmooth);
+    this.#draw = draw;
+    this.#redraw();
+  }
+
+  #redraw() {
+    if (!this.#draw) return;
+    const { width, height } = this.#context.canvas;
     this.#context.clearRect(0, 0, width, height);
+    this.#draw();
+    if (this.#opacity >= 1) return;
+    this.#context.globalCompositeOperation = "destination-out";
+    this.#context.fillStyle = `rgb(0 0 0 / ${1 - this.#opacity})`;
+    this.#context.fillRect(0, 0, width, height);
+    this.#context.globalCompositeOperation = "source-over";
   }
 
   /** Mark a point, in shares of width and height. */

@@ -582,12 +582,21 @@ def test_a_user_of_the_keyboard_reaches_everything(open_page: Callable[..., Page
     page.wait_for_selector("#stage i:not([hidden])")
 
 
+def test_image_and_legend_fit_a_small_window(open_page: Callable[..., Page]) -> None:
+    page = open_page(viewport={"width": 800, "height": 600})
+    upload_scene(page)
+    for selector in ("#stage", "#legend"):
+        box = page.locator(selector).bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= 600
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (800, 600), (1280, 844)])
 def test_no_serious_finding_of_axe_and_no_sideways_scrolling(
-    open_page: Callable[..., Page], scheme: str, width: int
+    open_page: Callable[..., Page], scheme: str, width: int, height: int
 ) -> None:
-    page = open_page(color_scheme=scheme, viewport={"width": width, "height": 844})
+    page = open_page(color_scheme=scheme, viewport={"width": width, "height": height})
     upload_scene(page)
     for selector in ("masks", "[value=examples]", "features", "search", "status"):
         page.click(selector if selector.startswith("[") else f"#tab-{selector}")
@@ -601,6 +610,9 @@ def test_no_serious_finding_of_axe_and_no_sideways_scrolling(
         ]
         assert serious == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert (
+            page.eval_on_selector("[role=tablist]", "one => one.scrollWidth - one.clientWidth") <= 0
+        )
 
 
 def test_the_document_of_the_api_can_be_tried_out(open_page: Callable[..., Page]) -> None:

@@ -101,9 +101,9 @@ class NoopPreparer(ImagePreparer):
 
     def measure(
         self, image: ImageInput, rule: SizeRule, *, param: str
-    ) -> tuple[tuple[int, int], int]:
-        """Return the size and patch count of that image."""
-        return (rule.resolution, rule.resolution), rule.nominal_patches
+    ) -> tuple[tuple[int, int], int, int]:
+        """Return the size and patch count of that image, which takes no memory to decode."""
+        return (rule.resolution, rule.resolution), rule.nominal_patches, 0
 
     def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
         """That image."""

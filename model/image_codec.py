@@ -13,10 +13,9 @@ import ctypes
 import math
 import re
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -75,6 +74,11 @@ BAND_PIXELS: Final = 512 * 1024
 # 4 for each of their own pixels; a WebP file of 1.6 kB took 610 MiB with 40 megapixels. With 4.4,
 # all that phones write as HEIC and WebP is read, and the default model keeps within 512 MiB.
 DECODING_BYTES: Final = 4.4
+# Decoding that takes at most this is not counted: there are only so many threads. A pixel takes at
+# most 12 bytes, but for formats whose files may hold more than the image has.
+SMALL_DECODING_BYTES: Final = 4 * 1024 * 1024
+SMALL_PIXELS: Final = SMALL_DECODING_BYTES // 12
+UNBOUNDED: Final = {"TIFF", "HEIF"}
 # libwebp's canvas and the one before it, and Pillow's copy; 4 bytes each. See `_FirstFrame`.
 WEBP_PIXEL_BYTES: Final = 12
 # libde265's frame, libheif's planes and pixels, Pillow's bytes and image: 7.2 were measured for
@@ -98,6 +102,8 @@ LIBTIFF: Final = re.compile(r"/\S*/libtiff[^/\s]*\.so[.\d]*")
 
 Box = tuple[float, float, float, float]
 Conversion = Callable[[Image.Image], Image.Image]
+# From a height and width to others.
+SizeMap = Callable[[tuple[int, int]], tuple[int, int]]
 
 
 class ImageError(ValueError):
@@ -138,42 +144,6 @@ def most_decoding_bytes(max_pixels: int) -> int:
     return math.ceil(DECODING_BYTES * max_pixels)
 
 
-class DecodingMemory:
-    """Bounds the memory of images that threads decode and scale at the same time.
-
-    Args:
-        max_bytes: Of all images together. A larger one is decoded alone.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = self._free_bytes = max_bytes
-        self._turn = threading.Lock()
-        self._freed = threading.Condition()
-
-    def __reduce__(self) -> tuple[type["DecodingMemory"], tuple[int]]:
-        """Another process, such as a worker of a bulk job, has memory of its own."""
-        return DecodingMemory, (self._max_bytes,)
-
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether `hold` would not wait now."""
-        return not self._turn.locked() and self._free_bytes >= min(num_bytes, self._max_bytes)
-
-    @contextmanager
-    def hold(self, num_bytes: int) -> Iterator[None]:
-        """Wait for memory, and hold it while the block runs."""
-        num_bytes = min(num_bytes, self._max_bytes)
-        # One thread waits for memory, the others for it: small images do not overtake a large one.
-        with self._turn, self._freed:
-            self._freed.wait_for(lambda: self._free_bytes >= num_bytes)
-            self._free_bytes -= num_bytes
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._free_bytes += num_bytes
-                self._freed.notify()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedImage:
     """A decoded image as its file stores it: perhaps sideways, perhaps reduced.
@@ -193,22 +163,42 @@ class LoadedImage:
 
     def stored_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Convert height and width of the upright image to those of the stored one, or back."""
-        return size_hw[::-1] if self.turn in SIDEWAYS else size_hw
+        return _turned(size_hw, self.turn)
 
     def upright(self, image: Image.Image) -> Image.Image:
         """Turn `image`, or a scaled copy of it, upright."""
         return image if self.turn is None else image.transpose(self.turn)
 
 
-def read_size(data: bytes, limits: ImageLimits) -> tuple[int, int]:
-    """Read height and width from the header, before EXIF orientation.
+def read_header(
+    data: bytes, limits: ImageLimits, *, reduce_to: SizeMap | None = None
+) -> tuple[tuple[int, int], int]:
+    """Read from the header what decoding will take.
+
+    Args:
+        data: An encoded image.
+        limits: What is checked.
+        reduce_to: As `load_image` will get it.
+
+    Returns:
+        Height and width, before EXIF orientation; and the bytes that `load_image` takes, or 0 if
+        they are at most `SMALL_DECODING_BYTES`.
 
     Raises:
         ImageError: Not a supported image.
         ImageTooLarge: Over a limit.
     """
     with _decoder_errors(FORMATS), _open(data, limits, FORMATS) as image:
-        return image.height, image.width
+        size_hw = image.height, image.width
+        if math.prod(size_hw) <= SMALL_PIXELS and image.format not in UNBOUNDED:
+            return size_hw, 0
+        if image.format in REDUCIBLE:
+            coefficient_bytes = _coefficient_bytes(image, data)
+            _reduce(image, _turn(image), reduce_to)
+            num_bytes = _decoding_bytes(image, limits, coefficient_bytes)
+        else:
+            num_bytes = _decoding_bytes(image, limits, num_coded=_num_coded(image, data))
+        return size_hw, num_bytes if num_bytes > SMALL_DECODING_BYTES else 0
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -218,17 +208,15 @@ def upright_size(data: bytes) -> tuple[int, int]:
         ImageError: Not a supported image.
     """
     with _decoder_errors(FORMATS), Image.open(_BoundedReader(data), formats=FORMATS) as image:
-        size_hw = image.height, image.width
-        return size_hw[::-1] if _turn(image) in SIDEWAYS else size_hw
+        return _turned((image.height, image.width), _turn(image))
 
 
 def load_image(
     data: bytes,
     limits: ImageLimits,
     *,
-    reduce_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
+    reduce_to: SizeMap | None = None,
     formats: tuple[str, ...] = FORMATS,
-    hold: Callable[[int], object] = lambda num_bytes: None,
 ) -> LoadedImage:
     """Decode an image.
 
@@ -238,7 +226,6 @@ def load_image(
         reduce_to: Maps the upright height and width to the least height and width that must remain.
             A JPEG is then decoded at a half, a quarter or an eighth of its size where possible.
         formats: Accepted formats, a subset of `FORMATS`.
-        hold: Called with the bytes that decoding takes, before it begins; may wait.
 
     Raises:
         ImageError: Not an image of these formats, or broken.
@@ -247,34 +234,25 @@ def load_image(
     with _decoder_errors(formats), _open(data, limits, formats) as image:
         if has_too_many_scans(data):
             raise ImageTooLarge(f"the JPEG has more than {MAX_SCANS} scans; encode it again")
-        coefficient_bytes = _coefficient_bytes(image, data)
-        if image.format not in REDUCIBLE:
-            hold(_decoding_bytes(image, limits, num_coded=_num_coded(image, data)))
-            turn = _decode_whole(image)
-        else:
-            turn = _turn(image)
-        stored_hw = image.height, image.width
-        loaded = LoadedImage(
-            image=image, box=(0, 0, image.width, image.height), size_hw=stored_hw, turn=turn
-        )
-        loaded = replace(loaded, size_hw=loaded.stored_hw(stored_hw))
-        if reduce_to is not None and image.format in REDUCIBLE:
-            height, width = loaded.stored_hw(reduce_to(loaded.size_hw))
-            # The decoder never reduces below the requested size.
-            reduced = image.draft(None, (width, height))
-            if reduced is not None:
-                loaded = replace(loaded, box=reduced[1])
         if image.format in REDUCIBLE:
-            hold(_decoding_bytes(image, limits, coefficient_bytes))
+            coefficient_bytes = _coefficient_bytes(image, data)
+            stored_hw, turn = (image.height, image.width), _turn(image)
+            box = _reduce(image, turn, reduce_to)
+            _decoding_bytes(image, limits, coefficient_bytes)
             image.load()
-        return loaded
+        else:
+            _decoding_bytes(image, limits, num_coded=_num_coded(image, data))
+            turn = _decode_whole(image)
+            stored_hw, box = (image.height, image.width), (0, 0, image.width, image.height)
+        size_hw = _turned(stored_hw, turn)
+        return LoadedImage(image=image, box=box, size_hw=size_hw, turn=turn)
 
 
 def decode_image(
     data: bytes,
     limits: ImageLimits,
     *,
-    reduce_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
+    reduce_to: SizeMap | None = None,
     formats: tuple[str, ...] = FORMATS,
 ) -> NDArray[np.uint8]:
     """Decode an image as `load_image` does, to upright uint8 RGB [H, W, 3].
@@ -554,6 +532,23 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     except Exception:  # with a broken EXIF block the image itself can still be good
         return None
     return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _turned(size_hw: tuple[int, int], turn: Image.Transpose | None) -> tuple[int, int]:
+    """Height and width after a transposition."""
+    return size_hw[::-1] if turn in SIDEWAYS else size_hw
+
+
+def _reduce(image: Image.Image, turn: Image.Transpose | None, reduce_to: SizeMap | None) -> Box:
+    """Let a JPEG be decoded at a part of its size, and return the box of its content."""
+    stored_hw = image.height, image.width
+    if reduce_to is not None:
+        height, width = _turned(reduce_to(_turned(stored_hw, turn)), turn)
+        # The decoder never reduces below the requested size.
+        reduced = image.draft(None, (width, height))
+        if reduced is not None:
+            return reduced[1]
+    return (0, 0, stored_hw[1], stored_hw[0])
 
 
 def _has_one_scan(data: bytes) -> bool:

@@ -99,19 +99,33 @@ def scale_image(
 
 def to_planes(image: Image.Image) -> NDArray[np.float32]:
     """The model's input, float32 [3, H, W] in [0, 1], of an image of mode RGB or L."""
-    planes_3HW = np.empty((3, image.height, image.width), np.float32)
-    bands = image.split()
-    for plane_HW, band in zip(planes_3HW, bands * (3 // len(bands)), strict=True):
-        np.divide(np.asarray(band), np.float32(255), out=plane_HW)
+    planes_3HW: NDArray[np.float32] = as_planes(split_planes(image))
     return planes_3HW
 
 
-def as_planes(pixels_3HW: NDArray[Any]) -> NDArray[Any]:
-    """The model's input of 8-bit pixels, as `to_planes` makes it; others are returned as given."""
-    if pixels_3HW.dtype != np.uint8:
+def split_planes(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an image of mode RGB or L, contiguous [3, H, W]; see `as_planes`."""
+    pixels_3HW = np.empty((3, image.height, image.width), np.uint8)
+    bands = image.split()
+    for pixels_HW, band in zip(pixels_3HW, bands * (3 // len(bands)), strict=True):
+        pixels_HW[:] = np.asarray(band)
+    return pixels_3HW
+
+
+def as_planes(pixels_3HW: NDArray[Any], out_3HW: NDArray[np.float32] | None = None) -> NDArray[Any]:
+    """The model's input of 8-bit pixels; float32 is input already.
+
+    Args:
+        pixels_3HW: Pixels, uint8 or float32.
+        out_3HW: Where to write the input. Without it, float32 is returned as given.
+    """
+    if pixels_3HW.dtype != np.uint8 and out_3HW is None:
         return pixels_3HW
-    planes_3HW = np.empty(pixels_3HW.shape, np.float32)
-    np.divide(pixels_3HW, np.float32(255), out=planes_3HW)
+    planes_3HW = np.empty(pixels_3HW.shape, np.float32) if out_3HW is None else out_3HW
+    if pixels_3HW.dtype == np.uint8:
+        np.divide(pixels_3HW, np.float32(255), out=planes_3HW)
+    else:
+        planes_3HW[:] = pixels_3HW
     return planes_3HW
 
 

@@ -1,4 +1,4 @@
-"""How large the answer to a request is, known from image headers; and the memory for all answers.
+"""How large the answer to a request is, known from image headers; and the memory for it.
 
 Shape legend: D width of embeddings, K classes.
 """
@@ -176,34 +176,44 @@ def _maps(
 
 
 class AnswerMemory:
-    """Bounds the bytes of all answers, from before the model's work until they are sent.
+    """Bounds the bytes of all answers until they are sent, and of all images while decoded.
 
-    A request waits for its share until its deadline, and flows take turns. While it was taken
-    after the work, the requests of 1,000 clients that read slowly kept both lanes busy for 5 s,
-    although few of their answers could be sent. The requests of a stream take it after the work, in
-    their order: before it, each would wait until all small answers of earlier ones are made.
+    A request takes its share before its images are decoded, until its deadline, and flows take
+    turns. While it was taken after the work, the requests of 1,000 clients that read slowly kept
+    both lanes busy for 5 s, although few of their answers could be sent. Its images are decoded
+    within the memory of its answer, which is not made yet; so the share is the larger of both, is
+    taken at once, and no request waits for memory while it holds some.
+
+    Only the requests of a stream take the two one after the other: that of their answers after the
+    work, in their order. Before it, each would wait until all small answers of earlier ones are
+    made. What they hold for decoding ends with the decoding, and the first in their order can
+    always be sent, so they do not wait for each other either.
 
     The memory for bodies is another one: requests that wait here hold their bodies, so with a
     common one they could wait for each other. Thread-safe; the event loops of both transports and
-    the threads that read headers use it.
+    the threads that read headers and decode use it.
     """
 
     def __init__(self, max_bytes: int, max_answer_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._max_answer_bytes = max_answer_bytes
-        self._num_bytes = 0
-        self._waiting: FlowTurns[CapacityWaiter] = FlowTurns()
+        self._num_bytes = self._num_for_answers = 0
+        self._waiting: FlowTurns[_Waiter] = FlowTurns()
         self._lock = threading.Lock()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all answers."""
+        """Bytes of all shares."""
         return self._num_bytes
 
     @property
     def is_contended(self) -> bool:
-        """Whether a request waits for memory."""
-        return bool(self._waiting)
+        """Whether a request waits until an answer is sent, and not only for images of others."""
+        with self._lock:
+            if not self._waiting:
+                return False
+            num_needed = self._waiting.next().share.num_bytes
+            return self._num_for_answers + num_needed > self._max_bytes
 
     def check(self, size: AnswerSize) -> None:
         """Check an answer before the work on it begins.
@@ -221,92 +231,129 @@ class AnswerMemory:
                 param="images",
             )
 
-    def hold_now(self, num_bytes: int, call: Call) -> bool:
-        """Take memory for a call's answer if there is room and no request waits; from any thread.
+    def hold_now(self, call: Call, answer_bytes: int, decoding_bytes: int) -> "Share | None":
+        """Take a share if there is room and no request waits; from any thread.
 
-        A call that has ended meanwhile does not free it: then the caller does.
+        The call frees its answer's part at its end. If it has ended meanwhile, the caller does.
         """
+        share = self._share(answer_bytes, decoding_bytes)
         with self._lock:
-            has_room = self._has_room(num_bytes)
-            if has_room:
-                self._num_bytes += num_bytes
-                call.answer_memory = _Share(self, num_bytes)
-        return has_room
+            if self._waiting or not self._fits(share):
+                return None
+            self._count(share, 1)
+        if answer_bytes:
+            call.answer_memory = share
+        return share
 
-    async def hold(self, num_bytes: int, call: Call) -> None:
-        """Wait for memory for a call's answer; the call frees it at its end.
+    async def hold(self, call: Call, answer_bytes: int, decoding_bytes: int = 0) -> "Share":
+        """Wait for a share; the call frees its answer's part at its end.
 
         Raises:
             Overloaded: There was no room before the deadline.
         """
-        order, item = call.answer_order, call.item or 0
+        share = self._share(answer_bytes, decoding_bytes)
+        order, item = call.answer_order if answer_bytes else None, call.item or 0
         try:
             if order is not None:
                 async with asyncio.timeout(call.remaining_s()):
                     await order.wait(item)
-            await self._take(num_bytes, call)
+            await self._take(share, call)
         except TimeoutError:
             raise Overloaded(
-                "The memory for answers is full; try again.",
+                "The memory for images and answers is full; try again.",
                 code="answer_memory_full",
                 retry_after_s=RETRY_S,
             ) from None
-        call.answer_memory = _Share(self, num_bytes)
+        if answer_bytes:
+            call.answer_memory = share
         if order is not None:
             order.passes(item)
+        return share
 
-    async def _take(self, num_bytes: int, call: Call) -> None:
+    async def _take(self, share: "Share", call: Call) -> None:
         with self._lock:
-            if self._has_room(num_bytes):
-                self._num_bytes += num_bytes
+            if not self._waiting and self._fits(share):
+                self._count(share, 1)
                 return
-            waiter = CapacityWaiter(num_bytes)
+            waiter = _Waiter(share)
             self._waiting.add(call.flow, waiter)
         try:
             await waiter.wait(call.remaining_s())
         except BaseException:
-            self._leave(call.flow, waiter)
+            with self._lock:
+                if waiter.is_admitted:
+                    self._count(share, -1)
+                else:
+                    self._waiting.remove(call.flow, waiter)
+                self._admit()
             raise
 
-    def give_back(self, share: "_Share") -> None:
-        """Free the memory of a share, and admit requests that wait for it."""
+    def lower(self, share: "Share", *, answer_bytes: int, decoding_bytes: int) -> None:
+        """Free a part of a share, and admit requests that wait."""
         with self._lock:
-            self._num_bytes -= share.num_bytes
-            share.num_bytes = 0
+            self._count(share, -1)
+            share.answer_bytes = min(answer_bytes, share.answer_bytes)
+            share.decoding_bytes = min(decoding_bytes, share.decoding_bytes)
+            self._count(share, 1)
             self._admit()
 
-    def _has_room(self, num_bytes: int) -> bool:
-        return not self._waiting and self._num_bytes + num_bytes <= self._max_bytes
+    def _share(self, answer_bytes: int, decoding_bytes: int) -> "Share":
+        # Of little memory an image may take more than all: then it is decoded alone.
+        return Share(self, answer_bytes, min(decoding_bytes, self._max_bytes))
 
-    def _leave(self, flow: str, waiter: CapacityWaiter) -> None:
-        with self._lock:
-            if waiter.is_admitted:
-                self._num_bytes -= waiter.cost
-            else:
-                self._waiting.remove(flow, waiter)
-            self._admit()
+    def _fits(self, share: "Share") -> bool:
+        return self._num_bytes + share.num_bytes <= self._max_bytes
+
+    def _count(self, share: "Share", sign: int) -> None:
+        self._num_bytes += sign * share.num_bytes
+        self._num_for_answers += sign * share.answer_bytes
 
     def _admit(self) -> None:
-        while self._waiting and self._num_bytes + self._waiting.next().cost <= self._max_bytes:
+        while self._waiting and self._fits(self._waiting.next().share):
             _, waiter = self._waiting.pop()
-            self._num_bytes += waiter.cost
+            self._count(waiter.share, 1)
             waiter.admit()
 
 
-class _Share:
-    """The memory of one answer."""
+class Share:
+    """What a request holds of the memory: for its answer, and for its images while decoded."""
 
-    def __init__(self, memory: AnswerMemory, num_bytes: int) -> None:
+    __slots__ = ("_memory", "answer_bytes", "decoding_bytes")
+
+    def __init__(self, memory: AnswerMemory, answer_bytes: int, decoding_bytes: int) -> None:
         self._memory = memory
-        self.num_bytes = num_bytes
+        self.answer_bytes = answer_bytes
+        self.decoding_bytes = decoding_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """The images are decoded before the answer is made."""
+        return max(self.answer_bytes, self.decoding_bytes)
 
     @property
     def is_contended(self) -> bool:
+        """See `AnswerMemory.is_contended`."""
         return self._memory.is_contended
 
     def free(self) -> None:
-        if self.num_bytes:
-            self._memory.give_back(self)
+        """The answer is sent, or there is none; images may still be decoded."""
+        if self.answer_bytes:
+            self._memory.lower(self, answer_bytes=0, decoding_bytes=self.decoding_bytes)
+
+    def decoded(self) -> None:
+        """No image is being decoded any more; later calls have no effect."""
+        if self.decoding_bytes:
+            self._memory.lower(self, answer_bytes=self.answer_bytes, decoding_bytes=0)
+
+
+class _Waiter(CapacityWaiter):
+    """A request that waits for its share."""
+
+    __slots__ = ("share",)
+
+    def __init__(self, share: Share) -> None:
+        super().__init__(share.num_bytes)
+        self.share = share
 
 
 def _mb(num_bytes: int) -> str:

@@ -39,6 +39,11 @@ class FairPool(Executor):
         ]
 
     @property
+    def num_threads(self) -> int:
+        """Most jobs that run at once."""
+        return len(self._threads)
+
+    @property
     def num_waiting(self) -> int:
         """Jobs that no thread has begun."""
         return self._turns.qsize()

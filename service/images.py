@@ -5,7 +5,7 @@ Shape legend: H W pixels.
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, Self, TypeGuard
@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.image_codec import (
-    DecodingMemory,
     ImageError,
     ImageLimits,
     ImageTooLarge,
+    SizeMap,
     load_image,
-    most_decoding_bytes,
-    read_size,
+    read_header,
 )
-from model.preprocess import Fit, Scaling, prepare_image, scale_image, target_size, to_planes
+from model.preprocess import Fit, Scaling, scale_image, split_planes, target_size
 from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import ImageInput
 
@@ -36,8 +35,8 @@ REDUCED_FACTOR: Final = 2
 # 784 took the default model in float32 to 511 MiB, without the patches in the answer.
 USUAL_PATCH: Final = 14
 COUNTED_PIXELS: Final = 12 * 12
-# Larger images wait for a lane with 8 bits a pixel: 32 of 1280 x 1280 took 630 MB as float32.
-PLANES_PIXELS: Final = 448 * 448
+# Bytes of a patch that waits for a lane, for patches of up to 32 x 32 pixels.
+QUEUED_PATCH_BYTES: Final = 3 * 32 * 32
 # Images of the largest size in one request, or as many pixels of smaller ones.
 LARGEST_AT_ONCE: Final = 8
 
@@ -146,7 +145,9 @@ class SizeRule:
 class PreparedImage:
     """Pixels [3, H, W], and height and width of the upright original.
 
-    The pixels are the model's input in float32, or uint8 if it is large; see `as_planes`.
+    The pixels are uint8, which the lane makes the model's input of (`model.preprocess.as_planes`):
+    as float32, 655 images of 320 x 320 that waited for a lane took 800 MB. A caller's float32
+    pixels stay as they are.
     """
 
     pixels_3HW: NDArray[np.float32] | NDArray[np.uint8]
@@ -164,20 +165,23 @@ class ImagePreparer:
         self, limits: ImageLimits, *, max_patches: int, jpeg_decode: JpegDecode = "fast"
     ) -> None:
         self._limits = limits
-        # One of the largest images at a time, or many small ones.
-        self._memory = DecodingMemory(limits.max_decoding_bytes)
         self._max_patches = max_patches
         self._max_pixels = LARGEST_AT_ONCE * max_patches * USUAL_PATCH**2
         self._jpeg_decode = jpeg_decode
 
-    def has_room(self, num_pixels: int) -> bool:
-        """Whether decoding an image of so many pixels would not wait for memory now."""
-        return self._memory.has_room(most_decoding_bytes(num_pixels))
+    @property
+    def max_decoding_bytes(self) -> int:
+        """Memory that decoding an image may take."""
+        return self._limits.max_decoding_bytes
 
-    def _size_hw(self, image: ImageInput, *, param: str) -> tuple[int, int]:
+    def _header(self, image: ImageInput, rule: SizeRule, param: str) -> tuple[tuple[int, int], int]:
+        """Height and width, and the bytes of decoding, which an array does not need."""
         if isinstance(image, bytes):
             with image_errors(param):
-                return read_size(image, self._limits)
+                return read_header(image, self._limits, reduce_to=self._reduce_to(rule))
+        return self._array_hw(image, param), 0
+
+    def _array_hw(self, image: NDArray[Any], param: str) -> tuple[int, int]:
         height, width = image.shape[1:] if _is_model_input(image) else image.shape[:2]
         if height * width > self._limits.max_pixels:
             raise InvalidRequest(
@@ -207,17 +211,20 @@ class ImagePreparer:
 
     def measure(
         self, image: ImageInput, rule: SizeRule, *, param: str
-    ) -> tuple[tuple[int, int], int]:
-        """Height and width, and number of patches of an image; of a file only the header is read.
+    ) -> tuple[tuple[int, int], int, int]:
+        """What an image takes; of a file only the header is read.
+
+        Returns:
+            Height and width; number of patches; and bytes that decoding takes, 0 if they are few.
 
         Raises:
             InvalidRequest: The image is unreadable or too large.
         """
-        size_hw = self._size_hw(image, param=param)
+        size_hw, num_bytes = self._header(image, rule, param)
         target_hw = size_hw if _is_model_input(image) else rule.target_hw(size_hw)
         if rule.windows is not None and not _is_model_input(image):
             # The model sees one window at a time; admission bounds how many there are.
-            return size_hw, rule.num_patches(target_hw)
+            return size_hw, rule.num_patches(target_hw), num_bytes
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
         max_patches = self._max_patches
         if rule.patch_size > USUAL_PATCH:
@@ -230,7 +237,7 @@ class ImagePreparer:
                 code="image_too_large",
                 param=param,
             )
-        return size_hw, num_patches
+        return size_hw, num_patches, num_bytes
 
     def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
         """Decode and scale an image.
@@ -240,16 +247,13 @@ class ImagePreparer:
         """
         if isinstance(image, bytes):
             scaled, size_hw = self._scale(image, rule, param)
-            if scaled.width * scaled.height <= PLANES_PIXELS:
-                return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=size_hw)
-            pixels_3HW = np.asarray(scaled.convert("RGB")).transpose(2, 0, 1)
-            return PreparedImage(pixels_3HW=pixels_3HW, size_hw=size_hw)
-        size_hw = self._size_hw(image, param=param)
+            return PreparedImage(pixels_3HW=split_planes(scaled), size_hw=size_hw)
+        size_hw = self._array_hw(image, param)
         if _is_model_input(image):
             return PreparedImage(pixels_3HW=_copy_planes(image, param=param), size_hw=size_hw)
-        pixels_HW3 = np.ascontiguousarray(image, np.uint8)
-        planes_3HW = prepare_image(pixels_HW3, rule.target_hw(size_hw), rule.scaling)
-        return PreparedImage(pixels_3HW=planes_3HW, size_hw=size_hw)
+        given = Image.fromarray(np.ascontiguousarray(image, np.uint8))
+        scaled = scale_image(given, rule.target_hw(size_hw), scaling=rule.scaling)
+        return PreparedImage(pixels_3HW=split_planes(scaled), size_hw=size_hw)
 
     def scale(
         self, data: bytes, rule: SizeRule, *, param: str
@@ -268,21 +272,15 @@ class ImagePreparer:
     def _scale(
         self, data: bytes, rule: SizeRule, param: str
     ) -> tuple[Image.Image, tuple[int, int]]:
-        reduce_to = None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
-        with image_errors(param), ExitStack() as held:
-            loaded = load_image(
-                data,
-                self._limits,
-                reduce_to=reduce_to,
-                hold=lambda num_bytes: held.enter_context(self._memory.hold(num_bytes)),
-            )
+        with image_errors(param):
+            loaded = load_image(data, self._limits, reduce_to=self._reduce_to(rule))
             target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
             # Scale first: turning a large photo at full size would cost as much as scaling it.
             scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
-            upright, size_hw = loaded.upright(scaled), loaded.size_hw
-            # Before its share is given back: else the next image is decoded beside this one.
-            del loaded
-            return upright, size_hw
+            return loaded.upright(scaled), loaded.size_hw
+
+    def _reduce_to(self, rule: SizeRule) -> SizeMap | None:
+        return None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
 
 
 def _is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:

@@ -228,7 +228,8 @@ class Server:
             fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}
             logger.warning(
                 "callers can make the server exceed its memory limit: lower max_body_memory_bytes, "
-                "max_concurrent_rpcs, stream_window_bytes or max_answer_memory_bytes",
+                "max_concurrent_rpcs, stream_window_bytes, max_answer_memory_bytes or "
+                "max_queue_patches",
                 extra={"fields": fields},
             )
 

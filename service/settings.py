@@ -215,9 +215,9 @@ class Settings(BaseModel):
     """Maximum bytes of an encoded image."""
     max_image_pixels: Positive = 40_000_000
     """Maximum pixels of an image, as declared by its header. Decoding may take 4.4 bytes for each
-    of them, for one image and for all that are decoded at the same time. Some files take more for
-    each of their own pixels: WebP 12, HEIC 14, HEIC of more than 8 bits 21, progressive JPEG
-    without subsampling 6, TIFF in one strip 7."""
+    of them, for one image and for all of a request that are decoded at the same time. Some files
+    take more for each of their own pixels: WebP 12, HEIC 14, HEIC of more than 8 bits 21,
+    progressive JPEG without subsampling 6, TIFF in one strip 7."""
     max_request_bytes: Positive = 32 * 1024 * 1024
     """Maximum bytes of a request body or message."""
     request_timeout_s: Seconds = 60.0
@@ -230,8 +230,9 @@ class Settings(BaseModel):
     """Maximum bytes of an answer, estimated from image headers before any work. A request for more
     gets 413 with the ways to a smaller answer."""
     max_answer_memory_bytes: Positive = 192 * 1024 * 1024
-    """Maximum bytes that the maps, masks and answers of all requests take until they are sent. A
-    request waits for its share until its deadline; one that needs more than all of it gets 413."""
+    """Maximum bytes that the images of all requests take while they are decoded, and their maps,
+    masks and answers until they are sent. A request waits for its share until its deadline; one
+    whose answer needs more than all of it gets 413. An image that needs more is decoded alone."""
     max_connections: Positive = 1024
     """Maximum open connections, for each protocol. Beyond that, the one that was idle longest is
     closed. If none is idle, REST answers only a health check, and gRPC accepts as many again.

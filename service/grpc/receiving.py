@@ -12,9 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from model.image_codec import most_decoding_bytes
+from model.image_codec import SMALL_DECODING_BYTES, most_decoding_bytes
 from service.errors import Overloaded
 from service.grpc.connections import peer_host
+from service.images import QUEUED_PATCH_BYTES
+from service.lanes.sizing import MAX_LANES
+from service.models.loading import num_pool_threads
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
@@ -42,16 +45,21 @@ def max_caller_bytes(settings: Settings) -> int:
     """Most bytes that callers can make the server hold.
 
     The sum of the messages that gRPC is receiving, the windows of its RPCs (at times twice as much,
-    as measured), received bodies and messages, images that are being decoded, and answers.
+    as measured), received bodies and messages, small images that threads decode, the memory for
+    larger ones and for answers, and decoded images that wait for a lane: full queues of all models,
+    and pixels that came as float32, which are copied and may be as large as the bodies.
     """
     num_places = (1 + STREAM_PLACES) * settings.num_receive_places + NUM_OPEN_PLACES
     num_rpcs = settings.max_concurrent_rpcs + MAX_OPEN_UNARY + MAX_OPEN_STREAMS
+    num_models = len(settings.model)
+    num_decoding = num_pool_threads(settings) + num_models * (settings.lanes or MAX_LANES)
     return (
         num_places * settings.max_request_bytes
         + num_rpcs * 2 * settings.stream_window_bytes
-        + settings.max_body_memory_bytes
-        + most_decoding_bytes(settings.max_image_pixels)
-        + settings.max_answer_memory_bytes
+        + 2 * settings.max_body_memory_bytes
+        + num_decoding * SMALL_DECODING_BYTES
+        + max(most_decoding_bytes(settings.max_image_pixels), settings.max_answer_memory_bytes)
+        + num_models * settings.max_queue_patches * QUEUED_PATCH_BYTES
     )
 
 

@@ -29,13 +29,17 @@ class WarmUpError(UnusableRuntimeError):
 
 
 def collate(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Inputs:
-    """Stack the payloads of a bucket: images as they are, texts padded to the longest.
+    """Stack the payloads of a bucket: images as float32, texts padded to the longest.
 
-    A single image is not copied if it is contiguous.
+    A single image in float32 is not copied if it is contiguous.
     """
     if bucket.is_image:
-        planes = [as_planes(pixels_3HW) for pixels_3HW in payloads]
-        return (np.ascontiguousarray(planes[0])[None] if len(planes) == 1 else np.stack(planes),)
+        if len(payloads) == 1:
+            return (np.ascontiguousarray(as_planes(payloads[0]))[None],)
+        images_B3HW = np.empty((len(payloads), *payloads[0].shape), np.float32)
+        for planes_3HW, pixels_3HW in zip(images_B3HW, payloads, strict=True):
+            as_planes(pixels_3HW, planes_3HW)
+        return (images_B3HW,)
     longest = max(len(row) for row in payloads)
     ids_BL = np.zeros((len(payloads), longest), dtype=np.int64)
     mask_BL = np.zeros_like(ids_BL)

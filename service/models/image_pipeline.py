@@ -5,7 +5,9 @@ small image goes straight to a lane that is idle, which decodes it too.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
-from service.answer_memory import AnswerMemory
+from service.answer_memory import AnswerMemory, Share
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.fair_pool import FairPool
@@ -103,7 +105,12 @@ class _ImageRun:
     ticket: Ticket
     result: ThreadResult[bool] = field(default_factory=ThreadResult)
     cost: int = 0
+    # Memory that its answer takes, if that is counted, and its images while decoded, so many at
+    # once; and its share.
     answer_bytes: int = 0
+    decoding_bytes: int = 0
+    max_at_once: int = 1
+    memory: Share | None = None
     errors: dict[int, ServiceError] = field(default_factory=dict)
     readable: Sequence[int] = ()
     # Of each image that was queued: its own and its scaled height and width; and its parts.
@@ -124,6 +131,11 @@ class _ImageRun:
             and isinstance(image, bytes)
             and len(image) <= MAX_LANE_BYTES
         )
+
+    @property
+    def first_bytes(self) -> tuple[int, int]:
+        """Bytes of the answer and of decoding to take at once; a stream takes the first later."""
+        return 0 if self.call.waits_for_capacity else self.answer_bytes, self.decoding_bytes
 
     def on_done(self, future: ItemFuture) -> None:
         """One of the futures is settled."""
@@ -184,28 +196,25 @@ class ImagePipeline:
             run.futures = ()
         _count_decode(run, started)
         record_batches(done, call)
-        if run.answer_bytes > SMALL_ANSWER_BYTES and call.answer_memory is None:
-            await self._answers.hold(run.answer_bytes, call)
+        if run.answer_bytes and call.answer_memory is None:
+            await self._answers.hold(call, run.answer_bytes)
         parts = iter(done)
         images = [_encoded(size, islice(parts, n), job.rule) for size, n in run.sizes]
         return EncodedImages(images, run.errors)
 
     async def _wait_for_room(self, run: _ImageRun) -> float:
-        """Wait for capacity, or for memory for the answer, as a part of the admission."""
+        """Wait for capacity and for memory, as a part of the admission."""
         call = run.call
         with call.stage("admit"):
-            if call.waits_for_capacity:
+            if run.cost != run.ticket.cost:
                 await run.ticket.wait_for(run.cost)
-            else:
-                await self._answers.hold(run.answer_bytes, call)
+            if any(run.first_bytes):
+                run.memory = await self._answers.hold(call, *run.first_bytes)
         return call.clock()
 
     def _start(self, run: _ImageRun, job: Callable[[], None]) -> None:
         """Start the job of a request on an idle lane if it is small, else in the pool."""
-        # A lane that waited for a large image of another thread would take no batch meanwhile.
-        run.is_on_lane = (
-            run.model.is_quiet and run.is_small and self._preparer.has_room(MAX_LANE_PIXELS)
-        )
+        run.is_on_lane = run.model.is_quiet and run.is_small
         if not (run.is_on_lane and run.model.offer(job)):
             run.is_on_lane = False
             self._pool.start(job)
@@ -216,15 +225,17 @@ class ImagePipeline:
             return  # the client left while this job waited for a thread
         job = run.job
         num_patches: dict[int, int] = {}
+        decoding_bytes: list[int] = []
         sizes: list[tuple[int, int]] = []
         for index, image in enumerate(job.images):
             try:
                 if isinstance(image, ServiceError):
                     raise image
-                size_hw, num_patches[index] = self._preparer.measure(
+                size_hw, num_patches[index], num_bytes = self._preparer.measure(
                     image, job.rule, param=_param(index)
                 )
                 sizes.append(size_hw)
+                decoding_bytes.append(num_bytes)
             except ServiceError as error:
                 if not job.is_partial:
                     raise
@@ -232,7 +243,9 @@ class ImagePipeline:
         if len(sizes) > 1 or job.rule.windows is not None:  # `measure` has bounded a single one
             self._preparer.check_pixels(sizes, job.rule)
         if job.check_sizes is not None:
-            run.answer_bytes = job.check_sizes(sizes, tuple(num_patches.values()))
+            num_bytes = job.check_sizes(sizes, tuple(num_patches.values()))
+            run.answer_bytes = num_bytes if num_bytes > SMALL_ANSWER_BYTES else 0
+        run.max_at_once, run.decoding_bytes = self._at_once(decoding_bytes)
         run.readable = tuple(num_patches)
         nominal = len(job.images) * job.rule.nominal_patches
         run.cost = run.ticket.cost - nominal + sum(num_patches.values())
@@ -245,45 +258,102 @@ class ImagePipeline:
         else:
             self._decode_and_submit(run)
 
+    def _at_once(self, decoding_bytes: Sequence[int]) -> tuple[int, int]:
+        """How many images to decode at once, and the bytes that they take: as much as one may."""
+        largest = sorted(decoding_bytes, reverse=True)[: self._pool.num_threads]
+        while sum(largest) > self._preparer.max_decoding_bytes and len(largest) > 1:
+            largest.pop()
+        return len(largest), sum(largest)
+
     def _has_memory(self, run: _ImageRun) -> bool:
-        """Whether the answer has its memory, or takes it later. In a thread."""
-        call = run.call
-        if run.answer_bytes <= SMALL_ANSWER_BYTES or call.waits_for_capacity:
+        """Whether the request has its share of the memory, or needs none yet. In a thread."""
+        if not any(run.first_bytes):
             return True
-        is_held = self._answers.hold_now(run.answer_bytes, call)
+        run.memory = self._answers.hold_now(run.call, *run.first_bytes)
         if run.is_cancelled:
-            call.free_memory()  # it has ended, perhaps before it had this
-        return is_held
+            run.call.free_memory()  # it has ended, perhaps before it had this
+        return run.memory is not None
 
     def _decode_and_submit(self, run: _ImageRun) -> None:
-        """Decode all images and submit them to the lanes. In a thread.
-
-        Idle pool threads help. What no other thread has begun this thread does itself, so that it
-        never waits for a queued job: two requests that did would block a small pool for ever.
-        """
-        images: list[PreparedImage] = []
-        helped = {i: self._pool.submit(self._prepare, run, i) for i in run.readable[1:]}
+        """Decode all images and submit them to the lanes. In a thread."""
+        decoding = _Decoding(partial(self._prepare, run), self._pool, deque(run.readable))
         try:
-            for index in run.readable:
-                is_mine = index not in helped or helped[index].cancel()
-                try:
-                    prepared = self._prepare(run, index) if is_mine else helped[index].result()
-                    images.append(prepared)
-                except ServiceError as error:
-                    if not run.job.is_partial:
-                        raise
-                    run.errors[index] = _without_frames(error)
+            decoding.run(run.max_at_once)
         finally:
-            helped.clear()  # A failed future and the frames of its error would form a cycle.
+            if run.memory is not None:
+                run.memory.decoded()
         if not run.is_cancelled:
-            _submit(run, images)
+            _submit(run, [decoding.images[index] for index in sorted(decoding.images)])
 
-    def _prepare(self, run: _ImageRun, index: int) -> PreparedImage:
+    def _prepare(self, run: _ImageRun, index: int) -> PreparedImage | None:
+        """A decoded image; None if it is unreadable, and the others are answered."""
         if run.is_cancelled:
             raise asyncio.CancelledError
         image = run.job.images[index]
         assert not isinstance(image, ServiceError)
-        return self._preparer.prepare(image, run.job.rule, param=_param(index))
+        try:
+            return self._preparer.prepare(image, run.job.rule, param=_param(index))
+        except ServiceError as error:
+            if not run.job.is_partial:
+                raise _without_frames(error) from None
+            run.errors[index] = _without_frames(error)
+            return None
+
+
+@dataclass(slots=True)
+class _Decoding:
+    """Decodes the images of a request in one thread, which idle threads of the pool help.
+
+    What no other thread has begun the one thread does itself, so that it never waits for a queued
+    job: two requests that did would block a small pool for ever.
+    """
+
+    prepare: Callable[[int], PreparedImage | None]
+    pool: FairPool
+    unbegun: deque[int]
+    images: dict[int, PreparedImage] = field(default_factory=dict)
+    _helpers: list[Future[None]] = field(default_factory=list)
+    _failed: dict[int, BaseException] = field(default_factory=dict)
+
+    def run(self, max_at_once: int) -> None:
+        """Decode all images; when this returns or raises, no thread decodes one any more.
+
+        Raises:
+            BaseException: The first image that `prepare` raised it for; no further one is begun.
+        """
+        self._helpers += [
+            self.pool.submit(self._help) for _ in range(min(max_at_once, len(self.unbegun)) - 1)
+        ]
+        while self.unbegun:
+            self._decode_next()
+        for helper in self._helpers:  # one that runs may add its next job
+            if not helper.cancel():
+                wait([helper])
+        try:
+            if self._failed:
+                raise self._failed[min(self._failed)]
+        finally:
+            self._failed.clear()  # the frames of an error lead here: a cycle
+
+    def _help(self) -> None:
+        """Decode one image. Between two, other flows have their turn."""
+        self._decode_next()
+        if self.unbegun:
+            self._helpers.append(self.pool.submit(self._help))
+
+    def _decode_next(self) -> None:
+        try:
+            index = self.unbegun.popleft()
+        except IndexError:
+            return  # another thread took the last one
+        try:
+            image = self.prepare(index)
+            if image is not None:
+                self.images[index] = image
+        except BaseException as error:
+            # All images before this one have been begun, so the first error is among these.
+            self._failed[index] = error
+            self.unbegun.clear()
 
 
 def _submit(run: _ImageRun, images: Sequence[PreparedImage]) -> None:

@@ -2,11 +2,9 @@
 
 import io
 import math
-import pickle
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +24,6 @@ from model.image_codec import (
     MAX_READS,
     MAX_SCANS,
     WEBP_PIXEL_BYTES,
-    DecodingMemory,
     ImageError,
     ImageLimits,
     ImageTooLarge,
@@ -34,7 +31,7 @@ from model.image_codec import (
     decode_image,
     has_too_many_scans,
     load_image,
-    read_size,
+    read_header,
     scale_flat,
     upright_size,
 )
@@ -182,7 +179,7 @@ def png(*chunks: bytes) -> bytes:
 
 def test_limits_are_checked_on_the_header() -> None:
     bomb = png(chunk(b"IHDR", png_header(20_000, 20_000)), chunk(b"IDAT", zlib.compress(b"\0")))
-    for read in (read_size, decode_image):
+    for read in (read_header, decode_image):
         with pytest.raises(ImageTooLarge, match="20000 x 20000 pixels"):
             read(bomb, LIMITS)
         with pytest.raises(ImageTooLarge, match="2000001 bytes"):
@@ -198,14 +195,14 @@ def test_limits_that_allow_no_image_are_refused() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"<svg/>"])
 def test_other_data_is_an_image_error(data: bytes) -> None:
-    for read in (read_size, decode_image):
+    for read in (read_header, decode_image):
         with pytest.raises(ImageError, match="JPEG, PNG, WEBP"):
             read(data, LIMITS)
 
 
 def test_a_truncated_image_has_a_size_and_no_pixels() -> None:
     data = save(Image.fromarray(NOISE).resize((400, 300)), "JPEG")[:2000]
-    assert read_size(data, LIMITS) == (300, 400)
+    assert read_header(data, LIMITS) == ((300, 400), 0)
     with pytest.raises(ImageError, match="broken"):
         decode(data)
 
@@ -310,8 +307,8 @@ def tiled_tiff(tile_hw: tuple[int, int], size_hw: tuple[int, int] = (1, 1)) -> b
 
 def test_a_tiff_with_a_tile_much_larger_than_the_image_is_refused_by_its_header() -> None:
     with pytest.raises(ImageTooLarge, match="tiles"):
-        read_size(tiled_tiff((32_752, 65_520)), LIMITS)
-    assert read_size(tiled_tiff((1024, 1024)), LIMITS) == (1, 1)
+        read_header(tiled_tiff((32_752, 65_520)), LIMITS)
+    assert read_header(tiled_tiff((1024, 1024)), LIMITS) == ((1, 1), 0)
 
 
 def test_a_broken_tiff_writes_nothing_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
@@ -418,22 +415,22 @@ def test_scaling_in_bands_gives_the_scaled_flat_image(
         np.testing.assert_array_equal(np.asarray(scaled), np.asarray(expected))
 
 
-# Decodes and scales standard input, and prints what `hold` was called with, and the peak.
+# Decodes and scales standard input, and prints what the header says that it takes, and the peak.
 DECODE = """
 import sys
 from PIL import Image
-from model.image_codec import ImageLimits, load_image, scale_flat
+from model.image_codec import ImageLimits, load_image, read_header, scale_flat
 from service.machine import PeakMeter
 
-data, held = sys.stdin.buffer.read(), []
+data = sys.stdin.buffer.read()
+limits = ImageLimits(max_bytes=len(data), max_pixels=36_000_000)
 
 def run():
-    limits = ImageLimits(max_bytes=len(data), max_pixels=36_000_000)
-    image = load_image(data, limits, hold=held.append).image
+    image = load_image(data, limits).image
     scale_flat(image, (112, 112), Image.Resampling.BILINEAR, (0, 0, *image.size))
 
 peak = PeakMeter().peak_bytes(run)
-print(*held, -1 if peak is None else peak)
+print(read_header(data, limits)[1], -1 if peak is None else peak)
 """
 
 
@@ -457,7 +454,7 @@ print(*held, -1 if peak is None else peak)
         ("TIFF", "F", {"compression": "lzma"}),
     ],
 )
-def test_decoding_takes_no_more_memory_than_it_holds(
+def test_decoding_takes_no_more_memory_than_its_header_says(
     monkeypatch: pytest.MonkeyPatch,
     project_root: Path,
     file_format: str,
@@ -473,9 +470,9 @@ def test_decoding_takes_no_more_memory_than_it_holds(
         check=True,
         capture_output=True,
     )
-    held_bytes, peak_bytes = map(int, result.stdout.split())
+    num_bytes, peak_bytes = map(int, result.stdout.split())
     # A band takes 7 to 12 MiB; a copy of this image would take 34.
-    assert peak_bytes < held_bytes + 28 * 2**20
+    assert peak_bytes < num_bytes + 28 * 2**20
 
 
 def test_an_image_that_takes_too_much_memory_is_refused() -> None:
@@ -508,29 +505,36 @@ def test_what_cameras_write_is_within_the_default_limits(
     assert load_image(data, limits).size_hw == (height, width)
 
 
-def test_images_that_are_decoded_at_once_share_a_memory() -> None:
-    # Bulk jobs send it to their workers.
-    memory = pickle.loads(pickle.dumps(DecodingMemory(100)))
-    order: list[str] = []
+@pytest.mark.parametrize(
+    ("file_format", "options", "pixel_bytes"),
+    [
+        ("PNG", {}, 4),
+        ("WEBP", {"lossless": True}, WEBP_PIXEL_BYTES),
+        ("JPEG", {}, 4),
+        ("JPEG", {"progressive": True, "subsampling": 0}, 10),
+    ],
+)
+def test_the_header_tells_the_memory_of_decoding(
+    file_format: str, options: dict[str, object], pixel_bytes: int
+) -> None:
+    limits = replace(LIMITS, max_pixels=10_000_000)
+    data = save(Image.new("RGB", (2000, 1600)), file_format, **options)
+    assert read_header(data, limits) == ((1600, 2000), pixel_bytes * 2000 * 1600)
+    small = save(Image.new("RGB", (640, 480)), file_format, **options)
+    assert read_header(small, limits) == ((480, 640), 0)
 
-    def decode_another(name: str, num_bytes: int) -> None:
-        with memory.hold(num_bytes):
-            order.append(name)
 
-    large = threading.Thread(target=decode_another, args=("large", 10_000))
-    small = threading.Thread(target=decode_another, args=("small", 10))
-    with memory.hold(60):
-        with memory.hold(40):
-            large.start()
-            large.join(0.05)
-            small.start()
-            small.join(0.05)
-            assert order == []
-        small.join(0.05)
-        assert order == [], "a small image does not overtake a large one"
-    large.join(20)
-    small.join(20)
-    assert order == ["large", "small"]
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_that_is_reduced_takes_less_memory(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(Image.new("RGB", (3200, 2400)), "JPEG", exif=exif)
+    limits = replace(LIMITS, max_pixels=8_000_000)
+    wide = (1000, 1500) if orientation == 1 else (1500, 1000)
+    size_hw, num_bytes = read_header(data, limits, reduce_to=lambda size_hw: wide)
+    assert (size_hw, num_bytes) == ((2400, 3200), 4 * 1600 * 1200)
+    loaded = load_image(data, limits, reduce_to=lambda size_hw: wide)
+    assert loaded.image.size == (1600, 1200)
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
@@ -626,23 +630,24 @@ def test_heic_is_upright_and_on_white(name: str) -> None:
     # Both show one scene of 64 x 48 pixels; half transparent it is paler.
     if name == "turned":
         assert pixels_HW3.shape == (64, 48, 3)
-        assert read_size(TURNED, LIMITS) == upright_size(TURNED) == (64, 48)
+        assert read_header(TURNED, LIMITS)[0] == upright_size(TURNED) == (64, 48)
         assert pixels_HW3.min() < 60
     else:
         assert pixels_HW3.shape == (48, 64, 3)
         assert pixels_HW3.min() > 100
 
 
-def test_heic_has_the_limits_of_other_formats() -> None:
+def test_heic_has_the_limits_of_other_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     num_pixels = 64 * 48
     with pytest.raises(ImageTooLarge, match="48 x 64 pixels, at most 3071"):
         decode_image(TURNED, replace(LIMITS, max_pixels=num_pixels - 1))
     # The file has 64 x 64 pixels and shows 64 x 48; decoding takes 14 bytes for each.
     with pytest.raises(ImageTooLarge, match="decoding this HEIF takes 57344 bytes"):
         decode_image(TURNED, replace(LIMITS, max_pixels=4 * num_pixels))
-    held: list[int] = []
-    load_image(TURNED, replace(LIMITS, max_pixels=5 * num_pixels), hold=held.append)
-    assert held == [14 * 64 * 64]
+    limits = replace(LIMITS, max_pixels=5 * num_pixels)
+    assert load_image(TURNED, limits).size_hw == (64, 48)
+    monkeypatch.setattr(image_codec, "SMALL_DECODING_BYTES", 0)
+    assert read_header(TURNED, limits)[1] == 14 * 64 * 64
     for cut in (20, 300, len(TURNED) // 2, len(TURNED) - 40):
         with pytest.raises(ImageError, match="broken"):
             decode(TURNED[:cut])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from model.manifest import Manifest
 from service import validation
-from service.call import Call
+from service.answer_memory import Share
 from service.data_plane import DataPlane
 from service.errors import (
     DeadlineExceeded,
@@ -540,10 +540,10 @@ async def test_a_caller_who_leaves_while_headers_are_read_holds_no_memory(
     begun, goes_on, is_over = threading.Event(), threading.Event(), threading.Event()
     hold_now = plane.answer_memory.hold_now
 
-    def hold(num_bytes: int, held: Call) -> bool:
+    def hold(*given: Any) -> Share | None:
         begun.set()
         assert goes_on.wait(WAIT_S)
-        return hold_now(num_bytes, held)
+        return hold_now(*given)
 
     def prepare(*arguments: object) -> None:
         is_over.set()

@@ -2,9 +2,6 @@
 
 import io
 import math
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.image_codec import ImageLimits, decode_image, load_image
-from model.preprocess import prepare_image
-from service import images
+from model.image_codec import ImageLimits, decode_image
+from model.preprocess import as_planes, prepare_image, scale_image
 from service.errors import InvalidRequest, RequestTooLarge
-from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
+from service.images import QUEUED_PATCH_BYTES, ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.lane import collate
 from service.lanes.work import Bucket
 
@@ -47,7 +43,7 @@ def encode(image: Image.Image, file_format: str = "JPEG", orientation: int = 1) 
 
 def prepare(data: bytes, rule: SizeRule, jpeg_decode: JpegDecode) -> NDArray[Any]:
     preparer = ImagePreparer(LIMITS, max_patches=1000, jpeg_decode=jpeg_decode)
-    return preparer.prepare(data, rule, param="images[0]").pixels_3HW
+    return as_planes(preparer.prepare(data, rule, param="images[0]").pixels_3HW)
 
 
 @pytest.mark.parametrize("rule", [SQUASH, ASPECT])
@@ -130,45 +126,27 @@ def test_the_images_of_a_request_are_bounded_by_their_pixels(rule: SizeRule) -> 
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_large_image_waits_with_8_bits_a_pixel(
-    monkeypatch: pytest.MonkeyPatch, mode: str
-) -> None:
-    data = encode(photo((123, 77)).convert(mode), "PNG")
-    expected = prepare(data, ASPECT, "exact")
-    assert expected.dtype == np.float32
-    monkeypatch.setattr(images, "PLANES_PIXELS", 55 * 84)
-    prepared = prepare(data, ASPECT, "exact")
+def test_an_image_waits_for_its_lane_with_8_bits_a_pixel(mode: str) -> None:
+    image = photo((123, 77)).convert(mode)
+    prepared = PREPARER.prepare(encode(image, "PNG"), ASPECT, param="").pixels_3HW
     assert prepared.dtype == np.uint8
-    assert prepared.shape == expected.shape
-    (batch_13HW,) = collate(Bucket("image", (56, 84)), [prepared])
-    assert batch_13HW.flags.c_contiguous
-    np.testing.assert_array_equal(batch_13HW, expected[None])
+    expected = np.asarray(scale_image(image, (56, 84)).convert("RGB")).transpose(2, 0, 1) / 255
+    for num_images in (1, 2):
+        (batch_B3HW,) = collate(Bucket("image", (56, 84)), [prepared] * num_images)
+        assert batch_B3HW.flags.c_contiguous
+        assert batch_B3HW.dtype == np.float32
+        for planes_3HW in batch_B3HW:
+            np.testing.assert_array_equal(planes_3HW, expected.astype(np.float32))
 
 
-def test_an_image_is_freed_before_another_one_may_be_decoded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    decoded: list[weakref.ref[Image.Image]] = []
-    freed: list[bool] = []
-
-    def load(*arguments: Any, **options: Any) -> Any:
-        loaded = load_image(*arguments, **options)
-        decoded.append(weakref.ref(loaded.image))
-        return loaded
-
-    class Memory:
-        @contextmanager
-        def hold(self, num_bytes: int) -> Iterator[None]:
-            yield
-            freed.append(decoded[0]() is None)
-
-    preparer = ImagePreparer(LIMITS, max_patches=64)
-    monkeypatch.setattr(preparer, "_memory", Memory())
-    monkeypatch.setattr(images, "load_image", load)
-    stream = io.BytesIO()
-    Image.fromarray(NOISE_HW3).save(stream, "PNG")
-    preparer.prepare(stream.getvalue(), ASPECT, param="images[0]")
-    assert freed == [True]
+@pytest.mark.parametrize("patch_size", [14, 32])
+def test_an_image_that_waits_is_within_the_bytes_of_its_patches(patch_size: int) -> None:
+    rule = SizeRule(resolution=224, fit="aspect", patch_size=patch_size, multiple=patch_size)
+    data = encode(photo((123, 77)), "PNG")
+    preparer = ImagePreparer(LIMITS, max_patches=4096)
+    _, num_patches, _ = preparer.measure(data, rule, param="")
+    num_bytes = preparer.prepare(data, rule, param="").pixels_3HW.nbytes
+    assert num_bytes <= num_patches * QUEUED_PATCH_BYTES
 
 
 def test_float32_pixels_go_to_the_model_unscaled() -> None:

@@ -215,16 +215,24 @@ async def test_refused_messages_are_counted() -> None:
 
 def test_the_bound_of_memory_follows_the_settings() -> None:
     given = Settings(
+        model=("bundled", "bundled-student"),
+        pool_threads=3,
+        lanes=2,
         max_body_memory_bytes=2**28,
         max_request_bytes=2**25,
         max_concurrent_rpcs=512,
         stream_window_bytes=2**19,
         max_image_pixels=2**24,
         max_answer_memory_bytes=2**27,
+        max_queue_patches=2**14,
     )
-    # 8 + 32 + 2 messages of 32 MiB, 832 windows twice, 256 MiB of messages, 128 MiB of answers,
-    # and 4.4 bytes for each pixel of an image.
-    others = 2**28 + 2**27 + math.ceil(4.4 * 2**24)
+    # 8 + 32 + 2 messages of 32 MiB, 832 windows twice, 256 MiB of messages and as many of copies,
+    # small images in 3 + 2 * 2 threads, 128 MiB of larger ones and of answers, and the queues of
+    # two models with 3 bytes for each pixel of patches of 32 x 32.
+    others = 2 * 2**28 + 7 * 2**22 + 2**27 + 2 * 2**14 * 3 * 32**2
     assert max_caller_bytes(given) == 42 * 2**25 + 832 * 2 * 2**19 + others
+    large = given.model_copy(update={"max_image_pixels": 2**25})  # one takes 4.4 bytes a pixel
+    more = math.ceil(4.4 * 2**25) - 2**27
+    assert max_caller_bytes(large) == max_caller_bytes(given) + more
     many = Settings(max_body_memory_bytes=2**28, max_request_bytes=2**28)
     assert many.num_receive_places == 2

@@ -4,17 +4,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from model.image_codec import DecodingMemory
 from service.call import Call
 from service.data_plane import DataPlane
+from service.errors import InvalidRequest
 from service.fair_pool import FairPool
 from service.images import ImagePreparer
-from service.messages import EmbedImagesRequest
+from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from tests.service.conftest import WAIT_S, Encode, FakeRuntime, until
 
 MakePlane = Callable[..., DataPlane]
@@ -124,25 +124,112 @@ async def test_an_idle_lane_decodes_a_small_image(
     assert seen == threads
 
 
-async def test_no_lane_waits_for_the_memory_of_other_images(
+LARGE = (1200, 900)  # a PNG whose decoding takes 4 bytes for each pixel
+LARGE_BYTES = 4 * 1200 * 900
+
+
+async def test_a_large_image_waits_for_memory_and_small_ones_do_not(
     make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: list[str] = []
-    held = DecodingMemory.hold
+    plane = make_plane(max_answer_memory_bytes=2 * LARGE_BYTES)
+    seen: list[tuple[str, int]] = []
+    prepare = ImagePreparer.prepare
 
-    def record(memory: DecodingMemory, num_bytes: int) -> AbstractContextManager[None]:
-        threads.append(threading.current_thread().name)
-        return held(memory, num_bytes)
+    def record(preparer: ImagePreparer, *given: Any, param: str) -> Any:
+        seen.append((threading.current_thread().name, plane.answer_memory.num_bytes))
+        return prepare(preparer, *given, param=param)
 
-    monkeypatch.setattr(DecodingMemory, "hold", record)
-    plane = make_plane()
-    batcher = plane.models.models()[0]._batcher
-    memory = plane._images._preparer._memory
-    request = EmbedImagesRequest(images=(encode_image(),))
-    await until(lambda: batcher.queue._num_idle == 1)
-    with held(memory, memory._max_bytes):
-        answer = asyncio.ensure_future(plane.embed_images(request, call()))
-        await until(lambda: bool(threads))
-        assert not memory.has_room(1)
-    await answer
-    assert not threads[0].startswith("lane")
+    monkeypatch.setattr(ImagePreparer, "prepare", record)
+    other = call()
+    await plane.answer_memory.hold(other, LARGE_BYTES + 1)  # an answer that is not sent yet
+    large = EmbedImagesRequest(images=(encode_image(size=LARGE),))
+    small = EmbedImagesRequest(images=(encode_image(),))
+    waiting = [asyncio.ensure_future(plane.embed_images(large, call())) for _ in range(4)]
+    await until(lambda: plane.answer_memory.is_contended)
+    for _ in range(4):  # neither thread of the pool waits, nor the lane
+        assert (await plane.embed_images(small, call())).embeddings
+    assert len(seen) == 4
+    leaving = waiting.pop()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    other.free_memory()
+    await asyncio.gather(*waiting)
+    decoding = [(name, num_bytes) for name, num_bytes in seen if num_bytes > LARGE_BYTES + 1]
+    assert len(seen) == 4 + 3
+    assert all(num_bytes <= 2 * LARGE_BYTES for _, num_bytes in decoding)
+    assert not any(name.startswith("lane") for name, _ in seen[4:])
+    assert plane.answer_memory.num_bytes == 0
+
+
+async def test_memory_of_a_caller_who_leaves_is_free_once_its_image_is_decoded(
+    make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = make_plane(max_answer_memory_bytes=10 * LARGE_BYTES)
+    begun, release = threading.Event(), threading.Event()
+    prepare = ImagePreparer.prepare
+
+    def held(preparer: ImagePreparer, *given: Any, param: str) -> Any:
+        begun.set()
+        assert release.wait(WAIT_S)
+        return prepare(preparer, *given, param=param)
+
+    monkeypatch.setattr(ImagePreparer, "prepare", held)
+    request = SegmentImagesRequest(
+        images=(encode_image(size=LARGE),), classes=(SegmentClass(name="dog"),)
+    )
+    left = call()
+    leaving = asyncio.ensure_future(plane.segment_images(request, left))
+    assert await asyncio.to_thread(begun.wait, WAIT_S)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    left.free_memory()
+    assert plane.answer_memory.num_bytes == LARGE_BYTES, "its pixels are still in memory"
+    release.set()
+    await until(lambda: plane.answer_memory.num_bytes == 0)
+
+
+@pytest.mark.parametrize(("share", "most"), [(1, 1), (2, 2), (3, POOL_THREADS)])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_images_of_a_request_are_decoded_at_once_as_far_as_one_may_take_the_memory(
+    make_plane: MakePlane,
+    encode_image: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+    share: int,
+    most: int,
+    fails: bool,
+) -> None:
+    plane = make_plane(max_images_per_request=8, max_answer_memory_bytes=10**9)
+    num_bytes = plane.image_limits.max_decoding_bytes // share
+    measure, prepare = ImagePreparer.measure, ImagePreparer.prepare
+    running: set[str] = set()
+    seen: list[tuple[int, int]] = []
+    together = threading.Barrier(most)
+
+    def large(preparer: ImagePreparer, *given: Any, param: str) -> Any:
+        size_hw, num_patches, _ = measure(preparer, *given, param=param)
+        return size_hw, num_patches, num_bytes
+
+    def count(preparer: ImagePreparer, *given: Any, param: str) -> Any:
+        running.add(param)
+        if param in {"images[0]", "images[1]"}:
+            together.wait(WAIT_S)
+        seen.append((len(running), plane.answer_memory.num_bytes))
+        try:
+            if fails and param in {"images[3]", "images[5]"}:
+                raise InvalidRequest(f"{param}: broken.")
+            return prepare(preparer, *given, param=param)
+        finally:
+            running.remove(param)
+
+    monkeypatch.setattr(ImagePreparer, "measure", large)
+    monkeypatch.setattr(ImagePreparer, "prepare", count)
+    request = EmbedImagesRequest(images=(encode_image(),) * 8)
+    if fails:
+        with pytest.raises(InvalidRequest, match=r"images\[3\]"):
+            await plane.embed_images(request, call())
+        assert not running
+    else:
+        assert len((await plane.embed_images(request, call())).embeddings) == 8
+        assert len(seen) == 8
+    assert max(seen) == (most, most * num_bytes)
+    assert plane.answer_memory.num_bytes == 0

@@ -59,6 +59,22 @@ def test_both_protocols_give_the_same_map_bit_for_bit(
 
 
 @BOTH
+def test_images_are_squashed_by_default_as_the_authors_of_the_heads_do(
+    dense_service: "Service", photo: Callable[..., bytes], method: str, output: str
+) -> None:
+    asked = {"images": [photo(0, (90, 60))], "model": NAME, "size": "model"}
+    for send in (dense_service.over_rest, dense_service.over_grpc):
+        default, squash, aspect = (
+            send(method, {**asked, **fields}).arrays[f"0.{output}"]
+            for fields in ({}, {"fit": "squash"}, {"fit": "aspect"})
+        )
+        np.testing.assert_array_equal(default, squash)
+        height, width = default.shape[:2]
+        assert height == width
+        assert aspect.shape[1] > aspect.shape[0]
+
+
+@BOTH
 def test_maps_are_those_of_the_released_notebook(
     dense_service: "Service",
     tiny_dense: "Tipsv2DptForDensePrediction",

@@ -40,6 +40,7 @@ from service.grpc.writing import write_message
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.request_gate import GateState, unavailable
 from service.safety.protection import BodyShare, Protection
+from service.safety.refusals import PACED_KINDS, RefusalPace
 
 Read = Callable[[BodyShare], Awaitable[Message]]
 AnswerRpc = Callable[[Rpc, Any], Coroutine[Any, Any, bytes | None]]
@@ -67,6 +68,8 @@ OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME, 
 POLL_S: Final = 0.01
 # With more places than this, one is reserved for hosts that have none.
 MIN_PLACES: Final = 2
+# Most refusals that wait for their turn. An RPC that waits takes some 10 kB.
+MAX_WAITING_REFUSALS: Final = 2048
 # The core also delivers RPCs that were cancelled before they were accepted. Its notice of that
 # takes two turns of the event loop: of 128 hang-ups, 124 RPCs were begun after one turn, 40 after
 # two and 34 after three.
@@ -145,6 +148,8 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         # An RPC that lives this long after its deadline has a caller who does not read the answer.
         self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
         self._num_rpcs: Counter[RpcKind] = Counter()
+        self._refusals = RefusalPace()
+        self._num_waiting = 0
         self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
 
     @property
@@ -174,8 +179,17 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 )
         except Exception as error:
             await self._gate.wait()
-            return refusal(error, self._telemetry)
+            return refusal(error, self._telemetry, self._wait_for_turn)
         return handler
+
+    async def _wait_for_turn(self, host: str) -> None:
+        """Return when a refusal of a host may be sent."""
+        if self._num_waiting < MAX_WAITING_REFUSALS:
+            self._num_waiting += 1
+            try:
+                await self._refusals.wait(host, self._gate.closing)
+            finally:
+                self._num_waiting -= 1
 
     def _enter(self, kind: RpcKind) -> None:
         """Count the RPC until its task ends; one task runs the interceptors and the handler."""
@@ -475,7 +489,9 @@ def service_of(method: str) -> str:
     return method.lstrip("/").rpartition("/")[0]
 
 
-def refusal(cause: Exception, telemetry: Telemetry) -> Any:
+def refusal(
+    cause: Exception, telemetry: Telemetry, wait_for_turn: Callable[[str], Awaitable[None]]
+) -> Any:
     """A handler for any kind of RPC that refuses it without reading a message."""
 
     async def refuse(messages: Any, context: Any) -> None:
@@ -490,6 +506,8 @@ def refusal(cause: Exception, telemetry: Telemetry) -> Any:
         code = CODE[error.kind]
         telemetry.end(call, "other", code.name)
         trailing = (*call_metadata(call), *error_metadata(error))
+        if error.kind in PACED_KINDS:
+            await wait_for_turn(peer_host(context.peer()))
         await context.abort(code, error.message, trailing_metadata=trailing)
 
     handler: Callable[..., Any] = grpc.stream_stream_rpc_method_handler

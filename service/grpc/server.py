@@ -23,6 +23,7 @@ from service.grpc.generated.open_inference_pb2_grpc import (
 )
 from service.grpc.interceptors import (
     INFERENCE_SERVICE,
+    MAX_WAITING_REFUSALS,
     REFLECTION_V1,
     CallInterceptor,
     DrainGate,
@@ -196,6 +197,7 @@ class GrpcServer:
             ],
             # A backstop: the guard refuses earlier, with a delay for the retry.
             maximum_concurrent_rpcs=self._protection.max_rpcs
+            + MAX_WAITING_REFUSALS
             + 2 * (MAX_OPEN_UNARY + MAX_OPEN_STREAMS),
         )
         add_EncoderServiceServicer_to_server(EncoderServicer(self._plane), self._server)

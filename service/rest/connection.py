@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.call import Call, accept_priority, deadline_exceeded
 from service.errors import (
-    ErrorKind,
     InvalidRequest,
     RequestTooLarge,
     ServiceError,
@@ -21,6 +20,7 @@ from service.rest.errors import CLIENT_LEFT, STATUS, ClientLeft, error_response
 from service.rest.pages import is_page
 from service.safety.api_keys import do_nothing
 from service.safety.protection import BodyShare, Protection
+from service.safety.refusals import PACED_KINDS, RefusalPace
 from service.tracing import Transport
 
 # Key of an ASGI scope that holds the request's `Body`.
@@ -30,20 +30,13 @@ CLIENT: Final = "tipserve.client"
 READS: Final = frozenset({"GET", "HEAD"})
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 METHOD_NOT_ALLOWED: Final = 405
-TOO_MANY_REQUESTS: Final = STATUS[ErrorKind.OVERLOADED]
+# Statuses of refusals that wait for their turn.
+PACED: Final = frozenset(STATUS[kind] for kind in PACED_KINDS)
 # Content-Encoding: the `wbits` of zlib.
 WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 # Bytes of a compressed body that are unpacked at once, which takes about 1 ms.
 PIECE_BYTES: Final = 128 * 1024
 INTERNAL_SERVER_ERROR: Final = 500
-# Refusals of one host for want of room: beyond so many at once they are sent at this rate, which
-# takes some 15 % of a core. A proxy in front of many callers is one host too, so it is not less.
-REFUSALS_AT_ONCE: Final = 100
-REFUSALS_PER_S: Final = 300
-# Shorter than the time-outs of clients and proxies.
-MAX_REFUSAL_WAIT_S: Final = 5.0
-# With fewer hosts, entries that no longer matter are kept: looking for them would cost more.
-MIN_FLOWS: Final = 1024
 MAX_LENGTH_DIGITS: Final = 18
 MAX_TIMEOUT_DIGITS: Final = 12
 HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/health", "/healthz"})
@@ -105,51 +98,6 @@ class ClientLink:
         self.has_message = has_message
         self.on_left: Callable[[], None] = do_nothing
         self.send_refusal: Callable[[], None] | None = None
-
-
-class RefusalPace:
-    """Sends the refusals of a host at a bounded rate; the others wait, and their requests are over.
-
-    1,000 clients that asked again as soon as they were refused made 1,900 requests a second. To
-    refuse them took a core, and honest callers of other hosts waited five times as long. Every
-    request is still tried when it arrives, so a host that waits loses no answer but a refusal.
-    Belongs to one event loop.
-    """
-
-    def __init__(self) -> None:
-        # By flow: when the last refusal was due, or will be.
-        self._due: dict[str, float] = {}
-        self._room = MIN_FLOWS
-
-    @property
-    def num_flows(self) -> int:
-        """How many flows are remembered."""
-        return len(self._due)
-
-    def wait_s(self, flow: str, now: float) -> float:
-        """How long the next refusal of a flow waits; not above 0 if it does not."""
-        unused = now - REFUSALS_AT_ONCE / REFUSALS_PER_S
-        if len(self._due) >= self._room:
-            self._due = {one: due for one, due in self._due.items() if due > unused}
-            self._room = max(MIN_FLOWS, 2 * len(self._due))
-        due = max(self._due.get(flow, unused), unused) + 1 / REFUSALS_PER_S
-        self._due[flow] = due = min(due, now + MAX_REFUSAL_WAIT_S)
-        return due - now
-
-    async def wait(self, flow: str, client: ClientLink) -> None:
-        """Return when a refusal may be sent: in its turn, when the client leaves, or if asked."""
-        loop = asyncio.get_running_loop()
-        wait_s = self.wait_s(flow, loop.time())
-        if wait_s <= 0:
-            return
-        turn = asyncio.Event()
-        client.on_left = client.send_refusal = turn.set
-        timer = loop.call_later(wait_s, turn.set)
-        try:
-            await turn.wait()
-        finally:
-            timer.cancel()
-            client.on_left, client.send_refusal = do_nothing, None
 
 
 class Body:
@@ -354,18 +302,27 @@ class Answer:
         self.status = 0
 
     async def send(self, message: Message) -> None:
-        """Send an ASGI message; a refusal for want of room waits for its turn."""
+        """Send an ASGI message; a refusal for want of a key or of room waits for its turn."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.status == TOO_MANY_REQUESTS:
+            if self.status in PACED:
                 self.give_back()
-                await self._refusals.wait(self._call.flow, self._client)
+                await self._wait_for_turn()
             message["headers"] = [
                 *message.get("headers", ()),
                 (b"x-request-id", self._call.request_id.encode("ascii")),
                 (b"server-timing", self._call.server_timing().encode("ascii")),
             ]
         await self._send(message)
+
+    async def _wait_for_turn(self) -> None:
+        """Return in the refusal's turn, when the client leaves, or when it is to be sent now."""
+        turn, client = asyncio.Event(), self._client
+        client.on_left = client.send_refusal = turn.set
+        try:
+            await self._refusals.wait(self._call.flow, turn)
+        finally:
+            client.on_left, client.send_refusal = do_nothing, None
 
     def give_back(self) -> None:
         """Give back what the request holds; later calls have no effect."""

@@ -43,6 +43,7 @@ import ssl
 import struct
 import sys
 import termios
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -70,6 +71,9 @@ MAX_PIPELINED: Final = 64
 RETRY_AFTER_S: Final = 1
 # How long a head may take while all connections are taken.
 CONTENDED_HEAD_S: Final = 2.0
+# While all connections are taken: a host with most of them loses one that is at least so old and
+# waits for its client, for a new one of another host.
+CONTENDED_HOST_S: Final = 2.0
 # How long a connection is new.
 NEW_S: Final = 1.0
 # Value of SO_LINGER: linger for 0 s, so that closing resets the connection and drops its data.
@@ -397,6 +401,18 @@ class BoundedProtocol(HttpToolsProtocol):
         return len(cycles) == 1 and cycles[0].scope[CLIENT].send_refusal is not None
 
     @property
+    def host(self) -> str:
+        """The client's address."""
+        return self.client[0] if self.client else ""
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether its client has long had bytes to send or to read."""
+        age_s = self.loop.time() - self._began
+        is_waiting = self._is_in_body or num_unread_bytes(self.transport) > 0
+        return age_s > CONTENDED_HOST_S and is_waiting
+
+    @property
     def is_new(self) -> bool:
         """Whether it has just been accepted: its request may be on its way."""
         return self.loop.time() - self._began < NEW_S
@@ -499,7 +515,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         others: Any = self.connections - {self}
         others = {c for c in others if not c.transport.is_closing()}
-        if close_longest_idle(others):
+        if close_longest_idle(others) or close_slowest(others, self.host):
             self.protection.metrics.idle_connections_closed.labels("http").inc()
             return
         self._is_spare = True
@@ -595,6 +611,25 @@ def close_longest_idle(connections: Iterable[BoundedProtocol]) -> bool:
     if chosen:
         min(chosen, key=lambda connection: connection._due).transport.close()
     return bool(chosen)
+
+
+def close_slowest(connections: Iterable[BoundedProtocol], host: str) -> bool:
+    """Close the oldest slow connection of the host that has more than half of them.
+
+    1,024 bodies at the lowest rate refused all requests of other hosts for as long as they lasted.
+
+    Returns:
+        False if there is none, or if that is `host`, which asks for room.
+    """
+    others = [c for c in connections if not c._is_spare]
+    hosts = Counter(c.host for c in others)
+    most, num = hosts.most_common(1)[0] if hosts else (host, 0)
+    if most == host or 2 * num <= len(others):
+        return False
+    slow = [c for c in others if c.host == most and c.waits_for_client]
+    if slow:
+        min(slow, key=lambda connection: connection._began).transport.abort()
+    return bool(slow)
 
 
 class Listener:

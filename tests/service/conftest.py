@@ -35,6 +35,7 @@ from service.models.served_model import ServedModel
 from service.models.texts import TextCache
 from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
+from service.safety import refusals
 from service.server import Server
 from service.settings import Settings
 
@@ -342,6 +343,14 @@ def serving(
             await running
 
     return serve
+
+
+@pytest.fixture
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every refusal for want of a key or of room waits, for longer than a test."""
+    monkeypatch.setattr(refusals, "REFUSALS_AT_ONCE", 0)
+    monkeypatch.setattr(refusals, "REFUSALS_PER_S", 0.001)
+    monkeypatch.setattr(refusals, "MAX_REFUSAL_WAIT_S", 1000.0)
 
 
 @pytest.fixture

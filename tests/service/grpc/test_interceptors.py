@@ -399,6 +399,25 @@ async def test_the_arrays_of_an_answer_are_freed_before_it_is_written(
     assert (code, kept) == ("OK", [False])
 
 
+@pytest.mark.usefixtures("no_turns")
+async def test_refusals_for_want_of_a_key_wait_until_the_server_drains(
+    serving: Serving, connect: Callable[..., grpc.Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(api_keys="k" * 32) as server:
+        guard = server._grpc._guard
+        channel = connect(server)
+        waiting = asyncio.ensure_future(asyncio.to_thread(ask, channel, EMBED, b""))
+        await until(lambda: guard._num_waiting == 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(interceptors, "MAX_WAITING_REFUSALS", 1)
+            again = await asyncio.to_thread(ask, channel, EMBED, b"")
+        assert again[0] == "UNAUTHENTICATED", "as many wait as may"
+        assert not waiting.done()
+        server.request_stop()
+        assert (await waiting)[0] == "UNAUTHENTICATED"
+    assert guard._num_waiting == 0
+
+
 async def test_an_unread_answer_frees_its_place(
     serving: Serving, connect: Any, encode_image: Encode
 ) -> None:

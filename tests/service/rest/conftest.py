@@ -7,7 +7,6 @@ import httpx
 import pytest
 
 from service.errors import InvalidRequest
-from service.rest import connection
 from service.safety.url_fetch import Hold, UrlFetcher
 from service.server import Server
 from tests.service.conftest import Serving
@@ -31,14 +30,6 @@ async def client(serving: Serving, limits: dict[str, Any]) -> AsyncIterator[http
     """A client of a running server."""
     async with serving(**limits) as server, client_of(server) as made:
         yield made
-
-
-@pytest.fixture
-def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every refusal for want of room waits, for longer than a test."""
-    monkeypatch.setattr(connection, "REFUSALS_AT_ONCE", 0)
-    monkeypatch.setattr(connection, "REFUSALS_PER_S", 0.001)
-    monkeypatch.setattr(connection, "MAX_REFUSAL_WAIT_S", 1000.0)
 
 
 @pytest.fixture

@@ -22,19 +22,15 @@ from service.errors import (
 )
 from service.monitoring.metrics import Metrics
 from service.rest.connection import (
-    MAX_REFUSAL_WAIT_S,
-    MIN_FLOWS,
     PIECE_BYTES,
-    REFUSALS_AT_ONCE,
-    REFUSALS_PER_S,
     Answer,
     Body,
     CallMiddleware,
     ClientLink,
-    RefusalPace,
 )
 from service.rest.errors import ClientLeft
 from service.safety.protection import BodyMemory, BodyShare, Protection
+from service.safety.refusals import RefusalPace
 
 LIMIT_S = 20.0
 
@@ -320,23 +316,11 @@ def test_a_client_may_shorten_the_deadline_but_not_extend_it(
     assert call.deadline == deadline
 
 
-def test_refusals_of_a_host_beyond_its_rate_wait_in_turn() -> None:
-    pace = RefusalPace()
-    waits_s = [pace.wait_s("http 1", 50.0) for _ in range(REFUSALS_AT_ONCE + 3)]
-    assert max(waits_s[:REFUSALS_AT_ONCE]) <= 1e-9
-    expected_s = [n / REFUSALS_PER_S for n in (1, 2, 3)]
-    assert waits_s[REFUSALS_AT_ONCE:] == pytest.approx(expected_s)
-    assert pace.wait_s("http 2", 50.0) < 0, "another host's refusals are sent at once"
-    num_more = round(MAX_REFUSAL_WAIT_S * REFUSALS_PER_S)
-    again_s = [pace.wait_s("http 1", 50.0) for _ in range(num_more)]
-    assert again_s[-1] == pytest.approx(MAX_REFUSAL_WAIT_S)
-    assert pace.wait_s("http 1", 50.0 + MAX_REFUSAL_WAIT_S + 2.0) < 0
-
-
 @pytest.mark.usefixtures("no_turns")
 @pytest.mark.parametrize("event", ["on_left", "send_refusal"])
+@pytest.mark.parametrize("status", [401, 403, 429])
 async def test_a_refusal_that_waits_holds_nothing(
-    memory: BodyMemory, share: BodyShare, event: str
+    memory: BodyMemory, share: BodyShare, event: str, status: int
 ) -> None:
     sent: list[Message] = []
     left: list[bool] = []
@@ -349,7 +333,7 @@ async def test_a_refusal_that_waits_holds_nothing(
     answer = Answer(send, call, share, client=client, refusals=RefusalPace())
     answer.leave = lambda: left.append(True)
     share.hold(60)
-    start = {"type": "http.response.start", "status": 429, "headers": []}
+    start = {"type": "http.response.start", "status": status, "headers": []}
     sending = asyncio.create_task(answer.send(start))
     await asyncio.sleep(0)
     assert memory.num_bytes == 0
@@ -367,22 +351,15 @@ async def test_a_refusal_that_waits_holds_nothing(
 
 
 @pytest.mark.usefixtures("no_turns")
-async def test_only_refusals_for_want_of_room_wait(share: BodyShare) -> None:
+async def test_only_refusals_for_want_of_a_key_or_of_room_wait(share: BodyShare) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     call = Call(request_id="x", deadline=105.0)
-    for status in (200, 401, 413, 503):
+    for status in (200, 413, 503):
         answer = Answer(send, call, share, client=ClientLink(), refusals=RefusalPace())
         async with asyncio.timeout(LIMIT_S):
             await answer.send({"type": "http.response.start", "status": status})
-    assert [message["status"] for message in sent] == [200, 401, 413, 503]
-
-
-def test_hosts_that_were_refused_long_ago_are_forgotten() -> None:
-    pace = RefusalPace()
-    for number in range(10_000):
-        pace.wait_s(f"http {number}", 50.0 + number)
-    assert pace.num_flows <= MIN_FLOWS
+    assert [message["status"] for message in sent] == [200, 413, 503]

@@ -44,8 +44,10 @@ POST = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: imag
 
 
 @asynccontextmanager
-async def connected(server: Server) -> AsyncIterator[Pair]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
+async def connected(server: Server, host: str = "127.0.0.1") -> AsyncIterator[Pair]:
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", server.ports["http"], local_addr=(host, 0)
+    )
     try:
         yield reader, writer
     finally:
@@ -356,6 +358,33 @@ async def test_a_new_connection_is_refused_if_all_are_busy(
         assert sample(server, "rejected_total", reason="connections") == 1
         runtime.gate.set()
         assert (await read_answer(busy))[0] == 200
+
+
+async def test_a_host_with_most_connections_makes_room_for_another(
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest_server, "CONTENDED_HOST_S", 0.0)
+    image = encode_image()
+    request = POST + b"Content-Length: %d\r\n\r\n" % len(image)
+    async with serving(max_connections=4) as server, AsyncExitStack() as stack:
+        connections: Any = server._http.server_state.connections
+        hosts = ("127.0.0.3", "127.0.0.2", "127.0.0.2", "127.0.0.2")
+        opened = []
+        for number, host in enumerate(hosts, start=1):
+            opened.append(await stack.enter_async_context(connected(server, host)))
+            opened[-1][1].write(request)
+            while [one._is_in_body for one in connections].count(True) < number:
+                await asyncio.sleep(0.001)
+        async with connected(server, "127.0.0.2") as (reader, other):
+            other.write(request + image)
+            assert code_of(await read_all(reader)) == "too_many_connections"
+        async with connected(server, "127.0.0.4") as (reader, other):
+            other.write(request + image)
+            assert (await read_answer(reader))[0] == 200
+            assert await read_all(opened[1][0]) == b"", "the oldest of the host with most"
+        for reader, writer in (opened[0], *opened[2:]):
+            writer.write(image)
+            assert (await read_answer(reader))[0] == 200
 
 
 @asynccontextmanager

@@ -15,25 +15,47 @@ import multiprocessing
 import os
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import grpc
 from PIL import Image
 
-from benchmarks.answer_peaks import SIDE, inputs, peak_mib
+from benchmarks.answer_peaks import (
+    NUM_IN_BATCH,
+    SIDE,
+    File,
+    Model,
+    document,
+    inputs,
+    peak_mib,
+    streams,
+)
 from benchmarks.batch_latency import photo_like_jpeg
+from benchmarks.http2_attacks import (
+    ATTACKER,
+    EMBED,
+    KEY,
+    PREFACE,
+    STREAM,
+    WRONG_KEY,
+    Attack,
+    flood,
+    floods,
+    prefixed,
+    repeated_rpcs,
+    request_headers,
+    silent_rpcs,
+    unfinished,
+)
 from benchmarks.service_process import RunningService, running_service
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 
-KEY = "k" * 32
-ATTACKER = ("127.0.0.2", 0)
 # Of Linux; not among Python's constants.
 IP_BIND_ADDRESS_NO_PORT = 24
 # Before, some 190 calls over each protocol: of 65, the 99th percentile was the second longest.
@@ -42,14 +64,11 @@ BEFORE_S, AFTER_S = 45.0, 3.0
 BURST_S = 5.0
 # Between two calls of an honest caller.
 PAUSE_S = 0.2
-MESSAGE_BYTES = 32 * 1024 * 1024 - 1000
 # Field 2 of a message, which is unknown to health and an image's field in ours.
 LARGE_MESSAGE = b"\x12\x80\x80\xf8\x0f" + bytes(33_423_360)
-HEALTH, EMBED = "/grpc.health.v1.Health/Check", "/tipserve.v1.EncoderService/EmbedImages"
-STREAM, WATCH = "/tipserve.v1.EncoderService/Stream", "/grpc.health.v1.Health/Watch"
-DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
-Attack = Callable[[RunningService], str]
+HEALTH: Final = "/grpc.health.v1.Health/Check"
+MAX_CONNECTIONS: Final = 1024
+JSON: Final = "application/json"
 # When a call began and ended, and whether it was answered.
 HonestCall = tuple[float, float, bool]
 
@@ -238,140 +257,6 @@ def calls(method: str, num_calls: int, compression: grpc.Compression | None = No
     return attack
 
 
-class UnfinishedMessages:
-    """One HTTP/2 connection with RPCs whose messages lack their last bytes."""
-
-    def __init__(self, port: int, method: str, num_rpcs: int) -> None:
-        self._connection = socket.create_connection(("127.0.0.1", port), None, ATTACKER)
-        self._room = {0: 65_535}
-        self._initial = 65_535
-        self._left: dict[int, int] = {}
-        self._buffer = b""
-        self._method, self._num_rpcs = method, num_rpcs
-        self._next, self._begin_at = 1, 0.0
-        self.codes: Counter[str] = Counter()
-        self._connection.sendall(PREFACE)
-
-    def open(self, frames: bytes) -> None:
-        """Send frames of its own."""
-        self._connection.sendall(frames)
-
-    def fileno(self) -> int:
-        """For `select`."""
-        return self._connection.fileno()
-
-    def close(self) -> None:
-        """End it."""
-        self._connection.close()
-
-    def send(self) -> int:
-        """Begin RPCs, again after a second if they were refused; the bytes that were sent."""
-        now = time.monotonic()
-        if now >= self._begin_at and len(self._left) < self._num_rpcs:
-            self._begin_at = now + 1
-            while len(self._left) < self._num_rpcs:
-                self._begin()
-        num_sent = 0
-        for stream, left in list(self._left.items()):
-            room = min(left, 16_384, self._room[0], self._room[stream])
-            if room > 0:
-                self._send(stream, bytes(room))
-                num_sent += room
-        return num_sent
-
-    def receive(self) -> None:
-        """Handle what has arrived."""
-        self._receive(self._connection.recv(65_536))
-
-    def _begin(self) -> None:
-        stream, self._next = self._next, self._next + 2
-        block = b"\x83\x86" + header(b":path", self._method.encode())
-        block += header(b":authority", b"x") + header(b"te", b"trailers")
-        block += header(b"content-type", b"application/grpc")
-        block += header(b"x-api-key", KEY.encode())
-        self._connection.sendall(frame(HEADERS, block, flags=4, stream=stream))
-        self._left[stream] = MESSAGE_BYTES
-        self._room[stream] = self._initial
-        self._send(stream, b"\0" + struct.pack(">I", MESSAGE_BYTES + 1))
-
-    def _send(self, stream: int, data: bytes) -> None:
-        self._connection.sendall(frame(DATA, data, stream=stream))
-        self._room[0] -= len(data)
-        self._room[stream] -= len(data)
-        self._left[stream] -= len(data)
-
-    def _receive(self, data: bytes) -> None:
-        if not data:
-            raise OSError("closed")
-        self._buffer += data
-        while len(self._buffer) >= 9:
-            length = int.from_bytes(self._buffer[:3])
-            if len(self._buffer) < 9 + length:
-                return
-            kind, flags = self._buffer[3], self._buffer[4]
-            stream = int.from_bytes(self._buffer[5:9]) & 0x7FFF_FFFF
-            payload, self._buffer = self._buffer[9 : 9 + length], self._buffer[9 + length :]
-            self._handle(kind, flags, stream, payload)
-
-    def _handle(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == SETTINGS and not flags & 1:
-            for name, value in struct.iter_unpack(">HI", payload):
-                if name == 4:
-                    for known in self._left:
-                        self._room[known] += value - self._initial
-                    self._initial = value
-            self._connection.sendall(frame(SETTINGS, flags=1))
-        elif kind == PING and not flags & 1:
-            self._connection.sendall(frame(PING, payload, flags=1))
-        elif kind == WINDOW_UPDATE:
-            self._room[stream] = self._room.get(stream, 0) + int.from_bytes(payload)
-        elif kind == 3 or (kind == HEADERS and flags & 1):
-            self.codes["ended"] += self._left.pop(stream, None) is not None
-
-
-def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
-    """One HTTP/2 frame."""
-    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
-
-
-def header(name: bytes, value: bytes) -> bytes:
-    """A header without compression, for names and values below 127 bytes."""
-    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
-def unfinished(
-    method: str, num_rpcs: int = 15, num_connections: int = 4, seconds: float = 15.0
-) -> Attack:
-    """Unfinished messages of 32 MB on some connections; refused ones are sent again."""
-
-    def attack(service: RunningService) -> str:
-        until = time.monotonic() + seconds
-        port = service.grpc_port
-        made = [UnfinishedMessages(port, method, num_rpcs) for _ in range(num_connections)]
-        clients = set(made)
-        poll = selectors.DefaultSelector()
-        for client in clients:
-            poll.register(client, selectors.EVENT_READ)
-        while clients and time.monotonic() < until:
-            num_sent = 0
-            for client in list(clients):
-                try:
-                    num_sent += client.send()
-                except OSError:
-                    poll.unregister(client)
-                    clients.remove(client)
-            # Wait for the server only if flow control allows nothing.
-            for key, _ in poll.select(0 if num_sent else 0.05):
-                with suppress(OSError):  # the next `send` fails too
-                    cast("UnfinishedMessages", key.fileobj).receive()
-        num_ended = sum(client.codes["ended"] for client in made)
-        for client in made:
-            client.close()
-        return f"{num_connections * num_rpcs} RPCs, {num_ended} ended, {len(clients)} connected"
-
-    return attack
-
-
 def open_connections(port_name: str, opening: bytes, *, num: int, seconds: float) -> Attack:
     """Connections that send a few bytes and then nothing; each is opened again when it closes."""
 
@@ -409,23 +294,140 @@ def open_connections(port_name: str, opening: bytes, *, num: int, seconds: float
     return attack
 
 
-def silent_rpcs(service: RunningService) -> str:
-    """512 RPCs without a message on one connection, and 64 watches of health on another."""
-    rpcs = UnfinishedMessages(service.grpc_port, EMBED, 0)
-    block = b"\x83\x86" + header(b":authority", b"x") + header(b"te", b"trailers")
-    block += header(b"content-type", b"application/grpc") + header(b"x-api-key", KEY.encode())
-    embed, watch = (block + header(b":path", path.encode()) for path in (EMBED, WATCH))
-    others = UnfinishedMessages(service.grpc_port, WATCH, 0)
-    for n in range(512):
-        rpcs.open(frame(HEADERS, embed, flags=4, stream=2 * n + 1))
-    for n in range(64):
-        stream = 2 * n + 1
-        message = frame(DATA, bytes(5), flags=1, stream=stream)
-        others.open(frame(HEADERS, watch, flags=4, stream=stream) + message)
-    time.sleep(20)
-    rpcs.close()
-    others.close()
-    return ""
+class RepeatedRequest:
+    """One connection on which a request is sent again as soon as it is answered."""
+
+    def __init__(self, port: int, request: bytes) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        self._socket.bind(ATTACKER)
+        self._socket.connect(("127.0.0.1", port))
+        self._request, self._answer = request, b""
+        self._socket.sendall(request)
+
+    def fileno(self) -> int:
+        """For `select`."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End it."""
+        self._socket.close()
+
+    def receive(self) -> str:
+        """Handle what has arrived: the status if that ends an answer, else nothing.
+
+        Raises:
+            OSError: The connection is closed.
+        """
+        data = self._socket.recv(65_536)
+        if not data:
+            raise OSError("closed")
+        self._answer += data
+        if not self._answer.endswith(b"}"):  # the error, as JSON
+            return ""
+        status, self._answer = self._answer[9:12].decode(), b""
+        self._socket.sendall(self._request)
+        return status
+
+
+def refused_again(request: bytes, num_connections: int, seconds: float = 15.0) -> Attack:
+    """A request on many connections, sent again as soon as it is refused."""
+
+    def attack(service: RunningService) -> str:
+        found: Counter[str] = Counter()
+        poll = selectors.DefaultSelector()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with suppress(OSError):
+                while len(poll.get_map()) < num_connections:
+                    client = RepeatedRequest(service.http_port, request)
+                    poll.register(client, selectors.EVENT_READ)
+            for key, _ in poll.select(0.05):
+                client = cast("RepeatedRequest", key.fileobj)
+                try:
+                    found[client.receive()] += 1
+                except OSError:
+                    found["closed"] += 1
+                    poll.unregister(client)
+                    client.close()
+        for key in list(poll.get_map().values()):
+            cast("RepeatedRequest", key.fileobj).close()
+        del found[""]
+        return f"{dict(found)}, {sum(found.values()) / seconds:.0f} a second"
+
+    return attack
+
+
+def full_of_bodies(service: RunningService) -> str:
+    """Bodies at the lowest rate on all connections; others are refused with 503, and ask again."""
+    length, piece = 400_000, bytes(4096 + 512)
+    request = head("/v1/images:embed", KEY, "image/png", length)
+    address = ("127.0.0.1", service.http_port)
+    bodies = [socket.create_connection(address, 10, ATTACKER) for _ in range(MAX_CONNECTIONS)]
+    is_over = threading.Event()
+
+    def send() -> None:
+        for body in bodies:
+            body.setblocking(False)
+        data, num_sent = request, 0
+        while not is_over.wait(1.0) and num_sent + len(data) < length:
+            for body in bodies:
+                with suppress(OSError):
+                    body.send(data)
+            num_sent += len(data)
+            data = piece
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    time.sleep(2)
+    found = refused_again(request, 64, 20.0)(service)
+    is_over.set()
+    sender.join()
+    for body in bodies:
+        body.close()
+    return found
+
+
+def head(path: str, key: str, media: str = "image/png", length: int = 0) -> bytes:
+    """The head of a request; no length: a body without bytes."""
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {key}\r\n"
+        f"Content-Type: {media}\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def large_inputs() -> dict[str, Attack]:
+    """Requests of a few kilobytes whose images the model sees at a large size, or many of them."""
+    small = png(64)
+    webp = next(File(*file) for file in inputs() if file[0] == "largest WEBP")
+    _, request = streams(Model("", ()), webp)["gRPC Stream, segment"]
+    eight = prefixed(request.SerializeToString()) * NUM_IN_BATCH
+    path = "/v1/images:embed"
+    asked = {
+        "8 images seen at 1280": ("resolution=1280", 8, 16),
+        "32 images seen at 896": ("resolution=896", 32, 16),
+        "10 images seen at 768, 8 clients": ("resolution=768", 10, 8),
+        "24 clients with 32 images each": ("", 32, 24),
+    }
+    made = {
+        name: over_rest(path, document(query, small, num_images), JSON, num_clients=num_clients)
+        for name, (query, num_images, num_clients) in asked.items()
+    }
+    stream = repeated_rpcs(request_headers(STREAM), eight, num_rpcs=1, num_connections=4)
+    return made | {"8 masks of the largest WebP on a stream, 4 clients": stream}
+
+
+def refusals() -> dict[str, Attack]:
+    """Requests that are refused, and sent again without pause."""
+    wrong = request_headers(EMBED, WRONG_KEY)
+    wrong_head = head("/v1/images:embed", WRONG_KEY)
+    return {
+        "wrong keys over REST, 256 connections": refused_again(wrong_head, 256),
+        "wrong keys over gRPC, 16 connections": repeated_rpcs(
+            wrong, num_rpcs=32, num_connections=16
+        ),
+        "1,024 slow bodies, 64 connections refused with 503": full_of_bodies,
+    }
 
 
 def attacks() -> dict[str, Attack]:
@@ -453,7 +455,7 @@ def attacks() -> dict[str, Attack]:
         "slow readers": slow_readers(30),
         "1,000 connections of unfinished messages": unfinished(EMBED, 1, 1000, 60.0),
         "1,000 slow readers": slow_readers(1000, 1024, 60.0),
-        "a million wrong values": over_rest("/v1/texts:embed", wrong, "application/json"),
+        "a million wrong values": over_rest("/v1/texts:embed", wrong, JSON),
         "four million segments of a JPEG": over_rest("/v1/images:embed", segments, "image/jpeg"),
         "slide mode with 49 classes": over_rest(slide, image, "image/png"),
         "128 clients over REST": over_rest(large, photo, "image/jpeg", num_clients=128),
@@ -464,6 +466,11 @@ def attacks() -> dict[str, Attack]:
             "grpc_port", PREFACE, num=1100, seconds=30.0
         ),
         "512 RPCs without a message, 64 watches": silent_rpcs,
+        **large_inputs(),
+        **refusals(),
+        **{f"{kind} frames, no key": flood(kind) for kind in floods()},
+        "PING frames, answers not read, no key": flood("PING", is_reading=False),
+        "SETTINGS frames, answers not read, no key": flood("SETTINGS", is_reading=False),
     }
 
 
@@ -534,7 +541,7 @@ def run(service: RunningService, attack: Attack) -> str:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     peak_mib(service.pid, reset=True)
-    started = time.monotonic()
+    started, cpu_s = time.monotonic(), service.cpu_s()
     outcome = attack(service)
     time.sleep(AFTER_S)
     ours.send(True)
@@ -545,6 +552,7 @@ def run(service: RunningService, attack: Attack) -> str:
     ours.send(False)
     caller.join(60)
     is_killed = service.process.poll() is not None
+    num_cores = 0.0 if is_killed else (service.cpu_s() - cpu_s) / (now - started)
     peak = "" if is_killed else f"{peak_mib(service.pid):.0f} MiB"
     locked = ", ".join(
         f"{n} {lock_out_s(calls, started, now):.1f} s" for n, calls in during.items()
@@ -556,7 +564,8 @@ def run(service: RunningService, attack: Attack) -> str:
         for n, calls in during.items()
     )
     killed = "yes" if is_killed else "no"
-    return f"{peak} | {killed} | {locked} | {max(waits_s):.1f} s | {others} | {outcome} |"
+    waited = f"{max(waits_s):.1f} s | {num_cores:.2f}"
+    return f"{peak} | {killed} | {locked} | {waited} | {others} | {outcome} |"
 
 
 def main() -> None:
@@ -573,8 +582,9 @@ def main() -> None:
     priority = "idle CPU time only" if options.lowest_priority else "the server's priority"
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f}, attackers with {priority}\n")
-    print("| attack | peak | killed | lock-out | health | p99 of honest calls | outcome |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    columns = "peak | killed | lock-out | health | cores | p99 of honest calls | outcome"
+    print(f"| attack | {columns} |")
+    print("|" + " --- |" * 8)
     for name, attack in attacks().items():
         if options.attack in name:
             with running_service(prefix=enter if options.group else ()) as service:

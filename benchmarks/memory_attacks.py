@@ -468,7 +468,9 @@ def attacks() -> dict[str, Attack]:
         "512 RPCs without a message, 64 watches": silent_rpcs,
         **large_inputs(),
         **refusals(),
-        **{f"{kind} frames, no key": flood(kind) for kind in floods()},
+        **{f"{kind} frames, no key": flood(kind) for kind in floods() if kind != "CONTINUATION"},
+        "CONTINUATION frames, 4 connections, no key": flood("CONTINUATION"),
+        "CONTINUATION frames, 32 connections, no key": flood("CONTINUATION", num_connections=32),
         "PING frames, answers not read, no key": flood("PING", is_reading=False),
         "SETTINGS frames, answers not read, no key": flood("SETTINGS", is_reading=False),
     }

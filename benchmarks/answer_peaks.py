@@ -52,7 +52,10 @@ JPEG_SIDE = math.isqrt(int(MAX_DECODING_BYTES / (3 * 2 + 4 / 64))) // 8 * 8
 TIFF_SIDE = math.isqrt(MAX_DECODING_BYTES // (4 + 4))
 # Sides of images whose answers in some form are just within `max_answer_bytes`, or the memory for
 # answers: masks, scores, components and colours as arrays, base64, lists, PNG and over gRPC.
-ANSWER_SIDES = (5820, 5070, 4690, 4510, 3840, 3660, 3560, 3300, 3090, 2890, 2600, 2220, 1780)
+ANSWER_SIDES = (
+    *(6110, 5790, 5570, 4860, 4720, 4320, 3680, 3500),
+    *(3410, 3340, 3080, 2930, 2850, 2490, 2120, 1780),
+)
 NUM_IN_BATCH = 8
 NUM_REPEATED = 10
 NUM_TEXTS, TEXTS = 1024, "texts"

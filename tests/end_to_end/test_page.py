@@ -336,6 +336,8 @@ def test_a_compressing_proxy_changes_nothing(
             page = open_page(at=dataclasses.replace(service, http_port=proxy.server_port))
             upload_scene(page)
             np.testing.assert_array_equal(layer_of(page)[..., :3], mask_of(service))
+            page.hover("#stage canvas")  # loads the scores, an answer of many parts
+            wait(page, "document.querySelector('#reading').textContent.includes('cosine')")
         finally:
             proxy.shutdown()
 
@@ -598,6 +600,7 @@ def test_no_serious_finding_of_axe_and_no_sideways_scrolling(
 ) -> None:
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": height})
     upload_scene(page)
+    page.evaluate("document.querySelector('#tab-maps').hidden = false")  # of models with depth
     for selector in ("masks", "[value=examples]", "features", "search", "status"):
         page.click(selector if selector.startswith("[") else f"#tab-{selector}")
         wait(page, IS_IDLE)

@@ -15,6 +15,7 @@ KEY: Final = "k" * 32
 WRONG_KEY: Final = "w" * 32
 ATTACKER: Final = ("127.0.0.2", 0)
 MESSAGE_BYTES: Final = 32 * 1024 * 1024 - 1000
+SEGMENT: Final = "/tipserve.v1.EncoderService/SegmentImages"
 EMBED: Final = "/tipserve.v1.EncoderService/EmbedImages"
 STREAM: Final = "/tipserve.v1.EncoderService/Stream"
 WATCH: Final = "/grpc.health.v1.Health/Watch"
@@ -184,16 +185,27 @@ class UnfinishedMessages(Connection):
 
 
 class RepeatedRpcs(Connection):
-    """RPCs that are asked again as soon as they end, with small messages; answers are dropped."""
+    """RPCs that are asked again as soon as they end, with small messages; answers are dropped.
 
-    def __init__(self, port: int, headers: bytes, messages: bytes, num_rpcs: int) -> None:
+    Without a window, an answer larger than the first 64 kB stays unread.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        headers: bytes,
+        messages: bytes,
+        num_rpcs: int,
+        *,
+        has_window: bool = True,
+    ) -> None:
         self._headers, self._messages = headers, messages
         self._num_rpcs, self._num_open, self._next = num_rpcs, 0, 1
         self._num_received = 0
         self.num_ended = 0
         windows = frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, MAX_WINDOW))
         windows += frame(WINDOW_UPDATE, (MAX_WINDOW - FIRST_WINDOW).to_bytes(4))
-        super().__init__(port, GREETING + windows)
+        super().__init__(port, GREETING + windows if has_window else PREFACE)
 
     def advance(self) -> int:
         """Begin the RPCs that are missing."""
@@ -265,12 +277,16 @@ def repeated_rpcs(
     num_rpcs: int,
     num_connections: int,
     seconds: float = 15.0,
+    has_window: bool = True,
 ) -> Attack:
     """The same RPC on some connections, again as soon as it ends."""
 
     def attack(service: RunningService) -> str:
         port = service.grpc_port
-        made = [RepeatedRpcs(port, headers, messages, num_rpcs) for _ in range(num_connections)]
+        made = [
+            RepeatedRpcs(port, headers, messages, num_rpcs, has_window=has_window)
+            for _ in range(num_connections)
+        ]
         num_left = keep_going(made, seconds)
         num_ended = sum(client.num_ended for client in made)
         return f"{num_ended} RPCs ended, {num_ended / seconds:.0f} a second, {num_left} connected"

@@ -42,6 +42,7 @@ from benchmarks.http2_attacks import (
     EMBED,
     KEY,
     PREFACE,
+    SEGMENT,
     STREAM,
     WRONG_KEY,
     Attack,
@@ -54,7 +55,12 @@ from benchmarks.http2_attacks import (
     unfinished,
 )
 from benchmarks.service_process import RunningService, running_service
-from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
+from service.grpc.generated import (
+    embed_pb2,
+    encoder_service_pb2_grpc,
+    image_pb2,
+    segment_pb2,
+)
 
 # Of Linux; not among Python's constants.
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -69,6 +75,8 @@ LARGE_MESSAGE = b"\x12\x80\x80\xf8\x0f" + bytes(33_423_360)
 HEALTH: Final = "/grpc.health.v1.Health/Check"
 MAX_CONNECTIONS: Final = 1024
 JSON: Final = "application/json"
+# A mask of so many pixels a side has 46 MB.
+UNREAD_SIDE: Final = 4800
 # When a call began and ended, and whether it was answered.
 HonestCall = tuple[float, float, bool]
 
@@ -414,7 +422,22 @@ def large_inputs() -> dict[str, Attack]:
         for name, (query, num_images, num_clients) in asked.items()
     }
     stream = repeated_rpcs(request_headers(STREAM), eight, num_rpcs=1, num_connections=4)
-    return made | {"8 masks of the largest WebP on a stream, 4 clients": stream}
+    mask = segment_pb2.SegmentImagesRequest(
+        images=[image_pb2.Image(encoded=png(UNREAD_SIDE))],
+        classes=[segment_pb2.SegmentClass(name="dog")],
+    )
+    unread = repeated_rpcs(
+        request_headers(SEGMENT),
+        prefixed(mask.SerializeToString()),
+        num_rpcs=4,
+        num_connections=8,
+        seconds=60.0,
+        has_window=False,
+    )
+    return made | {
+        "8 masks of the largest WebP on a stream, 4 clients": stream,
+        "32 masks of 46 MB over gRPC that are not read": unread,
+    }
 
 
 def refusals() -> dict[str, Attack]:

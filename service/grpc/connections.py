@@ -1,8 +1,10 @@
-"""Closes idle gRPC connections beyond the limit, so that new ones are accepted.
+"""Closes gRPC connections: idle ones beyond the limit, and those with answers that are not read.
 
 The core can only refuse new connections, and has no option to close an idle one instead: 1,100
-idle connections of one stranger made gRPC unavailable for 48 s. Python's gRPC does not expose its
-connections, so they are found among the sockets of the process.
+idle connections of one stranger made gRPC unavailable for 48 s. It keeps an answer until it is read
+or its connection ends: to cancel its RPC sends nothing, also no status, while the client's window
+is full. Python's gRPC does not expose its connections, so they are found among the sockets of the
+process.
 """
 
 import asyncio
@@ -23,6 +25,8 @@ from service.monitoring.metrics import Metrics
 
 # The core accepts `max_connections` new ones between two checks.
 CHECK_S: Final = 0.25
+# How long a connection with an unread answer stays open for its other RPCs.
+UNREAD_S: Final = 5.0
 # A check looks at every descriptor only if so many were opened that the limit may be exceeded, and
 # once in this time, since others may have been closed. To look at 1,000 takes 30 ms, in which
 # another thread holds Python's lock; next to 1,000 connections all callers waited for it.
@@ -45,15 +49,22 @@ class Connection:
 
 
 @asynccontextmanager
-async def closing_idle_connections(
-    port: int, max_connections: int, busy: Callable[[], Collection[str]], metrics: Metrics
+async def closing_connections(
+    port: int,
+    max_connections: int,
+    *,
+    busy: Callable[[], Collection[str]],
+    unread: dict[str, float],
+    metrics: Metrics,
 ) -> AsyncIterator[None]:
-    """Close those beyond the limit while the block runs.
+    """Close idle ones beyond the limit, and those with unread answers, while the block runs.
 
     Args:
         port: The server's port.
         max_connections: Most connections that stay open; the core's own limit is higher.
         busy: gRPC's names of the clients that must not be disconnected.
+        unread: When the server gave up on an answer to a client, by gRPC's name. Such a client is
+            disconnected when it has no other RPC, and at the latest after `UNREAD_S`.
         metrics: Counts closed connections.
     """
 
@@ -62,6 +73,12 @@ async def closing_idle_connections(
         enough, counted = max_connections, -math.inf
         while True:
             await asyncio.sleep(CHECK_S)
+            late = clock() - UNREAD_S
+            due = [peer for peer, since in unread.items() if since < late or peer not in busy()]
+            for peer in due:
+                del unread[peer]
+            if due:
+                await asyncio.to_thread(close_peers, port, set(map(parse_peer, due)))
             num_open = num_descriptors()
             is_due = clock() - counted > RECOUNT_S
             if num_open > (max_connections if is_due else enough):
@@ -90,6 +107,16 @@ def close_idle(port: int, max_connections: int, busy: Iterable[str]) -> tuple[in
     connections = open_connections(port)
     exempt = {parse_peer(peer) for peer in busy}
     chosen = longest_idle(connections, exempt, len(connections) - max_connections)
+    num_closed = _shut_down(chosen, port)
+    return len(connections) - num_closed, num_closed
+
+
+def close_peers(port: int, peers: Collection[Peer]) -> int:
+    """Close the connections of these clients; how many there were."""
+    return _shut_down([one for one in open_connections(port) if one.peer in peers], port)
+
+
+def _shut_down(chosen: Iterable[Connection], port: int) -> int:
     num_closed = 0
     for connection in chosen:
         with suppress(OSError), _shared(connection.descriptor) as sock:
@@ -97,7 +124,7 @@ def close_idle(port: int, max_connections: int, busy: Iterable[str]) -> tuple[in
             if _peer(sock, port) == connection.peer:
                 sock.shutdown(socket.SHUT_RDWR)
                 num_closed += 1
-    return len(connections) - num_closed, num_closed
+    return num_closed
 
 
 def longest_idle(

@@ -35,7 +35,7 @@ from service.grpc.receiving import (
     STREAM_PLACES,
     ReceivePlaces,
 )
-from service.grpc.stream import AnsweredStream, StreamItem, StreamLimits, write_answer
+from service.grpc.stream import UNREAD, AnsweredStream, StreamItem, StreamLimits, write_answer
 from service.grpc.writing import write_message
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.request_gate import GateState, unavailable
@@ -221,7 +221,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
     def _start_timer(self, task: "asyncio.Task[Any]") -> None:
         loop = asyncio.get_running_loop()
-        self._timers[task] = loop.call_later(self._lifetime_s, task.cancel)
+        self._timers[task] = loop.call_later(self._lifetime_s, task.cancel, UNREAD)
 
     def _enter_caller(self, metadata: Any) -> None:
         """Check the key, and count the RPC as its caller's until its task ends."""
@@ -281,6 +281,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._open_connections: Counter[str] = Counter()
         # Our RPCs by connection.
         self._busy: Counter[str] = Counter()
+        # When the server last gave up on an answer that a client did not read, by connection.
+        self.unread_peers: dict[str, float] = {}
         # Of our RPCs, by method.
         self._handlers: dict[str, Any] = {}
 
@@ -332,6 +334,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             return await work
         except grpc.aio.AbortError:
+            raise
+        except asyncio.CancelledError as reason:
+            if UNREAD in reason.args:
+                self.unread_peers[peer] = asyncio.get_running_loop().time()
             raise
         except grpc.aio.InternalError:
             # gRPC could not send: the RPC has ended, so there is no caller to answer.

@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.data_plane import DataPlane
-from service.grpc.connections import closing_idle_connections
+from service.grpc.connections import closing_connections
 from service.grpc.generated import encoder_service_pb2, open_inference_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
 from service.grpc.generated.open_inference_pb2_grpc import (
@@ -210,10 +210,16 @@ class GrpcServer:
         port = self._add_port()
         await self._server.start()
         self._listening.set_result(port)
-        limits, busy = self._protection, self._calls.busy_peers
+        limits, calls = self._protection, self._calls
         async with (
             watching_loop_lag(self._metrics, "grpc"),
-            closing_idle_connections(port, limits.max_connections, busy, limits.metrics),
+            closing_connections(
+                port,
+                limits.max_connections,
+                busy=calls.busy_peers,
+                unread=calls.unread_peers,
+                metrics=limits.metrics,
+            ),
         ):
             await self._stopped.wait()
 

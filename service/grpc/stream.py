@@ -31,6 +31,8 @@ STREAM_KINDS: Final = tuple(
 )
 # Bytes of answers that wait to be sent; with more, no further request is read.
 MAX_UNSENT_BYTES: Final = 32 * 1024 * 1024
+# Why the server cancels the task of an RPC.
+UNREAD: Final = "the caller does not read the answer"
 POLL_S: Final = 0.02
 CHECK_S: Final = 0.5
 
@@ -230,7 +232,7 @@ async def write_answer(raw: bytes, memory: HeldMemory | None, context: Any) -> N
         await asyncio.sleep(CONTENDED_LIMIT_S + len(raw) / CONTENDED_BYTES_PER_S)
         while not memory.is_contended:
             await asyncio.sleep(CHECK_S)
-        task.cancel()
+        task.cancel(UNREAD)
 
     watching = asyncio.ensure_future(watch(memory))
     try:

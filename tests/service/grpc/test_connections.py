@@ -14,7 +14,7 @@ from service.grpc import connections
 from service.grpc.connections import (
     Connection,
     close_idle,
-    closing_idle_connections,
+    closing_connections,
     longest_idle,
     open_connections,
     parse_peer,
@@ -89,7 +89,7 @@ async def test_descriptors_are_looked_at_only_if_enough_were_opened(
     monkeypatch.setattr(connections, "RECOUNT_S", 1e9)
     monkeypatch.setattr(connections, "num_descriptors", lambda: num_descriptors)
     monkeypatch.setattr(connections, "close_idle", look)
-    async with closing_idle_connections(1, 10, list, Metrics()):
+    async with closing_connections(1, 10, busy=list, unread={}, metrics=Metrics()):
         await until(lambda: bool(looks))
         for num_descriptors in (12, 15, 16):  # noqa: B007 - read by the functions above
             for _ in range(20):

@@ -437,6 +437,23 @@ async def test_an_unread_answer_frees_its_place(
         stuck.cancel()
 
 
+async def test_a_client_that_cancels_an_rpc_keeps_its_connection(
+    serving: Serving,
+    connect: Any,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    entered: Entered,
+) -> None:
+    async with serving() as server:
+        runtime.gate.clear()
+        left = connect(server).unary_unary(EMBED).future(embed(encode_image()))
+        assert await entered()
+        assert server._grpc._calls.busy_peers()
+        left.cancel()
+        await until(lambda: not server._grpc._calls.busy_peers())
+        assert not server._grpc._calls.unread_peers
+
+
 async def read_all(address: tuple[str, int], sent: bytes) -> None:
     """Send, and read until the server closes the connection, which it must."""
     reader, writer = await asyncio.open_connection(*address)

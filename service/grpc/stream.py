@@ -148,8 +148,9 @@ class AnsweredStream:
                 item, task = answer
                 raw = await task
                 await write_answer(raw, item.memory, self._context)
-                self._unsent.pop(item.index).free()
                 self._num_unsent_bytes -= len(raw)
+                del answer, task, raw  # else it stays in memory while the next answer is made
+                self._unsent.pop(item.index).free()
                 self._sent.set()
                 self._renew()
                 self._free_places.release()

@@ -1,6 +1,7 @@
 """Requests of a stream are answered in order, within limits of memory and time."""
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -118,6 +119,40 @@ async def test_no_more_requests_are_read_than_run_at_once() -> None:
 async def forever(raw: bytes) -> bytes:
     await asyncio.Event().wait()
     return raw
+
+
+class DroppingContext(FakeContext):
+    """Keeps the lengths of what is written alone, as the core does once it is sent."""
+
+    def __init__(self, *messages: bytes) -> None:
+        super().__init__(*messages)
+        self.lengths: list[int] = []
+
+    async def write(self, message: bytes) -> None:
+        self.lengths.append(len(message))
+
+
+async def test_an_answer_that_is_sent_is_in_memory_no_longer_while_the_next_is_made() -> None:
+    release = asyncio.Event()
+    num_bytes = 8 * 1024 * 1024
+
+    async def answer(raw: bytes) -> bytes:
+        if raw == b"second":
+            await release.wait()
+        return bytes(num_bytes)
+
+    context = DroppingContext(b"first", b"second")
+    tracemalloc.start()
+    try:
+        running = asyncio.ensure_future(stream_over(context, answer).run())
+        await until(lambda: bool(context.lengths))
+        await turns()
+        assert tracemalloc.get_traced_memory()[0] < num_bytes
+        release.set()
+        assert await asyncio.wait_for(running, LIMIT_S)
+    finally:
+        tracemalloc.stop()
+    assert context.lengths == [num_bytes] * 2
 
 
 async def test_a_failed_answer_ends_the_stream_and_its_other_requests() -> None:

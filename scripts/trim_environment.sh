@@ -44,6 +44,11 @@ for library in httptools/parser/parser httptools/parser/url_parser tokenizers/to
   strip --strip-unneeded "$site/$library".*.so
 done
 
+# Pygments: the grammars of languages. Nothing here colours code; the command line's help only imports the package.
+if [ -d "$site/pygments/lexers" ]; then
+  find "$site/pygments/lexers" -type f ! -name __init__.py ! -name _mapping.py ! -name special.py -delete
+fi
+
 # NumPy's tests and its tools for compilers, and the type hints that editors read.
 find "$site/numpy" -type d -name tests -prune -exec rm -rf {} +
 rm -rf "$site/numpy/distutils" "$site/numpy/f2py"

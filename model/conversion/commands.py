@@ -18,7 +18,7 @@ from rich.console import Console
 
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.convert import ConversionRequest
-from model.conversion.errors import COMPARING, ConversionError, require
+from model.conversion.errors import COMPARING, CONVERTING, ConversionError, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import (
     FolderSource,
@@ -30,7 +30,7 @@ from model.conversion.source import (
     split_models,
     split_name,
 )
-from model.graphs import USUAL_PRECISIONS, DepthActivation, Precision
+from model.graphs import USUAL_PRECISIONS, DepthActivation, HalfPrecision, Precision
 from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
 from model.package import ModelPackage, open_package
 from model.parity import command as parity
@@ -127,6 +127,11 @@ def new_app() -> App:
             prepare,
             "Convert models into the cache, as the server does; print the packages' folders.",
         ),
+        (
+            extend,
+            "Write a package with what GPUs use: the vision graph in fp16, and reference outputs. "
+            "All other files stay byte for byte.",
+        ),
         (show, SHOW_HELP),
         (check, parity.HELP),
         (publish, "Copy a verified package to a folder that a server reads."),
@@ -160,6 +165,28 @@ def convert(
         return str(_preparer(making, reporter).write(request, output).path)
 
     return _report(write)
+
+
+def extend(
+    package: Package,
+    output: Annotated[Path, Parameter(help="Absent, empty, or an older package, also this one.")],
+    /,
+    *,
+    precision: Annotated[
+        tuple[HalfPrecision, ...],
+        Parameter(help="Precision of a vision graph; may be repeated.", show_default=True),
+    ] = ("fp16",),
+) -> int:
+    """Add graphs to a finished package; returns the exit status."""
+
+    def add(reporter: Reporter) -> str:
+        require(CONVERTING, purpose="adding graphs to a package")
+        from model.export.added_graphs import add_graphs  # noqa: PLC0415 - torch takes seconds
+
+        say = partial(reporter.say, "step")
+        return str(add_graphs(open_package(package), precision, output, progress=say).path)
+
+    return _report(add)
 
 
 def prepare(

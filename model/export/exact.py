@@ -5,6 +5,7 @@ evaluated, exported and compared as that encoder. The graph then computes in flo
 encoder computes: the parity gate's limits for float32 hold, and no precision is needed besides.
 """
 
+from collections.abc import Collection, Iterator
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -19,6 +20,9 @@ Rounding = Literal["fp16", "int8_tables"]
 # A scale has 8 significant bits and an integer 7, so these bits of a rounded weight are zero.
 SCALE_BITS: Final = 8
 ZERO_BITS: Final = 0x1FF
+# Names of what is stored in place of weights.
+STORED: Final = "_stored"
+SCALE: Final = "_scale"
 
 
 @torch.no_grad()
@@ -70,6 +74,58 @@ def store_exactly(model: onnx_ir.Model) -> None:
             _widen_rows(graph, value, numbers, scales)
 
 
+def read_weights(model: onnx_ir.Model, names: Collection[str]) -> dict[str, FloatArray]:
+    """Read a module's parameters from its float32 graph, as `store_exactly` left it.
+
+    Args:
+        model: The graph. Its initializers have the parameters' names, but for matrices that the
+            exporter transposed: those are found beside the bias that is added to their product.
+        names: Names of the parameters.
+
+    Raises:
+        ValueError: The graph does not hold one of them.
+    """
+    held = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    found: dict[str, FloatArray] = {}
+    for name in names:
+        if name in held:
+            found[name] = held[name]
+        elif f"{name}{STORED}" in held:
+            found[name] = held[f"{name}{STORED}"] * held.get(f"{name}{SCALE}", np.float32(1))
+    for bias, product in _biased_products(model.graph):
+        name = f"{bias.removesuffix('.bias')}.weight"
+        if name in names and name not in found:
+            found[name] = _widened(product.inputs[1]).T
+    missing = ", ".join(sorted(set(names) - found.keys()))
+    if missing:
+        raise ValueError(f"the graph does not hold {missing}")
+    return found
+
+
+def _biased_products(graph: onnx_ir.Graph) -> Iterator[tuple[str, onnx_ir.Node]]:
+    """Yield the products of matrices to which a bias is added, each after the name of that."""
+    for node in graph:
+        if node.op_type != "Add":
+            continue
+        for value, other in (node.inputs, node.inputs[::-1]):
+            maker = None if other is None else other.producer()
+            if value is not None and maker is not None and maker.op_type == "MatMul":
+                yield str(value.name), maker
+
+
+def _widened(value: onnx_ir.Value | None) -> FloatArray:
+    """Weights in the graph, or those that a Cast widens."""
+    maker = None if value is None else value.producer()
+    stored = value if maker is None else maker.inputs[0]
+    if stored is None or stored.const_value is None:
+        raise ValueError("a matrix of the graph is computed, not stored")
+    return stored.const_value.numpy().astype(np.float32)
+
+
 def _looks_up_rows(node: onnx_ir.Node, index: int) -> bool:
     axis = node.attributes.get("axis")
     return node.op_type == "Gather" and index == 0 and (axis is None or axis.as_int() == 0)
@@ -91,7 +147,7 @@ def _narrowed(
 
 
 def _widen(graph: onnx_ir.Graph, value: onnx_ir.Value, numbers: NDArray[Any]) -> None:
-    stored = _constant(graph, f"{value.name}_stored", numbers)
+    stored = _constant(graph, f"{value.name}{STORED}", numbers)
     wide = onnx_ir.node("Cast", [stored], {"to": value.dtype})
     wide.outputs[0].type, wide.outputs[0].shape = value.type, value.shape
     graph.insert_before(graph[0], wide)
@@ -103,8 +159,8 @@ def _widen_rows(
     graph: onnx_ir.Graph, table: onnx_ir.Value, numbers: NDArray[Any], scales: FloatArray
 ) -> None:
     """Look rows up before they are widened; ONNX Runtime would keep the widened table instead."""
-    stored = _constant(graph, f"{table.name}_stored", numbers)
-    stored_scales = _constant(graph, f"{table.name}_scale", scales)
+    stored = _constant(graph, f"{table.name}{STORED}", numbers)
+    stored_scales = _constant(graph, f"{table.name}{SCALE}", scales)
     for gather in [use.node for use in table.uses()]:
         (looked_up,) = gather.outputs
         rows = onnx_ir.node("Gather", [stored, gather.inputs[1]], {"axis": 0})

@@ -169,7 +169,10 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
             if precision != "fp32":
                 progress(f"exporting the {part} graph in {precision}")
             graph = _in_precision(content, part, traced, precision)
-            save_graph(graph, folder / graph_file(part, precision))
+            # Not int8: OpenVINO maps those weights, which do not begin at whole pages.
+            is_half = precision in {"fp16", "bf16"}
+            float32 = folder / graph_file(part) if is_half else None
+            save_graph(graph, folder / graph_file(part, precision), stored_in=float32)
 
 
 def _parts(precision: Precision, *, is_small: bool) -> frozenset[Part]:

@@ -2,25 +2,34 @@
 
 Inputs and outputs stay float32. So do operators that add up many numbers or divide by a sum:
 LayerNorm, whose variance overflows fp16; softmax and the mask before it, whose smallest number fp16
-cannot represent; and means. Position embeddings and everything else that depends on sizes or the
-mask alone stay float32 too, and so does the patch embedding: they are little work. The graph is
-strongly typed, as TensorRT requires.
+cannot represent; means; and lengths with their least value, which fp16 cannot represent either.
+Position embeddings and everything else that depends on sizes or the mask alone stay float32 too,
+and so does the patch embedding: they are little work. The graph is strongly typed, as TensorRT
+requires.
+
+The graph may be traced, or read from a package. In a package, weights that fp16 holds exactly are
+stored so and widened by a Cast (`model.export.exact`); a graph in fp16 reads what is stored.
 """
 
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final
 
 import onnx_ir
 from onnx_ir.passes import common
 
-from model.graphs import TAPS
+from model.graphs import TAPS, HalfPrecision
 
-HalfPrecision = Literal["fp16", "bf16"]
-HALF_TYPES: Final = {"fp16": onnx_ir.DataType.FLOAT16, "bf16": onnx_ir.DataType.BFLOAT16}
+HALF_TYPES: Final[dict[HalfPrecision, onnx_ir.DataType]] = {
+    "fp16": onnx_ir.DataType.FLOAT16,
+    "bf16": onnx_ir.DataType.BFLOAT16,
+}
 BF16_CONVOLUTION_OPSET: Final = 22
 FLOAT: Final = onnx_ir.DataType.FLOAT
 FLOAT_OPERATORS: Final = frozenset(
-    ("LayerNormalization", "Softmax", "ReduceSum", "ReduceMean", "Div", "Reciprocal", "Pow", "Sqrt")
+    (
+        *("LayerNormalization", "Softmax", "ReduceSum", "ReduceMean", "ReduceL2"),
+        *("Div", "Reciprocal", "Pow", "Sqrt"),
+    )
 )
 # Not the attention mask: what is computed of it alone is small and must be exact.
 DATA_INPUTS: Final = frozenset(("pixel_values", "input_ids", *TAPS))
@@ -30,7 +39,7 @@ def to_half(model: onnx_ir.Model, precision: HalfPrecision) -> None:
     """Change a float32 graph in place.
 
     Args:
-        model: A traced graph; its functions take any type.
+        model: A float32 graph; its functions take any type.
         precision: Precision of most operators.
     """
     _Halving(model, HALF_TYPES[precision]).run()
@@ -54,6 +63,8 @@ class _Halving:
 
     def run(self) -> None:
         for node in list(self._graph):
+            if _stored(node) is not None:
+                continue
             wanted = self._half if self._is_half(node) else FLOAT
             # The further inputs of a Resize are factors, which are always float32.
             inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs
@@ -72,6 +83,9 @@ class _Halving:
             return False
         if any(value in self._graph.inputs for value in node.inputs if value is not None):
             return node.op_type == "Gather"
+        maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if node.op_type == "Clip" and maker is not None and maker.op_type in FLOAT_OPERATORS:
+            return False
         users = [user for output in node.outputs for user in output.consumers()]
         return not (node.op_type == "Add" and any(user.op_type == "Softmax" for user in users))
 
@@ -80,6 +94,9 @@ class _Halving:
     ) -> onnx_ir.Value:
         if value.dtype == wanted:
             return value
+        stored = _stored(value.producer())
+        if stored is not None and stored.dtype == wanted:
+            return stored
         if (value, wanted) not in self._casts:
             if value.is_initializer():
                 cast = self._weight(value, wanted)
@@ -111,6 +128,13 @@ class _Halving:
         cast.name = name
         self._graph.append(cast.producer())  # type: ignore[arg-type]
         return cast
+
+
+def _stored(node: onnx_ir.Node | None) -> onnx_ir.Value | None:
+    """The narrow weights that a Cast widens; None if the node does anything else."""
+    if node is None or node.op_type != "Cast" or node.inputs[0] is None:
+        return None
+    return node.inputs[0] if node.inputs[0].is_initializer() else None
 
 
 def depending_on_data(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:

@@ -110,8 +110,14 @@ def _transformers_models(module: nn.Module) -> Iterator[PreTrainedModel]:
             yield from _transformers_models(child)
 
 
-def save_graph(model: onnx_ir.Model, path: Path) -> bool:
+def save_graph(model: onnx_ir.Model, path: Path, *, stored_in: Path | None = None) -> bool:
     """Write a graph and make its folder; large weights go to `<name>.data` next to it.
+
+    Args:
+        model: The graph.
+        path: Its file.
+        stored_in: A finished graph in the same folder. Weights that it holds with the same bytes
+            are not written again, but read from its file.
 
     Returns:
         Whether the weights are in a separate file.
@@ -123,8 +129,36 @@ def save_graph(model: onnx_ir.Model, path: Path) -> bool:
     if is_large:
         with SharedWeights(path.with_name(f"{path.name}.data")) as external:
             external.take_from(model)
+    elif stored_in is not None:
+        _read_from(stored_in, model)
     onnx_ir.save(model, path)
     return is_large
+
+
+def _read_from(stored: Path, model: onnx_ir.Model) -> None:
+    """Replace weights whose bytes are in this file by their place in it."""
+    content = stored.read_bytes()
+    for value in model.graph.initializers.values():
+        weight = value.const_value
+        if weight is not None and weight.nbytes >= MIN_SHARED_BYTES:
+            offset = content.find(weight.tobytes())
+            if offset >= 0:
+                value.const_value = _external(value, weight, stored, offset)
+
+
+def _external(
+    value: onnx_ir.Value, weight: onnx_ir.TensorProtocol, file: Path, offset: int
+) -> onnx_ir.ExternalTensor:
+    """Weights that a file next to the graph holds."""
+    return onnx_ir.ExternalTensor(
+        location=file.name,
+        offset=offset,
+        length=weight.nbytes,
+        dtype=weight.dtype,
+        shape=onnx_ir.Shape(weight.numpy().shape),
+        name=str(value.name),
+        base_dir=file.parent,
+    )
 
 
 class SharedWeights:
@@ -148,15 +182,8 @@ class SharedWeights:
         for value in model.graph.initializers.values():
             weight = value.const_value
             if weight is not None and weight.nbytes >= MIN_SHARED_BYTES:
-                value.const_value = onnx_ir.ExternalTensor(
-                    location=self._path.name,
-                    offset=self._place(weight.tobytes()),
-                    length=weight.nbytes,
-                    dtype=weight.dtype,
-                    shape=onnx_ir.Shape(weight.numpy().shape),
-                    name=str(value.name),
-                    base_dir=self._path.parent,
-                )
+                offset = self._place(weight.tobytes())
+                value.const_value = _external(value, weight, self._path, offset)
 
     def _place(self, content: bytes) -> int:
         digest = hashlib.sha256(content).digest()

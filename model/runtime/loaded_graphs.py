@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import get_args
 
 from model.graphs import DENSE_TASKS, Part, Precision, graph_file
 from model.manifest import Manifest, ParityEntry
@@ -108,14 +109,17 @@ def loaded_bytes(manifest: Manifest, runtime: RuntimeName, precision: Precision)
 def graph_digest(manifest: Manifest, file: str) -> str:
     """SHA-256 of a graph and its weights, from the manifest's digests.
 
-    All files in the graph's folder that are not graphs count, since each may hold its weights. At
-    worst a graph is loaded or built again without need.
+    All files in the graph's folder that are not graphs count, since each may hold its weights, and
+    so does the float32 graph of the same part. At worst a graph is loaded or built again without
+    need.
     """
     folder = PurePosixPath(file).parent
+    float32 = {graph_file(part) for part in get_args(Part) if file.startswith(f"onnx/{part}_")}
     counted = {
         name: entry.sha256
         for name, entry in manifest.files.items()
-        if name == file or (PurePosixPath(name).parent == folder and not name.endswith(".onnx"))
+        if name in {file, *float32}
+        or (PurePosixPath(name).parent == folder and not name.endswith(".onnx"))
     }
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any, Final
 
 from model.graphs import DENSE_TASKS, DenseTask
+from model.manifest import RECORDED_FILE
 from model.package import Manifest, ModelPackage, PackageError, ParityEntry
+from model.parity.measure import Reference
 from model.parity.measure import describe as describe_parity
 from model.parity.recorded import check_runtime, read_recorded
 from model.runtime.base import (
@@ -241,18 +243,22 @@ def load_checked_lane(
     Raises:
         PackageError: The reference outputs are damaged; else as `load_lanes`.
     """
-    reference = read_recorded(package)
-    checks = Checks(are_possible=reference is not None)
+    has_reference = RECORDED_FILE in package.manifest.files
+    checks = Checks(are_possible=has_reference)
+    reference: Reference | None = None
     first: FirstLane | None = None
     while True:
         choice = choose(package, settings, checks)
+        is_due = checks.are_due(package.manifest, choice)
+        if is_due and reference is None:
+            reference = read_recorded(package)
         known = replace(package, manifest=checks.known(package.manifest, choice.place))
         if first is None or not first.has_loaded(known, choice):
             if first is not None:
                 first.lane.runtime.close()
             first = _load_first(known, settings, choice, buckets, free_bytes=free_bytes)
-        if reference is None or not checks.are_due(package.manifest, choice):
-            _log_choice(package, choice, has_reference=reference is not None)
+        if reference is None or not is_due:
+            _log_choice(package, choice, has_reference=has_reference)
             return replace(first, package=known, choice=choice)
         found = check_runtime(reference, known, choice, first.lane.runtime)
         for entry in found:

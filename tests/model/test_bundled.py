@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.manifest import ScoreEntry
+from model.graphs import graph_file
+from model.manifest import RECORDED_FILE, ScoreEntry
 from model.package import ModelPackage, open_package
 from model.preprocess import prepare_image, target_size
+from model.runtime.choice import Checks, Machine, RuntimeRequest, choose
 from model.runtime.load import load_runtime
+from model.runtime.machine import CpuFeature, Hardware, InstalledLibraries
 from model.segmentation import segment
 from model.text import TextTokenizer
 
@@ -85,6 +88,45 @@ def test_every_export_is_close_to_torch(package: ModelPackage) -> None:
     for file in ("onnx/vision_model.onnx", "onnx/text_model.onnx"):
         for runtime in ("onnx", "openvino"):
             assert ways[file, runtime, "fp32"].max_abs_diff < 1e-4
+
+
+def test_fp16_for_gpus_is_close_to_torch(package: ModelPackage) -> None:
+    half = graph_file("vision", "fp16")
+    (entry,) = (e for e in package.manifest.parity if e.file == half)
+    assert entry.passed
+    assert entry.mask_agreement is not None
+    assert entry.mask_agreement >= 0.998
+    # Most of its weights are those that the float32 graph stores.
+    assert package.manifest.files[half].size_bytes < 5_000_000
+    assert RECORDED_FILE in package.manifest.files
+
+
+CPUS: tuple[frozenset[CpuFeature], ...] = (
+    frozenset(),
+    frozenset({"avx2"}),
+    frozenset({"avx2", "vnni"}),
+    frozenset({"avx2", "vnni", "bf16"}),
+)
+ON_CPUS = InstalledLibraries(
+    onnx=frozenset({"cpu"}), openvino=True, tensorrt=False, torch=frozenset({"cpu"})
+)
+
+
+@pytest.mark.parametrize("features", CPUS)
+@pytest.mark.parametrize("runtime", ["auto", "onnx", "openvino"])
+def test_what_gpus_use_changes_no_choice_on_cpus(
+    package: ModelPackage, features: frozenset[CpuFeature], runtime: str
+) -> None:
+    manifest, half = package.manifest, graph_file("vision", "fp16")
+    files = {n: e for n, e in manifest.files.items() if n not in {half, RECORDED_FILE}}
+    parity = [entry for entry in manifest.parity if entry.file != half]
+    without = manifest.model_copy(update={"files": files, "parity": parity})
+    machine = Machine(Hardware(cpu_features=features), ON_CPUS)
+    request = RuntimeRequest(runtime=runtime)
+    checked = choose(manifest, request, machine, Checks(are_possible=True))
+    assert checked == choose(without, request, machine)
+    assert not Checks(are_possible=True).are_due(manifest, checked)
+    assert checked.precision in {"fp32", "int8", "bf16"}
 
 
 def test_bf16_keeps_the_students_masks() -> None:

@@ -19,7 +19,7 @@ from model.conversion.convert import ConversionRequest
 from model.conversion.errors import MissingExtraError, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import FolderSource, HubSource
-from model.graphs import Precision
+from model.graphs import Precision, graph_file
 from model.manifest import ParityEntry, ParityLimits
 from model.package import ModelPackage, open_package
 from model.runtime.machine import Gpu, Hardware
@@ -171,6 +171,7 @@ def test_help_is_in_the_style_of_the_other_commands(capsys: pytest.CaptureFixtur
     for arguments, usage in (
         (["--help"], "Usage: python -m model COMMAND"),
         (["convert", "--help"], "Usage: python -m model convert [OPTIONS] SOURCE OUTPUT"),
+        (["extend", "--help"], "Usage: python -m model extend [OPTIONS] PACKAGE OUTPUT"),
         (["prune", "--help"], "Usage: python -m model prune"),
     ):
         assert run(arguments) == 0
@@ -213,6 +214,17 @@ def test_build_engine_takes_the_models_that_the_server_serves(
 def test_dense_heads_belong_to_one_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["prepare", "bundled,google/tipsv2-b14", "--dense=google/tipsv2-b14-dpt"]) == 1
     assert "write base+heads in a list" in capsys.readouterr().err
+
+
+def test_extend_adds_a_graph_and_names_the_package(
+    tiny_package: ModelPackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "extended"
+    assert run(["extend", str(tiny_package.path), str(output), "--precision=bf16"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{output}\n"
+    assert "exporting the vision graph in bf16" in printed.err
+    assert graph_file("vision", "bf16") in open_package(output).manifest.files
 
 
 def test_check_without_torch_names_the_extra(

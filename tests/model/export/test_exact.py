@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
 from torch import nn
 
-from model.export.exact import Rounding, round_weights, store_exactly
+from model.export.exact import Rounding, read_weights, round_weights, store_exactly
 from model.export.tracing import save_graph, trace
 from model.runtime.openvino_runtime import openvino_core
 
@@ -50,6 +51,10 @@ def test_rounded_weights_take_fewer_bytes_and_give_the_same(
     save_graph(graph, plain)
     store_exactly(graph)
     save_graph(graph, path)
+    read = read_weights(onnx_ir.load(path), network.state_dict())
+    assert all(np.array_equal(read[name], held) for name, held in network.state_dict().items())
+    with pytest.raises(ValueError, match=r"the graph does not hold bias, other\.weight"):
+        read_weights(onnx_ir.load(path), ["table.weight", "other.weight", "bias"])
     onnx.checker.check_model(path, full_check=True)
     assert path.stat().st_size <= share * plain.stat().st_size
     with torch.no_grad():

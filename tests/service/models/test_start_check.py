@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput, Precision, graph_file
+from model.graphs import (
+    DENSE_TASKS,
+    PATCH_OUTPUTS,
+    TEXT_FILE,
+    DenseTask,
+    PatchOutput,
+    Precision,
+    graph_file,
+)
 from model.manifest import RECORDED_FILE, FileEntry
-from model.package import ModelPackage, PackageError
+from model.package import ModelPackage, PackageError, open_package
 from model.runtime import choice as runtime_choice
 from model.runtime.base import Runtime, UnusableRuntimeError, VisionOutput
 from model.runtime.choice import Place, RuntimeChoice
@@ -82,9 +90,15 @@ class StandIn:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tiny_package: ModelPackage) -> Any:
+def computed(tiny_package: ModelPackage) -> ModelPackage:
+    """What the stand-ins compute."""
+    return tiny_package
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, computed: ModelPackage) -> Any:
     with ExitStack() as cleanup:
-        exact = load_runtime(tiny_package, runtime="onnx", precision="fp32")
+        exact = load_runtime(computed, runtime="onnx", precision="fp32")
         cleanup.callback(exact.close)
         found = StandIn(exact)
         monkeypatch.setattr(loading, "load_chosen", found.load)
@@ -170,6 +184,54 @@ def test_a_broken_gpu_ends_with_the_cpu(
     ] * 2
     with pytest.raises(UnusableRuntimeError, match=r"min_cosine_cls is 0\.\d+"):
         start(device="gpu")
+
+
+class TestOfABundledModel:
+    """As the repository has them."""
+
+    @pytest.fixture(params=["bundled", "bundled-student"])
+    def computed(self, request: pytest.FixtureRequest) -> ModelPackage:
+        return open_package(request.param, verify=False)
+
+    def test_it_takes_fp16_on_a_gpu_if_its_images_pass(
+        self, machine: StandIn, computed: ModelPackage, start: Callable[..., LoadedLanes]
+    ) -> None:
+        lanes = start(computed)
+        assert taken(lanes) == (TENSORRT, "fp16")
+        assert len(machine.loaded) == 1
+        used = [(entry.file, entry.precision) for entry in lanes.parity]
+        assert used[:2] == [(graph_file("vision", "fp16"), "fp16"), (TEXT_FILE, "fp32")]
+        assert {file for file, _ in used[2:]} == {
+            graph_file(task) for task in DENSE_TASKS if task in computed.manifest.outputs
+        }
+
+    def test_it_takes_float32_with_a_number_if_they_do_not(
+        self,
+        machine: StandIn,
+        computed: ModelPackage,
+        start: Callable[..., LoadedLanes],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        machine.noise[TENSORRT, "fp16"] = 1.0
+        with caplog.at_level(logging.WARNING):
+            lanes = start(computed)
+        assert taken(lanes) == (TENSORRT, "fp32")
+        (told,) = [r.getMessage() for r in caplog.records if "start check" in r.getMessage()]
+        assert "onnx/vision_model_fp16.onnx on tensorrt in fp16 differs" in told
+        number = told.partition("min_cosine_cls is ")[2].partition(",")[0]
+        assert -1 < float(number) < 0.999
+        assert number in lanes.choice.reason
+
+    def test_a_cpu_that_has_a_proof_reads_no_reference(
+        self,
+        machine: StandIn,
+        computed: ModelPackage,
+        start: Callable[..., LoadedLanes],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(loading, "read_recorded", lambda _: pytest.fail("it was read"))
+        assert start(computed, device="cpu").choice.device == "cpu"
+        assert len(machine.loaded) == 1
 
 
 def test_a_named_precision_is_kept_with_a_warning(

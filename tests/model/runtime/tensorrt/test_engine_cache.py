@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.files import locked
+from model.graphs import TEXT_FILE, VISION_FILE
 from model.manifest import FileEntry
 from model.runtime.loaded_graphs import graph_digest
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError
@@ -65,15 +66,18 @@ def test_a_key_survives_json_and_equals_nothing_else() -> None:
     assert "/" not in replace(DEVICE, gpu="../a/b").folder
 
 
-def test_weights_next_to_a_graph_count_and_other_graphs_do_not() -> None:
-    def digest(changed: str = "") -> str:
+def test_weights_next_to_a_graph_count_and_those_of_the_same_part_in_float32() -> None:
+    def digest(file: str, changed: str = "") -> str:
         manifest = make_manifest(files=dict.fromkeys(names, 1))
         if changed:
             manifest.files[changed] = FileEntry(sha256="1" * 64, size_bytes=1)
-        return graph_digest(manifest, names[0])
+        return graph_digest(manifest, file)
 
-    names = ("onnx/vision.onnx", "onnx/vision.onnx.data", "onnx/text.onnx", "model.safetensors")
-    assert [digest(name) != digest() for name in names] == [True, True, False, False]
+    half = "onnx/vision_model_fp16.onnx"
+    names = (VISION_FILE, half, f"{VISION_FILE}.data", TEXT_FILE, "model.safetensors")
+    for file, counts in ((VISION_FILE, {0, 2}), (half, {0, 1, 2})):
+        changed = {i for i, name in enumerate(names) if digest(file, name) != digest(file)}
+        assert changed == counts
 
 
 class Builds:

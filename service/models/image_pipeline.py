@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Final
 
@@ -410,5 +410,6 @@ def _without_frames(error: ServiceError) -> ServiceError:
     return error
 
 
+@lru_cache(1024)
 def _param(index: int) -> str:
     return f"images[{index}]"

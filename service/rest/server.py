@@ -582,6 +582,10 @@ class CountedTransport:
         self.flush()
         self._transport.close()
 
+    def is_closing(self) -> bool:
+        """Whether it is closed or closes; uvicorn asks after every response."""
+        return self._transport.is_closing()
+
     def __getattr__(self, name: str) -> Any:
         """Everything else is the transport's."""
         return getattr(self._transport, name)

@@ -17,7 +17,12 @@ from PIL import Image
 from model.graphs import DENSE_TASKS
 from service.messages import IMAGE_OUTPUTS
 from service.monitoring.metrics import release
-from service.rest.app import MAX_BEGUN_PER_TURN, LoopTurns
+from service.rest.app import (
+    MAX_BEGUN_PER_TURN,
+    MIN_BEGUN_PER_TURN,
+    SLOW_TURN_S,
+    LoopTurns,
+)
 from service.rest.openapi import EXAMPLES
 from tests.service.conftest import Encode, Serving
 from tests.service.rest.conftest import client_of
@@ -316,10 +321,15 @@ async def test_the_examples_of_every_native_route_work(client: httpx.AsyncClient
                 assert answer.json()["data"][0].keys() == shown["data"][0].keys()
 
 
-async def test_requests_that_arrive_at_once_are_begun_in_several_turns_of_the_loop() -> None:
-    turns = LoopTurns()
-    begun: list[int] = []
+@pytest.mark.parametrize(
+    ("turn_s", "most"), [(0.0, MAX_BEGUN_PER_TURN), (2 * SLOW_TURN_S, MIN_BEGUN_PER_TURN)]
+)
+async def test_requests_that_arrive_at_once_are_begun_in_several_turns_of_the_loop(
+    turn_s: float, most: int
+) -> None:
     turn = 0
+    turns = LoopTurns(clock=lambda: turn * turn_s)
+    begun: list[int] = []
 
     async def begin(number: int) -> None:
         await turns.wait("flow")
@@ -334,8 +344,32 @@ async def test_requests_that_arrive_at_once_are_begun_in_several_turns_of_the_lo
         await asyncio.sleep(0)
     del tasks[MAX_BEGUN_PER_TURN + 1]
     assert begun == [n for n in range(5 * MAX_BEGUN_PER_TURN) if n != MAX_BEGUN_PER_TURN + 1]
-    assert max(per_turn.values()) <= MAX_BEGUN_PER_TURN
+    first, *later = per_turn.values()
+    assert first == MAX_BEGUN_PER_TURN
+    assert max(later) == most
     await turns.wait("flow")
+
+
+async def test_more_requests_are_begun_again_after_a_slow_turn() -> None:
+    now = 0.0
+    turns = LoopTurns(clock=lambda: now)
+    num_begun = 0
+
+    async def begin() -> None:
+        nonlocal num_begun, now
+        await turns.wait("flow")
+        num_begun += 1
+        # As if the first requests took long.
+        now += SLOW_TURN_S / 10 if num_begun <= MAX_BEGUN_PER_TURN else 0.0
+
+    tasks = [asyncio.create_task(begin()) for _ in range(5 * MAX_BEGUN_PER_TURN)]
+    per_turn = []
+    while not all(task.done() for task in tasks):
+        before = num_begun
+        await asyncio.sleep(0)
+        per_turn.append(num_begun - before)
+    steps = [MAX_BEGUN_PER_TURN, MIN_BEGUN_PER_TURN, 2 * MIN_BEGUN_PER_TURN, MAX_BEGUN_PER_TURN]
+    assert [n for n in per_turn if n][:4] == steps
 
 
 async def test_hosts_take_turns_to_begin() -> None:

@@ -13,8 +13,13 @@ const EXAMPLE_THRESHOLD = 0.6;
 // A drag over fewer pixels of the image is a click.
 const MIN_BOX = 4;
 
-/** Wait for the page's next frame. */
-const frame = () => new Promise(requestAnimationFrame);
+/** Wait for the page's second frame that begins from now on; the next one may have begun before. */
+async function secondFrame() {
+  const frame = () => new Promise(requestAnimationFrame);
+  const now = performance.now();
+  while ((await frame()) < now);
+  await frame();
+}
 
 /** The request with further options, in the part where it has them. */
 const withOptions = (request, options) => {
@@ -83,8 +88,7 @@ export class Masks {
     this.#single = null;
     this.#paint();
     // The mask has a frame of its own, which would wait if the page's next one had the legend.
-    await frame();
-    await frame();
+    await secondFrame();
     if (!signal.aborted) this.#list(classes, background_share, instances);
   }
 

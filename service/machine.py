@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from model.runtime.machine import trim
 from model.runtime.tensorrt.cuda import free_gpu_memory
 
 logger = logging.getLogger(__name__)
@@ -117,15 +118,6 @@ def raise_descriptor_limit() -> int:
 def resident_bytes(proc: Path = PROC) -> int:
     """Resident memory of this process; 0 if unknown."""
     return _kibibytes(proc / "self" / "status", "VmRSS") or 0
-
-
-def trim() -> None:
-    """Return every free page of the heap to the system.
-
-    Takes milliseconds, without the GIL.
-    """
-    with suppress(AttributeError):  # other C libraries, such as musl, have no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_large_blocks(threshold_bytes: int = MMAP_THRESHOLD_BYTES) -> None:

@@ -24,7 +24,7 @@ from model.export.tracing import save_graph
 from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, HalfPrecision, graph_file
 from model.manifest import CARD, MANIFEST_NAME
 from model.package import ModelPackage, Progress, open_package, write_manifest
-from model.parity.gate import prove_package
+from model.parity.gate import prove_package, run_reference
 from model.parity.inputs import FloatArray
 from model.parity.recorded import read_recorded, write_recorded
 from model.parity.reference import recorded_reference
@@ -69,7 +69,8 @@ def add_graphs(
         first = write_manifest(staging, package.manifest)
         progress("recording outputs of the model, for servers to compare with")
         _record(encoder, first)
-        measured = prove_package(encoder, first, progress=progress)
+        reference = run_reference(encoder, first, progress=progress)
+        measured = prove_package(first, reference, progress=progress)
         kept = [entry for entry in package.manifest.parity if entry.file not in files]
         added = [entry for entry in measured if entry.file in files]
         provenance = {PROVENANCE: {"precisions": list(precisions), "weights": weights}}

@@ -173,6 +173,9 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
             is_half = precision in {"fp16", "bf16"}
             float32 = folder / graph_file(part) if is_half else None
             save_graph(graph, folder / graph_file(part, precision), stored_in=float32)
+        # The exporter keeps its last graph, and with it views of the model's weights.
+        for value in traced.graph.initializers.values():
+            value.const_value = None
 
 
 def _parts(precision: Precision, *, is_small: bool) -> frozenset[Part]:

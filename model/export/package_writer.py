@@ -1,5 +1,6 @@
 """Write a model package: weights, graphs, processor and card."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -7,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, get_args
+
+from torch import nn
 
 from model.encoder import WEIGHTS_FILE
 from model.export.graph_writer import PackageContent, write_graphs
@@ -16,9 +19,10 @@ from model.manifest import CARD, MANIFEST_NAME, Manifest, ParityEntry, ScoreEntr
 from model.package import ModelPackage, Progress, check_output, open_package, write_manifest
 from model.parity.command import HEADING as PARITY_HEADING
 from model.parity.command import parity_section
-from model.parity.gate import prove_package
+from model.parity.gate import prove_package, run_reference
 from model.parity.recorded import write_recorded
 from model.parity.reference import dense_reference, recorded_reference
+from model.runtime.machine import trim
 
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 SCORES: Final = "## Scores"
@@ -82,9 +86,10 @@ def write_package(
     replaces an older package of that name.
 
     Args:
-        content: Encoder and settings.
+        content: Encoder and settings. The weights are freed before the comparison, which takes as
+            much memory: the models cannot be used again.
         output: The package's folder; absent, empty, or an older package.
-        is_thorough: See `prove_package`.
+        is_thorough: See `run_reference`.
         progress: Called with each step.
 
     Raises:
@@ -98,14 +103,11 @@ def write_package(
         dense = dense_reference(content.dense)
         progress("recording outputs of the model, for servers to compare with")
         write_recorded(*recorded_reference(content.encoder, first, dense=dense), staging)
-        parity = prove_package(
-            content.encoder,
-            first,
-            dense=dense,
-            may_fail=content.may_fail,
-            is_thorough=is_thorough,
-            progress=progress,
+        reference = run_reference(
+            content.encoder, first, dense=dense, is_thorough=is_thorough, progress=progress
         )
+        _free_weights(content)
+        parity = prove_package(first, reference, may_fail=content.may_fail, progress=progress)
         parity = _without_failed(staging, parity, content.may_fail, progress)
         manifest = content.draft.model_copy(update={"parity": parity})
         (staging / CARD).write_text(content.render_card(manifest), encoding="utf-8")
@@ -160,6 +162,15 @@ def _write_files(content: PackageContent, folder: Path, progress: Progress) -> N
     if content.is_graphs_only:
         (folder / WEIGHTS_FILE).unlink()
     write_graphs(content, folder, progress)
+
+
+def _free_weights(content: PackageContent) -> None:
+    """Free the memory of all weights, although callers hold the modules."""
+    for module in (content.encoder.vision, content.encoder.text, content.dense or nn.Module()):
+        for weight in (*module.parameters(), *module.buffers()):
+            weight.data = weight.data.new_empty(0)
+    gc.collect()  # views of weights are in cycles of the exporter
+    trim()
 
 
 def _replace(output: Path, staging: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import onnx_ir
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -60,7 +61,16 @@ def trace(
     model: onnx_ir.Model = program.model
     strip_traces(model)
     define_attention(model)
+    _release_matched_graphs()
     return model
+
+
+def _release_matched_graphs() -> None:
+    """Optimise a graph of one node: each rule of onnxscript keeps the last graph that it saw."""
+    value = onnx_ir.val("value", onnx_ir.DataType.FLOAT, onnx_ir.Shape([1]))
+    node = onnx_ir.node("Relu", [value])
+    graph = onnx_ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": OPSET})
+    optimize_ir(onnx_ir.Model(graph, ir_version=10))
 
 
 def strip_traces(model: onnx_ir.Model) -> None:

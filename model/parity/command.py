@@ -57,11 +57,14 @@ def run(
     """
     # Importing torch takes seconds, and other commands do not need it.
     from model.encoder import load_encoder  # noqa: PLC0415
-    from model.parity.gate import prove_package  # noqa: PLC0415
+    from model.parity.gate import prove_package, run_reference  # noqa: PLC0415
 
     package = open_package(source)
-    encoder = load_encoder(package.path)
-    entries = prove_package(encoder, package, is_thorough=is_thorough, progress=progress)
+    # Nothing holds the encoder while the graphs are compared.
+    reference = run_reference(
+        load_encoder(package.path), package, is_thorough=is_thorough, progress=progress
+    )
+    entries = prove_package(package, reference, progress=progress)
     print(parity_table(entries))
     if is_written:
         write_parity(package, entries)

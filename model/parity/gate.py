@@ -26,11 +26,12 @@ from model.parity.reference import (
     build_reference,
     head_reference,
 )
+from model.runtime.base import Runtime
 from model.runtime.choice import BACKENDS, Machine, RuntimeChoice, unavailable_reason
 from model.runtime.graph_runtime import GraphRuntime
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import TOWERS, LoadedGraph, loaded_graphs
-from model.runtime.machine import installed_libraries, this_hardware
+from model.runtime.machine import installed_libraries, this_hardware, trim
 
 # ONNX Runtime first: it rounds nothing, so its differences are faults of the graph itself. torch is
 # the reference, and packages are not written on GPUs.
@@ -56,23 +57,45 @@ class Proof:
         )
 
 
-def prove_package(
+def run_reference(
     encoder: Encoder,
     package: ModelPackage,
     *,
     dense: DenseReference | None = None,
-    may_fail: Collection[Precision] = (),
     is_thorough: bool = False,
+    progress: Progress = lambda _: None,
+) -> Reference:
+    """Run the model on all inputs that `prove_package` compares on; it may be freed then.
+
+    Args:
+        encoder: In float32 and evaluation mode.
+        package: Its package.
+        dense: The package's heads in torch; without them no head is measured.
+        is_thorough: Measure on all sizes, whatever they cost.
+        progress: Called with each step.
+
+    Raises:
+        ParityError: No runtime is installed.
+    """
+    _planned(package)
+    progress("running the model in torch, as the reference")
+    budget_gflop = math.inf if is_thorough else BUDGET_GFLOP
+    return build_reference(encoder, package, dense=dense, budget_gflop=budget_gflop)
+
+
+def prove_package(
+    package: ModelPackage,
+    reference: Reference,
+    *,
+    may_fail: Collection[Precision] = (),
     progress: Progress = lambda _: None,
 ) -> list[ParityEntry]:
     """Compare a package's graphs with its model, on every CPU backend of this machine.
 
     Args:
-        encoder: In float32 and evaluation mode.
         package: Has the graphs; its earlier parity entries are ignored.
-        dense: The package's heads in torch; without them no head is measured.
+        reference: From `run_reference`.
         may_fail: Precisions whose failures are only recorded.
-        is_thorough: Measure on all sizes, whatever they cost.
         progress: Called with each step.
 
     Returns:
@@ -84,9 +107,6 @@ def prove_package(
     """
     package, proofs = _planned(package)
     proofs = [replace(p, may_fail=p.choice.precision in may_fail) for p in proofs]
-    progress("running the model in torch, as the reference")
-    budget_gflop = math.inf if is_thorough else BUDGET_GFLOP
-    reference = build_reference(encoder, package, dense=dense, budget_gflop=budget_gflop)
     return _prove(package, proofs, reference, progress=progress, parts=TOWERS | reference.tasks)
 
 
@@ -107,7 +127,7 @@ def prove_heads(
     """
     package, proofs = _planned(package)
     progress("running the heads in torch, as the reference")
-    with closing(load_chosen(package, proofs[0].choice, num_threads=_num_threads())) as runtime:
+    with _loaded(package, proofs[0]) as runtime:
         reference = head_reference(package, runtime, heads)
     return _prove(package, proofs, reference, progress=progress, parts=reference.tasks)
 
@@ -124,8 +144,10 @@ def _planned(package: ModelPackage) -> tuple[ModelPackage, list[Proof]]:
     return replace(package, manifest=unproven), proofs
 
 
-def _num_threads() -> int:
-    return len(os.sched_getaffinity(0))
+def _loaded(package: ModelPackage, proof: Proof) -> closing[Runtime]:
+    """A runtime that loads each graph on its first use."""
+    num_threads = len(os.sched_getaffinity(0))
+    return closing(load_chosen(package, proof.choice, num_threads=num_threads, is_lazy=True))
 
 
 def _prove(
@@ -141,13 +163,16 @@ def _prove(
         choice = proof.choice
         progress(f"comparing {choice.runtime} in {choice.precision}")
         graphs = [graph for graph in proof.graphs if graph.part in parts]
-        measured: list[ParityEntry] = []
-        with closing(load_chosen(package, choice, num_threads=_num_threads())) as runtime:
-            for graph in graphs:
-                measured += measure(reference, runtime, [graph])
-                # Heads read the vision graph.
+        found: dict[LoadedGraph, ParityEntry] = {}
+        with _loaded(package, proof) as runtime:
+            # Only the vision graph stays, since heads read it; so the text graph comes first.
+            for graph in sorted(graphs, key=lambda graph: graph.part != "text"):
+                (found[graph],) = measure(reference, runtime, [graph])
                 if isinstance(runtime, GraphRuntime) and graph.part != "vision":
                     runtime.free(graph.part)
+                    trim()
+        trim()
+        measured = [found[graph] for graph in graphs]
         if not (proof.is_hint or proof.may_fail):
             require(
                 [

@@ -50,11 +50,13 @@ class LaneShare:
         num_threads: CPU threads of one call.
         num_lanes: Number of lanes with this backend; they share weights if the backend can.
         cache: Folder for compiled engines; None is the user's default.
+        is_lazy: On CPUs, load a tower on its first use too, as heads are.
     """
 
     num_threads: int = 1
     num_lanes: int = 1
     cache: Path | None = None
+    is_lazy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -123,6 +123,7 @@ class GraphRuntime:
         package: Has the graphs.
         choice: Decides which of them are loaded.
         open_graph: Loads one graph.
+        is_lazy: Load the towers on their first use, too.
     """
 
     name = ""
@@ -132,6 +133,8 @@ class GraphRuntime:
         package: ModelPackage,
         choice: RuntimeChoice,
         open_graph: Callable[[LoadedGraph], Graph],
+        *,
+        is_lazy: bool = False,
     ) -> None:
         self.precision: Precision = choice.precision
         self.device: Device = choice.device
@@ -151,8 +154,8 @@ class GraphRuntime:
             )
             for task in self.tasks
         }
-        self._graph(self._sources["vision"])
-        self._graph(self._sources["text"])
+        for part in () if is_lazy else loaded[:2]:
+            self._graph(part)
 
     def encode_images(
         self,

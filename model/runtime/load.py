@@ -57,6 +57,7 @@ def load_chosen(
     num_threads: int = 1,
     num_lanes: int = 1,
     cache: Path | None = None,
+    is_lazy: bool = False,
 ) -> Runtime:
     """Load a package's graphs into the chosen runtime; raises as `load_runtime` does.
 
@@ -66,10 +67,11 @@ def load_chosen(
         num_threads: Threads of one call.
         num_lanes: Number of such runtimes that will work in parallel.
         cache: See `LaneShare`.
+        is_lazy: See `LaneShare`.
     """
     if num_threads < 1 or num_lanes < 1:
         raise ValueError(
             f"a runtime needs at least one thread and one lane, not {num_threads} and {num_lanes}"
         )
-    share = LaneShare(num_threads=num_threads, num_lanes=num_lanes, cache=cache)
+    share = LaneShare(num_threads=num_threads, num_lanes=num_lanes, cache=cache, is_lazy=is_lazy)
     return RUNTIMES[choice.runtime](package, choice, share)

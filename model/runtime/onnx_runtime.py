@@ -266,7 +266,7 @@ class OnnxRuntime(GraphRuntime):
                 max_large=max_large,
             )
 
-        super().__init__(package, choice, open_graph)
+        super().__init__(package, choice, open_graph, is_lazy=share.is_lazy)
 
 
 def is_above(inputs: Arrays) -> bool:

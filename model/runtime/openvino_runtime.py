@@ -52,7 +52,7 @@ class OpenVinoRuntime(GraphRuntime):
             compiled = _compiled.take(key, partial(_compile, path, graph.precision, share))
             return OpenVinoGraph(compiled, lambda held: _compiled.remove(key, held))
 
-        super().__init__(package, choice, open_graph)
+        super().__init__(package, choice, open_graph, is_lazy=share.is_lazy)
 
 
 class OpenVinoGraph:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from model.runtime.machine import trim
 from service.machine import (
     NO_LIMIT_BYTES,
     YOUNG_OBJECTS,
@@ -24,7 +25,6 @@ from service.machine import (
     memory_limit,
     resident_bytes,
     return_large_blocks,
-    trim,
     trimming_memory,
     work_in_background,
 )

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from model.checkpoints.checkpoint import Checkpoint
 from model.conversion import convert as convert_module
 from model.conversion import errors as errors_module
 from model.conversion.convert import ConversionRequest, convert, licence_of
@@ -15,6 +17,7 @@ from model.conversion.errors import CacheError, ConversionError, MissingExtraErr
 from model.conversion.source import FolderSource
 from model.export import package_writer
 from model.graphs import graph_file
+from model.manifest import ParityEntry
 from model.package import ModelPackage, write_manifest
 
 
@@ -136,6 +139,31 @@ def test_a_disk_that_becomes_full_is_a_cache_error(
     monkeypatch.setattr(package_writer, "write_package", fill)
     with pytest.raises(CacheError, match=r"out cannot be written \(.*No space left.*make room"):
         convert(request_(tiny_checkpoint), tmp_path / "out", print)
+
+
+@pytest.mark.slow
+def test_the_weights_are_freed_before_the_graphs_are_compared(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[StorageWeakRef] = []
+    held: list[bool] = []
+    read = convert_module._read
+
+    def keep(request: ConversionRequest) -> Checkpoint:
+        checkpoint = read(request)
+        tensors = checkpoint.model.state_dict().values()
+        weights.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
+        return checkpoint
+
+    def prove(*_: object, **__: object) -> list[ParityEntry]:
+        held.extend(not weight.expired() for weight in weights)
+        return []
+
+    monkeypatch.setattr(convert_module, "_read", keep)
+    monkeypatch.setattr(package_writer, "prove_package", prove)
+    convert(request_(tiny_checkpoint), tmp_path / "out", print)
+    assert len(held) > 50
+    assert not any(held)
 
 
 def test_a_missing_extra_is_named_first(

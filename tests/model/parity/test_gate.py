@@ -27,7 +27,7 @@ from model.manifest import FileEntry, Manifest, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof
 from model.parity.distance import ParityError
-from model.parity.gate import plan_proofs, prove_package, require
+from model.parity.gate import plan_proofs, prove_package, require, run_reference
 from model.parity.inputs import (
     BUDGET_GFLOP,
     FOLDER,
@@ -316,13 +316,19 @@ def test_every_backend_is_compared_float32_first_and_each_graph_once(
     assert [p.choice.precision for p in proofs if p.is_hint] == ["bf16"]
 
 
-def test_no_installed_runtime_is_an_error(
+def test_no_installed_runtime_is_an_error_before_the_model_runs(
     tiny_package: ModelPackage, tiny_encoder: Tipsv2Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_torch = InstalledLibraries(torch=frozenset({"cpu"}))
     monkeypatch.setattr(proof, "installed_libraries", lambda: only_torch)
+    monkeypatch.setattr(proof, "build_reference", lambda *_, **__: pytest.fail("the model ran"))
     with pytest.raises(ParityError, match=r"no runtime is installed.*tipserve\[cpu\]"):
-        prove_package(tiny_encoder, tiny_package)
+        run_reference(tiny_encoder, tiny_package)
+
+
+def only_tasks(*tasks: DenseTask) -> Reference:
+    """A reference for a replaced `measure`."""
+    return cast("Reference", SimpleNamespace(tasks=frozenset(tasks)))
 
 
 def entry_of(graph: LoadedGraph, runtime: Runtime, difference: float = 0.0) -> ParityEntry:
@@ -337,8 +343,8 @@ def entry_of(graph: LoadedGraph, runtime: Runtime, difference: float = 0.0) -> P
     )
 
 
-def test_a_graph_is_freed_when_it_is_measured(
-    tiny_encoder: Tipsv2Encoder, dense_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+def test_one_tower_is_loaded_at_a_time_and_each_head_only_while_it_is_measured(
+    dense_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[set[Part]] = []
 
@@ -350,10 +356,10 @@ def test_a_graph_is_freed_when_it_is_measured(
     only_onnx = InstalledLibraries(onnx=frozenset({"cpu"}))
     monkeypatch.setattr(proof, "installed_libraries", lambda: only_onnx)
     monkeypatch.setattr(proof, "measure", measure)
-    heads = SimpleNamespace(tasks=frozenset(DENSE_TASKS))
-    monkeypatch.setattr(proof, "build_reference", lambda *_, **__: heads)
-    prove_package(tiny_encoder, dense_package)
-    assert held == [{"vision", "text"}] * 2 + [{"vision", task} for task in DENSE_TASKS]
+    entries = prove_package(dense_package, only_tasks(*DENSE_TASKS))
+    assert held == [{"text"}, {"vision"}, *({"vision", task} for task in DENSE_TASKS)]
+    parts: list[Part] = ["vision", "text", *DENSE_TASKS]
+    assert [entry.file for entry in entries] == [graph_file(part) for part in parts]
 
 
 def test_the_backbone_runs_once_for_all_heads(tiny_dense: Tipsv2DptForDensePrediction) -> None:
@@ -397,21 +403,18 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[Precision]:
         return [entry_of(graph, runtime, float(graph.precision in precisions)) for graph in graphs]
 
     monkeypatch.setattr(proof, "measure", measure)
-    nothing = SimpleNamespace(tasks=frozenset())
-    monkeypatch.setattr(proof, "build_reference", lambda *_, **__: nothing)
     return precisions
 
 
 def test_a_failed_graph_stops_the_export(
-    tiny_encoder: Tipsv2Encoder, tiny_package: ModelPackage, failing: set[Precision]
+    tiny_package: ModelPackage, failing: set[Precision]
 ) -> None:
     failing.add("fp32")
     with pytest.raises(ParityError, match=r"vision_model\.onnx on onnx in fp32.*is 1, .*Nothing"):
-        prove_package(tiny_encoder, tiny_package)
+        prove_package(tiny_package, only_tasks())
 
 
 def test_a_graph_that_may_fail_is_recorded(
-    tiny_encoder: Tipsv2Encoder,
     tiny_package: ModelPackage,
     failing: set[Precision],
     monkeypatch: pytest.MonkeyPatch,
@@ -423,14 +426,13 @@ def test_a_graph_that_may_fail_is_recorded(
     package = replace(tiny_package, manifest=manifest)
     failing.add("fp16")
     with pytest.raises(ParityError, match="in fp16"):
-        prove_package(tiny_encoder, package)
+        prove_package(package, only_tasks())
     optional: tuple[Precision, ...] = ("fp16",)
-    entries = prove_package(tiny_encoder, package, may_fail=optional)
+    entries = prove_package(package, only_tasks(), may_fail=optional)
     assert {entry.precision for entry in entries if not entry.passed} == {"fp16"}
 
 
 def test_a_failed_hint_is_recorded_and_reported(
-    tiny_encoder: Tipsv2Encoder,
     tiny_package: ModelPackage,
     failing: set[Precision],
     monkeypatch: pytest.MonkeyPatch,
@@ -439,7 +441,7 @@ def test_a_failed_hint_is_recorded_and_reported(
     monkeypatch.setattr(proof, "load_chosen", lambda _, choice, **__: _Named(choice.runtime))
     failing.add("bf16")
     reported: list[str] = []
-    entries = prove_package(tiny_encoder, tiny_package, progress=reported.append)
+    entries = prove_package(tiny_package, only_tasks(), progress=reported.append)
     assert {entry.precision for entry in entries if not entry.passed} == {"bf16"}
     assert [
         text for text in reported if text.startswith("not to be used: onnx/vision_model.onnx on")

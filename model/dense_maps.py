@@ -10,7 +10,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.segmentation import upsample_bilinear
+from model.segmentation import take_best, upsample_bilinear
 
 # Values of the third dense head, segmentation, are logits; see `label_map`.
 MapTask = Literal["depth", "normals"]
@@ -98,12 +98,8 @@ def make_map(
 
 def label_map(logits_Khw: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Label of the highest logit at each place, from 1, the first of equal ones: uint16 [h, w]."""
-    best_hw = logits_Khw[0].copy()
-    label_hw = np.ones(best_hw.shape, np.uint16)
-    # Two to six times as fast as `argmax` over the first axis, which jumps through memory.
-    for label, value_hw in enumerate(logits_Khw[1:], start=2):
-        label_hw[value_hw > best_hw] = label
-        np.maximum(best_hw, value_hw, out=best_hw)
+    label_hw = np.empty(logits_Khw.shape[1:], np.uint16)
+    take_best(logits_Khw, label_hw)
     return label_hw
 
 

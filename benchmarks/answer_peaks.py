@@ -53,8 +53,8 @@ TIFF_SIDE = math.isqrt(MAX_DECODING_BYTES // (4 + 4))
 # Sides of images whose answers in some form are just within `max_answer_bytes`, or the memory for
 # answers: masks, scores, components and colours as arrays, base64, lists, PNG and over gRPC.
 ANSWER_SIDES = (
-    *(6110, 5790, 5570, 4860, 4720, 4320, 3680, 3500),
-    *(3410, 3340, 3080, 2930, 2850, 2490, 2120, 1780),
+    *(5820, 5790, 5310, 4960, 4720, 4630, 4120, 3510),
+    *(3340, 3250, 2940, 2790, 2720, 2380, 2020, 1690),
 )
 NUM_IN_BATCH = 8
 NUM_REPEATED = 10

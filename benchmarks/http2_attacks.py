@@ -32,7 +32,7 @@ GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PREFACE: Final = GREETING + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
 # Of a GOAWAY: what follows its length.
 GOAWAY_HEAD: Final = bytes([GOAWAY, 0, 0, 0, 0, 0])
-# A connection that takes no more data for so long is opened anew.
+# A connection that takes no more data for so long is replaced by a new one.
 STALL_S: Final = 1.0
 NUM_FRAMES: Final = 512
 Attack = Callable[[RunningService], str]

@@ -178,16 +178,15 @@ def _maps(
 class AnswerMemory:
     """Bounds the bytes of all answers until they are sent, and of all images while decoded.
 
-    A request takes its share before its images are decoded, until its deadline, and flows take
-    turns. While it was taken after the work, the requests of 1,000 clients that read slowly kept
-    both lanes busy for 5 s, although few of their answers could be sent. Its images are decoded
-    within the memory of its answer, which is not made yet; so the share is the larger of both, is
-    taken at once, and no request waits for memory while it holds some.
+    A request waits for its share before its images are decoded, at most until its deadline; flows
+    take turns. While shares were taken after the work, the requests of 1,000 clients that read
+    slowly kept both lanes busy for 5 s, although few of their answers could be sent. The images are
+    decoded before the answer is made, so a share is the larger of the two. It is taken at once, so
+    no request waits for memory while it holds some.
 
-    Only the requests of a stream take the two one after the other: that of their answers after the
-    work, in their order. Before it, each would wait until all small answers of earlier ones are
-    made. What they hold for decoding ends with the decoding, and the first in their order can
-    always be sent, so they do not wait for each other either.
+    The requests of a stream take two shares: one to decode, which they free when they have decoded,
+    and then one for the answer, in the order of the requests. So they hold nothing while they wait.
+    If the answer's share came first, each would wait for all small answers of earlier requests.
 
     The memory for bodies is another one: requests that wait here hold their bodies, so with a
     common one they could wait for each other. Thread-safe; the event loops of both transports and
@@ -327,7 +326,7 @@ class Share:
 
     @property
     def num_bytes(self) -> int:
-        """The images are decoded before the answer is made."""
+        """The larger of the two: the images are decoded before the answer is made."""
         return max(self.answer_bytes, self.decoding_bytes)
 
     @property

@@ -105,8 +105,8 @@ class _ImageRun:
     ticket: Ticket
     result: ThreadResult[bool] = field(default_factory=ThreadResult)
     cost: int = 0
-    # Memory that its answer takes, if that is counted, and its images while decoded, so many at
-    # once; and its share.
+    # Memory that its answer takes, 0 if it is small, and that `max_at_once` images take while they
+    # are decoded; and its share of the memory.
     answer_bytes: int = 0
     decoding_bytes: int = 0
     max_at_once: int = 1
@@ -259,7 +259,7 @@ class ImagePipeline:
             self._decode_and_submit(run)
 
     def _at_once(self, decoding_bytes: Sequence[int]) -> tuple[int, int]:
-        """How many images to decode at once, and the bytes that they take: as much as one may."""
+        """How many images to decode at once, and their bytes: together what one image may take."""
         largest = sorted(decoding_bytes, reverse=True)[: self._pool.num_threads]
         while sum(largest) > self._preparer.max_decoding_bytes and len(largest) > 1:
             largest.pop()

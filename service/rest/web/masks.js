@@ -222,7 +222,7 @@ export class Masks {
     const shown = classes.filter(({ label }) => this.#single === null || this.#single === label);
     const runs = shown.map(({ color, segmentation }) => [color, segmentation.counts]);
     if (!hasBackground && this.#single === null) {
-      // Under the others, the class of most runs needs only one.
+      // The class of most runs is painted first, as one rectangle under the others.
       runs.sort(([, some], [, other]) => other.length - some.length);
       runs[0][1] = [0, width * height];
     }

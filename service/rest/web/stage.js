@@ -74,7 +74,7 @@ export class Stage extends EventTarget {
     });
   }
 
-  /** The opacity of the layer's pixels. With one of its element, a frame takes 1 ms more to be shown. */
+  /** The opacity of the layer, painted into its pixels: by CSS a frame is shown 1 ms later. */
   set opacity(value) {
     if (value === this.#opacity) return;
     this.#opacity = value;

@@ -165,8 +165,9 @@ class Call:
 def flow_of(protocol: str, host: str) -> str:
     """Name of the flow of a protocol's calls from a host, which shares fairly with others.
 
-    An IPv6 host has 2**64 addresses of its own, so they count as one. All callers behind a proxy
-    are one host. The hash has a secret seed, so no caller can choose the flow of another host.
+    An IPv6 host has 2**64 addresses of its own, so they count as one. Callers behind a proxy are
+    one host, unless `trusted_proxies` names it. The hash has a secret seed, so no caller can choose
+    the flow of another host.
 
     Source: stochastic fairness queueing (P. McKenney, 1990).
     """

@@ -11,6 +11,7 @@ import os
 import re
 import types
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
@@ -176,6 +177,11 @@ class Settings(BaseModel):
     """File `cl100k_base.tiktoken` with the vocabulary of OpenAI's tokenizer. `/v1/embeddings` then
     also accepts token ids, which LangChain's `OpenAIEmbeddings` sends by default. Default: token
     ids are refused."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Addresses and networks of proxies in front, such as `127.0.0.1,10.0.0.0/8`, separated by
+    commas. Of their requests, the caller is the last address in `X-Forwarded-For` that is not one
+    of these, so callers behind a proxy share fairly. The header of any other peer is ignored.
+    Default: none; all callers behind a proxy count as one."""
     ports_file: Path | None = None
     """File to which the chosen ports are written as JSON, once all three listen."""
 
@@ -335,6 +341,17 @@ class Settings(BaseModel):
         if not isinstance(value, str):
             return value
         return tuple(name.strip() for name in value.split(",") if name.strip())
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        try:
+            return tuple(ip_network(name) for name in names)
+        except ValueError as error:
+            raise ValueError(f"write addresses or networks, such as 10.0.0.0/8; {error}") from None
 
     @field_validator("duration_buckets_s", mode="before")
     @classmethod

@@ -13,13 +13,13 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
-from urllib.parse import unquote
 
+from service.grpc.callers import peer_host
 from service.machine import PROC, num_descriptors
 from service.monitoring.metrics import Metrics
 
@@ -48,13 +48,68 @@ class Connection:
     idle_ms: int
 
 
+class OpenRpcs:
+    """RPCs of ours by connection and caller, and answers that their callers do not read.
+
+    RPCs of health and reflection are left out: they need no key, so strangers would keep their
+    connections with them. Connections have gRPC's names. Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        # By connection and host of the caller; none is zero.
+        self._num: Counter[tuple[str, str]] = Counter()
+        # When the server last gave up on an answer.
+        self._unread: dict[tuple[str, str], float] = {}
+
+    def enter(self, peer: str, host: str) -> None:
+        """An RPC of a host begins on a connection."""
+        self._num[peer, host] += 1
+
+    def leave(self, peer: str, host: str) -> None:
+        """Such an RPC ends."""
+        self._num[peer, host] -= 1
+        if not self._num[peer, host]:
+            del self._num[peer, host]
+
+    def give_up(self, peer: str, host: str, now: float) -> None:
+        """The server has cancelled such an RPC, whose answer is not read."""
+        self._unread[peer, host] = now
+
+    def busy_peers(self) -> set[str]:
+        """The connections with RPCs."""
+        return {peer for peer, _ in self._num}
+
+    @property
+    def num_unread(self) -> int:
+        """Callers whose connections are to be closed for unread answers."""
+        return len(self._unread)
+
+    def take_unread(self, now: float) -> set[str]:
+        """The connections to close now, each once, for answers that are not read.
+
+        One is closed when its caller has no other RPC on it, and at the latest after `UNREAD_S`,
+        but not while RPCs of other callers run on it, behind a proxy.
+        """
+        hosts: dict[str, set[str]] = {peer: set() for peer, _ in self._unread}
+        for peer, host in self._num:
+            hosts.setdefault(peer, set()).add(host)
+        late = now - UNREAD_S
+        due = [
+            (peer, host)
+            for (peer, host), since in self._unread.items()
+            if not hosts[peer] or (since < late and hosts[peer] == {host})
+        ]
+        for one in due:
+            del self._unread[one]
+        return {peer for peer, _ in due}
+
+
 @asynccontextmanager
 async def closing_connections(
     port: int,
     max_connections: int,
     *,
-    busy: Callable[[], Collection[str]],
-    unread: dict[str, float],
+    rpcs: OpenRpcs,
     metrics: Metrics,
 ) -> AsyncIterator[None]:
     """Close idle ones beyond the limit, and those with unread answers, while the block runs.
@@ -62,9 +117,7 @@ async def closing_connections(
     Args:
         port: The server's port.
         max_connections: Most connections that stay open; the core's own limit is higher.
-        busy: gRPC's names of the clients that must not be disconnected.
-        unread: When the server gave up on an answer to a client, by gRPC's name. Such a client is
-            disconnected when it has no other RPC, and at the latest after `UNREAD_S`.
+        rpcs: The RPCs whose clients must not be disconnected, and the answers that are not read.
         metrics: Counts closed connections.
     """
 
@@ -73,10 +126,7 @@ async def closing_connections(
         enough, counted = max_connections, -math.inf
         while True:
             await asyncio.sleep(CHECK_S)
-            late = clock() - UNREAD_S
-            due = [peer for peer, since in unread.items() if since < late or peer not in busy()]
-            for peer in due:
-                del unread[peer]
+            due = rpcs.take_unread(clock())
             if due:
                 await asyncio.to_thread(close_peers, port, set(map(parse_peer, due)))
             num_open = num_descriptors()
@@ -84,7 +134,7 @@ async def closing_connections(
             if num_open > (max_connections if is_due else enough):
                 counted = clock()
                 num_left, num_closed = await asyncio.to_thread(
-                    close_idle, port, max_connections, set(busy())
+                    close_idle, port, max_connections, rpcs.busy_peers()
                 )
                 enough = max(num_open - num_closed + max_connections - num_left, max_connections)
                 metrics.idle_connections_closed.labels("grpc").inc(num_closed)
@@ -159,11 +209,6 @@ def open_connections(port: int) -> list[Connection]:
                 if state in OPEN_STATES:
                     found.append(Connection(int(name), peer, min(idle_ms)))
     return found
-
-
-def peer_host(peer: str) -> str:
-    """The host in gRPC's name of a client, such as `ipv6:%5B::1%5D:50000`."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def parse_peer(peer: str) -> Peer:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Self
@@ -23,9 +23,10 @@ from service.errors import (
     ServiceError,
     internal_error,
 )
-from service.grpc.connections import peer_host
+from service.grpc.callers import caller_context, peer_host
+from service.grpc.connections import OpenRpcs
 from service.grpc.errors import CODE, Metadata, error_metadata
-from service.grpc.limits import Rpc, parse_message, read_message, serving_small_messages
+from service.grpc.limits import Rpc, open_rpc, parse_message, read_message, serving_small_messages
 from service.grpc.receiving import (
     MAX_OPEN_STREAMS,
     MAX_OPEN_UNARY,
@@ -149,6 +150,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
         self._num_rpcs: Counter[RpcKind] = Counter()
         self._refusals = RefusalPace()
+        self._proxies = protection.proxies
         self._num_waiting = 0
         self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
 
@@ -182,8 +184,9 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             return refusal(error, self._telemetry, self._wait_for_turn)
         return handler
 
-    async def _wait_for_turn(self, host: str) -> None:
-        """Return when a refusal of a host may be sent."""
+    async def _wait_for_turn(self, context: Any) -> None:
+        """Return when a refusal may be sent to the caller of an RPC."""
+        host = peer_host(caller_context(context, self._proxies).peer())
         if self._num_waiting < MAX_WAITING_REFUSALS:
             self._num_waiting += 1
             try:
@@ -278,20 +281,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             max_stall_s=OPEN_STALL_S,
             max_wait_s=OPEN_WAIT_S,
         )
-        self._open_connections: Counter[str] = Counter()
-        # Our RPCs by connection.
-        self._busy: Counter[str] = Counter()
-        # When the server last gave up on an answer that a client did not read, by connection.
-        self.unread_peers: dict[str, float] = {}
+        self._open_rpc = partial(open_rpc, Counter(), protection.proxies)
+        self._proxies = protection.proxies
+        self.rpcs = OpenRpcs()
         # Of our RPCs, by method.
         self._handlers: dict[str, Any] = {}
-
-    def busy_peers(self) -> Collection[str]:
-        """The clients that have RPCs of ours, by gRPC's names; health and reflection do not count.
-
-        They need no key, so strangers would keep their connections with them.
-        """
-        return self._busy.keys()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the RPC's handler."""
@@ -307,7 +301,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._telemetry.metrics.calls.observe("other", unknown, None, {})
             return None
         if not method.startswith(OURS):
-            return serving_small_messages(handler, self._open_places, self._open_connections)
+            return serving_small_messages(handler, self._open_places, self._open_rpc)
         # As handlers of streams they read their messages themselves, see `read_message`, as bytes.
         self._handlers[method] = ours = self._handler(method, handler)
         return ours
@@ -325,19 +319,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _serve(
         self, answer: AnswerRpc, rpc: Rpc, messages: Any, context: Any
     ) -> bytes | None:
-        return await self._guarded(answer(rpc, context), context)
+        caller = caller_context(context, self._proxies)
+        return await self._guarded(answer(rpc, caller), context, peer_host(caller.peer()))
 
-    async def _guarded(self, work: Coroutine[Any, Any, bytes | None], context: Any) -> bytes | None:
+    async def _guarded(
+        self, work: Coroutine[Any, Any, bytes | None], context: Any, host: str
+    ) -> bytes | None:
         """Turn unexpected exceptions into internal errors; gRPC would send their texts."""
         peer = context.peer()
-        self._busy[peer] += 1
+        self.rpcs.enter(peer, host)
         try:
             return await work
         except grpc.aio.AbortError:
             raise
         except asyncio.CancelledError as reason:
             if UNREAD in reason.args:
-                self.unread_peers[peer] = asyncio.get_running_loop().time()
+                self.rpcs.give_up(peer, host, asyncio.get_running_loop().time())
             raise
         except grpc.aio.InternalError:
             # gRPC could not send: the RPC has ended, so there is no caller to answer.
@@ -345,9 +342,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception:
             logger.exception("unexpected error")
         finally:
-            self._busy[peer] -= 1
-            if not self._busy[peer]:
-                del self._busy[peer]
+            self.rpcs.leave(peer, host)
         error = internal_error(current_request_id())
         await context.abort(CODE[error.kind], error.message, error_metadata(error))
         raise AssertionError
@@ -496,7 +491,7 @@ def service_of(method: str) -> str:
 
 
 def refusal(
-    cause: Exception, telemetry: Telemetry, wait_for_turn: Callable[[str], Awaitable[None]]
+    cause: Exception, telemetry: Telemetry, wait_for_turn: Callable[[Any], Awaitable[None]]
 ) -> Any:
     """A handler for any kind of RPC that refuses it without reading a message."""
 
@@ -513,7 +508,7 @@ def refusal(
         telemetry.end(call, "other", code.name)
         trailing = (*call_metadata(call), *error_metadata(error))
         if error.kind in PACED_KINDS:
-            await wait_for_turn(peer_host(context.peer()))
+            await wait_for_turn(context)
         await context.abort(code, error.message, trailing_metadata=trailing)
 
     handler: Callable[..., Any] = grpc.stream_stream_rpc_method_handler

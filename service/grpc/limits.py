@@ -7,7 +7,7 @@ and are parsed here.
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, Self
@@ -26,17 +26,21 @@ from service.errors import (
     RequestTooLarge,
     ServiceError,
 )
+from service.grpc.callers import caller_context
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.generated import open_inference_pb2
 from service.grpc.receiving import ReceivePlaces
 from service.grpc.writing import Enclosed
 from service.safety.protection import BodyShare
+from service.safety.proxies import TrustedProxies
 
 # A smaller message takes a few megabytes at the most once parsed, and is not counted.
 SMALL_BYTES: Final = 128 * 1024
 # What a length-delimited field holds, by its number: messages of a type, or packed numbers. Strings
 # and unknown fields are left out.
 PACKED: Final = "packed"
+# Counts an RPC of health or reflection while it is open; see `open_rpc`.
+OpenRpc = Callable[[Any], AbstractAsyncContextManager[Any]]
 Contents = Mapping[int, Descriptor | Literal["packed"]]
 # Messages of health and reflection hold one name. They need no key: 64 of 33 MB, 32 kB each when
 # compressed, took 1 GiB.
@@ -198,7 +202,7 @@ def _contents(message_type: Descriptor) -> Contents:
     }
 
 
-def serving_small_messages(handler: Any, places: ReceivePlaces, connections: Counter[str]) -> Any:
+def serving_small_messages(handler: Any, places: ReceivePlaces, open_rpc: OpenRpc) -> Any:
     """A handler of health or reflection that reads its messages itself, as bytes.
 
     It refuses large messages, and malformed ones: gRPC would send the text of the deserializer's
@@ -207,7 +211,7 @@ def serving_small_messages(handler: Any, places: ReceivePlaces, connections: Cou
     Args:
         handler: The handler that the generated code made.
         places: Places for the messages of these services.
-        connections: Number of RPCs of these services by connection.
+        open_rpc: `open_rpc` of this module with its first arguments.
     """
 
     async def read(context: Any) -> Any:
@@ -238,18 +242,18 @@ def serving_small_messages(handler: Any, places: ReceivePlaces, connections: Cou
         return message
 
     async def answer_one(messages: Any, context: Any) -> Any:
-        async with _open_rpc(context, connections):
+        async with open_rpc(context) as caller:
             async with asyncio.timeout(MAX_OPEN_UNARY_S):
-                return await handler.unary_unary(await read_one(context), context)
+                return await handler.unary_unary(await read_one(caller), caller)
 
     async def answer_by_stream(messages: Any, context: Any) -> None:
-        async with _open_rpc(context, connections):
+        async with open_rpc(context) as caller:
             # It writes to the context itself.
-            await handler.unary_stream(await read_one(context), context)
+            await handler.unary_stream(await read_one(caller), caller)
 
     async def answer_all(messages: Any, context: Any) -> None:
-        async with _open_rpc(context, connections):
-            async for answer in handler.stream_stream(read_all(context), context):
+        async with open_rpc(context) as caller:
+            async for answer in handler.stream_stream(read_all(caller), caller):
                 await context.write(answer)
 
     serializer = {"response_serializer": handler.response_serializer}
@@ -260,8 +264,20 @@ def serving_small_messages(handler: Any, places: ReceivePlaces, connections: Cou
 
 
 @asynccontextmanager
-async def _open_rpc(context: Any, connections: Counter[str]) -> AsyncIterator[None]:
-    """Count an RPC of health or reflection on its connection, and send errors of ours."""
+async def open_rpc(
+    connections: Counter[str], proxies: TrustedProxies, context: Any
+) -> AsyncIterator[Any]:
+    """Count an RPC of health or reflection on its connection, and send errors of ours.
+
+    Args:
+        connections: Number of RPCs of these services by connection.
+        proxies: Whose word on the callers' addresses is taken.
+        context: Context of the RPC.
+
+    Yields:
+        The context with the caller as its peer.
+    """
+    context = caller_context(context, proxies)
     connection = context.peer()
     connections[connection] += 1
     error: ServiceError
@@ -273,7 +289,7 @@ async def _open_rpc(context: Any, connections: Counter[str]) -> AsyncIterator[No
                 code="too_many_rpcs",
                 retry_after_s=RETRY_S,
             )
-        yield
+        yield context
         return
     except TimeoutError:
         error = deadline_exceeded()

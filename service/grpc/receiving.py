@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from model.image_codec import SMALL_DECODING_BYTES, most_decoding_bytes
 from service.errors import Overloaded
-from service.grpc.connections import peer_host
+from service.grpc.callers import peer_host
 from service.images import QUEUED_PATCH_BYTES
 from service.lanes.sizing import MAX_LANES
 from service.models.loading import num_pool_threads

@@ -210,14 +210,13 @@ class GrpcServer:
         port = self._add_port()
         await self._server.start()
         self._listening.set_result(port)
-        limits, calls = self._protection, self._calls
+        limits = self._protection
         async with (
             watching_loop_lag(self._metrics, "grpc"),
             closing_connections(
                 port,
                 limits.max_connections,
-                busy=calls.busy_peers,
-                unread=calls.unread_peers,
+                rpcs=self._calls.rpcs,
                 metrics=limits.metrics,
             ),
         ):

@@ -59,6 +59,7 @@ from service.answer_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S, Answ
 from service.errors import ErrorKind
 from service.rest.connection import CLIENT, CallMiddleware, ClientLink
 from service.safety.protection import SPARE_CONNECTIONS, Protection
+from service.safety.proxies import FORWARDED_FOR
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_TRAILER_BYTES: Final = 8 * 1024
@@ -69,6 +70,7 @@ HEAD_END: Final = b"\r\n\r\n"
 # heads, and all are parsed before the first is answered.
 MAX_PIPELINED: Final = 64
 RETRY_AFTER_S: Final = 1
+FORWARDED_HEADER: Final = FORWARDED_FOR.encode("ascii")
 # How long a head may take while all connections are taken.
 CONTENDED_HEAD_S: Final = 2.0
 # While all connections are taken: a host with most of them loses one that is at least so old and
@@ -244,6 +246,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Start to wait for the first head."""
         self._written = CountedTransport(transport)
         super().connection_made(cast("asyncio.Transport", self._written))
+        # Of the caller; behind a trusted proxy, that of the last request.
+        self.host = self.client[0] if self.client else ""
         self._has_left = half_closed_check(transport.get_extra_info("socket").fileno())
         limits = self.protection
         now = self.loop.time()
@@ -326,9 +330,17 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle
         cycle.body = b""
         scope[CLIENT] = ClientLink(self._has_left, cycle.message_event.is_set)
+        self._note_caller(scope)
         self._unanswered.append(cycle)
         if self.is_draining or self._is_spare:
             self.close_after_answer()
+
+    def _note_caller(self, scope: Any) -> None:
+        peer = self.client[0] if self.client else ""
+        forwarded = (v.decode("latin-1") for n, v in self.headers if n == FORWARDED_HEADER)
+        self.host = self.protection.proxies.host_of(peer, forwarded)
+        if self.host != peer:
+            scope["client"] = (self.host, 0)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body; a body that arrives in one part is not copied.
@@ -399,11 +411,6 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether its only request is refused, and the answer waits for its turn."""
         cycles = self._unanswered
         return len(cycles) == 1 and cycles[0].scope[CLIENT].send_refusal is not None
-
-    @property
-    def host(self) -> str:
-        """The client's address."""
-        return self.client[0] if self.client else ""
 
     @property
     def waits_for_client(self) -> bool:

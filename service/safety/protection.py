@@ -12,6 +12,7 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.metrics_server import MAX_THREADS
 from service.safety.api_keys import ApiKeys
 from service.safety.browsers import BrowserRules
+from service.safety.proxies import TrustedProxies
 from service.safety.shared_memory import MAX_REGIONS, SharedMemory
 from service.safety.tls import Tls, TlsFiles
 from service.safety.url_fetch import MAX_AT_ONCE, FetchLimits, UrlFetcher, UrlPolicy
@@ -126,6 +127,7 @@ class Protection:
     Attributes:
         keys: API keys.
         browsers: Refuses web pages of other origins.
+        proxies: Whose word on the callers' addresses is taken.
         tls: None serves without TLS.
         body_memory: Limits the bodies of all requests.
         url_fetcher: None refuses URLs.
@@ -148,6 +150,7 @@ class Protection:
 
     keys: ApiKeys
     browsers: BrowserRules
+    proxies: TrustedProxies
     tls: Tls | None
     body_memory: BodyMemory
     url_fetcher: UrlFetcher | None
@@ -213,6 +216,7 @@ class Protection:
                 num_workers=settings.num_workers,
             ),
             browsers=BrowserRules.from_settings(settings),
+            proxies=TrustedProxies(settings.trusted_proxies),
             tls=_tls(settings, metrics),
             body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
             url_fetcher=url_fetcher,
@@ -234,8 +238,7 @@ class Protection:
             num_receive_places=settings.num_receive_places,
             max_stream_requests=settings.max_stream_requests,
             stream_window_bytes=settings.stream_window_bytes,
-            # An item is two or three values. Requests slightly over the limits are left to later
-            # checks.
+            # An item is two or three values; requests slightly over are left to later checks.
             max_message_values=10 * max_items + 1000,
             client_timeout_s=settings.client_timeout_s,
             client_bytes_per_s=settings.min_client_bytes_per_s,

@@ -11,7 +11,7 @@ PACED_KINDS: Final = frozenset(
     {ErrorKind.UNAUTHENTICATED, ErrorKind.FORBIDDEN, ErrorKind.OVERLOADED}
 )
 # Refusals of one host: beyond so many at once they are sent at this rate, which takes some 15 % of
-# a core. A proxy in front of many callers is one host too, so it is not less.
+# a core. A proxy that is not trusted is one host too, so it is not less.
 REFUSALS_AT_ONCE: Final = 100
 REFUSALS_PER_S: Final = 300
 # Shorter than the time-outs of clients and proxies.

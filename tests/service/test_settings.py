@@ -55,6 +55,22 @@ def test_an_unknown_or_abbreviated_flag_is_an_error(arguments: list[str]) -> Non
         load(*arguments)
 
 
+def test_proxies_are_addresses_and_networks() -> None:
+    loaded = load(TIPSERVE_TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8,fd00::/8")
+    assert [str(one) for one in loaded.trusted_proxies] == [
+        "127.0.0.1/32",
+        "10.0.0.0/8",
+        "fd00::/8",
+    ]
+    assert load().trusted_proxies == load(TIPSERVE_TRUSTED_PROXIES="").trusted_proxies == ()
+
+
+@pytest.mark.parametrize("value", ["proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", "*"])
+def test_a_proxy_that_is_no_address_is_an_error(value: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)trusted_proxies.*write addresses.*{value[:-1]}"):
+        load("--trusted-proxies", f"127.0.0.1,{value}")
+
+
 @pytest.mark.parametrize("variable", ["TIPSERVE_HTP_PORT", "TIPSERVE_PORT"])
 def test_an_unknown_variable_is_an_error(variable: str) -> None:
     with pytest.raises(ValueError, match=variable):

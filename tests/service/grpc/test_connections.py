@@ -12,7 +12,9 @@ import pytest
 
 from service.grpc import connections
 from service.grpc.connections import (
+    UNREAD_S,
     Connection,
+    OpenRpcs,
     close_idle,
     closing_connections,
     longest_idle,
@@ -76,6 +78,23 @@ def test_a_connection_that_was_shut_down_is_not_closed_again() -> None:
             assert close_idle(port, 1, ()) == (1, 0)
 
 
+def test_a_connection_is_closed_for_an_unread_answer_but_not_while_others_use_it() -> None:
+    rpcs, proxy, direct = OpenRpcs(), "ipv4:127.0.0.1:1", "ipv4:10.0.0.7:2"
+    rpcs.enter(proxy, "10.0.0.1")
+    rpcs.enter(proxy, "10.0.0.2")
+    rpcs.enter(direct, "10.0.0.7")
+    for peer, host in ((proxy, "10.0.0.1"), (direct, "10.0.0.7")):
+        rpcs.give_up(peer, host, 50.0)
+    assert rpcs.take_unread(50.1) == set()
+    assert rpcs.take_unread(50.1 + UNREAD_S) == {direct}
+    assert rpcs.take_unread(1000.0) == set(), "another caller has an RPC on the connection"
+    rpcs.leave(proxy, "10.0.0.1")
+    assert (rpcs.take_unread(1000.0), rpcs.busy_peers()) == (set(), {proxy, direct})
+    rpcs.leave(proxy, "10.0.0.2")
+    assert (rpcs.take_unread(1000.0), rpcs.busy_peers()) == ({proxy}, {direct})
+    assert (rpcs.take_unread(1000.0), rpcs.num_unread) == (set(), 0)
+
+
 async def test_descriptors_are_looked_at_only_if_enough_were_opened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -89,7 +108,7 @@ async def test_descriptors_are_looked_at_only_if_enough_were_opened(
     monkeypatch.setattr(connections, "RECOUNT_S", 1e9)
     monkeypatch.setattr(connections, "num_descriptors", lambda: num_descriptors)
     monkeypatch.setattr(connections, "close_idle", look)
-    async with closing_connections(1, 10, busy=list, unread={}, metrics=Metrics()):
+    async with closing_connections(1, 10, rpcs=OpenRpcs(), metrics=Metrics()):
         await until(lambda: bool(looks))
         for num_descriptors in (12, 15, 16):  # noqa: B007 - read by the functions above
             for _ in range(20):

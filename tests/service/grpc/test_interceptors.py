@@ -448,10 +448,10 @@ async def test_a_client_that_cancels_an_rpc_keeps_its_connection(
         runtime.gate.clear()
         left = connect(server).unary_unary(EMBED).future(embed(encode_image()))
         assert await entered()
-        assert server._grpc._calls.busy_peers()
+        assert server._grpc._calls.rpcs.busy_peers()
         left.cancel()
-        await until(lambda: not server._grpc._calls.busy_peers())
-        assert not server._grpc._calls.unread_peers
+        await until(lambda: not server._grpc._calls.rpcs.busy_peers())
+        assert not server._grpc._calls.rpcs.num_unread
 
 
 async def read_all(address: tuple[str, int], sent: bytes) -> None:

@@ -103,7 +103,8 @@ class Settings(BaseModel):
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int8_weights"] = "auto"
     """Number format of the computation. `auto` takes the fastest that keeps the limits of the
     package: on CPUs by its measurements, otherwise, and on every GPU, by the reference outputs that
-    it keeps, with which the start compares. It takes int8 only if the package names it for CPUs."""
+    it keeps, with which the start compares. On CPUs it takes int8 only if the package names it, and
+    bf16 only with AMX."""
     tf32: bool = False
     """Let a GPU round the factors of float32 products to TF32, which has the 10 bits of fp16."""
     device: Literal["auto", "cpu", "gpu"] = "auto"

@@ -106,6 +106,7 @@ CPUS: tuple[frozenset[CpuFeature], ...] = (
     frozenset({"avx2"}),
     frozenset({"avx2", "vnni"}),
     frozenset({"avx2", "vnni", "bf16"}),
+    frozenset({"avx2", "vnni", "bf16", "amx"}),
 )
 ON_CPUS = InstalledLibraries(
     onnx=frozenset({"cpu"}), openvino=True, tensorrt=False, torch=frozenset({"cpu"})

@@ -22,10 +22,11 @@ from model.runtime.machine import Gpu, Hardware, InstalledLibraries, RuntimeName
 from tests.model.runtime.conftest import make_manifest
 
 PLAIN = Hardware()
-BF16 = Hardware(cpu_features=frozenset({"bf16"}))
+BF16 = Hardware(cpu_features=frozenset({"bf16", "amx"}))
+SLOW_BF16 = Hardware(cpu_features=frozenset({"bf16"}))
 AVX2 = Hardware(cpu_features=frozenset({"avx2"}))
-VNNI = Hardware(cpu_features=frozenset({"bf16", "vnni"}))
-H100 = Hardware(cpu_features=frozenset({"bf16"}), gpus=(Gpu(name="H100"),))
+VNNI = Hardware(cpu_features=frozenset({"bf16", "amx", "vnni"}))
+H100 = Hardware(cpu_features=frozenset({"bf16", "amx"}), gpus=(Gpu(name="H100"),))
 CPU_LIBRARIES = InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True)
 ALL_LIBRARIES = InstalledLibraries(
     onnx=frozenset({"cpu", "cuda", "tensorrt"}),
@@ -145,6 +146,16 @@ def test_a_cpu_without_fast_bytes_is_told_so() -> None:
     assert "Not onnx on the CPU (int8): this CPU has neither VNNI nor AVX2" in choice.reason
 
 
+def test_bf16_without_amx_is_chosen_only_if_it_is_requested() -> None:
+    machine = Machine(SLOW_BF16, CPU_LIBRARIES)
+    for checks in (Checks(), Checks(are_possible=True)):
+        auto = choose(BF16_PROVEN, RuntimeRequest(), machine, checks)
+        assert (auto.runtime, auto.precision) == ("openvino", "fp32")
+        assert "Not openvino on the CPU (bf16): this CPU has no AMX" in auto.reason
+    asked = choose(BF16_PROVEN, RuntimeRequest(precision="bf16"), machine)
+    assert (asked.runtime, asked.precision) == ("openvino", "bf16")
+
+
 def test_a_failed_proof_is_told_with_its_number() -> None:
     failed = proven("openvino", "bf16").model_copy(update={"mask_agreement": 0.912})
     package, machine = make_manifest(failed, files=FILES), Machine(BF16, CPU_LIBRARIES)
@@ -229,7 +240,9 @@ def test_auto_chooses_only_what_is_exact_or_proven_and_available() -> None:
         for files in (FILES, ALL_GRAPHS, ONLY_TORCH)
     ]
     refusals: set[type[Exception]] = set()
-    for hardware, libraries, package in product((PLAIN, BF16, H100), all_libraries(), packages):
+    for hardware, libraries, package in product(
+        (PLAIN, SLOW_BF16, BF16, H100), all_libraries(), packages
+    ):
         try:
             choice = choose(package, RuntimeRequest(), Machine(hardware, libraries))
         except (MissingRuntimeError, PackageError) as error:
@@ -239,7 +252,9 @@ def test_auto_chooses_only_what_is_exact_or_proven_and_available() -> None:
         assert choice.precision == "fp32" or (choice.runtime, choice.precision) in entries
         assert choice.precision not in {"int8", "int8_weights"}
         assert choice.device == "cpu" or hardware.gpus
-        assert choice.precision != "bf16" or choice.device == "gpu" or hardware.cpu_features
+        assert (
+            choice.precision != "bf16" or choice.device == "gpu" or "amx" in hardware.cpu_features
+        )
         assert choice.provider != "tensorrt", "only if the request names it"
         if hardware.gpus and choice.device == "cpu":
             assert "needs" in choice.reason, "the reason names what the GPU would need"

@@ -22,7 +22,7 @@ from service.answer_memory import AnswerMemory, SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
 from service.fair_pool import FairPool
-from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
+from service.images import ImagePreparer, JpegDecoding, SizeRule, Windows
 from service.lanes.work import image_kind
 from service.lanes.worker import device_unhealthy
 from service.messages import (
@@ -116,7 +116,7 @@ class DataPlane:
         limits: RequestLimits,
         max_image_patches: int,
         pool: FairPool,
-        jpeg_decode: JpegDecode = "fast",
+        jpeg: JpegDecoding = JpegDecoding(),
     ) -> None:
         self.gate = gate
         self.models = models
@@ -125,9 +125,7 @@ class DataPlane:
             max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
         )
         self._pool = pool
-        preparer = ImagePreparer(
-            self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
-        )
+        preparer = ImagePreparer(self.image_limits, max_patches=max_image_patches, jpeg=jpeg)
         self.answer_memory = AnswerMemory(limits.max_answer_memory_bytes, limits.max_answer_bytes)
         self._images = ImagePipeline(preparer, pool, self.answer_memory)
 

@@ -22,6 +22,7 @@ from model.image_codec import (
     load_image,
     read_header,
 )
+from model.jpeg_device import JpegDevice
 from model.preprocess import Fit, Scaling, scale_image, split_planes, target_size
 from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import ImageInput
@@ -39,6 +40,19 @@ COUNTED_PIXELS: Final = 12 * 12
 QUEUED_PATCH_BYTES: Final = 3 * 32 * 32
 # Images of the largest size in one request, or as many pixels of smaller ones.
 LARGEST_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class JpegDecoding:
+    """How JPEG images are decoded.
+
+    Attributes:
+        size: Whether large images are decoded at a part of their size, `fast`.
+        device: Decodes plain images that are not reduced; None if the CPU decodes all.
+    """
+
+    size: JpegDecode = "fast"
+    device: JpegDevice | None = None
 
 
 @contextmanager
@@ -155,19 +169,19 @@ class PreparedImage:
 
 
 class ImagePreparer:
-    """Reads and scales images: CPU work for a thread pool. Thread-safe, has no state.
+    """Reads and scales images: work for a thread pool. Thread-safe, has no state.
 
     An image is an encoded file, uint8 [H, W, 3] of any size, or float32 [3, H, W] that goes to the
     model unscaled. `service.validation` has checked the shapes of arrays.
     """
 
     def __init__(
-        self, limits: ImageLimits, *, max_patches: int, jpeg_decode: JpegDecode = "fast"
+        self, limits: ImageLimits, *, max_patches: int, jpeg: JpegDecoding = JpegDecoding()
     ) -> None:
         self._limits = limits
         self._max_patches = max_patches
         self._max_pixels = LARGEST_AT_ONCE * max_patches * USUAL_PATCH**2
-        self._jpeg_decode = jpeg_decode
+        self._jpeg = jpeg
 
     @property
     def max_decoding_bytes(self) -> int:
@@ -178,7 +192,8 @@ class ImagePreparer:
         """Height and width, and the bytes of decoding, which an array does not need."""
         if isinstance(image, bytes):
             with image_errors(param):
-                return read_header(image, self._limits, reduce_to=self._reduce_to(rule))
+                reduce_to, device = self._reduce_to(rule), self._jpeg.device
+                return read_header(image, self._limits, reduce_to=reduce_to, device=device)
         return self._array_hw(image, param), 0
 
     def _array_hw(self, image: NDArray[Any], param: str) -> tuple[int, int]:
@@ -273,14 +288,15 @@ class ImagePreparer:
         self, data: bytes, rule: SizeRule, param: str
     ) -> tuple[Image.Image, tuple[int, int]]:
         with image_errors(param):
-            loaded = load_image(data, self._limits, reduce_to=self._reduce_to(rule))
+            reduce_to, device = self._reduce_to(rule), self._jpeg.device
+            loaded = load_image(data, self._limits, reduce_to=reduce_to, device=device)
             target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
             # Scale first: turning a large photo at full size would cost as much as scaling it.
             scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
             return loaded.upright(scaled), loaded.size_hw
 
     def _reduce_to(self, rule: SizeRule) -> SizeMap | None:
-        return None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
+        return None if self._jpeg.size == "exact" else partial(_reduced_hw, rule)
 
 
 def _is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:

@@ -13,7 +13,14 @@ from PIL import Image
 from model.image_codec import ImageLimits, decode_image
 from model.preprocess import as_planes, prepare_image, scale_image
 from service.errors import InvalidRequest, RequestTooLarge
-from service.images import QUEUED_PATCH_BYTES, ImagePreparer, JpegDecode, SizeRule, Windows
+from service.images import (
+    QUEUED_PATCH_BYTES,
+    ImagePreparer,
+    JpegDecode,
+    JpegDecoding,
+    SizeRule,
+    Windows,
+)
 from service.lanes.lane import collate
 from service.lanes.work import Bucket
 
@@ -42,7 +49,7 @@ def encode(image: Image.Image, file_format: str = "JPEG", orientation: int = 1) 
 
 
 def prepare(data: bytes, rule: SizeRule, jpeg_decode: JpegDecode) -> NDArray[Any]:
-    preparer = ImagePreparer(LIMITS, max_patches=1000, jpeg_decode=jpeg_decode)
+    preparer = ImagePreparer(LIMITS, max_patches=1000, jpeg=JpegDecoding(jpeg_decode))
     return as_planes(preparer.prepare(data, rule, param="images[0]").pixels_3HW)
 
 

@@ -16,6 +16,7 @@ from service.server import Server, main
 from service.settings import Settings
 from tests.model.runtime.tensorrt.stand_in_cuda import StandInCuda
 from tests.model.runtime.tensorrt.stand_in_tensorrt import StandInTensorRt
+from tests.model.stand_in_codec import StandInCodec
 
 
 class NVMLError(Exception):
@@ -58,14 +59,14 @@ NO_NVML = nvml(nvmlInit=refuse("NVML Shared Library Not Found"))
 class GpuMachine:
     """A machine with stand-ins of NVML, CUDA and TensorRT, on which a service is started."""
 
-    def __init__(self, start: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
         self.cuda = StandInCuda()
         self.trt = StandInTensorRt(self.cuda)
         self._start, self._capsys = start, capsys
 
-    def start(self) -> tuple[int, str]:
+    def start(self, **values: object) -> tuple[int, str]:
         """Run a service until it is ready; returns the exit status and what it printed."""
-        status = self._start()
+        status = self._start(**values)
         printed = self._capsys.readouterr()
         return status, printed.out + printed.err
 
@@ -78,9 +79,7 @@ def gpu_machine(
     tiny_package: ModelPackage,
     tmp_path: Path,
 ) -> Iterator[GpuMachine]:
-    settings = make_settings(
-        model=str(tiny_package.path), cache=tmp_path, log_format="text", drain_delay_s=0.0
-    )
+    given = {"model": str(tiny_package.path), "cache": tmp_path, "log_format": "text"}
 
     async def stop_when_ready(server: Server) -> None:
         await server.ready.wait()
@@ -94,7 +93,7 @@ def gpu_machine(
     monkeypatch.setattr(
         "model.runtime.choice.installed_libraries", lambda: InstalledLibraries(tensorrt=True)
     )
-    found = GpuMachine(lambda: main(settings), capsys)
+    found = GpuMachine(lambda **more: main(make_settings(**given, **more)), capsys)
     driver, device = tmp_path / "proc" / "driver/nvidia/gpus/0", tmp_path / "dev"
     driver.mkdir(parents=True)
     device.mkdir()
@@ -177,3 +176,35 @@ def test_a_runtime_without_usable_results_is_named(
     status, printed = gpu_machine.start()
     assert (status, "Traceback" in printed) == (1, False), printed
     assert "could not start: the runtime 'tensorrt' gives no usable results" in printed
+
+
+@pytest.mark.parametrize(
+    ("setting", "status", "sentence"),
+    [
+        ("gpu", 1, "could not start: to decode JPEG images, a GPU needs nvImageCodec"),
+        ("auto", 0, "JPEG images are decoded on the CPU: to decode JPEG images, a GPU needs"),
+    ],
+)
+def test_a_missing_decoder_of_jpeg_images_is_named(
+    gpu_machine: GpuMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    status: int,
+    sentence: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    found, printed = gpu_machine.start(jpeg_device=setting)
+    assert (found, "Traceback" in printed) == (status, False), printed
+    assert sentence in printed
+    assert "tipserve[gpu]" in printed
+
+
+@pytest.mark.parametrize("setting", ["gpu", "auto"])
+def test_a_gpu_may_decode_jpeg_images(
+    gpu_machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia", SimpleNamespace(nvimgcodec=StandInCodec()))
+    status, printed = gpu_machine.start(jpeg_device=setting)
+    assert (status, "Traceback" in printed) == (0, False), printed
+    (line,) = (line for line in printed.splitlines() if "JPEG images are decoded on the" in line)
+    assert all(name in line for name in ("cpu_ms", "gpu_ms", "mean_levels", "max_levels"))

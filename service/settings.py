@@ -143,8 +143,8 @@ class Settings(BaseModel):
     works less. Needs the extra `gpu` or `gpu-cuda12`."""
     warm_up_limit_s: Annotated[float, Field(ge=0)] = 2.0
     """Time limit in seconds at the start for running every served size once, and again for
-    measuring batch costs. The native and the largest size always run, so that cost and memory are
-    known. Fast models need a fraction of it."""
+    measuring batch costs. The native size, the largest image and the largest map of one dense head
+    always run, so that cost and memory are known. Fast models need a fraction of it."""
 
     watchdog_interval_s: Seconds = 10.0
     """Seconds after which an idle lane tests itself with a small batch. It tests less often if

@@ -172,28 +172,51 @@ def test_lanes_fit_the_memory_that_the_first_one_uses(
         load(lanes=4)
 
 
-@pytest.mark.parametrize(("limit_s", "num_maps"), [(0.0, [6, 3]), (60.0, [9, 9])])
-def test_a_slow_head_runs_the_native_and_the_largest_shape_at_the_start(
+class LargeNormals(FakeRuntime):
+    """Notes the maps that it computes, and holds 64 MiB for one of normals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[str] = []
+
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        held = np.ones(64 * MB if task == "normals" else 0, np.uint8)
+        height, width = pixels_B3HW.shape[2:]
+        self.maps.append(f"{task} {height}x{width}")
+        maps = super().estimate(task, pixels_B3HW)
+        assert held.all()
+        return maps
+
+
+NATIVE_MAPS = [f"{task} 28x28" for task in DENSE_TASKS]
+ALL_MAPS = [*NATIVE_MAPS, *(f"{task} {side}x28" for side in (56, 84) for task in DENSE_TASKS)]
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "maps"),
+    [(0.0, [[*NATIVE_MAPS, "normals 84x28"], []]), (60.0, [ALL_MAPS, ALL_MAPS])],
+)
+def test_slow_heads_run_on_the_first_lane_and_the_largest_one_in_its_largest_shape(
     manifest: Manifest,
     make_settings: Any,
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     limit_s: float,
-    num_maps: list[int],
+    maps: list[list[str]],
 ) -> None:
     def load_only(*_: object, **__: object) -> WarmUp:
         return WarmUp({}, 1)
 
-    monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: FakeRuntime())
+    monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: LargeNormals())
     monkeypatch.setattr(loading, "measure", load_only)
     shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
     package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
     settings = make_settings(lanes=2, warm_up_limit_s=limit_s)
     loaded = load_lanes(package, settings, ModelSource("bundled-student"))
-    assert [lane.runtime.num_maps for lane in loaded.lanes] == num_maps  # type: ignore[attr-defined]
-    if loaded.memory.peak_bytes:
-        maps = {f"{kind} {size}" for kind in DENSE_TASKS for size in ("28x28", "84x28")}
-        assert maps <= {bucket.label for bucket in loaded.memory.peak_bytes}
+    require_peaks(loaded)
+    assert [lane.runtime.maps for lane in loaded.lanes] == maps  # type: ignore[attr-defined]
+    measured = {bucket.label for bucket in loaded.memory.peak_bytes if bucket.kind in DENSE_TASKS}
+    assert measured == set(maps[0])
 
 
 def test_a_shape_that_did_not_run_has_an_estimated_cost(

@@ -442,6 +442,7 @@ async def test_a_new_connection_closes_the_oldest_unfinished_head(
             writer.write(models)
             assert (await read_answer(reader))[0] == 503, "both heads are young"
         monkeypatch.setattr(rest_server, "CONTENDED_HEAD_S", 0.0)
+        await until(lambda: not server._http._protocol.hosts_without_room)
         async with connected(server) as (reader, writer):
             writer.write(models)
             assert (await read_answer(reader))[0] == 200
@@ -480,6 +481,37 @@ async def test_health_is_answered_while_all_connections_send_open_heads(
         opened[0][1].write(b"y\r\nContent-Length: 0\r\nContent-Type: image/png\r\n\r\n")
         status, _ = await read_answer(opened[0][0])
         assert status == 422, "the first connections are kept"
+
+
+async def test_room_is_sought_once_for_the_connections_of_a_host(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought: list[str] = []
+
+    def find_none(connections: object, host: str) -> bool:
+        sought.append(host)
+        return False
+
+    monkeypatch.setattr(rest_server, "close_slowest", find_none)
+    monkeypatch.setattr(rest_server, "CONTENDED_HEAD_S", LIMIT_S)
+    monkeypatch.setattr(rest_server, "NO_ROOM_S", LIMIT_S)
+    async with serving(max_connections=1) as server, connected(server) as (_, busy):
+        busy.write(OPEN_HEAD)
+        connections: Any = server._http.server_state.connections
+        await until(lambda: any(one._is_in_head for one in connections))
+        hosts = ["127.0.0.2"] * 3 + ["127.0.0.3"] * 2
+        for host in hosts:
+            async with connected(server, host) as (reader, writer):
+                writer.write(POST + b"Content-Length: 1\r\n\r\n")
+                assert code_of(await read_all(reader)) == "too_many_connections"
+        assert sought == ["127.0.0.2", "127.0.0.3"]
+        (protocol,) = {type(one) for one in connections}
+        await until(lambda: not protocol.spares)
+        protocol.hosts_without_room.clear()
+        monkeypatch.setattr(rest_server, "NO_ROOM_S", 0.0)
+        async with connected(server, "127.0.0.2"):
+            await until(lambda: sought[2:] == ["127.0.0.2"])
+        await until(lambda: not protocol.hosts_without_room)
 
 
 async def test_connections_of_the_same_turn_do_not_close_a_probe(serving: Serving) -> None:

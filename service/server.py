@@ -136,8 +136,8 @@ class Server:
         self._grpc = GrpcServer(
             self.plane,
             self._telemetry,
-            self.protection,
-            address=(host, settings.grpc_port),
+            self.protection if settings.has_grpc_tls else replace(self.protection, tls=None),
+            address=settings.grpc_address,
             repository=managed,
             is_shared=is_worker,
         )

@@ -11,7 +11,8 @@ import os
 import re
 import types
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
@@ -160,6 +161,9 @@ class Settings(BaseModel):
     """Address that all three ports listen on; `0.0.0.0` is every address. Default: 127.0.0.1, so
     that only this machine reaches a server without protection; 0.0.0.0 if API keys or
     `tls_client_ca` are set. The container image sets 0.0.0.0."""
+    grpc_host: str | None = None
+    """Address that gRPC listens on, if not on that of `host`. `127.0.0.1` is for a proxy on this
+    machine or in this pod, which ends TLS: then gRPC itself is without TLS."""
     allowed_hosts: str | None = None
     """Names and addresses that the `Host` header of a REST request may have besides those of
     loopback, separated by commas; `*` allows all. Health checks and the server's own pages
@@ -342,6 +346,16 @@ class Settings(BaseModel):
             return EVERY_ADDRESS, "client certificates are required"
         return LOOPBACK, "neither API keys nor client certificates are required; see --host"
 
+    @property
+    def grpc_address(self) -> tuple[str, int]:
+        """Where gRPC listens."""
+        return self.grpc_host or self.address[0], self.grpc_port
+
+    @property
+    def has_grpc_tls(self) -> bool:
+        """Whether gRPC has the certificate too, and not a proxy in front of it."""
+        return self.grpc_host is None or not is_loopback(self.grpc_host)
+
     @field_validator("convert_precisions", mode="before")
     @classmethod
     def _split_precisions(cls, value: object) -> object:
@@ -443,6 +457,11 @@ class Settings(BaseModel):
             raise ValueError(f"{given} is set without {missing}; TLS needs both")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca is set without tls_cert and tls_key; set all three")
+        if self.tls_client_ca is not None and not self.has_grpc_tls:
+            raise ValueError(
+                "grpc_host is on loopback, where gRPC is without TLS, but tls_client_ca requires "
+                "certificates of all clients; unset one of them"
+            )
         self._check_workers()
         return self
 
@@ -466,6 +485,15 @@ class Settings(BaseModel):
                     f"{name} is divided among the workers and must be at least {least} for each, "
                     f"{self.num_workers * least} for {self.workers}; it is {total}"
                 )
+
+
+@lru_cache(256)
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is always of this machine."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
 
 
 def load_settings(

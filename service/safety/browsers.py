@@ -6,12 +6,10 @@ read the answers, under a host name of its own. Browsers say where a request com
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import ip_address
 from typing import Final, Self
 
 from service.errors import Forbidden
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 
 ANY: Final = "*"
 DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
@@ -83,15 +81,6 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].removesuffix(".")
-
-
-@lru_cache(256)
-def is_loopback(name: str) -> bool:
-    """Whether a name or an address is always of this machine."""
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
 
 
 def is_same(origin: str, host: str) -> bool:

@@ -109,7 +109,7 @@ class Supervisor(Collector):
         self._slots: dict[int, Worker] = {}
         self._locks = [asyncio.Lock() for _ in range(self._num_workers)]
         host, _ = settings.address
-        self._reserved = reserve(host, (settings.http_port, settings.grpc_port))
+        self._reserved = reserve((host, settings.http_port), settings.grpc_address)
         http_port, grpc_port = (sock.getsockname()[1] for sock in self._reserved)
         registry = CollectorRegistry()
         registry.register(WorkerMetrics(lambda: tuple(self._workers), Worker.scrape))
@@ -319,16 +319,17 @@ def packages(models: Iterable[str]) -> list[tuple[int, ...] | None]:
     return found
 
 
-def reserve(host: str, ports: Sequence[int]) -> list[socket.socket]:
+def reserve(*addresses: tuple[str, int]) -> list[socket.socket]:
     """Sockets that hold ports for processes of this user; 0 is a free one. None of them listens.
 
     Raises:
         OSError: Another program has a port.
     """
-    if ports[0] and ports[0] == ports[1]:
+    ports = [port for _, port in addresses if port]
+    if len(set(ports)) < len(ports):
         raise OSError("http_port and grpc_port are the same; change one of them")
     held: list[socket.socket] = []
-    for port in ports:
+    for host, port in addresses:
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         held.append(sock)
         try:
@@ -339,7 +340,7 @@ def reserve(host: str, ports: Sequence[int]) -> list[socket.socket]:
                 opened.close()
             raise OSError(
                 f"the workers cannot listen on {host}, port {port} ({error.strerror}); choose "
-                "another with --http-port, --grpc-port or --host"
+                "another with --http-port, --grpc-port, --host or --grpc-host"
             ) from error
         # Only after the bind, which would else succeed beside another server of this user.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -230,6 +230,7 @@ EXPECTS = "expects/"
 REFERRED = {"persistentVolumeClaim": "PersistentVolumeClaim", "serviceAccount": "ServiceAccount"}
 REFERRED |= dict.fromkeys(("secret", "secretRef", "secretKeyRef"), "Secret")
 REFERRED |= dict.fromkeys(("configMap", "configMapRef", "configMapKeyRef"), "ConfigMap")
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 WRITTEN = ("cache", "ports_file")
 READ = ("api_keys_file", "tls_cert", "tls_key", "tls_client_ca", "model_repository")
 
@@ -248,7 +249,7 @@ def objects(documents: list[Manifest]) -> Faults:
                 target = existing.get((REFERRED[field], name))
                 data = {**(target or {}).get("data", {}), **(target or {}).get("stringData", {})}
                 keys = {one["key"] for one in (node, *node.get("items", [])) if "key" in one}
-                if target is not None:
+                if target is not None and not node.get("optional"):
                     for key in keys - data.keys():
                         yield f"{workload}: {called(target)} has no {key}"
                 elif not node.get("optional") and (REFERRED[field], name) not in expected:
@@ -281,8 +282,10 @@ def ports(documents: list[Manifest]) -> Faults:
     """The container declares exactly the ports on which the server listens, to all."""
     for workload, container, chosen in _accepted(documents):
         listening = [(n, getattr(chosen, f"{n}_port")) for n in ("http", "grpc", "metrics")]
+        if chosen.grpc_host in LOOPBACK:
+            del listening[1]  # a sidecar has the port of that name
         declared = [(port["name"], port["containerPort"]) for port in container["ports"]]
-        if declared != listening or chosen.host in {"127.0.0.1", "::1", "localhost"}:
+        if declared != listening or chosen.host in LOOPBACK:
             yield f"{workload}: its ports are {declared}, the server's {listening}, {chosen.host}"
 
 
@@ -504,6 +507,8 @@ CLUSTER = (well_known, refused, retried, balanced, queries)
 # Images, users and secrets.
 
 # Suffixes of our images; deploy/README.md says how each is built.
+# That of the sidecar `front`.
+OTHERS = frozenset({"haproxy:3.0.11-alpine"})
 VARIANTS = ("", "-gpu", "-convert", "-train", "-bulk", "-ray", "-stores")
 VERSION_LABEL = "app.kubernetes.io/version"
 PLAIN = {"name", "value"}
@@ -514,7 +519,7 @@ def images(documents: list[Manifest]) -> Faults:
     """Images and labels have the project's version."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     version = tomllib.loads(text)["project"]["version"]
-    known = {f"tipserve:{version}{variant}" for variant in VARIANTS}
+    known = {f"tipserve:{version}{variant}" for variant in VARIANTS} | OTHERS
     for workload in workloads(documents):
         for container in workload.containers:
             if str(container.get("image")).rpartition("/")[2] not in known:

@@ -33,7 +33,7 @@ def _names() -> list[str]:
 _USUAL = "monitoring keda api-keys tls tracing gateway"
 # An overlay and components on top of it.
 COMBINATIONS = [
-    f"cpu {_USUAL} model-volume",
+    f"cpu {_USUAL} front model-volume",
     "cpu monitoring hpa released-model cache-volume ingress registry",
     f"gpu {_USUAL} model-volume",
     "dev released-model",

@@ -1,6 +1,7 @@
 """The Helm chart renders the objects of kustomize."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "keda": {"keda": {"enabled": True}},
     "api-keys": {"apiKeys": {"enabled": True}},
     "tls": {"tls": {"enabled": True}},
+    "front": {"front": {"enabled": True}},
     "tracing": {"tracing": {"enabled": True}},
     "gateway": {"gateway": {"enabled": True}},
     "model-volume": {
@@ -28,8 +30,17 @@ PARTS: dict[str, dict[str, Any]] = {
     "registry": {
         "image": {"repository": "registry.example.org/us/tipserve"},
         "imagePullSecrets": ["tipserve-registry"],
+        "front": {"image": "registry.example.org/us/haproxy:3.0.11-alpine"},
     },
 }
+
+
+def values_of(names: Iterable[str]) -> dict[str, Any]:
+    """The values of several parts together."""
+    values: dict[str, Any] = {}
+    for key, value in (item for name in names for item in PARTS[name].items()):
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return values
 
 
 def render(folder: Path, values: dict[str, Any], release: str = "tipserve") -> list[Manifest]:
@@ -44,7 +55,9 @@ def render(folder: Path, values: dict[str, Any], release: str = "tipserve") -> l
 
 def comparable(documents: list[Manifest]) -> dict[str, Any]:
     """Documents by name, without the digest of settings and what only kustomize has."""
-    text = re.sub(r"tipserve-settings-[a-z0-9]{10}", "tipserve-settings", yaml.safe_dump(documents))
+    text = re.sub(
+        r"tipserve-(settings|front)-[a-z0-9]{10}", r"tipserve-\1", yaml.safe_dump(documents)
+    )
     found = {called(one): one for one in yaml.load(text, yaml.CSafeLoader)}
     # A user's keys are in no values file, and a chart expects nothing of a cluster by annotations.
     found.pop("Secret/tipserve-api-keys", None)
@@ -63,15 +76,14 @@ def test_objects_are_those_of_kustomize(names: tuple[str, ...], tmp_path: Path) 
     parts = [KUBERNETES / "components" / name for name in names]
     text = kustomizations.build_together(KUBERNETES / "overlays" / "cpu", parts)
     expected = comparable(list(yaml.load_all(text, yaml.CSafeLoader)))
-    values = {key: value for name in names for key, value in PARTS[name].items()}
-    found = comparable(render(tmp_path, values))
+    found = comparable(render(tmp_path, values_of(names)))
     assert found.keys() == expected.keys()
     for name, document in expected.items():
         assert found[name] == document, name
 
 
 def test_another_release_shares_nothing_with_the_first(tmp_path: Path) -> None:
-    values = {key: value for part in PARTS.values() for key, value in part.items()}
+    values = values_of(PARTS)
     values |= {"image": {}, "apiKeys": {}, "tls": {}}
     first, second = (render(tmp_path, values, name) for name in ("a-tipserve", "tipserve-b"))
     names = [{called(one) for one in documents} for documents in (first, second)]

@@ -27,6 +27,11 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- $_ := set $settings "TIPSERVE_TLS_CERT" "/etc/tipserve/tls/tls.crt" }}
 {{- $_ := set $settings "TIPSERVE_TLS_KEY" "/etc/tipserve/tls/tls.key" }}
 {{- end }}
+{{- if .Values.front.enabled }}
+{{- $_ := set $settings "TIPSERVE_GRPC_HOST" "127.0.0.1" }}
+{{- $_ := set $settings "TIPSERVE_GRPC_PORT" "8011" }}
+{{- $_ := set $settings "TIPSERVE_TRUSTED_PROXIES" .Values.front.trustedProxies }}
+{{- end }}
 {{- if .Values.tracing.enabled }}
 {{- $_ := set $settings "TIPSERVE_OTLP_ENDPOINT" .Values.tracing.endpoint }}
 {{- $_ := set $settings "TIPSERVE_TRACE_SAMPLE_RATIO" .Values.tracing.sampleRatio }}
@@ -39,6 +44,14 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{/* A changed setting changes the name, and so the pods. */}}
 {{- define "tipserve.settingsName" -}}
 {{ .Release.Name }}-settings-{{ include "tipserve.settings" . | sha256sum | trunc 10 }}
+{{- end }}
+
+{{- define "tipserve.frontName" -}}
+{{ .Release.Name }}-front-{{ .Files.Get "haproxy.cfg" | sha256sum | trunc 10 }}
+{{- end }}
+
+{{- define "tipserve.tlsSecret" -}}
+{{ .Values.tls.secret | default (printf "%s-tls" .Release.Name) }}
 {{- end }}
 
 {{- define "tipserve.hardened" -}}

@@ -157,7 +157,7 @@ async def test_counts_never_fall_when_a_worker_ends_or_is_silent() -> None:
 
 
 def test_a_reserved_port_is_shared_by_its_workers_only() -> None:
-    held = reserve("127.0.0.1", (0, 0))
+    held = reserve(("127.0.0.1", 0), ("127.0.0.1", 0))
     port = held[0].getsockname()[1]
     with socket.socket() as worker, socket.socket() as other:
         worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -166,11 +166,11 @@ def test_a_reserved_port_is_shared_by_its_workers_only() -> None:
         with pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
         with pytest.raises(OSError, match=f"the workers cannot listen on 127.0.0.1, port {port}"):
-            reserve("127.0.0.1", (0, port))
+            reserve(("127.0.0.1", 0), ("127.0.0.1", port))
     for sock in held:
         sock.close()
     with pytest.raises(OSError, match="are the same"):
-        reserve("127.0.0.1", (port, port))
+        reserve(("127.0.0.1", port), ("127.0.0.1", port))
 
 
 def test_a_package_is_another_one_when_its_link_or_its_manifest_changes(tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ def test_an_image_that_is_reduced_is_decoded_on_the_cpu(
     device: JpegDevice, codec: StandInCodec
 ) -> None:
     data = encode(photograph((1024, 800)))
-    reduced = pixels(data, device, reduce_to=lambda _: (200, 200))
-    assert (reduced.shape, codec.num_decoded) == ((200, 256, 3), 0)
+    reduced = pixels(data, device, reduce_to=lambda _: (400, 400))
+    assert (reduced.shape, codec.num_decoded) == ((400, 512, 3), 0)
     whole = pixels(data, device, reduce_to=lambda _: (600, 600))
     assert (whole.shape, codec.num_decoded) == ((800, 1024, 3), 1)
 

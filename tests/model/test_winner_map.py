@@ -1,5 +1,7 @@
 """Tiles give the same best classes as comparing all classes at all pixels."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from model import winner_map
 from model.segmentation import compare_everywhere, upsample_bilinear
 from model.tiles import cut_axis
-from model.winner_map import WinnerMap, find_winners
+from model.winner_map import WinnerMap, count_labels, find_winners
 
 FloatArray = NDArray[np.float32]
 seeds = st.integers(0, 2**32 - 1)
@@ -130,3 +132,15 @@ def test_tiles_cover_an_axis_once(num_centres: int, num_pixels: int, side: int) 
     assert (axis.offsets[is_there] >= 0).all()
     last = axis.offsets + axis.step * (axis.sides - 1)
     assert (last[is_there] < 1 + 1e-4).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("num_labels", [1, 5, 256, 300])
+def test_labels_are_counted(monkeypatch: pytest.MonkeyPatch, dtype: Any, num_labels: int) -> None:
+    monkeypatch.setattr(winner_map, "COUNTED_AT_ONCE", 50)
+    top = min(num_labels, np.iinfo(dtype).max + 1)
+    labels_HW = np.random.default_rng(0).integers(0, top, (17, 31)).astype(dtype)
+    counts = count_labels(labels_HW, num_labels)
+    assert counts.dtype == np.int64
+    assert counts.tolist() == [(labels_HW == label).sum() for label in range(num_labels)]
+    assert count_labels(labels_HW[:, ::2], num_labels).sum() == 17 * 16

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from model.runtime.tensorrt.buffers import ElementType, Slot, fetch, store
+from model.runtime.tensorrt.buffers import FLOAT32, Slot, fetch, store
 
 # An H100 SXM by its data sheet: dense operations a second, and PCIe 5.0 x16 in each direction, of
 # which copies of some MB reach about four fifths.
@@ -32,7 +32,6 @@ DECODE_S: Final = 0.0037
 REQUEST_S: Final = 0.0004
 BATCH: Final = 8
 NUM_RUNS: Final = 20
-FLOAT32: Final = ElementType(np.dtype(np.float32))
 
 
 def input_bytes(side: int) -> int:

@@ -2,13 +2,13 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.graphs import Precision
 from model.package import ModelPackage
@@ -24,6 +24,8 @@ from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import (
     PIXELS_AT_ONCE,
     Arrays,
+    BatchReductions,
+    DeviceTensor,
     GraphRuntime,
     has_large_images,
     joined,
@@ -48,6 +50,9 @@ HEAVY_NODES: Final = frozenset(
 )
 
 
+NO_OPTIONS: Final[Mapping[str, str]] = MappingProxyType({})
+# Lets a GPU round a float32 graph.
+TF32: Final = MappingProxyType({"use_tf32": "1"})
 # Types that inputs are cast to; inputs of other types are passed unchanged.
 INPUT_TYPES: Final = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 GPU_MEMORY: Final = "cuda"
@@ -85,7 +90,7 @@ def open_session(
     num_threads: int,
     *,
     has_arena: bool = True,
-    tf32: bool = False,
+    cuda: Mapping[str, str] = NO_OPTIONS,
 ) -> Any:
     """Load a graph on a provider, and on no other.
 
@@ -98,7 +103,7 @@ def open_session(
         precision: Precision of the graph; decides what a GPU may round.
         num_threads: CPU threads of one call.
         has_arena: Whether memory of calls on the CPU is kept for later calls.
-        tf32: Whether a GPU may round a float32 graph to TF32.
+        cuda: Options of the CUDA provider that differ from `_providers`.
 
     Raises:
         MissingRuntimeError: ONNX Runtime is not installed, or was built without the provider.
@@ -119,7 +124,7 @@ def open_session(
         session = onnxruntime.InferenceSession(
             path,
             options,
-            providers=_providers(provider, precision, tf32=tf32),
+            providers=_providers(provider, precision, cuda),
             enable_fallback=0,
         )
     except (RuntimeError, ValueError) as error:
@@ -139,8 +144,13 @@ def _load_tensorrt() -> None:
         import tensorrt  # noqa: F401, PLC0415 - only when this provider is chosen
 
 
-def check_placement(session: Any, provider: Provider) -> None:
+def check_placement(session: Any, provider: Provider, heavy: Set[str] = HEAVY_NODES) -> None:
     """Check that a session computes on its provider.
+
+    Args:
+        session: The session.
+        provider: Where it should compute.
+        heavy: Types of nodes that must run there.
 
     Raises:
         ProviderError: The session or some of its heavy nodes run elsewhere.
@@ -153,7 +163,7 @@ def check_placement(session: Any, provider: Provider) -> None:
             "the libraries of CUDA or cuDNN are missing or of another version, or the driver is "
             "older than they are. Fix that, or choose the provider 'cpu'"
         )
-    strays = sorted(_heavy_nodes_on_cpu(session))
+    strays = sorted(_nodes_on_cpu(session) & heavy)
     if strays:
         raise ProviderError(
             f"the provider '{provider}' leaves {', '.join(strays)} of this graph to the CPU, which "
@@ -161,12 +171,15 @@ def check_placement(session: Any, provider: Provider) -> None:
         )
 
 
-def _heavy_nodes_on_cpu(session: Any) -> Iterable[str]:
-    """Types of heavy nodes on the CPU; none if the library is too old to report them."""
+def _nodes_on_cpu(session: Any) -> set[str]:
+    """Types of nodes on the CPU; none if the library is too old to report them."""
     placed: Iterable[Any] = getattr(session, "get_provider_graph_assignment_info", tuple)()
-    for subgraph in placed:
-        if subgraph.ep_name == NAMES["cpu"]:
-            yield from {node.op_type for node in subgraph.get_nodes()} & HEAVY_NODES
+    return {
+        node.op_type
+        for subgraph in placed
+        if subgraph.ep_name == NAMES["cpu"]
+        for node in subgraph.get_nodes()
+    }
 
 
 def _session_options(onnxruntime: Any, num_threads: int) -> Any:
@@ -179,14 +192,15 @@ def _session_options(onnxruntime: Any, num_threads: int) -> Any:
     return options
 
 
-def _providers(provider: Provider, precision: Precision, *, tf32: bool) -> list[Any]:
+def _providers(provider: Provider, precision: Precision, changed: Mapping[str, str]) -> list[Any]:
     """Providers with their options; a node runs on the first that supports it."""
     cuda: dict[str, str] = {
         # TF32 keeps 10 of the 23 bits of a float32.
-        "use_tf32": "0" if precision == "fp32" and not tf32 else "1",
+        "use_tf32": "0" if precision == "fp32" else "1",
         # Shapes vary; an exhaustive search for each would take longer than it saves.
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
+        **changed,
     }
     tensorrt = {
         "trt_fp16_enable": str(int(precision == "fp16")),
@@ -254,7 +268,7 @@ class OnnxRuntime(GraphRuntime):
                     graph.precision,
                     share.num_threads,
                     has_arena=graph.part != "text",
-                    tf32=choice.tf32,
+                    cuda=TF32 if choice.tf32 else NO_OPTIONS,
                 )
 
             if not is_shared:
@@ -305,6 +319,17 @@ class OnnxGraph:
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
         """Compute outputs; see `Graph.run`."""
+        return self.run_reducing(inputs, outputs, None)
+
+    def are_float32(self, outputs: Collection[str]) -> bool:
+        """Whether the graph gives them in float32; see `ReducingGraph.are_float32`."""
+        types = {node.name: node.type for node in still_open(self._session).get_outputs()}
+        return {types.get(name) for name in outputs} == {"tensor(float)"}
+
+    def run_reducing(
+        self, inputs: Arrays, outputs: Sequence[str], reductions: BatchReductions | None
+    ) -> Arrays:
+        """Compute outputs and run reductions; see `ReducingGraph.run_reducing`."""
         session = still_open(self._session)
         fed = {
             name: array.astype(self._types[name] or array.dtype, copy=False)
@@ -319,13 +344,17 @@ class OnnxGraph:
             if self._binding is None:
                 is_large = has_large_images(inputs)
                 with large_calls.one_of(self._max_large) if is_large else nullcontext():
-                    parts = [
-                        dict(zip(outputs, session.run(outputs, part, call), strict=True))
-                        for part in parts_of(fed)
-                    ]
+                    parts: list[Arrays] = []
+                    for part in parts_of(fed):
+                        first = sum(len(done[outputs[0]]) for done in parts)
+                        parts.append(
+                            _run_part(
+                                session, part, outputs, call, reductions=reductions, first=first
+                            )
+                        )
                 named = joined(parts)
             else:
-                named = dict(zip(outputs, self._binding.run(fed, outputs, call), strict=True))
+                named = self._binding.run(fed, outputs, call, reductions)
         except Exception as error:
             if call.terminate:
                 raise Interrupted("the call was interrupted") from error
@@ -348,6 +377,25 @@ class OnnxGraph:
             self._release(session)
 
 
+def _run_part(
+    session: Any,
+    inputs: Arrays,
+    outputs: Sequence[str],
+    call: Any,
+    *,
+    reductions: BatchReductions | None,
+    first: int,
+) -> Arrays:
+    """Compute a part of a batch, from its image `first` on, in host memory."""
+    if reductions is None:
+        return dict(zip(outputs, session.run(outputs, inputs, call), strict=True))
+    names = tuple(dict.fromkeys([*outputs, *reductions.names]))
+    made = dict(zip(names, session.run(names, inputs, call), strict=True))
+    read = {n: DeviceTensor(made[n].ctypes.data, made[n].shape) for n in reductions.names}
+    reductions.run(first, read)
+    return {name: made[name] for name in outputs}
+
+
 class _Binding:
     """Inputs and outputs of a session in GPU memory, kept between calls.
 
@@ -358,18 +406,29 @@ class _Binding:
         self._session = session
         self._kept: dict[tuple[Any, ...], dict[str, Any]] = {}
 
-    def run(self, inputs: Arrays, outputs: Sequence[str], call: Any) -> list[NDArray[Any]]:
-        """Copy in, compute, copy out."""
+    def run(
+        self,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        call: Any,
+        reductions: BatchReductions | None,
+    ) -> Arrays:
+        """Copy in, compute, reduce, copy out."""
+        read = () if reductions is None else reductions.names
+        names = tuple(dict.fromkeys([*outputs, *read]))
         binding = self._session.io_binding()
         for name, value in self._on_gpu(inputs).items():
             binding.bind_ortvalue_input(name, value)
-        for name in outputs:
+        for name in names:
             binding.bind_output(name, GPU_MEMORY)
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding, call)
         binding.synchronize_outputs()
-        arrays: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
-        return arrays
+        made = dict(zip(names, binding.get_outputs(), strict=True))
+        if reductions is not None:
+            tensors = {n: DeviceTensor(made[n].data_ptr(), tuple(made[n].shape())) for n in read}
+            reductions.run(0, tensors)
+        return {name: made[name].numpy() for name in outputs}
 
     def _on_gpu(self, inputs: Arrays) -> dict[str, Any]:
         key = tuple((name, array.shape, array.dtype.str) for name, array in inputs.items())

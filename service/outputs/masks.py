@@ -15,7 +15,14 @@ from PIL import Image
 
 from model.dense_maps import make_map
 from model.graphs import PATCH_OUTPUTS, DenseTask
-from model.segmentation import Background, SegmentationMap, average_groups, l2_normalize, segment
+from model.pixel_labels import LABELS, labelled_map
+from model.segmentation import (
+    Background,
+    SegmentationMap,
+    average_groups,
+    l2_normalize,
+    segment,
+)
 from model.winner_map import Labels, find_winners
 from service.lanes.work import Outputs
 from service.messages import (
@@ -87,40 +94,54 @@ def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArr
     return average_groups(text_PD, [len(prompts) for prompts in groups])
 
 
+def background_of(request: SegmentImagesRequest) -> Background:
+    """What a request counts as background."""
+    return Background(
+        threshold=request.background_threshold, num_classes=len(request.background_classes)
+    )
+
+
+def has_probabilities(request: SegmentImagesRequest) -> bool:
+    """Whether an answer needs the cosines of patches."""
+    return request.include_class_scores or request.include_instances
+
+
 def segment_image(
-    parts: Sequence[FloatArray],
+    parts: Sequence[Outputs],
     classes_KD: FloatArray,
     geometry: Geometry,
     request: SegmentImagesRequest,
     *,
+    features: ImageOutput,
     temperature: float,
 ) -> Steps[Segmentation]:
     """Steps that segment one image at the size of its mask.
 
     Args:
-        parts: Patch embeddings [N, D] of the whole image, or of each window.
+        parts: Outputs of the whole image, or of each window: labels if a device made them, else
+            patch embeddings [N, D].
         classes_KD: One unit vector for each class, then for each background class.
         geometry: Sizes of mask and image, and the image's windows if any.
         request: With the background rules, and what to return.
+        features: Name of the patch embeddings.
         temperature: Divisor of cosines in the scores of classes.
     """
-    background = Background(
-        threshold=request.background_threshold, num_classes=len(request.background_classes)
-    )
-    has_probabilities = request.include_class_scores or request.include_instances
-    if geometry.windows is not None:
+    background = background_of(request)
+    if LABELS in parts[0]:
+        result = labelled_map(parts[0], len(request.classes), geometry.grid_hw)
+    elif geometry.windows is not None:
         result = yield from segment_windows(
-            parts,
+            [part[features] for part in parts],
             classes_KD,
             geometry,
             background,
             with_scores=request.include_scores,
-            with_cosines=has_probabilities,
+            with_cosines=has_probabilities(request),
         )
     else:
-        (features_ND,) = parts
+        (whole,) = parts
         result = segment(
-            features_ND,
+            whole[features],
             classes_KD,
             grid_hw=geometry.grid_hw,
             size_hw=geometry.size_hw,
@@ -162,7 +183,7 @@ def _described(
     """Steps that add areas, and scores and instances if requested."""
     scores: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
-    if request.include_class_scores or request.include_instances:
+    if has_probabilities(request):
         scores, instances = yield from _scores_and_instances(result, request, temperature)
     return Segmentation(
         labels_HW=result.labels_HW,

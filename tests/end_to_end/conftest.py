@@ -84,8 +84,13 @@ class Answer:
 class Program:
     """A running `python -m service`; a thread reads its log."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "service", "--host=127.0.0.1"]
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "service"),
+    ) -> None:
+        command = [sys.executable, *program, "--host=127.0.0.1"]
         command += ["--http-port=0", "--grpc-port=0", "--metrics-port=0", *arguments]
         self.process = subprocess.Popen(
             command,
@@ -231,10 +236,10 @@ def run_service(
 
     @contextmanager
     def run(
-        *arguments: str, packages: Sequence[ModelPackage] = (tiny_package,)
+        *arguments: str, packages: Sequence[ModelPackage] = (tiny_package,), **options: Any
     ) -> Iterator[Service]:
         models = ",".join(str(package.path) for package in packages)
-        program = Program(f"--model={models}", *arguments)
+        program = Program(f"--model={models}", *arguments, **options)
         try:
             ready = program.wait_for("ready")
             yield Service(program, {name: ready[name] for name in ("http", "grpc", "metrics")})

@@ -6,7 +6,7 @@ All inputs are in one buffer, so that a run copies them at once, and all outputs
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ class ElementType:
 
     dtype: np.dtype[Any]
     is_bfloat16: bool = False
+
+
+FLOAT32: Final = ElementType(np.dtype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from model.graphs import Precision, graph_file
 from model.package import ModelPackage, Progress
 from model.runtime.base import SharedGraphCache
 from model.runtime.loaded_graphs import graph_digest, loaded_graphs, with_tapped
-from model.runtime.tensorrt.buffers import ElementType
+from model.runtime.tensorrt.buffers import FLOAT32, ElementType
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError, GpuLibraries
 from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache, EngineKey
 from model.runtime.tensorrt.profiles import (
@@ -85,7 +85,7 @@ def deserialize(libraries: GpuLibraries, plan: bytes) -> LoadedEngine | None:
 
 def _element_type(trt: Any, kind: Any) -> ElementType:
     known = {
-        trt.DataType.FLOAT: ElementType(np.dtype(np.float32)),
+        trt.DataType.FLOAT: FLOAT32,
         trt.DataType.HALF: ElementType(np.dtype(np.float16)),
         trt.DataType.BF16: ElementType(np.dtype(np.uint16), is_bfloat16=True),
         trt.DataType.INT32: ElementType(np.dtype(np.int32)),

@@ -15,7 +15,7 @@ from model.runtime import graph_runtime, onnx_runtime
 from model.runtime.base import MissingRuntimeError
 from model.runtime.choice import RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen, load_runtime
-from model.runtime.onnx_runtime import SHRINK, ProviderError, open_session
+from model.runtime.onnx_runtime import NO_OPTIONS, SHRINK, TF32, ProviderError, open_session
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
@@ -86,7 +86,8 @@ def test_a_session_computes_on_its_provider_and_float32_in_tf32_only_if_set(
 ) -> None:
     library = Library(opened)
     monkeypatch.setitem(sys.modules, "onnxruntime", library)
-    assert open_session(Path("a.onnx"), provider, precision, 1, tf32=tf32) is opened
+    cuda = TF32 if tf32 else NO_OPTIONS
+    assert open_session(Path("a.onnx"), provider, precision, 1, cuda=cuda) is opened
     *_, (name, options), last = library.arguments["providers"]
     assert (name, options["use_tf32"], last) == (CUDA, use_tf32, CPU)
     assert library.arguments["enable_fallback"] == 0

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.graphs import PatchOutput
+from model.reduction import Reduction
 from model.runtime.base import Interrupted
 from service.errors import InternalError, Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
@@ -44,7 +45,11 @@ class Runner:
         self.num_interrupted = 0
 
     def run(
-        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
+        self,
+        bucket: Bucket,
+        inputs: Inputs,
+        patch_outputs: Collection[PatchOutput],
+        reductions: Sequence[Reduction | None] = (),
     ) -> list[Outputs]:
         payloads = inputs[0].astype(np.float32)
         self.batches.append([float(p[0]) for p in payloads])
@@ -73,7 +78,11 @@ class BrokenRunner(Runner):
     """Always fails, also after a reload."""
 
     def run(
-        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
+        self,
+        bucket: Bucket,
+        inputs: Inputs,
+        patch_outputs: Collection[PatchOutput],
+        reductions: Sequence[Reduction | None] = (),
     ) -> list[Outputs]:
         self.entered.release()
         raise RuntimeError("the device is gone")

@@ -102,8 +102,10 @@ def test_npy_is_little_endian_and_equal(dtype: str) -> None:
 EYE = np.eye(3, dtype=np.float32)
 
 
-def segmented(*arguments: Any) -> Segmentation:
-    found = run_slice(segment_image(*arguments, temperature=0.1), math.inf)
+def segmented(parts: list[Any], *arguments: Any) -> Segmentation:
+    outputs = [{"values": part} for part in parts]
+    steps = segment_image(outputs, *arguments, features="values", temperature=0.1)
+    found = run_slice(steps, math.inf)
     assert found is not None
     return found[0]
 

@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from model.runtime.tensorrt.buffers import ALIGNMENT, Buffer, ElementType, fetch, lay_out, store
+from model.runtime.tensorrt.buffers import (
+    ALIGNMENT,
+    FLOAT32,
+    Buffer,
+    ElementType,
+    fetch,
+    lay_out,
+    store,
+)
 
 FloatArray = NDArray[np.float32]
-FLOAT32 = ElementType(np.dtype(np.float32))
 BFLOAT16 = ElementType(np.dtype(np.uint16), is_bfloat16=True)
 FLOAT16 = ElementType(np.dtype(np.float16))
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)

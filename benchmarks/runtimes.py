@@ -1,6 +1,6 @@
 """Accuracy and cost per image of every runtime and precision, against torch.
 
-Claim: the default on a CPU with bf16 takes at most 1/1.8 of ONNX Runtime's time in float32, and at
+Claim: the default on a CPU with AMX takes at most 1/1.8 of ONNX Runtime's time in float32, and at
 least 99.5 % of the pixels of its masks keep their class.
 
 Run: python -m benchmarks.runtimes [--model bundled-student | b14 | FOLDER] [--cache FOLDER]

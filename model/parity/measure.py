@@ -36,7 +36,7 @@ LIMITS: Final[dict[Precision, ParityLimits]] = {
     # Only the order of sums differs. Measured: at most 1.7e-5 of an output's scale, also on noise,
     # and 99.99 % of the pixels; six times that is more than rounding.
     "fp32": ParityLimits(max_relative_diff=1e-4, min_mask_agreement=0.999),
-    # 8 bits of mantissa. The share of pixels decides, as bf16 is chosen by default; pixels that
+    # 8 bits of mantissa. The share of pixels decides, as bf16 is chosen with AMX; pixels that
     # change lie where two classes are equally near. Measured: the student keeps 99.57 %. Cosines
     # separate faults from rounding: at worst 0.9997 for the student; for twelve blocks of random
     # weights, which amplify errors, 0.9948, and 0.9998 in the mean.

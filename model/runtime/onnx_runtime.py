@@ -1,6 +1,5 @@
 """ONNX Runtime: the reference on the CPU, and NVIDIA GPUs through CUDA or TensorRT."""
 
-import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,7 +21,6 @@ from model.runtime.base import (
 )
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import (
-    PIXELS_AT_ONCE,
     Arrays,
     BatchReductions,
     DeviceTensor,
@@ -59,10 +57,17 @@ GPU_MEMORY: Final = "cuda"
 MAX_KEPT_SHAPES: Final = 8
 # An option of one call: afterwards the arena frees what no call uses.
 SHRINK: Final = ("memory.enable_memory_arena_shrinkage", "cpu:0")
-# Sizes up to which the arena keeps the memory of a call: an image of 576 x 576 left 59 MiB in the
-# default model in float32, and its heads 35 MiB after an image of 576 patches.
-KEPT_PIXELS: Final = PIXELS_AT_ONCE
-KEPT_PATCHES: Final = 14 * 14
+SHARED_ARENA: Final = ("session.use_env_allocators", "1")
+# What the arena keeps for later calls: two images of 320 x 320 at once, or one of 448 x 448, in the
+# default model. With 32 MiB the latter took 1.1 to 1.2 times the CPU time.
+KEPT_BYTES: Final = 40 * 2**20
+# What it takes beyond that at once; the C library returns blocks of this size when they are freed.
+GROWTH_BYTES: Final = 4 * 2**20
+# An ONNX graph with one node, y = Abs(x), of one float32. A call of it takes 6 us.
+ABS_GRAPH: Final = bytes.fromhex(
+    "08083a320a0b0a017812017922034162731201675a0f0a0178120a0a08080112040a020801620f0a"
+    "0179120a0a08080112040a02080142040a001011"
+)
 _sessions = SharedGraphCache()
 
 
@@ -114,6 +119,9 @@ def open_session(
         raise MissingRuntimeError(f"the provider '{provider}' of ONNX Runtime {INSTALL_ONNX_GPU}")
     options = _session_options(onnxruntime, num_threads)
     options.enable_cpu_mem_arena = has_arena
+    if provider == "cpu" and has_arena:
+        shared_arena()
+        options.add_session_config_entry(*SHARED_ARENA)
     if provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         # Finds CUDA and cuDNN where pip has put them.
@@ -215,6 +223,36 @@ def _providers(provider: Provider, precision: Precision, changed: Mapping[str, s
     return chain
 
 
+class SharedArena:
+    """The memory of calls on the CPU, of all sessions of this process that have an arena.
+
+    Arenas of their own kept the largest calls of each session, two at once for two lanes: 150 MiB
+    in the default model in float32. This one keeps `KEPT_BYTES`, whatever was computed.
+    """
+
+    def __init__(self) -> None:
+        library = import_onnxruntime()
+        config = {"initial_chunk_size_bytes": KEPT_BYTES}
+        config["initial_growth_chunk_size_bytes"] = GROWTH_BYTES
+        kind = library.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+        place = library.OrtMemoryInfo("Cpu", kind, 0, library.OrtMemType.DEFAULT)
+        with suppress(RuntimeError):  # another library of this process has made one
+            library.create_and_register_allocator(place, library.OrtArenaCfg(config))
+        options = _session_options(library, num_threads=1)
+        options.add_session_config_entry(*SHARED_ARENA)
+        self._session = library.InferenceSession(ABS_GRAPH, options, providers=[NAMES["cpu"]])
+        self.shrink()  # the first block that it takes is the one that it keeps
+
+    def shrink(self) -> None:
+        """Free what no call uses, beyond the first block.
+
+        A call of a large session could do that itself only while its own outputs are in use.
+        """
+        call = import_onnxruntime().RunOptions()
+        call.add_run_config_entry(*SHRINK)
+        self._session.run(["y"], {"x": np.zeros(1, np.float32)}, call)
+
+
 class LargeCalls:
     """Bounds how many calls with large images run at once, each of which takes up to 175 MiB."""
 
@@ -237,6 +275,16 @@ class LargeCalls:
 
 
 large_calls = LargeCalls()
+_arena_lock = threading.Lock()
+_arenas: list[SharedArena] = []
+
+
+def shared_arena() -> SharedArena:
+    """The arena of this process, made on its first use. Thread-safe."""
+    with _arena_lock:
+        if not _arenas:
+            _arenas.append(SharedArena())
+        return _arenas[0]
 
 
 class OnnxRuntime(GraphRuntime):
@@ -283,13 +331,6 @@ class OnnxRuntime(GraphRuntime):
         super().__init__(package, choice, open_graph, is_lazy=share.is_lazy)
 
 
-def is_above(inputs: Arrays) -> bool:
-    """Whether a call is of a size whose memory the arena must not keep."""
-    num_pixels = math.prod(np.shape(inputs.get("pixel_values", ()))[2:])
-    num_patches = math.prod(np.shape(inputs.get("tap_patches", ()))[1:4])  # of all taps
-    return num_pixels > KEPT_PIXELS or num_patches > KEPT_PATCHES
-
-
 class OnnxGraph:
     """A session, used for one call at a time.
 
@@ -314,7 +355,6 @@ class OnnxGraph:
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}
         self._binding = None if provider == "cpu" else _Binding(session)
         self._has_arena = bool(session.get_session_options().enable_cpu_mem_arena)
-        self._is_to_shrink = False
         self._call: Any = None
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
@@ -337,9 +377,6 @@ class OnnxGraph:
         }
         # Each call has its own options, so a late interruption meets no later call.
         call = self._call = import_onnxruntime().RunOptions()
-        if self._has_arena and self._binding is None and (self._is_to_shrink or is_above(inputs)):
-            call.add_run_config_entry(*SHRINK)
-            self._is_to_shrink = False
         try:
             if self._binding is None:
                 is_large = has_large_images(inputs)
@@ -347,11 +384,12 @@ class OnnxGraph:
                     parts: list[Arrays] = []
                     for part in parts_of(fed):
                         first = sum(len(done[outputs[0]]) for done in parts)
-                        parts.append(
-                            _run_part(
-                                session, part, outputs, call, reductions=reductions, first=first
+                        with self._shrinking():
+                            parts.append(
+                                _run_part(
+                                    session, part, outputs, call, reductions=reductions, first=first
+                                )
                             )
-                        )
                 named = joined(parts)
             else:
                 named = self._binding.run(fed, outputs, call, reductions)
@@ -361,14 +399,22 @@ class OnnxGraph:
             raise
         return {name: np.asarray(array, dtype=np.float32) for name, array in named.items()}
 
+    @contextmanager
+    def _shrinking(self) -> Iterator[None]:
+        """At its end, free what the arena took for a call."""
+        try:
+            yield
+        finally:
+            if self._has_arena:
+                shared_arena().shrink()
+
     def interrupt(self) -> None:
         """End the running call; see `Graph.interrupt`."""
         if self._call is not None:
             self._call.terminate = True
 
     def release_idle_memory(self) -> None:
-        """Free the arena after the next call: ONNX Runtime has no way to do it between calls."""
-        self._is_to_shrink = True
+        """Nothing is left to free: each call has shrunk the arena."""
 
     def close(self) -> None:
         """Release the session."""
@@ -386,14 +432,18 @@ def _run_part(
     reductions: BatchReductions | None,
     first: int,
 ) -> Arrays:
-    """Compute a part of a batch, from its image `first` on, in host memory."""
+    """Compute a part of a batch, from its image `first` on, in host memory.
+
+    The arrays of ONNX Runtime lie in its arena, and one of some kilobytes would keep a block of
+    several megabytes until its answer is sent, so they are copied.
+    """
     if reductions is None:
-        return dict(zip(outputs, session.run(outputs, inputs, call), strict=True))
+        return dict(zip(outputs, map(np.array, session.run(outputs, inputs, call)), strict=True))
     names = tuple(dict.fromkeys([*outputs, *reductions.names]))
     made = dict(zip(names, session.run(names, inputs, call), strict=True))
     read = {n: DeviceTensor(made[n].ctypes.data, made[n].shape) for n in reductions.names}
     reductions.run(first, read)
-    return {name: made[name] for name in outputs}
+    return {name: np.array(made[name]) for name in outputs}
 
 
 class _Binding:

@@ -1,16 +1,18 @@
-"""Messages to bytes, large ones item by item.
+"""Messages to bytes, large ones in parts.
 
-protobuf writes a message into a buffer that it doubles and copies as it grows: eight maps of 56 MB
-in all took 236 MB next to the message. An item written by itself fits its first buffer, and what is
-joined are the same bytes in another order, which parsers accept.
+protobuf writes a message into a buffer that it doubles and copies as it grows, and keeps the former
+ones until the end: eight maps of 56 MB in all took 236 MB next to the message. So each array is
+written by itself, which takes one buffer. What is joined are the same bytes in another order, which
+parsers accept.
 
 Source: protobuf.dev, "Encoding": fields may be written in any order, and what a length prefix is.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 # Type of a field of the wire format.
@@ -34,19 +36,44 @@ class Enclosed:
 
 def write_message(message: Message | Enclosed) -> bytes:
     """The bytes of a message; leaves it without the messages in its lists."""
+    return b"".join(_parts(message))
+
+
+def _parts(message: Message | Enclosed) -> list[bytes]:
     if isinstance(message, Enclosed):
-        content = write_message(message.inner)
-        outer = message.outer.SerializeToString()
-        return b"".join([outer, _key(message.number, content), content])
-    pieces = []
+        return [
+            message.outer.SerializeToString(),
+            *_field(message.number, _parts(message.inner)),
+        ]
+    parts = []
     for field, value in message.ListFields():
         if _is_list_of_messages(field, value):
             items = list(value)
             message.ClearField(field.name)
             for item in items:
-                content = item.SerializeToString()
-                pieces += [_key(field.number, content), content]
-    return b"".join([message.SerializeToString(), *pieces])
+                parts += _field(field.number, _parts_of_item(item))
+    return [message.SerializeToString(), *parts]
+
+
+def _parts_of_item(item: Message) -> list[bytes]:
+    """Its arrays, each by itself, and the rest."""
+    parts = []
+    for name, number in _single_messages(item.DESCRIPTOR):
+        if item.HasField(name):
+            part = getattr(item, name)
+            item.ClearField(name)
+            parts += _field(number, [part.SerializeToString()])
+    return [item.SerializeToString(), *parts]
+
+
+@cache
+def _single_messages(kind: Descriptor) -> list[tuple[str, int]]:
+    """Names and numbers of the fields that are a message, and not a list of them."""
+    return [
+        (field.name, field.number)
+        for field in kind.fields
+        if field.message_type is not None and not field.is_repeated
+    ]
 
 
 def _is_list_of_messages(field: FieldDescriptor, value: Any) -> bool:
@@ -55,9 +82,10 @@ def _is_list_of_messages(field: FieldDescriptor, value: Any) -> bool:
     return not field.message_type.GetOptions().map_entry
 
 
-def _key(number: int, content: bytes) -> bytes:
-    """What precedes the bytes of a field: its number, its type and its length."""
-    return _varint(number << 3 | LENGTH_PREFIXED) + _varint(len(content))
+def _field(number: int, parts: list[bytes]) -> list[bytes]:
+    """A field of these bytes, after its number, its type and its length."""
+    length = sum(map(len, parts))
+    return [_varint(number << 3 | LENGTH_PREFIXED) + _varint(length), *parts]
 
 
 def _varint(value: int) -> bytes:

@@ -11,21 +11,26 @@ from service.grpc.generated import (
     features_pb2,
     item_error_pb2,
     open_inference_pb2,
+    segment_pb2,
     stream_pb2,
     tensor_pb2,
 )
 from service.grpc.writing import Enclosed, write_message
 
-# Writes maps of `ITEM_MIB`, and prints the peak above the message, in MiB.
+# Writes items with arrays of so many MiB, and prints the peak above the message, in MiB.
 WRITE = """
 import sys
-from service.grpc.generated import features_pb2
+from service.grpc.generated import segment_pb2
 from service.grpc.writing import write_message
-from service.machine import PeakMeter
+from service.machine import PeakMeter, return_large_blocks
 
-message = features_pb2.VisualizeFeaturesResponse(model="m")
-for _ in range(int(sys.argv[1])):
-    message.maps.add().features.data = bytes(int(sys.argv[2]) * 2**20)
+return_large_blocks()  # as the server does
+message = segment_pb2.SegmentImagesResponse(model="m")
+num_items, labels_mib, scores_mib = map(int, sys.argv[1:])
+for _ in range(num_items):
+    item = message.segmentations.add()
+    item.labels.data = bytes(labels_mib * 2**20)
+    item.scores.data = bytes(scores_mib * 2**20)
 peak_bytes = PeakMeter().peak_bytes(lambda: write_message(message))
 print(-1 if peak_bytes is None else peak_bytes // 2**20)
 """
@@ -49,6 +54,17 @@ def features(*lengths: int) -> features_pb2.VisualizeFeaturesResponse:
         # Lengths of one, two, three and four bytes.
         features(1, 0, 118, 119, 120, 128, 16_370, 16_384, 2_097_140, 2_097_152),
         features(),
+        segment_pb2.SegmentImagesResponse(
+            segmentations=[
+                segment_pb2.Segmentation(
+                    labels=tensor_pb2.Tensor(shape=[1, 2], data=b"12"),
+                    scores=tensor_pb2.Tensor(),
+                    classes=[segment_pb2.ClassArea(area_share=0.5)],
+                    background_share=0.5,
+                ),
+                segment_pb2.Segmentation(),
+            ]
+        ),
         open_inference_pb2.ModelInferResponse(
             model_name="m",
             parameters={"a": open_inference_pb2.InferParameter(int64_param=1)},
@@ -74,9 +90,14 @@ def test_an_enclosed_message_is_a_field_of_the_other() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_items", "item_mib"), [(8, 5), (3, 17), (1, 40)])
-def test_writing_takes_the_bytes_twice(project_root: Path, num_items: int, item_mib: int) -> None:
-    command = [sys.executable, "-c", WRITE, str(num_items), str(item_mib)]
+@pytest.mark.parametrize(
+    ("num_items", "labels_mib", "scores_mib"), [(8, 5, 0), (3, 17, 0), (1, 40, 0), (1, 15, 30)]
+)
+def test_writing_takes_the_bytes_twice(
+    project_root: Path, num_items: int, labels_mib: int, scores_mib: int
+) -> None:
+    sizes = [str(number) for number in (num_items, labels_mib, scores_mib)]
+    command = [sys.executable, "-c", WRITE, *sizes]
     result = subprocess.run(command, cwd=project_root, check=True, capture_output=True, timeout=100)
-    # The items and their whole; written at once, several items take 2.4 to 3.5 times their bytes.
-    assert int(result.stdout) <= 2.25 * num_items * item_mib
+    # The arrays and their whole; written at once they take 2.4 to 3.5 times their bytes.
+    assert int(result.stdout) <= 2.25 * num_items * (labels_mib + scores_mib)

@@ -15,6 +15,7 @@ from service.errors import InvalidRequest
 from service.fair_pool import FairPool
 from service.images import ImagePreparer
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
+from service.models import image_pipeline
 from tests.service.conftest import WAIT_S, Encode, FakeRuntime, until
 
 MakePlane = Callable[..., DataPlane]
@@ -159,6 +160,26 @@ async def test_a_large_image_waits_for_memory_and_small_ones_do_not(
     assert all(num_bytes <= 2 * LARGE_BYTES for _, num_bytes in decoding)
     assert not any(name.startswith("lane") for name, _ in seen[4:])
     assert plane.answer_memory.num_bytes == 0
+
+
+async def test_the_heap_is_trimmed_before_a_large_image_is_decoded(
+    make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    prepare = ImagePreparer.prepare
+
+    def noted(*given: Any, **named: Any) -> Any:
+        done.append("decode")
+        return prepare(*given, **named)
+
+    monkeypatch.setattr(ImagePreparer, "prepare", noted)
+    monkeypatch.setattr(image_pipeline, "trim", lambda: done.append("trim"))
+    monkeypatch.setattr(image_pipeline, "TRIMMED_BYTES", LARGE_BYTES - 1)
+    plane = make_plane()
+    for size in ((28, 28), LARGE, (28, 28)):
+        image = encode_image(size=size)
+        await plane.embed_images(EmbedImagesRequest(images=(image,)), call())
+    assert done == ["decode", "trim", "decode", "decode"]
 
 
 async def test_memory_of_a_caller_who_leaves_is_free_once_its_image_is_decoded(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import TINY_HEAD, make_tiny_config, use_few_scenes
-from tests.training.ranks import join
+from tests.training.ranks import join, leave
 from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch
 from training.data.crops import CropConfig
@@ -132,3 +132,4 @@ def main(rank: int, folder: Path, data: Path) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    leave()

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tests.training.ranks import join
+from tests.training.ranks import join, leave
 from training import distributed
 from training.optim import OptimConfig, build_optimizers, clip_gradients
 from training.targets import Centering
@@ -173,3 +173,4 @@ def main(rank: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), Path(sys.argv[2]))
+    leave()

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Tipsv2Model
 
 from tests.training.methods.conftest import MeanColours
-from tests.training.ranks import join
+from tests.training.ranks import join, leave
 from training.config import ModelConfig
 from training.data.batch import Batch, TextBatch, UnnamedDrawings
 from training.distributed import average_gradients, mean_over_ranks, stop
@@ -193,3 +193,4 @@ if __name__ == "__main__":
     join(own_rank, place)
     torch.save(take_steps(own_rank, 2), place / f"{own_rank}.pt")
     stop()
+    leave()

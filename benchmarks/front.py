@@ -19,7 +19,7 @@ import grpc
 import yaml
 
 from benchmarks.rolling.proxy import CONFIGURATION, PROJECT_ROOT
-from benchmarks.service_process import RunningService, process_cpu_s, running_service
+from benchmarks.service_process import RunningService, end, process_cpu_s, running_service
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
@@ -29,7 +29,6 @@ SETTINGS: Final = ("--grpc-host=127.0.0.1", "--trusted-proxies=127.0.0.1")
 MOUNTED: Final = "/etc/haproxy/haproxy.cfg"
 PHOTO: Final = PROJECT_ROOT / "service" / "rest" / "web" / "fruits.jpg"
 NUM_CALLERS: Final = 4
-LIMIT_S: Final = 30.0
 ROUNDS: Final = 5
 
 
@@ -82,19 +81,11 @@ class Front:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end()
+        end(self.process)
 
     def cpu_s(self) -> float:
         """CPU seconds used so far, on all threads."""
         return process_cpu_s(self.process.pid)
-
-    def _end(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 def send(port: int, ask: Callable[[EncoderServiceStub], Any], num_each: int) -> None:

@@ -40,6 +40,16 @@ class RunningService:
         return read_metric(self.metrics_port, name, **labels)
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and end it if it does not."""
+    process.terminate()
+    try:
+        process.wait(STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def process_cpu_s(pid: int) -> float:
     """CPU seconds used by a process so far, on all threads."""
     # Linux's clock id of another process's CPU time, see clock_getcpuclockid(3).
@@ -94,12 +104,7 @@ def running_service(
             try:
                 yield wait_until_ready(process, ports_file, start_limit_s)
             finally:
-                process.terminate()
-                try:
-                    process.wait(STOP_LIMIT_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                end(process)
 
 
 def wait_until_ready(

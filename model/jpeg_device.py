@@ -24,7 +24,7 @@ END: Final = b"\xff\xd9"
 # Columns and rows of brightness for each of colour: 4:4:4, 4:2:2, 4:4:0 and 4:2:0.
 SAMPLINGS: Final = {(1, 1), (2, 1), (1, 2), (2, 2)}
 ADOBE_YCBCR: Final = 1
-# Chroma is interpolated as by the CPU; repeated instead, photographs differ by 0.8 grey levels.
+# Chroma is interpolated, as by the CPU; by default the library repeats it.
 OPTIONS: Final = ":fancy_upsampling=1"
 # The library writes an error for each file that it does not decode.
 VERBOSITY: Final = "PYNVIMGCODEC_VERBOSITY"

@@ -9,13 +9,14 @@ Shapes: N patches, D embedding width, K classes, H W pixels, h w patch rows and 
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
-from model.reduction import PIXEL_LABELS_FILE, Reduced, Reduction
+from model.reduction import Reduced, Reduction
 from model.segmentation import (
     Background,
     SegmentationMap,
@@ -25,6 +26,8 @@ from model.segmentation import (
 )
 from model.winner_map import count_labels
 
+# Written by `model.export.pixel_labels`.
+PIXEL_LABELS_FILE: Final = Path(__file__).with_name("pixel_labels.onnx")
 # Outputs: uint8 labels, and float32 cosines of every patch with every class.
 LABELS: Final = "labels_HW"
 COSINES: Final = "cosine_NK"

@@ -11,7 +11,6 @@ from model.graphs import PatchOutput
 
 # Input of every graph of a reduction: float32 [N, D].
 ROWS_INPUT: Final = "rows_ND"
-PIXEL_LABELS_FILE: Final = Path(__file__).with_name("pixel_labels.onnx")
 # What a reduction gives, by name.
 Reduced = Mapping[str, NDArray[Any]]
 

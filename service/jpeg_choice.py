@@ -24,8 +24,8 @@ PHOTOGRAPHS: Final = ("brushes", "fruits", "meadow", "sunset")
 CELL: Final = (448, 420)
 LIMITS: Final = ImageLimits(max_bytes=2**20, max_pixels=2**22)
 ROUNDS: Final = 5
-# As much as `jpeg_decode=fast` differs. A device that repeats chroma instead of interpolating it
-# differs by 0.8, one that exchanges colours by far more.
+# As much as `jpeg_decode=fast` differs. Chroma that is repeated, or colours that are exchanged,
+# differ by more.
 MAX_MEAN_LEVELS: Final = 0.5
 
 

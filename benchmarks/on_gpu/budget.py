@@ -58,13 +58,13 @@ def lane_copies_s(side: int, num_patch_outputs: int) -> float:
         store(given, address, pixels_B3HW)
         fetch(made, address, np.empty(made.shape, np.float32))
 
-    return _cpu_s(copy) / BATCH
+    return least_cpu_s(copy) / BATCH
 
 
 def stacking_s(side: int) -> float:
     """CPU seconds of an image's copy into its batch, timed; another thread than a lane's."""
     images = [np.ones((3, side, side), np.float32) for _ in range(BATCH)]
-    return _cpu_s(lambda: np.stack(images)) / BATCH
+    return least_cpu_s(lambda: np.stack(images)) / BATCH
 
 
 def images_per_s(
@@ -101,7 +101,8 @@ def binding(rates: Mapping[str, float], precision: str) -> str:
     return min(usable, key=lambda name: usable[name])
 
 
-def _cpu_s(run: Callable[[], object]) -> float:
+def least_cpu_s(run: Callable[[], object]) -> float:
+    """The least CPU seconds of this thread for a call."""
     times = []
     for _ in range(NUM_RUNS):
         began = time.thread_time()

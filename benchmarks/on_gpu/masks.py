@@ -10,8 +10,6 @@ Shapes: N patches, D width, K classes, H W pixels.
 """
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +26,7 @@ from benchmarks.on_gpu.budget import (
     REQUEST_S,
     WIDTH,
     lane_copies_s,
+    least_cpu_s,
     output_bytes,
     stacking_s,
 )
@@ -47,7 +46,6 @@ NUM_KERNELS: Final = 11
 LAUNCH_S: Final = 5e-6
 SIZE_HW: Final = (480, 640)
 NUM_CLASSES: Final = (3, 22, 150)
-NUM_RUNS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def costs(
     """A mask of patches, and one of labels."""
     grid_hw = (side // 14, side // 14)
     num_classes = len(classes_KD)
-    host_s = _cpu_s(lambda: segment(values_ND, classes_KD, grid_hw=grid_hw, size_hw=SIZE_HW))
+    host_s = least_cpu_s(lambda: segment(values_ND, classes_KD, grid_hw=grid_hw, size_hw=SIZE_HW))
     base_s = DECODE_S + REQUEST_S + stacking_s(side)
     of_patches = MaskCost(
         output_bytes(side, 1), base_s + lane_copies_s(side, 1) + host_s, mask_s=host_s
@@ -98,11 +96,11 @@ def costs(
         )
 
     around_s = (
-        _cpu_s(prepare)
+        least_cpu_s(prepare)
         + session_s()
         + NUM_KERNELS * LAUNCH_S
-        + _cpu_s(labels_HW.copy)
-        + _cpu_s(lambda: labelled_map({LABELS: labels_HW}, num_classes, grid_hw))
+        + least_cpu_s(labels_HW.copy)
+        + least_cpu_s(lambda: labelled_map({LABELS: labels_HW}, num_classes, grid_hw))
     )
     on_device = MaskCost(
         output_bytes(side, 0) + labels_HW.nbytes,
@@ -122,16 +120,7 @@ def session_s() -> float:
     )
     assert reducer is not None
     assert reduction is not None
-    return _cpu_s(lambda: reducer.run_on_copy(reduction, one_11))
-
-
-def _cpu_s(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(NUM_RUNS):
-        began = time.thread_time()
-        run()
-        times.append(time.thread_time() - began)
-    return min(times)
+    return least_cpu_s(lambda: reducer.run_on_copy(reduction, one_11))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from benchmarks.service_process import RunningService
+from benchmarks.service_process import RunningService, end
 
 PROJECT_ROOT: Final = Path(__file__).resolve().parents[2]
 CONFIGURATION: Final = PROJECT_ROOT / "deploy" / "proxy" / "haproxy.cfg"
@@ -51,7 +51,7 @@ class Proxy:
         try:
             self._wait_until(self._socket.exists)
         except BaseException:
-            self._end()
+            end(self._process)
             raise
         return self
 
@@ -61,7 +61,7 @@ class Proxy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end()
+        end(self._process)
 
     def put_in(self, slot: int, replica: RunningService) -> None:
         """Route requests of both protocols to a replica."""
@@ -118,14 +118,6 @@ class Proxy:
             if self._process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError("haproxy did not do so in time: " + self.log.read_text())
             time.sleep(POLL_S)
-
-    def _end(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 def free_ports(count: int) -> list[int]:

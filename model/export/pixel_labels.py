@@ -6,8 +6,8 @@ It is a file of the program, since the service has no library that makes graphs.
 import onnx
 from onnx import TensorProto, helper
 
-from model.pixel_labels import COSINES, LABELS
-from model.reduction import PIXEL_LABELS_FILE, ROWS_INPUT
+from model.pixel_labels import COSINES, LABELS, PIXEL_LABELS_FILE
+from model.reduction import ROWS_INPUT
 
 # The last one whose ArgMax every ONNX Runtime computes with CUDA.
 OPSET = 11

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.pixel_labels import objection
-from model.reduction import PIXEL_LABELS_FILE, ROWS_INPUT, Reduced, Reduction
+from model.pixel_labels import PIXEL_LABELS_FILE, objection
+from model.reduction import ROWS_INPUT, Reduced, Reduction
 from model.runtime.base import Device, SharedGraphCache
 from model.runtime.graph_runtime import DeviceTensor
 from model.runtime.machine import Provider
@@ -93,7 +93,7 @@ def open_reducer(device: Device) -> OnnxReducer | None:
     except Exception as error:
         # ONNX Runtime has exceptions of its own, and some are plain RuntimeErrors.
         reason = str(error)
-    LOGGER.warning("masks are made on the CPU, since the GPU cannot: %s", reason)
+    LOGGER.warning("masks are made on the CPU and not on the GPU: %s", reason)
     return None
 
 

@@ -32,11 +32,11 @@ class ForwardedContext:
         return getattr(self._context, name)
 
 
-def caller_context(context: Any, proxies: TrustedProxies) -> Any:
-    """The context of an RPC with the caller as its peer."""
+def caller_of(context: Any, proxies: TrustedProxies) -> tuple[Any, str]:
+    """The context of an RPC with the caller as its peer, and the caller's host."""
     metadata = context.invocation_metadata
     peer = peer_host(context.peer())
     host = proxies.host_of(
         peer, (value for name, value in metadata() or () if name == FORWARDED_FOR)
     )
-    return context if host == peer else ForwardedContext(context, host)
+    return (context if host == peer else ForwardedContext(context, host)), host

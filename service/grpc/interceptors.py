@@ -23,7 +23,7 @@ from service.errors import (
     ServiceError,
     internal_error,
 )
-from service.grpc.callers import caller_context, peer_host
+from service.grpc.callers import caller_of, peer_host
 from service.grpc.connections import OpenRpcs
 from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.limits import Rpc, open_rpc, parse_message, read_message, serving_small_messages
@@ -186,7 +186,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
     async def _wait_for_turn(self, context: Any) -> None:
         """Return when a refusal may be sent to the caller of an RPC."""
-        host = peer_host(caller_context(context, self._proxies).peer())
+        _, host = caller_of(context, self._proxies)
         if self._num_waiting < MAX_WAITING_REFUSALS:
             self._num_waiting += 1
             try:
@@ -319,8 +319,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _serve(
         self, answer: AnswerRpc, rpc: Rpc, messages: Any, context: Any
     ) -> bytes | None:
-        caller = caller_context(context, self._proxies)
-        return await self._guarded(answer(rpc, caller), context, peer_host(caller.peer()))
+        caller, host = caller_of(context, self._proxies)
+        return await self._guarded(answer(rpc, caller), context, host)
 
     async def _guarded(
         self, work: Coroutine[Any, Any, bytes | None], context: Any, host: str

@@ -26,7 +26,7 @@ from service.errors import (
     RequestTooLarge,
     ServiceError,
 )
-from service.grpc.callers import caller_context
+from service.grpc.callers import caller_of
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.generated import open_inference_pb2
 from service.grpc.receiving import ReceivePlaces
@@ -277,7 +277,7 @@ async def open_rpc(
     Yields:
         The context with the caller as its peer.
     """
-    context = caller_context(context, proxies)
+    context, _ = caller_of(context, proxies)
     connection = context.peer()
     connections[connection] += 1
     error: ServiceError

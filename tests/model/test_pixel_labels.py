@@ -150,7 +150,7 @@ def test_what_needs_more_than_8_bits_or_much_memory_is_left_to_the_host() -> Non
     assert made(22, (3000, 4000)) is None
     assert working_bytes(22, (32, 32), (3000, 4000)) > MAX_BYTES
     assert working_bytes(150, (32, 32), (480, 640)) < MAX_BYTES
-    # A picture of one column: its matrix is what is large.
+    # An image of one column: its matrix is what is large.
     assert working_bytes(1, (98, 1), (1_000_000, 1)) > MAX_BYTES
 
 

@@ -110,7 +110,10 @@ def test_gpu_takes_the_gpu_at_any_cost(
         (lambda codec: setattr(codec, "fault", "none"), "the GPU does not decode a photograph"),
         (lambda codec: setattr(codec, "fault", RuntimeError("full")), "does not decode a photo"),
         # Chroma repeated, as the library does without being asked otherwise.
-        (lambda codec: setattr(codec, "options", ":fancy_upsampling=0"), "by 0.8. grey levels on"),
+        (
+            lambda codec: setattr(codec, "options", ":fancy_upsampling=0"),
+            "grey levels on average, at most",
+        ),
     ],
     ids=["no library", "no decoder", "full memory", "other pixels"],
 )

@@ -1,7 +1,7 @@
 """The graph of pixel labels that the program ships is the one that its source makes."""
 
 from model.export.pixel_labels import pixel_labels_graph
-from model.reduction import PIXEL_LABELS_FILE
+from model.pixel_labels import PIXEL_LABELS_FILE
 
 
 def test_the_file_is_what_the_source_makes() -> None:

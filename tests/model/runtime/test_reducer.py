@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
 from model.package import ModelPackage
-from model.pixel_labels import LABELS, pixel_labels
-from model.reduction import PIXEL_LABELS_FILE, Reduced, Reduction
+from model.pixel_labels import LABELS, PIXEL_LABELS_FILE, pixel_labels
+from model.reduction import Reduced, Reduction
 from model.runtime import load, onnx_runtime, reducer
 from model.runtime.base import Runtime, VisionOutput, is_out_of_memory, reducing
 from model.runtime.graph_runtime import BatchReductions, DeviceTensor
@@ -173,7 +173,7 @@ def test_without_a_gpu_or_with_wrong_labels_there_is_none_and_the_log_says_why(
 ) -> None:
     if not this_hardware().gpus:
         assert open_reducer("gpu") is None
-        assert "masks are made on the CPU, since the GPU cannot: the provider" in caplog.text
+        assert "masks are made on the CPU and not on the GPU: the provider" in caplog.text
     monkeypatch.setattr(reducer, "objection", lambda *_, **__: "its labels of a trial differ")
     with caplog.at_level(logging.WARNING):
         assert open_reducer("cpu") is None

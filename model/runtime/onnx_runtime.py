@@ -5,9 +5,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.graphs import Precision
 from model.package import ModelPackage
@@ -30,7 +31,7 @@ from model.runtime.graph_runtime import (
     parts_of,
 )
 from model.runtime.loaded_graphs import LoadedGraph, graph_digest
-from model.runtime.machine import INSTALL, INSTALL_ONNX_GPU, Provider
+from model.runtime.machine import INSTALL, INSTALL_ONNX_GPU, Provider, return_pages
 
 LOG_ERRORS_ONLY: Final = 3
 NAMES: Final[dict[Provider, str]] = {
@@ -63,10 +64,12 @@ SHARED_ARENA: Final = ("session.use_env_allocators", "1")
 KEPT_BYTES: Final = 40 * 2**20
 # What it takes beyond that at once; the C library returns blocks of this size when they are freed.
 GROWTH_BYTES: Final = 4 * 2**20
-# An ONNX graph with one node, y = Abs(x), of one float32. A call of it takes 6 us.
+# The pieces in which the free memory of the arena is taken.
+PIECE_BYTES: Final = 2**20
+# An ONNX graph with one node, y = Abs(x), of float32 [n]. A call of it takes 6 us.
 ABS_GRAPH: Final = bytes.fromhex(
-    "08083a320a0b0a017812017922034162731201675a0f0a0178120a0a08080112040a020801620f0a"
-    "0179120a0a08080112040a02080142040a001011"
+    "08083a340a0b0a017812017922034162731201675a100a0178120b0a09080112050a0312016e62100a"
+    "0179120b0a09080112050a0312016e42040a001011"
 )
 _sessions = SharedGraphCache()
 
@@ -227,7 +230,8 @@ class SharedArena:
     """The memory of calls on the CPU, of all sessions of this process that have an arena.
 
     Arenas of their own kept the largest calls of each session, two at once for two lanes: 150 MiB
-    in the default model in float32. This one keeps `KEPT_BYTES`, whatever was computed.
+    in the default model in float32. This one keeps `KEPT_BYTES`, whatever was computed. A part of
+    them, 11 MiB of the default model in int8, are weights that ONNX Runtime has packed.
     """
 
     def __init__(self) -> None:
@@ -241,16 +245,49 @@ class SharedArena:
         options = _session_options(library, num_threads=1)
         options.add_session_config_entry(*SHARED_ARENA)
         self._session = library.InferenceSession(ABS_GRAPH, options, providers=[NAMES["cpu"]])
+        self._is_released = False
         self.shrink()  # the first block that it takes is the one that it keeps
 
-    def shrink(self) -> None:
-        """Free what no call uses, beyond the first block.
+    @contextmanager
+    def shrinking(self) -> Iterator[None]:
+        """For one call; at its end, free what no call uses beyond the first block.
 
         A call of a large session could do that itself only while its own outputs are in use.
         """
+        try:
+            yield
+        finally:
+            self._is_released = False
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Free what no call uses, beyond the first block."""
+        self._array(np.zeros(1, np.float32), SHRINK)
+
+    def release(self) -> None:
+        """Free also what no call uses of the first block; the next calls take it again.
+
+        ONNX Runtime never frees that block. So its free memory is taken in pieces, and their pages
+        are returned. What a piece takes beyond the block is freed by `shrink`.
+        """
+        if self._is_released:
+            return
+        self._is_released = True
+        zeros = np.zeros(PIECE_BYTES // 4, np.float32)
+        taken = []
+        for _ in range(KEPT_BYTES // PIECE_BYTES):
+            taken.append(self._array(zeros))
+            return_pages(taken[-1])
+        taken.clear()
+        self.shrink()
+
+    def _array(self, values: NDArray[np.float32], *options: tuple[str, str]) -> NDArray[np.float32]:
+        """An array in the arena: the result of a call with these options."""
         call = import_onnxruntime().RunOptions()
-        call.add_run_config_entry(*SHRINK)
-        self._session.run(["y"], {"x": np.zeros(1, np.float32)}, call)
+        for option in options:
+            call.add_run_config_entry(*option)
+        (array,) = self._session.run(["y"], {"x": values}, call)
+        return cast("NDArray[np.float32]", array)
 
 
 class LargeCalls:
@@ -354,7 +391,8 @@ class OnnxGraph:
         self._release = release
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}
         self._binding = None if provider == "cpu" else _Binding(session)
-        self._has_arena = bool(session.get_session_options().enable_cpu_mem_arena)
+        has_arena = session.get_session_options().enable_cpu_mem_arena
+        self._has_arena = provider == "cpu" and bool(has_arena)
         self._call: Any = None
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
@@ -384,7 +422,7 @@ class OnnxGraph:
                     parts: list[Arrays] = []
                     for part in parts_of(fed):
                         first = sum(len(done[outputs[0]]) for done in parts)
-                        with self._shrinking():
+                        with shared_arena().shrinking() if self._has_arena else nullcontext():
                             parts.append(
                                 _run_part(
                                     session, part, outputs, call, reductions=reductions, first=first
@@ -399,22 +437,15 @@ class OnnxGraph:
             raise
         return {name: np.asarray(array, dtype=np.float32) for name, array in named.items()}
 
-    @contextmanager
-    def _shrinking(self) -> Iterator[None]:
-        """At its end, free what the arena took for a call."""
-        try:
-            yield
-        finally:
-            if self._has_arena:
-                shared_arena().shrink()
-
     def interrupt(self) -> None:
         """End the running call; see `Graph.interrupt`."""
         if self._call is not None:
             self._call.terminate = True
 
     def release_idle_memory(self) -> None:
-        """Nothing is left to free: each call has shrunk the arena."""
+        """Free what the arena keeps, of all lanes; see `Graph.release_idle_memory`."""
+        if self._has_arena:
+            shared_arena().release()
 
     def close(self) -> None:
         """Release the session."""

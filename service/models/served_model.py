@@ -195,6 +195,11 @@ class ServedModel:
         self._lanes = lanes
         self._cache = cache
 
+    def release_idle_memory(self) -> None:
+        """Free what the runtimes keep for later batches; from any thread."""
+        for lane in self._lanes:
+            lane.runtime.release_idle_memory()
+
     def close(self, timeout_s: float) -> None:
         """Reject waiting work, let running batches end, and free the runtimes."""
         if self._batcher.stop(timeout_s):

@@ -1,6 +1,7 @@
 """ONNX Runtime computes on the requested provider, or not at all."""
 
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -184,7 +185,9 @@ def test_the_arena_shrinks_after_each_call_with_images(
     runtime.close()
 
 
-def test_outputs_that_are_held_keep_no_memory_of_their_calls(tmp_path: Path) -> None:
+@pytest.fixture
+def large_graph(tmp_path: Path) -> Iterator[OnnxGraph]:
+    """Takes as much memory as its input, and gives little."""
     x, y, z = (
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, rows, "w"])
         for name, rows in (("pixel_values", "h"), ("y", "h"), ("z", 1))
@@ -198,15 +201,47 @@ def test_outputs_that_are_held_keep_no_memory_of_their_calls(tmp_path: Path) -> 
     path = tmp_path / "large.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     opened = OnnxGraph(open_session(path, "cpu", "fp32", 1), "cpu", lambda _: None, max_large=1)
+    yield opened
+    opened.close()
+
+
+def test_outputs_that_are_held_keep_no_memory_of_their_calls(large_graph: OnnxGraph) -> None:
     shared_arena()
     image = np.ones((1, 3, 8, 2**20), np.float32)  # 96 MiB
     collect_and_trim()
     began_bytes = resident_bytes()
-    held = [opened.run({"pixel_values": image}, ["z"])["z"] for _ in range(5)]
+    held = [large_graph.run({"pixel_values": image}, ["z"])["z"] for _ in range(5)]
     kept_bytes = resident_bytes() - began_bytes - sum(array.nbytes for array in held)
     # Arrays of ONNX Runtime itself, more than the first block has room for, keep a whole call.
     assert kept_bytes < 1.5 * KEPT_BYTES
-    opened.close()
+
+
+def test_a_release_frees_what_the_arena_keeps(large_graph: OnnxGraph) -> None:
+    shared_arena().release()
+    width = KEPT_BYTES // 2 // (3 * 8 * 4)
+    image = np.linspace(-1, 1, 3 * 8 * width, dtype=np.float32).reshape(1, 3, 8, width)
+    expected = large_graph.run({"pixel_values": image}, ["z"])["z"]
+    np.testing.assert_array_equal(expected, np.abs(image).max(axis=2, keepdims=True))
+    collect_and_trim()
+    kept_bytes = resident_bytes()
+    large_graph.release_idle_memory()
+    collect_and_trim()
+    assert kept_bytes - resident_bytes() > 0.8 * image.nbytes
+    again = large_graph.run({"pixel_values": image}, ["z"])["z"]
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_a_release_leaves_the_memory_of_running_calls(tiny_package: ModelPackage) -> None:
+    runtime = load_runtime(tiny_package, runtime="onnx")
+    images = np.random.default_rng(0).random((2, 3, 112, 112), dtype=np.float32)
+    expected = runtime.encode_images(images)
+    with ThreadPoolExecutor(1) as other:
+        calls = other.submit(lambda: [runtime.encode_images(images) for _ in range(20)])
+        while not calls.done():
+            runtime.release_idle_memory()
+        for found in calls.result():
+            np.testing.assert_array_equal(found.patches_BND, expected.patches_BND)
+    runtime.close()
 
 
 def test_the_graph_of_one_node_is_what_it_says() -> None:

@@ -162,8 +162,14 @@ async def test_a_large_image_waits_for_memory_and_small_ones_do_not(
     assert plane.answer_memory.num_bytes == 0
 
 
-async def test_the_heap_is_trimmed_before_a_large_image_is_decoded(
-    make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+HUGE = (1201, 900)
+
+
+async def test_idle_memory_is_freed_before_a_large_image_is_decoded(
+    make_plane: MakePlane,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done: list[str] = []
     prepare = ImagePreparer.prepare
@@ -173,13 +179,16 @@ async def test_the_heap_is_trimmed_before_a_large_image_is_decoded(
         return prepare(*given, **named)
 
     monkeypatch.setattr(ImagePreparer, "prepare", noted)
+    monkeypatch.setattr(runtime, "release_idle_memory", lambda: done.append("release"))
     monkeypatch.setattr(image_pipeline, "trim", lambda: done.append("trim"))
     monkeypatch.setattr(image_pipeline, "TRIMMED_BYTES", LARGE_BYTES - 1)
+    monkeypatch.setattr(image_pipeline, "RELEASED_BYTES", LARGE_BYTES)
     plane = make_plane()
-    for size in ((28, 28), LARGE, (28, 28)):
+    done.clear()  # the start releases it too
+    for size in ((28, 28), LARGE, HUGE, (28, 28)):
         image = encode_image(size=size)
         await plane.embed_images(EmbedImagesRequest(images=(image,)), call())
-    assert done == ["decode", "trim", "decode", "decode"]
+    assert done == ["decode", "trim", "decode", "release", "trim", "decode", "decode"]
 
 
 async def test_memory_of_a_caller_who_leaves_is_free_once_its_image_is_decoded(

@@ -38,7 +38,7 @@ _ids: Final = random.Random()
 
 
 class HeldMemory(Protocol):
-    """Memory that a call holds for its answer; see `service.answer_memory`."""
+    """Memory that a call holds for its answer; see `service.work_memory`."""
 
     @property
     def is_contended(self) -> bool:

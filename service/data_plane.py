@@ -21,7 +21,7 @@ from model.image_codec import ImageLimits
 from model.pixel_labels import pixel_labels
 from model.preprocess import Fit, Scaling
 from model.reduction import Reduction
-from service.answer_memory import AnswerMemory, SizedRequest, answer_size
+from service.answer_size import SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
 from service.fair_pool import FairPool
@@ -96,6 +96,7 @@ from service.validation import (
     text_groups,
 )
 from service.waiting import Steps, run_slice, wait_all, wait_both
+from service.work_memory import WorkMemory
 
 T = TypeVar("T")
 ClassesRequest = SegmentImagesRequest | ClassifyImagesRequest
@@ -131,8 +132,8 @@ class DataPlane:
         )
         self._pool = pool
         preparer = ImagePreparer(self.image_limits, max_patches=max_image_patches, jpeg=jpeg)
-        self.answer_memory = AnswerMemory(limits.max_answer_memory_bytes, limits.max_answer_bytes)
-        self._images = ImagePipeline(preparer, pool, self.answer_memory)
+        self.work_memory = WorkMemory(limits.max_work_memory_bytes, limits.max_answer_bytes)
+        self._images = ImagePipeline(preparer, pool, self.work_memory)
 
     @property
     def health(self) -> dict[str, bool]:
@@ -544,7 +545,7 @@ class DataPlane:
                 embed_dim=model.manifest.embed_dim,
                 num_labels=num_labels,
             )
-            self.answer_memory.check(size)
+            self.work_memory.check(size)
             return size.num_held
 
         return check

@@ -361,7 +361,7 @@ class RequestLimits:
     max_image_pixels: int
     max_request_bytes: int
     max_answer_bytes: int
-    max_answer_memory_bytes: int
+    max_work_memory_bytes: int
 
     @property
     def max_items(self) -> int:

@@ -131,7 +131,7 @@ class Server:
         is_worker = self.place is not None
         self._http_socket = listen(host, settings.http_port, is_shared=is_worker)
         self._http = HttpServer(
-            app, self.protection, self.plane.answer_memory, write_grace_s=WRITE_GRACE_S
+            app, self.protection, self.plane.work_memory, write_grace_s=WRITE_GRACE_S
         )
         self._grpc = GrpcServer(
             self.plane,
@@ -229,7 +229,7 @@ class Server:
             fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}
             logger.warning(
                 "callers can make the server exceed its memory limit: lower max_body_memory_bytes, "
-                "max_concurrent_rpcs, stream_window_bytes, max_answer_memory_bytes or "
+                "max_concurrent_rpcs, stream_window_bytes, max_work_memory_bytes or "
                 "max_queue_patches",
                 extra={"fields": fields},
             )

@@ -246,7 +246,7 @@ class Settings(BaseModel):
     max_answer_bytes: Positive = 128 * 1024 * 1024
     """Maximum bytes of an answer, estimated from image headers before any work. A request for more
     gets 413 with the ways to a smaller answer."""
-    max_answer_memory_bytes: Positive = 160 * 1024 * 1024
+    max_work_memory_bytes: Positive = 160 * 1024 * 1024
     """Maximum bytes that the images of all requests take while they are decoded, and their maps,
     masks and answers until they are sent. A request waits for its share until its deadline; one
     whose answer needs more than all of it gets 413. An image that needs more is decoded alone."""
@@ -417,7 +417,7 @@ class Settings(BaseModel):
             "max_queue_patches": self.max_batch_patches,
             "text_cache_bytes": 1,
             "max_body_memory_bytes": self.max_request_bytes,
-            "max_answer_memory_bytes": 1,
+            "max_work_memory_bytes": 1,
             "max_connections": MIN_CONNECTIONS,
             "max_concurrent_rpcs": 1,
         }

@@ -58,7 +58,7 @@ def max_caller_bytes(settings: Settings) -> int:
         + num_rpcs * 2 * settings.stream_window_bytes
         + 2 * settings.max_body_memory_bytes
         + num_decoding * SMALL_DECODING_BYTES
-        + max(most_decoding_bytes(settings.max_image_pixels), settings.max_answer_memory_bytes)
+        + max(most_decoding_bytes(settings.max_image_pixels), settings.max_work_memory_bytes)
         + num_models * settings.max_queue_patches * QUEUED_PATCH_BYTES
     )
 

@@ -15,7 +15,6 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from service.answer_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S
 from service.call import AnswerOrder, Call, HeldMemory, flow_of
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.grpc.converters import refuse_unknown_fields
@@ -25,6 +24,7 @@ from service.grpc.receiving import ReceivePlaces
 from service.grpc.writing import Enclosed
 from service.models.admission import STREAM_FLOW
 from service.safety.protection import BodyMemory, BodyShare
+from service.work_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S
 
 STREAM_KINDS: Final = tuple(
     field.name for field in stream_pb2.StreamRequest.DESCRIPTOR.oneofs_by_name["request"].fields

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from model.graphs import PatchOutput
 from model.reduction import Reduction
 from model.runtime.machine import trim
-from service.answer_memory import AnswerMemory, Share
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.fair_pool import FairPool
@@ -29,6 +28,7 @@ from service.messages import MaybeImage
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
 from service.waiting import ThreadResult, cancel_all
+from service.work_memory import Share, WorkMemory
 
 # Height and width of an image, and of its scaled pixels.
 Sizes = tuple[tuple[int, int], tuple[int, int]]
@@ -41,9 +41,9 @@ SMALL_ANSWER_BYTES: Final = 64 * 1024
 # A request that takes more memory has the heap trimmed first: after other large requests, threads
 # held up to 42 MiB of free pages, in pieces that a large image cannot use.
 TRIMMED_BYTES: Final = 16 * 2**20
-# Before one that takes more than this, runtimes free what they keep for later batches. That takes
-# some 25 ms of CPU time with the next batch, a PNG of this size at least 400.
-RELEASED_BYTES: Final = 64 * 2**20
+# If requests then take more than this together, runtimes free what they keep for later batches.
+# That costs some 25 ms of CPU time, of the next batch too; a PNG of 25 megapixels takes 500.
+RELEASED_BYTES: Final = 96 * 2**20
 
 # From the heights and widths of images and their patches to the memory for the answer, in bytes.
 SizeCheck = Callable[[Sequence[tuple[int, int]], Sequence[int]], int]
@@ -164,10 +164,10 @@ class ImagePipeline:
     one of a lane; a small image that finds a lane idle saves it.
     """
 
-    def __init__(self, preparer: ImagePreparer, pool: FairPool, answers: AnswerMemory) -> None:
+    def __init__(self, preparer: ImagePreparer, pool: FairPool, memory: WorkMemory) -> None:
         self._preparer = preparer
         self._pool = pool
-        self._answers = answers
+        self._memory = memory
 
     async def run(
         self, job: ImageJob, model: ServedModel, call: Call, ticket: Ticket
@@ -209,7 +209,7 @@ class ImagePipeline:
         _count_decode(run, started)
         record_batches(done, call)
         if run.answer_bytes and call.answer_memory is None:
-            await self._answers.hold(call, run.answer_bytes)
+            await self._memory.hold(call, run.answer_bytes)
         parts = iter(done)
         images = [_encoded(size, islice(parts, n), job.rule) for size, n in run.sizes]
         return EncodedImages(images, run.errors)
@@ -221,7 +221,7 @@ class ImagePipeline:
             if run.cost != run.ticket.cost:
                 await run.ticket.wait_for(run.cost)
             if any(run.first_bytes):
-                run.memory = await self._answers.hold(call, *run.first_bytes)
+                run.memory = await self._memory.hold(call, *run.first_bytes)
         return call.clock()
 
     def _start(self, run: _ImageRun, job: Callable[[], None]) -> None:
@@ -281,17 +281,16 @@ class ImagePipeline:
         """Whether the request has its share of the memory, or needs none yet. In a thread."""
         if not any(run.first_bytes):
             return True
-        run.memory = self._answers.hold_now(run.call, *run.first_bytes)
+        run.memory = self._memory.hold_now(run.call, *run.first_bytes)
         if run.is_cancelled:
             run.call.free_memory()  # it has ended, perhaps before it had this
         return run.memory is not None
 
     def _decode_and_submit(self, run: _ImageRun) -> None:
         """Decode all images and submit them to the lanes. In a thread."""
-        num_bytes = 0 if run.memory is None else run.memory.num_bytes
-        if num_bytes > RELEASED_BYTES:
-            run.model.release_idle_memory()
-        if num_bytes > TRIMMED_BYTES:
+        if run.memory is not None and run.memory.num_bytes > TRIMMED_BYTES:
+            if self._memory.num_bytes > RELEASED_BYTES:
+                run.model.release_idle_memory()
             trim()
         decoding = _Decoding(partial(self._prepare, run), self._pool, deque(run.readable))
         try:

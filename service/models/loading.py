@@ -684,7 +684,7 @@ def request_limits(settings: Settings) -> RequestLimits:
         max_image_pixels=settings.max_image_pixels,
         max_request_bytes=settings.max_request_bytes,
         max_answer_bytes=settings.max_answer_bytes,
-        max_answer_memory_bytes=settings.max_answer_memory_bytes,
+        max_work_memory_bytes=settings.max_work_memory_bytes,
     )
 
 

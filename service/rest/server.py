@@ -55,11 +55,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.answer_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S, AnswerMemory
 from service.errors import ErrorKind
 from service.rest.connection import CLIENT, CallMiddleware, ClientLink
 from service.safety.protection import SPARE_CONNECTIONS, Protection
 from service.safety.proxies import FORWARDED_FOR
+from service.work_memory import CONTENDED_BYTES_PER_S, CONTENDED_LIMIT_S, WorkMemory
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_TRAILER_BYTES: Final = 8 * 1024
@@ -137,7 +137,7 @@ class HttpServer(uvicorn.Server):
         self,
         app: CallMiddleware,
         protection: Protection,
-        answers: AnswerMemory,
+        memory: WorkMemory,
         *,
         write_grace_s: int,
     ) -> None:
@@ -145,7 +145,7 @@ class HttpServer(uvicorn.Server):
             """The connections of this server."""
 
         Protocol.protection = protection
-        Protocol.answers = answers
+        Protocol.memory = memory
         Protocol.spares = set()
         Protocol.hosts_without_room = set()
         Protocol.health_paths = frozenset(path.encode("ascii") for path in app.health_paths)
@@ -242,7 +242,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     protection: ClassVar[Protection]
-    answers: ClassVar[AnswerMemory]
+    memory: ClassVar[WorkMemory]
     health_paths: ClassVar[frozenset[bytes]]
     # Open connections beyond `max_connections`.
     spares: ClassVar[set["BoundedProtocol"]]
@@ -508,7 +508,7 @@ class BoundedProtocol(HttpToolsProtocol):
         num_written = self._written.num_bytes
         is_slow = self._rate.behind_s(num_unread, num_written, now) > limit_s
         behind_s = self._contended_rate.behind_s(num_unread, num_written, now)
-        is_slow |= self.answers.is_contended and behind_s > CONTENDED_LIMIT_S
+        is_slow |= self.memory.is_contended and behind_s > CONTENDED_LIMIT_S
         # The second case: the client does not answer the end of TLS.
         if is_slow or now - self._closing_since > limit_s:
             # Without a reset, the kernel would keep offering the megabytes that it holds.

@@ -60,7 +60,7 @@ def share_of(whole: Settings, number: int, num_workers: int) -> Settings:
         return total // num_workers + (number < total % num_workers)
 
     shares: dict[str, object] = {name: share(total) for name, (total, _) in whole.totals().items()}
-    most_bytes = min(whole.max_answer_bytes, share(whole.max_answer_memory_bytes))
+    most_bytes = min(whole.max_answer_bytes, share(whole.max_work_memory_bytes))
     cpus = max(1, share(whole.cpus or available_cpus()))
     others = {"workers": num_workers, "cpus": cpus, "max_answer_bytes": most_bytes}
     return whole.model_copy(update={**shares, **others})

@@ -49,7 +49,7 @@ LIMITS = RequestLimits(
     max_image_pixels=1000,
     max_request_bytes=100_000,
     max_answer_bytes=1_000_000,
-    max_answer_memory_bytes=1_000_000,
+    max_work_memory_bytes=1_000_000,
 )
 WAIT_S = 20.0
 Serving = Callable[..., AbstractAsyncContextManager[Server]]

@@ -14,7 +14,6 @@ from PIL import Image
 
 from model.manifest import Manifest
 from service import validation
-from service.answer_memory import Share
 from service.data_plane import DataPlane
 from service.errors import (
     DeadlineExceeded,
@@ -44,6 +43,7 @@ from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
 from service.waiting import SLICE_S, Steps
+from service.work_memory import Share
 from tests.service.conftest import (
     WAIT_S,
     Encode,
@@ -165,7 +165,7 @@ async def test_masks_and_maps_that_would_fill_the_memory_are_refused(
     most: int,
     max_bytes: int,
 ) -> None:
-    plane = make_plane(max_answer_memory_bytes=max_bytes)
+    plane = make_plane(max_work_memory_bytes=max_bytes)
     image = encode_image(size=(40, 30))
     with pytest.raises(RequestTooLarge) as caught:
         await answer_of(plane, capability, (image,) * (most + 1), **change)
@@ -511,7 +511,7 @@ async def test_a_caller_who_leaves_frees_the_queue(
 async def test_a_mask_that_waits_for_memory_is_not_computed(
     make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
-    plane = make_plane(max_answer_memory_bytes=400_000)  # one answer fits, two do not
+    plane = make_plane(max_work_memory_bytes=400_000)  # one answer fits, two do not
     request = SegmentImagesRequest(images=(encode_image(size=(300, 300)),), classes=(DOG, SKY))
     held, leaving, waiting = call(), call(), call()
     await plane.segment_images(request, held)  # its answer is not sent yet
@@ -522,7 +522,7 @@ async def test_a_mask_that_waits_for_memory_is_not_computed(
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
     answered = asyncio.ensure_future(plane.segment_images(request, waiting))
-    await until(lambda: plane.answer_memory.is_contended)
+    await until(lambda: plane.work_memory.is_contended)
     assert runtime.num_images == before
     embedded = await plane.embed_images(EmbedImagesRequest(images=request.images), call())
     assert len(embedded.embeddings) == 1
@@ -530,7 +530,7 @@ async def test_a_mask_that_waits_for_memory_is_not_computed(
     assert (await answered).segmentations
     assert runtime.num_images == before + 2
     waiting.free_memory()
-    assert plane.answer_memory.num_bytes == 0
+    assert plane.work_memory.num_bytes == 0
     assert plane.gate.wait_idle(0)
 
 
@@ -538,7 +538,7 @@ async def test_a_caller_who_leaves_while_headers_are_read_holds_no_memory(
     plane: DataPlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, goes_on, is_over = threading.Event(), threading.Event(), threading.Event()
-    hold_now = plane.answer_memory.hold_now
+    hold_now = plane.work_memory.hold_now
 
     def hold(*given: Any) -> Share | None:
         begun.set()
@@ -548,7 +548,7 @@ async def test_a_caller_who_leaves_while_headers_are_read_holds_no_memory(
     def prepare(*arguments: object) -> None:
         is_over.set()
 
-    monkeypatch.setattr(plane.answer_memory, "hold_now", hold)
+    monkeypatch.setattr(plane.work_memory, "hold_now", hold)
     monkeypatch.setattr(ImagePipeline, "_decode_and_submit", prepare)
     request = SegmentImagesRequest(images=(encode_image(size=(300, 300)),), classes=(DOG, SKY))
     left = call()
@@ -559,7 +559,7 @@ async def test_a_caller_who_leaves_while_headers_are_read_holds_no_memory(
     left.free_memory()
     goes_on.set()
     assert await asyncio.to_thread(is_over.wait, WAIT_S)
-    assert plane.answer_memory.num_bytes == 0
+    assert plane.work_memory.num_bytes == 0
 
 
 @pytest.mark.parametrize("capability", [EMBED, SLIDE, DEPTH, NORMALS])

@@ -192,7 +192,7 @@ async def test_images_on_the_device_share_the_memory_for_images(
     limit = 10_000_000
 
     async with serving(
-        **SETTINGS, jpeg_device="gpu", pool_threads=4, max_answer_memory_bytes=limit
+        **SETTINGS, jpeg_device="gpu", pool_threads=4, max_work_memory_bytes=limit
     ) as server:
 
         def counted(*given: Any) -> Any:
@@ -200,7 +200,7 @@ async def test_images_on_the_device_share_the_memory_for_images(
             with lock:
                 num += 1
                 most = max(most, num)
-            held.append(server.plane.answer_memory.num_bytes)
+            held.append(server.plane.work_memory.num_bytes)
             try:
                 return decode(*given)
             finally:

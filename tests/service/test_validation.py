@@ -37,7 +37,7 @@ LIMITS = RequestLimits(
     max_image_pixels=1,
     max_request_bytes=1,
     max_answer_bytes=1_000_000,
-    max_answer_memory_bytes=1_000_000,
+    max_work_memory_bytes=1_000_000,
 )
 DOG, CAT = SegmentClass(name="dog"), SegmentClass(name="cat", prompts=("a cat", "kitten"))
 

@@ -223,7 +223,7 @@ def test_the_bound_of_memory_follows_the_settings() -> None:
         max_concurrent_rpcs=512,
         stream_window_bytes=2**19,
         max_image_pixels=2**24,
-        max_answer_memory_bytes=2**27,
+        max_work_memory_bytes=2**27,
         max_queue_patches=2**14,
     )
     # 8 + 32 + 2 messages of 32 MiB, 832 windows twice, 256 MiB of messages and as many of copies,

@@ -29,7 +29,7 @@ LIMITS = RequestLimits(
     max_image_pixels=1000,
     max_request_bytes=100_000,
     max_answer_bytes=1_000_000,
-    max_answer_memory_bytes=1_000_000,
+    max_work_memory_bytes=1_000_000,
 )
 
 

@@ -661,9 +661,9 @@ async def test_a_slow_reader_is_dropped_once_others_wait_for_the_memory_of_answe
     monkeypatch.setattr(rest_server, "CONTENDED_LIMIT_S", 0.3)
     ask = large_answer(encode_image)
     image_bytes = 1200 * 1200
-    limits = {"client_timeout_s": 2.0, "max_answer_memory_bytes": 40 * image_bytes}
+    limits = {"client_timeout_s": 2.0, "max_work_memory_bytes": 40 * image_bytes}
     async with serving(**limits) as server, narrow(server) as slow:
-        memory = server.plane.answer_memory
+        memory = server.plane.work_memory
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(slow, ask)
         await until(lambda: memory.num_bytes > 20 * image_bytes)  # not twice

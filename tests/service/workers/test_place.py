@@ -25,8 +25,8 @@ def test_the_shares_are_the_total(num_workers: int) -> None:
 def test_one_cpu_is_enough_for_each_worker_and_an_answer_fits_into_a_share() -> None:
     share = share_of(Settings(cpus=1), 1, 2)
     assert share.cpus == 1
-    assert share.max_answer_bytes == share.max_answer_memory_bytes == 80 * 2**20
-    large = Settings(max_answer_memory_bytes=2**30)
+    assert share.max_answer_bytes == share.max_work_memory_bytes == 80 * 2**20
+    large = Settings(max_work_memory_bytes=2**30)
     assert share_of(large, 0, 2).max_answer_bytes == large.max_answer_bytes
 
 

@@ -1,42 +1,16 @@
-"""How large the answer to a request is, known from image headers; and the memory for it.
-
-Shape legend: D width of embeddings, K classes.
-"""
+"""One memory for answers until they are sent, and for images while they are decoded."""
 
 import asyncio
-import math
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from service.call import AnswerForm, Call
+from service.answer_size import AnswerSize
+from service.call import Call
 from service.errors import Overloaded, RequestTooLarge
-from service.messages import (
-    EmbedImagesRequest,
-    EstimateMapsRequest,
-    SegmentImagesRequest,
-    VisualizeFeaturesRequest,
-)
 from service.models.admission import CapacityWaiter
 from service.turns import FlowTurns
 
-SizedRequest = (
-    EmbedImagesRequest | EstimateMapsRequest | SegmentImagesRequest | VisualizeFeaturesRequest
-)
-
 RETRY_S: Final = 1.0
-# The longest usual number of orjson for a float32, its comma, and its share of brackets.
-FLOAT_CHARS: Final = 14
-# Bytes held next to the arrays, for each byte sent: texts as they grow; fields of a message and the
-# message, which for several items is copied once more in part; a file.
-COPIES: Final = {"list": 1.1, "base64": 1.1, "protobuf": 2.4, "png": 1.0, "overlay": 1.0}
-# Bytes for each pixel, next to the mask: the decoded image, and it turned or as RGB; and runs.
-FORM_BYTES: Final = {"overlay": 8, "outlines": 3}
-# An instance without its run lengths: as it is sent, and in memory.
-INSTANCE_CHARS: Final = 160
-INSTANCE_BYTES: Final = 1024
-VECTOR_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
 MB: Final = 1_000_000
 # While requests wait for the memory that answers hold, a client must read at least this fast, and
 # may be behind by no more than this. Else a few answers read byte by byte would stop all others.
@@ -44,138 +18,7 @@ CONTENDED_BYTES_PER_S: Final = 1024 * 1024
 CONTENDED_LIMIT_S: Final = 2.0
 
 
-# Values of a dense head for each patch.
-MAP_PIXELS: Final = 8 * 8
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerSize:
-    """Bytes of one answer: as it is sent, and what is held in memory until it is sent."""
-
-    num_sent: int
-    num_held: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Arrays:
-    """Values of one kind in an answer.
-
-    Attributes:
-        num_values: How many.
-        sent_bytes: Bytes of a value as it is sent.
-        held_bytes: Bytes of a value in memory.
-        chars: Characters of a value in a JSON list.
-    """
-
-    num_values: int
-    sent_bytes: int
-    held_bytes: int
-    chars: int = FLOAT_CHARS
-
-    def sent(self, form: AnswerForm) -> float:
-        """Bytes as they are sent."""
-        if form == "list":
-            return self.num_values * self.chars
-        if form == "base64":
-            return self.num_values * self.sent_bytes * 4 / 3
-        # Files of images and outlines are compressed, so a byte a value bounds them.
-        is_file = form in {"png", "overlay", "outlines"}
-        return self.num_values * (1 if is_file else self.sent_bytes)
-
-    def held(self, form: AnswerForm) -> float:
-        """Bytes in memory: the values, and what is written of them."""
-        return self.num_values * self.held_bytes + COPIES.get(form, 0.0) * self.sent(form)
-
-
-def answer_size(
-    request: SizedRequest,
-    form: AnswerForm,
-    sizes_hw: Sequence[tuple[int, int]],
-    num_patches: Sequence[int],
-    *,
-    embed_dim: int,
-    num_labels: int = 0,
-) -> AnswerSize:
-    """The size of the answer to a request.
-
-    Args:
-        request: What is computed.
-        form: How it is sent.
-        sizes_hw: Height and width of each image.
-        num_patches: Patches of each image.
-        embed_dim: Width of the model's embeddings.
-        num_labels: Classes of a segmentation head, whose logits make the masks.
-    """
-    num_pixels = sum(height * width for height, width in sizes_hw)
-    if isinstance(request, EmbedImagesRequest):
-        num_values = embed_dim * sum(num_patches)
-        num_pixels = MAP_PIXELS * sum(num_patches)
-        kinds = [_embeddings(request, num_values), *_head_maps(request, num_pixels)]
-    else:
-        kinds = list(_maps(request, len(sizes_hw), num_pixels, form))
-    held = sum(kind.held(form) for kind in kinds) + FORM_BYTES.get(form, 0) * num_pixels
-    held += 4 * num_labels * MAP_PIXELS * sum(num_patches)
-    return AnswerSize(math.ceil(sum(kind.sent(form) for kind in kinds)), math.ceil(held))
-
-
-def _embeddings(request: EmbedImagesRequest, num_values: int) -> _Arrays:
-    num_bytes = VECTOR_BYTES[request.vector_type]
-    return _Arrays(
-        num_values=num_values * len({"patches", "values"} & set(request.outputs)),
-        sent_bytes=num_bytes,
-        held_bytes=4 + num_bytes,
-    )
-
-
-def _head_maps(request: EmbedImagesRequest, num_pixels: int) -> Iterable[_Arrays]:
-    for name, num_axes, num_bytes in (("depth", 1, 4), ("normals", 3, 4), ("segmentation", 1, 2)):
-        if name in request.outputs:
-            yield _Arrays(
-                num_values=num_axes * num_pixels,
-                sent_bytes=num_bytes,
-                held_bytes=num_bytes,
-            )
-
-
-def _maps(
-    request: SegmentImagesRequest | VisualizeFeaturesRequest | EstimateMapsRequest,
-    num_images: int,
-    num_pixels: int,
-    form: AnswerForm,
-) -> Iterable[_Arrays]:
-    if isinstance(request, SegmentImagesRequest):
-        num_classes = len(request.classes)
-        label_bytes = 1 if num_classes < 256 else 2
-        if label_bytes == 1 and form in {"bytes", "base64", "protobuf"}:
-            label_bytes += 2  # these forms send uint16
-        chars = len(str(num_classes)) + 1
-        yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=label_bytes, chars=chars)
-        if request.include_scores:
-            yield _Arrays(num_values=num_pixels, sent_bytes=4, held_bytes=4)
-        if request.include_instances:
-            # Run lengths, of which a byte a pixel bounds those of smooth masks.
-            yield _Arrays(num_values=num_pixels, sent_bytes=1, held_bytes=1, chars=1)
-            num_instances = math.ceil(num_images / request.min_area_share)
-            yield _Arrays(
-                num_values=num_instances,
-                sent_bytes=INSTANCE_CHARS,
-                held_bytes=INSTANCE_BYTES,
-                chars=INSTANCE_CHARS,
-            )
-    elif request.size == "image":
-        if isinstance(request, VisualizeFeaturesRequest) and request.kind == "groups":
-            yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=3, chars=3)
-            return
-        has_axes = (
-            request.task == "normals"
-            if isinstance(request, EstimateMapsRequest)
-            else request.kind == "colors"
-        )
-        num_values = (3 if has_axes else 1) * num_pixels
-        yield _Arrays(num_values=num_values, sent_bytes=4, held_bytes=4)
-
-
-class AnswerMemory:
+class WorkMemory:
     """Bounds the bytes of all answers until they are sent, and of all images while decoded.
 
     A request waits for its share before its images are decoded, at most until its deadline; flows
@@ -260,7 +103,7 @@ class AnswerMemory:
         except TimeoutError:
             raise Overloaded(
                 "The memory for images and answers is full; try again.",
-                code="answer_memory_full",
+                code="work_memory_full",
                 retry_after_s=RETRY_S,
             ) from None
         if answer_bytes:
@@ -319,7 +162,7 @@ class Share:
 
     __slots__ = ("_memory", "answer_bytes", "decoding_bytes")
 
-    def __init__(self, memory: AnswerMemory, answer_bytes: int, decoding_bytes: int) -> None:
+    def __init__(self, memory: WorkMemory, answer_bytes: int, decoding_bytes: int) -> None:
         self._memory = memory
         self.answer_bytes = answer_bytes
         self.decoding_bytes = decoding_bytes
@@ -331,7 +174,7 @@ class Share:
 
     @property
     def is_contended(self) -> bool:
-        """See `AnswerMemory.is_contended`."""
+        """See `WorkMemory.is_contended`."""
         return self._memory.is_contended
 
     def free(self) -> None:

@@ -1,121 +1,25 @@
-"""The size of answers is known before the work, and all answers share a bounded memory."""
+"""Answers and images being decoded share a bounded memory."""
 
 import asyncio
-import io
-import json
 import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import grpc
-import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
-from service.answer_memory import AnswerMemory, Share, answer_size
 from service.call import AnswerOrder, Call
-from service.errors import Overloaded, RequestTooLarge
+from service.errors import Overloaded
 from service.grpc.generated import image_pb2, segment_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.images import ImagePreparer
-from service.messages import (
-    EmbedImagesRequest,
-    EstimateMapsRequest,
-    SegmentClass,
-    SegmentImagesRequest,
-    VisualizeFeaturesRequest,
-)
 from service.server import Server
-from tests.service.conftest import DIM, Encode, Serving, until
-
-SIZE = (150, 110)
-DOG, SKY = SegmentClass(name="dog"), SegmentClass(name="sky")
-MEDIA = {
-    "bytes": {"accept": "application/octet-stream"},
-    "png": {"accept": "image/png"},
-    "list": {"accept": "application/json"},
-    "base64": {"accept": "application/json", "encoding": "base64"},
-}
+from service.work_memory import Share, WorkMemory
+from tests.service.conftest import Encode, Serving, until
 
 
 def call(seconds: float = 20.0) -> Call:
     return Call(request_id="test", deadline=time.monotonic() + seconds)
-
-
-@pytest.mark.parametrize("form", MEDIA)
-@pytest.mark.parametrize(
-    ("path", "request_type", "fields"),
-    [
-        ("segment", SegmentImagesRequest, {"classes": (DOG, SKY), "include_scores": True}),
-        ("segment", SegmentImagesRequest, {"classes": (DOG, SKY), "include_instances": True}),
-        ("features", VisualizeFeaturesRequest, {"kind": "colors"}),
-        ("features", VisualizeFeaturesRequest, {"kind": "component"}),
-        ("features", VisualizeFeaturesRequest, {"kind": "groups"}),
-        ("depth", EstimateMapsRequest, {"task": "depth"}),
-        ("normals", EstimateMapsRequest, {"task": "normals"}),
-        ("embed", EmbedImagesRequest, {"outputs": ("patches", "cls1")}),
-        ("embed", EmbedImagesRequest, {"outputs": ("cls1", "depth", "normals")}),
-    ],
-)
-async def test_an_answer_is_no_larger_than_expected(
-    serving: Serving, encode_image: Encode, form: Any, path: str, request_type: Any, fields: Any
-) -> None:
-    if path == "embed" and form == "png":
-        pytest.skip("embeddings have no PNG")
-    if "include_scores" in fields and form == "png":
-        pytest.skip("a PNG has no scores")
-    has_instances = "include_instances" in fields
-    if has_instances and form in {"png", "bytes"}:
-        pytest.skip("JSON alone has instances")
-    image = encode_image(size=SIZE)
-    params = {k: v for k, v in fields.items() if k != "task"} | MEDIA[form]
-    headers = {"accept": params.pop("accept"), "content-type": "image/png"}
-    if "classes" in params:
-        params["classes"] = "dog,sky"
-    async with serving() as server:
-        async with httpx.AsyncClient(timeout=20) as client:
-            url = f"http://127.0.0.1:{server.ports['http']}/v1/images:{path}"
-            answer = await client.post(url, content=image, headers=headers, params=params)
-        assert answer.status_code == 200, answer.text
-    request = request_type(images=(image,), **fields)
-    size = answer_size(request, form, [SIZE[::-1]], [4], embed_dim=DIM)
-    assert len(answer.content) <= size.num_sent + 2000
-    if form in {"bytes", "base64"} and not has_instances:
-        assert len(answer.content) > 0.9 * size.num_sent
-
-
-@pytest.mark.parametrize(
-    ("limits", "accept", "is_served"),
-    [
-        ({}, "application/json", True),
-        ({"max_answer_bytes": 100_000}, "application/json", False),
-        ({"max_answer_bytes": 100_000}, "application/octet-stream", True),
-        ({"max_answer_memory_bytes": 100_000}, "application/octet-stream", False),
-    ],
-)
-async def test_an_answer_over_a_limit_is_refused_before_any_work(
-    serving: Serving,
-    encode_image: Encode,
-    runtime: Any,
-    limits: dict[str, int],
-    accept: str,
-    is_served: bool,
-) -> None:
-    headers = {"accept": accept, "content-type": "image/png"}
-    async with serving(**limits) as server, httpx.AsyncClient(timeout=20) as client:
-        before = runtime.num_images
-        url = f"http://127.0.0.1:{server.ports['http']}/v1/images:segment"
-        params = {"classes": "dog", "include_scores": "true"}
-        image = encode_image(size=SIZE)
-        answer = await client.post(url, content=image, headers=headers, params=params)
-        assert (answer.status_code == 200) is is_served
-        assert (runtime.num_images > before) is is_served
-        if not is_served:
-            assert answer.status_code == 413
-            assert answer.json()["error"]["code"] == "answer_too_large"
-        await until(lambda: server.plane.answer_memory.num_bytes == 0)
 
 
 async def test_an_answer_holds_its_memory_until_it_is_sent(
@@ -128,7 +32,7 @@ async def test_an_answer_holds_its_memory_until_it_is_sent(
         f"Content-Length: {len(image)}\r\n\r\n"
     )
     async with serving() as server:
-        memory = server.plane.answer_memory
+        memory = server.plane.work_memory
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", server.ports["http"], limit=4096
         )
@@ -146,7 +50,7 @@ async def test_an_answer_holds_its_memory_until_it_is_sent(
 
 
 async def test_flows_take_turns_for_memory() -> None:
-    memory = AnswerMemory(100, 1000)
+    memory = WorkMemory(100, 1000)
     order: list[str] = []
 
     async def hold(flow: str) -> None:
@@ -167,7 +71,7 @@ async def test_flows_take_turns_for_memory() -> None:
 
 
 async def test_memory_is_given_in_order_and_a_request_that_waits_too_long_is_refused() -> None:
-    memory = AnswerMemory(100, 100)
+    memory = WorkMemory(100, 100)
     first, second, small, late = call(), call(), call(), call(0.05)
     await memory.hold(first, 60)
     order: list[str] = []
@@ -183,7 +87,7 @@ async def test_memory_is_given_in_order_and_a_request_that_waits_too_long_is_ref
     await asyncio.sleep(0)
     with pytest.raises(Overloaded) as caught:
         await memory.hold(late, 10)
-    assert caught.value.code == "answer_memory_full"
+    assert caught.value.code == "work_memory_full"
     assert order == []
     first.free_memory()
     first.free_memory()
@@ -196,7 +100,7 @@ async def test_memory_is_given_in_order_and_a_request_that_waits_too_long_is_ref
 
 
 async def test_a_caller_that_leaves_the_queue_holds_nothing() -> None:
-    memory = AnswerMemory(100, 100)
+    memory = WorkMemory(100, 100)
     first, last = call(), call()
     await memory.hold(first, 100)
     leaving = asyncio.ensure_future(memory.hold(call(), 100))
@@ -217,7 +121,7 @@ async def test_a_caller_that_leaves_the_queue_holds_nothing() -> None:
 
 
 async def test_images_are_decoded_in_the_memory_of_their_answer() -> None:
-    memory = AnswerMemory(100, 100)
+    memory = WorkMemory(100, 100)
     one, other = call(), call()
     share = await memory.hold(one, 60, 80)
     assert memory.num_bytes == 80
@@ -241,7 +145,7 @@ async def test_images_are_decoded_in_the_memory_of_their_answer() -> None:
 
 
 async def test_readers_are_hurried_by_requests_that_wait_for_answers_only() -> None:
-    memory = AnswerMemory(100, 100)
+    memory = WorkMemory(100, 100)
     reader = call()
     await memory.hold(reader, 30)
     decoding = memory.hold_now(call(), 0, 60)
@@ -267,7 +171,7 @@ class Holders:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.memory = AnswerMemory(100, 100)
+        self.memory = WorkMemory(100, 100)
         self.real_bytes = self.most_bytes = self.num_done = 0
 
     async def take(self, num_bytes: int) -> None:
@@ -354,60 +258,8 @@ async def test_no_requests_wait_for_each_other_or_exceed_the_memory(seed: int) -
     assert not holders.memory.is_contended
 
 
-def large_png() -> bytes:
-    stream = io.BytesIO()
-    Image.new("1", (6324, 6324)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("path", "accept"),
-    [
-        ("features", "application/json"),
-        ("features", "application/x-npy"),
-        ("features", "image/png"),
-        ("segment?classes=dog&include_scores=true", "application/octet-stream"),
-        ("segment?classes=dog&include_scores=true", "application/json"),
-    ],
-)
-async def test_five_kilobytes_do_not_make_an_answer_of_hundreds_of_megabytes(
-    serving: Serving, path: str, accept: str
-) -> None:
-    image = large_png()
-    assert len(image) < 8000
-    async with serving() as server, httpx.AsyncClient(timeout=60) as client:
-        url = f"http://127.0.0.1:{server.ports['http']}/v1/images:{path}"
-        headers = {"accept": accept, "content-type": "image/png"}
-        answer = await client.post(url, content=image, headers=headers)
-    assert answer.status_code == 413
-    error = json.loads(answer.content)["error"]
-    assert error["code"] == "answer_too_large"
-    assert "size model" in error["message"]
-
-
-def test_the_largest_answers_are_bounded_for_any_number_of_images() -> None:
-    request = SegmentImagesRequest(images=(b"",) * 32, classes=(DOG,))
-    sizes_hw = [(6324, 6324)] * 32
-    size = answer_size(request, "bytes", sizes_hw, [1024] * 32, embed_dim=768)
-    assert size.num_sent == 32 * 2 * 6324**2
-    with pytest.raises(RequestTooLarge):
-        AnswerMemory(10**8, 10**8).check(size)
-
-
-def test_every_form_has_a_size() -> None:
-    made: Callable[..., Any] = EmbedImagesRequest
-    request = made(images=(b"",), outputs=("patches",), vector_type="int8")
-    sent = {
-        form: answer_size(request, form, [(448, 448)], [1024], embed_dim=100).num_sent
-        for form in ("bytes", "list", "base64", "protobuf")
-    }
-    assert sent["bytes"] == sent["protobuf"] == 102_400
-    assert sent["bytes"] < sent["base64"] < sent["list"]
-    assert np.isfinite(list(sent.values())).all()
-
-
 async def test_requests_of_a_stream_take_memory_in_their_order() -> None:
-    memory, order = AnswerMemory(100, 100), AnswerOrder()
+    memory, order = WorkMemory(100, 100), AnswerOrder()
     calls = [call() for _ in range(4)]
     for item, one in enumerate(calls):
         one.item, one.answer_order = item, order
@@ -457,8 +309,8 @@ async def test_answers_of_a_stream_hold_their_memory_until_they_are_sent(
 ) -> None:
     requests = scored_mask(encode_image, 4)
     # Two answers fit.
-    async with serving(max_answer_memory_bytes=50 * PIXELS) as server:
-        memory = server.plane.answer_memory
+    async with serving(max_work_memory_bytes=50 * PIXELS) as server:
+        memory = server.plane.work_memory
         async with connected(server) as channel:
             stream = EncoderServiceStub(channel).Stream(iter(requests), timeout=20)
             await until(lambda: memory.is_contended)
@@ -476,8 +328,8 @@ async def test_answers_of_a_stream_and_its_images_share_the_memory(
     serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An answer takes 21.4 bytes for each pixel until it is sent, and decoding 4.
-    async with serving(max_answer_memory_bytes=24 * PIXELS) as server:
-        memory = server.plane.answer_memory
+    async with serving(max_work_memory_bytes=24 * PIXELS) as server:
+        memory = server.plane.work_memory
         seen: list[int] = []
         prepare = ImagePreparer.prepare
 
@@ -506,8 +358,8 @@ async def test_a_slow_reader_over_grpc_is_ended_once_others_wait_for_memory(
     monkeypatch.setattr("service.grpc.stream.CONTENDED_LIMIT_S", 0.1)
     monkeypatch.setattr("service.grpc.stream.CONTENDED_BYTES_PER_S", 2**30)
     [request] = scored_mask(encode_image)
-    async with serving(max_answer_memory_bytes=30 * PIXELS) as server:
-        memory = server.plane.answer_memory
+    async with serving(max_work_memory_bytes=30 * PIXELS) as server:
+        memory = server.plane.work_memory
         async with connected(server) as channel, connected(server) as others:
             stub = EncoderServiceStub(channel)
             if rpc == "unary":

@@ -106,7 +106,7 @@ CPUS: tuple[frozenset[CpuFeature], ...] = (
     frozenset({"avx2"}),
     frozenset({"avx2", "vnni"}),
     frozenset({"avx2", "vnni", "bf16"}),
-    frozenset({"avx2", "vnni", "bf16", "amx"}),
+    frozenset({"avx2", "vnni", "bf16", "fast_bf16"}),
 )
 ON_CPUS = InstalledLibraries(
     onnx=frozenset({"cpu"}), openvino=True, tensorrt=False, torch=frozenset({"cpu"})

@@ -22,11 +22,11 @@ from model.runtime.machine import Gpu, Hardware, InstalledLibraries, RuntimeName
 from tests.model.runtime.conftest import make_manifest
 
 PLAIN = Hardware()
-BF16 = Hardware(cpu_features=frozenset({"bf16", "amx"}))
+BF16 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}))
 SLOW_BF16 = Hardware(cpu_features=frozenset({"bf16"}))
 AVX2 = Hardware(cpu_features=frozenset({"avx2"}))
-VNNI = Hardware(cpu_features=frozenset({"bf16", "amx", "vnni"}))
-H100 = Hardware(cpu_features=frozenset({"bf16", "amx"}), gpus=(Gpu(name="H100"),))
+VNNI = Hardware(cpu_features=frozenset({"bf16", "fast_bf16", "vnni"}))
+H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), gpus=(Gpu(name="H100"),))
 CPU_LIBRARIES = InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True)
 ALL_LIBRARIES = InstalledLibraries(
     onnx=frozenset({"cpu", "cuda", "tensorrt"}),
@@ -146,12 +146,15 @@ def test_a_cpu_without_fast_bytes_is_told_so() -> None:
     assert "Not onnx on the CPU (int8): this CPU has neither VNNI nor AVX2" in choice.reason
 
 
-def test_bf16_without_amx_is_chosen_only_if_it_is_requested() -> None:
+def test_slow_bf16_is_chosen_only_if_it_is_requested() -> None:
     machine = Machine(SLOW_BF16, CPU_LIBRARIES)
     for checks in (Checks(), Checks(are_possible=True)):
         auto = choose(BF16_PROVEN, RuntimeRequest(), machine, checks)
         assert (auto.runtime, auto.precision) == ("openvino", "fp32")
-        assert "Not openvino on the CPU (bf16): this CPU has no AMX" in auto.reason
+        assert (
+            "Not openvino on the CPU (bf16): bf16 is faster than fp32 with AMX and on AMD CPUs"
+            in auto.reason
+        )
     asked = choose(BF16_PROVEN, RuntimeRequest(precision="bf16"), machine)
     assert (asked.runtime, asked.precision) == ("openvino", "bf16")
 
@@ -253,7 +256,9 @@ def test_auto_chooses_only_what_is_exact_or_proven_and_available() -> None:
         assert choice.precision not in {"int8", "int8_weights"}
         assert choice.device == "cpu" or hardware.gpus
         assert (
-            choice.precision != "bf16" or choice.device == "gpu" or "amx" in hardware.cpu_features
+            choice.precision != "bf16"
+            or choice.device == "gpu"
+            or "fast_bf16" in hardware.cpu_features
         )
         assert choice.provider != "tensorrt", "only if the request names it"
         if hardware.gpus and choice.device == "cpu":

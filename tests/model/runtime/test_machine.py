@@ -26,14 +26,19 @@ processor\t: 1
 model name\t: Intel(R) Xeon(R) Processor
 flags\t\t: fpu sse2
 """
-SKYLAKE = "model name\t: Skylake\nflags\t\t: fpu sse2 avx2 avx512f\n"
+SKYLAKE = "vendor_id\t: GenuineIntel\nmodel name\t: Skylake\nflags\t\t: fpu sse2 avx2 avx512f\n"
+COOPER_LAKE = SKYLAKE.replace("Skylake", "Cooper Lake").replace("avx512f", "avx512f avx512_bf16")
+FAST_BF16 = {"bf16", "fast_bf16", "avx2"}
 GRAVITON = "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n"
 
 
 @pytest.mark.parametrize(
     ("cpuinfo", "name", "features"),
     [
-        (SAPPHIRE, "Intel(R) Xeon(R) Processor", {"bf16", "amx", "vnni", "avx2"}),
+        (SAPPHIRE, "Intel(R) Xeon(R) Processor", {"bf16", "fast_bf16", "vnni", "avx2"}),
+        (COOPER_LAKE, "Cooper Lake", {"bf16", "avx2"}),
+        (COOPER_LAKE.replace("GenuineIntel", "AuthenticAMD"), "Cooper Lake", FAST_BF16),
+        (SKYLAKE.replace("GenuineIntel", "AuthenticAMD"), "Skylake", {"avx2"}),
         (SKYLAKE + "bugs\t: avx512_bf16\n", "Skylake", {"avx2"}),
         (SKYLAKE.replace("avx512f", "xavx512_bf16 avx_vnni"), "Skylake", {"vnni", "avx2"}),
         (GRAVITON, "", set()),
@@ -69,7 +74,7 @@ def test_without_nvml_the_driver_names_the_visible_gpus(
     hardware = this_hardware(machine / "proc", machine / "dev", {})
     assert hardware.gpus == (Gpu(name="NVIDIA H100 80GB HBM3"),)
     assert hardware.memory_bytes == 2048 * 1024
-    assert "amx" in hardware.cpu_features
+    assert "fast_bf16" in hardware.cpu_features
     for hidden in ("", "-1", " "):
         assert gpus_of(machine, CUDA_VISIBLE_DEVICES=hidden) == ()
     assert len(gpus_of(machine, CUDA_VISIBLE_DEVICES="0")) == 1

@@ -32,8 +32,8 @@ from service.models import loading
 from service.models.conversion import ModelSource
 from service.models.loading import LoadedLanes, load_lanes
 
-H100 = Hardware(cpu_features=frozenset({"bf16", "amx"}), gpus=(Gpu(name="H100"),))
-BF16_CPU = Hardware(cpu_features=frozenset({"bf16", "amx"}))
+H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), gpus=(Gpu(name="H100"),))
+BF16_CPU = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}))
 LIBRARIES = InstalledLibraries(
     onnx=frozenset({"cpu", "cuda"}), openvino=True, tensorrt=True, torch=frozenset({"cpu"})
 )

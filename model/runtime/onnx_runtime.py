@@ -246,7 +246,7 @@ class SharedArena:
         options.add_session_config_entry(*SHARED_ARENA)
         self._session = library.InferenceSession(ABS_GRAPH, options, providers=[NAMES["cpu"]])
         self._is_released = False
-        self.shrink()  # the first block that it takes is the one that it keeps
+        self._array(np.zeros(1, np.float32))  # takes the first block, which is never freed
 
     @contextmanager
     def shrinking(self) -> Iterator[None]:
@@ -261,8 +261,11 @@ class SharedArena:
             self.shrink()
 
     def shrink(self) -> None:
-        """Free what no call uses, beyond the first block."""
-        self._array(np.zeros(1, np.float32), SHRINK)
+        """Free what no call uses, beyond the first block.
+
+        The array is empty, since one with a value would keep the block in which it lies.
+        """
+        self._array(np.zeros(0, np.float32), SHRINK)
 
     def release(self) -> None:
         """Free also what no call uses of the first block; the next calls take it again.

@@ -216,6 +216,28 @@ def test_outputs_that_are_held_keep_no_memory_of_their_calls(large_graph: OnnxGr
     assert kept_bytes < 1.5 * KEPT_BYTES
 
 
+def test_the_call_that_shrinks_the_arena_keeps_no_block_itself() -> None:
+    arena = shared_arena()
+    large = arena._array(np.ones(KEPT_BYTES // 4 + 1, np.float32))  # not in the first block
+    begin, end = large.ctypes.data, large.ctypes.data + large.nbytes
+    del large
+    held = []
+    # Until the block of the large array is the one in which the next small array lies.
+    for num_bytes in (2**20, 2**14, 2**8):
+        while True:
+            array = arena._array(np.ones(num_bytes // 4, np.float32))
+            if begin <= array.ctypes.data < end:
+                break
+            held.append(array)
+        del array
+    collect_and_trim()
+    kept_bytes = resident_bytes()
+    arena.shrink()
+    assert kept_bytes - resident_bytes() > 0.8 * KEPT_BYTES
+    held.clear()
+    arena.shrink()
+
+
 def test_a_release_frees_what_the_arena_keeps(large_graph: OnnxGraph) -> None:
     shared_arena().release()
     width = KEPT_BYTES // 2 // (3 * 8 * 4)

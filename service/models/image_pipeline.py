@@ -41,8 +41,9 @@ SMALL_ANSWER_BYTES: Final = 64 * 1024
 # A request that takes more memory has the heap trimmed first: after other large requests, threads
 # held up to 42 MiB of free pages, in pieces that a large image cannot use.
 TRIMMED_BYTES: Final = 16 * 2**20
-# If requests then take more than this together, runtimes free what they keep for later batches.
-# That costs some 25 ms of CPU time, of the next batch too; a PNG of 25 megapixels takes 500.
+# If requests then take more than this together, runtimes free what they keep for later batches, and
+# again before a large answer is made. Each time costs some 25 ms of CPU time with the next batch; a
+# PNG of 25 megapixels takes 500.
 RELEASED_BYTES: Final = 96 * 2**20
 
 # From the heights and widths of images and their patches to the memory for the answer, in bytes.
@@ -210,6 +211,8 @@ class ImagePipeline:
         record_batches(done, call)
         if run.answer_bytes and call.answer_memory is None:
             await self._memory.hold(call, run.answer_bytes)
+        if run.answer_bytes > TRIMMED_BYTES and self._memory.num_bytes > RELEASED_BYTES:
+            await asyncio.to_thread(model.release_idle_memory)  # then the answer is made
         parts = iter(done)
         images = [_encoded(size, islice(parts, n), job.rule) for size, n in run.sizes]
         return EncodedImages(images, run.errors)

@@ -193,6 +193,28 @@ async def test_idle_memory_is_freed_before_a_large_image_is_decoded(
     assert done == ["decode", "release", "trim", "decode"]
 
 
+async def test_idle_memory_is_freed_again_before_a_large_answer_is_made(
+    make_plane: MakePlane,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(runtime, "release_idle_memory", lambda: released.append(runtime.num_images))
+    monkeypatch.setattr(image_pipeline, "TRIMMED_BYTES", LARGE_BYTES // 8)
+    monkeypatch.setattr(image_pipeline, "RELEASED_BYTES", LARGE_BYTES // 8)
+    plane = make_plane()
+    released.clear()
+    before = runtime.num_images
+    image = encode_image(size=LARGE)
+    classes = (SegmentClass(name="dog"),)
+    await plane.segment_images(SegmentImagesRequest(images=(image,), classes=classes), call())
+    assert released == [before, before + 1]
+    released.clear()
+    await plane.embed_images(EmbedImagesRequest(images=(image,)), call())  # a small answer
+    assert released == [before + 1]
+
+
 async def test_memory_of_a_caller_who_leaves_is_free_once_its_image_is_decoded(
     make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -381,7 +381,7 @@ def _doubt(
     ):
         # An Intel Xeon with AVX-512 alone took 1.65 times the time of float32 for the student, an
         # AMD EPYC 0.59 times.
-        text = "bf16 is faster than fp32 with AMX and on AMD CPUs, and this is neither"
+        text = "this CPU has no AMX and is not from AMD, so bf16 would be slower than fp32"
         return UnavailableReason(UNPROVEN, text)
     if has_failed_tower(known, backend.runtime, precision):
         failed = _failed(known, backend, precision).strip().removesuffix(".")

@@ -64,7 +64,7 @@ SHARED_ARENA: Final = ("session.use_env_allocators", "1")
 KEPT_BYTES: Final = 40 * 2**20
 # What it takes beyond that at once; the C library returns blocks of this size when they are freed.
 GROWTH_BYTES: Final = 4 * 2**20
-# The pieces in which the free memory of the arena is taken.
+# Size of the arrays with which `SharedArena.release` allocates the free memory of the arena.
 PIECE_BYTES: Final = 2**20
 # An ONNX graph with one node, y = Abs(x), of float32 [n]. A call of it takes 6 us.
 ABS_GRAPH: Final = bytes.fromhex(
@@ -230,8 +230,9 @@ class SharedArena:
     """The memory of calls on the CPU, of all sessions of this process that have an arena.
 
     Arenas of their own kept the largest calls of each session, two at once for two lanes: 150 MiB
-    in the default model in float32. This one keeps `KEPT_BYTES`, whatever was computed. A part of
-    them, 11 MiB of the default model in int8, are weights that ONNX Runtime has packed.
+    in the default model in float32. This one keeps its first block, of `KEPT_BYTES`, whatever was
+    computed. A part of it, 11 MiB of the default model in int8, are weights that ONNX Runtime has
+    packed. `release` returns the rest. Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -263,15 +264,16 @@ class SharedArena:
     def shrink(self) -> None:
         """Free what no call uses, beyond the first block.
 
-        The array is empty, since one with a value would keep the block in which it lies.
+        The call that does it gives an empty array, since one with a value would lie in a block and
+        keep it.
         """
         self._array(np.zeros(0, np.float32), SHRINK)
 
     def release(self) -> None:
-        """Free also what no call uses of the first block; the next calls take it again.
+        """Free also what no call uses of the first block; the next calls allocate it again.
 
-        ONNX Runtime never frees that block. So its free memory is taken in pieces, and their pages
-        are returned. What a piece takes beyond the block is freed by `shrink`.
+        ONNX Runtime never frees that block. So this allocates its free memory as arrays, and
+        returns their pages to the system. Arrays beyond the block are freed by `shrink`.
         """
         if self._is_released:
             return

@@ -20,7 +20,7 @@ from model.package import open_package
 from model.preprocess import as_planes
 from model.runtime.base import Runtime
 from model.runtime.load import load_runtime
-from service.images import ImagePreparer, JpegDecode, JpegDecoding, SizeRule
+from service.images import ImagePreparer, JpegDecode, SizeRule
 
 SITE = Path(sysconfig.get_path("purelib"))
 # Photos from scikit-learn, scikit-image, Debian's backgrounds and this repository.
@@ -56,7 +56,7 @@ def photos(folders: Sequence[Path]) -> Iterator[bytes]:
 
 def prepare(data: bytes, rule: SizeRule, way: JpegDecode) -> tuple[NDArray[np.float32], float]:
     """Return pixels [3, H, W] and the minimum CPU milliseconds of a few runs."""
-    preparer = ImagePreparer(LIMITS, max_patches=10**6, jpeg=JpegDecoding(way))
+    preparer = ImagePreparer(LIMITS, max_patches=10**6, jpeg_decode=way)
     times: list[float] = []
     for _ in range(REPEATS):
         started = time.process_time()

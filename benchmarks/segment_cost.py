@@ -29,7 +29,7 @@ from model.runtime.load import load_runtime
 from service.call import Call
 from service.data_plane import DataPlane
 from service.fair_pool import FairPool
-from service.images import ImagePreparer, JpegDecoding, SizeRule
+from service.images import ImagePreparer, SizeRule
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from service.models.conversion import ModelSource
 from service.models.loading import load_model, request_limits
@@ -69,7 +69,7 @@ async def serving(model: str) -> AsyncIterator[DataPlane]:
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=pool,
-            jpeg=JpegDecoding(settings.jpeg_decode),
+            jpeg_decode=settings.jpeg_decode,
         )
         plane.gate.open()
         yield plane

@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from model.jpeg_device import DEVICE_PIXEL_BYTES, JpegDevice
-
 HAS_HEIF: Final = find_spec("pi_heif") is not None  # the extra `heif`
 if HAS_HEIF:
     import pi_heif
@@ -177,7 +175,6 @@ def read_header(
     limits: ImageLimits,
     *,
     reduce_to: SizeMap | None = None,
-    device: JpegDevice | None = None,
 ) -> tuple[tuple[int, int], int]:
     """Read from the header what decoding will take.
 
@@ -185,7 +182,6 @@ def read_header(
         data: An encoded image.
         limits: What is checked.
         reduce_to: As `load_image` will get it.
-        device: As `load_image` will get it.
 
     Returns:
         Height and width, before EXIF orientation; and the bytes that `load_image` takes, or 0 if
@@ -200,8 +196,7 @@ def read_header(
         if math.prod(size_hw) <= SMALL_PIXELS and image.format not in UNBOUNDED:
             return size_hw, 0
         if image.format in REDUCIBLE:
-            plan = _plan_jpeg(image, data, limits, reduce_to=reduce_to, device=device)
-            num_bytes = plan.num_bytes
+            num_bytes = _plan_jpeg(image, data, limits, reduce_to).num_bytes
         else:
             num_bytes = _decoding_bytes(image, limits, num_coded=_num_coded(image, data))
         return size_hw, num_bytes if num_bytes > SMALL_DECODING_BYTES else 0
@@ -223,7 +218,6 @@ def load_image(
     *,
     reduce_to: SizeMap | None = None,
     formats: tuple[str, ...] = FORMATS,
-    device: JpegDevice | None = None,
 ) -> LoadedImage:
     """Decode an image.
 
@@ -233,31 +227,25 @@ def load_image(
         reduce_to: Maps the upright height and width to the least height and width that must remain.
             A JPEG is then decoded at a half, a quarter or an eighth of its size where possible.
         formats: Accepted formats, a subset of `FORMATS`.
-        device: Decodes the JPEG images that it takes, unless they are reduced.
 
     Raises:
         ImageError: Not an image of these formats, or broken.
         ImageTooLarge: Over a limit.
     """
     with _decoder_errors(formats), _open(data, limits, formats) as image:
-        decoded = None
         stored_hw = image.height, image.width
         if has_too_many_scans(data):
             raise ImageTooLarge(f"the JPEG has more than {MAX_SCANS} scans; encode it again")
         if image.format in REDUCIBLE:
-            plan = _plan_jpeg(image, data, limits, reduce_to=reduce_to, device=device)
+            plan = _plan_jpeg(image, data, limits, reduce_to)
             turn, box = plan.turn, plan.box
-            if plan.device is not None:
-                decoded = plan.device.decode(image, data)
-            if decoded is None:
-                image.load()
+            image.load()
         else:
             _decoding_bytes(image, limits, num_coded=_num_coded(image, data))
             turn = _decode_whole(image)
             stored_hw, box = (image.height, image.width), (0, 0, image.width, image.height)
         size_hw = _turned(stored_hw, turn)
-        loaded = image if decoded is None else decoded
-        return LoadedImage(image=loaded, box=box, size_hw=size_hw, turn=turn)
+        return LoadedImage(image=image, box=box, size_hw=size_hw, turn=turn)
 
 
 def decode_image(
@@ -571,37 +559,28 @@ class _JpegPlan:
         turn: Transposition that makes it upright.
         box: Of its content.
         num_bytes: Memory that it takes at its peak.
-        device: Decodes it before the CPU tries; None if the CPU does at once.
     """
 
     turn: Image.Transpose | None
     box: Box
     num_bytes: int
-    device: JpegDevice | None = None
 
 
 def _plan_jpeg(
     image: Image.Image,
     data: bytes,
     limits: ImageLimits,
-    *,
     reduce_to: SizeMap | None,
-    device: JpegDevice | None,
 ) -> _JpegPlan:
-    """Plan the decoding of a JPEG, and let the CPU's decoder reduce it.
+    """Plan the decoding of a JPEG, and let the decoder reduce it.
 
     Raises:
         ImageTooLarge: It takes more memory than an image may.
     """
-    full_hw, turn = (image.height, image.width), _turn(image)
+    turn = _turn(image)
     coefficient_bytes = _coefficient_bytes(image, data)
     box = _reduce(image, turn, reduce_to)
     num_bytes = _decoding_bytes(image, limits, coefficient_bytes)
-    is_whole = (image.height, image.width) == full_hw
-    if device is not None and is_whole and device.takes(image, data):
-        on_device_bytes = math.prod(full_hw) * DEVICE_PIXEL_BYTES + coefficient_bytes
-        if on_device_bytes <= limits.max_decoding_bytes:
-            return _JpegPlan(turn=turn, box=box, num_bytes=on_device_bytes, device=device)
     return _JpegPlan(turn=turn, box=box, num_bytes=num_bytes)
 
 

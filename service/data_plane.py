@@ -25,7 +25,7 @@ from service.answer_size import SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
 from service.fair_pool import FairPool
-from service.images import ImagePreparer, JpegDecoding, SizeRule, Windows
+from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.work import image_kind
 from service.lanes.worker import device_unhealthy
 from service.messages import (
@@ -122,7 +122,7 @@ class DataPlane:
         limits: RequestLimits,
         max_image_patches: int,
         pool: FairPool,
-        jpeg: JpegDecoding = JpegDecoding(),
+        jpeg_decode: JpegDecode = "fast",
     ) -> None:
         self.gate = gate
         self.models = models
@@ -131,7 +131,9 @@ class DataPlane:
             max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
         )
         self._pool = pool
-        preparer = ImagePreparer(self.image_limits, max_patches=max_image_patches, jpeg=jpeg)
+        preparer = ImagePreparer(
+            self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
+        )
         self.work_memory = WorkMemory(limits.max_work_memory_bytes, limits.max_answer_bytes)
         self._images = ImagePipeline(preparer, pool, self.work_memory)
 

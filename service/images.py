@@ -22,7 +22,6 @@ from model.image_codec import (
     load_image,
     read_header,
 )
-from model.jpeg_device import JpegDevice
 from model.preprocess import Fit, Scaling, scale_image, split_planes, target_size
 from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import ImageInput
@@ -40,19 +39,6 @@ COUNTED_PIXELS: Final = 12 * 12
 QUEUED_PATCH_BYTES: Final = 3 * 32 * 32
 # Images of the largest size in one request, or as many pixels of smaller ones.
 LARGEST_AT_ONCE: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class JpegDecoding:
-    """How JPEG images are decoded.
-
-    Attributes:
-        size: Whether large images are decoded at a part of their size, `fast`.
-        device: Decodes plain images that are not reduced; None if the CPU decodes all.
-    """
-
-    size: JpegDecode = "fast"
-    device: JpegDevice | None = None
 
 
 @contextmanager
@@ -176,12 +162,12 @@ class ImagePreparer:
     """
 
     def __init__(
-        self, limits: ImageLimits, *, max_patches: int, jpeg: JpegDecoding = JpegDecoding()
+        self, limits: ImageLimits, *, max_patches: int, jpeg_decode: JpegDecode = "fast"
     ) -> None:
         self._limits = limits
         self._max_patches = max_patches
         self._max_pixels = LARGEST_AT_ONCE * max_patches * USUAL_PATCH**2
-        self._jpeg = jpeg
+        self._jpeg_decode = jpeg_decode
 
     @property
     def max_decoding_bytes(self) -> int:
@@ -192,8 +178,7 @@ class ImagePreparer:
         """Height and width, and the bytes of decoding, which an array does not need."""
         if isinstance(image, bytes):
             with image_errors(param):
-                reduce_to, device = self._reduce_to(rule), self._jpeg.device
-                return read_header(image, self._limits, reduce_to=reduce_to, device=device)
+                return read_header(image, self._limits, reduce_to=self._reduce_to(rule))
         return self._array_hw(image, param), 0
 
     def _array_hw(self, image: NDArray[Any], param: str) -> tuple[int, int]:
@@ -288,15 +273,14 @@ class ImagePreparer:
         self, data: bytes, rule: SizeRule, param: str
     ) -> tuple[Image.Image, tuple[int, int]]:
         with image_errors(param):
-            reduce_to, device = self._reduce_to(rule), self._jpeg.device
-            loaded = load_image(data, self._limits, reduce_to=reduce_to, device=device)
+            loaded = load_image(data, self._limits, reduce_to=self._reduce_to(rule))
             target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
             # Scale first: turning a large photo at full size would cost as much as scaling it.
             scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
             return loaded.upright(scaled), loaded.size_hw
 
     def _reduce_to(self, rule: SizeRule) -> SizeMap | None:
-        return None if self._jpeg.size == "exact" else partial(_reduced_hw, rule)
+        return None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
 
 
 def _is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:

@@ -23,7 +23,6 @@ from service.errors import Unavailable
 from service.fair_pool import FairPool
 from service.grpc.receiving import max_caller_bytes
 from service.grpc.server import GrpcServer
-from service.jpeg_choice import choose_jpeg_decoding
 from service.machine import memory_limit, resident_bytes, trimming_memory
 from service.models.conversion import ModelSource, check_names
 from service.models.heads import HeadFolder
@@ -100,7 +99,7 @@ class Server:
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=self.pool,
-            jpeg=choose_jpeg_decoding(settings),
+            jpeg_decode=settings.jpeg_decode,
         )
         self.ports: dict[str, int] = {}
         self._stop = asyncio.Event()

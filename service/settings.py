@@ -136,12 +136,6 @@ class Settings(BaseModel):
     least twice the size that the model sees. It takes half the time, and differs from `exact` by
     half a grey level on average; patches of a photograph of 6 megapixels differ by up to 0.025, at
     a cosine of 0.9999."""
-    jpeg_device: Literal["cpu", "gpu", "auto"] = "cpu"
-    """Device that decodes plain JPEG images of 0.07 to 2 megapixels which `jpeg_decode` does not
-    reduce; the CPU decodes all others, and what the GPU does not decode. Experimental: never tried
-    on a GPU. At the start both decode photographs: with `gpu` the start fails if the pixels differ
-    by more than half a grey level on average; `auto` takes the GPU if they do not and the CPU then
-    works less. Needs the extra `gpu` or `gpu-cuda12`."""
     warm_up_limit_s: Annotated[float, Field(ge=0)] = 2.0
     """Time limit in seconds at the start for running every served size once, and again for
     measuring batch costs. The native size, the largest image and the largest map of one dense head

@@ -29,7 +29,7 @@ from service.engines.choice import load, settings_for
 from service.engines.engine import EngineError
 from service.engines.in_process import open_manifest
 from service.errors import InvalidRequest
-from service.images import ImagePreparer, JpegDecoding, SizeRule
+from service.images import ImagePreparer, SizeRule
 from service.messages import EmbedImagesRequest
 from service.settings import Settings
 from service.validation import check_resolution
@@ -176,7 +176,7 @@ class PartWriter:
 def _preparer(settings: Settings) -> ImagePreparer:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     return ImagePreparer(
-        limits, max_patches=settings.max_batch_patches, jpeg=JpegDecoding(settings.jpeg_decode)
+        limits, max_patches=settings.max_batch_patches, jpeg_decode=settings.jpeg_decode
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, Final, TypeVar
 
 from numpy.typing import NDArray
 
-from model.jpeg_device import JpegDeviceError
 from model.package import Manifest
 from service.call import Call
 from service.data_plane import DataPlane
@@ -25,7 +24,6 @@ from service.engines.engine import (
 )
 from service.errors import Overloaded, ServiceError
 from service.fair_pool import FairPool
-from service.jpeg_choice import choose_jpeg_decoding
 from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
@@ -59,14 +57,10 @@ class InProcessEngine:
     """Loads the models of the settings; closing it frees them.
 
     Raises:
-        EngineError: A model cannot be loaded, or no GPU can decode images that one is to decode.
+        EngineError: A model cannot be loaded.
     """
 
     def __init__(self, settings: Settings, load: Loader = load_model) -> None:
-        try:
-            jpeg = choose_jpeg_decoding(settings)
-        except JpegDeviceError as error:
-            raise EngineError(str(error)) from error
         metrics = Metrics()
         self._models = ModelRegistry(metrics, HeadFolder(settings.heads))
         gate = RequestGate(metrics)
@@ -78,7 +72,7 @@ class InProcessEngine:
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=self._pool,
-            jpeg=jpeg,
+            jpeg_decode=settings.jpeg_decode,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)

@@ -32,7 +32,6 @@ PROVIDERS = {
     "cuda": "cuda-python",
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
-    "nvidia": "nvidia-nvimgcodec-cu13",
     "pynvml": "nvidia-ml-py",
     "tensorrt": "tensorrt-cu13",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",

@@ -17,7 +17,6 @@ from service.images import (
     QUEUED_PATCH_BYTES,
     ImagePreparer,
     JpegDecode,
-    JpegDecoding,
     SizeRule,
     Windows,
 )
@@ -49,7 +48,7 @@ def encode(image: Image.Image, file_format: str = "JPEG", orientation: int = 1) 
 
 
 def prepare(data: bytes, rule: SizeRule, jpeg_decode: JpegDecode) -> NDArray[Any]:
-    preparer = ImagePreparer(LIMITS, max_patches=1000, jpeg=JpegDecoding(jpeg_decode))
+    preparer = ImagePreparer(LIMITS, max_patches=1000, jpeg_decode=jpeg_decode)
     return as_planes(preparer.prepare(data, rule, param="images[0]").pixels_3HW)
 
 

@@ -16,7 +16,6 @@ from service.server import Server, main
 from service.settings import Settings
 from tests.model.runtime.tensorrt.stand_in_cuda import StandInCuda
 from tests.model.runtime.tensorrt.stand_in_tensorrt import StandInTensorRt
-from tests.model.stand_in_codec import StandInCodec
 
 
 class NVMLError(Exception):
@@ -176,35 +175,3 @@ def test_a_runtime_without_usable_results_is_named(
     status, printed = gpu_machine.start()
     assert (status, "Traceback" in printed) == (1, False), printed
     assert "could not start: the runtime 'tensorrt' gives no usable results" in printed
-
-
-@pytest.mark.parametrize(
-    ("setting", "status", "sentence"),
-    [
-        ("gpu", 1, "could not start: to decode JPEG images, a GPU needs nvImageCodec"),
-        ("auto", 0, "JPEG images are decoded on the CPU: to decode JPEG images, a GPU needs"),
-    ],
-)
-def test_a_missing_decoder_of_jpeg_images_is_named(
-    gpu_machine: GpuMachine,
-    monkeypatch: pytest.MonkeyPatch,
-    setting: str,
-    status: int,
-    sentence: str,
-) -> None:
-    monkeypatch.setitem(sys.modules, "nvidia", None)
-    found, printed = gpu_machine.start(jpeg_device=setting)
-    assert (found, "Traceback" in printed) == (status, False), printed
-    assert sentence in printed
-    assert "tipserve[gpu]" in printed
-
-
-@pytest.mark.parametrize("setting", ["gpu", "auto"])
-def test_a_gpu_may_decode_jpeg_images(
-    gpu_machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, setting: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "nvidia", SimpleNamespace(nvimgcodec=StandInCodec()))
-    status, printed = gpu_machine.start(jpeg_device=setting)
-    assert (status, "Traceback" in printed) == (0, False), printed
-    (line,) = (line for line in printed.splitlines() if "JPEG images are decoded on the" in line)
-    assert all(name in line for name in ("cpu_ms", "gpu_ms", "mean_levels", "max_levels"))

@@ -2,11 +2,16 @@
 # Check the project, cheapest step first.
 #   scripts/check.sh         static checks and the fast tests: run it before every commit
 #   scripts/check.sh --all   every test, as CI runs it
+#   scripts/check.sh --promises   what callers and operators rely on, asked of started servers
 # Other arguments go to pytest: scripts/check.sh -k batching
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z "${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then
   PATH="$PWD/.venv/bin:$PATH"
+fi
+if [[ "${1:-}" == --promises ]]; then
+  shift
+  exec python -m pytest tests/promises "$@"
 fi
 is_whole=false
 if [[ "${1:-}" == --all ]]; then

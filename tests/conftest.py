@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from model.export.graph_writer import PackageContent
 
 # Slow folders: whole programs, containers, clusters, parity. Run by scripts/check.sh --all.
-SLOW_FOLDERS = frozenset({"containers", "deploy", "end_to_end", "monitoring", "parity"})
+SLOW_FOLDERS = frozenset({"containers", "deploy", "end_to_end", "monitoring", "parity", "promises"})
 # Words that the tiny tokenizer has as one piece; other text becomes letters or bytes.
 TINY_WORDS = "a the of in photo large small many red blue cat dog grass sky sea tree house ball"
 TINY_SCORES = [

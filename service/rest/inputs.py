@@ -262,20 +262,20 @@ def parse_pairs(body_type: type[ImageBodyT], pairs: Iterable[tuple[str, str]]) -
     Raises:
         InvalidRequest: A field is wrong, unknown, or given twice.
     """
-    values: dict[str, str | list[str]] = {}
+    values: dict[str, str] = {}
+    lists: dict[str, list[str]] = {}
     for name, text in pairs:
-        known = values.get(name)
         if name in IMAGE_FIELDS:
             raise InvalidRequest(f"{name}: Unknown field.", code="unknown_field", param=name)
         if name in body_type.comma_lists or name in body_type.plain_lists:
             items = text.split(",") if name in body_type.comma_lists else [text]
-            values[name] = [*(known or []), *(item.strip() for item in items)]
-        elif known is not None:
+            lists.setdefault(name, []).extend(item.strip() for item in items)
+        elif name in values:
             raise InvalidRequest(f"{name} is given more than once.", param=name)
         else:
             values[name] = text
     try:
-        return body_type.model_validate(values)
+        return body_type.model_validate({**values, **lists})
     except ValidationError as error:
         raise invalid_fields(error) from None
 
@@ -315,12 +315,15 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
 
     Raises:
         InvalidRequest: The body does not match its header.
-        RequestTooLarge: There are more images than the limit.
+        RequestTooLarge: There are more images or other fields than the limit.
     """
     pairs: Pairs = []
     images: list[bytes] = []
 
     def on_field(field: Field) -> None:
+        # The parser's own `MAX_FIELDS` is for urlencoded bodies.
+        if len(pairs) == MAX_FORM_FIELDS:
+            raise RequestTooLarge(f"A form has at most {MAX_FORM_FIELDS} fields besides images.")
         pairs.append(((field.field_name or b"").decode(), (field.value or b"").decode()))
 
     def on_file(file: File) -> None:
@@ -354,7 +357,7 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
             on_field,
             on_file,
             boundary=boundary,
-            config={"MAX_MEMORY_FILE_SIZE": len(raw) + 1, "MAX_FIELDS": MAX_FORM_FIELDS},
+            config={"MAX_MEMORY_FILE_SIZE": len(raw) + 1},
         )
         parser.write(raw)
         parser.finalize()

@@ -1,0 +1,50 @@
+"""Three servers shared by all promises, with their precision fixed."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.promises.servers import Server, start_server
+
+STUDENT = ("--model=bundled-student", "--precision=fp32", "--runtime=onnx", "--lanes=2")
+KEY, LIMITED_KEY = "the-key-of-a-caller", "the-key-of-a-limited-caller"
+KEYS = f"{KEY} name=plain\n{LIMITED_KEY} name=limited requests_per_s=1 requests_at_once=1\n"
+
+
+@pytest.fixture(scope="session")
+def student() -> Iterator[Server]:
+    """The small bundled model in fp32."""
+    with start_server(*STUDENT) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def default() -> Iterator[Server]:
+    """The default model in int8."""
+    with start_server("--model=bundled", "--precision=int8", "--runtime=onnx") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The small model with API keys, a trusted proxy and small limits."""
+    keys: Path = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(KEYS)
+    flags = (f"--api-keys-file={keys}", "--trusted-proxies=127.0.0.1")
+    limits = ("--max-request-bytes=2000000", "--max-image-bytes=1000000", "--request-timeout-s=20")
+    with start_server(*STUDENT, *flags, *limits) as server:
+        yield server
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of the shared servers' logs with a failed test."""
+    report = yield
+    if report.failed:
+        for name, server in item.funcargs.items():
+            if isinstance(server, Server):
+                report.sections.append((f"log of {name}", server.log_tail()))
+    return report

@@ -34,6 +34,7 @@ COPY scripts/trim_environment.sh scripts/debian_components.py scripts/
 RUN scripts/trim_environment.sh /opt/venv
 COPY model ./model
 COPY service ./service
+COPY tipserve_cli ./tipserve_cli
 COPY clients/python/tipserve_client ./clients/python/tipserve_client
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall . \

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.scores.bootstrap import bootstrap
-from service.engines.choice import load
-from service.engines.engine import Engine
 from service.messages import SegmentClass, SegmentImagesRequest
+from tipserve_cli.engines.choice import load
+from tipserve_cli.engines.engine import Engine
 from training.__main__ import main as run_training
 from training.data.concepts import all_concepts
 from training.data.folder import DataFolder, common_names

@@ -150,7 +150,7 @@ def wrong_commands(url: str, target: str) -> Iterator[str]:
             output = Path(folder) / f"{server.partition(':')[0]}.parquet"
             for command in (["embed", folder, "-o", str(output)], ["search", str(output), "red"]):
                 done = subprocess.run(
-                    [sys.executable, "-m", "service.commands", *command, "--url", server],
+                    [sys.executable, "-m", "tipserve_cli", *command, "--url", server],
                     check=False,
                     timeout=LIMIT_S,
                 )

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 GENERATED = ("service/grpc/generated/", "clients/python/tipserve_client/generated/")
-SOURCE_ROOMS = ("service/", "model/", "training/", "tests/", "benchmarks/", "clients/")
+SOURCE_ROOMS = (
+    *("service/", "model/", "training/", "tipserve_cli/"),
+    *("tests/", "benchmarks/", "clients/"),
+)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ("service", "model", "training")
+ROOMS = ("service", "model", "training", "tipserve_cli")
 BLOCKED = (
     *("opentelemetry.sdk", "torch", "torchvision", "transformers"),
     *("huggingface_hub", "onnx", "scipy", "training"),
@@ -63,7 +63,7 @@ def test_serving_needs_neither_torch_nor_transformers(project_root: Path) -> Non
         "model.runtime.load",
         "service.server",
         "service.__main__",
-        "service.commands.embed_job",
+        "tipserve_cli.commands.embed_job",
     ]
     command = [sys.executable, "-c", PROGRAM, *modules]
     result = subprocess.run(command, cwd=project_root, check=False, capture_output=True, text=True)

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from training.pretrained.weights import FILES
 
-ROOMS = ("service", "model", "training")
+ROOMS = ("service", "model", "training", "tipserve_cli")
 SCRIPT_ROOMS = ("tests", "benchmarks")
 # The Python client: its own distribution below clients/python, also included in this one.
 CLIENT = "tipserve_client"
@@ -20,9 +20,10 @@ CLIENT = "tipserve_client"
 MAX_BUNDLED_BYTES = 65_000_000
 # Extras that each top-level package may import from, in addition to the core dependencies.
 EXTRAS_OF_ROOM = {
-    "service": ("cli", "bulk", "evaluate", "gpu", "otel"),
+    "service": ("gpu", "otel"),
     "model": ("cpu", "gpu", "torch", "convert", "heif", "stores"),
     "training": ("torch", "convert", "train", "captions"),
+    "tipserve_cli": ("cli", "bulk", "evaluate"),
     "tests": ("cli", "cpu", "torch", "convert", "train", "evaluate", "otel", "parse", "dev"),
     "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),
 }

@@ -47,7 +47,7 @@ def served(engine: Engine, image: str) -> Iterator[Container]:
 def mask_outside(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> NDArray[Any]:
     """Mask of the same model on this machine, outside a container."""
     output = tmp_path_factory.mktemp("mask") / "mask.npy"
-    command = [sys.executable, "-m", "service.commands", "segment", "examples/scene.png"]
+    command = [sys.executable, "-m", "tipserve_cli", "segment", "examples/scene.png"]
     command += ["--classes", ",".join(CLASSES), "--output", str(output)]
     subprocess.run(command, cwd=project_root, check=True, capture_output=True, timeout=LIMIT_S)
     mask: NDArray[Any] = np.load(output)

@@ -13,7 +13,6 @@ from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from unittest.mock import patch
 
-from service.commands.program import WRONG_USAGE
 from service.monitoring.metrics_server import LIVE, READY
 from service.server import LOG_GRACE_S, TRACE_GRACE_S, WRITE_GRACE_S
 from service.settings import PREFIX, Settings, load_settings
@@ -28,6 +27,7 @@ from tests.deploy.workloads import (
     workloads,
 )
 from tests.monitoring.prometheus_queries import known_series, metric_names
+from tipserve_cli.commands.program import WRONG_USAGE
 
 Faults = Iterator[str]
 ROOT = Path(__file__).resolve().parents[2]

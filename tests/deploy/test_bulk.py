@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from service.commands.embed import EmbedOptions
-from service.commands.embed_job import job_options
-from service.commands.model_options import ModelOptions
-from service.commands.program import new_app
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Workload, workloads
 from tests.tools import run
+from tipserve_cli.commands.embed import EmbedOptions
+from tipserve_cli.commands.embed_job import job_options
+from tipserve_cli.commands.model_options import ModelOptions
+from tipserve_cli.commands.program import new_app
 
 PATHS = ("bulk", "bulk/rayjob.yaml")
 
@@ -65,7 +65,7 @@ def test_the_jobs_arguments_run(project_root: Path, tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), (200, 10, 20)).save(images / "red.png")
     (images / "broken.jpg").write_bytes(b"nonsense")
     arguments = [one.replace("/data/", f"{tmp_path}/") for one in pods("bulk")[1]]
-    command = (sys.executable, "-m", "service.commands", "embed")
+    command = (sys.executable, "-m", "tipserve_cli", "embed")
     ended = run(*command, *arguments, cwd=project_root)
     assert ended.returncode == 0, ended.stderr
     assert "1 images were skipped" in ended.stderr

@@ -17,14 +17,14 @@ import pytest
 from pycocotools.coco import COCO
 
 from model.package import ModelPackage
-from service.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
+from tipserve_cli.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
 
 LIMIT_S = 60.0
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "service.commands", *arguments]
+    return [sys.executable, "-m", "tipserve_cli", *arguments]
 
 
 @pytest.fixture

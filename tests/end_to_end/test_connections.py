@@ -26,7 +26,7 @@ TRAIN += ["--set", "precision=float32", "--set", "optim.optimizer=adamw"]
 PROGRAMS = {
     # Starts a server, and asks every route, gRPC, the client and a command with a server.
     "serve": [str(ROOT / "scripts" / "request_every_route.py")],
-    "embed": ["-m", "service.commands", "embed", "images", "-o", "embeddings.parquet"],
+    "embed": ["-m", "tipserve_cli", "embed", "images", "-o", "embeddings.parquet"],
     "train": TRAIN,
 }
 CONTROL = "import socket; socket.socket(socket.{0}, socket.SOCK_DGRAM).connect(('{1}', 9))"

@@ -17,8 +17,8 @@ from PIL import Image
 from model.class_names import ade20k_names
 from model.manifest import PUBLISHED_ZERO_SHOT
 from model.package import ModelPackage, open_package, write_manifest
-from service.commands.program import DONE, main
 from tests.end_to_end.test_published_protocol import embed_texts, value_patches
+from tipserve_cli.commands.program import DONE, main
 
 SIDE = 56  # the tiny model's native size; 448 in the notebook
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def test_processes_of_torchrun_give_the_report_of_one(
 ) -> None:
     # A batch may change the last bits of an answer.
     environment = {**os.environ, "TIPSERVE_MAX_BATCH_IMAGES": "1", "PYTHONPATH": str(project_root)}
-    evaluate_ = ["-m", "service.commands", "evaluate", f"--model={published}", *sets]
+    evaluate_ = ["-m", "tipserve_cli", "evaluate", f"--model={published}", *sets]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
     starts = {"one": [], "two": [*torchrun, sys.executable]}
     for name, start in starts.items():

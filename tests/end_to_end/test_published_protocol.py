@@ -89,7 +89,7 @@ def test_every_way_in_follows_the_published_protocol(
         file, output = tmp_path / f"{index}.png", tmp_path / f"{index}.npy"
         file.write_bytes(image)
         command = ["segment", str(file), f"--classes={','.join(CLASSES)}", f"-o={output}"]
-        command = [sys.executable, "-m", "service.commands", *command, f"--model={converted.path}"]
+        command = [sys.executable, "-m", "tipserve_cli", *command, f"--model={converted.path}"]
         subprocess.run(command, check=True, capture_output=True)
         ways["command"][f"{index}.labels"] = np.load(output)
     for name, arrays in ways.items():

@@ -48,7 +48,7 @@ def start(project_root: Path) -> Iterator[Start]:
 
         def begin(*command: str) -> "subprocess.Popen[str]":
             process = subprocess.Popen(
-                [sys.executable, "-m", "service.commands", *command],
+                [sys.executable, "-m", "tipserve_cli", *command],
                 cwd=project_root,
                 env={**os.environ, **ray},
                 stdout=subprocess.DEVNULL,

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from model.package import ModelPackage, open_package
-from service.commands.program import DONE
-from service.commands.program import main as tipserve
 from tests.training.dense.conftest import write_masks
+from tipserve_cli.commands.program import DONE
+from tipserve_cli.commands.program import main as tipserve
 from training.__main__ import main
 
 if TYPE_CHECKING:

@@ -277,7 +277,7 @@ def test_a_thread_goes_on_where_its_policy_may_not_change(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("module", "variable", "num_threads"),
-    [("service.__main__", None, 1), ("service.__main__", "2", 2), ("service.commands", None, 1)],
+    [("service.__main__", None, 1), ("service.__main__", "2", 2), ("tipserve_cli", None, 1)],
 )
 def test_matrix_products_start_no_threads_unless_the_variable_says_so(
     project_root: Path, module: str, variable: str | None, num_threads: int

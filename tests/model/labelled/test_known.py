@@ -20,10 +20,10 @@ from model.labelled.sets import (
     SetError,
     read_names,
 )
-from service.commands.evaluate import KnownName
-from service.evaluation.answers import Answers
-from service.evaluation.tasks import TaskOptions, score_instances
-from tests.service.evaluation.conftest import Scripted
+from tests.tipserve_cli.evaluation.conftest import Scripted
+from tipserve_cli.commands.evaluate import KnownName
+from tipserve_cli.evaluation.answers import Answers
+from tipserve_cli.evaluation.tasks import TaskOptions, score_instances
 
 Write = Callable[..., Path]
 

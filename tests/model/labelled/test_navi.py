@@ -12,9 +12,9 @@ from PIL import Image
 from model.labelled.known import read_known
 from model.labelled.navi import NaviDepth, NaviNormals, normals_of, square_around
 from model.labelled.sets import SetError
-from service.evaluation.answers import Answers
-from service.evaluation.tasks import TaskOptions, score_normals
-from tests.service.evaluation.conftest import Scripted
+from tests.tipserve_cli.evaluation.conftest import Scripted
+from tipserve_cli.evaluation.answers import Answers
+from tipserve_cli.evaluation.tasks import TaskOptions, score_normals
 
 FOCAL_LENGTH = 1500.0
 HEIGHT, WIDTH = 1024, 1536

@@ -1,8 +1,0 @@
-"""`python -m service.commands`: the same as `tipserve`."""
-
-import sys
-
-from service.commands.program import main
-
-if __name__ == "__main__":
-    sys.exit(main())

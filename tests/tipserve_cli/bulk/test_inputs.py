@@ -1,0 +1,250 @@
+"""Inputs are found, split into parts and read; unreadable images do not stop the job."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.core import url_to_fs
+from fsspec.implementations.memory import MemoryFileSystem
+
+from tipserve_cli.bulk.inputs import Columns, InputError, InputImage, Part, find_inputs, read_part
+from tipserve_cli.bulk.stores import StoreFailed
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.jpg", "a.PNG", "sub/c.webp", ".hidden.jpg", "notes.txt", "_errors/x.jpg"):
+        file = tmp_path / "tree" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    return tmp_path / "tree"
+
+
+def paths(tree: Path, *named: str, lines: tuple[str, ...] = ()) -> list[str]:
+    inputs = find_inputs(named, lines, 2)
+    found = [path for part in inputs.parts for path in part.paths]
+    return [str(Path(path).relative_to(tree)) for path in found]
+
+
+def test_a_folder_is_read_in_order_without_hidden_files(tree: Path) -> None:
+    assert paths(tree, str(tree)) == ["a.PNG", "b.jpg", "sub/c.webp"]
+
+
+def test_patterns_lists_and_names_give_files_too(tree: Path) -> None:
+    assert paths(tree, f"{tree}/**/*.webp") == ["sub/c.webp"]
+    lines = (f"{tree}/b.jpg\n", "\n", f"{tree}/sub\n")
+    assert paths(tree, "-", lines=lines) == ["b.jpg", "sub/c.webp"]
+    assert paths(tree, f"{tree}/notes.txt") == ["notes.txt"], "a named file needs no suffix"
+
+
+def test_the_digest_follows_names_and_sizes(tree: Path) -> None:
+    before = find_inputs([str(tree)], [], 2).digest
+    assert find_inputs([str(tree)], [], 5).digest == before
+    (tree / "b.jpg").write_bytes(b"longer")
+    assert find_inputs([str(tree)], [], 2).digest != before
+
+
+def test_files_rows_and_shards_are_split_into_parts_without_gaps(
+    tree: Path, tmp_path: Path
+) -> None:
+    inputs = find_inputs([str(tree)], [], 2)
+    assert [(part.number, len(part.paths)) for part in inputs.parts] == [(0, 2), (1, 1)]
+    assert inputs.num_images == 3
+    for name, num_rows in (("a", 5), ("b", 2)):
+        pq.write_table(pa.table({"image": [b"x"] * num_rows}), tmp_path / f"{name}.parquet")
+    inputs = find_inputs([f"{tmp_path}/*.parquet"], [], 3)
+    ranges = [(Path(part.paths[0]).stem, part.start, part.stop) for part in inputs.parts]
+    assert ranges == [("a", 0, 3), ("a", 3, 5), ("b", 0, 2)]
+    assert inputs.num_images == 7
+    for name in ("0.tar", "1.tar"):
+        (tmp_path / name).write_bytes(b"")
+    shards = find_inputs([f"{tmp_path}/*.tar"], [], 3).parts
+    assert [part.kind for part in shards] == ["tar", "tar"]
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        (["missing"], "missing does not exist"),
+        (["*.gif"], "*.gif does not exist"),
+        (["empty"], "No images found in empty"),
+        (["a.jpg", "b.tar"], "several kinds"),
+        (["broken.parquet"], "cannot be read as Parquet"),
+    ],
+)
+def test_invalid_inputs_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for name in ("a.jpg", "b.tar", "broken.parquet"):
+        Path(name).write_bytes(b"x")
+    with pytest.raises(InputError, match=sentence.replace("*", r"\*")):
+        find_inputs(named, [], 3)
+
+
+def read(path: Path | str, part_items: int = 100, **columns: str) -> list[list[InputImage]]:
+    inputs = find_inputs([str(path)], [], part_items)
+    return [list(read_part(part, Columns(**columns))) for part in inputs.parts]
+
+
+def shard(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_pipes_and_broken_links_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "b.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(tmp_path / "c.jpg")
+    for named in (tmp_path, tmp_path / "*.jpg"):
+        ((file, link, pipe),) = read(named)
+        assert file.data == b"a"
+        assert link.problem == "The file cannot be read: No such file or directory."
+        assert pipe.problem == "This is not a regular file."
+
+
+@pytest.mark.parametrize("group", [1, 2, 100])
+def test_every_row_is_read_once_for_any_row_groups(tmp_path: Path, group: int) -> None:
+    rows = [b"%d" % i for i in range(7)]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet", row_group_size=group)
+    items = [item for part in read(tmp_path, 3) for item in part]
+    assert [item.data for item in items] == rows
+    assert [item.key for item in items] == [f"{tmp_path}/a.parquet:{i}" for i in range(7)]
+
+
+def test_rows_may_contain_paths_and_structs(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"on disk")
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": b"inside", "path": None}, {"path": "x.bin"}, None]),
+            "id": [7, 8, 9],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    ((first, second, third),) = read(tmp_path / "a.parquet", image="image", key="id")
+    assert (first.key, first.data) == ("7", b"inside")
+    assert (second.key, second.data) == ("8", b"on disk")
+    assert third.data is None
+
+
+def test_a_missing_column_ends_the_job(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"photo": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"no column 'image'.*photo"):
+        read(tmp_path)
+
+
+def test_a_shard_is_read_sample_by_sample(tmp_path: Path) -> None:
+    members = (("a/0.json", b"{}"), ("a/0.seg.jpg", b"0"), ("a/1.txt", b"t"), ("a/2.png", b"2"))
+    ((first, second, third),) = read(shard(tmp_path / "s.tar", *members))
+    assert (first.key, first.data) == ("a/0", b"0")
+    assert (second.key, second.problem) == ("a/1", "The sample contains no image.")
+    assert (third.key, third.data) == ("a/2", b"2")
+
+
+def test_a_truncated_shard_keeps_its_first_samples(tmp_path: Path) -> None:
+    path = shard(tmp_path / "s.tar", ("0.jpg", b"0" * 600), ("1.jpg", b"1" * 600))
+    path.write_bytes(path.read_bytes()[:2000])
+    ((first, *_, last),) = read(path)
+    assert (first.key, first.data) == ("0", b"0" * 600)
+    assert last.problem == "The shard is damaged from here on."
+
+
+def upload(folder: Path, url: str) -> None:
+    files, root = url_to_fs(url)
+    files.put(str(folder), root, recursive=True)
+
+
+@pytest.mark.parametrize("named", ["", "/", "/b.jpg", "/**/*.webp", "/sub", "/notes.txt"])
+def test_objects_are_found_as_files_are(tree: Path, store: str, named: str) -> None:
+    upload(tree, store)
+    expected = paths(tree, f"{tree}{named}")
+    inputs = find_inputs([f"{store}{named}"], [], 2)
+    found = [path for part in inputs.parts for path in part.paths]
+    assert [path.partition("/job/")[2] for path in found] == expected
+    assert all(path.startswith(store.partition("bucket")[0]) for path in found)
+    assert find_inputs(["-"], [f"{store}{named}\n"], 2) == inputs
+
+
+def test_objects_are_read_as_files_are(tmp_path: Path, store: str) -> None:
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    for number in range(20):
+        (folder / "images" / f"{number:02}.jpg").write_bytes(b"%d" % number)
+    table = pa.table({"image": [{"bytes": b"x"}, {"path": "images/03.jpg"}, {"path": "none"}]})
+    pq.write_table(table, folder / "a.parquet")
+    shard(folder / "s.tar", ("0.jpg", b"0" * 600), ("1.jpg", b"1" * 600))
+    upload(folder, store)
+    for name in ("images", "a.parquet", "s.tar"):
+        (expected,), (found,) = read(folder / name), read(f"{store}/{name}")
+        assert [item.data for item in found] == [item.data for item in expected]
+        assert all(item.source.startswith(store.partition("bucket")[0]) for item in found)
+    truncated = (folder / "s.tar").read_bytes()[:2000]
+    files, root = url_to_fs(store)
+    files.pipe_file(f"{root}/s.tar", truncated)
+    ((_, *_, last),) = read(f"{store}/s.tar")
+    assert last.problem == "The shard is damaged from here on."
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_a_missing_object_is_skipped_and_a_failing_store_ends_the_job(
+    tree: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(tree, store)
+    (part,) = find_inputs([store], [], 5).parts
+    MemoryFileSystem.store.pop("/bucket/job/b.jpg")
+    first, missing, _ = read_part(part, Columns())
+    assert (first.data, missing.problem) == (
+        b"x",
+        "The file cannot be read: there is no such object.",
+    )
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("no access")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
+    with pytest.raises(StoreFailed, match=r"a.PNG: PermissionError: no access"):
+        list(read_part(part, Columns()))
+
+
+def test_a_shard_that_a_store_stops_sending_is_not_taken_for_a_damaged_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError("reset")
+
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *_: Broken(b"x"))
+    part = Part(number=0, kind="tar", paths=("memory://bucket/s.tar",))
+    with pytest.raises(StoreFailed, match=r"s.tar: OSError: reset"):
+        list(read_part(part, Columns()))
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "sentence"),
+    [
+        ("memory://bucket/none", InputError, "memory://bucket/none does not exist"),
+        ("s4://bucket/photos", StoreFailed, "s4://bucket/photos: Protocol not known"),
+        ("oci://bucket/photos", StoreFailed, r"pip install 'tipserve\[stores\]'"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_named(
+    url: str, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        find_inputs([url], [], 5)
+
+
+def test_a_table_downloads_nothing_from_web_servers(tmp_path: Path) -> None:
+    table = pa.table({"image": ["http://127.0.0.1:9/a.jpg", "https://localhost/a.jpg"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (items,) = read(tmp_path / "a.parquet")
+    assert {item.problem for item in items} == {"Images are not downloaded from web servers."}

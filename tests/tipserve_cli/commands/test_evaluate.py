@@ -1,0 +1,219 @@
+"""`tipserve evaluate`: its report, comparison with an earlier one, and rules."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tipserve_cli.commands.conftest import FakeEngine
+from tipserve_cli.commands.program import DONE, FAILED, main
+
+
+@pytest.fixture
+def scenes(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two images of 40 x 60 with masks; the fake engine finds the first class everywhere."""
+    for index, label in enumerate((0, 1)):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        shutil.copy(image, tmp_path / "images" / f"{index}.png")
+        mask = np.full((40, 60), label, np.uint8)
+        mask[:, :30] = 0
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    (tmp_path / "names.txt").write_text("cat & mouse\ndog\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SEGMENT = ["evaluate", "--segmentation", "images", "masks", "names.txt"]
+
+
+class Links(HTMLParser):
+    """Every address in a page, and every tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_a_report_has_scores_intervals_confusions_and_masks(
+    scenes: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(SEGMENT) == DONE
+    printed = capsys.readouterr()
+    assert "zero-shot segmentation | images | model | mIoU | 37.50 [" in printed.out
+    assert "evaluation/report.html" in printed.out
+    assert "image 2 of 2: 2 answers, 0 skipped" in printed.err
+    assert sorted(path.name for path in (scenes / "evaluation").iterdir()) == [
+        "answers.sqlite", "counts.npz", "report.html", "report.json"
+    ]  # fmt: skip
+    document = json.loads((scenes / "evaluation" / "report.json").read_text())
+    score = next(one for one in document["scores"] if one["metric"] == "mIoU")
+    # cat: 75 % of all pixels, and all are called so. dog: none is found.
+    assert (score["value"], score["count"]) == (37.5, 2)
+    assert score["low"] <= score["value"] <= score["high"]
+    (task,) = document["tasks"]
+    assert task["classes"] == [
+        {"name": "dog", "value": 0.0},
+        {"name": "cat & mouse", "value": 75.0},
+    ]
+    assert task["confused"] == [{"truth": "dog", "predicted": "cat & mouse", "percent": 100.0}]
+    page = (scenes / "evaluation" / "report.html").read_text()
+    links = Links(page)
+    assert len(links.addresses) == 2 * 3
+    assert all(address.startswith("data:image/png;base64,") for address in links.addresses)
+    assert not {"script", "link", "a", "iframe"} & set(links.tags)
+    assert "cat &amp; mouse" in page
+    assert "37.50" in page
+
+
+def test_the_same_command_asks_the_model_nothing_again(
+    scenes: Path, fake_engine: FakeEngine
+) -> None:
+    Image.new("RGB", (60, 40)).save(scenes / "images" / "1.png")
+    assert main(SEGMENT) == DONE
+    assert fake_engine.num_images == 2
+    assert main([*SEGMENT, "--reduce-zero-label"]) == DONE
+    assert main(SEGMENT) == DONE
+    assert fake_engine.num_images == 2
+
+
+def test_a_report_is_compared_with_an_earlier_one(
+    scenes: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SEGMENT, "-o=old"]) == DONE
+    rules = scenes / "rules.toml"
+    rule = '[[score]]\ntask = "zero-shot segmentation"\nsplit = "images"\nmetric = "mIoU"\n'
+    rules.write_text(f"{rule}minimum = 30\nmax_loss = 1\n")
+    assert main([*SEGMENT, "-o=new", "--rules=rules.toml"]) == FAILED
+    assert "'model - earlier' was measured; evaluate with --against FOLDER" in (
+        capsys.readouterr().err
+    )
+    assert main([*SEGMENT, "-o=new", "--against=old", "--rules=rules.toml"]) == DONE
+    printed = capsys.readouterr().out
+    assert "model - earlier | mIoU | 0.00 [0.00, 0.00]" in printed
+    assert printed.count("passed") == 2
+    rules.write_text(f"{rule}minimum = 50\n")
+    assert main([*SEGMENT, "-o=new", "--rules=rules.toml"]) == FAILED
+    assert "1 rules failed: zero-shot segmentation | images | mIoU: 37.50, must reach 50.00" in (
+        capsys.readouterr().err
+    )
+    Image.fromarray(np.ones((40, 60), np.uint8)).save(scenes / "masks" / "0.png")
+    assert main([*SEGMENT, "-o=new", "--against=old"]) == FAILED
+    assert "was measured on other images" in capsys.readouterr().err
+
+
+def test_shards_give_the_report_of_one_process(
+    scenes: Path,
+    fake_engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(scenes / "images" / "1.png")
+    assert main([*SEGMENT, "-o=one"]) == DONE
+    assert fake_engine.num_images == 2
+    sharded = [*SEGMENT, "-o=two"]
+    capsys.readouterr()
+    assert main([*sharded, "--shard=1/2"]) == DONE
+    assert "process 1-of-2 has its answers" in capsys.readouterr().out
+    assert not (scenes / "two" / "report.json").exists()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(sharded) == DONE
+    assert fake_engine.num_images == 4
+    for name in ("report.json", "report.html"):
+        assert (scenes / "two" / name).read_text() == (scenes / "one" / name).read_text()
+    assert main([*sharded, "--shard=2/2"]) == FAILED
+    assert "such as 0/8" in capsys.readouterr().err
+
+
+def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake_engine: FakeEngine) -> None:
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "split" / place).mkdir(parents=True)
+        for index in range(2):
+            shutil.copy(image, tmp_path / "split" / place / f"{index}.png")
+    shutil.copytree(tmp_path / "split" / "val", tmp_path / "captioned")
+    for file in (tmp_path / "captioned").rglob("*.png"):
+        file.with_suffix(".txt").write_text(f"{file.parent.name} {file.stem}\n")
+    split, output = tmp_path / "split", tmp_path / "report"
+    sets = [f"--knn={split}", f"--linear={split}", f"--classification={split / 'val'}"]
+    command = ["evaluate", *sets, f"--retrieval={tmp_path / 'captioned'}", f"-o={output}"]
+    assert main(command) == DONE
+    # All images are one image, and all tasks but the texts use the same embedding of it.
+    assert 1 <= fake_engine.num_images <= fake_engine.window
+    tasks = [one["task"] for one in json.loads((output / "report.json").read_text())["tasks"]]
+    assert tasks == [
+        "image-text retrieval", "zero-shot classification", "kNN classification",
+        "linear classification",
+    ]  # fmt: skip
+
+
+def test_depth_and_normals_are_scored_if_the_model_has_heads(
+    scenes: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(2):
+        depth = np.full((40, 60), 1125 + 500 * index, np.uint16)  # the model finds one metre
+        normals = np.full((40, 60, 3), (0, 1, 1), np.float32) / 2**0.5
+        for folder in ("depths", "normals"):
+            (scenes / folder).mkdir(exist_ok=True)
+        Image.fromarray(depth).save(scenes / "depths" / f"{index}.png")
+        np.save(scenes / "normals" / f"{index}.npy", normals)
+    command = ["evaluate", "--depth", "images", "depths", "--normals", "images", "normals"]
+    assert main(command) == FAILED
+    assert "fake has no head for depth; use a model that has one" in capsys.readouterr().err
+    fake_engine.outputs = ("values", "depth")
+    assert main(command) == FAILED
+    assert "fake has no head for normals" in capsys.readouterr().err
+    assert fake_engine.num_images == 0
+    fake_engine.outputs = ("depth", "normals")
+    assert main(command) == DONE
+    printed = capsys.readouterr().out
+    assert "depth | images | model | RMSE (m) | 0.375 [0.125, 0.625] | n 2" in printed
+    assert "depth | images | model | delta1 | 50.00 [" in printed
+    assert "surface normals | images | model | mean angle (degrees) | 45.00 [45.00, 45.00]" in (
+        printed
+    )
+    page = (scenes / "evaluation" / "report.html").read_text()
+    assert "<td>RMSE (m)</td><td class=number>0.375</td><td>[0.125, 0.625]</td>" in page
+    # Another true depth is another set.
+    Image.fromarray(np.full((40, 60), 2000, np.uint16)).save(scenes / "depths" / "0.png")
+    assert main([*command, "-o=new", "--against=evaluation"]) == FAILED
+    assert "'depth | images' was measured on other images" in capsys.readouterr().err
+    rule = 'task = "depth"\nsplit = "images"\nmetric = "RMSE (m)"\nminimum = 1\n'
+    (scenes / "rules.toml").write_text(f"[[score]]\n{rule}")
+    assert main([*command, "--rules=rules.toml"]) == FAILED
+    assert "needs a metric of which more is better, such as delta1" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--linear-segmentation", "nowhere", "names.txt"], "nowhere/train/images is not a folder"),
+        ([], "Give a set: --segmentation, --retrieval, --classification, --instances, --knn"),
+        (["--knn=nowhere"], "nowhere/train is missing"),
+        (["--dataset", "coco", "nowhere"], "nowhere has no dataset_coco.json. coco needs"),
+        (["--knn=.", "--reduce-zero-label"], "--reduce-zero-label is for --segmentation"),
+        (["--retrieval=nowhere"], "nowhere is not a folder."),
+        ([*SEGMENT[1:], "-o=x", "--against=x"], "--against is the folder of --output"),
+        ([*SEGMENT[1:], "--against=nowhere"], "nowhere has no report"),
+        ([*SEGMENT[1:], "--templates=nowhere"], "nowhere cannot be read"),
+        ([*SEGMENT[1:], "--templates=names.txt"], "'cat & mouse' needs {} once"),
+        ([*SEGMENT[1:], "--rules=nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_invalid_arguments_are_named(
+    scenes: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert main(["evaluate", *arguments]) == FAILED
+    assert sentence in capsys.readouterr().err

@@ -1,0 +1,329 @@
+"""The console script: its commands, exit statuses and error messages."""
+
+import importlib
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from service.settings import Settings, load_settings
+from tests.tools import find_tool
+from tipserve_cli.bulk.embedding import Dtype
+from tipserve_cli.commands import models
+from tipserve_cli.commands.embed import EmbedOptions
+from tipserve_cli.commands.program import (
+    COMMANDS,
+    EXTRAS,
+    FAILED,
+    SERVE,
+    WRONG_USAGE,
+    main,
+    new_app,
+)
+
+
+def test_the_console_script_is_declared(project_root: Path) -> None:
+    document = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = document["project"]["scripts"]["tipserve"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert set(re.findall(r"^│ (\w+) ", text, re.MULTILINE)) == {*COMMANDS, SERVE}
+    for command in COMMANDS:
+        assert main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"Usage: tipserve {command}")
+        assert "Examples:" in text
+        assert "Exit status:" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [([], "Usage: tipserve"), (["embedd"], 'Unknown command "embedd"')]
+)
+def test_a_missing_or_unknown_command_is_wrong_usage(
+    given: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(given) == WRONG_USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"tipserve (\d+\.\d+\.\d+|unknown)\n", capsys.readouterr().out)
+
+
+# What each command needs, so that only the option is wrong.
+NEEDED = {
+    "classify": ["a", "--classes=c"],
+    "convert": ["a", "b"],
+    "embed": ["a", "-o", "b"],
+    "features": ["a", "-o", "b.npy"],
+    "search": ["a.parquet"],
+    "segment": ["a", "--classes=c", "-o=b"],
+    "show": ["a"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("option", [["--modell=x"], ["--modell", "x"], ["--mode"], ["-u"]])
+def test_an_unknown_option_is_an_error(
+    command: str, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command in ("evaluate", "segment") and option == ["--mode"]:
+        option = ["--mod"]
+    for arguments in ([*NEEDED.get(command, []), *option], [*option, *NEEDED.get(command, [])]):
+        assert main([command, *arguments]) == WRONG_USAGE
+        error = capsys.readouterr().err
+        assert error.startswith(f"tipserve {command}: Unknown option: {option[0].split('=')[0]}")
+        assert error.endswith(f"Run `tipserve {command} --help` for help.\n")
+
+
+def test_the_server_replaces_the_process() -> None:
+    taken: list[list[str]] = []
+    main(["serve", "--http-port=0"], execute=lambda path, arguments: taken.append(arguments))
+    assert taken == [[sys.executable, "-m", "service", "serve", "--http-port=0"]]
+
+
+def test_a_package_is_shown_and_a_missing_one_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["show", "bundled"]) == 0
+    assert "every SHA-256 verified" in capsys.readouterr().out
+    assert main(["convert", "no/such/folder/here", "out"]) == FAILED
+    assert "no/such/folder/here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["models", "--url=ftp://x"], "--url: 'ftp://x': write http://host:8000"),
+        (["models", "--url=http://x", "--runtime=onnx"], "--runtime has no effect with --url"),
+        (["models", "--model=no/such/folder/here"], "no/such/folder/here"),
+        (
+            ["models", "--runtime=abacus"],
+            'Invalid value "abacus" for --runtime. Choose from: "auto"',
+        ),
+        (["models", "--url=http://x", "--api-key-file=missing"], "cannot be read"),
+        (["segment", "missing.jpg", "--classes=a", "-o=m.png"], "missing.jpg cannot be read"),
+        (["embed", "missing", "-o=x.parquet"], "missing does not exist"),
+        (["embed", ".", "-o=x.parquet", "--outputs=cls3"], "--outputs 'cls3' is invalid"),
+        (["embed", ".", "-o=x.csv"], "Give a file name that ends in .parquet, or a folder"),
+        (["embed", "memory://x", "-o=s3://bucket/x.parquet"], "give a folder of the store"),
+        (["embed", "oci://bucket/x", "-o=x.parquet"], "pip install 'tipserve[stores]'"),
+    ],
+)
+def test_a_wrong_argument_is_named_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == FAILED
+    error = capsys.readouterr().err
+    assert error.startswith(f"tipserve {arguments[0]}: ")
+    assert sentence in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(28, "No space left on device"), "tipserve models: No space left on device.\n"),
+        (OSError("Disk is full"), "tipserve models: Disk is full.\n"),
+        (OSError(13, "Permission denied", "x"), "tipserve models: x: Permission denied.\n"),
+    ],
+)
+def test_system_errors_become_messages(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    sentence: str,
+) -> None:
+    def refuse() -> int:
+        raise error
+
+    monkeypatch.setattr(models, "run", refuse)
+    assert main(["models"]) == FAILED
+    assert capsys.readouterr().err == sentence
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("tipserve_cli.bulk")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "tipserve_cli.commands.embed_job", raising=False)
+    monkeypatch.delitem(sys.modules, "tipserve_cli.commands.progress", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
+    assert "pip install 'tipserve[cli]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["-m service", "script"])
+def test_a_module_of_the_working_folder_hides_none_of_ours(
+    project_root: Path, tmp_path: Path, start: str
+) -> None:
+    work, scripts = tmp_path / "work", tmp_path / "scripts"
+    for folder in (work, scripts):
+        folder.mkdir()
+    for name in ("model", "training", "numpy"):
+        (work / f"{name}.py").write_text("raise SystemExit('hidden')")
+    script = scripts / "tipserve"
+    script.write_text(
+        "from tipserve_cli.commands.program import main\nmain(['serve', '--show-config'])"
+    )
+    command = ["-m", "service", "--show-config"] if start == "-m service" else [str(script)]
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(project_root)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "http_port = 8000" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_needs_no_optional_package(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [*EXTRAS, "tipserve_client"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("tipserve_cli.commands.", "tipserve_cli.bulk"))
+    ]:
+        if name != "tipserve_cli.commands.program":
+            monkeypatch.delitem(sys.modules, name)
+    assert main([command, "--help"]) == 0
+    assert f"Usage: tipserve {command}" in capsys.readouterr().out
+
+
+Complete = Callable[[str], set[str]]
+# zsh calls the completion of a file by the file's name.
+COMPLETION = "_cyclopts_tipserve"
+READY = b"is ready"
+ENDED = b"is over"
+ZSH = """fpath=({folder} $fpath); autoload -Uz compinit; compinit -D -u; stty -echo; LISTMAX=1000
+bindkey '^I' list-choices; bindkey -s '^G' '\\C-uprint "is ov"er\\n'; print "is rea"dy
+"""
+
+
+def in_bash(script: Path, line: str) -> str:
+    """Completions of a word that follows, or of an option."""
+    program = (
+        f"source {script}; COMP_WORDS=({line} ''); [[ '{line}' == *' -' ]] && "
+        f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _tipserve; "
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    return output_of("bash", "-c", program)
+
+
+def in_fish(script: Path, line: str) -> str:
+    line += "" if line.endswith(" -") else " "
+    return output_of(find_tool("fish"), "-N", "-c", f"source {script}; complete -C '{line}'")
+
+
+def in_zsh(script: Path, line: str) -> str:
+    """What the key Tab lists on a terminal, which zsh needs for completion."""
+    find_tool("zsh")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb", "COLUMNS": "200"})
+    try:
+        os.write(terminal, ZSH.format(folder=script.parent).encode())
+        read_until(terminal, READY)
+        os.write(terminal, f"{line}{'' if line.endswith(' -') else ' '}\t\a".encode())
+        return read_until(terminal, ENDED)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def read_until(terminal: int, mark: bytes) -> str:
+    found = b""
+    while mark not in found:
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, found
+        found += os.read(terminal, 65536)
+    return found.decode()
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.fixture(params=[in_bash, in_fish, in_zsh])
+def completions(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Complete:
+    """Completions of a command line in a shell, by the script that the command installs."""
+    # The command adds a line to the start file of the shell.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script = tmp_path / COMPLETION
+    shell = request.param.__name__.removeprefix("in_")
+    assert main(["--install-completion", f"--shell={shell}", f"--output={script}"]) == 0
+    # fish and zsh say what a word means, too.
+    return lambda line: set(re.findall(r"[\w-]+", request.param(script, line)))
+
+
+def test_a_shell_completes_commands_options_and_choices(completions: Complete) -> None:
+    assert completions("tipserve") >= {*COMMANDS, SERVE}
+    assert completions("tipserve segment -") >= {"--classes", "--output", "--url", "--runtime"}
+    formats = completions("tipserve segment --format")
+    assert formats >= {"mask", "labels", "overlay", "coco"}
+    assert "--classes" not in formats
+    assert completions("tipserve serve -") >= {"--http-port", "--no-show-config"}
+    assert completions("tipserve serve --runtime") >= {"onnx", "openvino", "torch"}
+    assert completions("tipserve convert --precision") >= {"fp16", "int8_weights"}
+
+
+def test_the_number_formats_are_those_of_a_job() -> None:
+    assert get_args(get_args(get_type_hints(EmbedOptions, include_extras=True)["dtype"])[0]) == (
+        get_args(Dtype)
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "ray"), [([], None), (["--ray"], True), (["--ray", "auto"], "auto")]
+)
+def test_the_address_of_a_cluster_is_optional(given: list[str], ray: object) -> None:
+    _, bound, _ = new_app().parse_args(["embed", "a", "-o", "b", *given, "--workers", "2"])
+    assert (bound.args, bound.kwargs["options"].ray) == (("a",), ray)
+
+
+@pytest.mark.parametrize("program", ["tipserve serve", "python -m service"])
+def test_help_of_the_server_looks_like_that_of_the_commands(
+    program: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        load_settings(["--help"], {}, program)
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert text.startswith(f"Usage: {program} [OPTIONS]\n")
+    assert not re.search(r"tuple|Settings|lambda|default factory|None|SecretStr", text)
+    assert re.search(r"--http-port INT .*\[default: 8000\]", text)
+    named = set(re.findall(r"^│ --([a-z0-9-]+) ", text, re.MULTILINE))
+    assert named == {*(name.replace("_", "-") for name in Settings.model_fields), "help"}

@@ -1,0 +1,109 @@
+"""The images of an embedded folder that are most similar to words or to an image."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.tipserve_cli.commands.conftest import FakeEngine, unit
+from tipserve_cli.bulk.embedding import Row, row_schema, to_table
+from tipserve_cli.commands.program import DONE, FAILED, main
+
+VECTORS = {
+    "a.jpg": [0.5, 0, 0, 2],
+    "b.jpg": [3, 0, 0, 3],
+    "c.jpg": [9, 0, 0, 0],
+    "d.jpg": [0, 0, 0, 0],
+}
+
+
+def write(file: Path, names: list[str], **record: Any) -> Path:
+    """A file as `tipserve embed` writes it."""
+    rows = [
+        Row(
+            key=name,
+            source=f"x/{name}",
+            size_hw=(1, 1),
+            embedding={"cls1": np.array(vector, np.float32)},
+        )
+        for name, vector in VECTORS.items()
+        if name in names
+    ]
+    known = {"options": {"resolution": 56, "fit": "aspect"}, **record}
+    schema = row_schema(("cls1",), 4, "float16", {"tipserve": json.dumps(known)})
+    pq.write_table(to_table(rows, schema), file)
+    return file
+
+
+def test_the_best_images_are_printed_with_scores(
+    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "e.parquet", list(VECTORS))
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    write(folder / "part-00000.parquet", ["a.jpg", "c.jpg"])
+    write(folder / "part-00001.parquet", ["b.jpg", "d.jpg"])
+    for place in (file, folder):
+        assert main(["search", str(place), "a dog"]) == DONE
+        assert capsys.readouterr().out.splitlines() == [
+            "1.0000  c.jpg",
+            "0.7071  b.jpg",
+            "0.2425  a.jpg",
+            "0.0000  d.jpg",
+        ]
+    arguments = ["search", str(file), "--image", str(image), "--top=2", "--json"]
+    assert main(arguments) == DONE
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["key"], one["source"]) for one in found] == [
+        ("c.jpg", "x/c.jpg"),
+        ("b.jpg", "x/b.jpg"),
+    ]
+    assert found[1]["score"] == pytest.approx(0.5**0.5)
+    text, _, query = fake_engine.requests
+    assert text.texts == ("a dog",)
+    # The image of a query is resized as the others were.
+    assert (query.outputs, query.resolution, query.fit) == (("cls1",), 56, "aspect")
+
+
+def test_embeddings_of_another_model_are_refused(
+    tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"name": "other", "fingerprint": "y"}
+    file = write(tmp_path / "e.parquet", ["a.jpg"], model=model)
+    assert main(["search", str(file), "a"]) == FAILED
+    error = capsys.readouterr().err
+    assert "was embedded by other, and the query would be by fake; choose the same" in error
+    assert not fake_engine.requests
+    assert main(["search", str(write(file, ["a.jpg"], model={"fingerprint": "x"})), "a"]) == DONE
+
+
+@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["e.parquet"], "Give words, or --image with an image file."),
+        (["e.parquet", "a", "--image=image.png"], "Give words, or --image"),
+        (["e.parquet", "--image=no.png"], "no.png cannot be read"),
+        (["e.parquet", "a", "--column=cls2"], "no embeddings 'cls2'; choose a --column from cls1."),
+        (["image.png", "a"], "image.png cannot be read as Parquet."),
+        (["none.parquet", "a"], "none.parquet cannot be read as Parquet."),
+        (["other.parquet", "a"], "other.parquet is no output of `tipserve embed`."),
+        ([".", "a"], ". has no parts"),
+    ],
+)
+def test_invalid_arguments_are_named(
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(image.parent)
+    write(Path("e.parquet"), ["a.jpg"])
+    pq.write_table(pa.table({"cls1": [unit(0).tolist()]}), "other.parquet")
+    assert main(["search", *arguments]) == FAILED
+    assert sentence in capsys.readouterr().err

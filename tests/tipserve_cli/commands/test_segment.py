@@ -1,0 +1,171 @@
+"""Masks as files, by a fake engine or by the bundled model in this process."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from tests.tipserve_cli.commands.conftest import FakeEngine
+from tipserve_cli.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
+
+
+@pytest.mark.slow
+def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("mask.png", "mask.npy", "seen.png")]
+    for file in files:
+        options = ["--format=overlay"] if file.stem == "seen" else []
+        arguments = ["segment", str(image), "--classes= apple ,night", "-o", str(file)]
+        assert main([*arguments, *options]) == 0
+    labels_HW = np.load(files[1], allow_pickle=False)
+    assert labels_HW.shape == (40, 60)
+    assert set(np.unique(labels_HW)) <= {1, 2}
+    with Image.open(files[0]) as mask, Image.open(files[2]) as seen:
+        np.testing.assert_array_equal(np.asarray(mask), labels_HW)
+        assert seen.size == (60, 40)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [image.name, *(file.name for file in files)]
+    )
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_an_image_is_read_from_standard_input(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(image.read_bytes()))
+    monkeypatch.setattr("sys.stdin", stream)
+    file = tmp_path / "mask.npy"
+    assert main(["segment", "-", "--classes=apple", "-o", str(file)]) == 0
+    assert np.load(file, allow_pickle=False).tolist() == np.ones((40, 60)).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ["--classes=a", "-o", "mask.jpg"],
+            "--output must end in .png or .npy for --format mask, not mask.jpg.",
+        ),
+        (["--classes=a", "-o", "mask.npy", "--format=overlay"], "--output must end in .png"),
+        (["--classes=a", "-o", "mask.png", "--format=coco"], "must end in .json for --format coco"),
+        (
+            [f"--classes={','.join(map(str, range(256)))}", "-o", "m.png"],
+            "256 classes given, at most 255",
+        ),
+        (["--classes=a,a", "-o", "mask.png"], "is given twice"),
+        (["--classes=,", "-o", "mask.png"], "classes is empty"),
+        (["--classes=a", "-o", "mask.png", "--resolution=13"], "resolution must be a multiple"),
+        (["--classes=a", "-o", "no/such/mask.png"], "no/such is not a folder"),
+        (["--classes=a", "-o", "image.png/mask.png"], "image.png is not a folder"),
+    ],
+)
+def test_invalid_arguments_are_named_and_nothing_is_written(
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", str(image), *options]) == FAILED
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [image]
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "broken.jpg"
+    file.write_bytes(b"nonsense")
+    assert main(["segment", str(file), "--classes=a", "-o", str(tmp_path / "m.png")]) == FAILED
+    assert f"{file}: the image cannot be decoded" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
+    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.png", "b.png", "d.png", "more/e.png"):
+        shutil.copy(image, folder / name)
+    (folder / "c.jpg").write_bytes(b"nonsense")
+    file = tmp_path / "found.json"
+    command = ["segment", str(folder), "--classes=dog,cat", "--format=coco", "-o", str(file)]
+    assert main([*command[:3], "-o", str(tmp_path / "mask.png")]) == FAILED
+    assert "--format mask is of one image; coco takes a folder" in capsys.readouterr().err
+    fake_engine.most_images = 4
+    assert main(command) == FAILED
+    assert not file.exists()
+    journal = tmp_path / "found.json.journal"
+    lines = journal.read_bytes()
+    assert lines.count(b"\n") == 4  # the record and three images; the fourth was in flight
+    journal.write_bytes(lines + b'{"file_name": "d.p')  # a crash cut the line off
+    fake_engine.num_images, fake_engine.most_images = 0, 1000
+    assert main([*command, "--min-area-share=0.5"]) == FAILED
+    assert "with other options (min_area_share: was 0.001" in capsys.readouterr().err
+    assert main(command) == DONE_WITH_SKIPPED_IMAGES
+    assert fake_engine.num_images == 2
+    assert "4 instances in 4 images" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "found.errors.jsonl", "found.json", "image.png", "photos"
+    ]  # fmt: skip
+    (skipped,) = map(json.loads, (tmp_path / "found.errors.jsonl").read_text().splitlines())
+    assert (skipped["file_name"], skipped["code"]) == ("c.jpg", "invalid_image")
+    read = COCO(str(file))
+    names = [one["file_name"] for one in read.loadImgs(read.getImgIds())]
+    assert names == ["a.png", "b.png", "d.png", "more/e.png"]
+    assert [one["name"] for one in read.loadCats(read.getCatIds())] == ["dog", "cat"]
+    for annotation in read.loadAnns(read.getAnnIds()):
+        mask_HW = read.annToMask(annotation)
+        assert mask_HW.shape == (40, 60)
+        assert mask_HW[2:4, 1:4].all()
+        assert mask_HW.sum() == annotation["area"] == 6
+        assert coco_mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
+    results = read.loadRes(json.loads(file.read_text())["annotations"])
+    assert [one["score"] for one in results.loadAnns(results.getAnnIds())] == [0.75] * 4
+    assert main(command) == DONE
+    assert fake_engine.num_images == 2
+
+
+@pytest.mark.parametrize("named", ["head:pets", "model"])
+def test_the_categories_of_a_coco_file_are_the_classes_of_a_head(
+    image: Path,
+    tmp_path: Path,
+    fake_engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    named: str,
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        shutil.copy(image, folder / name)
+    file = tmp_path / "found.json"
+    command = ["segment", str(folder), f"--classes={named}", "--format=coco", "-o", str(file)]
+    fake_engine.most_images = 2
+    assert main(command) == FAILED
+    fake_engine.most_images, fake_engine.head = 1000, ("a cow",)
+    assert main(command) == FAILED
+    assert f"The classes of {named} changed during the job" in capsys.readouterr().err
+    fake_engine.head = ("a cat", "a dog")
+    assert main([*command, "--overwrite"]) == DONE
+    assert main(command) == DONE
+    found = json.loads(file.read_text())
+    assert [one["name"] for one in found["categories"]] == ["a cat", "a dog"]
+    assert [one["category_id"] for one in found["annotations"]] == [1, 1, 1, 1]
+
+
+def test_a_palette_does_not_hold_a_head_of_many_classes(
+    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_engine.head = tuple(map(str, range(256)))
+    command = ["segment", str(image), "--classes=head:many", "-o", str(tmp_path / "mask.png")]
+    assert main(command) == FAILED
+    assert "256 classes given, at most 255 fit into a PNG mask" in capsys.readouterr().err
+    assert main([*command, "--format=labels"]) == DONE

@@ -1,0 +1,389 @@
+"""`tipserve evaluate`: score a model on labelled images, and write a report."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from cyclopts import Parameter
+
+from model.manifest import ScoreEntry
+from service.messages import Features, GlobalFeatures, SegmentMode
+from tipserve_cli.commands.files import read_lines
+from tipserve_cli.commands.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.commands.program import DONE
+from tipserve_cli.engines.engine import ModelSummary, UserError, find_model
+
+TEMPLATE_SETS: Final = ("none", "tcl")
+KnownName = Literal[
+    "ade20k",
+    "voc21",
+    "context59",
+    "context60",
+    "coco",
+    "flickr30k",
+    "docci",
+    "imagenet",
+    "nyuv2",
+    "navi-depth",
+    "navi-normals",
+    "uned",
+    "uned-cars",
+    "uned-food2k",
+    "uned-gldv2",
+    "uned-inat",
+    "uned-inshop",
+    "uned-met",
+    "uned-rp2k",
+    "uned-sop",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of the command, apart from those of the model."""
+
+    segmentation: Annotated[
+        tuple[Path, Path, Path] | None,
+        Parameter(
+            help="Folder of images, folder of masks (x.png for x.jpg), and a file with a name a "
+            "line: label k is the k-th name from 0, and 255 is no class.",
+            show_default=False,
+        ),
+    ] = None
+    reduce_zero_label: Annotated[
+        bool,
+        Parameter(
+            help="For masks: label 0 is no class, and label k the k-th name from 1.",
+            show_default=False,
+        ),
+    ] = False
+    retrieval: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder of images, each with captions in a .txt file of its name, one a line; or "
+            "of WebDataset shards.",
+            show_default=False,
+        ),
+    ] = None
+    classification: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with a folder of images for each class, named after it.",
+            show_default=False,
+        ),
+    ] = None
+    instances: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with a folder of images for each thing: each image finds the others of "
+            "its thing. With query/ and index/, each of which has these folders, the images of "
+            "query/ are searched in index/.",
+            show_default=False,
+        ),
+    ] = None
+    knn: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with train/ and val/, each as for --classification: the votes of the "
+            "nearest train/ images.",
+            show_default=False,
+        ),
+    ] = None
+    linear: Annotated[
+        Path | None,
+        Parameter(help="The same folders: a logistic regression.", show_default=False),
+    ] = None
+    dataset: Annotated[
+        tuple[KnownName, Path] | None,
+        Parameter(
+            help="A known set and its folder, as its authors distribute it.",
+            show_default=False,
+        ),
+    ] = None
+    linear_segmentation: Annotated[
+        tuple[Path, Path] | None,
+        Parameter(
+            help="Folder with train/ and val/, each with images/ and masks/, and a file of names, "
+            "as for --segmentation: a logistic regression of patches.",
+            show_default=False,
+        ),
+    ] = None
+    depth: Annotated[
+        tuple[Path, Path] | None,
+        Parameter(
+            help="Folder of images, and folder of their depth: x.npy in metres, or x.png in "
+            "millimetres, 16 bits. 0 or not finite is no depth.",
+            show_default=False,
+        ),
+    ] = None
+    normals: Annotated[
+        tuple[Path, Path] | None,
+        Parameter(
+            help="Folder of images, and folder of their surface normals: x.npy, unit vectors, or "
+            "x.png, -1 to 1 as 0 to 255. Black, grey 127 or 128, and zero are no normal.",
+            show_default=False,
+        ),
+    ] = None
+    output: Annotated[
+        Path,
+        Parameter(
+            name=("--output", "-o"),
+            help="Folder of the report, and of the model's answers, from which a stopped "
+            "evaluation continues.",
+        ),
+    ] = Path("evaluation")
+    mode: Annotated[
+        SegmentMode | None,
+        Parameter(help="For segmentation: whole images, or windows. Default: the model's own."),
+    ] = None
+    features: Annotated[
+        Features | None,
+        Parameter(help="For segmentation: the patch embeddings. Default: the model's own."),
+    ] = None
+    background_threshold: Annotated[
+        float | None,
+        Parameter(
+            help="For segmentation: pixels with a lower cosine are of the class `background`."
+        ),
+    ] = None
+    classes: Annotated[
+        Literal["model"] | None,
+        Parameter(
+            help="For segmentation: masks by the model's own segmentation head, whose classes have "
+            "the names of the set."
+        ),
+    ] = None
+    templates: Annotated[
+        str | None,
+        Parameter(
+            help="Sentences for class names: none, tcl, or a file with a sentence a line in which "
+            "{} is the name. Default: the model's own in segmentation, tcl in classification."
+        ),
+    ] = None
+    embedding: Annotated[
+        GlobalFeatures, Parameter(help="The embedding of an image, for all other tasks.")
+    ] = "cls1"
+    resolution: Annotated[
+        int | None, Parameter(help="Resize the short side to this many pixels.")
+    ] = None
+    shard: Annotated[
+        str | None,
+        Parameter(
+            help="Which of several processes with one --output this is, such as 0/8: each answers "
+            "its share of the images, and the last writes the report. Default: as torchrun says."
+        ),
+    ] = None
+    against: Annotated[
+        Path | None,
+        Parameter(help="Folder of an earlier report: adds the differences to it."),
+    ] = None
+    rules: Annotated[
+        Path | None,
+        Parameter(help="TOML file of minimum scores and, with --against, maximum losses."),
+    ] = None
+
+
+def run(
+    *,
+    options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),
+    model: Model = ModelOptions(),
+) -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        UserError: A set is invalid, the model cannot answer, or a rule failed.
+    """
+    # Imported here, because help does not need them.
+    from tipserve_cli.evaluation.answers import ONLY, Answers, stored_answers  # noqa: PLC0415
+    from tipserve_cli.evaluation.report import Earlier, rules_of  # noqa: PLC0415
+    from tipserve_cli.evaluation.shards import Shard, choose_gpu  # noqa: PLC0415
+
+    if options.against is not None and options.against.resolve() == options.output.resolve():
+        raise UserError("--against is the folder of --output; choose another --output.")
+    # Read before anything is computed, because that may take hours.
+    earlier = None if options.against is None else Earlier.read(options.against)
+    rules = [] if options.rules is None else rules_of(options.rules)
+    shard = Shard.of(options.shard, os.environ)
+    jobs = _jobs(options, model.served_name)
+    if not model.url:
+        choose_gpu(os.environ)
+    with opened_engine(model) as engine:
+        found = find_model(engine, model.served_name)
+        _check_heads(jobs, found)
+        answers = partial(Answers, engine, model.url or "", found)
+        if shard != ONLY:
+            with stored_answers(options.output, shard) as stored:
+                _answer(jobs, answers(stored), shard)
+            if not shard.finish(options.output, f"{found} {replace(options, shard=None)}"):
+                print(f"{options.output}: {found.name}, process {shard} has its answers")
+                return DONE
+        with stored_answers(options.output) as stored:
+            results = _scored(jobs, answers(stored))
+    return _report(options.output, found, results, earlier=earlier, rules=rules)
+
+
+def _answer(jobs: Sequence["_Job"], answers: Any, shard: Any) -> None:
+    """Store the answers to a share of all images."""
+    for job in jobs:
+        images = shard.share(job.images)
+        with _progress(len(images)) as advance:
+            replace(answers, advance=advance).ask(images, job.request)
+
+
+def _scored(jobs: Sequence["_Job"], answers: Any) -> list[Any]:
+    results = []
+    for job in jobs:
+        with _progress(len(job.images)) as advance:
+            results.append(job.score(replace(answers, advance=advance)))
+    return results
+
+
+def _report(
+    output: Path, model: ModelSummary, results: Sequence[Any], *, earlier: Any, rules: Any
+) -> int:
+    """Write the report, compared with an earlier one and judged by rules."""
+    from tipserve_cli.evaluation.page import write_page  # noqa: PLC0415 - help does not need them
+    from tipserve_cli.evaluation.report import (  # noqa: PLC0415
+        entries_of,
+        failed_rules,
+        write_report,
+    )
+
+    entries = entries_of(results, earlier)
+    write_report(output, model, results, entries)
+    write_page(output, model, results, entries)
+    for entry in entries:
+        print(_line(entry))
+    print(f"{output / 'report.html'}: {model.name}")
+    failed = failed_rules(rules, entries)
+    if failed:
+        raise UserError(f"{len(failed)} rules failed: {'; '.join(failed)}.")
+    return DONE
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A task on a set.
+
+    Attributes:
+        images: Images that the model sees.
+        request: For each image.
+        score: Computes the result.
+        head: The dense head that the model needs; empty for none.
+    """
+
+    images: Sequence[Any]
+    request: Any
+    score: Callable[[Any], Any]
+    head: str = ""
+
+
+def _check_heads(jobs: Sequence[_Job], model: ModelSummary) -> None:
+    """Check that the model can do all tasks, before the first one."""
+    missing = [job.head for job in jobs if job.head and job.head not in model.outputs]
+    if missing:
+        raise UserError(
+            f"{model.name} has no head for {missing[0]}; use a model that has one, such as a "
+            "package converted from a TIPSv2 checkpoint whose name ends in -dpt."
+        )
+
+
+def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
+    """The tasks in the order of the options; all sets are read before a model is loaded."""
+    from model.labelled import sets  # noqa: PLC0415 - help does not need them
+    from model.labelled.known import read_known  # noqa: PLC0415
+    from tipserve_cli.evaluation import tasks  # noqa: PLC0415
+
+    if options.reduce_zero_label and not (options.segmentation or options.linear_segmentation):
+        raise UserError(
+            "--reduce-zero-label is for --segmentation and --linear-segmentation; remove it."
+        )
+    asked = _task_options(options, served_name)
+    jobs = []
+
+    def add(score: Callable[..., Any], given: Any) -> None:
+        heads = {tasks.score_depth: "depth", tasks.score_normals: "normals"}
+        if options.classes is not None:
+            heads[tasks.score_segmentation] = "segmentation"
+        head = heads.get(score, "")
+        request = tasks.REQUEST_OF[score](given, asked)
+        jobs.append(_Job(given.images, request, lambda answers: score(given, answers, asked), head))
+
+    is_zero_none = options.reduce_zero_label
+    read_masks = partial(sets.read_segmentation, reduce_zero_label=is_zero_none)
+    read_masked = partial(sets.read_masked_split, reduce_zero_label=is_zero_none)
+    readers: list[tuple[Any, Callable[..., Any], Callable[..., Any]]] = [
+        (options.segmentation, read_masks, tasks.score_segmentation),
+        (options.retrieval, sets.read_captioned, tasks.score_retrieval),
+        (options.classification, sets.read_classes, tasks.score_classification),
+        (options.instances, sets.read_instances, tasks.score_instances),
+        (options.knn, sets.read_split, tasks.score_knn),
+        (options.linear, sets.read_split, tasks.score_linear),
+        (options.linear_segmentation, read_masked, tasks.score_linear_segmentation),
+        (options.depth, sets.read_depth, tasks.score_depth),
+        (options.normals, sets.read_normals, tasks.score_normals),
+    ]
+    for folders, read, score in readers:
+        if folders is not None:
+            add(score, read(*(folders if isinstance(folders, tuple) else (folders,))))
+    if options.dataset is not None:
+        known = read_known(*options.dataset)
+        add(next(score for kind, score in tasks.TASK_OF.items() if isinstance(known, kind)), known)
+    if not jobs:
+        raise UserError(
+            "Give a set: --segmentation, --retrieval, --classification, --instances, --knn, "
+            "--linear, --linear-segmentation, --depth, --normals or --dataset."
+        )
+    return jobs
+
+
+def _task_options(options: EvaluateOptions, served_name: str | None) -> Any:
+    from tipserve_cli.evaluation.tasks import TaskOptions  # noqa: PLC0415 - help does not need it
+
+    return TaskOptions(
+        model=served_name,
+        embedding=options.embedding,
+        resolution=options.resolution,
+        templates=_templates(options.templates),
+        features=options.features,
+        mode=options.mode,
+        background_threshold=options.background_threshold,
+        classes=options.classes,
+    )
+
+
+def _templates(given: str | None) -> Any:
+    if given is None or given in TEMPLATE_SETS:
+        return given
+    lines = tuple(read_lines(Path(given)))
+    bad = [line for line in lines if line.count("{}") != 1]
+    if bad:
+        raise UserError(f"{given}: {bad[0]!r} needs {{}} once, where the name stands.")
+    return lines
+
+
+@contextmanager
+def _progress(num_images: int) -> Iterator[Callable[[], None]]:
+    """Show the images of a task; gives the function that counts one."""
+    from tipserve_cli.commands.progress import shown_progress  # noqa: PLC0415 - it needs pyarrow
+
+    with shown_progress(num_images, 0, num_images, nouns=("image", "answers")) as progress:
+
+        def advance() -> None:
+            progress.image_read()
+            progress.part_written(1, 0)
+
+        yield advance
+
+
+def _line(entry: ScoreEntry) -> str:
+    from tipserve_cli.evaluation.report import digits  # noqa: PLC0415 - help does not need it
+
+    places = digits(entry.metric)
+    interval = "" if entry.low is None else f" [{entry.low:.{places}f}, {entry.high:.{places}f}]"
+    title = f"{entry.task} | {entry.split} | {entry.row} | {entry.metric}"
+    return f"{title} | {entry.value:.{places}f}{interval} | n {entry.count}"

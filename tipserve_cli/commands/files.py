@@ -1,0 +1,76 @@
+"""Files that commands read and write, with errors that name them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.files import atomic_write
+from tipserve_cli.engines.engine import EngineError
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def read_image(image: str) -> bytes:
+    """Read an image file, or standard input for `-`.
+
+    Raises:
+        EngineError: The file cannot be read.
+    """
+    if image == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise EngineError(f"{image} cannot be read: {error.strerror}.") from error
+
+
+def read_lines(file: Path) -> list[str]:
+    """Read the lines of a text file, or of standard input for `-`.
+
+    Raises:
+        EngineError: The file cannot be read, has no lines, or a line is blank.
+    """
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EngineError(f"{file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise EngineError(f"{file} is not UTF-8 text.") from error
+    lines = text.splitlines()
+    if not lines:
+        raise EngineError(f"{file} has no lines.")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise EngineError(f"{file}: line {number} is blank; remove it.")
+    return lines
+
+
+def check_output(output: Path, suffixes: Sequence[str], purpose: str = "") -> str:
+    """Check the output before anything is computed; returns its suffix in lower case.
+
+    Raises:
+        EngineError: The suffix is another one, or the folder does not exist.
+    """
+    suffix = output.suffix.lower()
+    if suffix not in suffixes:
+        *others, last = suffixes
+        known = f"{', '.join(others)} or {last}" if others else last
+        raise EngineError(f"--output must end in {known}{purpose}, not {output.name}.")
+    if not output.parent.is_dir():
+        raise EngineError(f"{output} cannot be written: {output.parent} is not a folder.")
+    return suffix
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file atomically.
+
+    Raises:
+        EngineError: The file cannot be written.
+    """
+    try:
+        atomic_write(file, content)
+    except OSError as error:
+        raise EngineError(f"{file} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,223 @@
+"""The report of an evaluation: scores with intervals as JSON, and their comparison with another.
+
+A folder holds `report.json`, the counts of each example that a comparison needs (`counts.npz`), and
+the page for readers.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.files import atomic_write
+from model.manifest import ScoreEntry
+from model.scores.bootstrap import Interval
+from model.scores.gate import Rows, Rule, judge, read_rules
+from model.scores.pixels import Pixels
+from tipserve_cli.engines.engine import ModelSummary, UserError
+from tipserve_cli.evaluation.tasks import ERRORS, Result, Score
+
+REPORT: Final = "report.json"
+COUNTS: Final = "counts.npz"
+MODEL, EARLIER, CHANCE = "model", "earlier", "chance"
+GAIN: Final = f"{MODEL} - {EARLIER}"
+ROWS: Final = Rows(own=MODEL, gain=GAIN, option="--against FOLDER")
+NUM_CONFUSED: Final = 10
+
+
+class ReportError(UserError):
+    """A report cannot be read, or does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The counts of an earlier report, and its folder."""
+
+    folder: Path
+    counts: Mapping[str, NDArray[Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the counts of a folder.
+
+        Raises:
+            ReportError: There are none.
+        """
+        try:
+            with np.load(folder / COUNTS, allow_pickle=False) as stored:
+                return cls(folder, {name: stored[name] for name in stored.files})
+        except (OSError, ValueError) as error:
+            raise ReportError(f"{folder} has no report: {COUNTS} cannot be read.") from error
+
+    def of(self, result: Result, score: Score) -> Any:
+        """The counts of the same score.
+
+        Raises:
+            ReportError: It is not there, or of other examples.
+        """
+        place = f"{result.task} | {result.split}"
+        fields = [field.name for field in dataclasses.fields(score.counts)]
+        names = [f"{place} | {score.metric} | {field}" for field in fields]
+        if not all(name in self.counts for name in names):
+            raise ReportError(f"{self.folder} has no score '{place} | {score.metric}'.")
+        if self.counts[place] != _digest(result):
+            raise ReportError(f"{self.folder}: {place!r} was measured on other images or labels.")
+        arrays = (self.counts[name] for name in names)
+        return type(score.counts)(**dict(zip(fields, arrays, strict=True)))
+
+
+def entries_of(results: Sequence[Result], earlier: Earlier | None) -> list[ScoreEntry]:
+    """The rows of all scores: the model's, its difference to an earlier report, and chance.
+
+    Raises:
+        ReportError: The earlier report is of other examples.
+    """
+    entries = []
+    for result in results:
+        for score in result.scores:
+            entries.append(_entry(result, score, MODEL, score.interval()))
+            if earlier is not None:
+                gain = score.interval(earlier.of(result, score))
+                entries.append(_entry(result, score, GAIN, gain))
+            if score.chance is not None:
+                entries.append(_entry(result, score, CHANCE, score.chance))
+    return entries
+
+
+def _entry(result: Result, score: Score, row: str, value: Interval | float) -> ScoreEntry:
+    numbers: dict[str, float] = {"value": value} if isinstance(value, float) else asdict(value)
+    return ScoreEntry(
+        task=result.task,
+        split=result.split,
+        row=row,
+        metric=score.metric,
+        count=len(score.counts),
+        **{key: round(number, 4) for key, number in numbers.items()},
+    )
+
+
+def _digest(result: Result) -> str:
+    """Of the examples and the right answers, by which results can be compared."""
+    parts = [list(result.examples), list(result.names), result.truth]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for score in result.scores:
+        if isinstance(score.counts, Pixels):
+            digest.update(score.counts.truth_SK.tobytes())
+        else:
+            digest.update(score.counts.count_S.tobytes())
+            if result.confusion_KK is not None:
+                digest.update(result.confusion_KK.sum(1).tobytes())
+    return digest.hexdigest()
+
+
+def digits(metric: str) -> int:
+    """Decimals that readers see: millimetres, or hundredths."""
+    return 3 if metric.endswith("(m)") else 2
+
+
+def rules_of(file: Path) -> list[Rule]:
+    """Read rules.
+
+    Raises:
+        ReportError: They cannot be read, or one is about a metric of which less is better.
+    """
+    try:
+        rules = read_rules(file)
+    except (OSError, ValueError) as error:
+        raise ReportError(str(error)) from error
+    bad = [rule.title for rule in rules if rule.metric in ERRORS]
+    if bad:
+        raise ReportError(
+            f"{bad[0]!r}: a rule needs a metric of which more is better, such as delta1 or the "
+            "share under 11.25 degrees."
+        )
+    return rules
+
+
+def failed_rules(rules: Sequence[Rule], entries: Sequence[ScoreEntry]) -> list[str]:
+    """Print a verdict for each rule; returns the failed ones.
+
+    Raises:
+        ReportError: A rule names a score that was not measured.
+    """
+    try:
+        verdicts = judge(rules, entries, ROWS)
+    except ValueError as error:
+        raise ReportError(str(error)) from error
+    for verdict in verdicts:
+        print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict.text}")
+    return [verdict.text for verdict in verdicts if not verdict.passed]
+
+
+def class_scores(result: Result) -> list[tuple[str, float]]:
+    """IoU or accuracy of each class that occurs, in percent, the worst first."""
+    table_KK = result.confusion_KK
+    if table_KK is None:
+        return []
+    counts = result.scores[0].counts
+    if isinstance(counts, Pixels):
+        score_K = counts.iou(np.ones((1, len(counts))))[0]
+    else:
+        with np.errstate(invalid="ignore"):
+            score_K = 100 * table_KK.diagonal() / table_KK.sum(1)
+    pairs = zip(result.names, score_K.tolist(), strict=True)
+    return sorted(((name, x) for name, x in pairs if np.isfinite(x)), key=lambda pair: pair[1])
+
+
+def confused_classes(result: Result) -> list[tuple[str, str, float]]:
+    """True class, predicted class, and percent of the true class: the worst first."""
+    table_KK = result.confusion_KK
+    if table_KK is None:
+        return []
+    wrong_KK = 100 * table_KK / np.maximum(table_KK.sum(1, keepdims=True), 1)
+    np.fill_diagonal(wrong_KK, 0)
+    order = np.argsort(-wrong_KK, axis=None, kind="stable")[:NUM_CONFUSED]
+    rows, columns = np.unravel_index(order, wrong_KK.shape)
+    return [
+        (result.names[row], result.names[column], float(wrong_KK[row, column]))
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        if wrong_KK[row, column]
+    ]
+
+
+def write_report(
+    folder: Path, model: ModelSummary, results: Sequence[Result], entries: Sequence[ScoreEntry]
+) -> None:
+    """Write `report.json` and `counts.npz`."""
+    document = {
+        "model": asdict(model),
+        "scores": [entry.model_dump() for entry in entries],
+        "tasks": [
+            {
+                "task": result.task,
+                "split": result.split,
+                "options": dict(result.options),
+                "classes": [
+                    {"name": name, "value": round(value, 4)} for name, value in class_scores(result)
+                ],
+                "confused": [
+                    {"truth": truth, "predicted": called, "percent": round(percent, 4)}
+                    for truth, called, percent in confused_classes(result)
+                ],
+                "published": [asdict(one) for one in result.published],
+            }
+            for result in results
+        ],
+    }
+    atomic_write(folder / REPORT, json.dumps(document, indent=1) + "\n")
+    arrays: dict[str, Any] = {}
+    for result in results:
+        arrays[f"{result.task} | {result.split}"] = _digest(result)
+        for score in result.scores:
+            for field, array in asdict(score.counts).items():
+                arrays[f"{result.task} | {result.split} | {score.metric} | {field}"] = array
+    stream = BytesIO()
+    np.savez_compressed(stream, **arrays)
+    atomic_write(folder / COUNTS, stream.getvalue())

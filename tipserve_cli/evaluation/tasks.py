@@ -1,0 +1,761 @@
+"""The evaluation tasks: from the answers of a model on a set to scores with intervals.
+
+Shapes: R resamples of the examples, S examples, K classes, B images, T texts, Q queries, C
+candidates, D width, H W pixels, P pixels that count.
+"""
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.dense_maps import MapTask
+from model.labelled.sets import (
+    CLASSIFICATION,
+    DEPTH,
+    INSTANCES,
+    NORMALS,
+    OWN_SEGMENTATION,
+    RETRIEVAL,
+    SEGMENTATION,
+    CaptionedSet,
+    DepthSet,
+    ImageSource,
+    InstanceSet,
+    LabelledSet,
+    MaskedSplit,
+    NormalSet,
+    Published,
+    SegmentationSet,
+    SetError,
+    SplitSet,
+)
+from model.scores.bootstrap import Interval, bootstrap
+from model.scores.maps import angles, depth_scores
+from model.scores.pixels import Pixels, count_pixels
+from model.scores.ranking import Ranking, rank
+from model.segmentation import bilinear_matrix, l2_normalize, patch_shares
+from service.messages import (
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    EstimateMapsRequest,
+    Features,
+    FloatArray,
+    GlobalFeatures,
+    SegmentClass,
+    SegmentImagesRequest,
+    SegmentMode,
+    TemplateSet,
+)
+from tipserve_cli.evaluation.answers import Answers, ImagesRequest
+
+KNN: Final = "kNN classification"
+LINEAR: Final = "linear classification"
+LINEAR_SEGMENTATION: Final = "linear segmentation"
+BACKGROUND: Final = "background"
+# Of DINO's protocol: neighbours, and the temperature of their votes.
+NUM_NEIGHBOURS: Final = 20
+VOTE_TEMPERATURE: Final = 0.07
+QUERIES_AT_ONCE: Final = 512
+VALUES_AT_ONCE: Final = 256 * 1024 * 1024
+ROWS_AT_ONCE: Final = 64
+# Of the embeddings that a linear segmentation is fitted to: 350,000 patches of a width of 768.
+_PATCH_BYTES: Final = 1024 * 1024 * 1024
+PATCH_STRENGTHS: Final = (0.01, 0.1, 1.0, 10.0, 100.0)
+NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
+# Metrics of errors: less is better.
+ERRORS: Final = frozenset({"RMSE (m)", "AbsRel (%)", "mean angle (degrees)", "RMSE (degrees)"})
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """A sum over what is counted in each example: queries with a right answer, or errors.
+
+    Attributes:
+        sum_S: The sum.
+        count_S: Number of its terms.
+    """
+
+    sum_S: Floats
+    count_S: Floats
+
+    def __len__(self) -> int:
+        return len(self.sum_S)
+
+    def mean(self, weights_RS: Floats) -> Floats:
+        """Mean of the terms [R], with examples weighted by each row."""
+        # A resample of few images may have no pixel that counts.
+        count_R = np.maximum(weights_RS @ self.count_S, 1)
+        values_R: Floats = (weights_RS @ self.sum_S) / count_R
+        return values_R
+
+    def share(self, weights_RS: Floats) -> Floats:
+        """Mean in percent [R]."""
+        return 100 * self.mean(weights_RS)
+
+    def root(self, weights_RS: Floats) -> Floats:
+        """Root of the mean [R], where the terms are squares."""
+        values_R: Floats = np.sqrt(self.mean(weights_RS))
+        return values_R
+
+
+Counts = Sums | Pixels
+Metric = Callable[[Any, Floats], Floats]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Score:
+    """A metric of counts.
+
+    Attributes:
+        metric: Its name.
+        counts: Of each example.
+        function: Gives its values for weighted examples.
+        chance: Expected value for candidates in random order; None if it is not known.
+    """
+
+    metric: str
+    counts: Counts
+    function: Metric
+    chance: float | None = None
+
+    def interval(self, other: Counts | None = None) -> Interval:
+        """The value, or its difference to that of other counts of the same examples."""
+        return bootstrap(self.function, self.counts, other)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShownMask:
+    """A mask for the report.
+
+    Attributes:
+        image: The image.
+        miou: Of this image alone.
+        truth_HW: Class of each pixel from 0; -1 is none.
+        called_HW: Predicted classes.
+    """
+
+    image: ImageSource
+    miou: float
+    truth_HW: NDArray[np.int64]
+    called_HW: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """Scores of one task on one set.
+
+    Attributes:
+        task: Name of the task.
+        split: Name of the set.
+        options: What the scores depend on, for readers.
+        examples: Names of the examples, in order.
+        scores: The scores.
+        names: Of the classes; empty for retrieval.
+        confusion_KK: Pixels or images by true and predicted class.
+        published: Scores to compare with.
+        shown: The best and then the worst masks.
+        truth: Digest of the right answers, where no count has them.
+    """
+
+    task: str
+    split: str
+    options: Mapping[str, Any]
+    examples: Sequence[str]
+    scores: Sequence[Score]
+    names: Sequence[str] = ()
+    confusion_KK: NDArray[np.int64] | None = None
+    published: Sequence[Published] = ()
+    shown: Sequence[ShownMask] = field(default_factory=tuple)
+    truth: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What the tasks ask the model for.
+
+    Attributes:
+        model: Name of a served model; None is the only one.
+        embedding: The embedding of an image.
+        resolution: Short side in pixels; None is the model's native size.
+        templates: Of class names; None is the model's own in segmentation, and `tcl` in
+            classification.
+        features: Patch embeddings of segmentation; None is the model's own.
+        mode: Whether segmentation sees an image whole or in windows; None is the model's own.
+        background_threshold: Pixels with a lower cosine are of the class `background`.
+        classes: `model` for masks by the model's segmentation head; None for masks by the names of
+            the set.
+    """
+
+    model: str | None = None
+    embedding: GlobalFeatures = "cls1"
+    resolution: int | None = None
+    templates: TemplateSet | tuple[str, ...] | None = None
+    features: Features | None = None
+    mode: SegmentMode | None = None
+    background_threshold: float | None = None
+    classes: Literal["model"] | None = None
+
+    def segment_request(self, names: Sequence[str]) -> SegmentImagesRequest:
+        """The request of segmentation; `background` is no class if there is a threshold."""
+        return SegmentImagesRequest(
+            images=(),
+            classes=tuple(SegmentClass(name=name) for name in self.prompted(names)),
+            model=self.model,
+            templates=self.templates,
+            features=self.features,
+            resolution=self.resolution,
+            background_threshold=self.background_threshold,
+            mode=self.mode,
+        )
+
+    def prompted(self, names: Sequence[str]) -> list[str]:
+        """The classes that the model is asked for: the names that it compares patches with."""
+        if self.classes is not None:
+            return [self.classes]
+        has_threshold = self.background_threshold is not None
+        return [name for name in names if not (has_threshold and name == BACKGROUND)]
+
+    def embed_request(self) -> EmbedImagesRequest:
+        """The request of all other tasks."""
+        return EmbedImagesRequest(
+            images=(), model=self.model, outputs=(self.embedding,), resolution=self.resolution
+        )
+
+    def patch_request(self) -> EmbedImagesRequest:
+        """The request of patch embeddings, of images as zero-shot segmentation sees them."""
+        return EmbedImagesRequest(
+            images=(),
+            model=self.model,
+            outputs=(self.features or "patches",),
+            resolution=self.resolution,
+            fit=SegmentImagesRequest.fit,
+        )
+
+    def map_request(self, task: MapTask) -> EstimateMapsRequest:
+        """The request of depth or normals."""
+        return EstimateMapsRequest(
+            task=task, images=(), model=self.model, resolution=self.resolution
+        )
+
+    def text_request(self, templates: TemplateSet | tuple[str, ...]) -> EmbedTextsRequest:
+        """The request of texts."""
+        return EmbedTextsRequest(texts=(), model=self.model, templates=templates)
+
+    def shown(self, *names: str) -> dict[str, Any]:
+        """Options for a report, without those that are not given."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOptions) -> Result:
+    """Compare predicted with true masks, pixel by pixel.
+
+    Pixels of a class of the model that the set does not have are errors of their own class only.
+
+    Raises:
+        SetError: A mask is invalid.
+        EngineError: The model cannot answer.
+    """
+    request = options.segment_request(given.names)
+    number_of = {name: number for number, name in enumerate(given.names)}
+    if options.classes is None:
+        task, labels = SEGMENTATION, tuple(options.prompted(given.names))
+    else:
+        task, labels = OWN_SEGMENTATION, answers.classes_of(given.images[0], request)
+        unknown = [name for name in given.names if name not in labels]
+        if unknown:
+            raise SetError(
+                f"{given.name}: the model has no class {unknown[0]!r}; it has {', '.join(labels)}."
+            )
+    # Class of each label of the model; 0 is its background.
+    class_of = np.asarray([number_of.get(name, -1) for name in (BACKGROUND, *labels)])
+    called = (class_of[labels_HW] for labels_HW in answers.segment(given.images, request))
+    shown = options.shown("mode", "features", "templates", "resolution", "background_threshold")
+    return _masks_result(task, given, called, shown)
+
+
+def _masks_result(
+    task: str,
+    given: SegmentationSet,
+    masks: Iterable[NDArray[np.int64]],
+    shown: Mapping[str, Any],
+) -> Result:
+    """Compare predicted classes [H, W] with the true ones, pixel by pixel; -1 is no class."""
+    num_classes = len(given.names)
+    tables = []
+    confusion_KK = np.zeros((num_classes, num_classes), np.int64)
+    best: list[ShownMask] = []
+    worst: list[ShownMask] = []
+    for index, called_HW in enumerate(masks):
+        image, truth_HW = given.images[index], given.read_mask(index)
+        if truth_HW.shape != called_HW.shape:
+            raise SetError(
+                f"{given.masks[index]} has {truth_HW.shape}, its image {called_HW.shape} rows and "
+                "columns."
+            )
+        table_KK, counts_3K = count_pixels(truth_HW, called_HW, num_classes)
+        confusion_KK += table_KK
+        tables.append(counts_3K)
+        if counts_3K[1].any():
+            miou = float(Pixels.of([counts_3K]).miou(np.ones((1, 1)))[0])
+            mask = ShownMask(image=image, miou=miou, truth_HW=truth_HW, called_HW=called_HW)
+            best = sorted([*best, mask], key=lambda one: -one.miou)[:3]
+            worst = sorted([*worst, mask], key=lambda one: one.miou)[:3]
+    counts = Pixels.of(tables)
+    if not counts.truth_SK.any():
+        raise SetError(f"{given.name}: no mask has a pixel of a class.")
+    return Result(
+        task=task,
+        split=given.name,
+        options={**shown, "reduce_zero_label": given.reduce_zero_label},
+        examples=[image.name or image.path.name for image in given.images],
+        scores=[
+            Score(metric="mIoU", counts=counts, function=Pixels.miou),
+            Score(metric="pixel accuracy", counts=counts, function=Pixels.accuracy),
+        ],
+        names=given.names,
+        confusion_KK=confusion_KK,
+        published=[one for one in given.published if one.task == task],
+        shown=[*best, *(one for one in worst if one not in best)],
+    )
+
+
+def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: TaskOptions) -> Result:
+    """Classify each patch by a logistic regression that is fitted to the patches of `train`.
+
+    A patch counts for each class by its share of the patch's pixels. The scores of the classes are
+    scaled bilinearly to the mask; the highest wins.
+
+    Raises:
+        SetError: A mask is invalid.
+        EngineError: The model cannot answer.
+    """
+    request = options.patch_request()
+    classifier = _fit_patches(*_train_patches(given, answers, request))
+
+    def masks() -> Iterator[NDArray[np.int64]]:
+        for index, patches_hwD in enumerate(answers.each(given.val.images, request)):
+            size_hw = given.val.read_mask(index).shape
+            scores_P = classifier.decision_function(patches_hwD.reshape(-1, patches_hwD.shape[-1]))
+            if scores_P.ndim == 1:  # two classes: the score of the second
+                scores_P = np.stack([np.zeros_like(scores_P), scores_P], axis=1)
+            scores_khw = scores_P.T.reshape(-1, *patches_hwD.shape[:2]).astype(np.float32)
+            yield classifier.classes_[_best_class(scores_khw, (size_hw[0], size_hw[1]))]
+
+    shown = {**options.shown("features", "resolution"), "C": classifier.C}
+    return _masks_result(LINEAR_SEGMENTATION, given.val, masks(), shown)
+
+
+def _train_patches(
+    given: MaskedSplit, answers: Answers, request: EmbedImagesRequest
+) -> tuple[FloatArray, NDArray[np.int64], FloatArray, NDArray[np.int64]]:
+    """Embedding, class, share of the patch, and image, for each class of each patch of `train`.
+
+    If they are too many for the memory, each image keeps an equal number, drawn at random.
+    """
+    parts = []
+    for index, patches_hwD in enumerate(answers.each(given.train.images, request)):
+        grid_hw = patches_hwD.shape[0], patches_hwD.shape[1]
+        truth_HW = given.train.read_mask(index)
+        shares_NK = patch_shares(truth_HW, grid_hw, len(given.train.names))
+        row_P, label_P = np.nonzero(shares_NK)
+        most = _PATCH_BYTES // (len(given.train.images) * patches_hwD[0, 0].nbytes)
+        if len(row_P) > max(most, 1):
+            kept = np.random.default_rng(index).choice(len(row_P), max(most, 1), replace=False)
+            row_P, label_P = row_P[kept], label_P[kept]
+        features_PD = patches_hwD.reshape(-1, patches_hwD.shape[-1])[row_P]
+        parts.append((features_PD, label_P, shares_NK[row_P, label_P], np.full(len(row_P), index)))
+    if len({label for _, label_P, _, _ in parts for label in np.unique(label_P).tolist()}) < 2:
+        raise SetError(
+            f"{given.val.name}: the masks of train/ need pixels of at least two classes."
+        )
+    features, labels, weights, images = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    return features, labels, weights, images
+
+
+def _fit_patches(
+    features_PD: FloatArray, label_P: NDArray[Any], weight_P: FloatArray, image_P: NDArray[Any]
+) -> Any:
+    """A logistic regression; every fifth image, held out, chooses its regularisation."""
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - of the extra `evaluate`
+
+    def fitted(strength: float, rows_P: Any) -> Any:
+        regression = LogisticRegression(C=strength, max_iter=1000)
+        return regression.fit(features_PD[rows_P], label_P[rows_P], weight_P[rows_P])
+
+    held_P = image_P % 5 == 4
+    best = 1.0
+    if held_P.any() and len(np.unique(label_P[~held_P])) > 1:
+        held = features_PD[held_P], label_P[held_P], weight_P[held_P]
+        best = max(PATCH_STRENGTHS, key=lambda strength: fitted(strength, ~held_P).score(*held))
+    return fitted(best, slice(None))
+
+
+def _best_class(scores_khw: FloatArray, size_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """Index of the highest score at each pixel, after bilinear scaling, in bands of rows."""
+    rows_Hh = bilinear_matrix(scores_khw.shape[1], size_hw[0])
+    wide_khW = scores_khw @ bilinear_matrix(scores_khw.shape[2], size_hw[1]).T
+    bands = range(0, size_hw[0], ROWS_AT_ONCE)
+    parts = [(rows_Hh[top : top + ROWS_AT_ONCE] @ wide_khW).argmax(0) for top in bands]
+    return np.concatenate(parts)
+
+
+def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions) -> Result:
+    """Rank all captions for each image, and all images for each caption.
+
+    Every caption of an image is a right answer for it. Intervals are over images with their
+    captions.
+
+    Raises:
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
+    """
+    texts = [text for captions in given.captions for text in captions]
+    owner_T = np.repeat(np.arange(len(given.images)), [len(one) for one in given.captions])
+    images_BD = answers.embed(given.images, options.embed_request())
+    texts_TD = answers.embed_texts(texts, options.text_request("none"))
+    each_B = np.arange(len(given.images))
+
+    def ranked(queries: FloatArray, candidates: FloatArray, key_Q: Any, key_C: Any) -> Ranking:
+        keys = [(key,) for key in key_Q.tolist()], key_C
+        return rank_by_cosine(queries, candidates, keys, np.full(len(key_Q), -1))
+
+    ways = {
+        "image to text": (ranked(images_BD, texts_TD, each_B, owner_T), each_B),
+        "text to image": (ranked(texts_TD, images_BD, owner_T, each_B), owner_T),
+    }
+    return Result(
+        task=RETRIEVAL,
+        split=given.name,
+        options=options.shown("embedding", "resolution"),
+        examples=[image.name or image.path.name for image in given.images],
+        scores=[
+            score
+            for way, (ranking, example_Q) in ways.items()
+            for score in _found(ranking, f"{way} R@", (1, 5, 10), example_Q)
+        ],
+        published=given.published,
+    )
+
+
+def score_classification(given: LabelledSet, answers: Answers, options: TaskOptions) -> Result:
+    """Rank class names for each image.
+
+    Raises:
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
+    """
+    templates = options.templates or "tcl"
+    images_BD = answers.embed(given.images, options.embed_request())
+    classes_KD = answers.embed_texts(given.names, options.text_request(templates))
+    scores_BK = l2_normalize(images_BD) @ l2_normalize(classes_KD).T
+    shown = {**options.shown("embedding", "resolution"), "templates": templates}
+    return _labelled_result(CLASSIFICATION, given, scores_BK, shown)
+
+
+def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) -> Result:
+    """Rank images of an index for each query image; those of the same thing are right.
+
+    A query that is in the index is searched among the others.
+
+    Raises:
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
+    """
+    request = options.embed_request()
+    index_CD = answers.embed(given.index, request)
+    own_Q = np.asarray([query.place for query in given.queries])
+    queries_QD = index_CD[own_Q]
+    if (own_Q < 0).any():
+        queries_QD[own_Q < 0] = answers.embed(given.other_queries, request)
+    key_Q = [query.things for query in given.queries]
+    ranking = rank_by_cosine(queries_QD, index_CD, (key_Q, np.asarray(given.things)), own_Q=own_Q)
+    return Result(
+        task=INSTANCES,
+        split=given.name,
+        options=options.shown("embedding", "resolution"),
+        examples=[query.image.name or query.image.path.name for query in given.queries],
+        scores=_found_in_groups(ranking, [query.group for query in given.queries]),
+        published=given.published,
+    )
+
+
+def _found_in_groups(ranking: Ranking, group_Q: Sequence[str]) -> list[Score]:
+    """R@1, 5 and 10, as means over the groups of queries."""
+    size_of = Counter(group_Q)
+    weight_Q = np.asarray([1 / size_of[group] for group in group_Q])
+    is_one = len(size_of) == 1
+    return [
+        Score(
+            metric=f"R@{depth}",
+            counts=Sums(
+                sum_S=(ranking.rank_Q < depth) * (1.0 if is_one else weight_Q),
+                count_S=np.ones(len(ranking)) if is_one else weight_Q,
+            ),
+            function=Sums.share,
+            chance=ranking.chance(depth) if is_one else None,
+        )
+        for depth in (1, 5, 10)
+    ]
+
+
+def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
+    """Classify each image by the votes of its nearest neighbours in `train`.
+
+    Raises:
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
+
+    Source: DINO (arXiv:2104.14294), weighted kNN.
+    """
+    from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415 - of the extra `evaluate`
+
+    train_BD, val_BD = _split_embeddings(given, answers, options)
+    classifier = KNeighborsClassifier(
+        n_neighbors=min(NUM_NEIGHBOURS, len(train_BD)),
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / VOTE_TEMPERATURE),
+    ).fit(train_BD, given.train.labels)
+    scores_BK = classifier.predict_proba(val_BD)
+    shown = options.shown("embedding", "resolution")
+    return _labelled_result(KNN, given.val, scores_BK, shown)
+
+
+def score_linear(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
+    """Classify each image by a logistic regression that is fitted to `train`.
+
+    Its regularisation is chosen by cross-validation in `train`.
+
+    Raises:
+        SetError: An image is invalid.
+        EngineError: The model cannot answer.
+    """
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - of the extra `evaluate`
+    from sklearn.model_selection import GridSearchCV  # noqa: PLC0415
+
+    fewest = min(np.bincount(given.train.labels))
+    if fewest < 2:
+        raise SetError(
+            f"{given.val.name}: a linear classifier needs two train/ images of each class."
+        )
+    train_BD, val_BD = _split_embeddings(given, answers, options)
+    regression, grid = LogisticRegression(max_iter=1000), {"C": np.logspace(-1, 4, 6)}
+    with warnings.catch_warnings():
+        # Few images of many classes look like a regression to it.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        search = GridSearchCV(regression, grid, cv=min(5, fewest))
+        search.fit(train_BD, given.train.labels)
+    shown = {**options.shown("embedding", "resolution"), **search.best_params_}
+    return _labelled_result(LINEAR, given.val, search.predict_proba(val_BD), shown)
+
+
+def _split_embeddings(
+    given: SplitSet, answers: Answers, options: TaskOptions
+) -> tuple[FloatArray, FloatArray]:
+    request = options.embed_request()
+    return answers.embed(given.train.images, request), answers.embed(given.val.images, request)
+
+
+def rank_by_cosine(
+    queries_QD: FloatArray,
+    candidates_CD: FloatArray,
+    keys: tuple[Sequence[tuple[int, ...]], NDArray[np.int64]],
+    own_Q: NDArray[np.intp],
+) -> Ranking:
+    """Rank candidates for each query; those with one of its keys are right.
+
+    Args:
+        queries_QD: Embeddings.
+        candidates_CD: Embeddings.
+        keys: Of the queries, Q, and of the candidates, C.
+        own_Q: The candidate that each query is itself, which is left out; -1 for none.
+    """
+    unit_QD, unit_CD = l2_normalize(queries_QD), l2_normalize(candidates_CD)
+    parts = []
+    at_once = max(1, min(QUERIES_AT_ONCE, VALUES_AT_ONCE // len(unit_CD)))
+    for start in range(0, len(unit_QD), at_once):
+        part = slice(start, start + at_once)
+        scores_QC = unit_QD[part] @ unit_CD.T
+        right_QC = np.stack([_one_of(keys[1], own) for own in keys[0][part]])
+        row_P = np.flatnonzero(own_Q[part] >= 0)
+        own = row_P, own_Q[part][row_P]
+        scores_QC[own], right_QC[own] = -np.inf, False
+        parts.append(rank(scores_QC, right_QC))
+    return Ranking(
+        rank_Q=np.concatenate([part.rank_Q for part in parts]),
+        num_right_Q=np.concatenate([part.num_right_Q for part in parts]),
+        num_candidates=len(unit_CD) - bool((own_Q >= 0).all()),
+    )
+
+
+def _one_of(key_C: NDArray[np.int64], wanted: tuple[int, ...]) -> NDArray[np.bool_]:
+    right_C = np.zeros(len(key_C), bool)
+    for key in wanted:
+        right_C |= key_C == key
+    return right_C
+
+
+def _labelled_result(
+    task: str,
+    given: LabelledSet,
+    scores_BK: NDArray[Any],
+    shown: Mapping[str, Any],
+) -> Result:
+    label_B = np.asarray(given.labels)
+    num_classes = len(given.names)
+    ranking = rank(scores_BK, label_B[:, None] == np.arange(num_classes))
+    confusion_KK = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(confusion_KK, (label_B, scores_BK.argmax(1)), 1)
+    return Result(
+        task=task,
+        split=given.name,
+        options=shown,
+        examples=[image.name or image.path.name for image in given.images],
+        scores=_found(ranking, "top-", (1, 5), np.arange(len(ranking))),
+        names=given.names,
+        confusion_KK=confusion_KK,
+        published=[one for one in given.published if one.task == task],
+    )
+
+
+def _found(
+    ranking: Ranking, metric: str, depths: Sequence[int], example_Q: NDArray[np.int64]
+) -> list[Score]:
+    """Shares of queries with a right answer at each depth; queries are grouped by example."""
+    return [
+        Score(
+            metric=f"{metric}{depth}",
+            counts=Sums(
+                sum_S=np.bincount(example_Q, ranking.rank_Q < depth).astype(np.float64),
+                count_S=np.bincount(example_Q).astype(np.float64),
+            ),
+            function=Sums.share,
+            chance=ranking.chance(depth),
+        )
+        for depth in depths
+    ]
+
+
+def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Result:
+    """Compare predicted with true depth in each image; the scores are means over the images.
+
+    Raises:
+        SetError: A true depth is invalid.
+        EngineError: The model cannot answer.
+
+    Source: BTS and DINOv2's evaluation, which average over images, not over pixels.
+    """
+    rows = []
+    digest = hashlib.sha256()
+    for index, depth_HW in enumerate(answers.estimate(given.images, options.map_request("depth"))):
+        truth_HW = _true_map(given, index, depth_HW)
+        digest.update(truth_HW.tobytes())
+        counts_HW = np.isfinite(truth_HW)
+        found_P = np.clip(depth_HW[counts_HW].astype(np.float64), *given.range_m)
+        rows.append(depth_scores(found_P, truth_HW[counts_HW]))
+    table_S4 = np.asarray(rows)
+    if not table_S4[:, 3].any():
+        raise SetError(f"{given.name}: no image has a depth that counts.")
+    metrics = (("RMSE (m)", Sums.mean), ("AbsRel (%)", Sums.share), ("delta1", Sums.share))
+    return Result(
+        task=DEPTH,
+        split=given.name,
+        options=options.shown("resolution"),
+        examples=[image.path.name for image in given.images],
+        scores=_columns(table_S4, metrics),
+        published=given.published,
+        truth=digest.hexdigest(),
+    )
+
+
+def _columns(table: Floats, metrics: Sequence[tuple[str, Metric]]) -> list[Score]:
+    """Scores of the sums in each column; the last column has their counts."""
+    return [
+        Score(
+            metric=metric,
+            counts=Sums(sum_S=table[:, column], count_S=table[:, -1]),
+            function=function,
+        )
+        for column, (metric, function) in enumerate(metrics)
+    ]
+
+
+def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> Result:
+    """Angles between predicted and true normals; the scores are means over pixels or images.
+
+    Raises:
+        SetError: True normals are invalid.
+        EngineError: The model cannot answer.
+    """
+    rows = []
+    digest = hashlib.sha256()
+    request = options.map_request("normals")
+    for index, normals_HW3 in enumerate(answers.estimate(given.images, request)):
+        truth_HW3 = _true_map(given, index, normals_HW3)
+        digest.update(truth_HW3.tobytes())
+        counts_HW = np.isfinite(truth_HW3[..., 0])
+        angle_P = angles(normals_HW3[counts_HW].astype(np.float64), truth_HW3[counts_HW])
+        near = [np.count_nonzero(angle_P < limit) for limit in NEAR_DEGREES]
+        row_6 = np.array([angle_P.sum(), np.square(angle_P).sum(), *near, len(angle_P)])
+        if given.by_image and len(angle_P):
+            row_6 /= len(angle_P)
+            row_6[1] = np.sqrt(row_6[1])
+        rows.append(row_6)
+    table_S6 = np.asarray(rows, np.float64)
+    if not table_S6[:, -1].any():
+        raise SetError(f"{given.name}: no image has a normal.")
+    metrics = [
+        ("mean angle (degrees)", Sums.mean),
+        ("RMSE (degrees)", Sums.mean if given.by_image else Sums.root),
+        *((f"under {limit:g} degrees", Sums.share) for limit in NEAR_DEGREES),
+    ]
+    return Result(
+        task=NORMALS,
+        split=given.name,
+        options=options.shown("resolution"),
+        examples=[image.path.name for image in given.images],
+        scores=_columns(table_S6, metrics),
+        published=given.published,
+        truth=digest.hexdigest(),
+    )
+
+
+def _true_map(given: DepthSet | NormalSet, index: int, found: FloatArray) -> Floats:
+    truth = given.read(index)
+    if truth.shape != found.shape:
+        raise SetError(
+            f"{given.maps[index]} has {truth.shape[:2]}, its image {found.shape[:2]} rows and "
+            "columns."
+        )
+    return truth
+
+
+# What scores a known set of each kind.
+TASK_OF: Final[Mapping[type, Callable[..., Result]]] = {
+    SegmentationSet: score_segmentation,
+    CaptionedSet: score_retrieval,
+    LabelledSet: score_classification,
+    DepthSet: score_depth,
+    NormalSet: score_normals,
+    InstanceSet: score_instances,
+}
+# The request for each image of a set.
+REQUEST_OF: Final[Mapping[Callable[..., Result], Callable[[Any, TaskOptions], ImagesRequest]]] = {
+    score_segmentation: lambda given, options: options.segment_request(given.names),
+    score_linear_segmentation: lambda given, options: options.patch_request(),
+    score_depth: lambda given, options: options.map_request("depth"),
+    score_normals: lambda given, options: options.map_request("normals"),
+    **dict.fromkeys(
+        (score_retrieval, score_classification, score_instances, score_knn, score_linear),
+        lambda given, options: options.embed_request(),
+    ),
+}

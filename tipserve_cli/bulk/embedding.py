@@ -4,7 +4,7 @@ Shape legend: D width, h w patch grid.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -110,7 +110,7 @@ def embed_images(
     images: Iterable[InputImage],
     request: EmbedImagesRequest,
     check: Callable[[], None] = lambda: None,
-) -> Iterator[Row | SkippedImage]:
+) -> Generator[Row | SkippedImage]:
     """Embed images, as many at a time as keep the engine busy. Outcomes have the images' order.
 
     Args:

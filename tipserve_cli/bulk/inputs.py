@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -245,8 +245,10 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_part(part: Part, columns: Columns) -> Iterator[InputImage]:
+def read_part(part: Part, columns: Columns) -> Generator[InputImage]:
     """Read the images of a part, always in the same order.
+
+    A caller that may stop early closes the generator: it may hold threads.
 
     Raises:
         InputError: A column is missing from a Parquet file.

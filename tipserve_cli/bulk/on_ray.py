@@ -10,6 +10,7 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -148,8 +149,8 @@ class PartReader:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Read a part; returns its description and its images."""
-        items = read_part(pickle.loads(row["part"]), self._columns)
-        prepared = [_prepare(item, self._preparer, self._rule) for item in items]
+        with closing(read_part(pickle.loads(row["part"]), self._columns)) as items:
+            prepared = [_prepare(item, self._preparer, self._rule) for item in items]
         return {"part": row["part"], "items": pickle.dumps(prepared)}
 
 

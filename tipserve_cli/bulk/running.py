@@ -2,8 +2,9 @@
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
@@ -63,16 +64,20 @@ def run_here(engine: Engine, job: Job, folder: OutputFolder, progress: JobProgre
     lock = threading.Lock()
 
     def compute(part: Part) -> None:
-        outcomes = embed_images(engine, images(part), job.options.request, check)
-        num_rows, num_bad = folder.write_part(part.number, outcomes, schema)
+        with (
+            closing(images(part)) as read,
+            closing(embed_images(engine, read, job.options.request, check)) as outcomes,
+        ):
+            num_rows, num_bad = folder.write_part(part.number, outcomes, schema)
         with lock:
             progress.part_written(num_rows, num_bad)
 
-    def images(part: Part) -> Iterator[InputImage]:
-        for image in read_part(part, job.options.columns):
-            yield image
-            with lock:
-                progress.image_read()
+    def images(part: Part) -> Generator[InputImage]:
+        with closing(read_part(part, job.options.columns)) as read:
+            for image in read:
+                yield image
+                with lock:
+                    progress.image_read()
 
     def check() -> None:
         if stop.is_set():

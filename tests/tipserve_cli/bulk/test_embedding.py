@@ -41,7 +41,7 @@ def test_images_are_read_at_most_a_window_ahead(engine: Any, jpeg: Callable[...,
     outcomes = embed_images(engine, items(), REQUEST)
     next(outcomes)
     assert num_read == engine.window + 1
-    outcomes.close()  # type: ignore[attr-defined]  # it is a generator
+    outcomes.close()
 
 
 def test_names_that_are_not_utf_8_are_escaped(engine: Any, jpeg: Callable[..., bytes]) -> None:

@@ -6,21 +6,18 @@ CPU work runs in the pool, and the model runs in the lanes.
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import make_map
-from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput
+from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
-from model.pixel_labels import pixel_labels
 from model.preprocess import Fit, Scaling
-from model.reduction import Reduction
 from service.answer_size import SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
@@ -64,9 +61,7 @@ from service.models.texts import PromptSet, TextEmbeddings
 from service.outputs.examples import PatchMap, example_embeddings
 from service.outputs.features import View, fit_view
 from service.outputs.masks import (
-    background_of,
     class_embeddings,
-    has_probabilities,
     image_outputs,
     segment_by_head,
     segment_image,
@@ -356,9 +351,6 @@ class DataPlane:
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, call, (features,))
-            on_device = _LabelsOnDevice(request, job.rule, cast("PatchOutput", features), prompts)
-            if head is None and model.can_reduce and on_device.are_possible:
-                job.reduce = on_device
             async with _Encoding(self, job, model, call, prompts=prompts) as (encoded, known):
                 if head is not None:
                     classes_KD = head.classes_KD
@@ -366,8 +358,6 @@ class DataPlane:
                     classes_KD = await self.offload(
                         partial(_example_classes, request, encoded, features, job.rule)
                     )
-                elif on_device.classes_KD is not None:
-                    classes_KD = on_device.classes_KD
                 else:
                     classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
                 masks = await wait_all(
@@ -738,47 +728,6 @@ def _known_rule(
         windows=windows,
         scaling=scaling,
     )
-
-
-@dataclass(slots=True, eq=False)
-class _LabelsOnDevice:
-    """Makes the reductions of a request's images to labels; see `pixel_labels`.
-
-    Attributes:
-        request: With the background rules and the size of masks.
-        rule: The size at which the model sees the images.
-        features: The patch output that is compared with classes.
-        prompts: Of the classes.
-        classes_KD: Class embeddings, once an image needed them. In a thread of the pool, after the
-            request was admitted.
-    """
-
-    request: SegmentImagesRequest
-    rule: SizeRule
-    features: PatchOutput
-    prompts: PromptSet
-    classes_KD: FloatArray | None = None
-
-    @property
-    def are_possible(self) -> bool:
-        """Whether the classes are known before images are encoded, and no pixel needs a score."""
-        is_whole = self.rule.windows is None and not self.request.include_scores
-        return is_whole and bool(self.prompts.groups) and not self.prompts.missing
-
-    def __call__(self, size_hw: tuple[int, int], scaled_hw: tuple[int, int]) -> Reduction | None:
-        """The reduction of an image of this own and scaled size."""
-        if self.classes_KD is None:
-            groups = [group.prompts for group in self.prompts.groups]
-            self.classes_KD = class_embeddings(groups, self.prompts.cached)
-        patch_size = self.rule.patch_size
-        return pixel_labels(
-            self.classes_KD,
-            source=self.features,
-            grid_hw=(scaled_hw[0] // patch_size, scaled_hw[1] // patch_size),
-            size_hw=mask_size(self.rule, self.request.size, size_hw, scaled_hw),
-            background=background_of(self.request),
-            with_cosines=has_probabilities(self.request),
-        )
 
 
 def _geometry(image: EncodedImage, rule: SizeRule, size: MaskSize) -> Geometry:

@@ -9,13 +9,12 @@ import weakref
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
-from model.reduction import Reduced, Reduction
 
 Device = Literal["cpu", "gpu"]
 
@@ -75,8 +74,6 @@ class VisionOutput:
             0 if they were not requested.
         grid_hw: Numbers of patch rows and columns; their product is N of requested outputs.
         maps: Outputs of the requested dense heads; see `Runtime.estimate`.
-        reduced: Of each image the outputs of its reduction, None without one; empty if none was
-            requested.
     """
 
     cls1_BD: NDArray[np.float32]
@@ -85,7 +82,6 @@ class VisionOutput:
     values_BND: NDArray[np.float32]
     grid_hw: tuple[int, int]
     maps: Mapping[DenseTask, NDArray[np.float32]] = field(default_factory=dict)
-    reduced: Sequence[Reduced | None] = ()
 
 
 class Runtime(Protocol):
@@ -168,38 +164,6 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Free the graphs. Closing twice is harmless; encoding after it is an error."""
         ...
-
-
-@runtime_checkable
-class ReducingRuntime(Runtime, Protocol):
-    """A runtime that may run reductions on its device."""
-
-    @property
-    def can_reduce(self) -> bool:
-        """Whether it does."""
-        ...
-
-    def encode_images(
-        self,
-        pixels_B3HW: NDArray[np.float32],
-        tasks: Sequence[DenseTask] = (),
-        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
-        reductions: Sequence[Reduction | None] = (),
-    ) -> VisionOutput:
-        """Embed images; see `Runtime.encode_images`.
-
-        Args:
-            pixels_B3HW: As there.
-            tasks: As there.
-            patch_outputs: As there. A reduction needs none of them.
-            reductions: One for each image, or none at all.
-        """
-        ...
-
-
-def reducing(runtime: Runtime) -> ReducingRuntime | None:
-    """The runtime if it runs reductions."""
-    return runtime if isinstance(runtime, ReducingRuntime) and runtime.can_reduce else None
 
 
 class InterruptibleCall:

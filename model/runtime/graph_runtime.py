@@ -5,8 +5,7 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,6 @@ from model.graphs import (
     Precision,
 )
 from model.package import ModelPackage
-from model.reduction import Reduced, Reduction
 from model.runtime.base import Device, VisionOutput, check_pixels, check_tokens, still_open
 from model.runtime.choice import RuntimeChoice
 from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs, tapped_graph
@@ -72,80 +70,6 @@ class Graph(Protocol):
 
     def close(self) -> None:
         """Release the graph."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTensor:
-    """float32 numbers in a device's memory, one after the other; on a CPU in the host's."""
-
-    address: int
-    shape: tuple[int, ...]
-
-    def __getitem__(self, index: int) -> "DeviceTensor":
-        """An item of the first axis."""
-        item_bytes = math.prod(self.shape[1:]) * np.dtype(np.float32).itemsize
-        return DeviceTensor(self.address + index * item_bytes, self.shape[1:])
-
-
-class Reducer(Protocol):
-    """Runs reductions where a runtime's outputs are."""
-
-    def run(self, reduction: Reduction, rows_ND: DeviceTensor) -> Reduced:
-        """The outputs of a reduction, in host memory. The rows must be complete."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class BatchReductions:
-    """The reductions of a batch, run part by part while the outputs of a part are on the device.
-
-    Attributes:
-        reducer: Runs them.
-        reductions: One for each image; None for an image without.
-        results: Of each image.
-    """
-
-    reducer: Reducer
-    reductions: Sequence[Reduction | None]
-    results: list[Reduced | None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Nothing is computed yet."""
-        self.results = [None] * len(self.reductions)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Outputs of the graph that they read."""
-        return frozenset(PATCH_OUTPUT_NAMES[r.source] for r in self.reductions if r is not None)
-
-    def run(self, first: int, outputs_BND: Mapping[str, DeviceTensor]) -> None:
-        """Run those of the images from `first` on, before anything overwrites their outputs.
-
-        Args:
-            first: Index in the batch of the first image of the outputs.
-            outputs_BND: Complete outputs, at least those in `names`.
-        """
-        for name in self.names:
-            tensor_BND = outputs_BND[name]
-            for index in range(tensor_BND.shape[0]):
-                reduction = self.reductions[first + index]
-                if reduction is not None and PATCH_OUTPUT_NAMES[reduction.source] == name:
-                    self.results[first + index] = self.reducer.run(reduction, tensor_BND[index])
-
-
-@runtime_checkable
-class ReducingGraph(Graph, Protocol):
-    """A graph whose outputs can be read before they are copied from the device."""
-
-    def are_float32(self, outputs: Collection[str]) -> bool:
-        """Whether the device has these outputs in float32."""
-        ...
-
-    def run_reducing(
-        self, inputs: Arrays, outputs: Sequence[str], reductions: BatchReductions
-    ) -> Arrays:
-        """Compute outputs as `run` does, and run reductions on them."""
         ...
 
 
@@ -223,7 +147,6 @@ class GraphRuntime:
         self.tasks: tuple[DenseTask, ...] = tuple(t for t in DENSE_TASKS if t in self._sources)
         self._open_graph = open_graph
         self._is_open = True
-        self._reducer: Reducer | None = None
         self._graphs: dict[LoadedGraph, Graph] = {}
         self._tapped: dict[DenseTask, LoadedGraph] = {
             task: tapped_graph(
@@ -239,9 +162,8 @@ class GraphRuntime:
         pixels_B3HW: NDArray[np.float32],
         tasks: Sequence[DenseTask] = (),
         patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
-        reductions: Sequence[Reduction | None] = (),
     ) -> VisionOutput:
-        """Embed images of one size; see `ReducingRuntime.encode_images`."""
+        """Embed images of one size; see `Runtime.encode_images`."""
         for task in tasks:
             self._check_task(task, pixels_B3HW)
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
@@ -250,13 +172,7 @@ class GraphRuntime:
         patch_names = [PATCH_OUTPUT_NAMES[output] for output in patch_outputs]
         names = (*CLS_OUTPUTS, *patch_names, *(self._tap_outputs if sharing else ()))
         inputs, names = {"pixel_values": pixels_B3HW}, tuple(dict.fromkeys(names))
-        graph, reduced = self._graph(vision), list[Reduced | None]()
-        if any(reductions):
-            batch = BatchReductions(still_open(self._reducer), reductions)
-            outputs = cast("ReducingGraph", graph).run_reducing(inputs, names, batch)
-            reduced = batch.results
-        else:
-            outputs = graph.run(inputs, names)
+        outputs = self._graph(vision).run(inputs, names)
         cls1_BD, cls2_BD = (outputs[name] for name in CLS_OUTPUTS)
         none_B0D = cls1_BD[:, None][:, :0]
         patches_BND, values_BND = (
@@ -275,7 +191,6 @@ class GraphRuntime:
             values_BND=values_BND,
             grid_hw=grid_hw,
             maps=maps,
-            reduced=reduced,
         )
 
     def encode_texts(
@@ -292,22 +207,6 @@ class GraphRuntime:
         """Run a dense head; see `Runtime.estimate`."""
         self._check_task(task, pixels_B3HW)
         return self._head(task, self._read(task, pixels_B3HW))
-
-    @property
-    def can_reduce(self) -> bool:
-        """Whether it runs reductions; see `reduce_by`."""
-        return self._reducer is not None
-
-    def reduce_by(self, open_reducer: Callable[[], Reducer | None]) -> None:
-        """Run reductions from now on, if the vision graph allows it.
-
-        Args:
-            open_reducer: Returns None if reductions do not run here.
-        """
-        graph = self._graph(self._sources["vision"])
-        names = tuple(PATCH_OUTPUT_NAMES.values())
-        if isinstance(graph, ReducingGraph) and graph.are_float32(names):
-            self._reducer = open_reducer()
 
     def interrupt(self) -> None:
         """End the running call of any graph; see `Runtime.interrupt`."""
@@ -327,7 +226,7 @@ class GraphRuntime:
 
     def close(self) -> None:
         """Free all graphs."""
-        self._is_open, self._reducer = False, None
+        self._is_open = False
         while self._graphs:
             self._graphs.popitem()[1].close()
 

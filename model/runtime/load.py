@@ -1,17 +1,13 @@
 """Load a package into a runtime."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Final
 
 from model.package import ModelPackage
-from model.runtime.base import Device, LaneShare, Runtime
+from model.runtime.base import LaneShare, Runtime
 from model.runtime.choice import AUTO, RuntimeChoice, RuntimeRequest, choose_runtime
-from model.runtime.graph_runtime import GraphRuntime
 from model.runtime.onnx_runtime import OnnxRuntime
 from model.runtime.openvino_runtime import OpenVinoRuntime
-from model.runtime.reducer import open_reducer
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 from model.runtime.torch_runtime import TorchRuntime
 
@@ -21,8 +17,6 @@ RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]]
     "tensorrt": TensorRtRuntime,
     "torch": TorchRuntime,
 }
-# Where reductions run beside the runtime. On a CPU they take longer than `model.segmentation`.
-REDUCES_ON: Final[set[Device]] = {"gpu"}
 # Runtimes that fail to load without a GPU.
 NEEDS_GPU = frozenset({"tensorrt"})
 
@@ -80,7 +74,4 @@ def load_chosen(
             f"a runtime needs at least one thread and one lane, not {num_threads} and {num_lanes}"
         )
     share = LaneShare(num_threads=num_threads, num_lanes=num_lanes, cache=cache, is_lazy=is_lazy)
-    runtime = RUNTIMES[choice.runtime](package, choice, share)
-    if choice.device in REDUCES_ON and isinstance(runtime, GraphRuntime):
-        runtime.reduce_by(partial(open_reducer, choice.device))
-    return runtime
+    return RUNTIMES[choice.runtime](package, choice, share)

@@ -1,7 +1,7 @@
 """ONNX Runtime: the reference on the CPU, and NVIDIA GPUs through CUDA or TensorRT."""
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -23,8 +23,6 @@ from model.runtime.base import (
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import (
     Arrays,
-    BatchReductions,
-    DeviceTensor,
     GraphRuntime,
     has_large_images,
     joined,
@@ -155,13 +153,12 @@ def _load_tensorrt() -> None:
         import tensorrt  # noqa: F401, PLC0415 - only when this provider is chosen
 
 
-def check_placement(session: Any, provider: Provider, heavy: Set[str] = HEAVY_NODES) -> None:
+def check_placement(session: Any, provider: Provider) -> None:
     """Check that a session computes on its provider.
 
     Args:
         session: The session.
         provider: Where it should compute.
-        heavy: Types of nodes that must run there.
 
     Raises:
         ProviderError: The session or some of its heavy nodes run elsewhere.
@@ -174,7 +171,7 @@ def check_placement(session: Any, provider: Provider, heavy: Set[str] = HEAVY_NO
             "the libraries of CUDA or cuDNN are missing or of another version, or the driver is "
             "older than they are. Fix that, or choose the provider 'cpu'"
         )
-    strays = sorted(_nodes_on_cpu(session) & heavy)
+    strays = sorted(_nodes_on_cpu(session) & HEAVY_NODES)
     if strays:
         raise ProviderError(
             f"the provider '{provider}' leaves {', '.join(strays)} of this graph to the CPU, which "
@@ -402,17 +399,6 @@ class OnnxGraph:
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
         """Compute outputs; see `Graph.run`."""
-        return self.run_reducing(inputs, outputs, None)
-
-    def are_float32(self, outputs: Collection[str]) -> bool:
-        """Whether the graph gives them in float32; see `ReducingGraph.are_float32`."""
-        types = {node.name: node.type for node in still_open(self._session).get_outputs()}
-        return {types.get(name) for name in outputs} == {"tensor(float)"}
-
-    def run_reducing(
-        self, inputs: Arrays, outputs: Sequence[str], reductions: BatchReductions | None
-    ) -> Arrays:
-        """Compute outputs and run reductions; see `ReducingGraph.run_reducing`."""
         session = still_open(self._session)
         fed = {
             name: array.astype(self._types[name] or array.dtype, copy=False)
@@ -426,16 +412,11 @@ class OnnxGraph:
                 with large_calls.one_of(self._max_large) if is_large else nullcontext():
                     parts: list[Arrays] = []
                     for part in parts_of(fed):
-                        first = sum(len(done[outputs[0]]) for done in parts)
                         with shared_arena().shrinking() if self._has_arena else nullcontext():
-                            parts.append(
-                                _run_part(
-                                    session, part, outputs, call, reductions=reductions, first=first
-                                )
-                            )
+                            parts.append(_run_part(session, part, outputs, call))
                 named = joined(parts)
             else:
-                named = self._binding.run(fed, outputs, call, reductions)
+                named = self._binding.run(fed, outputs, call)
         except Exception as error:
             if call.terminate:
                 raise Interrupted("the call was interrupted") from error
@@ -459,27 +440,13 @@ class OnnxGraph:
             self._release(session)
 
 
-def _run_part(
-    session: Any,
-    inputs: Arrays,
-    outputs: Sequence[str],
-    call: Any,
-    *,
-    reductions: BatchReductions | None,
-    first: int,
-) -> Arrays:
-    """Compute a part of a batch, from its image `first` on, in host memory.
+def _run_part(session: Any, inputs: Arrays, outputs: Sequence[str], call: Any) -> Arrays:
+    """Compute a part of a batch in host memory.
 
     The arrays of ONNX Runtime lie in its arena, and one of some kilobytes would keep a block of
     several megabytes until its answer is sent, so they are copied.
     """
-    if reductions is None:
-        return dict(zip(outputs, map(np.array, session.run(outputs, inputs, call)), strict=True))
-    names = tuple(dict.fromkeys([*outputs, *reductions.names]))
-    made = dict(zip(names, session.run(names, inputs, call), strict=True))
-    read = {n: DeviceTensor(made[n].ctypes.data, made[n].shape) for n in reductions.names}
-    reductions.run(first, read)
-    return {name: np.array(made[name]) for name in outputs}
+    return dict(zip(outputs, map(np.array, session.run(outputs, inputs, call)), strict=True))
 
 
 class _Binding:
@@ -492,29 +459,18 @@ class _Binding:
         self._session = session
         self._kept: dict[tuple[Any, ...], dict[str, Any]] = {}
 
-    def run(
-        self,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        call: Any,
-        reductions: BatchReductions | None,
-    ) -> Arrays:
-        """Copy in, compute, reduce, copy out."""
-        read = () if reductions is None else reductions.names
-        names = tuple(dict.fromkeys([*outputs, *read]))
+    def run(self, inputs: Arrays, outputs: Sequence[str], call: Any) -> Arrays:
+        """Copy in, compute, copy out."""
         binding = self._session.io_binding()
         for name, value in self._on_gpu(inputs).items():
             binding.bind_ortvalue_input(name, value)
-        for name in names:
+        for name in outputs:
             binding.bind_output(name, GPU_MEMORY)
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding, call)
         binding.synchronize_outputs()
-        made = dict(zip(names, binding.get_outputs(), strict=True))
-        if reductions is not None:
-            tensors = {n: DeviceTensor(made[n].data_ptr(), tuple(made[n].shape())) for n in read}
-            reductions.run(0, tensors)
-        return {name: made[name].numpy() for name in outputs}
+        made = zip(outputs, binding.get_outputs(), strict=True)
+        return {name: value.numpy() for name, value in made}
 
     def _on_gpu(self, inputs: Arrays) -> dict[str, Any]:
         key = tuple((name, array.shape, array.dtype.str) for name, array in inputs.items())

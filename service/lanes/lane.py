@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from model.dense_maps import label_map
 from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput
 from model.preprocess import as_planes
-from model.reduction import Reduction
-from model.runtime.base import Runtime, UnusableRuntimeError, VisionOutput, reducing
-from service.lanes.work import Bucket, Outputs, with_sources
+from model.runtime.base import Runtime, UnusableRuntimeError
+from service.lanes.work import Bucket, Outputs
 
 TEXT_OUTPUT = "text"
 # Arrays of a batch. Images: float32 [B, 3, H, W]. Texts: token ids and mask, int64 [B, L] each.
@@ -86,7 +85,6 @@ class Lane:
         bucket: Bucket,
         inputs: Inputs,
         patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
-        reductions: Sequence[Reduction | None] = (),
     ) -> list[Outputs]:
         """Compute one batch.
 
@@ -94,14 +92,11 @@ class Lane:
             bucket: Of all items.
             inputs: Of the batch.
             patch_outputs: Which of them to return.
-            reductions: One for each item, or none at all. If the runtime runs none, what they read
-                is returned.
 
         Returns:
-            One mapping for each item, not normalised. Images: `cls1` and `cls2` [D], the patch
-            outputs [N, D], and those of its reduction if that ran. Texts: `text` [D]. Dense
-            heads: a map under the name of the head; of segmentation the logits, or beside
-            embeddings the labels.
+            One mapping for each item, not normalised. Images: `cls1` and `cls2` [D], and the patch
+            outputs [N, D]. Texts: `text` [D]. Dense heads: a map under the name of the head; of
+            segmentation the logits, or beside embeddings the labels.
         """
         if bucket.kind == "text":
             # Copies, since the cache keeps single rows long after their batch.
@@ -114,7 +109,7 @@ class Lane:
         tasks: tuple[DenseTask, ...] = ()
         if bucket.kind != "image":
             tasks = tuple(task for task in DENSE_TASKS if task in bucket.kind.split("+"))
-        output = self._encode(pixels_B3HW, tasks, patch_outputs, reductions)
+        output = self.runtime.encode_images(pixels_B3HW, tasks, patch_outputs)
         named = {"cls1": output.cls1_BD, "cls2": output.cls2_BD}
         if output.patches_BND.shape[1]:
             named["patches"] = output.patches_BND
@@ -125,27 +120,7 @@ class Lane:
             # Logits of B/14 have 39 MB an image, labels 0.1 MB.
             named["segmentation"] = np.stack([label_map(x) for x in named["segmentation"]])
         num_items = min(map(len, named.values()))
-        items: list[dict[str, NDArray[Any]]]
-        items = [{name: rows[i] for name, rows in named.items()} for i in range(num_items)]
-        for item, reduced in zip(items, output.reduced, strict=False):
-            if reduced is not None:
-                item.update(reduced)
-        return [*items]
-
-    def _encode(
-        self,
-        pixels_B3HW: NDArray[np.float32],
-        tasks: Sequence[DenseTask],
-        patch_outputs: Collection[PatchOutput],
-        reductions: Sequence[Reduction | None],
-    ) -> VisionOutput:
-        if not reductions:
-            return self.runtime.encode_images(pixels_B3HW, tasks, patch_outputs)
-        able = reducing(self.runtime)
-        if able is None:
-            needed = with_sources(patch_outputs, reductions)
-            return self.runtime.encode_images(pixels_B3HW, tasks, needed)
-        return able.encode_images(pixels_B3HW, tasks, patch_outputs, reductions)
+        return [{name: rows[i] for name, rows in named.items()} for i in range(num_items)]
 
     def run_synthetic(self, bucket: Bucket, num_items: int = 1) -> float:
         """Compute a batch of synthetic items and validate the outputs.

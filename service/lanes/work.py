@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
-from model.reduction import Reduction
 from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
 from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
@@ -90,7 +89,6 @@ class WorkItem:
         flow: Name of the client's share of the lanes, for fair scheduling.
         trace: Trace of the request; the batch's trace is linked to it.
         patch_outputs: Of an image to embed: those that its request needs.
-        reduction: What its request needs instead of patch outputs, where a lane can compute it.
     """
 
     bucket: Bucket
@@ -101,7 +99,6 @@ class WorkItem:
     flow: str = ""
     trace: RequestTrace = NO_TRACE
     patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS
-    reduction: Reduction | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,13 +119,6 @@ def record_batches(done: Sequence[Completed], call: Call) -> None:
         call.trace.ran_in(item.batch)
     call.wait("queue", queue_s)
     call.wait("run", run_s)
-
-
-def with_sources(
-    patch_outputs: Collection[PatchOutput], reductions: Sequence[Reduction | None]
-) -> Collection[PatchOutput]:
-    """What to return where the reductions of a batch cannot run: also what they read."""
-    return frozenset(patch_outputs).union(r.source for r in reductions if r is not None)
 
 
 class ItemFuture:
@@ -252,16 +242,9 @@ class Batch:
 
     @property
     def patch_outputs(self) -> Collection[PatchOutput]:
-        """What any item without a reduction needs: one batch serves them all."""
-        items = [entry.item for entry in self.entries]
-        needed = [item.patch_outputs for item in items if item.reduction is None]
+        """What any item needs: one batch serves them all."""
+        needed = [entry.item.patch_outputs for entry in self.entries]
         return needed[0] if len(needed) == 1 else frozenset().union(*needed)
-
-    @property
-    def reductions(self) -> Sequence[Reduction | None]:
-        """The reduction of each item; empty if none has one."""
-        reductions = [entry.item.reduction for entry in self.entries]
-        return reductions if any(reductions) else ()
 
     @property
     def is_abandoned(self) -> bool:

@@ -16,14 +16,13 @@ from functools import partial
 from typing import Final, Protocol
 
 from model.graphs import PatchOutput
-from model.reduction import Reduction
 from model.runtime.base import Interrupted, is_out_of_memory
 from service.call import Clock
 from service.errors import InternalError, ServiceError, Unavailable
 from service.lanes.batch_queue import BatchQueue
 from service.lanes.lane import Inputs, collate, take_rows
 from service.lanes.latency_model import LatencyModel
-from service.lanes.work import Batch, Bucket, Completed, Outputs, with_sources
+from service.lanes.work import Batch, Bucket, Completed, Outputs
 from service.machine import work_in_background
 from service.monitoring.metrics import Metrics
 from service.tracing import NO_BATCH, BatchTrace, begin_batch
@@ -202,7 +201,6 @@ class LaneRunner(Protocol):
         bucket: Bucket,
         inputs: Inputs,
         patch_outputs: Collection[PatchOutput],
-        reductions: Sequence[Reduction | None] = (),
     ) -> Sequence[Outputs]:
         """Compute one batch."""
 
@@ -338,23 +336,22 @@ class LaneWorker:
         return None
 
     def _outputs_of(self, batch: Batch) -> Sequence[Outputs]:
-        """Run a batch; item by item, without reductions, if it needs too much memory."""
+        """Run a batch; item by item if it needs too much memory."""
         inputs, num_items = self._shared.inputs_of(batch), len(batch.entries)
-        bucket, patch_outputs, reductions = batch.bucket, batch.patch_outputs, batch.reductions
+        bucket, patch_outputs = batch.bucket, batch.patch_outputs
         del batch  # see `_compute`
         try:
-            return self._lane.run(bucket, inputs, patch_outputs, reductions)
+            return self._lane.run(bucket, inputs, patch_outputs)
         except Exception as error:
-            if (num_items == 1 and not reductions) or not is_out_of_memory(error):
+            if num_items == 1 or not is_out_of_memory(error):
                 raise
             fields = {"bucket": bucket.label, "items": num_items, "error": str(error)}
         logger.warning(
             "too little memory for a batch: its items run alone", extra={"fields": fields}
         )
         results: list[Outputs] = []
-        needed = with_sources(patch_outputs, reductions)
         for index in range(num_items):
-            results += self._lane.run(bucket, take_rows(inputs, [index]), needed)
+            results += self._lane.run(bucket, take_rows(inputs, [index]), patch_outputs)
         return results
 
     def _interrupt_if_abandoned(self, batch: Batch) -> None:

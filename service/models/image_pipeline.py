@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
-from model.reduction import Reduction
 from model.runtime.machine import trim
 from service.call import Call
 from service.errors import InternalError, ServiceError
@@ -48,8 +47,6 @@ RELEASED_BYTES: Final = 96 * 2**20
 
 # From the heights and widths of images and their patches to the memory for the answer, in bytes.
 SizeCheck = Callable[[Sequence[tuple[int, int]], Sequence[int]], int]
-# From the own and the scaled height and width of an image to what a lane computes of its patches.
-Reduce = Callable[[tuple[int, int], tuple[int, int]], Reduction | None]
 
 
 # What is made for every request is not frozen: that doubles the time to make it.
@@ -64,7 +61,6 @@ class ImageJob:
         patch_outputs: Which of the patch outputs are needed.
         check_sizes: Rejects images by their sizes, before any is decoded, and returns the memory
             for the answer.
-        reduce: What to compute of the patches of a whole image instead of returning them.
         is_partial: Whether an unreadable image leaves the other images their answers.
     """
 
@@ -73,7 +69,6 @@ class ImageJob:
     kind: Kind = "image"
     patch_outputs: Collection[PatchOutput] = ()
     check_sizes: SizeCheck | None = None
-    reduce: Reduce | None = None
     is_partial: bool = False
 
 
@@ -379,18 +374,13 @@ def _submit(run: _ImageRun, images: Sequence[PreparedImage]) -> None:
     """Queue all parts of all images at once; the last one wakes the coroutine."""
     rule = run.job.rule
     pixels: list[NDArray[np.float32]] = []
-    reductions: list[Reduction | None] = []
     for image in images:
         _, height, width = image.pixels_3HW.shape
         parts = rule.parts(image.pixels_3HW)
         run.sizes.append(((image.size_hw, (height, width)), len(parts)))
         pixels += parts
-        if run.job.reduce is not None:
-            reductions.append(run.job.reduce(image.size_hw, (height, width)))
     run.submitted = run.call.clock()
-    run.futures = run.model.submit_images(
-        pixels, run.call, run.job.kind, run.job.patch_outputs, reductions=reductions
-    )
+    run.futures = run.model.submit_images(pixels, run.call, run.job.kind, run.job.patch_outputs)
     if run.is_cancelled:
         for future in run.futures:
             future.cancel()

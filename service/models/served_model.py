@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from types import TracebackType
 from typing import Final, Self
 
@@ -12,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
-from model.reduction import Reduction
-from model.runtime.base import reducing
 from model.text import TextTokenizer
 from service.call import Call, Stage
 from service.lanes.batching import Batcher
@@ -170,7 +167,6 @@ class ServedModel:
         admission: Decides which requests fit.
         requests: Counts them.
         texts: The text side.
-        can_reduce: Whether its lanes run reductions.
         load_s: Time of its load, which the repository measures.
     """
 
@@ -190,7 +186,6 @@ class ServedModel:
         self.requests = RequestCounts()
         self.load_s = 0.0
         self.texts = TextEncoder(tokenizer, batcher, cache)
-        self.can_reduce = all(reducing(lane.runtime) is not None for lane in lanes)
         self._batcher = batcher
         self._lanes = lanes
         self._cache = cache
@@ -281,8 +276,6 @@ class ServedModel:
         call: Call,
         kind: Kind,
         patch_outputs: Collection[PatchOutput],
-        *,
-        reductions: Sequence[Reduction | None] = (),
     ) -> list[ItemFuture]:
         """Queue prepared images; the i-th future has the raw outputs of the i-th. Thread-safe.
 
@@ -291,7 +284,6 @@ class ServedModel:
             call: Gives deadline, priority and flow.
             kind: Which outputs to compute.
             patch_outputs: Which of them to return.
-            reductions: Of each image what to compute of them instead, or none at all.
 
         Raises:
             Unavailable: The server is stopping.
@@ -302,13 +294,12 @@ class ServedModel:
                 cost=self.num_patches(p.shape[1:]),
                 payload=p,
                 patch_outputs=patch_outputs,
-                reduction=reduction,
                 deadline=call.deadline,
                 trace=call.trace,
                 priority=call.priority,
                 flow=call.flow,
             )
-            for p, reduction in zip(pixels, reductions or repeat(None), strict=False)
+            for p in pixels
         ]
         call.trace.enter_queue(call.clock())
         return self._batcher.queue.put(items)

@@ -15,7 +15,6 @@ from PIL import Image
 
 from model.dense_maps import make_map
 from model.graphs import PATCH_OUTPUTS, DenseTask
-from model.pixel_labels import LABELS, labelled_map
 from model.segmentation import (
     Background,
     SegmentationMap,
@@ -118,8 +117,7 @@ def segment_image(
     """Steps that segment one image at the size of its mask.
 
     Args:
-        parts: Outputs of the whole image, or of each window: labels if a device made them, else
-            patch embeddings [N, D].
+        parts: Outputs of the whole image, or of each window, with patch embeddings [N, D].
         classes_KD: One unit vector for each class, then for each background class.
         geometry: Sizes of mask and image, and the image's windows if any.
         request: With the background rules, and what to return.
@@ -127,9 +125,7 @@ def segment_image(
         temperature: Divisor of cosines in the scores of classes.
     """
     background = background_of(request)
-    if LABELS in parts[0]:
-        result = labelled_map(parts[0], len(request.classes), geometry.grid_hw)
-    elif geometry.windows is not None:
+    if geometry.windows is not None:
         result = yield from segment_windows(
             [part[features] for part in parts],
             classes_KD,

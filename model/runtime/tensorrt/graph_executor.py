@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.runtime.graph_runtime import BatchReductions, DeviceTensor
 from model.runtime.tensorrt.buffers import Buffers, Slot, fetch, lay_out, store
 from model.runtime.tensorrt.cuda import GpuError, GpuLibraries
 from model.runtime.tensorrt.engines import LoadedEngine
@@ -169,7 +168,6 @@ class GraphExecutor:
         names: Collection[str],
         *,
         check: Callable[[], None] = lambda: None,
-        reductions: BatchReductions | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Compute a batch, in several runs if it exceeds the engine's largest batch.
 
@@ -177,7 +175,6 @@ class GraphExecutor:
             inputs: Arrays with one batch axis, the first.
             names: Outputs to copy to the host and to return.
             check: Called before and after each run; may raise to skip the rest.
-            reductions: Run after each run, on outputs in float32.
 
         Raises:
             ValueError: No profile of the engine holds this shape.
@@ -199,11 +196,7 @@ class GraphExecutor:
             part = {name: array[start : start + size] for name, array in inputs.items()}
             slots = self._run_part(part, names, profile)
             check()
-            if reductions is not None:
-                reductions.run(start, self._on_device(slots))
             for slot in slots:  # out of the memory that the next run overwrites
-                if slot.name not in names:
-                    continue
                 if slot.name not in outputs:
                     outputs[slot.name] = np.empty((num_items, *slot.shape[1:]), np.float32)
                 rows = outputs[slot.name][start : start + size]
@@ -217,10 +210,7 @@ class GraphExecutor:
             self._discard(self._prepared.popitem()[1])
 
     def _run_part(self, inputs: Arrays, names: Collection[str], profile: int) -> list[Slot]:
-        """Run a batch that fits the profile; returns where all outputs are.
-
-        They are complete on the GPU, and those in `names` are in host memory too.
-        """
+        """Run a batch that fits the profile; returns where the named outputs are in host memory."""
         key = tuple(inputs[name].shape for name in self._engine.inputs)
         try:
             shape = self._shape(key, inputs, profile)
@@ -228,7 +218,8 @@ class GraphExecutor:
             for slot in shape.inputs:
                 store(slot, host, inputs[slot.name])
             self._submit(shape)
-            self._copy_back([slot for slot in shape.outputs if slot.name in names])
+            wanted = [slot for slot in shape.outputs if slot.name in names]
+            self._copy_back(wanted)
             self._lane.wait()
         except BaseException:
             self._lane.drain()
@@ -236,12 +227,7 @@ class GraphExecutor:
                 self._discard(self._prepared.pop(key))
             raise
         shape.num_runs += 1
-        return shape.outputs
-
-    def _on_device(self, slots: list[Slot]) -> dict[str, DeviceTensor]:
-        """Outputs of the last run in GPU memory, valid until the next run."""
-        base = self._lane.buffers.outputs_device.address
-        return {slot.name: DeviceTensor(base + slot.offset, slot.shape) for slot in slots}
+        return wanted
 
     def _shape(self, key: tuple[Shape, ...], inputs: Arrays, profile: int) -> _PreparedShape:
         """The prepared shape with valid addresses; prepares it if it is new."""

@@ -1,16 +1,15 @@
 """TensorRT on one GPU: engines in float32, bfloat16 or float16."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
 from model.package import ModelPackage
 from model.runtime.base import InterruptibleCall, LaneShare
 from model.runtime.choice import RuntimeChoice
-from model.runtime.graph_runtime import Arrays, BatchReductions, GraphRuntime
+from model.runtime.graph_runtime import Arrays, GraphRuntime
 from model.runtime.loaded_graphs import LoadedGraph
-from model.runtime.tensorrt.buffers import FLOAT32
 from model.runtime.tensorrt.cuda import GpuLibraries, device_facts, load_libraries
 from model.runtime.tensorrt.engines import ENGINES, LoadedEngine, keys_for, supply_engine
 from model.runtime.tensorrt.graph_executor import GraphExecutor, LaneStream
@@ -79,26 +78,16 @@ class TensorRtGraph:
     """An engine on a lane, used for one call at a time."""
 
     def __init__(self, lane: LaneStream, engine: LoadedEngine, options: TensorRtOptions) -> None:
-        self._lane, self._engine = lane, engine
+        self._lane = lane
         self._executor = GraphExecutor(lane, engine, options)
         self._call: InterruptibleCall | None = None
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
         """Compute all outputs and copy the named ones; see `Graph.run`."""
-        return self.run_reducing(inputs, outputs, None)
-
-    def are_float32(self, outputs: Collection[str]) -> bool:
-        """Whether the engine gives them in float32; see `ReducingGraph.are_float32`."""
-        return all(self._engine.outputs[name] == FLOAT32 for name in outputs)
-
-    def run_reducing(
-        self, inputs: Arrays, outputs: Sequence[str], reductions: BatchReductions | None
-    ) -> Arrays:
-        """As `run`, with reductions between; see `ReducingGraph.run_reducing`."""
         call = self._call = InterruptibleCall()
         try:
             self._lane.use_device()
-            return self._executor.run(inputs, outputs, check=call.check, reductions=reductions)
+            return self._executor.run(inputs, outputs, check=call.check)
         finally:
             self._call = None
 

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.graphs import PatchOutput
-from model.reduction import Reduction
 from model.runtime.base import Interrupted
 from service.errors import InternalError, Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
@@ -49,7 +48,6 @@ class Runner:
         bucket: Bucket,
         inputs: Inputs,
         patch_outputs: Collection[PatchOutput],
-        reductions: Sequence[Reduction | None] = (),
     ) -> list[Outputs]:
         payloads = inputs[0].astype(np.float32)
         self.batches.append([float(p[0]) for p in payloads])
@@ -82,7 +80,6 @@ class BrokenRunner(Runner):
         bucket: Bucket,
         inputs: Inputs,
         patch_outputs: Collection[PatchOutput],
-        reductions: Sequence[Reduction | None] = (),
     ) -> list[Outputs]:
         self.entered.release()
         raise RuntimeError("the device is gone")

@@ -4,7 +4,7 @@ One or two lanes are driven by hand, with a clock that the test sets: no threads
 lane computes, any other event may happen, including a whole batch of the other lane.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from model.graphs import PatchOutput
-from model.reduction import Reduction
 from model.runtime.base import Interrupted
 from service.call import PRIORITIES
 from service.errors import ServiceError, Unavailable
@@ -49,7 +48,6 @@ class ScriptedLane:
         bucket: Bucket,
         inputs: Inputs,
         patch_outputs: Collection[PatchOutput],
-        reductions: Sequence[Reduction | None] = (),
     ) -> list[Outputs]:
         indices = [int(row[0]) for row in inputs[0]]
         self._begin(indices)

@@ -1,15 +1,13 @@
 """A worker tracks its lane's health, probes and reloads the runtime a bounded number of times."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from model.graphs import PatchOutput
-from model.reduction import Reduction
 from service.errors import Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.lane import Inputs
@@ -46,23 +44,18 @@ class BrittleLane:
         self.num_loads = 0
         self.most_items = 64
         self.patch_outputs: set[PatchOutput] = set()
-        self.reductions: Sequence[Reduction | None] = ()
-        self.is_reducing = True
 
     def run(
         self,
         bucket: Bucket,
         inputs: Inputs,
         patch_outputs: Collection[PatchOutput],
-        reductions: Sequence[Reduction | None] = (),
     ) -> list[Outputs]:
         payloads = inputs[0]
         if len(payloads) > self.most_items:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         self.clock += 0.5 * len(payloads)
-        self.patch_outputs, self.reductions = set(patch_outputs), reductions
-        if reductions and not self.is_reducing:
-            raise RuntimeError("CUDA out of memory")
+        self.patch_outputs = set(patch_outputs)
         self.failing_batches -= 1
         if self.failing_batches >= 0:
             raise RuntimeError("batch")
@@ -138,40 +131,6 @@ def test_one_batch_returns_what_any_of_its_items_needs(
     shared.queue.put([replace(item, patch_outputs=names) for names in needs])
     assert run_one(worker, shared)[0]
     assert lane.patch_outputs == {name for names in needs for name in names}
-
-
-REDUCTION = Reduction(source="values", graph=Path("a.onnx"), inputs={}, outputs=())
-
-
-@pytest.mark.parametrize(
-    ("items", "patch_outputs", "reductions"),
-    [
-        ([(("values",), None)], {"values"}, []),
-        ([(("values",), REDUCTION)], set(), [REDUCTION]),
-        ([(("values",), REDUCTION), ((), None)], set(), [REDUCTION, None]),
-        ([(("patches",), None), (("values",), REDUCTION)], {"patches"}, [None, REDUCTION]),
-    ],
-)
-def test_what_is_reduced_is_not_returned_unless_memory_is_too_small(
-    worker: LaneWorker,
-    lane: BrittleLane,
-    shared: LaneContext,
-    items: list[tuple[tuple[PatchOutput, ...], Reduction | None]],
-    patch_outputs: set[PatchOutput],
-    reductions: list[Reduction | None],
-) -> None:
-    def queue() -> None:
-        base = WorkItem(bucket=BUCKET, cost=4, payload=np.array([0]))
-        shared.queue.put([replace(base, patch_outputs=n, reduction=r) for n, r in items])
-
-    queue()
-    assert run_one(worker, shared)[0]
-    assert (lane.patch_outputs, list(lane.reductions)) == (patch_outputs, reductions)
-    lane.is_reducing = False
-    queue()
-    assert run_one(worker, shared)[0]
-    assert list(lane.reductions) == []
-    assert lane.patch_outputs == patch_outputs | {r.source for r in reductions if r}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""Compare graphs with the model, and refuse a package whose graphs differ.
-
-Shapes: B batch, N patches, D embedding width, K classes, H W pixels.
-"""
+"""Compare graphs with the model, and refuse a package whose graphs differ."""
 
 import math
 import os
@@ -16,16 +13,9 @@ from model.encoder import Encoder
 from model.graphs import DenseTask, Part, Precision, graph_file
 from model.manifest import Manifest, ParityEntry
 from model.package import ModelPackage, Progress
-from model.parity.distance import (
-    ParityError,
-)
 from model.parity.inputs import BUDGET_GFLOP
-from model.parity.measure import Reference, describe, measure
-from model.parity.reference import (
-    DenseReference,
-    build_reference,
-    head_reference,
-)
+from model.parity.measure import ParityError, Reference, describe, measure
+from model.parity.reference import DenseReference, build_reference, head_reference
 from model.runtime.base import Runtime
 from model.runtime.choice import BACKENDS, Machine, RuntimeChoice, unavailable_reason
 from model.runtime.graph_runtime import GraphRuntime
@@ -40,11 +30,10 @@ RUNTIMES: Final = ("onnx", "openvino")
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A backend, a precision, the graphs to compare, and whether failures are only recorded."""
+    """A backend, a precision, and the graphs to compare."""
 
     choice: RuntimeChoice
     graphs: tuple[LoadedGraph, ...]
-    may_fail: bool = False
 
     @property
     def is_hint(self) -> bool:
@@ -106,8 +95,8 @@ def prove_package(
         ParityError: A graph exceeds its limits, or no runtime is installed.
     """
     package, proofs = _planned(package)
-    proofs = [replace(p, may_fail=p.choice.precision in may_fail) for p in proofs]
-    return _prove(package, proofs, reference, progress=progress, parts=TOWERS | reference.tasks)
+    parts = TOWERS | reference.tasks
+    return _prove(package, proofs, reference, parts=parts, progress=progress, may_fail=may_fail)
 
 
 def prove_heads(
@@ -157,47 +146,48 @@ def _prove(
     *,
     parts: Set[Part],
     progress: Progress,
+    may_fail: Collection[Precision] = (),
 ) -> list[ParityEntry]:
     entries: list[ParityEntry] = []
     for proof in proofs:
-        choice = proof.choice
-        progress(f"comparing {choice.runtime} in {choice.precision}")
+        precision = proof.choice.precision
+        progress(f"comparing {proof.choice.runtime} in {precision}")
         graphs = [graph for graph in proof.graphs if graph.part in parts]
-        found: dict[LoadedGraph, ParityEntry] = {}
-        with _loaded(package, proof) as runtime:
-            # Only the vision graph stays, since heads read it; so the text graph comes first.
-            for graph in sorted(graphs, key=lambda graph: graph.part != "text"):
-                (found[graph],) = measure(reference, runtime, [graph])
-                if isinstance(runtime, GraphRuntime) and graph.part != "vision":
-                    runtime.free(graph.part)
-                    trim()
-        trim()
-        measured = [found[graph] for graph in graphs]
-        if not (proof.is_hint or proof.may_fail):
-            require(
-                [
-                    entry
-                    for entry, graph in zip(measured, graphs, strict=True)
-                    if graph.part in TOWERS or graph.precision == "fp32"
-                ]
-            )
-        for entry in measured:
-            if not entry.passed:
-                progress(f"not to be used: {describe(entry)}")
-        entries += measured
+        found = _measured(package, proof, reference, graphs)
+        if not proof.is_hint and precision not in may_fail:
+            exact = [g for g in graphs if g.part in TOWERS or g.precision == "fp32"]
+            require([found[graph] for graph in exact])
+        for graph in graphs:
+            if not found[graph].passed:
+                progress(f"not to be used: {describe(found[graph])}")
+        entries += [found[graph] for graph in graphs]
     return entries
+
+
+def _measured(
+    package: ModelPackage, proof: Proof, reference: Reference, graphs: Sequence[LoadedGraph]
+) -> dict[LoadedGraph, ParityEntry]:
+    """Measure one graph after another, so that few are in memory."""
+    found: dict[LoadedGraph, ParityEntry] = {}
+    with _loaded(package, proof) as runtime:
+        # Only the vision graph stays, since heads read it; so the text graph comes first.
+        for graph in sorted(graphs, key=lambda graph: graph.part != "text"):
+            (found[graph],) = measure(reference, runtime, [graph])
+            if isinstance(runtime, GraphRuntime) and graph.part != "vision":
+                runtime.free(graph.part)
+                trim()
+    trim()
+    return found
 
 
 def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
     """List what to compare: every CPU backend, float32 first, each of its graphs once."""
     proofs = []
-    backends = [
-        backend
-        for name in RUNTIMES
-        for backend in BACKENDS
-        if (backend.runtime, backend.device) == (name, "cpu")
-    ]
-    for backend in backends:
+    backends = [backend for backend in BACKENDS if backend.device == "cpu"]
+    for backend in sorted(
+        (backend for backend in backends if backend.runtime in RUNTIMES),
+        key=lambda backend: RUNTIMES.index(backend.runtime),
+    ):
         seen: set[LoadedGraph] = set()
         for precision in sorted(backend.precisions, key=lambda name: name != "fp32"):
             if unavailable_reason(backend, precision, manifest, machine) is not None:

@@ -6,7 +6,7 @@ quantisation is made for them.
 Shapes: B batch, L tokens, H W pixels, 3 colour channels (RGB).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,9 +116,7 @@ class TextInput:
     is_real: bool
 
 
-def plan_sizes(
-    manifest: Manifest, cost_gflop: Callable[[Size], float], *, budget_gflop: float
-) -> list[Size]:
+def plan_sizes(manifest: Manifest, native_gflop: float, *, budget_gflop: float) -> list[Size]:
     """Plan batch, height and width of the real inputs.
 
     Every model runs its native square, oblongs of both orientations (which reveal a position grid
@@ -126,7 +124,7 @@ def plan_sizes(
 
     Args:
         manifest: Native size and size multiple.
-        cost_gflop: Cost of a size.
+        native_gflop: Cost of an image of the native size; other sizes cost by their area.
         budget_gflop: Limit for the cost of all further sizes.
     """
     has_heads = not set(DENSE_TASKS).isdisjoint(manifest.outputs)
@@ -139,11 +137,12 @@ def plan_sizes(
     wide = min(_nearest(native * 4 / 3, unit), manifest.max_size)
     optional: list[Size] = [(1, large, large), (8, native, native), (8, half, half)]
     optional += [(2, native, wide), (2, wide, native)]
-    for size in optional:
-        cost = cost_gflop(size) * (WORK_WITH_HEADS if has_heads else 1)
-        if size not in sizes and cost <= budget_gflop:
+    for batch, height, width in optional:
+        cost = native_gflop * batch * height * width / native**2
+        cost *= WORK_WITH_HEADS if has_heads else 1
+        if (batch, height, width) not in sizes and cost <= budget_gflop:
             budget_gflop -= cost
-            sizes.append(size)
+            sizes.append((batch, height, width))
     return sizes
 
 

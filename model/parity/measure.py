@@ -1,88 +1,38 @@
-"""Outputs that runtimes are compared with, the comparison, and its limits; without torch.
+"""Outputs of a model, and how far a runtime's outputs are from them; without torch.
 
-Shapes: B batch, N patches, L tokens, D embedding width, K classes, H W pixels.
+Shapes: B batch, N patches, L tokens, D embedding width, K classes, H W pixels or rows and columns
+of a map, S recorded patches, P recorded pixels of a map.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.graphs import DenseTask, Part, Precision
-from model.manifest import ParityEntry, ParityLimits
-from model.parity.distance import (
-    Agreement,
-    Distance,
-    FloatArray,
-    Mean,
-    ParityError,
-    ReferenceMask,
-    depth_errors,
-    mask,
-    normal_angles,
-)
+from model.graphs import DenseTask, Precision
+from model.manifest import ParityEntry
 from model.parity.inputs import TextInput, VisionInput
+from model.parity.limits import limits
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.loaded_graphs import LoadedGraph
-from model.segmentation import average_groups
+from model.segmentation import average_groups, l2_normalize, segment
+from model.winner_map import Labels
 
 Output = TypeVar("Output")
-# Measured by this gate on a CPU with AMX: the bundled student (trained), and a B/14 (random weights
-# at the scales of a trained model). The limits of quantised graphs still catch the faults of
-# `tests/model/parity/test_gate.py`.
-LIMITS: Final[dict[Precision, ParityLimits]] = {
-    # Only the order of sums differs. Measured: at most 1.7e-5 of an output's scale, also on noise,
-    # and 99.99 % of the pixels; six times that is more than rounding.
-    "fp32": ParityLimits(max_relative_diff=1e-4, min_mask_agreement=0.999),
-    # 8 bits of mantissa. The share of pixels decides, as bf16 is chosen with AMX; pixels that
-    # change lie where two classes are equally near. Measured: the student keeps 99.57 %. Cosines
-    # separate faults from rounding: at worst 0.9997 for the student; for twelve blocks of random
-    # weights, which amplify errors, 0.9948, and 0.9998 in the mean.
-    "bf16": ParityLimits(
-        max_length_error=0.05, min_cosine=0.99, min_mean_cosine=0.9995, min_mask_agreement=0.995
-    ),
-    # 11 bits of mantissa: an eighth of the error of bf16. With OpenVINO's hint the student had a
-    # cosine of 0.99995 at worst, and kept 99.89 % of the pixels.
-    "fp16": ParityLimits(
-        max_length_error=0.01, min_cosine=0.999, min_mean_cosine=0.9999, min_mask_agreement=0.998
-    ),
-    # Swapped outputs or items have cosines below these; with more than one changed pixel in twenty,
-    # the masks are those of another model.
-    "int8": ParityLimits(
-        max_length_error=0.1, min_cosine=0.97, min_mean_cosine=0.995, min_mask_agreement=0.95
-    ),
-    "int8_weights": ParityLimits(
-        max_length_error=0.1, min_cosine=0.97, min_mean_cosine=0.995, min_mask_agreement=0.95
-    ),
-}
-# A package that names int8 for CPUs, a network of convolutions. Two trunks of EfficientNet-Lite0
-# with weights of 7 and 8 bits had cosines of 0.91 at worst and 0.984 and 0.988 in the mean, lengths
-# 0.22 off at worst, and equal scores. 92.8 and 90.0 % of the pixels kept their class; with more
-# exact weights (0.95, 0.993) it was still 92.3 %, as many pixels there lie between two classes.
-NAMED_INT8: Final = ParityLimits(
-    max_length_error=0.3, min_cosine=0.88, min_mean_cosine=0.98, min_mask_agreement=0.87
-)
-# Dense heads: relative error of depth, degrees between normals, share of pixels of the same class.
-# Chosen for the use of such maps; no released heads could be measured here.
-_DENSE: Final[dict[Precision, tuple[float, float, float]]] = {
-    "fp32": (1e-4, 0.01, 0.999),
-    "bf16": (0.02, 1.0, 0.99),
-    "fp16": (0.005, 0.2, 0.995),
-    "int8": (0.05, 3.0, 0.95),
-    "int8_weights": (0.05, 3.0, 0.95),
-}
+FloatArray = NDArray[np.float32]
+TINY: Final = 1e-12
+
+
+class ParityError(ValueError):
+    """An exported graph does not compute what the model computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Samples:
-    """Places of each image whose outputs were recorded.
-
-    Attributes:
-        rows_BS: Indices of patches.
-        points_BP: Indices of pixels of a flattened dense map.
-    """
+    """Indices of the patches, and of the pixels of a flattened map, that each image has."""
 
     rows_BS: NDArray[np.int64]
     points_BP: NDArray[np.int64]
@@ -92,7 +42,7 @@ class Samples:
         return np.take_along_axis(patches_BND, self.rows_BS[:, :, None], axis=1)
 
     def of_map(self, maps: FloatArray) -> FloatArray:
-        """The recorded pixels of maps [B, ..., H', W']: [B, ..., P]."""
+        """The recorded pixels of maps [B, ..., H, W]: [B, ..., P]."""
         flat = maps.reshape(*maps.shape[:-2], -1)
         axes = (len(flat), *[1] * (flat.ndim - 2), -1)
         return np.take_along_axis(flat, self.points_BP.reshape(axes), axis=-1)
@@ -102,12 +52,14 @@ class Samples:
 class VisionCase:
     """Images and the model's outputs; masks and dense maps of real images only.
 
-    With `samples` the patches and maps are only those of these places.
+    Attributes:
+        masks: For each image, its labels and the pixels with a clear winner, both [H, W].
+        samples: The only places that patches and maps have; None if they have all.
     """
 
     given: VisionInput
     output: VisionOutput
-    masks: tuple[ReferenceMask, ...]
+    masks: tuple[tuple[Labels, NDArray[np.bool_]], ...]
     dense: Mapping[DenseTask, FloatArray] = field(default_factory=dict)
     samples: Samples | None = None
 
@@ -121,32 +73,26 @@ class TextCase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ClassPrompts:
-    """The prompts of all classes; `sizes` is the number of prompts of each class."""
-
-    given: TextInput
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reference:
     """Everything that exports are compared with.
 
     Attributes:
         name: What computed it, for the manifest.
         features: Patch features to segment with: "values" or "patches".
-        prompts: Prompts of the classes; without them texts are not judged by masks.
         classes_KD: Embeddings of the classes.
+        prompts: Prompts of the classes; without them texts are not judged by masks.
+        prompts_of_class: The number of prompts of each class.
         cpu_precision: As in the manifest.
     """
 
     name: str
     features: str
     cpu_precision: Precision | None
-    prompts: ClassPrompts | None
     classes_KD: FloatArray
     vision: tuple[VisionCase, ...]
     text: tuple[TextCase, ...]
+    prompts: TextInput | None = None
+    prompts_of_class: tuple[int, ...] = ()
 
     @property
     def tasks(self) -> set[DenseTask]:
@@ -157,28 +103,6 @@ class Reference:
 def segmenting_features(output: VisionOutput, features: str) -> FloatArray:
     """The patch features [B, N, D] to segment with: "values" or "patches"."""
     return output.values_BND if features == "values" else output.patches_BND
-
-
-@dataclass(slots=True)
-class Measured:
-    """Differences of one graph from the model; values that do not apply stay None."""
-
-    sizes: list[tuple[int, ...]] = field(default_factory=list)
-    distance: Distance = field(default_factory=Distance)
-    agreement: Agreement = field(default_factory=Agreement)
-    depth: Mean = field(default_factory=Mean)
-    angles: Mean = field(default_factory=Mean)
-
-    def add_map(self, task: DenseTask, exported: FloatArray, reference: FloatArray) -> None:
-        """Compare finite dense maps of one shape."""
-        if task == "depth":
-            self.depth.add(depth_errors(exported, reference))
-        elif task == "normals":
-            self.angles.add(normal_angles(exported, reference))
-        else:
-            same_BHW = exported.argmax(axis=1) == reference.argmax(axis=1)
-            self.agreement.pixels += same_BHW.size
-            self.agreement.same += int(same_BHW.sum())
 
 
 def measure(
@@ -201,10 +125,25 @@ def measure(
     """
     entries = []
     for graph in graphs:
+        if graph.part == "vision":
+            found = _compare_vision(reference, runtime, graph)
+        elif graph.part == "text":
+            found = _compare_text(reference, runtime, graph)
+        else:
+            found = _compare_maps(reference, runtime, graph, graph.part)
         bounds = limits(graph.part, rounding or graph.precision, reference.cpu_precision)
         if graph.part == "text" and reference.prompts is None:
             bounds = bounds.model_copy(update={"min_mask_agreement": None})
-        entries.append(_measure_graph(reference, runtime, graph, bounds))
+        entries.append(
+            ParityEntry(
+                file=graph.file,
+                runtime=runtime.name,
+                precision=graph.precision,
+                reference=reference.name,
+                limits=bounds,
+                **found.numbers(),
+            )
+        )
     return entries
 
 
@@ -216,112 +155,163 @@ def describe(entry: ParityEntry) -> str:
     )
 
 
-def limits(part: Part, precision: Precision, named: Precision | None = None) -> ParityLimits:
-    """Return the limits of a graph in a precision; `named` is the manifest's `cpu_precision`."""
-    if part in {"vision", "text"}:
-        is_named_int8 = part == "vision" and precision == named == "int8"
-        return NAMED_INT8 if is_named_int8 else LIMITS[precision]
-    depth_error, degrees, agreement = _DENSE[precision]
-    dense: dict[DenseTask, ParityLimits] = {
-        "depth": ParityLimits(max_depth_error=depth_error),
-        "normals": ParityLimits(max_normals_degrees=degrees),
-        "segmentation": ParityLimits(min_mask_agreement=agreement),
-    }
-    return next(its for task, its in dense.items() if task == part)
+@dataclass(slots=True)
+class _Differences:
+    """What was found on all inputs of a graph; `ParityEntry` explains the numbers.
+
+    An output with NaN or infinity counts only in `is_finite`: comparisons with NaN are false.
+    """
+
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    is_finite: bool = True
+    worst_size: tuple[int, ...] = ()
+    max_abs_diff: float = 0.0
+    max_relative_diff: float = 0.0
+    values: dict[str, list[NDArray[Any]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add_embeddings(self, ours: FloatArray, theirs: FloatArray) -> bool:
+        """Compare global [B, D] or patch [B, N, D] embeddings of the input of the last size.
+
+        Returns:
+            Whether ours are finite; if not, skip further comparisons of them.
+
+        Raises:
+            ParityError: The shapes differ.
+        """
+        lengths = np.maximum(np.linalg.norm(theirs, axis=-1), TINY)
+        if not self._add(ours, theirs, lengths):
+            return False
+        cosines = (l2_normalize(ours) * l2_normalize(theirs)).sum(axis=-1)
+        self.values["patches" if ours.ndim == 3 else "cls"].append(cosines)
+        error = np.abs(np.linalg.norm(ours, axis=-1) - np.linalg.norm(theirs, axis=-1)) / lengths
+        self.values["length"].append(error)
+        return True
+
+    def add_maps(self, task: DenseTask, ours: FloatArray, theirs: FloatArray) -> None:
+        """Compare dense maps likewise."""
+        scale = np.sqrt(np.mean(np.square(theirs, dtype=np.float64)))
+        if not self._add(ours, theirs, np.maximum(scale, TINY)):
+            return
+        if task == "depth":
+            self.values["depth"].append(np.abs(ours - theirs) / np.maximum(theirs, 1e-3))
+        elif task == "normals":
+            self.values["normals"].append(_angles(ours, theirs))
+        else:
+            self.values["same"].append(ours.argmax(axis=1) == theirs.argmax(axis=1))
+
+    def add_masks(self, case: VisionCase, features_BND: FloatArray, classes_KD: FloatArray) -> None:
+        """Segment each real image with these patches and classes, by the code of the server."""
+        for item_ND, (labels_HW, clear_HW) in zip(features_BND, case.masks, strict=False):
+            size_hw = labels_HW.shape
+            found = segment(item_ND, classes_KD, grid_hw=case.output.grid_hw, size_hw=size_hw)
+            same_HW = found.labels_HW == labels_HW
+            self.values["same"].append(same_HW)
+            self.values["clear_same"].append(same_HW[clear_HW])
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields of `ParityEntry`; those that do not apply are None."""
+        all_values = {
+            name: np.concatenate([array.ravel() for array in arrays])
+            for name, arrays in self.values.items()
+        }
+        kept = {name: array for name, array in all_values.items() if array.size}
+        mean = {name: float(array.mean(dtype=np.float64)) for name, array in kept.items()}
+        lowest = {name: float(array.min()) for name, array in kept.items()}
+        return {
+            "sizes": self.sizes,
+            "worst_size": self.worst_size,
+            "is_finite": self.is_finite,
+            "max_abs_diff": self.max_abs_diff,
+            "max_relative_diff": self.max_relative_diff,
+            "max_length_error": float(kept["length"].max()) if "length" in kept else None,
+            "min_cosine_cls": lowest.get("cls"),
+            "mean_cosine_cls": mean.get("cls"),
+            "min_cosine_patches": lowest.get("patches"),
+            "mean_cosine_patches": mean.get("patches"),
+            "mask_agreement": mean.get("same"),
+            "clear_mask_agreement": mean.get("clear_same"),
+            "depth_error": mean.get("depth"),
+            "normals_degrees": mean.get("normals"),
+        }
+
+    def _add(self, ours: FloatArray, theirs: FloatArray, scale: NDArray[np.floating]) -> bool:
+        if ours.shape != theirs.shape:
+            raise ParityError(f"shape {list(ours.shape)} instead of {list(theirs.shape)}")
+        if not np.isfinite(ours).all():
+            self.is_finite, self.worst_size = False, self.sizes[-1]
+            return False
+        apart = ours - theirs
+        self.max_abs_diff = max(self.max_abs_diff, float(np.abs(apart).max()))
+        length = np.linalg.norm(apart, axis=-1) if scale.ndim else np.abs(apart)
+        relative = float((length / scale).max())
+        if self.is_finite and relative >= self.max_relative_diff:
+            self.max_relative_diff, self.worst_size = relative, self.sizes[-1]
+        return True
 
 
-def _measure_graph(
-    reference: Reference, runtime: Runtime, graph: LoadedGraph, bounds: ParityLimits
-) -> ParityEntry:
-    if graph.part == "vision":
-        measured = _measure_vision(reference, runtime, graph)
-    elif graph.part == "text":
-        measured = _measure_text(reference, runtime, graph)
-    else:
-        measured = _measure_dense(reference, runtime, graph, graph.part)
-    distance = measured.distance
-    return ParityEntry(
-        file=graph.file,
-        runtime=runtime.name,
-        precision=graph.precision,
-        reference=reference.name,
-        sizes=measured.sizes,
-        worst_size=distance.worst_size,
-        is_finite=distance.is_finite,
-        max_abs_diff=distance.max_abs_diff,
-        max_relative_diff=distance.max_relative_diff,
-        max_length_error=distance.max_length_error,
-        min_cosine_cls=distance.cls.lowest,
-        mean_cosine_cls=distance.cls.mean,
-        min_cosine_patches=distance.patches.lowest,
-        mean_cosine_patches=distance.patches.mean,
-        mask_agreement=measured.agreement.share,
-        clear_mask_agreement=measured.agreement.clear_share,
-        depth_error=measured.depth.value,
-        normals_degrees=measured.angles.value,
-        limits=bounds,
-    )
+def _angles(ours_B3HW: FloatArray, theirs_B3HW: FloatArray) -> NDArray[np.float64]:
+    """Angles [B, H, W] in degrees between vectors of any length."""
+    # From the chord, in float64: an arc cosine near one loses half of the digits.
+    units = []
+    for vectors in (ours_B3HW, theirs_B3HW):
+        exact = vectors.astype(np.float64)
+        units.append(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), TINY))
+    chord = np.linalg.norm(units[0] - units[1], axis=1)
+    return np.asarray(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
 
 
-def _measure_vision(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> Measured:
-    measured = Measured()
+def _compare_vision(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> _Differences:
+    found = _Differences()
     for case in reference.vision:
         if not _judges(case.given.is_real, graph):
             continue
-        measured.sizes.append(case.given.size)
-        exported = _run(graph, case.given.size, runtime.encode_images, case.given.pixels_B3HW)
-        are_finite = [
-            measured.distance.add_embeddings(ours, theirs, case.given.size)
-            for ours, theirs in zip(
-                _arrays(exported, case.samples), _arrays(case.output), strict=True
-            )
+        found.sizes.append(case.given.size)
+        ours = _run(graph, case.given.size, runtime.encode_images, case.given.pixels_B3HW)
+        pairs = [
+            (ours.cls1_BD, case.output.cls1_BD),
+            (ours.cls2_BD, case.output.cls2_BD),
+            (_recorded(ours.patches_BND, case.samples), case.output.patches_BND),
+            (_recorded(ours.values_BND, case.samples), case.output.values_BND),
         ]
-        if all(are_finite):
-            features_BND = segmenting_features(exported, reference.features)
-            _count_masks(measured.agreement, case, features_BND, reference.classes_KD)
-    return measured
+        if all([found.add_embeddings(*pair) for pair in pairs]):
+            features_BND = segmenting_features(ours, reference.features)
+            found.add_masks(case, features_BND, reference.classes_KD)
+    return found
 
 
-def _measure_text(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> Measured:
-    measured = Measured()
+def _compare_text(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> _Differences:
+    found = _Differences()
+
+    def embed(given: TextInput) -> FloatArray:
+        shape = given.token_ids_BL.shape
+        return _run(graph, shape, runtime.encode_texts, given.token_ids_BL, given.mask_BL)
+
     for case in reference.text:
-        if not _judges(case.given.is_real, graph):
-            continue
-        shape = case.given.token_ids_BL.shape
-        measured.sizes.append(shape)
-        exported_BD = _run(
-            graph, shape, runtime.encode_texts, case.given.token_ids_BL, case.given.mask_BL
-        )
-        measured.distance.add_embeddings(exported_BD, case.output_BD, shape)
-    prompts = reference.prompts
-    if prompts is None:
-        return measured
-    given = prompts.given
-    shape = given.token_ids_BL.shape
-    prompts_PD = _run(graph, shape, runtime.encode_texts, given.token_ids_BL, given.mask_BL)
-    if np.isfinite(prompts_PD).all():
-        classes_KD = average_groups(prompts_PD, prompts.sizes)
-        for seen in reference.vision:
-            features_BND = segmenting_features(seen.output, reference.features)
-            _count_masks(measured.agreement, seen, features_BND, classes_KD)
-    return measured
+        if _judges(case.given.is_real, graph):
+            found.sizes.append(case.given.token_ids_BL.shape)
+            found.add_embeddings(embed(case.given), case.output_BD)
+    if reference.prompts is not None:
+        prompts_PD = embed(reference.prompts)
+        if np.isfinite(prompts_PD).all():
+            classes_KD = average_groups(prompts_PD, reference.prompts_of_class)
+            for seen in reference.vision:
+                features_BND = segmenting_features(seen.output, reference.features)
+                found.add_masks(seen, features_BND, classes_KD)
+    return found
 
 
-def _measure_dense(
+def _compare_maps(
     reference: Reference, runtime: Runtime, graph: LoadedGraph, task: DenseTask
-) -> Measured:
-    measured = Measured()
+) -> _Differences:
+    found = _Differences()
     for case in reference.vision:
-        if task not in case.dense:
-            continue
-        measured.sizes.append(case.given.size)
-        theirs = case.dense[task]
-        ours = _run(graph, case.given.size, runtime.estimate, task, case.given.pixels_B3HW)
-        if case.samples is not None:
-            ours = case.samples.of_map(ours)
-        if measured.distance.add(ours, theirs, case.given.size):
-            measured.add_map(task, ours, theirs)
-    return measured
+        if task in case.dense:
+            found.sizes.append(case.given.size)
+            ours = _run(graph, case.given.size, runtime.estimate, task, case.given.pixels_B3HW)
+            if case.samples is not None:
+                ours = case.samples.of_map(ours)
+            found.add_maps(task, ours, case.dense[task])
+    return found
 
 
 def _judges(is_real: bool, graph: LoadedGraph) -> bool:
@@ -329,20 +319,8 @@ def _judges(is_real: bool, graph: LoadedGraph) -> bool:
     return is_real or graph.precision == "fp32"
 
 
-def _count_masks(
-    agreement: Agreement, case: VisionCase, features_BND: FloatArray, classes_KD: FloatArray
-) -> None:
-    """Segment each real image of a case with these patches and these classes."""
-    for item_ND, expected in zip(features_BND, case.masks, strict=False):
-        size_hw = expected.labels_HW.shape
-        agreement.add(mask(item_ND, classes_KD, case.output.grid_hw, size_hw), expected)
-
-
-def _arrays(output: VisionOutput, samples: Samples | None = None) -> list[FloatArray]:
-    patches = [output.patches_BND, output.values_BND]
-    if samples is not None:
-        patches = [samples.of_patches(array) for array in patches]
-    return [output.cls1_BD, output.cls2_BD, *patches]
+def _recorded(patches_BND: FloatArray, samples: Samples | None) -> FloatArray:
+    return patches_BND if samples is None else samples.of_patches(patches_BND)
 
 
 def _run(

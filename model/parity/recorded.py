@@ -19,7 +19,6 @@ from safetensors.numpy import save_file
 from model.graphs import DENSE_TASKS
 from model.manifest import RECORDED_FILE, ParityEntry
 from model.package import ModelPackage, PackageError
-from model.parity.distance import ReferenceMask
 from model.parity.inputs import (
     CLASS_NAMES,
     SENTENCES,
@@ -82,7 +81,7 @@ def write_recorded(reference: Reference, thumbnails_B3hw: Thumbnails, folder: Pa
         "patches": samples.of_patches(case.output.patches_BND),
         "values": samples.of_patches(case.output.values_BND),
         "classes": reference.classes_KD,
-        "labels": np.stack([mask.labels_HW for mask in case.masks]).astype(np.uint8),
+        "labels": np.stack([labels_HW for labels_HW, _ in case.masks]).astype(np.uint8),
         "token_ids": text.given.token_ids_BL,
         "mask": text.given.mask_BL,
         "text_embeddings": text.output_BD,
@@ -173,7 +172,6 @@ def _reference(
         name=metadata["reference"],
         features=metadata["features"],
         cpu_precision=package.manifest.cpu_precision,
-        prompts=None,
         classes_KD=arrays["classes"],
         vision=tuple(_case(arrays, part, (height, width), grid_hw) for part in parts),
         text=(TextCase(given=given, output_BD=arrays["text_embeddings"]),),
@@ -189,32 +187,31 @@ def _check(
     batch, _, *side = arrays["images"].shape
     num_rows, num_points = arrays["rows"].shape[1], arrays["points"].shape[1]
     texts = arrays["token_ids"].shape
-    expected: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
-        "images": (np.uint8, (batch, 3, *side)),
-        "cls1": (np.float32, (batch, dim)),
-        "cls2": (np.float32, (batch, dim)),
-        "rows": (np.int64, (batch, num_rows)),
-        "patches": (np.float32, (batch, num_rows, dim)),
-        "values": (np.float32, (batch, num_rows, dim)),
-        "classes": (np.float32, (len(arrays["classes"]), dim)),
-        "labels": (np.uint8, (batch, *side)),
-        "token_ids": (np.int64, texts),
-        "mask": (np.int64, texts),
-        "text_embeddings": (np.float32, (texts[0], dim)),
-        "points": (np.int64, (batch, num_points)),
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "images": ("uint8", (batch, 3, *side)),
+        "cls1": ("float32", (batch, dim)),
+        "cls2": ("float32", (batch, dim)),
+        "rows": ("int64", (batch, num_rows)),
+        "patches": ("float32", (batch, num_rows, dim)),
+        "values": ("float32", (batch, num_rows, dim)),
+        "classes": ("float32", (len(arrays["classes"]), dim)),
+        "labels": ("uint8", (batch, *side)),
+        "token_ids": ("int64", texts),
+        "mask": ("int64", texts),
+        "text_embeddings": ("float32", (texts[0], dim)),
+        "points": ("int64", (batch, num_points)),
+        "depth": ("float32", (batch, num_points)),
+        "normals": ("float32", (batch, 3, num_points)),
+        "segmentation": ("float32", (batch, num_labels, num_points)),
     }
-    maps: dict[str, tuple[int, ...]] = {
-        "depth": (batch, num_points),
-        "normals": (batch, 3, num_points),
-        "segmentation": (batch, num_labels, num_points),
-    }
-    expected |= {task: (np.float32, shape) for task, shape in maps.items() if task in arrays}
-    for name, (kind, shape) in expected.items():
+    for name, (dtype, shape) in expected.items():
+        if name in DENSE_TASKS and name not in arrays:
+            continue
         array = arrays[name]
-        if array.dtype != np.dtype(kind) or array.shape != shape:
+        if array.dtype != dtype or array.shape != shape:
             found = f"{array.dtype} {list(array.shape)}"
-            raise ValueError(f"{name} is {found}, not {kind.__name__} {list(shape)}")
-        if kind is np.float32 and not np.isfinite(array).all():
+            raise ValueError(f"{name} is {found}, not {dtype} {list(shape)}")
+        if dtype == "float32" and not np.isfinite(array).all():
             raise ValueError(f"{name} is not finite")
     num_patches = math.prod(grid_hw)
     if not 0 < num_patches <= (manifest.max_size // manifest.patch_size) ** 2:
@@ -240,10 +237,7 @@ def _case(
             values_BND=arrays["values"][part],
             grid_hw=grid_hw,
         ),
-        masks=tuple(
-            ReferenceMask(labels_HW=labels_HW, clear_HW=none_clear)
-            for labels_HW in arrays["labels"][part]
-        ),
+        masks=tuple((labels_HW, none_clear) for labels_HW in arrays["labels"][part]),
         dense={task: arrays[task][part] for task in DENSE_TASKS if task in arrays},
         samples=Samples(rows_BS=arrays["rows"][part], points_BP=arrays["points"][part]),
     )

@@ -3,16 +3,16 @@
 The reference is `Encoder.reference`: of a Tipsv2Model transformers' own forward, not the code that
 was traced.
 
-Shapes: B batch, N patches, L tokens, D embedding width, K classes, H W pixels.
+Shapes: B batch, N patches, L tokens, D embedding width, K classes, P prompts, H W pixels.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import Tipsv2DptForDensePrediction
@@ -21,12 +21,10 @@ from model.encoder import Encoder, Towers
 from model.graphs import DenseTask
 from model.manifest import Manifest
 from model.package import ModelPackage
-from model.parity.distance import reference_mask
 from model.parity.inputs import (
     BUDGET_GFLOP,
     CLASS_NAMES,
     FloatArray,
-    Size,
     TextInput,
     TokenArray,
     VisionInput,
@@ -34,18 +32,13 @@ from model.parity.inputs import (
     plan_sizes,
     text_inputs,
 )
-from model.parity.measure import (
-    ClassPrompts,
-    Reference,
-    TextCase,
-    VisionCase,
-    segmenting_features,
-)
+from model.parity.measure import Reference, TextCase, VisionCase, segmenting_features
 from model.parity.recorded import RECORDED_TEXTS, Thumbnails, enlarged, gate_thumbnails
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.graph_runtime import parts_of
-from model.segmentation import average_groups
+from model.segmentation import average_groups, cosine_map, segment, upsample_bilinear
 from model.text import TEMPLATES, TextTokenizer, fill
+from model.winner_map import Labels
 
 # The model's dense heads in float32: pixels to what `Runtime.estimate` returns for each.
 DenseReference = Callable[[FloatArray], Mapping[DenseTask, FloatArray]]
@@ -54,6 +47,8 @@ DENSE_FIELDS: Final[dict[DenseTask, str]] = {
     "normals": "normals",
     "segmentation": "segmentation_logits",
 }
+# If the best two cosines of a pixel differ by less, either class is a good answer.
+CLEAR_MARGIN: Final = 0.01
 
 
 def build_reference(
@@ -71,37 +66,10 @@ def build_reference(
         dense: The dense heads of the package.
         budget_gflop: See `plan_sizes`.
     """
-    manifest, towers = package.manifest, encoder.reference
-    tokenizer = TextTokenizer.from_package(package)
-    prompts = class_prompts(tokenizer, manifest)
-    given = prompts.given
-    prompts_PD = reference_text(towers, given.token_ids_BL, given.mask_BL)
-    classes_KD = average_groups(prompts_PD, prompts.sizes)
-    sizes = plan_sizes(manifest, image_cost(encoder), budget_gflop=budget_gflop)
-    texts = text_inputs(tokenizer)
-    features = manifest.zero_shot.features
-    return Reference(
-        name=f"{towers.name}, torch {torch.__version__}, float32",
-        features=features,
-        cpu_precision=manifest.cpu_precision,
-        prompts=prompts,
-        classes_KD=classes_KD,
-        vision=tuple(
-            _vision_case(
-                towers,
-                given,
-                patch_size=manifest.patch_size,
-                classes_KD=classes_KD,
-                features=features,
-                dense=dense if _suits_heads(given, manifest) else None,
-            )
-            for given in image_inputs(manifest, sizes)
-        ),
-        text=tuple(
-            TextCase(given=text, output_BD=reference_text(towers, text.token_ids_BL, text.mask_BL))
-            for text in texts
-        ),
-    )
+    sizes = plan_sizes(package.manifest, _native_gflop(encoder), budget_gflop=budget_gflop)
+    texts = text_inputs(TextTokenizer.from_package(package))
+    images = image_inputs(package.manifest, sizes)
+    return _run_model(encoder, package, images=images, texts=texts, dense=dense)
 
 
 def recorded_reference(
@@ -112,41 +80,45 @@ def recorded_reference(
     Returns:
         The outputs, with one case of images and one of texts, and the images.
     """
-    manifest, towers = package.manifest, encoder.reference
-    tokenizer = TextTokenizer.from_package(package)
-    prompts = class_prompts(tokenizer, manifest)
-    prompts_PD = reference_text(towers, prompts.given.token_ids_BL, prompts.given.mask_BL)
-    tokens = tokenizer.encode(RECORDED_TEXTS)
+    manifest = package.manifest
+    tokens = TextTokenizer.from_package(package).encode(RECORDED_TEXTS)
     text = TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
     thumbnails = gate_thumbnails()
     side = manifest.map_side(manifest.native_size) if dense else manifest.native_size
-    case = _vision_case(
-        towers,
-        enlarged(thumbnails, (side, side)),
-        patch_size=manifest.patch_size,
-        classes_KD=average_groups(prompts_PD, prompts.sizes),
-        features=manifest.zero_shot.features,
-        dense=dense,
-    )
-    output_BD = reference_text(towers, text.token_ids_BL, text.mask_BL)
-    reference = Reference(
-        name=f"{towers.name}, torch {torch.__version__}, float32",
+    images = enlarged(thumbnails, (side, side))
+    return _run_model(encoder, package, images=[images], texts=[text], dense=dense), thumbnails
+
+
+@torch.no_grad()
+def head_reference(
+    package: ModelPackage, runtime: Runtime, heads: Mapping[DenseTask, nn.Module]
+) -> Reference:
+    """Run heads that read embeddings on the images of the gate, without the encoder.
+
+    Args:
+        package: Has the vision graph.
+        runtime: Computes the embeddings, which the package's own parity covers.
+        heads: Modules from `TAPS` to their outputs, in float32 and evaluation mode.
+    """
+    manifest = package.manifest
+    cases = []
+    for given in image_inputs(manifest, plan_sizes(manifest, 0.0, budget_gflop=0.0)):
+        if not _suits_heads(given, manifest):
+            continue
+        output = runtime.encode_images(given.pixels_B3HW)
+        cls_B1D = torch.from_numpy(output.cls1_BD[:, None])
+        patches_BND = torch.from_numpy(output.patches_BND)
+        patches_B1hwD = patches_BND.unflatten(1, output.grid_hw)[:, None]
+        maps = {task: head(cls_B1D, patches_B1hwD).numpy() for task, head in heads.items()}
+        cases.append(VisionCase(given=given, output=output, masks=(), dense=maps))
+    return Reference(
+        name=f"torch {torch.__version__}, float32, on embeddings of {runtime.name}",
         features=manifest.zero_shot.features,
         cpu_precision=manifest.cpu_precision,
-        prompts=None,
-        classes_KD=average_groups(prompts_PD, prompts.sizes),
-        vision=(case,),
-        text=(TextCase(given=text, output_BD=output_BD),),
+        classes_KD=np.zeros((0, manifest.embed_dim), np.float32),
+        vision=tuple(cases),
+        text=(),
     )
-    return reference, thumbnails
-
-
-def class_prompts(tokenizer: TextTokenizer, manifest: Manifest) -> ClassPrompts:
-    """The class names in the prompt templates of the package."""
-    prompts = [fill(name, TEMPLATES[manifest.zero_shot.templates]) for name in CLASS_NAMES]
-    tokens = tokenizer.encode([prompt for group in prompts for prompt in group])
-    given = TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
-    return ClassPrompts(given=given, sizes=tuple(map(len, prompts)))
 
 
 @torch.no_grad()
@@ -172,39 +144,6 @@ def reference_text(towers: Towers, token_ids_BL: TokenArray, mask_BL: TokenArray
     return embeddings_BD
 
 
-def _flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-# torch counts the GPU's fused attention but not the CPU's, which has the same shapes.
-_ATTENTION: Final = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash}
-
-
-def image_cost(encoder: Encoder) -> Callable[[Size], float]:
-    """Count how many GFLOP a batch costs, from an image of the native size and a smaller one.
-
-    Layers cost as many operations as there are pixels, attention the square of it.
-    """
-    native, unit = encoder.native_size, encoder.size_multiple
-    areas = max(unit, native // 2 // unit * unit) ** 2, native**2
-    small, large = (_gflop(encoder.vision, math.isqrt(area)) / area for area in areas)
-    square = max(0.0, large - small) / max(1, areas[1] - areas[0])
-    linear = large - square * areas[1]
-
-    def cost(size: Size) -> float:
-        batch, height, width = size
-        return batch * height * width * (linear + square * height * width)
-
-    return cost
-
-
-@torch.no_grad()
-def _gflop(vision: nn.Module, side: int) -> float:
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
-        vision(torch.zeros(1, 3, side, side))
-    return 1e-9 * int(counter.get_total_flops())
-
-
 def dense_reference(dense: Tipsv2DptForDensePrediction | None) -> DenseReference | None:
     """All heads by transformers' forward, after one pass through the backbone."""
     return None if dense is None else partial(_dense_maps, dense)
@@ -222,37 +161,50 @@ def _dense_maps(
     return {task: np.concatenate([maps[task] for maps in parts]) for task in DENSE_FIELDS}
 
 
-@torch.no_grad()
-def head_reference(
-    package: ModelPackage, runtime: Runtime, heads: Mapping[DenseTask, nn.Module]
+def _run_model(
+    encoder: Encoder,
+    package: ModelPackage,
+    *,
+    images: Sequence[VisionInput],
+    texts: Sequence[TextInput],
+    dense: DenseReference | None,
 ) -> Reference:
-    """Run heads that read embeddings on the images of the gate, without the encoder.
-
-    Args:
-        package: Has the vision graph.
-        runtime: Computes the embeddings, which the package's own parity covers.
-        heads: Modules from `TAPS` to their outputs, in float32 and evaluation mode.
-    """
-    manifest = package.manifest
-    sizes = plan_sizes(manifest, lambda _: 0.0, budget_gflop=0.0)
-    cases = []
-    for given in image_inputs(manifest, sizes):
-        if not _suits_heads(given, manifest):
-            continue
-        output = runtime.encode_images(given.pixels_B3HW)
-        cls_B1D = torch.from_numpy(output.cls1_BD[:, None])
-        patches_BND = torch.from_numpy(output.patches_BND)
-        patches_B1hwD = patches_BND.unflatten(1, output.grid_hw)[:, None]
-        maps = {task: head(cls_B1D, patches_B1hwD).numpy() for task, head in heads.items()}
-        cases.append(VisionCase(given=given, output=output, masks=(), dense=maps))
+    manifest, towers = package.manifest, encoder.reference
+    names = [fill(name, TEMPLATES[manifest.zero_shot.templates]) for name in CLASS_NAMES]
+    tokenizer = TextTokenizer.from_package(package)
+    tokens = tokenizer.encode([prompt for group in names for prompt in group])
+    prompts = TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
+    prompts_PD = reference_text(towers, prompts.token_ids_BL, prompts.mask_BL)
+    classes_KD = average_groups(prompts_PD, tuple(map(len, names)))
+    features = manifest.zero_shot.features
+    vision, text = [], []
+    for given in images:
+        output = reference_vision(towers, given.pixels_B3HW, manifest.patch_size)
+        items_BND = segmenting_features(output, features)
+        maps = dense(given.pixels_B3HW) if dense and _suits_heads(given, manifest) else {}
+        vision.append(
+            VisionCase(
+                given=given,
+                output=output,
+                masks=tuple(
+                    _mask(item_ND, classes_KD, output.grid_hw, size_hw)
+                    for item_ND, size_hw in zip(items_BND, given.mask_sizes, strict=False)
+                ),
+                dense=maps,
+            )
+        )
+    for given_text in texts:
+        output_BD = reference_text(towers, given_text.token_ids_BL, given_text.mask_BL)
+        text.append(TextCase(given=given_text, output_BD=output_BD))
     return Reference(
-        name=f"torch {torch.__version__}, float32, on embeddings of {runtime.name}",
-        features=manifest.zero_shot.features,
+        name=f"{towers.name}, torch {torch.__version__}, float32",
+        features=features,
         cpu_precision=manifest.cpu_precision,
-        prompts=class_prompts(TextTokenizer.from_package(package), manifest),
-        classes_KD=np.zeros((0, manifest.embed_dim), np.float32),
-        vision=tuple(cases),
-        text=(),
+        classes_KD=classes_KD,
+        vision=tuple(vision),
+        text=tuple(text),
+        prompts=prompts,
+        prompts_of_class=tuple(map(len, names)),
     )
 
 
@@ -262,23 +214,29 @@ def _suits_heads(given: VisionInput, manifest: Manifest) -> bool:
     return given.is_real and all(side % manifest.map_multiple == 0 for side in sides)
 
 
-def _vision_case(
-    towers: Towers,
-    given: VisionInput,
-    *,
-    patch_size: int,
+def _mask(
+    features_ND: FloatArray,
     classes_KD: FloatArray,
-    features: str,
-    dense: DenseReference | None,
-) -> VisionCase:
-    output = reference_vision(towers, given.pixels_B3HW, patch_size)
-    items_BND = segmenting_features(output, features)[: len(given.mask_sizes)]
-    return VisionCase(
-        given=given,
-        output=output,
-        masks=tuple(
-            reference_mask(item_ND, classes_KD, output.grid_hw, size_hw)
-            for item_ND, size_hw in zip(items_BND, given.mask_sizes, strict=True)
-        ),
-        dense={} if dense is None else dense(given.pixels_B3HW),
-    )
+    grid_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+) -> tuple[Labels, NDArray[np.bool_]]:
+    """Labels of an image, by the code of the server, and the pixels with a clear winner."""
+    labels_HW = segment(features_ND, classes_KD, grid_hw=grid_hw, size_hw=size_hw).labels_HW
+    cosine_KHW = upsample_bilinear(cosine_map(features_ND, classes_KD, grid_hw), size_hw)
+    second_HW, best_HW = np.partition(cosine_KHW, (-2, -1), axis=0)[-2:]
+    return labels_HW, best_HW - second_HW >= CLEAR_MARGIN
+
+
+def _flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+# torch counts the GPU's fused attention but not the CPU's, which has the same shapes.
+_ATTENTION: Final = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash}
+
+
+@torch.no_grad()
+def _native_gflop(encoder: Encoder) -> float:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+        encoder.vision(torch.zeros(1, 3, encoder.native_size, encoder.native_size))
+    return 1e-9 * int(counter.get_total_flops())

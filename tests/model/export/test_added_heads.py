@@ -15,7 +15,7 @@ from model.export.added_heads import HEADING, AddedHeads, add_heads
 from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, PatchOutput
 from model.manifest import Manifest, ScoreEntry
 from model.package import ModelPackage
-from model.parity.distance import ParityError
+from model.parity.measure import ParityError
 from model.runtime.graph_runtime import Arrays
 from model.runtime.load import load_runtime
 

@@ -15,7 +15,7 @@ from model.export.graph_writer import PackageContent
 from model.graphs import Part, graph_file
 from model.manifest import ParityEntry
 from model.package import ModelPackage, check_output, open_package
-from model.parity.distance import ParityError
+from model.parity.measure import ParityError
 from model.publication import Repository
 from training.__main__ import main
 from training.export.package import export_package

@@ -43,7 +43,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the end of the shared servers' logs with a failed test."""
     report = yield
-    if report.failed:
+    if report.failed and report.when == "call":
         for name, server in item.funcargs.items():
             if isinstance(server, Server):
                 report.sections.append((f"log of {name}", server.log_tail()))

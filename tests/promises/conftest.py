@@ -7,7 +7,16 @@ import pytest
 
 from tests.promises.servers import Server, start_server
 
-STUDENT = ("--model=bundled-student", "--precision=fp32", "--runtime=onnx", "--lanes=2")
+FILES = Path(__file__).parent / "files"
+STUDENT = (
+    "--model=bundled-student",
+    "--precision=fp32",
+    "--runtime=onnx",
+    "--lanes=2",
+    f"--heads={FILES}",
+    f"--token-vocabulary={FILES / 'tokens.tiktoken'}",
+)
+DEFAULT = ("--model=bundled", "--precision=int8", "--runtime=onnx")
 KEY, LIMITED_KEY = "the-key-of-a-caller", "the-key-of-a-limited-caller"
 KEYS = f"{KEY} name=plain\n{LIMITED_KEY} name=limited requests_per_s=1 requests_at_once=1\n"
 
@@ -22,7 +31,7 @@ def student() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def default() -> Iterator[Server]:
     """The default model in int8."""
-    with start_server("--model=bundled", "--precision=int8", "--runtime=onnx") as server:
+    with start_server(*DEFAULT) as server:
         yield server
 
 

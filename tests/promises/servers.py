@@ -19,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0  # ends hangs; nothing is measured by it
-TIPSERVE = (sys.executable, "-m", "service.commands")  # the program `tipserve`
+TIPSERVE = (sys.executable, "-m", "tipserve_cli")  # the program `tipserve`
 SERVICE = (sys.executable, "-m", "service")
 LOG_TAIL = 6000
 

@@ -276,8 +276,9 @@ def versions(*, repository: RepositoryFolder) -> int:
     def listed(_: Reporter) -> str:
         published = Repository(repository)
         current = published.current()
-        names = published.history()
-        return "\n".join(f"{name} current" if name == current else name for name in names)
+        return "\n".join(
+            f"{name} current" if name == current else name for name in published.versions()
+        )
 
     return _report(listed)
 

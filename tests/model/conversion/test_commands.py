@@ -300,7 +300,7 @@ def test_publish_and_rollback_print_the_current_version(
     assert run(["rollback", *repository, "--to", Path(first).name]) == 0
     assert capsys.readouterr().out.strip() == first
     assert run(["rollback", *repository, "--to=nowhere"]) == 1
-    assert "has no version 'nowhere'" in capsys.readouterr().err
+    assert "there is no version 'nowhere'" in capsys.readouterr().err
 
 
 def test_prune_needs_the_versions_in_service(capsys: pytest.CaptureFixture[str]) -> None:

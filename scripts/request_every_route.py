@@ -14,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +26,6 @@ from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 LIMIT_S: Final = 120.0
 OK: Final = 200
 MODEL: Final = "tipserve-photographs"
-REGISTER: Final = "/v2/systemsharedmemory/region/{name}/register"
-REGION_BYTES: Final = 64
 # Pages and one file of each place that they come from: no document lists them.
 PAGES: Final = ("/", "/docs", "/web/app.js", "/web/swagger-ui.css")
 TEXT_TENSOR: Final = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a flower"]}
@@ -43,11 +40,9 @@ BODIES: Final[dict[str, Any]] = {
 
 def main() -> int:
     """Return the exit status: 1 if an answer has another status than expected."""
-    region = SharedMemory(create=True, size=REGION_BYTES)
-    BODIES[REGISTER] = {"key": f"/{region.name}", "byte_size": REGION_BYTES}
     with tempfile.TemporaryDirectory() as folder:
         ports_file = Path(folder) / "ports.json"
-        flags = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", "--enable-shared-memory"]
+        flags = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
         command = [sys.executable, "-m", "service", *flags, f"--ports-file={ports_file}"]
         with subprocess.Popen(
             command, env={**os.environ, "TIPSERVE_LOG_LEVEL": "WARNING"}
@@ -57,8 +52,6 @@ def main() -> int:
                 failed = [*wrong_routes(url), *wrong_rpcs(target), *wrong_commands(url, target)]
             finally:
                 server.terminate()
-        region.close()
-        region.unlink()
         if server.returncode != 0:
             failed.append(f"the server ended with {server.returncode}")
     for line in failed:
@@ -86,8 +79,7 @@ def wrong_routes(url: str) -> Iterator[str]:
     for page in PAGES:
         if (status := status_of(url + page)) != OK:
             yield f"GET {page}: {status}, expected {OK}"
-    names = {"model": MODEL, "model_id": MODEL, "version": "1", "name": "region"}
-    # In this order a region of shared memory is registered before its status is asked for.
+    names = {"model": MODEL, "model_id": MODEL, "version": "1"}
     for path, methods in sorted(paths.items()):
         for method, operation in methods.items():
             for media, body in bodies(path, operation.get("requestBody", {}).get("content", {})):

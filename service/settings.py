@@ -90,10 +90,6 @@ class Settings(BaseModel):
     """Folder with heads, classes of your own: `:segment` and `:classify` take the class `head:NAME`
     and read `NAME.safetensors` there, as `python -m training head` writes it. A new or changed file
     is read without a restart."""
-    enable_shared_memory: bool = False
-    """Allow clients of the Open Inference Protocol on this machine to register system shared
-    memory for tensors. Every caller who may send requests may then let the server read and
-    overwrite all shared memory that its user can open, also of other programs."""
     sizes: tuple[tuple[int, int], ...] = ()
     """Additional image sizes to warm up and measure at the start, in pixels, separated by commas:
     `896,896x672,1372` (one number is a square, two are height and width). Other sizes work too,
@@ -121,7 +117,7 @@ class Settings(BaseModel):
     """Processes of this server. They share its ports, and everything that is a total here: CPUs,
     lanes, threads, connections, memory, the queue, and the limits of API keys. Each has models of
     its own, on CPUs only. `auto` is one for each 8 of `cpus`, if that suits the other settings.
-    Management and shared memory need 1."""
+    Management needs 1."""
     lanes: Positive | None = None
     """Number of batches computed in parallel, each by its own runtime instance. Default on a CPU:
     one for each of `cpus`, at most 8, and at most as many as fit into half of the free memory.
@@ -423,7 +419,7 @@ class Settings(BaseModel):
         """Processes as set, or for `auto` as many as suit the machine and the other settings."""
         if self.workers != "auto":
             return self.workers
-        if self.enable_management or self.enable_shared_memory:
+        if self.enable_management:
             return 1
         if self.device != "cpu" and this_hardware().gpus:
             return 1
@@ -462,12 +458,11 @@ class Settings(BaseModel):
     def _check_workers(self) -> None:
         if self.workers in {1, "auto"}:
             return
-        for name in ("enable_management", "enable_shared_memory"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} needs workers=1: a request reaches one of the processes, and the "
-                    "others would not know of it"
-                )
+        if self.enable_management:
+            raise ValueError(
+                "enable_management needs workers=1: a request reaches one of the processes, and "
+                "the others would not know of it"
+            )
         if self.device == "gpu":
             raise ValueError(
                 "workers must be 1 with device=gpu: each process would hold a CUDA context and "

@@ -29,19 +29,13 @@ from service.open_inference.metadata import (
     statistics,
 )
 from service.open_inference.tensors import (
-    SHARED_PARAMETERS,
     InputTensor,
-    SharedInput,
     TensorHead,
     check_head,
-    place_parameters,
     read_items,
-    read_place,
     read_raw,
     read_values,
 )
-from service.safety.protection import Protection
-from service.safety.shared_memory import Place, Region
 
 # Field of `contents` that has the elements of each datatype.
 CONTENTS: Final = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
@@ -51,11 +45,8 @@ READ_AT_ONCE = 4096
 class InferenceServicer(GRPCInferenceServiceServicer):
     """`inference.GRPCInferenceService`; without a repository models cannot be managed."""
 
-    def __init__(
-        self, plane: DataPlane, protection: Protection, repository: ModelRepository | None
-    ) -> None:
+    def __init__(self, plane: DataPlane, repository: ModelRepository | None) -> None:
         self._plane = plane
-        self._protection = protection
         self._repository = repository
 
     async def ServerLive(  # noqa: N802 - named by the contract, as all below
@@ -83,10 +74,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ServerMetadataRequest, context: Any
     ) -> pb.ServerMetadataResponse:
         """Name, version and protocol extensions of the server."""
-        found = server_metadata(
-            is_managed=self._repository is not None,
-            has_shared_memory=self._protection.shared_memory is not None,
-        )
+        found = server_metadata(is_managed=self._repository is not None)
         return pb.ServerMetadataResponse(**asdict(found))
 
     async def ModelMetadata(  # noqa: N802
@@ -103,7 +91,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Inputs and outputs of a model, as a Triton configuration."""
         refuse_unknown_fields(request)
         found = model_config(find_model(self._plane, request.name, request.version))
-        return ParseDict({"config": asdict(found)}, pb.ModelConfigResponse())
+        return ParseDict({"config": found}, pb.ModelConfigResponse())
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Any
@@ -111,7 +99,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Statistics of models since they were loaded."""
         refuse_unknown_fields(request)
         found = statistics(self._plane, request.name, request.version)
-        return ParseDict(asdict(found), pb.ModelStatisticsResponse())
+        return ParseDict(found, pb.ModelStatisticsResponse())
 
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Any
@@ -121,7 +109,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         # Every number in a list becomes a Python object, and an image has a million.
         is_small = num_listed(request) <= READ_AT_ONCE
         message = read() if is_small else await self._plane.offload(read)
-        answer = await infer(self._plane, message, current_call.get(), self._protection)
+        answer = await infer(self._plane, message, current_call.get())
         return from_infer(answer, request.id)
 
     async def ModelStreamInfer(  # noqa: N802
@@ -131,41 +119,6 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         answer = await self.ModelInfer(request, context)
         answer.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer)
-
-    async def SystemSharedMemoryStatus(  # noqa: N802
-        self, request: pb.SystemSharedMemoryStatusRequest, context: Any
-    ) -> pb.SystemSharedMemoryStatusResponse:
-        """One or all registered regions of shared memory."""
-        refuse_unknown_fields(request)
-        regions = self._protection.enabled_shared_memory().status(request.name)
-        answer = pb.SystemSharedMemoryStatusResponse()
-        for region in regions:
-            answer.regions[region.name].MergeFrom(
-                pb.SystemSharedMemoryStatusResponse.RegionStatus(**asdict(region))
-            )
-        return answer
-
-    async def SystemSharedMemoryRegister(  # noqa: N802
-        self, request: pb.SystemSharedMemoryRegisterRequest, context: Any
-    ) -> pb.SystemSharedMemoryRegisterResponse:
-        """Register a region of a shared memory object, for tensors."""
-        refuse_unknown_fields(request)
-        region = Region(
-            name=request.name,
-            key=request.key,
-            offset=request.offset,
-            byte_size=request.byte_size,
-        )
-        self._protection.enabled_shared_memory().register(region)
-        return pb.SystemSharedMemoryRegisterResponse()
-
-    async def SystemSharedMemoryUnregister(  # noqa: N802
-        self, request: pb.SystemSharedMemoryUnregisterRequest, context: Any
-    ) -> pb.SystemSharedMemoryUnregisterResponse:
-        """Unregister one region, or all."""
-        refuse_unknown_fields(request)
-        self._protection.enabled_shared_memory().unregister(request.name)
-        return pb.SystemSharedMemoryUnregisterResponse()
 
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: Any
@@ -217,42 +170,27 @@ def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferReque
         RequestTooLarge: A tensor has too many items.
     """
     refuse_unknown_fields(request)
-    shared = [_place(o.parameters, f"inputs[{i}].parameters") for i, o in enumerate(request.inputs)]
-    places = [
-        _place(o.parameters, f"outputs[{i}].parameters") for i, o in enumerate(request.outputs)
-    ]
+    for index, output in enumerate(request.outputs):
+        _refuse_parameters(output.parameters, f"outputs[{index}].parameters")
     raw = request.raw_input_contents
-    num_raw = shared.count(None)
-    if raw and len(raw) != num_raw:
+    if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(
-            f"raw_input_contents has {len(raw)} entries for {num_raw} inputs; give one for each "
-            "that is not in shared memory, or none.",
+            f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; give one "
+            "for each, or none.",
             code="wrong_size",
             param="raw_input_contents",
         )
-    rest = iter(raw)
-    inputs: list[InputTensor | SharedInput] = []
-    for index, (tensor, place) in enumerate(zip(request.inputs, shared, strict=True)):
+    inputs: list[InputTensor] = []
+    for index, tensor in enumerate(request.inputs):
         param = f"inputs[{index}]"
+        _refuse_parameters(tensor.parameters, f"{param}.parameters")
         head = check_head(tensor.name, tensor.datatype, tensor.shape, limits, param=param)
-        if place is None:
-            inputs.append(_raw(head, tensor, next(rest)) if raw else _typed(head, tensor.contents))
-            continue
-        if tensor.HasField("contents"):
-            raise InvalidRequest(
-                f"{param} is in shared memory; give no contents.", param=f"{param}.contents"
-            )
-        inputs.append(SharedInput(head=head, place=place))
+        inputs.append(_raw(head, tensor, raw[index]) if raw else _typed(head, tensor.contents))
     return InferRequest(
         model=request.model_name,
         version=request.model_version,
         inputs=inputs,
         outputs=[output.name for output in request.outputs],
-        places={
-            output.name: place
-            for output, place in zip(request.outputs, places, strict=True)
-            if place is not None
-        },
         parameters=to_parameters(request.parameters),
     )
 
@@ -289,20 +227,10 @@ def _typed(head: TensorHead, contents: pb.InferTensorContents) -> InputTensor:
     return read_values(head, list(values))
 
 
-def _place(parameters: Mapping[str, Any], path: str) -> Place | None:
-    """The place in shared memory that a tensor's parameters name; all others are refused."""
+def _refuse_parameters(parameters: Mapping[str, Any], path: str) -> None:
     for name in parameters:
-        if name in SHARED_PARAMETERS:
-            continue
-        what = "classification is not supported, because the outputs are embeddings"
-        if name != "classification":
-            what = f"{name[:100]!r} is not known"
-        raise InvalidRequest(
-            f"{path}: {what}; leave it out.",
-            code="not_supported" if name == "classification" else "unknown_field",
-            param=f"{path}.{name[:100]}",
-        )
-    return read_place(to_parameters(parameters), path)
+        param = f"{path}.{name[:100]}"
+        raise InvalidRequest(f"{param}: unknown field.", code="unknown_field", param=param)
 
 
 def to_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,17 +251,9 @@ def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
     outputs, raw = [], []
     for name, array in answer.outputs.items():
         datatype = "FP16" if array.dtype == np.float16 else "FP32"
-        output = pb.ModelInferResponse.InferOutputTensor(
-            name=name, datatype=datatype, shape=array.shape
+        outputs.append(
+            pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=array.shape)
         )
-        outputs.append(output)
-        place = answer.places.get(name)
-        if place is not None:
-            for parameter, value in place_parameters(place, array.nbytes).items():
-                field = "string_param" if isinstance(value, str) else "int64_param"
-                setattr(output.parameters[parameter], field, value)
-            raw.append(b"")  # clients count the entries of all outputs
-            continue
         raw.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return pb.ModelInferResponse(
         model_name=answer.model,

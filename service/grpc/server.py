@@ -204,7 +204,7 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         await self._set_health(dict.fromkeys(WHOLE, False))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        inference = InferenceServicer(self._plane, self._protection, self._repository)
+        inference = InferenceServicer(self._plane, self._repository)
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         add_reflection(self._server)
         port = self._add_port()

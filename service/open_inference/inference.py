@@ -4,8 +4,7 @@ Shape legend: B images, T texts, D width, h w patch grid.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, cast, get_args
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from model.preprocess import Fit
 from service.call import PRIORITIES, Call
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest, RequestTooLarge
+from service.errors import InvalidRequest
 from service.messages import (
     TEXT_TEMPLATES,
     EmbedImagesRequest,
@@ -26,22 +25,11 @@ from service.messages import (
     TemplateSet,
 )
 from service.open_inference.metadata import OUTPUTS, find_model
-from service.open_inference.tensors import (
-    IMAGE,
-    PIXELS,
-    TEXT,
-    InputTensor,
-    SharedInput,
-    read_raw,
-)
-from service.safety.protection import Protection
-from service.safety.shared_memory import Place, SharedMemory
+from service.open_inference.tensors import IMAGE, PIXELS, TEXT, InputTensor
 from service.waiting import wait_both
 
 Arrays = dict[str, NDArray[Any]]
 Parameters = Mapping[str, Any]
-# By output name.
-Places = Mapping[str, Place]
 OutputDatatype = Literal["FP32", "FP16"]
 IMAGE_DEFAULTS: Final = ("patch_embeddings", "cls1")
 TEXT_DEFAULTS: Final = ("text_embeddings",)
@@ -151,26 +139,21 @@ RULES: Final[Mapping[str, tuple[Any, str]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:
-    """One request. An empty model is the default one; no outputs mean the default outputs.
-
-    `places` has the outputs that go to shared memory.
-    """
+    """One request. An empty model is the default one; no outputs mean the default outputs."""
 
     model: str = ""
     version: str = ""
-    inputs: Sequence[InputTensor | SharedInput]
+    inputs: Sequence[InputTensor]
     outputs: Sequence[str] = ()
-    places: Places = field(default_factory=dict)
     parameters: Parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferAnswer:
-    """Outputs in the requested order, float32 or float16; those of `places` are written already."""
+    """Outputs in the requested order, float32 or float16."""
 
     model: str
     outputs: Arrays
-    places: Places = field(default_factory=dict)
 
     @property
     def num_values(self) -> int:
@@ -178,56 +161,15 @@ class InferAnswer:
         return sum(array.size for array in self.outputs.values())
 
 
-async def infer(
-    plane: DataPlane, request: InferRequest, call: Call, protection: Protection
-) -> InferAnswer:
-    """Answer one request, with tensors in messages or in shared memory.
+async def infer(plane: DataPlane, request: InferRequest, call: Call) -> InferAnswer:
+    """Answer one request.
 
     Raises:
         InvalidRequest: An input, an output or a parameter is invalid.
-        RequestTooLarge: The inputs in shared memory have more bytes than a message may have.
         ServiceError: As the data plane raises it.
     """
-    shared = [tensor for tensor in request.inputs if isinstance(tensor, SharedInput)]
-    if not shared and not request.places:
-        return await _infer(plane, request, cast("Sequence[InputTensor]", request.inputs), call)
-    memory = protection.enabled_shared_memory()
-    for place in (*(tensor.place for tensor in shared), *request.places.values()):
-        memory.check(place)
-    num_bytes = sum(tensor.place.byte_size for tensor in shared)
-    if num_bytes > plane.limits.max_request_bytes:
-        raise RequestTooLarge(
-            f"The inputs in shared memory have {num_bytes} bytes, at most "
-            f"{plane.limits.max_request_bytes} are allowed."
-        )
-    with protection.body_memory.share() as share:
-        share.hold(num_bytes)
-        inputs = await plane.offload(partial(_load, request.inputs, memory))
-        answer = await _infer(plane, request, inputs, call)
-        await plane.offload(partial(_store, answer, memory))
-    return answer
-
-
-def _load(tensors: Sequence[InputTensor | SharedInput], memory: SharedMemory) -> list[InputTensor]:
-    return [
-        tensor
-        if isinstance(tensor, InputTensor)
-        else read_raw(tensor.head, memory.read(tensor.place))
-        for tensor in tensors
-    ]
-
-
-def _store(answer: InferAnswer, memory: SharedMemory) -> None:
-    for name, place in answer.places.items():
-        array = answer.outputs[name]
-        memory.write(place, array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-
-
-async def _infer(
-    plane: DataPlane, request: InferRequest, tensors: Sequence[InputTensor], call: Call
-) -> InferAnswer:
     info = find_model(plane, request.model, request.version)
-    inputs = _by_name(tensors)
+    inputs = _by_name(request.inputs)
     options = Options.read(request.parameters, frozenset(inputs))
     names = _check_outputs(request.outputs, inputs, info)
     options.apply(call)
@@ -246,11 +188,7 @@ async def _infer(
     if options.output_datatype == "FP16":
         with np.errstate(over="ignore"):  # overflows become infinite
             arrays = {name: array.astype(np.float16) for name, array in arrays.items()}
-    return InferAnswer(
-        model=info.manifest.name,
-        outputs={name: arrays[name] for name in names},
-        places={name: place for name, place in request.places.items() if name in names},
-    )
+    return InferAnswer(model=info.manifest.name, outputs={name: arrays[name] for name in names})
 
 
 def _by_name(tensors: Sequence[InputTensor]) -> dict[str, InputTensor]:

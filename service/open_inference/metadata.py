@@ -1,12 +1,11 @@
 """Metadata, configuration and statistics of models in the Open Inference Protocol.
 
-The fields of the dataclasses have the protocol's names: REST sends them as JSON, and gRPC converts
-them to protobuf by these names.
+The answers have the protocol's names: REST sends them as JSON, and gRPC converts them to protobuf.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from model.manifest import Output
 from service.data_plane import DataPlane
@@ -17,6 +16,8 @@ from service.models.served_model import ModelStatistics, Total
 from service.monitoring.metrics import release
 from service.open_inference.tensors import ANY, IMAGE, PIXEL_VALUES, PIXELS, TEXT, TensorSpec
 
+# An answer in the form of Triton, as its JSON.
+Document = dict[str, Any]
 SERVER_NAME: Final = "tipserve"
 # A new model replaces the old one, so each has one version.
 VERSION: Final = "1"
@@ -30,7 +31,6 @@ OUTPUTS: Final[Mapping[str, Output]] = {
     "normals": "normals",
     "segmentation": "segmentation",
 }
-DENSE: Final = frozenset({"patches", "values"})
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "model_configuration",
@@ -40,7 +40,7 @@ EXTENSIONS: Final = (
 )
 MANAGEMENT: Final = ("model_repository", "model_repository(unload_dependents)")
 CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
-NOT_COUNTED: Final = Total()
+NOT_COUNTED: Final = asdict(Total())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,82 +64,6 @@ class ModelMetadata:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigTensor:
-    """A tensor in a model's configuration, with all its axes."""
-
-    name: str
-    data_type: str
-    dims: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigInput(ConfigTensor):
-    """An optional input."""
-
-    optional: Literal[True] = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """A model's configuration, as Triton shows it."""
-
-    name: str
-    platform: str
-    backend: str
-    max_batch_size: Literal[0] = 0
-    input: tuple[ConfigInput, ...]
-    output: tuple[ConfigTensor, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferStatistics:
-    """Number and total nanoseconds of a model's requests, and of their stages."""
-
-    success: Total
-    fail: Total
-    queue: Total
-    compute_input: Total
-    compute_infer: Total
-    compute_output: Total
-    cache_hit: Total
-    cache_miss: Total = NOT_COUNTED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchStatistics:
-    """Number and total nanoseconds of batches of one size."""
-
-    batch_size: int
-    compute_input: Total = NOT_COUNTED
-    compute_infer: Total
-    compute_output: Total = NOT_COUNTED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelStatisticsEntry:
-    """Statistics of one model since it was loaded.
-
-    `last_inference` is in milliseconds since the epoch, 0 for never; `inference_count` counts
-    images and texts, `execution_count` batches.
-    """
-
-    name: str
-    version: str = VERSION
-    last_inference: int
-    inference_count: int
-    execution_count: int
-    inference_stats: InferStatistics
-    batch_stats: tuple[BatchStatistics, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """Statistics of models."""
-
-    model_stats: tuple[ModelStatisticsEntry, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIndexEntry:
     """A model that is served or can be loaded; `reason` says why its last load failed."""
 
@@ -149,11 +73,10 @@ class ModelIndexEntry:
     reason: str
 
 
-def server_metadata(*, is_managed: bool, has_shared_memory: bool) -> ServerMetadata:
-    """Name, version and extensions of this server."""
-    extensions = EXTENSIONS + (MANAGEMENT if is_managed else ())
-    extensions += ("system_shared_memory",) if has_shared_memory else ()
-    return ServerMetadata(name=SERVER_NAME, version=release(), extensions=tuple(sorted(extensions)))
+def server_metadata(*, is_managed: bool) -> ServerMetadata:
+    """The server and its extensions; model management is one of them if it is enabled."""
+    extensions = sorted(EXTENSIONS + (MANAGEMENT if is_managed else ()))
+    return ServerMetadata(name=SERVER_NAME, version=release(), extensions=tuple(extensions))
 
 
 def model_metadata(info: ModelInfo) -> ModelMetadata:
@@ -174,28 +97,32 @@ def model_metadata(info: ModelInfo) -> ModelMetadata:
 
 
 def _output_shape(output: Output, embed_dim: int) -> tuple[int, ...]:
-    labels = (ANY, ANY, ANY)
-    maps = {"depth": (ANY, ANY, ANY), "normals": (ANY, ANY, ANY, 3), "segmentation": labels}
-    grid = (ANY, ANY) if output in DENSE else ()
-    return maps.get(output) or (ANY, *grid, embed_dim)
+    match output:
+        case "depth" | "segmentation":
+            return ANY, ANY, ANY
+        case "normals":
+            return ANY, ANY, ANY, 3
+        case "patches" | "values":
+            return ANY, ANY, ANY, embed_dim
+        case _:
+            return ANY, embed_dim
 
 
-def model_config(info: ModelInfo) -> ModelConfig:
+def model_config(info: ModelInfo) -> Document:
     """Inputs and outputs of a model as a Triton configuration."""
     metadata = model_metadata(info)
-    return ModelConfig(
-        name=metadata.name,
-        platform=metadata.platform,
-        backend=SERVER_NAME,
-        input=tuple(
-            ConfigInput(name=spec.name, data_type=CONFIG_TYPES[spec.datatype], dims=spec.shape)
-            for spec in metadata.inputs
-        ),
-        output=tuple(
-            ConfigTensor(name=spec.name, data_type=CONFIG_TYPES[spec.datatype], dims=spec.shape)
-            for spec in metadata.outputs
-        ),
-    )
+
+    def tensor(spec: TensorSpec) -> Document:
+        return {"name": spec.name, "data_type": CONFIG_TYPES[spec.datatype], "dims": spec.shape}
+
+    return {
+        "name": metadata.name,
+        "platform": metadata.platform,
+        "backend": SERVER_NAME,
+        "max_batch_size": 0,
+        "input": [tensor(spec) | {"optional": True} for spec in metadata.inputs],
+        "output": [tensor(spec) for spec in metadata.outputs],
+    }
 
 
 def find_model(plane: DataPlane, name: str, version: str) -> ModelInfo:
@@ -215,7 +142,7 @@ def find_model(plane: DataPlane, name: str, version: str) -> ModelInfo:
     return info
 
 
-def statistics(plane: DataPlane, name: str = "", version: str = "") -> Statistics:
+def statistics(plane: DataPlane, name: str = "", version: str = "") -> Document:
     """Statistics of one model, or of all without a name, as in Triton's statistics extension.
 
     Raises:
@@ -223,29 +150,38 @@ def statistics(plane: DataPlane, name: str = "", version: str = "") -> Statistic
     """
     if name or version:
         name = find_model(plane, name, version).manifest.name
-    return Statistics(model_stats=tuple(map(_statistics_entry, plane.statistics(name or None))))
+    return {"model_stats": [_statistics(found) for found in plane.statistics(name or None)]}
 
 
-def _statistics_entry(found: ModelStatistics) -> ModelStatisticsEntry:
-    return ModelStatisticsEntry(
-        name=found.name,
-        last_inference=found.last_ms,
-        inference_count=found.num_items,
-        execution_count=found.num_batches,
-        inference_stats=InferStatistics(
-            success=found.success,
-            fail=found.fail,
-            queue=found.stages["queue"],
-            compute_input=found.stages["decode"],
-            compute_infer=found.stages["run"],
-            compute_output=found.stages["post"],
-            cache_hit=found.cache_hit,
-        ),
-        batch_stats=tuple(
-            BatchStatistics(batch_size=size, compute_infer=total)
+def _statistics(found: ModelStatistics) -> Document:
+    """Counts of images, texts and batches, nanoseconds, and milliseconds since the epoch."""
+    stages = {stage: asdict(total) for stage, total in found.stages.items()}
+    return {
+        "name": found.name,
+        "version": VERSION,
+        "last_inference": found.last_ms,
+        "inference_count": found.num_items,
+        "execution_count": found.num_batches,
+        "inference_stats": {
+            "success": asdict(found.success),
+            "fail": asdict(found.fail),
+            "queue": stages["queue"],
+            "compute_input": stages["decode"],
+            "compute_infer": stages["run"],
+            "compute_output": stages["post"],
+            "cache_hit": asdict(found.cache_hit),
+            "cache_miss": NOT_COUNTED,
+        },
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": NOT_COUNTED,
+                "compute_infer": asdict(total),
+                "compute_output": NOT_COUNTED,
+            }
             for size, total in found.batches.items()
-        ),
-    )
+        ],
+    }
 
 
 def repository_index(states: Iterable[ModelState], *, only_ready: bool) -> list[ModelIndexEntry]:

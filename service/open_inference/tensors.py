@@ -8,30 +8,18 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import RequestLimits
-from service.safety.shared_memory import Place
 
 Datatype = Literal["BYTES", "UINT8", "FP32", "FP16"]
-Elements = tuple[bytes, ...] | NDArray[Any]
-
-DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
-    "UINT8": np.dtype("u1"),
-    "FP32": np.dtype("<f4"),
-    "FP16": np.dtype("<f2"),
-}
+DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 LENGTH: Final = struct.Struct("<I")
 ANY: Final = -1
-SHARED_PARAMETERS: Final = (
-    "shared_memory_region",
-    "shared_memory_byte_size",
-    "shared_memory_offset",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +46,13 @@ TEXT: Final = TensorSpec("text", "BYTES", (ANY,))
 INPUTS: Final = {spec.name: spec for spec in (IMAGE, PIXELS, PIXEL_VALUES, TEXT)}
 
 
+class InputTensor(NamedTuple):
+    """A tensor: for BYTES its elements, else an array of its shape."""
+
+    name: str
+    elements: tuple[bytes, ...] | NDArray[Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHead:
     """A checked input tensor without its elements.
@@ -77,52 +72,13 @@ class TensorHead:
         """By the shape; may be more than any machine can hold."""
         return math.prod(self.shape)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputTensor:
-    """A tensor: for BYTES its elements, else an array of its shape."""
-
-    name: str
-    elements: Elements
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharedInput:
-    """A tensor whose elements are in shared memory."""
-
-    head: TensorHead
-    place: Place
-
-
-def read_place(parameters: Mapping[str, Any], param: str) -> Place | None:
-    """The place in shared memory that a tensor's parameters name, if they do.
-
-    Args:
-        parameters: The values by name; others than these three are ignored.
-        param: The field of the parameters.
-
-    Raises:
-        InvalidRequest: They are incomplete, or of another type.
-    """
-    given: list[Any] = [parameters.get(name) for name in SHARED_PARAMETERS]
-    region, byte_size, offset = given
-    if given == [None, None, None]:
-        return None
-    offset = 0 if offset is None else offset
-    is_whole = all(type(value) is int and value >= 0 for value in (byte_size, offset))
-    if not isinstance(region, str) or not is_whole:
-        raise InvalidRequest(
-            f"{param}: a tensor in shared memory has shared_memory_region (a name), "
-            "shared_memory_byte_size and, if it is not 0, shared_memory_offset (whole numbers).",
-            param=f"{param}.shared_memory_region",
+    def wrong_size(self, what: str) -> InvalidRequest:
+        """The error for data that does not match the shape."""
+        return InvalidRequest(
+            f"{self.param}: {self.spec.name} of shape {list(self.shape)} {what}.",
+            code="wrong_size",
+            param=self.param,
         )
-    return Place(region=region, byte_size=byte_size, offset=offset, param=param)
-
-
-def place_parameters(place: Place, num_bytes: int) -> dict[str, str | int]:
-    """The parameters of an output with so many bytes in shared memory."""
-    values = (place.region, num_bytes, place.offset)
-    return dict(zip(SHARED_PARAMETERS, values, strict=True))
 
 
 def check_head(
@@ -176,18 +132,12 @@ def read_raw(head: TensorHead, raw: bytes | memoryview) -> InputTensor:
         InvalidRequest: The number of bytes does not match the shape, or a length is invalid.
     """
     if head.spec.datatype == "BYTES":
-        return InputTensor(name=head.spec.name, elements=_split(head, memoryview(raw)))
+        return InputTensor(head.spec.name, _split(head, memoryview(raw)))
     dtype = DTYPES[head.spec.datatype]
     needed = head.num_elements * dtype.itemsize
     if len(raw) != needed:
-        raise InvalidRequest(
-            f"{head.param}: {head.spec.name} of shape {list(head.shape)} takes {needed} bytes, not "
-            f"{len(raw)}.",
-            code="wrong_size",
-            param=head.param,
-        )
-    array = np.frombuffer(raw, dtype).reshape(head.shape)
-    return InputTensor(name=head.spec.name, elements=array)
+        raise head.wrong_size(f"takes {needed} bytes, not {len(raw)}")
+    return InputTensor(head.spec.name, np.frombuffer(raw, dtype).reshape(head.shape))
 
 
 def read_values(head: TensorHead, values: Any) -> InputTensor:
@@ -199,14 +149,29 @@ def read_values(head: TensorHead, values: Any) -> InputTensor:
     is_real = head.spec.datatype == "FP32"
     array = _to_array(head, values, is_real)
     if array.size != head.num_elements or array.shape not in {head.shape, (array.size,)}:
-        raise wrong_count(head, array.size)
+        raise _wrong_count(head, array.size)
     if not is_real and not (array.min() >= 0 and array.max() <= 255):
         raise InvalidRequest(
             f"{head.param}: UINT8 holds whole numbers from 0 to 255.", param=f"{head.param}.data"
         )
     with np.errstate(over="ignore"):  # infinite values are refused later
         typed = array.astype(DTYPES[head.spec.datatype])
-    return InputTensor(name=head.spec.name, elements=typed.reshape(head.shape))
+    return InputTensor(head.spec.name, typed.reshape(head.shape))
+
+
+def read_items(head: TensorHead, items: Sequence[bytes]) -> InputTensor:
+    """A BYTES tensor from its elements.
+
+    Raises:
+        InvalidRequest: Their number does not match the shape.
+    """
+    if len(items) != head.num_elements:
+        raise _wrong_count(head, len(items))
+    return InputTensor(head.spec.name, tuple(items))
+
+
+def _wrong_count(head: TensorHead, count: int) -> InvalidRequest:
+    return head.wrong_size(f"has {head.num_elements} elements, and its data has {count}")
 
 
 def _to_array(head: TensorHead, values: Any, is_real: bool) -> NDArray[np.float64]:
@@ -222,27 +187,6 @@ def _to_array(head: TensorHead, values: Any, is_real: bool) -> NDArray[np.float6
         f"{head.param}: the data of {head.spec.name} must be one list of "
         f"{'numbers' if is_real else 'whole numbers'}, or lists nested by its shape.",
         param=f"{head.param}.data",
-    )
-
-
-def read_items(head: TensorHead, items: Sequence[bytes]) -> InputTensor:
-    """A BYTES tensor from its elements.
-
-    Raises:
-        InvalidRequest: Their number does not match the shape.
-    """
-    if len(items) != head.num_elements:
-        raise wrong_count(head, len(items))
-    return InputTensor(name=head.spec.name, elements=tuple(items))
-
-
-def wrong_count(head: TensorHead, count: int) -> InvalidRequest:
-    """The error for data that does not match the shape."""
-    return InvalidRequest(
-        f"{head.param}: {head.spec.name} of shape {list(head.shape)} has {head.num_elements} "
-        f"elements, and its data has {count}.",
-        code="wrong_size",
-        param=head.param,
     )
 
 

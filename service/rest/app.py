@@ -24,9 +24,7 @@ from service.rest.open_inference import (
     IndexBody,
     InferAnswerBody,
     InferBody,
-    LoadBody,
-    RegisterBody,
-    UnloadBody,
+    ManageBody,
     build_inference_router,
     build_repository_router,
 )
@@ -74,7 +72,7 @@ def build_app(
     native = build_router(plane)
     openai = build_openai_router(plane, vocabulary)
     hugging_face = build_hugging_face_router(plane)
-    inference = build_inference_router(plane, protection, is_managed=repository is not None)
+    inference = build_inference_router(plane, is_managed=repository is not None)
     managing = build_repository_router(plane, repository)
     routers = [native, openai, hugging_face, inference, managing]
     targets = {route.path: route for route in post_routes(native, openai)}
@@ -245,7 +243,7 @@ def describe(app: FastAPI, open_paths: Set[str], *, needs_key: bool) -> None:
             document,
             bodies=(
                 *(EmbeddingsBody, TaskBody, InferBody, PredictBody),
-                *(IndexBody, LoadBody, UnloadBody, RegisterBody),
+                *(IndexBody, ManageBody),
             ),
             answers=(EmbeddingsAnswer, InferAnswerBody),
         )

@@ -129,13 +129,22 @@ async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -
             f"Content-Type {content_type or '(none)'} is not supported; send {JSON}.",
             param="Content-Type",
         )
+    refuse_query(request, "the JSON body")
+    return await in_pool(plane, partial(parse_json, await read_body(request), schema, plane.limits))
+
+
+def refuse_query(request: Request, right_place: str) -> None:
+    """Refuse query parameters, which would be ignored.
+
+    Raises:
+        InvalidRequest: There is one; the message says where it belongs.
+    """
     for name in request.query_params:
         raise InvalidRequest(
-            f"{name}: give it in the JSON body, not in the query.",
+            f"{name}: give it in {right_place}, not in the query.",
             code="unknown_field",
             param=name,
         )
-    return await in_pool(plane, partial(parse_json, await read_body(request), schema, plane.limits))
 
 
 async def load_images(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 import pybase64
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, JsonValue, WithJsonSchema
+from pydantic import BaseModel, Field
 
 from service.call import current_call
 from service.data_plane import DataPlane
@@ -22,11 +22,12 @@ from service.models.registry import ModelRepository, managed_repository
 from service.open_inference.inference import InferAnswer, InferRequest, infer
 from service.open_inference.metadata import (
     VERSION,
-    ModelConfig,
+    Document,
     ModelIndexEntry,
     ModelMetadata,
     ServerMetadata,
-    Statistics,
+    check_load,
+    check_unload,
     find_model,
     model_config,
     model_metadata,
@@ -37,15 +38,11 @@ from service.open_inference.metadata import (
 from service.open_inference.tensors import (
     IMAGE,
     InputTensor,
-    SharedInput,
     TensorHead,
     check_head,
-    place_parameters,
     read_items,
-    read_place,
     read_raw,
     read_values,
-    wrong_count,
 )
 from service.rest.inputs import (
     MAX_TENSOR_COMMAS,
@@ -54,54 +51,27 @@ from service.rest.inputs import (
     media_type,
     parse_json,
     read_body,
+    refuse_query,
 )
 from service.rest.openapi import BINARY, CALL_HEADERS, REF, V2_ERRORS, json_body
 from service.rest.requests import DialectSchema
 from service.rest.responses import JSON, dump, little_endian, write_content
-from service.safety.protection import Protection
-from service.safety.shared_memory import Region
 
 OCTETS: Final = "application/octet-stream"
-URL_ENCODED: Final = "application/x-www-form-urlencoded"  # libcurl's default: Triton's C++ client
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 MAX_TENSORS: Final = 16
 MAX_AXES: Final = 8
 MAX_DIGITS: Final = 12
+MAX_SIZE: Final = 2**63 - 1
 MODEL: Final = "/v2/models/{model}"
 VERSIONED: Final = "/v2/models/{model}/versions/{version}"
-MAX_SIZE: Final = 2**63 - 1
-# `Options.read` checks the types: for a union pydantic makes four errors for each wrong value.
-Value = Annotated[
-    JsonValue,
-    WithJsonSchema(
-        {"anyOf": [{"type": name} for name in ("boolean", "integer", "number", "string")]}
-    ),
-]
 
 
-class SharedParameters(DialectSchema):
-    """Where a tensor is in shared memory."""
-
-    shared_memory_region: Annotated[
-        str | None, Field(description="Name of a registered region that holds the elements.")
-    ] = None
-    shared_memory_byte_size: Annotated[
-        int | None, Field(ge=0, description="Number of their bytes.")
-    ] = None
-    shared_memory_offset: Annotated[
-        int | None, Field(ge=0, description="Their offset in the region. Default: 0.")
-    ] = None
-
-
-class InputParameters(SharedParameters):
+class InputParameters(DialectSchema):
     """How an input's elements are sent."""
 
     binary_data_size: Annotated[
         int | None, Field(ge=0, description="Number of its bytes after the JSON; replaces `data`.")
-    ] = None
-    content_type: Annotated[
-        Literal["base64"] | None,
-        Field(description="Encoding of BYTES in `data`. Images are always base64."),
     ] = None
 
 
@@ -120,15 +90,12 @@ class InputBody(DialectSchema):
     ] = None
 
 
-class OutputParameters(SharedParameters):
+class OutputParameters(DialectSchema):
     """How an output is sent."""
 
     binary_data: Annotated[
         bool | None,
         Field(description="Send its bytes after the JSON. Default: `binary_data_output`."),
-    ] = None
-    classification: Annotated[
-        int | None, Field(description="Not supported: the outputs are embeddings.")
     ] = None
 
 
@@ -144,7 +111,7 @@ class InferBody(DialectSchema):
 
     id: Annotated[str | None, Field(description="Returned with the answer.")] = None
     parameters: Annotated[
-        dict[str, Value],
+        dict[str, Any],  # `Options.read` checks the values
         Field(
             description="`timeout` in microseconds, `priority` (1 goes first), `resolution`, "
             "`fit`, `normalize`, `templates`, `output_datatype` (FP32 or FP16), "
@@ -165,22 +132,13 @@ class InferBody(DialectSchema):
     ]
 
 
-class AnswerParameters(BaseModel):
-    """How an output is sent."""
-
-    binary_data_size: int | None = None
-    shared_memory_region: str | None = None
-    shared_memory_byte_size: int | None = None
-    shared_memory_offset: int | None = None
-
-
 class OutputTensor(BaseModel):
-    """An output tensor; `data` is flat, and missing if the bytes are elsewhere."""
+    """An output tensor: flat `data`, or `binary_data_size` bytes after the JSON."""
 
     name: str
     datatype: Literal["FP32", "FP16"]
     shape: list[int]
-    parameters: AnswerParameters | None = None
+    parameters: dict[str, int] | None = None
     data: list[float] | None = None
 
 
@@ -191,14 +149,6 @@ class InferAnswerBody(BaseModel):
     model_version: str
     id: str | None = None
     outputs: list[OutputTensor]
-
-
-class RegisterBody(DialectSchema):
-    """A region of shared memory to register."""
-
-    key: Annotated[str, Field(description="Name of the shared memory object, such as `/images`.")]
-    offset: Annotated[int, Field(ge=0, le=MAX_SIZE, description="In bytes.")] = 0
-    byte_size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
 
 class ModelReadyBody(BaseModel):
@@ -214,34 +164,10 @@ class IndexBody(DialectSchema):
     ready: Annotated[bool, Field(description="Only models that are ready.")] = False
 
 
-class LoadParameters(DialectSchema):
-    """Parameters of a load."""
+class ManageBody(DialectSchema):
+    """A load takes the parameter `package`, a folder in the model repository."""
 
-    package: Annotated[
-        str | None,
-        Field(
-            description="Folder in the model repository. Default: the model's last package, else "
-            "the folder with its name."
-        ),
-    ] = None
-
-
-class LoadBody(DialectSchema):
-    """A load request."""
-
-    parameters: LoadParameters = LoadParameters()
-
-
-class UnloadParameters(DialectSchema):
-    """Parameters that Triton's clients send with every unload; no model here has dependents."""
-
-    unload_dependents: bool = False
-
-
-class UnloadBody(DialectSchema):
-    """An unload request."""
-
-    parameters: UnloadParameters = UnloadParameters()
+    parameters: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 INFER: Final[dict[str, Any]] = {
@@ -276,22 +202,11 @@ INFER: Final[dict[str, Any]] = {
 }
 
 
-def build_inference_router(
-    plane: DataPlane, protection: Protection, *, is_managed: bool
-) -> APIRouter:
+def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
     """All routes of the protocol except health and the model repository."""
     router = APIRouter(tags=["open inference protocol"])
-    metadata = server_metadata(
-        is_managed=is_managed, has_shared_memory=protection.shared_memory is not None
-    )
-    _add_server(router, plane, metadata)
-    _add_model(router, plane)
-    _add_infer(router, plane, protection)
-    _add_shared_memory(router, plane, protection)
-    return router
+    metadata = server_metadata(is_managed=is_managed)
 
-
-def _add_server(router: APIRouter, plane: DataPlane, metadata: ServerMetadata) -> None:
     @router.get("/v2", responses=V2_ERRORS)
     async def get_server() -> ServerMetadata:
         """The server's name, version and protocol extensions."""
@@ -299,9 +214,13 @@ def _add_server(router: APIRouter, plane: DataPlane, metadata: ServerMetadata) -
 
     # Added before the routes of a model, which would take it as the model `stats`.
     @router.get("/v2/models/stats", responses=V2_ERRORS)
-    async def all_statistics() -> Statistics:
+    async def all_statistics() -> Document:
         """Statistics of all models since they were loaded."""
         return statistics(plane)
+
+    _add_model(router, plane)
+    _add_infer(router, plane)
+    return router
 
 
 def _add_model(router: APIRouter, plane: DataPlane) -> None:
@@ -309,7 +228,7 @@ def _add_model(router: APIRouter, plane: DataPlane) -> None:
         """Inputs and outputs of a model."""
         return model_metadata(find_model(plane, model, version))
 
-    def config(model: str, version: str) -> ModelConfig:
+    def config(model: str, version: str) -> Document:
         """A model's configuration, as Triton shows it."""
         return model_config(find_model(plane, model, version))
 
@@ -319,18 +238,18 @@ def _add_model(router: APIRouter, plane: DataPlane) -> None:
         plane.check_model_ready(name)
         return ModelReadyBody(name=name)
 
-    def stats(model: str, version: str) -> Statistics:
+    def stats(model: str, version: str) -> Document:
         """Statistics of one model since it was loaded."""
         return statistics(plane, model, version)
 
     _add_get(router, "", metadata, ModelMetadata)
-    _add_get(router, "/config", config, ModelConfig)
+    _add_get(router, "/config", config, Document)
     _add_get(router, "/ready", ready, ModelReadyBody)
-    _add_get(router, "/stats", stats, Statistics)
+    _add_get(router, "/stats", stats, Document)
 
 
 def _add_get(
-    router: APIRouter, suffix: str, answer: Callable[[str, str], object], body: type[object]
+    router: APIRouter, suffix: str, answer: Callable[[str, str], object], body: object
 ) -> None:
     """Add a route of a model twice: with and without the model's version."""
     documented: dict[str, Any] = {
@@ -348,93 +267,43 @@ def _add_get(
         return answer(model, version)
 
 
-def _add_shared_memory(router: APIRouter, plane: DataPlane, protection: Protection) -> None:
-    path = "/v2/systemsharedmemory"
-
-    @router.get(path + "/status", responses=V2_ERRORS)
-    async def list_shared_memory() -> list[Region]:
-        """The registered regions of shared memory."""
-        return protection.enabled_shared_memory().status()
-
-    @router.get(path + "/region/{name}/status", responses=V2_ERRORS)
-    async def get_shared_memory(name: str) -> list[Region]:
-        """A registered region of shared memory."""
-        return protection.enabled_shared_memory().status(name)
-
-    @router.post(
-        path + "/region/{name}/register",
-        responses=V2_ERRORS,
-        openapi_extra=json_body(RegisterBody),
-        response_class=Response,
-    )
-    async def register_shared_memory(request: Request, name: str) -> Response:
-        """Register a region of a shared memory object, for tensors."""
-        check_media(request, URL_ENCODED)
-        raw = await read_body(request)
-        body = await in_pool(plane, partial(parse_json, raw, RegisterBody, plane.limits))
-        protection.enabled_shared_memory().register(Region(name=name, **body.model_dump()))
-        return Response()
-
-    @router.post(path + "/region/{name}/unregister", responses=V2_ERRORS, response_class=Response)
-    async def unregister_shared_memory(request: Request, name: str) -> Response:
-        """Unregister a region, if it is registered."""
-        check_media(request, URL_ENCODED)
-        protection.enabled_shared_memory().unregister(name)
-        return Response()
-
-    @router.post(path + "/unregister", responses=V2_ERRORS, response_class=Response)
-    async def unregister_all_shared_memory(request: Request) -> Response:
-        """Unregister all regions."""
-        check_media(request, URL_ENCODED)
-        protection.enabled_shared_memory().unregister()
-        return Response()
-
-
-def _add_infer(router: APIRouter, plane: DataPlane, protection: Protection) -> None:
+def _add_infer(router: APIRouter, plane: DataPlane) -> None:
     @router.post(MODEL + "/infer", **INFER)
     async def infer_model(request: Request, model: str) -> Response:
         """Embeddings of images and texts, as tensors."""
-        return await _infer(request, plane, protection, (model, ""))
+        return await _infer(request, plane, model, "")
 
     @router.post(VERSIONED + "/infer", **INFER)
     async def infer_version(request: Request, model: str, version: str) -> Response:
         """Embeddings of images and texts, as tensors."""
-        return await _infer(request, plane, protection, (model, version))
+        return await _infer(request, plane, model, version)
 
 
-async def _infer(
-    request: Request, plane: DataPlane, protection: Protection, named: tuple[str, str]
-) -> Response:
-    plane.check_open(current_call.get().flow)
-    for name in request.query_params:
-        raise InvalidRequest(
-            f"{name}: give it in the body's parameters, not in the query.",
-            code="unknown_field",
-            param=name,
-        )
+async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
+    call = current_call.get()
+    plane.check_open(call.flow)
+    refuse_query(request, "the body's parameters")
     check_media(request)
     raw, header = await read_body(request), request.headers.get(HEADER_LENGTH)
     body, inputs = await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
     is_binary = binary_outputs(body)
-    message = to_request(body, inputs, *named)
-    call = current_call.get()
     call.answer_form = "bytes" if all(is_binary.values()) else "list"
-    answer = await infer(plane, message, call, protection)
+    answer = await infer(plane, to_request(body, inputs, model, version), call)
     write = partial(write_infer, answer, body.id, is_binary)
     return await write_content(plane, write, answer.num_values)
 
 
-def check_media(request: Request, also: str = "") -> None:
+def check_media(request: Request) -> None:
     """Check the media type of a body.
 
     A page of another origin may send a form or plain text without asking this server first.
     Triton's clients declare octets for JSON (asyncio), or nothing at all.
 
     Raises:
-        UnsupportedMedia: It is neither JSON nor octets, nor `also`.
+        UnsupportedMedia: It is neither JSON nor octets.
     """
     content_type = media_type(request)
-    if content_type not in {"", JSON, OCTETS, also}:
+    if content_type not in {"", JSON, OCTETS}:
         raise UnsupportedMedia(
             f"Content-Type {content_type} is not supported; send {JSON}. "
             f"With curl: -H 'Content-Type: {JSON}'.",
@@ -444,7 +313,7 @@ def check_media(request: Request, also: str = "") -> None:
 
 def parse_infer(
     raw: bytes, header_length: str | None, limits: RequestLimits
-) -> tuple[InferBody, tuple[InputTensor | SharedInput, ...]]:
+) -> tuple[InferBody, list[InputTensor]]:
     """Parse a request into its JSON and its input tensors. CPU work.
 
     Args:
@@ -459,23 +328,14 @@ def parse_infer(
     num_json = len(raw) if header_length is None else _json_length(header_length, len(raw))
     body = parse_json(raw[:num_json], InferBody, limits, max_commas=MAX_TENSOR_COMMAS)
     rest = memoryview(raw)[num_json:]
-    tensors: list[InputTensor | SharedInput] = []
+    tensors: list[InputTensor] = []
     position = 0
     for index, tensor in enumerate(body.inputs):
         param = f"inputs[{index}]"
         head = check_head(tensor.name, tensor.datatype, tensor.shape, limits, param=param)
         size = tensor.parameters.binary_data_size
-        place = read_place(tensor.parameters.model_dump(), f"{param}.parameters")
-        if place is not None:
-            if size is not None or tensor.data is not None:
-                raise InvalidRequest(
-                    f"{param} is in shared memory; give neither data nor binary_data_size.",
-                    param=param,
-                )
-            tensors.append(SharedInput(head=head, place=place))
-            continue
         if size is None:
-            tensors.append(_read_data(head, tensor))
+            tensors.append(_read_data(head, tensor.data))
             continue
         if tensor.data is not None:
             raise InvalidRequest(
@@ -497,7 +357,7 @@ def parse_infer(
             code="wrong_size",
             param="inputs",
         )
-    return body, tuple(tensors)
+    return body, tensors
 
 
 def _json_length(text: str, num_bytes: int) -> int:
@@ -512,22 +372,18 @@ def _json_length(text: str, num_bytes: int) -> int:
     return int(text)
 
 
-def _read_data(head: TensorHead, tensor: InputBody) -> InputTensor:
-    if tensor.data is None:
+def _read_data(head: TensorHead, data: list[Any] | None) -> InputTensor:
+    if data is None:
         raise InvalidRequest(
             f"{head.param} has no data: send data, or binary_data_size with the bytes after the "
             f"JSON and the header {HEADER_LENGTH}.",
             param=f"{head.param}.data",
         )
     if head.spec.datatype != "BYTES":
-        return read_values(head, tensor.data)
-    if len(tensor.data) != head.num_elements:
-        raise wrong_count(head, len(tensor.data))
-    is_base64 = head.spec is IMAGE or tensor.parameters.content_type == "base64"
-    return read_items(
-        head,
-        [_decode(item, is_base64, f"{head.param}.data[{i}]") for i, item in enumerate(tensor.data)],
-    )
+        return read_values(head, data)
+    is_base64 = head.spec is IMAGE
+    decoded = [_decode(item, is_base64, f"{head.param}.data[{i}]") for i, item in enumerate(data)]
+    return read_items(head, decoded)
 
 
 def _decode(item: object, is_base64: bool, param: str) -> bytes:
@@ -547,37 +403,19 @@ def _decode(item: object, is_base64: bool, param: str) -> bytes:
 
 
 def to_request(
-    body: InferBody, inputs: tuple[InputTensor | SharedInput, ...], model: str, version: str
+    body: InferBody, inputs: list[InputTensor], model: str, version: str
 ) -> InferRequest:
-    """The request for the core, without the fields that only concern the response's form.
-
-    Raises:
-        InvalidRequest: An output is requested in a way that is not supported.
-    """
-    places = {}
-    for index, output in enumerate(body.outputs):
-        place = read_place(output.parameters.model_dump(), f"outputs[{index}].parameters")
-        if place is not None:
-            places[output.name] = place
-        if output.parameters.classification is not None:
-            raise InvalidRequest(
-                f"outputs[{index}]: classification is not supported, since the outputs are "
-                "embeddings; compare cls1 with the text_embeddings of the labels instead.",
-                code="not_supported",
-                param=f"outputs[{index}].parameters.classification",
-            )
-    parameters = {
-        name: value
-        for name, value in body.parameters.items()
-        if name != "binary_data_output" and value is not None
-    }
+    """The request for the core, without the fields that only concern the response's form."""
     return InferRequest(
         model=model,
         version=version,
         inputs=inputs,
-        outputs=tuple(output.name for output in body.outputs),
-        places=places,
-        parameters=parameters,
+        outputs=[output.name for output in body.outputs],
+        parameters={
+            name: value
+            for name, value in body.parameters.items()
+            if name != "binary_data_output" and value is not None
+        },
     )
 
 
@@ -615,10 +453,6 @@ def write_infer(
     for name, array in answer.outputs.items():
         datatype = "FP16" if array.dtype == np.float16 else "FP32"
         head = {"name": name, "datatype": datatype, "shape": array.shape}
-        place = answer.places.get(name)
-        if place is not None:
-            outputs.append(head | {"parameters": place_parameters(place, array.nbytes)})
-            continue
         little = little_endian(array)
         if is_binary.get(name, is_binary[""]):
             outputs.append(head | {"parameters": {"binary_data_size": little.nbytes}})
@@ -661,7 +495,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
     @router.post(
         "/v2/repository/models/{name}/load",
         responses=errors,
-        openapi_extra=json_body(LoadBody),
+        openapi_extra=json_body(ManageBody),
         response_class=Response,
     )
     async def load_model(request: Request, name: str) -> Response:
@@ -672,21 +506,21 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
         """
         managed = managed_repository(repository)
         plane.gate.check()
-        body = await read(request, LoadBody)
-        await managed.load(name, body.parameters.package)
+        body = await read(request, ManageBody)
+        await managed.load(name, check_load(body.parameters))
         return Response()
 
     @router.post(
         "/v2/repository/models/{name}/unload",
         responses=errors,
-        openapi_extra=json_body(UnloadBody),
+        openapi_extra=json_body(ManageBody),
         response_class=Response,
     )
     async def unload_model(request: Request, name: str) -> Response:
         """Stop serving this model; its current requests are still answered."""
         managed = managed_repository(repository)
         plane.gate.check()
-        await read(request, UnloadBody)
+        check_unload((await read(request, ManageBody)).parameters)
         await managed.unload(name)
         return Response()
 

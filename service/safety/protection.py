@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from service.errors import InvalidRequest, Overloaded
+from service.errors import Overloaded
 from service.machine import num_descriptors, raise_descriptor_limit
 from service.monitoring.metrics import Metrics
 from service.monitoring.metrics_server import MAX_THREADS
 from service.safety.api_keys import ApiKeys
 from service.safety.browsers import BrowserRules
 from service.safety.proxies import TrustedProxies
-from service.safety.shared_memory import MAX_REGIONS, SharedMemory
 from service.safety.tls import Tls, TlsFiles
 from service.safety.url_fetch import MAX_AT_ONCE, FetchLimits, UrlFetcher, UrlPolicy
 from service.settings import MIN_CONNECTIONS, Settings
@@ -131,7 +130,6 @@ class Protection:
         tls: None serves without TLS.
         body_memory: Limits the bodies of all requests.
         url_fetcher: None refuses URLs.
-        shared_memory: None refuses it.
         metrics: Counts refused requests.
         request_timeout_s: Default and longest deadline of a request.
         max_body_bytes: Largest body or message.
@@ -154,7 +152,6 @@ class Protection:
     tls: Tls | None
     body_memory: BodyMemory
     url_fetcher: UrlFetcher | None
-    shared_memory: SharedMemory | None
     metrics: Metrics
     request_timeout_s: float
     max_body_bytes: int
@@ -168,20 +165,6 @@ class Protection:
     client_bytes_per_s: int
     keep_alive_s: float
     max_connection_age_s: float
-
-    def enabled_shared_memory(self) -> SharedMemory:
-        """The shared memory.
-
-        Raises:
-            InvalidRequest: It is not enabled.
-        """
-        if self.shared_memory is None:
-            raise InvalidRequest(
-                "Shared memory is off: send tensors in messages, or set the server's "
-                "enable_shared_memory.",
-                code="shared_memory_not_enabled",
-            )
-        return self.shared_memory
 
     @property
     def max_grpc_connections(self) -> int:
@@ -220,7 +203,6 @@ class Protection:
             tls=_tls(settings, metrics),
             body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
             url_fetcher=url_fetcher,
-            shared_memory=SharedMemory() if settings.enable_shared_memory else None,
             metrics=metrics,
             request_timeout_s=settings.request_timeout_s,
             max_body_bytes=settings.max_request_bytes,
@@ -231,8 +213,7 @@ class Protection:
                 + RESERVED_DESCRIPTORS
                 + SPARE_CONNECTIONS
                 + MAX_THREADS
-                + (MAX_AT_ONCE if url_fetcher is not None else 0)
-                + (MAX_REGIONS if settings.enable_shared_memory else 0),
+                + (MAX_AT_ONCE if url_fetcher is not None else 0),
             ),
             max_rpcs=settings.max_concurrent_rpcs,
             num_receive_places=settings.num_receive_places,

@@ -61,10 +61,9 @@ def vocabulary() -> Path:
 
 @pytest.fixture(scope="module")
 def bundled_service(run_service: Callable[..., Any], vocabulary: Path) -> "Iterator[Service]":
-    """Service with the documentation's model, the vocabulary of token ids, and shared memory."""
+    """Service with the documentation's model, and the vocabulary of token ids."""
     package = open_package(ROOT / "model" / "bundled")
-    flags = (f"--token-vocabulary={vocabulary}", "--enable-shared-memory")
-    with run_service(*flags, packages=(package,)) as running:
+    with run_service(f"--token-vocabulary={vocabulary}", packages=(package,)) as running:
         yield running
 
 
@@ -110,14 +109,3 @@ def test_langchain_works_with_its_defaults(run: Callable[..., str]) -> None:
     lines = [line for line in text.splitlines() if "check_embedding_ctx_length" not in line]
     assert len(lines) == len(text.splitlines()) - 1
     assert run(kind, "\n".join(lines), False) == "2 768"
-
-
-def test_shared_memory_of_perf_analyzer_ends_at_its_own_limit(run: Callable[..., str]) -> None:
-    # It wants data for every input of a model's metadata, also for the optional ones. Before that,
-    # its C++ client calls the routes of shared memory, over HTTP with libcurl's default media type.
-    kind, text = SNIPPETS["perf_analyzer"]
-    printed = run(
-        kind, text.replace("count 20", "count 20 --shared-memory=system 2>&1 || true"), False
-    )
-    assert printed.count("does not support optional inputs") == 2, printed
-    assert "Content-Type" not in printed

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import io
 import queue
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from shutil import copytree
@@ -20,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from tritonclient.utils import InferenceServerException, serialize_byte_tensor, shared_memory
+from tritonclient.utils import InferenceServerException
 
 from model.package import ModelPackage
 
@@ -258,82 +257,6 @@ def test_load_and_unload(managed: "Service", photo: Photo, client: str) -> None:
             ask(managed, client, method, name)
     with pytest.raises(InferenceServerException, match="config"):
         ask(managed, client, "load_model", "second", config="{}")
-
-
-@pytest.fixture(scope="module")
-def sharing(run_service: Callable[..., Any]) -> Iterator["Service"]:
-    """Service with shared memory."""
-    with run_service("--enable-shared-memory") as running:
-        yield running
-
-
-@pytest.fixture
-def regions() -> Iterator[dict[str, Any]]:
-    """Two shared memory objects of 1 MB by name, with their keys."""
-    made = {}
-    for name in ("images", "vectors"):
-        key = f"/tipserve-test-{name}-{uuid.uuid4().hex}"
-        made[name] = (key, shared_memory.create_shared_memory_region(name, key, 1_000_000))
-    yield made
-    for _, handle in made.values():
-        shared_memory.destroy_shared_memory_region(handle)
-
-
-@EVERY_CLIENT
-def test_tensors_in_shared_memory(
-    sharing: "Service", photo: Photo, regions: dict[str, Any], client: str
-) -> None:
-    module = CLIENTS[client.partition(".")[0]]
-    images = as_bytes(photo(1), photo(2))
-    expected = arrays_of(ask(sharing, client, "infer", "tiny", [tensor(client, "image", images)]))
-    for name, (key, _) in regions.items():
-        ask(sharing, client, "register_system_shared_memory", name, key, 1_000_000)
-    status = ask(sharing, client, "get_system_shared_memory_status")
-    listed = status["regions"].values() if isinstance(status, dict) else status
-    assert {entry["name"]: entry["key"] for entry in listed} == {
-        name: key for name, (key, _) in regions.items()
-    }
-    packed = serialize_byte_tensor(images)
-    shared_memory.set_shared_memory_region(regions["images"][1], [packed], offset=64)
-    given = module.InferInput("image", [2], "BYTES")
-    given.set_shared_memory("images", len(packed.item()), offset=64)
-    outputs = wanted(client, ["cls1", "patch_embeddings"])
-    outputs[0].set_shared_memory("vectors", 2 * 32 * 4, offset=8)
-    result = ask(sharing, client, "infer", "tiny", [given], outputs=outputs)
-    np.testing.assert_array_equal(result.as_numpy("patch_embeddings"), expected["patch_embeddings"])
-    vectors = shared_memory.get_contents_as_numpy(
-        regions["vectors"][1], np.float32, [2, 32], offset=8
-    )
-    np.testing.assert_array_equal(vectors, expected["cls1"])
-    outputs[0].set_shared_memory("vectors", 2 * 32 * 4 - 1)
-    with pytest.raises(InferenceServerException, match="256 bytes, and its shared memory 255"):
-        ask(sharing, client, "infer", "tiny", [given], outputs=outputs)
-    given.set_shared_memory("images", 10, offset=999_991)
-    with pytest.raises(InferenceServerException, match="lie beyond them"):
-        ask(sharing, client, "infer", "tiny", [given])
-    ask(sharing, client, "unregister_system_shared_memory", "vectors")
-    ask(sharing, client, "unregister_system_shared_memory")
-    with pytest.raises(InferenceServerException, match="register it first"):
-        ask(sharing, client, "infer", "tiny", [given])
-    assert "system_shared_memory" in ask(sharing, client, "get_server_metadata")["extensions"]
-
-
-@EVERY_CLIENT
-def test_shared_memory_is_off_unless_it_is_enabled(
-    service: "Service", regions: dict[str, Any], client: str
-) -> None:
-    key, _ = regions["images"]
-    given = CLIENTS[client.partition(".")[0]].InferInput("image", [1], "BYTES")
-    given.set_shared_memory("images", 10)
-    for method, arguments in (
-        ("register_system_shared_memory", ("images", key, 1000)),
-        ("unregister_system_shared_memory", ()),
-        ("get_system_shared_memory_status", ()),
-        ("infer", ("tiny", [given])),
-    ):
-        with pytest.raises(InferenceServerException, match="Shared memory is off"):
-            ask(service, client, method, *arguments)
-    assert "system_shared_memory" not in ask(service, client, "get_server_metadata")["extensions"]
 
 
 def test_streams_answer_in_order_also_after_a_bad_item(service: "Service", photo: Photo) -> None:

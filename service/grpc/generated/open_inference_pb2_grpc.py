@@ -83,21 +83,6 @@ class GRPCInferenceServiceStub(object):
                 request_serializer=inference_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
                 response_deserializer=inference_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
                 _registered_method=True)
-        self.SystemSharedMemoryStatus = channel.unary_unary(
-                '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
-                request_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
-                response_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.FromString,
-                _registered_method=True)
-        self.SystemSharedMemoryRegister = channel.unary_unary(
-                '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
-                request_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
-                response_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.FromString,
-                _registered_method=True)
-        self.SystemSharedMemoryUnregister = channel.unary_unary(
-                '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
-                request_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
-                response_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.FromString,
-                _registered_method=True)
         self.RepositoryIndex = channel.unary_unary(
                 '/inference.GRPCInferenceService/RepositoryIndex',
                 request_serializer=inference_dot_open__inference__pb2.RepositoryIndexRequest.SerializeToString,
@@ -185,28 +170,6 @@ class GRPCInferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SystemSharedMemoryStatus(self, request, context):
-        """Lists registered regions of system shared memory. Needs the server's setting `enable_shared_memory`, as the two RPCs
-        below.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SystemSharedMemoryRegister(self, request, context):
-        """Registers a region of a shared memory object on the server's machine, for tensors.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SystemSharedMemoryUnregister(self, request, context):
-        """Unregisters one region, or all.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def RepositoryIndex(self, request, context):
         """Lists served and loadable models. Needs the server's setting `enable_management`, as the two RPCs below.
         """
@@ -275,21 +238,6 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     servicer.ModelStatistics,
                     request_deserializer=inference_dot_open__inference__pb2.ModelStatisticsRequest.FromString,
                     response_serializer=inference_dot_open__inference__pb2.ModelStatisticsResponse.SerializeToString,
-            ),
-            'SystemSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
-                    servicer.SystemSharedMemoryStatus,
-                    request_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.FromString,
-                    response_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.SerializeToString,
-            ),
-            'SystemSharedMemoryRegister': grpc.unary_unary_rpc_method_handler(
-                    servicer.SystemSharedMemoryRegister,
-                    request_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.FromString,
-                    response_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.SerializeToString,
-            ),
-            'SystemSharedMemoryUnregister': grpc.unary_unary_rpc_method_handler(
-                    servicer.SystemSharedMemoryUnregister,
-                    request_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.FromString,
-                    response_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.SerializeToString,
             ),
             'RepositoryIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.RepositoryIndex,
@@ -554,87 +502,6 @@ class GRPCInferenceService(object):
             '/inference.GRPCInferenceService/ModelStatistics',
             inference_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
             inference_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SystemSharedMemoryStatus(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
-            inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
-            inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SystemSharedMemoryRegister(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
-            inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
-            inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SystemSharedMemoryUnregister(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
-            inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
-            inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.FromString,
             options,
             channel_credentials,
             insecure,

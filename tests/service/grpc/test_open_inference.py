@@ -161,8 +161,8 @@ async def test_an_invalid_message_is_refused_with_the_reason(
         (request_of(raw=[b"\x01\0\0\0x"], contents=contents), "not both"),
         (request_of(contents=pb.InferTensorContents(int_contents=[1])), "bytes_contents"),
         (newer, "field number 100"),
-        (labels, "classification is not supported"),
-        (shared, "shared_memory_byte_size"),
+        (labels, "outputs[0].parameters.classification: unknown field"),
+        (shared, "inputs[0].parameters.shared_memory_region: unknown field"),
     ):
         code, details = await ask(server, "ModelInfer", request)
         assert (code, reason in details) == ("INVALID_ARGUMENT", True), details
@@ -172,7 +172,7 @@ async def test_unsupported_rpcs_are_unimplemented(server: Server) -> None:
     code, details = await ask(server, "RepositoryIndex", pb.RepositoryIndexRequest())
     assert (code, "enable_management" in details) == ("UNIMPLEMENTED", True)
     async with channel_of(server) as channel:
-        for name in ("TraceSetting", "CudaSharedMemoryRegister", "Made"):
+        for name in ("TraceSetting", "SystemSharedMemoryRegister", "Made"):
             with pytest.raises(grpc.aio.AioRpcError, match=f"{name} is not supported") as caught:
                 await channel.unary_unary(f"{SERVICE}/{name}")(b"", timeout=LIMIT_S)
             assert caught.value.code().name == "UNIMPLEMENTED"

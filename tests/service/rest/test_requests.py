@@ -102,7 +102,6 @@ MANY: list[tuple[type[Schema], dict[str, Any]]] = [
     (ClassifyImagesBody, {"classes": [{"name": "a", "prompts": [0] * 9000}] * 9}),
     (EmbeddingsBody, {"input": ["a", *([0] * 9000)]}),
     (InferBody, {"inputs": [0] * 9000, "outputs": [0] * 9000}),
-    (InferBody, {"id": 1, "inputs": [], "parameters": {str(i): [] for i in range(9000)}}),
 ]
 
 

@@ -58,7 +58,6 @@ def test_a_place_is_read_from_the_text_that_it_wrote() -> None:
         ({"workers": 0}, "above 0, or auto"),
         ({"workers": "some"}, "above 0, or auto"),
         ({"workers": 2, "enable_management": True}, "enable_management needs workers=1"),
-        ({"workers": 2, "enable_shared_memory": True}, "enable_shared_memory needs workers=1"),
         ({"workers": 2, "device": "gpu"}, "workers must be 1 with device=gpu"),
         ({"workers": 2, "lanes": 1}, "lanes is divided among the workers.*2 for 2; it is 1"),
         ({"workers": 17}, "max_queue_patches is divided among the workers"),
@@ -79,7 +78,6 @@ def test_what_cannot_be_divided_is_an_error(values: dict[str, Any], words: str) 
         ({"cpus": 64}, (), 4),  # with the default of max_body_memory_bytes
         ({"cpus": 64, "max_body_memory_bytes": 2**30}, (), 8),
         ({"cpus": 64, "enable_management": True}, (), 1),
-        ({"cpus": 64, "enable_shared_memory": True}, (), 1),
         ({"cpus": 64}, ("a GPU",), 1),
         ({"cpus": 64, "device": "cpu"}, ("a GPU",), 4),
         ({"cpus": 64, "lanes": 1, "max_connections": 1}, (), 1),

@@ -3,17 +3,13 @@
 A kubelet has no client certificate, so its probes need this port where REST and gRPC require one.
 """
 
-import errno
+import asyncio
 import json
-import logging
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from socketserver import ThreadingMixIn
+from collections.abc import Callable
+from email import message_from_string
 from typing import Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
@@ -21,22 +17,21 @@ from service.errors import ServiceError
 
 # The whole time of a request: a timeout of each read is met by one byte every few seconds.
 REQUEST_LIMIT_S: Final = 10.0
-# Without a bound, 1,255 trickled requests held as many threads. A new connection beyond this number
-# closes the oldest one; a scrape and a probe take milliseconds.
-MAX_THREADS: Final = 16
-UNDISTURBED_S: Final = 1.0
+MAX_HEAD_BYTES: Final = 16 * 1024
+# A new connection beyond this number closes the oldest one; a scrape and a probe take milliseconds.
+MAX_CONNECTIONS: Final = 256
 # With socketserver's default of 5, one flooding client let six connections a second through.
 BACKLOG: Final = 128
-NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-ACCEPT_PAUSE_S: Final = 0.1
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
 
 Check = Callable[[], None]
-logger = logging.getLogger(__name__)
 
 
 class MetricsServer:
-    """Serves on its own threads, from its construction to `close`."""
+    """Serves on an event loop of its own, from its construction to `close`.
+
+    A slow client holds a connection but no thread, so 300 of them keep no probe waiting.
+    """
 
     def __init__(
         self, registry: CollectorRegistry, checks: dict[str, Check], *, host: str, port: int
@@ -53,137 +48,115 @@ class MetricsServer:
         Raises:
             OSError: The address is not available.
         """
-        kind = _UnixServer if host[0] == "\0" else _ServerV6 if ":" in host else _Server
-        app = _application(registry, checks)
+        self._metrics = make_wsgi_app(registry)
+        self._checks = checks
         try:
-            self._server = make_server(host, port, app, kind, handler_class=_Handler)
+            self._socket = _bind(host, port)
         except OSError as error:
             raise OSError(
                 f"metrics cannot be served on {host}, port {port} ({error.strerror}); "
                 "choose another by --metrics-port or --host"
             ) from error
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="metrics", daemon=True
-        )
+        # The time limits of the open connections, the oldest first.
+        self._open: dict[asyncio.Timeout, None] = {}
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
     @property
     def port(self) -> int:
-        """The port in use."""
-        return self._server.server_port
+        """The port in use; 0 of a Unix socket."""
+        name = self._socket.getsockname()
+        return int(name[1]) if isinstance(name, tuple) else 0
 
     def close(self) -> None:
         """Stop, and wait for the thread."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+        self._socket.close()
 
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
 
-def _application(registry: CollectorRegistry, checks: dict[str, Check]) -> Callable[..., Any]:
-    metrics = make_wsgi_app(registry)
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(
+            self._answer, sock=self._socket, limit=MAX_HEAD_BYTES, backlog=BACKLOG
+        )
+        await self._stop.wait()
+        server.close()
 
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        check = checks.get(environ["PATH_INFO"])
-        if check is None:
-            scraped: Iterable[bytes] = metrics(environ, start_response)
-            return scraped
-        status, body = "200 OK", {"ok": True}
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request and close the connection."""
+        while len(self._open) >= MAX_CONNECTIONS:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            if not oldest.expired():
+                oldest.reschedule(self._loop.time())
+        limit = asyncio.timeout(REQUEST_LIMIT_S)
+        self._open[limit] = None
+        # `drain` then returns once the kernel has all bytes, also for a client that reads slowly.
+        writer.transport.set_write_buffer_limits(0)
         try:
-            check()
-        except ServiceError:
-            status, body = "503 Service Unavailable", {"ok": False}
-        start_response(status, [("Content-Type", "application/json")])
-        return [json.dumps(body).encode()]
+            async with limit:
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(await asyncio.to_thread(self._respond, head))
+                await writer.drain()
+        except (OSError, EOFError, asyncio.LimitOverrunError):
+            pass  # a time-out, or a client that left or sent too much
+        finally:
+            self._open.pop(limit, None)
+            writer.transport.abort()
 
-    return answer
+    def _respond(self, head: bytes) -> bytes:
+        line, _, fields = head.decode("latin-1").partition("\r\n")
+        method, target = (*line.split(" "), "", "")[:2]
+        path, _, query = target.partition("?")
+        check = self._checks.get(path)
+        status, headers, body = (
+            _check(check) if check else self._scrape(method, path, query, fields)
+        )
+        headers += [("Content-Length", str(len(body))), ("Connection", "close")]
+        lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "", ""]
+        return "\r\n".join(lines).encode("latin-1") + (body if method != "HEAD" else b"")
 
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """Bounds the threads, and the time of each request."""
-
-    daemon_threads = True
-    request_queue_size = BACKLOG
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Open connections, the oldest first, and when each began.
-        self._began: dict[socket.socket, float] = {}
-        self._has_room = threading.Condition()
-        self._is_accepting = True
-        super().__init__(*args, **kwargs)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection; pause if there is no descriptor, since the port stays readable."""
-        try:
-            accepted: tuple[socket.socket, Any] = super().get_request()
-        except OSError as error:
-            if error.errno in NO_DESCRIPTORS:
-                if self._is_accepting:
-                    logger.error("the metrics port cannot accept connections: %s", error.strerror)
-                self._is_accepting = False
-                time.sleep(ACCEPT_PAUSE_S)
-            raise
-        self._is_accepting = True
-        return accepted
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread; wait for one, or for the oldest connection, if all are taken."""
-        with self._has_room:
-            while len(self._began) >= MAX_THREADS:
-                oldest, began = next(iter(self._began.items()))
-                left_s = began + UNDISTURBED_S - time.monotonic()
-                if left_s <= 0:
-                    _end(oldest)
-                self._has_room.wait(max(left_s, ACCEPT_PAUSE_S))
-            self._began[request] = time.monotonic()
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection and free its thread's place."""
-        super().shutdown_request(request)
-        with self._has_room:
-            self._began.pop(request, None)
-            self._has_room.notify()
-
-    def service_actions(self) -> None:
-        """Close connections whose time is over; runs twice a second, and after each accept."""
-        latest = time.monotonic() - REQUEST_LIMIT_S
-        with self._has_room:
-            for request, began in self._began.items():
-                if began < latest:
-                    _end(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a broken connection where only those who look for it see it."""
-        logger.debug("a connection to the metrics port broke", exc_info=True)
+    def _scrape(self, method: str, path: str, query: str, fields: str) -> "Answer":
+        """The answer of the library, which chooses the format and compresses."""
+        given = message_from_string(fields)
+        answer: list[Any] = []
+        environ = {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "HTTP_ACCEPT": given.get("accept", ""),
+            "HTTP_ACCEPT_ENCODING": given.get("accept-encoding", ""),
+        }
+        body = self._metrics(environ, lambda status, headers: answer.extend((status, headers)))
+        return answer[0], list(answer[1]), b"".join(body)
 
 
-def _end(request: socket.socket) -> None:
-    """Wake up the thread that waits for this client."""
-    with suppress(OSError):
-        request.shutdown(socket.SHUT_RDWR)
+Answer = tuple[str, list[tuple[str, str]], bytes]
 
 
-class _ServerV6(_Server):
-    address_family = socket.AF_INET6
+def _check(check: Check) -> Answer:
+    headers = [("Content-Type", "application/json")]
+    try:
+        check()
+    except ServiceError:
+        return "503 Service Unavailable", headers, json.dumps({"ok": False}).encode()
+    return "200 OK", headers, json.dumps({"ok": True}).encode()
 
 
-class _UnixServer(_Server):
-    address_family = socket.AF_UNIX
-
-    def server_bind(self) -> None:
-        """Bind to the name, which has no port."""
-        self.socket.bind(self.server_address[0])
-        self.server_name, self.server_port = "localhost", 0
-        self.setup_environ()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection; a client has no address."""
-        request, _ = super().get_request()
-        return request, ("localhost", 0)
-
-
-class _Handler(WSGIRequestHandler):
-    """Logs nothing."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+def _bind(host: str, port: int) -> socket.socket:
+    is_path = host[0] == "\0"
+    family = socket.AF_UNIX if is_path else socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(host if is_path else (host, port))
+    except OSError:
+        sock.close()
+        raise
+    sock.listen(BACKLOG)  # a connection waits until the event loop runs
+    return sock

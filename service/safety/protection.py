@@ -8,8 +8,8 @@ from typing import Final, Self
 
 from service.errors import Overloaded
 from service.machine import num_descriptors, raise_descriptor_limit
+from service.monitoring import metrics_server
 from service.monitoring.metrics import Metrics
-from service.monitoring.metrics_server import MAX_THREADS
 from service.safety.api_keys import ApiKeys
 from service.safety.browsers import BrowserRules
 from service.safety.proxies import TrustedProxies
@@ -212,7 +212,7 @@ class Protection:
                 num_others=num_descriptors()
                 + RESERVED_DESCRIPTORS
                 + SPARE_CONNECTIONS
-                + MAX_THREADS
+                + metrics_server.MAX_CONNECTIONS
                 + (MAX_AT_ONCE if url_fetcher is not None else 0),
             ),
             max_rpcs=settings.max_concurrent_rpcs,

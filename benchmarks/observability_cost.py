@@ -36,7 +36,8 @@ def whole_telemetry(*, is_logged: bool, parent: str | None, is_traced: bool) -> 
     access_log = None
     if is_logged:
         log = LogQueue(open(os.devnull, "w", encoding="utf-8"), "json", max_lines=1_000_000)  # noqa: SIM115
-        access_log = AccessLog(log)
+        logging.getLogger().addHandler(log.handler)
+        access_log = AccessLog()
     tracer = tracer_provider(Forgetful(), 1.0).get_tracer("x") if is_traced else NO_TRACER
     telemetry = Telemetry(Metrics(), tracer=tracer, access_log=access_log)
     carried = {"x-request-id": "r" * 32} | ({"traceparent": parent} if parent else {})

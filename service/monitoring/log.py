@@ -1,6 +1,6 @@
 """The log: one line per record, as JSON or text, written by a thread of its own.
 
-The reader of the log may be slow or stuck. A request never waits for it: lines are queued, and
+The reader of the log may be slow or stuck. A request never waits for it: records are queued, and
 dropped and counted when the queue is full.
 """
 
@@ -10,54 +10,42 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache, partial
+from copy import copy
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
 from typing import Any, Final, Literal, TextIO
-
-import orjson
 
 from service.call import Call, current_call
 from service.tracing import Outcome
 
 MAX_LINES: Final = 10_000
-# Less than a person notices.
+# Less than a person notices. To wake a thread for each line costs its request 30 us.
 GATHER_S: Final = 0.05
-LINES_PER_WRITE: Final = 1000
-# Linux's PIPE_BUF: a pipe takes so much at once, so that lines of several processes do not mix.
-MAX_WRITE_BYTES: Final = 4096
-ACCESS_LOGGER: Final = "service.access"
 # gRPC raises and logs this error when an answer finds its RPC ended. The class is not public.
 SEND_ERROR: Final = "ExecuteBatchError"
 # An encoder of our own: `json.dumps` makes a new one for each line if `default` is given.
 to_json = json.JSONEncoder(default=str).encode
 LogFormat = Literal["json", "text"]
-Line = str | Callable[[], str]
+# Its level is its own: the line of a fault is written at every level of the log.
+access_logger = logging.getLogger("service.access")
+access_logger.setLevel(logging.INFO)
 
 
 class LogQueue:
-    """Takes lines from a logging handler and writes them to a stream in a thread of its own."""
+    """Takes records from a logging handler and writes them to a stream in a thread of its own."""
 
     def __init__(
         self, stream: TextIO, log_format: LogFormat, *, max_lines: int = MAX_LINES
     ) -> None:
         # Not `queue.Queue`: its `put` may wait, and so may the listener's stop once it is full.
-        lines: SimpleQueue[Line] = SimpleQueue()
-        self.log_format: Final = log_format
-        self.handler = _Handler(lines, max_lines)
-        self.handler.setFormatter(RecordFormatter(log_format))
-        self._listener = _Listener(lines, stream)
+        self.handler = _Handler(SimpleQueue(), max_lines)
+        self._listener = _Listener(self.handler.queue, stream, log_format)
         self._listener.start()
 
     @property
     def num_dropped(self) -> int:
         """Number of lines that were not written."""
         return self.handler.num_dropped + self._listener.num_dropped
-
-    def put(self, line: Line) -> None:
-        """Write a line, with its line end, soon; the log's thread calls a function for it."""
-        self.handler.enqueue(line)
 
     def close(self, timeout_s: float) -> bool:
         """Write the queued lines and end; False if the stream did not take them in time."""
@@ -69,137 +57,106 @@ class LogQueue:
 
 
 class _Handler(QueueHandler):
-    """Formats a record in the thread that logs it, where its call is known, and queues the line."""
+    """Completes a record in the thread that logs it, where its call is known, and queues it."""
 
-    queue: "SimpleQueue[Line]"
+    queue: "SimpleQueue[logging.LogRecord]"
 
-    def __init__(self, lines: "SimpleQueue[Line]", max_lines: int) -> None:
-        super().__init__(lines)
+    def __init__(self, records: "SimpleQueue[logging.LogRecord]", max_lines: int) -> None:
+        super().__init__(records)
         self.num_dropped = 0
         self._num_reported = 0
         self._max_lines = max_lines
-        self._counting = threading.Lock()
 
-    def prepare(self, record: logging.LogRecord) -> str:
-        return self.format(record) + "\n"
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        record = copy(record)  # other handlers have it too
+        call = current_call.get(None)
+        fields = getattr(record, "fields", {})
+        if call is not None:
+            fields = call_ids(call) | fields
+        if record.exc_info:
+            fields = fields | {"exception": _plain.formatException(record.exc_info)}
+        record.fields = fields
+        # Arguments may change, and an exception would keep its frames alive.
+        record.msg, record.args = record.getMessage(), None
+        record.exc_info = record.exc_text = None
+        return record
 
-    def enqueue(self, record: Any) -> None:
-        with self._counting:
-            if self.queue.qsize() >= self._max_lines:
-                self.num_dropped += 1
-                return
-            if self.num_dropped > self._num_reported:
-                fields = {"lines": self.num_dropped - self._num_reported}
-                self._num_reported = self.num_dropped
-                warning = {
-                    "name": __name__,
-                    "levelname": "WARNING",
-                    "msg": "log lines were dropped",
-                }
-                self.queue.put(self.prepare(logging.makeLogRecord({**warning, "fields": fields})))
-            self.queue.put(record)
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self.queue.qsize() >= self._max_lines:
+            self.num_dropped += 1
+            return
+        num_lines = self.num_dropped - self._num_reported
+        if num_lines:
+            self._num_reported += num_lines
+            warning = {"name": __name__, "levelname": "WARNING", "msg": "log lines were dropped"}
+            self.queue.put(logging.makeLogRecord({**warning, "fields": {"lines": num_lines}}))
+        self.queue.put(record)
 
 
 class _Listener(QueueListener):
-    """Writes queued lines many at a time.
+    """Writes records in its thread, many after each wake-up, each with one call of the system."""
 
-    Waking a thread and writing for each line costs the request that logs it 30 us more.
-    """
+    queue: "SimpleQueue[logging.LogRecord]"
 
-    def __init__(self, lines: "SimpleQueue[Line]", stream: TextIO) -> None:
-        super().__init__(lines)
+    def __init__(
+        self, records: "SimpleQueue[logging.LogRecord]", stream: TextIO, log_format: LogFormat
+    ) -> None:
+        super().__init__(records)
         self.num_dropped = 0
-        self._is_empty = lines.empty
         self._stream = stream
-        self._gathered: list[Line] = []
+        self._format = RecordFormatter(log_format).format
 
-    def dequeue(self, block: bool) -> Any:
-        if self._is_empty():
-            self._write()
+    def dequeue(self, block: bool) -> logging.LogRecord:
+        if self.queue.empty():
             time.sleep(GATHER_S)
-        return super().dequeue(block)
+        return self.queue.get(block)
 
-    def handle(self, record: Any) -> None:
-        self._gathered.append(record)
-        if len(self._gathered) >= LINES_PER_WRITE:
-            self._write()
-
-    def stop(self) -> None:
-        super().stop()
-        self._write()
-
-    def _write(self) -> None:
-        lines, self._gathered = self._gathered, []
-        if not lines:
-            return
+    def handle(self, record: logging.LogRecord) -> None:
+        # Not a `StreamHandler`: its lock would be held while a stuck stream takes nothing, and
+        # `logging` waits for it when the process ends.
         try:
-            for piece in _pieces(e if isinstance(e, str) else e() for e in lines):
-                self._stream.write(piece)
-                self._stream.flush()
-        except (OSError, ValueError):  # the reader has left, or the stream was closed
-            self.num_dropped += len(lines)
+            self._stream.write(self._format(record) + "\n")
+            self._stream.flush()
+        except Exception:  # the reader has left, or a field has no text; the next line is written
+            self.num_dropped += 1
 
 
-def _pieces(lines: Iterable[str]) -> Iterator[str]:
-    """Join lines to pieces that a pipe takes at once; a longer line is a piece of its own."""
-    piece, num_bytes = "", 0
-    for line in lines:
-        size = len(line.encode(errors="replace"))
-        if piece and num_bytes + size > MAX_WRITE_BYTES:
-            yield piece
-            piece, num_bytes = "", 0
-        piece, num_bytes = piece + line, num_bytes + size
-    yield piece
+_plain: Final = logging.Formatter()
+
+
+def call_ids(call: Call) -> dict[str, Any]:
+    """The ids of a call, as fields."""
+    ids = {"request_id": call.request_id}
+    return ids | {"trace_id": call.trace.trace_id} if call.trace.trace_id else ids
 
 
 class RecordFormatter(logging.Formatter):
-    """Writes a record, the ids of its call, and the fields of `extra={"fields": {...}}`."""
+    """Writes a record and the fields of `extra={"fields": {...}}` as one line."""
 
     def __init__(self, log_format: LogFormat) -> None:
-        super().__init__()
+        super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
         self._as_json = log_format == "json"
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line: a JSON object, or text followed by the fields."""
-        fields: dict[str, Any] = {}
-        call = current_call.get(None)
-        if call is not None:
-            fields["request_id"] = call.request_id
-            if call.trace.trace_id:
-                fields["trace_id"] = call.trace.trace_id
-        fields |= getattr(record, "fields", {})
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        when, level, message = _utc(record.created), record.levelname, record.getMessage()
+        when = f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}+00:00"
+        level, message, fields = (
+            record.levelname,
+            record.getMessage(),
+            getattr(record, "fields", {}),
+        )
         if self._as_json:
             head = {"time": when, "level": level, "logger": record.name, "message": message}
-            return to_json({**head, **fields})
-        return _as_text(when, level, message, fields)
-
-
-def _as_text(when: str, level: str, message: str, fields: Mapping[str, Any]) -> str:
-    tail = " ".join(f"{key}={value}" for key, value in fields.items())
-    return f"{when} {level:<7} {message} {tail}".rstrip()
-
-
-def _utc(when: float) -> str:
-    return f"{_utc_second(int(when))}.{int(when % 1 * 1000):03d}+00:00"
-
-
-@lru_cache(maxsize=2)
-def _utc_second(when: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
+            return to_json(head | fields)
+        tail = " ".join(f"{key}={value}" for key, value in fields.items())
+        return f"{when} {level:<7} {message} {tail}".rstrip()
 
 
 class AccessLog:
     """Logs one line for an evenly spread share of all answers, and for all faults of the server."""
 
-    # Queued past `logging`, and made a line in the log's thread. Measured with `python -m
-    # benchmarks.observability_cost` on 2026-11-27: 17 us of CPU time for a line, 66 us
-    # as a record of a logger.
-
-    def __init__(self, log: LogQueue, ratio: float = 1.0) -> None:
-        self._log = log
+    def __init__(self, ratio: float = 1.0) -> None:
         self._ratio = ratio
         self._owed = 0.0
 
@@ -210,25 +167,14 @@ class AccessLog:
         if self._owed < 1.0 and not outcome.is_fault:
             return
         self._owed = max(0.0, self._owed - 1.0)
-        self._log.put(partial(_access_line, self._log.log_format, time.time(), call, outcome))
-
-
-def _access_line(log_format: LogFormat, when: float, call: Call, outcome: Outcome) -> str:
-    fields: dict[str, Any] = {"request_id": call.request_id}
-    if call.trace.trace_id:
-        fields["trace_id"] = call.trace.trace_id
-    fields["method"] = outcome.method
-    fields["code"] = outcome.code
-    if outcome.error:
-        fields["error"] = outcome.error
-    fields["seconds"] = round(outcome.seconds, 6)
-    # A copy: a request that was abandoned may still get a stage.
-    for name, stage_s in call.stages.copy().items():
-        fields[f"{name}_s"] = round(stage_s, 6)
-    if log_format == "text":
-        return _as_text(_utc(when), "INFO", "answered", fields) + "\n"
-    head = {"time": _utc(when), "level": "INFO", "logger": ACCESS_LOGGER, "message": "answered"}
-    return orjson.dumps({**head, **fields}).decode() + "\n"
+        fields = call_ids(call) | {"method": outcome.method, "code": outcome.code}
+        if outcome.error:
+            fields["error"] = outcome.error
+        fields["seconds"] = round(outcome.seconds, 6)
+        # A copy: a request that was abandoned may still get a stage.
+        for name, stage_s in call.stages.copy().items():
+            fields[f"{name}_s"] = round(stage_s, 6)
+        access_logger.info("answered", extra={"fields": fields})
 
 
 def configure_logging(level: str, log_format: LogFormat | Literal["auto"]) -> LogQueue:

@@ -8,16 +8,12 @@ import logging
 import platform
 import threading
 import time
-from bisect import bisect_left
 from collections import Counter as Count
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -27,12 +23,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
-from service.call import Stage
+from service.call import STAGES, Stage
 from service.machine import available_cpus, memory_limit
 from service.messages import ModelInfo
 
@@ -43,12 +38,6 @@ SECONDS: Final = (
 LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 PATCHES: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-# Histograms of batches: help, and bounds of the buckets.
-BATCH_HISTOGRAMS: Final[Mapping[str, tuple[str, Sequence[float]]]] = {
-    "batch_images": ("Images of a batch.", ITEMS),
-    "batch_patches": ("Patches of a batch.", PATCHES),
-    "batch_texts": ("Texts of a batch.", ITEMS),
-}
 # As many as people compare by eye, and enough to tell packages apart.
 DIGEST_CHARS: Final = 12
 LAG_INTERVAL_S: Final = 0.5
@@ -59,33 +48,53 @@ FAULT_CODES: Final = {
     "grpc": ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
 }
 
-Times = defaultdict[tuple[str, str], list[float]]
 Depths = Callable[[], Mapping[str, int]]
 logger = logging.getLogger(__name__)
 # Series with creation times would double what is scraped.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class CallMetrics(Collector):
+class CallMetrics:
     """Counts and times of requests: of all by method, and of each model by protocol. Thread-safe.
 
     Models are not combined with methods, which would multiply the series.
     """
 
-    # Not the library's `Counter` and `Histogram`: each number takes a lock of its own there, and a
-    # request has 14. Measured with `python -m benchmarks.observability_cost` on 2026-11-27, CPU
-    # time per request with the rest of the telemetry: 36 us with them, 9 us with this class.
-
-    def __init__(self, seconds: Sequence[float]) -> None:
+    def __init__(self, seconds: Sequence[float], registry: CollectorRegistry) -> None:
         """Count in buckets with these upper bounds, ascending, besides infinity."""
-        self._seconds = seconds
-        self._lock = threading.Lock()
-        self._requests: Count[tuple[str, str, str]] = Count()
-        # By model and method or stage: a number for each bucket, then the seconds in total.
-        self._durations: Times = defaultdict(partial(_no_times, seconds))
-        self._stages: Times = defaultdict(partial(_no_times, seconds))
-        for stage in get_args(Stage):
-            self._stages["", stage] = _no_times(seconds)
+
+        def times(name: str, text: str, *labels: str) -> Histogram:
+            full_name = f"tipserve_{name}_seconds"
+            return Histogram(full_name, text, labels, buckets=seconds, registry=registry)
+
+        self._requests = Counter(
+            "tipserve_requests",
+            "Answered requests, by protocol, by route or RPC, and by status code.",
+            ("protocol", "method", "code"),
+            registry=registry,
+        )
+        self._durations = times("request_duration", "Time from a request to its answer.", "method")
+        self._stages = times("stage_duration", "Time of admitted requests in a stage.", "stage")
+        self._model_requests = Counter(
+            "tipserve_model_requests",
+            "Answered requests for a model, by status code.",
+            ("model", "protocol", "code"),
+            registry=registry,
+        )
+        self._model_durations = times(
+            "model_request_duration",
+            "Time from a request for a model to its answer.",
+            "model",
+            "protocol",
+        )
+        self._model_stages = times(
+            "model_stage_duration",
+            "Time of admitted requests for a model in a stage.",
+            "model",
+            "stage",
+        )
+        for stage in STAGES:
+            self._stages.labels(stage)
 
     def declare(self, methods: Iterable[str]) -> None:
         """Begin the counts of faults of routes or RPCs at zero.
@@ -94,8 +103,10 @@ class CallMetrics(Collector):
         miss a burst, and a query of an autoscaler would have no answer.
         """
         for method in methods:
-            for code in FAULT_CODES[_protocol(method)]:
-                self._requests["", method, code] += 0
+            # A route is a verb and a path; the name of an RPC has no space.
+            protocol = "http" if " " in method else "grpc"
+            for code in FAULT_CODES[protocol]:
+                self._requests.labels(protocol, method, code)
 
     def observe(
         self,
@@ -115,121 +126,19 @@ class CallMetrics(Collector):
             stages: Seconds by stage.
             model: Name of the served model; empty if the request reached none.
         """
-        bounds = self._seconds
-        with self._lock:
-            self._requests[model, method, code] += 1
-            counted = [(self._stages[model, stage], stage_s) for stage, stage_s in stages.items()]
-            if seconds is not None:
-                counted.append((self._durations[model, method], seconds))
-            _add_times(bounds, counted)
-
-    def collect(self) -> Iterator[Metric]:
-        """The families of all requests, then those of each model."""
-        with self._lock:
-            requests = list(self._requests.items())
-            durations = [(key, list(times)) for key, times in self._durations.items()]
-            stages = [(key, list(times)) for key, times in self._stages.items()]
-        by_protocol = [((model, _protocol(method)), t) for (model, method), t in durations if model]
-        yield _counter_family(
-            "requests",
-            "Answered requests, by protocol, by route or RPC, and by status code.",
-            ("protocol", "method", "code"),
-            [((_protocol_of(code), m, code), count) for (_, m, code), count in requests],
-        )
-        yield self._times_family(
-            "request_duration",
-            "Time from a request to its answer.",
-            ("method",),
-            [(key[1:], times) for key, times in durations],
-        )
-        yield self._times_family(
-            "stage_duration",
-            "Time of admitted requests in a stage.",
-            ("stage",),
-            [(key[1:], times) for key, times in stages],
-        )
-        yield _counter_family(
-            "model_requests",
-            "Answered requests for a model, by status code.",
-            ("model", "protocol", "code"),
-            [((m, _protocol_of(code), code), n) for (m, _, code), n in requests if m],
-        )
-        yield self._times_family(
-            "model_request_duration",
-            "Time from a request for a model to its answer.",
-            ("model", "protocol"),
-            by_protocol,
-        )
-        yield self._times_family(
-            "model_stage_duration",
-            "Time of admitted requests for a model in a stage.",
-            ("model", "stage"),
-            [(key, times) for key, times in stages if key[0]],
-        )
-
-    def _times_family(
-        self,
-        name: str,
-        text: str,
-        labels: Sequence[str],
-        rows: Iterable[tuple[tuple[str, ...], list[float]]],
-    ) -> Metric:
-        return _histogram_family(f"{name}_seconds", text, labels, bounds=self._seconds, rows=rows)
-
-
-def _no_times(bounds: Sequence[float]) -> list[float]:
-    """Counts of a histogram without observations: one for each bucket, then the sum."""
-    return [0.0] * (len(bounds) + 2)
-
-
-def _add_times(bounds: Sequence[float], counted: Iterable[tuple[list[float], float]]) -> None:
-    """Count a value in each of these histograms."""
-    for counts, value in counted:
-        counts[bisect_left(bounds, value)] += 1
-        counts[-1] += value
-
-
-def _histogram_family(
-    name: str,
-    text: str,
-    labels: Sequence[str],
-    *,
-    bounds: Sequence[float],
-    rows: Iterable[tuple[tuple[str, ...], list[float]]],
-) -> Metric:
-    """A family of the sums of all rows with the same labels."""
-    sums: dict[tuple[str, ...], list[float]] = {}
-    for values, counts in rows:
-        added = sums.get(values, _no_times(bounds))
-        sums[values] = [a + b for a, b in zip(added, counts, strict=True)]
-    family = HistogramMetricFamily(f"tipserve_{name}", text, labels=labels)
-    names = (*map(floatToGoString, bounds), "+Inf")
-    for values, (*counts, total) in sums.items():
-        family.add_metric(values, list(zip(names, accumulate(counts), strict=True)), total)
-    return family
-
-
-def _protocol_of(code: str) -> str:
-    """The protocol of a status code; methods that are no route or RPC of ours have one name."""
-    return "http" if code.isdigit() else "grpc"
-
-
-def _protocol(method: str) -> str:
-    """A route is a verb and a path; the name of an RPC has no space."""
-    return "http" if " " in method else "grpc"
-
-
-def _counter_family(
-    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[tuple[str, ...], int]]
-) -> Metric:
-    """A family of the sums of all rows with the same labels."""
-    sums: Count[tuple[str, ...]] = Count()
-    for values, count in rows:
-        sums[values] += count
-    family = CounterMetricFamily(f"tipserve_{name}", text, labels=labels)
-    for values, count in sums.items():
-        family.add_metric(values, count)
-    return family
+        protocol = "http" if code.isdigit() else "grpc"
+        self._requests.labels(protocol, method, code).inc()
+        for stage, stage_s in stages.items():
+            self._stages.labels(stage).observe(stage_s)
+        if seconds is not None:
+            self._durations.labels(method).observe(seconds)
+        if not model:
+            return
+        self._model_requests.labels(model, protocol, code).inc()
+        for stage, stage_s in stages.items():
+            self._model_stages.labels(model, stage).observe(stage_s)
+        if seconds is not None:
+            self._model_durations.labels(model, protocol).observe(seconds)
 
 
 class ModelCounter:
@@ -292,70 +201,49 @@ class LaneReport:
 
 
 # A number of a model, or its numbers by one more label.
-ReadLanes = Callable[[LaneReport], float | Mapping[str, float]]
+Numbers = float | Mapping[str, float]
 # Name, help, label beside the model ("" for none), and how to read a report.
-LANE_COUNTERS: Final[Sequence[tuple[str, str, str, ReadLanes]]] = (
-    (
-        "model_batches",
-        "Successful batches.",
-        "",
-        lambda report: sum(count for count, _ in report.batches.values()),
-    ),
+LaneMetric = tuple[str, str, str, Callable[[LaneReport], Numbers]]
+LANE_COUNTERS: Final[Sequence[LaneMetric]] = (
+    ("model_batches", "Successful batches.", "", lambda r: sum(n for n, _ in r.batches.values())),
     (
         "model_batch_items",
         "Images and texts in successful batches.",
         "",
-        lambda report: sum(size * count for size, (count, _) in report.batches.items()),
+        lambda r: sum(size * n for size, (n, _) in r.batches.items()),
     ),
     (
         "model_batch_seconds",
         "Time of successful batches, summed over all lanes.",
         "",
-        lambda report: sum(seconds for _, seconds in report.batches.values()),
+        lambda r: sum(seconds for _, seconds in r.batches.values()),
     ),
     ("model_rejected", "Requests for the model that were refused.", "reason", lambda r: r.rejected),
     ("model_abandoned", "Queued items that were never computed.", "reason", lambda r: r.abandoned),
     ("model_prompts", "Prompts looked up in the text cache.", "outcome", lambda r: r.prompts),
 )
-LANE_GAUGES: Final[Sequence[tuple[str, str, str, ReadLanes]]] = (
+LOAD_TEXT: Final = "Time of the model's load, with conversion and warm-up."
+AGE_TEXT: Final = "Age of the oldest item that waits for a lane."
+MOST_TEXT: Final = "Largest total cost that is admitted."
+LANE_GAUGES: Final[Sequence[LaneMetric]] = (
     ("lanes", "Lanes of a model, by state.", "state", lambda r: r.states),
     (
         "batch_cost_intercept_seconds",
         "Measured fixed time of a batch.",
         "bucket",
-        lambda report: {bucket: fixed_s for bucket, (fixed_s, _) in report.costs.items()},
+        lambda r: {bucket: fixed_s for bucket, (fixed_s, _) in r.costs.items()},
     ),
     (
         "batch_cost_slope_seconds",
         "Measured time that each item adds to a batch.",
         "bucket",
-        lambda report: {bucket: item_s for bucket, (_, item_s) in report.costs.items()},
+        lambda r: {bucket: item_s for bucket, (_, item_s) in r.costs.items()},
     ),
-    (
-        "model_load_seconds",
-        "Time of the model's load, with conversion and warm-up.",
-        "",
-        lambda report: report.load_s,
-    ),
+    ("model_load_seconds", LOAD_TEXT, "", lambda r: r.load_s),
     ("model_queue_depth", "Items that wait for a lane.", "", lambda r: r.num_waiting),
-    (
-        "model_queue_oldest_seconds",
-        "Age of the oldest item that waits for a lane.",
-        "",
-        lambda report: report.oldest_s,
-    ),
-    (
-        "model_admitted_patches",
-        "Cost of all admitted requests.",
-        "",
-        lambda report: report.admitted_patches,
-    ),
-    (
-        "model_max_admitted_patches",
-        "Largest total cost that is admitted.",
-        "",
-        lambda report: report.max_admitted_patches,
-    ),
+    ("model_queue_oldest_seconds", AGE_TEXT, "", lambda r: r.oldest_s),
+    ("model_admitted_patches", "Cost of all admitted requests.", "", lambda r: r.admitted_patches),
+    ("model_max_admitted_patches", MOST_TEXT, "", lambda r: r.max_admitted_patches),
 )
 
 ReadDevice = Callable[[Any, Any], float]
@@ -442,14 +330,7 @@ def release() -> str:
 
 
 # Reasons of refusals that alerts read; their counts begin at zero, as `CallMetrics.declare` says.
-LACK_OF_CAPACITY: Final = (
-    "queue_full",
-    "body_memory",
-    "connections",
-    "rpcs",
-    "unhealthy",
-    "deadline",
-)
+CAPACITY: Final = ("queue_full", "body_memory", "connections", "rpcs", "unhealthy", "deadline")
 
 
 class Metrics(Collector):
@@ -461,8 +342,7 @@ class Metrics(Collector):
     def __init__(self, seconds: Sequence[float] = SECONDS) -> None:
         """Begin all counts at zero; the times of requests have buckets of these seconds."""
         self.registry = CollectorRegistry()
-        self.calls = CallMetrics(seconds)
-        self.registry.register(self.calls)
+        self.calls = CallMetrics(seconds, self.registry)
         self._depths: Depths = dict
         self._models: Callable[[], Iterable[ModelInfo]] = tuple
         self._lanes: Callable[[], Iterable[LaneReport]] = tuple
@@ -470,7 +350,7 @@ class Metrics(Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self.rejected = self._counter("rejected", "Refused requests.", "reason")
-        for reason in LACK_OF_CAPACITY:
+        for reason in CAPACITY:
             self.rejected.labels(reason)
         self.caller_requests = self._counter(
             "caller_requests",
@@ -498,8 +378,9 @@ class Metrics(Collector):
         )
         # By event loop; a loop that stalls answers no request, also no health check.
         self.loops_turned_at: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._batches = {name: _no_times(bounds) for name, (_, bounds) in BATCH_HISTOGRAMS.items()}
+        self._batch_images = self._histogram("batch_images", "Images of a batch.", ITEMS)
+        self._batch_patches = self._histogram("batch_patches", "Patches of a batch.", PATCHES)
+        self._batch_texts = self._histogram("batch_texts", "Texts of a batch.", ITEMS)
         self._inflight = self._gauge("inflight", "Admitted requests that are not answered yet.")
         self._oldest = self._gauge("queue_oldest_seconds", "Age of the oldest queued item.")
         self._ready = self._gauge("ready", "1 while balancers should send requests here, else 0.")
@@ -510,12 +391,11 @@ class Metrics(Collector):
 
     def observe_batch(self, kind: str, num_items: int, cost: int) -> None:
         """Count one batch that a lane starts; `cost` is in patches for images."""
-        with self._lock:
-            if kind != "text":
-                _add_times(ITEMS, [(self._batches["batch_images"], num_items)])
-                _add_times(PATCHES, [(self._batches["batch_patches"], cost)])
-            else:
-                _add_times(ITEMS, [(self._batches["batch_texts"], num_items)])
+        if kind == "text":
+            self._batch_texts.observe(num_items)
+            return
+        self._batch_images.observe(num_items)
+        self._batch_patches.observe(cost)
 
     def stalled_loops(self, limit_s: float) -> list[str]:
         """Names of the event loops that have not turned for so long."""
@@ -544,14 +424,6 @@ class Metrics(Collector):
         )
         gauge.set_to_current_time()
 
-    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
-        """Add the expiry of the TLS certificate; without TLS there is no such metric."""
-        gauge = self._gauge(
-            "tls_certificate_expiry_timestamp_seconds",
-            "Expiry of the server's TLS certificate, in seconds since the epoch.",
-        )
-        gauge.set_function(expires_at)
-
     def watch_gpus(self, nvml: Any) -> None:
         """Add the GPUs that this library reads; None adds nothing."""
         if nvml is not None:
@@ -577,26 +449,19 @@ class Metrics(Collector):
         for bucket, count in self._depths().items():
             depth.add_metric([bucket], count)
         yield depth
-        with self._lock:
-            batches = {name: list(counts) for name, counts in self._batches.items()}
-        for name, (text, bounds) in BATCH_HISTOGRAMS.items():
-            yield _histogram_family(name, text, (), bounds=bounds, rows=[((), batches[name])])
         yield self._model_info()
         reports = list(self._lanes())
-        for kind, table in (
-            (CounterMetricFamily, LANE_COUNTERS),
-            (GaugeMetricFamily, LANE_GAUGES),
-        ):
+        for kind, table in ((CounterMetricFamily, LANE_COUNTERS), (GaugeMetricFamily, LANE_GAUGES)):
             for name, text, label, read in table:
                 labels = ["model", label] if label else ["model"]
                 family = kind(f"tipserve_{name}", text, labels=labels)
                 for report in reports:
-                    found = read(report)
-                    if isinstance(found, Mapping):
-                        for value, number in found.items():
+                    numbers = read(report)
+                    if isinstance(numbers, Mapping):
+                        for value, number in numbers.items():
                             family.add_metric([report.model, value], number)
                     else:
-                        family.add_metric([report.model], found)
+                        family.add_metric([report.model], numbers)
                 yield family
         yield CounterMetricFamily(
             "tipserve_log_lines_dropped",

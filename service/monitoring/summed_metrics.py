@@ -26,7 +26,6 @@ LARGEST: Final = frozenset(
         "tipserve_model_load_seconds",
         "tipserve_model_queue_oldest_seconds",
         "tipserve_queue_oldest_seconds",
-        "tipserve_tls_certificate_expiry_timestamp_seconds",
     }
 )
 # Every process reads the same GPUs.

@@ -37,7 +37,7 @@ def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) 
         metrics.watch_log(lambda: log.num_dropped)
         # Lines of successful requests have the level INFO.
         is_logged = settings.log_level in ("DEBUG", "INFO")
-        access_log = AccessLog(log, settings.access_log_ratio if is_logged else 0.0)
+        access_log = AccessLog(settings.access_log_ratio if is_logged else 0.0)
     if settings.otlp_endpoint is None:
         return Telemetry(metrics, access_log=access_log)
     try:

@@ -200,7 +200,7 @@ class Protection:
             ),
             browsers=BrowserRules.from_settings(settings),
             proxies=TrustedProxies(settings.trusted_proxies),
-            tls=_tls(settings, metrics),
+            tls=_tls(settings),
             body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
             url_fetcher=url_fetcher,
             metrics=metrics,
@@ -228,13 +228,13 @@ class Protection:
         )
 
 
-def _tls(settings: Settings, metrics: Metrics) -> Tls | None:
+def _tls(settings: Settings) -> Tls | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     files = TlsFiles(
         certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
     )
-    return Tls(files, metrics)
+    return Tls(files)
 
 
 def fitting_connections(max_connections: int, *, num_descriptors: int, num_others: int) -> int:

@@ -5,49 +5,32 @@ new files do not fit together, the last good ones stay in use.
 """
 
 import logging
-import os
-import re
 import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
 from service.call import Clock
-from service.monitoring.metrics import Metrics
-
-FIRST_PEM: Final = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-# DER tags.
-VERSION, UTC_TIME, GENERALIZED_TIME = 0xA0, 0x17, 0x18
 
 INTERVAL_S: Final = 1.0
-# Identity and times of a file; None if it cannot be reached.
-Signature = tuple[int, int, int, int, int] | None
 logger = logging.getLogger(__name__)
 
 
 class FileWatch:
-    """Reports whether files have changed, at most once per interval. Thread-safe.
+    """Reports whether small files have changed, at most once a second. Thread-safe.
 
-    Kubernetes renews a mounted Secret by replacing a symbolic link; links are followed.
+    Kubernetes renews a mounted Secret by replacing a symbolic link, so contents are compared.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        *,
-        interval_s: float = INTERVAL_S,
-        clock: Clock = time.monotonic,
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], *, clock: Clock = time.monotonic) -> None:
         self._paths = tuple(paths)
-        self._interval_s = interval_s
         self._clock = clock
         self._lock = Lock()
-        self._seen = self._signatures()
-        self._next = clock() + interval_s
+        self._seen = self._contents()
+        self._next = clock() + INTERVAL_S
 
     def has_changed(self) -> bool:
         """Whether any file has changed; true once per change.
@@ -60,22 +43,19 @@ class FileWatch:
         with self._lock:
             if now < self._next:
                 return False
-            self._next = now + self._interval_s
-            signatures = self._signatures()
-            changed = signatures != self._seen
-            self._seen = signatures
-            return changed
+            self._next = now + INTERVAL_S
+            before, self._seen = self._seen, self._contents()
+            return before != self._seen
 
-    def _signatures(self) -> tuple[Signature, ...]:
-        return tuple(_signature(path) for path in self._paths)
+    def _contents(self) -> list[bytes | None]:
+        return [_read(path) for path in self._paths]
 
 
-def _signature(path: Path) -> Signature:
+def _read(path: Path) -> bytes | None:
     try:
-        found = os.stat(path)
+        return path.read_bytes()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,27 +79,18 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsMaterial:
-    """Contents of the files at one moment, which fit together.
-
-    Attributes:
-        certificate: PEM.
-        key: PEM.
-        client_ca: PEM, or None.
-        expires_at: Expiry of the server's certificate, in seconds since the epoch.
-        context: The same for Python's TLS.
-    """
+    """Contents of the files at one moment, which fit together: PEM, and a context of `ssl`."""
 
     certificate: bytes
     key: bytes
     client_ca: bytes | None
-    expires_at: float
     context: ssl.SSLContext
 
 
 class Tls:
     """The newest good material. Thread-safe."""
 
-    def __init__(self, files: TlsFiles, metrics: Metrics, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, files: TlsFiles, *, clock: Clock = time.monotonic) -> None:
         """Read the files.
 
         Raises:
@@ -129,7 +100,6 @@ class Tls:
         self._files = files
         self._watch = FileWatch(files.paths(), clock=clock)
         self._material = read_material(files)
-        metrics.watch_certificate(lambda: self.current().expires_at)
 
     def current(self) -> TlsMaterial:
         """The material for a new connection."""
@@ -164,17 +134,8 @@ def read_material(files: TlsFiles) -> TlsMaterial:
     if before != [path.read_bytes() for path in files.paths()]:
         raise ValueError("the files changed while they were read")
     certificate, key, *others = before
-    try:
-        expires_at = expiry_of(certificate)
-    except ValueError as error:
-        raise ValueError(f"tls_cert {files.certificate}: {error}") from error
-    return TlsMaterial(
-        certificate=certificate,
-        key=key,
-        client_ca=others[0] if others else None,
-        expires_at=expires_at,
-        context=context,
-    )
+    client_ca = others[0] if others else None
+    return TlsMaterial(certificate=certificate, key=key, client_ca=client_ca, context=context)
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
@@ -202,50 +163,3 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 def _refuse_encrypted() -> str:
     raise ValueError("tls_key is encrypted; give the key without a passphrase")
-
-
-def expiry_of(pem: bytes) -> float:
-    """Read the expiry of the first certificate of a PEM file, in seconds since the epoch.
-
-    Raises:
-        ValueError: There is no certificate, or it is malformed.
-
-    Source: RFC 5280, section 4.1: validity follows version, serial number, signature algorithm and
-    issuer. Years of two digits below 50 belong to this century.
-    """
-    # Read here because `ssl` decodes a certificate only after a handshake that trusted it, and
-    # `cryptography` would add 16 MB to the container image, which is held below 450 MB.
-    try:
-        (text,) = FIRST_PEM.findall(pem.decode("ascii", "replace"))[:1]
-        _, certificate, _ = _der_value(ssl.PEM_cert_to_DER_cert(text))
-        _, fields, _ = _der_value(certificate)
-        tag, _, rest = _der_value(fields)
-        if tag != VERSION:
-            rest = fields
-        for _ in ("serial number", "signature algorithm", "issuer"):
-            _, _, rest = _der_value(rest)
-        _, validity, _ = _der_value(rest)
-        _, _, not_after = _der_value(validity)
-        tag, moment, _ = _der_value(not_after)
-        return _timestamp(tag, moment.decode("ascii"))
-    except (ValueError, IndexError) as error:
-        raise ValueError("its first certificate is missing or malformed") from error
-
-
-def _der_value(data: bytes) -> tuple[int, bytes, bytes]:
-    """Tag and content of the first DER value, and what follows it."""
-    length, start = data[1], 2
-    if length & 0x80:
-        start += length & 0x7F
-        length = int.from_bytes(data[2:start], "big")
-    if start + length > len(data):
-        raise ValueError("the value is cut off")
-    return data[0], data[start : start + length], data[start + length :]
-
-
-def _timestamp(tag: int, text: str) -> float:
-    if tag == UTC_TIME:
-        text = ("20" if text < "50" else "19") + text
-    elif tag != GENERALIZED_TIME:
-        raise ValueError("not a time")
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()

@@ -73,7 +73,6 @@ def test_the_operations_page_names_every_metric(project_root: Path) -> None:
     page = (project_root / "docs" / "operations.md").read_text(encoding="utf-8")
     named = {name.removesuffix("_total") for name in re.findall(r"`(tipserve_[a-z_]+)", page)}
     metrics = Metrics()
-    metrics.watch_certificate(lambda: 0.0)
     metrics.record_first_ready()
     gpus = {name for name, _, _ in READINGS}
     served = gpus | {family.name for family in metrics.registry.collect()}

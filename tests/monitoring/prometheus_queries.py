@@ -71,7 +71,6 @@ def metric_names(expression: str) -> set[str]:
 def known_series(groups: Iterable[Any]) -> frozenset[str]:
     """Names of exported series, of series recorded by these rules, and of Prometheus's own."""
     metrics = Metrics()
-    metrics.watch_certificate(lambda: 0.0)
     metrics.record_first_ready()
     exported = {
         family.name + suffix

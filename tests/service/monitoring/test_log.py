@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -25,8 +26,8 @@ from service.call import Call, current_call
 from service.monitoring.log import (
     SEND_ERROR,
     AccessLog,
+    LogFormat,
     LogQueue,
-    RecordFormatter,
     ignore_image_warnings,
     is_not_send_error,
     log_thread_end,
@@ -80,30 +81,26 @@ def test_lines_are_written_in_order() -> None:
     assert log.num_dropped == 0
 
 
-class CountedStream(io.StringIO):
-    """Keeps the bytes of each write."""
+class WritesKept(io.StringIO):
+    """Keeps the lines of each write."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes: list[int] = []
+        self.num_lines: list[int] = []
 
     def write(self, text: str) -> int:
         """Write and count."""
-        self.sizes.append(len(text.encode()))
+        self.num_lines.append(text.count("\n"))
         return super().write(text)
 
 
-def test_a_pipe_takes_whole_lines_so_that_processes_do_not_mix_theirs() -> None:
-    stream = CountedStream()
+def test_each_line_is_one_write_so_that_processes_do_not_mix_theirs() -> None:
+    stream = WritesKept()
     log = LogQueue(stream, "json")
-    lines = [record("\u00e9" * (number % 50)) for number in range(500)]
-    for line in [*lines, record("x" * 5000), record("last")]:
-        log.handler.handle(line)
+    for number in range(20):
+        log.handler.handle(record(number))
     assert log.close(LIMIT_S)
-    assert len(messages(stream)) == 502
-    (longest,) = (size for size in stream.sizes if size > 4096)
-    assert 5000 < longest < 5200, "a line that is longer is alone"
-    assert len(stream.sizes) < 50
+    assert stream.num_lines == [1] * 20
 
 
 def test_lines_for_a_stuck_stream_are_dropped_and_counted(stuck: StuckStream) -> None:
@@ -153,38 +150,53 @@ def test_lines_for_a_closed_stream_are_dropped_without_an_error(make: Callable[[
         stream.close()
 
 
-def test_json_has_message_fields_and_request_id() -> None:
+@contextlib.contextmanager
+def logging_to(stream: io.StringIO, log_format: LogFormat = "json") -> Iterator[None]:
+    """Send the records of all loggers to a stream."""
+    log = LogQueue(stream, log_format)
+    logging.getLogger().addHandler(log.handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(log.handler)
+        assert log.close(LIMIT_S)
+
+
+def logged(log_format: LogFormat = "json", **named: Any) -> str:
+    """The only line of one error."""
+    stream = io.StringIO()
+    with logging_to(stream, log_format):
+        logging.getLogger("service.x").error("hello %s", "you", **named)
+    (line,) = stream.getvalue().splitlines()
+    return line
+
+
+def test_a_line_has_message_fields_ids_and_the_exception() -> None:
     token = current_call.set(Call(request_id="r1", deadline=1.0))
     try:
-        line = RecordFormatter("json").format(record(code=200))
+        raise ValueError("broken")
+    except ValueError:
+        line = logged(extra={"fields": {"code": 200}}, exc_info=True)
     finally:
         current_call.reset(token)
     parsed = json.loads(line)
     assert (parsed["message"], parsed["code"], parsed["request_id"]) == ("hello you", 200, "r1")
-
-
-def test_an_exception_stays_on_its_line() -> None:
-    made = record()
-    try:
-        raise ValueError("broken")
-    except ValueError as error:
-        made.exc_info = (ValueError, error, error.__traceback__)
-    line = RecordFormatter("json").format(made)
-    assert "\n" not in line
-    assert "ValueError: broken" in json.loads(line)["exception"]
+    assert "ValueError: broken" in parsed["exception"]
+    assert (parsed["level"], parsed["logger"]) == ("ERROR", "service.x")
+    text = logged("text", extra={"fields": {"code": 200}})
+    assert re.fullmatch(r"[-0-9]+T[:0-9]+\.\d{3}\+00:00 ERROR   hello you code=200", text)
 
 
 @pytest.fixture
 def write() -> Write:
-    """The access log's lines for these outcomes, each logged a quarter second after the last."""
+    """The access log's lines for these outcomes."""
 
     def write_lines(call: Call, *outcomes: Outcome, ratio: float = 1.0) -> list[str]:
         stream = io.StringIO()
-        log = LogQueue(stream, "json")
-        access_log = AccessLog(log, ratio)
-        for outcome in outcomes:
-            access_log.write(call, outcome)
-        assert log.close(LIMIT_S)
+        access_log = AccessLog(ratio)
+        with logging_to(stream):
+            for outcome in outcomes:
+                access_log.write(call, outcome)
         return stream.getvalue().splitlines()
 
     return write_lines

@@ -102,7 +102,6 @@ def test_an_ended_process_leaves_its_counts_only() -> None:
 @pytest.mark.parametrize("name", sorted(LARGEST))
 def test_every_exception_is_a_gauge_that_exists(name: str) -> None:
     metrics = Metrics()
-    metrics.watch_certificate(lambda: 0.0)
     metrics.record_first_ready()
     kinds = {family.name: family.type for family in metrics.registry.collect()}
     assert kinds[name] == "gauge"

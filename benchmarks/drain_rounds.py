@@ -13,8 +13,8 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from benchmarks.service_process import RunningService, running_service
-from benchmarks.steady_callers import SteadyCallers, Tally
+from tests.processes.service_process import RunningService, running_service
+from tests.processes.steady_callers import SteadyCallers, Tally
 
 
 def photo(side: int = 256) -> bytes:

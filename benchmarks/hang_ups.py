@@ -17,10 +17,9 @@ from typing import Any
 
 import grpc
 
-from benchmarks.batch_latency import photo_like_jpeg
-from benchmarks.load import rest_request
-from benchmarks.service_process import RunningService, running_service
+from benchmarks.load import photo_like_jpeg, rest_request
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
+from tests.processes.service_process import RunningService, running_service
 
 NUM_CLIENTS = 128
 NUM_SERIES = 3

@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import repeat
 from typing import Any, Final, cast
 
-from benchmarks.service_process import RunningService
+from tests.processes.service_process import RunningService
 
 KEY: Final = "k" * 32
 WRONG_KEY: Final = "w" * 32

@@ -4,10 +4,14 @@ The clients do as little as possible, because they share the cores with the serv
 """
 
 import asyncio
+import io
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
 
 HEAD_END = b"\r\n\r\n"
 LENGTH = b"content-length:"
@@ -100,6 +104,15 @@ class RestConnection(asyncio.Protocol):
     def close(self) -> None:
         """Hang up."""
         self._transport.abort()
+
+
+def photo_like_jpeg(seed: int) -> bytes:
+    """Return a 640 x 480 JPEG with smooth content like a photo."""
+    noise = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def rest_request(

@@ -33,10 +33,8 @@ from benchmarks.answer_peaks import (
     Model,
     document,
     inputs,
-    peak_mib,
     streams,
 )
-from benchmarks.batch_latency import photo_like_jpeg
 from benchmarks.http2_attacks import (
     ATTACKER,
     EMBED,
@@ -54,13 +52,14 @@ from benchmarks.http2_attacks import (
     silent_rpcs,
     unfinished,
 )
-from benchmarks.service_process import RunningService, running_service
+from benchmarks.load import photo_like_jpeg
 from service.grpc.generated import (
     embed_pb2,
     encoder_service_pb2_grpc,
     image_pb2,
     segment_pb2,
 )
+from tests.processes.service_process import RunningService, peak_mib, running_service
 
 # Of Linux; not among Python's constants.
 IP_BIND_ADDRESS_NO_PORT = 24

@@ -36,18 +36,11 @@ class Round:
 
 
 @contextmanager
-def running(kind: str, *settings: str) -> Iterator[tuple[int, int]]:
-    """Start one side with settings as `NAME=VALUE`; returns its process id and port."""
+def running(kind: str) -> Iterator[tuple[int, int]]:
+    """Start one side; returns its process id and port."""
     with tempfile.TemporaryDirectory() as folder:
         ports_file = Path(folder) / "ports.json"
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.noop_service",
-            kind,
-            str(ports_file),
-            *settings,
-        ]
+        command = [sys.executable, "-m", "benchmarks.noop_service", kind, str(ports_file)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             until = time.monotonic() + START_LIMIT_S

@@ -1,15 +1,15 @@
 """The service with a no-op model and decoder, and a plain endpoint, to measure overhead.
 
 The benchmarks run it as a process:
-python -m benchmarks.noop_service tipserve|plain PORTS_FILE [NAME=VALUE ...]
+python -m benchmarks.noop_service tipserve|plain PORTS_FILE
 """
 
 import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
 from model.package import ModelPackage
-from model.runtime.base import Device, LaneShare, Runtime, VisionOutput
+from model.runtime.base import Device, LaneShare, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import RUNTIMES
 from service.images import ImagePreparer, PreparedImage, SizeRule
@@ -30,11 +30,6 @@ from service.monitoring.log import configure_logging
 from service.rest.server import listen
 from service.server import Server
 from service.settings import Settings
-from service.workers.place import WorkerPlace
-from service.workers.supervisor import Supervisor
-
-Serve = Callable[[Path, Mapping[str, str]], Coroutine[Any, Any, None]]
-RuntimeMaker = Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]
 
 
 @cache
@@ -128,7 +123,7 @@ def plain_app() -> FastAPI:
     return app
 
 
-async def serve_plain(ports_file: Path, _values: Mapping[str, str]) -> None:
+async def serve_plain(ports_file: Path) -> None:
     """Run uvicorn with its defaults on a free port until SIGTERM."""
     listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(plain_app(), access_log=False, log_level="warning", ws="none")
@@ -136,25 +131,14 @@ async def serve_plain(ports_file: Path, _values: Mapping[str, str]) -> None:
     await uvicorn.Server(config).serve([listening])
 
 
-async def serve_noop(
-    ports_file: Path, values: Mapping[str, str], runtime: RuntimeMaker = NoopRuntime
-) -> None:
-    """Run the whole service with a no-op runtime or another fake runtime."""
+async def serve_noop(ports_file: Path) -> None:
+    """Run the whole service with a no-op runtime and a no-op decoder."""
     log = configure_logging("INFO", "json")
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ports_file": ports_file}
-    place = WorkerPlace.from_text(values["place"]) if "place" in values else None
-    given = {name: value for name, value in values.items() if name != "place"}
-    settings = Settings.model_validate({"runtime": "onnx", "host": "127.0.0.1", **ports, **given})
-    loop = asyncio.get_running_loop()
-    if settings.num_workers > 1 and place is None:
-        supervisor = Supervisor(settings, partial(worker_command, ports_file, given))
-        loop.add_signal_handler(signal.SIGTERM, supervisor.stop)
-        await supervisor.run()
-        return
-
-    RUNTIMES["onnx"] = runtime
-    server = Server(settings, log=log, place=place)
-    loop.add_signal_handler(signal.SIGTERM, server.request_stop)
+    settings = Settings.model_validate({"runtime": "onnx", "host": "127.0.0.1", **ports})
+    RUNTIMES["onnx"] = NoopRuntime
+    server = Server(settings, log=log)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.request_stop)
     plane: Any = server.plane
     plane._images._preparer = NoopPreparer(
         plane.image_limits, max_patches=settings.max_batch_patches
@@ -162,19 +146,11 @@ async def serve_noop(
     await server.run()
 
 
-def worker_command(ports_file: Path, values: Mapping[str, str], place: str) -> list[str]:
-    """Return the command line of one of several processes."""
-    pairs = [f"{name}={value}" for name, value in {**values, "place": place}.items()]
-    return [sys.executable, "-m", "benchmarks.noop_service", "tipserve", str(ports_file), *pairs]
-
-
-def main(arguments: Sequence[str]) -> None:
+def main(kind: str, ports_file: str) -> None:
     """Run one of the two servers."""
-    kind, ports_file, *pairs = arguments
-    values = dict(pair.split("=", 1) for pair in pairs)
-    kinds: dict[str, Serve] = {"plain": serve_plain, "tipserve": serve_noop}
-    uvloop.run(kinds[kind](Path(ports_file), values))
+    serve = {"plain": serve_plain, "tipserve": serve_noop}[kind]
+    uvloop.run(serve(Path(ports_file)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

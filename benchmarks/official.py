@@ -34,9 +34,7 @@ from transformers import (
     Tipsv2VisionConfig,
 )
 
-from benchmarks.fitted_texts import fit_texts
-from benchmarks.random_model import plant_scales
-from benchmarks.service_process import running_service
+from benchmarks.random_model import fit_texts, plant_scales
 from model.graphs import DENSE_TASKS
 from model.package import open_package
 from model.parity.inputs import CLASS_NAMES, gate_images
@@ -46,6 +44,7 @@ from tests.model.checkpoints.official_layout import write_pair
 from tests.model.checkpoints.scenic_decoder import decode, depth_in_metres
 from tests.model.checkpoints.scenic_layout import write_scenic
 from tests.parity.official import arrays_of, class_texts, notebook_mask, taps, text, vision
+from tests.processes.service_process import running_service
 from tipserve_client import Client
 
 B14: Final = VARIANTS["b14"]

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.batch_latency import photo_like_jpeg
-from benchmarks.load import Load, RestConnection, rest_clients, rest_request, send
-from benchmarks.service_process import RunningService, running_service
+from benchmarks.load import Load, RestConnection, photo_like_jpeg, rest_clients, rest_request, send
 from model.package import open_package
+from tests.processes.service_process import RunningService, running_service
 
 OVERLOAD = 10
 QUEUED_IMAGES = 16

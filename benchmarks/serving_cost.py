@@ -13,15 +13,14 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
-from benchmarks.batch_latency import photo_like_jpeg
-from benchmarks.load import Ask, rest_clients, rest_request, send
-from benchmarks.service_process import RunningService, running_service
+from benchmarks.load import Ask, photo_like_jpeg, rest_clients, rest_request, send
 from model.image_codec import ImageLimits, decode_image
 from model.package import ModelPackage, open_package
 from model.preprocess import prepare_image
 from model.runtime.load import load_runtime
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 from service.machine import available_cpus
+from tests.processes.service_process import RunningService, running_service
 
 LIMITS = ImageLimits(max_bytes=1 << 24, max_pixels=1 << 26)
 GRPC_CONNECTIONS = 4

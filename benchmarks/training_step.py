@@ -1,7 +1,7 @@
 """The trainer's step against a bare loop, in CPU time.
 
 Claim: the additions of the trainer to a step (clipping, finite check, schedules, averages, log,
-TensorBoard, progress bar, signal handling) cost at most 10 % of the step.
+progress bar, signal handling) cost at most 10 % of the step.
 Run: python -m benchmarks.training_step [--data data] [--pairs 20]
 
 Both sides train the same method from the same weights on the same prepared batches. Their steps
@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from transformers import Tipsv2Tokenizer
 
-from benchmarks.data_loading import processor
 from model.package import STUDENT_FOLDER
-from training.boards import Boards
+from model.runtime.machine import this_hardware
 from training.checkpoint import save_checkpoint
 from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch
@@ -142,10 +141,8 @@ def measure(config: TrainingConfig) -> tuple[list[tuple[float, BareTime]], float
     method = Pretrain(new_model(config, len(tokenizer)), config.method)
     bare = BareLoop(config, copy.deepcopy(method))
     source = Alternating(batches, bare, config.num_steps)
-    board = Boards(config.log_to, config.folder)
-    trainer = Trainer(config, method, source, report=board.add_row)
+    trainer = Trainer(config, method, source, report=lambda row: None)
     trainer.train()
-    board.close()
     start_s = time.process_time()
     save_checkpoint(
         config.folder, step=config.num_steps + 1, method=method, optimizers=trainer.optimizers
@@ -175,7 +172,7 @@ def main() -> None:
     share = median(bare.optimizers_s / bare.total_s for _, bare in pairs)
     print(
         f"{config.name}: {config.batch_size} images of {size} pixels a step, {config.precision}, "
-        f"{config.optim.optimizer}, {config.threads} thread of {processor()}\n"
+        f"{config.optim.optimizer}, {config.threads} thread of {this_hardware().cpu_name}\n"
         f"CPU time, {len(pairs)} pairs of steps that alternate; a bare step takes {bare_s:.2f} s, "
         f"of which its optimizers {share:.1%}"
     )

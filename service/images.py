@@ -28,7 +28,7 @@ from service.messages import ImageInput
 
 JpegDecode = Literal["fast", "exact"]
 # The fast JPEG decoder keeps sides of at least this multiple of the model input. With less, details
-# appear that exact decoding averages away: `python -m benchmarks.scaled_decode` measures it.
+# appear that exact decoding averages away.
 REDUCED_FACTOR: Final = 2
 # Side of a patch of the released models, for which limits in patches are made. A larger one counts
 # as one for each 144 of its pixels: an image of 3,200 patches of 32 x 32 took 600 MiB, and eight of

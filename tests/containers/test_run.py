@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.steady_callers import SteadyCallers
 from model.package import BUNDLED_FOLDER, open_package
 from model.runtime.choice import RuntimeRequest, choose_runtime
 from service.grpc.generated import image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tests.containers.engine import Engine
 from tests.containers.running import LIMIT_S, UNPRIVILEGED, Container, is_served, running
+from tests.processes.steady_callers import SteadyCallers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -402,7 +402,7 @@ KNOWN = {
 }
 CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
 CRON_PART = re.compile(r"(?:\*|(\d+)(?:-(\d+))?)(?:/[1-9]\d*)?")
-# `python -m benchmarks.cold_start` measured 18 s for B/14; another node may be three times as slow.
+# Measured: 18 s for B/14; another node may be three times as slow.
 LEAST_STARTUP_S = 3 * 18
 WEEK_S = 7 * 86400
 

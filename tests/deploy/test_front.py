@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import trustme
 
-from benchmarks.front import SETTINGS, container
-from benchmarks.rolling.proxy import CONFIGURATION
 from tests.deploy.kustomizations import build
 from tests.deploy.workloads import Manifest, of_kind, variables, workloads
+from tests.processes.front import SETTINGS, container
+from tests.processes.proxy import CONFIGURATION
 from tests.tools import run
 
 COMBINED = "cpu monitoring keda api-keys tls tracing gateway front model-volume"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rolling.proxy import Proxy
 from service.monitoring.metrics_server import READY
 from service.settings import Settings
 from tests.hostile.wire import CONTINUATION, PREFACE, SETTINGS, frame, http2_head, literal, opened
+from tests.processes.proxy import Proxy
 from tests.tools import find_tool, run
 
 LIMIT_S = 20.0

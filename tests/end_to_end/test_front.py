@@ -12,12 +12,11 @@ from typing import Any
 import grpc
 import pytest
 
-from benchmarks.answer_peaks import peak_mib
-from benchmarks.front import SETTINGS, Front, container
 from benchmarks.http2_attacks import flood
-from benchmarks.service_process import running_service
 from service.grpc.generated import embed_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from tests.processes.front import SETTINGS, Front, container
+from tests.processes.service_process import peak_mib, running_service
 from tests.tools import find_tool
 
 LIMIT_S = 60.0

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.service_process import running_service
 from tests.hostile.attack import Attack, Books, Broken, Send
 from tests.hostile.campaign import Plan, is_error, run_campaign
 from tests.hostile.good_requests import Trickle
+from tests.processes.service_process import running_service
 from tipserve_client import InternalError, Overloaded
 
 SECONDS = 8.0

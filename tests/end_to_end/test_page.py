@@ -19,15 +19,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.page_first_mask import opened_browser
-from benchmarks.service_process import RunningService, running_service
 from model.graphs import DENSE_TASKS
 from model.package import ModelPackage
 from service.messages import IMAGE_OUTPUTS
 from tests.end_to_end.conftest import LIMIT_S
+from tests.processes.service_process import RunningService, running_service
 
+CHROMIUM = "/usr/bin/chromium"
+# It requests nothing from the network, and runs as root in a container.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 SCENE = Path("examples/scene.png").resolve()
 AXE = Path(".tools/axe/node_modules/axe-core/axe.min.js")
 IS_IDLE = "document.body.ariaBusy === 'false'"
@@ -70,8 +80,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with opened_browser() as opened:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield opened
+        opened.close()
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
-"""Replicas behind a proxy are replaced under load, and no request of either protocol fails.
-
-`python -m benchmarks.rolling_restart` does the same and prints counts.
-"""
+"""Replicas behind a proxy are replaced under load, and no request of either protocol fails."""
 
 import signal
 
 import pytest
 
-from benchmarks.rolling.replicas import NUM_REPLICAS, Deletion
-from benchmarks.rolling_restart import FAULTS, roll
+from tests.processes.replicas import NUM_REPLICAS, Deletion
+from tests.processes.rolling_restart import FAULTS, roll
 from tests.tools import find_tool
 
 ROUNDS = 10

@@ -1,7 +1,4 @@
-"""No accepted request fails during a SIGTERM or a model swap under load.
-
-`benchmarks/drain_rounds.py` and `benchmarks/swap_rounds.py` do it twenty times.
-"""
+"""No accepted request fails during a SIGTERM or a model swap under load."""
 
 import signal
 import time
@@ -13,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from benchmarks.steady_callers import SteadyCallers
 from model.package import STUDENT_FOLDER, ModelPackage
+from tests.processes.steady_callers import SteadyCallers
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service

@@ -1,26 +1,47 @@
 """A server that has warmed up grows no further: blocks of the same mixed requests are compared.
 
-`benchmarks/soak.py` sends them for two hours. Here every figure is taken after a collection and a
-trim in the server, so that what is left is in use.
+Every figure is taken after a collection and a trim in the server, so that what is left is in use.
 """
 
 import asyncio
+import io
+import itertools
 import json
+import os
+import random
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import grpc
+import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.service_process import RunningService, wait_until_ready
-from benchmarks.soak import load, requests, sample
+from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
+from tests.processes.service_process import RunningService, wait_until_ready
 
+# Most requests at a time.
+MAX_OPEN = 16
+SIDES = (64, 224, 480, 640, 1600)
+TARGETS = (
+    "/v1/images:embed",
+    "/v1/images:segment?classes=dog,cat,sky",
+    "/v1/images:segment?classes=dog,cat&mode=slide&format=polygons",
+    "/v1/images:segment?classes=dog&include_scores=true&encoding=base64",
+    "/v1/images:features?size=model",
+    "/v1/images:classify?classes=dog,cat",
+)
+JPEG, JSON = "image/jpeg", "application/json"
 WARM_UP, NUM_BLOCKS, BLOCK = 300, 8, 150
 LIMIT_S = 60.0
 # What one request may leave on average. A leaked image has 50,000 bytes or more, a leaked call
@@ -58,6 +79,68 @@ class State:
     num_descriptors: int
 
 
+def photo(side: int) -> bytes:
+    """A smooth JPEG."""
+    noise = np.random.default_rng(side).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).resize((side, side)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def requests() -> Iterator[tuple[str, bytes, str]]:
+    """Good and bad requests over REST, without end; every text is new."""
+    images = [photo(side) for side in SIDES]
+    for number in itertools.count():
+        image = images[number % len(images)]
+        yield TARGETS[number % len(TARGETS)], image, JPEG
+        yield "/v1/images:embed", image[: len(image) // 2], JPEG
+        yield "/v1/texts:embed", f'{{"texts": ["a photo of number {number}"]}}'.encode(), JSON
+        yield "/v1/texts:embed", b'{"texts": 1}', JSON
+
+
+async def load(
+    service: RunningService, rest: Iterator[tuple[str, bytes, str]], num_requests: int
+) -> Counter[str]:
+    """Send requests; one in ten over gRPC, one in twenty hangs up."""
+    counts: Counter[str] = Counter()
+    drawn = random.Random(0)
+    image = image_pb2.Image(encoded=photo(480))
+    are_few = asyncio.Semaphore(MAX_OPEN)
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with (
+        grpc.aio.insecure_channel(f"127.0.0.1:{service.grpc_port}") as channel,
+        httpx.AsyncClient(base_url=service.http_url, timeout=LIMIT_S, limits=limits) as client,
+    ):
+        stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
+
+        async def over_grpc() -> None:
+            await stub.EmbedImages(embed_pb2.EmbedImagesRequest(images=[image]), timeout=LIMIT_S)
+            counts["gRPC OK"] += 1
+
+        async def over_rest() -> None:
+            target, body, media = next(rest)
+            answer = await client.post(target, content=body, headers={"Content-Type": media})
+            counts[str(answer.status_code)] += 1
+
+        async def hang_up() -> None:
+            target, body, media = next(rest)
+            asking = client.post(target, content=body, headers={"Content-Type": media})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asking, 0.01 * drawn.random())
+            counts["hung up"] += 1
+
+        kinds: Sequence[Callable[[], Awaitable[None]]] = (
+            [over_rest] * 17 + [over_grpc] * 2 + [hang_up]
+        )
+
+        async def send() -> None:
+            async with are_few:
+                await kinds[drawn.randrange(len(kinds))]()
+
+        await asyncio.gather(*(send() for _ in range(num_requests)))
+    return counts
+
+
 def measure(service: RunningService, report: Path) -> State:
     """Make the server collect and trim, and read what it holds."""
     report.unlink(missing_ok=True)
@@ -66,9 +149,13 @@ def measure(service: RunningService, report: Path) -> State:
     while not report.exists():
         assert time.monotonic() < until, "the server does not react to a signal"
         time.sleep(0.05)
-    now = sample(service.pid)
-    num_objects = json.loads(report.read_text(encoding="utf-8"))
-    return State(now.rss_mib * 2**20, num_objects, now.num_threads, now.num_descriptors)
+    status = Path(f"/proc/{service.pid}/status").read_text(encoding="ascii")
+    return State(
+        rss_bytes=int(status.partition("VmRSS:")[2].split()[0]) * 1024,
+        num_objects=json.loads(report.read_text(encoding="utf-8")),
+        num_threads=int(status.partition("Threads:")[2].split()[0]),
+        num_descriptors=len(os.listdir(f"/proc/{service.pid}/fd")),
+    )
 
 
 def settled(service: RunningService, report: Path) -> State:

@@ -14,10 +14,10 @@ import grpc
 import pytest
 import yaml
 
-from benchmarks.rolling.proxy import Proxy
-from benchmarks.service_process import running_service
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from tests.processes.proxy import Proxy
+from tests.processes.service_process import running_service
 from tests.tools import find_tool
 
 LIMIT_S = 60.0

@@ -16,9 +16,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.steady_callers import SteadyCallers
 from model.package import ModelPackage, open_package, write_manifest
 from tests.end_to_end.test_rounds import wait_for_answers
+from tests.processes.steady_callers import SteadyCallers
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Program, Service

@@ -25,12 +25,12 @@ import grpc
 import httpx
 import numpy as np
 
-from benchmarks.service_process import RunningService, running_service
 from tests.hostile import documented, rest, rpc, wire
 from tests.hostile.attack import Attack, Books, attack_until
 from tests.hostile.good_requests import Trickle, good_requests
 from tests.hostile.images import bombs
 from tests.hostile.vital_signs import Sample, VitalSigns
+from tests.processes.service_process import RunningService, running_service
 from tipserve_client import Client, Retry
 
 SETTLE_LIMIT_S: Final = 60.0

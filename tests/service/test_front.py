@@ -15,7 +15,6 @@ import pytest
 import trustme
 from PIL import Image
 
-from benchmarks.front import Front
 from benchmarks.http2_attacks import (
     DATA,
     END_HEADERS,
@@ -36,6 +35,7 @@ from service.grpc.generated import encoder_service_pb2, image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.monitoring.telemetry import Telemetry
 from service.server import Server
+from tests.processes.front import Front
 from tests.service.conftest import Serving, until
 from tests.tools import find_tool
 

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from PIL import Image
 
-from benchmarks.service_process import running_service
 from model.package import open_package
 from tests.deploy.training_steps import (
     Places,
@@ -25,6 +24,7 @@ from tests.deploy.training_steps import (
     find,
     make_step,
 )
+from tests.processes.service_process import running_service
 from tests.training.jobs.conftest import Running, in_float32
 
 RUN = "tipserve-retrain-1"

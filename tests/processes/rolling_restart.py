@@ -1,14 +1,6 @@
-"""Rolling restarts under load behind a proxy, round after round: how many requests failed?
+"""Rolling restarts under load behind a proxy, and the outcomes of all requests."""
 
-`PYTHONPATH=clients/python python -m benchmarks.rolling_restart [--rounds 10] [-- further flags of
-the service]`. One round replaces both replicas. Must print 0 failed; `--fault kill` and the other
-faults show that failures are detected. Needs `haproxy` (scripts/tools/proxy.sh).
-"""
-
-import argparse
 import io
-import os
-import shutil
 import signal
 import tempfile
 import time
@@ -20,9 +12,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.rolling.callers import ConstantCallers, KeptConnection
-from benchmarks.rolling.proxy import PROJECT_ROOT, Proxy
-from benchmarks.rolling.replicas import NUM_REPLICAS, Deletion, Replicas
+from tests.processes.constant_callers import ConstantCallers, KeptConnection
+from tests.processes.proxy import Proxy
+from tests.processes.replicas import Deletion, Replicas
 
 FLAGS: Final = ("--model=bundled-student", "--host=127.0.0.1", "--lanes=1", "--warm-up-limit-s=0")
 STREAM_PATH: Final = "/tipserve.v1.EncoderService/Stream"
@@ -116,32 +108,3 @@ def wait_for_more(callers: ConstantCallers, count: int = 20) -> None:
         if time.monotonic() > until:
             raise TimeoutError(f"{count} requests took too long; failed {dict(callers.failed)}")
         time.sleep(0.01)
-
-
-def main() -> None:
-    """Run the rounds and print the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--fault", choices=FAULTS, default="none")
-    parser.add_argument("flags", nargs="*", help="service flags, after --")
-    arguments = parser.parse_args()
-    path = f"{PROJECT_ROOT / '.tools' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    program = shutil.which("haproxy", path=path)
-    if program is None:
-        parser.error("haproxy is missing: run scripts/tools/proxy.sh")
-    began = time.monotonic()
-    outcome = roll(
-        program,
-        FAULTS[arguments.fault],
-        num_replaced=NUM_REPLICAS * arguments.rounds,
-        flags=arguments.flags,
-    )
-    print(f"\n{arguments.rounds} rounds in {time.monotonic() - began:.0f} s")
-    print(f"exit statuses {dict(outcome.exit_statuses)}")
-    print(f"streams {outcome.num_streams}, repeated by the proxy {outcome.num_repeated}")
-    print(f"answered {sum(outcome.answered.values())} {dict(outcome.answered)}")
-    print(f"failed {sum(outcome.failed.values())} {dict(outcome.failed)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from benchmarks.rolling.proxy import Proxy
-from benchmarks.service_process import RunningService, running_service
+from tests.processes.proxy import Proxy
+from tests.processes.service_process import RunningService, running_service
 
 NUM_REPLICAS: Final = 2
 EXIT_LIMIT_S: Final = 60.0

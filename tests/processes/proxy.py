@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from benchmarks.service_process import RunningService, end
+from tests.processes.service_process import RunningService, end
 
 PROJECT_ROOT: Final = Path(__file__).resolve().parents[2]
 CONFIGURATION: Final = PROJECT_ROOT / "deploy" / "proxy" / "haproxy.cfg"

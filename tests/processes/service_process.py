@@ -56,6 +56,14 @@ def process_cpu_s(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)
 
 
+def peak_mib(pid: int, *, reset: bool = False) -> float:
+    """Peak resident memory of a process; `reset` starts from what it holds now."""
+    if reset:
+        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def read_metric(port: int, name: str, **labels: str) -> float:
     """Sum a metric of a metrics port over all series with these labels; 0 if there are none."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:

@@ -40,7 +40,7 @@ from service.rest.pages import page_url
 from service.rest.server import BACKLOG, HttpServer, listen
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 from service.watchdog import Watchdog
 from service.workers.place import WorkerPlace
 
@@ -135,19 +135,20 @@ class Server:
         self._grpc = GrpcServer(
             self.plane,
             self._telemetry,
-            self.protection if settings.has_grpc_tls else replace(self.protection, tls=None),
-            address=settings.grpc_address,
+            self.protection,
+            address=(host, settings.grpc_port),
             repository=managed,
             is_shared=is_worker,
         )
+        metrics_host, metrics_port = settings.metrics_address
         self._metrics_server = MetricsServer(
             self.metrics.registry,
             {
                 LIVE: partial(self._check, self.plane.check_live),
                 READY: partial(self._check, self._check_ready),
             },
-            host=host if self.place is None else self.place.report_socket,
-            port=settings.metrics_port,
+            host=metrics_host if self.place is None else self.place.report_socket,
+            port=metrics_port,
         )
 
     def _check(self, check: Callable[[], None]) -> None:
@@ -273,6 +274,8 @@ class Server:
             address["worker"] = place.number
         page = page_url(self._host, self.ports["http"], is_tls=self.settings.tls_cert is not None)
         logger.info("listening", extra={"fields": {"page": page, **self.ports, **address}})
+        if not is_loopback(self._host):
+            logger.warning("for trusted networks only: strangers come through deploy/proxy")
         if self.settings.ports_file is not None:
             atomic_write(self.settings.ports_file, json.dumps(self.ports) + "\n")
 

@@ -151,14 +151,14 @@ class Settings(BaseModel):
     """Address that all three ports listen on; `0.0.0.0` is every address. Default: 127.0.0.1, so
     that only this machine reaches a server without protection; 0.0.0.0 if API keys or
     `tls_client_ca` are set. The container image sets 0.0.0.0."""
-    grpc_host: str | None = None
-    """Address that gRPC listens on, if not on that of `host`. `127.0.0.1` is for a proxy on this
-    machine or in this pod, which ends TLS: then gRPC itself is without TLS."""
+    metrics_host: str | None = None
+    """Address that the port for metrics listens on, if not on that of `host`: `0.0.0.0` where
+    `host` is 127.0.0.1 for a proxy in the same pod, which probes and scrapes go past."""
     allowed_hosts: str | None = None
     """Names and addresses that the `Host` header of a REST request may have besides those of
     loopback, separated by commas; `*` allows all. Health checks and the server's own pages
-    accept every host. Default: only loopback if the server listens on it without API keys, against
-    DNS rebinding; otherwise all."""
+    accept every host. Default: only loopback if the server listens on it without API keys and
+    `trusted_proxies`, against DNS rebinding; otherwise all."""
     cors_origins: str | None = None
     """Origins whose web pages may call the REST API, such as `https://app.example`, separated by
     commas. Default: only this server's own page."""
@@ -337,14 +337,9 @@ class Settings(BaseModel):
         return LOOPBACK, "neither API keys nor client certificates are required; see --host"
 
     @property
-    def grpc_address(self) -> tuple[str, int]:
-        """Where gRPC listens."""
-        return self.grpc_host or self.address[0], self.grpc_port
-
-    @property
-    def has_grpc_tls(self) -> bool:
-        """Whether gRPC has the certificate too, and not a proxy in front of it."""
-        return self.grpc_host is None or not is_loopback(self.grpc_host)
+    def metrics_address(self) -> tuple[str, int]:
+        """Where the metrics server listens."""
+        return self.metrics_host or self.address[0], self.metrics_port
 
     @field_validator("convert_precisions", mode="before")
     @classmethod
@@ -447,11 +442,6 @@ class Settings(BaseModel):
             raise ValueError(f"{given} is set without {missing}; TLS needs both")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca is set without tls_cert and tls_key; set all three")
-        if self.tls_client_ca is not None and not self.has_grpc_tls:
-            raise ValueError(
-                "grpc_host is on loopback, where gRPC is without TLS, but tls_client_ca requires "
-                "certificates of all clients; unset one of them"
-            )
         self._check_workers()
         return self
 

@@ -35,7 +35,7 @@ class BrowserRules:
             names = split_names(settings.allowed_hosts)
             return cls(None if ANY in names else names, origins)
         host, _ = settings.address
-        is_open = settings.has_keys or not is_loopback(host)
+        is_open = settings.has_keys or settings.trusted_proxies or not is_loopback(host)
         return cls(None if is_open else frozenset(), origins)
 
     def check(self, headers: Mapping[bytes, str]) -> None:

@@ -109,13 +109,14 @@ class Supervisor(Collector):
         self._slots: dict[int, Worker] = {}
         self._locks = [asyncio.Lock() for _ in range(self._num_workers)]
         host, _ = settings.address
-        self._reserved = reserve((host, settings.http_port), settings.grpc_address)
+        self._reserved = reserve((host, settings.http_port), (host, settings.grpc_port))
         http_port, grpc_port = (sock.getsockname()[1] for sock in self._reserved)
         registry = CollectorRegistry()
         registry.register(WorkerMetrics(lambda: tuple(self._workers), Worker.scrape))
         registry.register(self)
         checks = {LIVE: self._check_live, READY: self._check_ready}
-        self._server = MetricsServer(registry, checks, host=host, port=settings.metrics_port)
+        metrics_host, port = settings.metrics_address
+        self._server = MetricsServer(registry, checks, host=metrics_host, port=port)
         self.ports = {"http": http_port, "grpc": grpc_port, "metrics": self._server.port}
 
     def stop(self) -> None:

@@ -23,7 +23,7 @@ def _names() -> list[str]:
         kustomization = path.with_name("kustomization.yaml")
         if path == kustomization:
             names.append(path.parent.relative_to(DEPLOY).as_posix())
-        elif re.search(r"^apiVersion:", text, re.MULTILINE) and not (
+        elif re.search(r"^kind:", text, re.MULTILINE) and not (
             kustomization.exists() and path.name in kustomization.read_text(encoding="utf-8")
         ):
             names.append(path.relative_to(DEPLOY).as_posix())
@@ -33,13 +33,14 @@ def _names() -> list[str]:
 _USUAL = "monitoring keda api-keys tls tracing gateway"
 # An overlay and components on top of it.
 COMBINATIONS = [
-    f"cpu {_USUAL} front model-volume",
+    f"cpu {_USUAL} model-volume",
     "cpu monitoring hpa released-model cache-volume ingress registry",
     f"gpu {_USUAL} model-volume",
     "dev released-model",
     "gpu model-image",
 ]
-# Paths below deploy/, and combinations. A component by itself is built on the base.
+# Paths below deploy/, and combinations. A component by itself is built on an overlay, the front on
+# the base.
 ALL = [*_names(), *COMBINATIONS]
 
 
@@ -58,7 +59,8 @@ def _text_of(name: str) -> str:
         return build_together(overlay, [KUBERNETES / "components" / one for one in components])
     text = (DEPLOY / name / "kustomization.yaml").read_text(encoding="utf-8")
     if "\nkind: Component\n" in text:
-        base = DEPLOY / "training" / "chain" if "training/" in name else KUBERNETES / "base"
+        base = KUBERNETES / ("base" if name.endswith("/front") else "overlays/cpu")
+        base = DEPLOY / "training" / "chain" if "training/" in name else base
         return build_together(base, [DEPLOY / name])
     return _kustomize(DEPLOY / name)
 

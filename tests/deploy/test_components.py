@@ -15,6 +15,7 @@ from tests.deploy.cross_references import selected
 from tests.deploy.kustomizations import DEPLOY, KUBERNETES, build
 from tests.deploy.workloads import Manifest, called, of_kind, workloads
 from tests.monitoring.prometheus_queries import known_series, metric_names
+from tests.processes.front import CONFIGURATION
 
 KINDS = ("receivers", "processors", "exporters")
 
@@ -31,7 +32,25 @@ def settings(documents: list[Manifest]) -> dict[str, str]:
 
 def test_every_component_is_in_a_combination() -> None:
     there = {path.parent.name for path in KUBERNETES.glob("components/*/kustomization.yaml")}
-    assert there == {name for names in kustomizations.COMBINATIONS for name in names.split()[1:]}
+    combined = {name for names in kustomizations.COMBINATIONS for name in names.split()[1:]}
+    assert there == combined | {"front"}, "which overlays have"
+
+
+def test_strangers_come_through_the_front_and_leave_it_before_the_server_drains() -> None:
+    for overlay in ("cpu", "gpu", "production"):
+        pod = server(documents := build(f"kubernetes/overlays/{overlay}"))
+        front, chosen = pod["initContainers"][-1], settings(documents)
+        assert (front["name"], front["restartPolicy"]) == ("front", "Always")
+        defaults = dict(re.findall(r"\$\{PROXY_(\w+)-([\d.:]+)\}", CONFIGURATION.read_text()))
+        for protocol, variable in (("http", "REST"), ("grpc", "GRPC")):
+            where = f"{chosen['TIPSERVE_HOST']}:{chosen[f'TIPSERVE_{protocol.upper()}_PORT']}"
+            assert defaults[f"{variable}_SERVER"] == where
+            ports = {port["name"]: port["containerPort"] for port in front["ports"]}
+            assert defaults[variable] == f":{ports[protocol]}"
+        (told,) = re.findall(
+            r"^sleep (\d+); kill -USR1 1$", front["lifecycle"]["preStop"]["exec"]["command"][-1]
+        )
+        assert 0 < int(told) < pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
 
 
 @pytest.mark.parametrize("name", ["cpu hpa keda", "cpu keda hpa"])
@@ -138,11 +157,11 @@ def test_the_collector_uses_all_that_it_defines_and_listens_where_pods_send() ->
     ("names", "steps"),
     [
         # Publishing and each server verify a package; a third time in between adds nothing.
-        ("cpu model-volume", []),
-        ("cpu released-model", ["prepare-model"]),
-        ("gpu", ["build-engines"]),
-        ("gpu model-volume", ["build-engines"]),
-        ("gpu-released", ["prepare-model", "build-engines"]),
+        ("cpu model-volume", ["front"]),
+        ("cpu released-model", ["prepare-model", "front"]),
+        ("gpu", ["build-engines", "front"]),
+        ("gpu model-volume", ["build-engines", "front"]),
+        ("gpu-released", ["prepare-model", "build-engines", "front"]),
     ],
 )
 def test_init_containers_run_in_order_and_do_what_the_server_needs(
@@ -152,7 +171,7 @@ def test_init_containers_run_in_order_and_do_what_the_server_needs(
     containers = server(documents).get("initContainers", [])
     assert [container["name"] for container in containers] == steps
     precisions = settings(documents).get("TIPSERVE_CONVERT_PRECISIONS", "")
-    for container in containers:
+    for container in containers[:-1]:
         # Each handles the model that is then served, in the server's cache and precisions.
         for variable in container["env"]:
             if variable["name"].startswith("TIPSERVE_"):

@@ -1,4 +1,4 @@
-"""HAProxy as the sidecar of `deploy/kubernetes/components/front/`, before a local server."""
+"""HAProxy as the sidecar of `deploy/kubernetes/components/front/`, in front of a server here."""
 
 import os
 import socket
@@ -9,56 +9,61 @@ from typing import Any, Final, Self
 
 import yaml
 
-from tests.processes.proxy import CONFIGURATION, PROJECT_ROOT
 from tests.processes.service_process import end
+from tests.tools import find_tool
 
-COMPONENT: Final = PROJECT_ROOT / "deploy" / "kubernetes" / "components" / "front"
-# Of the server behind it.
-SETTINGS: Final = ("--grpc-host=127.0.0.1", "--trusted-proxies=127.0.0.1")
-MOUNTED: Final = "/etc/haproxy/haproxy.cfg"
+DEPLOY: Final = Path(__file__).resolve().parents[2] / "deploy"
+CONFIGURATION: Final = DEPLOY / "proxy" / "haproxy.cfg"
+COMPONENT: Final = DEPLOY / "kubernetes" / "components" / "front"
+# Of a server behind it.
+BEHIND: Final = ("--host=127.0.0.1", "--trusted-proxies=127.0.0.1")
 
 
-def container() -> dict[str, Any]:
-    """The sidecar in its manifest."""
+def sidecar() -> dict[str, Any]:
+    """The container in its manifest."""
     manifest = yaml.safe_load((COMPONENT / "sidecar.yaml").read_text(encoding="utf-8"))
     found: dict[str, Any] = manifest["spec"]["template"]["spec"]["initContainers"][0]
     return found
 
 
 class Front:
-    """The sidecar on a free port of all addresses, as a context; command and variables are its own.
+    """The sidecar on free ports of all addresses, as a context; the command is its own.
 
     Args:
-        program: Path of `haproxy`.
         folder: Folder for its log.
-        server_port: The server's gRPC port.
-        variables: Override those of the manifest.
+        http_port: The server's port of REST.
+        grpc_port: The server's port of gRPC.
+        variables: Of the configuration.
     """
 
-    def __init__(self, program: str, folder: Path, server_port: int, **variables: str) -> None:
-        sidecar = container()
+    def __init__(self, folder: Path, http_port: int, grpc_port: int, **variables: str) -> None:
         # Handed over: a port that is only chosen here may be another program's a moment later.
-        self._listening = socket.create_server(("0.0.0.0", 0))
-        self.port = self._listening.getsockname()[1]
-        descriptor = self._listening.fileno()
+        self._listening = [socket.create_server(("0.0.0.0", 0)) for _ in range(2)]
+        self.http_port, self.grpc_port = (one.getsockname()[1] for one in self._listening)
+        rest, grpc = (f"fd@{one.fileno()}" for one in self._listening)
         self.log = folder / "front.log"
-        self._command = [program, *sidecar["command"][1:-1], str(CONFIGURATION)]
-        assert sidecar["command"][-1] == MOUNTED
-        own = {one["name"]: one["value"] for one in sidecar["env"] if "value" in one}
-        places = {"PROXY_GRPC": f"fd@{descriptor}", "PROXY_SERVER": f"127.0.0.1:{server_port}"}
-        self._environment = {**os.environ, **own, **places, **variables}
+        self._environment = {
+            **os.environ,
+            "PROXY_REST": rest,
+            "PROXY_GRPC": grpc,
+            "PROXY_REST_SERVER": f"127.0.0.1:{http_port}",
+            "PROXY_GRPC_SERVER": f"127.0.0.1:{grpc_port}",
+            **variables,
+        }
 
     def __enter__(self) -> Self:
+        program, *options = sidecar()["command"][:-1]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self._command,
+                [find_tool(program), *options, str(CONFIGURATION)],
                 env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[self._listening.fileno()],
+                pass_fds=[one.fileno() for one in self._listening],
             )
         # Connections wait until it accepts them.
-        self._listening.close()
+        for one in self._listening:
+            one.close()
         return self
 
     def __exit__(

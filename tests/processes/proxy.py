@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.processes.front import CONFIGURATION
 from tests.processes.service_process import RunningService, end
 
 PROJECT_ROOT: Final = Path(__file__).resolve().parents[2]
-CONFIGURATION: Final = PROJECT_ROOT / "deploy" / "proxy" / "haproxy.cfg"
 BACKENDS: Final = ("tipserve_http", "tipserve_grpc")
 LIMIT_S: Final = 30.0
 POLL_S: Final = 0.02
@@ -40,6 +40,7 @@ class Proxy:
             "PROXY_REST": f"127.0.0.1:{self.ports['http']}",
             "PROXY_GRPC": f"127.0.0.1:{self.ports['grpc']}",
             "PROXY_RETRIES": "0",
+            "PROXY_REPLICAS": "yes",
             "PROXY_CHECK_INTERVAL": check_interval,
         }
 

@@ -71,16 +71,10 @@ def test_a_proxy_that_is_no_address_is_an_error(value: str) -> None:
         load("--trusted-proxies", f"127.0.0.1,{value}")
 
 
-def test_grpc_on_loopback_leaves_tls_to_a_proxy() -> None:
-    secured = {"TIPSERVE_TLS_CERT": "tls.crt", "TIPSERVE_TLS_KEY": "tls.key"}
-    behind = load(TIPSERVE_HOST="0.0.0.0", TIPSERVE_GRPC_HOST="127.0.0.1", **secured)
-    assert (behind.address[0], behind.grpc_address) == ("0.0.0.0", ("127.0.0.1", 8001))
-    assert not behind.has_grpc_tls
-    whole = load(TIPSERVE_HOST="127.0.0.1", **secured)
-    assert whole.has_grpc_tls
-    assert whole.grpc_address == ("127.0.0.1", 8001)
-    with pytest.raises(ValueError, match=r"grpc_host is on loopback.*tls_client_ca"):
-        load(TIPSERVE_GRPC_HOST="::1", TIPSERVE_TLS_CLIENT_CA="ca.crt", **secured)
+def test_metrics_are_reachable_where_a_proxy_hides_the_rest() -> None:
+    behind = load(TIPSERVE_HOST="127.0.0.1", TIPSERVE_METRICS_HOST="0.0.0.0")
+    assert (behind.address[0], behind.metrics_address) == ("127.0.0.1", ("0.0.0.0", 8002))
+    assert load().metrics_address == ("127.0.0.1", 8002)
 
 
 @pytest.mark.parametrize("variable", ["TIPSERVE_HTP_PORT", "TIPSERVE_PORT"])

@@ -23,14 +23,18 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if .Values.apiKeys.enabled }}
 {{- $_ := set $settings "TIPSERVE_API_KEYS_FILE" "/etc/tipserve/api-keys/api_keys" }}
 {{- end }}
-{{- if .Values.tls.enabled }}
-{{- $_ := set $settings "TIPSERVE_TLS_CERT" "/etc/tipserve/tls/tls.crt" }}
-{{- $_ := set $settings "TIPSERVE_TLS_KEY" "/etc/tipserve/tls/tls.key" }}
-{{- end }}
 {{- if .Values.front.enabled }}
-{{- $_ := set $settings "TIPSERVE_GRPC_HOST" "127.0.0.1" }}
+{{- $_ := set $settings "TIPSERVE_HOST" "127.0.0.1" }}
+{{- $_ := set $settings "TIPSERVE_METRICS_HOST" "0.0.0.0" }}
+{{- $_ := set $settings "TIPSERVE_HTTP_PORT" "8010" }}
 {{- $_ := set $settings "TIPSERVE_GRPC_PORT" "8011" }}
-{{- $_ := set $settings "TIPSERVE_TRUSTED_PROXIES" .Values.front.trustedProxies }}
+{{- $_ := set $settings "TIPSERVE_TRUSTED_PROXIES" "127.0.0.1" }}
+{{- end }}
+{{- if .Values.tls.enabled }}
+{{- if not .Values.front.enabled }}
+{{- fail "tls.enabled needs front.enabled, which ends TLS" }}
+{{- end }}
+{{- $_ := set $settings "PROXY_TLS_CERT" "/etc/tipserve/tls/tls.crt" }}
 {{- end }}
 {{- if .Values.tracing.enabled }}
 {{- $_ := set $settings "TIPSERVE_OTLP_ENDPOINT" .Values.tracing.endpoint }}
@@ -48,10 +52,6 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{- define "tipserve.frontName" -}}
 {{ .Release.Name }}-front-{{ .Files.Get "haproxy.cfg" | sha256sum | trunc 10 }}
-{{- end }}
-
-{{- define "tipserve.tlsSecret" -}}
-{{ .Values.tls.secret | default (printf "%s-tls" .Release.Name) }}
 {{- end }}
 
 {{- define "tipserve.hardened" -}}

@@ -6,14 +6,14 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import repeat
+from itertools import cycle, repeat
 from typing import Any, Final, cast
 
 from tests.processes.service_process import RunningService
 
 KEY: Final = "k" * 32
 WRONG_KEY: Final = "w" * 32
-ATTACKER: Final = ("127.0.0.2", 0)
+NUM_ATTACKERS: Final = 8
 MESSAGE_BYTES: Final = 32 * 1024 * 1024 - 1000
 SEGMENT: Final = "/tipserve.v1.EncoderService/SegmentImages"
 EMBED: Final = "/tipserve.v1.EncoderService/EmbedImages"
@@ -36,6 +36,12 @@ GOAWAY_HEAD: Final = bytes([GOAWAY, 0, 0, 0, 0, 0])
 STALL_S: Final = 1.0
 NUM_FRAMES: Final = 512
 Attack = Callable[[RunningService], str]
+_addresses = cycle(f"127.0.1.{number + 1}" for number in range(NUM_ATTACKERS))
+
+
+def attacker() -> tuple[str, int]:
+    """The next address of an attacker."""
+    return next(_addresses), 0
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
@@ -64,7 +70,7 @@ class Connection:
     """One HTTP/2 connection, which answers what a peer must answer."""
 
     def __init__(self, port: int, opening: bytes = PREFACE) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), None, ATTACKER)
+        self._socket = socket.create_connection(("127.0.0.1", port), None, attacker())
         self._buffer = b""
         self.send_frames(opening)
 
@@ -352,7 +358,7 @@ class Flood:
     def __init__(self, port: int, frames: Iterator[bytes], *, is_reading: bool) -> None:
         self._frames, self._is_reading = frames, is_reading
         self._left = b""
-        self._socket = socket.create_connection(("127.0.0.1", port), 10, ATTACKER)
+        self._socket = socket.create_connection(("127.0.0.1", port), 10, attacker())
         self._socket.sendall(PREFACE)
         self._socket.setblocking(False)
         self._sent_at = time.monotonic()

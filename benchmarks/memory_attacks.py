@@ -2,8 +2,8 @@
 
 Claim: no attack kills a server in 2 GiB, delays a health check by more than 10 s, or locks an
 honest caller out for longer: from the first call that fails or waits to the next answer. Each
-attack has a fresh server with API keys, and comes from another address than the honest callers;
-those called "no key" send none.
+attack has a fresh server with API keys behind HAProxy, and comes from eight other addresses than
+the honest callers; those called "no key" send none. Health checks go past the proxy.
 Run: python -m benchmarks.memory_attacks [--attack TEXT] [--group FOLDER] [--lowest-priority]
 FOLDER is a memory control group, such as /sys/fs/cgroup/memory/attacks with a limit of 2 GiB.
 """
@@ -15,12 +15,15 @@ import multiprocessing
 import os
 import selectors
 import socket
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final, cast
 
 import grpc
@@ -36,7 +39,6 @@ from benchmarks.answer_peaks import (
     streams,
 )
 from benchmarks.http2_attacks import (
-    ATTACKER,
     EMBED,
     KEY,
     PREFACE,
@@ -44,6 +46,7 @@ from benchmarks.http2_attacks import (
     STREAM,
     WRONG_KEY,
     Attack,
+    attacker,
     flood,
     floods,
     prefixed,
@@ -59,12 +62,12 @@ from service.grpc.generated import (
     image_pb2,
     segment_pb2,
 )
+from tests.processes.front import BEHIND, Front
 from tests.processes.service_process import RunningService, peak_mib, running_service
 
 # Of Linux; not among Python's constants.
 IP_BIND_ADDRESS_NO_PORT = 24
-# Before, some 190 calls over each protocol: of 65, the 99th percentile was the second longest.
-BEFORE_S, AFTER_S = 45.0, 3.0
+BEFORE_S, AFTER_S = 3.0, 3.0
 # The first seconds of an attack, in which all its connections arrive at once.
 BURST_S = 5.0
 # Between two calls of an honest caller.
@@ -90,7 +93,7 @@ def png(side: int = SIDE) -> bytes:
 def post(service: RunningService, path: str, body: bytes, *, media: str, accept: str) -> str:
     """Status of one request, or the name of the error; the answer is read and dropped."""
     connection = http.client.HTTPConnection(
-        "127.0.0.1", service.http_port, timeout=120, source_address=ATTACKER
+        "127.0.0.1", service.http_port, timeout=120, source_address=attacker()
     )
     headers = {"Content-Type": media, "Accept": accept, "X-Api-Key": KEY}
     try:
@@ -134,7 +137,7 @@ def over_rest(
 def endless_trailers(service: RunningService) -> str:
     """Send trailers after a chunked body until the server closes."""
     head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", service.http_port), None, ATTACKER) as connection:
+    with socket.create_connection(("127.0.0.1", service.http_port), None, attacker()) as connection:
         connection.sendall(head + b"1\r\nx\r\n0\r\n")
         until = time.monotonic() + 12
         with suppress(OSError):
@@ -148,7 +151,7 @@ def announced_bodies(service: RunningService) -> str:
     """Eight connections announce 32 MiB each and send nothing; others ask meanwhile."""
     head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nX-Api-Key: %b\r\n" % KEY.encode()
     address = ("127.0.0.1", service.http_port)
-    connections = [socket.create_connection(address, 10, ATTACKER) for _ in range(8)]
+    connections = [socket.create_connection(address, 10, attacker()) for _ in range(8)]
     for connection in connections:
         connection.sendall(head + b"Content-Type: image/png\r\nContent-Length: 33554432\r\n\r\n")
     image = next(body for name, _, body in inputs() if "JPEG" in name)
@@ -173,7 +176,7 @@ def slow_readers(num_readers: int, side: int = SIDE, seconds: float = 25.0) -> A
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         # The port is chosen at `connect`, else those of closed connections count as taken.
         connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        connection.bind(ATTACKER)
+        connection.bind(attacker())
         connection.connect(("127.0.0.1", port))
         connection.sendall(head.encode() + image)
         connection.setblocking(False)
@@ -251,7 +254,7 @@ def calls(method: str, num_calls: int, compression: grpc.Compression | None = No
     def attack(service: RunningService) -> str:
         options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         target = f"127.0.0.1:{service.grpc_port}"
-        channels = [grpc.insecure_channel(target, options) for _ in range(4)]  # not from ATTACKER
+        channels = [grpc.insecure_channel(target, options) for _ in range(4)]  # not from attackers
         metadata = () if method == HEALTH else (("x-api-key", KEY),)
         rpcs: list[Any] = [channel.unary_unary(method) for channel in channels]
         options_of = {"timeout": 20, "compression": compression, "metadata": metadata}
@@ -272,7 +275,7 @@ def open_connections(port_name: str, opening: bytes, *, num: int, seconds: float
         num_opened = 0
 
         def opened() -> socket.socket:
-            connection = socket.create_connection(address, 10, ATTACKER)
+            connection = socket.create_connection(address, 10, attacker())
             connection.sendall(opening)
             connection.setblocking(False)
             return connection
@@ -307,7 +310,7 @@ class RepeatedRequest:
     def __init__(self, port: int, request: bytes) -> None:
         self._socket = socket.socket()
         self._socket.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        self._socket.bind(ATTACKER)
+        self._socket.bind(attacker())
         self._socket.connect(("127.0.0.1", port))
         self._request, self._answer = request, b""
         self._socket.sendall(request)
@@ -370,7 +373,7 @@ def full_of_bodies(service: RunningService) -> str:
     length, piece = 400_000, bytes(4096 + 512)
     request = head("/v1/images:embed", KEY, "image/png", length)
     address = ("127.0.0.1", service.http_port)
-    bodies = [socket.create_connection(address, 10, ATTACKER) for _ in range(MAX_CONNECTIONS)]
+    bodies = [socket.create_connection(address, 10, attacker()) for _ in range(MAX_CONNECTIONS)]
     is_over = threading.Event()
 
     def send() -> None:
@@ -501,7 +504,7 @@ def attacks() -> dict[str, Attack]:
 def health_s(service: RunningService) -> float:
     """Seconds until liveness is answered; infinite if it is not."""
     began = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", service.http_port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", service.metrics_port, timeout=30)
     try:
         connection.request("GET", "/v2/health/live")
         is_live = connection.getresponse().status == 200
@@ -545,7 +548,7 @@ def at_lowest_priority(attack: Attack) -> Attack:
     return attack_idly
 
 
-def run(service: RunningService, attack: Attack) -> str:
+def run(service: RunningService, proxy_pid: int, attack: Attack) -> str:
     """A row of the table: what an attack took of memory, and what honest callers waited."""
     ours, theirs = multiprocessing.Pipe()
     caller = multiprocessing.get_context("spawn").Process(
@@ -564,7 +567,8 @@ def run(service: RunningService, attack: Attack) -> str:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    peak_mib(service.pid, reset=True)
+    for pid in (service.pid, proxy_pid):
+        peak_mib(pid, reset=True)
     started, cpu_s = time.monotonic(), service.cpu_s()
     outcome = attack(service)
     time.sleep(AFTER_S)
@@ -577,7 +581,7 @@ def run(service: RunningService, attack: Attack) -> str:
     caller.join(60)
     is_killed = service.process.poll() is not None
     num_cores = 0.0 if is_killed else (service.cpu_s() - cpu_s) / (now - started)
-    peak = "" if is_killed else f"{peak_mib(service.pid):.0f} MiB"
+    peak = "" if is_killed else f"{peak_mib(service.pid):.0f} + {peak_mib(proxy_pid):.0f} MiB"
     locked = ", ".join(
         f"{n} {lock_out_s(calls, started, now):.1f} s" for n, calls in during.items()
     )
@@ -611,9 +615,15 @@ def main() -> None:
     print("|" + " --- |" * 8)
     for name, attack in attacks().items():
         if options.attack in name:
-            with running_service(prefix=enter if options.group else ()) as service:
+            with ExitStack() as stack:
+                prefix = enter if options.group else ()
+                bare = stack.enter_context(running_service(*BEHIND, prefix=prefix))
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                front = stack.enter_context(Front(folder, bare.http_port, bare.grpc_port))
+                ports = {"http_port": front.http_port, "grpc_port": front.grpc_port}
                 made = at_lowest_priority(attack) if options.lowest_priority else attack
-                print(f"| {name} | {run(service, made)}", flush=True)
+                row = run(replace(bare, **ports), front.process.pid, made)
+                print(f"| {name} | {row}", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry, ModelRepository
 from service.models.served_model import ServedModel
 from service.monitoring.log import LogQueue, configure_logging
-from service.monitoring.metrics import SECONDS, Metrics, watching_loop_lag
+from service.monitoring.metrics import Metrics, watching_loop_lag
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.telemetry import build_telemetry
 from service.request_gate import GateState, RequestGate, unavailable
@@ -79,7 +79,7 @@ class Server:
             settings = place.settings(settings)
         self.settings = settings
         self.place = place
-        self.metrics = Metrics(settings.duration_buckets_s or SECONDS)
+        self.metrics = Metrics()
         if settings.cpus is not None:
             self.metrics.cpus.set_function(partial(float, settings.cpus))
         self._telemetry = build_telemetry(settings, self.metrics, log)

@@ -4,22 +4,24 @@ Every setting is a flag (`--http-port 0`) and a variable (`TIPSERVE_HTTP_PORT=0`
 unknown flag or `TIPSERVE_` variable is an error, so that no misspelling is ignored.
 """
 
-import inspect
-import json
-import math
 import os
 import re
-import types
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Self
 
-from cyclopts import App, CycloptsError, Parameter
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    CliSuppress,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from model.conversion.cache import default_cache
 from model.conversion.source import split_models
@@ -50,23 +52,33 @@ CPUS_PER_WORKER = 8
 # At fewer connections each, the probes of a platform and a few callers take them all.
 MIN_CONNECTIONS = 16
 
+# What the library writes behind the help of an option without a default, or with an obvious one.
+NO_DEFAULT = re.compile(r" \(default( factory)?: (None|False|\(\)|.*lambda.*)\)$")
+
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"
 
-# Of `int | None`, and of a type that is annotated.
-UNIONS = frozenset({types.UnionType, Union})
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Route = Annotated[str, Field(pattern=r"^/[\w./:@~-]+$", max_length=512)]
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """Serve TIPSv2 models over REST and gRPC, with Prometheus metrics."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=False,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
 
-    model: tuple[str, ...] = ("bundled",)
+    model: Annotated[tuple[str, ...], NoDecode] = ("bundled",)
     """Models to serve, separated by commas. The first one is the default model, which answers
     requests that name no model. Each is `bundled`, a folder with a model package, a checkpoint
     folder (transformers, or a pair of official .npz files), or a hub id such as
@@ -76,7 +88,7 @@ class Settings(BaseModel):
     cache: Path = Field(default_factory=lambda: default_cache(os.environ))
     """Folder for converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
     servers may share it: one converts, the others wait for the result."""
-    convert_precisions: tuple[Precision, ...] = ()
+    convert_precisions: Annotated[tuple[Precision, ...], NoDecode] = ()
     """Precisions to convert a checkpoint to in addition to fp32, separated by commas: `fp16`,
     `bf16`, `int8`, `int8_weights`. Each graph is compared with the model, and the start fails if
     one differs too much. OpenVINO computes in bf16 from the fp32 graphs and needs none of these.
@@ -90,7 +102,7 @@ class Settings(BaseModel):
     """Folder with heads, classes of your own: `:segment` and `:classify` take the class `head:NAME`
     and read `NAME.safetensors` there, as `python -m training head` writes it. A new or changed file
     is read without a restart."""
-    sizes: tuple[tuple[int, int], ...] = ()
+    sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ()
     """Additional image sizes to warm up and measure at the start, in pixels, separated by commas:
     `896,896x672,1372` (one number is a square, two are height and width). Other sizes work too,
     but the first image of each is slow, because the runtime prepares for the new size."""
@@ -178,7 +190,7 @@ class Settings(BaseModel):
     """File `cl100k_base.tiktoken` with the vocabulary of OpenAI's tokenizer. `/v1/embeddings` then
     also accepts token ids, which LangChain's `OpenAIEmbeddings` sends by default. Default: token
     ids are refused."""
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Addresses and networks of proxies in front, such as `127.0.0.1,10.0.0.0/8`, separated by
     commas. Of their requests, the caller is the last address in `X-Forwarded-For` that is not one
     of these, so callers behind a proxy share fairly. The header of any other peer is ignored.
@@ -195,8 +207,6 @@ class Settings(BaseModel):
     request in pixels. A batch whose maximum images were measured holds at most that many images of
     the native size. On a GPU whose free memory is known, the default bounds single images only, and
     that memory bounds batches."""
-    max_batch_texts: Positive = 64
-    """Maximum texts in a batch."""
     max_queue_delay_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that a free lane waits for a batch to fill. Useful only if a batch is much cheaper
     than its items one by one; it delays single requests by this time."""
@@ -276,10 +286,8 @@ class Settings(BaseModel):
     url_hosts: str | None = None
     """Hosts from which images may be fetched by an `https://` URL in a JSON body: names separated
     by commas; `*.example.org` allows all subdomains. Default: no URL is fetched."""
-    url_timeout_s: Seconds = 10.0
-    """Maximum seconds for fetching an image, redirects included."""
 
-    api_keys: SecretStr | None = None
+    api_keys: CliSuppress[SecretStr | None] = None
     """API keys, separated by commas. Without keys every caller is accepted. Set it only as a
     variable: other users of the machine can read a command line."""
     api_keys_file: Path | None = None
@@ -297,10 +305,6 @@ class Settings(BaseModel):
     """PEM file with certificate authorities. Clients must then present a certificate of one of
     them (mTLS)."""
 
-    duration_buckets_s: tuple[Seconds, ...] = ()
-    """Upper bounds in seconds of the buckets of all request and stage durations, ascending,
-    separated by commas. Keep the bound that the rule of the latency objective reads (2.5). Default:
-    0.001,0.0025,0.005,0.01,0.025,0.05,0.1,0.2,0.25,0.5,1,2.5,5,10,30,60."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Minimum level of log lines."""
     log_format: Literal["auto", "json", "text"] = "auto"
@@ -317,8 +321,18 @@ class Settings(BaseModel):
     request costs about 0.4 ms of CPU time."""
     show_config: bool = False
     """Print every setting with its value and source, with secrets masked, and exit."""
-    config_format: Literal["text", "json"] = "text"
-    """Format of `show_config`."""
+
+    @classmethod
+    def settings_customise_sources(  # noqa: PLR0917 - as the library calls it
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read no environment and no file; `load_settings` gives what it has read."""
+        return (init_settings,)
 
     @property
     def has_keys(self) -> bool:
@@ -358,18 +372,6 @@ class Settings(BaseModel):
             return tuple(ip_network(name) for name in names)
         except ValueError as error:
             raise ValueError(f"write addresses or networks, such as 10.0.0.0/8; {error}") from None
-
-    @field_validator("duration_buckets_s", mode="before")
-    @classmethod
-    def _split_seconds(cls, value: object) -> object:
-        return tuple(value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("duration_buckets_s")
-    @classmethod
-    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if any(low >= high for low, high in pairwise(value)) or math.inf in value:
-            raise ValueError("write ascending, finite seconds, such as 0.1,0.2,0.5,2.5")
-        return value
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -475,6 +477,21 @@ def is_loopback(name: str) -> bool:
         return name == "localhost" or name.endswith(".localhost")
 
 
+class _Parser(ArgumentParser):
+    """Raises instead of ending the process, and names values plainly."""
+
+    def add_option(self, *names: str, **named: Any) -> Any:
+        """Add an option as the library describes it."""
+        value = named.get("metavar")
+        if value is not None and value[0] != "{":
+            named["metavar"] = "LIST" if "tuple" in value else value.upper()
+        named["help"] = NO_DEFAULT.sub("", named["help"])
+        return self.add_argument(*names, **named)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. Run `{self.prog} --help` for help.")
+
+
 def load_settings(
     arguments: Sequence[str], environment: Mapping[str, str], program: str = "python -m service"
 ) -> Settings:
@@ -489,7 +506,37 @@ def load_settings(
         ValueError: A flag or variable is unknown, or a value is invalid.
         SystemExit: `--help` was given.
     """
-    values: dict[str, str] = _from_platform(environment)
+    values = {"cache": str(default_cache(environment)), **_from_environment(environment)}
+    if any(argument.split("=")[0] == "--api-keys" for argument in arguments):
+        raise ValueError(
+            "other users of the machine can read a command line: give keys by the variable "
+            "TIPSERVE_API_KEYS or by --api-keys-file"
+        )
+    parser = _Parser(
+        prog=program,
+        usage="%(prog)s [OPTIONS]",
+        description=Settings.__doc__,
+        allow_abbrev=False,
+        epilog="Each option is also a variable: TIPSERVE_HTTP_PORT=9000. An option wins.",
+    )
+    source: CliSettingsSource[ArgumentParser] = CliSettingsSource(
+        Settings, root_parser=parser, add_argument_method=_Parser.add_option
+    )
+    given: Any = values
+    return Settings(_cli_settings_source=source(args=list(arguments)), **given)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The settings that variables give.
+
+    Raises:
+        ValueError: A variable with our prefix is no setting.
+    """
+    values = {
+        field: environment[name]
+        for name, field in PLATFORM_VARIABLES.items()
+        if name in environment
+    }
     unknown: list[str] = []
     for name, value in environment.items():
         field = name.upper().removeprefix(PREFIX).lower()
@@ -503,100 +550,12 @@ def load_settings(
         raise ValueError(
             f"unknown variables {', '.join(sorted(unknown))}; `python -m service --help` lists all"
         )
-    if any(argument.split("=")[0] == "--api-keys" for argument in arguments):
-        raise ValueError(
-            "other users of the machine can read a command line: give keys by the variable "
-            "TIPSERVE_API_KEYS or by --api-keys-file"
-        )
-    flags = _read_flags(arguments, program)
-    if "cache" not in values:
-        values["cache"] = str(default_cache(environment))
-    return Settings.model_validate({**values, **flags})
-
-
-def _read_flags(arguments: Sequence[str], program: str) -> dict[str, object]:
-    app = App(
-        name=program,
-        help=Settings.__doc__,
-        help_format="plaintext",
-        version_flags=(),
-        default_parameter=Parameter(negative=(), allow_repeating=True),
-        result_action="return_value",
-        exit_on_error=False,
-        print_error=False,
-    )
-    app.default(given_settings)
-    try:
-        flags: dict[str, object] | None = app(arguments)
-    except CycloptsError as error:
-        raise ValueError(f"{error} Run `{program} --help` for help.") from error
-    if flags is None:
-        raise SystemExit(0)  # help was printed
-    return flags
-
-
-def given_settings(**flags: object) -> dict[str, object]:
-    """The flags of a command line; its parameters are the settings."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    return {n: ",".join(v) if isinstance(v, list) else v for n, v in given.items()}
-
-
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    """The option of a setting. pydantic converts and checks values, as those of variables."""
-    kinds: list[Any] = [field.annotation]
-    while any(get_origin(kind) in {*UNIONS, Annotated} for kind in kinds):
-        kinds = [part for kind in kinds for part in _parts(kind)]
-    kind: Any = str
-    if bool in kinds or Path in kinds:
-        kind = bool if bool in kinds else Path
-    elif any(get_origin(one) is tuple for one in kinds):
-        kind = list[str]
-    choices = [value for one in kinds if get_origin(one) is Literal for value in get_args(one)]
-    default = None if field.default_factory else field.default
-    shown = ",".join(default) if isinstance(default, tuple) else str(default)
-    kebab = name.replace("_", "-")
-    number = "FLOAT" if float in kinds else None
-    if int in kinds:
-        number = "|".join([*choices, "INT"])
-    parameter = Parameter(
-        name=f"--{kebab}",
-        negative=f"--no-{kebab}" if kind is bool else (),
-        help=" ".join((field.description or "").split()),
-        metavar=number,
-        choices=None if int in kinds else choices or None,
-        show_default=False if default in (None, (), "", False) else lambda _: shown,
-    )
-    annotation = Annotated[kind | None, parameter]
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
-
-
-def _parts(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, the type that is annotated, or the type itself."""
-    if get_origin(kind) in UNIONS:
-        return get_args(kind)
-    return get_args(kind)[:1] if get_origin(kind) is Annotated else (kind,)
-
-
-given_settings.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [_option(name, field) for name, field in Settings.model_fields.items()]
-)
+    return values
 
 
 def _is_service_link(name: str, value: str) -> bool:
     is_address = name.endswith("_PORT") and LINK_VALUE.fullmatch(value) is not None
     return is_address or SERVICE_LINK.fullmatch(name) is not None
-
-
-def _from_platform(environment: Mapping[str, str]) -> dict[str, str]:
-    """Settings from variables of the platform that no TIPSERVE_ variable overrides."""
-    ours = {name.upper() for name in environment}
-    return {
-        name: environment[variable]
-        for variable, name in PLATFORM_VARIABLES.items()
-        if variable in environment and PREFIX + name.upper() not in ours
-    }
 
 
 def _as_text(value: object) -> str:
@@ -611,30 +570,22 @@ def describe_settings(
     environment: Mapping[str, str],
     computed: Mapping[str, int] | None = None,
 ) -> str:
-    """Each setting with its value and source (flag, variable or default), as lines or as JSON.
+    """Each setting with its value and source (flag, variable or default), one a line.
 
-    The last rows are numbers that were computed from the settings.
+    The last lines are numbers that were computed from the settings.
     """
-    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    flags = {argument.split("=")[0] for argument in arguments}
     variables = {name.upper() for name in environment}
     platform = {name: variable for variable, name in PLATFORM_VARIABLES.items()}
-    rows: dict[str, dict[str, object]] = {}
+    rows: list[tuple[str, object, str]] = []
     for name in Settings.model_fields:
-        kebab = name.replace("_", "-")
+        kebab, source = name.replace("_", "-"), "default"
         if flags & {f"--{kebab}", f"--no-{kebab}"}:
             source = f"flag --{kebab}"
         elif PREFIX + name.upper() in variables:
             source = f"variable {PREFIX}{name.upper()}"
         elif platform.get(name) in variables:
             source = f"variable {platform[name]}"
-        else:
-            source = "default"
-        rows[name] = {"value": getattr(settings, name), "source": source}
-    for name, value in (computed or {}).items():
-        rows[name] = {"value": value, "source": "computed"}
-    if settings.config_format == "json":
-        # str() of a secret masks it.
-        return json.dumps(rows, default=str, indent=2)
-    return "\n".join(
-        f"{name} = {_as_text(row['value'])}  ({row['source']})" for name, row in rows.items()
-    )
+        rows.append((name, getattr(settings, name), source))  # str() of a secret masks it
+    rows += [(name, value, "computed") for name, value in (computed or {}).items()]
+    return "\n".join(f"{name} = {_as_text(value)}  ({source})" for name, value, source in rows)

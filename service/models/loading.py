@@ -70,6 +70,7 @@ WARM_UP_TOKENS: Final = 8
 MAX_BATCH_IMAGES: Final = 64
 # One lane copies its images to the device while the other computes.
 GPU_LANES: Final = 2
+MAX_BATCH_TEXTS: Final = 64
 # Loads the runtime of a lane, given `num_threads` and `num_lanes`.
 Load = Callable[..., Runtime]
 
@@ -475,7 +476,7 @@ def warm_up(
     rules = WarmUpRules(
         max_images=settings.max_batch_images,
         most_images=max(1, min(MAX_BATCH_IMAGES, most_images)),
-        max_texts=settings.max_batch_texts,
+        max_texts=MAX_BATCH_TEXTS,
         limit_s=settings.warm_up_limit_s,
     )
     return measure(lane, first_s, rules, time.monotonic)
@@ -650,7 +651,7 @@ def batch_limits(
         )
         for kind, work in IMAGE_WORK.items()
     }
-    texts = BatchLimits(max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches)
+    texts = BatchLimits(max_items=MAX_BATCH_TEXTS, max_cost=settings.max_batch_patches)
     return {**images, "text": texts}
 
 

@@ -60,12 +60,12 @@ class CallMetrics:
     Models are not combined with methods, which would multiply the series.
     """
 
-    def __init__(self, seconds: Sequence[float], registry: CollectorRegistry) -> None:
-        """Count in buckets with these upper bounds, ascending, besides infinity."""
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Begin the times of all stages at zero."""
 
         def times(name: str, text: str, *labels: str) -> Histogram:
             full_name = f"tipserve_{name}_seconds"
-            return Histogram(full_name, text, labels, buckets=seconds, registry=registry)
+            return Histogram(full_name, text, labels, buckets=SECONDS, registry=registry)
 
         self._requests = Counter(
             "tipserve_requests",
@@ -339,10 +339,10 @@ class Metrics(Collector):
     What changes without us, such as queues and models, is read by callbacks at every scrape.
     """
 
-    def __init__(self, seconds: Sequence[float] = SECONDS) -> None:
-        """Begin all counts at zero; the times of requests have buckets of these seconds."""
+    def __init__(self) -> None:
+        """Begin all counts at zero."""
         self.registry = CollectorRegistry()
-        self.calls = CallMetrics(seconds, self.registry)
+        self.calls = CallMetrics(self.registry)
         self._depths: Depths = dict
         self._models: Callable[[], Iterable[ModelInfo]] = tuple
         self._lanes: Callable[[], Iterable[LaneReport]] = tuple

@@ -182,9 +182,7 @@ class Protection:
         api_keys = settings.api_keys
         url_fetcher = None
         if settings.url_hosts is not None:
-            limits = FetchLimits(
-                max_bytes=settings.max_image_bytes, timeout_s=settings.url_timeout_s
-            )
+            limits = FetchLimits(max_bytes=settings.max_image_bytes)
             url_fetcher = UrlFetcher(UrlPolicy.from_text(settings.url_hosts), limits)
         max_items = (
             settings.max_images_per_request

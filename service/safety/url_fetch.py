@@ -234,7 +234,7 @@ class FetchLimits:
     """Limits of one image: its bytes, and the seconds until its last byte."""
 
     max_bytes: int
-    timeout_s: float
+    timeout_s: float = 10.0
 
 
 class FetchFailed(Exception):

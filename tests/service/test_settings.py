@@ -1,6 +1,5 @@
 """Settings come from flags and variables, are shown with their source, and have no misspellings."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -99,21 +98,17 @@ def test_values_that_are_wrong_or_do_not_fit_together_are_errors(argument: str, 
         load(argument)
 
 
-def test_every_setting_is_shown_with_its_source_as_lines_or_json() -> None:
+def test_every_setting_is_shown_with_its_source() -> None:
     arguments, environment = ["--http-port=3", "--no-show-config"], {"TIPSERVE_GRPC_PORT": "2"}
     lines = describe_settings(Settings(http_port=3), arguments, environment).splitlines()
     assert len(lines) == len(Settings.model_fields)
     assert "http_port = 3  (flag --http-port)" in lines
     assert "grpc_port = 8001  (variable TIPSERVE_GRPC_PORT)" in lines
     assert "metrics_port = 8002  (default)" in lines
-    settings = Settings(http_port=3, config_format="json", api_keys=SecretStr("very-secret"))
+    settings = Settings(http_port=3, api_keys=SecretStr("very-secret"))
     shown = describe_settings(settings, arguments, {"TIPSERVE_API_KEYS": "very-secret"})
     assert "very-secret" not in shown
-    rows = json.loads(shown)
-    assert set(rows) == set(Settings.model_fields)
-    assert rows["http_port"] == {"value": 3, "source": "flag --http-port"}
-    assert rows["api_keys"] == {"value": "**********", "source": "variable TIPSERVE_API_KEYS"}
-    assert rows["pool_threads"] == {"value": None, "source": "default"}
+    assert "api_keys = **********  (variable TIPSERVE_API_KEYS)" in shown
     lines = describe_settings(Settings(), [], {}, {"sum": 3}).splitlines()
     assert lines[-1] == "sum = 3  (computed)"
 

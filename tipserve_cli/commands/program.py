@@ -182,8 +182,12 @@ def new_app() -> App:
             help_epilogue=_epilogue(f"tipserve {name}", examples),
         )
     # Only for help and completion: `main` replaces the process by the server.
-    app.command("service.settings:given_settings", name=SERVE, help=SERVE_HELP)
+    app.command(_serve, name=SERVE, help=SERVE_HELP)
     return app
+
+
+def _serve(*options: str) -> None:
+    """Serve; `tipserve serve --help` is the help of the server itself."""
 
 
 def _epilogue(program: str, examples: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from service.machine import collect_and_trim
 from service.models import loading
 from service.models.conversion import ModelSource
 from service.models.loading import (
+    MAX_BATCH_TEXTS,
     LoadedLanes,
     batch_limits,
     image_budget,
@@ -368,7 +369,7 @@ def test_a_batch_of_maps_holds_half_as_many_images(
     assert limits["image"] == BatchLimits(max_items=max_images, max_cost=100)
     assert limits["depth"] == BatchLimits(max_items=of_maps, max_cost=50)
     assert limits["normals"] == BatchLimits(max_items=of_maps, max_cost=40), "bound by memory"
-    assert limits["text"].max_items == make_settings().max_batch_texts
+    assert limits["text"].max_items == MAX_BATCH_TEXTS
 
 
 REFUSED = "cannot load or compute the graphs of fake"

@@ -17,7 +17,6 @@ from service.monitoring.metrics import (
     find_nvml,
     watching_loop_lag,
 )
-from service.settings import load_settings
 
 UNITS: tuple[str, ...] = ("_seconds", "_total", "_images", "_patches", "_texts", "_info", "_depth")
 UNITS += ("_inflight", "_lanes", "_bytes", "_ratio", "_watts", "_celsius", "_cpus", "_ready")
@@ -57,29 +56,6 @@ def test_calls_are_counted_by_model_and_protocol_and_in_total(metrics: Metrics) 
     assert found | expected == found
     assert ("request_duration_seconds_count", "other") not in found
     assert not [row for row in found if row[0].startswith("model") and not {"a", "b"} & {*row}]
-
-
-def test_buckets_of_durations_are_a_setting() -> None:
-    metrics = Metrics(load_settings(["--duration-buckets-s", "0.2,3"], {}).duration_buckets_s)
-    for seconds in (0.2, 0.3, 4.0):
-        metrics.calls.observe("POST /x", "200", seconds, {"run": seconds}, model="a")
-    found = {
-        (s.name, s.labels["le"]): s.value
-        for family in metrics.registry.collect()
-        for s in family.samples
-        if s.name.endswith("_duration_seconds_bucket") and s.labels.get("stage", "run") == "run"
-    }
-    names = {name for name, _ in found}
-    assert len(names) == 4
-    assert {found[name, "0.2"] for name in names} == {1}
-    assert {found[name, "3.0"] for name in names} == {2}
-    assert {found[name, "+Inf"] for name in names} == {3}
-
-
-@pytest.mark.parametrize("text", ["", "1,1", "2,1", "-1", "0", "1,x", "1,inf", "nan"])
-def test_buckets_are_ascending_seconds(text: str) -> None:
-    with pytest.raises(ValueError, match="duration_buckets_s"):
-        load_settings([], {"TIPSERVE_DURATION_BUCKETS_S": text})
 
 
 def test_queues_and_lanes_are_read_when_scraped(metrics: Metrics) -> None:

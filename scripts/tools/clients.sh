@@ -5,6 +5,7 @@ set -euo pipefail
 
 CLIENTS=(
   chromadb==1.5.9
+  kserve==0.21.0
   lancedb==0.40.0
   langchain-openai==1.7.4
   litellm==1.110.2

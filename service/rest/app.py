@@ -16,7 +16,7 @@ from service.errors import ServiceError
 from service.models.registry import ModelRepository
 from service.monitoring.metrics import release
 from service.monitoring.telemetry import Telemetry
-from service.rest.cloud import CloudRoutes, PredictBody, build_cloud_router
+from service.rest.cloud import CloudRoutes, build_cloud_router
 from service.rest.connection import BODY, OPEN_PATHS, Body, CallMiddleware
 from service.rest.errors import ClientLeft, on_error
 from service.rest.hugging_face import TaskBody, build_hugging_face_router
@@ -75,8 +75,7 @@ def build_app(
     inference = build_inference_router(plane, is_managed=repository is not None)
     managing = build_repository_router(plane, repository)
     routers = [native, openai, hugging_face, inference, managing]
-    targets = {route.path: route for route in post_routes(native, openai)}
-    clouds = build_cloud_router(plane, targets, cloud, routers)
+    clouds = build_cloud_router(plane, vocabulary, cloud, routers)
     app = build_framework_app(*routers, clouds)
     describe(app, OPEN_PATHS | cloud.probes, needs_key=protection.keys.is_required)
     telemetry.metrics.calls.declare(
@@ -242,7 +241,7 @@ def describe(app: FastAPI, open_paths: Set[str], *, needs_key: bool) -> None:
         add_schemas(
             document,
             bodies=(
-                *(EmbeddingsBody, TaskBody, InferBody, PredictBody),
+                *(EmbeddingsBody, TaskBody, InferBody),
                 *(IndexBody, ManageBody),
             ),
             answers=(EmbeddingsAnswer, InferAnswerBody),

@@ -6,6 +6,8 @@ as in OpenAI's API. Both bodies hold the same fields.
 
 import logging
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request, Response
@@ -101,6 +103,29 @@ def error_detail(error: ServiceError) -> dict[str, Any]:
     """An error as JSON."""
     kind = error.kind.value
     return {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+
+
+@contextmanager
+def renaming_params(params: Mapping[str, str]) -> Iterator[None]:
+    """Make errors of the block name fields as the client does.
+
+    Raises:
+        ServiceError: As raised in the block, with `param` and message renamed.
+    """
+    try:
+        yield
+    except ServiceError as error:
+        inner = error.param or ""
+        item, dot, field = inner.partition(".")
+        if item not in params:
+            raise
+        outer = params[item] + dot + field
+        raise type(error)(
+            error.message.replace(inner, outer),
+            code=error.code,
+            param=outer,
+            retry_after_s=error.retry_after_s,
+        ) from None
 
 
 def _body(path: str, detail: dict[str, Any]) -> dict[str, Any]:

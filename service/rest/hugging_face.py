@@ -14,8 +14,9 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentClass, Truncation
-from service.rest.inputs import load_images, read_json
-from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG, renaming_params
+from service.rest.errors import renaming_params
+from service.rest.inputs import Sent, load_images, read_json
+from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
 from service.rest.openapi import CALL_HEADERS, ERRORS, REF
 from service.rest.requests import DialectSchema, Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
@@ -24,13 +25,10 @@ PATHS: Final = ("/", "/embed")
 
 
 class TaskParameters(DialectSchema):
-    """Parameters of `zero-shot-image-classification`."""
+    """Parameters of `zero-shot-image-classification`; the default template is transformers'."""
 
     candidate_labels: Strings = Field(default_factory=list, description="Names of the classes.")
-    hypothesis_template: Annotated[
-        str,
-        Field(description="Prompt of a class, with one `{}`. The default is that of transformers."),
-    ] = "This is a photo of {}."
+    hypothesis_template: str = "This is a photo of {}."
 
 
 class TaskBody(DialectSchema):
@@ -47,26 +45,21 @@ class TaskBody(DialectSchema):
         bool | None,
         Field(
             description="Whether to shorten or to refuse texts that are longer than the model "
-            "reads. Default: as `truncate` of `/v1/embeddings`."
+            "reads. Default: the model reads the beginning of texts of at most 2,000 characters."
         ),
     ] = None
     truncation_direction: Annotated[
         Literal["left", "right"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
-        Field(description="Which side of a text is dropped."),
     ] = "right"
-    dimensions: Annotated[
-        int | None, Field(description="Send only the first so many elements.")
-    ] = None
+    dimensions: int | None = None
     prompt_name: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
 
     @property
     def truncation(self) -> Truncation | None:
         """What to drop of a text."""
-        if self.truncate is None:
-            return None
         if not self.truncate:
-            return "NONE"
+            return None if self.truncate is None else "NONE"
         return "START" if self.truncation_direction == "left" else "END"
 
 
@@ -96,8 +89,9 @@ def build_hugging_face_router(plane: DataPlane) -> APIRouter:
     async def run_task(request: Request) -> Response:
         """Vectors of texts, or classes of an image, in the format of Hugging Face."""
         plane.check_open(current_call.get().flow)
-        choose_media(request.headers.get("accept"), (JSON,))
-        body = await read_json(request, plane, TaskBody)
+        sent = Sent.of(request)
+        choose_media(sent.accept, (JSON,))
+        body = await read_json(sent, plane, TaskBody)
         if body.parameters.candidate_labels:
             return await _classify(request, plane, body)
         texts = (body.inputs,) if isinstance(body.inputs, str) else tuple(body.inputs)

@@ -3,8 +3,9 @@
 import asyncio
 import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import pybase64
 from fastapi import Request
@@ -49,8 +50,35 @@ OTHER_STRINGS: Final = 1000
 Pairs = list[tuple[str, str]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What a route reads of a request. Another route may have read some of it, or replace it.
+
+    Attributes:
+        request: Has the media type, and the body that is not read yet.
+        accept: Its header `Accept`.
+        query: Its query.
+        raw: The body; None if it is not read yet.
+    """
+
+    request: Request
+    accept: str | None
+    query: Pairs
+    raw: bytes | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        """A request as its client sends it."""
+        query = request.query_params.multi_items() if request.scope["query_string"] else []
+        return cls(request=request, accept=header(request, b"accept"), query=query)
+
+    async def body(self) -> bytes:
+        """The whole body."""
+        return await read_body(self.request) if self.raw is None else self.raw
+
+
 async def read_images(
-    request: Request,
+    sent: Sent,
     plane: DataPlane,
     body_type: type[ImageBodyT],
     writer: ResponseWriter[AnswerT, ImageBodyT],
@@ -58,7 +86,7 @@ async def read_images(
     """Read a request with images.
 
     Args:
-        request: Its body is read here.
+        sent: Its body is read here.
         plane: Its pool parses bodies, and its limits bound them.
         body_type: The fields of a JSON body; a query or form has them without the images.
         writer: Offers the media types of the response.
@@ -73,21 +101,20 @@ async def read_images(
     # Before the body is received: a request that is refused anyway need not send it.
     call = current_call.get()
     plane.check_open(call.flow)
-    media = choose_media(header(request, b"accept"), writer.media_types)
-    query = request.query_params.multi_items() if request.scope["query_string"] else []
-    content_type = media_type(request)
+    media = choose_media(sent.accept, writer.media_types)
+    request, query, content_type = sent.request, sent.query, media_type(sent.request)
     images: ImageInputs
     if content_type.startswith("image/"):
-        images = (await read_body(request),)
+        images = (await sent.body(),)
         options = parse_pairs(body_type, query) if query else default_options(body_type)
     elif content_type == FORM:
-        raw, given = await read_body(request), request.headers["content-type"]
+        raw, given = await sent.body(), request.headers["content-type"]
         options, images = await in_pool(
             plane,
             partial(read_form, raw, given, query=query, body_type=body_type, limits=plane.limits),
         )
     elif content_type == JSON:
-        options = await read_json(request, plane, body_type)
+        options = await read_json(sent, plane, body_type)
         texts = image_texts(options)
         images = await load_images(request, plane, texts, is_partial=options.partial)
     else:
@@ -102,7 +129,7 @@ async def read_images(
 
 
 async def read_texts(
-    request: Request, plane: DataPlane, writer: ResponseWriter[EmbedTextsResponse, EmbedTextsBody]
+    sent: Sent, plane: DataPlane, writer: ResponseWriter[EmbedTextsResponse, EmbedTextsBody]
 ) -> RestRequest[EmbedTextsResponse, EmbedTextsBody]:
     """Read a request with texts, as `read_images`.
 
@@ -110,36 +137,36 @@ async def read_texts(
         ServiceError: As `read_images` raises it.
     """
     plane.check_open(current_call.get().flow)
-    media = choose_media(header(request, b"accept"), writer.media_types)
-    options = await read_json(request, plane, EmbedTextsBody)
+    media = choose_media(sent.accept, writer.media_types)
+    options = await read_json(sent, plane, EmbedTextsBody)
     writer.check(options, media, 0)
     return RestRequest(options, (), media, writer)
 
 
-async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -> SchemaT:
+async def read_json(sent: Sent, plane: DataPlane, schema: type[SchemaT]) -> SchemaT:
     """Read a JSON body; query parameters are refused, since they would be ignored.
 
     Raises:
         InvalidRequest: A field is wrong or unknown, or the body is not JSON.
         UnsupportedMedia: The body is of another media type.
     """
-    content_type = media_type(request)
+    content_type = media_type(sent.request)
     if content_type != JSON:
         raise UnsupportedMedia(
             f"Content-Type {content_type or '(none)'} is not supported; send {JSON}.",
             param="Content-Type",
         )
-    refuse_query(request, "the JSON body")
-    return await in_pool(plane, partial(parse_json, await read_body(request), schema, plane.limits))
+    refuse_query(sent.query, "the JSON body")
+    return await in_pool(plane, partial(parse_json, await sent.body(), schema, plane.limits))
 
 
-def refuse_query(request: Request, right_place: str) -> None:
+def refuse_query(query: Pairs, right_place: str) -> None:
     """Refuse query parameters, which would be ignored.
 
     Raises:
         InvalidRequest: There is one; the message says where it belongs.
     """
-    for name in request.query_params:
+    for name, _ in query:
         raise InvalidRequest(
             f"{name}: give it in {right_place}, not in the query.",
             code="unknown_field",

@@ -282,7 +282,7 @@ def _add_infer(router: APIRouter, plane: DataPlane) -> None:
 async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
     call = current_call.get()
     plane.check_open(call.flow)
-    refuse_query(request, "the body's parameters")
+    refuse_query(request.query_params.multi_items(), "the body's parameters")
     check_media(request)
     raw, header = await read_body(request), request.headers.get(HEADER_LENGTH)
     body, inputs = await in_pool(plane, partial(parse_infer, raw, header, plane.limits))

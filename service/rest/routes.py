@@ -4,14 +4,16 @@ No route handles errors or lost clients: `service.rest.app.Dispatcher` turns err
 and cancels a route when its client leaves.
 """
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.monitoring.metrics import release
-from service.rest.inputs import read_images, read_texts
+from service.rest.inputs import Sent, read_images, read_texts
 from service.rest.openapi import (
     CLASSIFY_IMAGES,
     EMBED_IMAGES,
@@ -22,6 +24,7 @@ from service.rest.openapi import (
     SEGMENT_IMAGES,
     V2_ERRORS,
     VISUALIZE_FEATURES,
+    RouteText,
 )
 from service.rest.requests import (
     ClassifyImagesBody,
@@ -52,77 +55,87 @@ from service.rest.responses import (
 )
 
 
+async def embed_images(sent: Sent, plane: DataPlane) -> Response:
+    """Global embeddings of images, and one embedding for each patch."""
+    asked = await read_images(sent, plane, EmbedImagesBody, IMAGE_EMBEDDINGS)
+    message = asked.options.to_message(asked.images)
+    return await respond(plane, asked, await plane.embed_images(message, current_call.get()))
+
+
+async def segment_images(sent: Sent, plane: DataPlane) -> Response:
+    """Masks of the named classes: k for the k-th class, 0 for background."""
+    asked = await read_images(sent, plane, SegmentImagesBody, MASKS)
+    message = asked.options.to_message(asked.images)
+    message = replace(message, include_class_scores=asked.media == JSON)
+    return await respond(plane, asked, await plane.segment_images(message, current_call.get()))
+
+
+async def classify_images(sent: Sent, plane: DataPlane) -> Response:
+    """The named classes of images with their probabilities, the best first."""
+    asked = await read_images(sent, plane, ClassifyImagesBody, CLASSES)
+    message = asked.options.to_message(asked.images)
+    return await respond(plane, asked, await plane.classify_images(message, current_call.get()))
+
+
+async def visualize_features(sent: Sent, plane: DataPlane) -> Response:
+    """Patch embeddings as colours, as one component, or as groups."""
+    asked = await read_images(sent, plane, VisualizeFeaturesBody, FEATURES)
+    message = asked.options.to_message(asked.images)
+    return await respond(plane, asked, await plane.visualize_features(message, current_call.get()))
+
+
+async def estimate_depth(sent: Sent, plane: DataPlane) -> Response:
+    """The distance of every pixel, in metres."""
+    asked = await read_images(sent, plane, DepthBody, MAPS)
+    message = asked.options.to_message(asked.images)
+    return await respond(plane, asked, await plane.estimate_maps(message, current_call.get()))
+
+
+async def estimate_normals(sent: Sent, plane: DataPlane) -> Response:
+    """The direction of the surface at every pixel: a unit vector."""
+    asked = await read_images(sent, plane, NormalsBody, MAPS)
+    message = asked.options.to_message(asked.images)
+    return await respond(plane, asked, await plane.estimate_maps(message, current_call.get()))
+
+
+async def embed_texts(sent: Sent, plane: DataPlane) -> Response:
+    """Embeddings of texts, averaged over prompt templates if there are any."""
+    asked = await read_texts(sent, plane, TEXT_EMBEDDINGS)
+    message = asked.options.to_message()
+    return await respond(plane, asked, await plane.embed_texts(message, current_call.get()))
+
+
+Answer = Callable[[Sent, DataPlane], Awaitable[Response]]
+# The routes of the capabilities, with their tag and what the OpenAPI document says of them.
+NATIVE: Final[Mapping[str, tuple[Answer, str, RouteText]]] = {
+    "/v1/images:embed": (embed_images, "images", EMBED_IMAGES),
+    "/v1/images:segment": (segment_images, "images", SEGMENT_IMAGES),
+    "/v1/images:classify": (classify_images, "images", CLASSIFY_IMAGES),
+    "/v1/images:features": (visualize_features, "images", VISUALIZE_FEATURES),
+    "/v1/images:depth": (estimate_depth, "images", ESTIMATE_DEPTH),
+    "/v1/images:normals": (estimate_normals, "images", ESTIMATE_NORMALS),
+    "/v1/texts:embed": (embed_texts, "texts", EMBED_TEXTS),
+}
+
+
 def build_router(plane: DataPlane) -> APIRouter:
     """The native routes over a data plane."""
     router = APIRouter()
-    _add_images(router, plane)
-    _add_maps(router, plane)
-    _add_texts(router, plane)
+    for path in NATIVE:
+        _add_native(router, plane, path)
     _add_models(router, plane)
     _add_health(router, plane)
     return router
 
 
-def _add_images(router: APIRouter, plane: DataPlane) -> None:
-    @router.post("/v1/images:embed", tags=["images"], **EMBED_IMAGES)
-    async def embed_images(request: Request) -> Response:
-        """Global embeddings of images, and one embedding for each patch."""
-        asked = await read_images(request, plane, EmbedImagesBody, IMAGE_EMBEDDINGS)
-        message = asked.options.to_message(asked.images)
-        answer = await plane.embed_images(message, current_call.get())
-        return await respond(plane, asked, answer)
+def _add_native(router: APIRouter, plane: DataPlane, path: str) -> None:
+    answer, tag, text = NATIVE[path]
 
-    @router.post("/v1/images:segment", tags=["images"], **SEGMENT_IMAGES)
-    async def segment_images(request: Request) -> Response:
-        """Masks of the named classes: k for the k-th class, 0 for background."""
-        asked = await read_images(request, plane, SegmentImagesBody, MASKS)
-        message = asked.options.to_message(asked.images)
-        message = replace(message, include_class_scores=asked.media == JSON)
-        answer = await plane.segment_images(message, current_call.get())
-        return await respond(plane, asked, answer)
+    async def route(request: Request) -> Response:
+        return await answer(Sent.of(request), plane)
 
-    @router.post("/v1/images:classify", tags=["images"], **CLASSIFY_IMAGES)
-    async def classify_images(request: Request) -> Response:
-        """The named classes of images with their probabilities, the best first."""
-        asked = await read_images(request, plane, ClassifyImagesBody, CLASSES)
-        message = asked.options.to_message(asked.images)
-        answer = await plane.classify_images(message, current_call.get())
-        return await respond(plane, asked, answer)
-
-    @router.post("/v1/images:features", tags=["images"], **VISUALIZE_FEATURES)
-    async def visualize_features(request: Request) -> Response:
-        """Patch embeddings as colours, as one component, or as groups."""
-        asked = await read_images(request, plane, VisualizeFeaturesBody, FEATURES)
-        message = asked.options.to_message(asked.images)
-        answer = await plane.visualize_features(message, current_call.get())
-        return await respond(plane, asked, answer)
-
-
-def _add_maps(router: APIRouter, plane: DataPlane) -> None:
-    @router.post("/v1/images:depth", tags=["images"], **ESTIMATE_DEPTH)
-    async def estimate_depth(request: Request) -> Response:
-        """The distance of every pixel, in metres."""
-        asked = await read_images(request, plane, DepthBody, MAPS)
-        message = asked.options.to_message(asked.images)
-        answer = await plane.estimate_maps(message, current_call.get())
-        return await respond(plane, asked, answer)
-
-    @router.post("/v1/images:normals", tags=["images"], **ESTIMATE_NORMALS)
-    async def estimate_normals(request: Request) -> Response:
-        """The direction of the surface at every pixel: a unit vector."""
-        asked = await read_images(request, plane, NormalsBody, MAPS)
-        message = asked.options.to_message(asked.images)
-        answer = await plane.estimate_maps(message, current_call.get())
-        return await respond(plane, asked, answer)
-
-
-def _add_texts(router: APIRouter, plane: DataPlane) -> None:
-    @router.post("/v1/texts:embed", tags=["texts"], **EMBED_TEXTS)
-    async def embed_texts(request: Request) -> Response:
-        """Embeddings of texts, averaged over prompt templates if there are any."""
-        asked = await read_texts(request, plane, TEXT_EMBEDDINGS)
-        answer = await plane.embed_texts(asked.options.to_message(), current_call.get())
-        return await respond(plane, asked, answer)
+    described: dict[str, Any] = {"name": answer.__name__, "description": answer.__doc__, **text}
+    router.post(path, tags=[tag], **described)(route)
 
 
 def _add_models(router: APIRouter, plane: DataPlane) -> None:

@@ -114,10 +114,6 @@ async def test_errors_name_instances_and_parameters(
         ({"instances": ["dog"], "parameters": {"input": "cat"}}, 422, "parameters.input"),
         ({"instances": ["dog"], "parameters": {"partial": True}}, 422, "parameters.partial"),
         ({"instances": ["dog"], "parameters": {"route": 3}}, 422, "parameters.route"),
-        (
-            *({"instances": ["dog"], "parameters": {"encoding_format": "bytes"}}, 422),
-            "parameters.encoding_format",
-        ),
         ({"instances": ["dog"], "parameters": {"dimensions": 9}}, 422, "dimensions"),
         ({"instances": ["dog"], "parameters": {"model": "other"}}, 404, "model"),
         ({"input": ["dog", " "]}, 422, "input[1]"),

@@ -18,7 +18,9 @@ STUDENT = (
 )
 DEFAULT = ("--model=bundled", "--precision=int8", "--runtime=onnx")
 KEY, LIMITED_KEY = "the-key-of-a-caller", "the-key-of-a-limited-caller"
+ONE_AT_ONCE_KEY = "the-key-of-one-at-a-time"
 KEYS = f"{KEY} name=plain\n{LIMITED_KEY} name=limited requests_per_s=1 requests_at_once=1\n"
+KEYS += f"{ONE_AT_ONCE_KEY} name=one requests_at_once=1\n"
 
 
 @pytest.fixture(scope="session")

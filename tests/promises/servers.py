@@ -144,7 +144,12 @@ def _wait_until_ready(server: Server) -> None:
     until = time.monotonic() + START_LIMIT_S
     while True:
         with suppress(httpx.TransportError):
-            if httpx.get(f"{server.rest}/v2/health/ready", timeout=LIMIT_S).status_code == 200:
+            if (
+                httpx.get(
+                    f"{server.metrics.removesuffix('/metrics')}/v2/health/ready", timeout=LIMIT_S
+                ).status_code
+                == 200
+            ):
                 return
         assert server.process.poll() is None, "the server ended before it was ready"
         assert time.monotonic() < until, "the server is not ready"

@@ -124,7 +124,7 @@ def fail_on_grey_images(package: Path) -> None:
     constants = {"axes": np.array([1, 2, 3]), "first": np.array([0])}
     constants |= {"grey": np.array(GREY / 255, np.float32), "near": np.array(0.01, np.float32)}
     constants |= {"one": np.ones(1, np.float32)}
-    steps: list[tuple[str, list[str], str, dict[str, int]]] = [
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("ReduceMin", [pixels, "axes"], "darkest", {"keepdims": 0}),
         ("Sub", ["darkest", "grey"], "difference", {}),
         ("Abs", ["difference"], "distances", {}),

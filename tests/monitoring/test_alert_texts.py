@@ -32,7 +32,7 @@ SOURCES = "".join(
     path.read_text(encoding="utf-8")
     for path in sorted((FOLDER.parents[1] / "service").rglob("*.py"))
 )
-PARTS = ["Means", "Users feel", "Look", "Do", "False alarm"]
+PARTS = ["Means", "Look", "Do"]
 # Alerts whose value is always 0 or 1, so that their text needs no number.
 SAME_VALUE = {
     "TipserveModelWithoutLane",
@@ -72,7 +72,7 @@ def test_links_are_urls_below_one_address() -> None:
 def test_the_runbook_has_a_whole_section_for_each_alert() -> None:
     assert SECTIONS.keys() == ALERTS.keys()
     for name, section in SECTIONS.items():
-        assert re.findall(r"^\*\*([\w ]+)\.\*\* \S", section, re.MULTILINE) == PARTS, name
+        assert re.findall(r"^- \*\*(\w+)\.\*\* \S", section, re.MULTILINE) == PARTS, name
 
 
 def test_the_runbook_names_series_settings_and_alerts_that_exist() -> None:
@@ -96,7 +96,7 @@ def test_the_runbooks_expressions_are_promql() -> None:
 
 def test_the_runbook_quotes_messages_that_the_log_has() -> None:
     quoted = {span for span in SPANS if re.fullmatch(r"(the|a|log) [\w' ;]+", span)}
-    assert len(quoted) >= 5
+    assert quoted
     assert {line for line in quoted if line not in SOURCES} == set()
 
 

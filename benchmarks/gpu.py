@@ -30,7 +30,7 @@ from model.graphs import Precision
 from model.package import ModelPackage
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen
-from model.runtime.tensorrt.profiles import EngineOptions, TensorRtOptions
+from model.runtime.tensorrt.profiles import TensorRtOptions
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 from tests.processes.service_process import running_service
 
@@ -61,8 +61,7 @@ def tensorrt(setup: Setup, precision: Precision) -> Encode:
     choice = RuntimeChoice(
         runtime="tensorrt", precision=precision, device="gpu", reason="benchmark"
     )
-    engine = EngineOptions(max_batch=setup.max_batch, best_batch=min(16, setup.max_batch))
-    options = TensorRtOptions(engine=engine, cache_folder=setup.work / "engines")
+    options = TensorRtOptions(cache_folder=setup.work / "engines")
     return TensorRtRuntime(setup.package, choice, options=options).encode_images
 
 

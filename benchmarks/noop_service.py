@@ -47,6 +47,7 @@ class NoopRuntime:
     precision: Precision = "fp32"
     device: Device = "cpu"
     tasks: tuple[DenseTask, ...] = ()
+    takes_bytes = False
 
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
         """Take the arguments of every runtime factory."""

@@ -16,7 +16,7 @@ from model.package import ModelPackage, Progress
 from model.parity.inputs import BUDGET_GFLOP
 from model.parity.measure import ParityError, Reference, describe, measure
 from model.parity.reference import DenseReference, build_reference, head_reference
-from model.runtime.base import Runtime
+from model.runtime.base import LaneShare, Runtime
 from model.runtime.choice import BACKENDS, Machine, RuntimeChoice, unavailable_reason
 from model.runtime.graph_runtime import GraphRuntime
 from model.runtime.load import load_chosen
@@ -136,7 +136,9 @@ def _planned(package: ModelPackage) -> tuple[ModelPackage, list[Proof]]:
 def _loaded(package: ModelPackage, proof: Proof) -> closing[Runtime]:
     """A runtime that loads each graph on its first use."""
     num_threads = len(os.sched_getaffinity(0))
-    return closing(load_chosen(package, proof.choice, num_threads=num_threads, is_lazy=True))
+    return closing(
+        load_chosen(package, proof.choice, LaneShare(is_lazy=True), num_threads=num_threads)
+    )
 
 
 def _prove(

@@ -54,12 +54,14 @@ class LaneShare:
         num_lanes: Number of lanes with this backend; they share weights if the backend can.
         cache: Folder for compiled engines; None is the user's default.
         is_lazy: On CPUs, load a tower on its first use too, as heads are.
+        max_batch_patches: Patches of the largest batch, if the user has set it.
     """
 
     num_threads: int = 1
     num_lanes: int = 1
     cache: Path | None = None
     is_lazy: bool = False
+    max_batch_patches: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,10 +94,12 @@ class Runtime(Protocol):
     device: Device
     # Dense heads of this package.
     tasks: tuple[DenseTask, ...]
+    # Whether pixels may also be uint8.
+    takes_bytes: bool
 
     def encode_images(
         self,
-        pixels_B3HW: NDArray[np.float32],
+        pixels_B3HW: NDArray[Any],
         tasks: Sequence[DenseTask] = (),
         patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
@@ -104,8 +108,8 @@ class Runtime(Protocol):
         Heads in the precision of the embeddings share their pass through the vision tower.
 
         Args:
-            pixels_B3HW: float32 RGB in [0, 1]; H and W multiples of the patch size (with tasks, of
-                two patches), any B >= 1.
+            pixels_B3HW: float32 RGB in [0, 1], or uint8 if it `takes_bytes`; H and W multiples of
+                the patch size (with tasks, of two patches), any B >= 1.
             tasks: Of `tasks`.
             patch_outputs: Which of them to return. Each is copied, on a GPU over PCIe: 3.1 MB for
                 an image of 448 x 448 in B/14.
@@ -129,14 +133,14 @@ class Runtime(Protocol):
         """
         ...
 
-    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[Any]) -> NDArray[np.float32]:
         """Run a dense head on images of one size.
 
         H' and W' are eight times the patch rows and columns.
 
         Args:
             task: One of `tasks`.
-            pixels_B3HW: float32 RGB in [0, 1]; H and W multiples of two patches.
+            pixels_B3HW: As in `encode_images`; H and W multiples of two patches.
 
         Returns:
             Depth [B, H', W'] in metres, normals [B, 3, H', W'] not yet of unit length, or
@@ -189,17 +193,20 @@ def still_open(graph: Any) -> Any:
     return graph
 
 
-def check_pixels(pixels_B3HW: NDArray[np.float32], *, patch_size: int) -> tuple[int, int]:
+def check_pixels(
+    pixels_B3HW: NDArray[Any], *, patch_size: int, may_be_bytes: bool = False
+) -> tuple[int, int]:
     """Check a batch of images.
 
     Returns:
         Patch rows and columns.
 
     Raises:
-        ValueError: The array is no float32 [B, 3, H, W] with sides that are multiples of a patch.
+        ValueError: The array is no float32 [B, 3, H, W] (or uint8, if it may be) with sides that
+            are multiples of a patch.
     """
     shape = pixels_B3HW.shape
-    if pixels_B3HW.dtype != np.float32:
+    if pixels_B3HW.dtype != np.float32 and not (may_be_bytes and pixels_B3HW.dtype == np.uint8):
         raise ValueError(f"pixels must be float32 in [0, 1], not {pixels_B3HW.dtype}")
     if len(shape) != 4 or shape[1] != 3 or shape[0] < 1:
         raise ValueError(f"pixels must have the shape [batch, 3, height, width], not {list(shape)}")

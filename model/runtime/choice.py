@@ -213,10 +213,12 @@ class Checks:
     Attributes:
         are_possible: Whether what is chosen will be measured before it is used.
         entries: Measurements of all loaded graphs, by place and precision.
+        broken: Runtimes that could not be loaded or run here, with the reason; they are not chosen.
     """
 
     are_possible: bool = False
     entries: Mapping[tuple[Place, Precision], Sequence[ParityEntry]] = field(default_factory=dict)
+    broken: Mapping[RuntimeName, str] = field(default_factory=dict)
 
     def known(self, manifest: Manifest, place: Place) -> Manifest:
         """The manifest with the parity entries that hold for a place."""
@@ -233,6 +235,10 @@ class Checks:
     def with_entries(self, choice: RuntimeChoice, found: Sequence[ParityEntry]) -> "Checks":
         """Add the measurements of a choice."""
         return replace(self, entries={**self.entries, (choice.place, choice.precision): found})
+
+    def without(self, runtime: RuntimeName, reason: str) -> "Checks":
+        """Add a broken runtime."""
+        return replace(self, broken={**self.broken, runtime: reason})
 
     def are_due(self, manifest: Manifest, choice: RuntimeChoice) -> bool:
         """Whether a choice must be measured before it is used."""
@@ -277,6 +283,8 @@ def choose(
     for backend, precision in candidates:
         known = checks.known(manifest, backend.place)
         reason = unavailable_reason(backend, precision, known, machine)
+        if backend.runtime in checks.broken:
+            reason = UnavailableReason(UNPROVEN, checks.broken[backend.runtime])
         if reason is None and request.precision == AUTO:
             will_check = checks.are_possible
             reason = _doubt(known, backend, precision, machine, will_check=will_check)

@@ -127,6 +127,7 @@ class GraphRuntime:
     """
 
     name = ""
+    takes_bytes = False
 
     def __init__(
         self,
@@ -159,14 +160,14 @@ class GraphRuntime:
 
     def encode_images(
         self,
-        pixels_B3HW: NDArray[np.float32],
+        pixels_B3HW: NDArray[Any],
         tasks: Sequence[DenseTask] = (),
         patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
         for task in tasks:
             self._check_task(task, pixels_B3HW)
-        grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
+        grid_hw = self._grid(pixels_B3HW)
         vision = self._sources["vision"]
         sharing = {task for task in tasks if self._has_taps and self._tapped[task] == vision}
         patch_names = [PATCH_OUTPUT_NAMES[output] for output in patch_outputs]
@@ -203,7 +204,7 @@ class GraphRuntime:
         outputs = self._graph(self._sources["text"]).run(inputs, TEXT_OUTPUTS)
         return cast("NDArray[np.float32]", outputs[name])
 
-    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[Any]) -> NDArray[np.float32]:
         """Run a dense head; see `Runtime.estimate`."""
         self._check_task(task, pixels_B3HW)
         return self._head(task, self._read(task, pixels_B3HW))
@@ -230,22 +231,26 @@ class GraphRuntime:
         while self._graphs:
             self._graphs.popitem()[1].close()
 
-    def _check_task(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> None:
+    def _check_task(self, task: DenseTask, pixels_B3HW: NDArray[Any]) -> None:
         if task not in self.tasks:
             raise ValueError(f"this package has no head for {task}")
-        check_pixels(pixels_B3HW, patch_size=PATCHES_OF_A_HEAD * self._patch_size)
+        self._grid(pixels_B3HW, num_patches=PATCHES_OF_A_HEAD)
+
+    def _grid(self, pixels_B3HW: NDArray[Any], num_patches: int = 1) -> tuple[int, int]:
+        side = num_patches * self._patch_size
+        return check_pixels(pixels_B3HW, patch_size=side, may_be_bytes=self.takes_bytes)
 
     @property
     def _tap_outputs(self) -> tuple[str, ...]:
         """Outputs of the vision graph that heads read."""
         return EMBEDDING_TAPS if self._reads_embeddings else TAPS
 
-    def _read(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> Arrays:
+    def _read(self, task: DenseTask, pixels_B3HW: NDArray[Any]) -> Arrays:
         """What a head reads: taps, or pixels if its graph has its own tower."""
         pixels = {"pixel_values": pixels_B3HW}
         if not self._has_taps:
             return pixels
-        grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
+        grid_hw = self._grid(pixels_B3HW)
         return self._taps(self._graph(self._tapped[task]).run(pixels, self._tap_outputs), grid_hw)
 
     def _taps(self, outputs: Arrays, grid_hw: tuple[int, int]) -> Arrays:

@@ -1,7 +1,7 @@
 """Load a package into a runtime."""
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 from model.package import ModelPackage
 from model.runtime.base import LaneShare, Runtime
@@ -53,25 +53,23 @@ def load_runtime(
 def load_chosen(
     package: ModelPackage,
     choice: RuntimeChoice,
+    share: LaneShare | None = None,
     *,
     num_threads: int = 1,
     num_lanes: int = 1,
-    cache: Path | None = None,
-    is_lazy: bool = False,
 ) -> Runtime:
     """Load a package's graphs into the chosen runtime; raises as `load_runtime` does.
 
     Args:
         package: An opened, verified package.
         choice: From `choose_runtime` for this package.
+        share: Further resources of the lane; None for the defaults.
         num_threads: Threads of one call.
         num_lanes: Number of such runtimes that will work in parallel.
-        cache: See `LaneShare`.
-        is_lazy: See `LaneShare`.
     """
     if num_threads < 1 or num_lanes < 1:
         raise ValueError(
             f"a runtime needs at least one thread and one lane, not {num_threads} and {num_lanes}"
         )
-    share = LaneShare(num_threads=num_threads, num_lanes=num_lanes, cache=cache, is_lazy=is_lazy)
+    share = replace(share or LaneShare(), num_threads=num_threads, num_lanes=num_lanes)
     return RUNTIMES[choice.runtime](package, choice, share)

@@ -51,6 +51,7 @@ class TorchRuntime:
     """
 
     name = "torch"
+    takes_bytes = False
     tasks: tuple[DenseTask, ...] = ()
 
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:

@@ -29,13 +29,15 @@ class WarmUpError(UnusableRuntimeError):
 
 
 def collate(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Inputs:
-    """Stack the payloads of a bucket: images as float32, texts padded to the longest.
+    """Stack the payloads of a bucket: images as uint8 or float32, texts padded to the longest.
 
-    A single image in float32 is not copied if it is contiguous.
+    A single image is not copied if it is contiguous.
     """
     if bucket.is_image:
         if len(payloads) == 1:
-            return (np.ascontiguousarray(as_planes(payloads[0]))[None],)
+            return (np.ascontiguousarray(payloads[0])[None],)
+        if all(pixels_3HW.dtype == np.uint8 for pixels_3HW in payloads):
+            return (np.stack(payloads),)
         images_B3HW = np.empty((len(payloads), *payloads[0].shape), np.float32)
         for planes_3HW, pixels_3HW in zip(images_B3HW, payloads, strict=True):
             as_planes(pixels_3HW, planes_3HW)
@@ -102,6 +104,8 @@ class Lane:
             # Copies, since the cache keeps single rows long after their batch.
             return [{TEXT_OUTPUT: row.copy()} for row in self.runtime.encode_texts(*inputs)]
         (pixels_B3HW,) = inputs
+        if not self.runtime.takes_bytes:
+            pixels_B3HW = as_planes(pixels_B3HW)
         match bucket.kind:
             case "depth" | "normals" | "segmentation" as task:
                 maps = self.runtime.estimate(task, pixels_B3HW)

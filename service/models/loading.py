@@ -17,12 +17,14 @@ from model.parity.measure import describe as describe_parity
 from model.parity.recorded import check_runtime, read_recorded
 from model.runtime.base import (
     Device,
+    LaneShare,
     MissingRuntimeError,
     Runtime,
     UnusableRuntimeError,
     is_out_of_memory,
 )
 from model.runtime.choice import (
+    AUTO,
     UNCHECKED,
     Checks,
     RuntimeChoice,
@@ -239,7 +241,8 @@ def load_checked_lane(
     """Load the first lane with the fastest runtime whose results pass.
 
     The choice is compared with the reference outputs of the package, if its precision has no proof
-    that holds here; if it fails, the next one is loaded.
+    that holds here; if it fails, the next one is loaded. So it is if TensorRT, unless it was asked
+    for, cannot build an engine or run it.
 
     Raises:
         PackageError: The reference outputs are damaged; else as `load_lanes`.
@@ -257,7 +260,14 @@ def load_checked_lane(
         if first is None or not first.has_loaded(known, choice):
             if first is not None:
                 first.lane.runtime.close()
-            first = _load_first(known, settings, choice, buckets, free_bytes=free_bytes)
+            try:
+                first = _load_first(known, settings, choice, buckets, free_bytes=free_bytes)
+            except Exception as error:  # TensorRT's bindings raise of all kinds
+                if choice.runtime != "tensorrt" or settings.runtime != AUTO:
+                    raise
+                logger.warning("TensorRT is not used: %s", error)
+                first, checks = None, checks.without(choice.runtime, str(error).rstrip("."))
+                continue
         if reference is None or not is_due:
             _log_choice(package, choice, has_reference=has_reference)
             return replace(first, package=known, choice=choice)
@@ -277,7 +287,11 @@ def _load_first(
     free_bytes: int | None,
 ) -> FirstLane:
     """Load a lane of the size that fits, which is known when one was measured."""
-    load = partial(load_chosen, package, choice, cache=settings.cache)
+    is_set = "max_batch_patches" in settings.model_fields_set
+    share = LaneShare(
+        cache=settings.cache, max_batch_patches=settings.max_batch_patches if is_set else None
+    )
+    load = partial(load_chosen, package, choice, share)
     weights = weight_bytes(package, choice)
     plan = lane_plan(settings, free_bytes, weights, device=choice.device)
     limit_s = settings.warm_up_limit_s

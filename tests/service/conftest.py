@@ -97,6 +97,7 @@ class FakeRuntime:
     precision: Precision = "fp32"
     device: Device = "cpu"
     tasks: tuple[DenseTask, ...] = DENSE_TASKS
+    takes_bytes = False
     # Reloads before its lane is marked dead and waiting requests fail; 20 ms apart.
     num_repairs = 50
 

@@ -4,18 +4,25 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from model.package import ModelPackage
+from model.runtime.base import LaneShare
+from model.runtime.choice import RuntimeChoice
+from model.runtime.load import RUNTIMES
 from model.runtime.machine import InstalledLibraries
+from model.runtime.onnx_runtime import OnnxRuntime
+from model.runtime.tensorrt.cuda import Cuda, GpuLibraries
+from model.runtime.tensorrt.runtime import TensorRtRuntime
 from service.server import Server, main
 from service.settings import Settings
-from tests.model.runtime.tensorrt.stand_in_cuda import StandInCuda
-from tests.model.runtime.tensorrt.stand_in_tensorrt import StandInTensorRt
 
 
 class NVMLError(Exception):
@@ -56,11 +63,9 @@ NO_NVML = nvml(nvmlInit=refuse("NVML Shared Library Not Found"))
 
 
 class GpuMachine:
-    """A machine with stand-ins of NVML, CUDA and TensorRT, on which a service is started."""
+    """A machine with a stand-in of NVML, on which a service is started."""
 
     def __init__(self, start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-        self.cuda = StandInCuda()
-        self.trt = StandInTensorRt(self.cuda)
         self._start, self._capsys = start, capsys
 
     def start(self, **values: object) -> tuple[int, str]:
@@ -90,7 +95,8 @@ def gpu_machine(
         lambda server: tasks.append(asyncio.ensure_future(stop_when_ready(server))),
     )
     monkeypatch.setattr(
-        "model.runtime.choice.installed_libraries", lambda: InstalledLibraries(tensorrt=True)
+        "model.runtime.choice.installed_libraries",
+        lambda: InstalledLibraries(tensorrt=True, onnx=frozenset({"cpu"})),
     )
     found = GpuMachine(lambda **more: main(make_settings(**given, **more)), capsys)
     driver, device = tmp_path / "proc" / "driver/nvidia/gpus/0", tmp_path / "dev"
@@ -102,10 +108,6 @@ def gpu_machine(
         "model.runtime.machine.this_hardware.__defaults__", (tmp_path / "proc", device, {})
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml())
-    monkeypatch.setitem(sys.modules, "tensorrt", found.trt)
-    bindings = SimpleNamespace(runtime=found.cuda)
-    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(bindings=bindings))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     handlers, level = logging.root.handlers[:], logging.root.level
     yield found
     logging.root.handlers, logging.root.level = handlers, level
@@ -126,52 +128,65 @@ def test_the_service_starts_without_what_nvml_does_not_give(
     gpu_machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, driver: Any, sentence: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setitem(RUNTIMES, "tensorrt", OnCpu)
     status, printed = gpu_machine.start()
     assert (status, "Traceback" in printed) == (0, False), printed
     assert "tensorrt on a GPU" in printed
     assert sentence in printed
 
 
-def test_a_missing_library_is_named_with_the_extra(
-    gpu_machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+class OnCpu(OnnxRuntime):
+    """Computes on the CPU what TensorRT would compute."""
+
+    name = "tensorrt"
+
+    def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
+        on_cpu = replace(choice, runtime="onnx", device="cpu", provider="cpu")
+        super().__init__(package, on_cpu, share)
+        self.device = "gpu"
+
+
+@pytest.fixture(params=["missing", "old driver"])
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is printed of a TensorRT that cannot be loaded."""
+    if request.param == "missing":
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        return ["the runtime 'tensorrt' needs TensorRT and cuda-python", "tipserve[gpu]"]
+    old = SimpleNamespace(name="cudaErrorInsufficientDriver")
+    cuda = SimpleNamespace(
+        cudaError_t=SimpleNamespace(cudaSuccess=0),
+        cudaGetDeviceProperties=lambda _: (old,),
+        cudaGetErrorString=lambda _: (0, b"CUDA driver version is insufficient"),
+    )
+
+    def load() -> GpuLibraries:
+        return GpuLibraries(None, Cuda(cuda), Mock())
+
+    monkeypatch.setitem(RUNTIMES, "tensorrt", partial(TensorRtRuntime, load=load))
+    return ["the GPU could not be asked what it is", "tipserve[gpu-cuda12]"]
+
+
+@pytest.mark.parametrize("runtime", ["auto", "tensorrt"])
+def test_tensorrt_that_cannot_be_loaded_ends_the_start_only_if_it_is_asked_for(
+    gpu_machine: GpuMachine, broken: list[str], runtime: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    status, printed = gpu_machine.start()
-    assert (status, "Traceback" in printed) == (1, False), printed
-    assert "could not start: the runtime 'tensorrt' needs TensorRT and cuda-python" in printed
-    assert "tipserve[gpu]" in printed
-
-
-def test_an_old_driver_is_named_with_the_extra_for_it(gpu_machine: GpuMachine) -> None:
-    too_old = gpu_machine.cuda.cudaError_t.cudaErrorInsufficientDriver
-    gpu_machine.cuda.failing = dict.fromkeys(range(9), too_old)
-    status, printed = gpu_machine.start()
-    assert (status, "Traceback" in printed) == (1, False), printed
-    assert "could not start: the GPU could not" in printed
-    assert "tipserve[gpu-cuda12]" in printed
-
-
-def test_a_full_gpu_is_named(gpu_machine: GpuMachine) -> None:
-    gpu_machine.cuda.memory_bytes = 8_000
-    status, printed = gpu_machine.start()
-    assert (status, "Traceback" in printed) == (1, False), printed
-    assert "could not start: the GPU could not reserve" in printed
-    assert "the GPU's memory is full" in printed
-
-
-def test_batches_are_planned_by_the_memory_that_cuda_reports(gpu_machine: GpuMachine) -> None:
-    gpu_machine.cuda.memory_bytes = 1 << 34
-    status, printed = gpu_machine.start()
-    assert (status, "Traceback" in printed) == (0, False), printed
-    (line,) = (line for line in printed.splitlines() if "peak_bytes" in line)
-    assert "image 56x56" in line.partition("peak_bytes")[2], line
-    assert "cudaMemGetInfo" in gpu_machine.cuda.called
+    status, printed = gpu_machine.start(runtime=runtime)
+    assert "Traceback" not in printed
+    assert all(words in printed for words in broken), printed
+    if runtime == "tensorrt":
+        assert status == 1
+        assert "could not start: " in printed
+    else:
+        assert status == 0
+        assert "TensorRT is not used: " in printed
+        assert "onnx on the CPU in fp32" in printed
 
 
 def test_a_runtime_without_usable_results_is_named(
     gpu_machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(RUNTIMES, "tensorrt", OnCpu)
     monkeypatch.setattr("service.lanes.lane.Lane._has_shape", lambda *_: False)
-    status, printed = gpu_machine.start()
+    status, printed = gpu_machine.start(runtime="tensorrt")
     assert (status, "Traceback" in printed) == (1, False), printed
     assert "could not start: the runtime 'tensorrt' gives no usable results" in printed

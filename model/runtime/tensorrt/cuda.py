@@ -28,15 +28,7 @@ MAX_ERRORS = 8
 
 
 class GpuError(UnusableRuntimeError):
-    """CUDA or TensorRT failed; the message has the call, the reason and advice.
-
-    Attributes:
-        code: CUDA's name of the error; empty for errors of TensorRT.
-    """
-
-    def __init__(self, message: str, code: str = "") -> None:
-        super().__init__(message)
-        self.code = code
+    """CUDA or TensorRT failed; the message has the call, the reason and advice."""
 
 
 class Cuda:
@@ -50,31 +42,20 @@ class Cuda:
         self.runtime = runtime
 
     def __call__(self, function: str, doing: str, *arguments: Any) -> Any:
-        """Call a function.
-
-        Args:
-            function: Name of the function.
-            doing: Description of the call for errors, such as "reserve 4 bytes".
-            arguments: Arguments of the function.
-
-        Returns:
-            None, the value, or a tuple of values.
+        """Call a function; returns None, the value, or a tuple of values.
 
         Raises:
-            GpuError: The call failed.
+            GpuError: The call failed; `doing` describes it, such as "reserve 4 bytes".
         """
         error, *values = getattr(self.runtime, function)(*arguments)
-        if error != self.runtime.cudaError_t.cudaSuccess:
-            raise self._as_exception(error, doing)
-        return values[0] if len(values) == 1 else tuple(values) or None
-
-    def _as_exception(self, error: Any, doing: str) -> GpuError:
+        if error == self.runtime.cudaError_t.cudaSuccess:
+            return values[0] if len(values) == 1 else tuple(values) or None
         # Drivers may report errors that these bindings do not know.
         code = str(getattr(error, "name", error))
         _, text = self.runtime.cudaGetErrorString(error)
         told = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
         advice = ADVICE.get(code, OTHER_ADVICE)
-        return GpuError(f"the GPU could not {doing}: {told} ({code}); {advice}", code)
+        raise GpuError(f"the GPU could not {doing}: {told} ({code}); {advice}")
 
 
 class LibraryLog:
@@ -208,16 +189,14 @@ def free_gpu_memory(in_use_bytes: int = 0) -> int | None:
     return int(sizes[0]) + in_use_bytes if error == runtime.cudaError_t.cudaSuccess else None
 
 
-def device_facts(libraries: GpuLibraries, device_index: int) -> DeviceFacts:
-    """Read the facts of a GPU.
+def device_facts(libraries: GpuLibraries) -> DeviceFacts:
+    """Read the facts of the first GPU that this process sees.
 
     Raises:
         GpuError: There is no GPU or no driver.
     """
     cuda = libraries.cuda
-    properties = cuda(
-        "cudaGetDeviceProperties", f"be asked what GPU {device_index} is", device_index
-    )
+    properties = cuda("cudaGetDeviceProperties", "be asked what it is", 0)
     name = properties.name
     driver = cuda("cudaDriverGetVersion", "be asked for the driver's version")
     return DeviceFacts(

@@ -1,23 +1,28 @@
-"""Build an engine from an ONNX graph, find a built one, and load it once per process."""
+"""Build an engine from an ONNX graph, keep it in a cache, and load it once per process.
 
+Engines are loaded without a lock, by any number of processes at once. One process builds at a time,
+since parallel builds would disturb each other's timings.
+"""
+
+import hashlib
+import json
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from model.graphs import Precision, graph_file
+from model.files import atomic_write, locked
+from model.graphs import Part, Precision, graph_file
 from model.package import ModelPackage, Progress
 from model.runtime.base import SharedGraphCache
 from model.runtime.loaded_graphs import graph_digest, loaded_graphs, with_tapped
-from model.runtime.tensorrt.buffers import FLOAT32, ElementType
+from model.runtime.tensorrt.byte_pixels import take_bytes
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError, GpuLibraries
-from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache, EngineKey
 from model.runtime.tensorrt.profiles import (
-    EngineOptions,
     Profile,
     ShapeRange,
     TensorRtOptions,
@@ -26,10 +31,46 @@ from model.runtime.tensorrt.profiles import (
 
 LOGGER = logging.getLogger(__name__)
 # int8 needs a graph with quantisation nodes; TensorRT's parser decides whether it accepts them.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
-MAX_REPORTED_PROBLEMS = 5
+PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16", "int8")
+MAX_REPORTED_PROBLEMS: Final = 5
+LOCK: Final = "build.lock"
+DIGEST_BYTES: Final = 32
+# Raised when the code builds a different engine from the same key.
+RECIPE: Final = 3
 # Each engine is loaded once per process, whatever the number of lanes.
 ENGINES = SharedGraphCache()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKey:
+    """Everything that an engine depends on.
+
+    Attributes:
+        device: GPU and libraries.
+        part: Graph of the package.
+        precision: Precision of the graph.
+        graph_sha256: Digest of the graph and its weights; see `graph_digest`.
+        profiles: Input shapes.
+        tf32: See `TensorRtOptions`.
+    """
+
+    device: DeviceFacts
+    part: Part
+    precision: Precision
+    graph_sha256: str
+    profiles: Sequence[Profile]
+    tf32: bool
+
+    @property
+    def digest(self) -> str:
+        """A digest of all of it."""
+        text = json.dumps({"recipe": RECIPE, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def cached_in(self, folder: Path) -> Path:
+        """The file of the engine in a cache."""
+        name = f"{self.part}_{self.precision}-{self.digest[:16]}.plan"
+        return folder.expanduser() / self.device.folder / name
 
 
 @dataclass(eq=False)
@@ -47,199 +88,10 @@ class LoadedEngine:
 
     engine: Any
     runtime: Any
-    inputs: dict[str, ElementType]
-    outputs: dict[str, ElementType]
+    inputs: dict[str, np.dtype[Any]]
+    outputs: dict[str, np.dtype[Any]]
     profiles: list[Profile]
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-def deserialize(libraries: GpuLibraries, plan: bytes) -> LoadedEngine | None:
-    """Load an engine onto the GPU; None if TensorRT refuses it and logs why.
-
-    Raises:
-        GpuError: The engine has a tensor of an unsupported type.
-    """
-    runtime = libraries.trt.Runtime(libraries.log.logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return None
-    trt = libraries.trt
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-    profiles: list[Profile] = [
-        {
-            name: ShapeRange(*map(tuple, engine.get_tensor_profile_shape(name, index)))
-            for name in inputs
-        }
-        for index in range(engine.num_optimization_profiles)
-    ]
-    types = {name: _element_type(trt, engine.get_tensor_dtype(name)) for name in names}
-    return LoadedEngine(
-        engine,
-        runtime,
-        {name: types[name] for name in inputs},
-        {name: types[name] for name in names if name not in inputs},
-        profiles,
-    )
-
-
-def _element_type(trt: Any, kind: Any) -> ElementType:
-    known = {
-        trt.DataType.FLOAT: FLOAT32,
-        trt.DataType.HALF: ElementType(np.dtype(np.float16)),
-        trt.DataType.BF16: ElementType(np.dtype(np.uint16), is_bfloat16=True),
-        trt.DataType.INT32: ElementType(np.dtype(np.int32)),
-        trt.DataType.INT64: ElementType(np.dtype(np.int64)),
-    }
-    if kind not in known:
-        raise GpuError(
-            f"the engine has a tensor of the type {kind}, which is not supported; export "
-            "the model again"
-        )
-    return known[kind]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSource:
-    """What an engine is built from.
-
-    Attributes:
-        graph: The ONNX file; its weights may be in other files.
-        profiles: Shapes to build for.
-        options: Options of the builder.
-    """
-
-    graph: Path
-    profiles: Sequence[Profile]
-    options: EngineOptions
-
-
-def build_engine(
-    libraries: GpuLibraries,
-    source: EngineSource,
-    timings: bytes,
-    *,
-    progress: Progress | None = None,
-) -> BuiltEngine:
-    """Build an engine, in minutes.
-
-    Args:
-        libraries: TensorRT.
-        source: Graph, shapes and options.
-        timings: Timing cache of earlier builds on this GPU; may be empty.
-        progress: Called from TensorRT's threads with the current step.
-
-    Raises:
-        GpuError: TensorRT refuses the graph or a profile, or cannot build.
-    """
-    # Strongly typed: each layer computes in the precision of the graph, which was compared with
-    # torch. TensorRT 11 has no other networks.
-    trt, log = libraries.trt, libraries.log
-    log.take_errors()
-    builder = trt.Builder(log.logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parse_graph(libraries, network, source.graph)
-    config = configure(libraries, builder, source)
-    if progress is not None:
-        config.progress_monitor = _monitor(trt, progress)
-    cache = _timing_cache(config, timings)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise GpuError(
-            f"TensorRT could not build an engine from {source.graph.name}: {log.take_errors()}. "
-            "If memory is short, build for smaller batches or with a smaller workspace"
-        )
-    return BuiltEngine(plan=bytes(plan), timings=bytes(cache.serialize()) if cache else b"")
-
-
-def parse_graph(libraries: GpuLibraries, network: Any, graph: Path) -> None:
-    """Read an ONNX file into a network.
-
-    Raises:
-        GpuError: The file is missing, or TensorRT refuses it.
-    """
-    parser = libraries.trt.OnnxParser(network, libraries.log.logger)
-    if parser.parse_from_file(str(graph)) and parser.num_errors == 0:
-        return
-    problems = [
-        f"{problem.node_operator()} {problem.node_name()}: {problem.desc()}"
-        for problem in map(parser.get_error, range(min(parser.num_errors, MAX_REPORTED_PROBLEMS)))
-    ]
-    reason = "; ".join(problems) or libraries.log.take_errors()
-    raise GpuError(
-        f"TensorRT refuses the graph {graph.name}: {reason}. Export the model again, or "
-        "choose the runtime 'onnx' with the provider 'cuda'"
-    )
-
-
-def configure(libraries: GpuLibraries, builder: Any, source: EngineSource) -> Any:
-    """Make the builder's settings for a source.
-
-    Raises:
-        GpuError: TensorRT refuses a profile.
-    """
-    trt, options = libraries.trt, source.options
-    config = builder.create_builder_config()
-    if not options.tf32:
-        # TF32, which is on by default, keeps 10 of the 23 bits of a float32.
-        config.clear_flag(trt.BuilderFlag.TF32)
-    # Without it, a shape may take the activation memory of its profile's largest shape.
-    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
-    if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.is_hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    config.builder_optimization_level = options.optimization_level
-    # Lanes run in parallel already; more streams in one lane only add waiting.
-    config.max_aux_streams = 0
-    for number, profile in enumerate(source.profiles):
-        shapes = builder.create_optimization_profile()
-        for name, span in profile.items():
-            shapes.set_shape(name, span.smallest, span.best, span.largest)
-        if config.add_optimization_profile(shapes) != number:
-            raise GpuError(
-                f"TensorRT refuses the shapes {dict(profile)} for {source.graph.name}: "
-                f"{libraries.log.take_errors()}"
-            )
-    return config
-
-
-def _timing_cache(config: Any, timings: bytes) -> Any:
-    """Attach earlier timings; start without them if they are of another device."""
-    for kept in (timings, b""):
-        cache = config.create_timing_cache(kept)
-        if cache is not None and config.set_timing_cache(cache, False):
-            return cache
-    return None
-
-
-def _monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Reports top-level phases and tenths of them."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            """Begin a phase."""
-            if parent_phase is None:
-                self._steps[phase_name] = num_steps
-                progress(phase_name)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            """Report every tenth; returns True to continue."""
-            num_steps = self._steps.get(phase_name, 0)
-            tenth = max(1, num_steps // 10)
-            if step and num_steps and step % tenth == 0:
-                progress(f"{phase_name}: {100 * step // num_steps} %")
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            """End a phase."""
-            self._steps.pop(phase_name, None)
-
-    return Monitor()
 
 
 def keys_for(
@@ -260,18 +112,14 @@ def keys_for(
     loaded = loaded_graphs(package.manifest, "tensorrt", precision)
     for graph in with_tapped(loaded, package.manifest, "tensorrt"):
         package.file(graph.file)
-        if graph.precision != precision:
-            LOGGER.info(
-                "the %s graph runs in %s, not in %s", graph.part, graph.precision, precision
-            )
         keys.append(
             EngineKey(
                 device=device,
                 part=graph.part,
                 precision=graph.precision,
                 graph_sha256=graph_digest(package.manifest, graph.file),
-                profiles=profiles_for(graph.part, package.manifest, options.engine),
-                options=options.engine,
+                profiles=profiles_for(graph.part, package.manifest, options.max_batch_patches),
+                tf32=options.tf32,
             )
         )
     return keys
@@ -281,51 +129,175 @@ def supply_engine(
     libraries: GpuLibraries,
     package: ModelPackage,
     key: EngineKey,
-    options: TensorRtOptions,
+    path: Path,
     *,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> LoadedEngine:
-    """Load an engine onto the GPU: the package's own, a cached one, or a new one.
+    """Load an engine onto the GPU, from the cache or newly built.
+
+    Args:
+        libraries: TensorRT.
+        package: Has the graph.
+        key: Everything that the engine depends on.
+        path: Its file in the cache.
+        progress: Called from TensorRT's threads with the steps of a build.
 
     Raises:
-        GpuError: The engine cannot be built.
+        GpuError: The engine cannot be built or loaded.
         OSError: The cache cannot be written.
     """
-    own = _package_engine(libraries, package, key) if options.use_package_engines else None
-    if own is not None:
-        return own
-    source = EngineSource(
-        graph=package.file(graph_file(key.part, key.precision)),
-        profiles=key.profiles,
-        options=key.options,
+    engine = _load(libraries, path)
+    if engine is not None:
+        return engine
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(path.parent / LOCK, on_wait=_log_wait):
+        engine = _load(libraries, path)  # another process may have built it meanwhile
+        if engine is not None:
+            return engine
+        LOGGER.info("building the TensorRT engine %s, which may take minutes", path)
+        graph = package.file(graph_file(key.part, key.precision))
+        plan = build_engine(libraries, graph, key.profiles, tf32=key.tf32, progress=progress)
+        engine = deserialize(libraries, plan)
+        if engine is None:
+            raise GpuError(
+                f"TensorRT cannot load the engine that it built for the {key.part} graph: "
+                f"{libraries.log.take_errors()}. Another version of TensorRT or of the driver may "
+                "help"
+            )
+        atomic_write(path, hashlib.sha256(plan).digest() + plan)
+    return engine
+
+
+def _load(libraries: GpuLibraries, path: Path) -> LoadedEngine | None:
+    """Load a cached engine; None, and a line in the log, if it is damaged or refused."""
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    digest, plan = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    engine = deserialize(libraries, plan) if hashlib.sha256(plan).digest() == digest else None
+    if engine is None:
+        LOGGER.warning("the TensorRT engine %s is damaged or refused, and built again", path)
+    else:
+        LOGGER.info("using the TensorRT engine %s", path)
+    return engine
+
+
+def _log_wait(holder: str) -> None:
+    LOGGER.info("waiting for %s, which builds TensorRT engines", holder)
+
+
+def deserialize(libraries: GpuLibraries, plan: bytes) -> LoadedEngine | None:
+    """Load an engine onto the GPU; None if TensorRT refuses it and logs why."""
+    trt = libraries.trt
+    runtime = trt.Runtime(libraries.log.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+    profiles: list[Profile] = [
+        {
+            name: ShapeRange(*map(tuple, engine.get_tensor_profile_shape(name, index)))
+            for name in inputs
+        }
+        for index in range(engine.num_optimization_profiles)
+    ]
+    types = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
+    return LoadedEngine(
+        engine,
+        runtime,
+        {name: types[name] for name in inputs},
+        {name: types[name] for name in names if name not in inputs},
+        profiles,
     )
 
-    def load(plan: bytes) -> LoadedEngine | None:
-        return deserialize(libraries, plan)
 
-    def build(timings: bytes) -> BuiltEngine:
-        return build_engine(libraries, source, timings, progress=progress)
+def build_engine(
+    libraries: GpuLibraries,
+    graph: Path,
+    profiles: Sequence[Profile],
+    *,
+    tf32: bool = False,
+    progress: Progress = lambda _: None,
+) -> bytes:
+    """Build an engine, in minutes.
 
-    return EngineCache(options.cache_folder).load_or_build(key, load=load, build=build)
+    Args:
+        libraries: TensorRT.
+        graph: The ONNX file; its weights may be in other files.
+        profiles: Shapes to build for.
+        tf32: See `TensorRtOptions`.
+        progress: Called from TensorRT's threads with the current step.
+
+    Raises:
+        GpuError: TensorRT refuses the graph or a profile, or cannot build.
+    """
+    # Strongly typed: each layer computes in the precision of the graph, which was compared with
+    # torch. TensorRT 11 has no other networks.
+    trt, log = libraries.trt, libraries.log
+    log.take_errors()
+    builder = trt.Builder(log.logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log.logger)
+    if not parser.parse(take_bytes(graph.read_bytes()), str(graph)) or parser.num_errors:
+        raise GpuError(
+            f"TensorRT refuses the graph {graph.name}: {_problems(parser) or log.take_errors()}. "
+            "Export the model again, or choose the runtime 'onnx' with the provider 'cuda'"
+        )
+    config = builder.create_builder_config()
+    if not tf32:
+        # TF32, which is on by default, keeps 10 of the 23 bits of a float32.
+        config.clear_flag(trt.BuilderFlag.TF32)
+    # Without it, a shape may take the activation memory of its profile's largest shape.
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    # Lanes run in parallel already; more streams in one lane only add waiting.
+    config.max_aux_streams = 0
+    config.progress_monitor = _monitor(trt, progress)
+    for number, profile in enumerate(profiles):
+        shapes = builder.create_optimization_profile()
+        for name, span in profile.items():
+            shapes.set_shape(name, span.smallest, span.best, span.largest)
+        if config.add_optimization_profile(shapes) != number:
+            raise GpuError(
+                f"TensorRT refuses the shapes {dict(profile)} for {graph.name}: {log.take_errors()}"
+            )
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise GpuError(
+            f"TensorRT could not build an engine from {graph.name}: {log.take_errors()}. "
+            "If memory is short, build for smaller batches (max_batch_patches)"
+        )
+    return bytes(plan)
 
 
-def package_engine_file(key: EngineKey) -> str:
-    """Name of an engine file in a package, such as `tensorrt/9.0-11.4.0/vision_model.plan`."""
-    folder = f"tensorrt/{key.device.compute_capability}-{key.device.tensorrt}"
-    suffix = "" if key.precision == "fp32" else f"_{key.precision}"
-    return f"{folder}/{key.part}_model{suffix}.plan"
+def _problems(parser: Any) -> str:
+    found = map(parser.get_error, range(min(parser.num_errors, MAX_REPORTED_PROBLEMS)))
+    return "; ".join(f"{p.node_operator()} {p.node_name()}: {p.desc()}" for p in found)
 
 
-def _package_engine(
-    libraries: GpuLibraries, package: ModelPackage, key: EngineKey
-) -> LoadedEngine | None:
-    """Load the package's own engine, whose digest was verified when the package was opened."""
-    file = package_engine_file(key)
-    if file not in package.manifest.files:
-        return None
-    engine = deserialize(libraries, package.file(file).read_bytes())
-    if engine is None:
-        LOGGER.warning("TensorRT refuses the package's own engine %s; another is used", file)
-    else:
-        LOGGER.info("using the package's own engine %s", file)
-    return engine
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Reports top-level phases and tenths of them."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            """Begin a phase."""
+            if parent_phase is None:
+                self._steps[phase_name] = num_steps
+                progress(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            """Report every tenth; returns True to continue."""
+            num_steps = self._steps.get(phase_name, 0)
+            if step and num_steps and step % max(1, num_steps // 10) == 0:
+                progress(f"{phase_name}: {100 * step // num_steps} %")
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            """End a phase."""
+            self._steps.pop(phase_name, None)
+
+    return Monitor()

@@ -25,6 +25,7 @@ class Altered:
     name = "altered"
     device: Device = "cpu"
     tasks: tuple[DenseTask, ...] = ()
+    takes_bytes = False
 
     def __init__(self, runtime: Runtime, precision: Precision = "fp32") -> None:
         self._runtime = runtime

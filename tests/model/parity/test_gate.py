@@ -404,7 +404,7 @@ def test_a_graph_that_may_fail_and_a_hint_are_recorded_and_reported(
     tiny_package: ModelPackage, failing: set[Precision], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proof, "this_hardware", lambda: HAS_BF16)
-    monkeypatch.setattr(proof, "load_chosen", lambda _, choice, **__: _Named(choice.runtime))
+    monkeypatch.setattr(proof, "load_chosen", lambda _, choice, *__, **___: _Named(choice.runtime))
     package = with_graphs(tiny_package, "fp16")
     failing |= {"fp16", "bf16"}
     with pytest.raises(ParityError, match="in fp16"):

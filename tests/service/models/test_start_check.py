@@ -28,6 +28,7 @@ from model.runtime.base import Runtime, UnusableRuntimeError, VisionOutput
 from model.runtime.choice import Place, RuntimeChoice
 from model.runtime.load import load_runtime
 from model.runtime.machine import Gpu, Hardware, InstalledLibraries
+from model.runtime.tensorrt.cuda import GpuError
 from service.models import loading
 from service.models.conversion import ModelSource
 from service.models.loading import LoadedLanes, load_lanes
@@ -46,6 +47,7 @@ class Rounding:
     """Computes as ONNX Runtime on the CPU does, adds noise, and says that it is another runtime."""
 
     tasks: tuple[DenseTask, ...] = ()
+    takes_bytes = False
 
     def __init__(self, exact: Runtime, choice: RuntimeChoice, noise: float) -> None:
         self._exact, self._noise = exact, noise
@@ -77,13 +79,17 @@ class StandIn:
         exact: What they compute.
         noise: Added to cls1, by place and precision; 0 where none is given.
         loaded: All runtimes that were loaded.
+        broken: What TensorRT fails with.
     """
 
     exact: Runtime
     noise: dict[tuple[Place, Precision], float] = field(default_factory=dict)
     loaded: list[Rounding] = field(default_factory=list)
+    broken: Exception | None = None
 
-    def load(self, _: ModelPackage, choice: RuntimeChoice, **__: object) -> Rounding:
+    def load(self, _: ModelPackage, choice: RuntimeChoice, *__: object, **___: object) -> Rounding:
+        if self.broken is not None and choice.runtime == "tensorrt":
+            raise self.broken
         noise = self.noise.get((choice.place, choice.precision), 0.0)
         self.loaded.append(Rounding(self.exact, choice, noise))
         return self.loaded[-1]
@@ -164,6 +170,20 @@ def test_wrong_fp16_is_told_with_its_number_and_bf16_is_taken(
     assert f"min_cosine_cls is {number}, min_cosine 0.999" in told
     assert -1 < float(number) < 0.999
     assert "Not tensorrt on a GPU (fp16): vision failed its proof in fp16" in lanes.choice.reason
+
+
+def test_tensorrt_that_does_not_build_leads_to_onnx_runtime_on_cuda(
+    machine: StandIn, start: Callable[..., LoadedLanes], caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.broken = GpuError("TensorRT refuses the graph vision_model_fp16.onnx: If.")
+    lanes = start()
+    assert taken(lanes) == (CUDA, "fp16")
+    assert "TensorRT is not used: TensorRT refuses the graph vision_model_fp16" in caplog.text
+    assert "Not tensorrt on a GPU (fp16, bf16, fp32): TensorRT refuses" in lanes.choice.reason
+    with pytest.raises(GpuError):
+        start(runtime="tensorrt")
+    machine.broken = TypeError("factory function returned nullptr")
+    assert taken(start()) == (CUDA, "fp16")
 
 
 def test_a_broken_gpu_ends_with_the_cpu(

@@ -1,140 +1,154 @@
-"""Engines are built, found in the package or the cache, and loaded. On stand-ins."""
+"""Engines are built once and found again; TensorRT-RTX's builder checks our calls without a GPU.
+
+TensorRT-RTX has TensorRT's Python interface, so it checks names and arguments up to the finished
+engine. Its parser may accept other graphs, and loading an engine needs a GPU.
+"""
 
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
+import onnx
 import pytest
+from onnxruntime import InferenceSession
 
-from model.graphs import VISION_FILE
-from model.package import ModelPackage, write_manifest
-from model.runtime.tensorrt.cuda import DeviceFacts, GpuError
-from model.runtime.tensorrt.engines import EngineSource, build_engine, keys_for
-from model.runtime.tensorrt.profiles import EngineOptions, profiles_for
+from model.graphs import TEXT_FILE, VISION_FILE, Part
+from model.package import ModelPackage
+from model.preprocess import as_planes
+from model.runtime.tensorrt import command, engines
+from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS, take_bytes
+from model.runtime.tensorrt.command import BuildOptions
+from model.runtime.tensorrt.cuda import Cuda, DeviceFacts, GpuError, GpuLibraries, library_log
+from model.runtime.tensorrt.engines import build_engine, deserialize, keys_for
+from model.runtime.tensorrt.profiles import (
+    TEXT_INPUTS,
+    ShapeRange,
+    TensorRtOptions,
+    profiles_for,
+)
+from tests.model.runtime.tensorrt.conftest import images, texts
 
-if TYPE_CHECKING:
-    from tests.model.runtime.tensorrt.conftest import MakeGpu, StandInGpu
+FILES: dict[Part, str] = {"vision": VISION_FILE, "text": TEXT_FILE}
+DEVICE = DeviceFacts(gpu="H100", compute_capability="9.0", tensorrt="10.16", cuda_major=13)
 
 
-def source_of(gpu: "StandInGpu", options: EngineOptions) -> EngineSource:
-    return EngineSource(
-        graph=gpu.package.file(VISION_FILE),
-        profiles=profiles_for("vision", gpu.package.manifest, options),
-        options=options,
+@pytest.fixture(scope="module")
+def rtx() -> GpuLibraries:
+    trt = pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError
     )
+    # CUDA is not asked for anything.
+    return GpuLibraries(trt, Cuda(None), library_log(trt))
 
 
-CHANGED = EngineOptions(
-    workspace_bytes=1 << 28, optimization_level=5, tf32=True, is_hardware_compatible=True
-)
-
-
-@pytest.mark.parametrize(
-    ("options", "settings"),
-    [
-        (EngineOptions(max_batch=16, best_batch=4), (None, 3, "NONE")),
-        (CHANGED, (1 << 28, 5, "AMPERE_PLUS")),
-    ],
-)
-def test_options_and_profiles_reach_the_builder(
-    gpu: "StandInGpu", options: EngineOptions, settings: tuple[object, ...]
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_an_engine_is_built_with_several_profiles(
+    rtx: GpuLibraries, tiny_package: ModelPackage, part: Part
 ) -> None:
-    source = source_of(gpu, options)
-    build_engine(gpu.libraries, source, b"")
-    (config,) = gpu.trt.configs
-    level, compatibility = config.builder_optimization_level, config.hardware_compatibility_level
-    assert (config.workspace, level, compatibility.name) == settings
-    assert {flag.name for flag in config.flags} == ({"TF32"} if options.tf32 else set())
-    assert {feature.name for feature in config.features} == {"RUNTIME_ACTIVATION_RESIZE_10_10"}
-    assert config.max_aux_streams == 0
-    given = [profile.shapes["pixel_values"] for profile in config.profiles]
-    planned = [profile["pixel_values"] for profile in source.profiles]
-    assert given == [(span.smallest, span.best, span.largest) for span in planned]
+    profiles = profiles_for(part, tiny_package.manifest)
+    # Each takes a second: a bucket's and the widest.
+    profiles = (profiles[0], profiles[-1])
+    progress: list[str] = []
+    graph = tiny_package.file(FILES[part])
+    plan = build_engine(rtx, graph, profiles, progress=progress.append)
+    assert len(plan) > 10_000
+    assert progress
 
 
-@pytest.mark.parametrize(
-    ("failing", "kept", "used", "timings"),
-    [
-        (set(), b"", b"", b"t"),
-        (set(), b"of before", b"of before", b"of beforet"),
-        (set(), b"foreign", b"", b"t"),
-        ({"create_timing_cache"}, b"kept", None, b""),
-    ],
-)
-def test_a_build_uses_earlier_timings_of_its_device_if_it_can(
-    gpu: "StandInGpu", failing: set[str], kept: bytes, used: bytes | None, timings: bytes
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_a_graph_that_takes_bytes_computes_the_same(
+    tiny_package: ModelPackage, tmp_path: Path, part: Part
 ) -> None:
-    gpu.trt.failing = failing
-    built = build_engine(gpu.libraries, source_of(gpu, EngineOptions()), kept)
-    assert (gpu.trt.configs[0].timings, built.timings) == (used, timings)
+    graph = tiny_package.file(FILES[part])
+    for path in graph.parent.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    edited = tmp_path / "edited.onnx"
+    edited.write_bytes(take_bytes(graph.read_bytes()))
+    pixels_B3HW = images(2, 28, 70)
+    given: dict[str, Any] = {"pixel_values": as_planes(pixels_B3HW)}
+    in_bytes: dict[str, Any] = {BYTE_PIXELS: pixels_B3HW}
+    if part == "text":
+        given = in_bytes = dict(zip(TEXT_INPUTS, texts(3, 9), strict=True))
+    found, expected = (
+        InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, inputs)
+        for path, inputs in ((edited, in_bytes), (graph, given))
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    onnx.checker.check_model(edited)
 
 
-def test_a_missing_graph_is_an_error(gpu: "StandInGpu") -> None:
-    source = replace(source_of(gpu, EngineOptions()), graph=Path("missing.onnx"))
-    with pytest.raises(GpuError, match="refuses the graph missing"):
-        build_engine(gpu.libraries, source, b"")
-
-
-DEVICE = DeviceFacts(gpu="Stand-in GPU", compute_capability="9.0", tensorrt="11.4.0", cuda_major=13)
-OWN = "tensorrt/9.0-11.4.0/vision_model.plan"
-
-
-def with_engine(package: ModelPackage, folder: Path, name: str, plan: bytes) -> ModelPackage:
-    """A copy of the package with an engine."""
-    shutil.copytree(package.path, folder)
-    (folder / name).parent.mkdir(parents=True)
-    (folder / name).write_bytes(plan)
-    return write_manifest(folder, package.manifest)
-
-
-@pytest.mark.parametrize(
-    ("name", "uses_package_engines", "num_built"),
-    [
-        pytest.param(OWN, True, 1, id="for this device"),
-        pytest.param(OWN, False, 2, id="not trusted"),
-        pytest.param(OWN.replace("9.0-", "8.9-"), True, 2, id="for another GPU"),
-        pytest.param(OWN.replace("11.4.0", "10.9.0"), True, 2, id="of another TensorRT"),
-    ],
-)
-def test_a_package_engine_is_used_if_it_fits_and_is_trusted(
-    make_gpu: "MakeGpu", tmp_path: Path, name: str, uses_package_engines: bool, num_built: int
+def test_shapes_that_contradict_the_graph_and_bytes_that_are_no_engine_are_refused(
+    rtx: GpuLibraries, tiny_package: ModelPackage
 ) -> None:
-    first = make_gpu()
-    built = build_engine(first.libraries, source_of(first, first.options.engine), b"")
-    package = with_engine(first.package, tmp_path / "package", name, built.plan)
-    gpu = make_gpu(package, use_package_engines=uses_package_engines)
-    gpu.lane()
-    assert gpu.trt.num_built == num_built
-    assert len(list(gpu.options.cache_folder.rglob("vision*.plan"))) == num_built - 1
+    five = ShapeRange((1, 5, 14, 14), (1, 5, 14, 14), (1, 5, 14, 14))
+    with pytest.raises(GpuError, match=r"TensorRT .*(profile|shapes)"):
+        build_engine(rtx, tiny_package.file(VISION_FILE), [{BYTE_PIXELS: five}])
+    assert deserialize(rtx, b"no engine" * 100) is None
+    assert "Serialization" in rtx.log.take_errors()
 
 
-def test_a_refused_package_engine_is_built_again(
-    make_gpu: "MakeGpu", tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    package = with_engine(make_gpu().package, tmp_path / "package", OWN, b"no engine")
-    gpu = make_gpu(package)
-    with caplog.at_level(logging.WARNING):
-        gpu.lane()
-    assert f"refuses the package's own engine {OWN}" in caplog.text
-    assert gpu.trt.num_built == 2
-
-
-def test_heads_have_engines_and_depth_and_absent_graphs_stay_in_float32(
-    gpu: "StandInGpu", caplog: pytest.LogCaptureFixture
-) -> None:
-    files = dict(gpu.package.manifest.files)
-    names = ("vision_model_fp16", "depth_model", "depth_model_fp16", "normals_model_fp16")
-    files |= {f"onnx/{name}.onnx": files[VISION_FILE] for name in (*names, "normals_model")}
-    manifest = gpu.package.manifest.model_copy(update={"files": files, "size_multiple": 28})
-    package = ModelPackage(path=gpu.package.path, manifest=manifest)
-    with caplog.at_level(logging.INFO):
-        keys = keys_for(package, "fp16", device=DEVICE, options=gpu.options)
-    assert [(key.part, key.precision) for key in keys] == [
-        ("vision", "fp16"),
-        ("text", "fp32"),
-        ("depth", "fp32"),
-        ("normals", "fp16"),
+def test_a_key_changes_with_all_that_an_engine_depends_on(tiny_package: ModelPackage) -> None:
+    options = TensorRtOptions()
+    vision, text = keys_for(tiny_package, "fp32", device=DEVICE, options=options)
+    fewer, _ = keys_for(
+        tiny_package, "fp32", device=DEVICE, options=TensorRtOptions(max_batch_patches=16)
+    )
+    changed = [
+        text,
+        fewer,
+        replace(vision, tf32=True),
+        replace(vision, graph_sha256="0" * 64),
+        replace(vision, device=replace(DEVICE, tensorrt="10.17")),
     ]
-    assert "the text graph runs in fp32, not in fp16" in caplog.text
+    assert len({key.digest for key in (vision, *changed)}) == 6
+    folder = vision.cached_in(Path("/cache")).parent
+    assert folder == Path("/cache/h100-cc-9.0-trt-10.16-cuda-13")
+    with pytest.raises(ValueError, match="not in int8_weights"):
+        keys_for(tiny_package, "int8_weights", device=DEVICE, options=options)
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the graphs whose engines were built; no library is asked for anything."""
+    names: list[str] = []
+
+    def build(_: Any, graph: Path, *__: Any, progress: Any, **___: Any) -> bytes:
+        names.append(graph.name)
+        progress("stand-in: 50 %")
+        return graph.name.encode()
+
+    monkeypatch.setattr(engines, "build_engine", build)
+    monkeypatch.setattr(engines, "deserialize", lambda _, plan: plan if plan else None)
+    monkeypatch.setattr(command, "device_facts", lambda _: DEVICE)
+    return names
+
+
+def test_engines_are_built_once_and_again_if_they_are_damaged(
+    tiny_package: ModelPackage, tmp_path: Path, built: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    said: list[str] = []
+    libraries = cast("GpuLibraries", SimpleNamespace())
+
+    def build(**options: Any) -> None:
+        given = BuildOptions(**options)
+        command.run(given, tiny_package, tmp_path, said.append, load=lambda: libraries)
+
+    both = ["vision_model.onnx", "text_model.onnx"]
+    build()
+    assert built == both
+    assert "[1/2] vision fp32: stand-in: 50 %" in said
+    build()
+    assert built == both
+    build(tf32=True)
+    assert built == 2 * both
+    for path in tmp_path.glob("tensorrt/*/vision*.plan"):
+        path.write_bytes(path.read_bytes()[:-1])
+    build()
+    assert built == [*both, *both, "vision_model.onnx"]
+    assert "is damaged or refused, and built again" in caplog.text

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from model.package import ModelPackage
+from model.preprocess import as_planes
 from model.runtime.base import MissingRuntimeError, Runtime, SharedGraphCache
 from model.runtime.tensorrt import engines as engine_supply
 from model.runtime.tensorrt import runtime as tensorrt_runtime
 from model.runtime.tensorrt.cuda import GpuError, GpuLibraries, device_facts, load_libraries
-from model.runtime.tensorrt.engine_cache import BuiltEngine
-from model.runtime.tensorrt.profiles import EngineOptions, TensorRtOptions
+from model.runtime.tensorrt.profiles import TensorRtOptions
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 from tests.model.runtime.tensorrt.conftest import assert_near, images, tensorrt_choice, texts
 
@@ -30,7 +30,7 @@ FP32_ATOL = 1e-3
 def libraries() -> GpuLibraries:
     try:
         found = load_libraries()
-        device_facts(found, 0)
+        device_facts(found)
     except (MissingRuntimeError, GpuError) as error:
         pytest.skip(str(error))
     return found
@@ -39,8 +39,7 @@ def libraries() -> GpuLibraries:
 @pytest.fixture(scope="module")
 def options(libraries: GpuLibraries, tmp_path_factory: pytest.TempPathFactory) -> TensorRtOptions:
     del libraries  # skips the test if they are missing
-    engine = EngineOptions(max_batch=4, best_batch=2, max_texts=8, best_texts=4)
-    return TensorRtOptions(engine=engine, cache_folder=tmp_path_factory.mktemp("engines"))
+    return TensorRtOptions(max_batch_patches=64, cache_folder=tmp_path_factory.mktemp("engines"))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +56,8 @@ def test_images_agree_with_the_cpu(
     others = ((14, 14), (28, 70), (112, 224), (224, 224))
     for height, width in (*tiny_package.manifest.shape_buckets, *others):
         pixels_B3HW = images(batch, height, width)
-        found, expected = (r.encode_images(pixels_B3HW) for r in (lane, reference))
-        assert_near(found, expected, FP32_ATOL)
+        expected = reference.encode_images(as_planes(pixels_B3HW))
+        assert_near(lane.encode_images(pixels_B3HW), expected, FP32_ATOL)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (8, 16), (20, 64)])
@@ -72,7 +71,7 @@ def test_texts_agree_with_the_cpu(
 def test_a_second_lane_builds_nothing(
     tiny_package: ModelPackage, options: TensorRtOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(*_arguments: object, **_options: object) -> BuiltEngine:
+    def build(*_arguments: object, **_options: object) -> bytes:
         raise AssertionError("built again")
 
     first = TensorRtRuntime(tiny_package, CHOICE, options=options)
@@ -115,7 +114,7 @@ def test_lanes_side_by_side_do_not_disturb_each_other(
 
     shapes = [(batch, 56, 14 * (index + 1)) for batch in range(1, 5) for index in range(4)]
     reference_of = {
-        (batch, 3, height, width): reference.encode_images(images(batch, height, width))
+        (batch, 3, height, width): reference.encode_images(as_planes(images(batch, height, width)))
         for batch, height, width in shapes
     }
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]

@@ -1,4 +1,4 @@
-"""Every image and text has a profile, and buckets have one for themselves."""
+"""Every image and text has a profile, and batches are rounded up."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,12 +6,15 @@ from hypothesis import strategies as st
 
 from model.graphs import DENSE_TASKS, Part
 from model.manifest import Manifest
+from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS
 from model.runtime.tensorrt.profiles import (
-    EngineOptions,
-    ShapeRange,
+    TEXT_INPUTS,
+    TensorRtOptions,
+    batches,
     choose_profile,
+    has_one_item_shape,
     profiles_for,
-    split_batch,
+    runs_of,
 )
 from tests.model.runtime.conftest import make_manifest
 
@@ -41,83 +44,75 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 @settings(max_examples=40)
 @given(page=manifests(), data=st.data())
-def test_every_allowed_image_has_a_profile(page: Manifest, data: st.DataObject) -> None:
-    options = EngineOptions(max_batch=16, best_batch=4)
-    profiles = profiles_for("vision", page, options)
+def test_every_allowed_image_has_a_profile_and_buckets_have_their_own(
+    page: Manifest, data: st.DataObject
+) -> None:
+    profiles = profiles_for("vision", page)
     sides = st.integers(page.min_size // page.size_multiple, page.max_size // page.size_multiple)
     height, width = (data.draw(sides) * page.size_multiple for _ in range(2))
-    chosen = choose_profile(profiles, {"pixel_values": (3, 3, height, width)})
+    chosen = choose_profile(profiles, {BYTE_PIXELS: (3, 3, height, width)})
     assert chosen is not None
-    shapes = profiles[chosen]["pixel_values"]
-    if (height, width) in page.shape_buckets:
-        assert shapes.num_item_shapes == 1
-        assert (shapes.smallest[0], shapes.best[0], shapes.largest[0]) == (1, 4, 16)
-
-
-@settings(max_examples=40)
-@given(page=manifests())
-def test_profiles_begin_and_end_at_sizes_that_the_package_allows(page: Manifest) -> None:
+    span = profiles[chosen][BYTE_PIXELS]
+    is_bucket = (height, width) in page.shape_buckets
+    most = 64 if is_bucket else 1
+    assert (span.smallest[0], span.best[0], span.largest[0]) == (1, min(8, most), most)
+    if is_bucket:
+        assert batches(profiles[chosen]) == [1, 2, 4, 8, 16, 32, 64]
     parts: tuple[Part, ...] = ("vision", *DENSE_TASKS)
     for part in parts:
         unit = page.size_multiple if part == "vision" else 28
-        for profile in profiles_for(part, page, EngineOptions()):
-            shapes = profile["pixel_values"]
-            for shape in (shapes.smallest, shapes.best, shapes.largest):
+        for profile in profiles_for(part, page):
+            span = profile[BYTE_PIXELS]
+            for shape in (span.smallest, span.best, span.largest):
                 assert all(side % unit == 0 for side in shape[2:])
 
 
-@pytest.mark.parametrize("task", DENSE_TASKS)
-def test_heads_have_buckets_of_two_patches_only(task: Part) -> None:
-    profiles = profiles_for(task, manifest(), EngineOptions())
-    exact = [p["pixel_values"].best[2:] for p in profiles if p["pixel_values"].num_item_shapes == 1]
-    assert exact == [(112, 112)]  # 11 patches are odd
+@pytest.mark.parametrize(
+    ("max_batch_patches", "most"), [(None, 64), (4096, 64), (1000, 16), (256, 4), (63, 1), (1, 1)]
+)
+def test_the_largest_batch_follows_max_batch_patches(
+    max_batch_patches: int | None, most: int
+) -> None:
+    square, *_ = profiles_for("vision", manifest(), max_batch_patches)
+    assert square[BYTE_PIXELS].largest == (most, 3, 8 * UNIT, 8 * UNIT)
+    assert batches(square)[-1] == most
+    with pytest.raises(ValueError, match="at least one patch"):
+        TensorRtOptions(max_batch_patches=0)
 
 
-def test_a_large_image_runs_alone() -> None:
-    profiles = profiles_for("vision", manifest(), EngineOptions(max_batch=8))
-    chosen = choose_profile(profiles, {"pixel_values": (2, 3, 32 * UNIT, 32 * UNIT)})
-    assert chosen is not None
-    assert profiles[chosen]["pixel_values"].largest[0] == 1
+def test_a_head_reads_taps_of_the_same_sizes() -> None:
+    page = manifest().model_copy(update={"num_taps": 2})
+    square, wide = profiles_for("depth", page)  # 11 patches are odd
+    assert square["tap_patches"].largest == (64, 2, 8, 8, page.embed_dim)
+    assert square["tap_cls"].largest == (64, 2, page.embed_dim)
+    assert has_one_item_shape(square)
+    assert wide["tap_patches"].largest[2:4] == (32, 32)
+    assert not has_one_item_shape(wide)
 
 
 @settings(max_examples=40)
-@given(length=st.integers(1, 64))
-def test_every_text_has_a_profile(length: int) -> None:
-    profiles = profiles_for("text", manifest(), EngineOptions(max_texts=100))
-    chosen = choose_profile(profiles, dict.fromkeys(("input_ids", "attention_mask"), (1, length)))
+@given(length=st.integers(1, 64), batch=st.integers(1, 300))
+def test_every_text_is_padded_to_one_of_two_lengths(length: int, batch: int) -> None:
+    profiles = profiles_for("text", manifest())
+    chosen = choose_profile(profiles, dict.fromkeys(TEXT_INPUTS, (batch, length)))
     assert chosen is not None
-    largest = profiles[chosen]["input_ids"].largest
-    assert largest == (100, 16 if length <= 16 else 64)
+    assert profiles[chosen]["input_ids"].largest == (64, 16 if length <= 16 else 64)
+    assert has_one_item_shape(profiles[chosen])
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 7, 14), (1, 3, 14, 14 * 33), (1, 3, 14)])
 def test_a_shape_outside_every_profile_has_none(shape: tuple[int, ...]) -> None:
-    profiles = profiles_for("vision", manifest(), EngineOptions())
-    assert choose_profile(profiles, {"pixel_values": shape}) is None
+    profiles = profiles_for("vision", manifest())
+    assert choose_profile(profiles, {BYTE_PIXELS: shape}) is None
     assert choose_profile(profiles, {"other": (1, 3, 14, 14)}) is None
 
 
-@settings(max_examples=40)
-@given(num_items=st.integers(1, 2000), most=st.integers(1, 64))
-def test_a_batch_is_cut_into_few_even_runs(num_items: int, most: int) -> None:
-    runs = split_batch(num_items, most)
-    assert sum(runs) == num_items
-    assert len(runs) == -(-num_items // most)
-    assert max(runs) <= most
-    assert max(runs) - min(runs) <= 1
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"best_batch": 9, "max_batch": 8}, "at most 8 images, not 9"),
-        ({"best_texts": 0}, "at least one"),
-        ({"optimization_level": 6}, "0 to 5"),
-        ({"workspace_bytes": 0}, "leave it out"),
-    ],
+    ("num_items", "runs"),
+    [(1, [1]), (3, [4]), (5, [8]), (33, [64]), (64, [64]), (70, [64, 8]), (130, [64, 64, 2])],
 )
-def test_impossible_options_and_ranges_are_refused(changes: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        EngineOptions(**changes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no range of shapes"):
-        ShapeRange((1, 2), (1, 4), (1, 3))
+def test_batches_are_rounded_up_to_powers_of_two(num_items: int, runs: list[int]) -> None:
+    found = list(runs_of(num_items, 64))
+    assert [batch for _, batch in found] == runs
+    items = list(range(num_items))
+    assert [item for rows, _ in found for item in items[rows]] == items

@@ -1,4 +1,4 @@
-"""Runs several processes of the server: starts, restarts, replaces and drains them.
+"""Runs several processes of the server: starts, restarts and drains them.
 
 The workers share the ports by SO_REUSEPORT, so the kernel spreads connections over them, and no
 request passes through this process. A worker listens only once it is ready. This process serves the
@@ -6,27 +6,25 @@ one port for metrics and health, by asking the workers.
 """
 
 import asyncio
+import http.client
 import json
 import logging
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from model.conversion.source import split_name
 from model.files import atomic_write
-from model.manifest import MANIFEST_NAME
-from model.package import BUNDLED
 from service.errors import Unavailable
 from service.machine import available_cpus, python_command
 from service.monitoring.log import configure_logging
@@ -34,9 +32,11 @@ from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.summed_metrics import add_up, counts_only
 from service.settings import Settings
 from service.workers.place import WorkerPlace
-from service.workers.worker import Command, Worker
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Shorter than the time-out of a probe of the whole server.
+ANSWER_LIMIT_S: Final = 4.0
+POLL_S: Final = 0.1
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 # After a life of so long the next restart waits for the first pause again.
@@ -44,13 +44,87 @@ STABLE_S: Final = 60.0
 # As the manifests' liveness probe: restarted after a minute of failed checks.
 LIVE_INTERVAL_S: Final = 10.0
 NUM_FAILED_CHECKS: Final = 6
-PACKAGE_INTERVAL_S: Final = 2.0
-LONGEST_PACKAGE_PAUSE_S: Final = 300.0
 LOG_GRACE_S: Final = 2.0
 READY_METRIC: Final = "tipserve_ready"
 
-Workers = Callable[[], Sequence[Worker]]
+# The command line of a worker, by the text of its place.
+Command = Callable[[str], list[str]]
 logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """A started process. `ask` and `scrape` block; they may be called from any thread.
+
+    Attributes:
+        process: Of the worker.
+        has_answered: Whether it has reported once, so that silence means that it hangs.
+        joined: Set once it was ready, since when the kernel sends it connections.
+        num_failed: Checks of liveness that have failed in succession.
+        fields: Its names for the log.
+    """
+
+    def __init__(self, place: WorkerPlace, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.has_answered = False
+        self.joined = asyncio.Event()
+        self.num_failed = 0
+        self.fields: dict[str, object] = {"worker": place.number, "pid": process.pid}
+        self._report_socket = place.report_socket
+
+    @classmethod
+    async def start(cls, command: Command, place: WorkerPlace) -> "Worker":
+        """Start a process by a new program, since a fork would copy locks that threads hold."""
+        process = await asyncio.create_subprocess_exec(
+            *command(place.to_text()),
+            # Never written to: the worker ends when it closes, so also when this process dies.
+            stdin=asyncio.subprocess.PIPE,
+            # Ctrl-C must reach the supervisor only.
+            start_new_session=True,
+        )
+        worker = cls(place, process)
+        logger.info("worker started", extra={"fields": worker.fields})
+        return worker
+
+    async def watch_joining(self) -> None:
+        """Return once it is ready."""
+        while not await asyncio.to_thread(self.ask, READY):
+            await asyncio.sleep(POLL_S)
+        self.joined.set()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it has not ended."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def ask(self, path: str) -> bool | None:
+        """Whether a health check passes; None if nothing listens, yet or any more."""
+        answer = self._get(path)
+        return None if answer is None else answer[0] == http.HTTPStatus.OK
+
+    def scrape(self) -> list[Metric] | None:
+        """Its metrics; None if it does not answer."""
+        answer = self._get("/metrics")
+        if answer is None or answer[0] != http.HTTPStatus.OK:
+            return None
+        return list(text_string_to_metric_families(answer[1].decode()))
+
+    def _get(self, path: str) -> tuple[int, bytes] | None:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(ANSWER_LIMIT_S)
+        try:
+            connection.sock.connect(self._report_socket)
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            content = answer.read()
+        except ConnectionError:
+            return None
+        except (OSError, http.client.HTTPException):
+            return http.HTTPStatus.GATEWAY_TIMEOUT, b""
+        finally:
+            connection.close()
+        self.has_answered = True
+        return answer.status, content
 
 
 class WorkerMetrics(Collector):
@@ -60,7 +134,11 @@ class WorkerMetrics(Collector):
     look like a restart of the whole server, and like as many new requests as it has ever had.
     """
 
-    def __init__(self, workers: Workers, scrape: Callable[[Worker], list[Metric] | None]) -> None:
+    def __init__(
+        self,
+        workers: Callable[[], Sequence[Worker]],
+        scrape: Callable[[Worker], list[Metric] | None],
+    ) -> None:
         self._workers = workers
         self._scrape = scrape
         self._lock = threading.Lock()
@@ -101,44 +179,32 @@ class Supervisor(Collector):
         self._command = command
         self._num_restarts = 0
         self._status = 0
-        self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
         self._is_stopping = asyncio.Event()
         self._have_all_joined = asyncio.Event()
-        # Every process that has not ended; while a slot's is replaced, it has two.
-        self._workers: list[Worker] = []
-        self._slots: dict[int, Worker] = {}
-        self._locks = [asyncio.Lock() for _ in range(self._num_workers)]
+        self._workers: dict[int, Worker] = {}
         host, _ = settings.address
         self._reserved = reserve((host, settings.http_port), (host, settings.grpc_port))
         http_port, grpc_port = (sock.getsockname()[1] for sock in self._reserved)
         registry = CollectorRegistry()
-        registry.register(WorkerMetrics(lambda: tuple(self._workers), Worker.scrape))
+        registry.register(WorkerMetrics(self._running, Worker.scrape))
         registry.register(self)
         checks = {LIVE: self._check_live, READY: self._check_ready}
-        metrics_host, port = settings.metrics_address
-        self._server = MetricsServer(registry, checks, host=metrics_host, port=port)
+        self._server = MetricsServer(registry, checks, host=host, port=settings.metrics_port)
         self.ports = {"http": http_port, "grpc": grpc_port, "metrics": self._server.port}
 
     def stop(self) -> None:
         """Fail readiness, and let every worker drain and end."""
         self._is_stopping.set()
-        for worker in self._workers:
-            worker.terminate()
+        for worker in self._running():
+            worker.signal(signal.SIGTERM)
 
     async def run(self) -> int:
         """Keep the workers running until `stop`; returns the exit status."""
-        for number in range(self._num_workers):
-            self._slots[number] = await self._start(number, self._num_workers)
-        keepers = [asyncio.ensure_future(self._keep(number)) for number in self._slots]
-        watching = (self._watch_start, self._watch_liveness, self._watch_packages)
-        watches = [asyncio.ensure_future(watch()) for watch in watching]
+        watching = asyncio.ensure_future(self._watch_liveness())
         try:
-            await asyncio.gather(*keepers)
-            for worker in tuple(self._workers):  # a replacement that has just started
-                await self._end(worker)
+            await asyncio.gather(*map(self._keep, range(self._num_workers)))
         finally:
-            for task in (*keepers, *watches):
-                task.cancel()
+            watching.cancel()
             await asyncio.to_thread(self._server.close)
             for sock in self._reserved:
                 sock.close()
@@ -162,33 +228,63 @@ class Supervisor(Collector):
             ),
         ]
 
+    def _running(self) -> list[Worker]:
+        return list(self._workers.values())
+
     def _ask_all(self, path: str) -> list[tuple[Worker, bool | None]]:
-        workers = tuple(self._workers)
+        workers = self._running()
         with ThreadPoolExecutor(len(workers) or 1) as pool:
             return list(zip(workers, pool.map(lambda w: w.ask(path), workers), strict=True))
 
     def _is_ready(self, answers: Iterable[tuple[Worker, bool | None]]) -> bool:
         """Whether there are workers to which the kernel sends connections, and all can answer.
 
-        One that starts does not listen yet, one that has ended not any more, and one that is
-        replaced serves what it gets.
+        One that starts does not listen yet, and one that has ended not any more.
         """
-        are_ready = [
-            answer
-            for worker, answer in answers
-            if worker.joined.is_set() and not worker.is_leaving and answer is not None
-        ]
-        return bool(are_ready) and all(are_ready) and not self._is_stopping.is_set()
+        joined = [answer for w, answer in answers if w.joined.is_set() and answer is not None]
+        return bool(joined) and all(joined) and not self._is_stopping.is_set()
 
     def _check_ready(self) -> None:
         if not self._is_ready(self._ask_all(READY)):
             raise Unavailable("No worker is ready, or one cannot answer.")
 
     def _check_live(self) -> None:
-        """Some worker starts or lives; the others are replaced from here."""
+        """Some worker starts or lives; the others are restarted from here."""
         answers = self._ask_all(LIVE)
         if not any(answer or not worker.has_answered for worker, answer in answers):
             raise Unavailable("No worker lives.")
+
+    async def _keep(self, number: int) -> None:
+        """Start a process whenever the one before has ended, until the server stops."""
+        clock = asyncio.get_running_loop().time
+        num_starting, pause_s = self._num_workers, FIRST_PAUSE_S
+        while True:
+            began = clock()
+            worker = await self._start(number, num_starting)
+            joining = asyncio.ensure_future(self._note_joining(worker))
+            status = await worker.process.wait()
+            joining.cancel()
+            del self._workers[number]
+            fields = worker.fields | {"status": status}
+            if self._is_stopping.is_set():
+                # Before it has handlers for signals, SIGTERM simply ends it.
+                if status and (worker.joined.is_set() or status != -signal.SIGTERM):
+                    logger.error("a worker did not drain", extra={"fields": fields})
+                    self._status = self._status or 1
+                return
+            if not self._have_all_joined.is_set():
+                logger.error("a worker could not start", extra={"fields": fields})
+                self._status = max(1, status)
+                self.stop()
+                return
+            pause_s = FIRST_PAUSE_S if clock() - began > STABLE_S else pause_s
+            fields |= {"restart_in_s": pause_s}
+            logger.error("a worker ended and is restarted", extra={"fields": fields})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_stopping.wait(), pause_s)
+                return
+            num_starting, pause_s = 1, min(2 * pause_s, LONGEST_PAUSE_S)
+            self._num_restarts += 1
 
     async def _start(self, number: int, num_starting: int) -> Worker:
         place = WorkerPlace(
@@ -200,124 +296,32 @@ class Supervisor(Collector):
             report_socket=f"\0tipserve-{secrets.token_hex(16)}",
         )
         worker = await Worker.start(self._command, place)
-        self._workers.append(worker)
+        self._workers[number] = worker
         if self._is_stopping.is_set():
-            worker.terminate()
+            worker.signal(signal.SIGTERM)
         return worker
 
-    async def _end(self, worker: Worker) -> int:
-        status = await worker.ended()
-        if worker in self._workers:
-            self._workers.remove(worker)
-        return status
-
-    async def _keep(self, number: int) -> None:
-        """Start a process in a slot whenever the one before has ended, until the server stops."""
-        clock = asyncio.get_running_loop().time
-        pause_s = FIRST_PAUSE_S
-        while True:
-            worker, began = self._slots[number], clock()
-            status = await self._end(worker)
-            async with self._locks[number]:
-                if self._slots[number] is not worker:  # it was replaced
-                    continue
-                if self._is_stopping.is_set():
-                    self._note_end(worker, status)
-                    return
-                fields = worker.fields | {"status": status}
-                if not self._have_all_joined.is_set():
-                    logger.error("a worker could not start", extra={"fields": fields})
-                    self._status = max(1, status)
-                    self.stop()
-                    return
-                pause_s = FIRST_PAUSE_S if clock() - began > STABLE_S else pause_s
-                fields |= {"restart_in_s": pause_s}
-                logger.error("a worker ended and is restarted", extra={"fields": fields})
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._is_stopping.wait(), pause_s)
-                    return
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                self._num_restarts += 1
-                self._slots[number] = await self._start(number, 1)
-
-    def _note_end(self, worker: Worker, status: int) -> None:
-        # Before it has handlers for signals, SIGTERM simply ends it.
-        if status and (worker.joined.is_set() or status != -signal.SIGTERM):
-            fields = worker.fields | {"status": status}
-            logger.error("a worker did not drain", extra={"fields": fields})
-            self._status = self._status or 1
-
-    async def _watch_start(self) -> None:
-        joined = [asyncio.ensure_future(w.joined.wait()) for w in self._slots.values()]
-        await asyncio.wait(joined, return_when=asyncio.FIRST_COMPLETED)
-        if self._settings.ports_file is not None:
+    async def _note_joining(self, joining: Worker) -> None:
+        """Write the ports once a first worker is ready, and say when all are."""
+        await joining.watch_joining()
+        num_joined = sum(worker.joined.is_set() for worker in self._running())
+        if num_joined == 1 and self._settings.ports_file is not None:
             atomic_write(self._settings.ports_file, json.dumps(self.ports) + "\n")
-        await asyncio.gather(*joined)
-        self._have_all_joined.set()
-        fields = {"workers": self._num_workers, **self.ports}
-        logger.info("all workers are ready", extra={"fields": fields})
+        if num_joined == self._num_workers and not self._have_all_joined.is_set():
+            self._have_all_joined.set()
+            fields = {"workers": self._num_workers, **self.ports}
+            logger.info("all workers are ready", extra={"fields": fields})
 
     async def _watch_liveness(self) -> None:
         """Kill a worker that has not been live for a minute; then it is restarted."""
-        while not self._is_stopping.is_set():
-            await self.pause(LIVE_INTERVAL_S)
+        while True:
+            await asyncio.sleep(LIVE_INTERVAL_S)
             for worker, answer in await asyncio.to_thread(self._ask_all, LIVE):
-                is_live = answer or not worker.has_answered or worker.is_leaving
+                is_live = answer or not worker.has_answered
                 worker.num_failed = 0 if is_live else worker.num_failed + 1
                 if worker.num_failed >= NUM_FAILED_CHECKS:
                     logger.error("a worker hangs and is killed", extra={"fields": worker.fields})
-                    worker.kill()
-
-    async def _watch_packages(self) -> None:
-        """Replace all workers when a package that the settings name has changed."""
-        known, pause_s = packages(self._settings.model), PACKAGE_INTERVAL_S
-        while not self._is_stopping.is_set():
-            await self.pause(pause_s)
-            found = await asyncio.to_thread(packages, self._settings.model)
-            is_whole = [one is None for one in found] == [one is None for one in known]
-            if found == known or not is_whole or not self._have_all_joined.is_set():
-                pause_s = PACKAGE_INTERVAL_S
-            elif await self._replace_all():
-                known, pause_s = found, PACKAGE_INTERVAL_S
-            else:
-                pause_s = min(2 * pause_s, LONGEST_PACKAGE_PAUSE_S)
-
-    async def _replace_all(self) -> bool:
-        """Replace the workers one by one, each after its successor is ready.
-
-        Returns:
-            False if one did not become ready; those that are not replaced yet stay.
-        """
-        logger.info("a package has changed: the workers are replaced")
-        for number in self._slots:
-            async with self._locks[number]:
-                old = self._slots[number]
-                new = await self._start(number, 1)
-                if not await new.has_joined():
-                    fields = new.fields | {"status": await self._end(new)}
-                    logger.error("the changed package is not served", extra={"fields": fields})
-                    return False
-                self._slots[number] = new
-            old.terminate()
-            await old.ended()
-        logger.info("the workers are replaced")
-        return True
-
-
-def packages(models: Iterable[str]) -> list[tuple[int, ...] | None]:
-    """What tells one content of each package from another; None for bundled ones and checkpoints.
-
-    Publishing moves a link, so the manifest behind the name is then another file.
-    """
-    found: list[tuple[int, ...] | None] = []
-    for text in models:
-        _, folder = split_name(text)
-        try:
-            stat = None if folder in BUNDLED else (Path(folder) / MANIFEST_NAME).stat()
-        except (OSError, ValueError):
-            stat = None
-        found.append(stat and (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size))
-    return found
+                    worker.signal(signal.SIGKILL)
 
 
 def reserve(*addresses: tuple[str, int]) -> list[socket.socket]:

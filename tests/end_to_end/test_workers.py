@@ -9,14 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.package import ModelPackage, open_package, write_manifest
+from model.package import ModelPackage
 from tests.end_to_end.test_rounds import wait_for_answers
 from tests.processes.steady_callers import SteadyCallers
 
@@ -140,51 +139,6 @@ def test_sigterm_fails_readiness_first_and_drains_every_worker(
     assert {"REST 200", "gRPC OK"} <= set(tally.answered)
     assert tally.refused == {"REST connection refused": 4, "gRPC connection refused": 8}, tally
     assert len(service.program.records("stopped")) == 2
-
-
-def test_a_changed_link_replaces_every_worker_under_load(
-    run_service: RunService,
-    tiny_package: ModelPackage,
-    tmp_path: Path,
-    photo: Callable[..., bytes],
-) -> None:
-    for version in ("one", "two"):
-        copytree(tiny_package.path, tmp_path / version)
-    readme = tmp_path / "two" / "README.md"
-    readme.write_text("Another version.\n")
-    second = write_manifest(tmp_path / "two", tiny_package.manifest)
-    broken = copytree(tmp_path / "two", tmp_path / "broken")
-    (broken / "README.md").write_text("Changed after its digest was made.\n")
-    link = tmp_path / "current"
-
-    def point_to(version: str) -> None:
-        new = tmp_path / "new"
-        new.symlink_to(tmp_path / version)
-        new.replace(link)
-
-    def digests() -> set[str]:
-        families = text_string_to_metric_families(service.metrics())
-        infos = [family for family in families if family.name == "tipserve_model_info"]
-        return {sample.labels["package_digest"] for sample in infos[0].samples}
-
-    point_to("one")
-    with run_service(*TWO, packages=(open_package(str(link)),)) as service:
-        service.program.wait_for("all workers are ready")
-        assert digests() == {tiny_package.manifest.digest[:12]}
-        with SteadyCallers(dict(service.ports), photo(), num_each=1) as callers:
-            wait_for_answers(callers, 20)
-            point_to("two")
-            service.program.wait_for("the workers are replaced")
-            wait_for_answers(callers, 20)
-            point_to("broken")
-            service.program.wait_for("the changed package is not served")
-            wait_for_answers(callers, 20)
-        assert digests() == {second.manifest.digest[:12]}
-        assert service.metric("tipserve_worker_restarts_total") == 0
-        # Its next try may have begun.
-        point_to("two")
-    assert not callers.tally.failed, callers.tally
-    assert not callers.tally.refused, callers.tally
 
 
 def test_workers_end_when_their_supervisor_is_killed(

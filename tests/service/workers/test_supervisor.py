@@ -1,10 +1,9 @@
 """The supervisor's rules: ports, readiness, liveness, and what counts after a worker has ended."""
 
 import asyncio
-import os
+import signal
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from prometheus_client.metrics_core import Metric
 from service.errors import Unavailable
 from service.monitoring.metrics_server import LIVE, READY
 from service.settings import Settings
-from service.workers.supervisor import Supervisor, WorkerMetrics, packages, reserve
+from service.workers import supervisor
+from service.workers.supervisor import Supervisor, WorkerMetrics, reserve
 
 
 class FakeWorker:
@@ -26,20 +26,16 @@ class FakeWorker:
         if ready:
             self.joined.set()
         self.has_answered = ready is not None
-        self.is_leaving = False
         self.num_failed = 0
-        self.num_kills = 0
+        self.signals: list[int] = []
         self.num_requests: int | None = 0
         self.fields = {"worker": 0, "pid": 1}
 
     def ask(self, path: str) -> bool | None:
         return self.answers[path]
 
-    def kill(self) -> None:
-        self.num_kills += 1
-
-    def terminate(self) -> None:
-        self.is_leaving = True
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
 
     def scrape(self) -> list[Metric] | None:
         if self.num_requests is None:
@@ -54,7 +50,7 @@ class FakeWorker:
 async def supervisor_of(workers: Sequence[FakeWorker]) -> Supervisor:
     settings = Settings(workers=2, host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0)
     made: Any = Supervisor(settings, lambda _: [])
-    made._workers.extend(workers)
+    made._workers = dict(enumerate(workers))
     made._server.close()
     for sock in made._reserved:
         sock.close()
@@ -74,8 +70,8 @@ async def supervisor_of(workers: Sequence[FakeWorker]) -> Supervisor:
 async def test_the_server_is_ready_when_a_worker_listens_and_can_answer(
     workers: list[tuple[bool | None, bool | None]], is_ready: bool
 ) -> None:
-    supervisor = await supervisor_of([FakeWorker(ready=r, live=v) for r, v in workers])
-    assert is_ready == await asyncio.to_thread(passes, supervisor._check_ready)
+    made = await supervisor_of([FakeWorker(ready=r, live=v) for r, v in workers])
+    assert is_ready == await asyncio.to_thread(passes, made._check_ready)
 
 
 def passes(check: Any) -> bool:
@@ -86,17 +82,16 @@ def passes(check: Any) -> bool:
     return True
 
 
-async def test_a_listening_worker_that_cannot_answer_fails_readiness_unless_it_leaves() -> None:
+async def test_a_listening_worker_that_cannot_answer_fails_readiness() -> None:
     workers = [FakeWorker(), FakeWorker()]
-    supervisor = await supervisor_of(workers)
-    assert passes(supervisor._check_ready)
+    made = await supervisor_of(workers)
+    assert passes(made._check_ready)
     workers[0].answers[READY] = False
-    assert not passes(supervisor._check_ready)
-    workers[0].terminate()
-    assert passes(supervisor._check_ready)
-    supervisor.stop()
-    assert not passes(supervisor._check_ready)
-    assert all(worker.is_leaving for worker in workers)
+    assert not passes(made._check_ready)
+    workers[0].answers[READY] = True
+    made.stop()
+    assert not passes(made._check_ready)
+    assert [worker.signals for worker in workers] == [[signal.SIGTERM]] * 2
 
 
 async def test_the_server_lives_while_one_worker_starts_or_lives() -> None:
@@ -107,25 +102,18 @@ async def test_the_server_lives_while_one_worker_starts_or_lives() -> None:
     assert not passes((await supervisor_of([]))._check_live)
 
 
-async def test_a_worker_that_is_not_live_for_a_minute_is_killed() -> None:
+async def test_a_worker_that_is_not_live_for_a_minute_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "LIVE_INTERVAL_S", 0.0)
     workers = [FakeWorker(), FakeWorker(live=False), FakeWorker(ready=None, live=None)]
-    supervisor = await supervisor_of(workers)
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        assert len(pauses) < 20, "nothing is killed"
-        if len(pauses) == 3:  # one good answer begins the minute again
-            workers[1].answers[LIVE] = True
-        if len(pauses) == 4:
-            workers[1].answers[LIVE] = False
-        if workers[1].num_kills:
-            supervisor.stop()
-
-    supervisor.pause = sleep
-    await supervisor._watch_liveness()
-    assert pauses[:-1] == [10.0] * 9
-    assert [worker.num_kills for worker in workers] == [0, 1, 0]
+    watching = asyncio.ensure_future((await supervisor_of(workers))._watch_liveness())
+    async with asyncio.timeout(20):
+        while not workers[1].signals:
+            await asyncio.sleep(0)
+    watching.cancel()
+    assert workers[1].num_failed >= 6
+    assert [worker.signals[:1] for worker in workers] == [[], [signal.SIGKILL], []]
 
 
 def value(families: list[Metric], name: str) -> float:
@@ -171,21 +159,3 @@ def test_a_reserved_port_is_shared_by_its_workers_only() -> None:
         sock.close()
     with pytest.raises(OSError, match="are the same"):
         reserve(("127.0.0.1", port), ("127.0.0.1", port))
-
-
-def test_a_package_is_another_one_when_its_link_or_its_manifest_changes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        manifest = tmp_path / name / "tipserve.json"
-        manifest.write_text("{}")
-        os.utime(manifest, (0, 0))  # copies keep the time of the original
-    link = tmp_path / "current"
-    link.symlink_to(tmp_path / "one")
-    models = [f"name={link}", "bundled", "google/tipsv2-b14"]
-    before = packages(models)
-    assert packages(models) == before
-    assert before[1:] == [None, None]
-    link.unlink()
-    assert packages(models)[0] is None
-    link.symlink_to(tmp_path / "two")
-    assert packages(models)[0] not in {None, before[0]}

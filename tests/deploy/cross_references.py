@@ -44,8 +44,21 @@ SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|PASSWORD|SECRET|CREDENTIALS)$", re.IG
 
 def faults(documents: list[Manifest]) -> list[str]:
     """All faults of documents that are applied together."""
-    checks = (selectors, service_ports, policy_ports, routes, objects, mounts)
-    checks += (settings, probes, shutdown, files, images, secrets)
+    checks = (
+        selectors,
+        service_ports,
+        monitored_ports,
+        policy_ports,
+        routes,
+        objects,
+        mounts,
+        settings,
+        probes,
+        shutdown,
+        files,
+        images,
+        secrets,
+    )
     return [fault for check in checks for fault in check(documents)]
 
 
@@ -79,7 +92,7 @@ def selected(document: Manifest, pods: list[Workload]) -> list[Workload]:
 
 
 def service_ports(documents: list[Manifest]) -> Faults:
-    """A Service leads to ports of the pods that it selects, and a monitor to those of a Service."""
+    """A Service leads to ports of the pods that it selects."""
     for service in of_kind(documents, "Service"):
         for port in service["spec"]["ports"]:
             target = port.get("targetPort", port["port"])
@@ -90,6 +103,10 @@ def service_ports(documents: list[Manifest]) -> Faults:
                 is_headless = service["spec"].get("clusterIP") == "None"
                 if found is None or (is_headless and found != port["port"]):
                     yield f"{called(service)}: {target} of {workload} is {found}"
+
+
+def monitored_ports(documents: list[Manifest]) -> Faults:
+    """A monitor selects one Service, and leads to its ports."""
     for monitor in of_kind(documents, "ServiceMonitor"):
         wanted = monitor["spec"]["selector"]
         services = of_kind(documents, "Service")

@@ -22,7 +22,7 @@ import trustme
 
 from service.monitoring.metrics_server import READY
 from service.settings import Settings
-from tests.hostile.http2 import CONTINUATION, HEADERS, OPENING, frame, header, request_headers
+from tests.hostile.wire import CONTINUATION, PREFACE, SETTINGS, frame, http2_head, literal, opened
 from tests.processes.front import CONFIGURATION, Front
 from tests.tools import run
 
@@ -52,7 +52,7 @@ class Echo(BaseHTTPRequestHandler):
 class EchoService(grpc.GenericRpcHandler):
     """The same over gRPC, on a stream that does not end before the caller's does."""
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
         return grpc.stream_stream_rpc_method_handler(self._answer)
 
     def _answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -87,10 +87,14 @@ def start(servers: tuple[int, int], tmp_path: Path) -> Iterator[Start]:
 def asking(port: int, credentials: Any = None, name: str = "127.0.0.1") -> Iterator[Any]:
     """A function that begins an RPC, and returns the answer and the end of it."""
     target, options = f"{name}:{port}", [("grpc.use_local_subchannel_pool", 1)]
-    make = grpc.secure_channel if credentials else grpc.insecure_channel
-    with make(target, *([credentials] if credentials else []), options) as channel:
+    made: Any = (
+        grpc.secure_channel(target, credentials, options)
+        if credentials
+        else grpc.insecure_channel(target, options)
+    )
+    with made as channel:
         is_over = futures.Future[None]()
-        begun = []  # one that is collected ends
+        begun: list[Any] = []  # one that is collected ends
 
         def requests() -> Iterator[bytes]:
             yield b""
@@ -221,15 +225,14 @@ def test_it_ends_tls_of_both_protocols(start: Start, tmp_path: Path) -> None:
 
 def continuations() -> Iterator[bytes]:
     """Headers without an end."""
-    yield frame(HEADERS, request_headers(METHOD), stream=1)
-    yield from repeat(frame(CONTINUATION, header(b"x", b"v") * 50, stream=1) * 100)
+    yield opened(1, flags=0)
+    yield from repeat(frame(CONTINUATION, literal(b"x", b"v") * 50, stream=1) * 100)
 
 
 def malformed() -> Iterator[bytes]:
     """Streams whose headers break a rule, which ends the stream alone."""
-    block = request_headers(METHOD) + header(b"Upper", b"v")
     for number in count(1, 2):
-        yield frame(HEADERS, block, flags=4, stream=number)
+        yield opened(number, block=http2_head() + literal(b"Upper", b"v"))
 
 
 @pytest.mark.parametrize("flood", [continuations, malformed])
@@ -239,7 +242,7 @@ def test_a_flood_of_frames_ends_its_connection(
     # gRPC's core receives all of it, and HAProxy without its threshold all malformed headers.
     num_left = 64 * 1024 * 1024
     with socket.create_connection(("127.0.0.1", start().grpc_port), LIMIT_S) as peer:
-        peer.sendall(OPENING)
+        peer.sendall(PREFACE + frame(SETTINGS))
         with suppress(ConnectionError):
             for piece in flood():
                 if num_left <= 0:

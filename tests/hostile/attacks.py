@@ -15,21 +15,22 @@ from itertools import count
 
 from PIL import Image
 
-from tests.hostile.http2 import (
+from tests.hostile.wire import (
     CONTINUATION,
     DATA,
-    END_HEADERS,
-    HEADERS,
-    OPENING,
+    PREFACE,
     RST_STREAM,
+    SETTINGS,
     frame,
-    request_headers,
+    http2_head,
+    opened,
 )
 
 ATTACKER = ("127.0.0.2", 0)
 SECONDS = 10.0
 TICK_S = 0.1
-EMBED = "/tipserve.v1.EncoderService/EmbedImages"
+EMBED = http2_head(b"/tipserve.v1.EncoderService/EmbedImages")
+OPENING = PREFACE + frame(SETTINGS)
 MASK = "/v1/images:segment?classes=dog"
 Attack = Callable[[int, int], None]
 
@@ -96,7 +97,7 @@ def head(path: str, media: str, length: int) -> bytes:
 
 def slow_heads(http_port: int, grpc_port: int) -> None:
     """Heads that do not end, over both protocols."""
-    unended = frame(HEADERS, request_headers(EMBED), stream=1)
+    unended = opened(1, flags=0, block=EMBED)
     together(
         lambda: crowd(http_port, 200, b"GET / HTTP/1.1\r\nX: ", b"v"),
         lambda: crowd(grpc_port, 200, OPENING + unended),
@@ -106,7 +107,7 @@ def slow_heads(http_port: int, grpc_port: int) -> None:
 def slow_bodies(http_port: int, grpc_port: int) -> None:
     """Bodies and messages of 32 MB that come at 5 kB a second."""
     size = 32 * 1024 * 1024 - 1000
-    message = frame(HEADERS, request_headers(EMBED), flags=END_HEADERS, stream=1)
+    message = opened(1, block=EMBED)
     message += frame(DATA, b"\0" + size.to_bytes(4), stream=1)
     together(
         lambda: crowd(http_port, 200, head("/v1/images:embed", "image/png", size), bytes(512)),
@@ -127,12 +128,11 @@ def connections(http_port: int, grpc_port: int) -> None:
 
 def frames(http_port: int, grpc_port: int) -> None:
     """CONTINUATION frames without end, and streams that are opened and reset."""
-    unended = frame(HEADERS, request_headers(EMBED), stream=1)
+    unended = opened(1, flags=0, block=EMBED)
     more = frame(CONTINUATION, b"\xbe" * 512, stream=1) * 512
-    block, cancel = request_headers(EMBED), (8).to_bytes(4)
+    cancel = (8).to_bytes(4)
     resets = b"".join(
-        frame(HEADERS, block, flags=END_HEADERS, stream=number)
-        + frame(RST_STREAM, cancel, stream=number)
+        opened(number, block=EMBED) + frame(RST_STREAM, cancel, stream=number)
         for number in range(1, 2000, 2)
     )
     together(

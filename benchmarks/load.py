@@ -52,8 +52,6 @@ class RestConnection(asyncio.Protocol):
         self._answer: asyncio.Future[str] | None = None
         self._transport: asyncio.Transport
         self._buffer = bytearray()
-        self.head = b""
-        self.body = b""
         self.is_closed = False
 
     @classmethod
@@ -79,7 +77,6 @@ class RestConnection(asyncio.Protocol):
         length = int(head[start:].split(b"\r\n", 1)[0])
         if len(self._buffer) < end + len(HEAD_END) + length:
             return
-        self.head, self.body = head, bytes(self._buffer[end + len(HEAD_END) :])
         self._buffer.clear()
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(head.split(b" ", 2)[1].decode())
@@ -115,18 +112,10 @@ def photo_like_jpeg(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def rest_request(
-    target: str, body: bytes, media: str = "image/jpeg", headers: Sequence[str] = ()
-) -> bytes:
-    """Return the bytes of a POST request."""
-    lines = [
-        f"POST {target} HTTP/1.1",
-        "Host: localhost",
-        f"Content-Type: {media}",
-        f"Content-Length: {len(body)}",
-        *headers,
-    ]
-    return "\r\n".join(lines).encode() + HEAD_END + body
+def rest_request(target: str, body: bytes) -> bytes:
+    """Return the bytes of a POST request with a JPEG."""
+    head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 async def send(asks: Sequence[Ask], *, seconds: float | None = None, total: int = 0) -> Load:

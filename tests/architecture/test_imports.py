@@ -1,6 +1,7 @@
 """Import style, and imports of the serving path. Contracts: import-linter, in scripts/check.sh."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,18 @@ def test_folders_that_are_no_packages_stay_so(project_files: list[Path]) -> None
         for path in project_files
         if (path.name == "__init__.py" and path.parts[0] in scripts)
         or (path.suffix == ".py" and path.parts[0] in no_python)
+    ]
+
+
+def test_tests_import_no_benchmark(project_root: Path, python_files: list[Path]) -> None:
+    others = [
+        path
+        for path in python_files
+        if path.parts[0] == "tests" and path.parts[1] not in {"benchmarks", "architecture"}
+    ]
+    texts = {path: (project_root / path).read_text(encoding="utf-8") for path in others}
+    assert not [
+        path for path, text in texts.items() if re.search(r"^(from|import) benchm", text, re.M)
     ]
 
 

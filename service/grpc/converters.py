@@ -43,8 +43,8 @@ from service.messages import (
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )
-from service.outputs.contours import compress_counts
-from service.outputs.masks import class_color
+from service.outputs.colours import class_color
+from service.outputs.run_lengths import compress_counts
 
 T = TypeVar("T")
 M = TypeVar("M")

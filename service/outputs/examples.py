@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from model.segmentation import average_groups, l2_normalize
 from service.errors import InvalidRequest
 from service.messages import ClassExample, FloatArray, RunLengths, SegmentClass
-from service.outputs.contours import read_counts
+from service.outputs.run_lengths import read_counts
 from service.outputs.slide import Geometry
 
 Floats = NDArray[np.float64]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from model.segmentation import bilinear_matrix, label_pixels
 from service.messages import FeatureKind, FloatArray, VisualizeFeaturesRequest
-from service.outputs.maps import NUM_COLOURS, SMOOTH, colour_table
+from service.outputs.colours import COLOUR_SCALE
+from service.outputs.maps import SMOOTH
 from service.outputs.masks import encode_mask_png
 from service.outputs.png import BAND_PIXELS, ColourType, write_png
 
@@ -113,9 +114,9 @@ def encode_view_png(features: NDArray[Any], kind: FeatureKind) -> bytes:
         )
     return write_png(
         size_hw,
-        lambda rows: np.rint((1 - features[rows]) * (NUM_COLOURS - 1)).astype(np.uint8),
+        lambda rows: np.rint((1 - features[rows]) * (len(COLOUR_SCALE) - 1)).astype(np.uint8),
         ColourType.PALETTE,
-        colour_table().tobytes(),
+        COLOUR_SCALE.tobytes(),
         strategy=SMOOTH,
     )
 

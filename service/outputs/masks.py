@@ -1,11 +1,10 @@
 """Masks and embeddings from raw outputs of the runtime, and masks as PNG and npy.
 
 Shape legend: N patches, D width, h w patch grid, P prompts, K classes with background classes, H W
-pixels, C candidate colours.
+pixels.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from io import BytesIO
 from typing import Any, Final
 
@@ -31,22 +30,19 @@ from service.messages import (
     Segmentation,
     SegmentImagesRequest,
 )
-from service.outputs.png import ColourType, to_oklab, write_png
+from service.outputs.colours import MAX_PALETTE_CLASSES, PALETTE
+from service.outputs.png import ColourType, write_png
 from service.outputs.regions import (
-    Runs,
     class_probabilities,
     class_scores,
     find_instances,
     score_pixels,
 )
+from service.outputs.run_lengths import Runs
 from service.outputs.slide import Geometry, segment_windows
 from service.waiting import Steps
 
-MAX_PALETTE_CLASSES: Final = 255
 OVERLAY_OPACITY: Final = 0.55
-# Bounds of the OKLab lightness (0 to 1) of class colours.
-DARKEST: Final = 0.45
-PALEST: Final = 0.93
 
 
 def image_outputs(
@@ -224,7 +220,7 @@ def encode_mask_png(labels_HW: Labels) -> bytes:
         labels_HW.shape,
         lambda rows: labels_HW[rows].astype(np.uint8, copy=False),
         ColourType.PALETTE,
-        palette().tobytes(),
+        PALETTE.tobytes(),
     )
 
 
@@ -249,7 +245,7 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
             repeated_hW = (labels_hW - 1) % MAX_PALETTE_CLASSES + 1
             index_hW = np.where(labels_hW, repeated_hW, 0).astype(np.uint8)
         colours = Image.fromarray(index_hW)
-        colours.putpalette(palette().tobytes())
+        colours.putpalette(PALETTE.tobytes())
         image = Image.fromarray(pixels_HW3[rows])
         blended = Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY)
         blended.paste(image, mask=Image.fromarray(labels_hW == 0))
@@ -264,35 +260,3 @@ def encode_npy(array: NDArray[np.generic]) -> bytes:
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     np.save(stream, np.ascontiguousarray(little), allow_pickle=False)
     return stream.getvalue()
-
-
-def class_color(label: int) -> str:
-    """Colour of a class as `#rrggbb`; colours repeat after 255 classes."""
-    colour = palette()[(label - 1) % MAX_PALETTE_CLASSES + 1]
-    return "#" + bytes(colour).hex()
-
-
-@cache
-def palette() -> NDArray[np.uint8]:
-    """RGB colours [256, 3]: black for background, then each as far as possible from the others.
-
-    The colour of a class depends on its number only, so that masks of one request match.
-    """
-    levels = np.linspace(0, 255, 11).round().astype(np.uint8)
-    grid_C3 = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab_C3 = to_oklab(grid_C3)
-    # Black is the background, and white is reserved for paper.
-    nearest_C = np.minimum(_distance(lab_C3, lab_C3[0]), _distance(lab_C3, lab_C3[-1]))
-    too_dark_or_pale_C = (lab_C3[:, 0] < DARKEST) | (lab_C3[:, 0] > PALEST)
-    nearest_C[too_dark_or_pale_C] = -1
-    colours = [grid_C3[0]]
-    for _ in range(MAX_PALETTE_CLASSES):
-        chosen = int(nearest_C.argmax())
-        colours.append(grid_C3[chosen])
-        nearest_C = np.minimum(nearest_C, _distance(lab_C3, lab_C3[chosen]))
-    return np.array(colours, dtype=np.uint8)
-
-
-def _distance(lab_C3: NDArray[np.float64], lab_3: NDArray[np.float64]) -> NDArray[np.float64]:
-    distance_C: NDArray[np.float64] = np.linalg.norm(lab_C3 - lab_3, axis=1)
-    return distance_C

@@ -6,77 +6,24 @@ bilinearly, as the cosines are. A score is its mean over the pixels of a class o
 
 An instance is a set of pixels of one class that are connected by edges, not by corners.
 
-SciPy's labelling takes a pass over the image for each class and 110 MB on disk; runs serve all
-classes at once, and scores and run lengths need them anyway.
+Runs serve all classes at once; SciPy's labelling takes a pass over the image for each.
 
 Shape legend: H W pixels, K classes, h w patch grid, R runs, E pairs of runs that touch.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.segmentation import bilinear_matrix, pixel_centres
-from model.winner_map import Labels
 from service.messages import FloatArray, Instance
-from service.outputs.contours import by_columns, runs_of_one
+from service.outputs.run_lengths import Runs
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-# Pixels whose runs are found at once.
-BAND_PIXELS: Final = 1024 * 1024
 # Values of runs at patch rows that are in memory at once.
 BAND_VALUES: Final = 512 * 1024
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Runs:
-    """Pixels of one label that follow each other within a column, by column, then from the top.
-
-    Attributes:
-        label_R: Label, from 1.
-        x_R: Column.
-        top_R: First row.
-        stop_R: Row after the last one.
-    """
-
-    label_R: Ints
-    x_R: Ints
-    top_R: Ints
-    stop_R: Ints
-
-    @classmethod
-    def of(cls, labels_HW: Labels) -> "Runs":
-        """Find the runs of all labels except 0, in bands, so that a large map takes few bytes."""
-        height, width = labels_HW.shape
-        num_columns = max(1, BAND_PIXELS // height)
-        columns = [
-            np.stack(_runs(labels_HW[:, left : left + num_columns], left))
-            for left in range(0, width, num_columns)
-        ]
-        return cls(*np.concatenate(columns, axis=1))
-
-    @property
-    def num_pixels(self) -> Ints:
-        """Number of pixels of each run, [R]."""
-        return self.stop_R - self.top_R
-
-
-def _runs(labels_HW: Labels, left: int) -> tuple[Ints, Ints, Ints, Ints]:
-    height = len(labels_HW)
-    flat = by_columns(labels_HW)
-    is_start = np.empty(flat.size, np.bool_)
-    np.not_equal(flat[1:], flat[:-1], out=is_start[1:])
-    is_start[::height] = True
-    start_R = np.flatnonzero(is_start)
-    stop_R = np.append(start_R[1:], flat.size)
-    label_R = flat[start_R].astype(np.int64)
-    is_class = label_R > 0
-    start_R, stop_R = start_R[is_class], stop_R[is_class]
-    x_R, top_R = np.divmod(start_R, height)
-    return label_R[is_class], x_R + left, top_R, stop_R - x_R * height
 
 
 def score_pixels(runs: Runs, probability_Khw: FloatArray, size_hw: tuple[int, int]) -> Floats:
@@ -145,12 +92,10 @@ def find_instances(
     sums = np.bincount(instance_R, sum_R)
     order_R = np.argsort(instance_R, kind="stable")
     bounds = np.cumsum([0, *np.bincount(instance_R)]).tolist()
-    height = size_hw[0]
     found = []
-    for index in np.flatnonzero(areas >= min_area_share * height * size_hw[1]).tolist():
+    for index in np.flatnonzero(areas >= min_area_share * size_hw[0] * size_hw[1]).tolist():
         own_R = order_R[bounds[index] : bounds[index + 1]]
-        first_R = runs.x_R[own_R] * height
-        one = runs_of_one(first_R + runs.top_R[own_R], first_R + runs.stop_R[own_R], size_hw)
+        one = runs.outline(own_R, size_hw)
         found.append(
             Instance(
                 label=int(runs.label_R[own_R[0]]),

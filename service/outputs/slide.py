@@ -84,14 +84,14 @@ def segment_windows(
     for top in range(0, height, num_rows):
         band = slice(top, top + num_rows)
         used = np.flatnonzero(rows[band].sum(axis=0))
-        needed = slice(int(used[0]), int(used[-1]) + 1)
-        mean_KRS = _mean_over_windows(cosines, geometry, needed, as_probabilities=True)
-        value_KHW = rows[band, needed] @ _widen(mean_KRS, width)
-        winner_HW = value_KHW.argmax(axis=0)
+        weights = rows[band, used[0] : used[-1] + 1]
+        pixels_yx = np.arange(used[0], used[-1] + 1), np.arange(geometry.scaled_hw[1])
+        mean_KRS = _mean_over_windows(cosines, geometry, pixels_yx, as_probabilities=True)
+        winner_HW = (weights @ _widen(mean_KRS, width)).argmax(axis=0)
         labels_HW = np.where(winner_HW < num_classes, winner_HW + 1, 0)
         if needs_scores:
-            mean_KRS = _mean_over_windows(cosines, geometry, needed, as_probabilities=False)
-            value_KHW = rows[band, needed] @ _widen(mean_KRS, width)
+            mean_KRS = _mean_over_windows(cosines, geometry, pixels_yx, as_probabilities=False)
+            value_KHW = weights @ _widen(mean_KRS, width)
             score_HW = np.take_along_axis(value_KHW, winner_HW[None], axis=0)[0]
             if background.threshold is not None:
                 labels_HW[score_HW < np.float32(background.threshold)] = 0
@@ -112,51 +112,42 @@ def segment_windows(
 
 def _mean_at_patches(cosines: Sequence[FloatArray], geometry: Geometry) -> FloatArray:
     """Mean cosines over windows at every patch of the whole image, [K, h, w]."""
-    assert geometry.windows is not None
-    side = geometry.windows.side
-    grid_hw = geometry.whole_grid_hw
-    down, across = (bilinear_matrix(n, side) for n in geometry.grid_hw)
     # The pixel at the centre of each patch.
     y_h, x_w = (
         pixel_centres(length, count).round().astype(np.intp)
-        for length, count in zip(geometry.scaled_hw, grid_hw, strict=True)
+        for length, count in zip(geometry.scaled_hw, geometry.whole_grid_hw, strict=True)
     )
-    sum_Khw = np.zeros((len(cosines[0]), *grid_hw), np.float32)
-    hits_hw = np.zeros(grid_hw, np.float32)
-    corners = geometry.windows.corners(geometry.scaled_hw)
-    for cosine_Khw, (top, left) in zip(cosines, corners, strict=True):
-        rows = slice(*np.searchsorted(y_h, (top, top + side)))
-        columns = slice(*np.searchsorted(x_w, (left, left + side)))
-        value_Khw = down[y_h[rows] - top] @ cosine_Khw @ across[x_w[columns] - left].T
-        sum_Khw[:, rows, columns] += value_Khw
-        hits_hw[rows, columns] += 1
-    sum_Khw /= hits_hw
-    return sum_Khw
+    return _mean_over_windows(cosines, geometry, (y_h, x_w), as_probabilities=False)
 
 
 def _mean_over_windows(
-    cosines: Sequence[FloatArray], geometry: Geometry, rows: slice, *, as_probabilities: bool
+    cosines: Sequence[FloatArray],
+    geometry: Geometry,
+    pixels_yx: tuple[NDArray[np.intp], NDArray[np.intp]],
+    *,
+    as_probabilities: bool,
 ) -> FloatArray:
-    """Mean cosines, or probabilities, over windows for some rows of the scaled image, [K, R, S]."""
+    """Mean cosines, or probabilities, over windows at some rows and columns, [K, R, S].
+
+    The rows and columns are of the scaled image, in ascending order.
+    """
     assert geometry.windows is not None
-    side, width = geometry.windows.side, geometry.scaled_hw[1]
-    down = bilinear_matrix(geometry.grid_hw[0], side)
-    across = bilinear_matrix(geometry.grid_hw[1], side)
-    num_rows = rows.stop - rows.start
-    sum_KRS = np.zeros((len(cosines[0]), num_rows, width), np.float32)
-    hits_RS = np.zeros((num_rows, width), np.float32)
+    side, (y_R, x_S) = geometry.windows.side, pixels_yx
+    down, across = (bilinear_matrix(count, side) for count in geometry.grid_hw)
+    sum_KRS = np.zeros((len(cosines[0]), len(y_R), len(x_S)), np.float32)
+    hits_RS = np.zeros((len(y_R), len(x_S)), np.float32)
     corners = geometry.windows.corners(geometry.scaled_hw)
     for cosine_Khw, (top, left) in zip(cosines, corners, strict=True):
-        first, last = max(rows.start, top), min(rows.stop, top + side)
-        if first >= last:
+        rows = slice(*np.searchsorted(y_R, (top, top + side)))
+        if rows.start == rows.stop:
             continue
-        value_KRS = down[first - top : last - top] @ cosine_Khw @ across.T
+        columns = slice(*np.searchsorted(x_S, (left, left + side)))
+        value_KRS = down[y_R[rows] - top] @ cosine_Khw @ across[x_S[columns] - left].T
         if as_probabilities:
             np.exp(value_KRS, out=value_KRS)  # exp of a cosine cannot overflow
             value_KRS /= value_KRS.sum(axis=0)
-        part = np.s_[first - rows.start : last - rows.start, left : left + side]
-        sum_KRS[:, *part] += value_KRS
-        hits_RS[part] += 1
+        sum_KRS[:, rows, columns] += value_KRS
+        hits_RS[rows, columns] += 1
     sum_KRS /= hits_RS
     return sum_KRS
 

@@ -36,22 +36,16 @@ from service.messages import (
     SegmentImagesResponse,
     VisualizeFeaturesResponse,
 )
-from service.outputs.contours import (
-    Polygon,
-    class_polygons,
-    class_runs,
-    compress_counts,
-    simplify,
-)
+from service.outputs.colours import MAX_PALETTE_CLASSES, class_color
 from service.outputs.features import encode_view_png
 from service.outputs.maps import encode_depth_png, encode_millimetres_png, encode_normals_png
 from service.outputs.masks import (
-    MAX_PALETTE_CLASSES,
-    class_color,
     encode_labels_png,
     encode_mask_png,
     encode_overlay_png,
 )
+from service.outputs.polygons import Polygon, class_polygons, simplify
+from service.outputs.run_lengths import class_runs, compress_counts
 from service.rest.errors import error_detail
 from service.rest.requests import (
     COCO_FORMATS,

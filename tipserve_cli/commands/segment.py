@@ -14,9 +14,9 @@ from model.preprocess import Fit
 from model.winner_map import Labels, count_labels
 from service.images import image_errors
 from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
+from service.outputs.colours import class_color
 from service.outputs.masks import (
     MAX_PALETTE_CLASSES,
-    class_color,
     encode_labels_png,
     encode_mask_png,
     encode_npy,

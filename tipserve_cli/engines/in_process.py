@@ -30,7 +30,7 @@ from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
-from service.outputs.contours import compress_counts
+from service.outputs.run_lengths import compress_counts
 from service.request_gate import RequestGate
 from service.settings import Settings
 from tipserve_cli.engines.engine import (

@@ -14,7 +14,7 @@ from PIL import Image
 from model.files import atomic_write
 from model.image_codec import ImageLimits, decode_image
 from model.manifest import ScoreEntry
-from service.outputs.masks import palette
+from service.outputs.colours import PALETTE
 from tipserve_cli.engines.engine import ModelSummary
 from tipserve_cli.evaluation.report import MODEL, class_scores, confused_classes, digits
 from tipserve_cli.evaluation.tasks import Result, ShownMask
@@ -104,7 +104,7 @@ def _cell(text: str) -> str:
 def _figure(shown: ShownMask, names: Sequence[str]) -> str:
     """The image, the true mask and the predicted one, with a legend of the largest classes."""
     pixels = decode_image(shown.image.read(), LIMITS)
-    colours = palette()
+    colours = PALETTE
     masks = [_colours_of(mask_HW, colours) for mask_HW in (shown.truth_HW, shown.called_HW)]
     images = "".join(
         f'<img alt="{alt}" src="data:image/png;base64,{_png(one, is_mask=alt != "image")}">'

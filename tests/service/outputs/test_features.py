@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 
 from model.segmentation import upsample_bilinear
 from service.messages import VisualizeFeaturesRequest
+from service.outputs.colours import COLOUR_SCALE, PALETTE
 from service.outputs.features import (
     MAX_ITERATIONS,
     encode_view_png,
@@ -21,8 +22,6 @@ from service.outputs.features import (
     move_centres,
     squared_distances,
 )
-from service.outputs.maps import colour_table
-from service.outputs.masks import palette
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (4, 3)], ids=["tall", "wide", "small"])
@@ -140,8 +139,8 @@ def test_pngs_show_colours_components_and_numbered_groups() -> None:
     drawn = opened(colours_HW3, "colors")
     np.testing.assert_array_equal(np.asarray(drawn), np.rint(colours_HW3 * 255))
     line = opened(np.array([[0, 0.5, 1]], "f4"), "component").convert("RGB")
-    np.testing.assert_array_equal(np.asarray(line)[0][[0, 2]], colour_table()[[255, 0]])
+    np.testing.assert_array_equal(np.asarray(line)[0][[0, 2]], COLOUR_SCALE[[255, 0]])
     labels_HW = np.array([[1, 2], [20, 1]], np.uint16)
     groups = opened(labels_HW, "groups")
     np.testing.assert_array_equal(np.asarray(groups), labels_HW)
-    np.testing.assert_array_equal(np.asarray(groups.convert("RGB")), palette()[labels_HW])
+    np.testing.assert_array_equal(np.asarray(groups.convert("RGB")), PALETTE[labels_HW])

@@ -1,4 +1,4 @@
-"""Depth and normal maps as PNG, and their colour map."""
+"""Depth and normal maps as PNG."""
 
 import io
 
@@ -7,21 +7,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.outputs.colours import COLOUR_SCALE
 from service.outputs.maps import (
-    colour_table,
     encode_depth_png,
     encode_millimetres_png,
     encode_normals_png,
 )
-from service.outputs.png import to_oklab
-
-
-def test_the_colour_table_darkens_in_even_steps() -> None:
-    lab = to_oklab(colour_table())
-    falls, steps = -np.diff(lab[:, 0]), np.linalg.norm(np.diff(lab, axis=0), axis=1)
-    assert falls.min() > -1e-4
-    assert falls.max() < 3 * falls.mean()
-    assert 0 < steps.min() < steps.max() < 3 * steps.mean()
 
 
 def opened(png: bytes) -> Image.Image:
@@ -43,12 +34,11 @@ def test_millimetres_are_exact_and_clipped_to_the_range(size_hw: tuple[int, int]
 def test_depth_colours_go_from_the_nearest_to_the_farthest_point() -> None:
     depth_HW = np.array([[2.0, 3.0, 4.0]], np.float32)
     drawn = np.asarray(opened(encode_depth_png(depth_HW)).convert("RGB"))[0]
-    table = colour_table()
-    np.testing.assert_array_equal(drawn[[0, 2]], table[[0, 255]])
-    assert any((drawn[1] == table[index]).all() for index in (127, 128))
+    np.testing.assert_array_equal(drawn[[0, 2]], COLOUR_SCALE[[0, 255]])
+    assert any((drawn[1] == COLOUR_SCALE[index]).all() for index in (127, 128))
     for value in (0.001, 7.0):
         flat = opened(encode_depth_png(np.full((4, 5), value, np.float32))).convert("RGB")
-        assert (np.asarray(flat) == table[0]).all()
+        assert (np.asarray(flat) == COLOUR_SCALE[0]).all()
 
 
 def test_normals_map_to_rgb() -> None:

@@ -13,15 +13,14 @@ from PIL import Image
 from service.grpc.generated import segment_pb2
 from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
 from service.outputs import masks
+from service.outputs.colours import PALETTE, class_color
 from service.outputs.masks import (
-    class_color,
     class_embeddings,
     encode_labels_png,
     encode_mask_png,
     encode_npy,
     encode_overlay_png,
     image_outputs,
-    palette,
     segment_image,
     text_embedding,
 )
@@ -65,7 +64,7 @@ def test_an_overlay_blends_class_colours_for_8_and_16_bit_labels() -> None:
     large, same = (np.full((20, 30), label, np.uint16) for label in (300, 45))
     assert encode_overlay_png(large, pixels_HW3) == encode_overlay_png(same, pixels_HW3)
     drawn_HW3 = np.asarray(Image.open(io.BytesIO(drawn))).astype(float)
-    colours = np.asarray(palette()).astype(float)[labels_HW]
+    colours = PALETTE.astype(float)[labels_HW]
     mixed = np.where(labels_HW[..., None] == 0, pixels_HW3, 0.45 * pixels_HW3 + 0.55 * colours)
     assert np.abs(drawn_HW3 - mixed).max() <= 1
 
@@ -78,7 +77,7 @@ def test_labels_above_255_and_overlays_of_another_size_are_refused() -> None:
 
 
 def test_colours_are_distinct_and_the_first_far_apart() -> None:
-    colours = palette().astype(int)
+    colours = PALETTE.astype(int)
     assert len({tuple(c) for c in colours.tolist()}) == 256
     assert colours[0].tolist() == [0, 0, 0]
     differences = np.abs(colours[:13, None] - colours[None, :13]).sum(axis=-1)

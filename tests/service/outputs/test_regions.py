@@ -6,15 +6,14 @@ from pycocotools import mask as coco
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from model.segmentation import segment, upsample_bilinear
-from service.outputs import regions
-from service.outputs.contours import compress_counts
+from service.outputs import regions, run_lengths
 from service.outputs.regions import (
-    Runs,
     class_probabilities,
     class_scores,
     find_instances,
     score_pixels,
 )
+from service.outputs.run_lengths import Runs, compress_counts
 
 NUM_CLASSES = 4
 # pycocotools' own code is older than NumPy 2.
@@ -29,7 +28,7 @@ def test_scores_and_instances_equal_whole_arrays(
     threshold: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(regions, "BAND_PIXELS", 600)
+    monkeypatch.setattr(run_lengths, "BAND_PIXELS", 600)
     monkeypatch.setattr(regions, "BAND_VALUES", 100)
     random = np.random.default_rng(3)
     features_ND = random.standard_normal((grid_hw[0] * grid_hw[1], 6)).astype(np.float32)

@@ -34,7 +34,8 @@ from service.messages import (
     VectorType,
     VisualizeFeaturesResponse,
 )
-from service.outputs.regions import Runs, find_instances
+from service.outputs.regions import find_instances
+from service.outputs.run_lengths import Runs
 from service.outputs.vectors import pack, pack_all
 from service.rest.requests import (
     ClassifyImagesBody,

@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from service.outputs import contours
-from service.outputs.contours import (
-    class_polygons,
-    class_runs,
-    compress_counts,
-    read_counts,
-    simplify,
-)
+from service.outputs import polygons, run_lengths
+from service.outputs.polygons import class_polygons, simplify
+from service.outputs.run_lengths import class_runs, compress_counts, read_counts
 
 Labels = NDArray[np.unsignedinteger]
 # pycocotools' own code is older than NumPy 2.
@@ -29,14 +24,14 @@ def check_polygons(labels_HW: Labels, num_classes: int) -> list[list[list[int]]]
     """Filled by pycocotools, the polygons of each class give its mask, and do not overlap."""
     found = class_polygons(labels_HW, num_classes)
     assert len(found) == num_classes
-    for label, polygons in enumerate(found, start=1):
+    for label, own in enumerate(found, start=1):
         filled_HW = np.zeros(labels_HW.shape, np.uint8)
-        if polygons:
-            corners = [[float(v) for v in polygon] for polygon in polygons]
+        if own:
+            corners = [[float(v) for v in polygon] for polygon in own]
             filled_HW = coco.decode(coco.merge(coco.frPyObjects(corners, *labels_HW.shape)))
         np.testing.assert_array_equal(filled_HW, labels_HW == label)
-        assert all(len(polygon) >= 8 and len(polygon) % 2 == 0 for polygon in polygons)
-        assert sum(map(area, polygons)) == (labels_HW == label).sum()
+        assert all(len(polygon) >= 8 and len(polygon) % 2 == 0 for polygon in own)
+        assert sum(map(area, own)) == (labels_HW == label).sum()
     return found
 
 
@@ -119,8 +114,8 @@ def test_long_runs_are_encoded_as_pycocotools_does(size_hw: tuple[int, int]) -> 
 def test_simplified_outlines_are_within_the_tolerance(tolerance: float) -> None:
     y, x = np.mgrid[:300, :400] / 50
     labels_HW = (3 + np.floor(2 * np.sin(x * y) + np.cos(2 * x))).clip(0, 5).astype(np.uint8)
-    for polygons in class_polygons(labels_HW, 5):
-        for polygon in polygons:
+    for own in class_polygons(labels_HW, 5):
+        for polygon in own:
             few = simplify(polygon, tolerance)
             corner_P2 = np.array(few, float).reshape(-1, 2)
             assert len(corner_P2) >= 3
@@ -141,7 +136,8 @@ def test_an_outline_never_becomes_a_line() -> None:
 
 @pytest.mark.parametrize("num_pixels", [1, 20, 70])
 def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch, num_pixels: int) -> None:
-    monkeypatch.setattr(contours, "BAND_PIXELS", num_pixels)
+    for module in (polygons, run_lengths):
+        monkeypatch.setattr(module, "BAND_PIXELS", num_pixels)
     labels_HW = np.random.default_rng(0).integers(0, 4, (9, 11)).astype(np.uint16)
     check_polygons(labels_HW, 3)
     check_runs(labels_HW, 3)

@@ -1,0 +1,57 @@
+"""Colours of classes, and of one value from 0 to 1.
+
+Both are tables of RGB, computed in OKLab at commit 220329c0 by `service/outputs/masks.py`
+and `maps.py`.
+"""
+
+from base64 import b64decode
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_PALETTE_CLASSES: Final = 255
+# Black for background, then each colour as far as possible from the others, from dark to pale. The
+# colour of a class depends on its number only, so that masks of one request match.
+CLASSES: Final = (
+    "AAAAZgD/AJkA/wBMM7L/Zv8AZkxm/wD//7IA/5nMsoBMsgCZAP/msgAAsoD/AICyM8yAGmYzsgD/sszMsmaZM0yy"
+    "suaA/0yyGmb//4BMTJmAgGYAmZmyAAD/gEzMsrJm/8z/srL/zEwA/+YAzBpmzEzM/7KZZoDmM8zMmcwAgACy/4D/"
+    "5maAmUxMAGaAgJkz5uayAP+ZAMwAZmaZmRpmTIAzzJmAzOb/Zub/gICA5gCZ/0wAzIDMTJnMTGbMgLKZM7JMGuay"
+    "mUyZTOZMAICAmYDMgJn/mWbmsgDMsv9mALKygEz/ZmZm5pkasmZmmcyZzEz/gEwa/wDM5rL/TMz//4CZ5mbmzLLM"
+    "5gAA/8yAmebMgIBMZhrMAEzmzMwzmbIaAJn/spkamf+y/8zMZkyZgLLMZoCysuYAmZmAzJn/smYAgDOAzMz/zExm"
+    "/wCAAGayzICZzMyAmTOyAIDmzEyZsgBMzBqyTLKAzLIAsrKZsjOAgP//zBrmgBrm/8wAmcz/zAAz5rJmmTMA/+aA"
+    "AIAAzJmyTADm5kxM/7LMskyysmbMmWZMgLL/Zmb/mYAA5oAa5jPmTGZMmTPmskzmM5lMmWaysoCATEzmmWaAgEyA"
+    "/2Zm/5mAmcxm/0yAgGbMzGZMZuaA5oCyskwz5oCA5may5mYasoCysmb//4DM/5lMAJmy5pnmmTNM/0zmspnmzIBm"
+    "5jNmMzP/TGYAAObmmYCZZsxMgJlmTDPMmQCZTIBmgLJm5syyTGaA/5n/5oDmgMzMTICZmQDMgID/5pmZ/wAAZjOy"
+    "skxmspmZZsyZ5kyZgDOy5rKygJnMmYBm5kzMzJlMALIA/2bMZpmZ5szmmTOAmUwamQD/sjNMZjPmzGYAsubmAP9m"
+    "/2b/zIAATIDMgExMzOZMZrIA5gD/zGaAZpnmzGaysjMATLLMAIBMzGbmzOaZsplm5plmgP+A/2aZzLKAzACA5kwA"
+    "M2Zm5gDMmUzMZmYzgOaymbKymf8z5ubmADPmTID/M2aZZkzM5kz/mWYa"
+)
+# From pale yellow for 0 to dark violet for 1; equal steps look equally large.
+SCALE: Final = (
+    "/fcg/fUa/vQS//IG//EI/+8e/+4p/+ww/+o2/+k5/+c9/+Y//+RB/+NC/+JD/+BE/99E/91F/9xF/9pF/9lE/9dE"
+    "/9ZE/9VD/9ND/9JC/9BB/89A/80//8w//8o+/8k9/8g7/8Y6/8U5/8M4/8I3/8A1/780/70z/7wx/7ow/7ku/7ct"
+    "/7Yr/7Qq/7Mo/7Em/7Al/64j/60h/6sf/6kd/6gb/6YZ/6UW/6MU/6ER/6AO/54L/50H/5sD/5kA/5gA/5YA/pUA"
+    "/pMA/pIA/pAA/Y4A/Y0A/YsA/YoA/YgA/IYA/IUA/IMA/IEA/IAA/H4A+3wA+3oA+3kA+3cA+3UA+3MA+nEA+m8A"
+    "+m0A+msA+mkA+mcA+mUC+WQI+GIN+GES918W9l4Z9Vwc9Fsf9Fkh81gj8lYm8VUo8FQq71Is71Et7k8v7U4x7Ewy"
+    "60s06ko26Ug36Ec450Y65kQ75UM95EE+40A/4j9A4T1C4DxD3ztE3jlF3DhG2zdH2jVI2TRJ2DNK1zFL1jBM1S9N"
+    "0y1O0ixP0StQ0ClRzyhSzSdTzCVUyyRVyiNVyCFWxyBXxh5YxR1ZwxxawhpawRlbvxdcvhZdvRRduxNeuhFfuRBf"
+    "tw5gtgxhtAphswhisgZjsARjrwNkrgFlrABlqgBmqQBmpwBnpQBnpABoogBooABpnwBpnQBpmwBqmgBqmABrlwBr"
+    "lQBrkwBrkgBskABsjgBsjQBtiwBtiQBtiABthgBthQBtgwBugQBugABufgBufABuewBueQBueABudgBudABucwBu"
+    "cQBucABubgBubABuawBuaQBuaABtZgBtZABtYwBtYQBtYABsXgBsXQBsWwBsWQBrWABrVgBrVQBqUwBqUgBpUABp"
+    "TwBoTQBoTABoSgBnSQBnRwBmRgBlRABlQwBkQQBkQABjPwBiPQBiPABhOgBgOQBgNwBfNgBeNQBeMwBdMgBcMQBb"
+    "LwBaLgBZLQBZKwBYKgBXKQBWJwBVJgBUJQBTJABSIgBRIQBQIABPHwBO"
+)
+
+
+def _table(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(b64decode(text), np.uint8).reshape(-1, 3)
+
+
+PALETTE: Final = _table(CLASSES)
+COLOUR_SCALE: Final = _table(SCALE)
+
+
+def class_color(label: int) -> str:
+    """Colour of a class as `#rrggbb`; colours repeat after 255 classes."""
+    return "#" + bytes(PALETTE[(label - 1) % MAX_PALETTE_CLASSES + 1]).hex()

@@ -22,10 +22,9 @@ class Query:
     place: str
     expression: str
 
-    def filled(self, rate_interval: str = BUILT_IN["__rate_interval"]) -> str:
+    def filled(self) -> str:
         """Fill in the variables as Grafana does with all values selected."""
-        values = {**BUILT_IN, "__rate_interval": rate_interval}
-        return VARIABLE.sub(lambda m: values.get(m[1] or m[2], ".*"), self.expression)
+        return VARIABLE.sub(lambda m: BUILT_IN.get(m[1] or m[2], ".*"), self.expression)
 
 
 def panels() -> Iterator[dict[str, Any]]:

@@ -6,13 +6,11 @@ The only reader of cgroup files, of both versions. Knows nothing of models.
 import asyncio
 import ctypes
 import gc
-import logging
 import math
 import os
 import resource
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -20,8 +18,6 @@ from typing import Final
 
 from model.runtime.machine import trim
 from model.runtime.tensorrt.cuda import free_gpu_memory
-
-logger = logging.getLogger(__name__)
 
 CGROUP: Final = Path("/sys/fs/cgroup")
 PROC: Final = Path("/proc")
@@ -151,16 +147,8 @@ def collect_and_trim() -> None:
     several models' worth of free pages. Takes tens of milliseconds with the GIL held, so call it
     rarely.
     """
-    began = time.monotonic()
-    num_objects = gc.collect()
-    collected = time.monotonic()
+    gc.collect()
     trim()
-    fields = {
-        "objects": num_objects,
-        "collect_s": round(collected - began, 4),
-        "trim_s": round(time.monotonic() - collected, 4),
-    }
-    logger.debug("memory returned to the system", extra={"fields": fields})
 
 
 @asynccontextmanager

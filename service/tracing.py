@@ -7,7 +7,6 @@ that is linked to every request in it; the `run` spans of these requests are lin
 A span never holds an image's name, a text, a query or an exception's message.
 """
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
@@ -34,8 +33,8 @@ NO_TRACER: Final = NoOpTracer()
 PROPAGATOR: Final = TraceContextTextMapPropagator()
 # Without a parent here the API would look for one in the context variables of this thread.
 NO_PARENT: Final = Context()
-
-logger = logging.getLogger(__name__)
+# Added to monotonic time. Read once, so that no child starts before its parent.
+OFFSET_NS: Final = time.time_ns() - time.monotonic_ns()
 
 
 class Outcome(NamedTuple):
@@ -66,23 +65,19 @@ class BatchTrace:
         error: Class name of the exception that ended it.
     """
 
-    def __init__(self, span: Span, started: float, offset_ns: int = 0) -> None:
+    def __init__(self, span: Span, started: float) -> None:
         self.span = span
         self.started = started
         self.ended: float | None = None
         self.error: str | None = None
-        self._offset_ns = offset_ns
 
     def end(self, ended: float, error: str | None = None) -> None:
         """End the batch at this monotonic time; `error` is the class name of an exception."""
         if self is NO_BATCH:
             return
         self.ended, self.error = ended, error
-        try:
-            _set_error(self.span, error)
-            self.span.end(_epoch_ns(ended, self._offset_ns))
-        except Exception:
-            logger.exception("a batch's trace was lost")  # the answers are not
+        _set_error(self.span, error)
+        self.span.end(_epoch_ns(ended))
 
 
 class RequestTrace:
@@ -100,7 +95,6 @@ class RequestTrace:
         tracer: Tracer = NO_TRACER,
         transport: Transport,
         started: float,
-        offset_ns: int = 0,
     ) -> None:
         context = span.get_span_context()
         self.span = span
@@ -108,8 +102,6 @@ class RequestTrace:
         self.trace_id = f"{context.trace_id:032x}" if context.is_valid else ""
         self.is_recording = span.is_recording()
         self.tracer = tracer
-        # Added to monotonic time. Read once, so that no child starts before its parent.
-        self.offset_ns = offset_ns
         self._transport = transport
         self._started = started
         self._stages: dict[str, tuple[float, float]] = {}
@@ -149,15 +141,15 @@ class RequestTrace:
                 name,
                 parent,
                 links=links if name == "run" else (),
-                start_time=_epoch_ns(first, self.offset_ns),
+                start_time=_epoch_ns(first),
             )
             _set_error(child, error if name == "run" else None)
-            child.end(_epoch_ns(last, self.offset_ns))
+            child.end(_epoch_ns(last))
         name, attributes = _name_and_attributes(self._transport, outcome)
         self.span.update_name(name)
         self.span.set_attributes(attributes)
         _set_error(self.span, (outcome.error or str(outcome.code)) if outcome.is_fault else None)
-        self.span.end(_epoch_ns(ended, self.offset_ns))
+        self.span.end(_epoch_ns(ended))
 
     def _add_queue_and_run(self, ended: float) -> None:
         """Stage `queue` lasts until the last batch starts; `run` covers all batches."""
@@ -202,36 +194,25 @@ def begin_request(
     if tracer is NO_TRACER or (context.is_valid and not context.trace_flags.sampled):
         # The sampler keeps the caller's decision. A span of the SDK took some 45 us more.
         return RequestTrace(caller, transport=transport, started=started)
-    offset_ns = time.time_ns() - time.monotonic_ns()
-    span = tracer.start_span(
-        method, parent, SpanKind.SERVER, start_time=_epoch_ns(started, offset_ns)
-    )
-    return RequestTrace(
-        span, tracer=tracer, transport=transport, started=started, offset_ns=offset_ns
-    )
+    span = tracer.start_span(method, parent, SpanKind.SERVER, start_time=_epoch_ns(started))
+    return RequestTrace(span, tracer=tracer, transport=transport, started=started)
 
 
 def begin_batch(
     traces: Iterable[RequestTrace], attributes: Mapping[str, int | str], now: float
 ) -> BatchTrace:
     """Start the trace of a batch, linked to each request that is sampled, if there is one."""
-    recording = [trace for trace in traces if trace.is_recording]
-    if not recording:
+    requests = list(dict.fromkeys(trace for trace in traces if trace.is_recording))
+    if not requests:
         return NO_BATCH
-    requests = list(dict.fromkeys(recording))
-    try:
-        first = requests[0]
-        span = first.tracer.start_span(
-            BATCH_SPAN,
-            NO_PARENT,
-            links=[Link(request.span.get_span_context()) for request in requests],
-            attributes={f"tipserve.batch.{name}": value for name, value in attributes.items()},
-            start_time=_epoch_ns(now, first.offset_ns),
-        )
-    except Exception:
-        logger.exception("a batch's trace was lost")  # the batch is not
-        return NO_BATCH
-    batch = BatchTrace(span, now, first.offset_ns)
+    span = requests[0].tracer.start_span(
+        BATCH_SPAN,
+        NO_PARENT,
+        links=[Link(request.span.get_span_context()) for request in requests],
+        attributes={f"tipserve.batch.{name}": value for name, value in attributes.items()},
+        start_time=_epoch_ns(now),
+    )
+    batch = BatchTrace(span, now)
     for request in requests:
         request.ran_in(batch)
     return batch
@@ -270,5 +251,5 @@ def _set_error(span: Span, error: str | None) -> None:
         span.set_attribute("error.type", error)
 
 
-def _epoch_ns(monotonic_s: float, offset_ns: int) -> int:
-    return int(monotonic_s * 1_000_000_000) + offset_ns
+def _epoch_ns(monotonic_s: float) -> int:
+    return int(monotonic_s * 1_000_000_000) + OFFSET_NS

@@ -1,6 +1,5 @@
 """What both transports do around every request: start its call; count, trace and log its end."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,17 +11,14 @@ from service.monitoring.log import AccessLog, LogQueue
 from service.monitoring.metrics import Metrics, find_nvml
 from service.settings import Settings
 from service.tracing import (
-    NO_TRACE,
     NO_TRACER,
     Outcome,
-    RequestTrace,
     Transport,
     begin_request,
 )
 
 # The headers or metadata that `Telemetry.begin` reads, in lower case.
 CARRIED = frozenset({"x-request-id", "traceparent", "tracestate"})
-logger = logging.getLogger(__name__)
 
 
 def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) -> "Telemetry":
@@ -104,7 +100,7 @@ class Telemetry:
             deadline=started + timeout_s,
             host=host,
             flow=flow_of(transport, host),
-            trace=self._begin_trace(transport, method, carried, started),
+            trace=begin_request(self._tracer, transport, method, carried, started=started),
         )
         current_call.set(call)
         return call
@@ -132,18 +128,6 @@ class Telemetry:
         if is_quiet:
             return
         outcome = Outcome(method, code, call.error, is_fault, seconds)
-        try:
-            call.trace.end(outcome)
-        except Exception:
-            logger.exception("a trace was lost")  # the request is not
+        call.trace.end(outcome)
         if self._access_log is not None:
             self._access_log.write(call, outcome)
-
-    def _begin_trace(
-        self, transport: Transport, method: str, carried: Mapping[str, str], started: float
-    ) -> RequestTrace:
-        try:
-            return begin_request(self._tracer, transport, method, carried, started=started)
-        except Exception:
-            logger.exception("a trace was lost")  # the request is not
-            return NO_TRACE

@@ -72,8 +72,8 @@ class CallerLimits:
         self._clock = clock
         self._lock = threading.Lock()
         self._running: Counter[str] = Counter()
-        # By name: requests that may still start, and when that was so.
-        self._left: dict[str, tuple[float, float]] = {}
+        # By name: when all requests so far would be over if they came evenly, at the rate.
+        self._due: dict[str, float] = {}
 
     def enter(self, caller: Caller) -> Callable[[], None]:
         """Begin a request; call the result at its end.
@@ -83,48 +83,44 @@ class CallerLimits:
         """
         if not caller.name:
             return do_nothing
-        with self._lock:
-            wait_s = self._wait_s(caller)
-            most = math.inf
-            if caller.requests_at_once is not None:
-                most = caller.requests_at_once // self._num_workers
-            is_busy = self._running[caller.name] >= most
-            if not wait_s and not is_busy:
-                self._running[caller.name] += 1
-                if caller.requests_per_s is not None:
-                    left, since = self._left[caller.name]
-                    self._left[caller.name] = (left - 1, since)
-        outcome = "too_fast" if wait_s else "too_many_at_once" if is_busy else "accepted"
-        self._metrics.caller_requests.labels(caller.name, outcome).inc()
-        if outcome == "accepted":
-            return partial(self._leave, caller.name)
-        self._metrics.rejected.labels("caller_limit").inc()
-        if is_busy and not wait_s:
+        try:
+            with self._lock:
+                self._take(caller)
+        except Overloaded as error:
+            outcome = "too_fast" if error.code == "key_rate_exceeded" else "too_many_at_once"
+            self._metrics.caller_requests.labels(caller.name, outcome).inc()
+            self._metrics.rejected.labels("caller_limit").inc()
+            raise
+        self._metrics.caller_requests.labels(caller.name, "accepted").inc()
+        return partial(self._leave, caller.name)
+
+    def _take(self, caller: Caller) -> None:
+        now, due = self._clock(), 0.0
+        if caller.requests_per_s is not None:
+            rate = caller.requests_per_s / self._num_workers
+            due = max(now, self._due.get(caller.name, now))
+            # One second's requests may come at once.
+            wait_s = due - now - (max(1.0, rate) - 1) / rate
+            if wait_s > 0:
+                raise Overloaded(
+                    f"The key may send {caller.requests_per_s:g} requests a second{self._divided}.",
+                    code="key_rate_exceeded",
+                    retry_after_s=wait_s,
+                )
+            due += 1 / rate
+        most = caller.requests_at_once
+        if most is not None and self._running[caller.name] >= most // self._num_workers:
             raise Overloaded(
-                f"The key may have {caller.requests_at_once} requests in progress{self._divided}.",
+                f"The key may have {most} requests in progress{self._divided}.",
                 code="key_busy",
                 retry_after_s=BUSY_RETRY_S,
             )
-        raise Overloaded(
-            f"The key may send {caller.requests_per_s:g} requests a second{self._divided}.",
-            code="key_rate_exceeded",
-            retry_after_s=wait_s,
-        )
+        self._running[caller.name] += 1
+        self._due[caller.name] = due
 
     def _leave(self, name: str) -> None:
         with self._lock:
             self._running[name] -= 1
-
-    def _wait_s(self, caller: Caller) -> float:
-        """Seconds until one more request may start, by the rate alone."""
-        if caller.requests_per_s is None:
-            return 0.0
-        rate = caller.requests_per_s / self._num_workers
-        now, most = self._clock(), max(1.0, rate)
-        left, since = self._left.get(caller.name, (most, now))
-        left = min(most, left + (now - since) * rate)
-        self._left[caller.name] = (left, now)
-        return 0.0 if left >= 1 else (1 - left) / rate
 
 
 class ApiKeys:

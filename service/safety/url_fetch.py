@@ -25,6 +25,10 @@ REFUSED_V4: Final = (
     IPv4Network("168.63.129.16/32"),  # Azure's own services inside every virtual machine
     IPv4Network("192.88.99.0/24"),  # relays from IPv4 to IPv6, withdrawn by RFC 7526
 )
+logger = logging.getLogger(__name__)
+# At DEBUG the library logs the headers of every answer: cookies, and the addresses of redirects
+# with their passwords and signatures.
+logging.getLogger("httpcore2").setLevel(logging.INFO)
 # All addresses assigned to hosts. It excludes loopback, link-local, unique local, IPv4-mapped
 # (::ffff:0:0/96), IPv4-compatible (::/96) and NAT64 addresses (64:ff9b::/96, 64:ff9b:1::/48).
 GLOBAL_V6: Final = IPv6Network("2000::/3")
@@ -147,6 +151,23 @@ def _checked_pattern(text: str) -> str:
 
 
 MAX_ADDRESSES: Final = 16
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS: Final = 3
+MAX_AT_ONCE: Final = 16
+HEADERS: Final = (
+    ("Accept", "image/*"),
+    ("Accept-Encoding", "identity"),
+    ("User-Agent", "tipserve"),
+    ("Connection", "close"),
+)
+HTTP_ERRORS: Final = (
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.TimeoutException,
+    httpcore2.UnsupportedProtocol,
+)
+# Called with the number of bytes received; may raise to end the fetch.
+Hold = Callable[[int], None]
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -205,28 +226,9 @@ class PinnedBackend(AsyncNetworkBackend):
                 failure = error
         raise failure or AssertionError
 
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> AsyncNetworkStream:
-        """Refuse: URLs never name Unix sockets."""
-        raise AddressRefused("Unix sockets are not allowed")
 
-
-REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-MAX_REDIRECTS: Final = 3
-MAX_AT_ONCE: Final = 16
-HTTP_ERRORS: Final = (
-    httpcore2.NetworkError,
-    httpcore2.ProtocolError,
-    httpcore2.TimeoutException,
-    httpcore2.UnsupportedProtocol,
-)
-# Called with the number of bytes received; may raise to end the fetch.
-Hold = Callable[[int], None]
-logger = logging.getLogger(__name__)
-# At DEBUG the library logs the headers of every answer: cookies, and the addresses of redirects
-# with their passwords and signatures.
-logging.getLogger("httpcore2").setLevel(logging.INFO)
+class FetchFailed(Exception):
+    """Why an image was not fetched, for the log only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +237,6 @@ class FetchLimits:
 
     max_bytes: int
     timeout_s: float = 10.0
-
-
-class FetchFailed(Exception):
-    """Why an image was not fetched, for the log only."""
 
 
 class UrlFetcher:
@@ -307,40 +305,23 @@ class UrlFetcher:
     async def _ask(self, target: Target, hold: Hold) -> bytes | str:
         """Send one request on a new connection; returns the image, or the redirect's location."""
         host = target.host if target.port == HTTPS_PORT else f"{target.host}:{target.port}"
-        request = httpcore2.Request(
-            "GET",
-            httpcore2.URL(
-                scheme=b"https",
-                host=target.host.encode(),
-                port=target.port,
-                target=target.path.encode(),
-            ),
-            headers=[
-                ("Host", host),
-                ("Accept", "image/*"),
-                ("Accept-Encoding", "identity"),
-                ("User-Agent", "tipserve"),
-                ("Connection", "close"),
-            ],
-        )
-        async with httpcore2.AsyncConnectionPool(
-            ssl_context=self._context, network_backend=self._backend, max_connections=1
-        ) as connections:
-            response = await connections.handle_async_request(request)
-            try:
-                return await self._read(response, hold)
-            finally:
-                await response.aclose()
+        url = httpcore2.URL(scheme="https", host=target.host, port=target.port, target=target.path)
+        async with (
+            httpcore2.AsyncConnectionPool(
+                ssl_context=self._context, network_backend=self._backend, max_connections=1
+            ) as connections,
+            connections.stream("GET", url, headers=[("Host", host), *HEADERS]) as response,
+        ):
+            headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+            if response.status in REDIRECTS and b"location" in headers:
+                return headers[b"location"]
+            if response.status != 200:
+                raise FetchFailed(f"status {response.status}")
+            if headers.get(b"content-encoding", "identity").strip().lower() != "identity":
+                raise FetchFailed("the body is compressed, which was not requested")
+            return await self._read(response, headers.get(b"content-length", "0"), hold)
 
-    async def _read(self, response: httpcore2.Response, hold: Hold) -> bytes | str:
-        headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-        if response.status in REDIRECTS and b"location" in headers:
-            return headers[b"location"]
-        if response.status != 200:
-            raise FetchFailed(f"status {response.status}")
-        if headers.get(b"content-encoding", "identity").strip().lower() != "identity":
-            raise FetchFailed("the body is compressed, which was not requested")
-        length = headers.get(b"content-length", "0")
+    async def _read(self, response: httpcore2.Response, length: str, hold: Hold) -> bytes:
         if not length.isdigit() or int(length[:18]) > self._limits.max_bytes:
             raise FetchFailed("invalid or too large content-length")
         pieces: list[bytes] = []

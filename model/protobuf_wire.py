@@ -1,7 +1,7 @@
 """The fields of a protobuf message, read from its bytes without a schema.
 
-Serving reads ONNX graphs and SentencePiece models without installing their libraries, and counts
-the values of a request before the real parser allocates them.
+Serving reads ONNX graphs without installing their library, and counts the values of a request
+before the real parser allocates them.
 
 Source: https://protobuf.dev/programming-guides/encoding/
 """

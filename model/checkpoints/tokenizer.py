@@ -1,7 +1,8 @@
-"""Read a checkpoint's tokenizer, also from a SentencePiece model without the SentencePiece library.
+"""Read a checkpoint's tokenizer, also from a SentencePiece model.
 
-A model file is one protobuf message; its schema is `sentencepiece_model.proto` of
-google/sentencepiece. Only the fields that a BPE tokenizer needs are read.
+A model file is one protobuf message. Its schema comes with transformers: that of `sentencepiece`
+needs a newer protobuf than gRPC does, and its reader does not give the compiled normaliser, without
+which ids differ.
 
 Lower-casing follows the checkpoint's own files. A `tokenizer.json` has a normaliser, which is kept;
 transformers' lowers all letters. A `tokenizer.model` has none, and the release's code lowers ASCII
@@ -9,25 +10,25 @@ letters only before it (`tf.strings.lower` in google-deepmind/tips, `pytorch/tex
 """
 
 import string
-import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from google.protobuf.message import DecodeError
 from tokenizers import AddedToken, normalizers
 from transformers import Tipsv2Tokenizer
+from transformers.utils import sentencepiece_model_pb2_new
 
 from model import encoder
 from model.checkpoints.checkpoint import CheckpointError
-from model.protobuf_wire import read_fields
 
+SCHEMA: Any = sentencepiece_model_pb2_new  # its messages are made when it is imported
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 PAD_ID = 0
 # Kinds of pieces and types of models, as numbered in the schema.
 NORMAL, USER_DEFINED = 1, 4
 BPE = 2
-Value = int | bytes
 
 
 def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, Path]:
@@ -78,119 +79,37 @@ def _from_json(folder: Path, path: Path) -> Tipsv2Tokenizer:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One entry of the vocabulary; its index is its id."""
-
-    text: str
-    score: float
-    kind: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentencePieceModel:
-    """The contents of a BPE model file.
-
-    Attributes:
-        pieces: Vocabulary, indexed by id.
-        charsmap: Compiled normaliser; empty if there is none.
-        model_type: 2 is BPE.
-        has_bytes: Whether unknown characters are encoded as bytes.
-        pad_id: Id of the padding piece; negative if there is none.
-        unknown_id: Id for text that no other piece covers.
-        keeps_spaces: Whether runs of spaces are kept.
-        has_prefix: Whether a text begins with a space.
-    """
-
-    pieces: list[Piece]
-    charsmap: bytes
-    model_type: int
-    has_bytes: bool
-    pad_id: int
-    unknown_id: int
-    keeps_spaces: bool
-    has_prefix: bool
-
-
-def parse_model(path: Path) -> SentencePieceModel:
-    """Parse a model file.
+def parse_model(path: Path) -> Any:
+    """Parse a model file; returns its `ModelProto`.
 
     Raises:
         CheckpointError: The file is not a SentencePiece model, or is cut off.
     """
+    model = SCHEMA.ModelProto()
     try:
-        return _parse(path.read_bytes())
-    except (ValueError, struct.error) as error:
-        raise CheckpointError(
-            f"{path} is not a SentencePiece model or is cut off ({error}); use the tokenizer.model "
-            "of the release"
-        ) from error
+        model.ParseFromString(path.read_bytes())
+    except (DecodeError, UnicodeError) as error:
+        raise _unreadable(path, error) from error
+    if not model.pieces:
+        raise _unreadable(path, "it has no pieces")
+    return model
 
 
-def _parse(content: bytes) -> SentencePieceModel:
-    pieces: list[Piece] = []
-    trainer: dict[int, Value] = {}
-    normalizer: dict[int, Value] = {}
-    for number, value in _fields(content):
-        if number == 1:
-            pieces.append(_piece(_bytes(value)))
-        elif number == 2:
-            trainer = dict(_fields(_bytes(value)))
-        elif number == 3:
-            normalizer = dict(_fields(_bytes(value)))
-    if not pieces:
-        raise ValueError("no pieces")
-    # Field numbers and defaults are those of the schema.
-    return SentencePieceModel(
-        pieces=pieces,
-        charsmap=_bytes(normalizer.get(2, b"")),
-        model_type=_int(trainer.get(3, 1)),
-        has_bytes=bool(trainer.get(35, 0)),
-        pad_id=_int(trainer.get(43, -1)),
-        unknown_id=_int(trainer.get(40, 0)),
-        keeps_spaces=not normalizer.get(4, 1),
-        has_prefix=bool(normalizer.get(3, 1)),
-    )
-
-
-def _piece(content: bytes) -> Piece:
-    fields = dict(_fields(content))
-    (score,) = struct.unpack("<f", _bytes(fields.get(2, bytes(4))))
-    return Piece(_bytes(fields.get(1, b"")).decode(), score, _int(fields.get(3, NORMAL)))
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, Value]]:
-    for number, _, value in read_fields(content):
-        yield number, content[value] if isinstance(value, slice) else value
-
-
-def _bytes(value: Value) -> bytes:
-    if isinstance(value, int):
-        raise ValueError("a number in place of bytes")
-    return value
-
-
-def _int(value: Value) -> int:
-    if isinstance(value, bytes):
-        raise ValueError("bytes in place of a number")
-    # Negative numbers are written in 64 bits, two's complement.
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
+def tokenizer_from(model: Any, path: Path) -> Tipsv2Tokenizer:
     """Make a tokenizer with the ids of a SentencePiece model for lower-case text.
 
     Raises:
         CheckpointError: The model has other settings than the family's, so ids would differ.
     """
+    pieces, trained, normal = list(model.pieces), model.trainer_spec, model.normalizer_spec
     differences = {
-        "is no BPE model": model.model_type != BPE,
-        "has no padding piece with id 0": model.pad_id != PAD_ID,
-        "does not write unknown characters as bytes": not model.has_bytes,
-        "keeps runs of spaces": model.keeps_spaces,
-        "puts no space before a text (add_dummy_prefix is off)": not model.has_prefix,
-        "has a piece twice": len({piece.text for piece in model.pieces}) < len(model.pieces),
-        "has no piece for unknown text": model.unknown_id not in range(len(model.pieces)),
+        "is no BPE model": trained.model_type != BPE,
+        "has no padding piece with id 0": trained.pad_id != PAD_ID,
+        "does not write unknown characters as bytes": not trained.byte_fallback,
+        "keeps runs of spaces": not normal.remove_extra_whitespaces,
+        "puts no space before a text (add_dummy_prefix is off)": not normal.add_dummy_prefix,
+        "has a piece twice": len({piece.piece for piece in pieces}) < len(pieces),
+        "has no piece for unknown text": trained.unk_id not in range(len(pieces)),
     }
     for difference, is_so in differences.items():
         if is_so:
@@ -200,21 +119,26 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
             )
     try:
         tokenizer = Tipsv2Tokenizer(
-            vocab={piece.text: index for index, piece in enumerate(model.pieces)},
-            merges=merges_of(model.pieces),
-            pad_token=model.pieces[model.pad_id].text,
-            unk_token=model.pieces[model.unknown_id].text,
+            vocab={piece.piece: index for index, piece in enumerate(pieces)},
+            merges=merges_of(pieces),
+            pad_token=pieces[trained.pad_id].piece,
+            unk_token=pieces[trained.unk_id].piece,
         )
-        tokenizer.backend_tokenizer.normalizer = _lower_ascii(model.charsmap)
+        charsmap = normal.precompiled_charsmap
+        tokenizer.backend_tokenizer.normalizer = _lower_ascii(charsmap)
     except Exception as error:  # tokenizers raises plain Exceptions
-        raise CheckpointError(
-            f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the tokenizer.model "
-            "of the release"
-        ) from error
-    defined = [piece.text for piece in model.pieces if piece.kind == USER_DEFINED]
+        raise _unreadable(path, error) from error
+    defined = [piece.piece for piece in pieces if piece.type == USER_DEFINED]
     if defined:
         tokenizer.add_tokens([AddedToken(text, normalized=False) for text in defined])
     return tokenizer
+
+
+def _unreadable(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read as a SentencePiece model ({reason}); use the tokenizer.model of "
+        "the release"
+    )
 
 
 def _lower_ascii(charsmap: bytes) -> normalizers.Normalizer:
@@ -233,13 +157,13 @@ def lowered(tokenizer: Tipsv2Tokenizer) -> str:
     return "ASCII letters" if normalizer.normalize_str("\u00c9") == "\u00c9" else "all letters"
 
 
-def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
+def merges_of(pieces: Sequence[Any]) -> list[tuple[str, str]]:
     """Pairs to merge, the best first.
 
     SentencePiece repeatedly merges the neighbours whose piece has the highest score; `tokenizers`
     needs the ordered pairs instead.
     """
-    scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
+    scores = {piece.piece: piece.score for piece in pieces if piece.type == NORMAL}
     merges: list[tuple[str, str]] = []
     # sorted() keeps the order of ids among equal scores.
     for text in sorted(scores, key=lambda text: -scores[text]):

@@ -119,7 +119,7 @@ def test_other_data_and_a_truncated_model_are_refused(spm_file: Path, tmp_path: 
 
 def test_a_damaged_normaliser_is_refused(spm_file: Path, tmp_path: Path) -> None:
     content = bytearray(spm_file.read_bytes())
-    charsmap = parse_model(spm_file).charsmap
+    charsmap = parse_model(spm_file).normalizer_spec.precompiled_charsmap
     at = content.index(charsmap)
     content[at : at + 4] = b"\xff" * 4  # the length of its first table
     (tmp_path / "tokenizer.model").write_bytes(content)

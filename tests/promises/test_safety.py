@@ -5,6 +5,7 @@ Trusted proxies are in `test_time.py`: they decide who shares the lanes with who
 
 import base64
 import os
+import secrets
 import ssl
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -215,8 +216,8 @@ def test_addresses_and_other_hosts_are_not_fetched(fetching: Server, url: str) -
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "url_not_allowed")
 
 
-class Certificates:
-    """The files of a server with TLS, and callers who trust its authority."""
+class Secrets:
+    """The files of a server with TLS and keys, and callers who know the last ones."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -226,18 +227,21 @@ class Certificates:
         self.renew()
 
     def renew(self) -> None:
-        """Another authority issues the certificate."""
+        """Another authority issues the certificate, and there is another key."""
         self.ca = trustme.CA()
+        self.headers = {"x-api-key": secrets.token_hex(16)}
+        (self.folder / "keys").write_text(self.headers["x-api-key"])
         leaf = self.ca.issue_cert("127.0.0.1")
         leaf.private_key_pem.write_to_path(self.folder / "tls.key")
         leaf.cert_chain_pems[0].write_to_path(self.folder / "tls.crt")
 
     def flags(self) -> list[str]:
         files = {"tls-cert": "tls.crt", "tls-key": "tls.key", "tls-client-ca": "ca.crt"}
+        files["api-keys-file"] = "keys"
         return [f"--{name}={self.folder / file}" for name, file in files.items()]
 
-    def is_trusted(self, server: Server, protocol: Protocol, *, shows: bool = True) -> bool:
-        """Whether a caller is served who trusts the last authority, on a new connection."""
+    def is_served(self, server: Server, protocol: Protocol, *, shows: bool = True) -> bool:
+        """Whether a caller is served on a new connection."""
         if protocol == "rest":
             context = ssl.create_default_context()
             self.ca.configure_trust(context)
@@ -245,28 +249,32 @@ class Certificates:
                 self.caller.configure_cert(context)
             url = f"https://{urlsplit(server.rest).netloc}/v1/models"
             try:
-                return httpx.get(url, verify=context, timeout=LIMIT_S).status_code == 200
+                answer = httpx.get(url, headers=self.headers, verify=context, timeout=LIMIT_S)
             except httpx.TransportError:
                 return False
+            return answer.status_code == 200
         own = self.caller.private_key_pem.bytes(), self.caller.cert_chain_pems[0].bytes()
         credentials = grpc.ssl_channel_credentials(
             self.ca.cert_pem.bytes(), *(own if shows else (None, None))
         )
         with grpc.secure_channel(server.grpc, credentials, CHANNEL) as channel:
             ask_models: Any = channel.unary_stream("/tipserve.v1.EncoderService/ListModels")
-            return code_of(ask_models, {}) == "OK"
+            return code_of(ask_models, self.headers) == "OK"
 
 
-def test_a_renewed_certificate_is_served_without_a_restart(tmp_path: Path) -> None:
-    """Also, nobody is served without a certificate of the clients' authority."""
-    site = Certificates(tmp_path)
+def test_a_renewed_certificate_and_key_are_served_without_a_restart(tmp_path: Path) -> None:
+    """Nobody is served without a certificate of the clients' authority, or with the old key."""
+    site = Secrets(tmp_path)
     with start_server(*STUDENT, *site.flags()) as server:
         for protocol in PROTOCOLS:
-            assert site.is_trusted(server, protocol)
-            assert not site.is_trusted(server, protocol, shows=False)
+            assert site.is_served(server, protocol)
+            assert not site.is_served(server, protocol, shows=False)
+        old = site.headers
         site.renew()
         for protocol in PROTOCOLS:
-            until(lambda: site.is_trusted(server, protocol), "renewed")  # noqa: B023
+            until(lambda: site.is_served(server, protocol), "renewed")  # noqa: B023
+        site.headers = old
+        assert not any(site.is_served(server, protocol) for protocol in PROTOCOLS)
 
 
 def test_metrics_never_carry_a_callers_text(secured: Server) -> None:

@@ -39,7 +39,9 @@ from service.open_inference.tensors import (
 
 # Field of `contents` that has the elements of each datatype.
 CONTENTS: Final = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
-READ_AT_ONCE = 4096
+READ_AT_ONCE: Final = 4096
+# Of tensors over REST. KServe's client sends them over gRPC, too, where they say nothing.
+REST_PARAMETERS: Final = {"binary_data", "binary_data_size"}
 
 
 class InferenceServicer(GRPCInferenceServiceServicer):
@@ -228,7 +230,7 @@ def _typed(head: TensorHead, contents: pb.InferTensorContents) -> InputTensor:
 
 
 def _refuse_parameters(parameters: Mapping[str, Any], path: str) -> None:
-    for name in parameters:
+    for name in parameters.keys() - REST_PARAMETERS:
         param = f"{path}.{name[:100]}"
         raise InvalidRequest(f"{param}: unknown field.", code="unknown_field", param=param)
 

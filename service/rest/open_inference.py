@@ -110,6 +110,9 @@ class InferBody(DialectSchema):
     """One inference request."""
 
     id: Annotated[str | None, Field(description="Returned with the answer.")] = None
+    model_name: Annotated[
+        str | None, Field(description="Ignored: the path has it. KServe's client sends it.")
+    ] = None
     parameters: Annotated[
         dict[str, Any],  # `Options.read` checks the values
         Field(

@@ -115,12 +115,6 @@ def test_tritonclient(student: Server, protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="kserve 0.21 sends fields that the protocol lacks, and the server refuses them: "
-    "`model_name` over REST, the parameter `binary_data_size` over gRPC",
-)
 def test_kserve(student: Server, protocol: str) -> None:
     if not list(CLIENTS.parents[1].glob("lib/*/site-packages/kserve")):
         miss("kserve is missing: run scripts/tools/clients.sh")

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from service.errors import InvalidRequest, ServiceError
 from service.grpc.generated import open_inference_pb2 as pb
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from service.grpc.open_inference import from_infer, to_infer, to_parameters
-from service.open_inference.inference import InferAnswer
+from service.grpc.open_inference import to_infer, to_parameters
 from service.server import Server
 from tests.service.conftest import LIMITS, Encode, Entered, FakeRuntime, Serving, until
 
@@ -49,21 +48,6 @@ REQUESTS = st.builds(
 def test_any_message_becomes_a_request_or_a_service_error(request_: pb.ModelInferRequest) -> None:
     with suppress(ServiceError):
         to_infer(request_, LIMITS)
-
-
-def test_an_answer_has_its_arrays_as_raw_bytes() -> None:
-    arrays: dict[str, Any] = {
-        "cls2": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "cls1": np.ones((1, 2), np.float16),
-    }
-    answer = from_infer(InferAnswer(model="tiny", outputs=arrays), "7")
-    assert (answer.model_name, answer.model_version, answer.id) == ("tiny", "1", "7")
-    assert [(o.name, o.datatype, list(o.shape)) for o in answer.outputs] == [
-        ("cls2", "FP32", [2, 3]),
-        ("cls1", "FP16", [1, 2]),
-    ]
-    for raw, array in zip(answer.raw_output_contents, arrays.values(), strict=True):
-        assert raw == array.tobytes()
 
 
 def test_a_parameter_may_have_any_type() -> None:

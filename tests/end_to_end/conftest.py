@@ -5,7 +5,6 @@ import io
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -31,7 +30,6 @@ from service.grpc.generated import (
     embed_pb2,
     features_pb2,
     segment_pb2,
-    stream_pb2,
     tensor_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
@@ -193,24 +191,6 @@ class Service:
                 return _from_status(error)
         errors = tuple((e.index, e.reason, e.message, e.field) for e in answer.errors)
         return Answer("OK", _arrays(answer), errors=errors)
-
-    def over_stream(self, method: str, fields: Mapping[str, Any]) -> Answer:
-        """Send it as the second request of a stream."""
-        _, rpc, request_type = ROUTES[method]
-        asked = re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
-        first = stream_pb2.StreamRequest(embed_texts=embed_pb2.EmbedTextsRequest(texts=["dog"]))
-        second = stream_pb2.StreamRequest(**{asked: _to_protobuf(request_type, fields)})
-        with self._channel() as channel:
-            try:
-                stream = EncoderServiceStub(channel).Stream(iter([first, second]), timeout=LIMIT_S)
-                _, answer = stream
-            except grpc.RpcError as error:
-                return _from_status(error)
-        if not answer.HasField("error"):
-            return Answer("OK", _arrays(getattr(answer, asked)))
-        failed = answer.error
-        status = {code.value[0]: code.name for code in grpc.StatusCode}[failed.code]
-        return Answer(status, {}, failed.reason, failed.field or None, failed.message)
 
     def _channel(self) -> grpc.Channel:
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]

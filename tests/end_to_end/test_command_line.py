@@ -3,18 +3,15 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pycocotools.coco import COCO
 
 from model.package import ModelPackage
 from tipserve_cli.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
@@ -59,10 +56,6 @@ def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
     return path
 
 
-def vectors(file: Path, name: str) -> Any:
-    return np.stack(pq.read_table(file)[name].to_numpy())
-
-
 def targets(service: Any, package: ModelPackage) -> Sequence[tuple[str, list[str]]]:
     ports = service.ports
     return (
@@ -96,63 +89,6 @@ def test_embeddings_equal_the_api_for_every_engine(
             grid = table["grid_height"][index].as_py(), table["grid_width"][index].as_py()
             patches = np.reshape(table["patches"][index].as_py(), (*grid, -1))
             np.testing.assert_allclose(patches, api["0.patches"], atol=2e-6)
-
-
-def test_a_mask_equals_the_api_for_every_engine(
-    tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
-) -> None:
-    image, masks = folder / "0.jpg", []
-    answer = httpx.post(
-        f"http://127.0.0.1:{service.ports['http']}/v1/images:segment?classes=cat,dog",
-        content=image.read_bytes(),
-        headers={"Content-Type": "image/jpeg", "Accept": "image/png"},
-        timeout=LIMIT_S,
-    )
-    for name, target in targets(service, tiny_package):
-        file = tmp_path / f"{name}.png"
-        ended = tipserve("segment", str(image), "--classes=cat, dog", "-o", str(file), *target)
-        assert ended.returncode == 0, ended.stderr
-        assert file.read_bytes() == answer.content
-        assert "1 cat: " in ended.stdout
-        # Arrays of sliding windows are equal too.
-        file = tmp_path / f"{name}.npy"
-        options = ["--classes=cat,dog", "--background-classes=sky,sea", "--mode=slide"]
-        ended = tipserve("segment", str(image), "-o", str(file), *options, *target)
-        assert ended.returncode == 0, ended.stderr
-        masks.append(np.load(file, allow_pickle=False))
-    for mask_HW in masks[1:]:
-        np.testing.assert_array_equal(mask_HW, masks[0])
-
-
-@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
-def test_a_folder_becomes_the_same_coco_file_for_every_engine(
-    tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
-) -> None:
-    found = []
-    for name, target in targets(service, tiny_package):
-        file = tmp_path / f"{name}.json"
-        options = ["--classes=cat,dog", "--min-area-share=0.01", "--format=coco", "-o", str(file)]
-        ended = tipserve("segment", str(folder), *options, *target)
-        assert ended.returncode in {0, 3}, ended.stderr
-        found.append(json.loads(file.read_text(encoding="utf-8")))
-        assert not file.with_name(f"{file.name}.journal").exists()
-    assert found[0]["images"] == found[1]["images"] == found[2]["images"]
-    # Images that share a batch have scores that differ in the last digits.
-    scores = [[one.pop("score") for one in file["annotations"]] for file in found]
-    np.testing.assert_allclose(scores, [scores[0]] * 3, atol=2e-6)
-    assert found[0]["annotations"] == found[1]["annotations"] == found[2]["annotations"]
-    data = COCO(str(file))
-    for image in data.loadImgs(data.getImgIds()):
-        api = service.over_rest(
-            "segment_images",
-            {"images": [(folder / image["file_name"]).read_bytes()], "classes": ["cat", "dog"]},
-        ).arrays["0.labels"]
-        own = data.loadAnns(data.getAnnIds(imgIds=image["id"]))
-        assert {one["category_id"] for one in own} <= {1, 2}
-        for one in own:
-            mask_HW = data.annToMask(one).astype(bool)
-            assert mask_HW.sum() == one["area"]
-            assert (api[mask_HW] == one["category_id"]).all()
 
 
 def test_models_are_described_alike_by_every_engine(
@@ -241,49 +177,3 @@ def test_a_list_from_standard_input(
     table = pq.read_table(out / "part-00000.parquet")
     assert table["key"].to_pylist() == [f"{folder}/2.jpg"]
     assert str(table.schema.field("cls1").type) == "fixed_size_list<element: halffloat>[32]"
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
-def test_a_job_that_is_killed_continues_to_the_same_rows(
-    tipserve: Run,
-    project_root: Path,
-    tmp_path: Path,
-    photo: Callable[..., bytes],
-    number: signal.Signals,
-    tiny_package: ModelPackage,
-) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(300):
-        (folder / f"{index:03}.jpg").write_bytes(photo(index, (400, 300)))
-    (folder / "bad.jpg").write_bytes(b"nonsense")
-    arguments = ["embed", str(folder), f"--model={tiny_package.path}", "--part-items=4"]
-    arguments += ["--runtime=onnx", "-o"]
-    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
-    assert tipserve(*arguments, str(whole)).returncode == 3
-
-    process = subprocess.Popen(
-        command(*arguments, str(out)), cwd=project_root, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    with process.stderr as lines:
-        assert lines.readline().startswith("part ")
-        process.send_signal(number)
-        status = process.wait(LIMIT_S)
-    assert status == (-signal.SIGKILL if number is signal.SIGKILL else 143)
-    assert not out.exists()
-    written = {file.name for file in (tmp_path / "out.parquet.parts").glob("part-*")}
-    assert 0 < len(written) < 76
-
-    ended = tipserve(*arguments, str(out))
-    assert ended.returncode == 3, ended.stderr
-    before, after = pq.read_table(whole), pq.read_table(out)
-    assert after["key"].to_pylist() == before["key"].to_pylist()
-    assert after.drop(["cls1"]).equals(before.drop(["cls1"]))
-    np.testing.assert_allclose(vectors(out, "cls1"), vectors(whole, "cls1"), atol=2e-6)
-    errors = [path.with_name(f"{path.stem}.errors.jsonl").read_bytes() for path in (whole, out)]
-    assert errors[0] == errors[1]
-    assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == [
-        "out.errors.jsonl",
-        "out.parquet",
-    ]

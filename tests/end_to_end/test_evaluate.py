@@ -16,8 +16,8 @@ from PIL import Image
 
 from model.class_names import ade20k_names
 from model.manifest import PUBLISHED_ZERO_SHOT
-from model.package import ModelPackage, open_package, write_manifest
-from tests.end_to_end.test_published_protocol import embed_texts, value_patches
+from model.package import ModelPackage, write_manifest
+from tests.promises.test_conversion import embed_texts, value_patches
 from tipserve_cli.commands.program import DONE, main
 
 SIDE = 56  # the tiny model's native size; 448 in the notebook
@@ -60,34 +60,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory, photo: Callable[..., bytes]) 
         *("--segmentation", *segmentation, f"--retrieval={folder / 'captioned'}"),
         *(f"--classification={split}/val", f"--knn={split}", f"--linear={split}"),
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)  # it converts a checkpoint and runs four evaluations
-def test_scores_are_equal_for_every_engine(
-    run_service: Callable[..., Any], project_root: Path, tmp_path: Path, sets: list[str]
-) -> None:
-    package = open_package(project_root / "model" / "bundled_student")
-    checkpoint = shutil.copytree(package.path, tmp_path / "checkpoint")
-    shutil.rmtree(checkpoint / "onnx")
-    (checkpoint / "tipserve.json").unlink()
-    # A checkpoint has no defaults of its own.
-    own = package.manifest.zero_shot
-    options = [f"--features={own.features}", f"--templates={own.templates}", "--mode=slide", *sets]
-    # In fewer bits, ranks that are nearly equal can change.
-    package_options = ("--model=bundled-student", "--precision=fp32")
-    found = {"package": evaluate(tmp_path / "package", *package_options, *options)}
-    cache = f"--cache={tmp_path / 'cache'}"
-    found["checkpoint"] = evaluate(
-        tmp_path / "converted", f"--model={checkpoint}", cache, "--runtime=torch", *options
-    )
-    with run_service("--precision=fp32", packages=(package,)) as service:
-        for name, scheme, port in (("rest", "http", "http"), ("grpc", "grpc", "grpc")):
-            url = f"--url={scheme}://127.0.0.1:{service.ports[port]}"
-            found[name] = evaluate(tmp_path / name, url, *options)
-    for name, scores in found.items():
-        assert len(scores) == 2 + 6 + 2 + 2 + 2
-        assert scores == pytest.approx(found["package"], abs=0.1), name
 
 
 # Windows that end at the border, and upright images. Whole images are scaled to sides that are

@@ -66,29 +66,6 @@ def encoded(folder: Path, name: str) -> bytes:
     return (folder / name).read_bytes()
 
 
-def test_a_running_server_segments_by_it(
-    service: "Service",
-    folder: Path,
-    tiny_package: ModelPackage,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert train(folder, tiny_package, "boxes", *with_masks(folder), "--names", "red,blue") == 0
-    printed = capsys.readouterr().out
-    fields = {"images": [encoded(folder, "images/3.png")], "classes": ["head:boxes"]}
-
-    by_rest = service.over_rest("segment_images", fields)
-    by_grpc = service.over_grpc("segment_images", fields)
-
-    assert "10 images, 2 classes and the background; on held-out images mean IoU" in printed
-    assert "head:boxes" in printed
-    assert by_rest.status == "200", by_rest.message
-    mask = by_rest.arrays["0.labels"]
-    assert np.array_equal(mask, by_grpc.arrays["0.labels"])
-    truth = np.asarray(draw(3)[1])
-    assert set(np.unique(mask)) == {0, 1, 2}
-    assert (mask == truth).mean() > 0.8
-
-
 def test_the_command_names_its_classes(
     service: "Service",
     folder: Path,
@@ -129,17 +106,6 @@ def test_a_running_server_classifies_by_it(
     # Folders are in alphabetical order: dark blue, red.
     best = [by_rest.arrays[f"{index}.label"][0] for index in (0, 1)]
     assert best == [2, 1]
-
-
-def test_an_unknown_head_is_the_same_error_over_both(service: "Service", folder: Path) -> None:
-    fields = {"images": [encoded(folder, "images/3.png")], "classes": ["head:cars"]}
-
-    by_rest = service.over_rest("segment_images", fields)
-    by_grpc = service.over_grpc("segment_images", fields)
-
-    assert (by_rest.status, by_grpc.status) == ("422", "INVALID_ARGUMENT")
-    assert by_rest.code == by_grpc.code == "unknown_head"
-    assert by_rest.message == by_grpc.message
 
 
 @pytest.mark.parametrize(

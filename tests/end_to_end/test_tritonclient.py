@@ -89,44 +89,6 @@ def arrays_of(result: Any) -> dict[str, NDArray[Any]]:
 
 
 @EVERY_CLIENT
-def test_health_and_metadata(service: "Service", client: str) -> None:
-    assert ask(service, client, "is_server_live")
-    assert ask(service, client, "is_server_ready")
-    assert ask(service, client, "is_model_ready", "tiny")
-    assert ask(service, client, "is_model_ready", "tiny", "1")
-    server = ask(service, client, "get_server_metadata")
-    assert (server["name"], "statistics" in server["extensions"]) == ("tipserve", True)
-    model = ask(service, client, "get_model_metadata", "tiny")
-    assert [t["name"] for t in model["inputs"]] == ["image", "pixels", "pixel_values", "text"]
-    shapes = {t["name"]: [int(size) for size in t["shape"]] for t in model["outputs"]}
-    assert shapes["patch_embeddings"] == [-1, -1, -1, 32]
-    config = ask(service, client, "get_model_config", "tiny")
-    config = config.get("config", config)
-    assert [t["data_type"] for t in config["output"]] == ["TYPE_FP32"] * 5
-
-
-@EVERY_CLIENT
-def test_jpeg_bytes_give_the_native_embeddings(
-    service: "Service", photo: Photo, client: str
-) -> None:
-    images = [photo(1), photo(2, (60, 90))]
-    native = service.over_grpc(
-        "embed_images", {"images": images, "outputs": ["patches", "values", "cls1", "cls2"]}
-    ).arrays
-    given = tensor(client, "image", as_bytes(*images))
-    usual = arrays_of(ask(service, client, "infer", "tiny", [given]))
-    assert list(usual) == ["patch_embeddings", "cls1"]
-    everything = arrays_of(
-        ask(service, client, "infer", "tiny", [given], outputs=wanted(client, ALL))
-    )
-    assert list(everything) == list(ALL)
-    for name, ours in zip(ALL, ("patches", "values", "cls1", "cls2"), strict=True):
-        expected = np.stack([native[f"{index}.{ours}"] for index in range(2)])
-        np.testing.assert_array_equal(everything[name], expected)
-        np.testing.assert_array_equal(usual.get(name, expected), expected)
-
-
-@EVERY_CLIENT
 def test_pixels_as_tensors(service: "Service", photo: Photo, client: str) -> None:
     image = photo(3, (56, 56), "PNG")
     decoded = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[None]
@@ -198,29 +160,6 @@ def test_errors_have_their_reason_and_later_requests_succeed(
         assert reason in str(caught.value.message())
     assert not ask(service, client, "is_model_ready", "tiny", "7") if is_http else True
     assert ask(service, client, "infer", "tiny", good).as_numpy("cls1").shape == (1, 32)
-
-
-@EVERY_CLIENT
-def test_statistics_count_what_was_done(service: "Service", photo: Photo, client: str) -> None:
-    def counts() -> tuple[int, int, int, int]:
-        (found,) = ask(service, client, "get_inference_statistics", "tiny")["model_stats"]
-        stats = found["inference_stats"]
-        done = sum(int(b["compute_infer"]["count"]) for b in found["batch_stats"])
-        assert done == int(found["execution_count"])
-        fails = int(stats["fail"].get("count", 0))
-        return int(found["inference_count"]), done, int(stats["success"]["count"]), fails
-
-    images = tensor(client, "image", as_bytes(photo(1), photo(2), photo(3)))
-    ask(service, client, "infer", "tiny", [images])
-    before = counts()
-    ask(service, client, "infer", "tiny", [images])
-    with pytest.raises(InferenceServerException):
-        ask(service, client, "infer", "tiny", [tensor(client, "image", as_bytes(b"?"))])
-    after = counts()
-    grown = [new - old for new, old in zip(after, before, strict=True)]
-    assert grown[0] == 3
-    assert 1 <= grown[1] <= 3
-    assert grown[2:] == [1, 1]
 
 
 @pytest.fixture(scope="module")

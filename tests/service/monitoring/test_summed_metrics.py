@@ -33,7 +33,7 @@ def scraped(metrics: Metrics) -> list[Metric]:
 
 
 def process(num_requests: int, oldest_s: float) -> Metrics:
-    metrics = Metrics((0.1, 1.0))
+    metrics = Metrics()
     for _ in range(num_requests):
         metrics.calls.observe("GET /", "200", 0.5, {"run": 0.25}, model="tiny")
     metrics.watch_inflight(lambda: num_requests)

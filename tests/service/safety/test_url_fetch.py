@@ -311,15 +311,6 @@ async def test_a_name_with_any_private_address_is_not_dialled(
     assert not site.asked
 
 
-async def test_a_redirect_to_a_name_with_a_private_address_is_refused(
-    fetch: Fetch, site: Site, names: Names
-) -> None:
-    site.answers["/1"] = redirect(site.url("/a.jpg", OTHER))
-    names.answers[OTHER] = [["10.0.0.1"]]
-    assert await refusal(fetch, site.url("/1")) == FAILED
-    assert len(site.asked) == 1
-
-
 async def test_a_name_is_resolved_once_and_the_checked_address_is_dialled(
     fetch: Fetch, site: Site, names: Names
 ) -> None:

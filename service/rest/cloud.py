@@ -27,7 +27,7 @@ from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, NO_HEAD, ONE_PIXE
 from service.rest.pages import ICON, PAGES
 from service.rest.requests import DialectSchema
 from service.rest.response_schemas import Ready
-from service.rest.responses import JSON
+from service.rest.responses import JSON, PiecedResponse
 from service.rest.routes import NATIVE
 from service.rest.token_ids import TokenVocabulary
 
@@ -245,8 +245,12 @@ async def _predict(
     inner = Sent(request=sent.request, accept=JSON, query=[], raw=content)
     with renaming_params(params | {field: INSTANCES}):
         answer = await _answer(str(path), inner, plane, vocabulary)
-    predictions = await plane.offload(lambda: {"predictions": orjson.loads(answer.body)["data"]})
-    return Response(orjson.dumps(predictions), media_type=JSON)
+    return Response(await plane.offload(partial(_predictions, answer)), media_type=JSON)
+
+
+def _predictions(answer: Response) -> bytes:
+    content = answer.content() if isinstance(answer, PiecedResponse) else answer.body
+    return orjson.dumps({"predictions": orjson.loads(content)["data"]})
 
 
 def _plain_item(instance: Any) -> Any:

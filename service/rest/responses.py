@@ -175,6 +175,10 @@ class PiecedResponse(Response):
         ]
         self._pieces = pieces
 
+    def content(self) -> bytes:
+        """The whole body."""
+        return b"".join(p if isinstance(p, bytes) else p.tobytes() for p in self._pieces)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

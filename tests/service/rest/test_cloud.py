@@ -92,6 +92,17 @@ async def test_instances_become_predictions(
             "/invocations", json={"instances": instances, "parameters": {"route": route, **fields}}
         )
         assert asked.json() == {"predictions": direct.json()["data"]}
+    # An answer with many values is written in several pieces.
+    large = b64(encode_image(size=(80, 80)))
+    for encoding in ("list", "base64"):
+        options: dict[str, Any] = {"classes": ["dog", "sky"], "encoding": encoding}
+        direct = await client.post("/v1/images:segment", json={"image": large, **options})
+        body = {
+            "instances": [{"b64": large}],
+            "parameters": {"route": "/v1/images:segment"} | options,
+        }
+        asked = await client.post(PREDICT, json=body)
+        assert asked.json() == {"predictions": direct.json()["data"]}
     words = {"instances": ["dog", {"text": "sky"}], "parameters": {"route": "/v1/texts:embed"}}
     direct = await client.post("/v1/texts:embed", json={"texts": ["dog", "sky"]})
     asked = await client.post(PREDICT, json=words)

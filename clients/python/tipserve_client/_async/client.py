@@ -9,7 +9,11 @@ from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 from numpy.typing import NDArray
 
 from tipserve_client._async import streaming
-from tipserve_client._async.transports import AsyncGrpcTransport, AsyncHttpTransport
+from tipserve_client._async.transports import (
+    AsyncGrpcTransport,
+    AsyncTransport,
+    async_connect,
+)
 from tipserve_client.concurrency import async_pack
 from tipserve_client.connection import (
     DEFAULT_TIMEOUT_S,
@@ -60,7 +64,8 @@ class AsyncClient:
     """A client of one server. Use it within one event loop, in `async with`, or close it.
 
     Args:
-        url: `http://host:8000`, `https://`, `grpc://host:8001` or `grpcs://`.
+        url: `http://host:8000`, `https://`, `grpc://host:8001` or `grpcs://`; or a
+            transport of your own, for which key, certificates and priority have no effect.
         api_key: If the server requires one.
         timeout_s: For all attempts of a request. The server stops computing at that time.
         retry: How often to retry; None is `Retry()`.
@@ -73,7 +78,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str,
+        url: str | AsyncTransport,
         *,
         api_key: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -81,14 +86,13 @@ class AsyncClient:
         tls: Tls | None = None,
         priority: Priority | None = None,
     ) -> None:
-        target = read_target(url, api_key=api_key, tls=tls, priority=priority)
         self._timeout_s = timeout_s
         self._retry = retry or Retry()
-        self._transport: AsyncGrpcTransport | AsyncHttpTransport
-        if target.protocol == "grpc":
-            self._transport = AsyncGrpcTransport(target)
+        if isinstance(url, str):
+            target = read_target(url, api_key=api_key, tls=tls, priority=priority)
+            self._transport = async_connect(target)
         else:
-            self._transport = AsyncHttpTransport(target)
+            self._transport = url
         self._clock: Callable[[], float] = time.monotonic
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
@@ -428,7 +432,7 @@ class AsyncClient:
         if window < 1:
             raise ValueError(f"window: {window} given, at least 1 required")
         template = make_request("embed_images", {**options, "dtype": dtype})
-        if isinstance(self._transport, AsyncHttpTransport):
+        if not isinstance(self._transport, AsyncGrpcTransport):
             size = min(window, MAX_HTTP_CONNECTIONS)
             return streaming.stream_over_http(self._send, images, template, window_size=size)
         timeout_s = self._timeout_s if template.timeout_s is None else template.timeout_s

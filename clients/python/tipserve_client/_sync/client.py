@@ -9,7 +9,11 @@ from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 from numpy.typing import NDArray
 
 from tipserve_client._sync import streaming
-from tipserve_client._sync.transports import GrpcTransport, HttpTransport
+from tipserve_client._sync.transports import (
+    GrpcTransport,
+    Transport,
+    connect,
+)
 from tipserve_client.concurrency import pack
 from tipserve_client.connection import (
     DEFAULT_TIMEOUT_S,
@@ -60,7 +64,8 @@ class Client:
     """A client of one server. It is thread-safe. Use it in `with`, or close it.
 
     Args:
-        url: `http://host:8000`, `https://`, `grpc://host:8001` or `grpcs://`.
+        url: `http://host:8000`, `https://`, `grpc://host:8001` or `grpcs://`; or a
+            transport of your own, for which key, certificates and priority have no effect.
         api_key: If the server requires one.
         timeout_s: For all attempts of a request. The server stops computing at that time.
         retry: How often to retry; None is `Retry()`.
@@ -73,7 +78,7 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | Transport,
         *,
         api_key: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -81,14 +86,13 @@ class Client:
         tls: Tls | None = None,
         priority: Priority | None = None,
     ) -> None:
-        target = read_target(url, api_key=api_key, tls=tls, priority=priority)
         self._timeout_s = timeout_s
         self._retry = retry or Retry()
-        self._transport: GrpcTransport | HttpTransport
-        if target.protocol == "grpc":
-            self._transport = GrpcTransport(target)
+        if isinstance(url, str):
+            target = read_target(url, api_key=api_key, tls=tls, priority=priority)
+            self._transport = connect(target)
         else:
-            self._transport = HttpTransport(target)
+            self._transport = url
         self._clock: Callable[[], float] = time.monotonic
         self._sleep: Callable[[float], None] = time.sleep
 
@@ -428,7 +432,7 @@ class Client:
         if window < 1:
             raise ValueError(f"window: {window} given, at least 1 required")
         template = make_request("embed_images", {**options, "dtype": dtype})
-        if isinstance(self._transport, HttpTransport):
+        if not isinstance(self._transport, GrpcTransport):
             size = min(window, MAX_HTTP_CONNECTIONS)
             return streaming.stream_over_http(self._send, images, template, window_size=size)
         timeout_s = self._timeout_s if template.timeout_s is None else template.timeout_s

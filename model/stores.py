@@ -1,4 +1,4 @@
-"""Opens object stores by URL, through fsspec, which is an extra."""
+"""Opens object stores by URL, through fsspec."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def open_store(url: str) -> tuple[Any, str]:
         StoreError: The kind of store is unknown, or its library is missing.
     """
     try:
-        from fsspec.core import url_to_fs  # noqa: PLC0415 - an extra
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - slow to import
 
         files, root = url_to_fs(url)
     except (ImportError, ValueError) as error:

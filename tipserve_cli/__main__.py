@@ -2,7 +2,7 @@
 
 import sys
 
-from tipserve_cli.commands.program import main
+from tipserve_cli.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,7 +34,7 @@ def vision_file(runtime: RuntimeName, precision: Precision) -> str:
 def loaded_graphs(
     manifest: Manifest, runtime: RuntimeName, precision: Precision
 ) -> tuple[LoadedGraph, ...]:
-    """List the graphs to load: both towers, and the package's dense heads.
+    """List the graphs to load: both towers, and the dense heads among the package's outputs.
 
     Text and each head fall back to float32 on their own if the package has no graph in the chosen
     precision, or if that graph failed its measurement on this runtime. torch has one precision for
@@ -44,7 +44,8 @@ def loaded_graphs(
     """
     parts: list[Part] = ["vision", "text"]
     if runtime != "torch":
-        parts += [task for task in DENSE_TASKS if graph_file(task) in manifest.files]
+        heads = [task for task in DENSE_TASKS if task in manifest.outputs]
+        parts += [task for task in heads if graph_file(task) in manifest.files]
     exact: set[Part] = {"depth"}
     if runtime == "openvino" and precision == "bf16":
         exact.add("text")

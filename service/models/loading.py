@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -130,10 +130,22 @@ class LoadedLanes:
     max_patches: Mapping[Kind, int]
 
 
-def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
+def load_model(
+    settings: Settings,
+    metrics: Metrics,
+    source: ModelSource,
+    *,
+    heads: Collection[DenseTask] | None = None,
+) -> ServedModel:
     """Verify a package, load it, and run served shapes on every lane; see `shapes_to_run`.
 
     A checkpoint is converted first.
+
+    Args:
+        settings: Of the process.
+        metrics: Of the process.
+        source: The model.
+        heads: The dense heads to load, with the native size only; None loads all, and all sizes.
 
     Raises:
         PackageError: There is no such model, it cannot be converted, its package is broken, or a
@@ -145,6 +157,8 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
     """
     package = open_source(source)
     manifest = with_sizes(package.manifest, settings.sizes)
+    if heads is not None:
+        manifest = with_heads(package.manifest, heads)
     if source.name is not None:
         manifest = manifest.model_copy(update={"name": source.name})
     package = replace(package, manifest=manifest)
@@ -186,6 +200,14 @@ def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest
                 )
     shapes = list(dict.fromkeys([*manifest.shape_buckets, *sizes]))
     return manifest.model_copy(update={"shape_buckets": shapes})
+
+
+def with_heads(manifest: Manifest, heads: Collection[DenseTask]) -> Manifest:
+    """Leave only the native size and these dense heads in a manifest."""
+    left_out = set(DENSE_TASKS) - set(heads)
+    outputs = [name for name in manifest.outputs if name not in left_out]
+    native = [(manifest.native_size, manifest.native_size)]
+    return manifest.model_copy(update={"outputs": outputs, "shape_buckets": native})
 
 
 def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:

@@ -76,7 +76,8 @@ def test_serving_needs_neither_torch_nor_transformers(project_root: Path) -> Non
         "model.runtime.load",
         "service.server",
         "service.__main__",
-        "tipserve_cli.commands.embed_job",
+        "tipserve_cli.bulk.rows",
+        "tipserve_cli.local",
     ]
     command = [sys.executable, "-c", PROGRAM, *modules]
     result = subprocess.run(command, cwd=project_root, check=False, capture_output=True, text=True)

@@ -10,10 +10,9 @@ from PIL import Image
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Workload, workloads
 from tests.tools import run
-from tipserve_cli.commands.embed import EmbedOptions
-from tipserve_cli.commands.embed_job import job_options
-from tipserve_cli.commands.model_options import ModelOptions
-from tipserve_cli.commands.program import new_app
+from tipserve_cli.commands.embed import EmbedOptions, job_task
+from tipserve_cli.model_options import ModelOptions
+from tipserve_cli.program import new_app
 
 PATHS = ("bulk", "bulk/rayjob.yaml")
 
@@ -37,7 +36,7 @@ def parse(arguments: list[str]) -> tuple[tuple[str, ...], EmbedOptions]:
 def test_one_machine_and_many_compute_the_same() -> None:
     alone, by_ray = (pods(name)[1] for name in PATHS)
     assert [option for option in by_ray if option in alone] == alone
-    first, second = (job_options(parse(words)[1], ModelOptions()) for words in (alone, by_ray))
+    first, second = (job_task(parse(words)[1], ModelOptions()) for words in (alone, by_ray))
     assert first == second
 
 

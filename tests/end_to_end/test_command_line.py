@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.package import ModelPackage
-from tipserve_cli.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
 
 LIMIT_S = 60.0
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

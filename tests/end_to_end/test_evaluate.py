@@ -18,7 +18,7 @@ from model.class_names import ade20k_names
 from model.manifest import PUBLISHED_ZERO_SHOT
 from model.package import ModelPackage, write_manifest
 from tests.promises.test_conversion import embed_texts, value_patches
-from tipserve_cli.commands.program import DONE, main
+from tipserve_cli.program import DONE, main
 
 SIDE = 56  # the tiny model's native size; 448 in the notebook
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model.package import ModelPackage
-from tipserve_cli.commands.program import main as tipserve
+from tipserve_cli.program import main as tipserve
 from training.__main__ import main
 
 if TYPE_CHECKING:

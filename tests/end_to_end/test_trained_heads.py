@@ -11,8 +11,8 @@ from PIL import Image
 
 from model.package import ModelPackage, open_package
 from tests.training.dense.conftest import write_masks
-from tipserve_cli.commands.program import DONE
-from tipserve_cli.commands.program import main as tipserve
+from tipserve_cli.program import DONE
+from tipserve_cli.program import main as tipserve
 from training.__main__ import main
 
 if TYPE_CHECKING:

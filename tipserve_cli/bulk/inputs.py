@@ -1,8 +1,8 @@
 """Inputs of a bulk job: finds files, tables and shards, splits them into parts, and reads them.
 
 An input is a path, or a URL of an object store such as `s3://bucket/photos`. The same inputs always
-give the same parts. A part is computed, written and resumed as a whole: some hundred images, rows
-of a Parquet file, or one WebDataset shard.
+give the same parts. A part is computed, written and resumed as a whole: some images, some rows of a
+Parquet file, or one WebDataset shard.
 """
 
 import glob
@@ -11,26 +11,14 @@ import os
 import stat
 import tarfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
 from model.stores import is_url
-from tipserve_cli.bulk.stores import (
-    StoreFailed,
-    matching_objects,
-    objects_below,
-    opened_object,
-    read_object,
-)
-from tipserve_cli.engines.engine import UserError
+from tipserve_cli.bulk.stores import explained, open_place
+from tipserve_cli.engine import UserError
 
 Kind = Literal["files", "parquet", "tar"]
 IMAGES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
@@ -38,17 +26,15 @@ SUFFIXES: Final = {"parquet": (".parquet",), "tar": (".tar",), "files": IMAGES}
 # Larger files are skipped without reading them: they exceed every limit of the service.
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024
 ROWS_AT_ONCE: Final = 64
-# A store answers in tens of milliseconds, so one object at a time would leave the engine idle.
-OBJECTS_AT_ONCE: Final = 16
 TOO_LARGE: Final = f"The file is larger than {MAX_FILE_BYTES} bytes."
 
 
-class InputError(UserError):
-    """An input is missing or invalid."""
+class Skipped(Exception):
+    """An image that gets no row; `code` is a short stable name of the reason."""
 
-
-class UnusableFile(Exception):
-    """A file that is skipped without reading it."""
+    def __init__(self, reason: str, code: str = "unreadable") -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +58,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """All inputs of a job.
-
-    Attributes:
-        parts: In order.
-        num_images: Number of images; None for shards, which would have to be read.
-        digest: Hash of paths and file sizes, to detect changed inputs.
-    """
+    """All inputs of a job: its parts in order, and a digest of paths and file sizes."""
 
     parts: tuple[Part, ...]
-    num_images: int | None
     digest: str
 
 
@@ -100,23 +79,32 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputImage:
-    """An image that was read, or the reason why it cannot be.
+    """An image of an input.
 
     Attributes:
         key: Key of its row.
         source: The file that contains it.
-        data: Encoded bytes, or resized pixels; None if it cannot be read.
+        path: The file to read; None if it has been read.
+        data: The encoded image.
         problem: Why it cannot be read.
-        code: Short stable name of the problem.
-        size_hw: Original height and width after EXIF rotation; None if `data` is encoded.
     """
 
     key: str
     source: str
-    data: bytes | NDArray[np.uint8] | None = None
+    path: str | None = None
+    data: bytes = b""
     problem: str = ""
-    code: str = "unreadable"
-    size_hw: tuple[int, int] | None = None
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            Skipped: It cannot be read.
+            UserError: A store cannot be read.
+        """
+        if self.problem:
+            raise Skipped(self.problem)
+        return self.data if self.path is None else _read_file(self.path)
 
 
 def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> Inputs:
@@ -128,8 +116,7 @@ def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> 
         part_items: Images of a part.
 
     Raises:
-        InputError: An input is missing, or the inputs are of several kinds.
-        StoreFailed: A store cannot be read.
+        UserError: An input is missing, the inputs are of several kinds, or a store fails.
     """
     found: list[tuple[str, int]] = []
     for name in named:
@@ -137,30 +124,43 @@ def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> 
         found += [one for line in listed if line for one in _expand(line)]
     paths = [path for path, _ in found]
     if not paths:
-        raise InputError(f"No images found in {', '.join(named)}.")
+        raise UserError(f"No images found in {', '.join(named)}.")
     kinds = {_kind(path) for path in paths}
     if len(kinds) > 1:
-        raise InputError("Give images, Parquet files or shards, not several kinds at once.")
+        raise UserError("Give images, Parquet files or shards, not several kinds at once.")
     (kind,) = kinds
     digest = hashlib.sha256(f"{kind}\n".encode())
     for path, size in found:
         digest.update(f"{size} {path}\n".encode("utf-8", "surrogateescape"))
-    parts = tuple(_split(kind, paths, part_items))
-    sizes = {"files": len(paths), "parquet": sum(part.stop - part.start for part in parts)}
-    return Inputs(parts=parts, num_images=sizes.get(kind), digest=digest.hexdigest())
+    return Inputs(parts=tuple(_split(kind, paths, part_items)), digest=digest.hexdigest())
 
 
 def _expand(name: str) -> list[tuple[str, int]]:
     """Paths or URLs, and their bytes."""
-    matching = matching_objects(name) if is_url(name) else _matching_paths(name)
+    matching = _matching_objects(name) if is_url(name) else _matching_paths(name)
     if not matching:
-        raise InputError(
+        raise UserError(
             f"{name} does not exist; give files, folders, patterns, or - for a list of paths."
         )
     return [
         one
         for place, size in matching
         for one in (_in_folder(place) if size is None else [(place, size)])
+    ]
+
+
+def _matching_objects(url: str) -> list[tuple[str, int | None]]:
+    """URLs and their bytes, in order; a folder has no bytes."""
+    files, root = open_place(url)
+    with explained(url):
+        try:
+            is_pattern = glob.has_magic(root)
+            found = files.glob(root, detail=True) if is_pattern else {root: files.info(root)}
+        except FileNotFoundError:
+            return []
+    return [
+        (files.unstrip_protocol(path), None if info["type"] == "directory" else info["size"])
+        for path, info in sorted(found.items())
     ]
 
 
@@ -182,7 +182,7 @@ def _size(path: str) -> int:
 
 def _in_folder(folder: str) -> list[tuple[str, int]]:
     """All images below a folder; if there are none, its Parquet files; else its shards."""
-    sizes = objects_below(folder) if is_url(folder) else _files_below(folder)
+    sizes = _objects_below(folder) if is_url(folder) else _files_below(folder)
     by_kind: dict[str, list[str]] = {"files": [], "parquet": [], "tar": []}
     for name in sizes:
         if any(part.startswith((".", "_")) for part in name.split("/")):
@@ -192,6 +192,14 @@ def _in_folder(folder: str) -> list[tuple[str, int]]:
                 by_kind[kind].append(name)
     chosen = by_kind["files"] or by_kind["parquet"] or by_kind["tar"]
     return [(os.path.join(folder, name), sizes[name]) for name in chosen]
+
+
+def _objects_below(url: str) -> dict[str, int]:
+    """Bytes of all objects below a folder, by their names in it, in order."""
+    files, root = open_place(url)
+    with explained(url):
+        found = files.find(root, detail=True)
+    return {path[len(root) + 1 :]: info["size"] for path, info in sorted(found.items())}
 
 
 def _files_below(folder: str) -> dict[str, int]:
@@ -212,112 +220,111 @@ def _kind(path: str) -> Kind:
 
 
 def _split(kind: Kind, paths: Sequence[str], part_items: int) -> Iterator[Part]:
+    chosen: list[tuple[tuple[str, ...], int, int]]
     if kind == "tar":
-        for number, path in enumerate(paths):
-            yield Part(number=number, kind=kind, paths=(path,))
+        chosen = [((path,), 0, 0) for path in paths]
     elif kind == "files":
-        for number, start in enumerate(range(0, len(paths), part_items)):
-            chosen = tuple(paths[start : start + part_items])
-            yield Part(number=number, kind=kind, paths=chosen)
+        starts = range(0, len(paths), part_items)
+        chosen = [(tuple(paths[start : start + part_items]), 0, 0) for start in starts]
     else:
-        ranges = (
-            (path, start, min(start + part_items, total))
+        chosen = [
+            ((path,), start, min(start + part_items, total))
             for path in paths
             for total in [_num_rows(path)]
             for start in range(0, total, part_items)
-        )
-        for number, (path, start, stop) in enumerate(ranges):
-            yield Part(number=number, kind=kind, paths=(path,), start=start, stop=stop)
+        ]
+    for number, (some, start, stop) in enumerate(chosen):
+        yield Part(number=number, kind=kind, paths=some, start=start, stop=stop)
 
 
 def _num_rows(path: str) -> int:
+    import pyarrow.parquet as pq  # noqa: PLC0415 - of the extra `cli`; images need none
+
     try:
         with _opened(path) as file:
             return int(pq.read_metadata(file).num_rows)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as Parquet.") from error
+        raise UserError(f"{path} cannot be read as Parquet.") from error
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
     """Open a file or an object for reading anywhere in it."""
-    with opened_object(path) if is_url(path) else open(path, "rb") as file:
-        yield file
+    if not is_url(path):
+        with open(path, "rb") as file:
+            yield file
+        return
+    files, root = open_place(path)
+    with explained(path):
+        opened = files.open(root, "rb")
+    with opened:
+        yield opened
 
 
 def read_part(part: Part, columns: Columns) -> Generator[InputImage]:
-    """Read the images of a part, always in the same order.
-
-    A caller that may stop early closes the generator: it may hold threads.
+    """The images of a part, always in the same order; files are read later.
 
     Raises:
-        InputError: A column is missing from a Parquet file.
-        StoreFailed: A store cannot be read.
+        UserError: A column is missing from a Parquet file, or a store cannot be read.
     """
     if part.kind == "files":
-        for is_remote, group in groupby(part.paths, is_url):
-            paths = list(group)
-            yield from _read_objects(paths) if is_remote else map(_read_file, paths)
+        yield from (InputImage(key=path, source=path, path=path) for path in part.paths)
     elif part.kind == "parquet":
         yield from _read_rows(part, columns)
     else:
         yield from _read_shard(part.paths[0])
 
 
-def _read_objects(urls: Sequence[str]) -> Iterator[InputImage]:
-    with ThreadPoolExecutor(OBJECTS_AT_ONCE, "object") as pool:
-        for start in range(0, len(urls), OBJECTS_AT_ONCE):
-            yield from pool.map(_read_file, urls[start : start + OBJECTS_AT_ONCE])
-
-
-def _read_file(path: str) -> InputImage:
+def _read_file(path: str) -> bytes:
     try:
-        data = read_object(path) if is_url(path) else _read_path(path)
-    except UnusableFile as error:
-        return InputImage(key=path, source=path, problem=str(error))
+        data = _read_object(path) if is_url(path) else _read_path(path)
     except OSError as error:
         reason = error.strerror or "there is no such object"
-        return InputImage(key=path, source=path, problem=f"The file cannot be read: {reason}.")
+        raise Skipped(f"The file cannot be read: {reason}.") from error
     if len(data) > MAX_FILE_BYTES:
-        return InputImage(key=path, source=path, problem=TOO_LARGE)
-    return InputImage(key=path, source=path, data=data)
+        raise Skipped(TOO_LARGE)
+    return data
+
+
+def _read_object(url: str) -> bytes:
+    files, path = open_place(url)
+    with explained(url):
+        content: bytes = files.cat_file(path)
+    return content
 
 
 def _read_path(path: str) -> bytes:
     facts = os.stat(path)
     # Opening a pipe without a writer would block for ever.
     if not stat.S_ISREG(facts.st_mode):
-        raise UnusableFile("This is not a regular file.")
+        raise Skipped("This is not a regular file.")
     if facts.st_size > MAX_FILE_BYTES:
-        raise UnusableFile(TOO_LARGE)
+        raise Skipped(TOO_LARGE)
     return Path(path).read_bytes()
 
 
 def _read_rows(part: Part, columns: Columns) -> Iterator[InputImage]:
+    import pyarrow.parquet as pq  # noqa: PLC0415 - of the extra `cli`; images need none
+
     (path,) = part.paths
     with _opened(path) as opened, pq.ParquetFile(opened) as file:
-        yield from _read_table(file, part, columns)
+        wanted = [name for name in (columns.image, columns.key) if name is not None]
+        missing = [name for name in wanted if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(
+                f"{path} has no column {missing[0]!r}. Use --image-column or --key-column with one "
+                f"of {', '.join(file.schema_arrow.names)}."
+            )
+        row, groups = _groups(file, part)
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=wanted):
+            for values in batch.to_pylist():
+                if part.start <= row < part.stop:
+                    key = f"{path}:{row}" if columns.key is None else str(values[columns.key])
+                    yield _from_value(values[columns.image], key, path)
+                row += 1
 
 
-def _read_table(file: pq.ParquetFile, part: Part, columns: Columns) -> Iterator[InputImage]:
-    (path,) = part.paths
-    wanted = [name for name in (columns.image, columns.key) if name is not None]
-    missing = [name for name in wanted if name not in file.schema_arrow.names]
-    if missing:
-        raise InputError(
-            f"{path} has no column {missing[0]!r}. Use --image-column or --key-column with one of "
-            f"{', '.join(file.schema_arrow.names)}."
-        )
-    row, groups = _groups(file, part)
-    for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=wanted):
-        for values in batch.to_pylist():
-            if part.start <= row < part.stop:
-                key = f"{path}:{row}" if columns.key is None else str(values[columns.key])
-                yield _from_value(values[columns.image], key, path)
-            row += 1
-
-
-def _groups(file: pq.ParquetFile, part: Part) -> tuple[int, list[int]]:
+def _groups(file: Any, part: Part) -> tuple[int, list[int]]:
     """The row groups with rows of the part, and the number of their first row."""
     first, row = 0, 0
     groups: list[int] = []
@@ -331,17 +338,17 @@ def _groups(file: pq.ParquetFile, part: Part) -> tuple[int, list[int]]:
 
 
 def _from_value(value: Any, key: str, source: str) -> InputImage:
+    image = InputImage(key=key, source=source)
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return InputImage(key=key, source=source, data=value)
-    if isinstance(value, str):
-        if value.startswith(("http://", "https://")):
-            problem = "Images are not downloaded from web servers."
-            return InputImage(key=key, source=source, problem=problem)
-        place = value if is_url(value) else os.path.join(os.path.dirname(source), value)
-        return replace(_read_file(place), key=key, source=source)
-    return InputImage(key=key, source=source, problem="The row contains neither bytes nor a path.")
+        return replace(image, data=value)
+    if not isinstance(value, str):
+        return replace(image, problem="The row contains neither bytes nor a path.")
+    if value.startswith(("http://", "https://")):
+        return replace(image, problem="Images are not downloaded from web servers.")
+    place = value if is_url(value) else os.path.join(os.path.dirname(source), value)
+    return replace(image, path=place)
 
 
 def _read_shard(path: str) -> Iterator[InputImage]:
@@ -366,12 +373,11 @@ def _read_shard(path: str) -> Iterator[InputImage]:
                 raise EOFError
     except (OSError, tarfile.TarError, EOFError) as error:
         if isinstance(error, OSError) and is_url(path):
-            raise StoreFailed(f"{path}: {type(error).__name__}: {error}") from error
+            raise UserError(f"{path}: {type(error).__name__}: {error}") from error
         if key is not None and data is not None:
             yield _from_sample(key, data, path)
-        yield InputImage(
-            key=f"{path}:end", source=path, problem="The shard is damaged from here on."
-        )
+        problem = "The shard is damaged from here on."
+        yield InputImage(key=f"{path}:end", source=path, problem=problem)
         return
     if key is not None:
         yield _from_sample(key, data, path)
@@ -395,4 +401,9 @@ def _member(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
 
 def _from_sample(key: str, data: bytes | None, path: str) -> InputImage:
     problem = "" if data is not None else "The sample contains no image."
-    return InputImage(key=key, source=path, data=data, problem=problem)
+    return InputImage(key=key, source=path, data=data or b"", problem=problem)
+
+
+def readable(path: str) -> str:
+    """A path as text; file names may contain bytes that are not UTF-8."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -16,9 +16,10 @@ import numpy as np
 from cyclopts import Parameter, validators
 from PIL import Image
 
-from tipserve_cli.commands.model_options import Server, ServerOptions
-from tipserve_cli.commands.program import DONE, FAILED
-from tipserve_cli.engines.engine import EngineError
+from tipserve_cli.engine import UserError
+from tipserve_cli.files import read_image
+from tipserve_cli.model_options import Server, ServerOptions
+from tipserve_cli.program import DONE, FAILED
 
 ROUTE: Final = "/v1/images:embed"
 STAGE: Final = re.compile(r"([\w-]+);dur=([\d.]+)")
@@ -70,11 +71,11 @@ def run(
     """Run the command; returns the exit status.
 
     Raises:
-        EngineError: No server is named, or the image cannot be read.
+        UserError: No server is named, or the image cannot be read.
     """
     if not (server.url or "").startswith(("http://", "https://")):
-        raise EngineError("--url: name a running server, such as http://localhost:8000.")
-    body = _image() if image is None else _read(image)
+        raise UserError("--url: name a running server, such as http://localhost:8000.")
+    body = _image() if image is None else read_image(str(image))
     measured = Measured()
     with _client(server, concurrency) as client:
         _ask(client, body, Measured(), time.monotonic())  # opens a connection
@@ -124,10 +125,3 @@ def _image() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(small_HW3).resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG")
     return buffer.getvalue()
-
-
-def _read(image: Path) -> bytes:
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise EngineError(f"{image} cannot be read: {error.strerror}.") from error

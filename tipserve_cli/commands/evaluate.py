@@ -1,9 +1,7 @@
 """`tipserve evaluate`: score a model on labelled images, and write a report."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -11,11 +9,12 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from model.manifest import ScoreEntry
-from service.messages import Features, GlobalFeatures, SegmentMode
-from tipserve_cli.commands.files import read_lines
-from tipserve_cli.commands.model_options import Model, ModelOptions, opened_engine
-from tipserve_cli.commands.program import DONE
-from tipserve_cli.engines.engine import ModelSummary, UserError, find_model
+from tipserve_cli.engine import UserError
+from tipserve_cli.files import read_lines
+from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.program import DONE
+from tipserve_cli.progress import shown_progress
+from tipserve_client import ModelInfo
 
 TEMPLATE_SETS: Final = ("none", "tcl")
 KnownName = Literal[
@@ -137,11 +136,11 @@ class EvaluateOptions:
         ),
     ] = Path("evaluation")
     mode: Annotated[
-        SegmentMode | None,
+        Literal["whole", "slide"] | None,
         Parameter(help="For segmentation: whole images, or windows. Default: the model's own."),
     ] = None
     features: Annotated[
-        Features | None,
+        Literal["values", "patches"] | None,
         Parameter(help="For segmentation: the patch embeddings. Default: the model's own."),
     ] = None
     background_threshold: Annotated[
@@ -165,17 +164,10 @@ class EvaluateOptions:
         ),
     ] = None
     embedding: Annotated[
-        GlobalFeatures, Parameter(help="The embedding of an image, for all other tasks.")
+        Literal["cls1", "cls2"], Parameter(help="The embedding of an image, for all other tasks.")
     ] = "cls1"
     resolution: Annotated[
         int | None, Parameter(help="Resize the short side to this many pixels.")
-    ] = None
-    shard: Annotated[
-        str | None,
-        Parameter(
-            help="Which of several processes with one --output this is, such as 0/8: each answers "
-            "its share of the images, and the last writes the report. Default: as torchrun says."
-        ),
     ] = None
     against: Annotated[
         Path | None,
@@ -198,52 +190,28 @@ def run(
         UserError: A set is invalid, the model cannot answer, or a rule failed.
     """
     # Imported here, because help does not need them.
-    from tipserve_cli.evaluation.answers import ONLY, Answers, stored_answers  # noqa: PLC0415
+    from tipserve_cli.evaluation.answers import Answers, stored_answers  # noqa: PLC0415
     from tipserve_cli.evaluation.report import Earlier, rules_of  # noqa: PLC0415
-    from tipserve_cli.evaluation.shards import Shard, choose_gpu  # noqa: PLC0415
 
     if options.against is not None and options.against.resolve() == options.output.resolve():
         raise UserError("--against is the folder of --output; choose another --output.")
     # Read before anything is computed, because that may take hours.
     earlier = None if options.against is None else Earlier.read(options.against)
     rules = [] if options.rules is None else rules_of(options.rules)
-    shard = Shard.of(options.shard, os.environ)
-    jobs = _jobs(options, model.served_name)
-    if not model.url:
-        choose_gpu(os.environ)
-    with opened_engine(model) as engine:
-        found = find_model(engine, model.served_name)
+    jobs = _jobs(options)
+    with opened_engine(model) as engine, stored_answers(options.output) as stored:
+        found = engine.find_model(model.served_name)
         _check_heads(jobs, found)
-        answers = partial(Answers, engine, model.url or "", found)
-        if shard != ONLY:
-            with stored_answers(options.output, shard) as stored:
-                _answer(jobs, answers(stored), shard)
-            if not shard.finish(options.output, f"{found} {replace(options, shard=None)}"):
-                print(f"{options.output}: {found.name}, process {shard} has its answers")
-                return DONE
-        with stored_answers(options.output) as stored:
-            results = _scored(jobs, answers(stored))
+        results = []
+        for job in jobs:
+            with shown_progress("image", len(job.images)) as advance:
+                answers = Answers(engine, found, model.served_name, stored, partial(advance, 0))
+                results.append(job.score(answers))
     return _report(options.output, found, results, earlier=earlier, rules=rules)
 
 
-def _answer(jobs: Sequence["_Job"], answers: Any, shard: Any) -> None:
-    """Store the answers to a share of all images."""
-    for job in jobs:
-        images = shard.share(job.images)
-        with _progress(len(images)) as advance:
-            replace(answers, advance=advance).ask(images, job.request)
-
-
-def _scored(jobs: Sequence["_Job"], answers: Any) -> list[Any]:
-    results = []
-    for job in jobs:
-        with _progress(len(job.images)) as advance:
-            results.append(job.score(replace(answers, advance=advance)))
-    return results
-
-
 def _report(
-    output: Path, model: ModelSummary, results: Sequence[Any], *, earlier: Any, rules: Any
+    output: Path, model: ModelInfo, results: Sequence[Any], *, earlier: Any, rules: Any
 ) -> int:
     """Write the report, compared with an earlier one and judged by rules."""
     from tipserve_cli.evaluation.page import write_page  # noqa: PLC0415 - help does not need them
@@ -271,18 +239,16 @@ class _Job:
 
     Attributes:
         images: Images that the model sees.
-        request: For each image.
         score: Computes the result.
         head: The dense head that the model needs; empty for none.
     """
 
     images: Sequence[Any]
-    request: Any
     score: Callable[[Any], Any]
     head: str = ""
 
 
-def _check_heads(jobs: Sequence[_Job], model: ModelSummary) -> None:
+def _check_heads(jobs: Sequence[_Job], model: ModelInfo) -> None:
     """Check that the model can do all tasks, before the first one."""
     missing = [job.head for job in jobs if job.head and job.head not in model.outputs]
     if missing:
@@ -292,7 +258,7 @@ def _check_heads(jobs: Sequence[_Job], model: ModelSummary) -> None:
         )
 
 
-def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
+def _jobs(options: EvaluateOptions) -> list[_Job]:
     """The tasks in the order of the options; all sets are read before a model is loaded."""
     from model.labelled import sets  # noqa: PLC0415 - help does not need them
     from model.labelled.known import read_known  # noqa: PLC0415
@@ -302,7 +268,7 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
         raise UserError(
             "--reduce-zero-label is for --segmentation and --linear-segmentation; remove it."
         )
-    asked = _task_options(options, served_name)
+    asked = _task_options(options)
     jobs = []
 
     def add(score: Callable[..., Any], given: Any) -> None:
@@ -310,8 +276,7 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
         if options.classes is not None:
             heads[tasks.score_segmentation] = "segmentation"
         head = heads.get(score, "")
-        request = tasks.REQUEST_OF[score](given, asked)
-        jobs.append(_Job(given.images, request, lambda answers: score(given, answers, asked), head))
+        jobs.append(_Job(given.images, lambda answers: score(given, answers, asked), head))
 
     is_zero_none = options.reduce_zero_label
     read_masks = partial(sets.read_segmentation, reduce_zero_label=is_zero_none)
@@ -341,11 +306,10 @@ def _jobs(options: EvaluateOptions, served_name: str | None) -> list[_Job]:
     return jobs
 
 
-def _task_options(options: EvaluateOptions, served_name: str | None) -> Any:
+def _task_options(options: EvaluateOptions) -> Any:
     from tipserve_cli.evaluation.tasks import TaskOptions  # noqa: PLC0415 - help does not need it
 
     return TaskOptions(
-        model=served_name,
         embedding=options.embedding,
         resolution=options.resolution,
         templates=_templates(options.templates),
@@ -364,20 +328,6 @@ def _templates(given: str | None) -> Any:
     if bad:
         raise UserError(f"{given}: {bad[0]!r} needs {{}} once, where the name stands.")
     return lines
-
-
-@contextmanager
-def _progress(num_images: int) -> Iterator[Callable[[], None]]:
-    """Show the images of a task; gives the function that counts one."""
-    from tipserve_cli.commands.progress import shown_progress  # noqa: PLC0415 - it needs pyarrow
-
-    with shown_progress(num_images, 0, num_images, nouns=("image", "answers")) as progress:
-
-        def advance() -> None:
-            progress.image_read()
-            progress.part_written(1, 0)
-
-        yield advance
 
 
 def _line(entry: ScoreEntry) -> str:

@@ -2,23 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
 from model.preprocess import Fit
-from service.messages import (
-    EmbedImagesRequest,
-    FeatureKind,
-    Features,
-    VisualizeFeaturesRequest,
-)
-from service.outputs.features import encode_view_png
-from service.outputs.masks import encode_npy
-from tipserve_cli.commands.files import check_output, read_image, write_file
-from tipserve_cli.commands.model_options import Model, ModelOptions, opened_engine, refusals_of
-from tipserve_cli.commands.program import DONE, reject_options
-from tipserve_cli.engines.engine import Engine, EngineError
+from tipserve_cli.engine import UserError, refusals_of
+from tipserve_cli.files import check_output, read_image, write_file
+from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.program import DONE, reject_options
+from tipserve_client import Client
 
 SUFFIXES: Final = (".npy", ".png")
 
@@ -29,21 +22,20 @@ class FeaturesOptions:
 
     output: Annotated[Path, Parameter(name=("--output", "-o"), help="A .npy or .png file.")]
     kind: Annotated[
-        FeatureKind | None,
+        Literal["colors", "component", "groups"] | None,
         Parameter(
             help="For .png: three principal components as colours, the first component, or groups "
             "of similar patches. Default: colors."
         ),
     ] = None
     features: Annotated[
-        Features, Parameter(help="patches, or values, which compare with texts.")
+        Literal["values", "patches"],
+        Parameter(help="patches, or values, which compare with texts."),
     ] = "patches"
     resolution: Annotated[
         int | None, Parameter(help="Resize the short side to this many pixels.")
     ] = None
-    fit: Annotated[Fit, Parameter(help="Keep the aspect ratio, or resize to a square.")] = (
-        VisualizeFeaturesRequest.fit
-    )
+    fit: Annotated[Fit, Parameter(help="Keep the aspect ratio, or resize to a square.")] = "aspect"
 
 
 def run(
@@ -67,33 +59,26 @@ def run(
     """
     suffix = check_output(options.output, SUFFIXES)
     if suffix == ".npy" and options.kind is not None:
-        raise EngineError("--kind draws an image; give an --output that ends in .png.")
+        raise UserError("--kind draws an image; give an --output that ends in .png.")
     encoded = read_image(image)
     compute = _draw if suffix == ".png" else _embed
-    with opened_engine(model) as engine, refusals_of(image):
-        content = compute(engine, encoded, options, model.served_name)
+    sized = {"model": model.served_name, "resolution": options.resolution, "fit": options.fit}
+    with opened_engine(model, heads=()) as engine, refusals_of(image):
+        content = compute(engine.client, encoded, options, sized)
     write_file(options.output, content)
     return DONE
 
 
-def _draw(engine: Engine, image: bytes, options: FeaturesOptions, name: str | None) -> bytes:
-    request = VisualizeFeaturesRequest(
-        images=(image,),
-        model=name,
-        kind=options.kind or VisualizeFeaturesRequest.kind,
-        features=options.features,
-        resolution=options.resolution,
-        fit=options.fit,
-    )
-    return encode_view_png(engine.visualize(request).result(), request.kind)
+def _draw(client: Client, image: bytes, options: FeaturesOptions, sized: dict[str, Any]) -> bytes:
+    from tipserve_cli.local import encode_view_png  # noqa: PLC0415 - slow to import
+
+    kind = options.kind or "colors"
+    (drawn,) = client.features(image, kind=kind, features=options.features, **sized)
+    return encode_view_png(drawn, kind)
 
 
-def _embed(engine: Engine, image: bytes, options: FeaturesOptions, name: str | None) -> bytes:
-    request = EmbedImagesRequest(
-        images=(image,),
-        model=name,
-        outputs=(options.features,),
-        resolution=options.resolution,
-        fit=options.fit,
-    )
-    return encode_npy(engine.embed(request).result()[options.features])
+def _embed(client: Client, image: bytes, options: FeaturesOptions, sized: dict[str, Any]) -> bytes:
+    from tipserve_cli.local import encode_npy  # noqa: PLC0415 - slow to import
+
+    (found,) = client.embed_images(image, outputs=options.features, **sized)
+    return encode_npy(getattr(found, options.features))

@@ -1,13 +1,14 @@
 """`tipserve models`: list the models that can be used."""
 
 import json
-from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from tipserve_cli.commands.model_options import Model, ModelOptions, opened_engine
-from tipserve_cli.commands.program import DONE
+from model.graphs import DENSE_TASKS
+from tipserve_cli.engine import describe
+from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.program import DONE
 
 
 def run(
@@ -20,12 +21,12 @@ def run(
     """Run the command; returns the exit status.
 
     Raises:
-        EngineError: The server does not answer, or the model cannot be loaded.
+        UserError: The server does not answer, or the model cannot be loaded.
     """
-    with opened_engine(model) as engine:
-        models = engine.models()
+    with opened_engine(model, heads=DENSE_TASKS) as engine:
+        models = engine.client.models()
     if as_json:
-        print(json.dumps([asdict(one) for one in models], indent=2))
+        print(json.dumps([describe(one) for one in models], indent=2))
         return DONE
     for one in models:
         print(

@@ -1,21 +1,28 @@
 """`tipserve search`: the most similar images of a file that `tipserve embed` wrote.
 
-Shape legend: D width.
+Shape legend: N rows, D width.
 """
 
+import heapq
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
+import numpy as np
 from cyclopts import Parameter, validators
 
-from service.messages import EmbedImagesRequest, EmbedTextsRequest, FloatArray
-from tipserve_cli.commands.files import read_image
-from tipserve_cli.commands.model_options import Model, ModelOptions, opened_engine, refusals_of
-from tipserve_cli.commands.program import DONE
-from tipserve_cli.engines.engine import Engine, EngineError, find_model
+from model.segmentation import l2_normalize
+from tipserve_cli.engine import Engine, UserError, refusals_of
+from tipserve_cli.files import read_image
+from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.program import DONE
+from tipserve_client import ModelInfo
+from tipserve_client.results import FloatArray
+
+ROWS_AT_ONCE: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,39 +55,110 @@ def run(
         UserError: The file cannot be searched, or the query cannot be embedded.
     """
     if (text is None) == (options.image is None):
-        raise EngineError("Give words, or --image with an image file.")
-    # Imported here, because it needs the extra `cli`, and help needs none.
-    from tipserve_cli.bulk.search import EmbeddedImages  # noqa: PLC0415
-
+        raise UserError("Give words, or --image with an image file.")
     images = EmbeddedImages(file, options.column)
-    with opened_engine(model) as engine:
-        images.check_model(find_model(engine, model.served_name))
+    with opened_engine(model, heads=()) as engine:
+        images.check_model(engine.find_model(model.served_name))
         if text is None:
-            embedded = images.record.get("options", {})
-            query_D = _embed_image(engine, options, embedded, model.served_name)
+            query_D = _embed_image(engine, options, images.record, model.served_name)
         else:
-            request = EmbedTextsRequest(texts=(text,), model=model.served_name)
-            query_D = engine.embed_texts(request).result()[0]
+            asked: dict[str, Any] = {"model": model.served_name}
+            query_D = engine.client.embed_texts([text], **asked)[0]
     found = images.most_similar(query_D, options.top)
     if options.as_json:
-        print(json.dumps([asdict(one) for one in found], indent=2))
+        rows = [{"score": score, "key": key, "source": source} for score, key, source in found]
+        print(json.dumps(rows, indent=2))
         return DONE
-    for one in found:
-        print(f"{one.score:.4f}  {one.key}")
+    for score, key, _ in found:
+        print(f"{score:.4f}  {key}")
     return DONE
 
 
 def _embed_image(
-    engine: Engine, options: SearchOptions, embedded: Mapping[str, Any], name: str | None
+    engine: Engine, options: SearchOptions, record: dict[str, Any], name: str | None
 ) -> FloatArray:
     """Embed the image of a query [D], with the size of the embedded ones."""
     assert options.image is not None
-    request = EmbedImagesRequest(
-        images=(read_image(options.image),),
-        model=name,
-        outputs=(options.column,),
-        resolution=embedded.get("resolution"),
-        fit=embedded.get("fit", EmbedImagesRequest.fit),
-    )
+    embedded = record.get("options", {})
+    asked: dict[str, Any] = {
+        "model": name,
+        "outputs": options.column,
+        "resolution": embedded.get("resolution"),
+        "fit": embedded.get("fit"),
+    }
     with refusals_of(options.image):
-        return engine.embed(request).result()[options.column]
+        (found,) = engine.client.embed_images(read_image(options.image), **asked)
+    query_D: FloatArray = getattr(found, options.column)
+    return query_D
+
+
+class EmbeddedImages:
+    """A Parquet file of a job, or its folder of parts.
+
+    Args:
+        place: The file or folder.
+        column: Holds the embeddings.
+
+    Raises:
+        UserError: There is no such file or column.
+    """
+
+    def __init__(self, place: Path, column: str) -> None:
+        # Imported here, because they are of the extra `cli`, and help needs none.
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        self._place, self._column = place, column
+        self._files = sorted(place.glob("part-*.parquet")) if place.is_dir() else [place]
+        if not self._files:
+            raise UserError(f"{place} has no parts; give the output of `tipserve embed`.")
+        try:
+            schema = pq.read_schema(self._files[0])
+        except (OSError, ValueError) as error:
+            raise UserError(f"{place} cannot be read as Parquet.") from error
+        if not {"key", "source"} <= set(schema.names):
+            raise UserError(f"{place} is no output of `tipserve embed`.")
+        vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+        if column not in vectors:
+            raise UserError(
+                f"{place} has no embeddings {column!r}; choose a --column from "
+                f"{', '.join(vectors) or 'none'}."
+            )
+        self._width = schema.field(column).type.list_size
+        self.record: dict[str, Any] = {}
+        with suppress(KeyError, TypeError, ValueError):
+            self.record = json.loads(schema.metadata[b"tipserve"])
+
+    def check_model(self, model: ModelInfo) -> None:
+        """Check that the embeddings are of this model, because those of others do not compare.
+
+        Raises:
+            UserError: They are of another one.
+        """
+        before = self.record.get("model", {})
+        is_other = before.get("fingerprint", model.package_digest) != model.package_digest
+        if is_other or self._width != model.embed_dim:
+            name = before.get("name", "another model")
+            raise UserError(
+                f"{self._place} was embedded by {name}, and the query would be by {model.name}; "
+                "choose the same by --model."
+            )
+
+    def most_similar(self, query_D: FloatArray, num_images: int) -> list[tuple[float, str, str]]:
+        """Cosine, key and source of the images with the greatest cosines, the best first."""
+        scored = self._scored(l2_normalize(query_D), num_images)
+        return heapq.nlargest(num_images, scored, key=lambda found: found[0])
+
+    def _scored(self, unit_D: FloatArray, num_images: int) -> Iterator[tuple[float, str, str]]:
+        """The best images of each batch of rows."""
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        columns = ["key", "source", self._column]
+        for file in self._files:
+            for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
+                flat = batch.column(self._column).flatten().to_numpy(zero_copy_only=False)
+                rows_ND = flat.astype(np.float32).reshape(batch.num_rows, self._width)
+                scores_N = l2_normalize(rows_ND) @ unit_D
+                for row in np.argsort(-scores_N, kind="stable")[:num_images].tolist():
+                    key, source = batch.column("key")[row], batch.column("source")[row]
+                    yield float(scores_N[row]), key.as_py(), source.as_py()

@@ -3,19 +3,18 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from cyclopts import Parameter
 
-from service.messages import TEXT_TEMPLATES, EmbedTextsRequest, FloatArray, TemplateSet
-from service.outputs.masks import encode_npy
-from tipserve_cli.commands.files import check_output, read_lines, write_file
-from tipserve_cli.commands.model_options import Model, ModelOptions, opened_engine
-from tipserve_cli.commands.program import DONE, reject_options
-from tipserve_cli.engines.engine import Engine, EngineError
+from tipserve_cli.engine import UserError
+from tipserve_cli.files import check_output, read_lines, write_file
+from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.program import DONE, reject_options
+from tipserve_client.results import FloatArray
 
 SUFFIXES: Final = (".json", ".npy", ".parquet")
 # Texts of a request; every server takes this many unless it is configured to take fewer.
@@ -35,16 +34,16 @@ class TextsOptions:
         ),
     ] = None
     templates: Annotated[
-        TemplateSet,
+        Literal["none", "tcl"],
         Parameter(help="tcl: the mean of each text in several sentences, as for class names."),
-    ] = TEXT_TEMPLATES
+    ] = "none"
     normalize: Annotated[
         bool,
         Parameter(
             negative="--no-normalize",
             help="Give embeddings unit length, or leave their length as it is.",
         ),
-    ] = EmbedTextsRequest.normalize
+    ] = True
 
 
 def run(
@@ -67,18 +66,18 @@ def run(
     output, file = options.output, options.file
     suffix = ".json" if output is None else check_output(output, SUFFIXES)
     if (file is None) == (not texts):
-        raise EngineError("Give texts, or --file with a text in each line.")
+        raise UserError("Give texts, or --file with a text in each line.")
     if file is not None or texts == ("-",):
         texts = tuple(read_lines(file or Path("-")))
-    request = EmbedTextsRequest(
-        texts=(),
-        model=model.served_name,
-        templates=options.templates,
-        normalize=options.normalize,
-    )
-    with opened_engine(model) as engine:
-        vectors_TD = embed_texts(engine, request, texts)
-    content = _encode(suffix, texts, vectors_TD)
+    parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
+    asked: dict[str, Any] = {
+        "model": model.served_name,
+        "templates": options.templates,
+        "normalize": options.normalize,
+    }
+    with opened_engine(model, heads=()) as engine:
+        found = [engine.client.embed_texts(part, **asked) for part in parts]
+    content = _encode(suffix, texts, np.concatenate(found))
     if output is None:
         print(content.decode(), end="")
     else:
@@ -87,35 +86,24 @@ def run(
     return DONE
 
 
-def embed_texts(engine: Engine, request: EmbedTextsRequest, texts: Sequence[str]) -> FloatArray:
-    """Embed texts [T, D] by several requests.
-
-    Raises:
-        EngineError: They cannot be embedded.
-    """
-    starts = range(0, len(texts), TEXTS_AT_ONCE)
-    parts = (tuple(texts[start : start + TEXTS_AT_ONCE]) for start in starts)
-    answers = [engine.embed_texts(replace(request, texts=part)) for part in parts]
-    return np.concatenate([answer.result() for answer in answers])
-
-
 def _encode(suffix: str, texts: Sequence[str], vectors_TD: FloatArray) -> bytes:
+    stream = io.BytesIO()
     if suffix == ".npy":
-        return encode_npy(vectors_TD)
-    if suffix == ".parquet":
-        return _encode_parquet(texts, vectors_TD)
-    pairs = zip(texts, vectors_TD.tolist(), strict=True)
-    rows = [json.dumps({"text": text, "embedding": vector}) for text, vector in pairs]
-    return ("[" + ",\n".join(rows) + "]\n").encode()
+        np.save(stream, vectors_TD, allow_pickle=False)
+    elif suffix == ".parquet":
+        _write_parquet(stream, texts, vectors_TD)
+    else:
+        pairs = zip(texts, vectors_TD.tolist(), strict=True)
+        rows = [json.dumps({"text": text, "embedding": vector}) for text, vector in pairs]
+        return ("[" + ",\n".join(rows) + "]\n").encode()
+    return stream.getvalue()
 
 
-def _encode_parquet(texts: Sequence[str], vectors_TD: FloatArray) -> bytes:
+def _write_parquet(stream: io.BytesIO, texts: Sequence[str], vectors_TD: FloatArray) -> None:
     # Imported here, because they are of the extra `cli`, which other formats do not need.
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     flat = pa.array(vectors_TD.reshape(-1))
     vectors = pa.FixedSizeListArray.from_arrays(flat, vectors_TD.shape[1])
-    stream = io.BytesIO()
     pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "embedding": vectors}), stream)
-    return stream.getvalue()

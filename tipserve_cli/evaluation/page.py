@@ -14,10 +14,10 @@ from PIL import Image
 from model.files import atomic_write
 from model.image_codec import ImageLimits, decode_image
 from model.manifest import ScoreEntry
-from service.outputs.colours import PALETTE
-from tipserve_cli.engines.engine import ModelSummary
 from tipserve_cli.evaluation.report import MODEL, class_scores, confused_classes, digits
 from tipserve_cli.evaluation.tasks import Result, ShownMask
+from tipserve_cli.local import palette
+from tipserve_client import ModelInfo
 
 PAGE: Final = "report.html"
 MAX_CLASSES: Final = 20
@@ -38,11 +38,13 @@ i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 .8em; }
 
 
 def write_page(
-    folder: Path, model: ModelSummary, results: Sequence[Result], entries: Sequence[ScoreEntry]
+    folder: Path, model: ModelInfo, results: Sequence[Result], entries: Sequence[ScoreEntry]
 ) -> None:
     """Write `report.html`."""
     parts = [part for result in results for part in _section(result, entries)]
-    about = f"{model.runtime}, {model.precision}, {model.device}; package {model.fingerprint[:12]}"
+    about = (
+        f"{model.runtime}, {model.precision}, {model.device}; package {model.package_digest[:12]}"
+    )
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'

@@ -21,8 +21,9 @@ from model.manifest import ScoreEntry
 from model.scores.bootstrap import Interval
 from model.scores.gate import Rows, Rule, judge, read_rules
 from model.scores.pixels import Pixels
-from tipserve_cli.engines.engine import ModelSummary, UserError
+from tipserve_cli.engine import UserError, describe
 from tipserve_cli.evaluation.tasks import ERRORS, Result, Score
+from tipserve_client import ModelInfo
 
 REPORT: Final = "report.json"
 COUNTS: Final = "counts.npz"
@@ -30,10 +31,6 @@ MODEL, EARLIER, CHANCE = "model", "earlier", "chance"
 GAIN: Final = f"{MODEL} - {EARLIER}"
 ROWS: Final = Rows(own=MODEL, gain=GAIN, option="--against FOLDER")
 NUM_CONFUSED: Final = 10
-
-
-class ReportError(UserError):
-    """A report cannot be read, or does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +45,27 @@ class Earlier:
         """Read the counts of a folder.
 
         Raises:
-            ReportError: There are none.
+            UserError: There are none.
         """
         try:
             with np.load(folder / COUNTS, allow_pickle=False) as stored:
                 return cls(folder, {name: stored[name] for name in stored.files})
         except (OSError, ValueError) as error:
-            raise ReportError(f"{folder} has no report: {COUNTS} cannot be read.") from error
+            raise UserError(f"{folder} has no report: {COUNTS} cannot be read.") from error
 
     def of(self, result: Result, score: Score) -> Any:
         """The counts of the same score.
 
         Raises:
-            ReportError: It is not there, or of other examples.
+            UserError: It is not there, or of other examples.
         """
         place = f"{result.task} | {result.split}"
         fields = [field.name for field in dataclasses.fields(score.counts)]
         names = [f"{place} | {score.metric} | {field}" for field in fields]
         if not all(name in self.counts for name in names):
-            raise ReportError(f"{self.folder} has no score '{place} | {score.metric}'.")
+            raise UserError(f"{self.folder} has no score '{place} | {score.metric}'.")
         if self.counts[place] != _digest(result):
-            raise ReportError(f"{self.folder}: {place!r} was measured on other images or labels.")
+            raise UserError(f"{self.folder}: {place!r} was measured on other images or labels.")
         arrays = (self.counts[name] for name in names)
         return type(score.counts)(**dict(zip(fields, arrays, strict=True)))
 
@@ -77,7 +74,7 @@ def entries_of(results: Sequence[Result], earlier: Earlier | None) -> list[Score
     """The rows of all scores: the model's, its difference to an earlier report, and chance.
 
     Raises:
-        ReportError: The earlier report is of other examples.
+        UserError: The earlier report is of other examples.
     """
     entries = []
     for result in results:
@@ -126,15 +123,15 @@ def rules_of(file: Path) -> list[Rule]:
     """Read rules.
 
     Raises:
-        ReportError: They cannot be read, or one is about a metric of which less is better.
+        UserError: They cannot be read, or one is about a metric of which less is better.
     """
     try:
         rules = read_rules(file)
     except (OSError, ValueError) as error:
-        raise ReportError(str(error)) from error
+        raise UserError(str(error)) from error
     bad = [rule.title for rule in rules if rule.metric in ERRORS]
     if bad:
-        raise ReportError(
+        raise UserError(
             f"{bad[0]!r}: a rule needs a metric of which more is better, such as delta1 or the "
             "share under 11.25 degrees."
         )
@@ -145,12 +142,12 @@ def failed_rules(rules: Sequence[Rule], entries: Sequence[ScoreEntry]) -> list[s
     """Print a verdict for each rule; returns the failed ones.
 
     Raises:
-        ReportError: A rule names a score that was not measured.
+        UserError: A rule names a score that was not measured.
     """
     try:
         verdicts = judge(rules, entries, ROWS)
     except ValueError as error:
-        raise ReportError(str(error)) from error
+        raise UserError(str(error)) from error
     for verdict in verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict.text}")
     return [verdict.text for verdict in verdicts if not verdict.passed]
@@ -188,11 +185,11 @@ def confused_classes(result: Result) -> list[tuple[str, str, float]]:
 
 
 def write_report(
-    folder: Path, model: ModelSummary, results: Sequence[Result], entries: Sequence[ScoreEntry]
+    folder: Path, model: ModelInfo, results: Sequence[Result], entries: Sequence[ScoreEntry]
 ) -> None:
     """Write `report.json` and `counts.npz`."""
     document = {
-        "model": asdict(model),
+        "model": describe(model),
         "scores": [entry.model_dump() for entry in entries],
         "tasks": [
             {

@@ -40,19 +40,8 @@ from model.scores.maps import angles, depth_scores
 from model.scores.pixels import Pixels, count_pixels
 from model.scores.ranking import Ranking, rank
 from model.segmentation import bilinear_matrix, l2_normalize, patch_shares
-from service.messages import (
-    EmbedImagesRequest,
-    EmbedTextsRequest,
-    EstimateMapsRequest,
-    Features,
-    FloatArray,
-    GlobalFeatures,
-    SegmentClass,
-    SegmentImagesRequest,
-    SegmentMode,
-    TemplateSet,
-)
-from tipserve_cli.evaluation.answers import Answers, ImagesRequest
+from tipserve_cli.evaluation.answers import Answers, Question
+from tipserve_client.results import FloatArray
 
 KNN: Final = "kNN classification"
 LINEAR: Final = "linear classification"
@@ -71,6 +60,8 @@ NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
 # Metrics of errors: less is better.
 ERRORS: Final = frozenset({"RMSE (m)", "AbsRel (%)", "mean angle (degrees)", "RMSE (degrees)"})
 Floats = NDArray[np.float64]
+# Of class names: a set by its name, or sentences.
+Templates = Literal["none", "tcl"] | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +172,6 @@ class TaskOptions:
     """What the tasks ask the model for.
 
     Attributes:
-        model: Name of a served model; None is the only one.
         embedding: The embedding of an image.
         resolution: Short side in pixels; None is the model's native size.
         templates: Of class names; None is the model's own in segmentation, and `tcl` in
@@ -193,27 +183,19 @@ class TaskOptions:
             the set.
     """
 
-    model: str | None = None
-    embedding: GlobalFeatures = "cls1"
+    embedding: Literal["cls1", "cls2"] = "cls1"
     resolution: int | None = None
-    templates: TemplateSet | tuple[str, ...] | None = None
-    features: Features | None = None
-    mode: SegmentMode | None = None
+    templates: Templates | None = None
+    features: Literal["values", "patches"] | None = None
+    mode: Literal["whole", "slide"] | None = None
     background_threshold: float | None = None
     classes: Literal["model"] | None = None
 
-    def segment_request(self, names: Sequence[str]) -> SegmentImagesRequest:
-        """The request of segmentation; `background` is no class if there is a threshold."""
-        return SegmentImagesRequest(
-            images=(),
-            classes=tuple(SegmentClass(name=name) for name in self.prompted(names)),
-            model=self.model,
-            templates=self.templates,
-            features=self.features,
-            resolution=self.resolution,
-            background_threshold=self.background_threshold,
-            mode=self.mode,
-        )
+    def about_masks(self, names: Sequence[str]) -> Question:
+        """The question of segmentation; `background` is no class if there is a threshold."""
+        own = ("templates", "features", "resolution", "background_threshold", "mode")
+        options = {name: getattr(self, name) for name in own}
+        return Question(about="mask", options=options, classes=tuple(self.prompted(names)))
 
     def prompted(self, names: Sequence[str]) -> list[str]:
         """The classes that the model is asked for: the names that it compares patches with."""
@@ -222,31 +204,20 @@ class TaskOptions:
         has_threshold = self.background_threshold is not None
         return [name for name in names if not (has_threshold and name == BACKGROUND)]
 
-    def embed_request(self) -> EmbedImagesRequest:
-        """The request of all other tasks."""
-        return EmbedImagesRequest(
-            images=(), model=self.model, outputs=(self.embedding,), resolution=self.resolution
-        )
+    def about_images(self) -> Question:
+        """The question of all other tasks."""
+        options = {"outputs": self.embedding, "resolution": self.resolution}
+        return Question(about="embedding", options=options)
 
-    def patch_request(self) -> EmbedImagesRequest:
-        """The request of patch embeddings, of images as zero-shot segmentation sees them."""
-        return EmbedImagesRequest(
-            images=(),
-            model=self.model,
-            outputs=(self.features or "patches",),
-            resolution=self.resolution,
-            fit=SegmentImagesRequest.fit,
-        )
+    def about_patches(self) -> Question:
+        """The question of patch embeddings, of images as zero-shot segmentation sees them."""
+        sized = {"resolution": self.resolution, "fit": "aspect"}
+        options = {"outputs": self.features or "patches", **sized}
+        return Question(about="embedding", options=options)
 
-    def map_request(self, task: MapTask) -> EstimateMapsRequest:
-        """The request of depth or normals."""
-        return EstimateMapsRequest(
-            task=task, images=(), model=self.model, resolution=self.resolution
-        )
-
-    def text_request(self, templates: TemplateSet | tuple[str, ...]) -> EmbedTextsRequest:
-        """The request of texts."""
-        return EmbedTextsRequest(texts=(), model=self.model, templates=templates)
+    def about_map(self, task: MapTask) -> Question:
+        """The question of depth or normals."""
+        return Question(about=task, options={"resolution": self.resolution})
 
     def shown(self, *names: str) -> dict[str, Any]:
         """Options for a report, without those that are not given."""
@@ -260,14 +231,14 @@ def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOp
 
     Raises:
         SetError: A mask is invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
     """
-    request = options.segment_request(given.names)
+    question = options.about_masks(given.names)
     number_of = {name: number for number, name in enumerate(given.names)}
     if options.classes is None:
         task, labels = SEGMENTATION, tuple(options.prompted(given.names))
     else:
-        task, labels = OWN_SEGMENTATION, answers.classes_of(given.images[0], request)
+        task, labels = OWN_SEGMENTATION, answers.classes_of(given.images[0], question)
         unknown = [name for name in given.names if name not in labels]
         if unknown:
             raise SetError(
@@ -275,7 +246,7 @@ def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOp
             )
     # Class of each label of the model; 0 is its background.
     class_of = np.asarray([number_of.get(name, -1) for name in (BACKGROUND, *labels)])
-    called = (class_of[labels_HW] for labels_HW in answers.segment(given.images, request))
+    called = (class_of[labels_HW] for labels_HW in answers.each(given.images, question))
     shown = options.shown("mode", "features", "templates", "resolution", "background_threshold")
     return _masks_result(task, given, called, shown)
 
@@ -334,13 +305,13 @@ def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: Tas
 
     Raises:
         SetError: A mask is invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
     """
-    request = options.patch_request()
-    classifier = _fit_patches(*_train_patches(given, answers, request))
+    question = options.about_patches()
+    classifier = _fit_patches(*_train_patches(given, answers, question))
 
     def masks() -> Iterator[NDArray[np.int64]]:
-        for index, patches_hwD in enumerate(answers.each(given.val.images, request)):
+        for index, patches_hwD in enumerate(answers.each(given.val.images, question)):
             size_hw = given.val.read_mask(index).shape
             scores_P = classifier.decision_function(patches_hwD.reshape(-1, patches_hwD.shape[-1]))
             if scores_P.ndim == 1:  # two classes: the score of the second
@@ -353,14 +324,14 @@ def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: Tas
 
 
 def _train_patches(
-    given: MaskedSplit, answers: Answers, request: EmbedImagesRequest
+    given: MaskedSplit, answers: Answers, question: Question
 ) -> tuple[FloatArray, NDArray[np.int64], FloatArray, NDArray[np.int64]]:
     """Embedding, class, share of the patch, and image, for each class of each patch of `train`.
 
     If they are too many for the memory, each image keeps an equal number, drawn at random.
     """
     parts = []
-    for index, patches_hwD in enumerate(answers.each(given.train.images, request)):
+    for index, patches_hwD in enumerate(answers.each(given.train.images, question)):
         grid_hw = patches_hwD.shape[0], patches_hwD.shape[1]
         truth_HW = given.train.read_mask(index)
         shares_NK = patch_shares(truth_HW, grid_hw, len(given.train.names))
@@ -416,12 +387,12 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions)
 
     Raises:
         SetError: An image is invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
     """
     texts = [text for captions in given.captions for text in captions]
     owner_T = np.repeat(np.arange(len(given.images)), [len(one) for one in given.captions])
-    images_BD = answers.embed(given.images, options.embed_request())
-    texts_TD = answers.embed_texts(texts, options.text_request("none"))
+    images_BD = answers.embed(given.images, options.about_images())
+    texts_TD = answers.embed_texts(texts, "none")
     each_B = np.arange(len(given.images))
 
     def ranked(queries: FloatArray, candidates: FloatArray, key_Q: Any, key_C: Any) -> Ranking:
@@ -451,11 +422,11 @@ def score_classification(given: LabelledSet, answers: Answers, options: TaskOpti
 
     Raises:
         SetError: An image is invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
     """
     templates = options.templates or "tcl"
-    images_BD = answers.embed(given.images, options.embed_request())
-    classes_KD = answers.embed_texts(given.names, options.text_request(templates))
+    images_BD = answers.embed(given.images, options.about_images())
+    classes_KD = answers.embed_texts(given.names, templates)
     scores_BK = l2_normalize(images_BD) @ l2_normalize(classes_KD).T
     shown = {**options.shown("embedding", "resolution"), "templates": templates}
     return _labelled_result(CLASSIFICATION, given, scores_BK, shown)
@@ -468,14 +439,14 @@ def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) 
 
     Raises:
         SetError: An image is invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
     """
-    request = options.embed_request()
-    index_CD = answers.embed(given.index, request)
+    question = options.about_images()
+    index_CD = answers.embed(given.index, question)
     own_Q = np.asarray([query.place for query in given.queries])
     queries_QD = index_CD[own_Q]
     if (own_Q < 0).any():
-        queries_QD[own_Q < 0] = answers.embed(given.other_queries, request)
+        queries_QD[own_Q < 0] = answers.embed(given.other_queries, question)
     key_Q = [query.things for query in given.queries]
     ranking = rank_by_cosine(queries_QD, index_CD, (key_Q, np.asarray(given.things)), own_Q=own_Q)
     return Result(
@@ -512,7 +483,7 @@ def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result
 
     Raises:
         SetError: An image is invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
 
     Source: DINO (arXiv:2104.14294), weighted kNN.
     """
@@ -537,7 +508,7 @@ def score_linear(given: SplitSet, answers: Answers, options: TaskOptions) -> Res
 
     Raises:
         SetError: An image is invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
     """
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - of the extra `evaluate`
     from sklearn.model_selection import GridSearchCV  # noqa: PLC0415
@@ -561,8 +532,8 @@ def score_linear(given: SplitSet, answers: Answers, options: TaskOptions) -> Res
 def _split_embeddings(
     given: SplitSet, answers: Answers, options: TaskOptions
 ) -> tuple[FloatArray, FloatArray]:
-    request = options.embed_request()
-    return answers.embed(given.train.images, request), answers.embed(given.val.images, request)
+    question = options.about_images()
+    return answers.embed(given.train.images, question), answers.embed(given.val.images, question)
 
 
 def rank_by_cosine(
@@ -650,13 +621,13 @@ def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Resu
 
     Raises:
         SetError: A true depth is invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
 
     Source: BTS and DINOv2's evaluation, which average over images, not over pixels.
     """
     rows = []
     digest = hashlib.sha256()
-    for index, depth_HW in enumerate(answers.estimate(given.images, options.map_request("depth"))):
+    for index, depth_HW in enumerate(answers.each(given.images, options.about_map("depth"))):
         truth_HW = _true_map(given, index, depth_HW)
         digest.update(truth_HW.tobytes())
         counts_HW = np.isfinite(truth_HW)
@@ -694,12 +665,12 @@ def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> R
 
     Raises:
         SetError: True normals are invalid.
-        EngineError: The model cannot answer.
+        TipserveError: The model cannot answer.
     """
     rows = []
     digest = hashlib.sha256()
-    request = options.map_request("normals")
-    for index, normals_HW3 in enumerate(answers.estimate(given.images, request)):
+    question = options.about_map("normals")
+    for index, normals_HW3 in enumerate(answers.each(given.images, question)):
         truth_HW3 = _true_map(given, index, normals_HW3)
         digest.update(truth_HW3.tobytes())
         counts_HW = np.isfinite(truth_HW3[..., 0])
@@ -747,15 +718,4 @@ TASK_OF: Final[Mapping[type, Callable[..., Result]]] = {
     DepthSet: score_depth,
     NormalSet: score_normals,
     InstanceSet: score_instances,
-}
-# The request for each image of a set.
-REQUEST_OF: Final[Mapping[Callable[..., Result], Callable[[Any, TaskOptions], ImagesRequest]]] = {
-    score_segmentation: lambda given, options: options.segment_request(given.names),
-    score_linear_segmentation: lambda given, options: options.patch_request(),
-    score_depth: lambda given, options: options.map_request("depth"),
-    score_normals: lambda given, options: options.map_request("normals"),
-    **dict.fromkeys(
-        (score_retrieval, score_classification, score_instances, score_knn, score_linear),
-        lambda given, options: options.embed_request(),
-    ),
 }

@@ -20,7 +20,7 @@ from model.labelled.sets import (
     SetError,
     read_names,
 )
-from tests.tipserve_cli.evaluation.conftest import Scripted
+from tests.tipserve_cli.conftest import Scripted
 from tipserve_cli.commands.evaluate import KnownName
 from tipserve_cli.evaluation.answers import Answers
 from tipserve_cli.evaluation.tasks import TaskOptions, score_instances
@@ -221,7 +221,7 @@ def test_names_of_rp2k_may_be_spelled_out(tmp_path: Path, write: Write) -> None:
 
 
 def test_uned_searches_all_indices_and_averages_its_sets(
-    tmp_path: Path, write: Write, answers: Answers, engine: Scripted
+    tmp_path: Path, write: Write, answers: Answers, scripted: Scripted
 ) -> None:
     single = [(name, f"{name}/test") for name in UNED_IMAGES if name not in UNED_INDEXED]
     lists: dict[str, list[tuple[str, Any]]] = {}
@@ -238,7 +238,7 @@ def test_uned_searches_all_indices_and_averages_its_sets(
         for path, _ in rows:
             own = axis_of[name.replace("/index", "/test")]
             number = int(Path(path).stem.rpartition("-")[2])
-            engine.images[number] = axis_of["gldv2/test"] if name == "met/test" else own
+            scripted.images[number] = axis_of["gldv2/test"] if name == "met/test" else own
     given = read_known("uned", tmp_path)
     assert isinstance(given, InstanceSet)
     found = {score.metric: score for score in score_instances(given, answers, TaskOptions()).scores}

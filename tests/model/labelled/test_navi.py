@@ -12,7 +12,7 @@ from PIL import Image
 from model.labelled.known import read_known
 from model.labelled.navi import NaviDepth, NaviNormals, normals_of, square_around
 from model.labelled.sets import SetError
-from tests.tipserve_cli.evaluation.conftest import Scripted
+from tests.tipserve_cli.conftest import Scripted
 from tipserve_cli.evaluation.answers import Answers
 from tipserve_cli.evaluation.tasks import TaskOptions, score_normals
 
@@ -97,13 +97,13 @@ def test_normals_are_those_of_the_depth(folder: Path) -> None:
 
 
 def test_normals_are_averaged_in_each_image_and_then_over_images(
-    folder: Path, answers: Answers, engine: Scripted
+    folder: Path, answers: Answers, scripted: Scripted
 ) -> None:
     given = read_known("navi-normals", folder)
     assert isinstance(given, NaviNormals)
     truth_HW3 = given.read(0)
     # The scripted engine finds its answer by the first byte, which all PNG files share.
-    engine.maps = {given.images[0].read()[0]: np.nan_to_num(truth_HW3)}
+    scripted.maps = {given.images[0].read()[0]: np.nan_to_num(truth_HW3)}
     result = score_normals(given, answers, TaskOptions())
     assert all(len(score.counts) == 1 for score in result.scores)
     values = {score.metric: score.interval().value for score in result.scores}

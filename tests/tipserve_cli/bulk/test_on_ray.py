@@ -22,7 +22,7 @@ Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).
     ("text", "found"),
     [
         (
-            TEXT.format(raised="InputError: x does not exist: name another."),
+            TEXT.format(raised="UserError: x does not exist: name another."),
             "x does not exist: name",
         ),
         (

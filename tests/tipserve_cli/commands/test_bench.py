@@ -8,7 +8,7 @@ import pytest
 
 from tests.service.conftest import Encode, Serving
 from tipserve_cli.commands.bench import Measured
-from tipserve_cli.commands.program import DONE, FAILED, main, new_app
+from tipserve_cli.program import DONE, FAILED, main, new_app
 
 KEY = "the-key-of-this-test"
 

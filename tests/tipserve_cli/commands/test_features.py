@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tipserve_cli.commands.conftest import FakeEngine
-from tipserve_cli.commands.program import DONE, FAILED, main
+from tests.tipserve_cli.conftest import Fake
+from tipserve_cli.program import DONE, FAILED, main
 
 
-def test_the_output_is_an_array_or_an_image(
-    image: Path, tmp_path: Path, fake_engine: FakeEngine
-) -> None:
+def test_the_output_is_an_array_or_an_image(image: Path, tmp_path: Path, fake: Fake) -> None:
     array, drawing = tmp_path / "f.npy", tmp_path / "f.png"
     assert main(["features", str(image), "-o", str(array), "--features=values"]) == DONE
     assert np.load(array, allow_pickle=False).shape == (2, 3, 4)
@@ -20,13 +18,15 @@ def test_the_output_is_an_array_or_an_image(
         assert main(["features", str(image), "-o", str(drawing), *kind]) == DONE
         with Image.open(drawing) as read:
             assert (read.size, read.mode) == ((60, 40), "P" if kind else "RGB")
-    embedded, colours, groups = fake_engine.requests
-    assert (embedded.outputs, embedded.fit) == (("values",), "aspect")
-    assert (colours.kind, colours.features, colours.fit) == ("colors", "patches", "aspect")
-    assert (groups.kind, groups.resolution, groups.fit) == ("groups", 56, "squash")
+    embedded, colours, groups = fake.requests
+    assert embedded.fields == {"outputs": ["values"], "fit": "aspect"}
+    assert colours.fields == {"kind": "colors", "features": "patches", "fit": "aspect"}
+    assert groups.fields == {
+        "kind": "groups", "features": "patches", "fit": "squash", "resolution": 56
+    }  # fmt: skip
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.tipserve_cli.commands.conftest import FakeEngine, unit
-from tipserve_cli.bulk.embedding import Row, row_schema, to_table
-from tipserve_cli.commands.program import DONE, FAILED, main
+from tests.tipserve_cli.conftest import Fake
+from tipserve_cli.bulk.inputs import InputImage
+from tipserve_cli.bulk.rows import Embedded, row_schema, to_table
+from tipserve_cli.program import DONE, FAILED, main
 
 VECTORS = {
     "a.jpg": [0.5, 0, 0, 2],
@@ -24,11 +25,9 @@ VECTORS = {
 def write(file: Path, names: list[str], **record: Any) -> Path:
     """A file as `tipserve embed` writes it."""
     rows = [
-        Row(
-            key=name,
-            source=f"x/{name}",
-            size_hw=(1, 1),
-            embedding={"cls1": np.array(vector, np.float32)},
+        (
+            InputImage(key=name, source=f"x/{name}"),
+            Embedded(size_hw=(1, 1), embedding={"cls1": np.array(vector, np.float32)}),
         )
         for name, vector in VECTORS.items()
         if name in names
@@ -40,7 +39,7 @@ def write(file: Path, names: list[str], **record: Any) -> Path:
 
 
 def test_the_best_images_are_printed_with_scores(
-    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "e.parquet", list(VECTORS))
     folder = tmp_path / "parts"
@@ -63,25 +62,25 @@ def test_the_best_images_are_printed_with_scores(
         ("b.jpg", "x/b.jpg"),
     ]
     assert found[1]["score"] == pytest.approx(0.5**0.5)
-    text, _, query = fake_engine.requests
+    text, _, query = fake.requests
     assert text.texts == ("a dog",)
     # The image of a query is resized as the others were.
-    assert (query.outputs, query.resolution, query.fit) == (("cls1",), 56, "aspect")
+    assert query.fields == {"outputs": ["cls1"], "resolution": 56, "fit": "aspect"}
 
 
 def test_embeddings_of_another_model_are_refused(
-    tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = {"name": "other", "fingerprint": "y"}
     file = write(tmp_path / "e.parquet", ["a.jpg"], model=model)
     assert main(["search", str(file), "a"]) == FAILED
     error = capsys.readouterr().err
     assert "was embedded by other, and the query would be by fake; choose the same" in error
-    assert not fake_engine.requests
+    assert not fake.requests
     assert main(["search", str(write(file, ["a.jpg"], model={"fingerprint": "x"})), "a"]) == DONE
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -104,6 +103,6 @@ def test_invalid_arguments_are_named(
 ) -> None:
     monkeypatch.chdir(image.parent)
     write(Path("e.parquet"), ["a.jpg"])
-    pq.write_table(pa.table({"cls1": [unit(0).tolist()]}), "other.parquet")
+    pq.write_table(pa.table({"cls1": [[1.0, 0, 0, 0]]}), "other.parquet")
     assert main(["search", *arguments]) == FAILED
     assert sentence in capsys.readouterr().err

@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from tests.tipserve_cli.commands.conftest import FakeEngine
-from tipserve_cli.commands.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
+from tests.tipserve_cli.conftest import Fake
+from tipserve_cli.bulk import lines
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
 
 
 @pytest.mark.slow
@@ -33,7 +34,7 @@ def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> 
     )
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 def test_an_image_is_read_from_standard_input(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +80,7 @@ def test_invalid_arguments_are_named_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == [image]
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "broken.jpg"
     file.write_bytes(b"nonsense")
@@ -89,7 +90,11 @@ def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
-    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    image: Path,
+    tmp_path: Path,
+    fake: Fake,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
@@ -100,18 +105,16 @@ def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
     command = ["segment", str(folder), "--classes=dog,cat", "--format=coco", "-o", str(file)]
     assert main([*command[:3], "-o", str(tmp_path / "mask.png")]) == FAILED
     assert "--format mask is of one image; coco takes a folder" in capsys.readouterr().err
-    fake_engine.most_images = 4
+    monkeypatch.setattr(lines, "PART_ITEMS", 1)
+    fake.most_images = 3
     assert main(command) == FAILED
     assert not file.exists()
-    journal = tmp_path / "found.json.journal"
-    lines = journal.read_bytes()
-    assert lines.count(b"\n") == 4  # the record and three images; the fourth was in flight
-    journal.write_bytes(lines + b'{"file_name": "d.p')  # a crash cut the line off
-    fake_engine.num_images, fake_engine.most_images = 0, 1000
+    fake.num_images, fake.most_images = 0, 1000
     assert main([*command, "--min-area-share=0.5"]) == FAILED
     assert "with other options (min_area_share: was 0.001" in capsys.readouterr().err
     assert main(command) == DONE_WITH_SKIPPED_IMAGES
-    assert fake_engine.num_images == 2
+    num_asked = fake.num_images
+    assert num_asked < 5
     assert "4 instances in 4 images" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "found.errors.jsonl", "found.json", "image.png", "photos"
@@ -130,30 +133,32 @@ def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
         assert coco_mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
     results = read.loadRes(json.loads(file.read_text())["annotations"])
     assert [one["score"] for one in results.loadAnns(results.getAnnIds())] == [0.75] * 4
-    assert main(command) == DONE
-    assert fake_engine.num_images == 2
+    assert main(command) == DONE_WITH_SKIPPED_IMAGES
+    assert fake.num_images == num_asked
 
 
 @pytest.mark.parametrize("named", ["head:pets", "model"])
 def test_the_categories_of_a_coco_file_are_the_classes_of_a_head(
     image: Path,
     tmp_path: Path,
-    fake_engine: FakeEngine,
+    fake: Fake,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     named: str,
 ) -> None:
+    monkeypatch.setattr(lines, "PART_ITEMS", 1)
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("a.png", "b.png", "c.png", "d.png"):
         shutil.copy(image, folder / name)
     file = tmp_path / "found.json"
     command = ["segment", str(folder), f"--classes={named}", "--format=coco", "-o", str(file)]
-    fake_engine.most_images = 2
+    fake.most_images = 2
     assert main(command) == FAILED
-    fake_engine.most_images, fake_engine.head = 1000, ("a cow",)
+    fake.most_images, fake.head = 1000, ["a cow"]
     assert main(command) == FAILED
     assert f"The classes of {named} changed during the job" in capsys.readouterr().err
-    fake_engine.head = ("a cat", "a dog")
+    fake.head = ["a cat", "a dog"]
     assert main([*command, "--overwrite"]) == DONE
     assert main(command) == DONE
     found = json.loads(file.read_text())
@@ -162,9 +167,9 @@ def test_the_categories_of_a_coco_file_are_the_classes_of_a_head(
 
 
 def test_a_palette_does_not_hold_a_head_of_many_classes(
-    image: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_engine.head = tuple(map(str, range(256)))
+    fake.head = list(map(str, range(256)))
     command = ["segment", str(image), "--classes=head:many", "-o", str(tmp_path / "mask.png")]
     assert main(command) == FAILED
     assert "256 classes given, at most 255 fit into a PNG mask" in capsys.readouterr().err

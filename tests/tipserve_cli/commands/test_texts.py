@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.tipserve_cli.commands.conftest import FakeEngine
-from tipserve_cli.commands.program import DONE, FAILED, main
+from tests.tipserve_cli.conftest import Fake
+from tipserve_cli.program import DONE, FAILED, main
 
 
 def test_each_format_has_the_same_vectors(
-    tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [tmp_path / name for name in ("t.json", "t.npy", "t.parquet")]
     for file in files:
@@ -26,16 +26,16 @@ def test_each_format_has_the_same_vectors(
     assert json.loads(files[0].read_text()) == rows
     assert np.load(files[1], allow_pickle=False).tolist() == [row["embedding"] for row in rows]
     assert pq.read_table(files[2]).to_pylist() == rows
-    requests = fake_engine.requests
-    assert [(one.templates, one.normalize) for one in requests[-2:]] == [
-        ("none", True),
-        ("tcl", False),
+    requests = fake.requests
+    assert [one.fields for one in requests[-2:]] == [
+        {"templates": "none", "normalize": True},
+        {"templates": "tcl", "normalize": False},
     ]
 
 
 def test_lines_are_read_from_a_file_or_from_standard_input(
     tmp_path: Path,
-    fake_engine: FakeEngine,
+    fake: Fake,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -45,13 +45,13 @@ def test_lines_are_read_from_a_file_or_from_standard_input(
     assert main(["texts", "--file", str(file)]) == DONE
     rows = json.loads(capsys.readouterr().out)
     assert [row["text"] for row in rows] == lines
-    assert [len(one.texts) for one in fake_engine.requests] == [256, 44]
+    assert [len(one.texts) for one in fake.requests] == [256, 44]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert main(["texts", "-"]) == DONE
     assert json.loads(capsys.readouterr().out) == rows
 
 
-@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

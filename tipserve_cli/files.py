@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.files import atomic_write
-from tipserve_cli.engines.engine import EngineError
+from tipserve_cli.engine import UserError
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -17,34 +17,34 @@ def read_image(image: str) -> bytes:
     """Read an image file, or standard input for `-`.
 
     Raises:
-        EngineError: The file cannot be read.
+        UserError: The file cannot be read.
     """
     if image == "-":
         return sys.stdin.buffer.read()
     try:
         return Path(image).read_bytes()
     except OSError as error:
-        raise EngineError(f"{image} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{image} cannot be read: {error.strerror}.") from error
 
 
 def read_lines(file: Path) -> list[str]:
     """Read the lines of a text file, or of standard input for `-`.
 
     Raises:
-        EngineError: The file cannot be read, has no lines, or a line is blank.
+        UserError: The file cannot be read, has no lines, or a line is blank.
     """
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except OSError as error:
-        raise EngineError(f"{file} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise EngineError(f"{file} is not UTF-8 text.") from error
+        raise UserError(f"{file} is not UTF-8 text.") from error
     lines = text.splitlines()
     if not lines:
-        raise EngineError(f"{file} has no lines.")
+        raise UserError(f"{file} has no lines.")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise EngineError(f"{file}: line {number} is blank; remove it.")
+            raise UserError(f"{file}: line {number} is blank; remove it.")
     return lines
 
 
@@ -52,15 +52,15 @@ def check_output(output: Path, suffixes: Sequence[str], purpose: str = "") -> st
     """Check the output before anything is computed; returns its suffix in lower case.
 
     Raises:
-        EngineError: The suffix is another one, or the folder does not exist.
+        UserError: The suffix is another one, or the folder does not exist.
     """
     suffix = output.suffix.lower()
     if suffix not in suffixes:
         *others, last = suffixes
         known = f"{', '.join(others)} or {last}" if others else last
-        raise EngineError(f"--output must end in {known}{purpose}, not {output.name}.")
+        raise UserError(f"--output must end in {known}{purpose}, not {output.name}.")
     if not output.parent.is_dir():
-        raise EngineError(f"{output} cannot be written: {output.parent} is not a folder.")
+        raise UserError(f"{output} cannot be written: {output.parent} is not a folder.")
     return suffix
 
 
@@ -68,9 +68,9 @@ def write_file(file: Path, content: bytes) -> None:
     """Write a file atomically.
 
     Raises:
-        EngineError: The file cannot be written.
+        UserError: The file cannot be written.
     """
     try:
         atomic_write(file, content)
     except OSError as error:
-        raise EngineError(f"{file} cannot be written: {error.strerror}.") from error
+        raise UserError(f"{file} cannot be written: {error.strerror}.") from error

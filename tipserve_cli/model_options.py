@@ -1,7 +1,7 @@
 """Options of the commands: a server, or a model in this process."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,13 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from tipserve_cli.engines import choice
-from tipserve_cli.engines.choice import KEY_VARIABLE, SCHEMES, URL_VARIABLE
-from tipserve_cli.engines.engine import Engine, EngineError, ImageRefused
+from model.graphs import DenseTask
+from tipserve_cli.engine import Engine, UserError, connect
+from tipserve_client import Unavailable
 
+URL_VARIABLE: Final = "TIPSERVE_URL"
+KEY_VARIABLE: Final = "TIPSERVE_API_KEY"
+SCHEMES: Final = "http://, https://, grpc:// or grpcs://"
 # The settings of the service that have flags here; variables set all others.
 LOADING: Final = ("runtime", "precision", "device", "cache")
 
@@ -36,12 +39,20 @@ class ServerOptions:
     ] = None
 
     def read_key(self) -> str | None:
-        """The key of the server, from the file or the variable.
+        """The key of the server: the first line of the file, else the variable.
 
         Raises:
-            EngineError: The file cannot be read.
+            UserError: The file cannot be read, or is empty.
         """
-        return choice.read_key(self.api_key_file, os.environ)
+        if self.api_key_file is None:
+            return os.environ.get(KEY_VARIABLE) or None
+        try:
+            words = self.api_key_file.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The key file {self.api_key_file} cannot be read.") from error
+        if not words:
+            raise UserError(f"The key file {self.api_key_file} is empty.")
+        return words[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +73,7 @@ class ModelOptions(ServerOptions):
 
     @property
     def served_name(self) -> str | None:
-        """The field `model` of requests: None for the only model of this process."""
+        """The option `model` of requests: None for the only model of this process."""
         return self.model if self.url else None
 
     @property
@@ -79,34 +90,31 @@ Model = Annotated[ModelOptions, Parameter(name="*", group="Model: here, or on a 
 
 @contextmanager
 def opened_engine(
-    options: ModelOptions, load: Callable[[Sequence[str]], Engine] = choice.load
+    options: ModelOptions, heads: Collection[DenseTask] | None = None
 ) -> Iterator[Engine]:
     """Open the engine that the options choose, and close it at the end.
 
+    Args:
+        options: Of the command line.
+        heads: The dense heads that a single request needs of a model in this process, which then
+            loads nothing else; None is for many requests.
+
     Raises:
-        EngineError: The options conflict, or the model cannot be loaded.
+        UserError: The options conflict, the model cannot be loaded, or the server does not answer.
     """
-    if not options.url:
-        engine = load(options.loading_flags)
-    else:
+    if options.url:
         unused = [name for name in LOADING if getattr(options, name) is not None]
         if unused:
-            raise EngineError(f"--{unused[0]} has no effect with --url; remove one of them.")
-        engine = choice.connect(options.url, options.read_key())
+            raise UserError(f"--{unused[0]} has no effect with --url; remove one of them.")
+        engine = connect(options.url, options.read_key())
+    else:
+        # Imported here, because it is slow to import, and help and servers do not need it.
+        from tipserve_cli import local  # noqa: PLC0415
+
+        engine = local.load(options.loading_flags, heads=heads)
     try:
         yield engine
+    except Unavailable as error:
+        raise UserError(f"{options.url} is unavailable: {error.message}") from error
     finally:
         engine.close()
-
-
-@contextmanager
-def refusals_of(image: object) -> Iterator[None]:
-    """Turn the refusal of a command's only image into an error that names it.
-
-    Raises:
-        EngineError: The engine refuses the image.
-    """
-    try:
-        yield
-    except ImageRefused as error:
-        raise EngineError(f"{image}: {error}") from error

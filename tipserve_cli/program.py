@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import Final, NamedTuple
 
@@ -196,9 +198,7 @@ def _epilogue(program: str, examples: Sequence[str]) -> str:
 
 
 def _version() -> str:
-    from service.monitoring.metrics import release  # noqa: PLC0415 - help does not need it
-
-    return f"tipserve {release()}"
+    return f"tipserve {version('tipserve')}"
 
 
 def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) -> int:
@@ -214,9 +214,10 @@ def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) ->
         app.help_print([], console=Console(stderr=True))
         return WRONG_USAGE
     if given[0] == SERVE:
-        from service.machine import python_command  # noqa: PLC0415 - help does not need it
-
-        execute(sys.executable, python_command("-m", "service", *given))
+        # No module of the working folder may hide one of ours, unless it is a checkout's.
+        is_own_folder = os.path.samefile(".", Path(__file__).parents[1])
+        safe = [] if is_own_folder else ["-P"]
+        execute(sys.executable, [sys.executable, *safe, "-m", "service", *given])
         return DONE
     return _run(app, given)
 
@@ -252,14 +253,15 @@ def _run(app: App, arguments: Sequence[str]) -> int:
 def _message(error: Exception) -> str | None:
     """What a user can do about an error; None for an error of ours."""
     from model.labelled.sets import SetError  # noqa: PLC0415 - help does not need it
-    from tipserve_cli.engines.engine import UserError  # noqa: PLC0415
+    from tipserve_cli.engine import UserError  # noqa: PLC0415
+    from tipserve_client import TipserveError  # noqa: PLC0415
 
     if isinstance(error, ModuleNotFoundError):
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             return None
         return f"{error.name} is not installed. Run: pip install 'tipserve[{extra}]'"
-    if isinstance(error, (SetError, UserError)):
+    if isinstance(error, (SetError, TipserveError, UserError)):
         return str(error)
     if isinstance(error, OSError):
         # The errors of pyarrow have no file name, and some have no number and so no `strerror`.

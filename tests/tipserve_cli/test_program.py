@@ -11,16 +11,13 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 
 from service.settings import Settings, load_settings
 from tests.tools import find_tool
-from tipserve_cli.bulk.embedding import Dtype
 from tipserve_cli.commands import models
-from tipserve_cli.commands.embed import EmbedOptions
-from tipserve_cli.commands.program import (
+from tipserve_cli.program import (
     COMMANDS,
     EXTRAS,
     FAILED,
@@ -166,8 +163,6 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("tipserve_cli.bulk")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "tipserve_cli.commands.embed_job", raising=False)
-    monkeypatch.delitem(sys.modules, "tipserve_cli.commands.progress", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
@@ -185,9 +180,7 @@ def test_a_module_of_the_working_folder_hides_none_of_ours(
     for name in ("model", "training", "numpy"):
         (work / f"{name}.py").write_text("raise SystemExit('hidden')")
     script = scripts / "tipserve"
-    script.write_text(
-        "from tipserve_cli.commands.program import main\nmain(['serve', '--show-config'])"
-    )
+    script.write_text("from tipserve_cli.program import main\nmain(['serve', '--show-config'])")
     command = ["-m", "service", "--show-config"] if start == "-m service" else [str(script)]
     result = subprocess.run(
         [sys.executable, *command],
@@ -206,14 +199,10 @@ def test_a_module_of_the_working_folder_hides_none_of_ours(
 def test_help_needs_no_optional_package(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [*EXTRAS, "tipserve_client"]:
+    for name in EXTRAS:
         monkeypatch.setitem(sys.modules, name, None)
-    for name in [
-        name
-        for name in sys.modules
-        if name.startswith(("tipserve_cli.commands.", "tipserve_cli.bulk"))
-    ]:
-        if name != "tipserve_cli.commands.program":
+    for name in list(sys.modules):
+        if name.startswith(("tipserve_cli.commands.", "tipserve_cli.bulk")):
             monkeypatch.delitem(sys.modules, name)
     assert main([command, "--help"]) == 0
     assert f"Usage: tipserve {command}" in capsys.readouterr().out
@@ -295,12 +284,6 @@ def test_a_shell_completes_commands_options_and_choices(completions: Complete) -
     assert formats >= {"mask", "labels", "overlay", "coco"}
     assert "--classes" not in formats
     assert completions("tipserve convert --precision") >= {"fp16", "int8_weights"}
-
-
-def test_the_number_formats_are_those_of_a_job() -> None:
-    assert get_args(get_args(get_type_hints(EmbedOptions, include_extras=True)["dtype"])[0]) == (
-        get_args(Dtype)
-    )
 
 
 @pytest.mark.parametrize(

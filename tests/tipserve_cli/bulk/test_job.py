@@ -1,0 +1,267 @@
+"""Parts are written whole; an interrupted job continues to the same rows."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.core import url_to_fs
+from PIL import Image
+
+from tests.tipserve_cli.conftest import MODEL, WIDTH, Fake
+from tipserve_cli.bulk.inputs import Columns, find_inputs
+from tipserve_cli.bulk.job import (
+    Job,
+    compare_records,
+    compute_here,
+    errors_file,
+    locked_folder,
+    write_file,
+    write_folder,
+)
+from tipserve_cli.bulk.rows import EmbedTask, count_rows
+from tipserve_cli.engine import Engine, UserError
+from tipserve_client import Client, TipserveError
+from tipserve_client.requests import Request
+from tipserve_client.results import ImageEmbedding
+
+Make = Callable[..., Job]
+
+
+class Colours(Fake):
+    """The embedding of an image is its mean colour."""
+
+    def embed_images(self, request: Request) -> ImageEmbedding:
+        with Image.open(io.BytesIO(request.images[0])) as image:
+            mean = np.append(np.asarray(image).mean((0, 1)), 1).astype(np.float32)
+        known: dict[str, Any] = {"cls1": mean, "cls2": -mean, "patches": np.tile(mean, (2, 3, 1))}
+        return ImageEmbedding(**{name: known[name] for name in request.fields["outputs"]})
+
+
+@pytest.fixture
+def colours() -> Colours:
+    return Colours()
+
+
+@pytest.fixture
+def engine(colours: Colours) -> Iterator[Engine]:
+    engine = Engine(Client(colours), 2)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten images of different sizes, one of them broken."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(10):
+        Image.new("RGB", (20 + index, 10), (20 * index, 10, 20)).save(folder / f"{index}.jpg")
+    (folder / "4.jpg").write_bytes(b"nonsense")
+    return folder
+
+
+@pytest.fixture
+def make_job() -> Make:
+    """A job with these inputs."""
+
+    def make(*named: Path | str, part_items: int = 3, digest: str = "x", **options: Any) -> Job:
+        outputs = options.pop("outputs", ("cls1",))
+        task = EmbedTask(
+            outputs=outputs, dtype="float32", columns=Columns(), part_items=part_items,
+            request={"resolution": None, **options},
+        )  # fmt: skip
+        inputs = find_inputs([str(path) for path in named], [], part_items)
+        return Job(inputs=inputs, task=task, model=MODEL(package_digest=digest))
+
+    return make
+
+
+def run(engine: Engine, job: Job, place: Path | str) -> None:
+    write_folder(job, str(place), partial(compute_here, engine), overwrite=False)
+
+
+def rows(path: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file) for file in sorted(path.glob("*.parquet"))])
+
+
+def test_every_image_has_a_row_or_is_listed_as_skipped(
+    engine: Engine, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    run(engine, make_job(photos, outputs=("cls1", "patches")), tmp_path / "out")
+    found = rows(tmp_path / "out")
+    good = [index for index in range(10) if index != 4]
+    assert found["key"].to_pylist() == [str(photos / f"{index}.jpg") for index in good]
+    assert found["height"].to_pylist() == [10] * 9
+    assert found["width"].to_pylist() == [20 + index for index in good]
+    assert found["cls1"].type.list_size == WIDTH
+    np.testing.assert_allclose(
+        [row[0] for row in found["cls1"].to_pylist()], np.array(good) * 20, 9
+    )
+    assert (found["grid_height"][0].as_py(), found["grid_width"][0].as_py()) == (2, 3)
+    assert len(found["patches"][0].as_py()) == 6
+    (errors,) = (tmp_path / "out" / "_errors").iterdir()
+    assert errors.name == "part-00001.jsonl"
+    assert '"code": "invalid_image"' in errors.read_text()
+
+
+@pytest.mark.parametrize("most_images", [0, 1, 5, 9])
+@pytest.mark.parametrize("is_file", [True, False])
+def test_an_interrupted_job_continues_to_the_same_rows(
+    engine: Engine, colours: Colours, make_job: Make, photos: Path, tmp_path: Path,
+    most_images: int, is_file: bool,
+) -> None:  # fmt: skip
+    job = make_job(photos)
+    run(engine, job, tmp_path / "whole")
+    file = tmp_path / "out.parquet"
+    write = partial(write_file, job, file) if is_file else partial(write_folder, job, str(file))
+    colours.num_images, colours.most_images = 0, most_images
+    with pytest.raises(TipserveError, match="has gone"):
+        write(partial(compute_here, engine), overwrite=False)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not file.is_file()
+    colours.num_images, colours.most_images = 0, 1000
+    write(partial(compute_here, engine), overwrite=False)
+    assert 10 - most_images <= colours.num_images <= 13 - most_images + 2
+    found = pq.read_table(file) if is_file else rows(file)
+    assert found.equals(rows(tmp_path / "whole"))
+    colours.most_images = colours.num_images
+    write(partial(compute_here, engine), overwrite=False)
+    if is_file:
+        assert '"invalid_image"' in errors_file(file).read_text(encoding="utf-8")
+        assert not (tmp_path / "out.parquet.parts").exists()
+        with pytest.raises(UserError, match="other options"):
+            write_file(make_job(photos, outputs=("cls2",)), file, lambda *_: None, overwrite=False)
+
+
+@pytest.mark.parametrize("most_images", [0, 5])
+def test_a_job_in_a_store_continues_to_the_same_rows(
+    engine: Engine, colours: Colours, make_job: Make, photos: Path, tmp_path: Path, store: str,
+    most_images: int,
+) -> None:  # fmt: skip
+    files, root = url_to_fs(store)
+    files.put(str(photos), f"{root}/photos", recursive=True)
+    job, out = make_job(f"{store}/photos"), f"{store}/out"
+    run(engine, job, tmp_path / "whole")
+    colours.num_images, colours.most_images = 0, most_images
+    with pytest.raises(TipserveError, match="has gone"):
+        run(engine, job, out)
+    colours.num_images, colours.most_images = 0, 1000
+    run(engine, job, out)
+    colours.most_images = colours.num_images
+    run(engine, job, out)
+    files.get(f"{root}/out", str(tmp_path / "copy"), recursive=True)
+    assert rows(tmp_path / "copy").equals(rows(tmp_path / "whole"))
+    errors = "_errors/part-00001.jsonl"
+    assert (tmp_path / "copy" / errors).read_bytes() == (tmp_path / "whole" / errors).read_bytes()
+    with locked_folder(out, make_job(f"{store}/photos", outputs=("cls2",))) as folder:
+        assert (count_rows(folder), len(folder.errors().splitlines())) == (9, 1)
+        with pytest.raises(UserError, match="other options"):
+            folder.start()
+        folder.clear()
+    assert not files.find(f"{root}/out")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_rows_and_shards_are_embedded_as_files_are(
+    engine: Engine, make_job: Make, photos: Path, tmp_path: Path, kind: str
+) -> None:
+    run(engine, make_job(photos), tmp_path / "files")
+    images = {path.stem: path.read_bytes() for path in sorted(photos.iterdir())}
+    source = tmp_path / f"images.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": list(images.values())}), source)
+    else:
+        with tarfile.open(source, "w") as shard:
+            for name, data in images.items():
+                info = tarfile.TarInfo(f"{name}.jpg")
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
+    run(engine, make_job(source), tmp_path / "out")
+    found, columns = rows(tmp_path / "out"), ["height", "width", "cls1"]
+    assert found.select(columns).equals(rows(tmp_path / "files").select(columns))
+    assert set(found["source"].to_pylist()) == {str(source)}
+
+
+def test_only_missing_parts_are_computed_and_their_skipped_images_replaced(
+    engine: Engine, colours: Colours, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    job = make_job(photos)
+    run(engine, job, tmp_path / "out")
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    left = tmp_path / "out" / ".part-00001.parquet.1.tmp"  # of a killed process
+    left.write_bytes(b"half")
+    (photos / "4.jpg").write_bytes((photos / "3.jpg").read_bytes())
+    with pytest.raises(UserError, match="from other inputs"):
+        run(engine, make_job(photos), tmp_path / "out")
+    colours.num_images = 0
+    run(engine, job, tmp_path / "out")
+    assert colours.num_images == 3
+    assert not left.exists()
+    assert not list((tmp_path / "out" / "_errors").iterdir())
+
+
+def test_options_may_change_before_the_first_part_is_written(
+    engine: Engine, colours: Colours, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    colours.most_images = 0
+    with pytest.raises(TipserveError, match="has gone"):
+        run(engine, make_job(photos), tmp_path / "out")
+    colours.most_images = 1000
+    run(engine, make_job(photos, outputs=("cls2",)), tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 9
+
+
+def test_files_of_others_are_refused_and_kept(
+    engine: Engine, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    theirs, file = tmp_path / "out" / "part-00000.parquet", tmp_path / "theirs.parquet"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(UserError, match="contains other files"):
+        run(engine, make_job(photos), tmp_path / "out")
+    with locked_folder(str(tmp_path / "out"), make_job(photos)) as folder:
+        folder.clear()
+    assert theirs.read_bytes() == b"theirs"
+    pq.write_table(pa.table({"a": [1]}), file)
+    with pytest.raises(UserError, match="not an output of this command"):
+        write_file(make_job(photos), file, lambda *_: None, overwrite=False)
+
+
+def test_two_processes_do_not_write_to_one_folder(
+    make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    place, job = str(tmp_path / "out"), make_job(photos)
+    with (
+        locked_folder(place, job),
+        pytest.raises(UserError, match="Another process"),
+        locked_folder(place, job),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"outputs": ("cls2",)}, r'options \(outputs: was \["cls1"\], is now \["cls2"\]'),
+        ({"resolution": 28}, "resolution: was null, is now 28"),
+        ({"part_items": 4}, "part_items: was 3, is now 4"),
+        ({"digest": "g"}, "by another model"),
+    ],
+)
+def test_a_change_is_named(
+    make_job: Make, photos: Path, change: dict[str, Any], sentence: str
+) -> None:
+    before, now = make_job(photos).record(), make_job(photos, **change).record()
+    with pytest.raises(UserError, match=sentence):
+        compare_records(before, now, "out")
+    unreadable: object
+    for unreadable in (None, [], {"version": 0}):
+        with pytest.raises(UserError, match="--overwrite"):
+            compare_records(unreadable, now, "out")

@@ -1,0 +1,158 @@
+"""What computes for the commands: the client of a server, or of a model in this process."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+from tipserve_client import Client, ModelInfo, Retry, TipserveError
+
+WINDOW: Final = 16
+MAX_ATTEMPTS: Final = 8
+# For all attempts of one request: longer than a restart of the server and than its own limit.
+TIMEOUT_S: Final = 300.0
+DESCRIBED: Final = (
+    *("name", "variant", "embed_dim", "patch_size", "native_size", "outputs"),
+    *("runtime", "precision", "device"),
+)
+T = TypeVar("T")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+
+class UserError(Exception):
+    """A command cannot do what it was asked to do; the message says what to change."""
+
+
+class Engine:
+    """A client, and threads that keep busy what answers it.
+
+    Attributes:
+        client: Of a server, or of a model in this process; thread-safe.
+        url: Of the server; empty for a model in this process.
+    """
+
+    def __init__(self, client: Client, window: int, url: str = "") -> None:
+        self.client, self.url = client, url
+        self._window = 2 * window
+        self._threads = ThreadPoolExecutor(window, "ask")
+
+    def close(self) -> None:
+        """Drop waiting requests, wait for the others, and free the model or the connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self.client.close()
+
+    def in_order(
+        self, ask: Callable[[T], R], items: Iterable[T]
+    ) -> Generator[tuple[T, "Future[R]"]]:
+        """Ask for all items, some at a time; each comes back in order, with its finished future.
+
+        Args:
+            ask: Uses the client; runs in several threads.
+            items: Read one by one, a little ahead.
+        """
+        in_flight: deque[tuple[T, Future[R]]] = deque()
+
+        def first() -> tuple[T, Future[R]]:
+            item, future = in_flight.popleft()
+            future.exception()  # waits
+            return item, future
+
+        try:
+            for item in items:
+                if len(in_flight) >= self._window:
+                    yield first()
+                in_flight.append((item, self._threads.submit(ask, item)))
+            while in_flight:
+                yield first()
+        finally:
+            for _, future in in_flight:
+                future.cancel()
+
+    def find_model(self, name: str | None) -> ModelInfo:
+        """The model with this name, or the default one.
+
+        Raises:
+            UserError: No model has this name.
+        """
+        models = self.client.models()
+        for model in models:
+            if name is None or model.name == name:
+                return model
+        names = ", ".join(model.name for model in models) or "none"
+        raise UserError(f"No model {name!r} is served. Served models: {names}.")
+
+
+def describe(model: ModelInfo) -> dict[str, object]:
+    """What commands and reports say about a model."""
+    named = {name: getattr(model, name) for name in DESCRIBED}
+    return {**named, "fingerprint": model.package_digest}
+
+
+def connect(url: str, api_key: str | None) -> Engine:
+    """Connect to a server.
+
+    Raises:
+        UserError: The URL is invalid.
+    """
+    retry = Retry(
+        max_attempts=MAX_ATTEMPTS,
+        first_pause_s=0.4,
+        max_pause_s=30.0,
+        # A busy server stops at its own limit, which is shorter than ours.
+        retry_deadline_exceeded=True,
+        on_retry=_Warning(url),
+    )
+    try:
+        client = Client(url, api_key=api_key, timeout_s=TIMEOUT_S, retry=retry)
+    except ValueError as error:
+        raise UserError(f"--url: {error}.") from error
+    return Engine(client, WINDOW, url)
+
+
+class _Warning:
+    """Explains a pause once, but not for the first retry, which is usual on a busy server."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._lock = threading.Lock()
+        self._num_retries = 0
+
+    def __call__(self, error: TipserveError, _: float) -> None:
+        with self._lock:
+            self._num_retries += 1
+            is_second = self._num_retries == 2
+        if is_second:
+            logger.warning("%s: %s Retrying, at most %s attempts.", self._url, error, MAX_ATTEMPTS)
+
+
+def refuses_image(error: TipserveError) -> bool:
+    """Whether the only image of a request is invalid; other images are not affected."""
+    field = (error.param or "").partition("[")[0]
+    # A body that is too large as a whole names no field: the image makes it so.
+    is_too_large = error.param is None and error.code == "request_too_large"
+    return is_too_large or (field in {"images", "image"} and error.code != "empty_list")
+
+
+def reason_of(error: TipserveError) -> str:
+    """Why an image is refused, without its place in the request."""
+    return error.message.removeprefix(f"{error.param}: ")
+
+
+@contextmanager
+def refusals_of(image: object) -> Iterator[None]:
+    """Name the only image of a command in the error if it is refused.
+
+    Raises:
+        UserError: It is refused.
+    """
+    try:
+        yield
+    except TipserveError as error:
+        if not refuses_image(error):
+            raise
+        raise UserError(f"{image}: {reason_of(error)}") from error

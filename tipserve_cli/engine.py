@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class UserError(Exception):
-    """A command cannot do what it was asked to do; the message says what to change."""
+    """A command cannot do what it was asked to do; the message says what to change.
+
+    Functions of all rooms here may raise it, and `TipserveError`; `program.py` prints both.
+    """
 
 
 class Engine:
@@ -74,11 +77,7 @@ class Engine:
                 future.cancel()
 
     def find_model(self, name: str | None) -> ModelInfo:
-        """The model with this name, or the default one.
-
-        Raises:
-            UserError: No model has this name.
-        """
+        """The model with this name, or the default one."""
         models = self.client.models()
         for model in models:
             if name is None or model.name == name:
@@ -94,11 +93,7 @@ def describe(model: ModelInfo) -> dict[str, object]:
 
 
 def connect(url: str, api_key: str | None) -> Engine:
-    """Connect to a server.
-
-    Raises:
-        UserError: The URL is invalid.
-    """
+    """Connect to a server."""
     retry = Retry(
         max_attempts=MAX_ATTEMPTS,
         first_pause_s=0.4,
@@ -145,11 +140,7 @@ def reason_of(error: TipserveError) -> str:
 
 @contextmanager
 def refusals_of(image: object) -> Iterator[None]:
-    """Name the only image of a command in the error if it is refused.
-
-    Raises:
-        UserError: It is refused.
-    """
+    """Name the only image of a command in the error if it is refused."""
     try:
         yield
     except TipserveError as error:

@@ -14,11 +14,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def read_image(image: str) -> bytes:
-    """Read an image file, or standard input for `-`.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+    """Read an image file, or standard input for `-`."""
     if image == "-":
         return sys.stdin.buffer.read()
     try:
@@ -28,11 +24,7 @@ def read_image(image: str) -> bytes:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read the lines of a text file, or of standard input for `-`.
-
-    Raises:
-        UserError: The file cannot be read, has no lines, or a line is blank.
-    """
+    """Read the lines of a text file, or of standard input for `-`."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except OSError as error:
@@ -49,11 +41,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def check_output(output: Path, suffixes: Sequence[str], purpose: str = "") -> str:
-    """Check the output before anything is computed; returns its suffix in lower case.
-
-    Raises:
-        UserError: The suffix is another one, or the folder does not exist.
-    """
+    """Check the output before anything is computed; returns its suffix in lower case."""
     suffix = output.suffix.lower()
     if suffix not in suffixes:
         *others, last = suffixes
@@ -65,11 +53,7 @@ def check_output(output: Path, suffixes: Sequence[str], purpose: str = "") -> st
 
 
 def write_file(file: Path, content: bytes) -> None:
-    """Write a file atomically.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write a file atomically."""
     try:
         atomic_write(file, content)
     except OSError as error:

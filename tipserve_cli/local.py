@@ -72,9 +72,6 @@ def load(flags: Sequence[str], *, heads: Collection[DenseTask] | None = None) ->
         flags: Settings of the service.
         heads: Load the native size and these dense heads only, and measure nothing; None is for
             many requests.
-
-    Raises:
-        UserError: The model cannot be loaded.
     """
     settings = settings_for((*(() if heads is None else ONCE), *flags))
     transport = LocalTransport(settings, heads)
@@ -84,11 +81,7 @@ def load(flags: Sequence[str], *, heads: Collection[DenseTask] | None = None) ->
 
 
 def settings_for(flags: Sequence[str]) -> Settings:
-    """Read the settings of a model in this process, from the service's flags and variables.
-
-    Raises:
-        UserError: A flag or variable is unknown or invalid.
-    """
+    """Read the settings of a model in this process, from the service's flags and variables."""
     try:
         return load_settings(flags, os.environ)
     except ValidationError as error:
@@ -100,11 +93,7 @@ def settings_for(flags: Sequence[str]) -> Settings:
 
 
 def open_manifest(flags: Sequence[str]) -> Manifest:
-    """Verify the package of the first model and read its manifest, without loading the model.
-
-    Raises:
-        UserError: The package is missing or invalid.
-    """
+    """Verify the package of the first model and read its manifest, without loading the model."""
     (source, *_) = _sources(settings_for(flags))
     try:
         manifest = open_source(source).manifest
@@ -121,11 +110,7 @@ def _sources(settings: Settings) -> list[ModelSource]:
 
 
 class LocalTransport:
-    """Loads the models of the settings, and answers the requests of a client; thread-safe.
-
-    Raises:
-        UserError: A model cannot be loaded.
-    """
+    """Loads the models of the settings, and answers the requests of a client; thread-safe."""
 
     def __init__(self, settings: Settings, heads: Collection[DenseTask] | None = None) -> None:
         metrics = Metrics()
@@ -157,11 +142,7 @@ class LocalTransport:
         gate.open()
 
     def send(self, request: Request, timeout_s: float) -> Any:
-        """Answer a request.
-
-        Raises:
-            TipserveError: The request failed.
-        """
+        """Answer a request."""
         compute = getattr(self._servicer, RPCS[request.method][0])
         answer = self._run(_answered(compute(write_request(request), None), timeout_s))
         return read_response(request, answer)

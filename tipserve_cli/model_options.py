@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 from model.graphs import DenseTask
+from model.preprocess import Fit
 from tipserve_cli.engine import Engine, UserError, connect
 from tipserve_client import Unavailable
 
@@ -39,11 +40,7 @@ class ServerOptions:
     ] = None
 
     def read_key(self) -> str | None:
-        """The key of the server: the first line of the file, else the variable.
-
-        Raises:
-            UserError: The file cannot be read, or is empty.
-        """
+        """The key of the server: the first line of the file, else the variable."""
         if self.api_key_file is None:
             return os.environ.get(KEY_VARIABLE) or None
         try:
@@ -83,6 +80,10 @@ class ModelOptions(ServerOptions):
         return tuple(f"--{name}={value}" for name, value in given.items() if value is not None)
 
 
+# Options that several commands have.
+Resolution = Annotated[int | None, Parameter(help="Resize the short side to this many pixels.")]
+AspectFit = Annotated[Fit, Parameter(help="Keep the aspect ratio, or resize to a square.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.", show_default=False)]
 # Annotations of a command's parameter, which make options of its fields.
 Server = Annotated[ServerOptions, Parameter(name="*", group="Server")]
 Model = Annotated[ModelOptions, Parameter(name="*", group="Model: here, or on a server")]
@@ -98,9 +99,6 @@ def opened_engine(
         options: Of the command line.
         heads: The dense heads that a single request needs of a model in this process, which then
             loads nothing else; None is for many requests.
-
-    Raises:
-        UserError: The options conflict, the model cannot be loaded, or the server does not answer.
     """
     if options.url:
         unused = [name for name in LOADING if getattr(options, name) is not None]

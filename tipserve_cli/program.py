@@ -276,11 +276,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def reject_options(_: object, values: Sequence[str]) -> None:
-    """Reject an option that no command has, where `-` may be given for standard input.
-
-    Raises:
-        CycloptsError: A value starts with a hyphen.
-    """
+    """Reject an option that no command has, where `-` may be given for standard input."""
     for value in [values] if isinstance(values, str) else values:
         if value.startswith("-") and value != "-":
             raise CycloptsError(msg=f"Unknown option: {value.partition('=')[0]}.")

@@ -96,12 +96,7 @@ class InputImage:
     problem: str = ""
 
     def read(self) -> bytes:
-        """The encoded image.
-
-        Raises:
-            Skipped: It cannot be read.
-            UserError: A store cannot be read.
-        """
+        """The encoded image."""
         if self.problem:
             raise Skipped(self.problem)
         return self.data if self.path is None else _read_file(self.path)
@@ -114,9 +109,6 @@ def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> 
         named: Files, folders, patterns, each a path or a URL, or `-` for those in `lines`.
         lines: One path or URL each.
         part_items: Images of a part.
-
-    Raises:
-        UserError: An input is missing, the inputs are of several kinds, or a store fails.
     """
     found: list[tuple[str, int]] = []
     for name in named:
@@ -262,11 +254,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def read_part(part: Part, columns: Columns) -> Generator[InputImage]:
-    """The images of a part, always in the same order; files are read later.
-
-    Raises:
-        UserError: A column is missing from a Parquet file, or a store cannot be read.
-    """
+    """The images of a part, always in the same order; files are read later."""
     if part.kind == "files":
         yield from (InputImage(key=path, source=path, path=path) for path in part.paths)
     elif part.kind == "parquet":

@@ -50,12 +50,7 @@ class Task(Protocol):
         """What the rows depend on, apart from inputs and model, as JSON values."""
 
     def ask(self, client: Client, image: bytes) -> Any:
-        """The row of an image.
-
-        Raises:
-            TipserveError: The request failed.
-            ImageError: The image is invalid.
-        """
+        """The row of an image."""
 
     def name(self, image: InputImage) -> dict[str, str]:
         """How the list of skipped images names one."""
@@ -100,13 +95,7 @@ Compute = Callable[[Sequence[Part], "JobFolder", Advance], None]
 def compute_here(
     engine: Engine, parts: Sequence[Part], folder: "JobFolder", advance: Advance
 ) -> None:
-    """Compute parts and write them. After an error, the parts that were written stay.
-
-    Raises:
-        TipserveError: The engine failed.
-        UserError: An input is invalid, or a store fails.
-        OSError: The output cannot be written.
-    """
+    """Compute parts and write them. After an error, the parts that were written stay."""
     job = folder.job
 
     def ask(item: tuple[Part, InputImage | None]) -> Any:
@@ -142,11 +131,7 @@ def _row(task: Task, client: Client, image: InputImage) -> Any:
 
 
 def compare_records(found: object, wanted: dict[str, Any], place: str) -> None:
-    """Check that an existing output is of the same job.
-
-    Raises:
-        UserError: It is not; the message names the first difference.
-    """
+    """Refuse an existing output of another job; the message names the first difference."""
     if found == wanted:
         return
     before = found if isinstance(found, dict) else {}
@@ -177,11 +162,7 @@ class JobFolder(Folder):
         self.job = job
 
     def start(self) -> None:
-        """Start or continue a job. A job without a finished part may be replaced by another one.
-
-        Raises:
-            UserError: The folder has parts of another job, or other files.
-        """
+        """Start or continue a job. A job without a finished part may be replaced by another one."""
         names, record = self.names(), self.job.record()
         if RECORD_NAME in names:
             if self.finished():
@@ -252,11 +233,7 @@ def _parsed(record: bytes) -> object:
 
 @contextmanager
 def locked_folder(place: str, job: Job) -> Iterator[JobFolder]:
-    """Create the folder if it is missing, and lock it; a folder of a store needs neither.
-
-    Raises:
-        UserError: Another process has locked it, or it cannot be created.
-    """
+    """Create the folder if it is missing, and lock it; a folder of a store needs neither."""
     path = Path(place)
     with ExitStack() as stack:
         try:
@@ -279,11 +256,7 @@ def errors_file(file: Path) -> Path:
 
 
 def write_folder(job: Job, place: str, compute: Compute, *, overwrite: bool) -> JobFolder:
-    """Write or complete the folder of a job.
-
-    Raises:
-        UserError: The folder is of another job, or cannot be written.
-    """
+    """Write or complete the folder of a job."""
     with locked_folder(place, job) as folder:
         _complete(folder, compute, overwrite=overwrite)
     return folder
@@ -294,9 +267,6 @@ def write_file(job: Job, file: Path, compute: Compute, *, overwrite: bool) -> in
 
     Returns:
         The number of skipped images.
-
-    Raises:
-        UserError: The file is of another job, or cannot be written.
     """
     errors = errors_file(file)
     parts = file.with_name(f"{file.name}.parts")

@@ -209,11 +209,7 @@ def common_root(named: Sequence[str]) -> str | None:
 def write_lines(
     images: Sequence[str], output: Path, task: Any, model: ModelOptions, *, overwrite: bool
 ) -> int:
-    """Run or continue the task on all images; returns the exit status.
-
-    Raises:
-        UserError: The job cannot be done as requested.
-    """
+    """Run or continue the task on all images; returns the exit status."""
     inputs = find_inputs(images, sys.stdin, PART_ITEMS)
     if any(part.kind != "files" for part in inputs.parts):
         raise UserError("Give image files or folders of them, no Parquet files or shards.")

@@ -52,11 +52,7 @@ class RayOptions:
 
 
 def describe_model(flags: Sequence[str]) -> ModelInfo:
-    """Describe the model that the actors load, without loading it.
-
-    Raises:
-        UserError: The package is missing or invalid.
-    """
+    """Describe the model that the actors load, without loading it."""
     manifest = open_manifest(flags)
     return ModelInfo(
         name=manifest.name,
@@ -86,9 +82,6 @@ def compute_on_ray(
         parts: The missing ones.
         folder: Receives the parts; it must be shared by all machines.
         advance: Counts a part.
-
-    Raises:
-        UserError: Ray or an actor failed.
     """
     _start(options)
     try:

@@ -15,11 +15,7 @@ from tipserve_cli.engine import UserError
 
 
 def open_place(place: str) -> tuple[Any, str]:
-    """Fsspec's file system of a path or URL, and the path in it.
-
-    Raises:
-        UserError: The URL is of no known store, or its library is missing.
-    """
+    """Fsspec's file system of a path or URL, and the path in it."""
     if not is_url(place):
         return LocalFileSystem(), os.path.abspath(place)
     try:
@@ -30,11 +26,7 @@ def open_place(place: str) -> tuple[Any, str]:
 
 @contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Name the object of a failure; each store has exceptions of its own.
-
-    Raises:
-        UserError: The store refuses or does not answer. The same command continues the job later.
-    """
+    """Name the object of a failure; each store has exceptions of its own."""
     try:
         yield
     except FileNotFoundError:

@@ -68,11 +68,7 @@ def run(
     seconds: Annotated[float, Parameter(help="Length of the load.")] = 10.0,
     server: Server = ServerOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: No server is named, or the image cannot be read.
-    """
+    """Run the command; returns the exit status."""
     if not (server.url or "").startswith(("http://", "https://")):
         raise UserError("--url: name a running server, such as http://localhost:8000.")
     body = _image() if image is None else read_image(str(image))

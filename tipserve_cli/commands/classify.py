@@ -51,11 +51,7 @@ def run(
     options: Annotated[ClassifyOptions, Parameter(name="*")] = ClassifyOptions(),
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: The images cannot be classified, or the output cannot be written.
-    """
+    """Run the command; returns the exit status."""
     classes = _class_names(options)
     if options.output is not None:
         return _write_many(images, classes, options, model)

@@ -121,11 +121,7 @@ def run(
     options: Annotated[EmbedOptions, Parameter(name="*")],
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: The job cannot be done as requested.
-    """
+    """Run the command; returns the exit status."""
     # Imported here, because they need the extra `cli`, and help needs none.
     from tipserve_cli.bulk import job as jobs  # noqa: PLC0415
     from tipserve_cli.bulk.inputs import find_inputs  # noqa: PLC0415
@@ -171,11 +167,7 @@ def _check_output(name: str) -> None:
 
 
 def job_task(options: EmbedOptions, model: ModelOptions) -> Any:
-    """The task of the job.
-
-    Raises:
-        UserError: An output is unknown.
-    """
+    """The task of the job."""
     from tipserve_cli.bulk.inputs import Columns  # noqa: PLC0415
     from tipserve_cli.bulk.rows import EmbedTask  # noqa: PLC0415
 

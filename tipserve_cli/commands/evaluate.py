@@ -11,34 +11,17 @@ from cyclopts import Parameter
 from model.manifest import ScoreEntry
 from tipserve_cli.engine import UserError
 from tipserve_cli.files import read_lines
-from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.model_options import Model, ModelOptions, Resolution, opened_engine
 from tipserve_cli.program import DONE
 from tipserve_cli.progress import shown_progress
 from tipserve_client import ModelInfo
 
 TEMPLATE_SETS: Final = ("none", "tcl")
 KnownName = Literal[
-    "ade20k",
-    "voc21",
-    "context59",
-    "context60",
-    "coco",
-    "flickr30k",
-    "docci",
-    "imagenet",
-    "nyuv2",
-    "navi-depth",
-    "navi-normals",
-    "uned",
-    "uned-cars",
-    "uned-food2k",
-    "uned-gldv2",
-    "uned-inat",
-    "uned-inshop",
-    "uned-met",
-    "uned-rp2k",
-    "uned-sop",
-]
+    "ade20k", "voc21", "context59", "context60", "coco", "flickr30k", "docci", "imagenet", "nyuv2",
+    "navi-depth", "navi-normals", "uned", "uned-cars", "uned-food2k", "uned-gldv2", "uned-inat",
+    "uned-inshop", "uned-met", "uned-rp2k", "uned-sop",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +149,7 @@ class EvaluateOptions:
     embedding: Annotated[
         Literal["cls1", "cls2"], Parameter(help="The embedding of an image, for all other tasks.")
     ] = "cls1"
-    resolution: Annotated[
-        int | None, Parameter(help="Resize the short side to this many pixels.")
-    ] = None
+    resolution: Resolution = None
     against: Annotated[
         Path | None,
         Parameter(help="Folder of an earlier report: adds the differences to it."),
@@ -184,11 +165,7 @@ def run(
     options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: A set is invalid, the model cannot answer, or a rule failed.
-    """
+    """Run the command; returns the exit status."""
     # Imported here, because help does not need them.
     from tipserve_cli.evaluation.answers import Answers, stored_answers  # noqa: PLC0415
     from tipserve_cli.evaluation.report import Earlier, rules_of  # noqa: PLC0415

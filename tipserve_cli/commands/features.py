@@ -6,10 +6,9 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
-from model.preprocess import Fit
 from tipserve_cli.engine import UserError, refusals_of
 from tipserve_cli.files import check_output, read_image, write_file
-from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.model_options import AspectFit, Model, ModelOptions, Resolution, opened_engine
 from tipserve_cli.program import DONE, reject_options
 from tipserve_client import Client
 
@@ -32,10 +31,8 @@ class FeaturesOptions:
         Literal["values", "patches"],
         Parameter(help="patches, or values, which compare with texts."),
     ] = "patches"
-    resolution: Annotated[
-        int | None, Parameter(help="Resize the short side to this many pixels.")
-    ] = None
-    fit: Annotated[Fit, Parameter(help="Keep the aspect ratio, or resize to a square.")] = "aspect"
+    resolution: Resolution = None
+    fit: AspectFit = "aspect"
 
 
 def run(
@@ -52,11 +49,7 @@ def run(
     options: Annotated[FeaturesOptions, Parameter(name="*")],
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: The features cannot be computed or written.
-    """
+    """Run the command; returns the exit status."""
     suffix = check_output(options.output, SUFFIXES)
     if suffix == ".npy" and options.kind is not None:
         raise UserError("--kind draws an image; give an --output that ends in .png.")

@@ -1,28 +1,19 @@
 """`tipserve models`: list the models that can be used."""
 
 import json
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from model.graphs import DENSE_TASKS
 from tipserve_cli.engine import describe
-from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.model_options import AsJson, Model, ModelOptions, opened_engine
 from tipserve_cli.program import DONE
 
 
 def run(
     *,
-    as_json: Annotated[
-        bool, Parameter(name="--json", help="Print JSON.", show_default=False)
-    ] = False,
+    as_json: AsJson = False,
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: The server does not answer, or the model cannot be loaded.
-    """
+    """Run the command; returns the exit status."""
     with opened_engine(model, heads=DENSE_TASKS) as engine:
         models = engine.client.models()
     if as_json:

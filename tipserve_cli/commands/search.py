@@ -17,7 +17,7 @@ from cyclopts import Parameter, validators
 from model.segmentation import l2_normalize
 from tipserve_cli.engine import Engine, UserError, refusals_of
 from tipserve_cli.files import read_image
-from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.model_options import AsJson, Model, ModelOptions, opened_engine
 from tipserve_cli.program import DONE
 from tipserve_client import ModelInfo
 from tipserve_client.results import FloatArray
@@ -33,9 +33,7 @@ class SearchOptions:
     top: Annotated[int, Parameter(help="Number of images.", validator=validators.Number(gte=1))] = (
         10
     )
-    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON.", show_default=False)] = (
-        False
-    )
+    as_json: AsJson = False
     column: Annotated[str, Parameter(help="Column with the embeddings: cls1 or cls2.")] = "cls1"
 
 
@@ -49,11 +47,7 @@ def run(
     options: Annotated[SearchOptions, Parameter(name="*")] = SearchOptions(),
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: The file cannot be searched, or the query cannot be embedded.
-    """
+    """Run the command; returns the exit status."""
     if (text is None) == (options.image is None):
         raise UserError("Give words, or --image with an image file.")
     images = EmbeddedImages(file, options.column)
@@ -98,9 +92,6 @@ class EmbeddedImages:
     Args:
         place: The file or folder.
         column: Holds the embeddings.
-
-    Raises:
-        UserError: There is no such file or column.
     """
 
     def __init__(self, place: Path, column: str) -> None:
@@ -130,11 +121,7 @@ class EmbeddedImages:
             self.record = json.loads(schema.metadata[b"tipserve"])
 
     def check_model(self, model: ModelInfo) -> None:
-        """Check that the embeddings are of this model, because those of others do not compare.
-
-        Raises:
-            UserError: They are of another one.
-        """
+        """Check that the embeddings are of this model, because those of others do not compare."""
         before = self.record.get("model", {})
         is_other = before.get("fingerprint", model.package_digest) != model.package_digest
         if is_other or self._width != model.embed_dim:

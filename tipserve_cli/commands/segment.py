@@ -10,11 +10,10 @@ from cyclopts import Parameter
 
 from model.graphs import DenseTask
 from model.image_codec import ImageError, ImageLimits, decode_image
-from model.preprocess import Fit
 from model.winner_map import count_labels
 from tipserve_cli.engine import UserError, refusals_of
 from tipserve_cli.files import check_output, read_image, split_names, write_file
-from tipserve_cli.model_options import Model, ModelOptions, opened_engine
+from tipserve_cli.model_options import AspectFit, Model, ModelOptions, Resolution, opened_engine
 from tipserve_cli.program import DONE, reject_options
 from tipserve_client import Segmentation
 
@@ -62,10 +61,8 @@ class SegmentOptions:
     background_threshold: Annotated[
         float | None, Parameter(help="Pixels with a lower cosine are background.")
     ] = None
-    resolution: Annotated[
-        int | None, Parameter(help="Resize the short side to this many pixels.")
-    ] = None
-    fit: Annotated[Fit, Parameter(help="Keep the aspect ratio, or resize to a square.")] = "aspect"
+    resolution: Resolution = None
+    fit: AspectFit = "aspect"
     mode: Annotated[
         Literal["whole", "slide"] | None,
         Parameter(
@@ -99,11 +96,7 @@ def run(
     options: Annotated[SegmentOptions, Parameter(name="*")],
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: The masks cannot be computed or written.
-    """
+    """Run the command; returns the exit status."""
     classes = split_names(options.classes)
     check_output(options.output, SUFFIXES[options.format], f" for --format {options.format}")
     _check_palette(options, classes)

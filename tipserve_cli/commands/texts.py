@@ -58,11 +58,7 @@ def run(
     options: Annotated[TextsOptions, Parameter(name="*")] = TextsOptions(),
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        UserError: The texts cannot be embedded or written.
-    """
+    """Run the command; returns the exit status."""
     output, file = options.output, options.file
     suffix = ".json" if output is None else check_output(output, SUFFIXES)
     if (file is None) == (not texts):

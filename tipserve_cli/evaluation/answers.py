@@ -44,11 +44,7 @@ class Question:
     classes: tuple[str, ...] = ()
 
     def ask(self, client: Client, image: bytes, model: str | None) -> Array:
-        """The answer for an image.
-
-        Raises:
-            TipserveError: The request failed.
-        """
+        """The answer for an image."""
         asked: dict[str, Any] = {**self.options, "model": model}
         if self.about == "embedding":
             (found,) = client.embed_images(image, **asked)
@@ -84,12 +80,7 @@ class Answers:
     advance: Callable[[], None] = lambda: None
 
     def each(self, images: Sequence[ImageSource], question: Question) -> Iterator[Array]:
-        """The answer for each image in order.
-
-        Raises:
-            SetError: An image is invalid.
-            TipserveError: The engine fails.
-        """
+        """The answer for each image in order."""
 
         def items() -> Iterator[tuple[ImageSource, str, bytes, Array | None]]:
             for image in images:
@@ -118,31 +109,17 @@ class Answers:
                 yield array
 
     def embed(self, images: Sequence[ImageSource], question: Question) -> FloatArray:
-        """One embedding of all images, [B, D].
-
-        Raises:
-            SetError: An image is invalid.
-            TipserveError: The engine fails.
-        """
+        """One embedding of all images, [B, D]."""
         return np.stack(list(self.each(images, question)))
 
     def classes_of(self, image: ImageSource, question: Question) -> tuple[str, ...]:
-        """The classes of labels 1, 2, ... in the masks of a question that does not name them.
-
-        Raises:
-            SetError: The image is invalid.
-            TipserveError: The engine fails.
-        """
+        """The classes of labels 1, 2, ... in the masks of a question that does not name them."""
         silent = replace(self, advance=lambda: None)
         (names,) = silent.each([image], replace(question, about="classes"))
         return tuple(names.tolist())
 
     def embed_texts(self, texts: Sequence[str], templates: Any) -> FloatArray:
-        """Embeddings of texts, [T, D].
-
-        Raises:
-            TipserveError: The engine fails.
-        """
+        """Embeddings of texts, [T, D]."""
         asked: dict[str, Any] = {"templates": templates, "model": self.served_name}
         parts = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -177,11 +154,7 @@ class Answers:
 
 @contextmanager
 def stored_answers(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database of a folder.
-
-    Raises:
-        UserError: It cannot be opened.
-    """
+    """Open the database of a folder."""
     file = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)

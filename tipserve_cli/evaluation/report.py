@@ -42,11 +42,7 @@ class Earlier:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the counts of a folder.
-
-        Raises:
-            UserError: There are none.
-        """
+        """Read the counts of a folder."""
         try:
             with np.load(folder / COUNTS, allow_pickle=False) as stored:
                 return cls(folder, {name: stored[name] for name in stored.files})
@@ -54,11 +50,7 @@ class Earlier:
             raise UserError(f"{folder} has no report: {COUNTS} cannot be read.") from error
 
     def of(self, result: Result, score: Score) -> Any:
-        """The counts of the same score.
-
-        Raises:
-            UserError: It is not there, or of other examples.
-        """
+        """The counts of the same score."""
         place = f"{result.task} | {result.split}"
         fields = [field.name for field in dataclasses.fields(score.counts)]
         names = [f"{place} | {score.metric} | {field}" for field in fields]
@@ -71,11 +63,7 @@ class Earlier:
 
 
 def entries_of(results: Sequence[Result], earlier: Earlier | None) -> list[ScoreEntry]:
-    """The rows of all scores: the model's, its difference to an earlier report, and chance.
-
-    Raises:
-        UserError: The earlier report is of other examples.
-    """
+    """The rows of all scores: the model's, its difference to an earlier report, and chance."""
     entries = []
     for result in results:
         for score in result.scores:
@@ -120,11 +108,7 @@ def digits(metric: str) -> int:
 
 
 def rules_of(file: Path) -> list[Rule]:
-    """Read rules.
-
-    Raises:
-        UserError: They cannot be read, or one is about a metric of which less is better.
-    """
+    """Read rules."""
     try:
         rules = read_rules(file)
     except (OSError, ValueError) as error:
@@ -139,11 +123,7 @@ def rules_of(file: Path) -> list[Rule]:
 
 
 def failed_rules(rules: Sequence[Rule], entries: Sequence[ScoreEntry]) -> list[str]:
-    """Print a verdict for each rule; returns the failed ones.
-
-    Raises:
-        UserError: A rule names a score that was not measured.
-    """
+    """Print a verdict for each rule; returns the failed ones."""
     try:
         verdicts = judge(rules, entries, ROWS)
     except ValueError as error:

@@ -228,10 +228,6 @@ def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOp
     """Compare predicted with true masks, pixel by pixel.
 
     Pixels of a class of the model that the set does not have are errors of their own class only.
-
-    Raises:
-        SetError: A mask is invalid.
-        TipserveError: The model cannot answer.
     """
     question = options.about_masks(given.names)
     number_of = {name: number for number, name in enumerate(given.names)}
@@ -302,10 +298,6 @@ def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: Tas
 
     A patch counts for each class by its share of the patch's pixels. The scores of the classes are
     scaled bilinearly to the mask; the highest wins.
-
-    Raises:
-        SetError: A mask is invalid.
-        TipserveError: The model cannot answer.
     """
     question = options.about_patches()
     classifier = _fit_patches(*_train_patches(given, answers, question))
@@ -384,10 +376,6 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions)
 
     Every caption of an image is a right answer for it. Intervals are over images with their
     captions.
-
-    Raises:
-        SetError: An image is invalid.
-        TipserveError: The model cannot answer.
     """
     texts = [text for captions in given.captions for text in captions]
     owner_T = np.repeat(np.arange(len(given.images)), [len(one) for one in given.captions])
@@ -418,12 +406,7 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions)
 
 
 def score_classification(given: LabelledSet, answers: Answers, options: TaskOptions) -> Result:
-    """Rank class names for each image.
-
-    Raises:
-        SetError: An image is invalid.
-        TipserveError: The model cannot answer.
-    """
+    """Rank class names for each image."""
     templates = options.templates or "tcl"
     images_BD = answers.embed(given.images, options.about_images())
     classes_KD = answers.embed_texts(given.names, templates)
@@ -436,10 +419,6 @@ def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) 
     """Rank images of an index for each query image; those of the same thing are right.
 
     A query that is in the index is searched among the others.
-
-    Raises:
-        SetError: An image is invalid.
-        TipserveError: The model cannot answer.
     """
     question = options.about_images()
     index_CD = answers.embed(given.index, question)
@@ -481,10 +460,6 @@ def _found_in_groups(ranking: Ranking, group_Q: Sequence[str]) -> list[Score]:
 def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
     """Classify each image by the votes of its nearest neighbours in `train`.
 
-    Raises:
-        SetError: An image is invalid.
-        TipserveError: The model cannot answer.
-
     Source: DINO (arXiv:2104.14294), weighted kNN.
     """
     from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415 - of the extra `evaluate`
@@ -505,10 +480,6 @@ def score_linear(given: SplitSet, answers: Answers, options: TaskOptions) -> Res
     """Classify each image by a logistic regression that is fitted to `train`.
 
     Its regularisation is chosen by cross-validation in `train`.
-
-    Raises:
-        SetError: An image is invalid.
-        TipserveError: The model cannot answer.
     """
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - of the extra `evaluate`
     from sklearn.model_selection import GridSearchCV  # noqa: PLC0415
@@ -619,10 +590,6 @@ def _found(
 def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Result:
     """Compare predicted with true depth in each image; the scores are means over the images.
 
-    Raises:
-        SetError: A true depth is invalid.
-        TipserveError: The model cannot answer.
-
     Source: BTS and DINOv2's evaluation, which average over images, not over pixels.
     """
     rows = []
@@ -661,12 +628,7 @@ def _columns(table: Floats, metrics: Sequence[tuple[str, Metric]]) -> list[Score
 
 
 def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> Result:
-    """Angles between predicted and true normals; the scores are means over pixels or images.
-
-    Raises:
-        SetError: True normals are invalid.
-        TipserveError: The model cannot answer.
-    """
+    """Angles between predicted and true normals; the scores are means over pixels or images."""
     rows = []
     digest = hashlib.sha256()
     question = options.about_map("normals")

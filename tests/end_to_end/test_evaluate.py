@@ -1,10 +1,7 @@
 """`tipserve evaluate` of a checkpoint, a package and a server, and by the published protocol."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -146,28 +143,3 @@ def test_ade20k_is_scored_as_in_the_notebook(
     expected = straight_miou(masks, wanted, len(names))
     assert expected > 5
     assert scores["zero-shot segmentation", "mIoU"] == pytest.approx(expected, abs=1e-4)
-
-
-def test_processes_of_torchrun_give_the_report_of_one(
-    published: Path, sets: list[str], tmp_path: Path, project_root: Path
-) -> None:
-    # A batch may change the last bits of an answer.
-    environment = {**os.environ, "TIPSERVE_MAX_BATCH_IMAGES": "1", "PYTHONPATH": str(project_root)}
-    evaluate_ = ["-m", "tipserve_cli", "evaluate", f"--model={published}", *sets]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
-    starts = {"one": [], "two": [*torchrun, sys.executable]}
-    for name, start in starts.items():
-        command = [sys.executable, *start, *evaluate_, f"-o={tmp_path / name}"]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=250, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert name == "one" or "has its answers" in done.stdout
-    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in starts)
-    assert two == one
-    counts = [np.load(tmp_path / name / "counts.npz") for name in starts]
-    assert set(counts[0].files) == set(counts[1].files)
-    for name in counts[0].files:
-        np.testing.assert_array_equal(counts[0][name], counts[1][name])
-    stored = [file.stem for file in (tmp_path / "two" / "shards").glob("*.sqlite")]
-    assert sorted(stored) == ["0-of-2", "1-of-2"]

@@ -27,13 +27,13 @@ from service.models.heads import HeadFolder
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
+from service.outputs.colours import PALETTE
 from service.outputs.features import encode_view_png
 from service.outputs.masks import (
     encode_labels_png,
     encode_mask_png,
     encode_npy,
     encode_overlay_png,
-    palette,
 )
 from service.request_gate import RequestGate
 from service.settings import Settings, load_settings
@@ -44,6 +44,7 @@ from tipserve_client.grpc_wire import RPCS, read_model, read_response, write_req
 from tipserve_client.requests import Request
 
 __all__ = [
+    "PALETTE",
     "LocalTransport",
     "encode_labels_png",
     "encode_mask_png",
@@ -52,7 +53,6 @@ __all__ = [
     "encode_view_png",
     "load",
     "open_manifest",
-    "palette",
 ]
 
 # Long, because a job has no caller who waits, but finite, so that a request cannot hang for ever.

@@ -16,7 +16,7 @@ from model.image_codec import ImageLimits, decode_image
 from model.manifest import ScoreEntry
 from tipserve_cli.evaluation.report import MODEL, class_scores, confused_classes, digits
 from tipserve_cli.evaluation.tasks import Result, ShownMask
-from tipserve_cli.local import palette
+from tipserve_cli.local import PALETTE
 from tipserve_client import ModelInfo
 
 PAGE: Final = "report.html"

@@ -142,8 +142,8 @@ def rest_outcome(connection: http.client.HTTPConnection) -> Outcome:
     return Outcome(kind, status, answer.getheader("retry-after") is not None, text)
 
 
-def begin_rpc(stub: Any, question: Question) -> Any:
-    """The future of an RPC."""
+def begin_rpc(stub: Any, question: Question, *, waits: bool = False) -> Any:
+    """The future of an RPC; `waits` is whether it waits while its channel has no connection."""
     request: Any = embed_pb2.EmbedTextsRequest(texts=question.texts)
     rpc = stub.EmbedTexts
     if not question.texts:
@@ -153,7 +153,8 @@ def begin_rpc(stub: Any, question: Question) -> Any:
         )
         rpc = stub.EmbedImages
     timeout_s = LIMIT_S if question.timeout_ms is None else question.timeout_ms / 1000
-    return rpc.future(request, timeout=timeout_s, metadata=tuple(question.headers.items()))
+    metadata = tuple(question.headers.items())
+    return rpc.future(request, timeout=timeout_s, metadata=metadata, wait_for_ready=waits)
 
 
 def grpc_outcome(future: Any) -> Outcome:
@@ -279,4 +280,4 @@ class SteadyCallers:
         with grpc.insecure_channel(self._server.grpc, CHANNEL) as channel:
             stub = EncoderServiceStub(channel)
             while not self._is_over.is_set():
-                self._count("grpc", grpc_outcome(begin_rpc(stub, self._question)))
+                self._count("grpc", grpc_outcome(begin_rpc(stub, self._question, waits=True)))

@@ -38,7 +38,6 @@ def test_a_stop_under_load_loses_nothing(flags: tuple[str, ...]) -> None:
         with SteadyCallers(server) as callers:
             callers.wait_for(30)
             server.process.send_signal(signal.SIGTERM)
-            callers.wait_for(5)
             callers.wait_until_heeded()
         assert server.process.wait(LIMIT_S) == 0
     assert not callers.others, callers.outcomes

@@ -103,8 +103,13 @@ def is_large(inputs: Arrays) -> bool:
     Large images do, and taps of several blocks: the heads that read them work in several times the
     size of the image.
     """
+    return is_larger_than(PIXELS_TO_RELEASE, inputs)
+
+
+def is_larger_than(num_pixels: int, inputs: Arrays) -> bool:
+    """Whether the images of a call have more pixels, or it reads taps of several blocks."""
     num_taps = np.shape(inputs.get("tap_patches", ()))[1:2]
-    return has_large_images(inputs) or num_taps > (1,)
+    return num_taps > (1,) or math.prod(np.shape(inputs.get("pixel_values", ()))[2:]) > num_pixels
 
 
 def has_large_images(inputs: Arrays) -> bool:

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import mmap
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,8 +10,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
-
-from numpy.typing import NDArray
 
 LOGGER = logging.getLogger(__name__)
 RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
@@ -228,13 +225,3 @@ def trim() -> None:
     """
     with suppress(AttributeError):  # other C libraries, such as musl, have no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def return_pages(array: NDArray[Any]) -> None:
-    """Return the memory of a contiguous array to the system, and lose its values."""
-    first = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    with suppress(AttributeError):  # not on Linux
-        advice = mmap.MADV_DONTNEED
-        place = ctypes.c_void_p(first), ctypes.c_size_t(max(0, last - first))
-        ctypes.CDLL(None).madvise(*place, advice)

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.graphs import Precision
 from model.package import ModelPackage
@@ -22,14 +21,16 @@ from model.runtime.base import (
 )
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import (
+    PIXELS_AT_ONCE,
     Arrays,
     GraphRuntime,
     has_large_images,
+    is_larger_than,
     joined,
     parts_of,
 )
 from model.runtime.loaded_graphs import LoadedGraph, graph_digest
-from model.runtime.machine import INSTALL, INSTALL_ONNX_GPU, Provider, return_pages
+from model.runtime.machine import INSTALL, INSTALL_ONNX_GPU, Provider
 
 LOG_ERRORS_ONLY: Final = 3
 NAMES: Final[dict[Provider, str]] = {
@@ -57,13 +58,11 @@ MAX_KEPT_SHAPES: Final = 8
 # An option of one call: afterwards the arena frees what no call uses.
 SHRINK: Final = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 SHARED_ARENA: Final = ("session.use_env_allocators", "1")
-# What the arena keeps for later calls: two images of 320 x 320 at once, or one of 448 x 448, in the
-# default model. With 32 MiB the latter took 1.1 to 1.2 times the CPU time.
-KEPT_BYTES: Final = 40 * 2**20
-# What it takes beyond that at once; the C library returns blocks of this size when they are freed.
-GROWTH_BYTES: Final = 4 * 2**20
-# Size of the arrays with which `SharedArena.release` allocates the free memory of the arena.
-PIECE_BYTES: Final = 2**20
+# Takes only what a call asks for, so that each block can be freed, also the first.
+AS_REQUESTED: Final = {"arena_extend_strategy": 1}
+# The arena keeps the memory of so many calls at once for later ones, 14 to 27 MiB each in the
+# default model. Without, a call took 1.3 times the CPU time.
+KEPT_CALLS: Final = 2
 # An ONNX graph with one node, y = Abs(x), of float32 [n]. A call of it takes 6 us.
 ABS_GRAPH: Final = bytes.fromhex(
     "08083a340a0b0a017812017922034162731201675a100a0178120b0a09080112050a0312016e62100a"
@@ -226,70 +225,48 @@ def _providers(provider: Provider, precision: Precision, changed: Mapping[str, s
 class SharedArena:
     """The memory of calls on the CPU, of all sessions of this process that have an arena.
 
-    Arenas of their own kept the largest calls of each session, two at once for two lanes: 150 MiB
-    in the default model in float32. This one keeps its first block, of `KEPT_BYTES`, whatever was
-    computed. A part of it, 11 MiB of the default model in int8, are weights that ONNX Runtime has
-    packed. `release` returns the rest. Thread-safe.
+    It keeps what calls have used for later ones, but not that of large calls, nor that of a burst
+    of more than `KEPT_CALLS`. Thread-safe.
     """
 
     def __init__(self) -> None:
         library = import_onnxruntime()
-        config = {"initial_chunk_size_bytes": KEPT_BYTES}
-        config["initial_growth_chunk_size_bytes"] = GROWTH_BYTES
         kind = library.OrtAllocatorType.ORT_ARENA_ALLOCATOR
         place = library.OrtMemoryInfo("Cpu", kind, 0, library.OrtMemType.DEFAULT)
         with suppress(RuntimeError):  # another library of this process has made one
-            library.create_and_register_allocator(place, library.OrtArenaCfg(config))
+            library.create_and_register_allocator(place, library.OrtArenaCfg(AS_REQUESTED))
         options = _session_options(library, num_threads=1)
         options.add_session_config_entry(*SHARED_ARENA)
         self._session = library.InferenceSession(ABS_GRAPH, options, providers=[NAMES["cpu"]])
-        self._is_released = False
-        self._array(np.zeros(1, np.float32))  # takes the first block, which is never freed
+        self._lock = threading.Lock()
+        self._num_running = self._most_running = 0
 
     @contextmanager
-    def shrinking(self) -> Iterator[None]:
-        """For one call; at its end, free what no call uses beyond the first block.
-
-        A call of a large session could do that itself only while its own outputs are in use.
-        """
+    def call(self, *, is_large: bool) -> Iterator[None]:
+        """For one call; at its end, free what need not be kept."""
+        with self._lock:
+            self._num_running += 1
+            self._most_running = max(self._most_running, self._num_running)
         try:
             yield
         finally:
-            self._is_released = False
-            self.shrink()
+            with self._lock:
+                self._num_running -= 1
+                ends_burst = not self._num_running and self._most_running > KEPT_CALLS
+                if not self._num_running:
+                    self._most_running = 0
+            if is_large or ends_burst:
+                self.shrink()
 
     def shrink(self) -> None:
-        """Free what no call uses, beyond the first block.
+        """Free what no call uses.
 
-        The call that does it gives an empty array, since one with a value would lie in a block and
-        keep it.
+        A call of a large session could do that itself only while its own outputs are in use. This
+        one gives an empty array, since one with a value would lie in a block and keep it.
         """
-        self._array(np.zeros(0, np.float32), SHRINK)
-
-    def release(self) -> None:
-        """Free also what no call uses of the first block; the next calls allocate it again.
-
-        ONNX Runtime never frees that block. So this allocates its free memory as arrays, and
-        returns their pages to the system. Arrays beyond the block are freed by `shrink`.
-        """
-        if self._is_released:
-            return
-        self._is_released = True
-        zeros = np.zeros(PIECE_BYTES // 4, np.float32)
-        taken = []
-        for _ in range(KEPT_BYTES // PIECE_BYTES):
-            taken.append(self._array(zeros))
-            return_pages(taken[-1])
-        taken.clear()
-        self.shrink()
-
-    def _array(self, values: NDArray[np.float32], *options: tuple[str, str]) -> NDArray[np.float32]:
-        """An array in the arena: the result of a call with these options."""
         call = import_onnxruntime().RunOptions()
-        for option in options:
-            call.add_run_config_entry(*option)
-        (array,) = self._session.run(["y"], {"x": values}, call)
-        return cast("NDArray[np.float32]", array)
+        call.add_run_config_entry(*SHRINK)
+        self._session.run(["y"], {"x": np.zeros(0, np.float32)}, call)
 
 
 class LargeCalls:
@@ -412,8 +389,7 @@ class OnnxGraph:
                 with large_calls.one_of(self._max_large) if is_large else nullcontext():
                     parts: list[Arrays] = []
                     for part in parts_of(fed):
-                        with shared_arena().shrinking() if self._has_arena else nullcontext():
-                            parts.append(_run_part(session, part, outputs, call))
+                        parts.append(self._run_part(session, part, outputs, call=call))
                 named = joined(parts)
             else:
                 named = self._binding.run(fed, outputs, call)
@@ -423,6 +399,21 @@ class OnnxGraph:
             raise
         return {name: np.asarray(array, dtype=np.float32) for name, array in named.items()}
 
+    def _run_part(
+        self, session: Any, inputs: Arrays, outputs: Sequence[str], *, call: Any
+    ) -> Arrays:
+        """Compute a part of a batch in host memory.
+
+        The arrays of ONNX Runtime lie in its arena, and one of some kilobytes would keep a block of
+        several megabytes until its answer is sent, so they are copied.
+        """
+        is_large = is_larger_than(PIXELS_AT_ONCE, inputs)
+        with shared_arena().call(is_large=is_large) if self._has_arena else nullcontext():
+            made = session.run(outputs, inputs, call)
+            copied = list(map(np.array, made))
+            del made  # before the arena is shrunk
+        return dict(zip(outputs, copied, strict=True))
+
     def interrupt(self) -> None:
         """End the running call; see `Graph.interrupt`."""
         if self._call is not None:
@@ -431,22 +422,13 @@ class OnnxGraph:
     def release_idle_memory(self) -> None:
         """Free what the arena keeps, of all lanes; see `Graph.release_idle_memory`."""
         if self._has_arena:
-            shared_arena().release()
+            shared_arena().shrink()
 
     def close(self) -> None:
         """Release the session."""
         session, self._session, self._binding = self._session, None, None
         if session is not None:
             self._release(session)
-
-
-def _run_part(session: Any, inputs: Arrays, outputs: Sequence[str], call: Any) -> Arrays:
-    """Compute a part of a batch in host memory.
-
-    The arrays of ONNX Runtime lie in its arena, and one of some kilobytes would keep a block of
-    several megabytes until its answer is sent, so they are copied.
-    """
-    return dict(zip(outputs, map(np.array, session.run(outputs, inputs, call)), strict=True))
 
 
 class _Binding:

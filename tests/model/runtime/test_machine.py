@@ -1,12 +1,10 @@
 """CPU features, GPUs and libraries of the machine are found."""
 
-import mmap
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from model.runtime.machine import (
@@ -14,7 +12,6 @@ from model.runtime.machine import (
     InstalledLibraries,
     installed_libraries,
     parse_cpu,
-    return_pages,
     this_hardware,
 )
 
@@ -165,18 +162,3 @@ def test_libraries_are_found_by_their_files(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert installed_libraries() == InstalledLibraries(**found)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems return pages in other ways")
-def test_whole_pages_of_an_array_are_returned_and_nothing_beside_it() -> None:
-    size = mmap.PAGESIZE
-    block = np.ones(5 * size, np.uint8)
-    first = -block.ctypes.data % size  # the first page that begins in the block
-    array = block[first + 1 : first + 3 * size + 7]
-    return_pages(array)
-    is_kept = block.astype(bool)
-    assert not is_kept[first + size : first + 3 * size].any()
-    assert is_kept[: first + size].all()
-    assert is_kept[first + 3 * size :].all()
-    return_pages(block[:1])  # less than a page
-    assert block[0] == 1

@@ -39,8 +39,7 @@ def run() -> int:
 
         return supervise(settings, arguments)
     # Only here: the supervisor needs none of it, and so 55 MiB of memory instead of 99.
-    from service.grpc.receiving import max_caller_bytes  # noqa: PLC0415
-    from service.server import main  # noqa: PLC0415
+    from service.server import main, max_caller_bytes  # noqa: PLC0415
 
     if settings.show_config:
         total = settings.num_workers

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.call import AnswerForm
+from service.errors import RequestTooLarge
 from service.messages import (
     EmbedImagesRequest,
     EstimateMapsRequest,
@@ -33,6 +34,7 @@ INSTANCE_BYTES: Final = 1024
 VECTOR_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
 # Values of a dense head for each patch.
 MAP_PIXELS: Final = 8 * 8
+MB: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +162,24 @@ def _maps(
         )
         num_values = (3 if has_axes else 1) * num_pixels
         yield _Arrays(num_values=num_values, sent_bytes=4, held_bytes=4)
+
+
+def check_answer_size(size: AnswerSize, max_sent: int, max_held: int) -> None:
+    """Check an answer before the work on it begins.
+
+    Raises:
+        RequestTooLarge: It is larger than an answer may be, or than the memory for all of them.
+    """
+    if size.num_sent > max_sent or size.num_held > max_held:
+        raise RequestTooLarge(
+            f"The answer would have {_mb(size.num_sent)} and need {_mb(size.num_held)} of "
+            f"memory; at most {_mb(max_sent)} and {_mb(max_held)} are allowed. Send fewer or "
+            "smaller images, omit scores, request maps of size model, or request arrays as "
+            "safetensors, npy or base64 instead of JSON lists.",
+            code="answer_too_large",
+            param="images",
+        )
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / MB:.0f} MB"

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.tracing import NO_TRACE, RequestTrace
+
+if TYPE_CHECKING:
+    from service.admission import Ticket
 
 Clock = Callable[[], float]
 Stage = Literal["admit", "decode", "queue", "run", "post"]
@@ -37,46 +40,6 @@ REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _ids: Final = random.Random()
 
 
-class HeldMemory(Protocol):
-    """Memory that a call holds for its answer; see `service.work_memory`."""
-
-    @property
-    def is_contended(self) -> bool:
-        """Whether a request waits for such memory."""
-
-    def free(self) -> None:
-        """Give it back; later calls have no effect."""
-
-
-class AnswerOrder:
-    """Lets the requests of a stream take memory for their answers in order.
-
-    Answers are sent in order. If a later one took the memory that an earlier one waits for, neither
-    could be sent.
-    """
-
-    def __init__(self) -> None:
-        self._next = 0
-        self._passed: set[int] = set()
-        self._waiting: dict[int, asyncio.Event] = {}
-
-    async def wait(self, item: int) -> None:
-        """Return once all requests before this one have their memory or have ended."""
-        if item > self._next:
-            await self._waiting.setdefault(item, asyncio.Event()).wait()
-
-    def passes(self, item: int) -> None:
-        """A request has its memory or has ended; later calls have no effect."""
-        if item >= self._next:
-            self._passed.add(item)
-        while self._next in self._passed:
-            self._passed.remove(self._next)
-            self._next += 1
-        turn = self._waiting.pop(self._next, None)
-        if turn is not None:
-            turn.set()
-
-
 @dataclass(slots=True, kw_only=True)
 class Call:
     """The properties of a call that are not part of the request message.
@@ -90,15 +53,13 @@ class Call:
         flow: Name of the flow for fair sharing of the lanes; see `flow_of`.
         stages: Seconds in each stage; of items in parallel the slowest counts.
         item: Index of the request in its stream; None for a single request.
-        answer_order: Order in which the requests of its stream take memory for their answers.
         waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
             other calls are refused with `Overloaded`.
         answer_form: How the answer is written, which says how much memory it takes.
-        answer_memory: What the answer holds; `free_memory` frees it once the answer is sent.
+        ticket: What the request holds; None in process, where the data plane makes one.
+        limit: Ends the request at its deadline, which `shorten` moves.
         trace: Records stages and batches.
         error: Code of the error, after a failure.
-        has_left: Whether the caller has closed the connection, also if the event loop has not
-            noticed it yet. From any thread. Always false over gRPC.
         model: Name of the served model; empty until it is found, so that no name invented by a
             caller becomes a metric label.
     """
@@ -111,11 +72,10 @@ class Call:
     host: str = ""
     flow: str = ""
     item: int | None = None
-    answer_order: AnswerOrder | None = None
     waits_for_capacity: bool = False
     answer_form: AnswerForm = "bytes"
-    answer_memory: HeldMemory | None = None
-    has_left: Callable[[], bool] = lambda: False
+    ticket: "Ticket | None" = None
+    limit: asyncio.Timeout | None = None
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE
     error: str | None = None
@@ -132,10 +92,14 @@ class Call:
             raise deadline_exceeded()
         return left
 
-    def free_memory(self) -> None:
-        """Free what the answer holds."""
-        if self.answer_memory is not None:
-            self.answer_memory.free()
+    def shorten(self, deadline: float) -> None:
+        """Move the deadline, unless it is nearer already."""
+        if deadline >= self.deadline:
+            return
+        self.deadline = deadline
+        if self.limit is not None:
+            now = asyncio.get_running_loop().time()
+            self.limit.reschedule(now + deadline - self.clock())
 
     def record(self, stage: Stage, started: float, ended: float) -> None:
         """Record one run of a stage, also in the trace."""

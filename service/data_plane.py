@@ -5,9 +5,9 @@ CPU work runs in the pool, and the model runs in the lanes.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -18,13 +18,12 @@ from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Fit, Scaling
-from service.answer_size import SizedRequest, answer_size
-from service.call import Call
+from service.admission import UNAVAILABLE_RETRY_S, Admission, device_unhealthy
+from service.answer_size import SizedRequest, answer_size, check_answer_size
+from service.call import AnswerForm, Call
 from service.errors import Unavailable
-from service.fair_pool import FairPool
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.work import image_kind
-from service.lanes.worker import device_unhealthy
 from service.messages import (
     ClassifyImagesRequest,
     ClassifyImagesResponse,
@@ -46,14 +45,13 @@ from service.messages import (
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )
-from service.models.admission import AdmissionGuard
 from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
 from service.models.image_pipeline import (
     EncodedImage,
     EncodedImages,
     ImageJob,
     ImagePipeline,
-    SizeCheck,
+    MeasuredImages,
 )
 from service.models.registry import ModelRegistry
 from service.models.served_model import ModelStatistics, RequestTimer, ServedModel
@@ -70,7 +68,6 @@ from service.outputs.masks import (
 )
 from service.outputs.slide import Geometry
 from service.outputs.vectors import classify, pack, pack_all
-from service.request_gate import UNAVAILABLE_RETRY_S, RequestGate, unavailable
 from service.validation import (
     check_area_share,
     check_choices,
@@ -90,8 +87,7 @@ from service.validation import (
     split_blank,
     text_groups,
 )
-from service.waiting import Steps, run_slice, wait_all, wait_both
-from service.work_memory import WorkMemory
+from service.waiting import Pool, Steps, run_slice, wait_all, wait_both
 
 T = TypeVar("T")
 ClassesRequest = SegmentImagesRequest | ClassifyImagesRequest
@@ -103,6 +99,8 @@ ImagesRequest = (
     | VisualizeFeaturesRequest
 )
 DENSE_TASK_SET: Final = frozenset[DenseTask](DENSE_TASKS)
+# Smaller answers are not counted: a request in progress takes more than they do.
+SMALL_ANSWER_BYTES: Final = 64 * 1024
 NO_PROMPTS = PromptSet(groups=(), cached={}, missing={})
 
 
@@ -111,15 +109,15 @@ class DataPlane:
 
     def __init__(
         self,
-        gate: RequestGate,
+        admission: Admission,
         models: ModelRegistry,
         *,
         limits: RequestLimits,
         max_image_patches: int,
-        pool: FairPool,
+        pool: Pool,
         jpeg_decode: JpegDecode = "fast",
     ) -> None:
-        self.gate = gate
+        self.admission = admission
         self.models = models
         self.limits = limits
         self.image_limits = ImageLimits(
@@ -129,8 +127,7 @@ class DataPlane:
         preparer = ImagePreparer(
             self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
         )
-        self.work_memory = WorkMemory(limits.max_work_memory_bytes, limits.max_answer_bytes)
-        self._images = ImagePipeline(preparer, pool, self.work_memory)
+        self._images = ImagePipeline(preparer, pool, admission)
 
     @property
     def health(self) -> dict[str, bool]:
@@ -139,9 +136,9 @@ class DataPlane:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the gate is ready, a model is served, and every served model can answer."""
+        """Whether the server is open, a model is served, and every served model can answer."""
         health = self.health
-        return self.gate.is_ready and bool(health) and all(health.values())
+        return self.admission.is_ready and bool(health) and all(health.values())
 
     def check_ready(self) -> None:
         """Readiness of the server, for probes.
@@ -149,8 +146,8 @@ class DataPlane:
         Raises:
             Unavailable: The server starts or drains, a model cannot answer, or none is served.
         """
-        if not self.gate.is_ready:
-            raise unavailable(self.gate.state)
+        if not self.admission.is_ready:
+            raise self.admission.unavailable()
         if self.models.is_empty:
             raise Unavailable("No model is served.", retry_after_s=UNAVAILABLE_RETRY_S)
         if not all(self.health.values()):
@@ -163,8 +160,8 @@ class DataPlane:
             Unavailable: The server starts or drains, or the model cannot answer.
             ModelNotFound: No model of that name is served.
         """
-        if not self.gate.is_ready:
-            raise unavailable(self.gate.state)
+        if not self.admission.is_ready:
+            raise self.admission.unavailable()
         if not self.models.find(name).is_ready:
             raise device_unhealthy()
 
@@ -184,7 +181,7 @@ class DataPlane:
             Unavailable: The server is starting.
         """
         if self.models.is_empty:
-            self.gate.check()
+            self.admission.check_open()
         return [served.info for served in self.models.models()]
 
     def get_model(self, name: str | None) -> ModelInfo:
@@ -195,7 +192,7 @@ class DataPlane:
             ModelNotFound: No model of that name is served.
         """
         if self.models.is_empty:
-            self.gate.check()
+            self.admission.check_open()
         return self.models.find(name).info
 
     def statistics(self, name: str | None = None) -> list[ModelStatistics]:
@@ -214,13 +211,10 @@ class DataPlane:
             Unavailable: The server starts or drains.
             Overloaded: Every model is full.
         """
-        self.gate.check()
+        self.admission.check_open()
         models = self.models.models()
-        for model in models:
-            if not model.admission.is_full(flow):
-                return
-        if models:
-            models[0].admission.check(flow)
+        if models and all(model.budget.is_full(flow) for model in models):
+            raise models[0].budget.full()
 
     async def offload(self, work: Callable[[], T]) -> T:
         """Run CPU work in the pool instead of on the caller's event loop."""
@@ -245,12 +239,13 @@ class DataPlane:
         Raises:
             ServiceError: See `service.errors`.
         """
-        with self._leased_model(request, call) as model:
+        with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             check_pixels(request.images, model.manifest)
             names = check_outputs(request.outputs, model.info)
-            job = self._image_job(request, model, call, names)
-            async with _Encoding(self, job, model, call) as (encoded, _):
+            job = self._image_job(request, model, names)
+            encoded, _ = await self._encode(job, request, model, call)
+            with call.stage("post"):
                 embeddings = [
                     image_outputs(
                         image.outputs, names, grid_hw=image.grid_hw, normalize=request.normalize
@@ -276,26 +271,26 @@ class DataPlane:
         Raises:
             ServiceError: See `service.errors`.
         """
-        with self._leased_model(request, call) as model:
+        with self._serving(request, call) as model:
             groups, errors = text_groups(request, self.limits)
             prompts = model.texts.look_up(list(groups.values()))
-            async with AdmissionGuard(self.gate, model.admission, cost=prompts.cost, call=call):
-                if request.partial:
-                    # Only the tokenizer knows which texts are blank; it is too slow to run before
-                    # admission.
-                    blank = await self.offload(partial(model.texts.blank, list(prompts.missing)))
-                    groups, errors = split_blank(groups, errors, blank)
-                    prompts = model.texts.look_up(list(groups.values()))
-                known = await model.texts.encode(prompts, call, self._pool)
-                with call.stage("post"):
-                    rows = [
-                        text_embedding(group.prompts, known, normalize=request.normalize)
-                        for group in prompts.groups
-                    ]
-                    stacked_TD = (
-                        np.stack(rows) if rows else np.zeros((0, model.manifest.embed_dim), "f4")
-                    )
-                    packed_TD, scales_T = pack(stacked_TD, request.vector_type)
+            await self._take(call, model, num_patches=prompts.cost)
+            if request.partial:
+                # Only the tokenizer knows which texts are blank; it is too slow to run before
+                # admission.
+                blank = await self.offload(partial(model.texts.blank, list(prompts.missing)))
+                groups, errors = split_blank(groups, errors, blank)
+                prompts = model.texts.look_up(list(groups.values()))
+            known = await model.texts.encode(prompts, call, self._pool)
+            with call.stage("post"):
+                rows = [
+                    text_embedding(group.prompts, known, normalize=request.normalize)
+                    for group in prompts.groups
+                ]
+                stacked_TD = (
+                    np.stack(rows) if rows else np.zeros((0, model.manifest.embed_dim), "f4")
+                )
+                packed_TD, scales_T = pack(stacked_TD, request.vector_type)
         return EmbedTextsResponse(
             model=model.manifest.name, embeddings_TD=packed_TD, scales_T=scales_T, errors=errors
         )
@@ -306,7 +301,7 @@ class DataPlane:
         Raises:
             ServiceError: See `service.errors`.
         """
-        with self._leased_model(request, call) as model:
+        with self._serving(request, call) as model:
             if request.images or not request.texts:
                 check_images(request.images, self.limits)
             dimensions = check_dimensions(request.dimensions, model.manifest)
@@ -318,8 +313,9 @@ class DataPlane:
                     texts = await self.offload(cut)
                 groups, _ = text_groups(EmbedTextsRequest(texts=texts), self.limits)
                 prompts = model.texts.look_up(list(groups.values()))
-            job = self._image_job(request, model, call, ("cls1",))
-            async with _Encoding(self, job, model, call, prompts=prompts) as (encoded, known):
+            job = self._image_job(request, model, ("cls1",))
+            encoded, known = await self._encode(job, request, model, call, prompts=prompts)
+            with call.stage("post"):
                 if texts:
                     num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
                 rows = [image.outputs["cls1"] for image in encoded.images]
@@ -341,7 +337,7 @@ class DataPlane:
         Raises:
             ServiceError: See `service.errors`.
         """
-        with self._leased_model(request, call) as model:
+        with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             check_threshold(request.background_threshold)
             check_area_share(request.min_area_share)
@@ -350,8 +346,9 @@ class DataPlane:
             request, head = await self._with_head(request, model)
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
-            job = self._image_job(request, model, call, (features,))
-            async with _Encoding(self, job, model, call, prompts=prompts) as (encoded, known):
+            job = self._image_job(request, model, (features,))
+            encoded, known = await self._encode(job, request, model, call, prompts=prompts)
+            with call.stage("post"):
                 if head is not None:
                     classes_KD = head.classes_KD
                 elif prompts is NO_PROMPTS:
@@ -381,8 +378,9 @@ class DataPlane:
     ) -> SegmentImagesResponse:
         """Masks of the package's own classes."""
         request = with_own_labels(request, model.info)
-        job = self._image_job(request, model, call, task="segmentation")
-        async with _Encoding(self, job, model, call) as (encoded, _):
+        job = self._image_job(request, model, task="segmentation")
+        encoded, _ = await self._encode(job, request, model, call)
+        with call.stage("post"):
             masks = await wait_all(
                 self.offload_steps(
                     segment_by_head(
@@ -404,15 +402,16 @@ class DataPlane:
         Raises:
             ServiceError: See `service.errors`.
         """
-        with self._leased_model(request, call) as model:
+        with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             request, head = await self._with_head(request, model)
             check_choices(request)
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             temperature = request.temperature or _temperature(model, head)
-            job = self._image_job(request, model, call, (features,))
-            async with _Encoding(self, job, model, call, prompts=prompts) as (encoded, known):
+            job = self._image_job(request, model, (features,))
+            encoded, known = await self._encode(job, request, model, call, prompts=prompts)
+            with call.stage("post"):
                 classes_KD = (
                     class_embeddings([g.prompts for g in prompts.groups], known)
                     if head is None
@@ -442,12 +441,13 @@ class DataPlane:
         Raises:
             ServiceError: See `service.errors`.
         """
-        with self._leased_model(request, call) as model:
+        with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             check_view(request)
             features = check_features(request.features, model.manifest)
-            job = self._image_job(request, model, call, (features,))
-            async with _Encoding(self, job, model, call) as (encoded, _):
+            job = self._image_job(request, model, (features,))
+            encoded, _ = await self._encode(job, request, model, call)
+            with call.stage("post"):
                 maps = await self._draw_features(request, encoded.images, features)
         return VisualizeFeaturesResponse(
             model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
@@ -460,11 +460,12 @@ class DataPlane:
             ServiceError: See `service.errors`.
         """
         task, is_scaled = request.task, request.size == "image"
-        with self._leased_model(request, call) as model:
+        with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             check_task(task, model.info)
-            job = self._image_job(request, model, call, task=task)
-            async with _Encoding(self, job, model, call) as (encoded, _):
+            job = self._image_job(request, model, task=task)
+            encoded, _ = await self._encode(job, request, model, call)
+            with call.stage("post"):
                 maps = await wait_all(
                     self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
                     for raw, image in ((e.outputs[task], e) for e in encoded.images)
@@ -473,74 +474,116 @@ class DataPlane:
             model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
         )
 
-    def _leased_model(self, request: ImagesRequest | EmbedTextsRequest, call: Call) -> "_ModelUse":
-        """The model that the request names, kept loaded and its statistics counted for a block."""
-        self.gate.check()
+    @contextmanager
+    def _serving(
+        self, request: ImagesRequest | EmbedTextsRequest, call: Call
+    ) -> Iterator[ServedModel]:
+        """The model that the request names, kept loaded and its statistics counted for a block.
+
+        A call in process has no ticket; it gets one for the block.
+        """
+        self.admission.check_open()
         num_items = len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
-        return _ModelUse(self.models, request.model, call, num_items)
+        model = self.models.begin_use(request.model)
+        own_ticket = self.admission.enter(call) if call.ticket is None else None
+        call.model = model.manifest.name
+        try:
+            with RequestTimer(model.requests, call, num_items):
+                yield model
+        finally:
+            if own_ticket is not None:
+                own_ticket.release()
+                call.ticket = None
+            self.models.end_use(model)
+
+    async def _take(
+        self, call: Call, model: ServedModel, *, num_patches: int, num_bytes: int = 0
+    ) -> None:
+        assert call.ticket is not None
+        with call.stage("admit"):
+            await self.admission.take(
+                call.ticket, model.budget, num_patches=num_patches, num_bytes=num_bytes
+            )
+
+    async def _encode(
+        self,
+        job: ImageJob,
+        request: ImagesRequest,
+        model: ServedModel,
+        call: Call,
+        *,
+        prompts: PromptSet = NO_PROMPTS,
+    ) -> tuple[EncodedImages, TextEmbeddings]:
+        """Read headers, take what the request needs, then decode and encode images and prompts."""
+        measured = await self._images.measure(job, call)
+        answer_bytes = self._answer_bytes(job, request, model, measured, form=call.answer_form)
+        num_patches = sum(measured.num_patches) + prompts.cost
+        # The images are decoded before the answer is made.
+        num_bytes = max(measured.num_bytes, answer_bytes)
+        await self._take(call, model, num_patches=num_patches, num_bytes=num_bytes)
+        images = self._images.run(job, measured, model, call)
+        if prompts.missing:
+            known = model.texts.encode(prompts, call, self._pool)
+            encoded, texts = await wait_both(images, known)
+        else:
+            encoded, texts = await images, prompts.cached
+        await self._images.make_room(answer_bytes, model)
+        return encoded, texts
 
     def _image_job(
         self,
         request: ImagesRequest,
         model: ServedModel,
-        call: Call,
         outputs: Collection[str] = (),
         *,
         task: DenseTask | None = None,
     ) -> ImageJob:
         """What to compute for a request that reads these outputs of its images, or this head's."""
         tasks = map_outputs(request)
-        rule = size_rule(request, model, is_map=task is not None or bool(tasks))
-        patch_outputs = [name for name in PATCH_OUTPUTS if name in outputs]
-        # The global embeddings of any number of images are small.
-        is_sized = isinstance(request, SizedRequest) and bool(
-            patch_outputs or tasks or not isinstance(request, EmbedImagesRequest)
-        )
-
         return ImageJob(
             images=request.images,
-            rule=rule,
+            rule=size_rule(request, model, is_map=task is not None or bool(tasks)),
             kind=task or image_kind(tasks),
-            patch_outputs=patch_outputs,
-            check_sizes=self._size_check(request, model, call, rule, task=task)
-            if is_sized
-            else None,
+            patch_outputs=[name for name in PATCH_OUTPUTS if name in outputs],
             is_partial=getattr(request, "partial", False),
         )
 
-    def _size_check(
+    def _answer_bytes(
         self,
+        job: ImageJob,
         request: ImagesRequest,
         model: ServedModel,
-        call: Call,
-        rule: SizeRule,
+        measured: MeasuredImages,
         *,
-        task: DenseTask | None,
-    ) -> SizeCheck:
-        assert isinstance(request, SizedRequest)
+        form: AnswerForm,
+    ) -> int:
+        """Bytes that the answer holds until it is sent; 0 if they are few.
 
-        def check(sizes_hw: Sequence[tuple[int, int]], num_patches: Sequence[int]) -> int:
-            num_labels = 0
-            if isinstance(request, SegmentImagesRequest):
-                num_labels = len(request.classes) if task == "segmentation" else 0
-                sizes_hw = [
-                    mask_size(rule, request.size, size_hw, rule.target_hw(size_hw))
-                    for size_hw in sizes_hw
-                ]
-                if rule.windows is not None:
-                    check_slide(sizes_hw, request)
-            size = answer_size(
-                request,
-                call.answer_form,
-                sizes_hw,
-                num_patches,
-                embed_dim=model.manifest.embed_dim,
-                num_labels=num_labels,
-            )
-            self.work_memory.check(size)
-            return size.num_held
-
-        return check
+        Raises:
+            RequestTooLarge: The answer is larger than one may be.
+            InvalidRequest: Masks in slide mode are too large.
+        """
+        if not isinstance(request, SizedRequest):
+            return 0
+        sizes_hw, num_labels = measured.sizes_hw, 0
+        if isinstance(request, SegmentImagesRequest):
+            num_labels = len(request.classes) if job.kind == "segmentation" else 0
+            sizes_hw = [
+                mask_size(job.rule, request.size, size_hw, job.rule.target_hw(size_hw))
+                for size_hw in sizes_hw
+            ]
+            if job.rule.windows is not None:
+                check_slide(sizes_hw, request)
+        size = answer_size(
+            request,
+            form,
+            sizes_hw,
+            measured.num_patches,
+            embed_dim=model.manifest.embed_dim,
+            num_labels=num_labels,
+        )
+        check_answer_size(size, self.limits.max_answer_bytes, self.admission.max_work_bytes)
+        return size.num_held if size.num_held > SMALL_ANSWER_BYTES else 0
 
     async def _with_head(
         self, request: HeadRequest, model: ServedModel
@@ -578,91 +621,6 @@ class DataPlane:
             self.offload(partial(draw, rows_ND, image))
             for rows_ND, image in zip(rows, images, strict=True)
         )
-
-
-class _Encoding:
-    """Admits a request, encodes its images and prompts, and times the block as the stage `post`.
-
-    The admission ends with the block, which makes the answer and is cancelled at the deadline.
-    """
-
-    __slots__ = ("_began", "_call", "_guard", "_job", "_model", "_plane", "_prompts")
-
-    def __init__(
-        self,
-        plane: DataPlane,
-        job: ImageJob,
-        model: ServedModel,
-        call: Call,
-        *,
-        prompts: PromptSet = NO_PROMPTS,
-    ) -> None:
-        self._plane, self._job, self._model = plane, job, model
-        self._call, self._prompts = call, prompts
-        self._began = 0.0
-        self._guard = AdmissionGuard(
-            plane.gate,
-            model.admission,
-            cost=len(job.images) * job.rule.nominal_patches + prompts.cost,
-            call=call,
-            kind=None if job.kind == "image" else job.kind,
-        )
-
-    async def __aenter__(self) -> tuple[EncodedImages, TextEmbeddings]:
-        plane, model, call, prompts = self._plane, self._model, self._call, self._prompts
-        ticket = await self._guard.__aenter__()
-        try:
-            images = plane._images.run(self._job, model, call, ticket)
-            if prompts.missing:
-                known = model.texts.encode(prompts, call, plane._pool)
-                encoded, texts = await wait_both(images, known)
-            else:
-                encoded, texts = await images, prompts.cached
-        except BaseException as error:
-            await self._guard.__aexit__(type(error), error, error.__traceback__)
-            raise
-        self._began = call.clock()
-        return encoded, texts
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._call.record("post", self._began, self._call.clock())
-        await self._guard.__aexit__(kind, error, traceback)
-
-
-class _ModelUse:
-    """A lease whose block is counted as one request."""
-
-    __slots__ = ("_call", "_model", "_name", "_num_items", "_registry", "_timer")
-
-    def __init__(
-        self, registry: ModelRegistry, name: str | None, call: Call, num_items: int
-    ) -> None:
-        self._registry, self._name = registry, name
-        self._call, self._num_items = call, num_items
-        self._model: ServedModel
-        self._timer: RequestTimer
-
-    def __enter__(self) -> ServedModel:
-        self._model = model = self._registry.begin_use(self._name)
-        self._call.model = model.manifest.name
-        self._timer = RequestTimer(model.requests, self._call, self._num_items)
-        return model
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self._timer.__exit__(kind, error, traceback)
-        finally:
-            self._registry.end_use(self._model)
 
 
 def _temperature(model: ServedModel, head: Head | None) -> float:

@@ -11,7 +11,6 @@ another exception.
     +-- UnsupportedMedia   REST only: unknown media type of the body
     +-- NotAcceptable      REST only: no media type that the caller accepts
     +-- RequestTooLarge    too many bytes or items, or more work than the whole queue holds
-    +-- TooSlow            REST only: the body arrives too slowly
     +-- ModelNotFound      no model of that name is served
     +-- NotSupported       the model is served, but it lacks the capability
     +-- Overloaded         the queue is full; retry later
@@ -37,7 +36,6 @@ class ErrorKind(Enum):
     UNSUPPORTED_MEDIA = "unsupported_media_type"
     NOT_ACCEPTABLE = "not_acceptable"
     TOO_LARGE = "request_too_large"
-    TOO_SLOW = "request_timeout"
     NOT_FOUND = "not_found"
     NOT_SUPPORTED = "not_supported"
     OVERLOADED = "overloaded"
@@ -114,13 +112,6 @@ class RequestTooLarge(ServiceError):
 
     kind = ErrorKind.TOO_LARGE
     default_code = "request_too_large"
-
-
-class TooSlow(ServiceError):
-    """The body arrives too slowly."""
-
-    kind = ErrorKind.TOO_SLOW
-    default_code = "request_timeout"
 
 
 class ModelNotFound(ServiceError):

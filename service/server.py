@@ -7,6 +7,7 @@ requests, finish requests in flight, close both transports, stop the lanes.
 import asyncio
 import json
 import logging
+import math
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,11 +19,12 @@ from typing import Any, Final, Literal
 import uvloop
 
 from model.files import atomic_write
+from model.image_codec import SMALL_DECODING_BYTES, most_decoding_bytes
+from service.admission import Admission, ServerState, unavailable
 from service.data_plane import DataPlane
 from service.errors import Unavailable
-from service.fair_pool import FairPool
-from service.grpc.receiving import max_caller_bytes
 from service.grpc.server import GrpcServer
+from service.images import QUEUED_PATCH_BYTES
 from service.machine import memory_limit, resident_bytes, trimming_memory
 from service.models.conversion import ModelSource, check_names
 from service.models.heads import HeadFolder
@@ -33,14 +35,14 @@ from service.monitoring.log import LogQueue, configure_logging
 from service.monitoring.metrics import Metrics, watching_loop_lag
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.telemetry import build_telemetry
-from service.request_gate import GateState, RequestGate, unavailable
 from service.rest.app import build_app
 from service.rest.cloud import CloudRoutes
 from service.rest.pages import page_url
-from service.rest.server import BACKLOG, HttpServer, listen
+from service.rest.server import BACKLOG, build_http_server, listen
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 from service.settings import Settings, is_loopback
+from service.waiting import Pool
 from service.watchdog import Watchdog
 from service.workers.place import WorkerPlace
 
@@ -83,8 +85,12 @@ class Server:
         if settings.cpus is not None:
             self.metrics.cpus.set_function(partial(float, settings.cpus))
         self._telemetry = build_telemetry(settings, self.metrics, log)
-        self.gate = RequestGate(self.metrics)
-        self.pool = FairPool(num_pool_threads(settings), "pool")
+        self.admission = Admission(
+            self.metrics,
+            max_body_bytes=settings.max_body_memory_bytes,
+            max_work_bytes=settings.max_work_memory_bytes,
+        )
+        self.pool = Pool(num_pool_threads(settings))
         self.models = ModelRegistry(self.metrics, HeadFolder(settings.heads))
         self.repository = ModelRepository(
             self.models,
@@ -94,7 +100,7 @@ class Server:
         )
         self.repository.on_change = self._publish_model_health
         self.plane = DataPlane(
-            self.gate,
+            self.admission,
             self.models,
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
@@ -129,9 +135,8 @@ class Server:
         self._host = host
         is_worker = self.place is not None
         self._http_socket = listen(host, settings.http_port, is_shared=is_worker)
-        self._http = HttpServer(
-            app, self.protection, self.plane.work_memory, write_grace_s=WRITE_GRACE_S
-        )
+        grace_s = math.ceil(settings.drain_timeout_s) + WRITE_GRACE_S
+        self._http = build_http_server(app, self.protection, grace_s=grace_s)
         self._grpc = GrpcServer(
             self.plane,
             self._telemetry,
@@ -165,7 +170,7 @@ class Server:
     def _check_ready(self) -> None:
         self.plane.check_ready()
         if not self.ready.is_set():  # a worker whose gate is open, and whose ports are not yet
-            raise unavailable(GateState.STARTING)
+            raise unavailable(ServerState.STARTING)
 
     @property
     def is_stopping(self) -> bool:
@@ -191,7 +196,7 @@ class Server:
         stop = asyncio.ensure_future(self._stop.wait())
         try:
             if await self._load_models(stop):
-                self.gate.open()
+                self.admission.open()
                 http = http or self._open_ports()
                 await asyncio.to_thread(self._publish_health, self.plane.health)
                 self._watchdog.start()
@@ -229,8 +234,7 @@ class Server:
             fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}
             logger.warning(
                 "callers can make the server exceed its memory limit: lower max_body_memory_bytes, "
-                "max_concurrent_rpcs, stream_window_bytes, max_work_memory_bytes or "
-                "max_queue_patches",
+                "max_streams, max_work_memory_bytes or max_queue_patches",
                 extra={"fields": fields},
             )
 
@@ -259,7 +263,7 @@ class Server:
 
     def _publish_model_health(self, name: str, is_served: bool) -> None:
         """Publish the health of one model and of the server; called in the loader's thread."""
-        if self.gate.is_open:
+        if self.admission.is_open:
             self._grpc.set_health({name: is_served}, self.plane.is_ready)
 
     def _announce(self, grpc_port: int) -> None:
@@ -280,29 +284,42 @@ class Server:
             atomic_write(self.settings.ports_file, json.dumps(self.ports) + "\n")
 
     async def _drain(self, http: "asyncio.Future[None]") -> None:
-        """Fail readiness, then reject new requests, wait for those in flight, and close."""
+        """Fail readiness, then accept no connection, finish what is in progress, and close."""
         self.repository.cancel()
         await asyncio.to_thread(self._watchdog.stop)
-        was_open = self.gate.is_open
-        self.gate.announce_drain()
+        was_open = self.admission.is_open
+        self.admission.announce_drain()
         await asyncio.to_thread(self._grpc.announce_drain)
-        self._http.announce_drain()
         if was_open:
             # Requests are still accepted until load balancers have noticed.
             logger.info("draining", extra={"fields": {"delay_s": self.settings.drain_delay_s}})
             await self.pause(self.settings.drain_delay_s)
         limit_s = self.settings.drain_timeout_s
-        are_idle = await asyncio.gather(
-            self._http.drain(self._http_socket, limit_s),
-            asyncio.to_thread(self._grpc.drain, limit_s),
-        )
-        self.gate.drain()
-        if not all(are_idle):
+        self._http.should_exit = True
+        closing = asyncio.gather(http, asyncio.to_thread(self._grpc.stop, limit_s + WRITE_GRACE_S))
+        if not await asyncio.to_thread(self.admission.wait_idle, limit_s):
             logger.warning("requests were still in flight when the drain timed out")
             # Work that waits for a lane is answered by 503 while its connection is still open.
             await asyncio.to_thread(self.repository.close)
-        self._http.should_exit = True
-        await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))
+        self.admission.drain()
+        await closing
+
+
+def max_caller_bytes(settings: Settings) -> int:
+    """Most bytes that callers can make the server hold.
+
+    The sum of the messages that gRPC is receiving, received bodies and messages, small images that
+    threads decode, the memory for larger ones and for answers, and decoded images that wait for a
+    lane: full queues of all models, and pixels that came as float32, which are copied and may be as
+    large as the bodies.
+    """
+    return (
+        (settings.num_receive_places + settings.max_streams) * settings.max_request_bytes
+        + 2 * settings.max_body_memory_bytes
+        + num_pool_threads(settings) * SMALL_DECODING_BYTES
+        + max(most_decoding_bytes(settings.max_image_pixels), settings.max_work_memory_bytes)
+        + len(settings.model) * settings.max_queue_patches * QUEUED_PATCH_BYTES
+    )
 
 
 def main(settings: Settings, place: WorkerPlace | None = None) -> int:

@@ -49,8 +49,6 @@ PLATFORM_VARIABLES = {
 
 # A process has at most so many lanes, so more CPUs would be further threads of its lanes.
 CPUS_PER_WORKER = 8
-# At fewer connections each, the probes of a platform and a few callers take them all.
-MIN_CONNECTIONS = 16
 
 # What the library writes behind the help of an option without a default, or with an obvious one.
 NO_DEFAULT = re.compile(r" \(default( factory)?: (None|False|\(\)|.*lambda.*)\)$")
@@ -241,8 +239,8 @@ class Settings(BaseSettings):
     """Deadline in seconds of a request that sets none, and the longest that a request may set."""
     max_body_memory_bytes: Positive = 128 * 1024 * 1024
     """Maximum bytes of the bodies and messages of all requests in progress. Further requests get
-    429. gRPC receives as many messages at once as fit with `max_request_bytes` each, at least 2,
-    and on streams four times as many."""
+    429. gRPC receives as many unary messages at once as fit with `max_request_bytes` each, at least
+    2."""
     max_answer_bytes: Positive = 128 * 1024 * 1024
     """Maximum bytes of an answer, estimated from image headers before any work. A request for more
     gets 413 with the ways to a smaller answer."""
@@ -250,26 +248,14 @@ class Settings(BaseSettings):
     """Maximum bytes that the images of all requests take while they are decoded, and their maps,
     masks and answers until they are sent. A request waits for its share until its deadline; one
     whose answer needs more than all of it gets 413. An image that needs more is decoded alone."""
-    max_connections: Positive = 1024
-    """Maximum open connections, for each protocol. Beyond that, the one that was idle longest is
-    closed. If none is idle, REST answers only a health check, and gRPC accepts as many again.
-    Lowered at the start, with a warning, if the process may not open three times as many
-    descriptors."""
     max_concurrent_rpcs: Positive = 2048
     """Maximum RPCs in progress. Further RPCs are rejected before their message is read. One
-    connection may have an eighth of them (32 to 64), and half of them may wait to be read."""
+    connection may have 64 of them."""
+    max_streams: Positive = 32
+    """Maximum gRPC streams at once. Each may receive a message of `max_request_bytes`."""
     max_stream_requests: Positive = 64
     """Maximum requests of one gRPC stream in progress. The server reads no further requests of the
     stream meanwhile, so that its client stops sending."""
-    stream_window_bytes: Annotated[int, Field(ge=65_535, le=16 * 1024 * 1024)] = 64 * 1024
-    """Bytes that a gRPC client may send before the server reads the message. Each RPC that waits
-    holds this much memory, at times twice as much. It also limits the bytes per round trip: with
-    20 ms of delay, one connection carried 22 MB/s in messages of 4 MB, and 28 with 256 KiB."""
-    client_timeout_s: Seconds = 20.0
-    """Time limit in seconds for the headers of a request, and for clients that send or read more
-    slowly than `min_client_bytes_per_s`."""
-    min_client_bytes_per_s: Positive = 4096
-    """Minimum average rate at which a client must send and read."""
     keep_alive_s: Seconds = 75.0
     """Seconds after which an idle connection is closed. Set it higher than the idle timeout of a
     load balancer in front."""
@@ -405,8 +391,8 @@ class Settings(BaseSettings):
             "text_cache_bytes": 1,
             "max_body_memory_bytes": self.max_request_bytes,
             "max_work_memory_bytes": 1,
-            "max_connections": MIN_CONNECTIONS,
             "max_concurrent_rpcs": 1,
+            "max_streams": 1,
         }
         totals = {name: getattr(self, name) for name in least}
         return {name: (n, least[name]) for name, n in totals.items() if n is not None}

@@ -1,11 +1,12 @@
 """Waiting for several things at once; after an error or a cancellation none is left running."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from functools import partial
-from typing import Any, Final, Generic, Protocol, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol, TypeVar
+
+from service.machine import work_in_background
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -68,65 +69,28 @@ def cancel_all(futures: Iterable[Cancellable]) -> None:
         future.cancel()
 
 
-class ThreadResult(Generic[T]):
-    """A result that worker threads set for one coroutine, with one wake-up of its event loop.
+class Pool(ThreadPoolExecutor):
+    """Threads for CPU work: headers, decoding, parsing, masks."""
 
-    `asyncio.wrap_future` would wake it for each future.
+    def __init__(self, num_threads: int) -> None:
+        super().__init__(num_threads, "pool", initializer=work_in_background)
+        self.num_threads = num_threads
+
+
+async def run_in_pool(pool: Pool, jobs: Iterable[Callable[[], T]]) -> list[T]:
+    """Run jobs in threads, in order; when this returns or raises, none of them is running.
+
+    Raises:
+        Exception: The first that any of them raised. Jobs that have not begun are cancelled.
     """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._result: asyncio.Future[T] | None = None
-        self._num_pending = 0
-        self._lock = threading.Lock()
-
-    def of(
-        self, start: Callable[[Callable[[], None]], object], work: Callable[[U], None], argument: U
-    ) -> asyncio.Future[T]:
-        """Start work in a thread; the result is what it, or what it has started, sets.
-
-        Only the caller may keep the future: a failed one and the frames of its error form a cycle.
-        """
-        result = self._result = self._loop.create_future()
-        start(partial(self.run, work, argument))
-        return result
-
-    def set(self, value: T) -> None:
-        """Wake the coroutine; from any thread."""
-        self._wake(value, None)
-
-    def expect(self, num_parts: int) -> None:
-        """Set how many times `arrive` is called before the coroutine is woken."""
-        self._num_pending = num_parts
-
-    def arrive(self, value: T, error: BaseException | None) -> None:
-        """One part is done: wake the coroutine after the last one, or by an error."""
-        with self._lock:
-            self._num_pending -= 1
-            is_last = self._num_pending == 0
-        if error is not None or is_last:
-            self._wake(value, error)
-
-    def run(self, work: Callable[[U], None], argument: U) -> None:
-        """Do work; its error is the result. From any thread."""
-        try:
-            work(argument)
-        except asyncio.CancelledError:
-            pass  # the coroutine has ended
-        except Exception as error:
-            self._wake(None, error)
-
-    def _wake(self, value: T | None, error: BaseException | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._settle, value, error)
-        except RuntimeError:
-            return  # the event loop was closed, and the coroutine with it
-
-    def _settle(self, value: Any, error: BaseException | None) -> None:
-        result, self._result = self._result, None
-        if result is None or result.done():
-            return
-        if error is None:
-            result.set_result(value)
-        else:
-            result.set_exception(error)
+    futures = [pool.submit(job) for job in jobs]
+    try:
+        return await asyncio.gather(*map(asyncio.wrap_future, futures))
+    except BaseException:
+        cancel_all(futures)
+        running = [asyncio.wrap_future(future) for future in futures if not future.done()]
+        if running:
+            await asyncio.wait(running)
+        raise
+    finally:
+        futures.clear()  # a failed one leads to this frame by its traceback

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from model.graphs import DenseTask
 from model.manifest import Manifest
+from service.admission import Admission
 from service.call import Call, current_call
 from service.data_plane import DataPlane
 from service.errors import ServiceError
-from service.fair_pool import FairPool
 from service.grpc.errors import CODE
 from service.grpc.generated import encoder_service_pb2
 from service.grpc.servicer import EncoderServicer
@@ -35,8 +35,8 @@ from service.outputs.masks import (
     encode_npy,
     encode_overlay_png,
 )
-from service.request_gate import RequestGate
 from service.settings import Settings, load_settings
+from service.waiting import Pool
 from tipserve_cli.engine import Engine, UserError
 from tipserve_client import Client, ModelInfo, Retry
 from tipserve_client.errors import BY_CODE
@@ -115,11 +115,15 @@ class LocalTransport:
     def __init__(self, settings: Settings, heads: Collection[DenseTask] | None = None) -> None:
         metrics = Metrics()
         self._models = ModelRegistry(metrics, HeadFolder(settings.heads))
-        gate = RequestGate(metrics)
+        admission = Admission(
+            metrics,
+            max_body_bytes=settings.max_body_memory_bytes,
+            max_work_bytes=settings.max_work_memory_bytes,
+        )
         self._num_pool_threads = num_pool_threads(settings)
-        self._pool = FairPool(self._num_pool_threads, "pool")
+        self._pool = Pool(self._num_pool_threads)
         plane = DataPlane(
-            gate,
+            admission,
             self._models,
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
@@ -139,7 +143,7 @@ class LocalTransport:
         except BaseException:
             self.close()
             raise
-        gate.open()
+        admission.open()
 
     def send(self, request: Request, timeout_s: float) -> Any:
         """Answer a request."""

@@ -17,7 +17,6 @@ CODE: dict[ErrorKind, StatusCode] = {
     ErrorKind.UNSUPPORTED_MEDIA: StatusCode.INVALID_ARGUMENT,
     ErrorKind.NOT_ACCEPTABLE: StatusCode.INVALID_ARGUMENT,
     ErrorKind.TOO_LARGE: StatusCode.INVALID_ARGUMENT,
-    ErrorKind.TOO_SLOW: StatusCode.DEADLINE_EXCEEDED,
     ErrorKind.NOT_FOUND: StatusCode.NOT_FOUND,
     ErrorKind.NOT_SUPPORTED: StatusCode.UNIMPLEMENTED,
     ErrorKind.OVERLOADED: StatusCode.RESOURCE_EXHAUSTED,

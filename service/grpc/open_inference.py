@@ -139,7 +139,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Serve a package under a name; returns once the model answers requests."""
         refuse_unknown_fields(request)
         repository = managed_repository(self._repository)
-        self._plane.gate.check()
+        self._plane.admission.check_open()
         package = check_load(to_parameters(request.parameters))
         await repository.load(request.model_name, package)
         return pb.RepositoryModelLoadResponse()
@@ -150,7 +150,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Stop serving a model; requests in progress are still answered."""
         refuse_unknown_fields(request)
         repository = managed_repository(self._repository)
-        self._plane.gate.check()
+        self._plane.admission.check_open()
         check_unload(to_parameters(request.parameters))
         await repository.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()

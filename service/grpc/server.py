@@ -7,30 +7,19 @@ from concurrent.futures import Future
 from typing import Any
 
 import grpc
-from google.protobuf import json_format
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.data_plane import DataPlane
-from service.grpc.connections import closing_connections
 from service.grpc.generated import encoder_service_pb2, open_inference_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
 from service.grpc.generated.open_inference_pb2_grpc import (
     add_GRPCInferenceServiceServicer_to_server,
 )
-from service.grpc.interceptors import (
-    INFERENCE_SERVICE,
-    MAX_WAITING_REFUSALS,
-    REFLECTION_V1,
-    CallInterceptor,
-    DrainGate,
-    GuardInterceptor,
-)
+from service.grpc.interceptor import CallInterceptor
 from service.grpc.open_inference import InferenceServicer, stream_error
-from service.grpc.receiving import MAX_OPEN_STREAMS, MAX_OPEN_UNARY
 from service.grpc.servicer import EncoderServicer
 from service.grpc.stream import stream_error as encoder_stream_error
 from service.models.registry import ModelRepository
@@ -40,24 +29,24 @@ from service.safety.protection import Protection
 from service.safety.tls import Tls, TlsMaterial
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
 # Files that reflection describes; each dialect's own descriptor pool has only its own. The last one
 # describes the details of errors, which grpcurl looks up.
 FILES = (encoder_service_pb2, open_inference_pb2, health_pb2, reflection_pb2, error_details_pb2)
 # Health checks by these names report the whole server.
 WHOLE = ("", SERVICE_NAME, INFERENCE_SERVICE)
 START_LIMIT_S = 10.0
-# Longer than an answer and the caller's next RPC take on the way.
-QUIET_S = 0.15
-HOLD_LIMIT_S = 1.0
-# Time to write GOAWAY.
-GOAWAY_S = 0.1
 # Time to write the last answers.
 ANSWERS_S = 0.5
 POLL_S = 0.01
 MIN_PING_INTERVAL_MS = 10_000
-# RPCs on one connection, however few the server runs: a watch of health needs one, too.
-MIN_STREAMS = 32
-MAX_STREAMS = 64
+# gRPC accepts RPCs one by one, at 0.4 to 0.7 ms of CPU time, so those of one connection delay the
+# others.
+MAX_STREAMS_PER_CONNECTION = 64
+# Bytes of a message that the core takes before it is read.
+WINDOW_BYTES = 64 * 1024
+KEEPALIVE_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
 
 
 class GrpcServer:
@@ -94,27 +83,21 @@ class GrpcServer:
             for rpc in service.methods
         )
         self._metrics = telemetry.metrics
-        self._gate = DrainGate()
-        self._guard = GuardInterceptor(telemetry, protection, self._gate)
-        # The first is the outermost.
         self._calls = CallInterceptor(
             telemetry,
             protection,
-            self._gate,
-            renew=self._guard.renew,
-            stream_errors={
+            plane.admission,
+            {
                 f"{SERVICE_NAME}/Stream": encoder_stream_error,
                 f"{INFERENCE_SERVICE}/ModelStreamInfer": stream_error,
             },
         )
-        self._interceptors = [self._guard, self._calls]
         host, port = address
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listening: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Event
-        self._closing: asyncio.Future[Any]
         self._server: Any
         self._health: Any
 
@@ -138,44 +121,25 @@ class GrpcServer:
         """Set the health of everything to NOT_SERVING, for good."""
         self._call(self._health.enter_graceful_shutdown())
 
-    def drain(self, limit_s: float) -> bool:
-        """Send GOAWAY, accept no new RPC, and wait until every RPC is answered.
-
-        Returns:
-            False if some RPCs were still running at the time limit.
-        """
-        return bool(self._call(self._drain(limit_s)))
-
-    def stop(self, grace_s: float) -> None:
-        """End all RPCs, also watches of health, within so many seconds."""
-        self._call(self._stop(grace_s))
+    def stop(self, limit_s: float) -> None:
+        """Accept no new RPC, wait until every RPC of ours is answered, and end all others."""
+        self._call(self._stop(limit_s))
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
     def _call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _drain(self, limit_s: float) -> bool:
-        """Close the server without losing an RPC.
-
-        gRPC cancels RPCs that arrive after the server began to close and before their caller has
-        read GOAWAY. So RPCs and answers are held first, until every caller waits for an answer and
-        sends nothing. Then the server closes, and the held RPCs are answered.
-        """
+    async def _stop(self, limit_s: float) -> None:
         until = self._loop.time() + limit_s
-        await self._gate.hold(QUIET_S, HOLD_LIMIT_S)
-        self._closing = asyncio.ensure_future(self._server.stop(limit_s))
-        await asyncio.sleep(GOAWAY_S)
-        self._gate.release()
-        while not self._guard.is_idle and self._loop.time() < until:
+        self._calls.closing.set()
+        closing = asyncio.ensure_future(self._server.stop(limit_s))
+        while not self._calls.is_idle and self._loop.time() < until:
             await asyncio.sleep(POLL_S)
-        return self._guard.is_idle
-
-    async def _stop(self, grace_s: float) -> None:
-        # The last answer may still be on its way to a slow reader.
-        await asyncio.wait({self._closing}, timeout=ANSWERS_S if self._guard.is_idle else grace_s)
+        # The last answer may still be on its way. A watch of health lasts until it is ended.
+        await asyncio.wait({closing}, timeout=ANSWERS_S)
         await self._server.stop(None)
-        await self._closing
+        await closing
 
     def _run(self) -> None:
         try:
@@ -189,16 +153,12 @@ class GrpcServer:
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         self._server = grpc.aio.server(
-            interceptors=self._interceptors,
+            interceptors=[self._calls],
             # Unless it is shared, fail if another process has the port.
             options=[
                 ("grpc.so_reuseport", int(self._is_shared)),
                 *channel_options(self._protection),
             ],
-            # A backstop: the guard refuses earlier, with a delay for the retry.
-            maximum_concurrent_rpcs=self._protection.max_rpcs
-            + MAX_WAITING_REFUSALS
-            + 2 * (MAX_OPEN_UNARY + MAX_OPEN_STREAMS),
         )
         add_EncoderServiceServicer_to_server(EncoderServicer(self._plane), self._server)
         self._health = health.aio.HealthServicer()
@@ -210,16 +170,7 @@ class GrpcServer:
         port = self._add_port()
         await self._server.start()
         self._listening.set_result(port)
-        limits = self._protection
-        async with (
-            watching_loop_lag(self._metrics, "grpc"),
-            closing_connections(
-                port,
-                limits.max_connections,
-                rpcs=self._calls.rpcs,
-                metrics=limits.metrics,
-            ),
-        ):
+        async with watching_loop_lag(self._metrics, "grpc"):
             await self._stopped.wait()
 
     def _add_port(self) -> int:
@@ -246,29 +197,20 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", protection.max_body_bytes),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_allowed_incoming_connections", protection.max_grpc_connections),
-        # gRPC accepts RPCs one by one, at 0.4 to 0.7 ms of CPU time, so those of one connection
-        # delay the others.
-        (
-            "grpc.max_concurrent_streams",
-            min(MAX_STREAMS, max(MIN_STREAMS, protection.max_rpcs // 8)),
-        ),
+        ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
         # A set of bits whose only one is "identity". A compressed message of 32 kB has 33 MB: 400
         # of them took 5 GB, since the core decompresses before any check of ours.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # By default the core widens the windows of all streams of a connection as fast as its
         # client sends, also of streams that wait: measured, to 64 MiB each.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", protection.stream_window_bytes),
-        # A connection without a handshake or, later, without an RPC.
-        ("grpc.server_handshake_timeout_ms", int(1000 * protection.client_timeout_s)),
-        ("grpc.max_connection_idle_ms", int(1000 * protection.keep_alive_s)),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         # Clients reconnect through the balancer and so reach new replicas.
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", int(1000 * protection.request_timeout_s)),
         # Detects a vanished peer, and disconnects one that pings too often.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", int(1000 * protection.client_timeout_s)),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.http2.max_ping_strikes", 2),
     ]
@@ -299,21 +241,9 @@ def _configuration(material: TlsMaterial) -> Any:
 
 
 def add_reflection(server: Any) -> None:
-    """Add reflection as v1 and as v1alpha. grpcio-reflection has only v1alpha.
-
-    The messages of both are the same on the wire.
-    """
-    reflections = (REFLECTION_V1, reflection.SERVICE_NAME)
-    names = (SERVICE_NAME, INFERENCE_SERVICE, health.SERVICE_NAME, *reflections)
-    pool = reflection_pool()
-    reflection.enable_server_reflection(names, server, pool=pool)
-    info = grpc.stream_stream_rpc_method_handler(
-        reflection.aio.ReflectionServicer(names, pool).ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    handlers = grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": info})
-    server.add_generic_rpc_handlers((handlers,))
+    """Add reflection, which clients ask for the contract."""
+    names = (SERVICE_NAME, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, pool=reflection_pool())
 
 
 def reflection_pool() -> DescriptorPool:
@@ -322,10 +252,6 @@ def reflection_pool() -> DescriptorPool:
     names: set[str] = set()
     for module in FILES:
         _add(pool, module.DESCRIPTOR, names)
-    alpha = FileDescriptorProto()
-    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
-    v1 = json_format.MessageToJson(alpha).replace("v1alpha", "v1")
-    pool.AddSerializedFile(json_format.Parse(v1, FileDescriptorProto()).SerializeToString())
     return pool
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from service.admission import device_unhealthy
 from service.call import Clock
 from service.errors import Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
@@ -20,7 +21,6 @@ from service.lanes.worker import (
     LaneState,
     LaneWorker,
     collate_batch,
-    device_unhealthy,
     unhealthy_since,
 )
 from service.monitoring.metrics import Metrics

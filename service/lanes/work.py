@@ -1,8 +1,10 @@
 """Units of work: items, the batches that lanes compute of them, and their results."""
 
+import asyncio
 import math
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, cast
 
@@ -208,6 +210,34 @@ class ItemFuture:
         if callback is not None:
             callback(self)
         self.on_left = None
+
+
+async def wait_settled(futures: Sequence[ItemFuture]) -> None:
+    """Return when all are settled, or one has failed; they wake the event loop once.
+
+    `asyncio.wrap_future` would wake it for each of them.
+    """
+    loop = asyncio.get_running_loop()
+    settled = loop.create_future()
+    num_pending, lock = len(futures), threading.Lock()
+
+    def wake() -> None:
+        if not settled.done():
+            settled.set_result(None)
+
+    def on_done(future: ItemFuture) -> None:
+        nonlocal num_pending
+        with lock:
+            num_pending -= 1
+            is_last = num_pending == 0
+        if is_last or future.error is not None:
+            with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
+                loop.call_soon_threadsafe(wake)
+
+    for future in futures:
+        future.when_done(on_done)
+    if futures:
+        await settled
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

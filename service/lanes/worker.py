@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from model.graphs import PatchOutput
 from model.runtime.base import Interrupted, is_out_of_memory
+from service.admission import UNHEALTHY_RETRY_S
 from service.call import Clock
 from service.errors import InternalError, ServiceError, Unavailable
 from service.lanes.batch_queue import BatchQueue
@@ -29,7 +30,6 @@ from service.tracing import NO_BATCH, BatchTrace, begin_batch
 
 # A batch is hung when it takes this many times longer than its latency model predicts.
 HANG_FACTOR: Final = 10.0
-UNHEALTHY_RETRY_S: Final = 5.0
 # Probes take at most this share of an idle lane's time, even with a slow model.
 PROBE_SHARE: Final = 0.02
 
@@ -151,13 +151,6 @@ def unhealthy_since(lanes: Sequence[LaneHealth]) -> float | None:
     times = [health.unhealthy_since for health in lanes]
     known = [time for time in times if time is not None]
     return max(known) if known and len(known) == len(times) else None
-
-
-def device_unhealthy() -> Unavailable:
-    """Error for requests while no lane is healthy."""
-    return Unavailable(
-        "The device does not answer; try again.", code="unhealthy", retry_after_s=UNHEALTHY_RETRY_S
-    )
 
 
 def _item_error(cause: Exception) -> ServiceError:

@@ -35,6 +35,7 @@ from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import loaded_graphs, parity_in_use
 from model.runtime.tensorrt.cuda import free_gpu_memory
 from model.text import TextTokenizer
+from service.admission import PatchBudget
 from service.errors import ServiceError
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
@@ -58,7 +59,6 @@ from service.machine import (
     returning_blocks_of_weights,
 )
 from service.messages import BucketLimits, ModelInfo, RequestLimits
-from service.models.admission import Admission
 from service.models.conversion import ModelSource, open_source
 from service.models.served_model import ServedModel
 from service.models.texts import TextCache
@@ -636,7 +636,7 @@ def serve_lanes(
         batcher=batcher,
         lanes=lanes,
         cache=TextCache(settings.text_cache_bytes, metrics),
-        admission=Admission(settings.max_queue_patches, metrics, batcher),
+        budget=PatchBudget(settings.max_queue_patches, metrics, batcher),
     )
 
 

@@ -1,4 +1,4 @@
-"""A loaded model: its batcher, lanes, texts, admission and statistics."""
+"""A loaded model: its batcher, lanes, texts, queue budget and statistics."""
 
 import threading
 import time
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
 from model.text import TextTokenizer
+from service.admission import PatchBudget
 from service.call import Call, Stage
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
 from service.lanes.work import Bucket, ItemFuture, Kind, WorkItem
 from service.messages import ModelInfo
-from service.models.admission import Admission
 from service.models.texts import TextCache, TextEncoder
 from service.monitoring.metrics import LaneReport
 
@@ -164,7 +164,7 @@ class ServedModel:
     Attributes:
         info: Description for callers.
         manifest: Of the model package.
-        admission: Decides which requests fit.
+        budget: Patches of its queue, which admitted requests hold.
         requests: Counts them.
         texts: The text side.
         load_s: Time of its load, which the repository measures.
@@ -178,11 +178,11 @@ class ServedModel:
         batcher: Batcher,
         lanes: Sequence[Lane],
         cache: TextCache,
-        admission: Admission,
+        budget: PatchBudget,
     ) -> None:
         self.info = info
         self.manifest = info.manifest
-        self.admission = admission
+        self.budget = budget
         self.requests = RequestCounts()
         self.load_s = 0.0
         self.texts = TextEncoder(tokenizer, batcher, cache)
@@ -241,9 +241,9 @@ class ServedModel:
             batches=self._batcher.counts.totals(),
             num_waiting=sum(depths),
             oldest_s=self.oldest_s(),
-            admitted_patches=self.admission.cost,
-            max_admitted_patches=self.admission.max_cost,
-            rejected=self.admission.rejected.totals(),
+            admitted_patches=self.budget.num_patches,
+            max_admitted_patches=self.budget.max_patches,
+            rejected=self.budget.rejected.totals(),
             abandoned=self._batcher.queue.abandoned.totals(),
             prompts=self._cache.lookups(),
             load_s=self.load_s,
@@ -256,19 +256,6 @@ class ServedModel:
     def num_patches(self, size_hw: tuple[int, int]) -> int:
         """Patches of an image of this size: its cost."""
         return size_hw[0] * size_hw[1] // self.manifest.patch_size**2
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether no more requests than lanes are in progress.
-
-        Else no lane is idle for long: the pool then decodes what the lanes take next, without a
-        wake-up. Offers to lanes that are idle for a moment cost 10 % more.
-        """
-        return self.admission.num_admitted <= len(self._lanes)
-
-    def offer(self, job: Callable[[], None]) -> bool:
-        """Hand a short job that submits an image to an idle lane; False if there is none."""
-        return self._batcher.offer(job)
 
     def submit_images(
         self,

@@ -103,7 +103,7 @@ class Options:
     def apply(self, call: Call) -> None:
         """Set the deadline and the priority of a call."""
         if self.timeout:
-            call.deadline = min(call.deadline, call.started + self.timeout / 1e6)
+            call.shorten(call.started + self.timeout / 1e6)
         if self.priority:
             call.priority = self.priority
 

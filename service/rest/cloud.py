@@ -19,9 +19,9 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.messages import RequestLimits
-from service.rest.connection import HEALTH_PATHS
 from service.rest.errors import OPENAI_PATH, renaming_params
-from service.rest.inputs import Sent, check_json_size, in_pool, media_type, parse_json
+from service.rest.inputs import Sent, check_json_size, media_type, parse_json
+from service.rest.middleware import HEALTH_PATHS
 from service.rest.openai import embeddings
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, NO_HEAD, ONE_PIXEL
 from service.rest.pages import ICON, PAGES
@@ -181,7 +181,7 @@ async def invoke(sent: Sent, plane: DataPlane, vocabulary: TokenVocabulary | Non
     if media_type(sent.request) == JSON:
         raw = await sent.body()
         sent = replace(sent, raw=raw)
-        fields = await in_pool(plane, partial(_fields_of, raw, plane.limits))
+        fields = await plane.offload(partial(_fields_of, raw, plane.limits))
         if path is None and INSTANCES in fields:
             return await _predict(sent, raw, plane, vocabulary)
         path = path or next((p for f, p in ROUTE_OF_FIELD.items() if f in fields), None)
@@ -224,7 +224,7 @@ async def _predict(
         InvalidRequest: A field is wrong, or `parameters.route` names no route.
         ServiceError: As the route raises it, with `instances[3]` for the item.
     """
-    body = await in_pool(plane, partial(parse_json, raw, PredictBody, plane.limits))
+    body = await plane.offload(partial(parse_json, raw, PredictBody, plane.limits))
     parameters = {k: v for k, v in (body.parameters or {}).items() if v is not None}
     path = parameters.pop("route", OPENAI_PATH)
     _check_target(path, "parameters.route")

@@ -25,7 +25,6 @@ STATUS: dict[ErrorKind, int] = {
     ErrorKind.UNSUPPORTED_MEDIA: 415,
     ErrorKind.NOT_ACCEPTABLE: 406,
     ErrorKind.TOO_LARGE: 413,
-    ErrorKind.TOO_SLOW: 408,
     ErrorKind.NOT_FOUND: 404,
     ErrorKind.NOT_SUPPORTED: 501,
     ErrorKind.OVERLOADED: 429,
@@ -80,8 +79,6 @@ def error_response(error: ServiceError, path: str) -> Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if error.kind is ErrorKind.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = 'Bearer realm="tipserve"'
-    if error.kind is ErrorKind.TOO_SLOW:
-        headers["Connection"] = "close"
     return JSONResponse(_body(path, error_detail(error)), status, headers)
 
 

@@ -1,8 +1,7 @@
 """Reads options and images from a request: an encoded image, a form, or JSON."""
 
-import asyncio
 import binascii
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final, Self, TypeVar
@@ -13,11 +12,10 @@ from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
-from service.call import current_call, deadline_exceeded
+from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
 from service.messages import EmbedTextsResponse, ListResponse, MaybeEncoded, RequestLimits
-from service.rest.connection import BODY, Body
 from service.rest.errors import invalid_fields
 from service.rest.requests import (
     IMAGE_FIELDS,
@@ -27,7 +25,7 @@ from service.rest.requests import (
     Schema,
 )
 from service.rest.responses import JSON, ResponseWriter, RestRequest, choose_media
-from service.safety.url_fetch import url_of
+from service.safety.url_fetch import UrlFetcher, url_of
 from service.validation import check_images
 from service.waiting import wait_all
 
@@ -109,8 +107,7 @@ async def read_images(
         options = parse_pairs(body_type, query) if query else default_options(body_type)
     elif content_type == FORM:
         raw, given = await sent.body(), request.headers["content-type"]
-        options, images = await in_pool(
-            plane,
+        options, images = await plane.offload(
             partial(read_form, raw, given, query=query, body_type=body_type, limits=plane.limits),
         )
     elif content_type == JSON:
@@ -157,7 +154,7 @@ async def read_json(sent: Sent, plane: DataPlane, schema: type[SchemaT]) -> Sche
             param="Content-Type",
         )
     refuse_query(sent.query, "the JSON body")
-    return await in_pool(plane, partial(parse_json, await sent.body(), schema, plane.limits))
+    return await plane.offload(partial(parse_json, await sent.body(), schema, plane.limits))
 
 
 def refuse_query(query: Pairs, right_place: str) -> None:
@@ -180,7 +177,7 @@ async def load_images(
     """The images of a JSON body: URLs are fetched concurrently, all else is base64.
 
     Args:
-        request: Its share of the memory for bodies holds what is fetched.
+        request: Of the images; its ticket holds the bytes that are fetched.
         plane: Its pool decodes base64.
         texts: The images as the body has them.
         is_partial: An image's error takes its place instead of failing the request.
@@ -190,11 +187,11 @@ async def load_images(
         Overloaded: There is no memory for the images.
     """
     check_images(texts, plane.limits)
-    body: Body = request.scope[BODY]
+    fetcher: UrlFetcher | None = request.app.state.url_fetcher
 
     async def fetch(index: int, url: str) -> MaybeEncoded:
         try:
-            return await body.fetch(url, param=f"images[{index}]")
+            return await fetch_image(fetcher, url, param=f"images[{index}]")
         except InvalidRequest as error:
             if not is_partial:
                 raise
@@ -203,14 +200,37 @@ async def load_images(
     urls = {index: url for index, text in enumerate(texts) if (url := url_of(text)) is not None}
     images = await wait_all(fetch(index, url) for index, url in urls.items())
     fetched = dict(zip(urls, images, strict=True))
-    return await in_pool(plane, partial(decode_images, texts, fetched, is_partial=is_partial))
+    return await plane.offload(partial(decode_images, texts, fetched, is_partial=is_partial))
+
+
+async def fetch_image(fetcher: UrlFetcher | None, url: str, *, param: str) -> bytes:
+    """Fetch an image that a body names by URL; the bytes count as bytes of the body.
+
+    Raises:
+        InvalidRequest: URLs are disabled, this URL is not allowed, or it has no image.
+        Overloaded: There is no memory for it.
+    """
+    if fetcher is None:
+        raise InvalidRequest(
+            f"{param} is a URL, but this server does not fetch URLs: send the image as "
+            "base64, or list the allowed hosts in the server's setting url_hosts.",
+            code="urls_not_enabled",
+            param=param,
+        )
+    ticket = current_call.get().ticket
+    assert ticket is not None
+
+    def hold(num_bytes: int) -> None:
+        ticket.hold_body(ticket.num_body_bytes + num_bytes)
+
+    return await fetcher.fetch(url, hold, param=param)
 
 
 async def read_body(request: Request) -> bytes:
     """The whole body. `Request.body` copies it once more, also one that came as a single message.
 
     Raises:
-        ServiceError: As `service.rest.connection.Body` raises it.
+        ServiceError: As `service.rest.middleware.Exchange` raises it.
     """
     message = await request.receive()
     first: bytes = message["body"]
@@ -221,19 +241,6 @@ async def read_body(request: Request) -> bytes:
         message = await request.receive()
         pieces.append(message["body"])
     return b"".join(pieces)
-
-
-async def in_pool(plane: DataPlane, work: Callable[[], T]) -> T:
-    """Run CPU work in the pool, at most until the call's deadline.
-
-    Raises:
-        DeadlineExceeded: The deadline passed first.
-    """
-    try:
-        async with asyncio.timeout(current_call.get().remaining_s()):
-            return await plane.offload(work)
-    except TimeoutError:
-        raise deadline_exceeded() from None
 
 
 def media_type(request: Request) -> str:

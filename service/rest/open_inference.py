@@ -47,7 +47,6 @@ from service.open_inference.tensors import (
 from service.rest.inputs import (
     MAX_TENSOR_COMMAS,
     SchemaT,
-    in_pool,
     media_type,
     parse_json,
     read_body,
@@ -288,7 +287,7 @@ async def _infer(request: Request, plane: DataPlane, model: str, version: str) -
     refuse_query(request.query_params.multi_items(), "the body's parameters")
     check_media(request)
     raw, header = await read_body(request), request.headers.get(HEADER_LENGTH)
-    body, inputs = await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
+    body, inputs = await plane.offload(partial(parse_infer, raw, header, plane.limits))
     is_binary = binary_outputs(body)
     call.answer_form = "bytes" if all(is_binary.values()) else "list"
     answer = await infer(plane, to_request(body, inputs, model, version), call)
@@ -485,7 +484,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
     async def read(request: Request, schema: type[SchemaT]) -> SchemaT:
         check_media(request)
         raw = await read_body(request) or b"{}"
-        return await in_pool(plane, partial(parse_json, raw, schema, plane.limits))
+        return await plane.offload(partial(parse_json, raw, schema, plane.limits))
 
     @router.post("/v2/repository/index", responses=errors, openapi_extra=json_body(IndexBody))
     async def list_repository(request: Request) -> list[ModelIndexEntry]:
@@ -508,7 +507,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
         fails, it stays.
         """
         managed = managed_repository(repository)
-        plane.gate.check()
+        plane.admission.check_open()
         body = await read(request, ManageBody)
         await managed.load(name, check_load(body.parameters))
         return Response()
@@ -522,7 +521,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
     async def unload_model(request: Request, name: str) -> Response:
         """Stop serving this model; its current requests are still answered."""
         managed = managed_repository(repository)
-        plane.gate.check()
+        plane.admission.check_open()
         check_unload((await read(request, ManageBody)).parameters)
         await managed.unload(name)
         return Response()

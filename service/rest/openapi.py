@@ -107,7 +107,6 @@ STATUS_TEXT: Final = {
     403: "A web page of another origin sends the request, or its host is not allowed.",
     404: "No served model has this name.",
     406: "The response cannot have an accepted media type.",
-    408: "The body arrived too slowly.",
     413: "The body or a list in it is too large.",
     415: "The body's media type is not supported.",
     422: "A field is wrong or unknown, or an image cannot be read; `param` says which.",

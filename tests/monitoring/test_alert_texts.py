@@ -8,7 +8,7 @@ import promql_parser
 import pytest
 
 from service.grpc.generated.open_inference_pb2 import DESCRIPTOR
-from service.grpc.interceptors import FAULTS
+from service.grpc.interceptor import FAULTS
 from service.monitoring.metrics import SECONDS
 from service.rest.cloud import PROBES
 from service.settings import Settings

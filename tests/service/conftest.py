@@ -17,9 +17,9 @@ from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput, Pre
 from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
+from service.admission import Admission, PatchBudget
 from service.call import Call
 from service.data_plane import DataPlane
-from service.fair_pool import FairPool
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
@@ -27,17 +27,15 @@ from service.lanes.latency_model import IMAGE_WORK
 from service.lanes.work import BatchLimits, Bucket
 from service.lanes.worker import HealthLimits
 from service.messages import ModelInfo, RequestLimits
-from service.models.admission import Admission
 from service.models.conversion import ModelSource
 from service.models.loading import request_limits, served_tasks
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.texts import TextCache
 from service.monitoring.metrics import Metrics
-from service.request_gate import RequestGate
-from service.safety import refusals
 from service.server import Server
 from service.settings import Settings
+from service.waiting import Pool
 
 DIM = 8
 # Of requests with tensors.
@@ -292,7 +290,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             batcher=batcher,
             lanes=[lane],
             cache=TextCache(settings.text_cache_bytes, metrics),
-            admission=Admission(settings.max_queue_patches, metrics, batcher),
+            budget=PatchBudget(settings.max_queue_patches, metrics, batcher),
         )
 
     return serve
@@ -347,23 +345,15 @@ def serving(
 
 
 @pytest.fixture
-def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every refusal for want of a key or of room waits, for longer than a test."""
-    monkeypatch.setattr(refusals, "REFUSALS_AT_ONCE", 0)
-    monkeypatch.setattr(refusals, "REFUSALS_PER_S", 0.001)
-    monkeypatch.setattr(refusals, "MAX_REFUSAL_WAIT_S", 1000.0)
-
-
-@pytest.fixture
 def entered(runtime: FakeRuntime) -> Callable[[], Awaitable[bool]]:
     """Wait until the runtime has begun a batch."""
     return lambda: asyncio.to_thread(runtime.entered.acquire, timeout=WAIT_S)
 
 
 @pytest.fixture
-def pool() -> FairPool:
+def pool() -> Pool:
     """Two threads for decoding."""
-    return FairPool(2, "pool")
+    return Pool(2)
 
 
 @pytest.fixture
@@ -391,7 +381,7 @@ def make_plane(
     load_fake: Any,
     make_settings: Any,
     metrics: Metrics,
-    pool: FairPool,
+    pool: Pool,
     runtime: FakeRuntime,
 ) -> Iterator[Callable[..., DataPlane]]:
     """A data plane over the fake runtime, made when the test has prepared it."""
@@ -399,9 +389,13 @@ def make_plane(
 
     def make(**values: Any) -> DataPlane:
         settings = make_settings(**{"max_queue_patches": 256, "max_batch_patches": 64, **values})
-        gate = RequestGate(metrics)
+        admission = Admission(
+            metrics,
+            max_body_bytes=settings.max_body_memory_bytes,
+            max_work_bytes=settings.max_work_memory_bytes,
+        )
         plane = DataPlane(
-            gate,
+            admission,
             ModelRegistry(metrics),
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
@@ -409,7 +403,7 @@ def make_plane(
         )
         made.append(load_fake(settings, metrics))
         plane.models.put(made[-1])
-        gate.open()
+        admission.open()
         return plane
 
     yield make

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.answer_size import answer_size
+from service.answer_size import answer_size, check_answer_size
 from service.errors import RequestTooLarge
 from service.messages import (
     EmbedImagesRequest,
@@ -19,7 +19,6 @@ from service.messages import (
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
-from service.work_memory import WorkMemory
 from tests.service.conftest import DIM, Encode, Serving, until
 
 SIZE = (150, 110)
@@ -103,7 +102,7 @@ async def test_an_answer_over_a_limit_is_refused_before_any_work(
         if not is_served:
             assert answer.status_code == 413
             assert answer.json()["error"]["code"] == "answer_too_large"
-        await until(lambda: server.plane.work_memory.num_bytes == 0)
+        await until(lambda: server.admission.num_work_bytes == 0)
 
 
 def large_png() -> bytes:
@@ -143,7 +142,7 @@ def test_the_largest_answers_are_bounded_for_any_number_of_images() -> None:
     size = answer_size(request, "bytes", sizes_hw, [1024] * 32, embed_dim=768)
     assert size.num_sent == 32 * 2 * 6324**2
     with pytest.raises(RequestTooLarge):
-        WorkMemory(10**8, 10**8).check(size)
+        check_answer_size(size, 10**8, 10**8)
 
 
 def test_every_form_has_a_size() -> None:

@@ -1,7 +1,6 @@
 """The core over a fake runtime: answers, order, costs, partial requests, cancellation."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from PIL import Image
 
 from model.manifest import Manifest
 from service import validation
+from service.admission import Admission
 from service.data_plane import DataPlane
 from service.errors import (
     DeadlineExceeded,
@@ -26,7 +26,6 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
-from service.fair_pool import FairPool
 from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
@@ -37,15 +36,11 @@ from service.messages import (
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
-from service.models.image_pipeline import ImagePipeline
 from service.models.loading import request_limits, served_tasks
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
-from service.request_gate import RequestGate
-from service.waiting import SLICE_S, Steps
-from service.work_memory import Share
+from service.waiting import SLICE_S, Pool, Steps
 from tests.service.conftest import (
-    WAIT_S,
     Encode,
     Entered,
     FakeRuntime,
@@ -420,7 +415,6 @@ async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
         (EMBED, {"images": "good broken"}, InvalidRequest, "images[1]"),
         (EMBED, {"images": "good truncated"}, InvalidRequest, "images[1]"),
         (EMBED, {"images": "good long"}, InvalidRequest, "images[1]"),
-        (EMBED, {"images": "good " * 8, "resolution": 112}, RequestTooLarge, None),
         (EMBED, {"outputs": ("text",)}, InvalidRequest, "outputs[0]"),
         (EMBED, {"resolution": 15}, InvalidRequest, "resolution"),
         (EMBED, {"model": "other"}, ModelNotFound, "model"),
@@ -456,7 +450,7 @@ async def test_an_invalid_request_names_its_field(
         await answer_of(plane, capability, **{**change, "images": images})
     assert caught.value.param == param
     assert (runtime.num_images, runtime.num_maps) == (0, 0)
-    assert plane.gate.wait_idle(0)
+    assert plane.admission.wait_idle(0)
 
 
 async def test_a_prompt_without_a_token_names_its_class(
@@ -505,61 +499,7 @@ async def test_a_caller_who_leaves_frees_the_queue(
     runtime.gate.set()
     await asyncio.gather(running, staying)
     assert runtime.num_images == 2
-    assert plane.gate.wait_idle(0)
-
-
-async def test_a_mask_that_waits_for_memory_is_not_computed(
-    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
-    plane = make_plane(max_work_memory_bytes=400_000)  # one answer fits, two do not
-    request = SegmentImagesRequest(images=(encode_image(size=(300, 300)),), classes=(DOG, SKY))
-    held, leaving, waiting = call(), call(), call()
-    await plane.segment_images(request, held)  # its answer is not sent yet
-    before = runtime.num_images
-    left = asyncio.ensure_future(plane.segment_images(request, leaving))
-    with pytest.raises((Overloaded, DeadlineExceeded)):
-        await plane.segment_images(request, call(0.2))
-    left.cancel()
-    await asyncio.gather(left, return_exceptions=True)
-    answered = asyncio.ensure_future(plane.segment_images(request, waiting))
-    await until(lambda: plane.work_memory.is_contended)
-    assert runtime.num_images == before
-    embedded = await plane.embed_images(EmbedImagesRequest(images=request.images), call())
-    assert len(embedded.embeddings) == 1
-    held.free_memory()
-    assert (await answered).segmentations
-    assert runtime.num_images == before + 2
-    waiting.free_memory()
-    assert plane.work_memory.num_bytes == 0
-    assert plane.gate.wait_idle(0)
-
-
-async def test_a_caller_who_leaves_while_headers_are_read_holds_no_memory(
-    plane: DataPlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, goes_on, is_over = threading.Event(), threading.Event(), threading.Event()
-    hold_now = plane.work_memory.hold_now
-
-    def hold(*given: Any) -> Share | None:
-        begun.set()
-        assert goes_on.wait(WAIT_S)
-        return hold_now(*given)
-
-    def prepare(*arguments: object) -> None:
-        is_over.set()
-
-    monkeypatch.setattr(plane.work_memory, "hold_now", hold)
-    monkeypatch.setattr(ImagePipeline, "_decode_and_submit", prepare)
-    request = SegmentImagesRequest(images=(encode_image(size=(300, 300)),), classes=(DOG, SKY))
-    left = call()
-    leaving = asyncio.ensure_future(plane.segment_images(request, left))
-    assert await asyncio.to_thread(begun.wait, WAIT_S)
-    leaving.cancel()
-    await asyncio.gather(leaving, return_exceptions=True)
-    left.free_memory()
-    goes_on.set()
-    assert await asyncio.to_thread(is_over.wait, WAIT_S)
-    assert plane.work_memory.num_bytes == 0
+    assert plane.admission.wait_idle(0)
 
 
 @pytest.mark.parametrize("capability", [EMBED, SLIDE, DEPTH, NORMALS])
@@ -583,17 +523,8 @@ async def test_a_caller_who_leaves_while_the_model_runs_frees_the_lane(
         await leaving
     await until(lambda: runtime.num_interrupted == 1)
     runtime.gate.set()
-    assert plane.gate.wait_idle(0)
+    assert plane.admission.wait_idle(0)
     assert counts(runtime) == before
-
-
-async def test_a_deadline_ends_the_wait(
-    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
-    runtime.gate.clear()
-    with pytest.raises(DeadlineExceeded):
-        await plane.embed_images(EmbedImagesRequest(images=(encode_image(),)), call(0.05))
-    assert plane.gate.wait_idle(0)
 
 
 @EVERY
@@ -616,11 +547,15 @@ async def test_a_failed_batch_is_an_internal_error_and_the_next_request_is_serve
 
 
 async def test_a_starting_server_has_no_models(
-    metrics: Metrics, pool: FairPool, make_settings: Callable[..., Any]
+    metrics: Metrics, pool: Pool, make_settings: Callable[..., Any]
 ) -> None:
     limits = request_limits(make_settings())
     plane = DataPlane(
-        RequestGate(metrics), ModelRegistry(metrics), limits=limits, max_image_patches=1, pool=pool
+        Admission(metrics, max_body_bytes=1, max_work_bytes=1),
+        ModelRegistry(metrics),
+        limits=limits,
+        max_image_patches=1,
+        pool=pool,
     )
     with pytest.raises(Unavailable):
         plane.list_models()
@@ -631,7 +566,7 @@ async def test_a_starting_server_has_no_models(
 
 
 async def test_models_are_listed_while_the_server_drains(plane: DataPlane) -> None:
-    plane.gate.drain()
+    plane.admission.drain()
     assert plane.get_model("fake").manifest.name == "fake"
     assert [info.runtime for info in plane.list_models()] == ["fake"]
 
@@ -889,7 +824,7 @@ async def test_a_partial_request_without_a_valid_image_runs_no_model(
     assert set(answer.errors) == {0, 1}
     assert len(arrays(answer, capability)) == 0
     assert (runtime.num_images, runtime.num_maps) == (0, 0)
-    assert plane.gate.wait_idle(0)
+    assert plane.admission.wait_idle(0)
 
 
 async def test_a_partial_request_fails_for_errors_that_concern_all_its_images(

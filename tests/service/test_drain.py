@@ -10,9 +10,9 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.admission import ServerState
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.request_gate import GateState
 from service.server import Server
 from tests.service.callers import LIMIT_S, grpc_channel, http_client
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
@@ -76,9 +76,9 @@ async def test_requests_in_flight_are_answered_and_new_connections_are_refused(
         rest = asyncio.ensure_future(post(client, encode_image()))
         assert await entered()
         rpc = asyncio.ensure_future(call(channel, encode_image()))
-        await until(lambda: server.gate.num_in_flight == 2)
+        await until(lambda: server.admission.num_admitted == 2)
         server.request_stop()
-        await until(lambda: server.gate.state is GateState.STOPPING)
+        await until(lambda: server.admission.state is ServerState.STOPPING)
         await until(lambda: server._http_socket.fileno() == -1)
         async with http_client(server) as late:
             with pytest.raises(httpx.ConnectError):
@@ -112,9 +112,9 @@ async def test_an_open_connection_serves_one_more_request_and_is_closed(
         for _ in range(3):
             assert await entered()
         server.request_stop()
-        await until(lambda: server.gate.state is GateState.STOPPING)
+        await until(lambda: server.admission.state is ServerState.STOPPING)
         again = asyncio.ensure_future(post(client, encode_image()))
-        await until(lambda: server.gate.num_in_flight == 2)
+        await until(lambda: server.admission.num_admitted == 2)
         await until(lambda: len(server._http.server_state.connections) == 2)
         runtime.gate.set()
         assert (await again).status_code == (await holding).status_code == 200
@@ -134,7 +134,7 @@ async def test_requests_that_outlast_the_drain_are_unavailable(
             rest = asyncio.ensure_future(post(client, encode_image()))
             assert await entered()
             rpc = asyncio.ensure_future(call(channel, encode_image()))
-            await until(lambda: server.gate.num_in_flight == 2)
+            await until(lambda: server.admission.num_admitted == 2)
             server.request_stop()
             assert (await rest).status_code == 503
             assert await rpc == "UNAVAILABLE"

@@ -16,7 +16,7 @@ from tests.service.callers import LIMIT_S, http_client
 from tests.service.conftest import Serving
 
 KEY = "the-key-of-this-test"
-# To add one, give the reason in rest/connection.py or grpc/guard.py.
+# To add one, give the reason in rest/middleware.py or grpc/interceptor.py.
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
 OPEN_ROUTES |= {"/health", "/healthz", "/ping", "/of/a/cloud/health"}
 # The pages and one of their files.

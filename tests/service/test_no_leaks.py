@@ -4,12 +4,11 @@ The faults are in the runtime, in the data plane behind a transport, and in its 
 """
 
 import asyncio
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from service.grpc import interceptors, limits
+from service.grpc import interceptor
 from service.server import Server
 from tests.service.callers import (
     BOTH,
@@ -46,10 +45,10 @@ async def until_nothing_is_held(server: Server) -> None:
     await until(
         lambda: (
             (
-                server.gate.num_in_flight,
-                model.admission.cost,
+                server.admission.num_requests,
+                model.budget.num_patches,
                 sum(model.queue_depths().values()),
-                server.protection.body_memory.num_bytes,
+                server.admission.num_body_bytes,
             )
             == (0, 0, 0, 0)
         )
@@ -117,21 +116,18 @@ async def test_a_cancelled_request_holds_nothing(
         assert (await ask(server, encode_image(), route)).status in OK
 
 
-@pytest.mark.parametrize(
-    ("module", "function"), [(limits, "parse_message"), (interceptors, "write_message")]
-)
+@pytest.mark.parametrize("function", ["parse_message", "write_message"])
 async def test_a_message_that_fails_sends_no_text_of_its_error(
     serving: Serving,
     monkeypatch: pytest.MonkeyPatch,
     encode_image: Encode,
-    module: ModuleType,
     function: str,
 ) -> None:
     def planted(*_: object) -> Any:
         raise ValueError(SECRET)
 
     async with serving() as server:
-        monkeypatch.setattr(module, function, planted)
+        monkeypatch.setattr(interceptor, function, planted)
         answer = await ask_grpc(server, encode_image())
     assert answer.status in INTERNAL
     assert not [secret for secret in SECRETS if secret in whole(answer)]

@@ -157,9 +157,8 @@ async def test_unsupported_rpcs_are_unimplemented(server: Server) -> None:
     assert (code, "enable_management" in details) == ("UNIMPLEMENTED", True)
     async with channel_of(server) as channel:
         for name in ("TraceSetting", "SystemSharedMemoryRegister", "Made"):
-            with pytest.raises(grpc.aio.AioRpcError, match=f"{name} is not supported") as caught:
+            with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
                 await channel.unary_unary(f"{SERVICE}/{name}")(b"", timeout=LIMIT_S)
-            assert caught.value.code().name == "UNIMPLEMENTED"
 
 
 async def test_readiness_follows_the_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +210,7 @@ async def test_an_open_stream_does_not_delay_the_drain(
         await call.write(image_request(encode_image(), "inside").SerializeToString())
         assert await entered()
         server.request_stop()
-        await until(server._grpc._gate.closing.is_set)
+        await until(server._grpc._calls.closing.is_set)
         runtime.gate.set()
         answer = pb.ModelStreamInferResponse.FromString(await call.read())
         assert (answer.infer_response.id, answer.error_message) == ("inside", "")
@@ -220,9 +219,11 @@ async def test_an_open_stream_does_not_delay_the_drain(
         assert caught.value.code().name == "UNAVAILABLE"
 
 
-async def test_a_stream_ends_only_when_it_is_idle(serving: Serving, encode_image: Encode) -> None:
-    limits = {"request_timeout_s": 0.5, "client_timeout_s": 0.5}
-    async with serving(**limits) as server, channel_of(server) as channel:
+async def test_a_stream_ends_only_when_it_is_idle(
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.grpc.interceptor.RECEIVE_LIMIT_S", 0.5)
+    async with serving(request_timeout_s=0.5) as server, channel_of(server) as channel:
         call = channel.stream_stream(f"/{STREAM}")()
         began = asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() < began + 1.5:
@@ -233,4 +234,4 @@ async def test_a_stream_ends_only_when_it_is_idle(serving: Serving, encode_image
             async with asyncio.timeout(LIMIT_S):
                 await call.read()
         assert caught.value.code().name == "DEADLINE_EXCEEDED"
-        await until(lambda: server._grpc._guard.is_idle)
+        await until(lambda: server._grpc._calls.is_idle)

@@ -1,6 +1,7 @@
 """Requests of a stream are answered in order, within limits of memory and time."""
 
 import asyncio
+import math
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -10,7 +11,8 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from service.errors import Overloaded
+from service.admission import Admission
+from service.call import Call
 from service.grpc.generated import (
     dense_pb2,
     embed_pb2,
@@ -19,10 +21,8 @@ from service.grpc.generated import (
     stream_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.grpc.receiving import ReceivePlaces
-from service.grpc.stream import AnsweredStream, StreamItem, StreamLimits
+from service.grpc.stream import AnsweredStream, StreamItem
 from service.monitoring.metrics import Metrics
-from service.safety.protection import BodyMemory
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
@@ -58,23 +58,22 @@ class FakeContext:
 def stream_over(
     context: FakeContext,
     answer: Callable[[bytes], Awaitable[bytes]],
-    memory: BodyMemory | None = None,
-    max_requests: int = MAX_SIDE_BY_SIDE,
-    places: ReceivePlaces | None = None,
+    admission: Admission | None = None,
 ) -> AnsweredStream:
+    entered = admission or Admission(Metrics(), max_body_bytes=1000, max_work_bytes=1)
+
     async def answer_item(item: StreamItem) -> bytes:
+        item.ticket = entered.enter(Call(request_id="test", deadline=math.inf))
+        item.ticket.hold_body(len(item.raw))
+        item.taken.set()
         return await answer(item.raw)
 
     return AnsweredStream(
         context,
         answer_item,
-        limits=StreamLimits(
-            memory=memory or BodyMemory(1000, Metrics()),
-            places=places or ReceivePlaces(1, 1, Metrics()),
-            max_requests=max_requests,
-        ),
-        renew=lambda: None,
         closing=asyncio.Event(),
+        max_requests=MAX_SIDE_BY_SIDE,
+        idle_s=LIMIT_S,
     )
 
 
@@ -96,7 +95,7 @@ async def test_answers_keep_the_order_of_requests() -> None:
         await turns()
         assert not context.written
         released[raw].set()
-    assert await asyncio.wait_for(running, LIMIT_S)
+    await asyncio.wait_for(running, LIMIT_S)
     assert context.written == [raw * 2 for raw in released]
 
 
@@ -112,7 +111,7 @@ async def test_no_more_requests_are_read_than_run_at_once() -> None:
     await turns()
     assert context.num_read == MAX_SIDE_BY_SIDE
     release.set()
-    assert await asyncio.wait_for(running, LIMIT_S)
+    await asyncio.wait_for(running, LIMIT_S)
     assert len(context.written) == 3 * MAX_SIDE_BY_SIDE
 
 
@@ -149,7 +148,7 @@ async def test_an_answer_that_is_sent_is_in_memory_no_longer_while_the_next_is_m
         await turns()
         assert tracemalloc.get_traced_memory()[0] < num_bytes
         release.set()
-        assert await asyncio.wait_for(running, LIMIT_S)
+        await asyncio.wait_for(running, LIMIT_S)
     finally:
         tracemalloc.stop()
     assert context.lengths == [num_bytes] * 2
@@ -167,68 +166,22 @@ async def test_a_failed_answer_ends_the_stream_and_its_other_requests() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_a_stream_that_sends_nothing_ends_at_once_when_another_waits() -> None:
-    places = ReceivePlaces(1, 10, Metrics(), max_stall_s=0.01)
-    idle = stream_over(FakeContext(b"x", is_complete=False), forever, places=places)
-    running = asyncio.ensure_future(idle.run())
-    await turns()
-    context = FakeContext(b"a", b"b")
-
-    async def echo(raw: bytes) -> bytes:
-        return raw
-
-    assert await asyncio.wait_for(stream_over(context, echo, places=places).run(), LIMIT_S)
-    assert context.written == [b"a", b"b"]
-    with pytest.raises(Overloaded, match="did not arrive in time"):
-        await asyncio.wait_for(running, LIMIT_S)
-
-
-async def test_full_body_memory_delays_reading_and_is_released() -> None:
-    release = asyncio.Event()
-
-    async def answer(raw: bytes) -> bytes:
-        await release.wait()
-        return raw
-
-    memory = BodyMemory(50, Metrics())
-    context = FakeContext(*[b"x" * 20] * 9)
-    running = asyncio.ensure_future(stream_over(context, answer, memory=memory).run())
-    await turns()
-    assert (context.num_read, memory.num_bytes) == (3, 40)  # the third waits
-    release.set()
-    assert await asyncio.wait_for(running, LIMIT_S)
-    assert (len(context.written), memory.num_bytes) == (9, 0)
-
-
 @pytest.mark.parametrize("num_turns", [0, 1, 2, 50])
 async def test_a_stream_cancelled_at_any_moment_frees_its_memory(num_turns: int) -> None:
-    memory = BodyMemory(50, Metrics())
+    admission = Admission(Metrics(), max_body_bytes=1000, max_work_bytes=1)
     context = FakeContext(*[b"x" * 20] * 9)
-    running = asyncio.ensure_future(stream_over(context, forever, memory=memory).run())
+    running = asyncio.ensure_future(stream_over(context, forever, admission).run())
     for _ in range(num_turns):
         await asyncio.sleep(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert memory.num_bytes == 0
+    assert (admission.num_requests, admission.num_body_bytes) == (0, 0)
     assert len(asyncio.all_tasks()) == 1
 
 
-class FakeHeld:
-    """Memory of an answer."""
-
-    is_contended = False
-
-    def __init__(self) -> None:
-        self.is_free = False
-
-    def free(self) -> None:
-        self.is_free = True
-
-
 async def test_answers_are_freed_if_the_rpc_is_cancelled_after_a_failed_write() -> None:
-    held = FakeHeld()
-
+    admission = Admission(Metrics(), max_body_bytes=1000, max_work_bytes=1)
     is_last_running = asyncio.Event()
 
     class Context(FakeContext):
@@ -246,38 +199,11 @@ async def test_answers_are_freed_if_the_rpc_is_cancelled_after_a_failed_write() 
                 await turns()
         return raw
 
-    stream = stream_over(Context(b"first", b"last"), answer)
-    reply = stream._answer
-
-    async def answer_item(item: StreamItem) -> bytes:
-        item.memory = held
-        return await reply(item)
-
-    stream._answer = answer_item
+    stream = stream_over(Context(b"first", b"last"), answer, admission)
     running = asyncio.ensure_future(stream.run())
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert held.is_free
-
-
-async def test_answers_that_wait_for_an_earlier_one_delay_reading(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("service.grpc.stream.MAX_UNSENT_BYTES", 10)
-    release = asyncio.Event()
-
-    async def answer(raw: bytes) -> bytes:
-        if raw == b"first":
-            await release.wait()
-        return b"answer"
-
-    context = FakeContext(b"first", *[b"x"] * 40)
-    running = asyncio.ensure_future(stream_over(context, answer, max_requests=100).run())
-    await turns()
-    assert context.num_read < 10
-    release.set()
-    assert await asyncio.wait_for(running, LIMIT_S)
-    assert len(context.written) == 41
+    assert admission.num_requests == 0
 
 
 Answer = stream_pb2.StreamResponse
@@ -458,14 +384,13 @@ async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
         call = stub.Stream(iter(requests), timeout=timeout_s)
         assert await entered()
         if ending == "cancelled":
-            await until(lambda: sample(server, "inflight") == 30)
+            await until(lambda: sample(server, "inflight") == 4)
             call.cancel()
         assert await code_of(call) == {"deadline": "DEADLINE_EXCEEDED"}.get(ending, "CANCELLED")
         await until(lambda: sample(server, "inflight") == 0)
-        await until(lambda: server.protection.body_memory.num_bytes == 0)
-        admission = server.models.models()[0].admission
-        assert (admission._cost, admission._streams._admitted_cost) == (0, 0)
-        assert not admission._streams._waiting
+        await until(lambda: server.admission.num_requests == 0)
+        budget = server.models.models()[0].budget
+        assert (budget.num_patches, budget.fits_streams(8 * PATCHES)) == (0, True)
         runtime.gate.set()
         assert len(await ask(server, requests[:1])) == 1
     assert runtime.num_images < 10  # a batch may have been under way
@@ -486,7 +411,7 @@ async def test_a_stopping_server_answers_what_it_has_read_and_is_unavailable(
             assert await entered()
             await until(lambda: sample(server, "inflight") == 4)
             server.request_stop()
-            await until(lambda: server.plane.gate.state.value == "stopping")
+            await until(lambda: server.admission.state.value == "stopping")
             runtime.gate.set()
             answers = await taking
             assert call.code() is grpc.StatusCode.UNAVAILABLE

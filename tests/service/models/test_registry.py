@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from model.package import PackageError
+from service.admission import Admission
 from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InternalError, InvalidRequest, ModelNotFound, Unavailable
-from service.fair_pool import FairPool
 from service.messages import EmbedTextsRequest
 from service.models.conversion import ModelSource
 from service.models.loading import request_limits
 from service.models.registry import ModelRegistry, ModelRepository, ModelState
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
-from service.request_gate import RequestGate
+from service.waiting import Pool
 from tests.service.conftest import WAIT_S, FakeRuntime, until
 
 Ask = Callable[..., Awaitable[str]]
@@ -94,10 +94,10 @@ async def repository(
 @pytest.fixture
 def ask(registry: ModelRegistry, make_settings: Any, metrics: Metrics) -> Ask:
     """Embed a text by a model, through the whole data plane; returns the model's name."""
-    gate = RequestGate(metrics)
-    gate.open()
-    limits, pool = request_limits(make_settings()), FairPool(2, "pool")
-    plane = DataPlane(gate, registry, limits=limits, max_image_patches=64, pool=pool)
+    admission = Admission(metrics, max_body_bytes=1, max_work_bytes=1)
+    admission.open()
+    limits, pool = request_limits(make_settings()), Pool(2)
+    plane = DataPlane(admission, registry, limits=limits, max_image_patches=64, pool=pool)
 
     async def embed(model: str | None = None, text: str = "dog") -> str:
         call = Call(request_id="test", deadline=time.monotonic() + WAIT_S)

@@ -41,9 +41,10 @@ async def test_the_report_has_costs_batches_and_admitted_patches(
     served._batcher.latency.set_measured({bucket: LatencyCurve(0.25, 0.5)}, lambda _: 4)
     for num_items, seconds in ((4, 0.5), (1, 0.25), (4, 1.5)):
         served._batcher.counts.observe(num_items, seconds)
-    ticket = await served.admission.admit(3, Call(request_id="r", deadline=float("inf")))
+    call = Call(request_id="r", deadline=float("inf"))
+    served.budget.hold(3, call, is_new=True)
     report = served.lane_report()
-    ticket.release()
+    served.budget.free(3, call)
     assert report.states == {"ready": 1, "hung": 0, "repair": 0, "dead": 0}
     assert report.costs == {bucket.label: (0.25, 0.5)}
     assert report.batches == {1: (1, 0.25), 4: (2, 2.0)}

@@ -65,7 +65,7 @@ async def test_probes_need_neither_certificate_nor_key(serving: Serving, tmp_pat
         url = f"http://127.0.0.1:{server.ports['metrics']}"
         async with httpx.AsyncClient(timeout=LIMIT_S) as client:
             ready = [(await client.get(url + path)).status_code for path in (LIVE, READY)]
-            server.gate.drain()
+            server.admission.drain()
             draining = [(await client.get(url + path)).status_code for path in (LIVE, READY)]
     assert (ready, draining) == ([200, 200], [200, 503])
 

@@ -81,7 +81,7 @@ async def test_refusals_and_prompts_are_counted_by_model(
 async def test_readiness_ends_with_the_announcement_of_the_drain(serving: Serving) -> None:
     async with serving() as server:
         assert sample(server.metrics, "ready") == 1
-        server.gate.announce_drain()
+        server.admission.announce_drain()
         assert sample(server.metrics, "ready") == 0
 
 

@@ -163,7 +163,7 @@ async def test_health_follows_readiness(serving: Serving, path: str) -> None:
         assert (await client.get(path)).json() == {"ready": True}
         assert (await client.get("/ping")).status_code == 200
         assert (await client.post("/invocations", json={"texts": ["a"]})).status_code == 200
-        server.gate.announce_drain()
+        server.admission.announce_drain()
         assert [(await client.get(p)).status_code for p in ("/ping", path)] == [503, 503]
 
 

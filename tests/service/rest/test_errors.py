@@ -8,7 +8,7 @@ import pytest
 from fastapi import Request, Response
 
 from service.call import Call, current_call
-from service.errors import InternalError, InvalidRequest, Overloaded, TooSlow, Unauthenticated
+from service.errors import InternalError, InvalidRequest, Overloaded, Unauthenticated
 from service.rest.errors import ClientLeft, error_response, on_error
 
 SECRET = "secret of the runtime"
@@ -50,11 +50,9 @@ def test_overload_sends_retry_after_in_whole_seconds(
     assert (response.status_code, response.headers["retry-after"]) == (429, header)
 
 
-def test_a_missing_key_and_a_slow_body_send_the_headers_of_http(call: Call) -> None:
+def test_a_missing_key_sends_the_header_of_http(call: Call) -> None:
     refused = error_response(Unauthenticated("no"), "/v1/models")
     assert (refused.status_code, refused.headers["www-authenticate"][:7]) == (401, "Bearer ")
-    slow = error_response(TooSlow("slow"), "/v1/images:embed")
-    assert (slow.status_code, slow.headers["connection"]) == (408, "close")
 
 
 async def test_an_internal_error_sends_only_an_id(call: Call) -> None:

@@ -173,7 +173,7 @@ async def test_fetched_and_sent_images_keep_their_places(
         sent = await post(server, {"images": texts})
         mixed = await post(server, {"images": [URL, texts[1], URL + "?2"]})
         failed = await post(server, {"images": [texts[0], URL + "?3"]})
-        assert server.protection.body_memory.num_bytes == 0
+        assert server.admission.num_body_bytes == 0
     assert mixed.json()["data"] == sent.json()["data"]
     assert error_of(failed) == (422, "url_fetch_failed", "images[1]")
 
@@ -185,7 +185,7 @@ async def test_fetched_bytes_count_towards_the_memory_for_bodies(
     limits = {f"max_{name}_bytes": 5000 for name in ("image", "request", "body_memory")}
     async with serving(url_hosts="images.example.org", **limits) as server:
         answer = await post(server, {"image": URL})
-        assert server.protection.body_memory.num_bytes == 0
+        assert server.admission.num_body_bytes == 0
     assert error_of(answer)[:2] == (429, "body_memory_full")
 
 

@@ -273,7 +273,7 @@ async def test_a_passed_deadline_and_a_drain_are_server_errors(
                 model="fake", input="late", extra_headers={"X-Request-Timeout-Ms": "500"}
             )
         assert await entered()
-        server.gate.drain()
+        server.admission.drain()
         with pytest.raises(openai.InternalServerError) as draining:
             await client.embeddings.create(model="fake", input="a dog")
     assert (late.value.status_code, late.value.type) == (504, "deadline_exceeded")

@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Any
 
-import grpc
 import pytest
 
 from service.call import Call, flow_of
 from service.monitoring.telemetry import Telemetry
 from service.safety.proxies import TrustedProxies
 from service.server import Server
-from tests.service.callers import BOTH, LIMIT_S, Ask, call_rpc, grpc_channel
+from tests.service.callers import BOTH, Ask, call_rpc
 from tests.service.conftest import Encode, Serving, until
 
 PROXIES = TrustedProxies(
@@ -86,37 +84,3 @@ async def test_a_stranger_cannot_choose_his_host(
 
 async def listed(server: Server, headers: Mapping[str, str]) -> str | None:
     return (await call_rpc(server, "/tipserve.v1.EncoderService/ListModels", headers=headers)).code
-
-
-@pytest.mark.parametrize(("trusted", "num_paces"), [("127.0.0.1", 3), ("", 1)])
-async def test_refusals_of_callers_behind_a_proxy_are_paced_one_by_one(
-    serving: Serving, trusted: str, num_paces: int
-) -> None:
-    async with serving(trusted_proxies=trusted, api_keys="a-key-of-our-own-0001") as server:
-        for host in ("203.0.113.7", "203.0.113.8", "2001:db8::1", "203.0.113.7"):
-            assert await listed(server, {"x-forwarded-for": host}) == "missing_api_key"
-        assert server._grpc._guard._refusals.num_flows == num_paces
-
-
-async def test_a_caller_behind_a_proxy_leaves_its_connection_to_others(serving: Serving) -> None:
-    # The 17th open RPC of health on one connection is refused.
-    async with serving(trusted_proxies="127.0.0.1") as server, grpc_channel(server) as channel:
-
-        async def watch(host: str) -> str:
-            rpc = channel.unary_stream(HEALTH_WATCH)
-            opened = rpc(b"", timeout=LIMIT_S, metadata=(("x-forwarded-for", host),))
-            watches.append(opened)
-            try:
-                await opened.read()
-            except grpc.aio.AioRpcError as error:
-                return error.code().name
-            return "OK"
-
-        watches: list[Any] = []
-        assert [await watch("203.0.113.7") for _ in range(17)] == [
-            *["OK"] * 16,
-            "RESOURCE_EXHAUSTED",
-        ]
-        assert await watch("203.0.113.8") == "OK"
-        for one in watches:
-            one.cancel()

@@ -80,7 +80,7 @@ def test_what_cannot_be_divided_is_an_error(values: dict[str, Any], words: str) 
         ({"cpus": 64, "enable_management": True}, (), 1),
         ({"cpus": 64}, ("a GPU",), 1),
         ({"cpus": 64, "device": "cpu"}, ("a GPU",), 4),
-        ({"cpus": 64, "lanes": 1, "max_connections": 1}, (), 1),
+        ({"cpus": 64, "lanes": 1, "max_streams": 1}, (), 1),
     ],
 )
 def test_auto_is_one_worker_for_each_eight_cpus(

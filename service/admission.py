@@ -1,0 +1,515 @@
+"""Admission: one ticket for each request, one `take` of all that it needs, one `release`.
+
+A request enters, holds the bytes of its body as they arrive, and takes the rest at once when its
+image headers are known: patches of a model's queue, and bytes for decoding and for the answer.
+
+- Bytes of bodies are refused when their budget is full. They never wait.
+- Patches beyond the queue are refused. Requests of streams wait for them.
+- Bytes of work are waited for, in order of arrival, until the deadline. A request that waits holds
+  its body only, so no two requests wait for each other.
+
+Each take adds to the ticket, and `release` gives all of it back. Thread-safe: the event loops of
+both transports use one admission.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from enum import Enum
+from typing import Final, Protocol
+
+from service.call import Call, Clock
+from service.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    RequestTooLarge,
+    ServiceError,
+    Unavailable,
+)
+from service.monitoring.metrics import Metrics, ModelCounter
+
+UNAVAILABLE_RETRY_S: Final = 2.0
+UNHEALTHY_RETRY_S: Final = 5.0
+MEMORY_RETRY_S: Final = 1.0
+# Bounds of the delay before a retry, and its value before anything was measured.
+MIN_RETRY_S: Final = 0.1
+MAX_RETRY_S: Final = 30.0
+FIRST_RETRY_S: Final = 1.0
+# A caller that has work may hold this many times what it leaves free, so one caller leaves an
+# eighth of the queue to others, and two leave a fifteenth.
+# Source: dynamic thresholds (A. Choudhury, E. Hahne, 1998).
+HELD_TO_FREE: Final = 7
+# Most requests that wait at once.
+MAX_WAITING: Final = 256
+# Time constant of the exponential average in `Throughput`.
+THROUGHPUT_MEMORY_S: Final = 3.0
+
+
+def do_nothing() -> None:
+    """Of a ticket that has nothing to end."""
+
+
+class ServerState(Enum):
+    """The life of a server, in order."""
+
+    STARTING = "starting"
+    OPEN = "open"
+    # Readiness fails, but requests are still accepted until load balancers have noticed.
+    STOPPING = "stopping"
+    DRAINING = "draining"
+
+
+class Throughput:
+    """Patches finished per busy second, as an exponential average. Not thread-safe.
+
+    It is measured where requests end, so that it includes all that delays them. Idle time does not
+    count. Times are monotonic seconds.
+    """
+
+    def __init__(self) -> None:
+        self._patches = 0.0
+        self._busy_s = 0.0
+        self._since = 0.0
+
+    def begin(self, now: float) -> None:
+        """The first request after an idle period was admitted."""
+        self._since = now
+
+    def finish(self, num_patches: int, now: float) -> None:
+        """A request of so many patches has ended."""
+        passed_s = now - self._since
+        self._since = now
+        kept = math.exp(-passed_s / THROUGHPUT_MEMORY_S)
+        self._patches = self._patches * kept + num_patches
+        self._busy_s = self._busy_s * kept + passed_s
+
+    def seconds(self, num_patches: int) -> float | None:
+        """Expected time to finish so many patches; None before the first measurement."""
+        if self._patches <= 0 or self._busy_s <= 0:
+            return None
+        return num_patches * self._busy_s / self._patches
+
+
+class Lanes(Protocol):
+    """What admission asks the lanes of a model; see `service.lanes.batching.Batcher`."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any lane takes work."""
+
+
+class PatchBudget:
+    """The patches of one model that all its admitted requests hold. Changed by `Admission` only.
+
+    Attributes:
+        max_patches: Upper bound.
+        num_patches: Held by all requests.
+        num_requests: Requests that hold some.
+        rejected: Counts refused requests by reason.
+    """
+
+    def __init__(
+        self, max_patches: int, metrics: Metrics, lanes: Lanes, clock: Clock = time.monotonic
+    ) -> None:
+        self.max_patches = max_patches
+        self.num_patches = 0
+        self.num_requests = 0
+        self.rejected = ModelCounter(metrics.rejected)
+        self._lanes = lanes
+        self._clock = clock
+        self._held: Counter[str] = Counter()
+        self._num_of_streams = 0
+        self._throughput = Throughput()
+
+    def is_full(self, flow: str) -> bool:
+        """Whether the smallest request of a caller does not fit."""
+        return not self.fits(1, flow)
+
+    def fits(self, num_patches: int, flow: str) -> bool:
+        """Whether a request fits into the queue, and into the share of its caller."""
+        free = self.max_patches - self.num_patches - num_patches
+        if free < 0:
+            return False
+        held = self._held[flow] if flow else 0  # in process there are no other callers
+        return not held or held + num_patches <= HELD_TO_FREE * free
+
+    def fits_streams(self, num_patches: int) -> bool:
+        """Whether it fits into the half of the queue that streams may use."""
+        of_streams = self._num_of_streams
+        return not of_streams or of_streams + num_patches <= self.max_patches // 2
+
+    def retry_after_s(self) -> float:
+        """Expected time until the admitted requests have ended."""
+        needed_s = self._throughput.seconds(self.num_patches)
+        return FIRST_RETRY_S if needed_s is None else min(max(needed_s, MIN_RETRY_S), MAX_RETRY_S)
+
+    def check(self, num_patches: int, call: Call) -> None:
+        """Refuse a request that can never run, or not before its deadline.
+
+        Raises:
+            Unavailable: No lane is healthy.
+            RequestTooLarge: It has more patches than the whole queue.
+            DeadlineExceeded: The deadline has passed, or cannot be met.
+        """
+        if not self._lanes.is_ready:
+            raise self.refused("unhealthy", device_unhealthy())
+        if num_patches > self.max_patches:
+            large = f"The request costs {num_patches} patches, at most {self.max_patches} fit"
+            raise self.refused("too_large", RequestTooLarge(f"{large} into the queue; split it."))
+        try:
+            left_s = call.remaining_s()
+        except DeadlineExceeded as error:
+            raise self.refused("deadline", error) from None
+        needed_s = self._needed_s(num_patches, call)
+        if needed_s > left_s:
+            late = DeadlineExceeded(
+                f"The deadline is in {left_s:.3f} s, but with the current queue this request "
+                f"takes at least {needed_s:.3f} s. Allow more time, or try again later.",
+                code="deadline_too_near",
+            )
+            raise self.refused("deadline", late)
+
+    def full(self) -> ServiceError:
+        """The error for a request that does not fit now."""
+        full = Overloaded("The queue is full; try again.", retry_after_s=self.retry_after_s())
+        return self.refused("queue_full", full)
+
+    def refused(self, reason: str, error: ServiceError) -> ServiceError:
+        """Count a refusal; returns its error."""
+        self.rejected.inc(reason)
+        return error
+
+    def hold(self, num_patches: int, call: Call, *, is_new: bool) -> None:
+        """Count what a request takes; `is_new` if it has taken nothing before."""
+        if not self.num_requests:
+            self._throughput.begin(self._clock())
+        self.num_requests += is_new
+        self._add(num_patches, call)
+
+    def free(self, num_patches: int, call: Call) -> None:
+        """Count the end of an admitted request."""
+        self.num_requests -= 1
+        self._add(-num_patches, call)
+        self._throughput.finish(num_patches, self._clock())
+
+    def _add(self, num_patches: int, call: Call) -> None:
+        self.num_patches += num_patches
+        self._held[call.flow] += num_patches
+        if not self._held[call.flow]:
+            del self._held[call.flow]
+        if call.waits_for_capacity:
+            self._num_of_streams += num_patches
+
+    def _needed_s(self, num_patches: int, call: Call) -> float:
+        """Expected time by fair sharing: no other caller has more served before than this one.
+
+        0 on an idle server: a slow measurement must not refuse all requests for ever.
+        """
+        if not self.num_requests:
+            return 0.0
+        own = self._held[call.flow] + num_patches
+        others = sum(min(held, own) for flow, held in self._held.items() if flow != call.flow)
+        is_urgent = call.priority == 1
+        return self._throughput.seconds(num_patches if is_urgent else own + others) or 0.0
+
+
+class Ticket:
+    """What one request holds, from its arrival until its answer is sent.
+
+    Attributes:
+        num_body_bytes: Bytes of its body.
+        num_bytes: Bytes for decoding and for the answer.
+        num_patches: Patches, of `budget`.
+        budget: Of its model; None before `take`.
+        leave: Ends the request of its API key.
+        on_taken: Called once it has taken what it needs.
+    """
+
+    __slots__ = (
+        *("_admission", "_is_held", "budget", "call", "leave", "on_taken"),
+        *("num_body_bytes", "num_bytes", "num_patches"),
+    )
+
+    def __init__(self, admission: "Admission", call: Call) -> None:
+        self._admission = admission
+        self._is_held = True
+        self.call = call
+        self.budget: PatchBudget | None = None
+        self.leave: Callable[[], None] = do_nothing
+        self.on_taken: Callable[[], None] = do_nothing
+        self.num_body_bytes = self.num_bytes = self.num_patches = 0
+
+    def hold_body(self, num_bytes: int) -> None:
+        """Hold so many bytes of the body in total.
+
+        Raises:
+            Overloaded: The bytes of all bodies are at their limit.
+        """
+        if num_bytes > self.num_body_bytes:
+            self._admission._hold_body(self, num_bytes)
+
+    def release(self) -> None:
+        """Give everything back; later calls have no effect."""
+        if self._is_held:
+            self._is_held = False
+            self._admission._release(self)
+            self.leave()
+
+
+class _Waiter:
+    """A request that waits to take. Belongs to the event loop on which it was made."""
+
+    __slots__ = (
+        *("_loop", "_woken", "budget", "error", "is_over"),
+        *("num_bytes", "num_patches", "ticket"),
+    )
+
+    def __init__(
+        self, ticket: Ticket, budget: PatchBudget, num_patches: int, num_bytes: int
+    ) -> None:
+        self.ticket, self.budget = ticket, budget
+        self.num_patches, self.num_bytes = num_patches, num_bytes
+        self.is_over = False
+        self.error: ServiceError | None = None
+        self._loop = asyncio.get_running_loop()
+        self._woken: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it also waits for patches."""
+        return self.ticket.call.waits_for_capacity
+
+    @property
+    def fits_patches(self) -> bool:
+        """Whether its patches fit now."""
+        flow = self.ticket.call.flow
+        if self.is_stream and not self.budget.fits_streams(self.num_patches):
+            return False
+        return self.budget.fits(self.num_patches, flow)
+
+    def end(self, error: ServiceError | None = None) -> None:
+        """Wake the coroutine, from any thread."""
+        self.is_over, self.error = True, error
+        self._loop.call_soon_threadsafe(self._wake)
+
+    async def wait(self) -> None:
+        """Return when the request has taken what it needs."""
+        await self._woken
+        if self.error is not None:
+            raise self.error
+
+    def _wake(self) -> None:
+        if not self._woken.done():
+            self._woken.set_result(None)
+
+
+class Admission:
+    """Decides which requests run, and counts what they hold; one for each process."""
+
+    def __init__(self, metrics: Metrics, *, max_body_bytes: int, max_work_bytes: int) -> None:
+        """Accept nothing until `open`.
+
+        Args:
+            metrics: Counts refusals.
+            max_body_bytes: Most bytes of all bodies together.
+            max_work_bytes: Most bytes for decoding and for answers together.
+        """
+        self.state = ServerState.STARTING
+        self.num_requests = self.num_admitted = 0
+        self.num_body_bytes = self.num_work_bytes = 0
+        self.max_work_bytes = max_work_bytes
+        self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
+        self._waiting: list[_Waiter] = []
+        self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
+        metrics.watch_inflight(lambda: self.num_admitted)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are accepted."""
+        return self.state in (ServerState.OPEN, ServerState.STOPPING)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether load balancers should send requests."""
+        return self.state is ServerState.OPEN
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the drain has begun."""
+        return self.state in (ServerState.STOPPING, ServerState.DRAINING)
+
+    def open(self) -> None:
+        """Accept requests, unless the server is stopping already."""
+        with self._lock:
+            if self.state is ServerState.STARTING:
+                self.state = ServerState.OPEN
+
+    def announce_drain(self) -> None:
+        """Fail readiness and keep accepting requests; a server that never opened drains at once."""
+        with self._lock:
+            self.state = ServerState.STOPPING if self.is_ready else ServerState.DRAINING
+
+    def drain(self) -> None:
+        """Refuse new requests; admitted ones may finish."""
+        with self._lock:
+            self.state = ServerState.DRAINING
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Block until no request is in progress; False after the timeout."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self.num_requests == 0, timeout_s)
+
+    def enter(self, call: Call) -> Ticket:
+        """The ticket of a request that has arrived; it is also found as `call.ticket`."""
+        call.ticket = ticket = Ticket(self, call)
+        with self._lock:
+            self.num_requests += 1
+        return ticket
+
+    def check_open(self) -> None:
+        """Refuse a request before its body is read.
+
+        Raises:
+            Unavailable: The server is starting or draining.
+        """
+        if not self.is_open:
+            self._metrics.rejected.labels(self.state.value).inc()
+            raise self.unavailable()
+
+    def unavailable(self) -> Unavailable:
+        """The error while the server does not accept requests."""
+        return unavailable(self.state)
+
+    async def take(
+        self, ticket: Ticket, budget: PatchBudget, *, num_patches: int, num_bytes: int = 0
+    ) -> None:
+        """Take all that a request needs, before any work.
+
+        An image may need more bytes than there are in all: it is then decoded alone.
+
+        Args:
+            ticket: Of the request.
+            budget: Of its model.
+            num_patches: Exact cost of its images and texts.
+            num_bytes: The larger of what decoding and the answer take; 0 if both are small.
+
+        Raises:
+            Unavailable: The server drains, or no lane is healthy.
+            Overloaded: The queue is full, or too many requests wait.
+            RequestTooLarge: It has more patches than the whole queue.
+            DeadlineExceeded: The deadline cannot be met.
+        """
+        self.check_open()
+        num_bytes = min(num_bytes, self.max_work_bytes)
+        with self._lock:
+            is_stream = ticket.call.waits_for_capacity
+            if not is_stream and budget.is_full(ticket.call.flow):
+                raise budget.full()  # before the deadline: a full queue is the better reason
+            budget.check(num_patches, ticket.call)
+            waiter = _Waiter(ticket, budget, num_patches, num_bytes)
+            if not is_stream and (not waiter.fits_patches or self._is_reserved(budget)):
+                raise budget.full()
+            if len(self._waiting) >= MAX_WAITING:
+                raise self._memory_full("images and answers", code="work_memory_full")
+            self._waiting.append(waiter)
+            self._admit()
+        if not waiter.is_over or waiter.error is not None:
+            try:
+                await waiter.wait()
+            finally:
+                self._leave(waiter)
+        ticket.on_taken()
+
+    def _leave(self, waiter: _Waiter) -> None:
+        with self._lock:
+            if not waiter.is_over:
+                self._waiting.remove(waiter)
+                self._admit()
+
+    def _admit(self) -> None:
+        """Admit requests that wait, in order. Needs the lock.
+
+        A request that waits for bytes stops all others that need some. A request of a stream that
+        waits for patches stops none.
+        """
+        is_blocked = False
+        for waiter in list(self._waiting):
+            if is_blocked and waiter.num_bytes:
+                continue
+            if not waiter.fits_patches:
+                if waiter.is_stream:
+                    continue
+                self._waiting.remove(waiter)
+                waiter.end(waiter.budget.full())
+            elif waiter.num_bytes and not self._has_bytes(waiter.num_bytes):
+                is_blocked = True
+            else:
+                self._waiting.remove(waiter)
+                self._hold(waiter)
+                waiter.end()
+
+    def _has_bytes(self, num_bytes: int) -> bool:
+        return self.num_work_bytes + num_bytes <= self.max_work_bytes
+
+    def _is_reserved(self, budget: PatchBudget) -> bool:
+        """Whether free patches are kept for a stream, which small requests would starve else."""
+        return any(
+            w.is_stream and w.budget is budget and budget.fits_streams(w.num_patches)
+            for w in self._waiting
+        )
+
+    def _hold(self, waiter: _Waiter) -> None:
+        ticket, is_new = waiter.ticket, waiter.ticket.budget is None
+        ticket.budget = waiter.budget
+        # A request for images and texts of the Open Inference Protocol takes for each.
+        ticket.num_patches += waiter.num_patches
+        ticket.num_bytes += waiter.num_bytes
+        waiter.budget.hold(waiter.num_patches, ticket.call, is_new=is_new)
+        self.num_work_bytes += waiter.num_bytes
+        self.num_admitted += is_new
+
+    def _hold_body(self, ticket: Ticket, num_bytes: int) -> None:
+        with self._lock:
+            more = num_bytes - ticket.num_body_bytes
+            if self.num_body_bytes + more > self._max_body_bytes:
+                raise self._memory_full("request bodies", code="body_memory_full")
+            self.num_body_bytes += more
+            ticket.num_body_bytes = num_bytes
+
+    def _memory_full(self, what: str, *, code: str) -> Overloaded:
+        self._metrics.rejected.labels(code.removesuffix("_full")).inc()
+        return Overloaded(
+            f"The memory for {what} is full; try again.", code=code, retry_after_s=MEMORY_RETRY_S
+        )
+
+    def _release(self, ticket: Ticket) -> None:
+        with self._lock:
+            self.num_requests -= 1
+            self.num_body_bytes -= ticket.num_body_bytes
+            self.num_work_bytes -= ticket.num_bytes
+            if ticket.budget is not None:
+                ticket.budget.free(ticket.num_patches, ticket.call)
+                self.num_admitted -= 1
+            if self._waiting:
+                self._admit()
+            if not self.num_requests:
+                self._idle.notify_all()
+
+
+def device_unhealthy() -> Unavailable:
+    """The error for requests while no lane is healthy."""
+    return Unavailable(
+        "The device does not answer; try again.", code="unhealthy", retry_after_s=UNHEALTHY_RETRY_S
+    )
+
+
+def unavailable(state: ServerState) -> Unavailable:
+    """The error for a server in this state."""
+    return Unavailable(
+        f"The server is {state.value}; try again.", retry_after_s=UNAVAILABLE_RETRY_S
+    )

@@ -1,0 +1,273 @@
+"""The one interceptor: each RPC's call, key, limits, deadline, ticket and errors.
+
+Health and reflection pass as grpcio serves them: Kubernetes' probes cannot send a key, and
+reflection describes only the contract in `proto/`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+from urllib.parse import unquote
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+
+from service.admission import Admission, Ticket
+from service.call import Call, accept_priority, deadline_exceeded
+from service.errors import (
+    DeadlineExceeded,
+    ErrorKind,
+    InvalidRequest,
+    Overloaded,
+    ServiceError,
+    internal_error,
+)
+from service.grpc.errors import CODE, Metadata, error_metadata
+from service.grpc.limits import Rpc, parse_message
+from service.grpc.stream import AnsweredStream, StreamItem
+from service.grpc.writing import write_message
+from service.monitoring.telemetry import CARRIED, Telemetry
+from service.safety.protection import Protection
+from service.safety.proxies import FORWARDED_FOR
+
+StreamError = Callable[[ServiceError, Any, Call], Message]
+OURS: Final = ("/tipserve.v1.", "/inference.GRPCInferenceService/")
+OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
+# Codes that are the server's fault by OpenTelemetry's conventions.
+FAULTS: Final = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+PRIORITY: Final = "x-request-priority"
+RETRY_S: Final = 1.0
+# Longest time in which a message arrives. grpcio takes all of a message that is being read, up to
+# `max_request_bytes`, so few are read at once and none for long.
+RECEIVE_LIMIT_S: Final = 20.0
+logger = logging.getLogger(__name__)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Makes each of our RPCs a call; every request of a stream is one.
+
+    `stream_errors` converts an error of a stream's request to an answer, by method; the request is
+    None if it could not be parsed.
+    """
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        protection: Protection,
+        admission: Admission,
+        stream_errors: Mapping[str, StreamError],
+    ) -> None:
+        self._telemetry = telemetry
+        self._protection = protection
+        self._admission = admission
+        self._stream_errors = stream_errors
+        self._receiving = asyncio.Semaphore(protection.num_receive_places)
+        self._num_rpcs = self._num_streams = 0
+        self._handlers: dict[str, Any] = {}
+        # Set when the server closes: streams read no further request.
+        self.closing = asyncio.Event()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no RPC of ours is running."""
+        return not self._num_rpcs and not self._num_streams
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wrap the handlers of our RPCs; they read their messages themselves, as bytes."""
+        method: str = handler_call_details.method
+        if method in self._handlers:
+            return self._handlers[method]
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            # gRPC answers these itself. The caller's name must not become a label.
+            unknown = grpc.StatusCode.UNIMPLEMENTED.name
+            self._telemetry.metrics.calls.observe("other", unknown, None, {})
+        if handler is None or not method.startswith(OURS):
+            return handler
+        rpc = Rpc.of(method, handler, self._protection.max_message_values)
+        is_stream = handler.stream_stream is not None
+
+        async def serve(messages: Any, context: Any) -> None:
+            await (self._serve_stream(rpc, context) if is_stream else self._serve(rpc, context))
+
+        self._handlers[method] = grpc.stream_stream_rpc_method_handler(serve)
+        return self._handlers[method]
+
+    async def _serve(self, rpc: Rpc, context: Any) -> None:
+        """Answer a unary RPC."""
+        call = self._begin(rpc.name, context)
+        ticket = self._admission.enter(call)
+        code, error = grpc.StatusCode.CANCELLED, None
+        call.error = "client_left"
+        self._num_rpcs += 1
+        try:
+            error = await self._answer(rpc, context, ticket)
+            code = grpc.StatusCode.OK if error is None else CODE[error.kind]
+            call.error = None if error is None else error.code
+        finally:
+            self._num_rpcs -= 1
+            ticket.release()
+            self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
+        if error is not None:
+            await _abort(context, error, call_metadata(call))
+
+    async def _answer(self, rpc: Rpc, context: Any, ticket: Ticket) -> ServiceError | None:
+        """Read the request, and send its answer; returns the error that is to be sent instead."""
+        call = ticket.call
+        try:
+            self._check_caller(context, ticket)
+            call.priority = accept_priority(priority_of(context), param=PRIORITY)
+            if self._num_rpcs > self._protection.max_rpcs:
+                raise self._too_many("RPCs", code="too_many_rpcs")
+            async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
+                request = parse_message(await self._read(context), rpc, ticket)
+                answer = write_message(await rpc.behavior(request, context))
+                del request
+                context.set_trailing_metadata(call_metadata(call))
+                await context.write(answer)
+        except TimeoutError:
+            return deadline_exceeded()
+        except grpc.aio.InternalError:  # the RPC has ended, so there is no caller to answer
+            raise asyncio.CancelledError from None
+        except Exception as error:
+            return _answerable(error, call)
+        return None
+
+    async def _read(self, context: Any) -> bytes:
+        """The message of a unary RPC.
+
+        Raises:
+            DeadlineExceeded: It did not arrive in time.
+            InvalidRequest: There is none.
+        """
+        async with self._receiving:
+            try:
+                async with asyncio.timeout(RECEIVE_LIMIT_S):
+                    raw = await context.read()
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"The message did not arrive in {RECEIVE_LIMIT_S:g} s.", code="slow_message"
+                ) from None
+        if raw is grpc.aio.EOF:
+            raise InvalidRequest("The RPC has no message.", code="missing_message")
+        return bytes(raw)
+
+    async def _serve_stream(self, rpc: Rpc, context: Any) -> None:
+        """Answer the requests of a stream, in their order."""
+        self._num_streams += 1
+        error: ServiceError | None = None
+        stream = self._admission.enter(self._begin(rpc.name, context))
+        try:
+            self._check_caller(context, stream)
+            if self._num_streams > self._protection.max_streams:
+                raise self._too_many("streams", code="too_many_streams")
+            await AnsweredStream(
+                context,
+                partial(self._answer_item, rpc, context),
+                closing=self.closing,
+                max_requests=self._protection.max_stream_requests,
+                idle_s=self._protection.request_timeout_s + RECEIVE_LIMIT_S,
+            ).run()
+        except grpc.aio.InternalError:
+            raise asyncio.CancelledError from None
+        except Exception as raised:
+            error = _answerable(raised, stream.call)
+        finally:
+            self._num_streams -= 1
+            stream.release()
+        if error is not None:
+            await _abort(context, error, call_metadata(stream.call))
+
+    async def _answer_item(self, rpc: Rpc, context: Any, item: StreamItem) -> bytes:
+        """Answer one request of a stream; an error is an answer too."""
+        call = self._begin(rpc.name, context)
+        call.item = item.index
+        ticket = item.ticket = self._admission.enter(call)
+        ticket.on_taken = item.taken.set
+        request: Message | None = None
+        code = grpc.StatusCode.CANCELLED
+        call.error = "client_left"
+        error: ServiceError
+        try:
+            try:
+                async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
+                    call.priority = accept_priority(priority_of(context), param=PRIORITY)
+                    request = parse_message(item.raw, rpc, ticket)
+                    item.raw = b""
+                    answer = write_message(await rpc.behavior(request, context))
+                code, call.error = grpc.StatusCode.OK, None
+                return answer
+            except TimeoutError:
+                error = deadline_exceeded()
+            except Exception as raised:
+                error = _answerable(raised, call)
+            code, call.error = CODE[error.kind], error.code
+            return write_message(self._stream_errors[rpc.name](error, request, call))
+        finally:
+            self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
+
+    def _begin(self, name: str, context: Any) -> Call:
+        remaining_s = context.time_remaining()
+        longest_s = self._protection.request_timeout_s
+        timeout_s = longest_s if remaining_s is None else min(longest_s, remaining_s)
+        metadata = context.invocation_metadata() or ()
+        forwarded = (value for name, value in metadata if name == FORWARDED_FOR)
+        host = self._protection.proxies.host_of(peer_host(context.peer()), forwarded)
+        carried = {name: value for name, value in metadata if name in CARRIED}
+        call = self._telemetry.begin("grpc", name, carried, timeout_s, host=host)
+        call.answer_form = "protobuf"
+        return call
+
+    def _check_caller(self, context: Any, ticket: Ticket) -> None:
+        """Check the key."""
+        metadata = context.invocation_metadata() or ()
+        given = {key: value for key, value in metadata if isinstance(value, str)}
+        keys = self._protection.keys
+        ticket.leave = keys.enter(given.get("authorization"), given.get("x-api-key"))
+
+    def _too_many(self, what: str, *, code: str) -> Overloaded:
+        self._protection.metrics.rejected.labels("rpcs").inc()
+        return Overloaded(f"Too many {what} are open; try again.", code=code, retry_after_s=RETRY_S)
+
+
+def _answerable(error: Exception, call: Call) -> ServiceError:
+    """The error that a caller is told; others are logged, since they may hold internals."""
+    if isinstance(error, ServiceError) and error.kind is not ErrorKind.INTERNAL:
+        return error
+    what = "internal error" if isinstance(error, ServiceError) else "unexpected error"
+    logger.error(what, exc_info=error)
+    return internal_error(call.request_id)
+
+
+async def _abort(context: Any, error: ServiceError, metadata: Metadata) -> None:
+    trailing = (*metadata, *error_metadata(error))
+    await context.abort(CODE[error.kind], error.message, trailing_metadata=trailing)
+
+
+def call_metadata(call: Call) -> Metadata:
+    """Trailing metadata of every answer and error."""
+    return (("x-request-id", call.request_id), ("server-timing", call.server_timing()))
+
+
+def priority_of(context: Any) -> str | None:
+    """The priority that the caller asks for."""
+    given: str | None = dict(context.invocation_metadata() or ()).get(PRIORITY)
+    return given
+
+
+def peer_host(peer: str) -> str:
+    """The host in gRPC's name of a client, such as `ipv6:%5B::1%5D:50000`."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")

@@ -1,0 +1,279 @@
+"""The one ASGI middleware: each request's call, key, limits, deadline, ticket and lost client."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.admission import Admission, Ticket
+from service.call import Call, accept_priority, deadline_exceeded
+from service.errors import InvalidRequest, RequestTooLarge, ServiceError, UnsupportedMedia
+from service.monitoring.telemetry import CARRIED, Telemetry
+from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
+from service.rest.pages import is_page
+from service.safety.protection import Protection
+from service.safety.proxies import FORWARDED_FOR
+from service.tracing import Transport
+
+READS: Final = frozenset({"GET", "HEAD"})
+CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
+FORWARDED_HEADER: Final = FORWARDED_FOR.encode("ascii")
+METHOD_NOT_ALLOWED: Final = 405
+INTERNAL_SERVER_ERROR: Final = 500
+MAX_LENGTH_DIGITS: Final = 18
+MAX_TIMEOUT_DIGITS: Final = 12
+HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/health", "/healthz"})
+# These need no key and accept every host and origin: the kubelet's probes send no key and the pod's
+# address, and the pages and the document are the same for every server and in this repository.
+OPEN_PATHS: Final = HEALTH_PATHS | {"/openapi.json"}
+
+
+class Exchange:
+    """ASGI's `receive` and `send` of one request, with its limits.
+
+    Once the body is complete, a client that leaves cancels the task of the request.
+
+    `is_last` says whether the connection closes after it.
+
+    Attributes:
+        ticket: Of the request.
+        status: Of the answer; 0 until it begins.
+        has_left: Whether the client has closed the connection.
+    """
+
+    __slots__ = (
+        *("_call", "_is_sent", "_is_last", "_max_bytes", "_num_bytes", "_receive", "_send"),
+        *("_task", "_watching", "has_left", "status", "ticket"),
+    )
+
+    def __init__(
+        self, receive: Receive, send: Send, ticket: Ticket, *, max_body_bytes: int, is_last: bool
+    ) -> None:
+        self._receive, self._send = receive, send
+        self.ticket, self._call = ticket, ticket.call
+        self._max_bytes = max_body_bytes
+        self._num_bytes = 0
+        self._task = asyncio.current_task()
+        self._watching: asyncio.Future[None] | None = None
+        self._is_last = is_last
+        self._is_sent = False
+        self.has_left = False
+        self.status = 0
+
+    def check_head(self, headers: Mapping[bytes, str]) -> None:
+        """Check the headers that describe the body, before any of it is received.
+
+        Raises:
+            RequestTooLarge: The announced length is over the limit.
+            UnsupportedMedia: The body is compressed.
+        """
+        encoding = headers.get(b"content-encoding", "identity").strip().lower()
+        if encoding != "identity":
+            raise UnsupportedMedia(
+                f"Content-Encoding {encoding} is not supported; send the body uncompressed.",
+                param="Content-Encoding",
+            )
+        # The HTTP parser has already refused a length that is not a number.
+        text = headers.get(b"content-length", "0")[:MAX_LENGTH_DIGITS]
+        if text.isascii() and text.isdigit() and int(text) > self._max_bytes:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """The next message of the body.
+
+        Raises:
+            ClientLeft: The client closed the connection.
+            RequestTooLarge: The body is over the limit, whatever its headers announced.
+            Overloaded: There is no memory for the bytes received.
+        """
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > self._max_bytes:
+            raise self._too_large()
+        self.ticket.hold_body(self._num_bytes)
+        if not message.get("more_body", False) and self._watching is None:
+            self._watching = asyncio.ensure_future(self._watch())
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the answer, with the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self._call.request_id.encode("ascii")),
+                (b"server-timing", self._call.server_timing().encode("ascii")),
+            ]
+            if self._is_last:
+                message["headers"].append((b"connection", b"close"))
+        elif not message.get("more_body", False):
+            self._is_sent = True  # uvicorn reports a client that leaves after it, too
+        await self._send(message)
+
+    def close(self) -> None:
+        """The request has ended."""
+        if self._watching is not None:
+            self._watching.cancel()
+        self._task = None
+
+    async def _watch(self) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_sent and self._task is not None:
+            self.has_left = True
+            self._task.cancel()
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"The body is larger than {self._max_bytes} bytes.")
+
+
+class CallMiddleware:
+    """Outermost application: creates, limits, counts and logs the call of each request."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        telemetry: Telemetry,
+        protection: Protection,
+        admission: Admission,
+        *,
+        probes: frozenset[str] = frozenset(),
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: Serves the requests.
+            telemetry: Records them.
+            protection: API keys, and the limits of a body and of a call.
+            admission: Holds their tickets.
+            probes: Paths of further health checks, which need no key.
+        """
+        self._app = app
+        self._telemetry = telemetry
+        self._protection = protection
+        self._admission = admission
+        self._health_paths = HEALTH_PATHS | probes
+        self._open_paths = OPEN_PATHS | probes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"] != "/":
+            scope["path"] = scope["path"].removesuffix("/")
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        call = self._begin(scope, headers)
+        ticket = self._admission.enter(call)
+        exchange = Exchange(
+            receive,
+            send,
+            ticket,
+            max_body_bytes=self._protection.max_body_bytes,
+            is_last=self._admission.is_stopping,
+        )
+        try:
+            # A read has no body, and its answer may see the client leave: no error.
+            is_read = scope["method"] in READS
+            await self._serve(scope, headers, receive if is_read else exchange.receive, exchange)
+        except ClientLeft:
+            call.error = "client_left"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not exchange.has_left or task is None or task.uncancel():
+                raise  # the server ends the request
+            call.error = "client_left"
+        except Exception:
+            # FastAPI's handler has answered and logged it, and raises it again for the server.
+            if not exchange.status:
+                raise
+        finally:
+            exchange.close()
+            ticket.release()
+            self._record(scope, exchange.status or CLIENT_LEFT, call)
+
+    async def _serve(
+        self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, exchange: Exchange
+    ) -> None:
+        """Check the head of a request, then answer until its deadline."""
+        ticket, call = exchange.ticket, exchange.ticket.call
+        error: ServiceError
+        try:
+            ticket.leave = self._enter_caller(scope, headers)
+            self._apply_headers(call, headers)
+            exchange.check_head(headers)
+            async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
+                await self._answer(scope, receive, exchange.send)
+            return
+        except TimeoutError:
+            error = deadline_exceeded()
+        except ServiceError as raised:
+            error = raised
+        if exchange.status:
+            # uvicorn closes a connection whose answer is incomplete.
+            call.error = error.code
+            return
+        await error_response(error, scope["path"])(scope, receive, exchange.send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        # FastAPI's routes know GET only; uvicorn sends no body for HEAD.
+        inner = {**scope, "method": "GET"}
+        await self._app(inner, receive, send)
+        scope["route"] = inner.get("route")
+
+    def _begin(self, scope: Scope, headers: Mapping[bytes, str]) -> Call:
+        transport: Transport = "https" if scope.get("scheme") == "https" else "http"
+        carried = {}
+        if not headers.keys().isdisjoint(CARRIED_HEADERS):
+            carried = {n: headers[key] for key, n in CARRIED_HEADERS.items() if key in headers}
+        peer = (scope.get("client") or ("",))[0]
+        forwarded = (v.decode("latin-1") for n, v in scope["headers"] if n == FORWARDED_HEADER)
+        return self._telemetry.begin(
+            transport,
+            scope["method"],
+            carried,
+            self._protection.request_timeout_s,
+            host=self._protection.proxies.host_of(peer, forwarded),
+        )
+
+    def _enter_caller(self, scope: Scope, headers: Mapping[bytes, str]) -> Callable[[], None]:
+        """Check who sends the request; call the result at its end."""
+        path = scope["path"]
+        if scope["method"] in READS and (path in self._open_paths or is_page(path)):
+            return lambda: None
+        self._protection.browsers.check(headers)
+        return self._protection.keys.enter(headers.get(b"authorization"), headers.get(b"x-api-key"))
+
+    def _apply_headers(self, call: Call, headers: Mapping[bytes, str]) -> None:
+        """Set the deadline and the priority that the headers ask for."""
+        timeout_ms = headers.get(b"x-request-timeout-ms")
+        if timeout_ms is not None:
+            is_number = timeout_ms.isascii() and timeout_ms.isdigit()
+            if not is_number or len(timeout_ms) > MAX_TIMEOUT_DIGITS or int(timeout_ms) == 0:
+                raise InvalidRequest(
+                    "X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1.",
+                    param="X-Request-Timeout-Ms",
+                )
+            timeout_s = min(self._protection.request_timeout_s, int(timeout_ms) / 1000)
+            call.deadline = call.started + timeout_s
+        priority = headers.get(b"x-request-priority")
+        if priority is not None:
+            call.priority = accept_priority(priority, param="X-Request-Priority")
+
+    def _record(self, scope: Scope, status: int, call: Call) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        # A client must not be able to create labels by inventing paths or methods.
+        is_known = route != "other" and status != METHOD_NOT_ALLOWED
+        method = f"{scope['method']} {route}" if is_known else "other"
+        self._telemetry.end(
+            call,
+            method,
+            status,
+            is_fault=status >= INTERNAL_SERVER_ERROR,
+            is_quiet=route in self._health_paths,
+        )

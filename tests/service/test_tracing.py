@@ -160,21 +160,12 @@ async def test_a_batch_and_its_requests_are_linked_both_ways(
 
 
 @BOTH
-async def test_a_request_that_is_not_sampled_leaves_no_span(
-    traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, ask: Ask
-) -> None:
-    async with traced() as server:
-        answer = await ask(server, encode_image(), headers={"traceparent": NOT_SAMPLED})
-        assert answer.status in OK
-    assert not exporter.get_finished_spans()
-
-
-@BOTH
-async def test_the_sample_ratio_holds_for_requests_without_a_trace(
+async def test_the_caller_decides_and_else_the_sample_ratio(
     traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, ask: Ask
 ) -> None:
     async with traced(trace_sample_ratio=0.0) as server:
         await ask(server, encode_image())
+        await ask(server, encode_image(), headers={"traceparent": NOT_SAMPLED})
         assert not exporter.get_finished_spans()
         await ask(server, encode_image(), headers={"traceparent": SAMPLED})
     assert len(server_spans(exporter)) == 1

@@ -22,3 +22,12 @@ if [[ ${#missing[@]} != 0 ]]; then
 fi
 buildah --version
 podman --version
+# podman-compose runs deploy/compose.yaml. A Python of its own keeps it from ours.
+COMPOSE=podman-compose==1.6.0
+venv=.tools/compose-venv
+if [[ ! -f $venv/.installed || $(<$venv/.installed) != "$COMPOSE" ]]; then
+  python3 -m venv $venv
+  $venv/bin/pip install -q --disable-pip-version-check "$COMPOSE"
+  echo "$COMPOSE" >$venv/.installed
+fi
+ln -sf ../compose-venv/bin/podman-compose .tools/bin/podman-compose

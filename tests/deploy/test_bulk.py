@@ -40,24 +40,6 @@ def test_one_machine_and_many_compute_the_same() -> None:
     assert first == second
 
 
-def test_ray_has_room_for_the_workers() -> None:
-    workload, arguments = pods("bulk/rayjob.yaml")
-    _, options = parse(arguments)
-    assert options.ray is True
-    (group,) = workload.document["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    num_cpus = group["replicas"] * int(workload.containers[0]["resources"]["requests"]["cpu"])
-    assert options.workers * options.cpus_per_worker <= num_cpus
-    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-
-def test_input_and_output_are_on_the_volume() -> None:
-    for workload, arguments in map(pods, PATHS):
-        paths, options = parse(arguments)
-        mounts = {one["name"]: one["mountPath"] for one in workload.containers[0]["volumeMounts"]}
-        for path in (*paths, str(options.output)):
-            assert path.startswith(f"{mounts['data']}/")
-
-
 def test_the_jobs_arguments_run(project_root: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -17,8 +17,6 @@ from tests.deploy.workloads import Manifest, called, of_kind, workloads
 from tests.monitoring.prometheus_queries import known_series, metric_names
 from tests.processes.front import CONFIGURATION
 
-KINDS = ("receivers", "processors", "exporters")
-
 
 def server(documents: list[Manifest]) -> Manifest:
     (found,) = [one.pod for one in workloads(documents) if one.servers]
@@ -51,12 +49,6 @@ def test_strangers_come_through_the_front_and_leave_it_before_the_server_drains(
             r"^sleep (\d+); kill -USR1 1$", front["lifecycle"]["preStop"]["exec"]["command"][-1]
         )
         assert 0 < int(told) < pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-
-
-@pytest.mark.parametrize("name", ["cpu hpa keda", "cpu keda hpa"])
-def test_two_autoscalers_cannot_be_built(name: str) -> None:
-    with pytest.raises(AssertionError, match="replicas"):
-        build(name)
 
 
 def test_the_hpa_asks_for_metrics_that_the_adapter_has_from_series_that_exist() -> None:
@@ -127,32 +119,6 @@ def test_a_users_setting_overrides_those_of_components() -> None:
     assert re.fullmatch(r"/models/" + VERSION.pattern, chosen)
 
 
-@pytest.mark.parametrize(("component", "port"), [("tracing", 4318), ("released-model", 443)])
-def test_only_components_that_call_out_open_a_port(component: str, port: int) -> None:
-    for name, opened in (("cpu", set()), (f"cpu {component}", {port})):
-        (policy,) = of_kind(build(name), "NetworkPolicy")
-        found = {p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]}
-        assert found == {53, 5353} | opened
-
-
-def test_the_collector_uses_all_that_it_defines_and_listens_where_pods_send() -> None:
-    collector = yaml.safe_load((DEPLOY / "tracing/collector.yaml").read_text(encoding="utf-8"))
-    pipelines = collector["service"]["pipelines"].values()
-    used = {(kind, name) for pipeline in pipelines for kind in KINDS for name in pipeline[kind]}
-    used |= {("extensions", name) for name in collector["service"]["extensions"]}
-    assert used == {(kind, name) for kind in (*KINDS, "extensions") for name in collector[kind]}
-    assert {pipeline["processors"][0] for pipeline in pipelines} == {"memory_limiter"}
-    port = collector["receivers"]["otlp"]["protocols"]["http"]["endpoint"].split(":")[1]
-    documents = build("cpu tracing")
-    assert settings(documents)["TIPSERVE_OTLP_ENDPOINT"].endswith(f".svc:{port}")
-    # Kubernetes replaces `$(NAME)` only if NAME comes earlier in the list.
-    known: set[str] = set()
-    for variable in server(documents)["containers"][0]["env"]:
-        assert set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) <= known
-        known.add(variable["name"])
-    assert "OTEL_RESOURCE_ATTRIBUTES" in known
-
-
 @pytest.mark.parametrize(
     ("names", "steps"),
     [
@@ -179,3 +145,22 @@ def test_init_containers_run_in_order_and_do_what_the_server_needs(
         assert "TIPSERVE_MODEL" in container["command"][-1]
         given = re.findall(r"--precision=(\w+)", " ".join(container["command"]))
         assert given == [name for name in precisions.split(",") if name]
+
+
+def test_the_collector_listens_where_pods_send() -> None:
+    collector = yaml.safe_load((DEPLOY / "tracing/collector.yaml").read_text(encoding="utf-8"))
+    port = collector["receivers"]["otlp"]["protocols"]["http"]["endpoint"].split(":")[1]
+    assert settings(build("cpu tracing"))["TIPSERVE_OTLP_ENDPOINT"].endswith(f".svc:{port}")
+
+
+def test_compose_is_the_pod_on_one_machine() -> None:
+    composed = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    documents = build("cpu")
+    front, chosen = server(documents)["initContainers"][-1], settings(documents)
+    proxy, own = composed["proxy"], composed["tipserve"]["environment"]
+    assert (proxy["image"], proxy["command"]) == (front["image"], front["command"])
+    assert own.items() <= chosen.items()
+    assert chosen.keys() - own.keys() == {"TIPSERVE_MODEL", "TIPSERVE_CACHE"}
+    published = [f"{port['containerPort']}:{port['containerPort']}" for port in front["ports"]]
+    assert proxy["ports"] == published
+    assert "ports" not in composed["tipserve"]

@@ -2,11 +2,8 @@
 
 import re
 import runpy
-import zipfile
-from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from tests.deploy.kustomizations import DEPLOY
@@ -52,25 +49,3 @@ def test_every_range_of_the_extras_ends(extra: str) -> None:
     own = [one for one in wanted(extra) if one.name not in core]
     endless = [one for one in own if all(part.operator != "<" for part in one.specifier)]
     assert not endless
-
-
-def test_a_library_that_no_wheel_has_is_named(script: dict[str, Any]) -> None:
-    needed = {
-        "provider.so": {"libnvinfer.so.10", "libcublas.so.13", "libcuda.so.1", "libc.so.6"},
-        "libcublas.so.13": {"libstdc++.so.6"},
-    }
-    said = "provider.so needs libnvinfer.so.10, which no wheel of the extra has"
-    for version, expected in (("11.4", [said]), ("10.9", [])):
-        shipped = script["of_tensorrt"]([f"tensorrt-cu13-bindings=={version}"])
-        assert list(script["missing"](needed, shipped)) == expected
-
-
-def test_what_a_shared_object_needs_is_read_from_a_wheel(
-    script: dict[str, Any], tmp_path: Path
-) -> None:
-    (extension,) = Path(orjson.__file__).parent.glob("orjson.*.so")  # any shared object
-    wheel = tmp_path / "a.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(extension, "a/lib.so.1.2")
-        archive.writestr("a/__init__.py", "")
-    assert "libc.so.6" in script["read_wheel"](wheel)["lib.so.1.2"]

@@ -48,7 +48,7 @@ def test_a_shipped_stage_installs_nothing_and_starts_the_projects_program_withou
 
 def test_the_exposed_ports_are_those_of_the_deployment(stages: dict[str, str]) -> None:
     (exposed,) = instructions(stages["serve"], "EXPOSE")
-    (container,) = workloads(build("cpu"))[0].containers
+    (container,) = workloads(build("kubernetes/base"))[0].containers
     assert exposed.split() == [str(port["containerPort"]) for port in container["ports"]]
 
 

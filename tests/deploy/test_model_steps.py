@@ -90,21 +90,6 @@ def test_a_package_of_a_store_is_loaded_whole_or_not_at_all(run: Run, tmp_path: 
     assert [path.name for path in models.iterdir()] == [".lock"]
 
 
-def test_a_prepared_package_is_found_without_torch(
-    run: Run, converted: tuple[Path, Path, Path]
-) -> None:
-    source, cache, _ = converted
-    variables = {"TIPSERVE_MODEL": str(source), "TIPSERVE_CACHE": str(cache)}
-    ended = run(step("prepare-model", "cpu released-model"), **variables)
-    assert ended.returncode == 0, ended.stderr
-    assert Path(ended.stdout.strip()).parent == cache / "packages"
-
-    (source / "config.json").write_bytes(b"[]")
-    ended = run(step("prepare-model", "cpu released-model"), **variables)
-    assert ended.returncode == 1
-    assert "torch" in ended.stderr
-
-
 @pytest.mark.parametrize("name", ["prepare-model", "build-engines"])
 def test_steps_take_several_models_as_the_server_does(
     run: Run, converted: tuple[Path, Path, Path], name: str

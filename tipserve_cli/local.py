@@ -190,5 +190,3 @@ async def _answered(computing: Coroutine[Any, Any, Any], timeout_s: float) -> An
             param=error.param,
             retry_after_s=error.retry_after_s,
         ) from error
-    finally:
-        call.free_memory()

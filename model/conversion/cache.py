@@ -10,7 +10,6 @@ revisions/OWNER--NAME@REVISION    the last known commit of a revision on the hub
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +22,9 @@ from pydantic import JsonValue
 
 from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import HubSource
-from model.files import LockHeld, LocksUnsupported, atomic_write, locked, rename
+from model.files import LockHeld, LocksUnsupported, atomic_write, locked
 from model.graphs import DepthActivation, Precision
-from model.manifest import MANIFEST_NAME
-from model.package import ModelPackage, PackageError, Progress, open_package, sha256
+from model.package import ModelPackage, Progress, open_package, sha256
 
 VARIABLE: Final = "TIPSERVE_CACHE"
 STAGING: Final = re.compile(r"\.(?P<entry>.+-[0-9a-f]{20})\..+")
@@ -70,28 +68,6 @@ class PackageCache:
         """
         folder = self.folder(name, key)
         return open_package(folder, verify=verify) if folder.exists() else None
-
-    def link_renamed(self, name: str, key: str) -> ModelPackage | None:
-        """Make the package with this key from one of another name, by links; None if there is none.
-
-        The caller holds the lock of the new package. Only the manifest, which has the name, is
-        written again.
-        """
-        folder = self.folder(name, key)
-        for other in sorted(self._packages.glob(f"[!.]*-{key}")):
-            try:
-                found = open_package(other)
-            except PackageError:
-                continue  # the holder of its lock converts it again
-            staging = folder.with_name(f".{folder.name}.linked")
-            shutil.rmtree(staging, ignore_errors=True)
-            shutil.copytree(other, staging, copy_function=_link)
-            (staging / MANIFEST_NAME).unlink()
-            manifest = found.manifest.model_copy(update={"name": name})
-            atomic_write(staging / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
-            rename(staging, folder)
-            return open_package(folder, verify=False)
-        return None
 
     @contextmanager
     def writing(self, name: str, key: str, progress: Progress) -> Iterator[Path]:
@@ -173,13 +149,6 @@ class PackageCache:
     def _revision_file(self, source: HubSource) -> Path:
         name = f"{source.repository.replace('/', '--')}@{source.revision}"
         return self._revisions / quote(name, safe="@")
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # some network file systems have no links
-        shutil.copy2(source, target)
 
 
 def unusable(root: Path, error: OSError) -> CacheError:

@@ -54,7 +54,6 @@ class Preparer:
                 self._cache.remove_leftovers(folder)
                 # The process that held the lock before may have made it.
                 found = self._find(name, key, verify=True, is_mine=True)
-                found = found or self._cache.link_renamed(name, key)
                 if found is None:
                     found = convert(self._download(pinned), folder, self._progress)
         self._remember(request.base, pinned.base_identity)

@@ -83,25 +83,6 @@ def test_a_folder_is_converted_once_for_each_content_and_precision(
     assert len(converter.converted) == 3
 
 
-def test_a_renamed_folder_is_not_converted_again(
-    converter: Converter, request_: ConversionRequest, source: Path
-) -> None:
-    first = converter.preparer.prepare(request_)
-    renamed = ConversionRequest(base=FolderSource(source.rename(source.with_name("renamed"))))
-    for _ in range(2):
-        second = converter.preparer.prepare(renamed)
-        assert second.path.name.startswith("renamed-")
-        assert second.manifest.name == "renamed"
-        assert second.manifest.files == first.manifest.files
-    assert len(converter.converted) == 1
-    assert open_package(second.path) == second
-    assert open_package(first.path) == first, "the first package keeps its name"
-    graph = "onnx/vision_model.onnx"
-    assert second.file(graph).stat().st_ino == first.file(graph).stat().st_ino
-    names = {path.name for path in first.path.parent.iterdir()}
-    assert names == {first.path.name, second.path.name}
-
-
 def test_a_failed_conversion_leaves_nothing(
     converter: Converter, request_: ConversionRequest
 ) -> None:

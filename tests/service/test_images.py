@@ -140,8 +140,8 @@ def test_an_image_waits_for_its_lane_with_8_bits_a_pixel(mode: str) -> None:
     for num_images in (1, 2):
         (batch_B3HW,) = collate(Bucket("image", (56, 84)), [prepared] * num_images)
         assert batch_B3HW.flags.c_contiguous
-        assert batch_B3HW.dtype == np.float32
-        for planes_3HW in batch_B3HW:
+        assert batch_B3HW.dtype == np.uint8
+        for planes_3HW in as_planes(batch_B3HW):
             np.testing.assert_array_equal(planes_3HW, expected.astype(np.float32))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.call import AnswerForm
+from service.call import AnswerEncoding
 from service.errors import RequestTooLarge
 from service.messages import (
     EmbedImagesRequest,
@@ -27,7 +27,7 @@ FLOAT_CHARS: Final = 14
 # message, which for several items is copied once more in part; a file.
 COPIES: Final = {"list": 1.1, "base64": 1.1, "protobuf": 2.4, "png": 1.0, "overlay": 1.0}
 # Bytes for each pixel, next to the mask: the decoded image, and it turned or as RGB; and runs.
-FORM_BYTES: Final = {"overlay": 8, "outlines": 3}
+ENCODING_BYTES: Final = {"overlay": 8, "outlines": 3}
 # An instance without its run lengths: as it is sent, and in memory.
 INSTANCE_CHARS: Final = 160
 INSTANCE_BYTES: Final = 1024
@@ -61,24 +61,24 @@ class _Arrays:
     held_bytes: int
     chars: int = FLOAT_CHARS
 
-    def sent(self, form: AnswerForm) -> float:
+    def sent(self, encoding: AnswerEncoding) -> float:
         """Bytes as they are sent."""
-        if form == "list":
+        if encoding == "list":
             return self.num_values * self.chars
-        if form == "base64":
+        if encoding == "base64":
             return self.num_values * self.sent_bytes * 4 / 3
         # Files of images and outlines are compressed, so a byte a value bounds them.
-        is_file = form in {"png", "overlay", "outlines"}
+        is_file = encoding in {"png", "overlay", "outlines"}
         return self.num_values * (1 if is_file else self.sent_bytes)
 
-    def held(self, form: AnswerForm) -> float:
+    def held(self, encoding: AnswerEncoding) -> float:
         """Bytes in memory: the values, and what is written of them."""
-        return self.num_values * self.held_bytes + COPIES.get(form, 0.0) * self.sent(form)
+        return self.num_values * self.held_bytes + COPIES.get(encoding, 0.0) * self.sent(encoding)
 
 
 def answer_size(
     request: SizedRequest,
-    form: AnswerForm,
+    encoding: AnswerEncoding,
     sizes_hw: Sequence[tuple[int, int]],
     num_patches: Sequence[int],
     *,
@@ -89,7 +89,7 @@ def answer_size(
 
     Args:
         request: What is computed.
-        form: How it is sent.
+        encoding: How it is sent.
         sizes_hw: Height and width of each image.
         num_patches: Patches of each image.
         embed_dim: Width of the model's embeddings.
@@ -101,10 +101,10 @@ def answer_size(
         num_pixels = MAP_PIXELS * sum(num_patches)
         kinds = [_embeddings(request, num_values), *_head_maps(request, num_pixels)]
     else:
-        kinds = list(_maps(request, len(sizes_hw), num_pixels, form))
-    held = sum(kind.held(form) for kind in kinds) + FORM_BYTES.get(form, 0) * num_pixels
+        kinds = list(_maps(request, len(sizes_hw), num_pixels, encoding))
+    held = sum(kind.held(encoding) for kind in kinds) + ENCODING_BYTES.get(encoding, 0) * num_pixels
     held += 4 * num_labels * MAP_PIXELS * sum(num_patches)
-    return AnswerSize(math.ceil(sum(kind.sent(form) for kind in kinds)), math.ceil(held))
+    return AnswerSize(math.ceil(sum(kind.sent(encoding) for kind in kinds)), math.ceil(held))
 
 
 def _embeddings(request: EmbedImagesRequest, num_values: int) -> _Arrays:
@@ -130,13 +130,13 @@ def _maps(
     request: SegmentImagesRequest | VisualizeFeaturesRequest | EstimateMapsRequest,
     num_images: int,
     num_pixels: int,
-    form: AnswerForm,
+    encoding: AnswerEncoding,
 ) -> Iterable[_Arrays]:
     if isinstance(request, SegmentImagesRequest):
         num_classes = len(request.classes)
         label_bytes = 1 if num_classes < 256 else 2
-        if label_bytes == 1 and form in {"bytes", "base64", "protobuf"}:
-            label_bytes += 2  # these forms send uint16
+        if label_bytes == 1 and encoding in {"bytes", "base64", "protobuf"}:
+            label_bytes += 2  # these encodings send uint16
         chars = len(str(num_classes)) + 1
         yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=label_bytes, chars=chars)
         if request.include_scores:

@@ -23,7 +23,7 @@ Stage = Literal["admit", "decode", "queue", "run", "post"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 # How a transport writes arrays: their bytes, JSON lists, base64 in JSON, a message of protobuf, an
 # image, an image over the original, or the outlines of classes.
-AnswerForm = Literal["bytes", "list", "base64", "protobuf", "png", "overlay", "outlines"]
+AnswerEncoding = Literal["bytes", "list", "base64", "protobuf", "png", "overlay", "outlines"]
 
 PRIORITIES: Final = (1, 2, 3)
 DEFAULT_PRIORITY: Final = 2
@@ -55,7 +55,7 @@ class Call:
         item: Index of the request in its stream; None for a single request.
         waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
             other calls are refused with `Overloaded`.
-        answer_form: How the answer is written, which says how much memory it takes.
+        answer_encoding: How the answer is written, which says how much memory it takes.
         ticket: What the request holds; None in process, where the data plane makes one.
         limit: Ends the request at its deadline, which `shorten` moves.
         trace: Records stages and batches.
@@ -73,7 +73,7 @@ class Call:
     flow: str = ""
     item: int | None = None
     waits_for_capacity: bool = False
-    answer_form: AnswerForm = "bytes"
+    answer_encoding: AnswerEncoding = "bytes"
     ticket: "Ticket | None" = None
     limit: asyncio.Timeout | None = None
     stages: dict[Stage, float] = field(default_factory=dict)

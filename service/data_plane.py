@@ -20,7 +20,7 @@ from model.image_codec import ImageLimits
 from model.preprocess import Fit, Scaling
 from service.admission import UNAVAILABLE_RETRY_S, Admission, device_unhealthy
 from service.answer_size import SizedRequest, answer_size, check_answer_size
-from service.call import AnswerForm, Call
+from service.call import AnswerEncoding, Call
 from service.errors import Unavailable
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.work import image_kind
@@ -516,7 +516,9 @@ class DataPlane:
     ) -> tuple[EncodedImages, TextEmbeddings]:
         """Read headers, take what the request needs, then decode and encode images and prompts."""
         measured = await self._images.measure(job, call)
-        answer_bytes = self._answer_bytes(job, request, model, measured, form=call.answer_form)
+        answer_bytes = self._answer_bytes(
+            job, request, model, measured, encoding=call.answer_encoding
+        )
         num_patches = sum(measured.num_patches) + prompts.cost
         # The images are decoded before the answer is made.
         num_bytes = max(measured.num_bytes, answer_bytes)
@@ -555,7 +557,7 @@ class DataPlane:
         model: ServedModel,
         measured: MeasuredImages,
         *,
-        form: AnswerForm,
+        encoding: AnswerEncoding,
     ) -> int:
         """Bytes that the answer holds until it is sent; 0 if they are few.
 
@@ -576,7 +578,7 @@ class DataPlane:
                 check_slide(sizes_hw, request)
         size = answer_size(
             request,
-            form,
+            encoding,
             sizes_hw,
             measured.num_patches,
             embed_dim=model.manifest.embed_dim,

@@ -228,7 +228,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         host = self._protection.proxies.host_of(peer_host(context.peer()), forwarded)
         carried = {name: value for name, value in metadata if name in CARRIED}
         call = self._telemetry.begin("grpc", name, carried, timeout_s, host=host)
-        call.answer_form = "protobuf"
+        call.answer_encoding = "protobuf"
         return call
 
     def _check_caller(self, context: Any, ticket: Ticket) -> None:

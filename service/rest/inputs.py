@@ -121,7 +121,7 @@ async def read_images(
             param="Content-Type",
         )
     writer.check(options, media, len(images))
-    call.answer_form = writer.form(options, media)
+    call.answer_encoding = writer.answer_encoding(options, media)
     return RestRequest(options, images, media, writer)
 
 

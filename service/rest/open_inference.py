@@ -289,7 +289,7 @@ async def _infer(request: Request, plane: DataPlane, model: str, version: str) -
     raw, header = await read_body(request), request.headers.get(HEADER_LENGTH)
     body, inputs = await plane.offload(partial(parse_infer, raw, header, plane.limits))
     is_binary = binary_outputs(body)
-    call.answer_form = "bytes" if all(is_binary.values()) else "list"
+    call.answer_encoding = "bytes" if all(is_binary.values()) else "list"
     answer = await infer(plane, to_request(body, inputs, model, version), call)
     write = partial(write_infer, answer, body.id, is_binary)
     return await write_content(plane, write, answer.num_values)

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from model.image_codec import ImageLimits, decode_image
 from model.winner_map import count_labels
-from service.call import AnswerForm, current_call
+from service.call import AnswerEncoding, current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, NotAcceptable
 from service.images import image_errors
@@ -244,7 +244,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
                 param="partial",
             )
 
-    def form(self, options: OptionsT, media: str) -> AnswerForm:
+    def answer_encoding(self, options: OptionsT, media: str) -> AnswerEncoding:
         """How arrays are written, for the memory of the answer."""
         layout = vars(options).get("format")  # pydantic's `getattr` fails slowly
         if media == PNG:

@@ -31,7 +31,7 @@ MEDIA = {
 }
 
 
-@pytest.mark.parametrize("form", MEDIA)
+@pytest.mark.parametrize("encoding", MEDIA)
 @pytest.mark.parametrize(
     ("path", "request_type", "fields"),
     [
@@ -47,17 +47,17 @@ MEDIA = {
     ],
 )
 async def test_an_answer_is_no_larger_than_expected(
-    serving: Serving, encode_image: Encode, form: Any, path: str, request_type: Any, fields: Any
+    serving: Serving, encode_image: Encode, encoding: Any, path: str, request_type: Any, fields: Any
 ) -> None:
-    if path == "embed" and form == "png":
+    if path == "embed" and encoding == "png":
         pytest.skip("embeddings have no PNG")
-    if "include_scores" in fields and form == "png":
+    if "include_scores" in fields and encoding == "png":
         pytest.skip("a PNG has no scores")
     has_instances = "include_instances" in fields
-    if has_instances and form in {"png", "bytes"}:
+    if has_instances and encoding in {"png", "bytes"}:
         pytest.skip("JSON alone has instances")
     image = encode_image(size=SIZE)
-    params = {k: v for k, v in fields.items() if k != "task"} | MEDIA[form]
+    params = {k: v for k, v in fields.items() if k != "task"} | MEDIA[encoding]
     headers = {"accept": params.pop("accept"), "content-type": "image/png"}
     if "classes" in params:
         params["classes"] = "dog,sky"
@@ -67,9 +67,9 @@ async def test_an_answer_is_no_larger_than_expected(
             answer = await client.post(url, content=image, headers=headers, params=params)
         assert answer.status_code == 200, answer.text
     request = request_type(images=(image,), **fields)
-    size = answer_size(request, form, [SIZE[::-1]], [4], embed_dim=DIM)
+    size = answer_size(request, encoding, [SIZE[::-1]], [4], embed_dim=DIM)
     assert len(answer.content) <= size.num_sent + 2000
-    if form in {"bytes", "base64"} and not has_instances:
+    if encoding in {"bytes", "base64"} and not has_instances:
         assert len(answer.content) > 0.9 * size.num_sent
 
 
@@ -149,8 +149,8 @@ def test_every_form_has_a_size() -> None:
     made: Callable[..., Any] = EmbedImagesRequest
     request = made(images=(b"",), outputs=("patches",), vector_type="int8")
     sent = {
-        form: answer_size(request, form, [(448, 448)], [1024], embed_dim=100).num_sent
-        for form in ("bytes", "list", "base64", "protobuf")
+        encoding: answer_size(request, encoding, [(448, 448)], [1024], embed_dim=100).num_sent
+        for encoding in ("bytes", "list", "base64", "protobuf")
     }
     assert sent["bytes"] == sent["protobuf"] == 102_400
     assert sent["bytes"] < sent["base64"] < sent["list"]

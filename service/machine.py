@@ -8,7 +8,6 @@ import ctypes
 import gc
 import math
 import os
-import resource
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -92,23 +91,6 @@ def free_memory(cgroup: Path = CGROUP, proc: Path = PROC) -> int | None:
     """Bytes that this process can still allocate, by machine and control group; None if unknown."""
     sizes = (_kibibytes(proc / "meminfo", "MemAvailable"), _cgroup_free_bytes(cgroup))
     return min((size for size in sizes if size is not None), default=None)
-
-
-def num_descriptors(proc: Path = PROC) -> int:
-    """Descriptors that this process has open; 0 if unknown."""
-    try:
-        return len(os.listdir(proc / "self" / "fd"))
-    except OSError:
-        return 0
-
-
-def raise_descriptor_limit() -> int:
-    """Raise the limit of open descriptors as far as an unprivileged process may, and return it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def resident_bytes(proc: Path = PROC) -> int:

@@ -211,9 +211,6 @@ class Settings(BaseSettings):
     prepare_ahead: bool | None = None
     """Assemble the next batch in another thread while the device computes. Default: only on a GPU;
     on a CPU the extra thread would take time from the computation."""
-    priority_step_s: Seconds = 5.0
-    """Seconds during which later requests of the next higher priority may overtake a request. After
-    that it goes first, so that no request starves."""
     max_queue_patches: Positive = 65536
     """Maximum patches of all requests in progress for each model. Further requests get 429."""
     text_cache_bytes: Positive = 64 * 1024 * 1024

@@ -605,7 +605,6 @@ def serve_lanes(
         rules=BatchRules(
             limits=limits,
             max_wait_s=settings.max_queue_delay_s,
-            priority_step_s=settings.priority_step_s,
             # Lanes of a CPU run in parallel, and a large batch is no cheaper than small ones.
             share_evenly=is_cpu,
             prepare_ahead=not is_cpu if settings.prepare_ahead is None else settings.prepare_ahead,

@@ -330,7 +330,7 @@ def release() -> str:
 
 
 # Reasons of refusals that alerts read; their counts begin at zero, as `CallMetrics.declare` says.
-CAPACITY: Final = ("queue_full", "body_memory", "connections", "rpcs", "unhealthy", "deadline")
+CAPACITY: Final = ("queue_full", "body_memory", "work_memory", "rpcs", "unhealthy", "deadline")
 
 
 class Metrics(Collector):
@@ -357,9 +357,6 @@ class Metrics(Collector):
             "Requests by the name of their API key, accepted or beyond a limit of it.",
             "caller",
             "outcome",
-        )
-        self.idle_connections_closed = self._counter(
-            "idle_connections_closed", "Idle connections closed to make room.", "protocol"
         )
         self.abandoned = self._counter(
             "abandoned", "Queued items that were never computed, as their caller left.", "reason"

@@ -1,7 +1,6 @@
 """The Helm chart renders the objects of kustomize."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +13,25 @@ from tests.deploy.workloads import Manifest, called, of_kind
 from tests.tools import run
 
 CHART = DEPLOY / "chart"
-# Components, and the values that stand for them.
-PARTS: dict[str, dict[str, Any]] = {
-    "monitoring": {"monitoring": {"enabled": True}},
-    "keda": {"keda": {"enabled": True}},
-    "api-keys": {"apiKeys": {"enabled": True}},
-    "tls": {"tls": {"enabled": True}},
-    "tracing": {"tracing": {"enabled": True}},
-    "gateway": {"gateway": {"enabled": True}},
-    "model-volume": {
-        "modelVolume": {"enabled": True},
-        "settings": {"TIPSERVE_MODEL": "/models/current"},
-    },
-    "registry": {
-        "image": {"repository": "registry.example.org/us/tipserve"},
-        "imagePullSecrets": ["tipserve-registry"],
-        "front": {"image": "registry.example.org/us/haproxy:3.0.11-alpine"},
-    },
+# All parts: components, and the values that stand for them.
+COMPONENTS = (
+    "monitoring",
+    "keda",
+    "api-keys",
+    "tls",
+    "tracing",
+    "gateway",
+    "model-volume",
+    "registry",
+)
+SWITCHES = ("monitoring", "keda", "apiKeys", "tls", "tracing", "gateway", "modelVolume")
+VALUES: dict[str, Any] = {
+    **{name: {"enabled": True} for name in SWITCHES},
+    "settings": {"TIPSERVE_MODEL": "/models/current"},
+    "image": {"repository": "registry.example.org/us/tipserve"},
+    "imagePullSecrets": ["tipserve-registry"],
+    "front": {"image": "registry.example.org/us/haproxy:3.0.11-alpine"},
 }
-
-
-def values_of(names: Iterable[str]) -> dict[str, Any]:
-    """The values of several parts together."""
-    values: dict[str, Any] = {}
-    for key, value in (item for name in names for item in PARTS[name].items()):
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return values
 
 
 def render(folder: Path, values: dict[str, Any], release: str = "tipserve") -> list[Manifest]:
@@ -71,20 +63,19 @@ def comparable(documents: list[Manifest]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("names", [(), (*PARTS,)])
-def test_objects_are_those_of_kustomize(names: tuple[str, ...], tmp_path: Path) -> None:
-    parts = [KUBERNETES / "components" / name for name in names]
+@pytest.mark.parametrize("has_all", [False, True])
+def test_objects_are_those_of_kustomize(has_all: bool, tmp_path: Path) -> None:
+    parts = [KUBERNETES / "components" / name for name in COMPONENTS if has_all]
     text = kustomizations.build_together(KUBERNETES / "overlays" / "cpu", parts)
     expected = comparable(list(yaml.load_all(text, yaml.CSafeLoader)))
-    found = comparable(render(tmp_path, values_of(names)))
+    found = comparable(render(tmp_path, VALUES if has_all else {}))
     assert found.keys() == expected.keys()
     for name, document in expected.items():
         assert found[name] == document, name
 
 
 def test_another_release_shares_nothing_with_the_first(tmp_path: Path) -> None:
-    values = values_of(PARTS)
-    values |= {"image": {}, "apiKeys": {}, "tls": {}}
+    values = VALUES | {"image": {}, "apiKeys": {}, "tls": {}}
     first, second = (render(tmp_path, values, name) for name in ("a-tipserve", "tipserve-b"))
     names = [{called(one) for one in documents} for documents in (first, second)]
     assert not names[0] & names[1]
@@ -103,7 +94,14 @@ def test_a_changed_setting_causes_a_rollout(tmp_path: Path) -> None:
     assert len(names) == 2
 
 
-def test_keda_without_metrics_is_refused() -> None:
-    ended = run("helm", "template", "tipserve", CHART, "--set=keda.enabled=true")
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ("keda.enabled=true", "keda.enabled needs monitoring.enabled"),
+        ("tls.enabled=true,front.enabled=false", "tls.enabled needs front.enabled"),
+    ],
+)
+def test_a_part_without_another_is_refused(values: str, told: str) -> None:
+    ended = run("helm", "template", "tipserve", CHART, f"--set={values}")
     assert ended.returncode != 0
-    assert "keda.enabled needs monitoring.enabled" in ended.stderr
+    assert told in ended.stderr

@@ -18,7 +18,7 @@ from tests.hostile.images import draws
 from tests.processes.service_process import RunningService, running_service
 from tests.tools import run
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 LIMIT_S = 60.0
 NUM_EACH = 25
 NUM_AT_ONCE = 4

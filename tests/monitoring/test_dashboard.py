@@ -1,7 +1,6 @@
 """Panels, queries, variables, links and types of the Grafana dashboard are valid."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +12,9 @@ from tests.monitoring.prometheus_queries import known_series, metric_names
 from tests.monitoring.rule_file import ALERTS, GROUPS, promtool
 from tests.tools import TOOLS, miss, run
 
-WIDTH: Final = 24
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 # Grafana units of our metrics; `none` is a ratio such as a burn rate.
 UNITS: Final = {"short", "none", "percentunit", "s", "bytes", "reqps", "cps", "watt", "celsius"}
-ROWS: Final = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 PANELS: Final = list(panels())
 VARIABLES: Final = DASHBOARD["templating"]["list"]
 QUERIES: Final = queries()
@@ -29,26 +26,6 @@ COMPILER_OPTIONS: Final = {
     "moduleResolution": "bundler",
     "types": [],
 }
-
-
-def test_ids_and_titles_are_unique() -> None:
-    for key in ("id", "title"):
-        assert max(Counter(panel[key] for panel in [*ROWS, *PANELS]).values()) == 1
-    for panel in PANELS:
-        assert max(Counter(target["refId"] for target in panel["targets"]).values()) == 1
-
-
-def test_panels_fit_into_the_grid_without_overlap() -> None:
-    # Grafana does not show panels inside an open row.
-    assert all(row["collapsed"] or not row["panels"] for row in ROWS)
-    for group in (DASHBOARD["panels"], *(row["panels"] for row in ROWS)):
-        cells = Counter(
-            (x, y)
-            for grid in (panel["gridPos"] for panel in group)
-            for x in range(grid["x"], grid["x"] + grid["w"])
-            for y in range(grid["y"], grid["y"] + grid["h"])
-        )
-        assert all(number == 1 and 0 <= x < WIDTH for (x, _), number in cells.items())
 
 
 def test_everything_reads_the_selected_prometheus() -> None:

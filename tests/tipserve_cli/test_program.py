@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import Settings, load_settings
+from tests.tipserve_cli.conftest import Fake
 from tipserve_cli.commands import models
 from tipserve_cli.program import (
     COMMANDS,
@@ -163,6 +164,23 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
     assert "pip install 'tipserve[cli]'" in capsys.readouterr().err
+
+
+def test_coco_csv_and_grpc_need_no_extra(
+    fake: Fake, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.startswith(("tipserve_cli.commands.", "tipserve_cli.bulk", "tipserve_client._")):
+            monkeypatch.delitem(sys.modules, name)
+    for name in EXTRAS:
+        monkeypatch.setitem(sys.modules, name, None)
+    given = [str(image), "--classes=dog"]
+    assert main(["segment", *given, "--format=coco", f"-o={tmp_path / 'a.json'}"]) == 0
+    assert main(["classify", *given, f"-o={tmp_path / 'a.csv'}"]) == 0
+    client = importlib.import_module("tipserve_client._sync.client")
+    client.Client("grpc://localhost:8001").close()
+    with pytest.raises(ImportError, match="httpx"):
+        client.Client("http://localhost:8000")
 
 
 @pytest.mark.slow

@@ -54,19 +54,13 @@ class RayOptions:
 def describe_model(flags: Sequence[str]) -> ModelInfo:
     """Describe the model that the actors load, without loading it."""
     manifest = open_manifest(flags)
+    sides = ("patch_size", "native_size", "min_size", "max_size", "size_multiple")
     return ModelInfo(
-        name=manifest.name,
-        variant=manifest.variant,
-        embed_dim=manifest.embed_dim,
-        patch_size=manifest.patch_size,
-        native_size=manifest.native_size,
-        min_size=manifest.min_size,
-        max_size=manifest.max_size,
-        size_multiple=manifest.size_multiple,
-        outputs=tuple(name for name in manifest.outputs if name != "text"),
+        **{name: getattr(manifest, name) for name in ("name", "variant", "embed_dim", *sides)},
         runtime="",
         precision="",
         device="",
+        outputs=tuple(name for name in manifest.outputs if name != "text"),
         package_digest=manifest.digest,
         limits={},
     )

@@ -1,7 +1,7 @@
 """`tipserve evaluate`: score a model on labelled images, and write a report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -286,15 +286,8 @@ def _jobs(options: EvaluateOptions) -> list[_Job]:
 def _task_options(options: EvaluateOptions) -> Any:
     from tipserve_cli.evaluation.tasks import TaskOptions  # noqa: PLC0415 - help does not need it
 
-    return TaskOptions(
-        embedding=options.embedding,
-        resolution=options.resolution,
-        templates=_templates(options.templates),
-        features=options.features,
-        mode=options.mode,
-        background_threshold=options.background_threshold,
-        classes=options.classes,
-    )
+    given: dict[str, Any] = {one.name: getattr(options, one.name) for one in fields(TaskOptions)}
+    return TaskOptions(**{**given, "templates": _templates(options.templates)})
 
 
 def _templates(given: str | None) -> Any:

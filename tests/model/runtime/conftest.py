@@ -18,7 +18,7 @@ def make_manifest(
         "max_size": 56,
         "shape_buckets": [(28, 28)],
         "temperature": 0.01,
-        "outputs": ["cls1"],
+        "outputs": ["cls1", "depth", "normals", "segmentation"],
         "licence": "none",
     }
     entries = {n: FileEntry(sha256="0" * 64, size_bytes=size) for n, size in (files or {}).items()}

@@ -32,6 +32,7 @@ from service.models.loading import (
     patch_limit,
     served_buckets,
     served_tasks,
+    with_heads,
     with_maps,
     with_sizes,
 )
@@ -69,6 +70,15 @@ def test_every_shape_and_every_head_is_warmed_up(manifest: Manifest, runtime: Fa
     assert [item_cost(manifest, bucket) for bucket in buckets] == [4, 6, 32, 8, *3 * [4, 32]]
     with pytest.raises(PackageError, match="raise max_batch_patches above 20"):
         served_buckets(further, 20)
+
+
+def test_a_program_that_asks_once_loads_the_native_size_and_its_heads(
+    manifest: Manifest, runtime: FakeRuntime
+) -> None:
+    least = with_heads(manifest, ["normals"])
+    buckets = with_maps(served_buckets(least, 4096), least, runtime)
+    assert [bucket.label for bucket in buckets] == ["image 28x28", "text 8", "normals 28x28"]
+    assert least.digest == manifest.digest
 
 
 def test_a_head_is_served_if_package_and_runtime_have_it(

@@ -42,7 +42,7 @@ OPEN_PATHS = {"/", "/health", "/healthz", "/ping", "/v2/health/live", "/v2/healt
 OPEN_PATHS |= {"/docs", "/openapi.json", "/favicon.ico", "/web/app.js"}
 # The document of the API leaves these out.
 OTHER_PATHS = {"/v1/nowhere", "/v2/repository/index", "/invocations", "/web/../v1/models"}
-OPEN_SERVICES = {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"}
+OPEN_SERVICES = {"grpc.health.v1.Health"}
 OPEN_SERVICES |= {"grpc.reflection.v1alpha.ServerReflection"}
 KEYS_NOT_KNOWN: list[dict[str, str]] = [{}, {"x-api-key": KEY + "x"}]
 

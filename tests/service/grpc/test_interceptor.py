@@ -1,0 +1,252 @@
+"""The interceptor: keys, limits, slow and malformed messages, errors, and what is given back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock, Mock
+
+import grpc
+import pytest
+
+from service.grpc.generated import embed_pb2, segment_pb2
+from service.grpc.interceptor import CallInterceptor
+from service.monitoring.telemetry import Telemetry
+from service.server import Server
+from tests.service.callers import (
+    ENCODER,
+    LIMIT_S,
+    Answer,
+    ask_grpc,
+    call_rpc,
+    error_reason,
+    grpc_channel,
+    message,
+)
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
+
+EMBED, LIST = f"{ENCODER}/EmbedImages", f"{ENCODER}/ListModels"
+CHECK = "/grpc.health.v1.Health/Check"
+KEY = "the-key-of-this-test"
+MALFORMED = "The message does not have this RPC's request type."
+
+
+def held(server: Server) -> tuple[int, int, int]:
+    """What requests hold."""
+    admission = server.admission
+    return admission.num_requests, admission.num_body_bytes, admission.num_admitted
+
+
+async def ask_late(server: Server, *, is_complete: bool = False) -> Answer:
+    """Open a unary RPC, and send no message; `is_complete` says that none will come."""
+    never = asyncio.Event()
+
+    async def messages() -> AsyncIterator[bytes]:
+        if not is_complete:
+            await never.wait()
+        for raw in ():
+            yield raw
+
+    async with grpc_channel(server) as channel:
+        call = channel.stream_unary(EMBED)(messages(), timeout=LIMIT_S)
+        with suppress(grpc.aio.AioRpcError):
+            await call
+        trailers = dict(await call.trailing_metadata())
+        code, text = await call.code(), await call.details()
+    reason = error_reason(trailers["grpc-status-details-bin"])
+    return Answer(status=code.name, code=reason, headers=trailers, text=text)
+
+
+@contextmanager
+def nothing_held_after(server: Server) -> Iterator[None]:
+    yield
+    assert held(server) == (0, 0, 0)
+
+
+async def test_every_rpc_needs_a_key_but_health_and_reflection(
+    serving: Serving, encode_image: Encode
+) -> None:
+    raw = message("embed", encode_image()).SerializeToString()
+    async with serving(api_keys=KEY) as server:
+        with nothing_held_after(server):
+            for rpc in (EMBED, LIST, f"{ENCODER}/Stream"):
+                refused = await call_rpc(server, rpc, raw)
+                assert (refused.status, refused.code) == ("UNAUTHENTICATED", "missing_api_key")
+            for headers in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
+                assert (await call_rpc(server, EMBED, raw, headers=headers)).status == "OK"
+            reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+            for rpc in (CHECK, reflection):
+                assert (await call_rpc(server, rpc)).status == "OK"
+
+
+async def test_an_error_has_its_reason_its_id_and_its_times(serving: Serving) -> None:
+    async with serving() as server:
+        with nothing_held_after(server):
+            broken = await ask_grpc(server, b"no image", headers={"x-request-id": "me"})
+            wrong = await ask_grpc(server, b"", headers={"x-request-priority": "4"})
+    assert (broken.status, broken.code) == ("INVALID_ARGUMENT", "invalid_image")
+    assert broken.headers["x-request-id"] == "me"
+    assert "total;dur=" in broken.headers["server-timing"]
+    assert (wrong.status, wrong.code) == ("INVALID_ARGUMENT", "unknown_priority")
+
+
+async def test_malformed_messages_and_those_of_too_many_values_are_refused_and_not_quoted(
+    serving: Serving,
+) -> None:
+    many = embed_pb2.EmbedImagesRequest(outputs=["IMAGE_OUTPUT_CLS1"] * 200_000)
+    async with serving() as server:
+        with nothing_held_after(server):
+            for raw in (b"\xff\xff", b"\x12\x05ab", b"\x0a\x02\xff\xfe", b"\x12\x04\x0a\xff\xff"):
+                found = await call_rpc(server, EMBED, raw)
+                assert (found.status, found.code) == ("INVALID_ARGUMENT", "malformed_message")
+                assert found.text.startswith(MALFORMED)
+            for raw in (b"\x12\x00" * 100_000, many.SerializeToString()):
+                found = await call_rpc(server, EMBED, raw)
+                assert (found.status, found.code) == ("INVALID_ARGUMENT", "too_many_items")
+
+
+async def test_an_unknown_method_becomes_no_label(serving: Serving) -> None:
+    async with serving() as server:
+        for rpc in (f"{ENCODER}/Secret", "/my.Service/Secret"):
+            assert (await call_rpc(server, rpc)).status == "UNIMPLEMENTED"
+        labels = {"protocol": "grpc", "method": "other", "code": "UNIMPLEMENTED"}
+        assert sample(server.metrics, "requests_total", **labels) == 2
+
+
+async def test_a_message_that_is_missing_or_late_is_an_error_and_frees_its_place(
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.settings.Settings.num_receive_places", 1)
+    async with serving() as server:
+        with nothing_held_after(server):
+            missing = await ask_late(server, is_complete=True)
+            assert (missing.status, missing.code) == ("INVALID_ARGUMENT", "missing_message")
+            monkeypatch.setattr("service.grpc.interceptor.RECEIVE_LIMIT_S", 0.1)
+            late = asyncio.ensure_future(ask_late(server))
+            await until(lambda: server.admission.num_requests == 1)
+            assert (await ask_grpc(server, encode_image())).status == "OK", "after the late one"
+            assert ((await late).status, (await late).code) == (
+                "DEADLINE_EXCEEDED",
+                "slow_message",
+            )
+
+
+async def test_the_deadline_holds_for_the_message_too(serving: Serving) -> None:
+    async with serving(request_timeout_s=0.1) as server:
+        with nothing_held_after(server):
+            late = await ask_late(server)
+    assert (late.status, late.code) == ("DEADLINE_EXCEEDED", "deadline_exceeded")
+    assert late.headers["x-request-id"], "the server's own answer"
+
+
+async def test_too_many_rpcs_are_refused_and_health_checks_are_answered(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+) -> None:
+    image = encode_image()
+    async with serving(max_concurrent_rpcs=1) as server:
+        with nothing_held_after(server):
+            runtime.gate.clear()
+            first = asyncio.ensure_future(ask_grpc(server, image))
+            assert await entered()
+            refused = await ask_grpc(server, image)
+            assert (refused.status, refused.code) == ("RESOURCE_EXHAUSTED", "too_many_rpcs")
+            assert refused.headers["grpc-retry-pushback-ms"] == "1000"
+            assert sample(server.metrics, "rejected_total", reason="rpcs") == 1
+            assert (await call_rpc(server, CHECK)).status == "OK"
+            runtime.gate.set()
+            assert (await first).status == "OK"
+            assert (await ask_grpc(server, image)).status == "OK"
+
+
+async def test_too_many_streams_are_refused_and_an_rpc_is_answered(
+    serving: Serving, encode_image: Encode
+) -> None:
+    async with serving(max_streams=1) as server, grpc_channel(server) as channel:
+        stream = channel.stream_stream(f"{ENCODER}/Stream")(timeout=LIMIT_S)
+        await until(lambda: server.admission.num_requests == 1)
+        refused = await call_rpc(server, f"{ENCODER}/Stream", b"")
+        assert (refused.status, refused.code) == ("RESOURCE_EXHAUSTED", "too_many_streams")
+        assert (await ask_grpc(server, encode_image())).status == "OK"
+        stream.cancel()
+        await until(lambda: held(server) == (0, 0, 0))
+
+
+async def test_a_caller_that_leaves_gives_everything_back(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+) -> None:
+    async with serving() as server, grpc_channel(server) as channel:
+        runtime.gate.clear()
+        raw = message("embed", encode_image()).SerializeToString()
+        leaving = channel.unary_unary(EMBED)(raw, timeout=LIMIT_S)
+        assert await entered()
+        assert held(server) == (1, len(raw), 1)
+        leaving.cancel()
+        await until(lambda: held(server) == (0, 0, 0))
+
+
+async def test_messages_share_the_memory_for_bodies(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+) -> None:
+    image = encode_image(size=(60, 60))
+    size = len(message("embed", image).SerializeToString())
+    limits = {f"max_{name}_bytes": size + 100 for name in ("image", "request", "body_memory")}
+    async with serving(**limits) as server:
+        with nothing_held_after(server):
+            runtime.gate.clear()
+            first = asyncio.ensure_future(ask_grpc(server, image))
+            assert await entered()
+            refused = await ask_grpc(server, image)
+            assert (refused.status, refused.code) == ("RESOURCE_EXHAUSTED", "body_memory_full")
+            assert (await call_rpc(server, LIST)).status == "OK"
+            runtime.gate.set()
+            assert (await first).status == "OK"
+            large = await call_rpc(server, EMBED, bytes(size + 101))
+            assert (large.status, "larger than max" in large.text) == ("RESOURCE_EXHAUSTED", True)
+
+
+@pytest.mark.parametrize("rpc", [EMBED, LIST, CHECK])
+async def test_compressed_messages_are_refused(serving: Serving, rpc: str) -> None:
+    async with serving() as server, grpc_channel(server) as channel:
+        asked = channel.unary_unary(rpc)(
+            bytes(1_000_000), timeout=LIMIT_S, compression=grpc.Compression.Gzip
+        )
+        assert (await asked.code()).name == "UNIMPLEMENTED"
+        assert "gzip" in await asked.details()
+
+
+async def test_an_error_that_quotes_the_request_is_not_too_long_for_metadata(
+    serving: Serving, encode_image: Encode
+) -> None:
+    images = message("embed", encode_image()).images
+    async with serving() as server:
+        for letter in ("x", "\u672c", "\U0001f436"):
+            named = embed_pb2.EmbedImagesRequest(images=images, model=letter * 30_000)
+            found = await call_rpc(server, EMBED, named.SerializeToString())
+            assert (found.status, found.code) == ("NOT_FOUND", "model_not_found")
+            classes = [segment_pb2.SegmentClass(name=letter * 2000)] * 2
+            twice = segment_pb2.SegmentImagesRequest(images=images, classes=classes)
+            found = await call_rpc(server, f"{ENCODER}/SegmentImages", twice.SerializeToString())
+            assert (found.status, found.code) == ("INVALID_ARGUMENT", "invalid_field")
+
+
+async def test_an_error_of_a_call_that_has_ended_is_not_logged(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = Mock(
+        invocation_metadata=lambda: None,
+        time_remaining=lambda: None,
+        peer=lambda: "ipv4:127.0.0.1:1",
+        read=AsyncMock(side_effect=grpc.aio.InternalError("no such stream")),
+    )
+    made: Any = grpc.unary_unary_rpc_method_handler(print, embed_pb2.EmbedImagesRequest.FromString)
+    async with serving() as server:
+        interceptor = CallInterceptor(
+            Telemetry(server.metrics), server.protection, server.admission, {}
+        )
+        details = SimpleNamespace(method=EMBED)
+        handler = await interceptor.intercept_service(AsyncMock(return_value=made), details)
+        with nothing_held_after(server), pytest.raises(asyncio.CancelledError):
+            await handler.stream_stream(None, context)
+        assert interceptor.is_idle
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -1,0 +1,276 @@
+"""The middleware: limits of a body, the deadline, a client that leaves, and what is given back."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from service.admission import Admission
+from service.call import current_call
+from service.errors import InvalidRequest
+from service.monitoring.metrics import Metrics
+from service.monitoring.telemetry import Telemetry
+from service.rest.middleware import CallMiddleware
+from service.safety.protection import Protection
+from tests.service.conftest import call
+
+LIMIT_S = 20.0
+LEFT: Message = {"type": "http.disconnect"}
+Handle = Callable[[Receive, Send], Awaitable[None]]
+
+
+def chunk(num_bytes: int = 1, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": b"x" * num_bytes, "more_body": more}
+
+
+async def read_all(receive: Receive) -> int:
+    num_bytes, more = 0, True
+    while more:
+        message = await receive()
+        num_bytes += len(message["body"])
+        more = message["more_body"]
+    return num_bytes
+
+
+async def answer(receive: Receive, send: Send) -> None:
+    """Read the body, then answer."""
+    await read_all(receive)
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def never(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def read_and_wait(receive: Receive, send: Send) -> None:
+    await read_all(receive)
+    await never()
+
+
+async def refuse(receive: Receive, send: Send) -> None:
+    await read_all(receive)
+    raise InvalidRequest("no")
+
+
+async def crash(receive: Receive, send: Send) -> None:
+    await read_all(receive)
+    raise RuntimeError
+
+
+@dataclass
+class Desk:
+    """Asks a middleware by ASGI, and counts what its requests hold."""
+
+    protection: Protection
+    admission: Admission
+    metrics: Metrics
+    num_inside: int = 0
+    sent: list[Message] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)
+    client: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
+
+    def enter(self, *_: object) -> Callable[[], None]:
+        """As `ApiKeys.enter`."""
+        self.num_inside += 1
+        return self.leave
+
+    def leave(self) -> None:
+        self.num_inside -= 1
+
+    async def ask(
+        self,
+        *messages: Message,
+        handle: Handle = answer,
+        send: Send | None = None,
+        method: str = "POST",
+        **headers: str,
+    ) -> int:
+        """Send a request; returns the status of the answer, 0 without one."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            asked = current_call.get()
+            self.methods.append(scope["method"])
+            self.deadlines.append(asked.deadline - asked.started)
+            await handle(receive, send)
+
+        for message in messages:
+            self.client.put_nowait(message)
+        self.sent.clear()
+        names = {name.replace("_", "-").encode(): value for name, value in headers.items()}
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": "/v1/x",
+            "headers": [(name, value.encode("latin-1")) for name, value in names.items()],
+        }
+        middleware = CallMiddleware(app, Telemetry(self.metrics), self.protection, self.admission)
+        async with asyncio.timeout(LIMIT_S):
+            await middleware(scope, self.client.get, send or self.keep)
+        return self.sent[0]["status"] if self.sent else 0
+
+    async def keep(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    def holds_nothing(self) -> bool:
+        held = self.admission.num_requests, self.admission.num_body_bytes, self.num_inside
+        return held == (0, 0, 0)
+
+
+@pytest.fixture
+def desk(make_settings: Any, metrics: Metrics) -> Desk:
+    """Bodies have at most 80 bytes, all together at most 100; requests at most 5 s."""
+    protection = Protection.from_settings(make_settings(), metrics)
+    admission = Admission(metrics, max_body_bytes=100, max_work_bytes=1)
+    admission.open()
+    desk = Desk(protection, admission, metrics)
+    desk.protection = replace(
+        protection, max_body_bytes=80, request_timeout_s=5.0, keys=cast("Any", desk)
+    )
+    return desk
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content_length": "80"}, 200),
+        ({"content_length": "81"}, 413),
+        ({"content_length": "9" * 5000}, 413),
+        ({"content_encoding": "gzip"}, 415),
+        ({"content_encoding": "Identity"}, 200),
+        ({"x_request_timeout_ms": "0"}, 422),
+        ({"x_request_timeout_ms": "\xb2"}, 422),
+        ({"x_request_timeout_ms": "9" * 5000}, 422),
+        ({"x_request_priority": "4"}, 422),
+    ],
+)
+async def test_a_head_is_checked_before_the_body_is_read(
+    desk: Desk, headers: dict[str, str], status: int
+) -> None:
+    assert await desk.ask(chunk(), **headers) == status
+    assert desk.client.empty() == (status == 200)
+    assert desk.holds_nothing()
+
+
+async def test_bytes_are_counted_as_they_arrive_whatever_was_announced(desk: Desk) -> None:
+    half = chunk(40, more=True)
+    assert await desk.ask(half, chunk(40)) == 200
+    assert await desk.ask(half, half, chunk(1)) == 413
+    assert await desk.ask(half, chunk(41), content_length="1") == 413
+    assert desk.holds_nothing()
+
+
+async def test_bodies_share_their_memory(desk: Desk) -> None:
+    seen: list[int] = []
+
+    async def look(receive: Receive, send: Send) -> None:
+        await receive()
+        seen.append(desk.admission.num_body_bytes)
+        await answer(receive, send)
+
+    assert await desk.ask(chunk(30, more=True), chunk(10), handle=look) == 200
+    other = desk.admission.enter(call())
+    other.hold_body(70)
+    assert await desk.ask(chunk(31)) == 429
+    assert desk.headers()[b"retry-after"] == b"1"
+    other.release()
+    assert await desk.ask(chunk(31)) == 200
+    assert seen == [30]
+    assert desk.holds_nothing()
+
+
+@pytest.mark.parametrize("messages", [[chunk(more=True)], [chunk()]], ids=["body", "work"])
+async def test_the_deadline_ends_receiving_and_work(desk: Desk, messages: list[Message]) -> None:
+    status = await desk.ask(*messages, handle=read_and_wait, x_request_timeout_ms="30")
+    assert status == 504
+    assert desk.holds_nothing()
+
+
+async def test_the_deadline_ends_an_answer_that_nobody_reads(desk: Desk) -> None:
+    async def send(message: Message) -> None:
+        await desk.keep(message)
+        if message["type"] == "http.response.body":
+            await never()
+
+    assert await desk.ask(chunk(), send=send, x_request_timeout_ms="30") == 200
+    assert len(desk.sent) == 2, "no second answer"
+    assert desk.holds_nothing()
+
+
+@pytest.mark.parametrize(("asked_ms", "left_s"), [("2000", 2.0), ("60000", 5.0), (None, 5.0)])
+async def test_a_client_may_shorten_the_deadline_but_not_extend_it(
+    desk: Desk, asked_ms: str | None, left_s: float
+) -> None:
+    await desk.ask(chunk(), **({"x_request_timeout_ms": asked_ms} if asked_ms else {}))
+    assert desk.deadlines == [pytest.approx(left_s)]
+
+
+@pytest.mark.parametrize("messages", [[chunk(more=True), LEFT], [chunk(), LEFT]])
+async def test_a_client_that_leaves_cancels_its_request(
+    desk: Desk, messages: list[Message]
+) -> None:
+    assert await desk.ask(*messages, handle=read_and_wait) == 0
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    assert desk.holds_nothing()
+    labels = {"protocol": "http", "method": "other", "code": "499"}
+    assert desk.metrics.registry.get_sample_value("tipserve_requests_total", labels) == 1
+
+
+async def test_a_client_that_leaves_after_its_answer_cancels_nothing(desk: Desk) -> None:
+    async def linger(receive: Receive, send: Send) -> None:
+        await answer(receive, send)
+        desk.client.put_nowait(LEFT)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    assert await desk.ask(chunk(), handle=linger) == 200
+    assert desk.holds_nothing()
+
+
+async def test_another_cancellation_is_passed_on(desk: Desk) -> None:
+    began = asyncio.Event()
+
+    async def wait(receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        began.set()
+        await never()
+
+    task = asyncio.ensure_future(desk.ask(chunk(), handle=wait))
+    await began.wait()
+    assert not desk.holds_nothing()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert desk.holds_nothing()
+
+
+async def test_errors_are_answered_and_give_everything_back(desk: Desk) -> None:
+    assert await desk.ask(chunk(40), handle=refuse) == 422
+    assert desk.holds_nothing()
+    with pytest.raises(RuntimeError):  # in the server FastAPI has answered it
+        await desk.ask(chunk(40), handle=crash)
+    assert desk.holds_nothing()
+
+
+async def test_connections_close_while_the_server_stops(desk: Desk) -> None:
+    await desk.ask(chunk())
+    assert b"connection" not in desk.headers()
+    assert desk.headers().keys() == {b"x-request-id", b"server-timing"}
+    desk.admission.announce_drain()
+    assert await desk.ask(chunk()) == 200
+    assert desk.headers()[b"connection"] == b"close"
+
+
+async def test_head_is_asked_as_get_and_reads_no_body(desk: Desk) -> None:
+    assert await desk.ask(chunk(), LEFT, method="HEAD") == 200
+    assert desk.methods == ["GET"]
+    assert desk.holds_nothing()

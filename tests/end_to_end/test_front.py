@@ -64,7 +64,8 @@ class Callers:
             def ask() -> None:
                 try:
                     answer = client.post(urls[0], json={"texts": ["a dog"]})
-                except httpx.ConnectError:  # no longer an endpoint of the Service
+                # No longer an endpoint of the Service, or a kept connection is closed as it is used.
+                except (httpx.ConnectError, httpx.RemoteProtocolError):
                     urls.reverse()
                 else:
                     answer.raise_for_status()

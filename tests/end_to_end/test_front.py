@@ -64,7 +64,7 @@ class Callers:
             def ask() -> None:
                 try:
                     answer = client.post(urls[0], json={"texts": ["a dog"]})
-                # No longer an endpoint of the Service, or a kept connection is closed as it is used.
+                # No longer an endpoint of the Service, or a kept connection closes as it is used.
                 except (httpx.ConnectError, httpx.RemoteProtocolError):
                     urls.reverse()
                 else:

@@ -14,12 +14,6 @@ Send = Callable[[grpc.Channel, random.Random, float], object]
 
 SERVICE: Final = "/tipserve.v1.EncoderService/"
 METHODS: Final = ("EmbedImages", "EmbedTexts", "SegmentImages", "GetModel", "ListModels")
-OPEN_METHODS: Final = (
-    "/grpc.health.v1.Health/Check",
-    "/grpc.health.v1.Health/Watch",
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-)
 ODD_NAMES: Final = ("Nothing", "embedImages", "\u00e9", "a" * 3000, "EmbedImages/", "..")
 ODD_SERVICES: Final = (SERVICE, "/", "//", "/tipserve.v2.EncoderService/", "/a/b/c/")
 TOO_LARGE: Final = 33 * 1024 * 1024
@@ -87,12 +81,6 @@ def many_messages(channel: grpc.Channel, rng: random.Random, limit_s: float) -> 
     stub(iter([b""] * rng.choice((0, 2, 100))), timeout=limit_s)
 
 
-def open_service(channel: grpc.Channel, rng: random.Random, limit_s: float) -> None:
-    stub: Any = channel.stream_stream(rng.choice(OPEN_METHODS))
-    sent = [rng.randbytes(rng.choice((1, 10, 1000))) for _ in range(3)]
-    next(iter(stub(iter(sent), timeout=limit_s)), None)
-
-
 def impatient(channel: grpc.Channel, rng: random.Random, limit_s: float) -> None:
     """A good message of a caller who does not wait for the answer."""
     method, message = whole_message(rng)
@@ -111,7 +99,6 @@ SENDS: Final[tuple[tuple[Send, frozenset[str]], ...]] = (
     (unknown, frozenset({"UNIMPLEMENTED"})),
     (metadata, REFUSED | {"OK"}),
     (many_messages, ANSWERED | {"UNIMPLEMENTED"}),
-    (open_service, ANSWERED),
     (impatient, frozenset({"OK"})),
 )
 

@@ -347,6 +347,10 @@ class EstimateMapsResponse:
     errors: ItemErrors = field(default_factory=dict)
 
 
+MAX_TEXTS: Final = 2048
+MAX_CLASSES: Final = 512
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
     """Limits of one request.

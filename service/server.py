@@ -332,7 +332,7 @@ def main(settings: Settings, place: WorkerPlace | None = None) -> int:
     Returns:
         The exit status: 0 after a drain, 1 after a failure.
     """
-    log = configure_logging(settings.log_level, settings.log_format)
+    log = configure_logging(settings.log_level)
     try:
         uvloop.run(_run(settings, log, place))
     except StartError as error:

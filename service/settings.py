@@ -213,16 +213,9 @@ class Settings(BaseSettings):
     on a CPU the extra thread would take time from the computation."""
     max_queue_patches: Positive = 65536
     """Maximum patches of all requests in progress for each model. Further requests get 429."""
-    text_cache_bytes: Positive = 64 * 1024 * 1024
-    """Memory for cached text embeddings, for each model. The default holds about 19,000 embeddings
-    of 768 numbers."""
 
     max_images_per_request: Positive = 32
     """Maximum images in a request."""
-    max_texts_per_request: Positive = 2048
-    """Maximum texts, or prompts of classes, in a request."""
-    max_classes_per_request: Positive = 512
-    """Maximum classes in a request, background classes included."""
     max_image_bytes: Positive = 16 * 1024 * 1024
     """Maximum bytes of an encoded image."""
     max_image_pixels: Positive = 40_000_000
@@ -245,20 +238,8 @@ class Settings(BaseSettings):
     """Maximum bytes that the images of all requests take while they are decoded, and their maps,
     masks and answers until they are sent. A request waits for its share until its deadline; one
     whose answer needs more than all of it gets 413. An image that needs more is decoded alone."""
-    max_concurrent_rpcs: Positive = 2048
-    """Maximum RPCs in progress. Further RPCs are rejected before their message is read. One
-    connection may have 64 of them."""
     max_streams: Positive = 32
     """Maximum gRPC streams at once. Each may receive a message of `max_request_bytes`."""
-    max_stream_requests: Positive = 64
-    """Maximum requests of one gRPC stream in progress. The server reads no further requests of the
-    stream meanwhile, so that its client stops sending."""
-    keep_alive_s: Seconds = 75.0
-    """Seconds after which an idle connection is closed. Set it higher than the idle timeout of a
-    load balancer in front."""
-    max_connection_age_s: Seconds = 300.0
-    """Maximum age in seconds of a gRPC connection. It is then closed once its RPCs are answered, so
-    that clients reconnect through the load balancer and find new replicas."""
     drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds during which a stopping server fails readiness but still accepts requests, so that
     load balancers notice. Keep 0 if something else delays SIGTERM, such as a preStop hook of
@@ -290,8 +271,6 @@ class Settings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Minimum level of log lines."""
-    log_format: Literal["auto", "json", "text"] = "auto"
-    """Format of log lines. `auto` is text on a terminal, and JSON elsewhere."""
     access_log_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of answered requests that get a log line, evenly spread. Server errors always get
     one."""
@@ -385,10 +364,8 @@ class Settings(BaseSettings):
             "lanes": 1,
             "pool_threads": 1,
             "max_queue_patches": self.max_batch_patches,
-            "text_cache_bytes": 1,
             "max_body_memory_bytes": self.max_request_bytes,
             "max_work_memory_bytes": 1,
-            "max_concurrent_rpcs": 1,
             "max_streams": 1,
         }
         totals = {name: getattr(self, name) for name in least}

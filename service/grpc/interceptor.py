@@ -50,6 +50,7 @@ FAULTS: Final = frozenset(
 )
 PRIORITY: Final = "x-request-priority"
 RETRY_S: Final = 1.0
+MAX_RPCS: Final = 2048
 # Longest time in which a message arrives. grpcio takes all of a message that is being read, up to
 # `max_request_bytes`, so few are read at once and none for long.
 RECEIVE_LIMIT_S: Final = 20.0
@@ -130,7 +131,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             self._check_caller(context, ticket)
             call.priority = accept_priority(priority_of(context), param=PRIORITY)
-            if self._num_rpcs > self._protection.max_rpcs:
+            if self._num_rpcs > MAX_RPCS:
                 raise self._too_many("RPCs", code="too_many_rpcs")
             async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
                 request = parse_message(await self._read(context), rpc, ticket)
@@ -178,7 +179,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 context,
                 partial(self._answer_item, rpc, context),
                 closing=self.closing,
-                max_requests=self._protection.max_stream_requests,
                 idle_s=self._protection.request_timeout_s + RECEIVE_LIMIT_S,
             ).run()
         except grpc.aio.InternalError:

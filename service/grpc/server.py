@@ -46,6 +46,7 @@ MAX_STREAMS_PER_CONNECTION = 64
 # Bytes of a message that the core takes before it is read.
 WINDOW_BYTES = 64 * 1024
 KEEPALIVE_MS = 60_000
+CONNECTION_AGE_MS = 300_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 
 
@@ -193,7 +194,6 @@ class GrpcServer:
 
 def channel_options(protection: Protection) -> list[tuple[str, int]]:
     """Limits that gRPC's core enforces, in milliseconds and bytes."""
-    age_ms = int(1000 * protection.max_connection_age_s)
     return [
         ("grpc.max_receive_message_length", protection.max_body_bytes),
         ("grpc.max_send_message_length", -1),
@@ -206,7 +206,7 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         # Clients reconnect through the balancer and so reach new replicas.
-        ("grpc.max_connection_age_ms", age_ms),
+        ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
         ("grpc.max_connection_age_grace_ms", int(1000 * protection.request_timeout_s)),
         # Detects a vanished peer, and disconnects one that pings too often.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),

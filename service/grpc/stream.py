@@ -21,6 +21,8 @@ from service.grpc.errors import CODE
 from service.grpc.generated import stream_pb2
 from service.grpc.writing import Enclosed
 
+# Requests of a stream that are worked on or wait to be sent.
+MAX_REQUESTS: Final = 64
 STREAM_KINDS: Final = tuple(
     field.name for field in stream_pb2.StreamRequest.DESCRIPTOR.oneofs_by_name["request"].fields
 )
@@ -60,7 +62,6 @@ class AnsweredStream:
         context: Context of the RPC, whose messages are bytes.
         answer: Answers one request, also with an error; runs in a task of its own.
         closing: Set when the server closes: no request is read, those read are answered.
-        max_requests: Most requests that are worked on or wait to be sent.
         idle_s: A stream without a request or an answer for so long ends.
     """
 
@@ -70,14 +71,13 @@ class AnsweredStream:
         answer: Answer,
         *,
         closing: asyncio.Event,
-        max_requests: int,
         idle_s: float,
     ) -> None:
         self._context = context
         self._closing = closing
         self._answer = answer
         self._idle_s = idle_s
-        self._window = asyncio.Semaphore(max_requests)
+        self._window = asyncio.Semaphore(MAX_REQUESTS)
         # Read and not yet sent, in order; None at the end.
         self._unsent: asyncio.Queue[tuple[StreamItem, asyncio.Task[bytes]] | None] = asyncio.Queue()
         self._items: set[StreamItem] = set()

@@ -58,10 +58,10 @@ from service.machine import (
     free_memory,
     returning_blocks_of_weights,
 )
-from service.messages import BucketLimits, ModelInfo, RequestLimits
+from service.messages import MAX_CLASSES, MAX_TEXTS, BucketLimits, ModelInfo, RequestLimits
 from service.models.conversion import ModelSource, open_source
 from service.models.served_model import ServedModel
-from service.models.texts import TextCache
+from service.models.texts import TEXT_CACHE_BYTES, TextCache
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
@@ -634,7 +634,7 @@ def serve_lanes(
         tokenizer=TextTokenizer.from_package(package),
         batcher=batcher,
         lanes=lanes,
-        cache=TextCache(settings.text_cache_bytes, metrics),
+        cache=TextCache(TEXT_CACHE_BYTES, metrics),
         budget=PatchBudget(settings.max_queue_patches, metrics, batcher),
     )
 
@@ -714,8 +714,8 @@ def request_limits(settings: Settings) -> RequestLimits:
     """The settings that bound one request."""
     return RequestLimits(
         max_images=settings.max_images_per_request,
-        max_texts=settings.max_texts_per_request,
-        max_classes=settings.max_classes_per_request,
+        max_texts=MAX_TEXTS,
+        max_classes=MAX_CLASSES,
         max_image_bytes=settings.max_image_bytes,
         max_image_pixels=settings.max_image_pixels,
         max_request_bytes=settings.max_request_bytes,

@@ -88,6 +88,10 @@ class InFlight:
     is_over: bool = False
 
 
+# About 19,000 embeddings of 768 numbers, for each model.
+TEXT_CACHE_BYTES: Final = 64 * 1024 * 1024
+
+
 class TextCache:
     """An LRU map from prompt to raw embedding [D], bounded in bytes, with singleflight.
 

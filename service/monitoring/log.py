@@ -177,15 +177,13 @@ class AccessLog:
         access_logger.info("answered", extra={"fields": fields})
 
 
-def configure_logging(level: str, log_format: LogFormat | Literal["auto"]) -> LogQueue:
+def configure_logging(level: str) -> LogQueue:
     """Send all records of this process, also those of libraries, to standard error.
 
     Returns:
         The queue; close it at the end, or the last lines are lost.
     """
-    if log_format == "auto":
-        log_format = "text" if sys.stderr.isatty() else "json"
-    log = LogQueue(sys.stderr, log_format)
+    log = LogQueue(sys.stderr, "text" if sys.stderr.isatty() else "json")
     logging.basicConfig(level=level, handlers=[log.handler], force=True)
     logging.captureWarnings(True)
     ignore_image_warnings()

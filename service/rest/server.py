@@ -1,6 +1,5 @@
 """REST's server: uvicorn as it is, without its signal handlers. Strangers come through a proxy."""
 
-import math
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -13,6 +12,8 @@ from starlette.types import ASGIApp
 from service.safety.protection import Protection
 
 BACKLOG: Final = 2048
+# Longer than the idle time-out of a proxy in front: the one shipped has 60 s.
+KEEP_ALIVE_S: Final = 75
 
 
 class HttpServer(uvicorn.Server):
@@ -50,7 +51,7 @@ def build_http_server(app: ASGIApp, protection: Protection, *, grace_s: int) -> 
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=math.ceil(protection.keep_alive_s),
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=grace_s,
             **options,
         )

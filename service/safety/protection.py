@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from service.messages import MAX_CLASSES, MAX_TEXTS
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from service.safety.browsers import BrowserRules
@@ -25,13 +26,9 @@ class Protection:
         metrics: Counts refused requests.
         request_timeout_s: Default and longest deadline of a request.
         max_body_bytes: Largest body or message.
-        max_rpcs: Most RPCs at once.
         max_streams: Most gRPC streams at once.
         num_receive_places: Most messages of unary RPCs that gRPC receives at once.
-        max_stream_requests: Most requests of one gRPC stream at once.
         max_message_values: Most values in one gRPC message; valid ones have far fewer.
-        keep_alive_s: Longest idle time of a connection.
-        max_connection_age_s: Longest life of a gRPC connection.
     """
 
     keys: ApiKeys
@@ -42,13 +39,9 @@ class Protection:
     metrics: Metrics
     request_timeout_s: float
     max_body_bytes: int
-    max_rpcs: int
     max_streams: int
     num_receive_places: int
-    max_stream_requests: int
     max_message_values: int
-    keep_alive_s: float
-    max_connection_age_s: float
 
     @classmethod
     def from_settings(cls, settings: Settings, metrics: Metrics) -> Self:
@@ -63,11 +56,7 @@ class Protection:
         if settings.url_hosts is not None:
             limits = FetchLimits(max_bytes=settings.max_image_bytes)
             url_fetcher = UrlFetcher(UrlPolicy.from_text(settings.url_hosts), limits)
-        max_items = (
-            settings.max_images_per_request
-            + settings.max_texts_per_request
-            + settings.max_classes_per_request
-        )
+        max_items = settings.max_images_per_request + MAX_TEXTS + MAX_CLASSES
         return cls(
             keys=ApiKeys(
                 metrics,
@@ -82,14 +71,10 @@ class Protection:
             metrics=metrics,
             request_timeout_s=settings.request_timeout_s,
             max_body_bytes=settings.max_request_bytes,
-            max_rpcs=settings.max_concurrent_rpcs,
             max_streams=settings.max_streams,
             num_receive_places=settings.num_receive_places,
-            max_stream_requests=settings.max_stream_requests,
             # An item is two or three values; requests slightly over are left to later checks.
             max_message_values=10 * max_items + 1000,
-            keep_alive_s=settings.keep_alive_s,
-            max_connection_age_s=settings.max_connection_age_s,
         )
 
 

@@ -362,7 +362,7 @@ def supervise(settings: Settings, arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0 after a drain, 1 after a failure.
     """
-    log = configure_logging(settings.log_level, settings.log_format)
+    log = configure_logging(settings.log_level)
 
     def command(place: str) -> list[str]:
         return python_command("-m", "service", "worker", place, *arguments)

@@ -21,6 +21,7 @@ import pytest
 import trustme
 
 from service.monitoring.metrics_server import READY
+from service.rest.server import KEEP_ALIVE_S
 from service.settings import Settings
 from tests.hostile.wire import CONTINUATION, PREFACE, SETTINGS, frame, http2_head, literal, opened
 from tests.processes.front import CONFIGURATION, Front
@@ -123,7 +124,7 @@ def test_timeouts_sizes_and_ports_fit_the_service() -> None:
     timeouts_s = dict(re.findall(r"^  timeout ([\w-]+) +(\d+)s$", text, re.MULTILINE))
     assert int(timeouts_s["client"]) > settings.request_timeout_s
     assert int(timeouts_s["server"]) > settings.request_timeout_s
-    assert int(timeouts_s["http-keep-alive"]) < settings.keep_alive_s
+    assert int(timeouts_s["http-keep-alive"]) < KEEP_ALIVE_S
     assert f"option httpchk GET {READY}\n" in text
     # The service may already have computed a request that failed later.
     assert re.findall(r"^ *retry-on (.*)$", text, re.MULTILINE) == ["conn-failure"]

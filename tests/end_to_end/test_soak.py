@@ -55,6 +55,9 @@ import gc, json, signal, sys
 from pathlib import Path
 from service.__main__ import run
 from service.machine import collect_and_trim
+from service.models import loading
+
+loading.TEXT_CACHE_BYTES = 100_000
 
 path = Path(sys.argv.pop(1))
 
@@ -175,7 +178,7 @@ def settled(service: RunningService, report: Path) -> State:
 def test_mixed_requests_leave_nothing(tmp_path: Path) -> None:
     report, ports_file = tmp_path / "objects.json", tmp_path / "ports.json"
     ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--ports-file={ports_file}"]
-    flags = [*ports, "--text-cache-bytes=100000", "--log-level=ERROR"]
+    flags = [*ports, "--log-level=ERROR"]
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(report), *flags])
     try:
         service = wait_until_ready(process, ports_file)

@@ -98,6 +98,7 @@ class FakeRuntime:
     takes_bytes = False
     # Reloads before its lane is marked dead and waiting requests fail; 20 ms apart.
     num_repairs = 50
+    text_cache_bytes = 1_000_000
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -289,7 +290,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             tokenizer=cast("TextTokenizer", FakeTokenizer()),
             batcher=batcher,
             lanes=[lane],
-            cache=TextCache(settings.text_cache_bytes, metrics),
+            cache=TextCache(runtime.text_cache_bytes, metrics),
             budget=PatchBudget(settings.max_queue_patches, metrics, batcher),
         )
 

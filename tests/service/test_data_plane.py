@@ -424,7 +424,7 @@ async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
         (FEATURES, {"seed": 1}, InvalidRequest, "seed"),
         (MIXED, {"images": "broken"}, InvalidRequest, "images[0]"),
         (MIXED, {"texts": ("dog", " ")}, InvalidRequest, "texts[1]"),
-        (MIXED, {"texts": ("a",) * 4}, RequestTooLarge, "texts"),
+        (MIXED, {"texts": ("a",) * 2049}, RequestTooLarge, "texts"),
         (MIXED, {"dimensions": 0}, InvalidRequest, "dimensions"),
         (MIXED, {"dimensions": 9}, InvalidRequest, "dimensions"),
     ],
@@ -438,7 +438,7 @@ async def test_an_invalid_request_names_its_field(
     error: type[ServiceError],
     param: str | None,
 ) -> None:
-    plane = make_plane(max_images_per_request=8, max_texts_per_request=3)
+    plane = make_plane(max_images_per_request=8)
     kinds = {
         "good": encode_image(),
         "broken": b"no image",
@@ -769,7 +769,8 @@ async def test_a_mixed_request_is_admitted_as_a_whole_or_not_at_all(
 async def test_a_cancelled_mixed_request_computes_neither_images_nor_texts(
     make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
-    plane = make_plane(text_cache_bytes=1)
+    runtime.text_cache_bytes = 1
+    plane = make_plane()
     runtime.gate.clear()
     held = EmbedTextsRequest(texts=("held",))
     holding = asyncio.ensure_future(plane.embed_texts(held, call()))

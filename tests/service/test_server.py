@@ -366,7 +366,7 @@ def test_only_errors_of_the_start_are_logged_without_a_traceback(
     monkeypatch.setattr("service.server._stop_on_signals", lambda server: None)
     handlers, level = logging.root.handlers[:], logging.root.level
     try:
-        assert main(make_settings(log_format="text")) == 1
+        assert main(make_settings()) == 1
     finally:
         logging.root.handlers, logging.root.level = handlers, level
     logged = capsys.readouterr()

@@ -83,7 +83,7 @@ def gpu_machine(
     tiny_package: ModelPackage,
     tmp_path: Path,
 ) -> Iterator[GpuMachine]:
-    given = {"model": str(tiny_package.path), "cache": tmp_path, "log_format": "text"}
+    given = {"model": str(tiny_package.path), "cache": tmp_path}
 
     async def stop_when_ready(server: Server) -> None:
         await server.ready.wait()

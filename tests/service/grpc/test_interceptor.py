@@ -141,10 +141,15 @@ async def test_the_deadline_holds_for_the_message_too(serving: Serving) -> None:
 
 
 async def test_too_many_rpcs_are_refused_and_health_checks_are_answered(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+    serving: Serving,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    entered: Entered,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = encode_image()
-    async with serving(max_concurrent_rpcs=1) as server:
+    monkeypatch.setattr("service.grpc.interceptor.MAX_RPCS", 1)
+    async with serving() as server:
         with nothing_held_after(server):
             runtime.gate.clear()
             first = asyncio.ensure_future(ask_grpc(server, image))

@@ -21,13 +21,12 @@ from service.grpc.generated import (
     stream_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.grpc.stream import AnsweredStream, StreamItem
+from service.grpc.stream import MAX_REQUESTS, AnsweredStream, StreamItem
 from service.monitoring.metrics import Metrics
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
 LIMIT_S = 20.0
-MAX_SIDE_BY_SIDE = 4
 
 
 class FakeContext:
@@ -72,13 +71,12 @@ def stream_over(
         context,
         answer_item,
         closing=asyncio.Event(),
-        max_requests=MAX_SIDE_BY_SIDE,
         idle_s=LIMIT_S,
     )
 
 
 async def turns() -> None:
-    for _ in range(20 * MAX_SIDE_BY_SIDE):
+    for _ in range(20 * MAX_REQUESTS):
         await asyncio.sleep(0)
 
 
@@ -106,13 +104,13 @@ async def test_no_more_requests_are_read_than_run_at_once() -> None:
         await release.wait()
         return raw
 
-    context = FakeContext(*[b"x"] * (3 * MAX_SIDE_BY_SIDE))
+    context = FakeContext(*[b"x"] * (3 * MAX_REQUESTS))
     running = asyncio.ensure_future(stream_over(context, answer).run())
     await turns()
-    assert context.num_read == MAX_SIDE_BY_SIDE
+    assert context.num_read == MAX_REQUESTS
     release.set()
     await asyncio.wait_for(running, LIMIT_S)
-    assert len(context.written) == 3 * MAX_SIDE_BY_SIDE
+    assert len(context.written) == 3 * MAX_REQUESTS
 
 
 async def forever(raw: bytes) -> bytes:
@@ -336,13 +334,17 @@ async def test_a_busy_stream_does_not_delay_a_unary_rpc(
 
 
 async def test_requests_of_a_caller_that_reads_no_answers_are_not_computed(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime
+    serving: Serving,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images = [image_pb2.Image(encoded=encode_image("JPEG", size=(600, 600)))]
     depth = dense_pb2.EstimateDepthRequest(images=images)  # 1.4 MB of answer
     request = stream_pb2.StreamRequest(estimate_depth=depth)
     other = embed(encode_image()).embed_images
-    async with serving(max_stream_requests=4) as server, connected(server) as stub:
+    monkeypatch.setattr("service.grpc.stream.MAX_REQUESTS", 4)
+    async with serving() as server, connected(server) as stub:
         answers = aiter(stub.Stream(iter([request] * 60), timeout=LIMIT_S))
         found = [await anext(answers)]
         for _ in range(20):  # by now all requests that can be computed are computed
@@ -397,13 +399,18 @@ async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
 
 
 async def test_a_stopping_server_answers_what_it_has_read_and_is_unavailable(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+    serving: Serving,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    entered: Entered,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = encode_image("BMP", size=(300, 300))
     requests = [embed(image, str(seed)) for seed in range(30)]
+    monkeypatch.setattr("service.grpc.stream.MAX_REQUESTS", 4)
     # Not grpc.aio: where it is still sending as the server ends the RPC, it makes a status of its
     # own, INTERNAL, and forgets the server's.
-    async with serving(max_stream_requests=4) as server:
+    async with serving() as server:
         with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
             runtime.gate.clear()
             call = EncoderServiceStub(channel).Stream(iter(requests), timeout=LIMIT_S)

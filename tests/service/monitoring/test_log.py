@@ -302,7 +302,7 @@ def test_an_exception_that_ends_a_thread_is_logged(
 ONE_LINE = """
 import logging
 from service.monitoring.log import configure_logging
-log = configure_logging("INFO", "auto")
+log = configure_logging("INFO")
 logging.getLogger("service.x").info("hello")
 log.close(20)
 """

@@ -142,7 +142,8 @@ async def test_errors_name_instances_and_parameters(
 async def test_a_request_whose_client_leaves_is_not_computed(
     serving: Serving, runtime: FakeRuntime, entered: Entered, body: dict[str, Any]
 ) -> None:
-    async with serving(text_cache_bytes=1) as server, client_of(server) as client:
+    runtime.text_cache_bytes = 1
+    async with serving() as server, client_of(server) as client:
         runtime.gate.clear()
         first = asyncio.ensure_future(client.post("/invocations", json={"texts": ["first"]}))
         assert await entered()

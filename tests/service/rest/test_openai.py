@@ -18,7 +18,7 @@ from tests.service.rest.conftest import LIMIT_S
 
 URL = "https://images.example.org/a.png"
 # Room for one new prompt, and then for nothing.
-NARROW = {"max_queue_patches": 8, "max_batch_patches": 8, "text_cache_bytes": 1}
+NARROW = {"max_queue_patches": 8, "max_batch_patches": 8}
 
 
 @pytest.fixture
@@ -26,7 +26,6 @@ def limits() -> dict[str, Any]:
     return {
         "url_hosts": "images.example.org",
         "max_images_per_request": 4,
-        "max_texts_per_request": 200,
     }
 
 
@@ -155,7 +154,7 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
     ({"input": ["dog", "data:image/png,xyz"]}, 400, "invalid_base64", "input[1]"),
     ({"input": ["dog", URL]}, 400, "ambiguous_input", "input[1]"),
     ({"input": ["dog", OTHER_URL]}, 400, "url_not_allowed", "input[1]"),
-    ({"input": ["dog"] * 201}, 400, "too_many_items", "input"),
+    ({"input": ["dog"] * 2049}, 400, "too_many_items", "input"),
     ({"input": [GOOD] * 5}, 400, "too_many_items", "input"),
     ({"input": "dog", "dimensions": 9}, 400, "invalid_field", "dimensions"),
     ({"input": "dog", "encoding_format": "bytes"}, 400, "invalid_field", "encoding_format"),
@@ -171,7 +170,7 @@ async def test_a_wrong_request_has_the_status_and_type_of_openai(
         answer = await client.post(path, json={"input": " "})
         error = answer.json()["error"]
         assert (answer.status_code, error["type"]) == (status, "invalid_request_error")
-    many = (await ask(client, input=["dog"] * 201)).json()["error"]
+    many = (await ask(client, input=["dog"] * 2049)).json()["error"]
     assert (many["type"], many["code"]) == ("invalid_request_error", "too_many_items")
 
 
@@ -223,6 +222,7 @@ def connect(server: Server, **options: Any) -> openai.AsyncOpenAI:
 async def test_a_full_server_is_a_rate_limit_error_and_a_retry_waits_for_retry_after(
     serving: Serving, runtime: FakeRuntime, entered: Entered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    runtime.text_cache_bytes = 1
     async with serving(**NARROW) as server, connect(server) as client:
         runtime.gate.clear()
         first = asyncio.ensure_future(client.embeddings.create(model="fake", input="first"))
@@ -250,7 +250,8 @@ async def test_a_full_server_is_a_rate_limit_error_and_a_retry_waits_for_retry_a
 async def test_a_request_that_times_out_is_not_computed(
     serving: Serving, runtime: FakeRuntime, entered: Entered
 ) -> None:
-    async with serving(text_cache_bytes=1) as server, connect(server) as client:
+    runtime.text_cache_bytes = 1
+    async with serving() as server, connect(server) as client:
         runtime.gate.clear()
         first = asyncio.ensure_future(client.embeddings.create(model="fake", input="first"))
         assert await entered()

@@ -184,8 +184,8 @@ class TrainingConfig:
             higher resolution. None for random weights.
         runs: Parent of run folders.
         log_every: Steps between log lines.
-        log_to: Boards that show log rows and drawn scenes: "tensorboard", "wandb", "mlflow"; and
-            "prometheus", series on port 8002. The file log.jsonl has all rows in any case.
+        log_to: "tensorboard", which shows log rows and drawn scenes, and "prometheus", series on
+            port 8002. The file log.jsonl has all rows in any case.
         validate_every: Steps between validations; 0 for none.
         checkpoint_every_s: Seconds between checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep.

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import distributed
-from training.boards import Boards, check_installed
+from training.boards import Boards
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig, ViewsConfig
 from training.cost import job_flops, known_device
@@ -34,7 +34,7 @@ from training.methods.teacher import MODEL_FOLDER, FrozenTeacher, load_teacher
 from training.observation import Observation, save_model
 from training.pretrained.image_backbone import load_image_backbone
 from training.pretrained.text import warm_up_text_tower
-from training.run_record import as_json, record_end, record_start
+from training.run_record import record_end, record_start
 from training.run_store import RunStore
 from training.start import load_heads, load_start
 from training.tokenizer import find_tokenizer, train_tokenizer
@@ -212,7 +212,6 @@ def run_together(
     """
     _check_together(configs)
     first = configs[0]
-    check_installed(first.log_to)
     torch.set_num_threads(first.threads)
     rank, num_ranks = distributed.start()
     part = RunShare(
@@ -292,7 +291,7 @@ class _Run:
         self._config, self._tokenizer, self._inputs = config, tokenizer, inputs
         self._done, is_first = checkpoint_step(config.folder), distributed.is_first_rank()
         self._boards = (
-            Boards(config.log_to, config.folder, config=as_json(config), from_step=self._done)
+            Boards(config.log_to, config.folder, from_step=self._done)
             if is_first
             else None
         )

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from training.cost import optimizer_bytes
 from training.methods.base import Method
 
 
@@ -80,5 +79,9 @@ def plan_state(method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> S
 
     Step counters of optimizers, four bytes per parameter tensor, are not counted.
     """
-    now = count_state(method, ())
-    return replace(now, optimizer=optimizer_bytes(optimizers))
+    moments = 0
+    for optimizer in optimizers:
+        trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+        per_parameter = 1 if isinstance(optimizer, torch.optim.Muon) else 2  # AdamW has two
+        moments += per_parameter * num_bytes(trained)
+    return replace(count_state(method, ()), optimizer=moments)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.data.batch import Batch
 from training.distributed import num_ranks, sum_over_ranks
-from training.methods.base import Step, TeacherPass
+from training.methods.base import Step
 from training.methods.terms import contrast_step
 from training.optim import OptimConfig, clip_gradients, learning_rate_factor
 from training.parallel import ParallelMethod, Precision, move
@@ -61,12 +61,7 @@ class Update:
         self._peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
 
     def __call__(
-        self,
-        batches: Sequence[Batch],
-        step: int,
-        *,
-        is_logged: bool = True,
-        passes: Sequence[TeacherPass] | None = None,
+        self, batches: Sequence[Batch], step: int, *, is_logged: bool = True
     ) -> dict[str, Tensor]:
         """Take step number `step`.
 
@@ -75,7 +70,6 @@ class Update:
             step: Its number, from 0.
             is_logged: Whether values that are only for the log are computed; they make the host
                 wait for the device.
-            passes: The teacher's, of each micro-batch, for students of one job.
 
         Returns:
             Loss, its parts and the gradient's norm, for this rank's images.
@@ -91,8 +85,6 @@ class Update:
             self._step(batch, step, index, is_logged=is_logged)
             for index, batch in enumerate(batches)
         ]
-        if passes is not None:
-            steps = [replace(s, teacher=shared) for s, shared in zip(steps, passes, strict=True)]
         if len(batches) > 1 and self._method.method.contrasts_captions():
             steps = self._contrast(batches, steps)
         rows = [
@@ -145,7 +137,7 @@ class Update:
         )
 
     def learning_rates(self) -> dict[str, Tensor]:
-        """The last step's rate of each optimizer, such as "lr_adafactor"."""
+        """The last step's rate of each optimizer, such as "lr_adamw"."""
         return {
             f"lr_{type(optimizer).__name__.lower()}": torch.tensor(optimizer.param_groups[0]["lr"])
             for optimizer in self._optimizers
@@ -169,7 +161,7 @@ class Update:
         if bad:
             raise FloatingPointError(
                 f"step {step}: the gradient is not finite; lower the learning rates (optim.muon_lr,"
-                " optim.adamw_lr, optim.adafactor_lr) and resume from the last checkpoint"
+                " optim.adamw_lr) and resume from the last checkpoint"
             )
 
 

@@ -58,7 +58,7 @@ def take_steps(
     """Three steps of two micro-batches; the ranks have the parts of each in their order."""
     method = Pretrain(new_model(), PretrainConfig(head=TINY_HEAD))
     parallel = ParallelMethod(method, kind=kind, precision=precision)
-    optim = OptimConfig(optimizer="adafactor", adafactor_lr=0.001, warmup_steps=0)
+    optim = OptimConfig(optimizer="adamw", adamw_lr=1e-4, warmup_steps=0)
     config = UpdateConfig(optim=optim, num_steps=9, accumulate=PARTS, precision=precision)
     update = Update(config, parallel, build_optimizers([method], optim), rank=rank)
     micro = [cut_batch(global_batch(), part, PARTS) for part in range(PARTS)]

@@ -1,18 +1,15 @@
 """Which parameters go to which optimizer, and the learning-rate schedule."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 from transformers import Tipsv2Model
 
 from tests.training.conftest import TINY_HEAD
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.optim import (
-    Adafactor,
     OptimConfig,
     OptimizerName,
     build_optimizers,
@@ -61,11 +58,11 @@ def test_muon_has_the_hidden_matrices_and_every_parameter_one_optimizer(
     assert {f"{layer}.norm1.weight", f"{layer}.mlp.fc1.bias"} <= plain
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_steps_move_towards_the_minimum(name: OptimizerName) -> None:
     torch.manual_seed(0)
     layer, inputs_ND = nn.Linear(4, 4), torch.randn(32, 4)
-    config = OptimConfig(optimizer=name, muon_lr=0.1, adamw_lr=0.1, adafactor_lr=0.05)
+    config = OptimConfig(optimizer=name, muon_lr=0.1, adamw_lr=0.1)
     optimizers = build_optimizers([layer], config)
     losses = []
     for _ in range(30):
@@ -131,79 +128,3 @@ def test_a_norm_that_is_not_finite_is_returned_and_scales_nothing(value: float) 
     assert not math.isfinite(clip_gradients(parameters, 1.0))
     assert parameters[0].grad is not None
     assert float(parameters[0].grad.norm()) == pytest.approx(3.0)
-
-
-def published(gradients: list[Tensor], start: Tensor) -> Tensor:
-    """Adafactor of one parameter by the formulas of Scaling Vision Transformers, section 3.4."""
-    value, momentum = start.clone(), torch.zeros_like(start)
-    moments = [torch.zeros(()), torch.zeros(())]
-    for number, gradient in enumerate(gradients, start=1):
-        decay, squares = min(0.999, 1 - number**-0.8), gradient.square() + 1e-30
-        if start.ndim < 2:
-            moments[0] = decay * moments[0] + (1 - decay) * squares
-            update = gradient / moments[0].sqrt()
-        else:
-            means = (squares.mean(-1, keepdim=True), squares.mean(-2, keepdim=True))
-            moments = [
-                decay * moment + (1 - decay) * mean
-                for moment, mean in zip(moments, means, strict=True)
-            ]
-            rows, columns = moments
-            update = gradient / (rows * columns / rows.mean(-2, keepdim=True)).sqrt()
-        update = update / max(1.0, float(update.square().mean().sqrt()))
-        momentum = 0.9 * momentum + 0.1 * update
-        value = value * (1 - 0.01 * 0.02) - 0.01 * momentum
-    return value
-
-
-SHAPES = ((), (7,), (5, 3), (5, 3), (1, 4), (2, 3, 4), (2, 3, 4))
-
-
-def test_adafactor_updates_parameters_of_one_shape_as_each_alone() -> None:
-    generator = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
-    started, seen = [p.detach().clone() for p in parameters], [[] for _ in parameters]  # type: ignore[var-annotated]
-    optimizer = Adafactor(parameters, lr=0.01, weight_decay=0.02)
-    for step in range(5):
-        for number, (parameter, gradients) in enumerate(zip(parameters, seen, strict=True)):
-            # One of two equal matrices joins in later; a row has no gradient, as unused words do.
-            parameter.grad = None
-            if number != 3 or step > 1:
-                parameter.grad = torch.randn(parameter.shape, generator=generator) * 10.0 ** (-step)
-                if parameter.ndim == 2 and len(parameter) > 1:
-                    parameter.grad[1] = 0
-                gradients.append(parameter.grad.clone())
-        optimizer.step()
-    for parameter, start, gradients in zip(parameters, started, seen, strict=True):
-        expected = published(gradients, start)
-        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=1e-6)
-
-
-class Operators(TorchDispatchMode):
-    """Counts operators."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, _: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operator."""
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_six_more_blocks_cost_adafactor_six_reads_of_their_steps() -> None:
-    counts = []
-    for depth in (6, 12):
-        parameters = [nn.Parameter(torch.ones(4, 4)) for _ in range(depth)]
-        for parameter in parameters:
-            parameter.grad = torch.ones(4, 4)
-        optimizer = Adafactor(parameters)
-        optimizer.step()
-        with Operators() as operators:
-            optimizer.step()
-        counts.append(operators.count)
-    assert counts[1] - counts[0] == 6
-    assert counts[0] < 60

@@ -107,8 +107,8 @@ def shard(module: Shapes) -> None:
 
 
 def updated(module: Shapes) -> dict[str, list[float]]:
-    """Three steps of clipping and Adafactor; the second matrix joins in at the second step."""
-    (optimizer,) = build_optimizers([module], OptimConfig(optimizer="adafactor", adafactor_lr=0.1))
+    """Three steps of clipping and AdamW; the second matrix joins in at the second step."""
+    (optimizer,) = build_optimizers([module], OptimConfig(optimizer="adamw", adamw_lr=0.1))
     for step in range(3):
         for number, (name, parameter) in enumerate(module.named_parameters()):
             if step == 0 and name.startswith("layers.1"):
@@ -130,7 +130,7 @@ def updated(module: Shapes) -> dict[str, list[float]]:
 
 
 def sharded_updates() -> dict[str, Any]:
-    """The updated parameters, and the exchanges of clipping and of the optimizer in a step."""
+    """The updated parameters, and the exchanges in a step."""
     module, exchanges = Shapes(), []
     shard(module)
     exchange = dist.all_reduce

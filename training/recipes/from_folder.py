@@ -22,7 +22,7 @@ from training.methods.distill import DistillConfig, PatchLoss, TextStart
 from training.methods.pretrain import PretrainConfig
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
 from training.optim import OptimConfig
-from training.recipes.scale import HEAD, WARMUP_SHARE
+from training.recipes.scale import HEAD, PEAK_LR, WARMUP_SHARE
 from training.tokenizer import find_tokenizer
 
 SMALL = "small"
@@ -208,7 +208,7 @@ def _run(
     optim = (
         OptimConfig(muon_lr=6e-3, adamw_lr=2e-3, warmup_steps=warmup_steps)
         if is_small
-        else OptimConfig(optimizer="adafactor", warmup_steps=warmup_steps)
+        else OptimConfig(optimizer="adamw", adamw_lr=PEAK_LR, warmup_steps=warmup_steps)
     )
     return TrainingConfig(
         name=options.name,

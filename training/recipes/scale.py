@@ -1,7 +1,7 @@
 """The family at full size: the g/14 teacher, and its students SO400m, L, B and a new S/14.
 
 Each has two stages, as in the paper: images of 224 pixels, then a tenth of the steps at 448 pixels
-from the end of the first stage. Batches, steps, crops, optimizer, loss weights and mask are the
+from the end of the first stage. Batches, steps, crops, loss weights and mask are the
 paper's; values that it does not publish are given here or at their setting, with a reason. The
 students' steps and batch are not published either: they are the teacher's.
 
@@ -29,10 +29,13 @@ NUM_RANKS = 64
 LOW_RES_STEPS, LOW_RES_BATCH = 90_000, 8192
 HIGH_RES_STEPS, HIGH_RES_BATCH = 9_000, 4096
 
+PEAK_LR = 1e-3
+"""Of AdamW, where the paper has Adafactor with unpublished settings. That of large ViTs in How to
+train your ViT (arXiv:2106.10270)."""
+
 WARMUP_SHARE = 0.1
-"""Not published. Scaling Vision Transformers (arXiv:2106.04560), the source of this Adafactor,
-warms up for 10,000 steps, which is about a tenth of the first stage; the second has the same
-share."""
+"""Not published. Scaling Vision Transformers (arXiv:2106.04560) warms up for 10,000 steps, which is
+about a tenth of the first stage; the second has the same share."""
 
 HIGH_RES_LR_SHARE = 0.1
 """Not published. The second stage refines, at a tenth of the first one's peak rate."""
@@ -45,11 +48,10 @@ TEACHER = "teacher-g14"
 
 
 def _optim(num_steps: int, *, lr_share: float = 1.0) -> OptimConfig:
-    """Adafactor, as in the paper, with OptimConfig's default rate."""
-    default = OptimConfig(optimizer="adafactor")
-    return replace(
-        default,
-        adafactor_lr=default.adafactor_lr * lr_share,
+    """AdamW, which also trains parameters that are sharded over the ranks."""
+    return OptimConfig(
+        optimizer="adamw",
+        adamw_lr=PEAK_LR * lr_share,
         warmup_steps=round(num_steps * WARMUP_SHARE),
     )
 

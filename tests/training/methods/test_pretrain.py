@@ -153,7 +153,7 @@ def test_the_temperature_has_a_floor_that_it_can_leave(
 ) -> None:
     method = Pretrain(student_model, PAPER)
     learnt, floor = learnt_temperature(method), PAPER.min_temperature
-    (optimizer,) = build_optimizers([method], OptimConfig(optimizer="adafactor", adafactor_lr=0.5))
+    (optimizer,) = build_optimizers([method], OptimConfig(optimizer="adamw", adamw_lr=0.5))
     for direction, bound in ((1.0, 1.0), (-1.0, 50.0)):
         for _ in range(40):
             learnt.grad = torch.tensor(direction)

@@ -1,8 +1,4 @@
-"""Builds and runs a training run: inputs, tokenizer, model, method, validation, trainer.
-
-Several students of one teacher can share a job: they see the same batches and one pass of the
-teacher, and each keeps its own folder.
-"""
+"""Builds and runs a training run: inputs, tokenizer, model, method, validation, trainer."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +13,6 @@ from training import distributed
 from training.boards import Boards
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig, ViewsConfig
-from training.cost import job_flops, known_device
 from training.data.batch import Batch, with_unit_pixels
 from training.data.shards.batches import RunShare
 from training.inputs.base import Inputs
@@ -30,7 +25,7 @@ from training.methods.distill import Distill, DistillConfig
 from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.pretrain import Pretrain
 from training.methods.space import SpaceConfig, SpaceDistill
-from training.methods.teacher import MODEL_FOLDER, FrozenTeacher, load_teacher
+from training.methods.teacher import MODEL_FOLDER, load_teacher
 from training.observation import Observation, save_model
 from training.pretrained.image_backbone import load_image_backbone
 from training.pretrained.text import warm_up_text_tower
@@ -38,7 +33,7 @@ from training.run_record import record_end, record_start
 from training.run_store import RunStore
 from training.start import load_heads, load_start
 from training.tokenizer import find_tokenizer, train_tokenizer
-from training.trainer import BatchSource, Trainer, train_together
+from training.trainer import BatchSource, Trainer
 
 _BASIS_BATCHES = 20
 
@@ -108,52 +103,43 @@ def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
     return model
 
 
-def build_method(
-    config: TrainingConfig, vocab_size: int, *, teacher: FrozenTeacher | None = None
-) -> Method:
+def build_method(config: TrainingConfig, vocab_size: int) -> Method:
     """Build the model and its method, from the start if there is one.
 
     Args:
         config: The run.
         vocab_size: Of its tokenizer.
-        teacher: That of a distillation; None loads it.
     """
     model = new_model(config, vocab_size)
     if config.start is None:
-        return _new_method(config, model, teacher)
+        return _new_method(config, model)
     load_start(model, config.start)
-    method = _new_method(config, model, teacher)
+    method = _new_method(config, model)
     parts = load_heads(method, config.start)
     if distributed.is_first_rank():
         print(f"starts from {config.start}: {', '.join(('model', *parts))}", flush=True)
     return method
 
 
-def _new_method(
-    config: TrainingConfig, model: Tipsv2Model, teacher: FrozenTeacher | None
-) -> Method:
+def _new_method(config: TrainingConfig, model: Tipsv2Model) -> Method:
     if isinstance(config.method, SpaceConfig):
         return SpaceDistill(model, config.method)
     if isinstance(config.method, DistillConfig):
-        return Distill(model, config.method, teacher or _load_teacher(config))
+        assert config.teacher is not None  # TrainingConfig checks it
+        head, dtype = config.method.head, config.method.teacher_dtype
+        return Distill(model, config.method, load_teacher(config.teacher, head, dtype=dtype))
     return Pretrain(model, config.method)
 
 
-def _load_teacher(config: TrainingConfig) -> FrozenTeacher:
-    assert isinstance(config.method, DistillConfig)
-    assert config.teacher is not None  # TrainingConfig checks it
-    return load_teacher(config.teacher, config.method.head, dtype=config.method.teacher_dtype)
-
-
 def _prepare(
-    config: TrainingConfig, inputs: Inputs, share: RunShare, teacher: FrozenTeacher | None
+    config: TrainingConfig, inputs: Inputs, share: RunShare
 ) -> tuple[Method, Tipsv2Tokenizer, BatchSource]:
     """Build method, tokenizer and batches; expensive files are made once per run."""
     config.folder.mkdir(parents=True, exist_ok=True)
     if config.checkpoint_store is not None and share.rank == 0:
         RunStore(config.folder, config.checkpoint_store).fetch()
     tokenizer = build_tokenizer(config, inputs)
-    method = build_method(config, len(tokenizer), teacher=teacher)
+    method = build_method(config, len(tokenizer))
     if config.text_warmup_steps and checkpoint_step(config.folder) == 0:
         _warm_up(config, method.model, tokenizer, inputs)
     batches = inputs.batches(tokenizer, share)
@@ -161,15 +147,6 @@ def _prepare(
         images = _images(batches.loader(0, num_workers=0))
         method.image_backbone = load_image_backbone(config.folder, images, TARGET_WIDTH)
     return method, tokenizer, batches
-
-
-def _prepare_all(
-    configs: Sequence[TrainingConfig], inputs: Inputs, share: RunShare
-) -> list[tuple[Method, Tipsv2Tokenizer, BatchSource]]:
-    """Prepare the runs of a job; students share the teacher's vision tower and heads."""
-    first = configs[0]
-    teacher = _load_teacher(first) if isinstance(first.method, DistillConfig) else None
-    return [_prepare(config, inputs, share, teacher) for config in configs]
 
 
 def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
@@ -189,142 +166,70 @@ def run(
         config: The run.
         share: Wraps the batches, for example to reuse them in other runs.
     """
-    (folder,) = run_together([config], share=share)
+    (folder,) = run_each([config], share=share)
     return folder
 
 
-def run_together(
+def run_each(
     configs: Sequence[TrainingConfig],
     *,
     share: Callable[[BatchSource], BatchSource] | None = None,
 ) -> list[Path]:
-    """Train one run, or several students of one teacher, which encodes each batch once.
-
-    Args:
-        configs: The runs.
-        share: Wraps the batches, for example to reuse them in other runs.
-
-    Returns:
-        The folders of the models.
+    """Train runs one after the other; returns the folders of their models.
 
     Raises:
-        ValueError: The runs do not fit together.
+        ValueError: Two runs have one name.
     """
-    _check_together(configs)
-    first = configs[0]
-    torch.set_num_threads(first.threads)
+    if len({config.folder for config in configs}) < len(configs):
+        raise ValueError("runs of one job need different names: do not set name")
+    torch.set_num_threads(configs[0].threads)
     rank, num_ranks = distributed.start()
+    try:
+        return [_train(config, rank, num_ranks, share) for config in configs]
+    finally:
+        distributed.stop()
+
+
+def _train(
+    config: TrainingConfig,
+    rank: int,
+    num_ranks: int,
+    share: Callable[[BatchSource], BatchSource] | None,
+) -> Path:
     part = RunShare(
-        batch_size=first.batch_size,
-        num_steps=first.num_steps * first.accumulate,
+        batch_size=config.batch_size,
+        num_steps=config.num_steps * config.accumulate,
         rank=rank,
         num_ranks=num_ranks,
     )
     with distributed.first_rank_first():
-        inputs = open_inputs(first)
+        inputs = open_inputs(config)
         if rank == 0:
             print("\n".join(inputs.describe()), flush=True)
-        built = _prepare_all(configs, inputs, part)
-    source = built[0][2] if share is None else share(built[0][2])
-    least_step_s = _least_step_s(configs, num_ranks)
-    runs = [
-        _Run(config, (method, tokenizer, source), inputs, least_step_s=least_step_s)
-        for config, (method, tokenizer, _) in zip(configs, built, strict=True)
-    ]
+        method, tokenizer, batches = _prepare(config, inputs, part)
+    done, boards = checkpoint_step(config.folder), None
+    if rank == 0:
+        boards = Boards(config.log_to, config.folder, from_step=done)
     try:
-        for one in runs:
-            one.record()
-        train_together([one.trainer for one in runs])
-        return [one.finish() for one in runs]
-    finally:
-        for one in runs:
-            one.close()
-        distributed.stop()
-
-
-def _least_step_s(configs: Sequence[TrainingConfig], num_ranks: int) -> float | None:
-    """Seconds of a step at the device's peak speed, if that is known and its work is counted."""
-    device = known_device()
-    if device is None or isinstance(configs[0].method, SpaceConfig):
-        return None
-    return job_flops(configs, num_ranks=num_ranks) / device.peak_flops
-
-
-_SHARED = ("data", "num_steps", "batch_size", "accumulate", "precision", "teacher")
-
-
-def _check_together(configs: Sequence[TrainingConfig]) -> None:
-    """Check that runs of one job see the same batches and the same teacher."""
-    first = configs[0]
-    if len(configs) > 1 and not all(isinstance(c.method, DistillConfig) for c in configs):
-        raise ValueError("only students of one teacher can share a job")
-    if len({config.folder for config in configs}) < len(configs):
-        raise ValueError("runs of one job need different names: do not set name")
-    for config in configs[1:]:
-        assert isinstance(first.method, DistillConfig)
-        assert isinstance(config.method, DistillConfig)
-        differing = [name for name in _SHARED if getattr(config, name) != getattr(first, name)]
-        differing += [
-            f"method.{name}"
-            for name in ("head", "teacher_dtype")
-            if getattr(config.method, name) != getattr(first.method, name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{first.name} and {config.name} cannot share a job: they differ in "
-                f"{', '.join(differing)}; set it alike, or run them one after the other"
-            )
-
-
-class _Run:
-    """One run of a job: its trainer, its validation and its record."""
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        built: tuple[Method, Tipsv2Tokenizer, BatchSource],
-        inputs: Inputs,
-        *,
-        least_step_s: float | None,
-    ) -> None:
-        method, tokenizer, batches = built
-        self._config, self._tokenizer, self._inputs = config, tokenizer, inputs
-        self._done, is_first = checkpoint_step(config.folder), distributed.is_first_rank()
-        self._boards = (
-            Boards(config.log_to, config.folder, from_step=self._done)
-            if is_first
-            else None
-        )
-        observation = Observation(
-            config.folder, tokenizer, inputs.benchmarks(), boards=self._boards
-        )
-        self.trainer = Trainer(
+        observation = Observation(config.folder, tokenizer, inputs.benchmarks(), boards=boards)
+        trainer = Trainer(
             config,
             method,
-            batches,
-            validate=lambda step: observation.validate(step, self.trainer.parallel),
+            batches if share is None else share(batches),
+            validate=lambda step: observation.validate(step, trainer.parallel),
             report=observation.report,
-            least_step_s=least_step_s,
         )
-
-    def record(self) -> None:
-        """Record this start in run.json, and print a summary; on rank 0."""
-        if self._boards is not None:
-            _record(self._config, self.trainer, self._inputs, from_step=self._done)
-
-    def finish(self) -> Path:
-        """Save the trained model; returns its folder."""
-        trainer, folder = self.trainer, self._config.folder
-        save_model(folder, trainer.parallel, self._tokenizer)
-        if self._boards is not None:
+        if rank == 0:
+            _record(config, trainer, inputs, from_step=done)
+        trainer.train()
+        save_model(config.folder, trainer.parallel, tokenizer)
+        if rank == 0:
             state = count_state(trainer.parallel.method, trainer.optimizers)
-            record_end(folder, state_bytes=state)
-        return folder / MODEL_FOLDER
-
-    def close(self) -> None:
-        """Close the boards."""
-        if self._boards is not None:
-            self._boards.close()
+            record_end(config.folder, state_bytes=state)
+        return config.folder / MODEL_FOLDER
+    finally:
+        if boards is not None:
+            boards.close()
 
 
 def _record(config: TrainingConfig, trainer: Trainer, inputs: Inputs, *, from_step: int) -> None:

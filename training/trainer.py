@@ -24,7 +24,7 @@ from training.distributed import (
     sum_over_ranks,
     wait_for_all,
 )
-from training.methods.base import Method, TeacherPass
+from training.methods.base import Method
 from training.observation import Log, Row, StepTimer
 from training.optim import build_optimizers
 from training.parallel import ParallelMethod, move
@@ -57,16 +57,10 @@ class Trainer:
         validate: Scores the model after a number of steps. Called on every rank, because gathering
             a sharded model takes all of them; the result of rank 0 is added to the log row.
         report: Called with every log row, on rank 0.
-        least_step_s: Seconds of a step at the peak speed of a device whose peak is known: the log
-            has the achieved share of it, "mfu".
 
     Attributes:
-        config: The run.
-        batches: As above.
         parallel: The method on its device.
         optimizers: Of its parameters.
-        timer: Of the steps since the last log row.
-        row: The last log row; empty before the first one.
     """
 
     def __init__(
@@ -77,11 +71,9 @@ class Trainer:
         *,
         validate: Validate | None = None,
         report: Callable[[Row], None] | None = None,
-        least_step_s: float | None = None,
     ) -> None:
-        self.config, self.batches = config, batches
+        self._config, self._batches = config, batches
         self._validate, self._report = validate, report
-        self._least_step_s = least_step_s
         self._folder: Path = config.folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self._row_log = Log(self._folder)
@@ -105,7 +97,8 @@ class Trainer:
         if config.checkpoint_store is not None:
             copy = partial(RunStore(self._folder, config.checkpoint_store).put, keep=keep)
         self._writer = CheckpointWriter(self._folder, keep=keep, copy=copy)
-        self._saved_step, self.timer, self.row = 0, StepTimer(), Row()
+        self._saved_step, self._saved_at_s = 0, 0.0
+        self._timer, self._row = StepTimer(), Row()
 
     def train(self, *, until: int | None = None) -> Row:
         """Train up to `until` steps (the whole run by default); returns the last log row.
@@ -115,32 +108,49 @@ class Trainer:
             FloatingPointError: A gradient is not finite; the last checkpoint remains.
             ValueError: The data ends before the last step.
         """
-        (row,) = train_together([self], until=until)
-        return row
+        done = self._resume()
+        last = self._config.num_steps if until is None else until
+        with ExitStack() as context:
+            context.callback(self._writer.finish)
+            stop = context.enter_context(StopRequest())
+            bar = context.enter_context(self._progress_bar(done))
+            profiler = context.enter_context(self._profiler())
+            batches = self._loader(done)
+            for step in range(done, last):
+                with self._timer.waiting():
+                    fetched = self._fetch(batches, step, stop)
+                self._take(step, fetched, is_last=step + 1 == last)
+                if profiler is not None:
+                    profiler.step()
+                loss = f"{self._row['loss']:.3f}" if self._row else ""
+                bar.update(bar.task_ids[0], advance=1, loss=loss)
+                self._save_if_due(step + 1, stop)
+            self._save(last)
+        wait_for_all()
+        return self._row
 
-    def resume(self) -> int:
+    def _resume(self) -> int:
         """Load the newest checkpoint and prepare to train; returns the completed steps."""
         method = self.parallel.method
         self._saved_step = load_checkpoint(self._folder, method=method, optimizers=self.optimizers)
+        self._saved_at_s = time.monotonic()
         if is_first_rank():
             self._row_log.drop_after(self._saved_step)
         method.train()
-        self.timer.restart()
+        self._timer.restart()
         return self._saved_step
 
-    def take(
-        self, step: int, batches: Sequence[Batch], passes: Sequence[TeacherPass], *, is_last: bool
-    ) -> None:
+    def _take(self, step: int, batches: Sequence[Batch], *, is_last: bool) -> None:
         """Take a step, and write a log row if one is due."""
-        is_due = (step + 1) % self.config.log_every == 0 or is_last
+        is_due = (step + 1) % self._config.log_every == 0 or is_last
         is_due |= self._validates_at(step + 1)
-        metrics = self._update(batches, step, is_logged=is_due, passes=passes)
+        metrics = self._update(batches, step, is_logged=is_due)
         if is_due:
-            self.row = self._log(step + 1, metrics)
+            self._row = self._log(step + 1, metrics)
 
     def _validates_at(self, step: int) -> bool:
-        every = self.config.validate_every
-        return every > 0 and (step % every == 0 or step == self.config.num_steps)
+        every = self._config.validate_every
+        return every > 0 and (step % every == 0 or step == self._config.num_steps)
 
     def _log(self, step: int, metrics: dict[str, Tensor]) -> Row:
         """Write a row: means over the ranks, rates, seconds per step and, if due, scores."""
@@ -150,149 +160,84 @@ class Trainer:
         )
         row: Row = {"step": step}
         row |= {name: float(value) for name, value in zip(metrics, values, strict=True)}
-        row |= self.timer.per_step()
-        if self._least_step_s is not None:
-            row["mfu"] = round(self._least_step_s / max(row["step_s"], 1e-4), 4)
+        row |= self._timer.per_step()
         if self._validate and self._validates_at(step):
             self.parallel.method.eval()
             row |= self._validate(step)
             self.parallel.method.train()
-            self.timer.restart()
+            self._timer.restart()
         if is_first_rank():
             self._row_log.append(row)
             if self._report:
                 self._report(row)
         return row
 
-    def save(self, step: int) -> None:
+    def _save(self, step: int) -> None:
         """Begin a checkpoint, unless the newest one is of this step or a later one."""
-        if step <= self._saved_step:
+        self._saved_at_s = time.monotonic()
+        if step > self._saved_step:
+            method = self.parallel.method
+            self._writer.start(step=step, method=method, optimizers=self.optimizers)
+            self._saved_step = step
+
+    def _save_if_due(self, step: int, stop: StopRequest) -> None:
+        """Save by the clock of rank 0, or because a rank was asked to stop; all ranks do the same.
+
+        Raises:
+            Stopped: A rank was asked to stop; all ranks have saved.
+        """
+        is_late = time.monotonic() - self._saved_at_s > self._config.checkpoint_every_s
+        asked = [int(stop.is_requested), int(is_late and is_first_rank())]
+        stops, saves = sum_over_ranks(asked)
+        if stops or saves:
+            self._save(step)
+        if stops:
+            raise Stopped(step)
+
+    @contextmanager
+    def _profiler(self) -> Iterator[profile | None]:
+        """Records some steps on this rank, after the first, in which compilers and caches work."""
+        num_steps = self._config.profile_steps
+        if num_steps == 0:
+            yield None
             return
-        method = self.parallel.method
-        self._writer.start(step=step, method=method, optimizers=self.optimizers)
-        self._saved_step = step
+        folder = str(self._folder / PROFILE_FOLDER)
+        with profile(
+            schedule=schedule(wait=_STEPS_BEFORE_PROFILE, warmup=1, active=num_steps, repeat=1),
+            on_trace_ready=tensorboard_trace_handler(folder, f"rank-{own_rank()}", use_gzip=True),
+            profile_memory=True,
+        ) as profiler:
+            yield profiler
 
-    def finish_saving(self) -> None:
-        """Wait until this rank's part of the last checkpoint is on disk."""
-        self._writer.finish()
+    def _loader(self, step: int) -> Iterator[Batch]:
+        num_workers = self._config.data.num_workers
+        first = step * self._config.accumulate
+        return iter(self._batches.loader(first, num_workers=num_workers))
 
+    def _fetch(self, batches: Iterator[Batch], step: int, stop: StopRequest) -> list[Batch]:
+        """Get the micro-batches of a step, on the device."""
+        config, device = self._config, self.parallel.device
+        try:
+            fetched = [move(batch, device) for batch in islice(batches, config.accumulate)]
+        except RuntimeError:
+            # A signal to the whole process group also ends the worker processes of the loader.
+            if stop.is_requested and num_ranks() == 1:
+                self._save(step)
+                raise Stopped(step) from None
+            raise
+        if len(fetched) < config.accumulate:
+            raise ValueError(f"the data ends after {step} of {config.num_steps} steps")
+        return fetched
 
-def train_together(trainers: Sequence[Trainer], *, until: int | None = None) -> list[Row]:
-    """Train on the same batches, step by step; with a common teacher, on one pass of it.
-
-    All save at the same steps. One whose newest checkpoint is ahead waits for the others.
-
-    Args:
-        trainers: At least one; the first one's settings and batches drive the loop.
-        until: Steps to train up to; None for the whole run.
-
-    Returns:
-        The last log row of each.
-
-    Raises:
-        Stopped, FloatingPointError, ValueError: See `Trainer.train`.
-    """
-    first = trainers[0]
-    done = [trainer.resume() for trainer in trainers]
-    last = first.config.num_steps if until is None else until
-    saved_at = time.monotonic()
-    with ExitStack() as context:
-        for trainer in trainers:
-            context.callback(trainer.finish_saving)
-        stop = context.enter_context(StopRequest())
-        bar = context.enter_context(_progress_bar(first, min(done)))
-        profiler = context.enter_context(_profiler(first))
-        batches = _loader(first, min(done))
-        for step in range(min(done), last):
-            with ExitStack() as waits:
-                for trainer in trainers:
-                    waits.enter_context(trainer.timer.waiting())
-                fetched = _fetch(batches, step, trainers, stop)
-            passes = [TeacherPass() for _ in fetched]
-            for trainer, own_done in zip(trainers, done, strict=True):
-                if step >= own_done:
-                    trainer.take(step, fetched, passes, is_last=step + 1 == last)
-            if profiler is not None:
-                profiler.step()
-            loss = f"{first.row['loss']:.3f}" if first.row else ""
-            bar.update(bar.task_ids[0], advance=1, loss=loss)
-            is_late = time.monotonic() - saved_at > first.config.checkpoint_every_s
-            if _must_save(step + 1, trainers, stop, is_late=is_late):
-                _save_all(trainers, step + 1)
-                saved_at = time.monotonic()
-        _save_all(trainers, last)
-    wait_for_all()
-    return [trainer.row for trainer in trainers]
-
-
-@contextmanager
-def _profiler(first: Trainer) -> Iterator[profile | None]:
-    """Records some steps on this rank, after the first ones, in which compilers and caches work."""
-    num_steps = first.config.profile_steps
-    if num_steps == 0:
-        yield None
-        return
-    folder = str(first.config.folder / PROFILE_FOLDER)
-    with profile(
-        schedule=schedule(wait=_STEPS_BEFORE_PROFILE, warmup=1, active=num_steps, repeat=1),
-        on_trace_ready=tensorboard_trace_handler(folder, f"rank-{own_rank()}", use_gzip=True),
-        profile_memory=True,
-    ) as profiler:
-        yield profiler
-
-
-def _loader(first: Trainer, step: int) -> Iterator[Batch]:
-    config = first.config
-    loader = first.batches.loader(step * config.accumulate, num_workers=config.data.num_workers)
-    return iter(loader)
-
-
-def _fetch(
-    batches: Iterator[Batch], step: int, trainers: Sequence[Trainer], stop: StopRequest
-) -> list[Batch]:
-    """Get the micro-batches of a step, on the device."""
-    config, device = trainers[0].config, trainers[0].parallel.device
-    try:
-        fetched = [move(batch, device) for batch in islice(batches, config.accumulate)]
-    except RuntimeError:
-        # A signal to the whole process group also ends the worker processes of the loader.
-        if stop.is_requested and num_ranks() == 1:
-            _save_all(trainers, step)
-            raise Stopped(step) from None
-        raise
-    if len(fetched) < config.accumulate:
-        raise ValueError(f"the data ends after {step} of {config.num_steps} steps")
-    return fetched
-
-
-def _must_save(step: int, trainers: Sequence[Trainer], stop: StopRequest, *, is_late: bool) -> bool:
-    """Whether a checkpoint is due by the clock of rank 0; all ranks get the same answer.
-
-    Raises:
-        Stopped: A rank was asked to stop; all ranks have saved.
-    """
-    asked = [int(stop.is_requested), int(is_late and is_first_rank())]
-    stops, saves = sum_over_ranks(asked)
-    if stops:
-        _save_all(trainers, step)
-        raise Stopped(step)
-    return saves > 0
-
-
-def _save_all(trainers: Sequence[Trainer], step: int) -> None:
-    for trainer in trainers:
-        trainer.save(step)
-
-
-def _progress_bar(first: Trainer, done: int) -> Progress:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TimeRemainingColumn(),
-        refresh_per_second=1,
-        disable=not is_first_rank(),
-    )
-    bar.add_task(first.config.name, total=first.config.num_steps, completed=done, loss="")
-    return bar
+    def _progress_bar(self, done: int) -> Progress:
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            refresh_per_second=1,
+            disable=not is_first_rank(),
+        )
+        bar.add_task(self._config.name, total=self._config.num_steps, completed=done, loss="")
+        return bar

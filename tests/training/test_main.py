@@ -1,7 +1,6 @@
 """`python -m training`: jobs, overrides, exit status and messages."""
 
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,11 +39,11 @@ def test_unknown_jobs_and_missing_options_are_refused(
 def test_a_recipe_runs_with_its_overrides(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainingConfig] = []
 
-    def run(configs: Sequence[TrainingConfig]) -> list[Path]:
-        seen.extend(configs)
-        return [Path("runs/x/model")]
+    def run(config: TrainingConfig) -> Path:
+        seen.append(config)
+        return Path("runs/x/model")
 
-    monkeypatch.setattr(train_command, "run_together", run)
+    monkeypatch.setattr(train_command, "train", run)
     assert main([recipe, "--set", "num_steps=7", "--set", "optim.muon_lr=1e-4"]) == 0
     (config,) = seen
     assert (config.num_steps, config.optim.muon_lr) == (7, 1e-4)
@@ -54,10 +53,10 @@ def test_a_recipe_runs_with_its_overrides(recipe: str, monkeypatch: pytest.Monke
 def test_a_stopped_run_has_the_status_of_sigterm(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(_: Sequence[TrainingConfig]) -> list[Path]:
+    def run(_: TrainingConfig) -> Path:
         raise Stopped(7)
 
-    monkeypatch.setattr(train_command, "run_together", run)
+    monkeypatch.setattr(train_command, "train", run)
     assert main(["debug"]) == 143
     assert "saved at step 7" in capsys.readouterr().out
 

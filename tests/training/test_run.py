@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from model.features import VisionTokens
 from tests.training.conftest import TINY_HEAD, make_tiny_config, use_few_scenes
 from training import run as run_module
 from training.config import TrainingConfig
@@ -20,7 +18,7 @@ from training.methods import pretrain as pretrain_module
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.methods.teacher import FrozenTeacher, load_teacher
+from training.methods.teacher import load_teacher
 from training.observation import read_log
 from training.pretrained import image_backbone as backbone_module
 from training.run import (
@@ -29,7 +27,7 @@ from training.run import (
     new_model,
     open_inputs,
     run,
-    run_together,
+    run_each,
 )
 from training.run_record import RECORD_FILE, as_json
 from training.targets import Centering
@@ -127,49 +125,13 @@ def test_a_student_uses_its_teachers_tokenizer_and_head(
         assert torch.equal(value, saved[name]), name
 
 
-def test_students_of_one_job_train_as_alone_on_one_pass_of_their_teacher(
-    config: TrainingConfig, finished: TrainingConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encode, encoded = FrozenTeacher.encode, []
-
-    def count(teacher: FrozenTeacher, pixels_B3HW: torch.Tensor) -> VisionTokens:
-        encoded.append(len(pixels_B3HW))
-        return encode(teacher, pixels_B3HW)
-
-    monkeypatch.setattr(FrozenTeacher, "encode", count)
-    student = replace(as_student(config, finished.folder), accumulate=2, validate_every=0)
-    wide = replace(student, name="wide", model=replace(config.model, dim=64))
-    run_together([student, wide])
-    assert len(encoded) == config.num_steps * 2  # once for each micro-batch
-    alone = [replace(one, runs=config.runs / "alone") for one in (student, wide)]
-    together = [replace(one, runs=config.runs / "resumed") for one in (student, wide)]
-    for one in alone:
-        run(one)
-    # One of them is ahead when the job is resumed.
-    shutil.copytree(alone[0].folder, together[0].folder)
-    run_together(together)
-    for runs in (alone, together):
-        for one, other in zip((student, wide), runs, strict=True):
-            losses, others = ([row["loss"] for row in read_log(c.folder)] for c in (one, other))
-            assert losses == pytest.approx(others, rel=0)
-            weights, expected = (
-                load_file(c.folder / "model/model.safetensors") for c in (one, other)
-            )
-            assert all(torch.equal(weights[name], value) for name, value in expected.items())
-    assert len({read_log(one.folder)[-1]["loss"] for one in (student, wide)}) == 2
-
-
-def test_only_students_of_one_teacher_share_a_job(
-    config: TrainingConfig, finished: TrainingConfig
-) -> None:
-    student = as_student(config, finished.folder)
-    with pytest.raises(ValueError, match="only students of one teacher"):
-        run_together([config, replace(config, name="other")])
+def test_several_runs_train_one_after_the_other(config: TrainingConfig) -> None:
     with pytest.raises(ValueError, match="different names"):
-        run_together([student, student])
-    longer = replace(student, name="longer", num_steps=9)
-    with pytest.raises(ValueError, match=r"student and longer cannot share a job.* in num_steps"):
-        run_together([student, longer])
+        run_each([config, config])
+    other = replace(config, name="other", seed=7)
+    folders = run_each([config, other])
+    assert folders == [config.folder / "model", other.folder / "model"]
+    assert len({read_log(one.folder)[-1]["loss"] for one in (config, other)}) == 2
 
 
 def test_a_run_starts_from_the_model_and_tokenizer_of_another(

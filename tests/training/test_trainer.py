@@ -166,17 +166,6 @@ def test_data_that_ends_too_early_is_an_error(
         Trainer(config, make_method(), make_batches(num_steps=3)).train()
 
 
-def test_the_share_of_the_peak_speed_is_logged_if_the_peak_is_known(
-    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
-) -> None:
-    Trainer(tiny_config, make_method(), make_batches(), least_step_s=0.001).train(until=1)
-    Trainer(tiny_config, make_method(), make_batches()).train(until=2)
-    first, second = rows(tiny_config)
-    (step_s, _) = (row["step_s"] for row in read_log(tiny_config.folder))
-    assert first["mfu"] == pytest.approx(0.001 / step_s, abs=1e-4)
-    assert "mfu" not in second
-
-
 def test_some_steps_are_profiled_on_demand(
     tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:

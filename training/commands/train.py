@@ -20,7 +20,7 @@ from training.recipes.from_folder import (
 )
 from training.recipes.scale import SCALE_RECIPES
 from training.run import run as train
-from training.run import run_together
+from training.run import run_each
 
 PRETRAIN_HELP = "Pretrain a model on a folder of images with captions."
 DISTILL_HELP = "Distil a teacher into a student on a folder of images, with or without captions."
@@ -38,23 +38,12 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a recipe's job."""
     _add_overrides(parser, "change one setting of the recipe, such as optim.muon_lr=2e-3")
-    parser.add_argument(
-        "--also",
-        nargs="+",
-        default=[],
-        choices=RECIPES,
-        metavar="RECIPE",
-        help="further students of the same teacher, such as student-s14: they train in the same "
-        "job, on one pass of the teacher",
-    )
 
 
 def run_recipe(options: argparse.Namespace) -> None:
     """Train by the recipe that the job is named after."""
-    names = (options.job, *options.also)
-    configs = [apply_overrides(RECIPES[name](), options.overrides) for name in names]
-    for folder in run_together(configs):
-        print(f"The model is in {folder}")
+    config = apply_overrides(RECIPES[options.job](), options.overrides)
+    print(f"The model is in {train(config)}")
 
 
 def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +71,7 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         size="student",
         nargs="+",
-        more="; several train in one job, on one pass of the teacher",
+        more="; several train one after the other",
     )
 
 
@@ -97,7 +86,7 @@ def run_distill(options: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this program once per rank
         for config in configs:
             print("\n".join(describe_pair(config, facts)), flush=True)
-    for folder in run_together(configs):
+    for folder in run_each(configs):
         print(f"The student is in {folder}")
 
 

@@ -30,13 +30,6 @@ from training.targets import Centering
 GlobalToken = Literal["cls1", "cls2"]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class TeacherPass:
-    """What a frozen teacher makes of one micro-batch: the first student of a job fills it in."""
-
-    tokens: VisionTokens | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
     """Position of a training step, and its source of randomness.
@@ -50,7 +43,6 @@ class Step:
         is_logged: Whether values that are only for the log are computed; the same on all ranks.
         contrast: This micro-batch's share of the contrast of captions; None if it has none, or if
             it is the only micro-batch of its step and contrasts its captions itself.
-        teacher: Shared by the students of one job.
     """
 
     progress: float
@@ -59,7 +51,6 @@ class Step:
     global_rows: int
     is_logged: bool = True
     contrast: ContrastShare | None = None
-    teacher: TeacherPass = field(default_factory=TeacherPass)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

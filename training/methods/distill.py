@@ -117,9 +117,7 @@ class Distill(Method):
         has_patch = config.patch_weight > 0
         has_dino = config.dino_weight > 0 and len(batch.locals_CB3hw) > 0
         if uses_teacher and (has_patch or has_dino):
-            if step.teacher.tokens is None:
-                step.teacher.tokens = self._teacher.encode(batch.pixels_B3HW)
-            teacher_tokens = step.teacher.tokens
+            teacher_tokens = self._teacher.encode(batch.pixels_B3HW)
             if has_patch:
                 terms["patch"], logged = self._patch_term(whole, teacher_tokens, batch, step)
                 loss = loss + config.patch_weight * terms["patch"]

@@ -9,9 +9,8 @@ import torch
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.__main__ import main
-from training.commands import train as train_module
 from training.config import ModelConfig, TrainingConfig
-from training.run import _check_together, new_model
+from training.run import new_model
 
 MakeImages = Callable[..., Path]
 MakeTeacher = Callable[[ModelConfig], Path]
@@ -106,24 +105,3 @@ def test_a_wrong_folder_is_reported_in_one_line(
     assert f"error: {empty} holds no image" in capsys.readouterr().err
     assert call("pretrain", tmp_path, ["--images", images]) == 2
     assert "needs captions, which prevent a collapse of the encoder" in capsys.readouterr().err
-
-
-def test_students_that_see_different_batches_cannot_share_a_job(
-    make_teacher: MakeTeacher, make_images: MakeImages, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--teacher", make_teacher(WIDE), "--images", make_images()]
-    assert main(["distill", *map(str, arguments), "--student", "small", "s14"]) == 2
-    assert "small and distilled-images-s14 cannot share a job" in capsys.readouterr().err
-
-
-def test_students_of_a_recipe_are_given_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[TrainingConfig] = []
-
-    def take(configs: Sequence[TrainingConfig]) -> list[Path]:
-        given.extend(configs)
-        return []
-
-    monkeypatch.setattr(train_module, "run_together", take)
-    assert main(["student-b14", "--also", "student-s14", "--set", "num_steps=7"]) == 0
-    assert [(c.name, c.num_steps) for c in given] == [("student-b14", 7), ("student-s14", 7)]
-    _check_together(given)

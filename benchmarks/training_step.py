@@ -27,8 +27,7 @@ from model.package import STUDENT_FOLDER
 from model.runtime.machine import this_hardware
 from training.checkpoint import save_checkpoint
 from training.config import DataConfig, TrainingConfig
-from training.data.batch import Batch
-from training.data.shards.batches import RunShare
+from training.data.batch import Batch, RunShare
 from training.inputs.scenes import SceneInputs
 from training.methods.base import Method, Step
 from training.methods.pretrain import Pretrain, PretrainConfig

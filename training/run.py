@@ -13,8 +13,7 @@ from training import distributed
 from training.boards import Boards
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig, ViewsConfig
-from training.data.batch import Batch, with_unit_pixels
-from training.data.shards.batches import RunShare
+from training.data.batch import Batch, RunShare, with_unit_pixels
 from training.inputs.base import Inputs
 from training.inputs.images import ImageInputs
 from training.inputs.scenes import SceneInputs

@@ -14,10 +14,10 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.config import DataConfig, ModelConfig, TrainingConfig
 from training.data.backgrounds import PHOTOS
-from training.data.batch import Batch, TextBatch, with_unit_pixels
+from training.data.batch import Batch, RunShare, TextBatch, with_unit_pixels
 from training.data.concepts import all_concepts
 from training.data.folder import BANK_STYLES, DataFolder, common_names
-from training.data.loader import BatchPlan, SceneBatches, Stage
+from training.data.loader import Curriculum, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.sprites import SPRITE_PIXELS, SpriteBank, save_bank
 from training.evaluate.sets import development_benchmarks, rare_names
@@ -111,8 +111,8 @@ def make_batches(source: SceneSource, tokenizer: Tipsv2Tokenizer) -> Callable[..
         rank: int = 0,
         num_ranks: int = 1,
     ) -> SceneBatches:
-        plan = BatchPlan(stages=stages, batch_size=batch_size, num_steps=num_steps)
-        return SceneBatches(source, tokenizer, plan, rank=rank, num_ranks=num_ranks)
+        share = RunShare(batch_size=batch_size, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
+        return SceneBatches(source, tokenizer, Curriculum(stages=stages), share)
 
     return make
 

@@ -285,4 +285,4 @@ def _run(job: JobConfig, captioner: Captioner) -> None:
     print(f"{describe(progress, job.price)}; the shards are in {job.output}")
     if progress.done == progress.shards:
         index_shards(job.output, BrokenList())
-        print("\n".join(describe_folder(job.output)))
+        print(describe_folder(job.output))

@@ -109,11 +109,11 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _describe(options: argparse.Namespace) -> None:
-    print("\n".join(describe_folder(options.folder)))
+    print(describe_folder(options.folder))
 
 
 def _report(folder: Path, manifest: Manifest) -> None:
     """Print a summary of the written shards."""
     skipped = f", {manifest.num_skipped} broken samples left out" if manifest.num_skipped else ""
     print(f"{len(manifest.shards)} shards are ready in {folder}{skipped}")
-    print("\n".join(describe_folder(folder)))
+    print(describe_folder(folder))

@@ -12,15 +12,18 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
 
 MAX_TOKENS = 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,21 +125,20 @@ def _unit(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255.0) if pixels.dtype == torch.uint8 else pixels
 
 
-def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:
-    """Tokenise texts, cut at 64 tokens, padded to the longest; [0, 1] without texts."""
-    if not texts:
-        empty = torch.zeros((0, 1), dtype=torch.int64)
-        return TextBatch(token_ids_BL=empty, mask_BL=empty)
-    encoded = tokenizer(
-        list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    )
-    return TextBatch(token_ids_BL=encoded["input_ids"], mask_BL=encoded["attention_mask"])
-
-
 NO_TEXTS = TextBatch(
     token_ids_BL=torch.zeros((0, 1), dtype=torch.int64),
     mask_BL=torch.zeros((0, 1), dtype=torch.int64),
 )
+
+
+def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:
+    """Tokenise texts, cut at 64 tokens, padded to the longest; [0, 1] without texts."""
+    if not texts:
+        return NO_TEXTS
+    encoded = tokenizer(
+        list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+    )
+    return TextBatch(token_ids_BL=encoded["input_ids"], mask_BL=encoded["attention_mask"])
 
 
 def text_ids(texts: Sequence[str]) -> Tensor:
@@ -191,7 +193,44 @@ def _prompt(name: str, step: int) -> str:
     return templates[rng.integers(len(templates))].format(name)
 
 
-def begin_loading(_worker: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunShare:
+    """A rank's share of a run's batches.
+
+    Attributes:
+        batch_size: Images in a batch of one rank.
+        num_steps: Batches of the whole run.
+        rank: Number of this process.
+        num_ranks: Number of ranks.
+    """
+
+    batch_size: int
+    num_steps: int
+    rank: int = 0
+    num_ranks: int = 1
+
+    def places(self, step: int, count: int | None = None) -> range:
+        """Places of a step's images, or of `count` of another kind, in the stream of all ranks."""
+        count = self.batch_size if count is None else count
+        first = (step * self.num_ranks + self.rank) * count
+        return range(first, first + count)
+
+
+def prefetch(
+    batches: Dataset[T], steps: range, *, num_workers: int, per_worker: int = 4
+) -> DataLoader[T]:
+    """Iterate over the batches of some steps, made ahead by worker processes if there are any."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        prefetch_factor=per_worker if num_workers else None,
+        worker_init_fn=_begin_loading,
+    )
+
+
+def _begin_loading(_worker: int) -> None:
     """Initialise a worker process: one thread, and a process group of its own.
 
     A terminal's Ctrl-C and torchrun's SIGTERM go to a whole process group, and would end this

@@ -29,6 +29,7 @@ _PLURALS = {
 # Prompts that a plural or a mass noun fits as well.
 _ARTICLE_FREE = ("art of the {}.", "a photo of the large {}.", "a photo of the small {}.")
 _LARGE, _SMALL = 0.52, 0.34
+_STREAM = 7  # separates the choice of captions from other random streams
 _HIDDEN = 0.8
 
 
@@ -209,6 +210,12 @@ class CaptionSampling:
             for wanted in (self.cls1, self.cls2)
         )
         return first[rng.integers(len(first))], second[rng.integers(len(second))]
+
+    def choose_at(
+        self, captions: Mapping[str, str], *, seed: int, place: int
+    ) -> tuple[str, str] | None:
+        """Draw as `choose` does; seed and place in the stream determine the choice."""
+        return self.choose(captions, np.random.default_rng((seed, place, _STREAM)))
 
 
 SCENE_CAPTIONS = CaptionSampling(cls1=("alt",), cls2=("keywords", "scene"))

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from transformers import Tipsv2Tokenizer
 
-from training.data.shards.batches import RunShare
+from training.data.batch import RunShare
 from training.evaluate.ranking import ClassificationBenchmark
 from training.evaluate.sets import SegmentationBenchmark
 from training.trainer import BatchSource

@@ -7,11 +7,12 @@ from typing import Any
 from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
+from training.data.batch import RunShare
 from training.data.crops import CropConfig
-from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
+from training.data.shards.batches import ImageBatches, ShardsConfig
 from training.data.shards.image_folder import ImageFolder, open_store
-from training.data.shards.manifest import MANIFEST_FILE, ShardStore
-from training.data.shards.sample import BadSample, BrokenList, DataSummary, caption_line
+from training.data.shards.manifest import MANIFEST_FILE
+from training.data.shards.sample import BadSample, BrokenList, DataSummary
 from training.evaluate.ranking import ClassificationBenchmark, labelled_folder
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
@@ -43,17 +44,9 @@ class ImageInputs:
 
     def describe(self) -> Sequence[str]:
         """See `Inputs`."""
-        kind = "shards" if isinstance(self._store, ShardStore) else "a plain folder"
-        counts = self.summary
-        sources = ", ".join(f"{name} {num}" for name, num in counts.caption_sources.items())
-        captions = (
-            f"{counts.num_captioned} of them with captions ({sources})"
-            if counts.num_captioned
-            else "without captions"
-        )
         return (
-            f"data: {counts.num_images} images in {self._data.folder}, {kind}, {captions}",
-            *describe_losses(self._config, self._data, counts),
+            f"data: {self._data.folder} holds {self._store.kind}: {self.summary}",
+            *describe_losses(self._config, self._data, self.summary),
         )
 
     def tokenizer_texts(self) -> list[str]:
@@ -158,9 +151,23 @@ def _caption_lines(
     rest = f"; {without} images without a caption take part in the other losses" * bool(without)
     return (
         f"contrast with captions: on, weight {weight:g}{rest}",
-        caption_line("  CLS1", data.captions.cls1, counts),
-        caption_line("  CLS2", data.captions.cls2, counts),
+        _token_line("cls1", data.captions.cls1, counts),
+        _token_line("cls2", data.captions.cls2, counts),
     )
+
+
+def _token_line(token: str, sources: Sequence[str], counts: DataSummary) -> str:
+    """The captions that are used for a CLS token."""
+    found = {source: counts.caption_sources.get(source, 0) for source in sources}
+    if not any(found.values()):
+        return (
+            f"  {token.upper()} from any source, because no caption is of {' or '.join(sources)}; "
+            f"set data.captions.{token} to change that"
+        )
+    line = f"  {token.upper()} from " + ", ".join(f"{name} {num}" for name, num in found.items())
+    if sum(found.values()) < counts.num_captioned:
+        line += "; images without any of these use their other captions"
+    return line
 
 
 def _untrained_text_tower(config: TrainingConfig) -> str:

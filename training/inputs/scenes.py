@@ -7,10 +7,10 @@ from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
 from training.config import DataConfig, TrainingConfig
+from training.data.batch import RunShare
 from training.data.folder import DataFolder, seen_names
-from training.data.loader import BatchPlan, SceneBatches
+from training.data.loader import Curriculum, SceneBatches
 from training.data.scenes import SceneConfig, compose_scene
-from training.data.shards.batches import RunShare
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 from training.run_record import digest
 
@@ -53,21 +53,13 @@ class SceneInputs:
     def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> SceneBatches:
         """See `Inputs`."""
         data = self._data
-        plan = BatchPlan(
-            stages=data.stages,
-            batch_size=share.batch_size,
-            num_steps=share.num_steps,
-            captions=data.captions,
-            crops=data.crops,
-        )
         has_unnamed = any(stage.unnamed for stage in data.stages)
         return SceneBatches(
             self._source,
             tokenizer,
-            plan,
+            Curriculum(stages=data.stages, captions=data.captions, crops=data.crops),
+            share,
             unnamed=self._folder.unnamed(data.seed) if has_unnamed else None,
-            rank=share.rank,
-            num_ranks=share.num_ranks,
         )
 
     def benchmarks(self) -> Sequence[SegmentationBenchmark]:

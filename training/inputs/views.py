@@ -28,16 +28,16 @@ from training.data.backgrounds import load_photos
 from training.data.batch import (
     NO_TEXTS,
     Batch,
+    RunShare,
     TeacherCells,
-    begin_loading,
     collate,
+    prefetch,
     tokenize,
 )
 from training.data.captions import SCENE_CAPTIONS
 from training.data.concepts import all_concepts
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.scenes import Scene, SceneSource, compose_scene
-from training.data.shards.batches import RunShare
 from training.evaluate.encoder import encode_texts, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 from training.photographs.crowds import CrowdSource, crowd_sprites
@@ -223,8 +223,7 @@ class ViewBatches(Dataset[Batch]):
             config.num_parts * config.part_size, size=share.batch_size - num_scenes
         )
         pixels_V3SS, cells = crop_views(rng, self._rows(chosen), config.size)
-        first = (step * share.num_ranks + share.rank) * num_scenes
-        scenes = self._compose(range(first, first + num_scenes))
+        scenes = self._compose(share.places(step, num_scenes))
         pixels_B3SS = torch.cat([pixels_V3SS, *(_pixels(scene) for scene in scenes)])
         label_Bpp = np.concatenate(
             [self._labels.of_name[cells.name_Bpp.numpy()], *(_labels(scene) for scene in scenes)]
@@ -267,14 +266,7 @@ class ViewBatches(Dataset[Batch]):
 
     def loader(self, first_step: int, *, num_workers: int) -> DataLoader[Batch]:
         """Iterate from a step on, prefetched by worker processes."""
-        return DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(first_step, self._share.num_steps),
-            num_workers=num_workers,
-            prefetch_factor=4 if num_workers else None,
-            worker_init_fn=begin_loading,
-        )
+        return prefetch(self, range(first_step, len(self)), num_workers=num_workers)
 
 
 def _pixels(scene: Scene) -> Tensor:

@@ -3,11 +3,11 @@
 import os
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
-from training.data.batch import begin_loading, collate, text_ids, tokenize
+from training.data.batch import collate, prefetch, text_ids, tokenize
 from training.data.folder import common_names
 
 
@@ -77,7 +77,7 @@ class ProcessInfo(Dataset[tuple[int, int, int]]):
 
 
 def test_a_loading_process_has_its_own_process_group_and_one_thread() -> None:
-    loader = DataLoader(ProcessInfo(), batch_size=None, num_workers=1, worker_init_fn=begin_loading)
+    loader = prefetch(ProcessInfo(), range(4), num_workers=1)
     items = iter(loader)
     pid, group, threads = next(items)
     assert pid != os.getpid()

@@ -8,15 +8,16 @@ import pytest
 import torch
 from transformers import Tipsv2Tokenizer
 
-from training.data.batch import Batch, text_ids, tokenize
+from training.data.batch import Batch, RunShare, text_ids, tokenize
 from training.data.crops import CropConfig
-from training.data.loader import BatchPlan, SceneBatches, Stage
+from training.data.loader import Curriculum, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.data.unnamed import UnnamedBank, UnnamedSource
 
 MakeBatches = Callable[..., SceneBatches]
 Same = Callable[[object, object], bool]
 
+JOINED = {"pixels_B3HW": 0, "locals_CB3hw": 1, "cls1_ids_T": 0, "cls2_ids_T": 0}
 CONFIG = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)
 
 
@@ -56,7 +57,7 @@ def test_the_curriculum_changes_when_its_share_is_done(make_batches: MakeBatches
 @pytest.mark.parametrize("stages", [(), (Stage(until=0.9),)])
 def test_a_curriculum_lasts_to_the_end(stages: tuple[Stage, ...]) -> None:
     with pytest.raises(ValueError, match=r"until 1\.0"):
-        BatchPlan(stages=stages, batch_size=2, num_steps=4)
+        Curriculum(stages=stages)
 
 
 def test_a_batch_is_what_its_scenes_say_without_their_masks(
@@ -86,24 +87,22 @@ def test_the_ranks_batches_together_are_the_batch_of_one(
     unnamed: UnnamedSource,
 ) -> None:
     def make(step: int, rank: int = 0, num_ranks: int = 1) -> Batch:
-        plan = BatchPlan(
-            stages=(Stage(scenes=CONFIG, unnamed=6 // num_ranks),),
-            batch_size=6 // num_ranks,
-            num_steps=2,
+        size = 6 // num_ranks
+        curriculum = Curriculum(
+            stages=(Stage(scenes=CONFIG, unnamed=size),),
             crops=CropConfig(num_local=2, local_size=14),
         )
-        ranks = {"rank": rank, "num_ranks": num_ranks}
-        return SceneBatches(source, tokenizer, plan, unnamed=unnamed, **ranks)[step]
+        share = RunShare(batch_size=size, num_steps=2, rank=rank, num_ranks=num_ranks)
+        return SceneBatches(source, tokenizer, curriculum, share, unnamed=unnamed)[step]
 
     for step in range(2):
         whole, parts = make(step), [make(step, rank, 3) for rank in range(3)]
         assert whole.locals_CB3hw.shape == (2, 6, 3, 14, 14)
         # Local crops leave the scene as it is.
         assert torch.equal(whole.pixels_B3HW, make_batches(batch_size=6)[step].pixels_B3HW)
-        assert torch.equal(torch.cat([p.pixels_B3HW for p in parts]), whole.pixels_B3HW)
-        assert torch.equal(torch.cat([p.locals_CB3hw for p in parts], 1), whole.locals_CB3hw)
-        assert torch.equal(torch.cat([p.cls1_ids_T for p in parts]), whole.cls1_ids_T)
-        assert torch.equal(torch.cat([p.cls2_ids_T for p in parts]), whole.cls2_ids_T)
+        for name, axis in JOINED.items():
+            joined = torch.cat([getattr(part, name) for part in parts], axis)
+            assert torch.equal(joined, getattr(whole, name)), name
         drawings = [p.unnamed.pixels_E3hw for p in (whole, *parts) if p.unnamed is not None]
         assert torch.equal(torch.cat(drawings[1:]), drawings[0])
 
@@ -112,8 +111,8 @@ def test_a_stage_with_unnamed_drawings_adds_them_to_the_batch(
     source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource, is_same: Same
 ) -> None:
     stages = (Stage(until=0.5, scenes=CONFIG, unnamed=6), Stage(scenes=CONFIG))
-    plan = BatchPlan(stages=stages, batch_size=2, num_steps=2)
-    batches = SceneBatches(source, tokenizer, plan, unnamed=unnamed)
+    curriculum, share = Curriculum(stages=stages), RunShare(batch_size=2, num_steps=2)
+    batches = SceneBatches(source, tokenizer, curriculum, share, unnamed=unnamed)
     assert batches[1].unnamed is None
     drawings = batches[0].unnamed
     assert drawings is not None
@@ -127,6 +126,6 @@ def test_a_stage_with_unnamed_drawings_adds_them_to_the_batch(
     assert is_same(drawings.titles, tokenize(tokenizer, titles))
     assert torch.equal(drawings.title_ids_T, text_ids(titles))
     with pytest.raises(ValueError, match="no source for them"):
-        SceneBatches(source, tokenizer, plan)
+        SceneBatches(source, tokenizer, curriculum, share)
     with pytest.raises(ValueError, match="must not be below 0"):
         Stage(unnamed=-1)

@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
-from training.data.shards.batches import RunShare, ShardsConfig
+from training.data.batch import RunShare
+from training.data.shards.batches import ShardsConfig
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import DataSummary
 from training.data.shards.writing import ShardPlan, build_shards
@@ -34,7 +35,7 @@ def test_shards_give_the_same_words_as_their_folder(
     )
     plain, packed = (open_inputs(on_images(path)) for path in (folder, shards))
     assert packed.tokenizer_texts() == plain.tokenizer_texts()
-    assert "shards, 5 of them" in packed.describe()[0]
+    assert "shards: 6 images, 5 of them" in packed.describe()[0]
     assert packed.describe()[1:] == plain.describe()[1:]
     assert packed.facts()["digest"] != plain.facts()["digest"]
 

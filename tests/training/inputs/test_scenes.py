@@ -7,9 +7,9 @@ import pytest
 from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
+from training.data.batch import RunShare
 from training.data.folder import DataFolder, seen_names
 from training.data.loader import SceneBatches
-from training.data.shards.batches import RunShare
 from training.evaluate.sets import development_benchmarks
 from training.inputs import scenes
 from training.run import open_inputs

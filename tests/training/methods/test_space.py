@@ -18,10 +18,9 @@ from tests.training.methods.conftest import take_step
 from tests.training.photographs.test_views import source as view_source
 from training import run as run_module
 from training.config import TrainingConfig, ViewsConfig
-from training.data.batch import Batch, TeacherCells, TextBatch
+from training.data.batch import Batch, RunShare, TeacherCells, TextBatch
 from training.data.concepts import all_concepts
 from training.data.folder import DataFolder
-from training.data.shards.batches import RunShare
 from training.evaluate.sets import development_benchmarks
 from training.inputs import views as views_module
 from training.inputs.views import Labels, ViewInputs, crop_views

@@ -12,7 +12,7 @@ from training.captioning.gemini_config import GeminiConfig
 from training.commands.train import RECIPES
 from training.config import DataConfig, TrainingConfig
 from training.data.folder import TRAIN_STYLES
-from training.data.loader import BatchPlan
+from training.data.loader import Curriculum
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.recipes import bundled, first_light
@@ -50,10 +50,8 @@ def test_a_recipe_is_a_whole_configuration(recipe: Callable[[], TrainingConfig])
     assert recipe.__doc__
     assert isinstance(config.data, DataConfig)
     assert set(config.data.styles) <= set(TRAIN_STYLES)
-    plan = BatchPlan(
-        stages=config.data.stages, batch_size=config.batch_size, num_steps=config.num_steps
-    )
-    assert plan.stage_at(config.num_steps - 1) is config.data.stages[-1]
+    curriculum = Curriculum(stages=config.data.stages)
+    assert curriculum.stage_at(config.num_steps - 1, config.num_steps) is config.data.stages[-1]
     for stage in config.data.stages:
         assert stage.scenes.size % 14 == 0
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import Tipsv2Tokenizer
 
 from model.image_codec import ImageLimits
-from training.data.batch import Batch, begin_loading, collate
+from training.data.batch import Batch, RunShare, collate, prefetch
 from training.data.captions import CaptionSampling
 from training.data.crops import TIPSV2_CROPS, CropConfig, crop_images
 from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
@@ -93,7 +93,6 @@ class StreamOrder:
         return self._samples, int(self._starts[window])
 
 
-_CAPTIONS = 7  # separates the choice of captions from other random streams
 _MAX_SUBSTITUTES = 50
 
 
@@ -128,27 +127,6 @@ class ShardsConfig:
         """Check the window."""
         if self.window_shards < 1:
             raise ValueError("data.window_shards must be at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunShare:
-    """A rank's share of a run's batches.
-
-    Attributes:
-        batch_size: Images in a batch of one rank.
-        num_steps: Batches of the whole run.
-        rank: Number of this process.
-        num_ranks: Number of ranks.
-    """
-
-    batch_size: int
-    num_steps: int
-    rank: int = 0
-    num_ranks: int = 1
-
-    def first_place(self, step: int) -> int:
-        """The place in the stream of the first image of this rank's batch."""
-        return (step * self.num_ranks + self.rank) * self.batch_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -194,26 +172,22 @@ class ImageBatches(Dataset[MadeBatch]):
 
     def __getitem__(self, step: int) -> MadeBatch:
         """Make the batch of one step."""
-        first, broken = self._share.first_place(step), list[BrokenSample]()
-        places = range(first, first + self._share.batch_size)
+        places, broken = self._share.places(step), list[BrokenSample]()
+        seed, sampling = self._config.seed, self._config.captions
         samples, images = zip(*(self._take(place, broken) for place in places), strict=True)
-        chosen = [self._choose(place, s) for place, s in zip(places, samples, strict=True)]
-        crops = crop_images(images, self._config.crops, seed=self._config.seed, first=first)
+        chosen = [
+            sampling.choose_at(sample.captions, seed=seed, place=place)
+            for place, sample in zip(places, samples, strict=True)
+        ]
+        crops = crop_images(images, self._config.crops, seed=seed, first=places.start)
         names = [sample.names for sample in samples]
         batch = collate(chosen, names, self._tokenizer, step=step, crops=crops)
         return MadeBatch(batch=batch, broken=broken)
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
         """Iterate from a step on, prefetched by worker processes; records broken samples."""
-        made: DataLoader[MadeBatch] = DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(first_step, len(self)),
-            num_workers=num_workers,
-            prefetch_factor=2 if num_workers else None,
-            worker_init_fn=begin_loading,
-        )
-        for item in made:
+        steps = range(first_step, len(self))
+        for item in prefetch(self, steps, num_workers=num_workers, per_worker=2):
             self.broken.add(item.broken)
             yield item.batch
 
@@ -233,10 +207,6 @@ class ImageBatches(Dataset[MadeBatch]):
             f"{_MAX_SUBSTITUTES} samples in a row are broken, the last one "
             f"{broken[-1].place}: {broken[-1].reason}; check {self._config.folder}"
         )
-
-    def _choose(self, place: int, sample: Sample) -> tuple[str, str] | None:
-        rng = np.random.default_rng((self._config.seed, place, _CAPTIONS))
-        return self._config.captions.choose(sample.captions, rng)
 
 
 def _wanted(crops: CropConfig) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,8 @@ from training.data.shards.sample import (
     IMAGE_SUFFIXES,
     BadSample,
     DataSummary,
+    ReadSample,
     Sample,
-    describe,
     sample_from_members,
     summarize,
     total,
@@ -34,6 +34,8 @@ from training.data.shards.sample import (
 
 class ImageFolder:
     """Images under a folder and its sub-folders, in the order of their names."""
+
+    kind = "plain images"
 
     def __init__(self, path: Path, *, shard_size: int = DEFAULT_SHARD_SIZE) -> None:
         """List the images; ignores files and folders whose name starts with a dot.
@@ -73,13 +75,10 @@ class ImageFolder:
         sample = sample_from_members(members)
         return replace(sample, key=f"{item:09d}", fields={**sample.fields, "file": name})
 
-    def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Images for new shards: the location of each, and its sample or the reason for none."""
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
+        """Images for new shards: see `SampleSource`."""
         for item in range(start, stop):
-            try:
-                yield self._names[item], self.read_item(item)
-            except BadSample as error:
-                yield self._names[item], error
+            yield self._names[item], partial(self.read_item, item)
 
     def fingerprint(self) -> str:
         """Changes with the list of images and their sizes."""
@@ -96,7 +95,7 @@ class ImageFolder:
         for name in self._names:
             members = {"image.png": b"", **self._caption_files(name)}
             try:
-                yield summarize([sample_from_members(members)])
+                yield summarize(sample_from_members(members))
             except BadSample:
                 yield DataSummary(num_images=1)
 
@@ -126,12 +125,11 @@ def open_store(folder: Path) -> ImageStore:
     return ImageFolder(folder)
 
 
-def describe_folder(folder: Path) -> tuple[str, ...]:
-    """Lines that describe the content of a folder and what each kind of loss uses of it.
+def describe_folder(folder: Path) -> str:
+    """A line about the content of a folder.
 
     Raises:
         FileNotFoundError: It holds neither shards nor images.
     """
     store = open_store(folder)
-    kind = "shards" if isinstance(store, ShardStore) else "plain images"
-    return f"{folder} holds {kind}:", *describe(store.summary())
+    return f"{folder} holds {store.kind}: {store.summary()}"

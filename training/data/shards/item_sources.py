@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
-from training.data.shards.sample import BadSample, Sample
+from training.data.shards.sample import BadSample, ReadSample, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,36 +58,36 @@ class ParquetItems:
         if absent:
             raise FileNotFoundError(f"there is no file {absent[0]}; name Parquet files")
         self._files, self._columns, self._root = list(files), columns, root
-        self._num_rows = []
+        self._groups: list[tuple[Path, int, int]] = []
         for path in self._files:
             with pq.ParquetFile(path) as file:
-                found = file.schema_arrow.names
-                self._num_rows.append(file.metadata.num_rows)
-            missing = [name for name in columns.all if name not in found]
-            if missing:
-                raise ValueError(f"{path} has no column {missing}; it has {found}")
+                missing = [name for name in columns.all if name not in file.schema_arrow.names]
+                if missing:
+                    found = file.schema_arrow.names
+                    raise ValueError(f"{path} has no column {missing}; it has {found}")
+                for group in range(file.num_row_groups):
+                    self._groups.append((path, group, file.metadata.row_group(group).num_rows))
 
     def __len__(self) -> int:
-        return sum(self._num_rows)
+        return sum(count for _, _, count in self._groups)
 
     def fingerprint(self) -> str:
         """Changes with the files' names, sizes and rows, and with the columns."""
         sizes = [(path.name, path.stat().st_size) for path in self._files]
-        return hashlib.sha256(repr((sizes, self._num_rows, self._columns)).encode()).hexdigest()
+        rows = [sum(n for owner, _, n in self._groups if owner == path) for path in self._files]
+        return hashlib.sha256(repr((sizes, rows, self._columns)).encode()).hexdigest()
 
-    def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
         """Read rows; loads only their row groups."""
-        first = 0
-        for path, count in zip(self._files, self._num_rows, strict=True):
+        first, in_file = 0, Counter[Path]()
+        for path, group, count in self._groups:
             if first < stop and start < first + count:
-                low, high = max(0, start - first), min(count, stop - first)
-                for row, content in _rows(path, self._columns.all, low, high):
-                    place = f"{path.name} row {row}"
-                    try:
-                        yield place, self._sample(first + row, content)
-                    except BadSample as error:
-                        yield place, error
+                for row, content in enumerate(_rows(path, group, self._columns.all)):
+                    if start <= first + row < stop:
+                        place = f"{path.name} row {in_file[path] + row}"
+                        yield place, partial(self._sample, first + row, content)
             first += count
+            in_file[path] += count
 
     def _sample(self, item: int, row: Mapping[str, Any]) -> Sample:
         columns = self._columns
@@ -100,22 +102,10 @@ class ParquetItems:
         )
 
 
-def _rows(
-    path: Path, columns: list[str], low: int, high: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows `low` to `high` of a file."""
+def _rows(path: Path, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
-        first = 0
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            if first < high and low < first + count:
-                row = first
-                for batch in file.iter_batches(64, row_groups=[group], columns=columns):
-                    for content in batch.to_pylist():
-                        if low <= row < high:
-                            yield row, content
-                        row += 1
-            first += count
+        for batch in file.iter_batches(64, row_groups=[group], columns=columns):
+            yield from batch.to_pylist()
 
 
 def _image_bytes(value: object, root: Path) -> bytes:
@@ -176,19 +166,19 @@ class SceneItems:
         digest.update(repr(self.config).encode())
         return digest.hexdigest()
 
-    def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Compose scenes `start` and on, and encode them without loss."""
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
+        """Compose scenes `start` and on."""
         for index in range(start, stop):
-            scene = compose_scene(self.source, index, self.config)
-            buffer = io.BytesIO()
-            Image.fromarray(scene.pixels_SS3).save(buffer, "PNG")
-            yield (
-                f"scene {index}",
-                Sample(
-                    key=f"{index:09d}",
-                    image=buffer.getvalue(),
-                    suffix=".png",
-                    captions=scene.captions.by_source(),
-                    names=scene.captions.names,
-                ),
-            )
+            yield f"scene {index}", partial(self._sample, index)
+
+    def _sample(self, index: int) -> Sample:
+        """Compose a scene and encode it without loss."""
+        scene, buffer = compose_scene(self.source, index, self.config), io.BytesIO()
+        Image.fromarray(scene.pixels_SS3).save(buffer, "PNG")
+        return Sample(
+            key=f"{index:09d}",
+            image=buffer.getvalue(),
+            suffix=".png",
+            captions=scene.captions.by_source(),
+            names=scene.captions.names,
+        )

@@ -29,7 +29,13 @@ from training.data.shards.tar_shard import (
 
 
 class ImageStore(Protocol):
-    """Random access to samples in shards. It is pickled into worker processes."""
+    """Random access to samples in shards. It is pickled into worker processes.
+
+    Attributes:
+        kind: In words.
+    """
+
+    kind: str
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
@@ -165,6 +171,8 @@ def find_damage(folder: Path) -> list[str]:
 class ShardStore:
     """A folder of shards with its manifest, as a store of samples."""
 
+    kind = "shards"
+
     def __init__(self, folder: Path) -> None:
         """Read the manifest.
 
@@ -219,7 +227,7 @@ def _index_shard(path: Path, broken: BrokenList) -> ShardEntry:
     summaries = []
     for row in range(len(offsets) - 1):
         try:
-            summaries.append(summarize([read_sample(path, row)]))
+            summaries.append(summarize(read_sample(path, row)))
         except BadSample as error:
             broken.add([BrokenSample(place=f"{path.name} row {row}", reason=str(error))])
             summaries.append(DataSummary(num_images=1))

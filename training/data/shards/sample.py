@@ -7,13 +7,10 @@ every WebDataset. Knows neither tar files nor decoders.
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-from training.data.captions import CaptionSampling
-from training.data.crops import TIPSV2_CROPS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ALT = "alt"
@@ -43,11 +40,11 @@ class Sample:
     names: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
 
-    def members(self) -> dict[str, bytes]:
-        """The sample's files by name: the image, then its record."""
+    def as_webdataset(self) -> dict[str, str | bytes]:
+        """The sample as WebDataset writes it: its key, and its files by suffix."""
         record = {**self.fields, "captions": dict(self.captions), "names": list(self.names)}
         text = json.dumps(record, ensure_ascii=False, sort_keys=True)
-        return {f"{self.key}{self.suffix}": self.image, f"{self.key}.json": text.encode()}
+        return {"__key__": self.key, self.suffix[1:]: self.image, "json": text.encode()}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -119,6 +116,10 @@ def _read_captions(record: dict[str, Any], text: bytes) -> dict[str, str]:
 _LOG = logging.getLogger(__name__)
 
 
+# Reads a sample when it is called; raises `BadSample`.
+ReadSample = Callable[[], Sample]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokenSample:
     """Location of a skipped sample, and the reason."""
@@ -174,74 +175,35 @@ class DataSummary:
     num_named: int = 0
     caption_sources: Mapping[str, int] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """A line about the images and their captions."""
+        named = f", {self.num_named} with lists of their objects" if self.num_named else ""
+        if not self.num_captioned:
+            return f"{self.num_images} images without captions{named}"
+        sources = ", ".join(f"{source} {count}" for source, count in self.caption_sources.items())
+        captioned = f"{self.num_captioned} of them with captions ({sources})"
+        return f"{self.num_images} images, {captioned}{named}"
 
-def summarize(samples: Iterable[Sample]) -> DataSummary:
-    """Count samples and their captions."""
-    return total(
-        DataSummary(
-            num_images=1,
-            num_captioned=bool(sample.captions),
-            num_named=bool(sample.names),
-            caption_sources=dict.fromkeys(sample.captions, 1),
-        )
-        for sample in samples
+
+def summarize(sample: Sample) -> DataSummary:
+    """Count one sample and its captions."""
+    return DataSummary(
+        num_images=1,
+        num_captioned=bool(sample.captions),
+        num_named=bool(sample.names),
+        caption_sources=dict.fromkeys(sample.captions, 1),
     )
 
 
 def total(parts: Iterable[DataSummary]) -> DataSummary:
     """Add summaries up."""
-    images = captioned = named = 0
-    sources: Counter[str] = Counter()
+    counts, sources = Counter[str](), Counter[str]()
     for part in parts:
-        images += part.num_images
-        captioned += part.num_captioned
-        named += part.num_named
+        counts.update(images=part.num_images, captioned=part.num_captioned, named=part.num_named)
         sources.update(part.caption_sources)
     return DataSummary(
-        num_images=images,
-        num_captioned=captioned,
-        num_named=named,
+        num_images=counts["images"],
+        num_captioned=counts["captioned"],
+        num_named=counts["named"],
         caption_sources=dict(sorted(sources.items())),
     )
-
-
-def describe(summary: DataSummary) -> tuple[str, ...]:
-    """Lines that describe the data and what each loss uses of it with TIPSv2's settings."""
-    lines = [
-        f"{summary.num_images} images, {summary.num_captioned} of them with captions"
-        + (f" ({_counts(summary.caption_sources)})" if summary.caption_sources else "")
-    ]
-    if summary.num_captioned:
-        captions = CaptionSampling()
-        for token, sources in (("CLS1", captions.cls1), ("CLS2", captions.cls2)):
-            lines.append(caption_line(token, sources, summary))
-    else:
-        lines.append(
-            "contrast with captions: off, there are no captions; the text tower is not trained"
-        )
-    if summary.num_named:
-        lines.append(f"contrast with names: {summary.num_named} images with lists of their objects")
-    else:
-        lines.append("contrast with names: off, no image has a list of its objects")
-    num_local = TIPSV2_CROPS.num_local
-    lines.append(f"local crops to global: all {summary.num_images} images, {num_local} crops each")
-    lines.append(f"patches: all {summary.num_images} images")
-    return tuple(lines)
-
-
-def caption_line(token: str, sources: Sequence[str], summary: DataSummary) -> str:
-    """A line about the captions that are used for a CLS token."""
-    found = {source: summary.caption_sources.get(source, 0) for source in sources}
-    if not any(found.values()):
-        return (
-            f"{token} with captions: {summary.num_captioned} images, from any source, because none "
-            f"has {' or '.join(sources)}; set data.captions.{token.strip().lower()} to change that"
-        )
-    line = f"{token} with captions: {summary.num_captioned} images, from {_counts(found)}"
-    if sum(found.values()) < summary.num_captioned:
-        line += "; images without any of these use their other captions"
-    return line
-
-
-def _counts(sources: Mapping[str, int]) -> str:
-    return ", ".join(f"{source} {count}" for source, count in sources.items())

@@ -1,7 +1,6 @@
 """A WebDataset shard: a tar file with a list of sample offsets for random access.
 
-With the list, any sample can be read alone, and a training run resumes at its next sample. Written
-and read by the standard library; any WebDataset reader reads these.
+With the list, any sample can be read alone, and a training run resumes at its next sample.
 """
 
 import io
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from webdataset.tariterators import tar_file_iterator
+from webdataset.writer import TarWriter
 
 from model.files import atomic_file, remove_temporaries
 from training.data.shards.sample import BadSample, Sample, sample_from_members, split_name
@@ -27,23 +28,20 @@ def offsets_path(shard: Path) -> Path:
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     """Write samples as a tar file and its offsets, both atomically; returns their number.
 
-    The file depends on the samples alone: it has no times and no owners. Only one process may write
-    a shard at a time, because temporary files of killed processes are removed.
+    Only one process may write a shard at a time, because temporary files of killed processes are
+    removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file in (path, offsets_path(path)):
-        remove_temporaries(file)
+    remove_temporaries(path)
+    remove_temporaries(offsets_path(path))
     offsets = [0]
-    with (
-        atomic_file(path) as temporary,
-        tarfile.open(temporary, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for sample in samples:
-            for name, content in sample.members().items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-            offsets.append(archive.offset)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        # Without times and owners the file depends on the samples alone.
+        plain = {"user": "", "group": "", "mtime": 0, "format": "PAX_FORMAT"}
+        with TarWriter(file, encoder=False, **plain) as archive:
+            for sample in samples:
+                archive.write(sample.as_webdataset())
+                offsets.append(archive.tarstream.offset)
     write_offsets(path, np.asarray(offsets))
     return len(offsets) - 1
 
@@ -104,12 +102,8 @@ def read_sample(shard: Path, row: int) -> Sample:
         file.seek(start)
         content = file.read(stop - start)
     try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            members = {
-                entry.name: extracted.read()
-                for entry in archive
-                if entry.isfile() and (extracted := archive.extractfile(entry)) is not None
-            }
+        entries = tar_file_iterator(io.BytesIO(content))
+        members = {entry["fname"]: entry["data"] for entry in entries}
     except tarfile.TarError as error:
         raise BadSample(f"its part of the tar file is broken: {error}") from error
     return sample_from_members(members)

@@ -29,6 +29,7 @@ from training.data.shards.sample import (
     BadSample,
     BrokenSample,
     DataSummary,
+    ReadSample,
     Sample,
     summarize,
     total,
@@ -48,8 +49,8 @@ class SampleSource(Protocol):
     def fingerprint(self) -> str:
         """A digest that changes with the items."""
 
-    def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Some items: the location of each, and its sample or the reason why it is none."""
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
+        """Some items: the location of each, and what reads its sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,16 +154,15 @@ def _build_shard(source: SampleSource, folder: Path, plan: ShardPlan, number: in
     path, summaries, skipped = folder / shard_name(number), list[DataSummary](), []
 
     def good_samples() -> Iterator[Sample]:
-        for place, item in source.items(start, stop):
+        for place, read in source.items(start, stop):
             try:
-                if isinstance(item, BadSample):
-                    raise item
-                decode_tensor(item.image, plan.limits)
+                sample = read()
+                decode_tensor(sample.image, plan.limits)
             except BadSample as error:
                 skipped.append(BrokenSample(place=place, reason=str(error)))
                 continue
-            summaries.append(summarize([item]))
-            yield item
+            summaries.append(summarize(sample))
+            yield sample
 
     write_shard(path, good_samples())
     entry = make_entry(path, summary=total(summaries), num_skipped=len(skipped))

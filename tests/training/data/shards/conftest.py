@@ -1,6 +1,7 @@
 """Small images, each of one colour that identifies it."""
 
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,9 @@ def image_folder(tmp_path: Path, samples: list[Sample]) -> Path:
     for number, sample in enumerate(samples):
         part = folder / ("a" if number < 10 else "b")
         part.mkdir(parents=True, exist_ok=True)
-        for name, content in sample.members().items():
-            (part / name).write_bytes(content)
+        (part / f"{sample.key}.png").write_bytes(sample.image)
+        record = {**sample.fields, "captions": sample.captions, "names": sample.names}
+        (part / f"{sample.key}.json").write_text(json.dumps(record))
     return folder
 
 

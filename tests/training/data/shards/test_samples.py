@@ -1,0 +1,127 @@
+"""One sample: its files, its image as a tensor, its counts; a bad one is refused with a reason."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.image_codec import ImageLimits
+from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
+from training.data.shards.sample import (
+    BadSample,
+    DataSummary,
+    Sample,
+    sample_from_members,
+    split_name,
+    summarize,
+    total,
+)
+
+Encode = Callable[..., bytes]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("a.b/0001.JPG", ("a.b/0001", ".jpg")),
+        ("0001.cls.json", ("0001", ".cls.json")),
+        ("0001", ("0001", "")),
+    ],
+)
+def test_a_name_splits_at_its_first_dot(name: str, parts: tuple[str, str]) -> None:
+    assert split_name(name) == parts
+
+
+@pytest.mark.parametrize(
+    ("record", "text", "captions"),
+    [
+        ({"caption": "from the record", "url": "u"}, None, {"alt": "from the record"}),
+        (None, b" a text\n", {"alt": "a text"}),
+        ({"captions": {"alt": "a", "gemini": "long"}}, b"text", {"alt": "a", "gemini": "long"}),
+        ({"captions": {"alt": " ", "gemini": None}}, None, {}),
+    ],
+)
+def test_captions_of_other_formats_count_as_alt_text(
+    record: dict[str, object] | None, text: bytes | None, captions: dict[str, str]
+) -> None:
+    members = {"1.jpg": b"x"}
+    members |= {} if record is None else {"1.json": json.dumps(record).encode()}
+    members |= {} if text is None else {"1.txt": text}
+    assert sample_from_members(members).captions == captions
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"1.json": b"{}"}, "no image"),
+        ({"1.jpg": b"x", "1.json": b"{"}, "no JSON"),
+        ({"1.jpg": b"x", "1.json": b"[]"}, "no JSON object"),
+        ({"1.jpg": b"x", "1.json": b'{"captions": {"alt": 3}}'}, "captions"),
+        ({"1.jpg": b"x", "1.json": b'{"names": "dog"}'}, "names"),
+        ({"1.jpg": b"x", "1.txt": b"\xff\xfe\xfa"}, "UTF-8"),
+    ],
+)
+def test_unusable_samples_are_refused_with_a_reason(
+    members: dict[str, bytes], message: str
+) -> None:
+    with pytest.raises(BadSample, match=message):
+        sample_from_members(members)
+
+
+def test_samples_are_counted(samples: list[Sample]) -> None:
+    summary = total(map(summarize, samples))
+    assert summary == DataSummary(
+        num_images=23, num_captioned=16, num_named=5, caption_sources={"alt": 16, "gemini": 8}
+    )
+    assert str(summary) == (
+        "23 images, 16 of them with captions (alt 16, gemini 8), 5 with lists of their objects"
+    )
+    assert total([]) == DataSummary()
+    assert str(DataSummary(num_images=2)) == "2 images without captions"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_three_formats_are_decoded(encode: Encode, kind: str) -> None:
+    image_3HW = decode_tensor(encode(3, kind=kind), DEFAULT_LIMITS)
+    assert (image_3HW.shape, image_3HW.dtype) == ((3, 30, 40), torch.uint8)
+    colour = image_3HW.float().mean((1, 2))
+    torch.testing.assert_close(colour, torch.tensor([27.0, 15.0, 200.0]), atol=3, rtol=0)
+
+
+@pytest.mark.parametrize(("wanted_side", "side"), [(0, 320), (100, 160), (300, 320)])
+def test_a_large_jpeg_is_reduced_as_far_as_allowed(
+    encode: Encode, wanted_side: int, side: int
+) -> None:
+    large = encode(1, size=(400, 320), kind="JPEG")
+    assert decode_tensor(large, DEFAULT_LIMITS, wanted_side=wanted_side).shape[1] == side
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (replace(DEFAULT_LIMITS, max_bytes=20), "bytes"),
+        (replace(DEFAULT_LIMITS, max_pixels=1000), "40 x 30 pixels, at most"),
+        (replace(DEFAULT_LIMITS, min_side=31), "at least 31"),
+    ],
+)
+def test_an_image_outside_the_limits_is_a_bad_sample(
+    encode: Encode, limits: ImageLimits, message: str
+) -> None:
+    with pytest.raises(BadSample, match=message):
+        decode_tensor(encode(0), limits)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_truncated_images_and_other_formats_are_bad_samples(kind: str) -> None:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    Image.fromarray(noise).save(stream, kind)
+    whole = stream.getvalue()
+    for data in (b"", whole if kind == "GIF" else whole[: len(whole) // 2]):
+        with pytest.raises(BadSample, match="cannot be decoded"):
+            decode_tensor(data, DEFAULT_LIMITS)

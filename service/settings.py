@@ -143,19 +143,17 @@ class Settings(BaseSettings):
     half a grey level on average; patches of a photograph of 6 megapixels differ by up to 0.025, at
     a cosine of 0.9999."""
     warm_up_limit_s: Annotated[float, Field(ge=0)] = 2.0
-    """Time limit in seconds at the start for running every served size once, and again for
-    measuring batch costs. The native size, the largest image and the largest map of one dense head
-    always run, so that cost and memory are known. Fast models need a fraction of it."""
+    """Time limit in seconds at the start for running every served size once, and again for finding
+    the size of batches. The native size of images, texts and each dense head and the largest image
+    always run, so that their memory is known. Fast models need a fraction of it."""
 
     watchdog_interval_s: Seconds = 10.0
-    """Seconds after which an idle lane tests itself with a small batch. It tests less often if
-    tests would take more than 2 % of its time. The results are checked every second."""
-    watchdog_hang_limit_s: Seconds = 30.0
-    """Seconds after which a running batch counts as hung, or ten times its measured cost if that is
-    more. The server is not ready while every lane is hung or broken."""
-    watchdog_dead_limit_s: Seconds = 60.0
-    """Seconds without a healthy lane after which the liveness probe fails, so that the platform
-    restarts the process."""
+    """Seconds after which an idle lane runs a trial batch. It runs fewer if they would take more
+    than 2 % of its time."""
+    watchdog_hang_limit_s: Seconds = 60.0
+    """Seconds after which a running batch counts as hung. While every lane is hung or dead, the
+    server is neither ready nor live, so that the platform restarts it. Raise it if a batch of the
+    largest image takes longer."""
 
     host: str | None = None
     """Address that all three ports listen on; `0.0.0.0` is every address. Default: 127.0.0.1, so
@@ -208,9 +206,6 @@ class Settings(BaseSettings):
     max_queue_delay_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that a free lane waits for a batch to fill. Useful only if a batch is much cheaper
     than its items one by one; it delays single requests by this time."""
-    prepare_ahead: bool | None = None
-    """Assemble the next batch in another thread while the device computes. Default: only on a GPU;
-    on a CPU the extra thread would take time from the computation."""
     max_queue_patches: Positive = 65536
     """Maximum patches of all requests in progress for each model. Further requests get 429."""
 

@@ -1,27 +1,22 @@
 """The queue in front of the lanes: one queue per bucket, and how batches are formed.
 
 Scheduling order: priority, fair share, arrival. An item rises one priority level with every
-`priority_step_s` that it waits, so no item starves; it then counts like newer items of that level,
-and never outranks those of its own. Else a flow would win by the length of its own queue. Among
-items that count alike, the flow that has used less of the lanes goes first; within a flow, the
-oldest item.
+`priority_step_s` that it waits, so no item starves. It then counts like newer items of that level,
+and never outranks those of its own: otherwise a flow would win by the length of its own queue.
+Among items that count alike, the flow that has used less of the lanes goes first; within a flow,
+the oldest item.
 
 A batch holds items of one bucket, in scheduling order, up to the bucket's limits. The bucket of the
 first item in that order goes first. Cancelled items leave the queue at once, expired ones when a
 batch is formed; neither is computed, and every future is resolved exactly once.
-
-A lane that waits for a batch may also make an item itself: it runs the job that decodes an image,
-and takes what it has queued. That saves a thread's wake-up of a request in an idle server.
 """
 
 import math
 import threading
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from types import MappingProxyType
 from typing import Final
 
 from service.call import Clock, deadline_exceeded
@@ -37,7 +32,6 @@ from service.lanes.work import (
 )
 from service.monitoring.metrics import Metrics, ModelCounter
 
-NOTHING: Final = MappingProxyType[str, float]({})
 # A caller's timer may fire slightly before the deadline that it was set for.
 TIMER_SLACK_S: Final = 0.001
 
@@ -49,7 +43,7 @@ class FairShare:
     """Virtual time of each flow: the cost that it has used of the lanes. Not thread-safe.
 
     A flow that floods the queue waits behind its own items only. A flow that returns after a pause
-    continues level with the others: it has neither saved up turns, nor pays for what it used while
+    continues level with the others: it has no credit, and does not pay for what it used while
     no other flow was waiting.
 
     Source: start-time fair queueing (P. Goyal, H. Vin, H. Cheng, 1996).
@@ -119,14 +113,6 @@ class BucketQueue:
         self.cost -= entry.item.cost
         return True
 
-    def counts(self, priority: int) -> Counter[str]:
-        """Number of items of each flow at this priority level or a higher one."""
-        counted: Counter[str] = Counter()
-        for (level, flow), entries in self._levels.items():
-            if level <= priority:
-                counted[flow] += len(entries)
-        return counted
-
     @property
     def oldest(self) -> float:
         """Arrival of the oldest item, in monotonic seconds."""
@@ -136,9 +122,9 @@ class BucketQueue:
         """The first item of each level of each flow."""
         return [next(iter(level.values())) for level in self._levels.values()]
 
-    def levels(self) -> Iterator[Iterable[QueuedItem]]:
-        """The items of each level of each flow, in order."""
-        return (level.values() for level in self._levels.values())
+    def entries(self) -> list[QueuedItem]:
+        """All items."""
+        return [entry for level in self._levels.values() for entry in level.values()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,16 +135,14 @@ class BatchRules:
         limits: Limits of a batch, by kind.
         max_wait_s: How long an item may wait for its batch to fill while a lane is idle.
         priority_step_s: Waiting time after which an item counts as one level higher.
-        share_evenly: Whether lanes that are idle at the same time share the waiting items; if not,
+        split_evenly: Whether lanes that are idle at the same time split the waiting items; if not,
             the first one takes all that fit.
-        prepare_ahead: Whether the next batch is collated while the lanes are busy.
     """
 
     limits: Mapping[Kind, BatchLimits]
     max_wait_s: float = 0.0
     priority_step_s: float = 5.0
-    share_evenly: bool = False
-    prepare_ahead: bool = False
+    split_evenly: bool = False
 
 
 def stopping_error() -> Unavailable:
@@ -171,20 +155,14 @@ class BatchQueue:
 
     def __init__(self, rules: BatchRules, metrics: Metrics, clock: Clock) -> None:
         self._rules = rules
-        self._shares = FairShare()
+        self._fairness = FairShare()
         self.abandoned = ModelCounter(metrics.abandoned)
         self._clock = clock
         self._queues: dict[Bucket, BucketQueue] = {}
-        lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        # The lock of both conditions. `with condition` takes it by a call in Python, this without.
-        self._lock = lock
-        # The prefetcher waits on a condition of its own, so that it takes no lane's wake-up.
-        self._peek_changed = threading.Condition(lock)
+        # `with condition` takes this lock by a call in Python, `with lock` without.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._num_idle = 0
-        # Jobs that waiting lanes have been woken for, and the threads that run one.
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._at_jobs: set[int] = set()
         self._next_number = 0
         self._closed_by: Callable[[], ServiceError] | None = None
 
@@ -207,23 +185,8 @@ class BatchQueue:
             if self._closed_by is not None:
                 raise self._closed_by()
             entries = [self._enqueue(item, now) for item in items]
-            # A lane that has made its item itself takes it next.
-            self._changed.notify(len(entries) - (threading.get_ident() in self._at_jobs))
-            if self._rules.prepare_ahead:
-                self._peek_changed.notify()
+            self._changed.notify(len(entries))
         return [entry.future for entry in entries]
-
-    def offer(self, job: Callable[[], None]) -> bool:
-        """Hand a job that queues an item to a lane that waits; False if there is none.
-
-        It must be short, since until its end the lane takes no batch, and must raise nothing.
-        """
-        with self._lock:
-            if self._queues or len(self._jobs) >= self._num_idle:
-                return False
-            self._jobs.append(job)
-            self._changed.notify()
-        return True
 
     def take(self) -> Batch | None:
         """Form the next batch without waiting; None if no batch is due."""
@@ -233,50 +196,20 @@ class BatchQueue:
         return batch
 
     def wait_and_take(self, timeout_s: float = math.inf) -> Batch | None:
-        """Wait for the next batch; None if the queue is closed, or after the time-out.
-
-        Runs the jobs that are offered meanwhile.
-        """
+        """Wait for the next batch; None if the queue is closed, or after the time-out."""
         until = self._clock() + timeout_s
         while True:
-            job = None  # a lane that waits keeps no image of the last one
             with self._lock:
                 self._num_idle += 1
                 batch, expired, due = self._form()
                 wait_s = min(due, until) - self._clock()
-                is_idle = batch is None and not expired and not self._jobs
-                if is_idle and not self.is_closed and wait_s > 0:
+                if batch is None and not expired and not self.is_closed and wait_s > 0:
                     self._changed.wait(None if wait_s == math.inf else wait_s)
                 self._num_idle -= 1
-                if batch is None and self._jobs:
-                    job = self._jobs.popleft()
-                if self._rules.prepare_ahead:
-                    self._peek_changed.notify()
             if expired:
                 self._answer_expired(expired)
-            if job is not None:
-                self._run_job(job)
-            elif batch is not None or self.is_closed or self._clock() >= until:
+            if batch is not None or self.is_closed or self._clock() >= until:
                 return batch
-
-    def wait_and_peek(self, known: Sequence[int]) -> list[QueuedItem] | None:
-        """Wait for a next batch other than the known one, and return its items without taking it.
-
-        Also waits while a lane is idle, since that lane takes the batch at once.
-
-        Args:
-            known: Item numbers of the batch that the caller has seen.
-
-        Returns:
-            The items; None once the queue is closed.
-        """
-        with self._lock:
-            while not self.is_closed:
-                entries = [] if self._num_idle else self._peek()
-                if entries and [entry.number for entry in entries] != list(known):
-                    return entries
-                self._peek_changed.wait()
-        return None
 
     def count_abandoned(self, num_items: int, deadline: float) -> None:
         """Count items that are not computed because the caller left or the deadline passed."""
@@ -287,12 +220,10 @@ class BatchQueue:
         """Refuse new items and fail all waiting ones; the reason of the first call counts."""
         with self._lock:
             self._closed_by = self._closed_by or reason
-            levels = [level for queue in self._queues.values() for level in queue.levels()]
-            waiting = [entry for level in levels for entry in level]
+            waiting = [entry for queue in self._queues.values() for entry in queue.entries()]
             self._queues.clear()
-            self._shares = FairShare()
+            self._fairness = FairShare()
             self._changed.notify_all()
-            self._peek_changed.notify_all()
         for entry in waiting:
             if entry.future.start():
                 entry.future.settle(error=reason())
@@ -302,38 +233,14 @@ class BatchQueue:
         with self._lock:
             return {bucket: queue.num_items for bucket, queue in self._queues.items()}
 
-    def ahead_of(self, priority: int, flow: str = "") -> dict[Bucket, int]:
-        """Least number of items of each bucket that are served before a new item.
-
-        Counts all items of its own flow at its level or above, and of each other flow at most as
-        many.
-        """
-        if not self._queues:
-            return {}
-        with self._lock:
-            counts = {bucket: queue.counts(priority) for bucket, queue in self._queues.items()}
-            own = sum(counted[flow] for counted in counts.values())
-            return {
-                bucket: sum(n if name == flow else min(own, n) for name, n in counted.items())
-                for bucket, counted in counts.items()
-            }
-
     def oldest_s(self) -> float:
         """Waiting time of the oldest item in seconds; 0 if the queue is empty."""
         with self._lock:
             oldest = min((queue.oldest for queue in self._queues.values()), default=None)
         return 0.0 if oldest is None else self._clock() - oldest
 
-    def _run_job(self, job: Callable[[], None]) -> None:
-        thread = threading.get_ident()
-        self._at_jobs.add(thread)
-        try:
-            job()
-        finally:
-            self._at_jobs.remove(thread)
-
     def _enqueue(self, item: WorkItem, now: float) -> QueuedItem:
-        self._shares.add(item.flow)
+        self._fairness.add(item.flow)
         rank = now + (item.priority - 1) * self._rules.priority_step_s
         number = self._next_number
         self._next_number += 1
@@ -346,20 +253,17 @@ class BatchQueue:
         queue.add(entry)
         return entry
 
-    def _first(
-        self, heads: Collection[QueuedItem], now: float, charged: Mapping[str, float] = NOTHING
-    ) -> QueuedItem:
-        """The item that is served first; `charged` comes on top of the flows' virtual times."""
+    def _first(self, heads: Sequence[QueuedItem], now: float) -> QueuedItem:
+        """The item that is served first."""
         if len(heads) == 1:
-            return next(iter(heads))
+            return heads[0]
         most_urgent = min(entry.item.priority for entry in heads)
 
         def key(entry: QueuedItem) -> SchedulingKey:
             item = entry.item
             num_steps = int((now - entry.enqueued) / self._rules.priority_step_s)
             level = max(most_urgent, item.priority - num_steps)
-            used = self._shares.virtual_time(item.flow) + charged.get(item.flow, 0.0)
-            return level, used, entry.rank
+            return level, self._fairness.virtual_time(item.flow), entry.rank
 
         return min(heads, key=key)
 
@@ -375,7 +279,7 @@ class BatchQueue:
         queue = self._queues.get(entry.item.bucket)
         if queue is None or not queue.remove(entry):
             return
-        self._shares.remove(entry.item.flow)
+        self._fairness.remove(entry.item.flow)
         if not queue.num_items:
             del self._queues[entry.item.bucket]
 
@@ -410,7 +314,7 @@ class BatchQueue:
         """Remove the items of the next batch of a bucket; expired ones go to `expired`."""
         limits = self._rules.limits[bucket.kind]
         queue = self._queues[bucket]
-        max_items = self._even_share(queue.num_items)
+        max_items = self._even_part(queue.num_items)
         picked: list[QueuedItem] = []
         cost = 0
         while queue.num_items and len(picked) < max_items:
@@ -420,7 +324,7 @@ class BatchQueue:
             # False if the caller has cancelled; from here on it can no longer cancel.
             is_running = entry.future.start()
             if is_running and entry.item.deadline > now:
-                self._shares.charge(entry.item.flow, entry.item.cost)
+                self._fairness.charge(entry.item.flow, entry.item.cost)
                 picked.append(entry)
                 cost += entry.item.cost
             elif is_running:
@@ -428,31 +332,9 @@ class BatchQueue:
             self._remove(entry)
         return picked
 
-    def _peek(self) -> list[QueuedItem]:
-        """The items that `_pick` would return to a lane now. Needs the lock."""
-        if not self._queues:
-            return []
-        now = self._clock()
-        bucket = self._first_of(self._queues, now)
-        limits = self._rules.limits[bucket.kind]
-        picked: list[QueuedItem] = []
-        charged: Counter[str] = Counter()
-        heads = {next(rest): rest for rest in map(iter, self._queues[bucket].levels())}
-        while heads:
-            entry = self._first(heads, now, charged)
-            item = entry.item
-            if not limits.fits(len(picked) + 1, charged.total() + item.cost):
-                break
-            if entry.future.state != "cancelled" and item.deadline > now:
-                picked.append(entry)
-                charged[item.flow] += item.cost
-            rest = heads.pop(entry)
-            heads.update((following, rest) for following in islice(rest, 1))
-        return picked
-
-    def _even_share(self, num_waiting: int) -> int:
+    def _even_part(self, num_waiting: int) -> int:
         """How many waiting items the asking lane may take, if idle lanes share them."""
-        if not self._rules.share_evenly:
+        if not self._rules.split_evenly:
             return num_waiting
         return -(-num_waiting // max(1, self._num_idle))
 

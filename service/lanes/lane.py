@@ -3,9 +3,8 @@
 Shape legend: B batch, L tokens, D width, H W pixels.
 """
 
-import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ from service.lanes.work import Bucket, Outputs
 TEXT_OUTPUT = "text"
 # Arrays of a batch. Images: float32 [B, 3, H, W]. Texts: token ids and mask, int64 [B, L] each.
 Inputs = tuple[NDArray[Any], ...]
-
-logger = logging.getLogger(__name__)
 
 
 class WarmUpError(UnusableRuntimeError):
@@ -62,25 +59,19 @@ class Lane:
     """Runs batches on its own runtime, in one thread at a time.
 
     Args:
-        load: Creates the runtime, at the start and after a failure.
+        runtime: Of this lane only.
         embed_dim: Width of every embedding.
-        probe_bucket: Bucket of the synthetic item for health probes.
+        trial_bucket: Bucket of the synthetic item of trial batches.
         num_labels: Number of classes of the segmentation head.
     """
 
     def __init__(
-        self,
-        load: Callable[[], Runtime],
-        *,
-        embed_dim: int,
-        probe_bucket: Bucket,
-        num_labels: int = 0,
+        self, runtime: Runtime, *, embed_dim: int, trial_bucket: Bucket, num_labels: int = 0
     ) -> None:
-        self.probe_bucket = probe_bucket
+        self.runtime = runtime
+        self._trial_bucket = trial_bucket
         self._num_labels = num_labels
         self._embed_dim = embed_dim
-        self._load = load
-        self.runtime = load()
 
     def run(
         self,
@@ -150,29 +141,17 @@ class Lane:
             )
         return seconds
 
-    def probe(self) -> None:
+    def run_trial(self) -> None:
         """Compute one synthetic item.
 
         Raises:
             Exception: The runtime does not compute.
         """
-        self.run_synthetic(self.probe_bucket)
+        self.run_synthetic(self._trial_bucket)
 
     def interrupt(self) -> None:
         """Stop the running batch, from another thread; see `Runtime.interrupt`."""
         self.runtime.interrupt()
-
-    def reload(self) -> None:
-        """Close the runtime if possible, and load a new one.
-
-        Raises:
-            Exception: It cannot be loaded.
-        """
-        try:
-            self.runtime.close()
-        except Exception:
-            logger.exception("a broken runtime could not be closed")
-        self.runtime = self._load()
 
     def _has_shape(self, bucket: Bucket, array: NDArray[np.float32]) -> bool:
         if bucket.kind == "depth":

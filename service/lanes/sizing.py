@@ -13,13 +13,40 @@ from typing import Final
 from model.package import ModelPackage
 from model.runtime.choice import RuntimeChoice
 from model.runtime.loaded_graphs import loaded_bytes
-from service.lanes.work import Bucket, Kind
+from service.lanes.work import BatchLimits, Bucket, Kind
 
 MAX_LANES: Final = 8
 # A loaded graph keeps its weights in the file's layout and in the processor's.
 MEMORY_FACTOR: Final = 3
-# Share of the free memory that lanes may use; the rest is for images of requests in flight.
-MEMORY_SHARE: Final = 0.5
+# Part of the free memory that lanes may use; the rest is for images of requests in flight.
+MEMORY_PART: Final = 0.5
+# Memory of one patch in a lane, in numbers of 4 bytes for each number of its embedding. With the
+# bundled models ONNX Runtime takes 150; OpenVINO adds 20 MB to small images.
+IMAGE_FACTOR: Final = 160
+# Batch sizes double as long as the time of an image falls at least to this part.
+WORTHWHILE: Final = 0.95
+# A short batch may hold a few images even if they get no cheaper: fewer hand-overs. But not if an
+# image takes this many times longer than before: to stack images takes longer then than the model,
+# as with one of no operation (0.13 ms an image of 224 pixels).
+SHORT_BATCH_S: Final = 0.02
+SHORT_BATCH_IMAGES: Final = 4
+MAX_STACKING: Final = 1.5
+MAX_BATCH_TEXTS: Final = 64
+# A dense head needs about as much time and memory as the backbone before it, so that its batches
+# hold half as many images.
+IMAGE_WORK: Final[Mapping[Kind, int]] = {
+    "image": 1,
+    "depth": 2,
+    "normals": 2,
+    "segmentation": 2,
+    "image+depth": 2,
+    "image+normals": 2,
+    "image+segmentation": 2,
+    "image+depth+normals": 3,
+    "image+depth+segmentation": 3,
+    "image+normals+segmentation": 3,
+    "image+depth+normals+segmentation": 4,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +79,7 @@ def plan_lanes(
     if lanes is None:
         lanes = min(MAX_LANES, max(1, cpus // (threads or 1)))
         if free_bytes is not None and lane_bytes > 0:
-            budget_bytes = int(free_bytes * MEMORY_SHARE) - shared_bytes
+            budget_bytes = int(free_bytes * MEMORY_PART) - shared_bytes
             lanes = max(1, min(lanes, budget_bytes // lane_bytes))
     return LanePlan(lanes, threads or max(1, cpus // lanes))
 
@@ -69,28 +96,57 @@ def weight_bytes(package: ModelPackage, choice: RuntimeChoice) -> tuple[int, int
     return (num_bytes, 0) if is_own else (0, num_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchMemory:
-    """Peak memory of one image of each served shape, in bytes; empty if not measured."""
+def image_bytes(num_patches: int, embed_dim: int) -> int:
+    """Estimate the memory of an image in a lane, before it is measured."""
+    return IMAGE_FACTOR * 4 * embed_dim * num_patches
 
-    peak_bytes: Mapping[Bucket, int]
 
-    @property
-    def largest_bytes(self) -> int:
-        """Peak of the shape that needs most memory."""
-        return max(self.peak_bytes.values(), default=0)
+def patches_within(
+    budget_bytes: int, peaks: Mapping[Bucket, int], num_patches: Callable[[Bucket], int]
+) -> int | None:
+    """Patches of a batch of images that fit the memory of a lane; None if nothing was measured.
 
-    def patches_within(
-        self, budget_bytes: int, num_patches: Callable[[Bucket], int], kind: Kind = "image"
-    ) -> int | None:
-        """Patches of a batch that fit the budget, for any shape of this kind; None if unknown.
+    Memory grows with the number of patches, since attention is computed in blocks. The largest
+    shape of a kind shows the growth best: in small shapes a constant part dominates.
+    """
+    largest = {b.kind: b for b in sorted((b for b in peaks if peaks[b]), key=num_patches)}
+    per_patch = [peaks[b] / num_patches(b) / IMAGE_WORK[kind] for kind, b in largest.items()]
+    return int(budget_bytes / max(1.0, *per_patch)) if per_patch else None
 
-        Memory grows with the number of patches, since attention is computed in blocks. The largest
-        shape shows the growth best: in small shapes a constant part dominates.
-        """
-        peaks = {bucket: peak for bucket, peak in self.peak_bytes.items() if bucket.kind == kind}
-        if not any(peaks.values()):
-            return None
-        largest = max(peaks, key=num_patches)
-        per_patch = max(1.0, peaks[largest] / num_patches(largest))
-        return int(budget_bytes / per_patch)
+
+def find_batch_size(run: Callable[[int], float | None], most: int) -> int:
+    """Double a batch while that makes an image cheaper; see `WORTHWHILE`.
+
+    Args:
+        run: Runs a batch of so many images; returns its seconds, or None once the time is over.
+        most: Upper bound.
+    """
+    size, image_s = 1, run(1)
+    while image_s is not None and 2 * size <= most:
+        seconds = run(2 * size)
+        if seconds is None:
+            break
+        is_short = 2 * size <= SHORT_BATCH_IMAGES and seconds <= SHORT_BATCH_S
+        if seconds / (2 * size) > image_s * (MAX_STACKING if is_short else WORTHWHILE):
+            break
+        size, image_s = 2 * size, seconds / (2 * size)
+    return size
+
+
+def batch_limits(
+    max_images: int, max_patches: int, fitting: int | None, max_tokens: int
+) -> dict[Kind, BatchLimits]:
+    """Limits of a batch, by kind.
+
+    Args:
+        max_images: Most images to embed.
+        max_patches: Most patches of images to embed.
+        fitting: Patches that fit the memory of a lane; None if unknown.
+        max_tokens: Most tokens of texts.
+    """
+    most = max_patches if fitting is None else min(max_patches, fitting)
+    limits: dict[Kind, BatchLimits] = {
+        kind: BatchLimits(max_items=max(1, max_images // work), max_cost=most // work)
+        for kind, work in IMAGE_WORK.items()
+    }
+    return limits | {"text": BatchLimits(max_items=MAX_BATCH_TEXTS, max_cost=max_tokens)}

@@ -1,9 +1,9 @@
-"""A lane's worker thread: takes batches, resolves their items, probes and reloads its runtime.
+"""A lane's worker thread: takes batches, resolves their items, and tries its runtime.
 
-A failed batch may be at fault itself, so the lane probes its runtime with a synthetic item. Only if
-the probe fails too, the runtime is loaded again, a bounded number of times with growing pauses.
+A failed batch may be at fault itself, so the lane runs a trial batch, a synthetic item. A lane
+whose trial batch fails twice in a row is dead. An idle lane runs a trial batch regularly.
 
-The worker's thread writes the lane's health, any thread reads it. Times are monotonic seconds.
+The worker's thread writes the lane's state, any thread reads it. Times are monotonic seconds.
 """
 
 import logging
@@ -22,135 +22,39 @@ from service.call import Clock
 from service.errors import InternalError, ServiceError, Unavailable
 from service.lanes.batch_queue import BatchQueue
 from service.lanes.lane import Inputs, collate, take_rows
-from service.lanes.latency_model import LatencyModel
 from service.lanes.work import Batch, Bucket, Completed, Outputs
 from service.machine import work_in_background
 from service.monitoring.metrics import Metrics
 from service.tracing import NO_BATCH, BatchTrace, begin_batch
 
-# A batch is hung when it takes this many times longer than its latency model predicts.
-HANG_FACTOR: Final = 10.0
-# Probes take at most this share of an idle lane's time, even with a slow model.
-PROBE_SHARE: Final = 0.02
+# Trial batches take at most this part of an idle lane's time, even with a slow model.
+TRIAL_PART: Final = 0.02
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthLimits:
-    """Limits of health checks and repairs.
+    """Limits of health checks.
 
     Attributes:
-        probe_interval_s: An idle lane probes its runtime after this time.
-        hang_limit_s: A longer batch counts as hung, unless the latency model predicts more.
-        dead_limit_s: With no healthy lane for this long, the process should be restarted.
-        reload_pauses_s: Pause before each attempt to reload the runtime; after the last failed
-            attempt the lane is dead.
+        trial_interval_s: An idle lane runs a trial batch after this time.
+        hang_limit_s: A longer batch counts as hung.
+        retry_s: Pause before the second trial batch.
     """
 
-    probe_interval_s: float = math.inf
-    hang_limit_s: float = 30.0
-    dead_limit_s: float = 60.0
-    reload_pauses_s: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+    trial_interval_s: float = math.inf
+    hang_limit_s: float = 60.0
+    retry_s: float = 1.0
 
 
 class LaneState(Enum):
-    """Health of a lane."""
+    """Health of a lane. A failing one has failed a trial batch, and runs another."""
 
     READY = "ready"
+    FAILING = "failing"
     HUNG = "hung"
-    REPAIR = "repair"
     DEAD = "dead"
-
-
-@dataclass(slots=True)
-class _Run:
-    started: float
-    expected_s: float
-    limit_s: float
-
-
-class LaneHealth:
-    """Health of one lane: its running batch, and since when it has been unhealthy."""
-
-    def __init__(self, clock: Clock, hang_limit_s: float) -> None:
-        self._clock = clock
-        self._hang_limit_s = hang_limit_s
-        self._run: _Run | None = None
-        self._failed_since: float | None = None
-        self._is_dead = False
-
-    def run_started(self, expected_s: float) -> None:
-        """A batch or a probe starts."""
-        limit_s = max(self._hang_limit_s, HANG_FACTOR * expected_s)
-        self._run = _Run(self._clock(), expected_s, limit_s)
-
-    def run_succeeded(self) -> None:
-        """The run succeeded: the lane is healthy."""
-        self._run = None
-        self._failed_since = None
-
-    def run_failed(self) -> None:
-        """The run failed, because of the batch or of the runtime: health stays as it was."""
-        self._run = None
-
-    def mark_unhealthy(self) -> None:
-        """The runtime does not compute; lasts until a run succeeds."""
-        self._run = None
-        if self._failed_since is None:
-            self._failed_since = self._clock()
-
-    def mark_dead(self) -> None:
-        """The runtime cannot be repaired."""
-        self.mark_unhealthy()
-        self._is_dead = True
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the lane takes work."""
-        return self.idle_in_s is not None
-
-    @property
-    def state(self) -> LaneState:
-        """Health now."""
-        if self._is_dead:
-            return LaneState.DEAD
-        if self._hung_since() is not None:
-            return LaneState.HUNG
-        return LaneState.READY if self._failed_since is None else LaneState.REPAIR
-
-    @property
-    def unhealthy_since(self) -> float | None:
-        """None while the lane is ready."""
-        return self._failed_since if self._failed_since is not None else self._hung_since()
-
-    @property
-    def idle_in_s(self) -> float | None:
-        """Expected seconds until the lane is idle, 0 if it is late; None while it is unhealthy."""
-        if self._failed_since is not None:  # also if it is dead
-            return None
-        run = self._run
-        if run is None:
-            return 0.0
-        now = self._clock()
-        return (
-            None
-            if now > run.started + run.limit_s
-            else max(0.0, run.started + run.expected_s - now)
-        )
-
-    def _hung_since(self) -> float | None:
-        run = self._run
-        if run is None or self._clock() <= run.started + run.limit_s:
-            return None
-        return run.started + run.limit_s
-
-
-def unhealthy_since(lanes: Sequence[LaneHealth]) -> float | None:
-    """When the last lane became unhealthy; None while one is ready."""
-    times = [health.unhealthy_since for health in lanes]
-    known = [time for time in times if time is not None]
-    return max(known) if known and len(known) == len(times) else None
 
 
 def _item_error(cause: Exception) -> ServiceError:
@@ -187,8 +91,6 @@ class BatchCounts:
 class LaneRunner(Protocol):
     """What a worker runs; see `service.lanes.lane.Lane`."""
 
-    probe_bucket: Bucket
-
     def run(
         self,
         bucket: Bucket,
@@ -197,11 +99,8 @@ class LaneRunner(Protocol):
     ) -> Sequence[Outputs]:
         """Compute one batch."""
 
-    def probe(self) -> None:
-        """Compute one synthetic item of `probe_bucket` and validate the result."""
-
-    def reload(self) -> None:
-        """Load the runtime again."""
+    def run_trial(self) -> None:
+        """Compute one synthetic item and validate the result."""
 
     def interrupt(self) -> None:
         """Stop the running batch, from another thread; `run` raises `Interrupted`."""
@@ -211,22 +110,15 @@ class ResultCountError(RuntimeError):
     """A runner returned more or fewer results than items."""
 
 
-def collate_batch(batch: Batch) -> Inputs:
-    """Arrays of a batch."""
-    return collate(batch.bucket, [entry.item.payload for entry in batch.entries])
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneContext:
     """Objects that the lanes of one model share."""
 
     queue: BatchQueue
-    latency: LatencyModel
     metrics: Metrics
     limits: HealthLimits
     clock: Clock
     counts: BatchCounts = field(default_factory=BatchCounts)
-    inputs_of: Callable[[Batch], Inputs] = collate_batch
 
 
 class LaneWorker:
@@ -242,9 +134,11 @@ class LaneWorker:
     def __init__(
         self, lane: LaneRunner, shared: LaneContext, index: int, on_dead: Callable[[], None]
     ) -> None:
-        self.health = LaneHealth(shared.clock, shared.limits.hang_limit_s)
         self.batch: Batch | None = None
         self.thread = threading.Thread(target=self._work, name=f"lane-{index}", daemon=True)
+        self._state = LaneState.READY
+        self._began: float | None = None
+        self._interval_s = shared.limits.trial_interval_s
         self._lane = lane
         self._shared = shared
         self._on_dead = on_dead
@@ -253,8 +147,16 @@ class LaneWorker:
         self._stopping = threading.Event()
         self.pause: Callable[[float], bool] = self._stopping.wait
 
+    @property
+    def state(self) -> LaneState:
+        """Health now."""
+        began, shared = self._began, self._shared
+        if began is not None and shared.clock() > began + shared.limits.hang_limit_s:
+            return LaneState.HUNG
+        return self._state
+
     def stop(self) -> None:
-        """Start no further repair; the thread ends once the queue is closed."""
+        """Start no further trial; the thread ends once the queue is closed."""
         self._stopping.set()
 
     def run(self, batch: Batch) -> bool:
@@ -263,10 +165,9 @@ class LaneWorker:
         Returns:
             Whether it succeeded or was interrupted; False if it failed.
         """
-        shared, bucket, num_items = self._shared, batch.bucket, len(batch.entries)
+        shared, num_items = self._shared, len(batch.entries)
         self.batch = batch
-        started = shared.clock()
-        self.health.run_started(shared.latency.batch_s(bucket, num_items))
+        self._began = started = shared.clock()
         has_left = False
         for entry in batch.entries:
             entry.future.on_left = partial(self._interrupt_if_abandoned, batch)
@@ -277,17 +178,13 @@ class LaneWorker:
         with self._batch_lock:
             self.batch = None
         del batch, entry  # see `_compute`
-        if failure is not None and issubclass(failure, Interrupted):
+        self._began = None
+        if failure is None:
+            shared.counts.observe(num_items, shared.clock() - started)
+        elif issubclass(failure, Interrupted):
             shared.queue.abandoned.inc("interrupted", num_items)
-            self.health.run_succeeded()
-            return True
-        if failure is not None:
-            self.health.run_failed()
+        else:
             return False
-        self.health.run_succeeded()
-        seconds = shared.clock() - started
-        shared.latency.observe(bucket, num_items, seconds)
-        shared.counts.observe(num_items, seconds)
         return True
 
     def _compute(self, batch: Batch) -> type[Exception] | None:
@@ -330,8 +227,8 @@ class LaneWorker:
 
     def _outputs_of(self, batch: Batch) -> Sequence[Outputs]:
         """Run a batch; item by item if it needs too much memory."""
-        inputs, num_items = self._shared.inputs_of(batch), len(batch.entries)
-        bucket, patch_outputs = batch.bucket, batch.patch_outputs
+        bucket, patch_outputs, num_items = batch.bucket, batch.patch_outputs, len(batch.entries)
+        inputs = collate(bucket, [entry.item.payload for entry in batch.entries])
         del batch  # see `_compute`
         try:
             return self._lane.run(bucket, inputs, patch_outputs)
@@ -354,58 +251,40 @@ class LaneWorker:
                 if self.batch is batch:
                     self._lane.interrupt()
 
-    def probe(self) -> bool:
-        """Compute a synthetic item; returns whether it succeeded."""
-        shared, bucket = self._shared, self._lane.probe_bucket
-        started = shared.clock()
-        self.health.run_started(shared.latency.batch_s(bucket, 1))
-        try:
-            self._lane.probe()
-        except Exception:
-            self.health.mark_unhealthy()
-            logger.exception("a lane's probe failed")
-            return False
-        self.health.run_succeeded()
-        shared.latency.observe(bucket, 1, shared.clock() - started)
-        return True
-
-    def repair(self) -> bool:
-        """Reload the runtime until a probe succeeds; False if no attempt is left."""
-        for pause_s in self._shared.limits.reload_pauses_s:
-            if self.pause(pause_s) or self._stopping.is_set():
-                return False
-            logger.warning("a lane reloads its runtime")
-            try:
-                self._lane.reload()
-            except Exception:
-                logger.exception("a lane's runtime could not be loaded")
-            else:
-                if self.probe():
-                    self._shared.metrics.lane_rebuilds.inc()
-                    return True
-        logger.error("a lane is dead; the other lanes keep serving")
+    def is_sound(self) -> bool:
+        """Run a trial batch, and a second one if it fails; if that fails too, the lane is dead."""
+        if self._try() or (not self.pause(self._shared.limits.retry_s) and self._try()):
+            return True
+        if not self._stopping.is_set():
+            logger.error("a lane is dead; the other lanes keep serving")
+        self._state = LaneState.DEAD
+        self._on_dead()
         return False
 
-    @property
-    def probe_interval_s(self) -> float:
-        """How long the lane waits for work before it probes its runtime."""
-        probe_s = self._shared.latency.batch_s(self._lane.probe_bucket, 1)
-        return max(self._shared.limits.probe_interval_s, probe_s / PROBE_SHARE)
+    def _try(self) -> bool:
+        self._began = began = self._shared.clock()
+        try:
+            self._lane.run_trial()
+        except Exception:
+            self._state = LaneState.FAILING
+            logger.exception("a lane's trial batch failed")
+            return False
+        else:
+            self._state = LaneState.READY
+            seconds = self._shared.clock() - began
+            self._interval_s = max(self._shared.limits.trial_interval_s, seconds / TRIAL_PART)
+            return True
+        finally:
+            self._began = None
 
     def _work(self) -> None:
         work_in_background()
         queue = self._shared.queue
-        interval_s = self.probe_interval_s
         while True:
-            batch = queue.wait_and_take(interval_s)
+            batch = queue.wait_and_take(self._interval_s)
             if batch is None and queue.is_closed:
                 return
             is_done = batch is not None and self.run(batch)
             del batch  # an idle lane would hold the last images and their outputs
-            if is_done:
-                continue
-            if not self.probe() and not self.repair():
-                self.health.mark_dead()
-                self._on_dead()
+            if not is_done and not self.is_sound():
                 return
-            interval_s = self.probe_interval_s

@@ -3,11 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from model.graphs import DENSE_TASKS, DenseTask
 from model.manifest import RECORDED_FILE
@@ -16,7 +16,6 @@ from model.parity.measure import Reference
 from model.parity.measure import describe as describe_parity
 from model.parity.recorded import check_runtime, read_recorded
 from model.runtime.base import (
-    Device,
     LaneShare,
     MissingRuntimeError,
     Runtime,
@@ -40,16 +39,18 @@ from service.errors import ServiceError
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
-from service.lanes.latency_model import IMAGE_WORK, WarmUp, WarmUpRules, measure
 from service.lanes.sizing import (
     MAX_LANES,
-    MEMORY_SHARE,
-    BatchMemory,
+    MEMORY_PART,
     LanePlan,
+    batch_limits,
+    find_batch_size,
+    image_bytes,
+    patches_within,
     plan_lanes,
     weight_bytes,
 )
-from service.lanes.work import BatchLimits, Bucket, Kind
+from service.lanes.work import Bucket, Kind
 from service.lanes.worker import HealthLimits
 from service.machine import (
     GpuMeter,
@@ -70,11 +71,10 @@ logger = logging.getLogger(__name__)
 CANNOT_LOAD: Final = (PackageError, MissingRuntimeError, UnusableRuntimeError)
 WARM_UP_TOKENS: Final = 8
 MAX_BATCH_IMAGES: Final = 64
+# Runs of each batch size; the fastest counts, since other processes only slow a run down.
+MAX_RUNS: Final = 3
 # One lane copies its images to the device while the other computes.
 GPU_LANES: Final = 2
-MAX_BATCH_TEXTS: Final = 64
-# Loads the runtime of a lane, given `num_threads` and `num_lanes`.
-Load = Callable[..., Runtime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,50 +84,48 @@ class FirstLane:
     Attributes:
         package: Its manifest has the parity entries that hold on this machine.
         choice: Chosen runtime.
-        load: Loads the runtime of a lane.
         plan: Number of lanes, and of threads in each.
         lane: The lane.
-        first_s: Seconds of the first image of each shape.
-        memory: Memory of single images.
+        seconds: Of the first image or text of each shape that ran.
+        peaks: Memory of one image of each shape that ran; empty if unknown.
     """
 
     package: ModelPackage
     choice: RuntimeChoice
-    load: Load
     plan: LanePlan
     lane: Lane
-    first_s: Mapping[Bucket, float]
-    memory: BatchMemory
+    seconds: Mapping[Bucket, float]
+    peaks: Mapping[Bucket, int]
 
-    def has_loaded(self, package: ModelPackage, choice: RuntimeChoice) -> bool:
-        """Whether a choice would load what is loaded."""
-        wanted, found = (
-            (c.place, loaded_graphs(p.manifest, c.runtime, c.precision))
-            for p, c in ((package, choice), (self.package, self.choice))
-        )
-        return wanted == found
+    @property
+    def largest_bytes(self) -> int:
+        """Memory of the shape that needs most."""
+        return max(self.peaks.values(), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedLanes:
-    """Lanes that have run served shapes, and the measurements of one of them.
+    """Lanes that have run served shapes.
 
     Attributes:
         lanes: The lanes.
-        choice: Their runtime.
-        parity: Measurements of its graphs.
-        warm: Time of batches.
-        memory: Memory of single images.
-        max_patches: Most patches that fit a lane's memory, per kind of image batch; unknown kinds
-            are missing.
+        first: Measurements of the first one.
+        max_images: Most images to embed in a batch.
+        max_patches: Most patches of an image batch, by settings.
+        fitting: Patches of a batch that fit the memory of a lane; None if unknown.
     """
 
     lanes: Sequence[Lane]
-    choice: RuntimeChoice
-    parity: tuple[ParityEntry, ...]
-    warm: WarmUp
-    memory: BatchMemory
-    max_patches: Mapping[Kind, int]
+    first: FirstLane
+    max_images: int
+    max_patches: int
+    fitting: int | None
+
+    @property
+    def parity(self) -> tuple[ParityEntry, ...]:
+        """Measurements of the graphs in use."""
+        choice = self.first.choice
+        return parity_in_use(self.first.package.manifest, choice.runtime, choice.precision)
 
 
 def load_model(
@@ -137,7 +135,7 @@ def load_model(
     *,
     heads: Collection[DenseTask] | None = None,
 ) -> ServedModel:
-    """Verify a package, load it, and run served shapes on every lane; see `shapes_to_run`.
+    """Verify a package, load it, and run served shapes on every lane.
 
     A checkpoint is converted first.
 
@@ -164,7 +162,7 @@ def load_model(
     package = replace(package, manifest=manifest)
     try:
         with returning_blocks_of_weights():
-            lanes = load_lanes(package, settings, source)
+            loaded = load_lanes(package, settings, source)
     except (*CANNOT_LOAD, ServiceError):
         raise
     except Exception as error:
@@ -181,7 +179,7 @@ def load_model(
             "unknown, a tensor is too large, or a graph is damaged; export the model again. The "
             "log has the runtime's own message"
         ) from error
-    return serve_lanes(package, lanes, settings, metrics)
+    return _serve(package, loaded, settings, metrics)
 
 
 def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest:
@@ -211,54 +209,57 @@ def with_heads(manifest: Manifest, heads: Collection[DenseTask]) -> Manifest:
 
 
 def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
-    """Load the lanes, run served shapes on each, and measure the cost of batches.
+    """Load the lanes, run served shapes on each, and find the size of batches.
 
-    The first lane is loaded alone, because the memory of its images decides the number of lanes,
-    and because its results may decide for another runtime.
+    The first lane is loaded alone, because its results may decide for another runtime, and because
+    the memory of its images bounds the lanes and the batches.
 
     Raises:
         PackageError: A served shape exceeds a batch or the memory, or does not suit a dense head.
         WarmUpError: The runtime gives no usable results.
         Unavailable: The load was cancelled.
     """
-    manifest = package.manifest
-    buckets = served_buckets(manifest, settings.max_batch_patches)
+    buckets = served_buckets(package.manifest, settings.max_batch_patches)
     free_bytes = free_memory()
     if free_bytes is not None:
         free_bytes //= source.num_loading
-    started = load_checked_lane(package, settings, buckets, free_bytes)
-    choice, memory, plan = started.choice, started.memory, started.plan
-    if choice.device == "gpu":
-        free_bytes = free_gpu_memory(in_use_bytes=memory.largest_bytes)  # by the first lane
-    check_memory(manifest, plan, memory, free_bytes)
-    max_patches = most_patches(manifest, plan, memory, free_bytes)
-    limit_s = settings.warm_up_limit_s
+    first = load_checked(package, settings, buckets, free_bytes)
+    if first.choice.device == "gpu":
+        free_bytes = free_gpu_memory(in_use_bytes=first.largest_bytes)  # by the first lane
+    num_lanes = fitting_lanes(first, settings, free_bytes)
 
     def load_lane(_: int) -> Lane:
         source.check()
-        lane = _new_lane(started.package, started.load, plan, buckets)
-        served = with_maps(buckets, manifest, lane.runtime)
-        for bucket in shapes_to_run(served, manifest, set(natives(buckets).values()), limit_s):
+        lane = _load_lane(
+            first.package, first.choice, settings, plan=first.plan, trial_bucket=buckets[0]
+        )
+        served = with_maps(buckets, package.manifest, lane.runtime)
+        needed = set(natives(buckets).values())
+        for bucket in shapes_to_run(served, package.manifest, needed, settings.warm_up_limit_s):
             lane.run_synthetic(bucket)
         return lane
 
     # At the start all at once; later one by one, because other models need the processors.
-    num_others = plan.num_lanes - 1
+    num_others = num_lanes - 1
     with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
-        lanes = [started.lane, *loaders.map(load_lane, range(num_others))]
+        lanes = [first.lane, *loaders.map(load_lane, range(num_others))]
     source.check()
-    began = time.monotonic()
-    warm = warm_up(manifest, started.lane, started.first_s, settings, max_patches=max_patches)
+    loaded = _with_batch_size(first, lanes, settings, free_bytes)
     for lane in lanes:
         lane.runtime.release_idle_memory()
-    chosen = describe(plan, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
-    logger.info("measured", extra={"fields": chosen})
-    parity = parity_in_use(started.package.manifest, choice.runtime, choice.precision)
-    return LoadedLanes(lanes, choice, parity, warm, memory, max_patches)
+    fields = {
+        "lanes": num_lanes,
+        "threads_per_lane": first.plan.num_threads,
+        "max_batch_images": loaded.max_images,
+        "seconds": {bucket.label: round(s, 6) for bucket, s in loaded.first.seconds.items()},
+        "peak_bytes": {bucket.label: peak for bucket, peak in first.peaks.items()},
+    }
+    logger.info("measured", extra={"fields": fields})
+    return loaded
 
 
-def load_checked_lane(
-    package: ModelPackage, settings: Settings, buckets: list[Bucket], free_bytes: int | None
+def load_checked(
+    package: ModelPackage, settings: Settings, buckets: Sequence[Bucket], free_bytes: int | None
 ) -> FirstLane:
     """Load the first lane with the fastest runtime whose results pass.
 
@@ -269,8 +270,7 @@ def load_checked_lane(
     Raises:
         PackageError: The reference outputs are damaged; else as `load_lanes`.
     """
-    has_reference = RECORDED_FILE in package.manifest.files
-    checks = Checks(are_possible=has_reference)
+    checks = Checks(are_possible=RECORDED_FILE in package.manifest.files)
     reference: Reference | None = None
     first: FirstLane | None = None
     while True:
@@ -279,19 +279,21 @@ def load_checked_lane(
         if is_due and reference is None:
             reference = read_recorded(package)
         known = replace(package, manifest=checks.known(package.manifest, choice.place))
-        if first is None or not first.has_loaded(known, choice):
-            if first is not None:
-                first.lane.runtime.close()
-            try:
-                first = _load_first(known, settings, choice, buckets, free_bytes=free_bytes)
-            except Exception as error:  # TensorRT's bindings raise of all kinds
-                if choice.runtime != "tensorrt" or settings.runtime != AUTO:
-                    raise
-                logger.warning("TensorRT is not used: %s", error)
-                first, checks = None, checks.without(choice.runtime, str(error).rstrip("."))
-                continue
+        if first is not None and not _is_loaded(first, known, choice):
+            first.lane.runtime.close()
+            first = None
+        try:
+            first = first or _load_first(
+                known, choice, settings, buckets=buckets, free_bytes=free_bytes
+            )
+        except Exception as error:  # TensorRT's bindings raise of all kinds
+            if choice.runtime != "tensorrt" or settings.runtime != AUTO:
+                raise
+            logger.warning("TensorRT is not used: %s", error)
+            checks = checks.without(choice.runtime, str(error).rstrip("."))
+            continue
         if reference is None or not is_due:
-            _log_choice(package, choice, has_reference=has_reference)
+            _log_choice(package, choice)
             return replace(first, package=known, choice=choice)
         found = check_runtime(reference, known, choice, first.lane.runtime)
         for entry in found:
@@ -300,33 +302,13 @@ def load_checked_lane(
         checks = checks.with_entries(choice, found)
 
 
-def _load_first(
-    package: ModelPackage,
-    settings: Settings,
-    choice: RuntimeChoice,
-    buckets: list[Bucket],
-    *,
-    free_bytes: int | None,
-) -> FirstLane:
-    """Load a lane of the size that fits, which is known when one was measured."""
-    is_set = "max_batch_patches" in settings.model_fields_set
-    share = LaneShare(
-        cache=settings.cache, max_batch_patches=settings.max_batch_patches if is_set else None
+def _is_loaded(first: FirstLane, package: ModelPackage, choice: RuntimeChoice) -> bool:
+    """Whether a choice would load what is loaded."""
+    wanted, found = (
+        (c.place, loaded_graphs(p.manifest, c.runtime, c.precision))
+        for p, c in ((package, choice), (first.package, first.choice))
     )
-    load = partial(load_chosen, package, choice, share)
-    weights = weight_bytes(package, choice)
-    plan = lane_plan(settings, free_bytes, weights, device=choice.device)
-    limit_s = settings.warm_up_limit_s
-    lane, first_s, memory = load_first_lane(package, load, plan, buckets, limit_s=limit_s)
-    fitting = lane_plan(
-        settings, free_bytes, weights, device=choice.device, image_bytes=memory.largest_bytes
-    )
-    if fitting != plan:
-        lane.runtime.close()
-        lane, first_s, _ = load_first_lane(
-            package, load, fitting, buckets, limit_s=limit_s, measures_memory=False
-        )
-    return FirstLane(package, choice, load, fitting, lane, first_s, memory)
+    return wanted == found
 
 
 def choose(package: ModelPackage, settings: Settings, checks: Checks = UNCHECKED) -> RuntimeChoice:
@@ -353,8 +335,8 @@ def choose(package: ModelPackage, settings: Settings, checks: Checks = UNCHECKED
     return choice
 
 
-def _log_choice(package: ModelPackage, choice: RuntimeChoice, *, has_reference: bool) -> None:
-    if choice.device == "gpu" and not has_reference:
+def _log_choice(package: ModelPackage, choice: RuntimeChoice) -> None:
+    if choice.device == "gpu" and RECORDED_FILE not in package.manifest.files:
         logger.warning(
             "the results of this GPU are not checked, because the package has no reference "
             "outputs: export it again"
@@ -363,77 +345,98 @@ def _log_choice(package: ModelPackage, choice: RuntimeChoice, *, has_reference: 
     logger.info("runtime chosen", extra={"fields": fields})
 
 
-def lane_plan(
+def _load_first(
+    package: ModelPackage,
+    choice: RuntimeChoice,
     settings: Settings,
-    free_bytes: int | None,
-    weights: tuple[int, int],
     *,
-    device: Device,
-    image_bytes: int = 0,
-) -> LanePlan:
-    """Lanes and threads as set, or chosen for this machine.
+    buckets: Sequence[Bucket],
+    free_bytes: int | None,
+) -> FirstLane:
+    """Load a lane and run shapes once, to measure them.
 
-    Args:
-        settings: May set lanes and threads.
-        free_bytes: Free memory; None if unknown.
-        weights: From `weight_bytes`.
-        device: Device of the lanes.
-        image_bytes: Memory of the largest image in a lane.
+    The native shape of each kind and the largest image always run.
     """
-    return plan_lanes(
-        lanes=settings.lanes or (GPU_LANES if device == "gpu" else None),
-        threads=settings.threads_per_lane,
-        cpus=settings.cpus or available_cpus(),
-        free_bytes=free_bytes,
-        lane_bytes=weights[0] + image_bytes,
-        shared_bytes=weights[1],
+    manifest = package.manifest
+    plan = lane_plan(package, choice, settings, free_bytes)
+    lane = _load_lane(package, choice, settings, plan=plan, trial_bucket=buckets[0])
+    meter = GpuMeter() if lane.runtime.device == "gpu" else PeakMeter()
+    largest = max((b for b in buckets if b.is_image), key=partial(item_cost, manifest))
+    buckets = with_maps(buckets, manifest, lane.runtime)
+    needed = {*natives(buckets).values(), largest}
+    seconds: dict[Bucket, float] = {}
+    peaks: dict[Bucket, int] = {}
+
+    def run(bucket: Bucket) -> None:
+        seconds[bucket] = lane.run_synthetic(bucket)
+
+    for bucket in shapes_to_run(buckets, manifest, needed, settings.warm_up_limit_s):
+        peak_bytes = meter.peak_bytes(partial(run, bucket))
+        if bucket.is_image and peak_bytes is not None:
+            peaks[bucket] = peak_bytes
+    return FirstLane(package, choice, plan, lane, seconds, peaks)
+
+
+def _load_lane(
+    package: ModelPackage,
+    choice: RuntimeChoice,
+    settings: Settings,
+    *,
+    plan: LanePlan,
+    trial_bucket: Bucket,
+) -> Lane:
+    is_set = "max_batch_patches" in settings.model_fields_set
+    resources = LaneShare(
+        cache=settings.cache, max_batch_patches=settings.max_batch_patches if is_set else None
+    )
+    runtime = load_chosen(
+        package, choice, resources, num_threads=plan.num_threads, num_lanes=plan.num_lanes
+    )
+    return Lane(
+        runtime,
+        embed_dim=package.manifest.embed_dim,
+        trial_bucket=trial_bucket,
+        num_labels=len(package.manifest.segmentation_labels),
     )
 
 
-def load_first_lane(
-    package: ModelPackage,
-    load: Load,
-    plan: LanePlan,
-    buckets: list[Bucket],
-    *,
-    limit_s: float,
-    measures_memory: bool = True,
-) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
-    """Load a lane and run shapes once; returns it with time and peak memory per shape.
+def lane_plan(
+    package: ModelPackage, choice: RuntimeChoice, settings: Settings, free_bytes: int | None
+) -> LanePlan:
+    """Lanes and threads as set, or chosen for this machine and the size of the package."""
+    manifest, is_gpu = package.manifest, choice.device == "gpu"
+    own_bytes, shared_bytes = weight_bytes(package, choice)
+    most_patches = max(num_patches(shape, manifest) for shape in manifest.shape_buckets)
+    return plan_lanes(
+        lanes=settings.lanes or (GPU_LANES if is_gpu else None),
+        threads=settings.threads_per_lane,
+        cpus=settings.cpus or available_cpus(),
+        free_bytes=free_bytes,
+        lane_bytes=own_bytes + image_bytes(most_patches, manifest.embed_dim),
+        shared_bytes=shared_bytes,
+    )
 
-    The time of a shape that did not run is estimated from the native one. The native shape of each
-    kind does run. If memory is measured, so do the largest image and the largest map of the head
-    that takes most: with all heads of B/14 the largest maps took a third of the start.
+
+def fitting_lanes(first: FirstLane, settings: Settings, free_bytes: int | None) -> int:
+    """How many lanes can run their largest shape at the same time.
+
+    Raises:
+        PackageError: Fewer than are set, or none.
     """
-    lane = _new_lane(package, load, plan, buckets)
-    meter = GpuMeter() if lane.runtime.device == "gpu" else PeakMeter()
-    first_s: dict[Bucket, float] = {}
-    peaks: dict[Bucket, int] = {}
-    manifest = package.manifest
-    buckets = with_maps(buckets, manifest, lane.runtime)
-    cost = partial(item_cost, manifest)
-    native = natives(buckets)
-
-    def run(bucket: Bucket) -> None:
-        began = time.monotonic()
-        peak_bytes = meter.peak_bytes(partial(lane.run_synthetic, bucket))
-        first_s[bucket] = time.monotonic() - began
-        if bucket.is_image and peak_bytes is not None:
-            peaks[bucket] = peak_bytes
-
-    def largest(kind: Kind) -> Bucket:
-        return max((b for b in buckets if b.kind == kind), key=cost)
-
-    needed = {*native.values(), *([largest("image")] if measures_memory else ())}
-    for bucket in shapes_to_run(buckets, manifest, needed, limit_s):
-        run(bucket)
-    heads = [bucket for bucket in peaks if bucket in native.values() and bucket.kind != "image"]
-    if measures_memory and heads:
-        most = largest(max(heads, key=lambda bucket: peaks[bucket]).kind)
-        if most not in first_s:
-            run(most)
-    times = {b: first_s.get(b) or first_s[n := native[b.kind]] * cost(b) / cost(n) for b in buckets}
-    return lane, times, BatchMemory(peaks)
+    planned, needed = first.plan.num_lanes, first.largest_bytes
+    if free_bytes is None or not needed:
+        return planned
+    if settings.lanes is None:  # the estimate may have been too low
+        planned = max(1, min(planned, int(free_bytes * MEMORY_PART) // needed))
+    if planned * needed <= free_bytes:
+        return planned
+    bucket = max(first.peaks, key=lambda bucket: first.peaks[bucket])
+    raise PackageError(
+        f"{first.package.manifest.name} takes {needed / 1e6:.0f} MB for one {bucket.label} on each "
+        f"of {planned} lanes, and {free_bytes / 1e6:.0f} MB are free: set lanes to "
+        f"{max(1, free_bytes // needed)} or fewer, serve smaller sizes, or give the process more "
+        "memory"
+    )
 
 
 def natives(buckets: Sequence[Bucket]) -> dict[Kind, Bucket]:
@@ -460,91 +463,42 @@ def shapes_to_run(
             yield bucket
 
 
-def _new_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]) -> Lane:
-    return Lane(
-        partial(load, num_threads=plan.num_threads, num_lanes=plan.num_lanes),
-        embed_dim=package.manifest.embed_dim,
-        probe_bucket=buckets[0],
-        num_labels=len(package.manifest.segmentation_labels),
-    )
+def _with_batch_size(
+    first: FirstLane, lanes: Sequence[Lane], settings: Settings, free_bytes: int | None
+) -> LoadedLanes:
+    """Find the number of images in a batch, on the first lane, if it is not set."""
+    manifest = first.package.manifest
+    fitting = None
+    if free_bytes is not None:
+        lane_bytes = int(free_bytes * MEMORY_PART) // len(lanes)
+        fitting = patches_within(lane_bytes, first.peaks, partial(item_cost, manifest))
+    most = settings.max_batch_patches
+    # The default is four images of 448 x 448: it does not bind a GPU whose memory was measured.
+    is_set = "max_batch_patches" in settings.model_fields_set
+    if first.choice.device == "gpu" and fitting is not None and not is_set:
+        most = settings.max_queue_patches
+    if settings.max_batch_images is not None:
+        return LoadedLanes(lanes, first, settings.max_batch_images, most, fitting)
+    native = Bucket("image", manifest.shape_buckets[0])
+    patches = num_patches(native.shape, manifest)
+    within = most if fitting is None else min(most, fitting)
+    until = time.monotonic() + settings.warm_up_limit_s
+    times = dict(first.seconds)
 
+    def run(num_images: int) -> float | None:
+        seconds: list[float] = []
+        while len(seconds) < MAX_RUNS and time.monotonic() < until:
+            seconds.append(first.lane.run_synthetic(native, num_images))
+        if seconds and num_images == 1:
+            times[native] = min(seconds)
+        return min(seconds, default=None)
 
-def check_memory(
-    manifest: Manifest, plan: LanePlan, memory: BatchMemory, free_bytes: int | None
-) -> None:
-    """Check that all lanes can run their largest shape at the same time.
-
-    Raises:
-        PackageError: There is too little memory.
-    """
-    if free_bytes is None or plan.num_lanes * memory.largest_bytes <= free_bytes:
-        return
-    bucket = max(memory.peak_bytes, key=lambda bucket: memory.peak_bytes[bucket])
-    fitting = max(1, free_bytes // memory.largest_bytes)
-    raise PackageError(
-        f"{manifest.name} takes {memory.largest_bytes / 1e6:.0f} MB for one {bucket.label} on each "
-        f"of {plan.num_lanes} lanes, and {free_bytes / 1e6:.0f} MB are free: set lanes to "
-        f"{fitting} or fewer, serve smaller sizes, or give the process more memory"
-    )
-
-
-def warm_up(
-    manifest: Manifest,
-    lane: Lane,
-    first_s: Mapping[Bucket, float],
-    settings: Settings,
-    *,
-    max_patches: Mapping[Kind, int],
-) -> WarmUp:
-    """Measure batches on one lane, and choose their size if it is not set.
-
-    Args:
-        manifest: Has the native shape.
-        lane: The lane.
-        first_s: Seconds of the first image of each shape.
-        settings: May set the size.
-        max_patches: Patches that fit a lane's memory, by kind.
-    """
-    most = patch_limit(lane.runtime.device, max_patches, settings)
-    if "image" in max_patches:
-        most = min(most, max_patches["image"])
-    most_images = most // num_patches(manifest.shape_buckets[0], manifest)
-    rules = WarmUpRules(
-        max_images=settings.max_batch_images,
-        most_images=max(1, min(MAX_BATCH_IMAGES, most_images)),
-        max_texts=MAX_BATCH_TEXTS,
-        limit_s=settings.warm_up_limit_s,
-    )
-    return measure(lane, first_s, rules, time.monotonic)
-
-
-def describe(plan: LanePlan, warm: WarmUp, memory: BatchMemory) -> dict[str, Any]:
-    """The choices and measurements for the log."""
-    curves = {
-        bucket.label: {"intercept_s": round(c.intercept_s, 6), "slope_s": round(c.slope_s, 6)}
-        for bucket, c in warm.curves.items()
-    }
-    return {
-        "lanes": plan.num_lanes,
-        "threads_per_lane": plan.num_threads,
-        "max_batch_images": warm.max_images,
-        "batch_cost": curves,
-        "peak_bytes": {bucket.label: peak for bucket, peak in memory.peak_bytes.items()},
-    }
-
-
-def most_patches(
-    manifest: Manifest, plan: LanePlan, memory: BatchMemory, free_bytes: int | None
-) -> dict[Kind, int]:
-    """Most patches of an image batch of each lane, for each kind for which that is known."""
-    if free_bytes is None:
-        return {}
-    budget_bytes = int(free_bytes * MEMORY_SHARE) // plan.num_lanes
-    known = {
-        kind: memory.patches_within(budget_bytes, partial(item_cost, manifest), kind)
-        for kind in IMAGE_WORK
-    }
-    return {kind: patches for kind, patches in known.items() if patches is not None}
+    max_images = find_batch_size(run, max(1, min(MAX_BATCH_IMAGES, within // patches)))
+    # More patches than those of a full batch of the native size make an image no cheaper, and later
+    # requests wait for all of them.
+    native_patches = (manifest.native_size // manifest.patch_size) ** 2
+    most = min(most, max_images * native_patches)
+    return LoadedLanes(lanes, replace(first, seconds=times), max_images, most, fitting)
 
 
 def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
@@ -590,39 +544,35 @@ def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
     return math.prod(shape) // manifest.patch_size**2
 
 
-def serve_lanes(
+def _serve(
     package: ModelPackage, loaded: LoadedLanes, settings: Settings, metrics: Metrics
 ) -> ServedModel:
     """Start the batcher over warmed lanes."""
-    manifest, lanes, warm = package.manifest, loaded.lanes, loaded.warm
+    manifest, lanes = package.manifest, loaded.lanes
     runtime = lanes[0].runtime
-    most_patches = patch_limit(runtime.device, loaded.max_patches, settings)
-    budget = image_budget(manifest, warm.max_images, most_patches, settings)
-    limits = batch_limits(warm.max_images, budget, loaded.max_patches, settings)
-    is_cpu = runtime.device == "cpu"
+    limits = batch_limits(
+        loaded.max_images, loaded.max_patches, loaded.fitting, settings.max_batch_patches
+    )
     batcher = Batcher(
         lanes,
         rules=BatchRules(
             limits=limits,
             max_wait_s=settings.max_queue_delay_s,
             # Lanes of a CPU run in parallel, and a large batch is no cheaper than small ones.
-            share_evenly=is_cpu,
-            prepare_ahead=not is_cpu if settings.prepare_ahead is None else settings.prepare_ahead,
+            split_evenly=runtime.device == "cpu",
         ),
         metrics=metrics,
         limits=HealthLimits(
-            probe_interval_s=settings.watchdog_interval_s,
+            trial_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
-            dead_limit_s=settings.watchdog_dead_limit_s,
         ),
     )
-    batcher.latency.set_measured(warm.curves, partial(item_cost, manifest))
     info = ModelInfo(
         manifest=manifest,
         runtime=runtime.name,
         precision=runtime.precision,
         device=runtime.device,
-        runtime_reason=loaded.choice.reason,
+        runtime_reason=loaded.first.choice.reason,
         limits=request_limits(settings),
         buckets=bucket_limits(manifest, loaded, limits["image"].max_cost),
         tasks=served_tasks(manifest, runtime),
@@ -639,75 +589,27 @@ def serve_lanes(
     )
 
 
-def patch_limit(device: Device, max_patches: Mapping[Kind, int], settings: Settings) -> int:
-    """Most patches of one image batch by the settings.
-
-    On a GPU whose memory was measured the default does not bind: it is four images of 448 x 448.
-    """
-    is_set = "max_batch_patches" in settings.model_fields_set
-    if device == "gpu" and "image" in max_patches and not is_set:
-        return settings.max_queue_patches
-    return settings.max_batch_patches
-
-
-def image_budget(manifest: Manifest, max_images: int, most_patches: int, settings: Settings) -> int:
-    """Most patches of one image batch; one larger image still runs alone.
-
-    If the number of images was measured, more patches than those of a full batch of the native size
-    make an image no cheaper, and later requests wait for all of them.
-
-    Args:
-        manifest: Has the native size.
-        max_images: Most images in a batch.
-        most_patches: From `patch_limit`.
-        settings: Says whether the number of images was set.
-    """
-    if settings.max_batch_images is not None:
-        return most_patches
-    native_patches = (manifest.native_size // manifest.patch_size) ** 2
-    return min(most_patches, max_images * native_patches)
-
-
-def batch_limits(
-    max_images: int, budget: int, known: Mapping[Kind, int], settings: Settings
-) -> dict[Kind, BatchLimits]:
-    """Limits of a batch, by kind.
-
-    Args:
-        max_images: Most images to embed.
-        budget: Most patches of images to embed.
-        known: Patches that fit a lane's memory, by kind.
-        settings: Has the limits of texts.
-    """
-    images = {
-        kind: BatchLimits(
-            max_items=max(1, max_images // work),
-            max_cost=min([budget // work, *(known[k] for k in known if k in kind.split("+"))]),
-        )
-        for kind, work in IMAGE_WORK.items()
-    }
-    texts = BatchLimits(max_items=MAX_BATCH_TEXTS, max_cost=settings.max_batch_patches)
-    return {**images, "text": texts}
-
-
 def bucket_limits(
     manifest: Manifest, loaded: LoadedLanes, max_patches: int
 ) -> tuple[BucketLimits, ...]:
-    """Measurements and batch limit of each served image shape."""
-    curves, peaks = loaded.warm.curves, loaded.memory.peak_bytes
-    return tuple(
-        BucketLimits(
-            height=bucket.shape[0],
-            width=bucket.shape[1],
-            max_batch_images=max(
-                1, min(loaded.warm.max_images, max_patches // item_cost(manifest, bucket))
-            ),
-            run_s=round(curve.seconds(1), 6),
-            peak_bytes=peaks.get(bucket),
+    """Measurements and batch limit of each served image shape; the time of some is estimated."""
+    seconds, peaks = loaded.first.seconds, loaded.first.peaks
+    native = Bucket("image", manifest.shape_buckets[0])
+    patch_s = seconds[native] / item_cost(manifest, native)
+    limits = []
+    for height, width in manifest.shape_buckets:
+        bucket = Bucket("image", (height, width))
+        cost = item_cost(manifest, bucket)
+        limits.append(
+            BucketLimits(
+                height=height,
+                width=width,
+                max_batch_images=max(1, min(loaded.max_images, max_patches // cost)),
+                run_s=round(seconds.get(bucket, patch_s * cost), 6),
+                peak_bytes=peaks.get(bucket),
+            )
         )
-        for bucket, curve in curves.items()
-        if bucket.kind == "image"
-    )
+    return tuple(limits)
 
 
 def request_limits(settings: Settings) -> RequestLimits:

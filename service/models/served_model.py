@@ -208,7 +208,7 @@ class ServedModel:
 
     @property
     def is_live(self) -> bool:
-        """False once all lanes have failed for so long that the process should be restarted."""
+        """False once all lanes are dead or hang, so that the process should be restarted."""
         return self._batcher.is_live
 
     def queue_depths(self) -> dict[str, int]:
@@ -231,13 +231,11 @@ class ServedModel:
         return self._batcher.queue.oldest_s()
 
     def lane_report(self) -> LaneReport:
-        """State, batch costs and queue of the lanes, for the metrics."""
-        curves = self._batcher.latency.curves().items()
+        """State, batches and queue of the lanes, for the metrics."""
         depths = self._batcher.queue.depths().values()
         return LaneReport(
             model=self.manifest.name,
             states=self._batcher.lane_states(),
-            costs={bucket.label: (c.intercept_s, c.slope_s) for bucket, c in curves},
             batches=self._batcher.counts.totals(),
             num_waiting=sum(depths),
             oldest_s=self.oldest_s(),

@@ -174,7 +174,6 @@ class LaneReport:
     Attributes:
         model: Its name.
         states: Number of lanes in each state.
-        costs: Intercept and slope in seconds, by the label of each measured bucket.
         batches: By number of items: successful batches, and their seconds in total.
         num_waiting: Items that wait for a lane.
         oldest_s: Age of the oldest of them.
@@ -188,7 +187,6 @@ class LaneReport:
 
     model: str
     states: Mapping[str, int]
-    costs: Mapping[str, tuple[float, float]]
     batches: BatchTotals = field(default_factory=dict)
     num_waiting: int = 0
     oldest_s: float = 0.0
@@ -227,18 +225,6 @@ AGE_TEXT: Final = "Age of the oldest item that waits for a lane."
 MOST_TEXT: Final = "Largest total cost that is admitted."
 LANE_GAUGES: Final[Sequence[LaneMetric]] = (
     ("lanes", "Lanes of a model, by state.", "state", lambda r: r.states),
-    (
-        "batch_cost_intercept_seconds",
-        "Measured fixed time of a batch.",
-        "bucket",
-        lambda r: {bucket: fixed_s for bucket, (fixed_s, _) in r.costs.items()},
-    ),
-    (
-        "batch_cost_slope_seconds",
-        "Measured time that each item adds to a batch.",
-        "bucket",
-        lambda r: {bucket: item_s for bucket, (_, item_s) in r.costs.items()},
-    ),
     ("model_load_seconds", LOAD_TEXT, "", lambda r: r.load_s),
     ("model_queue_depth", "Items that wait for a lane.", "", lambda r: r.num_waiting),
     ("model_queue_oldest_seconds", AGE_TEXT, "", lambda r: r.oldest_s),
@@ -360,9 +346,6 @@ class Metrics(Collector):
         )
         self.abandoned = self._counter(
             "abandoned", "Queued items that were never computed, as their caller left.", "reason"
-        )
-        self.lane_rebuilds = self._counter(
-            "lane_rebuilds", "Successful reloads of a failed lane's runtime."
         )
         self.text_cache_hits = self._counter("text_cache_hits", "Prompts found in the cache.")
         self.text_cache_misses = self._counter("text_cache_misses", "Prompts that were computed.")

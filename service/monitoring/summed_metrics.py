@@ -17,8 +17,6 @@ LARGEST: Final = frozenset(
         "process_max_fds",
         "process_open_fds",
         "process_start_time_seconds",
-        "tipserve_batch_cost_intercept_seconds",
-        "tipserve_batch_cost_slope_seconds",
         "tipserve_build_info",
         "tipserve_first_ready_timestamp_seconds",
         "tipserve_memory_limit_bytes",

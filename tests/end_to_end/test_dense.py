@@ -234,7 +234,7 @@ def test_embeddings_and_masks_are_those_of_the_package_without_heads(
             np.testing.assert_array_equal(array, with_heads.arrays[name])
 
 
-def test_outputs_and_measured_costs_show_which_model_has_heads(
+def test_outputs_show_which_model_has_heads(
     dense_service: "Service", photo: Callable[..., bytes]
 ) -> None:
     url = f"http://127.0.0.1:{dense_service.ports['http']}/v1/models"
@@ -243,9 +243,3 @@ def test_outputs_and_measured_costs_show_which_model_has_heads(
     assert outputs[NAME] - outputs["tiny"] == {"depth", "normals", "segmentation"}
     without = dense_service.over_rest("estimate_depth", {"images": [photo()]})
     assert (without.status, without.code) == ("501", "not_supported")
-    text = dense_service.metrics()
-    lines = [line for line in text.splitlines() if line.startswith("tipserve_batch_cost_slope")]
-    for bucket in ("image 56x56", "depth 56x56", "normals 56x56", "segmentation 56x56"):
-        (line,) = (line for line in lines if f'"{bucket}"' in line and f'"{NAME}"' in line)
-        # On a busy machine the fitted slope of a tiny model may be zero.
-        assert float(line.rpartition(" ")[2]) >= 0

@@ -23,7 +23,7 @@ from service.data_plane import DataPlane
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
-from service.lanes.latency_model import IMAGE_WORK
+from service.lanes.sizing import IMAGE_WORK
 from service.lanes.work import BatchLimits, Bucket
 from service.lanes.worker import HealthLimits
 from service.messages import ModelInfo, RequestLimits
@@ -96,8 +96,8 @@ class FakeRuntime:
     device: Device = "cpu"
     tasks: tuple[DenseTask, ...] = DENSE_TASKS
     takes_bytes = False
-    # Reloads before its lane is marked dead and waiting requests fail; 20 ms apart.
-    num_repairs = 50
+    # Pause between two trial batches of its lane.
+    retry_s = 0.02
     text_cache_bytes = 1_000_000
 
     def __init__(self) -> None:
@@ -261,20 +261,16 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             max_items=settings.max_batch_images or 4, max_cost=settings.max_batch_patches
         )
         lane = Lane(
-            lambda: runtime,
+            runtime,
             embed_dim=DIM,
-            probe_bucket=Bucket("image", (14, 14)),
+            trial_bucket=Bucket("image", (14, 14)),
             num_labels=len(manifest.segmentation_labels),
         )
-        rules = BatchRules(
-            limits=dict.fromkeys((*IMAGE_WORK, "text"), limits),
-            prepare_ahead=bool(settings.prepare_ahead),
-        )
+        rules = BatchRules(limits=dict.fromkeys((*IMAGE_WORK, "text"), limits))
         health_limits = HealthLimits(
-            probe_interval_s=settings.watchdog_interval_s,
+            trial_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
-            dead_limit_s=settings.watchdog_dead_limit_s,
-            reload_pauses_s=(0.0, *[0.02] * runtime.num_repairs),
+            retry_s=runtime.retry_s,
         )
         batcher = Batcher([lane], rules=rules, metrics=metrics, limits=health_limits)
         batcher.start()

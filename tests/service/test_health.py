@@ -21,9 +21,9 @@ from tests.service.callers import (
     call_rpc,
     http_client,
 )
-from tests.service.conftest import Encode, FakeRuntime, Serving, sample
+from tests.service.conftest import Encode, FakeRuntime, Serving
 
-QUICK = {"watchdog_interval_s": 0.05, "watchdog_dead_limit_s": 0.2}
+QUICK = {"watchdog_interval_s": 0.05}
 
 
 async def rest_status(server: Server, probe: str) -> int:
@@ -50,7 +50,7 @@ async def until_ready(server: Server, is_ready: bool) -> None:
 
 
 @BOTH
-async def test_a_dead_device_ends_readiness_and_then_liveness(
+async def test_a_dead_device_ends_readiness_and_liveness(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, ask: Ask
 ) -> None:
     async with serving(**QUICK) as server:
@@ -91,7 +91,7 @@ async def test_a_stalled_event_loop_fails_the_probes_of_the_metrics_port(
 async def test_a_device_that_recovers_is_used_again(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, ask: Ask
 ) -> None:
-    runtime.num_repairs = 1000  # not given up, however slow the machine is
+    runtime.retry_s = 2.0
     async with serving(watchdog_interval_s=0.05) as server:
         runtime.fault = "broken"
         asked = asyncio.ensure_future(ask(server, encode_image()))
@@ -103,7 +103,6 @@ async def test_a_device_that_recovers_is_used_again(
         assert (await asked).status in OK | INTERNAL | UNAVAILABLE
         await until_ready(server, True)
         assert (await ask(server, encode_image())).status in OK
-        assert sample(server.metrics, "lane_rebuilds_total") == 1
         assert await rest_status(server, "live") == 200
 
 

@@ -103,8 +103,6 @@ def test_a_flooding_flow_waits_behind_its_own_items(queue: BatchQueue) -> None:
     queue.put([item(cost=20, number=n, flow="flood") for n in range(20)])
     assert [numbers(queue) for _ in range(3)] == [[0], [1], [2]]
     queue.put([item(cost=20, number=100, flow="other")])
-    assert queue.ahead_of(2, "flood") == {SMALL: 18}
-    assert queue.ahead_of(2, "other") == {SMALL: 2}
     # The other flow starts at the virtual time of the first, without credit.
     assert [numbers(queue) for _ in range(4)] == [[100], [3], [4], [5]]
 
@@ -142,15 +140,6 @@ def test_priority_outweighs_fair_share(queue: BatchQueue) -> None:
     assert [numbers(queue) for _ in range(3)] == [[11], [10], [1]]
 
 
-def test_peek_returns_the_items_of_the_next_batch(queue: BatchQueue) -> None:
-    queue.put([item(number=n, flow="one") for n in range(4)])
-    queue.put([item(number=10 + n, flow="two") for n in range(4)])
-    for _ in range(3):
-        seen = queue.wait_and_peek([])
-        assert seen is not None
-        assert [int(entry.item.payload[0]) for entry in seen] == numbers(queue)
-
-
 def test_a_batch_waits_until_it_is_full_or_its_time_is_over(metrics: Metrics, clock: Clock) -> None:
     queue = BatchQueue(replace(RULES, max_wait_s=2), metrics, clock)
     queue.put([item(number=1), item(number=2)])
@@ -162,8 +151,8 @@ def test_a_batch_waits_until_it_is_full_or_its_time_is_over(metrics: Metrics, cl
     assert numbers(queue) == [1, 2], "time is over"
 
 
-def test_idle_lanes_share_waiting_items_evenly(metrics: Metrics) -> None:
-    rules = BatchRules(limits={"image": BatchLimits(max_items=8, max_cost=80)}, share_evenly=True)
+def test_idle_lanes_split_waiting_items_evenly(metrics: Metrics) -> None:
+    rules = BatchRules(limits={"image": BatchLimits(max_items=8, max_cost=80)}, split_evenly=True)
     queue = BatchQueue(rules, metrics, time.monotonic)
     sizes: list[int] = []
 
@@ -190,73 +179,3 @@ def test_closing_fails_all_items_and_refuses_new_ones(queue: BatchQueue) -> None
     assert queue.wait_and_take() is None
     with pytest.raises(Unavailable):
         queue.put([item()])
-
-
-def test_a_lane_that_waits_runs_a_job_and_takes_what_it_queues(
-    queue: BatchQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: dict[str, list[int]] = {}
-    threads: list[str] = []
-    woken: list[int] = []
-    notify = queue._changed.notify
-
-    def wait_and_take() -> None:
-        batch = queue.wait_and_take()
-        name = threading.current_thread().name
-        taken[name] = [int(e.item.payload[0]) for e in batch.entries] if batch else []
-
-    def job() -> None:
-        threads.append(threading.current_thread().name)
-        queue.put([item(number=7)])
-
-    assert not queue.offer(job), "no lane waits"
-    lanes = [threading.Thread(target=wait_and_take, name=name) for name in ("one", "two")]
-    for lane in lanes:
-        lane.start()
-    while queue._num_idle < len(lanes):
-        time.sleep(0.001)
-
-    def count(n: int = 1) -> None:
-        woken.append(n)
-        notify(n)
-
-    monkeypatch.setattr(queue._changed, "notify", count)
-    assert queue.offer(job)
-    while not taken:
-        time.sleep(0.001)
-    assert taken == {threads[0]: [7]}
-    assert sum(woken) == 1, "the other lane sleeps on"
-    queue.put([item(number=8)])
-    for lane in lanes:
-        lane.join(WAIT_S)
-    assert sorted(taken.values()) == [[7], [8]]
-
-
-def test_no_more_jobs_are_taken_than_lanes_wait(queue: BatchQueue) -> None:
-    lane = threading.Thread(target=queue.wait_and_take)
-    lane.start()
-    while not queue._num_idle:
-        time.sleep(0.001)
-    ran = threading.Semaphore(0)
-    with queue._changed:  # the lane cannot begin yet
-        assert [queue.offer(ran.release) for _ in range(2)] == [True, False]
-    assert ran.acquire(timeout=WAIT_S)
-    while not queue._num_idle:
-        time.sleep(0.001)
-    with queue._changed:
-        assert queue.offer(ran.release)
-        queue.close()
-    assert ran.acquire(timeout=WAIT_S), "a job that was taken runs, also if the queue is closed"
-    lane.join(WAIT_S)
-    assert not queue.offer(ran.release)
-
-
-def test_jobs_wait_for_no_batch(queue: BatchQueue) -> None:
-    lane = threading.Thread(target=queue.wait_and_take)
-    lane.start()
-    while not queue._num_idle:
-        time.sleep(0.001)
-    with queue._changed:
-        queue.put([item()])
-        assert not queue.offer(lambda: None), "the lane will take the batch"
-    lane.join(WAIT_S)

@@ -16,7 +16,7 @@ TEXT = Bucket("text", (8,))
 
 @pytest.fixture
 def lane(runtime: FakeRuntime) -> Lane:
-    return Lane(lambda: runtime, embed_dim=8, probe_bucket=IMAGE, num_labels=3)
+    return Lane(runtime, embed_dim=8, trial_bucket=IMAGE, num_labels=3)
 
 
 def test_every_image_has_its_own_outputs(lane: Lane) -> None:
@@ -99,7 +99,7 @@ def test_a_wrong_width_fails_the_synthetic_run(lane: Lane, runtime: FakeRuntime)
     lane.run_synthetic(IMAGE, 3)
     lane.run_synthetic(TEXT)
     assert (runtime.num_images, runtime.num_texts) == (3, 1)
-    wide = Lane(lambda: runtime, embed_dim=9, probe_bucket=IMAGE)
+    wide = Lane(runtime, embed_dim=9, trial_bucket=IMAGE)
     with pytest.raises(WarmUpError, match="image 28x42"):
         wide.run_synthetic(IMAGE)
 
@@ -123,27 +123,10 @@ def test_the_seconds_of_a_synthetic_run_are_those_of_the_batch(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_non_finite_outputs_fail_the_probe(lane: Lane, runtime: FakeRuntime, value: float) -> None:
+def test_non_finite_outputs_fail_the_trial(lane: Lane, runtime: FakeRuntime, value: float) -> None:
     runtime._mix[0, 0] = value
     with pytest.raises(WarmUpError):
-        lane.probe()
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_runtime_is_closed_and_replaced_even_if_closing_fails(
-    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
-    def broken() -> None:
-        raise RuntimeError("gone")
-
-    if fails:
-        monkeypatch.setattr(runtime, "close", broken)
-    loaded = [runtime, type(runtime)()]
-    lane = Lane(lambda: loaded.pop(0), embed_dim=8, probe_bucket=IMAGE)
-    lane.reload()
-    assert runtime.is_closed is not fails
-    assert lane.runtime is not runtime
-    lane.probe()
+        lane.run_trial()
 
 
 def test_texts_are_padded_to_the_longest_and_masked() -> None:

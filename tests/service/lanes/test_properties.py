@@ -21,7 +21,7 @@ from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Inputs
 from service.lanes.work import OVER, BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
-from service.lanes.worker import HealthLimits, LaneState, LaneWorker
+from service.lanes.worker import HealthLimits, LaneState
 from service.monitoring.metrics import Metrics
 
 SMALL, WIDE, TEXT = Bucket("image", (28, 28)), Bucket("image", (28, 56)), Bucket("text", (8,))
@@ -34,11 +34,9 @@ OUTCOMES = st.sampled_from(["good", "good", "good", "raises", "short", "long"])
 class ScriptedLane:
     """Multiplies by ten, ends as the test decides, and runs other events meanwhile."""
 
-    probe_bucket = SMALL
-
     def __init__(self, begin: Callable[[list[int]], None]) -> None:
         self.outcome: Outcome = "good"
-        self.failing_probes = 0
+        self.failing_trials = 0
         self.meanwhile: Callable[[], None] = lambda: None
         self._begin = begin
         self._is_interrupted = False
@@ -60,27 +58,20 @@ class ScriptedLane:
         results: list[Outputs] = [{"y": np.array([i * 10.0], np.float32)} for i in indices]
         return {"good": results, "short": results[1:], "long": results * 2}[self.outcome]
 
-    def probe(self) -> None:
-        self.failing_probes -= 1
-        if self.failing_probes >= 0:
+    def run_trial(self) -> None:
+        self.failing_trials -= 1
+        if self.failing_trials >= 0:
             raise RuntimeError("broken")
-
-    def reload(self) -> None:
-        """Succeeds; the probe decides whether it computes."""
 
     def interrupt(self) -> None:
         self._is_interrupted = True
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Clients submit and leave; lanes compute, fail, are repaired and die; the server stops."""
+    """Clients submit and leave; lanes compute, fail and die; the server stops."""
 
-    @initialize(
-        linger_s=st.sampled_from([0.0, 2.0]),
-        num_tries=st.integers(1, 2),
-        num_lanes=st.integers(1, 2),
-    )
-    def start(self, linger_s: float, num_tries: int, num_lanes: int) -> None:
+    @initialize(linger_s=st.sampled_from([0.0, 2.0]), num_lanes=st.integers(1, 2))
+    def start(self, linger_s: float, num_lanes: int) -> None:
         self.now = 0.0
         self.accepted: list[ItemFuture] = []
         self.answers: list[int] = []
@@ -90,7 +81,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.is_stopped = False
         self.lanes = [ScriptedLane(self.begin_batch) for _ in range(num_lanes)]
         rules = BatchRules(limits=RULES.limits, max_wait_s=linger_s)
-        limits = HealthLimits(reload_pauses_s=(0.0,) * num_tries)
+        limits = HealthLimits(retry_s=0.0)
         metrics = Metrics()
         self.batcher = Batcher(
             self.lanes, rules=rules, metrics=metrics, limits=limits, clock=lambda: self.now
@@ -146,31 +137,26 @@ class EngineMachine(RuleBasedStateMachine):
         self.now += seconds
 
     @precondition(lambda self: self.idle)
-    @rule(data=st.data(), outcome=OUTCOMES, failing_probes=st.sampled_from([0, 0, 1, 9]))
-    def compute(self, data: st.DataObject, outcome: Outcome, failing_probes: int) -> None:
+    @rule(data=st.data(), outcome=OUTCOMES, failing_trials=st.sampled_from([0, 0, 1, 9]))
+    def compute(self, data: st.DataObject, outcome: Outcome, failing_trials: int) -> None:
         """An idle lane does one step of its thread."""
         index = data.draw(st.sampled_from(sorted(self.idle)), "lane")
         worker, lane = self.batcher.workers[index], self.lanes[index]
-        if worker.health.state is LaneState.DEAD:
+        if worker.state is LaneState.DEAD:
             return
-        lane.outcome, lane.failing_probes = outcome, failing_probes
+        lane.outcome, lane.failing_trials = outcome, failing_trials
         lane.meanwhile = partial(self.disturb, data)
         self.idle.discard(index)
         batch = self.batcher.queue.take()
         if batch is None:
-            self.repair(worker)
+            worker.is_sound()
         else:
             assert {entry.item.bucket for entry in batch.entries} == {batch.bucket}
             assert len(batch.entries) == 1 or LIMITS.fits(len(batch.entries), batch.cost)
             if not worker.run(batch):
-                self.repair(worker)
+                worker.is_sound()
             assert all(entry.future.state in OVER for entry in batch.entries)
         self.idle.add(index)
-
-    def repair(self, worker: LaneWorker) -> None:
-        if not worker.probe() and not worker.repair():
-            worker.health.mark_dead()
-            self.batcher._close_if_all_dead()
 
     def disturb(self, data: st.DataObject) -> None:
         """Events while a lane computes."""
@@ -201,7 +187,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_item_waits_for_dead_lanes(self) -> None:
-        if all(w.health.state is LaneState.DEAD for w in self.batcher.workers):
+        if all(w.state is LaneState.DEAD for w in self.batcher.workers):
             assert all(future.state in OVER for future in self.accepted)
 
     def teardown(self) -> None:

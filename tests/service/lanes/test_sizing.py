@@ -4,15 +4,20 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from model.graphs import Precision
 from model.package import FileEntry, Manifest, ModelPackage
 from model.runtime.choice import RuntimeChoice
 from model.runtime.machine import RuntimeName
-from service.lanes.sizing import BatchMemory, LanePlan, plan_lanes, weight_bytes
-from service.lanes.work import Bucket
+from service.lanes.sizing import (
+    LanePlan,
+    batch_limits,
+    find_batch_size,
+    patches_within,
+    plan_lanes,
+    weight_bytes,
+)
+from service.lanes.work import BatchLimits, Bucket
 
 MB = 2**20
 GB = 10**9
@@ -85,20 +90,45 @@ def num_patches(bucket: Bucket) -> int:
     return math.prod(bucket.shape) // 14**2
 
 
-def test_each_kind_has_its_own_bound_and_unmeasured_memory_has_none() -> None:
-    memory = BatchMemory({LARGE: 32 * MB, Bucket("depth", (28, 28)): 40 * MB})
-    assert memory.largest_bytes == 40 * MB
-    assert memory.patches_within(64 * MB, num_patches) == 64
-    assert memory.patches_within(64 * MB, num_patches, "depth") == 6
-    assert memory.patches_within(64 * MB, num_patches, "normals") is None
-    assert BatchMemory({}).patches_within(MB, num_patches) is None
-    assert BatchMemory({SMALL: 0}).patches_within(MB, num_patches) is None
+@pytest.mark.parametrize(
+    ("peaks", "patches"),
+    [
+        ({LARGE: 32 * MB}, 64),
+        ({LARGE: 32 * MB, SMALL: 32 * MB}, 64),  # a constant part dominates in a small shape
+        ({LARGE: 32 * MB, Bucket("depth", (28, 28)): 16 * MB}, 32),  # it counts twice an image
+        ({}, None),
+        ({SMALL: 0}, None),
+    ],
+)
+def test_the_largest_shape_of_the_largest_kind_bounds_a_batch(
+    peaks: dict[Bucket, int], patches: int | None
+) -> None:
+    assert patches_within(64 * MB, peaks, num_patches) == patches
 
 
-@given(small=st.integers(1, 10**9), large=st.integers(1, 10**9), budget=st.integers(0, 10**11))
-def test_the_bound_follows_the_largest_shape(small: int, large: int, budget: int) -> None:
-    memory = BatchMemory({SMALL: small, LARGE: large})
-    patches = memory.patches_within(budget, num_patches)
-    assert patches is not None
-    assert patches * large <= max(budget, 1) * num_patches(LARGE) or patches <= budget
-    assert patches <= budget
+@pytest.mark.parametrize(
+    ("seconds", "most", "size"),
+    [
+        ({1: 1.0, 2: 1.96}, 64, 1),
+        ({1: 1.0, 2: 1.8, 4: 3.0, 8: 5.9}, 64, 4),
+        ({1: 1.0, 2: 1.0, 4: 1.0}, 7, 4),
+        ({1: 1.0, 2: 1.0}, 64, 2),  # the time is over
+        ({}, 64, 1),
+        ({1: 0.004, 2: 0.008, 4: 0.016, 8: 0.032}, 64, 4),  # short batches may be as dear
+        ({1: 0.012, 2: 0.024}, 64, 1),
+        ({1: 0.0001, 2: 0.0005}, 64, 1),  # to stack images takes longer than to run them
+    ],
+)
+def test_batches_double_while_images_get_cheaper(
+    seconds: dict[int, float], most: int, size: int
+) -> None:
+    assert find_batch_size(seconds.get, most) == size
+
+
+@pytest.mark.parametrize(("max_images", "of_maps"), [(1, 1), (4, 2), (7, 3)])
+def test_a_batch_of_maps_holds_half_as_many_images(max_images: int, of_maps: int) -> None:
+    limits = batch_limits(max_images, 100, None, 4096)
+    assert limits["image"] == BatchLimits(max_items=max_images, max_cost=100)
+    assert limits["depth"] == BatchLimits(max_items=of_maps, max_cost=50)
+    assert limits["text"].max_cost == 4096
+    assert batch_limits(max_images, 100, 40, 4096)["depth"].max_cost == 20, "bound by memory"

@@ -14,22 +14,19 @@ from model.package import Manifest, ModelPackage, PackageError
 from model.runtime.base import UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service import machine as service_machine
-from service.lanes.latency_model import WarmUp
-from service.lanes.work import BatchLimits, Bucket
+from service.lanes.sizing import batch_limits
+from service.lanes.work import Bucket
 from service.machine import collect_and_trim
 from service.models import loading
 from service.models.conversion import ModelSource
 from service.models.loading import (
-    MAX_BATCH_TEXTS,
     LoadedLanes,
-    batch_limits,
-    image_budget,
+    bucket_limits,
     item_cost,
     lane_plan,
     load_lanes,
     load_model,
     num_pool_threads,
-    patch_limit,
     served_buckets,
     served_tasks,
     with_heads,
@@ -150,64 +147,69 @@ def load(manifest: Manifest, make_settings: Any) -> Callable[..., LoadedLanes]:
 
 
 def require_peaks(loaded: LoadedLanes) -> None:
-    if not loaded.memory.peak_bytes:
+    if not loaded.first.peaks:
         pytest.skip("a process cannot reset its high-water mark here")
 
 
-def test_lanes_fit_the_memory_that_the_first_one_uses(
+def test_lanes_and_batches_fit_the_memory_that_the_first_lane_uses(
     machine: Machine, load: Callable[..., LoadedLanes]
 ) -> None:
     machine.set_free(100_000 * MB)
     loaded = load(lanes=None)
     assert len(loaded.lanes) == len(machine.loaded) == 4
-    # What the measurements left in the graphs is freed, once for each lane.
+    # Only the first lane ran the largest shape; what it left in the graphs is freed.
+    assert [runtime.num_images for runtime in machine.loaded] == [2, 1, 1, 1]
     assert [runtime.num_released for runtime in machine.loaded] == [1, 1, 1, 1]
     require_peaks(loaded)
-    assert 60 * MB < loaded.memory.largest_bytes < 200 * MB
+    assert 60 * MB < loaded.first.largest_bytes < 200 * MB
     # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 73.5 MB.
-    assert 500 < loaded.max_patches["image"] < 1100
-    machine.loaded.clear()
+    assert loaded.fitting is not None
+    assert 500 < loaded.fitting < 1100
     machine.set_free(400 * MB)
-    assert len(load(lanes=None).lanes) == 2
-    # The first lane, which was measured, had too few threads; it was closed for another one.
-    assert [runtime.is_closed for runtime in machine.loaded] == [True, False, False]
+    assert len(load(lanes=None).lanes) == 2, "the estimate was too low"
     # Two processes that load at the same time have half of the memory each.
     machine.set_free(800 * MB)
     assert len(load(lanes=None).lanes) == 4
     assert len(load(num_loading=2, lanes=None).lanes) == 2
-    del machine.loaded[3:]
-    # Memory is measured once: only the first load ran the largest shape.
-    assert [runtime.num_images for runtime in machine.loaded] == [2, 1, 1]
     machine.set_free(170 * MB)
     with pytest.raises(PackageError, match=r"image 28x42 on each of 4 lanes, .* set lanes to [12]"):
         load(lanes=4)
 
 
-class LargeNormals(FakeRuntime):
-    """Notes the maps that it computes, and holds 64 MiB for one of normals."""
+def test_with_little_memory_for_weights_fewer_lanes_get_more_threads(
+    machine: Machine,
+    manifest: Manifest,
+    make_settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loading, "weight_bytes", lambda *_: (100 * MB, 0))
+    package = ModelPackage(path=Path(), manifest=manifest)
+    plan = lane_plan(package, CHOICE, make_settings(lanes=None), 410 * MB)
+    assert (plan.num_lanes, plan.num_threads) == (2, 2)
+
+
+SHAPES = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
+NATIVE_MAPS = [f"{task} 28x28" for task in DENSE_TASKS]
+ALL_MAPS = [*NATIVE_MAPS, *(f"{task} {side}x28" for side in (56, 84) for task in DENSE_TASKS)]
+
+
+class NotingRuntime(FakeRuntime):
+    """Notes the maps that it computes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maps: list[str] = []
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        held = np.ones(64 * MB if task == "normals" else 0, np.uint8)
         height, width = pixels_B3HW.shape[2:]
         self.maps.append(f"{task} {height}x{width}")
-        maps = super().estimate(task, pixels_B3HW)
-        assert held.all()
-        return maps
-
-
-NATIVE_MAPS = [f"{task} 28x28" for task in DENSE_TASKS]
-ALL_MAPS = [*NATIVE_MAPS, *(f"{task} {side}x28" for side in (56, 84) for task in DENSE_TASKS)]
+        return super().estimate(task, pixels_B3HW)
 
 
 @pytest.mark.parametrize(
-    ("limit_s", "maps"),
-    [(0.0, [[*NATIVE_MAPS, "normals 84x28"], []]), (60.0, [ALL_MAPS, ALL_MAPS])],
+    ("limit_s", "maps"), [(0.0, [NATIVE_MAPS, []]), (60.0, [ALL_MAPS, ALL_MAPS])]
 )
-def test_slow_heads_run_on_the_first_lane_and_the_largest_one_in_its_largest_shape(
+def test_slow_heads_run_on_the_first_lane_in_their_native_shape(
     manifest: Manifest,
     make_settings: Any,
     machine: Machine,
@@ -215,45 +217,30 @@ def test_slow_heads_run_on_the_first_lane_and_the_largest_one_in_its_largest_sha
     limit_s: float,
     maps: list[list[str]],
 ) -> None:
-    def load_only(*_: object, **__: object) -> WarmUp:
-        return WarmUp({}, 1)
-
-    monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: LargeNormals())
-    monkeypatch.setattr(loading, "measure", load_only)
-    shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
-    package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
+    monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: NotingRuntime())
+    package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=SHAPES))
     settings = make_settings(lanes=2, warm_up_limit_s=limit_s)
     loaded = load_lanes(package, settings, ModelSource("bundled-student"))
-    require_peaks(loaded)
     assert [lane.runtime.maps for lane in loaded.lanes] == maps  # type: ignore[attr-defined]
-    measured = {bucket.label for bucket in loaded.memory.peak_bytes if bucket.kind in DENSE_TASKS}
-    assert measured == set(maps[0])
-
-
-def test_a_shape_that_did_not_run_has_an_estimated_cost(
-    manifest: Manifest, make_settings: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: FakeRuntime())
-    shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
-    package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
-    settings = make_settings(lanes=1, warm_up_limit_s=0.0)
-    curves = load_lanes(package, settings, ModelSource("bundled-student")).warm.curves
-    seconds = {bucket.label: curve.seconds(1) for bucket, curve in curves.items()}
-    for kind in ("image", "depth", "normals"):
-        assert seconds[f"{kind} 56x28"] == pytest.approx(2 * seconds[f"{kind} 28x28"])
+    seconds = {b.height: b.run_s for b in bucket_limits(package.manifest, loaded, 4096)}
+    if not limit_s:  # the shape between the two that ran is estimated
+        assert seconds[56] == pytest.approx(2 * seconds[28], abs=1e-5)
 
 
 @pytest.mark.parametrize(("lanes", "planned"), [(None, 2), (5, 5)])
 def test_a_gpu_has_two_lanes_unless_set(
-    machine: Machine, make_settings: Any, lanes: int | None, planned: int
+    machine: Machine, manifest: Manifest, make_settings: Any, lanes: int | None, planned: int
 ) -> None:
-    settings = make_settings(lanes=lanes)
-    assert lane_plan(settings, MB, (0, MB), device="gpu").num_lanes == planned
+    package, choice = ModelPackage(path=Path(), manifest=manifest), replace(CHOICE, device="gpu")
+    assert lane_plan(package, choice, make_settings(lanes=lanes), MB).num_lanes == planned
 
 
-def test_lanes_and_threads_are_planned_for_the_cpus_that_are_set(make_settings: Any) -> None:
+def test_lanes_and_threads_are_planned_for_the_cpus_that_are_set(
+    machine: Machine, manifest: Manifest, make_settings: Any
+) -> None:
     settings = make_settings(lanes=None, pool_threads=None, cpus=3)
-    planned = lane_plan(settings, 100_000 * MB, (0, 0), device="cpu")
+    package = ModelPackage(path=Path(), manifest=manifest)
+    planned = lane_plan(package, CHOICE, settings, 100_000 * MB)
     assert (planned.num_lanes, planned.num_threads) == (3, 1)
     assert num_pool_threads(settings) == 3
 
@@ -322,16 +309,14 @@ def test_batches_on_a_gpu_fit_its_free_memory(
     monkeypatch.setattr(loading, "load_chosen", gpu.load)
     monkeypatch.setattr(loading, "weight_bytes", lambda *_: (MB, 0))
     monkeypatch.setattr(loading, "choose_runtime", lambda *_: replace(CHOICE, device="gpu"))
-    monkeypatch.setattr(loading, "measure", lambda _, __, rules, ___: WarmUp({}, rules.most_images))
+    monkeypatch.setattr(loading, "find_batch_size", lambda _, most: most)
     shapes = {"shape_buckets": [(224, 224)], "native_size": 224, "max_size": 224}
     manifest = manifest.model_copy(update=shapes)
     settings = make_settings(lanes=None, **given)
     package = ModelPackage(path=Path(), manifest=manifest)
     loaded = load_lanes(package, settings, ModelSource("bundled-student"))
-    assert loaded.warm.max_images == most_images
-    most = patch_limit("gpu", loaded.max_patches, settings)
-    budget = image_budget(manifest, most_images, most, settings)
-    limits = batch_limits(most_images, budget, loaded.max_patches, settings)["image"]
+    assert loaded.max_images == most_images
+    limits = batch_limits(most_images, loaded.max_patches, loaded.fitting, 4096)["image"]
     num_images = max(1, min(limits.max_items, limits.max_cost // 256))
     assert num_images == most_images
     for lane in loaded.lanes:
@@ -365,21 +350,16 @@ def test_each_processor_has_a_pool_thread_unless_set(
     ],
 )
 def test_large_images_do_not_share_a_batch(
-    manifest: Manifest, make_settings: Any, given: dict[str, int], patches: int
+    machine: Machine,
+    load: Callable[..., LoadedLanes],
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, int],
+    patches: int,
 ) -> None:
-    settings = make_settings(**given)
-    assert image_budget(manifest, 3, patch_limit("cpu", {}, settings), settings) == patches
-
-
-@pytest.mark.parametrize(("max_images", "of_maps"), [(1, 1), (4, 2), (7, 3)])
-def test_a_batch_of_maps_holds_half_as_many_images(
-    make_settings: Any, max_images: int, of_maps: int
-) -> None:
-    limits = batch_limits(max_images, 100, {"normals": 40}, make_settings())
-    assert limits["image"] == BatchLimits(max_items=max_images, max_cost=100)
-    assert limits["depth"] == BatchLimits(max_items=of_maps, max_cost=50)
-    assert limits["normals"] == BatchLimits(max_items=of_maps, max_cost=40), "bound by memory"
-    assert limits["text"].max_items == MAX_BATCH_TEXTS
+    machine.set_free(100_000 * MB)
+    monkeypatch.setattr(loading, "find_batch_size", lambda *_: 3)
+    loaded = load(lanes=1, **given)
+    assert (loaded.max_images, loaded.max_patches) == (3, patches)
 
 
 REFUSED = "cannot load or compute the graphs of fake"

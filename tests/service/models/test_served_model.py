@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 
 from service.call import Call
-from service.lanes.latency_model import LatencyCurve
-from service.lanes.work import Bucket
 from service.models.served_model import RequestCounts, RequestTimer, Total
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S, Clock
@@ -33,20 +31,17 @@ def test_successes_and_failures_are_counted_with_the_time_that_each_added(clock:
     assert view.batches == {2: Total(1, 1_000_000_000)}
 
 
-async def test_the_report_has_costs_batches_and_admitted_patches(
+async def test_the_report_has_batches_and_admitted_patches(
     load_fake: Any, make_settings: Any, metrics: Metrics
 ) -> None:
     served = load_fake(make_settings(), metrics)
-    bucket = Bucket("image", (28, 28))
-    served._batcher.latency.set_measured({bucket: LatencyCurve(0.25, 0.5)}, lambda _: 4)
     for num_items, seconds in ((4, 0.5), (1, 0.25), (4, 1.5)):
         served._batcher.counts.observe(num_items, seconds)
     call = Call(request_id="r", deadline=float("inf"))
     served.budget.hold(3, call, is_new=True)
     report = served.lane_report()
     served.budget.free(3, call)
-    assert report.states == {"ready": 1, "hung": 0, "repair": 0, "dead": 0}
-    assert report.costs == {bucket.label: (0.25, 0.5)}
+    assert report.states == {"ready": 1, "failing": 0, "hung": 0, "dead": 0}
     assert report.batches == {1: (1, 0.25), 4: (2, 2.0)}
     assert (report.num_waiting, report.admitted_patches) == (0, 3)
     assert served.lane_report().admitted_patches == 0

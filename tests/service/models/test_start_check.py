@@ -134,7 +134,7 @@ def start(package: ModelPackage, make_settings: Any) -> Callable[..., LoadedLane
 
 
 def taken(lanes: LoadedLanes) -> tuple[Place, Precision]:
-    return lanes.choice.place, lanes.choice.precision
+    return lanes.first.choice.place, lanes.first.choice.precision
 
 
 def without_outputs(package: ModelPackage) -> ModelPackage:
@@ -149,7 +149,7 @@ def test_fp16_is_taken_on_a_gpu_if_it_passes(
     lanes = start()
     assert taken(lanes) == (TENSORRT, "fp16")
     assert len(machine.loaded) == 1, "what passes is loaded once"
-    assert "the fastest that is proven here; proven for this package" in lanes.choice.reason
+    assert "the fastest that is proven here; proven for this package" in lanes.first.choice.reason
     assert [entry.file for entry in lanes.parity] == [
         graph_file("vision", "fp16"),
         graph_file("text", "fp16"),
@@ -166,10 +166,12 @@ def test_wrong_fp16_is_told_with_its_number_and_bf16_is_taken(
     assert [(r.precision, r.is_closed) for r in machine.loaded] == [("fp16", True), ("bf16", False)]
     (told,) = [r.getMessage() for r in caplog.records if "start check" in r.getMessage()]
     assert "onnx/vision_model_fp16.onnx on tensorrt in fp16 differs" in told
-    number = lanes.choice.reason.partition("min_cosine_cls is ")[2].partition(",")[0]
+    number = lanes.first.choice.reason.partition("min_cosine_cls is ")[2].partition(",")[0]
     assert f"min_cosine_cls is {number}, min_cosine 0.999" in told
     assert -1 < float(number) < 0.999
-    assert "Not tensorrt on a GPU (fp16): vision failed its proof in fp16" in lanes.choice.reason
+    assert (
+        "Not tensorrt on a GPU (fp16): vision failed its proof in fp16" in lanes.first.choice.reason
+    )
 
 
 def test_tensorrt_that_does_not_build_leads_to_onnx_runtime_on_cuda(
@@ -179,7 +181,7 @@ def test_tensorrt_that_does_not_build_leads_to_onnx_runtime_on_cuda(
     lanes = start()
     assert taken(lanes) == (CUDA, "fp16")
     assert "TensorRT is not used: TensorRT refuses the graph vision_model_fp16" in caplog.text
-    assert "Not tensorrt on a GPU (fp16, bf16, fp32): TensorRT refuses" in lanes.choice.reason
+    assert "Not tensorrt on a GPU (fp16, bf16, fp32): TensorRT refuses" in lanes.first.choice.reason
     with pytest.raises(GpuError):
         start(runtime="tensorrt")
     machine.broken = TypeError("factory function returned nullptr")
@@ -240,7 +242,7 @@ class TestOfABundledModel:
         assert "onnx/vision_model_fp16.onnx on tensorrt in fp16 differs" in told
         number = told.partition("min_cosine_cls is ")[2].partition(",")[0]
         assert -1 < float(number) < 0.999
-        assert number in lanes.choice.reason
+        assert number in lanes.first.choice.reason
 
     def test_a_cpu_that_has_a_proof_reads_no_reference(
         self,
@@ -250,7 +252,7 @@ class TestOfABundledModel:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(loading, "read_recorded", lambda _: pytest.fail("it was read"))
-        assert start(computed, device="cpu").choice.device == "cpu"
+        assert start(computed, device="cpu").first.choice.device == "cpu"
         assert len(machine.loaded) == 1
 
 
@@ -261,7 +263,7 @@ def test_a_named_precision_is_kept_with_a_warning(
     lanes = start(precision="fp16")
     assert taken(lanes) == (TENSORRT, "fp16")
     assert "start check failed" in caplog.text
-    assert "Vision failed its proof in fp16" in lanes.choice.reason
+    assert "Vision failed its proof in fp16" in lanes.first.choice.reason
 
 
 def test_a_package_of_an_earlier_version_starts_in_fp32_with_a_warning(
@@ -274,7 +276,7 @@ def test_a_package_of_an_earlier_version_starts_in_fp32_with_a_warning(
     assert taken(lanes) == (TENSORRT, "fp32")
     assert "package has no reference outputs" in caplog.text
     assert "(fp16, bf16): it is not checked on this GPU: the package has no reference" in (
-        lanes.choice.reason
+        lanes.first.choice.reason
     )
 
 
@@ -303,6 +305,6 @@ def test_damaged_outputs_stop_the_start(
 def test_tf32_reaches_the_runtime_on_a_gpu_only(
     machine: StandIn, start: Callable[..., LoadedLanes]
 ) -> None:
-    assert start(tf32=True).choice.tf32
-    assert not start().choice.tf32
-    assert not start(tf32=True, device="cpu").choice.tf32
+    assert start(tf32=True).first.choice.tf32
+    assert not start().first.choice.tf32
+    assert not start(tf32=True, device="cpu").first.choice.tf32

@@ -63,7 +63,6 @@ def test_queues_and_lanes_are_read_when_scraped(metrics: Metrics) -> None:
     report = LaneReport(
         model="m",
         states={"ready": 2},
-        costs={"image 28x28": (0.5, 0.25)},
         batches={1: (3, 0.5), 4: (2, 1.0)},
         rejected={"too_large": 7},
     )
@@ -73,8 +72,6 @@ def test_queues_and_lanes_are_read_when_scraped(metrics: Metrics) -> None:
         'tipserve_queue_depth{bucket="image 28x28"} 3.0',
         "tipserve_queue_oldest_seconds 1.5",
         'tipserve_lanes{model="m",state="ready"} 2.0',
-        'tipserve_batch_cost_intercept_seconds{bucket="image 28x28",model="m"} 0.5',
-        'tipserve_batch_cost_slope_seconds{bucket="image 28x28",model="m"} 0.25',
         'tipserve_model_batches_total{model="m"} 5.0',
         'tipserve_model_batch_items_total{model="m"} 11.0',
         'tipserve_model_batch_seconds_total{model="m"} 1.5',

@@ -41,7 +41,6 @@ def process(num_requests: int, oldest_s: float) -> Metrics:
     report = LaneReport(
         model="tiny",
         states={"ready": 2},
-        costs={"image": (0.0, oldest_s)},
         batches={1: (3, 1.5)},
     )
     metrics.watch_lanes(lambda: [report])
@@ -69,7 +68,6 @@ def test_counts_and_gauges_add_up_and_the_worst_is_kept() -> None:
         'tipserve_queue_depth{bucket="image"}': 7,
         'tipserve_lanes{model="tiny",state="ready"}': 4,
         "tipserve_queue_oldest_seconds": 2,
-        'tipserve_batch_cost_slope_seconds{bucket="image",model="tiny"}': 2,
     }
     assert lines(text, expected) == expected
     assert 'tipserve_build_info{python="' in text

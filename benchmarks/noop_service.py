@@ -134,7 +134,7 @@ async def serve_plain(ports_file: Path) -> None:
 
 async def serve_noop(ports_file: Path) -> None:
     """Run the whole service with a no-op runtime and a no-op decoder."""
-    log = configure_logging("INFO", "json")
+    log = configure_logging("INFO")
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ports_file": ports_file}
     settings = Settings.model_validate({"runtime": "onnx", "host": "127.0.0.1", **ports})
     RUNTIMES["onnx"] = NoopRuntime

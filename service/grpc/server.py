@@ -183,7 +183,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(
                 f"gRPC cannot listen on {self._address}: the port is in use or the host is not of "
-                "this machine; change --grpc-port, --host or --grpc-host"
+                "this machine; change --grpc-port or --host"
             ) from error
 
     async def _set_health(self, names: Mapping[str, bool]) -> None:

@@ -28,7 +28,7 @@ class WorkerPlace:
     report_socket: str
 
     def to_text(self) -> str:
-        """For the worker's command line."""
+        """Write it for the worker's command line."""
         return json.dumps(asdict(self))
 
     @classmethod

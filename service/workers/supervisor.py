@@ -15,11 +15,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Final
+from contextlib import ExitStack, closing, suppress
+from typing import Final, TypeVar
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -37,10 +42,7 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Shorter than the time-out of a probe of the whole server.
 ANSWER_LIMIT_S: Final = 4.0
 POLL_S: Final = 0.1
-FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 30.0
-# After a life of so long the next restart waits for the first pause again.
-STABLE_S: Final = 60.0
+RESTART_PAUSE_S: Final = 2.0
 # As the manifests' liveness probe: restarted after a minute of failed checks.
 LIVE_INTERVAL_S: Final = 10.0
 NUM_FAILED_CHECKS: Final = 6
@@ -49,7 +51,10 @@ READY_METRIC: Final = "tipserve_ready"
 
 # The command line of a worker, by the text of its place.
 Command = Callable[[str], list[str]]
+Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
+# Series with creation times would double what is scraped.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Worker:
@@ -58,38 +63,15 @@ class Worker:
     Attributes:
         process: Of the worker.
         has_answered: Whether it has reported once, so that silence means that it hangs.
-        joined: Set once it was ready, since when the kernel sends it connections.
-        num_failed: Checks of liveness that have failed in succession.
+        has_joined: Whether it was ready once, since when the kernel sends it connections.
         fields: Its names for the log.
     """
 
     def __init__(self, place: WorkerPlace, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.has_answered = False
-        self.joined = asyncio.Event()
-        self.num_failed = 0
+        self.has_answered = self.has_joined = False
         self.fields: dict[str, object] = {"worker": place.number, "pid": process.pid}
         self._report_socket = place.report_socket
-
-    @classmethod
-    async def start(cls, command: Command, place: WorkerPlace) -> "Worker":
-        """Start a process by a new program, since a fork would copy locks that threads hold."""
-        process = await asyncio.create_subprocess_exec(
-            *command(place.to_text()),
-            # Never written to: the worker ends when it closes, so also when this process dies.
-            stdin=asyncio.subprocess.PIPE,
-            # Ctrl-C must reach the supervisor only.
-            start_new_session=True,
-        )
-        worker = cls(place, process)
-        logger.info("worker started", extra={"fields": worker.fields})
-        return worker
-
-    async def watch_joining(self) -> None:
-        """Return once it is ready."""
-        while not await asyncio.to_thread(self.ask, READY):
-            await asyncio.sleep(POLL_S)
-        self.joined.set()
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it has not ended."""
@@ -98,33 +80,45 @@ class Worker:
 
     def ask(self, path: str) -> bool | None:
         """Whether a health check passes; None if nothing listens, yet or any more."""
-        answer = self._get(path)
-        return None if answer is None else answer[0] == http.HTTPStatus.OK
+        try:
+            return self._get(path) is not None
+        except ConnectionError:
+            return None
 
     def scrape(self) -> list[Metric] | None:
         """Its metrics; None if it does not answer."""
-        answer = self._get("/metrics")
-        if answer is None or answer[0] != http.HTTPStatus.OK:
-            return None
-        return list(text_string_to_metric_families(answer[1].decode()))
+        with suppress(ConnectionError):
+            content = self._get("/metrics")
+            if content is not None:
+                return list(text_string_to_metric_families(content))
+        return None
 
-    def _get(self, path: str) -> tuple[int, bytes] | None:
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.sock.settimeout(ANSWER_LIMIT_S)
-        try:
-            connection.sock.connect(self._report_socket)
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            content = answer.read()
-        except ConnectionError:
-            return None
-        except (OSError, http.client.HTTPException):
-            return http.HTTPStatus.GATEWAY_TIMEOUT, b""
-        finally:
-            connection.close()
+    def _get(self, path: str) -> str | None:
+        """The body of an answer of status 200; None for another one, or for none in time.
+
+        Raises:
+            ConnectionError: Nothing listens.
+        """
+        with closing(http.client.HTTPConnection("localhost")) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.sock.settimeout(ANSWER_LIMIT_S)
+            try:
+                connection.sock.connect(self._report_socket)
+                connection.request("GET", path)
+                answer = connection.getresponse()
+                content = answer.read().decode()
+            except ConnectionError:
+                raise
+            except (OSError, http.client.HTTPException):
+                return None
         self.has_answered = True
-        return answer.status, content
+        return content if answer.status == http.HTTPStatus.OK else None
+
+
+def of_each(workers: Sequence[Worker], ask: Callable[[Worker], Answer]) -> list[Answer]:
+    """The answers of all workers, which are asked at once."""
+    with ThreadPoolExecutor(len(workers) or 1) as pool:
+        return list(pool.map(ask, workers))
 
 
 class WorkerMetrics(Collector):
@@ -134,13 +128,8 @@ class WorkerMetrics(Collector):
     look like a restart of the whole server, and like as many new requests as it has ever had.
     """
 
-    def __init__(
-        self,
-        workers: Callable[[], Sequence[Worker]],
-        scrape: Callable[[Worker], list[Metric] | None],
-    ) -> None:
+    def __init__(self, workers: Callable[[], Sequence[Worker]]) -> None:
         self._workers = workers
-        self._scrape = scrape
         self._lock = threading.Lock()
         self._own = ProcessCollector(registry=None)
         self._last: dict[Worker, list[Metric]] = {}
@@ -152,20 +141,14 @@ class WorkerMetrics(Collector):
             workers = self._workers()
             for gone in self._last.keys() - set(workers):
                 self._ended = add_up([self._ended, counts_only(self._last.pop(gone))])
-            with ThreadPoolExecutor(len(workers) or 1) as pool:
-                found = list(pool.map(self._scrape, workers))
-            now = [self._kept(*pair) for pair in zip(workers, found, strict=True)]
-            sums = add_up([self._ended, self._own.collect(), *now])
-        return [family for family in sums if family.name != READY_METRIC]
-
-    def _kept(self, worker: Worker, found: list[Metric] | None) -> list[Metric]:
-        if found is None:
-            return counts_only(self._last.get(worker, ()))
-        self._last[worker] = found
-        return found
+            now = [self._ended, list(self._own.collect())]
+            for worker, found in zip(workers, of_each(workers, lambda w: w.scrape()), strict=True):
+                now.append(found or counts_only(self._last.get(worker, ())))
+                self._last[worker] = now[-1]
+        return [family for family in add_up(now) if family.name != READY_METRIC]
 
 
-class Supervisor(Collector):
+class Supervisor:
     """The workers of one server. Belongs to an event loop; only its checks run in other threads.
 
     Args:
@@ -175,21 +158,32 @@ class Supervisor(Collector):
 
     def __init__(self, settings: Settings, command: Command) -> None:
         self._settings = settings
-        self._num_workers = settings.num_workers
         self._command = command
-        self._num_restarts = 0
         self._status = 0
         self._is_stopping = asyncio.Event()
-        self._have_all_joined = asyncio.Event()
+        self._have_all_joined = False
         self._workers: dict[int, Worker] = {}
         host, _ = settings.address
         self._reserved = reserve((host, settings.http_port), (host, settings.grpc_port))
         http_port, grpc_port = (sock.getsockname()[1] for sock in self._reserved)
         registry = CollectorRegistry()
-        registry.register(WorkerMetrics(self._running, Worker.scrape))
-        registry.register(self)
+        registry.register(WorkerMetrics(self._running))
+        self._restarts = Counter(
+            "tipserve_worker_restarts",
+            "Processes of this server that took the place of one that had ended.",
+            registry=registry,
+        )
+        ready = Gauge(
+            READY_METRIC, "1 while balancers should send requests here, else 0.", registry=registry
+        )
+        ready.set_function(lambda: self._is_ready(self._ask_all(READY)))
+        num_ready = Gauge(
+            "tipserve_workers_ready", "Ready processes of this server.", registry=registry
+        )
+        num_ready.set_function(lambda: sum(a is True for _, a in self._ask_all(READY)))
         checks = {LIVE: self._check_live, READY: self._check_ready}
-        self._server = MetricsServer(registry, checks, host=host, port=settings.metrics_port)
+        metrics_host, metrics_port = settings.metrics_address
+        self._server = MetricsServer(registry, checks, host=metrics_host, port=metrics_port)
         self.ports = {"http": http_port, "grpc": grpc_port, "metrics": self._server.port}
 
     def stop(self) -> None:
@@ -200,48 +194,27 @@ class Supervisor(Collector):
 
     async def run(self) -> int:
         """Keep the workers running until `stop`; returns the exit status."""
-        watching = asyncio.ensure_future(self._watch_liveness())
         try:
-            await asyncio.gather(*map(self._keep, range(self._num_workers)))
+            await asyncio.gather(*map(self._keep, range(self._settings.num_workers)))
         finally:
-            watching.cancel()
             await asyncio.to_thread(self._server.close)
             for sock in self._reserved:
                 sock.close()
         return self._status
-
-    def collect(self) -> list[Metric]:
-        """Readiness of the server, and the state of its workers."""
-        answers = self._ask_all(READY)
-        text = "1 while balancers should send requests here, else 0."
-        return [
-            GaugeMetricFamily(READY_METRIC, text, float(self._is_ready(answers))),
-            GaugeMetricFamily(
-                "tipserve_workers_ready",
-                "Ready processes of this server.",
-                sum(answer is True for _, answer in answers),
-            ),
-            CounterMetricFamily(
-                "tipserve_worker_restarts",
-                "Processes of this server that took the place of one that had ended.",
-                self._num_restarts,
-            ),
-        ]
 
     def _running(self) -> list[Worker]:
         return list(self._workers.values())
 
     def _ask_all(self, path: str) -> list[tuple[Worker, bool | None]]:
         workers = self._running()
-        with ThreadPoolExecutor(len(workers) or 1) as pool:
-            return list(zip(workers, pool.map(lambda w: w.ask(path), workers), strict=True))
+        return list(zip(workers, of_each(workers, lambda w: w.ask(path)), strict=True))
 
     def _is_ready(self, answers: Iterable[tuple[Worker, bool | None]]) -> bool:
         """Whether there are workers to which the kernel sends connections, and all can answer.
 
         One that starts does not listen yet, and one that has ended not any more.
         """
-        joined = [answer for w, answer in answers if w.joined.is_set() and answer is not None]
+        joined = [answer for w, answer in answers if w.has_joined and answer is not None]
         return bool(joined) and all(joined) and not self._is_stopping.is_set()
 
     def _check_ready(self) -> None:
@@ -256,72 +229,77 @@ class Supervisor(Collector):
 
     async def _keep(self, number: int) -> None:
         """Start a process whenever the one before has ended, until the server stops."""
-        clock = asyncio.get_running_loop().time
-        num_starting, pause_s = self._num_workers, FIRST_PAUSE_S
+        num_starting = self._settings.num_workers
         while True:
-            began = clock()
             worker = await self._start(number, num_starting)
-            joining = asyncio.ensure_future(self._note_joining(worker))
+            watching = asyncio.ensure_future(self._watch(worker))
             status = await worker.process.wait()
-            joining.cancel()
+            watching.cancel()
             del self._workers[number]
-            fields = worker.fields | {"status": status}
+            fields = {"fields": worker.fields | {"status": status}}
             if self._is_stopping.is_set():
                 # Before it has handlers for signals, SIGTERM simply ends it.
-                if status and (worker.joined.is_set() or status != -signal.SIGTERM):
-                    logger.error("a worker did not drain", extra={"fields": fields})
+                if status and (worker.has_joined or status != -signal.SIGTERM):
+                    logger.error("a worker did not drain", extra=fields)
                     self._status = self._status or 1
                 return
-            if not self._have_all_joined.is_set():
-                logger.error("a worker could not start", extra={"fields": fields})
+            if not self._have_all_joined:
+                logger.error("a worker could not start", extra=fields)
                 self._status = max(1, status)
                 self.stop()
                 return
-            pause_s = FIRST_PAUSE_S if clock() - began > STABLE_S else pause_s
-            fields |= {"restart_in_s": pause_s}
-            logger.error("a worker ended and is restarted", extra={"fields": fields})
+            logger.error("a worker ended and is restarted", extra=fields)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_stopping.wait(), pause_s)
+                await asyncio.wait_for(self._is_stopping.wait(), RESTART_PAUSE_S)
                 return
-            num_starting, pause_s = 1, min(2 * pause_s, LONGEST_PAUSE_S)
-            self._num_restarts += 1
+            num_starting = 1
+            self._restarts.inc()
 
     async def _start(self, number: int, num_starting: int) -> Worker:
+        """Start a process by a new program, since a fork would copy locks that threads hold."""
         place = WorkerPlace(
             number=number,
-            num_workers=self._num_workers,
+            num_workers=self._settings.num_workers,
             num_starting=num_starting,
             ports=self.ports,
             # Containers that share a network share the names, and may share process ids.
             report_socket=f"\0tipserve-{secrets.token_hex(16)}",
         )
-        worker = await Worker.start(self._command, place)
-        self._workers[number] = worker
+        process = await asyncio.create_subprocess_exec(
+            *self._command(place.to_text()),
+            # Never written to: the worker ends when it closes, so also when this process dies.
+            stdin=asyncio.subprocess.PIPE,
+            # Ctrl-C must reach the supervisor only.
+            start_new_session=True,
+        )
+        worker = self._workers[number] = Worker(place, process)
+        logger.info("worker started", extra={"fields": worker.fields})
         if self._is_stopping.is_set():
             worker.signal(signal.SIGTERM)
         return worker
 
-    async def _note_joining(self, joining: Worker) -> None:
+    async def _watch(self, worker: Worker) -> None:
+        """Note when a worker is ready, and kill it once it has not been live for a minute."""
+        while not await asyncio.to_thread(worker.ask, READY):
+            await asyncio.sleep(POLL_S)
+        worker.has_joined = True
+        self._note_joining()
+        num_failed = 0
+        while num_failed < NUM_FAILED_CHECKS:
+            await asyncio.sleep(LIVE_INTERVAL_S)
+            num_failed = 0 if await asyncio.to_thread(worker.ask, LIVE) else num_failed + 1
+        logger.error("a worker hangs and is killed", extra={"fields": worker.fields})
+        worker.signal(signal.SIGKILL)
+
+    def _note_joining(self) -> None:
         """Write the ports once a first worker is ready, and say when all are."""
-        await joining.watch_joining()
-        num_joined = sum(worker.joined.is_set() for worker in self._running())
+        num_joined = sum(worker.has_joined for worker in self._running())
         if num_joined == 1 and self._settings.ports_file is not None:
             atomic_write(self._settings.ports_file, json.dumps(self.ports) + "\n")
-        if num_joined == self._num_workers and not self._have_all_joined.is_set():
-            self._have_all_joined.set()
-            fields = {"workers": self._num_workers, **self.ports}
+        if num_joined == self._settings.num_workers and not self._have_all_joined:
+            self._have_all_joined = True
+            fields = {"workers": num_joined, **self.ports}
             logger.info("all workers are ready", extra={"fields": fields})
-
-    async def _watch_liveness(self) -> None:
-        """Kill a worker that has not been live for a minute; then it is restarted."""
-        while True:
-            await asyncio.sleep(LIVE_INTERVAL_S)
-            for worker, answer in await asyncio.to_thread(self._ask_all, LIVE):
-                is_live = answer or not worker.has_answered
-                worker.num_failed = 0 if is_live else worker.num_failed + 1
-                if worker.num_failed >= NUM_FAILED_CHECKS:
-                    logger.error("a worker hangs and is killed", extra={"fields": worker.fields})
-                    worker.signal(signal.SIGKILL)
 
 
 def reserve(*addresses: tuple[str, int]) -> list[socket.socket]:
@@ -333,22 +311,22 @@ def reserve(*addresses: tuple[str, int]) -> list[socket.socket]:
     ports = [port for _, port in addresses if port]
     if len(set(ports)) < len(ports):
         raise OSError("http_port and grpc_port are the same; change one of them")
-    held: list[socket.socket] = []
-    for host, port in addresses:
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        held.append(sock)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-        except OSError as error:
-            for opened in held:
-                opened.close()
-            raise OSError(
-                f"the workers cannot listen on {host}, port {port} ({error.strerror}); choose "
-                "another with --http-port, --grpc-port, --host or --grpc-host"
-            ) from error
-        # Only after the bind, which would else succeed beside another server of this user.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    with ExitStack() as opened:
+        held = []
+        for host, port in addresses:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            held.append(opened.enter_context(socket.socket(family)))
+            try:
+                held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                held[-1].bind((host, port))
+            except OSError as error:
+                raise OSError(
+                    f"the workers cannot listen on {host}, port {port} ({error.strerror}); choose "
+                    "another with --http-port, --grpc-port or --host"
+                ) from error
+            # Only after the bind, which would else succeed beside another server of this user.
+            held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.pop_all()
     return held
 
 

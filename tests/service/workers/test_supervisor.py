@@ -22,11 +22,8 @@ class FakeWorker:
 
     def __init__(self, *, ready: bool | None = True, live: bool | None = True) -> None:
         self.answers = {READY: ready, LIVE: live}
-        self.joined = asyncio.Event()
-        if ready:
-            self.joined.set()
+        self.has_joined = bool(ready)
         self.has_answered = ready is not None
-        self.num_failed = 0
         self.signals: list[int] = []
         self.num_requests: int | None = 0
         self.fields = {"worker": 0, "pid": 1}
@@ -106,14 +103,13 @@ async def test_a_worker_that_is_not_live_for_a_minute_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervisor, "LIVE_INTERVAL_S", 0.0)
-    workers = [FakeWorker(), FakeWorker(live=False), FakeWorker(ready=None, live=None)]
-    watching = asyncio.ensure_future((await supervisor_of(workers))._watch_liveness())
+    workers: list[Any] = [FakeWorker(), FakeWorker(live=False)]
+    made = await supervisor_of(workers)
+    live, dead = (asyncio.ensure_future(made._watch(worker)) for worker in workers)
     async with asyncio.timeout(20):
-        while not workers[1].signals:
-            await asyncio.sleep(0)
-    watching.cancel()
-    assert workers[1].num_failed >= 6
-    assert [worker.signals[:1] for worker in workers] == [[], [signal.SIGKILL], []]
+        await dead
+    live.cancel()
+    assert [worker.signals for worker in workers] == [[], [signal.SIGKILL]]
 
 
 def value(families: list[Metric], name: str) -> float:
@@ -123,10 +119,8 @@ def value(families: list[Metric], name: str) -> float:
 
 async def test_counts_never_fall_when_a_worker_ends_or_is_silent() -> None:
     first, second, third = (FakeWorker() for _ in range(3))
-    workers = [first, second]
-    given: Any = lambda: list(workers)  # noqa: E731
-    scrape: Any = FakeWorker.scrape
-    metrics = WorkerMetrics(given, scrape)
+    workers: list[Any] = [first, second]
+    metrics = WorkerMetrics(lambda: list(workers))
     first.num_requests, second.num_requests = 5, 3
     now = metrics.collect()
     assert (value(now, "requests"), value(now, "inflight")) == (8, 2)

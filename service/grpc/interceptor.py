@@ -19,15 +19,13 @@ from grpc_reflection.v1alpha import reflection
 from service.admission import Admission, Ticket
 from service.call import Call, accept_priority, deadline_exceeded
 from service.errors import (
-    DeadlineExceeded,
     ErrorKind,
-    InvalidRequest,
     Overloaded,
     ServiceError,
     internal_error,
 )
 from service.grpc.errors import CODE, Metadata, error_metadata
-from service.grpc.limits import Rpc, parse_message
+from service.grpc.limits import RECEIVE_LIMIT_S, MessageReader, Rpc, parse_message
 from service.grpc.stream import AnsweredStream, StreamItem
 from service.grpc.writing import write_message
 from service.monitoring.telemetry import CARRIED, Telemetry
@@ -51,9 +49,6 @@ FAULTS: Final = frozenset(
 PRIORITY: Final = "x-request-priority"
 RETRY_S: Final = 1.0
 MAX_RPCS: Final = 2048
-# Longest time in which a message arrives. grpcio takes all of a message that is being read, up to
-# `max_request_bytes`, so few are read at once and none for long.
-RECEIVE_LIMIT_S: Final = 20.0
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +70,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._protection = protection
         self._admission = admission
         self._stream_errors = stream_errors
-        self._receiving = asyncio.Semaphore(protection.num_receive_places)
+        self._reader = MessageReader(protection.num_receive_places)
         self._num_rpcs = self._num_streams = 0
         self._handlers: dict[str, Any] = {}
         # Set when the server closes: streams read no further request.
@@ -134,7 +129,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if self._num_rpcs > MAX_RPCS:
                 raise self._too_many("RPCs", code="too_many_rpcs")
             async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
-                request = parse_message(await self._read(context), rpc, ticket)
+                request = parse_message(await self._reader.read(context, call.host), rpc, ticket)
                 answer = write_message(await rpc.behavior(request, context))
                 del request
                 context.set_trailing_metadata(call_metadata(call))
@@ -146,25 +141,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:
             return _answerable(error, call)
         return None
-
-    async def _read(self, context: Any) -> bytes:
-        """The message of a unary RPC.
-
-        Raises:
-            DeadlineExceeded: It did not arrive in time.
-            InvalidRequest: There is none.
-        """
-        async with self._receiving:
-            try:
-                async with asyncio.timeout(RECEIVE_LIMIT_S):
-                    raw = await context.read()
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    f"The message did not arrive in {RECEIVE_LIMIT_S:g} s.", code="slow_message"
-                ) from None
-        if raw is grpc.aio.EOF:
-            raise InvalidRequest("The RPC has no message.", code="missing_message")
-        return bytes(raw)
 
     async def _serve_stream(self, rpc: Rpc, context: Any) -> None:
         """Answer the requests of a stream, in their order."""

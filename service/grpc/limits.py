@@ -1,25 +1,30 @@
-"""Reads request messages: counts their values before parsing, and refuses malformed ones.
+"""Reads request messages: few at once, counts their values before parsing, refuses malformed ones.
 
 gRPC would send the text of a deserializer's exception to the caller, so messages arrive as bytes
 and are parsed here.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, Self
 
+import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from model.protobuf_wire import BYTES, read_fields
 from service.admission import Ticket
-from service.errors import InvalidRequest, RequestTooLarge
+from service.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
 from service.grpc.generated import open_inference_pb2
 from service.grpc.writing import Enclosed
 
+# Longest time in which a message arrives, and while others wait to be read.
+RECEIVE_LIMIT_S: Final = 20.0
+CONTENDED_LIMIT_S: Final = 1.0
 # A smaller message takes a few megabytes at the most once parsed, and is not counted.
 SMALL_BYTES: Final = 128 * 1024
 # What a length-delimited field holds, by its number: messages of a type, or packed numbers. Strings
@@ -67,6 +72,77 @@ def _request_type(name: str) -> Descriptor:
             found: Descriptor = pool.FindServiceByName(service).FindMethodByName(rpc).input_type
             return found
     raise LookupError(f"no contract has {name}")
+
+
+class MessageReader:
+    """Reads few messages at once, since grpcio takes all of a message that is being read.
+
+    A host has half of the slots, so slow messages of one host delay no other. While messages wait,
+    each that is read has little time, so those of many hosts delay others by seconds at most.
+    Belongs to one event loop.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_of_host = max(1, num_slots // 2)
+        self._slots = asyncio.Semaphore(num_slots)
+        self._num_waiting = 0
+        # By host: its slots, and how many of its messages hold or want one.
+        self._hosts: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}
+        self._reading: dict[asyncio.Timeout, float] = {}
+
+    async def read(self, context: Any, host: str) -> bytes:
+        """The message of a unary RPC.
+
+        Raises:
+            DeadlineExceeded: It did not arrive in time.
+            InvalidRequest: There is none.
+        """
+        new = (asyncio.Semaphore(self._num_of_host), set[object]())
+        of_host, messages = self._hosts.setdefault(host, new)
+        messages.add(context)
+        try:
+            async with of_host:
+                self._num_waiting += 1
+                self._hurry()
+                try:
+                    await self._slots.acquire()
+                finally:
+                    self._num_waiting -= 1
+                try:
+                    raw = await self._receive(context)
+                finally:
+                    self._slots.release()
+        finally:
+            messages.discard(context)
+            if not messages:
+                self._hosts.pop(host, None)
+        if raw is grpc.aio.EOF:
+            raise InvalidRequest("The RPC has no message.", code="missing_message")
+        return bytes(raw)
+
+    async def _receive(self, context: Any) -> Any:
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(RECEIVE_LIMIT_S) as limit:
+                self._reading[limit] = began
+                self._hurry()
+                try:
+                    return await context.read()
+                finally:
+                    del self._reading[limit]
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "The message did not arrive in time.", code="slow_message"
+            ) from None
+
+    def _hurry(self) -> None:
+        """While messages wait for a slot, give those that hold one less time."""
+        if not self._num_waiting or not self._slots.locked():
+            return
+        for limit, began in self._reading.items():
+            when = limit.when()
+            if when is not None and when > began + CONTENDED_LIMIT_S:
+                limit.reschedule(began + CONTENDED_LIMIT_S)
 
 
 def parse_message(raw: bytes, rpc: Rpc, ticket: Ticket) -> Message:

@@ -12,7 +12,7 @@ import pytest
 from service.grpc.generated.embed_pb2 import EmbedImagesRequest
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.grpc.generated.image_pb2 import Image
-from tests.hostile.attacks import ATTACKS, Attack, png, slow_bodies
+from tests.hostile.attacks import ATTACKS, Attack, png
 from tests.processes.front import BEHIND, Front
 from tests.processes.service_process import RunningService, peak_mib, running_service
 
@@ -30,13 +30,9 @@ def service() -> Iterator[RunningService]:
         yield service
 
 
-# Slow messages of one caller take all places of the interceptor, for which callers wait in order.
-STARVES = pytest.mark.xfail(strict=True, reason="others wait for a place to receive their message")
-
-
 @pytest.mark.parametrize(
     "attack",
-    [pytest.param(one, marks=[STARVES] * (one is slow_bodies)) for one in ATTACKS],
+    ATTACKS,
     ids=lambda attack: attack.__name__,
 )
 def test_an_attack_kills_nothing_and_keeps_nobody_out(

@@ -122,7 +122,7 @@ async def test_a_message_that_is_missing_or_late_is_an_error_and_frees_its_place
         with nothing_held_after(server):
             missing = await ask_late(server, is_complete=True)
             assert (missing.status, missing.code) == ("INVALID_ARGUMENT", "missing_message")
-            monkeypatch.setattr("service.grpc.interceptor.RECEIVE_LIMIT_S", 0.1)
+            monkeypatch.setattr("service.grpc.limits.RECEIVE_LIMIT_S", 0.1)
             late = asyncio.ensure_future(ask_late(server))
             await until(lambda: server.admission.num_requests == 1)
             assert (await ask_grpc(server, encode_image())).status == "OK", "after the late one"

@@ -1,5 +1,6 @@
 """Values are counted at every depth before a message is parsed; the parser has the last word."""
 
+import asyncio
 from typing import Any
 
 import hypothesis.strategies as st
@@ -8,9 +9,9 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from hypothesis import given
 
-from service.errors import RequestTooLarge
+from service.errors import DeadlineExceeded, RequestTooLarge
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2, text_pb2
-from service.grpc.limits import SMALL_BYTES
+from service.grpc.limits import SMALL_BYTES, MessageReader
 from service.grpc.limits import check_value_count as check
 
 IMAGES, SEGMENT = embed_pb2.EmbedImagesRequest, segment_pb2.SegmentImagesRequest
@@ -89,3 +90,42 @@ def test_a_small_message_is_not_counted() -> None:
     check(raw, type_of(IMAGES), 1)
     with pytest.raises(RequestTooLarge):
         check(raw + b"\x12\x00", type_of(IMAGES), 1)
+
+
+class SlowContext:
+    """An RPC whose message arrives when a test says so."""
+
+    def __init__(self) -> None:
+        self.is_read = False
+        self.arrived = asyncio.Event()
+
+    async def read(self) -> bytes:
+        self.is_read = True
+        await self.arrived.wait()
+        return b"message"
+
+
+async def test_slow_messages_of_one_host_delay_no_other_host() -> None:
+    reader = MessageReader(4)
+    slow = [SlowContext() for _ in range(9)]
+    tasks = [asyncio.ensure_future(reader.read(one, "slow")) for one in slow]
+    honest = SlowContext()
+    honest.arrived.set()
+    assert await asyncio.wait_for(reader.read(honest, "honest"), 5) == b"message"
+    assert sum(one.is_read for one in slow) == 2
+    for one in slow:
+        one.arrived.set()
+    assert await asyncio.gather(*tasks) == [b"message"] * 9
+    assert not reader._hosts
+
+
+async def test_slow_messages_end_soon_while_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.grpc.limits.CONTENDED_LIMIT_S", 0.01)
+    reader = MessageReader(2)
+    slow = [asyncio.ensure_future(reader.read(SlowContext(), host)) for host in "ab"]
+    await asyncio.sleep(0)
+    honest = SlowContext()
+    honest.arrived.set()
+    assert await asyncio.wait_for(reader.read(honest, "honest"), 5) == b"message"
+    ended, _ = await asyncio.wait(slow, timeout=5)
+    assert {type(one.exception()) for one in ended} == {DeadlineExceeded}

@@ -45,8 +45,7 @@ async def ask_late(server: Server, *, is_complete: bool = False) -> Answer:
     async def messages() -> AsyncIterator[bytes]:
         if not is_complete:
             await never.wait()
-        for raw in ():
-            yield raw
+            yield b""
 
     async with grpc_channel(server) as channel:
         call = channel.stream_unary(EMBED)(messages(), timeout=LIMIT_S)

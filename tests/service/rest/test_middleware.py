@@ -1,7 +1,7 @@
 """The middleware: limits of a body, the deadline, a client that leaves, and what is given back."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -19,6 +19,8 @@ from tests.service.conftest import call
 
 LIMIT_S = 20.0
 LEFT: Message = {"type": "http.disconnect"}
+SOON = {"x-request-timeout-ms": "30"}
+NOTHING: Mapping[str, str] = {}
 Handle = Callable[[Receive, Send], Awaitable[None]]
 
 
@@ -88,7 +90,7 @@ class Desk:
         handle: Handle = answer,
         send: Send | None = None,
         method: str = "POST",
-        **headers: str,
+        headers: Mapping[str, str] = NOTHING,
     ) -> int:
         """Send a request; returns the status of the answer, 0 without one."""
 
@@ -101,12 +103,11 @@ class Desk:
         for message in messages:
             self.client.put_nowait(message)
         self.sent.clear()
-        names = {name.replace("_", "-").encode(): value for name, value in headers.items()}
         scope = {
             "type": "http",
             "method": method,
             "path": "/v1/x",
-            "headers": [(name, value.encode("latin-1")) for name, value in names.items()],
+            "headers": [(n.encode(), value.encode("latin-1")) for n, value in headers.items()],
         }
         middleware = CallMiddleware(app, Telemetry(self.metrics), self.protection, self.admission)
         async with asyncio.timeout(LIMIT_S):
@@ -140,21 +141,21 @@ def desk(make_settings: Any, metrics: Metrics) -> Desk:
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"content_length": "80"}, 200),
-        ({"content_length": "81"}, 413),
-        ({"content_length": "9" * 5000}, 413),
-        ({"content_encoding": "gzip"}, 415),
-        ({"content_encoding": "Identity"}, 200),
-        ({"x_request_timeout_ms": "0"}, 422),
-        ({"x_request_timeout_ms": "\xb2"}, 422),
-        ({"x_request_timeout_ms": "9" * 5000}, 422),
-        ({"x_request_priority": "4"}, 422),
+        ({"content-length": "80"}, 200),
+        ({"content-length": "81"}, 413),
+        ({"content-length": "9" * 5000}, 413),
+        ({"content-encoding": "gzip"}, 415),
+        ({"content-encoding": "Identity"}, 200),
+        ({"x-request-timeout-ms": "0"}, 422),
+        ({"x-request-timeout-ms": "\xb2"}, 422),
+        ({"x-request-timeout-ms": "9" * 5000}, 422),
+        ({"x-request-priority": "4"}, 422),
     ],
 )
 async def test_a_head_is_checked_before_the_body_is_read(
     desk: Desk, headers: dict[str, str], status: int
 ) -> None:
-    assert await desk.ask(chunk(), **headers) == status
+    assert await desk.ask(chunk(), headers=headers) == status
     assert desk.client.empty() == (status == 200)
     assert desk.holds_nothing()
 
@@ -163,7 +164,7 @@ async def test_bytes_are_counted_as_they_arrive_whatever_was_announced(desk: Des
     half = chunk(40, more=True)
     assert await desk.ask(half, chunk(40)) == 200
     assert await desk.ask(half, half, chunk(1)) == 413
-    assert await desk.ask(half, chunk(41), content_length="1") == 413
+    assert await desk.ask(half, chunk(41), headers={"content-length": "1"}) == 413
     assert desk.holds_nothing()
 
 
@@ -188,7 +189,7 @@ async def test_bodies_share_their_memory(desk: Desk) -> None:
 
 @pytest.mark.parametrize("messages", [[chunk(more=True)], [chunk()]], ids=["body", "work"])
 async def test_the_deadline_ends_receiving_and_work(desk: Desk, messages: list[Message]) -> None:
-    status = await desk.ask(*messages, handle=read_and_wait, x_request_timeout_ms="30")
+    status = await desk.ask(*messages, handle=read_and_wait, headers=SOON)
     assert status == 504
     assert desk.holds_nothing()
 
@@ -199,7 +200,7 @@ async def test_the_deadline_ends_an_answer_that_nobody_reads(desk: Desk) -> None
         if message["type"] == "http.response.body":
             await never()
 
-    assert await desk.ask(chunk(), send=send, x_request_timeout_ms="30") == 200
+    assert await desk.ask(chunk(), send=send, headers=SOON) == 200
     assert len(desk.sent) == 2, "no second answer"
     assert desk.holds_nothing()
 
@@ -208,7 +209,7 @@ async def test_the_deadline_ends_an_answer_that_nobody_reads(desk: Desk) -> None
 async def test_a_client_may_shorten_the_deadline_but_not_extend_it(
     desk: Desk, asked_ms: str | None, left_s: float
 ) -> None:
-    await desk.ask(chunk(), **({"x_request_timeout_ms": asked_ms} if asked_ms else {}))
+    await desk.ask(chunk(), headers={"x-request-timeout-ms": asked_ms} if asked_ms else {})
     assert desk.deadlines == [pytest.approx(left_s)]
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Set
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -20,20 +21,24 @@ from service.rest.hugging_face import TaskBody, build_hugging_face_router
 from service.rest.middleware import OPEN_PATHS, CallMiddleware
 from service.rest.open_inference import (
     IndexBody,
-    InferAnswerBody,
     InferBody,
     ManageBody,
     build_inference_router,
     build_repository_router,
 )
-from service.rest.openai import EmbeddingsAnswer, EmbeddingsBody, build_openai_router
-from service.rest.openapi import add_schemas, add_security
+from service.rest.openai import EmbeddingsBody, build_openai_router
+from service.rest.openapi import add_bodies, add_security
 from service.rest.pages import add_pages
-from service.rest.routes import build_router
+from service.rest.routes import NATIVE, build_router
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 
 NO_CLOUD = CloudRoutes()
+# Request bodies, which the routes read themselves.
+BODIES: Final[tuple[type[BaseModel], ...]] = (
+    *(native.body for native in NATIVE.values()),
+    *(EmbeddingsBody, TaskBody, InferBody, IndexBody, ManageBody),
+)
 DESCRIPTION = "Embeddings of images, patches and texts, and masks of named classes."
 
 
@@ -93,12 +98,6 @@ def readable_by_pages(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
     )
 
 
-def post_routes(*routers: APIRouter) -> list[APIRoute]:
-    """The POST routes of routers."""
-    routes = [route for router in routers for route in router.routes]
-    return [r for r in routes if isinstance(r, APIRoute) and r.methods == {"POST"}]
-
-
 def build_framework_app(*routers: APIRouter) -> FastAPI:
     """FastAPI with all routes and the documents, without API keys and limits."""
     app = FastAPI(
@@ -137,14 +136,7 @@ def describe(app: FastAPI, open_paths: Set[str], *, needs_key: bool) -> None:
     @cache
     def openapi() -> dict[str, Any]:
         document = generate()
-        add_schemas(
-            document,
-            bodies=(
-                *(EmbeddingsBody, TaskBody, InferBody),
-                *(IndexBody, ManageBody),
-            ),
-            answers=(EmbeddingsAnswer, InferAnswerBody),
-        )
+        add_bodies(document, BODIES)
         add_security(document, open_paths, needs_key=needs_key)
         return document
 

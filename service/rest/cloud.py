@@ -28,7 +28,7 @@ from service.rest.pages import ICON, PAGES
 from service.rest.requests import DialectSchema
 from service.rest.response_schemas import Ready
 from service.rest.responses import JSON, PiecedResponse
-from service.rest.routes import NATIVE
+from service.rest.routes import NATIVE, answer_native
 from service.rest.token_ids import TokenVocabulary
 
 PING: Final = "/ping"
@@ -201,8 +201,7 @@ async def _answer(
     """The answer of a route, as it would give it itself."""
     if path == OPENAI_PATH:
         return await embeddings(sent, plane, vocabulary)
-    answer, _, _ = NATIVE[path]
-    return await answer(sent, plane)
+    return await answer_native(NATIVE[path], sent, plane)
 
 
 def _fields_of(raw: bytes, limits: RequestLimits) -> frozenset[str]:

@@ -17,7 +17,7 @@ from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentCl
 from service.rest.errors import renaming_params
 from service.rest.inputs import Sent, load_images, read_json
 from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
-from service.rest.openapi import CALL_HEADERS, ERRORS, REF
+from service.rest.openapi import CALL_HEADERS, ERRORS, json_content
 from service.rest.requests import DialectSchema, Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
 
@@ -75,7 +75,7 @@ ROUTE: Final[dict[str, Any]] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": {"$ref": REF.format(model=TaskBody.__name__)}}},
+            "content": json_content(TaskBody),
         },
         "parameters": CALL_HEADERS,
     },

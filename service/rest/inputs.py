@@ -3,8 +3,8 @@
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Final, Self, TypeVar
+from functools import partial
+from typing import Any, Final, Self, TypeVar
 
 import pybase64
 from fastapi import Request
@@ -15,22 +15,21 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
-from service.messages import EmbedTextsResponse, ListResponse, MaybeEncoded, RequestLimits
+from service.messages import MaybeEncoded, RequestLimits
 from service.rest.errors import invalid_fields
-from service.rest.requests import (
-    IMAGE_FIELDS,
-    EmbedTextsBody,
-    ImageBody,
-    ImageInputs,
-    Schema,
+from service.rest.requests import IMAGE_FIELDS, ImageBody, ImageInputs, Schema
+from service.rest.responses import (
+    JSON,
+    AnswerT,
+    OptionsT,
+    ResponseWriter,
+    RestRequest,
+    choose_media,
 )
-from service.rest.responses import JSON, ResponseWriter, RestRequest, choose_media
 from service.safety.url_fetch import UrlFetcher, url_of
 from service.validation import check_images
 from service.waiting import wait_all
 
-T = TypeVar("T")
-AnswerT = TypeVar("AnswerT", bound=ListResponse)
 ImageBodyT = TypeVar("ImageBodyT", bound=ImageBody)
 SchemaT = TypeVar("SchemaT", bound=Schema)
 
@@ -67,21 +66,21 @@ class Sent:
     @classmethod
     def of(cls, request: Request) -> Self:
         """A request as its client sends it."""
-        query = request.query_params.multi_items() if request.scope["query_string"] else []
-        return cls(request=request, accept=header(request, b"accept"), query=query)
+        query = request.query_params.multi_items()
+        return cls(request=request, accept=request.headers.get("accept"), query=query)
 
     async def body(self) -> bytes:
         """The whole body."""
         return await read_body(self.request) if self.raw is None else self.raw
 
 
-async def read_images(
+async def read_request(
     sent: Sent,
     plane: DataPlane,
-    body_type: type[ImageBodyT],
-    writer: ResponseWriter[AnswerT, ImageBodyT],
-) -> RestRequest[AnswerT, ImageBodyT]:
-    """Read a request with images.
+    body_type: type[OptionsT],
+    writer: ResponseWriter[AnswerT, OptionsT],
+) -> RestRequest[AnswerT, OptionsT]:
+    """Read a request.
 
     Args:
         sent: Its body is read here.
@@ -100,44 +99,37 @@ async def read_images(
     call = current_call.get()
     plane.check_open(call.flow)
     media = choose_media(sent.accept, writer.media_types)
-    request, query, content_type = sent.request, sent.query, media_type(sent.request)
-    images: ImageInputs
-    if content_type.startswith("image/"):
-        images = (await sent.body(),)
-        options = parse_pairs(body_type, query) if query else default_options(body_type)
-    elif content_type == FORM:
-        raw, given = await sent.body(), request.headers["content-type"]
-        options, images = await plane.offload(
-            partial(read_form, raw, given, query=query, body_type=body_type, limits=plane.limits),
-        )
-    elif content_type == JSON:
-        options = await read_json(sent, plane, body_type)
-        texts = image_texts(options)
-        images = await load_images(request, plane, texts, is_partial=options.partial)
+    options: Any
+    images: ImageInputs = ()
+    if issubclass(body_type, ImageBody):
+        options, images = await _read_images(sent, plane, body_type)
     else:
-        raise UnsupportedMedia(
-            f"Content-Type {content_type or '(none)'} is not supported; send image/*, {FORM} or "
-            f"{JSON}. With curl: -H 'Content-Type: image/jpeg'.",
-            param="Content-Type",
-        )
+        options = await read_json(sent, plane, body_type)
     writer.check(options, media, len(images))
     call.answer_encoding = writer.answer_encoding(options, media)
     return RestRequest(options, images, media, writer)
 
 
-async def read_texts(
-    sent: Sent, plane: DataPlane, writer: ResponseWriter[EmbedTextsResponse, EmbedTextsBody]
-) -> RestRequest[EmbedTextsResponse, EmbedTextsBody]:
-    """Read a request with texts, as `read_images`.
-
-    Raises:
-        ServiceError: As `read_images` raises it.
-    """
-    plane.check_open(current_call.get().flow)
-    media = choose_media(sent.accept, writer.media_types)
-    options = await read_json(sent, plane, EmbedTextsBody)
-    writer.check(options, media, 0)
-    return RestRequest(options, (), media, writer)
+async def _read_images(
+    sent: Sent, plane: DataPlane, body_type: type[ImageBodyT]
+) -> tuple[ImageBodyT, ImageInputs]:
+    content_type = media_type(sent.request)
+    if content_type.startswith("image/"):
+        return parse_pairs(body_type, sent.query), (await sent.body(),)
+    if content_type == FORM:
+        raw, given = await sent.body(), sent.request.headers["content-type"]
+        read = partial(read_form, query=sent.query, body_type=body_type, limits=plane.limits)
+        return await plane.offload(partial(read, raw, given))
+    if content_type == JSON:
+        options = await read_json(sent, plane, body_type)
+        texts = image_texts(options)
+        images = await load_images(sent.request, plane, texts, is_partial=options.partial)
+        return options, images
+    raise UnsupportedMedia(
+        f"Content-Type {content_type or '(none)'} is not supported; send image/*, {FORM} or "
+        f"{JSON}. With curl: -H 'Content-Type: image/jpeg'.",
+        param="Content-Type",
+    )
 
 
 async def read_json(sent: Sent, plane: DataPlane, schema: type[SchemaT]) -> SchemaT:
@@ -232,29 +224,12 @@ async def read_body(request: Request) -> bytes:
     Raises:
         ServiceError: As `service.rest.middleware.Exchange` raises it.
     """
-    message = await request.receive()
-    first: bytes = message["body"]
-    if not message["more_body"]:
-        return first
-    pieces = [first]
-    while message["more_body"]:
-        message = await request.receive()
-        pieces.append(message["body"])
-    return b"".join(pieces)
+    return b"".join([piece async for piece in request.stream() if piece])
 
 
 def media_type(request: Request) -> str:
     """The media type of the body, in lower case and without parameters; empty if not given."""
-    return (header(request, b"content-type") or "").partition(";")[0].strip().lower()
-
-
-def header(request: Request, name: bytes) -> str | None:
-    """The first header of this name in lower case. `Request.headers` takes five calls for each."""
-    for key, value in request.scope["headers"]:
-        if key == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def parse_json(
@@ -323,16 +298,6 @@ def parse_pairs(body_type: type[ImageBodyT], pairs: Iterable[tuple[str, str]]) -
         raise invalid_fields(error) from None
 
 
-@cache
-def default_options(body_type: type[ImageBodyT]) -> ImageBodyT:
-    """Options of a request that gives none; shared, since they are frozen.
-
-    Raises:
-        InvalidRequest: A field has no default.
-    """
-    return parse_pairs(body_type, ())
-
-
 def read_form(
     raw: bytes,
     content_type: str,
@@ -340,7 +305,7 @@ def read_form(
     query: Pairs,
     body_type: type[ImageBodyT],
     limits: RequestLimits,
-) -> tuple[ImageBodyT, tuple[bytes, ...]]:
+) -> tuple[ImageBodyT, ImageInputs]:
     """Options and images of a multipart body and its query. CPU work.
 
     Raises:

@@ -52,7 +52,7 @@ from service.rest.inputs import (
     read_body,
     refuse_query,
 )
-from service.rest.openapi import BINARY, CALL_HEADERS, REF, V2_ERRORS, json_body
+from service.rest.openapi import BINARY, CALL_HEADERS, V2_ERRORS, json_content
 from service.rest.requests import DialectSchema
 from service.rest.responses import JSON, dump, little_endian, write_content
 
@@ -176,10 +176,8 @@ INFER: Final[dict[str, Any]] = {
     "responses": {
         200: {
             "description": "JSON, followed by the bytes of binary outputs, if any.",
-            "content": {
-                JSON: {"schema": {"$ref": REF.format(model=InferAnswerBody.__name__)}},
-                OCTETS: {"schema": BINARY},
-            },
+            "model": InferAnswerBody,
+            "content": {OCTETS: {"schema": BINARY}},
             "headers": {
                 HEADER_LENGTH: {
                     "schema": {"type": "integer"},
@@ -194,10 +192,7 @@ INFER: Final[dict[str, Any]] = {
             "required": True,
             "description": "JSON, then the bytes of each input with a `binary_data_size`, in "
             f"order. If bytes follow, the header {HEADER_LENGTH} is required.",
-            "content": {
-                JSON: {"schema": {"$ref": REF.format(model=InferBody.__name__)}},
-                OCTETS: {"schema": BINARY},
-            },
+            "content": json_content(InferBody) | {OCTETS: {"schema": BINARY}},
         },
         "parameters": CALL_HEADERS,
     },
@@ -481,12 +476,15 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
     router = APIRouter(tags=["repository"])
     errors = V2_ERRORS | {501: V2_ERRORS[500] | {"description": "`enable_management` is off."}}
 
+    def body_of(schema: type[BaseModel]) -> dict[str, Any]:
+        return {"requestBody": {"required": False, "content": json_content(schema)}}
+
     async def read(request: Request, schema: type[SchemaT]) -> SchemaT:
         check_media(request)
         raw = await read_body(request) or b"{}"
         return await plane.offload(partial(parse_json, raw, schema, plane.limits))
 
-    @router.post("/v2/repository/index", responses=errors, openapi_extra=json_body(IndexBody))
+    @router.post("/v2/repository/index", responses=errors, openapi_extra=body_of(IndexBody))
     async def list_repository(request: Request) -> list[ModelIndexEntry]:
         """All models that are or were served, or have a folder in the model repository."""
         managed = managed_repository(repository)
@@ -497,7 +495,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
     @router.post(
         "/v2/repository/models/{name}/load",
         responses=errors,
-        openapi_extra=json_body(ManageBody),
+        openapi_extra=body_of(ManageBody),
         response_class=Response,
     )
     async def load_model(request: Request, name: str) -> Response:
@@ -515,7 +513,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
     @router.post(
         "/v2/repository/models/{name}/unload",
         responses=errors,
-        openapi_extra=json_body(ManageBody),
+        openapi_extra=body_of(ManageBody),
         response_class=Response,
     )
     async def unload_model(request: Request, name: str) -> Response:

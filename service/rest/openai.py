@@ -19,7 +19,7 @@ from service.errors import ErrorKind, InvalidRequest
 from service.messages import EmbedMixedRequest, EmbedMixedResponse
 from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS, renaming_params
 from service.rest.inputs import Sent, load_images, read_json
-from service.rest.openapi import CALL_HEADERS, ERRORS, ONE_PIXEL, REF
+from service.rest.openapi import CALL_HEADERS, ERRORS, ONE_PIXEL, json_content
 from service.rest.requests import MODEL_TEXT, DialectSchema
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.rest.token_ids import TokenVocabulary
@@ -275,7 +275,7 @@ EMBEDDINGS: Final[dict[str, Any]] = {
     "responses": {
         200: {
             "description": "A vector for each item.",
-            "content": {JSON: {"schema": {"$ref": REF.format(model=EmbeddingsAnswer.__name__)}}},
+            "model": EmbeddingsAnswer,
         }
     }
     | {
@@ -285,12 +285,7 @@ EMBEDDINGS: Final[dict[str, Any]] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {
-                JSON: {
-                    "schema": {"$ref": REF.format(model=EmbeddingsBody.__name__)},
-                    "example": EXAMPLE,
-                }
-            },
+            "content": json_content(EmbeddingsBody, example=EXAMPLE),
         },
         "parameters": CALL_HEADERS,
     },

@@ -1,52 +1,16 @@
-"""The OpenAPI document: the parts that FastAPI cannot derive.
+"""The OpenAPI document: what FastAPI cannot derive of routes that read their own body."""
 
-Routes that read their own body and write their own response are described here, from the models of
-their options and from their `ResponseWriter`.
-"""
-
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.call import DEFAULT_PRIORITY, PRIORITIES
-from service.rest.requests import (
-    IMAGE_FIELDS,
-    ClassifyImagesBody,
-    DepthBody,
-    EmbedImagesBody,
-    EmbedTextsBody,
-    ImageBody,
-    MapBody,
-    NormalsBody,
-    SegmentImagesBody,
-    VisualizeFeaturesBody,
-)
-from service.rest.response_schemas import (
-    ClassifyImagesAnswer,
-    DepthAnswer,
-    EmbedImagesAnswer,
-    EmbedTextsAnswer,
-    ErrorBody,
-    InferenceErrorBody,
-    NormalsAnswer,
-    SegmentImagesAnswer,
-    VisualizeFeaturesAnswer,
-)
-from service.rest.responses import (
-    CLASSES,
-    FEATURES,
-    IMAGE_EMBEDDINGS,
-    JSON,
-    MAPS,
-    MASKS,
-    TEXT_EMBEDDINGS,
-    ResponseWriter,
-)
+from service.rest.requests import IMAGE_FIELDS, ImageBody, MapBody, Options
+from service.rest.response_schemas import ErrorBody, InferenceErrorBody
+from service.rest.responses import JSON
 
-Mode = Literal["validation", "serialization"]
-RouteText = dict[str, Any]  # keyword arguments of `APIRouter.post`
 REF: Final = "#/components/schemas/{model}"
 BINARY: Final = {"type": "string", "format": "binary"}
 # A PNG file of one pixel.
@@ -54,6 +18,10 @@ ONE_PIXEL: Final = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4"
     "AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
 )
+ONE_PIXEL_MAPS: Final[Mapping[str, list[Any]]] = {
+    "depth": [[2.25]],
+    "normals": [[[0.0, 0.6, 0.8]]],
+}
 NAMED: Final = ["dog", {"name": "grass", "prompts": ["grass", "a lawn"]}, "sky"]
 # Request bodies of each native route by their summary; a test sends every one of them.
 EXAMPLES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
@@ -149,24 +117,6 @@ CALL_HEADERS: Final[list[dict[str, Any]]] = [
 ]
 
 
-def _ref(model: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": REF.format(model=model.__name__)}
-
-
-def _examples(path: str) -> dict[str, Any]:
-    return {
-        summary.lower().replace(",", "").replace(" ", "-"): {"summary": summary, "value": body}
-        for summary, body in EXAMPLES[path].items()
-    }
-
-
-def _responses(answer: type[BaseModel], writer: ResponseWriter[Any, Any]) -> Responses:
-    content = {media: {"schema": BINARY} for media in writer.media_types}
-    content[JSON] = {"schema": _ref(answer)}
-    text = "In the media type that `Accept` chooses."
-    return {200: {"description": text, "content": content}} | ERRORS
-
-
 def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The members of nested unions; of another schema itself."""
     members = schema.get("anyOf", schema.get("oneOf"))
@@ -228,96 +178,41 @@ def _form(body: type[ImageBody]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _image_route(
-    path: str,
-    body: type[ImageBody],
-    answer: type[BaseModel],
-    writer: ResponseWriter[Any, Any],
-) -> RouteText:
-    content = {
-        "multipart/form-data": {"schema": _form(body)},
-        JSON: {"schema": _ref(body), "examples": _examples(path)},
-        "image/*": {"schema": BINARY},
+def native_route(
+    path: str, body: type[Options], answer: type[BaseModel], media_types: Iterable[str]
+) -> dict[str, Any]:
+    """Arguments of `APIRouter.post` for a route with these fields, answer and media types."""
+    examples = {
+        summary.lower().replace(",", "").replace(" ", "-"): {"summary": summary, "value": example}
+        for summary, example in EXAMPLES[path].items()
     }
-    text = (
-        "Images in a form, with the options in the form or the query; or JSON with all options; "
-        "or one encoded image, with the options in the query."
-    )
+    asked: dict[str, Any] = {"required": True, "content": json_content(body, examples=examples)}
+    sent: dict[str, Any] = {media: {"schema": BINARY} for media in media_types if media != JSON}
+    parameters, errors = CALL_HEADERS, ERRORS
+    if issubclass(body, ImageBody):
+        asked["description"] = (
+            "Images in a form, with the options in the form or the query; or JSON with all "
+            "options; or one encoded image, with the options in the query."
+        )
+        asked["content"] |= {
+            "multipart/form-data": {"schema": _form(body)},
+            "image/*": {"schema": BINARY},
+        }
+        parameters = _parameters(body)
+    if issubclass(body, MapBody):
+        item = {"index": 0, "height": 1, "width": 1, body.task: ONE_PIXEL_MAPS[body.task]}
+        example = {"object": "list", "model": "tipsv2-b14-dpt", "data": [item]}
+        sent[JSON], errors = {"example": example}, ERRORS | NO_HEAD
+    text = "In the media type that `Accept` chooses."
     return {
-        "responses": _responses(answer, writer),
-        "openapi_extra": {
-            "requestBody": {"required": True, "description": text, "content": content},
-            "parameters": _parameters(body),
-        },
+        "responses": {200: {"description": text, "model": answer, "content": sent}} | errors,
+        "openapi_extra": {"requestBody": asked, "parameters": parameters},
     }
 
 
-def _map_route(body: type[MapBody], answer: type[BaseModel], array: list[Any]) -> RouteText:
-    """A route of a dense head, with this map of one pixel as the example of its answer."""
-    path = f"/v1/images:{body.task}"
-    route = _image_route(path, body, answer, MAPS)
-    route["responses"] |= NO_HEAD
-    item = {"index": 0, "height": 1, "width": 1, body.task: array}
-    route["responses"][200]["content"][JSON]["example"] = {
-        "object": "list",
-        "model": "tipsv2-b14-dpt",
-        "data": [item],
-    }
-    return route
-
-
-EMBED_IMAGES: Final = _image_route(
-    "/v1/images:embed", EmbedImagesBody, EmbedImagesAnswer, IMAGE_EMBEDDINGS
-)
-SEGMENT_IMAGES: Final = _image_route(
-    "/v1/images:segment", SegmentImagesBody, SegmentImagesAnswer, MASKS
-)
-CLASSIFY_IMAGES: Final = _image_route(
-    "/v1/images:classify", ClassifyImagesBody, ClassifyImagesAnswer, CLASSES
-)
-VISUALIZE_FEATURES: Final = _image_route(
-    "/v1/images:features", VisualizeFeaturesBody, VisualizeFeaturesAnswer, FEATURES
-)
-ESTIMATE_DEPTH: Final = _map_route(DepthBody, DepthAnswer, [[2.25]])
-ESTIMATE_NORMALS: Final = _map_route(NormalsBody, NormalsAnswer, [[[0.0, 0.6, 0.8]]])
-EMBED_TEXTS: Final[RouteText] = {
-    "responses": _responses(EmbedTextsAnswer, TEXT_EMBEDDINGS),
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": _ref(EmbedTextsBody), "examples": _examples("/v1/texts:embed")}
-            },
-        },
-        "parameters": CALL_HEADERS,
-    },
-}
-
-
-def json_body(body: type[BaseModel]) -> dict[str, Any]:
-    """An optional JSON body."""
-    return {"requestBody": {"required": False, "content": {JSON: {"schema": _ref(body)}}}}
-
-
-# Models that only our own `$ref`s name.
-BODIES: Final[tuple[type[BaseModel], ...]] = (
-    EmbedImagesBody,
-    SegmentImagesBody,
-    ClassifyImagesBody,
-    VisualizeFeaturesBody,
-    DepthBody,
-    NormalsBody,
-    EmbedTextsBody,
-)
-ANSWERS: Final[tuple[type[BaseModel], ...]] = (
-    EmbedImagesAnswer,
-    SegmentImagesAnswer,
-    ClassifyImagesAnswer,
-    VisualizeFeaturesAnswer,
-    DepthAnswer,
-    NormalsAnswer,
-    EmbedTextsAnswer,
-)
+def json_content(body: type[BaseModel], **more: Any) -> dict[str, Any]:
+    """The content of a request body whose fields `add_bodies` describes."""
+    return {JSON: {"schema": {"$ref": REF.format(model=body.__name__)}, **more}}
 
 
 KEY_SCHEMES: Final = {
@@ -342,21 +237,7 @@ def add_security(document: dict[str, Any], open_paths: Set[str], *, needs_key: b
             operation["security"] = []
 
 
-def add_schemas(
-    document: dict[str, Any],
-    bodies: Sequence[type[BaseModel]],
-    answers: Sequence[type[BaseModel]],
-) -> None:
-    """Add the schemas of models that only our own `$ref`s name.
-
-    Args:
-        document: The OpenAPI document; changed in place.
-        bodies: Request bodies of the other protocols.
-        answers: Response bodies of the other protocols.
-    """
-    models: list[tuple[type[BaseModel], Mode]] = [
-        (model, "validation") for model in (*BODIES, *bodies)
-    ]
-    models += [(model, "serialization") for model in (*ANSWERS, *answers)]
-    _, definitions = models_json_schema(models, ref_template=REF)
-    document["components"]["schemas"] |= definitions["$defs"]
+def add_bodies(document: dict[str, Any], bodies: Iterable[type[BaseModel]]) -> None:
+    """Add the schemas of request bodies, which FastAPI does not read."""
+    _, found = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
+    document["components"]["schemas"] |= found["$defs"]

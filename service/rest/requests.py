@@ -4,7 +4,7 @@ Defaults come from the message classes. Unknown fields are refused. A query or a
 of the JSON body, except the images.
 """
 
-from functools import cached_property
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -52,9 +52,9 @@ COCO_FORMATS = frozenset({"rle", "rle_counts", "polygons"})
 TEMPLATE_SETS = ("none", "tcl")
 # Names of union members. Error paths omit names in angle brackets.
 NAME_TAG, CLASS_TAG, SET_TAG, OWN_TAG = "<name>", "<class>", "<set>", "<own>"
-# Fields of REST alone: the images and texts, and the form of the response.
+# Fields of REST alone: the images, and how the answer is written.
 IMAGE_FIELDS = frozenset({"image", "images"})
-REST_FIELDS = IMAGE_FIELDS | {"texts", "encoding", "format", "tolerance"}
+REST_FIELDS = IMAGE_FIELDS | {"encoding", "format", "tolerance"}
 CLASS_FIELDS = frozenset({"classes", "background_classes"})
 # Names in the message that differ from those on the wire.
 RENAMED = {"dtype": "vector_type"}
@@ -187,6 +187,7 @@ def _to_example(body: ExampleBody) -> ClassExample:
 class Options(Schema):
     """Options of every method."""
 
+    message_type: ClassVar[Callable[..., Any]]
     # Query fields whose value is a list separated by commas, or may be given several times.
     comma_lists: ClassVar[frozenset[str]] = frozenset()
     plain_lists: ClassVar[frozenset[str]] = frozenset({"templates"})
@@ -204,7 +205,10 @@ class Options(Schema):
         ),
     ] = False
 
-    @cached_property
+    def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
+        """The request for the data plane; `is_json` says how it is answered."""
+        return self.message_type(**self.message_fields())
+
     def message_fields(self) -> dict[str, Any]:
         """The fields of the data plane's message, as its keyword arguments."""
         fields: dict[str, Any] = {}
@@ -233,10 +237,15 @@ class ImageBody(Options):
         Field(description="Short side in pixels of the model's input. Default: its native size."),
     ] = None
 
+    def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
+        """As `Options.to_message`."""
+        return self.message_type(images=images, **self.message_fields())
+
 
 class EmbedImagesBody(ImageBody):
     """Images to embed."""
 
+    message_type = EmbedImagesRequest
     comma_lists = frozenset({"outputs"})
 
     outputs: Annotated[
@@ -252,14 +261,11 @@ class EmbedImagesBody(ImageBody):
     fit: FitField = EmbedImagesRequest.fit
     dtype: VectorTypeField = EmbedImagesRequest.vector_type
 
-    def to_message(self, images: ImageInputs) -> EmbedImagesRequest:
-        """The request for the data plane."""
-        return EmbedImagesRequest(images=images, **self.message_fields)
-
 
 class SegmentImagesBody(ImageBody):
     """Images to segment, and the classes."""
 
+    message_type = SegmentImagesRequest
     comma_lists = frozenset({"classes", "background_classes"})
 
     classes: Annotated[
@@ -334,14 +340,16 @@ class SegmentImagesBody(ImageBody):
         ),
     ] = 0
 
-    def to_message(self, images: ImageInputs) -> SegmentImagesRequest:
-        """The request for the data plane."""
-        return SegmentImagesRequest(images=images, **self.message_fields)
+    def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
+        """As `Options.to_message`; JSON alone has a score for each class."""
+        fields = self.message_fields()
+        return self.message_type(images=images, include_class_scores=is_json, **fields)
 
 
 class ClassifyImagesBody(ImageBody):
     """Images to classify, and the classes."""
 
+    message_type = ClassifyImagesRequest
     comma_lists = frozenset({"classes"})
 
     classes: Annotated[
@@ -364,13 +372,11 @@ class ClassifyImagesBody(ImageBody):
     ] = ClassifyImagesRequest.top_k
     fit: FitField = ClassifyImagesRequest.fit
 
-    def to_message(self, images: ImageInputs) -> ClassifyImagesRequest:
-        """The request for the data plane."""
-        return ClassifyImagesRequest(images=images, **self.message_fields)
-
 
 class VisualizeFeaturesBody(ImageBody):
     """Images whose features to visualize."""
+
+    message_type = VisualizeFeaturesRequest
 
     kind: Annotated[
         FeatureKind,
@@ -409,14 +415,11 @@ class VisualizeFeaturesBody(ImageBody):
         ),
     ] = VisualizeFeaturesRequest.size
 
-    def to_message(self, images: ImageInputs) -> VisualizeFeaturesRequest:
-        """The request for the data plane."""
-        return VisualizeFeaturesRequest(images=images, **self.message_fields)
-
 
 class MapBody(ImageBody):
     """Images to estimate a value for every pixel of."""
 
+    message_type = EstimateMapsRequest
     task: ClassVar[MapTask]
 
     fit: FitField = EstimateMapsRequest.fit
@@ -428,9 +431,9 @@ class MapBody(ImageBody):
         ),
     ] = EstimateMapsRequest.size
 
-    def to_message(self, images: ImageInputs) -> EstimateMapsRequest:
-        """The request for the data plane."""
-        return EstimateMapsRequest(task=self.task, images=images, **self.message_fields)
+    def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
+        """As `Options.to_message`."""
+        return self.message_type(task=self.task, images=images, **self.message_fields())
 
 
 class DepthBody(MapBody):
@@ -456,11 +459,9 @@ class NormalsBody(MapBody):
 class EmbedTextsBody(Options):
     """Texts to embed."""
 
+    message_type = EmbedTextsRequest
+
     texts: Annotated[Strings, Field(description="At least one text; none may be blank.")]
     templates: Annotated[Templates, Field(description=TEMPLATES_TEXT)] = TEXT_TEMPLATES
     normalize: NormalizeField = EmbedTextsRequest.normalize
     dtype: VectorTypeField = EmbedTextsRequest.vector_type
-
-    def to_message(self) -> EmbedTextsRequest:
-        """The request for the data plane."""
-        return EmbedTextsRequest(texts=tuple(self.texts), **self.message_fields)

@@ -139,6 +139,10 @@ class RestRequest(Generic[AnswerT, OptionsT]):
     media: str
     writer: "ResponseWriter[AnswerT, OptionsT]"
 
+    def message(self) -> Any:
+        """The request for the data plane."""
+        return self.options.to_message(self.images, is_json=self.media == JSON)
+
 
 async def respond(
     plane: DataPlane, request: RestRequest[AnswerT, OptionsT], answer: AnswerT

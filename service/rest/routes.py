@@ -1,45 +1,43 @@
 """The native routes: read the request, call the data plane, write the response.
 
-No route handles errors or lost clients: `service.rest.app.Dispatcher` turns errors into responses,
-and cancels a route when its client leaves.
+No route handles errors or lost clients: `service.rest.middleware` and `service.rest.errors` do.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
-from service.call import current_call
+from service.call import Call, current_call
 from service.data_plane import DataPlane
 from service.monitoring.metrics import release
-from service.rest.inputs import Sent, read_images, read_texts
-from service.rest.openapi import (
-    CLASSIFY_IMAGES,
-    EMBED_IMAGES,
-    EMBED_TEXTS,
-    ERRORS,
-    ESTIMATE_DEPTH,
-    ESTIMATE_NORMALS,
-    SEGMENT_IMAGES,
-    V2_ERRORS,
-    VISUALIZE_FEATURES,
-    RouteText,
-)
+from service.rest.inputs import Sent, read_request
+from service.rest.openapi import ERRORS, V2_ERRORS, native_route
 from service.rest.requests import (
     ClassifyImagesBody,
     DepthBody,
     EmbedImagesBody,
+    EmbedTextsBody,
     NormalsBody,
+    Options,
     SegmentImagesBody,
     VisualizeFeaturesBody,
 )
 from service.rest.response_schemas import (
+    ClassifyImagesAnswer,
+    DepthAnswer,
+    EmbedImagesAnswer,
+    EmbedTextsAnswer,
     Live,
     ModelCard,
     ModelList,
+    NormalsAnswer,
     Ready,
+    SegmentImagesAnswer,
     Version,
+    VisualizeFeaturesAnswer,
     model_card,
 )
 from service.rest.responses import (
@@ -50,92 +48,117 @@ from service.rest.responses import (
     MAPS,
     MASKS,
     TEXT_EMBEDDINGS,
+    ResponseWriter,
     choose_media,
     respond,
 )
 
 
-async def embed_images(sent: Sent, plane: DataPlane) -> Response:
-    """Global embeddings of images, and one embedding for each patch."""
-    asked = await read_images(sent, plane, EmbedImagesBody, IMAGE_EMBEDDINGS)
-    message = asked.options.to_message(asked.images)
-    return await respond(plane, asked, await plane.embed_images(message, current_call.get()))
+@dataclass(frozen=True, slots=True)
+class NativeRoute:
+    """A capability over REST.
+
+    Attributes:
+        name: Of its method in generated clients.
+        text: What the OpenAPI document says of it.
+        ask: The method of the data plane.
+        body: Fields of its requests.
+        answer: Fields of its answers as JSON.
+        writer: Writes its answers.
+    """
+
+    name: str
+    text: str
+    ask: Callable[[DataPlane, Any, Call], Awaitable[Any]]
+    body: type[Options]
+    answer: type[BaseModel]
+    writer: ResponseWriter[Any, Any]
 
 
-async def segment_images(sent: Sent, plane: DataPlane) -> Response:
-    """Masks of the named classes: k for the k-th class, 0 for background."""
-    asked = await read_images(sent, plane, SegmentImagesBody, MASKS)
-    message = asked.options.to_message(asked.images)
-    message = replace(message, include_class_scores=asked.media == JSON)
-    return await respond(plane, asked, await plane.segment_images(message, current_call.get()))
-
-
-async def classify_images(sent: Sent, plane: DataPlane) -> Response:
-    """The named classes of images with their probabilities, the best first."""
-    asked = await read_images(sent, plane, ClassifyImagesBody, CLASSES)
-    message = asked.options.to_message(asked.images)
-    return await respond(plane, asked, await plane.classify_images(message, current_call.get()))
-
-
-async def visualize_features(sent: Sent, plane: DataPlane) -> Response:
-    """Patch embeddings as colours, as one component, or as groups."""
-    asked = await read_images(sent, plane, VisualizeFeaturesBody, FEATURES)
-    message = asked.options.to_message(asked.images)
-    return await respond(plane, asked, await plane.visualize_features(message, current_call.get()))
-
-
-async def estimate_depth(sent: Sent, plane: DataPlane) -> Response:
-    """The distance of every pixel, in metres."""
-    asked = await read_images(sent, plane, DepthBody, MAPS)
-    message = asked.options.to_message(asked.images)
-    return await respond(plane, asked, await plane.estimate_maps(message, current_call.get()))
-
-
-async def estimate_normals(sent: Sent, plane: DataPlane) -> Response:
-    """The direction of the surface at every pixel: a unit vector."""
-    asked = await read_images(sent, plane, NormalsBody, MAPS)
-    message = asked.options.to_message(asked.images)
-    return await respond(plane, asked, await plane.estimate_maps(message, current_call.get()))
-
-
-async def embed_texts(sent: Sent, plane: DataPlane) -> Response:
-    """Embeddings of texts, averaged over prompt templates if there are any."""
-    asked = await read_texts(sent, plane, TEXT_EMBEDDINGS)
-    message = asked.options.to_message()
-    return await respond(plane, asked, await plane.embed_texts(message, current_call.get()))
-
-
-Answer = Callable[[Sent, DataPlane], Awaitable[Response]]
-# The routes of the capabilities, with their tag and what the OpenAPI document says of them.
-NATIVE: Final[Mapping[str, tuple[Answer, str, RouteText]]] = {
-    "/v1/images:embed": (embed_images, "images", EMBED_IMAGES),
-    "/v1/images:segment": (segment_images, "images", SEGMENT_IMAGES),
-    "/v1/images:classify": (classify_images, "images", CLASSIFY_IMAGES),
-    "/v1/images:features": (visualize_features, "images", VISUALIZE_FEATURES),
-    "/v1/images:depth": (estimate_depth, "images", ESTIMATE_DEPTH),
-    "/v1/images:normals": (estimate_normals, "images", ESTIMATE_NORMALS),
-    "/v1/texts:embed": (embed_texts, "texts", EMBED_TEXTS),
+NATIVE: Final[Mapping[str, NativeRoute]] = {
+    "/v1/images:embed": NativeRoute(
+        "embed_images",
+        "Global embeddings of images, and one embedding for each patch.",
+        DataPlane.embed_images,
+        EmbedImagesBody,
+        EmbedImagesAnswer,
+        IMAGE_EMBEDDINGS,
+    ),
+    "/v1/images:segment": NativeRoute(
+        "segment_images",
+        "Masks of the named classes: k for the k-th class, 0 for background.",
+        DataPlane.segment_images,
+        SegmentImagesBody,
+        SegmentImagesAnswer,
+        MASKS,
+    ),
+    "/v1/images:classify": NativeRoute(
+        "classify_images",
+        "The named classes of images with their probabilities, the best first.",
+        DataPlane.classify_images,
+        ClassifyImagesBody,
+        ClassifyImagesAnswer,
+        CLASSES,
+    ),
+    "/v1/images:features": NativeRoute(
+        "visualize_features",
+        "Patch embeddings as colours, as one component, or as groups.",
+        DataPlane.visualize_features,
+        VisualizeFeaturesBody,
+        VisualizeFeaturesAnswer,
+        FEATURES,
+    ),
+    "/v1/images:depth": NativeRoute(
+        "estimate_depth",
+        "The distance of every pixel, in metres.",
+        DataPlane.estimate_maps,
+        DepthBody,
+        DepthAnswer,
+        MAPS,
+    ),
+    "/v1/images:normals": NativeRoute(
+        "estimate_normals",
+        "The direction of the surface at every pixel: a unit vector.",
+        DataPlane.estimate_maps,
+        NormalsBody,
+        NormalsAnswer,
+        MAPS,
+    ),
+    "/v1/texts:embed": NativeRoute(
+        "embed_texts",
+        "Embeddings of texts, averaged over prompt templates if there are any.",
+        DataPlane.embed_texts,
+        EmbedTextsBody,
+        EmbedTextsAnswer,
+        TEXT_EMBEDDINGS,
+    ),
 }
+
+
+async def answer_native(native: NativeRoute, sent: Sent, plane: DataPlane) -> Response:
+    """Answer a request to a native route."""
+    asked = await read_request(sent, plane, native.body, native.writer)
+    answer = await native.ask(plane, asked.message(), current_call.get())
+    return await respond(plane, asked, answer)
 
 
 def build_router(plane: DataPlane) -> APIRouter:
     """The native routes over a data plane."""
     router = APIRouter()
-    for path in NATIVE:
-        _add_native(router, plane, path)
+    for path, native in NATIVE.items():
+        _add_native(router, plane, path, native)
     _add_models(router, plane)
     _add_health(router, plane)
     return router
 
 
-def _add_native(router: APIRouter, plane: DataPlane, path: str) -> None:
-    answer, tag, text = NATIVE[path]
-
+def _add_native(router: APIRouter, plane: DataPlane, path: str, native: NativeRoute) -> None:
     async def route(request: Request) -> Response:
-        return await answer(Sent.of(request), plane)
+        return await answer_native(native, Sent.of(request), plane)
 
-    described: dict[str, Any] = {"name": answer.__name__, "description": answer.__doc__, **text}
-    router.post(path, tags=[tag], **described)(route)
+    described = native_route(path, native.body, native.answer, native.writer.media_types)
+    tag = path.split("/")[2].partition(":")[0]
+    router.post(path, name=native.name, description=native.text, tags=[tag], **described)(route)
 
 
 def _add_models(router: APIRouter, plane: DataPlane) -> None:

@@ -471,20 +471,21 @@ def write_infer(
     return Response(b"".join([content, *blobs]), media_type=OCTETS, headers=headers)
 
 
+def _optional(schema: type[BaseModel]) -> dict[str, Any]:
+    return {"requestBody": {"required": False, "content": json_content(schema)}}
+
+
 def build_repository_router(plane: DataPlane, repository: ModelRepository | None) -> APIRouter:
     """Index, load and unload; each is refused without a repository."""
     router = APIRouter(tags=["repository"])
     errors = V2_ERRORS | {501: V2_ERRORS[500] | {"description": "`enable_management` is off."}}
-
-    def body_of(schema: type[BaseModel]) -> dict[str, Any]:
-        return {"requestBody": {"required": False, "content": json_content(schema)}}
 
     async def read(request: Request, schema: type[SchemaT]) -> SchemaT:
         check_media(request)
         raw = await read_body(request) or b"{}"
         return await plane.offload(partial(parse_json, raw, schema, plane.limits))
 
-    @router.post("/v2/repository/index", responses=errors, openapi_extra=body_of(IndexBody))
+    @router.post("/v2/repository/index", responses=errors, openapi_extra=_optional(IndexBody))
     async def list_repository(request: Request) -> list[ModelIndexEntry]:
         """All models that are or were served, or have a folder in the model repository."""
         managed = managed_repository(repository)
@@ -495,7 +496,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
     @router.post(
         "/v2/repository/models/{name}/load",
         responses=errors,
-        openapi_extra=body_of(ManageBody),
+        openapi_extra=_optional(ManageBody),
         response_class=Response,
     )
     async def load_model(request: Request, name: str) -> Response:
@@ -513,7 +514,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
     @router.post(
         "/v2/repository/models/{name}/unload",
         responses=errors,
-        openapi_extra=body_of(ManageBody),
+        openapi_extra=_optional(ManageBody),
         response_class=Response,
     )
     async def unload_model(request: Request, name: str) -> Response:

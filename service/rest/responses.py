@@ -153,6 +153,8 @@ async def respond(
         partial(request.writer.write, answer, request, plane.image_limits),
         request.writer.num_values(answer),
     )
+    if len(pieces) == 1 and isinstance(pieces[0], bytes) and len(pieces[0]) <= PIECE_BYTES:
+        return Response(pieces[0], media_type=request.media)
     return PiecedResponse(pieces, request.media)
 
 
@@ -164,19 +166,8 @@ class PiecedResponse(Response):
     """
 
     def __init__(self, pieces: Sequence[Piece], media_type: str) -> None:
-        # Not the library's: it makes headers that these replace.
-        self.status_code = 200
-        self.background = None
-        self.body = b""
-        if len(pieces) == 1 and isinstance(pieces[0], bytes):
-            self.body = pieces[0]
-        num_bytes = 0
-        for piece in pieces:
-            num_bytes += len(piece) if isinstance(piece, bytes) else piece.nbytes
-        self.raw_headers = [
-            (b"content-length", b"%d" % num_bytes),
-            (b"content-type", media_type.encode("ascii")),
-        ]
+        num_bytes = sum([len(p) if isinstance(p, bytes) else p.nbytes for p in pieces])
+        super().__init__(headers={"content-length": str(num_bytes)}, media_type=media_type)
         self._pieces = pieces
 
     def content(self) -> bytes:
@@ -185,11 +176,8 @@ class PiecedResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
-        if 0 < len(self.body) <= PIECE_BYTES:  # in two messages; a third one costs some 50 us
-            await send({"type": "http.response.body", "body": self.body})
-            return
+        headers = self.raw_headers
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         for piece in self._pieces:
             data = piece if isinstance(piece, bytes) else piece.reshape(-1).view(np.uint8)
             for begin in range(0, len(data), PIECE_BYTES):
@@ -644,22 +632,18 @@ def write_safetensors(
         begin, end = end, end + sum(array.nbytes for array in arrays)
         kind = SAFETENSORS_TYPES[arrays[0].dtype.name]
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": (begin, end)}
-        pieces += map(_as_piece, arrays)
+        pieces += map(little_endian, arrays)
     head = orjson.dumps(header)
     head += b" " * (-len(head) % 8)
     return [len(head).to_bytes(8, "little") + head, *pieces]
 
 
 def write_npy(array: Array) -> list[Piece]:
-    """An npy file of one array."""
+    """An npy file of one array. `np.save` would hold all its bytes next to the array."""
     stream = BytesIO()
-    piece = _as_piece(array)
+    piece = little_endian(array)
     np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(piece))
     return [stream.getvalue(), piece]
-
-
-def _as_piece(array: Array) -> Array:
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
 def _good_indices(errors: ItemErrors) -> "filter[int]":
@@ -715,7 +699,7 @@ def encode_array(array: NDArray[np.generic], encoding: Encoding) -> Any:
 
 def little_endian(array: NDArray[Any]) -> NDArray[Any]:
     """The array in row-major memory with little-endian elements; a copy only if needed."""
-    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,17 +131,6 @@ async def test_each_request_records_its_stages(
     assert set(asked.stages) == {"admit", "decode", "queue", "run", "post"}
 
 
-async def test_a_mask_has_labels_of_its_classes_and_their_shares(
-    plane: DataPlane, encode_image: Encode
-) -> None:
-    answer = await answer_of(plane, SEGMENT, (encode_image(size=(51, 37)),))
-    (mask,) = answer.segmentations
-    assert mask.labels_HW.shape == (37, 51)
-    assert set(np.unique(mask.labels_HW)) <= {1, 2}
-    assert answer.classes == ("dog", "sky")
-    assert sum(mask.area_shares) == pytest.approx(1)
-
-
 @pytest.mark.parametrize(
     ("capability", "change", "most", "max_bytes"),
     [
@@ -186,14 +175,6 @@ async def test_known_class_names_cost_no_pass_over_the_text_tower(
     )
 
 
-async def test_texts_are_averaged_over_their_templates(plane: DataPlane) -> None:
-    texts = ("dog", "cat", "dog")
-    answer = await plane.embed_texts(EmbedTextsRequest(texts=texts, templates="tcl"), call())
-    assert answer.embeddings_TD.shape == (3, 8)
-    np.testing.assert_array_equal(answer.embeddings_TD[0], answer.embeddings_TD[2])
-    np.testing.assert_allclose(np.linalg.norm(answer.embeddings_TD, axis=1), 1, rtol=1e-5)
-
-
 @pytest.mark.parametrize("features", ["cls1", "cls2"])
 @pytest.mark.parametrize("temperature", [None, 0.3])
 async def test_classes_follow_from_the_embeddings_of_images_and_texts(
@@ -215,48 +196,6 @@ async def test_classes_follow_from_the_embeddings_of_images_and_texts(
         expected = (exponents / exponents.sum())[order]
         np.testing.assert_allclose(found.probabilities_K, expected, rtol=1e-3, atol=1e-6)
     assert answer.classes == names
-
-
-@pytest.mark.parametrize("features", ["patches", "values"])
-async def test_features_show_the_patches_or_values_that_embeddings_have(
-    plane: DataPlane, encode_image: Encode, features: Any
-) -> None:
-    images = tuple(encode_image(seed=s, size=(60, 42)) for s in range(3))
-    options = {"kind": "component", "features": features, "size": "model", "scope": "image"}
-    maps = (await answer_of(plane, FEATURES, images, **options)).maps
-    embedded = await answer_of(plane, EMBED, images, outputs=(features,), normalize=False)
-    for found_hw, outputs in zip(maps, embedded.embeddings, strict=True):
-        rows_ND = outputs[features].reshape(-1, 8)
-        centred_ND = rows_ND - rows_ND.mean(axis=0)
-        first_N = centred_ND @ np.linalg.svd(centred_ND, full_matrices=False)[2][0]
-        assert abs(np.corrcoef(first_N, found_hw.ravel())[0, 1]) > 0.9999
-        assert found_hw.shape == outputs[features].shape[:2]
-
-
-@pytest.mark.parametrize("kind", ["colors", "component", "groups"])
-async def test_views_have_the_images_sizes_and_are_reproducible(
-    plane: DataPlane, encode_image: Encode, kind: Any
-) -> None:
-    images = tuple(encode_image(seed=s, size=(40 + 9 * s, 33)) for s in range(3))
-    once, again = [await answer_of(plane, FEATURES, images, kind=kind) for _ in range(2)]
-    for index, (one, other) in enumerate(zip(once.maps, again.maps, strict=True)):
-        assert one.shape == (33, 40 + 9 * index, 3)[: 3 if kind == "colors" else 2]
-        np.testing.assert_array_equal(one, other)
-        if kind == "groups":
-            assert set(np.unique(one)) <= set(range(1, 7))
-        else:
-            assert ((one >= 0) & (one <= 1)).all()
-
-
-@pytest.mark.parametrize("capability", [DEPTH, NORMALS])
-async def test_a_map_in_the_models_size_has_eight_pixels_to_a_patch(
-    plane: DataPlane, encode_image: Encode, capability: Capability
-) -> None:
-    images = (encode_image(size=(56, 28)),)
-    (raw,) = (
-        await answer_of(plane, capability, images, size="model", resolution=28, fit="aspect")
-    ).maps
-    assert raw.shape[:2] == (2 * 8, 4 * 8)
 
 
 async def test_the_model_sees_an_image_once_for_all_outputs(
@@ -453,15 +392,6 @@ async def test_an_invalid_request_names_its_field(
     assert plane.admission.wait_idle(0)
 
 
-async def test_a_prompt_without_a_token_names_its_class(
-    plane: DataPlane, encode_image: Encode
-) -> None:
-    classes = (DOG, SegmentClass(name="\u200b"))
-    with pytest.raises(InvalidRequest) as caught:
-        await answer_of(plane, SEGMENT, (encode_image(),), classes=classes)
-    assert (caught.value.code, caught.value.param) == ("blank_text", "classes[1]")
-
-
 async def test_one_input_and_a_list_get_the_same_overload_answer(
     plane: DataPlane, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
@@ -476,30 +406,6 @@ async def test_one_input_and_a_list_get_the_same_overload_answer(
         assert caught.value.retry_after_s
     runtime.gate.set()
     assert len((await running).embeddings) == 4
-
-
-async def test_a_caller_who_leaves_frees_the_queue(
-    plane: DataPlane,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    entered: Entered,
-    metrics: Metrics,
-) -> None:
-    runtime.gate.clear()
-    one = EmbedImagesRequest(images=(encode_image(),))
-    running = asyncio.ensure_future(plane.embed_images(one, call()))
-    assert await entered()
-    leaving = asyncio.ensure_future(plane.embed_images(one, call()))
-    staying = asyncio.ensure_future(plane.embed_images(one, call()))
-    await until(lambda: num_waiting(plane) == 2)
-    leaving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
-    assert sample(metrics, "abandoned_total", reason="cancelled") == 1
-    runtime.gate.set()
-    await asyncio.gather(running, staying)
-    assert runtime.num_images == 2
-    assert plane.admission.wait_idle(0)
 
 
 @pytest.mark.parametrize("capability", [EMBED, SLIDE, DEPTH, NORMALS])
@@ -563,12 +469,6 @@ async def test_a_starting_server_has_no_models(
         plane.get_model(None)
     with pytest.raises(Unavailable):
         await plane.embed_texts(EmbedTextsRequest(texts=("a",)), call())
-
-
-async def test_models_are_listed_while_the_server_drains(plane: DataPlane) -> None:
-    plane.admission.drain()
-    assert plane.get_model("fake").manifest.name == "fake"
-    assert [info.runtime for info in plane.list_models()] == ["fake"]
 
 
 class Work:
@@ -665,17 +565,6 @@ async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(
     assert runtime.num_images == before + 10 + 9 * 7
 
 
-async def test_a_finer_image_has_more_windows_and_a_coarser_one_smaller_ones(
-    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
-    await plane.segment_images(slide(encode_image(), resolution=56, fit="squash"), call())
-    assert runtime.num_images == 9
-    await plane.segment_images(slide(encode_image(), resolution=14, fit="squash"), call())
-    assert runtime.num_images == 10
-    with pytest.raises(RequestTooLarge, match="pixels together"):
-        await plane.segment_images(slide(encode_image(size=(4, 4000))), call())
-
-
 async def test_windows_bound_what_the_model_sees_of_a_long_image(
     make_plane: MakePlane, encode_image: Encode
 ) -> None:
@@ -722,30 +611,6 @@ async def test_images_and_texts_of_one_request_have_the_vectors_of_each_alone(
     np.testing.assert_array_equal(answer.texts_TD, texts.embeddings_TD)
     assert answer.num_tokens == len("dog") + len("two cats")
     assert answer.num_patches == 2 * 3 + 2 * 6
-
-
-async def test_a_mixed_request_may_have_only_images_or_only_texts(
-    plane: DataPlane, encode_image: Encode
-) -> None:
-    images = await answer_of(plane, MIXED, (encode_image(),), texts=())
-    texts = await answer_of(plane, MIXED, ())
-    (statistics,) = plane.statistics()
-    assert (len(images.images_BD), len(images.texts_TD)) == (1, 0)
-    assert (images.num_patches, images.num_tokens) == (4, 0)
-    assert (len(texts.images_BD), len(texts.texts_TD), texts.num_patches) == (0, 2, 0)
-    assert statistics.num_items == 3
-
-
-async def test_fewer_dimensions_are_the_first_ones_at_unit_length(
-    plane: DataPlane, encode_image: Encode
-) -> None:
-    images = (encode_image(),)
-    whole, short = [
-        await answer_of(plane, MIXED, images, texts=("dog",), dimensions=d) for d in (None, 3)
-    ]
-    for rows, shortened in ((whole.images_BD, short.images_BD), (whole.texts_TD, short.texts_TD)):
-        first = rows[:, :3]
-        np.testing.assert_allclose(shortened, first / np.linalg.norm(first), rtol=1e-5)
 
 
 async def test_a_mixed_request_is_admitted_as_a_whole_or_not_at_all(
@@ -849,26 +714,3 @@ async def test_a_broken_image_takes_no_room_in_the_queue(
     images = (*(encode_image(size=(60, 40)),) * 10, b"broken")
     answer = await answer_of(plane, EMBED, images, resolution=56, partial=True)
     assert len(answer.embeddings) == 10
-
-
-async def test_a_partial_request_answers_its_valid_texts(plane: DataPlane) -> None:
-    nothing = "\u200b"  # which the tokenizer does not know
-    texts = ("dog", " ", nothing, "a" * 3000, "sky", nothing)
-    for vector_type in ("float32", "int8"):
-        asked = EmbedTextsRequest(texts=texts, partial=True, vector_type=vector_type)
-        answer = await plane.embed_texts(asked, call())
-        assert {i: e.param for i, e in answer.errors.items()} == {
-            i: f"texts[{i}]" for i in (1, 2, 3, 5)
-        }
-        for error in answer.errors.values():
-            assert error.__traceback__ is None
-            assert error.__cause__ is error.__context__ is None
-        good = EmbedTextsRequest(texts=("dog", "sky"), vector_type=vector_type)
-        alone = await plane.embed_texts(good, call())
-        np.testing.assert_array_equal(answer.embeddings_TD, alone.embeddings_TD)
-        rows_TD, scales_T = answer.in_places()
-        np.testing.assert_array_equal(rows_TD[[0, 4]], alone.embeddings_TD)
-        assert not rows_TD[[1, 2, 3, 5]].any()
-        assert (scales_T is None) == (vector_type == "float32")
-    none = await plane.embed_texts(EmbedTextsRequest(texts=(" ",), partial=True), call())
-    assert none.embeddings_TD.shape == (0, 8)

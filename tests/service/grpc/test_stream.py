@@ -14,7 +14,6 @@ from google.protobuf.duration_pb2 import Duration
 from service.admission import Admission
 from service.call import Call
 from service.grpc.generated import (
-    dense_pb2,
     embed_pb2,
     image_pb2,
     segment_pb2,
@@ -78,23 +77,6 @@ def stream_over(
 async def turns() -> None:
     for _ in range(20 * MAX_REQUESTS):
         await asyncio.sleep(0)
-
-
-async def test_answers_keep_the_order_of_requests() -> None:
-    released = {bytes([n]): asyncio.Event() for n in range(5)}
-
-    async def answer(raw: bytes) -> bytes:
-        await released[raw].wait()
-        return raw * 2
-
-    context = FakeContext(*released)
-    running = asyncio.ensure_future(stream_over(context, answer).run())
-    for raw in reversed(released):
-        await turns()
-        assert not context.written
-        released[raw].set()
-    await asyncio.wait_for(running, LIMIT_S)
-    assert context.written == [raw * 2 for raw in released]
 
 
 async def test_no_more_requests_are_read_than_run_at_once() -> None:
@@ -331,27 +313,6 @@ async def test_a_busy_stream_does_not_delay_a_unary_rpc(
         runtime.gate.set()
         await asyncio.gather(alone, stream)
     assert order == ["alone", "stream"]
-
-
-async def test_requests_of_a_caller_that_reads_no_answers_are_not_computed(
-    serving: Serving,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    images = [image_pb2.Image(encoded=encode_image("JPEG", size=(600, 600)))]
-    depth = dense_pb2.EstimateDepthRequest(images=images)  # 1.4 MB of answer
-    request = stream_pb2.StreamRequest(estimate_depth=depth)
-    other = embed(encode_image()).embed_images
-    monkeypatch.setattr("service.grpc.stream.MAX_REQUESTS", 4)
-    async with serving() as server, connected(server) as stub:
-        answers = aiter(stub.Stream(iter([request] * 60), timeout=LIMIT_S))
-        found = [await anext(answers)]
-        for _ in range(20):  # by now all requests that can be computed are computed
-            assert await code_of(stub.EmbedImages(other)) == "OK"
-        assert runtime.num_maps < 30
-        found += [answer async for answer in answers]
-    assert len(found) == runtime.num_maps == 60
 
 
 async def test_the_deadline_of_one_request_does_not_end_the_others(

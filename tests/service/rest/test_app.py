@@ -131,43 +131,6 @@ async def test_a_png_has_the_size_of_its_image(
         assert (image.size, image.mode) == ((40, 30), mode), route
 
 
-def timeout(value: str | bytes) -> dict[str, Any]:
-    return {"json": {"image": ""}, "headers": {"X-Request-Timeout-Ms": value}}
-
-
-def raw(num_bytes: int) -> dict[str, Any]:
-    return {"content": b"x" * num_bytes, "headers": {"Content-Type": "image/png"}}
-
-
-NPY = {"Accept": "application/x-npy"}
-TWO = {"json": {"image": "", "outputs": ["cls1", "cls2"]}, "headers": NPY}
-JSON_TYPE = {"Content-Type": "application/json"}
-BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
-    ({"content": b"x"}, 415, "unsupported_media_type", "Content-Type"),
-    ({"json": {}}, 422, "invalid_field", "images"),
-    ({"json": {"images": []}}, 422, "empty_list", "images"),
-    ({"json": {"image": "", "outputs": ["x"]}}, 422, "unknown_output", "outputs[0]"),
-    ({"json": {"image": ""}, "params": {"fit": "squash"}}, 422, "unknown_field", "fit"),
-    ({"content": b"[", "headers": JSON_TYPE}, 422, "invalid_json", None),
-    (raw(30_000), 413, "request_too_large", None),
-    (raw(15_000), 422, "image_too_large", "images[0]"),
-    ({"json": {"image": ""}, "headers": {"Accept": "text/html"}}, 406, "not_acceptable", None),
-    (TWO, 422, "invalid_field", "outputs"),
-    (timeout("9" * 5000), 422, "invalid_field", "X-Request-Timeout-Ms"),
-    (timeout("0"), 422, "invalid_field", "X-Request-Timeout-Ms"),
-    (timeout(b"\xb2"), 422, "invalid_field", "X-Request-Timeout-Ms"),
-]
-
-
-async def test_an_error_names_its_field(client: httpx.AsyncClient) -> None:
-    for request, status, code, param in BAD:
-        answer = await client.post("/v1/images:embed", **request)
-        error = answer.json()["error"]
-        assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
-        assert error.keys() == {"message", "type", "code", "param"}
-        assert answer.headers["x-request-id"]
-
-
 async def test_unknown_paths_and_methods_have_the_error_body(client: httpx.AsyncClient) -> None:
     wrong = await client.put("/v1/models")
     for answer in (
@@ -210,21 +173,6 @@ async def test_health_and_version_have_the_paths_of_other_servers(serving: Servi
         assert version == {"version": (await client.get("/v2", headers=key)).json()["version"]}
         server.admission.drain()
         assert (await client.get("/health")).status_code == 503
-
-
-async def test_a_compressed_body_is_refused(client: httpx.AsyncClient) -> None:
-    packed = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
-    answer = await client.post("/v1/images:embed", content=b"x", headers=packed)
-    assert answer.status_code == 415
-    assert "send the body uncompressed" in answer.json()["error"]["message"]
-
-
-async def test_models_are_listed_and_found(client: httpx.AsyncClient) -> None:
-    listed = (await client.get("/v1/models")).json()
-    assert [card["id"] for card in listed["data"]] == ["fake"]
-    assert (await client.get("/v1/models/fake")).json() == listed["data"][0]
-    missing = await client.get("/v1/models/other")
-    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
 
 
 async def test_the_document_has_every_status_and_every_reference_resolves(

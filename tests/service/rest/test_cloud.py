@@ -1,6 +1,5 @@
 """The routes for clouds: the route that a body means, Vertex AI's instances, and errors."""
 
-import asyncio
 import base64
 from typing import Any
 
@@ -8,7 +7,7 @@ import httpx
 import pytest
 
 from service.server import Server
-from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
+from tests.service.conftest import Encode, Serving
 from tests.service.rest.conftest import client_of
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
@@ -136,25 +135,6 @@ async def test_errors_name_instances_and_parameters(
         answer = await client.post("/invocations", content=raw, headers=json_type)
         assert answer.status_code == status
     assert (await client.post("/invocations", content=b"x")).status_code == 415
-
-
-@pytest.mark.parametrize("body", [{"texts": ["left"]}, {"instances": ["left"]}])
-async def test_a_request_whose_client_leaves_is_not_computed(
-    serving: Serving, runtime: FakeRuntime, entered: Entered, body: dict[str, Any]
-) -> None:
-    runtime.text_cache_bytes = 1
-    async with serving() as server, client_of(server) as client:
-        runtime.gate.clear()
-        first = asyncio.ensure_future(client.post("/invocations", json={"texts": ["first"]}))
-        assert await entered()
-        (model,) = server.models.models()
-        leaving = asyncio.ensure_future(client.post("/invocations", json=body))
-        await until(lambda: sum(model.queue_depths().values()) > 0)
-        leaving.cancel()
-        await until(lambda: not sum(model.queue_depths().values()))
-        runtime.gate.set()
-        assert (await first).status_code == 200
-        assert runtime.num_texts == 1
 
 
 @pytest.mark.parametrize("path", ["/healthy", "/v2/health/ready"])

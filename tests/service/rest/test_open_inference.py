@@ -155,40 +155,6 @@ async def test_float16_is_binary_and_each_output_may_be(client: httpx.AsyncClien
     np.testing.assert_array_equal(half, full.astype(np.float16))
 
 
-async def test_metadata_configuration_and_readiness(client: httpx.AsyncClient) -> None:
-    server = (await client.get("/v2")).json()
-    assert server["name"] == "tipserve"
-    assert "binary_tensor_data" in server["extensions"]
-    assert "model_repository" not in server["extensions"], "management is off"
-    model = (await client.get("/v2/models/fake")).json()
-    assert model == (await client.get("/v2/models/fake/versions/1")).json()
-    assert {t["name"]: t["shape"] for t in model["outputs"]} == {
-        "patch_embeddings": [-1, -1, -1, 8],
-        "value_embeddings": [-1, -1, -1, 8],
-        "cls1": [-1, 8],
-        "cls2": [-1, 8],
-        "text_embeddings": [-1, 8],
-        "depth": [-1, -1, -1],
-        "normals": [-1, -1, -1, 3],
-        "segmentation": [-1, -1, -1],
-    }
-    assert [t["name"] for t in model["inputs"]] == ["image", "pixels", "pixel_values", "text"]
-    config = (await client.get("/v2/models/fake/config")).json()
-    assert (config["backend"], config["max_batch_size"]) == ("tipserve", 0)
-    assert config["input"][1] == {
-        "name": "pixels",
-        "data_type": "TYPE_UINT8",
-        "dims": [-1, -1, -1, 3],
-        "optional": True,
-    }
-    assert config["output"][2] == {"name": "cls1", "data_type": "TYPE_FP32", "dims": [-1, 8]}
-    assert (await client.get("/v2/models/fake/ready")).json() == {"name": "fake", "ready": True}
-    for path in ("/v2/models/other", "/v2/models/other/ready", "/v2/models/fake/versions/2"):
-        answer = await client.get(path)
-        assert answer.status_code == 404
-        assert isinstance(answer.json()["error"], str)
-
-
 PIXELS = {"name": "pixels", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [0, 0, 0]}
 # The longest that pydantic reads; Python writes a product of two only without its limit of digits.
 HUGE = 10**4000

@@ -226,18 +226,6 @@ def test_arrays_of_one_shape_are_stacked_and_others_kept_apart() -> None:
     assert [d["index"] for d in sent["data"]] == [0, 1]
 
 
-def test_texts_are_one_matrix() -> None:
-    answer = EmbedTextsResponse(model="m", embeddings_TD=np.eye(3, dtype=np.float32))
-    body = EmbedTextsBody(texts=["a"])
-    for matrix in (
-        np.load(io.BytesIO(write(TEXT_EMBEDDINGS, answer, NPY, body))),
-        load(write(TEXT_EMBEDDINGS, answer, SAFETENSORS, body))["embeddings"],
-    ):
-        np.testing.assert_array_equal(matrix, np.eye(3))
-    data = write_list(TEXT_EMBEDDINGS, answer, body, EmbedTextsAnswer)["data"]
-    assert data[1] == {"index": 1, "embedding": [0, 1, 0]}
-
-
 def test_a_mask_lists_its_classes_with_colour_and_area() -> None:
     (entry,) = write_list(MASKS, MASK_ANSWER, SegmentImagesBody(), SegmentImagesAnswer)["data"]
     assert [(c["label"], c["name"]) for c in entry["classes"]] == [(1, "dog"), (2, "sky")]
@@ -298,21 +286,6 @@ def test_cocos_formats_give_the_mask_back(mask_format: Any) -> None:
         rows, columns = np.nonzero(is_class_HW)
         left, top = columns.min(), rows.min()
         assert one["bbox"] == [left, top, np.ptp(columns) + 1, np.ptp(rows) + 1]
-
-
-def test_depth_as_a_png_is_in_millimetres_unless_colours_are_asked_for() -> None:
-    for options in (DepthBody(), DepthBody(format="millimetres")):
-        image = Image.open(io.BytesIO(write(MAPS, DEPTH, PNG, options)))
-        np.testing.assert_array_equal(np.asarray(image), np.rint(DEPTH.maps[0] * 1000))
-    colours = Image.open(io.BytesIO(write(MAPS, DEPTH, PNG, DepthBody(format="colors"))))
-    assert colours.mode == "P"
-
-
-def test_groups_list_their_areas() -> None:
-    options = VisualizeFeaturesBody(kind="groups")
-    (entry,) = write_list(FEATURES, view("groups"), options, VisualizeFeaturesAnswer)["data"]
-    shares = [group["area_share"] for group in entry["groups"]]
-    np.testing.assert_allclose(shares, [(VIEWS["groups"] == k).mean() for k in (1, 2, 3)])
 
 
 def test_classes_are_sorted_in_json_and_safetensors_and_in_request_order_in_npy() -> None:

@@ -5,13 +5,12 @@ file may belong to a caller with a name, whose requests are counted and may be l
 """
 
 import hmac
-import logging
 import math
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -21,7 +20,7 @@ from typing import Final
 from service.call import Clock
 from service.errors import Overloaded, Unauthenticated
 from service.monitoring.metrics import Metrics
-from service.safety.tls import FileWatch
+from service.safety.reloading import Reloaded
 
 MIN_KEY_CHARS: Final = 16
 MAX_KEY_CHARS: Final = 512
@@ -32,8 +31,6 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 MAX_CALLERS: Final = 100
 OPTIONS: Final = ("name", "requests_per_s", "requests_at_once")
 BUSY_RETRY_S: Final = 1.0
-
-logger = logging.getLogger(__name__)
 
 
 def do_nothing() -> None:
@@ -55,8 +52,8 @@ class Caller:
     requests_at_once: int | None = None
 
 
-Known = Sequence[tuple[bytes, Caller]]
-NO_CALLER: Final = Caller()
+# A digest, and the owner of the key.
+Key = tuple[bytes, Caller]
 
 
 class CallerLimits:
@@ -124,7 +121,20 @@ class CallerLimits:
 
 
 class ApiKeys:
-    """The keys for all routes and RPCs except the open ones. Thread-safe."""
+    """The keys for all routes and RPCs except the open ones. Thread-safe.
+
+    Args:
+        metrics: Counts refused requests.
+        fixed: Keys, separated by commas.
+        file: One key per line, optionally with `name=`, `requests_per_s=` and
+            `requests_at_once=`; blank lines and lines that begin with `#` are ignored.
+        clock: Decides when to look at the file again.
+        num_workers: Processes among which the limits of callers are divided.
+
+    Raises:
+        ValueError: A key is invalid, or a source holds no key.
+        OSError: The file cannot be read.
+    """
 
     def __init__(
         self,
@@ -135,31 +145,15 @@ class ApiKeys:
         clock: Clock = time.monotonic,
         num_workers: int = 1,
     ) -> None:
-        """Read all keys once.
-
-        Args:
-            metrics: Counts refused requests.
-            fixed: Keys, separated by commas.
-            file: One key per line, optionally with `name=`, `requests_per_s=` and
-                `requests_at_once=`; blank lines and lines that begin with `#` are ignored.
-            clock: Decides when to look at the file again.
-            num_workers: Processes among which the limits of callers are divided.
-
-        Raises:
-            ValueError: A key is invalid, or a source holds no key.
-            OSError: The file cannot be read.
-        """
         self._metrics = metrics
-        self._file = file
         self.is_required = fixed is not None or file is not None
-        named = [] if fixed is None else [key.strip() for key in fixed.split(",")]
         self._num_workers = num_workers
-        self._fixed: Known = ()
-        if fixed is not None:
-            self._fixed = self._divisible(_parsed([k for k in named if k], "api_keys"))
         self._limits = CallerLimits(metrics, clock, num_workers)
-        self._watch = FileWatch([] if file is None else [file], clock=clock)
-        self._filed = () if file is None else self._divisible(_read(file))
+        self._fixed = [] if fixed is None else self._parsed(fixed.split(","), "api_keys")
+        self._filed: Callable[[], list[Key]] = list
+        if file is not None:
+            parse = partial(self._parse_file, str(file))
+            self._filed = Reloaded("the API keys", [file], parse, clock=clock).current
 
     def enter(self, authorization: str | None, api_key: str | None) -> Callable[[], None]:
         """Check the key of a request, in either of two headers; call the result at its end.
@@ -177,113 +171,79 @@ class ApiKeys:
         shown = [] if api_key is None else [api_key]
         if authorization is not None and authorization[: len(BEARER)].lower() == BEARER:
             shown.append(authorization[len(BEARER) :].strip())
-        known = self._known()
-        found = [caller for key in shown if (caller := _caller_of(key, known)) is not None]
+        digests = [_digest(key) for key in shown]
+        # All are compared, so that the time does not depend on the match.
+        found = [
+            caller
+            for known, caller in (*self._fixed, *self._filed())
+            for digest in digests
+            if hmac.compare_digest(digest, known)
+        ]
         if found:
-            return self._limits.enter(found[0])
+            return self._limits.enter(found[-1])
         self._metrics.rejected.labels("unauthenticated").inc()
         if shown:
             raise Unauthenticated(f"The API key is unknown. {HOW_TO}")
         raise Unauthenticated(f"An API key is needed. {HOW_TO}", code="missing_api_key")
 
-    def _known(self) -> Known:
-        """All digests with their callers. If the file becomes invalid, its last keys stay."""
-        if self._file is not None and self._watch.has_changed():
-            try:
-                self._filed = self._divisible(_read(self._file))
-                logger.info("read the API keys again", extra={"fields": {"keys": len(self._filed)}})
-            except (OSError, ValueError) as error:
-                logger.error("the API keys were not changed: %s", error)
-        return [*self._fixed, *self._filed]
-
-    def _divisible(self, known: Known) -> Known:
-        least = self._num_workers
-        for _, caller in known:
-            if caller.requests_at_once is not None and caller.requests_at_once < least:
-                raise ValueError(
-                    f"requests_at_once of {caller.name} is divided among {least} workers, so it "
-                    f"must be at least {least}"
-                )
-        return known
-
-
-def _caller_of(shown: str, known: Known) -> Caller | None:
-    """Compare with every key, so that the time does not depend on the match."""
-    digest = _digest(shown)
-    found = None
-    for other, caller in known:
-        found = caller if hmac.compare_digest(digest, other) else found
-    return found
-
-
-def _read(file: Path) -> Known:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="ascii").splitlines()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: keys must be ASCII") from None
-    return _parsed([line for line in lines if line and not line.startswith("#")], str(file))
-
-
-def _parsed(lines: Sequence[str], where: str) -> Known:
-    if not lines:
-        raise ValueError(
-            f"{where} holds no API key; write one a line (openssl rand -hex 32), "
-            "or unset the setting to accept requests without a key"
-        )
-    found: list[tuple[bytes, Caller]] = []
-    callers: dict[str, Caller] = {}
-    for number, line in enumerate(lines, start=1):
-        key, *words = line.split(" ")
-        if not (key.isascii() and key.isprintable() and MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS):
-            raise ValueError(
-                f"API key number {number} of {where} is invalid: a key has {MIN_KEY_CHARS} to "
-                f"{MAX_KEY_CHARS} printable ASCII characters without spaces"
-            )
+    def _parse_file(self, where: str, contents: Sequence[bytes]) -> list[Key]:
         try:
-            caller = _parse_caller([word for word in words if word])
-        except ValueError as error:
-            raise ValueError(f"API key number {number} of {where}: {error}") from None
-        if callers.setdefault(caller.name, caller) != caller:
+            lines = contents[0].decode("ascii").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{where}: keys must be ASCII") from None
+        return self._parsed([line for line in lines if not line.lstrip().startswith("#")], where)
+
+    def _parsed(self, lines: Sequence[str], where: str) -> list[Key]:
+        found: list[Key] = []
+        callers: dict[str, Caller] = {}
+        for number, line in enumerate(filter(None, map(str.strip, lines)), start=1):
+            try:
+                digest, caller = _parse(line)
+                if callers.setdefault(caller.name, caller) != caller:
+                    raise ValueError(
+                        f"{caller.name} has other limits before; keys of one name share them"
+                    )
+                if (caller.requests_at_once or math.inf) < self._num_workers:
+                    raise ValueError(
+                        f"requests_at_once of {caller.name} is divided among {self._num_workers} "
+                        f"workers, so it must be at least {self._num_workers}"
+                    )
+            except ValueError as error:
+                raise ValueError(f"API key number {number} of {where}: {error}") from None
+            found.append((digest, caller))
+        if not found:
             raise ValueError(
-                f"API key number {number} of {where}: {caller.name} has other limits before; keys "
-                "of one name share them"
+                f"{where} holds no API key; write one a line (openssl rand -hex 32), "
+                "or unset the setting to accept requests without a key"
             )
-        found.append((_digest(key), caller))
-    if len(callers) > MAX_CALLERS:
-        raise ValueError(f"{where} has {len(callers)} names, at most {MAX_CALLERS} are allowed")
-    return found
+        if len(callers) > MAX_CALLERS:
+            raise ValueError(f"{where} has {len(callers)} names, at most {MAX_CALLERS} are allowed")
+        return found
 
 
-def _parse_caller(words: Sequence[str]) -> Caller:
-    """The options behind a key.
-
-    Raises:
-        ValueError: An option is unknown or has a wrong value.
-    """
-    given: Mapping[str, str] = dict(word.partition("=")[::2] for word in words)
-    unknown = [name for name in given if name not in OPTIONS]
-    if unknown or len(given) < len(words):
-        # What stands there may be a part of a key.
+def _parse(line: str) -> Key:
+    """A key with the options behind it. No message holds what may be a part of a key."""
+    key, *words = line.split()
+    if not (key.isascii() and key.isprintable() and MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS):
+        raise ValueError(
+            f"a key has {MIN_KEY_CHARS} to {MAX_KEY_CHARS} printable ASCII characters without "
+            "spaces"
+        )
+    given = dict(word.partition("=")[::2] for word in words)
+    if not given.keys() <= set(OPTIONS) or len(given) < len(words):
         raise ValueError(f"after the key write only {', '.join(f'{n}=...' for n in OPTIONS)}, once")
-    if not given:
-        return NO_CALLER
-    if not NAME.fullmatch(given.get("name", "")):
+    if given and not NAME.fullmatch(given.get("name", "")):
         raise ValueError(
             "a name has up to 40 lower-case letters, digits, - and _, and limits need a name"
         )
-    rate, at_once = given.get("requests_per_s"), given.get("requests_at_once")
     try:
-        caller = Caller(
-            given["name"],
-            None if rate is None else float(rate),
-            None if at_once is None else int(at_once),
-        )
+        rate = float(given["requests_per_s"]) if "requests_per_s" in given else None
+        at_once = int(given["requests_at_once"]) if "requests_at_once" in given else None
     except ValueError:
         raise ValueError("requests_per_s and requests_at_once are numbers") from None
-    limits = (caller.requests_per_s, caller.requests_at_once)
-    if not all(0 < limit < math.inf for limit in limits if limit is not None):
+    if not all(0 < limit < math.inf for limit in (rate, at_once) if limit is not None):
         raise ValueError("requests_per_s and requests_at_once are above 0")
-    return caller
+    return _digest(key), Caller(given.get("name", ""), rate, at_once)
 
 
 def _digest(key: str) -> bytes:

@@ -8,8 +8,8 @@ from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from service.safety.browsers import BrowserRules
 from service.safety.proxies import TrustedProxies
-from service.safety.tls import Tls, TlsFiles
-from service.safety.url_fetch import FetchLimits, UrlFetcher, UrlPolicy
+from service.safety.tls import Tls
+from service.safety.url_fetch import UrlFetcher, UrlPolicy
 from service.settings import Settings
 
 
@@ -54,8 +54,8 @@ class Protection:
         api_keys = settings.api_keys
         url_fetcher = None
         if settings.url_hosts is not None:
-            limits = FetchLimits(max_bytes=settings.max_image_bytes)
-            url_fetcher = UrlFetcher(UrlPolicy.from_text(settings.url_hosts), limits)
+            policy = UrlPolicy.from_text(settings.url_hosts)
+            url_fetcher = UrlFetcher(policy, settings.max_image_bytes)
         max_items = settings.max_images_per_request + MAX_TEXTS + MAX_CLASSES
         return cls(
             keys=ApiKeys(
@@ -81,7 +81,4 @@ class Protection:
 def _tls(settings: Settings) -> Tls | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    files = TlsFiles(
-        certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
-    )
-    return Tls(files)
+    return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)

@@ -231,16 +231,8 @@ class FetchFailed(Exception):
     """Why an image was not fetched, for the log only."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchLimits:
-    """Limits of one image: its bytes, and the seconds until its last byte."""
-
-    max_bytes: int
-    timeout_s: float = 10.0
-
-
 class UrlFetcher:
-    """Fetches from the hosts of a policy. Belongs to one event loop.
+    """Fetches images of at most so many bytes from the hosts of a policy. Of one event loop.
 
     All failures give the same error, so that callers learn nothing about the network behind a URL.
     The log has the reason under the request id.
@@ -249,13 +241,13 @@ class UrlFetcher:
     def __init__(
         self,
         policy: UrlPolicy,
-        limits: FetchLimits,
+        max_bytes: int,
         *,
+        timeout_s: float = 10.0,
         backend: PinnedBackend | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        self._policy = policy
-        self._limits = limits
+        self._policy, self._max_bytes, self._timeout_s = policy, max_bytes, timeout_s
         self._backend = backend or PinnedBackend()
         self._context = context or ssl.create_default_context()
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
@@ -278,7 +270,7 @@ class UrlFetcher:
                 f"{param}: {error}.", code="url_not_allowed", param=param
             ) from None
         try:
-            async with asyncio.timeout(self._limits.timeout_s), self._places:
+            async with asyncio.timeout(self._timeout_s), self._places:
                 return await self._follow(target, url, hold)
         except (FetchFailed, UrlRefused, TimeoutError, *HTTP_ERRORS) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -322,13 +314,13 @@ class UrlFetcher:
             return await self._read(response, headers.get(b"content-length", "0"), hold)
 
     async def _read(self, response: httpcore2.Response, length: str, hold: Hold) -> bytes:
-        if not length.isdigit() or int(length[:18]) > self._limits.max_bytes:
+        if not length.isdigit() or int(length[:18]) > self._max_bytes:
             raise FetchFailed("invalid or too large content-length")
         pieces: list[bytes] = []
         num_bytes = 0
         async for piece in response.aiter_stream():
             num_bytes += len(piece)
-            if num_bytes > self._limits.max_bytes:
+            if num_bytes > self._max_bytes:
                 raise FetchFailed("too many bytes")
             hold(len(piece))
             pieces.append(piece)

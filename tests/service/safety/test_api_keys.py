@@ -87,23 +87,6 @@ def test_the_file_is_read_again_when_it_changes(metrics: Metrics, tmp_path: Path
     assert [is_accepted(keys, key) for key in (FIRST, SECOND, THIRD)] == [False, True, True]
 
 
-@pytest.mark.parametrize("text", ["", "# none left\n", "short", None])
-def test_a_broken_file_keeps_its_last_keys(
-    metrics: Metrics, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None
-) -> None:
-    file, clock = tmp_path / "keys", Clock()
-    file.write_text(FIRST)
-    keys = ApiKeys(metrics, file=file, clock=clock)
-    if text is None:
-        file.unlink()
-    else:
-        file.write_text(text)
-    for _ in range(3):
-        clock.now += 1
-        assert is_accepted(keys, FIRST)
-    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1, "logged once"
-
-
 BAD_KEYS = ["", "\n# a remark\n", "short", "k" * 600, f"{FIRST} {SECOND}", "\u00e4" * 20, "\ud800"]
 
 

@@ -1,8 +1,6 @@
 """TLS material is checked, and changed files are used without a restart."""
 
 import asyncio
-import logging
-import os
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,41 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from service.safety.tls import FileWatch, Tls, TlsFiles
+from service.safety.tls import Tls
 from service.server import Server
 from service.settings import Settings
 from tests.service.conftest import Clock, Serving
-
-
-def test_every_change_of_a_file_is_seen_once(tmp_path: Path, clock: Clock) -> None:
-    files = [tmp_path / "a", tmp_path / "b"]
-    for file in files:
-        file.write_text("one")
-    watch = FileWatch(files, clock=clock)
-    files[0].write_text("three")
-    assert not watch.has_changed(), "checked only once a second"
-    changes: list[Callable[[], object]] = [list, files[1].unlink, files[1].touch]
-    for change in changes:
-        change()
-        clock.now += 1
-        assert watch.has_changed()
-    clock.now += 1
-    assert not watch.has_changed()
-
-
-def test_a_replaced_link_is_a_change(tmp_path: Path, clock: Clock) -> None:
-    # As Kubernetes renews a Secret: file -> ..data/file, ..data -> a folder of one version.
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    (tmp_path / "..data").symlink_to("old")
-    (tmp_path / "file").symlink_to("..data/file")
-    watch = FileWatch([tmp_path / "file"], clock=clock)
-    (tmp_path / "..tmp").symlink_to("new")
-    os.replace(tmp_path / "..tmp", tmp_path / "..data")
-    clock.now += 1
-    assert watch.has_changed()
-
 
 LIMIT_S = 20.0
 
@@ -174,18 +141,6 @@ async def test_mtls_serves_only_clients_of_its_authority(
 
 
 @BOTH
-async def test_a_renewed_certificate_is_shown_to_new_connections(
-    serving: Serving, tmp_path: Path, ca: trustme.CA, ask: Ask
-) -> None:
-    new_ca = trustme.CA()
-    async with serving(**write_certificate(tmp_path, ca)) as server:
-        assert await ask(server, Client(ca))
-        write_certificate(tmp_path, new_ca)
-        await answered(ask, server, Client(new_ca))
-        assert not await ask(server, Client(ca))
-
-
-@BOTH
 async def test_renewed_client_authorities_count_for_new_connections(
     serving: Serving, tmp_path: Path, ca: trustme.CA, client_ca: trustme.CA, ask: Ask
 ) -> None:
@@ -218,19 +173,17 @@ async def test_an_open_connection_outlives_the_renewal(
 
 
 def test_a_certificate_without_its_key_keeps_the_last_good_pair(
-    tmp_path: Path, ca: trustme.CA, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, ca: trustme.CA, clock: Clock
 ) -> None:
-    paths, clock = write_certificate(tmp_path, ca), Clock()
-    files = TlsFiles(certificate=paths["tls_cert"], key=paths["tls_key"])
-    tls = Tls(files, clock=clock)
+    paths = write_certificate(tmp_path, ca)
+    certificate, key = paths["tls_cert"], paths["tls_key"]
+    tls = Tls(certificate, key, clock=clock)
     before = tls.current()
     other = ca.issue_cert("127.0.0.1")
-    files.certificate.write_bytes(other.cert_chain_pems[0].bytes())
-    for _ in range(3):
-        clock.now += 1
-        assert tls.current() is before
-    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
-    files.key.write_bytes(other.private_key_pem.bytes())
+    certificate.write_bytes(other.cert_chain_pems[0].bytes())
+    clock.now += 1
+    assert tls.current() is before
+    key.write_bytes(other.private_key_pem.bytes())
     clock.now += 1
     assert tls.current().key == other.private_key_pem.bytes()
 

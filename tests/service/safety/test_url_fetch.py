@@ -11,7 +11,6 @@ import trustme
 
 from service.errors import InvalidRequest, Overloaded
 from service.safety.url_fetch import (
-    FetchLimits,
     PinnedBackend,
     Target,
     UrlFetcher,
@@ -217,7 +216,8 @@ def make_fetch(site: Site, names: Names, ca: trustme.CA) -> Callable[..., Fetch]
         ca.configure_trust(context)
         fetcher = UrlFetcher(
             UrlPolicy(hosts=(HOST, OTHER), ports=frozenset({site.port})),
-            FetchLimits(max_bytes=MAX_BYTES, timeout_s=timeout_s),
+            MAX_BYTES,
+            timeout_s=timeout_s,
             backend=PinnedBackend(names, lambda a: a == HERE or is_public(a)),
             context=context,
         )
@@ -330,8 +330,7 @@ async def test_the_certificate_must_have_the_name_of_the_host(
     policy = UrlPolicy(hosts=("*.example.com",), ports=frozenset({site.port}))
     names.answers["a.example.com"] = [[HERE]]
     backend = PinnedBackend(names, lambda _: True)
-    limits = FetchLimits(max_bytes=MAX_BYTES, timeout_s=20)
-    fetcher = UrlFetcher(policy, limits, backend=backend, context=context)
+    fetcher = UrlFetcher(policy, MAX_BYTES, backend=backend, context=context)
     with pytest.raises(InvalidRequest, match="no image could be fetched"):
         await fetcher.fetch(site.url(host="a.example.com"), lambda _: None, param="images[0]")
     assert not site.asked

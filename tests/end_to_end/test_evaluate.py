@@ -21,42 +21,12 @@ SIDE = 56  # the tiny model's native size; 448 in the notebook
 if TYPE_CHECKING:
     from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-NAMES = ["apple", "car", "dog", "house", "tree"]
-
 
 def evaluate(output: Path, *arguments: str) -> dict[tuple[str, str], float]:
     """Run the command; returns the model's scores by task and metric."""
     assert main(["evaluate", f"-o={output}", *arguments]) == DONE
     scores = json.loads((output / "report.json").read_text())["scores"]
     return {(one["task"], one["metric"]): one["value"] for one in scores if one["row"] == "model"}
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory, photo: Callable[..., bytes]) -> list[str]:
-    """Arguments for one small set of each kind."""
-    folder = tmp_path_factory.mktemp("sets")
-    rng = np.random.default_rng(0)
-    for index in range(12):
-        image = photo(index, (90 + 3 * index, 70))
-        files = {"images": f"{index}.jpg", "captioned": f"{index}.jpg"}
-        files["split"] = f"{('train', 'val')[index % 2]}/{NAMES[index // 4]}/{index}.jpg"
-        for place, name in files.items():
-            (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / place / name).write_bytes(image)
-        captions = [f"a {NAMES[index % 5]} and a {NAMES[index // 3]}", f"photo {index}"]
-        (folder / "captioned" / f"{index}.txt").write_text("\n".join(captions))
-        labels = rng.integers(0, 6, (7, 9 + index)).astype(np.uint8)
-        labels[labels == 5] = 255
-        (folder / "masks").mkdir(exist_ok=True)
-        mask = Image.fromarray(labels).resize((90 + 3 * index, 70), Image.Resampling.NEAREST)
-        mask.save(folder / "masks" / f"{index}.png")
-    (folder / "names.txt").write_text("\n".join(NAMES))
-    segmentation = [str(folder / name) for name in ("images", "masks", "names.txt")]
-    split = f"{folder / 'split'}"
-    return [
-        *("--segmentation", *segmentation, f"--retrieval={folder / 'captioned'}"),
-        *(f"--classification={split}/val", f"--knn={split}", f"--linear={split}"),
-    ]
 
 
 # Windows that end at the border, and upright images. Whole images are scaled to sides that are

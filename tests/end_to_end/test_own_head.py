@@ -1,6 +1,5 @@
 """A head: trained by the command on a few images, loaded by a running server, same over both."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ import pytest
 from PIL import Image
 
 from model.package import ModelPackage
-from tipserve_cli.program import main as tipserve
 from training.__main__ import main
 
 if TYPE_CHECKING:
@@ -66,26 +64,6 @@ def encoded(folder: Path, name: str) -> bytes:
     return (folder / name).read_bytes()
 
 
-def test_the_command_names_its_classes(
-    service: "Service",
-    folder: Path,
-    tiny_package: ModelPackage,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert train(folder, tiny_package, "boxes", *with_masks(folder), "--names", "red,blue") == 0
-    capsys.readouterr()
-    arguments = ["segment", str(folder / "images" / "3.png"), "--classes=head:boxes"]
-    arguments.append(f"--url=http://127.0.0.1:{service.ports['http']}")
-
-    assert tipserve([*arguments, f"--output={folder / 'mask.png'}"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["0 background", "1 red", "2 blue"]
-    coco = [*arguments, "--format=coco", f"--output={folder / 'masks.json'}"]
-    assert tipserve(coco) == 0
-    categories = json.loads((folder / "masks.json").read_text())["categories"]
-    assert [one["name"] for one in categories] == ["red", "blue"]
-
-
 def test_a_running_server_classifies_by_it(
     service: "Service",
     folder: Path,
@@ -97,14 +75,13 @@ def test_a_running_server_classifies_by_it(
     images = [encoded(folder, f"classes/{name}/0.png") for name in ("red", "dark_blue")]
     fields = {"images": images, "classes": ["head:colours"]}
 
-    by_rest = service.over_rest("classify_images", fields)
-    by_grpc = service.over_grpc("classify_images", fields)
+    by_rest = service.over_rest("classify", fields)
+    by_grpc = service.over_grpc("classify", fields)
 
-    assert by_rest.status == "200", by_rest.message
-    for name, array in by_rest.arrays.items():
-        assert np.array_equal(array, by_grpc.arrays[name])
+    for name, array in by_rest.items():
+        assert np.array_equal(array, by_grpc[name])
     # Folders are in alphabetical order: dark blue, red.
-    best = [by_rest.arrays[f"{index}.label"][0] for index in (0, 1)]
+    best = [by_rest[f"{index}.label"][0] for index in (0, 1)]
     assert best == [2, 1]
 
 

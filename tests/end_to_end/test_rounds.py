@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from model.package import STUDENT_FOLDER, ModelPackage
+from model.package import STUDENT_FOLDER
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
@@ -34,14 +34,6 @@ def test_the_first_signal_drains_and_the_second_ends_the_program_at_once(
         assert program.process.wait(LIMIT_S) == -number
     finally:
         program.end()
-
-
-@pytest.fixture
-def repository(tiny_package: ModelPackage, tmp_path: Path) -> Path:
-    """A model repository with the tiny package twice."""
-    for name in ("tiny", "again"):
-        copytree(tiny_package.path, tmp_path / name)
-    return tmp_path
 
 
 def load(service: "Service", name: str, package: str) -> httpx.Response:
@@ -70,24 +62,3 @@ def test_memory_is_freed_after_swaps(run_service: RunService, tmp_path: Path) ->
     # Documented limit: eight swaps keep less than the memory of one and a half models.
     assert sizes[-1] - sizes[0] < 1.5 * one_model, [round(s / 2**20) for s in (before, *sizes)]
     assert len(unloaded) >= 7, "or there was nothing to give back"
-
-
-def test_several_models_are_served_and_each_name_once(
-    run_program: Any, repository: Path, tiny_package: ModelPackage
-) -> None:
-    program = run_program(f"--model=bundled-student,{repository / 'tiny'}", "--lanes=1")
-    try:
-        ready = program.wait_for("ready")
-        url = f"http://127.0.0.1:{ready['http']}/v1/texts:embed"
-        models = [
-            httpx.post(url, json={"texts": ["dog"]} | field, timeout=LIMIT_S).json()["model"]
-            for field in ({}, {"model": "tiny"})
-        ]
-    finally:
-        assert program.end() == 0
-    assert ready["models"] == models
-    assert models[1] == "tiny"
-    twice = run_program(f"--model={repository / 'tiny'},{repository / 'again'}", "--lanes=1")
-    assert twice.process.wait(LIMIT_S) == 1
-    twice.end()
-    assert "would both be served as 'tiny'" in "".join(twice.log)

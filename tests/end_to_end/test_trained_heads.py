@@ -65,17 +65,16 @@ def accuracy(labels: Any, truth: Any) -> float:
 def test_it_is_served_over_both_and_better_than_names(service: "Service", folder: Path) -> None:
     by_head, by_names = [], []
     for image, truth in others(folder):
-        own = {"images": [image], "classes": [{"name": "model"}]}
+        own = {"images": [image], "classes": ["model"]}
         rest, rpc = (
-            service.over_rest("segment_images", own),
-            service.over_grpc("segment_images", own),
+            service.over_rest("segment", own),
+            service.over_grpc("segment", own),
         )
-        assert (rest.status, rpc.status) == ("200", "OK"), (rest.message, rpc.message)
-        assert np.array_equal(rest.arrays["0.labels"], rpc.arrays["0.labels"])
-        named = {"images": [image], "classes": [{"name": name} for name in NAMES]}
-        by_head.append(accuracy(rest.arrays["0.labels"], truth))
-        names = service.over_grpc("segment_images", named)
-        by_names.append(accuracy(names.arrays["0.labels"], truth))
+        assert np.array_equal(rest["0.labels"], rpc["0.labels"])
+        named = {"images": [image], "classes": NAMES}
+        by_head.append(accuracy(rest["0.labels"], truth))
+        names = service.over_grpc("segment", named)
+        by_names.append(accuracy(names["0.labels"], truth))
     gain = np.array(by_head) - np.array(by_names)
     assert (gain > 0).all()
     assert np.mean(by_head) > 0.75
@@ -104,9 +103,7 @@ def test_evaluate_scores_it_as_it_is_served(
     assert found["grpc"] == found["rest"]
     pixels = [
         accuracy(
-            service.over_rest(
-                "segment_images", {"images": [image], "classes": [{"name": "model"}]}
-            ).arrays["0.labels"],
+            service.over_rest("segment", {"images": [image], "classes": ["model"]})["0.labels"],
             truth,
         )
         * (truth != 255).sum()
@@ -114,12 +111,3 @@ def test_evaluate_scores_it_as_it_is_served(
     ]
     counted = sum((truth != 255).sum() for _, truth in others(folder))
     assert found["rest"]["pixel accuracy"] == pytest.approx(100 * sum(pixels) / counted, abs=1e-3)
-
-
-def test_a_model_without_the_head_is_named(
-    tiny_package: ModelPackage, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sets = [str(folder / "others" / name) for name in ("images", "masks", "names.txt")]
-    options = ["--classes=model", f"--model={tiny_package.path}", f"-o={folder / 'none'}"]
-    assert tipserve(["evaluate", *options, "--segmentation", *sets]) != DONE
-    assert "has no head for segmentation" in capsys.readouterr().err

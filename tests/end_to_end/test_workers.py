@@ -1,8 +1,6 @@
-"""Several processes of one server: how they end, and wrong settings."""
+"""Several processes of one server end together, and a port that is taken ends the start."""
 
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,31 +27,14 @@ def test_workers_end_when_their_supervisor_is_killed(
     assert len(program.records("stopped")) == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "words"),
-    [
-        (["--workers=2", "--model=no/such/folder"], 1, "no folder"),
-        (
-            ["--workers=2", "--http-port={taken}"],
-            1,
-            "the workers cannot listen on 127.0.0.1, port {taken}",
-        ),
-        (["--workers=2", "--enable-management"], 2, "enable_management needs workers=1"),
-        (["--workers=none"], 2, "write a number of processes above 0, or auto"),
-    ],
-)
-def test_a_server_that_cannot_start_says_why(arguments: list[str], status: int, words: str) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_that_is_taken_is_named_in_one_line(
+    run_program: "type[Program]", workers: int
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", "--host=127.0.0.1"]
-        given = [argument.format(taken=port) for argument in arguments]
-        result = subprocess.run(
-            [sys.executable, "-m", "service", *ports, *given],
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-    assert result.returncode == status, result.stderr
-    assert words.format(taken=port) in result.stderr
-    assert "Traceback" not in result.stderr
+        program = run_program(f"--workers={workers}", f"--http-port={port}")
+        assert program.process.wait(LIMIT_S) == 1
+    program.end()
+    assert str(port) in program.log[-1]
+    assert "Traceback" not in "".join(program.log)

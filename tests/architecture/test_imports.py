@@ -58,6 +58,13 @@ def test_folders_that_are_no_packages_stay_so(project_files: list[Path]) -> None
     ]
 
 
+def test_promises_know_nothing_of_the_service(project_root: Path) -> None:
+    files = (project_root / "tests" / "promises").glob("*.py")
+    assert not [
+        path for path in files if re.search(r"^\s*(from|import) service", path.read_text(), re.M)
+    ]
+
+
 def test_tests_import_no_benchmark(project_root: Path, python_files: list[Path]) -> None:
     others = [
         path

@@ -20,7 +20,8 @@ from service.grpc.generated import image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tests.containers.engine import Engine
 from tests.containers.running import LIMIT_S, UNPRIVILEGED, Container, is_served, running
-from tests.processes.steady_callers import SteadyCallers
+from tests.promises.callers import Question, SteadyCallers
+from tests.promises.servers import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -91,20 +92,18 @@ def test_it_runs_without_privileges(served: Container) -> None:
 
 def test_sigterm_under_load_fails_nothing(engine: Engine, image: str, scene: bytes) -> None:
     ports = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
-    with running(engine, image, "--network=host", arguments=(*ports, "--lanes=1")) as container:
+    arguments = (*ports, "--lanes=1", "--drain-delay-s=2")
+    with running(engine, image, "--network=host", arguments=arguments) as container:
         ready = container.wait_for(lambda: container.record("ready"), "readiness")
-        addresses = {name: int(ready[name]) for name in ("http", "grpc")}
-        with SteadyCallers(addresses, scene, num_each=4) as callers:
-            container.wait_for(lambda: callers.num_answered >= 50, "answers")
+        http, grpc_, metrics = (f"127.0.0.1:{ready[name]}" for name in ("http", "grpc", "metrics"))
+        place = Place(f"http://{http}", grpc_, f"http://{metrics}/metrics")
+        with SteadyCallers(place, question=Question(images=[scene])) as callers:
+            callers.wait_for(25)
             engine.podman("stop", "--time=60", container.name)
-            callers.wait()
-        tally = callers.tally
+            callers.wait_until_heeded()
         assert container.inspect("{{.State.ExitCode}}") == "0"
         assert container.record("draining") is not None
-        assert not tally.failed, tally
-        assert {"REST 200", "gRPC OK"} <= set(tally.answered)
-        refused = {"REST connection refused": 4, "gRPC connection refused": 8}
-        assert tally.refused == refused, "every request is served until connections are refused"
+        assert not callers.others, callers.outcomes
 
 
 def test_too_little_memory_ends_only_the_container(engine: Engine, image: str) -> None:

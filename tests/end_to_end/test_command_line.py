@@ -157,15 +157,3 @@ def test_a_key_is_required_and_sent(
             assert ended.returncode == 1
             assert "key" in ended.stderr
             assert "another-key" not in ended.stderr
-
-
-def test_a_list_from_standard_input(
-    tipserve: Run, folder: Path, tmp_path: Path, tiny_package: ModelPackage
-) -> None:
-    out = tmp_path / "out"
-    options = [f"--model={tiny_package.path}", "--dtype=float16"]
-    ended = tipserve("embed", "-", "-o", str(out), *options, given=f"{folder}/2.jpg\n")
-    assert ended.returncode == 0, ended.stderr
-    table = pq.read_table(out / "part-00000.parquet")
-    assert table["key"].to_pylist() == [f"{folder}/2.jpg"]
-    assert str(table.schema.field("cls1").type) == "fixed_size_list<element: halffloat>[32]"

@@ -17,7 +17,7 @@ import grpc
 import httpx
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from tests.promises.servers import LIMIT_S, Server, photo
+from tests.promises.servers import LIMIT_S, Place, Server, photo
 from tipserve_client.generated import embed_pb2, image_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
@@ -109,7 +109,7 @@ def ask(server: Server, protocol: Protocol, question: Question) -> Asked:
     return RestAsked(server, question) if protocol == "rest" else GrpcAsked(server, question)
 
 
-def rest_connection(server: Server, source: str = "127.0.0.1") -> http.client.HTTPConnection:
+def rest_connection(server: Place, source: str = "127.0.0.1") -> http.client.HTTPConnection:
     """A connection, made by the first request."""
     address = urlsplit(server.rest).netloc
     return http.client.HTTPConnection(address, timeout=LIMIT_S, source_address=(source, 0))
@@ -210,18 +210,24 @@ class SteadyCallers:
     """Threads that embed one image in a loop over both protocols, as a context.
 
     Each keeps its connection. A caller heeds readiness: it asks nothing more once the server says
-    that it is not ready.
+    that it is not ready; a proxy (`heeds=False`) does so for its callers.
     """
 
     def __init__(
-        self, server: Server, *, num_each: int = 4, question: Question | None = None
+        self,
+        server: Place,
+        *,
+        num_each: int = 4,
+        question: Question | None = None,
+        heeds: bool = True,
     ) -> None:
         self.outcomes: Counter[tuple[Protocol, str]] = Counter()
         self.others: list[Outcome] = []
         self._server, self._question = server, question or Question()
         self._is_over, self._lock = threading.Event(), threading.Lock()
         asks = [self._rest] * num_each + [self._grpc] * num_each
-        self._threads = [threading.Thread(target=one) for one in (*asks, self._watch)]
+        asks += [self._watch] * heeds
+        self._threads = [threading.Thread(target=one) for one in asks]
 
     def __enter__(self) -> "SteadyCallers":
         for thread in self._threads:

@@ -26,14 +26,12 @@ LOG_TAIL = 6000
 
 
 @dataclass(frozen=True)
-class Server:
-    """A started server."""
+class Place:
+    """Where a server is reached."""
 
     rest: str  # http://127.0.0.1:1234
     grpc: str  # 127.0.0.1:1235
     metrics: str  # http://127.0.0.1:1236/metrics
-    process: subprocess.Popen[bytes]
-    log: Path
 
     def metric(self, name: str) -> float:
         """Sum of a metric's samples; `name` is as exported, or `name{label="value"`."""
@@ -42,6 +40,14 @@ class Server:
         return sum(
             float(line.split(" # ")[0].split()[-1]) for line in lines if line.startswith(own)
         )
+
+
+@dataclass(frozen=True)
+class Server(Place):
+    """A started server."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
 
     def log_tail(self) -> str:
         """The last lines of the log."""

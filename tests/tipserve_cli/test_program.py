@@ -31,10 +31,22 @@ def test_the_console_script_is_declared(project_root: Path) -> None:
     assert getattr(importlib.import_module(module), function) is main
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on no package of an extra can be imported."""
+    for name in list(sys.modules):
+        if name.startswith(("tipserve_cli.commands.", "tipserve_cli.bulk", "tipserve_client._")):
+            monkeypatch.delitem(sys.modules, name)
+    for name in EXTRAS:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_help_names_every_command_and_needs_no_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert set(re.findall(r"^│ (\w+) ", text, re.MULTILINE)) == {*COMMANDS, SERVE}
+    without_extras(monkeypatch)
     for command in COMMANDS:
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
@@ -158,10 +170,7 @@ def test_system_errors_become_messages(
 def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("tipserve_cli.bulk")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    without_extras(monkeypatch)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
     assert "pip install 'tipserve[cli]'" in capsys.readouterr().err
 
@@ -169,11 +178,7 @@ def test_a_missing_package_is_named_with_its_extra(
 def test_coco_csv_and_grpc_need_no_extra(
     fake: Fake, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in list(sys.modules):
-        if name.startswith(("tipserve_cli.commands.", "tipserve_cli.bulk", "tipserve_client._")):
-            monkeypatch.delitem(sys.modules, name)
-    for name in EXTRAS:
-        monkeypatch.setitem(sys.modules, name, None)
+    without_extras(monkeypatch)
     given = [str(image), "--classes=dog"]
     assert main(["segment", *given, "--format=coco", f"-o={tmp_path / 'a.json'}"]) == 0
     assert main(["classify", *given, f"-o={tmp_path / 'a.csv'}"]) == 0
@@ -207,19 +212,6 @@ def test_a_module_of_the_working_folder_hides_none_of_ours(
     )
     assert result.returncode == 0, result.stderr
     assert "http_port = 8000" in result.stdout
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_needs_no_optional_package(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in EXTRAS:
-        monkeypatch.setitem(sys.modules, name, None)
-    for name in list(sys.modules):
-        if name.startswith(("tipserve_cli.commands.", "tipserve_cli.bulk")):
-            monkeypatch.delitem(sys.modules, name)
-    assert main([command, "--help"]) == 0
-    assert f"Usage: tipserve {command}" in capsys.readouterr().out
 
 
 @pytest.fixture

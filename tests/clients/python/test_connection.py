@@ -5,7 +5,6 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,6 @@ from service.server import Server
 from tests.clients.python.conftest import connected
 from tests.service.conftest import Serving
 from tipserve_client import (
-    AsyncClient,
     Client,
     DeadlineExceeded,
     InternalError,
@@ -28,7 +26,6 @@ from tipserve_client import (
     Overloaded,
     Retry,
     TipserveError,
-    Unavailable,
 )
 from tipserve_client.connection import Attempts, Target, Tls, read_target
 
@@ -101,16 +98,6 @@ async def test_overload_and_lost_connections_are_retried_after_the_named_time(as
     assert 3 + 0.05 <= first <= 3 + 0.1
     assert 2 + 0.1 <= second <= 2 + 0.2
     assert len(others) == 2
-
-
-async def test_pauses_double_up_to_a_limit(ask: Embed) -> None:
-    script = Script([refused(503)] * 9)
-    with pytest.raises(Unavailable) as caught:
-        await ask(script, retry=Retry(max_attempts=5, first_pause_s=1, max_pause_s=3))
-    assert (caught.value.code, caught.value.request_id) == ("code_503", "id-1")
-    assert len(script.pauses) == 4
-    for pause_s, longest_s in zip(script.pauses, [1, 2, 3, 3], strict=True):
-        assert longest_s / 2 <= pause_s <= longest_s
 
 
 @pytest.mark.parametrize(
@@ -216,21 +203,6 @@ def test_options_of_other_methods_and_unknown_ones_are_errors() -> None:
 async def test_a_window_has_room_for_an_image(url: str) -> None:
     with Client(url) as client, pytest.raises(ValueError, match="window"):
         client.stream_images([b"x"], window=0)
-
-
-def test_only_the_time_that_the_client_waits_counts() -> None:
-    now = 0.0
-    attempts = Attempts(Retry(), 10, lambda: now, lambda: 1.0)
-    for _ in range(3):
-        now += 100  # time of the caller
-        attempts.wait_for_answer()
-        assert attempts.pause_s(Unavailable("draining")) < 10
-        now += 8
-        attempts.wait_for_answer()
-        assert attempts.remaining_s() == pytest.approx(2)
-        with pytest.raises(Unavailable):
-            attempts.pause_s(Unavailable("draining", retry_after_s=3))
-        attempts.reset()
 
 
 @settings(max_examples=50)
@@ -346,45 +318,6 @@ async def test_all_replicas_behind_a_name_get_requests(
         shares = [num_answered(one) - before[0], num_answered(other) - before[1]]
     assert sum(shares) == 40
     assert min(shares) >= 10
-
-
-async def test_replicas_of_a_name_are_replaced_and_no_request_fails(
-    serving: Serving, resolver: Resolver
-) -> None:
-    is_over = asyncio.Event()
-
-    async def ask_on(client: AsyncClient) -> None:
-        while not is_over.is_set():
-            await client.embed_texts(["a dog"])
-
-    async def stand_in(number: int, port: int = 0) -> tuple[AsyncExitStack, Server]:
-        stack = AsyncExitStack()
-        server = await stack.enter_async_context(serving(host=f"127.0.0.{number}", grpc_port=port))
-        resolver.addresses = [f"127.0.0.{number}"]
-        return stack, server
-
-    stack, server = await stand_in(1)
-    port = server.ports["grpc"]
-    async with AsyncClient(f"grpc://{NAME}:{port}") as client:
-        asking = asyncio.ensure_future(ask_on(client))
-        for number in range(2, 5):
-            await until_asked(server, asking)
-            old = stack
-            stack, server = await stand_in(number, port)
-            # The old replica drains, and the name resolves to the new one only.
-            await old.aclose()
-        await until_asked(server, asking)
-        is_over.set()
-        await asking
-    await stack.aclose()
-
-
-async def until_asked(server: Server, asking: "asyncio.Future[None]") -> None:
-    """Wait until this replica has answered some requests; raise the error of a failed one."""
-    async with asyncio.timeout(LIMIT_S):
-        while num_answered(server) < 10:
-            assert not asking.done(), asking.exception()
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from itertools import repeat
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -21,7 +20,6 @@ from tipserve_client.generated.encoder_service_pb2_grpc import (
     EncoderServiceServicer,
     add_EncoderServiceServicer_to_server,
 )
-from tipserve_client.grpc_wire import rpc_error
 
 
 class Relay:
@@ -148,15 +146,6 @@ def test_an_unreachable_server_is_unavailable(protocol: str) -> None:
         retry = Retry(first_pause_s=0.001, max_attempts=2)
         with Client(url, retry=retry) as client, pytest.raises(Unavailable):
             client.embed_images(b"image")
-
-
-@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE])
-def test_a_stream_that_a_proxy_resets_is_retryable(code: grpc.StatusCode) -> None:
-    # Seen behind HAProxy.
-    details = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
-    error = rpc_error(SimpleNamespace(code=lambda: code, details=lambda: details))
-    assert isinstance(error, Unavailable)
-    assert error.code == "stream_broken"
 
 
 async def test_a_stream_answers_in_order_and_outlives_bad_images(

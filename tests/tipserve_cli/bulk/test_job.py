@@ -207,17 +207,6 @@ def test_only_missing_parts_are_computed_and_their_skipped_images_replaced(
     assert not list((tmp_path / "out" / "_errors").iterdir())
 
 
-def test_options_may_change_before_the_first_part_is_written(
-    engine: Engine, colours: Colours, make_job: Make, photos: Path, tmp_path: Path
-) -> None:
-    colours.most_images = 0
-    with pytest.raises(TipserveError, match="has gone"):
-        run(engine, make_job(photos), tmp_path / "out")
-    colours.most_images = 1000
-    run(engine, make_job(photos, outputs=("cls2",)), tmp_path / "out")
-    assert len(rows(tmp_path / "out")) == 9
-
-
 def test_files_of_others_are_refused_and_kept(
     engine: Engine, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:

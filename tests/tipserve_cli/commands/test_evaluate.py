@@ -110,27 +110,6 @@ def test_a_report_is_compared_with_an_earlier_one(
     assert "was measured on other images" in capsys.readouterr().err
 
 
-def test_all_tasks_share_one_report(image: Path, tmp_path: Path, fake: Fake) -> None:
-    for place in ("train/a", "train/b", "val/a", "val/b"):
-        (tmp_path / "split" / place).mkdir(parents=True)
-        for index in range(2):
-            shutil.copy(image, tmp_path / "split" / place / f"{index}.png")
-    shutil.copytree(tmp_path / "split" / "val", tmp_path / "captioned")
-    for file in (tmp_path / "captioned").rglob("*.png"):
-        file.with_suffix(".txt").write_text(f"{file.parent.name} {file.stem}\n")
-    split, output = tmp_path / "split", tmp_path / "report"
-    sets = [f"--knn={split}", f"--linear={split}", f"--classification={split / 'val'}"]
-    command = ["evaluate", *sets, f"--retrieval={tmp_path / 'captioned'}", f"-o={output}"]
-    assert main(command) == DONE
-    # All images are one image, and all tasks but the texts use the same embedding of it.
-    assert 1 <= fake.num_images <= 4
-    tasks = [one["task"] for one in json.loads((output / "report.json").read_text())["tasks"]]
-    assert tasks == [
-        "image-text retrieval", "zero-shot classification", "kNN classification",
-        "linear classification",
-    ]  # fmt: skip
-
-
 def test_depth_and_normals_are_scored_if_the_model_has_heads(
     scenes: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,11 +1,8 @@
 """The command `tipserve` gives equal results with a local model and with a server."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.package import ModelPackage
-from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
 
-LIMIT_S = 60.0
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tipserve_cli", *arguments]
+# Runs a command in this process, which starts faster than a new one; returns what it prints.
+Run = Callable[..., str]
 
 
 @pytest.fixture
-def tipserve(project_root: Path) -> Run:
-    """Run the command and wait until it exits."""
-
-    def run(
-        *arguments: str, environment: Mapping[str, str] | None = None, given: str = ""
-    ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            command(*arguments),
-            cwd=project_root,
-            env={**os.environ, **(environment or {})},
-            input=given,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=LIMIT_S,
-        )
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str | Path, status: int = DONE) -> str:
+        ended = main(tuple(map(str, arguments)))
+        printed = capsys.readouterr()
+        assert ended == status, printed.err
+        return printed.out if status == DONE else printed.err
 
     return run
 
@@ -56,104 +39,85 @@ def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
     return path
 
 
-def targets(service: Any, package: ModelPackage) -> Sequence[tuple[str, list[str]]]:
+@pytest.fixture
+def targets(service: Any, tiny_package: ModelPackage) -> Mapping[str, list[str]]:
     ports = service.ports
-    return (
-        ("here", [f"--model={package.path}"]),
-        ("rest", [f"--url=http://127.0.0.1:{ports['http']}"]),
-        ("grpc", [f"--url=grpc://127.0.0.1:{ports['grpc']}", "--model=tiny"]),
-    )
+    return {
+        "here": [f"--model={tiny_package.path}"],
+        "rest": [f"--url=http://127.0.0.1:{ports['http']}"],
+        "grpc": [f"--url=grpc://127.0.0.1:{ports['grpc']}", "--model=tiny"],
+    }
 
 
 def test_embeddings_equal_the_api_for_every_engine(
-    tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
+    run: Run, folder: Path, tmp_path: Path, service: Any, targets: Mapping[str, list[str]]
 ) -> None:
-    for name, target in targets(service, tiny_package):
+    images = [str(folder / f"{index}.jpg") for index in (0, 1, 2, 4)]
+    fields = {"images": images, "outputs": ["cls1", "patches"], "fit": "aspect"}
+    api = service.over_rest("embed_images", fields)
+    for name, target in targets.items():
         file = tmp_path / f"{name}.parquet"
-        options = ["--outputs=cls1,patches", "--fit=aspect", "--part-items=2"]
-        ended = tipserve("embed", str(folder), "-o", str(file), *options, *target)
-        assert ended.returncode == 3, ended.stderr
-        assert "1 images were skipped" in ended.stderr
+        options = ["--outputs=cls1,patches", "--fit=aspect", "--part-items=2", *target]
+        said = run("embed", folder, "-o", file, *options, status=DONE_WITH_SKIPPED_IMAGES)
+        assert "1 images were skipped" in said
         errors = (tmp_path / f"{name}.errors.jsonl").read_text(encoding="utf-8")
         assert '"invalid_image"' in errors
         assert f"{folder}/3.jpg" in errors
         table = pq.read_table(file)
-        assert table["key"].to_pylist() == [f"{folder}/{i}.jpg" for i in (0, 1, 2, 4)]
+        assert table["key"].to_pylist() == images
         assert table["width"].to_pylist() == [90, 91, 92, 94]
-        assert table["height"].to_pylist() == [60] * 4
-        for index, path in enumerate(table["key"].to_pylist()):
-            image = Path(path).read_bytes()
-            fields = {"images": [image], "outputs": ["cls1", "patches"], "fit": "aspect"}
-            api = service.over_rest("embed_images", fields)
-            np.testing.assert_allclose(table["cls1"][index].as_py(), api["0.cls1"], atol=2e-6)
+        for index in range(4):
+            np.testing.assert_allclose(
+                table["cls1"][index].as_py(), api[f"{index}.cls1"], atol=2e-6
+            )
             grid = table["grid_height"][index].as_py(), table["grid_width"][index].as_py()
             patches = np.reshape(table["patches"][index].as_py(), (*grid, -1))
-            np.testing.assert_allclose(patches, api["0.patches"], atol=2e-6)
+            np.testing.assert_allclose(patches, api[f"{index}.patches"], atol=2e-6)
 
 
 def test_classes_features_and_searches_equal_the_api_for_every_engine(
-    folder: Path,
-    tmp_path: Path,
-    service: Any,
-    tiny_package: ModelPackage,
-    capsys: pytest.CaptureFixture[str],
+    run: Run, folder: Path, tmp_path: Path, service: Any, targets: Mapping[str, list[str]]
 ) -> None:
     image = folder / "0.jpg"
-    data = image.read_bytes()
-    fields = {"images": [data], "outputs": ["patches", "cls1"], "fit": "aspect"}
+    fields = {"images": [str(image)], "outputs": ["patches"], "fit": "aspect"}
     patches_hwD = service.over_rest("embed_images", fields)["0.patches"]
-    arrays = service.over_rest("embed_texts", {"texts": ["a cat", "a dog"]})
-    texts_TD = np.stack([arrays["0.embedding"], arrays["1.embedding"]])
-    outputs: dict[str, list[Any]] = {"classes": [], "found": [], "drawn": [], "rows": []}
-
-    # In this process, which starts faster than a new one for each command.
-    def run(*arguments: str) -> str:
-        status = main(arguments)
-        printed = capsys.readouterr()
-        assert status in {DONE, DONE_WITH_SKIPPED_IMAGES}, printed.err
-        return printed.out
-
-    for name, target in targets(service, tiny_package):
+    texts = service.over_rest("embed_texts", {"texts": ["a cat", "a dog"]}).values()
+    printed, drawn = [], set()
+    for name, target in targets.items():
         files = {end: tmp_path / f"{name}.{end}" for end in ("npy", "png", "parquet", "csv")}
-        outputs["classes"].append(run("classify", str(image), "--classes=cat,dog", *target))
-        run("classify", str(folder), "--classes=cat,dog", "-o", str(files["csv"]), *target)
-        outputs["rows"].append(files["csv"].read_text(encoding="utf-8"))
-        run("features", str(image), "-o", str(files["npy"]), *target)
+        skips: dict[str, Any] = {"status": DONE_WITH_SKIPPED_IMAGES}
+        classes = run("classify", image, "--classes=cat,dog", *target)
+        run("classify", folder, "--classes=cat,dog", "-o", files["csv"], *target, **skips)
+        run("features", image, "-o", files["npy"], *target)
         np.testing.assert_allclose(np.load(files["npy"]), patches_hwD, atol=2e-6)
-        run("features", str(image), "-o", str(files["png"]), *target)
-        outputs["drawn"].append(files["png"].read_bytes())
+        run("features", image, "-o", files["png"], *target)
+        drawn.add(files["png"].read_bytes())
         rows = json.loads(run("texts", "a cat", "a dog", *target))
-        np.testing.assert_allclose([row["embedding"] for row in rows], texts_TD, atol=2e-6)
-        run("embed", str(folder), "-o", str(files["parquet"]), *target)
-        found = run("search", str(files["parquet"]), "--image", str(image), *target)
+        np.testing.assert_allclose([row["embedding"] for row in rows], [*texts], atol=2e-6)
+        run("embed", folder, "-o", files["parquet"], *target, **skips)
+        found = run("search", files["parquet"], "--image", image, *target)
         assert found.startswith(f"1.0000  {image}\n")
-        outputs["found"].append(found + run("search", str(files["parquet"]), "a cat", *target))
-    drawn = outputs.pop("drawn")
-    assert drawn == [drawn[0]] * 3
-    for texts in outputs.values():
-        for text in texts[1:]:
-            assert_same_but_for_rounding(text, texts[0])
-
-
-def assert_same_but_for_rounding(text: str, other: str) -> None:
-    """Compare texts whose numbers may differ in the last digits, as batches may."""
+        found += run("search", files["parquet"], "a cat", *target) + run("models", *target)
+        printed.append(classes + files["csv"].read_text(encoding="utf-8") + found)
+    assert len(drawn) == 1
+    # Numbers may differ in the last digits, as batches may.
     number = re.compile(r"-?\d+\.\d+")
-    assert number.sub("#", text) == number.sub("#", other)
-    found, expected = (np.array(number.findall(one), np.float64) for one in (text, other))
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert len({number.sub("#", text) for text in printed}) == 1
+    values = [np.array(number.findall(text), np.float64) for text in printed]
+    for other in values[1:]:
+        np.testing.assert_allclose(other, values[0], atol=2e-4)
 
 
 def test_a_key_is_required_and_sent(
-    tipserve: Run, run_service: Callable[..., Any], tmp_path: Path
+    run: Run, run_service: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "key"
     file.write_text("a-key-of-the-tests\n", encoding="utf-8")
+    monkeypatch.setenv("TIPSERVE_API_KEY", "another-key-of-the-tests")
     with run_service(f"--api-keys-file={file}") as guarded:
-        for scheme, port in (("http", "http"), ("grpc", "grpc")):
-            url = f"--url={scheme}://127.0.0.1:{guarded.ports[port]}"
-            assert tipserve("models", url, f"--api-key-file={file}").returncode == 0
-            variable = {"TIPSERVE_API_KEY": "another-key-of-the-tests"}
-            ended = tipserve("models", url, environment=variable)
-            assert ended.returncode == 1
-            assert "key" in ended.stderr
-            assert "another-key" not in ended.stderr
+        for protocol in ("http", "grpc"):
+            url = f"--url={protocol}://127.0.0.1:{guarded.ports[protocol]}"
+            run("models", url, f"--api-key-file={file}")
+            said = run("models", url, status=FAILED)
+            assert "key" in said
+            assert "another-key" not in said

@@ -17,7 +17,7 @@ from tests.promises.servers import Place
 from tests.tools import find_tool
 from tipserve_client import Client
 
-ROUNDS = 4
+ROUNDS = 2
 FLAGS = ("--model=bundled-student", "--host=127.0.0.1", "--lanes=1", "--warm-up-limit-s=0")
 STREAM_PATH = "/tipserve.v1.EncoderService/Stream"
 

@@ -4,7 +4,6 @@ Every figure is taken after a collection and a trim in the server, so that what 
 """
 
 import asyncio
-import io
 import itertools
 import json
 import os
@@ -15,24 +14,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 from tests.processes.service_process import RunningService, wait_until_ready
+from tests.promises.servers import photo
 
-# Most requests at a time.
-MAX_OPEN = 16
-SIDES = (64, 224, 480, 640, 1600)
+MAX_OPEN = 16  # requests at a time
+IMAGES = [photo(side, (side, side)) for side in (64, 224, 480, 640, 1600)]
 TARGETS = (
     "/v1/images:embed",
     "/v1/images:segment?classes=dog,cat,sky",
@@ -41,7 +38,6 @@ TARGETS = (
     "/v1/images:features?size=model",
     "/v1/images:classify?classes=dog,cat",
 )
-JPEG, JSON = "image/jpeg", "application/json"
 WARM_UP, NUM_BLOCKS, BLOCK = 300, 8, 150
 LIMIT_S = 60.0
 # What one request may leave on average. A leaked image has 50,000 bytes or more, a leaked call
@@ -72,33 +68,24 @@ sys.exit(run())
 """
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What a server without requests holds."""
 
-    rss_bytes: float
+    rss_bytes: int
     num_objects: int
     num_threads: int
     num_descriptors: int
 
 
-def photo(side: int) -> bytes:
-    """A smooth JPEG."""
-    noise = np.random.default_rng(side).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(noise).resize((side, side)).save(stream, "JPEG")
-    return stream.getvalue()
-
-
 def requests() -> Iterator[tuple[str, bytes, str]]:
     """Good and bad requests over REST, without end; every text is new."""
-    images = [photo(side) for side in SIDES]
     for number in itertools.count():
-        image = images[number % len(images)]
-        yield TARGETS[number % len(TARGETS)], image, JPEG
-        yield "/v1/images:embed", image[: len(image) // 2], JPEG
-        yield "/v1/texts:embed", f'{{"texts": ["a photo of number {number}"]}}'.encode(), JSON
-        yield "/v1/texts:embed", b'{"texts": 1}', JSON
+        image = IMAGES[number % len(IMAGES)]
+        yield TARGETS[number % len(TARGETS)], image, "image/jpeg"
+        yield "/v1/images:embed", image[: len(image) // 2], "image/jpeg"
+        text = f'{{"texts": ["a photo of number {number}"]}}'.encode()
+        yield "/v1/texts:embed", text, "application/json"
+        yield "/v1/texts:embed", b'{"texts": 1}', "application/json"
 
 
 async def load(
@@ -107,40 +94,31 @@ async def load(
     """Send requests; one in ten over gRPC, one in twenty hangs up."""
     counts: Counter[str] = Counter()
     drawn = random.Random(0)
-    image = image_pb2.Image(encoded=photo(480))
     are_few = asyncio.Semaphore(MAX_OPEN)
     limits = httpx.Limits(max_keepalive_connections=0)
+    asked = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=IMAGES[2])])
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{service.grpc_port}") as channel,
         httpx.AsyncClient(base_url=service.http_url, timeout=LIMIT_S, limits=limits) as client,
     ):
         stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
 
-        async def over_grpc() -> None:
-            await stub.EmbedImages(embed_pb2.EmbedImagesRequest(images=[image]), timeout=LIMIT_S)
-            counts["gRPC OK"] += 1
-
-        async def over_rest() -> None:
-            target, body, media = next(rest)
-            answer = await client.post(target, content=body, headers={"Content-Type": media})
-            counts[str(answer.status_code)] += 1
-
-        async def hang_up() -> None:
-            target, body, media = next(rest)
-            asking = client.post(target, content=body, headers={"Content-Type": media})
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asking, 0.01 * drawn.random())
-            counts["hung up"] += 1
-
-        kinds: Sequence[Callable[[], Awaitable[None]]] = (
-            [over_rest] * 17 + [over_grpc] * 2 + [hang_up]
-        )
-
-        async def send() -> None:
+        async def send(kind: float) -> None:
             async with are_few:
-                await kinds[drawn.randrange(len(kinds))]()
+                if kind < 0.1:
+                    await stub.EmbedImages(asked, timeout=LIMIT_S)
+                    counts["gRPC OK"] += 1
+                    return
+                target, body, media = next(rest)
+                asking = client.post(target, content=body, headers={"Content-Type": media})
+                if kind < 0.15:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(asking, 0.2 * (kind - 0.1))
+                    counts["hung up"] += 1
+                else:
+                    counts[str((await asking).status_code)] += 1
 
-        await asyncio.gather(*(send() for _ in range(num_requests)))
+        await asyncio.gather(*(send(drawn.random()) for _ in range(num_requests)))
     return counts
 
 
@@ -169,7 +147,7 @@ def settled(service: RunningService, report: Path) -> State:
         time.sleep(0.1)
     states = []
     for _ in range(5):
-        states.append(astuple(measure(service, report)))
+        states.append(measure(service, report))
         time.sleep(0.3)
     return State(*map(min, zip(*states, strict=True)))
 
@@ -177,13 +155,12 @@ def settled(service: RunningService, report: Path) -> State:
 @pytest.mark.slow
 def test_mixed_requests_leave_nothing(tmp_path: Path) -> None:
     report, ports_file = tmp_path / "objects.json", tmp_path / "ports.json"
-    ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--ports-file={ports_file}"]
-    flags = [*ports, "--log-level=ERROR"]
+    flags = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--ports-file={ports_file}"]
+    flags += ["--model=bundled-student", "--log-level=ERROR"]
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(report), *flags])
     try:
         service = wait_until_ready(process, ports_file)
-        rest, counts = requests(), Counter[str]()
-        states = []
+        rest, counts, states = requests(), Counter[str](), []
         for num_requests in (WARM_UP, *[BLOCK] * NUM_BLOCKS):
             counts += asyncio.run(load(service, rest, num_requests))
             states.append(settled(service, report))
@@ -192,10 +169,10 @@ def test_mixed_requests_leave_nothing(tmp_path: Path) -> None:
         process.wait(LIMIT_S)
     assert set(counts) == {"200", "422", "gRPC OK", "hung up"}, counts
     first, *_, last = states
-    num_requests = NUM_BLOCKS * BLOCK
     # A leak adds to most blocks. An arena that grows for a larger batch adds once, and stays.
     added = [after.rss_bytes - before.rss_bytes for before, after in pairwise(states)]
     assert min(statistics.mean(added), statistics.median(added)) < BLOCK * MAX_LEFT_BYTES, states
-    assert last.num_objects - first.num_objects < num_requests * MAX_LEFT_OBJECTS, states
+    num_left = last.num_objects - first.num_objects
+    assert num_left < NUM_BLOCKS * BLOCK * MAX_LEFT_OBJECTS, states
     assert last.num_threads <= first.num_threads, states
     assert last.num_descriptors <= first.num_descriptors, states

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
 from numpy.typing import NDArray
+from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from model.package import ModelPackage
@@ -63,7 +65,8 @@ def ask(service: "Service", client: str, method: str, *args: Any, **options: Any
 
 def tensor(client: str, name: str, array: NDArray[Any], **options: Any) -> Any:
     """Create an input for this client."""
-    made = CLIENTS[client.partition(".")[0]].InferInput(name, list(array.shape), "BYTES")
+    datatype = {"u": "UINT8", "f": "FP32", "O": "BYTES"}[array.dtype.kind]
+    made = CLIENTS[client.partition(".")[0]].InferInput(name, list(array.shape), datatype)
     made.set_data_from_numpy(array, **options)
     return made
 
@@ -77,6 +80,20 @@ def arrays_of(result: Any) -> dict[str, NDArray[Any]]:
     outputs = response["outputs"] if isinstance(response, dict) else response.outputs
     names = [o["name"] if isinstance(o, dict) else o.name for o in outputs]
     return {name: result.as_numpy(name) for name in names}
+
+
+@BOTH_PROTOCOLS
+def test_pixels_as_tensors(service: "Service", photo: Photo, client: str) -> None:
+    image = photo(3, (56, 56), "PNG")
+    decoded = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[None]
+    planes = decoded.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    given = [("image", as_bytes(image)), ("pixels", decoded), ("pixel_values", planes)]
+    expected, *found = [
+        arrays_of(ask(service, client, "infer", "tiny", [tensor(client, *one)])) for one in given
+    ]
+    for arrays in found:
+        for output, values in arrays.items():
+            np.testing.assert_allclose(values, expected[output], atol=1e-5)
 
 
 @EVERY_CLIENT

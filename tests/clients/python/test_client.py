@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from tests.clients.python.conftest import LIMIT_S, Asking, assert_equal, inflight, until
-from tests.service.conftest import Encode, FakeRuntime, Serving
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving
 from tipserve_client import (
     AsyncClient,
     Client,
@@ -158,6 +158,19 @@ async def test_the_server_receives_the_deadline(
         with pytest.raises(DeadlineExceeded):
             await client.embed_images(encode_image())
         await until(lambda: inflight(server) == 0)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_a_cancelled_request_is_not_computed(
+    serving: Serving, encode_image: Encode, protocol: str, runtime: FakeRuntime, entered: Entered
+) -> None:
+    async with serving() as server, Asking(protocol, is_async=True).client(server) as client:
+        runtime.gate.clear()
+        asked = asyncio.ensure_future(client.embed_images(encode_image()))
+        assert await entered()
+        asked.cancel()
+        await until(lambda: inflight(server) == 0)
+        await asyncio.gather(asked, return_exceptions=True)
 
 
 async def test_number_formats_differ_within_their_precision(

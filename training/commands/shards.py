@@ -4,17 +4,14 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from training.data.augment import STRONG_AUGMENT
-from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
-from training.data.scenes import SceneConfig
 from training.data.shards.image_folder import ImageFolder, describe_folder
-from training.data.shards.item_sources import ParquetColumns, ParquetItems, SceneItems
 from training.data.shards.manifest import (
     DEFAULT_SHARD_SIZE,
     Manifest,
     find_damage,
     index_shards,
 )
+from training.data.shards.parquet import ParquetColumns, ParquetItems
 from training.data.shards.sample import BrokenList
 from training.data.shards.writing import SampleSource, ShardPlan, build_shards
 
@@ -24,11 +21,6 @@ HELP = "Build, index, verify or describe WebDataset shards of images and caption
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands and their options."""
     kinds = parser.add_subparsers(dest="kind", required=True)
-    scenes = kinds.add_parser("scenes", help="build from composed scenes, without masks")
-    scenes.add_argument("--data", type=Path, default=Path("data"))
-    scenes.add_argument("--count", type=int, required=True)
-    scenes.add_argument("--size", type=int, default=112, help="side in pixels")
-    scenes.add_argument("--seed", type=int, default=0)
     folder = kinds.add_parser("folder", help="build from images with optional .txt or .json files")
     folder.add_argument("images", type=Path)
     parquet = kinds.add_parser("parquet", help="build from rows of Parquet files")
@@ -37,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parquet.add_argument("--caption", action="append", default=[], metavar="SOURCE=COLUMN")
     parquet.add_argument("--keep", action="append", default=[], metavar="COLUMN")
     parquet.add_argument("--root", type=Path, default=Path(), help="base folder of paths")
-    for builder, make_source in ((scenes, _scenes), (folder, _folder), (parquet, _parquet)):
+    for builder, make_source in ((folder, _folder), (parquet, _parquet)):
         builder.add_argument("--output", type=Path, required=True)
         builder.add_argument("--shard-size", type=int, default=DEFAULT_SHARD_SIZE)
         builder.set_defaults(act=_build(make_source))
@@ -64,14 +56,6 @@ def _build(
         _report(options.output, build_shards(make_source(options), options.output, plan))
 
     return act
-
-
-def _scenes(options: argparse.Namespace) -> SceneItems:
-    source = DataFolder(path=options.data).source(
-        "train", styles=TRAIN_STYLES, names=seen_names(), seed=options.seed
-    )
-    config = SceneConfig(size=options.size, augment=STRONG_AUGMENT)
-    return SceneItems(source=source, config=config, count=options.count)
 
 
 def _folder(options: argparse.Namespace) -> ImageFolder:

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,28 +84,25 @@ def _annotations(npm: Path) -> dict[str, dict[str, list[str]]]:
     return {emoji: words for emoji, words in table.items() if "tts" in words}
 
 
-def emoji_by_name(npm: Path) -> dict[str, str]:
-    """Map CLDR short names to code-point keys such as "1f436"."""
+def _emoji(npm: Path) -> Iterator[tuple[str, str, str]]:
+    """CLDR's short name of each emoji, the emoji, and its group."""
     spoken = {
         key.replace("\ufe0f", ""): words["tts"][0] for key, words in _annotations(npm).items()
     }
     emojis = _load_json(npm / "unicode-emoji-json/data-by-emoji.json")
-    return {
-        spoken.get(emoji.replace("\ufe0f", ""), entry["name"]): _code_points(emoji)
-        for emoji, entry in emojis.items()
-    }
+    for emoji, entry in emojis.items():
+        name = spoken.get(emoji.replace("\ufe0f", ""), entry["name"])
+        yield name, emoji, entry.get("group", "")
+
+
+def emoji_by_name(npm: Path) -> dict[str, str]:
+    """Map CLDR short names to code-point keys such as "1f436"."""
+    return {name: _code_points(emoji) for name, emoji, _ in _emoji(npm)}
 
 
 def emoji_groups(npm: Path) -> dict[str, str]:
     """Map CLDR short names to Unicode's groups, such as "Food & Drink"."""
-    spoken = {
-        key.replace("\ufe0f", ""): words["tts"][0] for key, words in _annotations(npm).items()
-    }
-    emojis = _load_json(npm / "unicode-emoji-json/data-by-emoji.json")
-    return {
-        spoken.get(emoji.replace("\ufe0f", ""), entry["name"]): entry["group"]
-        for emoji, entry in emojis.items()
-    }
+    return {name: group for name, _, group in _emoji(npm)}
 
 
 def keywords_by_name(npm: Path) -> dict[str, tuple[str, ...]]:
@@ -256,6 +253,13 @@ _KEYWORD = re.compile(r"<rdf:li>([^<]+)</rdf:li>")
 _TITLE = re.compile(r"<dc:title>([^<]+)</dc:title>")
 
 
+def _svg_files(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the text and the stem of every SVG file, once for each name."""
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.svg"))]
+    for path in sorted({path.name: path for path in paths}.values()):
+        yield path.read_text(encoding="utf-8", errors="replace"), path.stem
+
+
 def clip_art_drawings(
     clip_art: Path, concepts: tuple[Concept, ...]
 ) -> Iterator[tuple[str, Image.Image]]:
@@ -264,11 +268,7 @@ def clip_art_drawings(
     Titles are the artists' own, and some are wrong; long titles need a keyword as well.
     """
     names = {concept.name.lower(): concept.name for concept in concepts if not concept.is_unseen}
-    paths = [
-        path for folder in _CLIP_ART_FOLDERS for path in sorted((clip_art / folder).rglob("*.svg"))
-    ]
-    for path in sorted({path.name: path for path in paths}.values()):
-        svg = path.read_text(encoding="utf-8", errors="replace")
+    for svg, _ in _svg_files([clip_art / folder for folder in _CLIP_ART_FOLDERS]):
         name = _named_concept(svg, names)
         if name is None:
             continue
@@ -283,12 +283,11 @@ def open_clip_art(clip_art: Path) -> Iterator[tuple[str, str, str]]:
 
     Title and text are clean words; the text holds keywords and the file's name as well.
     """
-    for path in sorted({path.name: path for path in sorted(clip_art.rglob("*.svg"))}.values()):
-        svg = path.read_text(encoding="utf-8", errors="replace")
+    for svg, stem in _svg_files([clip_art]):
         if len(svg) <= _MAX_SVG_CHARACTERS:
             found = _TITLE.search(svg)
             title = clean_title(found.group(1)) if found else ""
-            words = clean_title(" ".join((title, *_KEYWORD.findall(svg), path.stem)))
+            words = clean_title(" ".join((title, *_KEYWORD.findall(svg), stem)))
             yield title, words, _with_view_box(svg)
 
 

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.__main__ import main
-from training.data.folder import DataFolder
 from training.data.shards.manifest import ShardStore
 
 
@@ -53,17 +52,6 @@ def test_parquet_becomes_shards(tmp_path: Path, images: Path, printed: Callable[
     assert "1 broken samples left out" in output
     sample = ShardStore(tmp_path / "out").read(0, 0)
     assert (sample.captions, sample.fields) == ({"gemini": "a"}, {"url": "a"})
-
-
-@pytest.mark.slow
-def test_scenes_become_shards(
-    tmp_path: Path, data_folder: DataFolder, printed: Callable[..., str]
-) -> None:
-    output = printed(
-        *("scenes", "--data", data_folder.path, "--count", 4, "--size", 56),
-        *("--output", tmp_path / "out"),
-    )
-    assert "4 images, 4 of them with captions (alt 4, keywords 4, scene 4)" in output
 
 
 def test_a_data_set_is_described_checked_and_indexed(

@@ -49,15 +49,12 @@ def test_training_on_held_out_art_and_concepts_is_refused(
         data_folder.source("train", styles=("noto", style), names=seen_names() | {extra})
 
 
-def test_training_photos_are_for_training(data_folder: DataFolder) -> None:
+def test_photos_and_keywords_keep_the_splits_apart(data_folder: DataFolder) -> None:
     sources = [data_folder.source(s, styles=("noto",), names=seen_names()) for s in SPLITS]
     train, val = ({photo.phrase for photo in source.photos} for source in sources)
     assert train
     assert val
     assert not train & val
-
-
-def test_keywords_name_nothing_unseen(data_folder: DataFolder) -> None:
     unseen = {concept.name for concept in all_concepts() if concept.is_unseen}
     keywords = data_folder.keywords()
     assert set(keywords) == {concept.name for concept in all_concepts()}
@@ -65,14 +62,11 @@ def test_keywords_name_nothing_unseen(data_folder: DataFolder) -> None:
     assert not unseen & {word for words in keywords.values() for word in words}
 
 
-def test_an_empty_folder_is_an_error_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="python -m training data --folder"):
-        DataFolder(path=tmp_path).bank()
-
-
 def test_a_bank_is_kept_in_memory_once_until_its_file_changes(
     sprite_bank: SpriteBank, tmp_path: Path
 ) -> None:
+    with pytest.raises(FileNotFoundError, match="python -m training data --folder"):
+        DataFolder(path=tmp_path).bank()
     save_bank(sprite_bank, tmp_path / "sprites.npz")
     bank = DataFolder(path=tmp_path).bank()
     assert DataFolder(path=tmp_path).bank() is bank

@@ -7,22 +7,18 @@ import pytest
 
 from training.data.renders import catalogues
 from training.data.renders.catalogues import Furniture, catalogue_files, read_catalogue
+from training.data.renders.store import load_furniture
 
 
-def test_models_have_the_size_of_the_catalogue(boxes: list[Furniture]) -> None:
+def test_models_are_turned_and_sized_as_the_catalogue_says(boxes: list[Furniture]) -> None:
     standing, lying = boxes
     assert (standing.name, standing.creator, standing.catalogue) == ("Red box", "A. Maker", "Test")
-    np.testing.assert_allclose(standing.size, (0.5, 0.8, 0.3), rtol=1e-5)
-    np.testing.assert_allclose(lying.size, (0.5, 0.3, 0.8), rtol=1e-5)
-    for box in boxes:
+    # Front and back of the standing box are top and bottom of the lying one.
+    for box, size, axis in ((standing, (0.5, 0.8, 0.3), 2), (lying, (0.5, 0.3, 0.8), 1)):
+        np.testing.assert_allclose(box.size, size, rtol=1e-5)
         low, high = (f(box.corners_T33.reshape(-1, 3), axis=0) for f in (np.min, np.max))
         assert low[1] == 0
         np.testing.assert_allclose(low[[0, 2]], -high[[0, 2]], atol=1e-6)
-
-
-def test_models_are_turned_as_the_catalogue_says(boxes: list[Furniture]) -> None:
-    """Front and back of the standing box are top and bottom of the lying one."""
-    for box, axis in zip(boxes, (2, 1), strict=True):
         printed = next(i for i, texture in enumerate(box.textures) if texture is not None)
         sides = box.corners_T33[box.material_T == printed]
         assert np.ptp(sides[..., axis], axis=1).max() < 1e-6
@@ -47,7 +43,10 @@ def test_very_large_models_are_left_out(catalogue: Path, monkeypatch: pytest.Mon
     assert not list(read_catalogue(catalogue))
 
 
-def test_a_folder_without_catalogues_names_the_package(catalogue: Path, tmp_path: Path) -> None:
+def test_catalogues_are_chosen_by_name(catalogue: Path, tmp_path: Path) -> None:
     assert catalogue_files(catalogue.parent) == {"Test": catalogue}
+    assert len(load_furniture(catalogue.parent)) == len(load_furniture(catalogue.parent, ["Test"]))
+    with pytest.raises(FileNotFoundError, match="lacks the catalogue Scopia"):
+        load_furniture(catalogue.parent, ["Scopia"])
     with pytest.raises(FileNotFoundError, match="sweethome3d-furniture"):
         catalogue_files(tmp_path)

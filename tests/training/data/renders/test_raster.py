@@ -35,28 +35,19 @@ def triangles() -> np.ndarray:
     return np.maximum(corners, (-np.inf, -np.inf, 0.2)).astype(np.float32)
 
 
-def test_each_pixel_shows_the_nearest_triangle(triangles: np.ndarray) -> None:
+@pytest.mark.parametrize("candidates", [raster._CANDIDATES, 50])
+def test_each_pixel_shows_the_nearest_triangle_where_its_ray_meets_it(
+    triangles: np.ndarray, candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raster, "_CANDIDATES", candidates)
     depth_N, triangle_N = looped(triangles, CAMERA)
     hits = rasterise(triangles, CAMERA)
     assert hits.pixel_P.tolist() == np.flatnonzero(triangle_N >= 0).tolist()
     assert (hits.triangle_P == triangle_N[hits.pixel_P]).all()
     np.testing.assert_allclose(hits.depth_P, depth_N[hits.pixel_P], rtol=1e-5)
-
-
-def test_weights_give_the_point_that_the_ray_meets(triangles: np.ndarray) -> None:
-    hits = rasterise(triangles, CAMERA)
     points_P3 = np.einsum("pi,pij->pj", hits.weights_P3, triangles[hits.triangle_P])
     rays_P3 = CAMERA.rays().reshape(-1, 3)[hits.pixel_P]
     np.testing.assert_allclose(points_P3, rays_P3 * hits.depth_P[:, None], atol=1e-4)
-
-
-def test_few_triangles_at_a_time_give_the_same(
-    triangles: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = rasterise(triangles, CAMERA)
-    monkeypatch.setattr(raster, "_CANDIDATES", 50)
-    parts = rasterise(triangles, CAMERA)
-    assert (parts.triangle_P == whole.triangle_P).all()
 
 
 def test_what_is_behind_the_camera_or_has_no_area_is_left_out() -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from training.data.shards.decoding import DEFAULT_LIMITS
@@ -18,6 +20,7 @@ from training.data.shards.manifest import (
     index_shards,
     load_manifest,
 )
+from training.data.shards.parquet import ParquetColumns, ParquetItems
 from training.data.shards.sample import BadSample, BrokenList, DataSummary, ReadSample, Sample
 from training.data.shards.tar_shard import (
     find_offsets,
@@ -122,6 +125,12 @@ def test_shards_of_others_are_read_once_they_are_indexed(
         load_manifest(tmp_path)
 
 
+def write_no_rows(path: Path) -> Path:
+    """A Parquet file with a column and no row."""
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path)
+    return path
+
+
 class StoppingSource(ImageFolder):
     """Stops in the middle of the third shard."""
 
@@ -212,6 +221,12 @@ def test_a_folder_with_other_shards_is_left_as_it_is(
         build(tmp_path)
     with pytest.raises(ValueError, match="shard_size"):
         ShardPlan(kind="folder", shard_size=0)
+    nothing = ParquetItems(
+        [write_no_rows(tmp_path / "no.parquet")], ParquetColumns(), root=tmp_path
+    )
+    with pytest.raises(ValueError, match="nothing to make"):
+        build_shards(nothing, tmp_path / "none", PLAN, is_shown=False)
+    assert not (tmp_path / "none").exists()
 
 
 def test_damage_is_found_by_the_digests(build: Build, out: Path) -> None:

@@ -1,31 +1,24 @@
-"""Items for new shards: plain images, Parquet rows and composed scenes."""
+"""Items for new shards: plain images and Parquet rows."""
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.data.backgrounds import Photo
-from training.data.scenes import SceneConfig, SceneSource, compose_scene
-from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.image_folder import ImageFolder
-from training.data.shards.item_sources import ParquetColumns, ParquetItems, SceneItems
-from training.data.shards.manifest import ShardStore
+from training.data.shards.parquet import ParquetColumns, ParquetItems
 from training.data.shards.sample import BadSample, Sample
-from training.data.shards.writing import SampleSource, ShardPlan, build_shards
+from training.data.shards.writing import SampleSource
 
 Encode = Callable[..., bytes]
 
 COLUMNS = ParquetColumns(
     image="image", captions={"alt": "text", "gemini": "long"}, kept=("url", "license")
 )
-CONFIG = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)
 
 
 def read(source: SampleSource, start: int, stop: int) -> list[Sample | None]:
@@ -154,26 +147,8 @@ def test_a_missing_column_and_no_file_are_refused(tmp_path: Path) -> None:
         ParquetItems([], COLUMNS, root=tmp_path)
 
 
-def test_scenes_become_samples_without_their_masks(tmp_path: Path, source: SceneSource) -> None:
-    plan = ShardPlan(kind="scenes", shard_size=3)
-    items = SceneItems(source=source, config=CONFIG, count=5)
-    build_shards(items, tmp_path, plan, is_shown=False)
-    store = ShardStore(tmp_path)
-    assert store.shard_sizes.tolist() == [3, 2]
-    for index in range(5):
-        scene, sample = compose_scene(source, index, CONFIG), store.read(*divmod(index, 3))
-        pixels_SS3 = decode_tensor(sample.image, DEFAULT_LIMITS).permute(1, 2, 0).numpy()
-        assert np.array_equal(pixels_SS3, scene.pixels_SS3)
-        assert sample.captions == scene.captions.by_source()
-        assert sample.names == scene.captions.names
-        assert not sample.fields
-    with pytest.raises(ValueError, match="nothing to make"):
-        build_shards(replace(items, count=0), tmp_path / "none", plan, is_shown=False)
-    assert not (tmp_path / "none").exists()
-
-
 def test_the_fingerprint_changes_with_what_is_read(
-    tmp_path: Path, folder: Path, encode: Encode, source: SceneSource
+    tmp_path: Path, folder: Path, encode: Encode
 ) -> None:
     before, same = ImageFolder(folder).fingerprint(), ImageFolder(folder).fingerprint()
     (folder / "new.png").write_bytes(encode(11))
@@ -184,13 +159,3 @@ def test_the_fingerprint_changes_with_what_is_read(
         for columns in (COLUMNS, COLUMNS, ParquetColumns())
     )
     assert rows == again != other
-    items = SceneItems(source=source, config=CONFIG, count=5)
-    assert replace(items, count=7).fingerprint() == items.fingerprint()
-    photo = Photo(pixels_HW3=np.zeros((4, 4, 3), np.uint8), phrase="a night")
-    for changed in (
-        replace(items, config=replace(CONFIG, size=42)),
-        replace(items, source=replace(source, seed=1)),
-        replace(items, source=replace(source, photos=(photo,))),
-        replace(items, source=replace(source, keywords={"dog": ("bark",)})),
-    ):
-        assert changed.fingerprint() != items.fingerprint()

@@ -1,7 +1,6 @@
-"""Items for new shards: rows of Parquet files, and composed scenes."""
+"""Items for new shards: rows of Parquet files."""
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 
-from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.data.shards.sample import BadSample, ReadSample, Sample
 
 
@@ -137,48 +134,3 @@ def _is_text(value: object) -> bool:
 def _plain(value: object) -> object:
     """The value as a JSON type; other types become text."""
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SceneItems:
-    """The first scenes of a source.
-
-    Attributes:
-        source: Drawings and photos of the scenes.
-        config: Settings of the scenes.
-        count: Number of scenes.
-    """
-
-    source: SceneSource
-    config: SceneConfig
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def fingerprint(self) -> str:
-        """Changes with the drawings, photos, words and settings, not with the number of scenes."""
-        digest, source = hashlib.sha256(self.source.bank.rgba_MSS4.tobytes()), self.source
-        for photo in source.photos:
-            digest.update(photo.pixels_HW3.tobytes())
-        settings = (source.styles, sorted(source.names), source.split, source.seed)
-        digest.update(repr((settings, sorted(source.keywords.items()))).encode())
-        digest.update(repr(self.config).encode())
-        return digest.hexdigest()
-
-    def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
-        """Compose scenes `start` and on."""
-        for index in range(start, stop):
-            yield f"scene {index}", partial(self._sample, index)
-
-    def _sample(self, index: int) -> Sample:
-        """Compose a scene and encode it without loss."""
-        scene, buffer = compose_scene(self.source, index, self.config), io.BytesIO()
-        Image.fromarray(scene.pixels_SS3).save(buffer, "PNG")
-        return Sample(
-            key=f"{index:09d}",
-            image=buffer.getvalue(),
-            suffix=".png",
-            captions=scene.captions.by_source(),
-            names=scene.captions.names,
-        )

@@ -8,14 +8,12 @@ every waiting request and is not cached.
 Shape legend: D width, L tokens.
 """
 
-import asyncio
 import copy
 import sys
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -25,14 +23,22 @@ from numpy.typing import NDArray
 
 from model.text import TextTokenizer
 from service.call import Call
-from service.errors import InvalidRequest
+from service.errors import InternalError, InvalidRequest, ServiceError
 from service.lanes.batch_queue import stopping_error
 from service.lanes.batching import Batcher
 from service.lanes.lane import TEXT_OUTPUT
-from service.lanes.work import Bucket, Completed, ItemFuture, WorkItem, record_batches
+from service.lanes.work import (
+    Bucket,
+    Completed,
+    ItemFuture,
+    WorkItem,
+    record_batches,
+    wait_settled,
+)
 from service.messages import Truncation
 from service.monitoring.metrics import Metrics
 from service.validation import MAX_TEXT_CHARS, PromptGroup, blank_text
+from service.waiting import cancel_all
 
 TextEmbedding = NDArray[np.float32]
 TextEmbeddings = Mapping[str, TextEmbedding]
@@ -43,6 +49,8 @@ TOKENS_STEP: Final = 8
 # Cost of a prompt in patches: about the tokens of a class name in a template. Texts are not
 # tokenized before admission.
 PROMPT_COST: Final = 8
+# About 19,000 embeddings of 768 numbers, for each model.
+TEXT_CACHE_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,30 +74,15 @@ class PromptSet:
 
 
 @dataclass(slots=True, eq=False)
-class Waiter:
-    """A request that waits for prompts. Changed only under the lock of the cache.
+class Computation:
+    """The computation of one prompt, and the futures of the requests that wait for it.
 
-    `done` has a result when all prompts are computed, or the first error.
+    Changed only under the lock of the cache.
     """
 
-    done: "Future[None]" = field(default_factory=Future)
-    embeddings: dict[str, TextEmbedding] = field(default_factory=dict)
-    completed: list[Completed] = field(default_factory=list)
-    in_flight: "set[InFlight]" = field(default_factory=set)
-
-
-@dataclass(slots=True, eq=False)
-class InFlight:
-    """The computation of one prompt. Changed only under the lock of the cache."""
-
     prompt: str
-    waiters: set[Waiter] = field(default_factory=set)
+    waiting: list[ItemFuture] = field(default_factory=list)
     work: ItemFuture | None = None
-    is_over: bool = False
-
-
-# About 19,000 embeddings of 768 numbers, for each model.
-TEXT_CACHE_BYTES: Final = 64 * 1024 * 1024
 
 
 class TextCache:
@@ -100,81 +93,67 @@ class TextCache:
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._metrics = metrics
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._entries: OrderedDict[str, TextEmbedding] = OrderedDict()
-        self._in_flight: dict[str, InFlight] = {}
+        self._in_flight: dict[str, Computation] = {}
         self._lookups: Counter[str] = Counter()
 
     def find(self, prompts: Iterable[str]) -> dict[str, TextEmbedding]:
         """The cached embeddings of these prompts; read-only arrays."""
-        wanted = dict.fromkeys(prompts)
         with self._lock:
-            found = {p: self._entries[p] for p in wanted if p in self._entries}
-            for prompt in found:
-                self._entries.move_to_end(prompt)
+            found = {p: self._use(p) for p in dict.fromkeys(prompts) if p in self._entries}
             self._lookups["hit"] += len(found)
         self._metrics.text_cache_hits.inc(len(found))
         return found
 
-    def join(self, prompts: Iterable[str]) -> tuple[Waiter, list[InFlight]]:
+    def join(self, prompts: Iterable[str]) -> tuple[dict[str, ItemFuture], list[Computation]]:
         """Wait for prompts.
 
         Returns:
-            The waiter, to be given to `leave` at the end; and the computations that are new, which
-            the caller must start by `launch` or end by `fail`.
+            A future for each prompt, which the caller must cancel if it leaves; and the
+            computations that are new, which the caller must start by `launch` or end by `fail`.
         """
-        waiter, begun, num_found = Waiter(), [], 0
+        futures: dict[str, ItemFuture] = {}
+        begun: list[Computation] = []
+        num_found = 0
         with self._lock:
             for prompt in dict.fromkeys(prompts):
+                future = futures[prompt] = ItemFuture()
                 if prompt in self._entries:
-                    waiter.embeddings[prompt] = self._entries[prompt]
-                    self._entries.move_to_end(prompt)
+                    outputs = {TEXT_OUTPUT: self._use(prompt)}
+                    future.settle(Completed(outputs=outputs, queue_s=0.0, run_s=0.0))
                     num_found += 1
                     continue
-                if prompt not in self._in_flight:
-                    self._in_flight[prompt] = InFlight(prompt)
-                    begun.append(self._in_flight[prompt])
-                self._in_flight[prompt].waiters.add(waiter)
-                waiter.in_flight.add(self._in_flight[prompt])
-            num_joined = len(waiter.in_flight) - len(begun)
+                computation = self._in_flight.get(prompt)
+                if computation is None:
+                    computation = self._in_flight[prompt] = Computation(prompt)
+                    begun.append(computation)
+                computation.waiting.append(future)
+                future.on_left = partial(self._leave, computation, future)
+            num_joined = len(futures) - num_found - len(begun)
             self._lookups.update(hit=num_found, coalesced=num_joined, miss=len(begun))
-            if not waiter.in_flight:
-                waiter.done.set_result(None)
         self._metrics.text_cache_hits.inc(num_found)
         self._metrics.text_cache_coalesced.inc(num_joined)
         self._metrics.text_cache_misses.inc(len(begun))
-        return waiter, begun
+        return futures, begun
 
-    def leave(self, waiter: Waiter) -> None:
-        """Remove a waiter, and cancel queued computations that have no other waiter."""
-        with self._lock:
-            dropped = [c for c in waiter.in_flight if c.waiters == {waiter}]
-            for computation in waiter.in_flight:
-                computation.waiters.discard(waiter)
-            waiter.in_flight.clear()
-            for computation in dropped:
-                self._remove_in_flight(computation)
-        for computation in dropped:
-            self._cancel(computation)
-
-    def is_wanted(self, computation: InFlight) -> bool:
-        """Whether a request waits for this computation."""
-        return bool(computation.waiters)
-
-    def launch(self, computation: InFlight, work: ItemFuture) -> None:
+    def launch(self, computation: Computation, work: ItemFuture) -> None:
         """Attach the queued work; its result or error ends the computation."""
         with self._lock:
             computation.work = work
-            is_wanted = bool(computation.waiters)
+            if not computation.waiting:
+                work.cancel()
         work.when_done(partial(self._finish, computation))
-        if not is_wanted:
-            self._cancel(computation)
 
-    def fail(self, computation: InFlight, error: Exception) -> None:
-        """End a computation by an error, which every waiter gets."""
-        self._end(computation, None, error)
+    def fail(self, computation: Computation, error: ServiceError) -> None:
+        """End a computation by an error, of which each request gets a copy."""
+        for future in self._end(computation):
+            # One object raised on two event loops would collect the tracebacks of both.
+            own = copy.copy(error)
+            own.__cause__ = error.__cause__
+            future.settle(error=own)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -184,89 +163,60 @@ class TextCache:
         with self._lock:
             return dict(self._lookups)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all entries."""
-        return self._num_bytes
+    def _use(self, prompt: str) -> TextEmbedding:
+        self._entries.move_to_end(prompt)
+        return self._entries[prompt]
 
-    def _cancel(self, computation: InFlight) -> None:
-        if computation.work is None or computation.work.cancel():
-            return
-        # A lane runs it already: later requests may join it again.
+    def _leave(self, computation: Computation, future: ItemFuture) -> None:
+        """Remove a request that was cancelled, and work that no other request waits for.
+
+        Work that a lane runs already ends for the cache, and later requests may join it.
+        """
         with self._lock:
-            if not computation.is_over:
-                self._in_flight.setdefault(computation.prompt, computation)
+            if future in computation.waiting:
+                computation.waiting.remove(future)
+                if not computation.waiting and (
+                    computation.work is None or computation.work.cancel()
+                ):
+                    self._remove(computation)
 
-    def _finish(self, computation: InFlight, work: ItemFuture) -> None:
+    def _finish(self, computation: Computation, work: ItemFuture) -> None:
         if work.state == "cancelled":
             return
-        if work.error is None:
-            self._end(computation, work.result(), None)
-        else:
-            self._end(computation, None, work.error)
-
-    def _end(
-        self, computation: InFlight, completed: Completed | None, error: Exception | None
-    ) -> None:
+        if work.error is not None:
+            self.fail(computation, work.error)
+            return
+        completed = work.result()
         with self._lock:
-            computation.is_over = True
-            self._remove_in_flight(computation)
-            if completed is not None:
-                self._keep(computation.prompt, completed.outputs[TEXT_OUTPUT])
-            waiters = tuple(computation.waiters)
-            for waiter in waiters:
-                computation.waiters.discard(waiter)
-                waiter.in_flight.discard(computation)
-                if completed is not None:
-                    waiter.embeddings[computation.prompt] = completed.outputs[TEXT_OUTPUT]
-                    waiter.completed.append(completed)
-            answered = [w for w in waiters if error is not None or not w.in_flight]
-        for waiter in answered:
-            if error is not None:
-                # Now and not when the request wakes, so that its other prompts are not begun.
-                self.leave(waiter)
-            _settle_waiter(waiter.done, error)
+            self._keep(computation.prompt, completed.outputs[TEXT_OUTPUT])
+            futures = self._end(computation)
+        for future in futures:
+            future.settle(completed)
 
-    def _remove_in_flight(self, computation: InFlight) -> None:
-        """The caller holds the lock."""
+    def _end(self, computation: Computation) -> list[ItemFuture]:
+        with self._lock:
+            self._remove(computation)
+            futures, computation.waiting = computation.waiting, []
+        return futures
+
+    def _remove(self, computation: Computation) -> None:
         if self._in_flight.get(computation.prompt) is computation:
             del self._in_flight[computation.prompt]
 
     def _keep(self, prompt: str, embedding: TextEmbedding) -> None:
-        """The caller holds the lock."""
         embedding.setflags(write=False)
         if _num_bytes(prompt, embedding) > self._max_bytes:
             return
         if prompt in self._entries:
-            self._num_bytes -= _num_bytes(prompt, self._entries.pop(prompt))
+            self.num_bytes -= _num_bytes(prompt, self._entries.pop(prompt))
         self._entries[prompt] = embedding
-        self._num_bytes += _num_bytes(prompt, embedding)
-        while self._num_bytes > self._max_bytes:
-            self._num_bytes -= _num_bytes(*self._entries.popitem(last=False))
+        self.num_bytes += _num_bytes(prompt, embedding)
+        while self.num_bytes > self._max_bytes:
+            self.num_bytes -= _num_bytes(*self._entries.popitem(last=False))
 
 
 def _num_bytes(prompt: str, embedding: TextEmbedding) -> int:
     return sys.getsizeof(prompt) + embedding.nbytes + ENTRY_OVERHEAD_BYTES
-
-
-def _settle_waiter(done: "Future[None]", error: Exception | None) -> None:
-    with suppress(InvalidStateError):  # the request was cancelled
-        if error is None:
-            done.set_result(None)
-            return
-        # A copy for each request: one object raised on two event loops would collect the
-        # tracebacks of both.
-        own = copy.copy(error)
-        own.__cause__ = error.__cause__
-        done.set_exception(own)
-
-
-class BlankPrompt(ValueError):
-    """A prompt without a token; each waiting request reports it under its own field."""
-
-    def __init__(self, prompt: str) -> None:
-        super().__init__(prompt)
-        self.prompt = prompt
 
 
 class TextEncoder:
@@ -340,22 +290,28 @@ class TextEncoder:
             return prompts.cached
         joined = call.clock()
         call.trace.enter_queue(joined)
-        waiter, begun = self._cache.join(prompts.missing)
+        futures, begun = self._cache.join(prompts.missing)
         try:
             if begun:
                 self._begin(begun, pool, call)
-            await asyncio.wrap_future(waiter.done)
-        except BlankPrompt as error:
-            raise blank_text(prompts.missing[error.prompt]) from error
+            await wait_settled(list(futures.values()))
+            for prompt, future in futures.items():
+                if isinstance(future.error, InvalidRequest):
+                    raise blank_text(prompts.missing[prompt])
+                if future.error is not None:
+                    raise future.error
+            done = {prompt: future.result() for prompt, future in futures.items()}
         finally:
-            self._cache.leave(waiter)
-            completed, embeddings = waiter.completed, waiter.embeddings
-            del waiter, begun  # A failed waiter and the frames of its error would form a cycle.
+            cancel_all(futures.values())
+            futures.clear()  # a failed one leads to this frame by its traceback
         waited_s = call.clock() - joined
-        record_batches([_as_waited(done, waited_s) for done in completed], call)
-        return {**prompts.cached, **embeddings}
+        record_batches([_as_waited(completed, waited_s) for completed in done.values()], call)
+        return {
+            **prompts.cached,
+            **{prompt: completed.outputs[TEXT_OUTPUT] for prompt, completed in done.items()},
+        }
 
-    def _begin(self, computations: Sequence[InFlight], pool: Executor, call: Call) -> None:
+    def _begin(self, computations: Sequence[Computation], pool: Executor, call: Call) -> None:
         """Start in the pool, so that a cancelled request does not end what others wait for."""
         try:
             pool.submit(self._compute, computations, call)
@@ -363,20 +319,21 @@ class TextEncoder:
             for computation in computations:
                 self._cache.fail(computation, stopping_error())
 
-    def _compute(self, computations: Sequence[InFlight], call: Call) -> None:
+    def _compute(self, computations: Sequence[Computation], call: Call) -> None:
         """Tokenize and queue the prompts that are still wanted."""
-        rows: dict[InFlight, NDArray[np.int64]] = {}
-        for computation in filter(self._cache.is_wanted, computations):
+        wanted = [c for c in computations if c.waiting]
+        num_left = len(computations) - len(wanted)
+        self._batcher.queue.count_abandoned(num_left, call.deadline)
+        rows: dict[Computation, NDArray[np.int64]] = {}
+        for computation in wanted:
             try:
                 rows[computation] = self._tokenizer.encode([computation.prompt]).token_ids_BL[0]
             except ValueError:
-                self._cache.fail(computation, BlankPrompt(computation.prompt))
-            except Exception as error:
-                # A bug of the tokenizer: fails this prompt only, and every waiting request logs it.
+                self._cache.fail(computation, blank_text("a text"))
+            except Exception as cause:  # a bug of the tokenizer fails this prompt only
+                error = InternalError("A text could not be tokenized.")
+                error.__cause__ = cause
                 self._cache.fail(computation, error)
-        wanted = {c: row for c, row in rows.items() if self._cache.is_wanted(c)}
-        num_left = sum(not (c.is_over or self._cache.is_wanted(c)) for c in computations)
-        self._batcher.queue.count_abandoned(num_left, call.deadline)
         # Items have no deadline, because requests join and leave; the last to leave cancels.
         items = [
             WorkItem(
@@ -387,15 +344,15 @@ class TextEncoder:
                 flow=call.flow,
                 trace=call.trace,
             )
-            for row in wanted.values()
+            for row in rows.values()
         ]
         try:
             work = self._batcher.queue.put(items)
-        except Exception as error:
-            for computation in wanted:
+        except ServiceError as error:
+            for computation in rows:
                 self._cache.fail(computation, error)
             return
-        for computation, future in zip(wanted, work, strict=True):
+        for computation, future in zip(rows, work, strict=True):
             self._cache.launch(computation, future)
 
 

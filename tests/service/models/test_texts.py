@@ -22,12 +22,11 @@ from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.texts import (
     ENTRY_OVERHEAD_BYTES,
-    InFlight,
+    Computation,
     PromptSet,
     TextCache,
     TextEmbedding,
     TextEmbeddings,
-    Waiter,
 )
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S, Entered, FakeRuntime, until
@@ -51,13 +50,11 @@ def completed(value: float) -> Completed:
 
 
 def add(cache: TextCache, prompt: str) -> None:
-    """Join, compute and leave, as a request does."""
-    waiter, begun = cache.join([prompt])
-    for computation in begun:
+    """Join and compute, as a request does."""
+    for computation in cache.join([prompt])[1]:
         work = ItemFuture()
         cache.launch(computation, work)
         work.settle(completed(1))
-    cache.leave(waiter)
 
 
 @pytest.mark.parametrize("use", ["find", "join"])
@@ -101,23 +98,18 @@ def test_each_prompt_is_counted_once_as_hit_miss_or_coalesced(
     ]
 
 
-def test_every_waiter_gets_its_own_error_and_its_other_prompts_are_cancelled(
-    cache: TextCache,
-) -> None:
-    waiter, (failing, other) = cache.join(["a", "b"])
+def test_every_request_gets_its_own_error_which_is_not_cached(cache: TextCache) -> None:
+    futures, (failing, _) = cache.join(["a", "b"])
     late, _ = cache.join(["a"])
-    work = ItemFuture()
-    cache.launch(other, work)
     error = InternalError("broken", param="texts[0]")
     error.__cause__ = ValueError("why")
     cache.fail(failing, error)
-    assert work.state == "cancelled", "before the request has woken"
-    assert not waiter.in_flight
-    errors: list[Any] = [one.done.exception(0) for one in (waiter, late)]
+    errors: list[Any] = [futures["a"].error, late["a"].error]
     assert errors[0] is not errors[1]
     assert {(e.message, e.param, e.__cause__) for e in errors} == {
         ("broken", "texts[0]", error.__cause__)
     }
+    assert futures["b"].state == "waiting"
     assert cache.join(["a"])[1], "an error is not cached"
 
 
@@ -127,32 +119,28 @@ class TextCacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = TextCache(2 * ENTRY_BYTES, Metrics())
-        self.waiters: list[tuple[Waiter, list[str]]] = []
-        self.begun: list[InFlight] = []
-        self.queued: list[tuple[InFlight, ItemFuture]] = []
-        self.running: list[tuple[InFlight, ItemFuture]] = []
-        self.num_failed = 0
+        self.requests: list[dict[str, ItemFuture]] = []
+        self.begun: list[Computation] = []
+        self.queued: list[tuple[Computation, ItemFuture]] = []
+        self.running: list[tuple[Computation, ItemFuture]] = []
 
     @rule(prompts=st.lists(st.sampled_from(PROMPTS), min_size=1))
     def arrive(self, prompts: list[str]) -> None:
-        waiter, begun = self.cache.join(prompts)
-        self.waiters.append((waiter, prompts))
+        futures, begun = self.cache.join(prompts)
+        self.requests.append(futures)
         self.begun += begun
 
-    @precondition(lambda self: self.waiters)
-    @rule(data=st.data(), is_cancelled=st.booleans())
-    def leave(self, data: st.DataObject, is_cancelled: bool) -> None:
-        waiter, _ = self.waiters.pop(data.draw(st.integers(0, len(self.waiters) - 1)))
-        if is_cancelled:
-            waiter.done.cancel()
-        self.cache.leave(waiter)
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        for future in self.requests.pop(draw_index(data, self.requests)).values():
+            future.cancel()
 
     @precondition(lambda self: self.begun)
     @rule(data=st.data(), fails=st.booleans())
     def launch(self, data: st.DataObject, fails: bool) -> None:
-        computation = self.begun.pop(data.draw(st.integers(0, len(self.begun) - 1)))
+        computation = self.begun.pop(draw_index(data, self.begun))
         if fails:
-            self.num_failed += 1
             self.cache.fail(computation, InternalError("no"))
             return
         work = ItemFuture()
@@ -162,55 +150,51 @@ class TextCacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
     def run(self, data: st.DataObject) -> None:
-        computation, work = self.queued.pop(data.draw(st.integers(0, len(self.queued) - 1)))
-        was_wanted = bool(computation.waiters)
-        assert work.start() == was_wanted, "computed without a waiter, or not computed for one"
-        if was_wanted:
+        computation, work = self.queued.pop(draw_index(data, self.queued))
+        is_wanted = bool(computation.waiting)
+        assert work.start() == is_wanted, "computed for no request, or not computed for one"
+        if is_wanted:
             self.running.append((computation, work))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), fails=st.booleans())
     def answer(self, data: st.DataObject, fails: bool) -> None:
-        computation, work = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        computation, work = self.running.pop(draw_index(data, self.running))
         if fails:
-            self.num_failed += 1
             work.settle(error=InternalError("no"))
         else:
             work.settle(completed(PROMPTS.index(computation.prompt)))
 
     @invariant()
     def no_prompt_is_computed_twice_at_a_time(self) -> None:
-        live = [f.prompt for f in self.begun if f.waiters]
-        live += [f.prompt for f, work in self.queued + self.running if work.state not in OVER]
+        live = [c.prompt for c in self.begun if c.waiting]
+        live += [c.prompt for c, work in self.queued + self.running if work.state not in OVER]
         assert len(live) == len(set(live))
 
     @invariant()
-    def every_waiter_gets_its_own_embeddings_as_soon_as_all_are_there(self) -> None:
-        for waiter, prompts in self.waiters:
-            if not waiter.done.done():
-                assert waiter.in_flight, "nothing is left to wait for, and no answer came"
-                missing = {computation.prompt for computation in waiter.in_flight}
-                assert missing | set(waiter.embeddings) == set(prompts)
-            elif waiter.done.exception() is None:
-                values = {p: float(e[0]) for p, e in waiter.embeddings.items()}
-                assert values == {p: PROMPTS.index(p) for p in prompts}
+    def every_request_gets_its_own_embeddings(self) -> None:
+        for futures in self.requests:
+            for prompt, future in futures.items():
+                if future.state == "done" and future.error is None:
+                    assert future.result().outputs["text"][0] == PROMPTS.index(prompt)
 
     @invariant()
     def the_bound_holds(self) -> None:
         assert self.cache.num_bytes == len(self.cache) * ENTRY_BYTES <= 2 * ENTRY_BYTES
 
     def teardown(self) -> None:
-        """After all work is answered no waiter and no computation is left."""
+        """After all work is answered no request waits and no computation is left."""
         for computation in self.begun:
             self.cache.fail(computation, InternalError("no"))
-        for computation, work in self.queued:
-            if work.start():
-                self.running.append((computation, work))
+        self.running += [(c, work) for c, work in self.queued if work.start()]
         for computation, work in self.running:
             work.settle(completed(PROMPTS.index(computation.prompt)))
-        assert all(waiter.done.done() for waiter, _ in self.waiters)
-        assert all(not waiter.in_flight for waiter, _ in self.waiters)
+        assert all(f.state == "done" for futures in self.requests for f in futures.values())
         assert not self.cache._in_flight
+
+
+def draw_index(data: st.DataObject, items: list[Any]) -> int:
+    return data.draw(st.integers(0, len(items) - 1))
 
 
 TestTextCacheMachine = TextCacheMachine.TestCase

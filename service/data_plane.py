@@ -54,7 +54,7 @@ from service.models.image_pipeline import (
     MeasuredImages,
 )
 from service.models.registry import ModelRegistry
-from service.models.served_model import ModelStatistics, RequestTimer, ServedModel
+from service.models.served_model import ModelStatistics, ServedModel
 from service.models.texts import PromptSet, TextEmbeddings
 from service.outputs.examples import PatchMap, example_embeddings
 from service.outputs.features import View, fit_view
@@ -488,7 +488,7 @@ class DataPlane:
         own_ticket = self.admission.enter(call) if call.ticket is None else None
         call.model = model.manifest.name
         try:
-            with RequestTimer(model.requests, call, num_items):
+            with model.requests.count(call, num_items):
                 yield model
         finally:
             if own_ticket is not None:

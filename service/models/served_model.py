@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,6 @@ from service.monitoring.metrics import LaneReport
 
 NS_PER_S: Final = 1_000_000_000
 STAGES: Final[tuple[Stage, ...]] = ("decode", "queue", "run", "post")
-STAGES_OF_HITS: Final[tuple[Stage, ...]] = ("queue",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,6 @@ class Total:
 
     count: int = 0
     ns: int = 0
-
-    @classmethod
-    def of(cls, counted: Sequence[float]) -> Self:
-        """The total of a number of events and of their seconds."""
-        count, seconds = counted
-        return cls(int(count), round(seconds * NS_PER_S))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +72,9 @@ class RequestCounts:
         self._lock = threading.Lock()
         self._last_ms = 0
         self._num_items = 0
-        # Of each outcome and stage the number of requests, and their seconds.
-        self._success, self._fail, self._cache_hit = [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]
-        self._stages: dict[Stage, list[float]] = {stage: [0.0, 0.0] for stage in STAGES}
+        # By outcome or stage.
+        self._counts: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
 
     def snapshot(self, name: str, batches: Mapping[int, tuple[int, float]]) -> ModelStatistics:
         """The counts as they are now.
@@ -90,72 +84,54 @@ class RequestCounts:
             batches: Number and total seconds of batches, by their number of items.
         """
         with self._lock:
-            return ModelStatistics(
-                name=name,
-                last_ms=self._last_ms,
-                num_items=self._num_items,
-                success=Total.of(self._success),
-                fail=Total.of(self._fail),
-                cache_hit=Total.of(self._cache_hit),
-                stages={stage: Total.of(counted) for stage, counted in self._stages.items()},
-                batches={size: Total.of(counted) for size, counted in batches.items()},
-            )
+            totals = {
+                key: _total(self._counts[key], self._seconds[key])
+                for key in ("success", "fail", "cache_hit", *STAGES)
+            }
+            last_ms, num_items = self._last_ms, self._num_items
+        return ModelStatistics(
+            name=name,
+            last_ms=last_ms,
+            num_items=num_items,
+            success=totals["success"],
+            fail=totals["fail"],
+            cache_hit=totals["cache_hit"],
+            stages={stage: totals[stage] for stage in STAGES},
+            batches={size: _total(*counted) for size, counted in batches.items()},
+        )
 
-    def _count(self, seconds: float, num_items: int, stages: Mapping[Stage, float] | None) -> None:
-        """Count one request; `stages` is None for a failed one."""
+    @contextmanager
+    def count(self, call: Call, num_items: int) -> Iterator[None]:
+        """Count one request of so many items, which the block answers."""
+        began = call.clock()
+        # One call may make two requests, for images and texts; each counts its own stages.
+        before = dict(call.stages)
+        try:
+            yield
+        except BaseException:
+            self._add({"fail": call.clock() - began}, 0)
+            raise
+        stages = {s: max(0.0, total - before.get(s, 0.0)) for s, total in call.stages.items()}
+        added = {"success": call.clock() - began}
+        # As in Triton, and as `perf_analyzer` checks: every request counts for the queue, and for
+        # all stages of computing, or for none of them if the cache answers it.
+        if "run" in stages:
+            added |= {stage: stages.get(stage, 0.0) for stage in STAGES}
+        else:
+            added |= {"cache_hit": added["success"], "queue": stages.get("queue", 0.0)}
+        self._add(added, num_items)
+
+    def _add(self, seconds: Mapping[str, float], num_items: int) -> None:
         with self._lock:
             self._last_ms = int(self._now() * 1000)
-            if stages is None:
-                _add(self._fail, seconds)
-                return
-            _add(self._success, seconds)
             self._num_items += num_items
-            # As in Triton, and as `perf_analyzer` checks: every request counts for the queue, and
-            # for all stages of computing, or for none of them if the cache answers it.
-            is_computed = "run" in stages
-            if not is_computed:
-                _add(self._cache_hit, seconds)
-            for stage in STAGES if is_computed else STAGES_OF_HITS:
-                counted = self._stages[stage]
-                counted[0] += 1
-                counted[1] += stages.get(stage, 0.0)
+            for key, added in seconds.items():
+                self._counts[key] += 1
+                self._seconds[key] += added
 
 
-def _add(counted: list[float], seconds: float) -> None:
-    counted[0] += 1
-    counted[1] += seconds
-
-
-class RequestTimer:
-    """Counts one request of so many items, from its construction to the end of the block."""
-
-    __slots__ = ("_before", "_began", "_call", "_counts", "_num_items")
-
-    def __init__(self, counts: RequestCounts, call: Call, num_items: int) -> None:
-        self._counts, self._call, self._num_items = counts, call, num_items
-        self._began = call.clock()
-        self._before = dict(call.stages)
-
-    def __enter__(self) -> None:
-        """Nothing to do; the constructor took the time."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        seconds = self._call.clock() - self._began
-        stages: Mapping[Stage, float] | None = None
-        if kind is None:
-            stages = self._call.stages
-            if self._before:
-                # One call may make two requests, for images and texts; each counts its own share.
-                stages = {
-                    stage: max(0.0, total_s - self._before.get(stage, 0.0))
-                    for stage, total_s in stages.items()
-                }
-        self._counts._count(seconds, self._num_items, stages)
+def _total(count: int, seconds: float) -> Total:
+    return Total(count, round(seconds * NS_PER_S))
 
 
 class ServedModel:

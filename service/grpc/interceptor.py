@@ -1,18 +1,18 @@
 """The one interceptor: each RPC's call, key, limits, deadline, ticket and errors.
 
-Health and reflection pass as grpcio serves them: Kubernetes' probes cannot send a key, and
-reflection describes only the contract in `proto/`.
+Health and reflection need no key: Kubernetes' probes cannot send one, and reflection describes only
+the contract in `proto/`. Their messages are small, and few are read at once.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
@@ -20,7 +20,9 @@ from service.admission import Admission, Ticket
 from service.call import Call, accept_priority, deadline_exceeded
 from service.errors import (
     ErrorKind,
+    InvalidRequest,
     Overloaded,
+    RequestTooLarge,
     ServiceError,
     internal_error,
 )
@@ -33,7 +35,6 @@ from service.safety.protection import Protection
 from service.safety.proxies import FORWARDED_FOR
 
 StreamError = Callable[[ServiceError, Any, Call], Message]
-OURS: Final = ("/tipserve.v1.", "/inference.GRPCInferenceService/")
 OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 # Codes that are the server's fault by OpenTelemetry's conventions.
 FAULTS: Final = frozenset(
@@ -47,6 +48,9 @@ FAULTS: Final = frozenset(
     }
 )
 PRIORITY: Final = "x-request-priority"
+# Messages of health and reflection hold one name. 64 of 33 MB took 2 GiB.
+MAX_OPEN_MESSAGE_BYTES: Final = 4096
+NUM_OPEN_MESSAGES: Final = 2
 RETRY_S: Final = 1.0
 MAX_RPCS: Final = 2048
 logger = logging.getLogger(__name__)
@@ -71,6 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._admission = admission
         self._stream_errors = stream_errors
         self._reader = MessageReader(protection.num_receive_places)
+        self._open_reader = MessageReader(NUM_OPEN_MESSAGES)
         self._num_rpcs = self._num_streams = 0
         self._handlers: dict[str, Any] = {}
         # Set when the server closes: streams read no further request.
@@ -91,8 +96,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             # gRPC answers these itself. The caller's name must not become a label.
             unknown = grpc.StatusCode.UNIMPLEMENTED.name
             self._telemetry.metrics.calls.observe("other", unknown, None, {})
-        if handler is None or not method.startswith(OURS):
-            return handler
+        if handler is None:
+            return None
+        if service_of(method) in OPEN_SERVICES:
+            return self._open_handler(handler)
         rpc = Rpc.of(method, handler, self._protection.max_message_values)
         is_stream = handler.stream_stream is not None
 
@@ -101,6 +108,45 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         self._handlers[method] = grpc.stream_stream_rpc_method_handler(serve)
         return self._handlers[method]
+
+    def _open_handler(self, handler: Any) -> Any:
+        """A handler of health or reflection that reads its messages itself, as bytes."""
+
+        async def read(context: Any) -> Any:
+            raw = await self._open_reader.read(context, self._host_of(context))
+            if raw is grpc.aio.EOF:
+                return raw
+            if len(raw) > MAX_OPEN_MESSAGE_BYTES:
+                raw = b""  # the context keeps the error, and the error this frame
+                raise RequestTooLarge(f"At most {MAX_OPEN_MESSAGE_BYTES} bytes are allowed.")
+            try:
+                return handler.request_deserializer(raw)
+            except DecodeError:
+                raise InvalidRequest("The message is malformed.") from None
+
+        async def read_all(context: Any) -> AsyncIterator[Any]:
+            while (message := await read(context)) is not grpc.aio.EOF:
+                yield message
+
+        async def answer(messages: Any, context: Any) -> None:
+            try:
+                if handler.stream_stream is not None:
+                    async for one in handler.stream_stream(read_all(context), context):
+                        await context.write(one)
+                elif (request := await read(context)) is grpc.aio.EOF:
+                    raise InvalidRequest("The RPC has no message.", code="missing_message")
+                elif handler.unary_stream is not None:
+                    await handler.unary_stream(request, context)  # it writes to the context
+                else:
+                    await context.write(await handler.unary_unary(request, context))
+            except ServiceError as error:
+                await _abort(context, error, ())
+            except NotImplementedError:  # such as Health/List, which newer contracts have
+                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "This RPC is not supported.")
+
+        return grpc.stream_stream_rpc_method_handler(
+            answer, response_serializer=handler.response_serializer
+        )
 
     async def _serve(self, rpc: Rpc, context: Any) -> None:
         """Answer a unary RPC."""
@@ -129,7 +175,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if self._num_rpcs > MAX_RPCS:
                 raise self._too_many("RPCs", code="too_many_rpcs")
             async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
-                request = parse_message(await self._reader.read(context, call.host), rpc, ticket)
+                raw = await self._reader.read(context, call.host)
+                if raw is grpc.aio.EOF:
+                    raise InvalidRequest("The RPC has no message.", code="missing_message")
+                request = parse_message(raw, rpc, ticket)
+                del raw
                 answer = write_message(await rpc.behavior(request, context))
                 del request
                 context.set_trailing_metadata(call_metadata(call))
@@ -200,12 +250,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         longest_s = self._protection.request_timeout_s
         timeout_s = longest_s if remaining_s is None else min(longest_s, remaining_s)
         metadata = context.invocation_metadata() or ()
-        forwarded = (value for name, value in metadata if name == FORWARDED_FOR)
-        host = self._protection.proxies.host_of(peer_host(context.peer()), forwarded)
+        host = self._host_of(context)
         carried = {name: value for name, value in metadata if name in CARRIED}
         call = self._telemetry.begin("grpc", name, carried, timeout_s, host=host)
         call.answer_encoding = "protobuf"
         return call
+
+    def _host_of(self, context: Any) -> str:
+        metadata = context.invocation_metadata() or ()
+        forwarded = (value for name, value in metadata if name == FORWARDED_FOR)
+        return self._protection.proxies.host_of(peer_host(context.peer()), forwarded)
 
     def _check_caller(self, context: Any, ticket: Ticket) -> None:
         """Check the key."""
@@ -236,6 +290,11 @@ async def _abort(context: Any, error: ServiceError, metadata: Metadata) -> None:
 def call_metadata(call: Call) -> Metadata:
     """Trailing metadata of every answer and error."""
     return (("x-request-id", call.request_id), ("server-timing", call.server_timing()))
+
+
+def service_of(method: str) -> str:
+    """`package.Service` of `/package.Service/Method`."""
+    return method.lstrip("/").rpartition("/")[0]
 
 
 def priority_of(context: Any) -> str | None:

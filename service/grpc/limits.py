@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, Self
 
-import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -90,12 +89,11 @@ class MessageReader:
         self._hosts: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}
         self._reading: dict[asyncio.Timeout, float] = {}
 
-    async def read(self, context: Any, host: str) -> bytes:
-        """The message of a unary RPC.
+    async def read(self, context: Any, host: str) -> Any:
+        """The next message as bytes, or `grpc.aio.EOF`.
 
         Raises:
             DeadlineExceeded: It did not arrive in time.
-            InvalidRequest: There is none.
         """
         new = (asyncio.Semaphore(self._num_of_host), set[object]())
         of_host, messages = self._hosts.setdefault(host, new)
@@ -116,9 +114,7 @@ class MessageReader:
             messages.discard(context)
             if not messages:
                 self._hosts.pop(host, None)
-        if raw is grpc.aio.EOF:
-            raise InvalidRequest("The RPC has no message.", code="missing_message")
-        return bytes(raw)
+        return raw
 
     async def _receive(self, context: Any) -> Any:
         began = asyncio.get_running_loop().time()

@@ -254,3 +254,14 @@ async def test_an_error_of_a_call_that_has_ended_is_not_logged(
             await handler.stream_stream(None, context)
         assert interceptor.is_idle
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_health_takes_small_messages_only(serving: Serving) -> None:
+    check = "/grpc.health.v1.Health/Check"
+    async with serving() as server, grpc_channel(server) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="At most 4096 bytes") as caught:
+            await channel.unary_unary(check)(bytes(5000), timeout=LIMIT_S)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.aio.AioRpcError, match="malformed"):
+            await channel.unary_unary(check)(b"\xff", timeout=LIMIT_S)
+        assert await channel.unary_unary(check)(b"", timeout=LIMIT_S)

@@ -326,7 +326,7 @@ class Admission:
         self._waiting: list[_Waiter] = []
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
-        metrics.watch_inflight(lambda: self.num_admitted)
+        metrics.inflight.set_function(lambda: self.num_admitted)
 
     @property
     def is_open(self) -> bool:

@@ -116,7 +116,7 @@ class Server:
         self._watchdog = Watchdog(
             lambda: self.plane.health, self._publish_health, settings.watchdog_interval_s
         )
-        self.metrics.watch_ready(lambda: self.plane.is_ready)
+        self.metrics.ready.set_function(lambda: self.plane.is_ready)
 
     def _listen(self, settings: Settings) -> None:
         """Open the three ports; gRPC's when it starts, and those of a worker when it is ready."""

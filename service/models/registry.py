@@ -57,9 +57,10 @@ class ModelRegistry:
         self._users: Counter[ServedModel] = Counter()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        metrics.watch_queue(self._queue_depths, self._oldest_s)
-        metrics.watch_models(lambda: [served.info for served in self.models()])
-        metrics.watch_lanes(lambda: [served.lane_report() for served in self.models()])
+        metrics.queue_oldest.set_function(self._oldest_s)
+        metrics.queue_depths = self._queue_depths
+        metrics.models = lambda: [served.info for served in self.models()]
+        metrics.lane_reports = lambda: [served.lane_report() for served in self.models()]
 
     @property
     def is_empty(self) -> bool:

@@ -322,17 +322,24 @@ CAPACITY: Final = ("queue_full", "body_memory", "work_memory", "rpcs", "unhealth
 class Metrics(Collector):
     """All metrics. Counters are thread-safe.
 
-    What changes without us, such as queues and models, is read by callbacks at every scrape.
+    What changes without us is read at every scrape, by functions that its owner sets.
+
+    Attributes:
+        registry: All of them.
+        queue_depths: Queued items by shape.
+        models: The served models.
+        lane_reports: The state of all models' lanes.
+        num_dropped_lines: Lines of the log that were dropped.
     """
 
     def __init__(self) -> None:
         """Begin all counts at zero."""
         self.registry = CollectorRegistry()
         self.calls = CallMetrics(self.registry)
-        self._depths: Depths = dict
-        self._models: Callable[[], Iterable[ModelInfo]] = tuple
-        self._lanes: Callable[[], Iterable[LaneReport]] = tuple
-        self._num_dropped: Callable[[], int] = int
+        self.queue_depths: Depths = dict
+        self.models: Callable[[], Iterable[ModelInfo]] = tuple
+        self.lane_reports: Callable[[], Iterable[LaneReport]] = tuple
+        self.num_dropped_lines: Callable[[], int] = int
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self.rejected = self._counter("rejected", "Refused requests.", "reason")
@@ -361,9 +368,9 @@ class Metrics(Collector):
         self._batch_images = self._histogram("batch_images", "Images of a batch.", ITEMS)
         self._batch_patches = self._histogram("batch_patches", "Patches of a batch.", PATCHES)
         self._batch_texts = self._histogram("batch_texts", "Texts of a batch.", ITEMS)
-        self._inflight = self._gauge("inflight", "Admitted requests that are not answered yet.")
-        self._oldest = self._gauge("queue_oldest_seconds", "Age of the oldest queued item.")
-        self._ready = self._gauge("ready", "1 while balancers should send requests here, else 0.")
+        self.inflight = self._gauge("inflight", "Admitted requests that are not answered yet.")
+        self.queue_oldest = self._gauge("queue_oldest_seconds", "Age of the oldest queued item.")
+        self.ready = self._gauge("ready", "1 while balancers should send requests here, else 0.")
         self.cpus = self._gauge("cpus", "CPUs for which lanes and threads are planned.")
         self.cpus.set_function(available_cpus)
         build = self._gauge("build_info", "1, labelled with versions.", "version", "python")
@@ -383,19 +390,6 @@ class Metrics(Collector):
         turned = list(self.loops_turned_at.items())
         return [name for name, turned_at in turned if now - turned_at > limit_s]
 
-    def watch_queue(self, depths: Depths, oldest_s: Callable[[], float]) -> None:
-        """Set the source of queue depths by bucket, and of the oldest item's age."""
-        self._depths = depths
-        self._oldest.set_function(oldest_s)
-
-    def watch_inflight(self, count: Callable[[], int]) -> None:
-        """Set the source of the number of admitted requests."""
-        self._inflight.set_function(count)
-
-    def watch_ready(self, is_ready: Callable[[], bool]) -> None:
-        """Set the source of readiness."""
-        self._ready.set_function(is_ready)
-
     def record_first_ready(self) -> None:
         """Add the time of the first readiness; before it there is no such metric."""
         gauge = self._gauge(
@@ -409,28 +403,16 @@ class Metrics(Collector):
         if nvml is not None:
             self.registry.register(GpuCollector(nvml))
 
-    def watch_log(self, num_dropped: Callable[[], int]) -> None:
-        """Set the source of the number of dropped log lines."""
-        self._num_dropped = num_dropped
-
-    def watch_models(self, models: Callable[[], Iterable[ModelInfo]]) -> None:
-        """Set the source of the served models."""
-        self._models = models
-
-    def watch_lanes(self, reports: Callable[[], Iterable[LaneReport]]) -> None:
-        """Set the source of the reports of all models' lanes."""
-        self._lanes = reports
-
     def collect(self) -> Iterator[Metric]:
         """Families whose labels change while the server runs, and those that may have no value."""
         depth = GaugeMetricFamily(
             "tipserve_queue_depth", "Queued items by shape.", labels=["bucket"]
         )
-        for bucket, count in self._depths().items():
+        for bucket, count in self.queue_depths().items():
             depth.add_metric([bucket], count)
         yield depth
         yield self._model_info()
-        reports = list(self._lanes())
+        reports = list(self.lane_reports())
         for kind, table in ((CounterMetricFamily, LANE_COUNTERS), (GaugeMetricFamily, LANE_GAUGES)):
             for name, text, label, read in table:
                 labels = ["model", label] if label else ["model"]
@@ -446,7 +428,7 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             "tipserve_log_lines_dropped",
             "Log lines that were dropped because the log's reader was too slow.",
-            self._num_dropped(),
+            self.num_dropped_lines(),
         )
         yield GaugeMetricFamily(
             "tipserve_memory_limit_bytes", "Memory limit of the control group.", memory_limit()
@@ -455,7 +437,7 @@ class Metrics(Collector):
     def _model_info(self) -> Metric:
         labels = ["name", "variant", "runtime", "precision", "device", "package_digest"]
         family = GaugeMetricFamily("tipserve_model_info", "1 for each served model.", labels=labels)
-        for info in self._models():
+        for info in self.models():
             manifest = info.manifest
             computed = [info.runtime, info.precision, info.device]
             digest = manifest.digest[:DIGEST_CHARS]

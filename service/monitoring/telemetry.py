@@ -30,7 +30,7 @@ def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) 
     metrics.watch_gpus(find_nvml())
     access_log = None
     if log is not None:
-        metrics.watch_log(lambda: log.num_dropped)
+        metrics.num_dropped_lines = lambda: log.num_dropped
         # Lines of successful requests have the level INFO.
         is_logged = settings.log_level in ("DEBUG", "INFO")
         access_log = AccessLog(settings.access_log_ratio if is_logged else 0.0)

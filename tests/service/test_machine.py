@@ -174,7 +174,6 @@ WEIGHTS = {"first": "return_large_blocks()", "size_mib": 1, "num": 64}
     [
         (REUSED, range(70, 100)),
         (KEPT.format(first="return_large_blocks()", **LARGE), range(16)),
-        (KEPT.format(first="", **LARGE), range(100, 200)),
         (KEPT.format(context="returning_blocks_of_weights()", **WEIGHTS), range(8)),
         (KEPT.format(context="nullcontext()", **WEIGHTS), range(50, 70)),
     ],

@@ -59,14 +59,15 @@ def test_calls_are_counted_by_model_and_protocol_and_in_total(metrics: Metrics) 
 
 
 def test_queues_and_lanes_are_read_when_scraped(metrics: Metrics) -> None:
-    metrics.watch_queue(lambda: {"image 28x28": 3}, lambda: 1.5)
+    metrics.queue_depths = lambda: {"image 28x28": 3}
+    metrics.queue_oldest.set(1.5)
     report = LaneReport(
         model="m",
         states={"ready": 2},
         batches={1: (3, 0.5), 4: (2, 1.0)},
         rejected={"too_large": 7},
     )
-    metrics.watch_lanes(lambda: [report])
+    metrics.lane_reports = lambda: [report]
     lines = set(generate_latest(metrics.registry).decode().splitlines())
     assert lines >= {
         'tipserve_queue_depth{bucket="image 28x28"} 3.0',

@@ -36,14 +36,15 @@ def process(num_requests: int, oldest_s: float) -> Metrics:
     metrics = Metrics()
     for _ in range(num_requests):
         metrics.calls.observe("GET /", "200", 0.5, {"run": 0.25}, model="tiny")
-    metrics.watch_inflight(lambda: num_requests)
-    metrics.watch_queue(lambda: {"image": num_requests}, lambda: oldest_s)
+    metrics.inflight.set(num_requests)
+    metrics.queue_depths = lambda: {"image": num_requests}
+    metrics.queue_oldest.set(oldest_s)
     report = LaneReport(
         model="tiny",
         states={"ready": 2},
         batches={1: (3, 1.5)},
     )
-    metrics.watch_lanes(lambda: [report])
+    metrics.lane_reports = lambda: [report]
     return metrics
 
 

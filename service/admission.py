@@ -124,16 +124,16 @@ class PatchBudget:
         self._num_of_streams = 0
         self._throughput = Throughput()
 
-    def is_full(self, flow: str) -> bool:
+    def is_full(self, caller: str) -> bool:
         """Whether the smallest request of a caller does not fit."""
-        return not self.fits(1, flow)
+        return not self.fits(1, caller)
 
-    def fits(self, num_patches: int, flow: str) -> bool:
+    def fits(self, num_patches: int, caller: str) -> bool:
         """Whether a request fits into the queue, and into the share of its caller."""
         free = self.max_patches - self.num_patches - num_patches
         if free < 0:
             return False
-        held = self._held[flow] if flow else 0  # in process there are no other callers
+        held = self._held[caller] if caller else 0  # in process there are no other callers
         return not held or held + num_patches <= HELD_TO_FREE * free
 
     def fits_streams(self, num_patches: int) -> bool:
@@ -197,9 +197,9 @@ class PatchBudget:
 
     def _add(self, num_patches: int, call: Call) -> None:
         self.num_patches += num_patches
-        self._held[call.flow] += num_patches
-        if not self._held[call.flow]:
-            del self._held[call.flow]
+        self._held[call.caller] += num_patches
+        if not self._held[call.caller]:
+            del self._held[call.caller]
         if call.waits_for_capacity:
             self._num_of_streams += num_patches
 
@@ -210,8 +210,8 @@ class PatchBudget:
         """
         if not self.num_requests:
             return 0.0
-        own = self._held[call.flow] + num_patches
-        others = sum(min(held, own) for flow, held in self._held.items() if flow != call.flow)
+        own = self._held[call.caller] + num_patches
+        others = sum(min(held, own) for caller, held in self._held.items() if caller != call.caller)
         is_urgent = call.priority == 1
         return self._throughput.seconds(num_patches if is_urgent else own + others) or 0.0
 
@@ -285,10 +285,10 @@ class _Waiter:
     @property
     def fits_patches(self) -> bool:
         """Whether its patches fit now."""
-        flow = self.ticket.call.flow
+        caller = self.ticket.call.caller
         if self.is_stream and not self.budget.fits_streams(self.num_patches):
             return False
-        return self.budget.fits(self.num_patches, flow)
+        return self.budget.fits(self.num_patches, caller)
 
     def end(self, error: ServiceError | None = None) -> None:
         """Wake the coroutine, from any thread."""
@@ -408,7 +408,7 @@ class Admission:
         num_bytes = min(num_bytes, self.max_work_bytes)
         with self._lock:
             is_stream = ticket.call.waits_for_capacity
-            if not is_stream and budget.is_full(ticket.call.flow):
+            if not is_stream and budget.is_full(ticket.call.caller):
                 raise budget.full()  # before the deadline: a full queue is the better reason
             budget.check(num_patches, ticket.call)
             waiter = _Waiter(ticket, budget, num_patches, num_bytes)

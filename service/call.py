@@ -28,8 +28,8 @@ AnswerEncoding = Literal["bytes", "list", "base64", "protobuf", "png", "overlay"
 PRIORITIES: Final = (1, 2, 3)
 DEFAULT_PRIORITY: Final = 2
 
-# Flows of a protocol; hosts beyond them share flows. Any number of hosts may come.
-NUM_HOST_FLOWS: Final = 4096
+# Callers of one protocol that are told apart, so that their number is bounded.
+NUM_CALLERS: Final = 4096
 IPV6: Final = 6
 IPV6_HOST_BITS: Final = 64
 # Printable ASCII without the space.
@@ -50,7 +50,7 @@ class Call:
         started: Monotonic seconds of its arrival.
         priority: One of `PRIORITIES`; 1 is the most urgent.
         host: Address of the caller; empty in process.
-        flow: Name of the flow for fair sharing of the lanes; see `flow_of`.
+        caller: Name of the caller, for fair sharing of the lanes; see `caller_of`.
         stages: Seconds in each stage; of items in parallel the slowest counts.
         item: Index of the request in its stream; None for a single request.
         waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
@@ -70,7 +70,7 @@ class Call:
     started: float = field(default_factory=time.monotonic)
     priority: int = DEFAULT_PRIORITY
     host: str = ""
-    flow: str = ""
+    caller: str = ""
     item: int | None = None
     waits_for_capacity: bool = False
     answer_encoding: AnswerEncoding = "bytes"
@@ -126,12 +126,12 @@ class Call:
 
 
 @functools.lru_cache(1024)
-def flow_of(protocol: str, host: str) -> str:
-    """Name of the flow of a protocol's calls from a host, which shares fairly with others.
+def caller_of(protocol: str, host: str) -> str:
+    """Name of the caller at a host, over one protocol, with which others share fairly.
 
     An IPv6 host has 2**64 addresses of its own, so they count as one. Callers behind a proxy are
-    one host, unless `trusted_proxies` names it. The hash has a secret seed, so no caller can choose
-    the flow of another host.
+    one host, unless `trusted_proxies` names it. The hash has a secret seed, so no host can choose
+    the name of another.
 
     Source: stochastic fairness queueing (P. McKenney, 1990).
     """
@@ -141,7 +141,7 @@ def flow_of(protocol: str, host: str) -> str:
         host = str(address)
         if address.version == IPV6:
             host = str(ipaddress.ip_network((address, IPV6_HOST_BITS), strict=False))
-    return f"{protocol} {hash(host) % NUM_HOST_FLOWS}"
+    return f"{protocol} {hash(host) % NUM_CALLERS}"
 
 
 class StageTimer:

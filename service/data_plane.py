@@ -204,8 +204,8 @@ class DataPlane:
         models = [self.models.find(name)] if name else self.models.models()
         return [served.statistics() for served in models]
 
-    def check_open(self, flow: str) -> None:
-        """Reject a request of a flow that cannot be admitted, before its body is read.
+    def check_open(self, caller: str) -> None:
+        """Reject a request of a caller that cannot be admitted, before its body is read.
 
         Raises:
             Unavailable: The server starts or drains.
@@ -213,7 +213,7 @@ class DataPlane:
         """
         self.admission.check_open()
         models = self.models.models()
-        if models and all(model.budget.is_full(flow) for model in models):
+        if models and all(model.budget.is_full(caller) for model in models):
             raise models[0].budget.full()
 
     async def offload(self, work: Callable[[], T]) -> T:

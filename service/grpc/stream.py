@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from service.admission import ServerState, Ticket, unavailable
-from service.call import Call, flow_of
+from service.call import Call, caller_of
 from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.grpc.converters import refuse_unknown_fields
 from service.grpc.errors import CODE
@@ -166,7 +166,7 @@ def begin_item(request: stream_pb2.StreamRequest, call: Call) -> str:
         InvalidRequest: No such field is set, a field is unknown, or the time limit is invalid.
     """
     # Streams share the lanes fairly with unary RPCs and with REST.
-    call.flow, call.waits_for_capacity = flow_of("stream", call.host), True
+    call.caller, call.waits_for_capacity = caller_of("stream", call.host), True
     refuse_unknown_fields(request, is_deep=False)
     if request.HasField("timeout"):
         timeout_s = request.timeout.seconds + 1e-9 * request.timeout.nanos

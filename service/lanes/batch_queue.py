@@ -2,8 +2,8 @@
 
 Scheduling order: priority, fair share, arrival. An item rises one priority level with every
 `priority_step_s` that it waits, so no item starves. It then counts like newer items of that level,
-and never outranks those of its own: otherwise a flow would win by the length of its own queue.
-Among items that count alike, the flow that has used less of the lanes goes first; within a flow,
+and never outranks those of its own: otherwise a caller would win by the length of its own queue.
+Among items that count alike, the caller that has used less of the lanes goes first; of one caller,
 the oldest item.
 
 A batch holds items of one bucket, in scheduling order, up to the bucket's limits. The bucket of the
@@ -35,16 +35,16 @@ from service.monitoring.metrics import Metrics, ModelCounter
 # A caller's timer may fire slightly before the deadline that it was set for.
 TIMER_SLACK_S: Final = 0.001
 
-# Priority level now, virtual time of the flow, rank. The smallest key is served first.
+# Priority level now, virtual time of the caller, rank. The smallest key is served first.
 SchedulingKey = tuple[int, float, tuple[float, int]]
 
 
 class FairShare:
-    """Virtual time of each flow: the cost that it has used of the lanes. Not thread-safe.
+    """Virtual time of each caller: the cost that it has used of the lanes. Not thread-safe.
 
-    A flow that floods the queue waits behind its own items only. A flow that returns after a pause
+    A caller that floods the queue waits behind its own items only. One that returns after a pause
     continues level with the others: it has no credit, and does not pay for what it used while
-    no other flow was waiting.
+    no other caller was waiting.
 
     Source: start-time fair queueing (P. Goyal, H. Vin, H. Cheng, 1996).
     """
@@ -54,36 +54,36 @@ class FairShare:
         self._num_waiting: dict[str, int] = {}
         self._level = 0.0
 
-    def add(self, flow: str) -> None:
+    def add(self, caller: str) -> None:
         """Count an item that starts to wait."""
-        if flow not in self._num_waiting:
-            self._num_waiting[flow] = 0
-            self._virtual_times[flow] = max(self._virtual_times.get(flow, 0.0), self._level)
-        self._num_waiting[flow] += 1
+        if caller not in self._num_waiting:
+            self._num_waiting[caller] = 0
+            self._virtual_times[caller] = max(self._virtual_times.get(caller, 0.0), self._level)
+        self._num_waiting[caller] += 1
 
-    def remove(self, flow: str) -> None:
+    def remove(self, caller: str) -> None:
         """Count an item that no longer waits, served or not."""
-        self._num_waiting[flow] -= 1
-        if not self._num_waiting[flow]:
-            del self._num_waiting[flow]
-        if not self._num_waiting:  # with no flow left to compare, start over
+        self._num_waiting[caller] -= 1
+        if not self._num_waiting[caller]:
+            del self._num_waiting[caller]
+        if not self._num_waiting:  # with no caller left to compare, start over
             self._virtual_times.clear()
             self._level = 0.0
 
-    def charge(self, flow: str, cost: float) -> None:
-        """Charge a flow for an item that is served."""
-        self._level = self._virtual_times[flow]
-        self._virtual_times[flow] += cost
+    def charge(self, caller: str, cost: float) -> None:
+        """Charge a caller for an item that is served."""
+        self._level = self._virtual_times[caller]
+        self._virtual_times[caller] += cost
 
-    def virtual_time(self, flow: str) -> float:
-        """Virtual time of a waiting flow; the smallest is served first."""
-        return self._virtual_times[flow]
+    def virtual_time(self, caller: str) -> float:
+        """Virtual time of a waiting caller; the smallest is served first."""
+        return self._virtual_times[caller]
 
 
 class BucketQueue:
     """Waiting items of one bucket, by rank. Not thread-safe.
 
-    Within one flow and priority level, items are served by rank. Each level of each flow is
+    Within one caller and priority level, items are served by rank. Each level of each caller is
     therefore a queue of its own, and only their heads are compared. Removing an item costs the same
     anywhere in the queue.
     """
@@ -119,7 +119,7 @@ class BucketQueue:
         return min(entry.enqueued for entry in self.heads())
 
     def heads(self) -> list[QueuedItem]:
-        """The first item of each level of each flow."""
+        """The first item of each level of each caller."""
         return [next(iter(level.values())) for level in self._levels.values()]
 
     def entries(self) -> list[QueuedItem]:
@@ -240,11 +240,11 @@ class BatchQueue:
         return 0.0 if oldest is None else self._clock() - oldest
 
     def _enqueue(self, item: WorkItem, now: float) -> QueuedItem:
-        self._fairness.add(item.flow)
+        self._fairness.add(item.caller)
         rank = now + (item.priority - 1) * self._rules.priority_step_s
         number = self._next_number
         self._next_number += 1
-        level = item.priority, item.flow
+        level = item.priority, item.caller
         entry = QueuedItem(number=number, item=item, enqueued=now, level=level, rank=(rank, number))
         entry.future.on_left = partial(self._drop_cancelled, entry)
         queue = self._queues.get(item.bucket)
@@ -263,7 +263,7 @@ class BatchQueue:
             item = entry.item
             num_steps = int((now - entry.enqueued) / self._rules.priority_step_s)
             level = max(most_urgent, item.priority - num_steps)
-            return level, self._fairness.virtual_time(item.flow), entry.rank
+            return level, self._fairness.virtual_time(item.caller), entry.rank
 
         return min(heads, key=key)
 
@@ -279,7 +279,7 @@ class BatchQueue:
         queue = self._queues.get(entry.item.bucket)
         if queue is None or not queue.remove(entry):
             return
-        self._fairness.remove(entry.item.flow)
+        self._fairness.remove(entry.item.caller)
         if not queue.num_items:
             del self._queues[entry.item.bucket]
 
@@ -324,7 +324,7 @@ class BatchQueue:
             # False if the caller has cancelled; from here on it can no longer cancel.
             is_running = entry.future.start()
             if is_running and entry.item.deadline > now:
-                self._fairness.charge(entry.item.flow, entry.item.cost)
+                self._fairness.charge(entry.item.caller, entry.item.cost)
                 picked.append(entry)
                 cost += entry.item.cost
             elif is_running:

@@ -88,7 +88,7 @@ class WorkItem:
         payload: Model input of an image, token ids of a text.
         deadline: Monotonic seconds.
         priority: 1 is the highest.
-        flow: Name of the client's share of the lanes, for fair scheduling.
+        caller: Name of the caller, for fair scheduling.
         trace: Trace of the request; the batch's trace is linked to it.
         patch_outputs: Of an image to embed: those that its request needs.
     """
@@ -98,7 +98,7 @@ class WorkItem:
     payload: NDArray[Any]
     deadline: float = math.inf
     priority: int = DEFAULT_PRIORITY
-    flow: str = ""
+    caller: str = ""
     trace: RequestTrace = NO_TRACE
     patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS
 
@@ -245,7 +245,7 @@ class QueuedItem:
     """An item in the queue, and its future.
 
     Attributes:
-        level: Its priority and flow.
+        level: Its priority and caller.
         rank: Within its level, the lowest is served first.
     """
 

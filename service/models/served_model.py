@@ -242,7 +242,7 @@ class ServedModel:
 
         Args:
             pixels: float32 [3, H, W] each.
-            call: Gives deadline, priority and flow.
+            call: Gives deadline, priority and caller.
             kind: Which outputs to compute.
             patch_outputs: Which of them to return.
 
@@ -258,7 +258,7 @@ class ServedModel:
                 deadline=call.deadline,
                 trace=call.trace,
                 priority=call.priority,
-                flow=call.flow,
+                caller=call.caller,
             )
             for p in pixels
         ]

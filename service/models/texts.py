@@ -341,7 +341,7 @@ class TextEncoder:
                 cost=len(row),
                 payload=row,
                 priority=call.priority,
-                flow=call.flow,
+                caller=call.caller,
                 trace=call.trace,
             )
             for row in rows.values()

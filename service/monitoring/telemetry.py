@@ -6,7 +6,7 @@ from functools import partial
 
 from opentelemetry.trace import Tracer
 
-from service.call import Call, accept_request_id, current_call, flow_of
+from service.call import Call, accept_request_id, caller_of, current_call
 from service.monitoring.log import AccessLog, LogQueue
 from service.monitoring.metrics import Metrics, find_nvml
 from service.settings import Settings
@@ -99,7 +99,7 @@ class Telemetry:
             started=started,
             deadline=started + timeout_s,
             host=host,
-            flow=flow_of(transport, host),
+            caller=caller_of(transport, host),
             trace=begin_request(self._tracer, transport, method, carried, started=started),
         )
         current_call.set(call)

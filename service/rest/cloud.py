@@ -145,7 +145,7 @@ def build_cloud_router(
 
     async def invocations(request: Request) -> Response:
         """The answer of another route, chosen by a header or by the body's fields."""
-        plane.check_open(current_call.get().flow)
+        plane.check_open(current_call.get().caller)
         return await invoke(Sent.of(request), plane, vocabulary)
 
     # The names of a second path differ: they are names of methods in generated clients.

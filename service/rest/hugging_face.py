@@ -88,7 +88,7 @@ def build_hugging_face_router(plane: DataPlane) -> APIRouter:
 
     async def run_task(request: Request) -> Response:
         """Vectors of texts, or classes of an image, in the format of Hugging Face."""
-        plane.check_open(current_call.get().flow)
+        plane.check_open(current_call.get().caller)
         sent = Sent.of(request)
         choose_media(sent.accept, (JSON,))
         body = await read_json(sent, plane, TaskBody)

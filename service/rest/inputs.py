@@ -97,7 +97,7 @@ async def read_request(
     """
     # Before the body is received: a request that is refused anyway need not send it.
     call = current_call.get()
-    plane.check_open(call.flow)
+    plane.check_open(call.caller)
     media = choose_media(sent.accept, writer.media_types)
     options: Any
     images: ImageInputs = ()

@@ -278,7 +278,7 @@ def _add_infer(router: APIRouter, plane: DataPlane) -> None:
 
 async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
     call = current_call.get()
-    plane.check_open(call.flow)
+    plane.check_open(call.caller)
     refuse_query(request.query_params.multi_items(), "the body's parameters")
     check_media(request)
     raw, header = await read_body(request), request.headers.get(HEADER_LENGTH)

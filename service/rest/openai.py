@@ -311,7 +311,7 @@ async def embeddings(sent: Sent, plane: DataPlane, vocabulary: TokenVocabulary |
         ServiceError: A field is wrong, or as the data plane raises it.
     """
     call = current_call.get()
-    plane.check_open(call.flow)
+    plane.check_open(call.caller)
     body = await read_json(sent, plane, EmbeddingsBody)
     given = sort_input(body, vocabulary)
     choose_media(sent.accept, (JSON,))

@@ -54,8 +54,8 @@ Enter = Callable[..., Ticket]
 
 @pytest.fixture
 def enter(admission: Admission, clock: FakeClock) -> Enter:
-    def made(flow: str = "a", *, deadline: float = math.inf, is_stream: bool = False) -> Ticket:
-        call = Call(request_id="r", deadline=deadline, clock=clock, flow=flow)
+    def made(caller: str = "a", *, deadline: float = math.inf, is_stream: bool = False) -> Ticket:
+        call = Call(request_id="r", deadline=deadline, clock=clock, caller=caller)
         call.waits_for_capacity = is_stream
         return admission.enter(call)
 
@@ -267,8 +267,8 @@ def test_limits_hold_and_nothing_is_left(
         admission.open()
         budget = PatchBudget(MAX_PATCHES, metrics, FakeLanes())
 
-        async def request(flow: str, num_patches: int, num_bytes: int, is_stream: bool) -> None:
-            call = Call(request_id="r", deadline=math.inf, flow=flow)
+        async def request(caller: str, num_patches: int, num_bytes: int, is_stream: bool) -> None:
+            call = Call(request_id="r", deadline=math.inf, caller=caller)
             call.waits_for_capacity = is_stream
             ticket = admission.enter(call)
             try:
@@ -283,8 +283,8 @@ def test_limits_hold_and_nothing_is_left(
                 ticket.release()
 
         tasks = []
-        for flow, num_patches, num_bytes, is_stream, is_cancelled in asked:
-            tasks.append(asyncio.create_task(request(flow, num_patches, num_bytes, is_stream)))
+        for caller, num_patches, num_bytes, is_stream, is_cancelled in asked:
+            tasks.append(asyncio.create_task(request(caller, num_patches, num_bytes, is_stream)))
             await asyncio.sleep(0)
             if is_cancelled:
                 order.choice(tasks).cancel()

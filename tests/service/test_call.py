@@ -1,13 +1,13 @@
-"""The priority and the id that a caller may write, and the flow of its host."""
+"""The priority and the id that a caller may write, and the caller of its host."""
 
 import pytest
 
 from service.call import (
     DEFAULT_PRIORITY,
-    NUM_HOST_FLOWS,
+    NUM_CALLERS,
     accept_priority,
     accept_request_id,
-    flow_of,
+    caller_of,
 )
 from service.errors import InvalidRequest
 
@@ -38,12 +38,12 @@ def test_an_id_that_is_too_long_or_not_one_printable_word_is_replaced() -> None:
         ("fe80::1%eth0", "fe80::2"),
     ],
 )
-def test_addresses_of_one_host_are_one_flow(one: str, same: str) -> None:
-    assert flow_of("http", one) == flow_of("http", same) != flow_of("grpc", one)
+def test_addresses_of_one_host_are_one_caller(one: str, same: str) -> None:
+    assert caller_of("http", one) == caller_of("http", same) != caller_of("grpc", one)
 
 
-def test_hosts_have_flows_of_their_own_up_to_a_bound() -> None:
+def test_hosts_have_callers_of_their_own_up_to_a_bound() -> None:
     hosts = [f"10.{n // 256}.{n % 256}.1" for n in range(5000)]
-    flows = {flow_of("http", host) for host in [*hosts, "", "unix"]}
-    networks = {flow_of("http", f"2001:db8:0:{n:x}::1") for n in range(5000)}
-    assert NUM_HOST_FLOWS / 2 < len(flows) < len(flows | networks) <= NUM_HOST_FLOWS
+    callers = {caller_of("http", host) for host in [*hosts, "", "unix"]}
+    networks = {caller_of("http", f"2001:db8:0:{n:x}::1") for n in range(5000)}
+    assert NUM_CALLERS / 2 < len(callers) < len(callers | networks) <= NUM_CALLERS

@@ -99,33 +99,33 @@ def test_an_item_rises_a_priority_level_with_every_step_of_waiting(
     assert [numbers(queue) for _ in range(5)] == [[3], [1], [4], [2], [5]]
 
 
-def test_a_flooding_flow_waits_behind_its_own_items(queue: BatchQueue) -> None:
-    queue.put([item(cost=20, number=n, flow="flood") for n in range(20)])
+def test_a_flooding_caller_waits_behind_its_own_items(queue: BatchQueue) -> None:
+    queue.put([item(cost=20, number=n, caller="flood") for n in range(20)])
     assert [numbers(queue) for _ in range(3)] == [[0], [1], [2]]
-    queue.put([item(cost=20, number=100, flow="other")])
-    # The other flow starts at the virtual time of the first, without credit.
+    queue.put([item(cost=20, number=100, caller="other")])
+    # The other caller starts at the virtual time of the first, without credit.
     assert [numbers(queue) for _ in range(4)] == [[100], [3], [4], [5]]
 
 
-def test_flows_share_by_cost_and_a_returning_flow_has_no_credit(queue: BatchQueue) -> None:
-    queue.put([item(cost=10, number=n, flow="one") for n in range(6)])
-    queue.put([item(cost=20, number=10 + n, flow="two") for n in range(3)])
+def test_callers_share_by_cost_and_a_returning_caller_has_no_credit(queue: BatchQueue) -> None:
+    queue.put([item(cost=10, number=n, caller="one") for n in range(6)])
+    queue.put([item(cost=20, number=10 + n, caller="two") for n in range(3)])
     assert [n for _ in range(7) for n in numbers(queue)] == [0, 10, 1, 2, 11, 3, 4, 12, 5]
-    queue.put([item(cost=20, number=n, flow="steady") for n in range(9)])
-    queue.put([item(cost=20, number=100, flow="other")])
+    queue.put([item(cost=20, number=n, caller="steady") for n in range(9)])
+    queue.put([item(cost=20, number=100, caller="other")])
     assert [numbers(queue) for _ in range(6)] == [[0], [100], [1], [2], [3], [4]]
-    queue.put([item(cost=20, number=100 + n, flow="other") for n in (1, 2)])
+    queue.put([item(cost=20, number=100 + n, caller="other") for n in (1, 2)])
     assert [numbers(queue) for _ in range(4)] == [[101], [5], [102], [6]]
 
 
-def test_a_long_queue_of_one_flow_does_not_outrank_another_flow(
+def test_a_long_queue_of_one_caller_does_not_outrank_another_caller(
     queue: BatchQueue, clock: Clock
 ) -> None:
-    queue.put([item(cost=20, number=n, flow="flood") for n in range(9)])
+    queue.put([item(cost=20, number=n, caller="flood") for n in range(9)])
     assert numbers(queue) == [0]
     clock.now = 3 * STEP_S
-    queue.put([item(cost=20, number=100, flow="other")])
-    queue.put([item(cost=20, number=200 + n, priority=1, flow="urgent") for n in range(9)])
+    queue.put([item(cost=20, number=100, caller="other")])
+    queue.put([item(cost=20, number=200 + n, priority=1, caller="urgent") for n in range(9)])
     # What has waited counts like the urgent items, not more.
     assert [numbers(queue) for _ in range(4)] == [[200], [1], [201], [2]]
     clock.now += STEP_S
@@ -133,10 +133,10 @@ def test_a_long_queue_of_one_flow_does_not_outrank_another_flow(
 
 
 def test_priority_outweighs_fair_share(queue: BatchQueue) -> None:
-    queue.put([item(cost=20, number=n, priority=2, flow="one") for n in range(3)])
+    queue.put([item(cost=20, number=n, priority=2, caller="one") for n in range(3)])
     assert numbers(queue) == [0]
-    queue.put([item(cost=20, number=10, priority=2, flow="two")])
-    queue.put([item(cost=20, number=11, priority=1, flow="one")])
+    queue.put([item(cost=20, number=10, priority=2, caller="two")])
+    queue.put([item(cost=20, number=11, priority=1, caller="one")])
     assert [numbers(queue) for _ in range(3)] == [[11], [10], [1]]
 
 

@@ -92,15 +92,15 @@ class EngineMachine(RuleBasedStateMachine):
         assert not self.cancelled & set(indices), "computed after its cancellation"
         assert not self.begun & set(indices), "computed twice"
         self.begun |= set(indices)
-        for flow in ("http", "grpc"):
-            own = [self.ranks[i] for i in indices if self.ranks[i][0] == flow]
+        for caller in ("http", "grpc"):
+            own = [self.ranks[i] for i in indices if self.ranks[i][0] == caller]
             assert own == sorted(own), "not in scheduling order"
 
     @rule(
         buckets=st.lists(st.sampled_from([SMALL, WIDE, TEXT]), min_size=1, max_size=5),
         patience_s=st.integers(0, 5),
         priority=st.sampled_from(PRIORITIES),
-        flow=st.sampled_from(["http", "grpc"]),
+        caller=st.sampled_from(["http", "grpc"]),
         cost=st.integers(1, 25),
     )
     def submit(self, buckets: list[Bucket], patience_s: int, **fields: Any) -> None:
@@ -117,7 +117,7 @@ class EngineMachine(RuleBasedStateMachine):
             return
         for future in futures:
             rank = self.now + (fields["priority"] - 1) * RULES.priority_step_s
-            self.ranks[len(self.accepted)] = (fields["flow"], rank, len(self.accepted))
+            self.ranks[len(self.accepted)] = (fields["caller"], rank, len(self.accepted))
             future.when_done(partial(self.count, len(self.accepted)))
             self.accepted.append(future)
 
@@ -167,7 +167,7 @@ class EngineMachine(RuleBasedStateMachine):
                 case "wait":
                     self.wait(1)
                 case "submit":
-                    self.submit([SMALL], 3, priority=1, flow="grpc", cost=4)
+                    self.submit([SMALL], 3, priority=1, caller="grpc", cost=4)
                 case "other lane" if self.idle:
                     self.compute(data, data.draw(OUTCOMES), 0)
                 case "stop":

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from service.call import Call, flow_of
+from service.call import Call, caller_of
 from service.monitoring.telemetry import Telemetry
 from service.safety.proxies import TrustedProxies
 from service.server import Server
@@ -79,7 +79,7 @@ async def test_a_stranger_cannot_choose_his_host(
         assert answer.status in {"200", "OK"}
         await until(lambda: bool(calls))
     protocol = "http" if ask.__name__ == "ask_rest" else "grpc"
-    assert [(call.host, call.flow) for call in calls] == [(host, flow_of(protocol, host))]
+    assert [(call.host, call.caller) for call in calls] == [(host, caller_of(protocol, host))]
 
 
 async def listed(server: Server, headers: Mapping[str, str]) -> str | None:

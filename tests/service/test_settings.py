@@ -1,6 +1,7 @@
 """Settings come from flags and variables, are shown with their source, and have no misspellings."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -13,8 +14,8 @@ def load(*arguments: str, **environment: str) -> Settings:
 
 
 def test_a_flag_overrides_a_variable() -> None:
-    loaded = load("--http-port", "3", TIPSERVE_HTTP_PORT="1", TIPSERVE_GRPC_PORT="2")
-    assert (loaded.http_port, loaded.grpc_port, loaded.metrics_port) == (3, 2, 8002)
+    loaded = load("--http-port", "3", TIPSERVE_HTTP_PORT="1", TIPSERVE_WORKERS="2")
+    assert (loaded.http_port, loaded.workers, loaded.metrics_port) == (3, 2, 8002)
 
 
 def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +84,7 @@ def test_an_unknown_variable_is_an_error(variable: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "words"),
+    ("arguments", "words"),
     [
         ("--max-queue-patches=10", "max_queue_patches must be at least max_batch_patches"),
         ("--max-request-bytes=10", "max_request_bytes must be at least"),
@@ -91,11 +92,43 @@ def test_an_unknown_variable_is_an_error(variable: str) -> None:
         ("--model=one,,two", "give at least one model"),
         ("--sizes=448x", "height x width"),
         ("--convert-precisions=fp4", "fp4"),
+        ("--workers=0", "above 0, or auto"),
+        ("--workers=some", "above 0, or auto"),
+        ("--workers=2 --enable-management", "enable_management needs workers=1"),
+        ("--workers=2 --device=gpu", "workers must be 1 with device=gpu"),
+        ("--workers=2 --lanes=1", "lanes is divided among the workers.*2 for 2; it is 1"),
+        ("--workers=17", "max_queue_patches is divided among the workers"),
+        ("--workers=5", "max_body_memory_bytes is divided.*33554432 for each"),
     ],
 )
-def test_values_that_are_wrong_or_do_not_fit_together_are_errors(argument: str, words: str) -> None:
+def test_values_that_are_wrong_or_do_not_fit_together_are_errors(
+    arguments: str, words: str
+) -> None:
     with pytest.raises(ValidationError, match=words):
-        load(argument)
+        load(*arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "num_workers"),
+    [
+        ({"cpus": 2}, (), 1),
+        ({"cpus": 15}, (), 1),
+        ({"cpus": 16}, (), 2),
+        ({"cpus": 64}, (), 4),  # with the default of max_body_memory_bytes
+        ({"cpus": 64, "max_body_memory_bytes": 2**30}, (), 8),
+        ({"cpus": 64, "enable_management": True}, (), 1),
+        ({"cpus": 64}, ("a GPU",), 1),
+        ({"cpus": 64, "device": "cpu"}, ("a GPU",), 4),
+        ({"cpus": 64, "lanes": 1, "max_streams": 1}, (), 1),
+    ],
+)
+def test_auto_is_one_worker_for_each_eight_cpus(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], gpus: tuple[str, ...], num_workers: int
+) -> None:
+    hardware = type("Hardware", (), {"gpus": gpus})
+    monkeypatch.setattr("service.settings.this_hardware", hardware)
+    settings = Settings.model_validate({"workers": "auto", **values})
+    assert settings.num_workers == num_workers
 
 
 def test_every_setting_is_shown_with_its_source() -> None:

@@ -16,7 +16,6 @@ from service.tracing import NO_BATCH, NO_TRACE, NO_TRACER, Outcome, begin_batch,
 from tests.service.callers import (
     BOTH,
     INTERNAL,
-    INVALID,
     LIMIT_S,
     OK,
     Ask,
@@ -99,9 +98,15 @@ async def test_a_request_is_one_span_with_its_stages(
 async def test_attributes_follow_the_conventions(
     traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode
 ) -> None:
-    async with traced() as server:
+    async with traced() as server, http_client(server) as client:
         await ask_rest(server, encode_image(), "segment")
         await ask_grpc(server, encode_image(), "segment")
+        await ask_grpc(server, b"secret, and no image")
+        await client.get(f"/{SECRET}?q={SECRET}")
+        await client.get("/v2/health/live")
+    assert "secret" not in as_text(exporter)
+    assert SECRET not in as_text(exporter)
+    assert all(span.status.is_ok for span in server_spans(exporter)), "faults of callers"
     spans = {span.name: dict(span.attributes or {}) for span in server_spans(exporter)}
     assert spans == {
         "POST /v1/images:segment": {
@@ -115,6 +120,18 @@ async def test_attributes_follow_the_conventions(
             "rpc.system.name": "grpc",
             "rpc.method": "tipserve.v1.EncoderService/SegmentImages",
             "rpc.response.status_code": "OK",
+        },
+        "tipserve.v1.EncoderService/EmbedImages": {
+            "rpc.system.name": "grpc",
+            "rpc.method": "tipserve.v1.EncoderService/EmbedImages",
+            "rpc.response.status_code": "INVALID_ARGUMENT",
+            "tipserve.error.code": "invalid_image",
+        },
+        "HTTP": {
+            "http.request.method": "_OTHER",
+            "http.response.status_code": 404,
+            "url.scheme": "http",
+            "tipserve.error.code": "route_not_found",
         },
     }
     resource = exporter.get_finished_spans()[0].resource.attributes
@@ -193,33 +210,6 @@ async def test_a_failing_batch_is_an_error_without_its_message(
     assert any(not run.status.is_ok for run in named(exporter, "run"))
     assert "secret" not in as_text(exporter)
     assert not any(span.events for span in exporter.get_finished_spans())
-
-
-@BOTH
-async def test_an_error_of_the_caller_is_no_error_of_the_span(
-    traced: Serving, exporter: InMemorySpanExporter, ask: Ask
-) -> None:
-    async with traced() as server:
-        assert (await ask(server, b"secret, and no image")).status in INVALID
-    (root,) = server_spans(exporter)
-    assert root.status.is_ok
-    attributes = dict(root.attributes or {})
-    assert "error.type" not in attributes
-    assert attributes["tipserve.error.code"] == "invalid_image"
-    assert {span.name for span in exporter.get_finished_spans()} >= {"decode"}
-    assert "secret" not in as_text(exporter)
-
-
-async def test_neither_a_path_without_a_route_nor_a_probe_is_in_a_span(
-    traced: Serving, exporter: InMemorySpanExporter
-) -> None:
-    async with traced() as server, http_client(server) as client:
-        await client.get(f"/{SECRET}?q={SECRET}")
-        for probe in ("live", "ready"):
-            await client.get(f"/v2/health/{probe}")
-    (root,) = server_spans(exporter)
-    assert root.name == "HTTP"
-    assert SECRET not in as_text(exporter)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -71,18 +71,8 @@ def messages(stream: io.StringIO) -> list[str]:
     return [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
 
 
-def test_lines_are_written_in_order() -> None:
-    stream = io.StringIO()
-    log = LogQueue(stream, "json")
-    for number in range(2500):
-        log.handler.handle(record(number))
-    assert log.close(LIMIT_S)
-    assert messages(stream) == [str(number) for number in range(2500)]
-    assert log.num_dropped == 0
-
-
 class WritesKept(io.StringIO):
-    """Keeps the lines of each write."""
+    """Counts the lines of each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,13 +84,15 @@ class WritesKept(io.StringIO):
         return super().write(text)
 
 
-def test_each_line_is_one_write_so_that_processes_do_not_mix_theirs() -> None:
+def test_lines_are_written_in_order_each_by_one_write() -> None:
     stream = WritesKept()
     log = LogQueue(stream, "json")
-    for number in range(20):
+    for number in range(2500):
         log.handler.handle(record(number))
     assert log.close(LIMIT_S)
-    assert stream.num_lines == [1] * 20
+    assert messages(stream) == [str(number) for number in range(2500)]
+    assert stream.num_lines == [1] * 2500, "so that processes do not mix their lines"
+    assert log.num_dropped == 0
 
 
 def test_lines_for_a_stuck_stream_are_dropped_and_counted(stuck: StuckStream) -> None:
@@ -125,29 +117,6 @@ def test_closing_has_a_time_limit(stuck: StuckStream) -> None:
     log.handler.handle(record())
     assert stuck.entered.wait(LIMIT_S)
     assert not log.close(0.01)
-
-
-def closed_pipe() -> TextIO:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    return os.fdopen(write_end, "w", buffering=1)
-
-
-def closed_stream() -> TextIO:
-    stream = io.StringIO()
-    stream.close()
-    return stream
-
-
-@pytest.mark.parametrize("make", [closed_pipe, closed_stream])
-def test_lines_for_a_closed_stream_are_dropped_without_an_error(make: Callable[[], TextIO]) -> None:
-    stream = make()
-    log = LogQueue(stream, "json")
-    log.handler.handle(record())
-    assert log.close(LIMIT_S)
-    assert log.num_dropped == 1
-    with contextlib.suppress(BrokenPipeError):
-        stream.close()
 
 
 @contextlib.contextmanager
@@ -235,12 +204,6 @@ def test_an_answer_is_logged_with_ids_method_code_and_stages(write: Write, call:
     parsed = json.loads(failed)
     assert (parsed["code"], parsed["error"]) == ("RESOURCE_EXHAUSTED", "queue_full")
     assert "trace_id" not in parsed
-
-
-def test_a_hostile_id_stays_inside_its_string(write: Write) -> None:
-    hostile = 'a","level":"ERROR\\'
-    (line,) = write(Call(request_id=hostile, deadline=1.0), outcome())
-    assert json.loads(line)["request_id"] == hostile
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(1.0, 100), (0.25, 25), (0.1, 10), (0.0, 0)])

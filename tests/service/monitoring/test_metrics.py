@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import generate_latest
 
 from service.monitoring.metrics import (
-    READINGS,
     LaneReport,
     Metrics,
     find_nvml,
@@ -79,13 +78,6 @@ def test_queues_and_lanes_are_read_when_scraped(metrics: Metrics) -> None:
         'tipserve_model_rejected_total{model="m",reason="too_large"} 7.0',
     }
     assert not [line for line in lines if "_created" in line]
-
-
-def test_a_batch_of_texts_counts_no_patches(metrics: Metrics) -> None:
-    metrics.observe_batch("text", 5, 40)
-    sample = metrics.registry.get_sample_value
-    assert sample("tipserve_batch_texts_sum") == 5
-    assert sample("tipserve_batch_patches_count") == 0
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, None), (1048576, 1048576)])
@@ -164,18 +156,6 @@ def test_a_reading_that_nvml_refuses_is_said_once(
         list(metrics.registry.collect())
     missing = [line for line in caplog.messages if "tipserve_gpu_power_watts" in line]
     assert missing == ["GPU 1 has no tipserve_gpu_power_watts: NVML says Not Supported"]
-
-
-def test_without_driver_or_library_there_are_no_gpu_metrics(
-    metrics: Metrics, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nvml.has_driver = False
-    assert find_nvml() is None
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert find_nvml() is None
-    metrics.watch_gpus(find_nvml())
-    names = {family.name for family in metrics.registry.collect()}
-    assert not names & {name for name, _, _ in READINGS}
 
 
 def test_the_real_library_has_the_functions_that_are_called() -> None:

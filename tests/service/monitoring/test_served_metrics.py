@@ -2,10 +2,7 @@
 
 import asyncio
 import base64
-import re
-from collections.abc import Callable, Iterator
-
-from prometheus_client import generate_latest
+from collections.abc import Callable
 
 from service.models.served_model import ServedModel
 from service.server import Server
@@ -15,10 +12,6 @@ from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample
 ServeFake = Callable[..., ServedModel]
 PNG = {"Content-Type": "image/png"}
 # Methods that the HTTP parser lets through to the application.
-VERBS = [
-    ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"],
-    ["POST", "HEAD", "MKCOL", "REPORT", "LOCK", "SEARCH"],
-]
 
 
 def samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
@@ -76,67 +69,6 @@ async def test_refusals_and_prompts_are_counted_by_model(
         assert sample(server.metrics, "rejected_total", reason="too_large") == 1
     assert large.status_code == 413
     assert counted == {("b", "too_large"): 1, ("b", "miss"): 2, ("b", "hit"): 2}
-
-
-async def test_readiness_ends_with_the_announcement_of_the_drain(serving: Serving) -> None:
-    async with serving() as server:
-        assert sample(server.metrics, "ready") == 1
-        server.admission.announce_drain()
-        assert sample(server.metrics, "ready") == 0
-
-
-def made_up(turn: int) -> Iterator[str]:
-    return (f"made-up-{turn}-{number}" for number in range(2))
-
-
-async def send_made_up_http(server: Server, turn: int, image: bytes) -> None:
-    async with http_client(server) as client:
-        for verb in VERBS[turn]:
-            await client.request(verb, f"/made-up-{verb}", headers=PNG)
-            await client.request(verb, "/v1/images:embed", headers=PNG)
-        for name in made_up(turn):
-            headers = {"x-request-id": name, "traceparent": name, **PNG}
-            await client.get(f"/v1/models/{name}", headers=headers)
-            await client.post(f"/v1/images:embed?model={name}", content=image, headers=headers)
-            await client.post(f"/v1/images:embed?{name}=1", content=image, headers=headers)
-            await client.post("/v1/texts:embed", json={"texts": [name], "model": name})
-            await client.post("/v1/embeddings", json={"input": [name], "model": name})
-            await client.post("/v1/embeddings", json={"input": [name]})
-            await client.get(f"/v2/models/{name}/versions/{name}", headers=headers)
-            await client.post(f"/v2/models/{name}/infer", json={"inputs": []})
-            await client.post(f"/v2/{name}", json={})
-
-
-async def send_made_up_rpcs(server: Server, turn: int, image: bytes) -> None:
-    for name in made_up(turn):
-        word = name.replace("-", "_")
-        for rpc in (f"/{word}.Service/Do", f"{ENCODER}/{word}", f"{INFERENCE}/{word}"):
-            assert (await call_rpc(server, rpc)).status == "UNIMPLEMENTED"
-        request = message("embed", image)
-        request.model = name
-        raw, headers = request.SerializeToString(), {"x-request-id": name}
-        answer = await call_rpc(server, f"{ENCODER}/EmbedImages", raw, headers=headers)
-        assert answer.status == "NOT_FOUND"
-
-
-async def test_names_that_callers_make_up_add_no_series(
-    serving: Serving, encode_image: Encode
-) -> None:
-    async with serving() as server:
-        series = []
-        for turn in range(2):
-            await send_made_up_http(server, turn, encode_image())
-            await send_made_up_rpcs(server, turn, encode_image())
-            lines = generate_latest(server.metrics.registry).decode().splitlines()
-            series.append(
-                {line.rpartition(" ")[0] for line in lines if line.startswith("tipserve_")}
-            )
-    assert series[0] == series[1]
-    assert not [name for name in series[1] if re.search("made.up|PURGE|SEARCH", name)]
-    assert 'tipserve_requests_total{code="404",method="other",protocol="http"}' in series[1]
-    assert (
-        'tipserve_requests_total{code="UNIMPLEMENTED",method="other",protocol="grpc"}' in series[1]
-    )
 
 
 async def test_series_of_rules_and_autoscalers_exist_before_the_first_request(

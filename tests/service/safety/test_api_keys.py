@@ -1,17 +1,20 @@
 """API keys: sources, checks, renewal, and that they are never shown."""
 
-import logging
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.errors import Overloaded, Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
-from service.settings import describe_settings, load_settings
-from tests.service.conftest import Clock
+from service.server import Server
+from service.settings import load_settings
+from tests.service.callers import LIMIT_S
+from tests.service.conftest import Clock, Serving
 
 FIRST, SECOND, THIRD = ("first" * 4, "second" * 4, "third" * 4)
 
@@ -103,24 +106,6 @@ def test_a_file_without_good_keys_stops_the_start(
         ApiKeys(metrics, fixed=" , ")
 
 
-def test_no_key_is_shown_or_logged(
-    monkeypatch: pytest.MonkeyPatch, metrics: Metrics, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("TIPSERVE_API_KEYS", FIRST)
-    environment = {"TIPSERVE_API_KEYS": FIRST}
-    settings = load_settings([], environment)
-    assert settings.api_keys is not None
-    keys = ApiKeys(metrics, fixed=settings.api_keys.get_secret_value())
-    assert is_accepted(keys, FIRST)
-    assert not is_accepted(keys, SECOND)
-    shown = describe_settings(settings, [], environment)
-    assert "api_keys = **********  (variable TIPSERVE_API_KEYS)" in shown
-    everything = shown + repr(settings) + repr(vars(keys)) + caplog.text
-    assert FIRST not in everything
-    assert SECOND not in everything
-
-
 @pytest.mark.parametrize("arguments", [["--api-keys", FIRST], [f"--api-keys={FIRST}"]])
 def test_keys_on_a_command_line_are_refused(arguments: Sequence[str]) -> None:
     with pytest.raises(ValueError, match="TIPSERVE_API_KEYS") as caught:
@@ -159,17 +144,6 @@ def test_a_callers_rate_is_shared_by_its_keys(metrics: Metrics, tmp_path: Path) 
         keys.enter(None, FIRST)
     with pytest.raises(Overloaded):
         keys.enter(None, FIRST)
-
-
-def test_a_callers_requests_in_progress_are_limited(metrics: Metrics, tmp_path: Path) -> None:
-    keys = limited(metrics, tmp_path, Clock(), "requests_at_once=2")
-    leave, _ = keys.enter(None, FIRST), keys.enter(None, SECOND)
-    with pytest.raises(Overloaded, match="2 requests in progress") as caught:
-        keys.enter(None, FIRST)
-    assert caught.value.code == "key_busy"
-    leave()
-    keys.enter(None, FIRST)
-    assert (count(metrics, "accepted"), count(metrics, "too_many_at_once")) == (3, 1)
 
 
 def test_each_of_several_workers_has_its_share_of_a_callers_limits(
@@ -223,3 +197,23 @@ def test_limits_of_one_name_agree_and_names_are_bounded(metrics: Metrics, tmp_pa
     file.write_text("".join(f"{FIRST}{n} name=n{n}\n" for n in range(101)))
     with pytest.raises(ValueError, match="101 names, at most 100"):
         ApiKeys(metrics, file=file)
+
+
+async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(serving: Serving) -> None:
+    head = b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    async with serving(api_keys=FIRST) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
+        writer.write(head + b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n")
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), LIMIT_S)
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 401"), "and not 100 Continue"
+    assert b'www-authenticate: Bearer realm="tipserve"' in answer
+
+
+@pytest.mark.parametrize("setting", [{"api_keys": ""}, {"api_keys_file": "/no/such/file"}])
+def test_keys_that_cannot_be_read_stop_the_start(
+    make_settings: Callable[..., Any], setting: dict[str, str]
+) -> None:
+    with pytest.raises((ValueError, OSError)):
+        Server(make_settings(**setting))

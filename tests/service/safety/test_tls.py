@@ -113,16 +113,6 @@ def client_ca() -> trustme.CA:
 
 
 @BOTH
-async def test_tls_serves_clients_that_trust_it_and_no_plain_text(
-    serving: Serving, tmp_path: Path, ca: trustme.CA, client_ca: trustme.CA, ask: Ask
-) -> None:
-    async with serving(**write_certificate(tmp_path, ca)) as server:
-        assert await ask(server, Client(ca))
-        assert not await ask(server, Client(client_ca)), "the client does not trust the server"
-        assert not await ask(server, Client(None))
-
-
-@BOTH
 async def test_mtls_serves_only_clients_of_its_authority(
     serving: Serving, tmp_path: Path, ca: trustme.CA, client_ca: trustme.CA, ask: Ask
 ) -> None:

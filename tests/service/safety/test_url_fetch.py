@@ -299,18 +299,6 @@ async def test_no_secret_of_an_answer_is_logged(
     assert "word" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    "addresses",
-    [["10.0.0.1"], ["::ffff:127.0.0.1"], ["169.254.169.254"], ["127.0.0.1", "10.0.0.1"], []],
-)
-async def test_a_name_with_any_private_address_is_not_dialled(
-    fetch: Fetch, site: Site, names: Names, addresses: list[str]
-) -> None:
-    names.answers[HOST] = [addresses]
-    assert await refusal(fetch, site.url()) == FAILED
-    assert not site.asked
-
-
 async def test_a_name_is_resolved_once_and_the_checked_address_is_dialled(
     fetch: Fetch, site: Site, names: Names
 ) -> None:

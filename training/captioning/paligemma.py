@@ -4,10 +4,11 @@ Shapes: B images, L prompt tokens, T prompt and answer tokens, H W pixels.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ from transformers import (
     BatchFeature,
 )
 
-from training.captioning.journal import Failure, JobStopped, Outcome
+from training.captioning.job import Outcome, Outcomes
 from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.sample import BadSample, Sample
 
@@ -103,6 +104,8 @@ class GenerativeModel(Protocol):
 class PaliGemmaCaptioner:
     """An image-text-to-text model with its processor, on one device."""
 
+    shards_ahead = 0
+
     def __init__(
         self,
         config: PaliGemmaConfig,
@@ -150,11 +153,11 @@ class PaliGemmaCaptioner:
             "dtype": str(config.dtype()).removeprefix("torch."),
         }
 
-    def caption(self, samples: Iterable[Sample]) -> Iterator[list[Outcome]]:
+    def start(self, samples: Iterable[Sample], note: Path) -> Outcomes:
         """Caption samples batch by batch; the next one is decoded while the device works.
 
         Raises:
-            JobStopped: A batch does not fit into the device's memory.
+            ValueError: A batch does not fit into the device's memory.
         """
         remaining = iter(samples)
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -175,8 +178,7 @@ class PaliGemmaCaptioner:
             try:
                 pixels_3HW = decode_tensor(sample.image, DEFAULT_LIMITS)
             except BadSample as error:
-                failure = Failure(kind="image", message=str(error))
-                broken.append(Outcome(key=sample.key, failure=failure))
+                broken.append(Outcome(key=sample.key, failure=f"the image: {error}"))
             else:
                 images[sample.key] = Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
         inputs = None
@@ -210,7 +212,7 @@ class PaliGemmaCaptioner:
                     **inputs, max_new_tokens=config.max_tokens, do_sample=bool(draws), **draws
                 )
         except torch.OutOfMemoryError as error:
-            raise JobStopped(
+            raise ValueError(
                 f"a batch of {config.batch_size} images does not fit into the device's memory: "
                 f"choose a smaller --batch-size and another --output ({error})"
             ) from error

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.training.captioning.fakes import make_samples
-from training.captioning.journal import JobStopped, Outcome
+from tests.training.captioning.conftest import make_samples
+from training.captioning.job import Outcome
 from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
 from training.data.shards.sample import Sample
+
+NOTE = Path("unused")
 
 
 @cache
@@ -38,32 +40,31 @@ def test_the_answer_is_what_the_model_itself_generates(checkpoint: Path) -> None
     expected = processor.decode(
         tokens_1T[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
     )
-    outcomes = list(load(checkpoint, prompt="describe en").caption([sample]))
+    outcomes = list(load(checkpoint, prompt="describe en").start([sample], NOTE))
     assert captions(outcomes) == {"k000": expected}
 
 
 def test_a_batch_equals_its_images_one_by_one(checkpoint: Path) -> None:
     samples = make_samples(0, 4)
-    together = captions(list(load(checkpoint, batch_size=4).caption(samples)))
-    alone = captions(list(load(checkpoint, batch_size=1).caption(samples)))
+    together = captions(list(load(checkpoint, batch_size=4).start(samples, NOTE)))
+    alone = captions(list(load(checkpoint, batch_size=1).start(samples, NOTE)))
     assert together == alone
 
 
 def test_a_broken_image_fails_alone(checkpoint: Path) -> None:
     first, second, third = make_samples(0, 3)
     broken = replace(second, image=second.image[:40])
-    outcomes = list(load(checkpoint, batch_size=3).caption([first, broken, third]))
+    outcomes = list(load(checkpoint, batch_size=3).start([first, broken, third], NOTE))
     found = {outcome.key: outcome for batch in outcomes for outcome in batch}
-    assert found["k001"].failure is not None
-    assert found["k001"].failure.kind == "image"
+    assert str(found["k001"].failure).startswith("the image: ")
     assert found["k000"].caption
     assert found["k002"].caption
-    assert captions(list(load(checkpoint).caption([broken]))) == {"k001": None}
+    assert captions(list(load(checkpoint).start([broken], NOTE))) == {"k001": None}
 
 
 def test_draws_depend_on_the_seed_and_the_batch_alone(checkpoint: Path) -> None:
     def draw(samples: list[Sample], **settings: Any) -> dict[str, str | None]:
-        return captions(list(load(checkpoint, temperature=1.0, **settings).caption(samples)))
+        return captions(list(load(checkpoint, temperature=1.0, **settings).start(samples, NOTE)))
 
     samples = make_samples(0, 4)
     drawn = draw(samples)
@@ -88,14 +89,14 @@ def test_a_chat_template_is_used_where_the_model_has_one(checkpoint: Path) -> No
         PaliGemmaConfig(prompt="caption en", max_tokens=12, batch_size=2), plain.model, processor
     )
     samples = make_samples(0, 2)
-    assert list(chatty.caption(samples)) == list(plain.caption(samples))
+    assert list(chatty.start(samples, NOTE)) == list(plain.start(samples, NOTE))
 
 
 def test_bfloat16_runs(checkpoint: Path) -> None:
     captioner = load(checkpoint, precision="bfloat16")
     assert captioner.model.dtype == torch.bfloat16
     assert captioner.settings()["dtype"] == "bfloat16"
-    assert all(captions(list(captioner.caption(make_samples(0, 3)))).values())
+    assert all(captions(list(captioner.start(make_samples(0, 3), NOTE))).values())
 
 
 def test_too_little_memory_stops_the_job_with_advice(
@@ -107,8 +108,8 @@ def test_too_little_memory_stops_the_job_with_advice(
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(captioner.model, "generate", generate)
-    with pytest.raises(JobStopped, match="--batch-size"):
-        list(captioner.caption(make_samples(0, 2)))
+    with pytest.raises(ValueError, match="--batch-size"):
+        list(captioner.start(make_samples(0, 2), NOTE))
 
 
 def test_a_missing_checkpoint_is_an_error_with_advice(tmp_path: Path) -> None:

@@ -11,13 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from service.grpc.generated import embed_pb2
-from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.rest.server import listen
 from service.server import Server, main
 from service.settings import Settings
@@ -33,7 +28,6 @@ from tests.service.callers import (
     Ask,
     ask_grpc,
     ask_rest,
-    http_client,
 )
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
 
@@ -138,44 +132,6 @@ async def test_a_deadline_that_passes_in_the_queue_frees_it(
         assert stages(late) == ["admit", "decode", "queue", "total"]
 
 
-@BOTH
-async def test_urgent_requests_are_computed_first(
-    serving: Serving,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    entered: Entered,
-    monkeypatch: pytest.MonkeyPatch,
-    ask: Ask,
-) -> None:
-    seen: list[float] = []
-    encode_images = runtime.encode_images
-
-    def record(pixels_B3HW: NDArray[np.float32], *tasks: Any) -> Any:
-        seen.append(float(pixels_B3HW.mean()))
-        return encode_images(pixels_B3HW, *tasks)
-
-    monkeypatch.setattr(runtime, "encode_images", record)
-    images = [encode_image(seed=seed, size=(28, 28)) for seed in range(4)]
-    async with serving(max_batch_images=1) as server:
-        runtime.gate.clear()
-        tasks = [asyncio.ensure_future(ask(server, images[0]))]
-        assert await entered()
-        for depth, (image, level) in enumerate(zip(images[1:], ("3", "", "1"), strict=True), 1):
-            headers = {"x-request-priority": level} if level else {}
-            tasks.append(asyncio.ensure_future(ask(server, image, headers=headers)))
-            await until(lambda depth=depth: waiting(server) == depth)  # type: ignore[misc]
-        runtime.gate.set()
-        assert {answer.status for answer in await asyncio.gather(*tasks)} <= OK
-        in_order = seen.copy()
-        seen.clear()
-        for image in images:
-            await ask(server, image)
-        unknown = await ask(server, images[0], headers={"x-request-priority": "4"})
-    first, low, usual, urgent = seen
-    assert in_order == [first, urgent, usual, low]
-    assert unknown.status in INVALID
-
-
 HANG_UP = pytest.mark.parametrize(
     ("ask", "method", "code"),
     [
@@ -258,31 +214,6 @@ async def test_a_caller_who_hangs_up_while_sending_is_no_error(
         labels = {"protocol": "http", "method": "POST /v1/images:embed", "code": "499"}
         await until(lambda: sample(server.metrics, "requests_total", **labels) == 1)
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
-
-
-def _texts_over_grpc(server: Server, texts: list[str], num_calls: int) -> list[int]:
-    request = embed_pb2.EmbedTextsRequest(texts=texts)
-    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-        stub = EncoderServiceStub(channel)
-        calls = [stub.EmbedTexts.future(request, timeout=LIMIT_S) for _ in range(num_calls)]
-        return [call.result().embeddings.shape[0] for call in calls]
-
-
-async def test_a_hundred_equal_requests_over_both_compute_each_prompt_once(
-    serving: Serving, runtime: FakeRuntime
-) -> None:
-    texts = ["dog", "cat", "sky"]
-    async with serving() as server, http_client(server) as client:
-        runtime.gate.clear()
-        asked = [client.post("/v1/texts:embed", json={"texts": texts}) for _ in range(50)]
-        rest = asyncio.gather(*asked)
-        rpcs = asyncio.ensure_future(asyncio.to_thread(_texts_over_grpc, server, texts, 50))
-        total = 99 * len(texts)
-        await until(lambda: sample(server.metrics, "text_cache_coalesced_total") == total)
-        runtime.gate.set()
-        assert {answer.status_code for answer in await rest} == {200}
-        assert await rpcs == [len(texts)] * 50
-    assert runtime.num_texts == len(texts)
 
 
 async def test_before_the_model_is_loaded_requests_are_refused(

@@ -1,6 +1,5 @@
 """The Open Inference Protocol over gRPC."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -16,7 +15,7 @@ from service.grpc.generated import open_inference_pb2 as pb
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from service.grpc.open_inference import to_infer, to_parameters
 from service.server import Server
-from tests.service.conftest import LIMITS, Encode, Entered, FakeRuntime, Serving, until
+from tests.service.conftest import LIMITS, Encode, Serving
 
 TENSORS = st.builds(
     lambda name, datatype, shape, values, items, ints: pb.ModelInferRequest.InferInputTensor(
@@ -199,39 +198,3 @@ async def test_a_stream_answers_each_item_and_counts_it(
         for code in ("OK", "INVALID_ARGUMENT")
     ]
     assert counted == [19, 2]
-
-
-async def test_an_open_stream_does_not_delay_the_drain(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
-) -> None:
-    async with serving() as server, channel_of(server) as channel:
-        call = channel.stream_stream(f"/{STREAM}")()
-        runtime.gate.clear()
-        await call.write(image_request(encode_image(), "inside").SerializeToString())
-        assert await entered()
-        server.request_stop()
-        await until(server._grpc._calls.closing.is_set)
-        runtime.gate.set()
-        answer = pb.ModelStreamInferResponse.FromString(await call.read())
-        assert (answer.infer_response.id, answer.error_message) == ("inside", "")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-        assert caught.value.code().name == "UNAVAILABLE"
-
-
-async def test_a_stream_ends_only_when_it_is_idle(
-    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.grpc.interceptor.RECEIVE_LIMIT_S", 0.5)
-    async with serving(request_timeout_s=0.5) as server, channel_of(server) as channel:
-        call = channel.stream_stream(f"/{STREAM}")()
-        began = asyncio.get_running_loop().time()
-        while asyncio.get_running_loop().time() < began + 1.5:
-            await call.write(image_request(encode_image()).SerializeToString())
-            assert await call.read() is not grpc.aio.EOF
-            await asyncio.sleep(0.05)
-        with pytest.raises(grpc.aio.AioRpcError, match="stream was idle") as caught:
-            async with asyncio.timeout(LIMIT_S):
-                await call.read()
-        assert caught.value.code().name == "DEADLINE_EXCEEDED"
-        await until(lambda: server._grpc._calls.is_idle)

@@ -13,10 +13,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from service.admission import Admission
 from service.call import Call
+from service.errors import DeadlineExceeded
 from service.grpc.generated import (
     embed_pb2,
     image_pb2,
-    segment_pb2,
     stream_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
@@ -57,6 +57,7 @@ def stream_over(
     context: FakeContext,
     answer: Callable[[bytes], Awaitable[bytes]],
     admission: Admission | None = None,
+    idle_s: float = LIMIT_S,
 ) -> AnsweredStream:
     entered = admission or Admission(Metrics(), max_body_bytes=1000, max_work_bytes=1)
 
@@ -70,7 +71,7 @@ def stream_over(
         context,
         answer_item,
         closing=asyncio.Event(),
-        idle_s=LIMIT_S,
+        idle_s=idle_s,
     )
 
 
@@ -79,25 +80,19 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_no_more_requests_are_read_than_run_at_once() -> None:
-    release = asyncio.Event()
-
-    async def answer(raw: bytes) -> bytes:
-        await release.wait()
-        return raw
-
-    context = FakeContext(*[b"x"] * (3 * MAX_REQUESTS))
-    running = asyncio.ensure_future(stream_over(context, answer).run())
-    await turns()
-    assert context.num_read == MAX_REQUESTS
-    release.set()
-    await asyncio.wait_for(running, LIMIT_S)
-    assert len(context.written) == 3 * MAX_REQUESTS
-
-
 async def forever(raw: bytes) -> bytes:
     await asyncio.Event().wait()
     return raw
+
+
+async def test_a_stream_without_requests_and_answers_is_ended() -> None:
+    async def answer(raw: bytes) -> bytes:
+        return raw
+
+    context = FakeContext(b"first", is_complete=False)
+    with pytest.raises(DeadlineExceeded, match="was idle") as caught:
+        await asyncio.wait_for(stream_over(context, answer, idle_s=0.1).run(), LIMIT_S)
+    assert (caught.value.code, context.written) == ("idle_stream", [b"first"])
 
 
 class DroppingContext(FakeContext):
@@ -225,34 +220,6 @@ async def code_of(call: Any) -> str:
 
 def sample(server: Server, name: str, **labels: str) -> float:
     return server.metrics.registry.get_sample_value(f"tipserve_{name}", labels) or 0.0
-
-
-def num_asked(server: Server) -> float:
-    families = {family.name: family for family in server.metrics.registry.collect()}
-    samples = families["tipserve_requests"].samples
-    return sum(s.value for s in samples if s.labels.get("method") == METHOD)
-
-
-async def test_kinds_mix_and_answers_are_those_of_the_unary_rpcs_in_order(
-    serving: Serving, encode_image: Encode
-) -> None:
-    classes = [segment_pb2.SegmentClass(name=name) for name in ("dog", "sky")]
-    texts = embed_pb2.EmbedTextsRequest(texts=["dog"])
-    images = [image_pb2.Image(encoded=encode_image(seed=7))]
-    masks = segment_pb2.SegmentImagesRequest(images=images, classes=classes)
-    requests = [embed(encode_image(seed=seed), f"image {seed}") for seed in range(20)]
-    requests.insert(3, stream_pb2.StreamRequest(id="words", embed_texts=texts))
-    requests.insert(9, stream_pb2.StreamRequest(id="masks", segment_images=masks))
-    async with serving() as server:
-        answers = await ask(server, requests)
-        async with connected(server) as stub:
-            embedded = await stub.EmbedImages(requests[5].embed_images)
-            expected = [embedded, await stub.EmbedTexts(texts), await stub.SegmentImages(masks)]
-        assert num_asked(server) == len(requests)
-    assert [answer.id for answer in answers] == [request.id for request in requests]
-    assert [answer.index for answer in answers] == list(range(22))
-    found = [answers[5].embed_images, answers[3].embed_texts, answers[9].segment_images]
-    assert found == expected
 
 
 async def test_an_invalid_request_is_answered_by_its_own_error(

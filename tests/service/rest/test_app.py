@@ -1,7 +1,6 @@
 """The REST application: every route, errors, and the OpenAPI document."""
 
 import base64
-import io
 import json
 import re
 from collections import Counter
@@ -9,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
 from model.graphs import DENSE_TASKS
 from service.messages import IMAGE_OUTPUTS
@@ -108,27 +106,6 @@ async def test_every_native_route_lists_its_media_types_if_none_is_accepted(
             assert media in answer.json()["error"]["message"], path
         asked += 1
     assert asked == 9
-
-
-async def test_a_png_has_the_size_of_its_image(
-    client: httpx.AsyncClient, encode_image: Encode
-) -> None:
-    headers = {"Content-Type": "image/png", "Accept": "image/png"}
-    content = encode_image(size=(40, 30))
-    for route, mode in (
-        ("features", "RGB"),
-        ("features?kind=component", "P"),
-        ("features?kind=groups", "P"),
-        ("segment?classes=a,b&mode=slide", "P"),
-        ("segment?classes=a,b&format=overlay", "RGB"),
-        ("depth", "I;16"),
-        ("depth?format=colors", "P"),
-        ("normals", "RGB"),
-    ):
-        answer = await client.post(f"/v1/images:{route}", content=content, headers=headers)
-        assert answer.headers["content-type"] == "image/png", answer.text
-        image = Image.open(io.BytesIO(answer.content))
-        assert (image.size, image.mode) == ((40, 30), mode), route
 
 
 async def test_unknown_paths_and_methods_have_the_error_body(client: httpx.AsyncClient) -> None:

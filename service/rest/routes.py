@@ -61,7 +61,7 @@ class NativeRoute:
     Attributes:
         name: Of its method in generated clients.
         text: What the OpenAPI document says of it.
-        ask: The method of the data plane.
+        ask: Asks the data plane.
         body: Fields of its requests.
         answer: Fields of its answers as JSON.
         writer: Writes its answers.
@@ -79,7 +79,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:embed": NativeRoute(
         "embed_images",
         "Global embeddings of images, and one embedding for each patch.",
-        DataPlane.embed_images,
+        lambda plane, *asked: plane.embed_images(*asked),
         EmbedImagesBody,
         EmbedImagesAnswer,
         IMAGE_EMBEDDINGS,
@@ -87,7 +87,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:segment": NativeRoute(
         "segment_images",
         "Masks of the named classes: k for the k-th class, 0 for background.",
-        DataPlane.segment_images,
+        lambda plane, *asked: plane.segment_images(*asked),
         SegmentImagesBody,
         SegmentImagesAnswer,
         MASKS,
@@ -95,7 +95,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:classify": NativeRoute(
         "classify_images",
         "The named classes of images with their probabilities, the best first.",
-        DataPlane.classify_images,
+        lambda plane, *asked: plane.classify_images(*asked),
         ClassifyImagesBody,
         ClassifyImagesAnswer,
         CLASSES,
@@ -103,7 +103,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:features": NativeRoute(
         "visualize_features",
         "Patch embeddings as colours, as one component, or as groups.",
-        DataPlane.visualize_features,
+        lambda plane, *asked: plane.visualize_features(*asked),
         VisualizeFeaturesBody,
         VisualizeFeaturesAnswer,
         FEATURES,
@@ -111,7 +111,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:depth": NativeRoute(
         "estimate_depth",
         "The distance of every pixel, in metres.",
-        DataPlane.estimate_maps,
+        lambda plane, *asked: plane.estimate_maps(*asked),
         DepthBody,
         DepthAnswer,
         MAPS,
@@ -119,7 +119,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:normals": NativeRoute(
         "estimate_normals",
         "The direction of the surface at every pixel: a unit vector.",
-        DataPlane.estimate_maps,
+        lambda plane, *asked: plane.estimate_maps(*asked),
         NormalsBody,
         NormalsAnswer,
         MAPS,
@@ -127,7 +127,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/texts:embed": NativeRoute(
         "embed_texts",
         "Embeddings of texts, averaged over prompt templates if there are any.",
-        DataPlane.embed_texts,
+        lambda plane, *asked: plane.embed_texts(*asked),
         EmbedTextsBody,
         EmbedTextsAnswer,
         TEXT_EMBEDDINGS,

@@ -316,7 +316,9 @@ async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
         if ending == "cancelled":
             await until(lambda: sample(server, "inflight") == 4)
             call.cancel()
-        assert await code_of(call) == {"deadline": "DEADLINE_EXCEEDED"}.get(ending, "CANCELLED")
+        # INTERNAL is grpc.aio's own, where it is still sending as its deadline passes.
+        ended = {"deadline": {"DEADLINE_EXCEEDED", "INTERNAL"}, "cancelled": {"CANCELLED"}}[ending]
+        assert await code_of(call) in ended
         await until(lambda: sample(server, "inflight") == 0)
         await until(lambda: server.admission.num_requests == 0)
         budget = server.models.models()[0].budget

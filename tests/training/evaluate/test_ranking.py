@@ -1,6 +1,7 @@
 """Rank-based scores: classification and retrieval."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,21 +24,32 @@ from training.evaluate.ranking import (
 )
 
 
-def test_the_rank_counts_the_wrong_answers_before_the_first_right_one() -> None:
-    scores_QC = np.asarray([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.5, 0.1]], np.float32)
-    right_QC = np.asarray([[1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
-    ranking = rank(scores_QC, right_QC)
-    assert ranking.rank_Q.tolist() == [0, 2, 1]
-    assert ranking.num_right_Q.tolist() == [1, 1, 2]
-    assert (ranking.num_candidates, len(ranking)) == (3, 3)
-    assert ranking.found(1) == pytest.approx(100 / 3)
-    assert ranking.found(2) == pytest.approx(200 / 3)
-    assert ranking.found(3) == 100.0
-    ranking = rank(np.zeros((4, 6), np.float32), np.eye(4, 6, dtype=bool))
-    assert ranking.rank_Q.tolist() == [5, 5, 5, 5]
-    assert ranking.found(5) == 0.0
-    ranking = rank(np.asarray([[0.5, 0.5, 0.1]], np.float32), np.asarray([[True, True, False]]))
-    assert ranking.rank_Q.tolist() == [0]
+@pytest.mark.parametrize(
+    ("scores", "right", "ranks", "num_right"),
+    [
+        (
+            [[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.5, 0.1]],
+            [[1, 0, 0], [0, 0, 1], [1, 0, 1]],
+            [0, 2, 1],
+            [1, 1, 2],
+        ),
+        ([[0.0] * 3] * 2, [[1, 0, 0], [0, 1, 0]], [2, 2], [1, 1]),  # a tie is no answer
+        ([[0.5, 0.5, 0.1]], [[1, 1, 0]], [0], [2]),
+    ],
+)
+def test_the_rank_counts_the_wrong_answers_before_the_first_right_one(
+    scores: list[list[float]], right: list[list[int]], ranks: list[int], num_right: list[int]
+) -> None:
+    ranking = rank(np.asarray(scores, np.float32), np.asarray(right, bool))
+    assert ranking.rank_Q.tolist() == ranks
+    assert ranking.num_right_Q.tolist() == num_right
+    assert (ranking.num_candidates, len(ranking)) == (3, len(ranks))
+    for depth in (1, 2, 3):
+        share = sum(place < depth for place in ranks) / len(ranks)
+        assert ranking.found(depth) == pytest.approx(100 * share)
+
+
+def test_a_query_without_a_right_answer_is_an_error() -> None:
     with pytest.raises(ValueError, match="needs a right answer"):
         rank(np.zeros((2, 3), np.float32), np.asarray([[True, False, False], [False] * 3]))
 
@@ -131,13 +143,20 @@ def test_a_model_is_ranked_by_its_first_token(
     assert found.chance(1) == pytest.approx(100 / len(benchmark.names))
 
 
-def test_images_need_labels_among_the_names(benchmark: ClassificationBenchmark) -> None:
-    with pytest.raises(ValueError, match="shown but are no candidates"):
-        replace(benchmark, names=benchmark.names[1:])
-    with pytest.raises(ValueError, match="every image needs one label"):
-        replace(benchmark, labels=benchmark.labels[1:])
-    with pytest.raises(ValueError, match="there must be some"):
-        replace(benchmark, labels=[], images=[])
+@pytest.mark.parametrize(
+    ("first", "changed", "message"),
+    [
+        (1, "names", "shown but are no candidates"),
+        (1, "labels", "every image needs one label"),
+        (99, "labels images", "there must be some"),
+    ],
+)
+def test_images_need_labels_among_the_names(
+    benchmark: ClassificationBenchmark, first: int, changed: str, message: str
+) -> None:
+    fewer: Any = {name: getattr(benchmark, name)[first:] for name in changed.split()}
+    with pytest.raises(ValueError, match=message):
+        replace(benchmark, **fewer)
 
 
 DOG, CAT, COW = np.eye(3, dtype=np.float32)
@@ -156,6 +175,9 @@ def test_equal_captions_are_one_candidate_and_share_their_images() -> None:
     assert (len(to_image), to_image.num_candidates) == (3, 4)
     assert to_image.rank_Q.tolist() == [0, 0, 0]
     assert to_image.num_right_Q.tolist() == [2, 1, 1]
+    alike = rank_both_ways(np.stack([DOG, CAT]), ["a dog", "a dog"], DOG[None])
+    assert alike["image to text"].found(1) == alike["image to text"].chance(1) == 100.0
+    assert (len(alike["text to image"]), alike["text to image"].found(1)) == (1, 100.0)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -178,9 +200,3 @@ def test_a_model_is_ranked_by_its_own_embeddings(
     }
     assert ranks(found) == by_token[setting.token]
     assert by_token["cls1"] != by_token["cls2"]
-
-
-def test_with_equal_captions_every_answer_is_right() -> None:
-    both = rank_both_ways(np.stack([DOG, CAT]), ["a dog", "a dog"], DOG[None])
-    assert both["image to text"].found(1) == both["image to text"].chance(1) == 100.0
-    assert (len(both["text to image"]), both["text to image"].found(1)) == (1, 100.0)

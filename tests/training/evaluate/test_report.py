@@ -55,12 +55,8 @@ def test_segmentation_has_every_row_with_intervals_and_differences(
     assert [(e.row, e.metric) for e in entries] == [(r, m) for r in ROWS for m in ("mIoU", "which")]
     for entry in entries:
         assert (entry.task, entry.split, entry.count) == (report.SEGMENTATION, "few", 4)
-        if entry.row == "chance":
-            assert (entry.low, entry.high) == (None, None)
-        else:
-            assert entry.low is not None
-            assert entry.high is not None
-            assert entry.low <= entry.high
+        assert (entry.low is None) is (entry.high is None) is (entry.row == "chance")
+        assert (entry.low or 0) <= (entry.high or 0)
     by_row = {(entry.row, entry.metric): entry for entry in entries}
     for metric in ("mIoU", "which"):
         assert by_row["student", metric].value == by_row["random weights", metric].value
@@ -128,15 +124,8 @@ def test_drawings_are_scored_at_both_depths(
 
 @pytest.mark.slow
 def test_a_whole_evaluation(
-    encoder_model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
-    data_folder: DataFolder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Path, data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "model"
-    encoder_model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     few = partial(development_benchmarks, num_scenes=2)
     monkeypatch.setattr(report, "development_benchmarks", few)
     chosen, entries = report.evaluate(

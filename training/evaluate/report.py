@@ -16,11 +16,7 @@ from model.scores.ranking import Ranking, found_within
 from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import ChosenEncoder, Development, load_chosen
 from training.evaluate.encoder import SceneEncoder
-from training.evaluate.ranking import (
-    SETTINGS,
-    ClassificationBenchmark,
-    retrieve,
-)
+from training.evaluate.ranking import SETTINGS, ClassificationBenchmark, retrieve
 from training.evaluate.sets import (
     SegmentationBenchmark,
     development_benchmarks,
@@ -42,6 +38,7 @@ TASKS = (SEGMENTATION, RETRIEVAL, CLASSIFICATION)
 CHANCE = "chance"
 PAINTED = "its CLS1 painted"
 _DEPTHS = (1, 5)
+_METRICS = {"mIoU": SceneCounts.miou, "which": SceneCounts.which}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,18 +130,17 @@ def _segmentation_entries(
     guessed = counts["student"].guessed()
     table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(benchmark.scenes)
     for row, its_counts in counts.items():
-        yield table.entry(row, "mIoU", bootstrap(SceneCounts.miou, its_counts), count=count)
-        yield table.entry(row, "which", bootstrap(SceneCounts.which, its_counts), count=count)
+        for metric, score in _METRICS.items():
+            yield table.entry(row, metric, bootstrap(score, its_counts), count=count)
     yield table.entry(CHANCE, "mIoU", guessed.miou(), count=count)
     yield table.entry(CHANCE, "which", guessed.which(), count=count)
     for row in models.students():
         known = {name: counts[name] for name in ("teacher", SERVED) if name in counts}
         others = {PAINTED: counts[f"{row}, {PAINTED}"], **known, CHANCE: guessed}
         for name, other in others.items():
-            miou = bootstrap(SceneCounts.miou, counts[row], other)
-            which = bootstrap(SceneCounts.which, counts[row], other)
-            yield table.entry(f"{row} - {name}", "mIoU", miou, count=count)
-            yield table.entry(f"{row} - {name}", "which", which, count=count)
+            for metric, score in _METRICS.items():
+                gain = bootstrap(score, counts[row], other)
+                yield table.entry(f"{row} - {name}", metric, gain, count=count)
 
 
 def _retrieval_entries(
@@ -155,14 +151,12 @@ def _retrieval_entries(
     for setting in SETTINGS:
         split = f"{benchmark.name}; {setting.captions} captions, {setting.token.upper()}"
         table = _Table(task=RETRIEVAL, split=split)
-        rankings = {}
-        for row, chosen in models.rows().items():
-            rankings[row] = retrieve(
-                chosen.encoder,
-                benchmark.scenes,
-                features=encoded[row].features,
-                setting=setting,
+        rankings = {
+            row: retrieve(
+                chosen.encoder, benchmark.scenes, features=encoded[row].features, setting=setting
             )
+            for row, chosen in models.rows().items()
+        }
         for direction in rankings["student"]:
             by_row = {row: both[direction] for row, both in rankings.items()}
             yield from _ranking_entries(table, by_row, f"{direction} R@")

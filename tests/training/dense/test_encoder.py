@@ -9,43 +9,39 @@ import pytest
 
 from model.graphs import VISION_FILE
 from model.package import ModelPackage
-from model.preprocess import prepare_image
+from model.preprocess import Fit, prepare_image
 from model.runtime.load import load_runtime
 from training.dense.encoder import FrozenEncoder, shuffled
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 56, 56, 3), np.uint8)
 
 
-def test_embeddings_are_those_of_the_runtime(tiny_package: ModelPackage) -> None:
-    encoder = FrozenEncoder.load(tiny_package)
-    found = encoder.embed(IMAGES)
-    pixels = np.stack([prepare_image(image, (56, 56)) for image in IMAGES])
-    wanted = encoder.runtime.encode_images(pixels)
-    np.testing.assert_allclose(found.cls_PD, wanted.cls1_BD, rtol=2e-3, atol=1e-3)
-    patches = wanted.patches_BND.reshape(3, 4, 4, -1)
-    np.testing.assert_allclose(found.patches_PhwD, patches, rtol=2e-3, atol=1e-3)
-
-
-def test_an_image_is_embedded_at_the_size_at_which_it_is_served(tiny_package: ModelPackage) -> None:
-    encoder = FrozenEncoder.load(tiny_package)
-    image_HW3 = np.random.default_rng(1).integers(0, 256, (56, 84, 3), np.uint8)
-    wide, square = (encoder.as_served(image_HW3, fit) for fit in ("aspect", "squash"))
-    assert (wide.patches_PhwD.shape[1:3], square.patches_PhwD.shape[1:3]) == ((4, 6), (4, 4))
-    output = encoder.runtime.encode_images(prepare_image(image_HW3, (56, 84))[None])
-    wanted = output.patches_BND.reshape(wide.patches_PhwD.shape)
-    np.testing.assert_allclose(wide.patches_PhwD, wanted, rtol=2e-3, atol=1e-3)
-
-
-def test_embeddings_are_computed_once(
+def test_embeddings_are_those_of_the_runtime_and_computed_once(
     tiny_package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = FrozenEncoder.load(tiny_package)
-    first = encoder.cached(IMAGES, tmp_path, "a")
+    found = encoder.cached(IMAGES, tmp_path, "a")
+    wanted = encoder.runtime.encode_images(np.stack([prepare_image(i, (56, 56)) for i in IMAGES]))
+    np.testing.assert_allclose(found.cls_PD, wanted.cls1_BD, rtol=2e-3, atol=1e-3)
+    patches = wanted.patches_BND.reshape(3, 4, 4, -1)
+    np.testing.assert_allclose(found.patches_PhwD, patches, rtol=2e-3, atol=1e-3)
     monkeypatch.setattr(FrozenEncoder, "embed", None)
-    again = encoder.cached(IMAGES, tmp_path, "a")
-    assert (first.patches_PhwD == again.patches_PhwD).all()
+    assert (encoder.cached(IMAGES, tmp_path, "a").patches_PhwD == found.patches_PhwD).all()
     with pytest.raises(TypeError):
         encoder.cached(IMAGES, tmp_path, "b")
+
+
+@pytest.mark.parametrize(("fit", "grid"), [("aspect", (4, 6)), ("squash", (4, 4))])
+def test_an_image_is_embedded_at_the_size_at_which_it_is_served(
+    tiny_package: ModelPackage, fit: Fit, grid: tuple[int, int]
+) -> None:
+    encoder = FrozenEncoder.load(tiny_package)
+    image_HW3 = np.random.default_rng(1).integers(0, 256, (56, 84, 3), np.uint8)
+    found = encoder.as_served(image_HW3, fit).patches_PhwD
+    assert found.shape[1:3] == grid
+    planes = prepare_image(image_HW3, (14 * grid[0], 14 * grid[1]))
+    wanted = encoder.runtime.encode_images(planes[None]).patches_BND.reshape(found.shape)
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-3)
 
 
 def test_shuffling_keeps_the_numbers_and_loses_their_places(

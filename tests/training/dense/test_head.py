@@ -52,7 +52,8 @@ def test_maps_have_eight_rows_and_columns_for_each_patch(kind: HeadKind) -> None
     depth = EmbeddingHead("depth", WIDTH, kind, NUM_BINS)(cls, patches)
     assert depth.shape == (2, 32, 48)
     assert ((depth > 0.001) & (depth < 10)).all()
-    for task, channels in (("normals", 3), ("segmentation", 5)):
+    others: dict[DenseTask, int] = {"normals": 3, "segmentation": 5}
+    for task, channels in others.items():
         found = EmbeddingHead(task, WIDTH, kind, channels)(cls, patches)
         assert found.shape == (2, channels, 32, 48)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
 from training.data.batch import RunShare
+from training.data.captions import CaptionSampling
 from training.data.shards.batches import ShardsConfig
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import DataSummary
@@ -102,16 +104,23 @@ def distilling(config: TrainingConfig, **method: object) -> TrainingConfig:
     return replace(config, method=DistillConfig(**method), teacher=Path("giant"))  # type: ignore[arg-type]
 
 
-def test_without_captions_their_contrast_is_off(on_images: Configure) -> None:
-    config = distilling(on_images(Path("x")), patch_loss="features")
-    lines = said(config, BARE)
+@pytest.mark.parametrize(
+    ("changes", "text_tower"),
+    [
+        ({}, "random and not trained"),
+        ({"text_start": "teacher"}, "the teacher's"),
+        ({"start": Path("runs/old")}, "that of runs/old"),
+    ],
+)
+def test_without_captions_their_contrast_is_off(
+    on_images: Configure, changes: dict[str, Any], text_tower: str
+) -> None:
+    method = {name: value for name, value in changes.items() if name != "start"}
+    config = distilling(on_images(Path("x")), patch_loss="features", **method)
+    lines = said(replace(config, start=changes.get("start")), BARE)
     assert lines[0].startswith("contrast with captions: off")
-    assert lines[1].startswith("text tower: random and not trained")
+    assert lines[1].startswith(f"text tower: {text_tower}")
     assert lines[-1].startswith("patches: on, weight 2, every patch")
-    taught = said(distilling(config, text_start="teacher"), BARE)
-    assert taught[1].startswith("text tower: the teacher's")
-    started = said(replace(config, start=Path("runs/old")), BARE)
-    assert started[1].startswith("text tower: that of runs/old")
 
 
 def test_pretraining_without_captions_is_refused_because_it_would_collapse(
@@ -130,7 +139,26 @@ def test_titles_need_drawn_scenes_and_the_backbone_does_not(on_images: Configure
     titles = ImageBackboneConfig(weight=1.0, titles_weight=1.0)
     with pytest.raises(ValueError, match="needs drawn scenes"):
         check_losses(replace(config, method=PretrainConfig(image_backbone=titles)), CAPTIONED)
-    backbone = replace(titles, titles_weight=0.0)
-    with_backbone = replace(config, method=PretrainConfig(image_backbone=backbone))
-    check_losses(with_backbone, CAPTIONED)
-    assert said(with_backbone, CAPTIONED)[-1].startswith("image backbone: on")
+    backbone = PretrainConfig(image_backbone=replace(titles, titles_weight=0.0))
+    check_losses(replace(config, method=backbone), CAPTIONED)
+    lines = said(replace(config, method=backbone), CAPTIONED)
+    assert lines[-1].startswith("image backbone: on")
+
+
+@pytest.mark.parametrize(
+    ("cls2", "line"),
+    [
+        (("gemini",), "  CLS2 from gemini 2; images without any of these use their other captions"),
+        (("paligemma",), "  CLS2 from any source, because no caption is of paligemma; set data."),
+    ],
+)
+def test_the_captions_of_each_token_are_counted(
+    on_images: Configure, cls2: tuple[str, ...], line: str
+) -> None:
+    config = on_images(Path("x"))
+    assert isinstance(config.data, ShardsConfig)
+    data = replace(config.data, captions=CaptionSampling(cls2=cls2))
+    first, alt, second, *_ = said(replace(config, data=data), CAPTIONED)
+    assert first.endswith("3 images without a caption take part in the other losses")
+    assert alt == "  CLS1 from alt 6"
+    assert second.startswith(line)

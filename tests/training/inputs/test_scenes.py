@@ -26,19 +26,13 @@ def config(
     return replace(tiny_config, data=replace(tiny_config.data, folder=data_folder.path))
 
 
-def test_names_are_frequent_among_the_words(config: TrainingConfig) -> None:
+def test_names_are_frequent_among_the_words_and_scenes_are_scored(config: TrainingConfig) -> None:
     inputs = open_inputs(config)
-    texts = inputs.tokenizer_texts()
-    assert len(texts) == 3 * 5 + 40 * len(seen_names())
+    assert len(inputs.tokenizer_texts()) == 3 * 5 + 40 * len(seen_names())
     prompts = inputs.warm_up_texts()
     assert "art of the dog." in prompts
     assert len(set(prompts)) == len(prompts)
-
-
-def test_scenes_are_scored_during_the_run(config: TrainingConfig) -> None:
-    assert [benchmark.name for benchmark in open_inputs(config).benchmarks()] == [
-        "val", "val-style"
-    ]  # fmt: skip
+    assert [benchmark.name for benchmark in inputs.benchmarks()] == ["val", "val-style"]
 
 
 def test_the_batches_are_the_ranks_share(

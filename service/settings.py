@@ -203,9 +203,6 @@ class Settings(BaseSettings):
     request in pixels. A batch whose maximum images were measured holds at most that many images of
     the native size. On a GPU whose free memory is known, the default bounds single images only, and
     that memory bounds batches."""
-    max_queue_delay_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds that a free lane waits for a batch to fill. Useful only if a batch is much cheaper
-    than its items one by one; it delays single requests by this time."""
     max_queue_patches: Positive = 65536
     """Maximum patches of all requests in progress for each model. Further requests get 429."""
 

@@ -14,7 +14,7 @@ batch is formed; neither is computed, and every future is resolved exactly once.
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -91,7 +91,6 @@ class BucketQueue:
     def __init__(self) -> None:
         self._levels: dict[tuple[int, str], OrderedDict[int, QueuedItem]] = {}
         self.num_items = 0
-        self.cost = 0
 
     def add(self, entry: QueuedItem) -> None:
         """Append an item."""
@@ -100,7 +99,6 @@ class BucketQueue:
             level = self._levels[entry.level] = OrderedDict()
         level[entry.number] = entry
         self.num_items += 1
-        self.cost += entry.item.cost
 
     def remove(self, entry: QueuedItem) -> bool:
         """Remove an item; False if it is not in this queue."""
@@ -110,7 +108,6 @@ class BucketQueue:
         if not level:
             del self._levels[entry.level]
         self.num_items -= 1
-        self.cost -= entry.item.cost
         return True
 
     @property
@@ -133,14 +130,12 @@ class BatchRules:
 
     Attributes:
         limits: Limits of a batch, by kind.
-        max_wait_s: How long an item may wait for its batch to fill while a lane is idle.
         priority_step_s: Waiting time after which an item counts as one level higher.
         split_evenly: Whether lanes that are idle at the same time split the waiting items; if not,
             the first one takes all that fit.
     """
 
     limits: Mapping[Kind, BatchLimits]
-    max_wait_s: float = 0.0
     priority_step_s: float = 5.0
     split_evenly: bool = False
 
@@ -189,9 +184,9 @@ class BatchQueue:
         return [entry.future for entry in entries]
 
     def take(self) -> Batch | None:
-        """Form the next batch without waiting; None if no batch is due."""
+        """Form the next batch without waiting; None if nothing waits."""
         with self._lock:
-            batch, expired, _ = self._form()
+            batch, expired = self._form()
         self._answer_expired(expired)
         return batch
 
@@ -201,8 +196,8 @@ class BatchQueue:
         while True:
             with self._lock:
                 self._num_idle += 1
-                batch, expired, due = self._form()
-                wait_s = min(due, until) - self._clock()
+                batch, expired = self._form()
+                wait_s = until - self._clock()
                 if batch is None and not expired and not self.is_closed and wait_s > 0:
                     self._changed.wait(None if wait_s == math.inf else wait_s)
                 self._num_idle -= 1
@@ -267,11 +262,11 @@ class BatchQueue:
 
         return min(heads, key=key)
 
-    def _first_of(self, buckets: Collection[Bucket], now: float) -> Bucket:
-        first, *others = buckets
+    def _first_bucket(self, now: float) -> Bucket:
+        first, *others = self._queues
         if not others:
             return first
-        heads = [entry for bucket in buckets for entry in self._queues[bucket].heads()]
+        heads = [entry for queue in self._queues.values() for entry in queue.heads()]
         return self._first(heads, now).item.bucket
 
     def _remove(self, entry: QueuedItem) -> None:
@@ -283,32 +278,16 @@ class BatchQueue:
         if not queue.num_items:
             del self._queues[entry.item.bucket]
 
-    def _form(self) -> tuple[Batch | None, list[QueuedItem], float]:
-        """The next batch, expired items, and when a batch is due. Needs the lock."""
+    def _form(self) -> tuple[Batch | None, list[QueuedItem]]:
+        """The next batch, and expired items. Needs the lock."""
         now = self._clock()
         expired: list[QueuedItem] = []
-        while self._queues and (due := self._due_at(now)):
-            bucket = self._first_of(due, now)
+        while self._queues:
+            bucket = self._first_bucket(now)
             entries = self._pick(bucket, now, expired)
             if entries:
-                return Batch(bucket=bucket, entries=tuple(entries), taken=now), expired, now
-        if not self._queues:
-            return None, expired, math.inf
-        dues = (self._due(bucket, queue) for bucket, queue in self._queues.items())
-        return None, expired, min(dues, default=math.inf)
-
-    def _due_at(self, now: float) -> list[Bucket]:
-        """The buckets of which a batch is due."""
-        if self._rules.max_wait_s == 0:
-            return list(self._queues)
-        return [b for b, queue in self._queues.items() if self._due(b, queue) <= now]
-
-    def _due(self, bucket: Bucket, queue: BucketQueue) -> float:
-        """When a batch of this bucket is due: now if it is full, else when `max_wait_s` is over."""
-        limits = self._rules.limits[bucket.kind]
-        if self._rules.max_wait_s == 0 or limits.is_full(queue.num_items, queue.cost):
-            return -math.inf
-        return queue.oldest + self._rules.max_wait_s
+                return Batch(bucket=bucket, entries=tuple(entries), taken=now), expired
+        return None, expired
 
     def _pick(self, bucket: Bucket, now: float, expired: list[QueuedItem]) -> list[QueuedItem]:
         """Remove the items of the next batch of a bucket; expired ones go to `expired`."""

@@ -68,10 +68,6 @@ class BatchLimits:
     max_items: int
     max_cost: int
 
-    def is_full(self, num_items: int, cost: int) -> bool:
-        """Whether a batch of this size takes no more items."""
-        return num_items >= self.max_items or cost >= self.max_cost
-
     def fits(self, num_items: int, cost: int) -> bool:
         """Whether a batch may have this size; a single item always fits."""
         return num_items <= 1 or (num_items <= self.max_items and cost <= self.max_cost)

@@ -557,7 +557,6 @@ def _serve(
         lanes,
         rules=BatchRules(
             limits=limits,
-            max_wait_s=settings.max_queue_delay_s,
             # Lanes of a CPU run in parallel, and a large batch is no cheaper than small ones.
             split_evenly=runtime.device == "cpu",
         ),

@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,17 +137,6 @@ def test_priority_outweighs_fair_share(queue: BatchQueue) -> None:
     queue.put([item(cost=20, number=10, priority=2, caller="two")])
     queue.put([item(cost=20, number=11, priority=1, caller="one")])
     assert [numbers(queue) for _ in range(3)] == [[11], [10], [1]]
-
-
-def test_a_batch_waits_until_it_is_full_or_its_time_is_over(metrics: Metrics, clock: Clock) -> None:
-    queue = BatchQueue(replace(RULES, max_wait_s=2), metrics, clock)
-    queue.put([item(number=1), item(number=2)])
-    assert numbers(queue) == []
-    queue.put([item(WIDE, number=n) for n in (3, 4, 5)])
-    assert numbers(queue) == [3, 4, 5], "full"
-    clock.now = 2
-    assert queue.oldest_s() == 2
-    assert numbers(queue) == [1, 2], "time is over"
 
 
 def test_idle_lanes_split_waiting_items_evenly(metrics: Metrics) -> None:

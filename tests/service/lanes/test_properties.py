@@ -70,8 +70,8 @@ class ScriptedLane:
 class EngineMachine(RuleBasedStateMachine):
     """Clients submit and leave; lanes compute, fail and die; the server stops."""
 
-    @initialize(linger_s=st.sampled_from([0.0, 2.0]), num_lanes=st.integers(1, 2))
-    def start(self, linger_s: float, num_lanes: int) -> None:
+    @initialize(num_lanes=st.integers(1, 2))
+    def start(self, num_lanes: int) -> None:
         self.now = 0.0
         self.accepted: list[ItemFuture] = []
         self.answers: list[int] = []
@@ -80,7 +80,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.ranks: dict[int, tuple[str, float, int]] = {}
         self.is_stopped = False
         self.lanes = [ScriptedLane(self.begin_batch) for _ in range(num_lanes)]
-        rules = BatchRules(limits=RULES.limits, max_wait_s=linger_s)
+        rules = BatchRules(limits=RULES.limits)
         limits = HealthLimits(retry_s=0.0)
         metrics = Metrics()
         self.batcher = Batcher(

@@ -169,7 +169,7 @@ class DataPlane:
         """Liveness, for probes.
 
         Raises:
-            Unavailable: A model has failed for so long that the process should be restarted.
+            Unavailable: All lanes of a model are dead or hang: the process should be restarted.
         """
         if not all(served.is_live for served in self.models.models()):
             raise device_unhealthy()

@@ -123,12 +123,12 @@ def check_names(sources: Iterable[ModelSource]) -> None:
         ValueError: Two models have one name; the message says how to rename one.
         PackageError: A source is no model.
     """
-    places: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for source in sources:
         name = source.served_name()
-        if name in places:
-            raise same_name(name, places[name], source.folder)
-        places[name] = source.folder
+        if name in folders:
+            raise same_name(name, folders[name], source.folder)
+        folders[name] = source.folder
 
 
 def same_name(name: str, first: str, second: str) -> ValueError:

@@ -591,20 +591,26 @@ def _serve(
 def bucket_limits(
     manifest: Manifest, loaded: LoadedLanes, max_patches: int
 ) -> tuple[BucketLimits, ...]:
-    """Measurements and batch limit of each served image shape; the time of some is estimated."""
+    """Measurements and batch limit of each served image shape.
+
+    The first image of a shape may have waited for a runtime that compiles, so its time counts at
+    most as the square of its size; the time of a shape that did not run is estimated.
+    """
     seconds, peaks = loaded.first.seconds, loaded.first.peaks
     native = Bucket("image", manifest.shape_buckets[0])
-    patch_s = seconds[native] / item_cost(manifest, native)
     limits = []
     for height, width in manifest.shape_buckets:
         bucket = Bucket("image", (height, width))
         cost = item_cost(manifest, bucket)
+        size = cost / item_cost(manifest, native)
+        run_s = seconds.get(bucket, seconds[native] * size)
+        run_s = min(run_s, seconds[native] * max(size, size**2))
         limits.append(
             BucketLimits(
                 height=height,
                 width=width,
                 max_batch_images=max(1, min(loaded.max_images, max_patches // cost)),
-                run_s=round(seconds.get(bucket, patch_s * cost), 6),
+                run_s=round(run_s, 6),
                 peak_bytes=peaks.get(bucket),
             )
         )

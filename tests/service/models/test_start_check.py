@@ -227,23 +227,6 @@ class TestOfABundledModel:
             graph_file(task) for task in DENSE_TASKS if task in computed.manifest.outputs
         }
 
-    def test_it_takes_float32_with_a_number_if_they_do_not(
-        self,
-        machine: StandIn,
-        computed: ModelPackage,
-        start: Callable[..., LoadedLanes],
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        machine.noise[TENSORRT, "fp16"] = 1.0
-        with caplog.at_level(logging.WARNING):
-            lanes = start(computed)
-        assert taken(lanes) == (TENSORRT, "fp32")
-        (told,) = [r.getMessage() for r in caplog.records if "start check" in r.getMessage()]
-        assert "onnx/vision_model_fp16.onnx on tensorrt in fp16 differs" in told
-        number = told.partition("min_cosine_cls is ")[2].partition(",")[0]
-        assert -1 < float(number) < 0.999
-        assert number in lanes.first.choice.reason
-
     def test_a_cpu_that_has_a_proof_reads_no_reference(
         self,
         machine: StandIn,

@@ -1,6 +1,5 @@
 """Runs the real program on free ports; sends a request over either protocol by the client."""
 
-import io
 import json
 import os
 import queue
@@ -17,9 +16,9 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.package import ModelPackage
+from tests.promises.servers import photo as smooth_photo
 from tipserve_client import Client
 
 # Ends hangs; on a busy machine a start or a conversion may take a minute.
@@ -160,11 +159,7 @@ def photo() -> Callable[..., bytes]:
     """Create a smooth JPEG by seed and size."""
 
     def make(seed: int = 0, size: tuple[int, int] = (90, 60), file_format: str = "JPEG") -> bytes:
-        noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-        stream = io.BytesIO()
-        image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-        image.save(stream, file_format)
-        return stream.getvalue()
+        return smooth_photo(seed, size, file_format)
 
     return make
 

@@ -1,4 +1,4 @@
-"""A head: trained by the command on a few images, loaded by a running server, same over both."""
+"""A head of classes: trained by the command on folders, loaded by a running server."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,25 +9,14 @@ import pytest
 from PIL import Image
 
 from model.package import ModelPackage
+from tests.promises.test_commands import boxes
 from training.__main__ import main
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
 
-COLOURS = {"ground": (120, 120, 110), "red": (220, 40, 30), "blue": (20, 60, 230)}
-
-
-def draw(seed: int) -> tuple[Image.Image, Image.Image]:
-    """A red and a blue rectangle on noise, and its mask."""
-    rng = np.random.default_rng(seed)
-    pixels = np.full((112, 140, 3), COLOURS["ground"])
-    labels = np.zeros((112, 140), np.uint8)
-    for label, name in enumerate(("red", "blue"), start=1):
-        top, left = rng.integers(0, 42), (label - 1) * 70
-        place = np.s_[top : top + 70, left : left + 56]
-        pixels[place], labels[place] = COLOURS[name], label
-    noisy = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
-    return Image.fromarray(noisy), Image.fromarray(labels)
+Train = Callable[..., int]
+NAMES = ("--names", "red,blue")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("images", "masks", "heads", "classes/red", "classes/dark_blue"):
         (folder / name).mkdir(parents=True)
     for seed in range(10):
-        image, mask = draw(seed)
+        image, mask = boxes(seed)
         image.save(folder / "images" / f"{seed}.png")
         mask.save(folder / "masks" / f"{seed}.png")
         image.crop((0, 42, 56, 70)).save(folder / "classes" / "red" / f"{seed}.png")
@@ -51,80 +40,52 @@ def service(run_service: Callable[..., Any], folder: Path) -> Iterator["Service"
         yield running
 
 
-def train(folder: Path, package: ModelPackage, name: str, *arguments: str) -> int:
-    output = folder / "heads" / f"{name}.safetensors"
-    return main(["head", "--model", str(package.path), "--output", str(output), *arguments])
+@pytest.fixture
+def train(folder: Path, tiny_package: ModelPackage) -> Train:
+    def train(name: str, *arguments: str) -> int:
+        output = folder / "heads" / f"{name}.safetensors"
+        return main(["head", f"--model={tiny_package.path}", f"--output={output}", *arguments])
 
-
-def with_masks(folder: Path) -> list[str]:
-    return ["--images", str(folder / "images"), "--masks", str(folder / "masks")]
-
-
-def encoded(folder: Path, name: str) -> bytes:
-    return (folder / name).read_bytes()
+    return train
 
 
 def test_a_running_server_classifies_by_it(
-    service: "Service",
-    folder: Path,
-    tiny_package: ModelPackage,
-    capsys: pytest.CaptureFixture[str],
+    service: "Service", folder: Path, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(folder, tiny_package, "colours", "--images", str(folder / "classes")) == 0
+    assert train("colours", f"--images={folder / 'classes'}") == 0
     assert "20 images, 2 classes; on held-out images mean accuracy" in capsys.readouterr().out
-    images = [encoded(folder, f"classes/{name}/0.png") for name in ("red", "dark_blue")]
+    images = [str(folder / "classes" / name / "0.png") for name in ("red", "dark_blue")]
     fields = {"images": images, "classes": ["head:colours"]}
-
-    by_rest = service.over_rest("classify", fields)
-    by_grpc = service.over_grpc("classify", fields)
-
+    by_rest, by_grpc = service.over_rest("classify", fields), service.over_grpc("classify", fields)
     for name, array in by_rest.items():
         assert np.array_equal(array, by_grpc[name])
     # Folders are in alphabetical order: dark blue, red.
-    best = [by_rest[f"{index}.label"][0] for index in (0, 1)]
-    assert best == [2, 1]
+    assert [by_rest[f"{index}.label"][0] for index in (0, 1)] == [2, 1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("mask", "arguments", "message"),
     [
-        (["--names", "red"], "has the label 2"),
-        (["--names", "red,blue,green"], "no mask has a pixel of: green"),
-        ([], "give --masks and --names together"),
+        ("same", ["--names", "red"], "has the label 2"),
+        ("same", ["--names", "red,blue,green"], "no mask has a pixel of: green"),
+        ("same", [], "give --masks and --names together"),
+        (None, NAMES, "0.png is missing"),
+        (Image.new("L", (140, 111)), NAMES, "(111, 140), its image (112, 140)"),
+        (Image.new("RGB", (140, 112)), NAMES, "grey or palette PNGs, this one is RGB"),
     ],
 )
-def test_wrong_labels_are_named(
+def test_wrong_labels_and_masks_are_named(
+    tmp_path: Path,
     folder: Path,
-    tiny_package: ModelPackage,
+    train: Train,
     capsys: pytest.CaptureFixture[str],
+    mask: Any,
     arguments: list[str],
     message: str,
 ) -> None:
-    assert train(folder, tiny_package, "wrong", *with_masks(folder), *arguments) == 2
+    if isinstance(mask, Image.Image):
+        mask.save(tmp_path / "0.png")
+    masks = folder / "masks" if mask == "same" else tmp_path
+    assert train("wrong", f"--images={folder / 'images'}", f"--masks={masks}", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "heads" / "wrong.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (None, "0.png is missing"),
-        (Image.new("L", (140, 111)), "(111, 140), its image (112, 140)"),
-        (Image.new("RGB", (140, 112)), "grey or palette PNGs, this one is RGB"),
-    ],
-)
-def test_a_wrong_mask_is_named(
-    tmp_path: Path,
-    folder: Path,
-    tiny_package: ModelPackage,
-    capsys: pytest.CaptureFixture[str],
-    mask: Image.Image | None,
-    message: str,
-) -> None:
-    (tmp_path / "heads").mkdir()
-    if mask is not None:
-        mask.save(tmp_path / "0.png")
-    paths = ["--images", str(folder / "images"), "--masks", str(tmp_path), "--names", "a,b"]
-
-    assert train(tmp_path, tiny_package, "wrong", *paths) == 2
-    assert message in capsys.readouterr().err

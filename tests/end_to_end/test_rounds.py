@@ -1,4 +1,4 @@
-"""Signals, the memory of swapped models, and the names of several."""
+"""Signals, and the memory of swapped models."""
 
 import signal
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from model.package import STUDENT_FOLDER
+from model.package import STUDENT_FOLDER, ModelPackage
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
@@ -23,9 +23,9 @@ LIMIT_S = 60.0
     [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,) * 2],
 )
 def test_the_first_signal_drains_and_the_second_ends_the_program_at_once(
-    run_program: Any, first: signal.Signals, number: signal.Signals
+    run_program: Any, tiny_package: ModelPackage, first: signal.Signals, number: signal.Signals
 ) -> None:
-    program = run_program("--lanes=1", "--drain-delay-s=1000")
+    program = run_program(f"--model={tiny_package.path}", "--drain-delay-s=1000")
     try:
         program.wait_for("ready")
         program.process.send_signal(first)

@@ -29,11 +29,12 @@ def test_workers_end_when_their_supervisor_is_killed(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_that_is_taken_is_named_in_one_line(
-    run_program: "type[Program]", workers: int
+    run_program: "type[Program]", tiny_package: ModelPackage, workers: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        program = run_program(f"--workers={workers}", f"--http-port={port}")
+        arguments = (f"--model={tiny_package.path}", f"--workers={workers}")
+        program = run_program(*arguments, f"--http-port={port}")
         assert program.process.wait(LIMIT_S) == 1
     program.end()
     assert str(port) in program.log[-1]

@@ -24,7 +24,8 @@ LIMIT_S = 60.0
 TRACES = {"REST": "0af7651916cd43dd8448eb211c80319c", "gRPC": "4bf92f3577b34da6a3ce929d0e0e4736"}
 CALLER = "b7ad6b7169203331"
 ROOTS = {"REST": "POST /v1/images:embed", "gRPC": "tipserve.v1.EncoderService/EmbedImages"}
-STAGES = ["admit", "decode", "queue", "run", "post"]
+# The headers are read first; what they say is admitted, and then decoded.
+STAGES = ["decode", "admit", "queue", "run", "post"]
 
 
 class Watcher:

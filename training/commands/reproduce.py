@@ -8,9 +8,8 @@ import torch
 
 from training.data.folder import DataFolder
 from training.reproduce.cells import cached_cells
-from training.reproduce.page import describe_result, write_page
-from training.reproduce.plan import Scale, digest, smoke
-from training.reproduce.runner import Setup, run_all
+from training.reproduce.plan import Scale, digest
+from training.reproduce.runner import Setup, run_all, summary
 from training.reproduce.texts import cached_texts
 
 HELP = "Measure the paper's effects in miniature, over several seeds; resumes after a stop."
@@ -24,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs",
         type=Path,
-        help="folder of cells and models (default runs/reproduce; with --smoke runs/smoke)",
+        default=Path("runs/reproduce"),
+        help="folder of cells and models (default runs/reproduce)",
     )
     parser.add_argument(
         "--seeds",
@@ -38,34 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder of one JSON file for each arm and seed (default results in --runs)",
     )
-    parser.add_argument(
-        "--output", type=Path, help="Markdown page of the results (default RESULTS.md in --runs)"
-    )
-    parser.add_argument(
-        "--smoke", action="store_true", help="run every arm at toy size, in seconds"
-    )
-    parser.add_argument(
-        "--report-only", action="store_true", help="write the page of existing results only"
-    )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train and measure the missing arms, and rewrite the page after each."""
-    scale = smoke() if options.smoke else Scale()
-    runs = options.runs or Path("runs") / ("smoke" if options.smoke else "reproduce")
+    """Train and measure the missing arms, and print the means so far."""
+    scale, runs = Scale(), options.runs
     results = options.results or runs / "results"
-    output = options.output or runs / "RESULTS.md"
-    if not options.report_only:
-        torch.set_num_threads(1)
-        cells = runs / f"cells-{digest(scale.cells)}"
-        sets = cached_cells(DataFolder(path=options.data), scale.cells, cells)
-        texts = cached_texts(sets["train"], scale.width, cells)
+    torch.set_num_threads(1)
+    cells = runs / f"cells-{digest(scale.cells)}"
+    sets = cached_cells(DataFolder(path=options.data), scale.cells, cells)
+    texts = cached_texts(sets["train"], scale.width, cells)
 
-        def report(result: dict[str, Any]) -> None:
-            print(describe_result(result), flush=True)
-            write_page(results, scale, output)
+    def report(result: dict[str, Any]) -> None:
+        print(f"seed {result['seed']}, {result['arm']}: {result['cpu_s']} s", flush=True)
 
-        setup = Setup(scale=scale, sets=sets, texts=texts, runs=runs)
-        run_all(setup, options.seeds, results=results, after_each=report)
-    write_page(results, scale, output)
-    print(f"The page is {output}")
+    setup = Setup(scale=scale, sets=sets, texts=texts, runs=runs)
+    run_all(setup, options.seeds, results=results, after_each=report)
+    print(summary(results, scale))

@@ -89,23 +89,6 @@ class Scale:
         )
 
 
-def smoke() -> Scale:
-    """A toy size for tests: an arm takes a second, and the scores mean nothing."""
-    return Scale(
-        cells=CellConfig(grid=4, width=8, num_train=8, num_val=3, num_test=3),
-        width=16,
-        layers=2,
-        heads=2,
-        head=HeadConfig(layers=2, hidden=16, bottleneck=8, num_prototypes=12),
-        batch_size=4,
-        start_steps=2,
-        pretrain_steps=4,
-        distill_steps=2,
-        optim=OptimConfig(optimizer="adamw", warmup_steps=1),
-        branch_optim=OptimConfig(optimizer="adamw", warmup_steps=1),
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """One training of each seed.

@@ -2,8 +2,7 @@
 
 A stopped arm resumes from its checkpoint. Masks are used only to measure.
 
-Shapes: S scenes, K channels of a cell or candidate names, N patches, D width, L labels, P
-prototypes, H W pixels.
+Shapes: S scenes, K channels of a cell or candidate names, N patches, D width, H W pixels.
 """
 
 import json
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2VisionModel
 
 from model.features import vision_features
@@ -25,7 +23,6 @@ from training.checkpoint import save_atomically, split_model
 from training.data.scenes import Scene
 from training.evaluate.zero_shot_segmentation import (
     Scorer,
-    class_ids,
     count_scenes,
     largest_object_scorer,
     painted_scorer,
@@ -36,12 +33,9 @@ from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER, load_teacher
 from training.reproduce.cells import NAMES, CellScenes
-from training.reproduce.origin import BUILT_ON, WEIGHTS, Seed, weights_digest
 from training.reproduce.plan import (
-    START,
     Arm,
     Scale,
-    arms,
     file_name,
     fingerprint,
     planned,
@@ -172,68 +166,6 @@ def segment(
     }
 
 
-def naming_rate(cls1_SD: NDArray[np.float32], scenes: CellScenes, classes_KD: Tensor) -> float:
-    """Percentage of scenes in which the name nearest to CLS1 is one of those shown."""
-    nearest_S = (torch.from_numpy(cls1_SD) @ classes_KD.T).argmax(1).tolist()
-    hits = [NAMES[k] in c.names for k, c in zip(nearest_S, scenes.captions, strict=True)]
-    return 100.0 * sum(hits) / len(hits)
-
-
-def patch_labels(scenes: CellScenes, grid: int) -> NDArray[np.int64]:
-    """What most of each patch shows, [S, N]: 0 background, k `NAMES[k - 1]`."""
-    ids = class_ids(NAMES)
-    side = scenes.mask_SHW.shape[1] // grid
-    tiles_ShwP = scenes.mask_SHW.reshape(-1, grid, side, grid, side).swapaxes(2, 3)
-    tiles_SNP = tiles_ShwP.reshape(len(scenes), grid * grid, side * side)
-    share_LSN = np.stack([(tiles_SNP == value).mean(2) for value in (0, *ids)])
-    label_SN: NDArray[np.int64] = share_LSN.argmax(0)
-    return label_SN
-
-
-def patches_per_object(label_SN: NDArray[np.int64]) -> list[int]:
-    """Patches of each object that has any."""
-    return [int(n) for row in label_SN for n in np.bincount(row)[1:] if n > 0]
-
-
-@torch.inference_mode()
-def mutual_information(
-    method: Method, scenes: CellScenes, label_SN: NDArray[np.int64]
-) -> dict[str, float] | None:
-    """What the targets of the patch loss say about what a patch shows, in nats.
-
-    Returns:
-        Mutual information of prototype and "object or background", and of prototype and name among
-        patches of objects, each with the label's entropy, its bound; None without a teacher's head.
-    """
-    if not isinstance(method, Pretrain) or method.config.ibot_weight == 0:
-        return None
-    patches_SND = encode(method.teacher_tower or method.model, scenes)[PATCHES]
-    head = method.teacher_head or method.head
-    flat_M = torch.from_numpy(label_SN).flatten()
-    probs_MP = method.centering(head(torch.from_numpy(patches_SND).flatten(0, 1)))
-    of_object = flat_M > 0
-    about_object = _information(probs_MP, of_object.long())
-    about_name = _information(probs_MP[of_object], flat_M[of_object])
-    return {
-        "object": about_object[0],
-        "object bound": about_object[1],
-        "name": about_name[0],
-        "name bound": about_name[1],
-    }
-
-
-def _information(probs_MP: Tensor, label_M: Tensor) -> tuple[float, float]:
-    """Mutual information of assignments and labels, and the labels' entropy, in nats."""
-    joint_LP = torch.zeros(int(label_M.max()) + 1, probs_MP.shape[1])
-    joint_LP.index_add_(0, label_M, probs_MP)
-    joint_LP /= joint_LP.sum()
-    entropy = [
-        float(torch.special.entr(part).sum())
-        for part in (joint_LP.sum(1), joint_LP.sum(0), joint_LP)
-    ]
-    return round(entropy[0] + entropy[1] - entropy[2], 4), round(entropy[0], 4)
-
-
 def _edges(folder: Path) -> dict[str, list[float]]:
     """First and last values of each logged loss."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -245,24 +177,6 @@ def _edges(folder: Path) -> dict[str, list[float]]:
             edges = values[:_EDGE_ROWS], values[-_EDGE_ROWS:]
             found[name] = [round(sum(edge) / len(edge), 4) for edge in edges]
     return found
-
-
-def measure(method: Method, setup: Setup) -> dict[str, Any]:
-    """Scores on both test sets, and the numbers that say whether a run can show anything."""
-    classes_KD = setup.texts.classes()
-    scores = {}
-    for name in ("seen", "unseen"):
-        found = encode(method.model, setup.sets[name])
-        scores[name] = segment(found, setup.sets[name], classes_KD.numpy())
-    val = setup.sets["val"]
-    cls1_SD = encode(method.model, val)["cls1"]
-    label_SN = patch_labels(val, setup.scale.cells.grid)
-    return {
-        "scores": scores,
-        "naming": round(naming_rate(cls1_SD, val, classes_KD), 2),
-        "patches": float(np.median(patches_per_object(label_SN))),
-        "information": mutual_information(method, val, label_SN),
-    }
 
 
 def result_path(results: Path, seed: int, arm: str) -> Path:
@@ -280,14 +194,13 @@ def run_all(
     """Train and measure the arms without a result.
 
     Raises:
-        ValueError: A result was made with other settings, or a seed's results from other weights.
+        ValueError: A result was made with other settings.
     """
     settings = fingerprint(setup.scale)
     for seed, arm in planned(setup.scale, seeds):
         path = result_path(results, seed, arm.name)
         if not path.exists():
-            result = {"arm": arm.name, "seed": seed, "settings": settings}
-            result |= _run(setup, arm, seed, Seed(path.parent))
+            result = {"arm": arm.name, "seed": seed, "settings": settings, **_run(setup, arm, seed)}
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as temporary:
                 temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -296,36 +209,36 @@ def run_all(
             raise ValueError(f"{path} was made with other settings; choose another --results")
 
 
-def _train_earlier(setup: Setup, arm: Arm, seed: int, kept: Seed) -> dict[str, str]:
-    """Digests of what an arm builds on; what has a result but, here, no weights is trained.
-
-    Every arm builds on the start, if only by being compared with the arms that continue from it.
-    """
-    by_name = {other.name: other for group in arms(setup.scale) for other in group}
-    found: dict[str, str] = {}
-    for name in dict.fromkeys((START, arm.start, arm.teacher)):
-        if name is None or arm.name == START:
-            continue
-        folder = training_config(setup.scale, by_name[name], seed, setup.runs).folder
-        if not (folder / HEAD_FILE).exists():
-            _train_earlier(setup, by_name[name], seed, kept)
-            train_arm(setup, by_name[name], seed)
-        found[name] = weights_digest(folder)
-        kept.check(name, found[name])
-    return found
-
-
-def _run(setup: Setup, arm: Arm, seed: int, kept: Seed) -> dict[str, Any]:
-    built_on = _train_earlier(setup, arm, seed, kept)
+def _run(setup: Setup, arm: Arm, seed: int) -> dict[str, Any]:
     began_s = time.process_time()
     method = train_arm(setup, arm, seed)
+    classes_KD, scores = setup.texts.classes().numpy(), {}
+    for name in ("seen", "unseen"):
+        found = encode(method.model, setup.sets[name])
+        scores[name] = segment(found, setup.sets[name], classes_KD)
     folder = training_config(setup.scale, arm, seed, setup.runs).folder
-    kept.check(arm.name, weights := weights_digest(folder))
     return {
-        WEIGHTS: weights,
-        BUILT_ON: built_on,
         "samples": arm.num_steps * setup.scale.batch_size,
         "cpu_s": round(time.process_time() - began_s),
         "losses": _edges(folder),
-        **measure(method, setup),
+        "scores": scores,
     }
+
+
+def summary(results: Path, scale: Scale) -> str:
+    """A Markdown table: mean mIoU of each arm over its seeds, patches and painted CLS1."""
+    lines = ["| arm | patches | painted CLS1 | patches, unseen style | seeds |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for _, arm in planned(scale, [0]):
+        found = [
+            json.loads(path.read_text(encoding="utf-8"))["scores"]
+            for path in sorted(results.glob(f"seed-*/{file_name(arm.name)}.json"))
+        ]
+        if found:
+            columns = (("seen", PATCHES), ("seen", PAINTED), ("unseen", PATCHES))
+            means = [
+                f"{sum(one[scenes][row]['mIoU'] for one in found) / len(found):.1f}"
+                for scenes, row in columns
+            ]
+            lines.append(f"| {arm.name} | {' | '.join(means)} | {len(found)} |")
+    return "\n".join(lines)

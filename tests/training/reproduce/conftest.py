@@ -1,10 +1,6 @@
-"""Results made of numbers, and toy scenes that need neither network nor drawings."""
+"""Toy scenes that need neither network nor drawings."""
 
-import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,56 +10,26 @@ from torch.nn import functional as F
 from model.text import TEMPLATES
 from training.data.captions import Captions
 from training.evaluate.zero_shot_segmentation import class_ids
-from training.reproduce.cells import NAMES, CellScenes
-from training.reproduce.plan import Scale, fingerprint, smoke
-from training.reproduce.runner import PAINTED, Setup, result_path
+from training.heads import HeadConfig
+from training.optim import OptimConfig
+from training.reproduce.cells import NAMES, CellConfig, CellScenes
+from training.reproduce.plan import Scale
+from training.reproduce.runner import Setup
 from training.reproduce.texts import TextTable
 
-SCALE = smoke()
-Finish = Callable[..., None]
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """An empty folder of results."""
-    return tmp_path / "results"
-
-
-@pytest.fixture
-def finish(results: Path) -> Finish:
-    """Write the result of an arm and seed."""
-
-    def write(
-        arm: str,
-        seed: int,
-        *,
-        patches: float,
-        painted: float = 35.0,
-        visible: float = 3.0,
-        settings: str = fingerprint(SCALE),
-        origin: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        rows = {"patches": patches, "values": patches, PAINTED: painted}
-        rows |= {"largest object": 40.0, "chance": 3.2}
-        scores = {row: {"mIoU": value, "which": value + 20} for row, value in rows.items()}
-        result = {
-            "arm": arm,
-            "seed": seed,
-            "settings": settings,
-            **origin,
-            "samples": 64,
-            "cpu_s": 1,
-            "losses": {"cls1": [4.0, 1.0], "patch_visible": [5.0, visible]},
-            "scores": {"seen": scores, "unseen": scores},
-            "naming": 85.0,
-            "patches": 25.0,
-            "information": None,
-        }
-        path = result_path(results, seed, arm)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result), encoding="utf-8")
-
-    return write
+SCALE = Scale(
+    cells=CellConfig(grid=4, width=8, num_train=8, num_val=3, num_test=3),
+    width=16,
+    layers=2,
+    heads=2,
+    head=HeadConfig(layers=2, hidden=16, bottleneck=8, num_prototypes=12),
+    batch_size=4,
+    start_steps=2,
+    pretrain_steps=4,
+    distill_steps=2,
+    optim=OptimConfig(optimizer="adamw", warmup_steps=1),
+    branch_optim=OptimConfig(optimizer="adamw", warmup_steps=1),
+)
 
 
 def toy_scenes(count: int, seed: int, scale: Scale = SCALE) -> CellScenes:

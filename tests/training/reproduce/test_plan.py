@@ -1,6 +1,5 @@
 """The arms: order, shared starts, teachers before students, and what distinguishes each."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,12 @@ import pytest
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.reproduce import plan
-from training.reproduce.paper import ROWS
 from training.reproduce.plan import (
     Arm,
     Scale,
     arms,
     fingerprint,
     planned,
-    smoke,
     student_of,
     training_config,
 )
@@ -39,17 +36,6 @@ def test_a_group_of_arms_is_trained_for_all_seeds_before_the_next() -> None:
     first = order.index((0, student_of(plan.IBOT, plan.RECIPE)))
     assert order.index((1, plan.UNMASKED)) < first
     assert order.index((0, plan.HEAD_EMA)) > order.index((1, student_of(plan.IBOT_PP, plan.WARM)))
-
-
-def test_every_row_of_the_paper_has_arms_or_a_reason() -> None:
-    for row in ROWS:
-        if row.pair is None:
-            assert row.reason
-        else:
-            assert {row.pair.better, row.pair.worse} <= BY_NAME.keys()
-    compared = {name for row in ROWS if row.pair for name in (row.pair.better, row.pair.worse)}
-    starts = {arm.start for arm in BY_NAME.values()}
-    assert BY_NAME.keys() - compared <= starts | {student_of(plan.IBOT_PP, plan.MASKED_ALL)}
 
 
 @pytest.mark.parametrize(
@@ -106,11 +92,5 @@ def test_students_do_not_start_from_their_teachers_first_weights(tmp_path: Path)
 
 
 def test_other_settings_have_another_fingerprint() -> None:
-    assert fingerprint(smoke()) == fingerprint(smoke())
-    assert fingerprint(smoke()) != fingerprint(replace(smoke(), distill_steps=3))
-
-
-def test_further_seeds_join_the_results_that_are_kept() -> None:
-    kept = Path(plan.__file__).with_name("measured").glob("*/*.json")
-    settings = {json.loads(path.read_text(encoding="utf-8"))["settings"] for path in kept}
-    assert settings == {fingerprint(Scale())}
+    assert fingerprint(Scale()) == fingerprint(Scale())
+    assert fingerprint(Scale()) != fingerprint(replace(Scale(), distill_steps=3))

@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "configuration.md"
 # The first setting of each section, in the order of the class.
 SECTIONS = {
     "model": "Models and runtimes",
-    "watchdog_interval_s": "Health checks",
+    "watchdog_hang_limit_s": "Health checks",
     "host": "Addresses and routes",
     "max_batch_images": "Batches and queue",
     "max_images_per_request": "Limits and time-outs",

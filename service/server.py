@@ -113,9 +113,7 @@ class Server:
         self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.protection = Protection.from_settings(settings, self.metrics)
         self._listen(settings)
-        self._watchdog = Watchdog(
-            lambda: self.plane.health, self._publish_health, settings.watchdog_interval_s
-        )
+        self._watchdog = Watchdog(lambda: self.plane.health, self._publish_health)
         self.metrics.ready.set_function(lambda: self.plane.is_ready)
 
     def _listen(self, settings: Settings) -> None:

@@ -147,9 +147,6 @@ class Settings(BaseSettings):
     the size of batches. The native size of images, texts and each dense head and the largest image
     always run, so that their memory is known. Fast models need a fraction of it."""
 
-    watchdog_interval_s: Seconds = 10.0
-    """Seconds after which an idle lane runs a trial batch. It runs fewer if they would take more
-    than 2 % of its time."""
     watchdog_hang_limit_s: Seconds = 60.0
     """Seconds after which a running batch counts as hung. While every lane is hung or dead, the
     server is neither ready nor live, so that the platform restarts it. Raise it if a batch of the

@@ -17,23 +17,18 @@ logger = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Polls the health every second, or as often as lanes probe their runtimes.
+    """Polls the health every second.
 
     Args:
         read_health: Returns whether each model is healthy, by name.
         on_change: Called in the watchdog's thread with the health of all models when any changed.
-        interval_s: Probe interval of the lanes.
     """
 
     def __init__(
-        self,
-        read_health: Callable[[], Health],
-        on_change: Callable[[Health], None],
-        interval_s: float,
+        self, read_health: Callable[[], Health], on_change: Callable[[Health], None]
     ) -> None:
         self._read_health = read_health
         self._on_change = on_change
-        self._tick_s = min(TICK_S, interval_s)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._last: Health = {}
@@ -66,7 +61,7 @@ class Watchdog:
             self._on_change(health)
 
     def _watch(self) -> None:
-        while not self._stopping.wait(self._tick_s):
+        while not self._stopping.wait(TICK_S):
             try:
                 self.poll()
             except Exception:

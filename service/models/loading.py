@@ -70,6 +70,8 @@ logger = logging.getLogger(__name__)
 # Errors caused by a package, the machine or a setting: callers may see the reason.
 CANNOT_LOAD: Final = (PackageError, MissingRuntimeError, UnusableRuntimeError)
 WARM_UP_TOKENS: Final = 8
+# An idle lane runs a trial batch after this time.
+TRIAL_INTERVAL_S: Final = 10.0
 MAX_BATCH_IMAGES: Final = 64
 # Runs of each batch size; the fastest counts, since other processes only slow a run down.
 MAX_RUNS: Final = 3
@@ -562,7 +564,7 @@ def _serve(
         ),
         metrics=metrics,
         limits=HealthLimits(
-            trial_interval_s=settings.watchdog_interval_s,
+            trial_interval_s=TRIAL_INTERVAL_S,
             hang_limit_s=settings.watchdog_hang_limit_s,
         ),
     )

@@ -99,6 +99,7 @@ class FakeRuntime:
     # Pause between two trial batches of its lane.
     retry_s = 0.02
     text_cache_bytes = 1_000_000
+    trial_interval_s = 10.0
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -268,7 +269,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
         )
         rules = BatchRules(limits=dict.fromkeys((*IMAGE_WORK, "text"), limits))
         health_limits = HealthLimits(
-            trial_interval_s=settings.watchdog_interval_s,
+            trial_interval_s=runtime.trial_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
             retry_s=runtime.retry_s,
         )

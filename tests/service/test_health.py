@@ -23,7 +23,12 @@ from tests.service.callers import (
 )
 from tests.service.conftest import Encode, FakeRuntime, Serving
 
-QUICK = {"watchdog_interval_s": 0.05}
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> None:
+    """Trial batches and checks follow at once."""
+    monkeypatch.setattr("service.watchdog.TICK_S", 0.05)
+    runtime.trial_interval_s = 0.05
 
 
 async def rest_status(server: Server, probe: str) -> int:
@@ -53,7 +58,7 @@ async def until_ready(server: Server, is_ready: bool) -> None:
 async def test_a_dead_device_ends_readiness_and_liveness(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, ask: Ask
 ) -> None:
-    async with serving(**QUICK) as server:
+    async with serving() as server:
         assert (await ask(server, encode_image())).status in OK
         assert await rest_status(server, "ready") == await rest_status(server, "live") == 200
         runtime.fault = "broken"
@@ -92,7 +97,7 @@ async def test_a_device_that_recovers_is_used_again(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, ask: Ask
 ) -> None:
     runtime.retry_s = 2.0
-    async with serving(watchdog_interval_s=0.05) as server:
+    async with serving() as server:
         runtime.fault = "broken"
         asked = asyncio.ensure_future(ask(server, encode_image()))
         async with asyncio.timeout(LIMIT_S):
@@ -110,7 +115,7 @@ async def test_a_device_that_recovers_is_used_again(
 async def test_a_hanging_device_ends_readiness_until_its_answer(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, ask: Ask
 ) -> None:
-    async with serving(watchdog_interval_s=0.05, watchdog_hang_limit_s=0.3) as server:
+    async with serving(watchdog_hang_limit_s=0.3) as server:
         runtime.gate.clear()
         held = asyncio.ensure_future(ask(server, encode_image()))
         await until_ready(server, False)

@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from service.watchdog import Health, Watchdog
 
 WAIT_S = 20.0
@@ -10,7 +12,7 @@ WAIT_S = 20.0
 def test_only_changes_are_reported() -> None:
     health: dict[str, bool] = {"a": True, "b": True}
     reported: list[Health] = []
-    watchdog = Watchdog(lambda: health, reported.append, 1000)
+    watchdog = Watchdog(lambda: health, reported.append)
     watchdog.poll()
     assert reported == [], "a new healthy model is no change"
     for is_healthy in (False, False, True):
@@ -24,7 +26,8 @@ def test_only_changes_are_reported() -> None:
     assert len(reported) == 3, "a removed model is no change"
 
 
-def test_polling_continues_after_a_failure() -> None:
+def test_polling_continues_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.watchdog.TICK_S", 0.001)
     num_polls = 0
     again = threading.Event()
 
@@ -37,7 +40,7 @@ def test_polling_continues_after_a_failure() -> None:
             again.set()
         return {}
 
-    watchdog = Watchdog(read_health, lambda _: None, 0.001)
+    watchdog = Watchdog(read_health, lambda _: None)
     watchdog.start()
     assert again.wait(WAIT_S)
     watchdog.stop()

@@ -3,7 +3,8 @@
 A request enters, holds the bytes of its body as they arrive, and takes the rest at once when its
 image headers are known: patches of a model's queue, and bytes for decoding and for the answer.
 
-- Bytes of bodies are refused when their budget is full. They never wait.
+- Bytes of bodies are refused when their budget, or the share of their host, is full. They never
+  wait.
 - Patches beyond the queue are refused. Requests of streams wait for them.
 - Bytes of work are waited for, in order of arrival, until the deadline. A request that waits holds
   its body only, so no two requests wait for each other.
@@ -246,7 +247,7 @@ class Ticket:
         """Hold so many bytes of the body in total.
 
         Raises:
-            Overloaded: The bytes of all bodies are at their limit.
+            Overloaded: The bytes of all bodies, or of those of its host, are at their limit.
         """
         if num_bytes > self.num_body_bytes:
             self._admission._hold_body(self, num_bytes)
@@ -323,6 +324,7 @@ class Admission:
         self.max_work_bytes = max_work_bytes
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self._bodies_of: Counter[str] = Counter()  # bytes of bodies by host
         self._waiting: list[_Waiter] = []
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
@@ -475,11 +477,19 @@ class Admission:
 
     def _hold_body(self, ticket: Ticket, num_bytes: int) -> None:
         with self._lock:
-            more = num_bytes - ticket.num_body_bytes
-            if self.num_body_bytes + more > self._max_body_bytes:
+            more, host = num_bytes - ticket.num_body_bytes, ticket.call.host
+            held = self._bodies_of[host] if host else 0
+            free = self._max_body_bytes - self.num_body_bytes - more
+            if free < 0 or (held and held + more > HELD_TO_FREE * free):
                 raise self._memory_full("request bodies", code="body_memory_full")
-            self.num_body_bytes += more
-            ticket.num_body_bytes = num_bytes
+            self._count_body(ticket, more)
+
+    def _count_body(self, ticket: Ticket, num_bytes: int) -> None:
+        ticket.num_body_bytes += num_bytes
+        self.num_body_bytes += num_bytes
+        self._bodies_of[ticket.call.host] += num_bytes
+        if not self._bodies_of[ticket.call.host]:
+            del self._bodies_of[ticket.call.host]
 
     def _memory_full(self, what: str, *, code: str) -> Overloaded:
         self._metrics.rejected.labels(code.removesuffix("_full")).inc()
@@ -490,7 +500,7 @@ class Admission:
     def _release(self, ticket: Ticket) -> None:
         with self._lock:
             self.num_requests -= 1
-            self.num_body_bytes -= ticket.num_body_bytes
+            self._count_body(ticket, -ticket.num_body_bytes)
             self.num_work_bytes -= ticket.num_bytes
             if ticket.budget is not None:
                 ticket.budget.free(ticket.num_patches, ticket.call)

@@ -97,6 +97,24 @@ async def test_bodies_over_the_limit_are_refused_and_change_nothing(
     assert admission.num_body_bytes == 70
 
 
+async def test_bodies_of_one_host_leave_room_for_others(admission: Admission, enter: Enter) -> None:
+    many = [enter() for _ in range(20)]
+    for ticket in many:
+        ticket.call.host = "192.0.2.1"
+    for ticket in many[:17]:
+        ticket.hold_body(5)
+    with pytest.raises(Overloaded):
+        many[17].hold_body(5)
+    assert admission.num_body_bytes == 85
+    other = enter()
+    other.call.host = "192.0.2.2"
+    other.hold_body(10)
+    for ticket in [*many, other]:
+        ticket.release()
+    assert admission.num_body_bytes == 0
+    assert not admission._bodies_of
+
+
 async def test_bytes_are_waited_for_in_order_of_arrival(
     admission: Admission, budget: PatchBudget, enter: Enter
 ) -> None:

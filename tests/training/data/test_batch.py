@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from torch.utils.data import Dataset
 from transformers import Tipsv2Tokenizer
@@ -11,15 +12,21 @@ from training.data.batch import collate, prefetch, text_ids, tokenize
 from training.data.folder import common_names
 
 
-def test_texts_are_cut_and_padded(tokenizer: Tipsv2Tokenizer) -> None:
-    texts = tokenize(tokenizer, ["dog " * 100, "dog"])
-    assert texts.token_ids_BL.shape == (2, 64)
-    assert texts.mask_BL.sum(1).tolist() == [64, len(tokenizer("dog")["input_ids"])]
-    texts = tokenize(tokenizer, ["dog", "a dog on the left"])
-    assert len(texts) == 2
-    assert torch.equal(texts.mask_BL == 0, texts.token_ids_BL == 0)
-    assert texts.mask_BL[1].all()
-    assert not texts.mask_BL[0].all()
+@pytest.mark.parametrize(
+    ("texts", "shape"), [(["dog " * 100, "dog"], (2, 64)), (["dog", "a dog on the left"], None)]
+)
+def test_texts_are_cut_and_padded(
+    tokenizer: Tipsv2Tokenizer, texts: list[str], shape: tuple[int, int] | None
+) -> None:
+    found = tokenize(tokenizer, texts)
+    assert len(found) == 2
+    lengths = [min(len(tokenizer(text)["input_ids"]), 64) for text in texts]
+    assert found.mask_BL.sum(1).tolist() == lengths
+    assert found.token_ids_BL.shape == (shape or (2, max(lengths)))
+    assert torch.equal(found.mask_BL == 0, found.token_ids_BL == 0)
+
+
+def test_no_texts_have_their_own_shape(tokenizer: Tipsv2Tokenizer) -> None:
     texts = tokenize(tokenizer, [])
     assert len(texts) == 0
     assert texts.token_ids_BL.shape == texts.mask_BL.shape == (0, 1)

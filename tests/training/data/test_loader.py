@@ -29,18 +29,15 @@ def unnamed() -> UnnamedSource:
     return UnnamedSource(bank=bank, photos=(), scenes=replace(CONFIG, count_weights=(1.0,)))
 
 
-def test_a_resumed_run_sees_the_very_next_batch(make_batches: MakeBatches, is_same: Same) -> None:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_sees_the_very_next_batch(
+    make_batches: MakeBatches, is_same: Same, num_workers: int
+) -> None:
     whole = list(make_batches().loader(0, num_workers=0))
-    rest = list(make_batches().loader(4, num_workers=0))
+    rest = list(make_batches().loader(4, num_workers=num_workers))
     assert len(whole) == len(make_batches()) == 6
     assert all(is_same(a, b) for a, b in zip(whole[4:], rest, strict=True))
     assert not is_same(whole[4], whole[5])
-
-
-def test_worker_processes_make_the_same_batches(make_batches: MakeBatches, is_same: Same) -> None:
-    batches = make_batches(num_steps=3)
-    ahead = list(batches.loader(1, num_workers=1))
-    assert all(is_same(a, batches[i]) for i, a in enumerate(ahead, start=1))
 
 
 def test_the_curriculum_changes_when_its_share_is_done(make_batches: MakeBatches) -> None:

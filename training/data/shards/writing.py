@@ -111,13 +111,6 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def list_skipped(folder: Path) -> list[BrokenSample]:
-    """List the items that were left out when a data set was built."""
-    records = sorted(folder.glob("shard-*.json"))
-    contents = [json.loads(record.read_text(encoding="utf-8")) for record in records]
-    return [BrokenSample(**item) for content in contents for item in content[_SKIPPED]]
-
-
 def _check_origin(source: SampleSource, folder: Path, plan: ShardPlan) -> dict[str, Any]:
     """Compare with what the folder was begun with, or note it down."""
     origin = {**asdict(plan), "num_items": len(source), "fingerprint": source.fingerprint()}

@@ -40,11 +40,10 @@ from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.scenes import Scene, SceneSource, compose_scene
 from training.evaluate.encoder import encode_texts, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
-from training.photographs.crowds import CrowdSource, crowd_sprites
+from training.photographs.drawing_scenes import CrowdSource, ViewSource, crowd_sprites
 from training.photographs.drawings import build_drawings, load_drawings, save_drawings
-from training.photographs.pool import Pool, Views, compile_vision
 from training.photographs.regions import region_names
-from training.photographs.views import ViewSource
+from training.photographs.teacher_views import Pool, Views, compile_vision
 from training.run_record import digest
 from training.targets import Space, fit_space
 

@@ -18,25 +18,24 @@ from training.data.backgrounds import load_photos
 from training.data.folder import DataFolder, fetch_debian
 from training.evaluate.report import write_scores
 from training.evaluate.sets import held_out_scenes
-from training.photographs.build import (
-    SplitMoments,
-    aligned,
-    all_names,
-    build_encoder,
-    photographed_names,
-)
-from training.photographs.cells import Cells, RunTrunk, cached_pass, compile_trunk
-from training.photographs.crowds import FURTHER_STYLES
+from training.photographs.drawing_scenes import FURTHER_STYLES, ViewSource
 from training.photographs.drawings import (
     NamedDrawings,
     build_drawings,
     load_drawings,
     save_drawings,
 )
-from training.photographs.finetune import Finetuning
+from training.photographs.encoder import (
+    SplitMoments,
+    aligned,
+    all_names,
+    build_encoder,
+    photographed_names,
+)
 from training.photographs.regions import OPENCV_PACKAGE, photograph, region_cells
-from training.photographs.score import score_benchmark
-from training.photographs.views import ViewSource
+from training.photographs.scores import score_benchmark
+from training.photographs.trunk_features import Cells, RunTrunk, cached_pass, compile_trunk
+from training.photographs.trunk_training import Finetuning
 from training.pretrained.image_trunk import load_trunk
 from training.run_record import code_version
 

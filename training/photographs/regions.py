@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.photographs.cells import Cells, RunTrunk, covered_cells
+from training.photographs.trunk_features import Cells, RunTrunk, covered_cells
 
 REGIONS_FILE = Path(__file__).with_name("regions.json")
 OPENCV_PACKAGE = "opencv-doc"

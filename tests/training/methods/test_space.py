@@ -15,7 +15,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from model.encoder import Encoder, Tipsv2Encoder, load_encoder
 from tests.training.conftest import make_tiny_config
 from tests.training.methods.conftest import take_step
-from tests.training.photographs.test_views import source as view_source
+from tests.training.photographs.test_drawing_scenes import source as view_source
 from training import run as run_module
 from training.config import TrainingConfig, ViewsConfig
 from training.data.batch import Batch, RunShare, TeacherCells, TextBatch
@@ -26,11 +26,11 @@ from training.inputs import views as views_module
 from training.inputs.views import Labels, ViewInputs, crop_views
 from training.methods.space import SpaceConfig, SpaceDistill
 from training.observation import read_log
-from training.photographs import pool as pool_module
-from training.photographs.crowds import CrowdSource
+from training.photographs import teacher_views as pool_module
+from training.photographs.drawing_scenes import CrowdSource
 from training.photographs.drawings import save_drawings
-from training.photographs.pool import VIEW_SIDE, Look, Pool, Views
 from training.photographs.regions import region_names
+from training.photographs.teacher_views import VIEW_SIDE, Look, Pool, Views
 from training.run import run
 from training.targets import Space, fit_space
 

@@ -10,12 +10,13 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
-from model.cell_encoder import NUM_CLASSES, CellConfig, CellEncoder, CellVision
+from model.cell_encoder import NUM_CLASSES, CellConfig, CellEncoder, CellVision, Sentence
 from model.efficientnet_lite import Trunk
 from model.segmentation import l2_normalize
 from training.data.concepts import all_concepts
-from training.photographs.cells import Cells
 from training.photographs.drawings import withheld
 from training.photographs.heads import (
     DrawingSpace,
@@ -27,9 +28,9 @@ from training.photographs.heads import (
     merged,
 )
 from training.photographs.regions import region_names
-from training.photographs.text import load_minilm, load_tokenizer
+from training.photographs.trunk_features import Cells
 from training.pretrained.image_trunk import load_trunk
-from training.pretrained.text import sentence_embeddings
+from training.pretrained.text import package_folder, sentence_embeddings
 
 # What is drawn and photographed, such as a cloud, has two vectors, which are averaged: the cells of
 # drawings are more than a hundred times as many.
@@ -264,3 +265,19 @@ def region_classes(vision: CellVision, regions: Cells) -> dict[str, NDArray[np.f
         name: classes_nD[regions.name_n == number].mean(0)
         for number, name in enumerate(region_names())
     }
+
+
+_POSITIONS = "embeddings.position_embeddings.weight"
+
+
+def load_tokenizer() -> Tokenizer:
+    """MiniLM's tokenizer, with its begin and end tokens."""
+    return Tokenizer.from_file(str(package_folder() / "tokenizer.json"))
+
+
+def load_minilm(sentence: Sentence) -> None:
+    """Read the package's weights, with as many positions as the tower reads."""
+    weights = load_file(package_folder() / "model.safetensors")
+    wanted = sentence.network.state_dict()
+    weights[_POSITIONS] = weights[_POSITIONS][: len(wanted[_POSITIONS])]
+    sentence.network.load_state_dict({name: weights[name] for name in wanted})

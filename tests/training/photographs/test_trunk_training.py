@@ -12,14 +12,18 @@ from torch import nn
 from model.efficientnet_lite import Trunk
 from training.data.concepts import all_concepts
 from training.data.sprites import SpriteBank
-from training.photographs import finetune
-from training.photographs.build import CellMoments, all_names
-from training.photographs.cells import Grids, RunTrunk
-from training.photographs.crowds import FURTHER_STYLES, CrowdSource, crowd_sprites
+from training.photographs import trunk_training as finetune
+from training.photographs.drawing_scenes import (
+    FURTHER_STYLES,
+    CrowdSource,
+    ViewSource,
+    crowd_sprites,
+)
 from training.photographs.drawings import NamedDrawings
-from training.photographs.finetune import Finetuning
+from training.photographs.encoder import CellMoments, all_names
 from training.photographs.heads import DrawingSpace
-from training.photographs.views import ViewSource
+from training.photographs.trunk_features import Grids, RunTrunk
+from training.photographs.trunk_training import Finetuning
 
 NAMES = ("dog face", "trumpet", "violin", "anchor")
 

@@ -6,8 +6,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch.nn import functional as F
 
 from model.cell_encoder import CellConfig, CellText
-from training.photographs.build import read_classes
-from training.photographs.text import load_minilm, load_tokenizer
+from training.photographs.encoder import load_minilm, load_tokenizer, read_classes
 from training.pretrained.image_trunk import load_trunk
 from training.pretrained.text import sentence_embeddings
 from training.pretrained.weights import EFFICIENTNET, weights_file

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.efficientnet_lite import Trunk
-from training.photographs import build
-from training.photographs.build import SplitMoments
-from training.photographs.cells import Cells
+from training.photographs import encoder as build
+from training.photographs.encoder import SplitMoments
+from training.photographs.trunk_features import Cells
 
 NAMES = ("dog face", "poodle", "lion", "trumpet")
 REGION_NAMES = ("grass", "rock", "sky")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from training.photographs.cells import covered_cells
+from training.photographs.drawing_scenes import PER_SCENE, ViewSource
 from training.photographs.drawings import NamedDrawings, withheld
-from training.photographs.views import PER_SCENE, ViewSource
+from training.photographs.trunk_features import covered_cells
 
 
 def source() -> ViewSource:

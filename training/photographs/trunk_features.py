@@ -19,7 +19,7 @@ from model.cell_encoder import TwoScales
 from model.efficientnet_lite import FEATURE_WIDTH, STRIDE
 from model.files import atomic_file
 from model.runtime.openvino_runtime import import_openvino, openvino_core
-from training.photographs.views import ViewSource
+from training.photographs.drawing_scenes import ViewSource
 
 _PER_OBJECT = 8
 _MIN_COVERED = 0.5

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from model.efficientnet_lite import Trunk
 from training.photographs.activations import Activations, Labels, LowerScales, Tail, shown
 from training.photographs.heads import DrawingSpace
-from training.photographs.tail import Points, TailTrainer, with_tail
+from training.photographs.trunk_training import Points, TailTrainer, with_tail
 
 NAMES = ("dog face", "lion", "trumpet")  # "lion" is withheld by the hash split
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from model.encoder import Encoder
 from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.data.array_record import ArrayRecord
-from training.photographs.crowds import CrowdSource
+from training.photographs.drawing_scenes import CrowdSource, ViewSource
 from training.photographs.regions import region_names, region_view
-from training.photographs.views import ViewSource
 from training.targets import Space
 
 # Crops of these are enlarged by little: the student sees 112 pixels.

@@ -101,6 +101,10 @@ class Lanes(Protocol):
     def is_ready(self) -> bool:
         """Whether any lane takes work."""
 
+    @property
+    def patches_per_s(self) -> float | None:
+        """Patches that the lanes compute in a second; None before the first."""
+
 
 class PatchBudget:
     """The patches of one model that all its admitted requests hold. Changed by `Admission` only.
@@ -205,16 +209,17 @@ class PatchBudget:
             self._num_of_streams += num_patches
 
     def _needed_s(self, num_patches: int, call: Call) -> float:
-        """Expected time by fair sharing: no other caller has more served before than this one.
+        """Least time by fair sharing: no other caller has more served before than this one.
 
         0 on an idle server: a slow measurement must not refuse all requests for ever.
         """
-        if not self.num_requests:
+        per_s = self._lanes.patches_per_s
+        if not self.num_requests or not per_s:
             return 0.0
         own = self._held[call.caller] + num_patches
         others = sum(min(held, own) for caller, held in self._held.items() if caller != call.caller)
         is_urgent = call.priority == 1
-        return self._throughput.seconds(num_patches if is_urgent else own + others) or 0.0
+        return (num_patches if is_urgent else own + others) / per_s
 
 
 class Ticket:

@@ -61,6 +61,13 @@ class Batcher:
         """False once all lanes are dead or hang: only a restart of the process helps."""
         return any(worker.state not in LOST for worker in self.workers)
 
+    @property
+    def patches_per_s(self) -> float | None:
+        """Patches that the lanes that take work compute in a second; None before the first."""
+        num_ready = sum(worker.state is LaneState.READY for worker in self.workers)
+        patch_s = self.counts.patch_s
+        return num_ready / patch_s if patch_s else None
+
     def lane_states(self) -> Mapping[str, int]:
         """Number of lanes in each state."""
         states = [worker.state for worker in self.workers]

@@ -30,6 +30,9 @@ from service.tracing import NO_BATCH, BatchTrace, begin_batch
 # Trial batches take at most this part of an idle lane's time, even with a slow model.
 TRIAL_PART: Final = 0.02
 
+# What a new batch counts in the moving average of the time for a patch.
+NEW_SHARE: Final = 0.1
+
 logger = logging.getLogger(__name__)
 
 
@@ -70,17 +73,26 @@ def _item_error(cause: Exception) -> ServiceError:
 
 
 class BatchCounts:
-    """Number and total duration of a model's batches, by size. Thread-safe."""
+    """Number and total duration of a model's batches, by size. Thread-safe.
+
+    Attributes:
+        patch_s: Seconds of a lane for a patch, as a moving average; None before the first image.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals: dict[int, tuple[int, float]] = {}
+        self.patch_s: float | None = None
 
-    def observe(self, num_items: int, seconds: float) -> None:
-        """Count a successful batch."""
+    def observe(self, num_items: int, seconds: float, *, num_patches: int = 0) -> None:
+        """Count a successful batch; one of texts has no patches."""
         with self._lock:
             count, total_s = self._totals.get(num_items, (0, 0.0))
             self._totals[num_items] = count + 1, total_s + seconds
+            if num_patches:
+                now_s = seconds / num_patches
+                known_s = now_s if self.patch_s is None else self.patch_s
+                self.patch_s = known_s + NEW_SHARE * (now_s - known_s)
 
     def totals(self) -> Mapping[int, tuple[int, float]]:
         """Number of batches and total seconds, by number of items."""
@@ -166,6 +178,7 @@ class LaneWorker:
             Whether it succeeded or was interrupted; False if it failed.
         """
         shared, num_items = self._shared, len(batch.entries)
+        num_patches = batch.cost if batch.bucket.is_image else 0
         self.batch = batch
         self._began = started = shared.clock()
         has_left = False
@@ -180,7 +193,8 @@ class LaneWorker:
         del batch, entry  # see `_compute`
         self._began = None
         if failure is None:
-            shared.counts.observe(num_items, shared.clock() - started)
+            seconds = shared.clock() - started
+            shared.counts.observe(num_items, seconds, num_patches=num_patches)
         elif issubclass(failure, Interrupted):
             shared.queue.abandoned.inc("interrupted", num_items)
         else:

@@ -21,6 +21,7 @@ class FakeLanes:
     """Lanes whose health a test sets."""
 
     is_ready = True
+    patches_per_s = 10.0
 
 
 class FakeClock:

@@ -464,10 +464,14 @@ class Admission:
         return self.num_work_bytes + num_bytes <= self.max_work_bytes
 
     def _is_reserved(self, budget: PatchBudget) -> bool:
-        """Whether free patches are kept for a stream, which small requests would starve else."""
+        """Whether free patches are kept for a stream that waits for more of them.
+
+        Else small requests would starve it. One that waits for bytes keeps none.
+        """
         return any(
-            w.is_stream and w.budget is budget and budget.fits_streams(w.num_patches)
+            w.budget is budget and w.is_stream and not w.fits_patches
             for w in self._waiting
+            if budget.fits_streams(w.num_patches)
         )
 
     def _hold(self, waiter: _Waiter) -> None:

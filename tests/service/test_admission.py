@@ -224,6 +224,21 @@ async def test_a_stream_waits_for_patches_and_small_requests_do_not_starve_it(
     await waiting
 
 
+async def test_a_stream_that_waits_for_bytes_refuses_no_other(
+    admission: Admission, budget: PatchBudget, enter: Enter
+) -> None:
+    first = enter("a")
+    await admission.take(first, budget, num_patches=1, num_bytes=MAX_BYTES)
+    stream = enter("s", is_stream=True)
+    waiting = asyncio.create_task(
+        admission.take(stream, budget, num_patches=1, num_bytes=MAX_BYTES)
+    )
+    await asyncio.sleep(0)
+    await admission.take(enter("b"), budget, num_patches=1)
+    first.release()
+    await waiting
+
+
 async def test_a_deadline_that_cannot_be_met_is_refused(
     admission: Admission, budget: PatchBudget, enter: Enter, clock: FakeClock
 ) -> None:

@@ -421,10 +421,11 @@ class Admission:
             waiter = _Waiter(ticket, budget, num_patches, num_bytes)
             if not is_stream and (not waiter.fits_patches or self._is_reserved(budget)):
                 raise budget.full()
-            if len(self._waiting) >= MAX_WAITING:
-                raise self._memory_full("images and answers", code="work_memory_full")
             self._waiting.append(waiter)
             self._admit()
+            if not waiter.is_over and len(self._waiting) > MAX_WAITING:
+                self._waiting.remove(waiter)
+                raise self._memory_full("images and answers", code="work_memory_full")
         if not waiter.is_over or waiter.error is not None:
             try:
                 await waiter.wait()

@@ -178,6 +178,7 @@ async def test_few_may_wait(admission: Admission, budget: PatchBudget, enter: En
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="memory for images and answers"):
         await admission.take(enter(), budget, num_patches=0, num_bytes=1)
+    await admission.take(enter(), budget, num_patches=0)  # it need not wait
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,39 +14,25 @@ both transports use one admission.
 """
 
 import asyncio
-import math
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final
 
-from service.call import Call, Clock
+from service.call import Call
 from service.errors import (
-    DeadlineExceeded,
     Overloaded,
-    RequestTooLarge,
     ServiceError,
     Unavailable,
 )
-from service.monitoring.metrics import Metrics, ModelCounter
+from service.monitoring.metrics import Metrics
+from service.patch_budget import HELD_TO_FREE, PatchBudget
 
 UNAVAILABLE_RETRY_S: Final = 2.0
-UNHEALTHY_RETRY_S: Final = 5.0
 MEMORY_RETRY_S: Final = 1.0
-# Bounds of the delay before a retry, and its value before anything was measured.
-MIN_RETRY_S: Final = 0.1
-MAX_RETRY_S: Final = 30.0
-FIRST_RETRY_S: Final = 1.0
-# A caller that has work may hold this many times what it leaves free, so one caller leaves an
-# eighth of the queue to others, and two leave a fifteenth.
-# Source: dynamic thresholds (A. Choudhury, E. Hahne, 1998).
-HELD_TO_FREE: Final = 7
 # Most requests that wait at once.
 MAX_WAITING: Final = 256
-# Time constant of the exponential average in `Throughput`.
-THROUGHPUT_MEMORY_S: Final = 3.0
 
 
 def do_nothing() -> None:
@@ -61,165 +47,6 @@ class ServerState(Enum):
     # Readiness fails, but requests are still accepted until load balancers have noticed.
     STOPPING = "stopping"
     DRAINING = "draining"
-
-
-class Throughput:
-    """Patches finished per busy second, as an exponential average. Not thread-safe.
-
-    It is measured where requests end, so that it includes all that delays them. Idle time does not
-    count. Times are monotonic seconds.
-    """
-
-    def __init__(self) -> None:
-        self._patches = 0.0
-        self._busy_s = 0.0
-        self._since = 0.0
-
-    def begin(self, now: float) -> None:
-        """The first request after an idle period was admitted."""
-        self._since = now
-
-    def finish(self, num_patches: int, now: float) -> None:
-        """A request of so many patches has ended."""
-        passed_s = now - self._since
-        self._since = now
-        kept = math.exp(-passed_s / THROUGHPUT_MEMORY_S)
-        self._patches = self._patches * kept + num_patches
-        self._busy_s = self._busy_s * kept + passed_s
-
-    def seconds(self, num_patches: int) -> float | None:
-        """Expected time to finish so many patches; None before the first measurement."""
-        if self._patches <= 0 or self._busy_s <= 0:
-            return None
-        return num_patches * self._busy_s / self._patches
-
-
-class Lanes(Protocol):
-    """What admission asks the lanes of a model; see `service.lanes.batching.Batcher`."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether any lane takes work."""
-
-    @property
-    def patches_per_s(self) -> float | None:
-        """Patches that the lanes compute in a second; None before the first."""
-
-
-class PatchBudget:
-    """The patches of one model that all its admitted requests hold. Changed by `Admission` only.
-
-    Attributes:
-        max_patches: Upper bound.
-        num_patches: Held by all requests.
-        num_requests: Requests that hold some.
-        rejected: Counts refused requests by reason.
-    """
-
-    def __init__(
-        self, max_patches: int, metrics: Metrics, lanes: Lanes, clock: Clock = time.monotonic
-    ) -> None:
-        self.max_patches = max_patches
-        self.num_patches = 0
-        self.num_requests = 0
-        self.rejected = ModelCounter(metrics.rejected)
-        self._lanes = lanes
-        self._clock = clock
-        self._held: Counter[str] = Counter()
-        self._num_of_streams = 0
-        self._throughput = Throughput()
-
-    def is_full(self, caller: str) -> bool:
-        """Whether the smallest request of a caller does not fit."""
-        return not self.fits(1, caller)
-
-    def fits(self, num_patches: int, caller: str) -> bool:
-        """Whether a request fits into the queue, and into the share of its caller."""
-        free = self.max_patches - self.num_patches - num_patches
-        if free < 0:
-            return False
-        held = self._held[caller] if caller else 0  # in process there are no other callers
-        return not held or held + num_patches <= HELD_TO_FREE * free
-
-    def fits_streams(self, num_patches: int) -> bool:
-        """Whether it fits into the half of the queue that streams may use."""
-        of_streams = self._num_of_streams
-        return not of_streams or of_streams + num_patches <= self.max_patches // 2
-
-    def retry_after_s(self) -> float:
-        """Expected time until the admitted requests have ended."""
-        needed_s = self._throughput.seconds(self.num_patches)
-        return FIRST_RETRY_S if needed_s is None else min(max(needed_s, MIN_RETRY_S), MAX_RETRY_S)
-
-    def check(self, num_patches: int, call: Call) -> None:
-        """Refuse a request that can never run, or not before its deadline.
-
-        Raises:
-            Unavailable: No lane is healthy.
-            RequestTooLarge: It has more patches than the whole queue.
-            DeadlineExceeded: The deadline has passed, or cannot be met.
-        """
-        if not self._lanes.is_ready:
-            raise self.refused("unhealthy", device_unhealthy())
-        if num_patches > self.max_patches:
-            large = f"The request costs {num_patches} patches, at most {self.max_patches} fit"
-            raise self.refused("too_large", RequestTooLarge(f"{large} into the queue; split it."))
-        try:
-            left_s = call.remaining_s()
-        except DeadlineExceeded as error:
-            raise self.refused("deadline", error) from None
-        needed_s = self._needed_s(num_patches, call)
-        if needed_s > left_s:
-            late = DeadlineExceeded(
-                f"The deadline is in {left_s:.3f} s, but with the current queue this request "
-                f"takes at least {needed_s:.3f} s. Allow more time, or try again later.",
-                code="deadline_too_near",
-            )
-            raise self.refused("deadline", late)
-
-    def full(self) -> ServiceError:
-        """The error for a request that does not fit now."""
-        full = Overloaded("The queue is full; try again.", retry_after_s=self.retry_after_s())
-        return self.refused("queue_full", full)
-
-    def refused(self, reason: str, error: ServiceError) -> ServiceError:
-        """Count a refusal; returns its error."""
-        self.rejected.inc(reason)
-        return error
-
-    def hold(self, num_patches: int, call: Call, *, is_new: bool) -> None:
-        """Count what a request takes; `is_new` if it has taken nothing before."""
-        if not self.num_requests:
-            self._throughput.begin(self._clock())
-        self.num_requests += is_new
-        self._add(num_patches, call)
-
-    def free(self, num_patches: int, call: Call) -> None:
-        """Count the end of an admitted request."""
-        self.num_requests -= 1
-        self._add(-num_patches, call)
-        self._throughput.finish(num_patches, self._clock())
-
-    def _add(self, num_patches: int, call: Call) -> None:
-        self.num_patches += num_patches
-        self._held[call.caller] += num_patches
-        if not self._held[call.caller]:
-            del self._held[call.caller]
-        if call.waits_for_capacity:
-            self._num_of_streams += num_patches
-
-    def _needed_s(self, num_patches: int, call: Call) -> float:
-        """Least time by fair sharing: no other caller has more served before than this one.
-
-        0 on an idle server: a slow measurement must not refuse all requests for ever.
-        """
-        per_s = self._lanes.patches_per_s
-        if not self.num_requests or not per_s:
-            return 0.0
-        own = self._held[call.caller] + num_patches
-        others = sum(min(held, own) for caller, held in self._held.items() if caller != call.caller)
-        is_urgent = call.priority == 1
-        return (num_patches if is_urgent else own + others) / per_s
 
 
 class Ticket:
@@ -519,13 +346,6 @@ class Admission:
                 self._admit()
             if not self.num_requests:
                 self._idle.notify_all()
-
-
-def device_unhealthy() -> Unavailable:
-    """The error for requests while no lane is healthy."""
-    return Unavailable(
-        "The device does not answer; try again.", code="unhealthy", retry_after_s=UNHEALTHY_RETRY_S
-    )
 
 
 def unavailable(state: ServerState) -> Unavailable:

@@ -18,7 +18,7 @@ from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Fit, Scaling
-from service.admission import UNAVAILABLE_RETRY_S, Admission, device_unhealthy
+from service.admission import UNAVAILABLE_RETRY_S, Admission
 from service.answer_size import SizedRequest, answer_size, check_answer_size
 from service.call import AnswerEncoding, Call
 from service.errors import Unavailable
@@ -68,6 +68,7 @@ from service.outputs.masks import (
 )
 from service.outputs.slide import Geometry
 from service.outputs.vectors import classify, pack, pack_all
+from service.patch_budget import device_unhealthy
 from service.validation import (
     check_area_share,
     check_choices,

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 
-from service.admission import device_unhealthy
 from service.call import Clock
 from service.errors import Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
@@ -16,6 +15,7 @@ from service.lanes.worker import (
     LaneWorker,
 )
 from service.monitoring.metrics import Metrics
+from service.patch_budget import device_unhealthy
 
 LOST = frozenset({LaneState.HUNG, LaneState.DEAD})
 

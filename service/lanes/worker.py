@@ -17,7 +17,6 @@ from typing import Final, Protocol
 
 from model.graphs import PatchOutput
 from model.runtime.base import Interrupted, is_out_of_memory
-from service.admission import UNHEALTHY_RETRY_S
 from service.call import Clock
 from service.errors import InternalError, ServiceError, Unavailable
 from service.lanes.batch_queue import BatchQueue
@@ -25,6 +24,7 @@ from service.lanes.lane import Inputs, collate, take_rows
 from service.lanes.work import Batch, Bucket, Completed, Outputs
 from service.machine import work_in_background
 from service.monitoring.metrics import Metrics
+from service.patch_budget import UNHEALTHY_RETRY_S
 from service.tracing import NO_BATCH, BatchTrace, begin_batch
 
 # Trial batches take at most this part of an idle lane's time, even with a slow model.

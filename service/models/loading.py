@@ -34,7 +34,6 @@ from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import loaded_graphs, parity_in_use
 from model.runtime.tensorrt.cuda import free_gpu_memory
 from model.text import TextTokenizer
-from service.admission import PatchBudget
 from service.errors import ServiceError
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
@@ -64,6 +63,7 @@ from service.models.conversion import ModelSource, open_source
 from service.models.served_model import ServedModel
 from service.models.texts import TEXT_CACHE_BYTES, TextCache
 from service.monitoring.metrics import Metrics
+from service.patch_budget import PatchBudget
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
 from model.text import TextTokenizer
-from service.admission import PatchBudget
 from service.call import Call, Stage
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
@@ -21,6 +20,7 @@ from service.lanes.work import Bucket, ItemFuture, Kind, WorkItem
 from service.messages import ModelInfo
 from service.models.texts import TextCache, TextEncoder
 from service.monitoring.metrics import LaneReport
+from service.patch_budget import PatchBudget
 
 NS_PER_S: Final = 1_000_000_000
 STAGES: Final[tuple[Stage, ...]] = ("decode", "queue", "run", "post")

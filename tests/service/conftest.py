@@ -17,7 +17,7 @@ from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput, Pre
 from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
-from service.admission import Admission, PatchBudget
+from service.admission import Admission
 from service.call import Call
 from service.data_plane import DataPlane
 from service.lanes.batch_queue import BatchRules
@@ -33,6 +33,7 @@ from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.texts import TextCache
 from service.monitoring.metrics import Metrics
+from service.patch_budget import PatchBudget
 from service.server import Server
 from service.settings import Settings
 from service.waiting import Pool

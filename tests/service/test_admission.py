@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission import MAX_WAITING, Admission, PatchBudget, ServerState, Ticket
+from service.admission import MAX_WAITING, Admission, ServerState, Ticket
 from service.call import Call
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, Unavailable
 from service.monitoring.metrics import Metrics
+from service.patch_budget import PatchBudget
 
 MAX_PATCHES, MAX_BYTES = 80, 100
 

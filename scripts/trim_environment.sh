@@ -11,13 +11,9 @@ if [ -d "$site/torch" ] || [ -d "$site/ray" ]; then
 fi
 
 # sympy is for a tool of ONNX Runtime's that infers shapes, the hub for tokenizers that are downloaded,
-# and the rest for these two alone. Object stores need fsspec.
-fsspec=fsspec
-if [ -d "$site/s3fs" ]; then
-  fsspec=""
-fi
+# and the rest for these two alone.
 pip --python "$environment/bin/python" --disable-pip-version-check uninstall --quiet --yes \
-  sympy mpmath huggingface-hub hf-xet httpx2 filelock $fsspec pyyaml tqdm
+  sympy mpmath huggingface-hub hf-xet httpx2 filelock pyyaml tqdm
 
 # ONNX Runtime: its tools, and a second copy of it for programs in C; Python's has everything in itself.
 rm -rf "$site/onnxruntime/tools" "$site/onnxruntime/transformers" "$site/onnxruntime/quantization"

@@ -88,6 +88,8 @@ class Ticket:
         """Give everything back; later calls have no effect."""
         if self._is_held:
             self._is_held = False
+            # Cycles that would wait for the garbage collector.
+            self.call.ticket = self.call.limit = None
             self._admission._release(self)
             self.leave()
 

@@ -164,7 +164,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             ticket.release()
             self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
         if error is not None:
-            await _abort(context, error, call_metadata(call))
+            abort = _abort(context, error, call_metadata(call))
+            # The context keeps the exception of an abort, and with it this frame.
+            del call, ticket, error
+            await abort
 
     async def _answer(self, rpc: Rpc, context: Any, ticket: Ticket) -> ServiceError | None:
         """Read the request, and send its answer; returns the error that is to be sent instead."""
@@ -276,15 +279,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 def _answerable(error: Exception, call: Call) -> ServiceError:
     """The error that a caller is told; others are logged, since they may hold internals."""
     if isinstance(error, ServiceError) and error.kind is not ErrorKind.INTERNAL:
-        return error
+        error.__cause__ = error.__context__ = None  # their frames, and its own, hold the request
+        return error.with_traceback(None)
     what = "internal error" if isinstance(error, ServiceError) else "unexpected error"
     logger.error(what, exc_info=error)
     return internal_error(call.request_id)
 
 
 async def _abort(context: Any, error: ServiceError, metadata: Metadata) -> None:
+    code, message = CODE[error.kind], error.message
     trailing = (*metadata, *error_metadata(error))
-    await context.abort(CODE[error.kind], error.message, trailing_metadata=trailing)
+    del error  # see `_serve`
+    await context.abort(code, message, trailing_metadata=trailing)
 
 
 def call_metadata(call: Call) -> Metadata:

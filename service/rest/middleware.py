@@ -114,10 +114,10 @@ class Exchange:
         await self._send(message)
 
     def close(self) -> None:
-        """The request has ended."""
+        """The request has ended; nothing of it waits for the garbage collector."""
         if self._watching is not None:
             self._watching.cancel()
-        self._task = None
+        self._watching = self._task = None
 
     async def _watch(self) -> None:
         message = await self._receive()

@@ -194,8 +194,10 @@ def native_route(
             "Images in a form, with the options in the form or the query; or JSON with all "
             "options; or one encoded image, with the options in the query."
         )
-        asked["content"] |= {
+        # The page of the document offers the first one: a form, which uploads a file.
+        asked["content"] = {
             "multipart/form-data": {"schema": _form(body)},
+            **asked["content"],
             "image/*": {"schema": BINARY},
         }
         parameters = _parameters(body)

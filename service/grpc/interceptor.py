@@ -21,6 +21,7 @@ from service.call import Call, accept_priority, deadline_exceeded
 from service.errors import (
     ErrorKind,
     InvalidRequest,
+    NotSupported,
     Overloaded,
     RequestTooLarge,
     ServiceError,
@@ -93,11 +94,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return self._handlers[method]
         handler = await continuation(handler_call_details)
         if handler is None:
-            # gRPC answers these itself. The caller's name must not become a label.
-            unknown = grpc.StatusCode.UNIMPLEMENTED.name
-            self._telemetry.metrics.calls.observe("other", unknown, None, {})
-        if handler is None:
-            return None
+            return grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
         if service_of(method) in OPEN_SERVICES:
             return self._open_handler(handler)
         rpc = Rpc.of(method, handler, self._protection.max_message_values)
@@ -108,6 +105,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         self._handlers[method] = grpc.stream_stream_rpc_method_handler(serve)
         return self._handlers[method]
+
+    async def _refuse_unknown(self, messages: Any, context: Any) -> None:
+        """Refuse an RPC that is not served; without a key as all others."""
+        # The caller's name for it must not become a label.
+        call = self._begin("other", context)
+        ticket = self._admission.enter(call)
+        error: ServiceError = NotSupported("This RPC is not served.", code="unknown_rpc")
+        try:
+            self._check_caller(context, ticket)
+        except ServiceError as refused:
+            error = refused
+        finally:
+            ticket.release()
+            self._telemetry.end(call, "other", CODE[error.kind].name)
+        await _abort(context, error, call_metadata(call))
 
     def _open_handler(self, handler: Any) -> Any:
         """A handler of health or reflection that reads its messages itself, as bytes."""

@@ -81,16 +81,18 @@ async def run_in_pool(pool: Pool, jobs: Iterable[Callable[[], T]]) -> list[T]:
     """Run jobs in threads, in order; when this returns or raises, none of them is running.
 
     Raises:
-        Exception: The first that any of them raised. Jobs that have not begun are cancelled.
+        Exception: That of the first job that failed. Jobs that have not begun are cancelled.
     """
     futures = [pool.submit(job) for job in jobs]
     try:
         return await asyncio.gather(*map(asyncio.wrap_future, futures))
-    except BaseException:
+    except BaseException as error:
         cancel_all(futures)
-        running = [asyncio.wrap_future(future) for future in futures if not future.done()]
-        if running:
-            await asyncio.wait(running)
+        await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+        failed = [f for f in futures if not f.cancelled() and f.exception() is not None]
+        if isinstance(error, Exception) and failed:
+            failed[0].result()
         raise
     finally:
-        futures.clear()  # a failed one leads to this frame by its traceback
+        # A failed one leads to this frame by its traceback.
+        futures, failed = [], []

@@ -194,9 +194,3 @@ def accept_priority(given: str | None, *, param: str) -> int:
 
 
 current_call: ContextVar[Call] = ContextVar("current_call")
-
-
-def current_request_id() -> str:
-    """The id of the current call, or a new one outside of a call."""
-    call = current_call.get(None)
-    return accept_request_id(None) if call is None else call.request_id

@@ -55,11 +55,6 @@ def names_head(request: SegmentImagesRequest | ClassifyImagesRequest) -> bool:
     return any(one.name.startswith(PREFIX) for one in request.classes)
 
 
-def leaves_names_to_head(request: SegmentImagesRequest) -> bool:
-    """Whether the answer, and not the request, has the names of the classes."""
-    return names_head(request) or names_own_labels(request)
-
-
 class HeadFolder:
     """Reads heads when they are named, and again after their file has changed. Thread-safe.
 

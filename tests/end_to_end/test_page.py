@@ -333,6 +333,8 @@ def test_an_example_finds_its_like_in_this_image_and_in_another(
     # Then a point by keys.
     canvas.focus()
     page.keyboard.press("ArrowLeft")
+    # The page asks for the scores at that point.
+    wait(page, IS_IDLE)
     check_examples(page, service, lambda: page.keyboard.press("Enter"), [SCENE])
     assert page.locator("#legend button").all_inner_texts() == ["example 1", "example 2"]
     other = tmp_path / "mirrored.png"

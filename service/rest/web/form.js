@@ -88,8 +88,9 @@ export async function copy(text) {
   }
 }
 
-/** Runs one job at a time: a new one aborts the one before. */
+/** Runs one job at a time: a new one aborts the one before. The page is busy while any runs. */
 export class Latest {
+  static #numRunning = 0;
   #controller = new AbortController();
 
   /** End the job, if one runs. */
@@ -101,6 +102,7 @@ export class Latest {
   async run(job) {
     this.#controller.abort();
     const own = (this.#controller = new AbortController());
+    Latest.#numRunning += 1;
     try {
       const done = job(own.signal); // first, since it sends a request
       document.body.ariaBusy = "true";
@@ -111,7 +113,8 @@ export class Latest {
       say(error.message, true);
       if (error.status === 401) $("#key").showModal();
     } finally {
-      if (this.#controller === own) document.body.ariaBusy = "false";
+      Latest.#numRunning -= 1;
+      document.body.ariaBusy = String(Latest.#numRunning > 0);
     }
   }
 }

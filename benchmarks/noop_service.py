@@ -99,7 +99,8 @@ class NoopPreparer(ImagePreparer):
         self, image: ImageInput, rule: SizeRule, *, param: str
     ) -> tuple[tuple[int, int], int, int]:
         """Return the size and patch count of that image, which takes no memory to decode."""
-        return (rule.resolution, rule.resolution), rule.nominal_patches, 0
+        size_hw = rule.resolution, rule.resolution
+        return size_hw, rule.num_patches(size_hw), 0
 
     def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
         """That image."""

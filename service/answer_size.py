@@ -1,12 +1,8 @@
-"""How large the answer to a request is, known from image headers.
-
-Shape legend: D width of embeddings, K classes.
-"""
+"""How large the answer to a request is, known from image headers."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 from service.call import AnswerEncoding
 from service.errors import RequestTooLarge
@@ -21,59 +17,37 @@ SizedRequest = (
     EmbedImagesRequest | EstimateMapsRequest | SegmentImagesRequest | VisualizeFeaturesRequest
 )
 
-# The longest usual number of orjson for a float32, its comma, and its share of brackets.
-FLOAT_CHARS: Final = 14
 # Bytes held next to the arrays, for each byte sent: texts as they grow; fields of a message and the
 # message, which for several items is copied once more in part; a file.
 COPIES: Final = {"list": 1.1, "base64": 1.1, "protobuf": 2.4, "png": 1.0, "overlay": 1.0}
 # Bytes for each pixel, next to the mask: the decoded image, and it turned or as RGB; and runs.
 ENCODING_BYTES: Final = {"overlay": 8, "outlines": 3}
-# An instance without its run lengths: as it is sent, and in memory.
-INSTANCE_CHARS: Final = 160
-INSTANCE_BYTES: Final = 1024
-VECTOR_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
 # Values of a dense head for each patch.
 MAP_PIXELS: Final = 8 * 8
-MB: Final = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerSize:
+class AnswerSize(NamedTuple):
     """Bytes of one answer: as it is sent, and what is held in memory until it is sent."""
 
     num_sent: int
     num_held: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Arrays:
-    """Values of one kind in an answer.
+class Value(NamedTuple):
+    """One value of an answer: bytes as it is sent, in memory, and as text in a JSON list."""
 
-    Attributes:
-        num_values: How many.
-        sent_bytes: Bytes of a value as it is sent.
-        held_bytes: Bytes of a value in memory.
-        chars: Characters of a value in a JSON list.
-    """
+    sent: int
+    held: int
+    # The longest usual number of orjson for a float32, its comma, and its share of brackets.
+    chars: int = 14
 
-    num_values: int
-    sent_bytes: int
-    held_bytes: int
-    chars: int = FLOAT_CHARS
 
-    def sent(self, encoding: AnswerEncoding) -> float:
-        """Bytes as they are sent."""
-        if encoding == "list":
-            return self.num_values * self.chars
-        if encoding == "base64":
-            return self.num_values * self.sent_bytes * 4 / 3
-        # Files of images and outlines are compressed, so a byte a value bounds them.
-        is_file = encoding in {"png", "overlay", "outlines"}
-        return self.num_values * (1 if is_file else self.sent_bytes)
-
-    def held(self, encoding: AnswerEncoding) -> float:
-        """Bytes in memory: the values, and what is written of them."""
-        return self.num_values * self.held_bytes + COPIES.get(encoding, 0.0) * self.sent(encoding)
+FLOAT: Final = Value(4, 4)
+VECTORS: Final = {"float32": Value(4, 8), "float16": Value(2, 6), "int8": Value(1, 5)}
+HEAD_MAPS: Final = {"depth": (1, FLOAT), "normals": (3, FLOAT), "segmentation": (1, Value(2, 2))}
+# An instance without its run lengths; of these, a byte a pixel bounds those of smooth masks.
+INSTANCE: Final = Value(160, 1024, 160)
+RUNS: Final = Value(1, 1, 1)
 
 
 def answer_size(
@@ -95,73 +69,65 @@ def answer_size(
         embed_dim: Width of the model's embeddings.
         num_labels: Classes of a segmentation head, whose logits make the masks.
     """
-    num_pixels = sum(height * width for height, width in sizes_hw)
+    num_pixels, patches = sum(map(math.prod, sizes_hw)), sum(num_patches)
     if isinstance(request, EmbedImagesRequest):
-        num_values = embed_dim * sum(num_patches)
-        num_pixels = MAP_PIXELS * sum(num_patches)
-        kinds = [_embeddings(request, num_values), *_head_maps(request, num_pixels)]
+        num_pixels = MAP_PIXELS * patches
+        arrays = _embeddings(request, embed_dim * patches, num_pixels)
+    elif isinstance(request, SegmentImagesRequest):
+        arrays = _masks(request, encoding, len(sizes_hw), num_pixels)
     else:
-        kinds = list(_maps(request, len(sizes_hw), num_pixels, encoding))
-    held = sum(kind.held(encoding) for kind in kinds) + ENCODING_BYTES.get(encoding, 0) * num_pixels
-    held += 4 * num_labels * MAP_PIXELS * sum(num_patches)
-    return AnswerSize(math.ceil(sum(kind.sent(encoding) for kind in kinds)), math.ceil(held))
+        arrays = _maps(request, num_pixels)
+    sent = held = 0.0
+    for count, value in arrays:
+        match encoding:
+            case "list":
+                num_bytes: float = count * value.chars
+            case "base64":
+                num_bytes = count * value.sent * 4 / 3
+            case "png" | "overlay" | "outlines":  # compressed, so a byte a value bounds them
+                num_bytes = count
+            case _:
+                num_bytes = count * value.sent
+        sent += num_bytes
+        held += count * value.held + COPIES.get(encoding, 0.0) * num_bytes
+    held += ENCODING_BYTES.get(encoding, 0) * num_pixels + 4 * num_labels * MAP_PIXELS * patches
+    return AnswerSize(math.ceil(sent), math.ceil(held))
 
 
-def _embeddings(request: EmbedImagesRequest, num_values: int) -> _Arrays:
-    num_bytes = VECTOR_BYTES[request.vector_type]
-    return _Arrays(
-        num_values=num_values * len({"patches", "values"} & set(request.outputs)),
-        sent_bytes=num_bytes,
-        held_bytes=4 + num_bytes,
-    )
+def _embeddings(
+    request: EmbedImagesRequest, num_values: int, num_pixels: int
+) -> Iterator[tuple[int, Value]]:
+    yield num_values * len({"patches", "values"} & {*request.outputs}), VECTORS[request.vector_type]
+    for name in HEAD_MAPS.keys() & set(request.outputs):
+        num_axes, value = HEAD_MAPS[name]
+        yield num_axes * num_pixels, value
 
 
-def _head_maps(request: EmbedImagesRequest, num_pixels: int) -> Iterable[_Arrays]:
-    for name, num_axes, num_bytes in (("depth", 1, 4), ("normals", 3, 4), ("segmentation", 1, 2)):
-        if name in request.outputs:
-            yield _Arrays(
-                num_values=num_axes * num_pixels,
-                sent_bytes=num_bytes,
-                held_bytes=num_bytes,
-            )
+def _masks(
+    request: SegmentImagesRequest, encoding: AnswerEncoding, num_images: int, num_pixels: int
+) -> Iterator[tuple[int, Value]]:
+    num_classes = len(request.classes)
+    label_bytes = 1 if num_classes < 256 else 2
+    if label_bytes == 1 and encoding in {"bytes", "base64", "protobuf"}:
+        label_bytes += 2  # these encodings send uint16
+    yield num_pixels, Value(2, label_bytes, len(str(num_classes)) + 1)
+    if request.include_scores:
+        yield num_pixels, FLOAT
+    if request.include_instances:
+        yield num_pixels, RUNS
+        yield math.ceil(num_images / request.min_area_share), INSTANCE
 
 
 def _maps(
-    request: SegmentImagesRequest | VisualizeFeaturesRequest | EstimateMapsRequest,
-    num_images: int,
-    num_pixels: int,
-    encoding: AnswerEncoding,
-) -> Iterable[_Arrays]:
-    if isinstance(request, SegmentImagesRequest):
-        num_classes = len(request.classes)
-        label_bytes = 1 if num_classes < 256 else 2
-        if label_bytes == 1 and encoding in {"bytes", "base64", "protobuf"}:
-            label_bytes += 2  # these encodings send uint16
-        chars = len(str(num_classes)) + 1
-        yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=label_bytes, chars=chars)
-        if request.include_scores:
-            yield _Arrays(num_values=num_pixels, sent_bytes=4, held_bytes=4)
-        if request.include_instances:
-            # Run lengths, of which a byte a pixel bounds those of smooth masks.
-            yield _Arrays(num_values=num_pixels, sent_bytes=1, held_bytes=1, chars=1)
-            num_instances = math.ceil(num_images / request.min_area_share)
-            yield _Arrays(
-                num_values=num_instances,
-                sent_bytes=INSTANCE_CHARS,
-                held_bytes=INSTANCE_BYTES,
-                chars=INSTANCE_CHARS,
-            )
-    elif request.size == "image":
-        if isinstance(request, VisualizeFeaturesRequest) and request.kind == "groups":
-            yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=3, chars=3)
-            return
-        has_axes = (
-            request.task == "normals"
-            if isinstance(request, EstimateMapsRequest)
-            else request.kind == "colors"
-        )
-        num_values = (3 if has_axes else 1) * num_pixels
-        yield _Arrays(num_values=num_values, sent_bytes=4, held_bytes=4)
+    request: VisualizeFeaturesRequest | EstimateMapsRequest, num_pixels: int
+) -> Iterator[tuple[int, Value]]:
+    if request.size != "image":
+        return
+    shown = request.task if isinstance(request, EstimateMapsRequest) else request.kind
+    if shown == "groups":
+        yield num_pixels, Value(2, 3, 3)
+    else:
+        yield num_pixels * (3 if shown in {"normals", "colors"} else 1), FLOAT
 
 
 def check_answer_size(size: AnswerSize, max_sent: int, max_held: int) -> None:
@@ -172,14 +138,10 @@ def check_answer_size(size: AnswerSize, max_sent: int, max_held: int) -> None:
     """
     if size.num_sent > max_sent or size.num_held > max_held:
         raise RequestTooLarge(
-            f"The answer would have {_mb(size.num_sent)} and need {_mb(size.num_held)} of "
-            f"memory; at most {_mb(max_sent)} and {_mb(max_held)} are allowed. Send fewer or "
-            "smaller images, omit scores, request maps of size model, or request arrays as "
-            "safetensors, npy or base64 instead of JSON lists.",
+            f"The answer would have {size.num_sent / 1e6:.0f} MB and need {size.num_held / 1e6:.0f}"
+            f" MB of memory; at most {max_sent / 1e6:.0f} MB and {max_held / 1e6:.0f} MB are "
+            "allowed. Send fewer or smaller images, omit scores, request maps of size model, or "
+            "request arrays as safetensors, npy or base64 instead of JSON lists.",
             code="answer_too_large",
             param="images",
         )
-
-
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / MB:.0f} MB"

@@ -7,7 +7,7 @@ CPU work runs in the pool, and the model runs in the lanes.
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from model.dense_maps import make_map
 from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
-from model.preprocess import Fit, Scaling
+from model.preprocess import Scaling
 from service.admission import UNAVAILABLE_RETRY_S, Admission
 from service.answer_size import SizedRequest, answer_size, check_answer_size
 from service.call import AnswerEncoding, Call
@@ -36,6 +36,7 @@ from service.messages import (
     EstimateMapsRequest,
     EstimateMapsResponse,
     FloatArray,
+    ImagesRequest,
     MaskSize,
     ModelInfo,
     RequestLimits,
@@ -92,13 +93,6 @@ from service.waiting import Pool, Steps, run_slice, wait_all, wait_both
 
 T = TypeVar("T")
 ClassesRequest = SegmentImagesRequest | ClassifyImagesRequest
-ImagesRequest = (
-    EmbedImagesRequest
-    | EmbedMixedRequest
-    | ClassesRequest
-    | EstimateMapsRequest
-    | VisualizeFeaturesRequest
-)
 DENSE_TASK_SET: Final = frozenset[DenseTask](DENSE_TASKS)
 # Smaller answers are not counted: a request in progress takes more than they do.
 SMALL_ANSWER_BYTES: Final = 64 * 1024
@@ -542,13 +536,14 @@ class DataPlane:
         task: DenseTask | None = None,
     ) -> ImageJob:
         """What to compute for a request that reads these outputs of its images, or this head's."""
-        tasks = map_outputs(request)
+        outputs_asked = request.outputs if isinstance(request, EmbedImagesRequest) else ()
+        tasks = DENSE_TASK_SET.intersection(outputs_asked)
         return ImageJob(
             images=request.images,
             rule=size_rule(request, model, is_map=task is not None or bool(tasks)),
             kind=task or image_kind(tasks),
             patch_outputs=[name for name in PATCH_OUTPUTS if name in outputs],
-            is_partial=getattr(request, "partial", False),
+            is_partial=request.partial,
         )
 
     def _answer_bytes(
@@ -644,12 +639,6 @@ def _segmented(
     )
 
 
-def map_outputs(request: ImagesRequest) -> frozenset[DenseTask]:
-    """Maps that are requested beside embeddings."""
-    outputs = request.outputs if isinstance(request, EmbedImagesRequest) else ()
-    return DENSE_TASK_SET.intersection(outputs)
-
-
 def size_rule(request: ImagesRequest, model: ServedModel, *, is_map: bool) -> SizeRule:
     """The size at which the model, or a dense head if `is_map`, sees the images of a request.
 
@@ -665,27 +654,11 @@ def size_rule(request: ImagesRequest, model: ServedModel, *, is_map: bool) -> Si
         scaling = defaults.scaling
         if (request.mode or defaults.mode) == "slide":
             windows = Windows.of(min(resolution, manifest.native_size))
-    multiple = manifest.map_multiple if is_map else manifest.size_multiple
-    return _known_rule(
-        resolution, request.fit, manifest.patch_size, multiple, windows=windows, scaling=scaling
-    )
-
-
-@lru_cache(256)
-def _known_rule(
-    resolution: int,
-    fit: Fit,
-    patch_size: int,
-    multiple: int,
-    *,
-    windows: Windows | None,
-    scaling: Scaling,
-) -> SizeRule:
     return SizeRule(
         resolution=resolution,
-        fit=fit,
-        patch_size=patch_size,
-        multiple=multiple,
+        fit=request.fit,
+        patch_size=manifest.patch_size,
+        multiple=manifest.map_multiple if is_map else manifest.size_multiple,
         windows=windows,
         scaling=scaling,
     )

@@ -6,7 +6,7 @@ Shape legend: H W pixels.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, Self, TypeGuard
 
@@ -108,12 +108,6 @@ class SizeRule:
     multiple: int
     windows: Windows | None = None
     scaling: Scaling = "bilinear"
-    # Patches of a square image.
-    nominal_patches: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        nominal = self.num_patches((self.resolution, self.resolution))
-        object.__setattr__(self, "nominal_patches", nominal)
 
     def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width to scale an image to."""
@@ -254,20 +248,6 @@ class ImagePreparer:
         given = Image.fromarray(np.ascontiguousarray(image, np.uint8))
         scaled = scale_image(given, rule.target_hw(size_hw), scaling=rule.scaling)
         return PreparedImage(pixels_3HW=split_planes(scaled), size_hw=size_hw)
-
-    def scale(
-        self, data: bytes, rule: SizeRule, *, param: str
-    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """Decode and scale a file, but keep 8-bit pixels; `prepare` makes model input of them.
-
-        Returns:
-            uint8 [H, W, 3], and height and width of the upright original.
-
-        Raises:
-            InvalidRequest: It is broken or too large.
-        """
-        scaled, size_hw = self._scale(data, rule, param)
-        return np.asarray(scaled.convert("RGB")), size_hw
 
     def _scale(
         self, data: bytes, rule: SizeRule, param: str

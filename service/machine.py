@@ -9,7 +9,6 @@ import gc
 import math
 import os
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -49,9 +48,6 @@ LOADING_THRESHOLD_BYTES: Final = 256 * 2**10
 # Names of both for mallopt(3).
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
-
-_loading_lock = threading.Lock()
-_num_loading = 0
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
@@ -108,18 +104,12 @@ def return_large_blocks(threshold_bytes: int = MMAP_THRESHOLD_BYTES) -> None:
 
 @contextmanager
 def returning_blocks_of_weights() -> Iterator[None]:
-    """Until the context ends, return also blocks as small as one weight. Thread-safe."""
-    global _num_loading  # noqa: PLW0603 - of the process, as the C library's threshold is
-    with _loading_lock:
-        _num_loading += 1
-        return_large_blocks(LOADING_THRESHOLD_BYTES)
+    """Until the context ends, return also blocks as small as one weight. One load at a time."""
+    return_large_blocks(LOADING_THRESHOLD_BYTES)
     try:
         yield
     finally:
-        with _loading_lock:
-            _num_loading -= 1
-            if not _num_loading:
-                return_large_blocks()
+        return_large_blocks()
 
 
 def collect_and_trim() -> None:

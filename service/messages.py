@@ -56,50 +56,68 @@ IMAGE_OUTPUTS: tuple[ImageOutput, ...] = get_args(ImageOutput)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedImagesRequest:
-    """Images to embed.
+class ImagesRequest:
+    """What every request about images has.
 
     Attributes:
-        images: Encoded images, pixels or model inputs. `resolution` and `fit` do not apply to
-            model inputs.
+        images: Encoded images; to embed also pixels or model inputs, to which `resolution` and
+            `fit` do not apply.
         model: Name of a served model; None is the default model.
-        outputs: Some of `IMAGE_OUTPUTS` and `DENSE_TASKS`, computed in one pass; checked by the
-            data plane.
-        normalize: Whether every embedding has unit length.
         resolution: Short side in pixels; None is the model's native size.
         fit: How an image is resized.
-        vector_type: Number type of the embeddings; maps are float32.
         partial: Whether the other images are answered if some cannot be read.
     """
 
     images: tuple[MaybeImage, ...]
     model: str | None = None
-    outputs: tuple[str, ...] = ("cls1",)
-    normalize: bool = True
     resolution: int | None = None
     fit: Fit = "squash"
-    vector_type: VectorType = "float32"
     partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedImagesResponse:
+class ListResponse:
+    """What every response with a result per item has.
+
+    Attributes:
+        model: Name of the model that answered.
+        errors: Of the items without a result, by index.
+    """
+
+    model: str
+    errors: ItemErrors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedImagesRequest(ImagesRequest):
+    """Images to embed.
+
+    Attributes:
+        outputs: Some of `IMAGE_OUTPUTS` and `DENSE_TASKS`, computed in one pass; checked by the
+            data plane.
+        normalize: Whether every embedding has unit length.
+        vector_type: Number type of the embeddings; maps are float32.
+    """
+
+    outputs: tuple[str, ...] = ("cls1",)
+    normalize: bool = True
+    vector_type: VectorType = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedImagesResponse(ListResponse):
     """For each image its outputs by name: patches and values [h, w, D], cls1 and cls2 [D].
 
     Maps have eight rows and columns for each patch: depth [h, w], normals [h, w, 3], and
     segmentation, uint16 [h, w], whose label k is the k-th class of the package.
 
     Attributes:
-        model: Name of the model that answered.
         embeddings: Of the images without an error, in order, in the requested number type.
         scales: For int8 only, one per row: an element times its row's scale is its value.
-        errors: By index of the image.
     """
 
-    model: str
     embeddings: tuple[dict[str, NDArray[Any]], ...]
     scales: tuple[dict[str, FloatArray], ...] = ()
-    errors: ItemErrors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +133,11 @@ class EmbedTextsRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedTextsResponse:
+class EmbedTextsResponse(ListResponse):
     """One row per text without an error, in the order of the request; scales as above."""
 
-    model: str
     embeddings_TD: NDArray[Any]
     scales_T: FloatArray | None = None
-    errors: ItemErrors = field(default_factory=dict)
 
     def in_places(self) -> tuple[NDArray[Any], FloatArray | None]:
         """Rows and scales of all texts of the request, with zeros where there is an error."""
@@ -139,28 +155,21 @@ class EmbedTextsResponse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedMixedRequest:
-    """Images and texts of one request, admitted as one; all embeddings are comparable.
+class EmbedMixedRequest(ImagesRequest):
+    """Images, as `cls1`, and texts, admitted as one request; all embeddings are comparable.
 
     Attributes:
-        images: Encoded images, embedded as `cls1`.
         texts: Embedded without a template.
-        model: Name of a served model; None is the default model.
         dimensions: Number of leading elements to keep; None is all.
         normalize: Whether every embedding has unit length.
         truncate: For texts longer than the model reads. None is END, for at most 2,000 characters.
-        resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is resized.
     """
 
-    images: tuple[MaybeEncoded, ...] = ()
+    images: tuple[MaybeImage, ...] = ()
     texts: tuple[str, ...] = ()
-    model: str | None = None
     dimensions: int | None = None
     normalize: bool = True
     truncate: Truncation | None = None
-    resolution: int | None = None
-    fit: Fit = EmbedImagesRequest.fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,18 +226,14 @@ class SegmentClass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentImagesRequest:
+class SegmentImagesRequest(ImagesRequest):
     """Images and the classes to find in them.
 
     Attributes:
-        images: Encoded images.
         classes: The k-th has the value k in the mask, from 1. Only `model`, without prompts or
             examples: the classes of the package's segmentation head.
-        model: Name of a served model; None is the default model.
         templates: None is the manifest's choice.
         features: None is the manifest's choice.
-        resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is resized.
         background_threshold: Pixels with a lower score, a cosine, are background; None sets no
             threshold.
         background_classes: Classes that count as background where they win.
@@ -239,16 +244,12 @@ class SegmentImagesRequest:
         size: Whether a mask has the size of its image, of the model's input, or a pixel a patch.
         mode: `whole` runs the model once; `slide` runs it on windows, and scores are the means over
             windows. None is the manifest's choice.
-        partial: Whether the other images are answered if some cannot be read.
     """
 
-    images: tuple[MaybeEncoded, ...]
     classes: tuple[SegmentClass, ...]
-    model: str | None = None
+    fit: Fit = "aspect"
     templates: TemplateSet | tuple[str, ...] | None = None
     features: Features | None = None
-    resolution: int | None = None
-    fit: Fit = "aspect"
     background_threshold: float | None = None
     background_classes: tuple[SegmentClass, ...] = ()
     include_scores: bool = False
@@ -257,7 +258,6 @@ class SegmentImagesRequest:
     min_area_share: float = 0.001
     size: MaskSize = "image"
     mode: SegmentMode | None = None
-    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -306,45 +306,31 @@ class Segmentation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentImagesResponse:
+class SegmentImagesResponse(ListResponse):
     """One segmentation per image without an error, in the order of the request."""
 
-    model: str
     classes: tuple[str, ...]
     segmentations: tuple[Segmentation, ...]
-    errors: ItemErrors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateMapsRequest:
+class EstimateMapsRequest(ImagesRequest):
     """Images for which a dense head predicts a value at every pixel.
 
     Attributes:
         task: The dense head.
-        images: Encoded images.
-        model: Name of a served model; None is the default model.
-        resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is resized.
         size: Whether a map has the size of its image or of the head's output.
-        partial: Whether the other images are answered if some cannot be read.
     """
 
     task: MapTask
-    images: tuple[MaybeEncoded, ...]
-    model: str | None = None
-    resolution: int | None = None
-    fit: Fit = "squash"
     size: MapSize = "image"
-    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EstimateMapsResponse:
+class EstimateMapsResponse(ListResponse):
     """One map per image without an error: depth in metres [H, W], or unit normals [H, W, 3]."""
 
-    model: str
     maps: tuple[FloatArray, ...]
-    errors: ItemErrors = field(default_factory=dict)
 
 
 MAX_TEXTS: Final = 2048
@@ -445,32 +431,22 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyImagesRequest:
+class ClassifyImagesRequest(ImagesRequest):
     """Images to classify, and the classes.
 
     Attributes:
-        images: Encoded images.
         classes: The k-th has the label k, from 1.
-        model: Name of a served model; None is the default model.
         templates: None is the manifest's choice.
         features: The global embedding to compare.
         temperature: Divisor of the cosines; None is the learned value.
         top_k: Number of best classes to return; None is all.
-        resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is resized.
-        partial: Whether the other images are answered if some cannot be read.
     """
 
-    images: tuple[MaybeEncoded, ...]
     classes: tuple[SegmentClass, ...]
-    model: str | None = None
     templates: TemplateSet | tuple[str, ...] | None = None
     features: GlobalFeatures = "cls1"
     temperature: float | None = None
     top_k: int | None = None
-    resolution: int | None = None
-    fit: Fit = "squash"
-    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -488,65 +464,41 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassifyImagesResponse:
+class ClassifyImagesResponse(ListResponse):
     """One classification per image without an error, in the order of the request."""
 
-    model: str
     classes: tuple[str, ...]
     classifications: tuple[Classification, ...]
-    errors: ItemErrors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualizeFeaturesRequest:
+class VisualizeFeaturesRequest(ImagesRequest):
     """Images whose patch embeddings to visualize.
 
     Attributes:
-        images: Encoded images.
-        model: Name of a served model; None is the default model.
         kind: Colours, the first principal component, or groups of similar patches.
         features: The embeddings to use.
         scope: Whether components and groups are fitted to each image or to the whole request.
         group_count: 2 to 20; None is 6. Only for groups.
         seed: Seed of the first group centres; None is 0. Only for groups.
-        resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is resized.
         size: Whether a map has the size of its image or one element per patch.
-        partial: Whether the other images are answered if some cannot be read.
     """
 
-    images: tuple[MaybeEncoded, ...]
-    model: str | None = None
+    fit: Fit = "aspect"
     kind: FeatureKind = "colors"
     features: Features = "patches"
     scope: FeatureScope = "image"
     group_count: int | None = None
     seed: int | None = None
-    resolution: int | None = None
-    fit: Fit = "aspect"
     size: MapSize = "image"
-    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisualizeFeaturesResponse:
+class VisualizeFeaturesResponse(ListResponse):
     """One map per image without an error, in the order of the request.
 
     Colours are float32 [H, W, 3] and components float32 [H, W], from 0 to 1; groups are uint16
     [H, W], from 1.
     """
 
-    model: str
     maps: tuple[NDArray[Any], ...]
-    errors: ItemErrors = field(default_factory=dict)
-
-
-# Responses with a result per item without an error, and the errors.
-ListResponse = (
-    EmbedImagesResponse
-    | EmbedTextsResponse
-    | SegmentImagesResponse
-    | ClassifyImagesResponse
-    | VisualizeFeaturesResponse
-    | EstimateMapsResponse
-)

@@ -1,11 +1,9 @@
 """The patches of one model's queue: what admitted requests hold, and which others fit."""
 
-import math
-import time
 from collections import Counter
 from typing import Final, Protocol
 
-from service.call import Call, Clock
+from service.call import Call
 from service.errors import (
     DeadlineExceeded,
     Overloaded,
@@ -20,43 +18,10 @@ UNHEALTHY_RETRY_S: Final = 5.0
 MIN_RETRY_S: Final = 0.1
 MAX_RETRY_S: Final = 30.0
 FIRST_RETRY_S: Final = 1.0
-# Time constant of the exponential average in `Throughput`.
-THROUGHPUT_MEMORY_S: Final = 3.0
 # A caller that has work may hold this many times what it leaves free, so one caller leaves an
 # eighth of the queue to others, and two leave a fifteenth.
 # Source: dynamic thresholds (A. Choudhury, E. Hahne, 1998).
 HELD_TO_FREE: Final = 7
-
-
-class Throughput:
-    """Patches finished per busy second, as an exponential average. Not thread-safe.
-
-    It is measured where requests end, so that it includes all that delays them. Idle time does not
-    count. Times are monotonic seconds.
-    """
-
-    def __init__(self) -> None:
-        self._patches = 0.0
-        self._busy_s = 0.0
-        self._since = 0.0
-
-    def begin(self, now: float) -> None:
-        """The first request after an idle period was admitted."""
-        self._since = now
-
-    def finish(self, num_patches: int, now: float) -> None:
-        """A request of so many patches has ended."""
-        passed_s = now - self._since
-        self._since = now
-        kept = math.exp(-passed_s / THROUGHPUT_MEMORY_S)
-        self._patches = self._patches * kept + num_patches
-        self._busy_s = self._busy_s * kept + passed_s
-
-    def seconds(self, num_patches: int) -> float | None:
-        """Expected time to finish so many patches; None before the first measurement."""
-        if self._patches <= 0 or self._busy_s <= 0:
-            return None
-        return num_patches * self._busy_s / self._patches
 
 
 class Lanes(Protocol):
@@ -81,18 +46,14 @@ class PatchBudget:
         rejected: Counts refused requests by reason.
     """
 
-    def __init__(
-        self, max_patches: int, metrics: Metrics, lanes: Lanes, clock: Clock = time.monotonic
-    ) -> None:
+    def __init__(self, max_patches: int, metrics: Metrics, lanes: Lanes) -> None:
         self.max_patches = max_patches
         self.num_patches = 0
         self.num_requests = 0
         self.rejected = ModelCounter(metrics.rejected)
         self._lanes = lanes
-        self._clock = clock
         self._held: Counter[str] = Counter()
         self._num_of_streams = 0
-        self._throughput = Throughput()
 
     def is_full(self, caller: str) -> bool:
         """Whether the smallest request of a caller does not fit."""
@@ -112,9 +73,10 @@ class PatchBudget:
         return not of_streams or of_streams + num_patches <= self.max_patches // 2
 
     def retry_after_s(self) -> float:
-        """Expected time until the admitted requests have ended."""
-        needed_s = self._throughput.seconds(self.num_patches)
-        return FIRST_RETRY_S if needed_s is None else min(max(needed_s, MIN_RETRY_S), MAX_RETRY_S)
+        """Expected time until the lanes have computed all admitted patches."""
+        per_s = self._lanes.patches_per_s
+        needed_s = self.num_patches / per_s if per_s else FIRST_RETRY_S
+        return min(max(needed_s, MIN_RETRY_S), MAX_RETRY_S)
 
     def check(self, num_patches: int, call: Call) -> None:
         """Refuse a request that can never run, or not before its deadline.
@@ -154,8 +116,6 @@ class PatchBudget:
 
     def hold(self, num_patches: int, call: Call, *, is_new: bool) -> None:
         """Count what a request takes; `is_new` if it has taken nothing before."""
-        if not self.num_requests:
-            self._throughput.begin(self._clock())
         self.num_requests += is_new
         self._add(num_patches, call)
 
@@ -163,7 +123,6 @@ class PatchBudget:
         """Count the end of an admitted request."""
         self.num_requests -= 1
         self._add(-num_patches, call)
-        self._throughput.finish(num_patches, self._clock())
 
     def _add(self, num_patches: int, call: Call) -> None:
         self.num_patches += num_patches

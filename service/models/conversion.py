@@ -2,18 +2,17 @@
 
 import json
 import logging
-import queue
 import re
 import signal
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Event
-from typing import IO, Final
+from typing import Final
 
 from model.conversion.cache import PackageCache
 from model.conversion.errors import CacheError, SourceError
@@ -260,26 +259,17 @@ class Conversion:
         self, arguments: Sequence[str], *, program: Sequence[str] = ("-m", "model")
     ) -> None:
         self._began = time.monotonic()
+        self._output = TemporaryFile()  # noqa: SIM115 - closed when the block is left
         self._process = subprocess.Popen(
             python_command(*program, *arguments),
             # Never written to: the program ends when it closes, so also when this process dies.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._output,
             text=True,
             # Ctrl-C must not reach the program: the server terminates it in order.
             process_group=0,
         )
-        self._reports: queue.Queue[str | None] = queue.Queue()
-        self._last_lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._readers = [
-            threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True),
-            threading.Thread(target=self._keep, args=(self._process.stderr,), daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
 
     @property
     def pid(self) -> int:
@@ -296,6 +286,14 @@ class Conversion:
 
     def __exit__(self, *_: object) -> None:
         """End the program; it gets some time to remove its files."""
+        self._end()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._output.close()
+
+    def _end(self) -> None:
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -303,10 +301,6 @@ class Conversion:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
-        for reader in self._readers:
-            reader.join()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
 
     def wait(self, source: ModelSource, name: str) -> Path:
         """Log the program's reports until it ends, and return the package.
@@ -315,28 +309,30 @@ class Conversion:
             PackageError: The conversion failed; the message is the program's.
             Unavailable: The load was cancelled.
         """
+        watcher = threading.Thread(target=self._end_if_cancelled, args=(source,), daemon=True)
+        watcher.start()
         package: Path | None = None
-        while (line := self._next(source)) is not None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             for kind, text in _parsed(line).items():
                 if kind == "result":
                     package = Path(text)
                 elif kind == "error":
+                    source.check()
                     raise PackageError(text)
                 else:
                     self._log(kind, text, name)
         status = self._process.wait()
+        watcher.join()
+        source.check()
         if package is None or status != 0:
             raise PackageError(self._ended(source, status))
         return package
 
-    def _next(self, source: ModelSource) -> str | None:
-        """The next line; None after the last."""
-        while True:
-            source.check()
-            try:
-                return self._reports.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
+    def _end_if_cancelled(self, source: ModelSource) -> None:
+        while self._process.poll() is None:
+            if source.cancelled.wait(POLL_S):
+                self._end()
 
     def _log(self, kind: str, text: str, name: str) -> None:
         fields = {
@@ -354,19 +350,10 @@ class Conversion:
                 "needs several times the size of the weights. Convert where there is more memory "
                 "(`python -m model convert`) and serve the folder that it writes"
             )
-        output = "".join(self._last_lines).strip() or "nothing"
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").splitlines()[-NUM_KEPT_LINES:]
+        output = "\n".join(lines).strip() or "nothing"
         return f"the conversion of {source.folder} ended with status {status}; output: {output}"
-
-    def _read(self, stream: IO[str]) -> None:
-        with stream:
-            for line in stream:
-                self._reports.put(line)
-        self._reports.put(None)
-
-    def _keep(self, stream: IO[str]) -> None:
-        with stream:
-            for line in stream:
-                self._last_lines.append(line)
 
 
 def _parsed(line: str) -> dict[str, str]:

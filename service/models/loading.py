@@ -31,7 +31,7 @@ from model.runtime.choice import (
     choose_runtime,
 )
 from model.runtime.load import load_chosen
-from model.runtime.loaded_graphs import loaded_graphs, parity_in_use
+from model.runtime.loaded_graphs import parity_in_use
 from model.runtime.tensorrt.cuda import free_gpu_memory
 from model.text import TextTokenizer
 from service.errors import ServiceError
@@ -274,43 +274,33 @@ def load_checked(
     """
     checks = Checks(are_possible=RECORDED_FILE in package.manifest.files)
     reference: Reference | None = None
-    first: FirstLane | None = None
     while True:
         choice = choose(package, settings, checks)
         is_due = checks.are_due(package.manifest, choice)
         if is_due and reference is None:
             reference = read_recorded(package)
         known = replace(package, manifest=checks.known(package.manifest, choice.place))
-        if first is not None and not _is_loaded(first, known, choice):
-            first.lane.runtime.close()
-            first = None
         try:
-            first = first or _load_first(
-                known, choice, settings, buckets=buckets, free_bytes=free_bytes
-            )
+            first = _load_first(known, choice, settings, buckets=buckets, free_bytes=free_bytes)
         except Exception as error:  # TensorRT's bindings raise of all kinds
             if choice.runtime != "tensorrt" or settings.runtime != AUTO:
                 raise
             logger.warning("TensorRT is not used: %s", error)
             checks = checks.without(choice.runtime, str(error).rstrip("."))
             continue
-        if reference is None or not is_due:
-            _log_choice(package, choice)
-            return replace(first, package=known, choice=choice)
-        found = check_runtime(reference, known, choice, first.lane.runtime)
-        for entry in found:
-            if not entry.passed:
+        if is_due and reference is not None:
+            found = check_runtime(reference, known, choice, first.lane.runtime)
+            checks = checks.with_entries(choice, found)
+            failed = [entry for entry in found if not entry.passed]
+            for entry in failed:
                 logger.warning("start check failed: %s", describe_parity(entry))
-        checks = checks.with_entries(choice, found)
-
-
-def _is_loaded(first: FirstLane, package: ModelPackage, choice: RuntimeChoice) -> bool:
-    """Whether a choice would load what is loaded."""
-    wanted, found = (
-        (c.place, loaded_graphs(p.manifest, c.runtime, c.precision))
-        for p, c in ((package, choice), (first.package, first.choice))
-    )
-    return wanted == found
+            if failed:
+                first.lane.runtime.close()
+                continue
+            known = replace(package, manifest=checks.known(package.manifest, choice.place))
+            choice = choose(package, settings, checks)  # the same one, and that it has passed
+        _log_choice(package, choice)
+        return replace(first, package=known, choice=choice)
 
 
 def choose(package: ModelPackage, settings: Settings, checks: Checks = UNCHECKED) -> RuntimeChoice:

@@ -89,18 +89,6 @@ def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArr
     return average_groups(text_PD, [len(prompts) for prompts in groups])
 
 
-def background_of(request: SegmentImagesRequest) -> Background:
-    """What a request counts as background."""
-    return Background(
-        threshold=request.background_threshold, num_classes=len(request.background_classes)
-    )
-
-
-def has_probabilities(request: SegmentImagesRequest) -> bool:
-    """Whether an answer needs the cosines of patches."""
-    return request.include_class_scores or request.include_instances
-
-
 def segment_image(
     parts: Sequence[Outputs],
     classes_KD: FloatArray,
@@ -120,7 +108,9 @@ def segment_image(
         features: Name of the patch embeddings.
         temperature: Divisor of cosines in the scores of classes.
     """
-    background = background_of(request)
+    background = Background(
+        threshold=request.background_threshold, num_classes=len(request.background_classes)
+    )
     if geometry.windows is not None:
         result = yield from segment_windows(
             [part[features] for part in parts],
@@ -128,7 +118,7 @@ def segment_image(
             geometry,
             background,
             with_scores=request.include_scores,
-            with_cosines=has_probabilities(request),
+            with_cosines=request.include_class_scores or request.include_instances,
         )
     else:
         (whole,) = parts
@@ -173,39 +163,27 @@ def _described(
     result: SegmentationMap, request: SegmentImagesRequest, temperature: float
 ) -> Steps[Segmentation]:
     """Steps that add areas, and scores and instances if requested."""
+    labels_HW, threshold = result.labels_HW, request.background_threshold
     scores: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
-    if has_probabilities(request):
-        scores, instances = yield from _scores_and_instances(result, request, temperature)
+    if request.include_class_scores or request.include_instances:
+        assert result.cosine_Khw is not None
+        runs = Runs.of(labels_HW)
+        yield
+        probability_Khw = class_probabilities(result.cosine_Khw, temperature, threshold)
+        sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
+        if request.include_class_scores:
+            scores = class_scores(runs, sum_R, len(request.classes))
+        if request.include_instances:
+            yield
+            instances = find_instances(runs, sum_R, labels_HW.shape, request.min_area_share)
     return Segmentation(
-        labels_HW=result.labels_HW,
+        labels_HW=labels_HW,
         scores_HW=result.score_HW,
-        area_shares=tuple((result.counts / result.labels_HW.size).tolist()),
+        area_shares=tuple((result.counts / labels_HW.size).tolist()),
         class_scores=scores,
         instances=instances,
     )
-
-
-def _scores_and_instances(
-    result: SegmentationMap, request: SegmentImagesRequest, temperature: float
-) -> Steps[tuple[tuple[float, ...], tuple[Instance, ...]]]:
-    """Steps that compute the scores of classes and the instances, each if requested."""
-    assert result.cosine_Khw is not None
-    labels_HW = result.labels_HW
-    runs = Runs.of(labels_HW)
-    yield
-    probability_Khw = class_probabilities(
-        result.cosine_Khw, temperature, request.background_threshold
-    )
-    sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
-    scores: tuple[float, ...] = ()
-    if request.include_class_scores:
-        scores = class_scores(runs, sum_R, len(request.classes))
-    instances: tuple[Instance, ...] = ()
-    if request.include_instances:
-        yield
-        instances = find_instances(runs, sum_R, labels_HW.shape, request.min_area_share)
-    return scores, instances
 
 
 def encode_mask_png(labels_HW: Labels) -> bytes:

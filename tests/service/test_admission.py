@@ -47,8 +47,8 @@ def admission() -> Admission:
 
 
 @pytest.fixture
-def budget(clock: FakeClock) -> PatchBudget:
-    return PatchBudget(MAX_PATCHES, Metrics(), FakeLanes(), clock)
+def budget() -> PatchBudget:
+    return PatchBudget(MAX_PATCHES, Metrics(), FakeLanes())
 
 
 Enter = Callable[..., Ticket]

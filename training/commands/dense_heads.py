@@ -8,12 +8,12 @@ from typing import Any
 
 from model.labelled.known import TRAINED_ON, read_known, read_train
 from model.labelled.sets import read_depth, read_normals, read_segmentation
-from model.package import ModelPackage, open_package
+from model.package import open_package
 from training.data.folder import DataFolder
 from training.dense.head import HEAD_KINDS
-from training.dense.job import DenseHeadsJob, Source
+from training.dense.job import DenseHeadsJob
 from training.dense.labelled import LabelledData, hold_out
-from training.dense.rooms import RenderedRooms
+from training.dense.rooms import rendered_rooms
 
 HELP = (
     "Train heads for depth, normals or segmentation on a package's frozen patches, and write the "
@@ -80,8 +80,14 @@ def run(options: argparse.Namespace) -> None:
     if min(options.renders, options.tests, options.steps) < 1:
         raise ValueError("--renders, --tests and --steps must be at least 1")
     package = open_package(options.model)
-    sources = _labelled(options) or [_rooms(options, package)]
-    tasks = [task for source in sources for task in source.tasks]
+    sources = _labelled(options) or rendered_rooms(
+        DataFolder(path=options.data),
+        options.folder,
+        side=package.manifest.native_size,
+        num_renders=options.renders,
+        num_tests=options.tests,
+    )
+    tasks = [source.task for source in sources]
     twice = next((task for task in tasks if tasks.count(task) > 1), None)
     if twice is not None:
         raise ValueError(f"two sets are for {twice}; give one for each task")
@@ -96,10 +102,10 @@ def run(options: argparse.Namespace) -> None:
     print(f"{written.manifest.name} with {' and '.join(tasks)} is ready in {written.path}")
 
 
-def _labelled(options: argparse.Namespace) -> list[Source]:
+def _labelled(options: argparse.Namespace) -> list[LabelledData]:
     """The sets of the options."""
     folder = options.folder
-    found: list[Source] = []
+    found: list[LabelledData] = []
     for name, place in options.dataset:
         if name not in TRAINED_ON:
             raise ValueError(f"--dataset is one of {', '.join(TRAINED_ON)}, not {name}")
@@ -113,15 +119,3 @@ def _labelled(options: argparse.Namespace) -> list[Source]:
     ]
     found += [hold_out(read(*paths), folder) for paths, read in readers if paths]
     return found
-
-
-def _rooms(options: argparse.Namespace, package: ModelPackage) -> RenderedRooms:
-    manifest = package.manifest
-    return RenderedRooms(
-        data=DataFolder(path=options.data),
-        folder=options.folder,
-        side=manifest.native_size,
-        patch_size=manifest.patch_size,
-        num_renders=options.renders,
-        num_tests=options.tests,
-    )

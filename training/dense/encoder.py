@@ -4,7 +4,7 @@ Shapes: P images, B batch, H W pixels, D embedding width, h w patch rows and col
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from model.export.tracing import save_graph
-from model.files import atomic_file
 from model.graphs import VISION_FILE, PatchOutput
-from model.head import vision_digest
 from model.package import ModelPackage, write_manifest
 from model.preprocess import Fit, prepare_image, target_size
 from model.runtime.base import Runtime
@@ -36,15 +34,6 @@ class Embeddings:
     cls_PD: NDArray[np.float16]
     patches_PhwD: NDArray[np.float16]
 
-    @classmethod
-    def join(cls, parts: Iterable[Self]) -> Self:
-        """All images of several parts."""
-        parts = list(parts)
-        return cls(
-            cls_PD=np.concatenate([part.cls_PD for part in parts]),
-            patches_PhwD=np.concatenate([part.patches_PhwD for part in parts]),
-        )
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrozenEncoder:
@@ -60,14 +49,14 @@ class FrozenEncoder:
 
     def embed(self, images: Iterable[NDArray[np.uint8]]) -> Embeddings:
         """Embed images [H, W, 3] at the native size, as the service does for maps by default."""
-        return Embeddings.join(self.batches(images))
-
-    def batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[Embeddings]:
-        """As `embed`, a few images at a time."""
         side = self.package.manifest.native_size
-        waiting = iter(images)
+        waiting, parts = iter(images), []
         while batch := list(islice(waiting, _BATCH)):
-            yield self._encode([prepare_image(image, (side, side)) for image in batch])
+            parts.append(self._encode([prepare_image(image, (side, side)) for image in batch]))
+        return Embeddings(
+            cls_PD=np.concatenate([part.cls_PD for part in parts]),
+            patches_PhwD=np.concatenate([part.patches_PhwD for part in parts]),
+        )
 
     def as_served(self, image_HW3: NDArray[np.uint8], fit: Fit) -> Embeddings:
         """Embed one image at the size at which the service does for a dense head."""
@@ -89,17 +78,6 @@ class FrozenEncoder:
             cls_PD=output.cls1_BD.astype(np.float16),
             patches_PhwD=patches_BND.reshape(len(planes), *output.grid_hw, -1),
         )
-
-    def cached(self, images: Iterable[NDArray[np.uint8]], folder: Path, name: str) -> Embeddings:
-        """Embed images, or read what an earlier run has kept under this name."""
-        digest = vision_digest(self.package.manifest)
-        path = folder / f"embeddings-{digest[:12]}-{name}.npz"
-        if not path.exists():
-            found = self.embed(images)
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, cls=found.cls_PD, patches=found.patches_PhwD)
-        with np.load(path, allow_pickle=False) as file:
-            return Embeddings(cls_PD=file["cls"], patches_PhwD=file["patches"])
 
 
 def shuffled(package: ModelPackage, folder: Path, seed: int = 0) -> ModelPackage:

@@ -1,10 +1,10 @@
 """Heads fitted to labelled images, their scores, and the package with them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from model.export.added_heads import DESCRIPTION, AddedHeads, add_heads
 from model.export.exact import round_weights
 from model.graphs import DenseTask
 from model.package import ModelPackage
-from training.dense.encoder import Embeddings, FrozenEncoder, shuffled
+from training.dense.encoder import FrozenEncoder, shuffled
 from training.dense.head import EmbeddingHead, Examples, HeadKind, fit_dense_head
+from training.dense.labelled import LabelledData
 from training.dense.score import (
     HEAD,
     MEAN,
@@ -37,33 +38,6 @@ KIND_TEXTS: Final[Mapping[HeadKind, str]] = {
 _ROWS_AT_ONCE: Final = 64
 
 
-class Source(Protocol):
-    """Images to train heads on, and others to score them."""
-
-    @property
-    def tasks(self) -> tuple[DenseTask, ...]:
-        """What is known of the images."""
-
-    @property
-    def split(self) -> str:
-        """Name of the images that are scored."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the classes of segmentation."""
-
-    def examples(self, encoder: FrozenEncoder, task: DenseTask) -> Examples:
-        """Embeddings and maps to fit to."""
-
-    def tests(
-        self, encoder: FrozenEncoder, task: DenseTask
-    ) -> Iterator[tuple[Embeddings, NDArray[Any]]]:
-        """Embeddings and true map of each image to score; see `measure`."""
-
-    def record(self, task: DenseTask) -> Mapping[str, JsonValue]:
-        """What a head is fitted to: `output` and `data` in words, and further facts."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseHeadsJob:
     """Settings of a run.
@@ -77,7 +51,7 @@ class DenseHeadsJob:
     """
 
     package: ModelPackage
-    sources: Sequence[Source]
+    sources: Sequence[LabelledData]
     folder: Path
     kind: HeadKind
     num_steps: int
@@ -91,27 +65,27 @@ class DenseHeadsJob:
         """
         # Threads that wait for each other take most of the time on a busy machine.
         torch.set_num_threads(1)
-        by_task = {task: source for source in self.sources for task in source.tasks}
+        by_task = {source.task: source for source in self.sources}
         self.folder.mkdir(parents=True, exist_ok=True)
         heads, own = self._fit(self.package, by_task)
         _, random = self._fit(shuffled(self.package, self.folder / "shuffled"), by_task)
         scores = [
             entry
             for task, source in by_task.items()
-            for entry in entries(task, source.split, {**own[task], RANDOM: random[task][HEAD]})
+            for entry in entries(task, source.test.name, {**own[task], RANDOM: random[task][HEAD]})
         ]
         added = AddedHeads(
             modules=heads,
             labels=by_task["segmentation"].labels if "segmentation" in by_task else (),
             scores=scores,
-            provenance={task: self._record(task, source) for task, source in by_task.items()},
+            provenance={task: self._record(source) for task, source in by_task.items()},
         )
         for entry in scores:
             _say(f"{entry.task}: {entry.row}, {entry.metric} {entry.value:g}")
         return add_heads(self.package, added, output, progress=_say)
 
     def _fit(
-        self, package: ModelPackage, by_task: Mapping[DenseTask, Source]
+        self, package: ModelPackage, by_task: Mapping[DenseTask, LabelledData]
     ) -> tuple[dict[DenseTask, EmbeddingHead], dict[DenseTask, dict[str, Counts]]]:
         """A head for each task; and the counts of it, and of the training set's mean map."""
         encoder = FrozenEncoder.load(package)
@@ -119,21 +93,21 @@ class DenseHeadsJob:
         counts: dict[DenseTask, dict[str, Counts]] = {}
         with closing(encoder.runtime):
             for task, source in by_task.items():
-                examples = source.examples(encoder, task)
+                examples = source.examples(encoder)
                 _say(f"fitting {task} to {len(examples.cls_PD)} images")
                 head = fit_dense_head(examples, task, self.kind, num_steps=self.num_steps)
                 round_weights(head, "fp16")  # what is scored is what the graph stores
                 heads[task] = head
                 mean = mean_map(task, examples)
                 rows: dict[str, list[NDArray[Any]]] = {HEAD: [], MEAN: []}
-                for seen, truth in source.tests(encoder, task):
+                for seen, truth in source.tests(encoder):
                     rows[HEAD].append(measure(task, raw_map(head, seen), truth))
                     rows[MEAN].append(measure(task, mean, truth))
                 counts[task] = {row: counts_of(task, found) for row, found in rows.items()}
         return heads, counts
 
-    def _record(self, task: DenseTask, source: Source) -> dict[str, JsonValue]:
-        record = source.record(task)
+    def _record(self, source: LabelledData) -> dict[str, JsonValue]:
+        record = source.record()
         kind = KIND_TEXTS[self.kind]
         return {
             DESCRIPTION: f"{record['output']}; {kind}, fitted to {record['data']}.",

@@ -6,7 +6,7 @@ embedding width, h w patch rows and columns.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from model.image_codec import FORMATS, ImageError, ImageLimits, decode_image
 from model.labelled.navi import NaviNormals
 from model.labelled.sets import DepthSet, ImageSource, NormalSet, SegmentationSet, SetError
 from model.preprocess import Fit
-from training.data.renders.store import at_centres
 from training.dense.encoder import Embeddings, FrozenEncoder
 from training.dense.head import MAP_SCALE, NO_CLASS, Examples
 
@@ -46,35 +45,32 @@ class LabelledData:
         train: Is fitted to.
         test: Of the same kind.
         folder: Embeddings and maps are kept here.
+        about: Facts for the manifest; without any, `record` finds what it can.
     """
 
     train: HeadSet
     test: HeadSet
     folder: Path
+    about: Mapping[str, JsonValue] = field(default_factory=dict)
 
     @property
-    def tasks(self) -> tuple[DenseTask, ...]:
-        """The only task."""
+    def task(self) -> DenseTask:
+        """What the set shows."""
         if isinstance(self.train, SegmentationSet):
-            return ("segmentation",)
-        return ("depth",) if isinstance(self.train, DepthSet) else ("normals",)
-
-    @property
-    def split(self) -> str:
-        """Name of the images that are scored."""
-        return self.test.name
+            return "segmentation"
+        return "depth" if isinstance(self.train, DepthSet) else "normals"
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the classes of segmentation."""
         return tuple(self.train.names) if isinstance(self.train, SegmentationSet) else ()
 
-    def examples(self, encoder: FrozenEncoder, task: DenseTask) -> Examples:
+    def examples(self, encoder: FrozenEncoder) -> Examples:
         """Embeddings and maps in files, of which only what is needed is in memory at a time.
 
         A stopped run continues with the next images.
         """
-        place = self.folder / f"{task}-{self._digest(encoder)[:16]}"
+        place = self.folder / f"{self.task}-{self._digest(encoder)[:16]}"
         place.mkdir(parents=True, exist_ok=True)
         files = self._files(encoder, place)
         record = place / "done.txt"
@@ -86,7 +82,7 @@ class LabelledData:
             part = slice(rows.start, rows.stop)
             side = files["maps"].shape[-1]
             files["cls"][part], files["patches"][part] = seen.cls_PD, seen.patches_PhwD
-            files["maps"][part] = [_cells(task, truth, side) for _, truth in squares]
+            files["maps"][part] = [_cells(self.task, truth, side) for _, truth in squares]
             record.write_text(str(rows.stop))
         return Examples(
             cls_PD=files["cls"],
@@ -95,16 +91,16 @@ class LabelledData:
             num_classes=len(self.labels),
         )
 
-    def tests(
-        self, encoder: FrozenEncoder, task: DenseTask
-    ) -> Iterator[tuple[Embeddings, NDArray[Any]]]:
+    def tests(self, encoder: FrozenEncoder) -> Iterator[tuple[Embeddings, NDArray[Any]]]:
         """Embeddings of each image to score, as the service sees it, and its true map."""
         for index in range(len(self.test.images)):
             pixels_HW3, truth = read_example(self.test, index)
-            yield encoder.as_served(pixels_HW3, FITS[task]), truth
+            yield encoder.as_served(pixels_HW3, FITS[self.task]), truth
 
-    def record(self, task: DenseTask) -> Mapping[str, JsonValue]:
-        """What a head is fitted to, for the manifest."""
+    def record(self) -> Mapping[str, JsonValue]:
+        """What a head is fitted to, for the manifest: `output` and `data` in words, and facts."""
+        if self.about:
+            return self.about
         has_camera_axes = isinstance(self.train, NaviNormals)
         camera_axes = "x to the right, y down, z away from the camera"
         outputs = {
@@ -113,7 +109,7 @@ class LabelledData:
             "segmentation": f"{len(self.labels)} classes",
         }
         data = f"{len(self.train.images)} images of {self.train.name}"
-        return {"output": outputs[task], "data": data}
+        return {"output": outputs[self.task], "data": data}
 
     def _square(self, index: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """Pixels and true map of an image.
@@ -122,7 +118,7 @@ class LabelledData:
         another place of the longer side in each image, so that all have one shape.
         """
         pixels, truth = read_example(self.train, index)
-        if FITS[self.tasks[0]] == "squash":
+        if FITS[self.task] == "squash":
             return pixels, truth
         side = min(truth.shape)
         share = index * 0.618 % 1  # of the golden ratio: spread evenly
@@ -157,7 +153,7 @@ class LabelledData:
         forms = {
             "cls": (np.float16, (num, width)),
             "patches": (np.float16, (num, grid, grid, width)),
-            "maps": of_map[self.tasks[0]],
+            "maps": of_map[self.task],
         }
         return {
             name: open_memmap(paths[name], mode="w+", dtype=dtype, shape=shape)
@@ -213,6 +209,15 @@ def read_example(given: HeadSet, index: int) -> tuple[NDArray[np.uint8], NDArray
             f"{image} has {pixels_HW3.shape[:2]}, its map {truth.shape[:2]} rows and columns."
         )
     return pixels_HW3, truth
+
+
+def at_centres(map_HW: NDArray[Any], map_side: int) -> NDArray[Any]:
+    """A map at the centres of `map_side` rows and columns of cells."""
+    rows, columns = (
+        ((np.arange(map_side) + 0.5) * side / map_side).astype(np.int64)
+        for side in map_HW.shape[:2]
+    )
+    return map_HW[np.ix_(rows, columns)]
 
 
 def _cells(task: DenseTask, truth: NDArray[Any], side: int) -> NDArray[Any]:

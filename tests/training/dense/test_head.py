@@ -22,6 +22,7 @@ from training.dense.head import (
 
 WIDTH = 6
 KINDS = pytest.mark.parametrize("kind", HEAD_KINDS)
+OUTPUTS: dict[DenseTask, int] = {"depth": NUM_BINS, "normals": 3, "segmentation": 5}
 
 
 def drawn(task: DenseTask, count: int = 64) -> Examples:
@@ -44,18 +45,27 @@ def drawn(task: DenseTask, count: int = 64) -> Examples:
     )
 
 
+def read(head: EmbeddingHead, cls_PD: torch.Tensor, patches_PhwD: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(head(cls_PD[:, None], patches_PhwD[:, None]))
+
+
+def raw(examples: Examples) -> list[torch.Tensor]:
+    both = (examples.cls_PD, examples.patches_PhwD)
+    return [torch.from_numpy(values.astype(np.float32)) for values in both]
+
+
 @KINDS
 def test_maps_have_eight_rows_and_columns_for_each_patch(kind: HeadKind) -> None:
-    generator = torch.Generator().manual_seed(0)
-    cls = torch.randn(2, 1, WIDTH, generator=generator)
-    patches = torch.randn(2, 1, 4, 6, WIDTH, generator=generator)
-    depth = EmbeddingHead("depth", WIDTH, kind, NUM_BINS)(cls, patches)
-    assert depth.shape == (2, 32, 48)
-    assert ((depth > 0.001) & (depth < 10)).all()
-    others: dict[DenseTask, int] = {"normals": 3, "segmentation": 5}
-    for task, channels in others.items():
-        found = EmbeddingHead(task, WIDTH, kind, channels)(cls, patches)
-        assert found.shape == (2, channels, 32, 48)
+    cls, patches = torch.randn(2, WIDTH), torch.randn(2, 4, 6, WIDTH)
+    shapes = {}
+    for task, outputs in OUTPUTS.items():
+        found = read(EmbeddingHead(task, WIDTH, kind, outputs), cls, patches)
+        shapes[task] = found.shape
+        assert task != "depth" or ((found > 0.001) & (found < 10)).all()
+    assert shapes == {
+        "depth": (2, 32, 48), "normals": (2, 3, 32, 48), "segmentation": (2, 5, 32, 48)
+    }  # fmt: skip
 
 
 @KINDS
@@ -63,22 +73,11 @@ def test_a_folded_head_reads_what_was_standardised(kind: HeadKind) -> None:
     examples = drawn("normals")
     head = EmbeddingHead("normals", WIDTH, kind, 3).eval()
     patches, cls = Standard.of(examples.patches_PhwD), Standard.of(examples.cls_PD)
-    raw = [torch.from_numpy(a.astype(np.float32)) for a in (examples.cls_PD, examples.patches_PhwD)]
-    with torch.no_grad():
-        wanted = head(
-            cls.apply(examples.cls_PD)[:, None], patches.apply(examples.patches_PhwD)[:, None]
-        )
-        head.fold(patches, cls)
-        found = head(raw[0][:, None], raw[1][:, None])
-    assert torch.allclose(found, wanted, atol=2e-3)
-
-
-def test_standardised_embeddings_have_mean_0_and_deviation_1() -> None:
-    values = (np.random.default_rng(0).normal(size=(500, 3)) * (1, 20, 0) + 3).astype(np.float16)
-    standard = Standard.of(values).apply(values)
-    assert torch.allclose(standard.mean(0), torch.zeros(3), atol=1e-3)
-    assert torch.allclose(standard.std(0, correction=0)[:2], torch.ones(2), atol=1e-3)
-    assert torch.isfinite(standard).all()
+    standard = patches.apply(examples.patches_PhwD)
+    wanted = read(head, cls.apply(examples.cls_PD), standard)
+    assert torch.allclose(standard.mean((0, 1, 2)), torch.zeros(WIDTH), atol=1e-3)
+    head.fold(patches, cls)
+    np.testing.assert_allclose(read(head, *raw(examples)), wanted, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -86,18 +85,15 @@ def test_standardised_embeddings_have_mean_0_and_deviation_1() -> None:
     [
         ("depth", "linear"),
         ("normals", "linear"),
-        *(("segmentation", kind) for kind in HEAD_KINDS),
+        ("segmentation", "linear"),
+        ("segmentation", "dpt"),
     ],
 )
 def test_a_head_learns_what_patches_show(task: DenseTask, kind: HeadKind) -> None:
     examples = drawn(task)
     head = fit_dense_head(examples, task, kind, num_steps=200 if task == "segmentation" else 600)
     assert not head.training
-    with torch.no_grad():
-        maps = head(
-            torch.from_numpy(examples.cls_PD.astype(np.float32))[:, None],
-            torch.from_numpy(examples.patches_PhwD.astype(np.float32))[:, None],
-        ).numpy()
+    maps = read(head, *raw(examples))
     middle = slice(MAP_SCALE // 2, None, MAP_SCALE)
     found, truth = (values[..., middle, middle] for values in (maps, examples.maps))
     if task == "segmentation":
@@ -111,9 +107,8 @@ def test_a_head_learns_what_patches_show(task: DenseTask, kind: HeadKind) -> Non
 def test_a_batch_without_a_label_costs_nothing(task: DenseTask) -> None:
     shape = {"depth": (1, 4, 4), "normals": (1, 3, 4, 4), "segmentation": (1, 2, 4, 4)}[task]
     found = torch.ones(shape, requires_grad=True)
-    nothing = torch.full((1, 4, 4), NO_CLASS)
-    truth = nothing if task == "segmentation" else torch.zeros(shape)
-    loss = map_loss(task, found, truth)
+    nothing = torch.full((1, 4, 4), NO_CLASS) if task == "segmentation" else torch.zeros(shape)
+    loss = map_loss(task, found, nothing)
     loss.backward()
     assert loss.item() == 0
     assert found.grad is not None
@@ -121,9 +116,9 @@ def test_a_batch_without_a_label_costs_nothing(task: DenseTask) -> None:
 
 
 def test_the_same_seed_gives_the_same_head() -> None:
-    examples = drawn("depth", 8)
     one, same, other = (
-        fit_dense_head(examples, "depth", "dpt", num_steps=3, seed=seed) for seed in (0, 0, 1)
+        fit_dense_head(drawn("depth", 8), "depth", "dpt", num_steps=3, seed=seed).patches.weight
+        for seed in (0, 0, 1)
     )
-    assert torch.equal(one.patches.weight, same.patches.weight)
-    assert not torch.equal(one.patches.weight, other.patches.weight)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)

@@ -4,10 +4,11 @@ from collections.abc import Collection, Set
 from functools import cache
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from service.data_plane import DataPlane
@@ -29,7 +30,7 @@ from service.rest.open_inference import (
 from service.rest.openai import EmbeddingsBody, build_openai_router
 from service.rest.openapi import add_bodies, add_security
 from service.rest.pages import add_pages
-from service.rest.routes import NATIVE, build_router
+from service.rest.routes import NATIVE, build_native_router, build_state_router
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 
@@ -64,19 +65,21 @@ def build_app(
     Raises:
         ValueError: A path of `cloud` is another route's.
     """
-    native = build_router(plane)
-    openai = build_openai_router(plane, vocabulary)
-    hugging_face = build_hugging_face_router(plane)
-    inference = build_inference_router(plane, is_managed=repository is not None)
-    managing = build_repository_router(plane, repository)
-    routers = [native, openai, hugging_face, inference, managing]
-    clouds = build_cloud_router(plane, vocabulary, cloud, routers)
-    app = build_framework_app(*routers, clouds)
+    routers = [
+        build_native_router(plane),
+        build_state_router(plane),
+        build_openai_router(plane, vocabulary),
+        build_hugging_face_router(plane),
+        build_inference_router(plane, is_managed=repository is not None),
+        build_repository_router(plane, repository),
+    ]
+    routers.append(build_cloud_router(plane, vocabulary, cloud, routers))
+    routes = [route for router in routers for route in router.routes]
+    app = build_framework_app(routes)
     describe(app, OPEN_PATHS | cloud.probes, needs_key=protection.keys.is_required)
     telemetry.metrics.calls.declare(
         f"{verb} {route.path}"
-        for router in (*routers, clouds)
-        for route in router.routes
+        for route in routes
         if isinstance(route, APIRoute) and route.path not in OPEN_PATHS | cloud.probes
         for verb in sorted(route.methods or ())
     )
@@ -98,7 +101,7 @@ def readable_by_pages(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
     )
 
 
-def build_framework_app(*routers: APIRouter) -> FastAPI:
+def build_framework_app(routes: list[BaseRoute]) -> FastAPI:
     """FastAPI with all routes and the documents, without API keys and limits."""
     app = FastAPI(
         title="tipserve",
@@ -106,17 +109,18 @@ def build_framework_app(*routers: APIRouter) -> FastAPI:
         description=DESCRIPTION,
         # Relative to the document, also behind a proxy that serves it below a path.
         servers=[{"url": "."}],
-        # The names of methods in generated clients.
-        generate_unique_id_function=lambda route: route.name,
         docs_url=None,
         redoc_url=None,
         # `CallMiddleware` removes a trailing slash. A redirect would go to `http://` and the
         # client's `Host` header: behind a proxy that ends TLS, the client would then send its key
         # and images in plain text.
         redirect_slashes=False,
+        # `include_router` would match every request twice.
+        routes=routes,
     )
-    for router in routers:
-        app.include_router(router)
+    for route in routes:
+        if isinstance(route, APIRoute):
+            route.operation_id = route.name  # of the method in generated clients
     for error in (ServiceError, ClientLeft, 404, 405, Exception):
         app.add_exception_handler(error, on_error)
     add_pages(app)

@@ -17,7 +17,7 @@ from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentCl
 from service.rest.errors import renaming_params
 from service.rest.inputs import Sent, load_images, read_json
 from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
-from service.rest.openapi import CALL_HEADERS, ERRORS, json_content
+from service.rest.openapi import CALL_HEADERS, ERRORS, DirectRoute, json_content
 from service.rest.requests import DialectSchema, Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
 
@@ -84,7 +84,7 @@ ROUTE: Final[dict[str, Any]] = {
 
 def build_hugging_face_router(plane: DataPlane) -> APIRouter:
     """One route, at the paths of both."""
-    router = APIRouter(tags=["hugging face"])
+    router = APIRouter(tags=["hugging face"], route_class=DirectRoute)
 
     async def run_task(request: Request) -> Response:
         """Vectors of texts, or classes of an image, in the format of Hugging Face."""

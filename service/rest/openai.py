@@ -19,7 +19,7 @@ from service.errors import ErrorKind, InvalidRequest
 from service.messages import EmbedMixedRequest, EmbedMixedResponse
 from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS, renaming_params
 from service.rest.inputs import Sent, load_images, read_json
-from service.rest.openapi import CALL_HEADERS, ERRORS, ONE_PIXEL, json_content
+from service.rest.openapi import CALL_HEADERS, ERRORS, ONE_PIXEL, DirectRoute, json_content
 from service.rest.requests import MODEL_TEXT, DialectSchema
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.rest.token_ids import TokenVocabulary
@@ -294,7 +294,7 @@ EMBEDDINGS: Final[dict[str, Any]] = {
 
 def build_openai_router(plane: DataPlane, vocabulary: TokenVocabulary | None) -> APIRouter:
     """The routes of OpenAI's API that the native routes do not include."""
-    router = APIRouter(tags=["openai"])
+    router = APIRouter(tags=["openai"], route_class=DirectRoute)
 
     @router.post(OPENAI_PATH, **EMBEDDINGS)
     async def create_embeddings(request: Request) -> Response:

@@ -14,7 +14,7 @@ from service.call import Call, current_call
 from service.data_plane import DataPlane
 from service.monitoring.metrics import release
 from service.rest.inputs import Sent, read_request
-from service.rest.openapi import ERRORS, V2_ERRORS, native_route
+from service.rest.openapi import ERRORS, V2_ERRORS, DirectRoute, native_route
 from service.rest.requests import (
     ClassifyImagesBody,
     DepthBody,
@@ -142,11 +142,17 @@ async def answer_native(native: NativeRoute, sent: Sent, plane: DataPlane) -> Re
     return await respond(plane, asked, answer)
 
 
-def build_router(plane: DataPlane) -> APIRouter:
+def build_native_router(plane: DataPlane) -> APIRouter:
     """The native routes over a data plane."""
-    router = APIRouter()
+    router = APIRouter(route_class=DirectRoute)
     for path, native in NATIVE.items():
         _add_native(router, plane, path, native)
+    return router
+
+
+def build_state_router(plane: DataPlane) -> APIRouter:
+    """The routes that describe the models and the server."""
+    router = APIRouter()
     _add_models(router, plane)
     _add_health(router, plane)
     return router

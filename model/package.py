@@ -95,7 +95,7 @@ def open_package(source: str | Path, *, verify: bool = True) -> ModelPackage:
         PackageError: There is no such package, its manifest is malformed, a file is missing or is
             not what the manifest says, or something lies in the folder that should not.
     """
-    folder = _resolve(source)
+    folder = package_folder(source)
     manifest = _read_manifest(folder)
     if not manifest.files:
         raise PackageError(f"{folder / MANIFEST_NAME} lists no files; export the model again")
@@ -140,7 +140,12 @@ def check_output(output: Path) -> None:
         raise ValueError(f"{output} exists and is no model package; choose another folder")
 
 
-def _resolve(source: str | Path) -> Path:
+def package_folder(source: str | Path) -> Path:
+    """The folder that a source names; see `open_package`.
+
+    Raises:
+        PackageError: There is no such folder.
+    """
     if source in BUNDLED:
         bundled = BUNDLED[str(source)]
         if not (bundled / MANIFEST_NAME).is_file():

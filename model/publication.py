@@ -1,4 +1,4 @@
-"""A repository of one model's published packages: publish, roll back, and remove old versions.
+"""A repository of one model's published packages: publish and roll back.
 
 ```
 REPOSITORY/                         for one model, such as /models/student
@@ -7,16 +7,16 @@ REPOSITORY/                         for one model, such as /models/student
   .20261125T...-3fa9c1d2e4b5.new/   a copy that is in progress, or whose process died
 ```
 
-A package comes from a folder or, by fsspec, from an object store: `s3://bucket/student`. A version
-never changes, so a server that names one loads the same files at every start. Publishing removes
-none: the repository does not know which version a server uses.
+A package comes by fsspec from a folder or from an object store: `s3://bucket/student`. A version
+never changes, so a server that names one loads the same files at every start. Nothing here removes
+a version: the repository does not know which one a server uses.
 """
 
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,14 +26,18 @@ from typing import Final, get_args
 from model.files import locked, rename, sync_tree
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
-from model.package import MAX_MANIFEST_BYTES, PackageError, open_package, parse_manifest
+from model.package import (
+    MAX_MANIFEST_BYTES,
+    PackageError,
+    open_package,
+    package_folder,
+    parse_manifest,
+)
 from model.stores import StoreError, is_url, open_store
 
 CURRENT: Final = "current"
 VERSION: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 DIGEST_DIGITS: Final = 12
-# Copies one file of a package, given its name in the manifest, to a path.
-Copy = Callable[[str, Path], object]
 REDUCED_HEADS: Final = frozenset(
     graph_file(task, precision)
     for task in DENSE_TASKS
@@ -72,8 +76,14 @@ class Repository:
             PackageError: The package is broken or cannot be read, or its graphs are not proven;
                 nothing changes.
         """
-        raw, copy = _from_store(str(source)) if is_url(str(source)) else _from_folder(source)
-        manifest = parse_manifest(raw, f"{source}/{MANIFEST_NAME}")
+        place = str(source) if is_url(str(source)) else str(package_folder(source).absolute())
+        try:
+            files, root = open_store(place)
+        except StoreError as error:
+            raise PackageError(str(error)) from error
+        with _explained(f"{place}/{MANIFEST_NAME}"):
+            raw = files.cat_file(f"{root}/{MANIFEST_NAME}", end=MAX_MANIFEST_BYTES)
+        manifest = parse_manifest(raw, f"{place}/{MANIFEST_NAME}")
         check_proven(manifest)
         digest = hashlib.sha256(raw).hexdigest()[:DIGEST_DIGITS]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +91,13 @@ class Repository:
             found = next((name for name in self.versions() if name.endswith(f"-{digest}")), None)
             if found is None:
                 found = f"{now or datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest}"
-                self._copy(raw, manifest.files, found, copy=copy)
+                with self._staged(found) as staging:
+                    for name in manifest.files:
+                        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                        with _explained(f"{place}/{name}"):
+                            files.get_file(f"{root}/{name}", str(staging / name))
+                    # What its name was made of, even if the source has another one by now.
+                    (staging / MANIFEST_NAME).write_bytes(raw)
             self._serve(found)
         return self.folder / found
 
@@ -109,53 +125,18 @@ class Repository:
             self._serve(version)
         return self.folder / version
 
-    def prune(self, *, keep: int, in_service: Collection[str]) -> list[str]:
-        """Remove old versions; each is renamed first, so that no partial version is found.
-
-        Args:
-            keep: Number of newest versions to keep. Versions with a link are kept too.
-            in_service: Versions that replicas serve or a Deployment names; all of them are kept.
-                Versions of other repositories may be among them.
-
-        Returns:
-            The names of the versions that were removed.
-
-        Raises:
-            ValueError: `keep` is less than 1, or `in_service` has another name than a version's;
-                nothing changes.
-        """
-        if keep < 1:
-            raise ValueError("--keep must be at least 1")
-        wrong = [name for name in in_service if not VERSION.fullmatch(name)]
-        if wrong:
-            raise ValueError(
-                f"--in-service: {wrong[0]!r} is no version such as 20261125T201500Z-3fa9c1d2e4b5"
-            )
-        with locked(self.folder / ".lock"):
-            links = (path for path in self.folder.iterdir() if path.is_symlink())
-            # By name, as the volume may be mounted elsewhere now.
-            staying = {*in_service, *(Path(os.readlink(link)).name for link in links)}
-            leaving = [name for name in self.versions()[:-keep] if name not in staying]
-            for name in leaving:
-                (self.folder / name).rename(self._partial(name))
-                # NFS keeps files that a server has open; the next publication tries again.
-                shutil.rmtree(self._partial(name), ignore_errors=True)
-        return leaving
-
     def _partial(self, name: str) -> Path:
         return self.folder / f".{name}.new"
 
-    def _copy(self, raw: bytes, names: Iterable[str], version: str, *, copy: Copy) -> None:
-        """Copy under a temporary name, verify the copy, then rename it."""
+    @contextmanager
+    def _staged(self, version: str) -> Iterator[Path]:
+        """Give a temporary folder that becomes the version when it is verified."""
         for left in self.folder.glob(f".*Z-*{self._partial('').suffix}"):
             shutil.rmtree(left, ignore_errors=True)
         partial = self._partial(version)
+        partial.mkdir()
         try:
-            for name in names:
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                copy(name, partial / name)
-            # What its name was made of, even if the source has another one by now.
-            (partial / MANIFEST_NAME).write_bytes(raw)
+            yield partial
             for path in (partial, *partial.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)
             sync_tree(partial)
@@ -173,33 +154,6 @@ class Repository:
         rename(temporary, self.folder / CURRENT)
 
 
-def _from_folder(source: str | Path) -> tuple[bytes, Copy]:
-    """The manifest of a verified package, and what copies its files."""
-    folder = open_package(source).path
-    return (folder / MANIFEST_NAME).read_bytes(), lambda name, target: shutil.copyfile(
-        folder / name, target
-    )
-
-
-def _from_store(source: str) -> tuple[bytes, Copy]:
-    """The manifest of a package in an object store, and what copies its files, unverified.
-
-    Raises:
-        PackageError: The store's library is missing, or it has no such manifest.
-    """
-    try:
-        files, root = open_store(source)
-    except StoreError as error:
-        raise PackageError(str(error)) from error
-
-    def copy(name: str, target: Path) -> None:
-        with _explained(f"{source}/{name}"):
-            files.get_file(f"{root}/{name}", str(target))
-
-    with _explained(f"{source}/{MANIFEST_NAME}"):
-        return files.cat_file(f"{root}/{MANIFEST_NAME}", end=MAX_MANIFEST_BYTES), copy
-
-
 @contextmanager
 def _explained(place: str) -> Iterator[None]:
     """Name the object that cannot be copied; each store has exceptions of its own."""
@@ -207,7 +161,7 @@ def _explained(place: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise PackageError(
-            f"{place} cannot be copied: {type(error).__name__}: {error}; check the URL and the "
+            f"{place} cannot be copied: {type(error).__name__}: {error}; check the place and the "
             "rights"
         ) from error
 

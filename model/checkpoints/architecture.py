@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterable
 from functools import cache
 
 from transformers import Tipsv2Config, Tipsv2TextConfig, Tipsv2VisionConfig
@@ -11,8 +10,6 @@ from model.checkpoints.array_archive import ArrayArchive, require
 from model.checkpoints.checkpoint import CheckpointError
 from model.variants import VARIANTS
 
-# Files and repositories have several names for one size.
-SPELLINGS = {"so14": "so400m14"} | {name: name for name in VARIANTS}
 # Width of an attention head, which the files do not state: 72 in SO400m, 64 in all other releases.
 HEAD_WIDTHS = (64, 72)
 
@@ -33,14 +30,6 @@ def tower_configs(config: Tipsv2Config) -> tuple[Tipsv2VisionConfig, Tipsv2TextC
     assert isinstance(vision, Tipsv2VisionConfig)
     assert isinstance(text, Tipsv2TextConfig)
     return vision, text
-
-
-def variant_in_file_name(name: str) -> str | None:
-    """The size in a file's name, if any, such as `tips_v2_oss_so14_vision.npz`."""
-    for part in re.split(r"[_.\-]", name):
-        if part in SPELLINGS:
-            return SPELLINGS[part]
-    return None
 
 
 def pair_config(vision: ArrayArchive, text: ArrayArchive, temperature: float) -> Tipsv2Config:
@@ -172,18 +161,3 @@ def _text_config(archive: ArrayArchive, heads: int) -> dict[str, object]:
         "num_hidden_layers": _num_blocks(archive, "transformer.resblocks."),
         "num_attention_heads": heads,
     }
-
-
-def check_name(path_names: Iterable[str], found: str) -> None:
-    """Compare the size in each file's name with the size that was found.
-
-    Raises:
-        CheckpointError: A name states another size.
-    """
-    for name in path_names:
-        stated = variant_in_file_name(name)
-        if stated is not None and stated != found:
-            raise CheckpointError(
-                f"the name of {name} states {stated}, but it holds {found}; rename it, or use the "
-                f"file of {stated}"
-            )

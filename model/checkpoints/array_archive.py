@@ -1,17 +1,18 @@
 """Read untrusted zips of NumPy arrays (.npz, and Scenic's .zip), one array at a time.
 
-`np.load` unpacks an array before its size and type can be checked. Here all names, shapes, types
-and sizes are checked from the headers first. Pickles, paths out of the archive, and content that is
-larger than its header or than any model are refused.
+`np.load` unpacks an array before its size and type can be checked. Here all shapes, types and sizes
+are checked from the headers first. Pickles, and content that is larger than its header or than any
+model, are refused.
 """
 
 import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from types import TracebackType
+from pathlib import Path
 from typing import IO, Self
 
 import numpy as np
@@ -40,7 +41,6 @@ DAMAGE = (
     TypeError,
     ValueError,
 )
-DOWNLOAD_AGAIN = "download it again, or copy it again from where it was trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,8 @@ class ArrayArchive:
             CheckpointError: The file is not a safe archive of float arrays.
         """
         self.path = path
-        try:
+        with self._explained("is not a zip of arrays or is cut off"):
             self._zip = zipfile.ZipFile(path)
-        except DAMAGE as error:
-            raise CheckpointError(
-                f"{path} is not a zip of arrays or is cut off ({error}); {DOWNLOAD_AGAIN}"
-            ) from error
         try:
             self._members = self._read_members()
         except BaseException:
@@ -80,12 +76,7 @@ class ArrayArchive:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._zip.close()
 
     def read(self, name: str) -> Tensor:
@@ -95,94 +86,61 @@ class ArrayArchive:
             CheckpointError: The bytes are damaged, or a value is not finite in float32.
         """
         member = self._members[name]
-        try:
-            with self._zip.open(member.info) as file:
-                array = npy.read_array(file, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
-                # Reading to the end makes zipfile compare the checksum.
-                leftover = file.read(1)
-        except DAMAGE as error:
-            raise CheckpointError(
-                f"{self.path} is damaged at {name!r} ({error}); {DOWNLOAD_AGAIN}"
-            ) from error
+        with self._explained(f"is damaged at {name!r}"), self._zip.open(member.info) as file:
+            array = npy.read_array(file, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
+            # Reading to the end makes zipfile compare the checksum.
+            leftover = file.read(1)
         assert not leftover, "the header's size was compared with the member's"
         with np.errstate(over="ignore"):
             single = np.ascontiguousarray(array, dtype=np.float32)
         tensor = torch.from_numpy(single).reshape(member.shape)
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{self.path} has NaN or infinite values in {name!r}; {DOWNLOAD_AGAIN}"
-            )
+            raise self._error(f"has NaN or infinite values in {name!r}")
         return tensor
 
     def _read_members(self) -> dict[str, _Member]:
         infos = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
-        self._check_sizes(infos)
-        members: dict[str, _Member] = {}
-        for info in infos:
-            name = self._array_name(info)
-            if name in members:
-                raise CheckpointError(f"{self.path} has {name!r} twice; {DOWNLOAD_AGAIN}")
-            members[name] = self._read_header(info, name)
-        if not members:
-            raise CheckpointError(f"{self.path} holds no arrays; {DOWNLOAD_AGAIN}")
-        return members
-
-    def _check_sizes(self, infos: list[zipfile.ZipInfo]) -> None:
         num_bytes = sum(info.file_size for info in infos)
         allowed = min(MAX_ARCHIVE_BYTES, MAX_EXPANSION * (self.path.stat().st_size + 1024))
         if num_bytes > allowed:
-            raise CheckpointError(
-                f"{self.path} would unpack to {num_bytes} bytes, at most {allowed} are allowed for "
-                "its size; use the file as it was released"
-            )
-
-    def _array_name(self, info: zipfile.ZipInfo) -> str:
-        # On Windows zipfile turns a backslash into a slash, so both names are checked.
-        original, path = info.orig_filename, PurePosixPath(info.filename)
-        is_inside = not path.is_absolute() and ".." not in path.parts and "\\" not in original
-        if not is_inside or ":" in original or "\0" in original:
-            raise CheckpointError(
-                f"{self.path} has a member {original!r} that leads out of the archive; "
-                "use the file as it was released"
-            )
-        if info.flag_bits & 0x1:
-            raise CheckpointError(f"{self.path} is encrypted; save it without a password")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise CheckpointError(
-                f"{self.path} has an unsupported compression at {info.filename!r}; save it with "
-                "np.savez or np.savez_compressed"
-            )
-        if path.suffix != ".npy":
-            raise CheckpointError(
-                f"{self.path} holds {info.filename!r}, which is not a .npy array; "
-                "use the file as it was released"
-            )
-        return info.filename.removesuffix(".npy")
+            raise self._error(f"would unpack to {num_bytes} bytes, at most {allowed} are allowed")
+        members: dict[str, _Member] = {}
+        for info in infos:
+            name = info.filename.removesuffix(".npy")
+            if name == info.filename:
+                raise self._error(f"holds {name!r}, which is not a .npy array")
+            if name in members:
+                raise self._error(f"has {name!r} twice")
+            members[name] = self._read_header(info, name)
+        if not members:
+            raise self._error("holds no arrays")
+        return members
 
     def _read_header(self, info: zipfile.ZipInfo, name: str) -> _Member:
-        try:
-            with self._zip.open(info) as file:
-                shape, dtype, header_bytes = _parse_header(file)
-        except DAMAGE as error:
-            raise CheckpointError(
-                f"{self.path} has no readable array at {name!r} ({error}); {DOWNLOAD_AGAIN}"
-            ) from error
-        if dtype.hasobject:
-            raise CheckpointError(
-                f"{self.path} holds Python objects at {name!r}, which can run code when they are "
-                "loaded; save plain float arrays"
-            )
+        with self._explained(f"has no readable array at {name!r}"), self._zip.open(info) as file:
+            shape, dtype, header_bytes = _parse_header(file)
         if dtype.kind != "f":
-            raise CheckpointError(
-                f"{self.path} holds {dtype.name} at {name!r}, but weights must be floating-point; "
-                "use the file as it was released"
-            )
+            raise self._error(f"holds {dtype.name} at {name!r}, and weights are floating-point")
         if header_bytes + math.prod(shape) * dtype.itemsize != info.file_size:
-            raise CheckpointError(
-                f"{self.path} holds {info.file_size} bytes at {name!r}, which does not fit its "
-                f"header {shape} of {dtype.name}; {DOWNLOAD_AGAIN}"
+            raise self._error(
+                f"holds {info.file_size} bytes at {name!r}, which does not fit its header {shape} "
+                f"of {dtype.name}"
             )
         return _Member(info, shape)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn the errors of damaged bytes into one that names the file."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise self._error(f"{what} ({error})") from error
+
+    def _error(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} {what}; use the file as it was released: download it again, or copy it "
+            "again from where it was trained"
+        )
 
 
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:

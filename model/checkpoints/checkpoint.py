@@ -8,7 +8,6 @@ from pydantic import JsonValue
 from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
 from model.encoder import Tipsv2Encoder
-from model.graphs import DenseTask
 from model.package import PICKLES, sha256
 
 NUM_NAMES_SHOWN = 4
@@ -24,9 +23,8 @@ class Checkpoint:
 
     Attributes:
         model: The model in float32 and evaluation mode.
-        dense: Dense heads in float32 and evaluation mode; the backbone shares the model's tensors.
-            Heads that are not in `dense_tasks` have no modules.
-        dense_tasks: The heads that were read.
+        dense: All three dense heads in float32 and evaluation mode, or None; the backbone shares
+            the model's tensors.
         tokenizer: Its ids are rows of the text tower's token embeddings.
         variant: "b14", "l14", "so400m14", "g14", "s14", or "w192d6" for width 192 and depth 6.
         origin: For the manifest's provenance: kind of checkpoint, SHA-256 of its files, and
@@ -35,7 +33,6 @@ class Checkpoint:
 
     model: Tipsv2Model
     dense: Tipsv2DptForDensePrediction | None = None
-    dense_tasks: tuple[DenseTask, ...] = ()
     tokenizer: Tipsv2Tokenizer
     variant: str
     origin: dict[str, JsonValue]

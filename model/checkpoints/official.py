@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from torch import Tensor
 from transformers import Tipsv2Config, Tipsv2Model
 
-from model.checkpoints.architecture import check_name, pair_config, tower_configs, variant_name
+from model.checkpoints.architecture import pair_config, tower_configs, variant_name
 from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
 from model.checkpoints.weight_map import Change, Source, as_stored, gather, load_weights
@@ -87,7 +87,6 @@ def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
         temperature = _temperature(text)
         config = pair_config(vision, text, temperature)
         variant = variant_name(config)
-        check_name([vision_path.name, text_path.name], variant)
         has_gammas = any(name.endswith(GAMMA_SUFFIX) for name in vision.shapes)
         weights = _towers(config, vision, text, has_gammas=has_gammas)
     weights[TEMPERATURE] = torch.tensor(temperature)

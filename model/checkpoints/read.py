@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from transformers import Tipsv2Model
+from pydantic import JsonValue
+from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
 
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, digests, refuse_pickles
-from model.checkpoints.dense_folder import DenseHeads, read_dense_folder
+from model.checkpoints.dense_folder import read_dense_folder
 from model.checkpoints.official import is_pair_folder, read_pair
 from model.checkpoints.scenic import ZIP_SUFFIX, read_scenic_heads
 from model.checkpoints.tokenizer import lowered, read_tokenizer
@@ -21,8 +22,8 @@ def read_checkpoint(
     Args:
         path: A folder: of transformers (`config.json`, safetensors, tokenizer), or with the
             official pair (`..._vision.npz`, `..._text.npz`) and a tokenizer.
-        dense: The dense heads: a -dpt folder of transformers, a Scenic zip, or a folder with up to
-            three such zips, which may be `path` itself.
+        dense: The dense heads: a -dpt folder of transformers, or a folder with three Scenic zips,
+            which may be `path` itself.
         depth_activation: Activation after the last convolution of a Scenic depth head, which its
             file does not state (see `model.checkpoints.scenic`). Ignored for a -dpt folder.
 
@@ -51,29 +52,25 @@ def read_checkpoint(
     assert isinstance(files, dict)
     files.update(digests([tokenizer_path]))
     origin["lower_case"] = f"{lowered(tokenizer)}, by {tokenizer_path.name}"
-    heads = None if dense is None else _read_dense(dense, model, depth_activation)
-    if heads is not None:
-        origin["dense"] = heads.origin
+    heads = None
+    if dense is not None:
+        heads, origin["dense"] = _read_dense(dense, model, depth_activation)
     return Checkpoint(
         model=model,
-        dense=heads.model if heads else None,
-        dense_tasks=heads.tasks if heads else (),
+        dense=heads,
         tokenizer=tokenizer,
         variant=variant,
         origin=origin,
     )
 
 
-def _read_dense(path: Path, model: Tipsv2Model, depth_activation: DepthActivation) -> DenseHeads:
-    if path.is_file():
-        return read_scenic_heads([path], model, depth_activation=depth_activation)
+def _read_dense(
+    path: Path, model: Tipsv2Model, depth_activation: DepthActivation
+) -> tuple[Tipsv2DptForDensePrediction, dict[str, JsonValue]]:
     if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is neither a file nor a folder; name the dense heads' folder or zip"
-        )
+        raise CheckpointError(f"{path} is not a folder; name the folder that holds the dense heads")
     refuse_pickles(path)
-    zips = sorted(path.glob(f"*{ZIP_SUFFIX}"))
-    if zips:
+    if zips := sorted(path.glob(f"*{ZIP_SUFFIX}")):
         return read_scenic_heads(zips, model, depth_activation=depth_activation)
     if is_transformers_folder(path):
         return read_dense_folder(path, model)

@@ -35,10 +35,9 @@ from transformers import (
     Tipsv2VisionConfig,
 )
 
-from model.checkpoints.architecture import check_name, variant_name
 from model.checkpoints.array_archive import ArrayArchive, require
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
-from model.checkpoints.dense_folder import PARTS, DenseHeads, attach_heads
+from model.checkpoints.dense_folder import PARTS, attach_heads
 from model.checkpoints.weight_map import Change, Source, as_stored, gather
 from model.graphs import DENSE_TASKS, DenseTask, DepthActivation
 
@@ -107,13 +106,16 @@ NAMES: list[tuple[str, str, Change]] = [
 
 def read_scenic_heads(
     paths: Sequence[Path], model: Tipsv2Model, *, depth_activation: DepthActivation = "linear"
-) -> DenseHeads:
-    """Read one to three zips and attach their heads to a model's vision tower.
+) -> tuple[Tipsv2DptForDensePrediction, dict[str, JsonValue]]:
+    """Read three zips and attach their heads to a model's vision tower.
 
     Args:
-        paths: The zips, at most one for each task.
+        paths: The zips, one for each task.
         model: The model that the heads were trained on; the zips do not hold its tower.
         depth_activation: Activation after the depth head's last convolution; see the module.
+
+    Returns:
+        The heads, see `attach_heads`, and their origin for the manifest.
 
     Raises:
         CheckpointError: A zip has another layout, is incomplete, or is for a tower of another size.
@@ -129,20 +131,24 @@ def read_scenic_heads(
                     "one of them"
                 )
             archives[task] = archive
-        check_name([path.name for path in paths], variant_name(model.config))
+        if lacking := [task for task in DENSE_TASKS if task not in archives]:
+            raise CheckpointError(
+                f"{paths[0].parent} has no heads for {', '.join(lacking)}; a package needs all "
+                "three or none: put the zips of all three into one folder, and name that folder"
+            )
         config = _config(archives, model, depth_activation)
         with torch.device("meta"):
             empty = Tipsv2DptForDensePrediction(config).state_dict()
-        heads = {task: _read_head(archive, task, empty) for task, archive in archives.items()}
-    dense = attach_heads(model, config, heads)
+        heads = [_read_head(archive, task, empty) for task, archive in archives.items()]
+        weights = {name: tensor for head in heads for name, tensor in head.items()}
     origin: dict[str, JsonValue] = {
         "kind": "scenic-dpt",
         "files": dict(digests(paths)),
-        "tasks": list(dense.tasks),
+        "tasks": list(DENSE_TASKS),
         "depth_activation": depth_activation,
         "depth_activation_from": "the setting; the files do not state it",
     }
-    return DenseHeads(model=dense.model, tasks=dense.tasks, origin=origin)
+    return attach_heads(model, config, weights), origin
 
 
 def _task(archive: ArrayArchive) -> DenseTask:
@@ -152,12 +158,6 @@ def _task(archive: ArrayArchive) -> DenseTask:
             f"{archive.path} holds {name_some(archive.shapes)}, which is not one Scenic decoder "
             "for depth, normals or segmentation; use a tips_v2_..._dpt.zip of the release's scenic "
             "folder (a ..._dpt_pytorch.zip does not show whether its kernels are mirrored)"
-        )
-    stated = [task for task in DENSE_TASKS if f"_{task}_" in archive.path.name]
-    if stated and stated != tasks:
-        raise CheckpointError(
-            f"the name of {archive.path} states {stated[0]}, but it holds a head for {tasks[0]}; "
-            "rename it"
         )
     return tasks[0]
 
@@ -173,19 +173,16 @@ def _config(
                 f"{archive.path} holds a head for a tower of width {width}, and the model's has "
                 f"{tower.hidden_size}; take the file of the same variant"
             )
-    first = next(iter(archives.values()))
+    first = archives["depth"]
     stages = [require(first, f"{BLOCKS}/out_projection_{i}/bias", 1)[0] for i in range(NUM_STAGES)]
-    sizes: dict[str, Any] = {}
-    if "depth" in archives:
-        sizes["num_depth_bins"] = _num_outputs(archives["depth"], "depth")
-    if "segmentation" in archives:
-        sizes["num_labels"] = _num_outputs(archives["segmentation"], "segmentation")
+    labels: dict[str, Any] = {"num_labels": _num_outputs(archives["segmentation"], "segmentation")}
     return Tipsv2DptConfig(
         backbone_config=_backbone_config(tower),
         neck_hidden_sizes=stages,
         fusion_hidden_size=require(first, "decoder/dpt/project/bias", 1)[0],
+        num_depth_bins=_num_outputs(first, "depth"),
         depth_decoder_activation=depth_activation,
-        **sizes,
+        **labels,
     )
 
 
@@ -220,7 +217,8 @@ def _read_head(
         for name, tensor in empty.items()
         if name.startswith(starts)
     }
-    return gather(archive, head_sources(shapes, task), shapes)
+    found = gather(archive, head_sources(shapes, task), shapes)
+    return {f"{task}_{name}": tensor for name, tensor in found.items()}
 
 
 def head_sources(names: Iterable[str], task: DenseTask) -> dict[str, Source]:

@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -29,7 +29,6 @@ from model.package import ModelPackage, Progress, open_package, sha256
 VARIABLE: Final = "TIPSERVE_CACHE"
 STAGING: Final = re.compile(r"\.(?P<entry>.+-[0-9a-f]{20})\..+")
 KEY_DIGITS: Final = 20
-COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 # Part of every key. Increased when the same checkpoint is exported to another package.
 EXPORT_FORMAT: Final = 8
 # Suffixes of the files that are read; others, such as cards and images, do not count.
@@ -54,7 +53,6 @@ class PackageCache:
         self.root = root
         self._packages = root / "packages"
         self._locks = root / "locks"
-        self._revisions = root / "revisions"
 
     def folder(self, name: str, key: str) -> Path:
         """Path of the package with this key, whether or not it exists."""
@@ -80,7 +78,7 @@ class PackageCache:
             for folder in (self._packages, self._locks):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise unusable(self.root, error) from error
+            raise _unusable(self.root, error) from error
         folder = self.folder(name, key)
         with self._locked(
             folder.name,
@@ -106,10 +104,7 @@ class PackageCache:
                     f"system with locks by --cache or {VARIABLE}"
                 ) from error
             except OSError as error:
-                raise CacheError(
-                    f"{path} cannot be written ({error.strerror}); name another cache folder by "
-                    f"--cache or {VARIABLE}"
-                ) from error
+                raise _unusable(path, error) from error
             yield True
 
     def remove_leftovers(self, mine: Path | None = None) -> None:
@@ -133,29 +128,29 @@ class PackageCache:
                     shutil.rmtree(path, ignore_errors=True)
 
     def known_commit(self, source: HubSource) -> str | None:
-        """The last known commit of a revision, if any."""
+        """The last known commit of a revision, for a server without the hub's library; or None."""
         try:
-            commit = self._revision_file(source).read_text(encoding="utf-8").strip()
+            return self._revision_file(source).read_text(encoding="utf-8").strip()
         except OSError:
             return None
-        return commit if COMMIT.fullmatch(commit) else None
 
     def remember_commit(self, source: HubSource, commit: str) -> None:
-        """Write down the commit of a revision."""
+        """Write down the commit of a revision, unless the cache is mounted read-only."""
         path = self._revision_file(source)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, commit + "\n")
+        if self.known_commit(source) != commit:
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(path, commit + "\n")
 
     def _revision_file(self, source: HubSource) -> Path:
         name = f"{source.repository.replace('/', '--')}@{source.revision}"
-        return self._revisions / quote(name, safe="@")
+        return self.root / "revisions" / quote(name, safe="@")
 
 
-def unusable(root: Path, error: OSError) -> CacheError:
-    """Make the error of a cache folder that cannot be written."""
+def _unusable(path: Path, error: OSError) -> CacheError:
     return CacheError(
-        f"the cache {root} cannot be written ({error.strerror}); name another folder by --cache "
-        f"or {VARIABLE}"
+        f"{path} cannot be written ({error.strerror}); name another cache folder by --cache or "
+        f"{VARIABLE}"
     )
 
 
@@ -189,10 +184,7 @@ def discard(folder: Path) -> None:
 
 
 def content_of(path: Path) -> dict[str, JsonValue]:
-    """Return the identity of a checkpoint: SHA-256 and size of each of its files.
-
-    Args:
-        path: A folder, or a file.
+    """Return the identity of a checkpoint's folder: SHA-256 and size of each of its files.
 
     Raises:
         SourceError: A file cannot be read.
@@ -239,8 +231,6 @@ def weight_bytes(path: Path) -> int:
 
 
 def read_files(path: Path) -> list[Path]:
-    """The files of a checkpoint that can be read."""
-    if path.is_file():
-        return [path]
+    """The files of a checkpoint's folder that can be read."""
     files = (file for file in path.iterdir() if file.suffix in READ_SUFFIXES)
     return sorted(file for file in files if file.is_file())

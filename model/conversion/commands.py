@@ -5,33 +5,31 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import IO, Annotated, Final, Literal, Protocol
+from typing import Annotated, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from pydantic import JsonValue
 from rich.console import Console
 
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.convert import ConversionRequest
-from model.conversion.errors import COMPARING, CONVERTING, ConversionError, require
+from model.conversion.errors import COMPARING, CONVERTING, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import (
     FolderSource,
     JoinedSource,
     PackageSource,
     parse_checkpoint,
-    parse_heads,
     parse_source,
     split_models,
     split_name,
 )
 from model.graphs import USUAL_PRECISIONS, DepthActivation, HalfPrecision, Precision
-from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
+from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import ModelPackage, open_package
 from model.parity import command as parity
 from model.publication import Repository
@@ -72,7 +70,6 @@ class CacheOptions:
 class MakingOptions(CacheOptions):
     """How packages are made."""
 
-    dense: Annotated[str | None, Parameter(help="Dense heads of the source, as base+heads.")] = None
     depth_activation: Annotated[
         DepthActivation,
         Parameter(
@@ -135,8 +132,6 @@ def new_app() -> App:
         (show, SHOW_HELP),
         (check, parity.HELP),
         (publish, "Copy a verified package to a folder that a server reads."),
-        (versions, "List the published packages, oldest first."),
-        (prune, "Remove old published packages that are not in service."),
         (rollback, "Make an older published package the current one."),
         (build_engine, engines.HELP),
     ):
@@ -157,12 +152,12 @@ def convert(
 ) -> int:
     """Write a model package; returns the exit status."""
 
-    def write(reporter: Reporter) -> str:
+    def write(say: Say) -> str:
         request = _request(
             source, making, name=name, may_be_package=bool(making.precision), is_for_gpus=True
         )
         request = replace(request, is_thorough=thorough)
-        return str(_preparer(making, reporter).write(request, output).path)
+        return str(_preparer(making, say).write(request, output).path)
 
     return _report(write)
 
@@ -179,12 +174,12 @@ def extend(
 ) -> int:
     """Add graphs to a finished package; returns the exit status."""
 
-    def add(reporter: Reporter) -> str:
+    def add(say: Say) -> str:
         require(CONVERTING, purpose="adding graphs to a package")
         from model.export.added_graphs import add_graphs  # noqa: PLC0415 - torch takes seconds
 
-        say = partial(reporter.say, "step")
-        return str(add_graphs(open_package(package), precision, output, progress=say).path)
+        progress = partial(say, "step")
+        return str(add_graphs(open_package(package), precision, output, progress=progress).path)
 
     return _report(add)
 
@@ -210,13 +205,13 @@ def prepare(
 ) -> int:
     """Convert models into the cache; returns the exit status."""
 
-    def convert_all(reporter: Reporter) -> str:
+    def convert_all(say: Say) -> str:
         if follow_stdin:
             threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
-        packages = _prepared(models, making, reporter, verify=not no_verify)
+        packages = _prepared(models, making, say, verify=not no_verify)
         return "\n".join(str(package.path) for package in packages)
 
-    return _report(convert_all, JsonLines() if report == "json" else None)
+    return _report(convert_all, json_lines() if report == "json" else print_line)
 
 
 def show(models: Models, /) -> int:
@@ -235,10 +230,10 @@ def check(
 ) -> int:
     """Compare a package with its model; returns the exit status."""
 
-    def compare(reporter: Reporter) -> None:
+    def compare(say: Say) -> None:
         require(COMPARING, purpose="comparing a package with its model")
-        say = partial(reporter.say, "step")
-        parity.run(package, is_thorough=thorough, is_written=write, progress=say)
+        progress = partial(say, "step")
+        parity.run(package, is_thorough=thorough, is_written=write, progress=progress)
 
     return _report(compare)
 
@@ -260,7 +255,7 @@ def publish(
 ) -> int:
     """Publish a package and print the folder of the current version; returns the exit status."""
 
-    def copy(_: Reporter) -> str:
+    def copy(_: Say) -> str:
         published = Repository(repository)
         current = published.current()
         if if_empty and current in published.versions():
@@ -268,43 +263,6 @@ def publish(
         return str(published.publish(package))
 
     return _report(copy)
-
-
-def versions(*, repository: RepositoryFolder) -> int:
-    """Print the versions, and which is current; returns the exit status."""
-
-    def listed(_: Reporter) -> str:
-        published = Repository(repository)
-        current = published.current()
-        return "\n".join(
-            f"{name} current" if name == current else name for name in published.versions()
-        )
-
-    return _report(listed)
-
-
-def prune(
-    *,
-    repository: RepositoryFolder,
-    keep: Annotated[int, Parameter(help="Number of newest versions to keep.")],
-    in_service: Annotated[
-        list[str],
-        Parameter(
-            help="Versions that replicas serve or a Deployment names, also of other repositories: "
-            "they are kept, as are versions with a link.",
-            consume_multiple=1,
-        ),
-    ],
-) -> int:
-    """Remove old versions and print those that are left; returns the exit status."""
-
-    def remove(reporter: Reporter) -> str:
-        published = Repository(repository)
-        for name in published.prune(keep=keep, in_service=in_service):
-            reporter.say("step", f"removed {name}")
-        return "\n".join(published.versions())
-
-    return _report(remove)
 
 
 def rollback(
@@ -327,10 +285,10 @@ def build_engine(
 ) -> int:
     """Build engines into the cache; returns the exit status."""
 
-    def build_all(reporter: Reporter) -> None:
+    def build_all(say: Say) -> None:
         making = MakingOptions(cache=cache.cache, precision=build.precision)
-        for package in _prepared(models, making, reporter):
-            engines.run(build, package, cache.cache_folder, partial(reporter.say, "step"))
+        for package in _prepared(models, making, say):
+            engines.run(build, package, cache.cache_folder, partial(say, "step"))
 
     return _report(build_all)
 
@@ -345,94 +303,53 @@ def build_engine(
 Kind = Literal["step", "warning", "result", "error"]
 
 
-class Reporter(Protocol):
-    """Where a command reports its progress."""
-
-    def say(self, kind: Kind, text: str) -> None:
-        """Report one message at once."""
+Say = Callable[[Kind, str], None]
 
 
-class Lines:
-    """Plain lines: steps, warnings and errors on standard error, the result on standard output."""
-
-    def say(self, kind: Kind, text: str) -> None:
-        """Print one line."""
-        if kind == "result":
-            print(text, flush=True)
-            return
+def print_line(kind: Kind, text: str) -> None:
+    """Print the result on standard output, and other messages on standard error."""
+    if kind == "result":
+        print(text, flush=True)
+    else:
         prefix = "" if kind == "step" else f"{kind}: "
         print(f"{prefix}{text}", file=sys.stderr, flush=True)
 
 
-class JsonLines:
-    """JSON lines on standard output; output of libraries is redirected to standard error."""
+def json_lines() -> Say:
+    """Write JSON lines on standard output; output of libraries goes to standard error from now."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
-    def __init__(self) -> None:
-        self._out: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
+    def say(kind: Kind, text: str) -> None:
+        out.write(json.dumps({kind: text}) + "\n")
+        out.flush()
 
-    def say(self, kind: Kind, text: str) -> None:
-        """Write one line."""
-        self._out.write(json.dumps({kind: text}) + "\n")
-        self._out.flush()
+    return say
 
 
 def describe_package(package: ModelPackage) -> str:
     """Describe a verified package: inputs, outputs, files, parity and provenance."""
-    return "\n".join(_lines(package))
-
-
-def _lines(package: ModelPackage) -> Iterator[str]:
     manifest = package.manifest
-    yield f"{manifest.name} ({manifest.variant}), licence {manifest.licence}, in {package.path}"
-    yield f"outputs    {', '.join(manifest.outputs)}; {manifest.embed_dim} numbers each"
-    yield f"sizes      {_sizes(manifest)}"
-    yield f"texts      up to {manifest.max_text_tokens} tokens"
-    total_mb = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
-    yield f"files      {len(manifest.files)}, {total_mb:.1f} MB; every SHA-256 verified"
-    for name, entry in manifest.files.items():
-        yield f"  {entry.size_bytes:>14,} bytes  {entry.sha256[:12]}  {name}"
-    yield "parity     graphs against the model in float32, worst over the sizes measured"
-    for measured in manifest.parity:
-        yield f"  {_parity(measured)}"
-    yield "provenance"
-    yield from _tree(manifest.provenance, "  ")
-
-
-def _sizes(manifest: Manifest) -> str:
     buckets = ", ".join(f"{height}x{width}" for height, width in manifest.shape_buckets)
-    return (
-        f"{manifest.native_size} pixels native, {manifest.min_size} to {manifest.max_size} in "
-        f"steps of {manifest.size_multiple}; served {buckets}"
-    )
-
-
-def _parity(parity: ParityEntry) -> str:
-    numbers = [f"difference {parity.max_abs_diff:.1e}"]
-    shares = {
-        "cosine": parity.min_cosine_cls,
-        "patch cosine": parity.min_cosine_patches,
-        "same mask": parity.mask_agreement,
-    }
-    numbers += [f"{name} {value:.6f}" for name, value in shares.items() if value is not None]
-    if parity.depth_error is not None:
-        numbers.append(f"depth {100 * parity.depth_error:.3g} % off")
-    if parity.normals_degrees is not None:
-        numbers.append(f"normals {parity.normals_degrees:.3g} degrees off")
-    failed = "".join(f"; not to be used, {failure}" for failure in parity.failures[:1])
-    return f"{parity.file} by {parity.runtime} in {parity.precision}: {', '.join(numbers)}{failed}"
-
-
-def _tree(value: JsonValue, indent: str) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield f"{indent}{value}"
-        return
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield f"{indent}{key}"
-            yield from _tree(inner, indent + "  ")
-        else:
-            yield f"{indent}{key}: {inner}"
+    total_mb = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
+    lines = [
+        f"{manifest.name} ({manifest.variant}), licence {manifest.licence}, in {package.path}",
+        f"outputs    {', '.join(manifest.outputs)}; {manifest.embed_dim} numbers each",
+        f"sizes      {manifest.native_size} pixels native, {manifest.min_size} to "
+        f"{manifest.max_size} in steps of {manifest.size_multiple}; served {buckets}",
+        f"texts      up to {manifest.max_text_tokens} tokens",
+        f"files      {len(manifest.files)}, {total_mb:.1f} MB; every SHA-256 verified",
+    ]
+    lines += [
+        f"  {entry.size_bytes:>14,} bytes  {entry.sha256[:12]}  {name}"
+        for name, entry in manifest.files.items()
+    ]
+    lines += [
+        "parity     graphs against the model in float32",
+        parity.parity_table(manifest.parity),
+    ]
+    lines += ["provenance", json.dumps(manifest.provenance, indent=2)]
+    return "\n".join(lines)
 
 
 # Exit statuses: an error that the user can fix; the base for signals, plus their number.
@@ -465,19 +382,16 @@ def run(arguments: Sequence[str]) -> int:
         return WRONG_USAGE
 
 
-def _report(work: Callable[[Reporter], str | None], reporter: Reporter | None = None) -> int:
+def _report(work: Callable[[Say], str | None], say: Say = print_line) -> int:
     """Do the work of a command and report its result; returns the exit status."""
-    # Progress bars of libraries would break the lines; downloads report their own.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    reporter = reporter or Lines()
     try:
-        result = work(reporter)
+        result = work(say)
     except (ValueError, OSError, ImportError) as error:
         # The user can fix these: the message says how, and a traceback would hide it.
-        reporter.say("error", str(error))
+        say("error", str(error))
         return FAILED
     if result is not None:
-        reporter.say("result", result)
+        say("result", result)
     return 0
 
 
@@ -487,9 +401,9 @@ def end_on_signal() -> None:
         signal.signal(number, _end)
 
 
-def _preparer(options: CacheOptions, reporter: Reporter) -> Preparer:
+def _preparer(options: CacheOptions, say: Say) -> Preparer:
     cache = PackageCache(options.cache_folder)
-    return Preparer(cache, partial(reporter.say, "step"), partial(reporter.say, "warning"))
+    return Preparer(cache, partial(say, "step"), partial(say, "warning"))
 
 
 def _described(source: str) -> str:
@@ -504,16 +418,14 @@ def _described(source: str) -> str:
 
 
 def _prepared(
-    models: str, making: MakingOptions, reporter: Reporter, *, verify: bool = True
+    models: str, making: MakingOptions, say: Say, *, verify: bool = True
 ) -> list[ModelPackage]:
     """The packages of models, in their order; checkpoints are converted."""
     sources = [split_name(model)[1] for model in split_models(models)]
-    if making.dense is not None and len(sources) > 1:
-        raise ConversionError("--dense belongs to one model; write base+heads in a list of models")
-    preparer, has_gpu = _preparer(making, reporter), bool(this_hardware().gpus)
+    preparer, has_gpu = _preparer(making, say), bool(this_hardware().gpus)
     return [
         open_package(source, verify=verify)
-        if making.dense is None and isinstance(parse_source(source), PackageSource)
+        if isinstance(parse_source(source), PackageSource)
         else preparer.prepare(_request(source, making, is_for_gpus=has_gpu), verify=verify)
         for source in sources
     ]
@@ -530,14 +442,10 @@ def _request(
     if name is not None:
         check_model_name(name)
     source = parse_checkpoint(text, may_be_package=may_be_package)
-    dense = parse_heads(making.dense) if making.dense is not None else None
     if isinstance(source, JoinedSource):
-        if dense is not None:
-            raise ConversionError(f"{text} has dense heads already; remove --dense")
-        name = name or source.name
-        base, dense = source.base, source.heads
+        name, base, dense = name or source.name, source.base, source.heads
     else:
-        base = source
+        base, dense = source, None
     if name is None and isinstance(base, FolderSource) and (base.path / MANIFEST_NAME).is_file():
         name = open_package(base.path).manifest.name
     usual = USUAL_PRECISIONS if making.precision == () and is_for_gpus else ()

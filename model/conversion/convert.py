@@ -119,18 +119,10 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
 
 
 def _read(request: ConversionRequest) -> "Checkpoint":
-    """Read the model, and all of its dense heads or none."""
     from model.checkpoints.read import read_checkpoint  # noqa: PLC0415 - as above
 
     base, dense = _paths(request)
-    checkpoint = read_checkpoint(base, dense=dense, depth_activation=request.depth_activation)
-    lacking = set(DENSE_TASKS) - set(checkpoint.dense_tasks)
-    if checkpoint.dense is not None and lacking:
-        raise ConversionError(
-            f"{dense} has no heads for {', '.join(sorted(lacking))}; a package needs all three or "
-            "none: put the zips of all three into one folder, and name that folder"
-        )
-    return checkpoint
+    return read_checkpoint(base, dense=dense, depth_activation=request.depth_activation)
 
 
 def _described(
@@ -165,8 +157,8 @@ def _earlier_package(base: Path, dense: Path | None) -> ModelPackage | None:
     package = open_package(base)
     if set(DENSE_TASKS) & set(package.manifest.outputs) and dense is None:
         raise ConversionError(
-            f"{base} has dense heads as graphs only, which cannot be exported again; name their "
-            "checkpoint with --dense"
+            f"{base} has dense heads as graphs only, which cannot be exported again; name it with "
+            "their checkpoint, as package+heads"
         )
     return package
 

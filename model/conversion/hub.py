@@ -4,22 +4,20 @@
 """
 
 import errno
-import io
 import os
-import time
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any, Final
 
-from model.conversion.cache import COMMIT
 from model.conversion.errors import DOWNLOADING, HubError, HubUnreachableError, require
 from model.conversion.source import HubSource
 from model.package import Progress
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+CONFIG: Final = "config.json"
 # Safetensors only: no pickles, no code, no copies of the weights for other frameworks.
 FILES: Final = (
-    "config.json",
+    CONFIG,
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
@@ -32,16 +30,18 @@ FILES: Final = (
     "README.md",
     "LICENSE",
 )
+NO_WEIGHTS: Final = (
+    "has no config.json and safetensors; weights are read from safetensors only, never from pickles"
+)
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 ASK_LIMIT_S: Final = 10.0
-# Interval of progress lines.
-EVERY_S: Final = 10.0
 
 
-def ask_commit(source: HubSource) -> str:
-    """Ask the hub for the commit of a revision.
+def find_commit(source: HubSource) -> str:
+    """Find the commit of a revision: at the hub, or in its local cache if it does not answer.
 
     Raises:
-        HubUnreachableError: The hub does not answer.
+        HubUnreachableError: The hub does not answer, and its cache does not have the revision.
         HubError: There is no such repository or revision, or this user has no access.
         MissingExtraError: `huggingface_hub` is not installed.
     """
@@ -49,30 +49,17 @@ def ask_commit(source: HubSource) -> str:
         return source.revision
     hub = _library()
     try:
-        info = hub.HfApi().repo_info(
-            source.repository, revision=source.revision, timeout=ASK_LIMIT_S
+        path = hub.hf_hub_download(
+            source.repository, CONFIG, revision=source.revision, etag_timeout=ASK_LIMIT_S
         )
     except Exception as error:
         raise explain(error, source) from error
-    return str(info.sha)
-
-
-def downloaded_commit(source: HubSource) -> str | None:
-    """The commit in the local cache of the hub; None if it is not complete there."""
-    try:
-        folder = _library().snapshot_download(
-            source.repository,
-            revision=source.revision,
-            allow_patterns=list(FILES),
-            local_files_only=True,
-        )
-    except Exception:  # incomplete for any reason
-        return None
-    return Path(folder).name if _has_weights(Path(folder)) else None
+    # Such as models--google--tipsv2-b14/snapshots/COMMIT/config.json
+    return Path(path).parent.name
 
 
 def fetch(source: HubSource, progress: Progress) -> Path:
-    """Download the missing files of a revision.
+    """Download the missing files of a revision; the library draws its progress on a terminal.
 
     Returns:
         The folder of the files, named by the commit.
@@ -86,52 +73,14 @@ def fetch(source: HubSource, progress: Progress) -> Path:
     hub = _library()
     progress(f"downloading {source}")
     try:
-        folder = Path(
-            hub.snapshot_download(
-                source.repository,
-                revision=source.revision,
-                allow_patterns=list(FILES),
-                tqdm_class=progress_bar(progress, of=source.repository),
-            )
+        folder = hub.snapshot_download(
+            source.repository, revision=source.revision, allow_patterns=list(FILES)
         )
     except Exception as error:
         raise explain(error, source) from error
-    if not _has_weights(folder):
-        raise HubError(
-            f"{source} has no config.json and safetensors; weights are read from safetensors only, "
-            "never from pickles"
-        )
-    return folder
-
-
-def progress_bar(
-    progress: Callable[[str], None], *, of: str, clock: Callable[[], float] = time.monotonic
-) -> type[Any]:
-    """Make a progress bar class for `huggingface_hub` that reports lines now and then.
-
-    Args:
-        progress: Called with the amount so far.
-        of: Name of what is downloaded.
-        clock: Gives the time in seconds.
-    """
-    from tqdm import tqdm  # noqa: PLC0415 - an extra
-
-    class ProgressLines(tqdm):  # type: ignore[misc]
-        """Counts as its base does, and draws nothing."""
-
-        said_at = clock()
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "file": io.StringIO()})
-
-        def display(self, *_: Any, **__: Any) -> None:
-            """Report the amount, if it counts bytes and the last report is old enough."""
-            now = clock()
-            if self.unit == "B" and self.total and now - ProgressLines.said_at >= EVERY_S:
-                ProgressLines.said_at = now
-                progress(f"downloaded {self.n / 1e6:.0f} of {self.total / 1e6:.0f} MB of {of}")
-
-    return ProgressLines
+    if not any(Path(folder).glob("*.safetensors")):
+        raise HubError(f"{source} {NO_WEIGHTS}")
+    return Path(folder)
 
 
 def explain(error: Exception, source: HubSource) -> HubError:
@@ -139,7 +88,8 @@ def explain(error: Exception, source: HubSource) -> HubError:
     from huggingface_hub import constants, errors  # noqa: PLC0415 - an extra, and slow to import
 
     name, endpoint = source.repository, constants.ENDPOINT
-    # In this order: the first two are subclasses of the last.
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why the hub was not asked instead
     refusals: list[tuple[type[Exception], str]] = [
         (
             errors.GatedRepoError,
@@ -155,6 +105,7 @@ def explain(error: Exception, source: HubSource) -> HubError:
             errors.RevisionNotFoundError,
             f"{name} has no revision {source.revision!r}; check the name of the revision",
         ),
+        (errors.RemoteEntryNotFoundError, f"{source} {NO_WEIGHTS}"),
     ]
     for kind, text in refusals:
         if isinstance(error, kind):
@@ -183,12 +134,8 @@ def explain(error: Exception, source: HubSource) -> HubError:
     )
 
 
-def _has_weights(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-
-
 def _library() -> Any:
-    require(DOWNLOADING, purpose="downloading from the hub")
+    require(DOWNLOADING, purpose="asking the hub for a model that is not named with its commit")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub  # noqa: PLC0415 - an extra, and slow to import
 

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from model.conversion.cache import PackageCache, content_of, discard, key_of
 from model.conversion.convert import ConversionRequest, convert
 from model.conversion.errors import HubUnreachableError, MissingExtraError
-from model.conversion.hub import ask_commit, downloaded_commit, fetch
+from model.conversion.hub import fetch, find_commit
 from model.conversion.source import CheckpointSource, FolderSource, HubSource
 from model.package import ModelPackage, PackageError, Progress, check_output
 
@@ -56,9 +56,12 @@ class Preparer:
                 found = self._find(name, key, verify=True, is_mine=True)
                 if found is None:
                     found = convert(self._download(pinned), folder, self._progress)
-        self._remember(request.base, pinned.base_identity)
-        if request.dense is not None:
-            self._remember(request.dense, pinned.dense_identity)
+        for source, identity in (
+            (request.base, pinned.base_identity),
+            (request.dense, pinned.dense_identity),
+        ):
+            if isinstance(source, HubSource) and identity is not None:
+                self._cache.remember_commit(source, str(identity["commit"]))
         return found
 
     def write(self, request: ConversionRequest, output: Path) -> ModelPackage:
@@ -119,30 +122,15 @@ class Preparer:
         return content_of(source.path)
 
     def _commit(self, source: HubSource) -> str:
-        """The commit of a revision now; if the hub cannot be reached, the last known one."""
+        """The commit of a revision now; if the hub cannot be asked, the last known one."""
         try:
-            return ask_commit(source)
+            return find_commit(source)
         except (HubUnreachableError, MissingExtraError) as error:
-            commit = self._cache.known_commit(source) or downloaded_commit(source)
+            commit = self._cache.known_commit(source)
             if commit is None:
                 raise
             self._warn(f"continuing with commit {commit} of {source}, which is cached: {error}")
             return commit
-
-    def _remember(self, source: CheckpointSource, identity: Identity | None) -> None:
-        if not isinstance(source, HubSource) or identity is None:
-            return
-        commit = str(identity["commit"])
-        if self._cache.known_commit(source) == commit:
-            return
-        try:
-            self._cache.remember_commit(source, commit)
-        except OSError as error:
-            # Not fatal: the package is there, and a cache may be mounted read-only.
-            self._warn(
-                f"the commit of {source} cannot be written to {self._cache.root} "
-                f"({error.strerror}), so it will be unknown without a network"
-            )
 
 
 def _pinned(source: CheckpointSource, identity: Identity | None) -> CheckpointSource:

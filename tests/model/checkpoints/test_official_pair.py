@@ -27,16 +27,8 @@ if TYPE_CHECKING:
 VISION, TEXT = "tips_v2_oss_small_vision.npz", "tips_v2_oss_small_text.npz"
 
 
-def drop(arrays: Arrays, name: str) -> Arrays:
-    return {key: value for key, value in arrays.items() if key != name}
-
-
 def rename(arrays: Arrays, name: str) -> Arrays:
     return {key + "_" if key == name else key: value for key, value in arrays.items()}
-
-
-def add_axis(arrays: Arrays, name: str) -> Arrays:
-    return arrays | {name: arrays[name][None]}
 
 
 def shorten(arrays: Arrays, name: str) -> Arrays:
@@ -45,42 +37,33 @@ def shorten(arrays: Arrays, name: str) -> Arrays:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [drop, rename, add_axis, shorten])
-@pytest.mark.parametrize("like", ["b-like", "g-like"])
-def test_any_one_array_dropped_renamed_or_reshaped_is_refused(
-    like: str, change: Callable[[Arrays, str], Arrays], tmp_path: Path
+@pytest.mark.parametrize("change", [rename, shorten])
+def test_any_one_array_renamed_or_reshaped_is_refused(
+    change: Callable[[Arrays, str], Arrays], tmp_path: Path
 ) -> None:
-    model = small_model(like, vocab_size=8, layers=1, text_layers=1)
+    model = small_model("g-like", vocab_size=8, layers=1, text_layers=1)
     towers = {VISION: vision_arrays(model), TEXT: text_arrays(model)}
     for file, arrays in towers.items():
-        write_pair(model, tmp_path, name="tips_v2_oss_small")
+        write_pair(model, tmp_path)
         for name in arrays:
-            if change is add_axis and name == "temperature":
-                continue  # one number either way
             write_npz(tmp_path / file, change(arrays, name))
             with pytest.raises(CheckpointError, match=r"\.npz"):
                 read_pair(tmp_path)
 
 
-def copy_vision(pair: Path) -> None:
-    shutil.copy(pair / VISION, pair / "other_vision.npz")
-
-
-def rename_vision(pair: Path) -> None:
-    (pair / VISION).rename(pair / "tips_v2_so14_vision.npz")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (copy_vision, r"one file \*_vision.npz and holds 'other_vision"),
+        (
+            lambda pair: shutil.copy(pair / VISION, pair / "other_vision.npz"),
+            r"one file \*_vision.npz and holds 'other_vision",
+        ),
         (lambda pair: (pair / TEXT).unlink(), r"one file \*_text.npz and holds none"),
-        (rename_vision, "so400m14.* w128d4"),
         (lambda pair: write_npz(pair / VISION, {"params/cls": np.zeros(8, np.float32)}), "Scenic"),
     ],
 )
 def test_a_folder_that_is_not_one_pair_is_refused(
-    pair: Path, change: Callable[[Path], None], message: str
+    pair: Path, change: Callable[[Path], object], message: str
 ) -> None:
     change(pair)
     with pytest.raises(CheckpointError, match=message):
@@ -95,6 +78,7 @@ def test_a_folder_that_is_not_one_pair_is_refused(
         ("temperature", np.zeros(()), "temperature"),
         ("temperature", np.array(np.inf), "temperature"),
         ("temperature", np.array(-0.01), "temperature"),
+        ("temperature_contrastive", np.ones(()), "'temperature_contrastive' that the model does"),
     ],
 )
 def test_a_wrong_text_array_is_refused(
@@ -106,21 +90,16 @@ def test_a_wrong_text_array_is_refused(
         read_checkpoint(pair)
 
 
-def test_a_temperature_with_an_axis_is_read(pair: Path, releases: dict[str, "Release"]) -> None:
+@pytest.mark.parametrize("name", ["temperature", "temperature_contrastive"])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_the_temperature_has_either_name_and_any_shape(
+    pair: Path, releases: dict[str, "Release"], name: str, shape: tuple[int, ...]
+) -> None:
     arrays = text_arrays(releases["b-like"].model)
-    write_npz(pair / TEXT, arrays | {"temperature": np.full(1, 0.25, np.float32)})
+    del arrays["temperature"]
+    write_npz(pair / TEXT, arrays | {name: np.full(shape, 0.25, np.float32)})
     temperature = read_checkpoint(pair).model.temperature
     assert (temperature.shape, temperature.item()) == ((), 0.25)
-
-
-def test_the_temperature_has_either_name(pair: Path, releases: dict[str, "Release"]) -> None:
-    arrays = text_arrays(releases["b-like"].model)
-    both = arrays | {"temperature_contrastive": np.full((), 0.25, np.float32)}
-    write_npz(pair / TEXT, {name: both[name] for name in both if name != "temperature"})
-    assert read_checkpoint(pair).model.temperature.item() == 0.25
-    write_npz(pair / TEXT, both)
-    with pytest.raises(CheckpointError, match="'temperature_contrastive' that the model does not"):
-        read_checkpoint(pair)
 
 
 def test_absent_gammas_are_ones(pair: Path, releases: dict[str, "Release"]) -> None:

@@ -111,7 +111,7 @@ def test_a_model_with_other_settings_is_refused(
 def test_other_data_and_a_truncated_model_are_refused(spm_file: Path, tmp_path: Path) -> None:
     whole = spm_file.read_bytes()
     others = [b"", b"hello", b"\xff" * 40, b"\x0a\x7f", b"\x0b\x01"]
-    for content in (*others, whole[:100], whole[: len(whole) // 2], whole[:-1]):
+    for content in (*others, whole[: len(whole) // 2], whole[:-1]):
         (tmp_path / "tokenizer.model").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"tokenizer\.model"):
             read_tokenizer(tmp_path, vocab_size=1000)
@@ -139,12 +139,6 @@ def test_a_broken_tokenizer_json_is_refused(folder: Path, content: str) -> None:
     (folder / "tokenizer.json").write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         read_checkpoint(folder)
-
-
-def test_a_tokenizer_json_is_enough(folder: Path) -> None:
-    expected = read_checkpoint(folder).tokenizer(TEXTS)["input_ids"]
-    (folder / "tokenizer_config.json").unlink()
-    assert read_checkpoint(folder).tokenizer(TEXTS)["input_ids"] == expected
 
 
 def test_lower_casing_is_kept_by_writing_and_reading(

@@ -1,4 +1,4 @@
-"""A hub on a free port of this machine, which refuses or breaks transfers on request."""
+"""A hub on a free port of this machine, which refuses requests or breaks files when told."""
 
 import json
 import threading
@@ -24,8 +24,7 @@ class Hub:
         gated: Whether `TOKEN` is required.
         status: Answer to every request, if set.
         broken: Paths of files that fail with status 500.
-        break_after: Bytes after which the next transfer of a longer file breaks off.
-        asked: Method, path and range of every request, in order.
+        asked: Method and path of every request, in order.
     """
 
     repositories: set[str]
@@ -34,13 +33,12 @@ class Hub:
     gated: bool = False
     status: int | None = None
     broken: set[str] = field(default_factory=set)
-    break_after: int | None = None
-    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
-    def gets(self, name: str) -> list[str | None]:
-        """Ranges of the requests for a file."""
-        return [r for method, path, r in self.asked if method == "GET" and path.endswith(name)]
+    def gets(self, name: str) -> list[str]:
+        """Paths of the requests for a file."""
+        return [path for method, path in self.asked if method == "GET" and path.endswith(name)]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append((self.command, path, self.headers.get("Range")))
+        self.hub.asked.append((self.command, path))
         parts = path.strip("/").split("/")
         is_api = parts[:2] == ["api", "models"]
         parts = parts[2:] if is_api else parts
@@ -80,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
                     for name, c in self.hub.files.items()
                 ]
             )
+        elif rest not in self.hub.files:
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         elif rest in self.hub.broken and self.command == "GET":
             self._send(500, b"", {})
         else:
@@ -100,31 +100,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _file(self, content: bytes, commit: str) -> None:
-        headers = {
-            "ETag": f'"{sha1(content).hexdigest()}"',
-            "X-Repo-Commit": commit,
-            "Accept-Ranges": "bytes",
-        }
-        start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self._send(206 if start else 200, content[start:], headers)
+        self._send(
+            200, content, {"ETag": f'"{sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
+        )
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        limit = self.hub.break_after
-        if limit is not None and len(body) > limit:
-            self.hub.break_after = None
-            self.wfile.write(body[:limit])
-            self.wfile.flush()
-            self.close_connection = True
-            return
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ import pytest
 from model.conversion import commands
 from model.conversion import errors as errors_module
 from model.conversion.cache import PackageCache, content_of, key_of
-from model.conversion.commands import SIGNALLED, describe_package, run
+from model.conversion.commands import SIGNALLED, run
 from model.conversion.convert import ConversionRequest
 from model.conversion.errors import MissingExtraError, require
 from model.conversion.prepare import Preparer
-from model.conversion.source import FolderSource, HubSource
+from model.conversion.source import HubSource
 from model.graphs import Precision, graph_file
-from model.manifest import ParityEntry, ParityLimits
 from model.package import ModelPackage, open_package
 from model.runtime.machine import Gpu, Hardware
 
@@ -31,26 +29,6 @@ def test_a_missing_library_is_named_with_its_extra() -> None:
         MissingExtraError, match=r"converting needs no_such_library.*'tipserve\[convert\]'"
     ):
         require(("json", "no_such_library"), purpose="converting")
-
-
-def test_a_description_names_files_and_failed_parity(tiny_package: ModelPackage) -> None:
-    failed = ParityEntry(
-        file="onnx/vision_model.onnx",
-        runtime="openvino",
-        precision="bf16",
-        reference="torch",
-        sizes=[(1, 56, 56)],
-        max_abs_diff=0.5,
-        mask_agreement=0.9,
-        limits=ParityLimits(min_mask_agreement=0.995),
-    )
-    manifest = tiny_package.manifest
-    manifest = manifest.model_copy(update={"parity": [*manifest.parity[:1], failed]})
-    text = describe_package(replace(tiny_package, manifest=manifest))
-    for name, entry in manifest.files.items():
-        assert f"{entry.sha256[:12]}  {name}\n" in text
-    assert "mask_agreement is 0.9, min_mask_agreement 0.995" in text
-    assert text.count("not to be used") == 1
 
 
 @pytest.fixture
@@ -71,20 +49,17 @@ def requests(
 
 def test_convert_prints_the_packages_folder(
     requests: list[ConversionRequest],
-    tmp_path: Path,
     tiny_package: ModelPackage,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    heads = tmp_path / "heads.zip"
-    heads.touch()
-    arguments = ["convert", "google/tipsv2-b14@v1", str(tmp_path / "out"), "--name", "b"]
-    assert run([*arguments, f"--dense={heads}", "--precision=fp16", "--precision=fp32"]) == 0
+    arguments = ["convert", "google/tipsv2-b14@v1+google/tipsv2-b14-dpt", "out", "--name", "b"]
+    assert run([*arguments, "--precision=fp16", "--precision=fp32"]) == 0
     assert capsys.readouterr().out == f"{tiny_package.path}\n"
     assert run([*arguments, "--depth-activation=relu"]) == 0
     request_, other = requests
     assert (request_.depth_activation, other.depth_activation) == ("linear", "relu")
     assert request_.base == HubSource("google/tipsv2-b14", "v1")
-    assert request_.dense == FolderSource(heads)
+    assert request_.dense == HubSource("google/tipsv2-b14-dpt")
     assert (request_.precisions, request_.name) == (("fp32", "fp16"), "b")
 
 
@@ -113,28 +88,12 @@ def test_graphs_for_gpus_are_written_unless_others_are_named(
     assert (request_.precisions, request_.may_fail) == (precisions, may_fail)
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        ("google/tipsv2-b14-dpt", "tipsv2-b14-dpt"),
-        ("google/tipsv2-b14+google/tipsv2-b14-dpt@main", "tipsv2-b14-dpt"),
-    ],
-)
-def test_a_source_may_bring_dense_heads(
-    requests: list[ConversionRequest],
-    source: str,
-    name: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run(["prepare", source]) == 0
+def test_a_source_may_bring_dense_heads(requests: list[ConversionRequest]) -> None:
+    assert run(["prepare", "google/tipsv2-b14-dpt"]) == 0
     (request_,) = requests
-    assert (request_.base, request_.dense) == (
-        HubSource("google/tipsv2-b14"),
-        HubSource("google/tipsv2-b14-dpt"),
-    )
-    assert request_.name == name
-    assert run(["prepare", source, "--dense", "google/other-dpt"]) == 1
-    assert "has dense heads already; remove --dense" in capsys.readouterr().err
+    assert request_.base == HubSource("google/tipsv2-b14")
+    assert request_.dense == HubSource("google/tipsv2-b14-dpt")
+    assert request_.name == "tipsv2-b14-dpt"
 
 
 @pytest.mark.parametrize(
@@ -167,32 +126,14 @@ def test_unknown_options_are_errors(
     assert "python -m model" in capsys.readouterr().err
 
 
-def test_help_is_in_the_style_of_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, usage in (
-        (["--help"], "Usage: python -m model COMMAND"),
-        (["convert", "--help"], "Usage: python -m model convert [OPTIONS] SOURCE OUTPUT"),
-        (["extend", "--help"], "Usage: python -m model extend [OPTIONS] PACKAGE OUTPUT"),
-        (["prune", "--help"], "Usage: python -m model prune"),
-    ):
-        assert run(arguments) == 0
-        text = capsys.readouterr().out
-        assert text.startswith(usage)
-        assert "None" not in text
-
-
-def test_several_versions_are_in_service(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = [f"20{year}0101T000000Z-0123456789ab" for year in (20, 21, 22)]
-    for name in names:
-        (tmp_path / name).mkdir()
-    assert run(["prune", f"--repository={tmp_path}", "--keep=1", "--in-service", *names[:2]]) == 0
-    assert capsys.readouterr().out.split() == names
-
-
-def test_show_verifies_a_package(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_verifies_and_describes_a_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "bundled"]) == 0
-    assert "every SHA-256 verified" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "every SHA-256 verified" in text
+    manifest = open_package("bundled").manifest
+    for name, entry in manifest.files.items():
+        assert f"{entry.sha256[:12]}  {name}\n" in text
+    assert all(f"`{measured.file}`" in text for measured in manifest.parity)
 
 
 def test_build_engine_takes_the_models_that_the_server_serves(
@@ -209,11 +150,6 @@ def test_build_engine_takes_the_models_that_the_server_serves(
         HubSource("google/tipsv2-b14", "v1"),
         ("fp32", "fp16"),
     )
-
-
-def test_dense_heads_belong_to_one_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["prepare", "bundled,google/tipsv2-b14", "--dense=google/tipsv2-b14-dpt"]) == 1
-    assert "write base+heads in a list" in capsys.readouterr().err
 
 
 def test_extend_adds_a_graph_and_names_the_package(
@@ -288,10 +224,13 @@ def test_a_signal_and_a_closed_stdin_end_the_command(
 def test_publish_and_rollback_print_the_current_version(
     tmp_path: Path, tiny_package: ModelPackage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    repository = ["--repository", str(tmp_path / "models/student")]
-    assert run(["publish", str(tiny_package.path), *repository]) == 0
+    folder = tmp_path / "models/student"
+    folder.mkdir(parents=True)
+    (folder / "current").symlink_to("20200101T000001Z-0123456789ab")  # lost
+    repository = ["--repository", str(folder)]
+    assert run(["publish", str(tiny_package.path), *repository, "--if-empty"]) == 0
     first = capsys.readouterr().out.strip()
-    assert Path(first).parent == tmp_path / "models/student"
+    assert Path(first).parent == folder
     assert run(["publish", "bundled", *repository, "--if-empty"]) == 0
     assert capsys.readouterr().out.strip() == first
     assert run(["publish", "bundled", *repository]) == 0
@@ -301,29 +240,3 @@ def test_publish_and_rollback_print_the_current_version(
     assert capsys.readouterr().out.strip() == first
     assert run(["rollback", *repository, "--to=nowhere"]) == 1
     assert "there is no version 'nowhere'" in capsys.readouterr().err
-
-
-def test_prune_needs_the_versions_in_service(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["--in-service"]):
-        assert run(["prune", "--repository=models", "--keep=1", *arguments]) == 2
-        assert "--in-service" in capsys.readouterr().err
-
-
-def test_publish_replaces_a_lost_version_and_prune_reports_removals(
-    tmp_path: Path, tiny_package: ModelPackage, capsys: pytest.CaptureFixture[str]
-) -> None:
-    repository = tmp_path / "models"
-    old = repository / "20200101T000000Z-0123456789ab"
-    old.mkdir(parents=True)
-    (repository / "current").symlink_to("20200101T000001Z-0123456789ab")
-    options = [f"--repository={repository}", "--if-empty"]
-    assert run(["publish", str(tiny_package.path), *options]) == 0
-    new = Path(capsys.readouterr().out.strip())
-    assert new.is_dir()
-    assert old.is_dir()
-    assert run(["versions", f"--repository={repository}"]) == 0
-    assert capsys.readouterr().out == f"{old.name}\n{new.name} current\n"
-    pruning = ["prune", f"--repository={repository}", "--keep=1", "--in-service", new.name]
-    assert run(pruning) == 0
-    assert capsys.readouterr() == (f"{new.name}\n", f"removed {old.name}\n")
-    assert not old.exists()

@@ -17,7 +17,7 @@ from model.conversion.errors import CacheError, ConversionError, MissingExtraErr
 from model.conversion.source import FolderSource
 from model.export import package_writer
 from model.graphs import graph_file
-from model.manifest import ParityEntry
+from model.manifest import PUBLISHED_ZERO_SHOT, ParityEntry
 from model.package import ModelPackage, write_manifest
 
 
@@ -58,12 +58,7 @@ def test_a_folder_of_transformers_becomes_a_package(
     (content,) = contents
     draft = content.draft
     assert (draft.name, draft.variant, draft.licence) == ("student", "w32d4", "cc-by-4.0")
-    assert draft.zero_shot.model_dump() == {
-        "features": "values",
-        "templates": "tcl",
-        "mode": "slide",
-        "scaling": "bicubic",
-    }
+    assert draft.zero_shot == PUBLISHED_ZERO_SHOT
     assert draft.provenance["source"] == {"folder": "checkpoint"}
     assert "model.safetensors" in draft.provenance["checkpoint"]["files"]
     assert set(draft.provenance["converted_by"]) >= {"tipserve", "torch", "transformers", "onnx"}
@@ -79,25 +74,17 @@ def test_a_folder_of_transformers_becomes_a_package(
 def test_a_package_gets_further_precisions_and_is_otherwise_unchanged(
     contents: list[Any], tiny_package: ModelPackage, tmp_path: Path
 ) -> None:
-    before = tiny_package.manifest
-    wanted = request_(tiny_package.path, name="tiny", precisions=("fp32", "int8"))
+    base = shutil.copytree(tiny_package.path, tmp_path / "base")
+    shutil.copyfile(base / graph_file("vision"), base / graph_file("vision", "fp16"))
+    before = write_manifest(base, tiny_package.manifest).manifest
+    wanted = request_(base, name="tiny", precisions=("fp32", "int8"))
     convert(wanted, tmp_path / "out", lambda _: None)
     (content,) = contents
-    assert content.precisions == ("fp32", "int8")
+    assert content.precisions == ("fp32", "fp16", "int8")
     after = content.draft.model_copy(update={"files": before.files, "parity": before.parity})
     assert after == before
     card = tiny_package.file("README.md").read_text(encoding="utf-8")
     assert content.render_card(before) == card, "the tables are not there twice"
-
-
-def test_a_package_keeps_its_precisions(
-    contents: list[Any], tiny_package: ModelPackage, tmp_path: Path
-) -> None:
-    base = shutil.copytree(tiny_package.path, tmp_path / "base")
-    shutil.copyfile(base / graph_file("vision"), base / graph_file("vision", "fp16"))
-    write_manifest(base, tiny_package.manifest)
-    convert(request_(base, precisions=("fp32", "int8")), tmp_path / "out", print)
-    assert contents[0].precisions == ("fp32", "fp16", "int8")
 
 
 def test_heads_of_a_package_cannot_be_exported_again(
@@ -106,7 +93,7 @@ def test_heads_of_a_package_cannot_be_exported_again(
     base = shutil.copytree(tiny_package.path, tmp_path / "base")
     outputs = [*tiny_package.manifest.outputs, "depth", "normals", "segmentation"]
     write_manifest(base, tiny_package.manifest.model_copy(update={"outputs": outputs}))
-    with pytest.raises(ConversionError, match=r"name their checkpoint with --dense"):
+    with pytest.raises(ConversionError, match=r"as package\+heads"):
         convert(request_(base), tmp_path / "out", lambda _: None)
     assert not (tmp_path / "out").exists()
 

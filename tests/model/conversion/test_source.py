@@ -12,7 +12,6 @@ from model.conversion.source import (
     PackageSource,
     model_name,
     parse_checkpoint,
-    parse_heads,
     parse_source,
 )
 from model.package import BUNDLED_FOLDER
@@ -89,7 +88,6 @@ def test_a_path_without_exactly_one_model_is_refused(here: Path) -> None:
     ]:
         with pytest.raises(SourceError, match=message):
             parse_source(text)
-    assert parse_heads("a_vision.npz") == FolderSource(Path("a_vision.npz"))
 
 
 def test_a_package_is_only_converted_to_add_precisions(here: Path) -> None:
@@ -98,6 +96,10 @@ def test_a_package_is_only_converted_to_add_precisions(here: Path) -> None:
         with pytest.raises(SourceError, match="is a model package already"):
             parse_checkpoint(text)
         assert parse_checkpoint(text, may_be_package=True) == FolderSource(path)
+    dense_folder(here / "heads")
+    joined = parse_checkpoint("package+heads", may_be_package=True)
+    assert isinstance(joined, JoinedSource)
+    assert joined.base == FolderSource(Path("package"))
 
 
 def dense_folder(path: Path) -> Path:
@@ -147,9 +149,6 @@ def test_a_model_and_dense_heads_are_joined_by_a_plus(here: Path) -> None:
     source = parse_source("x+./heads")
     assert source == JoinedSource(FolderSource(Path("x")), FolderSource(Path("heads")))
     assert source.name == "x"
-    (here / "depth.zip").touch()
-    zipped = parse_source("x+depth.zip")
-    assert zipped == JoinedSource(FolderSource(Path("x")), FolderSource(Path("depth.zip")))
     folder_with(here / "x+y", "config.json")
     assert parse_source("x+y") == FolderSource(Path("x+y")), "a folder of that name comes first"
 
@@ -163,11 +162,13 @@ def test_a_model_and_dense_heads_are_joined_by_a_plus(here: Path) -> None:
         ("x+", "lacks a part; write a model and dense heads as base"),
         ("+heads", "lacks a part"),
         ("bundled+heads", "is a model package already"),
+        ("x+depth.zip", "is a file; name the folder"),
     ],
 )
 def test_a_wrong_part_is_named(here: Path, text: str, message: str) -> None:
     folder_with(here / "x", "config.json")
     dense_folder(here / "heads")
+    (here / "depth.zip").touch()
     with pytest.raises(SourceError, match=message):
         parse_source(text)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Clients of other projects, which docs/clients.md shows and tests/end_to_end/test_stock_clients.py runs. A Python of
+# Clients of other projects, which docs/clients.md shows and tests/end_to_end/test_documentation.py runs. A Python of
 # their own keeps their hundred packages from ours.
 set -euo pipefail
 

@@ -64,12 +64,3 @@ def test_a_server_that_is_stopped_meanwhile_leaves_nothing(
         assert program.end() == 0, "".join(program.log)
     assert not list(tmp_path.glob("packages/*"))
     assert not list(tmp_path.glob("packages/.*"))
-
-
-def test_a_checkpoint_that_cannot_be_served_ends_the_start(
-    run_program: Any, tmp_path: Path
-) -> None:
-    program = run_program("--model=tipsv2-b14", f"--cache={tmp_path}")
-    program.process.wait(LIMIT_S)
-    assert program.end() == 1
-    assert "it is not a hub id" in program.log[-1] + program.log[-2]

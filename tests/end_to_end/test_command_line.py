@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +12,9 @@ import pytest
 
 from model.package import ModelPackage
 from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Service
 
 # Runs a command in this process, which starts faster than a new one; returns what it prints.
 Run = Callable[..., str]
@@ -40,17 +43,16 @@ def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
 
 
 @pytest.fixture
-def targets(service: Any, tiny_package: ModelPackage) -> Mapping[str, list[str]]:
-    ports = service.ports
+def targets(service: "Service", tiny_package: ModelPackage) -> Mapping[str, list[str]]:
     return {
         "here": [f"--model={tiny_package.path}"],
-        "rest": [f"--url=http://127.0.0.1:{ports['http']}"],
-        "grpc": [f"--url=grpc://127.0.0.1:{ports['grpc']}", "--model=tiny"],
+        "rest": [f"--url={service.rest}"],
+        "grpc": [f"--url={service.grpc}", "--model=tiny"],
     }
 
 
 def test_embeddings_equal_the_api_for_every_engine(
-    run: Run, folder: Path, tmp_path: Path, service: Any, targets: Mapping[str, list[str]]
+    run: Run, folder: Path, tmp_path: Path, service: "Service", targets: Mapping[str, list[str]]
 ) -> None:
     images = [str(folder / f"{index}.jpg") for index in (0, 1, 2, 4)]
     fields = {"images": images, "outputs": ["cls1", "patches"], "fit": "aspect"}
@@ -63,20 +65,17 @@ def test_embeddings_equal_the_api_for_every_engine(
         errors = (tmp_path / f"{name}.errors.jsonl").read_text(encoding="utf-8")
         assert '"invalid_image"' in errors
         assert f"{folder}/3.jpg" in errors
-        table = pq.read_table(file)
-        assert table["key"].to_pylist() == images
-        assert table["width"].to_pylist() == [90, 91, 92, 94]
-        for index in range(4):
-            np.testing.assert_allclose(
-                table["cls1"][index].as_py(), api[f"{index}.cls1"], atol=2e-6
-            )
-            grid = table["grid_height"][index].as_py(), table["grid_width"][index].as_py()
-            patches = np.reshape(table["patches"][index].as_py(), (*grid, -1))
+        rows = pq.read_table(file).to_pylist()
+        assert [row["key"] for row in rows] == images
+        assert [row["width"] for row in rows] == [90, 91, 92, 94]
+        for index, row in enumerate(rows):
+            np.testing.assert_allclose(row["cls1"], api[f"{index}.cls1"], atol=2e-6)
+            patches = np.reshape(row["patches"], (row["grid_height"], row["grid_width"], -1))
             np.testing.assert_allclose(patches, api[f"{index}.patches"], atol=2e-6)
 
 
 def test_classes_features_and_searches_equal_the_api_for_every_engine(
-    run: Run, folder: Path, tmp_path: Path, service: Any, targets: Mapping[str, list[str]]
+    run: Run, folder: Path, tmp_path: Path, service: "Service", targets: Mapping[str, list[str]]
 ) -> None:
     image = folder / "0.jpg"
     fields = {"images": [str(image)], "outputs": ["patches"], "fit": "aspect"}
@@ -115,9 +114,8 @@ def test_a_key_is_required_and_sent(
     file.write_text("a-key-of-the-tests\n", encoding="utf-8")
     monkeypatch.setenv("TIPSERVE_API_KEY", "another-key-of-the-tests")
     with run_service(f"--api-keys-file={file}") as guarded:
-        for protocol in ("http", "grpc"):
-            url = f"--url={protocol}://127.0.0.1:{guarded.ports[protocol]}"
-            run("models", url, f"--api-key-file={file}")
-            said = run("models", url, status=FAILED)
+        for url in (guarded.rest, guarded.grpc):
+            run("models", f"--url={url}", f"--api-key-file={file}")
+            said = run("models", f"--url={url}", status=FAILED)
             assert "key" in said
             assert "another-key" not in said

@@ -3,55 +3,44 @@
 import base64
 import json
 import platform
-import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tools import find_tool
+from tests.tools import run
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64", reason="grpcurl's package has a program for x86_64 only"
-)
-LIMIT_S = 60
 SERVICE = "tipserve.v1.EncoderService"
 
 
-def grpcurl(
-    service: "Service", *arguments: str, status: int = 0, body: dict[str, Any] | None = None
-) -> str:
-    """What it prints on either stream; `status` is the expected one."""
-    options = ["-plaintext", "-d", json.dumps(body)] if body is not None else ["-plaintext"]
-    command = [find_tool("grpcurl"), *options, f"127.0.0.1:{service.ports['grpc']}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    printed = done.stdout + done.stderr
-    assert done.returncode == status, printed
-    return printed
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="grpcurl's package has a program for x86_64 only"
+)
+def test_lists_describes_calls_and_explains_errors(
+    service: "Service", photo: Callable[..., bytes]
+) -> None:
+    def grpcurl(*arguments: str, status: int = 0, body: dict[str, Any] | None = None) -> str:
+        data = [] if body is None else ["-d", json.dumps(body)]
+        address = service.grpc.removeprefix("grpc://")
+        done = run("grpcurl", "-plaintext", *data, address, *arguments)
+        assert done.returncode == status, done
+        return done.stdout + done.stderr
 
-
-def test_services_are_listed_and_described(service: "Service") -> None:
-    listed = set(grpcurl(service, "list").split())
+    listed = set(grpcurl("list").split())
     assert {SERVICE, "inference.GRPCInferenceService", "grpc.health.v1.Health"} <= listed
-    assert "rpc SegmentImages" in grpcurl(service, "describe", SERVICE)
-
-
-def test_a_mask_and_health(service: "Service", photo: Callable[..., bytes]) -> None:
+    assert "rpc SegmentImages" in grpcurl("describe", SERVICE)
     images = [{"encoded": base64.b64encode(photo(size=(90, 60))).decode()}]
     body = {"images": images, "classes": [{"name": "dog"}, {"name": "grass"}]}
-    answer = json.loads(grpcurl(service, f"{SERVICE}/SegmentImages", body=body))
+    answer = json.loads(grpcurl(f"{SERVICE}/SegmentImages", body=body))
     labels = answer["segmentations"][0]["labels"]
     assert [int(side) for side in labels["shape"]] == [60, 90]
-    health = json.loads(grpcurl(service, "grpc.health.v1.Health/Check", body={"service": SERVICE}))
+    health = json.loads(grpcurl("grpc.health.v1.Health/Check", body={"service": SERVICE}))
     assert health == {"status": "SERVING"}
-
-
-def test_the_details_of_an_error_are_printed(service: "Service") -> None:
     # grpcurl exits with 64 and the code of the status: 3 is INVALID_ARGUMENT.
-    printed = grpcurl(service, f"{SERVICE}/EmbedTexts", status=64 + 3, body={"texts": []})
+    printed = grpcurl(f"{SERVICE}/EmbedTexts", status=64 + 3, body={"texts": []})
     assert "google.rpc.ErrorInfo" in printed
     assert '"reason":"empty_list"' in printed
     assert '"field":"texts"' in printed

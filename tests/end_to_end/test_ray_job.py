@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -67,56 +66,39 @@ def start(project_root: Path) -> Iterator[Start]:
                 process.wait(LIMIT_S)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
-    """Many small photos and one broken file."""
-    path = tmp_path / "photos"
-    path.mkdir()
-    for index in range(NUM_PHOTOS):
-        (path / f"{index:03}.jpg").write_bytes(photo(index, (90 + index, 60)))
-    (path / "bad.jpg").write_bytes(b"nonsense")
-    return path
-
-
-def kill_after_the_first_part(process: "subprocess.Popen[str]") -> None:
-    """Kill a job and its Ray once it logs a written part."""
-    assert process.stderr is not None
-    log = []
-    with process.stderr as lines:
-        for line in lines:
-            log.append(line)
-            if line.startswith("part "):
-                break
-        end_session(process.pid)
-        assert process.wait(LIMIT_S) == -signal.SIGKILL, "".join(log)
-
-
-def assert_equal(by_ray: pa.Table, without: pa.Table) -> None:
-    """Compare rows; numbers may differ by the rounding of different batches."""
-    assert by_ray["key"].to_pylist() == without["key"].to_pylist()
-    exact = ["key", "source", "height", "width", "grid_height", "grid_width"]
-    assert by_ray.select(exact).equals(without.select(exact))
-    for name in ("cls1", "patches"):
-        ours, theirs = (table[name].combine_chunks() for table in (by_ray, without))
-        while not pa.types.is_floating(ours.type):
-            ours, theirs = ours.flatten(), theirs.flatten()
-        np.testing.assert_allclose(ours.to_numpy(), theirs.to_numpy(), atol=2e-6)
-
-
 def test_a_killed_job_continues_to_the_rows_of_a_run_without_ray(
-    start: Start, folder: Path, tmp_path: Path, tiny_package: ModelPackage
+    start: Start, photo: Callable[..., bytes], tmp_path: Path, tiny_package: ModelPackage
 ) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(NUM_PHOTOS):
+        (folder / f"{index:03}.jpg").write_bytes(photo(index, (90 + index, 60)))
+    (folder / "bad.jpg").write_bytes(b"nonsense")
     command = ["embed", str(folder), f"--model={tiny_package.path}", "--runtime=onnx"]
     command += [f"--part-items={PART_ITEMS}", "--fit=aspect", "--outputs=cls1,patches", "-o"]
     out, here = tmp_path / "out", tmp_path / "here.parquet"
-    kill_after_the_first_part(start(*command, str(out), "--ray"))
-    num_written = len(list(out.glob("part-*.parquet")))
-    assert 0 < num_written < NUM_PHOTOS // PART_ITEMS
+
+    process = start(*command, str(out), "--ray")
+    assert process.stderr is not None
+    with process.stderr as lines:
+        log = []
+        while not (log and log[-1].startswith("part ")):
+            log.append(lines.readline())
+            assert log[-1], "".join(log)
+        end_session(process.pid)
+        assert process.wait(LIMIT_S) == -signal.SIGKILL, "".join(log)
+    assert 0 < len(list(out.glob("part-*.parquet"))) < NUM_PHOTOS // PART_ITEMS
 
     for target in ([str(out), "--ray"], [str(here)]):
         process = start(*command, *target)
-        _, log = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 3, log
-    assert_equal(pq.read_table(out), pq.read_table(here))
+        _, said = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 3, said
+    by_ray, without = pq.read_table(out), pq.read_table(here)
+    exact = ["key", "source", "height", "width", "grid_height", "grid_width"]
+    assert by_ray.select(exact).equals(without.select(exact))
+    # Numbers may differ by the rounding of different batches.
+    for name in ("cls1", "patches"):
+        for ours, theirs in zip(by_ray[name].to_pylist(), without[name].to_pylist(), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-6)
     errors = "".join(file.read_text("utf-8") for file in sorted((out / "_errors").iterdir()))
     assert errors == (tmp_path / "here.errors.jsonl").read_text(encoding="utf-8")

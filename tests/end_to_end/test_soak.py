@@ -1,18 +1,10 @@
-"""A server that has warmed up grows no further: blocks of the same mixed requests are compared.
-
-Every figure is taken after a collection and a trim in the server, so that what is left is in use.
-"""
+"""A server that has warmed up grows no further: blocks of the same mixed requests are compared."""
 
 import asyncio
 import itertools
-import json
 import os
 import random
-import signal
 import statistics
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,11 +14,10 @@ from typing import NamedTuple
 
 import grpc
 import httpx
-import pytest
 
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
-from tests.processes.service_process import RunningService, wait_until_ready
-from tests.promises.servers import photo
+from tests.promises.callers import until
+from tests.promises.servers import Server, photo, start_server
 
 MAX_OPEN = 16  # requests at a time
 IMAGES = [photo(side, (side, side)) for side in (64, 224, 480, 640, 1600)]
@@ -40,39 +31,14 @@ TARGETS = (
 )
 WARM_UP, NUM_BLOCKS, BLOCK = 300, 8, 150
 LIMIT_S = 60.0
-# What one request may leave on average. A leaked image has 50,000 bytes or more, a leaked call
-# some dozen objects.
+# What one request may leave on average. A leaked image has 50,000 bytes or more.
 MAX_LEFT_BYTES = 25_000
-MAX_LEFT_OBJECTS = 1.0
-# The text cache is so small that the warm-up fills it. At the signal the server collects garbage,
-# trims its heap, and writes the number of its objects.
-PROGRAM = """
-import gc, json, signal, sys
-from pathlib import Path
-from service.__main__ import run
-from service.machine import collect_and_trim
-from service.models import loading
-
-loading.TEXT_CACHE_BYTES = 100_000
-
-path = Path(sys.argv.pop(1))
-
-def report(*_):
-    collect_and_trim()
-    whole = path.with_suffix(".part")
-    whole.write_text(json.dumps(len(gc.get_objects())))
-    whole.rename(path)
-
-signal.signal(signal.SIGUSR1, report)
-sys.exit(run())
-"""
 
 
 class State(NamedTuple):
     """What a server without requests holds."""
 
     rss_bytes: int
-    num_objects: int
     num_threads: int
     num_descriptors: int
 
@@ -89,7 +55,7 @@ def requests() -> Iterator[tuple[str, bytes, str]]:
 
 
 async def load(
-    service: RunningService, rest: Iterator[tuple[str, bytes, str]], num_requests: int
+    server: Server, rest: Iterator[tuple[str, bytes, str]], num_requests: int
 ) -> Counter[str]:
     """Send requests; one in ten over gRPC, one in twenty hangs up."""
     counts: Counter[str] = Counter()
@@ -98,8 +64,8 @@ async def load(
     limits = httpx.Limits(max_keepalive_connections=0)
     asked = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=IMAGES[2])])
     async with (
-        grpc.aio.insecure_channel(f"127.0.0.1:{service.grpc_port}") as channel,
-        httpx.AsyncClient(base_url=service.http_url, timeout=LIMIT_S, limits=limits) as client,
+        grpc.aio.insecure_channel(server.grpc) as channel,
+        httpx.AsyncClient(base_url=server.rest, timeout=LIMIT_S, limits=limits) as client,
     ):
         stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
 
@@ -122,57 +88,28 @@ async def load(
     return counts
 
 
-def measure(service: RunningService, report: Path) -> State:
-    """Make the server collect and trim, and read what it holds."""
-    report.unlink(missing_ok=True)
-    service.process.send_signal(signal.SIGUSR1)
-    until = time.monotonic() + LIMIT_S
-    while not report.exists():
-        assert time.monotonic() < until, "the server does not react to a signal"
-        time.sleep(0.05)
-    status = Path(f"/proc/{service.pid}/status").read_text(encoding="ascii")
+def settled(server: Server) -> State:
+    """What is held once no request is left."""
+    until(lambda: server.metric("tipserve_inflight") == 0, "no request is in flight")
+    folder = Path(f"/proc/{server.process.pid}")
+    status = (folder / "status").read_text(encoding="ascii")
     return State(
         rss_bytes=int(status.partition("VmRSS:")[2].split()[0]) * 1024,
-        num_objects=json.loads(report.read_text(encoding="utf-8")),
         num_threads=int(status.partition("Threads:")[2].split()[0]),
-        num_descriptors=len(os.listdir(f"/proc/{service.pid}/fd")),
+        num_descriptors=len(os.listdir(folder / "fd")),
     )
 
 
-def settled(service: RunningService, report: Path) -> State:
-    """The least of each figure once no request is left: connections close after their answers."""
-    until = time.monotonic() + LIMIT_S
-    while service.metric("tipserve_inflight"):
-        assert time.monotonic() < until, "requests are still in flight"
-        time.sleep(0.1)
-    states = []
-    for _ in range(5):
-        states.append(measure(service, report))
-        time.sleep(0.3)
-    return State(*map(min, zip(*states, strict=True)))
-
-
-@pytest.mark.slow
-def test_mixed_requests_leave_nothing(tmp_path: Path) -> None:
-    report, ports_file = tmp_path / "objects.json", tmp_path / "ports.json"
-    flags = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--ports-file={ports_file}"]
-    flags += ["--model=bundled-student", "--log-level=ERROR"]
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(report), *flags])
-    try:
-        service = wait_until_ready(process, ports_file)
-        rest, counts, states = requests(), Counter[str](), []
+def test_mixed_requests_leave_nothing() -> None:
+    rest, counts, states = requests(), Counter[str](), []
+    with start_server("--model=bundled-student", "--log-level=ERROR") as server:
         for num_requests in (WARM_UP, *[BLOCK] * NUM_BLOCKS):
-            counts += asyncio.run(load(service, rest, num_requests))
-            states.append(settled(service, report))
-    finally:
-        process.terminate()
-        process.wait(LIMIT_S)
+            counts += asyncio.run(load(server, rest, num_requests))
+            states.append(settled(server))
     assert set(counts) == {"200", "422", "gRPC OK", "hung up"}, counts
     first, *_, last = states
     # A leak adds to most blocks. An arena that grows for a larger batch adds once, and stays.
     added = [after.rss_bytes - before.rss_bytes for before, after in pairwise(states)]
     assert min(statistics.mean(added), statistics.median(added)) < BLOCK * MAX_LEFT_BYTES, states
-    num_left = last.num_objects - first.num_objects
-    assert num_left < NUM_BLOCKS * BLOCK * MAX_LEFT_OBJECTS, states
     assert last.num_threads <= first.num_threads, states
     assert last.num_descriptors <= first.num_descriptors, states

@@ -1,25 +1,37 @@
-"""The receiver in `examples/` shows traces of both protocols, also through a proxy."""
+"""Traces and log lines of the real program.
 
+The receiver in `examples/` shows traces of both protocols through a proxy; a broken collector
+and a log that nobody reads stop nothing.
+"""
+
+import fcntl
 import http.client
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 import yaml
 
+from model.package import ModelPackage
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tests.processes.proxy import Proxy
-from tests.processes.service_process import running_service
+from tests.processes.service_process import running_service, wait_until_ready
 from tests.tools import find_tool
+from tipserve_client import InvalidRequest
 
+RunService = Callable[..., Any]
 LIMIT_S = 60.0
 TRACES = {"REST": "0af7651916cd43dd8448eb211c80319c", "gRPC": "4bf92f3577b34da6a3ce929d0e0e4736"}
 CALLER = "b7ad6b7169203331"
@@ -28,52 +40,11 @@ ROOTS = {"REST": "POST /v1/images:embed", "gRPC": "tipserve.v1.EncoderService/Em
 STAGES = ["decode", "admit", "queue", "run", "post"]
 
 
-class Watcher:
-    """The running example; a thread reads its output."""
-
-    def __init__(self, project_root: Path) -> None:
-        command = [sys.executable, str(project_root / "examples" / "watch_traces.py"), "--port=0"]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        self.endpoint = self.process.stderr.readline().split()[-1]
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines += [line.rstrip("\n") for line in self.process.stdout]
-
-    def end(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._reader.join(LIMIT_S)
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
-
-
-@pytest.fixture
-def watcher(project_root: Path) -> Iterator[Watcher]:
-    running = Watcher(project_root)
-    yield running
-    running.end()
-
-
-def traceparent(protocol: str) -> str:
-    return f"00-{TRACES[protocol]}-{CALLER}-01"
-
-
 def ask_both(ports: dict[str, int], image: bytes) -> None:
     """Send one request per protocol, each with its own trace context."""
+    parents = {protocol: f"00-{trace}-{CALLER}-01" for protocol, trace in TRACES.items()}
     connection = http.client.HTTPConnection("127.0.0.1", ports["http"], timeout=LIMIT_S)
-    headers = {"Content-Type": "image/jpeg", "traceparent": traceparent("REST")}
+    headers = {"Content-Type": "image/jpeg", "traceparent": parents["REST"]}
     connection.request("POST", "/v1/images:embed?outputs=cls1", image, headers)
     assert connection.getresponse().status == 200
     connection.close()
@@ -82,7 +53,7 @@ def ask_both(ports: dict[str, int], image: bytes) -> None:
         request = embed_pb2.EmbedImagesRequest(
             images=[image_pb2.Image(encoded=image)], outputs=[embed_pb2.IMAGE_OUTPUT_CLS1]
         )
-        metadata = (("traceparent", traceparent("gRPC")),)
+        metadata = (("traceparent", parents["gRPC"]),)
         stub.EmbedImages(request, timeout=LIMIT_S, metadata=metadata)
 
 
@@ -100,22 +71,27 @@ def _pod(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_pod")
 def test_traces_come_through_the_proxy_and_are_shown_as_trees(
-    watcher: Watcher,
-    photo: Callable[..., bytes],
-    project_root: Path,
-    tmp_path: Path,
+    photo: Callable[..., bytes], project_root: Path, tmp_path: Path
 ) -> None:
+    watch = [sys.executable, str(project_root / "examples" / "watch_traces.py"), "--port=0"]
     flags = ("--host=127.0.0.1", "--model=bundled-student", "--lanes=1")
     log = tmp_path / "service.log"
-    with (
-        Proxy(find_tool("haproxy"), tmp_path) as proxy,
-        running_service(*flags, f"--otlp-endpoint={watcher.endpoint}", log_path=log) as replica,
-    ):
-        proxy.put_in(1, replica)
-        ask_both(proxy.ports, photo())
-        # The service has drained, so all spans have arrived.
-    watcher.end()
-    shown = "\n".join(watcher.lines)
+    with subprocess.Popen(
+        watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watcher:
+        try:
+            assert watcher.stderr is not None
+            endpoint = watcher.stderr.readline().split()[-1]
+            with (
+                Proxy(find_tool("haproxy"), tmp_path) as proxy,
+                running_service(*flags, f"--otlp-endpoint={endpoint}", log_path=log) as replica,
+            ):
+                proxy.put_in(1, replica)
+                ask_both(proxy.ports, photo())
+            # The service has drained, so all spans have arrived.
+        finally:
+            watcher.terminate()
+        shown, _ = watcher.communicate(timeout=LIMIT_S)
     for protocol, root in ROOTS.items():
         tree = re.search(
             rf"^trace {TRACES[protocol]}  tipserve tipserve-0\n((?:  .*\n?)+)", shown, re.M
@@ -124,7 +100,7 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(
         first, *rest = tree[1].splitlines()
         assert root in first
         assert f"parent={CALLER}" in first
-        assert [re.match(r"    (\w+) ", line)[1] for line in rest] == STAGES  # type: ignore[index]
+        assert [line.split()[0] for line in rest if line.startswith("    ")] == STAGES
     assert len(re.findall(r"^  batch ", shown, re.MULTILINE)) == 2
     logged = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert {record["trace_id"] for record in logged if "trace_id" in record} == {*TRACES.values()}
@@ -132,3 +108,78 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(
     named = set(re.findall(r" ([a-z]+\.[a-z_.]+)=", shown))
     assert len(named) > 8
     assert {name for name in named if f"`{name}`" not in page} == set()
+
+
+@contextmanager
+def collector(*, answers: bool) -> Iterator[str]:
+    """One that accepts connections and never answers, or none at all."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        if answers:
+            yield url
+    if not answers:
+        yield url
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["deaf", "none"])
+def test_a_broken_collector_affects_neither_requests_nor_the_drain(
+    run_service: RunService, photo: Callable[..., bytes], answers: bool
+) -> None:
+    fields = {"images": [photo()], "outputs": ["cls1"]}
+    with (
+        collector(answers=answers) as endpoint,
+        run_service(f"--otlp-endpoint={endpoint}") as service,
+    ):
+        for _ in range(3):
+            service.over_rest("embed_images", fields)
+            service.over_grpc("embed_images", fields)
+    # `run_service` has seen the exit status 0.
+    assert service.program.records("stopped")
+
+
+def test_every_line_of_the_log_is_json_with_its_request_id(
+    run_service: RunService, photo: Callable[..., bytes]
+) -> None:
+    with run_service() as service:
+        service.over_rest("embed_images", {"images": [photo()]})
+        with pytest.raises(InvalidRequest):
+            service.over_rest("embed_images", {"images": [b"none"]})
+        service.over_grpc("embed_texts", {"texts": ["dog"]})
+        for name, wild in (("http", b"\x16\x03\x01 no HTTP\r\n\r\n"), ("grpc", b"GET / HTTP/1.1")):
+            with socket.create_connection(("127.0.0.1", service.ports[name])) as connection:
+                connection.sendall(wild)
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(1000)
+    records = [json.loads(line) for line in service.program.log]
+    answered = [record for record in records if record["message"] == "answered"]
+    # REST logs after its answer, possibly after the next gRPC answer.
+    answered.sort(key=lambda r: (r["method"], str(r["code"])))
+    assert [(r["method"], r["code"], r.get("error")) for r in answered] == [
+        ("POST /v1/images:embed", 200, None),
+        ("POST /v1/images:embed", 422, "invalid_image"),
+        ("tipserve.v1.EncoderService/EmbedTexts", "OK", None),
+    ]
+    assert len({r["request_id"] for r in answered}) == 3
+    assert {"admit_s", "decode_s", "queue_s", "run_s", "post_s"} <= set(answered[0])
+
+
+def test_a_log_that_is_not_read_stops_nothing(tiny_package: ModelPackage, tmp_path: Path) -> None:
+    """The pipe holds one page and is not read; the log of these requests needs many."""
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    ports_file = tmp_path / "ports.json"
+    command = [sys.executable, "-m", "service", f"--model={tiny_package.path}", "--host=127.0.0.1"]
+    command += ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--ports-file={ports_file}"]
+    process = subprocess.Popen(command, stderr=write_end)
+    os.close(write_end)
+    try:
+        url = f"{wait_until_ready(process, ports_file).http_url}/v1/texts:embed"
+        for _ in range(100):
+            answer = httpx.post(url, json={"texts": ["dog"]}, timeout=LIMIT_S)
+            assert answer.status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read_end)

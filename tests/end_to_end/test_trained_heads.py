@@ -48,6 +48,7 @@ def service(run_service: Callable[..., Any], trained: ModelPackage) -> Iterator[
 
 
 def others(folder: Path) -> list[tuple[bytes, Any]]:
+    """Images with their masks, whose labels count from 0."""
     images = sorted((folder / "others" / "images").iterdir())
     masks = [folder / "others" / "masks" / path.name for path in images]
     return [
@@ -56,58 +57,35 @@ def others(folder: Path) -> list[tuple[bytes, Any]]:
     ]
 
 
-def accuracy(labels: Any, truth: Any) -> float:
-    """Share of the labelled pixels that are right; labels count from 1, the truth from 0."""
-    counts = truth != 255
-    return float(np.mean(labels[counts] == truth[counts] + 1))
-
-
-def test_it_is_served_over_both_and_better_than_names(service: "Service", folder: Path) -> None:
-    by_head, by_names = [], []
-    for image, truth in others(folder):
-        own = {"images": [image], "classes": ["model"]}
-        rest, rpc = (
-            service.over_rest("segment", own),
-            service.over_grpc("segment", own),
-        )
-        assert np.array_equal(rest["0.labels"], rpc["0.labels"])
-        named = {"images": [image], "classes": NAMES}
-        by_head.append(accuracy(rest["0.labels"], truth))
-        names = service.over_grpc("segment", named)
-        by_names.append(accuracy(names["0.labels"], truth))
-    gain = np.array(by_head) - np.array(by_names)
-    assert (gain > 0).all()
-    assert np.mean(by_head) > 0.75
-
-
-def test_evaluate_scores_it_as_it_is_served(
+def test_it_is_served_over_both_better_than_names_and_scored_as_it_is_served(
     service: "Service", trained: ModelPackage, folder: Path
 ) -> None:
+    """A labelled pixel is right or wrong; labels of answers count from 1."""
+    right: dict[str, list[Any]] = {"head": [], "names": []}
+    for image, truth in others(folder):
+        counts = truth != 255
+        for name, classes in (("head", ["model"]), ("names", NAMES)):
+            asked = {"images": [image], "classes": classes}
+            labels = service.over_both("segment", asked)["0.labels"]
+            right[name].append(labels[counts] == truth[counts] + 1)
+    by_head, by_names = ([np.mean(one) for one in ones] for ones in right.values())
+    assert (np.array(by_head) > np.array(by_names)).all()
+    assert np.mean(by_head) > 0.75
+
     sets = [str(folder / "others" / name) for name in ("images", "masks", "names.txt")]
     found = {}
-    for name, place in (
-        ("package", f"--model={trained.path}"),
-        ("rest", f"--url=http://127.0.0.1:{service.ports['http']}"),
-        ("grpc", f"--url=grpc://127.0.0.1:{service.ports['grpc']}"),
-    ):
-        output = folder / name
+    for place in (f"--model={trained.path}", f"--url={service.rest}", f"--url={service.grpc}"):
+        output = folder / "scores"
         options = ["--classes=model", place, f"-o={output}", "--segmentation", *sets]
         assert tipserve(["evaluate", *options]) == DONE
         scores = json.loads((output / "report.json").read_text())["scores"]
-        found[name] = {
+        found[place] = {
             one["metric"]: one["value"]
             for one in scores
             if (one["task"], one["row"]) == ("segmentation by own classes", "model")
         }
-    assert found["package"] == pytest.approx(found["rest"], abs=0.1)
-    assert found["grpc"] == found["rest"]
-    pixels = [
-        accuracy(
-            service.over_rest("segment", {"images": [image], "classes": ["model"]})["0.labels"],
-            truth,
-        )
-        * (truth != 255).sum()
-        for image, truth in others(folder)
-    ]
-    counted = sum((truth != 255).sum() for _, truth in others(folder))
-    assert found["rest"]["pixel accuracy"] == pytest.approx(100 * sum(pixels) / counted, abs=1e-3)
+    here, rest, rpc = found.values()
+    assert here == pytest.approx(rest, abs=0.1)
+    assert rpc == rest
+    wanted = 100 * np.concatenate(right["head"]).mean()
+    assert rest["pixel accuracy"] == pytest.approx(wanted, abs=1e-3)

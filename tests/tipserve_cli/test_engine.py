@@ -22,9 +22,7 @@ from tipserve_client.errors import InvalidRequest, NotSupported
 EMBEDDED = save({"cls1": np.ones((1, 4), np.float32)})
 
 
-@pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://x", "http://", "http://x?y=1", "grpc://", "grpc://x/path"]
-)
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "grpc://x/path"])
 def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="--url"):
         connect(url, None)
@@ -59,11 +57,9 @@ def test_settings_ignore_the_variables_of_the_client(monkeypatch: pytest.MonkeyP
     ("param", "code", "is_refused"),
     [
         ("images[0]", "invalid_image", True),
-        ("image", "invalid_image", True),
         (None, "request_too_large", True),
         ("images", "empty_list", False),
         ("classes", "too_many_items", False),
-        ("resolution", "invalid_field", False),
         (None, "internal", False),
     ],
 )
@@ -71,23 +67,6 @@ def test_an_error_of_the_image_refuses_the_image_only(
     param: str | None, code: str, is_refused: bool
 ) -> None:
     assert refuses_image(TipserveError("broken", code=code, param=param)) == is_refused
-
-
-def test_items_come_back_in_order_and_are_read_a_little_ahead() -> None:
-    engine = Engine(Client("http://stand-in"), 2)
-    read: list[int] = []
-
-    def items() -> Iterable[int]:
-        for item in range(20):
-            read.append(item)
-            yield item
-
-    answered = engine.in_order(lambda item: 10 // (item - 7), items())
-    first, future = next(answered)
-    assert (first, future.result(), len(read)) == (0, -2, 5)
-    failed = [item for item, future in answered if future.exception() is not None]
-    assert (read, failed) == (list(range(20)), [7])
-    engine.close()
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -109,40 +88,46 @@ async def test_errors_of_images_are_the_same_over_both_protocols(
         await asyncio.to_thread(ask, f"{protocol}://127.0.0.1:{server.ports[protocol]}")
 
 
-def scripted(answers: Iterable[httpx.Response], pauses: list[float]) -> Engine:
-    """An engine whose server gives these answers, and whose pauses take no time."""
-    engine = connect("http://stand-in", None)
-    client: Any = engine.client
-    remaining = iter(answers)
-    client._transport._client._transport = httpx.MockTransport(lambda request: next(remaining))
-    client._sleep = pauses.append
-    return engine
+def test_items_come_back_in_order_and_are_read_a_little_ahead() -> None:
+    engine = Engine(Client("http://stand-in"), 2)
+    read: list[int] = []
 
+    def items() -> Iterable[int]:
+        for item in range(20):
+            read.append(item)
+            yield item
 
-def full(retry_after: str = "0") -> httpx.Response:
-    error = {"message": "The queue is full.", "code": "queue_full", "param": None}
-    return httpx.Response(429, json={"error": error}, headers={"Retry-After": retry_after})
-
-
-def test_a_busy_server_is_asked_again_and_that_is_explained_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    pauses: list[float] = []
-    busy = [httpx.Response(status) for status in (429, 503, 504)]
-    good = httpx.Response(200, content=EMBEDDED)
-    engine = scripted([*busy, full("7"), good, *[full()] * MAX_ATTEMPTS], pauses)
-    (found,) = engine.client.embed_images(b"x")
-    assert found.cls1 is not None
-    assert (found.cls1.shape, len(pauses), pauses[3] >= 7) == ((4,), 4, True)
-    with pytest.raises(TipserveError, match=r"The queue is full\."):
-        engine.client.embed_images(b"x")
-    assert len(pauses) == 4 + MAX_ATTEMPTS - 1
-    assert len(caplog.messages) == 1
+    answered = engine.in_order(lambda item: 10 // (item - 7), items())
+    first, future = next(answered)
+    assert (first, future.result(), len(read)) == (0, -2, 5)
+    failed = [item for item, future in answered if future.exception() is not None]
+    assert (read, failed) == (list(range(20)), [7])
     engine.close()
 
 
-def test_an_unreachable_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = scripted([httpx.Response(502) for _ in range(MAX_ATTEMPTS)], [])
+def test_a_busy_server_is_asked_again_that_is_explained_once_and_an_unreachable_one_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"message": "The queue is full.", "code": "queue_full", "param": None}
+
+    def full(retry_after: str = "0") -> httpx.Response:
+        return httpx.Response(429, json={"error": error}, headers={"Retry-After": retry_after})
+
+    busy = [httpx.Response(status) for status in (429, 503, 504)]
+    good = httpx.Response(200, content=EMBEDDED)
+    gone = [httpx.Response(502) for _ in range(MAX_ATTEMPTS)]
+    answers = iter([*busy, full("7"), good, *[full()] * MAX_ATTEMPTS, *gone])
+    pauses: list[float] = []
+    engine = connect("http://stand-in", None)
+    client: Any = engine.client
+    client._transport._client._transport = httpx.MockTransport(lambda request: next(answers))
+    client._sleep = pauses.append
+    (found,) = client.embed_images(b"x")
+    assert (found.cls1.shape, len(pauses), pauses[3] >= 7) == ((4,), 4, True)
+    with pytest.raises(TipserveError, match=r"The queue is full\."):
+        client.embed_images(b"x")
+    assert len(pauses) == 4 + MAX_ATTEMPTS - 1
+    assert len(caplog.messages) == 1
     monkeypatch.setattr("tipserve_cli.model_options.connect", lambda *_: engine)
     with (
         pytest.raises(UserError, match="http://stand-in is unavailable"),

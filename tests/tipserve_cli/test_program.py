@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,7 @@ import pytest
 from service.settings import Settings, load_settings
 from tests.tipserve_cli.conftest import Fake
 from tipserve_cli.commands import models
-from tipserve_cli.program import (
-    COMMANDS,
-    EXTRAS,
-    FAILED,
-    SERVE,
-    WRONG_USAGE,
-    main,
-    new_app,
-)
+from tipserve_cli.program import COMMANDS, EXTRAS, FAILED, SERVE, WRONG_USAGE, main, new_app
 
 
 def test_the_console_script_is_declared(project_root: Path) -> None:
@@ -53,6 +44,8 @@ def test_help_names_every_command_and_needs_no_extra(
         assert text.startswith(f"Usage: tipserve {command}")
         assert "Examples:" in text
         assert "Exit status:" in text
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"tipserve (\d+\.\d+\.\d+|unknown)\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +56,6 @@ def test_a_missing_or_unknown_command_is_wrong_usage(
 ) -> None:
     assert main(given) == WRONG_USAGE
     assert words in capsys.readouterr().err
-
-
-def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert re.fullmatch(r"tipserve (\d+\.\d+\.\d+|unknown)\n", capsys.readouterr().out)
 
 
 # What each command needs, so that only the option is wrong.
@@ -83,12 +71,10 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("option", [["--modell=x"], ["--modell", "x"], ["--mode"], ["-u"]])
+@pytest.mark.parametrize("option", [["--modell=x"], ["--modell", "x"], ["--mod"], ["-u"]])
 def test_an_unknown_option_is_an_error(
     command: str, option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if command in ("evaluate", "segment") and option == ["--mode"]:
-        option = ["--mod"]
     for arguments in ([*NEEDED.get(command, []), *option], [*option, *NEEDED.get(command, [])]):
         assert main([command, *arguments]) == WRONG_USAGE
         error = capsys.readouterr().err
@@ -167,18 +153,16 @@ def test_system_errors_become_messages(
     assert capsys.readouterr().err == sentence
 
 
-def test_a_missing_package_is_named_with_its_extra(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_missing_package_is_named_and_coco_csv_and_grpc_need_none(
+    fake: Fake,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     without_extras(monkeypatch)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
     assert "pip install 'tipserve[cli]'" in capsys.readouterr().err
-
-
-def test_coco_csv_and_grpc_need_no_extra(
-    fake: Fake, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_extras(monkeypatch)
     given = [str(image), "--classes=dog"]
     assert main(["segment", *given, "--format=coco", f"-o={tmp_path / 'a.json'}"]) == 0
     assert main(["classify", *given, f"-o={tmp_path / 'a.csv'}"]) == 0
@@ -193,12 +177,10 @@ def test_coco_csv_and_grpc_need_no_extra(
 def test_a_module_of_the_working_folder_hides_none_of_ours(
     project_root: Path, tmp_path: Path, start: str
 ) -> None:
-    work, scripts = tmp_path / "work", tmp_path / "scripts"
-    for folder in (work, scripts):
-        folder.mkdir()
+    work, script = tmp_path / "work", tmp_path / "tipserve"
+    work.mkdir()
     for name in ("model", "training", "numpy"):
         (work / f"{name}.py").write_text("raise SystemExit('hidden')")
-    script = scripts / "tipserve"
     script.write_text("from tipserve_cli.program import main\nmain(['serve', '--show-config'])")
     command = ["-m", "service", "--show-config"] if start == "-m service" else [str(script)]
     result = subprocess.run(
@@ -214,15 +196,16 @@ def test_a_module_of_the_working_folder_hides_none_of_ours(
     assert "http_port = 8000" in result.stdout
 
 
-@pytest.fixture
-def completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], set[str]]:
-    """Completions of a word that follows, or of an option, by the script that is installed."""
+def test_a_shell_completes_commands_options_and_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The command adds a line to the start file of the shell.
     monkeypatch.setenv("HOME", str(tmp_path))
     script = tmp_path / "completion"
     assert main(["--install-completion", "--shell=bash", f"--output={script}"]) == 0
 
-    def complete(line: str) -> set[str]:
+    def completions(line: str) -> set[str]:
+        """Those of a word that follows, or of an option, by the script that is installed."""
         words = f"({line})" if line.endswith(" -") else f"({line} '')"
         program = (
             f"source {script}; COMP_WORDS={words}; COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
@@ -233,12 +216,6 @@ def completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         )
         return set(re.findall(r"[\w-]+", found.stdout))
 
-    return complete
-
-
-def test_a_shell_completes_commands_options_and_choices(
-    completions: Callable[[str], set[str]],
-) -> None:
     assert completions("tipserve") >= {*COMMANDS, SERVE}
     assert completions("tipserve segment -") >= {"--classes", "--output", "--url", "--runtime"}
     formats = completions("tipserve segment --format")

@@ -8,7 +8,7 @@ Parquet file, or one WebDataset shard.
 import glob
 import hashlib
 import os
-import stat
+import re
 import tarfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -129,79 +129,51 @@ def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> 
 
 def _expand(name: str) -> list[tuple[str, int]]:
     """Paths or URLs, and their bytes."""
-    matching = _matching_objects(name) if is_url(name) else _matching_paths(name)
-    if not matching:
-        raise UserError(
-            f"{name} does not exist; give files, folders, patterns, or - for a list of paths."
-        )
-    return [
-        one
-        for place, size in matching
-        for one in (_in_folder(place) if size is None else [(place, size)])
-    ]
+    files, root = open_place(name)
+    with explained(name):
+        found = _matching(files, root)
+        if not found:
+            raise UserError(
+                f"{name} does not exist; give files, folders, patterns, or - for a list of paths."
+            )
+        sized = [
+            one
+            for path, info in sorted(found.items())
+            for one in (_in_folder(files, path) if info["type"] == "directory" else [info])
+        ]
+    return [(_as_named(files, one["name"], name), one["size"]) for one in sized]
 
 
-def _matching_objects(url: str) -> list[tuple[str, int | None]]:
-    """URLs and their bytes, in order; a folder has no bytes."""
-    files, root = open_place(url)
-    with explained(url):
-        try:
-            is_pattern = glob.has_magic(root)
-            found = files.glob(root, detail=True) if is_pattern else {root: files.info(root)}
-        except FileNotFoundError:
-            return []
-    return [
-        (files.unstrip_protocol(path), None if info["type"] == "directory" else info["size"])
-        for path, info in sorted(found.items())
-    ]
-
-
-def _matching_paths(name: str) -> list[tuple[str, int | None]]:
-    """Paths and their bytes, in order; a folder has no bytes."""
-    is_there = os.path.isdir(name) or os.path.isfile(name)
-    is_pattern = not is_there and glob.has_magic(name)
-    found = sorted(glob.glob(name, recursive=True)) if is_pattern else [name] * is_there
-    return [(path, None if os.path.isdir(path) else _size(path)) for path in found]
-
-
-def _size(path: str) -> int:
-    """File size in bytes; -1 for a broken link, which is skipped later when it is read."""
+def _matching(files: Any, root: str) -> dict[str, dict[str, Any]]:
+    """What fsspec says about each file and folder of a name or a pattern."""
     try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
+        return {root: files.info(root)}
+    except FileNotFoundError:
+        if not glob.has_magic(root):
+            return {}
+    fixed = len(re.split(r"[*?[]", root, maxsplit=1)[0].rpartition("/")[0]) + 1
+    found: dict[str, dict[str, Any]] = files.glob(root, detail=True)
+    return {path: info for path, info in found.items() if "/." not in f"/{path[fixed:]}"}
 
 
-def _in_folder(folder: str) -> list[tuple[str, int]]:
+def _in_folder(files: Any, folder: str) -> list[dict[str, Any]]:
     """All images below a folder; if there are none, its Parquet files; else its shards."""
-    sizes = _objects_below(folder) if is_url(folder) else _files_below(folder)
-    by_kind: dict[str, list[str]] = {"files": [], "parquet": [], "tar": []}
-    for name in sizes:
-        if any(part.startswith((".", "_")) for part in name.split("/")):
-            continue
+    found = files.find(folder, detail=True)
+    by_kind: dict[str, list[dict[str, Any]]] = {"files": [], "parquet": [], "tar": []}
+    for path in sorted(found):
+        name = path[len(folder) :].lower()
         for kind, suffixes in SUFFIXES.items():
-            if name.lower().endswith(suffixes):
-                by_kind[kind].append(name)
-    chosen = by_kind["files"] or by_kind["parquet"] or by_kind["tar"]
-    return [(os.path.join(folder, name), sizes[name]) for name in chosen]
+            if name.endswith(suffixes) and "/." not in name and "/_" not in name:
+                by_kind[kind].append(found[path])
+    return by_kind["files"] or by_kind["parquet"] or by_kind["tar"]
 
 
-def _objects_below(url: str) -> dict[str, int]:
-    """Bytes of all objects below a folder, by their names in it, in order."""
-    files, root = open_place(url)
-    with explained(url):
-        found = files.find(root, detail=True)
-    return {path[len(root) + 1 :]: info["size"] for path, info in sorted(found.items())}
-
-
-def _files_below(folder: str) -> dict[str, int]:
-    """Bytes of all files below a folder, by their names in it, in order."""
-    start, sizes = len(os.path.join(folder, "")), {}
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "_")))
-        for path in (os.path.join(place, name) for name in sorted(names)):
-            sizes[path[start:]] = _size(path)
-    return sizes
+def _as_named(files: Any, path: str, name: str) -> str:
+    """A path as a URL, or relative to the working folder, if that is how the name was given."""
+    if is_url(name):
+        url: str = files.unstrip_protocol(path)
+        return url
+    return path if os.path.isabs(name) else os.path.relpath(path)
 
 
 def _kind(path: str) -> Kind:
@@ -242,10 +214,6 @@ def _num_rows(path: str) -> int:
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
     """Open a file or an object for reading anywhere in it."""
-    if not is_url(path):
-        with open(path, "rb") as file:
-            yield file
-        return
     files, root = open_place(path)
     with explained(path):
         opened = files.open(root, "rb")
@@ -264,31 +232,23 @@ def read_part(part: Part, columns: Columns) -> Generator[InputImage]:
 
 
 def _read_file(path: str) -> bytes:
+    files, root = open_place(path)
     try:
-        data = _read_object(path) if is_url(path) else _read_path(path)
+        if not is_url(path):
+            info = files.info(root)
+            # Opening a pipe without a writer would block for ever.
+            if info["type"] != "file":
+                raise Skipped("This is not a regular file.")
+            if info["size"] > MAX_FILE_BYTES:
+                raise Skipped(TOO_LARGE)
+        with explained(path):
+            data: bytes = files.cat_file(root)
     except OSError as error:
         reason = error.strerror or "there is no such object"
         raise Skipped(f"The file cannot be read: {reason}.") from error
     if len(data) > MAX_FILE_BYTES:
         raise Skipped(TOO_LARGE)
     return data
-
-
-def _read_object(url: str) -> bytes:
-    files, path = open_place(url)
-    with explained(url):
-        content: bytes = files.cat_file(path)
-    return content
-
-
-def _read_path(path: str) -> bytes:
-    facts = os.stat(path)
-    # Opening a pipe without a writer would block for ever.
-    if not stat.S_ISREG(facts.st_mode):
-        raise Skipped("This is not a regular file.")
-    if facts.st_size > MAX_FILE_BYTES:
-        raise Skipped(TOO_LARGE)
-    return Path(path).read_bytes()
 
 
 def _read_rows(part: Part, columns: Columns) -> Iterator[InputImage]:
@@ -343,7 +303,7 @@ def _read_shard(path: str) -> Iterator[InputImage]:
     """Read a WebDataset shard: adjacent files form a sample if they agree up to the first dot."""
     key, data = None, None
     try:
-        with _opened(path) as file, _open_shard(file) as (shard, num_bytes):
+        with _opened(path) as file, tarfile.open(fileobj=file, mode="r|") as shard:
             for member in shard:
                 if not member.isfile():
                     continue
@@ -357,7 +317,7 @@ def _read_shard(path: str) -> Iterator[InputImage]:
                 if data is None and f".{suffix}".lower().endswith(IMAGES):
                     data = _member(shard, member)
             # tarfile takes a truncated header for the end of the archive.
-            if 0 < num_bytes - shard.offset < tarfile.BLOCKSIZE:
+            if 0 < file.seek(0, os.SEEK_END) - shard.offset < tarfile.BLOCKSIZE:
                 raise EOFError
     except (OSError, tarfile.TarError, EOFError) as error:
         if isinstance(error, OSError) and is_url(path):
@@ -369,15 +329,6 @@ def _read_shard(path: str) -> Iterator[InputImage]:
         return
     if key is not None:
         yield _from_sample(key, data, path)
-
-
-@contextmanager
-def _open_shard(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, int]]:
-    """The members of a shard, read one after the other, and its bytes."""
-    num_bytes = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    with tarfile.open(fileobj=file, mode="r|") as shard:
-        yield shard, num_bytes
 
 
 def _member(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:

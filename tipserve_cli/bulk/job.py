@@ -61,12 +61,6 @@ class Task(Protocol):
     def join(self, folder: "JobFolder", file: Path) -> str:
         """Write the output from all parts; returns what it has."""
 
-    def find_record(self, file: Path) -> object:
-        """The record of the job that wrote an output; None if there is none."""
-
-    def describe(self, file: Path) -> str:
-        """What an output of an earlier run has."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -272,26 +266,18 @@ def write_file(job: Job, file: Path, compute: Compute, *, overwrite: bool) -> in
     parts = file.with_name(f"{file.name}.parts")
     if overwrite:
         file.unlink(missing_ok=True)
-        errors.unlink(missing_ok=True)
     if file.exists():
-        found = job.task.find_record(file)
-        if found is None:
-            raise UserError(
-                f"{file} exists and is not an output of this command; give another name."
-            )
-        compare_records(found, job.record(), str(file))
-        text = job.task.describe(file)
-    else:
-        with locked_folder(str(parts), job) as folder:
-            _complete(folder, compute, overwrite=overwrite)
-            skipped = folder.errors()
-            if skipped:
-                errors.write_bytes(skipped)
-            else:
-                errors.unlink(missing_ok=True)
-            text = job.task.join(folder, file)
+        raise UserError(f"{file} exists; choose another output, or replace it by --overwrite.")
+    with locked_folder(str(parts), job) as folder:
+        _complete(folder, compute, overwrite=overwrite)
+        skipped = folder.errors()
+        if skipped:
+            errors.write_bytes(skipped)
+        else:
+            errors.unlink(missing_ok=True)
+        text = job.task.join(folder, file)
     shutil.rmtree(parts, ignore_errors=True)
-    num_bad = len(errors.read_bytes().splitlines()) if errors.exists() else 0
+    num_bad = len(skipped.splitlines())
     report(f"{file}: {text}", num_bad, errors)
     return num_bad
 

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -58,13 +57,6 @@ class LinesTask:
         lines = [json.dumps({**self.name(image), **row}) + "\n" for image, row in rows]
         file.write_text("".join(lines), encoding="utf-8")
 
-    def find_record(self, file: Path) -> object:
-        """As `Task` says."""
-
-    def describe(self, file: Path) -> str:
-        """As `Task` says."""
-        return "complete"
-
 
 def lines_of(folder: JobFolder) -> Iterator[Line]:
     """The lines of all finished parts, in order."""
@@ -111,14 +103,6 @@ class CocoTask(LinesTask):
             num_instances = _write_list(opened, "annotations", annotations)
             opened.write("}\n")
         return f"{num_instances} instances in {num_images} images"
-
-    def find_record(self, file: Path) -> object:
-        """As `Task` says."""
-        with file.open(encoding="utf-8", errors="replace") as opened:
-            first = opened.readline().rstrip(",\n")
-        with suppress(ValueError, LookupError, TypeError):
-            return json.loads(first + "}")["info"]["job"]
-        return None
 
     def _class_names(self, folder: JobFolder) -> Sequence[str]:
         """Names of labels 1, 2, ...; the answers have those of a head."""

@@ -77,7 +77,14 @@ def compute_on_ray(
         folder: Receives the parts; it must be shared by all machines.
         advance: Counts a part.
     """
-    _start(options)
+    ray.init(
+        address=options.address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         # Only Ray's own processes read these pickles.
         rows = [{"part": pickle.dumps(part)} for part in parts]
@@ -96,18 +103,6 @@ def compute_on_ray(
         raise UserError(f"Ray failed: {find_reason(str(error))}") from error
     finally:
         ray.shutdown()
-
-
-def _start(options: RayOptions) -> None:
-    ray.init(
-        address=options.address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
 
 
 def find_reason(text: str) -> str:

@@ -95,18 +95,6 @@ class EmbedTask:
                 with folder.opened(name) as opened, pq.ParquetFile(opened) as part:
                     for index in range(part.num_row_groups):
                         writer.write_table(part.read_row_group(index))
-        return self.describe(file)
-
-    def find_record(self, file: Path) -> object:
-        """As `Task` says."""
-        try:
-            metadata = pq.read_schema(file).metadata or {}
-            return json.loads(metadata[METADATA_KEY])
-        except (OSError, ValueError, KeyError):
-            return None
-
-    def describe(self, file: Path) -> str:
-        """As `Task` says."""
         return f"{pq.read_metadata(file).num_rows} rows"
 
     def _schema(self, job: Job) -> pa.Schema:

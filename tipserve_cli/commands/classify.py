@@ -83,8 +83,6 @@ def _write_many(
     output = options.output
     assert output is not None
     check_output(output, SUFFIXES)
-    if output.exists() and not options.overwrite:
-        raise UserError(f"{output} exists; choose another output, or replace it by --overwrite.")
     task = ClassesTask(
         classes=classes,
         request={"top_k": options.top},

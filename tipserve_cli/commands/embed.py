@@ -141,9 +141,8 @@ def run(
             cpus=options.cpus_per_worker,
             gpus=options.gpus_per_worker,
         )
-        found = on_ray.describe_model(model.loading_flags)
         compute = partial(on_ray.compute_on_ray, cluster)
-        return _embed(options, new_job(model=found), compute)
+        return _embed(options, new_job(model=on_ray.describe_model(model.loading_flags)), compute)
     with opened_engine(model) as engine:
         found = engine.find_model(model.served_name)
         return _embed(options, new_job(model=found), partial(jobs.compute_here, engine))

@@ -215,10 +215,6 @@ class TaskOptions:
         options = {"outputs": self.features or "patches", **sized}
         return Question(about="embedding", options=options)
 
-    def about_map(self, task: MapTask) -> Question:
-        """The question of depth or normals."""
-        return Question(about=task, options={"resolution": self.resolution})
-
     def shown(self, *names: str) -> dict[str, Any]:
         """Options for a report, without those that are not given."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -527,7 +523,7 @@ def rank_by_cosine(
     for start in range(0, len(unit_QD), at_once):
         part = slice(start, start + at_once)
         scores_QC = unit_QD[part] @ unit_CD.T
-        right_QC = np.stack([_one_of(keys[1], own) for own in keys[0][part]])
+        right_QC = np.stack([np.isin(keys[1], own) for own in keys[0][part]])
         row_P = np.flatnonzero(own_Q[part] >= 0)
         own = row_P, own_Q[part][row_P]
         scores_QC[own], right_QC[own] = -np.inf, False
@@ -537,13 +533,6 @@ def rank_by_cosine(
         num_right_Q=np.concatenate([part.num_right_Q for part in parts]),
         num_candidates=len(unit_CD) - bool((own_Q >= 0).all()),
     )
-
-
-def _one_of(key_C: NDArray[np.int64], wanted: tuple[int, ...]) -> NDArray[np.bool_]:
-    right_C = np.zeros(len(key_C), bool)
-    for key in wanted:
-        right_C |= key_C == key
-    return right_C
 
 
 def _labelled_result(
@@ -592,84 +581,78 @@ def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Resu
 
     Source: BTS and DINOv2's evaluation, which average over images, not over pixels.
     """
-    rows = []
-    digest = hashlib.sha256()
-    for index, depth_HW in enumerate(answers.each(given.images, options.about_map("depth"))):
-        truth_HW = _true_map(given, index, depth_HW)
-        digest.update(truth_HW.tobytes())
+
+    def sums(found_HW: FloatArray, truth_HW: Floats) -> Any:
         counts_HW = np.isfinite(truth_HW)
-        found_P = np.clip(depth_HW[counts_HW].astype(np.float64), *given.range_m)
-        rows.append(depth_scores(found_P, truth_HW[counts_HW]))
-    table_S4 = np.asarray(rows)
-    if not table_S4[:, 3].any():
-        raise SetError(f"{given.name}: no image has a depth that counts.")
+        found_P = np.clip(found_HW[counts_HW].astype(np.float64), *given.range_m)
+        return depth_scores(found_P, truth_HW[counts_HW])
+
     metrics = (("RMSE (m)", Sums.mean), ("AbsRel (%)", Sums.share), ("delta1", Sums.share))
-    return Result(
-        task=DEPTH,
-        split=given.name,
-        options=options.shown("resolution"),
-        examples=[image.path.name for image in given.images],
-        scores=_columns(table_S4, metrics),
-        published=given.published,
-        truth=digest.hexdigest(),
-    )
-
-
-def _columns(table: Floats, metrics: Sequence[tuple[str, Metric]]) -> list[Score]:
-    """Scores of the sums in each column; the last column has their counts."""
-    return [
-        Score(
-            metric=metric,
-            counts=Sums(sum_S=table[:, column], count_S=table[:, -1]),
-            function=function,
-        )
-        for column, (metric, function) in enumerate(metrics)
-    ]
+    return _maps_result("depth", given, sums, metrics, answers=answers, options=options)
 
 
 def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> Result:
     """Angles between predicted and true normals; the scores are means over pixels or images."""
-    rows = []
-    digest = hashlib.sha256()
-    question = options.about_map("normals")
-    for index, normals_HW3 in enumerate(answers.each(given.images, question)):
-        truth_HW3 = _true_map(given, index, normals_HW3)
-        digest.update(truth_HW3.tobytes())
+
+    def sums(found_HW3: FloatArray, truth_HW3: Floats) -> Any:
         counts_HW = np.isfinite(truth_HW3[..., 0])
-        angle_P = angles(normals_HW3[counts_HW].astype(np.float64), truth_HW3[counts_HW])
+        angle_P = angles(found_HW3[counts_HW].astype(np.float64), truth_HW3[counts_HW])
         near = [np.count_nonzero(angle_P < limit) for limit in NEAR_DEGREES]
-        row_6 = np.array([angle_P.sum(), np.square(angle_P).sum(), *near, len(angle_P)])
+        row_6 = np.array([angle_P.sum(), np.square(angle_P).sum(), *near, len(angle_P)], float)
         if given.by_image and len(angle_P):
             row_6 /= len(angle_P)
             row_6[1] = np.sqrt(row_6[1])
-        rows.append(row_6)
-    table_S6 = np.asarray(rows, np.float64)
-    if not table_S6[:, -1].any():
-        raise SetError(f"{given.name}: no image has a normal.")
+        return row_6
+
     metrics = [
         ("mean angle (degrees)", Sums.mean),
         ("RMSE (degrees)", Sums.mean if given.by_image else Sums.root),
         *((f"under {limit:g} degrees", Sums.share) for limit in NEAR_DEGREES),
     ]
+    return _maps_result("normals", given, sums, metrics, answers=answers, options=options)
+
+
+def _maps_result(
+    task: MapTask,
+    given: DepthSet | NormalSet,
+    sums: Callable[[FloatArray, Floats], Any],
+    metrics: Sequence[tuple[str, Metric]],
+    *,
+    answers: Answers,
+    options: TaskOptions,
+) -> Result:
+    """Scores of the sums over each map, whose last one is the count of the others' terms."""
+    rows = []
+    digest = hashlib.sha256()
+    question = Question(about=task, options={"resolution": options.resolution})
+    for index, found in enumerate(answers.each(given.images, question)):
+        truth = given.read(index)
+        if truth.shape != found.shape:
+            raise SetError(
+                f"{given.maps[index]} has {truth.shape[:2]}, its image {found.shape[:2]} rows and "
+                "columns."
+            )
+        digest.update(truth.tobytes())
+        rows.append(sums(found, truth))
+    table = np.asarray(rows)
+    if not table[:, -1].any():
+        raise SetError(f"{given.name}: no image has {task} to compare with.")
     return Result(
-        task=NORMALS,
+        task={"depth": DEPTH, "normals": NORMALS}[task],
         split=given.name,
         options=options.shown("resolution"),
         examples=[image.path.name for image in given.images],
-        scores=_columns(table_S6, metrics),
+        scores=[
+            Score(
+                metric=metric,
+                counts=Sums(sum_S=table[:, column], count_S=table[:, -1]),
+                function=function,
+            )
+            for column, (metric, function) in enumerate(metrics)
+        ],
         published=given.published,
         truth=digest.hexdigest(),
     )
-
-
-def _true_map(given: DepthSet | NormalSet, index: int, found: FloatArray) -> Floats:
-    truth = given.read(index)
-    if truth.shape != found.shape:
-        raise SetError(
-            f"{given.maps[index]} has {truth.shape[:2]}, its image {found.shape[:2]} rows and "
-            "columns."
-        )
-    return truth
 
 
 # What scores a known set of each kind.

@@ -8,7 +8,7 @@ import pytest
 
 from tests.service.conftest import Encode, Serving
 from tipserve_cli.commands.bench import Measured
-from tipserve_cli.program import DONE, FAILED, main, new_app
+from tipserve_cli.program import DONE, FAILED, new_app
 
 KEY = "the-key-of-this-test"
 
@@ -48,9 +48,3 @@ def test_the_report_has_the_percentiles_of_each_stage() -> None:
     assert lines[0] == "100 requests in 50.0 s: 2.0 per second, 1 x 429"
     assert lines[2].split() == ["request", "50.50", "50.50", "90.10", "99.01"]
     assert [line.split()[0] for line in lines[3:]] == ["decode", "total"]
-
-
-@pytest.mark.parametrize("url", [[], ["--url=grpc://localhost:8001"]])
-def test_a_server_must_be_named(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *url]) == FAILED
-    assert "name a running server" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tipserve_cli.conftest import Fake
-from tipserve_cli.program import DONE, FAILED, main
+from tipserve_cli.program import DONE, main
 
 
 def test_each_format_has_the_same_vectors(
@@ -49,19 +49,3 @@ def test_lines_are_read_from_a_file_or_from_standard_input(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert main(["texts", "-"]) == DONE
     assert json.loads(capsys.readouterr().out) == rows
-
-
-@pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([], "Give texts, or --file with a text in each line."),
-        (["a", "--file=b"], "Give texts, or --file"),
-        (["a", "-o=x.csv"], "--output must end in .json, .npy or .parquet, not x.csv."),
-    ],
-)
-def test_invalid_arguments_are_named(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
-) -> None:
-    assert main(["texts", *arguments]) == FAILED
-    assert sentence in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""Every command names what is wrong with its arguments, and writes nothing."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.tipserve_cli.commands.test_search import write_embeddings
+from tests.tipserve_cli.conftest import Fake
+from tipserve_cli.program import FAILED, main
+
+MANY = ",".join(map(str, range(256)))
+SETS = "--segmentation images masks names.txt"
+WRONG = [
+    ("classify image.png", "Give the classes by --classes or by --classes-file."),
+    (
+        "classify image.png --classes=a --classes-file=names.txt",
+        "by --classes or by --classes-file.",
+    ),
+    ("classify image.png --classes-file=none.txt", "none.txt cannot be read: No such file"),
+    ("classify image.png --classes-file=blank.txt", "blank.txt: line 2 is blank; remove it."),
+    ("classify image.png --classes-file=empty.txt", "empty.txt has no lines."),
+    ("classify image.png --classes-file=image.png", "image.png is not UTF-8 text."),
+    ("classify image.png image.png --classes=a", "Several images need an --output that ends in"),
+    ("classify image.png --classes=a -o=x.txt", "--output must end in .csv or .jsonl, not x.txt."),
+    ("classify image.png --classes=a -o=no/x.csv", "no is not a folder"),
+    ("features image.png -o=f.npy --kind=colors", "--kind draws an image"),
+    ("features image.png -o=f.txt", "--output must end in .npy or .png, not f.txt."),
+    ("features broken.jpg -o=f.npy", "broken.jpg: the image cannot be decoded"),
+    ("segment image.png --classes=a -o mask.jpg", "must end in .png or .npy for --format mask"),
+    ("segment image.png --classes=a -o mask.npy --format=overlay", "--output must end in .png"),
+    ("segment image.png --classes=a -o m.png --format=coco", "must end in .json for --format coco"),
+    ("segment images --classes=a -o mask.png", "--format mask is of one image; coco takes a"),
+    (f"segment image.png --classes={MANY} -o m.png", "256 classes given, at most 255"),
+    ("segment image.png --classes=head:many -o m.png", "256 classes given, at most 255 fit into"),
+    ("segment image.png --classes=a -o no/such/mask.png", "no/such is not a folder"),
+    ("segment image.png --classes=a -o image.png/mask.png", "image.png is not a folder"),
+    ("segment broken.jpg --classes=a -o m.png", "broken.jpg: the image cannot be decoded"),
+    ("texts", "Give texts, or --file with a text in each line."),
+    ("texts a --file=b", "Give texts, or --file"),
+    ("texts a -o=x.csv", "--output must end in .json, .npy or .parquet, not x.csv."),
+    ("search e.parquet", "Give words, or --image with an image file."),
+    ("search e.parquet a --image=image.png", "Give words, or --image"),
+    ("search e.parquet --image=no.png", "no.png cannot be read"),
+    ("search e.parquet a --column=cls2", "no embeddings 'cls2'; choose a --column from cls1."),
+    ("search image.png a", "image.png cannot be read as Parquet."),
+    ("search none.parquet a", "none.parquet cannot be read as Parquet."),
+    ("search other.parquet a", "other.parquet is no output of `tipserve embed`."),
+    ("search . a", ". has no parts"),
+    ("bench", "name a running server"),
+    ("bench --url=grpc://localhost:8001", "name a running server"),
+    ("evaluate", "Give a set: --segmentation, --retrieval, --classification, --instances, --knn"),
+    ("evaluate --linear-segmentation nowhere names.txt", "nowhere/train/images is not a folder"),
+    ("evaluate --knn=nowhere", "nowhere/train is missing"),
+    ("evaluate --dataset coco nowhere", "nowhere has no dataset_coco.json. coco needs"),
+    ("evaluate --knn=. --reduce-zero-label", "--reduce-zero-label is for --segmentation"),
+    ("evaluate --retrieval=nowhere", "nowhere is not a folder."),
+    (f"evaluate {SETS} -o=x --against=x", "--against is the folder of --output"),
+    (f"evaluate {SETS} --against=nowhere", "nowhere has no report"),
+    (f"evaluate {SETS} --templates=nowhere", "nowhere cannot be read"),
+    (f"evaluate {SETS} --templates=names.txt", "'cat & mouse' needs {} once"),
+    (f"evaluate {SETS} --rules=nowhere.toml", "nowhere.toml"),
+    (f"evaluate {SETS} --rules=rules.toml", "needs a metric of which more is better, such as"),
+    ("evaluate --depth images depths", "fake has no head for depth; use a model that has one"),
+]
+
+
+@pytest.fixture
+def folder(image: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with good and bad files."""
+    folder = image.parent
+    monkeypatch.chdir(folder)
+    for name, text in (
+        ("blank.txt", "a\n\nb\n"),
+        ("empty.txt", ""),
+        ("broken.jpg", "nonsense"),
+        ("names.txt", "cat & mouse\ndog\n"),
+        ("rules.toml", '[[score]]\ntask = "a"\nsplit = "b"\nmetric = "RMSE (m)"\nminimum = 1\n'),
+    ):
+        (folder / name).write_text(text)
+    for name in ("images", "masks", "depths"):
+        (folder / name).mkdir()
+        Image.fromarray(np.ones((40, 60), np.uint8)).save(folder / name / "0.png")
+    write_embeddings(Path("e.parquet"), ["a.jpg"])
+    pq.write_table(pa.table({"cls1": [[1.0, 0, 0, 0]]}), "other.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(("line", "sentence"), WRONG, ids=[line[:60] for line, _ in WRONG])
+def test_what_is_wrong_is_named(
+    fake: Fake, folder: Path, capsys: pytest.CaptureFixture[str], line: str, sentence: str
+) -> None:
+    fake.head = list(map(str, range(256)))
+    if line.startswith("bench"):
+        line = line if "--url" in line else f"{line} --url=fake"
+    before = {path.name for path in folder.iterdir()}
+    assert main(shlex.split(line)) == FAILED
+    assert sentence in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} <= before | {"evaluation", "x"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--classes=a,a"], "is given twice"),
+        (["--classes=,"], "classes is empty"),
+        (["--classes=a", "--resolution=13"], "resolution must be a multiple"),
+    ],
+)
+def test_what_the_model_in_this_process_refuses_is_named(
+    image: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    assert main(["segment", str(image), "-o", str(image.with_name("mask.png")), *options]) == FAILED
+    assert sentence in capsys.readouterr().err
+    assert list(image.parent.iterdir()) == [image]

@@ -1,0 +1,180 @@
+"""Masks, classes and patch embeddings of an image, and of a folder of them."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tests.tipserve_cli.conftest import Fake
+from tipserve_cli.bulk import lines
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
+
+NAMES = ["a.png", "b.png", "d.png", "more/e.png"]
+
+
+@pytest.fixture
+def photos(image: Path) -> Path:
+    """Four images, and one that is none."""
+    folder = image.parent / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in NAMES:
+        shutil.copy(image, folder / name)
+    (folder / "c.jpg").write_bytes(b"nonsense")
+    return folder
+
+
+@pytest.mark.slow
+def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("mask.png", "mask.npy", "seen.png")]
+    for file in files:
+        options = ["--format=overlay"] if file.stem == "seen" else []
+        arguments = ["segment", str(image), "--classes= apple ,night", "-o", str(file)]
+        assert main([*arguments, *options]) == 0
+    labels_HW = np.load(files[1], allow_pickle=False)
+    assert labels_HW.shape == (40, 60)
+    assert set(np.unique(labels_HW)) <= {1, 2}
+    with Image.open(files[0]) as mask, Image.open(files[2]) as seen:
+        np.testing.assert_array_equal(np.asarray(mask), labels_HW)
+        assert seen.size == (60, 40)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        image.name, *(file.name for file in files)
+    }  # fmt: skip
+
+
+def test_an_image_is_read_from_standard_input_and_many_classes_are_grey(
+    image: Path, tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(image.read_bytes()))
+    monkeypatch.setattr("sys.stdin", stream)
+    file = tmp_path / "mask.npy"
+    assert main(["segment", "-", "--classes=apple", "-o", str(file)]) == DONE
+    assert np.load(file, allow_pickle=False).tolist() == np.ones((40, 60)).tolist()
+    fake.head = list(map(str, range(256)))
+    command = ["segment", str(image), "--classes=head:many", "-o", str(tmp_path / "mask.png")]
+    assert main([*command, "--format=labels"]) == DONE
+
+
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
+    photos: Path,
+    tmp_path: Path,
+    fake: Fake,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "found.json"
+    command = ["segment", str(photos), "--classes=dog,cat", "--format=coco", "-o", str(file)]
+    monkeypatch.setattr(lines, "PART_ITEMS", 1)
+    fake.most_images = 3
+    assert main(command) == FAILED
+    assert not file.exists()
+    fake.num_images, fake.most_images = 0, 1000
+    assert main([*command, "--min-area-share=0.5"]) == FAILED
+    assert "with other options (min_area_share: was 0.001" in capsys.readouterr().err
+    assert main(command) == DONE_WITH_SKIPPED_IMAGES
+    assert fake.num_images < 5
+    assert "4 instances in 4 images" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "found.errors.jsonl", "found.json", "image.png", "photos"
+    }  # fmt: skip
+    (skipped,) = map(json.loads, (tmp_path / "found.errors.jsonl").read_text().splitlines())
+    assert (skipped["file_name"], skipped["code"]) == ("c.jpg", "invalid_image")
+    found = json.loads(file.read_text())
+    assert [one["file_name"] for one in found["images"]] == NAMES
+    assert [one["score"] for one in found["annotations"]] == [0.75] * 4
+    first = found["annotations"][0]
+    assert coco_mask.toBbox(first["segmentation"]).tolist() == first["bbox"]
+
+
+@pytest.mark.parametrize("named", ["head:pets", "model"])
+def test_the_categories_of_a_coco_file_are_the_classes_of_a_head(
+    photos: Path,
+    tmp_path: Path,
+    fake: Fake,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    named: str,
+) -> None:
+    monkeypatch.setattr(lines, "PART_ITEMS", 1)
+    (photos / "c.jpg").unlink()
+    file = tmp_path / "found.json"
+    command = ["segment", str(photos), f"--classes={named}", "--format=coco", "-o", str(file)]
+    fake.most_images = 2
+    assert main(command) == FAILED
+    fake.most_images, fake.head = 1000, ["a cow"]
+    assert main(command) == FAILED
+    assert f"The classes of {named} changed during the job" in capsys.readouterr().err
+    fake.head = ["a cat", "a dog"]
+    assert main([*command, "--overwrite"]) == DONE
+    found = json.loads(file.read_text())
+    assert [one["name"] for one in found["categories"]] == ["a cat", "a dog"]
+    assert [one["category_id"] for one in found["annotations"]] == [1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_classes_of_an_image_are_printed(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("dog\nsea gull\n")
+    for classes in (["--classes", "dog, sea gull"], ["--classes-file", str(names)]):
+        assert main(["classify", str(image), *classes]) == DONE
+        assert capsys.readouterr().out.splitlines() == [
+            " 75.00 %   0.375  sea gull",
+            " 25.00 %   0.125  dog",
+        ]
+    assert main(["classify", str(image), "--classes=dog,cat", "--top=1"]) == DONE
+    assert capsys.readouterr().out.splitlines() == [" 75.00 %   0.375  cat"]
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_classes_of_a_folder_become_a_table_or_lines(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["classify", str(photos), "--classes=dog,cat", "-o"]
+    table, listed = tmp_path / "found.csv", tmp_path / "found.jsonl"
+    assert main([*command, str(table)]) == DONE_WITH_SKIPPED_IMAGES
+    printed = capsys.readouterr()
+    assert "4 images" in printed.out
+    assert "1 images were skipped" in printed.err
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [tuple(row.values()) for row in rows[:3]] == [
+        ("a.png", "1", "cat", "0.75", "0.375"),
+        ("a.png", "2", "dog", "0.25", "0.125"),
+        ("b.png", "1", "cat", "0.75", "0.375"),
+    ]
+    assert rows[-1]["file"] == "more/e.png"
+    (skipped,) = map(json.loads, (tmp_path / "found.errors.jsonl").read_text().splitlines())
+    assert (skipped["file_name"], skipped["code"]) == ("c.jpg", "invalid_image")
+    assert main([*command, str(table)]) == FAILED
+    assert f"{table} exists" in capsys.readouterr().err
+    assert main([*command, str(table), "--overwrite"]) == DONE_WITH_SKIPPED_IMAGES
+    assert main([*command, str(listed), "--top=1"]) == DONE_WITH_SKIPPED_IMAGES
+    found = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [one["file"] for one in found] == NAMES
+    assert found[0]["classes"] == [{"name": "cat", "probability": 0.75, "cosine": 0.375}]
+
+
+def test_patch_embeddings_become_an_array_or_an_image(
+    image: Path, tmp_path: Path, fake: Fake
+) -> None:
+    array, drawing = tmp_path / "f.npy", tmp_path / "f.png"
+    assert main(["features", str(image), "-o", str(array), "--features=values"]) == DONE
+    assert np.load(array, allow_pickle=False).shape == (2, 3, 4)
+    for kind in ([], ["--kind=groups", "--resolution=56", "--fit=squash"]):
+        assert main(["features", str(image), "-o", str(drawing), *kind]) == DONE
+        with Image.open(drawing) as read:
+            assert (read.size, read.mode) == ((60, 40), "P" if kind else "RGB")
+    drawn = {"kind": "colors", "features": "patches", "fit": "aspect"}
+    assert [one.fields for one in fake.requests] == [
+        {"outputs": ["values"], "fit": "aspect"},
+        drawn,
+        {**drawn, "kind": "groups", "fit": "squash", "resolution": 56},
+    ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from training.data.shards.sample import Sample
 
@@ -60,9 +60,7 @@ class GeminiConfig:
     source: str = "gemini"
 
     def __post_init__(self) -> None:
-        """Check names and ranges."""
-        if self.image_resolution not in get_args(Resolution):
-            raise ValueError(f"image_resolution must be one of {get_args(Resolution)}")
+        """Check the ranges."""
         if min(self.max_words, self.max_output_tokens, self.max_text_characters) < 1:
             raise ValueError(
                 "max_words, max_output_tokens and max_text_characters must be at least 1"

@@ -8,21 +8,23 @@ shard with the captions. A finished shard is not touched again.
 import json
 import os
 import re
-import tarfile
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from model.files import atomic_write
-from training.data.shards.sample import BadSample, Sample, sample_from_members, split_name
-from training.data.shards.tar_shard import offsets_path, write_shard
+from training.data.shards.manifest import claim_folder, load_manifest
+from training.data.shards.sample import BadSample, Sample
+from training.data.shards.tar_shard import load_offsets, offsets_path, read_sample, write_shard
 
 _SETTINGS = "captions.json"
+MAX_CHARACTERS = 1000
+"""At which a caption is cut, back to the end of a word. Not published by TIPSv2. Its text tower
+reads 64 tokens, about 300 characters of English; three times that limits a model that does not
+stop."""
 _QUOTES = (('"', '"'), ("\u201c", "\u201d"), ("'", "'"), ("\u2018", "\u2019"))
 
 
@@ -72,39 +74,28 @@ class CaptionJob:
     """Input, output and cleaning of a job.
 
     Attributes:
-        shards: Folder of shards, or one shard.
+        shards: Folder of shards with a manifest.
         output: Folder for the shards with captions.
-        max_characters: Length at which a caption is cut, back to the end of a word. Not published
-            by TIPSv2. Its text tower reads 64 tokens, about 300 characters of English, so 1000
-            keeps three times that and limits a model that does not stop.
     """
 
     shards: Path
     output: Path
-    max_characters: int = 1000
 
     def __post_init__(self) -> None:
-        """Check that input and output differ, and the length."""
-        folder = self.shards.parent if self.shards.is_file() else self.shards
-        if folder.resolve() == self.output.resolve():
+        """Check that input and output differ."""
+        if self.shards.resolve() == self.output.resolve():
             raise ValueError(f"--output {self.output} holds the input shards; name another folder")
-        if self.max_characters < 1:
-            raise ValueError("max_characters must be at least 1")
 
     def run(self, captioner: Captioner, *, report: Callable[[str], None] = print) -> str:
         """Caption all samples that have no caption of this source; returns a summary.
 
         Raises:
-            ValueError: The output folder has other settings, a shard is damaged, or the captioner
-                stops. What it captioned is kept.
-            FileNotFoundError: There are no shards.
+            ValueError: The output folder has other settings, or the captioner stops. What it
+                captioned is kept.
+            FileNotFoundError: There are no shards, or they are not indexed.
         """
-        paths = [self.shards] if self.shards.is_file() else sorted(self.shards.glob("*.tar"))
-        if not paths:
-            raise FileNotFoundError(
-                f"no shards in {self.shards}: name a folder of .tar files, or one file"
-            )
-        self._claim({"source": captioner.source, **captioner.settings()})
+        paths = [self.shards / entry.name for entry in load_manifest(self.shards)]
+        claim_folder(self.output / _SETTINGS, {"source": captioner.source, **captioner.settings()})
         started: deque[tuple[Path, Outcomes]] = deque()
         for path in paths:
             if not offsets_path(self.output / path.name).exists():
@@ -114,22 +105,6 @@ class CaptionJob:
         while started:
             report(self._finish(*started.popleft(), captioner.source))
         return _summary(outcome for path in paths for outcome in self._outcomes(path).values())
-
-    def _claim(self, settings: Mapping[str, Any]) -> None:
-        """Record the settings, or compare them with the recorded ones."""
-        settings = {"max_characters": self.max_characters, **settings}
-        file = self.output / _SETTINGS
-        if not file.exists():
-            self.output.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, json.dumps(settings, indent=2) + "\n")
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        names = sorted({*earlier, *settings})
-        changed = [name for name in names if earlier.get(name) != settings.get(name)]
-        if changed:
-            raise ValueError(
-                f"{self.output} was started with other settings ({', '.join(changed)}); use those "
-                f"of {file}, or name another folder"
-            )
 
     def _record(self, shard: Path) -> Path:
         return self.output / f"{shard.name}.captions.jsonl"
@@ -161,7 +136,7 @@ class CaptionJob:
         """Record each outcome at once, then write the shard; returns a summary."""
         with self._record(shard).open("ab", buffering=0) as file, closing(batches):
             for batch in batches:
-                cleaned = [self._cleaned(outcome) for outcome in batch]
+                cleaned = [_cleaned(outcome) for outcome in batch]
                 file.write(b"".join(_line(outcome) for outcome in cleaned))
             outcomes = self._outcomes(shard)
             missing = []
@@ -179,15 +154,16 @@ class CaptionJob:
         write_shard(self.output / shard.name, samples)
         return f"{shard.name}: {_summary(self._outcomes(shard).values())}"
 
-    def _cleaned(self, outcome: Outcome) -> Outcome:
-        if outcome.caption is None:
-            return outcome
-        caption = clean_caption(outcome.caption, self.max_characters)
-        failure = None if caption else "the answer is empty"
-        return replace(outcome, caption=caption or None, failure=failure)
+
+def _cleaned(outcome: Outcome) -> Outcome:
+    if outcome.caption is None:
+        return outcome
+    caption = clean_caption(outcome.caption)
+    failure = None if caption else "the answer is empty"
+    return replace(outcome, caption=caption or None, failure=failure)
 
 
-def clean_caption(text: str, max_characters: int) -> str:
+def clean_caption(text: str) -> str:
     """Clean a caption; the result may be empty.
 
     In this order: compose characters (NFC), remove control and other invisible characters, turn
@@ -202,41 +178,32 @@ def clean_caption(text: str, max_characters: int) -> str:
         if len(text) > 1 and text[0] == left and text[-1] == right and left not in inner:
             text = inner.strip()
             break
-    if len(text) <= max_characters:
+    if len(text) <= MAX_CHARACTERS:
         return text
-    cut = text[: max_characters + 1]
-    return cut.rsplit(" ", 1)[0].rstrip() if " " in cut else cut[:max_characters]
+    cut = text[: MAX_CHARACTERS + 1]
+    return cut.rsplit(" ", 1)[0].rstrip() if " " in cut else cut[:MAX_CHARACTERS]
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, Sample | BadSample]]:
-    """Read a shard's samples in order, without its index.
+    """Read a shard's samples in order.
 
     Yields:
-        Each key with its sample, or with the reason why it is none.
+        Each key with its sample, or a row with the reason why it is none.
 
     Raises:
-        ValueError: The file is damaged, or a key is repeated.
+        ValueError: A key is repeated.
     """
     keys: set[str] = set()
-    try:
-        for key, entries in groupby(_entries(path), key=lambda entry: split_name(entry[0])[0]):
-            if key in keys:
-                raise ValueError(f"{path}: the key {key} is repeated; keys must be unique")
-            keys.add(key)
-            try:
-                yield key, sample_from_members(dict(entries))
-            except BadSample as error:
-                yield key, error
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is not a valid tar file: {error}") from error
-
-
-def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path, "r:") as tar:
-        for entry in tar:
-            content = tar.extractfile(entry) if entry.isfile() else None
-            if content is not None:
-                yield entry.name, content.read()
+    for row in range(len(load_offsets(path)) - 1):
+        try:
+            sample = read_sample(path, row)
+        except BadSample as error:
+            yield f"row {row}", error
+            continue
+        if sample.key in keys:
+            raise ValueError(f"{path}: the key {sample.key} is repeated; keys must be unique")
+        keys.add(sample.key)
+        yield sample.key, sample
 
 
 def _captioned(sample: Sample, outcome: Outcome | None, source: str) -> Sample:

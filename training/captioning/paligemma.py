@@ -6,10 +6,10 @@ Shapes: B images, L prompt tokens, T prompt and answer tokens, H W pixels.
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -43,7 +43,7 @@ class PaliGemmaConfig:
         batch_size: Images per batch. Results may differ in the last bits between batch sizes, and
             so in rare words; a job therefore keeps one batch size.
         precision: "auto" is bfloat16 on a GPU and float32 elsewhere.
-        device: "auto" is the GPU if there is one.
+        device: "auto" is the GPU if there is one; else a name such as "cuda:1".
         source: Caption source under which the captions are stored.
     """
 
@@ -53,7 +53,7 @@ class PaliGemmaConfig:
     temperature: float = 0.0
     seed: int = 0
     batch_size: int = 16
-    precision: str = "auto"
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
     device: str = "auto"
     source: str = "paligemma"
 
@@ -63,8 +63,6 @@ class PaliGemmaConfig:
             raise ValueError("max_tokens and batch_size must be at least 1")
         if self.temperature < 0:
             raise ValueError("temperature must be at least 0; 0 is greedy")
-        if self.precision not in ("auto", "bfloat16", "float32"):
-            raise ValueError('precision must be "auto", "bfloat16" or "float32"')
 
     def torch_device(self) -> torch.device:
         """The device to run on."""
@@ -73,8 +71,9 @@ class PaliGemmaConfig:
 
     def dtype(self) -> torch.dtype:
         """The weights' and activations' type."""
-        is_wide = self.torch_device().type == "cpu" if self.precision == "auto" else None
-        return torch.float32 if is_wide or self.precision == "float32" else torch.bfloat16
+        if self.precision == "auto":
+            return torch.float32 if self.torch_device().type == "cpu" else torch.bfloat16
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,16 +140,13 @@ class PaliGemmaCaptioner:
 
     def settings(self) -> Mapping[str, Any]:
         """Return what the captions depend on."""
-        config = self._config
+        settings = asdict(self._config)
+        for name in ("precision", "device", "source"):
+            del settings[name]
         return {
             "kind": "transformers",
-            "model": config.model,
-            "prompt": config.prompt,
-            "max_tokens": config.max_tokens,
-            "temperature": config.temperature,
-            "seed": config.seed,
-            "batch_size": config.batch_size,
-            "dtype": str(config.dtype()).removeprefix("torch."),
+            "dtype": str(self._config.dtype()).removeprefix("torch."),
+            **settings,
         }
 
     def start(self, samples: Iterable[Sample], note: Path) -> Outcomes:

@@ -1,21 +1,16 @@
-"""`python -m training shards`: build, index, verify and describe WebDataset shards."""
+"""`python -m training shards`: build, index and describe WebDataset shards."""
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from training.data.shards.image_folder import ImageFolder, describe_folder
-from training.data.shards.manifest import (
-    DEFAULT_SHARD_SIZE,
-    Manifest,
-    find_damage,
-    index_shards,
-)
+from training.data.shards.manifest import DEFAULT_SHARD_SIZE, index_shards
 from training.data.shards.parquet import ParquetColumns, ParquetItems
 from training.data.shards.sample import BrokenList
-from training.data.shards.writing import SampleSource, ShardPlan, build_shards
+from training.data.shards.writing import SKIPPED_FILE, SampleSource, build_shards
 
-HELP = "Build, index, verify or describe WebDataset shards of images and captions."
+HELP = "Build, index or describe WebDataset shards of images and captions."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         builder.set_defaults(act=_build(make_source))
     for kind, act, text in (
         ("index", _index, "index existing shards for random access"),
-        ("verify", _verify, "compare every shard with its digest in the manifest"),
         ("describe", _describe, "describe a folder of shards or images"),
     ):
         reader = kinds.add_parser(kind, help=text)
@@ -52,8 +46,11 @@ def _build(
     make_source: Callable[[argparse.Namespace], SampleSource],
 ) -> Callable[[argparse.Namespace], None]:
     def act(options: argparse.Namespace) -> None:
-        plan = ShardPlan(kind=options.kind, shard_size=options.shard_size)
-        _report(options.output, build_shards(make_source(options), options.output, plan))
+        skipped = build_shards(make_source(options), options.output, options.shard_size)
+        if len(skipped):
+            listed = options.output / SKIPPED_FILE
+            print(f"{len(skipped)} broken samples are left out; {listed} lists them")
+        print(describe_folder(options.output))
 
     return act
 
@@ -80,24 +77,11 @@ def _sources(lines: Sequence[str]) -> dict[str, str]:
 
 def _index(options: argparse.Namespace) -> None:
     broken = BrokenList()
-    _report(options.folder, index_shards(options.folder, broken))
+    index_shards(options.folder, broken)
     if len(broken):
         print(f"{len(broken)} samples are broken; batches will skip them")
-
-
-def _verify(options: argparse.Namespace) -> None:
-    damage = find_damage(options.folder)
-    if damage:
-        raise ValueError("; ".join(damage))
-    print(f"every shard in {options.folder} is intact")
+    print(describe_folder(options.folder))
 
 
 def _describe(options: argparse.Namespace) -> None:
     print(describe_folder(options.folder))
-
-
-def _report(folder: Path, manifest: Manifest) -> None:
-    """Print a summary of the written shards."""
-    skipped = f", {manifest.num_skipped} broken samples left out" if manifest.num_skipped else ""
-    print(f"{len(manifest.shards)} shards are ready in {folder}{skipped}")
-    print(describe_folder(folder))

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.training.tiny_paligemma import write_paligemma
-from training.data.shards.sample import Sample
+from training.data.shards.manifest import index_shards
+from training.data.shards.sample import BrokenList, Sample
 from training.data.shards.tar_shard import write_shard
 
 
@@ -39,6 +40,7 @@ def shards(tmp_path: Path) -> Path:
     """Two shards, of five and three samples."""
     write_shard(tmp_path / "in/a.tar", make_samples(0, 5))
     write_shard(tmp_path / "in/b.tar", make_samples(5, 3))
+    index_shards(tmp_path / "in", BrokenList())
     return tmp_path / "in"
 
 

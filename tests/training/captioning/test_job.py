@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 
 from tests.training.captioning.conftest import make_samples
-from training.captioning.job import CaptionJob, Outcome, Outcomes, clean_caption, read_shard
-from training.data.shards.sample import Sample
+from training.captioning.job import (
+    MAX_CHARACTERS,
+    CaptionJob,
+    Outcome,
+    Outcomes,
+    clean_caption,
+    read_shard,
+)
+from training.data.shards.manifest import index_shards
+from training.data.shards.sample import BrokenList, Sample
 from training.data.shards.tar_shard import write_shard
 
 
@@ -70,7 +78,7 @@ def test_it_adds_a_clean_caption_and_changes_nothing_else(job: CaptionJob) -> No
 
 
 @pytest.mark.parametrize("shards_ahead", [0, 1])
-@pytest.mark.parametrize("dies_after", [0, 2, 5, 7])
+@pytest.mark.parametrize("dies_after", [0, 2, 7])
 def test_a_killed_job_ends_like_one_that_was_not(
     job: CaptionJob, tmp_path: Path, dies_after: int, shards_ahead: int
 ) -> None:
@@ -86,12 +94,10 @@ def test_a_killed_job_ends_like_one_that_was_not(
     if dies_after == 2:
         with (job.output / "a.tar.captions.jsonl").open("ab") as file:
             file.write(b'{"key": "k0')  # cut off by the kill
-    assert job.run(second) == "7 captions, 1 failed"
-    assert contents(job.output) == contents(whole.output)
-    assert sorted(first.seen + second.seen) == [f"k{i:03d}" for i in range(8)]
-    again = FakeCaptioner(failures=failures)
-    assert job.run(again) == "7 captions, 1 failed"
-    assert again.seen == []
+    for _ in range(2):  # the second run finds nothing to do
+        assert job.run(second) == "7 captions, 1 failed"
+        assert sorted(first.seen + second.seen) == [f"k{i:03d}" for i in range(8)]
+        assert contents(job.output) == contents(whole.output)
 
 
 def test_what_has_no_answer_or_no_image_fails_and_what_has_a_caption_keeps_it(
@@ -100,10 +106,10 @@ def test_what_has_no_answer_or_no_image_fails_and_what_has_a_caption_keeps_it(
     first, second, third = make_samples(0, 3)
     given = [replace(first, suffix=".gif"), replace(second, captions={"paligemma": "mine"}), third]
     write_shard(tmp_path / "in/c.tar", given)
-    job = CaptionJob(shards=tmp_path / "in/c.tar", output=tmp_path / "out")
+    index_shards(tmp_path / "in", BrokenList())
+    job = CaptionJob(shards=tmp_path / "in", output=tmp_path / "out")
     assert job.run(FakeCaptioner(forgets=True)) == "0 captions, 2 failed"
-    found = dict(read_shard(tmp_path / "out/c.tar"))
-    assert found == {"k001": given[1], "k002": third}
+    assert dict(read_shard(tmp_path / "out/c.tar")) == {"k001": given[1], "k002": third}
     record = (tmp_path / "out/c.tar.captions.jsonl").read_text()
     assert "no image among" in record
     assert "no answer" in record
@@ -113,43 +119,36 @@ def test_a_caption_that_is_empty_after_cleaning_is_a_failure(job: CaptionJob) ->
     assert job.run(FakeCaptioner(answer=' "\n" ')) == "0 captions, 8 failed"
 
 
-def test_other_settings_are_refused(job: CaptionJob, shards: Path) -> None:
+def test_other_settings_and_other_folders_are_refused(job: CaptionJob, shards: Path) -> None:
     job.run(FakeCaptioner())
-    with pytest.raises(ValueError, match=r"other settings \(version\)"):
+    with pytest.raises(ValueError, match="begun with another version"):
         job.run(FakeCaptioner(version=2))
     with pytest.raises(ValueError, match="another folder"):
         replace(job, output=shards)
-    with pytest.raises(ValueError, match="max_characters"):
-        replace(job, max_characters=0)
-    with pytest.raises(FileNotFoundError, match="no shards"):
+    with pytest.raises(FileNotFoundError, match="shards index"):
         replace(job, shards=job.output / "none").run(FakeCaptioner())
-
-
-def test_a_damaged_shard_is_named(job: CaptionJob) -> None:
-    (job.shards / "a.tar").write_bytes(b"half of a shard")
-    with pytest.raises(ValueError, match=r"a\.tar is not a valid tar file"):
-        job.run(FakeCaptioner())
+    write_shard(shards / "b.tar", make_samples(0, 1) * 2)
+    with pytest.raises(ValueError, match=r"k000 is repeated"):
+        list(read_shard(shards / "b.tar"))
 
 
 @pytest.mark.parametrize(
-    ("answer", "max_characters", "caption"),
+    ("answer", "caption"),
     [
-        ("a cat\n\n on a\tmat ", 1000, "a cat on a mat"),
-        ('"a cat"', 1000, "a cat"),
-        ("\u201ca cat\u201d", 1000, "a cat"),
-        ('"a" and "b"', 1000, '"a" and "b"'),
-        ("the cat's mat", 1000, "the cat's mat"),
-        ("cafe\u0301", 1000, "caf\u00e9"),
-        ("a\u200b cat\x00\ufeff", 1000, "a cat"),
-        ("a\u00a0cat", 1000, "a cat"),
-        ('""', 1000, ""),
-        ('"', 1000, '"'),
-        ("one two", 7, "one two"),
-        ("one two3", 7, "one"),
-        ("onetwothree", 7, "onetwot"),
+        ("a cat\n\n on a\tmat ", "a cat on a mat"),
+        ('"a cat"', "a cat"),
+        ("\u201ca cat\u201d", "a cat"),
+        ('"a" and "b"', '"a" and "b"'),
+        ("the cat's mat", "the cat's mat"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("a\u200b cat\x00\ufeff", "a cat"),
+        ("a\u00a0cat", "a cat"),
+        ('""', ""),
+        ('"', '"'),
+        ("x" * 996 + " two", "x" * 996 + " two"),
+        ("x" * 996 + " two3", "x" * 996),
+        ("x" * 1100, "x" * MAX_CHARACTERS),
     ],
 )
-def test_captions_are_cleaned_and_cut_at_a_word(
-    answer: str, max_characters: int, caption: str
-) -> None:
-    assert clean_caption(answer, max_characters) == caption
+def test_captions_are_cleaned_and_cut_at_a_word(answer: str, caption: str) -> None:
+    assert clean_caption(answer) == caption

@@ -15,7 +15,7 @@ from training.data.captions import CaptionSampling
 from training.data.shards.batches import ShardsConfig
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import DataSummary
-from training.data.shards.writing import ShardPlan, build_shards
+from training.data.shards.writing import build_shards
 from training.evaluate.ranking import ClassificationBenchmark
 from training.inputs.images import BROKEN_FILE, ImageInputs, check_losses, describe_losses
 from training.methods.distill import DistillConfig
@@ -32,9 +32,7 @@ def test_shards_give_the_same_words_as_their_folder(
     on_images: Configure, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder, shards = make_folder(alt=5, long=2), tmp_path / "shards"
-    build_shards(
-        ImageFolder(folder), shards, ShardPlan(kind="folder", shard_size=4), is_shown=False
-    )
+    build_shards(ImageFolder(folder), shards, 4)
     plain, packed = (open_inputs(on_images(path)) for path in (folder, shards))
     assert packed.tokenizer_texts() == plain.tokenizer_texts()
     assert "shards: 6 images, 5 of them" in packed.describe()[0]

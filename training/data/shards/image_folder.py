@@ -65,10 +65,7 @@ class ImageFolder:
 
     def read(self, shard: int, row: int) -> Sample:
         """Read an image and its captions; raises as `ImageStore.read` does."""
-        return self.read_item(shard * self._shard_size + row)
-
-    def read_item(self, item: int) -> Sample:
-        """Read image number `item`."""
+        item = shard * self._shard_size + row
         name = self._names[item]
         path = self._path / name
         members = {f"image{path.suffix}": path.read_bytes(), **self._caption_files(name)}
@@ -78,7 +75,7 @@ class ImageFolder:
     def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
         """Images for new shards: see `SampleSource`."""
         for item in range(start, stop):
-            yield self._names[item], partial(self.read_item, item)
+            yield self._names[item], partial(self.read, *divmod(item, self._shard_size))
 
     def fingerprint(self) -> str:
         """Changes with the list of images and their sizes."""

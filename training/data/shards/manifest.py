@@ -21,11 +21,13 @@ from training.data.shards.sample import (
     summarize,
     total,
 )
-from training.data.shards.tar_shard import (
-    find_offsets,
-    read_sample,
-    write_offsets,
-)
+from training.data.shards.tar_shard import find_offsets, read_sample, write_offsets
+
+MANIFEST_FILE = "manifest.json"
+# A thousand photos of 100 kB are 100 MB: fast to rewrite after a stop, and large enough for any
+# file system.
+DEFAULT_SHARD_SIZE = 1000
+_FORMAT = 1
 
 
 class ImageStore(Protocol):
@@ -56,88 +58,39 @@ class ImageStore(Protocol):
         """Counts of the data set."""
 
 
-MANIFEST_FILE = "manifest.json"
-# A thousand photos of 100 kB are 100 MB: fast to rewrite after a stop, and large enough for any
-# file system.
-DEFAULT_SHARD_SIZE = 1000
-_FORMAT = 1
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardEntry:
-    """One shard.
-
-    Attributes:
-        name: Name of the file.
-        num_bytes: Size of the file.
-        sha256: Digest of the file.
-        num_skipped: Items that were left out as broken.
-        summary: Counts of its samples.
-    """
+    """One shard: its file's name, the digest of the file, counts of its samples."""
 
     name: str
-    num_bytes: int
     sha256: str
-    num_skipped: int
     summary: DataSummary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """Origin of a data set, and its shards in order."""
+def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
+    """Note what a folder is filled with, or compare it with what an earlier run noted.
 
-    origin: Mapping[str, Any]
-    shards: Sequence[ShardEntry]
+    Args:
+        file: The note, in the folder.
+        settings: As JSON types.
 
-    @property
-    def summary(self) -> DataSummary:
-        """Counts of all shards."""
-        return total(entry.summary for entry in self.shards)
-
-    @property
-    def num_skipped(self) -> int:
-        """Items left out as broken."""
-        return sum(entry.num_skipped for entry in self.shards)
-
-
-def make_entry(path: Path, *, summary: DataSummary, num_skipped: int) -> ShardEntry:
-    """Describe a finished shard, with the digest of its file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardEntry(
-        name=path.name,
-        num_bytes=path.stat().st_size,
-        sha256=digest,
-        num_skipped=num_skipped,
-        summary=summary,
-    )
+    Raises:
+        ValueError: The folder was begun with others.
+    """
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+    begun = json.loads(file.read_text(encoding="utf-8"))
+    changed = sorted(name for name in {*begun, *settings} if begun.get(name) != settings.get(name))
+    if changed:
+        raise ValueError(
+            f"{file.parent} was begun with another {', '.join(changed)}: use what {file} says, or "
+            "name another folder"
+        )
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest as the last file: a folder with a manifest is complete."""
-    content = {
-        "format": _FORMAT,
-        "num_skipped": manifest.num_skipped,
-        "summary": asdict(manifest.summary),
-        "origin": dict(manifest.origin),
-        "shards": [asdict(entry) for entry in manifest.shards],
-    }
-    write_json(folder / MANIFEST_FILE, content)
-
-
-def read_entry(content: Mapping[str, Any]) -> ShardEntry:
-    """Read an entry as `asdict` wrote it."""
-    return ShardEntry(**{**content, "summary": DataSummary(**content["summary"])})
-
-
-def load_manifest(folder: Path) -> Manifest:
-    """Read a manifest.
+def load_manifest(folder: Path) -> list[ShardEntry]:
+    """Read a manifest: the shards in order.
 
     Raises:
         FileNotFoundError: The folder has none.
@@ -152,20 +105,12 @@ def load_manifest(folder: Path) -> Manifest:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("format") != _FORMAT:
         raise ValueError(f"{path} is of format {content.get('format')}; {_FORMAT} is read")
-    entries = [read_entry(entry) for entry in content["shards"]]
-    return Manifest(origin=content["origin"], shards=entries)
-
-
-def find_damage(folder: Path) -> list[str]:
-    """Compare every shard's file with the manifest; returns a line for each that differs."""
-    damage = []
-    for entry in load_manifest(folder).shards:
-        path = folder / entry.name
-        if not path.exists():
-            damage.append(f"{entry.name} is missing")
-        elif make_entry(path, summary=entry.summary, num_skipped=0).sha256 != entry.sha256:
-            damage.append(f"{entry.name} is not the file that was written")
-    return damage
+    return [
+        ShardEntry(
+            name=entry["name"], sha256=entry["sha256"], summary=DataSummary(**entry["summary"])
+        )
+        for entry in content["shards"]
+    ]
 
 
 class ShardStore:
@@ -179,29 +124,28 @@ class ShardStore:
         Raises:
             FileNotFoundError: The folder has none.
         """
-        self._folder, self._manifest = folder, load_manifest(folder)
+        self._folder, self._shards = folder, load_manifest(folder)
 
     @cached_property
     def shard_sizes(self) -> NDArray[np.int64]:
         """Samples in each shard."""
-        sizes = [entry.summary.num_images for entry in self._manifest.shards]
-        return np.asarray(sizes, np.int64)
+        return np.asarray([entry.summary.num_images for entry in self._shards], np.int64)
 
     def name(self, shard: int, row: int) -> str:
         """The shard's file and the row in it."""
-        return f"{self._manifest.shards[shard].name} row {row}"
+        return f"{self._shards[shard].name} row {row}"
 
     def read(self, shard: int, row: int) -> Sample:
         """Read a sample; raises as `ImageStore.read` does."""
-        return read_sample(self._folder / self._manifest.shards[shard].name, row)
+        return read_sample(self._folder / self._shards[shard].name, row)
 
     def summary(self) -> DataSummary:
         """Counts from the manifest."""
-        return self._manifest.summary
+        return total(entry.summary for entry in self._shards)
 
 
-def index_shards(folder: Path, broken: BrokenList) -> Manifest:
-    """Write offsets and a manifest for existing shards; reads every record, decodes no image.
+def index_shards(folder: Path, broken: BrokenList) -> Sequence[ShardEntry]:
+    """Write the offsets of every shard, and then a manifest; reads records, decodes no image.
 
     Args:
         folder: Holds the .tar files.
@@ -214,11 +158,15 @@ def index_shards(folder: Path, broken: BrokenList) -> Manifest:
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no .tar file")
-    manifest = Manifest(
-        origin={"kind": "index"}, shards=[_index_shard(path, broken) for path in paths]
-    )
-    save_manifest(folder, manifest)
-    return manifest
+    shards = [_index_shard(path, broken) for path in paths]
+    content = {
+        "format": _FORMAT,
+        "summary": asdict(total(entry.summary for entry in shards)),
+        "shards": [asdict(entry) for entry in shards],
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    atomic_write(folder / MANIFEST_FILE, text + "\n")
+    return shards
 
 
 def _index_shard(path: Path, broken: BrokenList) -> ShardEntry:
@@ -231,4 +179,6 @@ def _index_shard(path: Path, broken: BrokenList) -> ShardEntry:
         except BadSample as error:
             broken.add([BrokenSample(place=f"{path.name} row {row}", reason=str(error))])
             summaries.append(DataSummary(num_images=1))
-    return make_entry(path, summary=total(summaries), num_skipped=0)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ShardEntry(name=path.name, sha256=digest, summary=total(summaries))

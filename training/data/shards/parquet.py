@@ -1,7 +1,6 @@
 """Items for new shards: rows of Parquet files."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,11 +45,9 @@ class ParquetItems:
             root: The folder that paths in the image column start from.
 
         Raises:
-            ValueError: No file is named, or one is without one of the columns.
+            ValueError: A file is without one of the columns.
             FileNotFoundError: A file is not there.
         """
-        if not files:
-            raise ValueError("name at least one Parquet file")
         absent = [str(path) for path in files if not path.is_file()]
         if absent:
             raise FileNotFoundError(f"there is no file {absent[0]}; name Parquet files")
@@ -71,20 +68,19 @@ class ParquetItems:
     def fingerprint(self) -> str:
         """Changes with the files' names, sizes and rows, and with the columns."""
         sizes = [(path.name, path.stat().st_size) for path in self._files]
-        rows = [sum(n for owner, _, n in self._groups if owner == path) for path in self._files]
+        rows = [count for _, _, count in self._groups]
         return hashlib.sha256(repr((sizes, rows, self._columns)).encode()).hexdigest()
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
         """Read rows; loads only their row groups."""
-        first, in_file = 0, Counter[Path]()
+        first = 0
         for path, group, count in self._groups:
             if first < stop and start < first + count:
                 for row, content in enumerate(_rows(path, group, self._columns.all)):
                     if start <= first + row < stop:
-                        place = f"{path.name} row {in_file[path] + row}"
+                        place = f"{path.name} group {group} row {row}"
                         yield place, partial(self._sample, first + row, content)
             first += count
-            in_file[path] += count
 
     def _sample(self, item: int, row: Mapping[str, Any]) -> Sample:
         columns = self._columns

@@ -74,14 +74,9 @@ def test_unusable_samples_are_refused_with_a_reason(
 
 
 def test_samples_are_counted(samples: list[Sample]) -> None:
-    summary = total(map(summarize, samples))
-    assert summary == DataSummary(
-        num_images=23, num_captioned=16, num_named=5, caption_sources={"alt": 16, "gemini": 8}
-    )
-    assert str(summary) == (
+    assert str(total(map(summarize, samples))) == (
         "23 images, 16 of them with captions (alt 16, gemini 8), 5 with lists of their objects"
     )
-    assert total([]) == DataSummary()
     assert str(DataSummary(num_images=2)) == "2 images without captions"
 
 

@@ -1,4 +1,4 @@
-"""Items for new shards: plain images and Parquet rows."""
+"""Items for new shards, plain images and Parquet rows, and the commands that make them."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from training.__main__ import main
 from training.data.shards.image_folder import ImageFolder
+from training.data.shards.manifest import ShardStore
 from training.data.shards.parquet import ParquetColumns, ParquetItems
 from training.data.shards.sample import BadSample, Sample
 from training.data.shards.writing import SampleSource
@@ -63,13 +65,13 @@ def test_images_and_captions_are_found_in_the_order_of_their_names(folder: Path)
     ]  # fmt: skip
     assert found[2].fields == {"license": "CC0", "file": "sub/c.webp"}
     assert (found[2].suffix, found[2].key) == (".webp", "000000002")
-
-
-def test_a_broken_record_breaks_only_its_own_image(folder: Path) -> None:
-    (folder / "a.json").write_text("{")
-    images = ImageFolder(folder)
-    assert images.summary().num_captioned == 3
-    assert [sample is None for sample in read(images, 0, 4)] == [True, False, False, False]
+    before = images.fingerprint()
+    (folder / "a.json").write_text("{")  # breaks its own image only
+    assert ImageFolder(folder).fingerprint() == before
+    assert ImageFolder(folder).summary().num_captioned == 3
+    assert [one is None for one in read(ImageFolder(folder), 0, 4)] == [True, False, False, False]
+    (folder / "new.png").write_bytes(b"")
+    assert ImageFolder(folder).fingerprint() != before
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
@@ -82,16 +84,14 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, name: str) -> None:
 def write(path: Path, images: list[Any], *, start: int = 0) -> Path:
     """Write rows with two caption columns, two rows a group."""
     rows = range(start, start + len(images))
-    table = pa.table(
-        {
-            "image": images,
-            "text": [f"text {row}" if row % 2 else None for row in rows],
-            "long": [f"long {row}" for row in rows],
-            "url": [f"u{row}" for row in rows],
-            "license": ["CC0" for _ in rows],
-        }
-    )
-    pq.write_table(table, path, row_group_size=2)
+    table = {
+        "image": images,
+        "text": [f"text {row}" if row % 2 else None for row in rows],
+        "long": [f"long {row}" for row in rows],
+        "url": [f"u{row}" for row in rows],
+        "license": ["CC0" for _ in rows],
+    }
+    pq.write_table(pa.table(table), path, row_group_size=2)
     return path
 
 
@@ -110,7 +110,14 @@ def test_rows_of_several_files_become_samples(tmp_path: Path, encode: Encode) ->
     assert samples[5].fields == {"url": "u5", "license": "CC0"}
     assert samples[5].key == "000000005"
     assert read(items, 3, 7) == samples[3:7]
-    assert [place for place, _ in items.items(4, 6)] == ["one.parquet row 4", "two.parquet row 0"]
+    assert [place for place, _ in items.items(4, 6)] == [
+        "one.parquet group 2 row 0", "two.parquet group 0 row 0"
+    ]  # fmt: skip
+    same, other = (
+        ParquetItems([one, two], columns, root=tmp_path).fingerprint()
+        for columns in (COLUMNS, ParquetColumns())
+    )
+    assert items.fingerprint() == same != other
 
 
 @pytest.mark.parametrize(
@@ -137,25 +144,47 @@ def test_an_image_may_be_a_struct_or_a_path_in_its_folder(
     assert (sample is not None and sample.image == b"a") is is_read
 
 
-def test_a_missing_column_and_no_file_are_refused(tmp_path: Path) -> None:
-    file = write(tmp_path / "one.parquet", [b"x"])
-    with pytest.raises(ValueError, match=r"no column \['jpg'\]"):
-        ParquetItems([file], ParquetColumns(image="jpg"), root=tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no file .*two\.parquet"):
-        ParquetItems([file, tmp_path / "two.parquet"], COLUMNS, root=tmp_path)
-    with pytest.raises(ValueError, match="at least one"):
-        ParquetItems([], COLUMNS, root=tmp_path)
-
-
-def test_the_fingerprint_changes_with_what_is_read(
-    tmp_path: Path, folder: Path, encode: Encode
+def test_commands_write_shards_index_and_describe_them(
+    make_images: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, same = ImageFolder(folder).fingerprint(), ImageFolder(folder).fingerprint()
-    (folder / "new.png").write_bytes(encode(11))
-    assert before == same != ImageFolder(folder).fingerprint()
-    file = write(tmp_path / "one.parquet", [encode(0)])
-    rows, again, other = (
-        ParquetItems([file], columns, root=tmp_path).fingerprint()
-        for columns in (COLUMNS, COLUMNS, ParquetColumns())
-    )
-    assert rows == again != other
+    images, out, rows = make_images(count=3, captioned=1), tmp_path / "out", tmp_path / "rows"
+
+    def printed(*arguments: object) -> str:
+        assert main(["shards", *map(str, arguments)]) == 0
+        return capsys.readouterr().out
+
+    assert "holds plain images" in printed("describe", images)
+    said = printed("folder", images, "--output", out, "--shard-size", 2)
+    assert "3 images, 1 of them with captions (alt 1)" in said
+    assert ShardStore(out).read(0, 0).captions == {"alt": "a plain wall, number 0"}
+    (out / "manifest.json").unlink()
+    assert "holds shards: 3 images" in printed("index", out)
+
+    names, texts = ["0.png", "missing.png"], ["a", "b"]
+    pq.write_table(pa.table({"file": names, "text": texts, "url": texts}), f"{rows}.parquet")
+    columns = ("--image", "file", "--caption", "gemini=text", "--keep", "url", "--root", images)
+    said = printed("parquet", f"{rows}.parquet", *columns, "--output", rows)
+    assert "1 broken samples are left out" in said
+    sample = ShardStore(rows).read(0, 0)
+    assert (sample.captions, sample.fields) == ({"gemini": "a"}, {"url": "a"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one.parquet", "--image", "jpg"], "no column ['jpg']"),
+        (["one.parquet", "two.parquet"], "no file two.parquet"),
+        (["one.parquet", "--caption", "text"], "SOURCE=COLUMN"),
+    ],
+)
+def test_wrong_columns_and_files_are_named(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("one.parquet"), [b"x"])
+    assert main(["shards", "parquet", *arguments, "--output", "out"]) == 2
+    assert message in capsys.readouterr().err

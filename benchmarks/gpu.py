@@ -28,9 +28,9 @@ from benchmarks.load import photo_like_jpeg, rest_clients, rest_request, send
 from benchmarks.random_model import TINY, random_package
 from model.graphs import Precision
 from model.package import ModelPackage
+from model.runtime.base import LaneShare
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen
-from model.runtime.tensorrt.profiles import TensorRtOptions
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 from tests.processes.service_process import running_service
 
@@ -61,8 +61,7 @@ def tensorrt(setup: Setup, precision: Precision) -> Encode:
     choice = RuntimeChoice(
         runtime="tensorrt", precision=precision, device="gpu", reason="benchmark"
     )
-    options = TensorRtOptions(cache_folder=setup.work / "engines")
-    return TensorRtRuntime(setup.package, choice, options=options).encode_images
+    return TensorRtRuntime(setup.package, choice, LaneShare(cache=setup.work)).encode_images
 
 
 def onnx_runtime(setup: Setup, precision: Precision) -> Encode:
@@ -71,7 +70,6 @@ def onnx_runtime(setup: Setup, precision: Precision) -> Encode:
         runtime="onnx",
         precision=precision,
         device="gpu" if setup.is_gpu else "cpu",
-        provider="cuda" if setup.is_gpu else "cpu",
         reason="benchmark",
     )
     return load_chosen(setup.package, choice).encode_images

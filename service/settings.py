@@ -117,8 +117,6 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Device that runs the model. `auto` chooses a GPU if there is one and a runtime supports
     it."""
-    onnx_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    """Execution provider of ONNX Runtime. The start fails if it is unavailable."""
     cpus: Positive | None = None
     """CPUs for which lanes and threads are planned. Default: those that the process may use, by its
     affinity and control group. Set it to the CPU request of a container that has no CPU limit: the

@@ -199,7 +199,6 @@ def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
                 runtime=backend.runtime,
                 precision=precision,
                 device=backend.device,
-                provider=backend.provider,
                 reason="to be compared with the model",
             )
             proofs.append(Proof(choice, tuple(graph for graph in loaded if graph not in seen)))

@@ -23,7 +23,6 @@ from model.runtime.machine import (
     CpuFeature,
     Hardware,
     InstalledLibraries,
-    Provider,
     RuntimeName,
     installed_libraries,
     this_hardware,
@@ -33,15 +32,12 @@ AUTO: Final = "auto"
 UNPROVEN: Final = 5  # deeper than every reason of the machine
 # With either, ONNX Runtime's convolutions are faster in int8 than in float32.
 INT8_FEATURES: Final[frozenset[CpuFeature]] = frozenset(("vnni", "avx2"))
-# Runtime, device and provider.
-Place = tuple[RuntimeName, Device, Provider | None]
-
-
+# What measurements of this machine belong to.
+Place = tuple[RuntimeName, Device]
 KNOWN: Final[dict[str, tuple[str, ...]]] = {
     "runtime": get_args(RuntimeName),
     "precision": get_args(Precision),
     "device": get_args(Device),
-    "provider": get_args(Provider),
 }
 
 
@@ -52,45 +48,37 @@ class Backend:
     Attributes:
         runtime: Name of the runtime.
         device: Where it computes.
-        provider: Execution provider of ONNX Runtime.
         precisions: Supported precisions, in order of preference.
         auto_precisions: Those chosen for "auto"; all but fp32 must be proven for the package, or
             are checked when it is loaded.
-        is_explicit_only: Whether it is chosen only if the request names its provider.
     """
 
     runtime: RuntimeName
     device: Device
-    provider: Provider | None
     precisions: tuple[Precision, ...]
     auto_precisions: tuple[Precision, ...] = ("fp32",)
-    is_explicit_only: bool = False
 
     @property
     def place(self) -> Place:
         """What measurements of this machine belong to."""
-        return self.runtime, self.device, self.provider
+        return self.runtime, self.device
 
     @property
     def label(self) -> str:
-        """Name for sentences, such as "onnx on a GPU through CUDA"."""
-        device = "the CPU" if self.device == "cpu" else "a GPU"
-        through = {"cuda": " through CUDA", "tensorrt": " through TensorRT"}
-        return f"{self.runtime} on {device}{through.get(self.provider or 'cpu', '')}"
+        """Name for sentences, such as "onnx on a GPU"."""
+        return f"{self.runtime} on {'the CPU' if self.device == 'cpu' else 'a GPU'}"
 
 
 # Fastest first. In float32 OpenVINO took 0.72 to 0.95 of ONNX Runtime's time for images, on a CPU
 # with AMX, for the bundled student and for a B/14. On a GPU fp16 is before bf16: as fast, with an
 # eighth of the rounding.
 BACKENDS: Final = (
-    Backend("tensorrt", "gpu", None, ("fp16", "bf16", "fp32", "int8"), ("fp16", "bf16", "fp32")),
-    Backend("onnx", "gpu", "cuda", ("fp16", "bf16", "fp32"), ("fp16", "bf16", "fp32")),
-    Backend("torch", "gpu", None, ("bf16", "fp32", "fp16"), ("bf16", "fp32")),
-    # No fp32: this provider rounds it to TF32, and has no option against it.
-    Backend("onnx", "gpu", "tensorrt", ("fp16", "bf16", "int8"), is_explicit_only=True),
-    Backend("openvino", "cpu", None, ("bf16", "fp32", "int8", "int8_weights"), ("bf16", "fp32")),
-    Backend("onnx", "cpu", "cpu", ("fp32", "fp16", "int8", "int8_weights")),
-    Backend("torch", "cpu", None, ("fp32", "bf16")),
+    Backend("tensorrt", "gpu", ("fp16", "bf16", "fp32", "int8"), ("fp16", "bf16", "fp32")),
+    Backend("onnx", "gpu", ("fp16", "bf16", "fp32"), ("fp16", "bf16", "fp32")),
+    Backend("torch", "gpu", ("bf16", "fp32", "fp16"), ("bf16", "fp32")),
+    Backend("openvino", "cpu", ("bf16", "fp32", "int8", "int8_weights"), ("bf16", "fp32")),
+    Backend("onnx", "cpu", ("fp32", "fp16", "int8", "int8_weights")),
+    Backend("torch", "cpu", ("fp32", "bf16")),
 )
 
 
@@ -150,7 +138,7 @@ def _missing_library(backend: Backend, libraries: InstalledLibraries) -> str | N
     if backend.runtime == "onnx":
         if not libraries.onnx:
             return INSTALL["onnx"] if backend.device == "cpu" else INSTALL_ONNX_GPU
-        return None if backend.provider in libraries.onnx else INSTALL_ONNX_GPU
+        return None if backend.device in libraries.onnx else INSTALL_ONNX_GPU
     if backend.runtime == "torch":
         if not libraries.torch:
             return INSTALL["torch"]
@@ -167,14 +155,12 @@ class RuntimeRequest:
         runtime: A `RuntimeName`, or "auto".
         precision: A `Precision`, or "auto".
         device: A `Device`, or "auto".
-        provider: A `Provider`, or "auto"; for the runtime `onnx` only.
         tf32: Whether a GPU may round factors of float32 products to 10 bits (TF32).
     """
 
     runtime: str = AUTO
     precision: str = AUTO
     device: str = AUTO
-    provider: str = AUTO
     tf32: bool = False
 
 
@@ -186,7 +172,6 @@ class RuntimeChoice:
         runtime: Key of `model.runtime.load.RUNTIMES`.
         precision: Precision of the arithmetic.
         device: Where it computes.
-        provider: Execution provider of ONNX Runtime; None for other runtimes.
         tf32: Whether float32 is rounded to TF32 on this GPU.
         reason: Why this one and none that is faster, for the log and `/v1/models`.
     """
@@ -194,14 +179,13 @@ class RuntimeChoice:
     runtime: RuntimeName
     precision: Precision
     device: Device
-    provider: Provider | None = None
     tf32: bool = False
     reason: str
 
     @property
     def place(self) -> Place:
         """What measurements of this machine belong to."""
-        return self.runtime, self.device, self.provider
+        return self.runtime, self.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +277,6 @@ def choose(
                 runtime=backend.runtime,
                 precision=precision,
                 device=backend.device,
-                provider=backend.provider,
                 tf32=request.tf32 and backend.device == "gpu",
                 reason=_reason(request, backend, precision, known)
                 + _failed(known, backend, precision)
@@ -343,12 +326,9 @@ def _is_named(manifest: Manifest, backend: Backend, precision: Precision) -> boo
 
 def _fitting(request: RuntimeRequest, manifest: Manifest) -> Iterator[tuple[Backend, Precision]]:
     for backend in BACKENDS:
-        fits = (
-            request.runtime in {AUTO, backend.runtime}
-            and request.device in {AUTO, backend.device}
-            and request.provider in {AUTO, backend.provider}
-        )
-        if not fits or (backend.is_explicit_only and request.provider == AUTO):
+        if request.runtime not in {AUTO, backend.runtime}:
+            continue
+        if request.device not in {AUTO, backend.device}:
             continue
         for precision in backend.precisions:
             is_automatic = precision in backend.auto_precisions
@@ -435,10 +415,5 @@ def _rejections(rejected: Iterable[tuple[Backend, Precision, UnavailableReason]]
 
 
 def _incompatible(request: RuntimeRequest) -> str:
-    possible = []
-    for backend in BACKENDS:
-        provider = f", provider {backend.provider}" if backend.provider else ""
-        possible.append(
-            f"{backend.runtime} on {backend.device}{provider}: {', '.join(backend.precisions)}"
-        )
+    possible = [f"{b.runtime} on {b.device}: {', '.join(b.precisions)}" for b in BACKENDS]
     return f"{_requested(request)} cannot be combined; possible are {'; '.join(possible)}"

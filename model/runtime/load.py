@@ -27,7 +27,6 @@ def load_runtime(
     runtime: str = AUTO,
     precision: str = AUTO,
     device: str = AUTO,
-    provider: str = AUTO,
     num_threads: int = 1,
 ) -> Runtime:
     """Choose a runtime and load a package's graphs into it.
@@ -37,7 +36,6 @@ def load_runtime(
         runtime: A key of `RUNTIMES`, or "auto".
         precision: As in `RuntimeRequest`.
         device: As in `RuntimeRequest`.
-        provider: As in `RuntimeRequest`.
         num_threads: Threads of one call. On a CPU, several instances with one thread each have
             more throughput than one instance with several.
 
@@ -46,7 +44,7 @@ def load_runtime(
         MissingRuntimeError: The runtime's library is not installed.
         PackageError: The package has no graphs for this runtime.
     """
-    request = RuntimeRequest(runtime=runtime, precision=precision, device=device, provider=provider)
+    request = RuntimeRequest(runtime=runtime, precision=precision, device=device)
     return load_chosen(package, choose_runtime(package, request), num_threads=num_threads)
 
 

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from model.runtime.base import Device
+
 LOGGER = logging.getLogger(__name__)
 RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
-# ONNX Runtime's execution providers.
-Provider = Literal["cpu", "cuda", "tensorrt"]
 CpuFeature = Literal["bf16", "fast_bf16", "vnni", "avx2"]
 # CPU flags of native support. OpenVINO also reports bf16 where it emulates it in float32. With AMX,
 # and on AMD's CPUs, bf16 is faster than float32; on Intel's with AVX-512 alone it is slower.
@@ -26,11 +26,8 @@ FLAGS: Final[dict[CpuFeature, frozenset[str]]] = {
 }
 PROC: Final = Path("/proc")
 DEV: Final = Path("/dev")
-# A distribution has these shared libraries only if it was built with that provider.
-PROVIDER_LIBRARIES: Final[dict[Provider, str]] = {
-    "cuda": "capi/*onnxruntime_providers_cuda*",
-    "tensorrt": "capi/*onnxruntime_providers_tensorrt*",
-}
+# Distributions have these shared libraries only if they were built with CUDA.
+ONNX_CUDA_LIBRARY: Final = "capi/*onnxruntime_providers_cuda*"
 TORCH_CUDA_LIBRARY: Final = "lib/*torch_cuda*"
 INSTALL: Final[dict[RuntimeName, str]] = {
     "onnx": "needs ONNX Runtime: pip install 'tipserve[cpu]'",
@@ -180,34 +177,33 @@ class InstalledLibraries:
     """The installed runtime libraries.
 
     Attributes:
-        onnx: Providers of the installed ONNX Runtime; empty without one.
+        onnx: Devices that the installed ONNX Runtime supports; empty without one.
         openvino: Whether OpenVINO is installed.
         tensorrt: Whether TensorRT is installed.
         torch: Devices that torch supports; empty without torch or transformers.
     """
 
-    onnx: frozenset[Provider] = frozenset()
+    onnx: frozenset[Device] = frozenset()
     openvino: bool = False
     tensorrt: bool = False
-    torch: frozenset[Literal["cpu", "gpu"]] = frozenset()
+    torch: frozenset[Device] = frozenset()
 
 
 def installed_libraries() -> InstalledLibraries:
     """Find the libraries without importing them: some take seconds."""
-    onnx, torch = _folder("onnxruntime"), _folder("torch")
-    providers: set[Provider] = set()
-    if onnx is not None:
-        providers = {name for name, file in PROVIDER_LIBRARIES.items() if any(onnx.glob(file))}
-        providers.add("cpu")
-    devices: set[Literal["cpu", "gpu"]] = set()
-    if torch is not None and _folder("transformers") is not None:
-        devices = {"cpu", "gpu"} if any(torch.glob(TORCH_CUDA_LIBRARY)) else {"cpu"}
+    torch = None if _folder("transformers") is None else _folder("torch")
     return InstalledLibraries(
-        onnx=frozenset(providers),
+        onnx=_devices(_folder("onnxruntime"), ONNX_CUDA_LIBRARY),
         openvino=_folder("openvino") is not None,
         tensorrt=_folder("tensorrt") is not None,
-        torch=frozenset(devices),
+        torch=_devices(torch, TORCH_CUDA_LIBRARY),
     )
+
+
+def _devices(library: Path | None, cuda_library: str) -> frozenset[Device]:
+    if library is None:
+        return frozenset()
+    return frozenset(("cpu", "gpu") if any(library.glob(cuda_library)) else ("cpu",))
 
 
 def _folder(module: str) -> Path | None:

@@ -1,17 +1,17 @@
-"""ONNX Runtime: the reference on the CPU, and NVIDIA GPUs through CUDA or TensorRT."""
+"""ONNX Runtime: the reference on the CPU, and NVIDIA GPUs through CUDA."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
-from model.graphs import Precision
 from model.package import ModelPackage
 from model.runtime.base import (
+    Device,
     Interrupted,
     LaneShare,
     MissingRuntimeError,
@@ -30,13 +30,12 @@ from model.runtime.graph_runtime import (
     parts_of,
 )
 from model.runtime.loaded_graphs import LoadedGraph, graph_digest
-from model.runtime.machine import INSTALL, INSTALL_ONNX_GPU, Provider
+from model.runtime.machine import INSTALL, INSTALL_ONNX_GPU
 
 LOG_ERRORS_ONLY: Final = 3
-NAMES: Final[dict[Provider, str]] = {
+PROVIDERS: Final[dict[Device, str]] = {
     "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
+    "gpu": "CUDAExecutionProvider",
 }
 # Nodes that take nearly all of a transformer's time. Shapes and indices may run on the CPU.
 # With the names that the optimiser and quantisation give them.
@@ -46,11 +45,6 @@ HEAVY_NODES: Final = frozenset(
     | {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
     | {"MatMulNBits", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul"}
 )
-
-
-NO_OPTIONS: Final[Mapping[str, str]] = MappingProxyType({})
-# Lets a GPU round a float32 graph.
-TF32: Final = MappingProxyType({"use_tf32": "1"})
 # Types that inputs are cast to; inputs of other types are passed unchanged.
 INPUT_TYPES: Final = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 GPU_MEMORY: Final = "cuda"
@@ -90,91 +84,79 @@ def import_onnxruntime() -> Any:
 
 def open_session(
     path: Path,
-    provider: Provider,
-    precision: Precision,
+    device: Device,
     num_threads: int,
     *,
     has_arena: bool = True,
-    cuda: Mapping[str, str] = NO_OPTIONS,
+    tf32: bool = False,
 ) -> Any:
-    """Load a graph on a provider, and on no other.
+    """Load a graph on a device, and on no other.
 
     If a GPU's libraries are missing, ONNX Runtime only logs a line and computes on the CPU, tens of
     times slower. Here that is an error.
 
     Args:
         path: The `.onnx` file.
-        provider: Where it computes.
-        precision: Precision of the graph; decides what a GPU may round.
+        device: Where it computes.
         num_threads: CPU threads of one call.
         has_arena: Whether memory of calls on the CPU is kept for later calls.
-        cuda: Options of the CUDA provider that differ from `_providers`.
+        tf32: Whether a GPU may round factors of float32 products to 10 bits.
 
     Raises:
-        MissingRuntimeError: ONNX Runtime is not installed, or was built without the provider.
-        ProviderError: The provider does not work here.
+        MissingRuntimeError: ONNX Runtime is not installed, or was built without CUDA.
+        ProviderError: CUDA does not work here.
     """
     onnxruntime = import_onnxruntime()
-    if NAMES[provider] not in onnxruntime.get_available_providers():
-        raise MissingRuntimeError(f"the provider '{provider}' of ONNX Runtime {INSTALL_ONNX_GPU}")
     options = _session_options(onnxruntime, num_threads)
     options.enable_cpu_mem_arena = has_arena
-    if provider == "cpu" and has_arena:
-        shared_arena()
-        options.add_session_config_entry(*SHARED_ARENA)
-    if provider != "cpu":
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # Finds CUDA and cuDNN where pip has put them.
-        onnxruntime.preload_dlls()
-    if provider == "tensorrt":
-        _load_tensorrt()
+    if device == "cpu":
+        if has_arena:
+            shared_arena()
+            options.add_session_config_entry(*SHARED_ARENA)
+        return onnxruntime.InferenceSession(path, options, providers=[PROVIDERS["cpu"]])
+    if PROVIDERS["gpu"] not in onnxruntime.get_available_providers():
+        raise MissingRuntimeError(f"ONNX Runtime on a GPU {INSTALL_ONNX_GPU}")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Finds CUDA and cuDNN where pip has put them.
+    onnxruntime.preload_dlls()
+    cuda = {
+        "use_tf32": str(int(tf32)),
+        # Shapes vary; an exhaustive search for each would take longer than it saves.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
     try:
         session = onnxruntime.InferenceSession(
             path,
             options,
-            providers=_providers(provider, precision, cuda),
+            providers=[(PROVIDERS["gpu"], cuda), PROVIDERS["cpu"]],
             enable_fallback=0,
         )
     except (RuntimeError, ValueError) as error:
-        if provider == "cpu":
-            raise
-        raise ProviderError(
-            f"ONNX Runtime cannot use the provider '{provider}': {error}"
-        ) from error
-    if provider != "cpu":
-        check_placement(session, provider)
+        raise ProviderError(f"ONNX Runtime cannot use CUDA: {error}") from error
+    check_placement(session)
     return session
 
 
-def _load_tensorrt() -> None:
-    """Load TensorRT's libraries from where pip has put them, which the provider does not search."""
-    with suppress(ImportError, OSError):  # they may also be installed in the system
-        import tensorrt  # noqa: F401, PLC0415 - only when this provider is chosen
-
-
-def check_placement(session: Any, provider: Provider) -> None:
-    """Check that a session computes on its provider.
-
-    Args:
-        session: The session.
-        provider: Where it should compute.
+def check_placement(session: Any) -> None:
+    """Check that a session computes on the GPU.
 
     Raises:
         ProviderError: The session or some of its heavy nodes run elsewhere.
     """
     used = list(session.get_providers())
-    if not used or used[0] != NAMES[provider]:
+    if used[:1] != [PROVIDERS["gpu"]]:
         raise ProviderError(
-            f"ONNX Runtime could not start the provider '{provider}' and would have computed by "
-            f"{', '.join(used)} instead. Its own message, in the log above, says why: most often "
-            "the libraries of CUDA or cuDNN are missing or of another version, or the driver is "
-            "older than they are. Fix that, or choose the provider 'cpu'"
+            f"ONNX Runtime could not start CUDA and would have computed by {', '.join(used)} "
+            "instead. Its own message, in the log above, says why: most often the libraries of "
+            "CUDA or cuDNN are missing or of another version, or the driver is older than they "
+            "are. Fix that, or choose the device 'cpu'"
         )
     strays = sorted(_nodes_on_cpu(session) & HEAVY_NODES)
     if strays:
         raise ProviderError(
-            f"the provider '{provider}' leaves {', '.join(strays)} of this graph to the CPU, which "
-            "would be slower than the CPU alone; choose another precision or provider"
+            f"ONNX Runtime leaves {', '.join(strays)} of this graph to the CPU, which would be "
+            "slower than the CPU alone; choose another precision or runtime"
         )
 
 
@@ -184,7 +166,7 @@ def _nodes_on_cpu(session: Any) -> set[str]:
     return {
         node.op_type
         for subgraph in placed
-        if subgraph.ep_name == NAMES["cpu"]
+        if subgraph.ep_name == PROVIDERS["cpu"]
         for node in subgraph.get_nodes()
     }
 
@@ -197,29 +179,6 @@ def _session_options(onnxruntime: Any, num_threads: int) -> Any:
     # Spinning threads would take cores from decoding and other sessions.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-def _providers(provider: Provider, precision: Precision, changed: Mapping[str, str]) -> list[Any]:
-    """Providers with their options; a node runs on the first that supports it."""
-    cuda: dict[str, str] = {
-        # TF32 keeps 10 of the 23 bits of a float32.
-        "use_tf32": "0" if precision == "fp32" else "1",
-        # Shapes vary; an exhaustive search for each would take longer than it saves.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "arena_extend_strategy": "kSameAsRequested",
-        **changed,
-    }
-    tensorrt = {
-        "trt_fp16_enable": str(int(precision == "fp16")),
-        "trt_bf16_enable": str(int(precision == "bf16")),
-        "trt_int8_enable": str(int(precision == "int8")),
-    }
-    chain: list[Any] = [NAMES["cpu"]]
-    if provider != "cpu":
-        chain.insert(0, (NAMES["cuda"], cuda))
-    if provider == "tensorrt":
-        chain.insert(0, (NAMES["tensorrt"], tensorrt))
-    return chain
 
 
 class SharedArena:
@@ -237,7 +196,7 @@ class SharedArena:
             library.create_and_register_allocator(place, library.OrtArenaCfg(AS_REQUESTED))
         options = _session_options(library, num_threads=1)
         options.add_session_config_entry(*SHARED_ARENA)
-        self._session = library.InferenceSession(ABS_GRAPH, options, providers=[NAMES["cpu"]])
+        self._session = library.InferenceSession(ABS_GRAPH, options, providers=[PROVIDERS["cpu"]])
         self._lock = threading.Lock()
         self._num_running = self._most_running = 0
 
@@ -313,14 +272,16 @@ class OnnxRuntime(GraphRuntime):
     name = "onnx"
 
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
-        provider: Provider = choice.provider or "cpu"
-        is_shared = share.num_threads == 1 or provider != "cpu"
+        device = choice.device
+        is_shared = share.num_threads == 1 or device == "gpu"
         max_large = max(1, share.num_lanes // 2)
 
         def open_graph(graph: LoadedGraph) -> OnnxGraph:
             path = package.file(graph.file)
             digest = graph_digest(package.manifest, graph.file)
-            key = (path, digest, provider, graph.precision, choice.tf32, share.num_threads)
+            # In a graph of lower precision, what is left in float32 may be rounded as well.
+            tf32 = choice.tf32 or graph.precision != "fp32"
+            key = (path, digest, device, tf32, share.num_threads)
 
             def load() -> Any:
                 # Without its arena, images take more at their peak and 1.3 times the CPU time in
@@ -328,21 +289,15 @@ class OnnxRuntime(GraphRuntime):
                 # 64 texts of 64 tokens leave nothing instead of 150 MB.
                 return open_session(
                     path,
-                    provider,
-                    graph.precision,
+                    device,
                     share.num_threads,
                     has_arena=graph.part != "text",
-                    cuda=TF32 if choice.tf32 else NO_OPTIONS,
+                    tf32=tf32,
                 )
 
-            if not is_shared:
-                return OnnxGraph(load(), provider, lambda _: None, max_large=max_large)
-            return OnnxGraph(
-                _sessions.take(key, load),
-                provider,
-                lambda held: _sessions.remove(key, held),
-                max_large=max_large,
-            )
+            session = _sessions.take(key, load) if is_shared else load()
+            release = partial(_sessions.remove, key)
+            return OnnxGraph(session, device, release, max_large=max_large)
 
         super().__init__(package, choice, open_graph, is_lazy=share.is_lazy)
 
@@ -352,7 +307,7 @@ class OnnxGraph:
 
     Args:
         session: May be shared with other graphs.
-        provider: Where it computes.
+        device: Where it computes.
         release: Called with the session on `close`.
         max_large: Calls with large images that may run at once in this process, on a CPU.
     """
@@ -360,7 +315,7 @@ class OnnxGraph:
     def __init__(
         self,
         session: Any,
-        provider: Provider,
+        device: Device,
         release: Callable[[Any], None],
         *,
         max_large: int,
@@ -369,9 +324,9 @@ class OnnxGraph:
         self._max_large = max_large
         self._release = release
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}
-        self._binding = None if provider == "cpu" else _Binding(session)
+        self._binding = None if device == "cpu" else _Binding(session)
         has_arena = session.get_session_options().enable_cpu_mem_arena
-        self._has_arena = provider == "cpu" and bool(has_arena)
+        self._has_arena = device == "cpu" and bool(has_arena)
         self._call: Any = None
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:

@@ -315,7 +315,6 @@ def choose(package: ModelPackage, settings: Settings, checks: Checks = UNCHECKED
         runtime=settings.runtime,
         precision=settings.precision,
         device=settings.device,
-        provider=settings.onnx_provider,
         tf32=settings.tf32,
     )
     choice = choose_runtime(package, request, checks)

@@ -66,12 +66,11 @@ def test_the_runtime_is_chosen_by_the_settings(
         return choice
 
     monkeypatch.setattr(lane_loading, "choose_runtime", record)
-    settings = make_settings(runtime="onnx", precision="fp16", device="gpu", onnx_provider="cuda")
+    settings = make_settings(runtime="onnx", precision="fp16", device="gpu")
     package: Any = SimpleNamespace(manifest=manifest)
     assert lane_loading.choose(package, settings) is choice
     (request,) = asked
-    found = request.runtime, request.precision, request.device, request.provider
-    assert found == ("onnx", "fp16", "gpu", "cuda")
+    assert (request.runtime, request.precision, request.device) == ("onnx", "fp16", "gpu")
 
 
 def test_several_workers_do_not_share_a_gpu(

@@ -141,7 +141,7 @@ class OnCpu(OnnxRuntime):
     name = "tensorrt"
 
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
-        on_cpu = replace(choice, runtime="onnx", device="cpu", provider="cpu")
+        on_cpu = replace(choice, runtime="onnx", device="cpu")
         super().__init__(package, on_cpu, share)
         self.device = "gpu"
 

@@ -7,7 +7,6 @@ engines from the cache and starts in seconds.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +14,10 @@ from cyclopts import Parameter
 
 from model.graphs import Precision, graph_file
 from model.package import ModelPackage, Progress
-from model.runtime.tensorrt.cuda import GpuLibraries, device_facts, load_libraries
+from model.runtime.base import LaneShare
+from model.runtime.choice import RuntimeChoice
+from model.runtime.tensorrt.cuda import GpuLibraries, device_name, load_libraries
 from model.runtime.tensorrt.engines import PRECISIONS, keys_for, supply_engine
-from model.runtime.tensorrt.profiles import CACHE_ROOM, TensorRtOptions
 
 HELP = "Build a package's TensorRT engines into the cache, on a GPU like the one that will serve."
 
@@ -64,30 +64,28 @@ def run(
         MissingRuntimeError: TensorRT or cuda-python is not installed.
         GpuError: There is no usable GPU, or an engine cannot be built.
         PackageError: The package has no graph of the precision.
-        ValueError: An option is out of range.
+        ValueError: Engines are not built in the precision.
         OSError: The cache cannot be written.
     """
-    options = TensorRtOptions(
-        max_batch_patches=given.max_batch_patches,
-        tf32=given.tf32,
-        cache_folder=cache / CACHE_ROOM,
-    )
     libraries = load()
-    device = device_facts(libraries)
-    say(f"{device.gpu}, compute capability {device.compute_capability}, TensorRT {device.tensorrt}")
+    device = device_name(libraries)
+    say(device)
     files = package.manifest.files
     usual = [p for p in PRECISIONS if p != "int8" and graph_file("vision", p) in files]
-    keys = {
-        (key.part, key.precision): key
-        for precision in given.precision or usual
-        for key in keys_for(package, precision, device=device, options=options)
-    }
+    share = LaneShare(cache=cache, max_batch_patches=given.max_batch_patches)
+    keys = {}
+    for precision in given.precision or usual:
+        choice = RuntimeChoice(
+            runtime="tensorrt", precision=precision, device="gpu", tf32=given.tf32, reason=""
+        )
+        found = keys_for(package, choice, share, device)
+        keys.update({(key.part, key.precision): key for key in found})
     for number, key in enumerate(keys.values(), start=1):
         name = f"[{number}/{len(keys)}] {key.part} {key.precision}"
-        began, path = time.monotonic(), key.cached_in(options.cache_folder)
-        supply_engine(libraries, package, key, path, progress=partial(_say_with, name, say))
-        say(f"{name}: ready after {time.monotonic() - began:.0f} s, {path}")
 
+        def progress(text: str, name: str = name) -> None:
+            say(f"{name}: {text}")
 
-def _say_with(name: str, say: Progress, text: str) -> None:
-    say(f"{name}: {text}")
+        began, path = time.monotonic(), key.cached_in(cache)
+        supply_engine(libraries, package, key, path, progress=progress)
+        progress(f"ready after {time.monotonic() - began:.0f} s, {path}")

@@ -2,9 +2,9 @@
 
 import logging
 import re
-import threading
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
@@ -21,8 +21,6 @@ ADVICE: Final = {
 OTHER_ADVICE: Final = (
     "if it happens again, restart the process: such errors can break all later calls"
 )
-
-
 LOGGER = logging.getLogger("tensorrt")
 MAX_ERRORS = 8
 
@@ -107,16 +105,10 @@ class LibraryLog:
         return "; ".join(told) or "TensorRT gave no reason"
 
 
-_LOCK = threading.Lock()
-_LOGS: dict[int, LibraryLog] = {}
-
-
+@cache
 def library_log(trt: Any) -> LibraryLog:
     """The log of a module `tensorrt`, which lives as long as the process."""
-    with _LOCK:
-        if id(trt) not in _LOGS:
-            _LOGS[id(trt)] = LibraryLog(trt)
-        return _LOGS[id(trt)]
+    return LibraryLog(trt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,30 +124,6 @@ class GpuLibraries:
     trt: Any
     cuda: Cuda
     log: LibraryLog
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
-    """Facts of a GPU and its libraries that decide whether an engine runs there.
-
-    Attributes:
-        gpu: Name of the GPU model.
-        compute_capability: Such as "9.0".
-        tensorrt: Version of TensorRT.
-        cuda_major: Major version of CUDA that the driver supports.
-    """
-
-    gpu: str
-    compute_capability: str
-    tensorrt: str
-    cuda_major: int
-
-    @property
-    def folder(self) -> str:
-        """Name of the cache folder for such a device."""
-        parts = (self.gpu, "cc", self.compute_capability, "trt", self.tensorrt, "cuda")
-        text = f"{'-'.join(parts)}-{self.cuda_major}".lower()
-        return re.sub(r"[^a-z0-9.]+", "-", text)
 
 
 def load_libraries() -> GpuLibraries:
@@ -189,19 +157,18 @@ def free_gpu_memory(in_use_bytes: int = 0) -> int | None:
     return int(sizes[0]) + in_use_bytes if error == runtime.cudaError_t.cudaSuccess else None
 
 
-def device_facts(libraries: GpuLibraries) -> DeviceFacts:
-    """Read the facts of the first GPU that this process sees.
+def device_name(libraries: GpuLibraries) -> str:
+    """All that decides whether an engine runs on the first GPU that this process sees.
+
+    Returns:
+        Such as "nvidia-h100-80gb-hbm3-cc-9.0-trt-10.16.1-cuda-13"; a name for a folder.
 
     Raises:
         GpuError: There is no GPU or no driver.
     """
     cuda = libraries.cuda
-    properties = cuda("cudaGetDeviceProperties", "be asked what it is", 0)
-    name = properties.name
+    gpu = cuda("cudaGetDeviceProperties", "be asked what it is", 0)
     driver = cuda("cudaDriverGetVersion", "be asked for the driver's version")
-    return DeviceFacts(
-        gpu=(name.decode() if isinstance(name, bytes) else name).rstrip("\0"),
-        compute_capability=f"{properties.major}.{properties.minor}",
-        tensorrt=libraries.trt.__version__,
-        cuda_major=driver // 1000,
-    )
+    name = (gpu.name.decode() if isinstance(gpu.name, bytes) else gpu.name).rstrip("\0")
+    versions = f"cc {gpu.major}.{gpu.minor} trt {libraries.trt.__version__} cuda {driver // 1000}"
+    return re.sub(r"[^a-z0-9.]+", "-", f"{name} {versions}".lower())

@@ -18,27 +18,29 @@ import numpy as np
 from model.files import atomic_write, locked
 from model.graphs import Part, Precision, graph_file
 from model.package import ModelPackage, Progress
-from model.runtime.base import SharedGraphCache
+from model.runtime.base import LaneShare, SharedGraphCache
+from model.runtime.choice import RuntimeChoice
 from model.runtime.loaded_graphs import graph_digest, loaded_graphs, with_tapped
 from model.runtime.tensorrt.byte_pixels import take_bytes
-from model.runtime.tensorrt.cuda import DeviceFacts, GpuError, GpuLibraries
+from model.runtime.tensorrt.cuda import GpuError, GpuLibraries
 from model.runtime.tensorrt.profiles import (
     Profile,
     ShapeRange,
-    TensorRtOptions,
     profiles_for,
 )
 
 LOGGER = logging.getLogger(__name__)
+# Folder of the engines below the program's cache, and that cache unless another is named.
+CACHE_ROOM: Final = "tensorrt"
+DEFAULT_CACHE: Final = Path("~/.cache/tipserve")
 # int8 needs a graph with quantisation nodes; TensorRT's parser decides whether it accepts them.
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16", "int8")
 MAX_REPORTED_PROBLEMS: Final = 5
 LOCK: Final = "build.lock"
 DIGEST_BYTES: Final = 32
 # Raised when the code builds a different engine from the same key.
-RECIPE: Final = 3
-# Each engine is loaded once per process, whatever the number of lanes.
-ENGINES = SharedGraphCache()
+RECIPE: Final = 4
+_engines = SharedGraphCache()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,31 +48,27 @@ class EngineKey:
     """Everything that an engine depends on.
 
     Attributes:
-        device: GPU and libraries.
+        device: GPU and libraries; see `device_name`.
         part: Graph of the package.
         precision: Precision of the graph.
         graph_sha256: Digest of the graph and its weights; see `graph_digest`.
         profiles: Input shapes.
-        tf32: See `TensorRtOptions`.
+        tf32: Whether factors of float32 products may be rounded to 10 bits (TF32).
     """
 
-    device: DeviceFacts
+    device: str
     part: Part
     precision: Precision
     graph_sha256: str
     profiles: Sequence[Profile]
     tf32: bool
 
-    @property
-    def digest(self) -> str:
-        """A digest of all of it."""
+    def cached_in(self, cache: Path | None) -> Path:
+        """The file of the engine in a cache; None is the user's."""
         text = json.dumps({"recipe": RECIPE, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def cached_in(self, folder: Path) -> Path:
-        """The file of the engine in a cache."""
-        name = f"{self.part}_{self.precision}-{self.digest[:16]}.plan"
-        return folder.expanduser() / self.device.folder / name
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        folder = (cache or DEFAULT_CACHE).expanduser() / CACHE_ROOM / self.device
+        return folder / f"{self.part}_{self.precision}-{digest[:16]}.plan"
 
 
 @dataclass(eq=False)
@@ -95,21 +93,27 @@ class LoadedEngine:
 
 
 def keys_for(
-    package: ModelPackage, precision: Precision, *, device: DeviceFacts, options: TensorRtOptions
+    package: ModelPackage, choice: RuntimeChoice, share: LaneShare, device: str
 ) -> list[EngineKey]:
     """Make the keys of a package's engines: vision, text, and its dense heads.
+
+    Args:
+        package: Has the graphs.
+        choice: Has the precision of the vision graph.
+        share: Has the largest batch.
+        device: See `device_name`.
 
     Raises:
         ValueError: Engines are not built in this precision.
         PackageError: The package has no vision graph of this precision.
     """
-    if precision not in PRECISIONS:
+    if choice.precision not in PRECISIONS:
         raise ValueError(
-            f"TensorRT engines are built in {', '.join(PRECISIONS)}, not in {precision}; "
+            f"TensorRT engines are built in {', '.join(PRECISIONS)}, not in {choice.precision}; "
             "choose one of these, or another runtime"
         )
     keys = []
-    loaded = loaded_graphs(package.manifest, "tensorrt", precision)
+    loaded = loaded_graphs(package.manifest, "tensorrt", choice.precision)
     for graph in with_tapped(loaded, package.manifest, "tensorrt"):
         package.file(graph.file)
         keys.append(
@@ -118,8 +122,8 @@ def keys_for(
                 part=graph.part,
                 precision=graph.precision,
                 graph_sha256=graph_digest(package.manifest, graph.file),
-                profiles=profiles_for(graph.part, package.manifest, options.max_batch_patches),
-                tf32=options.tf32,
+                profiles=profiles_for(graph.part, package.manifest, share.max_batch_patches),
+                tf32=choice.tf32,
             )
         )
     return keys
@@ -133,7 +137,7 @@ def supply_engine(
     *,
     progress: Progress,
 ) -> LoadedEngine:
-    """Load an engine onto the GPU, from the cache or newly built.
+    """Return an engine on the GPU: another lane's, one of the cache, or a new one.
 
     Args:
         libraries: TensorRT.
@@ -146,14 +150,8 @@ def supply_engine(
         GpuError: The engine cannot be built or loaded.
         OSError: The cache cannot be written.
     """
-    engine = _load(libraries, path)
-    if engine is not None:
-        return engine
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with locked(path.parent / LOCK, on_wait=_log_wait):
-        engine = _load(libraries, path)  # another process may have built it meanwhile
-        if engine is not None:
-            return engine
+
+    def build() -> LoadedEngine:
         LOGGER.info("building the TensorRT engine %s, which may take minutes", path)
         graph = package.file(graph_file(key.part, key.precision))
         plan = build_engine(libraries, graph, key.profiles, tf32=key.tf32, progress=progress)
@@ -165,6 +163,18 @@ def supply_engine(
                 "help"
             )
         atomic_write(path, hashlib.sha256(plan).digest() + plan)
+        return engine
+
+    def load_or_build() -> LoadedEngine:
+        engine = _load(libraries, path)
+        if engine is not None:
+            return engine
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locked(path.parent / LOCK, on_wait=_log_wait):
+            # Another process may have built it meanwhile.
+            return _load(libraries, path) or build()
+
+    engine: LoadedEngine = _engines.take(path, load_or_build)
     return engine
 
 
@@ -226,23 +236,23 @@ def build_engine(
         libraries: TensorRT.
         graph: The ONNX file; its weights may be in other files.
         profiles: Shapes to build for.
-        tf32: See `TensorRtOptions`.
+        tf32: See `EngineKey`.
         progress: Called from TensorRT's threads with the current step.
 
     Raises:
         GpuError: TensorRT refuses the graph or a profile, or cannot build.
     """
-    # Strongly typed: each layer computes in the precision of the graph, which was compared with
-    # torch. TensorRT 11 has no other networks.
     trt, log = libraries.trt, libraries.log
     log.take_errors()
     builder = trt.Builder(log.logger)
+    # Strongly typed: each layer computes in the precision of the graph, which was compared with
+    # torch. TensorRT 11 has no other networks.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse(take_bytes(graph.read_bytes()), str(graph)) or parser.num_errors:
         raise GpuError(
             f"TensorRT refuses the graph {graph.name}: {_problems(parser) or log.take_errors()}. "
-            "Export the model again, or choose the runtime 'onnx' with the provider 'cuda'"
+            "Export the model again, or choose the runtime 'onnx'"
         )
     config = builder.create_builder_config()
     if not tf32:

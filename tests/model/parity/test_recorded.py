@@ -29,7 +29,7 @@ from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_runtime
 from tests.model.parity.conftest import Altered
 
-ON_CPU = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", provider="cpu", reason="")
+ON_CPU = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", reason="")
 METADATA = {"reference": "torch", "features": "values"}
 
 
@@ -91,7 +91,7 @@ def test_float32_on_a_gpu_may_round_like_fp16(
     passes: bool,
 ) -> None:
     altered.change_text = lambda output_BD: np.float32(factor) * output_BD
-    on_gpu = replace(ON_CPU, device="gpu", provider="cuda")
+    on_gpu = replace(ON_CPU, device="gpu")
     for choice, expected in ((ON_CPU, False), (on_gpu, passes)):
         _, text = check_runtime(recorded, tiny_package, choice, altered)
         assert text.passed is expected

@@ -4,6 +4,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from operator import is_
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.graphs import TAPS, Part, Precision
+from model.graphs import TAPS, DenseTask, Part, Precision
 from model.manifest import FileEntry
 from model.package import ModelPackage, PackageError, open_package, write_manifest
+from model.runtime import graph_runtime
 from model.runtime.base import Interrupted, MissingRuntimeError, Runtime, SharedGraphCache
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import Arrays, GraphRuntime
@@ -26,7 +28,7 @@ from model.runtime.machine import this_hardware
 CPU_RUNTIMES = sorted(RUNTIMES.keys() - NEEDS_GPU)
 SMALL = np.full((1, 3, 28, 28), 0.5, dtype=np.float32)
 # TensorRT on a GPU: tensorrt/test_on_gpu.py.
-ON_GPU = ({"runtime": "onnx", "provider": "cuda"}, {"runtime": "torch", "device": "gpu"})
+ON_GPU = ({"runtime": "onnx", "device": "gpu"}, {"runtime": "torch", "device": "gpu"})
 
 
 def fp32(name: Any) -> RuntimeChoice:
@@ -50,7 +52,7 @@ def runtime(request: pytest.FixtureRequest, tiny_package: ModelPackage) -> Itera
     loaded.close()
 
 
-def test_images_and_texts_give_rows_of_float32(
+def test_images_and_texts_give_rows_of_float32_and_wrong_shapes_are_refused(
     runtime: Runtime, tiny_package: ModelPackage
 ) -> None:
     width = tiny_package.manifest.embed_dim
@@ -60,24 +62,43 @@ def test_images_and_texts_give_rows_of_float32(
     assert output.patches_BND.shape == output.values_BND.shape == (2, 10, width)
     assert output.patches_BND.dtype == output.cls1_BD.dtype == np.float32
     assert np.isfinite(output.values_BND).all()
+    kept = output.patches_BND.copy()
+    runtime.encode_images(SMALL)
+    np.testing.assert_array_equal(output.patches_BND, kept, "an output outlives the next call")
     token_ids_BL = np.array([[5, 6, 7], [5, 0, 0]])
     embeddings_BD = runtime.encode_texts(token_ids_BL, np.array([[1, 1, 1], [1, 0, 0]]))
     assert embeddings_BD.shape == (2, width)
     assert embeddings_BD.dtype == np.float32
-
-
-def test_an_output_outlives_the_next_call(runtime: Runtime) -> None:
-    first = runtime.encode_images(SMALL)
-    kept = first.patches_BND.copy()
-    runtime.encode_images(np.zeros_like(SMALL))
-    np.testing.assert_array_equal(first.patches_BND, kept)
-
-
-def test_wrong_shapes_never_reach_the_graph(runtime: Runtime) -> None:
     with pytest.raises(ValueError, match="multiples of 14"):
         runtime.encode_images(np.zeros((1, 3, 28, 30), dtype=np.float32))
     with pytest.raises(ValueError, match="1 to 64 tokens"):
         runtime.encode_texts(np.ones((1, 65), dtype=np.int64), np.ones((1, 65), dtype=np.int64))
+
+
+def test_large_batches_equal_their_items(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_runtime, "PIXELS_AT_ONCE", 2 * 56 * 70)
+    monkeypatch.setattr(graph_runtime, "TOKENS_AT_ONCE", 13)
+    pixels = np.random.default_rng(0).random((7, 3, 56, 70), dtype=np.float32)
+    together = runtime.encode_images(pixels)
+    ids = np.random.default_rng(0).integers(5, 300, (7, 6))
+    texts = runtime.encode_texts(ids, np.ones_like(ids))
+    for index in (0, 3, 6):
+        part = slice(index, index + 1)
+        alone = runtime.encode_images(pixels[part])
+        np.testing.assert_allclose(together.values_BND[part], alone.values_BND, atol=1e-5)
+        text = runtime.encode_texts(ids[part], np.ones_like(ids[part]))
+        np.testing.assert_allclose(texts[part], text, atol=1e-5)
+
+
+def test_a_release_leaves_the_memory_of_running_calls(runtime: Runtime) -> None:
+    images = np.random.default_rng(0).random((2, 3, 112, 112), dtype=np.float32)
+    expected = runtime.encode_images(images)
+    with ThreadPoolExecutor(1) as other:
+        calls = other.submit(lambda: [runtime.encode_images(images) for _ in range(20)])
+        while not calls.done():
+            runtime.release_idle_memory()
+        for found in calls.result():
+            np.testing.assert_array_equal(found.patches_BND, expected.patches_BND)
 
 
 def test_an_interrupted_call_ends_and_does_not_change_the_next(runtime: Runtime) -> None:
@@ -114,12 +135,10 @@ def test_a_gpu_computes_what_the_cpu_computes(
         pytest.skip("there is no NVIDIA GPU")
     on_gpu = load_runtime(tiny_package, precision="fp32", **request_)
     on_cpu = load_runtime(tiny_package, runtime="onnx", device="cpu")
-    assert on_gpu.device == "gpu"
     # Includes a shape that returns, and more shapes than bound buffers are kept for.
     shapes = [(1, 56, 56), (3, 28, 84), (1, 56, 56), *((2, 14, 14 * n) for n in range(1, 12))]
     for batch, height, width in shapes:
-        generator = np.random.default_rng(0)
-        pixels_B3HW = generator.random((batch, 3, height, width), dtype=np.float32)
+        pixels_B3HW = np.random.default_rng(0).random((batch, 3, height, width), np.float32)
         ours, theirs = on_gpu.encode_images(pixels_B3HW), on_cpu.encode_images(pixels_B3HW)
         for name in ("cls1_BD", "cls2_BD", "patches_BND", "values_BND"):
             found, expected = getattr(ours, name), getattr(theirs, name)
@@ -174,24 +193,19 @@ def test_lanes_compute_their_own_answers_while_another_is_interrupted(
     images = np.random.default_rng(0).random((3, 1, 3, 56, 84), dtype=np.float32)
     *lanes, interrupted = (load_chosen(tiny_package, fp32(name), num_lanes=4) for _ in range(4))
     expected = [interrupted.encode_images(image).patches_BND for image in images]
-    wrong: list[object] = []
 
     def run(index: int) -> None:
-        try:
-            for _ in range(30):
-                found = lanes[index].encode_images(images[index]).patches_BND
-                if not np.array_equal(found, expected[index]):
-                    wrong.append(index)
-        except BaseException as error:
-            wrong.append(error)
+        for _ in range(30):
+            found = lanes[index].encode_images(images[index]).patches_BND
+            np.testing.assert_array_equal(found, expected[index])
 
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        interrupted.interrupt()
-        interrupted.encode_images(SMALL)
-    assert not wrong
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(run, index) for index in range(3)]
+        while not all(future.done() for future in running):
+            interrupted.interrupt()
+            interrupted.encode_images(SMALL)
+    for future in running:
+        future.result()
 
 
 @pytest.mark.parametrize("name", CPU_RUNTIMES)
@@ -274,33 +288,31 @@ def stand_in_runtime(
     return GraphRuntime(package, choice, open_graph), made
 
 
-def test_embeddings_and_heads_share_a_pass_through_the_tower(dense_package: ModelPackage) -> None:
+def test_heads_share_the_tower_of_their_precision(dense_package: ModelPackage) -> None:
+    pixels = {"pixel_values"}
+    tasks: tuple[DenseTask, ...] = ("depth", "normals")
     runtime, graphs = stand_in_runtime(dense_package, "fp32")
-    output = runtime.encode_images(SMALL, ("depth", "normals"))
-    assert set(output.maps) == {"depth", "normals"}
-    assert graphs["vision", "fp32"].read == [{"pixel_values"}]
-    assert graphs["depth", "fp32"].read == graphs["normals", "fp32"].read == [set(TAPS)]
-    assert set(graphs) == {(part, "fp32") for part in ("vision", "text", "depth", "normals")}
-
-
-def test_a_head_reads_a_tower_of_its_own_precision(dense_package: ModelPackage) -> None:
+    assert set(runtime.encode_images(SMALL, tasks).maps) == set(tasks)
+    assert {part: graph.read for (part, _), graph in graphs.items()} == {
+        "vision": [pixels],
+        "text": [],
+        "depth": [set(TAPS)],
+        "normals": [set(TAPS)],
+    }
     runtime, graphs = stand_in_runtime(dense_package, "bf16")
-    runtime.encode_images(SMALL, ("depth", "normals"))
-    reads = {graph: made.read for graph, made in graphs.items() if made.read}
-    assert reads == {
-        ("vision", "bf16"): [{"pixel_values"}],
+    runtime.encode_images(SMALL, tasks)
+    assert {graph: made.read for graph, made in graphs.items() if made.read} == {
+        ("vision", "bf16"): [pixels],
         ("normals", "bf16"): [set(TAPS)],
-        ("vision", "fp32"): [{"pixel_values"}],
+        ("vision", "fp32"): [pixels],
         ("depth", "fp32"): [set(TAPS)],
     }
-
-
-def test_heads_of_earlier_packages_have_their_own_tower(dense_package: ModelPackage) -> None:
+    # Heads of earlier packages have their own tower.
     runtime, graphs = stand_in_runtime(dense_package, "fp32", num_taps=0)
     runtime.estimate("depth", SMALL)
     runtime.encode_images(SMALL, ("normals",))
-    assert graphs["depth", "fp32"].read == graphs["normals", "fp32"].read == [{"pixel_values"}]
-    assert graphs["vision", "fp32"].read == [{"pixel_values"}]
+    parts: tuple[Part, ...] = ("depth", "normals", "vision")
+    assert [graphs[part, "fp32"].read for part in parts] == 3 * [[pixels]]
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

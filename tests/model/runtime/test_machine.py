@@ -90,7 +90,7 @@ def nvml(*failing: str) -> Any:
 
     calls: dict[str, Any] = dict(
         nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetCount=lambda: 1,
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetName=lambda handle: f"GPU {handle}",
         nvmlDeviceGetCudaComputeCapability=lambda _: (9, 0),
@@ -105,23 +105,11 @@ OF_DRIVER = (Gpu(name="NVIDIA H100 80GB HBM3"),)
 @pytest.mark.parametrize(
     ("failing", "found"),
     [
-        (
-            "",
-            (
-                Gpu(name="GPU 0", compute_capability="9.0", memory_bytes=80),
-                Gpu(name="GPU 1", compute_capability="9.0", memory_bytes=81),
-            ),
-        ),
-        (
-            "nvmlDeviceGetMemoryInfo",
-            (
-                Gpu(name="GPU 0", compute_capability="9.0"),
-                Gpu(name="GPU 1", compute_capability="9.0"),
-            ),
-        ),
+        ("", (Gpu(name="GPU 0", compute_capability="9.0", memory_bytes=80),)),
+        ("nvmlDeviceGetMemoryInfo", (Gpu(name="GPU 0", compute_capability="9.0"),)),
         (
             "nvmlDeviceGetCudaComputeCapability nvmlDeviceGetName",
-            (Gpu(name="NVIDIA GPU", memory_bytes=80), Gpu(name="NVIDIA GPU", memory_bytes=81)),
+            (Gpu(name="NVIDIA GPU", memory_bytes=80),),
         ),
         ("nvmlInit", OF_DRIVER),
         ("nvmlDeviceGetCount", OF_DRIVER),
@@ -136,7 +124,6 @@ def test_gpus_are_read_from_nvml_of_which_each_call_may_fail(
 
 
 ORT, CUDA_PROVIDER = "onnxruntime/__init__.py", "onnxruntime/capi/libonnxruntime_providers_cuda.so"
-TRT_PROVIDER = "onnxruntime/capi/libonnxruntime_providers_tensorrt.so"
 TORCH, TRANSFORMERS = "torch/__init__.py", "transformers/__init__.py"
 
 
@@ -146,8 +133,7 @@ TORCH, TRANSFORMERS = "torch/__init__.py", "transformers/__init__.py"
         ([], {}),
         ([ORT, TORCH], {"onnx": {"cpu"}}),  # torch needs transformers
         ([TORCH, TRANSFORMERS, "openvino/__init__.py"], {"torch": {"cpu"}, "openvino": True}),
-        ([ORT, CUDA_PROVIDER, "tensorrt/__init__.py"], {"onnx": {"cpu", "cuda"}, "tensorrt": True}),
-        ([ORT, CUDA_PROVIDER, TRT_PROVIDER], {"onnx": {"cpu", "cuda", "tensorrt"}}),
+        ([ORT, CUDA_PROVIDER, "tensorrt/__init__.py"], {"onnx": {"cpu", "gpu"}, "tensorrt": True}),
         ([TORCH, TRANSFORMERS, "torch/lib/libtorch_cuda.so"], {"torch": {"cpu", "gpu"}}),
     ],
 )

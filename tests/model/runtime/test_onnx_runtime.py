@@ -1,9 +1,9 @@
-"""ONNX Runtime computes on the requested provider, or not at all."""
+"""ONNX Runtime computes on the requested device, or not at all, and keeps little memory."""
 
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +19,6 @@ from model.runtime.choice import RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen, load_runtime
 from model.runtime.onnx_runtime import (
     KEPT_CALLS,
-    NO_OPTIONS,
-    TF32,
     OnnxGraph,
     ProviderError,
     open_session,
@@ -28,24 +26,15 @@ from model.runtime.onnx_runtime import (
 )
 from service.machine import collect_and_trim, resident_bytes
 
-CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def session(*providers: str, on_gpu: str = "", on_cpu: str = "") -> SimpleNamespace:
-    """A session with these providers and node types on the GPU and the CPU."""
-    placed = {providers[0]: on_gpu.split(), CPU: on_cpu.split()}
-
-    def assignments() -> list[Any]:
-        return [
-            SimpleNamespace(
-                ep_name=name,
-                get_nodes=lambda kinds=kinds: [SimpleNamespace(op_type=kind) for kind in kinds],
-            )
-            for name, kinds in placed.items()
-        ]
-
+def session(*providers: str, on_cpu: str = "") -> SimpleNamespace:
+    """A session with these providers, and with node types on the CPU."""
+    nodes = [SimpleNamespace(op_type=kind) for kind in on_cpu.split()]
+    placed = [SimpleNamespace(ep_name=CPU, get_nodes=lambda: nodes)]
     return SimpleNamespace(
-        get_providers=lambda: list(providers), get_provider_graph_assignment_info=assignments
+        get_providers=lambda: list(providers), get_provider_graph_assignment_info=lambda: placed
     )
 
 
@@ -53,17 +42,16 @@ class Library(SimpleNamespace):
     """Stands in for a build with CUDA, and keeps the arguments of its session."""
 
     def __init__(self, opened: Any) -> None:
-        super().__init__(arguments={}, config={}, were_libraries_sought=False)
-        self.opened = opened
+        super().__init__(opened=opened, arguments={}, were_libraries_sought=False)
 
     def get_available_providers(self) -> list[str]:
-        return [TENSORRT, CUDA, CPU]
+        return [CUDA, CPU]
 
     def preload_dlls(self) -> None:
         self.were_libraries_sought = True
 
     def SessionOptions(self) -> Any:  # noqa: N802 - its name
-        return SimpleNamespace(add_session_config_entry=self.config.__setitem__)
+        return SimpleNamespace(add_session_config_entry=lambda *_: None)
 
     def InferenceSession(self, path: Path, options: Any, **arguments: Any) -> Any:  # noqa: N802
         self.arguments = arguments
@@ -75,82 +63,40 @@ class Library(SimpleNamespace):
 OLD_LIBRARY = SimpleNamespace(get_providers=lambda: [CUDA, CPU])  # does not report placements
 
 
-@pytest.mark.parametrize(
-    ("provider", "opened"),
-    [
-        ("cuda", session(CUDA, CPU, on_gpu="MatMul Softmax", on_cpu="Shape Gather")),
-        ("tensorrt", session(TENSORRT, CUDA, CPU, on_gpu="MatMul Softmax")),
-        ("cuda", OLD_LIBRARY),
-    ],
-)
-@pytest.mark.parametrize(
-    ("precision", "tf32", "use_tf32"),
-    [("fp32", False, "0"), ("fp32", True, "1"), ("fp16", False, "1")],
-)
-def test_a_session_computes_on_its_provider_and_float32_in_tf32_only_if_set(
-    monkeypatch: pytest.MonkeyPatch,
-    provider: Any,
-    opened: Any,
-    precision: Any,
-    tf32: bool,
-    use_tf32: str,
+@pytest.mark.parametrize("opened", [session(CUDA, CPU, on_cpu="Shape Gather"), OLD_LIBRARY])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_session_computes_on_the_gpu_and_in_tf32_only_if_set(
+    monkeypatch: pytest.MonkeyPatch, opened: Any, tf32: bool
 ) -> None:
     library = Library(opened)
     monkeypatch.setitem(sys.modules, "onnxruntime", library)
-    cuda = TF32 if tf32 else NO_OPTIONS
-    assert open_session(Path("a.onnx"), provider, precision, 1, cuda=cuda) is opened
-    *_, (name, options), last = library.arguments["providers"]
-    assert (name, options["use_tf32"], last) == (CUDA, use_tf32, CPU)
+    assert open_session(Path("a.onnx"), "gpu", 1, tf32=tf32) is opened
+    (name, options), last = library.arguments["providers"]
+    assert (name, options["use_tf32"], last) == (CUDA, str(int(tf32)), CPU)
     assert library.arguments["enable_fallback"] == 0
     assert library.were_libraries_sought
-    assert library.config["session.record_ep_graph_assignment_info"] == "1"
 
 
 @pytest.mark.parametrize(
-    ("provider", "opened", "complaint"),
+    ("opened", "complaint"),
     [
-        ("cuda", session(CPU, on_cpu="MatMul"), "'cuda' and would have computed by CPUExecution"),
-        ("tensorrt", session(CUDA, CPU), "'tensorrt' and would have computed by CUDAExecution"),
-        ("cuda", session(CUDA, CPU, on_cpu="Shape MatMul Softmax"), "leaves MatMul, Softmax of"),
-        ("cuda", session(CUDA, CPU, on_cpu="Shape MultiHeadAttention"), "leaves MultiHeadAtt"),
-        ("cuda", session(CUDA, CPU, on_cpu="QLinearMatMul MatMulInteger"), "leaves MatMulInteger"),
-        ("tensorrt", RuntimeError("CUDA error 35"), "provider 'tensorrt': CUDA error 35"),
+        (session(CPU, on_cpu="MatMul"), "could not start CUDA and would have computed by CPUExec"),
+        (session(CUDA, CPU, on_cpu="Shape MatMul Softmax"), "leaves MatMul, Softmax of"),
+        (session(CUDA, CPU, on_cpu="QLinearMatMul MatMulInteger"), "leaves MatMulInteger"),
+        (RuntimeError("CUDA error 35"), "cannot use CUDA: CUDA error 35"),
     ],
 )
 def test_a_session_that_would_compute_elsewhere_is_refused(
-    monkeypatch: pytest.MonkeyPatch, provider: Any, opened: Any, complaint: str
+    monkeypatch: pytest.MonkeyPatch, opened: Any, complaint: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", Library(opened))
     with pytest.raises(ProviderError, match=complaint):
-        open_session(Path("a.onnx"), provider, "fp16", 1)
+        open_session(Path("a.onnx"), "gpu", 1)
 
 
-class Unfound:
-    """Finds no module, and notes which ones are looked for."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def find_spec(self, name: str, *_: Any) -> None:
-        self.names.append(name)
-
-
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_the_tensorrt_provider_gets_the_libraries_of_tensorrt_s_wheel(
-    monkeypatch: pytest.MonkeyPatch, provider: Any
-) -> None:
-    name = TENSORRT if provider == "tensorrt" else CUDA
-    monkeypatch.setitem(sys.modules, "onnxruntime", Library(session(name)))
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    finder = Unfound()
-    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
-    open_session(Path("a.onnx"), provider, "fp16", 1)
-    assert ("tensorrt" in finder.names) == (provider == "tensorrt")
-
-
-def test_a_build_without_the_provider_is_refused(tiny_package: ModelPackage) -> None:
+def test_a_build_without_cuda_is_refused(tiny_package: ModelPackage) -> None:
     with pytest.raises(MissingRuntimeError, match="takes the place of onnxruntime"):
-        open_session(tiny_package.file("onnx/vision_model.onnx"), "cuda", "fp32", 1)
+        open_session(tiny_package.file("onnx/vision_model.onnx"), "gpu", 1)
 
 
 def test_threads_sleep_when_idle_and_keep_to_their_number(tiny_package: ModelPackage) -> None:
@@ -198,7 +144,7 @@ def large_graph(tmp_path: Path) -> Iterator[OnnxGraph]:
     opsets = [onnx.helper.make_opsetid("", 17)]
     path = tmp_path / "large.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-    opened = OnnxGraph(open_session(path, "cpu", "fp32", 1), "cpu", lambda _: None, max_large=1)
+    opened = OnnxGraph(open_session(path, "cpu", 1), "cpu", lambda _: None, max_large=1)
     yield opened
     opened.close()
 
@@ -231,19 +177,6 @@ def test_a_release_frees_what_the_arena_keeps(large_graph: OnnxGraph) -> None:
     np.testing.assert_array_equal(again, expected)
 
 
-def test_a_release_leaves_the_memory_of_running_calls(tiny_package: ModelPackage) -> None:
-    runtime = load_runtime(tiny_package, runtime="onnx")
-    images = np.random.default_rng(0).random((2, 3, 112, 112), dtype=np.float32)
-    expected = runtime.encode_images(images)
-    with ThreadPoolExecutor(1) as other:
-        calls = other.submit(lambda: [runtime.encode_images(images) for _ in range(20)])
-        while not calls.done():
-            runtime.release_idle_memory()
-        for found in calls.result():
-            np.testing.assert_array_equal(found.patches_BND, expected.patches_BND)
-    runtime.close()
-
-
 def test_the_graph_of_one_node_is_what_it_says() -> None:
     model = onnx.load_from_string(onnx_runtime.ABS_GRAPH)
     onnx.checker.check_model(model)
@@ -252,7 +185,7 @@ def test_the_graph_of_one_node_is_what_it_says() -> None:
     ]
 
 
-@pytest.mark.parametrize(("num_lanes", "max_large"), [(1, 1), (2, 1), (6, 3)])
+@pytest.mark.parametrize(("num_lanes", "max_large"), [(1, 1), (6, 3)])
 def test_half_of_the_lanes_compute_large_images_at_once(
     tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch, num_lanes: int, max_large: int
 ) -> None:
@@ -260,30 +193,18 @@ def test_half_of_the_lanes_compute_large_images_at_once(
     large_calls = onnx_runtime.LargeCalls()
     monkeypatch.setattr(onnx_runtime, "large_calls", large_calls)
     choice = choose_runtime(tiny_package, RuntimeRequest(runtime="onnx"))
-    runtime = load_chosen(tiny_package, choice, num_lanes=num_lanes)
     small, large = (np.zeros((1, 3, side, side), np.float32) for side in (56, 112))
-    with ThreadPoolExecutor(1) as other:
+    with (
+        closing(load_chosen(tiny_package, choice, num_lanes=num_lanes)) as runtime,
+        ThreadPoolExecutor(1) as other,
+    ):
         with ExitStack() as others:
             for _ in range(max_large - 1):
                 others.enter_context(large_calls.one_of(max_large))
             other.submit(runtime.encode_images, large).result(60)
             others.enter_context(large_calls.one_of(max_large))
+            runtime.encode_images(small)
             waiting = other.submit(runtime.encode_images, large)
-            runtime.encode_texts(np.ones((1, 4), np.int64), np.ones((1, 4), np.int64))
             with pytest.raises(TimeoutError):
                 waiting.result(0.2)
         waiting.result(60)
-        with large_calls.one_of(1):
-            other.submit(runtime.encode_images, small).result(60)
-    runtime.close()
-
-
-def test_many_texts_are_split_and_equal_their_items(
-    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = load_runtime(tiny_package, runtime="onnx")
-    ids = np.random.default_rng(0).integers(5, 300, (7, 6))
-    whole = runtime.encode_texts(ids, np.ones_like(ids))
-    monkeypatch.setattr(graph_runtime, "TOKENS_AT_ONCE", 13)
-    np.testing.assert_allclose(runtime.encode_texts(ids, np.ones_like(ids)), whole, atol=1e-6)
-    runtime.close()

@@ -1,9 +1,7 @@
-"""OpenVINO: bf16 for matrix products only, one core per process, and large batches in parts."""
+"""OpenVINO: bf16 for matrix products only, one core per process, and memory of large calls."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,9 @@ import numpy as np
 import pytest
 
 from model.graphs import VISION_FILE
-from model.package import ModelPackage, open_package
+from model.package import ModelPackage
 from model.runtime import graph_runtime, openvino_runtime
-from model.runtime.base import Runtime, UnusableRuntimeError
+from model.runtime.base import UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen, load_runtime
 from model.runtime.machine import Hardware, this_hardware
@@ -134,52 +132,6 @@ def test_a_signal_arrives_after_runtimes_were_closed(tiny_package: ModelPackage)
     assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
-def test_all_runtimes_share_one_core(
-    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    core = openvino_core()
-    compiled: list[object] = []
-    compile_model = type(core).compile_model
-
-    def remember(self: object, *arguments: object) -> object:
-        compiled.append(self)
-        return compile_model(self, *arguments)
-
-    monkeypatch.setattr(type(core), "compile_model", remember)
-    load_runtime(tiny_package, runtime="openvino").close()
-    assert len(compiled) == 2
-    assert all(one is core for one in compiled)
-
-
-def test_a_large_batch_is_split_and_equals_its_items(tiny_package: ModelPackage) -> None:
-    runtime = load_runtime(tiny_package, runtime="openvino", precision="fp32")
-    pixels = np.random.default_rng(0).random((7, 3, 224, 280), dtype=np.float32)
-    together = runtime.encode_images(pixels)
-    assert together.values_BND.shape[:2] == (7, 320)
-    for index in (0, 3, 6):
-        alone = runtime.encode_images(pixels[index : index + 1])
-        np.testing.assert_allclose(together.values_BND[index], alone.values_BND[0], atol=1e-5)
-
-
-@pytest.fixture
-def student() -> Iterator[Runtime]:
-    runtime = load_runtime(open_package("bundled-student"), runtime="openvino", precision="fp32")
-    yield runtime
-    runtime.close()
-
-
-def test_many_texts_are_split_and_equal_their_items(
-    student: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = np.random.default_rng(0).integers(5, 300, (7, 6))
-    mask = np.ones_like(ids)
-    whole = student.encode_texts(ids, mask)
-    monkeypatch.setattr(graph_runtime, "TOKENS_AT_ONCE", 13)
-    parts = graph_runtime.parts_of({"input_ids": ids, "attention_mask": mask})
-    assert [len(part["input_ids"]) for part in parts] == [2, 2, 2, 1]
-    np.testing.assert_allclose(student.encode_texts(ids, mask), whole, atol=1e-6)
-
-
 def recorded_releases(monkeypatch: pytest.MonkeyPatch) -> list[OpenVinoGraph]:
     """Graphs that release their memory from now on."""
     released: list[OpenVinoGraph] = []
@@ -193,42 +145,25 @@ def recorded_releases(monkeypatch: pytest.MonkeyPatch) -> list[OpenVinoGraph]:
     return released
 
 
-def test_memory_is_released_after_a_large_image_only(
-    student: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released = recorded_releases(monkeypatch)
-    monkeypatch.setattr(graph_runtime, "PIXELS_TO_RELEASE", 112 * 112)
-    expected = student.encode_images(np.zeros((1, 3, 112, 112), np.float32)).values_BND
-    assert not released
-    student.encode_images(np.zeros((1, 3, 112, 126), np.float32))
-    assert len(released) == 1
-    again = student.encode_images(np.zeros((1, 3, 112, 112), np.float32)).values_BND
-    np.testing.assert_array_equal(again, expected)
-
-
-def test_memory_of_a_head_is_released(
+def test_memory_is_released_after_large_images_and_heads_only(
     dense_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heads of B/14 kept 0.6 GB a lane."""
-    released = recorded_releases(monkeypatch)
-    pixels = np.random.default_rng(0).random((2, 3, 56, 56), dtype=np.float32)
+    monkeypatch.setattr(graph_runtime, "PIXELS_TO_RELEASE", 112 * 112)
+    small, large = (np.full((1, 3, 112, side), 0.5, np.float32) for side in (112, 140))
     with closing(load_runtime(dense_package, runtime="openvino", precision="fp32")) as runtime:
-        first, second = (runtime.estimate("depth", pixels) for _ in range(2))
-    assert len(released) == 2, "the head, and not the tower that it reads"
-    np.testing.assert_array_equal(first, second)
-
-
-def test_memory_of_a_graph_that_computes_is_not_released(
-    student: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = np.zeros((1, 3, 56, 56), np.float32)
-    expected = student.encode_images(small).values_BND
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(student.encode_images, np.zeros((4, 3, 448, 448), np.float32))
-        while not running.done():
-            student.release_idle_memory()
-    assert np.isfinite(running.result().values_BND).all()
-    np.testing.assert_array_equal(student.encode_images(small).values_BND, expected)
+        expected, depth = runtime.encode_images(small), runtime.estimate("depth", small)
+        released = recorded_releases(monkeypatch)
+        for call, num_released in (
+            (lambda: runtime.encode_images(small), 0),
+            (lambda: runtime.encode_images(large), 1),
+            (lambda: runtime.estimate("depth", small), 2),
+        ):
+            call()
+            assert len(released) == num_released
+        again = runtime.encode_images(small)
+        np.testing.assert_array_equal(again.values_BND, expected.values_BND)
+        np.testing.assert_array_equal(runtime.estimate("depth", small), depth)
 
 
 def test_bf16_is_computed_in_bf16_or_refused(

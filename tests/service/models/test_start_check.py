@@ -36,11 +36,11 @@ from service.models.loading import LoadedLanes, load_lanes
 H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), gpus=(Gpu(name="H100"),))
 BF16_CPU = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}))
 LIBRARIES = InstalledLibraries(
-    onnx=frozenset({"cpu", "cuda"}), openvino=True, tensorrt=True, torch=frozenset({"cpu"})
+    onnx=frozenset({"cpu", "gpu"}), openvino=True, tensorrt=True, torch=frozenset({"cpu"})
 )
-TENSORRT: Place = ("tensorrt", "gpu", None)
-CUDA: Place = ("onnx", "gpu", "cuda")
-OPENVINO: Place = ("openvino", "cpu", None)
+TENSORRT: Place = ("tensorrt", "gpu")
+CUDA: Place = ("onnx", "gpu")
+OPENVINO: Place = ("openvino", "cpu")
 
 
 class Rounding:

@@ -15,24 +15,20 @@ import onnx
 import pytest
 from onnxruntime import InferenceSession
 
-from model.graphs import TEXT_FILE, VISION_FILE, Part
+from model.graphs import TEXT_FILE, VISION_FILE
 from model.package import ModelPackage
 from model.preprocess import as_planes
+from model.runtime.base import LaneShare
+from model.runtime.choice import RuntimeChoice
 from model.runtime.tensorrt import command, engines
-from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS, take_bytes
+from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS, FLOAT_PIXELS, take_bytes
 from model.runtime.tensorrt.command import BuildOptions
-from model.runtime.tensorrt.cuda import Cuda, DeviceFacts, GpuError, GpuLibraries, library_log
-from model.runtime.tensorrt.engines import build_engine, deserialize, keys_for
-from model.runtime.tensorrt.profiles import (
-    TEXT_INPUTS,
-    ShapeRange,
-    TensorRtOptions,
-    profiles_for,
-)
-from tests.model.runtime.tensorrt.conftest import images, texts
+from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries, device_name, library_log
+from model.runtime.tensorrt.engines import LoadedEngine, build_engine, deserialize, keys_for
+from model.runtime.tensorrt.profiles import ShapeRange, profiles_for
 
-FILES: dict[Part, str] = {"vision": VISION_FILE, "text": TEXT_FILE}
-DEVICE = DeviceFacts(gpu="H100", compute_capability="9.0", tensorrt="10.16", cuda_major=13)
+DEVICE = "h100-cc-9.0-trt-10.16-cuda-13"
+CHOICE = RuntimeChoice(runtime="tensorrt", precision="fp32", device="gpu", reason="")
 
 
 @pytest.fixture(scope="module")
@@ -45,41 +41,17 @@ def rtx() -> GpuLibraries:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["vision", "text"])
+@pytest.mark.parametrize(("part", "file"), [("vision", VISION_FILE), ("text", TEXT_FILE)])
 def test_an_engine_is_built_with_several_profiles(
-    rtx: GpuLibraries, tiny_package: ModelPackage, part: Part
+    rtx: GpuLibraries, tiny_package: ModelPackage, part: Any, file: str
 ) -> None:
     profiles = profiles_for(part, tiny_package.manifest)
     # Each takes a second: a bucket's and the widest.
     profiles = (profiles[0], profiles[-1])
     progress: list[str] = []
-    graph = tiny_package.file(FILES[part])
-    plan = build_engine(rtx, graph, profiles, progress=progress.append)
+    plan = build_engine(rtx, tiny_package.file(file), profiles, progress=progress.append)
     assert len(plan) > 10_000
     assert progress
-
-
-@pytest.mark.parametrize("part", ["vision", "text"])
-def test_a_graph_that_takes_bytes_computes_the_same(
-    tiny_package: ModelPackage, tmp_path: Path, part: Part
-) -> None:
-    graph = tiny_package.file(FILES[part])
-    for path in graph.parent.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    edited = tmp_path / "edited.onnx"
-    edited.write_bytes(take_bytes(graph.read_bytes()))
-    pixels_B3HW = images(2, 28, 70)
-    given: dict[str, Any] = {"pixel_values": as_planes(pixels_B3HW)}
-    in_bytes: dict[str, Any] = {BYTE_PIXELS: pixels_B3HW}
-    if part == "text":
-        given = in_bytes = dict(zip(TEXT_INPUTS, texts(3, 9), strict=True))
-    found, expected = (
-        InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, inputs)
-        for path, inputs in ((edited, in_bytes), (graph, given))
-    )
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    onnx.checker.check_model(edited)
 
 
 def test_shapes_that_contradict_the_graph_and_bytes_that_are_no_engine_are_refused(
@@ -92,61 +64,85 @@ def test_shapes_that_contradict_the_graph_and_bytes_that_are_no_engine_are_refus
     assert "Serialization" in rtx.log.take_errors()
 
 
-def test_a_key_changes_with_all_that_an_engine_depends_on(tiny_package: ModelPackage) -> None:
-    options = TensorRtOptions()
-    vision, text = keys_for(tiny_package, "fp32", device=DEVICE, options=options)
-    fewer, _ = keys_for(
-        tiny_package, "fp32", device=DEVICE, options=TensorRtOptions(max_batch_patches=16)
+def test_a_graph_that_takes_bytes_computes_the_same(
+    tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    graph = tiny_package.file(VISION_FILE)
+    for path in graph.parent.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    edited = tmp_path / "edited.onnx"
+    edited.write_bytes(take_bytes(graph.read_bytes()))
+    onnx.checker.check_model(edited)
+    pixels_B3HW = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 70), np.uint8)
+    given = {edited: {BYTE_PIXELS: pixels_B3HW}, graph: {FLOAT_PIXELS: as_planes(pixels_B3HW)}}
+    found, expected = (
+        InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, inputs)
+        for path, inputs in given.items()
     )
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    texts = tiny_package.file(TEXT_FILE).read_bytes()
+    assert take_bytes(texts) == texts
+
+
+def test_an_engine_s_file_changes_with_all_that_it_depends_on(tiny_package: ModelPackage) -> None:
+    vision, text = keys_for(tiny_package, CHOICE, LaneShare(), DEVICE)
+    fewer, _ = keys_for(tiny_package, CHOICE, LaneShare(max_batch_patches=16), DEVICE)
     changed = [
         text,
         fewer,
         replace(vision, tf32=True),
         replace(vision, graph_sha256="0" * 64),
-        replace(vision, device=replace(DEVICE, tensorrt="10.17")),
+        replace(vision, device=DEVICE.replace("10.16", "10.17")),
     ]
-    assert len({key.digest for key in (vision, *changed)}) == 6
-    folder = vision.cached_in(Path("/cache")).parent
-    assert folder == Path("/cache/h100-cc-9.0-trt-10.16-cuda-13")
+    assert len({key.cached_in(Path("/cache")) for key in (vision, *changed)}) == 6
+    assert vision.cached_in(Path("/cache")).parent == Path("/cache/tensorrt") / DEVICE
     with pytest.raises(ValueError, match="not in int8_weights"):
-        keys_for(tiny_package, "int8_weights", device=DEVICE, options=options)
+        keys_for(tiny_package, replace(CHOICE, precision="int8_weights"), LaneShare(), DEVICE)
 
 
-@pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the graphs whose engines were built; no library is asked for anything."""
-    names: list[str] = []
-
-    def build(_: Any, graph: Path, *__: Any, progress: Any, **___: Any) -> bytes:
-        names.append(graph.name)
-        progress("stand-in: 50 %")
-        return graph.name.encode()
-
-    monkeypatch.setattr(engines, "build_engine", build)
-    monkeypatch.setattr(engines, "deserialize", lambda _, plan: plan if plan else None)
-    monkeypatch.setattr(command, "device_facts", lambda _: DEVICE)
-    return names
+def test_a_device_s_name_has_all_that_decides_whether_an_engine_runs() -> None:
+    gpu = SimpleNamespace(name=b"NVIDIA H100 80GB\0", major=9, minor=0)
+    cuda = SimpleNamespace(
+        cudaError_t=SimpleNamespace(cudaSuccess=0),
+        cudaGetDeviceProperties=lambda _: (0, gpu),
+        cudaDriverGetVersion=lambda: (0, 13020),
+    )
+    libraries = GpuLibraries(SimpleNamespace(__version__="10.16.1"), Cuda(cuda), cast("Any", None))
+    assert device_name(libraries) == "nvidia-h100-80gb-cc-9.0-trt-10.16.1-cuda-13"
 
 
 def test_engines_are_built_once_and_again_if_they_are_damaged(
-    tiny_package: ModelPackage, tmp_path: Path, built: list[str], caplog: pytest.LogCaptureFixture
+    tiny_package: ModelPackage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
+    built: list[str] = []
     said: list[str] = []
-    libraries = cast("GpuLibraries", SimpleNamespace())
+
+    def build_stand_in(_: Any, graph: Path, *__: Any, progress: Any, **___: Any) -> bytes:
+        built.append(graph.name)
+        progress("stand-in: 50 %")
+        return graph.name.encode()
+
+    monkeypatch.setattr(engines, "build_engine", build_stand_in)
+    monkeypatch.setattr(
+        engines, "deserialize", lambda _, plan: LoadedEngine(plan, None, {}, {}, [])
+    )
+    monkeypatch.setattr(command, "device_name", lambda _: DEVICE)
 
     def build(**options: Any) -> None:
+        libraries = cast("GpuLibraries", None)
         given = BuildOptions(**options)
         command.run(given, tiny_package, tmp_path, said.append, load=lambda: libraries)
 
     both = ["vision_model.onnx", "text_model.onnx"]
-    build()
-    assert built == both
+    for options, expected in (({}, both), ({}, both), ({"tf32": True}, 2 * both)):
+        build(**options)
+        assert built == expected
     assert "[1/2] vision fp32: stand-in: 50 %" in said
-    build()
-    assert built == both
-    build(tf32=True)
-    assert built == 2 * both
     for path in tmp_path.glob("tensorrt/*/vision*.plan"):
         path.write_bytes(path.read_bytes()[:-1])
     build()

@@ -9,7 +9,6 @@ from model.manifest import Manifest
 from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS
 from model.runtime.tensorrt.profiles import (
     TEXT_INPUTS,
-    TensorRtOptions,
     batches,
     choose_profile,
     has_one_item_shape,
@@ -76,8 +75,6 @@ def test_the_largest_batch_follows_max_batch_patches(
     square, *_ = profiles_for("vision", manifest(), max_batch_patches)
     assert square[BYTE_PIXELS].largest == (most, 3, 8 * UNIT, 8 * UNIT)
     assert batches(square)[-1] == most
-    with pytest.raises(ValueError, match="at least one patch"):
-        TensorRtOptions(max_batch_patches=0)
 
 
 def test_a_head_reads_taps_of_the_same_sizes() -> None:

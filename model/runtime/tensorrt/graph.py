@@ -1,17 +1,20 @@
-"""Run engines on a CUDA stream: arrays in, arrays out."""
+"""Run an engine on a CUDA stream: arrays in, arrays out."""
 
+import ctypes
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.runtime.tensorrt.cuda import GpuError, GpuLibraries
+from model.runtime.base import InterruptibleCall
+from model.runtime.graph_runtime import Arrays
+from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS, FLOAT_PIXELS
+from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries
 from model.runtime.tensorrt.engines import LoadedEngine
-from model.runtime.tensorrt.memory import Memory, Sizes, Slot, lay_out, store
 from model.runtime.tensorrt.profiles import (
     Shape,
     batches,
@@ -22,9 +25,76 @@ from model.runtime.tensorrt.profiles import (
 )
 
 LOGGER = logging.getLogger(__name__)
-Arrays = dict[str, NDArray[Any]]
-# Takes an output out of the buffer at this address, which the next run overwrites.
-Take = Callable[[Slot, int], None]
+# TensorRT requires it of activations; it is more than enough for tensors.
+ALIGNMENT: Final = 256
+Outputs = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Place of a tensor in memory: the same in that of the host and of the GPU."""
+
+    name: str
+    shape: Shape
+    dtype: np.dtype[Any]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensor."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """First place for the next tensor."""
+        return self.offset + -(-self.num_bytes // ALIGNMENT) * ALIGNMENT
+
+    def view(self, base: int) -> NDArray[Any]:
+        """The tensor in host memory, in a buffer at this address."""
+        memory = (ctypes.c_ubyte * self.num_bytes).from_address(base + self.offset)
+        return np.ndarray(self.shape, self.dtype, memoryview(memory))
+
+
+def store(slot: Slot, base: int, array: NDArray[Any]) -> None:
+    """Copy items to the first rows of a tensor in host memory.
+
+    Texts that are shorter are padded with zeros; pixels in float32 are rounded to 8 bits.
+    """
+    view = slot.view(base)[: len(array)]
+    if view.dtype == np.uint8 and array.dtype == np.float32:
+        array = np.rint(array * np.float32(255))
+    if view.ndim == 2:
+        view[:, array.shape[1] :] = 0
+        view = view[:, : array.shape[1]]
+    np.copyto(view, array, casting="unsafe")
+
+
+class Memory:
+    """Page-locked memory for tensors, and as much on the GPU, followed by that of activations."""
+
+    def __init__(self, cuda: Cuda, num_bytes: int, num_activation_bytes: int) -> None:
+        """Reserve it.
+
+        Raises:
+            GpuError: There is not enough memory; nothing stays reserved.
+        """
+        self.num_activation_bytes = num_activation_bytes
+        with ExitStack() as cleanup:
+
+            def reserve(allocate: str, free: str, kind: str, size: int) -> int:
+                address = int(cuda(allocate, f"reserve {size} bytes of {kind}", size))
+                cleanup.callback(cuda, free, f"free {kind}", address)
+                return address
+
+            self.host = reserve("cudaMallocHost", "cudaFreeHost", "locked memory", num_bytes)
+            total = num_bytes + num_activation_bytes
+            self.gpu = reserve("cudaMalloc", "cudaFree", "GPU memory", total)
+            self.activations = self.gpu + num_bytes
+            self._cleanup = cleanup.pop_all()
+
+    def close(self) -> None:
+        """Free it; nothing may be running."""
+        self._cleanup.close()
 
 
 class LaneStream:
@@ -47,7 +117,8 @@ class LaneStream:
             # The thread that waits sleeps; spinning would burn a core that decoding needs.
             flags = runtime.cudaEventBlockingSync | runtime.cudaEventDisableTiming
             self._event: Any = self.cuda("cudaEventCreateWithFlags", "make an event", flags)
-            cleanup.pop_all()
+            cleanup.callback(runtime.cudaEventDestroy, self._event)
+            self._cleanup = cleanup.pop_all()
         self.handle = int(self._stream)
 
     def copy(self, source: int, target: int, num_bytes: int, *, to_gpu: bool) -> None:
@@ -96,8 +167,7 @@ class LaneStream:
 
     def close(self) -> None:
         """Free event and stream."""
-        self.cuda.runtime.cudaEventDestroy(self._event)
-        self.cuda.runtime.cudaStreamDestroy(self._stream)
+        self._cleanup.close()
 
 
 @dataclass(slots=True)
@@ -113,12 +183,22 @@ class _Run:
     context: Any
     inputs: list[Slot]
     outputs: list[Slot]
-    sizes: Sizes
+    num_activation_bytes: int
     graph: Any = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        return self.outputs[-1].end
 
-class EngineRunner:
-    """One engine on one lane. Used by one thread at a time."""
+
+class EngineGraph:
+    """One engine on one lane, used for one call at a time; see `model.runtime.graph_runtime.Graph`.
+
+    Attributes:
+        num_bytes: Tensors of its largest prepared run.
+        num_activation_bytes: What its runs work in.
+    """
 
     def __init__(self, lane: LaneStream, engine: LoadedEngine) -> None:
         """Make all execution contexts, so that none is made for a request.
@@ -130,6 +210,7 @@ class EngineRunner:
         self._memory: Memory | None = None
         self._fixed: dict[tuple[int, int], _Run] = {}
         self._contexts: dict[int, Any] = {}
+        self._call: InterruptibleCall | None = None
         for index, profile in enumerate(engine.profiles):
             if not has_one_item_shape(profile):
                 self._contexts[index] = self._context(index)
@@ -137,27 +218,26 @@ class EngineRunner:
             for batch in batches(profile):
                 shapes = {name: (batch, *span.largest[1:]) for name, span in profile.items()}
                 self._fixed[index, batch] = self._given(self._context(index), shapes)
+        runs = self._fixed.values()
+        self.num_bytes = max((run.num_bytes for run in runs), default=0)
+        self.num_activation_bytes = max((run.num_activation_bytes for run in runs), default=0)
 
-    @property
-    def sizes(self) -> Iterator[Sizes]:
-        """What the prepared runs need."""
-        return (run.sizes for run in self._fixed.values())
-
-    def prepare(self, memory: Memory, *, records: bool) -> None:
+    def prepare(self, memory: Memory) -> None:
         """Run each batch of each profile once, and record it as a CUDA graph.
 
+        If a graph cannot be recorded, the log says why, and the kernels are launched one by one.
+
         Args:
-            memory: Enough for all prepared runs; it must live as long as the runner.
-            records: Whether to use CUDA graphs. If one cannot be recorded, the log says why.
+            memory: Enough for all prepared runs; it must live as long as this graph.
 
         Raises:
             GpuError: A run fails.
         """
-        self._memory = memory
+        self._memory, records = memory, True
         for run in self._fixed.values():
             self._bind(run, memory)
             for slot in run.inputs:
-                slot.view(memory.inputs_host)[...] = 1
+                slot.view(memory.host)[...] = 1
             # In the first run, TensorRT finishes deferred setup.
             self._enqueue(run, memory)
             self._lane.wait()
@@ -169,25 +249,16 @@ class EngineRunner:
                 records = False
                 LOGGER.warning("CUDA graphs are off, which costs some speed: %s", str(error))
 
-    def run(
-        self,
-        inputs: Mapping[str, NDArray[Any]],
-        names: Collection[str],
-        *,
-        check: Callable[[], None] = lambda: None,
-    ) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Outputs:
         """Compute a batch, in several runs if it exceeds the engine's largest batch.
 
-        Args:
-            inputs: Arrays with one batch axis, the first.
-            names: Outputs to copy to the host and to return.
-            check: Called before and after each run; may raise to skip the rest.
-
         Raises:
+            Interrupted: `interrupt` was called.
             ValueError: No profile of the engine holds this shape.
             GpuError: CUDA or TensorRT failed.
         """
-        shapes = {name: array.shape for name, array in inputs.items()}
+        given = {BYTE_PIXELS if n == FLOAT_PIXELS else n: a for n, a in inputs.items()}
+        shapes = {name: array.shape for name, array in given.items()}
         index = choose_profile(self._engine.profiles, shapes)
         if index is None:
             raise ValueError(
@@ -195,57 +266,34 @@ class EngineRunner:
                 "allows, or build the engine again"
             )
         num_items = next(iter(shapes.values()))[0]
-        outputs: dict[str, NDArray[np.float32]] = {}
-        for rows, batch in runs_of(num_items, largest_batch(self._engine.profiles[index])):
-            check()
-            part = {name: array[rows] for name, array in inputs.items()}
+        made: Outputs = {}
+        call = self._call = InterruptibleCall()
+        try:
+            for rows, batch in runs_of(num_items, largest_batch(self._engine.profiles[index])):
+                part = {name: array[rows] for name, array in given.items()}
+                for name, array in self._run_part(index, batch, part, outputs).items():
+                    whole = made.setdefault(name, np.empty((num_items, *array.shape[1:]), "f4"))
+                    whole[rows] = array
+                call.check()
+        except BaseException:
+            self._lane.drain()
+            raise
+        finally:
+            self._call = None
+        return made
 
-            def take(slot: Slot, base: int, rows: slice = rows) -> None:
-                if slot.name not in outputs:
-                    outputs[slot.name] = np.empty((num_items, *slot.shape[1:]), np.float32)
-                outputs[slot.name][rows] = slot.view(base)[: rows.stop - rows.start]
+    def interrupt(self) -> None:
+        """End the running call before its next run; see `Graph.interrupt`.
 
-            try:
-                self._run_part(index, batch, part, names, take=take)
-            except BaseException:
-                self._lane.drain()
-                raise
-            check()
-        return outputs
+        CUDA cannot stop started kernels, which use the lane's memory. So the current run of some
+        milliseconds finishes and its result is dropped; further runs of a large batch are skipped.
+        """
+        call = self._call
+        if call is not None:
+            call.is_interrupted = True
 
-    def _run_part(
-        self, index: int, batch: int, part: Arrays, names: Collection[str], *, take: Take
-    ) -> None:
-        """Run one batch; images of other sizes work in memory of their own."""
-        run = self._fixed.get((index, batch))
-        if run is not None and self._memory is not None:
-            self._execute(run, self._memory, part, names, take=take)
-            return
-        shapes = {name: (batch, *array.shape[1:]) for name, array in part.items()}
-        run = self._given(self._contexts[index], shapes)
-        with closing(Memory(self._lane.cuda, run.sizes)) as memory:
-            self._bind(run, memory)
-            try:
-                self._execute(run, memory, part, names, take=take)
-            finally:
-                self._lane.drain()
-
-    def _execute(
-        self, run: _Run, memory: Memory, part: Arrays, names: Collection[str], *, take: Take
-    ) -> None:
-        for slot in run.inputs:
-            store(slot, memory.inputs_host, part[slot.name])
-        if run.graph is None:
-            self._enqueue(run, memory)
-        else:
-            self._lane.launch(run.graph)
-        wanted = [slot for slot in run.outputs if slot.name in names]
-        for slot in wanted:  # they differ by request, and so are not recorded
-            source, target = memory.outputs_gpu + slot.offset, memory.outputs_host + slot.offset
-            self._lane.copy(source, target, slot.num_bytes, to_gpu=False)
-        self._lane.wait()
-        for slot in wanted:
-            take(slot, memory.outputs_host)
+    def release_idle_memory(self) -> None:
+        """Nothing: the lane's memory fits its largest run, and that of other sizes is freed."""
 
     def close(self) -> None:
         """Free graphs and contexts; TensorRT frees a context with its last reference."""
@@ -254,6 +302,37 @@ class EngineRunner:
                 self._lane.cuda.runtime.cudaGraphExecDestroy(run.graph)
         self._fixed.clear()
         self._contexts.clear()
+
+    def _run_part(self, index: int, batch: int, part: Arrays, names: Sequence[str]) -> Outputs:
+        """Run one batch; images of other sizes work in memory of their own."""
+        run = self._fixed.get((index, batch))
+        if run is not None and self._memory is not None:
+            return self._execute(run, self._memory, part, names)
+        shapes = {name: (batch, *array.shape[1:]) for name, array in part.items()}
+        run = self._given(self._contexts[index], shapes)
+        memory = Memory(self._lane.cuda, run.num_bytes, run.num_activation_bytes)
+        with closing(memory):
+            self._bind(run, memory)
+            try:
+                return self._execute(run, memory, part, names)
+            finally:
+                self._lane.drain()
+
+    def _execute(self, run: _Run, memory: Memory, part: Arrays, names: Sequence[str]) -> Outputs:
+        for slot in run.inputs:
+            store(slot, memory.host, part[slot.name])
+        if run.graph is None:
+            self._enqueue(run, memory)
+        else:
+            self._lane.launch(run.graph)
+        wanted = [slot for slot in run.outputs if slot.name in names]
+        for slot in wanted:  # they differ by request, and so are not recorded
+            source, target = memory.gpu + slot.offset, memory.host + slot.offset
+            self._lane.copy(source, target, slot.num_bytes, to_gpu=False)
+        self._lane.wait()
+        count = len(next(iter(part.values())))
+        # Copies: the next run overwrites the memory.
+        return {slot.name: slot.view(memory.host)[:count].astype(np.float32) for slot in wanted}
 
     def _context(self, profile: int) -> Any:
         strategy = self._lane.libraries.trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -266,32 +345,30 @@ class EngineRunner:
         return context
 
     def _given(self, context: Any, shapes: Mapping[str, Shape]) -> _Run:
-        """Give shapes to a context."""
+        """Give shapes to a context, and place its tensors one after another, inputs first."""
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise self._failure(f"take {name} of the shape {shape}")
-        engine = self._engine
-        inputs, input_bytes = lay_out({n: (shapes[n], kind) for n, kind in engine.inputs.items()})
-        outputs, output_bytes = lay_out(
-            {n: (tuple(context.get_tensor_shape(n)), kind) for n, kind in engine.outputs.items()}
-        )
-        activations = context.update_device_memory_size_for_shapes()
-        return _Run(context, inputs, outputs, Sizes(input_bytes, output_bytes, activations))
+        engine, slots = self._engine, list[Slot]()
+        for name, dtype in (engine.inputs | engine.outputs).items():
+            shape = shapes.get(name) or tuple(context.get_tensor_shape(name))
+            slots.append(Slot(name, shape, dtype, slots[-1].end if slots else 0))
+        num_inputs = len(engine.inputs)
+        num_activation_bytes = context.update_device_memory_size_for_shapes()
+        return _Run(context, slots[:num_inputs], slots[num_inputs:], num_activation_bytes)
 
     def _bind(self, run: _Run, memory: Memory) -> None:
         """Set a context's addresses."""
-        if run.sizes.activations:
-            run.context.set_device_memory(memory.activations, memory.sizes.activations)
-        placed = [(slot, memory.inputs_gpu) for slot in run.inputs]
-        placed += [(slot, memory.outputs_gpu) for slot in run.outputs]
-        for slot, base in placed:
-            if not run.context.set_tensor_address(slot.name, base + slot.offset):
+        if run.num_activation_bytes:
+            run.context.set_device_memory(memory.activations, memory.num_activation_bytes)
+        for slot in (*run.inputs, *run.outputs):
+            if not run.context.set_tensor_address(slot.name, memory.gpu + slot.offset):
                 raise self._failure(f"take an address for {slot.name}")
 
     def _enqueue(self, run: _Run, memory: Memory) -> None:
-        lane = self._lane
-        lane.copy(memory.inputs_host, memory.inputs_gpu, run.sizes.inputs, to_gpu=True)
-        if not run.context.execute_async_v3(lane.handle):
+        """Queue the copy of all inputs at once, and the kernels."""
+        self._lane.copy(memory.host, memory.gpu, run.inputs[-1].end, to_gpu=True)
+        if not run.context.execute_async_v3(self._lane.handle):
             raise self._failure("start a batch")
 
     def _failure(self, doing: str) -> GpuError:

@@ -17,10 +17,8 @@ from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS as PIXELS
 from model.runtime.tensorrt.byte_pixels import FLOAT_PIXELS
 from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries
 from model.runtime.tensorrt.engines import LoadedEngine
-from model.runtime.tensorrt.lane import EngineRunner, LaneStream
-from model.runtime.tensorrt.memory import Memory, largest
+from model.runtime.tensorrt.graph import EngineGraph, LaneStream, Memory
 from model.runtime.tensorrt.profiles import ShapeRange
-from model.runtime.tensorrt.runtime import TensorRtGraph
 
 BUCKET = {PIXELS: ShapeRange((1, 3, 4, 4), (2, 3, 4, 4), (8, 3, 4, 4))}
 OTHERS = {PIXELS: ShapeRange((1, 3, 2, 2), (1, 3, 4, 4), (1, 3, 8, 8))}
@@ -135,25 +133,35 @@ class Gpu:
         engine = SimpleNamespace(create_execution_context=self.new_context)
         self.lane = LaneStream(libraries)
         loaded = LoadedEngine(engine, None, inputs, outputs, [BUCKET, OTHERS])
-        self.runner = EngineRunner(self.lane, loaded)
-        self.memory = Memory(self.lane.cuda, largest(self.runner.sizes))
+        self.graph = EngineGraph(self.lane, loaded)
+        sizes = self.graph.num_bytes, self.graph.num_activation_bytes
+        self.memory = Memory(self.lane.cuda, *sizes)
 
     def new_context(self, _: Any) -> Context:
         self.contexts.append(Context(self.cuda))
         return self.contexts[-1]
 
-    def run(self, pixels: Any, **options: Any) -> Any:
-        return self.runner.run({PIXELS: pixels}, ["doubled"], **options)["doubled"]
+    def run(self, pixels: Any) -> Any:
+        return self.graph.run({FLOAT_PIXELS: pixels}, ["doubled"])["doubled"]
 
 
 def pixels(batch: int, side: int = 4) -> Any:
     return np.random.default_rng(batch).integers(0, 256, (batch, 3, side, side), dtype=np.uint8)
 
 
+def refuse(_: object) -> None:
+    raise GpuError("no graphs here")
+
+
 @pytest.mark.parametrize("records", [True, False])
-def test_contexts_and_graphs_are_made_at_warm_up_and_never_in_traffic(records: bool) -> None:
+def test_contexts_and_graphs_are_made_at_warm_up_and_never_in_traffic(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, records: bool
+) -> None:
     gpu = Gpu()
-    gpu.runner.prepare(gpu.memory, records=records)
+    if not records:
+        monkeypatch.setattr(gpu.lane, "record", refuse)
+    gpu.graph.prepare(gpu.memory)
+    assert ("CUDA graphs are off" in caplog.text) is not records
     assert len(gpu.contexts) == 5  # batches of 1, 2, 4 and 8, and other sizes
     held = len(gpu.cuda.blocks)
     for batch in (1, 2, 3, 7, 8, 20, 3):
@@ -166,15 +174,17 @@ def test_contexts_and_graphs_are_made_at_warm_up_and_never_in_traffic(records: b
     assert (len(gpu.contexts), len(gpu.cuda.blocks)) == (5, held)
     with pytest.raises(ValueError, match="not built for inputs of"):
         gpu.run(pixels(1, 16))
-    gpu.runner.close()
+    gpu.graph.close()
     gpu.memory.close()
     assert not gpu.cuda.blocks
 
 
 def test_a_failed_run_leaves_no_memory_and_the_next_one_works() -> None:
     gpu = Gpu()
-    gpu.runner.prepare(gpu.memory, records=False)
+    gpu.graph.prepare(gpu.memory)
     held = len(gpu.cuda.blocks)
+    for run in gpu.graph._fixed.values():
+        run.graph = None
     for side in (4, 8):
         for context in gpu.contexts:
             context.fails = True
@@ -188,30 +198,30 @@ def test_a_failed_run_leaves_no_memory_and_the_next_one_works() -> None:
 
 def test_an_interruption_skips_the_rest_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu()
-    gpu.runner.prepare(gpu.memory, records=True)
-    graph = TensorRtGraph(gpu.lane, gpu.runner)
+    gpu.graph.prepare(gpu.memory)
+    gpu.graph.interrupt()  # nothing runs
     launch = gpu.lane.launch
 
     def interrupted(recorded: Any) -> None:
-        graph.interrupt()
+        gpu.graph.interrupt()
         launch(recorded)
 
     with monkeypatch.context() as patch:
         patch.setattr(gpu.lane, "launch", interrupted)
         with pytest.raises(Interrupted):
-            graph.run({FLOAT_PIXELS: pixels(30)}, ["doubled"])
+            gpu.run(pixels(30))
     assert gpu.cuda.launched == 1
-    assert len(graph.run({FLOAT_PIXELS: pixels(30)}, ["doubled"])["doubled"]) == 30
+    assert len(gpu.run(pixels(30))) == 30
 
 
 def test_what_cannot_be_reserved_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu()
     held, allocate = len(gpu.cuda.blocks), gpu.cuda.allocate
 
-    def twice(num_bytes: int) -> tuple[int, int]:
-        return allocate(num_bytes) if len(gpu.cuda.blocks) < held + 2 else (2, 0)
+    def once(num_bytes: int) -> tuple[int, int]:
+        return allocate(num_bytes) if len(gpu.cuda.blocks) < held + 1 else (2, 0)
 
-    monkeypatch.setattr(gpu.cuda, "allocate", twice)
+    monkeypatch.setattr(gpu.cuda, "allocate", once)
     with pytest.raises(GpuError, match="out of memory"):
         gpu.run(pixels(1, 8))
     assert len(gpu.cuda.blocks) == held

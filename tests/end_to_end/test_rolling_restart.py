@@ -13,7 +13,6 @@ from tests.processes.proxy import Proxy
 from tests.processes.service_process import RunningService, running_service
 from tests.promises.callers import SMALL, SteadyCallers
 from tests.promises.servers import Place
-from tests.tools import find_tool
 from tipserve_client import Client
 
 ROUNDS = 2
@@ -62,7 +61,7 @@ def test_rolling_restarts_fail_nothing() -> None:
     with ExitStack() as stack:
         # The path of the admin socket must be short.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        proxy = stack.enter_context(Proxy(find_tool("haproxy"), folder))
+        proxy = stack.enter_context(Proxy(folder))
         serving: dict[int, RunningService] = {}
 
         def add() -> None:
@@ -72,7 +71,7 @@ def test_rolling_restarts_fail_nothing() -> None:
 
         for _ in range(NUM_REPLICAS):
             add()
-        rest, rpc = (f"127.0.0.1:{proxy.ports[name]}" for name in ("http", "grpc"))
+        rest, rpc = (f"127.0.0.1:{port}" for port in (proxy.http_port, proxy.grpc_port))
         place = Place(f"http://{rest}", rpc, "")
         with streaming(rpc) as streamed, SteadyCallers(place, heeds=False) as callers:
             callers.wait_for(20)

@@ -28,7 +28,6 @@ from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tests.processes.proxy import Proxy
 from tests.processes.service_process import running_service, wait_until_ready
-from tests.tools import find_tool
 from tipserve_client import InvalidRequest
 
 RunService = Callable[..., Any]
@@ -83,11 +82,11 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(
             assert watcher.stderr is not None
             endpoint = watcher.stderr.readline().split()[-1]
             with (
-                Proxy(find_tool("haproxy"), tmp_path) as proxy,
+                Proxy(tmp_path) as proxy,
                 running_service(*flags, f"--otlp-endpoint={endpoint}", log_path=log) as replica,
             ):
                 proxy.put_in(1, replica)
-                ask_both(proxy.ports, photo())
+                ask_both({"http": proxy.http_port, "grpc": proxy.grpc_port}, photo())
             # The service has drained, so all spans have arrived.
         finally:
             watcher.terminate()

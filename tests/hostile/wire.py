@@ -1,23 +1,11 @@
-"""HTTP/2 frames, written one by one, and connections for them."""
+"""HTTP/2 frames, written one by one."""
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
-CONNECT_LIMIT_S: Final = 10.0
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
-# Flags of frames.
-END_STREAM: Final = 1
+DATA, HEADERS, RST_STREAM, SETTINGS, CONTINUATION = 0, 1, 3, 4, 9
+# A flag of frames.
 END_HEADERS: Final = 4
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-@contextmanager
-def connected(port: int) -> Iterator[socket.socket]:
-    """A connection."""
-    with socket.create_connection(("127.0.0.1", port), CONNECT_LIMIT_S) as peer:
-        yield peer
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:

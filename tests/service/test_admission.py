@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from service.admission import MAX_WAITING, Admission, ServerState, Ticket
 from service.call import Call
-from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, Unavailable
+from service.errors import DeadlineExceeded, Overloaded, Unavailable
 from service.monitoring.metrics import Metrics
 from service.patch_budget import PatchBudget
+from tests.service.conftest import Clock
 
 MAX_PATCHES, MAX_BYTES = 80, 100
 
@@ -23,20 +24,6 @@ class FakeLanes:
 
     is_ready = True
     patches_per_s = 10.0
-
-
-class FakeClock:
-    """A clock that a test sets."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture
@@ -55,7 +42,7 @@ Enter = Callable[..., Ticket]
 
 
 @pytest.fixture
-def enter(admission: Admission, clock: FakeClock) -> Enter:
+def enter(admission: Admission, clock: Clock) -> Enter:
     def made(caller: str = "a", *, deadline: float = math.inf, is_stream: bool = False) -> Ticket:
         call = Call(request_id="r", deadline=deadline, clock=clock, caller=caller)
         call.waits_for_capacity = is_stream
@@ -197,13 +184,6 @@ async def test_one_caller_leaves_room_for_others(
     await admission.take(enter("b"), budget, num_patches=5)
 
 
-async def test_a_request_larger_than_the_queue_is_told_to_split(
-    admission: Admission, budget: PatchBudget, enter: Enter
-) -> None:
-    with pytest.raises(RequestTooLarge, match="at most 80 fit into the queue; split it"):
-        await admission.take(enter(), budget, num_patches=81)
-
-
 async def test_a_stream_waits_for_patches_and_small_requests_do_not_starve_it(
     admission: Admission, budget: PatchBudget, enter: Enter
 ) -> None:
@@ -242,7 +222,7 @@ async def test_a_stream_that_waits_for_bytes_refuses_no_other(
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused(
-    admission: Admission, budget: PatchBudget, enter: Enter, clock: FakeClock
+    admission: Admission, budget: PatchBudget, enter: Enter, clock: Clock
 ) -> None:
     measured = enter("a")
     await admission.take(measured, budget, num_patches=10)

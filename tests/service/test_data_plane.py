@@ -121,46 +121,6 @@ async def test_images_come_back_in_order_and_a_list_equals_its_items(
             np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
 
 
-@EVERY
-async def test_each_request_records_its_stages(
-    plane: DataPlane, encode_image: Encode, capability: Capability
-) -> None:
-    method, request_type, fields, _ = capability
-    asked = call()
-    await getattr(plane, method)(request_type(images=(encode_image(),), **fields), asked)
-    assert set(asked.stages) == {"admit", "decode", "queue", "run", "post"}
-
-
-@pytest.mark.parametrize(
-    ("capability", "change", "most", "max_bytes"),
-    [
-        (SEGMENT, {}, 3, 11_000),
-        (SEGMENT, {"include_scores": True}, 1, 11_000),
-        (FEATURES, {}, 1, 20_000),
-        (NORMALS, {}, 1, 20_000),
-    ],
-)
-async def test_masks_and_maps_that_would_fill_the_memory_are_refused(
-    make_plane: MakePlane,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    capability: Capability,
-    change: dict[str, Any],
-    most: int,
-    max_bytes: int,
-) -> None:
-    plane = make_plane(max_work_memory_bytes=max_bytes)
-    image = encode_image(size=(40, 30))
-    with pytest.raises(RequestTooLarge) as caught:
-        await answer_of(plane, capability, (image,) * (most + 1), **change)
-    assert caught.value.code == "answer_too_large"
-    assert (runtime.num_images, runtime.num_maps) == (0, 0)
-    assert len(arrays(await answer_of(plane, capability, (image,) * most, **change), capability))
-    if capability is not SEGMENT:
-        small = await answer_of(plane, capability, (image,) * (most + 1), size="model")
-        assert len(small.maps) == most + 1
-
-
 async def test_known_class_names_cost_no_pass_over_the_text_tower(
     plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
@@ -249,18 +209,6 @@ async def test_the_class_model_stands_for_the_classes_of_the_package(
     assert mask.scores_HW[0, 0] == pytest.approx(200 / 255 - 0.5, abs=0.01)
     small = await plane.segment_images(replace(request, size="patch"), call())
     assert small.segmentations[0].labels_HW.shape == (4, 8)
-
-
-async def test_a_class_with_prompts_is_no_head(
-    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
-    asked = SegmentImagesRequest(
-        images=(encode_image(),), classes=(SegmentClass(name="model", prompts=("a model",)),)
-    )
-    assert (await plane.segment_images(asked, call())).classes == ("model",)
-    two = replace(asked, classes=(SegmentClass(name="model"), SegmentClass(name="artist")))
-    assert (await plane.segment_images(two, call())).classes == ("model", "artist")
-    assert runtime.num_maps == 0
 
 
 @pytest.mark.parametrize(
@@ -704,13 +652,3 @@ async def test_a_partial_request_fails_for_errors_that_concern_all_its_images(
     runtime.fault = "raise"
     with pytest.raises(InternalError):
         await answer_of(plane, EMBED, (b"x", image), partial=True)
-
-
-async def test_a_broken_image_takes_no_room_in_the_queue(
-    make_plane: MakePlane, encode_image: Encode
-) -> None:
-    # Ten images of 24 patches fit into 250, but not with the 16 patches of a square image.
-    plane = make_plane(max_queue_patches=250)
-    images = (*(encode_image(size=(60, 40)),) * 10, b"broken")
-    answer = await answer_of(plane, EMBED, images, resolution=56, partial=True)
-    assert len(answer.embeddings) == 10

@@ -11,25 +11,24 @@ from model.runtime.base import UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from service.grpc.converters import from_model
 from service.messages import ModelInfo
-from service.models import loading as lane_loading
+from service.models import loading
 from service.models.loading import request_limits
 from service.rest.response_schemas import model_card
 
-PROVEN = ParityEntry(
-    file="onnx/vision_model.onnx",
-    runtime="openvino",
-    precision="bf16",
-    reference="torch",
-    sizes=[(1, 28, 28)],
-    max_abs_diff=0.25,
-    min_cosine_patches=0.5,
-    mask_agreement=1.0,
-    limits=ParityLimits(min_mask_agreement=0.995),
-)
+SHOWN = {
+    "file": "onnx/vision_model.onnx",
+    "precision": "bf16",
+    "reference": "torch",
+    "max_abs_diff": 0.25,
+    "min_cosine_patches": 0.5,
+    "mask_agreement": 1.0,
+}
 FIELDS = ("runtime", "precision", "device", "runtime_reason", "package_digest", "parity")
 
 
 def test_both_protocols_describe_a_model_alike(manifest: Manifest, make_settings: Any) -> None:
+    limits = ParityLimits(min_mask_agreement=0.995)
+    more = {"runtime": "openvino", "sizes": [(1, 28, 28)], "limits": limits}
     info = ModelInfo(
         manifest=manifest,
         runtime="openvino",
@@ -37,48 +36,28 @@ def test_both_protocols_describe_a_model_alike(manifest: Manifest, make_settings
         device="cpu",
         runtime_reason="openvino on the CPU in bf16: the fastest that is proven here.",
         limits=request_limits(make_settings()),
-        parity=(PROVEN,),
+        parity=(ParityEntry.model_validate({**SHOWN, **more}),),
     )
     card = model_card(info).model_dump()
     message = MessageToDict(from_model(info), preserving_proto_field_name=True)
     assert {name: card[name] for name in FIELDS} == {name: message[name] for name in FIELDS}
-    assert card["parity"] == [
-        {
-            "file": "onnx/vision_model.onnx",
-            "precision": "bf16",
-            "reference": "torch",
-            "max_abs_diff": 0.25,
-            "min_cosine_patches": 0.5,
-            "mask_agreement": 1.0,
-            "passed": True,
-        }
-    ]
+    assert card["parity"] == [{**SHOWN, "passed": True}]
 
 
-def test_the_runtime_is_chosen_by_the_settings(
+def test_the_runtime_is_chosen_by_the_settings_and_workers_share_no_gpu(
     manifest: Manifest, make_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    choice = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", reason="")
 
-    def record(_: object, request: Any, __: object) -> RuntimeChoice:
+    def choose(_: object, request: Any, __: object) -> RuntimeChoice:
         asked.append(request)
-        return choice
+        return RuntimeChoice(runtime="onnx", precision="fp32", device="gpu", reason="")
 
-    monkeypatch.setattr(lane_loading, "choose_runtime", record)
+    monkeypatch.setattr(loading, "choose_runtime", choose)
     settings = make_settings(runtime="onnx", precision="fp16", device="gpu")
     package: Any = SimpleNamespace(manifest=manifest)
-    assert lane_loading.choose(package, settings) is choice
+    assert loading.choose(package, settings).device == "gpu"
     (request,) = asked
     assert (request.runtime, request.precision, request.device) == ("onnx", "fp16", "gpu")
-
-
-def test_several_workers_do_not_share_a_gpu(
-    manifest: Manifest, make_settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choice = RuntimeChoice(runtime="onnx", precision="fp32", device="gpu", reason="")
-    monkeypatch.setattr(lane_loading, "choose_runtime", lambda *_: choice)
-    package: Any = SimpleNamespace(manifest=manifest)
-    assert lane_loading.choose(package, make_settings()) is choice
     with pytest.raises(UnusableRuntimeError, match="2 workers would each hold a CUDA context"):
-        lane_loading.choose(package, make_settings(workers=2, lanes=2, pool_threads=2))
+        loading.choose(package, make_settings(workers=2, lanes=2, pool_threads=2))

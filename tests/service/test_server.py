@@ -1,4 +1,4 @@
-"""A whole server: refusals, deadlines, priorities, lost callers over both protocols; its start.
+"""A whole server: refusals, deadlines, lost callers over both protocols; its start.
 
 The fake runtime can be held, so nothing here depends on how fast anything is.
 """
@@ -33,6 +33,7 @@ from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample
 
 # Long enough for a request to be in the queue by then, also on a busy machine.
 SOON_S = 1.0
+KEY = "a-key-that-is-long-enough-to-be-one"
 
 
 def stages(answer: Answer) -> list[str]:
@@ -44,29 +45,18 @@ def stages(answer: Answer) -> list[str]:
     return list(durations)
 
 
-def waiting(server: Server) -> float:
-    return sample(server.metrics, "queue_depth", bucket="image 28x28")
-
-
 @BOTH
-async def test_a_good_answer_carries_its_id_and_stage_times(
+async def test_answers_and_errors_carry_their_id_and_stage_times(
     serving: Serving, encode_image: Encode, ask: Ask
 ) -> None:
-    async with serving() as server:
-        answer = await ask(server, encode_image())
-    assert answer.status in OK
-    assert len(answer.headers["x-request-id"]) == 32
-    assert stages(answer) == ["admit", "decode", "queue", "run", "post", "total"]
-
-
-@BOTH
-async def test_errors_of_the_caller_carry_stage_times_too(
-    serving: Serving, encode_image: Encode, ask: Ask
-) -> None:
-    key = "a-key-that-is-long-enough-to-be-one"
-    async with serving(api_keys=key) as server:
-        broken = await ask(server, b"no image", headers={"x-api-key": key})
+    key = {"x-api-key": KEY}
+    async with serving(api_keys=KEY) as server:
+        good = await ask(server, encode_image(), headers=key)
+        broken = await ask(server, b"no image", headers=key)
         keyless = await ask(server, encode_image())
+    assert good.status in OK
+    assert len(good.headers["x-request-id"]) == 32
+    assert stages(good) == ["admit", "decode", "queue", "run", "post", "total"]
     assert (broken.status in INVALID, stages(broken)) == (True, ["decode", "total"])
     assert keyless.status in {"401", "UNAUTHENTICATED"}
     assert stages(keyless) == ["total"]
@@ -110,7 +100,6 @@ async def test_an_internal_error_sends_an_id_and_logs_its_cause(
     assert answer.headers["x-request-id"] == "me"
     assert "request id me" in answer.text
     assert "secret" not in answer.text
-    assert stages(answer) == ["admit", "decode", "total"]
     assert len([r for r in caplog.records if r.exc_info and r.msg == "internal error"]) == 1
 
 
@@ -132,73 +121,43 @@ async def test_a_deadline_that_passes_in_the_queue_frees_it(
         assert stages(late) == ["admit", "decode", "queue", "total"]
 
 
-HANG_UP = pytest.mark.parametrize(
-    ("ask", "method", "code"),
-    [
-        (ask_rest, "POST /v1/images:embed", "499"),
-        (ask_grpc, "tipserve.v1.EncoderService/EmbedImages", "CANCELLED"),
-    ],
-    ids=["rest", "grpc"],
-)
-
-
-@HANG_UP
-async def test_a_caller_who_hangs_up_frees_the_queue(
+@pytest.mark.parametrize("reason", ["cancelled", "interrupted"])
+@BOTH
+async def test_a_caller_who_hangs_up_frees_the_queue_or_the_lane(
     serving: Serving,
     encode_image: Encode,
     runtime: FakeRuntime,
     entered: Entered,
     ask: Ask,
-    method: str,
-    code: str,
+    reason: str,
 ) -> None:
+    labels = {"protocol": "http", "method": "POST /v1/images:embed", "code": "499"}
+    if ask is ask_grpc:
+        method = "tipserve.v1.EncoderService/EmbedImages"
+        labels = {"protocol": "grpc", "method": method, "code": "CANCELLED"}
     async with serving() as server:
         runtime.gate.clear()
-        running = asyncio.ensure_future(ask_rest(server, encode_image()))
-        assert await entered()
+        others = []
+        if reason == "cancelled":  # it waits behind another
+            others.append(asyncio.ensure_future(ask_rest(server, encode_image())))
+            assert await entered()
         leaving = asyncio.ensure_future(ask(server, encode_image()))
-        await until(lambda: waiting(server) == 1)
+        if reason == "cancelled":
+            await until(lambda: sample(server.metrics, "queue_depth", bucket="image 28x28") == 1)
+        else:
+            assert await entered()
         leaving.cancel()
         with suppress(asyncio.CancelledError):
             await leaving
-        await until(lambda: sample(server.metrics, "abandoned_total", reason="cancelled") == 1)
-        labels = {"model": "fake", "reason": "cancelled"}
-        assert sample(server.metrics, "model_abandoned_total", **labels) == 1
-        protocol = "http" if code.isdigit() else "grpc"
-        labels = {"protocol": protocol, "method": method, "code": code}
+        await until(lambda: sample(server.metrics, "abandoned_total", reason=reason) == 1)
+        assert sample(server.metrics, "model_abandoned_total", model="fake", reason=reason) == 1
         await until(lambda: sample(server.metrics, "requests_total", **labels) == 1)
-        assert (waiting(server), sample(server.metrics, "inflight")) == (0, 1)
+        assert sample(server.metrics, "inflight") == len(others)
         runtime.gate.set()
-        assert (await running).status == "200"
-    assert runtime.num_images == 1
-
-
-@HANG_UP
-async def test_a_caller_who_hangs_up_while_the_model_runs_frees_the_lane(
-    serving: Serving,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    entered: Entered,
-    ask: Ask,
-    method: str,
-    code: str,
-) -> None:
-    async with serving() as server:
-        runtime.gate.clear()
-        leaving = asyncio.ensure_future(ask(server, encode_image()))
-        assert await entered()
-        leaving.cancel()
-        with suppress(asyncio.CancelledError):
-            await leaving
-        await until(lambda: sample(server.metrics, "abandoned_total", reason="interrupted") == 1)
-        labels = {"model": "fake", "reason": "interrupted"}
-        assert sample(server.metrics, "model_abandoned_total", **labels) == 1
-        runtime.gate.set()
+        for other in others:
+            assert (await other).status == "200"
         assert (await ask_rest(server, encode_image())).status == "200"
-        labels = {"method": method, "code": code}
-        labels["protocol"] = "http" if code.isdigit() else "grpc"
-        assert sample(server.metrics, "requests_total", **labels) == 1
-    assert runtime.num_interrupted == 1
+    assert runtime.num_images == len(others) + 1
 
 
 async def test_a_caller_who_hangs_up_while_sending_is_no_error(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -39,17 +38,87 @@ LIMITS = RequestLimits(
     max_answer_bytes=1_000_000,
     max_work_memory_bytes=1_000_000,
 )
+NAN, INFINITY = float("nan"), float("inf")
 DOG, CAT = SegmentClass(name="dog"), SegmentClass(name="cat", prompts=("a cat", "kitten"))
 
 
-def test_lists_have_a_first_and_a_last_allowed_length() -> None:
+def classify(**fields: Any) -> None:
+    check_choices(ClassifyImagesRequest(images=(b"",), classes=(DOG,), **fields))
+
+
+def view(**fields: Any) -> None:
+    check_view(VisualizeFeaturesRequest(images=(b"",), **fields))
+
+
+def groups_of(**fields: Any) -> None:
+    view(kind="groups", **fields)
+
+
+def texts(*given: str, templates: Any = "none") -> None:
+    text_groups(EmbedTextsRequest(texts=given, templates=templates), LIMITS)
+
+
+def classes(*given: SegmentClass, background: tuple[SegmentClass, ...] = ()) -> None:
+    class_groups(given, background, "none", LIMITS)
+
+
+def named(*names: str) -> list[SegmentClass]:
+    return [SegmentClass(name=name) for name in names]
+
+
+def test_values_at_the_ends_of_their_ranges_are_valid(manifest: Manifest) -> None:
     check_images([b"", b""], LIMITS)
-    with pytest.raises(InvalidRequest) as empty:
-        check_images([], LIMITS)
-    assert (empty.value.code, empty.value.param) == ("empty_list", "images")
-    with pytest.raises(RequestTooLarge) as long:
-        check_images([b""] * 3, LIMITS)
-    assert (long.value.code, long.value.param) == ("too_many_items", "images")
+    assert [check_resolution(r, manifest) for r in (None, 14, 112)] == [28, 14, 112]
+    odd = manifest.model_copy(update={"native_size": 70})
+    assert [check_resolution(r, odd, is_map=True) for r in (None, 28, 112)] == [56, 28, 112]
+    for threshold in (None, -1.0, 1.0):
+        check_threshold(threshold)
+    classify(temperature=1e-4, top_k=1)
+    groups_of(group_count=2, seed=0)
+    groups_of(group_count=20, seed=2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("check", "param"),
+    [
+        (lambda: check_images([], LIMITS), "images"),
+        (lambda: check_images([b""] * 3, LIMITS), "images"),
+        *((lambda t=t: classify(temperature=t), "temperature") for t in (0.0, -1.0, NAN, INFINITY)),
+        (lambda: classify(top_k=0), "top_k"),
+        *((lambda n=n: groups_of(group_count=n), "group_count") for n in (1, 21)),
+        *((lambda n=n: groups_of(seed=n), "seed") for n in (-1, 2**31)),
+        (lambda: view(kind="colors", group_count=3), "group_count"),
+        (lambda: view(kind="component", seed=1), "seed"),
+        *((lambda t=t: check_threshold(t), "background_threshold") for t in (1.01, -2.0, NAN)),
+        (texts, "texts"),
+        (lambda: texts("a", " \n"), "texts[1]"),
+        (lambda: texts("a", "b" * 3000), "texts[1]"),
+        (lambda: texts("a", templates=()), "templates"),
+        (lambda: texts("a", templates=("{}", "no place")), "templates[1]"),
+        (lambda: texts("a", templates=("{} {}",)), "templates[0]"),
+        (lambda: classes(background=(DOG,)), "classes"),
+        (lambda: classes(DOG, *named("")), "classes[1].name"),
+        (lambda: classes(DOG, DOG), "classes[1].name"),
+        (lambda: classes(DOG, background=(DOG,)), "background_classes[0].name"),
+        (lambda: classes(SegmentClass(name="x", prompts=("a", " "))), "classes[0].prompts[1]"),
+        (lambda: classes(*named(*"abcd")), "classes"),
+        (lambda: classes(CAT, SegmentClass(name="x", prompts=("a", "b"))), "classes"),
+    ],
+)
+def test_any_other_value_is_refused_and_names_its_field(
+    check: Callable[[], None], param: str
+) -> None:
+    with pytest.raises((InvalidRequest, RequestTooLarge)) as caught:
+        check()
+    assert caught.value.param == param
+
+
+def test_resolutions_are_multiples_within_the_range(manifest: Manifest) -> None:
+    for resolution in (0, -14, 13, 29, 126):
+        with pytest.raises(InvalidRequest, match="multiple of 14 from 14 to 112"):
+            check_resolution(resolution, manifest)
+    with pytest.raises(InvalidRequest, match=r"a multiple of 28 from 28 to 112 .*, not 42"):
+        check_resolution(42, manifest, is_map=True)
 
 
 def test_outputs_are_those_of_the_model_without_duplicates(manifest: Manifest) -> None:
@@ -63,93 +132,19 @@ def test_outputs_are_those_of_the_model_without_duplicates(manifest: Manifest) -
         assert (caught.value.code, caught.value.param) == ("unknown_output", param)
     with pytest.raises(InvalidRequest, match="empty"):
         check_outputs([], info)
-    without = manifest.model_copy(update={"outputs": ["cls1"]})
-    with pytest.raises(InvalidRequest, match="patches"):
-        check_outputs(["patches"], replace(info, manifest=without))
     with pytest.raises(InvalidRequest, match="values"):
-        check_features(None, without)
+        check_features(None, manifest.model_copy(update={"outputs": ["cls1"]}))
 
 
-def classify(**fields: Any) -> None:
-    check_choices(ClassifyImagesRequest(images=(b"",), classes=(DOG,), **fields))
-
-
-def view(**fields: Any) -> None:
-    check_view(VisualizeFeaturesRequest(images=(b"",), **fields))
-
-
-def test_values_at_the_ends_of_their_ranges_are_valid(manifest: Manifest) -> None:
-    assert [check_resolution(r, manifest) for r in (None, 14, 112)] == [28, 14, 112]
-    odd = manifest.model_copy(update={"native_size": 70})
-    assert [check_resolution(r, odd, is_map=True) for r in (None, 28, 112)] == [56, 28, 112]
-    with pytest.raises(InvalidRequest, match=r"a multiple of 28 from 28 to 112 .*, not 42"):
-        check_resolution(42, manifest, is_map=True)
-    for threshold in (None, -1.0, 1.0):
-        check_threshold(threshold)
-    classify(temperature=1e-4, top_k=1)
-    view(kind="groups", group_count=2, seed=0)
-    view(kind="groups", group_count=20, seed=2**31 - 1)
-
-
-NAN, INFINITY = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize(
-    ("check", "field", "values"),
-    [
-        (classify, "temperature", [0.0, -1.0, NAN, INFINITY]),
-        (classify, "top_k", [0]),
-        (partial(view, kind="groups"), "group_count", [1, 21]),
-        (partial(view, kind="groups"), "seed", [-1, 2**31]),
-        (partial(view, kind="colors"), "group_count", [3]),
-        (partial(view, kind="component"), "seed", [1]),
-    ],
-)
-def test_values_outside_their_ranges_name_their_field(
-    check: Callable[..., None], field: str, values: list[float]
-) -> None:
-    for value in values:
-        with pytest.raises(InvalidRequest) as caught:
-            check(**{field: value})
-        assert caught.value.param == field
-
-
-def test_resolutions_and_thresholds_outside_their_ranges_are_refused(manifest: Manifest) -> None:
-    for resolution in (0, -14, 13, 29, 126):
-        with pytest.raises(InvalidRequest, match="multiple of 14 from 14 to 112"):
-            check_resolution(resolution, manifest)
-    for threshold in (1.01, -2.0, NAN):
-        with pytest.raises(InvalidRequest, match="from -1 to 1"):
-            check_threshold(threshold)
-
-
-def test_texts_are_filled_into_templates() -> None:
+def test_texts_and_classes_become_prompts() -> None:
     asked = EmbedTextsRequest(texts=("dog", "cat"), templates=("a {}", "the {}"))
     one, two = text_groups(asked, LIMITS)[0].values()
     assert (one.param, one.prompts) == ("texts[0]", ("a dog", "the dog"))
     assert (two.param, two.prompts) == ("texts[1]", ("a cat", "the cat"))
     groups, errors = text_groups(EmbedTextsRequest(texts=("dog",), templates="tcl"), LIMITS)
-    assert len(groups[0].prompts) == 9
-    assert not errors
-
-
-@pytest.mark.parametrize(
-    ("texts", "templates", "param"),
-    [
-        ([], "none", "texts"),
-        (["a", " \n"], "none", "texts[1]"),
-        (["a", "b" * 3000], "none", "texts[1]"),
-        (["a"], (), "templates"),
-        (["a"], ("{}", "no place"), "templates[1]"),
-        (["a"], ("{} {}",), "templates[0]"),
-    ],
-)
-def test_invalid_texts_and_templates_name_their_field(
-    texts: list[str], templates: tuple[str, ...], param: str
-) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        text_groups(EmbedTextsRequest(texts=tuple(texts), templates=templates), LIMITS)
-    assert caught.value.param == param
+    assert (len(groups[0].prompts), errors) == (9, {})
+    found = class_groups([DOG], [CAT], "none", LIMITS)
+    assert [g.prompts for g in found] == [("dog",), ("a cat", "kitten")]
 
 
 def test_in_a_partial_request_only_single_texts_may_be_invalid() -> None:
@@ -163,33 +158,3 @@ def test_in_a_partial_request_only_single_texts_may_be_invalid() -> None:
     for wrong in ({"texts": ()}, {"texts": ("a",) * 4}, {"templates": ("no place",)}):
         with pytest.raises(ServiceError):
             text_groups(replace(asked, **wrong), LIMITS)
-
-
-def test_classes_come_before_background_classes() -> None:
-    groups = class_groups([DOG], [CAT], "none", LIMITS)
-    assert [g.prompts for g in groups] == [("dog",), ("a cat", "kitten")]
-
-
-@pytest.mark.parametrize(
-    ("classes", "background", "param"),
-    [
-        ([], [DOG], "classes"),
-        ([DOG, SegmentClass(name="")], [], "classes[1].name"),
-        ([DOG, DOG], [], "classes[1].name"),
-        ([DOG], [DOG], "background_classes[0].name"),
-        ([SegmentClass(name="x", prompts=("a", " "))], [], "classes[0].prompts[1]"),
-    ],
-)
-def test_invalid_classes_name_their_field(
-    classes: list[SegmentClass], background: list[SegmentClass], param: str
-) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        class_groups(classes, background, "none", LIMITS)
-    assert caught.value.param == param
-
-
-def test_too_many_classes_or_prompts_are_too_large() -> None:
-    with pytest.raises(RequestTooLarge):
-        class_groups([SegmentClass(name=n) for n in "abcd"], [], "none", LIMITS)
-    with pytest.raises(RequestTooLarge, match="prompt"):
-        class_groups([CAT, SegmentClass(name="x", prompts=("a", "b"))], [], "none", LIMITS)

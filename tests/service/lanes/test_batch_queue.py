@@ -98,14 +98,6 @@ def test_an_item_rises_a_priority_level_with_every_step_of_waiting(
     assert [numbers(queue) for _ in range(5)] == [[3], [1], [4], [2], [5]]
 
 
-def test_a_flooding_caller_waits_behind_its_own_items(queue: BatchQueue) -> None:
-    queue.put([item(cost=20, number=n, caller="flood") for n in range(20)])
-    assert [numbers(queue) for _ in range(3)] == [[0], [1], [2]]
-    queue.put([item(cost=20, number=100, caller="other")])
-    # The other caller starts at the virtual time of the first, without credit.
-    assert [numbers(queue) for _ in range(4)] == [[100], [3], [4], [5]]
-
-
 def test_callers_share_by_cost_and_a_returning_caller_has_no_credit(queue: BatchQueue) -> None:
     queue.put([item(cost=10, number=n, caller="one") for n in range(6)])
     queue.put([item(cost=20, number=10 + n, caller="two") for n in range(3)])
@@ -129,14 +121,6 @@ def test_a_long_queue_of_one_caller_does_not_outrank_another_caller(
     assert [numbers(queue) for _ in range(4)] == [[200], [1], [201], [2]]
     clock.now += STEP_S
     assert numbers(queue) == [100]
-
-
-def test_priority_outweighs_fair_share(queue: BatchQueue) -> None:
-    queue.put([item(cost=20, number=n, priority=2, caller="one") for n in range(3)])
-    assert numbers(queue) == [0]
-    queue.put([item(cost=20, number=10, priority=2, caller="two")])
-    queue.put([item(cost=20, number=11, priority=1, caller="one")])
-    assert [numbers(queue) for _ in range(3)] == [[11], [10], [1]]
 
 
 def test_idle_lanes_split_waiting_items_evenly(metrics: Metrics) -> None:

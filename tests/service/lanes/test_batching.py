@@ -1,6 +1,5 @@
-"""Batches fail alone, dead lanes are found, and stopping resolves every item."""
+"""Batches fail alone, and stopping resolves every item."""
 
-import os
 import threading
 import time
 import weakref
@@ -16,14 +15,12 @@ from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Inputs
 from service.lanes.work import BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
-from service.lanes.worker import HealthLimits
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S
 
 IMAGE, TEXT = Bucket("image", (28, 28)), Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=4, max_cost=100)
 RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS})
-QUICK = HealthLimits(retry_s=0.0)
 
 
 class Runner:
@@ -60,22 +57,6 @@ class Runner:
         self.num_interrupted += 1
         self.is_interrupted = True
         self.gate.set()
-
-
-class BrokenRunner(Runner):
-    """Always fails."""
-
-    def run(
-        self,
-        bucket: Bucket,
-        inputs: Inputs,
-        patch_outputs: Collection[PatchOutput],
-    ) -> list[Outputs]:
-        self.entered.release()
-        raise RuntimeError("the device is gone")
-
-    def run_trial(self) -> None:
-        raise RuntimeError("the device is gone")
 
 
 @pytest.fixture
@@ -119,13 +100,6 @@ def test_an_idle_lane_takes_all_waiting_items(
     assert runner.batches == [[1], [2, 3, 4]]
     assert metrics.registry.get_sample_value("tipserve_batch_images_sum") == 4
     assert metrics.registry.get_sample_value("tipserve_batch_patches_count") == 2
-
-
-@pytest.mark.skipif(os.sched_getscheduler(0) != os.SCHED_OTHER, reason="kept by threads")
-def test_a_lane_takes_no_core_from_those_that_wake_it(batcher: Batcher, runner: Runner) -> None:
-    batcher.queue.put(items(1))
-    assert runner.entered.acquire(timeout=WAIT_S)
-    assert os.sched_getscheduler(batcher.workers[0].thread.native_id or 0) == os.SCHED_BATCH
 
 
 def test_an_idle_lane_holds_neither_images_nor_outputs(batcher: Batcher, runner: Runner) -> None:
@@ -199,52 +173,3 @@ def test_stopping_answers_the_items_of_a_hung_lane(batcher: Batcher, runner: Run
     assert runner.entered.acquire(timeout=WAIT_S)
     assert not batcher.stop(0)
     assert isinstance(running.error, Unavailable)
-
-
-def test_other_lanes_keep_serving_when_one_is_dead(runner: Runner, metrics: Metrics) -> None:
-    runner.gate.set()
-    batcher = Batcher([BrokenRunner(), runner], rules=RULES, metrics=metrics, limits=QUICK)
-    batcher.start()
-    failed = 0
-    while batcher.lane_states()["dead"] == 0:
-        failed += isinstance(settled(batcher.queue.put(items(1))[0]).error, InternalError)
-    answers = [settled(batcher.queue.put(items(n))[0]).result().outputs["y"][0] for n in range(20)]
-    assert answers == [2 * n for n in range(20)]
-    assert failed == 1, "one batch failed; the lane took no other"
-    assert batcher.is_ready
-    assert batcher.stop(WAIT_S)
-
-
-def test_when_the_last_lane_is_dead_all_items_fail(metrics: Metrics) -> None:
-    batcher = Batcher([BrokenRunner()], rules=RULES, metrics=metrics, limits=QUICK)
-    batcher.start()
-    errors = [settled(future).error for future in batcher.queue.put(items(*range(9)))]
-    assert {type(error) for error in errors} == {InternalError, Unavailable}
-    with pytest.raises(Unavailable, match="device"):
-        batcher.queue.put(items(1))
-    assert not batcher.is_ready
-    assert batcher.stop(WAIT_S)
-
-
-def test_an_idle_lane_tries_its_runtime(metrics: Metrics) -> None:
-    broken = BrokenRunner()
-    limits = HealthLimits(trial_interval_s=0.01, retry_s=0.0)
-    batcher = Batcher([broken], rules=RULES, metrics=metrics, limits=limits)
-    assert batcher.is_live
-    batcher.start()
-    batcher.workers[0].thread.join(WAIT_S)
-    assert (batcher.is_ready, batcher.is_live) == (False, False)
-    assert broken.entered.acquire(blocking=False) is False, "detected without a batch"
-    assert batcher.stop(WAIT_S)
-
-
-def test_with_lane_threads_each_item_gets_its_own_answer(metrics: Metrics) -> None:
-    lanes = [Runner(), Runner()]
-    for lane in lanes:
-        lane.gate.set()
-    batcher = Batcher(lanes, rules=RULES, metrics=metrics)
-    batcher.start()
-    futures = [batcher.queue.put([*items(n), *items(n, priority=1)]) for n in range(300)]
-    for n, pair in enumerate(futures):
-        assert [settled(future).result().outputs["y"][0] for future in pair] == [2 * n, 2 * n]
-    assert batcher.stop(WAIT_S)

@@ -1,7 +1,5 @@
 """A lane computes one set of outputs for each item of a batch, and detects a broken runtime."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -46,17 +44,6 @@ def test_a_text_in_a_padded_batch_has_the_embedding_that_it_has_alone(lane: Lane
         alone = lane.run(TEXT, collate(TEXT, [row]))[0]
         np.testing.assert_allclose(outputs[TEXT_OUTPUT], alone[TEXT_OUTPUT], rtol=1e-6)
         assert outputs[TEXT_OUTPUT].base is None, "a row in the cache must not hold its batch"
-
-
-def test_every_image_has_its_own_map(lane: Lane) -> None:
-    pixels = [np.full((3, 28, 42), value, np.float32) for value in (0.25, 0.75)]
-    shapes = {"depth": (16, 24), "normals": (3, 16, 24), "segmentation": (3, 16, 24)}
-    for kind, shape in shapes.items():
-        bucket = Bucket(kind, (28, 42))  # type: ignore[arg-type]
-        dark, bright = lane.run(bucket, collate(bucket, pixels))
-        assert dark.keys() == {kind}
-        assert dark[kind].shape == shape
-        assert dark[kind].mean() < bright[kind].mean()
 
 
 def test_masks_beside_embeddings_are_labels_and_not_logits(lane: Lane) -> None:
@@ -104,33 +91,8 @@ def test_a_wrong_width_fails_the_synthetic_run(lane: Lane, runtime: FakeRuntime)
         wide.run_synthetic(IMAGE)
 
 
-def test_the_seconds_of_a_synthetic_run_are_those_of_the_batch(
-    lane: Lane, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("service.lanes.lane.time.monotonic", lambda: now[0])
-
-    def lasting(seconds: float, work: Any) -> Any:
-        def run(*given: Any) -> Any:
-            now[0] += seconds
-            return work(*given)
-
-        return run
-
-    monkeypatch.setattr(runtime, "encode_images", lasting(1.0, runtime.encode_images))
-    monkeypatch.setattr(lane, "_has_shape", lasting(10.0, lane._has_shape))
-    assert lane.run_synthetic(IMAGE) == 1.0
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_outputs_fail_the_trial(lane: Lane, runtime: FakeRuntime, value: float) -> None:
     runtime._mix[0, 0] = value
     with pytest.raises(WarmUpError):
         lane.run_trial()
-
-
-def test_texts_are_padded_to_the_longest_and_masked() -> None:
-    ids, mask = collate(TEXT, [np.array([7, 8, 9]), np.array([5])])
-    np.testing.assert_array_equal(ids, [[7, 8, 9], [5, 0, 0]])
-    np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 0, 0]])
-    assert ids.dtype == mask.dtype == np.int64

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,47 +25,29 @@ GB = 10**9
 
 
 @pytest.mark.parametrize(
-    ("lanes", "threads", "cpus", "plan"),
+    ("given", "plan"),
     [
-        (None, None, 1, LanePlan(1, 1)),
-        (None, None, 2, LanePlan(2, 1)),
-        (None, None, 32, LanePlan(8, 4)),
-        (None, 2, 4, LanePlan(2, 2)),
-        (None, 4, 2, LanePlan(1, 4)),
-        (2, None, 8, LanePlan(2, 4)),
-        (4, None, 2, LanePlan(4, 1)),
-        (3, 5, 1, LanePlan(3, 5)),
+        ({"cpus": 1}, (1, 1)),
+        ({"cpus": 2}, (2, 1)),
+        ({"cpus": 32}, (8, 4)),
+        ({"cpus": 4, "threads": 2}, (2, 2)),
+        ({"cpus": 2, "threads": 4}, (1, 4)),
+        ({"cpus": 8, "lanes": 2}, (2, 4)),
+        ({"cpus": 2, "lanes": 4}, (4, 1)),
+        ({"cpus": 1, "lanes": 3, "threads": 5}, (3, 5)),
+        # With little memory fewer lanes get more threads.
+        ({"free_bytes": 16 * GB, "lane_bytes": 4 * GB}, (2, 4)),
+        ({"free_bytes": 1 * GB, "lane_bytes": 4 * GB}, (1, 8)),  # at least one lane
+        ({"free_bytes": 16 * GB, "lane_bytes": GB, "shared_bytes": 4 * GB}, (4, 2)),
+        ({"free_bytes": 16 * GB, "lane_bytes": 0, "shared_bytes": 4 * GB}, (8, 1)),
+        ({"free_bytes": 1 * GB, "lane_bytes": 4 * GB, "lanes": 8}, (8, 1)),  # as set
     ],
 )
-def test_unset_numbers_use_all_processors(
-    lanes: int | None, threads: int | None, cpus: int, plan: LanePlan
+def test_unset_numbers_use_all_processors_that_memory_allows(
+    given: dict[str, int], plan: tuple[int, int]
 ) -> None:
-    found = plan_lanes(lanes=lanes, threads=threads, cpus=cpus, free_bytes=None, lane_bytes=GB)
-    assert found == plan
-
-
-@pytest.mark.parametrize(
-    ("lanes", "free_gb", "lane_gb", "shared_gb", "plan"),
-    [
-        (None, 16, 4, 0, LanePlan(2, 4)),
-        (None, 1, 4, 0, LanePlan(1, 8)),  # at least one lane
-        (None, 16, 1, 4, LanePlan(4, 2)),  # shared memory counts once
-        (None, 16, 0, 4, LanePlan(8, 1)),  # the memory of a lane is not yet known
-        (8, 1, 4, 0, LanePlan(8, 1)),  # a set number of lanes is kept
-    ],
-)
-def test_with_little_memory_fewer_lanes_get_more_threads(
-    lanes: int | None, free_gb: int, lane_gb: int, shared_gb: int, plan: LanePlan
-) -> None:
-    found = plan_lanes(
-        lanes=lanes,
-        threads=None,
-        cpus=8,
-        free_bytes=free_gb * GB,
-        lane_bytes=lane_gb * GB,
-        shared_bytes=shared_gb * GB,
-    )
-    assert found == plan
+    unset: Any = {"lanes": None, "threads": None, "free_bytes": None, "lane_bytes": GB, "cpus": 8}
+    assert plan_lanes(**{**unset, **given}) == LanePlan(*plan)
 
 
 def test_only_loaded_graphs_count(manifest: Manifest) -> None:

@@ -54,10 +54,3 @@ def test_an_item_that_has_ended_holds_no_callback(
     future.when_done(lambda one: events.append(f"{one.state} already"))
     assert events[-1] == f"{future.state} already"
     assert future._on_done is None
-
-
-def test_the_error_of_an_item_is_raised(future: ItemFuture) -> None:
-    future.start()
-    future.settle(error=InternalError("no"))
-    with pytest.raises(InternalError, match="no"):
-        future.result()

@@ -11,7 +11,7 @@ from service.errors import Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.lane import Inputs
 from service.lanes.work import Batch, BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
-from service.lanes.worker import TRIAL_PART, HealthLimits, LaneContext, LaneState, LaneWorker
+from service.lanes.worker import HealthLimits, LaneContext, LaneState, LaneWorker
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import Clock
 
@@ -143,12 +143,6 @@ def test_a_lane_whose_trial_batch_fails_twice_in_a_row_is_dead(
     assert worker.state is state
     assert states == [LaneState.FAILING][:num_failing]
     assert dead == ["dead"] * (state is LaneState.DEAD)
-
-
-def test_trial_batches_take_a_small_part_of_the_time(worker: LaneWorker) -> None:
-    assert worker._interval_s == 10
-    assert worker.is_sound()
-    assert worker._interval_s == 1.0 / TRIAL_PART
 
 
 def test_a_batch_over_its_limit_is_hung_until_it_ends(

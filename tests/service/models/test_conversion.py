@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +72,11 @@ def test_no_other_folder_is_found(repository: Path, name: str) -> None:
         assert message == missing.value.message.replace("missing", name)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a b", "-a", "x" * 201, "a\n"])
-def test_invalid_names_of_models_are_refused(name: str) -> None:
-    with pytest.raises(InvalidRequest):
-        check_model_name(name)
+def test_invalid_names_of_models_are_refused() -> None:
     check_model_name("tips-v2.b14")
+    for name in ("", "a/b", "a b", "-a", "x" * 201, "a\n"):
+        with pytest.raises(InvalidRequest):
+            check_model_name(name)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +99,8 @@ def test_a_setting_names_a_source_and_optionally_a_name(tmp_path: Path) -> None:
     named = ModelSource.from_setting("second=google/tipsv2-b14", cache)
     assert named == ModelSource("google/tipsv2-b14", "second", cache=cache)
     assert named.served_name() == "second"
-    joined = ModelSource.from_setting(f"second={plain.folder}+google/tipsv2-b14-dpt", cache)
-    assert joined.served_name() == "second"
-    assert replace(joined, name=None).served_name() == "tipsv2-b14-dpt"
+    joined = ModelSource.from_setting(f"{plain.folder}+google/tipsv2-b14-dpt", cache)
+    assert joined.served_name() == "tipsv2-b14-dpt"
     (tmp_path / "a=b").mkdir()
     existing = str(tmp_path / "a=b")
     assert ModelSource.from_setting(existing, cache) == ModelSource(existing, cache=cache)
@@ -325,7 +323,3 @@ def test_only_a_checkpoint_of_the_settings_is_converted(
     assert arguments[:3] == ["prepare", "--cache=/cache", "--report=json"]
     assert "--precision=fp16 --precision=int8" in " ".join(arguments)
     assert arguments[-2:] == ["--", source.folder]
-    joined = f"google/tipsv2-b14+{source.folder}"
-    with pytest.raises(PackageError):
-        open_source(ModelSource(joined, cache=source.cache))
-    assert conversions[-1][-2:] == ["--", joined]

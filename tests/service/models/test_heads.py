@@ -11,7 +11,7 @@ from model.head import Head, HeadInfo, write_head
 from model.manifest import FileEntry, Manifest
 from service.errors import InvalidRequest
 from service.messages import ClassifyImagesRequest, SegmentClass, SegmentImagesRequest
-from service.models.heads import HeadFolder, names_head
+from service.models.heads import HeadFolder
 
 DIGEST = "a" * 64
 PETS = SegmentClass(name="head:pets")
@@ -42,44 +42,19 @@ def write(folder: Path, **changed: Any) -> Path:
     return path
 
 
-def test_its_name_stands_for_its_classes(tmp_path: Path, package: Manifest) -> None:
-    write(tmp_path)
-
-    request, head = HeadFolder(tmp_path).apply(REQUEST, package)
-
-    assert [one.name for one in request.classes] == ["cat", "dog"]
-    assert len(request.background_classes) == 1
-    assert request.features == "patches"
-    assert len(head.classes_KD) == 3
-
-
-def test_a_changed_file_is_read_again(tmp_path: Path, package: Manifest) -> None:
-    folder = HeadFolder(tmp_path)
-    write(tmp_path)
-    first, _ = folder.apply(REQUEST, package)
-    write(tmp_path, names=("a cat", "a dog", "a cow"), has_background=False)
-
-    second, _ = folder.apply(REQUEST, package)
-
-    assert [one.name for one in first.classes] == ["cat", "dog"]
-    assert [one.name for one in second.classes] == ["a cat", "a dog", "a cow"]
-    assert second.background_classes == ()
-
-
-def test_an_unchanged_file_is_read_once(
-    tmp_path: Path, package: Manifest, monkeypatch: pytest.MonkeyPatch
+def test_its_name_stands_for_its_classes_which_are_read_again_after_a_change(
+    tmp_path: Path, package: Manifest
 ) -> None:
     folder = HeadFolder(tmp_path)
     write(tmp_path)
-    folder.apply(REQUEST, package)
-    monkeypatch.setattr("service.models.heads.read_head", None)
-
-    folder.apply(REQUEST, package)
-
-
-def test_other_requests_name_no_head() -> None:
-    assert not names_head(replace(REQUEST, classes=(SegmentClass(name="headland"),)))
-    assert names_head(REQUEST)
+    first, head = folder.apply(REQUEST, package)
+    write(tmp_path, names=("a cat", "a dog", "a cow"), has_background=False)
+    second, _ = folder.apply(REQUEST, package)
+    assert [one.name for one in first.classes] == ["cat", "dog"]
+    assert (len(first.background_classes), first.features) == (1, "patches")
+    assert len(head.classes_KD) == 3
+    assert [one.name for one in second.classes] == ["a cat", "a dog", "a cow"]
+    assert second.background_classes == ()
 
 
 @pytest.mark.parametrize("name", ["cats", "../pets", "", "a/../pets", ".pets", "pets.safetensors"])
@@ -90,51 +65,37 @@ def test_an_unknown_name_is_refused_with_the_known_ones(
     write(tmp_path / "heads")
     write(tmp_path)
     request = replace(REQUEST, classes=(SegmentClass(name=f"head:{name}"),))
-
     with pytest.raises(InvalidRequest, match=r"there is no head .*; known: pets"):
         HeadFolder(tmp_path / "heads").apply(request, package)
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("request_", "message"),
     [
-        ({"classes": (PETS, SegmentClass(name="cow"))}, "must be the only class"),
-        ({"classes": (SegmentClass(name="head:pets", prompts=("a cat",)),)}, "neither prompts"),
-        ({"features": "values"}, "features: head:pets was trained on patches"),
-        ({"templates": "tcl"}, "templates: head:pets has no prompts"),
-        ({"background_classes": (SegmentClass(name="sky"),)}, "takes no others"),
+        (replace(REQUEST, classes=(PETS, SegmentClass(name="cow"))), "must be the only class"),
+        (replace(REQUEST, classes=(replace(PETS, prompts=("a cat",)),)), "neither prompts"),
+        (replace(REQUEST, features="values"), "features: head:pets was trained on patches"),
+        (replace(REQUEST, templates="tcl"), "templates: head:pets has no prompts"),
+        (replace(REQUEST, background_classes=(SegmentClass(name="sky"),)), "takes no others"),
+        (ClassifyImagesRequest(images=(), classes=(PETS,)), "was trained to segment"),
     ],
 )
-def test_options_that_a_head_does_not_take_are_refused(
-    tmp_path: Path, package: Manifest, changed: dict[str, Any], message: str
+def test_requests_that_a_head_does_not_take_are_refused(
+    tmp_path: Path, package: Manifest, request_: Any, message: str
 ) -> None:
     write(tmp_path)
-
     with pytest.raises(InvalidRequest, match=message):
-        HeadFolder(tmp_path).apply(replace(REQUEST, **changed), package)
+        HeadFolder(tmp_path).apply(request_, package)
 
 
-def test_a_head_for_masks_does_not_classify(tmp_path: Path, package: Manifest) -> None:
-    write(tmp_path)
-
-    with pytest.raises(InvalidRequest, match="was trained to segment"):
-        HeadFolder(tmp_path).apply(ClassifyImagesRequest(images=(), classes=(PETS,)), package)
-
-
-def test_a_head_of_another_package_is_refused(tmp_path: Path, package: Manifest) -> None:
-    write(tmp_path, vision_sha256="b" * 64)
-
-    with pytest.raises(InvalidRequest, match="another vision graph"):
-        HeadFolder(tmp_path).apply(REQUEST, package)
-
-
-def test_a_broken_file_is_an_error_of_the_request(tmp_path: Path, package: Manifest) -> None:
-    write(tmp_path).write_bytes(b"broken")
-
-    with pytest.raises(InvalidRequest, match="cannot be read"):
-        HeadFolder(tmp_path).apply(REQUEST, package)
-
-
-def test_without_a_folder_the_message_names_the_setting(package: Manifest) -> None:
+def test_a_head_that_cannot_be_used_is_an_error_of_the_request(
+    tmp_path: Path, package: Manifest
+) -> None:
     with pytest.raises(InvalidRequest, match="setting heads"):
         HeadFolder().apply(REQUEST, package)
+    write(tmp_path, vision_sha256="b" * 64)
+    with pytest.raises(InvalidRequest, match="another vision graph"):
+        HeadFolder(tmp_path).apply(REQUEST, package)
+    write(tmp_path).write_bytes(b"broken")
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        HeadFolder(tmp_path).apply(REQUEST, package)

@@ -239,16 +239,6 @@ class TestOfABundledModel:
         assert len(machine.loaded) == 1
 
 
-def test_a_named_precision_is_kept_with_a_warning(
-    machine: StandIn, start: Callable[..., LoadedLanes], caplog: pytest.LogCaptureFixture
-) -> None:
-    machine.noise[TENSORRT, "fp16"] = 1.0
-    lanes = start(precision="fp16")
-    assert taken(lanes) == (TENSORRT, "fp16")
-    assert "start check failed" in caplog.text
-    assert "Vision failed its proof in fp16" in lanes.first.choice.reason
-
-
 def test_a_package_of_an_earlier_version_starts_in_fp32_with_a_warning(
     machine: StandIn,
     package: ModelPackage,
@@ -263,14 +253,6 @@ def test_a_package_of_an_earlier_version_starts_in_fp32_with_a_warning(
     )
 
 
-def test_float32_on_a_cpu_is_not_compared(
-    machine: StandIn, start: Callable[..., LoadedLanes], caplog: pytest.LogCaptureFixture
-) -> None:
-    machine.noise[OPENVINO, "fp32"] = 1.0
-    assert taken(start(device="cpu", precision="fp32")) == (OPENVINO, "fp32")
-    assert "start check" not in caplog.text
-
-
 def test_damaged_outputs_stop_the_start(
     machine: StandIn,
     package: ModelPackage,
@@ -283,11 +265,3 @@ def test_damaged_outputs_stop_the_start(
     with pytest.raises(PackageError, match=r"reference outputs .* are damaged"):
         start(replace(package, path=folder))
     assert machine.loaded == []
-
-
-def test_tf32_reaches_the_runtime_on_a_gpu_only(
-    machine: StandIn, start: Callable[..., LoadedLanes]
-) -> None:
-    assert start(tf32=True).first.choice.tf32
-    assert not start().first.choice.tf32
-    assert not start(tf32=True, device="cpu").first.choice.tf32

@@ -66,21 +66,11 @@ def test_the_least_recently_used_entry_goes_first(cache: TextCache, use: str) ->
     else:
         add(cache, "a")
     add(cache, "c")
+    add(cache, "y" * 10 * ENTRY_BYTES)  # an entry above the bound is not kept
     found = cache.find(["a", "b", "c"])
     assert set(found) == {"a", "c"}
     assert not found["a"].flags.writeable
     assert cache.num_bytes == 2 * ENTRY_BYTES
-
-
-def test_a_long_text_counts_by_its_length(metrics: Metrics) -> None:
-    cache = TextCache(10 * ENTRY_BYTES, metrics)
-    for prompt in "abcdefgh":
-        add(cache, prompt)
-    add(cache, "x" * (4 * ENTRY_BYTES + 1))
-    assert len(cache) == 5 + 1, "it takes the place of five letters"
-    assert cache.num_bytes == 10 * ENTRY_BYTES
-    add(cache, "y" * 10 * ENTRY_BYTES)
-    assert len(cache) == 5 + 1, "an entry above the bound is not kept"
 
 
 def test_each_prompt_is_counted_once_as_hit_miss_or_coalesced(
@@ -274,23 +264,6 @@ async def test_prompts_without_a_waiter_leave_the_queue(
     assert runtime.num_texts == 1
 
 
-async def test_a_request_cancelled_before_tokenizing_computes_nothing(
-    encode: Encode, runtime: FakeRuntime
-) -> None:
-    held = threading.Event()
-    with ThreadPoolExecutor(1) as busy:
-        busy.submit(held.wait, WAIT_S)
-        leaving = encode(TEXTS, busy)
-        await asyncio.sleep(0)
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
-        again = encode({"dog": "texts[0]"}, busy)
-        await asyncio.sleep(0)
-        held.set()
-        assert set(await again) == {"dog"}
-    assert runtime.num_texts == 1
-
-
 async def test_a_failed_batch_fails_all_waiters_and_the_next_request_computes_again(
     encode: Encode, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
@@ -344,18 +317,3 @@ async def test_a_stopped_pool_or_batcher_fails_the_request(
     model.close(WAIT_S)
     with pytest.raises(Unavailable):
         await encode(TEXTS)
-
-
-async def test_a_request_that_joins_late_does_not_count_earlier_waits(
-    encode: Encode, pool: ThreadPoolExecutor, runtime: FakeRuntime, entered: Entered
-) -> None:
-    runtime.gate.clear()
-    first = encode(TEXTS)
-    assert await entered()
-    now = time.monotonic()
-    stopped = Call(request_id="test", deadline=now + WAIT_S, clock=lambda: now)
-    late = encode(TEXTS, pool, stopped)
-    await asyncio.sleep(0)
-    runtime.gate.set()
-    await asyncio.gather(first, late)
-    assert stopped.stages == {"queue": 0.0, "run": 0.0}

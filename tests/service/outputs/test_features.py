@@ -70,15 +70,6 @@ def test_clear_groups_are_found_with_any_seed_and_the_largest_comes_first() -> N
     assert not np.array_equal(once, other)
 
 
-def test_fewer_patches_than_groups_leave_groups_empty() -> None:
-    points_ND = np.array([[0, 0], [0, 0], [9, 9]], np.float32)
-    centres_KD = find_groups(points_ND, 6, 0)
-    assert centres_KD.shape == (6, 2)
-    nearest_N = squared_distances(points_ND, centres_KD).argmin(axis=1)
-    assert nearest_N[0] == nearest_N[1] != nearest_N[2]
-    np.testing.assert_allclose(squared_distances(points_ND, centres_KD).min(axis=1), 0)
-
-
 GRID, SIZE = (6, 5), (31, 40)
 VIEW_FEATURES = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
 

@@ -76,14 +76,6 @@ def test_labels_above_255_and_overlays_of_another_size_are_refused() -> None:
         encode_overlay_png(np.zeros((2, 3), np.uint16), np.zeros((3, 2, 3), np.uint8))
 
 
-def test_colours_are_distinct_and_the_first_far_apart() -> None:
-    colours = PALETTE.astype(int)
-    assert len({tuple(c) for c in colours.tolist()}) == 256
-    assert colours[0].tolist() == [0, 0, 0]
-    differences = np.abs(colours[:13, None] - colours[None, :13]).sum(axis=-1)
-    assert differences[~np.eye(13, dtype=bool)].min() > 90
-
-
 def test_a_class_has_the_colour_that_its_png_shows() -> None:
     image = Image.open(io.BytesIO(encode_mask_png(np.array([[3]], np.uint16)))).convert("RGB")
     assert class_color(3) == "#{:02x}{:02x}{:02x}".format(*image.getpixel((0, 0)))  # type: ignore[misc]
@@ -152,15 +144,6 @@ def test_labels_count_from_one_and_background_is_zero() -> None:
     assert mask.labels_HW.tolist() == [[1, 0]]
     assert mask.scores_HW is not None
     np.testing.assert_allclose(mask.scores_HW, [[1, 0.5**0.5]], rtol=1e-6)
-
-
-@pytest.mark.parametrize("num_classes", [1, 300])
-def test_labels_are_sent_as_uint16_for_any_number_of_classes(num_classes: int) -> None:
-    classes_KD = np.eye(num_classes, dtype=np.float32)
-    mask = segmented([classes_KD[-1:]], classes_KD, Geometry((1, 1), (1, 1)), request(num_classes))
-    assert mask.labels_HW.dtype == (np.uint8 if num_classes < 256 else np.uint16)
-    assert mask.wire_labels.dtype == np.uint16
-    assert mask.wire_labels.tolist() == [[num_classes]]
 
 
 @pytest.mark.parametrize("route", ["segment", "slide"])

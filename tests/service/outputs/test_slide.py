@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.segmentation import Background, SegmentationMap, segment
+from model.segmentation import Background, SegmentationMap
 from service.images import Windows
 from service.outputs import slide
 from service.outputs.slide import Geometry, segment_windows
@@ -111,26 +111,6 @@ def test_background_is_by_the_cosine_of_the_class_and_by_classes() -> None:
     assert (mask.labels_HW == labels_HW).mean() > 0.999
     assert mask.score_HW is None
     assert len(mask.counts) == 4
-
-
-def test_a_threshold_means_the_same_in_both_modes() -> None:
-    features, classes_KD, geometry = made((28, 28), (40, 40), 3, seed=2)
-    cosine_HW = segment(features[0], classes_KD, grid_hw=(2, 2), size_hw=(40, 40), with_scores=True)
-    assert cosine_HW.score_HW is not None
-    background = Background(threshold=float(np.median(cosine_HW.score_HW)))
-    whole = segment(
-        features[0], classes_KD, grid_hw=(2, 2), size_hw=(40, 40), background=background
-    )
-    # One window is the whole image, and a threshold takes the same half of its pixels.
-    mask = run(features, classes_KD, geometry, background, with_scores=False)
-    assert 0.4 < (mask.labels_HW == 0).mean() < 0.6
-    assert ((mask.labels_HW == 0) == (whole.labels_HW == 0)).mean() > 0.97
-
-
-def test_the_work_has_a_step_for_each_band() -> None:
-    features, classes_KD, geometry = made((53, 70), (500, 119), 4)
-    steps = segment_windows(features, classes_KD, geometry, Background(), with_scores=False)
-    assert sum(1 for _ in steps) == math.ceil(500 / slide.BAND_ROWS)
 
 
 def test_cosines_at_patches_are_means_over_windows() -> None:

@@ -36,7 +36,7 @@ from service.monitoring.metrics import Metrics, watching_loop_lag
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.telemetry import build_telemetry
 from service.rest.app import build_app
-from service.rest.cloud import CloudRoutes
+from service.rest.cloud import CloudPaths
 from service.rest.pages import page_url
 from service.rest.server import BACKLOG, build_http_server, listen
 from service.rest.token_ids import TokenVocabulary
@@ -119,14 +119,13 @@ class Server:
     def _listen(self, settings: Settings) -> None:
         """Open the three ports; gRPC's when it starts, and those of a worker when it is ready."""
         managed = self.repository if settings.enable_management else None
-        cloud = CloudRoutes(health=settings.health_route, predict=settings.predict_route)
         file = settings.token_vocabulary
         app = build_app(
             self.plane,
             self._telemetry,
             self.protection,
             managed,
-            cloud=cloud,
+            paths=CloudPaths(settings.health_route, settings.predict_route),
             vocabulary=None if file is None else TokenVocabulary.read(file),
         )
         host, self._host_reason = settings.address

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp
 
 from service.data_plane import DataPlane
@@ -16,7 +16,7 @@ from service.errors import ServiceError
 from service.models.registry import ModelRepository
 from service.monitoring.metrics import release
 from service.monitoring.telemetry import Telemetry
-from service.rest.cloud import CloudRoutes, build_cloud_router
+from service.rest.cloud import CloudPaths, build_cloud_router
 from service.rest.errors import ClientLeft, on_error
 from service.rest.hugging_face import TaskBody, build_hugging_face_router
 from service.rest.middleware import OPEN_PATHS, CallMiddleware
@@ -34,7 +34,7 @@ from service.rest.routes import NATIVE, build_native_router, build_state_router
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 
-NO_CLOUD = CloudRoutes()
+NO_CLOUD: Final = CloudPaths()
 # Request bodies, which the routes read themselves.
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     *(native.body for native in NATIVE.values()),
@@ -49,7 +49,7 @@ def build_app(
     protection: Protection,
     repository: ModelRepository | None = None,
     *,
-    cloud: CloudRoutes = NO_CLOUD,
+    paths: CloudPaths = NO_CLOUD,
     vocabulary: TokenVocabulary | None = None,
 ) -> ASGIApp:
     """The ASGI application.
@@ -59,33 +59,46 @@ def build_app(
         telemetry: Records them.
         protection: API keys and limits.
         repository: Loads and unloads models; None refuses that.
-        cloud: Paths that a cloud platform chose.
+        paths: Those that a cloud platform chose.
         vocabulary: Decodes token ids; None refuses them.
 
     Raises:
-        ValueError: A path of `cloud` is another route's.
+        ValueError: Such a path is another route's.
     """
     routers = [
         build_native_router(plane),
-        build_state_router(plane),
+        build_state_router(plane, paths.health),
         build_openai_router(plane, vocabulary),
         build_hugging_face_router(plane),
         build_inference_router(plane, is_managed=repository is not None),
         build_repository_router(plane, repository),
+        build_cloud_router(plane, vocabulary, paths.predict),
     ]
-    routers.append(build_cloud_router(plane, vocabulary, cloud, routers))
     routes = [route for router in routers for route in router.routes]
     app = build_framework_app(routes)
-    describe(app, OPEN_PATHS | cloud.probes, needs_key=protection.keys.is_required)
+    for path in filter(None, paths):
+        _check_unique(app, path)
+    open_paths = OPEN_PATHS | {paths.health or "/health"}
+    describe(app, open_paths, needs_key=protection.keys.is_required)
     telemetry.metrics.calls.declare(
         f"{verb} {route.path}"
         for route in routes
-        if isinstance(route, APIRoute) and route.path not in OPEN_PATHS | cloud.probes
+        if isinstance(route, APIRoute) and route.path not in open_paths
         for verb in sorted(route.methods or ())
     )
     app.state.url_fetcher = protection.url_fetcher
-    middleware = CallMiddleware(app, telemetry, protection, plane.admission, probes=cloud.probes)
+    middleware = CallMiddleware(
+        app, telemetry, protection, plane.admission, health_route=paths.health
+    )
     return readable_by_pages(middleware, protection.browsers.origins)
+
+
+def _check_unique(app: FastAPI, path: str) -> None:
+    scope = {"type": "http", "method": "GET", "path": path}
+    if sum(route.matches(scope)[0] is not Match.NONE for route in app.routes) > 1:
+        raise ValueError(
+            f"health_route or predict_route: {path} is another route; choose another path"
+        )
 
 
 def readable_by_pages(app: ASGIApp, origins: Collection[str]) -> ASGIApp:

@@ -15,7 +15,7 @@ from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentClass, Truncation
 from service.rest.errors import renaming_params
-from service.rest.inputs import Sent, load_images, read_json
+from service.rest.inputs import load_images, query_of, read_json
 from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
 from service.rest.openapi import CALL_HEADERS, ERRORS, DirectRoute, json_content
 from service.rest.requests import DialectSchema, Strings
@@ -89,9 +89,8 @@ def build_hugging_face_router(plane: DataPlane) -> APIRouter:
     async def run_task(request: Request) -> Response:
         """Vectors of texts, or classes of an image, in the format of Hugging Face."""
         plane.check_open(current_call.get().caller)
-        sent = Sent.of(request)
-        choose_media(sent.accept, (JSON,))
-        body = await read_json(sent, plane, TaskBody)
+        choose_media(request.headers.get("accept"), (JSON,))
+        body = await read_json(request, plane, TaskBody, query_of(request))
         if body.parameters.candidate_labels:
             return await _classify(request, plane, body)
         texts = (body.inputs,) if isinstance(body.inputs, str) else tuple(body.inputs)

@@ -2,9 +2,8 @@
 
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import pybase64
 from fastapi import Request
@@ -18,14 +17,7 @@ from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
 from service.messages import MaybeEncoded, RequestLimits
 from service.rest.errors import invalid_fields
 from service.rest.requests import IMAGE_FIELDS, ImageBody, ImageInputs, Schema
-from service.rest.responses import (
-    JSON,
-    AnswerT,
-    OptionsT,
-    ResponseWriter,
-    RestRequest,
-    choose_media,
-)
+from service.rest.responses import JSON, OptionsT
 from service.safety.url_fetch import UrlFetcher, url_of
 from service.validation import check_images
 from service.waiting import wait_all
@@ -47,84 +39,37 @@ OTHER_STRINGS: Final = 1000
 Pairs = list[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """What a route reads of a request. Another route may have read some of it, or replace it.
-
-    Attributes:
-        request: Has the media type, and the body that is not read yet.
-        accept: Its header `Accept`.
-        query: Its query.
-        raw: The body; None if it is not read yet.
-    """
-
-    request: Request
-    accept: str | None
-    query: Pairs
-    raw: bytes | None = None
-
-    @classmethod
-    def of(cls, request: Request) -> Self:
-        """A request as its client sends it."""
-        query = request.query_params.multi_items()
-        return cls(request=request, accept=request.headers.get("accept"), query=query)
-
-    async def body(self) -> bytes:
-        """The whole body."""
-        return await read_body(self.request) if self.raw is None else self.raw
-
-
-async def read_request(
-    sent: Sent,
-    plane: DataPlane,
-    body_type: type[OptionsT],
-    writer: ResponseWriter[AnswerT, OptionsT],
-) -> RestRequest[AnswerT, OptionsT]:
-    """Read a request.
+async def read_options(
+    request: Request, plane: DataPlane, body_type: type[OptionsT], query: Pairs
+) -> tuple[OptionsT, ImageInputs]:
+    """Read the options and the images of a request to a native route.
 
     Args:
-        sent: Its body is read here.
+        request: Its body is read here.
         plane: Its pool parses bodies, and its limits bound them.
         body_type: The fields of a JSON body; a query or form has them without the images.
-        writer: Offers the media types of the response.
+        query: Its query.
 
     Raises:
-        Unavailable: The server is starting or draining.
-        Overloaded: Every model's queue is full.
-        NotAcceptable: The response cannot have an accepted media type.
         InvalidRequest: A field is wrong or unknown, or there is no image.
         UnsupportedMedia: The body is of another media type.
     """
-    # Before the body is received: a request that is refused anyway need not send it.
-    call = current_call.get()
-    plane.check_open(call.caller)
-    media = choose_media(sent.accept, writer.media_types)
     options: Any
-    images: ImageInputs = ()
-    if issubclass(body_type, ImageBody):
-        options, images = await _read_images(sent, plane, body_type)
-    else:
-        options = await read_json(sent, plane, body_type)
-    writer.check(options, media, len(images))
-    call.answer_encoding = writer.answer_encoding(options, media)
-    return RestRequest(options, images, media, writer)
-
-
-async def _read_images(
-    sent: Sent, plane: DataPlane, body_type: type[ImageBodyT]
-) -> tuple[ImageBodyT, ImageInputs]:
-    content_type = media_type(sent.request)
+    if not issubclass(body_type, ImageBody):
+        return await read_json(request, plane, body_type, query), ()
+    content_type = media_type(request)
     if content_type.startswith("image/"):
-        return parse_pairs(body_type, sent.query), (await sent.body(),)
+        options = parse_pairs(body_type, query)
+        return options, (await read_body(request),)
     if content_type == FORM:
-        raw, given = await sent.body(), sent.request.headers["content-type"]
-        read = partial(read_form, query=sent.query, body_type=body_type, limits=plane.limits)
-        return await plane.offload(partial(read, raw, given))
-    if content_type == JSON:
-        options = await read_json(sent, plane, body_type)
-        texts = image_texts(options)
-        images = await load_images(sent.request, plane, texts, is_partial=options.partial)
+        raw, given = await read_body(request), request.headers["content-type"]
+        read = partial(read_form, query=query, body_type=body_type, limits=plane.limits)
+        options, images = await plane.offload(partial(read, raw, given))
         return options, images
+    if content_type == JSON:
+        options = await read_json(request, plane, body_type, query)
+        texts = image_texts(options)
+        return options, await load_images(request, plane, texts, is_partial=options.partial)
     raise UnsupportedMedia(
         f"Content-Type {content_type or '(none)'} is not supported; send image/*, {FORM} or "
         f"{JSON}. With curl: -H 'Content-Type: image/jpeg'.",
@@ -132,21 +77,28 @@ async def _read_images(
     )
 
 
-async def read_json(sent: Sent, plane: DataPlane, schema: type[SchemaT]) -> SchemaT:
+async def read_json(
+    request: Request, plane: DataPlane, schema: type[SchemaT], query: Pairs
+) -> SchemaT:
     """Read a JSON body; query parameters are refused, since they would be ignored.
 
     Raises:
         InvalidRequest: A field is wrong or unknown, or the body is not JSON.
         UnsupportedMedia: The body is of another media type.
     """
-    content_type = media_type(sent.request)
+    content_type = media_type(request)
     if content_type != JSON:
         raise UnsupportedMedia(
             f"Content-Type {content_type or '(none)'} is not supported; send {JSON}.",
             param="Content-Type",
         )
-    refuse_query(sent.query, "the JSON body")
-    return await plane.offload(partial(parse_json, await sent.body(), schema, plane.limits))
+    refuse_query(query, "the JSON body")
+    return await plane.offload(partial(parse_json, await read_body(request), schema, plane.limits))
+
+
+def query_of(request: Request) -> Pairs:
+    """The query of a request."""
+    return request.query_params.multi_items()
 
 
 def refuse_query(query: Pairs, right_place: str) -> None:

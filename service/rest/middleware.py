@@ -23,7 +23,9 @@ METHOD_NOT_ALLOWED: Final = 405
 INTERNAL_SERVER_ERROR: Final = 500
 MAX_LENGTH_DIGITS: Final = 18
 MAX_TIMEOUT_DIGITS: Final = 12
-HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/health", "/healthz"})
+# Readiness. The last one is SageMaker's.
+READY_PATHS: Final = ("/health", "/healthz", "/ping")
+HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", *READY_PATHS})
 # These need no key and accept every host and origin: the kubelet's probes send no key and the pod's
 # address, and the pages and the document are the same for every server and in this repository.
 OPEN_PATHS: Final = HEALTH_PATHS | {"/openapi.json"}
@@ -139,7 +141,7 @@ class CallMiddleware:
         protection: Protection,
         admission: Admission,
         *,
-        probes: frozenset[str] = frozenset(),
+        health_route: str | None = None,
     ) -> None:
         """Wrap an application.
 
@@ -148,14 +150,14 @@ class CallMiddleware:
             telemetry: Records them.
             protection: API keys, and the limits of a body and of a call.
             admission: Holds their tickets.
-            probes: Paths of further health checks, which need no key.
+            health_route: Path of a further health check, which needs no key.
         """
         self._app = app
         self._telemetry = telemetry
         self._protection = protection
         self._admission = admission
-        self._health_paths = HEALTH_PATHS | probes
-        self._open_paths = OPEN_PATHS | probes
+        self._health_paths = HEALTH_PATHS | {health_route}
+        self._open_paths = OPEN_PATHS | {health_route}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

@@ -4,11 +4,9 @@ A request mixes texts and images in one list. The data plane takes them separate
 each item is kept for the order of the answer and for the names of fields in errors.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, cast
 
-import numpy as np
 import pybase64
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Discriminator, Field, Tag
@@ -18,7 +16,7 @@ from service.data_plane import DataPlane
 from service.errors import ErrorKind, InvalidRequest
 from service.messages import EmbedMixedRequest, EmbedMixedResponse
 from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS, renaming_params
-from service.rest.inputs import Sent, load_images, read_json
+from service.rest.inputs import Pairs, load_images, query_of, read_json
 from service.rest.openapi import CALL_HEADERS, ERRORS, ONE_PIXEL, DirectRoute, json_content
 from service.rest.requests import MODEL_TEXT, DialectSchema
 from service.rest.responses import JSON, choose_media, dump, write_content
@@ -49,9 +47,7 @@ class InputItem(DialectSchema):
     ] = None
     text: Annotated[str | None, Field(description="A text.")] = None
     image: Annotated[str | None, Field(description=f"An image: {IMAGE_TEXT}.")] = None
-    image_url: Annotated[
-        ImageUrl | str | None, Field(description=f"An image: {IMAGE_TEXT}; plain or in an object.")
-    ] = None
+    image_url: ImageUrl | None = None
 
 
 def _tag_of_input(value: object) -> str:
@@ -131,51 +127,6 @@ class EmbeddingsAnswer(BaseModel):
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SortedInput:
-    """The items of a request, sorted into images and texts.
-
-    Attributes:
-        images: As base64, `data:` URIs or URLs.
-        texts: The texts.
-        is_image: Whether each item, in the order of the request, is an image.
-        params: The request's name for each field of the data plane: `input[3]` for `images[1]`.
-    """
-
-    images: tuple[str, ...]
-    texts: tuple[str, ...]
-    is_image: tuple[bool, ...]
-    params: Mapping[str, str]
-
-
-def sort_input(body: EmbeddingsBody, vocabulary: TokenVocabulary | None = None) -> SortedInput:
-    """Sort the items of a request into images and texts.
-
-    Args:
-        body: The request.
-        vocabulary: Decodes token ids; None refuses them.
-
-    Raises:
-        InvalidRequest: There is no item, or one is neither.
-    """
-    images: list[str] = []
-    texts: list[str] = []
-    is_image: list[bool] = []
-    params = {"images": "input", "texts": "input"}
-    for param, item in _named_items(body.input, vocabulary).items():
-        image, text = _image_or_text(item, body.modality, param)
-        is_image.append(text is None)
-        if text is None:
-            params[f"images[{len(images)}]"] = param
-            images.append(image or "")
-        else:
-            params[f"texts[{len(texts)}]"] = param
-            texts.append(text)
-    return SortedInput(
-        images=tuple(images), texts=tuple(texts), is_image=tuple(is_image), params=params
-    )
-
-
 def _named_items(given: Input, vocabulary: TokenVocabulary | None) -> Mapping[str, str | InputItem]:
     """The items of a request by the names of their fields."""
     if isinstance(given, str):
@@ -206,10 +157,22 @@ def _image_or_text(
 ) -> tuple[str | None, str | None]:
     """The image or the text of an item; the other one is None."""
     if isinstance(item, InputItem):
-        return _from_object(item, param)
-    if modality == "image" or (modality is None and _is_data_uri(item)):
+        given = [name for name in ("text", "image", "image_url") if getattr(item, name) is not None]
+        if len(given) != 1 or item.type not in {None, given[0]}:
+            raise InvalidRequest(
+                f"{param}: give exactly one of text, image and image_url, the one that type names.",
+                param=param,
+            )
+        return (item.image if item.image_url is None else item.image_url.url), item.text
+    if modality == "image":
         return item, None
-    if modality is None and url_of(item) is not None:
+    if modality == "text":
+        return None, item
+    if item.startswith("data:image/") or (
+        item.startswith("data:") and ";base64," in item[:DATA_HEAD_CHARS]
+    ):
+        return item, None
+    if url_of(item) is not None:
         raise InvalidRequest(
             f'{param} is a URL: send {{"image": ...}} for the image at this URL, or '
             '{"text": ...} for the text of the URL itself.',
@@ -219,52 +182,78 @@ def _image_or_text(
     return None, item
 
 
-def _from_object(item: InputItem, param: str) -> tuple[str | None, str | None]:
-    given = [name for name in ("text", "image", "image_url") if getattr(item, name) is not None]
-    if len(given) != 1:
-        raise InvalidRequest(
-            f"{param} has {' and '.join(given) or 'no content'}; give exactly one of text, image "
-            "and image_url.",
-            param=param,
-        )
-    if item.type not in {None, given[0]}:
-        raise InvalidRequest(
-            f"{param} has type {item.type} but {given[0]} is given; give {item.type}.",
-            param=f"{param}.{item.type}",
-        )
-    url = item.image_url.url if isinstance(item.image_url, ImageUrl) else item.image_url
-    return (item.image if url is None else url), item.text
-
-
-def _is_data_uri(text: str) -> bool:
-    return text.startswith("data:image/") or (
-        text.startswith("data:") and ";base64," in text[:DATA_HEAD_CHARS]
-    )
-
-
-def write_embeddings(
-    answer: EmbedMixedResponse, given: SortedInput, body: EmbeddingsBody
+async def embed(
+    request: Request,
+    plane: DataPlane,
+    body: EmbeddingsBody,
+    document: Callable[[EmbedMixedResponse, list[Any]], object],
+    *,
+    vocabulary: TokenVocabulary | None,
 ) -> Response:
-    """The vectors in the order of the request. Shape legend: I items, D dimensions."""
-    is_image_I = np.array(given.is_image)
-    width = (answer.images_BD if given.images else answer.texts_TD).shape[1]
-    vectors_ID = np.empty((len(is_image_I), width), "<f4")
-    vectors_ID[is_image_I] = answer.images_BD
-    vectors_ID[~is_image_I] = answer.texts_TD
-    rows: list[Any] = list(vectors_ID)
-    if body.encoding_format == "base64":
+    """Embed the items of a request.
+
+    Args:
+        request: Of the body.
+        plane: Embeds them.
+        body: The request's fields.
+        document: Makes the response of the answer and of an entry for each item.
+        vocabulary: Decodes token ids; None refuses them.
+
+    Raises:
+        ServiceError: A field is wrong, or as the data plane raises it.
+    """
+    images: list[str] = []
+    texts: list[str] = []
+    is_image: list[bool] = []
+    # The request's name for each field of the data plane.
+    params = {"images": "input", "texts": "input"}
+    for param, item in _named_items(body.input, vocabulary).items():
+        image, text = _image_or_text(item, body.modality, param)
+        is_image.append(image is not None)
+        if image is not None:
+            params[f"images[{len(images)}]"] = param
+            images.append(image)
+        else:
+            params[f"texts[{len(texts)}]"] = param
+            texts.append(text or "")
+    choose_media(request.headers.get("accept"), (JSON,))
+    with renaming_params(params):
+        message = EmbedMixedRequest(
+            images=await load_images(request, plane, images) if images else (),
+            texts=tuple(texts),
+            model=body.model,
+            dimensions=body.dimensions,
+        )
+        answer = await plane.embed_mixed(message, current_call.get())
+
+    def write() -> bytes:
+        return dump(document(answer, _entries(answer, is_image, body.encoding_format)))
+
+    num_values = answer.images_BD.size + answer.texts_TD.size
+    return Response(await write_content(plane, write, num_values), media_type=JSON)
+
+
+def _entries(
+    answer: EmbedMixedResponse, is_image: Iterable[bool], encoding: str
+) -> list[dict[str, Any]]:
+    """The vectors in the order of the request."""
+    images, texts = iter(answer.images_BD), iter(answer.texts_TD)
+    rows: list[Any] = [next(images if is_one else texts) for is_one in is_image]
+    if encoding == "base64":
         rows = [pybase64.b64encode_as_string(row_D.tobytes()) for row_D in rows]
+    return [
+        {"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)
+    ]
+
+
+def _document(answer: EmbedMixedResponse, entries: list[Any]) -> dict[str, Any]:
     num_seen = answer.num_patches + answer.num_tokens
-    document = {
+    return {
         "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": row}
-            for index, row in enumerate(rows)
-        ],
+        "data": entries,
         "model": answer.model,
         "usage": {"prompt_tokens": num_seen, "total_tokens": num_seen},
     }
-    return Response(dump(document), media_type=JSON)
 
 
 EXAMPLE: Final = {
@@ -299,30 +288,19 @@ def build_openai_router(plane: DataPlane, vocabulary: TokenVocabulary | None) ->
     @router.post(OPENAI_PATH, **EMBEDDINGS)
     async def create_embeddings(request: Request) -> Response:
         """One vector of unit length for each text and image; images have their CLS1 embedding."""
-        return await embeddings(Sent.of(request), plane, vocabulary)
+        return await answer_embeddings(request, plane, vocabulary, query_of(request))
 
     return router
 
 
-async def embeddings(sent: Sent, plane: DataPlane, vocabulary: TokenVocabulary | None) -> Response:
-    """Answer a request for embeddings.
+async def answer_embeddings(
+    request: Request, plane: DataPlane, vocabulary: TokenVocabulary | None, query: Pairs
+) -> Response:
+    """Answer a request for embeddings; `query` may stand for its own query.
 
     Raises:
         ServiceError: A field is wrong, or as the data plane raises it.
     """
-    call = current_call.get()
-    plane.check_open(call.caller)
-    body = await read_json(sent, plane, EmbeddingsBody)
-    given = sort_input(body, vocabulary)
-    choose_media(sent.accept, (JSON,))
-    with renaming_params(given.params):
-        images = await load_images(sent.request, plane, given.images) if given.images else ()
-        message = EmbedMixedRequest(
-            images=images, texts=given.texts, model=body.model, dimensions=body.dimensions
-        )
-        answer = await plane.embed_mixed(message, call)
-    return await write_content(
-        plane,
-        lambda: write_embeddings(answer, given, body),
-        answer.images_BD.size + answer.texts_TD.size,
-    )
+    plane.check_open(current_call.get().caller)
+    body = await read_json(request, plane, EmbeddingsBody, query)
+    return await embed(request, plane, body, _document, vocabulary=vocabulary)

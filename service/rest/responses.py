@@ -123,36 +123,24 @@ def _parse_range(part: str) -> tuple[str, float]:
     return media, weight
 
 
-@dataclass(slots=True)
-class RestRequest(Generic[AnswerT, OptionsT]):
-    """A request as it was read, and how to write its answer.
+@dataclass(frozen=True, slots=True)
+class RestRequest:
+    """A request as it was read: its options, its encoded images, and the response's media type."""
 
-    Attributes:
-        options: Its fields.
-        images: Its encoded images.
-        media: The media type of the response.
-        writer: Writes the response.
-    """
-
-    options: OptionsT
+    options: Any
     images: ImageInputs
     media: str
-    writer: "ResponseWriter[AnswerT, OptionsT]"
-
-    def message(self) -> Any:
-        """The request for the data plane."""
-        return self.options.to_message(self.images, is_json=self.media == JSON)
 
 
 async def respond(
-    plane: DataPlane, request: RestRequest[AnswerT, OptionsT], answer: AnswerT
+    plane: DataPlane,
+    writer: "ResponseWriter[AnswerT, OptionsT]",
+    answer: AnswerT,
+    request: RestRequest,
 ) -> Response:
     """Write the response to a request."""
-    pieces = await write_content(
-        plane,
-        partial(request.writer.write, answer, request, plane.image_limits),
-        request.writer.num_values(answer),
-    )
+    write = partial(writer.write, answer, request, plane.image_limits)
+    pieces = await write_content(plane, write, writer.num_values(answer))
     if len(pieces) == 1 and isinstance(pieces[0], bytes) and len(pieces[0]) <= PIECE_BYTES:
         return Response(pieces[0], media_type=request.media)
     return PiecedResponse(pieces, request.media)
@@ -169,10 +157,6 @@ class PiecedResponse(Response):
         num_bytes = sum([len(p) if isinstance(p, bytes) else p.nbytes for p in pieces])
         super().__init__(headers={"content-length": str(num_bytes)}, media_type=media_type)
         self._pieces = pieces
-
-    def content(self) -> bytes:
-        """The whole body."""
-        return b"".join(p if isinstance(p, bytes) else p.tobytes() for p in self._pieces)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
@@ -212,7 +196,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
     entries: Callable[[AnswerT, OptionsT], list[dict[str, Any]]]
     columns: Callable[[AnswerT, OptionsT], Mapping[str, Sequence[Array] | Array]]
     npy: Callable[[AnswerT], Array]
-    png: Callable[[AnswerT, RestRequest[AnswerT, OptionsT], ImageLimits], bytes] | None = None
+    png: Callable[[AnswerT, RestRequest, ImageLimits], bytes] | None = None
     check_options: Callable[[OptionsT, str], None] = lambda options, media: None
 
     @property
@@ -245,17 +229,15 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
             return "bytes"
         return "outlines" if layout in COCO_FORMATS else options.encoding
 
-    def write(
-        self, answer: AnswerT, request: RestRequest[AnswerT, OptionsT], limits: ImageLimits
-    ) -> list[Piece]:
+    def write(self, answer: AnswerT, request: RestRequest, limits: ImageLimits) -> list[Piece]:
         """The pieces of the response body in the request's media type. CPU work."""
-        options = request.options
-        if request.media == PNG and self.png is not None:
+        options, media = request.options, request.media
+        if media == PNG and self.png is not None:
             return [self.png(answer, request, limits)]
-        if request.media == NPY:
+        if media == NPY:
             return write_npy(self.npy(answer))
         errors = answer.errors if options.partial else None
-        if request.media == JSON:
+        if media == JSON:
             return write_json(answer.model, self.entries(answer, options), errors)
         return write_safetensors(answer.model, self.columns(answer, options), errors)
 
@@ -424,7 +406,7 @@ def _mask_columns(answer: SegmentImagesResponse) -> dict[str, Sequence[Array]]:
 
 def _mask_png(
     answer: SegmentImagesResponse,
-    request: RestRequest[SegmentImagesResponse, SegmentImagesBody],
+    request: RestRequest,
     limits: ImageLimits,
 ) -> bytes:
     labels_HW = answer.segmentations[0].labels_HW

@@ -10,10 +10,11 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from service.call import Call, current_call
+from service.call import current_call
 from service.data_plane import DataPlane
 from service.monitoring.metrics import release
-from service.rest.inputs import Sent, read_request
+from service.rest.inputs import Pairs, query_of, read_options
+from service.rest.middleware import HEALTH_PATHS, READY_PATHS
 from service.rest.openapi import ERRORS, V2_ERRORS, DirectRoute, native_route
 from service.rest.requests import (
     ClassifyImagesBody,
@@ -49,6 +50,7 @@ from service.rest.responses import (
     MASKS,
     TEXT_EMBEDDINGS,
     ResponseWriter,
+    RestRequest,
     choose_media,
     respond,
 )
@@ -69,7 +71,7 @@ class NativeRoute:
 
     name: str
     text: str
-    ask: Callable[[DataPlane, Any, Call], Awaitable[Any]]
+    ask: Callable[..., Awaitable[Any]]
     body: type[Options]
     answer: type[BaseModel]
     writer: ResponseWriter[Any, Any]
@@ -79,7 +81,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:embed": NativeRoute(
         "embed_images",
         "Global embeddings of images, and one embedding for each patch.",
-        lambda plane, *asked: plane.embed_images(*asked),
+        DataPlane.embed_images,
         EmbedImagesBody,
         EmbedImagesAnswer,
         IMAGE_EMBEDDINGS,
@@ -87,7 +89,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:segment": NativeRoute(
         "segment_images",
         "Masks of the named classes: k for the k-th class, 0 for background.",
-        lambda plane, *asked: plane.segment_images(*asked),
+        DataPlane.segment_images,
         SegmentImagesBody,
         SegmentImagesAnswer,
         MASKS,
@@ -95,7 +97,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:classify": NativeRoute(
         "classify_images",
         "The named classes of images with their probabilities, the best first.",
-        lambda plane, *asked: plane.classify_images(*asked),
+        DataPlane.classify_images,
         ClassifyImagesBody,
         ClassifyImagesAnswer,
         CLASSES,
@@ -103,7 +105,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:features": NativeRoute(
         "visualize_features",
         "Patch embeddings as colours, as one component, or as groups.",
-        lambda plane, *asked: plane.visualize_features(*asked),
+        DataPlane.visualize_features,
         VisualizeFeaturesBody,
         VisualizeFeaturesAnswer,
         FEATURES,
@@ -111,7 +113,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:depth": NativeRoute(
         "estimate_depth",
         "The distance of every pixel, in metres.",
-        lambda plane, *asked: plane.estimate_maps(*asked),
+        DataPlane.estimate_maps,
         DepthBody,
         DepthAnswer,
         MAPS,
@@ -119,7 +121,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:normals": NativeRoute(
         "estimate_normals",
         "The direction of the surface at every pixel: a unit vector.",
-        lambda plane, *asked: plane.estimate_maps(*asked),
+        DataPlane.estimate_maps,
         NormalsBody,
         NormalsAnswer,
         MAPS,
@@ -127,7 +129,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/texts:embed": NativeRoute(
         "embed_texts",
         "Embeddings of texts, averaged over prompt templates if there are any.",
-        lambda plane, *asked: plane.embed_texts(*asked),
+        DataPlane.embed_texts,
         EmbedTextsBody,
         EmbedTextsAnswer,
         TEXT_EMBEDDINGS,
@@ -135,11 +137,28 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
 }
 
 
-async def answer_native(native: NativeRoute, sent: Sent, plane: DataPlane) -> Response:
-    """Answer a request to a native route."""
-    asked = await read_request(sent, plane, native.body, native.writer)
-    answer = await native.ask(plane, asked.message(), current_call.get())
-    return await respond(plane, asked, answer)
+async def answer_native(
+    native: NativeRoute, request: Request, plane: DataPlane, query: Pairs
+) -> Response:
+    """Answer a request to a native route; `query` may stand for its own query.
+
+    Raises:
+        Unavailable: The server is starting or draining.
+        Overloaded: Every model's queue is full.
+        NotAcceptable: The response cannot have an accepted media type.
+        ServiceError: As `read_options` or the data plane raises it.
+    """
+    call = current_call.get()
+    # Before the body is received: a request that is refused anyway need not send it.
+    plane.check_open(call.caller)
+    media = choose_media(request.headers.get("accept"), native.writer.media_types)
+    options, images = await read_options(request, plane, native.body, query)
+    native.writer.check(options, media, len(images))
+    call.answer_encoding = native.writer.answer_encoding(options, media)
+    message = options.to_message(images, is_json=media == JSON)
+    answer = await native.ask(plane, message, call)
+    asked = RestRequest(options, images, media)
+    return await respond(plane, native.writer, answer, asked)
 
 
 def build_native_router(plane: DataPlane) -> APIRouter:
@@ -150,21 +169,26 @@ def build_native_router(plane: DataPlane) -> APIRouter:
     return router
 
 
-def build_state_router(plane: DataPlane) -> APIRouter:
-    """The routes that describe the models and the server."""
-    router = APIRouter()
-    _add_models(router, plane)
-    _add_health(router, plane)
-    return router
-
-
 def _add_native(router: APIRouter, plane: DataPlane, path: str, native: NativeRoute) -> None:
     async def route(request: Request) -> Response:
-        return await answer_native(native, Sent.of(request), plane)
+        return await answer_native(native, request, plane, query_of(request))
 
     described = native_route(path, native.body, native.answer, native.writer.media_types)
     tag = path.split("/")[2].partition(":")[0]
     router.post(path, name=native.name, description=native.text, tags=[tag], **described)(route)
+
+
+def build_state_router(plane: DataPlane, health_route: str | None) -> APIRouter:
+    """The routes that describe the models and the server.
+
+    Args:
+        plane: Answers the requests.
+        health_route: A further path of a health check.
+    """
+    router = APIRouter()
+    _add_models(router, plane)
+    _add_health(router, plane, health_route)
+    return router
 
 
 def _add_models(router: APIRouter, plane: DataPlane) -> None:
@@ -180,8 +204,13 @@ def _add_models(router: APIRouter, plane: DataPlane) -> None:
         choose_media(request.headers.get("accept"), (JSON,))
         return model_card(plane.get_model(model_id))
 
+    @router.get("/version", tags=["models"], responses=ERRORS)
+    async def version() -> Version:
+        """The version of this server."""
+        return Version(version=release())
 
-def _add_health(router: APIRouter, plane: DataPlane) -> None:
+
+def _add_health(router: APIRouter, plane: DataPlane, health_route: str | None) -> None:
     @router.get("/v2/health/live", tags=["health"], responses=V2_ERRORS)
     async def check_live() -> Live:
         """Liveness: the process responds, and its device has computed a batch recently."""
@@ -198,10 +227,9 @@ def _add_health(router: APIRouter, plane: DataPlane) -> None:
         """Readiness, as `/v2/health/ready`."""
         return await check_ready()
 
-    for path in ("/health", "/healthz"):
-        router.get(path, name=path[1:], tags=["health"], responses=ERRORS)(health)
-
-    @router.get("/version", tags=["models"], responses=ERRORS)
-    async def version() -> Version:
-        """The version of this server."""
-        return Version(version=release())
+    # Names of methods in generated clients.
+    names = {path: path[1:] for path in READY_PATHS}
+    if health_route is not None and health_route not in HEALTH_PATHS:
+        names[health_route] = "chosen_health_route"
+    for path, name in names.items():
+        router.get(path, name=name, tags=["health"], responses=ERRORS)(health)

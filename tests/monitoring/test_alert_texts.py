@@ -10,7 +10,7 @@ import pytest
 from service.grpc.generated.open_inference_pb2 import DESCRIPTOR
 from service.grpc.interceptor import FAULTS
 from service.monitoring.metrics import CAPACITY, SECONDS
-from service.rest.cloud import PROBES
+from service.rest.middleware import HEALTH_PATHS
 from service.settings import Settings
 from tests.deploy import kustomizations
 from tests.deploy.workloads import of_kind
@@ -136,7 +136,7 @@ def test_fault_codes_are_those_of_the_service_without_unimplemented() -> None:
 
 def test_only_probes_are_excluded_from_requests() -> None:
     (routes,) = (rpcs,) = set(re.findall(r'method!~"([^"]+)"', RULES))
-    assert all(re.fullmatch(routes, f"GET {path}") for path in PROBES)
+    assert all(re.fullmatch(routes, f"GET {path}") for path in HEALTH_PATHS)
     assert not re.fullmatch(routes, "POST /v1/images:embed")
     names = [m.name for service in DESCRIPTOR.services_by_name.values() for m in service.methods]
     probes = {

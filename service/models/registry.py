@@ -60,7 +60,7 @@ class ModelRegistry:
         metrics.queue_oldest.set_function(self._oldest_s)
         metrics.queue_depths = self._queue_depths
         metrics.models = lambda: [served.info for served in self.models()]
-        metrics.lane_reports = lambda: [served.lane_report() for served in self.models()]
+        metrics.measures = lambda: {m.manifest.name: m.measures() for m in self.models()}
 
     @property
     def is_empty(self) -> bool:

@@ -19,7 +19,7 @@ from service.lanes.lane import Lane
 from service.lanes.work import Bucket, ItemFuture, Kind, WorkItem
 from service.messages import ModelInfo
 from service.models.texts import TextCache, TextEncoder
-from service.monitoring.metrics import LaneReport
+from service.monitoring.metrics import Numbers
 from service.patch_budget import PatchBudget
 
 NS_PER_S: Final = 1_000_000_000
@@ -206,22 +206,23 @@ class ServedModel:
         """Waiting time of the oldest queued item in seconds; 0 for an empty queue."""
         return self._batcher.queue.oldest_s()
 
-    def lane_report(self) -> LaneReport:
-        """State, batches and queue of the lanes, for the metrics."""
-        depths = self._batcher.queue.depths().values()
-        return LaneReport(
-            model=self.manifest.name,
-            states=self._batcher.lane_states(),
-            batches=self._batcher.counts.totals(),
-            num_waiting=sum(depths),
-            oldest_s=self.oldest_s(),
-            admitted_patches=self.budget.num_patches,
-            max_admitted_patches=self.budget.max_patches,
-            rejected=self.budget.rejected.totals(),
-            abandoned=self._batcher.queue.abandoned.totals(),
-            prompts=self._cache.lookups(),
-            load_s=self.load_s,
-        )
+    def measures(self) -> dict[str, Numbers]:
+        """Its metrics that a scrape reads: `MODEL_COUNTERS` and `MODEL_GAUGES`."""
+        batches = self._batcher.counts.totals()
+        return {
+            "model_batches": sum(count for count, _ in batches.values()),
+            "model_batch_items": sum(size * count for size, (count, _) in batches.items()),
+            "model_batch_seconds": sum(seconds for _, seconds in batches.values()),
+            "model_rejected": self.budget.rejected.totals(),
+            "model_abandoned": self._batcher.queue.abandoned.totals(),
+            "model_prompts": self._cache.lookups(),
+            "lanes": self._batcher.lane_states(),
+            "model_load_seconds": self.load_s,
+            "model_queue_depth": sum(self._batcher.queue.depths().values()),
+            "model_queue_oldest_seconds": self.oldest_s(),
+            "model_admitted_patches": self.budget.num_patches,
+            "model_max_admitted_patches": self.budget.max_patches,
+        }
 
     def statistics(self) -> ModelStatistics:
         """Counts since the model was loaded."""

@@ -9,9 +9,8 @@ import platform
 import threading
 import time
 from collections import Counter as Count
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -164,72 +163,26 @@ class ModelCounter:
             return dict(self._own)
 
 
+# By number of items: successful batches, and their seconds in total.
 BatchTotals = Mapping[int, tuple[int, float]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneReport:
-    """State of one model's lanes and of its queue.
-
-    Attributes:
-        model: Its name.
-        states: Number of lanes in each state.
-        batches: By number of items: successful batches, and their seconds in total.
-        num_waiting: Items that wait for a lane.
-        oldest_s: Age of the oldest of them.
-        admitted_patches: Cost of all admitted requests.
-        max_admitted_patches: Largest total cost that is admitted.
-        rejected: Refused requests by reason.
-        abandoned: Items that were never computed, by reason.
-        prompts: Look-ups in the text cache by outcome.
-        load_s: Time of the load, with conversion and warm-up.
-    """
-
-    model: str
-    states: Mapping[str, int]
-    batches: BatchTotals = field(default_factory=dict)
-    num_waiting: int = 0
-    oldest_s: float = 0.0
-    admitted_patches: int = 0
-    max_admitted_patches: int = 0
-    rejected: Mapping[str, int] = field(default_factory=dict)
-    abandoned: Mapping[str, int] = field(default_factory=dict)
-    prompts: Mapping[str, int] = field(default_factory=dict)
-    load_s: float = 0.0
-
-
 # A number of a model, or its numbers by one more label.
 Numbers = float | Mapping[str, float]
-# Name, help, label beside the model ("" for none), and how to read a report.
-LaneMetric = tuple[str, str, str, Callable[[LaneReport], Numbers]]
-LANE_COUNTERS: Final[Sequence[LaneMetric]] = (
-    ("model_batches", "Successful batches.", "", lambda r: sum(n for n, _ in r.batches.values())),
-    (
-        "model_batch_items",
-        "Images and texts in successful batches.",
-        "",
-        lambda r: sum(size * n for size, (n, _) in r.batches.items()),
-    ),
-    (
-        "model_batch_seconds",
-        "Time of successful batches, summed over all lanes.",
-        "",
-        lambda r: sum(seconds for _, seconds in r.batches.values()),
-    ),
-    ("model_rejected", "Requests for the model that were refused.", "reason", lambda r: r.rejected),
-    ("model_abandoned", "Queued items that were never computed.", "reason", lambda r: r.abandoned),
-    ("model_prompts", "Prompts looked up in the text cache.", "outcome", lambda r: r.prompts),
+# What `ServedModel.measures` gives: name, help, and the label beside the model ("" for none).
+MODEL_COUNTERS: Final = (
+    ("model_batches", "Successful batches.", ""),
+    ("model_batch_items", "Images and texts in successful batches.", ""),
+    ("model_batch_seconds", "Time of successful batches, summed over all lanes.", ""),
+    ("model_rejected", "Requests for the model that were refused.", "reason"),
+    ("model_abandoned", "Queued items that were never computed.", "reason"),
+    ("model_prompts", "Prompts looked up in the text cache.", "outcome"),
 )
-LOAD_TEXT: Final = "Time of the model's load, with conversion and warm-up."
-AGE_TEXT: Final = "Age of the oldest item that waits for a lane."
-MOST_TEXT: Final = "Largest total cost that is admitted."
-LANE_GAUGES: Final[Sequence[LaneMetric]] = (
-    ("lanes", "Lanes of a model, by state.", "state", lambda r: r.states),
-    ("model_load_seconds", LOAD_TEXT, "", lambda r: r.load_s),
-    ("model_queue_depth", "Items that wait for a lane.", "", lambda r: r.num_waiting),
-    ("model_queue_oldest_seconds", AGE_TEXT, "", lambda r: r.oldest_s),
-    ("model_admitted_patches", "Cost of all admitted requests.", "", lambda r: r.admitted_patches),
-    ("model_max_admitted_patches", MOST_TEXT, "", lambda r: r.max_admitted_patches),
+MODEL_GAUGES: Final = (
+    ("lanes", "Lanes of a model, by state.", "state"),
+    ("model_load_seconds", "Time of the model's load, with conversion and warm-up.", ""),
+    ("model_queue_depth", "Items that wait for a lane.", ""),
+    ("model_queue_oldest_seconds", "Age of the oldest item that waits for a lane.", ""),
+    ("model_admitted_patches", "Cost of all admitted requests.", ""),
+    ("model_max_admitted_patches", "Largest total cost that is admitted.", ""),
 )
 
 ReadDevice = Callable[[Any, Any], float]
@@ -328,7 +281,7 @@ class Metrics(Collector):
         registry: All of them.
         queue_depths: Queued items by shape.
         models: The served models.
-        lane_reports: The state of all models' lanes.
+        measures: By model, the values of `MODEL_COUNTERS` and `MODEL_GAUGES`.
         num_dropped_lines: Lines of the log that were dropped.
     """
 
@@ -338,7 +291,7 @@ class Metrics(Collector):
         self.calls = CallMetrics(self.registry)
         self.queue_depths: Depths = dict
         self.models: Callable[[], Iterable[ModelInfo]] = tuple
-        self.lane_reports: Callable[[], Iterable[LaneReport]] = tuple
+        self.measures: Callable[[], Mapping[str, Mapping[str, Numbers]]] = dict
         self.num_dropped_lines: Callable[[], int] = int
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -412,18 +365,21 @@ class Metrics(Collector):
             depth.add_metric([bucket], count)
         yield depth
         yield self._model_info()
-        reports = list(self.lane_reports())
-        for kind, table in ((CounterMetricFamily, LANE_COUNTERS), (GaugeMetricFamily, LANE_GAUGES)):
-            for name, text, label, read in table:
+        measures = self.measures()
+        for kind, metrics in (
+            (CounterMetricFamily, MODEL_COUNTERS),
+            (GaugeMetricFamily, MODEL_GAUGES),
+        ):
+            for name, text, label in metrics:
                 labels = ["model", label] if label else ["model"]
                 family = kind(f"tipserve_{name}", text, labels=labels)
-                for report in reports:
-                    numbers = read(report)
+                for model, values in measures.items():
+                    numbers = values[name]
                     if isinstance(numbers, Mapping):
                         for value, number in numbers.items():
-                            family.add_metric([report.model, value], number)
+                            family.add_metric([model, value], number)
                     else:
-                        family.add_metric([report.model], numbers)
+                        family.add_metric([model], numbers)
                 yield family
         yield CounterMetricFamily(
             "tipserve_log_lines_dropped",

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace import Tracer as SdkTracer
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Tracer
 
@@ -92,10 +92,9 @@ async def test_a_request_is_one_span_with_its_stages(
     assert sorted(child.name for child in children) == sorted(STAGES)
     (began, ended), *inside = [times(span) for span in (root, *children)]
     assert all(began <= start <= end <= ended for start, end in inside)
-    assert SECRET not in as_text(exporter)
 
 
-async def test_attributes_follow_the_conventions(
+async def test_attributes_follow_the_conventions_and_hold_no_text(
     traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode
 ) -> None:
     async with traced() as server, http_client(server) as client:
@@ -104,9 +103,11 @@ async def test_attributes_follow_the_conventions(
         await ask_grpc(server, b"secret, and no image")
         await client.get(f"/{SECRET}?q={SECRET}")
         await client.get("/v2/health/live")
-    assert "secret" not in as_text(exporter)
-    assert SECRET not in as_text(exporter)
+    text = as_text(exporter)
+    assert "secret" not in text
+    assert SECRET not in text
     assert all(span.status.is_ok for span in server_spans(exporter)), "faults of callers"
+    rpc = "tipserve.v1.EncoderService"
     spans = {span.name: dict(span.attributes or {}) for span in server_spans(exporter)}
     assert spans == {
         "POST /v1/images:segment": {
@@ -116,14 +117,14 @@ async def test_attributes_follow_the_conventions(
             "url.scheme": "http",
             "url.path": "/v1/images:segment",
         },
-        "tipserve.v1.EncoderService/SegmentImages": {
+        f"{rpc}/SegmentImages": {
             "rpc.system.name": "grpc",
-            "rpc.method": "tipserve.v1.EncoderService/SegmentImages",
+            "rpc.method": f"{rpc}/SegmentImages",
             "rpc.response.status_code": "OK",
         },
-        "tipserve.v1.EncoderService/EmbedImages": {
+        f"{rpc}/EmbedImages": {
             "rpc.system.name": "grpc",
-            "rpc.method": "tipserve.v1.EncoderService/EmbedImages",
+            "rpc.method": f"{rpc}/EmbedImages",
             "rpc.response.status_code": "INVALID_ARGUMENT",
             "tipserve.error.code": "invalid_image",
         },
@@ -138,40 +139,33 @@ async def test_attributes_follow_the_conventions(
     assert resource["service.name"] == "tipserve"
 
 
-@BOTH
 async def test_a_batch_and_its_requests_are_linked_both_ways(
     traced: Serving,
     exporter: InMemorySpanExporter,
     encode_image: Encode,
     runtime: FakeRuntime,
     entered: Entered,
-    ask: Ask,
 ) -> None:
     async with traced(max_batch_images=8) as server:
-        assert (
-            await ask(server, encode_image(seed=9), "segment")
-        ).status in OK  # caches the classes
-        exporter.clear()
-        while runtime.entered.acquire(blocking=False):
-            pass
         runtime.gate.clear()
-        asked = [asyncio.ensure_future(ask(server, encode_image(), "segment"))]
+        asked = [asyncio.ensure_future(ask_grpc(server, encode_image()))]
         assert await entered()
-        for seed in range(3):
-            asked.append(asyncio.ensure_future(ask(server, encode_image(seed=seed), "segment")))
-        await until(lambda: sample(server.metrics, "queue_depth", bucket="image 28x42") == 3)
+        asked += [
+            asyncio.ensure_future(ask(server, encode_image(seed=seed)))
+            for seed, ask in enumerate((ask_rest, ask_grpc, ask_rest))
+        ]
+        await until(lambda: sample(server.metrics, "queue_depth", bucket="image 28x28") == 3)
         runtime.gate.set()
         await asyncio.gather(*asked)
-    exporter.force_flush()
-    requests = {span_id(span): span for span in server_spans(exporter)}
+    requests = {span_id(span) for span in server_spans(exporter)}
     last = next(b for b in named(exporter, "batch") if len(b.links) == 3)
     assert dict(last.attributes or {}) == {
-        "tipserve.batch.bucket": "image 28x42",
+        "tipserve.batch.bucket": "image 28x28",
         "tipserve.batch.items": 3,
-        "tipserve.batch.cost": 18,
+        "tipserve.batch.cost": 12,
     }
     assert last.parent is None
-    assert linked(last) <= set(requests)
+    assert linked(last) <= requests
     runs = {run.parent.span_id: run for run in named(exporter, "run") if run.parent}
     assert {r for r, run in runs.items() if span_id(last) in linked(run)} == linked(last)
 
@@ -205,7 +199,6 @@ async def test_a_failing_batch_is_an_error_without_its_message(
     assert root.status.description is None
     assert (root.attributes or {})["error.type"] == "internal"
     failed = [b for b in named(exporter, "batch") if not b.status.is_ok]
-    assert failed
     assert {(b.attributes or {})["error.type"] for b in failed} == {"RuntimeError"}
     assert any(not run.status.is_ok for run in named(exporter, "run"))
     assert "secret" not in as_text(exporter)
@@ -214,14 +207,10 @@ async def test_a_failing_batch_is_an_error_without_its_message(
 
 @pytest.fixture
 def tracer(exporter: InMemorySpanExporter) -> Iterator[Tracer]:
-    provider = tracer_provider(exporter, 1.0)
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
     yield provider.get_tracer("test")
     provider.shutdown()
-
-
-def flush(tracer: Tracer) -> None:
-    assert isinstance(tracer, SdkTracer)
-    tracer.span_processor.force_flush()
 
 
 def test_a_caller_who_leaves_the_queue_has_a_queue_span_and_no_run(
@@ -232,7 +221,6 @@ def test_a_caller_who_leaves_the_queue_has_a_queue_span_and_no_run(
     trace.end(Outcome("a.B/C", "CANCELLED", "client_left", is_fault=False, seconds=2.0))
     late = begin_batch([trace], {"items": 1}, 13.0)  # after the end of the request
     late.end(14.0)
-    flush(tracer)
     (queue,) = named(exporter, "queue")
     start, end = times(queue)
     assert end - start == 1_500_000_000
@@ -250,8 +238,6 @@ def test_a_request_that_joins_the_work_of_another_is_linked_to_its_batch(
     second.ran_in(batch)
     second.ran_in(batch)
     second.end(Outcome("POST /x", 200, None, is_fault=False, seconds=2.0))
-    first.end(Outcome("POST /x", 200, None, is_fault=False, seconds=4.0))
-    flush(tracer)
     (batch_span,) = named(exporter, "batch")
     assert len(batch_span.links) == 1, "a request of several items is linked once"
     (run,) = named(exporter, "run")
@@ -278,18 +264,7 @@ def test_closing_does_not_wait_for_a_stuck_collector() -> None:
 
 @pytest.mark.parametrize(
     ("parent", "expected"),
-    [
-        (SAMPLED, TRACE_ID),
-        (NOT_SAMPLED, TRACE_ID),
-        (f"cc-{TRACE_ID}-{PARENT_ID}-01-later-versions-add", TRACE_ID),
-        (f"00-{TRACE_ID}-{PARENT_ID}-01-this-version-does-not", ""),
-        (f"00-{TRACE_ID}-{PARENT_ID}", ""),
-        (f"ff-{TRACE_ID}-{PARENT_ID}-01", ""),
-        (f"00-{'0' * 32}-{PARENT_ID}-01", ""),
-        (f"00-{TRACE_ID}-{'0' * 16}-01", ""),
-        (f"00-{TRACE_ID.upper()}-{PARENT_ID}-01", ""),
-        ("an image's name", ""),
-    ],
+    [(SAMPLED, TRACE_ID), (NOT_SAMPLED, TRACE_ID), ("an image's name", "")],
 )
 def test_without_a_collector_the_trace_has_only_the_callers_id(parent: str, expected: str) -> None:
     trace = begin_request(NO_TRACER, "http", "GET", {"traceparent": parent}, started=0.0)

@@ -1,6 +1,5 @@
 """Lines are complete and in order, and a stuck or closed stream blocks no request."""
 
-import contextlib
 import io
 import itertools
 import json
@@ -36,56 +35,41 @@ from service.tracing import NO_TRACER, Outcome, begin_request
 
 LIMIT_S = 20.0
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-Write = Callable[..., list[str]]
 
 
-class StuckStream(io.StringIO):
-    """Writes nothing until `gate` is set."""
+class Stream(io.StringIO):
+    """Counts the lines of each write, and writes nothing while `gate` is closed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = threading.Event()
-        self.entered = threading.Event()
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.gate.set()
+        self.num_lines: list[int] = []
 
     def write(self, text: str) -> int:
         """Wait, then keep it."""
         self.entered.set()
         assert self.gate.wait(LIMIT_S)
-        return super().write(text)
-
-
-@pytest.fixture
-def stuck() -> Iterator[StuckStream]:
-    stream = StuckStream()
-    yield stream
-    stream.gate.set()
-
-
-def record(message: object = "hello you", **fields: object) -> logging.LogRecord:
-    made = logging.LogRecord("service.x", logging.INFO, __file__, 1, "%s", (message,), None)
-    made.fields = fields
-    return made
-
-
-def messages(stream: io.StringIO) -> list[str]:
-    return [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
-
-
-class WritesKept(io.StringIO):
-    """Counts the lines of each write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_lines: list[int] = []
-
-    def write(self, text: str) -> int:
-        """Write and count."""
         self.num_lines.append(text.count("\n"))
         return super().write(text)
 
 
-def test_lines_are_written_in_order_each_by_one_write() -> None:
-    stream = WritesKept()
+@pytest.fixture
+def stream() -> Iterator[Stream]:
+    made = Stream()
+    yield made
+    made.gate.set()
+
+
+def record(message: object = "hello you") -> logging.LogRecord:
+    return logging.LogRecord("service.x", logging.INFO, __file__, 1, "%s", (message,), None)
+
+
+def messages(stream: Stream) -> list[str]:
+    return [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+
+
+def test_lines_are_written_in_order_each_by_one_write(stream: Stream) -> None:
     log = LogQueue(stream, "json")
     for number in range(2500):
         log.handler.handle(record(number))
@@ -95,101 +79,85 @@ def test_lines_are_written_in_order_each_by_one_write() -> None:
     assert log.num_dropped == 0
 
 
-def test_lines_for_a_stuck_stream_are_dropped_and_counted(stuck: StuckStream) -> None:
-    log = LogQueue(stuck, "json", max_lines=10)
+def test_lines_for_a_stuck_stream_are_dropped_and_counted(stream: Stream) -> None:
+    stream.gate.clear()
+    log = LogQueue(stream, "json", max_lines=10)
     log.handler.handle(record("first"))
-    assert stuck.entered.wait(LIMIT_S)
+    assert stream.entered.wait(LIMIT_S)
     for number in range(25):
         log.handler.handle(record(number))  # would hang here if it waited for the reader
     assert log.num_dropped == 15
-    stuck.gate.set()
+    assert not log.close(0.01)
+    stream.gate.set()
     while log.handler.queue.qsize():
         time.sleep(0.001)
-    log.handler.handle(record("last"))
-    assert log.close(LIMIT_S)
-    warning = "log lines were dropped"
-    assert messages(stuck) == ["first", *map(str, range(10)), warning, "last"]
-    assert '"lines": 15' in stuck.getvalue()
+    assert messages(stream)[:11] == ["first", *map(str, range(10))]
+    second = LogQueue(stream, "json", max_lines=0)
+    second.handler.handle(record("lost"))
+    second.handler._max_lines = 1
+    second.handler.handle(record("last"))
+    assert second.close(LIMIT_S)
+    assert messages(stream)[-2:] == ["log lines were dropped", "last"]
+    assert '"lines": 1' in stream.getvalue()
 
 
-def test_closing_has_a_time_limit(stuck: StuckStream) -> None:
-    log = LogQueue(stuck, "json")
-    log.handler.handle(record())
-    assert stuck.entered.wait(LIMIT_S)
-    assert not log.close(0.01)
-
-
-@contextlib.contextmanager
-def logging_to(stream: io.StringIO, log_format: LogFormat = "json") -> Iterator[None]:
-    """Send the records of all loggers to a stream."""
+def lines_of(work: Callable[[], None], log_format: LogFormat = "json") -> list[str]:
+    """What all loggers write while this runs."""
+    stream = io.StringIO()
     log = LogQueue(stream, log_format)
     logging.getLogger().addHandler(log.handler)
     try:
-        yield
+        work()
     finally:
         logging.getLogger().removeHandler(log.handler)
         assert log.close(LIMIT_S)
-
-
-def logged(log_format: LogFormat = "json", **named: Any) -> str:
-    """The only line of one error."""
-    stream = io.StringIO()
-    with logging_to(stream, log_format):
-        logging.getLogger("service.x").error("hello %s", "you", **named)
-    (line,) = stream.getvalue().splitlines()
-    return line
+    return stream.getvalue().splitlines()
 
 
 def test_a_line_has_message_fields_ids_and_the_exception() -> None:
+    def fail() -> None:
+        try:
+            raise ValueError("broken")
+        except ValueError:
+            extra = {"fields": {"code": 200}}
+            logging.getLogger("service.x").exception("hello %s", "you", extra=extra)
+
     token = current_call.set(Call(request_id="r1", deadline=1.0))
     try:
-        raise ValueError("broken")
-    except ValueError:
-        line = logged(extra={"fields": {"code": 200}}, exc_info=True)
+        (line,) = lines_of(fail)
     finally:
         current_call.reset(token)
     parsed = json.loads(line)
     assert (parsed["message"], parsed["code"], parsed["request_id"]) == ("hello you", 200, "r1")
     assert "ValueError: broken" in parsed["exception"]
     assert (parsed["level"], parsed["logger"]) == ("ERROR", "service.x")
-    text = logged("text", extra={"fields": {"code": 200}})
-    assert re.fullmatch(r"[-0-9]+T[:0-9]+\.\d{3}\+00:00 ERROR   hello you code=200", text)
+    text, *_ = lines_of(fail, "text")
+    assert re.match(r"[-0-9]+T[:0-9]+\.\d{3}\+00:00 ERROR   hello you code=200 exception=", text)
 
 
-@pytest.fixture
-def write() -> Write:
+def written(call: Call, *outcomes: Outcome, ratio: float = 1.0) -> list[dict[str, Any]]:
     """The access log's lines for these outcomes."""
+    access_log = AccessLog(ratio)
 
-    def write_lines(call: Call, *outcomes: Outcome, ratio: float = 1.0) -> list[str]:
-        stream = io.StringIO()
-        access_log = AccessLog(ratio)
-        with logging_to(stream):
-            for outcome in outcomes:
-                access_log.write(call, outcome)
-        return stream.getvalue().splitlines()
+    def write() -> None:
+        for each in outcomes:
+            access_log.write(call, each)
 
-    return write_lines
-
-
-@pytest.fixture
-def call() -> Call:
-    carrier = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-00"}
-    trace = begin_request(NO_TRACER, "http", "GET", carrier, started=0.0)
-    return Call(request_id="r1", deadline=1.0, trace=trace)
+    return [json.loads(line) for line in lines_of(write)]
 
 
 def outcome(**values: Any) -> Outcome:
     return Outcome("GET /x", 200, None, is_fault=False, seconds=0.25)._replace(**values)
 
 
-def test_an_answer_is_logged_with_ids_method_code_and_stages(write: Write, call: Call) -> None:
+def test_an_answer_is_logged_with_ids_method_code_and_stages() -> None:
+    carrier = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-00"}
+    trace = begin_request(NO_TRACER, "http", "GET", carrier, started=0.0)
+    call = Call(request_id="r1", deadline=1.0, trace=trace)
     call.stages = {"admit": 0.001, "run": 0.125}
-    untraced = Call(request_id="r2", deadline=1.0)
-    (line,) = write(call, outcome())
-    (failed,) = write(untraced, outcome(code="RESOURCE_EXHAUSTED", error="queue_full"))
-    parsed = json.loads(line)
-    assert parsed.pop("time").endswith("+00:00")
-    assert parsed == {
+    (line,) = written(call, outcome())
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
         "level": "INFO",
         "logger": "service.access",
         "message": "answered",
@@ -201,25 +169,21 @@ def test_an_answer_is_logged_with_ids_method_code_and_stages(write: Write, call:
         "admit_s": 0.001,
         "run_s": 0.125,
     }
-    parsed = json.loads(failed)
-    assert (parsed["code"], parsed["error"]) == ("RESOURCE_EXHAUSTED", "queue_full")
-    assert "trace_id" not in parsed
+    untraced = Call(request_id="r2", deadline=1.0)
+    (line,) = written(untraced, outcome(code="RESOURCE_EXHAUSTED", error="queue_full"))
+    assert (line["code"], line["error"]) == ("RESOURCE_EXHAUSTED", "queue_full")
+    assert "trace_id" not in line
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(1.0, 100), (0.25, 25), (0.1, 10), (0.0, 0)])
-def test_a_share_of_answers_is_logged_evenly(
-    write: Write, call: Call, ratio: float, expected: int
-) -> None:
+def test_a_share_of_answers_is_logged_evenly_and_every_fault(ratio: float, expected: int) -> None:
+    call = Call(request_id="r1", deadline=1.0)
     outcomes = [outcome(seconds=float(number)) for number in range(100)]
-    seconds = [json.loads(line)["seconds"] for line in write(call, *outcomes, ratio=ratio)]
+    seconds = [line["seconds"] for line in written(call, *outcomes, ratio=ratio)]
     assert len(seconds) == pytest.approx(expected, abs=1)
     assert len({round(b - a) for a, b in itertools.pairwise(seconds)}) <= 2
-
-
-def test_faults_of_the_server_are_always_logged(write: Write, call: Call) -> None:
     fault = outcome(code=500, error="internal", is_fault=True)
-    lines = write(call, outcome(), fault, outcome(), ratio=0.0)
-    assert [json.loads(line)["code"] for line in lines] == [500]
+    assert 500 in [line["code"] for line in written(call, fault, outcome(), ratio=ratio)]
 
 
 def test_an_answer_that_grpc_cannot_send_is_no_error() -> None:
@@ -246,20 +210,19 @@ def test_warnings_about_images_take_no_memory() -> None:
         assert not [key for key in kept if isinstance(key, tuple)], "one for each text"
 
 
-def test_an_exception_that_ends_a_thread_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_exception_that_ends_a_thread_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ValueError("broken")
 
+    def run() -> None:
+        thread = threading.Thread(target=fail, name="lane-0")
+        thread.start()
+        thread.join()
+
     monkeypatch.setattr(threading, "excepthook", log_thread_end)
-    thread = threading.Thread(target=fail, name="lane-0")
-    thread.start()
-    thread.join()
-    (logged,) = caplog.records
-    assert logged.getMessage() == "the thread lane-0 ended"
-    assert logged.exc_info is not None
-    assert isinstance(logged.exc_info[1], ValueError)
+    (line,) = lines_of(run)
+    assert json.loads(line)["message"] == "the thread lane-0 ended"
+    assert "ValueError: broken" in line
 
 
 ONE_LINE = """

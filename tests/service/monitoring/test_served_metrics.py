@@ -11,7 +11,6 @@ from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample
 
 ServeFake = Callable[..., ServedModel]
 PNG = {"Content-Type": "image/png"}
-# Methods that the HTTP parser lets through to the application.
 
 
 def samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
@@ -19,56 +18,45 @@ def samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
     return [(s.labels, s.value) for family in families for s in family.samples if s.name == name]
 
 
-async def test_requests_and_batches_are_counted_by_model_and_protocol(
-    serving: Serving, encode_image: Encode, serve_fake: ServeFake, runtime: FakeRuntime
-) -> None:
-    async with serving() as server, http_client(server) as client:
-        server.models.put(serve_fake(server.settings, server.metrics, runtime, "b"))
-        for query in ("", "?model=b", "?model=b", "?resolution=13", "?model=unknown"):
-            await client.post(f"/v1/images:embed{query}", content=encode_image(), headers=PNG)
-        await client.get("/v1/models")
-        request = message("embed", encode_image())
-        request.model = "b"
-        await call_rpc(server, f"{ENCODER}/EmbedImages", request.SerializeToString())
-        requests = {
-            (labels["model"], labels["protocol"], labels["code"]): value
-            for labels, value in samples(server, "tipserve_model_requests_total")
-        }
-        assert requests == {
-            ("fake", "http", "200"): 1,
-            ("fake", "http", "422"): 1,
-            ("b", "http", "200"): 2,
-            ("b", "grpc", "OK"): 1,
-        }
-        for model, count in (("fake", 1), ("b", 3)):
-            assert sample(server.metrics, "model_batches_total", model=model) == count
-            stage = {"model": model, "stage": "run"}
-            name = "model_stage_duration_seconds_count"
-            assert sample(server.metrics, name, **stage) == count
-        (digest, *_) = (m["package_digest"] for m, _ in samples(server, "tipserve_model_info"))
-        assert digest == server.models.find(None).manifest.digest[:12]
-
-
-async def test_refusals_and_prompts_are_counted_by_model(
+async def test_requests_batches_refusals_and_prompts_are_counted_by_model(
     serving: Serving, encode_image: Encode, serve_fake: ServeFake, runtime: FakeRuntime
 ) -> None:
     images = 17 * [base64.b64encode(encode_image()).decode()]
     async with serving(max_queue_patches=64, max_batch_patches=64) as server:
         server.models.put(serve_fake(server.settings, server.metrics, runtime, "b"))
         async with http_client(server) as client:
+            for query in ("", "?model=b", "?model=b", "?resolution=13", "?model=unknown"):
+                await client.post(f"/v1/images:embed{query}", content=encode_image(), headers=PNG)
             large = await client.post("/v1/images:embed", json={"images": images, "model": "b"})
             for _ in range(2):
-                words = {"texts": ["a", "e"], "model": "b"}
-                assert (await client.post("/v1/texts:embed", json=words)).status_code == 200
+                await client.post("/v1/texts:embed", json={"texts": ["a", "e"], "model": "b"})
+        request = message("embed", encode_image())
+        request.model = "b"
+        await call_rpc(server, f"{ENCODER}/EmbedImages", request.SerializeToString())
         counted = {
-            (labels["model"], *(value for name, value in labels.items() if name != "model")): count
-            for name in ("rejected", "prompts")
-            for labels, count in samples(server, f"tipserve_model_{name}_total")
-            if count
+            (name, *labels.values()): value
+            for name in ("requests", "batches", "batch_items", "rejected", "prompts")
+            for labels, value in samples(server, f"tipserve_model_{name}_total")
+            if value
+        }
+        assert large.status_code == 413
+        assert counted == {
+            ("requests", "fake", "http", "200"): 1,
+            ("requests", "fake", "http", "422"): 1,
+            ("requests", "b", "http", "200"): 4,
+            ("requests", "b", "http", "413"): 1,
+            ("requests", "b", "grpc", "OK"): 1,
+            ("batches", "fake"): 1,
+            ("batches", "b"): 4,
+            ("batch_items", "fake"): 1,
+            ("batch_items", "b"): 5,
+            ("rejected", "b", "too_large"): 1,
+            ("prompts", "b", "miss"): 2,
+            ("prompts", "b", "hit"): 2,
         }
         assert sample(server.metrics, "rejected_total", reason="too_large") == 1
-    assert large.status_code == 413
-    assert counted == {("b", "too_large"): 1, ("b", "miss"): 2, ("b", "hit"): 2}
+        (digest, *_) = (m["package_digest"] for m, _ in samples(server, "tipserve_model_info"))
+        assert digest == server.models.find(None).manifest.digest[:12]
 
 
 async def test_series_of_rules_and_autoscalers_exist_before_the_first_request(
@@ -81,12 +69,8 @@ async def test_series_of_rules_and_autoscalers_exist_before_the_first_request(
             for labels, count in samples(server, "tipserve_requests_total")
             if not count
         }
-        (queue,) = [
-            count
-            for labels, count in samples(server, "tipserve_stage_duration_seconds_count")
-            if labels["stage"] == "queue"
-        ]
-    assert queue == 0
+        waits = samples(server, "tipserve_stage_duration_seconds_count")
+    assert ({"stage": "queue"}, 0) in waits
     for code in ("500", "503", "504"):
         assert ("http", "POST /v1/images:embed", code) in faults
         assert ("http", "POST /v2/models/{model}/infer", code) in faults

@@ -202,7 +202,7 @@ def tiny_content(
     return PackageContent(
         encoder=tiny_encoder,
         draft=draft_manifest(tiny_encoder, name="tiny", dense=tiny_dense),
-        render_card=lambda _: "# Tiny\n",
+        card="# Tiny\n",
         dense=tiny_dense,
         precisions=("fp16", "bf16", "int8_weights", "int8"),
     )

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from model.card import parity_table
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.convert import ConversionRequest
 from model.conversion.errors import COMPARING, CONVERTING, require
@@ -346,7 +347,7 @@ def describe_package(package: ModelPackage) -> str:
     ]
     lines += [
         "parity     graphs against the model in float32",
-        parity.parity_table(manifest.parity),
+        parity_table(manifest.parity),
     ]
     lines += ["provenance", json.dumps(manifest.provenance, indent=2)]
     return "\n".join(lines)

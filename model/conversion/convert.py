@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -14,7 +13,7 @@ from model.conversion.cache import check_space, weight_bytes
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import DENSE_TASKS, DepthActivation, Precision, graph_file
-from model.manifest import MANIFEST_NAME, PUBLISHED_ZERO_SHOT, Manifest
+from model.manifest import CARD, MANIFEST_NAME, PUBLISHED_ZERO_SHOT, Manifest
 from model.package import ModelPackage, Progress, open_package
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
 
     from model.encoder import LOADERS, load_encoder, saved_kind  # noqa: PLC0415
     from model.export.graph_writer import PackageContent, draft_manifest  # noqa: PLC0415
-    from model.export.package_writer import author_text, render_card, write_package  # noqa: PLC0415
+    from model.export.package_writer import write_package  # noqa: PLC0415
 
     progress(f"reading the weights in {base}")
     earlier, precisions = _earlier_package(base, dense), tuple(request.precisions)
@@ -97,7 +96,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         # These entries do not follow from the weights.
         kept = ("variant", "licence", "provenance", "zero_shot", "scores")
         described = {name: getattr(earlier.manifest, name) for name in kept}
-        card = author_text(earlier.file("README.md").read_text(encoding="utf-8"))
+        card = earlier.file(CARD).read_text(encoding="utf-8")
     else:
         described = _described(checkpoint, base, request)
         card = _card(name, request.provenance, described["licence"])
@@ -107,7 +106,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         precisions=precisions,
         may_fail=tuple(request.may_fail),
         draft=draft.model_copy(update=described),
-        render_card=partial(render_card, card),
+        card=card,
     )
     try:
         return write_package(content, output, is_thorough=request.is_thorough, progress=progress)
@@ -172,7 +171,7 @@ def _precisions(manifest: Manifest) -> list[Precision]:
 def licence_of(folder: Path) -> str | None:
     """Read the licence from the front matter of a folder's model card."""
     try:
-        lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+        lines = (folder / CARD).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return None
     if not lines or lines[0].strip() != FRONT_MATTER:

@@ -15,11 +15,12 @@ from typing import Final
 import onnx_ir
 import torch
 
+from model.card import render_card
 from model.cell_encoder import MODEL_TYPE, CellEncoder
 from model.encoder import WEIGHTS_FILE, Encoder, load_encoder, saved_kind
 from model.export.exact import read_weights
 from model.export.half import to_half
-from model.export.package_writer import author_text, render_card, staged
+from model.export.package_writer import staged
 from model.export.tracing import save_graph
 from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, HalfPrecision, graph_file
 from model.manifest import CARD, MANIFEST_NAME
@@ -80,7 +81,7 @@ def add_graphs(
                 "provenance": {**package.manifest.provenance, **provenance},
             }
         )
-        card = author_text((package.path / CARD).read_text(encoding="utf-8"))
+        card = (package.path / CARD).read_text(encoding="utf-8")
         (staging / CARD).write_text(render_card(card, manifest), encoding="utf-8")
         write_manifest(staging, manifest)
     return open_package(output)

@@ -12,9 +12,10 @@ from typing import Final
 from pydantic import JsonValue
 from torch import nn
 
+from model.card import author_text, render_card
 from model.export.dense import trace_head
 from model.export.exact import store_exactly
-from model.export.package_writer import author_text, render_card, staged
+from model.export.package_writer import staged
 from model.export.tracing import save_graph
 from model.graphs import DENSE_TASKS, DenseTask, graph_file
 from model.manifest import CARD, MANIFEST_NAME, Manifest, ScoreEntry

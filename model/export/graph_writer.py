@@ -97,7 +97,7 @@ class PackageContent:
     Attributes:
         encoder: The encoder in float32 and evaluation mode.
         draft: The manifest without files and parity; see `draft_manifest`.
-        render_card: Renders the model card from the finished manifest.
+        card: The author's text of the model card.
         dense: Backbone and heads for depth, normals and segmentation, in float32.
         precisions: Precisions of additional graphs; fp32 is always written.
         may_fail: Those of them that are left out if a tower differs from the model.
@@ -107,7 +107,7 @@ class PackageContent:
 
     encoder: Encoder
     draft: Manifest
-    render_card: Callable[[Manifest], str]
+    card: str
     dense: Tipsv2DptForDensePrediction | None = None
     precisions: tuple[Precision, ...] = ()
     may_fail: tuple[Precision, ...] = ()

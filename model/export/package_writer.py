@@ -11,66 +11,19 @@ from typing import Final, get_args
 
 from torch import nn
 
+from model.card import render_card
 from model.encoder import WEIGHTS_FILE
 from model.export.graph_writer import PackageContent, write_graphs
 from model.files import rename, sync_tree
 from model.graphs import Part, Precision, graph_file
-from model.manifest import CARD, MANIFEST_NAME, Manifest, ParityEntry, ScoreEntry
+from model.manifest import CARD, MANIFEST_NAME, ParityEntry
 from model.package import ModelPackage, Progress, check_output, open_package, write_manifest
-from model.parity.command import HEADING as PARITY_HEADING
-from model.parity.command import parity_section
 from model.parity.gate import prove_package, run_reference
 from model.parity.recorded import write_recorded
 from model.parity.reference import dense_reference, recorded_reference
 from model.runtime.machine import trim
 
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-SCORES: Final = "## Scores"
-SCORES_TEXT: Final = (
-    "Values with 95 % intervals; n is the number of examples. Images were decoded in full, as a "
-    "server does with `jpeg_decode=exact`."
-)
-
-
-def render_card(text: str, manifest: Manifest) -> str:
-    """Append tables of scores and parity to the author's text.
-
-    Args:
-        text: Markdown, optionally with front matter for the hub.
-        manifest: Has the scores and parity.
-
-    Returns:
-        Markdown that ends in a newline.
-    """
-    parts = [text.strip()]
-    if manifest.scores:
-        parts += [SCORES, SCORES_TEXT]
-    groups: dict[tuple[str, str], list[ScoreEntry]] = {}
-    for score in manifest.scores:
-        groups.setdefault((score.task, score.split), []).append(score)
-    for (task, split), scores in groups.items():
-        rows = [[s.row, s.metric, _with_interval(s), str(s.count)] for s in scores]
-        parts += [f"### {task}, {split}", _table(["row", "metric", "value", "n"], rows)]
-    if manifest.parity:
-        parts.append(parity_section(manifest.parity))
-    return "\n\n".join(parts) + "\n"
-
-
-def author_text(card: str) -> str:
-    """The text of a rendered card before its tables."""
-    ends = [card.find(f"\n{heading}\n") for heading in (SCORES, PARITY_HEADING)]
-    return card[: min((end for end in ends if end >= 0), default=len(card))].strip()
-
-
-def _with_interval(score: ScoreEntry) -> str:
-    if score.low is None or score.high is None:
-        return f"{score.value:.2f}"
-    return f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def write_package(
@@ -110,7 +63,7 @@ def write_package(
         parity = prove_package(first, reference, may_fail=content.may_fail, progress=progress)
         parity = _without_failed(staging, parity, content.may_fail, progress)
         manifest = content.draft.model_copy(update={"parity": parity})
-        (staging / CARD).write_text(content.render_card(manifest), encoding="utf-8")
+        (staging / CARD).write_text(render_card(content.card, manifest), encoding="utf-8")
         write_manifest(staging, manifest)
     return open_package(output)
 

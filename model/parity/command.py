@@ -1,10 +1,10 @@
 """`python -m model check`: measure a package's graphs, and print the result."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from model.manifest import ParityEntry
+from model.card import parity_table, render_card
+from model.manifest import CARD, ParityEntry
 from model.package import ModelPackage, open_package, write_manifest
 
 # A package from a machine without bf16 has no bf16 results, and a precision without results is not
@@ -18,24 +18,6 @@ THOROUGH_HELP: Final = (
 WRITE_HELP: Final = (
     "Write the results to the package's manifest and card; results of backends that this machine "
     "lacks are kept."
-)
-CARD: Final = "README.md"
-HEADING: Final = "## Exported graphs against the model"
-TEXT: Final = (
-    "Measured on photographs and a composed scene of several sizes, and on words and sentences. "
-    "Cosines are the lowest and the mean. Masks are the share of pixels with the same class, of "
-    "all pixels and of those whose best two classes differ by a cosine of at least 0.01. A graph "
-    "that exceeds the limits of its precision is not chosen by default."
-)
-HEADER: Final = (
-    "file",
-    "run by",
-    "precision",
-    "largest difference",
-    "cosine CLS",
-    "cosine patches",
-    "masks",
-    "passes",
 )
 
 
@@ -87,7 +69,7 @@ def write_parity(package: ModelPackage, entries: Sequence[ParityEntry]) -> Model
     card = package.path / CARD
     before = card.read_text(encoding="utf-8")
     try:
-        card.write_text(replace_section(before, manifest.parity), encoding="utf-8")
+        card.write_text(render_card(before, manifest), encoding="utf-8")
         return write_manifest(package.path, manifest)
     except BaseException:
         # The old manifest, which is still in place, has the digest of the old card.
@@ -97,52 +79,3 @@ def write_parity(package: ModelPackage, entries: Sequence[ParityEntry]) -> Model
 
 def _backend(entry: ParityEntry) -> tuple[str, str, str]:
     return entry.file, entry.runtime, entry.precision
-
-
-def parity_section(parity: Sequence[ParityEntry]) -> str:
-    """Render heading, explanation and table in Markdown."""
-    return f"{HEADING}\n\n{TEXT}\n\n{parity_table(parity)}"
-
-
-def parity_table(parity: Sequence[ParityEntry]) -> str:
-    """Render a table with a row for each entry."""
-    lines = [HEADER, ("---",) * len(HEADER), *map(_row, parity)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def replace_section(card: str, parity: Sequence[ParityEntry]) -> str:
-    """Replace the parity section of a card, or append it."""
-    section = parity_section(parity) + "\n"
-    old = re.compile(rf"^{re.escape(HEADING)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-    if old.search(card):
-        return old.sub(lambda found: section if found.end() == len(card) else section + "\n", card)
-    return f"{card.rstrip()}\n\n{section}"
-
-
-def _row(entry: ParityEntry) -> tuple[str, ...]:
-    difference = f"{entry.max_abs_diff:.1e}" if entry.is_finite else "not finite"
-    return (
-        f"`{entry.file}`",
-        entry.runtime,
-        entry.precision,
-        difference,
-        _pair(entry.min_cosine_cls, entry.mean_cosine_cls),
-        _pair(entry.min_cosine_patches, entry.mean_cosine_patches),
-        _masks(entry),
-        "yes" if entry.passed else "no",
-    )
-
-
-def _pair(worst: float | None, mean: float | None) -> str:
-    return ", ".join(f"{cosine:.6f}" for cosine in (worst, mean) if cosine is not None) or "-"
-
-
-def _masks(entry: ParityEntry) -> str:
-    if entry.depth_error is not None:
-        return f"depth {100 * entry.depth_error:.3g} % off"
-    if entry.normals_degrees is not None:
-        return f"normals {entry.normals_degrees:.3g} degrees off"
-    shares = (entry.mask_agreement, entry.clear_mask_agreement)
-    # Rounded down, so that 100 % means that no pixel differs.
-    texts = [f"{int(1e4 * share) / 100:.2f} %" for share in shares if share is not None]
-    return ", ".join(texts) or "-"

@@ -1,6 +1,5 @@
 """Compare graphs with the model, and refuse a package whose graphs differ."""
 
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import closing
@@ -13,7 +12,6 @@ from model.encoder import Encoder
 from model.graphs import DenseTask, Part, Precision, graph_file
 from model.manifest import Manifest, ParityEntry
 from model.package import ModelPackage, Progress
-from model.parity.inputs import BUDGET_GFLOP
 from model.parity.measure import ParityError, Reference, describe, measure
 from model.parity.reference import DenseReference, build_reference, head_reference
 from model.runtime.base import LaneShare, Runtime
@@ -60,7 +58,7 @@ def run_reference(
         encoder: In float32 and evaluation mode.
         package: Its package.
         dense: The package's heads in torch; without them no head is measured.
-        is_thorough: Measure on all sizes, whatever they cost.
+        is_thorough: Measure on all sizes; see `plan_sizes`.
         progress: Called with each step.
 
     Raises:
@@ -68,8 +66,7 @@ def run_reference(
     """
     _planned(package)
     progress("running the model in torch, as the reference")
-    budget_gflop = math.inf if is_thorough else BUDGET_GFLOP
-    return build_reference(encoder, package, dense=dense, budget_gflop=budget_gflop)
+    return build_reference(encoder, package, dense=dense, is_thorough=is_thorough)
 
 
 def prove_package(

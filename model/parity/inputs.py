@@ -27,13 +27,6 @@ RgbImage = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 TokenArray = NDArray[np.int64]
 Size = tuple[int, int, int]
-# Cost of the optional sizes for one backend: ten seconds of one core in float32. It is enough for
-# all sizes with the bundled student, for twice the native size with S/14, and for eight different
-# images of half the native size with B/14.
-BUDGET_GFLOP = 600.0
-# With dense heads an image runs through the tower once more for each head, and through the heads,
-# which cost about as much.
-WORK_WITH_HEADS = 1 + 2 * len(DENSE_TASKS)
 # Things that the images show, and things that they do not show.
 CLASS_NAMES = (
     "orange", "lemon", "kiwi", "burger", "sunflower", "book", "dog",
@@ -116,34 +109,25 @@ class TextInput:
     is_real: bool
 
 
-def plan_sizes(manifest: Manifest, native_gflop: float, *, budget_gflop: float) -> list[Size]:
+def plan_sizes(manifest: Manifest, *, is_thorough: bool) -> list[Size]:
     """Plan batch, height and width of the real inputs.
 
     Every model runs its native square, oblongs of both orientations (which reveal a position grid
-    that tracing froze) and a batch of eight different images.
-
-    Args:
-        manifest: Native size and size multiple.
-        native_gflop: Cost of an image of the native size; other sizes cost by their area.
-        budget_gflop: Limit for the cost of all further sizes.
+    that tracing froze) and a batch of eight different images. The further sizes cost many times as
+    much with a large model.
     """
     has_heads = not set(DENSE_TASKS).isdisjoint(manifest.outputs)
     unit = manifest.map_multiple if has_heads else manifest.size_multiple
     native = manifest.native_size
     quarter, half, long = (_nearest(native * part, unit) for part in (0.25, 0.5, 0.75))
-    large = min(2 * native, manifest.max_size)
     sizes: list[Size] = [(1, native, native), (2, half, long), (2, long, half)]
     sizes.append((8, quarter, quarter))
-    wide = min(_nearest(native * 4 / 3, unit), manifest.max_size)
-    optional: list[Size] = [(1, large, large), (8, native, native), (8, half, half)]
-    optional += [(2, native, wide), (2, wide, native)]
-    for batch, height, width in optional:
-        cost = native_gflop * batch * height * width / native**2
-        cost *= WORK_WITH_HEADS if has_heads else 1
-        if (batch, height, width) not in sizes and cost <= budget_gflop:
-            budget_gflop -= cost
-            sizes.append((batch, height, width))
-    return sizes
+    if is_thorough:
+        large = min(2 * native, manifest.max_size)
+        wide = min(_nearest(native * 4 / 3, unit), manifest.max_size)
+        sizes += [(1, large, large), (8, native, native), (8, half, half)]
+        sizes += [(2, native, wide), (2, wide, native)]
+    return list(dict.fromkeys(sizes))
 
 
 def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]:

@@ -8,13 +8,12 @@ Shapes: B batch, N patches, L tokens, D embedding width, K classes, P prompts, H
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import Tipsv2DptForDensePrediction
 
 from model.encoder import Encoder, Towers
@@ -22,7 +21,6 @@ from model.graphs import DenseTask
 from model.manifest import Manifest
 from model.package import ModelPackage
 from model.parity.inputs import (
-    BUDGET_GFLOP,
     CLASS_NAMES,
     FloatArray,
     TextInput,
@@ -56,7 +54,7 @@ def build_reference(
     package: ModelPackage,
     *,
     dense: DenseReference | None = None,
-    budget_gflop: float = BUDGET_GFLOP,
+    is_thorough: bool = False,
 ) -> Reference:
     """Run the encoder on all inputs of the gate.
 
@@ -64,9 +62,9 @@ def build_reference(
         encoder: The encoder in float32 and evaluation mode.
         package: Its package, for tokenizer and manifest.
         dense: The dense heads of the package.
-        budget_gflop: See `plan_sizes`.
+        is_thorough: See `plan_sizes`.
     """
-    sizes = plan_sizes(package.manifest, _native_gflop(encoder), budget_gflop=budget_gflop)
+    sizes = plan_sizes(package.manifest, is_thorough=is_thorough)
     texts = text_inputs(TextTokenizer.from_package(package))
     images = image_inputs(package.manifest, sizes)
     return _run_model(encoder, package, images=images, texts=texts, dense=dense)
@@ -102,7 +100,7 @@ def head_reference(
     """
     manifest = package.manifest
     cases = []
-    for given in image_inputs(manifest, plan_sizes(manifest, 0.0, budget_gflop=0.0)):
+    for given in image_inputs(manifest, plan_sizes(manifest, is_thorough=False)):
         if not _suits_heads(given, manifest):
             continue
         output = runtime.encode_images(given.pixels_B3HW)
@@ -225,18 +223,3 @@ def _mask(
     cosine_KHW = upsample_bilinear(cosine_map(features_ND, classes_KD, grid_hw), size_hw)
     second_HW, best_HW = np.partition(cosine_KHW, (-2, -1), axis=0)[-2:]
     return labels_HW, best_HW - second_HW >= CLEAR_MARGIN
-
-
-def _flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-# torch counts the GPU's fused attention but not the CPU's, which has the same shapes.
-_ATTENTION: Final = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash}
-
-
-@torch.no_grad()
-def _native_gflop(encoder: Encoder) -> float:
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
-        encoder.vision(torch.zeros(1, 3, encoder.native_size, encoder.native_size))
-    return 1e-9 * int(counter.get_total_flops())

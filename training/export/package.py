@@ -6,7 +6,6 @@ tokenizer), with `scores.json` (a list of score entries), `provenance.json` (an 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from model.encoder import Encoder, load_encoder
 from model.export.graph_writer import PackageContent, draft_manifest
-from model.export.package_writer import render_card, write_package
+from model.export.package_writer import write_package
 from model.graphs import Precision
 from model.manifest import Manifest, ScoreEntry
 from model.package import ModelPackage, check_output
@@ -48,16 +47,15 @@ def export_package(
     _check_checkpoint(checkpoint)
     check_output(output)
     encoder = load_encoder(checkpoint)
-    card = (checkpoint / "card.md").read_text(encoding="utf-8")
     content = PackageContent(
         encoder=encoder,
         draft=build_manifest(encoder, checkpoint, name=name),
-        render_card=partial(render_card, card),
+        card=(checkpoint / "card.md").read_text(encoding="utf-8"),
         is_graphs_only=is_graphs_only,
         precisions=tuple(precisions),
         may_fail=tuple(may_fail),
     )
-    return write_package(content, output)
+    return write_package(content, output, is_thorough=True)
 
 
 def _check_checkpoint(checkpoint: Path) -> None:

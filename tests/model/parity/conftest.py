@@ -72,7 +72,7 @@ def runtime(tiny_package: ModelPackage) -> Iterator[Runtime]:
 
 @pytest.fixture(scope="package")
 def reference(tiny_encoder: Tipsv2Encoder, tiny_package: ModelPackage) -> Reference:
-    return build_reference(tiny_encoder, tiny_package)
+    return build_reference(tiny_encoder, tiny_package, is_thorough=True)
 
 
 @pytest.fixture

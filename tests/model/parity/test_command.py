@@ -1,52 +1,15 @@
-"""`check` measures a package and prints a table."""
+"""`check` measures a package, prints a table, and writes it if asked."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
+from model.card import PARITY
 from model.conversion.commands import run
-from model.manifest import ParityEntry, ParityLimits
 from model.package import ModelPackage, open_package
 from model.parity import command
-from model.parity.command import HEADING, parity_table, replace_section, write_parity
-
-ENTRY = ParityEntry(
-    file="onnx/vision_model.onnx",
-    runtime="openvino",
-    precision="bf16",
-    reference="torch",
-    sizes=[(1, 56, 56)],
-    max_abs_diff=0.0756,
-    min_cosine_cls=0.9999,
-    mean_cosine_cls=0.99995,
-    min_cosine_patches=0.9997,
-    mean_cosine_patches=0.99998,
-    mask_agreement=0.99999,
-    clear_mask_agreement=1.0,
-    limits=ParityLimits(min_mask_agreement=0.995),
-)
-
-
-def last_line(entry: ParityEntry) -> str:
-    return parity_table([entry]).splitlines()[-1]
-
-
-def test_a_row_rounds_shares_down_and_marks_failures() -> None:
-    assert last_line(ENTRY) == (
-        "| `onnx/vision_model.onnx` | openvino | bf16 | 7.6e-02 | 0.999900, 0.999950 "
-        "| 0.999700, 0.999980 | 99.99 %, 100.00 % | yes |"
-    )
-    failed = ENTRY.model_copy(update={"mask_agreement": 0.99, "min_cosine_patches": None})
-    assert "| 0.999980 | 99.00 %, 100.00 % | no |" in last_line(failed)
-    assert "| not finite |" in last_line(ENTRY.model_copy(update={"is_finite": False}))
-    assert "depth 1.23 % off" in last_line(ENTRY.model_copy(update={"depth_error": 0.0123}))
-
-
-def test_a_card_without_the_table_gets_it_at_its_end() -> None:
-    card = replace_section("# Title\n\nText.\n", [ENTRY])
-    assert card.startswith(f"# Title\n\nText.\n\n{HEADING}\n")
-    assert replace_section(card, [ENTRY]) == card
+from model.parity.command import write_parity
 
 
 @pytest.fixture
@@ -69,26 +32,18 @@ def test_the_command_measures_and_writes(
     }
 
 
-def test_results_of_other_backends_are_kept(package: ModelPackage) -> None:
-    old = package.manifest.parity
-    entry = old[0]
+def test_results_of_other_backends_are_kept_and_the_card_has_all(package: ModelPackage) -> None:
+    card = package.path / "README.md"
+    text = card.read_text(encoding="utf-8").partition(PARITY)[0]
+    entry, *others = package.manifest.parity
     elsewhere = entry.model_copy(update={"runtime": "tensorrt", "precision": "fp16"})
     better = entry.model_copy(update={"max_abs_diff": 0.0})
-    written = write_parity(write_parity(package, [elsewhere]), [better]).manifest.parity
-    assert written == [better, elsewhere, *old[1:]]
-
-
-def test_the_card_keeps_its_text_around_the_table(package: ModelPackage) -> None:
-    card = package.path / "README.md"
-    text = card.read_text(encoding="utf-8")
-    card.write_text(f"{text}\n## Licence\n\nFree.\n", encoding="utf-8")
-    other: ParityEntry = package.manifest.parity[0].model_copy(update={"runtime": "elsewhere"})
-    write_parity(package, [other])
+    written = write_parity(write_parity(package, [elsewhere]), [better])
+    assert open_package(package.path).manifest == written.manifest
+    assert written.manifest.parity == [better, elsewhere, *others]
     changed = card.read_text(encoding="utf-8")
-    assert changed.count(HEADING) == 1
-    assert "| elsewhere |" in changed
-    assert changed.startswith(text.split(HEADING)[0])
-    assert changed.endswith("\n\n## Licence\n\nFree.\n")
+    assert changed.startswith(f"{text}{PARITY}\n")
+    assert "| tensorrt |" in changed.split(PARITY)[1]
 
 
 def test_a_failed_write_leaves_the_package_unchanged(

@@ -1,7 +1,6 @@
 """Graphs that differ from the model are refused."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -27,14 +26,7 @@ from model.manifest import FileEntry, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof
 from model.parity.gate import plan_proofs, prove_package, require, run_reference
-from model.parity.inputs import (
-    BUDGET_GFLOP,
-    FOLDER,
-    calibration_images,
-    gate_images,
-    image_batch,
-    plan_sizes,
-)
+from model.parity.inputs import calibration_images, gate_images, image_batch, plan_sizes
 from model.parity.limits import NAMED_INT8, limits
 from model.parity.limits import TOWERS as LIMITS
 from model.parity.measure import ParityError, Reference, measure
@@ -46,27 +38,15 @@ from model.runtime.machine import Hardware, InstalledLibraries
 from model.runtime.onnx_runtime import OnnxRuntime
 from tests.model.parity.conftest import Altered
 
-MAX_BYTES = 250_000
-
 
 def test_calibration_and_gate_share_no_image() -> None:
     gate = {image.tobytes() for image in gate_images()}
     assert len(gate) == 8
     assert not gate & {image.tobytes() for image in calibration_images()}
-    names = [{path.name for path in (FOLDER / kind).iterdir()} for kind in ("gate", "calibration")]
-    assert not names[0] & names[1]
-
-
-def test_every_image_has_its_source_and_all_are_small() -> None:
-    paths = list(FOLDER.glob("*/*"))
-    sources = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in paths if f"{path.name}`" not in sources] == []
-    assert sum(path.stat().st_size for path in paths) < MAX_BYTES
 
 
 def test_a_batch_takes_consecutive_images_and_wraps_around() -> None:
     pixels_B3HW = image_batch(gate_images(), (28, 42), batch=9)
-    assert pixels_B3HW.shape == (9, 3, 28, 42)
     assert len({item.tobytes() for item in pixels_B3HW}) == 8
     np.testing.assert_array_equal(pixels_B3HW[0], pixels_B3HW[8])
 
@@ -94,16 +74,11 @@ def patches_changed(change: Callable[[FloatArray, tuple[int, int]], FloatArray])
 
 
 def transposed(patches_BND: FloatArray, grid_hw: tuple[int, int]) -> FloatArray:
-    batch, _, width = patches_BND.shape
-    grid_BHWD = patches_BND.reshape(batch, *grid_hw, width)
-    return np.ascontiguousarray(grid_BHWD.swapaxes(1, 2)).reshape(patches_BND.shape)
+    grid_BhwD = patches_BND.reshape(len(patches_BND), *grid_hw, -1)
+    return np.ascontiguousarray(grid_BhwD.swapaxes(1, 2)).reshape(patches_BND.shape)
 
 
-def rolled(patches_BND: FloatArray, _: tuple[int, int]) -> FloatArray:
-    return np.roll(patches_BND, 1, axis=1)
-
-
-def one_patch(value: float) -> Callable[[FloatArray, tuple[int, int]], FloatArray]:
+def one_patch(value: float) -> Change:
     """Replaces the last patch of the last image."""
 
     def change(patches_BND: FloatArray, _: tuple[int, int]) -> FloatArray:
@@ -111,17 +86,12 @@ def one_patch(value: float) -> Callable[[FloatArray, tuple[int, int]], FloatArra
         patches_BND[-1, -1] = value
         return patches_BND
 
-    return change
+    return patches_changed(change)
 
 
 def items_swapped(output: VisionOutput) -> VisionOutput:
-    return replace(
-        output,
-        cls1_BD=output.cls1_BD[::-1],
-        cls2_BD=output.cls2_BD[::-1],
-        patches_BND=output.patches_BND[::-1],
-        values_BND=output.values_BND[::-1],
-    )
+    names = ("cls1_BD", "cls2_BD", "patches_BND", "values_BND")
+    return replace(output, **{name: getattr(output, name)[::-1] for name in names})
 
 
 # Each exceeds the limits of every precision.
@@ -129,11 +99,10 @@ FAULTS: dict[str, Change] = {
     "cls1 and cls2 swapped": lambda o: replace(o, cls1_BD=o.cls2_BD, cls2_BD=o.cls1_BD),
     "values instead of patches": lambda o: replace(o, patches_BND=o.values_BND),
     "grid transposed": patches_changed(transposed),
-    "patches shifted by one": patches_changed(rolled),
-    "one patch lost": patches_changed(one_patch(1.0)),
-    "NaN in one patch": patches_changed(one_patch(float("nan"))),
-    "infinity in one patch": patches_changed(one_patch(float("inf"))),
-    "a NaN in cls2": lambda o: replace(o, cls2_BD=o.cls2_BD * np.float32("nan")),
+    "patches shifted by one": patches_changed(lambda patches, _: np.roll(patches, 1, axis=1)),
+    "one patch lost": one_patch(1.0),
+    "NaN in one patch": one_patch(float("nan")),
+    "infinity in one patch": one_patch(float("inf")),
     "a batch's items swapped": items_swapped,
     "opposite sign": lambda o: replace(o, cls1_BD=-o.cls1_BD),
     "twice the scale": lambda o: replace(o, cls1_BD=2 * o.cls1_BD),
@@ -176,7 +145,6 @@ def test_a_planted_fault_is_stopped_in_every_precision(
 ) -> None:
     altered.change_vision = FAULTS[fault]
     (entry,) = measure(reference, altered, [vision_run(precision)])
-    assert not entry.passed
     with pytest.raises(ParityError, match=r"vision_model\.onnx on altered.*Nothing was written"):
         require([entry])
 
@@ -228,7 +196,7 @@ def test_another_model_is_stopped(
     other = copy.deepcopy(tiny_encoder)
     with torch.no_grad():
         other.model.vision_model.embeddings.register_tokens[..., 0] += 0.01
-    reference = build_reference(other, tiny_package, budget_gflop=0)
+    reference = build_reference(other, tiny_package)
     (entry,) = measure(reference, runtime, [vision_run()])
     assert not entry.passed
 
@@ -255,7 +223,6 @@ def test_a_dense_head_is_judged_by_its_own_measure(
         tiny_encoder,
         tiny_package,
         dense=lambda pixels_B3HW: {task: right[task](pixels_B3HW)},
-        budget_gflop=0,
     )
     run = LoadedGraph(task, "onnx/dense.onnx", precision)
     altered.dense = dict(right)
@@ -368,16 +335,11 @@ def test_the_backbone_runs_once_for_all_heads(tiny_dense: Tipsv2DptForDensePredi
     assert (len(runs), set(maps)) == (1, set(DENSE_TASKS))
 
 
-def test_a_large_model_is_compared_on_few_sizes_unless_thoroughly(
-    tiny_package: ModelPackage,
-) -> None:
+def test_further_sizes_are_compared_thoroughly_only(tiny_package: ModelPackage) -> None:
     b14 = tiny_package.manifest.model_copy(update={"native_size": 448, "max_size": 1792})
-    with_heads = b14.model_copy(update={"outputs": [*b14.outputs, *DENSE_TASKS]})
-    cost = 213.0
-    assert len(plan_sizes(with_heads, cost, budget_gflop=BUDGET_GFLOP)) == 4
-    assert (8, 224, 224) in plan_sizes(b14, cost, budget_gflop=BUDGET_GFLOP)
-    assert (1, 896, 896) not in plan_sizes(b14, cost, budget_gflop=BUDGET_GFLOP)
-    assert len(plan_sizes(with_heads, cost, budget_gflop=math.inf)) == 9
+    few = plan_sizes(b14, is_thorough=False)
+    assert few == [(1, 448, 448), (2, 224, 336), (2, 336, 224), (8, 112, 112)]
+    assert (1, 896, 896) in plan_sizes(b14, is_thorough=True)[len(few) :]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.checkpoint import is_checkpoint, load_weights
-from training.methods.teacher import MODEL_FOLDER
+from training.methods.teacher import find_model
 from training.tokenizer import find_tokenizer
 
 
@@ -48,11 +48,9 @@ def average_models(folders: Sequence[Path], *, output: Path, share: float | None
 
 def _load(folder: Path) -> tuple[Tipsv2Model, Tipsv2Tokenizer]:
     run = folder.parents[1] if is_checkpoint(folder) else folder
-    place = run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run
-    tokenizer = find_tokenizer(run)
-    if tokenizer is None or not (place / "config.json").exists():
-        raise FileNotFoundError(f"no model with its tokenizer in {run}")
-    model = Tipsv2Model.from_pretrained(place)
+    model, tokenizer = Tipsv2Model.from_pretrained(find_model(run)), find_tokenizer(run)
+    if tokenizer is None:
+        raise FileNotFoundError(f"no tokenizer in {run}")
     if run != folder:
         load_weights(folder, model)
     return model, Tipsv2Tokenizer.from_pretrained(tokenizer)

@@ -17,9 +17,8 @@ no entry. Learning rates are not saved: they follow from the configuration and t
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -267,14 +266,14 @@ def _load_rest(
         if name not in owners:
             raise ValueError(f"the checkpoint trained {name}, which this method does not")
         parameter, optimizer = owners[name]
-        buffers[entry_name] = _buffer(entry.size, entry.properties.dtype, parameter, field)
+        buffers[entry_name] = _buffer(entry, parameter, field)
         places[entry_name] = (parameter, optimizer, field)
-    with _quietly_alone():
-        load({**rest, **buffers}, storage_reader=reader, no_dist=not dist.is_initialized())
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    load({**rest, **buffers}, storage_reader=reader, no_dist=not dist.is_initialized())
     for optimizer in optimizers:
         optimizer.state.clear()
     for entry_name, (parameter, optimizer, field) in places.items():
-        optimizer.state[parameter][field] = _cut(buffers[entry_name], parameter, field)
+        optimizer.state[parameter][field] = buffers[entry_name]
 
 
 def _kinds(optimizers: Optimizers) -> list[str]:
@@ -304,22 +303,12 @@ def _optimizer_tensors(method: nn.Module, optimizers: Optimizers) -> dict[str, T
     }
 
 
-def _buffer(size: torch.Size, dtype: torch.dtype, parameter: nn.Parameter, field: str) -> Tensor:
-    if field == "step":  # optimizers count on the CPU
-        return torch.zeros(size, dtype=dtype)
-    if size == parameter.shape:
-        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    return torch.zeros(size, dtype=dtype, device=parameter.device)
-
-
-def _cut(value: Tensor, parameter: nn.Parameter, field: str) -> Tensor:
-    """Shard a statistic of rows or columns like its parameter; a matrix's columns are not cut."""
-    data = parameter.data
-    if not isinstance(data, DTensor) or isinstance(value, DTensor) or value.ndim == 0:
-        return value
-    if field == "columns_1C" and parameter.ndim == 2:
-        return value
-    return distribute_tensor(value, data.device_mesh, data.placements, src_data_rank=None)
+def _buffer(entry: Any, parameter: nn.Parameter, field: str) -> Tensor:
+    """Sharded like its parameter; optimizers count steps on the CPU."""
+    dtype = entry.properties.dtype
+    if field == "step":
+        return torch.zeros(entry.size, dtype=dtype)
+    return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
 
 
 def _copy_whole(whole: Tensor, target: Tensor) -> None:
@@ -331,14 +320,6 @@ def _copy_whole(whole: Tensor, target: Tensor) -> None:
             target.copy_(distribute_tensor(local, mesh, places, src_data_rank=None))
         else:
             target.copy_(whole)
-
-
-@contextmanager
-def _quietly_alone() -> Iterator[None]:
-    """Silence torch's warning about distributed checkpoints in a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from typing import get_args
 from transformers import Tipsv2Config, Tipsv2TextConfig, Tipsv2VisionConfig
 
 from model.variants import variant
-from training.boards import BoardName
 from training.data.captions import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES
@@ -184,8 +183,6 @@ class TrainingConfig:
             higher resolution. None for random weights.
         runs: Parent of run folders.
         log_every: Steps between log lines.
-        log_to: "tensorboard", which shows log rows and drawn scenes, and "prometheus", series on
-            port 8002. The file log.jsonl has all rows in any case.
         validate_every: Steps between validations; 0 for none.
         checkpoint_every_s: Seconds between checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep.
@@ -214,12 +211,11 @@ class TrainingConfig:
     start: Path | None = None
     runs: Path = Path("runs")
     log_every: int = 20
-    log_to: tuple[BoardName, ...] = field(default=("tensorboard",), repr=False)  # see OptimConfig
     validate_every: int = 500
     checkpoint_every_s: float = 120.0
     keep_checkpoints: int = 2
-    checkpoint_store: str | None = field(default=None, repr=False)
-    profile_steps: int = field(default=0, repr=False)  # see OptimConfig
+    checkpoint_store: str | None = None
+    profile_steps: int = 0
     threads: int = 1
 
     def __post_init__(self) -> None:

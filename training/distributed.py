@@ -146,25 +146,17 @@ def _gather_padded(tensor: Tensor, counts: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def average_gradients(module: nn.Module) -> None:
-    """Replace each gradient by its mean over the ranks.
+def average_gradients(scalars: Sequence[nn.Parameter]) -> None:
+    """Replace the gradient of each scalar by its mean over the ranks.
 
-    A rank whose batch gave no gradient for a parameter counts as zero; a parameter without a
-    gradient on any rank keeps none, so that optimizers skip it.
+    A rank whose batch gave no gradient counts as zero; without a gradient on any rank there is
+    none, so that optimizers skip the parameter.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or not scalars:
         return
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if not parameters:
-        return
-    has_gradient = torch.tensor(
-        [float(p.grad is not None) for p in parameters], device=parameters[0].device
-    )
-    dist.all_reduce(has_gradient)
-    shared = [p for p, count in zip(parameters, has_gradient, strict=True) if count > 0]
-    if not shared:
-        return
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in shared]
-    flat = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
-    for parameter, mean in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
-        parameter.grad = mean.view_as(parameter).clone()
+    zero = torch.zeros_like(scalars[0])
+    values = torch.stack([zero if p.grad is None else p.grad for p in scalars])
+    counts = torch.stack([zero if p.grad is None else zero + 1 for p in scalars])
+    means, shares = mean_over_ranks(torch.stack((values, counts)))
+    for parameter, mean, share in zip(scalars, means, shares, strict=True):
+        parameter.grad = mean.clone() if share > 0 else None

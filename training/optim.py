@@ -5,7 +5,7 @@ Works on ordinary tensors and on those that FSDP2 shards over the ranks.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -33,8 +33,6 @@ class OptimConfig:
         final_lr_share: Share of the peak rate at the end of the cosine. Not published.
         decay_from: Share of the training after which the rate falls. A run that stops earlier can
             continue with more steps.
-
-    Fields with repr=False were added later: `reproduce` identifies its finished runs by the repr.
     """
 
     optimizer: OptimizerName = "muon"
@@ -43,8 +41,8 @@ class OptimConfig:
     weight_decay: float = 0.02
     warmup_steps: int = 100
     clip_norm: float = 1.0
-    final_lr_share: float = field(default=0.01, repr=False)
-    decay_from: float = field(default=0.0, repr=False)
+    final_lr_share: float = 0.01
+    decay_from: float = 0.0
 
     def __post_init__(self) -> None:
         """Check what no type checks at run time."""

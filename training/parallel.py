@@ -147,7 +147,9 @@ class ParallelMethod:
     def finish_gradients(self) -> None:
         """Average the gradients of scalars, which FSDP2 does not shard."""
         if self.is_sharded:
-            average_gradients(nn.ParameterList(p for p in self.method.parameters() if p.ndim == 0))
+            average_gradients(
+                [p for p in self.method.parameters() if p.ndim == 0 and p.requires_grad]
+            )
 
     def whole_state(self) -> dict[str, Tensor]:
         """Gather the method's state on the CPU; called on all ranks, rank 0 gets the tensors."""

@@ -1,7 +1,8 @@
 """Builds and runs a training run: inputs, tokenizer, model, method, validation, trainer."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import distributed
-from training.boards import Boards
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig, ViewsConfig
 from training.data.batch import Batch, RunShare, with_unit_pixels
@@ -18,7 +18,6 @@ from training.inputs.base import Inputs
 from training.inputs.images import ImageInputs
 from training.inputs.scenes import SceneInputs
 from training.inputs.views import ViewInputs
-from training.memory import count_state, plan_state
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
 from training.methods.image_backbone import TARGET_WIDTH
@@ -156,24 +155,13 @@ def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
             yield batch.unnamed.pixels_E3hw
 
 
-def run(
-    config: TrainingConfig, *, share: Callable[[BatchSource], BatchSource] | None = None
-) -> Path:
-    """Train, and save the model in the run's folder; resumes an unfinished run.
-
-    Args:
-        config: The run.
-        share: Wraps the batches, for example to reuse them in other runs.
-    """
-    (folder,) = run_each([config], share=share)
+def run(config: TrainingConfig) -> Path:
+    """Train, and save the model in the run's folder; resumes an unfinished run."""
+    (folder,) = run_each([config])
     return folder
 
 
-def run_each(
-    configs: Sequence[TrainingConfig],
-    *,
-    share: Callable[[BatchSource], BatchSource] | None = None,
-) -> list[Path]:
+def run_each(configs: Sequence[TrainingConfig]) -> list[Path]:
     """Train runs one after the other; returns the folders of their models.
 
     Raises:
@@ -184,17 +172,12 @@ def run_each(
     torch.set_num_threads(configs[0].threads)
     rank, num_ranks = distributed.start()
     try:
-        return [_train(config, rank, num_ranks, share) for config in configs]
+        return [_train(config, rank, num_ranks) for config in configs]
     finally:
         distributed.stop()
 
 
-def _train(
-    config: TrainingConfig,
-    rank: int,
-    num_ranks: int,
-    share: Callable[[BatchSource], BatchSource] | None,
-) -> Path:
+def _train(config: TrainingConfig, rank: int, num_ranks: int) -> Path:
     part = RunShare(
         batch_size=config.batch_size,
         num_steps=config.num_steps * config.accumulate,
@@ -206,38 +189,33 @@ def _train(
         if rank == 0:
             print("\n".join(inputs.describe()), flush=True)
         method, tokenizer, batches = _prepare(config, inputs, part)
-    done, boards = checkpoint_step(config.folder), None
-    if rank == 0:
-        boards = Boards(config.log_to, config.folder, from_step=done)
-    try:
-        observation = Observation(config.folder, tokenizer, inputs.benchmarks(), boards=boards)
+    done = checkpoint_step(config.folder)
+    observation = Observation(config.folder, tokenizer, inputs.benchmarks(), from_step=done)
+    with closing(observation):
         trainer = Trainer(
             config,
             method,
-            batches if share is None else share(batches),
+            batches,
             validate=lambda step: observation.validate(step, trainer.parallel),
             report=observation.report,
         )
         if rank == 0:
-            _record(config, trainer, inputs, from_step=done)
+            _record(config, trainer.parallel.device, inputs, from_step=done)
         trainer.train()
         save_model(config.folder, trainer.parallel, tokenizer)
         if rank == 0:
-            state = count_state(trainer.parallel.method, trainer.optimizers)
-            record_end(config.folder, state_bytes=state)
+            record_end(config.folder)
         return config.folder / MODEL_FOLDER
-    finally:
-        if boards is not None:
-            boards.close()
 
 
-def _record(config: TrainingConfig, trainer: Trainer, inputs: Inputs, *, from_step: int) -> None:
+def _record(
+    config: TrainingConfig, device: torch.device, inputs: Inputs, *, from_step: int
+) -> None:
     """Record this start in run.json, and print a summary."""
-    device, num_ranks = trainer.parallel.device, distributed.num_ranks()
-    state = plan_state(trainer.parallel.method, trainer.optimizers)
+    num_ranks = distributed.num_ranks()
     print(
         f"{config.name}: steps {from_step} to {config.num_steps}, on {num_ranks} x {device.type}, "
-        f"in {config.precision}; kept between steps: {state}",
+        f"in {config.precision}",
         flush=True,
     )
     record_start(
@@ -248,5 +226,4 @@ def _record(config: TrainingConfig, trainer: Trainer, inputs: Inputs, *, from_st
         num_ranks=num_ranks,
         seeds={"run": config.seed, "data": config.data.seed},
         data=inputs.facts(),
-        state_bytes=state,
     )

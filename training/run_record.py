@@ -112,7 +112,7 @@ def record_start(
         from_step: Steps completed by earlier starts.
         device: Device of this rank.
         num_ranks: Number of ranks.
-        facts: Further entries, such as the data's digest and the bytes of state.
+        facts: Further entries, such as the data's digest.
     """
     start = {
         "time": _now(),
@@ -132,12 +132,11 @@ def record_start(
     _write(record, path)
 
 
-def record_end(folder: Path, **facts: object) -> None:
-    """Add the end time and final facts to a run's newest start."""
+def record_end(folder: Path) -> None:
+    """Add the end time to a run's newest start."""
     path = folder / RECORD_FILE
     record = _read(path)
-    ended = {name: as_json(value) for name, value in facts.items()}
-    record["starts"][-1]["end"] = {"time": _now(), **ended}
+    record["starts"][-1]["end"] = {"time": _now()}
     _write(record, path)
 
 

@@ -7,8 +7,8 @@ fsspec opens the store by its URL: `s3://` needs the package s3fs, `gs://` gcsfs
 from pathlib import Path
 
 from model.stores import StoreError, open_store
-from training.boards import BOARD_FOLDER
 from training.checkpoint import CHECKPOINT_FOLDER, HEADER_FILE, checkpoint_step
+from training.observation import BOARD_FOLDER
 
 _LEFT_OUT = (CHECKPOINT_FOLDER, BOARD_FOLDER, "profile", "model")
 """Other checkpoints, and what a resumed run makes again."""

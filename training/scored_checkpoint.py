@@ -13,8 +13,8 @@ from model.manifest import ScoreEntry
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import ChosenEncoder
-from training.evaluate.encoder import find_model
 from training.evaluate.report import evaluate, write_scores
+from training.methods.teacher import find_model
 from training.run_record import code_version, read_configs
 
 LICENCE = "Apache-2.0"

@@ -14,7 +14,7 @@ from transformers import Tipsv2Model
 
 from model.position import resize_grid
 from training.checkpoint import split_model
-from training.methods.teacher import HEAD_FILE, MODEL_FOLDER, part_of
+from training.methods.teacher import HEAD_FILE, find_model, part_of
 
 _POSITIONS = "vision_model.embeddings.position_embeddings"
 _TOWER_POSITIONS = "embeddings.position_embeddings"
@@ -32,9 +32,7 @@ def load_start(model: Tipsv2Model, run: Path) -> None:
         FileNotFoundError: There is no model in it (yet).
         ValueError: Its model has another size.
     """
-    folder = run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"no model to start from in {run}: run its recipe first")
+    folder = find_model(run)
     ours = model.state_dict()
     state = _stretched(Tipsv2Model.from_pretrained(folder).state_dict(), ours, _POSITIONS)
     wrong = sorted(state.keys() ^ ours.keys())

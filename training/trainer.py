@@ -30,7 +30,7 @@ from training.optim import build_optimizers
 from training.parallel import ParallelMethod, move
 from training.preemption import Stopped, StopRequest
 from training.run_store import RunStore
-from training.update import Update, UpdateConfig
+from training.update import Update
 
 Validate = Callable[[int], Row]
 PROFILE_FOLDER = "profile"
@@ -85,14 +85,7 @@ class Trainer:
             checkpoint_activations=config.checkpoint_activations,
         )
         self.optimizers = build_optimizers([method], config.optim)
-        update = UpdateConfig(
-            optim=config.optim,
-            num_steps=config.num_steps,
-            accumulate=config.accumulate,
-            precision=config.precision,
-            seed=config.seed,
-        )
-        self._update = Update(update, self.parallel, self.optimizers, rank=own_rank())
+        self._update = Update(config, self.parallel, self.optimizers, rank=own_rank())
         keep, copy = config.keep_checkpoints, None
         if config.checkpoint_store is not None:
             copy = partial(RunStore(self._folder, config.checkpoint_store).put, keep=keep)

@@ -6,37 +6,19 @@ Independent of files and logs.
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.distributed import num_ranks, sum_over_ranks
 from training.methods.base import Step
 from training.methods.terms import contrast_step
-from training.optim import OptimConfig, clip_gradients, learning_rate_factor
-from training.parallel import ParallelMethod, Precision, move
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateConfig:
-    """Settings of an update.
-
-    Attributes:
-        optim: Warm-up and clipping.
-        num_steps: Of the whole run.
-        accumulate: Micro-batches a step.
-        precision: Of the forward pass; weights and optimizer states are float32.
-        seed: Of each step's random choices.
-    """
-
-    optim: OptimConfig
-    num_steps: int
-    accumulate: int = 1
-    precision: Precision = "bfloat16"
-    seed: int = 0
+from training.optim import clip_gradients, learning_rate_factor
+from training.parallel import ParallelMethod, move
 
 
 class Update:
@@ -49,7 +31,7 @@ class Update:
 
     def __init__(
         self,
-        config: UpdateConfig,
+        config: TrainingConfig,
         method: ParallelMethod,
         optimizers: Sequence[torch.optim.Optimizer],
         *,

@@ -6,9 +6,8 @@ from typing import Any, Final
 import promql_parser
 
 from service.monitoring.metrics import READINGS, Metrics
-from training.boards import TRAINING_SERIES
 
-# Series of Prometheus itself; of the cluster's exporters and of training; those with a GPU only.
+# Series of Prometheus itself; of the cluster's exporters; those with a GPU only.
 OWN_SERIES: Final = frozenset({"up", "ALERTS"})
 CLUSTER_SERIES: Final = frozenset(
     {
@@ -25,7 +24,6 @@ CLUSTER_SERIES: Final = frozenset(
         "kube_pod_status_unschedulable",
         "kubelet_volume_stats_available_bytes",
         "kubelet_volume_stats_capacity_bytes",
-        *TRAINING_SERIES,
     }
 )
 GPU_SERIES: Final = frozenset(name for name, _, _ in READINGS)

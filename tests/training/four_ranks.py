@@ -1,6 +1,6 @@
 """Four ranks that test_parallel starts, and the same steps for one process alone.
 
-Argument: folder. Writes losses, weights and gathered bytes of each kind of parallelism. The ranks
+Argument: folder. Writes losses and weights of each kind of parallelism. The ranks
 are forked, so that imports are paid for once.
 """
 
@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.conftest import TINY_HEAD, cut_batch
 from tests.training.methods.two_ranks import new_model, random_texts
 from tests.training.ranks import join
+from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.distributed import mean_over_ranks, stop
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.optim import OptimConfig, build_optimizers
 from training.parallel import ParallelKind, ParallelMethod, Precision
-from training.update import Update, UpdateConfig
+from training.update import Update
 
 NUM_RANKS = 4
 ROWS, PARTS = 16, 2
@@ -56,11 +56,17 @@ def take_steps(
     kind: ParallelKind, precision: Precision, *, rank: int = 0, num_ranks: int = 1
 ) -> dict[str, Any]:
     """Three steps of two micro-batches; the ranks have the parts of each in their order."""
+    config = TrainingConfig(
+        name=kind,
+        method=PretrainConfig(head=TINY_HEAD),
+        optim=OptimConfig(optimizer="adamw", adamw_lr=1e-4, warmup_steps=0),
+        num_steps=9,
+        accumulate=PARTS,
+        precision=precision,
+    )
     method = Pretrain(new_model(), PretrainConfig(head=TINY_HEAD))
     parallel = ParallelMethod(method, kind=kind, precision=precision)
-    optim = OptimConfig(optimizer="adamw", adamw_lr=1e-4, warmup_steps=0)
-    config = UpdateConfig(optim=optim, num_steps=9, accumulate=PARTS, precision=precision)
-    update = Update(config, parallel, build_optimizers([method], optim), rank=rank)
+    update = Update(config, parallel, build_optimizers([method], config.optim), rank=rank)
     micro = [cut_batch(global_batch(), part, PARTS) for part in range(PARTS)]
     own = [cut_batch(batch, rank, num_ranks) for batch in micro]
     rows = [update(own, step) for step in range(3)]
@@ -72,22 +78,6 @@ def take_steps(
     }
 
 
-class Gathered(TorchDispatchMode):
-    """Adds up the bytes that are gathered from all ranks."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.num_bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, _: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operator."""
-        if func.overloadpacket.__name__ == "_allgather_base_":
-            self.num_bytes += args[0].numel() * args[0].element_size()
-        return func(*args, **(kwargs or {}))
-
-
 def main(rank: int, folder: Path) -> None:
     """Take the steps of every case."""
     torch.set_num_threads(1)
@@ -95,9 +85,8 @@ def main(rank: int, folder: Path) -> None:
     os.environ["LOCAL_WORLD_SIZE"] = "2"  # two machines of two ranks
     seen = {}
     for kind, precision in CASES:
-        with Gathered() as gathered:
-            taken = take_steps(kind, precision, rank=rank, num_ranks=NUM_RANKS)
-        seen[f"{kind} {precision}"] = taken | {"gathered": gathered.num_bytes}
+        taken = take_steps(kind, precision, rank=rank, num_ranks=NUM_RANKS)
+        seen[f"{kind} {precision}"] = taken
     torch.save(seen, folder / f"{rank}.pt")
     stop()
 

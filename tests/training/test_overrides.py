@@ -7,23 +7,19 @@ from pathlib import Path
 import pytest
 
 from training.config import DataConfig, TrainingConfig
-from training.methods.pretrain import PretrainConfig
 from training.overrides import apply_overrides
 
 
 def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) -> None:
-    changed = apply_overrides(
-        tiny_config, ["optim.muon_lr=2e-3", "num_steps=9", "method.names.weight=1"]
-    )
-    assert isinstance(changed.method, PretrainConfig)
-    assert isinstance(changed.method.names.weight, float)
-    assert isinstance(tiny_config.method, PretrainConfig)
-    names = replace(tiny_config.method.names, weight=1.0)
-    assert changed == replace(
+    lines = ["optim.muon_lr=2e-3", "num_steps=9", "data.stages.0.scenes.count_weights=1,2,3"]
+    assert isinstance(tiny_config.data, DataConfig)
+    (stage,) = tiny_config.data.stages
+    scenes = replace(stage.scenes, count_weights=(1.0, 2.0, 3.0))
+    assert apply_overrides(tiny_config, lines) == replace(
         tiny_config,
         optim=replace(tiny_config.optim, muon_lr=2e-3),
         num_steps=9,
-        method=replace(tiny_config.method, names=names),
+        data=replace(tiny_config.data, stages=(replace(stage, scenes=scenes),)),
     )
 
 
@@ -34,60 +30,46 @@ def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) 
         ("name='a b'", "a b"),
         ("name=a=b", "a=b"),
         ("teacher=runs/old", Path("runs/old")),
+        ("teacher=none", None),
         ("data.folder=12", Path("12")),
         ("compile=True", True),
         ("precision=bfloat16", "bfloat16"),
+        ("method.names.weight=1", 1.0),
         ("data.styles=noto", ("noto",)),
         ("data.styles=noto,twemoji", ("noto", "twemoji")),
         ("data.styles=('noto', 'twemoji')", ("noto", "twemoji")),
-        ("data.styles=['noto','twemoji']", ("noto", "twemoji")),
     ],
 )
 def test_values_are_read_by_their_types(
     tiny_config: TrainingConfig, line: str, value: object
 ) -> None:
-    assert attrgetter(line.partition("=")[0])(apply_overrides(tiny_config, [line])) == value
+    found = attrgetter(line.partition("=")[0])(apply_overrides(tiny_config, [line]))
+    assert (found, type(found)) == (value, type(value)) or isinstance(found, Path)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("optim.bogus=1", "unknown setting 'optim.bogus'.*muon_lr"),
-        ("optim.muon_lr.deep=1", "'muon_lr' has no fields"),
+        ("optim.muon_lr.deep=1", "there is no 'deep' in a plain value"),
+        ("teacher.parts=1", "there is no 'parts'"),
         ("num_steps", "KEY=VALUE"),
-        ("num_steps=1.5", "num_steps must be of type int"),
-        ("num_steps=True", "num_steps must be of type int"),
-        ("num_steps=none", "num_steps must be of type int"),
+        ("num_steps=1.5", "num_steps=1.5: .*valid integer"),
+        ("num_steps=none", "valid integer"),
         ("num_steps=0", "num_steps must be at least 1"),
-        ("optim.muon_lr=fast", "optim.muon_lr must be of type float"),
-        ("optim=1", r"optim must be set field by field \(optimizer, muon_lr"),
-        ("optim.optimizer=sgd", r"one of \('muon', 'adamw'\), not 'sgd'"),
-        ("compile=1", "compile must be of type bool"),
-        ("data.stages=1", "data.stages must be of type tuple"),
-        ("data.stages.1.until=0.5", "'1' is not an index from 0 to 0"),
-        ("data.stages.first.until=0.5", "'first' is not an index"),
-        ("data.stages.0.scenes.count_weights=(1,'a')", "must be of type tuple"),
-        ("teacher.parts=1", "it has no fields"),
+        ("optim.muon_lr=fast", "optim.muon_lr=fast: .*valid number"),
+        ("optim=1", "optim=1: .*OptimConfig"),
+        ("optim.optimizer=sgd", "should be 'muon' or 'adamw'"),
+        ("compile=7", "compile=7: .*boolean"),
+        ("data.stages=1", "data.stages=1: "),
+        ("data.stages.1.until=0.5", "'1' is no index below 1"),
+        ("data.stages.first.until=0.5", "'first' is no index"),
+        ("data.stages.0.scenes.count_weights=(1,'a')", "valid number"),
     ],
 )
 def test_a_wrong_line_is_an_error(tiny_config: TrainingConfig, line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         apply_overrides(tiny_config, [line])
-
-
-def test_an_optional_setting_can_be_set_to_none(tiny_config: TrainingConfig) -> None:
-    filled = apply_overrides(tiny_config, ["teacher=runs/x"])
-    assert apply_overrides(filled, ["teacher=none"]) == tiny_config
-
-
-def test_elements_of_tuples_are_addressed_by_index(tiny_config: TrainingConfig) -> None:
-    line = "data.stages.0.scenes.count_weights=1,2,3"
-    before, data = tiny_config.data, apply_overrides(tiny_config, [line]).data
-    assert isinstance(before, DataConfig)
-    assert isinstance(data, DataConfig)
-    (stage,) = data.stages
-    assert stage.scenes == replace(before.stages[0].scenes, count_weights=(1.0, 2.0, 3.0))
-    assert isinstance(stage.scenes.count_weights[0], float)
 
 
 @dataclass(frozen=True)
@@ -110,5 +92,5 @@ def test_an_optional_part_has_its_defaults_and_pairs_have_two_values() -> None:
     assert apply_overrides(Outer(inner=Inner()), ["inner=none"]) == Outer()
     changed = apply_overrides(Outer(), ["inner.pair=3,4"])
     assert changed == Outer(inner=Inner(pair=(3, 4.0)))
-    with pytest.raises(ValueError, match=r"inner.pair must be of type tuple\[int, float\]"):
+    with pytest.raises(ValueError, match="pair=3: "):
         apply_overrides(Outer(), ["inner.pair=3"])

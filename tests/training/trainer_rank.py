@@ -1,18 +1,17 @@
 """One rank of the runs of test_trainer_ranks, and the same runs for one process alone.
 
-Arguments: rank, folder, data folder. The folder has the finished run `alone/pretrain`. Every path
-that the rank writes, makes, renames or removes is listed in `rank-R.json`.
+Arguments: rank, folder, data folder. The folder has the finished run `alone/pretrain`.
 """
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +26,7 @@ from training.optim import OptimConfig
 from training.parallel import ParallelKind
 from training.preemption import Stopped
 from training.run import run
-from training.trainer import BatchSource
+from training.trainer import Trainer
 
 GLOBAL_BATCH = 8
 STOP_AFTER = 7
@@ -72,41 +71,6 @@ def config_of(case: str, place: Place) -> TrainingConfig:
     return config
 
 
-@dataclass
-class StopsItself:
-    """Batches that send this process SIGTERM with one of them."""
-
-    batches: BatchSource
-    number: int
-
-    def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
-        """See `BatchSource`."""
-        return self._send(self.batches.loader(first_step, num_workers=num_workers), first_step)
-
-    def _send(self, batches: Iterable[Batch], first_step: int) -> Iterator[Batch]:
-        for number, batch in enumerate(batches, start=first_step):
-            if number == self.number:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-
-def watch_writes(root: Path) -> set[str]:
-    """Fill a set, from now on, with the paths under a folder that this process changes."""
-    changed: set[str] = set()
-
-    def note(event: str, arguments: tuple[object, ...]) -> None:
-        is_open = event == "open" and isinstance(arguments[2], int)
-        writes = is_open and bool(int(str(arguments[2])) & (os.O_WRONLY | os.O_RDWR))
-        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
-            path = str(arguments[0])
-            is_there = event == "os.mkdir" and os.path.isdir(path)
-            if path.startswith(str(root)) and not is_there:
-                changed.add(path.removeprefix(f"{root}/"))
-
-    sys.addaudithook(note)
-    return changed
-
-
 def main(rank: int, folder: Path, data: Path) -> None:
     """Take part in all runs; `run` leaves the process group at its end."""
 
@@ -114,20 +78,25 @@ def main(rank: int, folder: Path, data: Path) -> None:
         join(rank, folder, f"store-{name}")
         do()
 
-    use_few_scenes(pytest.MonkeyPatch())
+    patch = pytest.MonkeyPatch()
+    use_few_scenes(patch)
     place = Place(root=folder / "shared", data=data, teacher=folder / "alone/pretrain", num_ranks=2)
-    changed = watch_writes(place.root)
     for kind in KINDS:
         for method in ("pretrain", "distill", "accumulate"):
             config = config_of(f"{kind}-{method}", place)
             share(config.name, partial(run, config))
     # Only the second rank is asked to stop; a second start resumes.
-    config = config_of("fsdp2-stopped-pretrain", place)
-    wrap = (lambda batches: StopsItself(batches, STOP_AFTER)) if rank == 1 else None
-    with suppress(Stopped):
-        share("stopped", partial(run, config, share=wrap))
+    config, fetch = config_of("fsdp2-stopped-pretrain", place), Trainer._fetch
+
+    def stop_itself(self: Trainer, batches: Any, step: int, stop: Any) -> list[Batch]:
+        if rank == 1 and step == STOP_AFTER:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fetch(self, batches, step, stop)
+
+    with patch.context() as stopping, suppress(Stopped):
+        stopping.setattr(Trainer, "_fetch", stop_itself)
+        share("stopped", partial(run, config))
     share("resumed", partial(run, config))
-    (folder / f"rank-{rank}.json").write_text(json.dumps(sorted(changed)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,11 @@
 import argparse
 from pathlib import Path
 
-import torch
-
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
-from training.evaluate.encoder import find_model
-from training.evaluate.quick import quick_scores, render_table
 from training.scored_checkpoint import ScoredRuns, score, write_scored_checkpoint
 
-HELP = "Score a student, and write a checkpoint for export; --quick prints development scores only."
+HELP = "Score a student, and write a checkpoint for export."
 
 _CARDS = Path("training/cards")
 
@@ -19,9 +15,6 @@ _CARDS = Path("training/cards")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
     parser.add_argument("run", type=Path, help="folder of a run, or of a model with its tokenizer")
-    parser.add_argument(
-        "--quick", action="store_true", help="print development scores only, also during training"
-    )
     parser.add_argument(
         "--also",
         type=Path,
@@ -50,13 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print development scores; or all scores, and write a checkpoint with --output."""
+    """Print all scores, and write a checkpoint with --output."""
     data = DataFolder(path=options.data)
-    if options.quick:
-        torch.set_num_threads(1)
-        models = [find_model(run) for run in (options.run, *options.also)]
-        print(render_table(quick_scores(models, data)))
-        return
     runs = ScoredRuns(
         student=options.run,
         teacher=options.teacher,

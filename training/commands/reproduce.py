@@ -8,7 +8,7 @@ import torch
 
 from training.data.folder import DataFolder
 from training.reproduce.cells import cached_cells
-from training.reproduce.plan import Scale, digest
+from training.reproduce.plan import Scale
 from training.reproduce.runner import Setup, run_all, summary
 from training.reproduce.texts import cached_texts
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     scale, runs = Scale(), options.runs
     results = options.results or runs / "results"
     torch.set_num_threads(1)
-    cells = runs / f"cells-{digest(scale.cells)}"
+    cells = runs / "cells"
     sets = cached_cells(DataFolder(path=options.data), scale.cells, cells)
     texts = cached_texts(sets["train"], scale.width, cells)
 

@@ -2,18 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from model.encoder import Encoder
-from training.evaluate.encoder import (
-    SceneEncoder,
-    draw_weights,
-    encode_images,
-    encode_names,
-    load_for_evaluation,
-)
+from training.evaluate.encoder import encode_images, encode_names
 from training.evaluate.ranking import ClassificationBenchmark
 from training.evaluate.sets import SegmentationBenchmark
 
@@ -38,55 +29,35 @@ class ChosenEncoder:
     class_templates: str = "none"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Development:
-    """The development sets."""
+def choose(
+    encoder: Encoder,
+    scenes: Sequence[SegmentationBenchmark],
+    drawings: Sequence[ClassificationBenchmark],
+) -> ChosenEncoder:
+    """Pick features and templates by the mean mIoU, class templates by the mean top-1.
 
-    scenes: Sequence[SegmentationBenchmark]
-    drawings: Sequence[ClassificationBenchmark]
-
-
-def choose(encoder: Encoder, development: Development) -> ChosenEncoder:
-    """Pick features and templates by the mean mIoU, class templates by the mean top-1."""
-    features, templates = _choose_segmentation(encoder, development.scenes)
-    return ChosenEncoder(
-        encoder=encoder,
-        features=features,
-        templates=templates,
-        class_templates=_choose_class_templates(encoder, development.drawings),
-    )
-
-
-def _choose_segmentation(
-    encoder: Encoder, benchmarks: Sequence[SegmentationBenchmark]
-) -> tuple[str, str]:
-    scored = {(kind, templates): 0.0 for templates in TEMPLATE_SETS for kind in FEATURES}
-    for benchmark in benchmarks:
-        scenes = SceneEncoder(encoder, benchmark.scenes)
-        for templates in TEMPLATE_SETS:
-            classes_KD = scenes.classes(benchmark.names, templates)
-            for kind in FEATURES:
-                counts = benchmark.patch_counts(scenes, classes_KD, kind)
-                scored[kind, templates] += counts.miou()
-    return max(scored, key=lambda key: scored[key])
-
-
-def _choose_class_templates(encoder: Encoder, benchmarks: Sequence[ClassificationBenchmark]) -> str:
-    scored = dict.fromkeys(TEMPLATE_SETS, 0.0)
-    for benchmark in benchmarks:
-        cls1_MD = encode_images(encoder, benchmark.images)["cls1"]
+    Args:
+        encoder: In evaluation mode.
+        scenes: The development scenes.
+        drawings: The development drawings.
+    """
+    miou = {(kind, templates): 0.0 for templates in TEMPLATE_SETS for kind in FEATURES}
+    for benchmark in scenes:
+        features = benchmark.encode(encoder)
         for templates in TEMPLATE_SETS:
             classes_KD = encode_names(encoder, benchmark.names, templates)
-            scored[templates] += benchmark.rank(cls1_MD, classes_KD).found(1)
-    return max(scored, key=lambda key: scored[key])
-
-
-def load_chosen(
-    folder: Path, development: Development, *, is_random: bool = False
-) -> ChosenEncoder:
-    """Load a finished encoder, or random weights of the same shape, and choose its settings."""
-    encoder = load_for_evaluation(folder)
-    if is_random:
-        torch.manual_seed(0)
-        draw_weights(encoder)
-    return choose(encoder, development)
+            for kind in FEATURES:
+                miou[kind, templates] += benchmark.count(features[kind], classes_KD).miou()
+    top1 = dict.fromkeys(TEMPLATE_SETS, 0.0)
+    for images in drawings:
+        cls1_MD = encode_images(encoder, images.images)["cls1"]
+        for templates in TEMPLATE_SETS:
+            classes_KD = encode_names(encoder, images.names, templates)
+            top1[templates] += images.rank(cls1_MD, classes_KD).found(1)
+    features_kind, templates = max(miou, key=miou.__getitem__)
+    return ChosenEncoder(
+        encoder=encoder,
+        features=features_kind,
+        templates=templates,
+        class_templates=max(top1, key=top1.__getitem__),
+    )

@@ -9,31 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from transformers import PreTrainedModel
 
 from model.encoder import Encoder, load_encoder
 from model.preprocess import prepare_image
 from model.segmentation import average_prompts
 from model.text import TEMPLATES
-from training.data.scenes import Scene
-from training.methods.teacher import MODEL_FOLDER
-
-
-def find_model(folder: Path) -> Path:
-    """The model folder of a run, or the folder itself if it holds a model.
-
-    Raises:
-        FileNotFoundError: There is none (yet).
-    """
-    for place in (folder / MODEL_FOLDER, folder):
-        if (place / "config.json").exists():
-            return place
-    raise FileNotFoundError(
-        f"{folder} has no model yet: it needs a {MODEL_FOLDER} folder, which a run has from its "
-        "first validation on, or a config.json"
-    )
-
 
 _BATCH = 64
 
@@ -46,33 +27,6 @@ def load_for_evaluation(folder: Path) -> Encoder:
             # On a CPU, plain matrix products are faster for so few tokens than the fused kernel.
             module.set_attn_implementation("eager")
     return encoder
-
-
-def draw_weights(encoder: Encoder) -> None:
-    """Replace all weights by random ones, as a new network would have."""
-    done: set[nn.Module] = set()
-    for tower in (encoder.vision, encoder.text):
-        _draw(tower, done)
-
-
-@torch.no_grad()
-def _draw(module: nn.Module, done: set[nn.Module]) -> None:
-    if module in done:
-        return
-    done.add(module)
-    if isinstance(module, PreTrainedModel):
-        module.load_state_dict(type(module)(module.config).state_dict())
-        return
-    reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
-        reset()
-    else:
-        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        for tensor in own:
-            if tensor.is_floating_point() and tensor.numel() > 1:
-                tensor.normal_(0, tensor.std().item())
-    for child in module.children():
-        _draw(child, done)
 
 
 @torch.inference_mode()
@@ -121,20 +75,3 @@ def encode_names(encoder: Encoder, names: Sequence[str], templates: str) -> NDAr
     texts_TD = encode_texts(encoder, prompts)
     by_name_KPD = texts_TD.reshape(len(names), -1, texts_TD.shape[1])
     return np.stack([average_prompts(prompts_PD) for prompts_PD in by_name_KPD])
-
-
-class SceneEncoder:
-    """Features of scenes by identity, float32."""
-
-    def __init__(self, encoder: Encoder, scenes: Sequence[Scene]) -> None:
-        self._encoder = encoder
-        self._row = {id(scene): number for number, scene in enumerate(scenes)}
-        self.features = encode_images(encoder, [scene.pixels_SS3 for scene in scenes])
-
-    def feature(self, kind: str, scene: Scene) -> NDArray[np.float32]:
-        """One scene's "patches" or "values" [N, D], "cls1" or "cls2" [D]."""
-        return np.asarray(self.features[kind][self._row[id(scene)]])
-
-    def classes(self, names: Sequence[str], templates: str) -> NDArray[np.float32]:
-        """Class embeddings [K, D], averaged over a template set."""
-        return encode_names(self._encoder, names, templates)

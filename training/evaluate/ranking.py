@@ -183,8 +183,7 @@ def retrieve(
         caption.
     """
     captions = [getattr(scene.captions, setting.captions) for scene in scenes]
-    distinct = list(dict.fromkeys(captions))
-    texts_UD = encode_texts(encoder, distinct)
+    texts_UD = encode_texts(encoder, list(dict.fromkeys(captions)))
     return rank_both_ways(features[setting.token], captions, texts_UD)
 
 

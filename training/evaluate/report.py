@@ -6,16 +6,18 @@ Features and templates are chosen on development sets; test sets are only scored
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model.manifest import ScoreEntry
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.gate import GAIN, SERVED, STUDENT
 from model.scores.ranking import Ranking, found_within
 from training.data.folder import DataFolder
-from training.evaluate.chosen_encoder import ChosenEncoder, Development, load_chosen
-from training.evaluate.encoder import SceneEncoder
+from training.evaluate.chosen_encoder import ChosenEncoder, choose
+from training.evaluate.encoder import encode_names, load_for_evaluation
 from training.evaluate.ranking import SETTINGS, ClassificationBenchmark, retrieve
 from training.evaluate.sets import (
     SegmentationBenchmark,
@@ -27,48 +29,22 @@ from training.evaluate.sets import (
 from training.evaluate.zero_shot_segmentation import (
     SceneCounts,
     count_scenes,
-    largest_object_scorer,
-    painted_scorer,
+    largest_object,
 )
 
 SEGMENTATION = "zero-shot segmentation"
 RETRIEVAL = "image-text retrieval"
 CLASSIFICATION = "zero-shot classification"
 TASKS = (SEGMENTATION, RETRIEVAL, CLASSIFICATION)
-CHANCE = "chance"
+CHANCE, TEACHER = "chance", "teacher"
 PAINTED = "its CLS1 painted"
 _DEPTHS = (1, 5)
+_Features = Mapping[str, NDArray[np.float32]]
 _METRICS = {"mIoU": SceneCounts.miou, "which": SceneCounts.which}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparedModels:
-    """The models to score.
-
-    Attributes:
-        student: The model that will be published.
-        further: Students of the same recipe with other seeds.
-        teacher: The student's teacher, if available.
-        served: The model that the student would replace, if any.
-        random: Random weights in the student's shape.
-    """
-
-    student: ChosenEncoder
-    further: tuple[ChosenEncoder, ...] = ()
-    teacher: ChosenEncoder | None = None
-    served: ChosenEncoder | None = None
-    random: ChosenEncoder
-
-    def students(self) -> dict[str, ChosenEncoder]:
-        """Students by the name of their row."""
-        rows = {f"student, seed {i}": encoder for i, encoder in enumerate(self.further, start=1)}
-        return {STUDENT: self.student, **rows}
-
-    def rows(self) -> dict[str, ChosenEncoder]:
-        """All models by the name of their row."""
-        others = {"teacher": self.teacher, SERVED: self.served}
-        known = {row: encoder for row, encoder in others.items() if encoder is not None}
-        return {**self.students(), **known, "random weights": self.random}
+Models = Mapping[str, ChosenEncoder]
+"""By the name of their row: the student, students of other seeds, its teacher, the served one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,51 +67,34 @@ class _Table:
         )
 
 
-def score_scenes(benchmark: SegmentationBenchmark, models: ComparedModels) -> list[ScoreEntry]:
+def score_scenes(benchmark: SegmentationBenchmark, models: Models) -> list[ScoreEntry]:
     """Segmentation of one test set, and retrieval if the set is used for it."""
-    encoded = {
-        row: SceneEncoder(chosen.encoder, benchmark.scenes) for row, chosen in models.rows().items()
-    }
-    entries = list(_segmentation_entries(benchmark, models, encoded))
+    features = {row: benchmark.encode(chosen.encoder) for row, chosen in models.items()}
+    entries = list(_segmentation_entries(benchmark, models, features))
     if benchmark.is_retrieved:
-        entries += _retrieval_entries(benchmark, models, encoded)
+        entries += _retrieval_entries(benchmark, models, features)
     return entries
 
 
-def _segmentation_counts(
-    benchmark: SegmentationBenchmark,
-    models: ComparedModels,
-    encoded: Mapping[str, SceneEncoder],
-) -> dict[str, SceneCounts]:
-    counts = {}
-    for row, encoder in models.rows().items():
-        scenes = encoded[row]
-        classes_KD = scenes.classes(benchmark.names, encoder.templates)
-        counts[row] = benchmark.patch_counts(scenes, classes_KD, encoder.features)
-        if row != "random weights":
-            painted = painted_scorer(partial(scenes.feature, "cls1"), classes_KD)
-            counts[f"{row}, {PAINTED}"] = count_scenes(benchmark.scenes, benchmark.names, painted)
-    counts["largest object painted"] = count_scenes(
-        benchmark.scenes, benchmark.names, largest_object_scorer(benchmark.names)
-    )
-    return counts
-
-
 def _segmentation_entries(
-    benchmark: SegmentationBenchmark,
-    models: ComparedModels,
-    encoded: Mapping[str, SceneEncoder],
+    benchmark: SegmentationBenchmark, models: Models, features: Mapping[str, _Features]
 ) -> Iterator[ScoreEntry]:
-    counts = _segmentation_counts(benchmark, models, encoded)
-    guessed = counts["student"].guessed()
-    table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(benchmark.scenes)
+    counts: dict[str, SceneCounts] = {}
+    for row, chosen in models.items():
+        classes_KD = encode_names(chosen.encoder, benchmark.names, chosen.templates)
+        counts[row] = benchmark.count(features[row][chosen.features], classes_KD)
+        counts[f"{row}, {PAINTED}"] = benchmark.count(features[row]["cls1"], classes_KD)
+    masks, names = benchmark.masks, benchmark.names
+    counts["largest object painted"] = count_scenes(masks, names, largest_object(masks, names))
+    guessed = counts[STUDENT].guessed()
+    table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(masks)
     for row, its_counts in counts.items():
         for metric, score in _METRICS.items():
             yield table.entry(row, metric, bootstrap(score, its_counts), count=count)
     yield table.entry(CHANCE, "mIoU", guessed.miou(), count=count)
     yield table.entry(CHANCE, "which", guessed.which(), count=count)
-    for row in models.students():
-        known = {name: counts[name] for name in ("teacher", SERVED) if name in counts}
+    for row in (row for row in models if row.startswith(STUDENT)):
+        known = {name: counts[name] for name in (TEACHER, SERVED) if name in counts}
         others = {PAINTED: counts[f"{row}, {PAINTED}"], **known, CHANCE: guessed}
         for name, other in others.items():
             for metric, score in _METRICS.items():
@@ -144,29 +103,25 @@ def _segmentation_entries(
 
 
 def _retrieval_entries(
-    benchmark: SegmentationBenchmark,
-    models: ComparedModels,
-    encoded: Mapping[str, SceneEncoder],
+    benchmark: SegmentationBenchmark, models: Models, features: Mapping[str, _Features]
 ) -> Iterator[ScoreEntry]:
     for setting in SETTINGS:
         split = f"{benchmark.name}; {setting.captions} captions, {setting.token.upper()}"
         table = _Table(task=RETRIEVAL, split=split)
         rankings = {
-            row: retrieve(
-                chosen.encoder, benchmark.scenes, features=encoded[row].features, setting=setting
-            )
-            for row, chosen in models.rows().items()
+            row: retrieve(chosen.encoder, benchmark.scenes, features=features[row], setting=setting)
+            for row, chosen in models.items()
         }
-        for direction in rankings["student"]:
+        for direction in rankings[STUDENT]:
             by_row = {row: both[direction] for row, both in rankings.items()}
             yield from _ranking_entries(table, by_row, f"{direction} R@")
 
 
-def score_drawings(benchmark: ClassificationBenchmark, models: ComparedModels) -> list[ScoreEntry]:
+def score_drawings(benchmark: ClassificationBenchmark, models: Models) -> list[ScoreEntry]:
     """Classification of one test set."""
     rankings = {
         row: benchmark.classify(chosen.encoder, chosen.class_templates)
-        for row, chosen in models.rows().items()
+        for row, chosen in models.items()
     }
     table = _Table(task=CLASSIFICATION, split=benchmark.name)
     return list(_ranking_entries(table, rankings, "top-"))
@@ -212,22 +167,24 @@ def evaluate(
     Returns:
         The student's encoder with the choices made for it, and all rows, task by task.
     """
-    development = Development(
-        scenes=development_benchmarks(data), drawings=development_drawings(data)
-    )
-    models = ComparedModels(
-        student=load_chosen(student, development),
-        further=tuple(load_chosen(folder, development) for folder in further),
-        teacher=None if teacher is None else load_chosen(teacher, development),
-        served=None if served is None else load_chosen(served, development),
-        random=load_chosen(student, development, is_random=True),
-    )
+    scenes, drawings = development_benchmarks(data), development_drawings(data)
+    folders = {
+        STUDENT: student,
+        **{f"{STUDENT}, seed {seed}": folder for seed, folder in enumerate(further, start=1)},
+        TEACHER: teacher,
+        SERVED: served,
+    }
+    models = {
+        row: choose(load_for_evaluation(folder), scenes, drawings)
+        for row, folder in folders.items()
+        if folder is not None
+    }
     entries: list[ScoreEntry] = []
-    for scenes in held_out_scenes(data, num_scenes):
-        entries += score_scenes(scenes, models)
-    for drawings in held_out_drawings(data, num_scenes):
-        entries += score_drawings(drawings, models)
-    return models.student, sorted(entries, key=lambda entry: TASKS.index(entry.task))
+    for test_scenes in held_out_scenes(data, num_scenes):
+        entries += score_scenes(test_scenes, models)
+    for test_drawings in held_out_drawings(data, num_scenes):
+        entries += score_drawings(test_drawings, models)
+    return models[STUDENT], sorted(entries, key=lambda entry: TASKS.index(entry.task))
 
 
 def write_scores(folder: Path, entries: Iterable[ScoreEntry]) -> None:

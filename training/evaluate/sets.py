@@ -6,7 +6,6 @@ Decisions are made on the development sets only.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,13 @@ from model.encoder import Encoder
 from training.data.concepts import all_concepts
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names, seen_names
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
-from training.evaluate.encoder import SceneEncoder
+from training.evaluate.encoder import encode_images, encode_names
 from training.evaluate.ranking import ClassificationBenchmark, single_drawings
 from training.evaluate.zero_shot_segmentation import (
     SceneCounts,
     count_scenes,
-    largest_object_scorer,
-    painted_scorer,
-    patch_scorer,
+    painted_cosines,
+    patch_cosines,
 )
 
 # Two or three objects: a single one would reward labelling the whole image with one name.
@@ -45,31 +43,31 @@ class SegmentationBenchmark:
     names: Sequence[str]
     is_retrieved: bool = False
 
-    def patch_counts(
-        self, encoder: SceneEncoder, classes_KD: NDArray[np.float32], kind: str
-    ) -> SceneCounts:
-        """Count a model's segmentation by one kind of patch features, "patches" or "values"."""
-        scorer = patch_scorer(partial(encoder.feature, kind), classes_KD)
-        return count_scenes(self.scenes, self.names, scorer)
+    @property
+    def masks(self) -> list[NDArray[np.int32]]:
+        """Of each scene."""
+        return [scene.mask_SS for scene in self.scenes]
 
-    def quick_scores(self, under_test: Encoder) -> dict[str, float]:
+    def encode(self, encoder: Encoder) -> dict[str, NDArray[np.float32]]:
+        """Features of the scenes; see `encode_images`."""
+        return encode_images(encoder, [scene.pixels_SS3 for scene in self.scenes])
+
+    def count(self, features: NDArray[np.float32], classes_KD: NDArray[np.float32]) -> SceneCounts:
+        """Count a segmentation by patches [S, N, D], or by painted global embeddings [S, D]."""
+        cosines = patch_cosines if features.ndim == 3 else painted_cosines
+        return count_scenes(self.masks, self.names, cosines(features, classes_KD))
+
+    def quick_scores(self, encoder: Encoder) -> dict[str, float]:
         """Compute mIoU of final patches, value path and painted CLS1, without intervals."""
-        encoder = SceneEncoder(under_test, self.scenes)
-        classes = encoder.classes(self.names, "none")
+        features = self.encode(encoder)
+        classes_KD = encode_names(encoder, self.names, "none")
         row = {}
         for kind in ("patches", "values"):
-            counts = self.patch_counts(encoder, classes, kind)
+            counts = self.count(features[kind], classes_KD)
             row[f"{self.name}/{kind}"] = round(counts.miou(), 2)
             row[f"{self.name}/{kind}_which"] = round(counts.which(), 2)
-        painted = painted_scorer(partial(encoder.feature, "cls1"), classes)
-        row[f"{self.name}/painted"] = round(
-            count_scenes(self.scenes, self.names, painted).miou(), 2
-        )
+        row[f"{self.name}/painted"] = round(self.count(features["cls1"], classes_KD).miou(), 2)
         return row
-
-    def chance(self) -> SceneCounts:
-        """Expected counts of random guesses among the names."""
-        return count_scenes(self.scenes, self.names, largest_object_scorer(self.names)).guessed()
 
 
 def make_benchmark(

@@ -9,7 +9,7 @@ of a scene, H W pixels, h w patch grid.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -18,13 +18,9 @@ from numpy.typing import NDArray
 
 from model.segmentation import cosine_map, l2_normalize, upsample_bilinear
 from training.data.concepts import all_concepts
-from training.data.scenes import Scene
 
 # Integers, except for the expected counts of a guess.
 Pixels = NDArray[np.int64] | NDArray[np.float64]
-
-# Cosines [K, h, w] of a scene's patches, or [K, 1, 1] for one answer everywhere.
-Scorer = Callable[[Scene], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +100,23 @@ def class_ids(names: Sequence[str]) -> NDArray[np.int64]:
     return np.asarray([ids[name] for name in names])
 
 
-def count_scenes(scenes: Sequence[Scene], names: Sequence[str], scorer: Scorer) -> SceneCounts:
+def count_scenes(
+    masks: Iterable[NDArray[np.integer]],
+    names: Sequence[str],
+    cosines: Iterable[NDArray[np.float32]],
+) -> SceneCounts:
     """Score every scene.
+
+    Args:
+        masks: [H, W] each; see `Scene.mask_SS`.
+        names: The candidates.
+        cosines: Of each scene, [K, h, w] of its patches, or [K, 1, 1] for one answer everywhere.
 
     Raises:
         ValueError: A scene shows something that is no candidate.
     """
     ids_K = class_ids(names)
-    rows = [_count_scene(scene, ids_K, scorer(scene)) for scene in scenes]
+    rows = [_count_scene(mask, ids_K, cosine) for mask, cosine in zip(masks, cosines, strict=True)]
     hit, truth, called, chosen = zip(*rows, strict=True)
     return SceneCounts(
         hit_SK=np.stack(hit),
@@ -122,9 +127,8 @@ def count_scenes(scenes: Sequence[Scene], names: Sequence[str], scorer: Scorer) 
 
 
 def _count_scene(
-    scene: Scene, ids_K: NDArray[np.int64], cosine_Khw: NDArray[np.float32]
+    mask_HW: NDArray[np.integer], ids_K: NDArray[np.int64], cosine_Khw: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
-    mask_HW = scene.mask_SS
     rows, columns = np.nonzero(mask_HW)
     truth_P = (mask_HW[rows, columns][:, None] == ids_K).argmax(1)
     if not np.array_equal(ids_K[truth_P], mask_HW[rows, columns]):
@@ -145,37 +149,26 @@ def _count_scene(
     )
 
 
-def patch_scorer(
-    features_of: Callable[[Scene], NDArray[np.float32]], classes_KD: NDArray[np.float32]
-) -> Scorer:
-    """Score by patch features [N, D] of a square grid."""
-
-    def score(scene: Scene) -> NDArray[np.float32]:
-        features_ND = features_of(scene)
-        side = math.isqrt(len(features_ND))
-        return cosine_map(features_ND, classes_KD, (side, side))
-
-    return score
+def patch_cosines(
+    features_SND: NDArray[np.float32], classes_KD: NDArray[np.float32]
+) -> Iterator[NDArray[np.float32]]:
+    """Of each scene's patches, which lie in a square grid, [K, h, w]."""
+    side = math.isqrt(features_SND.shape[1])
+    return (cosine_map(features_ND, classes_KD, (side, side)) for features_ND in features_SND)
 
 
-def painted_scorer(
-    global_of: Callable[[Scene], NDArray[np.float32]], classes_KD: NDArray[np.float32]
-) -> Scorer:
-    """Score by one global embedding [D] everywhere: the image's class painted over it."""
-
-    def score(scene: Scene) -> NDArray[np.float32]:
-        cosine_K = l2_normalize(classes_KD) @ l2_normalize(global_of(scene))
-        return np.asarray(cosine_K[:, None, None], np.float32)
-
-    return score
+def painted_cosines(
+    global_SD: NDArray[np.float32], classes_KD: NDArray[np.float32]
+) -> Iterator[NDArray[np.float32]]:
+    """Of each scene's global embedding, [K, 1, 1]: the image's class painted over it."""
+    return iter((l2_normalize(global_SD) @ l2_normalize(classes_KD).T)[:, :, None, None])
 
 
-def largest_object_scorer(names: Sequence[str]) -> Scorer:
-    """Call everything by the largest object's name: an oracle that does not localise."""
+def largest_object(
+    masks: Iterable[NDArray[np.integer]], names: Sequence[str]
+) -> Iterator[NDArray[np.float32]]:
+    """Everything has the largest object's name, [K, 1, 1]: an oracle that does not localise."""
     ids_K = class_ids(names)
-
-    def score(scene: Scene) -> NDArray[np.float32]:
-        pixels_K = (scene.mask_SS[..., None] == ids_K).sum((0, 1))
-        return np.asarray(pixels_K[:, None, None], np.float32)
-
-    return score
+    for mask_HW in masks:
+        pixels_K = (mask_HW[..., None] == ids_K).sum((0, 1))
+        yield np.asarray(pixels_K[:, None, None], np.float32)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
-from model.features import VisionTokens, vision_features, vision_tokens
+from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch, with_unit_pixels
 from training.heads import HeadConfig, NameContrast
 from training.losses.ibot import Supervised
@@ -64,36 +64,37 @@ class StepResult:
     metrics: dict[str, Tensor]
 
 
-class SharedSettings(Protocol):
-    """Settings of the loss terms that all methods share."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedConfig:
+    """Settings of the loss terms that all methods share.
 
-    @property
-    def contrast_weight(self) -> float:
-        """Weight of the average of the two caption streams; 0 turns them off."""
+    Attributes:
+        contrast_weight: Of the average of both caption streams, 1 in the paper; 0 turns them off.
+        names: The fine-grained term.
+        image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
+        text_locked_until: Share of the training in which the text tower is not updated.
+        min_temperature: Lower bound of the learnt temperature of captions, above 0.
+    """
 
-    @property
-    def names(self) -> NameContrastConfig:
-        """Settings of the fine-grained term."""
+    contrast_weight: float = 1.0
+    names: NameContrastConfig = field(default_factory=NameContrastConfig)
+    image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
+    text_locked_until: float = 0.0
+    min_temperature: float = MIN_TEMPERATURE
 
-    @property
-    def image_backbone(self) -> ImageBackboneConfig:
-        """Settings of the terms from the frozen image backbone."""
-
-    @property
-    def min_temperature(self) -> float:
-        """Lower bound of the learnt temperature of the caption contrast, above 0."""
-
-    @property
-    def text_locked_until(self) -> float:
-        """Share of the training in which the text tower is not updated."""
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.contrast_weight < 0:
+            raise ValueError("contrast_weight must not be below 0")
+        if self.min_temperature <= 0:
+            raise ValueError("min_temperature must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaptionedConfig:
-    """What pretraining and distillation set alike: captions, local crops, patches and their head.
+class CaptionedConfig(SharedConfig):
+    """What pretraining and distillation set alike: local crops, patches and their head.
 
     Attributes:
-        contrast_weight: Of the average of both caption streams; 1 in the paper.
         dino_weight: Of the local crops against the whole image, the paper's alpha of 1. A batch
             without local crops has no such term.
         dino_token: The CLS token that DINO compares. Not published for TIPSv2; TIPS's diagram shows
@@ -105,35 +106,25 @@ class CaptionedConfig:
         separate_heads: Whether the CLS token has its own prototype head. Not published; the saving
             that the paper reports fits one head.
         head: The prototype head; a student's has as many prototypes as its teacher's.
-        names: The fine-grained term.
-        image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
-        text_locked_until: Share of the training in which the text tower is not updated.
-        min_temperature: Lower bound of the learnt temperature of captions.
         mask_ratio: Share of the patches that are masked.
     """
 
-    contrast_weight: float = 1.0
     dino_weight: float = 1.0
     dino_token: GlobalToken = "cls1"
     supervised: Supervised = "all"
     normalization: Normalization = "mean"
     separate_heads: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
-    names: NameContrastConfig = field(default_factory=NameContrastConfig)
-    image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
-    text_locked_until: float = 0.0
-    min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
     mask_ratio: float
 
     def __post_init__(self) -> None:
         """Check choices and ranges."""
+        SharedConfig.__post_init__(self)
         check_choices(
             self, dino_token=GlobalToken, supervised=Supervised, normalization=Normalization
         )
         if not 0 <= self.mask_ratio <= 1:
             raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
-        if self.min_temperature <= 0:
-            raise ValueError("min_temperature must be above 0")
         if self.supervised == "masked" and self.mask_ratio == 0:
             raise ValueError('supervised="masked" needs a mask_ratio above 0')
 
@@ -149,7 +140,7 @@ class Method(nn.Module, ABC):
     """A model in training with its losses. Independent of optimizers and files.
 
     Attributes:
-        config: The method's configuration; its shared part is used here.
+        config: The method's configuration.
         log_temperature: Logarithm of the temperature of the caption contrast, which is learnt. The
             model's own temperature is not trained; it has the value that the loss divides by.
         projection: From the model's width to the width of the image backbone's targets.
@@ -157,13 +148,13 @@ class Method(nn.Module, ABC):
             it; set by the caller if its weight in the configuration is above 0.
     """
 
-    config: SharedSettings
+    config: SharedConfig
     model: Tipsv2Model
     contrast: NameContrast
     projection: nn.Linear
     image_backbone: PatchTargets | None = None
 
-    def __init__(self, model: Tipsv2Model, config: SharedSettings) -> None:
+    def __init__(self, model: Tipsv2Model, config: SharedConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
         start = model.temperature.detach().clamp(min=config.min_temperature)
@@ -177,13 +168,6 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, step: Step) -> StepResult:
         """Compute the loss of one batch; DDP and FSDP2 hook in here."""
         return self.training_step(with_unit_pixels(batch), step)
-
-    def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
-        """Encode whole images; the value path is computed only if a loss term uses it."""
-        names = self.config.names
-        if names.weight > 0 and names.features == "values":
-            return vision_features(self.model, pixels_B3HW)
-        return vision_tokens(self.model, pixels_B3HW)
 
     def draw_masks(self, tokens: VisionTokens, ratio: float, step: Step) -> Tensor:
         """Masks [B, N] of this rank's images; independent of the number of ranks."""
@@ -293,10 +277,6 @@ class Method(nn.Module, ABC):
             if isinstance(module, Centering)
         }
         return {"temperature": self.log_temperature.exp(), **centres}
-
-    def averages(self) -> Sequence[nn.Module]:
-        """Submodules that are moving averages; they take memory and have no gradient."""
-        return ()
 
     @torch.no_grad()
     def after_step(self) -> None:

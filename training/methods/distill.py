@@ -110,7 +110,7 @@ class Distill(Method):
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""
-        whole = self.encode(batch.pixels_B3HW)
+        whole = vision_tokens(self.model, batch.pixels_B3HW)
         loss, terms = self.shared_loss(whole, batch, step)
         config = self.config
         uses_teacher = config.patch_from <= step.progress < config.patch_until

@@ -5,7 +5,6 @@ gradient, for the teacher head. The masked image and the local crops go through 
 head. With full EMA the averaged encoder encodes the whole image as well.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,7 +100,7 @@ class Pretrain(Method):
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""
-        whole = self.encode(batch.pixels_B3HW)
+        whole = vision_tokens(self.model, batch.pixels_B3HW)
         loss, terms = self.shared_loss(whole, batch, step)
         config = self.config
         has_ibot = config.ibot_weight > 0 and step.progress >= config.ibot_start
@@ -183,10 +182,6 @@ class Pretrain(Method):
             for average, current in pairs
             if average is not None and current is not None
         ]
-
-    def averages(self) -> Sequence[nn.Module]:
-        """The heads' averages and, under full EMA, the vision tower's."""
-        return [average for average, _ in self._averaged_pairs()]
 
     def after_step(self) -> None:
         """Bound the temperature and move the averages."""

@@ -10,7 +10,7 @@ Shapes: B batch, V images that the teacher saw, N patches, p points along a side
 width, U names.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,51 +20,33 @@ from transformers import Tipsv2Model
 from model.features import vision_tokens
 from training.data.batch import Batch, TeacherCells
 from training.losses.precision import without_autocast
-from training.methods.base import Method, Step, StepResult, model_width
-from training.methods.image_backbone import ImageBackboneConfig
-from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig, embed_texts
+from training.methods.base import Method, SharedConfig, Step, StepResult, model_width
+from training.methods.terms import embed_texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpaceConfig:
-    """Weights of the terms.
+class SpaceConfig(SharedConfig):
+    """Weights of the terms; names of captions and an image backbone are not for this method.
 
     Attributes:
         patch_weight: Of one minus the cosine of each patch with the teacher's.
         whole_weight: Of one minus the cosine of both CLS tokens with the teacher's.
         names_weight: Of the contrast with names, at points that show one.
-        contrast_weight: Of the average of both caption streams, of images that have captions.
-        min_temperature: Lower bound of the learnt temperature of names and captions.
     """
 
     patch_weight: float = 1.0
     whole_weight: float = 0.5
     names_weight: float = 1.0
     contrast_weight: float = 0.5
-    min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("patch_weight", "whole_weight", "names_weight", "contrast_weight"):
+        SharedConfig.__post_init__(self)
+        for name in ("patch_weight", "whole_weight", "names_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be below 0")
-        if self.min_temperature <= 0:
-            raise ValueError("min_temperature must be above 0")
-
-    @property
-    def names(self) -> NameContrastConfig:
-        """No names of captions: `names_weight` is of names at patches."""
-        return NameContrastConfig()
-
-    @property
-    def image_backbone(self) -> ImageBackboneConfig:
-        """None: the teacher is one."""
-        return ImageBackboneConfig()
-
-    @property
-    def text_locked_until(self) -> float:
-        """Never: names and patches learn together."""
-        return 0.0
+        if self.names.weight or self.image_backbone.weight or self.image_backbone.titles_weight:
+            raise ValueError("the distillation of a space has no names term and no image backbone")
 
 
 class SpaceDistill(Method):

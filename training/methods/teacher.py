@@ -22,6 +22,21 @@ HEAD_FILE = "heads.pt"
 MODEL_FOLDER = "model"
 
 
+def find_model(folder: Path) -> Path:
+    """The model folder of a run, or the folder itself if it holds a model.
+
+    Raises:
+        FileNotFoundError: There is none (yet).
+    """
+    for place in (folder / MODEL_FOLDER, folder):
+        if (place / "config.json").exists():
+            return place
+    raise FileNotFoundError(
+        f"no model in {folder} (yet): run its recipe first, or give the folder of a Tipsv2Model "
+        "with config.json, model.safetensors and tokenizer.json"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrozenTeacher:
     """A finished vision tower in evaluation mode, with the heads and centres of its run.
@@ -110,13 +125,8 @@ def load_teacher(
     Raises:
         FileNotFoundError: There is no model in the folder (yet).
     """
-    source = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
-    if not (source / "config.json").exists():
-        raise FileNotFoundError(
-            f"no teacher in {folder}: run its recipe first, or give the folder of a released model"
-        )
     model = Tipsv2Model.from_pretrained(
-        source,
+        find_model(folder),
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
     )

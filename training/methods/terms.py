@@ -13,20 +13,17 @@ of all ranks, D width, F = 4 D.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import Tipsv2Model
 
-from model.features import VisionFeatures, VisionTokens, text_features
+from model.features import VisionTokens, text_features
 from training.data.batch import Batch, TextBatch
 from training.distributed import gather_rows, num_ranks, sum_over_ranks
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_parts
-
-PatchFeatures = Literal["patches", "values"]
 
 MIN_TEMPERATURE = 0.001
 """Not published. CLIP's bound of 0.01 (arXiv:2103.00020) is twice what the released B/14 has
@@ -39,18 +36,14 @@ class NameContrastConfig:
 
     Attributes:
         weight: 0 turns it off.
-        features: The patch features that are compared with names.
         num_shown: Number of patches that must show each name.
     """
 
     weight: float = 0.0
-    features: PatchFeatures = "patches"
     num_shown: int = 4
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        if self.features not in get_args(PatchFeatures):
-            raise ValueError(f"features must be one of {get_args(PatchFeatures)}")
+        """Check the number."""
         if self.num_shown < 1:
             raise ValueError("num_shown must be at least 1")
 
@@ -181,7 +174,7 @@ def name_term(
     Images whose captions contain no known name are left out.
     """
     names_VD, present_BV = _all_names(embed_texts(model, batch.names, locked=locked), batch)
-    patches_BND = _compared_patches(features, config.features)
+    patches_BND = features.patches_BND
     named_B = present_BV.any(1)
     counts = [int(named_B.sum()), int(present_BV.sum())]
     totals = sum_over_ranks(counts)
@@ -203,13 +196,6 @@ def name_term(
 def _share(count: int, total: int) -> float:
     """Factor from a rank's mean over `count` items to its share of the global mean."""
     return count * num_ranks() / total
-
-
-def _compared_patches(features: VisionTokens, kind: PatchFeatures) -> Tensor:
-    if kind == "patches":
-        return features.patches_BND
-    assert isinstance(features, VisionFeatures)  # Method.encode gives them where they are needed
-    return features.values_BND
 
 
 def _all_names(names_UD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

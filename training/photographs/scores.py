@@ -4,7 +4,6 @@ Shapes: B images, S their side, N cells, D width, K names.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,11 +14,10 @@ from model.cell_encoder import CellEncoder
 from model.manifest import ScoreEntry
 from model.scores.bootstrap import bootstrap
 from model.scores.gate import STUDENT
-from model.segmentation import cosine_map, l2_normalize
-from training.data.scenes import Scene
+from model.segmentation import l2_normalize
 from training.evaluate.report import CHANCE, PAINTED, SEGMENTATION
 from training.evaluate.sets import SegmentationBenchmark
-from training.evaluate.zero_shot_segmentation import SceneCounts, count_scenes, painted_scorer
+from training.evaluate.zero_shot_segmentation import SceneCounts
 
 
 @torch.inference_mode()
@@ -51,21 +49,8 @@ def count_benchmark(
     """Counts by kind of patch features, and of CLS1 painted over each scene."""
     classes_KD = encode_names(encoder, benchmark.names)
     features = encode_images(encoder, [scene.pixels_SS3 for scene in benchmark.scenes])
-    place = {id(scene): number for number, scene in enumerate(benchmark.scenes)}
-    side = encoder.native_size // encoder.patch_size
-
-    def scorer(kind: str) -> Any:
-        def score(scene: Scene) -> NDArray[np.float32]:
-            return cosine_map(features[kind][place[id(scene)]], classes_KD, (side, side))
-
-        return score
-
-    painted = painted_scorer(lambda scene: features["cls1"][place[id(scene)]], classes_KD)
-    scorers = {"values": scorer("values"), "patches": scorer("patches"), PAINTED: painted}
-    return {
-        kind: count_scenes(benchmark.scenes, benchmark.names, score)
-        for kind, score in scorers.items()
-    }
+    kinds = {"values": "values", "patches": "patches", PAINTED: "cls1"}
+    return {kind: benchmark.count(features[name], classes_KD) for kind, name in kinds.items()}
 
 
 def score_benchmark(

@@ -20,7 +20,7 @@ from training.data.shards.sample import DataSummary
 from training.heads import SMALL_HEAD, HeadConfig
 from training.methods.distill import DistillConfig, PatchLoss, TextStart
 from training.methods.pretrain import PretrainConfig
-from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
+from training.methods.teacher import HEAD_FILE, find_model
 from training.optim import OptimConfig
 from training.recipes.scale import HEAD, PEAK_LR, WARMUP_SHARE
 from training.tokenizer import find_tokenizer
@@ -83,12 +83,7 @@ def read_teacher_facts(folder: Path) -> TeacherFacts:
     Raises:
         FileNotFoundError: There is no model; the message says what a teacher's folder contains.
     """
-    source = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
-    if not (source / "config.json").exists():
-        raise FileNotFoundError(
-            f"no teacher in {folder}: give the folder of a finished run, or of a Tipsv2Model with "
-            "config.json, model.safetensors and tokenizer.json"
-        )
+    source = find_model(folder)
     heads = {}
     if (folder / HEAD_FILE).exists():
         heads = torch.load(folder / HEAD_FILE, map_location="meta", weights_only=True)
@@ -102,45 +97,24 @@ def read_teacher_facts(folder: Path) -> TeacherFacts:
 
 
 def describe_pair(config: TrainingConfig, facts: TeacherFacts) -> Sequence[str]:
-    """Lines that describe teacher, student, and how their features are compared."""
+    """Lines that describe teacher, student, and what the student's patches learn."""
     method = config.method
     assert isinstance(method, DistillConfig)
-    student = config.model.build(facts.vocab_size or config.model.vocab_size)
-    words = (
-        "the teacher's, trained further if there are captions"
-        if method.text_start == "teacher"
-        else "random"
+    own = vision_of(config.model.build(config.model.vocab_size))
+    theirs = vision_of(facts.config)
+    text = "a copy of the teacher's" if method.text_start == "teacher" else "random"
+    learnt = (
+        f"the teacher's {facts.num_prototypes} prototypes"
+        if method.patch_loss == "prototypes"
+        else f"the teacher's features, from width {own.hidden_size} to {theirs.hidden_size}"
     )
     return (
-        f"teacher: {config.teacher}, {_size(facts.config)}, frozen, in {method.teacher_dtype}",
-        f"student: {_size(student)}; its vision tower starts at random, its text tower is {words}",
-        f"bridge: {_bridge(method, student, facts)}",
-        "tokenizer: the teacher's" if facts.vocab_size else "tokenizer: trained on the captions",
+        f"teacher: {config.teacher}, width {theirs.hidden_size}, frozen, {method.teacher_dtype}",
+        f"student: width {own.hidden_size}, {own.num_hidden_layers} vision blocks; vision tower "
+        f"random, text tower {text}",
+        f"patches learn {learnt}",
+        f"tokenizer: {'that of the teacher' if facts.vocab_size else 'trained on the captions'}",
     )
-
-
-def _size(config: Tipsv2Config) -> str:
-    vision = vision_of(config)
-    return f"width {vision.hidden_size}, {vision.num_hidden_layers} vision blocks"
-
-
-def _bridge(method: DistillConfig, student: Tipsv2Config, facts: TeacherFacts) -> str:
-    own, theirs = vision_of(student).hidden_size, vision_of(facts.config).hidden_size
-    if method.patch_loss == "prototypes":
-        return f"the teacher's {facts.num_prototypes} prototypes, with a new head for the student"
-    why = (
-        "it has no prototype head"
-        if facts.num_prototypes is None
-        else "which its text tower was trained with"
-        if method.text_start == "teacher"
-        else 'method.patch_loss is "features"'
-    )
-    how = (
-        "directly, because the widths are equal"
-        if own == theirs
-        else f"through a linear projector from {own} to {theirs}, not part of the saved student"
-    )
-    return f"the teacher's features ({why}), {how}"
 
 
 def distill_folder(options: FolderRun, teacher: Path, facts: TeacherFacts) -> TrainingConfig:

@@ -81,7 +81,7 @@ def _low_res(
     )
 
 
-def _high_res(low_res: TrainingConfig, *, recomputes: bool = True) -> TrainingConfig:
+def _high_res(low_res: TrainingConfig, *, recomputes: bool) -> TrainingConfig:
     """The second stage: from the first one's weights, with crops of 448 and of 140 pixels."""
     assert isinstance(low_res.data, ShardsConfig)
     teacher = low_res.teacher
@@ -98,72 +98,33 @@ def _high_res(low_res: TrainingConfig, *, recomputes: bool = True) -> TrainingCo
     )
 
 
-def teacher_g14() -> TrainingConfig:
-    """Pretrain the g/14 teacher at 224 pixels: two caption streams, DINO, iBOT++, head-only EMA."""
-    method = PretrainConfig(head=HEAD)
-    return _low_res(TEACHER, "g14", method, recomputes=True)
+def _stages(
+    name: str, variant: str, *, low_recomputes: bool = True, high_recomputes: bool = True
+) -> dict[str, Callable[[], TrainingConfig]]:
+    """Both stages of a size: of the teacher, or of a student with random weights and no mask."""
+    is_teacher = name == TEACHER
 
+    def low() -> TrainingConfig:
+        method = (
+            PretrainConfig(head=HEAD)
+            if is_teacher
+            else DistillConfig(head=HEAD, teacher_dtype="bfloat16")
+        )
+        return _low_res(name, variant, method, recomputes=low_recomputes)
 
-def teacher_g14_high_res() -> TrainingConfig:
-    """Continue the g/14 teacher at 448 pixels."""
-    return _high_res(teacher_g14())
+    def high() -> TrainingConfig:
+        return _high_res(low(), recomputes=high_recomputes)
 
-
-def _student(variant: str, *, recomputes: bool = True) -> TrainingConfig:
-    """Distil the teacher: random weights, no mask, every patch; the teacher in bfloat16."""
-    method = DistillConfig(head=HEAD, teacher_dtype="bfloat16")
-    return _low_res(f"student-{variant}", variant, method, recomputes=recomputes)
-
-
-def student_so400m14() -> TrainingConfig:
-    """Distil g/14 into SO400m/14 at 224 pixels."""
-    return _student("so400m14")
-
-
-def student_so400m14_high_res() -> TrainingConfig:
-    """Continue SO400m/14 at 448 pixels."""
-    return _high_res(student_so400m14())
-
-
-def student_l14() -> TrainingConfig:
-    """Distil g/14 into L/14 at 224 pixels."""
-    return _student("l14")
-
-
-def student_l14_high_res() -> TrainingConfig:
-    """Continue L/14 at 448 pixels."""
-    return _high_res(student_l14())
-
-
-def student_b14() -> TrainingConfig:
-    """Distil g/14 into B/14 at 224 pixels."""
-    return _student("b14", recomputes=False)
-
-
-def student_b14_high_res() -> TrainingConfig:
-    """Continue B/14 at 448 pixels."""
-    return _high_res(student_b14())
-
-
-def student_s14() -> TrainingConfig:
-    """Distil g/14 into S/14, which Google did not release in v2, at 224 pixels."""
-    return _student("s14", recomputes=False)
-
-
-def student_s14_high_res() -> TrainingConfig:
-    """Continue S/14 at 448 pixels."""
-    return _high_res(student_s14(), recomputes=False)
+    low.__doc__ = f"{'Pretrain' if is_teacher else 'Distil g14 into'} {variant} at 224 pixels."
+    high.__doc__ = f"Continue {name} at 448 pixels."
+    return {name: low, f"{name}-high-res": high}
 
 
 SCALE_RECIPES: dict[str, Callable[[], TrainingConfig]] = {
-    "teacher-g14": teacher_g14,
-    "teacher-g14-high-res": teacher_g14_high_res,
-    "student-so400m14": student_so400m14,
-    "student-so400m14-high-res": student_so400m14_high_res,
-    "student-l14": student_l14,
-    "student-l14-high-res": student_l14_high_res,
-    "student-b14": student_b14,
-    "student-b14-high-res": student_b14_high_res,
-    "student-s14": student_s14,
-    "student-s14-high-res": student_s14_high_res,
+    **_stages(TEACHER, "g14"),
+    **_stages("student-so400m14", "so400m14"),
+    **_stages("student-l14", "l14"),
+    **_stages("student-b14", "b14", low_recomputes=False),
+    # Google released no S/14 in v2.
+    **_stages("student-s14", "s14", low_recomputes=False, high_recomputes=False),
 }

@@ -7,14 +7,13 @@ leave others.
 Shapes: S scenes, K channels of a cell, h w cells (one cell is one patch), H W pixels.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from training.checkpoint import save_atomically
@@ -33,10 +32,8 @@ NAMES = (
     "cow", "dog", "elephant", "guitar", "house", "pizza", "tree", "umbrella",
 )  # fmt: skip
 UNSEEN_STYLE = "fluent-3d"
-# The file of a set is complete as soon as it exists.
-_BASIS_FILE = "basis.pt"
 _BATCH = 8
-_BASIS_BATCHES = 12
+_BASIS_SCENES = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +44,12 @@ class CellConfig:
         grid: Cells of a side.
         width: K; principal components of the network's 1280 features.
         num_train: Training scenes.
-        num_val: Scenes that decide whether contrast has converged.
         num_test: Scenes of each of the two test sets.
     """
 
     grid: int = 8
     width: int = 256
     num_train: int = 1440
-    num_val: int = 100
     num_test: int = 150
 
     @property
@@ -82,29 +77,9 @@ class CellScenes:
         captions: Of each scene.
     """
 
-    cells_SKhw: NDArray[np.float16]
-    mask_SHW: NDArray[np.int16]
-    captions: tuple[Captions, ...]
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def save(self, path: Path) -> None:
-        """Write them; the file appears when it is complete."""
-        texts = json.dumps([asdict(captions) for captions in self.captions])
-        arrays = {"cells": self.cells_SKhw, "mask": self.mask_SHW, "captions": np.asarray(texts)}
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        partial.replace(path)
-
-
-def load_cells(path: Path) -> CellScenes:
-    """Read what `CellScenes.save` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        rows = json.loads(str(file["captions"]))
-        captions = tuple(Captions(**{**row, "names": tuple(row["names"])}) for row in rows)
-        return CellScenes(cells_SKhw=file["cells"], mask_SHW=file["mask"], captions=captions)
+    cells_SKhw: Tensor
+    mask_SHW: Tensor
+    captions: Sequence[Captions]
 
 
 def _pixels(scenes: list[Scene]) -> Tensor:
@@ -113,64 +88,55 @@ def _pixels(scenes: list[Scene]) -> Tensor:
 
 
 def _batches(source: SceneSource, config: SceneConfig, count: int) -> Iterator[list[Scene]]:
-    for first in range(0, count, _BATCH):
-        numbers = range(first, min(first + _BATCH, count))
-        yield [compose_scene(source, number, config) for number in numbers]
+    scenes = (compose_scene(source, number, config) for number in range(count))
+    while batch := list(islice(scenes, _BATCH)):
+        yield batch
 
 
-def _basis(
-    folder: Path, source: SceneSource, config: CellConfig, network: FrozenImageBackbone
-) -> Basis:
-    path = folder / _BASIS_FILE
-    if not path.exists():
-        scenes = _batches(source, config.scenes, _BASIS_BATCHES * _BATCH)
-        cells_MF = torch.cat([network.encode_patches(_pixels(s)).flatten(0, 1) for s in scenes])
-        save_atomically(asdict(fit_basis(cells_MF, config.width)), path)
-    return Basis(**torch.load(path, map_location="cpu", weights_only=True))
-
-
-def compute_cells(
+def _compute(
     source: SceneSource,
     config: CellConfig,
     count: int,
     *,
     network: FrozenImageBackbone,
     basis: Basis,
-) -> CellScenes:
-    """Compose scenes 0 to count - 1 of a source, and encode them."""
-    cells, masks, captions = [], [], []
+) -> dict[str, object]:
+    """Compose scenes 0 to count - 1 of a source, and encode them: the content of a set's file."""
+    cells, masks, captions = list[Tensor](), list[Tensor](), list[dict[str, object]]()
     for scenes in _batches(source, config.scenes, count):
         reduced_BNK = basis.reduce(network.encode_patches(_pixels(scenes)))
-        grid_BKhw = reduced_BNK.transpose(1, 2).unflatten(2, (config.grid, config.grid))
-        cells.append(grid_BKhw.numpy().astype(np.float16))
-        masks += [scene.mask_SS.astype(np.int16) for scene in scenes]
-        captions += [scene.captions for scene in scenes]
-    return CellScenes(
-        cells_SKhw=np.concatenate(cells), mask_SHW=np.stack(masks), captions=tuple(captions)
-    )
+        cells.append(reduced_BNK.mT.unflatten(2, (config.grid, config.grid)).half())
+        masks += [torch.from_numpy(scene.mask_SS.astype(np.int16)) for scene in scenes]
+        captions += [asdict(scene.captions) for scene in scenes]
+    return {"cells": torch.cat(cells), "mask": torch.stack(masks), "captions": captions}
+
+
+def _load(path: Path) -> CellScenes:
+    found = torch.load(path, weights_only=True)
+    captions = [Captions(**row) for row in found["captions"]]
+    return CellScenes(cells_SKhw=found["cells"], mask_SHW=found["mask"], captions=captions)
 
 
 def cached_cells(data: DataFolder, config: CellConfig, folder: Path) -> dict[str, CellScenes]:
-    """The sets "train", "val", "seen" and "unseen", from the folder or computed into it."""
+    """The sets "train", "seen" and "unseen", from the folder or computed into it."""
     sets: dict[str, tuple[Split, tuple[str, ...], int]] = {
         "train": ("train", EMOJI_TRAIN_STYLES, config.num_train),
-        "val": ("val", EMOJI_TRAIN_STYLES, config.num_val),
         "seen": ("test", EMOJI_TRAIN_STYLES, config.num_test),
         "unseen": ("test", (UNSEEN_STYLE,), config.num_test),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in sets if not (folder / f"{name}.npz").exists()]
+    paths = {name: folder / f"{name}.pt" for name in sets}
+    missing = [name for name in sets if not paths[name].exists()]
     if missing:
-        network = FrozenImageBackbone()
-        sources = {
-            name: data.source(split, styles=styles, names=frozenset(NAMES))
-            for name, (split, styles, _) in sets.items()
-        }
-        basis = _basis(folder, sources["train"], config, network)
-        for name in missing:
-            print(f"cells of {sets[name][2]} scenes: {name}", flush=True)
-            cells = compute_cells(
-                sources[name], config, sets[name][2], network=network, basis=basis
-            )
-            cells.save(folder / f"{name}.npz")
-    return {name: load_cells(folder / f"{name}.npz") for name in sets}
+        network, names = FrozenImageBackbone(), frozenset(NAMES)
+        source = data.source("train", styles=EMOJI_TRAIN_STYLES, names=names)
+        first = _batches(source, config.scenes, _BASIS_SCENES)
+        cells_MF = torch.cat([network.encode_patches(_pixels(s)).flatten(0, 1) for s in first])
+        basis = fit_basis(cells_MF, config.width)
+    for name in missing:
+        split, styles, count = sets[name]
+        print(f"cells of {count} scenes: {name}", flush=True)
+        source = data.source(split, styles=styles, names=names)
+        content = _compute(source, config, count, network=network, basis=basis)
+        save_atomically(content, paths[name])
+    return {name: _load(path) for name, path in paths.items()}

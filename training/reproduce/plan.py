@@ -6,11 +6,9 @@ same weights, so their differences are paired.
 Source: TIPSv2, arXiv:2604.12012; the tables of its ablations.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import Tipsv2Config
@@ -162,11 +160,9 @@ def arms(scale: Scale) -> tuple[tuple[Arm, ...], ...]:
         start(ONE_CAPTION_START, _ALT_ONLY),
         replace(branch(ONE_CAPTION, recipe), start=ONE_CAPTION_START, captions=_ALT_ONLY),
     )
-    return (pretraining, *(_students(scale, teacher) for teacher in TEACHERS), others)
-
-
-def _students(scale: Scale, teacher: str) -> tuple[Arm, ...]:
-    return tuple(_student(scale, teacher, k) for k in (RECIPE, MASKED_ONLY, MASKED_ALL, WARM))
+    kinds = (RECIPE, MASKED_ONLY, MASKED_ALL, WARM)
+    students = (tuple(_student(scale, teacher, kind) for kind in kinds) for teacher in TEACHERS)
+    return (pretraining, *students, others)
 
 
 def _student(scale: Scale, teacher: str, kind: str) -> Arm:
@@ -212,22 +208,3 @@ def training_config(scale: Scale, arm: Arm, seed: int, runs: Path) -> TrainingCo
         log_every=10,
         validate_every=0,
     )
-
-
-def digest(settings: object) -> str:
-    """Identifies settings by the names and values of their fields, in whatever order these are."""
-    text = json.dumps(_plain(settings), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-    return repr(value)
-
-
-def fingerprint(scale: Scale) -> str:
-    """Identifies the settings that results of one page must share."""
-    return digest((scale, planned(scale, [0])))

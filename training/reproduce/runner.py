@@ -15,18 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Tipsv2Model, Tipsv2VisionModel
+from transformers import Tipsv2Model
 
-from model.features import vision_features
-from model.files import atomic_file
+from model.features import vision_tokens
+from model.files import atomic_write
 from training.checkpoint import save_atomically, split_model
-from training.data.scenes import Scene
 from training.evaluate.zero_shot_segmentation import (
-    Scorer,
     count_scenes,
-    largest_object_scorer,
-    painted_scorer,
-    patch_scorer,
+    largest_object,
+    painted_cosines,
+    patch_cosines,
 )
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
@@ -37,7 +35,6 @@ from training.reproduce.plan import (
     Arm,
     Scale,
     file_name,
-    fingerprint,
     planned,
     training_config,
 )
@@ -45,16 +42,8 @@ from training.reproduce.texts import CellBatches, FixedTexts, TextTable
 from training.start import load_heads, load_start
 from training.trainer import Trainer
 
-PATCHES, VALUES, PAINTED, LARGEST, CHANCE = (
-    "patches",
-    "values",
-    "painted CLS1",
-    "largest object",
-    "chance",
-)
+PATCHES, PAINTED, LARGEST = "patches", "painted CLS1", "largest object"
 _BATCH = 50
-_EDGE_ROWS = 3  # log rows that are averaged at the start and at the end of an arm
-_LOGGED = ("cls1", "cls2", "patch_visible", "patch_masked", "patch", "ibot")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,7 +52,7 @@ class Setup:
 
     Attributes:
         scale: Sizes.
-        sets: Scenes: "train", "val", and the test sets "seen" and "unseen".
+        sets: Scenes: "train", and the test sets "seen" and "unseen".
         texts: Their captions and the names.
         runs: Parent of the seeds' folders.
     """
@@ -119,17 +108,13 @@ def train_arm(setup: Setup, arm: Arm, seed: int) -> Method:
 
 
 @torch.inference_mode()
-def encode(
-    model: Tipsv2Model | Tipsv2VisionModel, scenes: CellScenes
-) -> dict[str, NDArray[np.float32]]:
-    """Features of scenes: "patches" and "values" [S, N, D], "cls1" [S, D]."""
-    parts = []
-    for first in range(0, len(scenes), _BATCH):
-        cells_BKhw = torch.from_numpy(scenes.cells_SKhw[first : first + _BATCH]).float()
-        found = vision_features(model, cells_BKhw)
-        parts.append((found.patches_BND, found.values_BND, found.cls1_BD))
-    joined = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-    return dict(zip((PATCHES, VALUES, "cls1"), joined, strict=True))
+def encode(model: Tipsv2Model, scenes: CellScenes) -> dict[str, NDArray[np.float32]]:
+    """Features of scenes: patches [S, N, D] and, to be painted, CLS1 [S, D]."""
+    found = [vision_tokens(model, cells.float()) for cells in scenes.cells_SKhw.split(_BATCH)]
+    return {
+        PATCHES: torch.cat([tokens.patches_BND for tokens in found]).numpy(),
+        PAINTED: torch.cat([tokens.cls1_BD for tokens in found]).numpy(),
+    }
 
 
 def segment(
@@ -137,46 +122,18 @@ def segment(
     scenes: CellScenes,
     classes_KD: NDArray[np.float32],
 ) -> dict[str, dict[str, float]]:
-    """MIoU and "which" of each kind of patches, of painted CLS1, and of two that need no model."""
-    shown = [
-        Scene(
-            pixels_SS3=np.zeros((0, 0, 3), np.uint8),
-            mask_SS=mask.astype(np.int32),
-            captions=captions,
-            drawings=(),
-        )
-        for mask, captions in zip(scenes.mask_SHW, scenes.captions, strict=True)
-    ]
-    row = {id(scene): number for number, scene in enumerate(shown)}
-
-    def feature(kind: str) -> Callable[[Scene], NDArray[np.float32]]:
-        return lambda scene: np.asarray(features[kind][row[id(scene)]])
-
-    scorers: dict[str, Scorer] = {
-        PATCHES: patch_scorer(feature(PATCHES), classes_KD),
-        VALUES: patch_scorer(feature(VALUES), classes_KD),
-        PAINTED: painted_scorer(feature("cls1"), classes_KD),
-        LARGEST: largest_object_scorer(NAMES),
+    """MIoU and "which" of patches, of painted CLS1, and of painting the largest object."""
+    masks = scenes.mask_SHW.numpy()
+    cosines = {
+        PATCHES: patch_cosines(features[PATCHES], classes_KD),
+        PAINTED: painted_cosines(features[PAINTED], classes_KD),
+        LARGEST: largest_object(masks, NAMES),
     }
-    counts = {name: count_scenes(shown, NAMES, scorer) for name, scorer in scorers.items()}
-    counts[CHANCE] = counts[LARGEST].guessed()
+    counts = {name: count_scenes(masks, NAMES, maps) for name, maps in cosines.items()}
     return {
         name: {"mIoU": round(c.miou(), 3), "which": round(c.which(), 3)}
         for name, c in counts.items()
     }
-
-
-def _edges(folder: Path) -> dict[str, list[float]]:
-    """First and last values of each logged loss."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    found = {}
-    for name in _LOGGED:
-        values = [row[name] for row in rows if name in row]
-        if values:
-            edges = values[:_EDGE_ROWS], values[-_EDGE_ROWS:]
-            found[name] = [round(sum(edge) / len(edge), 4) for edge in edges]
-    return found
 
 
 def result_path(results: Path, seed: int, arm: str) -> Path:
@@ -191,22 +148,14 @@ def run_all(
     results: Path,
     after_each: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Train and measure the arms without a result.
-
-    Raises:
-        ValueError: A result was made with other settings.
-    """
-    settings = fingerprint(setup.scale)
+    """Train and measure the arms without a result."""
     for seed, arm in planned(setup.scale, seeds):
         path = result_path(results, seed, arm.name)
         if not path.exists():
-            result = {"arm": arm.name, "seed": seed, "settings": settings, **_run(setup, arm, seed)}
+            result = {"arm": arm.name, "seed": seed, **_run(setup, arm, seed)}
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            atomic_write(path, json.dumps(result, indent=1) + "\n")
             after_each(result)
-        elif json.loads(path.read_text(encoding="utf-8"))["settings"] != settings:
-            raise ValueError(f"{path} was made with other settings; choose another --results")
 
 
 def _run(setup: Setup, arm: Arm, seed: int) -> dict[str, Any]:
@@ -216,11 +165,9 @@ def _run(setup: Setup, arm: Arm, seed: int) -> dict[str, Any]:
     for name in ("seen", "unseen"):
         found = encode(method.model, setup.sets[name])
         scores[name] = segment(found, setup.sets[name], classes_KD)
-    folder = training_config(setup.scale, arm, seed, setup.runs).folder
     return {
         "samples": arm.num_steps * setup.scale.batch_size,
         "cpu_s": round(time.process_time() - began_s),
-        "losses": _edges(folder),
         "scores": scores,
     }
 

@@ -109,8 +109,8 @@ class CellBatches:
             yield self._batch(np.random.default_rng((self.seed, step)))
 
     def _batch(self, rng: np.random.Generator) -> Batch:
-        chosen_B = rng.choice(len(self.scenes), self.batch_size, replace=False)
-        cells_BKhw = torch.from_numpy(self.scenes.cells_SKhw[chosen_B]).float()
+        chosen_B = rng.choice(len(self.scenes.captions), self.batch_size, replace=False)
+        cells_BKhw = self.scenes.cells_SKhw[chosen_B].float()
         pairs = [
             self.captions.choose(self.scenes.captions[row].by_source(), rng) for row in chosen_B
         ]

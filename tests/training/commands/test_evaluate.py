@@ -1,6 +1,5 @@
-"""`python -m training evaluate`: all scores with a checkpoint, or development scores."""
+"""`python -m training evaluate`: all scores, and a checkpoint."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -62,29 +61,10 @@ def test_without_an_output_scores_are_only_printed(
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_quick_scores_need_neither_teacher_nor_output(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = tmp_path / "other"  # a model without a run
-    other.mkdir()
-    (other / "config.json").write_text("{}", encoding="utf-8")
-
-    def quick_scores(models: Sequence[Path], data: DataFolder) -> dict[str, dict[str, float]]:
-        assert data.path == Path("d")
-        return {"val/patches": {str(model): 3.0 for model in models}}
-
-    monkeypatch.setattr(evaluate_command, "quick_scores", quick_scores)
-    assert main(["evaluate", str(run), "--quick", "--also", str(other), "--data", "d"]) == 0
-    heading, values = capsys.readouterr().out.splitlines()
-    assert heading.split() == [str(run / "model"), str(other)]
-    assert values.split() == ["val/patches", "3.00", "3.00"]
-
-
 def test_a_missing_card_or_model_is_reported_before_scoring(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(run), "--output", str(tmp_path / "o")]) == 2
     assert "no model card at training/cards/run.md" in capsys.readouterr().err
-    for options in ([], ["--quick"]):
-        assert main(["evaluate", str(tmp_path / "nowhere"), *options]) == 2
-        assert "nowhere has no model yet" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere (yet)" in capsys.readouterr().err

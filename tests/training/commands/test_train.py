@@ -87,7 +87,7 @@ def test_a_pretrained_run_is_the_teacher_on_images_with_captions(
     teacher = tmp_path / "runs/pretrained-images-small"
     arguments = ["--teacher", teacher, "--images", images]
     assert call("distill", tmp_path, arguments, "method.text_start=teacher") == 0
-    assert "bridge: the teacher's 24 prototypes" in capsys.readouterr().out
+    assert "patches learn the teacher's 24 prototypes" in capsys.readouterr().out
     assert (tmp_path / "runs/distilled-images-small/model/model.safetensors").exists()
 
 
@@ -100,7 +100,7 @@ def test_a_wrong_folder_is_reported_in_one_line(
     images, empty = make_images(), tmp_path / "empty"
     empty.mkdir()
     assert call("distill", tmp_path, ["--teacher", empty, "--images", images]) == 2
-    assert f"error: no teacher in {empty}: give the folder" in capsys.readouterr().err
+    assert f"error: no model in {empty} (yet)" in capsys.readouterr().err
     assert call("distill", tmp_path, ["--teacher", make_teacher(WIDE), "--images", empty]) == 2
     assert f"error: {empty} holds no image" in capsys.readouterr().err
     assert call("pretrain", tmp_path, ["--images", images]) == 2

@@ -1,7 +1,6 @@
 """Scenes with known answers, and a tiny model with its tokenizer."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
@@ -25,21 +24,6 @@ def scenes(source: SceneSource) -> list[Scene]:
 
 
 @pytest.fixture
-def encoder_model(student_model: Tipsv2Model) -> Tipsv2Model:
-    """A fresh model in evaluation mode."""
-    student_model.eval()
-    return student_model
-
-
-@pytest.fixture
-def encoder(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> Tipsv2Encoder:
-    """The model with its tokenizer."""
-    return Tipsv2Encoder(encoder_model, tokenizer)
-
-
-@pytest.fixture
-def folder(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, tmp_path: Path) -> Path:
-    """A saved model with its tokenizer."""
-    encoder_model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def encoder(student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> Tipsv2Encoder:
+    """A fresh model in evaluation mode, with its tokenizer."""
+    return Tipsv2Encoder(student_model.eval(), tokenizer)

@@ -11,7 +11,7 @@ from model.scores.bootstrap import bootstrap
 from model.scores.ranking import Ranking, found_within, rank
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
-from training.evaluate.encoder import SceneEncoder, encode_images, encode_names, encode_texts
+from training.evaluate.encoder import encode_images, encode_names, encode_texts
 from training.evaluate.ranking import (
     IMAGE_SIZE,
     SETTINGS,
@@ -43,24 +43,19 @@ def test_the_rank_counts_the_wrong_answers_before_the_first_right_one(
     ranking = rank(np.asarray(scores, np.float32), np.asarray(right, bool))
     assert ranking.rank_Q.tolist() == ranks
     assert ranking.num_right_Q.tolist() == num_right
-    assert (ranking.num_candidates, len(ranking)) == (3, len(ranks))
     for depth in (1, 2, 3):
         share = sum(place < depth for place in ranks) / len(ranks)
         assert ranking.found(depth) == pytest.approx(100 * share)
-
-
-def test_a_query_without_a_right_answer_is_an_error() -> None:
     with pytest.raises(ValueError, match="needs a right answer"):
-        rank(np.zeros((2, 3), np.float32), np.asarray([[True, False, False], [False] * 3]))
+        rank(np.zeros((1, 3), np.float32), np.zeros((1, 3), bool))
 
 
 def test_chance_is_what_shuffled_candidates_give() -> None:
-    rng = np.random.default_rng(0)
-    num_queries = 20_000
-    right_QC = np.zeros((num_queries, 12), bool)
+    right_QC = np.zeros((20_000, 12), bool)
     right_QC[:, 0] = True
     right_QC[::2, 1:3] = True  # every other query has three
-    ranking = rank(rng.random((num_queries, 12), dtype=np.float32), right_QC)
+    rng = np.random.default_rng(0)
+    ranking = rank(rng.random(right_QC.shape, dtype=np.float32), right_QC)
     for depth in (1, 5):
         assert ranking.found(depth) == pytest.approx(ranking.chance(depth), abs=1.0)
     # By hand, the first place: 1/12 and 3/12, each for half of the queries.
@@ -72,7 +67,6 @@ def test_the_metric_weights_queries() -> None:
         rank_Q=np.asarray([0, 4, 9]), num_right_Q=np.ones(3, np.int64), num_candidates=10
     )
     weights_RQ = np.asarray([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [0.0, 1.0, 2.0]])
-    assert found_within(1)(ranking, weights_RQ).tolist() == pytest.approx([100 / 3, 100, 0])
     assert found_within(5)(ranking, weights_RQ).tolist() == pytest.approx([200 / 3, 100, 100 / 3])
     interval = bootstrap(found_within(5), ranking)
     assert interval.value == pytest.approx(ranking.found(5))
@@ -105,16 +99,11 @@ def test_every_drawing_of_the_shown_names_occurs_once(
 
 def test_a_drawing_is_complete_and_centred_on_a_plain_background(sprite_bank: SpriteBank) -> None:
     (image,) = plain_images(sprite_bank, np.asarray([1]))  # a square
-    assert image.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
-    assert image.dtype == np.uint8
-    margin = image[:10]
-    assert (margin == image[0, 0]).all()
     middle = IMAGE_SIZE // 2
     colour = sprite_bank.rgba_MSS4[1, 48, 48, :3]
     assert image[middle, middle].tolist() == pytest.approx(colour.tolist(), abs=1)
     drawn = (image != image[0, 0]).any(2)
-    rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
-    for found in (rows, columns):
+    for found in (np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))):
         assert 0.65 * IMAGE_SIZE < found[-1] - found[0] < 0.76 * IMAGE_SIZE
         assert found[0] == pytest.approx(IMAGE_SIZE - 1 - found[-1], abs=2)
 
@@ -129,18 +118,14 @@ def test_an_embedding_equal_to_its_class_is_right(benchmark: ClassificationBench
     assert (both.found(1), both.found(2)) == (0.0, 100.0)
 
 
-@pytest.mark.parametrize("templates", ["none", "tcl"])
-def test_a_model_is_ranked_by_its_first_token(
-    templates: str,
-    benchmark: ClassificationBenchmark,
-    encoder: Tipsv2Encoder,
+def test_a_model_classifies_by_its_first_token(
+    benchmark: ClassificationBenchmark, encoder: Tipsv2Encoder
 ) -> None:
-    found = benchmark.classify(encoder, templates)
     features = encode_images(encoder, benchmark.images)
-    classes_KD = encode_names(encoder, benchmark.names, templates)
+    classes_KD = encode_names(encoder, benchmark.names, "tcl")
     first, second = (benchmark.rank(features[key], classes_KD) for key in ("cls1", "cls2"))
+    found = benchmark.classify(encoder, "tcl")
     assert found.rank_Q.tolist() == first.rank_Q.tolist() != second.rank_Q.tolist()
-    assert found.chance(1) == pytest.approx(100 / len(benchmark.names))
 
 
 @pytest.mark.parametrize(
@@ -170,33 +155,20 @@ def test_equal_captions_are_one_candidate_and_share_their_images() -> None:
     to_text, to_image = both["image to text"], both["text to image"]
     assert (len(to_text), to_text.num_candidates) == (4, 3)
     assert to_text.rank_Q.tolist() == [0, 0, 1, 1]
-    assert to_text.num_right_Q.tolist() == [1, 1, 1, 1]
     # A dog: its first image is nearest. A cat: its own. A cow: the last image, its own.
     assert (len(to_image), to_image.num_candidates) == (3, 4)
     assert to_image.rank_Q.tolist() == [0, 0, 0]
     assert to_image.num_right_Q.tolist() == [2, 1, 1]
-    alike = rank_both_ways(np.stack([DOG, CAT]), ["a dog", "a dog"], DOG[None])
-    assert alike["image to text"].found(1) == alike["image to text"].chance(1) == 100.0
-    assert (len(alike["text to image"]), alike["text to image"].found(1)) == (1, 100.0)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_model_is_ranked_by_its_own_embeddings(
-    setting: RetrievalSetting,
-    encoder: Tipsv2Encoder,
-    scenes: list[Scene],
+def test_a_model_retrieves_by_the_token_of_its_captions(
+    setting: RetrievalSetting, encoder: Tipsv2Encoder, scenes: list[Scene]
 ) -> None:
-    features = SceneEncoder(encoder, scenes).features
-    found = retrieve(encoder, scenes, features=features, setting=setting)
+    features = encode_images(encoder, [scene.pixels_SS3 for scene in scenes])
     captions = [getattr(scene.captions, setting.captions) for scene in scenes]
     texts_UD = encode_texts(encoder, list(dict.fromkeys(captions)))
-
-    def ranks(both: dict[str, Ranking]) -> dict[str, list[int]]:
-        return {direction: ranking.rank_Q.tolist() for direction, ranking in both.items()}
-
-    by_token = {
-        token: ranks(rank_both_ways(features[token], captions, texts_UD))
-        for token in ("cls1", "cls2")
-    }
-    assert ranks(found) == by_token[setting.token]
-    assert by_token["cls1"] != by_token["cls2"]
+    found = retrieve(encoder, scenes, features=features, setting=setting)
+    expected = rank_both_ways(features[setting.token], captions, texts_UD)
+    for direction, ranking in found.items():
+        assert ranking.rank_Q.tolist() == expected[direction].rank_Q.tolist()

@@ -1,57 +1,71 @@
 """The shared terms: which embeddings are compared with which texts, and which towers learn."""
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
-from transformers import Tipsv2Model
+from torch import nn
+from torch.nn import functional as F
+from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from model.features import VisionFeatures, vision_features
-from training.data.batch import Batch
+from model.features import VisionTokens, vision_tokens
+from tests.training.methods.conftest import MeanColours, take_step
+from training.data.batch import Batch, UnnamedDrawings, text_ids, tokenize
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_parts
-from training.methods.terms import (
-    NameContrastConfig,
-    PatchFeatures,
-    caption_terms,
-    embed_texts,
-    name_term,
-)
+from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
+from training.methods.pretrain import Pretrain, PretrainConfig
+from training.methods.terms import NameContrastConfig, caption_terms, embed_texts, name_term
+
+BACKBONE = ImageBackboneConfig(weight=2.0, scenes_until=0.5, titles_weight=0.5)
+CONFIG = PretrainConfig(dino_weight=0.0, ibot_weight=0.0, image_backbone=BACKBONE)
 
 
 @pytest.fixture
-def features(student_model: Tipsv2Model, batch: Batch) -> VisionFeatures:
-    """Features of the batch by the new model."""
-    return vision_features(student_model, batch.pixels_B3HW)
+def tokens(student_model: Tipsv2Model, batch: Batch) -> VisionTokens:
+    """Tokens of the batch by the new model."""
+    return vision_tokens(student_model, batch.pixels_B3HW)
 
 
+@pytest.fixture
+def drawings(tokenizer: Tipsv2Tokenizer) -> UnnamedDrawings:
+    """Five drawings of 28 pixels; the second has no title, and two have the same."""
+    titles = ["lamp", "kettle", "lamp", "rug"]
+    return UnnamedDrawings(
+        pixels_E3hw=torch.rand(5, 3, 28, 28, generator=torch.Generator().manual_seed(1)),
+        titled_E=torch.tensor([True, False, True, True, True]),
+        titles=tokenize(tokenizer, titles),
+        title_ids_T=text_ids(titles),
+    )
+
+
+@pytest.mark.parametrize("locked", [True, False])
 def test_each_cls_token_is_contrasted_with_its_own_captions(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
+    student_model: Tipsv2Model, tokens: VisionTokens, batch: Batch, locked: bool
 ) -> None:
     # Of the short captions the first two are equal, of the long ones the last two.
     cls1_ids_T, cls2_ids_T = torch.tensor([[0, 0, 1, 2], [0, 1, 2, 2]])
     batch = replace(batch, cls1_ids_T=cls1_ids_T, cls2_ids_T=cls2_ids_T)
-    temperature = torch.tensor(0.05)
-    terms = caption_terms(student_model, features, batch, temperature=temperature)
+    heat = torch.tensor(0.05)
+    terms = caption_terms(student_model, tokens, batch, temperature=heat, locked=locked)
     short, long = (embed_texts(student_model, texts) for texts in (batch.cls1, batch.cls2))
-    cls1 = contrastive_loss(features.cls1_BD, short, temperature, batch.cls1_ids_T)
-    cls2 = contrastive_loss(features.cls2_BD, long, temperature, batch.cls2_ids_T)
-    assert set(terms) == {"cls1", "cls2"}
-    torch.testing.assert_close(terms["cls1"], cls1)
-    torch.testing.assert_close(terms["cls2"], cls2)
+    cls1 = contrastive_loss(tokens.cls1_BD, short, heat, cls1_ids_T)
+    cls2 = contrastive_loss(tokens.cls2_BD, long, heat, cls2_ids_T)
+    torch.testing.assert_close(terms, {"cls1": cls1, "cls2": cls2})
+    (terms["cls1"] + terms["cls2"]).backward()
+    learns = any(p.grad is not None for p in student_model.text_model.parameters())
+    assert learns is not locked
+    assert student_model.vision_model.embeddings.patch_embeddings.projection.weight.grad is not None
 
 
-@pytest.mark.parametrize("kind", get_args(PatchFeatures))
-def test_names_are_compared_with_the_configured_features(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch, kind: PatchFeatures
+def test_names_are_compared_with_the_patches(
+    student_model: Tipsv2Model, tokens: VisionTokens, batch: Batch
 ) -> None:
-    config = NameContrastConfig(weight=1.0, features=kind)
-    contrast = NameContrast()
-    term = name_term(student_model, features, batch, contrast=contrast, config=config)
+    config, contrast = NameContrastConfig(weight=1.0), NameContrast()
+    term = name_term(student_model, tokens, batch, contrast=contrast, config=config)
     stray, hidden_P = patch_name_parts(
-        features.values_BND if kind == "values" else features.patches_BND,
+        tokens.patches_BND,
         embed_texts(student_model, batch.names),
         batch.present_BU,
         scale=contrast.scale(),
@@ -61,17 +75,61 @@ def test_names_are_compared_with_the_configured_features(
     torch.testing.assert_close(term, stray + hidden_P.mean())
     # The images have only four patches.
     more = replace(config, num_shown=99)
-    assert term == name_term(student_model, features, batch, contrast=contrast, config=more)
+    assert term == name_term(student_model, tokens, batch, contrast=contrast, config=more)
 
 
-@pytest.mark.parametrize("locked", [True, False])
-def test_the_text_tower_learns_unless_it_is_locked(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch, locked: bool
+def test_patches_are_compared_with_their_cells_and_images_with_the_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    patches_BND = torch.randn(3, 4, 8, generator=generator)
+    cells_BNK = torch.randn(3, 4, 6, generator=generator)
+    projection = nn.Linear(8, 6)
+    ours_BNK = projection(patches_BND)
+    pairs = [(ours_BNK[b, n], cells_BNK[b, n]) for b in range(3) for n in range(4)]
+    means = [(ours_BNK[b].mean(0), cells_BNK[b].mean(0)) for b in range(3)]
+    patch, whole = (
+        torch.stack([F.cosine_similarity(*pair, dim=0) for pair in some]).mean()
+        for some in (pairs, means)
+    )
+    found = image_backbone_term(patches_BND, cells_BNK, projection)
+    torch.testing.assert_close(found, 2 - patch - whole)
+
+
+def test_titled_drawings_are_contrasted_with_their_titles(
+    student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, drawings: UnnamedDrawings
 ) -> None:
-    temperature = torch.tensor(0.05)
-    terms = caption_terms(student_model, features, batch, temperature=temperature, locked=locked)
-    (terms["cls1"] + terms["cls2"]).backward()
-    has_gradient = [p.grad is not None for p in student_model.text_model.parameters()]
-    assert any(has_gradient) is not locked
-    projection = student_model.vision_model.embeddings.patch_embeddings.projection
-    assert projection.weight.grad is not None
+    tokens, heat = vision_tokens(student_model, drawings.pixels_E3hw), student_model.temperature
+    texts_TD = embed_texts(student_model, drawings.titles)
+    ids_T = torch.tensor([0, 1, 0, 2])
+    expected = contrastive_loss(tokens.cls1_BD[[0, 2, 3, 4]], texts_TD, heat, ids_T)
+    term = title_term(student_model, tokens, drawings, temperature=heat)
+    torch.testing.assert_close(term, expected)
+    untitled = replace(
+        drawings,
+        titled_E=torch.zeros(5, dtype=torch.bool),
+        titles=tokenize(tokenizer, []),
+        title_ids_T=text_ids([]),
+    )
+    assert title_term(student_model, tokens, untitled, temperature=heat).item() == 0.0
+
+
+def test_the_backbone_encodes_scenes_early_and_unnamed_drawings_throughout(
+    student_model: Tipsv2Model, batch: Batch, drawings: UnnamedDrawings
+) -> None:
+    batch = replace(batch, unnamed=drawings)
+    method = Pretrain(student_model, CONFIG)
+    with pytest.raises(ValueError, match="no image backbone is loaded"):
+        take_step(method, batch, 0.1)
+    method.image_backbone = backbone = MeanColours()
+    result = take_step(method, batch, 0.49)
+    early, late = result.metrics, take_step(method, batch, 0.5).metrics
+    assert backbone.shown == [4, 5, 5]
+    assert set(early) == set(late) == {"cls1", "cls2", "image_backbone", "titles"}
+    captions = (early["cls1"] + early["cls2"]) / 2
+    expected = captions + 2.0 * early["image_backbone"] + 0.5 * early["titles"]
+    torch.testing.assert_close(result.loss.detach(), expected)
+    # Four scenes and five drawings are weighted by their number.
+    scenes_only = take_step(method, replace(batch, unnamed=None), 0.1).metrics
+    together = (4 * scenes_only["image_backbone"] + 5 * late["image_backbone"]) / 9
+    torch.testing.assert_close(early["image_backbone"], together)
+    off = Pretrain(student_model, replace(CONFIG, image_backbone=ImageBackboneConfig()))
+    assert set(take_step(off, batch, 0.1).metrics) == {"cls1", "cls2"}

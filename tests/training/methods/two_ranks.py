@@ -16,7 +16,7 @@ from tests.training.methods.conftest import MeanColours
 from tests.training.ranks import join, leave
 from training.config import ModelConfig
 from training.data.batch import Batch, TextBatch, UnnamedDrawings
-from training.distributed import average_gradients, mean_over_ranks, stop
+from training.distributed import mean_over_ranks, stop
 from training.heads import HeadConfig
 from training.methods.base import Method, Step
 from training.methods.distill import Distill, DistillConfig
@@ -148,6 +148,15 @@ def part(batch: Batch, rank: int, num_ranks: int) -> Batch:
         present_BU=batch.present_BU[mine][:, names],
         unnamed=unnamed_part(batch.unnamed, rank, num_ranks),
     )
+
+
+def average_gradients(method: Method) -> None:
+    """As DDP does: a rank without a gradient counts as zero."""
+    for parameter in method.parameters():
+        has = mean_over_ranks(torch.tensor(float(parameter.grad is not None)))
+        if has > 0:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = mean_over_ranks(gradient)
 
 
 def take_step(method: Method, batch: Batch, rank: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from training.data.loader import Curriculum
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.recipes import bundled, first_light
-from training.recipes.scale import SCALE_RECIPES, student_l14, teacher_g14
+from training.recipes.scale import SCALE_RECIPES, TEACHER
 
 
 def test_students_and_their_teachers_fit_together() -> None:
@@ -57,7 +57,7 @@ def test_a_recipe_is_a_whole_configuration(recipe: Callable[[], TrainingConfig])
 
 
 CODE = re.compile(r"`([^`]+)`")
-ROOTS: dict[str, tuple[Any, ...]] = {"GeminiConfig": (GeminiConfig(),)}
+ROOTS: dict[str, list[Any]] = {"GeminiConfig": [GeminiConfig()]}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def values_of(setting: str) -> list[Any]:
     """Values of a setting in the configurations that have it: the teacher's, the student's."""
     first, _, rest = setting.partition(".")
     found, names = [], rest.split(".") if first in ROOTS else setting.split(".")
-    for value in ROOTS.get(first, (teacher_g14(), student_l14())):
+    for value in ROOTS.get(first, [SCALE_RECIPES[name]() for name in (TEACHER, "student-l14")]):
         for name in names:
             fields = {item.name for item in dataclasses.fields(value)}
             if name not in fields:

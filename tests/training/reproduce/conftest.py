@@ -18,7 +18,7 @@ from training.reproduce.runner import Setup
 from training.reproduce.texts import TextTable
 
 SCALE = Scale(
-    cells=CellConfig(grid=4, width=8, num_train=8, num_val=3, num_test=3),
+    cells=CellConfig(grid=4, width=8, num_train=8, num_test=3),
     width=16,
     layers=2,
     heads=2,
@@ -32,31 +32,30 @@ SCALE = Scale(
 )
 
 
-def toy_scenes(count: int, seed: int, scale: Scale = SCALE) -> CellScenes:
+def toy_scenes(count: int, seed: int) -> CellScenes:
     """Scenes of two names, left and right; a cell's first channels say which name it shows."""
     rng = np.random.default_rng(seed)
-    grid, side = scale.cells.grid, 14 * scale.cells.grid
-    cells = rng.normal(0, 0.1, (count, scale.cells.width, grid, grid)).astype(np.float16)
-    mask = np.zeros((count, side, side), np.int16)
+    grid, side = SCALE.cells.grid, 14 * SCALE.cells.grid
+    cells = torch.from_numpy(rng.normal(0, 0.1, (count, SCALE.cells.width, grid, grid))).half()
+    mask = torch.zeros((count, side, side), dtype=torch.int16)
     captions = []
     for number in range(count):
         left, right = (int(k) for k in rng.choice(4, 2, replace=False))
         cells[number, left, :, : grid // 2] += 3
         cells[number, right, :, grid // 2 :] += 3
-        mask[number, :, : side // 2], mask[number, :, side // 2 :] = class_ids(NAMES)[[left, right]]
+        ids = class_ids([NAMES[left], NAMES[right]]).tolist()
+        mask[number, :, : side // 2], mask[number, :, side // 2 :] = ids
         names = NAMES[left], NAMES[right]
         captions.append(
             Captions(names=names, short=" and ".join(names), keywords=", ".join(names), scene="s")
         )
-    return CellScenes(cells_SKhw=cells, mask_SHW=mask, captions=tuple(captions))
+    return CellScenes(cells_SKhw=cells, mask_SHW=mask, captions=captions)
 
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Setup:
     """Toy scenes, and a random vector for each text."""
-    cells = SCALE.cells
-    counts = {"train": cells.num_train, "val": cells.num_val, "seen": 3, "unseen": 3}
-    sets = {name: toy_scenes(count, n) for n, (name, count) in enumerate(counts.items())}
+    sets = {"train": toy_scenes(8, 0), "seen": toy_scenes(3, 1), "unseen": toy_scenes(3, 2)}
     prompts = [prompt.format(name) for name in NAMES for prompt in TEMPLATES["tcl"]]
     captions = [text for s in sets.values() for c in s.captions for text in c.by_source().values()]
     texts = list(dict.fromkeys((*prompts, *captions)))

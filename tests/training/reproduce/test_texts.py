@@ -61,5 +61,5 @@ def test_batch_i_is_always_the_same_and_captions_belong_to_their_scenes(toy: Set
     assert not torch.equal(first.pixels_B3HW, second.pixels_B3HW)
     train = toy.sets["train"]
     for cells, row in zip(third.pixels_B3HW, third.cls1_ids_T.tolist(), strict=True):
-        (number,) = [n for n in range(len(train)) if (train.cells_SKhw[n] == cells.numpy()).all()]
+        (number,) = [n for n, known in enumerate(train.cells_SKhw) if (known == cells).all()]
         assert toy.texts.rows[train.captions[number].short] == row

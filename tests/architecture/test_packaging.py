@@ -90,11 +90,13 @@ def test_the_client_imports_what_it_declares_and_nothing_of_the_service(
     declared_names = {
         canonical(Requirement(line).name) for line in tomllib.loads(text)["project"]["dependencies"]
     }
-    assert declared_names == {"grpcio", "httpx", "numpy", "protobuf"}
+    assert declared_names == {
+        "googleapis-common-protos", "grpcio", "httpx", "numpy", "protobuf"
+    }  # fmt: skip
     files = [path for path in python_files if path.parts[0] == "clients"]
     imported = {root for path in files for root in foreign_roots(project_root / path)}
     assert len(files) > 10
-    assert imported <= {"google.protobuf", "grpc", "httpx", "numpy", CLIENT}
+    assert imported <= {"google.protobuf", "google.rpc", "grpc", "httpx", "numpy", CLIENT}
 
 
 def test_serving_declares_neither_torch_nor_transformers(project_root: Path) -> None:

@@ -1,13 +1,20 @@
 """Messages, errors and channel options of the gRPC service `tipserve.v1.EncoderService`."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, cast
 
 import grpc
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import (  # type: ignore[import-untyped]  # no py.typed
+    BadRequest,
+    ErrorInfo,
+    RetryInfo,
+)
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from tipserve_client.connection import Target
@@ -85,6 +92,7 @@ DTYPES: Final = {
     tensor_pb2.DATA_TYPE_FLOAT16: "<f2",
     tensor_pb2.DATA_TYPE_INT8: "i1",
 }
+DETAILS: Final = (ErrorInfo, BadRequest, RetryInfo)
 # Sent for a name that the client does not know; the server refuses it.
 UNKNOWN_VALUE: Final = 99
 RESOURCE_EXHAUSTED: Final = 8
@@ -115,10 +123,6 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
 LOST_STATUS: Final = "Internal error from Core"
 # gRPC's words if a stream was reset: a proxy does so when the server behind it has died.
 RESET: Final = "RST_STREAM"
-
-
-# Wire types of protobuf fields.
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
 def channel_credentials(target: Target) -> grpc.ChannelCredentials:
@@ -200,18 +204,23 @@ def read_model(model: model_pb2.Model) -> ModelInfo:
 
 def read_error(code: int, message: str, metadata: Mapping[str, Any]) -> TipserveError:
     """The error of an RPC, from its status."""
-    details = StatusDetails.read(metadata.get("grpc-status-details-bin", b""))
-    retry_after_s = details.retry_after_s
+    info, bad, retry = (kind() for kind in DETAILS)
+    with suppress(DecodeError):  # another server's
+        for detail in Status.FromString(metadata.get("grpc-status-details-bin", b"")).details:
+            any(detail.Unpack(one) for one in (info, bad, retry))
+    retry_after_s = None
+    if retry.HasField("retry_delay"):
+        retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
     pushback = str(metadata.get("grpc-retry-pushback-ms", ""))
     if pushback.isdecimal():
         retry_after_s = int(pushback) / 1000
-    kind = BY_REASON.get(details.reason) or BY_CODE.get(code, InternalError)
+    kind = BY_REASON.get(info.reason) or BY_CODE.get(code, InternalError)
     if code == RESOURCE_EXHAUSTED and retry_after_s is None:
         kind = RequestTooLarge  # gRPC itself refuses a message that is too large
     return kind(
         message,
-        code=details.reason or CORE_REASONS.get(code, f"grpc_{code}"),
-        param=details.field or None,
+        code=info.reason or CORE_REASONS.get(code, f"grpc_{code}"),
+        param=next((one.field for one in bad.field_violations), None),
         request_id=metadata.get("x-request-id"),
         retry_after_s=retry_after_s,
     )
@@ -375,78 +384,3 @@ def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
 
 def _box(box: segment_pb2.Box) -> tuple[int, int, int, int]:
     return int(box.left), int(box.top), int(box.width), int(box.height)
-
-
-@dataclass(frozen=True, slots=True)
-class StatusDetails:
-    """Details of a gRPC status: reason, invalid field, and seconds until a retry.
-
-    `googleapis-common-protos` would be one more dependency for three small messages, so they are
-    read by field number:
-    https://github.com/googleapis/googleapis/blob/master/google/rpc/error_details.proto
-    """
-
-    reason: str = ""
-    field: str = ""
-    retry_after_s: float | None = None
-
-    @classmethod
-    def read(cls, raw: bytes) -> Self:
-        """Read the bytes of a `google.rpc.Status`; malformed parts are ignored."""
-        reason, field = "", ""
-        retry_after_s: float | None = None
-        try:
-            for number, detail in _fields(raw):
-                if number != 3 or not isinstance(detail, bytes):
-                    continue
-                packed = dict(_fields(detail))
-                name = _bytes(packed, 1).decode().rpartition(".")[2]
-                inside = dict(_fields(_bytes(packed, 2)))
-                if name == "ErrorInfo":
-                    reason = _bytes(inside, 1).decode()
-                elif name == "BadRequest":
-                    violation = dict(_fields(_bytes(inside, 1)))
-                    field = _bytes(violation, 1).decode()
-                elif name == "RetryInfo":
-                    delay = dict(_fields(_bytes(inside, 1)))
-                    retry_after_s = _integer(delay, 1) + 1e-9 * _integer(delay, 2)
-        except (ValueError, LookupError):
-            pass
-        return cls(reason, field, retry_after_s)
-
-
-def _bytes(fields: dict[int, bytes | int], number: int) -> bytes:
-    value = fields.get(number, b"")
-    return value if isinstance(value, bytes) else b""
-
-
-def _integer(fields: dict[int, bytes | int], number: int) -> int:
-    value = fields.get(number, 0)
-    return value if isinstance(value, int) else 0
-
-
-def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Number and value of each field of a protobuf message."""
-    position = 0
-    while position < len(raw):
-        key, position = _varint(raw, position)
-        wire_type = key & 7
-        if wire_type == VARINT:
-            value, position = _varint(raw, position)
-            yield key >> 3, value
-        elif wire_type == LENGTH:
-            length, position = _varint(raw, position)
-            yield key >> 3, raw[position : position + length]
-            position += length
-        else:
-            position += {FIXED64: 8, FIXED32: 4}[wire_type]
-
-
-def _varint(raw: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = raw[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position

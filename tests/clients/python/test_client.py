@@ -37,79 +37,52 @@ if TYPE_CHECKING:
 
     from tipserve_client.results import HalfArray
 
+KEY = "the-key-of-this-test"
 EVERY = ("cls1", "cls2", "patches", "values")
-DTYPES = ("float32", "float16", "int8")
+KINDS = {"float32": ImageEmbedding, "float16": HalfImageEmbedding, "int8": Int8ImageEmbedding}
+CLASSES = ["dog", "sky"]
+CALLS: dict[str, Callable[..., Any]] = {
+    "embed_images": lambda c, given, **o: c.embed_images(given, outputs="patches", **o),
+    "int8": lambda c, given, **o: c.embed_images(given, outputs="patches", dtype="int8", **o),
+    "segment": lambda c, given, **o: c.segment(given, CLASSES, **o),
+    "classify": lambda c, given, **o: c.classify(given, CLASSES, **o),
+    "features": lambda c, given, **o: c.features(given, **o),
+    "depth": lambda c, given, **o: c.depth(given, **o),
+    "normals": lambda c, given, **o: c.normals(given, **o),
+}
+BOTH = pytest.mark.parametrize("protocol", ["http", "grpc"])
 
 
-async def embeddings(client: Any, images: list[bytes], dtype: str | None) -> dict[str, Any]:
-    """The results of every method that returns embeddings."""
-    options = {"outputs": EVERY, "dtype": dtype}
-    return {
-        "images": await client.embed_images(images, **options),
-        "aspect": await client.embed_images(images, fit="aspect", **options),
-        "stream": [item.result() async for item in client.stream_images(images, **options)],
-        "partial": [i.result() for i in await client.embed_images(images, partial=True, **options)],
-        "texts": await client.embed_texts(["dog", "sky"], dtype=dtype),
-    }
-
-
-async def test_maps_come_beside_embeddings(
-    serving: Serving, encode_image: Encode, asking: Asking
-) -> None:
-    async with serving() as server, asking.client(server) as client:
-        outputs = ["cls1", "depth", "normals"]
-        (found,) = await client.embed_images(encode_image(), outputs=outputs, dtype="float16")
-        (depth_hw,) = await client.depth(encode_image(), size="model")
-    np.testing.assert_allclose(found.depth, depth_hw, rtol=1e-5)
-    assert (found.cls1.dtype, found.depth.dtype) == (np.float16, np.float32)
-    assert found.normals.shape == (*depth_hw.shape, 3)
-
-
-async def test_answers_are_those_of_the_data_plane(
+async def test_results_have_their_shapes_and_types(
     serving: Serving, encode_image: Encode, asking: Asking
 ) -> None:
     images = [encode_image(seed=seed) for seed in range(3)]
     classes = {"dog": ["a dog", "a photo of a dog"], "sky": []}
     async with serving() as server, asking.client(server) as client:
-        embedded = await client.embed_images(images, outputs=EVERY, normalize=False, resolution=42)
-        words = await client.embed_texts(["dog", "sky"], templates=["a {}", "the {}"])
-        masks = await client.segment(
-            images,
-            classes,
-            background_threshold=0.1,
-            background_classes=["wall"],
-            include_scores=True,
-            templates="tcl",
-            features="patches",
-            fit="squash",
-            include_instances=True,
-            min_area_share=0.0001,
-        )
+        outputs = ["patches", "depth", "normals"]
+        embedded = await client.embed_images(images, outputs=outputs, resolution=56)
+        words = await client.embed_texts(CLASSES, templates=["a {}", "the {}"])
+        options = {"include_scores": True, "include_instances": True, "min_area_share": 0.0001}
+        masks = await client.segment(images, classes, background_classes=["wall"], **options)
         ((best, _),) = await client.classify(images[0], classes)
         (colors,) = await client.features(images[0])
-        depth = await client.depth(images, size="model")
-        normals = await client.normals(images)
+        depth = await client.depth(images, size="model", resolution=56)
         (model,) = await client.models()
-    assert [e.patches.shape for e in embedded] == [(3, 3, 8)] * 3
-    assert embedded[0].cls1.dtype == np.float32
-    assert words.shape == (2, 8)
-    np.testing.assert_allclose(np.linalg.norm(words, axis=1), 1, rtol=1e-5)
-    assert masks[0].labels.shape == masks[0].scores.shape == (30, 40)
-    assert masks[0].labels.dtype == np.uint16
-    assert [area.name for area in masks[0].classes] == ["dog", "sky"]
-    assert sum(a.area_share for a in masks[0].classes) + masks[0].background_share == pytest.approx(
-        1
-    )
+    assert [e.patches.shape for e in embedded] == [(4, 4, 8)] * 3
+    np.testing.assert_allclose([e.depth for e in embedded], depth, rtol=1e-5)
+    assert embedded[0].normals.shape == (*depth[0].shape, 3)
+    np.testing.assert_allclose(np.linalg.norm(words, axis=1), [1, 1], rtol=1e-5)
     for mask in masks:
+        assert mask.labels.shape == mask.scores.shape == (30, 40)
+        assert [area.name for area in mask.classes] == CLASSES
+        shares = sum(area.area_share for area in mask.classes) + mask.background_share
+        assert shares == pytest.approx(1)
         # The mask is small enough that no instance is left out.
         own = [one.mask for one in mask.instances if one.label == 1]
         joined = np.any(own, axis=0) if own else np.False_
         np.testing.assert_array_equal(mask.labels == 1, joined)
     assert best.probability >= 0.5
-    assert best.name in classes
     assert colors.shape == (30, 40, 3)
-    assert [array.shape for array in depth] == [(16, 16)] * 3
-    assert normals[0].shape == (30, 40, 3)
     assert (model.name, model.embed_dim, model.native_size) == ("fake", 8, 28)
     assert "depth" in model.outputs
 
@@ -139,13 +112,13 @@ async def test_errors_say_what_and_where(
 
 
 async def test_a_key_is_sent(serving: Serving, encode_image: Encode, asking: Asking) -> None:
-    async with serving(api_keys="the-key-of-this-test") as server:
-        async with asking.client(server, api_key="the-key-of-this-test") as client:
+    async with serving(api_keys=KEY) as server:
+        async with asking.client(server, api_key=KEY) as client:
             assert len(await client.embed_images(encode_image())) == 1
             assert [i.index async for i in client.stream_images([encode_image()])] == [0]
         async with asking.client(server, api_key="another-key") as client:
             with pytest.raises(Unauthenticated):
-                await client.embed_images(encode_image())
+                await client.embed_images(encode_image(), partial=True)
             with pytest.raises(Unauthenticated):
                 [item async for item in client.stream_images([encode_image()])]
 
@@ -160,7 +133,7 @@ async def test_the_server_receives_the_deadline(
         await until(lambda: inflight(server) == 0)
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@BOTH
 async def test_a_cancelled_request_is_not_computed(
     serving: Serving, encode_image: Encode, protocol: str, runtime: FakeRuntime, entered: Entered
 ) -> None:
@@ -177,32 +150,36 @@ async def test_number_formats_differ_within_their_precision(
     serving: Serving, encode_image: Encode, asking: Asking
 ) -> None:
     images = [encode_image(seed=seed, size=(60, 40 + 20 * seed)) for seed in range(2)]
+    found: dict[str, dict[str, Any]] = {}
     async with serving() as server, asking.client(server) as client:
-        exact, named, half, small = [
-            await embeddings(client, images, dtype) for dtype in (None, *DTYPES)
-        ]
-    kinds = [type(found["images"][0]) for found in (exact, named, half, small)]
-    assert kinds == [ImageEmbedding, ImageEmbedding, HalfImageEmbedding, Int8ImageEmbedding]
-    for way in ("images", "aspect", "stream", "partial"):
-        assert_equal(named[way], exact[way])
-        for float32, float16, int8 in zip(exact[way], half[way], small[way], strict=True):
-            for name in EVERY:
-                check(*(getattr(found, name) for found in (float32, float16, int8)))
-    check(exact["texts"], half["texts"], small["texts"])
+        for dtype in KINDS:
+            options = {"outputs": EVERY, "dtype": dtype}
+            partial = await client.embed_images(images, partial=True, **options)
+            found[dtype] = {
+                "images": await client.embed_images(images, **options),
+                "aspect": await client.embed_images(images, fit="aspect", **options),
+                "stream": [one.result() async for one in client.stream_images(images, **options)],
+                "partial": [one.result() for one in partial],
+                "texts": [await client.embed_texts(CLASSES, dtype=dtype)],
+            }
+    assert {dtype: type(one["images"][0]) for dtype, one in found.items()} == KINDS
+    for way in found["int8"]:
+        for given in zip(*(found[dtype][way] for dtype in KINDS), strict=True):
+            if way == "texts":
+                check(*given)
+            else:
+                for name in EVERY:
+                    check(*(getattr(one, name) for one in given))
 
 
 def check(true: Any, float16: Any, int8: Any) -> None:
     """Compare the number formats with float32."""
-    assert float16.dtype == np.float16
+    assert (true.dtype, float16.dtype) == (np.float32, np.float16)
     np.testing.assert_allclose(float16, true, rtol=1e-3, atol=1e-6)
     assert isinstance(int8, Int8Vectors)
-    assert [int8.values.dtype, int8.scales.dtype] == [np.dtype("int8"), np.dtype("float32")]
-    assert int8.values.shape == true.shape
-    assert int8.scales.shape == true.shape[:-1]
-    again = int8.to_float32()
-    assert again.dtype == true.dtype
+    assert (int8.values.shape, int8.scales.shape) == (true.shape, true.shape[:-1])
     # Batches of different sizes may differ in the last bits of float32.
-    assert (np.abs(again - true) <= 0.5 * int8.scales[..., None] + 1e-6).all()
+    assert (np.abs(int8.to_float32() - true) <= 0.5 * int8.scales[..., None] + 1e-6).all()
 
 
 def test_int8_vectors_can_be_pickled_and_compared() -> None:
@@ -210,18 +187,6 @@ def test_int8_vectors_can_be_pickled_and_compared() -> None:
     embedding = Int8ImageEmbedding(cls1=vectors)
     assert_equal(pickle.loads(pickle.dumps(embedding)), embedding)
     assert embedding == embedding  # noqa: PLR0124  # without comparing arrays
-
-
-CLASSES = ["dog", "sky"]
-CALLS: dict[str, Callable[..., Any]] = {
-    "embed_images": lambda c, given, **o: c.embed_images(given, outputs="patches", **o),
-    "int8": lambda c, given, **o: c.embed_images(given, outputs="patches", dtype="int8", **o),
-    "segment": lambda c, given, **o: c.segment(given, CLASSES, **o),
-    "classify": lambda c, given, **o: c.classify(given, CLASSES, **o),
-    "features": lambda c, given, **o: c.features(given, **o),
-    "depth": lambda c, given, **o: c.depth(given, **o),
-    "normals": lambda c, given, **o: c.normals(given, **o),
-}
 
 
 def error_facts(error: Any) -> tuple[Any, ...]:
@@ -242,51 +207,38 @@ async def test_a_bad_image_among_good_ones_keeps_its_place(
                 await call(client, given[:3])
             assert [item.index for item in items] == [0, 1, 2, 3]
             assert_equal([items[0].result(), items[2].result()], alone)
-            assert_equal([item.value for item in whole], alone)
-            assert [item.error for item in whole] == [None, None]
-            assert [items[place].value for place in (1, 3)] == [None, None]
+            assert_equal([item.result() for item in whole], alone)
             # The same error as without `partial`; the unreadable file was never sent.
             assert error_facts(items[1].error) == error_facts(caught.value)
             assert items[1].error.request_id
             assert (items[3].error.code, items[3].error.index) == ("unreadable_file", 3)
             with pytest.raises(InvalidRequest):
                 items[1].result()
+        for images, options, kind in (
+            ([good[0], b"x"], {"resolution": 15}, InvalidRequest),
+            ([], {}, InvalidRequest),
+            ([good[0]] * 33, {}, RequestTooLarge),
+        ):
+            with pytest.raises(kind):  # of the whole request
+                await client.embed_images(images, partial=True, **options)
 
 
 async def test_a_blank_text_among_good_ones_keeps_its_place(
     serving: Serving, asking: Asking
 ) -> None:
     async with serving() as server, asking.client(server) as client:
-        items = await client.embed_texts(["dog", " ", "sky"], partial=True)
-        small = await client.embed_texts(["dog", " ", "sky"], partial=True, dtype="int8")
-        rows = await client.embed_texts(["dog", "sky"])
-        small_rows = await client.embed_texts(["dog", "sky"], dtype="int8")
-        (alone,) = await client.embed_texts([" "], partial=True, dtype="float16")
-    assert (items[1].value, items[1].error.code, items[1].error.index) == (None, "blank_text", 1)
-    assert_equal([items[0].value, items[2].value], list(rows))
-    assert_equal(small[2].value.values, small_rows.values[1])
-    assert_equal(small[2].value.scales, small_rows.scales[1])
-    assert alone.error.param == "texts[0]"
-
-
-async def test_errors_of_a_whole_partial_request_are_raised(
-    serving: Serving, encode_image: Encode, asking: Asking
-) -> None:
-    image = encode_image()
-    async with serving(api_keys="the-key-of-this-test") as server:
-        async with asking.client(server, api_key="the-key-of-this-test") as client:
-            items = await client.embed_images([b"x", "/no/such/file.jpg"], partial=True)
-            assert [item.error.code for item in items] == ["invalid_image", "unreadable_file"]
-            with pytest.raises(InvalidRequest) as caught:
-                await client.embed_images([image, b"x"], partial=True, resolution=15)
-            assert caught.value.param == "resolution"
-            with pytest.raises(InvalidRequest):
-                await client.embed_images([], partial=True)
-            with pytest.raises(RequestTooLarge):
-                await client.embed_images([image] * 33, partial=True)
-        async with asking.client(server) as client:
-            with pytest.raises(Unauthenticated):
-                await client.embed_images([b"x"], partial=True)
+        for dtype in KINDS:
+            first, blank, last = await client.embed_texts(
+                ["dog", " ", "sky"], partial=True, dtype=dtype
+            )
+            rows = await client.embed_texts(CLASSES, dtype=dtype)
+            assert (blank.value, blank.error.code, blank.error.index) == (None, "blank_text", 1)
+            for item, row in ((first, 0), (last, 1)):
+                if dtype == "int8":
+                    assert_equal(item.value.values, rows.values[row])
+                    assert_equal(item.value.scales, rows.scales[row])
+                else:
+                    assert_equal(item.value, rows[row])
 
 
 class SlowImage:
@@ -302,12 +254,6 @@ class SlowImage:
         fp.write(self._encoded)
 
 
-async def let_save(image: SlowImage) -> None:
-    """Runs in the event loop while the image is encoded."""
-    await until(image.is_begun.is_set)
-    image.may_end.set()
-
-
 async def embed_both(client: AsyncClient, image: Any, other: bytes) -> list[Any]:
     return list(await client.embed_images([other, image]))
 
@@ -320,7 +266,7 @@ async def stream_both(client: AsyncClient, image: Any, other: bytes) -> list[Any
     return [item.result() async for item in client.stream_images(images())]
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@BOTH
 @pytest.mark.parametrize("ask", [embed_both, stream_both])
 async def test_the_event_loop_runs_while_an_image_is_encoded(
     serving: Serving,
@@ -331,20 +277,18 @@ async def test_the_event_loop_runs_while_an_image_is_encoded(
     encoded, other = encode_image(seed=1), encode_image(seed=2)
     slow = SlowImage(encoded)
     async with serving() as server, Asking(protocol, is_async=True).client(server) as client:
-        saving = asyncio.create_task(let_save(slow))
-        answers = await ask(client, slow, other)
-        await saving
-        assert_equal(answers, await ask(client, encoded, other))
+        asked = asyncio.ensure_future(ask(client, slow, other))
+        await until(slow.is_begun.is_set)
+        slow.may_end.set()
+        assert_equal(await asked, await ask(client, encoded, other))
 
 
 async def test_client_and_server_present_certificates(
     serving: Serving, encode_image: Callable[..., bytes], asking: Asking, tmp_path: Path
 ) -> None:
     authority = trustme.CA()
-    for name, certificate in {
-        "server": authority.issue_cert("127.0.0.1"),
-        "client": authority.issue_cert("client.example"),
-    }.items():
+    for name, host in (("server", "127.0.0.1"), ("client", "client.example")):
+        certificate = authority.issue_cert(host)
         certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
         certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
     ca = tmp_path / "ca.pem"

@@ -1,7 +1,6 @@
 """Connections: addresses, retries within a deadline, and replicas behind one name."""
 
 import asyncio
-import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -116,17 +115,6 @@ async def test_final_errors_are_not_retried(
     with pytest.raises(kind):
         await ask(script, timeout_s=5)
     assert not script.pauses
-
-
-async def test_errors_of_single_images_are_not_retried(ask: Embed) -> None:
-    detail = {"message": "No.", "type": "x", "code": "invalid_image", "param": "images[0]"}
-    errors = json.dumps([{"index": 0, "error": detail}])
-    answer = httpx.Response(200, content=save({}, metadata={"errors": errors}))
-    script = Script([refused(429, "1"), answer, ok()])
-    (item,) = await ask(script, is_partial=True)
-    assert isinstance(item.error, InvalidRequest)
-    assert (item.error.code, item.error.index) == ("invalid_image", 0)
-    assert len(script.pauses) == 1
 
 
 async def test_all_attempts_share_one_deadline_which_the_server_receives(ask: Embed) -> None:

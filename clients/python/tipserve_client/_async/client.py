@@ -145,20 +145,10 @@ class AsyncClient:
         self,
         images: ImageInputs,
         *,
-        dtype: Literal["float16"],
+        dtype: Dtype,
         partial: Literal[True],
         **options: Unpack[EmbedImagesOptions],
-    ) -> list[Item[HalfImageEmbedding]]: ...
-
-    @overload
-    async def embed_images(
-        self,
-        images: ImageInputs,
-        *,
-        dtype: Literal["int8"],
-        partial: Literal[True],
-        **options: Unpack[EmbedImagesOptions],
-    ) -> list[Item[Int8ImageEmbedding]]: ...
+    ) -> list[Item[Any]]: ...
 
     async def embed_images(
         self,
@@ -225,20 +215,10 @@ class AsyncClient:
         self,
         texts: Iterable[str],
         *,
-        dtype: Literal["float16"],
+        dtype: Dtype,
         partial: Literal[True],
         **options: Unpack[EmbedTextsOptions],
-    ) -> list[Item[HalfArray]]: ...
-
-    @overload
-    async def embed_texts(
-        self,
-        texts: Iterable[str],
-        *,
-        dtype: Literal["int8"],
-        partial: Literal[True],
-        **options: Unpack[EmbedTextsOptions],
-    ) -> list[Item[Int8Vectors]]: ...
+    ) -> list[Item[Any]]: ...
 
     async def embed_texts(
         self,

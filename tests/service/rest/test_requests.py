@@ -1,16 +1,18 @@
-"""JSON bodies: defaults, the path of a wrong field, and the number of errors."""
+"""Options and images from queries, forms, JSON and URLs; wrong and hostile bodies."""
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
 from service.errors import InvalidRequest, RequestTooLarge
-from service.messages import EmbedTextsRequest, RequestLimits, SegmentClass
+from service.messages import EmbedTextsRequest, RequestLimits, SegmentClass, SegmentImagesRequest
 from service.rest.cloud import PredictBody
-from service.rest.inputs import MAX_TENSOR_COMMAS, parse_json
+from service.rest.inputs import MAX_TENSOR_COMMAS, parse_form, parse_json, parse_pairs
 from service.rest.open_inference import InferBody
 from service.rest.openai import EmbeddingsBody
 from service.rest.requests import (
@@ -20,7 +22,12 @@ from service.rest.requests import (
     Schema,
     SegmentImagesBody,
 )
+from service.server import Server
+from tests.service.conftest import Encode, Serving
+from tests.service.rest.conftest import client_of
 
+URL = "https://images.example.org/a.png"
+BOUNDARY = "multipart/form-data; boundary=xyz"
 LIMITS = RequestLimits(
     max_images=32,
     max_texts=1024,
@@ -33,19 +40,86 @@ LIMITS = RequestLimits(
 )
 
 
-def test_classes_are_names_or_names_with_prompts() -> None:
-    raw = b'{"image": "", "classes": ["dog", {"name": "cat", "prompts": ["kitten"]}]}'
-    assert parse_json(raw, SegmentImagesBody, LIMITS).to_message(()).classes == (
+def form(*parts: tuple[str, bytes]) -> bytes:
+    lines = b"".join(
+        b"--xyz\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + body + b"\r\n"
+        for head, body in parts
+    )
+    return lines + b"--xyz--\r\n"
+
+
+def parse(schema: type[Schema], **body: Any) -> Any:
+    return parse_json(json.dumps(body).encode(), schema, LIMITS)
+
+
+def test_a_query_may_have_every_option() -> None:
+    pairs = [
+        ("classes", "dog, grass"),
+        ("classes", "sky"),
+        ("background_classes", "wall"),
+        ("background_threshold", "0.25"),
+        ("templates", "tcl"),
+        ("features", "patches"),
+        ("resolution", "56"),
+        ("include_scores", "true"),
+    ]
+    assert parse_pairs(SegmentImagesBody, pairs).to_message(()) == SegmentImagesRequest(
+        images=(),
+        classes=tuple(SegmentClass(name=n) for n in ("dog", "grass", "sky")),
+        background_classes=(SegmentClass(name="wall"),),
+        background_threshold=0.25,
+        templates="tcl",
+        features="patches",
+        resolution=56,
+        include_scores=True,
+    )
+    templates = [("templates", "a {}, small"), ("templates", "the {}")]
+    message = parse_pairs(SegmentImagesBody, templates).to_message(())
+    assert message.templates == ("a {}, small", "the {}")
+
+
+def test_a_body_has_the_defaults_of_the_message() -> None:
+    assert parse(EmbedTextsBody, texts=["a"]).to_message() == EmbedTextsRequest(texts=("a",))
+    own = parse(EmbedTextsBody, texts=["a"], templates=[])
+    assert own.to_message().templates == (), "an empty list is refused later, not replaced"
+    classes = ["dog", {"name": "cat", "prompts": ["kitten"]}]
+    assert parse(SegmentImagesBody, image="", classes=classes).to_message(()).classes == (
         SegmentClass(name="dog"),
         SegmentClass(name="cat", prompts=("kitten",)),
     )
 
 
-def test_a_body_has_the_defaults_of_the_message() -> None:
-    body = parse_json(b'{"texts": ["a"]}', EmbedTextsBody, LIMITS)
-    assert body.to_message() == EmbedTextsRequest(texts=("a",))
-    own = parse_json(b'{"texts": ["a"], "templates": []}', EmbedTextsBody, LIMITS)
-    assert own.to_message().templates == (), "an empty list is refused later, not replaced"
+def test_a_form_has_fields_and_images_in_order() -> None:
+    large = bytes(range(256)) * 8192
+    raw = form(
+        ('name="images"; filename="a"', b"one"),
+        ('name="outputs"', b"cls1,cls2"),
+        ('name="image"; filename="b"', large),
+    )
+    assert parse_form(raw, BOUNDARY, 2) == ([("outputs", "cls1,cls2")], (b"one", large))
+    with pytest.raises(RequestTooLarge, match="at most 1 "):
+        parse_form(raw, BOUNDARY, 1)
+    with pytest.raises(RequestTooLarge, match="at most 1000 fields"):
+        parse_form(form(*[('name="a"', b"")] * 1001), BOUNDARY, 1)
+
+
+ONE = form(('name="image"; filename="a"', b"x"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "content_type", "code"),
+    [
+        (b"--other\r\n\r\n", BOUNDARY, "invalid_body"),
+        (ONE, "multipart/form-data", "invalid_body"),
+        (ONE, "multipart/form-data; boundary=", "invalid_body"),
+        (form(('name="outputs"', b"\xff")), BOUNDARY, "invalid_body"),
+        (form(('name="photo"; filename="a"', b"x")), BOUNDARY, "unknown_field"),
+    ],
+)
+def test_a_malformed_form_is_invalid(raw: bytes, content_type: str, code: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_form(raw, content_type, 2)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -63,7 +137,7 @@ def test_a_body_has_the_defaults_of_the_message() -> None:
 )
 def test_a_wrong_field_is_named_by_its_path(body: dict[str, object], param: str, code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_json(json.dumps(body).encode(), SegmentImagesBody, LIMITS)
+        parse(SegmentImagesBody, **body)
     assert (caught.value.param, caught.value.code) == (param, code)
 
 
@@ -94,18 +168,16 @@ def test_every_list_of_a_request_stops_at_its_first_invalid_item() -> None:
     assert all(one.get("fail_fast") for one in found), found
 
 
-MANY: list[tuple[type[Schema], dict[str, Any]]] = [
-    (EmbedTextsBody, {"texts": [0] * 9000}),
-    (EmbedTextsBody, {"texts": ["a"], "templates": [0] * 9000}),
-    (EmbedImagesBody, {"images": [{}] * 9000, "outputs": [[]] * 9000}),
-    (SegmentImagesBody, {"classes": [{}] * 9000, "background_classes": [0] * 9000}),
-    (ClassifyImagesBody, {"classes": [{"name": "a", "prompts": [0] * 9000}] * 9}),
-    (EmbeddingsBody, {"input": ["a", *([0] * 9000)]}),
-    (InferBody, {"inputs": [0] * 9000, "outputs": [0] * 9000}),
-]
-
-
-@pytest.mark.parametrize(("schema", "body"), MANY)
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (EmbedTextsBody, {"texts": [0] * 9000}),
+        (EmbedImagesBody, {"images": [{}] * 9000, "outputs": [[]] * 9000}),
+        (ClassifyImagesBody, {"classes": [{"name": "a", "prompts": [0] * 9000}] * 9}),
+        (EmbeddingsBody, {"input": ["a", *([0] * 9000)]}),
+        (InferBody, {"inputs": [0] * 9000, "outputs": [0] * 9000}),
+    ],
+)
 def test_many_wrong_items_are_few_errors(schema: type[Schema], body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
         schema.model_validate_json(json.dumps(body), strict=True)
@@ -126,8 +198,65 @@ def test_many_unknown_names_are_refused_before_parsing(schema: type[Schema], nam
 
 def test_a_request_of_all_items_with_long_texts_is_parsed() -> None:
     text = 'a "quoted" text, with commas, ' * 20
-    body = {"texts": [text] * LIMITS.max_texts}
-    assert len(parse_json(json.dumps(body).encode(), EmbedTextsBody, LIMITS).texts) == 1024
+    assert len(parse(EmbedTextsBody, texts=[text] * LIMITS.max_texts).texts) == 1024
     item = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-    mixed = {"input": [item] * (LIMITS.max_images + LIMITS.max_texts)}
-    assert parse_json(json.dumps(mixed).encode(), EmbeddingsBody, LIMITS).input
+    assert parse(EmbeddingsBody, input=[item] * (LIMITS.max_images + LIMITS.max_texts)).input
+
+
+async def post(server: Server, body: dict[str, Any]) -> httpx.Response:
+    async with client_of(server) as client:
+        return await client.post("/v1/images:embed", json=body)
+
+
+def error_of(answer: httpx.Response) -> tuple[int, str, str | None]:
+    error = answer.json()["error"]
+    return answer.status_code, error["code"], error["param"]
+
+
+async def test_images_by_url_and_in_the_body_keep_their_places(
+    serving: Serving, encode_image: Encode, fetched: dict[str, bytes]
+) -> None:
+    images = [encode_image(seed=seed) for seed in range(3)]
+    fetched |= {URL: images[0], URL + "?2": images[2]}
+    texts = [base64.b64encode(image).decode() for image in images]
+    texts[2] = "data:image/png;base64," + texts[2]
+    async with serving(url_hosts="images.example.org", max_images_per_request=3) as server:
+        sent = await post(server, {"images": texts})
+        mixed = await post(server, {"images": [URL, texts[1], URL + "?2"]})
+        failed = await post(server, {"images": [texts[0], URL + "?3"]})
+        partial = await post(server, {"images": ["%", texts[1], URL + "?3"], "partial": True})
+        # The limit counts before any image is fetched.
+        many = await post(server, {"images": [URL] * 4})
+        assert server.admission.num_body_bytes == 0
+    assert mixed.json()["data"] == sent.json()["data"]
+    assert error_of(failed) == (422, "url_fetch_failed", "images[1]")
+    assert error_of(many) == (413, "too_many_items", "images")
+    assert partial.json()["data"] == [sent.json()["data"][1]]
+    errors = [(one["index"], one["error"]["code"]) for one in partial.json()["errors"]]
+    assert errors == [(0, "invalid_base64"), (2, "url_fetch_failed")]
+
+
+async def test_fetched_bytes_count_towards_the_memory_for_bodies(
+    serving: Serving, fetched: dict[str, bytes]
+) -> None:
+    fetched[URL] = bytes(5000)
+    limits = {f"max_{name}_bytes": 5000 for name in ("image", "request", "body_memory")}
+    async with serving(url_hosts="images.example.org", **limits) as server:
+        answer = await post(server, {"image": URL})
+        assert server.admission.num_body_bytes == 0
+    assert error_of(answer)[:2] == (429, "body_memory_full")
+
+
+async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
+    client: httpx.AsyncClient,
+) -> None:
+    raw = b'{"images": [' + b"0," * 220_000 + b"0]}"
+    headers = {"Content-Type": "application/json"}
+    answer = await client.post("/v1/images:embed", content=raw, headers=headers)
+    assert error_of(answer) == (413, "request_too_large", None)
+    files = [("images", (f"{i}.png", b"x")) for i in range(33)]
+    answer = await client.post("/v1/images:embed", files=files)
+    assert error_of(answer) == (413, "too_many_items", "images")
+    form = {"classes": "a," * 220_000}
+    answer = await client.post("/v1/images:segment", files=files[:1], data=form)
+    assert error_of(answer) == (413, "request_too_large", None)

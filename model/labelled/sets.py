@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,33 +89,86 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentationSet:
-    """Images with a class for each pixel.
+class ImageSet:
+    """Images that are scored.
 
     Attributes:
         name: Of the set.
         images: The images.
-        masks: A mask of each image, grey or with a palette.
-        names: Of the classes, in the order of the labels.
-        reduce_zero_label: Whether label 0 means no class and label k the k-th name from 1. Else
-            label k is the k-th name from 0.
         published: Scores to compare with.
     """
 
     name: str
     images: Sequence[ImageSource]
-    masks: Sequence[Path]
-    names: Sequence[str]
-    reduce_zero_label: bool = False
     published: Sequence[Published] = ()
 
-    def read_mask(self, index: int) -> NDArray[np.int64]:
-        """Class of every pixel of an image, from 0; -1 is no class.
+
+Kind = TypeVar("Kind", bound=ImageSet)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledSet(ImageSet):
+    """Images of one class each.
+
+    Attributes:
+        labels: Index in `names` of each image.
+        names: Of the classes.
+    """
+
+    labels: Sequence[int]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionedSet(ImageSet):
+    """Images with one or more captions each.
+
+    Attributes:
+        captions: At least one of each image.
+    """
+
+    captions: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapSet(ImageSet):
+    """Images with a true map of each, in a file.
+
+    Attributes:
+        maps: The file of each image.
+    """
+
+    maps: Sequence[Path]
+
+    def read(self, index: int) -> NDArray[Any]:
+        """The map of an image, with a value for each pixel [H, W, ...].
+
+        Raises:
+            SetError: The file is no such map.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentationSet(MapSet):
+    """Images with a class for each pixel, in a mask that is grey or has a palette.
+
+    Attributes:
+        names: Of the classes, in the order of the labels.
+        reduce_zero_label: Whether label 0 means no class and label k the k-th name from 1. Else
+            label k is the k-th name from 0.
+    """
+
+    names: Sequence[str]
+    reduce_zero_label: bool = False
+
+    def read(self, index: int) -> NDArray[np.int64]:
+        """Class of every pixel of an image [H, W], from 0; -1 is no class.
 
         Raises:
             SetError: It is no mask, or has a label without a name.
         """
-        path = self.masks[index]
+        path = self.maps[index]
         mode, labels_HW = _read_png(path)
         if mode not in MASK_MODES:
             raise SetError(
@@ -130,73 +183,17 @@ class SegmentationSet:
         classes_HW[is_ignored_HW] = -1
         if classes_HW.max(initial=-1) >= len(self.names):
             label = int(classes_HW.max()) + self.reduce_zero_label
+            advice = "" if self.reduce_zero_label else ", or give --reduce-zero-label if 0 is none"
             raise SetError(
-                f"{path} has the label {label}, and there are {len(self.names)} names. Add its name"
-                + (
-                    "."
-                    if self.reduce_zero_label
-                    else ", or give --reduce-zero-label if 0 means none."
-                )
+                f"{path} has the label {label}, and there are {len(self.names)} names. Add its "
+                f"name{advice}."
             )
         return classes_HW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledSet:
-    """Images of one class each.
-
-    Attributes:
-        name: Of the set.
-        images: The images.
-        labels: Index in `names` of each image.
-        names: Of the classes.
-        published: Scores to compare with.
-    """
-
-    name: str
-    images: Sequence[ImageSource]
-    labels: Sequence[int]
-    names: Sequence[str]
-    published: Sequence[Published] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptionedSet:
-    """Images with one or more captions each.
-
-    Attributes:
-        name: Of the set.
-        images: The images.
-        captions: At least one of each image.
-        published: Scores to compare with.
-    """
-
-    name: str
-    images: Sequence[ImageSource]
-    captions: Sequence[Sequence[str]]
-    published: Sequence[Published] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapSet:
-    """Images with a true map of each: `.npy` or `.png`.
-
-    Attributes:
-        name: Of the set.
-        images: The images.
-        maps: The map of each image.
-        published: Scores to compare with.
-    """
-
-    name: str
-    images: Sequence[ImageSource]
-    maps: Sequence[Path]
-    published: Sequence[Published] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DepthSet(MapSet):
-    """Images with depth.
+    """Images with depth, in `.npy` or `.png`.
 
     Attributes:
         range_m: True depths between these count, and estimated ones are moved into it. In metres.
@@ -208,7 +205,7 @@ class DepthSet(MapSet):
     crop: tuple[int, int, int, int] | None = None
     size_hw: tuple[int, int] | None = None
 
-    def read(self, index: int) -> NDArray[np.float64]:
+    def read(self, index: int) -> Floats:
         """Depth of every pixel of an image in metres [H, W]; NaN is none, or does not count.
 
         Raises:
@@ -238,7 +235,7 @@ class DepthSet(MapSet):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormalSet(MapSet):
-    """Images with surface normals.
+    """Images with surface normals, in `.npy` or `.png`.
 
     Attributes:
         by_image: Whether scores are means over the images; else they are means over the pixels.
@@ -246,7 +243,7 @@ class NormalSet(MapSet):
 
     by_image: bool = False
 
-    def read(self, index: int) -> NDArray[np.float64]:
+    def read(self, index: int) -> Floats:
         """Unit normal of every pixel of an image [H, W, 3]; NaN is none.
 
         Raises:
@@ -263,13 +260,13 @@ class NormalSet(MapSet):
         length_HW1 = np.linalg.norm(normals_HW3, axis=-1, keepdims=True)
         # Black or white pixels have the length 1.73, grey ones 0.
         is_unit_HW1 = np.abs(length_HW1 - 1) < UNIT_TOLERANCE
-        unit_HW3: NDArray[np.float64] = np.where(
+        unit_HW3: Floats = np.where(
             is_unit_HW1, normals_HW3 / np.where(is_unit_HW1, length_HW1, 1), np.nan
         )
         return unit_HW3
 
 
-def _read_npy(path: Path, meaning: str, ends: tuple[int, ...]) -> NDArray[np.float64]:
+def _read_npy(path: Path, meaning: str, ends: tuple[int, ...]) -> Floats:
     """Numbers of each pixel [H, W, *ends]."""
     try:
         array = np.load(path, allow_pickle=False)
@@ -279,7 +276,7 @@ def _read_npy(path: Path, meaning: str, ends: tuple[int, ...]) -> NDArray[np.flo
     if len(shape) != 2 + len(ends) or shape[2:] != ends or array.dtype.kind != "f":
         form = ", ".join(("H", "W", *map(str, ends)))
         raise SetError(f"{path}: {meaning} in each pixel, float32 [{form}].")
-    numbers: NDArray[np.float64] = array.astype(np.float64)
+    numbers: Floats = array.astype(np.float64)
     return numbers
 
 
@@ -293,24 +290,11 @@ def _read_png(path: Path) -> tuple[str, NDArray[Any]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SplitSet:
-    """Labelled images to learn from, and others of the same classes to score."""
+class Split(Generic[Kind]):
+    """Images to learn from, and others of the same classes to score."""
 
-    train: LabelledSet
-    val: LabelledSet
-
-    @property
-    def images(self) -> list[ImageSource]:
-        """All images."""
-        return [*self.train.images, *self.val.images]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedSplit:
-    """Images with masks to learn from, and others to score."""
-
-    train: SegmentationSet
-    val: SegmentationSet
+    train: Kind
+    val: Kind
 
     @property
     def images(self) -> list[ImageSource]:
@@ -323,45 +307,28 @@ class Query:
     """An image that is searched for.
 
     Attributes:
-        image: The image.
+        place: Of the image in the set; one of the index does not find itself.
         things: What it shows; images of the index that show one of these are right.
-        place: Of this image in the index, where it does not find itself; -1 if it is not there.
         group: Scores are means over groups of the shares in each.
     """
 
-    image: ImageSource
+    place: int
     things: tuple[int, ...]
-    place: int = -1
     group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceSet:
+class InstanceSet(ImageSet):
     """Images of things that are searched for among others.
 
     Attributes:
-        name: Of the set.
-        index: The images that are searched.
-        things: What each of them shows.
+        images: The index, which is searched, and then queries that are not in it.
+        things: What each image of the index shows.
         queries: The images to search for.
-        published: Scores to compare with.
     """
 
-    name: str
-    index: Sequence[ImageSource]
     things: Sequence[int]
     queries: Sequence[Query]
-    published: Sequence[Published] = ()
-
-    @property
-    def other_queries(self) -> list[ImageSource]:
-        """Images to search for that are not in the index."""
-        return [query.image for query in self.queries if query.place < 0]
-
-    @property
-    def images(self) -> list[ImageSource]:
-        """All images."""
-        return [*self.index, *self.other_queries]
 
 
 def read_names(file: Path) -> list[str]:
@@ -413,13 +380,15 @@ def read_segmentation(
     return SegmentationSet(
         name=images.resolve().name,
         images=[ImageSource(path) for path in found],
-        masks=masks_of(found, images, masks),
+        maps=maps_of(found, images, masks),
         names=read_names(names),
         reduce_zero_label=reduce_zero_label,
     )
 
 
-def read_masked_split(folder: Path, names: Path, *, reduce_zero_label: bool = False) -> MaskedSplit:
+def read_masked_split(
+    folder: Path, names: Path, *, reduce_zero_label: bool = False
+) -> Split[SegmentationSet]:
     """Folders `train` and `val`, each with `images` and `masks`.
 
     Raises:
@@ -434,16 +403,7 @@ def read_masked_split(folder: Path, names: Path, *, reduce_zero_label: bool = Fa
         )
         for part in ("train", "val")
     )
-    return MaskedSplit(train=train, val=replace(val, name=folder.resolve().name))
-
-
-def masks_of(images: Iterable[Path], root: Path, masks: Path) -> list[Path]:
-    """The mask of each image below a folder, at the same place in another folder.
-
-    Raises:
-        SetError: A mask is missing.
-    """
-    return _same_names(images, root, masks, suffixes=(".png",), noun="masks")
+    return Split(train=train, val=replace(val, name=folder.resolve().name))
 
 
 def read_depth(images: Path, depths: Path) -> DepthSet:
@@ -453,7 +413,7 @@ def read_depth(images: Path, depths: Path) -> DepthSet:
         SetError: A depth is missing.
     """
     found = images_below(images)
-    maps = _same_names(found, images, depths, suffixes=MAPS, noun="depth maps")
+    maps = maps_of(found, images, depths, suffixes=MAPS, noun="depth maps")
     sources = [ImageSource(path) for path in found]
     return DepthSet(name=images.resolve().name, images=sources, maps=maps)
 
@@ -465,15 +425,24 @@ def read_normals(images: Path, normals: Path) -> NormalSet:
         SetError: Normals are missing.
     """
     found = images_below(images)
-    maps = _same_names(found, images, normals, suffixes=MAPS, noun="normal maps")
+    maps = maps_of(found, images, normals, suffixes=MAPS, noun="normal maps")
     sources = [ImageSource(path) for path in found]
     return NormalSet(name=images.resolve().name, images=sources, maps=maps)
 
 
-def _same_names(
-    images: Iterable[Path], root: Path, folder: Path, *, suffixes: Sequence[str], noun: str
+def maps_of(
+    images: Iterable[Path],
+    root: Path,
+    folder: Path,
+    *,
+    suffixes: Sequence[str] = (".png",),
+    noun: str = "masks",
 ) -> list[Path]:
-    """For each image below `root`, the file at the same place in `folder`."""
+    """For each image below `root`, the file at the same place in `folder`.
+
+    Raises:
+        SetError: One is missing.
+    """
     found = []
     for path in images:
         files = [(folder / path.relative_to(root)).with_suffix(suffix) for suffix in suffixes]
@@ -505,7 +474,7 @@ def read_classes(folder: Path) -> LabelledSet:
     )
 
 
-def read_split(folder: Path) -> SplitSet:
+def read_split(folder: Path) -> Split[LabelledSet]:
     """Folders `train` and `val` with the same classes.
 
     Raises:
@@ -519,7 +488,7 @@ def read_split(folder: Path) -> SplitSet:
     if train.names != val.names:
         other = sorted(set(train.names) ^ set(val.names))
         raise SetError(f"{folder}: the class {other[0]!r} is not in both train/ and val/.")
-    return SplitSet(train=train, val=val)
+    return Split(train=train, val=val)
 
 
 def read_instances(folder: Path) -> InstanceSet:
@@ -532,10 +501,10 @@ def read_instances(folder: Path) -> InstanceSet:
     parts = [part for part in ("query", "index") if (folder / part).is_dir()]
     if not parts:
         index = read_classes(folder)
-        found = own_queries(index.images, index.labels)
+        found = own_queries(index.labels)
         if not found:
             raise SetError(f"{folder}: no thing has two images, so there is nothing to find.")
-        return InstanceSet(name=name, index=index.images, things=index.labels, queries=found)
+        return InstanceSet(name=name, images=index.images, things=index.labels, queries=found)
     if len(parts) == 1:
         raise SetError(f"{folder} has {parts[0]}/ only; it needs query/ and index/, or neither.")
     queries, index = read_classes(folder / "query"), read_classes(folder / "index")
@@ -544,20 +513,17 @@ def read_instances(folder: Path) -> InstanceSet:
         raise SetError(f"{folder}: {missing[0]!r} of query/ is not in index/.")
     label_of = {one: label for label, one in enumerate(index.names)}
     found = [
-        Query(image, (label_of[queries.names[label]],))
-        for image, label in zip(queries.images, queries.labels, strict=True)
+        Query(place, (label_of[queries.names[label]],))
+        for place, label in enumerate(queries.labels, start=len(index.images))
     ]
-    return InstanceSet(name=name, index=index.images, things=index.labels, queries=found)
+    images = [*index.images, *queries.images]
+    return InstanceSet(name=name, images=images, things=index.labels, queries=found)
 
 
-def own_queries(images: Sequence[ImageSource], things: Sequence[int]) -> list[Query]:
+def own_queries(things: Sequence[int]) -> list[Query]:
     """Images of an index to search for among the others; those of no other image are left out."""
     count_of = Counter(things)
-    return [
-        Query(image, (thing,), place)
-        for place, (image, thing) in enumerate(zip(images, things, strict=True))
-        if count_of[thing] > 1
-    ]
+    return [Query(place, (thing,)) for place, thing in enumerate(things) if count_of[thing] > 1]
 
 
 def read_captioned(folder: Path) -> CaptionedSet:

@@ -28,12 +28,11 @@ from model.labelled.sets import (
     ImageSource,
     InstanceSet,
     LabelledSet,
-    MaskedSplit,
     NormalSet,
     Published,
     SegmentationSet,
     SetError,
-    SplitSet,
+    Split,
 )
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.maps import angles, depth_scores
@@ -256,10 +255,10 @@ def _masks_result(
     best: list[ShownMask] = []
     worst: list[ShownMask] = []
     for index, called_HW in enumerate(masks):
-        image, truth_HW = given.images[index], given.read_mask(index)
+        image, truth_HW = given.images[index], given.read(index)
         if truth_HW.shape != called_HW.shape:
             raise SetError(
-                f"{given.masks[index]} has {truth_HW.shape}, its image {called_HW.shape} rows and "
+                f"{given.maps[index]} has {truth_HW.shape}, its image {called_HW.shape} rows and "
                 "columns."
             )
         table_KK, counts_3K = count_pixels(truth_HW, called_HW, num_classes)
@@ -289,7 +288,9 @@ def _masks_result(
     )
 
 
-def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: TaskOptions) -> Result:
+def score_linear_segmentation(
+    given: Split[SegmentationSet], answers: Answers, options: TaskOptions
+) -> Result:
     """Classify each patch by a logistic regression that is fitted to the patches of `train`.
 
     A patch counts for each class by its share of the patch's pixels. The scores of the classes are
@@ -300,7 +301,7 @@ def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: Tas
 
     def masks() -> Iterator[NDArray[np.int64]]:
         for index, patches_hwD in enumerate(answers.each(given.val.images, question)):
-            size_hw = given.val.read_mask(index).shape
+            size_hw = given.val.read(index).shape
             scores_P = classifier.decision_function(patches_hwD.reshape(-1, patches_hwD.shape[-1]))
             if scores_P.ndim == 1:  # two classes: the score of the second
                 scores_P = np.stack([np.zeros_like(scores_P), scores_P], axis=1)
@@ -312,7 +313,7 @@ def score_linear_segmentation(given: MaskedSplit, answers: Answers, options: Tas
 
 
 def _train_patches(
-    given: MaskedSplit, answers: Answers, question: Question
+    given: Split[SegmentationSet], answers: Answers, question: Question
 ) -> tuple[FloatArray, NDArray[np.int64], FloatArray, NDArray[np.int64]]:
     """Embedding, class, share of the patch, and image, for each class of each patch of `train`.
 
@@ -321,7 +322,7 @@ def _train_patches(
     parts = []
     for index, patches_hwD in enumerate(answers.each(given.train.images, question)):
         grid_hw = patches_hwD.shape[0], patches_hwD.shape[1]
-        truth_HW = given.train.read_mask(index)
+        truth_HW = given.train.read(index)
         shares_NK = patch_shares(truth_HW, grid_hw, len(given.train.names))
         row_P, label_P = np.nonzero(shares_NK)
         most = _PATCH_BYTES // (len(given.train.images) * patches_hwD[0, 0].nbytes)
@@ -417,18 +418,18 @@ def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) 
     A query that is in the index is searched among the others.
     """
     question = options.about_images()
-    index_CD = answers.embed(given.index, question)
-    own_Q = np.asarray([query.place for query in given.queries])
-    queries_QD = index_CD[own_Q]
-    if (own_Q < 0).any():
-        queries_QD[own_Q < 0] = answers.embed(given.other_queries, question)
-    key_Q = [query.things for query in given.queries]
-    ranking = rank_by_cosine(queries_QD, index_CD, (key_Q, np.asarray(given.things)), own_Q=own_Q)
+    images_BD = answers.embed(given.images, question)
+    index_CD = images_BD[: len(given.things)]
+    place_Q = np.asarray([query.place for query in given.queries])
+    own_Q = np.where(place_Q < len(index_CD), place_Q, -1)
+    keys = [query.things for query in given.queries], np.asarray(given.things)
+    ranking = rank_by_cosine(images_BD[place_Q], index_CD, keys, own_Q=own_Q)
+    asked = [given.images[place] for place in place_Q]
     return Result(
         task=INSTANCES,
         split=given.name,
         options=options.shown("embedding", "resolution"),
-        examples=[query.image.name or query.image.path.name for query in given.queries],
+        examples=[image.name or image.path.name for image in asked],
         scores=_found_in_groups(ranking, [query.group for query in given.queries]),
         published=given.published,
     )
@@ -453,7 +454,7 @@ def _found_in_groups(ranking: Ranking, group_Q: Sequence[str]) -> list[Score]:
     ]
 
 
-def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
+def score_knn(given: Split[LabelledSet], answers: Answers, options: TaskOptions) -> Result:
     """Classify each image by the votes of its nearest neighbours in `train`.
 
     Source: DINO (arXiv:2104.14294), weighted kNN.
@@ -472,7 +473,7 @@ def score_knn(given: SplitSet, answers: Answers, options: TaskOptions) -> Result
     return _labelled_result(KNN, given.val, scores_BK, shown)
 
 
-def score_linear(given: SplitSet, answers: Answers, options: TaskOptions) -> Result:
+def score_linear(given: Split[LabelledSet], answers: Answers, options: TaskOptions) -> Result:
     """Classify each image by a logistic regression that is fitted to `train`.
 
     Its regularisation is chosen by cross-validation in `train`.
@@ -497,7 +498,7 @@ def score_linear(given: SplitSet, answers: Answers, options: TaskOptions) -> Res
 
 
 def _split_embeddings(
-    given: SplitSet, answers: Answers, options: TaskOptions
+    given: Split[LabelledSet], answers: Answers, options: TaskOptions
 ) -> tuple[FloatArray, FloatArray]:
     question = options.about_images()
     return answers.embed(given.train.images, question), answers.embed(given.val.images, question)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model.labelled.known import TRAINED_ON, read_known, read_train
+from model.labelled.known import TRAIN_READERS, read_known, read_train
 from model.labelled.sets import read_depth, read_normals, read_segmentation
 from model.package import open_package
 from training.data.folder import DataFolder
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         action="append",
         metavar=("NAME", "FOLDER"),
-        help=f"a known set, trained on and scored as published: {', '.join(TRAINED_ON)}",
+        help=f"a known set, trained on and scored as published: {', '.join(TRAIN_READERS)}",
     )
     add(
         "--segmentation",
@@ -107,8 +107,8 @@ def _labelled(options: argparse.Namespace) -> list[LabelledData]:
     folder = options.folder
     found: list[LabelledData] = []
     for name, place in options.dataset:
-        if name not in TRAINED_ON:
-            raise ValueError(f"--dataset is one of {', '.join(TRAINED_ON)}, not {name}")
+        if name not in TRAIN_READERS:
+            raise ValueError(f"--dataset is one of {', '.join(TRAIN_READERS)}, not {name}")
         train, test = (read(name, Path(place)) for read in (read_train, read_known))
         found.append(LabelledData(train=train, test=test, folder=folder))  # type: ignore[arg-type]
     read_masks = partial(read_segmentation, reduce_zero_label=options.reduce_zero_label)

@@ -131,8 +131,7 @@ class LabelledData:
         digest = hashlib.sha256(vision_digest(encoder.package.manifest).encode())
         digest.update(f"{type(self.train).__name__} {self.labels}".encode())
         given = self.train
-        maps = given.masks if isinstance(given, SegmentationSet) else given.maps
-        for path in [*(image.path for image in given.images), *maps]:
+        for path in [*(image.path for image in given.images), *given.maps]:
             state = path.stat()
             digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
         return digest.hexdigest()
@@ -183,10 +182,7 @@ def hold_out(given: HeadSet, folder: Path) -> LabelledData:
 
 def _chosen(given: HeadSet, keep: Sequence[bool]) -> HeadSet:
     images = [image for image, is_kept in zip(given.images, keep, strict=True) if is_kept]
-    maps = given.masks if isinstance(given, SegmentationSet) else given.maps
-    kept = [path for path, is_kept in zip(maps, keep, strict=True) if is_kept]
-    if isinstance(given, SegmentationSet):
-        return replace(given, images=images, masks=kept)
+    kept = [path for path, is_kept in zip(given.maps, keep, strict=True) if is_kept]
     return replace(given, images=images, maps=kept)
 
 
@@ -201,9 +197,7 @@ def read_example(given: HeadSet, index: int) -> tuple[NDArray[np.uint8], NDArray
         pixels_HW3 = decode_image(image.read(), LIMITS, formats=FORMATS)
     except ImageError as error:
         raise SetError(f"{image}: {error}") from error
-    truth: NDArray[Any] = (
-        given.read_mask(index) if isinstance(given, SegmentationSet) else given.read(index)
-    )
+    truth: NDArray[Any] = given.read(index)
     if truth.shape[:2] != pixels_HW3.shape[:2]:
         raise SetError(
             f"{image} has {pixels_HW3.shape[:2]}, its map {truth.shape[:2]} rows and columns."

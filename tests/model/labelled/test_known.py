@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.class_names import NAMES, ade20k_names
-from model.labelled.known import LAYOUTS, UNED_IMAGES, UNED_INDEXED, read_known
+from model.class_names import NAMES
+from model.labelled.known import (
+    KNOWN,
+    READERS,
+    TRAIN_READERS,
+    UNED,
+    UNED_INDEXED,
+    read_known,
+)
 from model.labelled.sets import (
     CaptionedSet,
     DepthSet,
@@ -29,15 +36,20 @@ Write = Callable[..., Path]
 
 
 def test_every_set_is_a_choice_and_names_its_parts() -> None:
-    assert set(get_args(KnownName)) == set(LAYOUTS)
-    assert all(layout.source.startswith("http") for layout in LAYOUTS.values())
-    unscored = {name for name, layout in LAYOUTS.items() if not layout.published}
-    assert unscored == {f"uned-{name}" for name in UNED_IMAGES}
+    assert set(get_args(KnownName)) == set(KNOWN) == set(READERS)
+    assert all(known.source.startswith("http") for known in KNOWN.values())
+    assert {name for name, known in KNOWN.items() if known.train_needs} == set(TRAIN_READERS)
+    unscored = {name for name, known in KNOWN.items() if not known.published}
+    assert unscored == {f"uned-{name}" for name in UNED}
+    parts = [KNOWN[f"uned-{name}"] for name in UNED]
+    assert KNOWN["uned"].num_images == sum(part.num_images for part in parts)
+    assert set(KNOWN["uned"].needs) == {need for part in parts for need in part.needs}
 
 
 @pytest.mark.parametrize(
     ("file", "count", "some"),
     [
+        ("ade20k.txt", 150, {0: "wall", 44: "chest of drawers", 141: "crt screen", 149: "flag"}),
         ("voc21.txt", 21, {0: "background", 11: "dining table", 20: "tv monitor"}),
         ("context59.txt", 59, {0: "aeroplane", 39: "potted plant", 58: "wood"}),
         ("imagenet.txt", 1000, {0: "n01440764 tench", 999: "n15075141 toilet paper"}),
@@ -51,14 +63,6 @@ def test_class_names_are_in_the_order_of_labels(
     assert {index: names[index] for index in some} == some
 
 
-def test_ade20k_has_its_names() -> None:
-    names = ade20k_names()
-    assert len(set(names)) == 150
-    assert [names[index] for index in (0, 44, 141, 149)] == [
-        "wall", "chest of drawers", "crt screen", "flag"
-    ]  # fmt: skip
-
-
 def test_ade20k_has_no_class_zero(tmp_path: Path, write: Write) -> None:
     with pytest.raises(SetError, match=r"has no images/validation\. ade20k needs .*csail\.mit"):
         read_known("ade20k", tmp_path)
@@ -70,7 +74,7 @@ def test_ade20k_has_no_class_zero(tmp_path: Path, write: Write) -> None:
     given = read_known("ade20k", tmp_path)
     assert isinstance(given, SegmentationSet)
     assert (given.name, given.published) == ("ade20k, 1 of 2000 images", ())
-    assert given.read_mask(0).tolist() == [[-1, 0, 149]]
+    assert given.read(0).tolist() == [[-1, 0, 149]]
 
 
 def test_pascal_sets_follow_their_lists(tmp_path: Path, write: Write) -> None:
@@ -84,7 +88,7 @@ def test_pascal_sets_follow_their_lists(tmp_path: Path, write: Write) -> None:
     for name, wanted in masks.items():
         given = read_known(name, tmp_path)
         assert isinstance(given, SegmentationSet)
-        assert given.read_mask(0).tolist() == [wanted]
+        assert given.read(0).tolist() == [wanted]
         stems = [image.path.stem for image in given.images]
         assert stems == (["c", "a"] if name == "voc21" else ["b"])
         assert ("background" in given.names) == (name != "context59")
@@ -103,18 +107,25 @@ def test_pascal_sets_follow_their_lists(tmp_path: Path, write: Write) -> None:
 def test_captions_are_those_of_the_test_split(
     tmp_path: Path, write: Write, name: str, folder: str, file: str, place: dict[str, str]
 ) -> None:
+    num_images = KNOWN[name].num_images
+
     def row(image: str, split: str, *captions: str) -> dict[str, object]:
         sentences = [{"raw": caption} for caption in captions]
         return {"filename": image, "split": split, "sentences": sentences, **place}
 
-    rows = [row("1.jpg", "train", "x"), row("2.jpg", "test", "a dog. ", "a pet")]
-    write(tmp_path / file, json.dumps({"images": rows}))
+    def read(rows: list[Any]) -> CaptionedSet:
+        write(tmp_path / file, json.dumps({"images": rows}))
+        given = read_known(name, tmp_path)
+        assert isinstance(given, CaptionedSet)
+        return given
+
     write(tmp_path / folder / "2.jpg", 2)
-    given = read_known(name, tmp_path)
-    assert isinstance(given, CaptionedSet)
-    assert ([str(image.path.name) for image in given.images], given.captions) == (
-        ["2.jpg"], [["a dog.", "a pet"]]
-    )  # fmt: skip
+    given = read([row("1.jpg", "train", "x"), row("2.jpg", "test", "a dog. ", "a pet")])
+    assert [image.path.name for image in given.images] == ["2.jpg"]
+    assert given.captions == [["a dog.", "a pet"]]
+    assert (given.name, given.published) == (f"{name}, 1 of {num_images} images", ())
+    whole = read([row("2.jpg", "test", "x")] * num_images)
+    assert (whole.name, whole.published) == (name, KNOWN[name].published)
     write(tmp_path / file, "{")
     with pytest.raises(SetError, match="is no JSON"):
         read_known(name, tmp_path)
@@ -125,8 +136,7 @@ def test_docci_has_one_long_caption_an_image(tmp_path: Path, write: Write) -> No
         {"split": split, "image_file": f"{split}.jpg", "description": f"of {split}"}
         for split in ("train", "test", "qual_dev")
     ]
-    text = "".join(f"{json.dumps(row)}\n" for row in rows)
-    write(tmp_path / "docci_descriptions.jsonlines", text)
+    write(tmp_path / "docci_descriptions.jsonlines", "\n".join(map(json.dumps, rows)))
     write(tmp_path / "images" / "test.jpg", 1)
     given = read_known("docci", tmp_path)
     assert isinstance(given, CaptionedSet)
@@ -160,9 +170,7 @@ def test_nyuv2_counts_its_crop_between_a_millimetre_and_ten_metres(
         read_known("nyuv2", tmp_path)
     scene = tmp_path / "official_splits" / "test" / "bathroom"
     write(scene / "rgb_00045.jpg", 1)
-    with pytest.raises(
-        SetError, match=r"1 of 1 depth maps are missing, such as .*sync_depth_00045"
-    ):
+    with pytest.raises(SetError, match=r"1 of 1 depth maps are missing, .*sync_depth_00045"):
         read_known("nyuv2", tmp_path)
     depth_HW = np.full((480, 640), 2000, np.uint16)
     depth_HW[100, 100:104] = 0, 1, 9999, 10_000
@@ -172,10 +180,7 @@ def test_nyuv2_counts_its_crop_between_a_millimetre_and_ten_metres(
     counted_HW = np.isfinite(given.read(0))
     rows, columns = np.flatnonzero(counted_HW.any(1)), np.flatnonzero(counted_HW.any(0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (45, 470, 41, 600)
-    assert given.read(0)[100, 100:105].tolist() == [
-        pytest.approx(np.nan, nan_ok=True), pytest.approx(np.nan, nan_ok=True), 9.999,
-        pytest.approx(np.nan, nan_ok=True), 2.0,
-    ]  # fmt: skip
+    np.testing.assert_equal(given.read(0)[100, 100:105], [np.nan, np.nan, 9.999, np.nan, 2.0])
     Image.fromarray(depth_HW[:-1]).save(scene / "sync_depth_00045.png")
     with pytest.raises(SetError, match=r"has \(479, 640\) rows and columns, not \(480, 640\)"):
         given.read(0)
@@ -204,7 +209,7 @@ def test_each_set_of_uned_has_its_queries_and_its_index(tmp_path: Path, write: W
     uned(tmp_path, write, {"met/index": rows, "met/test": [("6.jpg", [6, 5]), ("7.jpg", [5])]})
     given = read_known("uned-met", tmp_path)
     assert isinstance(given, InstanceSet)
-    assert [(query.place, query.things) for query in given.queries] == [(-1, (1, 0)), (-1, (0,))]
+    assert [(query.place, query.things) for query in given.queries] == [(2, (1, 0)), (3, (0,))]
     assert len(given.images) == 4
     write(tmp_path / "info_files" / "met" / "test.json", '[{"path": "x"}]')
     with pytest.raises(SetError, match="is no list of images as UnED has it"):
@@ -223,7 +228,7 @@ def test_names_of_rp2k_may_be_spelled_out(tmp_path: Path, write: Write) -> None:
 def test_uned_searches_all_indices_and_averages_its_sets(
     tmp_path: Path, write: Write, answers: Answers, scripted: Scripted
 ) -> None:
-    single = [(name, f"{name}/test") for name in UNED_IMAGES if name not in UNED_INDEXED]
+    single = [(name, f"{name}/test") for name in UNED if name not in UNED_INDEXED]
     lists: dict[str, list[tuple[str, Any]]] = {}
     for place, (_, name) in enumerate(single):
         lists[name] = [(f"{2 * place}.jpg", 0), (f"{2 * place + 1}.jpg", 0)]
@@ -246,17 +251,3 @@ def test_uned_searches_all_indices_and_averages_its_sets(
     # Seven sets are found, one is not, whatever their number of queries.
     assert found["R@1"].interval().value == pytest.approx(100 * 7 / 8)
     assert found["R@1"].chance is None
-
-
-def test_a_complete_set_has_published_scores(tmp_path: Path, write: Write) -> None:
-    rows = [
-        {"filename": f"{index}.jpg", "split": "test", "sentences": [{"raw": "x"}]}
-        for index in range(1000)
-    ]
-    write(tmp_path / "dataset_flickr30k.json", json.dumps({"images": rows}))
-    for index in range(1000):
-        write(tmp_path / "flickr30k-images" / f"{index}.jpg", 1)
-    given = read_known("flickr30k", tmp_path)
-    assert given.name == "flickr30k"
-    found = {(one.model, one.metric): one.value for one in given.published}
-    assert found["TIPSv2 L/14", "text to image R@1"] == 83.3

@@ -29,11 +29,11 @@ def test_masks_are_found_by_name_in_any_depth(tmp_path: Path, write: Write) -> N
     given = sets.read_segmentation(*places)
     assert (given.name, given.names) == ("images", ["cat", "sea gull"])
     assert [image.read() for image in given.images] == [b"\1", b"\2"]
-    assert given.read_mask(0).tolist() == [[0, 1]]
+    assert given.read(0).tolist() == [[0, 1]]
     with pytest.raises(SetError, match=r"has the label 2, and there are 2 names. Add its name, or"):
-        given.read_mask(1)
+        given.read(1)
     reduced = sets.read_segmentation(*places, reduce_zero_label=True)
-    assert reduced.read_mask(1).tolist() == [[-1, 1]]
+    assert reduced.read(1).tolist() == [[-1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_masks_are_labels_and_no_colours(
     given = sets.read_segmentation(tmp_path / "images", tmp_path / "masks", names)
     if wanted is None:
         with pytest.raises(SetError, match="a label in each pixel, this one is RGB"):
-            given.read_mask(0)
+            given.read(0)
     else:
-        assert np.unique(given.read_mask(0)).tolist() == [wanted]
+        assert np.unique(given.read(0)).tolist() == [wanted]
     (tmp_path / "masks" / "a.png").write_bytes(b"nonsense")
     with pytest.raises(SetError, match=r"a\.png is no image that can be read"):
-        given.read_mask(0)
+        given.read(0)
 
 
 def test_captions_are_lines_or_json(tmp_path: Path, write: Write) -> None:

@@ -60,7 +60,9 @@ class World:
         folders = self.folder / "images", self.folder / "masks"
         return sets.read_segmentation(*folders, file, reduce_zero_label=reduce_zero_label)
 
-    def masked_split(self, train: list[Any], val: list[Any], **options: bool) -> sets.MaskedSplit:
+    def masked_split(
+        self, train: list[Any], val: list[Any], **options: bool
+    ) -> sets.Split[sets.SegmentationSet]:
         """Images 0, 1, ... of `train`, and then of `val`, with masks."""
         parts = [*(("train", mask) for mask in train), *(("val", mask) for mask in val)]
         for index, (part, mask) in enumerate(parts):

@@ -9,9 +9,8 @@ import math
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -37,9 +36,9 @@ def do_nothing() -> None:
     """The end of a request without a caller's limits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
-    """The owner of keys; several keys may have one, as while they are renewed.
+    """The owner of keys, and its requests; several keys may have one, as while they are renewed.
 
     Attributes:
         name: Label of its metrics; empty for keys without a name.
@@ -50,74 +49,47 @@ class Caller:
     name: str = ""
     requests_per_s: float | None = None
     requests_at_once: int | None = None
+    _running: int = field(default=0, compare=False)
+    # When all requests so far would be over if they came evenly, at the rate.
+    _due: float = field(default=0.0, compare=False)
 
-
-# A digest, and the owner of the key.
-Key = tuple[bytes, Caller]
-
-
-class CallerLimits:
-    """Counts the requests of callers with a name, and refuses those beyond a limit. Thread-safe.
-
-    Several processes of one server count by themselves, so each has its share of every limit.
-    """
-
-    def __init__(self, metrics: Metrics, clock: Clock, num_workers: int = 1) -> None:
-        self._metrics = metrics
-        self._num_workers = num_workers
-        self._divided = f", divided among {num_workers} processes" if num_workers > 1 else ""
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._running: Counter[str] = Counter()
-        # By name: when all requests so far would be over if they came evenly, at the rate.
-        self._due: dict[str, float] = {}
-
-    def enter(self, caller: Caller) -> Callable[[], None]:
-        """Begin a request; call the result at its end.
+    def take(self, now: float, num_workers: int) -> None:
+        """Begin a request; each of several processes has its share of both limits.
 
         Raises:
-            Overloaded: A limit of the caller is reached.
+            Overloaded: A limit is reached.
         """
-        if not caller.name:
-            return do_nothing
-        try:
-            with self._lock:
-                self._take(caller)
-        except Overloaded as error:
-            outcome = "too_fast" if error.code == "key_rate_exceeded" else "too_many_at_once"
-            self._metrics.caller_requests.labels(caller.name, outcome).inc()
-            self._metrics.rejected.labels("caller_limit").inc()
-            raise
-        self._metrics.caller_requests.labels(caller.name, "accepted").inc()
-        return partial(self._leave, caller.name)
-
-    def _take(self, caller: Caller) -> None:
-        now, due = self._clock(), 0.0
-        if caller.requests_per_s is not None:
-            rate = caller.requests_per_s / self._num_workers
-            due = max(now, self._due.get(caller.name, now))
+        divided = f", divided among {num_workers} processes" if num_workers > 1 else ""
+        due = now
+        if self.requests_per_s is not None:
+            rate = self.requests_per_s / num_workers
+            due = max(now, self._due)
             # One second's requests may come at once.
             wait_s = due - now - (max(1.0, rate) - 1) / rate
             if wait_s > 0:
                 raise Overloaded(
-                    f"The key may send {caller.requests_per_s:g} requests a second{self._divided}.",
+                    f"The key may send {self.requests_per_s:g} requests a second{divided}.",
                     code="key_rate_exceeded",
                     retry_after_s=wait_s,
                 )
             due += 1 / rate
-        most = caller.requests_at_once
-        if most is not None and self._running[caller.name] >= most // self._num_workers:
+        most = self.requests_at_once
+        if most is not None and self._running >= most // num_workers:
             raise Overloaded(
-                f"The key may have {most} requests in progress{self._divided}.",
+                f"The key may have {most} requests in progress{divided}.",
                 code="key_busy",
                 retry_after_s=BUSY_RETRY_S,
             )
-        self._running[caller.name] += 1
-        self._due[caller.name] = due
+        self._running += 1
+        self._due = due
 
-    def _leave(self, name: str) -> None:
-        with self._lock:
-            self._running[name] -= 1
+    def release(self) -> None:
+        """End a request."""
+        self._running -= 1
+
+
+# A digest, and the owner of the key.
+Key = tuple[bytes, Caller]
 
 
 class ApiKeys:
@@ -145,10 +117,9 @@ class ApiKeys:
         clock: Clock = time.monotonic,
         num_workers: int = 1,
     ) -> None:
-        self._metrics = metrics
+        self._metrics, self._clock, self._num_workers = metrics, clock, num_workers
+        self._lock = threading.Lock()
         self.is_required = fixed is not None or file is not None
-        self._num_workers = num_workers
-        self._limits = CallerLimits(metrics, clock, num_workers)
         self._fixed = [] if fixed is None else self._parsed(fixed.split(","), "api_keys")
         self._filed: Callable[[], list[Key]] = list
         if file is not None:
@@ -180,11 +151,27 @@ class ApiKeys:
             if hmac.compare_digest(digest, known)
         ]
         if found:
-            return self._limits.enter(found[-1])
+            return self._take(found[-1]) if found[-1].name else do_nothing
         self._metrics.rejected.labels("unauthenticated").inc()
         if shown:
             raise Unauthenticated(f"The API key is unknown. {HOW_TO}")
         raise Unauthenticated(f"An API key is needed. {HOW_TO}", code="missing_api_key")
+
+    def _take(self, caller: Caller) -> Callable[[], None]:
+        try:
+            with self._lock:
+                caller.take(self._clock(), self._num_workers)
+        except Overloaded as error:
+            outcome = "too_fast" if error.code == "key_rate_exceeded" else "too_many_at_once"
+            self._metrics.caller_requests.labels(caller.name, outcome).inc()
+            self._metrics.rejected.labels("caller_limit").inc()
+            raise
+        self._metrics.caller_requests.labels(caller.name, "accepted").inc()
+        return partial(self._release, caller)
+
+    def _release(self, caller: Caller) -> None:
+        with self._lock:
+            caller.release()
 
     def _parse_file(self, where: str, contents: Sequence[bytes]) -> list[Key]:
         try:
@@ -198,19 +185,14 @@ class ApiKeys:
         callers: dict[str, Caller] = {}
         for number, line in enumerate(filter(None, map(str.strip, lines)), start=1):
             try:
-                digest, caller = _parse(line)
+                digest, caller = _parse(line, self._num_workers)
                 if callers.setdefault(caller.name, caller) != caller:
                     raise ValueError(
                         f"{caller.name} has other limits before; keys of one name share them"
                     )
-                if (caller.requests_at_once or math.inf) < self._num_workers:
-                    raise ValueError(
-                        f"requests_at_once of {caller.name} is divided among {self._num_workers} "
-                        f"workers, so it must be at least {self._num_workers}"
-                    )
             except ValueError as error:
                 raise ValueError(f"API key number {number} of {where}: {error}") from None
-            found.append((digest, caller))
+            found.append((digest, callers[caller.name]))
         if not found:
             raise ValueError(
                 f"{where} holds no API key; write one a line (openssl rand -hex 32), "
@@ -221,7 +203,7 @@ class ApiKeys:
         return found
 
 
-def _parse(line: str) -> Key:
+def _parse(line: str, num_workers: int) -> Key:
     """A key with the options behind it. No message holds what may be a part of a key."""
     key, *words = line.split()
     if not (key.isascii() and key.isprintable() and MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS):
@@ -243,6 +225,11 @@ def _parse(line: str) -> Key:
         raise ValueError("requests_per_s and requests_at_once are numbers") from None
     if not all(0 < limit < math.inf for limit in (rate, at_once) if limit is not None):
         raise ValueError("requests_per_s and requests_at_once are above 0")
+    if at_once is not None and at_once < num_workers:
+        raise ValueError(
+            f"requests_at_once of {given['name']} is divided among {num_workers} workers, so it "
+            f"must be at least {num_workers}"
+        )
     return _digest(key), Caller(given.get("name", ""), rate, at_once)
 
 

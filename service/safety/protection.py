@@ -9,7 +9,7 @@ from service.safety.api_keys import ApiKeys
 from service.safety.browsers import BrowserRules
 from service.safety.proxies import TrustedProxies
 from service.safety.tls import Tls
-from service.safety.url_fetch import UrlFetcher, UrlPolicy
+from service.safety.url_fetch import UrlFetcher
 from service.settings import Settings
 
 
@@ -54,8 +54,7 @@ class Protection:
         api_keys = settings.api_keys
         url_fetcher = None
         if settings.url_hosts is not None:
-            policy = UrlPolicy.from_text(settings.url_hosts)
-            url_fetcher = UrlFetcher(policy, settings.max_image_bytes)
+            url_fetcher = UrlFetcher(settings.url_hosts, settings.max_image_bytes)
         max_items = settings.max_images_per_request + MAX_TEXTS + MAX_CLASSES
         return cls(
             keys=ApiKeys(

@@ -1,14 +1,17 @@
-"""Images fetched by URL, safe against server-side request forgery."""
+"""Images fetched by URL, safe against server-side request forgery.
+
+The setting allows host names, but connections go to addresses. The owner of a name's DNS chooses
+its addresses and may choose a cloud's metadata server, so every address must be public.
+"""
 
 import asyncio
 import logging
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
 import httpcore2
@@ -16,19 +19,16 @@ from httpcore2 import AsyncNetworkBackend, AsyncNetworkStream
 
 from service.errors import InvalidRequest
 
-# The policy allows host names, but connections go to addresses. The owner of a name's DNS chooses
-# its addresses and may choose a cloud's metadata server, so every address must be public.
-
+logger = logging.getLogger(__name__)
+# At DEBUG the library logs the headers of every answer: cookies, and the addresses of redirects
+# with their passwords and signatures.
+logging.getLogger("httpcore2").setLevel(logging.INFO)
 # Global for (some versions of) Python's `ipaddress`, yet not hosts to fetch from.
 REFUSED_V4: Final = (
     IPv4Network("192.0.0.0/24"),  # protocol assignments; some clouds' own services
     IPv4Network("168.63.129.16/32"),  # Azure's own services inside every virtual machine
     IPv4Network("192.88.99.0/24"),  # relays from IPv4 to IPv6, withdrawn by RFC 7526
 )
-logger = logging.getLogger(__name__)
-# At DEBUG the library logs the headers of every answer: cookies, and the addresses of redirects
-# with their passwords and signatures.
-logging.getLogger("httpcore2").setLevel(logging.INFO)
 # All addresses assigned to hosts. It excludes loopback, link-local, unique local, IPv4-mapped
 # (::ffff:0:0/96), IPv4-compatible (::/96) and NAT64 addresses (64:ff9b::/96, 64:ff9b:1::/48).
 GLOBAL_V6: Final = IPv6Network("2000::/3")
@@ -60,100 +60,10 @@ LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 HOST_NAME: Final = re.compile(rf"(?:{LABEL}\.)+(?=[a-z]){LABEL}")
 # Parsers disagree about anything else: blanks, control characters, backslashes, other alphabets.
 PLAIN_URL: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Host, port, and path with query of a URL."""
-
-    host: str
-    port: int
-    path: str
-
-
-class UrlRefused(ValueError):
-    """The URL is not allowed; the text says what to change."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UrlPolicy:
-    """Allowed hosts and ports.
-
-    Attributes:
-        hosts: Exact names, or `*.name` for all names below it.
-        ports: Allowed ports of these hosts.
-    """
-
-    hosts: tuple[str, ...]
-    ports: frozenset[int] = frozenset({HTTPS_PORT})
-
-    @classmethod
-    def from_text(cls, text: str) -> Self:
-        """Read the setting: names separated by commas.
-
-        Raises:
-            ValueError: A name is invalid.
-        """
-        return cls(hosts=tuple(map(_checked_pattern, text.split(","))))
-
-    def target_of(self, url: str) -> Target:
-        """Parse and check a URL.
-
-        Raises:
-            UrlRefused: It is malformed, not https, or its host or port is not allowed.
-        """
-        if len(url) > MAX_URL_CHARS:
-            raise UrlRefused(f"a URL has at most {MAX_URL_CHARS} characters")
-        if not PLAIN_URL.fullmatch(url):
-            raise UrlRefused(
-                "a URL is written in plain ASCII: percent-encode its path, and give a host in "
-                "another alphabet by its xn-- name"
-            )
-        try:
-            parts = urlsplit(url)
-            port = parts.port or HTTPS_PORT
-        except ValueError:
-            raise UrlRefused("this is not a URL") from None
-        if parts.scheme != "https":
-            raise UrlRefused("only https:// is fetched")
-        if "@" in parts.netloc:
-            raise UrlRefused("a URL with a user name or password is not fetched")
-        host = (parts.hostname or "").lower()
-        if not HOST_NAME.fullmatch(host):
-            raise UrlRefused("a URL needs the full name of its host, not an address")
-        if port not in self.ports or not _is_among(host, self.hosts):
-            raise UrlRefused("this server does not fetch from that host and port")
-        query = f"?{parts.query}" if parts.query else ""
-        return Target(host, port, (parts.path or "/") + query)
-
-
-def url_of(text: str) -> str | None:
-    """The text if it is a URL, `data:` excepted; base64 never looks like one."""
-    return text if "://" in text[:32] and not text.startswith("data:") else None
-
-
-def _is_among(host: str, patterns: Sequence[str]) -> bool:
-    return any(
-        host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
-        for pattern in patterns
-    )
-
-
-def _checked_pattern(text: str) -> str:
-    pattern = text.strip().lower()
-    name = pattern.removeprefix("*.")
-    if not HOST_NAME.fullmatch(name):
-        raise ValueError(
-            f"url_hosts: {text.strip()!r} is no host; write full names such as "
-            "images.example.org, or *.example.org for all below it"
-        )
-    return pattern
-
-
-MAX_ADDRESSES: Final = 16
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS: Final = 3
 MAX_AT_ONCE: Final = 16
+TIME_LIMIT_S: Final = 10.0
 HEADERS: Final = (
     ("Accept", "image/*"),
     ("Accept-Encoding", "identity"),
@@ -168,11 +78,63 @@ HTTP_ERRORS: Final = (
 )
 # Called with the number of bytes received; may raise to end the fetch.
 Hold = Callable[[int], None]
-Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
-class AddressRefused(httpcore2.ConnectError):
-    """The name has no address, or one that is not public."""
+class UrlRefused(Exception):
+    """Why a URL is not fetched. The caller is told only of the URL that it sent itself."""
+
+
+def url_of(text: str) -> str | None:
+    """The text if it is a URL, `data:` excepted; base64 never looks like one."""
+    return text if "://" in text[:32] and not text.startswith("data:") else None
+
+
+def read_hosts(text: str) -> tuple[str, ...]:
+    """The hosts of the setting, separated by commas: names, or `*.name` for all names below it.
+
+    Raises:
+        ValueError: A name is invalid.
+    """
+    hosts = tuple(name.strip().lower() for name in text.split(","))
+    for host in hosts:
+        if not HOST_NAME.fullmatch(host.removeprefix("*.")):
+            raise ValueError(
+                f"url_hosts: {host!r} is no host; write full names such as images.example.org, or "
+                "*.example.org for all below it"
+            )
+    return hosts
+
+
+def check_url(url: str, hosts: Iterable[str]) -> httpcore2.URL:
+    """Parse a URL, and check that it is of one of these hosts.
+
+    Raises:
+        UrlRefused: It is malformed, not https, or its host or port is not allowed.
+    """
+    if len(url) > MAX_URL_CHARS:
+        raise UrlRefused(f"a URL has at most {MAX_URL_CHARS} characters")
+    if not PLAIN_URL.fullmatch(url):
+        raise UrlRefused(
+            "a URL is written in plain ASCII: percent-encode its path, and give a host in "
+            "another alphabet by its xn-- name"
+        )
+    try:
+        parts = urlsplit(url)
+        port = parts.port or HTTPS_PORT
+    except ValueError:
+        raise UrlRefused("this is not a URL") from None
+    if parts.scheme != "https":
+        raise UrlRefused("only https:// is fetched")
+    if "@" in parts.netloc:
+        raise UrlRefused("a URL with a user name or password is not fetched")
+    name = (parts.hostname or "").lower()
+    if not HOST_NAME.fullmatch(name):
+        raise UrlRefused("a URL needs the full name of its host, not an address")
+    is_known = any(name.endswith(h[1:]) if h.startswith("*.") else name == h for h in hosts)
+    if port != HTTPS_PORT or not is_known:
+        raise UrlRefused("this server does not fetch from that host and port")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return httpcore2.URL(scheme="https", host=name, port=port, target=target)
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -189,11 +151,7 @@ class PinnedBackend(AsyncNetworkBackend):
     rebinding). TLS and the Host header still use the name.
     """
 
-    def __init__(
-        self, resolve: Resolve = resolve, is_allowed: Callable[[str], bool] = is_public
-    ) -> None:
-        self._resolve = resolve
-        self._is_allowed = is_allowed
+    def __init__(self) -> None:
         self._network = httpcore2.AnyIOBackend()
 
     async def connect_tcp(  # noqa: PLR0917 - as the library calls it
@@ -207,49 +165,40 @@ class PinnedBackend(AsyncNetworkBackend):
         """Connect.
 
         Raises:
-            AddressRefused: One of the name's addresses is not public.
-            ConnectError: No address accepts the connection.
+            ConnectError: No address accepts the connection, or one of them is not public.
         """
         try:
-            addresses = await self._resolve(host, port)
+            addresses = await resolve(host, port)
         except OSError as error:
             raise httpcore2.ConnectError(str(error)) from error
-        if not addresses or not all(map(self._is_allowed, addresses)):
-            raise AddressRefused(f"{host} has addresses that are not public: {addresses}")
-        failure: Exception | None = None
-        for address in addresses[:MAX_ADDRESSES]:
+        failure = httpcore2.ConnectError(f"{host} has no address, or a private one: {addresses}")
+        if not all(map(is_public, addresses)):
+            raise failure
+        for address in addresses:
             try:
                 return await self._network.connect_tcp(
                     address, port, timeout, local_address, socket_options
                 )
             except httpcore2.ConnectError as error:
                 failure = error
-        raise failure or AssertionError
-
-
-class FetchFailed(Exception):
-    """Why an image was not fetched, for the log only."""
+        raise failure
 
 
 class UrlFetcher:
-    """Fetches images of at most so many bytes from the hosts of a policy. Of one event loop.
+    """Fetches images of at most so many bytes from allowed hosts. Of one event loop.
 
     All failures give the same error, so that callers learn nothing about the network behind a URL.
     The log has the reason under the request id.
     """
 
-    def __init__(
-        self,
-        policy: UrlPolicy,
-        max_bytes: int,
-        *,
-        timeout_s: float = 10.0,
-        backend: PinnedBackend | None = None,
-        context: ssl.SSLContext | None = None,
-    ) -> None:
-        self._policy, self._max_bytes, self._timeout_s = policy, max_bytes, timeout_s
-        self._backend = backend or PinnedBackend()
-        self._context = context or ssl.create_default_context()
+    def __init__(self, hosts: str, max_bytes: int) -> None:
+        """Read the setting `url_hosts`.
+
+        Raises:
+            ValueError: A name is invalid.
+        """
+        self._hosts, self._max_bytes = read_hosts(hosts), max_bytes
+        self._context = ssl.create_default_context()
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def fetch(self, url: str, hold: Hold, *, param: str) -> bytes:
@@ -264,15 +213,15 @@ class UrlFetcher:
             InvalidRequest: The URL is not allowed, or no image could be fetched.
         """
         try:
-            target = self._policy.target_of(url)
+            target = check_url(url, self._hosts)
         except UrlRefused as error:
             raise InvalidRequest(
                 f"{param}: {error}.", code="url_not_allowed", param=param
             ) from None
         try:
-            async with asyncio.timeout(self._timeout_s), self._places:
+            async with asyncio.timeout(TIME_LIMIT_S), self._places:
                 return await self._follow(target, url, hold)
-        except (FetchFailed, UrlRefused, TimeoutError, *HTTP_ERRORS) as error:
+        except (UrlRefused, TimeoutError, *HTTP_ERRORS) as error:
             reason = f"{type(error).__name__}: {error}"
             logger.info("a URL was not fetched", extra={"fields": {"reason": reason}})
         raise InvalidRequest(
@@ -281,8 +230,8 @@ class UrlFetcher:
             param=param,
         )
 
-    async def _follow(self, target: Target, url: str, hold: Hold) -> bytes:
-        """Request, and follow redirects; every target is checked by the policy."""
+    async def _follow(self, target: httpcore2.URL, url: str, hold: Hold) -> bytes:
+        """Request, and follow redirects, each of which is checked like the first URL."""
         for _ in range(MAX_REDIRECTS + 1):
             found = await self._ask(target, hold)
             if isinstance(found, bytes):
@@ -290,38 +239,29 @@ class UrlFetcher:
             try:
                 url = urljoin(url, found)
             except ValueError:
-                raise FetchFailed("the redirect is not to a URL") from None
-            target = self._policy.target_of(url)
-        raise FetchFailed("too many redirects")
+                raise UrlRefused("the redirect is not to a URL") from None
+            target = check_url(url, self._hosts)
+        raise UrlRefused("too many redirects")
 
-    async def _ask(self, target: Target, hold: Hold) -> bytes | str:
+    async def _ask(self, url: httpcore2.URL, hold: Hold) -> bytes | str:
         """Send one request on a new connection; returns the image, or the redirect's location."""
-        host = target.host if target.port == HTTPS_PORT else f"{target.host}:{target.port}"
-        url = httpcore2.URL(scheme="https", host=target.host, port=target.port, target=target.path)
         async with (
             httpcore2.AsyncConnectionPool(
-                ssl_context=self._context, network_backend=self._backend, max_connections=1
+                ssl_context=self._context, network_backend=PinnedBackend(), max_connections=1
             ) as connections,
-            connections.stream("GET", url, headers=[("Host", host), *HEADERS]) as response,
+            connections.stream("GET", url, headers=HEADERS) as response,
         ):
             headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
             if response.status in REDIRECTS and b"location" in headers:
                 return headers[b"location"]
             if response.status != 200:
-                raise FetchFailed(f"status {response.status}")
+                raise UrlRefused(f"status {response.status}")
             if headers.get(b"content-encoding", "identity").strip().lower() != "identity":
-                raise FetchFailed("the body is compressed, which was not requested")
-            return await self._read(response, headers.get(b"content-length", "0"), hold)
-
-    async def _read(self, response: httpcore2.Response, length: str, hold: Hold) -> bytes:
-        if not length.isdigit() or int(length[:18]) > self._max_bytes:
-            raise FetchFailed("invalid or too large content-length")
-        pieces: list[bytes] = []
-        num_bytes = 0
-        async for piece in response.aiter_stream():
-            num_bytes += len(piece)
-            if num_bytes > self._max_bytes:
-                raise FetchFailed("too many bytes")
-            hold(len(piece))
-            pieces.append(piece)
-        return b"".join(pieces)
+                raise UrlRefused("the body is compressed, which was not requested")
+            content = bytearray()
+            async for piece in response.aiter_stream():
+                if len(content) + len(piece) > self._max_bytes:
+                    raise UrlRefused("too many bytes")
+                hold(len(piece))
+                content += piece
+            return bytes(content)

@@ -1,8 +1,8 @@
-"""API keys: sources, checks, renewal, and that they are never shown."""
+"""API keys: sources, checks, renewal, limits, and that they are never shown."""
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,22 @@ def is_accepted(keys: ApiKeys, key: str) -> bool:
     return outcomes.pop()
 
 
-def test_keys_of_both_sources_are_accepted(metrics: Metrics, tmp_path: Path) -> None:
-    file = tmp_path / "keys"
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys"
+
+
+def test_keys_of_both_sources_are_accepted_and_a_changed_file_is_read_again(
+    metrics: Metrics, file: Path, clock: Clock
+) -> None:
     file.write_text(f"# ours\n\n  {THIRD}  \n")
-    keys = ApiKeys(metrics, fixed=f"{FIRST}, {SECOND},", file=file)
+    keys = ApiKeys(metrics, fixed=f"{FIRST}, {SECOND},", file=file, clock=clock)
     assert [is_accepted(keys, key) for key in (FIRST, SECOND, THIRD)] == [True, True, True]
     for wrong in (FIRST[:-1], FIRST + ",", "", "\xff" * 20):
         assert not is_accepted(keys, wrong)
+    file.write_text("fourth" * 4)
+    clock.now += 1
+    assert [is_accepted(keys, key) for key in (FIRST, THIRD, "fourth" * 4)] == [True, False, True]
     open_to_all = ApiKeys(metrics)
     open_to_all.enter(None, None)
     assert not open_to_all.is_required
@@ -59,10 +68,8 @@ def test_a_refused_key_has_its_code_and_is_counted(
     with pytest.raises(Unauthenticated, match="X-Api-Key") as caught:
         ApiKeys(metrics, fixed=FIRST).enter(authorization, None)
     assert caught.value.code == code
-    refused = metrics.registry.get_sample_value(
-        "tipserve_rejected_total", {"reason": "unauthenticated"}
-    )
-    assert refused == 1
+    labels = {"reason": "unauthenticated"}
+    assert metrics.registry.get_sample_value("tipserve_rejected_total", labels) == 1
 
 
 def test_every_key_is_compared_in_constant_time(
@@ -80,89 +87,102 @@ def test_every_key_is_compared_in_constant_time(
     assert compared == [32, 32, 32], "digests of equal length, all of them"
 
 
-def test_the_file_is_read_again_when_it_changes(metrics: Metrics, tmp_path: Path) -> None:
-    file, clock = tmp_path / "keys", Clock()
-    file.write_text(FIRST)
-    keys = ApiKeys(metrics, file=file, clock=clock)
-    file.write_text(f"{SECOND}\n{THIRD}\n")
-    assert is_accepted(keys, FIRST)
-    clock.now += 1
-    assert [is_accepted(keys, key) for key in (FIRST, SECOND, THIRD)] == [False, True, True]
-
-
 BAD_KEYS = ["", "\n# a remark\n", "short", "k" * 600, f"{FIRST} {SECOND}", "\u00e4" * 20, "\ud800"]
 
 
 @pytest.mark.parametrize("text", BAD_KEYS)
-def test_a_file_without_good_keys_stops_the_start(
-    metrics: Metrics, tmp_path: Path, text: str
+def test_a_source_without_good_keys_stops_the_start(
+    metrics: Metrics, file: Path, text: str
 ) -> None:
-    file = tmp_path / "keys"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match=r"API key|ASCII") as caught:
         ApiKeys(metrics, file=file)
     assert not text.strip() or text not in str(caught.value)
-    with pytest.raises(ValueError, match="holds no API key"):
-        ApiKeys(metrics, fixed=" , ")
 
 
-@pytest.mark.parametrize("arguments", [["--api-keys", FIRST], [f"--api-keys={FIRST}"]])
-def test_keys_on_a_command_line_are_refused(arguments: Sequence[str]) -> None:
-    with pytest.raises(ValueError, match="TIPSERVE_API_KEYS") as caught:
-        load_settings(arguments, {})
-    assert FIRST not in str(caught.value)
+@pytest.mark.parametrize("setting", [{"api_keys": " , "}, {"api_keys_file": "/no/such/file"}])
+def test_keys_that_cannot_be_read_stop_the_start(
+    make_settings: Callable[..., Any], setting: dict[str, str]
+) -> None:
+    with pytest.raises((ValueError, OSError), match=r"holds no API key|no.such"):
+        Server(make_settings(**setting))
 
 
-def limited(
-    metrics: Metrics, folder: Path, clock: Clock, options: str, num_workers: int = 1
-) -> ApiKeys:
-    file = folder / "keys"
-    file.write_text(f"{FIRST} name=acme {options}\n{SECOND}  name=acme {options}\n{THIRD}\n")
-    return ApiKeys(metrics, file=file, clock=clock, num_workers=num_workers)
+def test_keys_on_a_command_line_are_refused() -> None:
+    for arguments in (["--api-keys", FIRST], [f"--api-keys={FIRST}"]):
+        with pytest.raises(ValueError, match="TIPSERVE_API_KEYS") as caught:
+            load_settings(arguments, {})
+        assert FIRST not in str(caught.value)
 
 
-def count(metrics: Metrics, outcome: str) -> float:
-    labels = {"caller": "acme", "outcome": outcome}
-    return metrics.registry.get_sample_value("tipserve_caller_requests_total", labels) or 0
+Limited = Callable[..., ApiKeys]
 
 
-def test_a_callers_rate_is_shared_by_its_keys(metrics: Metrics, tmp_path: Path) -> None:
-    clock = Clock()
-    keys = limited(metrics, tmp_path, clock, "requests_per_s=2")
+@pytest.fixture
+def limited(metrics: Metrics, file: Path, clock: Clock) -> Limited:
+    """Two keys of one caller with these options, and one without a name."""
+
+    def make(options: str, num_workers: int = 1) -> ApiKeys:
+        file.write_text(f"{FIRST} name=acme {options}\n{SECOND}  name=acme {options}\n{THIRD}\n")
+        return ApiKeys(metrics, file=file, clock=clock, num_workers=num_workers)
+
+    return make
+
+
+def refused(keys: ApiKeys, key: str) -> Overloaded:
+    with pytest.raises(Overloaded) as caught:
+        keys.enter(None, key)
+    return caught.value
+
+
+def test_a_callers_rate_is_shared_by_its_keys(
+    metrics: Metrics, clock: Clock, limited: Limited
+) -> None:
+    def count(outcome: str) -> float:
+        labels = {"caller": "acme", "outcome": outcome}
+        return metrics.registry.get_sample_value("tipserve_caller_requests_total", labels) or 0
+
+    keys = limited("requests_per_s=2")
     keys.enter(None, FIRST)()
     keys.enter(None, SECOND)()
-    with pytest.raises(Overloaded, match="2 requests a second") as caught:
-        keys.enter(None, FIRST)
-    assert (caught.value.code, caught.value.retry_after_s) == ("key_rate_exceeded", 0.5)
+    error = refused(keys, FIRST)
+    assert (error.code, error.retry_after_s) == ("key_rate_exceeded", 0.5)
+    assert "2 requests a second" in error.message
     for _ in range(9):
         keys.enter(None, THIRD)()
     clock.now += 0.5
     keys.enter(None, FIRST)()
-    assert (count(metrics, "accepted"), count(metrics, "too_fast")) == (3, 1)
+    assert (count("accepted"), count("too_fast")) == (3, 1)
     clock.now += 100
     for _ in range(2):
         keys.enter(None, FIRST)
-    with pytest.raises(Overloaded):
-        keys.enter(None, FIRST)
+    refused(keys, FIRST)
 
 
-def test_each_of_several_workers_has_its_share_of_a_callers_limits(
-    metrics: Metrics, tmp_path: Path
+def test_a_callers_requests_in_progress_are_shared_and_given_back(
+    metrics: Metrics, limited: Limited
 ) -> None:
-    clock = Clock()
-    keys = limited(metrics, tmp_path, clock, "requests_at_once=5", num_workers=2)
+    keys = limited("requests_at_once=2")
+    release = keys.enter(None, FIRST)
+    keys.enter(None, SECOND)
+    assert refused(keys, FIRST).code == "key_busy"
+    release()
+    keys.enter(None, FIRST)
+
+
+def test_each_of_several_workers_has_its_share_of_a_callers_limits(limited: Limited) -> None:
+    keys = limited("requests_at_once=5", num_workers=2)
     for _ in range(2):
         keys.enter(None, FIRST)
-    with pytest.raises(Overloaded, match="5 requests in progress, divided among 2 processes"):
-        keys.enter(None, FIRST)
-    keys = limited(metrics, tmp_path, clock, "requests_per_s=4", num_workers=2)
+    assert "5 requests in progress, divided among 2 processes" in refused(keys, FIRST).message
+    keys = limited("requests_per_s=4", num_workers=2)
     for _ in range(2):
         keys.enter(None, FIRST)
-    with pytest.raises(Overloaded, match="4 requests a second, divided among 2 processes") as error:
-        keys.enter(None, FIRST)
-    assert error.value.retry_after_s == 0.5
+    error = refused(keys, FIRST)
+    assert "4 requests a second, divided among 2 processes" in error.message
+    assert error.retry_after_s == 0.5
     with pytest.raises(ValueError, match="requests_at_once of acme is divided among 2 workers"):
-        limited(metrics, tmp_path, clock, "requests_at_once=1", num_workers=2)
+        limited("requests_at_once=1", num_workers=2)
 
 
 @pytest.mark.parametrize(
@@ -172,31 +192,20 @@ def test_each_of_several_workers_has_its_share_of_a_callers_limits(
         ("requests_per_s=2", "limits need a name"),
         ("name=a rate=2", "write only name=..., requests_per_s=..., requests_at_once=..., once"),
         ("name=a name=b", "once"),
-        ("acme", "write only"),
         ("name=a requests_per_s=fast", "are numbers"),
-        ("name=a requests_per_s=0", "are above 0"),
         ("name=a requests_per_s=inf", "are above 0"),
-        ("name=a requests_at_once=-1", "are above 0"),
+        ("name=a requests_at_once=0", "are above 0"),
+        (f"name=a\n{SECOND} name=a requests_per_s=2", "a has other limits before"),
+        ("\n" + "\n".join(f"{FIRST}{n} name=n{n}" for n in range(101)), "102 names, at most 100"),
     ],
 )
 def test_wrong_options_of_a_key_are_errors_without_the_key(
-    metrics: Metrics, tmp_path: Path, options: str, message: str
+    metrics: Metrics, file: Path, options: str, message: str
 ) -> None:
-    file = tmp_path / "keys"
     file.write_text(f"{FIRST} {options}\n")
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         ApiKeys(metrics, file=file)
     assert FIRST not in str(caught.value)
-
-
-def test_limits_of_one_name_agree_and_names_are_bounded(metrics: Metrics, tmp_path: Path) -> None:
-    file = tmp_path / "keys"
-    file.write_text(f"{FIRST} name=a requests_per_s=1\n{SECOND} name=a requests_per_s=2\n")
-    with pytest.raises(ValueError, match="a has other limits before"):
-        ApiKeys(metrics, file=file)
-    file.write_text("".join(f"{FIRST}{n} name=n{n}\n" for n in range(101)))
-    with pytest.raises(ValueError, match="101 names, at most 100"):
-        ApiKeys(metrics, file=file)
 
 
 async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(serving: Serving) -> None:
@@ -209,11 +218,3 @@ async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(servin
         await writer.wait_closed()
     assert answer.startswith(b"HTTP/1.1 401"), "and not 100 Continue"
     assert b'www-authenticate: Bearer realm="tipserve"' in answer
-
-
-@pytest.mark.parametrize("setting", [{"api_keys": ""}, {"api_keys_file": "/no/such/file"}])
-def test_keys_that_cannot_be_read_stop_the_start(
-    make_settings: Callable[..., Any], setting: dict[str, str]
-) -> None:
-    with pytest.raises((ValueError, OSError)):
-        Server(make_settings(**setting))

@@ -14,11 +14,7 @@ from tests.service.rest.conftest import client_of
 
 KEY = "the-key-of-this-test"
 EMBED, UNLOAD = "/v1/texts:embed", "/v2/repository/models/fake/unload"
-LOAD, INDEX, INFER = (
-    "/v2/repository/models/fake/load",
-    "/v2/repository/index",
-    "/v2/models/fake/infer",
-)
+INDEX, INFER = "/v2/repository/index", "/v2/models/fake/infer"
 
 
 def rules(**values: Any) -> BrowserRules:
@@ -141,7 +137,7 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
 async def test_a_page_can_neither_drive_nor_read_the_server(serving: Serving) -> None:
     """The requests by which a page unloaded the default model, and read it after rebinding."""
     async with serving(enable_management=True) as server, client_of(server) as client:
-        for path in (UNLOAD, LOAD, INDEX, INFER):
+        for path in (UNLOAD, INDEX, INFER):
             for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
                 answer = await client.post(path, content=b"{}", headers={"Content-Type": kind})
                 assert code_of(answer) == (415, "unsupported_media_type")

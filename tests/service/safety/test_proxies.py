@@ -1,6 +1,5 @@
 """A trusted proxy says who its callers are; other peers are not believed."""
 
-from collections.abc import Mapping
 from ipaddress import ip_network
 
 import pytest
@@ -8,14 +7,12 @@ import pytest
 from service.call import Call, caller_of
 from service.monitoring.telemetry import Telemetry
 from service.safety.proxies import TrustedProxies
-from service.server import Server
-from tests.service.callers import BOTH, Ask, call_rpc
+from tests.service.callers import BOTH, Ask
 from tests.service.conftest import Encode, Serving, until
 
 PROXIES = TrustedProxies(
     [ip_network("127.0.0.1"), ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 )
-HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +77,3 @@ async def test_a_stranger_cannot_choose_his_host(
         await until(lambda: bool(calls))
     protocol = "http" if ask.__name__ == "ask_rest" else "grpc"
     assert [(call.host, call.caller) for call in calls] == [(host, caller_of(protocol, host))]
-
-
-async def listed(server: Server, headers: Mapping[str, str]) -> str | None:
-    return (await call_rpc(server, "/tipserve.v1.EncoderService/ListModels", headers=headers)).code

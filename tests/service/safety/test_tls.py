@@ -131,7 +131,7 @@ async def test_mtls_serves_only_clients_of_its_authority(
 
 
 @BOTH
-async def test_renewed_client_authorities_count_for_new_connections(
+async def test_renewed_files_count_for_new_connections(
     serving: Serving, tmp_path: Path, ca: trustme.CA, client_ca: trustme.CA, ask: Ask
 ) -> None:
     old = Client(ca, client_ca.issue_cert("caller@example.test"))
@@ -193,17 +193,14 @@ def test_a_broken_file_stops_the_start_and_is_named(
     assert str(paths[broken]) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
+def test_incomplete_settings_are_errors() -> None:
+    for given, words in (
         ({"tls_cert": "a"}, "tls_cert is set without tls_key"),
         ({"tls_key": "a"}, "tls_key is set without tls_cert"),
         ({"tls_client_ca": "a"}, "tls_client_ca is set without"),
-    ],
-)
-def test_incomplete_settings_are_errors(given: dict[str, str], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        Settings.model_validate(given)
+    ):
+        with pytest.raises(ValidationError, match=words):
+            Settings.model_validate(given)
 
 
 def test_an_encrypted_key_is_refused_without_a_prompt(

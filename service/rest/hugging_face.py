@@ -5,7 +5,7 @@ texts to embed. The paths are those that clients build: `InferenceClient` sends 
 is given, TEI's clients to `/embed`.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -17,7 +17,7 @@ from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentCl
 from service.rest.errors import renaming_params
 from service.rest.inputs import load_images, query_of, read_json
 from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
-from service.rest.openapi import CALL_HEADERS, ERRORS, DirectRoute, json_content
+from service.rest.openapi import DirectRoute, json_route
 from service.rest.requests import DialectSchema, Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
 
@@ -63,23 +63,14 @@ class TaskBody(DialectSchema):
         return "START" if self.truncation_direction == "left" else "END"
 
 
-ROUTE: Final[dict[str, Any]] = {
-    "responses": {
-        200: {
-            "description": "A vector for each text; or `label` and `score` of each class, the best "
-            "first.",
-            "content": {JSON: {"schema": {"type": "array", "items": {}}}},
-        }
-    }
-    | ERRORS,
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": json_content(TaskBody),
-        },
-        "parameters": CALL_HEADERS,
+ROUTE: Final = json_route(
+    TaskBody,
+    {
+        "description": "A vector for each text; or `label` and `score` of each class, the best "
+        "first.",
+        "content": {JSON: {"schema": {"type": "array", "items": {}}}},
     },
-}
+)
 
 
 def build_hugging_face_router(plane: DataPlane) -> APIRouter:

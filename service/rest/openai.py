@@ -17,7 +17,7 @@ from service.errors import ErrorKind, InvalidRequest
 from service.messages import EmbedMixedRequest, EmbedMixedResponse
 from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS, renaming_params
 from service.rest.inputs import Pairs, load_images, query_of, read_json
-from service.rest.openapi import CALL_HEADERS, ERRORS, ONE_PIXEL, DirectRoute, json_content
+from service.rest.openapi import ERRORS, ONE_PIXEL, DirectRoute, Responses, json_route
 from service.rest.requests import MODEL_TEXT, DialectSchema
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.rest.token_ids import TokenVocabulary
@@ -260,25 +260,17 @@ EXAMPLE: Final = {
     "input": ["a dog in the grass", ONE_PIXEL, {"text": "data: URIs are images"}],
     "encoding_format": "float",
 }
-EMBEDDINGS: Final[dict[str, Any]] = {
-    "responses": {
-        200: {
-            "description": "A vector for each item.",
-            "model": EmbeddingsAnswer,
-        }
-    }
-    | {
-        BAD_REQUEST if status == STATUS[ErrorKind.INVALID] else status: e
-        for status, e in ERRORS.items()
-    },
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": json_content(EmbeddingsBody, example=EXAMPLE),
-        },
-        "parameters": CALL_HEADERS,
-    },
+# OpenAI answers every wrong request with 400.
+EMBEDDINGS_ERRORS: Final[Responses] = {
+    BAD_REQUEST if status == STATUS[ErrorKind.INVALID] else status: error
+    for status, error in ERRORS.items()
 }
+EMBEDDINGS: Final = json_route(
+    EmbeddingsBody,
+    {"description": "A vector for each item.", "model": EmbeddingsAnswer},
+    example=EXAMPLE,
+    errors=EMBEDDINGS_ERRORS,
+)
 
 
 def build_openai_router(plane: DataPlane, vocabulary: TokenVocabulary | None) -> APIRouter:

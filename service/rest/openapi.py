@@ -20,58 +20,6 @@ ONE_PIXEL: Final = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4"
     "AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
 )
-ONE_PIXEL_MAPS: Final[Mapping[str, list[Any]]] = {
-    "depth": [[2.25]],
-    "normals": [[[0.0, 0.6, 0.8]]],
-}
-NAMED: Final = ["dog", {"name": "grass", "prompts": ["grass", "a lawn"]}, "sky"]
-# Request bodies of each native route by their summary; a test sends every one of them.
-EXAMPLES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-    "/v1/images:embed": {
-        "One global embedding": {"image": ONE_PIXEL},
-        "All outputs, in few bytes": {
-            "images": [ONE_PIXEL],
-            "outputs": ["cls1", "cls2", "patches", "values"],
-            "dtype": "int8",
-            "encoding": "base64",
-        },
-        "A list with a broken image": {
-            "images": [ONE_PIXEL, "bm8gcGljdHVyZQ=="],
-            "partial": True,
-        },
-    },
-    "/v1/images:segment": {
-        "Three classes": {"image": ONE_PIXEL, "classes": NAMED},
-        "Sliding windows, masks in a format of COCO": {
-            "image": ONE_PIXEL,
-            "classes": NAMED,
-            "mode": "slide",
-            "background_classes": ["wall"],
-            "format": "rle",
-        },
-    },
-    "/v1/images:classify": {
-        "The two best of three classes": {"image": ONE_PIXEL, "classes": NAMED, "top_k": 2}
-    },
-    "/v1/images:features": {
-        "Colours": {"image": ONE_PIXEL},
-        "Groups with the same labels in two images": {
-            "images": [ONE_PIXEL, ONE_PIXEL],
-            "kind": "groups",
-            "group_count": 3,
-            "scope": "request",
-            "size": "model",
-        },
-    },
-    "/v1/images:depth": {"Metres": {"image": ONE_PIXEL, "size": "image"}},
-    "/v1/images:normals": {"Unit vectors": {"image": ONE_PIXEL, "size": "image"}},
-    "/v1/texts:embed": {
-        "Two texts": {"texts": ["a dog on grass", "the sea at night"]},
-        "A class name, averaged over templates": {"texts": ["dog"], "templates": "tcl"},
-    },
-}
-
-
 STATUS_TEXT: Final = {
     401: "The API key is missing or wrong.",
     403: "A web page of another origin sends the request, or its host is not allowed.",
@@ -127,34 +75,29 @@ def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [found for member in members for found in _alternatives(member)]
 
 
-def _option(name: str, schema: Mapping[str, Any], body: type[ImageBody]) -> dict[str, Any]:
-    """An option as a query or a form has it: a plain value, or a list of plain values.
-
-    Without `default`: a generated client would send defaults in the query, next to a JSON body.
-    """
-    members = [one for one in _alternatives(schema) if one.get("type") != "null"]
-    if name in body.comma_lists | body.plain_lists:
-        (array,) = [one for one in members if one.get("type") == "array"]
-        (items,) = [one for one in _alternatives(array["items"]) if one.get("type") == "string"]
-        plain = {"type": "array", "items": items}
-    else:
-        (member,) = members
-        plain = {key: member[key] for key in ("type", "enum") if key in member}
-    text = schema["description"]
-    if (default := schema.get("default")) not in (None, []):
-        value = ",".join(default) if isinstance(default, list) else str(default)
-        text += f" Default: `{value.lower() if isinstance(default, bool) else value}`."
-    return plain | {"description": text}
-
-
 def _options(body: type[ImageBody]) -> dict[str, dict[str, Any]]:
-    """All options of a body that is an image or a form, by name."""
-    properties = body.model_json_schema(ref_template=REF)["properties"]
-    return {
-        name: _option(name, schema, body)
-        for name, schema in properties.items()
-        if name not in IMAGE_FIELDS
-    }
+    """All options of a body that is an image or a form, by name.
+
+    Each is a plain value, or a list of plain values. Without `default`: a generated client would
+    send defaults in the query, next to a JSON body.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for name, schema in body.model_json_schema(ref_template=REF)["properties"].items():
+        members = [one for one in _alternatives(schema) if one.get("type") != "null"]
+        if name in IMAGE_FIELDS:
+            continue
+        if name in body.comma_lists | body.plain_lists:
+            (array,) = [one for one in members if one.get("type") == "array"]
+            (items,) = [one for one in _alternatives(array["items"]) if one.get("type") == "string"]
+            plain = {"type": "array", "items": items}
+        else:
+            plain = {key: members[0][key] for key in ("type", "enum") if key in members[0]}
+        text = schema["description"]
+        if (default := schema.get("default")) not in (None, []):
+            value = ",".join(default) if isinstance(default, list) else str(default)
+            text += f" Default: `{value.lower() if isinstance(default, bool) else value}`."
+        options[name] = plain | {"description": text}
+    return options
 
 
 def _parameters(body: type[ImageBody]) -> list[dict[str, Any]]:
@@ -192,18 +135,49 @@ class DirectRoute(APIRoute):
         return self.endpoint
 
 
+def json_route(
+    body: type[BaseModel],
+    answer: Mapping[str, Any],
+    *,
+    example: Any = None,
+    errors: Responses = ERRORS,
+) -> dict[str, Any]:
+    """Arguments of `APIRouter.post` for a route that reads and writes JSON.
+
+    Args:
+        body: The fields of a request, which `add_bodies` describes.
+        answer: Describes the answer without an error.
+        example: Of a request; None for none.
+        errors: The other answers.
+    """
+    content = json_content(body) if example is None else json_content(body, example=example)
+    return {
+        "responses": {200: answer, **errors},
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": content},
+            "parameters": CALL_HEADERS,
+        },
+    }
+
+
+def json_content(body: type[BaseModel], **more: Any) -> dict[str, Any]:
+    """The content of a request body whose fields `add_bodies` describes."""
+    return {JSON: {"schema": {"$ref": REF.format(model=body.__name__)}, **more}}
+
+
 def native_route(
-    path: str, body: type[Options], answer: type[BaseModel], media_types: Iterable[str]
+    body: type[Options], answer: type[BaseModel], media_types: Iterable[str], example: Any
 ) -> dict[str, Any]:
     """Arguments of `APIRouter.post` for a route with these fields, answer and media types."""
-    examples = {
-        summary.lower().replace(",", "").replace(" ", "-"): {"summary": summary, "value": example}
-        for summary, example in EXAMPLES[path].items()
+    described = {
+        "description": "In the media type that `Accept` chooses.",
+        "model": answer,
+        "content": {media: {"schema": BINARY} for media in media_types if media != JSON},
     }
-    asked: dict[str, Any] = {"required": True, "content": json_content(body, examples=examples)}
-    sent: dict[str, Any] = {media: {"schema": BINARY} for media in media_types if media != JSON}
-    parameters, errors = CALL_HEADERS, ERRORS
+    errors = ERRORS | NO_HEAD if issubclass(body, MapBody) else ERRORS
+    route = json_route(body, described, example=example, errors=errors)
     if issubclass(body, ImageBody):
+        asked = route["openapi_extra"]["requestBody"]
         asked["description"] = (
             "Images in a form, with the options in the form or the query; or JSON with all "
             "options; or one encoded image, with the options in the query."
@@ -214,21 +188,8 @@ def native_route(
             **asked["content"],
             "image/*": {"schema": BINARY},
         }
-        parameters = _parameters(body)
-    if issubclass(body, MapBody):
-        item = {"index": 0, "height": 1, "width": 1, body.task: ONE_PIXEL_MAPS[body.task]}
-        example = {"object": "list", "model": "tipsv2-b14-dpt", "data": [item]}
-        sent[JSON], errors = {"example": example}, ERRORS | NO_HEAD
-    text = "In the media type that `Accept` chooses."
-    return {
-        "responses": {200: {"description": text, "model": answer, "content": sent}} | errors,
-        "openapi_extra": {"requestBody": asked, "parameters": parameters},
-    }
-
-
-def json_content(body: type[BaseModel], **more: Any) -> dict[str, Any]:
-    """The content of a request body whose fields `add_bodies` describes."""
-    return {JSON: {"schema": {"$ref": REF.format(model=body.__name__)}, **more}}
+        route["openapi_extra"]["parameters"] = _parameters(body)
+    return route
 
 
 KEY_SCHEMES: Final = {

@@ -1,6 +1,6 @@
 """REST response bodies as pydantic models, for the OpenAPI document and the GET routes."""
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -29,7 +29,6 @@ class EncodedArray(BaseModel):
 
 Array = EncodedArray | list[Any]
 SCALES_TEXT = "With `dtype=int8`, by the names of arrays: factors for the elements of each vector."
-ERRORS_TEXT = "With `partial`: errors of single images or texts."
 
 
 class ErrorDetail(BaseModel):
@@ -48,12 +47,18 @@ class ItemError(BaseModel):
     error: ErrorDetail
 
 
-class ListAnswer(BaseModel):
+EntryT = TypeVar("EntryT", bound=BaseModel)
+
+
+class ListAnswer(BaseModel, Generic[EntryT]):
     """One entry for each image or text without an error, in the order of the request."""
 
     object: Literal["list"] = "list"
     model: str
-    errors: list[ItemError] | None = Field(None, description=ERRORS_TEXT)
+    data: list[EntryT]
+    errors: list[ItemError] | None = Field(
+        None, description="With `partial`: errors of single images or texts."
+    )
 
 
 class ImageEmbedding(BaseModel):
@@ -76,10 +81,8 @@ class ImageEmbedding(BaseModel):
     scales: dict[str, Array | float] | None = Field(None, description=SCALES_TEXT)
 
 
-class EmbedImagesAnswer(ListAnswer):
+class EmbedImagesAnswer(ListAnswer[ImageEmbedding]):
     """One entry for each image."""
-
-    data: list[ImageEmbedding]
 
 
 class TextEmbedding(BaseModel):
@@ -90,10 +93,8 @@ class TextEmbedding(BaseModel):
     scales: dict[str, Array | float] | None = Field(None, description=SCALES_TEXT)
 
 
-class EmbedTextsAnswer(ListAnswer):
+class EmbedTextsAnswer(ListAnswer[TextEmbedding]):
     """One entry for each text."""
-
-    data: list[TextEmbedding]
 
 
 class RunLengths(BaseModel):
@@ -157,10 +158,8 @@ class SegmentationBody(BaseModel):
     )
 
 
-class SegmentImagesAnswer(ListAnswer):
+class SegmentImagesAnswer(ListAnswer[SegmentationBody]):
     """One entry for each image."""
-
-    data: list[SegmentationBody]
 
 
 class DepthMap(BaseModel):
@@ -172,10 +171,8 @@ class DepthMap(BaseModel):
     depth: Array = Field(description="[height, width], in metres.")
 
 
-class DepthAnswer(ListAnswer):
+class DepthAnswer(ListAnswer[DepthMap]):
     """One entry for each image."""
-
-    data: list[DepthMap]
 
 
 class NormalMap(BaseModel):
@@ -189,10 +186,8 @@ class NormalMap(BaseModel):
     )
 
 
-class NormalsAnswer(ListAnswer):
+class NormalsAnswer(ListAnswer[NormalMap]):
     """One entry for each image."""
-
-    data: list[NormalMap]
 
 
 class ClassShare(BaseModel):
@@ -211,10 +206,8 @@ class ClassificationBody(BaseModel):
     classes: list[ClassShare]
 
 
-class ClassifyImagesAnswer(ListAnswer):
+class ClassifyImagesAnswer(ListAnswer[ClassificationBody]):
     """One entry for each image."""
-
-    data: list[ClassificationBody]
 
 
 class FeatureGroup(BaseModel):
@@ -238,10 +231,8 @@ class FeatureMap(BaseModel):
     )
 
 
-class VisualizeFeaturesAnswer(ListAnswer):
+class VisualizeFeaturesAnswer(ListAnswer[FeatureMap]):
     """One entry for each image."""
-
-    data: list[FeatureMap]
 
 
 class ErrorBody(BaseModel):

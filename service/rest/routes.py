@@ -15,7 +15,7 @@ from service.data_plane import DataPlane
 from service.monitoring.metrics import release
 from service.rest.inputs import Pairs, query_of, read_options
 from service.rest.middleware import HEALTH_PATHS, READY_PATHS
-from service.rest.openapi import ERRORS, V2_ERRORS, DirectRoute, native_route
+from service.rest.openapi import ERRORS, ONE_PIXEL, V2_ERRORS, DirectRoute, native_route
 from service.rest.requests import (
     ClassifyImagesBody,
     DepthBody,
@@ -67,6 +67,7 @@ class NativeRoute:
         body: Fields of its requests.
         answer: Fields of its answers as JSON.
         writer: Writes its answers.
+        example: A request.
     """
 
     name: str
@@ -75,8 +76,10 @@ class NativeRoute:
     body: type[Options]
     answer: type[BaseModel]
     writer: ResponseWriter[Any, Any]
+    example: Mapping[str, Any]
 
 
+CLASS_NAMES: Final = ["dog", {"name": "grass", "prompts": ["grass", "a lawn"]}, "sky"]
 NATIVE: Final[Mapping[str, NativeRoute]] = {
     "/v1/images:embed": NativeRoute(
         "embed_images",
@@ -85,6 +88,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         EmbedImagesBody,
         EmbedImagesAnswer,
         IMAGE_EMBEDDINGS,
+        {"images": [ONE_PIXEL, "bm8gcGljdHVyZQ=="], "outputs": ["cls1", "cls2"], "partial": True},
     ),
     "/v1/images:segment": NativeRoute(
         "segment_images",
@@ -93,6 +97,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         SegmentImagesBody,
         SegmentImagesAnswer,
         MASKS,
+        {"image": ONE_PIXEL, "classes": CLASS_NAMES, "mode": "slide", "format": "rle"},
     ),
     "/v1/images:classify": NativeRoute(
         "classify_images",
@@ -101,6 +106,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         ClassifyImagesBody,
         ClassifyImagesAnswer,
         CLASSES,
+        {"image": ONE_PIXEL, "classes": CLASS_NAMES, "top_k": 2},
     ),
     "/v1/images:features": NativeRoute(
         "visualize_features",
@@ -109,6 +115,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         VisualizeFeaturesBody,
         VisualizeFeaturesAnswer,
         FEATURES,
+        {"images": [ONE_PIXEL, ONE_PIXEL], "kind": "groups", "group_count": 3, "scope": "request"},
     ),
     "/v1/images:depth": NativeRoute(
         "estimate_depth",
@@ -117,6 +124,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         DepthBody,
         DepthAnswer,
         MAPS,
+        {"image": ONE_PIXEL, "size": "image"},
     ),
     "/v1/images:normals": NativeRoute(
         "estimate_normals",
@@ -125,6 +133,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         NormalsBody,
         NormalsAnswer,
         MAPS,
+        {"image": ONE_PIXEL, "size": "image"},
     ),
     "/v1/texts:embed": NativeRoute(
         "embed_texts",
@@ -133,6 +142,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         EmbedTextsBody,
         EmbedTextsAnswer,
         TEXT_EMBEDDINGS,
+        {"texts": ["dog", "the sea at night"], "templates": "tcl"},
     ),
 }
 
@@ -173,7 +183,8 @@ def _add_native(router: APIRouter, plane: DataPlane, path: str, native: NativeRo
     async def route(request: Request) -> Response:
         return await answer_native(native, request, plane, query_of(request))
 
-    described = native_route(path, native.body, native.answer, native.writer.media_types)
+    media_types, example = native.writer.media_types, native.example
+    described = native_route(native.body, native.answer, media_types, example)
     tag = path.split("/")[2].partition(":")[0]
     router.post(path, name=native.name, description=native.text, tags=[tag], **described)(route)
 

@@ -96,7 +96,6 @@ class Server:
             self.models,
             partial(load, settings, self.metrics),
             folder=settings.model_repository,
-            max_use_s=settings.request_timeout_s,
         )
         self.repository.on_change = self._publish_model_health
         self.plane = DataPlane(

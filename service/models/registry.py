@@ -135,10 +135,10 @@ class ModelRegistry:
             self._order()
         return served
 
-    def wait_unused(self, served: ServedModel, timeout_s: float) -> bool:
-        """Block until no request uses a removed model; False after the timeout."""
+    def wait_unused(self, served: ServedModel) -> None:
+        """Block until no request uses a removed model."""
         with self._changed:
-            return self._changed.wait_for(lambda: served not in self._users, timeout_s)
+            self._changed.wait_for(lambda: served not in self._users)
 
     def _queue_depths(self) -> Mapping[str, int]:
         """Waiting items of all models by bucket, removed models in use included."""
@@ -174,7 +174,6 @@ class ModelRepository:
         registry: The served models; only this class changes them.
         load: Loads a model from its source; called in the loader's thread.
         folder: The packages that callers may load, if any.
-        max_use_s: Seconds after which no request can still use a model.
     """
 
     def __init__(
@@ -183,13 +182,11 @@ class ModelRepository:
         load: Callable[[ModelSource], ServedModel],
         *,
         folder: Path | None,
-        max_use_s: float,
     ) -> None:
         self.on_change: Callable[[str, bool], None] = lambda name, is_served: None
         self._registry = registry
         self._load_source = load
         self._folder = folder
-        self._max_use_s = max_use_s
         self._loader = ThreadPoolExecutor(1, "loader")
         # The loader's thread clears it when a load ends, so that readers must copy it first.
         self._loading: ModelSource | None = None
@@ -344,12 +341,10 @@ class ModelRepository:
         thread.start()
 
     def _end(self, served: ServedModel) -> None:
-        fields = {"model": served.manifest.name}
-        if not self._registry.wait_unused(served, self._max_use_s):
-            logger.warning("closing a model that requests still use", extra={"fields": fields})
+        self._registry.wait_unused(served)
         served.close(CLOSE_GRACE_S)
         collect_and_trim()
-        logger.info("unloaded", extra={"fields": fields})
+        logger.info("unloaded", extra={"fields": {"model": served.manifest.name}})
         self._leaving.pop(threading.current_thread(), None)
 
 

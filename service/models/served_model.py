@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,7 @@ NS_PER_S: Final = 1_000_000_000
 STAGES: Final[tuple[Stage, ...]] = ("decode", "queue", "run", "post")
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
+class Total(NamedTuple):
     """A number of events and their total duration."""
 
     count: int = 0
@@ -42,26 +41,16 @@ class ModelStatistics:
         name: Of the model.
         last_ms: Time of the last request, in milliseconds since the epoch; 0 before the first.
         num_items: Images and texts of successful requests.
-        success: Successful requests.
-        fail: Failed requests, rejected ones included.
-        cache_hit: Successful requests that the cache of texts answered.
-        stages: Time of successful requests in each stage.
+        totals: Requests by outcome, rejected ones among those that `fail`, and `cache_hit` those
+            that the cache of texts answered; and times of successful ones by stage.
         batches: Batches by their number of items.
     """
 
     name: str
     last_ms: int
     num_items: int
-    success: Total
-    fail: Total
-    cache_hit: Total
-    stages: Mapping[Stage, Total]
+    totals: Mapping[str, Total]
     batches: Mapping[int, Total]
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of all sizes."""
-        return sum(total.count for total in self.batches.values())
 
 
 class RequestCounts:
@@ -84,21 +73,14 @@ class RequestCounts:
             batches: Number and total seconds of batches, by their number of items.
         """
         with self._lock:
-            totals = {
-                key: _total(self._counts[key], self._seconds[key])
-                for key in ("success", "fail", "cache_hit", *STAGES)
-            }
-            last_ms, num_items = self._last_ms, self._num_items
-        return ModelStatistics(
-            name=name,
-            last_ms=last_ms,
-            num_items=num_items,
-            success=totals["success"],
-            fail=totals["fail"],
-            cache_hit=totals["cache_hit"],
-            stages={stage: totals[stage] for stage in STAGES},
-            batches={size: _total(*counted) for size, counted in batches.items()},
-        )
+            keys = ("success", "fail", "cache_hit", *STAGES)
+            return ModelStatistics(
+                name=name,
+                last_ms=self._last_ms,
+                num_items=self._num_items,
+                totals={key: _total(self._counts[key], self._seconds[key]) for key in keys},
+                batches={size: _total(*counted) for size, counted in batches.items()},
+            )
 
     @contextmanager
     def count(self, call: Call, num_items: int) -> Iterator[None]:

@@ -4,7 +4,7 @@ The answers have the protocol's names: REST sends them as JSON, and gRPC convert
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from model.manifest import Output
@@ -40,7 +40,7 @@ EXTENSIONS: Final = (
 )
 MANAGEMENT: Final = ("model_repository", "model_repository(unload_dependents)")
 CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
-NOT_COUNTED: Final = asdict(Total())
+NOT_COUNTED: Final = Total()._asdict()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,28 +155,28 @@ def statistics(plane: DataPlane, name: str = "", version: str = "") -> Document:
 
 def _statistics(found: ModelStatistics) -> Document:
     """Counts of images, texts and batches, nanoseconds, and milliseconds since the epoch."""
-    stages = {stage: asdict(total) for stage, total in found.stages.items()}
+    totals = {name: total._asdict() for name, total in found.totals.items()}
     return {
         "name": found.name,
         "version": VERSION,
         "last_inference": found.last_ms,
         "inference_count": found.num_items,
-        "execution_count": found.num_batches,
+        "execution_count": sum(total.count for total in found.batches.values()),
         "inference_stats": {
-            "success": asdict(found.success),
-            "fail": asdict(found.fail),
-            "queue": stages["queue"],
-            "compute_input": stages["decode"],
-            "compute_infer": stages["run"],
-            "compute_output": stages["post"],
-            "cache_hit": asdict(found.cache_hit),
+            "success": totals["success"],
+            "fail": totals["fail"],
+            "queue": totals["queue"],
+            "compute_input": totals["decode"],
+            "compute_infer": totals["run"],
+            "compute_output": totals["post"],
+            "cache_hit": totals["cache_hit"],
             "cache_miss": NOT_COUNTED,
         },
         "batch_stats": [
             {
                 "batch_size": size,
                 "compute_input": NOT_COUNTED,
-                "compute_infer": asdict(total),
+                "compute_infer": total._asdict(),
                 "compute_output": NOT_COUNTED,
             }
             for size, total in found.batches.items()

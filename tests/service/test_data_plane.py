@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -13,7 +12,6 @@ from PIL import Image
 
 from model.manifest import Manifest
 from service import validation
-from service.admission import Admission
 from service.data_plane import DataPlane
 from service.errors import (
     DeadlineExceeded,
@@ -24,7 +22,6 @@ from service.errors import (
     Overloaded,
     RequestTooLarge,
     ServiceError,
-    Unavailable,
 )
 from service.messages import (
     ClassifyImagesRequest,
@@ -36,10 +33,9 @@ from service.messages import (
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
-from service.models.loading import request_limits, served_tasks
-from service.models.registry import ModelRegistry
+from service.models.loading import served_tasks
 from service.monitoring.metrics import Metrics
-from service.waiting import SLICE_S, Pool, Steps
+from service.waiting import SLICE_S, Steps
 from tests.service.conftest import (
     Encode,
     Entered,
@@ -400,25 +396,6 @@ async def test_a_failed_batch_is_an_internal_error_and_the_next_request_is_serve
     assert len(arrays(await answer_of(plane, capability, images), capability)) == 2
 
 
-async def test_a_starting_server_has_no_models(
-    metrics: Metrics, pool: Pool, make_settings: Callable[..., Any]
-) -> None:
-    limits = request_limits(make_settings())
-    plane = DataPlane(
-        Admission(metrics, max_body_bytes=1, max_work_bytes=1),
-        ModelRegistry(metrics),
-        limits=limits,
-        max_image_patches=1,
-        pool=pool,
-    )
-    with pytest.raises(Unavailable):
-        plane.list_models()
-    with pytest.raises(Unavailable):
-        plane.get_model(None)
-    with pytest.raises(Unavailable):
-        await plane.embed_texts(EmbedTextsRequest(texts=("a",)), call())
-
-
 class Work:
     """Steps without an end."""
 
@@ -513,17 +490,6 @@ async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(
     assert runtime.num_images == before + 10 + 9 * 7
 
 
-async def test_windows_bound_what_the_model_sees_of_a_long_image(
-    make_plane: MakePlane, encode_image: Encode
-) -> None:
-    plane = make_plane()  # the model sees at most 64 patches at once
-    image = encode_image(size=(28 * 30, 28))
-    with pytest.raises(InvalidRequest, match="patches"):
-        await answer_of(plane, SEGMENT, (image,))
-    (mask,) = (await plane.segment_images(slide(image), call())).segmentations
-    assert mask.labels_HW.shape == (28, 28 * 30)
-
-
 async def test_the_pixels_of_all_images_of_a_request_are_bounded(
     make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
@@ -577,25 +543,6 @@ async def test_a_mixed_request_is_admitted_as_a_whole_or_not_at_all(
     assert len((await first).images_BD) == 1
     with pytest.raises(RequestTooLarge):
         await answer_of(plane, MIXED, images, texts=("cat", "sky"))
-
-
-async def test_a_cancelled_mixed_request_computes_neither_images_nor_texts(
-    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime, entered: Entered
-) -> None:
-    runtime.text_cache_bytes = 1
-    plane = make_plane()
-    runtime.gate.clear()
-    held = EmbedTextsRequest(texts=("held",))
-    holding = asyncio.ensure_future(plane.embed_texts(held, call()))
-    assert await entered()
-    leaving = asyncio.ensure_future(answer_of(plane, MIXED, (encode_image(),), texts=("dog",)))
-    await until(lambda: num_waiting(plane) == 2)
-    leaving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
-    runtime.gate.set()
-    await holding
-    assert (runtime.num_images, runtime.num_texts) == (0, 1)
 
 
 # Partial requests.

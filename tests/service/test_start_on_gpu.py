@@ -24,70 +24,64 @@ from model.runtime.tensorrt.runtime import TensorRtRuntime
 from service.server import Server, main
 from service.settings import Settings
 
+Start = Callable[..., tuple[int, str]]
+
 
 class NVMLError(Exception):
     """As the library's own."""
 
 
-def refuse(reason: str) -> Callable[..., Any]:
-    def call(*_: Any) -> Any:
-        raise NVMLError(reason)
-
-    return call
-
-
-def nvml(**functions: Any) -> SimpleNamespace:
-    """A stand-in for pynvml with one H100; `functions` replace its own."""
-    readings = {
-        "nvmlDeviceGetCudaComputeCapability": lambda _: (9, 0),
-        "nvmlDeviceGetCount": lambda: 1,
-        "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=80 << 30, used=1 << 30),
-        "nvmlDeviceGetName": lambda _: "NVIDIA H100 80GB HBM3",
-        "nvmlDeviceGetPowerUsage": lambda _: 350_000,
-        "nvmlDeviceGetTemperature": lambda *_: 60,
-        "nvmlDeviceGetUtilizationRates": lambda _: SimpleNamespace(gpu=25),
-        "nvmlInit": lambda: None,
+def nvml(**refused: str) -> SimpleNamespace:
+    """A stand-in for pynvml with one H100; functions that are `refused` fail for a reason."""
+    readings: dict[str, Any] = {
+        "nvmlDeviceGetCudaComputeCapability": (9, 0),
+        "nvmlDeviceGetCount": 1,
+        "nvmlDeviceGetHandleByIndex": 0,
+        "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=80 << 30, used=1 << 30),
+        "nvmlDeviceGetName": "NVIDIA H100 80GB HBM3",
+        "nvmlDeviceGetPowerUsage": 350_000,
+        "nvmlDeviceGetTemperature": 60,
+        "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=25),
+        "nvmlInit": None,
     }
-    return SimpleNamespace(NVMLError=NVMLError, NVML_TEMPERATURE_GPU=0, **{**readings, **functions})
+    functions = {
+        name: Mock(
+            return_value=value, side_effect=NVMLError(refused[name]) if name in refused else None
+        )
+        for name, value in readings.items()
+    }
+    return SimpleNamespace(NVMLError=NVMLError, NVML_TEMPERATURE_GPU=0, **functions)
 
 
-# What the calls raise there: nvidia-container-toolkit#842 (MIG), nvidia-cosmos#180 (GB10).
-MIG = nvml(
-    nvmlDeviceGetMemoryInfo=refuse("Insufficient Permissions"),
-    nvmlDeviceGetUtilizationRates=refuse("Not Supported"),
-)
-GB10 = nvml(nvmlDeviceGetMemoryInfo=refuse("Not Supported"))
-MUTE = nvml(**{name: refuse("Unknown Error") for name in vars(nvml()) if "DeviceGet" in name})
-NO_NVML = nvml(nvmlInit=refuse("NVML Shared Library Not Found"))
+class OnCpu(OnnxRuntime):
+    """Computes on the CPU what TensorRT would compute."""
 
+    name = "tensorrt"
 
-class GpuMachine:
-    """A machine with a stand-in of NVML, on which a service is started."""
-
-    def __init__(self, start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-        self._start, self._capsys = start, capsys
-
-    def start(self, **values: object) -> tuple[int, str]:
-        """Run a service until it is ready; returns the exit status and what it printed."""
-        status = self._start(**values)
-        printed = self._capsys.readouterr()
-        return status, printed.out + printed.err
+    def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
+        super().__init__(package, replace(choice, runtime="onnx", device="cpu"), share)
+        self.device = "gpu"
 
 
 @pytest.fixture
-def gpu_machine(
+def start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     make_settings: Callable[..., Settings],
     tiny_package: ModelPackage,
     tmp_path: Path,
-) -> Iterator[GpuMachine]:
-    given = {"model": str(tiny_package.path), "cache": tmp_path}
+) -> Iterator[Start]:
+    """Run a service on a machine with an H100 until it is ready: its status, what it printed."""
 
     async def stop_when_ready(server: Server) -> None:
         await server.ready.wait()
         server.request_stop()
+
+    def run(**values: object) -> tuple[int, str]:
+        given = {"model": str(tiny_package.path), "cache": tmp_path}
+        status = main(make_settings(**given, **values))
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
 
     tasks: list[Any] = []
     monkeypatch.setattr(
@@ -98,7 +92,6 @@ def gpu_machine(
         "model.runtime.choice.installed_libraries",
         lambda: InstalledLibraries(tensorrt=True, onnx=frozenset({"cpu"})),
     )
-    found = GpuMachine(lambda **more: main(make_settings(**given, **more)), capsys)
     driver, device = tmp_path / "proc" / "driver/nvidia/gpus/0", tmp_path / "dev"
     driver.mkdir(parents=True)
     device.mkdir()
@@ -109,84 +102,66 @@ def gpu_machine(
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml())
     handlers, level = logging.root.handlers[:], logging.root.level
-    yield found
+    yield run
     logging.root.handlers, logging.root.level = handlers, level
 
 
+# What the calls raise with MIG: nvidia-container-toolkit#842.
 @pytest.mark.parametrize(
-    ("driver", "sentence"),
+    ("refused", "sentence"),
     [
-        (nvml(), "tensorrt on a GPU in fp32"),
-        (MIG, "tipserve_gpu_memory_total_bytes: NVML says Insufficient Permissions"),
-        (GB10, "tipserve_gpu_memory_total_bytes: NVML says Not Supported"),
-        (MUTE, "NVML cannot list the GPUs (Unknown Error)"),
-        (NO_NVML, "NVML does not start (NVML Shared Library Not Found)"),
+        ({}, "tensorrt on a GPU in fp32"),
+        (
+            {"nvmlDeviceGetMemoryInfo": "Insufficient Permissions"},
+            "tipserve_gpu_memory_total_bytes: NVML says Insufficient Permissions",
+        ),
+        ({"nvmlDeviceGetCount": "Unknown Error"}, "NVML cannot list the GPUs (Unknown Error)"),
+        ({"nvmlInit": "Not Found"}, "NVML does not start (Not Found)"),
     ],
-    ids=["H100", "MIG", "GB10", "no permission at all", "no NVML"],
 )
 def test_the_service_starts_without_what_nvml_does_not_give(
-    gpu_machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, driver: Any, sentence: str
+    start: Start, monkeypatch: pytest.MonkeyPatch, refused: dict[str, str], sentence: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(**refused))
     monkeypatch.setitem(RUNTIMES, "tensorrt", OnCpu)
-    status, printed = gpu_machine.start()
+    status, printed = start()
     assert (status, "Traceback" in printed) == (0, False), printed
     assert "tensorrt on a GPU" in printed
     assert sentence in printed
 
 
-class OnCpu(OnnxRuntime):
-    """Computes on the CPU what TensorRT would compute."""
-
-    name = "tensorrt"
-
-    def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
-        on_cpu = replace(choice, runtime="onnx", device="cpu")
-        super().__init__(package, on_cpu, share)
-        self.device = "gpu"
-
-
-@pytest.fixture(params=["missing", "old driver"])
-def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is printed of a TensorRT that cannot be loaded."""
-    if request.param == "missing":
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
-        return ["the runtime 'tensorrt' needs TensorRT and cuda-python", "tipserve[gpu]"]
-    old = SimpleNamespace(name="cudaErrorInsufficientDriver")
-    cuda = SimpleNamespace(
-        cudaError_t=SimpleNamespace(cudaSuccess=0),
-        cudaGetDeviceProperties=lambda _: (old,),
-        cudaGetErrorString=lambda _: (0, b"CUDA driver version is insufficient"),
-    )
-
-    def load() -> GpuLibraries:
-        return GpuLibraries(None, Cuda(cuda), Mock())
-
-    monkeypatch.setitem(RUNTIMES, "tensorrt", partial(TensorRtRuntime, load=load))
-    return ["the GPU could not be asked what it is", "tipserve[gpu-cuda12]"]
-
-
+@pytest.mark.parametrize("fault", ["missing", "old driver"])
 @pytest.mark.parametrize("runtime", ["auto", "tensorrt"])
 def test_tensorrt_that_cannot_be_loaded_ends_the_start_only_if_it_is_asked_for(
-    gpu_machine: GpuMachine, broken: list[str], runtime: str
+    start: Start, monkeypatch: pytest.MonkeyPatch, fault: str, runtime: str
 ) -> None:
-    status, printed = gpu_machine.start(runtime=runtime)
-    assert "Traceback" not in printed
-    assert all(words in printed for words in broken), printed
-    if runtime == "tensorrt":
-        assert status == 1
-        assert "could not start: " in printed
+    words = ["the runtime 'tensorrt' needs TensorRT and cuda-python", "tipserve[gpu]"]
+    if fault == "missing":
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
     else:
-        assert status == 0
-        assert "TensorRT is not used: " in printed
-        assert "onnx on the CPU in fp32" in printed
+        words = ["the GPU could not be asked what it is", "tipserve[gpu-cuda12]"]
+        cuda = SimpleNamespace(
+            cudaError_t=SimpleNamespace(cudaSuccess=0),
+            cudaGetDeviceProperties=lambda _: (
+                SimpleNamespace(name="cudaErrorInsufficientDriver"),
+            ),
+            cudaGetErrorString=lambda _: (0, b"CUDA driver version is insufficient"),
+        )
+        load = Mock(return_value=GpuLibraries(None, Cuda(cuda), Mock()))
+        monkeypatch.setitem(RUNTIMES, "tensorrt", partial(TensorRtRuntime, load=load))
+    status, printed = start(runtime=runtime)
+    assert "Traceback" not in printed
+    is_needed = runtime == "tensorrt"
+    words += ["could not start: "] if is_needed else ["TensorRT is not used: ", "onnx on the CPU"]
+    assert status == is_needed
+    assert all(part in printed for part in words), printed
 
 
 def test_a_runtime_without_usable_results_is_named(
-    gpu_machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+    start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RUNTIMES, "tensorrt", OnCpu)
     monkeypatch.setattr("service.lanes.lane.Lane._has_shape", lambda *_: False)
-    status, printed = gpu_machine.start(runtime="tensorrt")
+    status, printed = start(runtime="tensorrt")
     assert (status, "Traceback" in printed) == (1, False), printed
     assert "could not start: the runtime 'tensorrt' gives no usable results" in printed

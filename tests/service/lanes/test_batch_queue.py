@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import DeadlineExceeded, Unavailable
+from service.errors import DeadlineExceeded
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.work import BatchLimits, Bucket, WorkItem
 from service.monitoring.metrics import Metrics
@@ -44,26 +44,6 @@ def abandoned(metrics: Metrics, reason: str) -> float | None:
 def test_the_oldest_bucket_goes_first_and_shapes_never_mix(queue: BatchQueue) -> None:
     queue.put([item(WIDE, number=1), item(SMALL, number=2), item(WIDE, number=3)])
     assert [numbers(queue) for _ in range(3)] == [[1, 3], [2], []]
-
-
-def test_a_batch_is_bounded_by_items_and_by_cost(
-    queue: BatchQueue,
-) -> None:
-    queue.put([item(cost=4, number=n) for n in range(4)])
-    queue.put([item(WIDE, cost=12, number=n) for n in range(10, 12)])
-    assert [numbers(queue) for _ in range(4)] == [[0, 1, 2], [3], [10], [11]]
-    queue.put([item(cost=50, number=1), item(cost=1, number=2)])
-    assert [numbers(queue), numbers(queue)] == [[1], [2]]
-
-
-def test_a_cancelled_item_leaves_the_queue_at_once(queue: BatchQueue, metrics: Metrics) -> None:
-    first, second = queue.put([item(number=1), item(number=2)])
-    assert first.cancel()
-    assert queue.depths() == {SMALL: 1}
-    assert abandoned(metrics, "cancelled") == 1
-    assert numbers(queue) == [2]
-    assert not second.cancel(), "a lane has it"
-    assert queue.depths() == {}
 
 
 def test_an_expired_item_is_answered_and_not_computed(
@@ -142,12 +122,3 @@ def test_idle_lanes_split_waiting_items_evenly(metrics: Metrics) -> None:
         lane.join(WAIT_S)
     assert sorted(sizes) == [2, 2, 3]
     queue.close()
-
-
-def test_closing_fails_all_items_and_refuses_new_ones(queue: BatchQueue) -> None:
-    waiting = queue.put([item(), item(TEXT)])
-    queue.close()
-    assert all(isinstance(f.error, Unavailable) for f in waiting)
-    assert queue.wait_and_take() is None
-    with pytest.raises(Unavailable):
-        queue.put([item()])

@@ -10,7 +10,7 @@ from model.graphs import PatchOutput
 from service.errors import Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.lane import Inputs
-from service.lanes.work import Batch, BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
+from service.lanes.work import BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
 from service.lanes.worker import HealthLimits, LaneContext, LaneState, LaneWorker
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import Clock
@@ -108,19 +108,6 @@ def test_a_batch_for_which_memory_is_too_small_runs_item_by_item(
     for future in futures:
         assert isinstance(future.error, Unavailable)
         assert (future.error.code, future.error.retry_after_s) == ("out_of_memory", 5.0)
-
-
-def test_a_batch_is_counted_and_cannot_be_interrupted_afterwards(
-    worker: LaneWorker, lane: BrittleLane, shared: LaneContext
-) -> None:
-    batches: list[Batch | None] = []
-    lane.meanwhile = lambda: batches.append(worker.batch)
-    _, (future,) = run(worker, ())
-    assert shared.counts.totals() == {1: (1, 0.5)}
-    future.is_abandoned = True
-    (batch,) = batches
-    assert batch
-    worker._interrupt_if_abandoned(batch)  # the lane would raise
 
 
 @pytest.mark.parametrize(

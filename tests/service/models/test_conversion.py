@@ -271,17 +271,6 @@ def test_a_conversion_does_not_outlive_a_killed_server() -> None:
     assert not is_running(pid)
 
 
-@pytest.mark.slow
-def test_a_converted_package_is_served_under_the_name_of_its_source(
-    source: ModelSource, converted: Path
-) -> None:
-    package = open_source(source)
-    assert package.path == converted
-    assert package.manifest.name == "student"
-    renamed = ModelSource(source.folder, "other", cache=source.cache)
-    assert open_source(renamed).manifest.name == "other"
-
-
 def test_a_broken_package_in_the_cache_is_converted_again(
     source: ModelSource,
     converted: Path,

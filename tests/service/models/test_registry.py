@@ -81,7 +81,7 @@ async def repository(
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "tipserve.json").touch()
-    made = ModelRepository(registry, loader.load, folder=tmp_path, max_use_s=WAIT_S)
+    made = ModelRepository(registry, loader.load, folder=tmp_path)
     await made.start(ModelSource("/started/with/first"))
     yield made
     loader.gate.set()

@@ -22,14 +22,14 @@ def test_successes_and_failures_are_counted_with_the_time_that_each_added(clock:
         clock.now += 1
         raise ValueError("broken")
     view = counts.snapshot("fake", {2: (1, 1.0)})
-    assert (view.last_ms, view.num_items, view.num_batches) == (5000, 3, 1)
-    assert (view.success, view.fail) == (Total(1, 2_000_000_000), Total(1, 1_000_000_000))
-    assert view.stages["post"] == Total(1, 250_000_000)
-    assert view.stages["run"] == Total(1, 1_000_000_000)
+    assert (view.last_ms, view.num_items) == (5000, 3)
+    assert view.totals["success"] == Total(1, 2_000_000_000)
+    assert view.totals["fail"] == view.totals["run"] == Total(1, 1_000_000_000)
+    assert view.totals["post"] == Total(1, 250_000_000)
     assert view.batches == {2: Total(1, 1_000_000_000)}
 
 
-async def test_the_report_has_batches_and_admitted_patches(
+async def test_a_scrape_reads_batches_and_admitted_patches(
     load_fake: Any, make_settings: Any, metrics: Metrics
 ) -> None:
     served = load_fake(make_settings(), metrics)
@@ -37,10 +37,10 @@ async def test_the_report_has_batches_and_admitted_patches(
         served._batcher.counts.observe(num_items, seconds)
     call = Call(request_id="r", deadline=float("inf"))
     served.budget.hold(3, call, is_new=True)
-    report = served.lane_report()
+    found = served.measures()
     served.budget.free(3, call)
-    assert report.states == {"ready": 1, "failing": 0, "hung": 0, "dead": 0}
-    assert report.batches == {1: (1, 0.25), 4: (2, 2.0)}
-    assert (report.num_waiting, report.admitted_patches) == (0, 3)
-    assert served.lane_report().admitted_patches == 0
+    assert found["lanes"] == {"ready": 1, "failing": 0, "hung": 0, "dead": 0}
+    assert [found[f"model_batch{name}"] for name in ("es", "_items", "_seconds")] == [3, 9, 2.25]
+    assert found["model_admitted_patches"] == 3
+    assert served.measures()["model_admitted_patches"] == 0
     served.close(WAIT_S)

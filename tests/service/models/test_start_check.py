@@ -227,17 +227,6 @@ class TestOfABundledModel:
             graph_file(task) for task in DENSE_TASKS if task in computed.manifest.outputs
         }
 
-    def test_a_cpu_that_has_a_proof_reads_no_reference(
-        self,
-        machine: StandIn,
-        computed: ModelPackage,
-        start: Callable[..., LoadedLanes],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(loading, "read_recorded", lambda _: pytest.fail("it was read"))
-        assert start(computed, device="cpu").first.choice.device == "cpu"
-        assert len(machine.loaded) == 1
-
 
 def test_a_package_of_an_earlier_version_starts_in_fp32_with_a_warning(
     machine: StandIn,

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -226,22 +225,6 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(f"tipserve_{name}_total", labels) or 0.0
 
 
-async def test_a_cancelled_request_does_not_cancel_shared_computations(
-    encode: Encode, runtime: FakeRuntime, metrics: Metrics
-) -> None:
-    runtime.gate.clear()
-    first = encode(TEXTS)
-    await until(lambda: sample(metrics, "text_cache_misses") == len(TEXTS))
-    others = [encode(TEXTS) for _ in range(3)]
-    await until(lambda: sample(metrics, "text_cache_coalesced") == 3 * len(TEXTS))
-    first.cancel()
-    others[1].cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    runtime.gate.set()
-    assert set(await others[0]) == set(await others[2]) == set(TEXTS)
-    assert runtime.num_texts == len(TEXTS)
-
-
 async def test_prompts_without_a_waiter_leave_the_queue(
     encode: Encode, runtime: FakeRuntime, metrics: Metrics, entered: Entered
 ) -> None:
@@ -262,27 +245,6 @@ async def test_prompts_without_a_waiter_leave_the_queue(
     runtime.gate.set()
     await busy
     assert runtime.num_texts == 1
-
-
-async def test_a_failed_batch_fails_all_waiters_and_the_next_request_computes_again(
-    encode: Encode, runtime: FakeRuntime, metrics: Metrics
-) -> None:
-    runtime.gate.clear()
-    runtime.fault = "raise"
-    requests = [encode(TEXTS) for _ in range(4)]
-    await until(lambda: sample(metrics, "text_cache_coalesced") == 3 * len(TEXTS))
-    runtime.gate.set()
-    errors = await asyncio.gather(*requests, return_exceptions=True)
-    assert [type(error) for error in errors] == [InternalError] * 4
-    assert len({id(error) for error in errors}) == 4
-    runtime.fault = ""
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            # The error of another prompt in flight also reaches requests that join it.
-            with suppress(InternalError):
-                embeddings = await encode(TEXTS)
-                break
-    assert set(embeddings) == set(TEXTS)
 
 
 async def test_a_blank_prompt_is_reported_under_the_field_of_each_request(

@@ -1,7 +1,6 @@
 """Masks and embeddings from raw outputs, and masks as PNG and npy."""
 
 import io
-import json
 import math
 from typing import Any
 
@@ -10,9 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.grpc.generated import segment_pb2
 from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
-from service.outputs import masks
 from service.outputs.colours import PALETTE, class_color
 from service.outputs.masks import (
     class_embeddings,
@@ -24,11 +21,8 @@ from service.outputs.masks import (
     segment_image,
     text_embedding,
 )
-from service.outputs.regions import score_pixels
 from service.outputs.slide import Geometry
 from service.waiting import run_slice
-from tests.service.callers import ask_grpc, ask_rest
-from tests.service.conftest import Encode, Serving
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -144,28 +138,3 @@ def test_labels_count_from_one_and_background_is_zero() -> None:
     assert mask.labels_HW.tolist() == [[1, 0]]
     assert mask.scores_HW is not None
     np.testing.assert_allclose(mask.scores_HW, [[1, 0.5**0.5]], rtol=1e-6)
-
-
-@pytest.mark.parametrize("route", ["segment", "slide"])
-async def test_only_answers_with_scores_of_classes_compute_them(
-    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch, route: str
-) -> None:
-    num_calls = 0
-
-    def count(*arguments: Any) -> Any:
-        nonlocal num_calls
-        num_calls += 1
-        return score_pixels(*arguments)
-
-    monkeypatch.setattr(masks, "score_pixels", count)
-    async with serving() as server:
-        for media in ("image/png", "application/x-npy", "application/octet-stream"):
-            answer = await ask_rest(server, encode_image(), route, headers={"Accept": media})
-            assert (answer.status, num_calls) == ("200", 0), media
-        answer = await ask_rest(server, encode_image(), route)
-        assert all(0 <= one["score"] <= 1 for one in json.loads(answer.text)["data"][0]["classes"])
-        assert num_calls == 1
-        answer = await ask_grpc(server, encode_image(), route)
-        (mask,) = segment_pb2.SegmentImagesResponse.FromString(answer.messages[0]).segmentations
-        assert sum(one.score for one in mask.classes) > 0
-        assert num_calls == 2

@@ -5,7 +5,6 @@ The variable TEST_IMAGE names an existing local image to test instead.
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -30,9 +29,3 @@ def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield tag
     # Layers stay cached for the next build.
     engine.podman("rmi", "--no-prune", tag)
-
-
-@pytest.fixture(scope="session")
-def scene(project_root: Path) -> bytes:
-    """Input image for the bundled model."""
-    return (project_root / "examples" / "scene.png").read_bytes()

@@ -5,18 +5,15 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
-import httpx
 import pytest
 import yaml
 
-from service.grpc.generated.embed_pb2 import EmbedTextsRequest
-from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tests.containers.engine import Engine
 from tests.containers.image_build import stand_in_base
 from tests.containers.running import LIMIT_S, UNPRIVILEGED, Container, is_served
 from tests.deploy.kustomizations import DEPLOY
 from tests.tools import TOOLS, find_tool, miss
+from tipserve_client import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -63,11 +60,9 @@ def test_callers_reach_the_server_through_the_proxy_only(services: dict[str, Con
     address = services["proxy"].address
     url = f"http://{address}:8000"
     services["tipserve"].wait_for(lambda: is_served(f"{url}/v2/health/ready"), "readiness")
-    answer = httpx.post(f"{url}/v1/texts:embed", json={"texts": ["a dog"]}, timeout=LIMIT_S)
-    assert answer.status_code == 200
-    with grpc.insecure_channel(f"{address}:8001") as channel:
-        texts = EmbedTextsRequest(texts=["a dog"])
-        assert EncoderServiceStub(channel).EmbedTexts(texts, timeout=LIMIT_S).embeddings
+    for one in (url, f"grpc://{address}:8001"):
+        with Client(one, timeout_s=LIMIT_S) as client:
+            assert client.embed_texts(["a dog"]).shape == (1, 768)
     # Prometheus reaches the metrics past it.
     assert is_served(f"http://{address}:8002/metrics")
     for port in (8010, 8011):

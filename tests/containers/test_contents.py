@@ -38,39 +38,28 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def inspected(engine: Engine, image: str) -> dict[str, Any]:
-    (found,) = json.loads(engine.podman("image", "inspect", image).stdout)
-    assert isinstance(found, dict)
-    return found
-
-
 def test_it_has_no_torch_training_pip_compiler_download_tool_or_cache(
     inventory: dict[str, Any],
 ) -> None:
     assert (inventory["modules"], inventory["pips"], inventory["programs"]) == ([], [], [])
     assert inventory["folders"] == dict.fromkeys(UNWANTED["folders"].split(), 0)
+    assert "Apache License" in inventory["documents"]["LICENSE"]
+    assert inventory["documents"]["NOTICE"].startswith("tipserve\n")
 
 
-def test_it_is_small_and_its_user_is_not_root(engine: Engine, image: str) -> None:
-    found = inspected(engine, image)
+def test_it_is_small_its_user_is_not_root_and_its_labels_describe_the_project(
+    engine: Engine, image: str, project_root: Path
+) -> None:
+    (found,) = json.loads(engine.podman("image", "inspect", image).stdout)
     assert found["Config"]["User"] == "10001:10001"
     assert found["Size"] < MAX_IMAGE_BYTES, f"{found['Size'] / 1e6:.0f} MB"
-
-
-def test_its_labels_describe_the_project(engine: Engine, image: str, project_root: Path) -> None:
     text = (project_root / "pyproject.toml").read_text(encoding="utf-8")
     project = tomllib.loads(text)["project"]
-    labels = inspected(engine, image)["Config"]["Labels"]
+    labels = found["Config"]["Labels"]
     keys = {"title": "name", "version": "version", "licenses": "license"}
     for label, key in keys.items():
         assert labels[f"{LABEL}{label}"] == project[key]
     assert re.fullmatch(r"[0-9a-f]{40}", labels[f"{LABEL}revision"])
-
-
-def test_it_contains_its_licence(inventory: dict[str, Any]) -> None:
-    documents = inventory["documents"]
-    assert "Apache License" in documents["LICENSE"]
-    assert documents["NOTICE"].startswith("tipserve\n")
 
 
 def test_versions_are_the_locked_ones(inventory: dict[str, Any], project_root: Path) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import runpy
-from typing import Any
 
 import pytest
 
@@ -14,22 +13,13 @@ EXTRAS = ("gpu", "gpu-cuda12")
 PROVIDER = "libonnxruntime_providers_tensorrt.so"
 
 
-@pytest.fixture(scope="module")
-def script() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "scripts" / "check_gpu_wheels.py"))
-
-
-def recorded(extra: str) -> str:
-    """What the script printed for an extra, as docs/gpu.md has it."""
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_wheels_that_images_install_were_checked(extra: str) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "check_gpu_wheels.py"))
     text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     found = re.search(rf"^\[{re.escape(extra)}\]\n(.*?)^(?:\[|```)", text, re.MULTILINE | re.DOTALL)
-    assert found, f"docs/gpu.md has no output for {extra}"
-    return found[1]
-
-
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_the_wheels_that_images_install_were_checked(script: dict[str, Any], extra: str) -> None:
-    output = recorded(extra)
+    assert found, f"docs/gpu.md has no output of the script for {extra}"
+    output = found[1]
     checked = set(re.findall(r"^([\w.-]+==\S+)", output, re.MULTILINE))
     locked = {
         name for name in script["locked"](extra) if not re.match(r"tensorrt.*\d(-libs)?==", name)

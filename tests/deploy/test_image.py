@@ -50,14 +50,3 @@ def test_the_exposed_ports_are_those_of_the_deployment(stages: dict[str, str]) -
     (exposed,) = instructions(stages["serve"], "EXPOSE")
     (container,) = workloads(build("kubernetes/base"))[0].containers
     assert exposed.split() == [str(port["containerPort"]) for port in container["ports"]]
-
-
-def test_serving_and_training_stay_apart(stages: dict[str, str]) -> None:
-    for stage, package in (("build-serve", "training"), ("build-train", "service")):
-        assert not [line for line in instructions(stages[stage], "COPY") if package in line.split()]
-
-
-def test_the_build_context_has_only_named_folders(project_root: Path) -> None:
-    allowed = (project_root / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in allowed
-    assert not {"!tests", "!data", "!deploy"} & set(allowed)

@@ -72,26 +72,6 @@ def test_every_package_is_pinned_within_its_range_but_torch(path: Path, machine:
         assert not {n for n in pinned if re.match("torch|triton|nvidia-cu", n)}
 
 
-def run_with(folder: Path, *command: str | Path, **programs: str) -> str:
-    """Run a script with scripts in place of programs; its output."""
-    for name, script in programs.items():
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
-        (folder / name).chmod(0o755)
-    ended = run(*command, env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"})
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
-def test_no_image_removes_what_its_extras_name(path: Path, tmp_path: Path) -> None:
-    site = tmp_path / "lib" / "python3.11" / "site-packages"
-    for name in (*pins(path), *({"torch"} & {one.name for one in wanted(path.stem)})):
-        (site / name).mkdir(parents=True)
-    script = ROOT / "scripts" / "trim_environment.sh"
-    removed = run_with(tmp_path, script, tmp_path, pip='echo "$@"', strip="")
-    assert not {one.name for one in wanted(path.stem)} & set(removed.split())
-
-
 def test_what_training_installs_over_serving_has_the_same_versions() -> None:
     serving, training = (
         pins(ROOT / "requirements" / f"{n}.txt") for n in ("cpu,otel", "train,captions")

@@ -1,4 +1,4 @@
-"""The real program, started and called as SageMaker and Vertex AI do."""
+"""The real program, started and called as Vertex AI does."""
 
 import base64
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from model.package import ModelPackage
 from service.settings import describe_settings, load_settings
 
 if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Program, Service
+    from tests.end_to_end.conftest import Program
 
 LIMIT_S = 60.0
 KEY = "the-key-of-this-test"
@@ -64,13 +64,3 @@ def test_vertex_ai_names_the_port_and_our_own_settings_win(
 ) -> None:
     loaded = load_settings(arguments, environment)
     assert shown in describe_settings(loaded, arguments, environment)
-
-
-def test_sagemaker(service: "Service", photo: Callable[..., bytes]) -> None:
-    assert httpx.get(f"{service.rest}/ping", timeout=LIMIT_S).status_code == 200
-    ask: Any = {"url": f"{service.rest}/invocations", "content": photo(1), "timeout": LIMIT_S}
-    jpeg = {"Content-Type": "image/jpeg"}
-    assert len(httpx.post(**ask, headers=jpeg).json()["data"][0]["cls1"]) == 32
-    named = {"X-Amzn-SageMaker-Custom-Attributes": "/v1/images:segment?classes=dog,grass"}
-    mask = httpx.post(**ask, headers={**jpeg, **named, "Accept": "image/png"})
-    assert mask.content.startswith(b"\x89PNG")

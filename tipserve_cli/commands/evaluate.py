@@ -1,6 +1,6 @@
 """`tipserve evaluate`: score a model on labelled images, and write a report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -175,15 +175,16 @@ def run(
     # Read before anything is computed, because that may take hours.
     earlier = None if options.against is None else Earlier.read(options.against)
     rules = [] if options.rules is None else rules_of(options.rules)
-    jobs = _jobs(options)
+    sets, asked = _sets(options), _task_options(options)
     with opened_engine(model) as engine, stored_answers(options.output) as stored:
         found = engine.find_model(model.served_name)
-        _check_heads(jobs, found)
+        for task, _ in sets:
+            _check_head(task, options, found)
         results = []
-        for job in jobs:
-            with shown_progress("image", len(job.images)) as advance:
+        for task, given in sets:
+            with shown_progress("image", len(given.images)) as advance:
                 answers = Answers(engine, found, model.served_name, stored, partial(advance, 0))
-                results.append(job.score(answers))
+                results.append(task.score(given, answers, asked))
     return _report(options.output, found, results, earlier=earlier, rules=rules)
 
 
@@ -210,77 +211,40 @@ def _report(
     return DONE
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A task on a set.
+def _sets(options: EvaluateOptions) -> list[tuple[Any, Any]]:
+    """The sets with their tasks, in the order of the report."""
+    from model.labelled.known import read_known  # noqa: PLC0415 - help does not need them
+    from tipserve_cli.evaluation.tasks import MASKED, TASKS  # noqa: PLC0415
 
-    Attributes:
-        images: Images that the model sees.
-        score: Computes the result.
-        head: The dense head that the model needs; empty for none.
-    """
-
-    images: Sequence[Any]
-    score: Callable[[Any], Any]
-    head: str = ""
-
-
-def _check_heads(jobs: Sequence[_Job], model: ModelInfo) -> None:
-    """Check that the model can do all tasks, before the first one."""
-    missing = [job.head for job in jobs if job.head and job.head not in model.outputs]
-    if missing:
-        raise UserError(
-            f"{model.name} has no head for {missing[0]}; use a model that has one, such as a "
-            "package converted from a TIPSv2 checkpoint whose name ends in -dpt."
-        )
-
-
-def _jobs(options: EvaluateOptions) -> list[_Job]:
-    """The tasks in the order of the options; all sets are read before a model is loaded."""
-    from model.labelled import sets  # noqa: PLC0415 - help does not need them
-    from model.labelled.known import read_known  # noqa: PLC0415
-    from tipserve_cli.evaluation import tasks  # noqa: PLC0415
-
-    if options.reduce_zero_label and not (options.segmentation or options.linear_segmentation):
+    zero = {"reduce_zero_label": True} if options.reduce_zero_label else {}
+    if zero and not any(getattr(options, name) for name in MASKED):
         raise UserError(
             "--reduce-zero-label is for --segmentation and --linear-segmentation; remove it."
         )
-    asked = _task_options(options)
-    jobs = []
-
-    def add(score: Callable[..., Any], given: Any) -> None:
-        heads = {tasks.score_depth: "depth", tasks.score_normals: "normals"}
-        if options.classes is not None:
-            heads[tasks.score_segmentation] = "segmentation"
-        head = heads.get(score, "")
-        jobs.append(_Job(given.images, lambda answers: score(given, answers, asked), head))
-
-    is_zero_none = options.reduce_zero_label
-    read_masks = partial(sets.read_segmentation, reduce_zero_label=is_zero_none)
-    read_masked = partial(sets.read_masked_split, reduce_zero_label=is_zero_none)
-    readers: list[tuple[Any, Callable[..., Any], Callable[..., Any]]] = [
-        (options.segmentation, read_masks, tasks.score_segmentation),
-        (options.retrieval, sets.read_captioned, tasks.score_retrieval),
-        (options.classification, sets.read_classes, tasks.score_classification),
-        (options.instances, sets.read_instances, tasks.score_instances),
-        (options.knn, sets.read_split, tasks.score_knn),
-        (options.linear, sets.read_split, tasks.score_linear),
-        (options.linear_segmentation, read_masked, tasks.score_linear_segmentation),
-        (options.depth, sets.read_depth, tasks.score_depth),
-        (options.normals, sets.read_normals, tasks.score_normals),
-    ]
-    for folders, read, score in readers:
-        if folders is not None:
-            add(score, read(*(folders if isinstance(folders, tuple) else (folders,))))
+    found = []
+    for task in TASKS:
+        places = getattr(options, task.option)
+        if places is not None:
+            places = places if isinstance(places, tuple) else (places,)
+            found.append((task, task.read(*places, **(zero if task.option in MASKED else {}))))
     if options.dataset is not None:
         known = read_known(*options.dataset)
-        add(next(score for kind, score in tasks.TASK_OF.items() if isinstance(known, kind)), known)
-    if not jobs:
+        found += [(one, known) for one in TASKS if one.kind and isinstance(known, one.kind)]
+    if not found:
+        names = [f"--{task.option.replace('_', '-')}" for task in TASKS]
+        raise UserError(f"Give a set: {', '.join(names)} or --dataset.")
+    return found
+
+
+def _check_head(task: Any, options: EvaluateOptions, model: ModelInfo) -> None:
+    """Check that the model can do a task, before the first one."""
+    is_own = task.option == "segmentation" and options.classes is not None
+    head = "segmentation" if is_own else task.head
+    if head and head not in model.outputs:
         raise UserError(
-            "Give a set: --segmentation, --retrieval, --classification, --instances, --knn, "
-            "--linear, --linear-segmentation, --depth, --normals or --dataset."
+            f"{model.name} has no head for {head}; use a model that has one, such as a "
+            "package converted from a TIPSv2 checkpoint whose name ends in -dpt."
         )
-    return jobs
 
 
 def _task_options(options: EvaluateOptions) -> Any:

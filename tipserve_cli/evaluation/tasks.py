@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
+from model.labelled import sets
 from model.labelled.sets import (
     CLASSIFICATION,
     DEPTH,
@@ -656,12 +657,36 @@ def _maps_result(
     )
 
 
-# What scores a known set of each kind.
-TASK_OF: Final[Mapping[type, Callable[..., Result]]] = {
-    SegmentationSet: score_segmentation,
-    CaptionedSet: score_retrieval,
-    LabelledSet: score_classification,
-    DepthSet: score_depth,
-    NormalSet: score_normals,
-    InstanceSet: score_instances,
-}
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How a set is read and scored.
+
+    Attributes:
+        option: Of the command, with the places of the set.
+        read: Reads the set.
+        score: Compares answers with it.
+        kind: Of the known sets that are scored so; None for none.
+        head: The dense head that the model needs; empty for none.
+    """
+
+    option: str
+    read: Callable[..., Any]
+    score: Callable[..., Result]
+    kind: type | None = None
+    head: str = ""
+
+
+# In the order of the report.
+TASKS: Final = (
+    Task("segmentation", sets.read_segmentation, score_segmentation, SegmentationSet),
+    Task("retrieval", sets.read_captioned, score_retrieval, CaptionedSet),
+    Task("classification", sets.read_classes, score_classification, LabelledSet),
+    Task("instances", sets.read_instances, score_instances, InstanceSet),
+    Task("knn", sets.read_split, score_knn),
+    Task("linear", sets.read_split, score_linear),
+    Task("linear_segmentation", sets.read_masked_split, score_linear_segmentation),
+    Task("depth", sets.read_depth, score_depth, DepthSet, "depth"),
+    Task("normals", sets.read_normals, score_normals, NormalSet, "normals"),
+)
+# Sets whose masks may have no class 0.
+MASKED: Final = ("segmentation", "linear_segmentation")

@@ -160,6 +160,11 @@ class ServedModel:
                 lane.runtime.close()
 
     @property
+    def num_lanes(self) -> int:
+        """Lanes that compute its batches."""
+        return len(self._lanes)
+
+    @property
     def is_ready(self) -> bool:
         """Whether any lane takes work."""
         return self._batcher.is_ready

@@ -26,8 +26,6 @@ from transformers import BertConfig, BertModel
 
 from model.efficientnet_lite import FEATURE_WIDTH, STRIDE, Trunk
 from model.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder
-from model.graphs import Precision
-from model.manifest import CpuRuntime
 from model.text import TOKENIZER_FILE, TextTokenizer
 
 MODEL_TYPE: Final = "tipserve_cells"
@@ -227,75 +225,30 @@ class CellText(nn.Module):
 class CellEncoder(Encoder):
     """The encoder with its tokenizer; see `model.encoder.Encoder`."""
 
+    vision: CellVision
+    text: CellText
+    variant = "lite0-minilm"
+    patch_size = STRIDE
+    # The coarse cells need twice the stride.
+    size_multiple = 2 * STRIDE
+    # 0.8 of OpenVINO's CPU time for an image, with 240 MiB less in a server.
+    cpu_runtime = "onnx"
+    # 0.65 of float32's time with VNNI, 0.78 with AVX2 alone, and equal scores.
+    cpu_precision = "int8"
+
     def __init__(self, config: CellConfig, tokenizer: Tokenizer) -> None:
         self.config = config
-        self._vision, self._text = CellVision(config).eval(), CellText(config).eval()
-        self._vision.requires_grad_(requires_grad=False)
-        self._text.requires_grad_(requires_grad=False)
-        self._tokenizer = TextTokenizer(tokenizer, max_tokens=config.max_text_tokens)
-
-    @property
-    def vision(self) -> CellVision:
-        """The vision tower."""
-        return self._vision
-
-    @property
-    def text(self) -> CellText:
-        """The text tower."""
-        return self._text
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The tokenizer as served."""
-        return self._tokenizer
-
-    @property
-    def variant(self) -> str:
-        """Names of the pretrained networks."""
-        return "lite0-minilm"
-
-    @property
-    def cpu_runtime(self) -> CpuRuntime:
-        """ONNX Runtime: 0.8 of OpenVINO's CPU time for an image, with 240 MiB less in a server."""
-        return "onnx"
-
-    @property
-    def cpu_precision(self) -> Precision:
-        """int8: 0.65 of float32's time with VNNI, 0.78 with AVX2 alone, and equal scores."""
-        return "int8"
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of both spaces."""
-        return self.config.drawing_width + self.config.class_width
-
-    @property
-    def patch_size(self) -> int:
-        """Stride of the cells in pixels."""
-        return STRIDE
-
-    @property
-    def native_size(self) -> int:
-        """Side of the images that the heads were fitted to."""
-        return self.config.native_size
-
-    @property
-    def size_multiple(self) -> int:
-        """The coarse cells need twice the stride."""
-        return 2 * STRIDE
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Longest text."""
-        return self.config.max_text_tokens
-
-    @property
-    def temperature(self) -> float:
-        """Cosines are divided by it before a softmax over classes."""
-        return self.config.temperature
+        self.vision, self.text = CellVision(config).eval(), CellText(config).eval()
+        self.vision.requires_grad_(requires_grad=False)
+        self.text.requires_grad_(requires_grad=False)
+        self.tokenizer = TextTokenizer(tokenizer, max_tokens=config.max_text_tokens)
+        self.embed_dim = config.drawing_width + config.class_width
+        self.native_size = config.native_size
+        self.max_text_tokens = config.max_text_tokens
+        self.temperature = config.temperature
 
     def _weights(self) -> dict[str, Tensor]:
-        towers = {"vision": self._vision, "text": self._text}
+        towers = {"vision": self.vision, "text": self.text}
         return {
             f"{tower}.{name}": value
             for tower, module in towers.items()
@@ -311,7 +264,7 @@ class CellEncoder(Encoder):
             {name: value.contiguous() for name, value in self._weights().items()},
             folder / WEIGHTS_FILE,
         )
-        self._tokenizer.save(folder)
+        self.tokenizer.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -340,7 +293,7 @@ class CellEncoder(Encoder):
         return cls(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
 
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
-        for tower, module in (("vision", self._vision), ("text", self._text)):
+        for tower, module in (("vision", self.vision), ("text", self.text)):
             prefix = f"{tower}."
             own = {name[len(prefix) :]: v for name, v in weights.items() if name.startswith(prefix)}
             try:

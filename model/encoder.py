@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file
@@ -48,90 +48,53 @@ class Towers:
     text: nn.Module
 
 
-class Encoder(Protocol):
+class Encoder:
     """A network with a vision and a text tower, in float32 and evaluation mode.
 
-    A class that inherits from this one gets `reference`.
+    A class that inherits from this one sets the attributes, and saves what its loader reads.
+
+    Attributes:
+        vision: `pixel_values` float32 [B, 3, H, W] in [0, 1] to four embeddings, not normalised:
+            cls1 [B, D], cls2 [B, D], patch_embeddings and value_embeddings [B, N, D] with patches
+            in row-major order. H and W are any multiples of `size_multiple`.
+        text: `input_ids` and `attention_mask` int64 [B, L] to text_embeddings [B, D], not
+            normalised. A row of padding gives finite numbers.
+        tokenizer: The tokenizer of the text tower, with its limit of tokens.
+        variant: Short name of the network, such as "w192d6".
+        embed_dim: Width of all embeddings.
+        patch_size: Stride of the patches in pixels.
+        native_size: Side in pixels of the square images that the network is best at.
+        size_multiple: Heights and widths are multiples of it, and it is one of `patch_size`.
+        max_text_tokens: Tokens of a text, with those that the tokenizer adds; others are cut off.
+        temperature: Cosines are divided by it before a softmax over classes.
+        cpu_runtime: Better for this network in float32 on CPUs than the usual first runtime.
+        cpu_precision: To prefer on CPUs with `cpu_runtime`, if a package has its graph.
     """
 
-    @property
-    def vision(self) -> nn.Module:
-        """`pixel_values` float32 [B, 3, H, W] in [0, 1] to four embeddings, not normalised.
-
-        They are cls1 [B, D], cls2 [B, D], patch_embeddings and value_embeddings [B, N, D] with
-        patches in row-major order. H and W are any multiples of `size_multiple`.
-        """
-        ...
-
-    @property
-    def text(self) -> nn.Module:
-        """`input_ids` and `attention_mask` int64 [B, L] to text_embeddings [B, D].
-
-        Not normalised. A row of padding gives finite numbers.
-        """
-        ...
+    vision: nn.Module
+    text: nn.Module
+    tokenizer: TextTokenizer
+    variant: str
+    embed_dim: int
+    patch_size: int
+    native_size: int
+    size_multiple: int
+    max_text_tokens: int
+    temperature: float
+    cpu_runtime: CpuRuntime | None = None
+    cpu_precision: Precision | None = None
 
     @property
     def reference(self) -> Towers:
         """What exported graphs are compared with; not the traced code, where there is other."""
         return Towers(name=type(self).__name__, vision=self.vision, text=self.text)
 
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The tokenizer of the text tower, with its limit of tokens."""
-        ...
-
-    @property
-    def variant(self) -> str:
-        """Short name of the network, such as "w192d6"."""
-        ...
-
-    @property
-    def cpu_runtime(self) -> CpuRuntime | None:
-        """Runtime that is better for this network in float32 on CPUs than the usual first."""
-        return None
-
-    @property
-    def cpu_precision(self) -> Precision | None:
-        """Precision to prefer on CPUs with `cpu_runtime`, if a package has its graph."""
-        return None
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of all embeddings."""
-        ...
-
-    @property
-    def patch_size(self) -> int:
-        """Stride of the patches in pixels."""
-        ...
-
-    @property
-    def native_size(self) -> int:
-        """Side in pixels of the square images that the network is best at."""
-        ...
-
-    @property
-    def size_multiple(self) -> int:
-        """Heights and widths are multiples of it, and it is a multiple of `patch_size`."""
-        ...
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Tokens of a text, with those that the tokenizer adds; the others are cut off."""
-        ...
-
-    @property
-    def temperature(self) -> float:
-        """Cosines are divided by it before a softmax over classes."""
-        ...
-
     def save(self, folder: Path) -> None:
         """Write all that the loader reads: config.json, model.safetensors and tokenizer.json.
 
         config.json is an object with a `model_type`. Weights are safetensors, never a pickle.
         """
-        ...
+        raise NotImplementedError
 
 
 class VisionGraph(nn.Module):
@@ -212,10 +175,18 @@ class Tipsv2Encoder(Encoder):
     def __init__(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> None:
         self.model = model
         self._saved_tokenizer = tokenizer
-        self._vision, self._text = VisionGraph(model), TextGraph(model)
-        self._tokenizer = TextTokenizer(
-            tokenizer.backend_tokenizer, max_tokens=self.max_text_tokens
-        )
+        self.vision, self.text = VisionGraph(model), TextGraph(model)
+        config, embeddings = model.vision_model.config, model.vision_model.embeddings
+        self.variant = f"w{config.hidden_size}d{config.num_hidden_layers}"
+        self.embed_dim = config.hidden_size
+        self.patch_size = embeddings.patch_embeddings.projection.stride[0]
+        self.size_multiple = self.patch_size
+        # Of the square that the position embeddings were learnt for.
+        num_positions = embeddings.position_embeddings.shape[1] - 1
+        self.native_size = math.isqrt(num_positions) * self.patch_size
+        self.max_text_tokens = model.text_model.config.max_position_embeddings
+        self.temperature = model.temperature.item()
+        self.tokenizer = TextTokenizer(tokenizer.backend_tokenizer, max_tokens=self.max_text_tokens)
 
     @classmethod
     def load(cls, folder: Path) -> "Tipsv2Encoder":
@@ -249,66 +220,11 @@ class Tipsv2Encoder(Encoder):
         return cls(model.eval(), read_tokenizer(folder))
 
     @property
-    def vision(self) -> nn.Module:
-        """The vision tower."""
-        return self._vision
-
-    @property
-    def text(self) -> nn.Module:
-        """The text tower."""
-        return self._text
-
-    @property
     def reference(self) -> Towers:
         """Transformers' own forward, so that the traced code is proven too."""
         name = f"transformers {type(self.model).__name__}"
         vision, text = _TransformersVision(self.model), _TransformersText(self.model)
         return Towers(name=name, vision=vision, text=text)
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The tokenizer as served."""
-        return self._tokenizer
-
-    @property
-    def variant(self) -> str:
-        """Width and depth of the vision tower."""
-        config = self.model.vision_model.config
-        return f"w{config.hidden_size}d{config.num_hidden_layers}"
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of both towers."""
-        width: int = self.model.vision_model.config.hidden_size
-        return width
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        size: int = self.model.vision_model.embeddings.patch_embeddings.projection.stride[0]
-        return size
-
-    @property
-    def native_size(self) -> int:
-        """Side in pixels of the square that the position embeddings were learnt for."""
-        num_positions = self.model.vision_model.embeddings.position_embeddings.shape[1] - 1
-        return math.isqrt(num_positions) * self.patch_size
-
-    @property
-    def size_multiple(self) -> int:
-        """One patch."""
-        return self.patch_size
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Positions of the text tower."""
-        length: int = self.model.text_model.config.max_position_embeddings
-        return length
-
-    @property
-    def temperature(self) -> float:
-        """The learnt temperature."""
-        return self.model.temperature.item()
 
     def save(self, folder: Path) -> None:
         """Write transformers' layout, with a processor for the native size."""

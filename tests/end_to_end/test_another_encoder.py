@@ -88,27 +88,14 @@ class ConvWords(Encoder):
     embed_dim, max_text_tokens, temperature, variant = WIDTH, 12, 0.05, "conv-words"
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._vision = Trunk().eval()
-        self._text = Words(tokenizer.vocab_size).eval()
-
-    @property
-    def vision(self) -> nn.Module:
-        return self._vision
-
-    @property
-    def text(self) -> nn.Module:
-        return self._text
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        return self._tokenizer
+        self.tokenizer = tokenizer
+        self.vision, self.text = Trunk().eval(), Words(tokenizer.vocab_size).eval()
 
     def save(self, folder: Path) -> None:
-        towers = nn.ModuleDict({"vision": self._vision, "text": self._text})
+        towers = nn.ModuleDict({"vision": self.vision, "text": self.text})
         save_file(towers.state_dict(), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"model_type": KIND}), encoding="utf-8")
-        self._tokenizer.save(folder)
+        self.tokenizer.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> "ConvWords":

@@ -97,10 +97,7 @@ class Ticket:
 class _Waiter:
     """A request that waits to take. Belongs to the event loop on which it was made."""
 
-    __slots__ = (
-        *("_loop", "_woken", "budget", "error", "is_over"),
-        *("num_bytes", "num_patches", "ticket"),
-    )
+    __slots__ = ("budget", "error", "is_over", "num_bytes", "num_patches", "ticket", "woken")
 
     def __init__(
         self, ticket: Ticket, budget: PatchBudget, num_patches: int, num_bytes: int
@@ -109,8 +106,7 @@ class _Waiter:
         self.num_patches, self.num_bytes = num_patches, num_bytes
         self.is_over = False
         self.error: ServiceError | None = None
-        self._loop = asyncio.get_running_loop()
-        self._woken: asyncio.Future[None] = self._loop.create_future()
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def is_stream(self) -> bool:
@@ -128,17 +124,11 @@ class _Waiter:
     def end(self, error: ServiceError | None = None) -> None:
         """Wake the coroutine, from any thread."""
         self.is_over, self.error = True, error
-        self._loop.call_soon_threadsafe(self._wake)
-
-    async def wait(self) -> None:
-        """Return when the request has taken what it needs."""
-        await self._woken
-        if self.error is not None:
-            raise self.error
+        self.woken.get_loop().call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        if not self._woken.done():
-            self._woken.set_result(None)
+        if not self.woken.done():
+            self.woken.set_result(None)
 
 
 class Admission:
@@ -255,18 +245,20 @@ class Admission:
             if not waiter.is_over and len(self._waiting) > MAX_WAITING:
                 self._waiting.remove(waiter)
                 raise self._memory_full("images and answers", code="work_memory_full")
-        if not waiter.is_over or waiter.error is not None:
-            try:
-                await waiter.wait()
-            finally:
-                self._leave(waiter)
+        if not waiter.is_over:
+            await self._wait(waiter)
+        if waiter.error is not None:
+            raise waiter.error
         ticket.on_taken()
 
-    def _leave(self, waiter: _Waiter) -> None:
-        with self._lock:
-            if not waiter.is_over:
-                self._waiting.remove(waiter)
-                self._admit()
+    async def _wait(self, waiter: _Waiter) -> None:
+        try:
+            await waiter.woken
+        finally:
+            with self._lock:
+                if not waiter.is_over:  # the request leaves
+                    self._waiting.remove(waiter)
+                    self._admit()
 
     def _admit(self) -> None:
         """Admit requests that wait, in order. Needs the lock.

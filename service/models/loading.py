@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -79,55 +79,41 @@ MAX_RUNS: Final = 3
 GPU_LANES: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class FirstLane:
-    """The first lane of a model, which has run served shapes.
+@dataclass(slots=True, kw_only=True)
+class LoadedLanes:
+    """Lanes that have run served shapes; the first one has measured them.
 
     Attributes:
         package: Its manifest has the parity entries that hold on this machine.
         choice: Chosen runtime.
         plan: Number of lanes, and of threads in each.
-        lane: The lane.
+        lanes: The lanes, at first one.
         seconds: Of the first image or text of each shape that ran.
         peaks: Memory of one image of each shape that ran; empty if unknown.
+        max_images: Most images to embed in a batch.
+        max_patches: Most patches of an image batch, by settings.
+        fitting: Patches of a batch that fit the memory of a lane; None if unknown.
     """
 
     package: ModelPackage
     choice: RuntimeChoice
     plan: LanePlan
-    lane: Lane
-    seconds: Mapping[Bucket, float]
-    peaks: Mapping[Bucket, int]
+    lanes: list[Lane]
+    seconds: dict[Bucket, float]
+    peaks: dict[Bucket, int]
+    max_images: int = 1
+    max_patches: int = 0
+    fitting: int | None = None
 
     @property
     def largest_bytes(self) -> int:
         """Memory of the shape that needs most."""
         return max(self.peaks.values(), default=0)
 
-
-@dataclass(frozen=True, slots=True)
-class LoadedLanes:
-    """Lanes that have run served shapes.
-
-    Attributes:
-        lanes: The lanes.
-        first: Measurements of the first one.
-        max_images: Most images to embed in a batch.
-        max_patches: Most patches of an image batch, by settings.
-        fitting: Patches of a batch that fit the memory of a lane; None if unknown.
-    """
-
-    lanes: Sequence[Lane]
-    first: FirstLane
-    max_images: int
-    max_patches: int
-    fitting: int | None
-
     @property
     def parity(self) -> tuple[ParityEntry, ...]:
         """Measurements of the graphs in use."""
-        choice = self.first.choice
-        return parity_in_use(self.first.package.manifest, choice.runtime, choice.precision)
+        return parity_in_use(self.package.manifest, self.choice.runtime, self.choice.precision)
 
 
 def load_model(
@@ -225,36 +211,33 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     free_bytes = free_memory()
     if free_bytes is not None:
         free_bytes //= source.num_loading
-    first = load_checked(package, settings, buckets, free_bytes)
-    if first.choice.device == "gpu":
-        free_bytes = free_gpu_memory(in_use_bytes=first.largest_bytes)  # by the first lane
-    num_lanes = fitting_lanes(first, settings, free_bytes)
+    loaded = load_checked(package, settings, buckets, free_bytes)
+    if loaded.choice.device == "gpu":
+        free_bytes = free_gpu_memory(in_use_bytes=loaded.largest_bytes)  # by the first lane
+    num_others = fitting_lanes(loaded, settings, free_bytes) - 1
 
     def load_lane(_: int) -> Lane:
         source.check()
         lane = _load_lane(
-            first.package, first.choice, settings, plan=first.plan, trial_bucket=buckets[0]
+            loaded.package, loaded.choice, settings, plan=loaded.plan, trial_bucket=buckets[0]
         )
-        served = with_maps(buckets, package.manifest, lane.runtime)
-        needed = set(natives(buckets).values())
-        for bucket in shapes_to_run(served, package.manifest, needed, settings.warm_up_limit_s):
+        for bucket in natives(buckets).values():
             lane.run_synthetic(bucket)
         return lane
 
     # At the start all at once; later one by one, because other models need the processors.
-    num_others = num_lanes - 1
     with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
-        lanes = [first.lane, *loaders.map(load_lane, range(num_others))]
+        loaded.lanes += loaders.map(load_lane, range(num_others))
     source.check()
-    loaded = _with_batch_size(first, lanes, settings, free_bytes)
-    for lane in lanes:
+    _find_batch_size(loaded, settings, free_bytes)
+    for lane in loaded.lanes:
         lane.runtime.release_idle_memory()
     fields = {
-        "lanes": num_lanes,
-        "threads_per_lane": first.plan.num_threads,
+        "lanes": len(loaded.lanes),
+        "threads_per_lane": loaded.plan.num_threads,
         "max_batch_images": loaded.max_images,
-        "seconds": {bucket.label: round(s, 6) for bucket, s in loaded.first.seconds.items()},
-        "peak_bytes": {bucket.label: peak for bucket, peak in first.peaks.items()},
+        "seconds": {bucket.label: round(s, 6) for bucket, s in loaded.seconds.items()},
+        "peak_bytes": {bucket.label: peak for bucket, peak in loaded.peaks.items()},
     }
     logger.info("measured", extra={"fields": fields})
     return loaded
@@ -262,7 +245,7 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
 
 def load_checked(
     package: ModelPackage, settings: Settings, buckets: Sequence[Bucket], free_bytes: int | None
-) -> FirstLane:
+) -> LoadedLanes:
     """Load the first lane with the fastest runtime whose results pass.
 
     The choice is compared with the reference outputs of the package, if its precision has no proof
@@ -289,13 +272,13 @@ def load_checked(
             checks = checks.without(choice.runtime, str(error).rstrip("."))
             continue
         if is_due and reference is not None:
-            found = check_runtime(reference, known, choice, first.lane.runtime)
+            found = check_runtime(reference, known, choice, first.lanes[0].runtime)
             checks = checks.with_entries(choice, found)
             failed = [entry for entry in found if not entry.passed]
             for entry in failed:
                 logger.warning("start check failed: %s", describe_parity(entry))
             if failed:
-                first.lane.runtime.close()
+                first.lanes[0].runtime.close()
                 continue
             known = replace(package, manifest=checks.known(package.manifest, choice.place))
             choice = choose(package, settings, checks)  # the same one, and that it has passed
@@ -343,7 +326,7 @@ def _load_first(
     *,
     buckets: Sequence[Bucket],
     free_bytes: int | None,
-) -> FirstLane:
+) -> LoadedLanes:
     """Load a lane and run shapes once, to measure them.
 
     The native shape of each kind and the largest image always run.
@@ -365,7 +348,9 @@ def _load_first(
         peak_bytes = meter.peak_bytes(partial(run, bucket))
         if bucket.is_image and peak_bytes is not None:
             peaks[bucket] = peak_bytes
-    return FirstLane(package, choice, plan, lane, seconds, peaks)
+    return LoadedLanes(
+        package=package, choice=choice, plan=plan, lanes=[lane], seconds=seconds, peaks=peaks
+    )
 
 
 def _load_lane(
@@ -408,7 +393,7 @@ def lane_plan(
     )
 
 
-def fitting_lanes(first: FirstLane, settings: Settings, free_bytes: int | None) -> int:
+def fitting_lanes(first: LoadedLanes, settings: Settings, free_bytes: int | None) -> int:
     """How many lanes can run their largest shape at the same time.
 
     Raises:
@@ -454,42 +439,40 @@ def shapes_to_run(
             yield bucket
 
 
-def _with_batch_size(
-    first: FirstLane, lanes: Sequence[Lane], settings: Settings, free_bytes: int | None
-) -> LoadedLanes:
-    """Find the number of images in a batch, on the first lane, if it is not set."""
-    manifest = first.package.manifest
-    fitting = None
+def _find_batch_size(loaded: LoadedLanes, settings: Settings, free_bytes: int | None) -> None:
+    """Find the number of images and patches in a batch, on the first lane, if they are not set."""
+    manifest, lane = loaded.package.manifest, loaded.lanes[0]
     if free_bytes is not None:
-        lane_bytes = int(free_bytes * MEMORY_PART) // len(lanes)
-        fitting = patches_within(lane_bytes, first.peaks, partial(item_cost, manifest))
-    most = settings.max_batch_patches
+        lane_bytes = int(free_bytes * MEMORY_PART) // len(loaded.lanes)
+        loaded.fitting = patches_within(lane_bytes, loaded.peaks, partial(item_cost, manifest))
+    loaded.max_patches = settings.max_batch_patches
     # The default is four images of 448 x 448: it does not bind a GPU whose memory was measured.
     is_set = "max_batch_patches" in settings.model_fields_set
-    if first.choice.device == "gpu" and fitting is not None and not is_set:
-        most = settings.max_queue_patches
+    if loaded.choice.device == "gpu" and loaded.fitting is not None and not is_set:
+        loaded.max_patches = settings.max_queue_patches
     if settings.max_batch_images is not None:
-        return LoadedLanes(lanes, first, settings.max_batch_images, most, fitting)
+        loaded.max_images = settings.max_batch_images
+        return
     native = Bucket("image", manifest.shape_buckets[0])
-    patches = num_patches(native.shape, manifest)
-    within = most if fitting is None else min(most, fitting)
+    within = loaded.max_patches
+    if loaded.fitting is not None:
+        within = min(within, loaded.fitting)
     until = time.monotonic() + settings.warm_up_limit_s
-    times = dict(first.seconds)
 
     def run(num_images: int) -> float | None:
         seconds: list[float] = []
         while len(seconds) < MAX_RUNS and time.monotonic() < until:
-            seconds.append(first.lane.run_synthetic(native, num_images))
+            seconds.append(lane.run_synthetic(native, num_images))
         if seconds and num_images == 1:
-            times[native] = min(seconds)
+            loaded.seconds[native] = min(seconds)
         return min(seconds, default=None)
 
-    max_images = find_batch_size(run, max(1, min(MAX_BATCH_IMAGES, within // patches)))
+    most = max(1, min(MAX_BATCH_IMAGES, within // item_cost(manifest, native)))
+    loaded.max_images = find_batch_size(run, most)
     # More patches than those of a full batch of the native size make an image no cheaper, and later
     # requests wait for all of them.
     native_patches = (manifest.native_size // manifest.patch_size) ** 2
-    most = min(most, max_images * native_patches)
-    return LoadedLanes(lanes, replace(first, seconds=times), max_images, most, fitting)
+    loaded.max_patches = min(loaded.max_patches, loaded.max_images * native_patches)
 
 
 def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
@@ -562,7 +545,7 @@ def _serve(
         runtime=runtime.name,
         precision=runtime.precision,
         device=runtime.device,
-        runtime_reason=loaded.first.choice.reason,
+        runtime_reason=loaded.choice.reason,
         limits=request_limits(settings),
         buckets=bucket_limits(manifest, loaded, limits["image"].max_cost),
         tasks=served_tasks(manifest, runtime),
@@ -587,7 +570,7 @@ def bucket_limits(
     The first image of a shape may have waited for a runtime that compiles, so its time counts at
     most as the square of its size; the time of a shape that did not run is estimated.
     """
-    seconds, peaks = loaded.first.seconds, loaded.first.peaks
+    seconds, peaks = loaded.seconds, loaded.peaks
     native = Bucket("image", manifest.shape_buckets[0])
     limits = []
     for height, width in manifest.shape_buckets:

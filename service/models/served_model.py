@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ NS_PER_S: Final = 1_000_000_000
 STAGES: Final[tuple[Stage, ...]] = ("decode", "queue", "run", "post")
 
 
-class Total(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Total:
     """A number of events and their total duration."""
 
     count: int = 0

@@ -4,7 +4,7 @@ The answers have the protocol's names: REST sends them as JSON, and gRPC convert
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from model.manifest import Output
@@ -40,7 +40,7 @@ EXTENSIONS: Final = (
 )
 MANAGEMENT: Final = ("model_repository", "model_repository(unload_dependents)")
 CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
-NOT_COUNTED: Final = Total()._asdict()
+NOT_COUNTED: Final = asdict(Total())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +155,7 @@ def statistics(plane: DataPlane, name: str = "", version: str = "") -> Document:
 
 def _statistics(found: ModelStatistics) -> Document:
     """Counts of images, texts and batches, nanoseconds, and milliseconds since the epoch."""
-    totals = {name: total._asdict() for name, total in found.totals.items()}
+    totals = {name: asdict(total) for name, total in found.totals.items()}
     return {
         "name": found.name,
         "version": VERSION,
@@ -176,7 +176,7 @@ def _statistics(found: ModelStatistics) -> Document:
             {
                 "batch_size": size,
                 "compute_input": NOT_COUNTED,
-                "compute_infer": total._asdict(),
+                "compute_infer": asdict(total),
                 "compute_output": NOT_COUNTED,
             }
             for size, total in found.batches.items()

@@ -134,7 +134,7 @@ def start(package: ModelPackage, make_settings: Any) -> Callable[..., LoadedLane
 
 
 def taken(lanes: LoadedLanes) -> tuple[Place, Precision]:
-    return lanes.first.choice.place, lanes.first.choice.precision
+    return lanes.choice.place, lanes.choice.precision
 
 
 def without_outputs(package: ModelPackage) -> ModelPackage:
@@ -149,7 +149,7 @@ def test_fp16_is_taken_on_a_gpu_if_it_passes(
     lanes = start()
     assert taken(lanes) == (TENSORRT, "fp16")
     assert len(machine.loaded) == 1, "what passes is loaded once"
-    assert "the fastest that is proven here; proven for this package" in lanes.first.choice.reason
+    assert "the fastest that is proven here; proven for this package" in lanes.choice.reason
     assert [entry.file for entry in lanes.parity] == [
         graph_file("vision", "fp16"),
         graph_file("text", "fp16"),
@@ -166,12 +166,10 @@ def test_wrong_fp16_is_told_with_its_number_and_bf16_is_taken(
     assert [(r.precision, r.is_closed) for r in machine.loaded] == [("fp16", True), ("bf16", False)]
     (told,) = [r.getMessage() for r in caplog.records if "start check" in r.getMessage()]
     assert "onnx/vision_model_fp16.onnx on tensorrt in fp16 differs" in told
-    number = lanes.first.choice.reason.partition("min_cosine_cls is ")[2].partition(",")[0]
+    number = lanes.choice.reason.partition("min_cosine_cls is ")[2].partition(",")[0]
     assert f"min_cosine_cls is {number}, min_cosine 0.999" in told
     assert -1 < float(number) < 0.999
-    assert (
-        "Not tensorrt on a GPU (fp16): vision failed its proof in fp16" in lanes.first.choice.reason
-    )
+    assert "Not tensorrt on a GPU (fp16): vision failed its proof in fp16" in lanes.choice.reason
 
 
 def test_tensorrt_that_does_not_build_leads_to_onnx_runtime_on_cuda(
@@ -181,7 +179,7 @@ def test_tensorrt_that_does_not_build_leads_to_onnx_runtime_on_cuda(
     lanes = start()
     assert taken(lanes) == (CUDA, "fp16")
     assert "TensorRT is not used: TensorRT refuses the graph vision_model_fp16" in caplog.text
-    assert "Not tensorrt on a GPU (fp16, bf16, fp32): TensorRT refuses" in lanes.first.choice.reason
+    assert "Not tensorrt on a GPU (fp16, bf16, fp32): TensorRT refuses" in lanes.choice.reason
     with pytest.raises(GpuError):
         start(runtime="tensorrt")
     machine.broken = TypeError("factory function returned nullptr")
@@ -238,7 +236,7 @@ def test_a_package_of_an_earlier_version_starts_in_fp32_with_a_warning(
     assert taken(lanes) == (TENSORRT, "fp32")
     assert "package has no reference outputs" in caplog.text
     assert "(fp16, bf16): it is not checked on this GPU: the package has no reference" in (
-        lanes.first.choice.reason
+        lanes.choice.reason
     )
 
 

@@ -19,7 +19,7 @@ from training.data.concepts import all_concepts
 from training.data.folder import BANK_STYLES, DataFolder, common_names
 from training.data.loader import Curriculum, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
-from training.data.sprites import SPRITE_PIXELS, SpriteBank, save_bank
+from training.data.sprites import SPRITE_PIXELS, SpriteBank
 from training.evaluate.sets import development_benchmarks, rare_names
 from training.heads import HeadConfig
 from training.inputs import scenes as scene_inputs
@@ -214,7 +214,7 @@ def student_model(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Ti
 def data_folder(sprite_bank: SpriteBank, tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
     """A folder as `python -m training data` writes it, with shapes for art. Do not change it."""
     data = DataFolder(path=tmp_path_factory.mktemp("data"))
-    save_bank(sprite_bank, data.path / "sprites.npz")
+    sprite_bank.save(data.path / "sprites.npz")
     annotations = data.art.npm / "cldr-annotations-full/annotations/en/annotations.json"
     annotations.parent.mkdir(parents=True)
     words = {

@@ -11,8 +11,8 @@ from training.data.art import ART_SETS, keywords_by_name
 from training.data.backgrounds import load_photos
 from training.data.concepts import all_concepts
 from training.data.scenes import SceneSource, Split
-from training.data.sprites import ArtFolders, SpriteBank, build_bank, load_bank, save_bank
-from training.data.unnamed import UnnamedSource, build_unnamed, load_unnamed, save_unnamed
+from training.data.sprites import ArtFolders, SpriteBank, build_bank, load_bank
+from training.data.unnamed import UnnamedBank, UnnamedSource, build_unnamed
 
 # Versions are part of the data's determinism.
 NPM_PACKAGES = {
@@ -132,7 +132,7 @@ class DataFolder:
         """
         path = self.path / "sprites.npz"
         if not path.exists():
-            save_bank(build_bank(self._fetched_art(), BANK_STYLES), path)
+            build_bank(self._fetched_art(), BANK_STYLES).save(path)
         return _load_bank(path, path.stat().st_mtime_ns)
 
     def unnamed(self, seed: int = 0) -> UnnamedSource:
@@ -142,10 +142,8 @@ class DataFolder:
             FileNotFoundError: The data was not fetched.
         """
         path = self.path / "unnamed.npz"
-        if not path.exists():
-            save_unnamed(build_unnamed(self._fetched_art()), path)
-        photos = load_photos(self.photos, "train")
-        return UnnamedSource(bank=load_unnamed(path), photos=photos, seed=seed)
+        bank = UnnamedBank.kept(path, lambda: build_unnamed(self._fetched_art()))
+        return UnnamedSource(bank=bank, photos=load_photos(self.photos, "train"), seed=seed)
 
     def keywords(self) -> dict[str, tuple[str, ...]]:
         """CLDR keywords by concept, without the names of unseen concepts."""

@@ -4,14 +4,14 @@ Legend: M sprites, S side in pixels.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.files import atomic_file
+from training.data.array_record import ArrayRecord
 from training.data.art import (
     clip_art_drawings,
     emoji_drawings,
@@ -44,8 +44,12 @@ class ArtFolders:
     stamps: Path
 
 
+def _concept_names() -> tuple[str, ...]:
+    return tuple(concept.name for concept in all_concepts())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpriteBank:
+class SpriteBank(ArrayRecord):
     """Drawings by concept.
 
     Attributes:
@@ -53,12 +57,16 @@ class SpriteBank:
         concept_M: Index into `all_concepts()`.
         style_M: Index into `styles`.
         styles: Names of the drawing styles.
+        names: Of the concepts that it was built for.
     """
+
+    is_compressed = True
 
     rgba_MSS4: NDArray[np.uint8]
     concept_M: NDArray[np.int64]
     style_M: NDArray[np.int64]
     styles: tuple[str, ...]
+    names: tuple[str, ...] = field(default_factory=_concept_names)
 
     def by_concept(self, styles: Sequence[str]) -> dict[int, NDArray[np.int64]]:
         """List the sprites of each concept in some styles.
@@ -95,7 +103,7 @@ def build_bank(folders: ArtFolders, styles: Sequence[str]) -> SpriteBank:
     Raises:
         ValueError: There are no drawings.
     """
-    index = {concept.name: i for i, concept in enumerate(all_concepts())}
+    index = {name: i for i, name in enumerate(_concept_names())}
     rgba, concept, style_index = [], [], []
     for number, style in enumerate(styles):
         for name, drawing in _drawings(folders, style):
@@ -114,34 +122,16 @@ def build_bank(folders: ArtFolders, styles: Sequence[str]) -> SpriteBank:
     )
 
 
-def save_bank(bank: SpriteBank, path: Path) -> None:
-    """Write a bank as one compressed npz file, atomically."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            rgba_MSS4=bank.rgba_MSS4,
-            concept_M=bank.concept_M,
-            style_M=bank.style_M,
-            styles=np.asarray(bank.styles),
-            names=np.asarray([concept.name for concept in all_concepts()]),
-        )
-
-
 def load_bank(path: Path) -> SpriteBank:
-    """Read a bank written by `save_bank`.
+    """Read a bank.
 
     Raises:
         ValueError: It was built for another vocabulary.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if list(file["names"]) != [concept.name for concept in all_concepts()]:
-            raise ValueError(
-                f"{path} was built for other concepts; delete it and run "
-                "`python -m training data` again"
-            )
-        return SpriteBank(
-            rgba_MSS4=file["rgba_MSS4"],
-            concept_M=file["concept_M"],
-            style_M=file["style_M"],
-            styles=tuple(str(style) for style in file["styles"]),
+    bank = SpriteBank.load(path)
+    if bank.names != _concept_names():
+        raise ValueError(
+            f"{path} was built for other concepts; delete it and run "
+            "`python -m training data` again"
         )
+    return bank

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.files import atomic_file
+from training.data.array_record import ArrayRecord
 from training.data.art import (
     ART_SETS,
     clean_title,
@@ -44,8 +44,10 @@ _STREAM = 11  # separates these random numbers from those of the scenes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnnamedBank:
+class UnnamedBank(ArrayRecord):
     """The sprites, uint8 [M, S, S, 4] with straight alpha, and their titles, some empty."""
+
+    is_compressed = True
 
     rgba_MSS4: NDArray[np.uint8]
     titles: tuple[str, ...]
@@ -96,20 +98,6 @@ def build_unnamed(folders: ArtFolders) -> UnnamedBank:
     if not sprites:
         raise ValueError(f"no drawing was found in {folders.npm.parent}")
     return UnnamedBank(rgba_MSS4=np.stack(sprites), titles=tuple(titles))
-
-
-def save_unnamed(bank: UnnamedBank, path: Path) -> None:
-    """Write a bank as one compressed npz file, atomically."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, rgba_MSS4=bank.rgba_MSS4, titles=np.asarray(bank.titles))
-
-
-def load_unnamed(path: Path) -> UnnamedBank:
-    """Read a bank written by `save_unnamed`."""
-    with np.load(path, allow_pickle=False) as file:
-        return UnnamedBank(
-            rgba_MSS4=file["rgba_MSS4"], titles=tuple(str(title) for title in file["titles"])
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ from training.data.scenes import Scene, SceneSource, compose_scene
 from training.evaluate.encoder import encode_texts, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 from training.photographs.drawing_scenes import CrowdSource, ViewSource, crowd_sprites
-from training.photographs.drawings import build_drawings, load_drawings, save_drawings
+from training.photographs.drawings import NamedDrawings, build_drawings
 from training.photographs.regions import region_names
 from training.photographs.teacher_views import Pool, Views, compile_vision
 from training.run_record import digest
@@ -73,11 +73,9 @@ class ViewInputs:
                 f"no teacher in {config.teacher}: run `python -m training photographs` first"
             )
         self._teacher = load_encoder(config.teacher)
-        path = config.folder / "drawings.npz"
-        config.folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            save_drawings(build_drawings(self._folder.art), path)
-        self._drawings = load_drawings(path)
+        self._drawings = NamedDrawings.kept(
+            config.folder / "drawings.npz", lambda: build_drawings(self._folder.art)
+        )
         self._names = _joined(self._drawings.names, region_names())
         self.space = self._load_space()
 

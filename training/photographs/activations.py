@@ -4,9 +4,8 @@ Shapes: n scenes, C channels, h w rows and columns of the fine grid, p points of
 side, S side of a scene, L labels, K names.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -23,7 +22,7 @@ from training.photographs.trunk_features import RunTrunk
 
 # Blocks of the trunk that stay frozen; 112 channels with stride 16 go to the others.
 NUM_FROZEN_BLOCKS = 11
-_POINT_PIXELS = 4
+POINT_PIXELS = 4
 Scene = tuple[NDArray[np.uint8], NDArray[np.int32]]
 
 
@@ -84,22 +83,19 @@ class Activations(ArrayRecord):
     label_npp: NDArray[np.int16]
 
     @classmethod
-    def kept(cls, path: Path, scenes: Callable[[], Iterable[Scene]], run: RunTrunk) -> Self:
-        """Read them, or compute and keep them; masks have 0 or 1 + a label."""
-        if not path.exists():
-            fine, coarse, labels = [], [], []
-            for pixels_SS3, mask_SS in scenes():
-                grids = run(pixels_SS3)
-                fine.append(grids[0].astype(np.float16))
-                coarse.append(grids[1].astype(np.float16))
-                middle = _POINT_PIXELS // 2
-                points_pp = mask_SS[middle::_POINT_PIXELS, middle::_POINT_PIXELS]
-                labels.append((points_pp - 1).astype(np.int16))
-            part = cls(
-                fine_nChw=np.stack(fine), coarse_nChw=np.stack(coarse), label_npp=np.stack(labels)
-            )
-            part.save(path)
-        return cls.load(path)
+    def of(cls, scenes: Iterable[Scene], run: RunTrunk) -> Self:
+        """Compute them; masks have 0 or 1 + a label."""
+        fine, coarse, labels = [], [], []
+        for pixels_SS3, mask_SS in scenes:
+            grids = run(pixels_SS3)
+            fine.append(grids[0].astype(np.float16))
+            coarse.append(grids[1].astype(np.float16))
+            middle = POINT_PIXELS // 2
+            points_pp = mask_SS[middle::POINT_PIXELS, middle::POINT_PIXELS]
+            labels.append((points_pp - 1).astype(np.int16))
+        return cls(
+            fine_nChw=np.stack(fine), coarse_nChw=np.stack(coarse), label_npp=np.stack(labels)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

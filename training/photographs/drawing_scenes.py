@@ -75,12 +75,7 @@ class ViewSource:
             colour, alpha, _ = place_sprite(rng, self.drawings.rgba_MSS4[row], quarter, size)
             canvas[part] = canvas[part] * (1 - alpha[..., None]) + colour
             mask_SS[part][alpha > _OPAQUE] = self.drawings.name_M[row] + 1
-        pixels = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-        whole = (self.size, self.size)
-        return (
-            np.asarray(cv2.resize(pixels, whole, interpolation=cv2.INTER_LINEAR), np.uint8),
-            np.asarray(cv2.resize(mask_SS, whole, interpolation=cv2.INTER_NEAREST), np.int32),
-        )
+        return _scaled(canvas, mask_SS, self.size)
 
 
 FURTHER_STYLES = (
@@ -131,18 +126,19 @@ class CrowdSource:
                 colour, alpha, _ = place_sprite(rng, self.rgba_MSS4[row], config, size)
                 canvas = canvas * (1 - alpha[..., None]) + colour
                 mask_SS[alpha > _OPAQUE] = self.label_M[row] + 1
-            scenes.append(self._scaled(canvas, mask_SS))
+            scenes.append(_scaled(canvas, mask_SS, self.size))
         return scenes
 
-    def _scaled(
-        self, canvas_SS3: NDArray[np.float32], mask_SS: NDArray[np.int32]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        pixels = np.clip(canvas_SS3 + 0.5, 0, 255).astype(np.uint8)
-        whole = (self.size, self.size)
-        return (
-            np.asarray(cv2.resize(pixels, whole, interpolation=cv2.INTER_LINEAR), np.uint8),
-            np.asarray(cv2.resize(mask_SS, whole, interpolation=cv2.INTER_NEAREST), np.int32),
-        )
+
+def _scaled(
+    canvas_SS3: NDArray[np.float32], mask_SS: NDArray[np.int32], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    pixels = np.clip(canvas_SS3 + 0.5, 0, 255).astype(np.uint8)
+    whole = (size, size)
+    return (
+        np.asarray(cv2.resize(pixels, whole, interpolation=cv2.INTER_LINEAR), np.uint8),
+        np.asarray(cv2.resize(mask_SS, whole, interpolation=cv2.INTER_NEAREST), np.int32),
+    )
 
 
 def crowd_sprites(

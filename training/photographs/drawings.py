@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.files import atomic_file
+from training.data.array_record import ArrayRecord
 from training.data.art import emoji_drawings, emoji_groups, open_furniture, square_sprite
 from training.data.concepts import Concept, all_concepts
 from training.data.folder import EMOJI_TRAIN_STYLES
@@ -30,7 +30,7 @@ _LEFT_OUT = ("o\u2019clock", "-thirty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NamedDrawings:
+class NamedDrawings(ArrayRecord):
     """Drawings by name.
 
     Attributes:
@@ -38,6 +38,8 @@ class NamedDrawings:
         name_M: Index into `names`.
         names: Each once.
     """
+
+    is_compressed = True
 
     rgba_MSS4: NDArray[np.uint8]
     name_M: NDArray[np.int64]
@@ -75,27 +77,6 @@ def build_drawings(folders: ArtFolders) -> NamedDrawings:
     return NamedDrawings(
         rgba_MSS4=np.stack(rgba), name_M=np.asarray([index[name] for name in found]), names=names
     )
-
-
-def save_drawings(drawings: NamedDrawings, path: Path) -> None:
-    """Write the drawings as one compressed npz file, atomically."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            rgba_MSS4=drawings.rgba_MSS4,
-            name_M=drawings.name_M,
-            names=np.asarray(drawings.names),
-        )
-
-
-def load_drawings(path: Path) -> NamedDrawings:
-    """Read drawings written by `save_drawings`."""
-    with np.load(path, allow_pickle=False) as file:
-        return NamedDrawings(
-            rgba_MSS4=file["rgba_MSS4"],
-            name_M=file["name_M"],
-            names=tuple(str(name) for name in file["names"]),
-        )
 
 
 def withheld(names: Sequence[str]) -> NDArray[np.bool_]:

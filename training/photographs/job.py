@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,12 +20,7 @@ from training.data.folder import DataFolder, fetch_debian
 from training.evaluate.report import write_scores
 from training.evaluate.sets import held_out_scenes
 from training.photographs.drawing_scenes import FURTHER_STYLES, ViewSource
-from training.photographs.drawings import (
-    NamedDrawings,
-    build_drawings,
-    load_drawings,
-    save_drawings,
-)
+from training.photographs.drawings import NamedDrawings, build_drawings
 from training.photographs.encoder import (
     SplitMoments,
     aligned,
@@ -34,7 +30,7 @@ from training.photographs.encoder import (
 )
 from training.photographs.regions import OPENCV_PACKAGE, photograph, region_cells
 from training.photographs.scores import score_benchmark
-from training.photographs.trunk_features import Cells, RunTrunk, cached_pass, compile_trunk
+from training.photographs.trunk_features import Cells, RunTrunk, compile_trunk, compute_pass
 from training.photographs.trunk_training import Finetuning
 from training.pretrained.image_trunk import load_trunk
 from training.run_record import code_version
@@ -95,20 +91,16 @@ class PhotographsJob:
         encoder.save(self.folder / name)
         return encoder
 
-    def _drawings(self) -> NamedDrawings:
-        path = self.folder / "drawings.npz"
-        if not path.exists():
-            save_drawings(build_drawings(self.data.art), path)
-        return load_drawings(path)
-
     def _tuning(self) -> Finetuning:
         photos = load_photos(self.data.photos, "train")
         if not photograph(self.data.path, "opencv:leuvenA.jpg").exists():
             fetch_debian(self.data.path, (OPENCV_PACKAGE,))
+        drawings = NamedDrawings.kept(
+            self.folder / "drawings.npz", lambda: build_drawings(self.data.art)
+        )
         return Finetuning(
-            source=ViewSource(drawings=self._drawings(), photos=photos, size=NATIVE_SIZE),
-            bank=self.data.bank(),
-            data=self.data.path,
+            source=ViewSource(drawings=drawings, photos=photos, size=NATIVE_SIZE),
+            data=self.data,
             folder=self.folder,
             parts=self.tail_parts,
         )
@@ -118,22 +110,21 @@ class PhotographsJob:
         names = all_names(tuning.source.drawings.names)
         run = compile_trunk(trunk, NATIVE_SIZE)
         shown = SplitMoments.of(self._passes(tuning, run), names)
-        regions = self._regions(run)
+        regions = Cells.kept(
+            self.folder / "regions.npz", lambda: region_cells(self.data.path, run, NATIVE_SIZE)
+        )
         part = aligned(regions, shown.all())
         return shown + SplitMoments.of([(part, photographed_names())], names), regions
 
     def _passes(self, tuning: Finetuning, run: RunTrunk) -> Iterator[tuple[Cells, tuple[str, ...]]]:
         source = tuning.source
-        for number in range(self.passes):
-            cells = cached_pass(source, run, tuning.first_pass + number, self.folder)
-            yield cells, source.drawings.names
-            print(f"pass {number + 1} of {self.passes}: cells are ready", flush=True)
-
-    def _regions(self, run: RunTrunk) -> Cells:
-        path = self.folder / "regions.npz"
-        if not path.exists():
-            region_cells(self.data.path, run, NATIVE_SIZE).save(path)
-        return Cells.load(path)
+        for number in range(tuning.first_pass, tuning.first_pass + self.passes):
+            path = self.folder / f"cells-{number:03d}.npz"
+            yield (
+                Cells.kept(path, partial(compute_pass, source, run, number)),
+                source.drawings.names,
+            )
+            print(f"{path}: cells are ready", flush=True)
 
     def _provenance(self) -> dict[str, object]:
         used = {"noto", "twemoji", "noto-v1", "emojione", "furniture"}

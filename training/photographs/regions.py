@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.photographs.trunk_features import Cells, RunTrunk, covered_cells
+from training.photographs.trunk_features import Cells, RunTrunk, collect_cells
 
 REGIONS_FILE = Path(__file__).with_name("regions.json")
 OPENCV_PACKAGE = "opencv-doc"
@@ -97,11 +97,6 @@ def region_names() -> tuple[str, ...]:
 
 def region_cells(data: Path, run: RunTrunk, size: int) -> Cells:
     """Cells of every region in crops of its photograph; named by `region_names`."""
-    fine, coarse, names = [], [], []
-    for pixels_SS3, mask_SS, rng in _views(data, size):
-        fine_Fhw, coarse_Fhw = run(pixels_SS3)
-        for row, column, name in covered_cells(mask_SS, rng):
-            fine.append(fine_Fhw[:, row, column].astype(np.float16))
-            coarse.append(coarse_Fhw[:, row, column].astype(np.float16))
-            names.append(name)
-    return Cells(fine_nF=np.stack(fine), coarse_nF=np.stack(coarse), name_n=np.asarray(names))
+    return collect_cells(
+        (run(pixels_SS3), mask_SS, rng) for pixels_SS3, mask_SS, rng in _views(data, size)
+    )

@@ -4,11 +4,10 @@ Shapes: P views of a part, S their side in pixels, g the teacher's patches along
 the map of names along a side, D width.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import cv2
 import numpy as np
@@ -16,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from model.encoder import Encoder
-from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.data.array_record import ArrayRecord
 from training.photographs.drawing_scenes import CrowdSource, ViewSource
 from training.photographs.regions import region_names, region_view
+from training.pretrained.compiled import compile_for_images
 from training.targets import Space
 
 # Crops of these are enlarged by little: the student sees 112 pixels.
@@ -62,23 +61,12 @@ class Views(ArrayRecord):
 
 
 def compile_vision(teacher: Encoder) -> Look:
-    """The teacher's vision tower in OpenVINO, on one thread, for images of its native size.
-
-    Torch's tracer must be able to follow it; it cannot follow a Tipsv2Model's position embeddings.
-    """
-    side = teacher.native_size
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's tracer
-        network: Any = import_openvino().convert_model(
-            teacher.vision, example_input=torch.zeros(1, 3, side, side)
-        )
-    network.reshape([1, 3, side, side])
-    compiled = openvino_core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": 1})
+    """The teacher's vision tower in OpenVINO, for images of its native size."""
+    run = compile_for_images(teacher.vision, teacher.native_size)
 
     def look(pixels_SS3: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        pixels_13SS = np.ascontiguousarray(pixels_SS3.transpose(2, 0, 1)[None], np.float32) / 255
-        cls1_1D, _, _, values_1ND = compiled(pixels_13SS).to_tuple()
-        return values_1ND[0].copy(), cls1_1D[0].copy()
+        cls1_D, _, _, values_ND = run(pixels_SS3)
+        return values_ND, cls1_D
 
     return look
 
@@ -113,10 +101,9 @@ class Pool:
     def part(self, number: int) -> Views:
         """Read a part, or compute it."""
         path = self.folder / f"views-{number:04d}.npz"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            Views.join([self._view(*scene) for scene in self._scenes(number)]).save(path)
-        return Views.load(path)
+        return Views.kept(
+            path, lambda: Views.join([self._view(*scene) for scene in self._scenes(number)])
+        )
 
     def _scenes(self, number: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int16]]]:
         """Scenes of a part, and the known name at each of their pixels, -1 for none."""

@@ -3,23 +3,20 @@
 Shapes: n cells, F = 1280 features, S side of a scene, h w cells of the fine grid, H W pixels.
 """
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from model.cell_encoder import TwoScales
 from model.efficientnet_lite import FEATURE_WIDTH, STRIDE
-from model.files import atomic_file
-from model.runtime.openvino_runtime import import_openvino, openvino_core
+from training.data.array_record import ArrayRecord
 from training.photographs.drawing_scenes import ViewSource
+from training.pretrained.compiled import compile_for_images
 
 _PER_OBJECT = 8
 _MIN_COVERED = 0.5
@@ -29,7 +26,7 @@ RunTrunk = Callable[[NDArray[np.uint8]], Grids]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cells:
+class Cells(ArrayRecord):
     """Cells and what they show.
 
     Attributes:
@@ -57,17 +54,6 @@ class Cells:
             name_n=self.name_n[is_chosen_n],
         )
 
-    def save(self, path: Path) -> None:
-        """Write them to a file, which appears when it is complete."""
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, fine=self.fine_nF, coarse=self.coarse_nF, names=self.name_n)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(fine_nF=file["fine"], coarse_nF=file["coarse"], name_n=file["names"])
-
 
 def compile_trunk(trunk: nn.Module, size: int) -> RunTrunk:
     """The trunk at both scales in OpenVINO, on one thread, for square images of one size."""
@@ -76,20 +62,13 @@ def compile_trunk(trunk: nn.Module, size: int) -> RunTrunk:
 
 def compile_scales(scales: nn.Module, size: int) -> RunTrunk:
     """Likewise a network that gives two grids of an image."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        network: Any = import_openvino().convert_model(
-            scales.eval(), example_input=torch.zeros(1, 3, size, size)
-        )
-    network.reshape([1, 3, size, size])
-    compiled = openvino_core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": 1})
+    run = compile_for_images(scales, size)
 
-    def run(pixels_SS3: NDArray[np.uint8]) -> Grids:
-        pixels_13SS = np.ascontiguousarray(pixels_SS3.transpose(2, 0, 1)[None], np.float32) / 255
-        fine, coarse = compiled(pixels_13SS).to_tuple()
-        return fine[0].copy(), coarse[0].copy()
+    def run_trunk(pixels_SS3: NDArray[np.uint8]) -> Grids:
+        fine_Fhw, coarse_Fhw = run(pixels_SS3)
+        return fine_Fhw, coarse_Fhw
 
-    return run
+    return run_trunk
 
 
 def covered_cells(
@@ -108,23 +87,25 @@ def covered_cells(
     return found
 
 
-def compute_pass(source: ViewSource, run: RunTrunk, number: int) -> Cells:
-    """Cells of pass `number` over all drawings."""
+def collect_cells(
+    scenes: Iterable[tuple[Grids, NDArray[np.int32], np.random.Generator]],
+) -> Cells:
+    """Cells of the objects of several scenes, from their grids and masks."""
     fine, coarse, names = [], [], []
-    first = number * source.scenes_per_pass
-    for index in range(first, first + source.scenes_per_pass):
-        pixels_SS3, mask_SS = source.scene(index)
-        fine_Fhw, coarse_Fhw = run(pixels_SS3)
-        for row, column, name in covered_cells(mask_SS, np.random.default_rng(index)):
+    for (fine_Fhw, coarse_Fhw), mask_SS, rng in scenes:
+        for row, column, name in covered_cells(mask_SS, rng):
             fine.append(fine_Fhw[:, row, column].astype(np.float16))
             coarse.append(coarse_Fhw[:, row, column].astype(np.float16))
             names.append(name)
     return Cells(fine_nF=np.stack(fine), coarse_nF=np.stack(coarse), name_n=np.asarray(names))
 
 
-def cached_pass(source: ViewSource, run: RunTrunk, number: int, folder: Path) -> Cells:
-    """Cells of a pass, from the folder where an earlier run computed them."""
-    path = folder / f"cells-{number:03d}.npz"
-    if not path.exists():
-        compute_pass(source, run, number).save(path)
-    return Cells.load(path)
+def compute_pass(source: ViewSource, run: RunTrunk, number: int) -> Cells:
+    """Cells of pass `number` over all drawings."""
+    first = number * source.scenes_per_pass
+    indices = range(first, first + source.scenes_per_pass)
+    scenes = ((index, *source.scene(index)) for index in indices)
+    return collect_cells(
+        (run(pixels_SS3), mask_SS, np.random.default_rng(index))
+        for index, pixels_SS3, mask_SS in scenes
+    )

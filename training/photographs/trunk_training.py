@@ -14,12 +14,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,8 +27,16 @@ from torch.nn import functional as F
 from model.cell_encoder import smooth
 from model.efficientnet_lite import Trunk
 from model.files import atomic_file
-from training.data.sprites import SpriteBank
-from training.photographs.activations import Activations, Labels, LowerScales, Scene, Tail, shown
+from training.data.folder import DataFolder
+from training.photographs.activations import (
+    POINT_PIXELS,
+    Activations,
+    Labels,
+    LowerScales,
+    Scene,
+    Tail,
+    shown,
+)
 from training.photographs.drawing_scenes import CrowdSource, ViewSource, crowd_sprites
 from training.photographs.encoder import (
     SplitMoments,
@@ -39,7 +47,13 @@ from training.photographs.encoder import (
 )
 from training.photographs.heads import DrawingSpace
 from training.photographs.regions import region_view
-from training.photographs.trunk_features import Cells, RunTrunk, compile_scales, covered_cells
+from training.photographs.trunk_features import (
+    Cells,
+    Grids,
+    RunTrunk,
+    collect_cells,
+    compile_scales,
+)
 
 BATCH = 16
 _PHOTOGRAPHS = 2  # crops of photographs in a step
@@ -212,7 +226,7 @@ class TailTrainer:
                 )
         return rows
 
-    def _batches(self, count: int) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
+    def _batches(self, count: int) -> Iterator[NDArray[np.int64]]:
         order = self._random.permutation(count)
         for start in range(0, count - BATCH + 1, BATCH):
             yield np.sort(order[start : start + BATCH])
@@ -276,7 +290,6 @@ def with_tail(trunk: Trunk, tail: Tail) -> Trunk:
 # The discriminant that training starts from is fitted to these passes of views.
 _START_PASSES = 2
 _CROPS = 240
-_POINT_PIXELS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,15 +298,13 @@ class Finetuning:
 
     Attributes:
         source: Views of the drawings.
-        bank: Has the further drawings of crowds.
-        data: The data folder, with the photographs.
+        data: The data folder, with photographs and the further drawings of crowds.
         folder: Of the run.
         parts: Parts that are learnt; 0 leaves the trunk as it is.
     """
 
     source: ViewSource
-    bank: SpriteBank
-    data: Path
+    data: DataFolder
     folder: Path
     parts: int
 
@@ -347,7 +358,8 @@ class Finetuning:
 
     def _kept(self, kind: str, number: int, labels: Labels, run: RunTrunk) -> Activations:
         scenes = {"views": self._views, "crowds": self._crowds, "photographs": self._crops}[kind]
-        return Activations.kept(self._path(kind, number), partial(scenes, number, labels), run)
+        path = self._path(kind, number)
+        return Activations.kept(path, lambda: Activations.of(scenes(number, labels), run))
 
     def _views(self, number: int, labels: Labels) -> Iterator[Scene]:
         index, names = labels.index(), self.source.drawings.names
@@ -358,7 +370,7 @@ class Finetuning:
 
     def _crowds(self, number: int, labels: Labels) -> Iterable[Scene]:
         first = len(labels.names)
-        rgba, label_M = crowd_sprites(self.source.drawings, self.bank, labels.index(), first)
+        rgba, label_M = crowd_sprites(self.source.drawings, self.data.bank(), labels.index(), first)
         return CrowdSource(
             rgba_MSS4=rgba,
             label_M=label_M,
@@ -370,7 +382,7 @@ class Finetuning:
     def _crops(self, _number: int, _labels: Labels) -> Iterator[Scene]:
         """Crops of photographs; a label is a region's number."""
         for place in range(_CROPS):
-            yield region_view(self.data, self.source.size, place)
+            yield region_view(self.data.path, self.source.size, place)
 
 
 @torch.inference_mode()
@@ -388,21 +400,18 @@ def start_space(
 
 def activation_cells(tail: Tail, part: Activations) -> Cells:
     """Cells under what each scene shows, as `trunk_features.compute_pass` finds them."""
-    fine, coarse, names = [], [], []
-    for start in range(0, len(part.fine_nChw), BATCH):
-        rows = slice(start, start + BATCH)
-        fine_BFhw, coarse_BFhw = (
-            torch.from_numpy(grid[rows].astype(np.float32))
-            for grid in (part.fine_nChw, part.coarse_nChw)
-        )
-        both = tail(fine_BFhw).numpy(), enlarged(tail(coarse_BFhw)).numpy()
-        for place, label_pp in enumerate(part.label_npp[rows]):
-            mask_SS = np.kron(label_pp + 1, np.ones((_POINT_PIXELS, _POINT_PIXELS))).astype(
-                np.int32
+
+    def scenes() -> Iterator[tuple[Grids, NDArray[np.int32], np.random.Generator]]:
+        for start in range(0, len(part.fine_nChw), BATCH):
+            rows = slice(start, start + BATCH)
+            fine_BFhw, coarse_BFhw = (
+                torch.from_numpy(grid[rows].astype(np.float32))
+                for grid in (part.fine_nChw, part.coarse_nChw)
             )
-            found = covered_cells(mask_SS, np.random.default_rng(start + place))
-            for row, column, name in found:
-                fine.append(both[0][place, :, row, column].astype(np.float16))
-                coarse.append(both[1][place, :, row, column].astype(np.float16))
-                names.append(name)
-    return Cells(fine_nF=np.stack(fine), coarse_nF=np.stack(coarse), name_n=np.asarray(names))
+            fine, coarse = tail(fine_BFhw).numpy(), enlarged(tail(coarse_BFhw)).numpy()
+            for place, label_pp in enumerate(part.label_npp[rows]):
+                mask_SS = np.kron(label_pp + 1, np.ones((POINT_PIXELS, POINT_PIXELS)))
+                rng = np.random.default_rng(start + place)
+                yield (fine[place], coarse[place]), mask_SS.astype(np.int32), rng
+
+    return collect_cells(scenes())

@@ -7,12 +7,10 @@ Shapes: B images, H W their pixels, N patches, M samples, F the features' width,
 width, ... any leading sizes.
 """
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +18,8 @@ from torch.nn import functional as F
 
 from model.efficientnet_lite import STRIDE as CELL_PIXELS
 from model.efficientnet_lite import Trunk
-from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.checkpoint import save_atomically
+from training.pretrained.compiled import Compiled, compile_network
 from training.pretrained.image_trunk import load_trunk
 
 PATCH_PIXELS = 14
@@ -69,9 +67,7 @@ class FrozenImageBackbone:
     """The network: in OpenVINO for images on the CPU, in torch for images on a GPU."""
 
     def __init__(self) -> None:
-        # Converted here, because it cannot be converted under the autocast of a training step.
-        self._cells, self._network = _networks()
-        self._compiled = _COMPILED
+        self._cells = _network()
 
     @torch.no_grad()
     def encode_patches(self, pixels_B3HW: Tensor) -> Tensor:
@@ -84,43 +80,23 @@ class FrozenImageBackbone:
         size = (rows * CELL_PIXELS, columns * CELL_PIXELS)
         large_B3HW = F.interpolate(pixels_B3HW.float(), size, mode="bilinear")
         if large_B3HW.device.type == "cpu":
-            cells_BFhw = self._run_openvino(large_B3HW)
+            (cells,) = _compiled(tuple(large_B3HW.shape))(large_B3HW.numpy())
+            cells_BFhw = torch.from_numpy(cells)
         else:
             cells_BFhw = self._cells.to(large_B3HW.device)(large_B3HW)
         return cells_BFhw.flatten(2).transpose(1, 2)
 
-    def _run_openvino(self, pixels_B3HW: Tensor) -> Tensor:
-        shape = tuple(pixels_B3HW.shape)
-        if shape not in self._compiled:
-            self._compiled[shape] = self._compile(shape)
-        (cells_BFhw,) = self._compiled[shape](pixels_B3HW.numpy()).to_tuple()
-        return torch.from_numpy(cells_BFhw.copy())
-
-    def _compile(self, shape: tuple[int, ...]) -> Any:
-        """Compile for one shape, which is faster than a dynamic shape."""
-        network = self._network.clone()
-        network.reshape(list(shape))
-        options = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        return openvino_core().compile_model(network, "CPU", options)
-
-
-# Compiled networks by shape. Kept for the life of the process, like the networks: after OpenVINO's
-# were freed, forked processes, such as those that load data, were seen to read wrong numbers.
-_COMPILED: dict[tuple[int, ...], Any] = {}
-
 
 @cache
-def _networks() -> tuple[Trunk, Any]:
-    """The network in torch and in OpenVINO."""
-    cells = load_trunk()[0].requires_grad_(requires_grad=False)
-    return cells, _convert(cells)
+def _network() -> Trunk:
+    return load_trunk()[0].requires_grad_(requires_grad=False)
 
 
-def _convert(cells: Trunk) -> Any:
-    """Convert the network to OpenVINO, which still uses torch's deprecated tracer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return import_openvino().convert_model(cells, example_input=torch.zeros(1, 3, 64, 64))
+# Kept for the life of the process: after OpenVINO's networks were freed, forked processes, such as
+# those that load data, were seen to read wrong numbers.
+@cache
+def _compiled(shape: tuple[int, ...]) -> Compiled:
+    return compile_network(_network(), shape, num_threads=torch.get_num_threads())
 
 
 class ImageBackboneTargets:

@@ -22,7 +22,7 @@ from training.data.folder import (
     seen_names,
 )
 from training.data.scenes import Split
-from training.data.sprites import SpriteBank, save_bank
+from training.data.sprites import SpriteBank
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -67,10 +67,10 @@ def test_a_bank_is_kept_in_memory_once_until_its_file_changes(
 ) -> None:
     with pytest.raises(FileNotFoundError, match="python -m training data --folder"):
         DataFolder(path=tmp_path).bank()
-    save_bank(sprite_bank, tmp_path / "sprites.npz")
+    sprite_bank.save(tmp_path / "sprites.npz")
     bank = DataFolder(path=tmp_path).bank()
     assert DataFolder(path=tmp_path).bank() is bank
-    save_bank(replace(sprite_bank, rgba_MSS4=sprite_bank.rgba_MSS4 // 2), tmp_path / "sprites.npz")
+    replace(sprite_bank, rgba_MSS4=sprite_bank.rgba_MSS4 // 2).save(tmp_path / "sprites.npz")
     assert DataFolder(path=tmp_path).bank().rgba_MSS4.max() == 127
 
 

@@ -13,7 +13,6 @@ from training.data.sprites import (
     SpriteBank,
     build_bank,
     load_bank,
-    save_bank,
 )
 
 
@@ -49,7 +48,7 @@ def test_a_bank_is_read_as_it_was_saved_and_not_for_another_vocabulary(
     sprite_bank: SpriteBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "sprites.npz"
-    save_bank(sprite_bank, path)
+    sprite_bank.save(path)
     loaded = load_bank(path)
     assert loaded.styles == sprite_bank.styles
     for field in ("rgba_MSS4", "concept_M", "style_M"):

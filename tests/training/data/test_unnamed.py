@@ -17,8 +17,6 @@ from training.data.unnamed import (
     UnnamedBank,
     UnnamedSource,
     build_unnamed,
-    load_unnamed,
-    save_unnamed,
 )
 
 DISC = '<circle cx="8" cy="8" r="7" fill="teal"/>'
@@ -63,8 +61,8 @@ def test_unseen_concepts_and_near_copies_are_left_out(art: ArtFolders, tmp_path:
 
 def test_an_image_depends_on_the_seed_and_its_number_alone(tmp_path: Path) -> None:
     rgba = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 4), np.uint8)
-    save_unnamed(UnnamedBank(rgba_MSS4=rgba, titles=("a", "")), tmp_path / "u.npz")
-    bank = load_unnamed(tmp_path / "u.npz")
+    UnnamedBank(rgba_MSS4=rgba, titles=("a", "")).save(tmp_path / "u.npz")
+    bank = UnnamedBank.load(tmp_path / "u.npz")
     assert bank.titles == ("a", "")
     np.testing.assert_array_equal(bank.rgba_MSS4, rgba)
     source = UnnamedSource(bank=bank, photos=(), seed=1)

@@ -15,7 +15,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from model.encoder import Encoder, Tipsv2Encoder, load_encoder
 from tests.training.conftest import make_tiny_config
 from tests.training.methods.conftest import take_step
-from tests.training.photographs.test_drawing_scenes import source as view_source
+from tests.training.photographs.miniature import view_source
 from training import run as run_module
 from training.config import TrainingConfig, ViewsConfig
 from training.data.batch import Batch, RunShare, TeacherCells, TextBatch
@@ -28,7 +28,6 @@ from training.methods.space import SpaceConfig, SpaceDistill
 from training.observation import read_log
 from training.photographs import teacher_views as pool_module
 from training.photographs.drawing_scenes import CrowdSource
-from training.photographs.drawings import save_drawings
 from training.photographs.regions import region_names
 from training.photographs.teacher_views import VIEW_SIDE, Look, Pool, Views
 from training.run import run
@@ -236,7 +235,7 @@ def config(
         drawings, names=names, rgba_MSS4=np.tile(drawings.rgba_MSS4, (8, 1, 1, 1)),
         name_M=np.arange(len(names)),
     )  # fmt: skip
-    save_drawings(many, folder / "drawings.npz")
+    many.save(folder / "drawings.npz")
     return replace(
         tiny,
         method=SpaceConfig(),

@@ -1,50 +1,93 @@
-"""The encoder is put together from cells: names join, the twin lacks withheld ones."""
+"""Closed-form heads against sets with known answers, and the encoder that is made of them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.cell_encoder import CellEncoder
 from model.efficientnet_lite import Trunk
+from tests.training.photographs.miniature import cells
 from training.photographs import encoder as build
+from training.photographs import heads
 from training.photographs.encoder import SplitMoments
+from training.photographs.heads import (
+    Moments,
+    class_axes,
+    class_names,
+    fit_discriminant,
+    join,
+    merged,
+)
 from training.photographs.trunk_features import Cells
 
 NAMES = ("dog face", "poodle", "lion", "trumpet")
-REGION_NAMES = ("grass", "rock", "sky")
+REGIONS = cells(2, 3)
 
 
-def cells(seed: int, num_names: int) -> Cells:
-    """Twenty cells of each name, each around a mean of its own."""
-    rng = np.random.default_rng(seed)
-    name_n = np.repeat(np.arange(num_names), 20)
-    means = rng.normal(size=(2, num_names, 1280))
-    fine, coarse = (m[name_n] + rng.normal(size=(len(name_n), 1280)) for m in means)
-    return Cells(
-        fine_nF=fine.astype(np.float16), coarse_nF=coarse.astype(np.float16), name_n=name_n
-    )
+def three_names(*noise: float) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    """Cells of three names that differ in the first two of four features only."""
+    rng = np.random.default_rng(0)
+    name_n = np.repeat(np.arange(3), 400)
+    means = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [-1, -1, 0, 0]])
+    values = means[name_n] + rng.normal(size=(1200, 4)) * np.array(noise)
+    return values.astype(np.float16), name_n
 
 
-@pytest.fixture
+def test_features_are_whitened_by_the_covariance_within_names() -> None:
+    values, name_n = three_names(0.1, 0.1, 3.0, 0.1)
+    whole = fit_discriminant(Moments.of(values, name_n, 4))
+    assert not whole.means_KF[3].any()  # a name without cells
+    whitened = (values.astype(np.float32) - whole.mean_F) @ whole.whitening_FF
+    within = np.concatenate([whitened[name_n == k] - whole.means_KF[k] for k in range(3)])
+    assert within.std(0).max() < 1.01  # shrinkage leaves the quiet features below one
+    centred = values - np.stack([values[name_n == k].mean(0, np.float64) for k in range(3)])[name_n]
+    covariance = centred.T @ centred / len(values)
+    covariance += np.eye(4) * heads._SHRINKAGE * np.trace(covariance) / 4
+    product = whole.whitening_FF.T @ covariance @ whole.whitening_FF
+    assert np.allclose(product, np.eye(4), atol=1e-2)
+    halves = [Moments.of(values[part], name_n[part], 4) for part in np.s_[:500, 500:]]
+    parts = fit_discriminant(halves[0] + halves[1])
+    assert np.allclose(parts.whitening_FF, whole.whitening_FF, atol=1e-4)
+
+
+def test_a_cell_is_closest_to_its_name() -> None:
+    values, name_n = three_names(0.2, 0.2, 2.0, 2.0)
+    fitted = fit_discriminant(Moments.of(values, name_n, 3))
+    space = join(fitted, fitted, 2)
+    wide = values.astype(np.float32) - space.fine_mean_F
+    described = wide @ space.fine_DF.T + wide @ space.coarse_DF.T
+    assert ((described @ space.names_KD.T).argmax(1) == name_n).mean() > 0.97
+    assert np.allclose(np.linalg.norm(space.names_KD, axis=1), 1)
+    group = merged(np.eye(3, dtype=np.float32), [[0], [0, 2]])
+    assert group.ravel() == pytest.approx([1, 0, 0, 0.7071, 0, 0.7071], abs=1e-4)
+
+
+def test_names_of_classes_find_their_probabilities() -> None:
+    embeddings = np.random.default_rng(0).normal(size=(1000, 64)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    axes = class_axes(embeddings, 900)
+    assert np.allclose(axes @ axes.T, np.eye(900), atol=1e-4)
+    scores = class_names([[5], [5, 7], [9]], axes) @ axes[:, 5]
+    assert scores[0] > scores[1] > abs(scores[2])
+
+
+@pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random embeddings in place of MiniLM's, and few classes."""
 
     def embed(texts: Sequence[str]) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(len(texts), 384, generator=generator)
+        return torch.randn(len(texts), 384, generator=torch.Generator().manual_seed(0))
 
     monkeypatch.setattr(build, "sentence_embeddings", embed)
     monkeypatch.setattr(build, "read_classes", lambda: {"lion": [291], "guitar": [402, 546]})
-    monkeypatch.setattr(build, "region_names", lambda: REGION_NAMES)
+    monkeypatch.setattr(build, "region_names", lambda: ("grass", "rock", "sky"))
     monkeypatch.setattr(build, "DRAWING_WIDTH", 4)
     build._unit_texts.cache_clear()
-
-
-REGIONS = replace(cells(2, 3), name_n=np.repeat(np.arange(3), 20))
 
 
 def moments(*parts: tuple[Cells, Sequence[str]]) -> SplitMoments:
@@ -53,13 +96,14 @@ def moments(*parts: tuple[Cells, Sequence[str]]) -> SplitMoments:
     return SplitMoments.of(parts, tuple(names))
 
 
-def test_cells_of_equal_names_become_one() -> None:
+def test_cells_of_equal_names_become_one_and_withheld_names_are_summed_apart() -> None:
     joined = moments((cells(0, 4), NAMES), (cells(1, 2), ("Lion", "sky")))
     assert joined.names == (*NAMES, "sky")
     assert joined.all().fine.count_K.tolist() == [20, 20, 40, 20, 20]
+    assert joined.withheld.coarse.count_K.tolist() == [0, 0, 40, 0, 0]  # "lion"
+    assert joined.kept.coarse.count_K.tolist() == [20, 20, 0, 20, 20]
 
 
-@pytest.mark.usefixtures("_quick")
 def test_what_is_drawn_and_photographed_counts_both_alike() -> None:
     photographed = (f"lion{build.PHOTOGRAPHED}", f"sky{build.PHOTOGRAPHED}")
     both = moments((cells(0, 4), NAMES), (cells(1, 2), photographed))
@@ -67,12 +111,6 @@ def test_what_is_drawn_and_photographed_counts_both_alike() -> None:
     assert known.names == (*NAMES, "sky", "dog")
     lion = space.names_KD[2] + space.names_KD[4]
     assert np.allclose(known.vectors_KD[2], lion / np.linalg.norm(lion), atol=1e-6)
-
-
-def test_withheld_names_are_summed_apart() -> None:
-    split = moments((cells(0, 4), NAMES))
-    assert split.withheld.coarse.count_K.tolist() == [0, 0, 20, 0]  # "lion"
-    assert split.kept.coarse.count_K.tolist() == [20, 20, 0, 20]
 
 
 def test_photographs_are_shifted_to_the_mean_of_drawings() -> None:
@@ -83,37 +121,30 @@ def test_photographs_are_shifted_to_the_mean_of_drawings() -> None:
     assert np.allclose(spread, photographs.coarse_nF[0] - photographs.coarse_nF[1], atol=2e-2)
 
 
-@pytest.mark.usefixtures("_quick")
-def test_a_cell_is_closest_to_the_vector_of_its_name() -> None:
-    shown = cells(0, 4)
-    encoder = build.build_encoder(Trunk(), moments((shown, NAMES)), REGIONS)
-    assert encoder.config.num_class_names == 2 + len(REGION_NAMES)
-    assert encoder.config.num_drawing_names == len(NAMES) + 1  # and "dog", for both drawings of it
+def described(encoder: CellEncoder, shown: Cells, space: str) -> Tensor:
     fine, coarse = (
         torch.from_numpy(x.astype(np.float32))[None] for x in (shown.fine_nF, shown.coarse_nF)
     )
-    with torch.inference_mode():
-        drawing_nD = encoder.vision.describe(fine, coarse)[0, :, :4]
-        names_KD = F.normalize(encoder.text.drawings.values.weight.T, dim=-1)
-    found = (drawing_nD @ names_KD[:4].T).argmax(1).numpy()
+    found_1nD: Tensor = getattr(encoder.vision, space)(fine, coarse)
+    return found_1nD[0]
+
+
+@torch.inference_mode()
+def test_cells_are_closest_to_their_names_and_regions_have_the_mean_of_theirs() -> None:
+    shown = cells(0, 4)
+    encoder = build.build_encoder(Trunk(), moments((shown, NAMES)), REGIONS)
+    assert encoder.config.num_class_names == 2 + 3
+    assert encoder.config.num_drawing_names == len(NAMES) + 1  # and "dog", for both drawings of it
+    names_KD = F.normalize(encoder.text.drawings.values.weight.T, dim=-1)
+    found = (described(encoder, shown, "describe")[:, :4] @ names_KD[:4].T).argmax(1).numpy()
     assert (found == shown.name_n).mean() > 0.95
+    is_sky = REGIONS.name_n == 2
+    sky_D = described(encoder, REGIONS.where(is_sky), "describe_classes").mean(0)
+    own_D = encoder.text.classes.values.weight[:, -1]
+    assert torch.allclose(own_D, F.normalize(sky_D, dim=-1), atol=1e-5)
 
 
-@pytest.mark.usefixtures("_quick")
 def test_the_twin_knows_no_withheld_name() -> None:
     twin = build.build_encoder(Trunk(), moments((cells(0, 4), NAMES)), REGIONS, is_twin=True)
     assert twin.config.num_drawing_names == len(NAMES)  # "dog" joined, "lion" left out
-    assert twin.config.num_class_names == 1 + len(REGION_NAMES)  # without "lion"
-
-
-@pytest.mark.usefixtures("_quick")
-def test_regions_have_the_mean_of_their_cells_in_the_second_space() -> None:
-    encoder = build.build_encoder(Trunk(), moments((cells(0, 4), NAMES)), REGIONS)
-    fine, coarse = (
-        torch.from_numpy(x[REGIONS.name_n == 2].astype(np.float32))[None]
-        for x in (REGIONS.fine_nF, REGIONS.coarse_nF)
-    )
-    with torch.inference_mode():
-        sky_D = encoder.vision.describe_classes(fine, coarse)[0].mean(0)
-        found_D = encoder.text.classes.values.weight[:, -1]
-    assert torch.allclose(found_D, F.normalize(sky_D, dim=-1), atol=1e-5)
+    assert twin.config.num_class_names == 1 + 3  # without "lion"

@@ -1,6 +1,7 @@
-"""Parts of the fine-tuning: crowds, their labels, the order, and what is left in the folder."""
+"""The trunk's tail: it is the trunk's, learns names, resumes, and leaves withheld names alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,71 +9,90 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional as F
 
 from model.efficientnet_lite import Trunk
-from training.data.concepts import all_concepts
-from training.data.sprites import SpriteBank
-from training.photographs import trunk_training as finetune
-from training.photographs.drawing_scenes import (
-    FURTHER_STYLES,
-    CrowdSource,
-    ViewSource,
-    crowd_sprites,
-)
-from training.photographs.drawings import NamedDrawings
-from training.photographs.encoder import CellMoments, all_names
+from tests.training.photographs.miniature import bank, drawings, random_space
+from training.data.folder import DataFolder
+from training.photographs import trunk_training
+from training.photographs.activations import Activations, Labels, LowerScales, Tail, shown
+from training.photographs.drawing_scenes import ViewSource
+from training.photographs.encoder import CellMoments
 from training.photographs.heads import DrawingSpace
 from training.photographs.trunk_features import Grids, RunTrunk
-from training.photographs.trunk_training import Finetuning
+from training.photographs.trunk_training import Finetuning, Points, TailTrainer
 
-NAMES = ("dog face", "trumpet", "violin", "anchor")
-
-
-def squares(count: int) -> NDArray[np.uint8]:
-    """Squares of different greys."""
-    rgba = np.zeros((count, 96, 96, 4), np.uint8)
-    rgba[:, 8:88, 8:88, 3] = 255
-    rgba[..., :3] = np.linspace(0, 250, count, dtype=np.uint8)[:, None, None, None]
-    return rgba
+NAMES = ("dog face", "lion", "trumpet")  # "lion" is withheld by the hash split
 
 
-def drawings(count: int) -> NamedDrawings:
-    return NamedDrawings(
-        rgba_MSS4=squares(count), name_M=np.arange(count) % len(NAMES), names=NAMES
+@pytest.fixture
+def trunk() -> Trunk:
+    torch.manual_seed(0)
+    return Trunk()
+
+
+@torch.inference_mode()
+def test_frozen_blocks_and_tail_are_the_trunk(trunk: Trunk) -> None:
+    pixels = torch.rand(1, 3, 128, 64)
+    fine, coarse = LowerScales(trunk)(pixels)
+    assert torch.allclose(Tail(trunk)(fine), trunk(pixels), atol=1e-6)
+    assert torch.allclose(Tail(trunk)(coarse), trunk(F.avg_pool2d(pixels, 2)), atol=1e-6)
+
+
+def test_points_are_interpolated_like_masks_and_each_drawing_has_as_many() -> None:
+    cells = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    wanted = F.interpolate(cells, size=(8, 8), mode="bilinear")[0]
+    row, column = (x.flatten() for x in torch.meshgrid(*[torch.arange(8)] * 2, indexing="ij"))
+    points = Points(torch.zeros(64, dtype=torch.int64), row, column, row)
+    found = points.sample(cells.permute(0, 2, 3, 1), 8)
+    assert torch.allclose(found, wanted.flatten(1).T, atol=1e-6)
+    label = torch.full((2, 8, 8), -1)
+    label[0, 0, 0], label[1, 4:], label[1, 0, 1] = 0, 2, 1
+    drawn = Points.draw(label, torch.Generator().manual_seed(0))
+    assert torch.bincount(drawn.label_P).unique().numel() == 1
+    assert torch.equal(label[drawn.scene_P, drawn.row_P, drawn.column_P], drawn.label_P)
+
+
+def test_withheld_names_are_not_trained_on_and_a_concept_stands_for_its_drawings() -> None:
+    found = shown(np.asarray([[[-1, 0], [1, 2]]], np.int16), Labels.of(NAMES))
+    assert found.tolist() == [[[-1, 0], [-1, 2]]]
+    members = Labels.of(("poodle", "trumpet", "dog face")).member_LK[3:]
+    assert members[members.sum(1).argmax()].tolist() == [True, False, True]
+
+
+def scenes(seed: int, count: int) -> Activations:
+    """Scenes whose halves show two names, each with channels of its own."""
+    rng = np.random.default_rng(seed)
+    label_npp = np.zeros((count, 16, 16), np.int16)
+    label_npp[:, :, 8:] = 2
+    fine = rng.random((count, 112, 4, 4)) / 4
+    fine[:, :56, :, :2] += 1
+    fine[:, 56:, :, 2:] += 1
+    coarse = fine.reshape(count, 112, 2, 2, 2, 2).mean((3, 5))
+    return Activations(
+        fine_nChw=fine.astype(np.float16),
+        coarse_nChw=coarse.astype(np.float16),
+        label_npp=label_npp,
     )
 
 
-def bank() -> SpriteBank:
-    """A dog and a car of a further style, and a dog of another one."""
-    concepts = [concept.name for concept in all_concepts()]
-    rows = [concepts.index(name) for name in ("dog", "car", "dog")]
-    return SpriteBank(
-        rgba_MSS4=squares(3),
-        concept_M=np.asarray(rows),
-        style_M=np.asarray([0, 0, 1]),
-        styles=(*FURTHER_STYLES[:1], "noto", *FURTHER_STYLES[1:]),
-    )
+def trainer(trunk: Trunk) -> TailTrainer:
+    torch.manual_seed(1)
+    return TailTrainer(trunk, nn.Linear(1280, 1000), random_space(3), Labels.of(NAMES))
 
 
-def test_crowds_show_further_drawings_of_known_names_only() -> None:
-    index = {name: number for number, name in enumerate(NAMES)}
-    rgba, label_M = crowd_sprites(drawings(4), bank(), index, first_concept=100)
-    dog = [concept.name for concept in all_concepts()].index("dog")
-    assert label_M.tolist() == [0, 1, 2, 3, 100 + dog]
-    assert len(rgba) == 5
-
-
-def test_a_part_of_crowds_is_a_function_of_its_number() -> None:
-    source = CrowdSource(
-        rgba_MSS4=squares(4), label_M=np.arange(4), photos=(), size=128, scenes_per_part=3
-    )
-    first, again, other = source.part(1), source.part(1), source.part(2)
-    assert len(first) == 3
-    for one, same in zip(first, again, strict=True):
-        assert np.array_equal(one[0], same[0])
-        assert np.array_equal(one[1], same[1])
-    assert not np.array_equal(first[0][0], other[0][0])
-    assert all(len(np.unique(mask[mask > 0])) >= 1 for _, mask in first)
+def test_names_are_learnt_and_a_stopped_run_goes_on(trunk: Trunk, tmp_path: Path) -> None:
+    parts, photographs = [scenes(0, 8 * 16), scenes(1, 4 * 16)], scenes(9, 4)
+    straight, stopped, resumed = (trainer(trunk) for _ in range(3))
+    rows = [row for part in parts for row in straight.train(part, photographs, total=12)]
+    assert rows[-1][0] < 0.8 * rows[0][0]
+    stopped.train(parts[0], photographs, total=12)
+    stopped.save(tmp_path / "state.pt")
+    resumed.load(tmp_path / "state.pt")
+    resumed.train(parts[1], photographs, total=12)
+    assert resumed.steps == straight.steps == 12
+    own, others = straight.average.state_dict(), resumed.average.state_dict()
+    assert all(torch.equal(weight, others[name]) for name, weight in own.items())
 
 
 def compile_in_torch(scales: nn.Module, _size: int) -> RunTrunk:
@@ -85,17 +105,8 @@ def compile_in_torch(scales: nn.Module, _size: int) -> RunTrunk:
 
 
 def _space(_moments: CellMoments, names: Sequence[str]) -> tuple[DrawingSpace, None]:
-    rng = np.random.default_rng(0)
-    fine, coarse = (rng.normal(size=(4, 1280)).astype(np.float32) for _ in range(2))
-    zeros, vectors = np.zeros(1280, np.float32), rng.normal(size=(len(names), 4))
-    space = DrawingSpace(
-        fine_DF=fine,
-        coarse_DF=coarse,
-        fine_mean_F=zeros,
-        coarse_mean_F=zeros,
-        names_KD=vectors.astype(np.float32),
-    )
-    return space, None
+    """Cells of a random trunk are too much alike for a discriminant."""
+    return random_space(len(names)), None
 
 
 def _crop(_data: Path, size: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
@@ -103,51 +114,30 @@ def _crop(_data: Path, size: int, index: int) -> tuple[NDArray[np.uint8], NDArra
     return pixels, np.full((size, size), 1 + index % 3, np.int32)
 
 
-@pytest.fixture
-def tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Finetuning:
-    monkeypatch.setattr(finetune, "compile_scales", compile_in_torch)
-    # Cells of a random trunk are too much alike for a discriminant.
-    monkeypatch.setattr(finetune, "fit_drawings", _space)
-    monkeypatch.setattr(finetune, "region_view", _crop)
-    monkeypatch.setattr(finetune, "_CROPS", 6)
-    return Finetuning(
-        source=ViewSource(drawings=drawings(64), photos=(), size=64),
-        bank=bank(),
-        data=tmp_path,
-        folder=tmp_path,
-        parts=2,
-    )
-
-
-def test_only_the_tail_is_trained(tuning: Finetuning, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    trunk, classes = Trunk(), nn.Linear(1280, 1000)
+def test_only_the_tail_is_trained(
+    trunk: Trunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trunk_training, "compile_scales", compile_in_torch)
+    monkeypatch.setattr(trunk_training, "fit_drawings", _space)
+    monkeypatch.setattr(trunk_training, "region_view", _crop)
+    monkeypatch.setattr(trunk_training, "_CROPS", 6)
+    views = ViewSource(drawings=drawings(64), photos=(), size=64)
+    data = DataFolder(path=tmp_path)
+    bank().save(data.path / "sprites.npz")
+    tuning = Finetuning(source=views, data=data, folder=tmp_path / "run", parts=2)
+    assert tuning.first_pass == 3  # passes 0 and 1 start it, pass 2 is learnt
+    classes, before = nn.Linear(1280, 1000), trunk.state_dict()
     trained = tuning.run(trunk, classes)
-    changed = {
-        name
-        for name, weight in trained.state_dict().items()
-        if not torch.equal(weight, trunk.state_dict()[name])
-    }
+    after = trained.state_dict()
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     blocks = [f"blocks.{number}." for number in range(11, 16)]
     assert changed
     assert all(name.startswith(("head.", *blocks)) for name in changed)
-    left = sorted(path.name for path in tmp_path.iterdir())
+    left = sorted(path.name for path in tuning.folder.iterdir())
     assert "tail.safetensors" in left
     # Learnt parts are gone; those that the start needs stay.
-    assert [name for name in left if "crowds" in name or "views-002" in name] == []
-    again = tuning.run(trunk, classes)
-    assert torch.equal(again.head.weight, trained.head.weight)
-
-
-def test_without_parts_the_trunk_stays_as_it_is(tuning: Finetuning, tmp_path: Path) -> None:
-    trunk = Trunk()
-    none = Finetuning(
-        source=tuning.source, bank=tuning.bank, data=tmp_path, folder=tmp_path, parts=0
-    )
-    assert none.run(trunk, nn.Linear(1280, 1000)) is trunk
+    assert not [name for name in left if "crowds" in name or "views-002" in name]
+    assert torch.equal(tuning.run(trunk, classes).head.weight, trained.head.weight)
+    none = replace(tuning, parts=0)
+    assert none.run(trunk, classes) is trunk
     assert none.first_pass == 0
-    assert tuning.first_pass == 3  # passes 0 and 1 start it, pass 2 is learnt
-
-
-def test_names_of_the_drawings_are_the_first_labels() -> None:
-    assert all_names(NAMES)[: len(NAMES)] == NAMES

@@ -3,14 +3,17 @@
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from pydantic import ValidationError
 
-from model.files import atomic_write
+from model.files import atomic_write, rename, sync_tree
 from model.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -32,6 +35,7 @@ __all__ = [
     "Progress",
     "check_output",
     "open_package",
+    "staged",
     "write_manifest",
 ]
 
@@ -138,6 +142,42 @@ def check_output(output: Path) -> None:
     is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     if not is_free and not (output / MANIFEST_NAME).is_file():
         raise ValueError(f"{output} exists and is no model package; choose another folder")
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes the package `output` when the block ends without error.
+
+    Raises:
+        ValueError: `output` is not a package and not empty.
+    """
+    check_output(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield staging
+        # A server often runs as another user.
+        for path in (staging, *staging.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        sync_tree(staging)
+        _replace(output, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(output: Path, staging: Path) -> None:
+    """Replace the old folder, which is kept until the new one has its name."""
+    if not (output / MANIFEST_NAME).is_file():
+        rename(staging, output)
+        return
+    retired = output.with_name(f".{output.name}.{os.getpid()}.retired")
+    rename(output, retired)
+    try:
+        rename(staging, output)
+    except OSError:
+        rename(retired, output)
+        raise
+    shutil.rmtree(retired)
 
 
 def package_folder(source: str | Path) -> Path:

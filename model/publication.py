@@ -4,7 +4,7 @@
 REPOSITORY/                         for one model, such as /models/student
   20261125T201500Z-3fa9c1d2e4b5/    a version: time of publication, digest of its manifest
   current -> 20261125T...           link to the version to be served, replaced atomically
-  .20261125T...-3fa9c1d2e4b5.new/   a copy that is in progress, or whose process died
+  .20261125T...-3fa9c1d2e4b5.*/     a copy that is in progress, or whose process died
 ```
 
 A package comes by fsspec from a folder or from an object store: `s3://bucket/student`. A version
@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, get_args
 
-from model.files import locked, rename, sync_tree
+from model.files import locked, rename
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import (
@@ -32,6 +32,7 @@ from model.package import (
     open_package,
     package_folder,
     parse_manifest,
+    staged,
 )
 from model.stores import StoreError, is_url, open_store
 
@@ -91,13 +92,16 @@ class Repository:
             found = next((name for name in self.versions() if name.endswith(f"-{digest}")), None)
             if found is None:
                 found = f"{now or datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest}"
-                with self._staged(found) as staging:
+                for left in self.folder.glob(".*Z-*"):  # copies of processes that died
+                    shutil.rmtree(left, ignore_errors=True)
+                with staged(self.folder / found) as staging:
                     for name in manifest.files:
                         (staging / name).parent.mkdir(parents=True, exist_ok=True)
                         with _explained(f"{place}/{name}"):
                             files.get_file(f"{root}/{name}", str(staging / name))
                     # What its name was made of, even if the source has another one by now.
                     (staging / MANIFEST_NAME).write_bytes(raw)
+                    open_package(staging)
             self._serve(found)
         return self.folder / found
 
@@ -125,30 +129,10 @@ class Repository:
             self._serve(version)
         return self.folder / version
 
-    def _partial(self, name: str) -> Path:
-        return self.folder / f".{name}.new"
-
-    @contextmanager
-    def _staged(self, version: str) -> Iterator[Path]:
-        """Give a temporary folder that becomes the version when it is verified."""
-        for left in self.folder.glob(f".*Z-*{self._partial('').suffix}"):
-            shutil.rmtree(left, ignore_errors=True)
-        partial = self._partial(version)
-        partial.mkdir()
-        try:
-            yield partial
-            for path in (partial, *partial.rglob("*")):
-                path.chmod(0o755 if path.is_dir() else 0o644)
-            sync_tree(partial)
-            open_package(partial)
-            rename(partial, self.folder / version)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
     def _serve(self, version: str) -> None:
         """Verify a version, and let the link lead to it."""
         open_package(self.folder / version)
-        temporary = self._partial(CURRENT)
+        temporary = self.folder / f".{CURRENT}.new"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(version)
         rename(temporary, self.folder / CURRENT)

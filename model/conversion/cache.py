@@ -33,7 +33,6 @@ KEY_DIGITS: Final = 20
 EXPORT_FORMAT: Final = 8
 # Suffixes of the files that are read; others, such as cards and images, do not count.
 READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
-WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})
 
 
 def default_cache(environment: Mapping[str, str]) -> Path:
@@ -154,27 +153,6 @@ def _unusable(path: Path, error: OSError) -> CacheError:
     )
 
 
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """Check that a disk has enough free space.
-
-    Args:
-        folder: A path on the disk; it need not exist.
-        needed_bytes: Size of what will be written.
-
-    Raises:
-        CacheError: The disk has less.
-    """
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free_bytes = shutil.disk_usage(there).free
-    if free_bytes < needed_bytes:
-        raise CacheError(
-            f"converting needs about {needed_bytes / 1e6:,.0f} MB in {folder}, and its disk has "
-            f"{free_bytes / 1e6:,.0f} MB free; free space, or choose another folder"
-        )
-
-
 def discard(folder: Path) -> None:
     """Rename a broken package, then remove it, so that no other process opens it."""
     aside = folder.with_name(f".{folder.name}.broken")
@@ -192,7 +170,7 @@ def content_of(path: Path) -> dict[str, JsonValue]:
     try:
         return {
             file.name: {"sha256": sha256(file), "size_bytes": file.stat().st_size}
-            for file in read_files(path)
+            for file in _read_files(path)
         }
     except OSError as error:
         raise SourceError(f"{error.filename} cannot be read ({error.strerror})") from error
@@ -224,13 +202,7 @@ def key_of(
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
-def weight_bytes(path: Path) -> int:
-    """Total size of a checkpoint's weights."""
-    files = [file for file in read_files(path) if file.suffix in WEIGHT_SUFFIXES]
-    return sum(file.stat().st_size for file in files)
-
-
-def read_files(path: Path) -> list[Path]:
+def _read_files(path: Path) -> list[Path]:
     """The files of a checkpoint's folder that can be read."""
     files = (file for file in path.iterdir() if file.suffix in READ_SUFFIXES)
     return sorted(file for file in files if file.is_file())

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from pydantic import JsonValue
 
-from model.conversion.cache import check_space, weight_bytes
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import DENSE_TASKS, DepthActivation, Precision, graph_file
@@ -19,10 +18,6 @@ from model.package import ModelPackage, Progress, open_package
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Checkpoint
 
-# Disk space for the weights, the float32 graphs and temporary files, in units of the weights.
-SPACE_FACTOR: Final = 3
-# The graphs of each further precision.
-FURTHER_FACTOR: Final = 0.5
 FRONT_MATTER: Final = "---"
 
 
@@ -68,12 +63,11 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         CheckpointError: A checkpoint is broken, or of an unsupported model.
         EncoderError: torch cannot load the encoder of a package.
         ParityError: A graph differs from the model.
-        CacheError: The disk has too little space, or the folder cannot be written.
+        CacheError: The folder cannot be written, such as on a full disk.
         ValueError: `output` holds something else.
     """
     require(CONVERTING, purpose="converting a checkpoint")
     base, dense = _paths(request)
-    check_space(output.parent, _needed_bytes(request))
     progress("importing the libraries for conversion")
     # These come with an extra, and take seconds.
     from safetensors import SafetensorError  # noqa: PLC0415
@@ -140,13 +134,6 @@ def _paths(request: ConversionRequest) -> tuple[Path, Path | None]:
     if isinstance(request.base, HubSource) or isinstance(request.dense, HubSource):
         raise TypeError("the sources of a request must be downloaded before they are converted")
     return request.base.path, None if request.dense is None else request.dense.path
-
-
-def _needed_bytes(request: ConversionRequest) -> int:
-    """Approximate disk space while a package is written."""
-    weights = sum(weight_bytes(path) for path in _paths(request) if path)
-    num_further = len(set(request.precisions) - {"fp32"})
-    return int((SPACE_FACTOR + FURTHER_FACTOR * num_further) * weights)
 
 
 def _earlier_package(base: Path, dense: Path | None) -> ModelPackage | None:

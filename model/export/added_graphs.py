@@ -20,11 +20,10 @@ from model.cell_encoder import MODEL_TYPE, CellEncoder
 from model.encoder import WEIGHTS_FILE, Encoder, load_encoder, saved_kind
 from model.export.exact import read_weights
 from model.export.half import to_half
-from model.export.package_writer import staged
 from model.export.tracing import save_graph
 from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, HalfPrecision, graph_file
 from model.manifest import CARD, MANIFEST_NAME
-from model.package import ModelPackage, Progress, open_package, write_manifest
+from model.package import ModelPackage, Progress, open_package, staged, write_manifest
 from model.parity.gate import prove_package, run_reference
 from model.parity.inputs import FloatArray
 from model.parity.recorded import read_recorded, write_recorded

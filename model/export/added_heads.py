@@ -15,11 +15,10 @@ from torch import nn
 from model.card import author_text, render_card
 from model.export.dense import trace_head
 from model.export.exact import store_exactly
-from model.export.package_writer import staged
 from model.export.tracing import save_graph
 from model.graphs import DENSE_TASKS, DenseTask, graph_file
 from model.manifest import CARD, MANIFEST_NAME, Manifest, ScoreEntry
-from model.package import ModelPackage, Progress, open_package, write_manifest
+from model.package import ModelPackage, Progress, open_package, staged, write_manifest
 from model.parity.gate import prove_heads
 
 # The heads' part of the card; what follows it is replaced with them.

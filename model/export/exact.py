@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.export.int8 import LARGEST, MIN_WEIGHTS, FloatArray, symmetric
+from model.export.int8 import LARGEST, MIN_WEIGHTS, FloatArray, constant, look_rows_up, symmetric
 
 Rounding = Literal["fp16", "int8_tables"]
 # A scale has 8 significant bits and an integer 7, so these bits of a rounded weight are zero.
@@ -71,7 +71,12 @@ def store_exactly(model: onnx_ir.Model) -> None:
         if scales is None:
             _widen(graph, value, numbers)
         else:
-            _widen_rows(graph, value, numbers, scales)
+            stored_as = constant(graph, f"{value.name}{STORED}", numbers)
+            scale_as = constant(graph, f"{value.name}{SCALE}", scales)
+            for use in list(value.uses()):
+                look_rows_up(use.node, stored_as, scale_as)
+                graph.remove(use.node, safe=True)
+            del graph.initializers[str(value.name)]
 
 
 def read_weights(model: onnx_ir.Model, names: Collection[str]) -> dict[str, FloatArray]:
@@ -147,34 +152,9 @@ def _narrowed(
 
 
 def _widen(graph: onnx_ir.Graph, value: onnx_ir.Value, numbers: NDArray[Any]) -> None:
-    stored = _constant(graph, f"{value.name}{STORED}", numbers)
+    stored = constant(graph, f"{value.name}{STORED}", numbers)
     wide = onnx_ir.node("Cast", [stored], {"to": value.dtype})
     wide.outputs[0].type, wide.outputs[0].shape = value.type, value.shape
     graph.insert_before(graph[0], wide)
     value.replace_all_uses_with(wide.outputs[0])
     del graph.initializers[str(value.name)]
-
-
-def _widen_rows(
-    graph: onnx_ir.Graph, table: onnx_ir.Value, numbers: NDArray[Any], scales: FloatArray
-) -> None:
-    """Look rows up before they are widened; ONNX Runtime would keep the widened table instead."""
-    stored = _constant(graph, f"{table.name}{STORED}", numbers)
-    stored_scales = _constant(graph, f"{table.name}{SCALE}", scales)
-    for gather in [use.node for use in table.uses()]:
-        (looked_up,) = gather.outputs
-        rows = onnx_ir.node("Gather", [stored, gather.inputs[1]], {"axis": 0})
-        wide = onnx_ir.node("Cast", [rows.outputs[0]], {"to": table.dtype})
-        scale = onnx_ir.node("Gather", [stored_scales, gather.inputs[1]], {"axis": 0})
-        scaled = onnx_ir.node("Mul", [wide.outputs[0], scale.outputs[0]])
-        scaled.outputs[0].type, scaled.outputs[0].shape = looked_up.type, looked_up.shape
-        graph.insert_before(gather, [rows, wide, scale, scaled])
-        looked_up.replace_all_uses_with(scaled.outputs[0])
-        graph.remove(gather, safe=True)
-    del graph.initializers[str(table.name)]
-
-
-def _constant(graph: onnx_ir.Graph, name: str, array: NDArray[Any]) -> onnx_ir.Value:
-    value = onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name))
-    graph.register_initializer(value)
-    return value

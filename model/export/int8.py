@@ -67,25 +67,36 @@ def _store_product(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
         return
     axis %= weights.ndim
     numbers, scales = symmetric(weights, axis)
-    stored = [_constant(graph, value, "int8", numbers), _constant(graph, value, "scale", scales)]
+    stored = [
+        constant(graph, f"{value.name}_int8", numbers),
+        constant(graph, f"{value.name}_scale", scales),
+    ]
     widened = _insert(node, "DequantizeLinear", stored, {"axis": axis})
     node.replace_input_with(index, widened)
 
 
 def _store_table(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-    table, indices = node.inputs
+    table = node.inputs[0]
     rows = _large_weights(table)
     if table is None or rows is None or rows.ndim != 2:
         return
     numbers, scales = symmetric(rows, axis=0)
-    stored = _constant(graph, table, "int8", numbers)
-    stored_scales = _constant(graph, table, "scale", scales[:, None])
-    row = _insert(node, "Gather", [stored, indices], {"axis": 0})
-    scale = _insert(node, "Gather", [stored_scales, indices], {"axis": 0})
-    widened = _insert(node, "Cast", [row], {"to": onnx_ir.DataType.FLOAT})
-    product = _insert(node, "Mul", [widened, scale], {})
-    product.dtype, product.shape = onnx_ir.DataType.FLOAT, node.outputs[0].shape
-    node.outputs[0].replace_all_uses_with(product)
+    stored = constant(graph, f"{table.name}_int8", numbers)
+    look_rows_up(node, stored, constant(graph, f"{table.name}_scale", scales[:, None]))
+
+
+def look_rows_up(gather: onnx_ir.Node, stored: onnx_ir.Value, scales: onnx_ir.Value) -> None:
+    """Replace a lookup by one of integers and one of scales; the first stays, without a user.
+
+    Rows are looked up before they are widened; ONNX Runtime would keep the widened table instead.
+    """
+    indices, (looked_up,) = gather.inputs[1], gather.outputs
+    row = _insert(gather, "Gather", [stored, indices], {"axis": 0})
+    scale = _insert(gather, "Gather", [scales, indices], {"axis": 0})
+    widened = _insert(gather, "Cast", [row], {"to": onnx_ir.DataType.FLOAT})
+    product = _insert(gather, "Mul", [widened, scale], {})
+    product.type, product.shape = looked_up.type, looked_up.shape
+    looked_up.replace_all_uses_with(product)
 
 
 def _large_weights(value: onnx_ir.Value | None) -> FloatArray | None:
@@ -95,10 +106,8 @@ def _large_weights(value: onnx_ir.Value | None) -> FloatArray | None:
     return weights if weights.size >= MIN_WEIGHTS else None
 
 
-def _constant(
-    graph: onnx_ir.Graph, value: onnx_ir.Value, kind: str, array: NDArray[Any]
-) -> onnx_ir.Value:
-    name = f"{value.name}_{kind}"
+def constant(graph: onnx_ir.Graph, name: str, array: NDArray[Any]) -> onnx_ir.Value:
+    """The initializer of this name, made of an array if there is none."""
     if name not in graph.initializers:
         graph.register_initializer(onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name)))
     return graph.initializers[name]

@@ -1,11 +1,7 @@
 """Write a model package: weights, graphs, processor and card."""
 
 import gc
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, get_args
 
@@ -14,10 +10,9 @@ from torch import nn
 from model.card import render_card
 from model.encoder import WEIGHTS_FILE
 from model.export.graph_writer import PackageContent, write_graphs
-from model.files import rename, sync_tree
 from model.graphs import Part, Precision, graph_file
-from model.manifest import CARD, MANIFEST_NAME, ParityEntry
-from model.package import ModelPackage, Progress, check_output, open_package, write_manifest
+from model.manifest import CARD, ParityEntry
+from model.package import ModelPackage, Progress, open_package, staged, write_manifest
 from model.parity.gate import prove_package, run_reference
 from model.parity.recorded import write_recorded
 from model.parity.reference import dense_reference, recorded_reference
@@ -88,27 +83,6 @@ def _without_failed(
     return [entry for entry in parity if entry.file not in removed]
 
 
-@contextmanager
-def staged(output: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes the package `output` when the block ends without error.
-
-    Raises:
-        ValueError: `output` is not a package and not empty.
-    """
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield staging
-        # A server often runs as another user.
-        for path in (staging, *staging.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        sync_tree(staging)
-        _replace(output, staging)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:
     progress("writing weights and tokenizer")
     content.encoder.save(folder)
@@ -124,18 +98,3 @@ def _free_weights(content: PackageContent) -> None:
             weight.data = weight.data.new_empty(0)
     gc.collect()  # views of weights are in cycles of the exporter
     trim()
-
-
-def _replace(output: Path, staging: Path) -> None:
-    """Replace the old folder, which is kept until the new one has its name."""
-    if not (output / MANIFEST_NAME).is_file():
-        rename(staging, output)
-        return
-    retired = output.with_name(f".{output.name}.{os.getpid()}.retired")
-    rename(output, retired)
-    try:
-        rename(staging, output)
-    except OSError:
-        rename(retired, output)
-        raise
-    shutil.rmtree(retired)

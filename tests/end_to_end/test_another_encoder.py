@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 
 from model import encoder as seam
-from model.conversion import convert as conversion
 from model.conversion.convert import ConversionRequest, convert
 from model.conversion.source import FolderSource
 from model.encoder import Encoder, EncoderError, load_encoder
@@ -235,7 +234,6 @@ def test_such_packages_and_folders_are_converted(
     monkeypatch.setattr(
         package_writer, "write_package", lambda content, *_, **__: written.append(content)
     )
-    monkeypatch.setattr(conversion, "check_space", lambda *_: None)
     folder = package.path if is_package else checkpoint
     request = ConversionRequest(base=FolderSource(folder), precisions=("fp32", "fp16"))
     convert(request, tmp_path / "more", lambda _: None)

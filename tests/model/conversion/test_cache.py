@@ -2,17 +2,14 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from model.conversion.cache import (
     PackageCache,
-    check_space,
     content_of,
     default_cache,
     key_of,
-    weight_bytes,
 )
 from model.conversion.errors import CacheError
 
@@ -39,7 +36,6 @@ def test_every_file_that_is_read_counts_and_nothing_else(folder: Path, tmp_path:
     changed = content_of(folder)
     (folder / "tokenizer.json").write_bytes(b"{}")
     assert len({str(content) for content in (before, changed, content_of(folder))}) == 3
-    assert weight_bytes(folder) == len(b"weights")
 
 
 def test_the_key_depends_on_everything_but_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,19 +86,3 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         cache.writing("a", KEY, print),
     ):
         pass
-
-
-def test_a_disk_with_too_little_space_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Path] = []
-
-    def usage(path: Path) -> SimpleNamespace:
-        asked.append(path)
-        return SimpleNamespace(free=5 * 10**9)
-
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-    check_space(tmp_path / "not" / "yet", 5 * 10**9)
-    assert asked == [tmp_path]
-    with pytest.raises(CacheError, match=r"needs about 6,000 MB .* 5,000 MB free"):
-        check_space(tmp_path, 6 * 10**9)

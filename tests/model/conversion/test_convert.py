@@ -98,18 +98,6 @@ def test_heads_of_a_package_cannot_be_exported_again(
     assert not (tmp_path / "out").exists()
 
 
-def test_free_space_is_checked_before_the_conversion(
-    contents: list[Any], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(convert_module, "weight_bytes", lambda _: 10**15)
-    with pytest.raises(CacheError, match=r"about 3,000,000,000 MB .*free space"):
-        convert(request_(tiny_checkpoint), tmp_path / "out", print)
-    more = request_(tiny_checkpoint, precisions=("fp32", "fp16", "int8"))
-    with pytest.raises(CacheError, match=r"about 4,000,000,000 MB"):
-        convert(more, tmp_path / "out", print)
-    assert not contents
-
-
 @pytest.mark.parametrize(
     "error",
     [

@@ -62,15 +62,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
-    path = tmp_path / "a[1]"
-    with atomic_file(path) as temporary:
-        temporary.write_text("x")
-        kept = tmp_path / ".b.1234.tmp"
-        kept.touch()
-        left = tmp_path / temporary.name.replace(temporary.name[-6:-4], "zz")
-        left.touch()
+    path, other = tmp_path / "a[1]", tmp_path / ".b.1234.tmp"
+    for file in (path, other, tmp_path / ".a[1].1234.tmp"):
+        file.touch()
     remove_temporaries(path)
-    assert sorted(tmp_path.iterdir()) == [kept, path]
+    assert sorted(tmp_path.iterdir()) == [other, path]
 
 
 def test_a_renamed_folder_reaches_the_disk(tmp_path: Path, synced: list[str]) -> None:

@@ -6,19 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from model.manifest import Manifest, ParityEntry, ParityLimits, check_file_name
+from tests.model.test_package import DRAFT
 
-MINIMAL: dict[str, Any] = {
-    "name": "tiny",
-    "variant": "tiny/14",
-    "embed_dim": 32,
-    "native_size": 56,
-    "min_size": 14,
-    "max_size": 112,
-    "shape_buckets": [(56, 56), (56, 70)],
-    "temperature": 0.01,
-    "outputs": ["patches", "text"],
-    "licence": "Apache-2.0",
-}
+MINIMAL: dict[str, Any] = DRAFT.model_dump()
 
 
 @pytest.mark.parametrize(
@@ -32,6 +22,7 @@ MINIMAL: dict[str, Any] = {
         ({"patchsize": 14}, "Extra inputs"),
         ({"files": {"../weights": {"sha256": "0" * 64, "size_bytes": 1}}}, "inside the package"),
         ({"files": {"weights": {"sha256": "0" * 63, "size_bytes": 1}}}, "sha256"),
+        ({"taps": "embeddings", "num_taps": 2}, "have one tap"),
     ],
 )
 def test_wrong_fields_are_refused(change: dict[str, Any], complaint: str) -> None:
@@ -92,7 +83,7 @@ def test_an_entry_passes_when_every_limit_has_a_number_that_keeps_it(
 def test_the_digest_depends_on_the_files_but_not_on_the_card() -> None:
     def digest(**files: str) -> str:
         entries = {name: {"sha256": first * 64, "size_bytes": 1} for name, first in files.items()}
-        return Manifest(**MINIMAL, files=entries).digest
+        return Manifest(**MINIMAL | {"files": entries}).digest
 
     one = digest(a="1", b="2")
     assert one == digest(b="2", a="1") == digest(**{"a": "1", "b": "2", "README.md": "3"})

@@ -1,10 +1,8 @@
 """Heads that read embeddings: added to a finished package, whose other graphs stay as they are."""
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +11,9 @@ from torch import Tensor, nn
 
 from model.export.added_heads import HEADING, AddedHeads, add_heads
 from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, PatchOutput
-from model.manifest import Manifest, ScoreEntry
+from model.manifest import ScoreEntry
 from model.package import ModelPackage
 from model.parity.measure import ParityError
-from model.runtime.graph_runtime import Arrays
 from model.runtime.load import load_runtime
 
 WIDTH = 32
@@ -63,44 +60,24 @@ def added(
 PIXELS = np.random.default_rng(0).random((2, 3, 56, 84), np.float32)
 
 
-def torch_maps(package: ModelPackage, heads: AddedHeads) -> dict[str, np.ndarray]:
-    with closing(load_runtime(package, runtime="onnx")) as runtime:
-        output = runtime.encode_images(PIXELS)
-    cls = torch.from_numpy(output.cls1_BD)[:, None]
-    patches = torch.from_numpy(output.patches_BND).unflatten(1, output.grid_hw)[:, None]
-    with torch.no_grad():
-        return {task: head(cls, patches).numpy() for task, head in heads.modules.items()}
-
-
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_a_runtime_computes_what_torch_computes(
     added: ModelPackage, heads: AddedHeads, name: str
 ) -> None:
-    wanted = torch_maps(added, heads)
     with closing(load_runtime(added, runtime=name, precision="fp32")) as runtime:
         assert runtime.tasks == ("depth", "normals")
         together = runtime.encode_images(PIXELS, ("depth", "normals"), patch_outputs=VALUES)
         assert together.patches_BND.shape[1] == 0
-        for task in runtime.tasks:
-            scale = np.abs(wanted[task]).max()
+        output = runtime.encode_images(PIXELS)
+        cls = torch.from_numpy(output.cls1_BD)[:, None]
+        patches = torch.from_numpy(output.patches_BND).unflatten(1, output.grid_hw)[:, None]
+        for task, head in heads.modules.items():
+            with torch.no_grad():
+                wanted = head(cls, patches).numpy()
+            scale = np.abs(wanted).max()
             alone = runtime.estimate(task, PIXELS)
-            np.testing.assert_allclose(alone, wanted[task], rtol=0, atol=1e-4 * scale)
+            np.testing.assert_allclose(alone, wanted, rtol=0, atol=1e-4 * scale)
             np.testing.assert_allclose(together.maps[task], alone, rtol=0, atol=1e-5 * scale)
-
-
-def test_embeddings_and_heads_share_a_pass_through_the_tower(added: ModelPackage) -> None:
-    passes: list[Sequence[str]] = []
-    with closing(load_runtime(added, runtime="onnx")) as runtime:
-        graph: Any = runtime._graphs[runtime._sources["vision"]]  # type: ignore[attr-defined]
-        run = graph.run
-
-        def noted(inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-            passes.append(outputs)
-            return run(inputs, outputs)  # type: ignore[no-any-return]
-
-        graph.run = noted
-        runtime.encode_images(PIXELS, ("depth", "normals"))
-    assert passes == [("cls1", "cls2", "patch_embeddings", "value_embeddings")]
 
 
 def test_other_graphs_and_scores_stay(added: ModelPackage, tiny_package: ModelPackage) -> None:
@@ -176,11 +153,3 @@ def test_a_graph_that_differs_is_not_written(
     with pytest.raises(ParityError, match="depth_model"):
         add_heads(tiny_package, wrong, tmp_path / "out")
     assert not list(tmp_path.iterdir())
-
-
-def test_heads_that_read_embeddings_have_one_tap(tiny_package: ModelPackage) -> None:
-    settings = tiny_package.manifest.model_dump()
-    assert "taps" not in settings
-    for number in (0, 2):
-        with pytest.raises(ValueError, match="have one tap"):
-            Manifest.model_validate(settings | {"taps": "embeddings", "num_taps": number})

@@ -1,6 +1,5 @@
 """Graphs in every precision: free in every size, close to float32, and without private data."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def inputs_of(part: Part) -> dict[str, NDArray[Any]]:
 
 def run_onnx(path: Path, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     outputs: list[FloatArray] = session.run(None, inputs)
     return outputs
@@ -72,26 +71,17 @@ def run_openvino(path: Path, inputs: dict[str, NDArray[Any]]) -> list[FloatArray
     return [value.copy() for value in outputs.to_tuple()]
 
 
-def runs(path: Path, precision: Precision, inputs: dict[str, Any]) -> Iterator[list[FloatArray]]:
-    yield run_openvino(path, inputs)
-    # ONNX Runtime's CPU provider has no kernels for bf16.
-    if precision != "bf16":
-        yield run_onnx(path, inputs)
-
-
 def test_the_towers_are_free_in_batch_and_size(tiny_graphs: Path) -> None:
     vision = onnx.load(tiny_graphs / graph_file("vision")).graph
     assert axes(list(vision.input)) == {"pixel_values": ["batch", 3, "height", "width"]}
     outputs = axes(list(vision.output))
     assert list(outputs) == [*VISION_OUTPUTS, *TAPS]
     assert outputs["cls1"] == outputs["cls2"] == ["batch", 32]
-    for name in ("patch_embeddings", "value_embeddings"):
-        batch, patches, width = outputs[name]
-        assert (batch, type(patches), width) == ("batch", str, 32)
     assert outputs["tap_cls"] == ["batch", 4, 32]
-    batch, taps, rows, columns, width = outputs["tap_patches"]
-    assert (batch, taps, width) == ("batch", 4, 32)
-    assert {type(rows), type(columns)} == {str}
+    for name, fixed in (("patch_embeddings", 1), ("value_embeddings", 1), ("tap_patches", 2)):
+        free = [axis for axis in outputs[name] if isinstance(axis, str)]
+        assert len(free) == 1 + fixed, name
+        assert (outputs[name][0], outputs[name][-1]) == ("batch", 32)
     # TensorRT refuses transformers' antialiased resize of position embeddings.
     assert "Resize" not in {node.op_type for node in vision.node}
     text = onnx.load(tiny_graphs / graph_file("text")).graph
@@ -100,29 +90,25 @@ def test_the_towers_are_free_in_batch_and_size(tiny_graphs: Path) -> None:
     assert axes(list(text.output)) == {"text_embeddings": ["batch", 32]}
 
 
-def test_a_row_of_padding_gives_zeros(tiny_graphs: Path) -> None:
-    inputs = {
-        "input_ids": np.array([[5, 6], [0, 0]]),
-        "attention_mask": np.array([[1, 1], [0, 0]]),
-    }
-    for run in (run_onnx, run_openvino):
-        (embeddings_BD,) = run(tiny_graphs / graph_file("text"), inputs)
-        assert np.isfinite(embeddings_BD).all()
-        assert (embeddings_BD[1] == 0).all()
-        assert (embeddings_BD[0] != 0).any()
+@pytest.mark.parametrize("run", [run_onnx, run_openvino])
+def test_a_row_of_padding_gives_zeros(tiny_graphs: Path, run: Any) -> None:
+    mask_BL = np.array([[1, 1], [0, 0]])
+    inputs = {"input_ids": np.array([[5, 6], [0, 0]]), "attention_mask": mask_BL}
+    (embeddings_BD,) = run(tiny_graphs / graph_file("text"), inputs)
+    assert (embeddings_BD[1] == 0).all()
+    assert (embeddings_BD[0] != 0).any()
 
 
 def test_an_export_restores_mode_and_attention(tiny_model: Tipsv2Model) -> None:
-    vision, text = tiny_model.vision_model.config, tiny_model.text_model.config
+    vision = tiny_model.vision_model.config
     tiny_model.train()
     try:
         with exportable(VisionGraph(tiny_model), EAGER):
             during = (tiny_model.training, vision._attn_implementation)
-        after = (tiny_model.training, vision._attn_implementation, text._attn_implementation)
+        after = (tiny_model.training, vision._attn_implementation)
     finally:
         tiny_model.eval()
-    assert during == (False, EAGER)
-    assert after == (True, "sdpa", "sdpa")
+    assert (during, after) == ((False, EAGER), (True, "sdpa"))
 
 
 @pytest.mark.slow
@@ -132,7 +118,9 @@ def test_each_precision_computes_nearly_what_float32_computes(
 ) -> None:
     inputs = inputs_of(part)
     references = run_onnx(tiny_graphs / graph_file(part), inputs)
-    for outputs in runs(tiny_graphs / graph_file(part, precision), precision, inputs):
+    # ONNX Runtime's CPU provider has no kernels for bf16.
+    for run in (run_openvino, run_onnx)[: 1 if precision == "bf16" else 2]:
+        outputs = run(tiny_graphs / graph_file(part, precision), inputs)
         for ours, reference in zip(outputs, references, strict=True):
             assert ours.dtype == np.float32
             assert ours.shape == reference.shape
@@ -172,33 +160,25 @@ def test_the_depth_head_never_computes_in_fp16_or_8_bits(tiny_graphs: Path) -> N
 
 
 def test_8_bit_text_graphs_store_most_weights_in_8_bits(tiny_graphs: Path) -> None:
-    sizes: dict[int, int] = {onnx.TensorProto.INT8: 0, onnx.TensorProto.FLOAT: 0}
-    for weight in onnx.load(tiny_graphs / graph_file("text", "int8")).graph.initializer:
-        if weight.data_type in sizes:
-            sizes[weight.data_type] += len(onnx.numpy_helper.to_array(weight).tobytes())
+    weights = onnx.load(tiny_graphs / graph_file("text", "int8")).graph.initializer
+    arrays = [onnx.numpy_helper.to_array(weight) for weight in weights]
+    num_bytes = {kind: sum(a.nbytes for a in arrays if a.dtype == kind) for kind in ("i1", "f4")}
     # The table of token embeddings is among them.
-    assert sizes[onnx.TensorProto.INT8] > 3 * sizes[onnx.TensorProto.FLOAT] / 4
+    assert num_bytes["i1"] > 3 * num_bytes["f4"] / 4
 
 
 def test_weights_beyond_one_protobuf_message_are_saved_and_quantised_alike(
     tiny_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examples = [inputs_of("vision")]
-    path = tiny_graphs / graph_file("vision")
-    graphs = {"whole": onnx_ir.load(path), "int8": quantise(onnx_ir.load(path), iter(examples))}
+    images = inputs_of("vision")
+    path, inline = tiny_graphs / graph_file("vision"), tmp_path / "inline.onnx"
+    onnx_ir.save(quantise(onnx_ir.load(path), [images]), inline)
     monkeypatch.setattr(tracing, "MAX_INLINE_BYTES", 0)
-    large = {"whole": onnx_ir.load(path), "int8": quantise(onnx_ir.load(path), iter(examples))}
-    for name, graph in graphs.items():
-        onnx_ir.save(graph, tmp_path / "inline.onnx")
-        assert save_graph(large[name], tmp_path / name / "graph.onnx")
-        assert (tmp_path / name / "graph.onnx.data").exists()
-        pairs = zip(
-            run_onnx(tmp_path / "inline.onnx", examples[0]),
-            run_onnx(tmp_path / name / "graph.onnx", examples[0]),
-            strict=True,
-        )
-        for ours, theirs in pairs:
-            np.testing.assert_array_equal(ours, theirs)
+    large = tmp_path / "large" / "graph.onnx"
+    assert save_graph(quantise(onnx_ir.load(path), [images]), large)
+    assert large.with_name("graph.onnx.data").exists()
+    for ours, theirs in zip(run_onnx(inline, images), run_onnx(large, images), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_int8_leaves_value_path_positions_and_attention_in_float(tiny_graphs: Path) -> None:
@@ -207,8 +187,7 @@ def test_int8_leaves_value_path_positions_and_attention_in_float(tiny_graphs: Pa
     products = [node for node in graph.node if node.op_type == "MatMul"]
     quantised = [n for n in products if makers.get(n.input[1]) == "DequantizeLinear"]
     # Four blocks of six products each; the value path and the position embeddings have six more.
-    assert len(quantised) == 24
-    assert len(products) == 24 + 4 + 2
+    assert (len(quantised), len(products)) == (24, 24 + 4 + 2)
     for node in graph.node:
         if node.op_type in {"Conv", "MultiHeadAttention"}:
             assert not any(makers.get(name) == "DequantizeLinear" for name in node.input)

@@ -2,8 +2,7 @@
 
     checkpoints/step-00001200/
         checkpoint.json      format version, step, ranks and optimizer
-        model.safetensors    the weights of the model
-        state/               heads, averages, centre and optimizer state, through
+        state/               model, heads, averages, centre and optimizer state, through
                              torch.distributed.checkpoint: each rank writes its own part
 
 A checkpoint is written under a temporary name and renamed once all of it is on disk, so a crash
@@ -24,13 +23,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.files import atomic_file, rename, sync_tree
 from training.distributed import is_first_rank, wait_for_all
@@ -38,12 +34,12 @@ from training.distributed import is_first_rank, wait_for_all
 Optimizers = Sequence[torch.optim.Optimizer]
 
 CHECKPOINT_FOLDER = "checkpoints"
-FORMAT_VERSION = 2
-"""Version 1 learnt the temperature itself, version 2 its logarithm."""
+FORMAT_VERSION = 3
+"""Version 2 had the model in a file of its own, version 1 learnt the temperature itself."""
 _MODEL_PREFIX, _OPTIMIZER_PREFIX = "model.", "optimizer."
 _PARTIAL = ".partial-"
 HEADER_FILE = "checkpoint.json"
-_WEIGHTS, _STATE = "model.safetensors", "state"
+_STATE = "state"
 
 
 def save_atomically(state: object, path: Path) -> None:
@@ -94,18 +90,15 @@ class CheckpointWriter:
             _remove_partial(self._root)
             partial.mkdir()
         wait_for_all()
-        weights, rest = split_model(method.state_dict())
-        rest |= _optimizer_tensors(method, optimizers)
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         state = async_save(
-            rest,
+            method.state_dict() | _optimizer_tensors(method, optimizers),
             checkpoint_id=partial / _STATE,
             process_group=self._group,
             no_dist=not dist.is_initialized(),
         )
         assert isinstance(state, Future)  # the other kind is for stagers that are given
         self._pending = state
-        whole = {name: _whole(value) for name, value in weights.items()}
         if is_first_rank():
             header = {
                 "format_version": FORMAT_VERSION,
@@ -113,9 +106,7 @@ class CheckpointWriter:
                 "num_ranks": dist.get_world_size() if dist.is_initialized() else 1,
                 "optimizers": _kinds(optimizers),
             }
-            self._pending = self._thread.submit(
-                self._complete, state, whole, header, (partial, final)
-            )
+            self._pending = self._thread.submit(self._complete, state, header, partial, final)
 
     def finish(self) -> None:
         """Wait for this rank's part of the last checkpoint."""
@@ -124,21 +115,11 @@ class CheckpointWriter:
             pending.result()
 
     def _complete(
-        self,
-        state: Future[Any],
-        whole: dict[str, Tensor],
-        header: dict[str, Any],
-        places: tuple[Path, Path],
+        self, state: Future[Any], header: dict[str, Any], partial: Path, final: Path
     ) -> None:
-        """Write the model and the header, publish the checkpoint, and remove old ones."""
-        partial, final = places
-        try:
-            save_file(whole, partial / _WEIGHTS)
-            (partial / HEADER_FILE).write_text(json.dumps(header) + "\n", encoding="utf-8")
-        finally:
-            # It still writes into the folder, which the next checkpoint removes.
-            state.exception()
+        """Write the header, publish the checkpoint, and remove old ones."""
         state.result()  # of all ranks: its metadata is written last
+        (partial / HEADER_FILE).write_text(json.dumps(header) + "\n", encoding="utf-8")
         _publish(partial, final)
         for old in sorted(self._root.glob("step-*"))[: -self._keep]:
             _remove(old)
@@ -170,9 +151,7 @@ def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> 
         return 0
     header = _read_header(folder)
     _check_optimizers(folder, header, optimizers)
-    weights, rest = split_model(method.state_dict())
-    _load_into(folder, weights)
-    _load_rest(folder / _STATE, method=method, rest=rest, optimizers=optimizers)
+    _load(folder, method, optimizers)
     return int(header["step"])
 
 
@@ -188,15 +167,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         ValueError: The checkpoint is of another format or model.
     """
     _read_header(checkpoint)
-    _load_into(checkpoint, model.state_dict())
-
-
-def _load_into(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    with safe_open(folder / _WEIGHTS, framework="pt") as file:
-        saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        _check_shapes(folder, saved, weights)
-        for name, value in weights.items():
-            _copy_whole(file.get_tensor(name), value)
+    _load(checkpoint, nn.ModuleDict({"model": model}), ())
 
 
 def split_model(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -230,50 +201,46 @@ def _check_optimizers(folder: Path, header: dict[str, Any], optimizers: Optimize
         )
 
 
-def _check_shapes(folder: Path, saved: dict[str, list[int]], ours: Mapping[str, Tensor]) -> None:
-    wrong = sorted(saved.keys() ^ ours.keys())
-    wrong += [name for name in saved.keys() & ours.keys() if saved[name] != list(ours[name].shape)]
+def _load(folder: Path, method: nn.Module, optimizers: Optimizers) -> None:
+    """Copy a method's state in place, and replace that of its optimizers.
+
+    Without optimizers only the saved model is read.
+
+    Raises:
+        ValueError: The state is of another method, or a saved parameter is not trained here.
+    """
+    reader = FileSystemReader(folder / _STATE)
+    prefix = "" if optimizers else _MODEL_PREFIX
+    entries: dict[str, Any] = {
+        name: entry
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(prefix)
+    }
+    moments = {name: entries.pop(name) for name in [*entries] if name.startswith(_OPTIMIZER_PREFIX)}
+    state = method.state_dict()
+    _check_shapes(folder, entries, state)
+    owners = _owners(method, optimizers)
+    for optimizer in optimizers:
+        optimizer.state.clear()
+    for key, entry in moments.items():
+        name, _, field = key.removeprefix(_OPTIMIZER_PREFIX).rpartition(".")
+        if name not in owners:
+            raise ValueError(f"the checkpoint trained {name}, which this method does not")
+        parameter, optimizer = owners[name]
+        state[key] = optimizer.state[parameter][field] = _buffer(entry, parameter, field)
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    load(state, storage_reader=reader, no_dist=not dist.is_initialized())
+
+
+def _check_shapes(folder: Path, entries: Mapping[str, Any], ours: Mapping[str, Tensor]) -> None:
+    wrong = sorted(entries.keys() ^ ours.keys())
+    both = entries.keys() & ours.keys()
+    wrong += [name for name in both if entries[name].size != ours[name].shape]
     if wrong:
         raise ValueError(
             f"{folder} is of another model or method: {', '.join(wrong[:5])} differ in presence or "
             "size; use the settings of the run, or choose another by --set name=NAME"
         )
-
-
-def _load_rest(
-    folder: Path, *, method: nn.Module, rest: dict[str, Tensor], optimizers: Optimizers
-) -> None:
-    """Load heads, averages and centre in place, and replace the optimizers' state.
-
-    Raises:
-        ValueError: The state is of another method, or a saved parameter is not trained here.
-    """
-    reader = FileSystemReader(folder)
-    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
-    saved = {
-        name: list(entry.size)
-        for name, entry in entries.items()
-        if not name.startswith(_OPTIMIZER_PREFIX)
-    }
-    _check_shapes(folder, saved, rest)
-    owners = _owners(method, optimizers)
-    buffers: dict[str, Tensor] = {}
-    places: dict[str, tuple[nn.Parameter, torch.optim.Optimizer, str]] = {}
-    for entry_name, entry in entries.items():
-        if entry_name in saved:
-            continue
-        name, _, field = entry_name.removeprefix(_OPTIMIZER_PREFIX).rpartition(".")
-        if name not in owners:
-            raise ValueError(f"the checkpoint trained {name}, which this method does not")
-        parameter, optimizer = owners[name]
-        buffers[entry_name] = _buffer(entry, parameter, field)
-        places[entry_name] = (parameter, optimizer, field)
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    load({**rest, **buffers}, storage_reader=reader, no_dist=not dist.is_initialized())
-    for optimizer in optimizers:
-        optimizer.state.clear()
-    for entry_name, (parameter, optimizer, field) in places.items():
-        optimizer.state[parameter][field] = buffers[entry_name]
 
 
 def _kinds(optimizers: Optimizers) -> list[str]:
@@ -309,23 +276,6 @@ def _buffer(entry: Any, parameter: nn.Parameter, field: str) -> Tensor:
     if field == "step":
         return torch.zeros(entry.size, dtype=dtype)
     return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-
-
-def _copy_whole(whole: Tensor, target: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded; each rank copies its part."""
-    with torch.no_grad():
-        if isinstance(target, DTensor):
-            mesh, places = target.device_mesh, target.placements
-            local = whole.to(target.device)
-            target.copy_(distribute_tensor(local, mesh, places, src_data_rank=None))
-        else:
-            target.copy_(whole)
-
-
-def _whole(value: Tensor) -> Tensor:
-    """Gather a tensor that may be sharded, as a copy; called on every rank."""
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.detach().to("cpu", copy=True).contiguous()
 
 
 def _publish(partial: Path, final: Path) -> None:

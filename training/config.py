@@ -237,17 +237,6 @@ class TrainingConfig:
             raise ValueError("method SpaceConfig and data ViewsConfig go together")
 
     @property
-    def tips_method(self) -> PretrainConfig | DistillConfig:
-        """The method, where it is one of TIPSv2's.
-
-        Raises:
-            ValueError: It is the distillation of a space.
-        """
-        if isinstance(self.method, SpaceConfig):
-            raise ValueError(f"{self.name} distils a space: this is for TIPSv2's methods only")
-        return self.method
-
-    @property
     def folder(self) -> Path:
         """The run's own folder."""
         return self.runs / self.name

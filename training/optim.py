@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -108,29 +107,10 @@ def learning_rate_factor(step: int, *, num_steps: int, config: OptimConfig) -> f
     return config.final_lr_share + (1 - config.final_lr_share) * cosine
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, without a copy; an ordinary tensor is its own part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _sum_over_shards(values: Tensor, sharded: DTensor) -> None:
-    """Add up values over the ranks that share `sharded`, in place, in one exchange."""
-    for axis, place in enumerate(sharded.placements):
-        if place.is_shard():
-            dist.all_reduce(values, group=sharded.device_mesh.get_group(axis))
-
-
-def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The joint norm of ordinary and of sharded gradients."""
-    squares = []
-    for is_cut in (False, True):
-        part = [gradient for gradient in gradients if isinstance(gradient, DTensor) == is_cut]
-        if part:
-            norms = torch._foreach_norm([_local(gradient) for gradient in part])
-            squares.append(torch.stack(norms).square().sum())
-            if isinstance(part[0], DTensor):
-                _sum_over_shards(squares[-1], part[0])
-    return torch.stack(squares).sum().sqrt()
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The joint norm of ordinary gradients, or of gradients that FSDP2 shards."""
+    norm = nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @torch.no_grad()
@@ -143,7 +123,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    norm = float(_total_norm(gradients))
+    parts = [[g for g in gradients if isinstance(g, DTensor) == is_cut] for is_cut in (True, False)]
+    norm = float(torch.stack([_norm(part) for part in parts if part]).norm())
     if math.isfinite(norm) and norm > max_norm:
-        torch._foreach_mul_([_local(gradient) for gradient in gradients], max_norm / norm)
+        for part in parts:
+            if part:
+                torch._foreach_mul_(part, max_norm / norm)
     return norm

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from model.manifest import ScoreEntry
+from model.scores.gate import SERVED, STUDENT
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import ChosenEncoder
-from training.evaluate.report import evaluate, write_scores
+from training.evaluate.report import TEACHER, evaluate, write_scores
 from training.methods.teacher import find_model
 from training.run_record import code_version, read_configs
 
@@ -36,39 +35,15 @@ class ScoredRuns:
     further: Sequence[Path] = ()
     served: Path | None = None
 
-    def __post_init__(self) -> None:
-        """Check that each folder has a model.
+    def rows(self) -> dict[str, Path]:
+        """The model folder of each row of the report.
 
         Raises:
-            FileNotFoundError: A folder has none.
+            FileNotFoundError: A folder has no model.
         """
-        for folder in (self.student, self.teacher, self.served, *self.further):
-            if folder is not None:
-                find_model(folder)
-
-
-def score(
-    runs: ScoredRuns, *, data: DataFolder, num_scenes: int
-) -> tuple[ChosenEncoder, list[ScoreEntry]]:
-    """Evaluate runs or model folders; write nothing.
-
-    Args:
-        runs: The student, its teacher and runs with other seeds.
-        data: The data folder.
-        num_scenes: Scenes per test set.
-
-    Returns:
-        The student's encoder with the choices made for it, and all rows.
-    """
-    torch.set_num_threads(1)
-    return evaluate(
-        find_model(runs.student),
-        None if runs.teacher is None else find_model(runs.teacher),
-        data,
-        further=[find_model(run) for run in runs.further],
-        served=None if runs.served is None else find_model(runs.served),
-        num_scenes=num_scenes,
-    )
+        others = {f"{STUDENT}, seed {seed}": run for seed, run in enumerate(self.further, start=1)}
+        folders = {STUDENT: self.student, **others, TEACHER: self.teacher, SERVED: self.served}
+        return {row: find_model(folder) for row, folder in folders.items() if folder is not None}
 
 
 def _portable(value: object) -> object:
@@ -105,7 +80,7 @@ def _provenance(runs: ScoredRuns, encoder: ChosenEncoder) -> dict[str, object]:
         "configs": [_portable(config) for config in read_configs(run)],
         "steps": _last_step(run),
         "other_seeds": [
-            {"row": f"student, seed {number}", "run": other.name, "steps": _last_step(other)}
+            {"row": f"{STUDENT}, seed {number}", "run": other.name, "steps": _last_step(other)}
             for number, other in enumerate(runs.further, start=1)
         ],
         "art": {art.name: f"{art.package}, {art.licence}" for art in ART_SETS if art.trainable},
@@ -139,7 +114,7 @@ def write_scored_checkpoint(
     if not card.is_file():
         raise FileNotFoundError(f"no model card at {card}: write it, or name another by --card")
     read_configs(runs.student)  # fails early: scoring takes an hour
-    encoder, entries = score(runs, data=data, num_scenes=num_scenes)
+    encoder, entries = evaluate(runs.rows(), data, num_scenes=num_scenes)
     shutil.copytree(find_model(runs.student), output, dirs_exist_ok=True)
     write_scores(output, entries)
     text = json.dumps(_provenance(runs, encoder), indent=1)

@@ -4,14 +4,13 @@ Assignments are made of cosines with prototypes, in three kinds, because TIPSv2 
 centres and sharpens: centering, Sinkhorn-Knopp, and a plain softmax. Nothing here has a gradient.
 
 The assignments of all patches of a batch to all prototypes would be the largest tensor of a step.
-`of_tokens` puts them off: a loss asks for those of some tokens at a time. Sinkhorn-Knopp balances
-all tokens at once, so it cannot.
+They are put off: a loss asks for those of some tokens at a time. Sinkhorn-Knopp balances all tokens
+at once, so it cannot.
 
-Shapes: ... any leading sizes, K prototypes or known names, T tokens or the teacher's width, F width
-of the head's bottleneck, D the student's width.
+Shapes: K prototypes or known names, T tokens or the teacher's width, S some tokens, F width of the
+head's bottleneck, D the student's width.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -30,24 +29,12 @@ TokenTargets = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Rows, one a token, and the function that turns some of them into assignments."""
 
 
-class Targets(nn.Module, ABC):
-    """A way to turn cosines into assignments."""
-
-    @abstractmethod
-    def forward(self, cosines_K: Tensor) -> Tensor:
-        """Assignments of the same shape."""
-
-    @abstractmethod
-    def of_tokens(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
-        """The assignments of a head's features, put off."""
-
-
 def _cosines(features_TF: Tensor, prototypes_KF: Tensor) -> Tensor:
     with without_autocast(features_TF):
         return features_TF @ prototypes_KF.T
 
 
-class Centering(Targets):
+class Centering(nn.Module):
     """Turns teacher cosines into assignments: subtract a running mean, sharpen, softmax.
 
     The centre keeps one prototype from taking all tokens, the sharpening keeps the assignment from
@@ -61,15 +48,7 @@ class Centering(Targets):
         self.register_buffer("centre_K", torch.zeros(num_prototypes))
 
     @torch.no_grad()
-    def forward(self, cosines_K: Tensor) -> Tensor:
-        """Assignments of the same shape; the centre moves while training."""
-        probs_K = ((cosines_K.float() - self.centre_K) / self.temperature).softmax(-1)
-        if self.training:
-            self._move(cosines_K.float().flatten(0, -2).mean(0))
-        return probs_K
-
-    @torch.no_grad()
-    def of_tokens(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
+    def forward(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
         """By the centre as it is now; it moves while training."""
         centre_K = self.centre_K.clone()
 
@@ -78,40 +57,26 @@ class Centering(Targets):
             return cosines_SK.sub_(centre_K).div_(self.temperature).softmax(-1)
 
         if self.training:  # the mean of cosines is the cosine of the mean
-            self._move(_cosines(features_TF.mean(0), prototypes_KF))
+            mean_K = _cosines(features_TF.mean(0), prototypes_KF)
+            self.centre_K.lerp_(mean_over_ranks(mean_K), 1 - self.momentum)
         return features_TF, assign
 
-    def _move(self, mean_K: Tensor) -> None:
-        self.centre_K.lerp_(mean_over_ranks(mean_K), 1 - self.momentum)
 
-
-class Sinkhorn(Targets):
+class Sinkhorn(nn.Module):
     """Balances the assignments over the tokens of all ranks; has no state."""
 
-    def __init__(self, *, temperature: float, num_iterations: int = 3) -> None:
+    def __init__(self, *, temperature: float) -> None:
         super().__init__()
-        self.temperature, self.num_iterations = temperature, num_iterations
+        self.temperature = temperature
 
     @torch.no_grad()
-    def forward(self, cosines_K: Tensor) -> Tensor:
-        """Assignments of the same shape."""
-        flat_NK = cosines_K.float().flatten(0, -2) / self.temperature
-        probs_NK = sinkhorn_knopp(
-            flat_NK, num_iterations=self.num_iterations, over_ranks=logsumexp_over_ranks
-        )
-        return probs_NK.view_as(cosines_K)
-
-    @torch.no_grad()
-    def of_tokens(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
+    def forward(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
         """Nothing is put off."""
-        return self(_cosines(features_TF, prototypes_KF)), _assigned
+        logits_TK = _cosines(features_TF, prototypes_KF) / self.temperature
+        return sinkhorn_knopp(logits_TK, over_ranks=logsumexp_over_ranks), lambda probs_SK: probs_SK
 
 
-def _assigned(probs_SK: Tensor) -> Tensor:
-    return probs_SK
-
-
-class Softmax(Targets):
+class Softmax(nn.Module):
     """Sharpens only; one prototype may take all tokens."""
 
     def __init__(self, *, temperature: float) -> None:
@@ -119,14 +84,17 @@ class Softmax(Targets):
         self.temperature = temperature
 
     @torch.no_grad()
-    def forward(self, cosines_K: Tensor) -> Tensor:
-        """Assignments of the same shape."""
-        return (cosines_K.float() / self.temperature).softmax(-1)
+    def forward(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
+        """The softmax of each token by itself."""
 
-    @torch.no_grad()
-    def of_tokens(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
-        """See `Targets`."""
-        return features_TF, lambda features_SF: self(_cosines(features_SF, prototypes_KF))
+        def assign(features_SF: Tensor) -> Tensor:
+            return (_cosines(features_SF, prototypes_KF) / self.temperature).softmax(-1)
+
+        return features_TF, assign
+
+
+Targets = Centering | Sinkhorn | Softmax
+"""Called with a head's features of tokens and its prototypes."""
 
 
 @torch.no_grad()
@@ -155,11 +123,7 @@ def build_targets(
     """Build one of the three; `momentum` is the centre's."""
     if kind == "centering":
         return Centering(num_prototypes, temperature=temperature, momentum=momentum)
-    return (
-        Sinkhorn(temperature=temperature)
-        if kind == "sinkhorn"
-        else Softmax(temperature=temperature)
-    )
+    return (Sinkhorn if kind == "sinkhorn" else Softmax)(temperature=temperature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -20,6 +20,7 @@ from training.config import TrainingConfig, vision_of
 from training.data.batch import MAX_TOKENS
 from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
+from training.methods.space import SpaceConfig
 from training.recipes.scale import NUM_RANKS, SCALE_RECIPES
 
 HELP = "Estimate operations, hours and memory of the recipes for real hardware; runs nothing."
@@ -96,7 +97,8 @@ def run(options: argparse.Namespace) -> None:
 
 def estimate(config: TrainingConfig, *, num_devices: int = NUM_RANKS) -> RunCost:
     """Count a large recipe, without memory for its weights."""
-    method, data = config.tips_method, config.data
+    method, data = config.method, config.data
+    assert not isinstance(method, SpaceConfig)
     assert isinstance(data, ShardsConfig)
     assert data.crops.global_size is not None
     size, crops = data.crops.global_size, data.crops

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
-from training.scored_checkpoint import ScoredRuns, score, write_scored_checkpoint
+from training.evaluate.report import evaluate
+from training.scored_checkpoint import ScoredRuns, write_scored_checkpoint
 
 HELP = "Score a student, and write a checkpoint for export."
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         served=options.served,
     )
     if options.output is None:
-        _, entries = score(runs, data=data, num_scenes=options.scenes)
+        _, entries = evaluate(runs.rows(), data, num_scenes=options.scenes)
     else:
         card = options.card or _CARDS / f"{options.run.resolve().name}.md"
         entries = write_scored_checkpoint(

@@ -4,11 +4,12 @@ Features and templates are chosen on development sets; test sets are only scored
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model.manifest import ScoreEntry
@@ -146,38 +147,23 @@ def _ranking_entries(
 
 
 def evaluate(
-    student: Path,
-    teacher: Path | None,
-    data: DataFolder,
-    *,
-    further: Sequence[Path] = (),
-    served: Path | None = None,
-    num_scenes: int = 500,
+    folders: Mapping[str, Path], data: DataFolder, *, num_scenes: int
 ) -> tuple[ChosenEncoder, list[ScoreEntry]]:
     """Score a student on every test set.
 
     Args:
-        student: The model's folder.
-        teacher: Its teacher's folder; None omits the teacher's rows.
+        folders: The model folder of each row; see `Models`.
         data: The data folder.
-        further: Models of the same recipe with other seeds.
-        served: The model that the student would replace; None omits its rows.
         num_scenes: Scenes per set.
 
     Returns:
         The student's encoder with the choices made for it, and all rows, task by task.
     """
+    torch.set_num_threads(1)
     scenes, drawings = development_benchmarks(data), development_drawings(data)
-    folders = {
-        STUDENT: student,
-        **{f"{STUDENT}, seed {seed}": folder for seed, folder in enumerate(further, start=1)},
-        TEACHER: teacher,
-        SERVED: served,
-    }
     models = {
         row: choose(load_for_evaluation(folder), scenes, drawings)
         for row, folder in folders.items()
-        if folder is not None
     }
     entries: list[ScoreEntry] = []
     for test_scenes in held_out_scenes(data, num_scenes):

@@ -17,6 +17,7 @@ from training.evaluate.ranking import ClassificationBenchmark, labelled_folder
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
+from training.methods.space import SpaceConfig
 from training.run_record import digest
 
 BROKEN_FILE = "broken.jsonl"
@@ -126,7 +127,8 @@ def describe_losses(
     config: TrainingConfig, data: ShardsConfig, counts: DataSummary
 ) -> Sequence[str]:
     """A line for each loss: on or off, with the data that it uses or the reason."""
-    method = config.tips_method
+    method = config.method
+    assert not isinstance(method, SpaceConfig)  # TrainingConfig pairs it with views
     return (
         *_caption_lines(config, data, counts),
         f"contrast with names: {_name_words(config, counts)}",

@@ -12,8 +12,9 @@ from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch, with_unit_pixels
-from training.heads import HeadConfig, NameContrast
-from training.losses.ibot import Supervised
+from training.heads import HeadConfig, NameContrast, PrototypeHead
+from training.losses.distillation import prototype_losses
+from training.losses.ibot import Supervised, loss_by_visibility
 from training.losses.reduction import Normalization
 from training.masking import random_masks
 from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
@@ -25,7 +26,7 @@ from training.methods.terms import (
     embed_captions,
     name_term,
 )
-from training.targets import Centering
+from training.targets import Centering, TokenTargets, target_statistics
 
 GlobalToken = Literal["cls1", "cls2"]
 
@@ -314,6 +315,29 @@ def encode_crops(model: Tipsv2Model, locals_CB3hw: Tensor, which: GlobalToken) -
     """A global token [C, B, D] of each local crop, in one pass over all crops."""
     tokens_ND = global_token(vision_tokens(model, locals_CB3hw.flatten(0, 1)), which)
     return tokens_ND.view(*locals_CB3hw.shape[:2], -1)
+
+
+def patch_losses(
+    head: PrototypeHead,
+    patches_BND: Tensor,
+    targets: TokenTargets,
+    temperature: float,
+    *,
+    masked_BN: Tensor | None,
+    is_logged: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses [B, N] of a student's patches against a teacher's assignments.
+
+    Returns:
+        The losses; for the log, statistics of the targets and the means by visibility.
+    """
+    loss_BN = prototype_losses(
+        head.embed(patches_BND).flatten(0, 1), head.directions(), targets, temperature
+    ).view(patches_BND.shape[:2])
+    if not is_logged:
+        return loss_BN, {}
+    logged = target_statistics(targets, len(head.prototypes))
+    return loss_BN, logged | ({} if masked_BN is None else loss_by_visibility(loss_BN, masked_BN))
 
 
 def detached(tokens: VisionTokens) -> VisionTokens:

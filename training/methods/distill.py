@@ -18,8 +18,7 @@ from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.dino import dino_loss
-from training.losses.distillation import feature_loss, prototype_losses
-from training.losses.ibot import loss_by_visibility
+from training.losses.distillation import feature_loss
 from training.losses.reduction import reduce_tokens
 from training.methods.base import (
     CaptionedConfig,
@@ -30,10 +29,10 @@ from training.methods.base import (
     encode_crops,
     global_token,
     model_width,
+    patch_losses,
 )
 from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.teacher import FrozenTeacher, TeacherDtype
-from training.targets import target_statistics
 
 PatchLoss = Literal["prototypes", "features"]
 TextStart = Literal["fresh", "teacher"]
@@ -147,17 +146,15 @@ class Distill(Method):
             return loss, {}
         assert self.head is not None  # there is either a head or a projector
         targets = self._teacher.assign_patches(teacher_tokens.patches_BND)
-        logged = target_statistics(targets, config.head.num_prototypes) if step.is_logged else {}
-        loss_BN = prototype_losses(
-            self.head.embed(patches_BND).flatten(0, 1),
-            self.head.directions(),
+        loss_BN, logged = patch_losses(
+            self.head,
+            patches_BND,
             targets,
             config.head.student_temperature,
-        ).view(patches_BND.shape[:2])
-        loss = reduce_tokens(loss_BN, counted_BN, config.normalization)
-        if step.is_logged and masked_BN is not None:
-            logged |= loss_by_visibility(loss_BN, masked_BN)
-        return loss, logged
+            masked_BN=masked_BN,
+            is_logged=step.is_logged,
+        )
+        return reduce_tokens(loss_BN, counted_BN, config.normalization), logged
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         config = self.config

@@ -16,8 +16,7 @@ from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import NameContrast
 from training.losses.dino import dino_loss
-from training.losses.distillation import prototype_losses
-from training.losses.ibot import ibot_loss, loss_by_visibility
+from training.losses.ibot import ibot_loss
 from training.methods.base import (
     CaptionedConfig,
     Method,
@@ -28,9 +27,10 @@ from training.methods.base import (
     encode_crops,
     global_token,
     model_width,
+    patch_losses,
 )
 from training.methods.image_backbone import TARGET_WIDTH
-from training.targets import TargetKind, Targets, build_targets, target_statistics
+from training.targets import TargetKind, Targets, build_targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,21 +140,20 @@ class Pretrain(Method):
         with torch.no_grad():
             teacher = self.head if self.teacher_head is None else self.teacher_head
             features_BNF = teacher.embed(teacher_tokens.patches_BND)
-            targets = self.centering.of_tokens(features_BNF.flatten(0, 1), teacher.directions())
+            targets = self.centering(features_BNF.flatten(0, 1), teacher.directions())
         config = self.config
-        logged = target_statistics(targets, config.head.num_prototypes) if step.is_logged else {}
         masked_BN = self.draw_masks(teacher_tokens, config.mask_ratio, step)
         with torch.set_grad_enabled(step.progress >= config.head_alone_until):
             student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
-        loss_BN = prototype_losses(
-            self.head.embed(student.patches_BND).flatten(0, 1),
-            self.head.directions(),
+        loss_BN, logged = patch_losses(
+            self.head,
+            student.patches_BND,
             targets,
             config.head.student_temperature,
-        ).view(masked_BN.shape)
+            masked_BN=masked_BN,
+            is_logged=step.is_logged,
+        )
         loss = ibot_loss(loss_BN, masked_BN, config.supervised, normalization=config.normalization)
-        if step.is_logged:
-            logged |= loss_by_visibility(loss_BN, masked_BN)
         return loss, logged
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
@@ -164,9 +163,9 @@ class Pretrain(Method):
         assert self.global_centering is not None  # it is built wherever DINO has a weight
         with torch.no_grad():
             teacher = head if averaged is None else averaged
-            targets_BK = self.global_centering(
-                teacher(global_token(teacher_tokens, config.dino_token))
-            )
+            features_BF = teacher.embed(global_token(teacher_tokens, config.dino_token))
+            rows, assign = self.global_centering(features_BF, teacher.directions())
+            targets_BK = assign(rows)
         crops_CBD = encode_crops(self.model, batch.locals_CB3hw, config.dino_token)
         logits_CBK = head(crops_CBD) / config.head.student_temperature
         return dino_loss(logits_CBK, targets_BK, config.normalization)

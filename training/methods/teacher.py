@@ -98,7 +98,8 @@ class FrozenTeacher:
         assert self.head is not None  # Distill checks it
         assert self.centering is not None
         features_TF = self.head.embed(patches_BND).flatten(0, 1)
-        return self.centering.of_tokens(features_TF, self.head.directions())
+        targets: TokenTargets = self.centering(features_TF, self.head.directions())
+        return targets
 
     @torch.no_grad()
     def assign_global(self, tokens_BD: Tensor) -> Tensor:
@@ -107,7 +108,8 @@ class FrozenTeacher:
         centering = self.global_centering or self.centering
         assert head is not None
         assert centering is not None
-        assigned_BK: Tensor = centering(head(tokens_BD))
+        rows, assign = centering(head.embed(tokens_BD), head.directions())
+        assigned_BK: Tensor = assign(rows)
         return assigned_BK
 
 

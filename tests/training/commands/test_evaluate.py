@@ -1,5 +1,6 @@
 """`python -m training evaluate`: all scores, and a checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,13 @@ def test_options_reach_the_evaluation_and_every_score_is_printed(
 def test_without_an_output_scores_are_only_printed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def score(
-        runs: ScoredRuns, *, data: DataFolder, num_scenes: int
+    def evaluate(
+        folders: Mapping[str, Path], data: DataFolder, *, num_scenes: int
     ) -> tuple[object, list[ScoreEntry]]:
-        assert (runs.student, runs.teacher, list(runs.further)) == (run, None, [])
+        assert (folders, num_scenes) == ({"student": run / "model"}, 500)
         return None, [ENTRY]
 
-    monkeypatch.setattr(evaluate_command, "score", score)
+    monkeypatch.setattr(evaluate_command, "evaluate", evaluate)
     assert main(["evaluate", str(run)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 

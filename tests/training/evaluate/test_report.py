@@ -123,9 +123,7 @@ def test_a_whole_evaluation(
     tokenizer.save_pretrained(folder)
     few = partial(development_benchmarks, num_scenes=2)
     monkeypatch.setattr(report, "development_benchmarks", few)
-    chosen, entries = report.evaluate(
-        folder, folder, data_folder, further=[folder], served=folder, num_scenes=2
-    )
+    chosen, entries = report.evaluate(dict.fromkeys(MODELS, folder), data_folder, num_scenes=2)
     assert chosen.features in {"patches", "values"}
     tasks = {task: len([e for e in entries if e.task == task]) for task in report.TASKS}
     assert list(dict.fromkeys(entry.task for entry in entries)) == list(report.TASKS)

@@ -302,8 +302,6 @@ def test_space_and_views_go_together(config: TrainingConfig) -> None:
         replace(config, data=make_tiny_config(Path()).data)
     with pytest.raises(ValueError, match="needs a teacher"):
         replace(config, teacher=None)
-    with pytest.raises(ValueError, match="distils a space"):
-        _ = config.tips_method
     missing = replace(config, teacher=config.folder / "none")
     with pytest.raises(FileNotFoundError, match="training photographs"):
         run_module.open_inputs(missing)

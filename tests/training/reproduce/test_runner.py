@@ -87,8 +87,9 @@ def test_students_predict_their_teachers_prototypes(toy: Setup) -> None:
     patches = torch.randn(1, 3, SCALE.width)
     rows, assign = warm._teacher.assign_patches(patches)
     assert teacher.teacher_head is not None
-    expected = teacher.centering(teacher.teacher_head(patches))
-    torch.testing.assert_close(assign(rows), expected.flatten(0, 1))
+    cosines = teacher.teacher_head(patches)[0] - teacher.state_dict()["centering.centre_K"]
+    expected = (cosines / SCALE.head.teacher_temperature).softmax(-1)
+    torch.testing.assert_close(assign(rows), expected)
 
 
 def test_a_finished_arm_is_not_trained_again(

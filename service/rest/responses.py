@@ -140,7 +140,8 @@ async def respond(
 ) -> Response:
     """Write the response to a request."""
     write = partial(writer.write, answer, request, plane.image_limits)
-    pieces = await write_content(plane, write, writer.num_values(answer))
+    num_values = writer.num_values(answer, request.options)
+    pieces = await write_content(plane, write, num_values)
     if len(pieces) == 1 and isinstance(pieces[0], bytes) and len(pieces[0]) <= PIECE_BYTES:
         return Response(pieces[0], media_type=request.media)
     return PiecedResponse(pieces, request.media)
@@ -182,20 +183,18 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
     """How one kind of answer is written in each media type.
 
     Attributes:
-        num_values: About how many values the response holds.
         entries: For JSON: an object for each image or text without an error.
         columns: For safetensors: named arrays, with an element for each image or text without an
             error; or one whole matrix.
-        npy: The one array of an npy file.
+        npy: The one array of an npy file. Default: the first one of the columns.
         png: The one PNG file; None if there is no such form. An answer with this form has a value
             for each pixel, and its PNG and npy files hold one image.
         check_options: Refuses options that a media type cannot hold.
     """
 
-    num_values: Callable[[AnswerT], int]
     entries: Callable[[AnswerT, OptionsT], list[dict[str, Any]]]
     columns: Callable[[AnswerT, OptionsT], Mapping[str, Sequence[Array] | Array]]
-    npy: Callable[[AnswerT], Array]
+    npy: Callable[[AnswerT], Array] | None = None
     png: Callable[[AnswerT, RestRequest, ImageLimits], bytes] | None = None
     check_options: Callable[[OptionsT, str], None] = lambda options, media: None
 
@@ -234,12 +233,18 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
         options, media = request.options, request.media
         if media == PNG and self.png is not None:
             return [self.png(answer, request, limits)]
-        if media == NPY:
-            return write_npy(self.npy(answer))
         errors = answer.errors if options.partial else None
         if media == JSON:
             return write_json(answer.model, self.entries(answer, options), errors)
-        return write_safetensors(answer.model, self.columns(answer, options), errors)
+        columns = self.columns(answer, options)
+        if media == SAFETENSORS:
+            return write_safetensors(answer.model, columns, errors)
+        return write_npy(self.npy(answer) if self.npy else next(iter(columns.values()))[0])
+
+    def num_values(self, answer: AnswerT, options: OptionsT) -> int:
+        """About how many values the response holds."""
+        columns = self.columns(answer, options).values()
+        return sum([array.size for column in columns for array in column])
 
 
 def _check_embedding(options: EmbedImagesBody, media: str) -> None:
@@ -261,14 +266,11 @@ def _embedding_entries(answer: EmbedImagesResponse, encoding: Encoding) -> list[
     return rows
 
 
-def _embedding_scales(answer: EmbedImagesResponse) -> Sequence[Mapping[str, FloatArray]]:
-    return answer.scales or ({},) * len(answer.embeddings)
-
-
 def _embedding_columns(answer: EmbedImagesResponse) -> dict[str, list[Any]]:
+    all_scales = answer.scales or ({},) * len(answer.embeddings)
     rows = [
         outputs | {f"{name}_scale": scale for name, scale in scales.items()}
-        for outputs, scales in zip(answer.embeddings, _embedding_scales(answer), strict=True)
+        for outputs, scales in zip(answer.embeddings, all_scales, strict=True)
     ]
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
@@ -289,7 +291,6 @@ def _one_embedding(answer: EmbedImagesResponse) -> Array:
 # Embeddings of images: [B, h, w, D] or [B, D].
 IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesBody](
     check_options=_check_embedding,
-    num_values=lambda answer: sum([a.size for row in answer.embeddings for a in row.values()]),
     entries=lambda answer, options: _embedding_entries(answer, options.encoding),
     columns=lambda answer, options: _embedding_columns(answer),
     npy=_one_embedding,
@@ -299,24 +300,19 @@ IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesBody](
 def _text_entries(answer: EmbedTextsResponse, options: EmbedTextsBody) -> list[dict[str, Any]]:
     encoding = options.encoding
     data = [{"embedding": encode_array(row_D, encoding)} for row_D in answer.embeddings_TD]
-    if answer.scales_T is None:
-        return data
-    return [
-        item | _scales({"embedding": scale}, encoding)
-        for item, scale in zip(data, answer.scales_T, strict=True)
-    ]
+    for item, scale in zip(data, () if answer.scales_T is None else answer.scales_T, strict=False):
+        item.update(_scales({"embedding": scale}, encoding))
+    return data
 
 
 def _text_columns(answer: EmbedTextsResponse) -> dict[str, Array]:
     rows_TD, scales_T = answer.in_places()
-    if scales_T is None:
-        return {"embeddings": rows_TD}
-    return {"embeddings": rows_TD, "embeddings_scale": scales_T}
+    columns: dict[str, Array] = {"embeddings": rows_TD}
+    return columns if scales_T is None else columns | {"embeddings_scale": scales_T}
 
 
 # Embeddings of texts: [T, D], where safetensors has rows of zeros for errors.
 TEXT_EMBEDDINGS: Final = ResponseWriter[EmbedTextsResponse, EmbedTextsBody](
-    num_values=lambda answer: answer.embeddings_TD.size,
     entries=_text_entries,
     columns=lambda answer, options: _text_columns(answer),
     npy=lambda answer: (
@@ -339,7 +335,6 @@ def _check_classification(options: ClassifyImagesBody, media: str) -> None:
 # Classes of images, the best first; npy has probabilities [B, K] in the order of the request.
 CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
     check_options=_check_classification,
-    num_values=lambda answer: sum(3 * one.labels_K.size for one in answer.classifications),
     entries=lambda answer, options: [
         {
             "classes": [
@@ -506,12 +501,10 @@ def _run_lengths(
 # Masks; in JSON as labels, or each class in a format of COCO.
 MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesBody](
     check_options=_check_mask,
-    num_values=lambda answer: sum(mask.labels_HW.size for mask in answer.segmentations),
     entries=lambda answer, options: [
         _mask_entry(mask, answer.classes, options) for mask in answer.segmentations
     ],
     columns=lambda answer, options: _mask_columns(answer),
-    npy=lambda answer: answer.segmentations[0].wire_labels,
     png=_mask_png,
 )
 
@@ -531,14 +524,12 @@ def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
 
 # Visualized features.
 FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesBody](
-    num_values=lambda answer: sum(array.size for array in answer.maps),
     entries=lambda answer, options: [
         ({"groups": _groups(array)} if options.kind == "groups" else {})
         | _map_entry("features", array, options.encoding)
         for array in answer.maps
     ],
     columns=lambda answer, options: {"features": answer.maps},
-    npy=lambda answer: answer.maps[0],
     png=lambda answer, request, limits: encode_view_png(answer.maps[0], request.options.kind),
 )
 
@@ -561,12 +552,10 @@ def _map_png(array: FloatArray, options: MapBody) -> bytes:
 # Depth, or surface normals.
 MAPS: Final = ResponseWriter[EstimateMapsResponse, MapBody](
     check_options=_check_map,
-    num_values=lambda answer: sum(array.size for array in answer.maps),
     entries=lambda answer, options: [
         _map_entry(options.task, array, options.encoding) for array in answer.maps
     ],
     columns=lambda answer, options: {options.task: answer.maps},
-    npy=lambda answer: answer.maps[0],
     png=lambda answer, request, limits: _map_png(answer.maps[0], request.options),
 )
 

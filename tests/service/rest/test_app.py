@@ -30,48 +30,44 @@ def in_query(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value).lower()
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "fields"),
-    [
-        (
-            "embed",
-            {"outputs": ["patches", "cls2"], "normalize": False, "fit": "aspect", "resolution": 42},
-            "patches cls2",
-        ),
-        ("embed", {"dtype": "int8", "partial": True}, "cls1 scales"),
-        (
-            "segment",
-            {"classes": ["dog", "sky"], "mode": "slide", "format": "polygons"},
-            "height width classes background_share",
-        ),
-        ("classify", {"classes": ["dog", "sky"], "top_k": 1}, "classes"),
-        (
-            "features",
-            {"kind": "groups", "group_count": 3, "size": "model"},
-            "height width groups features",
-        ),
-        ("depth", {"fit": "aspect", "resolution": 56, "size": "model"}, "height width depth"),
-        ("normals", {"size": "model"}, "height width normals"),
-    ],
-)
+ASKED: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "embed",
+        {"outputs": ["patches", "cls2"], "normalize": False, "fit": "aspect", "resolution": 42},
+        "patches cls2",
+    ),
+    ("embed", {"dtype": "int8", "partial": True}, "cls1 scales"),
+    (
+        "segment",
+        {"classes": ["dog", "sky"], "mode": "slide", "format": "polygons"},
+        "height width classes background_share",
+    ),
+    ("classify", {"classes": ["dog", "sky"], "top_k": 1}, "classes"),
+    (
+        "features",
+        {"kind": "groups", "group_count": 3, "size": "model"},
+        "height width groups features",
+    ),
+    ("depth", {"fit": "aspect", "resolution": 56, "size": "model"}, "height width depth"),
+    ("normals", {"size": "model"}, "height width normals"),
+]
+
+
 async def test_a_raw_image_a_form_and_json_give_the_same_answer(
-    client: httpx.AsyncClient,
-    encode_image: Encode,
-    kind: str,
-    options: dict[str, Any],
-    fields: str,
+    client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     image, jpeg = encode_image("JPEG"), {"Content-Type": "image/jpeg"}
-    url, query = f"/v1/images:{kind}", {n: in_query(v) for n, v in options.items()}
-    answers = [
-        await client.post(url, params=query, content=image, headers=jpeg),
-        await client.post(url, data=query, files={"image": ("a.jpg", image)}),
-        await client.post(url, json=options | {"image": base64.b64encode(image).decode()}),
-    ]
-    assert [a.status_code for a in answers] == [200, 200, 200], answers[0].text
-    assert answers[0].json() == answers[1].json() == answers[2].json()
-    (item,) = answers[0].json()["data"]
-    assert item.keys() == {"index", *fields.split()}
+    for kind, options, fields in ASKED:
+        url, query = f"/v1/images:{kind}", {n: in_query(v) for n, v in options.items()}
+        answers = [
+            await client.post(url, params=query, content=image, headers=jpeg),
+            await client.post(url, data=query, files={"image": ("a.jpg", image)}),
+            await client.post(url, json=options | {"image": base64.b64encode(image).decode()}),
+        ]
+        assert [a.status_code for a in answers] == [200, 200, 200], answers[0].text
+        assert answers[0].json() == answers[1].json() == answers[2].json()
+        (item,) = answers[0].json()["data"]
+        assert item.keys() == {"index", *fields.split()}
 
 
 async def test_every_native_route_lists_its_media_types_if_none_is_accepted(

@@ -1,43 +1,48 @@
 """Options of the commands: a server, or a model in this process."""
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from model.graphs import DenseTask
-from model.preprocess import Fit
 from tipserve_cli.engine import Engine, UserError, connect
+from tipserve_cli.program import reject_options
 from tipserve_client import Unavailable
 
 URL_VARIABLE: Final = "TIPSERVE_URL"
 KEY_VARIABLE: Final = "TIPSERVE_API_KEY"
-SCHEMES: Final = "http://, https://, grpc:// or grpcs://"
+T = TypeVar("T")
 # The settings of the service that have flags here; variables set all others.
 LOADING: Final = ("runtime", "precision", "device", "cache")
 
 
-def _loading(name: str) -> Parameter:
-    return Parameter(
-        help=f"As for `serve`; not with --url. Default: the variable TIPSERVE_{name.upper()}."
-    )
+def as_help(documented: T) -> T:
+    """Join the lines of each entry of a docstring, because the lines of a help are others.
+
+    The docstring of a command and those of its options are its help.
+    """
+    documented.__doc__ = re.sub(r"\n {12}(?=\S)", " ", documented.__doc__ or "")
+    return documented
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """A server and its key."""
+    """A server and its key.
 
-    url: Annotated[
-        str | None, Parameter(help=f"Use a server: {SCHEMES}.", env_var=URL_VARIABLE)
-    ] = None
-    api_key_file: Annotated[
-        Path | None,
-        Parameter(help=f"File with the server's API key. Default: the variable {KEY_VARIABLE}."),
-    ] = None
+    Attributes:
+        url: Use a server: http://, https://, grpc:// or grpcs://.
+        api_key_file: File with the server's API key. Default: the variable TIPSERVE_API_KEY.
+    """
+
+    url: Annotated[str | None, Parameter(env_var=URL_VARIABLE)] = None
+    api_key_file: Path | None = None
 
     def read_key(self) -> str | None:
         """The key of the server: the first line of the file, else the variable."""
@@ -52,21 +57,27 @@ class ServerOptions:
         return words[0]
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(ServerOptions):
-    """A model in this process, or on a server."""
+    """A model in this process, or on a server.
 
-    model: Annotated[
-        str | None,
-        Parameter(
-            help="bundled (default), a package folder, a checkpoint or a Hugging Face id, as for "
-            "`serve`; with --url the name of a served model."
-        ),
-    ] = None
-    runtime: Annotated[str | None, _loading("runtime")] = None
-    precision: Annotated[str | None, _loading("precision")] = None
-    device: Annotated[str | None, _loading("device")] = None
-    cache: Annotated[Path | None, _loading("cache")] = None
+    Attributes:
+        url: Use a server: http://, https://, grpc:// or grpcs://.
+        api_key_file: File with the server's API key. Default: the variable TIPSERVE_API_KEY.
+        model: bundled (default), a package folder, a checkpoint or a Hugging Face id, as for
+            `serve`; with --url the name of a served model.
+        runtime: As for `serve`; not with --url. Default: the variable TIPSERVE_RUNTIME.
+        precision: As for `serve`; not with --url. Default: the variable TIPSERVE_PRECISION.
+        device: As for `serve`; not with --url. Default: the variable TIPSERVE_DEVICE.
+        cache: As for `serve`; not with --url. Default: the variable TIPSERVE_CACHE.
+    """
+
+    model: str | None = None
+    runtime: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    cache: Path | None = None
 
     @property
     def served_name(self) -> str | None:
@@ -81,9 +92,12 @@ class ModelOptions(ServerOptions):
 
 
 # Options that several commands have.
-Resolution = Annotated[int | None, Parameter(help="Resize the short side to this many pixels.")]
-AspectFit = Annotated[Fit, Parameter(help="Keep the aspect ratio, or resize to a square.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.", show_default=False)]
+OUTPUT: Final = Parameter(name=("--output", "-o"))
+Flag = Annotated[bool, Parameter(show_default=False)]
+AsJson = Annotated[bool, Parameter(name="--json", show_default=False)]
+Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+# An argument that may be `-`, for standard input.
+Input = Annotated[str, Parameter(allow_leading_hyphen=True, validator=reject_options)]
 # Annotations of a command's parameter, which make options of its fields.
 Server = Annotated[ServerOptions, Parameter(name="*", group="Server")]
 Model = Annotated[ModelOptions, Parameter(name="*", group="Model: here, or on a server")]

@@ -10,15 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
-from cyclopts import Parameter, validators
 from PIL import Image
 
 from tipserve_cli.engine import UserError
 from tipserve_cli.files import read_image
-from tipserve_cli.model_options import Server, ServerOptions
+from tipserve_cli.model_options import Positive, Server, ServerOptions, as_help
 from tipserve_cli.program import DONE, FAILED
 
 ROUTE: Final = "/v1/images:embed"
@@ -57,18 +56,22 @@ class Measured:
             yield f"{stage:>12} " + " ".join(f"{number:9.2f}" for number in numbers)
 
 
+@as_help
 def run(
     *,
-    image: Annotated[
-        Path | None, Parameter(help="An image file. Default: one of 640 x 480 pixels.")
-    ] = None,
-    concurrency: Annotated[
-        int, Parameter(help="Requests in flight.", validator=validators.Number(gte=1))
-    ] = 8,
-    seconds: Annotated[float, Parameter(help="Length of the load.")] = 10.0,
+    image: Path | None = None,
+    concurrency: Positive = 8,
+    seconds: float = 10.0,
     server: Server = ServerOptions(),
 ) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status.
+
+    Args:
+        image: An image file. Default: one of 640 x 480 pixels.
+        concurrency: Requests in flight.
+        seconds: Length of the load.
+        server: That is loaded.
+    """
     if not (server.url or "").startswith(("http://", "https://")):
         raise UserError("--url: name a running server, such as http://localhost:8000.")
     body = _image() if image is None else read_image(str(image))

@@ -5,53 +5,59 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from tipserve_cli.engine import UserError, refusals_of
 from tipserve_cli.files import check_output, read_image, read_lines, split_names
-from tipserve_cli.model_options import Model, ModelOptions, opened_engine
-from tipserve_cli.program import DONE, reject_options
+from tipserve_cli.model_options import (
+    OUTPUT,
+    Flag,
+    Input,
+    Model,
+    ModelOptions,
+    Positive,
+    as_help,
+    opened_engine,
+)
+from tipserve_cli.program import DONE
 
 SUFFIXES: Final = (".csv", ".jsonl")
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class ClassifyOptions:
-    """Options of the command, apart from those of the model."""
+    """Options of the command, apart from those of the model.
 
-    classes: Annotated[str, Parameter(help="Names, separated by commas.", show_default=False)] = ""
-    classes_file: Annotated[Path | None, Parameter(help="A file with a name in each line.")] = None
-    output: Annotated[
-        Path | None,
-        Parameter(
-            name=("--output", "-o"),
-            help="A .csv or .jsonl file; needed for several images.",
-        ),
-    ] = None
-    top: Annotated[
-        int,
-        Parameter(help="Classes of an image, the best first.", validator=validators.Number(gte=1)),
-    ] = 5
-    overwrite: Annotated[
-        bool, Parameter(help="Replace an output, or start a stopped job again.", show_default=False)
-    ] = False
+    Attributes:
+        classes: Names, separated by commas.
+        classes_file: A file with a name in each line.
+        output: A .csv or .jsonl file; needed for several images.
+        top: Classes of an image, the best first.
+        overwrite: Replace an output, or start a stopped job again.
+    """
+
+    classes: Annotated[str, Parameter(show_default=False)] = ""
+    classes_file: Path | None = None
+    output: Annotated[Path | None, OUTPUT] = None
+    top: Positive = 5
+    overwrite: Flag = False
 
 
+@as_help
 def run(
-    *images: Annotated[
-        str,
-        Parameter(
-            help="An image file, or - for standard input; with --output files, folders, patterns, "
-            "and - for a list of paths.",
-            allow_leading_hyphen=True,
-            validator=reject_options,
-            required=True,
-        ),
-    ],
+    *images: Annotated[Input, Parameter(required=True)],
     options: Annotated[ClassifyOptions, Parameter(name="*")] = ClassifyOptions(),
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status.
+
+    Args:
+        images: An image file, or - for standard input; with --output files, folders, patterns, and
+            - for a list of paths.
+        options: Of the command.
+        model: Here, or on a server.
+    """
     classes = _class_names(options)
     if options.output is not None:
         return _write_many(images, classes, options, model)

@@ -8,19 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from model.preprocess import Fit
 from model.stores import is_url
 from tipserve_cli.engine import UserError
-from tipserve_cli.model_options import Model, ModelOptions, opened_engine
-from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, reject_options
+from tipserve_cli.model_options import (
+    OUTPUT,
+    Flag,
+    Input,
+    Model,
+    ModelOptions,
+    Positive,
+    as_help,
+    opened_engine,
+)
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES
 from tipserve_client import ModelInfo
 
-EMBEDDINGS = "Embeddings"
-INPUTS = "Inputs"
-RAY = "Many machines, by Ray"
-Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+EMBEDDINGS: Final = Parameter(group="Embeddings")
+INPUTS: Final = Parameter(group="Inputs")
+RAY: Final = Parameter(group="Many machines, by Ray")
 IMAGE_OUTPUTS: Final = ("patches", "values", "cls1", "cls2")
 SUFFIX: Final = ".parquet"
 # A folder with such a suffix is most likely a mistake: the user expects a file of this format.
@@ -30,98 +38,65 @@ OTHER_FORMATS: Final = {
 }
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """Options of the command, apart from those of the model."""
+    """Options of the command, apart from those of the model.
+
+    Attributes:
+        output: A .parquet file, or a folder for one file per part; a folder may be the URL of an
+            object store, such as s3://bucket/embeddings (extra `stores`).
+        overwrite: Delete an existing output and start again.
+        allow_bad_items: Exit with 0 even if images were skipped.
+        outputs: patches, values, cls1, cls2; separated by commas.
+        normalize: Give embeddings unit length, or leave their length as it is.
+        resolution: Resize the short side to this many pixels.
+        fit: Resize to a square, or keep the aspect ratio.
+        dtype: Number format in the output.
+        image_column: Column of a Parquet input: images, paths, or structs of both.
+        key_column: Column of a Parquet input that becomes the key.
+        part_items: Images of a part, which is the unit of writing and of resuming; a shard is
+            always one part.
+        ray: Run on the cluster with this address. Without one: the variable RAY_ADDRESS, else a
+            new local cluster.
+        workers: Processes that each load the model.
+        cpus_per_worker: CPU cores of a worker.
+        gpus_per_worker: GPUs of a worker.
+    """
 
     # No Path, which would make one slash of the two in s3://.
-    output: Annotated[
-        str,
-        Parameter(
-            name=("--output", "-o"),
-            help="A .parquet file, or a folder for one file per part; a folder may be the URL of "
-            "an object store, such as s3://bucket/embeddings (extra `stores`).",
-        ),
-    ]
-    overwrite: Annotated[
-        bool, Parameter(help="Delete an existing output and start again.", show_default=False)
-    ] = False
-    allow_bad_items: Annotated[
-        bool, Parameter(help="Exit with 0 even if images were skipped.", show_default=False)
-    ] = False
-    outputs: Annotated[
-        str,
-        Parameter(help=f"{', '.join(IMAGE_OUTPUTS)}; separated by commas.", group=EMBEDDINGS),
-    ] = "cls1"
-    normalize: Annotated[
-        bool,
-        Parameter(
-            negative="--no-normalize",
-            help="Give embeddings unit length, or leave their length as it is.",
-            group=EMBEDDINGS,
-        ),
-    ] = True
-    resolution: Annotated[
-        int | None,
-        Parameter(help="Resize the short side to this many pixels.", group=EMBEDDINGS),
-    ] = None
-    fit: Annotated[
-        Fit, Parameter(help="Resize to a square, or keep the aspect ratio.", group=EMBEDDINGS)
-    ] = "squash"
-    dtype: Annotated[
-        Literal["float32", "float16"],
-        Parameter(help="Number format in the output.", group=EMBEDDINGS),
-    ] = "float32"
-    image_column: Annotated[
-        str,
-        Parameter(
-            help="Column of a Parquet input: images, paths, or structs of both.", group=INPUTS
-        ),
-    ] = "image"
-    key_column: Annotated[
-        str | None,
-        Parameter(help="Column of a Parquet input that becomes the key.", group=INPUTS),
-    ] = None
-    part_items: Annotated[
-        Positive,
-        Parameter(
-            help="Images of a part, which is the unit of writing and of resuming; a shard is "
-            "always one part.",
-            group=INPUTS,
-        ),
-    ] = 512
-    ray: Annotated[
-        str | bool | None,
-        Parameter(
-            help="Run on the cluster with this address. Without one: the variable RAY_ADDRESS, "
-            "else a new local cluster.",
-            metavar="[ADDRESS]",
-            group=RAY,
-        ),
-    ] = None
-    workers: Annotated[
-        Positive, Parameter(help="Processes that each load the model.", group=RAY)
-    ] = 1
-    cpus_per_worker: Annotated[float, Parameter(help="CPU cores of a worker.", group=RAY)] = 1.0
-    gpus_per_worker: Annotated[float, Parameter(help="GPUs of a worker.", group=RAY)] = 0.0
+    output: Annotated[str, OUTPUT]
+    overwrite: Flag = False
+    allow_bad_items: Flag = False
+    outputs: Annotated[str, EMBEDDINGS] = "cls1"
+    normalize: Annotated[bool, EMBEDDINGS, Parameter(negative="--no-normalize")] = True
+    resolution: Annotated[int | None, EMBEDDINGS] = None
+    fit: Annotated[Fit, EMBEDDINGS] = "squash"
+    dtype: Annotated[Literal["float32", "float16"], EMBEDDINGS] = "float32"
+    image_column: Annotated[str, INPUTS] = "image"
+    key_column: Annotated[str | None, INPUTS] = None
+    part_items: Annotated[Positive, INPUTS] = 512
+    ray: Annotated[str | bool | None, RAY, Parameter(metavar="[ADDRESS]")] = None
+    workers: Annotated[Positive, RAY] = 1
+    cpus_per_worker: Annotated[float, RAY] = 1.0
+    gpus_per_worker: Annotated[float, RAY] = 0.0
 
 
+@as_help
 def run(
-    *paths: Annotated[
-        str,
-        Parameter(
-            help="Images, folders, patterns, Parquet files or .tar shards of WebDataset (one kind "
-            "at a time), also as URLs of an object store such as s3://bucket/photos (extra "
-            "`stores`); - reads a list of paths from standard input.",
-            allow_leading_hyphen=True,
-            validator=reject_options,
-            required=True,
-        ),
-    ],
+    *paths: Annotated[Input, Parameter(required=True)],
     options: Annotated[EmbedOptions, Parameter(name="*")],
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status.
+
+    Args:
+        paths: Images, folders, patterns, Parquet files or .tar shards of WebDataset (one kind at a
+            time), also as URLs of an object store such as s3://bucket/photos (extra `stores`); -
+            reads a list of paths from standard input.
+        options: Of the command.
+        model: Here, or on a server.
+    """
     # Imported here, because they need the extra `cli`, and help needs none.
     from tipserve_cli.bulk import job as jobs  # noqa: PLC0415
     from tipserve_cli.bulk.inputs import find_inputs  # noqa: PLC0415

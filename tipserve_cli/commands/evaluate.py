@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from model.manifest import ScoreEntry
 from tipserve_cli.engine import UserError
 from tipserve_cli.files import read_lines
-from tipserve_cli.model_options import Model, ModelOptions, Resolution, opened_engine
+from tipserve_cli.model_options import OUTPUT, Flag, Model, ModelOptions, as_help, opened_engine
 from tipserve_cli.program import DONE
 from tipserve_cli.progress import shown_progress
 from tipserve_client import ModelInfo
@@ -24,142 +24,71 @@ KnownName = Literal[
 ]  # fmt: skip
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Options of the command, apart from those of the model."""
+    """Options of the command, apart from those of the model.
 
-    segmentation: Annotated[
-        tuple[Path, Path, Path] | None,
-        Parameter(
-            help="Folder of images, folder of masks (x.png for x.jpg), and a file with a name a "
-            "line: label k is the k-th name from 0, and 255 is no class.",
-            show_default=False,
-        ),
-    ] = None
-    reduce_zero_label: Annotated[
-        bool,
-        Parameter(
-            help="For masks: label 0 is no class, and label k the k-th name from 1.",
-            show_default=False,
-        ),
-    ] = False
-    retrieval: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder of images, each with captions in a .txt file of its name, one a line; or "
-            "of WebDataset shards.",
-            show_default=False,
-        ),
-    ] = None
-    classification: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder with a folder of images for each class, named after it.",
-            show_default=False,
-        ),
-    ] = None
-    instances: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder with a folder of images for each thing: each image finds the others of "
-            "its thing. With query/ and index/, each of which has these folders, the images of "
-            "query/ are searched in index/.",
-            show_default=False,
-        ),
-    ] = None
-    knn: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder with train/ and val/, each as for --classification: the votes of the "
-            "nearest train/ images.",
-            show_default=False,
-        ),
-    ] = None
-    linear: Annotated[
-        Path | None,
-        Parameter(help="The same folders: a logistic regression.", show_default=False),
-    ] = None
-    dataset: Annotated[
-        tuple[KnownName, Path] | None,
-        Parameter(
-            help="A known set and its folder, as its authors distribute it.",
-            show_default=False,
-        ),
-    ] = None
-    linear_segmentation: Annotated[
-        tuple[Path, Path] | None,
-        Parameter(
-            help="Folder with train/ and val/, each with images/ and masks/, and a file of names, "
-            "as for --segmentation: a logistic regression of patches.",
-            show_default=False,
-        ),
-    ] = None
-    depth: Annotated[
-        tuple[Path, Path] | None,
-        Parameter(
-            help="Folder of images, and folder of their depth: x.npy in metres, or x.png in "
-            "millimetres, 16 bits. 0 or not finite is no depth.",
-            show_default=False,
-        ),
-    ] = None
-    normals: Annotated[
-        tuple[Path, Path] | None,
-        Parameter(
-            help="Folder of images, and folder of their surface normals: x.npy, unit vectors, or "
-            "x.png, -1 to 1 as 0 to 255. Black, grey 127 or 128, and zero are no normal.",
-            show_default=False,
-        ),
-    ] = None
-    output: Annotated[
-        Path,
-        Parameter(
-            name=("--output", "-o"),
-            help="Folder of the report, and of the model's answers, from which a stopped "
-            "evaluation continues.",
-        ),
-    ] = Path("evaluation")
-    mode: Annotated[
-        Literal["whole", "slide"] | None,
-        Parameter(help="For segmentation: whole images, or windows. Default: the model's own."),
-    ] = None
-    features: Annotated[
-        Literal["values", "patches"] | None,
-        Parameter(help="For segmentation: the patch embeddings. Default: the model's own."),
-    ] = None
-    background_threshold: Annotated[
-        float | None,
-        Parameter(
-            help="For segmentation: pixels with a lower cosine are of the class `background`."
-        ),
-    ] = None
-    classes: Annotated[
-        Literal["model"] | None,
-        Parameter(
-            help="For segmentation: masks by the model's own segmentation head, whose classes have "
-            "the names of the set."
-        ),
-    ] = None
-    templates: Annotated[
-        str | None,
-        Parameter(
-            help="Sentences for class names: none, tcl, or a file with a sentence a line in which "
-            "{} is the name. Default: the model's own in segmentation, tcl in classification."
-        ),
-    ] = None
-    embedding: Annotated[
-        Literal["cls1", "cls2"], Parameter(help="The embedding of an image, for all other tasks.")
-    ] = "cls1"
-    resolution: Resolution = None
-    against: Annotated[
-        Path | None,
-        Parameter(help="Folder of an earlier report: adds the differences to it."),
-    ] = None
-    rules: Annotated[
-        Path | None,
-        Parameter(help="TOML file of minimum scores and, with --against, maximum losses."),
-    ] = None
+    Attributes:
+        segmentation: Folder of images, folder of masks (x.png for x.jpg), and a file with a name a
+            line: label k is the k-th name from 0, and 255 is no class.
+        reduce_zero_label: For masks: label 0 is no class, and label k the k-th name from 1.
+        retrieval: Folder of images, each with captions in a .txt file of its name, one a line; or
+            of WebDataset shards.
+        classification: Folder with a folder of images for each class, named after it.
+        instances: Folder with a folder of images for each thing: each image finds the others of
+            its thing. With query/ and index/, each of which has these folders, the images of
+            query/ are searched in index/.
+        knn: Folder with train/ and val/, each as for --classification: the votes of the nearest
+            train/ images.
+        linear: The same folders: a logistic regression.
+        dataset: A known set and its folder, as its authors distribute it.
+        linear_segmentation: Folder with train/ and val/, each with images/ and masks/, and a file
+            of names, as for --segmentation: a logistic regression of patches.
+        depth: Folder of images, and folder of their depth: x.npy in metres, or x.png in
+            millimetres, 16 bits. 0 or not finite is no depth.
+        normals: Folder of images, and folder of their surface normals: x.npy, unit vectors, or
+            x.png, -1 to 1 as 0 to 255. Black, grey 127 or 128, and zero are no normal.
+        output: Folder of the report, and of the model's answers, from which a stopped evaluation
+            continues.
+        mode: For segmentation: whole images, or windows. Default: the model's own.
+        features: For segmentation: the patch embeddings. Default: the model's own.
+        background_threshold: For segmentation: pixels with a lower cosine are of the class
+            `background`.
+        classes: For segmentation: masks by the model's own segmentation head, whose classes have
+            the names of the set.
+        templates: Sentences for class names: none, tcl, or a file with a sentence a line in which
+            {} is the name. Default: the model's own in segmentation, tcl in classification.
+        embedding: The embedding of an image, for all other tasks.
+        resolution: Resize the short side to this many pixels.
+        against: Folder of an earlier report: adds the differences to it.
+        rules: TOML file of minimum scores and, with --against, maximum losses.
+    """
+
+    segmentation: tuple[Path, Path, Path] | None = None
+    reduce_zero_label: Flag = False
+    retrieval: Path | None = None
+    classification: Path | None = None
+    instances: Path | None = None
+    knn: Path | None = None
+    linear: Path | None = None
+    dataset: tuple[KnownName, Path] | None = None
+    linear_segmentation: tuple[Path, Path] | None = None
+    depth: tuple[Path, Path] | None = None
+    normals: tuple[Path, Path] | None = None
+    output: Annotated[Path, OUTPUT] = Path("evaluation")
+    mode: Literal["whole", "slide"] | None = None
+    features: Literal["values", "patches"] | None = None
+    background_threshold: float | None = None
+    classes: Literal["model"] | None = None
+    templates: str | None = None
+    embedding: Literal["cls1", "cls2"] = "cls1"
+    resolution: int | None = None
+    against: Path | None = None
+    rules: Path | None = None
 
 
+@as_help
 def run(
     *,
     options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),

@@ -6,50 +6,52 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
+from model.preprocess import Fit
 from tipserve_cli.engine import UserError, refusals_of
 from tipserve_cli.files import check_output, read_image, write_file
-from tipserve_cli.model_options import AspectFit, Model, ModelOptions, Resolution, opened_engine
-from tipserve_cli.program import DONE, reject_options
+from tipserve_cli.model_options import OUTPUT, Input, Model, ModelOptions, as_help, opened_engine
+from tipserve_cli.program import DONE
 from tipserve_client import Client
 
 SUFFIXES: Final = (".npy", ".png")
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class FeaturesOptions:
-    """Options of the command, apart from those of the model."""
+    """Options of the command, apart from those of the model.
 
-    output: Annotated[Path, Parameter(name=("--output", "-o"), help="A .npy or .png file.")]
-    kind: Annotated[
-        Literal["colors", "component", "groups"] | None,
-        Parameter(
-            help="For .png: three principal components as colours, the first component, or groups "
-            "of similar patches. Default: colors."
-        ),
-    ] = None
-    features: Annotated[
-        Literal["values", "patches"],
-        Parameter(help="patches, or values, which compare with texts."),
-    ] = "patches"
-    resolution: Resolution = None
-    fit: AspectFit = "aspect"
+    Attributes:
+        output: A .npy or .png file.
+        kind: For .png: three principal components as colours, the first component, or groups of
+            similar patches. Default: colors.
+        features: patches, or values, which compare with texts.
+        resolution: Resize the short side to this many pixels.
+        fit: Keep the aspect ratio, or resize to a square.
+    """
+
+    output: Annotated[Path, OUTPUT]
+    kind: Literal["colors", "component", "groups"] | None = None
+    features: Literal["values", "patches"] = "patches"
+    resolution: int | None = None
+    fit: Fit = "aspect"
 
 
+@as_help
 def run(
-    image: Annotated[
-        str,
-        Parameter(
-            help="An image file, or - for standard input.",
-            allow_leading_hyphen=True,
-            validator=reject_options,
-        ),
-    ],
+    image: Input,
     /,
     *,
     options: Annotated[FeaturesOptions, Parameter(name="*")],
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status.
+
+    Args:
+        image: An image file, or - for standard input.
+        options: Of the command.
+        model: Here, or on a server.
+    """
     suffix = check_output(options.output, SUFFIXES)
     if suffix == ".npy" and options.kind is not None:
         raise UserError("--kind draws an image; give an --output that ends in .png.")

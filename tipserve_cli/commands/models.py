@@ -4,16 +4,22 @@ import json
 
 from model.graphs import DENSE_TASKS
 from tipserve_cli.engine import describe
-from tipserve_cli.model_options import AsJson, Model, ModelOptions, opened_engine
+from tipserve_cli.model_options import AsJson, Model, ModelOptions, as_help, opened_engine
 from tipserve_cli.program import DONE
 
 
+@as_help
 def run(
     *,
     as_json: AsJson = False,
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status.
+
+    Args:
+        as_json: Print JSON.
+        model: Here, or on a server.
+    """
     with opened_engine(model, heads=DENSE_TASKS) as engine:
         models = engine.client.models()
     if as_json:

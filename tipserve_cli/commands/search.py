@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from model.segmentation import l2_normalize
 from tipserve_cli.engine import Engine, UserError, refusals_of
 from tipserve_cli.files import read_image
-from tipserve_cli.model_options import AsJson, Model, ModelOptions, opened_engine
+from tipserve_cli.model_options import AsJson, Model, ModelOptions, Positive, as_help, opened_engine
 from tipserve_cli.program import DONE
 from tipserve_client import ModelInfo
 from tipserve_client.results import FloatArray
@@ -25,29 +25,41 @@ from tipserve_client.results import FloatArray
 ROWS_AT_ONCE: Final = 4096
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Options of the command, apart from those of the model."""
+    """Options of the command, apart from those of the model.
 
-    image: Annotated[str | None, Parameter(help="Find images similar to this file.")] = None
-    top: Annotated[int, Parameter(help="Number of images.", validator=validators.Number(gte=1))] = (
-        10
-    )
+    Attributes:
+        image: Find images similar to this file.
+        top: Number of images.
+        as_json: Print JSON.
+        column: Column with the embeddings: cls1 or cls2.
+    """
+
+    image: str | None = None
+    top: Positive = 10
     as_json: AsJson = False
-    column: Annotated[str, Parameter(help="Column with the embeddings: cls1 or cls2.")] = "cls1"
+    column: str = "cls1"
 
 
+@as_help
 def run(
-    file: Annotated[
-        Path, Parameter(help="A .parquet file, or a folder of parts, from `tipserve embed`.")
-    ],
-    text: Annotated[str | None, Parameter(help="Words to find.")] = None,
+    file: Path,
+    text: str | None = None,
     /,
     *,
     options: Annotated[SearchOptions, Parameter(name="*")] = SearchOptions(),
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status.
+
+    Args:
+        file: A .parquet file, or a folder of parts, from `tipserve embed`.
+        text: Words to find.
+        options: Of the command.
+        model: Here, or on a server.
+    """
     if (text is None) == (options.image is None):
         raise UserError("Give words, or --image with an image file.")
     images = EmbeddedImages(file, options.column)

@@ -10,11 +10,20 @@ from cyclopts import Parameter
 
 from model.graphs import DenseTask
 from model.image_codec import ImageError, ImageLimits, decode_image
+from model.preprocess import Fit
 from model.winner_map import count_labels
 from tipserve_cli.engine import UserError, refusals_of
 from tipserve_cli.files import check_output, read_image, split_names, write_file
-from tipserve_cli.model_options import AspectFit, Model, ModelOptions, Resolution, opened_engine
-from tipserve_cli.program import DONE, reject_options
+from tipserve_cli.model_options import (
+    OUTPUT,
+    Flag,
+    Input,
+    Model,
+    ModelOptions,
+    as_help,
+    opened_engine,
+)
+from tipserve_cli.program import DONE
 from tipserve_client import Segmentation
 
 # Endings of the output, by format.
@@ -29,47 +38,36 @@ MAX_PALETTE_CLASSES: Final = 255
 LIMITS: Final = ImageLimits(max_bytes=2**30, max_pixels=2**30)
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions:
-    """Options of the command, apart from those of the model."""
+    """Options of the command, apart from those of the model.
 
-    classes: Annotated[
-        str,
-        Parameter(help="Names, separated by commas; or model, for those of the model's own head."),
-    ]
-    output: Annotated[
-        Path,
-        Parameter(name=("--output", "-o"), help="A .png or .npy file; for coco .json."),
-    ]
-    format: Annotated[
-        Literal["mask", "labels", "overlay", "coco"],
-        Parameter(
-            help="mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with "
-            "coloured classes; coco: instances with boxes, scores and run lengths."
-        ),
-    ] = "mask"
-    min_area_share: Annotated[
-        float, Parameter(help="Share of the pixels of the smallest instance, for coco.")
-    ] = 0.001
-    overwrite: Annotated[
-        bool, Parameter(help="Start a stopped job again, for coco.", show_default=False)
-    ] = False
-    background_classes: Annotated[
-        str,
-        Parameter(help="Names that count as background, separated by commas.", show_default=False),
-    ] = ""
-    background_threshold: Annotated[
-        float | None, Parameter(help="Pixels with a lower cosine are background.")
-    ] = None
-    resolution: Resolution = None
-    fit: AspectFit = "aspect"
-    mode: Annotated[
-        Literal["whole", "slide"] | None,
-        Parameter(
-            help="Process the whole image at once, which is faster, or in overlapping windows. "
-            "Default: the model's own."
-        ),
-    ] = None
+    Attributes:
+        classes: Names, separated by commas; or model, for those of the model's own head.
+        output: A .png or .npy file; for coco .json.
+        format: mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with
+            coloured classes; coco: instances with boxes, scores and run lengths.
+        min_area_share: Share of the pixels of the smallest instance, for coco.
+        overwrite: Start a stopped job again, for coco.
+        background_classes: Names that count as background, separated by commas.
+        background_threshold: Pixels with a lower cosine are background.
+        resolution: Resize the short side to this many pixels.
+        fit: Keep the aspect ratio, or resize to a square.
+        mode: Process the whole image at once, which is faster, or in overlapping windows. Default:
+            the model's own.
+    """
+
+    classes: str
+    output: Annotated[Path, OUTPUT]
+    format: Literal["mask", "labels", "overlay", "coco"] = "mask"
+    min_area_share: float = 0.001
+    overwrite: Flag = False
+    background_classes: Annotated[str, Parameter(show_default=False)] = ""
+    background_threshold: float | None = None
+    resolution: int | None = None
+    fit: Fit = "aspect"
+    mode: Literal["whole", "slide"] | None = None
 
     def request(self) -> dict[str, Any]:
         """The options of the client."""
@@ -82,21 +80,20 @@ class SegmentOptions:
         }
 
 
+@as_help
 def run(
-    *images: Annotated[
-        str,
-        Parameter(
-            help="An image file, or - for standard input; for coco also folders, patterns, and - "
-            "for a list of paths.",
-            allow_leading_hyphen=True,
-            validator=reject_options,
-            required=True,
-        ),
-    ],
+    *images: Annotated[Input, Parameter(required=True)],
     options: Annotated[SegmentOptions, Parameter(name="*")],
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status.
+
+    Args:
+        images: An image file, or - for standard input; for coco also folders, patterns, and - for
+            a list of paths.
+        options: Of the command.
+        model: Here, or on a server.
+    """
     classes = split_names(options.classes)
     check_output(options.output, SUFFIXES[options.format], f" for --format {options.format}")
     _check_palette(options, classes)

@@ -12,8 +12,8 @@ from cyclopts import Parameter
 
 from tipserve_cli.engine import UserError
 from tipserve_cli.files import check_output, read_lines, write_file
-from tipserve_cli.model_options import Model, ModelOptions, opened_engine
-from tipserve_cli.program import DONE, reject_options
+from tipserve_cli.model_options import OUTPUT, Input, Model, ModelOptions, as_help, opened_engine
+from tipserve_cli.program import DONE
 from tipserve_client.results import FloatArray
 
 SUFFIXES: Final = (".json", ".npy", ".parquet")
@@ -21,44 +21,37 @@ SUFFIXES: Final = (".json", ".npy", ".parquet")
 TEXTS_AT_ONCE: Final = 256
 
 
+@as_help
 @dataclass(frozen=True, kw_only=True)
 class TextsOptions:
-    """Options of the command, apart from those of the model."""
+    """Options of the command, apart from those of the model.
 
-    file: Annotated[Path | None, Parameter(help="A file with a text in each line.")] = None
-    output: Annotated[
-        Path | None,
-        Parameter(
-            name=("--output", "-o"),
-            help="A .npy, .json or .parquet file. Default: JSON on standard output.",
-        ),
-    ] = None
-    templates: Annotated[
-        Literal["none", "tcl"],
-        Parameter(help="tcl: the mean of each text in several sentences, as for class names."),
-    ] = "none"
-    normalize: Annotated[
-        bool,
-        Parameter(
-            negative="--no-normalize",
-            help="Give embeddings unit length, or leave their length as it is.",
-        ),
-    ] = True
+    Attributes:
+        file: A file with a text in each line.
+        output: A .npy, .json or .parquet file. Default: JSON on standard output.
+        templates: tcl: the mean of each text in several sentences, as for class names.
+        normalize: Give embeddings unit length, or leave their length as it is.
+    """
+
+    file: Path | None = None
+    output: Annotated[Path | None, OUTPUT] = None
+    templates: Literal["none", "tcl"] = "none"
+    normalize: Annotated[bool, Parameter(negative="--no-normalize")] = True
 
 
+@as_help
 def run(
-    *texts: Annotated[
-        str,
-        Parameter(
-            help="Texts, or - for the lines of standard input.",
-            allow_leading_hyphen=True,
-            validator=reject_options,
-        ),
-    ],
+    *texts: Input,
     options: Annotated[TextsOptions, Parameter(name="*")] = TextsOptions(),
     model: Model = ModelOptions(),
 ) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status.
+
+    Args:
+        texts: Texts, or - for the lines of standard input.
+        options: Of the command.
+        model: Here, or on a server.
+    """
     output, file = options.output, options.file
     suffix = ".json" if output is None else check_output(output, SUFFIXES)
     if (file is None) == (not texts):

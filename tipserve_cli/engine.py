@@ -1,7 +1,7 @@
 """What computes for the commands: the client of a server, or of a model in this process."""
 
+import itertools
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,7 +100,7 @@ def connect(url: str, api_key: str | None) -> Engine:
         max_pause_s=30.0,
         # A busy server stops at its own limit, which is shorter than ours.
         retry_deadline_exceeded=True,
-        on_retry=_Warning(url),
+        on_retry=_warning(url),
     )
     try:
         client = Client(url, api_key=api_key, timeout_s=TIMEOUT_S, retry=retry)
@@ -109,20 +109,15 @@ def connect(url: str, api_key: str | None) -> Engine:
     return Engine(client, WINDOW, url)
 
 
-class _Warning:
+def _warning(url: str) -> Callable[[TipserveError, float], None]:
     """Explains a pause once, but not for the first retry, which is usual on a busy server."""
+    numbers = itertools.count(1)
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._lock = threading.Lock()
-        self._num_retries = 0
+    def explain(error: TipserveError, _: float) -> None:
+        if next(numbers) == 2:
+            logger.warning("%s: %s Retrying, at most %s attempts.", url, error, MAX_ATTEMPTS)
 
-    def __call__(self, error: TipserveError, _: float) -> None:
-        with self._lock:
-            self._num_retries += 1
-            is_second = self._num_retries == 2
-        if is_second:
-            logger.warning("%s: %s Retrying, at most %s attempts.", self._url, error, MAX_ATTEMPTS)
+    return explain
 
 
 def refuses_image(error: TipserveError) -> bool:

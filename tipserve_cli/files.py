@@ -17,18 +17,13 @@ def read_image(image: str) -> bytes:
     """Read an image file, or standard input for `-`."""
     if image == "-":
         return sys.stdin.buffer.read()
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise UserError(f"{image} cannot be read: {error.strerror}.") from error
+    return Path(image).read_bytes()
 
 
 def read_lines(file: Path) -> list[str]:
     """Read the lines of a text file, or of standard input for `-`."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text.") from error
     lines = text.splitlines()

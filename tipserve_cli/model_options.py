@@ -48,10 +48,7 @@ class ServerOptions:
         """The key of the server: the first line of the file, else the variable."""
         if self.api_key_file is None:
             return os.environ.get(KEY_VARIABLE) or None
-        try:
-            words = self.api_key_file.read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The key file {self.api_key_file} cannot be read.") from error
+        words = self.api_key_file.read_text(encoding="utf-8").split()
         if not words:
             raise UserError(f"The key file {self.api_key_file} is empty.")
         return words[0]

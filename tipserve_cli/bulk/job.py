@@ -46,6 +46,10 @@ class Task(Protocol):
     def suffix(self) -> str:
         """Of the files of parts."""
 
+    @property
+    def columns(self) -> Columns:
+        """Of Parquet inputs."""
+
     def options(self) -> dict[str, Any]:
         """What the rows depend on, apart from inputs and model, as JSON values."""
 
@@ -69,7 +73,6 @@ class Job:
     inputs: Inputs
     task: Task
     model: ModelInfo
-    columns: Columns | None = None
 
     def record(self) -> dict[str, Any]:
         """The record, which is stored with the output and compared when the job continues."""
@@ -97,7 +100,7 @@ def compute_here(
 
     # One window over all parts: while one is written, the next one keeps the engine busy.
     with (
-        closing(_images(parts, job.columns or Columns())) as images,
+        closing(_images(parts, job.task.columns)) as images,
         closing(engine.in_order(ask, images)) as answered,
     ):
         for part, answers in groupby(answered, key=lambda answer: answer[0][0]):

@@ -5,13 +5,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from model.files import atomic_file
-from tipserve_cli.bulk.inputs import InputImage, find_inputs, readable
+from tipserve_cli.bulk.inputs import Columns, InputImage, find_inputs, readable
 from tipserve_cli.bulk.job import Job, JobFolder, Row, compute_here, write_file
 from tipserve_cli.engine import UserError
 from tipserve_cli.model_options import ModelOptions, opened_engine
@@ -41,6 +41,7 @@ class LinesTask:
     model: str | None
     root: str | None
     suffix: str = ".jsonl"
+    columns: Columns = field(default_factory=Columns)
 
     def options(self) -> dict[str, Any]:
         """As `Task` says."""

@@ -2,15 +2,12 @@
 
 import io
 import re
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,33 +24,12 @@ TIMEOUT_S: Final = 60.0
 WHOLE: Final = "request"
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Statuses of requests, and milliseconds of successful ones by stage. Thread-safe."""
+class Answer(NamedTuple):
+    """The status of a request, its milliseconds, and the header `Server-Timing`."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
-    times_ms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, status: str, whole_ms: float, server_timing: str) -> None:
-        """Add an answer and its header `Server-Timing`."""
-        with self._lock:
-            self.statuses[status] += 1
-            if status != "200":
-                return
-            self.times_ms[WHOLE].append(whole_ms)
-            for stage, duration in STAGE.findall(server_timing):
-                self.times_ms[stage].append(float(duration))
-
-    def lines(self, seconds: float) -> Iterator[str]:
-        """The report: requests per second, statuses, and a row for each stage."""
-        good = self.statuses["200"]
-        others = "".join(f", {n} x {name}" for name, n in self.statuses.items() if name != "200")
-        yield f"{good} requests in {seconds:.1f} s: {good / seconds:.1f} per second{others}"
-        yield f"{'ms':>12} {'mean':>9} {'p50':>9} {'p90':>9} {'p99':>9}"
-        for stage, times in self.times_ms.items():
-            numbers = [np.mean(times), *np.percentile(times, (50, 90, 99))]
-            yield f"{stage:>12} " + " ".join(f"{number:9.2f}" for number in numbers)
+    status: str
+    whole_ms: float
+    server_timing: str
 
 
 @as_help
@@ -72,50 +48,62 @@ def run(
         seconds: Length of the load.
         server: That is loaded.
     """
+    import httpx  # noqa: PLC0415 - of the extra `cli`; help needs none
+
     if not (server.url or "").startswith(("http://", "https://")):
         raise UserError("--url: name a running server, such as http://localhost:8000.")
     body = _image() if image is None else read_image(str(image))
-    measured = Measured()
-    with _client(server, concurrency) as client:
-        _ask(client, body, Measured(), time.monotonic())  # opens a connection
+    key = server.read_key()
+    options: Any = {
+        "base_url": server.url,
+        "headers": {} if key is None else {"Authorization": f"Bearer {key}"},
+        "timeout": TIMEOUT_S,
+        "limits": httpx.Limits(max_connections=concurrency),
+    }
+    with httpx.Client(**options) as client, ThreadPoolExecutor(concurrency) as threads:
+        _ask(client, body, time.monotonic())  # opens a connection
         began = time.monotonic()
-        until = began + seconds
-        with ThreadPoolExecutor(concurrency) as threads:
-            for _ in range(concurrency):
-                threads.submit(_ask, client, body, measured, until)
+        asked = [threads.submit(_ask, client, body, began + seconds) for _ in range(concurrency)]
+        answers = [answer for one in asked for answer in one.result()]
         took_s = time.monotonic() - began
-    print("\n".join(measured.lines(took_s)))
-    return DONE if measured.statuses.keys() == {"200"} else FAILED
+    print("\n".join(report(answers, took_s)))
+    return DONE if {answer.status for answer in answers} == {"200"} else FAILED
 
 
-def _ask(client: Any, body: bytes, measured: Measured, until: float) -> None:
+def report(answers: Iterable[Answer], seconds: float) -> Iterator[str]:
+    """Requests per second, statuses, and a row for each stage of the successful ones."""
+    statuses: Counter[str] = Counter()
+    times_ms: defaultdict[str, list[float]] = defaultdict(list)
+    for answer in answers:
+        statuses[answer.status] += 1
+        if answer.status == "200":
+            times_ms[WHOLE].append(answer.whole_ms)
+            for stage, duration in STAGE.findall(answer.server_timing):
+                times_ms[stage].append(float(duration))
+    good = statuses["200"]
+    others = "".join(f", {n} x {name}" for name, n in statuses.items() if name != "200")
+    yield f"{good} requests in {seconds:.1f} s: {good / seconds:.1f} per second{others}"
+    yield f"{'ms':>12} {'mean':>9} {'p50':>9} {'p90':>9} {'p99':>9}"
+    for stage, times in times_ms.items():
+        numbers = [np.mean(times), *np.percentile(times, (50, 90, 99))]
+        yield f"{stage:>12} " + " ".join(f"{number:9.2f}" for number in numbers)
+
+
+def _ask(client: Any, body: bytes, until: float) -> list[Answer]:
     """Send one request after another until a time; at least one."""
-    import httpx  # noqa: PLC0415 - of the extra `cli`; help needs none
+    import httpx  # noqa: PLC0415
 
     headers = {"Content-Type": "image/*"}
-    while True:
+    answers: list[Answer] = []
+    while not answers or time.monotonic() < until:
         began = time.monotonic()
         try:
             answer = client.post(ROUTE, content=body, headers=headers)
             status, timing = str(answer.status_code), answer.headers.get("server-timing", "")
         except httpx.HTTPError as error:
             status, timing = type(error).__name__, ""
-        measured.add(status, 1000 * (time.monotonic() - began), timing)
-        if time.monotonic() >= until:
-            return
-
-
-@contextmanager
-def _client(server: ServerOptions, concurrency: int) -> Iterator[Any]:
-    import httpx  # noqa: PLC0415
-
-    key = server.read_key()
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    limits = httpx.Limits(max_connections=concurrency)
-    with httpx.Client(
-        base_url=server.url or "", headers=headers, timeout=TIMEOUT_S, limits=limits
-    ) as client:
-        yield client
+        answers.append(Answer(status, 1000 * (time.monotonic() - began), timing))
+    return answers
 
 
 def _image() -> bytes:

@@ -104,7 +104,7 @@ def run(
     _check_output(options.output)
     task = job_task(options, model)
     inputs = find_inputs(paths, sys.stdin, options.part_items)
-    new_job = partial(jobs.Job, inputs=inputs, task=task, columns=task.columns)
+    new_job = partial(jobs.Job, inputs=inputs, task=task)
     if options.ray is not None:
         if model.url:
             raise UserError("--ray loads the model on the cluster; remove --url.")

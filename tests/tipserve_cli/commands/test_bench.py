@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.service.conftest import Encode, Serving
-from tipserve_cli.commands.bench import Measured
+from tipserve_cli.commands.bench import Answer, report
 from tipserve_cli.program import DONE, FAILED, new_app
 
 KEY = "the-key-of-this-test"
@@ -40,11 +40,11 @@ async def test_throughput_and_the_stages_of_a_server_are_printed(
 
 
 def test_the_report_has_the_percentiles_of_each_stage() -> None:
-    measured = Measured()
-    for number in range(1, 101):
-        measured.add("200", float(number), f'decode;dur={number / 10}, total;dur=5;desc="x"')
-    measured.add("429", 1.0, "")
-    lines = list(measured.lines(50.0))
+    answers = [
+        Answer("200", float(number), f'decode;dur={number / 10}, total;dur=5;desc="x"')
+        for number in range(1, 101)
+    ]
+    lines = list(report([*answers, Answer("429", 1.0, "")], 50.0))
     assert lines[0] == "100 requests in 50.0 s: 2.0 per second, 1 x 429"
     assert lines[2].split() == ["request", "50.50", "50.50", "90.10", "99.01"]
     assert [line.split()[0] for line in lines[3:]] == ["decode", "total"]

@@ -324,8 +324,8 @@ def test_angles_are_averaged_over_all_pixels_or_in_each_image(world: World) -> N
     given = sets.read_normals(*world.maps(maps))
     world.model.maps = {0: [turned(10, 20, 180)], 1: [turned(25, 0, 0)]}
     squares = 10**2 + 20**2 + 180**2
-    metrics = ("mean angle (degrees)", "RMSE (degrees)")
-    metrics += tuple(f"under {limit} degrees" for limit in ("11.25", "22.5", "30"))
+    metrics = ["mean angle (degrees)", "RMSE (degrees)"]
+    metrics += [f"under {limit} degrees" for limit in ("11.25", "22.5", "30")]
     for by_image, numbers in (
         (False, ((210 + 25) / 4, ((squares + 25**2) / 4) ** 0.5, 25, 50, 75)),
         (True, ((210 / 3 + 25) / 2, ((squares / 3) ** 0.5 + 25) / 2, 100 / 6, 200 / 6, 500 / 6)),

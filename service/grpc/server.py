@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import grpc
+import uvloop
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -144,7 +145,7 @@ class GrpcServer:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            uvloop.run(self._serve())
         except Exception as error:
             if self._listening.done():
                 raise

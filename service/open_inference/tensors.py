@@ -72,14 +72,6 @@ class TensorHead:
         """By the shape; may be more than any machine can hold."""
         return math.prod(self.shape)
 
-    def wrong_size(self, what: str) -> InvalidRequest:
-        """The error for data that does not match the shape."""
-        return InvalidRequest(
-            f"{self.param}: {self.spec.name} of shape {list(self.shape)} {what}.",
-            code="wrong_size",
-            param=self.param,
-        )
-
 
 def check_head(
     name: str, datatype: str, shape: Sequence[int], limits: RequestLimits, *, param: str
@@ -136,7 +128,7 @@ def read_raw(head: TensorHead, raw: bytes | memoryview) -> InputTensor:
     dtype = DTYPES[head.spec.datatype]
     needed = head.num_elements * dtype.itemsize
     if len(raw) != needed:
-        raise head.wrong_size(f"takes {needed} bytes, not {len(raw)}")
+        raise _wrong_size(head, f"takes {needed} bytes, not {len(raw)}")
     return InputTensor(head.spec.name, np.frombuffer(raw, dtype).reshape(head.shape))
 
 
@@ -147,15 +139,30 @@ def read_values(head: TensorHead, values: Any) -> InputTensor:
         InvalidRequest: They are not numbers of the datatype, or do not match the shape.
     """
     is_real = head.spec.datatype == "FP32"
-    array = _to_array(head, values, is_real)
-    if array.size != head.num_elements or array.shape not in {head.shape, (array.size,)}:
-        raise _wrong_count(head, array.size)
-    if not is_real and not (array.min() >= 0 and array.max() <= 255):
+    try:
+        # As objects first: NumPy would make a huge array of long strings.
+        array = np.asarray(values, dtype=object)
+        is_valid = {type(value) for value in array.flat} <= ({int, float} if is_real else {int})
+        numbers = array.astype(np.float64) if is_valid else None
+    except (ValueError, OverflowError, RecursionError, RuntimeError):
+        # Ragged, too large, or nested too deeply: NumPy iterates over at most 32 axes.
+        numbers = None
+    if numbers is None:
+        raise InvalidRequest(
+            f"{head.param}: the data of {head.spec.name} must be one list of "
+            f"{'numbers' if is_real else 'whole numbers'}, or lists nested by its shape.",
+            param=f"{head.param}.data",
+        )
+    if numbers.size != head.num_elements or numbers.shape not in {head.shape, (numbers.size,)}:
+        raise _wrong_size(
+            head, f"has {head.num_elements} elements, and its data has {numbers.size}"
+        )
+    if not is_real and not (numbers.min() >= 0 and numbers.max() <= 255):
         raise InvalidRequest(
             f"{head.param}: UINT8 holds whole numbers from 0 to 255.", param=f"{head.param}.data"
         )
     with np.errstate(over="ignore"):  # infinite values are refused later
-        typed = array.astype(DTYPES[head.spec.datatype])
+        typed = numbers.astype(DTYPES[head.spec.datatype])
     return InputTensor(head.spec.name, typed.reshape(head.shape))
 
 
@@ -166,55 +173,32 @@ def read_items(head: TensorHead, items: Sequence[bytes]) -> InputTensor:
         InvalidRequest: Their number does not match the shape.
     """
     if len(items) != head.num_elements:
-        raise _wrong_count(head, len(items))
+        raise _wrong_size(head, f"has {head.num_elements} elements, and its data has {len(items)}")
     return InputTensor(head.spec.name, tuple(items))
-
-
-def _wrong_count(head: TensorHead, count: int) -> InvalidRequest:
-    return head.wrong_size(f"has {head.num_elements} elements, and its data has {count}")
-
-
-def _to_array(head: TensorHead, values: Any, is_real: bool) -> NDArray[np.float64]:
-    """Numbers of any size; as objects first, as NumPy would make a huge array of long strings."""
-    try:
-        array = np.asarray(values, dtype=object)
-        if {type(value) for value in array.flat} <= ({int, float} if is_real else {int}):
-            return array.astype(np.float64)
-    except (ValueError, OverflowError, RecursionError, RuntimeError):
-        # Ragged, too large, or nested too deeply: NumPy iterates over at most 32 axes.
-        pass
-    raise InvalidRequest(
-        f"{head.param}: the data of {head.spec.name} must be one list of "
-        f"{'numbers' if is_real else 'whole numbers'}, or lists nested by its shape.",
-        param=f"{head.param}.data",
-    )
 
 
 def _split(head: TensorHead, raw: memoryview) -> tuple[bytes, ...]:
     """Split elements that each follow their length, 4 bytes, little-endian."""
     items: list[bytes] = []
-    position = 0
+    rest = raw
     for _ in range(head.num_elements):
-        start = position + LENGTH.size
-        if start > len(raw):
-            raise _broken(head, f"ends after {len(items)} of {head.num_elements} elements")
-        (length,) = LENGTH.unpack_from(raw, position)
-        position = start + length
-        if position > len(raw):
-            raise _broken(
-                head,
-                f"element {len(items)} announces {length} bytes, and {len(raw) - start} are left",
-            )
-        items.append(bytes(raw[start:position]))
-    if position != len(raw):
-        raise _broken(head, f"{len(raw) - position} bytes are left after the last element")
+        size = LENGTH.size + LENGTH.unpack_from(rest)[0] if len(rest) >= LENGTH.size else 0
+        if not LENGTH.size <= size <= len(rest):
+            break
+        items.append(bytes(rest[LENGTH.size : size]))
+        rest = rest[size:]
+    if rest or len(items) < head.num_elements:
+        raise _wrong_size(
+            head,
+            "has each element after its length, 4 bytes, little-endian: "
+            f"after {len(items)} elements {len(rest)} bytes are left",
+        )
     return tuple(items)
 
 
-def _broken(head: TensorHead, what: str) -> InvalidRequest:
+def _wrong_size(head: TensorHead, what: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{head.param}: the bytes of {head.spec.name} are malformed; BYTES has each element after "
-        f"its length as 4 bytes, little-endian: {what}.",
+        f"{head.param}: {head.spec.name} of shape {list(head.shape)} {what}.",
         code="wrong_size",
         param=head.param,
     )

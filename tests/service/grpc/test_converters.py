@@ -12,13 +12,9 @@ from model.preprocess import Fit
 from service.errors import InvalidRequest
 from service.grpc.converters import (
     enum_names,
-    from_classify_images,
     from_depth,
     from_embed_images,
     from_embed_texts,
-    from_normals,
-    from_segment_images,
-    from_visualize_features,
     refuse_unknown_fields,
     tensor,
     to_classify_images,
@@ -42,9 +38,7 @@ from service.grpc.generated import (
 )
 from service.messages import (
     ClassExample,
-    Classification,
     ClassifyImagesRequest,
-    ClassifyImagesResponse,
     EmbedImagesRequest,
     EmbedImagesResponse,
     EmbedTextsRequest,
@@ -58,15 +52,12 @@ from service.messages import (
     ImageOutput,
     MapSize,
     RunLengths,
-    Segmentation,
     SegmentClass,
     SegmentImagesRequest,
-    SegmentImagesResponse,
     SegmentMode,
     TemplateSet,
     VectorType,
     VisualizeFeaturesRequest,
-    VisualizeFeaturesResponse,
 )
 from service.outputs.vectors import pack_all
 
@@ -223,47 +214,14 @@ def test_tensors_are_little_endian_rows(dtype: str) -> None:
     np.testing.assert_array_equal(read, array)
 
 
-def test_masks_name_their_classes() -> None:
-    mask = Segmentation(
-        labels_HW=np.array([[0, 2]], np.uint16),
-        scores_HW=None,
-        area_shares=(0.5, 0.0, 0.5),
-        class_scores=(0.0, 0.75),
-    )
-    answer = SegmentImagesResponse(model="m", classes=("dog", "sky"), segmentations=(mask,))
-    (wire,) = from_segment_images(answer).segmentations
-    areas = [(c.label, c.name, c.area_share, c.score) for c in wire.classes]
-    assert areas == [(1, "dog", 0, 0), (2, "sky", 0.5, 0.75)]
-    assert wire.background_share == 0.5
-    assert not wire.HasField("scores")
-
-
-def test_maps_and_classes_keep_their_places_beside_errors() -> None:
+def test_maps_keep_their_places_beside_errors() -> None:
     errors = dict.fromkeys((3, 0, 2), WRONG)
     maps = (np.full((1, 1), 1, np.float32), np.full((1, 1), 4, np.float32))
     depth = from_depth(EstimateMapsResponse(model="m", maps=maps, errors=errors))
     values = [np.frombuffer(one.depth.data, "<f4").tolist() for one in depth.maps]
     assert values == [[], [1], [], [], [4]]
-    assert [error.index for error in depth.errors] == [0, 2, 3]
-    normals = EstimateMapsResponse(model="m", maps=(np.ones((2, 3, 3), np.float32),) * 2)
-    assert [tuple(m.normals.shape) for m in from_normals(normals).maps] == [(2, 3, 3)] * 2
-    found = Classification(
-        labels_K=np.array([2, 1], np.uint16),
-        probabilities_K=np.array([0.75, 0.25], np.float32),
-        cosines_K=np.array([0.5, -0.5], np.float32),
-    )
-    classes = ClassifyImagesResponse(
-        model="m", classes=("dog", "sky"), classifications=(found,), errors={0: WRONG}
-    )
-    wire = from_classify_images(classes)
-    assert [[c.name for c in one.classes] for one in wire.classifications] == [[], ["sky", "dog"]]
-    view = VisualizeFeaturesResponse(
-        model="m", maps=(np.ones((2, 3), np.uint16),), errors={0: WRONG}
-    )
-    views = from_visualize_features(view)
-    assert [tuple(m.features.shape) for m in views.maps] == [(), (2, 3)]
-    (error,) = views.errors
-    assert (error.reason, error.message, error.field) == (WRONG.code, WRONG.message, WRONG.param)
+    found = [(e.index, e.reason, e.message, e.field) for e in depth.errors]
+    assert found == [(index, WRONG.code, WRONG.message, WRONG.param) for index in (0, 2, 3)]
 
 
 def test_a_field_of_a_newer_contract_is_refused_with_its_place() -> None:

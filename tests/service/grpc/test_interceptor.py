@@ -28,7 +28,6 @@ from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample
 
 EMBED, LIST = f"{ENCODER}/EmbedImages", f"{ENCODER}/ListModels"
 CHECK = "/grpc.health.v1.Health/Check"
-KEY = "the-key-of-this-test"
 MALFORMED = "The message does not have this RPC's request type."
 
 
@@ -61,22 +60,6 @@ async def ask_late(server: Server, *, is_complete: bool = False) -> Answer:
 def nothing_held_after(server: Server) -> Iterator[None]:
     yield
     assert held(server) == (0, 0, 0)
-
-
-async def test_every_rpc_needs_a_key_but_health_and_reflection(
-    serving: Serving, encode_image: Encode
-) -> None:
-    raw = message("embed", encode_image()).SerializeToString()
-    async with serving(api_keys=KEY) as server:
-        with nothing_held_after(server):
-            for rpc in (EMBED, LIST, f"{ENCODER}/Stream"):
-                refused = await call_rpc(server, rpc, raw)
-                assert (refused.status, refused.code) == ("UNAUTHENTICATED", "missing_api_key")
-            for headers in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
-                assert (await call_rpc(server, EMBED, raw, headers=headers)).status == "OK"
-            reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-            for rpc in (CHECK, reflection):
-                assert (await call_rpc(server, rpc)).status == "OK"
 
 
 async def test_an_error_has_its_reason_its_id_and_its_times(serving: Serving) -> None:
@@ -131,14 +114,6 @@ async def test_a_message_that_is_missing_or_late_is_an_error_and_frees_its_place
             )
 
 
-async def test_the_deadline_holds_for_the_message_too(serving: Serving) -> None:
-    async with serving(request_timeout_s=0.1) as server:
-        with nothing_held_after(server):
-            late = await ask_late(server)
-    assert (late.status, late.code) == ("DEADLINE_EXCEEDED", "deadline_exceeded")
-    assert late.headers["x-request-id"], "the server's own answer"
-
-
 async def test_too_many_rpcs_are_refused_and_health_checks_are_answered(
     serving: Serving,
     encode_image: Encode,
@@ -173,19 +148,6 @@ async def test_too_many_streams_are_refused_and_an_rpc_is_answered(
         assert (refused.status, refused.code) == ("RESOURCE_EXHAUSTED", "too_many_streams")
         assert (await ask_grpc(server, encode_image())).status == "OK"
         stream.cancel()
-        await until(lambda: held(server) == (0, 0, 0))
-
-
-async def test_a_caller_that_leaves_gives_everything_back(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
-) -> None:
-    async with serving() as server, grpc_channel(server) as channel:
-        runtime.gate.clear()
-        raw = message("embed", encode_image()).SerializeToString()
-        leaving = channel.unary_unary(EMBED)(raw, timeout=LIMIT_S)
-        assert await entered()
-        assert held(server) == (1, len(raw), 1)
-        leaving.cancel()
         await until(lambda: held(server) == (0, 0, 0))
 
 
@@ -257,11 +219,11 @@ async def test_an_error_of_a_call_that_has_ended_is_not_logged(
 
 
 async def test_health_takes_small_messages_only(serving: Serving) -> None:
-    check = "/grpc.health.v1.Health/Check"
-    async with serving() as server, grpc_channel(server) as channel:
-        with pytest.raises(grpc.aio.AioRpcError, match="At most 4096 bytes") as caught:
-            await channel.unary_unary(check)(bytes(5000), timeout=LIMIT_S)
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        with pytest.raises(grpc.aio.AioRpcError, match="malformed"):
-            await channel.unary_unary(check)(b"\xff", timeout=LIMIT_S)
-        assert await channel.unary_unary(check)(b"", timeout=LIMIT_S)
+    async with serving() as server:
+        for raw, status, words in (
+            (bytes(5000), "INVALID_ARGUMENT", "At most 4096 bytes"),
+            (b"\xff", "INVALID_ARGUMENT", "malformed"),
+            (b"", "OK", ""),
+        ):
+            found = await call_rpc(server, CHECK, raw)
+            assert (found.status, words in found.text) == (status, True)

@@ -14,11 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from service.admission import Admission
 from service.call import Call
 from service.errors import DeadlineExceeded
-from service.grpc.generated import (
-    embed_pb2,
-    image_pb2,
-    stream_pb2,
-)
+from service.grpc.generated import embed_pb2, image_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.grpc.stream import MAX_REQUESTS, AnsweredStream, StreamItem
 from service.monitoring.metrics import Metrics
@@ -33,21 +29,15 @@ class FakeContext:
 
     def __init__(self, *messages: bytes, is_complete: bool = True) -> None:
         self.written: list[bytes] = []
-        self.num_read = 0
         self._messages: asyncio.Queue[object] = asyncio.Queue()
         for message in messages:
             self._messages.put_nowait(message)
         if is_complete:
             self._messages.put_nowait(grpc.aio.EOF)
 
-    def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
-
     async def read(self) -> object:
         await asyncio.sleep(0)  # as the core does
-        message = await self._messages.get()
-        self.num_read += 1
-        return message
+        return await self._messages.get()
 
     async def write(self, message: bytes) -> None:
         self.written.append(message)
@@ -67,12 +57,7 @@ def stream_over(
         item.taken.set()
         return await answer(item.raw)
 
-    return AnsweredStream(
-        context,
-        answer_item,
-        closing=asyncio.Event(),
-        idle_s=idle_s,
-    )
+    return AnsweredStream(context, answer_item, closing=asyncio.Event(), idle_s=idle_s)
 
 
 async def turns() -> None:
@@ -95,38 +80,30 @@ async def test_a_stream_without_requests_and_answers_is_ended() -> None:
     assert (caught.value.code, context.written) == ("idle_stream", [b"first"])
 
 
-class DroppingContext(FakeContext):
-    """Keeps the lengths of what is written alone, as the core does once it is sent."""
-
-    def __init__(self, *messages: bytes) -> None:
-        super().__init__(*messages)
-        self.lengths: list[int] = []
-
-    async def write(self, message: bytes) -> None:
-        self.lengths.append(len(message))
-
-
 async def test_an_answer_that_is_sent_is_in_memory_no_longer_while_the_next_is_made() -> None:
-    release = asyncio.Event()
+    release, lengths = asyncio.Event(), []
     num_bytes = 8 * 1024 * 1024
+
+    class Context(FakeContext):
+        async def write(self, message: bytes) -> None:
+            lengths.append(len(message))
 
     async def answer(raw: bytes) -> bytes:
         if raw == b"second":
             await release.wait()
         return bytes(num_bytes)
 
-    context = DroppingContext(b"first", b"second")
     tracemalloc.start()
     try:
-        running = asyncio.ensure_future(stream_over(context, answer).run())
-        await until(lambda: bool(context.lengths))
+        running = asyncio.ensure_future(stream_over(Context(b"first", b"second"), answer).run())
+        await until(lambda: bool(lengths))
         await turns()
         assert tracemalloc.get_traced_memory()[0] < num_bytes
         release.set()
         await asyncio.wait_for(running, LIMIT_S)
     finally:
         tracemalloc.stop()
-    assert context.lengths == [num_bytes] * 2
+    assert lengths == [num_bytes] * 2
 
 
 async def test_a_failed_answer_ends_the_stream_and_its_other_requests() -> None:
@@ -252,34 +229,23 @@ async def test_an_invalid_request_is_answered_by_its_own_error(
     assert answers[0].embed_images == answers[7].embed_images
 
 
-async def test_a_full_queue_makes_a_stream_wait_and_refuses_nothing(
-    serving: Serving, encode_image: Encode
-) -> None:
-    requests = [embed(encode_image(seed=seed), str(seed)) for seed in range(30)]
-    async with serving(max_queue_patches=2 * PATCHES, max_batch_patches=2 * PATCHES) as server:
-        answers = await ask(server, requests)
-        assert sample(server, "rejected_total", reason="queue_full") == 0
-    assert [answer.id for answer in answers] == [str(seed) for seed in range(30)]
-    assert all(answer.HasField("embed_images") for answer in answers)
-
-
-async def test_a_busy_stream_does_not_delay_a_unary_rpc(
+async def test_a_full_queue_makes_a_stream_wait_and_a_unary_rpc_goes_before_it(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
-    requests = [embed(encode_image(seed=seed)) for seed in range(40)]
-    async with serving() as server, connected(server) as stub:
+    requests = [embed(encode_image(seed=seed), str(seed)) for seed in range(30)]
+    limits = {"max_queue_patches": 8 * PATCHES, "max_batch_patches": 2 * PATCHES}
+    async with serving(**limits) as server, connected(server) as stub:
         runtime.gate.clear()
         stream = asyncio.ensure_future(ask(server, requests))
         assert await entered()
-        await until(lambda: sample(server, "inflight") == 40)
+        await until(lambda: sample(server, "inflight") == 4)
         alone = asyncio.ensure_future(code_of(stub.EmbedImages(requests[0].embed_images)))
-        await until(lambda: sample(server, "inflight") == 41)
-        order: list[str] = []
-        alone.add_done_callback(lambda _: order.append("alone"))
-        stream.add_done_callback(lambda _: order.append("stream"))
+        await until(lambda: sample(server, "inflight") == 5)
         runtime.gate.set()
-        await asyncio.gather(alone, stream)
-    assert order == ["alone", "stream"]
+        assert await alone == "OK"
+        assert not stream.done()
+        assert [answer.id for answer in await stream] == [str(seed) for seed in range(30)]
+        assert sample(server, "rejected_total", reason="queue_full") == 0
 
 
 async def test_the_deadline_of_one_request_does_not_end_the_others(

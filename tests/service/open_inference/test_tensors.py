@@ -37,23 +37,18 @@ def test_bytes_come_back_as_they_were_packed(items: list[bytes]) -> None:
     assert read_items(head, items).elements == tuple(items)
 
 
-@given(st.binary(max_size=200), st.integers(1, 4))
-def test_any_bytes_are_read_or_refused(raw: bytes, count: int) -> None:
-    with suppress(InvalidRequest):
-        assert packed(*read_raw(head_of("image", "BYTES", [count]), raw).elements) == raw
-
-
 @given(
     st.sampled_from(["image", "pixels", "pixel_values", "text", "other"]),
     st.sampled_from(["BYTES", "UINT8", "FP32", "FP16", ""]),
     st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 4), max_size=5),
     st.binary(max_size=100),
 )
-def test_any_head_is_read_or_refused(
+def test_any_tensor_is_read_or_refused(
     name: str, datatype: str, shape: list[int], raw: bytes
 ) -> None:
     with suppress(ServiceError):
-        read_raw(head_of(name, datatype, shape), raw)
+        read = read_raw(head_of(name, datatype, shape), raw).elements
+        assert raw == (packed(*read) if isinstance(read, tuple) else read.tobytes())
 
 
 @given(
@@ -64,12 +59,12 @@ def test_any_head_is_read_or_refused(
     )
 )
 def test_any_values_are_read_or_refused(values: Any) -> None:
-    for name, datatype, shape in (
-        ("pixels", "UINT8", [1, 1, 1, 3]),
-        ("pixel_values", "FP32", [1, 3, 1, 1]),
+    for head in (
+        head_of("pixels", "UINT8", [1, 1, 1, 3]),
+        head_of("pixel_values", "FP32", [1, 3, 1, 1]),
     ):
         with suppress(InvalidRequest):
-            read_values(head_of(name, datatype, shape), values)
+            read_values(head, values)
 
 
 def test_numbers_come_flat_or_nested() -> None:
@@ -90,36 +85,28 @@ def test_numbers_come_flat_or_nested() -> None:
     [
         ("colour", "BYTES", [1], "known are image, pixels, pixel_values, text"),
         ("image", "UINT8", [1, 2, 2, 3], "image is BYTES"),
-        ("image", "BYTES", [1, 1], r"\[-1\]"),
         ("image", "BYTES", [-1], r"\[-1\]"),
         ("image", "BYTES", [], r"\[-1\]"),
         ("image", "BYTES", [0], "at least one"),
         ("pixels", "UINT8", [1, 0, HUGE, 3], "at least one"),
-        ("pixels", "UINT8", [1, 3, 2, 2], r"\[-1, -1, -1, 3\]"),
         ("pixel_values", "FP32", [1, 2, 2, 3], r"\[-1, 3, -1, -1\]"),
+        ("image", "BYTES", [5], "at most 4"),
+        ("text", "BYTES", [HUGE], "at most 8"),
     ],
 )
-def test_a_wrong_name_datatype_or_shape_is_refused(
-    name: str, datatype: str, shape: list[int], reason: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=reason):
+def test_a_wrong_head_is_refused(name: str, datatype: str, shape: list[int], reason: str) -> None:
+    with pytest.raises((InvalidRequest, RequestTooLarge), match=reason):
         head_of(name, datatype, shape)
-
-
-@pytest.mark.parametrize(("name", "count"), [("image", 5), ("text", 9), ("text", HUGE)])
-def test_too_many_items_are_refused_before_they_are_read(name: str, count: int) -> None:
-    with pytest.raises(RequestTooLarge, match="at most"):
-        head_of(name, "BYTES", [count])
 
 
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (b"\x01\0\0", "ends after 0 of 2"),
-        (packed(b"a"), "ends after 1 of 2"),
-        (LENGTH.pack(2) + b"a", "element 0 announces 2 bytes, and 1 are left"),
-        (packed(b"a") + b"\xff\xff\xff\xff", "element 1 announces 4294967295 bytes, and 0 are"),
-        (packed(b"a", b"b") + b"c", "1 bytes are left"),
+        (b"\x01\0\0", "after 0 elements 3 bytes"),
+        (packed(b"a"), "after 1 elements 0 bytes"),
+        (LENGTH.pack(2) + b"a", "after 0 elements 5 bytes"),
+        (packed(b"a") + b"\xff\xff\xff\xff", "after 1 elements 4 bytes"),
+        (packed(b"a", b"b") + b"c", "after 2 elements 1 bytes"),
     ],
 )
 def test_the_error_of_a_wrong_length_has_its_position(raw: bytes, reason: str) -> None:
@@ -142,7 +129,6 @@ def test_pixels_of_another_number_of_bytes_are_refused(shape: list[int]) -> None
         ([0, 1, -1], "from 0 to 255"),
         ([0, 1, 2.5], "whole numbers"),
         ([0, 1, True], "whole numbers"),
-        (["0", "1", "2"], "whole numbers"),
         ([[0, 1], [2]], "whole numbers"),
         ([0, 1, 10**400], "whole numbers"),
         ([[[0], [1], [2]]], "has 3 elements"),

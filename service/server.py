@@ -23,6 +23,7 @@ from model.image_codec import SMALL_DECODING_BYTES, most_decoding_bytes
 from service.admission import Admission, ServerState, unavailable
 from service.data_plane import DataPlane
 from service.errors import Unavailable
+from service.grpc.interceptor import MAX_STREAMS
 from service.grpc.server import GrpcServer
 from service.images import QUEUED_PATCH_BYTES
 from service.machine import memory_limit, resident_bytes, trimming_memory
@@ -230,7 +231,7 @@ class Server:
             fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}
             logger.warning(
                 "callers can make the server exceed its memory limit: lower max_body_memory_bytes, "
-                "max_streams, max_work_memory_bytes or max_queue_patches",
+                "max_work_memory_bytes or max_queue_patches",
                 extra={"fields": fields},
             )
 
@@ -310,7 +311,7 @@ def max_caller_bytes(settings: Settings) -> int:
     large as the bodies.
     """
     return (
-        (settings.num_receive_places + settings.max_streams) * settings.max_request_bytes
+        (settings.num_receive_places + MAX_STREAMS) * settings.max_request_bytes
         + 2 * settings.max_body_memory_bytes
         + num_pool_threads(settings) * SMALL_DECODING_BYTES
         + max(most_decoding_bytes(settings.max_image_pixels), settings.max_work_memory_bytes)

@@ -130,9 +130,6 @@ class Settings(BaseSettings):
     """Number of batches computed in parallel, each by its own runtime instance. Default on a CPU:
     one for each of `cpus`, at most 8, and at most as many as fit into half of the free memory.
     Default on a GPU: 2."""
-    threads_per_lane: Positive | None = None
-    """Threads of each runtime instance. Several lanes with one thread each have a higher throughput
-    than one lane with several threads. Default: 1, or more if there are fewer lanes than CPUs."""
     pool_threads: Positive | None = None
     """Threads that decode images and encode responses. Default: `cpus`, at most 8."""
     jpeg_decode: Literal["fast", "exact"] = "fast"
@@ -225,8 +222,6 @@ class Settings(BaseSettings):
     """Maximum bytes that the images of all requests take while they are decoded, and their maps,
     masks and answers until they are sent. A request waits for its share until its deadline; one
     whose answer needs more than all of it gets 413. An image that needs more is decoded alone."""
-    max_streams: Positive = 32
-    """Maximum gRPC streams at once. Each may receive a message of `max_request_bytes`."""
     drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds during which a stopping server fails readiness but still accepts requests, so that
     load balancers notice. Keep 0 if something else delays SIGTERM, such as a preStop hook of
@@ -353,7 +348,6 @@ class Settings(BaseSettings):
             "max_queue_patches": self.max_batch_patches,
             "max_body_memory_bytes": self.max_request_bytes,
             "max_work_memory_bytes": 1,
-            "max_streams": 1,
         }
         totals = {name: getattr(self, name) for name in least}
         return {name: (n, least[name]) for name, n in totals.items() if n is not None}

@@ -54,6 +54,8 @@ MAX_OPEN_MESSAGE_BYTES: Final = 4096
 NUM_OPEN_MESSAGES: Final = 2
 RETRY_S: Final = 1.0
 MAX_RPCS: Final = 2048
+# Each may receive a message of `max_request_bytes`.
+MAX_STREAMS: Final = 32
 logger = logging.getLogger(__name__)
 
 
@@ -214,7 +216,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         stream = self._admission.enter(self._begin(rpc.name, context))
         try:
             self._check_caller(context, stream)
-            if self._num_streams > self._protection.max_streams:
+            if self._num_streams > MAX_STREAMS:
                 raise self._too_many("streams", code="too_many_streams")
             await AnsweredStream(
                 context,

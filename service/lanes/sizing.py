@@ -60,28 +60,26 @@ class LanePlan:
 def plan_lanes(
     *,
     lanes: int | None,
-    threads: int | None,
     cpus: int,
     free_bytes: int | None,
     lane_bytes: int,
     shared_bytes: int = 0,
 ) -> LanePlan:
-    """Choose the lanes and threads that are not set.
+    """Choose the lanes, if they are not set, and the threads of each.
 
     Args:
         lanes: Number of lanes, if set.
-        threads: Threads per lane, if set.
         cpus: CPUs that the process may use.
         free_bytes: Free memory; None if unknown.
         lane_bytes: Memory of one lane.
         shared_bytes: Memory that all lanes share.
     """
     if lanes is None:
-        lanes = min(MAX_LANES, max(1, cpus // (threads or 1)))
+        lanes = min(MAX_LANES, max(1, cpus))
         if free_bytes is not None and lane_bytes > 0:
             budget_bytes = int(free_bytes * MEMORY_PART) - shared_bytes
             lanes = max(1, min(lanes, budget_bytes // lane_bytes))
-    return LanePlan(lanes, threads or max(1, cpus // lanes))
+    return LanePlan(lanes, max(1, cpus // lanes))
 
 
 def weight_bytes(package: ModelPackage, choice: RuntimeChoice) -> tuple[int, int]:

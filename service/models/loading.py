@@ -385,7 +385,6 @@ def lane_plan(
     most_patches = max(num_patches(shape, manifest) for shape in manifest.shape_buckets)
     return plan_lanes(
         lanes=settings.lanes or (GPU_LANES if is_gpu else None),
-        threads=settings.threads_per_lane,
         cpus=settings.cpus or available_cpus(),
         free_bytes=free_bytes,
         lane_bytes=own_bytes + image_bytes(most_patches, manifest.embed_dim),

@@ -26,7 +26,6 @@ class Protection:
         metrics: Counts refused requests.
         request_timeout_s: Default and longest deadline of a request.
         max_body_bytes: Largest body or message.
-        max_streams: Most gRPC streams at once.
         num_receive_places: Most messages of unary RPCs that gRPC receives at once.
         max_message_values: Most values in one gRPC message; valid ones have far fewer.
     """
@@ -39,7 +38,6 @@ class Protection:
     metrics: Metrics
     request_timeout_s: float
     max_body_bytes: int
-    max_streams: int
     num_receive_places: int
     max_message_values: int
 
@@ -70,7 +68,6 @@ class Protection:
             metrics=metrics,
             request_timeout_s=settings.request_timeout_s,
             max_body_bytes=settings.max_request_bytes,
-            max_streams=settings.max_streams,
             num_receive_places=settings.num_receive_places,
             # An item is two or three values; requests slightly over are left to later checks.
             max_message_values=10 * max_items + 1000,

@@ -139,9 +139,10 @@ async def test_too_many_rpcs_are_refused_and_health_checks_are_answered(
 
 
 async def test_too_many_streams_are_refused_and_an_rpc_is_answered(
-    serving: Serving, encode_image: Encode
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(max_streams=1) as server, grpc_channel(server) as channel:
+    monkeypatch.setattr("service.grpc.interceptor.MAX_STREAMS", 1)
+    async with serving() as server, grpc_channel(server) as channel:
         stream = channel.stream_stream(f"{ENCODER}/Stream")(timeout=LIMIT_S)
         await until(lambda: server.admission.num_requests == 1)
         refused = await call_rpc(server, f"{ENCODER}/Stream", b"")

@@ -30,11 +30,9 @@ GB = 10**9
         ({"cpus": 1}, (1, 1)),
         ({"cpus": 2}, (2, 1)),
         ({"cpus": 32}, (8, 4)),
-        ({"cpus": 4, "threads": 2}, (2, 2)),
-        ({"cpus": 2, "threads": 4}, (1, 4)),
         ({"cpus": 8, "lanes": 2}, (2, 4)),
         ({"cpus": 2, "lanes": 4}, (4, 1)),
-        ({"cpus": 1, "lanes": 3, "threads": 5}, (3, 5)),
+        ({"cpus": 1, "lanes": 3}, (3, 1)),
         # With little memory fewer lanes get more threads.
         ({"free_bytes": 16 * GB, "lane_bytes": 4 * GB}, (2, 4)),
         ({"free_bytes": 1 * GB, "lane_bytes": 4 * GB}, (1, 8)),  # at least one lane
@@ -46,7 +44,7 @@ GB = 10**9
 def test_unset_numbers_use_all_processors_that_memory_allows(
     given: dict[str, int], plan: tuple[int, int]
 ) -> None:
-    unset: Any = {"lanes": None, "threads": None, "free_bytes": None, "lane_bytes": GB, "cpus": 8}
+    unset: Any = {"lanes": None, "free_bytes": None, "lane_bytes": GB, "cpus": 8}
     assert plan_lanes(**{**unset, **given}) == LanePlan(*plan)
 
 

@@ -359,7 +359,7 @@ class Settings(BaseSettings):
             return self.workers
         if self.enable_management:
             return 1
-        if self.device != "cpu" and this_hardware().gpus:
+        if self.device != "cpu" and this_hardware().has_gpu:
             return 1
         most = min(total // least for total, least in self.totals().values())
         return max(1, min((self.cpus or available_cpus()) // CPUS_PER_WORKER, most))

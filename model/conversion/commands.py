@@ -423,7 +423,7 @@ def _prepared(
 ) -> list[ModelPackage]:
     """The packages of models, in their order; checkpoints are converted."""
     sources = [split_name(model)[1] for model in split_models(models)]
-    preparer, has_gpu = _preparer(making, say), bool(this_hardware().gpus)
+    preparer, has_gpu = _preparer(making, say), this_hardware().has_gpu
     return [
         open_package(source, verify=verify)
         if isinstance(parse_source(source), PackageSource)

@@ -113,7 +113,7 @@ def unavailable_reason(
     machine: Machine,
 ) -> UnavailableReason | None:
     """Check a backend on a machine; returns None if it can compute the package."""
-    if backend.device == "gpu" and not machine.hardware.gpus:
+    if backend.device == "gpu" and not machine.hardware.has_gpu:
         return UnavailableReason(1, "there is no NVIDIA GPU that this process may use")
     missing = _missing_library(backend, machine.libraries)
     if missing is not None:

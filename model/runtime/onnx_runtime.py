@@ -47,8 +47,6 @@ HEAVY_NODES: Final = frozenset(
 )
 # Types that inputs are cast to; inputs of other types are passed unchanged.
 INPUT_TYPES: Final = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
-GPU_MEMORY: Final = "cuda"
-MAX_KEPT_SHAPES: Final = 8
 # An option of one call: afterwards the arena frees what no call uses.
 SHRINK: Final = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 SHARED_ARENA: Final = ("session.use_env_allocators", "1")
@@ -324,7 +322,7 @@ class OnnxGraph:
         self._max_large = max_large
         self._release = release
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}
-        self._binding = None if device == "cpu" else _Binding(session)
+        self._device = device
         has_arena = session.get_session_options().enable_cpu_mem_arena
         self._has_arena = device == "cpu" and bool(has_arena)
         self._call: Any = None
@@ -339,15 +337,16 @@ class OnnxGraph:
         # Each call has its own options, so a late interruption meets no later call.
         call = self._call = import_onnxruntime().RunOptions()
         try:
-            if self._binding is None:
+            if self._device == "gpu":
+                made = session.run(outputs, fed, call)
+                named: Arrays = dict(zip(outputs, made, strict=True))
+            else:
                 is_large = has_large_images(inputs)
                 with large_calls.one_of(self._max_large) if is_large else nullcontext():
                     parts: list[Arrays] = []
                     for part in parts_of(fed):
                         parts.append(self._run_part(session, part, outputs, call=call))
                 named = joined(parts)
-            else:
-                named = self._binding.run(fed, outputs, call)
         except Exception as error:
             if call.terminate:
                 raise Interrupted("the call was interrupted") from error
@@ -381,44 +380,6 @@ class OnnxGraph:
 
     def close(self) -> None:
         """Release the session."""
-        session, self._session, self._binding = self._session, None, None
+        session, self._session = self._session, None
         if session is not None:
             self._release(session)
-
-
-class _Binding:
-    """Inputs and outputs of a session in GPU memory, kept between calls.
-
-    Each is copied once; a recent shape needs no allocation.
-    """
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self._kept: dict[tuple[Any, ...], dict[str, Any]] = {}
-
-    def run(self, inputs: Arrays, outputs: Sequence[str], call: Any) -> Arrays:
-        """Copy in, compute, copy out."""
-        binding = self._session.io_binding()
-        for name, value in self._on_gpu(inputs).items():
-            binding.bind_ortvalue_input(name, value)
-        for name in outputs:
-            binding.bind_output(name, GPU_MEMORY)
-        binding.synchronize_inputs()
-        self._session.run_with_iobinding(binding, call)
-        binding.synchronize_outputs()
-        made = zip(outputs, binding.get_outputs(), strict=True)
-        return {name: value.numpy() for name, value in made}
-
-    def _on_gpu(self, inputs: Arrays) -> dict[str, Any]:
-        key = tuple((name, array.shape, array.dtype.str) for name, array in inputs.items())
-        buffers = self._kept.pop(key, None)
-        if buffers is None:
-            make = import_onnxruntime().OrtValue.ortvalue_from_numpy
-            buffers = {name: make(array, GPU_MEMORY, 0) for name, array in inputs.items()}
-            if len(self._kept) >= MAX_KEPT_SHAPES:
-                self._kept.pop(next(iter(self._kept)))
-        else:
-            for name, array in inputs.items():
-                buffers[name].update_inplace(np.ascontiguousarray(array))
-        self._kept[key] = buffers  # moved to the end: the first is the least recently used
-        return buffers

@@ -255,7 +255,8 @@ def find_nvml() -> Any:
         return None
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except pynvml.NVMLError as error:
+        logger.info("NVML does not start (%s): there are no tipserve_gpu_*", error)
         return None
     return pynvml
 

@@ -92,13 +92,9 @@ def start(
         "model.runtime.choice.installed_libraries",
         lambda: InstalledLibraries(tensorrt=True, onnx=frozenset({"cpu"})),
     )
-    driver, device = tmp_path / "proc" / "driver/nvidia/gpus/0", tmp_path / "dev"
-    driver.mkdir(parents=True)
-    device.mkdir()
-    (driver / "information").write_text("Model: NVIDIA H100\n")
-    (device / "nvidia0").touch()
+    (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(
-        "model.runtime.machine.this_hardware.__defaults__", (tmp_path / "proc", device, {})
+        "model.runtime.machine.this_hardware.__defaults__", (tmp_path, tmp_path, {})
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml())
     handlers, level = logging.root.handlers[:], logging.root.level

@@ -20,7 +20,7 @@ from model.conversion.prepare import Preparer
 from model.conversion.source import HubSource
 from model.graphs import Precision, graph_file
 from model.package import ModelPackage, open_package
-from model.runtime.machine import Gpu, Hardware
+from model.runtime.machine import Hardware
 
 
 def test_a_missing_library_is_named_with_its_extra() -> None:
@@ -64,25 +64,25 @@ def test_convert_prints_the_packages_folder(
 
 
 @pytest.mark.parametrize(
-    ("command", "gpus", "precisions", "may_fail"),
+    ("command", "has_gpu", "precisions", "may_fail"),
     [
-        ("convert MODEL out", (), ("fp32", "fp16"), ("fp16",)),
-        ("convert MODEL out --precision=fp32", (), ("fp32",), ()),
-        ("convert MODEL out --precision=fp16", (), ("fp32", "fp16"), ()),
-        ("prepare MODEL", (), ("fp32",), ()),
-        ("prepare MODEL", (Gpu(name="H100"),), ("fp32", "fp16"), ("fp16",)),
-        ("prepare MODEL --precision=bf16", (Gpu(name="H100"),), ("fp32", "bf16"), ()),
+        ("convert MODEL out", False, ("fp32", "fp16"), ("fp16",)),
+        ("convert MODEL out --precision=fp32", False, ("fp32",), ()),
+        ("convert MODEL out --precision=fp16", False, ("fp32", "fp16"), ()),
+        ("prepare MODEL", False, ("fp32",), ()),
+        ("prepare MODEL", True, ("fp32", "fp16"), ("fp16",)),
+        ("prepare MODEL --precision=bf16", True, ("fp32", "bf16"), ()),
     ],
 )
 def test_graphs_for_gpus_are_written_unless_others_are_named(
     requests: list[ConversionRequest],
     monkeypatch: pytest.MonkeyPatch,
     command: str,
-    gpus: tuple[Gpu, ...],
+    has_gpu: bool,
     precisions: tuple[Precision, ...],
     may_fail: tuple[Precision, ...],
 ) -> None:
-    monkeypatch.setattr(commands, "this_hardware", lambda: Hardware(gpus=gpus))
+    monkeypatch.setattr(commands, "this_hardware", lambda: Hardware(has_gpu=has_gpu))
     assert run(command.replace("MODEL", "google/tipsv2-b14").split()) == 0
     (request_,) = requests
     assert (request_.precisions, request_.may_fail) == (precisions, may_fail)

@@ -18,7 +18,7 @@ from model.runtime.choice import (
     choose,
 )
 from model.runtime.loaded_graphs import vision_file
-from model.runtime.machine import Gpu, Hardware, InstalledLibraries, RuntimeName
+from model.runtime.machine import Hardware, InstalledLibraries, RuntimeName
 from tests.model.runtime.conftest import make_manifest
 
 PLAIN = Hardware()
@@ -26,7 +26,7 @@ BF16 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}))
 SLOW_BF16 = Hardware(cpu_features=frozenset({"bf16"}))
 AVX2 = Hardware(cpu_features=frozenset({"avx2"}))
 VNNI = Hardware(cpu_features=frozenset({"bf16", "fast_bf16", "vnni"}))
-H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), gpus=(Gpu(name="H100"),))
+H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), has_gpu=True)
 CPU_LIBRARIES = InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True)
 ALL_LIBRARIES = InstalledLibraries(
     onnx=frozenset({"cpu", "gpu"}),
@@ -240,10 +240,10 @@ def test_auto_chooses_only_what_is_exact_or_proven_and_available() -> None:
         entries = [(e.runtime, e.precision) for e in package.parity if choice.device == "cpu"]
         assert choice.precision == "fp32" or (choice.runtime, choice.precision) in entries
         assert choice.precision not in {"int8", "int8_weights"}
-        assert choice.device == "cpu" or hardware.gpus
+        assert choice.device == "cpu" or hardware.has_gpu
         if choice.precision == "bf16" and choice.device == "cpu":
             assert "fast_bf16" in hardware.cpu_features
-        if hardware.gpus and choice.device == "cpu":
+        if hardware.has_gpu and choice.device == "cpu":
             assert "needs" in choice.reason, "the reason names what the GPU would need"
     assert refusals == {MissingRuntimeError, PackageError}
 

@@ -27,13 +27,13 @@ from model.runtime import choice as runtime_choice
 from model.runtime.base import Runtime, UnusableRuntimeError, VisionOutput
 from model.runtime.choice import Place, RuntimeChoice
 from model.runtime.load import load_runtime
-from model.runtime.machine import Gpu, Hardware, InstalledLibraries
+from model.runtime.machine import Hardware, InstalledLibraries
 from model.runtime.tensorrt.cuda import GpuError
 from service.models import loading
 from service.models.conversion import ModelSource
 from service.models.loading import LoadedLanes, load_lanes
 
-H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), gpus=(Gpu(name="H100"),))
+H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), has_gpu=True)
 BF16_CPU = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}))
 LIBRARIES = InstalledLibraries(
     onnx=frozenset({"cpu", "gpu"}), openvino=True, tensorrt=True, torch=frozenset({"cpu"})

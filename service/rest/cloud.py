@@ -5,7 +5,7 @@ body's fields say which one is meant, and it is read, answered and written as th
 """
 
 from functools import partial
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import orjson
@@ -92,7 +92,7 @@ class CloudPaths(NamedTuple):
 class PredictBody(DialectSchema):
     """Vertex AI's request: texts and images, and options for all of them."""
 
-    instances: Annotated[list[Any], Field(fail_fast=True)]
+    instances: list[Any] = Field(fail_fast=True)
     parameters: dict[str, Any] | None = None
 
 

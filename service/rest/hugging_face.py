@@ -40,20 +40,18 @@ class TaskBody(DialectSchema):
         Field(description="A text, or a list of texts; or an image as base64."),
     ]
     parameters: TaskParameters = TaskParameters()
-    normalize: Annotated[bool, Field(description="Scale every vector to unit length.")] = True
-    truncate: Annotated[
-        bool | None,
-        Field(
-            description="Whether to shorten or to refuse texts that are longer than the model "
-            "reads. Default: the model reads the beginning of texts of at most 2,000 characters."
-        ),
-    ] = None
+    normalize: bool = Field(default=True, description="Scale every vector to unit length.")
+    truncate: bool | None = Field(
+        default=None,
+        description="Whether to shorten or to refuse texts that are longer than the model "
+        "reads. Default: the model reads the beginning of texts of at most 2,000 characters.",
+    )
     truncation_direction: Annotated[
         Literal["left", "right"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
     ] = "right"
     dimensions: int | None = None
-    prompt_name: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
+    prompt_name: str | None = Field(default=None, description=IGNORED_TEXT)
 
     @property
     def truncation(self) -> Truncation | None:

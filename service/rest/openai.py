@@ -34,19 +34,18 @@ IGNORED_TEXT: Final = "Accepted and ignored."
 class ImageUrl(DialectSchema):
     """An image in the form of a chat message."""
 
-    url: Annotated[str, Field(description=f"An image: {IMAGE_TEXT}.")]
-    detail: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
+    url: str = Field(description=f"An image: {IMAGE_TEXT}.")
+    detail: str | None = Field(default=None, description=IGNORED_TEXT)
 
 
 class InputItem(DialectSchema):
     """One text, or one image."""
 
-    type: Annotated[
-        Literal["text", "image_url"] | None,
-        Field(description="Optional; the name of the field given: `text` or `image_url`."),
-    ] = None
-    text: Annotated[str | None, Field(description="A text.")] = None
-    image: Annotated[str | None, Field(description=f"An image: {IMAGE_TEXT}.")] = None
+    type: Literal["text", "image_url"] | None = Field(
+        default=None, description="Optional; the name of the field given: `text` or `image_url`."
+    )
+    text: str | None = Field(default=None, description="A text.")
+    image: str | None = Field(default=None, description=f"An image: {IMAGE_TEXT}.")
     image_url: ImageUrl | None = None
 
 
@@ -76,31 +75,25 @@ Input = Annotated[
 class EmbeddingsBody(DialectSchema):
     """Texts and images; each gets one vector, and all vectors are comparable."""
 
-    input: Annotated[
-        Input,
-        Field(
-            description="A text, or a list of texts, images as `data:` URIs, and objects: "
-            '`{"text": ...}`, `{"image": ...}`, `{"type": "image_url", "image_url": '
-            '{"url": ...}}`. Token ids if the server has their vocabulary.'
-        ),
-    ]
-    model: Annotated[str | None, Field(description=MODEL_TEXT)] = None
-    encoding_format: Annotated[
-        Literal["float", "base64"],
-        Field(description="`float`: lists of numbers. `base64`: base64 of their float32 bytes."),
-    ] = "float"
-    dimensions: Annotated[
-        int | None,
-        Field(description="Send only the first so many elements, normalized to unit length."),
-    ] = None
-    user: Annotated[str | None, Field(description=IGNORED_TEXT)] = None
-    modality: Annotated[
-        Literal["text", "image"] | None,
-        Field(
-            description="infinity's field: what every string is. With `image`, strings are base64, "
-            "`data:` URIs or URLs. Default: strings are texts, except `data:` URIs."
-        ),
-    ] = None
+    input: Input = Field(
+        description="A text, or a list of texts, images as `data:` URIs, and objects: "
+        '`{"text": ...}`, `{"image": ...}`, `{"type": "image_url", "image_url": '
+        '{"url": ...}}`. Token ids if the server has their vocabulary.'
+    )
+    model: str | None = Field(default=None, description=MODEL_TEXT)
+    encoding_format: Literal["float", "base64"] = Field(
+        default="float",
+        description="`float`: lists of numbers. `base64`: base64 of their float32 bytes.",
+    )
+    dimensions: int | None = Field(
+        default=None, description="Send only the first so many elements, normalized to unit length."
+    )
+    user: str | None = Field(default=None, description=IGNORED_TEXT)
+    modality: Literal["text", "image"] | None = Field(
+        default=None,
+        description="infinity's field: what every string is. With `image`, strings are base64, "
+        "`data:` URIs or URLs. Default: strings are texts, except `data:` URIs.",
+    )
 
 
 class Embedding(BaseModel):

@@ -94,39 +94,36 @@ class DialectSchema(Schema):
 class RunLengthsBody(Schema):
     """A mask as compressed run lengths of COCO."""
 
-    size: Annotated[tuple[int, int], Field(description="Height and width: those of the image.")]
+    size: tuple[int, int] = Field(description="Height and width: those of the image.")
     counts: str
 
 
 class ExampleBody(Schema):
     """Patches that show a class; without a point, box or mask, those of the whole image."""
 
-    image: Annotated[int, Field(description="Index of the image in the request, from 0.")] = 0
-    point: Annotated[
-        tuple[float, float] | None, Field(description="x and y, in pixels: the patch around it.")
-    ] = None
-    box: Annotated[
-        tuple[float, float, float, float] | None,
-        Field(description="Left, top, width and height, in pixels: the patches within it."),
-    ] = None
-    mask: Annotated[RunLengthsBody | None, Field(description="The patches within it.")] = None
+    image: int = Field(default=0, description="Index of the image in the request, from 0.")
+    point: tuple[float, float] | None = Field(
+        default=None, description="x and y, in pixels: the patch around it."
+    )
+    box: tuple[float, float, float, float] | None = Field(
+        default=None, description="Left, top, width and height, in pixels: the patches within it."
+    )
+    mask: RunLengthsBody | None = Field(default=None, description="The patches within it.")
 
 
 class ClassBody(Schema):
     """A class with several prompts, or with examples."""
 
-    name: Annotated[str, Field(description="Name in the answer.")]
-    prompts: Annotated[
-        Strings, Field(description="Texts for this class, averaged. Default: the name.")
-    ] = []
-    examples: Annotated[
-        list[ExampleBody],
-        Field(
-            fail_fast=True,
-            description="Patches that show the class, instead of prompts, averaged. Either all "
-            "classes and background classes have examples, or none. For segmentation.",
-        ),
-    ] = []
+    name: str = Field(description="Name in the answer.")
+    prompts: Strings = Field(
+        default=[], description="Texts for this class, averaged. Default: the name."
+    )
+    examples: list[ExampleBody] = Field(
+        default=[],
+        fail_fast=True,
+        description="Patches that show the class, instead of prompts, averaged. Either all "
+        "classes and background classes have examples, or none. For segmentation.",
+    )
 
 
 def _unwrap_template_set(value: object) -> object:
@@ -192,18 +189,15 @@ class Options(Schema):
     comma_lists: ClassVar[frozenset[str]] = frozenset()
     plain_lists: ClassVar[frozenset[str]] = frozenset({"templates"})
 
-    model: Annotated[str | None, Field(description=MODEL_TEXT)] = None
-    encoding: Annotated[
-        Encoding,
-        Field(description="Arrays in JSON: nested lists, or base64 with dtype and shape."),
-    ] = "list"
-    partial: Annotated[
-        bool,
-        Field(
-            description="Answer the valid images or texts even if others are wrong: status 200, "
-            "with `errors` next to `data`. For JSON and safetensors."
-        ),
-    ] = False
+    model: str | None = Field(default=None, description=MODEL_TEXT)
+    encoding: Encoding = Field(
+        default="list", description="Arrays in JSON: nested lists, or base64 with dtype and shape."
+    )
+    partial: bool = Field(
+        default=False,
+        description="Answer the valid images or texts even if others are wrong: status 200, "
+        "with `errors` next to `data`. For JSON and safetensors.",
+    )
 
     def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
         """The request for the data plane; `is_json` says how it is answered."""
@@ -224,18 +218,16 @@ class Options(Schema):
 class ImageBody(Options):
     """The images, either `image` or `images`, and the options of every method on images."""
 
-    image: Annotated[
-        str | None,
-        Field(
-            description="One image: base64, a `data:` URI with base64, or an `https:` URL of a "
-            "host that the server allows."
-        ),
-    ] = None
-    images: Annotated[Strings | None, Field(description="Several images.")] = None
-    resolution: Annotated[
-        int | None,
-        Field(description="Short side in pixels of the model's input. Default: its native size."),
-    ] = None
+    image: str | None = Field(
+        default=None,
+        description="One image: base64, a `data:` URI with base64, or an `https:` URL of a "
+        "host that the server allows.",
+    )
+    images: Strings | None = Field(default=None, description="Several images.")
+    resolution: int | None = Field(
+        default=None,
+        description="Short side in pixels of the model's input. Default: its native size.",
+    )
 
     def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
         """As `Options.to_message`."""
@@ -248,15 +240,13 @@ class EmbedImagesBody(ImageBody):
     message_type = EmbedImagesRequest
     comma_lists = frozenset({"outputs"})
 
-    outputs: Annotated[
-        Strings,
-        Field(
-            description="The outputs to send, computed in one pass. `depth`, `normals` and "
-            "`segmentation` need a model with dense heads and have eight rows and columns for each "
-            "patch.",
-            json_schema_extra={"items": {"type": "string", "enum": [*IMAGE_OUTPUTS, *DENSE_TASKS]}},
-        ),
-    ] = list(EmbedImagesRequest.outputs)
+    outputs: Strings = Field(
+        default=list(EmbedImagesRequest.outputs),
+        description="The outputs to send, computed in one pass. `depth`, `normals` and "
+        "`segmentation` need a model with dense heads and have eight rows and columns for each "
+        "patch.",
+        json_schema_extra={"items": {"type": "string", "enum": [*IMAGE_OUTPUTS, *DENSE_TASKS]}},
+    )
     normalize: NormalizeField = EmbedImagesRequest.normalize
     fit: FitField = EmbedImagesRequest.fit
     dtype: VectorTypeField = EmbedImagesRequest.vector_type
@@ -268,77 +258,61 @@ class SegmentImagesBody(ImageBody):
     message_type = SegmentImagesRequest
     comma_lists = frozenset({"classes", "background_classes"})
 
-    classes: Annotated[
-        NamedClasses, Field(description=f"{CLASSES_TEXT} The k-th has the label k.")
-    ] = []
-    background_classes: Annotated[
-        NamedClasses,
-        Field(description="Classes that count as background, with the label 0."),
-    ] = []
-    background_threshold: Annotated[
-        float | None,
-        Field(
-            description="Pixels whose best class has a lower cosine are background, in either "
-            "mode. From -1 to 1. Default: no threshold."
-        ),
-    ] = None
+    classes: NamedClasses = Field(
+        default=[], description=f"{CLASSES_TEXT} The k-th has the label k."
+    )
+    background_classes: NamedClasses = Field(
+        default=[], description="Classes that count as background, with the label 0."
+    )
+    background_threshold: float | None = Field(
+        default=None,
+        description="Pixels whose best class has a lower cosine are background, in either "
+        "mode. From -1 to 1. Default: no threshold.",
+    )
     templates: ModelTemplates = None
-    features: Annotated[
-        Features | None, Field(description="Patch embeddings to use. Default: the model's own.")
-    ] = None
+    features: Features | None = Field(
+        default=None, description="Patch embeddings to use. Default: the model's own."
+    )
     fit: FitField = SegmentImagesRequest.fit
-    mode: Annotated[
-        SegmentMode | None,
-        Field(
-            description="`whole`: the model sees the whole image. `slide`: it sees windows of its "
-            "native size, which overlap by a quarter, on an image whose short side is the "
-            "resolution; probabilities of the classes are averaged over windows. Default: the "
-            "model's own."
-        ),
-    ] = SegmentImagesRequest.mode
-    include_scores: Annotated[
-        bool,
-        Field(
-            description="Send the best class's cosine for every pixel, in slide mode averaged over "
-            "windows, in JSON or safetensors. It takes four bytes a pixel, or some twelve in a "
-            "JSON list."
-        ),
-    ] = SegmentImagesRequest.include_scores
-    include_instances: Annotated[
-        bool,
-        Field(
-            description="Send the connected regions of each class with area, box and score, in "
-            "JSON."
-        ),
-    ] = SegmentImagesRequest.include_instances
-    min_area_share: Annotated[
-        float,
-        Field(description="Share of the mask's pixels of the smallest instance, from 0.0001 to 1."),
-    ] = SegmentImagesRequest.min_area_share
-    size: Annotated[
-        MaskSize,
-        Field(
-            description="Size of the mask: that of the `image`, of the `model`'s input, or a pixel "
-            "for each `patch`."
-        ),
-    ] = SegmentImagesRequest.size
-    format: Annotated[
-        MaskFormat,
-        Field(
-            description="`mask`: one array; as PNG with colours. `labels`: a grey PNG, 16 bits "
-            "from 256 classes on. `overlay`: a PNG of the image with the mask's colours. "
-            "In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts` (numbers), "
-            "`polygons`."
-        ),
-    ] = "mask"
-    tolerance: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=100,
-            description="Simplify polygons: no point moves by more than so many pixels.",
-        ),
-    ] = 0
+    mode: SegmentMode | None = Field(
+        default=SegmentImagesRequest.mode,
+        description="`whole`: the model sees the whole image. `slide`: it sees windows of its "
+        "native size, which overlap by a quarter, on an image whose short side is the "
+        "resolution; probabilities of the classes are averaged over windows. Default: the "
+        "model's own.",
+    )
+    include_scores: bool = Field(
+        default=SegmentImagesRequest.include_scores,
+        description="Send the best class's cosine for every pixel, in slide mode averaged over "
+        "windows, in JSON or safetensors. It takes four bytes a pixel, or some twelve in a "
+        "JSON list.",
+    )
+    include_instances: bool = Field(
+        default=SegmentImagesRequest.include_instances,
+        description="Send the connected regions of each class with area, box and score, in JSON.",
+    )
+    min_area_share: float = Field(
+        default=SegmentImagesRequest.min_area_share,
+        description="Share of the mask's pixels of the smallest instance, from 0.0001 to 1.",
+    )
+    size: MaskSize = Field(
+        default=SegmentImagesRequest.size,
+        description="Size of the mask: that of the `image`, of the `model`'s input, or a pixel "
+        "for each `patch`.",
+    )
+    format: MaskFormat = Field(
+        default="mask",
+        description="`mask`: one array; as PNG with colours. `labels`: a grey PNG, 16 bits "
+        "from 256 classes on. `overlay`: a PNG of the image with the mask's colours. "
+        "In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts` (numbers), "
+        "`polygons`.",
+    )
+    tolerance: float = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Simplify polygons: no point moves by more than so many pixels.",
+    )
 
     def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
         """As `Options.to_message`; JSON alone has a score for each class."""
@@ -352,24 +326,23 @@ class ClassifyImagesBody(ImageBody):
     message_type = ClassifyImagesRequest
     comma_lists = frozenset({"classes"})
 
-    classes: Annotated[
-        NamedClasses, Field(description=f"{CLASSES_TEXT} The k-th has the label k.")
-    ] = []
+    classes: NamedClasses = Field(
+        default=[], description=f"{CLASSES_TEXT} The k-th has the label k."
+    )
     templates: ModelTemplates = None
-    features: Annotated[
-        GlobalFeatures,
-        Field(
-            description="Global embedding to use: `cls1` was trained with web captions, `cls2` "
-            "with descriptions of the whole scene."
-        ),
-    ] = ClassifyImagesRequest.features
-    temperature: Annotated[
-        float | None,
-        Field(description="Divides the cosines before the softmax. Default: the model's own."),
-    ] = ClassifyImagesRequest.temperature
-    top_k: Annotated[
-        int | None, Field(description="Send only the k best classes. Default: all.")
-    ] = ClassifyImagesRequest.top_k
+    features: GlobalFeatures = Field(
+        default=ClassifyImagesRequest.features,
+        description="Global embedding to use: `cls1` was trained with web captions, `cls2` "
+        "with descriptions of the whole scene.",
+    )
+    temperature: float | None = Field(
+        default=ClassifyImagesRequest.temperature,
+        description="Divides the cosines before the softmax. Default: the model's own.",
+    )
+    top_k: int | None = Field(
+        default=ClassifyImagesRequest.top_k,
+        description="Send only the k best classes. Default: all.",
+    )
     fit: FitField = ClassifyImagesRequest.fit
 
 
@@ -378,42 +351,35 @@ class VisualizeFeaturesBody(ImageBody):
 
     message_type = VisualizeFeaturesRequest
 
-    kind: Annotated[
-        FeatureKind,
-        Field(
-            description="`colors`: the first three principal components, whitened, as red, green "
-            "and blue by `sigmoid(2 x)`. `component`: the first one, scaled to 0 to 1. `groups`: "
-            "clusters of patches by k-means, numbered from 1 for the largest."
-        ),
-    ] = VisualizeFeaturesRequest.kind
-    features: Annotated[Features, Field(description="Patch embeddings to use.")] = (
-        VisualizeFeaturesRequest.features
+    kind: FeatureKind = Field(
+        default=VisualizeFeaturesRequest.kind,
+        description="`colors`: the first three principal components, whitened, as red, green "
+        "and blue by `sigmoid(2 x)`. `component`: the first one, scaled to 0 to 1. `groups`: "
+        "clusters of patches by k-means, numbered from 1 for the largest.",
     )
-    scope: Annotated[
-        FeatureScope,
-        Field(
-            description="Fit components and groups to each `image`, or once to all images of the "
-            "`request`, so that colours and labels are comparable between images."
-        ),
-    ] = VisualizeFeaturesRequest.scope
-    group_count: Annotated[
-        int | None, Field(description="Number of groups, from 2 to 20. Default: 6.")
-    ] = VisualizeFeaturesRequest.group_count
-    seed: Annotated[
-        int | None,
-        Field(
-            description="Seed of the initial centres of groups, from 0. Equal requests have equal "
-            "answers. Default: 0."
-        ),
-    ] = VisualizeFeaturesRequest.seed
+    features: Features = Field(
+        default=VisualizeFeaturesRequest.features, description="Patch embeddings to use."
+    )
+    scope: FeatureScope = Field(
+        default=VisualizeFeaturesRequest.scope,
+        description="Fit components and groups to each `image`, or once to all images of the "
+        "`request`, so that colours and labels are comparable between images.",
+    )
+    group_count: int | None = Field(
+        default=VisualizeFeaturesRequest.group_count,
+        description="Number of groups, from 2 to 20. Default: 6.",
+    )
+    seed: int | None = Field(
+        default=VisualizeFeaturesRequest.seed,
+        description="Seed of the initial centres of groups, from 0. Equal requests have equal "
+        "answers. Default: 0.",
+    )
     fit: FitField = VisualizeFeaturesRequest.fit
-    size: Annotated[
-        MapSize,
-        Field(
-            description="Size of the maps: that of the `image`, or of the `model`, with one "
-            "element for each patch."
-        ),
-    ] = VisualizeFeaturesRequest.size
+    size: MapSize = Field(
+        default=VisualizeFeaturesRequest.size,
+        description="Size of the maps: that of the `image`, or of the `model`, with one "
+        "element for each patch.",
+    )
 
 
 class MapBody(ImageBody):
@@ -423,13 +389,11 @@ class MapBody(ImageBody):
     task: ClassVar[MapTask]
 
     fit: FitField = EstimateMapsRequest.fit
-    size: Annotated[
-        MapSize,
-        Field(
-            description="Size of the maps: that of the `image`, or of the `model`, with eight rows "
-            "and columns for each patch."
-        ),
-    ] = EstimateMapsRequest.size
+    size: MapSize = Field(
+        default=EstimateMapsRequest.size,
+        description="Size of the maps: that of the `image`, or of the `model`, with eight rows "
+        "and columns for each patch.",
+    )
 
     def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
         """As `Options.to_message`."""
@@ -441,13 +405,11 @@ class DepthBody(MapBody):
 
     task = "depth"
 
-    format: Annotated[
-        DepthFormat | None,
-        Field(
-            description="For a PNG. `millimetres`: 16-bit grey, at most 65535. `colors`: from pale "
-            "yellow for the nearest point to dark violet for the farthest. Default: `millimetres`."
-        ),
-    ] = None
+    format: DepthFormat | None = Field(
+        default=None,
+        description="For a PNG. `millimetres`: 16-bit grey, at most 65535. `colors`: from pale "
+        "yellow for the nearest point to dark violet for the farthest. Default: `millimetres`.",
+    )
 
 
 class NormalsBody(MapBody):
@@ -461,7 +423,7 @@ class EmbedTextsBody(Options):
 
     message_type = EmbedTextsRequest
 
-    texts: Annotated[Strings, Field(description="At least one text; none may be blank.")]
-    templates: Annotated[Templates, Field(description=TEMPLATES_TEXT)] = TEXT_TEMPLATES
+    texts: Strings = Field(description="At least one text; none may be blank.")
+    templates: Templates = Field(default=TEXT_TEMPLATES, description=TEMPLATES_TEXT)
     normalize: NormalizeField = EmbedTextsRequest.normalize
     dtype: VectorTypeField = EmbedTextsRequest.vector_type

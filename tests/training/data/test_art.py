@@ -1,6 +1,10 @@
-"""Reading drawings from the art packages."""
+"""Drawings of the art packages, and the banks that are made of them."""
 
+import io
+import json
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +12,103 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from training.data import sprites
 from training.data.art import (
     clip_art_drawings,
-    emoji_by_name,
     emoji_drawings,
     furniture_drawings,
     icon_drawings,
     square_sprite,
     stamp_drawings,
 )
-from training.data.concepts import Concept
+from training.data.concepts import Concept, all_concepts
+from training.data.sprites import SPRITE_PIXELS, ArtFolders, SpriteBank, build_bank, load_bank
+from training.data.unnamed import (
+    CLOSE_UP,
+    ICON_SETS,
+    UNNAMED_PIXELS,
+    UnnamedBank,
+    UnnamedSource,
+    build_unnamed,
+)
 
-Concepts = tuple[Concept, ...]
-Write = Callable[..., None]
+# A dog in two drawings, a star, and a wolf that is kept unseen.
+CONCEPTS = tuple(
+    Concept(name=name, drawings=drawings, is_common=not is_unseen, is_unseen=is_unseen)
+    for name, drawings, is_unseen in (
+        ("dog", ("dog face", "dog"), False),
+        ("star", ("star",), False),
+        ("wolf", ("wolf",), True),
+    )
+)
+EMOJIS = {"\U0001f436": "dog face", "\U0001f415": "dog", "\u2b50": "star", "\U0001f43a": "wolf"}
+CODES = {"1f436": "dog-face", "1f415": "dog", "2b50-fe0f": "star"}
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+
+
+def disc(colour: str) -> dict[str, str]:
+    """The body of an icon of 16 units."""
+    return {"body": f'<circle cx="8" cy="8" r="7" fill="{colour}"/>'}
+
+
+def write_clip_art(
+    path: Path, title: str, *keywords: str, attributes: str = 'viewBox="0 0 100 100"'
+) -> None:
+    """An SVG file of 100 units with a disc, a title and keywords."""
+    listed = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:rdf="urn:rdf" xmlns:dc="urn:dc"'
+    write(
+        path,
+        f'<?xml version="1.0"?>\n<svg {spaces} {attributes}><metadata><dc:title>{title}</dc:title>'
+        f'{listed}</metadata><circle cx="50" cy="50" r="40" fill="blue"/></svg>',
+    )
+
+
+def png() -> bytes:
+    """A small opaque rectangle on a transparent ground."""
+    icon, stream = Image.new("RGBA", (16, 16)), io.BytesIO()
+    icon.paste((1, 2, 3, 255), (2, 2, 12, 9))
+    icon.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_furniture(folder: Path, properties: str) -> None:
+    """A catalogue in which every model has the icon /icons/a.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / "a.sh3f", "w") as catalogue:
+        catalogue.writestr("PluginFurnitureCatalog.properties", properties)
+        catalogue.writestr("icons/a.png", png())
+
+
+@pytest.fixture(scope="module")
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node_modules folder: names, an emoji set with a table, one without, 3D images, icons."""
+    folder = tmp_path_factory.mktemp("npm") / "node_modules"
+    words = {emoji: {"default": [name], "tts": [name]} for emoji, name in EMOJIS.items()}
+    words["\u20ac"] = {"default": ["money"]}
+    annotations = folder / "cldr-annotations-full/annotations/en/annotations.json"
+    write(annotations, {"annotations": {"annotations": words}})
+    # The star has a variation selector here and in the tables, and none in the annotations.
+    emojis = {emoji.replace("\u2b50", "\u2b50\ufe0f"): {"name": n} for emoji, n in EMOJIS.items()}
+    write(folder / "unicode-emoji-json/data-by-emoji.json", emojis)
+    icons = {"dog-face": disc("red"), "star": {**disc("gold"), "width": 16}}
+    drawn = {"icons": icons, "aliases": {"dog": {"parent": "dog-face"}}, "height": 16}
+    for style, codes in (("noto", CODES), ("twemoji", CODES), ("emojione", {})):
+        write(folder / "@iconify-json" / style / "icons.json", drawn)
+        write(folder / "@iconify-json" / style / "chars.json", codes)
+    slugs = ("dog-face-2", "star-1", "wolf", "gear-wheel")
+    write(
+        folder / "@iconify-json/fxemoji/icons.json", {"icons": dict.fromkeys(slugs, disc("teal"))}
+    )
+    images = folder / "@lobehub/fluent-emoji-3d/assets"
+    images.mkdir(parents=True)
+    for key in ("1f415", "2b50-fe0f"):
+        Image.new("RGBA", (24, 24), (10, 200, 30, 255)).save(images / f"{key}.webp")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -34,9 +122,9 @@ Write = Callable[..., None]
     ],
 )
 def test_a_set_gives_each_drawing_that_it_has(
-    npm: Path, few_concepts: Concepts, read: Callable[..., Any], style: str, names: list[str]
+    npm: Path, read: Callable[..., Any], style: str, names: list[str]
 ) -> None:
-    drawings = list(read(npm, style, few_concepts))
+    drawings = list(read(npm, style, CONCEPTS))
     assert [name for name, _ in drawings] == names
     assert {drawing.mode for _, drawing in drawings} == {"RGBA"}
     if style == "noto":
@@ -45,32 +133,20 @@ def test_a_set_gives_each_drawing_that_it_has(
         assert dog.getpixel((dog.width // 2, dog.height // 2)) == (255, 0, 0, 255)
 
 
-def test_emoji_match_spoken_names_with_and_without_their_selector(npm: Path) -> None:
-    assert emoji_by_name(npm) == {
-        "dog face": "1f436", "dog": "1f415", "star": "2b50", "wolf": "1f43a"
-    }  # fmt: skip
-
-
 def test_a_drawing_is_cropped_and_centred_in_a_square() -> None:
     drawing = Image.new("RGBA", (100, 60))
     ImageDraw.Draw(drawing).rectangle((30, 10, 69, 29), fill=(200, 0, 0, 255))
     sprite = square_sprite(drawing, 20)
     assert sprite is not None
-    assert (sprite.shape, sprite.dtype.name) == ((20, 20, 4), "uint8")
     # 40 x 20 pixels become the middle half of the square, full width.
     solid = sprite[..., 3] > 127
     assert solid[5:15].all()
-    assert not solid[:4].any()
-    assert not solid[16:].any()
+    assert not solid[[*range(4), *range(16, 20)]].any()
     assert (sprite[8:12, 8:12, 0] == 200).all()
-
-
-def test_full_cards_hairlines_and_empty_drawings_are_left_out() -> None:
-    assert square_sprite(Image.new("RGBA", (30, 30), (1, 2, 3, 255)), 10) is None
-    assert square_sprite(Image.new("RGBA", (30, 30)), 10) is None
     hairline = Image.new("RGBA", (100, 100))
     ImageDraw.Draw(hairline).line((0, 0, 99, 99), fill=(9, 9, 9, 255))
-    assert square_sprite(hairline, 10) is None
+    full, empty = Image.new("RGBA", (30, 30), (1, 2, 3, 255)), Image.new("RGBA", (30, 30))
+    assert [square_sprite(one, 10) for one in (full, empty, hairline)] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -90,15 +166,10 @@ def test_full_cards_hairlines_and_empty_drawings_are_left_out() -> None:
     ],
 )
 def test_clip_art_is_named_by_short_titles_and_keywords(
-    tmp_path: Path,
-    few_concepts: Concepts,
-    write_clip_art: Write,
-    title: str,
-    keywords: tuple[str, ...],
-    found: str | None,
+    tmp_path: Path, title: str, keywords: tuple[str, ...], found: str | None
 ) -> None:
-    write_clip_art(tmp_path / "animals/a.svg", title, keywords)
-    names = [name for name, _ in clip_art_drawings(tmp_path, few_concepts)]
+    write_clip_art(tmp_path / "animals/a.svg", title, *keywords)
+    names = [name for name, _ in clip_art_drawings(tmp_path, CONCEPTS)]
     assert names == ([] if found is None else [found])
 
 
@@ -110,13 +181,10 @@ def test_clip_art_is_named_by_short_titles_and_keywords(
         'width="26.4583mm" height="26.4583mm"',
     ],
 )
-def test_old_files_are_scaled_and_not_cropped(
-    tmp_path: Path, few_concepts: Concepts, write_clip_art: Write, attributes: str
-) -> None:
+def test_old_files_are_scaled_and_not_cropped(tmp_path: Path, attributes: str) -> None:
     write_clip_art(tmp_path / "animals/a.svg", "dog", attributes=attributes)
     (tmp_path / "animals/broken.svg").write_text("<svg><dc:title>star</dc:title><circle")
-    ((name, drawing),) = clip_art_drawings(tmp_path, few_concepts)  # the broken one is left out
-    assert name == "dog"
+    ((_, drawing),) = clip_art_drawings(tmp_path, CONCEPTS)  # the broken one is left out
     solid = np.asarray(drawing.getchannel("A")) > 127
     for axis in (0, 1):
         (reached,) = np.nonzero(solid.any(axis))
@@ -124,27 +192,11 @@ def test_old_files_are_scaled_and_not_cropped(
         assert edges.tolist() == pytest.approx([0.1, 0.9], abs=0.015)
 
 
-CATALOGUE = """id=test
-name#1=Garden chair
-icon#1=/icons/a.png
-name#2=Imac
-icon#2=/icons/a.png \n\
-name#3=Chair with lamp stand
-icon#3=/icons/a.png
-name#4=Table
-"""
-
-
-def test_furniture_is_named_by_the_last_word(tmp_path: Path, write_catalogue: Write) -> None:
-    write_catalogue(tmp_path, CATALOGUE)
-    drawings = list(furniture_drawings(tmp_path))
-    assert [name for name, _ in drawings] == ["chair", "computer"]
-    assert all(drawing.mode == "RGBA" for _, drawing in drawings)
-
-
-def test_stamps_count_where_the_caption_is_the_name(
-    tmp_path: Path, few_concepts: Concepts, png: bytes
-) -> None:
+def test_furniture_and_stamps_are_named_by_their_titles(tmp_path: Path) -> None:
+    titles = ("Garden chair", "Imac", "Chair with lamp stand")
+    rows = [f"name#{i}={title}\nicon#{i}=/icons/a.png \n" for i, title in enumerate(titles, 1)]
+    write_furniture(tmp_path, "id=test\n" + "".join(rows) + "name#4=Table\n")
+    assert [name for name, _ in furniture_drawings(tmp_path)] == ["chair", "computer"]
     captions = {
         "a": "A dog.\nnl.utf8=Een hond.",
         "b": "The star",
@@ -152,12 +204,75 @@ def test_stamps_count_where_the_caption_is_the_name(
         "d": "Dog",
         "d_mirror": "Dog",
         "e": "",
-        "f": "A wolf.",
+        "f": "A wolf.",  # stamps are never used in training
     }
     for name, text in captions.items():
-        (tmp_path / f"{name}.png").write_bytes(png)
+        (tmp_path / f"{name}.png").write_bytes(png())
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "z.png").write_bytes(png)
-    names = [name for name, _ in stamp_drawings(tmp_path, few_concepts)]
-    # The wolf is kept from training, and stamps are never used in training.
+    (tmp_path / "z.png").write_bytes(png())
+    names = [name for name, _ in stamp_drawings(tmp_path, CONCEPTS)]
     assert names == ["dog", "star", "dog", "wolf"]
+
+
+def test_a_bank_has_every_drawing_of_the_styles_asked_for(
+    npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sprites, "all_concepts", lambda: CONCEPTS)
+    folders = ArtFolders(npm=npm, clip_art=tmp_path, furniture=tmp_path, stamps=tmp_path)
+    bank = build_bank(folders, ("noto", "clipart", "furniture", "stamps", "fxemoji"))
+    assert bank.rgba_MSS4.shape == (5, SPRITE_PIXELS, SPRITE_PIXELS, 4)
+    assert bank.concept_M.tolist() == [0, 0, 1, 0, 1]
+    assert bank.style_M.tolist() == [0, 0, 0, 4, 4]
+
+
+def test_a_bank_is_read_as_it_was_saved_and_not_for_another_vocabulary(
+    sprite_bank: SpriteBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sprite_bank.save(tmp_path / "sprites.npz")
+    loaded = load_bank(tmp_path / "sprites.npz")
+    assert (loaded.styles, loaded.names) == (sprite_bank.styles, sprite_bank.names)
+    assert np.array_equal(loaded.rgba_MSS4, sprite_bank.rgba_MSS4)
+    found = loaded.by_concept(["noto", "fluent-3d"])
+    assert set(found) == set(sprite_bank.concept_M)
+    for concept, rows in found.items():
+        assert set(sprite_bank.concept_M[rows]) == {concept}
+        styles = [sprite_bank.styles[style] for style in sprite_bank.style_M[rows]]
+        assert sorted(styles) == ["fluent-3d", "noto"]
+    monkeypatch.setattr(sprites, "all_concepts", lambda: all_concepts()[1:])
+    with pytest.raises(ValueError, match="delete it and run `python -m training data` again"):
+        load_bank(tmp_path / "sprites.npz")
+
+
+def test_unnamed_drawings_lack_unseen_concepts_and_near_copies(tmp_path: Path) -> None:
+    unseen = min(concept.name.lower() for concept in all_concepts() if concept.is_unseen)
+    clip_art = tmp_path / "clip"
+    slugs = ("happy-face", f"{unseen.replace(' ', '-')}-2", "flag-france", "hand-light-skin-tone")
+    for style in ICON_SETS:
+        icons = dict.fromkeys(slugs, disc("teal")) if style == "fxemoji" else {}
+        drawn = {"icons": icons, "aliases": {"copy": {"parent": "happy-face"}}}
+        write(tmp_path / "npm/@iconify-json" / style / "icons.json", drawn)
+    write_clip_art(clip_art / "a/one.svg", "An old wheel!")
+    write_clip_art(clip_art / "b/one.svg", "An old wheel!")
+    write_clip_art(clip_art / "b/two.svg", "nothing", f"{unseen}s")
+    write_clip_art(clip_art / "b/three.svg", "")
+    write(clip_art / "b/broken.svg", "<svg")
+    rows = (f"name#{i}={n}\nicon#{i}=/icons/a.png\n" for i, n in enumerate(("Wood shelf", unseen)))
+    write_furniture(tmp_path / "furniture", "".join(rows) + "name#3=no")
+    art = ArtFolders(
+        npm=tmp_path / "npm",
+        clip_art=clip_art,
+        furniture=tmp_path / "furniture",
+        stamps=tmp_path / "stamps",
+    )
+    bank = build_unnamed(art)
+    assert sorted(bank.titles) == ["", "an old wheel", "happy face", "wood shelf"]
+    assert bank.rgba_MSS4.shape == (4, UNNAMED_PIXELS, UNNAMED_PIXELS, 4)
+    bank.save(tmp_path / "u.npz")
+    assert UnnamedBank.load(tmp_path / "u.npz").titles == bank.titles
+    source = UnnamedSource(bank=bank, photos=(), seed=1)
+    (pixels, title), (again, same) = source.image(5), source.image(5)
+    assert pixels.shape == (CLOSE_UP.size, CLOSE_UP.size, 3)
+    assert title == same
+    np.testing.assert_array_equal(pixels, again)
+    for other in (source.image(6), replace(source, seed=2).image(5)):
+        assert not np.array_equal(pixels, other[0])

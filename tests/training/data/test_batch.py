@@ -1,54 +1,47 @@
-"""A batch: tokens, ids, names, and the processes that make batches."""
+"""Batches: by number, so a resumed run sees what it would have seen; masks stay behind."""
 
 import os
+from collections.abc import Callable
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
-from training.data.batch import collate, prefetch, text_ids, tokenize
+from training.data.batch import Batch, RunShare, collate, prefetch, text_ids, tokenize
+from training.data.crops import CropConfig
 from training.data.folder import common_names
+from training.data.loader import Curriculum, SceneBatches, Stage
+from training.data.scenes import SceneConfig, SceneSource, compose_scene
+from training.data.unnamed import UnnamedBank, UnnamedSource
+
+MakeBatches = Callable[..., SceneBatches]
+Same = Callable[[object, object], bool]
+
+JOINED = {"pixels_B3HW": 0, "locals_CB3hw": 1, "cls1_ids_T": 0, "cls2_ids_T": 0}
+CONFIG = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)
 
 
-@pytest.mark.parametrize(
-    ("texts", "shape"), [(["dog " * 100, "dog"], (2, 64)), (["dog", "a dog on the left"], None)]
-)
-def test_texts_are_cut_and_padded(
-    tokenizer: Tipsv2Tokenizer, texts: list[str], shape: tuple[int, int] | None
-) -> None:
+@pytest.mark.parametrize("texts", [["dog " * 100, "dog"], ["dog", "a dog on the left"], []])
+def test_texts_are_cut_and_padded(tokenizer: Tipsv2Tokenizer, texts: list[str]) -> None:
     found = tokenize(tokenizer, texts)
-    assert len(found) == 2
     lengths = [min(len(tokenizer(text)["input_ids"]), 64) for text in texts]
+    assert found.token_ids_BL.shape == (len(texts), max(lengths, default=1))
     assert found.mask_BL.sum(1).tolist() == lengths
-    assert found.token_ids_BL.shape == (shape or (2, max(lengths)))
     assert torch.equal(found.mask_BL == 0, found.token_ids_BL == 0)
+    assert found.token_ids_BL.dtype == torch.int64
 
 
-def test_no_texts_have_their_own_shape(tokenizer: Tipsv2Tokenizer) -> None:
-    texts = tokenize(tokenizer, [])
-    assert len(texts) == 0
-    assert texts.token_ids_BL.shape == texts.mask_BL.shape == (0, 1)
-    assert texts.token_ids_BL.dtype == torch.int64
-
-
-def test_the_id_of_a_text_does_not_depend_on_others() -> None:
-    dog, cat, again = text_ids(["a dog", "a cat", "a dog"]).tolist()
-    assert dog == again != cat
-    assert text_ids(["a cat"]).tolist() == [cat]
-    assert text_ids([]).shape == (0,)
-
-
-def test_a_batch_holds_the_names_and_captions_of_its_images(
-    tokenizer: Tipsv2Tokenizer,
-) -> None:
+def test_a_batch_holds_the_names_and_captions_of_its_images(tokenizer: Tipsv2Tokenizer) -> None:
     crops = torch.zeros(3, 3, 14, 14), torch.zeros(0, 3, 3, 14, 14)
     chosen = [("a dog", "a brown dog"), None, ("a cat", "a black cat")]
-    names_by_image = [["dog"], [], ["dog", "cat"]]
-    batch = collate(chosen, names_by_image, tokenizer, step=0, crops=crops)
+    batch = collate(chosen, [["dog"], [], ["dog", "cat"]], tokenizer, step=0, crops=crops)
     assert batch.captioned_B.tolist() == [True, False, True]
-    assert torch.equal(batch.cls1_ids_T, text_ids(["a dog", "a cat"]))
+    # The id of a text does not depend on others.
+    assert batch.cls1_ids_T.tolist() == [*text_ids(["a dog"]), *text_ids(["a cat"])]
     assert torch.equal(batch.cls2_ids_T, text_ids(["a brown dog", "a black cat"]))
     assert torch.equal(batch.name_ids_U, text_ids(["cat", "dog"]))
     assert batch.present_BU.tolist() == [[False, True], [False, False], [True, True]]
@@ -84,10 +77,105 @@ class ProcessInfo(Dataset[tuple[int, int, int]]):
 
 
 def test_a_loading_process_has_its_own_process_group_and_one_thread() -> None:
-    loader = prefetch(ProcessInfo(), range(4), num_workers=1)
-    items = iter(loader)
-    pid, group, threads = next(items)
+    items = list(prefetch(ProcessInfo(), range(4), num_workers=1))
+    (pid, group, threads), *_ = items
     assert pid != os.getpid()
-    assert (group, threads) == (pid, 1)
+    assert (group, threads, len(items)) == (pid, 1, 4)
     assert os.getpgid(0) != group
-    assert len(list(items)) == 3
+
+
+@pytest.fixture
+def unnamed() -> UnnamedSource:
+    """Three plain sprites, of which one has no title."""
+    rgba_MSS4 = np.full((3, 8, 8, 4), 255, np.uint8)
+    bank = UnnamedBank(rgba_MSS4=rgba_MSS4, titles=("lamp", "", "kettle"))
+    return UnnamedSource(bank=bank, photos=(), scenes=replace(CONFIG, count_weights=(1.0,)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_sees_the_very_next_batch(
+    make_batches: MakeBatches, is_same: Same, num_workers: int
+) -> None:
+    whole = list(make_batches().loader(0, num_workers=0))
+    rest = list(make_batches().loader(4, num_workers=num_workers))
+    assert len(whole) == len(make_batches()) == 6
+    assert all(is_same(a, b) for a, b in zip(whole[4:], rest, strict=True))
+    assert not is_same(whole[4], whole[5])
+
+
+def test_the_curriculum_changes_when_its_share_is_done(make_batches: MakeBatches) -> None:
+    sizes = ((0.25, 14), (0.5, 28), (1.0, 42))
+    stages = tuple(Stage(until=until, scenes=replace(CONFIG, size=s)) for until, s in sizes)
+    batches = make_batches(num_steps=8, batch_size=2, stages=stages)
+    found = [batch.pixels_B3HW.shape[-1] for batch in batches.loader(0, num_workers=0)]
+    assert found == [14, 14, 28, 28, 42, 42, 42, 42]
+    for unfinished in ((), (Stage(until=0.9),)):
+        with pytest.raises(ValueError, match=r"until 1\.0"):
+            Curriculum(stages=unfinished)
+
+
+def test_a_batch_is_what_its_scenes_say_without_their_masks(
+    make_batches: MakeBatches, source: SceneSource, tokenizer: Tipsv2Tokenizer, is_same: Same
+) -> None:
+    batch = make_batches(batch_size=8)[0]
+    scenes = [compose_scene(source, index, CONFIG) for index in range(8)]
+    pixels = np.stack([scene.pixels_SS3 for scene in scenes]).transpose(0, 3, 1, 2)
+    assert np.array_equal(batch.pixels_B3HW, pixels)
+    names = sorted({name for scene in scenes for name in scene.captions.names})
+    present = [[name in scene.captions.names for name in names] for scene in scenes]
+    assert batch.present_BU.tolist() == present
+    assert torch.equal(batch.name_ids_U, text_ids(names))
+    assert batch.captioned_B.all()
+    assert is_same(batch.cls1, tokenize(tokenizer, [scene.captions.short for scene in scenes]))
+    for chosen, scene in zip(batch.cls2_ids_T, scenes, strict=True):
+        assert chosen in text_ids([scene.captions.keywords, scene.captions.scene])
+    assert not [field.name for field in fields(Batch) if "mask" in field.name]
+
+
+def test_the_ranks_batches_together_are_the_batch_of_one(
+    source: SceneSource,
+    make_batches: MakeBatches,
+    tokenizer: Tipsv2Tokenizer,
+    unnamed: UnnamedSource,
+) -> None:
+    def make(step: int, rank: int = 0, num_ranks: int = 1) -> Batch:
+        size = 6 // num_ranks
+        curriculum = Curriculum(
+            stages=(Stage(scenes=CONFIG, unnamed=size),),
+            crops=CropConfig(num_local=2, local_size=14),
+        )
+        share = RunShare(batch_size=size, num_steps=2, rank=rank, num_ranks=num_ranks)
+        return SceneBatches(source, tokenizer, curriculum, share, unnamed=unnamed)[step]
+
+    for step in range(2):
+        whole, parts = make(step), [make(step, rank, 3) for rank in range(3)]
+        assert whole.locals_CB3hw.shape == (2, 6, 3, 14, 14)
+        # Local crops leave the scene as it is.
+        assert torch.equal(whole.pixels_B3HW, make_batches(batch_size=6)[step].pixels_B3HW)
+        for name, axis in JOINED.items():
+            joined = torch.cat([getattr(part, name) for part in parts], axis)
+            assert torch.equal(joined, getattr(whole, name)), name
+        drawings = [p.unnamed.pixels_E3hw for p in (whole, *parts) if p.unnamed is not None]
+        assert torch.equal(torch.cat(drawings[1:]), drawings[0])
+
+
+def test_a_stage_with_unnamed_drawings_adds_them_to_the_batch(
+    source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource, is_same: Same
+) -> None:
+    stages = (Stage(until=0.5, scenes=CONFIG, unnamed=6), Stage(scenes=CONFIG))
+    curriculum, share = Curriculum(stages=stages), RunShare(batch_size=2, num_steps=2)
+    batches = SceneBatches(source, tokenizer, curriculum, share, unnamed=unnamed)
+    assert batches[1].unnamed is None
+    drawings = batches[0].unnamed
+    assert drawings is not None
+    pixels, titles = zip(*(unnamed.image(index) for index in range(6)), strict=True)
+    assert np.array_equal(drawings.pixels_E3hw, np.stack(pixels).transpose(0, 3, 1, 2))
+    assert drawings.titled_E.tolist() == [bool(title) for title in titles]
+    known = [title for title in titles if title]
+    assert 0 < len(known) < 6
+    assert is_same(drawings.titles, tokenize(tokenizer, known))
+    assert torch.equal(drawings.title_ids_T, text_ids(known))
+    with pytest.raises(ValueError, match="no source for them"):
+        SceneBatches(source, tokenizer, curriculum, share)
+    with pytest.raises(ValueError, match="must not be below 0"):
+        Stage(unnamed=-1)

@@ -21,25 +21,24 @@ def image() -> Tensor:
     return torch.stack([across.expand(40, 60), down[:, None].expand(40, 60), flat])
 
 
-def is_mirrored(crop_3HW: Tensor) -> bool:
-    """Whether the ramp runs from right to left."""
-    red_HW = crop_3HW[0].float()
-    return bool(red_HW[:, 0].mean() > red_HW[:, -1].mean())
+def test_a_batch_of_crops_is_a_function_of_the_seed_and_the_first_number(image: Tensor) -> None:
+    def crop(seed: int, first: int, *images: Tensor) -> tuple[Tensor, Tensor]:
+        return crop_images(images, CONFIG, seed=seed, first=first)
 
-
-def test_a_crop_is_a_function_of_the_seed_and_the_number(image: Tensor) -> None:
-    def crop(seed: int, index: int) -> list[int]:
-        whole, parts = crop_image(image, CONFIG, seed=seed, index=index)
-        # Colours stay as they are.
-        assert (whole[2] == 90).all()
-        assert (parts[:, 2] == 90).all()
-        assert whole[0].max() <= 236
-        return [*whole.flatten().tolist(), *parts.flatten().tolist()]
-
-    first = crop(3, 5)
+    pixels_B3HW, locals_CB3hw = crop(3, 5, image, image[:, :30])
+    assert (pixels_B3HW.shape, locals_CB3hw.shape) == ((2, 3, 28, 28), (3, 2, 3, 14, 14))
+    assert (pixels_B3HW[:, 2] == 90).all()  # colours stay as they are
     torch.manual_seed(99)
-    assert crop(3, 5) == first
-    assert first not in (crop(3, 6), crop(4, 5))
+    state = torch.get_rng_state()
+    for row, one in enumerate((image, image[:, :30])):
+        (whole,), parts = crop(3, 5 + row, one)
+        assert torch.equal(whole, pixels_B3HW[row])
+        assert torch.equal(parts[:, 0], locals_CB3hw[:, row])
+    assert torch.equal(torch.get_rng_state(), state)
+    for other in (crop(3, 6, image), crop(4, 5, image)):
+        assert not torch.equal(other[0][0], pixels_B3HW[0])
+    with pytest.raises(ValueError, match=r"crops\.global_size"):
+        crop_images([image, image[:, :30]], CropConfig(), seed=0, first=0)
 
 
 def test_local_crops_show_less_than_global_ones(image: Tensor) -> None:
@@ -51,8 +50,10 @@ def test_local_crops_show_less_than_global_ones(image: Tensor) -> None:
     views = [crop_image(image, CONFIG, seed=0, index=i) for i in range(40)]
     areas = [area(whole) for whole, _ in views]
     assert max(area(part) for _, parts in views for part in parts) < 0.4
-    assert min(areas) > 0.3
-    assert max(areas) > 0.8
+    assert 0.3 < min(areas) < 0.8 < max(areas)
+    whole, parts = crop_image(image, CropConfig(), seed=0, index=0)  # without a size
+    assert torch.equal(whole, image)
+    assert parts.shape[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -62,30 +63,15 @@ def test_local_crops_show_less_than_global_ones(image: Tensor) -> None:
 def test_flips_mirror_about_half_of_the_crops_they_are_for(
     image: Tensor, flips: Flips, is_global_flipped: bool, is_local_flipped: bool
 ) -> None:
+    def mirrored(crops: list[Tensor]) -> float:
+        """The share of crops whose ramp runs from right to left."""
+        return sum(float(c[0, :, 0].sum()) > float(c[0, :, -1].sum()) for c in crops) / len(crops)
+
     config = replace(CONFIG, flips=flips)
     views = [crop_image(image, config, seed=0, index=i) for i in range(60)]
-    num_global = sum(is_mirrored(whole) for whole, _ in views)
-    num_local = sum(is_mirrored(part) for _, parts in views for part in parts)
-    assert (15 < num_global < 45) if is_global_flipped else num_global == 0
-    assert (60 < num_local < 120) if is_local_flipped else num_local == 0
-
-
-def test_without_a_size_the_image_stays_whole(image: Tensor) -> None:
-    whole, parts = crop_image(image, CropConfig(), seed=0, index=0)
-    assert torch.equal(whole, image)
-    assert parts.shape[0] == 0
-
-
-def test_a_batch_is_cropped_image_by_image_from_its_first_number(image: Tensor) -> None:
-    images = [image, image[:, :30]]
-    pixels_B3HW, locals_CB3hw = crop_images(images, CONFIG, seed=1, first=7)
-    assert locals_CB3hw.shape == (3, 2, 3, 14, 14)
-    for row, one in enumerate(images):
-        whole, parts = crop_image(one, CONFIG, seed=1, index=7 + row)
-        assert torch.equal(pixels_B3HW[row], whole)
-        assert torch.equal(locals_CB3hw[:, row], parts)
-    with pytest.raises(ValueError, match=r"crops\.global_size"):
-        crop_images(images, CropConfig(), seed=0, first=0)
+    shares = mirrored([v for v, _ in views]), mirrored([p for _, parts in views for p in parts])
+    for share, is_flipped in zip(shares, (is_global_flipped, is_local_flipped), strict=True):
+        assert (0.25 < share < 0.75) if is_flipped else share == 0
 
 
 @pytest.mark.parametrize(

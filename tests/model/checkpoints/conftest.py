@@ -4,7 +4,7 @@ import io
 import random
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import sentencepiece
@@ -26,29 +26,33 @@ class Release(NamedTuple):
     pair: Path
 
 
+def trained(sentences: list[str], **options: Any) -> bytes:
+    """A SentencePiece model with the release's settings, and these."""
+    content = io.BytesIO()
+    settings: dict[str, Any] = {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "pad_id": 0,
+        "unk_id": 1,
+        "bos_id": -1,
+        "eos_id": -1,
+        "minloglevel": 2,
+        "num_threads": 1,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=content, **(settings | options)
+    )
+    return content.getvalue()
+
+
 @pytest.fixture(scope="session")
 def spm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SentencePiece model with the release's settings."""
+    """A small SentencePiece model."""
     draw = random.Random(0)
     words = WORDS.split()
     sentences = [" ".join(draw.choices(words, k=6)) for _ in range(300)]
-    content = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_writer=content,
-        vocab_size=VOCAB_SIZE,
-        model_type="bpe",
-        byte_fallback=True,
-        pad_id=0,
-        unk_id=1,
-        bos_id=-1,
-        eos_id=-1,
-        character_coverage=1.0,
-        minloglevel=2,
-        num_threads=1,
-    )
     path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model"
-    path.write_bytes(content.getvalue())
+    path.write_bytes(trained(sentences, vocab_size=VOCAB_SIZE, character_coverage=1.0))
     return path
 
 

@@ -15,20 +15,11 @@ from model.conversion import errors as errors_module
 from model.conversion.cache import PackageCache, content_of, key_of
 from model.conversion.commands import SIGNALLED, run
 from model.conversion.convert import ConversionRequest
-from model.conversion.errors import MissingExtraError, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import HubSource
 from model.graphs import Precision, graph_file
 from model.package import ModelPackage, open_package
 from model.runtime.machine import Hardware
-
-
-def test_a_missing_library_is_named_with_its_extra() -> None:
-    require(("json", "pathlib"), purpose="converting")
-    with pytest.raises(
-        MissingExtraError, match=r"converting needs no_such_library.*'tipserve\[convert\]'"
-    ):
-        require(("json", "no_such_library"), purpose="converting")
 
 
 @pytest.fixture
@@ -88,14 +79,6 @@ def test_graphs_for_gpus_are_written_unless_others_are_named(
     assert (request_.precisions, request_.may_fail) == (precisions, may_fail)
 
 
-def test_a_source_may_bring_dense_heads(requests: list[ConversionRequest]) -> None:
-    assert run(["prepare", "google/tipsv2-b14-dpt"]) == 0
-    (request_,) = requests
-    assert request_.base == HubSource("google/tipsv2-b14")
-    assert request_.dense == HubSource("google/tipsv2-b14-dpt")
-    assert request_.name == "tipsv2-b14-dpt"
-
-
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -115,10 +98,7 @@ def test_a_mistake_is_one_error_line(
     assert reason in said.err
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["convert", "a/b"], ["show", "bundled", "--verb"]],
-)
+@pytest.mark.parametrize("arguments", [[], ["convert", "a/b"], ["show", "bundled", "--verb"]])
 def test_unknown_options_are_errors(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,34 +163,27 @@ def test_the_cache_is_a_flag_or_a_variable(
     assert len(requests) == 2
 
 
-def start(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "model", "prepare", *arguments, "--report=json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
-
-
-def test_a_json_report_has_only_json_lines(tmp_path: Path) -> None:
-    with start("nowhere", f"--cache={tmp_path}", stderr=subprocess.PIPE) as process:
-        out, err = process.communicate(timeout=60)
-    (line,) = out.splitlines()
-    assert json.loads(line)["error"].startswith("there is no folder 'nowhere'")
-    assert (process.returncode, err) == (1, "")
-
-
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, None])
-def test_a_signal_and_a_closed_stdin_end_the_command(
+def test_a_signal_and_a_closed_stdin_end_a_command_that_reports_json_lines(
     sent: signal.Signals | None, cache: PackageCache, tmp_path: Path
 ) -> None:
     source = tmp_path / "student"
     source.mkdir()
     (source / "config.json").touch()
     key = key_of(content_of(source), None, ["fp32"])
-    arguments = [str(source), f"--cache={cache.root}", "--follow-stdin"]
-    with cache.writing("student", key, print), start(*arguments, stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-m", "model", "prepare", str(source), f"--cache={cache.root}"]
+    command += ["--follow-stdin", "--report=json"]
+    pipe = subprocess.PIPE
+    with (
+        cache.writing("student", key, print),
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process,
+    ):
         assert process.stdout is not None
         assert process.stdin is not None
         try:
-            assert "reading the files" in process.stdout.readline()
-            assert f"waiting for process {os.getpid()}" in process.stdout.readline()
+            steps = [json.loads(process.stdout.readline())["step"] for _ in range(2)]
+            assert steps[0].startswith("reading the files")
+            assert steps[1].startswith(f"waiting for process {os.getpid()}")
             if sent is not None:
                 process.send_signal(sent)
             else:

@@ -11,9 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from model.checkpoints.checkpoint import Checkpoint
 from model.conversion import convert as convert_module
-from model.conversion import errors as errors_module
 from model.conversion.convert import ConversionRequest, convert, licence_of
-from model.conversion.errors import CacheError, ConversionError, MissingExtraError
+from model.conversion.errors import CacheError, ConversionError
 from model.conversion.source import FolderSource
 from model.export import package_writer
 from model.graphs import graph_file
@@ -139,14 +138,6 @@ def test_the_weights_are_freed_before_the_graphs_are_compared(
     convert(request_(tiny_checkpoint), tmp_path / "out", print)
     assert len(held) > 50
     assert not any(held)
-
-
-def test_a_missing_extra_is_named_first(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(errors_module, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match=r"torch, .*tipserve\[convert\]"):
-        convert(request_(tiny_checkpoint), tmp_path / "out", print)
 
 
 @pytest.mark.parametrize(

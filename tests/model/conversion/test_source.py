@@ -16,6 +16,8 @@ from model.conversion.source import (
 )
 from model.package import BUNDLED_FOLDER
 
+B14, HEADS = HubSource("google/tipsv2-b14"), HubSource("google/tipsv2-b14-dpt")
+
 
 def folder_with(path: Path, *names: str) -> Path:
     path.mkdir(parents=True)
@@ -26,149 +28,98 @@ def folder_with(path: Path, *names: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with one of each kind."""
     monkeypatch.chdir(tmp_path)
+    folder_with(tmp_path / "package", "tipserve.json", "config.json")
+    folder_with(tmp_path / "x", "config.json", "model.safetensors")
+    folder_with(tmp_path / "official", "a_vision.npz", "a_text.npz")
+    folder_with(tmp_path / "x+y", "config.json")
+    folder_with(tmp_path / "both", "config.json", "a_vision.npz")
+    folder_with(tmp_path / "none", "image.png")
+    folder_with(tmp_path / "scenic", "tips_v2_b14_depth_dpt.zip")
+    for name in ("x-dpt", "heads", "package-dpt"):
+        folder_with(tmp_path / name)
+        (tmp_path / name / "config.json").write_text('{"model_type": "tipsv2_dpt"}')
+    (tmp_path / "depth.zip").touch()
     return tmp_path
 
 
-def test_the_kind_of_a_folder_follows_from_its_files(here: Path) -> None:
-    package = folder_with(here / "package", "tipserve.json", "config.json")
-    assert parse_source(str(package)) == PackageSource(str(package))
-    folder_with(here / "transformers", "config.json", "model.safetensors")
-    assert parse_source("transformers") == FolderSource(Path("transformers"))
-    official = folder_with(here / "official", "a_vision.npz", "a_text.npz")
-    assert parse_source(str(official)) == FolderSource(official)
-    assert parse_source("bundled") == PackageSource("bundled")
-
-
 @pytest.mark.parametrize(
-    ("text", "repository", "revision"),
+    ("text", "expected"),
     [
-        ("google/tipsv2-b14", "google/tipsv2-b14", "main"),
-        ("google/tipsv2-so400m14@v1.0", "google/tipsv2-so400m14", "v1.0"),
-        ("me/own.model@refs/pr/3", "me/own.model", "refs/pr/3"),
+        ("bundled", PackageSource("bundled")),
+        ("package", PackageSource("package")),
+        ("x", FolderSource(Path("x"))),
+        ("official", FolderSource(Path("official"))),
+        ("x+y", FolderSource(Path("x+y"))),  # a folder of that name comes first
+        ("google/tipsv2-b14", B14),
+        ("google/tipsv2-so400m14@v1.0", HubSource("google/tipsv2-so400m14", "v1.0")),
+        ("me/own.model@refs/pr/3", HubSource("me/own.model", "refs/pr/3")),
+        ("google/tipsv2-b14-dpt", JoinedSource(B14, HEADS)),
+        ("x+./heads", JoinedSource(FolderSource(Path("x")), FolderSource(Path("heads")))),
+        (
+            "google/tipsv2-b14@v1+scenic",
+            JoinedSource(HubSource("google/tipsv2-b14", "v1"), FolderSource(Path("scenic"))),
+        ),
     ],
 )
-def test_a_hub_id_has_an_optional_revision(text: str, repository: str, revision: str) -> None:
+def test_a_name_is_a_folder_a_hub_id_or_both_joined(text: str, expected: object) -> None:
     source = parse_source(text)
-    assert source == HubSource(repository, revision)
-    assert str(source) == text
+    assert source == expected
+    if isinstance(source, HubSource | JoinedSource):
+        assert parse_source(str(source)) == source
 
 
 def test_an_existing_folder_takes_precedence_over_the_hub(here: Path) -> None:
-    assert isinstance(parse_source("google/tipsv2-b14"), HubSource)
     (here / "google").mkdir()
     with pytest.raises(SourceError, match="no folder 'google/tipsv2-b14', although 'google' is"):
         parse_source("google/tipsv2-b14")
-    assert parse_source("google/tipsv2-b14@main") == HubSource("google/tipsv2-b14")
-    (here / "google").rmdir()
+    assert parse_source("google/tipsv2-b14@main") == B14
     folder_with(here / "google" / "tipsv2-b14", "config.json")
     assert parse_source("google/tipsv2-b14") == FolderSource(Path("google/tipsv2-b14"))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("tipsv2-b14", "./google/tipsv2-b14", "/google/tipsv2-b14", "a/b/c", "a/b@", "a/../b"),
-        *("google/tips v2", "-a/b", "a/b--c", "a/b@../c", "a/b\n"),
-    ],
-)
-def test_other_names_are_refused_with_examples(text: str) -> None:
-    with pytest.raises(SourceError, match=r"'bundled'.*google/tipsv2-b14"):
-        parse_source(text)
-
-
-def test_a_path_without_exactly_one_model_is_refused(here: Path) -> None:
-    folder_with(here / "both", "config.json", "a_vision.npz")
-    folder_with(here / "none", "image.png")
-    (here / "a_vision.npz").touch()
-    for text, message in [
-        ("both", "both a transformers checkpoint"),
-        ("none", r"is not a model: .*tipserve\.json.*\.npz"),
-        ("a_vision.npz", "is a file; name the folder"),
-    ]:
-        with pytest.raises(SourceError, match=message):
-            parse_source(text)
-
-
-def test_a_package_is_only_converted_to_add_precisions(here: Path) -> None:
-    folder_with(here / "package", "tipserve.json")
+def test_a_package_is_only_converted_to_add_precisions_or_heads() -> None:
     for text, path in (("package", Path("package")), ("bundled", BUNDLED_FOLDER)):
         with pytest.raises(SourceError, match="is a model package already"):
             parse_checkpoint(text)
         assert parse_checkpoint(text, may_be_package=True) == FolderSource(path)
-    dense_folder(here / "heads")
     joined = parse_checkpoint("package+heads", may_be_package=True)
-    assert isinstance(joined, JoinedSource)
-    assert joined.base == FolderSource(Path("package"))
+    assert joined == JoinedSource(FolderSource(Path("package")), FolderSource(Path("heads")))
 
 
-def dense_folder(path: Path) -> Path:
-    folder_with(path)
-    (path / "config.json").write_text('{"model_type": "tipsv2_dpt"}', encoding="utf-8")
-    return path
-
-
-def test_dense_heads_of_the_hub_come_with_their_model() -> None:
-    source = parse_source("google/tipsv2-b14-dpt@v1")
-    assert source == JoinedSource(
-        HubSource("google/tipsv2-b14"), HubSource("google/tipsv2-b14-dpt", "v1")
-    )
-    assert source.name == "tipsv2-b14-dpt"
-    assert parse_source(str(source)) == source
-
-
-@pytest.mark.parametrize("layout", ["transformers", "scenic"])
-def test_a_folder_of_dense_heads_comes_with_the_folder_beside_it(here: Path, layout: str) -> None:
-    if layout == "transformers":
-        dense_folder(here / "x-dpt")
-    else:
-        folder_with(here / "x-dpt", "tips_v2_b14_depth_dpt.zip")
-    with pytest.raises(SourceError, match=r"x-dpt holds dense heads without .*MODEL\+x-dpt"):
-        parse_source("x-dpt")
-    folder_with(here / "x", "config.json")
-    for text in ("x-dpt", "./x-dpt/", str(here / "x-dpt")):
-        source = parse_source(text)
-        assert isinstance(source, JoinedSource)
-        assert source.name == "x-dpt"
-        assert (source.base, source.heads) == (FolderSource(here / "x"), FolderSource(Path(text)))
-    (here / "x-dpt").rename(here / "heads")
-    with pytest.raises(SourceError, match=r"heads holds dense heads without"):
-        parse_source("heads")
-    dense_folder(here / "package-dpt")
-    folder_with(here / "package", "tipserve.json")
-    with pytest.raises(SourceError, match=r"package, the folder beside package-dpt, is no check"):
-        parse_source("package-dpt")
-
-
-def test_a_model_and_dense_heads_are_joined_by_a_plus(here: Path) -> None:
-    heads = FolderSource(dense_folder(here / "heads"))
-    assert parse_source(f"google/tipsv2-b14@v1+{heads}") == JoinedSource(
-        HubSource("google/tipsv2-b14", "v1"), heads
-    )
-    folder_with(here / "x", "a_vision.npz")
-    source = parse_source("x+./heads")
-    assert source == JoinedSource(FolderSource(Path("x")), FolderSource(Path("heads")))
-    assert source.name == "x"
-    folder_with(here / "x+y", "config.json")
-    assert parse_source("x+y") == FolderSource(Path("x+y")), "a folder of that name comes first"
+@pytest.mark.parametrize("folder", ["x-dpt", "./x-dpt/"])
+def test_a_folder_of_dense_heads_comes_with_the_folder_beside_it(here: Path, folder: str) -> None:
+    source = parse_source(folder)
+    assert source == JoinedSource(FolderSource(here / "x"), FolderSource(Path("x-dpt")))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        *(
+            (text, r"'bundled'.*google/tipsv2-b14")
+            for text in (
+                *("tipsv2-b14", "./google/tipsv2-b14", "/google/tipsv2-b14", "a/b/c", "a/b@"),
+                *("a/../b", "google/tips v2", "-a/b", "a/b--c", "a/b@../c", "a/b\n"),
+            )
+        ),
+        ("both", "both a transformers checkpoint"),
+        ("none", r"is not a model: .*tipserve\.json.*\.npz"),
+        ("depth.zip", "is a file; name the folder"),
+        ("heads", r"heads holds dense heads without .*MODEL\+heads"),
+        ("scenic", "scenic holds dense heads without"),
+        ("package-dpt", r"package, the folder beside package-dpt, is no check"),
         ("nowhere+heads", "there is no folder 'nowhere'"),
         ("x+nowhere", "there is no folder 'nowhere'"),
+        ("x+depth.zip", "is a file; name the folder"),
         ("google/tipsv2-b14-dpt+heads", r"has dense heads already; remove \+heads"),
         ("x+", "lacks a part; write a model and dense heads as base"),
         ("+heads", "lacks a part"),
         ("bundled+heads", "is a model package already"),
-        ("x+depth.zip", "is a file; name the folder"),
     ],
 )
-def test_a_wrong_part_is_named(here: Path, text: str, message: str) -> None:
-    folder_with(here / "x", "config.json")
-    dense_folder(here / "heads")
-    (here / "depth.zip").touch()
+def test_a_wrong_name_is_refused_with_what_to_write(text: str, message: str) -> None:
     with pytest.raises(SourceError, match=message):
         parse_source(text)
 
@@ -180,8 +131,9 @@ def test_every_name_becomes_a_valid_model_name(text: str, name: str) -> None:
     assert model_name(text) == name
 
 
-def test_a_folder_gives_its_real_name(here: Path) -> None:
-    folder_with(here / "student", "config.json")
-    (here / "link").symlink_to("student")
-    assert FolderSource(Path("link/")).name == "student"
-    assert FolderSource(Path()).name == model_name(here.name)
+def test_a_source_names_its_model(here: Path) -> None:
+    (here / "link").symlink_to("x")
+    assert FolderSource(Path("link/")).name == "x"
+    assert B14.name == "tipsv2-b14"
+    assert JoinedSource(B14, HEADS).name == "tipsv2-b14-dpt"
+    assert JoinedSource(B14, FolderSource(Path("heads"))).name == "tipsv2-b14"

@@ -21,7 +21,7 @@ from model.preprocess import Scaling
 from service.admission import UNAVAILABLE_RETRY_S, Admission
 from service.answer_size import SizedRequest, answer_size, check_answer_size
 from service.call import AnswerEncoding, Call
-from service.errors import Unavailable
+from service.errors import Unavailable, device_unhealthy
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.work import image_kind
 from service.messages import (
@@ -69,7 +69,6 @@ from service.outputs.masks import (
 )
 from service.outputs.slide import Geometry
 from service.outputs.vectors import classify, pack, pack_all
-from service.patch_budget import device_unhealthy
 from service.validation import (
     check_area_share,
     check_choices,

@@ -25,6 +25,8 @@ from typing import ClassVar, Final
 # A message may quote the caller. gRPC writes it three times into trailing metadata, with up to 17
 # bytes for 3 bytes of UTF-8. Clients accept 8 KiB and report RESOURCE_EXHAUSTED beyond that.
 MAX_MESSAGE_BYTES: Final = 1000
+# A device that failed recovers in this time, or its process is restarted.
+DEVICE_RETRY_S: Final = 5.0
 
 
 class ErrorKind(Enum):
@@ -160,6 +162,13 @@ def internal_error(request_id: str) -> InternalError:
     """The error for an unexpected exception: a request id to look up, and no details."""
     return InternalError(
         f"Internal error; the server log has the details under request id {request_id}."
+    )
+
+
+def device_unhealthy() -> Unavailable:
+    """The error for requests while no lane is healthy."""
+    return Unavailable(
+        "The device does not answer; try again.", code="unhealthy", retry_after_s=DEVICE_RETRY_S
     )
 
 

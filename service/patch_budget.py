@@ -1,7 +1,7 @@
 """The patches of one model's queue: what admitted requests hold, and which others fit."""
 
 from collections import Counter
-from typing import Final, Protocol
+from typing import Final
 
 from service.call import Call
 from service.errors import (
@@ -9,11 +9,11 @@ from service.errors import (
     Overloaded,
     RequestTooLarge,
     ServiceError,
-    Unavailable,
+    device_unhealthy,
 )
+from service.lanes.batching import Batcher
 from service.monitoring.metrics import Metrics, ModelCounter
 
-UNHEALTHY_RETRY_S: Final = 5.0
 # Bounds of the delay before a retry, and its value before anything was measured.
 MIN_RETRY_S: Final = 0.1
 MAX_RETRY_S: Final = 30.0
@@ -22,18 +22,6 @@ FIRST_RETRY_S: Final = 1.0
 # eighth of the queue to others, and two leave a fifteenth.
 # Source: dynamic thresholds (A. Choudhury, E. Hahne, 1998).
 HELD_TO_FREE: Final = 7
-
-
-class Lanes(Protocol):
-    """What admission asks the lanes of a model; see `service.lanes.batching.Batcher`."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether any lane takes work."""
-
-    @property
-    def patches_per_s(self) -> float | None:
-        """Patches that the lanes compute in a second; None before the first."""
 
 
 class PatchBudget:
@@ -46,7 +34,7 @@ class PatchBudget:
         rejected: Counts refused requests by reason.
     """
 
-    def __init__(self, max_patches: int, metrics: Metrics, lanes: Lanes) -> None:
+    def __init__(self, max_patches: int, metrics: Metrics, lanes: Batcher) -> None:
         self.max_patches = max_patches
         self.num_patches = 0
         self.num_requests = 0
@@ -144,10 +132,3 @@ class PatchBudget:
         others = sum(min(held, own) for caller, held in self._held.items() if caller != call.caller)
         is_urgent = call.priority == 1
         return (num_patches if is_urgent else own + others) / per_s
-
-
-def device_unhealthy() -> Unavailable:
-    """The error for requests while no lane is healthy."""
-    return Unavailable(
-        "The device does not answer; try again.", code="unhealthy", retry_after_s=UNHEALTHY_RETRY_S
-    )

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from service.machine import work_in_background
 
@@ -46,14 +46,9 @@ async def wait_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
 
 async def wait_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
     """`wait_all` for two awaitables of different types."""
-    futures = asyncio.ensure_future(first), asyncio.ensure_future(second)
-    try:
-        return await asyncio.gather(*futures)
-    except BaseException:
-        cancel_all(futures)
-        raise
-    finally:
-        del futures  # See above.
+    both: Iterable[Awaitable[Any]] = (first, second)
+    found = await wait_all(both)
+    return found[0], found[1]
 
 
 class Cancellable(Protocol):

@@ -4,18 +4,17 @@ import time
 from collections.abc import Mapping, Sequence
 
 from service.call import Clock
-from service.errors import Unavailable
+from service.errors import Unavailable, device_unhealthy
 from service.lanes.batch_queue import BatchQueue, BatchRules
+from service.lanes.lane import Lane
 from service.lanes.worker import (
     BatchCounts,
     HealthLimits,
     LaneContext,
-    LaneRunner,
     LaneState,
     LaneWorker,
 )
 from service.monitoring.metrics import Metrics
-from service.patch_budget import device_unhealthy
 
 LOST = frozenset({LaneState.HUNG, LaneState.DEAD})
 
@@ -25,7 +24,7 @@ class Batcher:
 
     def __init__(
         self,
-        lanes: Sequence[LaneRunner],
+        lanes: Sequence[Lane],
         *,
         rules: BatchRules,
         metrics: Metrics,

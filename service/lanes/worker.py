@@ -9,22 +9,20 @@ The worker's thread writes the lane's state, any thread reads it. Times are mono
 import logging
 import math
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
-from model.graphs import PatchOutput
 from model.runtime.base import Interrupted, is_out_of_memory
 from service.call import Clock
-from service.errors import InternalError, ServiceError, Unavailable
+from service.errors import DEVICE_RETRY_S, InternalError, ServiceError, Unavailable
 from service.lanes.batch_queue import BatchQueue
-from service.lanes.lane import Inputs, collate, take_rows
-from service.lanes.work import Batch, Bucket, Completed, Outputs
+from service.lanes.lane import Lane, collate, take_rows
+from service.lanes.work import Batch, Completed, Outputs
 from service.machine import work_in_background
 from service.monitoring.metrics import Metrics
-from service.patch_budget import UNHEALTHY_RETRY_S
 from service.tracing import NO_BATCH, BatchTrace, begin_batch
 
 # Trial batches take at most this part of an idle lane's time, even with a slow model.
@@ -67,7 +65,7 @@ def _item_error(cause: Exception) -> ServiceError:
             "The device has too little free memory for this item: try again, or send smaller "
             "images.",
             code="out_of_memory",
-            retry_after_s=UNHEALTHY_RETRY_S,
+            retry_after_s=DEVICE_RETRY_S,
         )
     return InternalError("The batch of this item failed.")
 
@@ -100,28 +98,6 @@ class BatchCounts:
             return dict(sorted(self._totals.items()))
 
 
-class LaneRunner(Protocol):
-    """What a worker runs; see `service.lanes.lane.Lane`."""
-
-    def run(
-        self,
-        bucket: Bucket,
-        inputs: Inputs,
-        patch_outputs: Collection[PatchOutput],
-    ) -> Sequence[Outputs]:
-        """Compute one batch."""
-
-    def run_trial(self) -> None:
-        """Compute one synthetic item and validate the result."""
-
-    def interrupt(self) -> None:
-        """Stop the running batch, from another thread; `run` raises `Interrupted`."""
-
-
-class ResultCountError(RuntimeError):
-    """A runner returned more or fewer results than items."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneContext:
     """Objects that the lanes of one model share."""
@@ -144,7 +120,7 @@ class LaneWorker:
     """
 
     def __init__(
-        self, lane: LaneRunner, shared: LaneContext, index: int, on_dead: Callable[[], None]
+        self, lane: Lane, shared: LaneContext, index: int, on_dead: Callable[[], None]
     ) -> None:
         self.batch: Batch | None = None
         self.thread = threading.Thread(target=self._work, name=f"lane-{index}", daemon=True)
@@ -215,7 +191,7 @@ class LaneWorker:
                 )
             results = self._outputs_of(batch)
             if len(results) != len(batch.entries):
-                raise ResultCountError(f"{len(results)} results for {len(batch.entries)} items")
+                raise RuntimeError(f"{len(results)} results for {len(batch.entries)} items")
         except Exception as cause:
             trace.end(shared.clock(), type(cause).__name__)
             if not isinstance(cause, Interrupted):

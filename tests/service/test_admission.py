@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from service.admission import MAX_WAITING, Admission, ServerState, Ticket
 from service.call import Call
 from service.errors import DeadlineExceeded, Overloaded, Unavailable
+from service.lanes.batching import Batcher
 from service.monitoring.metrics import Metrics
 from service.patch_budget import PatchBudget
 from tests.service.conftest import Clock
@@ -19,11 +20,14 @@ from tests.service.conftest import Clock
 MAX_PATCHES, MAX_BYTES = 80, 100
 
 
-class FakeLanes:
+class FakeLanes(Batcher):
     """Lanes whose health a test sets."""
 
     is_ready = True
     patches_per_s = 10.0
+
+    def __init__(self) -> None:
+        pass
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from model.runtime.base import Interrupted
 from service.errors import InternalError, Unavailable
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.lane import Inputs
+from service.lanes.lane import Inputs, Lane
 from service.lanes.work import BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S
@@ -23,7 +23,7 @@ LIMITS = BatchLimits(max_items=4, max_cost=100)
 RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS})
 
 
-class Runner:
+class Runner(Lane):
     """Doubles its input; waits for a gate."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Runner:
         self,
         bucket: Bucket,
         inputs: Inputs,
-        patch_outputs: Collection[PatchOutput],
+        patch_outputs: Collection[PatchOutput] = (),
     ) -> list[Outputs]:
         payloads = inputs[0].astype(np.float32)
         self.batches.append([float(p[0]) for p in payloads])

@@ -19,7 +19,7 @@ from service.call import PRIORITIES
 from service.errors import ServiceError, Unavailable
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.lane import Inputs
+from service.lanes.lane import Inputs, Lane
 from service.lanes.work import OVER, BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
 from service.lanes.worker import HealthLimits, LaneState
 from service.monitoring.metrics import Metrics
@@ -31,7 +31,7 @@ Outcome = Literal["good", "raises", "short", "long"]
 OUTCOMES = st.sampled_from(["good", "good", "good", "raises", "short", "long"])
 
 
-class ScriptedLane:
+class ScriptedLane(Lane):
     """Multiplies by ten, ends as the test decides, and runs other events meanwhile."""
 
     def __init__(self, begin: Callable[[list[int]], None]) -> None:
@@ -45,7 +45,7 @@ class ScriptedLane:
         self,
         bucket: Bucket,
         inputs: Inputs,
-        patch_outputs: Collection[PatchOutput],
+        patch_outputs: Collection[PatchOutput] = (),
     ) -> list[Outputs]:
         indices = [int(row[0]) for row in inputs[0]]
         self._begin(indices)

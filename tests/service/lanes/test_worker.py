@@ -9,7 +9,7 @@ import pytest
 from model.graphs import PatchOutput
 from service.errors import Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
-from service.lanes.lane import Inputs
+from service.lanes.lane import Inputs, Lane
 from service.lanes.work import BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
 from service.lanes.worker import HealthLimits, LaneContext, LaneState, LaneWorker
 from service.monitoring.metrics import Metrics
@@ -19,7 +19,7 @@ BUCKET = Bucket("image", (28, 28))
 HANG_LIMIT_S = 30.0
 
 
-class BrittleLane:
+class BrittleLane(Lane):
     """Fails the next given number of trial batches, and batches of more than `most_items`."""
 
     def __init__(self, clock: Clock) -> None:
@@ -30,7 +30,7 @@ class BrittleLane:
         self._clock = clock
 
     def run(
-        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput]
+        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput] = ()
     ) -> list[Outputs]:
         payloads = inputs[0]
         self.meanwhile()

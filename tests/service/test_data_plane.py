@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -48,6 +49,7 @@ from tests.service.conftest import (
 
 DOG, SKY = SegmentClass(name="dog"), SegmentClass(name="sky", prompts=("sky", "blue sky"))
 CLASSES = {"classes": (DOG, SKY)}
+OWN = {"classes": (SegmentClass(name="model"),)}
 TEXTS = ("dog", "two cats")
 # Method, its request without images, and the field of the answer with one item for each image.
 EMBED = ("embed_images", EmbedImagesRequest, {"fit": "aspect"}, "embeddings")
@@ -66,47 +68,58 @@ EVERY = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def plane(make_plane: MakePlane) -> DataPlane:
-    return make_plane(max_images_per_request=8)
+@dataclass
+class Core:
+    """A data plane over a fake runtime; `make` replaces it by one with other settings."""
+
+    make_plane: MakePlane
+    runtime: FakeRuntime
+    image: Encode
+    entered: Entered
+    plane: DataPlane
+
+    def make(self, **settings: int) -> None:
+        self.plane = self.make_plane(**settings)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        return self.runtime.num_images, self.runtime.num_texts, self.runtime.num_maps
+
+    async def ask(self, capability: Capability, *images: Any, **change: Any) -> Any:
+        """The answer to a request."""
+        method, request_type, fields, _ = capability
+        request = request_type(**{"images": images, **fields, **change})
+        return await getattr(self.plane, method)(request, call())
+
+    async def arrays(self, capability: Capability, *images: Any, **change: Any) -> list[Any]:
+        """One array of the answer for each image."""
+        return arrays_of(await self.ask(capability, *images, **change), capability)
 
 
-async def answer_of(
-    plane: DataPlane, capability: Capability, images: tuple[Any, ...], **change: Any
-) -> Any:
-    method, request_type, fields, _ = capability
-    request = request_type(**{"images": images, **fields, **change})
-    return await getattr(plane, method)(request, call())
-
-
-def arrays(answer: Any, capability: Capability) -> list[Any]:
-    """One array for each image of an answer."""
-    items = getattr(answer, capability[3])
+def arrays_of(answer: Any, capability: Capability) -> list[Any]:
     return [
         item["cls1"]
         if isinstance(item, dict)
         else getattr(item, "labels_HW", getattr(item, "probabilities_K", item))
-        for item in items
+        for item in getattr(answer, capability[3])
     ]
 
 
-def num_waiting(plane: DataPlane) -> int:
-    (model,) = plane.models.models()
-    return sum(model.queue_depths().values())
-
-
-def counts(runtime: FakeRuntime) -> tuple[int, int, int]:
-    return runtime.num_images, runtime.num_texts, runtime.num_maps
+@pytest.fixture
+def core(
+    make_plane: MakePlane, runtime: FakeRuntime, encode_image: Encode, entered: Entered
+) -> Core:
+    return Core(make_plane, runtime, encode_image, entered, make_plane(max_images_per_request=8))
 
 
 @pytest.mark.parametrize("capability", [EMBED, SEGMENT, SLIDE, CLASSIFY, DEPTH, NORMALS, MIXED])
 async def test_images_come_back_in_order_and_a_list_equals_its_items(
-    plane: DataPlane, encode_image: Encode, capability: Capability
+    core: Core, capability: Capability
 ) -> None:
-    images = tuple(encode_image(seed=s, size=(30 + 9 * s, 30)) for s in range(5))
-    together = arrays(await answer_of(plane, capability, images), capability)
+    images = [core.image(seed=s, size=(30 + 9 * s, 30)) for s in range(5)]
+    together = await core.arrays(capability, *images)
     for image, found in zip(images, together, strict=True):
-        (alone,) = arrays(await answer_of(plane, capability, (image,)), capability)
+        (alone,) = await core.arrays(capability, image)
         if np.issubdtype(alone.dtype, np.integer):
             assert (found == alone).mean() > 0.999, "rounding may decide a tie otherwise"
         else:
@@ -117,32 +130,27 @@ async def test_images_come_back_in_order_and_a_list_equals_its_items(
             np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
 
 
-async def test_known_class_names_cost_no_pass_over_the_text_tower(
-    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
-    images = (encode_image(),)
-    first = await answer_of(plane, SEGMENT, images, templates="tcl")
-    assert runtime.num_texts == 27
-    second = await answer_of(plane, SEGMENT, images, templates="tcl")
-    await answer_of(plane, CLASSIFY, images, templates="tcl")
-    assert runtime.num_texts == 27, "neither for masks nor for classes"
-    np.testing.assert_array_equal(
-        first.segmentations[0].labels_HW, second.segmentations[0].labels_HW
-    )
+async def test_known_class_names_cost_no_pass_over_the_text_tower(core: Core) -> None:
+    (first,) = await core.arrays(SEGMENT, core.image(), templates="tcl")
+    assert core.runtime.num_texts == 27
+    (second,) = await core.arrays(SEGMENT, core.image(), templates="tcl")
+    await core.ask(CLASSIFY, core.image(), templates="tcl")
+    assert core.runtime.num_texts == 27, "neither for masks nor for classes"
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("features", ["cls1", "cls2"])
 @pytest.mark.parametrize("temperature", [None, 0.3])
 async def test_classes_follow_from_the_embeddings_of_images_and_texts(
-    plane: DataPlane, encode_image: Encode, features: Any, temperature: float | None
+    core: Core, features: Any, temperature: float | None
 ) -> None:
-    images = tuple(encode_image(seed=s, size=(40 + s, 30)) for s in range(4))
+    images = [core.image(seed=s, size=(40 + s, 30)) for s in range(4)]
     names = ("dog", "sky", "a long red thing")
-    classes = tuple(SegmentClass(name=name) for name in names)
-    options = {"features": features, "temperature": temperature, "templates": "tcl"}
-    answer = await answer_of(plane, CLASSIFY, images, **{**options, "classes": classes})
-    seen = await plane.embed_images(EmbedImagesRequest(images=images, outputs=(features,)), call())
-    texts = await plane.embed_texts(EmbedTextsRequest(texts=names, templates="tcl"), call())
+    asked = {"features": features, "temperature": temperature, "templates": "tcl"}
+    asked["classes"] = tuple(SegmentClass(name=name) for name in names)
+    answer = await core.ask(CLASSIFY, *images, **asked)
+    seen = await core.ask(EMBED, *images, outputs=(features,), fit="squash")
+    texts = await core.plane.embed_texts(EmbedTextsRequest(texts=names, templates="tcl"), call())
     for outputs, found in zip(seen.embeddings, answer.classifications, strict=True):
         cosines_K = texts.embeddings_TD @ outputs[features]
         order = np.argsort(-cosines_K)
@@ -154,17 +162,13 @@ async def test_classes_follow_from_the_embeddings_of_images_and_texts(
     assert answer.classes == names
 
 
-async def test_the_model_sees_an_image_once_for_all_outputs(
-    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
+async def test_the_model_sees_an_image_once_for_all_outputs(core: Core) -> None:
     outputs = ("cls1", "values", "normals", "depth", "segmentation")
-    images = tuple(encode_image(seed=seed, size=(40, 30)) for seed in range(2))
-    request = EmbedImagesRequest(images=images, outputs=outputs, vector_type="int8")
-    answer = await plane.embed_images(request, call())
-    assert (runtime.num_images, runtime.num_maps) == (2, 6)
-    for task in ("depth", "normals"):
-        maps = EstimateMapsRequest(images=images, task=task, size="model")
-        alone = (await plane.estimate_maps(maps, call())).maps
+    images = [core.image(seed=seed, size=(40, 30)) for seed in range(2)]
+    answer = await core.ask(EMBED, *images, outputs=outputs, vector_type="int8", fit="squash")
+    assert core.counts == (2, 0, 6)
+    for task, capability in (("depth", DEPTH), ("normals", NORMALS)):
+        alone = await core.arrays(capability, *images, size="model")
         for row, scales, array in zip(answer.embeddings, answer.scales, alone, strict=True):
             assert list(row) == list(outputs)
             np.testing.assert_array_equal(row[task], array)
@@ -172,26 +176,17 @@ async def test_the_model_sees_an_image_once_for_all_outputs(
             assert row["segmentation"].shape == (16, 16)
             assert set(np.unique(row["segmentation"])) <= {1, 2, 3}
     with pytest.raises(InvalidRequest, match="multiple of 28"):
-        await plane.embed_images(replace(request, resolution=42), call())
+        await core.ask(EMBED, *images, outputs=outputs, resolution=42)
 
 
-async def test_the_class_model_stands_for_the_classes_of_the_package(
-    plane: DataPlane, runtime: FakeRuntime
-) -> None:
+async def test_the_class_model_stands_for_the_classes_of_the_package(core: Core) -> None:
     pixels = np.zeros((56, 112, 3), np.uint8)
     pixels[:, :56, 1] = pixels[:, 56:, 2] = 200
     stream = BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
-    request = SegmentImagesRequest(
-        images=(stream.getvalue(),),
-        classes=(SegmentClass(name="model"),),
-        resolution=56,
-        include_class_scores=True,
-        include_instances=True,
-        include_scores=True,
-    )
-    answer = await plane.segment_images(request, call())
-    assert (runtime.num_images, runtime.num_texts, runtime.num_maps) == (0, 0, 1)
+    more = {"include_class_scores": True, "include_instances": True, "include_scores": True}
+    answer = await core.ask(SEGMENT, stream.getvalue(), **OWN, **more, resolution=56)
+    assert core.counts == (0, 0, 1)
     assert answer.classes == ("red", "green", "blue")
     (mask,) = answer.segmentations
     assert (mask.labels_HW[:, :50] == 2).all()
@@ -201,10 +196,9 @@ async def test_the_class_model_stands_for_the_classes_of_the_package(
     # The logits are 0.28 and twice -0.5.
     share = 1 / (1 + 2 * np.exp(-200 / 255))
     assert mask.class_scores == pytest.approx((0, share, share), abs=0.02)
-    assert mask.scores_HW is not None
     assert mask.scores_HW[0, 0] == pytest.approx(200 / 255 - 0.5, abs=0.01)
-    small = await plane.segment_images(replace(request, size="patch"), call())
-    assert small.segmentations[0].labels_HW.shape == (4, 8)
+    (small,) = await core.arrays(SEGMENT, stream.getvalue(), **OWN, resolution=56, size="patch")
+    assert small.shape == (4, 8)
 
 
 @pytest.mark.parametrize(
@@ -219,30 +213,25 @@ async def test_the_class_model_stands_for_the_classes_of_the_package(
     ],
 )
 async def test_options_that_the_own_classes_do_not_take_are_refused(
-    plane: DataPlane, change: dict[str, Any], param: str
+    core: Core, change: dict[str, Any], param: str
 ) -> None:
-    asked = SegmentImagesRequest(
-        **{"images": (b"x",), "classes": (SegmentClass(name="model"),), **change}
-    )
     with pytest.raises(InvalidRequest) as caught:
-        await plane.segment_images(asked, call())
+        await core.ask(SEGMENT, b"x", **OWN, **change)
     assert caught.value.param == param
 
 
 async def test_a_package_without_named_classes_says_what_to_change(
-    make_plane: MakePlane, runtime: FakeRuntime, manifest: Manifest
+    core: Core, manifest: Manifest
 ) -> None:
-    asked = SegmentImagesRequest(images=(b"x",), classes=(SegmentClass(name="model"),))
-    plane = make_plane()
-    (model,) = plane.models.models()
+    (model,) = core.plane.models.models()
     for update, text in (
         ({"segmentation_labels": []}, "convert it again"),
         ({"outputs": ["values", "cls1"]}, "has no head for segmentation; use a model that has one"),
     ):
         found = manifest.model_copy(update=update)
-        model.info = replace(model.info, manifest=found, tasks=served_tasks(found, runtime))
+        model.info = replace(model.info, manifest=found, tasks=served_tasks(found, core.runtime))
         with pytest.raises(NotSupported, match=text) as caught:
-            await plane.segment_images(asked, call())
+            await core.ask(SEGMENT, b"x", **OWN)
         assert caught.value.param == "model"
 
 
@@ -261,31 +250,24 @@ async def test_a_package_without_named_classes_says_what_to_change(
     ],
 )
 async def test_the_runtime_returns_only_what_the_request_needs(
-    plane: DataPlane,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    capability: Capability,
-    change: dict[str, Any],
-    needed: tuple[str, ...],
+    core: Core, capability: Capability, change: dict[str, Any], needed: tuple[str, ...]
 ) -> None:
-    runtime.patch_outputs.clear()
-    await answer_of(plane, capability, (encode_image(),), **change)
-    assert {frozenset(names) for names in runtime.patch_outputs} == {frozenset(needed)}
+    core.runtime.patch_outputs.clear()
+    await core.ask(capability, core.image(), **change)
+    assert {frozenset(names) for names in core.runtime.patch_outputs} == {frozenset(needed)}
 
 
-async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
-    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
+async def test_a_runtime_without_dense_heads_serves_the_other_outputs(core: Core) -> None:
     others = ("patches", "values", "cls1", "cls2", "text")
     heads = ("depth", "normals", "segmentation")
-    assert make_plane().get_model(None).outputs == (*others, *heads)
-    runtime.tasks = ("segmentation",)
-    plane = make_plane()
+    assert core.plane.get_model(None).outputs == (*others, *heads)
+    core.runtime.tasks = ("segmentation",)
+    core.make()
     with pytest.raises(NotSupported, match=r"depth.* runtime fake") as caught:
-        await answer_of(plane, DEPTH, (b"x",))
+        await core.ask(DEPTH, b"x")
     assert (caught.value.code, caught.value.param) == ("not_supported", "model")
-    assert plane.get_model(None).outputs == (*others, "segmentation")
-    assert len((await answer_of(plane, EMBED, (encode_image(),))).embeddings) == 1
+    assert core.plane.get_model(None).outputs == (*others, "segmentation")
+    assert len(await core.arrays(EMBED, core.image())) == 1
 
 
 @pytest.mark.parametrize(
@@ -313,87 +295,74 @@ async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
     ],
 )
 async def test_an_invalid_request_names_its_field(
-    make_plane: MakePlane,
-    encode_image: Encode,
-    runtime: FakeRuntime,
+    core: Core,
     capability: Capability,
     change: dict[str, Any],
     error: type[ServiceError],
     param: str | None,
 ) -> None:
-    plane = make_plane(max_images_per_request=8)
     kinds = {
-        "good": encode_image(),
+        "good": core.image(),
         "broken": b"no image",
-        "truncated": encode_image("JPEG", size=(200, 200))[:900],
-        "long": encode_image(size=(400, 2)),
+        "truncated": core.image("JPEG", size=(200, 200))[:900],
+        "long": core.image(size=(400, 2)),
     }
     images = tuple(kinds[kind] for kind in change.get("images", "good good").split())
     with pytest.raises(error) as caught:
-        await answer_of(plane, capability, **{**change, "images": images})
+        await core.ask(capability, **{**change, "images": images})
     assert caught.value.param == param
-    assert (runtime.num_images, runtime.num_maps) == (0, 0)
-    assert plane.admission.wait_idle(0)
+    assert (core.runtime.num_images, core.runtime.num_maps) == (0, 0)
+    assert core.plane.admission.wait_idle(0)
 
 
-async def test_one_input_and_a_list_get_the_same_overload_answer(
-    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime, entered: Entered
-) -> None:
-    runtime.gate.clear()
-    big = EmbedImagesRequest(images=(encode_image(),) * 4, resolution=112)
-    running = asyncio.ensure_future(plane.embed_images(big, call()))
-    assert await entered()
+async def test_one_input_and_a_list_get_the_same_overload_answer(core: Core) -> None:
+    core.runtime.gate.clear()
+    running = asyncio.ensure_future(
+        core.ask(EMBED, *[core.image()] * 4, resolution=112, fit="squash")
+    )
+    assert await core.entered()
     for count in (1, 3):
-        request = EmbedImagesRequest(images=(encode_image(),) * count)
         with pytest.raises(Overloaded) as caught:
-            await plane.embed_images(request, call())
+            await core.ask(EMBED, *[core.image()] * count)
         assert caught.value.retry_after_s
-    runtime.gate.set()
+    core.runtime.gate.set()
     assert len((await running).embeddings) == 4
 
 
 @pytest.mark.parametrize("capability", [EMBED, SLIDE, DEPTH, NORMALS])
 async def test_a_caller_who_leaves_while_the_model_runs_frees_the_lane(
-    plane: DataPlane,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    entered: Entered,
-    capability: Capability,
+    core: Core, capability: Capability
 ) -> None:
-    await answer_of(plane, SEGMENT, (encode_image(),))  # the class names are cached now
-    while runtime.entered.acquire(blocking=False):
+    await core.ask(SEGMENT, core.image())  # the class names are cached now
+    while core.runtime.entered.acquire(blocking=False):
         pass
-    before = counts(runtime)
-    runtime.gate.clear()
-    image = encode_image(size=(28 + 21 * 7, 28))  # eight windows
-    leaving = asyncio.ensure_future(answer_of(plane, capability, (image,)))
-    assert await entered()
+    before = core.counts
+    core.runtime.gate.clear()
+    image = core.image(size=(28 + 21 * 7, 28))  # eight windows
+    leaving = asyncio.ensure_future(core.ask(capability, image))
+    assert await core.entered()
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    await until(lambda: runtime.num_interrupted == 1)
-    runtime.gate.set()
-    assert plane.admission.wait_idle(0)
-    assert counts(runtime) == before
+    await until(lambda: core.runtime.num_interrupted == 1)
+    core.runtime.gate.set()
+    assert core.plane.admission.wait_idle(0)
+    assert core.counts == before
 
 
 @EVERY
 @pytest.mark.parametrize("fault", ["raise", "short"])
 async def test_a_failed_batch_is_an_internal_error_and_the_next_request_is_served(
-    plane: DataPlane,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    capability: Capability,
-    fault: Any,
+    core: Core, capability: Capability, fault: Any
 ) -> None:
-    images = (encode_image(),) * 2
+    images = [core.image()] * 2
     # The class names are cached then. The next request would join a failing batch of texts.
-    await answer_of(plane, capability, images)
-    runtime.fault = fault
+    await core.ask(capability, *images)
+    core.runtime.fault = fault
     with pytest.raises(InternalError):
-        await answer_of(plane, capability, images)
-    runtime.fault = ""
-    assert len(arrays(await answer_of(plane, capability, images), capability)) == 2
+        await core.ask(capability, *images)
+    core.runtime.fault = ""
+    assert len(await core.arrays(capability, *images)) == 2
 
 
 class Work:
@@ -407,160 +376,131 @@ class Work:
             yield
             time.sleep(0.001)
 
+    async def stopped(self) -> None:
+        """Return when no step is made any more."""
+        async with asyncio.timeout(20):
+            before = 0
+            while before != self.num_steps:
+                before = self.num_steps
+                await asyncio.sleep(4 * SLICE_S)
 
-async def has_stopped(work: Work) -> bool:
-    async with asyncio.timeout(20):
-        while True:
-            before = work.num_steps
-            await asyncio.sleep(4 * SLICE_S)
-            if work.num_steps == before:
-                return True
 
-
-async def test_long_work_leaves_the_pool_to_other_work_and_ends_when_its_caller_leaves(
-    plane: DataPlane,
+async def test_long_work_leaves_the_pool_to_other_work_and_ends_with_its_caller(
+    core: Core,
 ) -> None:
     works = [Work() for _ in range(3)]  # the pool has two threads
-    tasks = [asyncio.ensure_future(plane.offload_steps(w.steps(), call())) for w in works]
+    offload = core.plane.offload_steps
+    tasks = [asyncio.ensure_future(offload(w.steps(), call())) for w in works]
     async with asyncio.timeout(20):
-        assert await plane.offload(lambda: "done") == "done"
+        assert await core.plane.offload(lambda: "done") == "done"
     await until(lambda: all(work.num_steps for work in works))
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert [await has_stopped(work) for work in works] == [True] * 3
-
-
-async def test_long_work_ends_at_the_deadline(plane: DataPlane) -> None:
-    work = Work()
+    late = Work()
     with pytest.raises(DeadlineExceeded):
-        await plane.offload_steps(work.steps(), call(2 * SLICE_S))
-    assert await has_stopped(work)
+        await offload(late.steps(), call(2 * SLICE_S))
+    for work in (*works, late):
+        await work.stopped()
 
 
 # Windows.
 
 
-def slide(*images: bytes, **values: Any) -> SegmentImagesRequest:
-    classes = (DOG, SegmentClass(name="sky"))
-    return SegmentImagesRequest(images=images, classes=classes, mode="slide", **values)
-
-
-async def test_windows_of_one_request_share_batches(
-    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime, metrics: Metrics
-) -> None:
+async def test_windows_of_one_request_share_batches(core: Core, metrics: Metrics) -> None:
     # Of 28 pixels, 21 apart: one window, two and four.
-    images = [encode_image(size=size, seed=size[0]) for size in ((30, 30), (49, 28), (40, 110))]
-    answer = await make_plane().segment_images(slide(*images, include_scores=True), call())
+    images = [core.image(size=size, seed=size[0]) for size in ((30, 30), (49, 28), (40, 110))]
+    answer = await core.ask(SLIDE, *images, include_scores=True)
     assert [s.labels_HW.shape for s in answer.segmentations] == [(30, 30), (28, 49), (110, 40)]
-    assert runtime.num_images == 1 + 2 + 4
+    assert core.runtime.num_images == 1 + 2 + 4
     assert sample(metrics, "batch_images_count") < 1 + 2 + 4
     for mask in answer.segmentations:
-        assert mask.scores_HW is not None
         assert (mask.scores_HW < 0.5).any(), "cosines, not probabilities of two classes"
 
 
-async def test_one_window_gives_the_labels_and_scores_of_the_whole_image(
-    plane: DataPlane, encode_image: Encode
-) -> None:
-    images = (encode_image(size=(28, 28)),)
+async def test_one_window_gives_the_labels_and_scores_of_the_whole_image(core: Core) -> None:
+    image = core.image(size=(28, 28))
     whole, windows = [
-        (await answer_of(plane, SEGMENT, images, mode=mode, include_scores=True)).segmentations[0]
-        for mode in ("whole", "slide")
+        (await core.ask(capability, image, include_scores=True)).segmentations[0]
+        for capability in (SEGMENT, SLIDE)
     ]
     # A softmax changes no order, and the window's map is as large as the image's.
     np.testing.assert_array_equal(windows.labels_HW, whole.labels_HW)
     np.testing.assert_allclose(windows.scores_HW, whole.scores_HW, rtol=1e-5, atol=1e-6)
 
 
-async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(
-    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
-    plane = make_plane()
+async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(core: Core) -> None:
+    core.make()
     # Prompts are known, so that images alone have a cost; the queue holds 256 patches.
-    await plane.segment_images(slide(encode_image()), call())
-    before = runtime.num_images
-    long = encode_image(size=(28 + 21 * 6, 28))  # seven windows of four patches, 18 in a row
-    await answer_of(plane, SEGMENT, (long,) * 10, classes=slide().classes)
-    assert runtime.num_images == before + 10
+    await core.ask(SLIDE, core.image())
+    before = core.runtime.num_images
+    long = core.image(size=(28 + 21 * 6, 28))  # seven windows of four patches, 18 in a row
+    await core.ask(SEGMENT, *[long] * 10)
+    assert core.runtime.num_images == before + 10
     with pytest.raises(RequestTooLarge, match="280 patches"):
-        await plane.segment_images(slide(*(long,) * 10), call())
-    assert runtime.num_images == before + 10
-    await plane.segment_images(slide(*(long,) * 9), call())
-    assert runtime.num_images == before + 10 + 9 * 7
+        await core.ask(SLIDE, *[long] * 10)
+    assert core.runtime.num_images == before + 10
+    await core.ask(SLIDE, *[long] * 9)
+    assert core.runtime.num_images == before + 10 + 9 * 7
 
 
-async def test_the_pixels_of_all_images_of_a_request_are_bounded(
-    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+async def test_pixels_of_all_images_and_values_of_all_classes_are_bounded(
+    core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plane = make_plane(max_batch_patches=6)  # eight of the largest images, of six patches each
-    await answer_of(plane, SEGMENT, (encode_image(),) * 8)
-    before = runtime.num_images
+    core.make(max_batch_patches=6)  # eight of the largest images, of six patches each
+    await core.ask(SEGMENT, *[core.image()] * 8)
+    before = core.runtime.num_images
     with pytest.raises(RequestTooLarge, match="Send fewer"):
-        await answer_of(plane, SEGMENT, (encode_image(),) * 9)
-    assert runtime.num_images == before
-
-
-async def test_slide_mode_bounds_the_values_of_all_classes(
-    plane: DataPlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+        await core.ask(SEGMENT, *[core.image()] * 9)
+    assert core.runtime.num_images == before
+    core.make()
     monkeypatch.setattr(validation, "MAX_SLIDE_VALUES", 2 * 900)
-    await plane.segment_images(slide(encode_image(size=(30, 30))), call())
+    await core.ask(SLIDE, core.image(size=(30, 30)))
     with pytest.raises(RequestTooLarge, match="900 pixels for so many"):
-        await plane.segment_images(slide(encode_image(size=(30, 31))), call())
-    await answer_of(plane, SEGMENT, (encode_image(size=(30, 31)),))
+        await core.ask(SLIDE, core.image(size=(30, 31)))
+    await core.ask(SEGMENT, core.image(size=(30, 31)))
 
 
 # Images and texts in one request.
 
 
-async def test_images_and_texts_of_one_request_have_the_vectors_of_each_alone(
-    plane: DataPlane, encode_image: Encode
-) -> None:
-    images = (encode_image(seed=1), encode_image(seed=2, size=(60, 20)))
-    answer = await answer_of(plane, MIXED, images, fit="aspect")
-    embedded = await answer_of(plane, EMBED, images)
-    texts = await plane.embed_texts(EmbedTextsRequest(texts=TEXTS), call())
-    np.testing.assert_array_equal(answer.images_BD, [e["cls1"] for e in embedded.embeddings])
+async def test_images_and_texts_of_one_request_have_the_vectors_of_each_alone(core: Core) -> None:
+    images = (core.image(seed=1), core.image(seed=2, size=(60, 20)))
+    answer = await core.ask(MIXED, *images, fit="aspect")
+    texts = await core.plane.embed_texts(EmbedTextsRequest(texts=TEXTS), call())
+    np.testing.assert_array_equal(answer.images_BD, await core.arrays(EMBED, *images))
     np.testing.assert_array_equal(answer.texts_TD, texts.embeddings_TD)
     assert answer.num_tokens == len("dog") + len("two cats")
     assert answer.num_patches == 2 * 3 + 2 * 6
 
 
-async def test_a_mixed_request_is_admitted_as_a_whole_or_not_at_all(
-    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime, entered: Entered
-) -> None:
+async def test_a_mixed_request_is_admitted_as_a_whole_or_not_at_all(core: Core) -> None:
     # Of 12 patches the image takes 4, and a prompt counts as 8: both fit, and then nothing does.
-    plane = make_plane(max_queue_patches=12, max_batch_patches=12)
-    images = (encode_image(),)
-    runtime.gate.clear()
-    first = asyncio.ensure_future(answer_of(plane, MIXED, images, texts=("dog",)))
-    assert await entered()
+    core.make(max_queue_patches=12, max_batch_patches=12)
+    core.runtime.gate.clear()
+    first = asyncio.ensure_future(core.ask(MIXED, core.image(), texts=("dog",)))
+    assert await core.entered()
     for texts in ((), ("dog",)):
         with pytest.raises(Overloaded):
-            await answer_of(plane, MIXED, images, texts=texts)
-    runtime.gate.set()
+            await core.ask(MIXED, core.image(), texts=texts)
+    core.runtime.gate.set()
     assert len((await first).images_BD) == 1
     with pytest.raises(RequestTooLarge):
-        await answer_of(plane, MIXED, images, texts=("cat", "sky"))
+        await core.ask(MIXED, core.image(), texts=("cat", "sky"))
 
 
 # Partial requests.
 
 
-def with_broken_images(encode_image: Encode) -> tuple[Any, ...]:
-    """Unreadable by its header, good, truncated, invalid before decoding, good."""
-    given = InvalidRequest("images[3] is no base64.", code="invalid_base64", param="images[3]")
-    truncated = encode_image("JPEG", size=(200, 150))[:900]
-    return (b"hello", encode_image(seed=1), truncated, given, encode_image(seed=2))
-
-
 @EVERY
 async def test_a_partial_request_answers_its_valid_images_as_if_they_were_alone(
-    plane: DataPlane, encode_image: Encode, capability: Capability
+    core: Core, capability: Capability
 ) -> None:
-    images = with_broken_images(encode_image)
-    answer = await answer_of(plane, capability, images, partial=True)
+    # Unreadable by its header, good, truncated, invalid before decoding, good.
+    given = InvalidRequest("images[3] is no base64.", code="invalid_base64", param="images[3]")
+    truncated = core.image("JPEG", size=(200, 150))[:900]
+    images = (b"hello", core.image(seed=1), truncated, given, core.image(seed=2))
+    answer = await core.ask(capability, *images, partial=True)
     assert {i: (e.code, e.param) for i, e in answer.errors.items()} == {
         0: ("invalid_image", "images[0]"),
         2: ("invalid_image", "images[2]"),
@@ -570,32 +510,31 @@ async def test_a_partial_request_answers_its_valid_images_as_if_they_were_alone(
         # A frame would keep the image.
         assert error.__traceback__ is None
         assert error.__cause__ is error.__context__ is None
-    good = await answer_of(plane, capability, (images[1], images[4]))
-    found, expected = arrays(answer, capability), arrays(good, capability)
-    assert len(found) == 2
-    for mine, other in zip(found, expected, strict=True):
+    expected = await core.arrays(capability, images[1], images[4])
+    for mine, other in zip(arrays_of(answer, capability), expected, strict=True):
         np.testing.assert_array_equal(mine, other)
 
 
 @EVERY
 async def test_a_partial_request_without_a_valid_image_runs_no_model(
-    plane: DataPlane, runtime: FakeRuntime, capability: Capability
+    core: Core, capability: Capability
 ) -> None:
-    answer = await answer_of(plane, capability, (b"x", b"y"), partial=True)
+    answer = await core.ask(capability, b"x", b"y", partial=True)
     assert set(answer.errors) == {0, 1}
-    assert len(arrays(answer, capability)) == 0
-    assert (runtime.num_images, runtime.num_maps) == (0, 0)
-    assert plane.admission.wait_idle(0)
+    assert len(arrays_of(answer, capability)) == 0
+    assert (core.runtime.num_images, core.runtime.num_maps) == (0, 0)
+    assert core.plane.admission.wait_idle(0)
 
 
-async def test_a_partial_request_fails_for_errors_that_concern_all_its_images(
-    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
-) -> None:
-    plane, image = make_plane(), encode_image()
-    with pytest.raises(InvalidRequest):
-        await answer_of(plane, EMBED, (image, b"x"), partial=True, resolution=15)
-    with pytest.raises(RequestTooLarge):
-        await answer_of(plane, EMBED, (image,) * 20, partial=True, resolution=56)
-    runtime.fault = "raise"
-    with pytest.raises(InternalError):
-        await answer_of(plane, EMBED, (b"x", image), partial=True)
+async def test_a_partial_request_fails_for_errors_that_concern_all_its_images(core: Core) -> None:
+    core.make()
+    image = core.image()
+    failing: list[tuple[type[Exception], Callable[[], Awaitable[Any]]]] = [
+        (InvalidRequest, lambda: core.ask(EMBED, image, b"x", partial=True, resolution=15)),
+        (RequestTooLarge, lambda: core.ask(EMBED, *[image] * 20, partial=True, resolution=56)),
+        (InternalError, lambda: core.ask(EMBED, b"x", image, partial=True)),
+    ]
+    core.runtime.fault = "raise"
+    for error, ask in failing:
+        with pytest.raises(error):
+            await ask()

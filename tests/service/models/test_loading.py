@@ -1,9 +1,9 @@
 """Served shapes and dense heads, lanes that fit the memory, and limits of batches."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -83,18 +83,17 @@ def test_a_head_is_served_if_package_and_runtime_have_it(
     assert served_tasks(manifest.model_copy(update={"outputs": ["cls1"]}), runtime) == ()
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Four CPUs, some free memory, and the runtimes that were loaded."""
-
-    loaded: list[FakeRuntime]
-    set_free: Callable[[int], None]
-
-
 class LargeRuntime(FakeRuntime):
-    """Holds 64 KiB for each pixel of an image while it computes it."""
+    """Takes 12 MiB for each patch of an image on a CPU, and keeps 1 MiB for each on a GPU.
 
-    tasks = ()
+    A full GPU fails as CUDA does. Notes the maps that it computes.
+    """
+
+    def __init__(self, machine: "Machine") -> None:
+        super().__init__()
+        self.machine, self.device = machine, machine.choice.device
+        self.kept_bytes, self.maps = 0, list[str]()
+        self.tasks = machine.tasks
 
     def encode_images(
         self,
@@ -102,85 +101,14 @@ class LargeRuntime(FakeRuntime):
         tasks: Sequence[DenseTask] = (),
         patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
     ) -> VisionOutput:
-        held = np.ones(pixels_B3HW[0, 0].size * 64 * 1024, np.uint8)
+        num_patches = pixels_B3HW[:, 0].size // 14**2
+        held = np.ones(12 * MB * num_patches if self.device == "cpu" else 1, np.uint8)
         output = super().encode_images(pixels_B3HW, tasks, patch_outputs)
         assert held[-1] == 1
+        self.kept_bytes = max(self.kept_bytes, num_patches * MB)
+        if self.device == "gpu" and self.machine.free_on_gpu() < 0:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
         return output
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    collect_and_trim()  # garbage of other tests would else be freed while memory is measured
-    loaded: list[FakeRuntime] = []
-
-    def load(*_: object, **__: object) -> FakeRuntime:
-        loaded.append(LargeRuntime())
-        return loaded[-1]
-
-    def set_free(num_bytes: int) -> None:
-        monkeypatch.setattr(loading, "free_memory", lambda: num_bytes)
-
-    monkeypatch.setattr(loading, "load_chosen", load)
-    monkeypatch.setattr(loading, "available_cpus", lambda: 4)
-    monkeypatch.setattr(loading, "weight_bytes", lambda *_: (MB, 0))
-    monkeypatch.setattr(loading, "choose_runtime", lambda *_: CHOICE)
-    return Machine(loaded, set_free)
-
-
-@pytest.fixture
-def load(manifest: Manifest, make_settings: Any) -> Callable[..., LoadedLanes]:
-    """Load the lanes of the fake model with these settings."""
-    package = ModelPackage(path=Path(), manifest=manifest)
-
-    def load_with(num_loading: int = 1, **values: object) -> LoadedLanes:
-        settings = make_settings(warm_up_limit_s=0.0, **values)
-        source = ModelSource("bundled-student", num_loading=num_loading)
-        return load_lanes(package, settings, source)
-
-    return load_with
-
-
-def require_peaks(loaded: LoadedLanes) -> None:
-    if not loaded.peaks:
-        pytest.skip("a process cannot reset its high-water mark here")
-
-
-def test_lanes_and_batches_fit_the_memory_that_the_first_lane_uses(
-    machine: Machine, load: Callable[..., LoadedLanes]
-) -> None:
-    machine.set_free(100_000 * MB)
-    loaded = load(lanes=None)
-    assert len(loaded.lanes) == len(machine.loaded) == 4
-    # Only the first lane ran the largest shape; what it left in the graphs is freed.
-    assert [runtime.num_images for runtime in machine.loaded] == [2, 1, 1, 1]
-    assert [runtime.num_released for runtime in machine.loaded] == [1, 1, 1, 1]
-    require_peaks(loaded)
-    assert 60 * MB < loaded.largest_bytes < 200 * MB
-    # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 73.5 MB.
-    assert loaded.fitting is not None
-    assert 500 < loaded.fitting < 1100
-    machine.set_free(400 * MB)
-    assert len(load(lanes=None).lanes) == 2, "the estimate was too low"
-    # Two processes that load at the same time have half of the memory each.
-    machine.set_free(800 * MB)
-    assert len(load(lanes=None).lanes) == 4
-    assert len(load(num_loading=2, lanes=None).lanes) == 2
-    machine.set_free(170 * MB)
-    with pytest.raises(PackageError, match=r"image 28x42 on each of 4 lanes, .* set lanes to [12]"):
-        load(lanes=4)
-
-
-SHAPES = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
-NATIVE_MAPS = [f"{task} 28x28" for task in DENSE_TASKS]
-ALL_MAPS = [*NATIVE_MAPS, *(f"{task} {side}x28" for side in (56, 84) for task in DENSE_TASKS)]
-
-
-class NotingRuntime(FakeRuntime):
-    """Notes the maps that it computes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maps: list[str] = []
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
         height, width = pixels_B3HW.shape[2:]
@@ -188,21 +116,80 @@ class NotingRuntime(FakeRuntime):
         return super().estimate(task, pixels_B3HW)
 
 
-@pytest.mark.parametrize(("limit_s", "maps"), [(0.0, [NATIVE_MAPS, []]), (60.0, [ALL_MAPS, []])])
+class Machine:
+    """Four CPUs, some free memory, and the runtimes that were loaded for a manifest."""
+
+    def __init__(self, manifest: Manifest, make_settings: Any) -> None:
+        self.manifest, self.make_settings = manifest, make_settings
+        self.choice = CHOICE
+        self.tasks: tuple[DenseTask, ...] = ()
+        self.free_bytes: int | None = 100_000 * MB
+        self.loaded: list[LargeRuntime] = []
+
+    def free_on_gpu(self, in_use_bytes: int = 0) -> int:
+        assert self.free_bytes is not None
+        return in_use_bytes + self.free_bytes - sum(one.kept_bytes for one in self.loaded)
+
+    def load_chosen(self, *_: object, **__: object) -> FakeRuntime:
+        self.loaded.append(LargeRuntime(self))
+        return self.loaded[-1]
+
+    def load(self, num_loading: int = 1, **values: object) -> LoadedLanes:
+        """Load the lanes with these settings."""
+        self.loaded.clear()
+        settings = self.make_settings(**{"lanes": None, "warm_up_limit_s": 0.0, **values})
+        package = ModelPackage(path=Path(), manifest=self.manifest)
+        return load_lanes(package, settings, ModelSource("any", num_loading=num_loading))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, manifest: Manifest, make_settings: Any) -> Machine:
+    collect_and_trim()  # garbage of other tests would else be freed while memory is measured
+    made = Machine(manifest, make_settings)
+    monkeypatch.setattr(loading, "free_memory", lambda: made.free_bytes)
+    monkeypatch.setattr(loading, "load_chosen", made.load_chosen)
+    monkeypatch.setattr(loading, "available_cpus", lambda: 4)
+    monkeypatch.setattr(loading, "weight_bytes", lambda *_: (MB, 0))
+    monkeypatch.setattr(loading, "choose_runtime", lambda *_: made.choice)
+    return made
+
+
+def test_lanes_and_batches_fit_the_memory_that_the_first_lane_uses(machine: Machine) -> None:
+    loaded = machine.load()
+    assert len(loaded.lanes) == 4
+    # Only the first lane ran the largest shape; what it left in the graphs is freed.
+    assert [runtime.num_images for runtime in machine.loaded] == [2, 1, 1, 1]
+    assert [runtime.num_released for runtime in machine.loaded] == [1, 1, 1, 1]
+    if not loaded.peaks:
+        pytest.skip("a process cannot reset its high-water mark here")
+    assert 60 * MB < loaded.largest_bytes < 200 * MB
+    # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 72 MiB.
+    assert loaded.fitting is not None
+    assert 500 < loaded.fitting < 1100
+    machine.free_bytes = 400 * MB
+    assert len(machine.load().lanes) == 2, "the estimate was too low"
+    # Two processes that load at the same time have half of the memory each.
+    machine.free_bytes = 800 * MB
+    assert len(machine.load().lanes) == 4
+    assert len(machine.load(num_loading=2).lanes) == 2
+    machine.free_bytes = 170 * MB
+    with pytest.raises(PackageError, match=r"image 28x42 on each of 4 lanes, .* set lanes to [12]"):
+        machine.load(lanes=4)
+
+
+SHAPES = {"size_multiple": 28, "shape_buckets": [(28, 28), (84, 28), (56, 28)]}
+NATIVE_MAPS = [f"{task} 28x28" for task in DENSE_TASKS]
+ALL_MAPS = [*NATIVE_MAPS, *(f"{task} {side}x28" for side in (56, 84) for task in DENSE_TASKS)]
+
+
+@pytest.mark.parametrize(("limit_s", "maps"), [(0.0, NATIVE_MAPS), (60.0, ALL_MAPS)])
 def test_slow_heads_run_on_the_first_lane_in_their_native_shape(
-    manifest: Manifest,
-    make_settings: Any,
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-    limit_s: float,
-    maps: list[list[str]],
+    machine: Machine, manifest: Manifest, limit_s: float, maps: list[str]
 ) -> None:
-    monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: NotingRuntime())
-    package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=SHAPES))
-    settings = make_settings(lanes=2, warm_up_limit_s=limit_s)
-    loaded = load_lanes(package, settings, ModelSource("bundled-student"))
-    assert [lane.runtime.maps for lane in loaded.lanes] == maps  # type: ignore[attr-defined]
-    seconds = {b.height: b.run_s for b in bucket_limits(package.manifest, loaded, 4096)}
+    machine.tasks, machine.manifest = DENSE_TASKS, manifest.model_copy(update=SHAPES)
+    loaded = machine.load(lanes=2, warm_up_limit_s=limit_s, max_batch_images=1)
+    assert [runtime.maps for runtime in machine.loaded] == [maps, []]
+    seconds = {b.height: b.run_s for b in bucket_limits(machine.manifest, loaded, 4096)}
     if not limit_s:  # the shape between the two that ran is estimated
         assert seconds[56] == pytest.approx(2 * seconds[28], abs=1e-5)
 
@@ -218,8 +205,6 @@ def test_slow_heads_run_on_the_first_lane_in_their_native_shape(
 )
 def test_lanes_and_threads_are_planned_unless_set(
     machine: Machine,
-    manifest: Manifest,
-    make_settings: Any,
     monkeypatch: pytest.MonkeyPatch,
     device: Any,
     given: dict[str, int],
@@ -227,44 +212,16 @@ def test_lanes_and_threads_are_planned_unless_set(
     plan: tuple[int, int],
 ) -> None:
     monkeypatch.setattr(loading, "weight_bytes", lambda *_: (100 * MB, 0))
-    package, choice = ModelPackage(path=Path(), manifest=manifest), replace(CHOICE, device=device)
-    planned = lane_plan(package, choice, make_settings(**{"lanes": None, **given}), free_mb * MB)
+    package = ModelPackage(path=Path(), manifest=machine.manifest)
+    settings = machine.make_settings(**{"lanes": None, **given})
+    planned = lane_plan(package, replace(CHOICE, device=device), settings, free_mb * MB)
     assert (planned.num_lanes, planned.num_threads) == plan
 
 
-def test_each_processor_has_a_pool_thread_unless_set(machine: Machine, make_settings: Any) -> None:
+def test_each_processor_has_a_pool_thread_unless_set(machine: Machine) -> None:
     for given, planned in (({}, 4), ({"cpus": 3}, 3), ({"pool_threads": 7}, 7)):
-        settings = make_settings(**{"lanes": None, "pool_threads": None, **given})
+        settings = machine.make_settings(**{"lanes": None, "pool_threads": None, **given})
         assert num_pool_threads(settings) == planned
-
-
-class GpuRuntime(FakeRuntime):
-    """Keeps 1 MiB for each patch of its largest batch; fails as CUDA does if the GPU is full."""
-
-    device = "gpu"
-    tasks = ()
-    total_bytes = 0
-    loaded: ClassVar[list["GpuRuntime"]] = []
-
-    def __init__(self, *_: object, **__: object) -> None:
-        super().__init__()
-        self.kept_bytes = 0
-        self.loaded.append(self)
-
-    @classmethod
-    def free_bytes(cls, in_use_bytes: int = 0) -> int:
-        return in_use_bytes + cls.total_bytes - sum(one.kept_bytes for one in cls.loaded)
-
-    def encode_images(
-        self,
-        pixels_B3HW: NDArray[np.float32],
-        tasks: Sequence[DenseTask] = (),
-        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
-    ) -> VisionOutput:
-        self.kept_bytes = max(self.kept_bytes, pixels_B3HW[:, 0].size // 14**2 * MB)
-        if self.free_bytes() < 0:
-            raise RuntimeError("CUDA out of memory. Tried to allocate")
-        return super().encode_images(pixels_B3HW, tasks, patch_outputs)
 
 
 @pytest.mark.parametrize(
@@ -278,38 +235,30 @@ class GpuRuntime(FakeRuntime):
     ],
 )
 def test_batches_on_a_gpu_fit_its_free_memory(
-    manifest: Manifest,
-    make_settings: Any,
+    machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     free_mb: int | None,
     given: dict[str, int],
     most_images: int,
 ) -> None:
-    GpuRuntime.loaded.clear()
-    GpuRuntime.total_bytes = (free_mb or 1_000_000) * MB
+    machine.choice = replace(CHOICE, device="gpu")
+    machine.free_bytes = (free_mb or 1_000_000) * MB
     for module in (loading, service_machine):
-        known = GpuRuntime.free_bytes if free_mb else lambda **_: None
+        known = machine.free_on_gpu if free_mb else lambda **_: None
         monkeypatch.setattr(module, "free_gpu_memory", known)
-    monkeypatch.setattr(loading, "load_chosen", GpuRuntime)
-    monkeypatch.setattr(loading, "weight_bytes", lambda *_: (MB, 0))
-    monkeypatch.setattr(loading, "choose_runtime", lambda *_: replace(CHOICE, device="gpu"))
     monkeypatch.setattr(loading, "find_batch_size", lambda _, most: most)
     shapes = {"shape_buckets": [(224, 224)], "native_size": 224, "max_size": 224}
-    manifest = manifest.model_copy(update=shapes)
-    settings = make_settings(lanes=None, **given)
-    package = ModelPackage(path=Path(), manifest=manifest)
-    loaded = load_lanes(package, settings, ModelSource("bundled-student"))
+    machine.manifest = machine.manifest.model_copy(update=shapes)
+    loaded = machine.load(**given)
     assert loaded.max_images == most_images
     limits = batch_limits(most_images, loaded.max_patches, loaded.fitting, 4096)["image"]
-    num_images = max(1, min(limits.max_items, limits.max_cost // 256))
-    assert num_images == most_images
+    assert max(1, min(limits.max_items, limits.max_cost // 256)) == most_images
     for lane in loaded.lanes:
-        lane.run_synthetic(Bucket("image", (224, 224)), num_images)
+        lane.run_synthetic(Bucket("image", (224, 224)), most_images)
     if free_mb == 600:
-        GpuRuntime.loaded.clear()
-        GpuRuntime.total_bytes = 400 * MB
+        machine.free_bytes = 400 * MB
         with pytest.raises(PackageError, match="set lanes to 1 or fewer"):
-            load_lanes(package, make_settings(lanes=2), ModelSource("bundled-student"))
+            machine.load(lanes=2)
 
 
 @pytest.mark.parametrize(
@@ -321,15 +270,10 @@ def test_batches_on_a_gpu_fit_its_free_memory(
     ],
 )
 def test_large_images_do_not_share_a_batch(
-    machine: Machine,
-    load: Callable[..., LoadedLanes],
-    monkeypatch: pytest.MonkeyPatch,
-    given: dict[str, int],
-    patches: int,
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], patches: int
 ) -> None:
-    machine.set_free(100_000 * MB)
     monkeypatch.setattr(loading, "find_batch_size", lambda *_: 3)
-    loaded = load(lanes=1, **given)
+    loaded = machine.load(lanes=1, **given)
     assert (loaded.max_images, loaded.max_patches) == (3, patches)
 
 
@@ -343,15 +287,10 @@ def test_large_images_do_not_share_a_batch(
     ],
 )
 def test_a_graph_that_the_runtime_refuses_ends_the_load_with_a_reason(
-    manifest: Manifest,
-    make_settings: Any,
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    sentence: str,
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
 ) -> None:
-    package = ModelPackage(path=Path(), manifest=manifest)
+    package = ModelPackage(path=Path(), manifest=machine.manifest)
     monkeypatch.setattr(loading, "open_source", lambda _: package)
     monkeypatch.setattr(loading, "load_chosen", Mock(side_effect=error))
     with pytest.raises((PackageError, UnusableRuntimeError), match=sentence):
-        load_model(make_settings(), Metrics(), ModelSource("bundled-student"))
+        load_model(machine.make_settings(), Metrics(), ModelSource("any"))

@@ -5,9 +5,7 @@ Every check takes documents as `kubectl kustomize` prints them and yields one se
 
 import os
 import re
-import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from unittest.mock import patch
 
 from service.monitoring.metrics_server import LIVE, READY
@@ -25,7 +23,6 @@ from tests.deploy.workloads import (
 )
 
 Faults = Iterator[str]
-ROOT = Path(__file__).resolve().parents[2]
 # A Deployment and its canaries are parts of one thing.
 PART = "app.kubernetes.io/part-of"
 # Annotation `expects/NAME: KIND` for an object that the cluster must already have.
@@ -36,9 +33,6 @@ REFERRED |= dict.fromkeys(("secret", "secretRef", "secretKeyRef"), "Secret")
 REFERRED |= dict.fromkeys(("configMap", "configMapRef", "configMapKeyRef"), "ConfigMap")
 # Files that the server reads.
 READ = ("api_keys_file", "tls_cert", "tls_key", "tls_client_ca", "model_repository")
-# Suffixes of our images; deploy/README.md says how each is built.
-VARIANTS = ("", "-gpu", "-convert", "-train", "-bulk", "-ray", "-stores")
-HAPROXY = "haproxy:3.0.11-alpine"
 SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|PASSWORD|SECRET|CREDENTIALS)$", re.IGNORECASE)
 
 
@@ -52,11 +46,7 @@ def faults(documents: list[Manifest]) -> list[str]:
         routes,
         objects,
         mounts,
-        settings,
-        probes,
-        shutdown,
-        files,
-        images,
+        servers,
         secrets,
     )
     return [fault for check in checks for fault in check(documents)]
@@ -186,56 +176,8 @@ def mounts(documents: list[Manifest]) -> Faults:
         yield from (f"{workload}: no container mounts {name}" for name in sorted(unused))
 
 
-def settings(documents: list[Manifest]) -> Faults:
-    """The server accepts its variables, and its container declares the ports open to others."""
-    for workload, container, chosen in _servers(documents):
-        if not isinstance(chosen, Settings):
-            yield f"{workload}: the server refuses its settings: {chosen}"
-            continue
-        listening = [(n, getattr(chosen, f"{n}_port")) for n in ("http", "grpc", "metrics")]
-        if is_loopback(chosen.host or ""):
-            del listening[:2]  # the sidecar has these
-        declared = [(port["name"], port["containerPort"]) for port in container["ports"]]
-        if declared != listening or is_loopback(chosen.metrics_host or chosen.host or ""):
-            yield f"{workload}: its ports are {declared}, the server's {listening}"
-
-
-def probes(documents: list[Manifest]) -> Faults:
-    """Each probe asks for the route that has its meaning, on the port without callers."""
-    for workload, container, _ in _servers(documents):
-        for probe, meaning in {"startup": READY, "readiness": READY, "liveness": LIVE}.items():
-            asked = container.get(f"{probe}Probe", {}).get("httpGet", {})
-            if asked != {"path": meaning, "port": "metrics"}:
-                yield f"{workload}: {probe}: {asked} is not what it has to ask"
-
-
-def shutdown(documents: list[Manifest]) -> Faults:
-    """Balancers have time to notice a stop, and the drain fits into the grace period."""
-    for workload, container, chosen in _servers(documents):
-        if isinstance(chosen, Settings):
-            before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
-            notice_s = before_s.get("seconds", 0) + chosen.drain_delay_s
-            needed_s = notice_s + chosen.drain_timeout_s
-            needed_s += WRITE_GRACE_S + LOG_GRACE_S + TRACE_GRACE_S
-            grace_s = workload.pod.get("terminationGracePeriodSeconds", 30)
-            if not notice_s or grace_s <= needed_s:
-                yield f"{workload}: {notice_s} s of notice, killed after {grace_s} of {needed_s} s"
-
-
-def files(documents: list[Manifest]) -> Faults:
-    """Files and models that the server reads are below a mount."""
-    for workload, container, chosen in _servers(documents):
-        if isinstance(chosen, Settings):
-            named = [getattr(chosen, name) for name in READ]
-            named += [source.partition("=")[2] or source for source in chosen.model]
-            places = tuple(mount["mountPath"] for mount in container["volumeMounts"])
-            for path in filter(lambda name: name.startswith("/"), map(str, named)):
-                if not path.startswith(places):
-                    yield f"{workload}: nothing is mounted at {path}"
-
-
-def _servers(documents: list[Manifest]) -> Iterator[tuple[Workload, Manifest, Settings | str]]:
-    """Servers with their settings, or the reason why these are refused."""
+def servers(documents: list[Manifest]) -> Faults:
+    """The server accepts its settings, and they fit its container."""
     for workload in workloads(documents):
         for container in workload.servers:
             environment = variables(container, documents)
@@ -243,20 +185,48 @@ def _servers(documents: list[Manifest]) -> Iterator[tuple[Workload, Manifest, Se
                 with patch.dict(os.environ, environment, clear=True):
                     chosen = load_settings(container.get("args", []), environment)
             except (ValueError, SystemExit) as error:
-                yield workload, container, str(error)
-            else:
-                yield workload, container, chosen
+                yield f"{workload}: the server refuses its settings: {error}"
+                continue
+            for check in (_ports, _probes, _shutdown, _files):
+                yield from (f"{workload}: {fault}" for fault in check(workload, container, chosen))
 
 
-def images(documents: list[Manifest]) -> Faults:
-    """Images have the project's version."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    version = tomllib.loads(text)["project"]["version"]
-    known = {f"tipserve:{version}{variant}" for variant in VARIANTS} | {HAPROXY}
-    for workload in workloads(documents):
-        for container in workload.containers:
-            if str(container.get("image")).rpartition("/")[2] not in known:
-                yield f"{workload}: {container['name']} has the image {container.get('image')}"
+def _ports(_: Workload, container: Manifest, chosen: Settings) -> Faults:
+    """Its container declares the ports open to others."""
+    listening = [(n, getattr(chosen, f"{n}_port")) for n in ("http", "grpc", "metrics")]
+    if is_loopback(chosen.host or ""):
+        del listening[:2]  # the sidecar has these
+    declared = [(port["name"], port["containerPort"]) for port in container["ports"]]
+    if declared != listening or is_loopback(chosen.metrics_host or chosen.host or ""):
+        yield f"its ports are {declared}, the server's {listening}"
+
+
+def _probes(_: Workload, container: Manifest, chosen: Settings) -> Faults:
+    """Each probe asks for the route that has its meaning, on the port without callers."""
+    for probe, meaning in {"startup": READY, "readiness": READY, "liveness": LIVE}.items():
+        asked = container.get(f"{probe}Probe", {}).get("httpGet", {})
+        if asked != {"path": meaning, "port": "metrics"}:
+            yield f"{probe}: {asked} is not what it has to ask"
+
+
+def _shutdown(workload: Workload, container: Manifest, chosen: Settings) -> Faults:
+    """Balancers have time to notice a stop, and the drain fits into the grace period."""
+    before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+    notice_s = before_s.get("seconds", 0) + chosen.drain_delay_s
+    needed_s = notice_s + chosen.drain_timeout_s + WRITE_GRACE_S + LOG_GRACE_S + TRACE_GRACE_S
+    grace_s = workload.pod.get("terminationGracePeriodSeconds", 30)
+    if not notice_s or grace_s <= needed_s:
+        yield f"{notice_s} s of notice, killed after {grace_s} of {needed_s} s"
+
+
+def _files(_: Workload, container: Manifest, chosen: Settings) -> Faults:
+    """Files and models that the server reads are below a mount."""
+    named = [getattr(chosen, name) for name in READ]
+    named += [source.partition("=")[2] or source for source in chosen.model]
+    places = tuple(mount["mountPath"] for mount in container["volumeMounts"])
+    for path in filter(lambda name: name.startswith("/"), map(str, named)):
+        if not path.startswith(places):
+            yield f"nothing is mounted at {path}"
 
 
 def secrets(documents: list[Manifest]) -> Faults:

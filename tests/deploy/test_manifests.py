@@ -49,7 +49,6 @@ def test_names_and_numbers_agree(name: str) -> None:
 PLANTED = [
     ("cpu", "targetPort: grpc", "targetPort: grcp"),
     ("cpu", "path: /v2/health/ready", "path: /v2/health/live"),
-    ("cpu", "image: tipserve:0.1.0", "image: tipserve:0.1.0-cuda"),
     ("cpu", "seconds: 10", "seconds: 25"),
     ("cpu", "TIPSERVE_METRICS_HOST: 0.0.0.0", "TIPSERVE_METRICS_HOST: 127.0.0.1"),
     ("cpu", "readOnlyRootFilesystem", "readOnlyRootFileSystem"),

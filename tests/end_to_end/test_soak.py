@@ -1,25 +1,22 @@
-"""A server that has warmed up grows no further: blocks of the same mixed requests are compared."""
+"""A server that has warmed up grows no further: blocks of the same mixed requests are compared.
 
-import asyncio
-import itertools
+What callers leave who hang up is in `tests/promises/test_memory.py`.
+"""
+
 import os
-import random
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import grpc
 import httpx
 
-from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 from tests.promises.callers import until
-from tests.promises.servers import Server, photo, start_server
+from tests.promises.servers import LIMIT_S, Server, photo, start_server
 
-MAX_OPEN = 16  # requests at a time
 IMAGES = [photo(side, (side, side)) for side in (64, 224, 480, 640, 1600)]
 TARGETS = (
     "/v1/images:embed",
@@ -29,8 +26,7 @@ TARGETS = (
     "/v1/images:features?size=model",
     "/v1/images:classify?classes=dog,cat",
 )
-WARM_UP, NUM_BLOCKS, BLOCK = 300, 8, 150
-LIMIT_S = 60.0
+NUM_CALLERS, WARM_UP, NUM_BLOCKS, BLOCK = 16, 300, 8, 150
 # What one request may leave on average. A leaked image has 50,000 bytes or more.
 MAX_LEFT_BYTES = 25_000
 
@@ -44,48 +40,14 @@ class State(NamedTuple):
 
 
 def requests() -> Iterator[tuple[str, bytes, str]]:
-    """Good and bad requests over REST, without end; every text is new."""
-    for number in itertools.count():
+    """Good and bad requests, without end; every text is new."""
+    for number in count():
         image = IMAGES[number % len(IMAGES)]
         yield TARGETS[number % len(TARGETS)], image, "image/jpeg"
         yield "/v1/images:embed", image[: len(image) // 2], "image/jpeg"
         text = f'{{"texts": ["a photo of number {number}"]}}'.encode()
         yield "/v1/texts:embed", text, "application/json"
         yield "/v1/texts:embed", b'{"texts": 1}', "application/json"
-
-
-async def load(
-    server: Server, rest: Iterator[tuple[str, bytes, str]], num_requests: int
-) -> Counter[str]:
-    """Send requests; one in ten over gRPC, one in twenty hangs up."""
-    counts: Counter[str] = Counter()
-    drawn = random.Random(0)
-    are_few = asyncio.Semaphore(MAX_OPEN)
-    limits = httpx.Limits(max_keepalive_connections=0)
-    asked = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=IMAGES[2])])
-    async with (
-        grpc.aio.insecure_channel(server.grpc) as channel,
-        httpx.AsyncClient(base_url=server.rest, timeout=LIMIT_S, limits=limits) as client,
-    ):
-        stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
-
-        async def send(kind: float) -> None:
-            async with are_few:
-                if kind < 0.1:
-                    await stub.EmbedImages(asked, timeout=LIMIT_S)
-                    counts["gRPC OK"] += 1
-                    return
-                target, body, media = next(rest)
-                asking = client.post(target, content=body, headers={"Content-Type": media})
-                if kind < 0.15:
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(asking, 0.2 * (kind - 0.1))
-                    counts["hung up"] += 1
-                else:
-                    counts[str((await asking).status_code)] += 1
-
-        await asyncio.gather(*(send(drawn.random()) for _ in range(num_requests)))
-    return counts
 
 
 def settled(server: Server) -> State:
@@ -101,12 +63,24 @@ def settled(server: Server) -> State:
 
 
 def test_mixed_requests_leave_nothing() -> None:
-    rest, counts, states = requests(), Counter[str](), []
-    with start_server("--model=bundled-student", "--log-level=ERROR") as server:
+    asked, states = requests(), []
+    statuses: Counter[int] = Counter()
+
+    def ask(request: tuple[str, bytes, str]) -> int:
+        """On a connection of its own."""
+        target, body, media = request
+        headers = {"Content-Type": media}
+        url = f"{server.rest}{target}"
+        return httpx.post(url, content=body, headers=headers, timeout=LIMIT_S).status_code
+
+    with (
+        start_server("--model=bundled-student", "--log-level=ERROR") as server,
+        ThreadPoolExecutor(NUM_CALLERS) as callers,
+    ):
         for num_requests in (WARM_UP, *[BLOCK] * NUM_BLOCKS):
-            counts += asyncio.run(load(server, rest, num_requests))
+            statuses.update(callers.map(ask, islice(asked, num_requests)))
             states.append(settled(server))
-    assert set(counts) == {"200", "422", "gRPC OK", "hung up"}, counts
+    assert set(statuses) == {200, 422}, statuses
     first, *_, last = states
     # A leak adds to most blocks. An arena that grows for a larger batch adds once, and stays.
     added = [after.rss_bytes - before.rss_bytes for before, after in pairwise(states)]

@@ -13,10 +13,8 @@ from transformers import Tipsv2Tokenizer
 from tests.training.conftest import TINY_HEAD
 from training.checkpoint import CheckpointWriter, checkpoint_step
 from training.config import TrainingConfig
-from training.data.batch import Batch
 from training.data.loader import SceneBatches
-from training.methods.base import Method, Step, StepResult
-from training.methods.pretrain import Pretrain, PretrainConfig
+from training.methods.base import Method
 from training.observation import Row, read_log
 from training.run import build_method
 from training.trainer import PROFILE_FOLDER, Trainer
@@ -106,23 +104,13 @@ def test_logging_and_validation_come_when_due(
     assert method.training
 
 
-class Broken(Pretrain):
-    """A method whose second step has an infinite gradient."""
-
-    def training_step(self, batch: Batch, step: Step) -> StepResult:
-        """Multiply the loss of all steps but the first by infinity."""
-        result = super().training_step(batch, step)
-        factor = float("inf") if step.progress > 0 else 1.0
-        return StepResult(loss=result.loss * factor, metrics=result.metrics)
-
-
 def test_after_a_gradient_that_is_not_finite_a_run_resumes_from_its_checkpoint(
     tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
-    assert isinstance(tiny_config.method, PretrainConfig)
-    broken = Broken(make_method().model, tiny_config.method)
-    trainer = Trainer(tiny_config, broken, make_batches())
+    method = make_method()
+    trainer = Trainer(tiny_config, method, make_batches())
     trainer.train(until=1)
+    method.log_temperature.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match="step 1: "):
         trainer.train()
     assert checkpoint_step(tiny_config.folder) == 1
@@ -169,12 +157,9 @@ def test_data_that_ends_too_early_is_an_error(
 def test_some_steps_are_profiled_on_demand(
     tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
-    with pytest.raises(ValueError, match="profile_steps"):
-        replace(tiny_config, profile_steps=-1)
     config = replace(tiny_config, profile_steps=1)
     Trainer(config, make_method(), make_batches()).train()
     (trace,) = (config.folder / PROFILE_FOLDER).iterdir()
     with gzip.open(trace) as file:
         names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
     assert sum(name.startswith("ProfilerStep#") for name in names) == 1
-    assert "aten::addmm" in names

@@ -11,13 +11,11 @@ from safetensors.torch import load_file
 
 from tests.training.conftest import use_few_scenes
 from tests.training.ranks import TIMEOUT_S, two_ranks
-from tests.training.trainer_rank import KINDS, STOP_AFTER, Place, config_of
+from tests.training.trainer_rank import KINDS, STOP_AFTER, STOPPED, config_of
 from training.checkpoint import checkpoint_step, latest_checkpoint
 from training.data.folder import DataFolder
 from training.observation import Row, read_log
 from training.run import run
-
-RELATIVE = {"pretrain": 1e-5, "distill": 1e-5, "accumulate": 1e-4}  # the last by Muon
 
 # The first test waits for all runs.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_S)]
@@ -27,15 +25,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_S)]
 def folder(data_folder: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every run, by one process under `alone` and by two ranks under `shared`."""
     root = tmp_path_factory.mktemp("ranks")
-    place = Place(
-        root=root / "alone", data=data_folder.path, teacher=root / "alone/pretrain", num_ranks=1
-    )
     with pytest.MonkeyPatch.context() as patch:
         use_few_scenes(patch)
-        run(config_of("pretrain", place))
         with two_ranks("tests.training.trainer_rank", root, data_folder.path):
-            for method in ("distill", "accumulate"):
-                run(config_of(method, place))
+            for name in ("whole", "accumulate"):
+                run(config_of(name, root / "alone", data_folder.path, num_ranks=1))
     return root
 
 
@@ -57,32 +51,26 @@ def starts(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("method", ["pretrain", "distill", "accumulate"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_train_as_one_does_on_the_global_batch(
-    folder: Path, kind: str, method: str
-) -> None:
-    alone, shared = curve(folder / "alone" / method), curve(folder / "shared" / f"{kind}-{method}")
-    assert len(alone) == (4 if method == "accumulate" else 20)
-    assert {"loss", "cls1", "cls2", "dino", "grad_norm"} <= set(alone[0])
-    assert {"ibot", "patch"} & set(alone[0])
-    for expected, row in zip(alone, shared, strict=True):
-        assert row.keys() == expected.keys()
-        assert row["loss"] == pytest.approx(expected["loss"], rel=RELATIVE[method]), row["step"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_save_the_whole_model(folder: Path, kind: str) -> None:
-    expected = weights(folder / "alone/pretrain")
-    found = weights(folder / "shared" / f"{kind}-pretrain")
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
+def test_two_ranks_train_as_one_does_on_the_global_batch(folder: Path, kind: str) -> None:
+    for name, shared_name, tolerance in (
+        ("whole", kind, 1e-5),
+        ("accumulate", f"{kind}-accumulate", 1e-4),
+    ):
+        alone, shared = curve(folder / "alone" / name), curve(folder / "shared" / shared_name)
+        assert {"loss", "cls1", "cls2", "dino", "ibot", "grad_norm"} <= set(alone[0])
+        for expected, row in zip(alone, shared, strict=True):
+            assert row.keys() == expected.keys()
+            assert row["loss"] == pytest.approx(expected["loss"], rel=tolerance), row["step"]
+    expected_weights, found = weights(folder / "alone/whole"), weights(folder / "shared" / kind)
+    assert found.keys() == expected_weights.keys()
+    for name, value in expected_weights.items():
         # Biases of keys have no effect; they consist of rounding errors.
         assert (found[name] - value).norm() <= 1e-2 * value.norm(), name
 
 
 def test_a_stop_on_one_rank_saves_on_all_and_the_resumed_run_is_the_same(folder: Path) -> None:
-    whole, stopped = folder / "shared/fsdp2-pretrain", folder / "shared/fsdp2-stopped-pretrain"
+    whole, stopped = folder / "shared/fsdp2", folder / "shared" / STOPPED
     assert [start["from_step"] for start in starts(stopped)] == [0, STOP_AFTER + 1]
     assert curve(stopped) == curve(whole)
     resumed = weights(stopped)
@@ -94,21 +82,16 @@ def test_a_stop_on_one_rank_saves_on_all_and_the_resumed_run_is_the_same(folder:
 def test_one_process_resumes_a_checkpoint_of_two_ranks(
     folder: Path, data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = folder / "shared/fsdp2-stopped-pretrain"
-    first = shared / f"checkpoints/step-{STOP_AFTER + 1:08d}"
-    latest = latest_checkpoint(shared)
-    assert latest is not None
-    assert [path.name for path in sorted(first.parent.iterdir())] == [first.name, latest.name]
-    resumed = tmp_path / "pretrain"
+    shared, resumed = folder / "shared" / STOPPED, tmp_path / "whole"
     shutil.copytree(shared, resumed)
-    shutil.rmtree(resumed / "checkpoints" / latest.name)
+    latest = latest_checkpoint(resumed)
+    assert latest is not None
+    shutil.rmtree(latest)
+    assert checkpoint_step(resumed) == STOP_AFTER + 1
     use_few_scenes(monkeypatch)
-    place = Place(
-        root=tmp_path, data=data_folder.path, teacher=folder / "alone/pretrain", num_ranks=1
-    )
-    run(config_of("pretrain", place))
-    for expected, row in zip(curve(folder / "alone/pretrain"), curve(resumed), strict=True):
-        assert row["loss"] == pytest.approx(expected["loss"], rel=RELATIVE["pretrain"]), row["step"]
+    run(config_of("whole", tmp_path, data_folder.path, num_ranks=1))
+    for expected, row in zip(curve(folder / "alone/whole"), curve(resumed), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5), row["step"]
 
 
 def test_a_run_of_two_ranks_is_recorded_scored_and_shown_once(folder: Path) -> None:

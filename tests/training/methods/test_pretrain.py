@@ -1,6 +1,7 @@
 """Pretraining: one encoder, a moving average of the head, a patch loss that starts late."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from model.variants import variant
 from tests.training.conftest import TINY_HEAD
 from tests.training.methods.conftest import Encoded, MeanColours, take_step
 from training.data.batch import Batch
+from training.ema import EmaScope
 from training.heads import HeadConfig
 from training.losses.dino import dino_loss
 from training.losses.distillation import token_losses
@@ -32,7 +34,7 @@ CONFIG = replace(PAPER, ibot_start=0.5)
 
 @pytest.mark.parametrize("ema", ["head", "full"])
 def test_the_encoder_sees_the_whole_the_masked_image_and_the_crops(
-    student_model: Tipsv2Model, cropped: Batch, encoded: list[Encoded], ema: str
+    student_model: Tipsv2Model, cropped: Batch, encoded: list[Encoded], ema: EmaScope
 ) -> None:
     method = Pretrain(student_model, replace(PAPER, ema=ema))
     take_step(method, cropped, 0.0)
@@ -68,7 +70,8 @@ def test_head_only_averaging_saves_what_the_paper_reports() -> None:
     # copy, without the text tower. Full averaging has 2 * 86.3 + 2 * 14.7 M, head-only one 86.3 M
     # less, which is 42.7 %.
     counts = {}
-    for ema in ("head", "full"):
+    scopes: tuple[EmaScope, ...] = ("head", "full")
+    for ema in scopes:
         with torch.device("meta"):
             model = Tipsv2Model(variant("b14").build())
             method = Pretrain(model, PretrainConfig(head=HeadConfig(), ema=ema))
@@ -125,7 +128,7 @@ def test_the_teacher_sees_the_whole_and_the_student_the_masked_image(
 def test_no_gradient_flows_back_from_the_teachers_view(
     student_model: Tipsv2Model, cropped: Batch, term: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = {"dino_weight": 0.0, "ibot_weight": 0.0} | {f"{term}_weight": 1.0}
+    weights: Any = {"dino_weight": 0.0, "ibot_weight": 0.0} | {f"{term}_weight": 1.0}
     method = Pretrain(student_model, replace(PAPER, contrast_weight=0.0, **weights))
     seen: list[VisionTokens] = []
 

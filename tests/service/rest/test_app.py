@@ -106,21 +106,10 @@ async def test_paths_and_methods(client: httpx.AsyncClient) -> None:
         got, head = await client.get(path), await client.head(path)
         assert (head.status_code, head.content) == (got.status_code, b"")
         assert head.headers["content-length"] == got.headers["content-length"]
+    version = (await client.get("/version")).json()
+    assert version == {"version": (await client.get("/v2")).json()["version"]}
     refused = await client.head("/v1/embeddings")
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
-
-
-async def test_health_and_version_have_the_paths_of_other_servers(serving: Serving) -> None:
-    async with serving(api_keys=KEY) as server, client_of(server) as client:
-        for path in ("/health", "/healthz", "/health/"):
-            answer = await client.get(path)
-            assert (answer.status_code, answer.json()) == (200, {"ready": True})
-        assert (await client.get("/version")).status_code == 401
-        key = {"Authorization": f"Bearer {KEY}"}
-        version = (await client.get("/version", headers=key)).json()
-        assert version == {"version": (await client.get("/v2", headers=key)).json()["version"]}
-        server.admission.drain()
-        assert (await client.get("/health")).status_code == 503
 
 
 async def test_the_document_is_complete(client: httpx.AsyncClient) -> None:

@@ -95,9 +95,11 @@ async def test_health_follows_readiness(serving: Serving, path: str) -> None:
         client_of(server) as client,
     ):
         assert (await client.get(path)).json() == {"ready": True}
-        assert (await client.get("/ping")).status_code == 200
+        assert (await client.get("/version")).status_code == 401
+        paths = ("/ping", path, "/health", "/healthz", "/health/")
+        assert {(await client.get(p)).status_code for p in paths} == {200}
         server.admission.announce_drain()
-        assert [(await client.get(p)).status_code for p in ("/ping", path)] == [503, 503]
+        assert {(await client.get(p)).status_code for p in paths} == {503}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import pytest
 
 from service.server import Server
@@ -39,20 +38,17 @@ def run(folder: Path, command: Sequence[str | Path]) -> str:
     return done.stdout
 
 
-async def save_document(client: httpx.AsyncClient, folder: Path) -> None:
-    (folder / "openapi.json").write_bytes((await client.get("/openapi.json")).content)
-
-
-async def expected_of(client: httpx.AsyncClient, image: bytes) -> Any:
-    body = {"image": base64.b64encode(image).decode(), **OPTIONS}
-    answer = await client.post(
-        "/v1/images:embed", json=body, headers={"Authorization": f"Bearer {KEY}"}
-    )
-    return answer.json()
-
-
-def url_of(server: Server) -> str:
-    return f"http://127.0.0.1:{server.ports['http']}"
+async def answers_of(
+    call: Callable[[Path, str, bytes], dict[str, Any]], server: Server, folder: Path, image: bytes
+) -> tuple[dict[str, Any], Any]:
+    """Answers of a generated client, and the answer to the same request without one."""
+    async with client_of(server) as client:
+        (folder / "openapi.json").write_bytes((await client.get("/openapi.json")).content)
+        body = {"image": base64.b64encode(image).decode(), **OPTIONS}
+        key = {"Authorization": f"Bearer {KEY}"}
+        expected = (await client.post("/v1/images:embed", json=body, headers=key)).json()
+    url = f"http://127.0.0.1:{server.ports['http']}"
+    return await asyncio.to_thread(call, folder, url, image), expected
 
 
 def call_by_typescript(folder: Path, url: str, image: bytes) -> dict[str, Any]:
@@ -75,13 +71,8 @@ def call_by_typescript(folder: Path, url: str, image: bytes) -> dict[str, Any]:
 
 async def test_a_typescript_client(serving: Serving, encode_image: Encode, tmp_path: Path) -> None:
     image = encode_image("PNG")
-    async with (
-        serving(api_keys=KEY, enable_management=True) as server,
-        client_of(server) as client,
-    ):
-        await save_document(client, tmp_path)
-        expected = await expected_of(client, image)
-        answers = await asyncio.to_thread(call_by_typescript, tmp_path, url_of(server), image)
+    async with serving(api_keys=KEY, enable_management=True) as server:
+        answers, expected = await answers_of(call_by_typescript, server, tmp_path, image)
     statuses = {name: answer["status"] for name, answer in answers.items()}
     assert statuses == {name: 422 if name == "wrong" else 200 for name in answers}, answers
     for name in ("json", "form", "raw"):
@@ -93,15 +84,11 @@ async def test_a_typescript_client(serving: Serving, encode_image: Encode, tmp_p
     assert answers["wrong"]["content"]["error"]["param"] == "outputs"
 
 
-def generate_python(folder: Path) -> None:
+def call_by_python(folder: Path, url: str, image: bytes) -> dict[str, Any]:
+    """Answers of the generated client as dictionaries, by how they were asked for."""
     (folder / "config.json").write_text(json.dumps(PYTHON_CONFIG))
     flags = ["--config=config.json", "--meta=none", "--output-path=generated", "--fail-on-warning"]
     run(folder, [find_tool("openapi-python-client"), "generate", "--path=openapi.json", *flags])
-
-
-def call_by_python(folder: Path, url: str, image: bytes) -> dict[str, Any]:
-    """Answers of the generated client as dictionaries, by how they were asked for."""
-    generate_python(folder)
 
     def load(name: str) -> Any:
         return importlib.import_module(f"generated.{name}")
@@ -138,10 +125,8 @@ async def test_a_python_client(
 ) -> None:
     image = encode_image("PNG")
     monkeypatch.syspath_prepend(tmp_path)
-    async with serving(api_keys=KEY) as server, client_of(server) as client:
-        await save_document(client, tmp_path)
-        expected = await expected_of(client, image)
-        answers = await asyncio.to_thread(call_by_python, tmp_path, url_of(server), image)
+    async with serving(api_keys=KEY) as server:
+        answers, expected = await answers_of(call_by_python, server, tmp_path, image)
     for name in [name for name in sys.modules if name.partition(".")[0] == "generated"]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("json", "form", "raw"):

@@ -53,14 +53,12 @@ async def read_and_wait(receive: Receive, send: Send) -> None:
     await never()
 
 
-async def refuse(receive: Receive, send: Send) -> None:
-    await read_all(receive)
-    raise InvalidRequest("no")
+def failing(error: Exception) -> Handle:
+    async def handle(receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        raise error
 
-
-async def crash(receive: Receive, send: Send) -> None:
-    await read_all(receive)
-    raise RuntimeError
+    return handle
 
 
 @dataclass
@@ -253,10 +251,10 @@ async def test_another_cancellation_is_passed_on(desk: Desk) -> None:
 
 
 async def test_errors_are_answered_and_give_everything_back(desk: Desk) -> None:
-    assert await desk.ask(chunk(40), handle=refuse) == 422
+    assert await desk.ask(chunk(40), handle=failing(InvalidRequest("no"))) == 422
     assert desk.holds_nothing()
     with pytest.raises(RuntimeError):  # in the server FastAPI has answered it
-        await desk.ask(chunk(40), handle=crash)
+        await desk.ask(chunk(40), handle=failing(RuntimeError()))
     assert desk.holds_nothing()
 
 

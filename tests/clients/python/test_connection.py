@@ -1,8 +1,6 @@
 """Connections: addresses, retries within a deadline, and replicas behind one name."""
 
 import asyncio
-import socket
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from service.server import Server
-from tests.clients.python.conftest import connected
+from tests.clients.python.conftest import LIMIT_S, connected
 from tests.service.conftest import Serving
 from tipserve_client import (
     Client,
@@ -223,57 +221,6 @@ def test_pauses_are_bounded_and_never_reach_the_deadline(
     assert num_pauses < retry.max_attempts
 
 
-NAME = "tipserve-headless.default.svc"
-LIMIT_S = 60.0
-TYPE_A = 1
-
-
-class Resolver:
-    """A DNS server over UDP: every name has the IPv4 addresses `addresses`."""
-
-    def __init__(self) -> None:
-        self.addresses: list[str] = []
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            question, peer = self._socket.recvfrom(512)
-            if not question:
-                return
-            self._socket.sendto(self._answer(question), peer)
-
-    def _answer(self, question: bytes) -> bytes:
-        """RFC 1035, 4.1: header with counts, the question, and a record for each address."""
-        end = question.index(b"\0", 12) + 5
-        asked = int.from_bytes(question[end - 4 : end - 2], "big")
-        addresses = self.addresses if asked == TYPE_A else []
-        record = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4"
-        answer = question[:2] + b"\x85\x80\0\1" + len(addresses).to_bytes(2, "big") + bytes(4)
-        records = [record + socket.inet_aton(address) for address in addresses]
-        return answer + question[12:end] + b"".join(records)
-
-    def close(self) -> None:
-        """Stop: an empty datagram ends the thread."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"", ("127.0.0.1", self.port))
-        self._thread.join(LIMIT_S)
-        self._socket.close()
-
-
-@pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
-    """A DNS server that every client uses for the host in its URL."""
-    running = Resolver()
-    through = property(lambda target: f"dns://127.0.0.1:{running.port}/{target.host}:{target.port}")
-    monkeypatch.setattr(Target, "address", through)
-    yield running
-    running.close()
-
-
 def num_answered(server: Server) -> float:
     """Requests that this replica has answered."""
     families = server.metrics.registry.collect()
@@ -286,16 +233,17 @@ def num_answered(server: Server) -> float:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_all_replicas_behind_a_name_get_requests(
-    serving: Serving, resolver: Resolver, is_async: bool
+async def test_all_addresses_of_a_name_get_requests(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, is_async: bool
 ) -> None:
     async with (
         serving(host="127.0.0.1") as one,
         serving(host="127.0.0.2", grpc_port=one.ports["grpc"]) as other,
     ):
-        resolver.addresses = ["127.0.0.1", "127.0.0.2"]
-        url = f"grpc://{NAME}:{one.ports['grpc']}"
-        async with connected(url, is_async) as client:
+        port = one.ports["grpc"]
+        # What a headless Service's name resolves to.
+        monkeypatch.setattr(Target, "address", f"ipv4:127.0.0.1:{port},127.0.0.2:{port}")
+        async with connected("grpc://name", is_async) as client:
             # Both connections have to be open first.
             async with asyncio.timeout(LIMIT_S):
                 while not (num_answered(one) and num_answered(other)):

@@ -19,8 +19,7 @@ from model.files import atomic_write, locked
 from model.graphs import Part, Precision, graph_file
 from model.package import ModelPackage, Progress
 from model.runtime.base import LaneShare, SharedGraphCache
-from model.runtime.choice import RuntimeChoice
-from model.runtime.loaded_graphs import graph_digest, loaded_graphs, with_tapped
+from model.runtime.loaded_graphs import LoadedGraph, graph_digest
 from model.runtime.tensorrt.byte_pixels import take_bytes
 from model.runtime.tensorrt.cuda import GpuError, GpuLibraries
 from model.runtime.tensorrt.profiles import (
@@ -33,8 +32,6 @@ LOGGER = logging.getLogger(__name__)
 # Folder of the engines below the program's cache, and that cache unless another is named.
 CACHE_ROOM: Final = "tensorrt"
 DEFAULT_CACHE: Final = Path("~/.cache/tipserve")
-# int8 needs a graph with quantisation nodes; TensorRT's parser decides whether it accepts them.
-PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16", "int8")
 MAX_REPORTED_PROBLEMS: Final = 5
 LOCK: Final = "build.lock"
 DIGEST_BYTES: Final = 32
@@ -92,48 +89,25 @@ class LoadedEngine:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def keys_for(
-    package: ModelPackage, choice: RuntimeChoice, share: LaneShare, device: str
-) -> list[EngineKey]:
-    """Make the keys of a package's engines: vision, text, and its dense heads.
-
-    Args:
-        package: Has the graphs.
-        choice: Has the precision of the vision graph.
-        share: Has the largest batch.
-        device: See `device_name`.
-
-    Raises:
-        ValueError: Engines are not built in this precision.
-        PackageError: The package has no vision graph of this precision.
-    """
-    if choice.precision not in PRECISIONS:
-        raise ValueError(
-            f"TensorRT engines are built in {', '.join(PRECISIONS)}, not in {choice.precision}; "
-            "choose one of these, or another runtime"
-        )
-    keys = []
-    loaded = loaded_graphs(package.manifest, "tensorrt", choice.precision)
-    for graph in with_tapped(loaded, package.manifest, "tensorrt"):
-        package.file(graph.file)
-        keys.append(
-            EngineKey(
-                device=device,
-                part=graph.part,
-                precision=graph.precision,
-                graph_sha256=graph_digest(package.manifest, graph.file),
-                profiles=profiles_for(graph.part, package.manifest, share.max_batch_patches),
-                tf32=choice.tf32,
-            )
-        )
-    return keys
+def key_of(
+    package: ModelPackage, graph: LoadedGraph, share: LaneShare, *, device: str, tf32: bool
+) -> EngineKey:
+    """The key of a graph's engine on a device; see `device_name` and `EngineKey`."""
+    return EngineKey(
+        device=device,
+        part=graph.part,
+        precision=graph.precision,
+        graph_sha256=graph_digest(package.manifest, graph.file),
+        profiles=profiles_for(graph.part, package.manifest, share.max_batch_patches),
+        tf32=tf32,
+    )
 
 
 def supply_engine(
     libraries: GpuLibraries,
     package: ModelPackage,
     key: EngineKey,
-    path: Path,
+    cache: Path | None,
     *,
     progress: Progress,
 ) -> LoadedEngine:
@@ -143,18 +117,22 @@ def supply_engine(
         libraries: TensorRT.
         package: Has the graph.
         key: Everything that the engine depends on.
-        path: Its file in the cache.
-        progress: Called from TensorRT's threads with the steps of a build.
+        cache: Cache of the program; None is the user's.
+        progress: Called with the steps of a build, also from TensorRT's threads.
 
     Raises:
         GpuError: The engine cannot be built or loaded.
         OSError: The cache cannot be written.
     """
+    path = key.cached_in(cache)
+
+    def say(step: str) -> None:
+        progress(f"building the {key.part} engine in {key.precision}: {step}")
 
     def build() -> LoadedEngine:
-        LOGGER.info("building the TensorRT engine %s, which may take minutes", path)
+        say(f"{path}, which may take minutes")
         graph = package.file(graph_file(key.part, key.precision))
-        plan = build_engine(libraries, graph, key.profiles, tf32=key.tf32, progress=progress)
+        plan = build_engine(libraries, graph, key.profiles, tf32=key.tf32, progress=say)
         engine = deserialize(libraries, plan)
         if engine is None:
             raise GpuError(

@@ -3,15 +3,14 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 
-from model.package import ModelPackage
+from model.package import ModelPackage, Progress
 from model.runtime.base import LaneShare
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import GraphRuntime
 from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.tensorrt.cuda import GpuLibraries, device_name, load_libraries
-from model.runtime.tensorrt.engines import keys_for, supply_engine
+from model.runtime.tensorrt.engines import key_of, supply_engine
 from model.runtime.tensorrt.graph import EngineGraph, LaneStream, Memory
 
 LOGGER = logging.getLogger(__name__)
@@ -29,6 +28,7 @@ class TensorRtRuntime(GraphRuntime):
         choice: RuntimeChoice,
         share: LaneShare,
         *,
+        progress: Progress = LOGGER.info,
         load: Callable[[], GpuLibraries] = load_libraries,
     ) -> None:
         """Load all engines and prepare all runs; building a missing engine takes minutes.
@@ -37,24 +37,21 @@ class TensorRtRuntime(GraphRuntime):
             package: The verified package.
             choice: Chosen runtime, with the precision of the vision graph.
             share: Cache of engines and the largest batch; threads do not matter on a GPU.
+            progress: Called with the steps of a build.
             load: Loads the libraries.
 
         Raises:
             MissingRuntimeError: TensorRT or cuda-python is not installed.
             GpuError: There is no usable GPU, not enough of its memory, or no engine.
             PackageError: The package has no graph of this precision.
-            ValueError: Engines are not built in this precision.
         """
         libraries = load()
-        keys = keys_for(package, choice, share, device_name(libraries))
-        key_of = {(key.part, key.precision): key for key in keys}
+        device = device_name(libraries)
         graphs: list[EngineGraph] = []
 
         def open_graph(graph: LoadedGraph) -> EngineGraph:
-            key = key_of[graph.part, graph.precision]
-            say = partial(LOGGER.info, "building the %s engine: %s", key.part)
-            path = key.cached_in(share.cache)
-            engine = supply_engine(libraries, package, key, path, progress=say)
+            key = key_of(package, graph, share, device=device, tf32=choice.tf32)
+            engine = supply_engine(libraries, package, key, share.cache, progress=progress)
             # The graph holds the engine, which leaves the GPU with its last graph.
             graphs.append(EngineGraph(lane, engine))
             return graphs[-1]

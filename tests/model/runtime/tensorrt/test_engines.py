@@ -4,7 +4,6 @@ TensorRT-RTX has TensorRT's Python interface, so it checks names and arguments u
 engine. Its parser may accept other graphs, and loading an engine needs a GPU.
 """
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,16 +18,22 @@ from model.graphs import TEXT_FILE, VISION_FILE
 from model.package import ModelPackage
 from model.preprocess import as_planes
 from model.runtime.base import LaneShare
-from model.runtime.choice import RuntimeChoice
-from model.runtime.tensorrt import command, engines
+from model.runtime.loaded_graphs import loaded_graphs
+from model.runtime.tensorrt import engines
 from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS, FLOAT_PIXELS, take_bytes
-from model.runtime.tensorrt.command import BuildOptions
 from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries, device_name, library_log
-from model.runtime.tensorrt.engines import LoadedEngine, build_engine, deserialize, keys_for
+from model.runtime.tensorrt.engines import (
+    EngineKey,
+    LoadedEngine,
+    build_engine,
+    deserialize,
+    key_of,
+    supply_engine,
+)
 from model.runtime.tensorrt.profiles import ShapeRange, profiles_for
 
 DEVICE = "h100-cc-9.0-trt-10.16-cuda-13"
-CHOICE = RuntimeChoice(runtime="tensorrt", precision="fp32", device="gpu", reason="")
+ONE_LANE = LaneShare()
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +90,22 @@ def test_a_graph_that_takes_bytes_computes_the_same(
     assert take_bytes(texts) == texts
 
 
+def key(package: ModelPackage, part: int = 0, share: LaneShare = ONE_LANE) -> EngineKey:
+    graph = loaded_graphs(package.manifest, "tensorrt", "fp32")[part]
+    return key_of(package, graph, share, device=DEVICE, tf32=False)
+
+
 def test_an_engine_s_file_changes_with_all_that_it_depends_on(tiny_package: ModelPackage) -> None:
-    vision, text = keys_for(tiny_package, CHOICE, LaneShare(), DEVICE)
-    fewer, _ = keys_for(tiny_package, CHOICE, LaneShare(max_batch_patches=16), DEVICE)
+    vision = key(tiny_package)
     changed = [
-        text,
-        fewer,
+        key(tiny_package, part=1),
+        key(tiny_package, share=LaneShare(max_batch_patches=16)),
         replace(vision, tf32=True),
         replace(vision, graph_sha256="0" * 64),
         replace(vision, device=DEVICE.replace("10.16", "10.17")),
     ]
-    assert len({key.cached_in(Path("/cache")) for key in (vision, *changed)}) == 6
+    assert len({one.cached_in(Path("/cache")) for one in (vision, *changed)}) == 6
     assert vision.cached_in(Path("/cache")).parent == Path("/cache/tensorrt") / DEVICE
-    with pytest.raises(ValueError, match="not in int8_weights"):
-        keys_for(tiny_package, replace(CHOICE, precision="int8_weights"), LaneShare(), DEVICE)
 
 
 def test_a_device_s_name_has_all_that_decides_whether_an_engine_runs() -> None:
@@ -118,7 +125,6 @@ def test_engines_are_built_once_and_again_if_they_are_damaged(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO)
     built: list[str] = []
     said: list[str] = []
 
@@ -131,20 +137,21 @@ def test_engines_are_built_once_and_again_if_they_are_damaged(
     monkeypatch.setattr(
         engines, "deserialize", lambda _, plan: LoadedEngine(plan, None, {}, {}, [])
     )
-    monkeypatch.setattr(command, "device_name", lambda _: DEVICE)
 
-    def build(**options: Any) -> None:
-        libraries = cast("GpuLibraries", None)
-        given = BuildOptions(**options)
-        command.run(given, tiny_package, tmp_path, said.append, load=lambda: libraries)
+    def supply(**changed: Any) -> Any:
+        libraries, wanted = cast("GpuLibraries", None), replace(key(tiny_package), **changed)
+        return supply_engine(libraries, tiny_package, wanted, tmp_path, progress=said.append)
 
-    both = ["vision_model.onnx", "text_model.onnx"]
-    for options, expected in (({}, both), ({}, both), ({"tf32": True}, 2 * both)):
-        build(**options)
-        assert built == expected
-    assert "[1/2] vision fp32: stand-in: 50 %" in said
-    for path in tmp_path.glob("tensorrt/*/vision*.plan"):
+    held = supply()
+    assert supply() is held, "lanes share an engine"
+    del held
+    supply()
+    assert built == ["vision_model.onnx"]
+    assert said[-1] == "building the vision engine in fp32: stand-in: 50 %"
+    supply(tf32=True)
+    assert len(built) == 2
+    for path in tmp_path.glob("tensorrt/*/*.plan"):
         path.write_bytes(path.read_bytes()[:-1])
-    build()
-    assert built == [*both, *both, "vision_model.onnx"]
+    supply()
+    assert len(built) == 3
     assert "is damaged or refused, and built again" in caplog.text

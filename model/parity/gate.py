@@ -132,10 +132,8 @@ def _planned(package: ModelPackage) -> tuple[ModelPackage, list[Proof]]:
 
 def _loaded(package: ModelPackage, proof: Proof) -> closing[Runtime]:
     """A runtime that loads each graph on its first use."""
-    num_threads = len(os.sched_getaffinity(0))
-    return closing(
-        load_chosen(package, proof.choice, LaneShare(is_lazy=True), num_threads=num_threads)
-    )
+    share = LaneShare(num_threads=len(os.sched_getaffinity(0)), is_lazy=True)
+    return closing(load_chosen(package, proof.choice, share))
 
 
 def _prove(

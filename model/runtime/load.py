@@ -1,7 +1,7 @@
 """Load a package into a runtime."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Final
 
 from model.package import ModelPackage
 from model.runtime.base import LaneShare, Runtime
@@ -17,6 +17,7 @@ RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]]
     "tensorrt": TensorRtRuntime,
     "torch": TorchRuntime,
 }
+ONE_LANE: Final = LaneShare()
 # Runtimes that fail to load without a GPU.
 NEEDS_GPU = frozenset({"tensorrt"})
 
@@ -40,34 +41,23 @@ def load_runtime(
             more throughput than one instance with several.
 
     Raises:
-        ValueError: The choice is not possible, or there is less than one thread.
+        UnusableRuntimeError: The choice is not possible.
         MissingRuntimeError: The runtime's library is not installed.
         PackageError: The package has no graphs for this runtime.
     """
     request = RuntimeRequest(runtime=runtime, precision=precision, device=device)
-    return load_chosen(package, choose_runtime(package, request), num_threads=num_threads)
+    choice = choose_runtime(package, request)
+    return load_chosen(package, choice, LaneShare(num_threads=num_threads))
 
 
 def load_chosen(
-    package: ModelPackage,
-    choice: RuntimeChoice,
-    share: LaneShare | None = None,
-    *,
-    num_threads: int = 1,
-    num_lanes: int = 1,
+    package: ModelPackage, choice: RuntimeChoice, share: LaneShare = ONE_LANE
 ) -> Runtime:
     """Load a package's graphs into the chosen runtime; raises as `load_runtime` does.
 
     Args:
         package: An opened, verified package.
         choice: From `choose_runtime` for this package.
-        share: Further resources of the lane; None for the defaults.
-        num_threads: Threads of one call.
-        num_lanes: Number of such runtimes that will work in parallel.
+        share: Resources of the lane.
     """
-    if num_threads < 1 or num_lanes < 1:
-        raise ValueError(
-            f"a runtime needs at least one thread and one lane, not {num_threads} and {num_lanes}"
-        )
-    share = replace(share or LaneShare(), num_threads=num_threads, num_lanes=num_lanes)
     return RUNTIMES[choice.runtime](package, choice, share)

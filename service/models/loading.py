@@ -362,12 +362,13 @@ def _load_lane(
     trial_bucket: Bucket,
 ) -> Lane:
     is_set = "max_batch_patches" in settings.model_fields_set
-    resources = LaneShare(
-        cache=settings.cache, max_batch_patches=settings.max_batch_patches if is_set else None
+    share = LaneShare(
+        num_threads=plan.num_threads,
+        num_lanes=plan.num_lanes,
+        cache=settings.cache,
+        max_batch_patches=settings.max_batch_patches if is_set else None,
     )
-    runtime = load_chosen(
-        package, choice, resources, num_threads=plan.num_threads, num_lanes=plan.num_lanes
-    )
+    runtime = load_chosen(package, choice, share)
     return Lane(
         runtime,
         embed_dim=package.manifest.embed_dim,

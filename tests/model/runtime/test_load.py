@@ -18,7 +18,13 @@ from model.graphs import TAPS, DenseTask, Part, Precision
 from model.manifest import FileEntry
 from model.package import ModelPackage, PackageError, open_package, write_manifest
 from model.runtime import graph_runtime
-from model.runtime.base import Interrupted, MissingRuntimeError, Runtime, SharedGraphCache
+from model.runtime.base import (
+    Interrupted,
+    LaneShare,
+    MissingRuntimeError,
+    Runtime,
+    SharedGraphCache,
+)
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import Arrays, GraphRuntime
 from model.runtime.load import NEEDS_GPU, RUNTIMES, load_chosen, load_runtime
@@ -157,7 +163,7 @@ def held(runtime: Any) -> list[Any]:
 @pytest.mark.parametrize("name", CPU_RUNTIMES)
 def test_lanes_share_weights_until_one_is_closed(tiny_package: ModelPackage, name: str) -> None:
     def load() -> Runtime:
-        return load_chosen(tiny_package, fp32(name), num_lanes=2)
+        return load_chosen(tiny_package, fp32(name), LaneShare(num_lanes=2))
 
     first, second = load(), load()
     shared = held(first)
@@ -189,7 +195,8 @@ def test_lanes_compute_their_own_answers_while_another_is_interrupted(
     tiny_package: ModelPackage, name: str
 ) -> None:
     images = np.random.default_rng(0).random((3, 1, 3, 56, 84), dtype=np.float32)
-    *lanes, interrupted = (load_chosen(tiny_package, fp32(name), num_lanes=4) for _ in range(4))
+    share = LaneShare(num_lanes=4)
+    *lanes, interrupted = (load_chosen(tiny_package, fp32(name), share) for _ in range(4))
     expected = [interrupted.encode_images(image).patches_BND for image in images]
 
     def run(index: int) -> None:
@@ -239,11 +246,9 @@ def test_a_missing_library_names_the_extra(
         load_chosen(tiny_package, fp32(name))
 
 
-def test_unknown_names_and_no_threads_are_refused(tiny_package: ModelPackage) -> None:
+def test_unknown_names_are_refused(tiny_package: ModelPackage) -> None:
     with pytest.raises(ValueError, match="choose auto, onnx, openvino"):
         load_runtime(tiny_package, runtime="tensorflow")
-    with pytest.raises(ValueError, match="at least one thread"):
-        load_runtime(tiny_package, num_threads=0)
 
 
 def test_a_package_without_graphs_is_refused(tiny_package: ModelPackage, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from model.package import ModelPackage
 from model.runtime import graph_runtime, onnx_runtime
-from model.runtime.base import MissingRuntimeError
+from model.runtime.base import LaneShare, MissingRuntimeError
 from model.runtime.choice import RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen, load_runtime
 from model.runtime.onnx_runtime import (
@@ -195,7 +195,7 @@ def test_half_of_the_lanes_compute_large_images_at_once(
     choice = choose_runtime(tiny_package, RuntimeRequest(runtime="onnx"))
     small, large = (np.zeros((1, 3, side, side), np.float32) for side in (56, 112))
     with (
-        closing(load_chosen(tiny_package, choice, num_lanes=num_lanes)) as runtime,
+        closing(load_chosen(tiny_package, choice, LaneShare(num_lanes=num_lanes))) as runtime,
         ThreadPoolExecutor(1) as other,
     ):
         with ExitStack() as others:

@@ -13,7 +13,7 @@ import pytest
 from model.graphs import VISION_FILE
 from model.package import ModelPackage
 from model.runtime import graph_runtime, openvino_runtime
-from model.runtime.base import UnusableRuntimeError
+from model.runtime.base import LaneShare, UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen, load_runtime
 from model.runtime.machine import Hardware, this_hardware
@@ -184,4 +184,4 @@ def test_bf16_is_computed_in_bf16_or_refused(
         assert 1e-4 < np.abs(rounded - whole).max() < 0.2
     monkeypatch.setattr(openvino_runtime, "this_hardware", Hardware)
     with pytest.raises(UnusableRuntimeError, match="only emulates it"):
-        load_chosen(tiny_package, choice, num_lanes=2)
+        load_chosen(tiny_package, choice, LaneShare(num_lanes=2))

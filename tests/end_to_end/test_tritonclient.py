@@ -82,23 +82,10 @@ def arrays_of(result: Any) -> dict[str, NDArray[Any]]:
     return {name: result.as_numpy(name) for name in names}
 
 
-@BOTH_PROTOCOLS
-def test_pixels_as_tensors(service: "Service", photo: Photo, client: str) -> None:
-    image = photo(3, (56, 56), "PNG")
-    decoded = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[None]
-    planes = decoded.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    given = [("image", as_bytes(image)), ("pixels", decoded), ("pixel_values", planes)]
-    expected, *found = [
-        arrays_of(ask(service, client, "infer", "tiny", [tensor(client, *one)])) for one in given
-    ]
-    for arrays in found:
-        for output, values in arrays.items():
-            np.testing.assert_allclose(values, expected[output], atol=1e-5)
-
-
 @EVERY_CLIENT
 def test_images_and_texts_with_every_option(service: "Service", photo: Photo, client: str) -> None:
-    image = tensor(client, "image", as_bytes(photo(1, (90, 60))))
+    decoded = np.asarray(Image.open(io.BytesIO(photo(1, (90, 60), "PNG"))).convert("RGB"))
+    image = tensor(client, "pixels", decoded[None])
     texts = tensor(client, "text", as_bytes(b"a dog", "Grün".encode()))
     result = ask(
         service,
@@ -211,21 +198,6 @@ def test_streams_answer_in_order_also_after_a_bad_item(service: "Service", photo
     for number, result in results[:4]:
         alone = ask(service, "grpc", "infer", "tiny", [good[number]])
         assert (alone.as_numpy("cls1") * result.as_numpy("cls1")).sum() > 0.9999
-
-
-async def test_streams_of_the_aio_client(service: "Service", photo: Photo) -> None:
-    images = [photo(1), b"no image", photo(2)]
-
-    async def requests() -> Any:
-        for number, image in enumerate(images):
-            given = tensor("grpc", "image", as_bytes(image))
-            yield {"model_name": "tiny", "inputs": [given], "request_id": str(number)}
-
-    url = f"127.0.0.1:{service.ports['grpc']}"
-    async with tritonclient.grpc.aio.InferenceServerClient(url) as client:
-        found = [item async for item in client.stream_infer(requests(), stream_timeout=LIMIT_S)]
-    assert [error is None for _, error in found] == [True, False, True]
-    assert [found[n][0].get_response().id for n in (0, 2)] == ["0", "2"]
 
 
 def _plain(response: Any) -> dict[str, Any]:

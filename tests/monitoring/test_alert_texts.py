@@ -33,46 +33,26 @@ SOURCES = "".join(
     for path in sorted((FOLDER.parents[1] / "service").rglob("*.py"))
 )
 PARTS = ["Means", "Look", "Do"]
-# Alerts whose value is always 0 or 1, so that their text needs no number.
-SAME_VALUE = {
-    "TipserveModelWithoutLane",
-    "TipserveDown",
-    "TipserveReplicaDown",
-    "TipserveNoneReady",
-    "TipserveReplicaNotReady",
-    "TipserveJobFailed",
-    "TipservePodUnschedulable",
-    "TipserveAutoscalerBlind",
-}
 
 
-@pytest.mark.parametrize("name", ALERTS)
-def test_an_alert_has_a_severity_texts_and_a_link(name: str) -> None:
-    alert = ALERTS[name]
-    assert alert["labels"] in ({"severity": "critical"}, {"severity": "warning"})
-    notes = alert["annotations"]
-    assert notes.keys() == {"summary", "description", "runbook_url"}
-    assert notes["runbook_url"] == f"deploy/monitoring/runbook.md#{name.lower()}"
-    assert ("$value" in notes["description"]) == (name not in SAME_VALUE)
+def test_alerts_have_a_severity_texts_and_a_section_of_the_runbook() -> None:
+    for name, alert in ALERTS.items():
+        assert alert["labels"] in ({"severity": "critical"}, {"severity": "warning"})
+        notes = alert["annotations"]
+        assert notes.keys() == {"summary", "description", "runbook_url"}
+        assert notes["runbook_url"] == f"deploy/monitoring/runbook.md#{name.lower()}"
+    assert SECTIONS.keys() == ALERTS.keys()
+    for name, section in SECTIONS.items():
+        assert re.findall(r"^- \*\*(\w+)\.\*\* \S", section, re.MULTILINE) == PARTS, name
 
 
 def test_links_are_urls_below_one_address() -> None:
     (rules,) = of_kind(kustomizations.build("monitoring"), "PrometheusRule")
     base = rules["metadata"]["annotations"]["tipserve/runbook"]
-    links = {
-        rule["annotations"]["runbook_url"]
-        for group in rules["spec"]["groups"]
-        for rule in group["rules"]
-        if "alert" in rule
-    }
+    every = [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
+    links = {rule["annotations"]["runbook_url"] for rule in every if "alert" in rule}
     assert base.startswith("https://")
     assert links == {f"{base}#{name.lower()}" for name in ALERTS}
-
-
-def test_the_runbook_has_a_whole_section_for_each_alert() -> None:
-    assert SECTIONS.keys() == ALERTS.keys()
-    for name, section in SECTIONS.items():
-        assert re.findall(r"^- \*\*(\w+)\.\*\* \S", section, re.MULTILINE) == PARTS, name
 
 
 def test_the_runbook_names_series_settings_and_alerts_that_exist() -> None:
@@ -83,21 +63,10 @@ def test_the_runbook_names_series_settings_and_alerts_that_exist() -> None:
     named = set(re.findall(r"`((?:max|watchdog|url|access|trace|drain)_\w+)`", RUNBOOK))
     assert named
     assert named <= Settings.model_fields.keys()
-    linked = set(re.findall(r"\]\(#(\w+)\)", RUNBOOK))
-    assert linked <= {name.lower() for name in ALERTS}
-
-
-def test_the_runbooks_expressions_are_promql() -> None:
     asked = [span for span in SPANS if "tipserve_" in span and re.search(r"[(/{]", span)]
     assert len(asked) > 10
     for expression in asked:
         promql_parser.parse(expression)
-
-
-def test_the_runbook_quotes_messages_that_the_log_has() -> None:
-    quoted = {span for span in SPANS if re.fullmatch(r"(the|a|log) [\w' ;]+", span)}
-    assert quoted
-    assert {line for line in quoted if line not in SOURCES} == set()
 
 
 @pytest.mark.parametrize("name", UNIT_TESTS)
@@ -117,7 +86,6 @@ def test_every_text_is_complete_when_the_alert_fires(name: str, tmp_path: Path) 
         used = set(re.findall(r"\$labels\.(\w+)", str(ALERTS[alert]["annotations"])))
         assert used <= set(re.findall(r'(\w+)="', labels)), alert
         assert "<" not in text, "a value or a label is missing: " + text
-        assert alert in SAME_VALUE or re.search(r"\d", text), text
 
 
 def expecting_nothing(case: dict[str, Any]) -> dict[str, Any] | None:

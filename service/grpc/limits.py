@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, Self
 
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from model.protobuf_wire import BYTES, read_fields
 from service.admission import Ticket
 from service.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
-from service.grpc.generated import open_inference_pb2
 from service.grpc.writing import Enclosed
 
 # Longest time in which a message arrives, and while others wait to be read.
@@ -38,15 +36,13 @@ class Rpc:
 
     Attributes:
         name: `package.Service/Method`.
-        message_type: Type of its request.
-        parse: Parses the request.
+        request_type: Type of its request.
         behavior: Answers the request.
         max_values: Most values in one request.
     """
 
     name: str
-    message_type: Descriptor
-    parse: Callable[[bytes], Message]
+    request_type: Any
     behavior: Callable[[Message, Any], Awaitable[Message | Enclosed]]
     max_values: int
 
@@ -55,22 +51,10 @@ class Rpc:
         """From `/package.Service/Method` and the handler that the generated code made."""
         return cls(
             name=method.removeprefix("/"),
-            message_type=_request_type(method.removeprefix("/")),
-            parse=handler.request_deserializer,
+            request_type=handler.request_deserializer.__self__,  # of `Request.FromString`
             behavior=handler.unary_unary or handler.stream_stream,
             max_values=max_values,
         )
-
-
-@cache
-def _request_type(name: str) -> Descriptor:
-    """Request type of `package.Service/Method`; each dialect has its own descriptor pool."""
-    service, _, rpc = name.rpartition("/")
-    for pool in (descriptor_pool.Default(), open_inference_pb2.DESCRIPTOR.pool):
-        with suppress(KeyError):
-            found: Descriptor = pool.FindServiceByName(service).FindMethodByName(rpc).input_type
-            return found
-    raise LookupError(f"no contract has {name}")
 
 
 class MessageReader:
@@ -150,9 +134,10 @@ def parse_message(raw: bytes, rpc: Rpc, ticket: Ticket) -> Message:
         Overloaded: There is no memory for it.
     """
     ticket.hold_body(len(raw))
-    check_value_count(raw, rpc.message_type, rpc.max_values)
+    check_value_count(raw, rpc.request_type.DESCRIPTOR, rpc.max_values)
     try:
-        return rpc.parse(raw)
+        message: Message = rpc.request_type.FromString(raw)
+        return message
     except DecodeError:
         raise InvalidRequest(
             "The message does not have this RPC's request type.", code="malformed_message"

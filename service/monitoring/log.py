@@ -64,7 +64,6 @@ class _Handler(QueueHandler):
     def __init__(self, records: "SimpleQueue[logging.LogRecord]", max_lines: int) -> None:
         super().__init__(records)
         self.num_dropped = 0
-        self._num_reported = 0
         self._max_lines = max_lines
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
@@ -85,11 +84,6 @@ class _Handler(QueueHandler):
         if self.queue.qsize() >= self._max_lines:
             self.num_dropped += 1
             return
-        num_lines = self.num_dropped - self._num_reported
-        if num_lines:
-            self._num_reported += num_lines
-            warning = {"name": __name__, "levelname": "WARNING", "msg": "log lines were dropped"}
-            self.queue.put(logging.makeLogRecord({**warning, "fields": {"lines": num_lines}}))
         self.queue.put(record)
 
 

@@ -301,7 +301,8 @@ async def test_every_failed_answer_has_the_same_message(
     assert await site.refusal("/b") == FAILED
 
 
-DRIP: list[bytes | float] = [b"HTTP/1.1 200 OK\r\n\r\n", *([b"x", 0.02] * 1000)]
+DROP: tuple[bytes | float, ...] = (b"x", 0.02)
+DRIP: Answer = [b"HTTP/1.1 200 OK\r\n\r\n", *DROP * 1000]
 
 
 @pytest.mark.parametrize("answer", [DRIP, [20.0], [b"HTTP/1.1 200 OK\r\n", 20.0]])

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
 from google.protobuf.json_format import ParseDict
 
 from service.call import Call, current_call
@@ -20,7 +19,6 @@ from service.open_inference.inference import InferAnswer, InferRequest, infer
 from service.open_inference.metadata import (
     VERSION,
     check_load,
-    check_unload,
     find_model,
     model_config,
     model_metadata,
@@ -151,7 +149,6 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         refuse_unknown_fields(request)
         repository = managed_repository(self._repository)
         self._plane.admission.check_open()
-        check_unload(to_parameters(request.parameters))
         await repository.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
@@ -250,19 +247,14 @@ def to_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
     """Write an answer with raw elements."""
-    outputs, raw = [], []
-    for name, array in answer.outputs.items():
-        datatype = "FP16" if array.dtype == np.float16 else "FP32"
-        outputs.append(
-            pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=array.shape)
-        )
-        raw.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    tensor = pb.ModelInferResponse.InferOutputTensor
+    arrays = answer.outputs.items()
     return pb.ModelInferResponse(
         model_name=answer.model,
         model_version=VERSION,
         id=request_id,
-        outputs=outputs,
-        raw_output_contents=raw,
+        outputs=[tensor(name=n, datatype="FP32", shape=array.shape) for n, array in arrays],
+        raw_output_contents=[array.astype("<f4", copy=False).tobytes() for _, array in arrays],
     )
 
 

@@ -5,7 +5,7 @@ Shape legend: B images, T texts, D width, h w patch grid.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, cast, get_args
+from typing import Any, Final, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,24 +25,17 @@ from service.messages import (
     TemplateSet,
 )
 from service.open_inference.metadata import OUTPUTS, find_model
-from service.open_inference.tensors import IMAGE, PIXELS, TEXT, InputTensor
+from service.open_inference.tensors import TEXT, InputTensor
 from service.waiting import wait_both
 
 Arrays = dict[str, NDArray[Any]]
 Parameters = Mapping[str, Any]
-OutputDatatype = Literal["FP32", "FP16"]
 IMAGE_DEFAULTS: Final = ("patch_embeddings", "cls1")
 TEXT_DEFAULTS: Final = ("text_embeddings",)
 # Triton's own parameters, which its clients send to every server. `perf_analyzer` sends
 # `triton_enable_empty_final_response` with every request; every answer here is the final one.
 IGNORED_PREFIX: Final = "triton_"
 MAX_PRIORITY: Final = max(PRIORITIES)
-# The inputs that a parameter applies to, if not to all.
-NEEDED_INPUTS: Final = {
-    "resolution": (IMAGE.name, PIXELS.name),
-    "fit": (IMAGE.name, PIXELS.name),
-    "templates": (TEXT.name,),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +49,6 @@ class Options:
         fit: As in `EmbedImagesRequest`.
         normalize: Whether to scale every embedding to unit length.
         templates: Prompt templates for each text.
-        output_datatype: Datatype of every output.
     """
 
     timeout: int = 0
@@ -65,18 +57,13 @@ class Options:
     fit: Fit = EmbedImagesRequest.fit
     normalize: bool = EmbedTextsRequest.normalize
     templates: TemplateSet = TEXT_TEMPLATES
-    output_datatype: OutputDatatype = "FP32"
 
     @classmethod
-    def read(cls, parameters: Parameters, inputs: frozenset[str]) -> Self:
+    def read(cls, parameters: Parameters) -> Self:
         """Check and read parameters.
 
-        Args:
-            parameters: Names and values.
-            inputs: Names of the request's inputs; a parameter for other inputs is an error.
-
         Raises:
-            InvalidRequest: One is unknown, has an invalid value, or applies to no input.
+            InvalidRequest: One is unknown or has an invalid value.
         """
         known = {n: v for n, v in parameters.items() if not n.startswith(IGNORED_PREFIX)}
         for name, value in known.items():
@@ -90,13 +77,6 @@ class Options:
             if not check(value):
                 raise InvalidRequest(
                     f"The parameter {name} must be {meaning}.", param=f"parameters.{name}"
-                )
-            needed = NEEDED_INPUTS.get(name)
-            if needed and inputs.isdisjoint(needed):
-                raise InvalidRequest(
-                    f"The parameter {name} applies to the input {' or '.join(needed)}, which the "
-                    "request does not have.",
-                    param=f"parameters.{name}",
                 )
         return cls(**known)
 
@@ -133,7 +113,6 @@ RULES: Final[Mapping[str, tuple[Any, str]]] = {
     "fit": (_is_one_of(*get_args(Fit)), "squash or aspect"),
     "normalize": (lambda value: isinstance(value, bool), "true or false"),
     "templates": (_is_one_of(*get_args(TemplateSet)), "none or tcl"),
-    "output_datatype": (_is_one_of(*get_args(OutputDatatype)), "FP32 or FP16"),
 }
 
 
@@ -150,7 +129,7 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferAnswer:
-    """Outputs in the requested order, float32 or float16."""
+    """Outputs in the requested order, float32."""
 
     model: str
     outputs: Arrays
@@ -170,7 +149,7 @@ async def infer(plane: DataPlane, request: InferRequest, call: Call) -> InferAns
     """
     info = find_model(plane, request.model, request.version)
     inputs = _by_name(request.inputs)
-    options = Options.read(request.parameters, frozenset(inputs))
+    options = Options.read(request.parameters)
     names = _check_outputs(request.outputs, inputs, info)
     options.apply(call)
     images = _images_request(request.model, inputs, names, options)
@@ -185,9 +164,6 @@ async def infer(plane: DataPlane, request: InferRequest, call: Call) -> InferAns
         arrays = _image_arrays(await plane.embed_images(images, call))
     elif texts is not None:
         arrays = _text_arrays(await plane.embed_texts(texts, call))
-    if options.output_datatype == "FP16":
-        with np.errstate(over="ignore"):  # overflows become infinite
-            arrays = {name: array.astype(np.float16) for name, array in arrays.items()}
     return InferAnswer(model=info.manifest.name, outputs={name: arrays[name] for name in names})
 
 

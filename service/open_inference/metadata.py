@@ -38,7 +38,7 @@ EXTENSIONS: Final = (
     "schedule_policy",
     "statistics",
 )
-MANAGEMENT: Final = ("model_repository", "model_repository(unload_dependents)")
+MANAGEMENT: Final = ("model_repository",)
 CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
 NOT_COUNTED: Final = asdict(Total())
 
@@ -199,25 +199,14 @@ def check_load(parameters: Mapping[str, Any]) -> str | None:
     Raises:
         InvalidRequest: A parameter is unknown, or not a string.
     """
-    _check(parameters, "package", str, "the name of a folder below the model repository")
-    return parameters.get("package")
-
-
-def check_unload(parameters: Mapping[str, Any]) -> None:
-    """Check parameters; `unload_dependents` has no effect, as no model has dependents.
-
-    Raises:
-        InvalidRequest: A parameter is unknown, or not a boolean.
-    """
-    _check(parameters, "unload_dependents", bool, "true or false")
-
-
-def _check(parameters: Mapping[str, Any], known: str, kind: type, meaning: str) -> None:
     for name, value in parameters.items():
         param = f"parameters.{name[:100]}"
-        if name != known:
+        if name != "package":
             raise InvalidRequest(
-                f"{param}: unknown field; known is {known}.", code="unknown_field", param=param
+                f"{param}: unknown field; known is package.", code="unknown_field", param=param
             )
-        if not isinstance(value, kind):
-            raise InvalidRequest(f"{param} must be {meaning}.", param=param)
+        if not isinstance(value, str):
+            raise InvalidRequest(
+                f"{param} must be the name of a folder below the model repository.", param=param
+            )
+    return parameters.get("package")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
-import numpy as np
 import pybase64
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
@@ -27,7 +26,6 @@ from service.open_inference.metadata import (
     ModelMetadata,
     ServerMetadata,
     check_load,
-    check_unload,
     find_model,
     model_config,
     model_metadata,
@@ -116,8 +114,7 @@ class InferBody(DialectSchema):
         dict[str, Any],  # `Options.read` checks the values
         Field(
             description="`timeout` in microseconds, `priority` (1 goes first), `resolution`, "
-            "`fit`, `normalize`, `templates`, `output_datatype` (FP32 or FP16), "
-            "`binary_data_output`.",
+            "`fit`, `normalize`, `templates`, `binary_data_output`.",
             default_factory=dict,
         ),
     ]
@@ -132,25 +129,6 @@ class InferBody(DialectSchema):
             default_factory=list,
         ),
     ]
-
-
-class OutputTensor(BaseModel):
-    """An output tensor: flat `data`, or `binary_data_size` bytes after the JSON."""
-
-    name: str
-    datatype: Literal["FP32", "FP16"]
-    shape: list[int]
-    parameters: dict[str, int] | None = None
-    data: list[float] | None = None
-
-
-class InferAnswerBody(BaseModel):
-    """The answer to an inference request."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    outputs: list[OutputTensor]
 
 
 class ModelReadyBody(BaseModel):
@@ -176,8 +154,7 @@ INFER: Final[dict[str, Any]] = {
     "responses": {
         200: {
             "description": "JSON, followed by the bytes of binary outputs, if any.",
-            "model": InferAnswerBody,
-            "content": {OCTETS: {"schema": BINARY}},
+            "content": {JSON: {"schema": {"type": "object"}}, OCTETS: {"schema": BINARY}},
             "headers": {
                 HEADER_LENGTH: {
                     "schema": {"type": "integer"},
@@ -441,24 +418,15 @@ def write_infer(
         answer: The outputs.
         request_id: The client's id for the request, if any.
         is_binary: By output name; the empty name is the default.
-
-    Raises:
-        InvalidRequest: A float16 output is not binary; the protocol has no JSON form for it.
     """
     outputs: list[dict[str, Any]] = []
     blobs: list[memoryview] = []
     for name, array in answer.outputs.items():
-        datatype = "FP16" if array.dtype == np.float16 else "FP32"
-        head = {"name": name, "datatype": datatype, "shape": array.shape}
+        head = {"name": name, "datatype": "FP32", "shape": array.shape}
         little = little_endian(array)
         if is_binary.get(name, is_binary[""]):
             outputs.append(head | {"parameters": {"binary_data_size": little.nbytes}})
             blobs.append(little.data.cast("B"))
-        elif datatype == "FP16":
-            raise InvalidRequest(
-                f"{name}: FP16 cannot be sent in JSON; request it with binary_data.",
-                param="parameters.output_datatype",
-            )
         else:
             outputs.append(head | {"data": little.reshape(-1)})
     document: dict[str, Any] = {"model_name": answer.model, "model_version": VERSION}
@@ -521,7 +489,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
         """Stop serving this model; its current requests are still answered."""
         managed = managed_repository(repository)
         plane.admission.check_open()
-        check_unload((await read(request, ManageBody)).parameters)
+        await read(request, ManageBody)
         await managed.unload(name)
         return Response()
 

@@ -19,11 +19,9 @@ from transformers import (
 
 from model.checkpoints.checkpoint import CheckpointError, digests
 from model.checkpoints.transformers_folder import CONFIG_FILE, load, parse_config, read_config
-from model.checkpoints.weight_map import load_weights
+from model.checkpoints.weights import load_weights
 from model.graphs import DENSE_TASKS
 
-# Modules of one head in Tipsv2DptForDensePrediction, after the task's name.
-PARTS = ("neck", "decoder")
 ALL_HEADS = Tipsv2DptForDensePrediction.__name__
 # Settings that change what the same weights compute.
 SAME_SETTINGS = (
@@ -78,11 +76,11 @@ def read_dense_folder(
         "depth_activation": config.depth_decoder_activation,
         "depth_activation_from": CONFIG_FILE,
     }
-    return attach_heads(model, config, heads), origin
+    return attach_heads(model, config, heads, path=folder), origin
 
 
 def attach_heads(
-    model: Tipsv2Model, config: Tipsv2DptConfig, heads: Mapping[str, Tensor]
+    model: Tipsv2Model, config: Tipsv2DptConfig, heads: Mapping[str, Tensor], *, path: Path
 ) -> Tipsv2DptForDensePrediction:
     """Attach heads to a model's vision tower, without a copy of either.
 
@@ -90,15 +88,17 @@ def attach_heads(
         model: The model whose vision tower is the backbone.
         config: Configuration of heads and backbone.
         heads: The tensors of all heads, named `TASK_neck...` and `TASK_decoder...`.
+        path: What error messages name.
 
     Returns:
         Heads in float32 and evaluation mode; the backbone shares the model's tensors.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over, of a wrong shape or not finite.
     """
     tower = model.vision_model.state_dict()
     weights = {f"backbone.{name}": tensor for name, tensor in tower.items()} | dict(heads)
-    dense, found = load_weights(Tipsv2DptForDensePrediction, weights, config)
-    assert not any(found.values()), found
-    return dense
+    return load_weights(Tipsv2DptForDensePrediction, weights, config, path=path)
 
 
 def _check_settings(folder: Path, config: Tipsv2DptConfig, model: Tipsv2Model) -> None:

@@ -10,56 +10,25 @@ Source: google-deepmind/tips at 4db271d: state dicts of `pytorch/image_encoder.p
 (`pytorch/run_text_encoder_inference.py`); names of `pytorch/checkpoints/download_checkpoints.sh`.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from pydantic import JsonValue
-from torch import Tensor
-from transformers import Tipsv2Config, Tipsv2Model
+from transformers import Tipsv2Model
 
 from model.checkpoints.architecture import pair_config, tower_configs, variant_name
 from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
-from model.checkpoints.weight_map import Change, Source, as_stored, gather, load_weights
+from model.checkpoints.weights import load_weights
 
 VISION_SUFFIX = "_vision.npz"
 TEXT_SUFFIX = "_text.npz"
 TEMPERATURE = "temperature"
 # Names in the PyTorch and in the Scenic text files.
 THEIR_TEMPERATURES = (TEMPERATURE, "temperature_contrastive")
-GAMMA_SUFFIX = ".gamma"
-# From transformers' names to upstream's, derived from upstream's state dicts and transformers'
-# conversion mapping of `tipsv2`. Upstream fuses query, key and value of both towers, and SwiGLU's
-# gate and value.
-Renaming = list[tuple[str, str]]
-VISION_NAMES: Renaming = [
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
-    (r"^layernorm\.", "norm."),
-    (r"^encoder\.layer\.", "blocks."),
-    (r"\.attention\.o_proj\.", ".attn.proj."),
-    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-    (r"\.mlp\.down_proj\.", ".mlp.w3."),
-]
-VISION_FUSED: dict[str, tuple[str, tuple[str, ...]]] = {
-    ".attention.": (".attn.qkv", ("q_proj", "k_proj", "v_proj")),
-    ".mlp.": (".mlp.w12", ("gate_proj", "up_proj")),
-}
-TEXT_NAMES: Renaming = [
-    (r"^embeddings\.token_embedding\.", "token_embedding."),
-    (r"^final_layer_norm\.", "ln_final."),
-    (r"^encoder\.layers\.", "transformer.resblocks."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-]
-TEXT_FUSED: dict[str, tuple[str, tuple[str, ...]]] = {
-    ".self_attn.": (".attn.in_proj", ("q_proj", "k_proj", "v_proj")),
-}
+GAMMA = re.compile(r"blocks\.\d+\.ls[12]\.gamma")
 
 
 def is_pair_folder(folder: Path) -> bool:
@@ -84,22 +53,31 @@ def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
                     f"{archive.path} is of the Scenic (JAX) release, whose layout is not published "
                     "as a whole; use the file of the same model from the release's pytorch folder"
                 )
-        temperature = _temperature(text)
+        temperature_name = _temperature_name(text)
+        temperature = _temperature(text, temperature_name)
         config = pair_config(vision, text, temperature)
-        variant = variant_name(config)
-        has_gammas = any(name.endswith(GAMMA_SUFFIX) for name in vision.shapes)
-        weights = _towers(config, vision, text, has_gammas=has_gammas)
+        weights = {f"vision_encoder.{name}": vision.read(name) for name in vision.shapes}
+        for name in text.shapes:
+            if name != temperature_name:
+                weights[f"text_encoder.{name}"] = text.read(name)
+        has_gammas = any(GAMMA.fullmatch(name) for name in vision.shapes)
     weights[TEMPERATURE] = torch.tensor(temperature)
-    model, found = load_weights(Tipsv2Model, weights, config)
-    assert not any(found.values()), found
+    tower, _ = tower_configs(config)
+    if not has_gammas:
+        for block in range(tower.num_hidden_layers):
+            for scale in ("ls1", "ls2"):
+                name = f"vision_encoder.blocks.{block}.{scale}.gamma"
+                weights[name] = torch.ones(tower.hidden_size)
+    # transformers knows the names of these files, which the first folders on the hub had.
+    model = load_weights(Tipsv2Model, weights, config, path=folder)
     origin: dict[str, JsonValue] = {
         "kind": "official-npz",
         "files": dict(digests([vision_path, text_path])),
         "temperature": "of the text file",
         "layer_scale": "of the vision file" if has_gammas else "absent, so ones",
-        "num_heads": tower_configs(config)[0].num_attention_heads,
+        "num_heads": tower.num_attention_heads,
     }
-    return model, variant, origin
+    return model, variant_name(config), origin
 
 
 def _one(folder: Path, suffix: str) -> Path:
@@ -113,8 +91,7 @@ def _one(folder: Path, suffix: str) -> Path:
     return found[0]
 
 
-def _temperature(archive: ArrayArchive) -> float:
-    name = _temperature_name(archive)
+def _temperature(archive: ArrayArchive, name: str) -> float:
     shape = archive.shapes.get(name)
     if shape not in ((), (1,)):
         what = f"has {name!r} with shape {shape}" if shape else f"lacks {name!r}"
@@ -123,7 +100,7 @@ def _temperature(archive: ArrayArchive) -> float:
             "use the file as it was released"
         )
     temperature = archive.read(name).item()
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise CheckpointError(
             f"{archive.path} has a temperature of {temperature}, which must be positive; "
             "use the file as it was released"
@@ -134,60 +111,3 @@ def _temperature(archive: ArrayArchive) -> float:
 def _temperature_name(archive: ArrayArchive) -> str:
     """The temperature's name in a file; a file with both has a leftover, which is refused."""
     return next((name for name in THEIR_TEMPERATURES if name in archive.shapes), TEMPERATURE)
-
-
-def _towers(
-    config: Tipsv2Config, vision: ArrayArchive, text: ArrayArchive, *, has_gammas: bool
-) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        empty = Tipsv2Model(config)
-    shapes = {name: parameter.shape for name, parameter in empty.state_dict().items()}
-    sources = vision_sources(empty.vision_model.state_dict(), "vision_model.")
-    gammas = {name for name, source in sources.items() if source.name.endswith(GAMMA_SUFFIX)}
-    if not has_gammas:
-        sources = {name: source for name, source in sources.items() if name not in gammas}
-    weights = gather(vision, sources, shapes)
-    if not has_gammas:
-        weights |= {name: torch.ones(shapes[name]) for name in gammas}
-    text_side = text_sources(empty.text_model.state_dict(), "text_model.")
-    text_side[TEMPERATURE] = Source(_temperature_name(text), lambda tensor: tensor.reshape(()))
-    return weights | gather(text, text_side, shapes)
-
-
-def vision_sources(names: Iterable[str], prefix: str) -> dict[str, Source]:
-    """Sources of the vision tower's tensors.
-
-    Args:
-        names: Names in a Tipsv2VisionModel's state.
-        prefix: Prefix of the result's keys.
-    """
-    return {prefix + name: _source(name, VISION_NAMES, VISION_FUSED) for name in names}
-
-
-def text_sources(names: Iterable[str], prefix: str) -> dict[str, Source]:
-    """Sources of the text tower's tensors; see `vision_sources`."""
-    sources = {prefix + name: _source(name, TEXT_NAMES, TEXT_FUSED) for name in names}
-    # torch's MultiheadAttention writes in_proj_weight, where a linear layer would write .weight.
-    return {
-        name: Source(source.name.replace(".in_proj.", ".in_proj_"), source.change)
-        for name, source in sources.items()
-    }
-
-
-def _source(name: str, names: Renaming, fused: dict[str, tuple[str, tuple[str, ...]]]) -> Source:
-    change: Change = as_stored
-    for infix, (fused_name, parts) in fused.items():
-        for index, part in enumerate(parts):
-            if f"{infix}{part}." in name:
-                name = name.replace(f"{infix}{part}.", f"{fused_name}.")
-                change = _chunk(index, len(parts))
-    for pattern, replacement in names:
-        name = re.sub(pattern, replacement, name)
-    return Source(name, change)
-
-
-def _chunk(index: int, num_chunks: int) -> Callable[[Tensor], Tensor]:
-    def take(tensor: Tensor) -> Tensor:
-        return tensor.chunk(num_chunks, dim=0)[index]
-
-    return take

@@ -20,12 +20,11 @@ Source: google-deepmind/tips, `scripts/convert_segmentation_checkpoint.py`, and 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import JsonValue
 from torch import Tensor
 from transformers import (
@@ -37,11 +36,11 @@ from transformers import (
 
 from model.checkpoints.array_archive import ArrayArchive, require
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
-from model.checkpoints.dense_folder import PARTS, attach_heads
-from model.checkpoints.weight_map import Change, Source, as_stored, gather
+from model.checkpoints.dense_folder import attach_heads
 from model.graphs import DENSE_TASKS, DenseTask, DepthActivation
 
 ZIP_SUFFIX = "_dpt.zip"
+LINEAR_AXES, CONVOLUTION_AXES = 2, 4
 NUM_STAGES = 4
 BLOCKS = "decoder/dpt/reassemble_blocks"
 LINEAR_OF_TASK: dict[DenseTask, str] = {
@@ -51,57 +50,30 @@ LINEAR_OF_TASK: dict[DenseTask, str] = {
 }
 
 
-def _dense(kernel: Tensor) -> Tensor:
-    return kernel.permute(1, 0)
-
-
-def _conv(kernel: Tensor) -> Tensor:
-    return kernel.permute(3, 2, 0, 1)
-
-
-def _conv_transpose(kernel: Tensor) -> Tensor:
-    return kernel.flip(0, 1).permute(2, 3, 0, 1)
-
-
-# transformers' name, Flax's name, and the change of the kernel. The first match counts, so
-# transposed convolutions are before other convolutions.
-NAMES: list[tuple[str, str, Change]] = [
+# From Flax's modules to transformers'; the first match counts. Flax numbers units in order of
+# creation, and the first fusion block has no lateral unit.
+NAMES: list[tuple[str, str]] = [
+    (BLOCKS + r"/readout_projects_(\d)", r"neck.reassemble_stage.readout_projects.\1.layers.0"),
+    (BLOCKS + r"/out_projection_(\d)", r"neck.reassemble_stage.layers.\1.projection"),
+    (BLOCKS + r"/resize_layers_(\d)", r"neck.reassemble_stage.layers.\1.resize"),
+    (r"decoder/dpt/convs_(\d)", r"neck.convs.\1"),
+    (r"decoder/dpt/fusion_blocks_(\d)/Conv_0", r"neck.fusion_stage.layers.\1.projection"),
     (
-        r"neck\.reassemble_stage\.readout_projects\.(\d)\.layers\.0",
-        BLOCKS + r"/readout_projects_\1",
-        _dense,
-    ),
-    (r"neck\.reassemble_stage\.layers\.(\d)\.projection", BLOCKS + r"/out_projection_\1", _conv),
-    (
-        r"neck\.reassemble_stage\.layers\.([01])\.resize",
-        BLOCKS + r"/resize_layers_\1",
-        _conv_transpose,
-    ),
-    (r"neck\.reassemble_stage\.layers\.(\d)\.resize", BLOCKS + r"/resize_layers_\1", _conv),
-    (r"neck\.convs\.(\d)", r"decoder/dpt/convs_\1", _conv),
-    (
-        r"neck\.fusion_stage\.layers\.(\d)\.projection",
-        r"decoder/dpt/fusion_blocks_\1/Conv_0",
-        _conv,
-    ),
-    # Flax numbers units in order of creation, and the first block has no lateral unit.
-    (
-        r"neck\.fusion_stage\.layers\.(0)\.residual_layer2\.convolution(\d)",
-        r"decoder/dpt/fusion_blocks_\1/PreActResidualConvUnit_0/conv\2",
-        _conv,
+        r"decoder/dpt/fusion_blocks_0/PreActResidualConvUnit_0/conv(\d)",
+        r"neck.fusion_stage.layers.0.residual_layer2.convolution\1",
     ),
     (
-        r"neck\.fusion_stage\.layers\.(\d)\.residual_layer1\.convolution(\d)",
-        r"decoder/dpt/fusion_blocks_\1/PreActResidualConvUnit_0/conv\2",
-        _conv,
+        r"decoder/dpt/fusion_blocks_(\d)/PreActResidualConvUnit_0/conv(\d)",
+        r"neck.fusion_stage.layers.\1.residual_layer1.convolution\2",
     ),
     (
-        r"neck\.fusion_stage\.layers\.(\d)\.residual_layer2\.convolution(\d)",
-        r"decoder/dpt/fusion_blocks_\1/PreActResidualConvUnit_1/conv\2",
-        _conv,
+        r"decoder/dpt/fusion_blocks_(\d)/PreActResidualConvUnit_1/conv(\d)",
+        r"neck.fusion_stage.layers.\1.residual_layer2.convolution\2",
     ),
-    (r"decoder\.project", "decoder/dpt/project", _conv),
+    ("decoder/dpt/project", "decoder.project"),
+    *((linear, "decoder.head") for linear in LINEAR_OF_TASK.values()),
 ]
+TRANSPOSED = re.compile(BLOCKS + r"/resize_layers_[01]")
 
 
 def read_scenic_heads(
@@ -137,10 +109,11 @@ def read_scenic_heads(
                 "three or none: put the zips of all three into one folder, and name that folder"
             )
         config = _config(archives, model, depth_activation)
-        with torch.device("meta"):
-            empty = Tipsv2DptForDensePrediction(config).state_dict()
-        heads = [_read_head(archive, task, empty) for task, archive in archives.items()]
-        weights = {name: tensor for head in heads for name, tensor in head.items()}
+        weights = {
+            f"{task}_{their_name(name)}": to_torch(name, archive.read(name))
+            for task, archive in archives.items()
+            for name in archive.shapes
+        }
     origin: dict[str, JsonValue] = {
         "kind": "scenic-dpt",
         "files": dict(digests(paths)),
@@ -148,7 +121,7 @@ def read_scenic_heads(
         "depth_activation": depth_activation,
         "depth_activation_from": "the setting; the files do not state it",
     }
-    return attach_heads(model, config, weights), origin
+    return attach_heads(model, config, weights, path=paths[0].parent), origin
 
 
 def _task(archive: ArrayArchive) -> DenseTask:
@@ -208,37 +181,21 @@ def _backbone_config(tower: Tipsv2VisionConfig) -> Tipsv2VisionConfig:
     )
 
 
-def _read_head(
-    archive: ArrayArchive, task: DenseTask, empty: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    starts = tuple(f"{task}_{part}." for part in PARTS)
-    shapes = {
-        name.removeprefix(f"{task}_"): tensor.shape
-        for name, tensor in empty.items()
-        if name.startswith(starts)
-    }
-    found = gather(archive, head_sources(shapes, task), shapes)
-    return {f"{task}_{name}": tensor for name, tensor in found.items()}
+def their_name(name: str) -> str:
+    """Transformers' name of a head's parameter in a zip; one that is unknown stays."""
+    module, _, leaf = name.rpartition("/")
+    for pattern, replacement in NAMES:
+        if found := re.fullmatch(pattern, module):
+            return f"{found.expand(replacement)}.{'weight' if leaf == 'kernel' else leaf}"
+    return name
 
 
-def head_sources(names: Iterable[str], task: DenseTask) -> dict[str, Source]:
-    """Return the source of each tensor of a head.
-
-    Args:
-        names: Names of the head's tensors, `neck...` and `decoder...`.
-        task: Task of the head.
-    """
-    return {name: _source(name, task) for name in names}
-
-
-def _source(name: str, task: DenseTask) -> Source:
-    module, _, leaf = name.rpartition(".")
-    changes = [*NAMES, (r"decoder\.head", LINEAR_OF_TASK[task], _dense)]
-    for pattern, replacement, change in changes:
-        found = re.fullmatch(pattern, module)
-        if found:
-            theirs = found.expand(replacement)
-            is_kernel = leaf == "weight"
-            applied: Change = change if is_kernel else as_stored
-            return Source(f"{theirs}/{'kernel' if is_kernel else 'bias'}", applied)
-    raise AssertionError(f"no name for {name}")
+def to_torch(name: str, value: Tensor) -> Tensor:
+    """Order the axes of a kernel as torch has them; biases stay."""
+    if value.ndim == LINEAR_AXES:
+        return value.permute(1, 0)
+    if value.ndim != CONVOLUTION_AXES:
+        return value
+    if TRANSPOSED.match(name):
+        return value.flip(0, 1).permute(2, 3, 0, 1)
+    return value.permute(3, 2, 0, 1)

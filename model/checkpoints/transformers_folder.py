@@ -1,21 +1,16 @@
-"""Read transformers folders: config.json and safetensors, in one file or sharded.
-
-transformers maps the names of the tensors, of which there are several generations. It only warns of
-tensors that are missing, left over or of another shape; here they are errors.
-"""
+"""Read transformers folders: config.json and safetensors, in one file or sharded."""
 
 import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, Tipsv2Config, Tipsv2Model
 
 from model.checkpoints.architecture import tower_configs, variant_name
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
-from model.checkpoints.weight_map import Model, load_weights
+from model.checkpoints.weights import Model, load_weights
 from model.encoder import without_implementations
 
 CONFIG_FILE = "config.json"
@@ -114,35 +109,7 @@ def load(
     """
     files = _weight_files(folder)
     names = {name for path in files for name in _names(path)}
-    try:
-        model, found = load_weights(kind, folder, config)
-    except Exception as error:  # a damaged file can raise anything
-        raise CheckpointError(
-            f"{folder} cannot be loaded as {kind.__name__} ({error}); {SAVE_AGAIN}"
-        ) from error
-    _check_found(kind, folder, found)
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{folder} has NaN or infinite values in {name!r}; {SAVE_AGAIN}")
-    return model, files, names
-
-
-def _check_found(kind: type, folder: Path, found: dict[str, Any]) -> None:
-    texts = {
-        "missing_keys": "lacks",
-        "unexpected_keys": "has unknown tensors:",
-        "mismatched_keys": "has tensors whose shapes differ from config.json:",
-        "error_msgs": "cannot be loaded:",
-    }
-    problems = [
-        f"{text} {name_some(key if isinstance(key, str) else str(key[0]) for key in found[field])}"
-        for field, text in texts.items()
-        if found.get(field)
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{folder} {' and '.join(problems)}; it is not a complete {kind.__name__}: {SAVE_AGAIN}"
-        )
+    return load_weights(kind, folder, config, path=folder), files, names
 
 
 def _weight_files(folder: Path) -> list[Path]:

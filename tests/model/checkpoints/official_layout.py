@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Tipsv2Config, Tipsv2Model
 
 Arrays = dict[str, NDArray[np.float32]]
+Tensors = dict[str, Tensor]
 
 TEXT_LAYERS = {"b-like": 3, "g-like": 3, "so-like": 27}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -56,15 +57,15 @@ def small_model(
     return model
 
 
-def vision_arrays(model: Tipsv2Model) -> Arrays:
+def vision_tensors(model: Tipsv2Model) -> Tensors:
     """The vision tower as `pytorch/image_encoder.py` names it."""
     tower: Any = model.vision_model
     embeddings = tower.embeddings
     arrays = {
-        "cls_token": array(embeddings.cls_token),
-        "pos_embed": array(embeddings.position_embeddings),
-        "register_tokens": array(embeddings.register_tokens),
-        "mask_token": array(embeddings.mask_token),
+        "cls_token": embeddings.cls_token,
+        "pos_embed": embeddings.position_embeddings,
+        "register_tokens": embeddings.register_tokens,
+        "mask_token": embeddings.mask_token,
         **layer("patch_embed.proj", embeddings.patch_embeddings.projection),
         **layer("norm", tower.layernorm),
     }
@@ -73,8 +74,8 @@ def vision_arrays(model: Tipsv2Model) -> Arrays:
         arrays |= layer(f"{to}.norm1", block.norm1) | layer(f"{to}.norm2", block.norm2)
         arrays |= fused(f"{to}.attn.qkv.", attention.q_proj, attention.k_proj, attention.v_proj)
         arrays |= layer(f"{to}.attn.proj", attention.o_proj)
-        arrays[f"{to}.ls1.gamma"] = array(block.layer_scale1.lambda1)
-        arrays[f"{to}.ls2.gamma"] = array(block.layer_scale2.lambda1)
+        arrays[f"{to}.ls1.gamma"] = block.layer_scale1.lambda1
+        arrays[f"{to}.ls2.gamma"] = block.layer_scale2.lambda1
         if hasattr(mlp, "gate_proj"):
             arrays |= fused(f"{to}.mlp.w12.", mlp.gate_proj, mlp.up_proj)
             arrays |= layer(f"{to}.mlp.w3", mlp.down_proj)
@@ -83,12 +84,12 @@ def vision_arrays(model: Tipsv2Model) -> Arrays:
     return arrays
 
 
-def text_arrays(model: Tipsv2Model) -> Arrays:
+def text_tensors(model: Tipsv2Model) -> Tensors:
     """The text tower as `pytorch/text_encoder.py` names it, and the temperature."""
     tower = model.text_model
     arrays = {
-        "temperature": array(model.temperature),
-        "token_embedding.weight": array(tower.embeddings.token_embedding.weight),
+        "temperature": model.temperature,
+        "token_embedding.weight": tower.embeddings.token_embedding.weight,
         **layer("ln_final", tower.final_layer_norm),
     }
     for index, block in enumerate(tower.encoder.layers):
@@ -98,6 +99,16 @@ def text_arrays(model: Tipsv2Model) -> Arrays:
         arrays |= layer(f"{to}.attn.out_proj", attention.out_proj)
         arrays |= layer(f"{to}.mlp.c_fc", block.mlp.fc1) | layer(f"{to}.mlp.c_proj", block.mlp.fc2)
     return arrays
+
+
+def vision_arrays(model: Tipsv2Model) -> Arrays:
+    """The arrays of the vision file."""
+    return {name: array(tensor) for name, tensor in vision_tensors(model).items()}
+
+
+def text_arrays(model: Tipsv2Model) -> Arrays:
+    """The arrays of the text file."""
+    return {name: array(tensor) for name, tensor in text_tensors(model).items()}
 
 
 def write_pair(model: Tipsv2Model, folder: Path, *, name: str = "tips_v2_oss_small") -> None:
@@ -118,15 +129,15 @@ def array(tensor: Tensor) -> NDArray[np.float32]:
     return copied
 
 
-def layer(to: str, module: nn.Module) -> Arrays:
+def layer(to: str, module: nn.Module) -> Tensors:
     """Weight and bias under their own names."""
-    return {f"{to}.{name}": array(parameter) for name, parameter in module.named_parameters()}
+    return {f"{to}.{name}": parameter for name, parameter in module.named_parameters()}
 
 
-def fused(to: str, *modules: nn.Module) -> Arrays:
+def fused(to: str, *modules: nn.Module) -> Tensors:
     """Joined weights and biases of several layers."""
     parts = [layer("x", module) for module in modules]
     return {
-        f"{to}{name}": np.concatenate([part[f"x.{name}"] for part in parts])
+        f"{to}{name}": torch.cat([part[f"x.{name}"] for part in parts])
         for name in ("weight", "bias")
     }

@@ -9,11 +9,8 @@ from transformers import Tipsv2Model
 from model.checkpoints.architecture import pair_config, tower_configs, variant_name
 from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError
-from model.checkpoints.official import text_sources, vision_sources
-from model.checkpoints.weight_map import Source
 from model.variants import VARIANTS
-
-NUM_FUSED = {".attn.qkv.": 3, ".attn.in_proj_": 3, ".mlp.w12.": 2}
+from tests.model.checkpoints.official_layout import text_tensors, vision_tensors
 
 
 class Headers(ArrayArchive):
@@ -24,26 +21,15 @@ class Headers(ArrayArchive):
         self.shapes = shapes
 
 
-def headers(name: str, sources: dict[str, Source], module: torch.nn.Module) -> Headers:
-    """Shapes in the official file of a tower."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for ours, tensor in module.state_dict().items():
-        theirs, shape = sources[ours].name, tuple(tensor.shape)
-        for infix, factor in NUM_FUSED.items():
-            if infix in theirs:
-                shape = (factor * shape[0], *shape[1:])
-        shapes[theirs] = shape
-    return Headers(name, shapes)
-
-
 def pair_of(name: str) -> tuple[Headers, Headers]:
+    """The shapes in the official files of a size."""
     with torch.device("meta"):
         model = Tipsv2Model(VARIANTS[name].build())
-    vision, text = model.vision_model, model.text_model
-    return (
-        headers("x_vision.npz", vision_sources(vision.state_dict(), ""), vision),
-        headers("x_text.npz", text_sources(text.state_dict(), ""), text),
+    vision, text = (
+        {key: tuple(tensor.shape) for key, tensor in tensors(model).items()}
+        for tensors in (vision_tensors, text_tensors)
     )
+    return Headers("x_vision.npz", vision), Headers("x_text.npz", text)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -31,15 +31,16 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_arrays_of_any_float_type_and_layout_become_float32(path: Path) -> None:
-    half, double = np.full(2, 0.5, np.float16), np.array(2.5)
+    half, double, huge = np.full(2, 0.5, np.float16), np.array(2.5), np.array([1e300])
     columns, big = np.asfortranarray(GOOD), GOOD.astype(">f4")
-    np.savez_compressed(path, a=GOOD, half=half, double=double, columns=columns, big=big)
+    np.savez_compressed(path, a=GOOD, half=half, double=double, columns=columns, big=big, huge=huge)
     with ArrayArchive(path) as archive:
         assert archive.shapes["half"] == (2,)
         for name in ("a", "columns", "big"):
             assert torch.equal(archive.read(name), torch.from_numpy(GOOD))
         assert torch.equal(archive.read("half"), torch.tensor([0.5, 0.5]))
         assert torch.equal(archive.read("double"), torch.tensor(2.5))
+        assert archive.read("huge").isinf().all()
 
 
 @pytest.mark.parametrize(
@@ -72,16 +73,6 @@ def test_a_duplicate_name_is_refused(path: Path) -> None:
         archive.writestr("a.npy", npy(GOOD + 1))
     with pytest.raises(CheckpointError, match="has 'a' twice"):
         ArrayArchive(path)
-
-
-@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
-def test_values_that_are_not_finite_in_float32_are_refused(path: Path, value: float) -> None:
-    np.savez(path, allow_pickle=False, fine=GOOD, a=np.array([1.0, value]))
-    with (
-        ArrayArchive(path) as archive,
-        pytest.raises(CheckpointError, match="NaN or infinite values in 'a'"),
-    ):
-        archive.read("a")
 
 
 @pytest.mark.parametrize("content", [b"x" * 500, b""])

@@ -90,7 +90,7 @@ def test_heads_of_another_backbone_are_refused(model: Tipsv2Model, folder: Path)
         ({"backbone": {"reshape_hidden_states": True}}, "reshape_hidden_states"),
         ({"backbone_config": {"model_type": "resnet"}}, "no TIPSv2 vision tower"),
         ({"backbone": {"out_indices": [2, 3, 4], "out_features": None}}, "3 layers for 4 stages"),
-        ({"num_depth_bins": 13}, "whose shapes differ from config.json"),
+        ({"num_depth_bins": 13}, "of other shapes"),
         ({"fusion_hidden_size": "wide"}, "not valid for transformers"),
     ],
 )

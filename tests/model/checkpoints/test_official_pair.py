@@ -47,7 +47,7 @@ def test_any_one_array_renamed_or_reshaped_is_refused(
         write_pair(model, tmp_path)
         for name in arrays:
             write_npz(tmp_path / file, change(arrays, name))
-            with pytest.raises(CheckpointError, match=r"\.npz"):
+            with pytest.raises(CheckpointError, match=r"\.npz|released"):
                 read_pair(tmp_path)
 
 
@@ -73,12 +73,12 @@ def test_a_folder_that_is_not_one_pair_is_refused(
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("head.weight", np.ones(3), "has 'head.weight' that the model does not have"),
-        ("ln_final.bias", np.full(128, np.nan), "NaN or infinite values in 'ln_final.bias'"),
+        ("head.weight", np.ones(3), "unknown tensors: .*head.weight"),
+        ("ln_final.bias", np.full(128, np.nan), "NaN or infinite values in .*final_layer_norm"),
         ("temperature", np.zeros(()), "temperature"),
         ("temperature", np.array(np.inf), "temperature"),
         ("temperature", np.array(-0.01), "temperature"),
-        ("temperature_contrastive", np.ones(()), "'temperature_contrastive' that the model does"),
+        ("temperature_contrastive", np.ones(()), "unknown tensors: .*temperature"),
     ],
 )
 def test_a_wrong_text_array_is_refused(

@@ -13,7 +13,7 @@ from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
 
 from model.checkpoints.checkpoint import CheckpointError
 from model.checkpoints.read import read_checkpoint
-from model.checkpoints.scenic import head_sources, read_scenic_heads
+from model.checkpoints.scenic import read_scenic_heads, to_torch
 from model.graphs import DENSE_TASKS, DenseTask, DepthActivation
 from tests.model.checkpoints.official_layout import Arrays, small_model
 from tests.model.checkpoints.scenic_decoder import depth_in_metres, taps
@@ -110,11 +110,10 @@ def flax_conv_transpose(x_HWi: NDArray[Any], kernel_HWio: NDArray[Any]) -> NDArr
 
 @pytest.mark.parametrize(("layer", "size"), [(0, 4), (1, 2)])
 def test_a_transposed_convolution_is_as_in_flax(layer: int, size: int) -> None:
-    name = f"neck.reassemble_stage.layers.{layer}.resize.weight"
-    source = head_sources([name], "depth")[name]
+    name = f"decoder/dpt/reassemble_blocks/resize_layers_{layer}/kernel"
     generator = np.random.default_rng(0)
     kernel_HWio, x_HWi = generator.normal(size=(size, size, 3, 3)), generator.normal(size=(2, 3, 3))
-    ours = source.change(torch.from_numpy(kernel_HWio))
+    ours = to_torch(name, torch.from_numpy(kernel_HWio))
     x_1iHW = torch.from_numpy(x_HWi).permute(2, 0, 1)[None]
     actual_oHW = F.conv_transpose2d(x_1iHW, ours, stride=size)[0]
     np.testing.assert_allclose(
@@ -141,9 +140,9 @@ PROJECT = "decoder/dpt/project/bias"
     ("change", "message"),
     [
         (lambda arrays: arrays | {PROJECT: np.full_like(arrays[PROJECT], np.inf)}, "infinite val"),
-        (lambda arrays: arrays | {PROJECT: np.repeat(arrays[PROJECT], 2)}, "with shape"),
+        (lambda arrays: arrays | {PROJECT: np.repeat(arrays[PROJECT], 2)}, "other shapes"),
         (lambda arrays: {k: a for k, a in arrays.items() if "convs_2" not in k}, "lacks"),
-        (lambda arrays: arrays | {"decoder/extra": arrays[PROJECT]}, "that the model does not"),
+        (lambda arrays: arrays | {"decoder/extra": arrays[PROJECT]}, "unknown tensors"),
         (lambda _: {"reassemble.bias": np.zeros(3, np.float32)}, "whether its kernels are mirror"),
     ],
 )

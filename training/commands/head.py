@@ -5,28 +5,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.head import SUFFIX, Head, HeadFeatures, HeadInfo, vision_digest, write_head
-from model.image_codec import FORMATS, ImageError, ImageLimits, decode_image
+from model.labelled.sets import (
+    ImageSource,
+    SegmentationSet,
+    images_below,
+    maps_of,
+    read_classes,
+    read_names,
+)
 from model.package import ModelPackage, open_package
 from model.preprocess import Fit, prepare_image, target_size
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.load import load_runtime
 from model.segmentation import l2_normalize, patch_shares
+from training.dense.labelled import read_example, read_pixels
 from training.label_head import Fitted, Labelled, fit_head
 
 HELP = "Fit a head to a few images with masks, or in folders by class; seconds on a CPU."
-NO_LABEL: Final = 255
-IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-)
-LIMITS: Final = ImageLimits(max_bytes=2**30, max_pixels=100_000_000)
-MASK_MODES: Final = ("1", "L", "P", "I", "I;16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with a name a line",
     )
     parser.add_argument(
-        "--ignore",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="further labels that mean no label, such as 0 where it is not the background",
+        "--reduce-zero-label",
+        action="store_true",
+        help="in masks, label 0 means no label instead of the background",
     )
     parser.add_argument(
         "--model", default="bundled", help="a package, or bundled (default) or bundled-student"
@@ -70,7 +67,6 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         ValueError: An option, an image or a mask is wrong.
-        FileNotFoundError: A folder, an image or a mask is missing.
     """
     start = time.monotonic()
     if options.output.suffix != SUFFIX:
@@ -83,9 +79,7 @@ def run(options: argparse.Namespace) -> None:
         names, labelled = _read_folders(options.images, encoder)
         features: HeadFeatures = "cls1"
     else:
-        names = _read_names(options.names)
-        masks = _Masks(options.masks, len(names), frozenset({NO_LABEL, *options.ignore}))
-        labelled = _read_masked(options.images, masks, names, encoder)
+        names, labelled = _read_masked(_masked(options), encoder)
         features = package.manifest.zero_shot.features
     fitted = fit_head(labelled)
     info = HeadInfo(
@@ -108,128 +102,78 @@ def run(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Encoder:
-    """Embeds files as the service does by default."""
+    """Embeds images as the service does by default."""
 
     package: ModelPackage
     runtime: Runtime
     resolution: int | None
 
-    def encode(self, path: Path, fit: Fit) -> tuple[tuple[int, int], list[VisionOutput]]:
-        """Height and width of the upright image, and the outputs of the image and its mirror image.
-
-        Raises:
-            ValueError: It is no image.
-        """
+    def encode(self, pixels_HW3: NDArray[np.uint8], fit: Fit) -> list[VisionOutput]:
+        """The outputs of an image and of its mirror image."""
         manifest = self.package.manifest
-        try:
-            pixels_HW3 = decode_image(path.read_bytes(), LIMITS, formats=FORMATS)
-        except ImageError as error:
-            raise ValueError(f"{path}: {error}") from error
-        height, width = pixels_HW3.shape[:2]
         size_hw = target_size(
-            height,
-            width,
+            *pixels_HW3.shape[:2],
             resolution=self.resolution or manifest.native_size,
             fit=fit,
             multiple=manifest.size_multiple,
         )
-        scaling = manifest.zero_shot.scaling
-        outputs = []
-        for image_HW3 in (pixels_HW3, pixels_HW3[:, ::-1]):
-            planes_3HW = prepare_image(np.ascontiguousarray(image_HW3), size_hw, scaling)
-            outputs.append(self.runtime.encode_images(planes_3HW[None]))
-        return (height, width), outputs
+        planes = [
+            prepare_image(np.ascontiguousarray(image_HW3), size_hw, manifest.zero_shot.scaling)
+            for image_HW3 in (pixels_HW3, pixels_HW3[:, ::-1])
+        ]
+        return [self.runtime.encode_images(planes_3HW[None]) for planes_3HW in planes]
 
 
-@dataclass(frozen=True, slots=True)
-class _Masks:
-    """Masks of images, whose labels go from 0 to `num_names`, or are ignored."""
-
-    folder: Path
-    num_names: int
-    ignored: frozenset[int]
-
-    def read(self, stem: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
-        """Class of each pixel from 0; the background is the last class, -1 stands for no label.
-
-        Raises:
-            ValueError: It is no mask of this size, or has a label without a name.
-            FileNotFoundError: There is no mask.
-        """
-        path = self.folder / f"{stem}.png"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: each image needs a mask of its name")
-        with Image.open(path) as mask:
-            if mask.mode not in MASK_MODES:
-                raise ValueError(f"{path}: masks are grey or palette PNGs, this one is {mask.mode}")
-            labels_HW = np.asarray(mask).astype(np.int64)
-        if labels_HW.shape != size_hw:
-            raise ValueError(f"{path} has {labels_HW.shape}, its image {size_hw} rows and columns")
-        is_ignored_HW = np.isin(labels_HW, list(self.ignored))
-        wrong = np.unique(labels_HW[(labels_HW > self.num_names) & ~is_ignored_HW])
-        if len(wrong):
-            raise ValueError(
-                f"{path} has the label {wrong[0]}, --names has {self.num_names} names: add one, or "
-                "--ignore the label"
-            )
-        classes_HW = np.where(labels_HW == 0, self.num_names, labels_HW - 1)
-        return np.where(is_ignored_HW, -1, classes_HW)
+def _masked(options: argparse.Namespace) -> SegmentationSet:
+    names = (
+        read_names(Path(options.names))
+        if options.names.endswith(".txt")
+        else [name.strip() for name in options.names.split(",") if name.strip()]
+    )
+    images = images_below(options.images)
+    return SegmentationSet(
+        name="images",
+        images=[ImageSource(path) for path in images],
+        maps=maps_of(images, options.images, options.masks),
+        names=names if options.reduce_zero_label else ["background", *names],
+        reduce_zero_label=options.reduce_zero_label,
+    )
 
 
-def _read_masked(images: Path, masks: _Masks, names: Sequence[str], encoder: _Encoder) -> Labelled:
-    """Patches with the shares of labels in them; the background, if any, is the last class."""
+def _read_masked(given: SegmentationSet, encoder: _Encoder) -> tuple[Sequence[str], Labelled]:
+    """Names, and patches with the shares of labels in them; the background, if any, is last."""
     features, shares, image = [], [], []
     attribute = f"{encoder.package.manifest.zero_shot.features}_BND"
-    for index, path in enumerate(_images_of(images)):
-        size_hw, outputs = encoder.encode(path, "aspect")
-        labels_HW = masks.read(path.stem, size_hw)
+    for index in range(len(given.images)):
+        pixels_HW3, labels_HW = read_example(given, index)
+        outputs = encoder.encode(pixels_HW3, "aspect")
         for output, seen_HW in zip(outputs, (labels_HW, labels_HW[:, ::-1]), strict=True):
-            share_NK = patch_shares(seen_HW, output.grid_hw, len(names) + 1)
+            share_NK = patch_shares(seen_HW, output.grid_hw, len(given.names))
             is_labelled_N = share_NK.any(1)
             features.append(l2_normalize(getattr(output, attribute)[0])[is_labelled_N])
             shares.append(share_NK[is_labelled_N])
             image.append(np.full(is_labelled_N.sum(), index))
-    shares_PK = np.concatenate(shares)
+    names, shares_PK = given.names, np.concatenate(shares)
+    if not given.reduce_zero_label:
+        names, shares_PK = names[1:], np.roll(shares_PK, -1, axis=1)
     missing = [name for name, total in zip(names, shares_PK.sum(0), strict=False) if not total]
     if missing:
         raise ValueError(f"no mask has a pixel of: {', '.join(missing)}")
     if not shares_PK[:, -1].any():
         shares_PK = shares_PK[:, :-1]
-    return Labelled(np.concatenate(features), shares_PK, np.concatenate(image))
+    return names, Labelled(np.concatenate(features), shares_PK, np.concatenate(image))
 
 
-def _read_folders(folder: Path, encoder: _Encoder) -> tuple[list[str], Labelled]:
+def _read_folders(folder: Path, encoder: _Encoder) -> tuple[Sequence[str], Labelled]:
     """Whole images with the names of their folders as classes."""
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    if len(folders) < 2:
-        raise ValueError(f"{folder} needs a folder for each of at least two classes")
-    features: list[NDArray[np.float32]] = []
-    label: list[int] = []
-    image: list[int] = []
-    for index, one in enumerate(folders):
-        for path in _images_of(one):
-            _, outputs = encoder.encode(path, "squash")
-            features += [l2_normalize(output.cls1_BD) for output in outputs]
-            label += [index] * len(outputs)
-            image += [len(image) // len(outputs)] * len(outputs)
-    shares_PK = np.eye(len(folders), dtype=np.float32)[label]
-    names = [one.name.replace("_", " ") for one in folders]
+    given = read_classes(folder)
     # In this order each fold has images of each class.
-    return names, Labelled(np.concatenate(features), shares_PK, np.array(image))
-
-
-def _read_names(text: str) -> list[str]:
-    if text.endswith(".txt"):
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()]
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _images_of(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise FileNotFoundError(f"{folder} has no image")
-    return found
+    outputs = [
+        output for image in given.images for output in encoder.encode(read_pixels(image), "squash")
+    ]
+    features = np.concatenate([l2_normalize(output.cls1_BD) for output in outputs])
+    shares_PK = np.eye(len(given.names), dtype=np.float32)[np.repeat(given.labels, 2)]
+    return given.names, Labelled(features, shares_PK, np.repeat(np.arange(len(given.images)), 2))
 
 
 def _report(

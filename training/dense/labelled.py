@@ -186,21 +186,30 @@ def _chosen(given: HeadSet, keep: Sequence[bool]) -> HeadSet:
     return replace(given, images=images, maps=kept)
 
 
+def read_pixels(image: ImageSource) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3] of an image.
+
+    Raises:
+        SetError: It cannot be read.
+    """
+    try:
+        return decode_image(image.read(), LIMITS, formats=FORMATS)
+    except ImageError as error:
+        raise SetError(f"{image}: {error}") from error
+
+
 def read_example(given: HeadSet, index: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Pixels [H, W, 3] and true map of an image: see `DepthSet.read` and its like.
 
     Raises:
         SetError: A file cannot be read, or the two have different sizes.
     """
-    image: ImageSource = given.images[index]
-    try:
-        pixels_HW3 = decode_image(image.read(), LIMITS, formats=FORMATS)
-    except ImageError as error:
-        raise SetError(f"{image}: {error}") from error
+    pixels_HW3 = read_pixels(given.images[index])
     truth: NDArray[Any] = given.read(index)
     if truth.shape[:2] != pixels_HW3.shape[:2]:
         raise SetError(
-            f"{image} has {pixels_HW3.shape[:2]}, its map {truth.shape[:2]} rows and columns."
+            f"{given.images[index]} has {pixels_HW3.shape[:2]}, its map {truth.shape[:2]} rows and "
+            "columns."
         )
     return pixels_HW3, truth
 

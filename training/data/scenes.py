@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.augment import NO_AUGMENT, AugmentConfig, recolour, warp_sprite
+from training.data.augment import recolour, warp_sprite
 from training.data.backgrounds import Photo, draw_background
 from training.data.captions import Captions, PlacedObject, write_captions
 from training.data.concepts import all_concepts
@@ -43,7 +43,7 @@ class SceneConfig:
         margin: Distance of objects' centres from the edges, share of the scene's side.
         common_share: Share of objects drawn from the everyday words.
         twin_share: Share of further objects of the first object's concept ("two dogs").
-        augment: Augmentation of drawings.
+        is_augmented: Whether colours, light and shapes of drawings are changed.
         is_textured: Whether plain backgrounds are left out.
     """
 
@@ -54,7 +54,7 @@ class SceneConfig:
     margin: float = 0.2
     common_share: float = 0.5
     twin_share: float = 0.08
-    augment: AugmentConfig = NO_AUGMENT
+    is_augmented: bool = False
     is_textured: bool = False
 
     def __post_init__(self) -> None:
@@ -161,11 +161,12 @@ def place_sprite(
     """
     side = config.size
     pixels = max(8, round(size * side))
-    small = cv2.resize(
-        warp_sprite(rng, rgba, config.augment), (pixels, pixels), interpolation=cv2.INTER_AREA
-    )
+    warped_HW4 = warp_sprite(rng, rgba, is_augmented=config.is_augmented)
+    small = cv2.resize(warped_HW4, (pixels, pixels), interpolation=cv2.INTER_AREA)
     alpha = small[..., 3].astype(np.float32) / 255.0
-    colour = recolour(rng, small[..., :3].astype(np.float32), alpha, config.augment)
+    colour = small[..., :3].astype(np.float32)
+    if config.is_augmented:
+        colour = recolour(rng, colour, alpha)
     flip = -1.0 if rng.random() < 0.5 else 1.0
     turn, stretch = np.deg2rad(rng.uniform(-20, 20)), np.exp(rng.normal(0, 0.08))
     x, y = rng.uniform(config.margin, 1 - config.margin, 2)

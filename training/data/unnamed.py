@@ -26,7 +26,6 @@ from training.data.art import (
     render_svg,
     square_sprite,
 )
-from training.data.augment import STRONG_AUGMENT
 from training.data.backgrounds import Photo, draw_background
 from training.data.concepts import all_concepts
 from training.data.scenes import SceneConfig, place_sprite
@@ -35,9 +34,7 @@ from training.data.sprites import ArtFolders
 UNNAMED_PIXELS = 64
 ICON_SETS = tuple(a.name for a in ART_SETS if a.trainable and "iconify" in a.package)
 # One drawing that fills a small image: cheap to encode.
-CLOSE_UP = SceneConfig(
-    size=56, count_weights=(1.0,), min_size=0.6, max_size=1.0, augment=STRONG_AUGMENT
-)
+CLOSE_UP = SceneConfig(size=56, count_weights=(1.0,), min_size=0.6, max_size=1.0, is_augmented=True)
 # Skin tones and flags are hundreds of near copies.
 _REPEATED = re.compile(r"\bskin\b|\bflag\b|^regional ")
 _STREAM = 11  # separates these random numbers from those of the scenes

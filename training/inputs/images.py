@@ -8,14 +8,12 @@ from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
 from training.data.batch import RunShare
-from training.data.crops import CropConfig
 from training.data.shards.batches import ImageBatches, ShardsConfig
 from training.data.shards.image_folder import ImageFolder, open_store
 from training.data.shards.manifest import MANIFEST_FILE
 from training.data.shards.sample import BadSample, BrokenList, DataSummary
 from training.evaluate.ranking import ClassificationBenchmark, labelled_folder
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.space import SpaceConfig
 from training.run_record import digest
@@ -127,15 +125,31 @@ def describe_losses(
     config: TrainingConfig, data: ShardsConfig, counts: DataSummary
 ) -> Sequence[str]:
     """A line for each loss: on or off, with the data that it uses or the reason."""
-    method = config.method
+    method, crops = config.method, data.crops
     assert not isinstance(method, SpaceConfig)  # TrainingConfig pairs it with views
-    return (
+    named = counts.num_named and f"{counts.num_named} images with lists of their objects"
+    size = f"{crops.local_size} x {crops.local_size} pixels"
+    cut = crops.num_local and f"{crops.num_local} crops of {size} of every image"
+    lines = [
         *_caption_lines(config, data, counts),
-        f"contrast with names: {_name_words(config, counts)}",
-        f"local crops (DINO): {_crop_words(method.dino_weight, data.crops)}",
+        "contrast with names: "
+        + _words("names.weight", method.names.weight, named, "no image has a list of its objects"),
+        "local crops (DINO): "
+        + _words("dino_weight", method.dino_weight, cut, "data.crops.num_local is 0"),
         f"patches: {_patch_words(method)}",
-        *_image_backbone_lines(method.image_backbone),
-    )
+    ]
+    backbone = method.image_backbone
+    if backbone.weight:  # TIPSv2 has none, so "off" needs no line
+        until = f"{backbone.scenes_until:.0%}"
+        lines.append(f"image backbone: on, every patch until {until} of the steps")
+    return lines
+
+
+def _words(setting: str, weight: float, use: str | int, lack: str = "") -> str:
+    """What a loss of this weight uses, or why it is off."""
+    if weight == 0:
+        return f"off, method.{setting} is 0"
+    return f"on, weight {weight:g}, {use}" if use else f"off, {lack}"
 
 
 def _caption_lines(
@@ -181,43 +195,15 @@ def _untrained_text_tower(config: TrainingConfig) -> str:
     return "random and not trained: use this model for images only, not with texts"
 
 
-def _name_words(config: TrainingConfig, counts: DataSummary) -> str:
-    weight = config.method.names.weight
-    if weight == 0:
-        return "off, method.names.weight is 0"
-    if counts.num_named == 0:
-        return "off, no image has a list of its objects"
-    return f"on, weight {weight:g}, {counts.num_named} images with lists of their objects"
-
-
-def _crop_words(weight: float, crops: CropConfig) -> str:
-    if weight == 0:
-        return "off, method.dino_weight is 0"
-    if crops.num_local == 0:
-        return "off, data.crops.num_local is 0"
-    size = f"{crops.local_size} x {crops.local_size} pixels"
-    return f"on, weight {weight:g}, {crops.num_local} crops of {size} of every image"
-
-
 def _patch_words(method: PretrainConfig | DistillConfig) -> str:
+    mask = f"{method.mask_ratio:.0%} masked" if method.mask_ratio else "no mask"
     if isinstance(method, PretrainConfig):
-        if method.ibot_weight == 0:
-            return "off, method.ibot_weight is 0"
         kind = "iBOT++, every patch" if method.supervised == "all" else "iBOT, masked patches"
-        return f"on, weight {method.ibot_weight:g}, {kind}, {method.mask_ratio:.0%} masked"
-    if method.patch_weight == 0:
-        return "off, method.patch_weight is 0"
-    target = {
+        return _words("ibot_weight", method.ibot_weight, f"{kind}, {mask}")
+    targets = {
         "prototypes": "the teacher's assignments to its prototypes",
         "features": "the teacher's features",
-    }[method.patch_loss]
+    }
     which = "every patch" if method.supervised == "all" else "masked patches"
-    mask = f", {method.mask_ratio:.0%} masked" if method.mask_ratio else ", no mask"
-    return f"on, weight {method.patch_weight:g}, {which} from {target}{mask}"
-
-
-def _image_backbone_lines(config: ImageBackboneConfig) -> Sequence[str]:
-    """One line if the image backbone is used; TIPSv2 has none, so "off" needs no line."""
-    if config.weight == 0:
-        return ()
-    return (f"image backbone: on, every patch until {config.scenes_until:.0%} of the steps",)
+    use = f"{which} from {targets[method.patch_loss]}, {mask}"
+    return _words("patch_weight", method.patch_weight, use)

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.augment import STRONG_AUGMENT
 from training.data.backgrounds import Photo, draw_background
 from training.data.concepts import all_concepts
 from training.data.scenes import SceneConfig, place_sprite
@@ -25,7 +24,7 @@ PER_SCENE = 4
 SIDES = (112, 112, 160, 224, 320)
 # Of a quarter of the scene. With overlapping drawings one pass gave mIoU 18 on development scenes,
 # with these 27.
-_QUARTER = SceneConfig(min_size=0.65, max_size=0.98, margin=0.46, augment=STRONG_AUGMENT)
+_QUARTER = SceneConfig(min_size=0.65, max_size=0.98, margin=0.46, is_augmented=True)
 _STREAM = 17  # separates these random numbers from those of other scenes
 _OPAQUE = 0.5
 
@@ -118,7 +117,7 @@ class CrowdSource:
             side = int(rng.choice(SIDES))
             canvas, _ = draw_background(rng, side, self.photos)
             mask_SS = np.zeros((side, side), np.int32)
-            config = SceneConfig(size=side, augment=STRONG_AUGMENT)
+            config = SceneConfig(size=side, is_augmented=True)
             for _ in range(int(rng.choice(_COUNTS))):
                 row = order_M[shown % len(order_M)]
                 shown += 1

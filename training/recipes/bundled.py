@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from training.config import DataConfig, TrainingConfig, ViewsConfig
-from training.data.augment import STRONG_AUGMENT
 from training.data.loader import Stage
 from training.data.scenes import SceneConfig
 from training.methods.distill import DistillConfig
@@ -24,7 +23,7 @@ def student() -> TrainingConfig:
 
     def scenes(size: int, *count_weights: float) -> SceneConfig:
         return SceneConfig(
-            size=size, count_weights=count_weights, common_share=0.7, augment=STRONG_AUGMENT
+            size=size, count_weights=count_weights, common_share=0.7, is_augmented=True
         )
 
     return TrainingConfig(
@@ -56,7 +55,7 @@ def student() -> TrainingConfig:
 
 def photo_student() -> TrainingConfig:
     """Distil the space of the encoder for photographs into the bundled student."""
-    scenes = SceneConfig(count_weights=(0.2, 0.4, 0.4), common_share=0.7, augment=STRONG_AUGMENT)
+    scenes = SceneConfig(count_weights=(0.2, 0.4, 0.4), common_share=0.7, is_augmented=True)
     return TrainingConfig(
         name="photo-student",
         method=SpaceConfig(),

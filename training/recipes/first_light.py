@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from training.config import DataConfig, ModelConfig, TrainingConfig
-from training.data.augment import STRONG_AUGMENT
 from training.data.loader import Stage
 from training.data.scenes import SceneConfig
 from training.heads import SMALL_HEAD
@@ -26,7 +25,7 @@ def close_ups(*, until: float, common_share: float, unnamed: int = 0) -> Stage:
             min_size=0.6,
             max_size=1.0,
             common_share=common_share,
-            augment=STRONG_AUGMENT,
+            is_augmented=True,
         ),
         unnamed=unnamed,
     )
@@ -40,7 +39,7 @@ def teacher() -> TrainingConfig:
         data=DataConfig(
             stages=(
                 close_ups(until=0.25, common_share=0.5),
-                Stage(scenes=SceneConfig(size=84, augment=STRONG_AUGMENT)),
+                Stage(scenes=SceneConfig(size=84, is_augmented=True)),
             )
         ),
         optim=OptimConfig(muon_lr=9e-3, adamw_lr=3e-3),
@@ -55,7 +54,7 @@ def first_student() -> TrainingConfig:
 
     def scenes(size: int, *count_weights: float) -> SceneConfig:
         return SceneConfig(
-            size=size, count_weights=count_weights, common_share=0.8, augment=STRONG_AUGMENT
+            size=size, count_weights=count_weights, common_share=0.8, is_augmented=True
         )
 
     return TrainingConfig(

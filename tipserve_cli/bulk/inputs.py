@@ -132,16 +132,20 @@ def _expand(name: str) -> list[tuple[str, int]]:
     files, root = open_place(name)
     with explained(name):
         found = _matching(files, root)
-        if not found:
-            raise UserError(
-                f"{name} does not exist; give files, folders, patterns, or - for a list of paths."
-            )
         sized = [
             one
             for path, info in sorted(found.items())
-            for one in (_in_folder(files, path) if info["type"] == "directory" else [info])
+            for one in (
+                _in_folder(files, path)
+                if info["type"] == "directory"
+                else [(path, int(info["size"]))]
+            )
         ]
-    return [(_as_named(files, one["name"], name), one["size"]) for one in sized]
+    if not found:
+        raise UserError(
+            f"{name} does not exist; give files, folders, patterns, or - for a list of paths."
+        )
+    return [(_as_named(files, path, name), size) for path, size in sized]
 
 
 def _matching(files: Any, root: str) -> dict[str, dict[str, Any]]:
@@ -156,15 +160,15 @@ def _matching(files: Any, root: str) -> dict[str, dict[str, Any]]:
     return {path: info for path, info in found.items() if "/." not in f"/{path[fixed:]}"}
 
 
-def _in_folder(files: Any, folder: str) -> list[dict[str, Any]]:
+def _in_folder(files: Any, folder: str) -> list[tuple[str, int]]:
     """All images below a folder; if there are none, its Parquet files; else its shards."""
     found = files.find(folder, detail=True)
-    by_kind: dict[str, list[dict[str, Any]]] = {"files": [], "parquet": [], "tar": []}
+    by_kind: dict[str, list[tuple[str, int]]] = {"files": [], "parquet": [], "tar": []}
     for path in sorted(found):
         name = path[len(folder) :].lower()
         for kind, suffixes in SUFFIXES.items():
             if name.endswith(suffixes) and "/." not in name and "/_" not in name:
-                by_kind[kind].append(found[path])
+                by_kind[kind].append((path, found[path]["size"]))
     return by_kind["files"] or by_kind["parquet"] or by_kind["tar"]
 
 

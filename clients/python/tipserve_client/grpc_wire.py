@@ -42,7 +42,10 @@ from tipserve_client.generated import (
 from tipserve_client.images import ImageInput, encode_image
 from tipserve_client.requests import MAPS, Method, PendingImage, Request
 from tipserve_client.results import (
+    AREAS,
     EMBEDDINGS,
+    MODEL_FIELDS,
+    SCORES,
     ClassArea,
     ClassScore,
     Instance,
@@ -80,7 +83,6 @@ ROWS: Final[Mapping[Method, str]] = {
     "segment_images": "segmentations",
     "classify_images": "classifications",
 }
-SCORES: Final = ("label", "name", "probability", "cosine")
 # Enums of one method, where another has an enum of the same name.
 OWN_ENUMS: Final[Mapping[tuple[Method, str], tuple[Any, str]]] = {
     ("classify_images", "features"): (classify_pb2.GlobalFeatures, "GLOBAL_FEATURES"),
@@ -186,19 +188,9 @@ def read_model(model: model_pb2.Model) -> ModelInfo:
     outputs = (embed_pb2.ImageOutput.Name(number) for number in model.outputs)
     return ModelInfo(
         name=model.name,
-        variant=model.variant,
-        embed_dim=model.embed_dim,
-        patch_size=model.patch_size,
-        native_size=model.native_size,
-        min_size=model.min_size,
-        max_size=model.max_size,
-        size_multiple=model.size_multiple,
         outputs=tuple(name.removeprefix("IMAGE_OUTPUT_").lower() for name in outputs),
-        runtime=model.runtime,
-        precision=model.precision,
-        device=model.device,
-        package_digest=model.package_digest,
         limits={field.name: value for field, value in model.limits.ListFields()},
+        **{name: getattr(model, name) for name in MODEL_FIELDS},
     )
 
 
@@ -361,10 +353,7 @@ def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
         labels=array(item.labels),
         scores=array(item.scores) if item.HasField("scores") else None,
         classes=tuple(
-            ClassArea(
-                label=c.label, name=c.name, color=c.color, area_share=c.area_share, score=c.score
-            )
-            for c in item.classes
+            ClassArea(**{name: getattr(one, name) for name in AREAS}) for one in item.classes
         ),
         background_share=item.background_share,
         instances=tuple(

@@ -30,7 +30,10 @@ from tipserve_client.errors import (
 )
 from tipserve_client.requests import MAPS, Method, Request
 from tipserve_client.results import (
+    AREAS,
     EMBEDDINGS,
+    MODEL_FIELDS,
+    SCORES,
     ClassArea,
     ClassScore,
     Instance,
@@ -54,12 +57,6 @@ JSON: Final = "application/json"
 SAFETENSORS: Final = "application/octet-stream"
 JSON_METHODS: Final = frozenset[Method]({"segment_images", "classify_images"})
 OUTPUTS: Final = ("cls1", "cls2", "patches", "values", "depth", "normals", "segmentation")
-SCORES: Final = ("label", "name", "probability", "cosine")
-AREAS: Final = ("label", "name", "color", "area_share", "score")
-MODEL_FIELDS: Final = (
-    *("variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size"),
-    *("size_multiple", "runtime", "precision", "device", "package_digest", "limits"),
-)
 # Proxies limit the length of URLs, nginx to 8 kB by default; a character may need three bytes, or
 # nine if it is not ASCII. Longer options go into form fields.
 MAX_QUERY_CHARS: Final = 800
@@ -210,6 +207,7 @@ def read_models(response: Response) -> list[ModelInfo]:
             ModelInfo(
                 name=card["id"],
                 outputs=tuple(name for name in card["outputs"] if name != "text"),
+                limits=card["limits"],
                 **{name: card[name] for name in MODEL_FIELDS},
             )
             for card in json.loads(response.content)["data"]

@@ -77,6 +77,13 @@ class Int8ImageEmbedding(VectorsOfImage[Int8Vectors]):
     __slots__ = ()
 
 
+# Fields that both protocols give by these names.
+SCORES: Final = ("label", "name", "probability", "cosine")
+AREAS: Final = ("label", "name", "color", "area_share", "score")
+MODEL_FIELDS: Final = (
+    *("variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size"),
+    *("size_multiple", "runtime", "precision", "device", "package_digest"),
+)
 # By the requested `dtype`.
 EMBEDDINGS: Final[Mapping[str, type[VectorsOfImage[Any]]]] = {
     "float32": ImageEmbedding,

@@ -91,7 +91,7 @@ def test_files_rows_and_shards_are_split_into_parts_without_gaps(
         (["empty"], "No images found in empty"),
         (["a.jpg", "b.tar"], "several kinds"),
         (["broken.parquet"], "cannot be read as Parquet"),
-        (["memory://bucket/none"], "memory://bucket/none does not exist"),
+        (["memory://bucket/none"], "^memory://bucket/none does not exist"),
         (["s4://bucket/photos"], "s4://bucket/photos: Protocol not known"),
         (["oci://bucket/photos"], r"pip install 'tipserve\[stores\]'"),
     ],

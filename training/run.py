@@ -224,6 +224,5 @@ def _record(
         from_step=from_step,
         device=device,
         num_ranks=num_ranks,
-        seeds={"run": config.seed, "data": config.data.seed},
         data=inputs.facts(),
     )

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -61,24 +61,6 @@ def code_version() -> dict[str, Any]:
     return {"commit": commit, "is_dirty": None if status is None else bool(status)}
 
 
-def _host(device: torch.device, num_ranks: int) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "name": platform.node(),
-        "system": platform.platform(),
-        "num_cpus": os.cpu_count(),
-        "device": device.type,
-        "device_name": name or platform.machine(),
-        "num_ranks": num_ranks,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    installed = {name: metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **installed}
-
-
 def digest(paths: list[Path]) -> str:
     """SHA-256 over names and contents of files, in order of their names; missing ones are skipped.
 
@@ -101,8 +83,8 @@ def record_start(
     *,
     from_step: int,
     device: torch.device,
-    num_ranks: int = 1,
-    **facts: object,
+    num_ranks: int,
+    data: Mapping[str, object],
 ) -> None:
     """Add a start to a run's record.
 
@@ -112,44 +94,46 @@ def record_start(
         from_step: Steps completed by earlier starts.
         device: Device of this rank.
         num_ranks: Number of ranks.
-        facts: Further entries, such as the data's digest.
+        data: Identification of the data.
     """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    versions = {name: metadata.version(name) for name in _PACKAGES}
     start = {
         "time": _now(),
         "command": shlex.join(sys.orig_argv),
         "from_step": from_step,
         "config": as_json(config),
         "code": code_version(),
-        "versions": _versions(),
-        "host": _host(device, num_ranks),
-        **{name: as_json(value) for name, value in facts.items()},
+        "versions": {"python": platform.python_version(), **versions},
+        "host": {
+            "name": platform.node(),
+            "system": platform.platform(),
+            "num_cpus": os.cpu_count(),
+            "device": device.type,
+            "device_name": name or platform.machine(),
+            "num_ranks": num_ranks,
+            "threads": torch.get_num_threads(),
+        },
+        "data": as_json(data),
     }
     path = folder / RECORD_FILE
     record: dict[str, Any] = {"format_version": FORMAT_VERSION, "run": folder.name, "starts": []}
     if path.exists():
-        record = _read(path)
+        record = json.loads(path.read_text(encoding="utf-8"))
     record["starts"].append(start)
-    _write(record, path)
+    atomic_write(path, json.dumps(record, indent=1) + "\n")
 
 
 def record_end(folder: Path) -> None:
     """Add the end time to a run's newest start."""
     path = folder / RECORD_FILE
-    record = _read(path)
+    record = json.loads(path.read_text(encoding="utf-8"))
     record["starts"][-1]["end"] = {"time": _now()}
-    _write(record, path)
+    atomic_write(path, json.dumps(record, indent=1) + "\n")
 
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-
-
-def _write(record: dict[str, Any], path: Path) -> None:
-    atomic_write(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_configs(folder: Path) -> list[object]:
@@ -159,6 +143,7 @@ def read_configs(folder: Path) -> list[object]:
         FileNotFoundError: The folder holds no run.
     """
     path = folder / RECORD_FILE
-    if path.exists():
-        return [start["config"] for start in _read(path)["starts"]]
-    raise FileNotFoundError(f"{folder} is not a run: no {RECORD_FILE}")
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is not a run: no {RECORD_FILE}")
+    starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+    return [start["config"] for start in starts]

@@ -73,8 +73,8 @@ def test_a_run_saves_model_heads_log_scores_and_record(finished: TrainingConfig)
     assert start["config"] == as_json(finished)
     assert "time" in start["end"]
     board = event_accumulator.EventAccumulator(str(finished.folder / "tensorboard")).Reload()
-    losses = [(event.step, pytest.approx(event.value)) for event in board.Scalars("train/loss")]
-    assert [(row["step"], row["loss"]) for row in log] == losses
+    losses = {event.step: event.value for event in board.Scalars("train/loss")}
+    assert {row["step"]: row["loss"] for row in log} == pytest.approx(losses)
     assert [event.step for event in board.Scalars("score/val/patches")] == [2, 4]
 
 

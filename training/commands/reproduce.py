@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     texts = cached_texts(sets["train"], scale.width, cells)
 
     def report(result: dict[str, Any]) -> None:
-        print(f"seed {result['seed']}, {result['arm']}: {result['cpu_s']} s", flush=True)
+        print(f"{result['seed']}, {result['arm']}: {result['cpu_s']} s", flush=True)
 
     setup = Setup(scale=scale, sets=sets, texts=texts, runs=runs)
     run_all(setup, options.seeds, results=results, after_each=report)

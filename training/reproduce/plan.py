@@ -6,7 +6,6 @@ same weights, so their differences are paired.
 Source: TIPSv2, arXiv:2604.12012; the tables of its ablations.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,43 +91,30 @@ class Arm:
     """One training of each seed.
 
     Attributes:
-        name: Also the name of its result.
-        method: What it trains.
-        num_steps: Its length.
-        start: The arm whose model it starts from; None for random weights.
-        teacher: The arm that teaches it.
+        config: What it trains, from what it starts, and who teaches it.
         captions: Which captions supervise which CLS token.
     """
 
-    name: str
-    method: PretrainConfig | DistillConfig
-    num_steps: int
-    start: str | None = None
-    teacher: str | None = None
+    config: TrainingConfig
     captions: CaptionSampling = SCENE_CAPTIONS
 
 
-START, CONTRAST, IBOT, IBOT_PP, UNMASKED = "start", "contrast", "ibot", "ibot++", "ibot++ mask 0"
-HEAD_EMA, NO_EMA = "ibot++ head-only ema", "ibot++ no ema"
-ONE_CAPTION_START, ONE_CAPTION = "one caption start", "ibot++ one caption"
+START, CONTRAST, IBOT, IBOT_PP, UNMASKED = "start", "contrast", "ibot", "ibot++", "ibot++-mask-0"
+HEAD_EMA, NO_EMA = "ibot++-head-only-ema", "ibot++-no-ema"
+ONE_CAPTION_START, ONE_CAPTION = "one-caption-start", "ibot++-one-caption"
 TEACHERS = (IBOT, IBOT_PP)
 # What distinguishes the students of a teacher.
-RECIPE, MASKED_ONLY, MASKED_ALL, WARM = "mask 0", "mask 0.75 masked only", "mask 0.75", "warm start"
-HALF_MASKED_ONLY = "mask 0.5 masked only"
+RECIPE, MASKED_ONLY, MASKED_ALL, WARM = "mask-0", "mask-0.75-masked-only", "mask-0.75", "warm-start"
+HALF_MASKED_ONLY = "mask-0.5-masked-only"
 _ALT_ONLY = CaptionSampling(cls1=("alt",), cls2=("alt",))
-
-
-def file_name(arm: str) -> str:
-    """Name of an arm's folder and of its result."""
-    return re.sub(r"[ ,]+", "-", arm)
 
 
 def student_of(teacher: str, kind: str) -> str:
     """Name of a student's arm."""
-    return f"student of {teacher}, {kind}"
+    return f"student-of-{teacher}-{kind}"
 
 
-def arms(scale: Scale) -> tuple[tuple[Arm, ...], ...]:
+def arms(scale: Scale, seed: int, runs: Path) -> tuple[tuple[Arm, ...], ...]:
     """The arms of a seed, in groups; each group is trained for all seeds before the next one."""
     # Head-only averaging is the last step of the paper's ablation: the rows before it average all.
     recipe = PretrainConfig(
@@ -139,33 +125,43 @@ def arms(scale: Scale) -> tuple[tuple[Arm, ...], ...]:
         ibot_ramp_until=scale.ramp,
     )
     contrast = replace(recipe, ibot_weight=0.0, ema="none")
+    base = TrainingConfig(
+        name=START,
+        method=contrast,
+        optim=scale.optim,
+        num_steps=scale.start_steps,
+        batch_size=scale.batch_size,
+        precision="float32",
+        seed=2 * seed,
+        runs=runs / f"seed-{seed}",
+        log_every=10,
+        validate_every=0,
+    )
+    branched = replace(base, optim=scale.branch_optim, num_steps=scale.pretrain_steps)
 
-    def start(name: str, captions: CaptionSampling) -> Arm:
-        return Arm(name=name, method=contrast, num_steps=scale.start_steps, captions=captions)
-
-    def branch(name: str, method: PretrainConfig) -> Arm:
-        return Arm(name=name, method=method, num_steps=scale.pretrain_steps, start=START)
+    def branch(name: str, method: PretrainConfig, start: str = START) -> TrainingConfig:
+        return replace(branched, name=name, method=method, start=base.runs / start)
 
     pretraining = (
-        start(START, SCENE_CAPTIONS),
-        branch(IBOT, replace(recipe, supervised="masked")),
-        branch(IBOT_PP, recipe),
-        branch(CONTRAST, contrast),
-        branch(UNMASKED, replace(recipe, mask_ratio=0.0)),
+        Arm(config=base),
+        Arm(config=branch(IBOT, replace(recipe, supervised="masked"))),
+        Arm(config=branch(IBOT_PP, recipe)),
+        Arm(config=branch(CONTRAST, contrast)),
+        Arm(config=branch(UNMASKED, replace(recipe, mask_ratio=0.0))),
     )
     others = (
-        branch(HEAD_EMA, replace(recipe, ema="head")),
-        branch(NO_EMA, replace(recipe, ema="none")),
-        _student(scale, IBOT, HALF_MASKED_ONLY),
-        start(ONE_CAPTION_START, _ALT_ONLY),
-        replace(branch(ONE_CAPTION, recipe), start=ONE_CAPTION_START, captions=_ALT_ONLY),
+        Arm(config=branch(HEAD_EMA, replace(recipe, ema="head"))),
+        Arm(config=branch(NO_EMA, replace(recipe, ema="none"))),
+        _student(scale, base, IBOT, HALF_MASKED_ONLY),
+        Arm(config=replace(base, name=ONE_CAPTION_START), captions=_ALT_ONLY),
+        Arm(config=branch(ONE_CAPTION, recipe, start=ONE_CAPTION_START), captions=_ALT_ONLY),
     )
     kinds = (RECIPE, MASKED_ONLY, MASKED_ALL, WARM)
-    students = (tuple(_student(scale, teacher, kind) for kind in kinds) for teacher in TEACHERS)
+    students = (tuple(_student(scale, base, name, kind) for kind in kinds) for name in TEACHERS)
     return (pretraining, *students, others)
 
 
-def _student(scale: Scale, teacher: str, kind: str) -> Arm:
+def _student(scale: Scale, base: TrainingConfig, teacher: str, kind: str) -> Arm:
     recipe = DistillConfig(dino_weight=0.0, head=scale.head)
     methods = {
         RECIPE: recipe,
@@ -174,37 +170,21 @@ def _student(scale: Scale, teacher: str, kind: str) -> Arm:
         MASKED_ONLY: replace(recipe, mask_ratio=0.75, supervised="masked"),
         HALF_MASKED_ONLY: replace(recipe, mask_ratio=0.5, supervised="masked"),
     }
-    return Arm(
+    config = replace(
+        base,
         name=student_of(teacher, kind),
         method=methods[kind],
         num_steps=scale.distill_steps,
-        # The paper's warm-started student has the weights of a finished pretraining, by iBOT.
-        start=IBOT if kind == WARM else None,
-        teacher=teacher,
-    )
-
-
-def planned(scale: Scale, seeds: Sequence[int]) -> list[tuple[int, Arm]]:
-    """All seeds and arms in the order in which they are trained."""
-    return [(seed, arm) for group in arms(scale) for seed in seeds for arm in group]
-
-
-def training_config(scale: Scale, arm: Arm, seed: int, runs: Path) -> TrainingConfig:
-    """The trainer's view of an arm."""
-    folder = runs / f"seed-{seed}"
-    is_branch = arm.teacher is None and arm.start is not None
-    return TrainingConfig(
-        name=file_name(arm.name),
-        method=arm.method,
-        optim=scale.branch_optim if is_branch else scale.optim,
-        num_steps=arm.num_steps,
-        batch_size=scale.batch_size,
-        precision="float32",
         # With its teacher's seed, a student would start from the teacher's initial weights.
-        seed=2 * seed + (arm.teacher is not None),
-        teacher=None if arm.teacher is None else folder / file_name(arm.teacher),
-        start=None if arm.start is None else folder / file_name(arm.start),
-        runs=folder,
-        log_every=10,
-        validate_every=0,
+        seed=base.seed + 1,
+        # The paper's warm-started student has the weights of a finished pretraining, by iBOT.
+        start=base.runs / IBOT if kind == WARM else None,
+        teacher=base.runs / teacher,
     )
+    return Arm(config=config)
+
+
+def planned(scale: Scale, seeds: Sequence[int], runs: Path) -> list[Arm]:
+    """All seeds and arms in the order in which they are trained."""
+    groups_of_seeds = zip(*(arms(scale, seed, runs) for seed in seeds), strict=True)
+    return [arm for groups in groups_of_seeds for group in groups for arm in group]

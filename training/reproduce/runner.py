@@ -20,6 +20,7 @@ from transformers import Tipsv2Model
 from model.features import vision_tokens
 from model.files import atomic_write
 from training.checkpoint import save_atomically, split_model
+from training.config import TrainingConfig
 from training.evaluate.zero_shot_segmentation import (
     count_scenes,
     largest_object,
@@ -28,16 +29,10 @@ from training.evaluate.zero_shot_segmentation import (
 )
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
-from training.methods.pretrain import Pretrain
+from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER, load_teacher
 from training.reproduce.cells import NAMES, CellScenes
-from training.reproduce.plan import (
-    Arm,
-    Scale,
-    file_name,
-    planned,
-    training_config,
-)
+from training.reproduce.plan import Arm, Scale, planned
 from training.reproduce.texts import CellBatches, FixedTexts, TextTable
 from training.start import load_heads, load_start
 from training.trainer import Trainer
@@ -63,43 +58,40 @@ class Setup:
     runs: Path
 
 
-def build_method(setup: Setup, arm: Arm, seed: int) -> Method:
-    """The arm's method, from its start and its teacher."""
-    scale = setup.scale
-    config = training_config(scale, arm, seed, setup.runs)
+def build_method(setup: Setup, config: TrainingConfig) -> Method:
+    """An arm's method, from its start and its teacher."""
     torch.manual_seed(config.seed)
-    model = Tipsv2Model(scale.model())
+    model = Tipsv2Model(setup.scale.model())
     model.set_attn_implementation("eager")
     if config.start is not None:
         load_start(model, config.start)
     model.text_model = FixedTexts(setup.texts.vectors_CD)
-    if isinstance(arm.method, DistillConfig):
+    if isinstance(config.method, DistillConfig):
         assert config.teacher is not None  # TrainingConfig checks it
-        teacher = load_teacher(config.teacher, scale.head)
-        return Distill(model, arm.method, teacher)
-    method = Pretrain(model, arm.method)
+        return Distill(model, config.method, load_teacher(config.teacher, setup.scale.head))
+    assert isinstance(config.method, PretrainConfig)
+    method = Pretrain(model, config.method)
     if config.start is not None:
         load_heads(method, config.start)
     return method
 
 
-def train_arm(setup: Setup, arm: Arm, seed: int) -> Method:
+def train_arm(setup: Setup, arm: Arm) -> Method:
     """Train an arm, or resume it, and save what later arms start from."""
-    scale = setup.scale
-    config = training_config(scale, arm, seed, setup.runs)
-    method = build_method(setup, arm, seed)
-    # Later arms of a seed do not see again the order of its start.
-    part = 2 if arm.teacher else 1 if arm.start else 0
+    config = arm.config
+    method = build_method(setup, config)
+    # Branches do not see again the order of their start, and students have a seed of their own.
+    is_branch = config.start is not None and config.teacher is None
     batches = CellBatches(
         scenes=setup.sets["train"],
         texts=setup.texts,
         captions=arm.captions,
-        batch_size=scale.batch_size,
-        num_steps=arm.num_steps,
-        seed=3 * seed + part,
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        seed=2 * config.seed + is_branch,
     )
     Trainer(config, method, batches).train()
-    plain = Tipsv2Model(scale.model())
+    plain = Tipsv2Model(setup.scale.model())
     plain.vision_model.load_state_dict(method.model.vision_model.state_dict())
     plain.temperature.data.copy_(method.model.temperature)
     plain.save_pretrained(config.folder / MODEL_FOLDER)
@@ -136,9 +128,9 @@ def segment(
     }
 
 
-def result_path(results: Path, seed: int, arm: str) -> Path:
+def result_path(results: Path, config: TrainingConfig) -> Path:
     """File of one arm and seed."""
-    return results / f"seed-{seed}" / f"{file_name(arm)}.json"
+    return results / config.runs.name / f"{config.name}.json"
 
 
 def run_all(
@@ -149,24 +141,26 @@ def run_all(
     after_each: Callable[[dict[str, Any]], None],
 ) -> None:
     """Train and measure the arms without a result."""
-    for seed, arm in planned(setup.scale, seeds):
-        path = result_path(results, seed, arm.name)
+    for arm in planned(setup.scale, seeds, setup.runs):
+        path = result_path(results, arm.config)
         if not path.exists():
-            result = {"arm": arm.name, "seed": seed, **_run(setup, arm, seed)}
+            result = _run(setup, arm)
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps(result, indent=1) + "\n")
             after_each(result)
 
 
-def _run(setup: Setup, arm: Arm, seed: int) -> dict[str, Any]:
-    began_s = time.process_time()
-    method = train_arm(setup, arm, seed)
+def _run(setup: Setup, arm: Arm) -> dict[str, Any]:
+    config, began_s = arm.config, time.process_time()
+    method = train_arm(setup, arm)
     classes_KD, scores = setup.texts.classes().numpy(), {}
     for name in ("seen", "unseen"):
         found = encode(method.model, setup.sets[name])
         scores[name] = segment(found, setup.sets[name], classes_KD)
     return {
-        "samples": arm.num_steps * setup.scale.batch_size,
+        "arm": config.name,
+        "seed": config.runs.name,
+        "samples": config.num_steps * config.batch_size,
         "cpu_s": round(time.process_time() - began_s),
         "scores": scores,
     }
@@ -176,10 +170,11 @@ def summary(results: Path, scale: Scale) -> str:
     """A Markdown table: mean mIoU of each arm over its seeds, patches and painted CLS1."""
     lines = ["| arm | patches | painted CLS1 | patches, unseen style | seeds |"]
     lines.append("| --- | ---: | ---: | ---: | ---: |")
-    for _, arm in planned(scale, [0]):
+    for arm in planned(scale, [0], results):
+        name = arm.config.name
         found = [
             json.loads(path.read_text(encoding="utf-8"))["scores"]
-            for path in sorted(results.glob(f"seed-*/{file_name(arm.name)}.json"))
+            for path in sorted(results.glob(f"seed-*/{name}.json"))
         ]
         if found:
             columns = (("seen", PATCHES), ("seen", PAINTED), ("unseen", PATCHES))
@@ -187,5 +182,5 @@ def summary(results: Path, scale: Scale) -> str:
                 f"{sum(one[scenes][row]['mIoU'] for one in found) / len(found):.1f}"
                 for scenes, row in columns
             ]
-            lines.append(f"| {arm.name} | {' | '.join(means)} | {len(found)} |")
+            lines.append(f"| {name} | {' | '.join(means)} | {len(found)} |")
     return "\n".join(lines)

@@ -9,19 +9,22 @@ import pytest
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.reproduce import plan
-from training.reproduce.plan import Scale, arms, planned, student_of, training_config
+from training.reproduce.plan import Scale, arms, planned, student_of
 
-BY_NAME = {arm.name: arm for part in arms(Scale()) for arm in part}
+RUNS = Path("runs")
+SEED = RUNS / "seed-3"
+BY_NAME = {arm.config.name: arm.config for part in arms(Scale(), 3, RUNS) for arm in part}
 
 
 def test_every_arm_follows_those_it_needs_and_a_group_is_trained_for_all_seeds() -> None:
-    made: list[tuple[int, str]] = []
-    for seed, arm in planned(Scale(), [0, 1]):
-        for needed in (arm.start, arm.teacher):
-            assert needed is None or (seed, needed) in made, arm.name
-        made.append((seed, arm.name))
+    made: list[Path] = []
+    for arm in planned(Scale(), [0, 1], RUNS):
+        for needed in (arm.config.start, arm.config.teacher):
+            assert needed is None or needed in made, arm.config.name
+        made.append(arm.config.folder)
     assert len(set(made)) == len(made) == 2 * len(BY_NAME)
-    assert made.index((1, plan.UNMASKED)) < made.index((0, student_of(plan.IBOT, plan.RECIPE)))
+    student = RUNS / "seed-0" / student_of(plan.IBOT, plan.RECIPE)
+    assert made.index(RUNS / "seed-1" / plan.UNMASKED) < made.index(student)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,7 @@ def test_arms_of_pretraining_differ_only_in_the_method(arm: str, change: dict[st
     base = BY_NAME[plan.IBOT_PP]
     assert isinstance(base.method, PretrainConfig)
     assert BY_NAME[arm] == replace(base, name=arm, method=replace(base.method, **change))
-    assert base.start == plan.START
+    assert base.start == SEED / plan.START
 
 
 @pytest.mark.parametrize("teacher", plan.TEACHERS)
@@ -55,11 +58,7 @@ def test_students_differ_in_mask_and_start(teacher: str, kind: str, change: dict
     student = BY_NAME[student_of(teacher, kind)]
     recipe = DistillConfig(dino_weight=0.0, head=Scale().head)
     assert student.method == replace(recipe, **change)
-    assert student.teacher == teacher
-    assert student.start == (plan.IBOT if kind == plan.WARM else None)
-
-
-def test_students_do_not_start_from_their_teachers_first_weights(tmp_path: Path) -> None:
-    pair = BY_NAME[plan.IBOT], BY_NAME[student_of(plan.IBOT, plan.RECIPE)]
-    configs = [training_config(Scale(), arm, number, tmp_path) for arm in pair for number in (0, 1)]
-    assert len({config.seed for config in configs}) == 4
+    assert student.teacher == SEED / teacher
+    assert student.start == (SEED / plan.IBOT if kind == plan.WARM else None)
+    # With its teacher's seed it would start from the teacher's first weights.
+    assert student.seed != BY_NAME[teacher].seed

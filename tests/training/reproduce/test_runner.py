@@ -18,10 +18,13 @@ from training.reproduce.cells import NAMES
 from training.reproduce.plan import (
     IBOT,
     IBOT_PP,
+    RECIPE,
     START,
     WARM,
     Arm,
+    Scale,
     arms,
+    planned,
     student_of,
 )
 from training.reproduce.runner import (
@@ -38,16 +41,11 @@ from training.reproduce.runner import (
 )
 from training.trainer import Trainer
 
-BY_NAME = {arm.name: arm for part in arms(SCALE) for arm in part}
 
-
-def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Plan these arms alone."""
-
-    def few(_: object, seeds: list[int]) -> list[tuple[int, Arm]]:
-        return [(seed, BY_NAME[name]) for seed in seeds for name in names]
-
-    monkeypatch.setattr(runner_module, "planned", few)
+def arm_of(toy: Setup, name: str) -> Arm:
+    """The arm of seed 0 with a name."""
+    found = {arm.config.name: arm for group in arms(SCALE, 0, toy.runs) for arm in group}
+    return found[name]
 
 
 def test_perfect_patches_segment_perfectly_and_painting_does_not() -> None:
@@ -62,21 +60,21 @@ def test_perfect_patches_segment_perfectly_and_painting_does_not() -> None:
 
 
 def test_arms_continue_from_their_start_with_its_head(toy: Setup) -> None:
-    start = train_arm(toy, BY_NAME[START], 0)
-    branches = [build_method(toy, BY_NAME[arm], 0) for arm in (IBOT, IBOT_PP)]
-    theirs = start.state_dict()
-    for branch in branches:
+    theirs = train_arm(toy, arm_of(toy, START)).state_dict()
+    for name in (IBOT, IBOT_PP):
+        branch = build_method(toy, arm_of(toy, name).config)
         assert isinstance(branch, Pretrain)
-        for name, value in branch.state_dict().items():
-            if name in theirs and not name.startswith("model.text_model"):
-                assert torch.equal(value, theirs[name]), name
+        for key, value in branch.state_dict().items():
+            if key in theirs and not key.startswith("model.text_model"):
+                assert torch.equal(value, theirs[key]), key
 
 
 def test_students_predict_their_teachers_prototypes(toy: Setup) -> None:
-    train_arm(toy, BY_NAME[START], 0)
-    teacher = train_arm(toy, BY_NAME[IBOT], 0)
-    warm = build_method(toy, BY_NAME[student_of(IBOT, WARM)], 0)
-    cold = build_method(toy, BY_NAME[student_of(IBOT, "mask 0")], 0)
+    train_arm(toy, arm_of(toy, START))
+    teacher = train_arm(toy, arm_of(toy, IBOT))
+    warm, cold = (
+        build_method(toy, arm_of(toy, student_of(IBOT, kind)).config) for kind in (WARM, RECIPE)
+    )
     assert isinstance(warm, Distill)
     assert isinstance(cold, Distill)
     assert isinstance(teacher, Pretrain)
@@ -95,15 +93,22 @@ def test_students_predict_their_teachers_prototypes(toy: Setup) -> None:
 def test_a_finished_arm_is_not_trained_again(
     toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only(monkeypatch, START, IBOT_PP)
+    def few(scale: Scale, seeds: list[int], runs: Path) -> list[Arm]:
+        wanted = (START, IBOT_PP)
+        return [arm for arm in planned(scale, seeds, runs) if arm.config.name in wanted]
+
+    monkeypatch.setattr(runner_module, "planned", few)
     made: list[dict[str, Any]] = []
     run = partial(run_all, results=tmp_path / "r", after_each=made.append)
     run(toy, [0])
-    assert [(result["arm"], result["seed"]) for result in made] == [(START, 0), (IBOT_PP, 0)]
-    path = result_path(tmp_path / "r", 0, IBOT_PP)
+    assert [(result["arm"], result["seed"]) for result in made] == [
+        (START, "seed-0"),
+        (IBOT_PP, "seed-0"),
+    ]
+    path = result_path(tmp_path / "r", arm_of(toy, IBOT_PP).config)
     assert json.loads(path.read_text(encoding="utf-8")) == made[1]
     run(toy, [0, 1])
-    assert [result["seed"] for result in made] == [0, 0, 1, 1]
+    assert [result["seed"] for result in made] == ["seed-0"] * 2 + ["seed-1"] * 2
     rows = summary(tmp_path / "r", SCALE).splitlines()[2:]
     assert [(row.split(" | ")[0], row.split(" | ")[-1]) for row in rows] == [
         ("| start", "2 |"),
@@ -115,11 +120,11 @@ def test_a_stopped_arm_resumes_and_ends_the_same(
     toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = replace(toy, runs=tmp_path / "stopped")
-    whole = train_arm(toy, BY_NAME[START], 0)
+    whole = train_arm(toy, arm_of(toy, START))
     with monkeypatch.context() as patch:
         train = Trainer.train
         patch.setattr(Trainer, "train", lambda self: train(self, until=1))
-        train_arm(stopped, BY_NAME[START], 0)
-    resumed = train_arm(stopped, BY_NAME[START], 0)
+        train_arm(stopped, arm_of(stopped, START))
+    resumed = train_arm(stopped, arm_of(stopped, START))
     for value, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(value, expected)

@@ -11,14 +11,13 @@ from training.data.captions import SCENE_CAPTIONS
 from training.methods.terms import embed_texts
 from training.reproduce import texts as texts_module
 from training.reproduce.cells import NAMES
-from training.reproduce.plan import START, arms
+from training.reproduce.plan import arms
 from training.reproduce.runner import Setup, build_method
 from training.reproduce.texts import CellBatches, cached_texts
 
 
 def test_the_model_reads_a_text_as_its_vector(toy: Setup) -> None:
-    start = next(arm for arm in arms(SCALE)[0] if arm.name == START)
-    method = build_method(toy, start, 0)
+    method = build_method(toy, arms(SCALE, 0, toy.runs)[0][0].config)
     chosen = [TEMPLATES["tcl"][0].format("cat"), TEMPLATES["tcl"][3].format("bus")]
     expected = toy.texts.vectors_CD[[toy.texts.rows[text] for text in chosen]]
     assert torch.equal(embed_texts(method.model, toy.texts.batch(chosen)), expected)

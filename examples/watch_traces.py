@@ -60,8 +60,7 @@ def line(span: Any) -> str:
     took_ms = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
     said = "".join(f" {name}={value}" for name, value in plain(span.attributes).items())
     parent = f" parent={span.parent_span_id.hex()}" if span.parent_span_id else ""
-    links = "".join(f" -> {link.trace_id.hex()}/{link.span_id.hex()}" for link in span.links)
-    return f"{span.name} [{span.span_id.hex()}{parent}] {took_ms:.2f} ms{said}{links}"
+    return f"{span.name} [{span.span_id.hex()}{parent}] {took_ms:.2f} ms{said}"
 
 
 def plain(attributes: Iterable[Any]) -> Mapping[str, object]:

@@ -1,20 +1,20 @@
-"""Traces of requests and batches, through OpenTelemetry's API.
+"""Traces of requests, through OpenTelemetry's API.
 
 The API does nothing until it is given a tracer of the SDK, which `service.monitoring.span_export`
-makes. A request is one server span with a child span for each stage. A batch is a trace of its own
-that is linked to every request in it; the `run` spans of these requests are linked to the batch.
+makes. A request is one server span with a child span for each stage; there is one `run` for each
+batch that computed items of the request.
 
 A span never holds an image's name, a text, a query or an exception's message.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN,
-    Link,
     NoOpTracer,
     Span,
     SpanKind,
@@ -28,7 +28,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 Transport = Literal["http", "https", "grpc"]
 
-BATCH_SPAN: Final = "batch"
 NO_TRACER: Final = NoOpTracer()
 PROPAGATOR: Final = TraceContextTextMapPropagator()
 # Without a parent here the API would look for one in the context variables of this thread.
@@ -55,29 +54,25 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class BatchTrace:
-    """Trace of one batch on a lane.
+@dataclass(slots=True, eq=False, kw_only=True)
+class BatchRun:
+    """One batch on a lane, as the traces of its requests show it.
 
     Attributes:
-        span: Its root span.
         started: Monotonic seconds.
+        bucket: Shape of its items.
+        num_items: Images or texts.
+        cost: In patches or tokens.
         ended: Monotonic seconds; None while it runs.
         error: Class name of the exception that ended it.
     """
 
-    def __init__(self, span: Span, started: float) -> None:
-        self.span = span
-        self.started = started
-        self.ended: float | None = None
-        self.error: str | None = None
-
-    def end(self, ended: float, error: str | None = None) -> None:
-        """End the batch at this monotonic time; `error` is the class name of an exception."""
-        if self is NO_BATCH:
-            return
-        self.ended, self.error = ended, error
-        _set_error(self.span, error)
-        self.span.end(_epoch_ns(ended))
+    started: float
+    bucket: str
+    num_items: int
+    cost: int
+    ended: float | None = None
+    error: str | None = None
 
 
 class RequestTrace:
@@ -97,16 +92,16 @@ class RequestTrace:
         started: float,
     ) -> None:
         context = span.get_span_context()
-        self.span = span
         # 32 hexadecimal digits; empty if neither the caller nor this server has a trace.
         self.trace_id = f"{context.trace_id:032x}" if context.is_valid else ""
         self.is_recording = span.is_recording()
-        self.tracer = tracer
+        self._span = span
+        self._tracer = tracer
         self._transport = transport
         self._started = started
         self._stages: dict[str, tuple[float, float]] = {}
         self._enqueued: float | None = None
-        self._batches: list[BatchTrace] = []
+        self._batches: list[BatchRun] = []
 
     def stage(self, name: str, started: float, ended: float) -> None:
         """Add one run of a stage; the stage's span covers its first start to its last end."""
@@ -119,12 +114,12 @@ class RequestTrace:
         if self.is_recording and (self._enqueued is None or now < self._enqueued):
             self._enqueued = now
 
-    def ran_in(self, batch: BatchTrace) -> None:
+    def ran_in(self, batch: BatchRun | None) -> None:
         """Record that this batch computed an item of the request.
 
         Another request may have started the item: equal prompts are computed once.
         """
-        if self.is_recording and batch is not NO_BATCH and batch not in self._batches:
+        if self.is_recording and batch is not None and batch not in self._batches:
             self._batches.append(batch)
 
     def end(self, outcome: Outcome) -> None:
@@ -132,27 +127,17 @@ class RequestTrace:
         if not self.is_recording:
             return
         ended = self._started + outcome.seconds
-        self._add_queue_and_run(ended)
-        parent = set_span_in_context(self.span, NO_PARENT)
-        links = [Link(batch.span.get_span_context()) for batch in self._batches]
-        error = next((batch.error for batch in self._batches if batch.error), None)
+        self._add_queue_and_runs(ended)
         for name, (first, last) in sorted(self._stages.items(), key=lambda stage: stage[1]):
-            child = self.tracer.start_span(
-                name,
-                parent,
-                links=links if name == "run" else (),
-                start_time=_epoch_ns(first),
-            )
-            _set_error(child, error if name == "run" else None)
-            child.end(_epoch_ns(last))
+            self._add(name, first, last)
         name, attributes = _name_and_attributes(self._transport, outcome)
-        self.span.update_name(name)
-        self.span.set_attributes(attributes)
-        _set_error(self.span, (outcome.error or str(outcome.code)) if outcome.is_fault else None)
-        self.span.end(_epoch_ns(ended))
+        self._span.update_name(name)
+        self._span.set_attributes(attributes)
+        _set_error(self._span, (outcome.error or str(outcome.code)) if outcome.is_fault else None)
+        self._span.end(_epoch_ns(ended))
 
-    def _add_queue_and_run(self, ended: float) -> None:
-        """Stage `queue` lasts until the last batch starts; `run` covers all batches."""
+    def _add_queue_and_runs(self, ended: float) -> None:
+        """Stage `queue` lasts until the last batch starts."""
         queued = self._enqueued
         if queued is None:
             return
@@ -161,11 +146,21 @@ class RequestTrace:
         starts = [max(batch.started, queued) for batch in batches]
         self.stage("queue", queued, max(starts, default=ended))
         for start, batch in zip(starts, batches, strict=True):
-            self.stage("run", start, max(start, ended if batch.ended is None else batch.ended))
+            last = max(start, ended if batch.ended is None else batch.ended)
+            self._add("run", start, last, batch)
+
+    def _add(self, name: str, first: float, last: float, batch: BatchRun | None = None) -> None:
+        parent = set_span_in_context(self._span, NO_PARENT)
+        child = self._tracer.start_span(name, parent, start_time=_epoch_ns(first))
+        if batch is not None:
+            child.set_attribute("tipserve.batch.bucket", batch.bucket)
+            child.set_attribute("tipserve.batch.items", batch.num_items)
+            child.set_attribute("tipserve.batch.cost", batch.cost)
+            _set_error(child, batch.error)
+        child.end(_epoch_ns(last))
 
 
 NO_TRACE: Final = RequestTrace(INVALID_SPAN, transport="http", started=0.0)
-NO_BATCH: Final = BatchTrace(INVALID_SPAN, 0.0)
 
 
 def begin_request(
@@ -196,26 +191,6 @@ def begin_request(
         return RequestTrace(caller, transport=transport, started=started)
     span = tracer.start_span(method, parent, SpanKind.SERVER, start_time=_epoch_ns(started))
     return RequestTrace(span, tracer=tracer, transport=transport, started=started)
-
-
-def begin_batch(
-    traces: Iterable[RequestTrace], attributes: Mapping[str, int | str], now: float
-) -> BatchTrace:
-    """Start the trace of a batch, linked to each request that is sampled, if there is one."""
-    requests = list(dict.fromkeys(trace for trace in traces if trace.is_recording))
-    if not requests:
-        return NO_BATCH
-    span = requests[0].tracer.start_span(
-        BATCH_SPAN,
-        NO_PARENT,
-        links=[Link(request.span.get_span_context()) for request in requests],
-        attributes={f"tipserve.batch.{name}": value for name, value in attributes.items()},
-        start_time=_epoch_ns(now),
-    )
-    batch = BatchTrace(span, now)
-    for request in requests:
-        request.ran_in(batch)
-    return batch
 
 
 def _name_and_attributes(

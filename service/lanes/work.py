@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
 from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
-from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
+from service.tracing import NO_TRACE, BatchRun, RequestTrace
 
 # Images to embed, texts to embed, images for a dense head, and images for both in one pass.
 Kind = (
@@ -85,7 +85,7 @@ class WorkItem:
         deadline: Monotonic seconds.
         priority: 1 is the highest.
         caller: Name of the caller, for fair scheduling.
-        trace: Trace of the request; the batch's trace is linked to it.
+        trace: Trace of the request.
         patch_outputs: Of an image to embed: those that its request needs.
     """
 
@@ -106,7 +106,7 @@ class Completed:
     outputs: Outputs
     queue_s: float
     run_s: float
-    batch: BatchTrace = NO_BATCH
+    batch: BatchRun | None = None
 
 
 def record_batches(done: Sequence[Completed], call: Call) -> None:

@@ -23,7 +23,7 @@ from service.lanes.lane import Lane, collate, take_rows
 from service.lanes.work import Batch, Completed, Outputs
 from service.machine import work_in_background
 from service.monitoring.metrics import Metrics
-from service.tracing import NO_BATCH, BatchTrace, begin_batch
+from service.tracing import BatchRun
 
 # Trial batches take at most this part of an idle lane's time, even with a slow model.
 TRIAL_PART: Final = 0.02
@@ -180,20 +180,19 @@ class LaneWorker:
     def _compute(self, batch: Batch) -> type[Exception] | None:
         """Compute a batch and resolve every item; returns the kind of error if it failed."""
         shared = self._shared
-        trace: BatchTrace = NO_BATCH
+        num_items = len(batch.entries)
+        run = BatchRun(
+            started=batch.taken, bucket=batch.bucket.label, num_items=num_items, cost=batch.cost
+        )
         try:
-            shared.metrics.observe_batch(batch.bucket.kind, len(batch.entries), batch.cost)
-            if any([entry.item.trace.is_recording for entry in batch.entries]):
-                trace = begin_batch(
-                    [entry.item.trace for entry in batch.entries],
-                    {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
-                    batch.taken,
-                )
+            shared.metrics.observe_batch(batch.bucket.kind, num_items, batch.cost)
+            for entry in batch.entries:
+                entry.item.trace.ran_in(run)
             results = self._outputs_of(batch)
-            if len(results) != len(batch.entries):
-                raise RuntimeError(f"{len(results)} results for {len(batch.entries)} items")
+            if len(results) != num_items:
+                raise RuntimeError(f"{len(results)} results for {num_items} items")
         except Exception as cause:
-            trace.end(shared.clock(), type(cause).__name__)
+            run.ended, run.error = shared.clock(), type(cause).__name__
             if not isinstance(cause, Interrupted):
                 # Each request logs the cause with its own id.
                 fields = {"bucket": batch.bucket.label}
@@ -206,12 +205,11 @@ class LaneWorker:
             # Without the cycle the images are freed now, and not at the next garbage collection.
             del batch, entry, error
             return type(cause)
-        ended = shared.clock()
         # Before the items are resolved: a finished request adds nothing to its trace.
-        trace.end(ended)
+        run.ended = ended = shared.clock()
         for entry, outputs in zip(batch.entries, results, strict=True):
             queue_s, run_s = batch.taken - entry.enqueued, ended - batch.taken
-            done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, batch=trace)
+            done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, batch=run)
             entry.future.settle(done)
         return None
 

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Tracer
 
-from service.tracing import NO_BATCH, NO_TRACE, NO_TRACER, Outcome, begin_batch, begin_request
+from service.tracing import NO_TRACE, NO_TRACER, BatchRun, Outcome, begin_request
 from tests.service.callers import (
     BOTH,
     INTERNAL,
@@ -53,19 +53,10 @@ def server_spans(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
     return [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
 
 
-def linked(span: ReadableSpan) -> set[int]:
-    return {link.context.span_id for link in span.links}
-
-
 def times(span: ReadableSpan) -> tuple[int, int]:
     assert span.start_time is not None
     assert span.end_time is not None
     return span.start_time, span.end_time
-
-
-def span_id(span: ReadableSpan) -> int:
-    assert span.context is not None
-    return int(span.context.span_id)
 
 
 def as_text(exporter: InMemorySpanExporter) -> str:
@@ -85,7 +76,7 @@ async def test_a_request_is_one_span_with_its_stages(
     assert f"{root.context.trace_id:032x}" == TRACE_ID
     assert f"{root.parent.span_id:016x}" == PARENT_ID
     children = [s for s in exporter.get_finished_spans() if s.parent == root.context]
-    assert sorted(child.name for child in children) == sorted(STAGES)
+    assert {child.name for child in children} == set(STAGES)
     (began, ended), *inside = [times(span) for span in (root, *children)]
     assert all(began <= start <= end <= ended for start, end in inside)
 
@@ -135,7 +126,7 @@ async def test_attributes_follow_the_conventions_and_hold_no_text(
     assert resource["service.name"] == "tipserve"
 
 
-async def test_a_batch_and_its_requests_are_linked_both_ways(
+async def test_a_run_says_how_large_its_batch_was(
     traced: Serving,
     exporter: InMemorySpanExporter,
     encode_image: Encode,
@@ -153,17 +144,14 @@ async def test_a_batch_and_its_requests_are_linked_both_ways(
         await until(lambda: sample(server.metrics, "queue_depth", bucket="image 28x28") == 3)
         runtime.gate.set()
         await asyncio.gather(*asked)
-    requests = {span_id(span) for span in server_spans(exporter)}
-    last = next(b for b in named(exporter, "batch") if len(b.links) == 3)
-    assert dict(last.attributes or {}) == {
+    runs = [dict(run.attributes or {}) for run in named(exporter, "run")]
+    large = {
         "tipserve.batch.bucket": "image 28x28",
         "tipserve.batch.items": 3,
         "tipserve.batch.cost": 12,
     }
-    assert last.parent is None
-    assert linked(last) <= requests
-    runs = {run.parent.span_id: run for run in named(exporter, "run") if run.parent}
-    assert {r for r, run in runs.items() if span_id(last) in linked(run)} == linked(last)
+    small = large | {"tipserve.batch.items": 1, "tipserve.batch.cost": 4}
+    assert sorted(runs, key=str) == sorted([small, large, large, large], key=str)
 
 
 @BOTH
@@ -176,7 +164,6 @@ async def test_the_caller_decides_and_else_the_sample_ratio(
         assert not exporter.get_finished_spans()
         await ask(server, encode_image(), headers={"traceparent": SAMPLED})
     assert len(server_spans(exporter)) == 1
-    assert named(exporter, "batch"), "a batch with a sampled request is always sampled"
 
 
 @BOTH
@@ -194,9 +181,8 @@ async def test_a_failing_batch_is_an_error_without_its_message(
     assert not root.status.is_ok
     assert root.status.description is None
     assert (root.attributes or {})["error.type"] == "internal"
-    failed = [b for b in named(exporter, "batch") if not b.status.is_ok]
-    assert {(b.attributes or {})["error.type"] for b in failed} == {"RuntimeError"}
-    assert any(not run.status.is_ok for run in named(exporter, "run"))
+    (run,) = named(exporter, "run")
+    assert (run.status.is_ok, (run.attributes or {})["error.type"]) == (False, "RuntimeError")
     assert "secret" not in as_text(exporter)
     assert not any(span.events for span in exporter.get_finished_spans())
 
@@ -215,29 +201,25 @@ def test_a_caller_who_leaves_the_queue_has_a_queue_span_and_no_run(
     trace = begin_request(tracer, "grpc", "a.B/C", {}, started=10.0)
     trace.enter_queue(10.5)
     trace.end(Outcome("a.B/C", "CANCELLED", "client_left", is_fault=False, seconds=2.0))
-    late = begin_batch([trace], {"items": 1}, 13.0)  # after the end of the request
-    late.end(14.0)
+    trace.ran_in(
+        BatchRun(started=13.0, bucket="image", num_items=1, cost=4)
+    )  # after the end of the request
     (queue,) = named(exporter, "queue")
     start, end = times(queue)
     assert end - start == 1_500_000_000
     assert not named(exporter, "run")
 
 
-def test_a_request_that_joins_the_work_of_another_is_linked_to_its_batch(
+def test_a_request_that_joins_the_work_of_another_has_its_batch_from_then_on(
     tracer: Tracer, exporter: InMemorySpanExporter
 ) -> None:
-    first = begin_request(tracer, "http", "POST", {}, started=0.0)
-    second = begin_request(tracer, "http", "POST", {}, started=2.0)
-    batch = begin_batch([first, first], {"items": 2}, 1.0)
-    second.enter_queue(2.0)
-    batch.end(3.0)
-    second.ran_in(batch)
-    second.ran_in(batch)
-    second.end(Outcome("POST /x", 200, None, is_fault=False, seconds=2.0))
-    (batch_span,) = named(exporter, "batch")
-    assert len(batch_span.links) == 1, "a request of several items is linked once"
+    trace = begin_request(tracer, "http", "POST", {}, started=2.0)
+    batch = BatchRun(started=1.0, ended=3.0, bucket="text 8", num_items=2, cost=9)
+    trace.enter_queue(2.0)
+    for _ in range(2):
+        trace.ran_in(batch)
+    trace.end(Outcome("POST /x", 200, None, is_fault=False, seconds=2.0))
     (run,) = named(exporter, "run")
-    assert linked(run) == {span_id(batch_span)}
     start, end = times(run)
     assert end - start == 1_000_000_000, "from when it joined"
 
@@ -251,4 +233,3 @@ def test_without_a_collector_the_trace_has_only_the_callers_id(parent: str, expe
     assert trace.trace_id == expected
     assert not trace.is_recording
     assert begin_request(NO_TRACER, "http", "GET", {}, started=0.0) is NO_TRACE
-    assert begin_batch([trace, NO_TRACE], {}, 0.0) is NO_BATCH

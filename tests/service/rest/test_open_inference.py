@@ -136,7 +136,8 @@ async def test_each_output_may_be_binary_or_not(client: httpx.AsyncClient) -> No
     body["outputs"] = [{"name": "text_embeddings", "parameters": {"binary_data": False}}]
     listed = await client.post(INFER, json=body)
     assert (LENGTH in binary.headers, LENGTH in listed.headers) == (True, False)
-    np.testing.assert_array_equal(*(outputs_of(a)["text_embeddings"] for a in (binary, listed)))
+    first, second = (outputs_of(answer)["text_embeddings"] for answer in (binary, listed))
+    np.testing.assert_array_equal(first, second)
 
 
 PIXELS = {"name": "pixels", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [0, 0, 0]}

@@ -2,21 +2,18 @@
 
 torch keeps its number of threads per calling thread, so each call sets it for its own. Dense heads
 are not available: a package has them as graphs only.
-
-Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
+from model.graphs import TEXT_OUTPUTS, VISION_OUTPUTS, Part, Precision
 from model.package import ModelPackage
 from model.runtime.base import (
     Device,
@@ -25,13 +22,11 @@ from model.runtime.base import (
     MissingRuntimeError,
     SharedGraphCache,
     UnusableRuntimeError,
-    VisionOutput,
-    check_pixels,
-    check_tokens,
     still_open,
 )
 from model.runtime.choice import RuntimeChoice
-from model.runtime.loaded_graphs import TORCH_FILE
+from model.runtime.graph_runtime import Arrays, GraphRuntime
+from model.runtime.loaded_graphs import TORCH_FILE, LoadedGraph
 from model.runtime.machine import INSTALL
 
 DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -41,76 +36,65 @@ _towers = SharedGraphCache()
 _running = threading.local()
 
 
-class TorchRuntime:
-    """An encoder that the lanes of one package share.
-
-    Args:
-        package: Has the weights as safetensors.
-        choice: Precision and device.
-        share: Threads of one call on the CPU.
-    """
+class TorchRuntime(GraphRuntime):
+    """Vision and text by an encoder that the lanes of one package share."""
 
     name = "torch"
-    takes_bytes = False
-    tasks: tuple[DenseTask, ...] = ()
 
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
         if choice.precision not in DTYPES:
             raise UnusableRuntimeError(f"torch computes in {', '.join(DTYPES)} here")
-        self.precision: Precision = choice.precision
-        self.device: Device = choice.device
-        self._tf32 = choice.tf32
-        self._patch_size = package.manifest.patch_size
-        self._max_tokens = package.manifest.max_text_tokens
-        self._num_threads = share.num_threads
-        key = package.file(TORCH_FILE), package.manifest.files[TORCH_FILE].sha256
-        self._key = (*key, choice.precision, choice.device)
-        self._towers: Any = _towers.take(self._key, partial(_load, package, choice))
-        self._call: InterruptibleCall | None = None
-
-    def encode_images(
-        self,
-        pixels_B3HW: NDArray[np.float32],
-        tasks: Sequence[DenseTask] = (),
-        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
-    ) -> VisionOutput:
-        """Embed images of one size; see `Runtime.encode_images`."""
-        for task in tasks:
-            self.estimate(task, pixels_B3HW)
-        grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
-        towers = still_open(self._towers)
-        with self._computing() as torch:
-            pixels = torch.from_numpy(np.ascontiguousarray(pixels_B3HW))
-            cls1, cls2, *patch_tensors = towers.vision(pixels.to(towers.device, towers.dtype))
-            cls1_BD, cls2_BD = _array(cls1), _array(cls2)
-            patches_BND, values_BND = (
-                _array(tensor if name in patch_outputs else tensor[:, :0])
-                for name, tensor in zip(PATCH_OUTPUTS, patch_tensors, strict=True)
-            )
-        return VisionOutput(
-            cls1_BD=cls1_BD,
-            cls2_BD=cls2_BD,
-            patches_BND=patches_BND,
-            values_BND=values_BND,
-            grid_hw=grid_hw,
+        key = (
+            package.file(TORCH_FILE),
+            package.manifest.files[TORCH_FILE].sha256,
+            choice.precision,
+            choice.device,
+            choice.tf32,
         )
 
-    def encode_texts(
-        self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Embed texts; see `Runtime.encode_texts`."""
-        check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
-        towers = still_open(self._towers)
-        with self._computing() as torch:
-            ids, mask = (torch.from_numpy(a).to(towers.device) for a in (token_ids_BL, mask_BL))
-            return _array(towers.text(ids, mask))
+        def open_graph(graph: LoadedGraph) -> TorchGraph:
+            towers = _towers.take(key, partial(_load, package, choice))
+            release = partial(_towers.remove, key)
+            return TorchGraph(graph.part, towers, release, num_threads=share.num_threads)
 
-    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run a dense head; see `Runtime.estimate`."""
-        raise ValueError(f"the runtime 'torch' has no head for {task}; choose onnx or openvino")
+        super().__init__(package, choice, open_graph)
+
+
+class TorchGraph:
+    """One tower, used for one call at a time.
+
+    Args:
+        part: Which tower.
+        towers: May be shared with other lanes.
+        release: Called with the towers on `close`.
+        num_threads: Threads of one call on the CPU.
+    """
+
+    def __init__(
+        self, part: Part, towers: "_Towers", release: Callable[[Any], None], *, num_threads: int
+    ) -> None:
+        self._part, self._num_threads = part, num_threads
+        self._towers: _Towers | None = towers
+        self._release = release
+        self._call: InterruptibleCall | None = None
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """Compute outputs; see `Graph.run`."""
+        towers: _Towers = still_open(self._towers)
+        with self._computing(towers) as torch:
+            given = [torch.from_numpy(np.ascontiguousarray(a)) for a in inputs.values()]
+            if self._part == "vision":
+                made = towers.vision(given[0].to(towers.device, towers.dtype))
+                named = dict(zip(VISION_OUTPUTS, made, strict=True))
+            else:
+                made = towers.text(*(tensor.to(towers.device) for tensor in given))
+                named = dict(zip(TEXT_OUTPUTS, [made], strict=True))
+            return {
+                name: np.ascontiguousarray(named[name].float().cpu().numpy()) for name in outputs
+            }
 
     def interrupt(self) -> None:
-        """End the running call between two blocks; see `Runtime.interrupt`."""
+        """End the running call between two blocks; see `Graph.interrupt`."""
         call = self._call
         if call is not None:
             call.is_interrupted = True
@@ -122,31 +106,26 @@ class TorchRuntime:
         """Release the model; it is freed with its last user."""
         towers, self._towers = self._towers, None
         if towers is not None:
-            _towers.remove(self._key, towers)
+            self._release(towers)
 
     @contextmanager
-    def _computing(self) -> Iterator[Any]:
+    def _computing(self, towers: "_Towers") -> Iterator[Any]:
         """Give torch, set up for one interruptible call in this thread."""
         import torch  # noqa: PLC0415 - here already, by `_load`
 
-        if self.device == "cpu" and torch.get_num_threads() != self._num_threads:
+        if towers.device == "cpu" and torch.get_num_threads() != self._num_threads:
             torch.set_num_threads(self._num_threads)
         call = self._call = _running.call = InterruptibleCall()
-        tf32 = self._tf32 or self.precision != "fp32"
-        if self.device == "gpu":
-            torch.backends.cuda.matmul.allow_tf32 = self._tf32
+        if towers.device == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = towers.matmul_tf32
+        # In lower precision, what is left in float32 may be rounded as well.
+        tf32 = towers.matmul_tf32 or towers.dtype != torch.float32
         try:
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
                 yield torch
         finally:
             _running.call = None
         call.check()
-
-
-def _array(tensor: Any) -> NDArray[np.float32]:
-    """A float32 copy in host memory."""
-    array: NDArray[np.float32] = tensor.float().cpu().numpy()
-    return np.ascontiguousarray(array)
 
 
 def _check_call(*_: Any) -> None:
@@ -164,6 +143,7 @@ class _Towers:
     text: Any
     device: str
     dtype: Any
+    matmul_tf32: bool
 
 
 def _load(package: ModelPackage, choice: RuntimeChoice) -> _Towers:
@@ -191,4 +171,10 @@ def _load(package: ModelPackage, choice: RuntimeChoice) -> _Towers:
             if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
                 for block in module:
                     block.register_forward_pre_hook(_check_call)
-    return _Towers(vision=towers[0], text=towers[1], device=device, dtype=dtype)
+    return _Towers(
+        vision=towers[0],
+        text=towers[1],
+        device=device,
+        dtype=dtype,
+        matmul_tf32=choice.tf32,
+    )

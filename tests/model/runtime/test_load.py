@@ -154,9 +154,7 @@ def test_a_gpu_computes_what_the_cpu_computes(
 
 def held(runtime: Any) -> list[Any]:
     """The loaded graphs or model."""
-    if runtime.name == "torch":
-        return [runtime._towers]
-    attribute = {"onnx": "_session", "openvino": "_compiled"}[runtime.name]
+    attribute = {"onnx": "_session", "openvino": "_compiled", "torch": "_towers"}[runtime.name]
     return [getattr(graph, attribute) for graph in runtime._graphs.values()]
 
 

@@ -18,6 +18,7 @@ INFO = HeadInfo(
     vision_sha256="0" * 64,
 )
 VECTORS = np.eye(3, 8, dtype=np.float32)
+TWICE = INFO.model_copy(update={"names": ("cat", "cat")}).model_dump_json()
 
 
 def test_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -36,6 +37,7 @@ def test_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"classes": VECTORS}, None, "is no head"),
         ({"other": VECTORS}, {"head": INFO.model_dump_json()}, "is no head"),
         ({"classes": VECTORS}, {"head": '{"names": []}'}, "is no head"),
+        ({"classes": VECTORS}, {"head": TWICE}, "a name is given twice"),
         ({"classes": VECTORS[:2]}, {"head": INFO.model_dump_json()}, "3 vectors of float32"),
         ({"classes": 2 * VECTORS}, {"head": INFO.model_dump_json()}, "unit length"),
         ({"classes": VECTORS * np.nan}, {"head": INFO.model_dump_json()}, "unit length"),
@@ -45,21 +47,8 @@ def test_another_file_is_refused(
     tmp_path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None, message: str
 ) -> None:
     save_file(tensors, tmp_path / "a.safetensors", metadata)
-
     with pytest.raises(HeadError, match=message):
         read_head(tmp_path / "a.safetensors")
-
-
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(b"not a head")
-
-    with pytest.raises(HeadError, match="is no head"):
-        read_head(tmp_path / "a.safetensors")
-
-
-def test_a_name_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="twice"):
-        HeadInfo.model_validate({**INFO.model_dump(), "names": ("cat", "cat")})
 
 
 def test_only_the_package_that_it_was_trained_on_may_have_it(tiny_package: ModelPackage) -> None:
@@ -69,3 +58,9 @@ def test_only_the_package_that_it_was_trained_on_may_have_it(tiny_package: Model
 
     with pytest.raises(HeadError, match="another vision graph"):
         Head(INFO, VECTORS).check(tiny_package.manifest)
+
+
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"not a head")
+    with pytest.raises(HeadError, match="is no head"):
+        read_head(tmp_path / "a.safetensors")

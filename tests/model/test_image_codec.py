@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,10 +40,8 @@ from model.image_codec import (
 
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000)
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-SIZE = (9, 5)
 ORANGE = (230, 120, 40)
-
-
+SAMPLES = np.array([0, 255, 256, 0x7FFF, 0xFFFF], np.uint16)
 # Pillow writes these; the HEIC files are x265's, which no test has.
 WRITTEN = tuple(name for name in FORMATS if name != "HEIF")
 HEIC = Path(__file__).with_name("heic")
@@ -81,21 +80,12 @@ def oriented(image: Image.Image, file_format: str, orientation: int) -> bytes:
 def test_every_format_is_decoded_and_can_be_excluded(file_format: str) -> None:
     data = save_noise(file_format)
     pixels_HW3 = decode(data)
-    assert pixels_HW3.shape == (30, 40, 3)
-    assert pixels_HW3.dtype == np.uint8
+    assert (pixels_HW3.shape, pixels_HW3.dtype.name) == ((30, 40, 3), "uint8")
+    if file_format != "JPEG":
+        assert load_image(data, LIMITS, reduce_to=halves).image.size == (40, 30)
     others = tuple(name for name in FORMATS if name != file_format)
     with pytest.raises(ImageError, match=", ".join(others)):
         decode_image(data, LIMITS, formats=others)
-
-
-@pytest.mark.parametrize(
-    ("file_format", "mode"),
-    [("JPEG", "CMYK"), ("JPEG", "YCbCr"), ("TIFF", "CMYK"), ("TIFF", "LAB"), ("WEBP", "RGBA")],
-)
-def test_a_colour_survives_every_mode(file_format: str, mode: str) -> None:
-    colour = (200, 120, 60)
-    image = Image.new("RGB", (16, 8), colour).convert(mode)
-    assert np.abs(decode(save(image, file_format)).astype(int) - colour).max() <= 5
 
 
 @pytest.mark.parametrize(
@@ -141,13 +131,6 @@ def test_a_jpeg_is_reduced_as_far_as_allowed(progressive: bool, mode: str) -> No
         assert loaded.image.size == (-(-333 // factor), -(-250 // factor))
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_other_formats_are_not_reduced(file_format: str) -> None:
-    loaded = load_image(save_noise(file_format), LIMITS, reduce_to=halves)
-    assert loaded.image.size == (40, 30)
-    assert list(loaded.box) == [0, 0, 40, 30]
-
-
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_the_sizes_of_a_reduced_image_are_upright(orientation: int) -> None:
     data = oriented(Image.new("RGB", (400, 200)), "JPEG", orientation)
@@ -187,9 +170,6 @@ def test_limits_are_checked_on_the_header() -> None:
             read(b"x" * (LIMITS.max_bytes + 1), LIMITS)
         with pytest.raises(ImageError, match="at least 31"):
             read(save_noise(), replace(LIMITS, min_side=31))
-
-
-def test_limits_that_allow_no_image_are_refused() -> None:
     with pytest.raises(ValueError, match="limits"):
         ImageLimits(max_bytes=100, max_pixels=10, min_side=14)
 
@@ -318,13 +298,6 @@ def repeat_scans(data: bytes, times: int) -> bytes:
     return data[:first] + data[first:-2] * times + data[-2:]
 
 
-@pytest.mark.parametrize(("mode", "progressive"), [("RGB", False), ("L", True), ("CMYK", True)])
-def test_ordinary_jpegs_are_within_the_limit_of_scans(mode: str, progressive: bool) -> None:
-    data = save_noise("JPEG", mode=mode, progressive=progressive)
-    assert not has_too_many_scans(data)
-    assert decode(data).shape == (30, 40, 3)
-
-
 def test_the_limit_of_scans_is_exact_and_scans_of_single_components_count() -> None:
     data = save_noise("JPEG", progressive=True)
     assert not has_too_many_scans(repeat_scans(data, MAX_SCANS // SCANS_OF_PILLOW))
@@ -336,7 +309,7 @@ def test_the_limit_of_scans_is_exact_and_scans_of_single_components_count() -> N
     scan = plain.index(b"\xff\xda")
     alone = b"\xff\xda" + struct.pack(">HB", 8, 1) + plain[scan + 5 : scan + 7] + bytes(3)
     assert has_too_many_scans(plain[:scan] + alone * (MAX_SCANS + 1) + plain[scan:])
-    for start in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xda\0\x0c\3"):
+    for start in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xda\0\x0c\3", plain):
         assert not has_too_many_scans(start)
 
 
@@ -357,25 +330,36 @@ def test_scans_are_not_hidden_by_markers_in_segments_nor_by_bytes_between_them()
         assert has_too_many_scans(many[:2] + filling + lie + many[2:])
 
 
-def orange(mode: str) -> Image.Image:
-    """An orange image of any mode; some modes need several conversions."""
-    image = Image.new("RGB", SIZE, ORANGE)
-    steps = {"P": [], "PA": [], "La": ["LA", "La"], "RGBa": ["RGBA", "RGBa"]}.get(mode, [mode])
-    for step in steps:
-        image = image.convert(step)
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """An RGBA image in another mode; some modes need several conversions."""
     if mode in {"P", "PA"}:
-        image = image.quantize(4)
-    if mode == "PA":
-        image.putalpha(255)
-    assert image.mode == mode
+        made = image.convert("RGB").quantize(4)
+        if mode == "PA":
+            made.putalpha(image.getchannel("A"))
+        return made
+    for step in ("LA", "La") if mode == "La" else (mode,):
+        image = image.convert(step if mode in TRANSPARENT else "RGB").convert(step)
     return image
 
 
-@pytest.mark.parametrize("mode", ["RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "P", "PA", "LA", "La"])
-def test_flattening_keeps_colours_and_greys(mode: str) -> None:
-    grey = np.asarray(orange("L"))[0, 0]
-    flat = np.asarray(flatten(orange(mode)).convert("RGB")).astype(int)
-    assert np.abs(flat - (grey if mode in {"LA", "La"} else ORANGE)).max() <= 5
+TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+@pytest.mark.parametrize("mode", [*TRANSPARENT, "RGBX", "CMYK", "YCbCr", "HSV", "P"])
+def test_colours_stay_and_transparent_pixels_become_white(mode: str) -> None:
+    image = Image.new("RGBA", (3, 1), (*ORANGE, 255))
+    if mode in TRANSPARENT:
+        image.putpixel((1, 0), (*ORANGE, 128))
+        image.putpixel((2, 0), (*ORANGE, 0))
+    image = in_mode(image, mode)
+    assert image.mode == mode
+    grey = np.asarray(Image.new("RGB", (1, 1), ORANGE).convert("L"))[0, 0]
+    colour = np.full(3, grey) if mode in {"LA", "La"} else np.array(ORANGE)
+    shades = (
+        [colour, (colour + 255.0) / 2, np.full(3, 255)] if mode in TRANSPARENT else [colour] * 3
+    )
+    flat = np.asarray(flatten(image).convert("RGB")).astype(int)
+    assert np.abs(flat[0] - shades).max() <= 5
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
@@ -465,24 +449,19 @@ def test_an_image_that_takes_too_much_memory_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file_format", "mode", "size", "options"),
+    ("file_format", "size", "options"),
     [
-        ("WEBP", "RGB", (4384, 3288), {"quality": 1, "method": 0}),
-        ("TIFF", "RGB", (6000, 4000), {"compression": "tiff_lzw", "tiffinfo": {274: 6}}),
+        ("WEBP", (4384, 3288), {"quality": 1, "method": 0}),
+        ("TIFF", (6000, 4000), {"compression": "tiff_lzw", "tiffinfo": {274: 6}}),
     ],
 )
 def test_what_cameras_write_is_within_the_default_limits(
-    monkeypatch: pytest.MonkeyPatch,
-    file_format: str,
-    mode: str,
-    size: tuple[int, int],
-    options: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch, file_format: str, size: tuple[int, int], options: Any
 ) -> None:
     monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", 2**30)  # the image is one strip
-    data = save(Image.new(mode, size), file_format, **options)
+    data = save(Image.new("RGB", size), file_format, **options)
     limits = ImageLimits(max_bytes=len(data), max_pixels=40_000_000)
-    height, width = size[::-1] if file_format == "WEBP" else size
-    assert load_image(data, limits).size_hw == (height, width)
+    assert load_image(data, limits).size_hw in {size, size[::-1]}
 
 
 @pytest.mark.parametrize(
@@ -517,46 +496,21 @@ def test_a_jpeg_that_is_reduced_takes_less_memory(orientation: int) -> None:
     assert loaded.image.size == (1600, 1200)
 
 
-@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
-def test_16_bit_samples_keep_their_upper_8_bits(dtype: str) -> None:
-    samples = np.array([[0, 255, 256, 0x7FFF, 0xFFFF]], np.uint16)
-    image = Image.frombytes(
-        "I;16" if dtype == "<u2" else "I;16B", (5, 1), samples.astype(dtype).tobytes()
-    )
-    assert np.asarray(flatten(image)).tolist() == [[0, 0, 1, 127, 255]]
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
-def test_transparent_pixels_become_white_and_half_transparent_ones_pale(mode: str) -> None:
-    colour = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
-    colour.putpixel((1, 0), (0, 0, 0, 128))
-    colour.putpixel((2, 0), (0, 0, 0, 0))
-    if mode in {"LA", "La"}:
-        image = colour.convert("LA") if mode == "LA" else colour.convert("LA").convert("La")
-    elif mode == "PA":
-        image = Image.new("PA", (3, 1))
-        image.putpalette([0, 0, 0])
-        image.putalpha(colour.getchannel("A"))
-    else:
-        image = colour.convert(mode)
-    flat = np.asarray(flatten(image).convert("RGB"))
-    assert flat[0, 0].tolist() == [0, 0, 0]
-    assert np.abs(flat[0, 1].astype(int) - 127).max() <= 1
-    assert flat[0, 2].tolist() == [255, 255, 255]
-
-
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("image", "expected"),
     [
+        *(
+            (Image.frombytes(mode, (5, 1), SAMPLES.astype(dtype).tobytes()), [0, 0, 1, 127, 255])
+            for mode, dtype in (("I;16", "<u2"), ("I;16B", ">u2"))
+        ),
         (np.array([[0, 257 * 100, 65535, 10**9, -5]], np.int32), [0, 100, 255, 255, 0]),
         (np.array([[0.0, 0.5, 1.0, np.nan, -1]], np.float32), [0, 127, 255, 0, 0]),
         (np.array([[0.0, 100.0, 255.0, np.inf, 300.0]], np.float32), [0, 100, 255, 255, 255]),
     ],
 )
-def test_32_bit_samples_are_scaled_to_8_bits(
-    values: NDArray[np.generic], expected: list[int]
-) -> None:
-    assert np.asarray(flatten(Image.fromarray(values))).tolist() == [expected]
+def test_deep_samples_are_scaled_to_8_bits(image: Any, expected: list[int]) -> None:
+    given = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    assert np.asarray(flatten(given)).tolist() == [expected]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P"])

@@ -9,11 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -85,21 +84,6 @@ class _Prepared:
     broken: Sequence[Outcome]
 
 
-class GenerativeModel(Protocol):
-    """The part of a transformers model used here; its classes are typed too narrowly."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-
-    def generate(self, **inputs: Any) -> Tensor:
-        """Continue prompts: int64 [B, L] to [B, T]."""
-
-
 class PaliGemmaCaptioner:
     """An image-text-to-text model with its processor, on one device."""
 
@@ -108,8 +92,8 @@ class PaliGemmaCaptioner:
     def __init__(
         self,
         config: PaliGemmaConfig,
-        model: GenerativeModel,
-        processor: Any,  # the processors of different models share no typed interface
+        model: Any,  # transformers types models too narrowly
+        processor: Any,  # and those of different models share no typed interface
     ) -> None:
         self.source = config.source
         self._config = config
@@ -134,9 +118,7 @@ class PaliGemmaCaptioner:
                 f"{config.model} cannot be loaded; --model takes the folder of a checkpoint with "
                 f"its processor, or a hub name you may download: {error}"
             ) from error
-        module: torch.nn.Module = model
-        module.eval().to(config.torch_device())
-        return cls(config, model, processor)
+        return cls(config, model.eval().to(config.torch_device()), processor)
 
     def settings(self) -> Mapping[str, Any]:
         """Return what the captions depend on."""

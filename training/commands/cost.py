@@ -7,7 +7,7 @@ the data sheet's speed; waiting for data, other devices and files is in that sha
 """
 
 import argparse
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,14 +61,10 @@ class RunCost:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    recipes = f"recipes (default all): {', '.join(SCALE_RECIPES)}"
-    parser.add_argument(
-        "--recipe", nargs="+", default=list(SCALE_RECIPES), metavar="NAME", help=recipes
-    )
-    devices = f"{', '.join(PEAK_FLOPS)} (default h100)"
-    parser.add_argument("--device", default="h100", help=devices, metavar="NAME")
-    devices = f"number of devices (default {NUM_RANKS})"
-    parser.add_argument("--gpus", type=int, default=NUM_RANKS, help=devices)
+    names = list(SCALE_RECIPES)
+    parser.add_argument("--recipe", nargs="+", default=names, choices=names, help="default all")
+    parser.add_argument("--device", default="h100", choices=PEAK_FLOPS, help="default h100")
+    parser.add_argument("--gpus", type=int, default=NUM_RANKS, help=f"default {NUM_RANKS}")
     share = "assumed share of the device's peak speed (default 0.4)"
     parser.add_argument("--mfu", type=float, default=0.4, help=share)
 
@@ -77,10 +73,8 @@ def run(options: argparse.Namespace) -> None:
     """Print the table.
 
     Raises:
-        ValueError: A recipe or a device is unknown, or a number is out of range.
+        ValueError: A number is out of range.
     """
-    _check("device", [options.device], PEAK_FLOPS)
-    _check("recipe", options.recipe, SCALE_RECIPES)
     if options.gpus < 1 or not 0 < options.mfu <= 1:
         raise ValueError("--gpus is at least 1, and --mfu a share: above 0 and at most 1")
     speed = PEAK_FLOPS[options.device] * options.mfu
@@ -156,9 +150,3 @@ def _count(forward: Callable[[], object]) -> int:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _check(kind: str, names: Iterable[str], known: Collection[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")

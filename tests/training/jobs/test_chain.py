@@ -4,15 +4,11 @@
 weights, drawings are coloured shapes, and training is in float32.
 """
 
-import io
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
 import pytest
-from PIL import Image
 
 from model.package import open_package
 from tests.deploy.training_steps import (
@@ -24,11 +20,9 @@ from tests.deploy.training_steps import (
     find,
     make_step,
 )
-from tests.processes.service_process import running_service
 from tests.training.jobs.conftest import Running, in_float32
 
 RUN = "tipserve-retrain-1"
-LIMIT_S = 120.0
 # The whole chain runs inside the first test; on a busy machine that takes minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -144,37 +138,3 @@ def test_nothing_is_judged_before_a_run_is_trained(
     (tmp_path / "config").mkdir()
     ((status, said),) = running.run(steps_of("chain", Places(root=tmp_path))["publish"])
     assert (status, said) == (0, "no run is trained\n")
-
-
-def test_the_service_answers_by_the_published_package(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As its Deployment names the version.
-    monkeypatch.setenv("TIPSERVE_MODEL", str(chain.versions[1]))
-    image = io.BytesIO()
-    Image.new("RGB", (60, 40), (90, 120, 60)).save(image, "PNG")
-    with running_service("--host=127.0.0.1") as service:
-        answer = httpx.post(
-            f"{service.http_url}/v1/images:segment?classes=wall,sky",
-            content=image.getvalue(),
-            headers={"Content-Type": "image/png", "Accept": "image/png"},
-            timeout=LIMIT_S,
-        )
-        models = httpx.get(f"{service.http_url}/v1/models", timeout=LIMIT_S).json()
-    assert answer.status_code == 200, answer.text
-    assert Image.open(io.BytesIO(answer.content)).size == (60, 40)
-    assert [entry["id"] for entry in models["data"]] == ["student"]
-
-
-def test_a_rollback_is_one_command(chain: Chain) -> None:
-    first, last = (folder.name for folder in chain.versions)
-    assert rollback(chain.models) == first
-    assert open_package(chain.models / "current").manifest.name == "tipserve-student"
-    assert rollback(chain.models, "--to", last) == last
-
-
-def rollback(repository: Path, *more: str) -> str:
-    """Roll back; returns the version that is current then."""
-    command = [sys.executable, "-m", "model", "rollback", "--repository", str(repository), *more]
-    ended = subprocess.run(command, capture_output=True, check=True, text=True, timeout=LIMIT_S)
-    return Path(ended.stdout.strip()).name

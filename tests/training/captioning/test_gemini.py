@@ -148,11 +148,11 @@ def test_the_prompt_has_the_samples_texts_cut_to_a_limit() -> None:
 @pytest.mark.parametrize(
     ("captioner", "line", "message"),
     [
-        ("gemini", "image_resolution=huge", "image_resolution must be one of"),
+        ("gemini", "image_resolution=huge", "image_resolution=huge: Input should be"),
         ("gemini", "max_words=0", "max_words"),
         ("paligemma", "max_tokens=0", "max_tokens and batch_size"),
         ("paligemma", "temperature=-1.0", "temperature"),
-        ("paligemma", "precision=float16", "precision must be one of"),
+        ("paligemma", "precision=float16", "precision=float16: Input should be"),
     ],
 )
 def test_wrong_settings_are_refused(

@@ -1,7 +1,7 @@
 """Builds and runs a training run: inputs, tokenizer, model, method, validation, trainer."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -157,22 +157,10 @@ def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
 
 def run(config: TrainingConfig) -> Path:
     """Train, and save the model in the run's folder; resumes an unfinished run."""
-    (folder,) = run_each([config])
-    return folder
-
-
-def run_each(configs: Sequence[TrainingConfig]) -> list[Path]:
-    """Train runs one after the other; returns the folders of their models.
-
-    Raises:
-        ValueError: Two runs have one name.
-    """
-    if len({config.folder for config in configs}) < len(configs):
-        raise ValueError("runs of one job need different names: do not set name")
-    torch.set_num_threads(configs[0].threads)
+    torch.set_num_threads(config.threads)
     rank, num_ranks = distributed.start()
     try:
-        return [_train(config, rank, num_ranks) for config in configs]
+        return _train(config, rank, num_ranks)
     finally:
         distributed.stop()
 

@@ -22,7 +22,7 @@ from training.methods.pretrain import PretrainConfig
 from training.methods.teacher import load_teacher
 from training.observation import read_log
 from training.pretrained import image_backbone as backbone_module
-from training.run import build_method, build_tokenizer, new_model, open_inputs, run, run_each
+from training.run import build_method, build_tokenizer, new_model, open_inputs, run
 from training.run_record import RECORD_FILE, as_json
 
 
@@ -107,15 +107,6 @@ def test_a_student_uses_its_teachers_tokenizer_head_and_centre(
     saved = Tipsv2Model.from_pretrained(finished.folder / "model").vision_model.state_dict()
     for name, value in teacher.vision_model.state_dict().items():
         assert torch.equal(value, saved[name]), name
-
-
-def test_several_runs_train_one_after_the_other(config: TrainingConfig) -> None:
-    with pytest.raises(ValueError, match="different names"):
-        run_each([config, config])
-    other = replace(config, name="other", seed=7)
-    folders = run_each([config, other])
-    assert folders == [config.folder / "model", other.folder / "model"]
-    assert len({read_log(one.folder)[-1]["loss"] for one in (config, other)}) == 2
 
 
 def built(config: TrainingConfig, finished: TrainingConfig) -> dict[str, Tensor]:

@@ -20,7 +20,6 @@ from training.recipes.from_folder import (
 )
 from training.recipes.scale import SCALE_RECIPES
 from training.run import run as train
-from training.run import run_each
 
 PRETRAIN_HELP = "Pretrain a model on a folder of images with captions."
 DISTILL_HELP = "Distil a teacher into a student on a folder of images, with or without captions."
@@ -67,27 +66,17 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of a finished run, or of a Tipsv2Model with config.json and tokenizer.json",
     )
-    _add_folder_options(
-        parser,
-        size="student",
-        nargs="+",
-        more="; several train one after the other",
-    )
+    _add_folder_options(parser, size="student")
 
 
 def run_distill(options: argparse.Namespace) -> None:
     """Inspect the teacher and the images, print what is used, and train."""
-    facts, configs = read_teacher_facts(options.teacher), []
-    for size in options.size:
-        name = f"{options.name}-{size}" if options.name and len(options.size) > 1 else options.name
-        student = argparse.Namespace(**{**vars(options), "size": size, "name": name})
-        recipe = distill_folder(_folder_run(student, kind="distilled"), options.teacher, facts)
-        configs.append(apply_overrides(replace(recipe, runs=options.runs), options.overrides))
+    facts = read_teacher_facts(options.teacher)
+    recipe = distill_folder(_folder_run(options, kind="distilled"), options.teacher, facts)
+    config = apply_overrides(replace(recipe, runs=options.runs), options.overrides)
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this program once per rank
-        for config in configs:
-            print("\n".join(describe_pair(config, facts)), flush=True)
-    for folder in run_each(configs):
-        print(f"The student is in {folder}")
+        print("\n".join(describe_pair(config, facts)), flush=True)
+    print(f"The student is in {train(config)}")
 
 
 def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
@@ -96,9 +85,7 @@ def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def _add_folder_options(
-    parser: argparse.ArgumentParser, *, size: str, nargs: str | None = None, more: str = ""
-) -> None:
+def _add_folder_options(parser: argparse.ArgumentParser, *, size: str) -> None:
     """Declare the options of a run on a folder of images; `size` names the model-size option."""
     parser.add_argument(
         "--images",
@@ -111,9 +98,8 @@ def _add_folder_options(
         f"--{size}",
         dest="size",
         choices=SIZES,
-        nargs=nargs,
-        default=SMALL if nargs is None else [SMALL],
-        help=f"model size (default {SMALL}: 6 blocks of width 192, for a CPU){more}",
+        default=SMALL,
+        help=f"model size (default {SMALL}: 6 blocks of width 192, for a CPU)",
     )
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps (default 1000)")
     parser.add_argument(

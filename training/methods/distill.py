@@ -2,7 +2,7 @@
 
 In each step the whole image goes through student and teacher once. With a mask, as in ablations,
 the student encodes the image a second time. Local crops go through the student alone, and predict
-the teacher's assignment of the whole image. Several students in one job share the teacher's pass.
+the teacher's assignment of the whole image.
 
 Shapes: B batch, N patches, C local crops, D the student's width, K prototypes.
 """

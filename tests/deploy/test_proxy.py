@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,6 +23,7 @@ import trustme
 from service.monitoring.metrics_server import READY
 from service.rest.server import KEEP_ALIVE_S
 from service.settings import Settings
+from tests.hostile.wire import PREFACE, SETTINGS, frame, http2_head, literal, opened
 from tests.processes.front import CONFIGURATION, Front
 from tests.tools import run
 
@@ -212,3 +214,17 @@ def test_it_ends_tls_of_both_protocols(start: Start, tmp_path: Path) -> None:
     credentials = grpc.ssl_channel_credentials(ca.cert_pem.bytes())
     with asking(front.grpc_port, credentials, "localhost") as ask:
         assert ask() == "127.0.0.1"
+
+
+def test_a_flood_of_malformed_headers_ends_its_connection(start: Start) -> None:
+    """Each breaks a rule, which ends its stream alone; HAProxy without its threshold takes all."""
+    num_left = 64 * 1024 * 1024
+    with (
+        suppress(ConnectionError),
+        socket.create_connection(("127.0.0.1", start().grpc_port), LIMIT_S) as peer,
+    ):
+        peer.sendall(PREFACE + frame(SETTINGS))
+        for number in count(1, 2):
+            peer.sendall(piece := opened(number, block=http2_head() + literal(b"Upper", b"v")))
+            num_left -= len(piece)
+            assert num_left > 0

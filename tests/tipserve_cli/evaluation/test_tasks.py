@@ -11,7 +11,6 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from model.labelled import sets
 from model.scores.pixels import Pixels, count_pixels
-from model.segmentation import upsample_bilinear
 from tests.tipserve_cli.conftest import Scripted
 from tipserve_cli.evaluation import tasks
 from tipserve_cli.evaluation.answers import Answers
@@ -179,8 +178,6 @@ def test_patches_of_many_images_are_a_bounded_sample(
     assert np.bincount(images).tolist() == [4] * 10
     assert np.array_equal(features, np.eye(2)[labels])
     assert set(labels) == {cat, dog}
-    again = tasks._train_patches(given, world.answers, question)
-    assert np.array_equal(again[0], features)
     result = world.score(tasks.score_linear_segmentation, given)
     assert values(result)["mIoU"] == pytest.approx(100)
 
@@ -190,12 +187,6 @@ def test_a_linear_segmentation_needs_two_classes(world: World) -> None:
     world.model.images = {0: [[(1, 0), (0, 1)]]}
     with pytest.raises(sets.SetError, match="train/ need pixels of at least two classes"):
         world.score(tasks.score_linear_segmentation, given)
-
-
-def test_the_highest_of_scaled_scores_wins_at_each_pixel() -> None:
-    scores_khw = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32)
-    wanted_HW = upsample_bilinear(scores_khw, (150, 61)).argmax(0)
-    assert np.array_equal(tasks._best_class(scores_khw, (150, 61)), wanted_HW)
 
 
 def test_the_mean_over_classes_is_that_of_scikit_learn() -> None:

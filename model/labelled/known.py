@@ -7,7 +7,7 @@ import csv
 import json
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,26 +123,18 @@ def _ade20k(folder: Path, split: str = "validation") -> SegmentationSet:
     )
 
 
-def _pascal(folder: Path, split: str, masks: str) -> tuple[list[ImageSource], list[Path]]:
+def _pascal(
+    folder: Path, *, split: str, masks: str, names: Sequence[str], reduce_zero_label: bool = False
+) -> SegmentationSet:
     """Images and masks of the lines of a split file."""
-    stems = (folder / split).read_text(encoding="utf-8").split()
+    stems = (folder / "ImageSets" / split / "val.txt").read_text(encoding="utf-8").split()
     images = [folder / "JPEGImages" / f"{stem}.jpg" for stem in stems]
-    return _existing(images), maps_of(images, folder / "JPEGImages", folder / masks)
-
-
-def _voc21(folder: Path) -> SegmentationSet:
-    images, masks = _pascal(folder, "ImageSets/Segmentation/val.txt", "SegmentationClass")
-    names = read_names(NAMES / "voc21.txt")
-    return SegmentationSet(name="", images=images, maps=masks, names=names)
-
-
-def _context(folder: Path, *, has_background: bool) -> SegmentationSet:
-    images, masks = _pascal(
-        folder, "ImageSets/SegmentationContext/val.txt", "SegmentationClassContext"
-    )
-    names = ["background"] * has_background + read_names(NAMES / "context59.txt")
     return SegmentationSet(
-        name="", images=images, maps=masks, names=names, reduce_zero_label=not has_background
+        name="",
+        images=_existing(images),
+        maps=maps_of(images, folder / "JPEGImages", folder / masks),
+        names=names,
+        reduce_zero_label=reduce_zero_label,
     )
 
 
@@ -295,11 +287,18 @@ def _existing(paths: Iterable[Path]) -> list[ImageSource]:
     return [ImageSource(path) for path in listed]
 
 
+CONTEXT: Final = read_names(NAMES / "context59.txt")
+_context = partial(_pascal, split="SegmentationContext", masks="SegmentationClassContext")
 READERS: Final[Mapping[str, Callable[[Path], ImageSet]]] = {
     "ade20k": _ade20k,
-    "voc21": _voc21,
-    "context59": partial(_context, has_background=False),
-    "context60": partial(_context, has_background=True),
+    "voc21": partial(
+        _pascal,
+        split="Segmentation",
+        masks="SegmentationClass",
+        names=read_names(NAMES / "voc21.txt"),
+    ),
+    "context59": partial(_context, names=CONTEXT, reduce_zero_label=True),
+    "context60": partial(_context, names=["background", *CONTEXT]),
     "coco": partial(_karpathy, file="dataset_coco.json", images="val2014"),
     "flickr30k": partial(_karpathy, file="dataset_flickr30k.json", images="flickr30k-images"),
     "docci": _docci,

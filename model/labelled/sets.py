@@ -149,6 +149,9 @@ class MapSet(ImageSet):
         raise NotImplementedError
 
 
+Maps = TypeVar("Maps", bound=MapSet)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentationSet(MapSet):
     """Images with a class for each pixel, in a mask that is grey or has a palette.
@@ -412,10 +415,7 @@ def read_depth(images: Path, depths: Path) -> DepthSet:
     Raises:
         SetError: A depth is missing.
     """
-    found = images_below(images)
-    maps = maps_of(found, images, depths, suffixes=MAPS, noun="depth maps")
-    sources = [ImageSource(path) for path in found]
-    return DepthSet(name=images.resolve().name, images=sources, maps=maps)
+    return _with_maps(DepthSet, images, depths, "depth maps")
 
 
 def read_normals(images: Path, normals: Path) -> NormalSet:
@@ -424,10 +424,14 @@ def read_normals(images: Path, normals: Path) -> NormalSet:
     Raises:
         SetError: Normals are missing.
     """
+    return _with_maps(NormalSet, images, normals, "normal maps")
+
+
+def _with_maps(kind: type[Maps], images: Path, folder: Path, noun: str) -> Maps:
     found = images_below(images)
-    maps = maps_of(found, images, normals, suffixes=MAPS, noun="normal maps")
+    maps = maps_of(found, images, folder, suffixes=MAPS, noun=noun)
     sources = [ImageSource(path) for path in found]
-    return NormalSet(name=images.resolve().name, images=sources, maps=maps)
+    return kind(name=images.resolve().name, images=sources, maps=maps)
 
 
 def maps_of(

@@ -1,7 +1,6 @@
 """The Open Inference Protocol over gRPC."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
@@ -75,7 +74,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ServerMetadataResponse:
         """Name, version and protocol extensions of the server."""
         found = server_metadata(is_managed=self._repository is not None)
-        return pb.ServerMetadataResponse(**asdict(found))
+        return pb.ServerMetadataResponse(**found)
 
     async def ModelMetadata(  # noqa: N802
         self, request: pb.ModelMetadataRequest, context: Any
@@ -83,7 +82,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Inputs and outputs of a model."""
         refuse_unknown_fields(request)
         found = model_metadata(find_model(self._plane, request.name, request.version))
-        return ParseDict(asdict(found), pb.ModelMetadataResponse())
+        return ParseDict(found, pb.ModelMetadataResponse())
 
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Any
@@ -128,8 +127,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         repository = managed_repository(self._repository)
         states = await self._plane.offload(repository.index)
         entries = repository_index(states, only_ready=request.ready)
-        models = [pb.RepositoryIndexResponse.ModelIndex(**asdict(entry)) for entry in entries]
-        return pb.RepositoryIndexResponse(models=models)
+        return ParseDict({"models": entries}, pb.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(  # noqa: N802
         self, request: pb.RepositoryModelLoadRequest, context: Any

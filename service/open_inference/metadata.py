@@ -4,14 +4,14 @@ The answers have the protocol's names: REST sends them as JSON, and gRPC convert
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 from model.manifest import Output
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, ModelNotFound
 from service.messages import ModelInfo
-from service.models.registry import ModelState, State
+from service.models.registry import ModelState
 from service.models.served_model import ModelStatistics, Total
 from service.monitoring.metrics import release
 from service.open_inference.tensors import ANY, IMAGE, PIXEL_VALUES, PIXELS, TEXT, TensorSpec
@@ -38,62 +38,34 @@ EXTENSIONS: Final = (
     "schedule_policy",
     "statistics",
 )
-MANAGEMENT: Final = ("model_repository",)
+MANAGEMENT: Final = "model_repository"
 CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
 NOT_COUNTED: Final = asdict(Total())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerMetadata:
-    """The server and its protocol extensions."""
-
-    name: str
-    version: str
-    extensions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelMetadata:
-    """Inputs and outputs of a model."""
-
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelIndexEntry:
-    """A model that is served or can be loaded; `reason` says why its last load failed."""
-
-    name: str
-    version: str = VERSION
-    state: State
-    reason: str
-
-
-def server_metadata(*, is_managed: bool) -> ServerMetadata:
+def server_metadata(*, is_managed: bool) -> Document:
     """The server and its extensions; model management is one of them if it is enabled."""
-    extensions = sorted(EXTENSIONS + (MANAGEMENT if is_managed else ()))
-    return ServerMetadata(name=SERVER_NAME, version=release(), extensions=tuple(extensions))
+    extensions = sorted((*EXTENSIONS, MANAGEMENT) if is_managed else EXTENSIONS)
+    return {"name": SERVER_NAME, "version": release(), "extensions": extensions}
 
 
-def model_metadata(info: ModelInfo) -> ModelMetadata:
+def model_metadata(info: ModelInfo) -> Document:
     """Inputs and outputs of a model."""
     manifest = info.manifest
     has_text = "text" in manifest.outputs
-    return ModelMetadata(
-        name=manifest.name,
-        versions=(VERSION,),
-        platform=f"{SERVER_NAME}_{info.runtime}",
-        inputs=(IMAGE, PIXELS, PIXEL_VALUES, *((TEXT,) if has_text else ())),
-        outputs=tuple(
-            TensorSpec(name, "FP32", _output_shape(ours, manifest.embed_dim))
-            for name, ours in OUTPUTS.items()
-            if ours in info.outputs
-        ),
-    )
+    outputs = [
+        TensorSpec(name, "FP32", _output_shape(ours, manifest.embed_dim))
+        for name, ours in OUTPUTS.items()
+        if ours in info.outputs
+    ]
+    inputs = (IMAGE, PIXELS, PIXEL_VALUES, *((TEXT,) if has_text else ()))
+    return {
+        "name": manifest.name,
+        "versions": [VERSION],
+        "platform": f"{SERVER_NAME}_{info.runtime}",
+        "inputs": [asdict(spec) for spec in inputs],
+        "outputs": [asdict(spec) for spec in outputs],
+    }
 
 
 def _output_shape(output: Output, embed_dim: int) -> tuple[int, ...]:
@@ -112,16 +84,17 @@ def model_config(info: ModelInfo) -> Document:
     """Inputs and outputs of a model as a Triton configuration."""
     metadata = model_metadata(info)
 
-    def tensor(spec: TensorSpec) -> Document:
-        return {"name": spec.name, "data_type": CONFIG_TYPES[spec.datatype], "dims": spec.shape}
+    def tensor(spec: Document) -> Document:
+        kind = CONFIG_TYPES[spec["datatype"]]
+        return {"name": spec["name"], "data_type": kind, "dims": spec["shape"]}
 
     return {
-        "name": metadata.name,
-        "platform": metadata.platform,
+        "name": metadata["name"],
+        "platform": metadata["platform"],
         "backend": SERVER_NAME,
         "max_batch_size": 0,
-        "input": [tensor(spec) | {"optional": True} for spec in metadata.inputs],
-        "output": [tensor(spec) for spec in metadata.outputs],
+        "input": [tensor(spec) | {"optional": True} for spec in metadata["inputs"]],
+        "output": [tensor(spec) for spec in metadata["outputs"]],
     }
 
 
@@ -184,10 +157,10 @@ def _statistics(found: ModelStatistics) -> Document:
     }
 
 
-def repository_index(states: Iterable[ModelState], *, only_ready: bool) -> list[ModelIndexEntry]:
-    """The entries of the repository's index."""
+def repository_index(states: Iterable[ModelState], *, only_ready: bool) -> list[Document]:
+    """The models that are served or can be loaded; `reason` says why a last load failed."""
     return [
-        ModelIndexEntry(name=state.name, state=state.state, reason=state.reason)
+        {"name": state.name, "version": VERSION, "state": state.state, "reason": state.reason}
         for state in states
         if state.state == "READY" or not only_ready
     ]

@@ -7,7 +7,7 @@ JSON ends.
 import binascii
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import pybase64
 from fastapi import APIRouter, Request, Response
@@ -22,9 +22,6 @@ from service.open_inference.inference import InferAnswer, InferRequest, infer
 from service.open_inference.metadata import (
     VERSION,
     Document,
-    ModelIndexEntry,
-    ModelMetadata,
-    ServerMetadata,
     check_load,
     find_model,
     model_config,
@@ -131,13 +128,6 @@ class InferBody(DialectSchema):
     ]
 
 
-class ModelReadyBody(BaseModel):
-    """The model is ready."""
-
-    name: str
-    ready: Literal[True] = True
-
-
 class IndexBody(DialectSchema):
     """Which models to list."""
 
@@ -182,7 +172,7 @@ def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
     metadata = server_metadata(is_managed=is_managed)
 
     @router.get("/v2", responses=V2_ERRORS)
-    async def get_server() -> ServerMetadata:
+    async def get_server() -> Document:
         """The server's name, version and protocol extensions."""
         return metadata
 
@@ -198,7 +188,7 @@ def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
 
 
 def _add_model(router: APIRouter, plane: DataPlane) -> None:
-    def metadata(model: str, version: str) -> ModelMetadata:
+    def metadata(model: str, version: str) -> Document:
         """Inputs and outputs of a model."""
         return model_metadata(find_model(plane, model, version))
 
@@ -206,38 +196,32 @@ def _add_model(router: APIRouter, plane: DataPlane) -> None:
         """A model's configuration, as Triton shows it."""
         return model_config(find_model(plane, model, version))
 
-    def ready(model: str, version: str) -> ModelReadyBody:
+    def ready(model: str, version: str) -> Document:
         """Readiness of a model: 200, or the error that its requests would get."""
         name = find_model(plane, model, version).manifest.name
         plane.check_model_ready(name)
-        return ModelReadyBody(name=name)
+        return {"name": name, "ready": True}
 
     def stats(model: str, version: str) -> Document:
         """Statistics of one model since it was loaded."""
         return statistics(plane, model, version)
 
-    _add_get(router, "", metadata, ModelMetadata)
-    _add_get(router, "/config", config, Document)
-    _add_get(router, "/ready", ready, ModelReadyBody)
-    _add_get(router, "/stats", stats, Document)
+    _add_get(router, "", metadata)
+    _add_get(router, "/config", config)
+    _add_get(router, "/ready", ready)
+    _add_get(router, "/stats", stats)
 
 
-def _add_get(
-    router: APIRouter, suffix: str, answer: Callable[[str, str], object], body: object
-) -> None:
+def _add_get(router: APIRouter, suffix: str, answer: Callable[[str, str], Document]) -> None:
     """Add a route of a model twice: with and without the model's version."""
-    documented: dict[str, Any] = {
-        "responses": V2_ERRORS,
-        "response_model": body,
-        "description": answer.__doc__,
-    }
+    documented: dict[str, Any] = {"responses": V2_ERRORS, "description": answer.__doc__}
 
     @router.get(MODEL + suffix, name=f"model_{answer.__name__}", **documented)
-    async def one(model: str) -> object:
+    async def one(model: str) -> Document:
         return answer(model, "")
 
     @router.get(VERSIONED + suffix, name=f"version_{answer.__name__}", **documented)
-    async def versioned(model: str, version: str) -> object:
+    async def versioned(model: str, version: str) -> Document:
         return answer(model, version)
 
 
@@ -454,7 +438,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
         return await plane.offload(partial(parse_json, raw, schema, plane.limits))
 
     @router.post("/v2/repository/index", responses=errors, openapi_extra=_optional(IndexBody))
-    async def list_repository(request: Request) -> list[ModelIndexEntry]:
+    async def list_repository(request: Request) -> list[Document]:
         """All models that are or were served, or have a folder in the model repository."""
         managed = managed_repository(repository)
         body = await read(request, IndexBody)

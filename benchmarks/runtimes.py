@@ -70,8 +70,8 @@ def open_rows(package: ModelPackage, encoder: "Encoder", stack: ExitStack) -> li
     rows = [Row("torch fp32", partial(_encode, encoder))]
     for proof in plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries())):
         runtime = stack.enter_context(closing(load_chosen(package, proof.choice)))
-        graphs = [graph for graph in proof.graphs if graph.part == "vision"]
-        (entry,) = measure(reference, runtime, graphs)
+        (graph,) = (graph for graph in proof.graphs if graph.part == "vision")
+        entry = measure(reference, runtime, graph)
         rows.append(Row(f"{runtime.name} {runtime.precision}", runtime.encode_images, entry))
         print(f"compared {rows[-1].name}", flush=True)
     return rows

@@ -29,13 +29,12 @@ ROUTES: Final[Mapping[str, Mapping[int, str]]] = {
         **{22: "sparse", 23: "sparse"},
     },
     "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "entry"},
 }
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 # Fields of a node, an attribute and a tensor.
 NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR = 1, 2, 4
 ATTRIBUTE_TENSOR, ATTRIBUTE_INTS = 5, 8
-DIMS, INT64_DATA, TENSOR_NAME, RAW_DATA = 1, 7, 8, 9
+DIMS, INT64_DATA, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA = 1, 7, 8, 9, 13
 SPARSE_DIMS = 3
 # Operators whose output has as many values as the product of a shape, and the input with it. A
 # runtime computes those of constants while it loads the graph.
@@ -47,67 +46,31 @@ HUGE: Final = 2**63 - 1
 MAX_FILLED_VALUES: Final = 2**26
 
 
-def external_files(path: Path) -> set[str]:
-    """Return the external weight files that the graph names, relative to the graph's folder.
+def check_graph(path: Path, max_values: int) -> set[str]:
+    """Check the sizes that a graph declares, and find its weight files.
 
-    Raises:
-        ValueError: The file is not an ONNX graph, or is cut off.
-    """
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty, so it is not an ONNX graph")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        try:
-            return set(_locations(content, slice(0, len(content)), "model", 0))
-        except (ValueError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a complete ONNX graph: {error}") from error
-
-
-def _locations(buffer: Buffer, span: slice, message: str, depth: int) -> Iterator[str]:
-    if depth > MAX_DEPTH:
-        raise ValueError(f"messages are nested more than {MAX_DEPTH} deep")
-    if message == "entry":
-        yield from _entry_locations(buffer, span)
-        return
-    routes = ROUTES[message]
-    for number, inner in _bytes_fields(buffer, span):
-        if number in routes:
-            yield from _locations(buffer, inner, routes[number], depth + 1)
-
-
-def _entry_locations(buffer: Buffer, span: slice) -> Iterator[str]:
-    keys, values = set(), []
-    for number, value in _bytes_fields(buffer, span):
-        if number == ENTRY_KEY:
-            keys.add(buffer[value])
-        elif number == ENTRY_VALUE:
-            values.append(buffer[value].decode())
-    # Readers differ in which of two equal fields counts, so all of them are returned.
-    if b"location" in keys:
-        yield from values
-
-
-def _bytes_fields(buffer: Buffer, span: slice) -> Iterator[tuple[int, slice]]:
-    for number, wire_type, value in read_fields(buffer, span.start, span.stop):
-        if wire_type == BYTES and isinstance(value, slice):
-            yield number, value
-
-
-def check_declared_sizes(path: Path, max_values: int) -> None:
-    """Check that a graph declares no tensor larger than its files, and fills none from a shape.
-
-    A graph of 200 bytes with a `ConstantOfShape` made the serving process grow past 14 GB. Shapes
-    that the graph computes are not followed.
+    It may declare no tensor larger than its files, and fill none from a shape: a graph of 200 bytes
+    with a `ConstantOfShape` made the serving process grow past 14 GB. Shapes that it computes are
+    not followed.
 
     Args:
         path: The graph.
         max_values: Most values of one tensor.
 
+    Returns:
+        The external weight files that it names, relative to the graph's folder.
+
     Raises:
         ValueError: A declared size is too large, or the file is not a complete ONNX graph.
     """
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty, so it is not an ONNX graph")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        graph = _Declared(content)
-        graph.read(slice(0, len(content)), "model", 0)
+        graph = _Graph(content)
+        try:
+            graph.read(slice(0, len(content)), "model", 0)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a complete ONNX graph: {error}") from error
     largest = max(graph.tensor_values, default=0)
     if largest > max_values:
         raise ValueError(f"{path} declares a tensor of {largest} values, more than its files hold")
@@ -117,12 +80,20 @@ def check_declared_sizes(path: Path, max_values: int) -> None:
             f"{path} fills tensors of {num_filled} values from constant shapes, "
             f"at most {MAX_FILLED_VALUES} are accepted"
         )
+    return graph.locations
 
 
-class _Declared:
-    """Sizes that a graph declares, its inner graphs included.
+def _bytes_fields(buffer: Buffer, span: slice) -> Iterator[tuple[int, slice]]:
+    for number, wire_type, value in read_fields(buffer, span.start, span.stop):
+        if wire_type == BYTES and isinstance(value, slice):
+            yield number, value
+
+
+class _Graph:
+    """Weight files and sizes that a graph names, its inner graphs included.
 
     Attributes:
+        locations: The external weight files.
         tensor_values: Number of values of each tensor.
         shapes: For each small constant, the product of its values.
         filled: For each operator of `FILLING`, the name of its shape.
@@ -130,6 +101,7 @@ class _Declared:
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
+        self.locations: set[str] = set()
         self.tensor_values: list[int] = []
         self.shapes: dict[bytes, int] = {}
         self.filled: list[bytes] = []
@@ -142,13 +114,25 @@ class _Declared:
             self._add_shape(name, product)
         elif message == "node":
             self._read_node(span, depth)
-        elif message != "entry":
+        else:
             if message == "sparse":
                 self.tensor_values.append(_product(self._integers(span, SPARSE_DIMS)))
             routes = ROUTES[message]
             for number, inner in _bytes_fields(self._buffer, span):
                 if number in routes:
                     self.read(inner, routes[number], depth + 1)
+
+    def _read_entry(self, span: slice) -> None:
+        """Read a key and value of what describes a tensor's data."""
+        keys, values = set(), set()
+        for number, value in _bytes_fields(self._buffer, span):
+            if number == ENTRY_KEY:
+                keys.add(self._buffer[value])
+            elif number == ENTRY_VALUE:
+                values.add(self._buffer[value].decode())
+        # Readers differ in which of two equal fields counts, so all of them are kept.
+        if b"location" in keys:
+            self.locations |= values
 
     def _read_tensor(self, span: slice) -> tuple[bytes, int]:
         """Name of a tensor, and the product of its values if it may be a shape."""
@@ -159,6 +143,8 @@ class _Declared:
                 name = self._buffer[inner]
             elif number == RAW_DATA:
                 values = self._raw_integers(inner)
+            elif number == EXTERNAL_DATA:
+                self._read_entry(inner)
         return name, _product(values) if values else 0
 
     def _raw_integers(self, span: slice) -> list[int]:

@@ -21,7 +21,7 @@ from model.manifest import (
     ParityEntry,
     check_file_name,
 )
-from model.onnx_files import check_declared_sizes, external_files
+from model.onnx_files import check_graph
 
 __all__ = [
     "BUNDLED",
@@ -315,8 +315,7 @@ def _check_graph(folder: Path, name: str, files: Mapping[str, FileEntry]) -> Non
     # Two values of four bits fit into a byte.
     max_values = 2 * sum(entry.size_bytes for entry in files.values())
     try:
-        locations = external_files(folder / name)
-        check_declared_sizes(folder / name, max_values)
+        locations = check_graph(folder / name, max_values)
     except ValueError as error:
         raise PackageError(f"{error}; {ADVICE}") from error
     for location in sorted(locations):

@@ -169,7 +169,7 @@ def _measured(
     with _loaded(package, proof) as runtime:
         # Only the vision graph stays, since heads read it; so the text graph comes first.
         for graph in sorted(graphs, key=lambda graph: graph.part != "text"):
-            (found[graph],) = measure(reference, runtime, [graph])
+            found[graph] = measure(reference, runtime, graph)
             if isinstance(runtime, GraphRuntime) and graph.part != "vision":
                 runtime.free(graph.part)
                 trim()

@@ -5,7 +5,7 @@ of a map, S recorded patches, P recorded pixels of a map.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -108,43 +108,38 @@ def segmenting_features(output: VisionOutput, features: str) -> FloatArray:
 def measure(
     reference: Reference,
     runtime: Runtime,
-    graphs: Iterable[LoadedGraph],
+    graph: LoadedGraph,
     *,
     rounding: Precision | None = None,
-) -> list[ParityEntry]:
+) -> ParityEntry:
     """Measure how far a runtime's outputs are from the model's; see `ParityEntry.passed`.
 
     Args:
         reference: Inputs and outputs of the same model in torch.
-        runtime: Has the graphs loaded.
-        graphs: Graphs to measure.
-        rounding: Precision whose limits apply; None for that of each graph.
+        runtime: Has the graph loaded.
+        graph: The graph to measure.
+        rounding: Precision whose limits apply; None for that of the graph.
 
     Raises:
-        ParityError: An output has a wrong shape, or a graph fails on an input.
+        ParityError: An output has a wrong shape, or the graph fails on an input.
     """
-    entries = []
-    for graph in graphs:
-        if graph.part == "vision":
-            found = _compare_vision(reference, runtime, graph)
-        elif graph.part == "text":
-            found = _compare_text(reference, runtime, graph)
-        else:
-            found = _compare_maps(reference, runtime, graph, graph.part)
-        bounds = limits(graph.part, rounding or graph.precision, reference.cpu_precision)
-        if graph.part == "text" and reference.prompts is None:
-            bounds = bounds.model_copy(update={"min_mask_agreement": None})
-        entries.append(
-            ParityEntry(
-                file=graph.file,
-                runtime=runtime.name,
-                precision=graph.precision,
-                reference=reference.name,
-                limits=bounds,
-                **found.numbers(),
-            )
-        )
-    return entries
+    if graph.part == "vision":
+        found = _compare_vision(reference, runtime, graph)
+    elif graph.part == "text":
+        found = _compare_text(reference, runtime, graph)
+    else:
+        found = _compare_maps(reference, runtime, graph, graph.part)
+    bounds = limits(graph.part, rounding or graph.precision, reference.cpu_precision)
+    if graph.part == "text" and reference.prompts is None:
+        bounds = bounds.model_copy(update={"min_mask_agreement": None})
+    return ParityEntry(
+        file=graph.file,
+        runtime=runtime.name,
+        precision=graph.precision,
+        reference=reference.name,
+        limits=bounds,
+        **found.numbers(),
+    )
 
 
 def describe(entry: ParityEntry) -> str:

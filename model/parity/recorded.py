@@ -144,7 +144,7 @@ def check_runtime(
                 rounding = "fp16"
             if runtime.takes_bytes and graph.part != "text" and graph.precision != "int8":
                 rounding = "bf16"
-            entries += measure(reference, runtime, [graph], rounding=rounding)
+            entries.append(measure(reference, runtime, graph, rounding=rounding))
     return entries
 
 

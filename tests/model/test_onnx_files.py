@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from model.onnx_files import MAX_FILLED_VALUES, check_declared_sizes, external_files
+from model.onnx_files import MAX_FILLED_VALUES, check_graph
 
 make = helper.make_model
 
@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("place", places())
 def test_every_place_of_a_tensor_is_searched(place: str, path: Path) -> None:
     path.write_bytes(places()[place].SerializeToString())
-    assert external_files(path) == {"here.data"}
+    assert check_graph(path, 1000) == {"here.data"}
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -69,7 +69,7 @@ def test_both_values_of_a_repeated_field_count(path: Path) -> None:
     entry = field(1, b"location") + field(2, b"first.data") + field(2, b"last.data")
     one = field(7, field(5, field(13, entry)))
     path.write_bytes(one + places()["constant"].SerializeToString())
-    assert external_files(path) == {"first.data", "last.data", "here.data"}
+    assert check_graph(path, 1000) == {"first.data", "last.data", "here.data"}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_both_values_of_a_repeated_field_count(path: Path) -> None:
 def test_an_incomplete_graph_is_refused(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.onnx is .*not an? (complete )?ONNX graph"):
-        external_files(path)
+        check_graph(path, 1000)
 
 
 def test_deeply_nested_graphs_are_refused(path: Path) -> None:
@@ -94,7 +94,7 @@ def test_deeply_nested_graphs_are_refused(path: Path) -> None:
         made = graph([branch(made)])
     path.write_bytes(make(made).SerializeToString())
     with pytest.raises(ValueError, match="deep"):
-        external_files(path)
+        check_graph(path, 1000)
 
 
 def shape(values: Sequence[int], *, is_raw: bool = False) -> TensorProto:
@@ -132,16 +132,16 @@ FILLING: dict[str, Callable[[list[int]], onnx.GraphProto]] = {
 @pytest.mark.parametrize("way", FILLING)
 def test_a_graph_that_fills_memory_is_refused(way: str, path: Path) -> None:
     path.write_bytes(make(FILLING[way]([2, MAX_FILLED_VALUES // 4])).SerializeToString())
-    check_declared_sizes(path, 1000)
+    check_graph(path, 1000)
     path.write_bytes(make(FILLING[way]([2, MAX_FILLED_VALUES // 2 + 1])).SerializeToString())
     with pytest.raises(ValueError, match="from constant shapes, at most 67108864 are accepted"):
-        check_declared_sizes(path, 1000)
+        check_graph(path, 1000)
 
 
 def test_a_shape_of_more_bytes_than_a_shape_has_counts_as_huge(path: Path) -> None:
     path.write_bytes(make(graph([FILL], initializer=[shape([1] * 700)])).SerializeToString())
     with pytest.raises(ValueError, match="from constant shapes"):
-        check_declared_sizes(path, 1000)
+        check_graph(path, 1000)
 
 
 def test_a_tensor_larger_than_its_files_is_refused(path: Path) -> None:
@@ -150,6 +150,6 @@ def test_a_tensor_larger_than_its_files_is_refused(path: Path) -> None:
     sparse = onnx.SparseTensorProto(values=values, dims=[3000])
     for parts in ({"initializer": [declared]}, {"sparse_initializer": [sparse]}):
         path.write_bytes(make(graph(**parts)).SerializeToString())
-        check_declared_sizes(path, 3000)
+        check_graph(path, 3000)
         with pytest.raises(ValueError, match="a tensor of 3000 values, more than its files hold"):
-            check_declared_sizes(path, 2999)
+            check_graph(path, 2999)

@@ -19,7 +19,7 @@ from model.export.half import to_half
 from model.export.tracing import save_graph, trace
 from model.graphs import VISION_FILE, graph_file
 from model.manifest import CARD, RECORDED_FILE
-from model.onnx_files import external_files
+from model.onnx_files import check_graph
 from model.package import ModelPackage, open_package, write_manifest
 from model.parity.recorded import read_recorded
 from model.parity.reference import reference_text, reference_vision
@@ -118,7 +118,7 @@ def test_weights_that_the_float32_graph_stores_in_fp16_are_read_from_its_file(
     again = onnx_ir.load(float32)
     to_half(again, "fp16")
     save_graph(again, half, stored_in=float32)
-    assert external_files(half) == {"float32.onnx"}
+    assert check_graph(half, 10**6) == {"float32.onnx"}
     assert half.stat().st_size < 4_000 < 2 * 64 * 64 < float32.stat().st_size
     rows[0, 0] = 0  # of length 0: least lengths are no numbers in fp16
     (found,) = run_onnx(half, {"pixel_values": rows.numpy()})
@@ -154,4 +154,4 @@ def test_the_bundled_models_reference_is_what_torch_computes_with_the_weights_of
         np.testing.assert_allclose(getattr(found, name), wanted, rtol=0, atol=1e-5)
     texts_BD = reference_text(towers, text.given.token_ids_BL, text.given.mask_BL)
     np.testing.assert_allclose(texts_BD, text.output_BD, rtol=0, atol=1e-5)
-    assert external_files(package.file(HALF_FILE)) == {Path(VISION_FILE).name}
+    assert check_graph(package.file(HALF_FILE), 10**9) == {Path(VISION_FILE).name}

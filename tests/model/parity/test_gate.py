@@ -1,8 +1,9 @@
 """Graphs that differ from the model are refused."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import cast, get_args
 
@@ -26,7 +27,7 @@ from model.manifest import FileEntry, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof
 from model.parity.gate import plan_proofs, prove_package, require, run_reference
-from model.parity.inputs import calibration_images, gate_images, image_batch, plan_sizes
+from model.parity.inputs import calibration_images, gate_images, plan_sizes
 from model.parity.limits import NAMED_INT8, limits
 from model.parity.limits import TOWERS as LIMITS
 from model.parity.measure import ParityError, Reference, measure
@@ -43,12 +44,6 @@ def test_calibration_and_gate_share_no_image() -> None:
     gate = {image.tobytes() for image in gate_images()}
     assert len(gate) == 8
     assert not gate & {image.tobytes() for image in calibration_images()}
-
-
-def test_a_batch_takes_consecutive_images_and_wraps_around() -> None:
-    pixels_B3HW = image_batch(gate_images(), (28, 42), batch=9)
-    assert len({item.tobytes() for item in pixels_B3HW}) == 8
-    np.testing.assert_array_equal(pixels_B3HW[0], pixels_B3HW[8])
 
 
 FloatArray = NDArray[np.float32]
@@ -112,7 +107,7 @@ FAULTS: dict[str, Change] = {
 def test_equal_graphs_pass_on_sizes_of_both_orientations(
     reference: Reference, runtime: Runtime
 ) -> None:
-    vision, text = measure(reference, runtime, [vision_run(), text_run()])
+    vision, text = (measure(reference, runtime, graph) for graph in (vision_run(), text_run()))
     require([vision, text])
     assert (vision.file, text.file) == (VISION_FILE, TEXT_FILE)
     for entry in (vision, text):
@@ -126,15 +121,15 @@ def test_equal_graphs_pass_on_sizes_of_both_orientations(
     assert max(vision.sizes, key=lambda size: size[1])[1:] == (112, 112)
     oblong = {size for size in vision.sizes if size[1] != size[2]}
     assert any((batch, width, height) in oblong for batch, height, width in oblong)
-    assert measure(reference, runtime, [vision_run(), text_run()]) == [vision, text]
+    assert measure(reference, runtime, vision_run()) == vision
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_right_graph_passes_in_every_precision(
     reference: Reference, altered: Altered, precision: Precision
 ) -> None:
-    entries = measure(reference, altered, [vision_run(precision), text_run(precision)])
-    assert [entry.failures for entry in entries] == [(), ()]
+    for graph in (vision_run(precision), text_run(precision)):
+        assert measure(reference, altered, graph).failures == ()
 
 
 @pytest.mark.slow
@@ -144,7 +139,7 @@ def test_a_planted_fault_is_stopped_in_every_precision(
     reference: Reference, altered: Altered, fault: str, precision: Precision
 ) -> None:
     altered.change_vision = FAULTS[fault]
-    (entry,) = measure(reference, altered, [vision_run(precision)])
+    entry = measure(reference, altered, vision_run(precision))
     with pytest.raises(ParityError, match=r"vision_model\.onnx on altered.*Nothing was written"):
         require([entry])
 
@@ -154,8 +149,7 @@ def test_padding_that_is_read_as_tokens_is_stopped(
     reference: Reference, altered: Altered, precision: Precision
 ) -> None:
     altered.change_mask = np.ones_like
-    (entry,) = measure(reference, altered, [text_run(precision)])
-    assert not entry.passed
+    assert not measure(reference, altered, text_run(precision)).passed
 
 
 @pytest.mark.parametrize("offset", [1e-3, float("nan")])
@@ -171,7 +165,8 @@ def test_an_offset_in_one_number_is_stopped_in_float32(
         return output
 
     altered.change_text, altered.change_vision = change_text, change_vision
-    for entry in measure(reference, altered, [text_run(), vision_run()]):
+    for graph in (text_run(), vision_run()):
+        entry = measure(reference, altered, graph)
         with pytest.raises(ParityError, match=r"_model\.onnx on altered in fp32.*at the size \("):
             require([entry])
 
@@ -184,10 +179,10 @@ def test_another_shape_and_a_failing_graph_are_stopped(
 
     altered.change_vision = lambda o: replace(o, patches_BND=o.patches_BND[:, 1:])
     with pytest.raises(ParityError, match=r"shape \[1, 15, 32\] instead of \[1, 16, 32\]"):
-        measure(reference, altered, [vision_run()])
+        measure(reference, altered, vision_run())
     altered.change_text = refuse
     with pytest.raises(ParityError, match=r"text_model\.onnx.*size \(1, \d\): baked shape"):
-        measure(reference, altered, [text_run()])
+        measure(reference, altered, text_run())
 
 
 def test_another_model_is_stopped(
@@ -197,7 +192,7 @@ def test_another_model_is_stopped(
     with torch.no_grad():
         other.model.vision_model.embeddings.register_tokens[..., 0] += 0.01
     reference = build_reference(other, tiny_package)
-    (entry,) = measure(reference, runtime, [vision_run()])
+    entry = measure(reference, runtime, vision_run())
     assert not entry.passed
 
 
@@ -225,15 +220,22 @@ def test_a_dense_head_is_judged_by_its_own_measure(
         dense=lambda pixels_B3HW: {task: right[task](pixels_B3HW)},
     )
     run = LoadedGraph(task, "onnx/dense.onnx", precision)
-    altered.dense = dict(right)
-    (entry,) = measure(reference, altered, [run])
-    assert entry.passed
-    altered.dense = {task: lambda pixels_B3HW: right[task](pixels_B3HW)[..., ::-1] * 1.2}
-    (entry,) = measure(reference, altered, [run])
-    assert entry.passed == (task == "normals")  # a map of one normal
-    altered.dense = {task: lambda pixels_B3HW: right[task](pixels_B3HW)[..., ::-1] - 1}
-    (entry,) = measure(reference, altered, [run])
-    assert not entry.passed
+    changes: list[tuple[Callable[[FloatArray], FloatArray], bool]] = [
+        (lambda maps: maps, True),
+        (lambda maps: maps[..., ::-1] * 1.2, task == "normals"),  # a map of one normal
+        (lambda maps: maps[..., ::-1] - 1, False),
+    ]
+    for change, passes in changes:
+        altered.dense = {task: partial(_changed, right[task], change)}
+        assert measure(reference, altered, run).passed == passes
+
+
+def _changed(
+    run: Callable[[FloatArray], FloatArray],
+    change: Callable[[FloatArray], FloatArray],
+    pixels_B3HW: FloatArray,
+) -> FloatArray:
+    return change(run(pixels_B3HW))
 
 
 def test_only_the_vision_graph_of_a_package_that_names_int8_may_differ_more() -> None:
@@ -311,10 +313,10 @@ def test_one_tower_is_loaded_at_a_time_and_each_head_only_while_it_is_measured(
 ) -> None:
     held: list[set[Part]] = []
 
-    def measure(_: Reference, runtime: OnnxRuntime, graphs: list[LoadedGraph]) -> list[ParityEntry]:
-        assert [runtime._graph(graph) for graph in graphs]
+    def measure(_: Reference, runtime: OnnxRuntime, graph: LoadedGraph) -> ParityEntry:
+        runtime._graph(graph)
         held.append({graph.part for graph in runtime._graphs})
-        return [entry_of(graph, cast("Runtime", runtime)) for graph in graphs]
+        return entry_of(graph, cast("Runtime", runtime))
 
     only_onnx = InstalledLibraries(onnx=frozenset({"cpu"}))
     monkeypatch.setattr(proof, "installed_libraries", lambda: only_onnx)
@@ -347,8 +349,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[Precision]:
     """Precisions in which every graph fails; nothing is computed."""
     precisions: set[Precision] = set()
 
-    def measure(_: Reference, runtime: Runtime, graphs: Iterable[LoadedGraph]) -> list[ParityEntry]:
-        return [entry_of(graph, runtime, float(graph.precision in precisions)) for graph in graphs]
+    def measure(_: Reference, runtime: Runtime, graph: LoadedGraph) -> ParityEntry:
+        return entry_of(graph, runtime, float(graph.precision in precisions))
 
     monkeypatch.setattr(proof, "measure", measure)
     return precisions

@@ -85,7 +85,8 @@ def test_one_request_for_several_outputs_gives_what_separate_ones_give(
         np.testing.assert_allclose(together[name], array, rtol=1e-3, atol=1e-4)
     narrow = {**asked, "outputs": outputs, "dtype": "int8"}
     maps = dense_service.over_rest("embed_images", narrow)
-    assert (maps["0.depth"].dtype, maps["0.segmentation"].dtype) == (np.float32, np.uint16)
+    assert maps["0.depth"].dtype == np.float32
+    assert maps["0.segmentation"].dtype == np.uint16
 
 
 def test_the_open_inference_protocol_gives_maps_beside_embeddings(

@@ -1,6 +1,5 @@
 """The program's lifecycle: ports, metrics, signals, exit status, memory of swapped models."""
 
-import asyncio
 import json
 import signal
 import socket
@@ -14,10 +13,7 @@ import httpx
 import pytest
 
 from model.package import STUDENT_FOLDER, ModelPackage
-from service.server import Server
-from service.settings import Settings
 from tests.promises.callers import until
-from tests.promises.servers import photo as smooth_photo
 from tests.tools import find_tool
 from tipserve_client import InvalidRequest
 
@@ -154,36 +150,3 @@ def test_memory_is_freed_after_swaps(run_service: RunService, tmp_path: Path) ->
     # Documented limit: eight swaps keep less than the memory of one and a half models.
     assert sizes[-1] - sizes[0] < 1.5 * one_model, [round(s / 2**20) for s in (before, *sizes)]
     assert len(unloaded) >= 7, "or there was nothing to give back"
-
-
-@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-async def test_a_runtime_that_dies_ends_readiness_and_liveness(runtime: str) -> None:
-    given = {"host": "127.0.0.1", "http_port": 0, "grpc_port": 0, "metrics_port": 0}
-    server = Server(
-        Settings.model_validate({**given, "runtime": runtime, "lanes": 1, "warm_up_limit_s": 0})
-    )
-    running = asyncio.ensure_future(server.run())
-    try:
-        async with asyncio.timeout(LIMIT_S), httpx.AsyncClient(timeout=LIMIT_S) as client:
-            await server.ready.wait()
-            client.base_url = httpx.URL(f"http://127.0.0.1:{server.ports['http']}")
-
-            async def embed() -> int:
-                image = smooth_photo(0, (112, 112))
-                headers = {"Content-Type": "image/jpeg"}
-                answer = await client.post("/v1/images:embed", content=image, headers=headers)
-                return answer.status_code
-
-            async def status(probe: str) -> int:
-                return (await client.get(f"/v2/health/{probe}")).status_code
-
-            assert await embed() == await status("live") == await status("ready") == 200
-            (lane,) = server.models.find(None)._lanes
-            lane.runtime.close()  # every later call raises
-            assert await embed() == 500
-            while await status("live") != 503:
-                await asyncio.sleep(0.01)
-            assert await status("ready") == await embed() == 503
-    finally:
-        server.request_stop()
-        await running

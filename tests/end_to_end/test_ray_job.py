@@ -81,7 +81,7 @@ def test_a_killed_job_continues_to_the_rows_of_a_run_without_ray(
     process = start(*command, str(out), "--ray")
     assert process.stderr is not None
     with process.stderr as lines:
-        log = []
+        log: list[str] = []
         while not (log and log[-1].startswith("part ")):
             log.append(lines.readline())
             assert log[-1], "".join(log)

@@ -19,7 +19,15 @@ from service.admission import Admission
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.images import ImagePreparer, PreparedImage, SizeRule
-from service.lanes.work import Completed, Kind, Outputs, record_batches, wait_settled
+from service.lanes.work import (
+    Bucket,
+    Completed,
+    Kind,
+    Outputs,
+    WorkItem,
+    record_batches,
+    wait_settled,
+)
 from service.messages import MaybeImage
 from service.models.served_model import ServedModel
 from service.waiting import Pool, cancel_all, run_in_pool
@@ -139,7 +147,7 @@ class ImagePipeline:
             with call.stage("decode"):
                 images = await self._decode(job, measured, model)
         except asyncio.CancelledError:
-            model.count_abandoned(len(job.images), call)
+            model.queue.count_abandoned(len(job.images), call.deadline)
             raise
         parts = [job.rule.parts(image.pixels_3HW) for image in images]
         done = iter(await _run([p for pixels in parts for p in pixels], job, model, call))
@@ -218,8 +226,22 @@ async def _run(
     pixels: Sequence[NDArray[np.float32]], job: ImageJob, model: ServedModel, call: Call
 ) -> list[Completed]:
     """Queue all parts of all images at once, and wait for their outputs."""
+    items = [
+        WorkItem(
+            bucket=Bucket(job.kind, p.shape[1:]),
+            cost=p.shape[1] * p.shape[2] // model.manifest.patch_size**2,
+            payload=p,
+            patch_outputs=job.patch_outputs,
+            deadline=call.deadline,
+            trace=call.trace,
+            priority=call.priority,
+            caller=call.caller,
+        )
+        for p in pixels
+    ]
     queued = call.clock()
-    futures = model.submit_images(pixels, call, job.kind, job.patch_outputs)
+    call.trace.enter_queue(queued)
+    futures = model.queue.put(items)
     try:
         await wait_settled(futures)
         done = [future.result() for future in futures]

@@ -3,20 +3,16 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from model.graphs import PatchOutput
 from model.text import TextTokenizer
 from service.call import Call, Stage
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
-from service.lanes.work import Bucket, ItemFuture, Kind, WorkItem
+from service.lanes.work import Bucket, Kind
 from service.messages import ModelInfo
 from service.models.texts import TextCache, TextEncoder
 from service.monitoring.metrics import Numbers
@@ -124,6 +120,7 @@ class ServedModel:
         info: Description for callers.
         manifest: Of the model package.
         budget: Patches of its queue, which admitted requests hold.
+        queue: Takes images and texts.
         requests: Counts them.
         texts: The text side.
         load_s: Time of its load, which the repository measures.
@@ -142,6 +139,7 @@ class ServedModel:
         self.info = info
         self.manifest = info.manifest
         self.budget = budget
+        self.queue = batcher.queue
         self.requests = RequestCounts()
         self.load_s = 0.0
         self.texts = TextEncoder(tokenizer, batcher, cache)
@@ -184,7 +182,7 @@ class ServedModel:
         kinds: tuple[Kind, ...] = ("image", *self.info.tasks)
         named = {Bucket(k, shape) for k in kinds for shape in self.manifest.shape_buckets}
         totals = {bucket.label: 0 for bucket in named}
-        for bucket, depth in self._batcher.queue.depths().items():
+        for bucket, depth in self.queue.depths().items():
             is_named = not bucket.is_image or bucket in named
             label = bucket.label if is_named else f"{bucket.kind} other"
             totals[label] = totals.get(label, 0) + depth
@@ -192,7 +190,7 @@ class ServedModel:
 
     def oldest_s(self) -> float:
         """Waiting time of the oldest queued item in seconds; 0 for an empty queue."""
-        return self._batcher.queue.oldest_s()
+        return self.queue.oldest_s()
 
     def measures(self) -> dict[str, Numbers]:
         """Its metrics that a scrape reads: `MODEL_COUNTERS` and `MODEL_GAUGES`."""
@@ -202,11 +200,11 @@ class ServedModel:
             "model_batch_items": sum(size * count for size, (count, _) in batches.items()),
             "model_batch_seconds": sum(seconds for _, seconds in batches.values()),
             "model_rejected": self.budget.rejected.totals(),
-            "model_abandoned": self._batcher.queue.abandoned.totals(),
+            "model_abandoned": self.queue.abandoned.totals(),
             "model_prompts": self._cache.lookups(),
             "lanes": self._batcher.lane_states(),
             "model_load_seconds": self.load_s,
-            "model_queue_depth": sum(self._batcher.queue.depths().values()),
+            "model_queue_depth": sum(self.queue.depths().values()),
             "model_queue_oldest_seconds": self.oldest_s(),
             "model_admitted_patches": self.budget.num_patches,
             "model_max_admitted_patches": self.budget.max_patches,
@@ -215,45 +213,3 @@ class ServedModel:
     def statistics(self) -> ModelStatistics:
         """Counts since the model was loaded."""
         return self.requests.snapshot(self.manifest.name, self._batcher.counts.totals())
-
-    def num_patches(self, size_hw: tuple[int, int]) -> int:
-        """Patches of an image of this size: its cost."""
-        return size_hw[0] * size_hw[1] // self.manifest.patch_size**2
-
-    def submit_images(
-        self,
-        pixels: Sequence[NDArray[np.float32]],
-        call: Call,
-        kind: Kind,
-        patch_outputs: Collection[PatchOutput],
-    ) -> list[ItemFuture]:
-        """Queue prepared images; the i-th future has the raw outputs of the i-th. Thread-safe.
-
-        Args:
-            pixels: float32 [3, H, W] each.
-            call: Gives deadline, priority and caller.
-            kind: Which outputs to compute.
-            patch_outputs: Which of them to return.
-
-        Raises:
-            Unavailable: The server is stopping.
-        """
-        items = [
-            WorkItem(
-                bucket=Bucket(kind, p.shape[1:]),
-                cost=self.num_patches(p.shape[1:]),
-                payload=p,
-                patch_outputs=patch_outputs,
-                deadline=call.deadline,
-                trace=call.trace,
-                priority=call.priority,
-                caller=call.caller,
-            )
-            for p in pixels
-        ]
-        call.trace.enter_queue(call.clock())
-        return self._batcher.queue.put(items)
-
-    def count_abandoned(self, num_images: int, call: Call) -> None:
-        """Count images whose request was cancelled before they were queued."""
-        self._batcher.queue.count_abandoned(num_images, call.deadline)

@@ -5,12 +5,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 30.0
@@ -33,11 +33,19 @@ class RunningService:
 
     def cpu_s(self) -> float:
         """CPU seconds used by the process so far, on all threads."""
-        return process_cpu_s(self.pid)
+        # Linux's clock id of another process's CPU time, see clock_getcpuclockid(3).
+        return time.clock_gettime(~self.pid << 3 | 2)
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum a metric over all series with these labels; 0 if there are none."""
-        return read_metric(self.metrics_port, name, **labels)
+        lines = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics").text.splitlines()
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        samples = [
+            line
+            for line in lines
+            if line.split("{")[0].split(" ")[0] == name and all(pair in line for pair in wanted)
+        ]
+        return sum(float(line.rpartition(" ")[2]) for line in samples)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -50,12 +58,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def process_cpu_s(pid: int) -> float:
-    """CPU seconds used by a process so far, on all threads."""
-    # Linux's clock id of another process's CPU time, see clock_getcpuclockid(3).
-    return time.clock_gettime(~pid << 3 | 2)
-
-
 def peak_mib(pid: int, *, reset: bool = False) -> float:
     """Peak resident memory of a process; `reset` starts from what it holds now."""
     if reset:
@@ -64,25 +66,9 @@ def peak_mib(pid: int, *, reset: bool = False) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def read_metric(port: int, name: str, **labels: str) -> float:
-    """Sum a metric of a metrics port over all series with these labels; 0 if there are none."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    wanted = [f'{label}="{value}"' for label, value in labels.items()]
-    samples = [
-        line
-        for line in lines
-        if line.split("{")[0].split(" ")[0] == name and all(pair in line for pair in wanted)
-    ]
-    return sum(float(line.rpartition(" ")[2]) for line in samples)
-
-
 @contextmanager
 def running_service(
-    *arguments: str,
-    log_path: Path | None = None,
-    start_limit_s: float = START_LIMIT_S,
-    prefix: tuple[str, ...] = (),
+    *arguments: str, log_path: Path | None = None, start_limit_s: float = START_LIMIT_S
 ) -> Iterator[RunningService]:
     """Run `python -m service` with these arguments and stop it by SIGTERM.
 
@@ -90,7 +76,6 @@ def running_service(
         arguments: Flags, without those for ports.
         log_path: File for its log; None discards it.
         start_limit_s: Time until it must be ready.
-        prefix: A command that executes the service, such as `chrt`.
 
     Raises:
         RuntimeError: The service ended or was not ready in time.
@@ -98,17 +83,9 @@ def running_service(
     with tempfile.TemporaryDirectory() as folder:
         ports_file = Path(folder) / "ports.json"
         ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
-        command = [
-            *prefix,
-            sys.executable,
-            "-m",
-            "service",
-            *ports,
-            f"--ports-file={ports_file}",
-            *arguments,
-        ]
+        command = [sys.executable, "-m", "service", *ports, f"--ports-file={ports_file}"]
         with (log_path or Path(folder) / "service.log").open("w+b") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen([*command, *arguments], stdout=log, stderr=subprocess.STDOUT)
             try:
                 yield wait_until_ready(process, ports_file, start_limit_s)
             finally:
@@ -128,16 +105,8 @@ def wait_until_ready(
             service = RunningService(
                 process.pid, ports["http"], ports["grpc"], ports["metrics"], process
             )
-            if is_ready(service):
-                return service
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{service.http_url}/v2/health/ready").status_code == 200:
+                    return service
         time.sleep(0.1)
     raise RuntimeError(f"the service was not ready within {limit_s:.0f} s")
-
-
-def is_ready(service: RunningService) -> bool:
-    """Whether the service reports readiness."""
-    try:
-        with urllib.request.urlopen(f"{service.http_url}/v2/health/ready") as answer:
-            return bool(answer.status == 200)
-    except urllib.error.URLError:
-        return False

@@ -5,25 +5,27 @@ The faults are in the runtime, in the data plane behind a transport, and in its 
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from service import data_plane
 from service.grpc import interceptor
 from service.server import Server
 from tests.service.callers import BOTH, INTERNAL, OK, Answer, Ask, ask_grpc
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
 SECRET = "the planted secret"
-# Each route, and its method of the data plane.
-METHODS = {
-    "embed": "embed_images",
-    "segment": "segment_images",
-    "classify": "classify_images",
-    "features": "visualize_features",
-    "depth": "estimate_maps",
-    "infer": "embed_images",
+# Each route, and what the data plane makes for it.
+RESPONSES = {
+    "embed": "EmbedImagesResponse",
+    "segment": "SegmentImagesResponse",
+    "classify": "ClassifyImagesResponse",
+    "features": "VisualizeFeaturesResponse",
+    "depth": "EstimateMapsResponse",
+    "infer": "EmbedImagesResponse",
 }
-EVERY_ROUTE = pytest.mark.parametrize("route", METHODS)
+EVERY_ROUTE = pytest.mark.parametrize("route", RESPONSES)
 SECRETS = (SECRET, "secret of the runtime", "RuntimeError", "AttributeError", "ValueError")
 
 
@@ -63,15 +65,12 @@ async def test_a_failure_sends_only_a_request_id_and_holds_nothing(
     route: str,
     fault: str,
 ) -> None:
-    async def planted_method(*_: object) -> Any:
-        if fault == "data plane":
-            raise RuntimeError(SECRET)
-        return SECRET
-
+    error = RuntimeError(SECRET) if fault == "data plane" else None
     async with serving() as server:
         with monkeypatch.context() as planted:
             if fault in {"data plane", "response"}:
-                planted.setattr(server.plane, METHODS[route], planted_method)
+                made = Mock(return_value=SECRET, side_effect=error)
+                planted.setattr(data_plane, RESPONSES[route], made)
             else:
                 runtime.fault = "raise" if fault == "runtime" else "short"
             answer = await ask(server, encode_image(), route, headers={"x-request-id": "mine"})

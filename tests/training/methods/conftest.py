@@ -1,20 +1,28 @@
 """Batches with local crops, steps, and a record of the images that each network encodes."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+from transformers import Tipsv2Tokenizer
 from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionEmbeddings
 
 from model import features
 from model.position import embed_pixels
+from tests.training.conftest import TINY_HEAD
+from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.methods.base import Method, Step, StepResult
 from training.methods.image_backbone import TARGET_WIDTH
+from training.methods.teacher import FrozenTeacher
+from training.run import new_model
+from training.targets import Centering
 
 NUM_CROPS = 3
+MakeTeacher = Callable[..., FrozenTeacher]
 
 Encoded = tuple[Tipsv2VisionEmbeddings, Tensor, Tensor | None]
 
@@ -66,3 +74,21 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Encoded]:
 
     monkeypatch.setattr(features, "embed_pixels", remember)
     return seen
+
+
+@pytest.fixture
+def make_teacher(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> MakeTeacher:
+    """Build a random teacher of some width, with its head or, as released, without one."""
+
+    def make(*, dim: int = 48, has_head: bool = True) -> FrozenTeacher:
+        size = replace(tiny_config.model, dim=dim)
+        model = new_model(replace(tiny_config, model=size, seed=5), len(tokenizer))
+        centering = Centering(TINY_HEAD.num_prototypes, temperature=TINY_HEAD.teacher_temperature)
+        return FrozenTeacher(
+            vision_model=model.vision_model,
+            text_model=model.text_model,
+            head=TINY_HEAD.build(dim) if has_head else None,
+            centering=centering if has_head else None,
+        )
+
+    return make

@@ -1,6 +1,5 @@
 """Distillation: a frozen teacher outside the student's state, all patches, a share of the run."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from transformers import Tipsv2Config, Tipsv2Model, Tipsv2Tokenizer
 from model.features import vision_tokens
 from model.variants import variant
 from tests.training.conftest import TINY_HEAD as HEAD
-from tests.training.methods.conftest import Encoded, take_step
+from tests.training.methods.conftest import Encoded, MakeTeacher, take_step
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.losses.dino import dino_loss
@@ -25,25 +24,6 @@ from training.run import build_method, new_model
 from training.targets import Centering
 
 PAPER = DistillConfig(head=HEAD)
-MakeTeacher = Callable[..., FrozenTeacher]
-
-
-@pytest.fixture
-def make_teacher(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> MakeTeacher:
-    """Build a random teacher of some width, with its head or, as released, without one."""
-
-    def make(*, dim: int = 48, has_head: bool = True) -> FrozenTeacher:
-        size = replace(tiny_config.model, dim=dim)
-        model = new_model(replace(tiny_config, model=size, seed=5), len(tokenizer))
-        centering = Centering(HEAD.num_prototypes, temperature=HEAD.teacher_temperature)
-        return FrozenTeacher(
-            vision_model=model.vision_model,
-            text_model=model.text_model,
-            head=HEAD.build(dim) if has_head else None,
-            centering=centering if has_head else None,
-        )
-
-    return make
 
 
 def test_student_and_teacher_encode_the_whole_once_without_a_mask(
@@ -75,12 +55,9 @@ def test_patches_and_local_crops_predict_the_teachers_assignments(
         crops = vision_tokens(student_model, cropped.locals_CB3hw.flatten(0, 1))
         logits_CBK = method.head(crops.cls1_BD).view(3, 4, 24) / HEAD.student_temperature
         dino = dino_loss(logits_CBK, teacher.assign_global(theirs.cls1_BD))
-    result = take_step(method, cropped, 0.0)
-    terms = result.metrics
+    terms = take_step(method, cropped, 0.0).metrics
     torch.testing.assert_close(terms["patch"], token_losses(logits_BNK, targets_BNK).mean())
     torch.testing.assert_close(terms["dino"], dino)
-    clip = (terms["cls1"] + terms["cls2"]) / 2
-    torch.testing.assert_close(result.loss.detach(), clip + terms["dino"] + 2.0 * terms["patch"])
 
 
 @pytest.mark.parametrize("dim", [48, 64])
@@ -228,15 +205,6 @@ def test_the_teacher_is_frozen_and_not_part_of_the_student(
     assert not teacher.centering.centre_K.any()
     for name, value in teacher.vision_model.state_dict().items():
         assert torch.equal(value, before[name]), name
-
-
-def test_the_teacher_is_used_within_its_share_of_the_run(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
-) -> None:
-    config = replace(PAPER, patch_from=0.25, patch_until=0.75)
-    method = Distill(student_model, config, make_teacher())
-    for progress, is_used in ((0.24, False), (0.25, True), (0.74, True), (0.75, False)):
-        assert ("patch" in take_step(method, batch, progress).metrics) is is_used
 
 
 @pytest.mark.parametrize("supervised", ["all", "masked"])

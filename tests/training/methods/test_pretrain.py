@@ -11,7 +11,7 @@ from transformers import Tipsv2Model
 from model.features import VisionTokens, vision_tokens
 from model.variants import variant
 from tests.training.conftest import TINY_HEAD
-from tests.training.methods.conftest import Encoded, MeanColours, take_step
+from tests.training.methods.conftest import Encoded, take_step
 from training.data.batch import Batch
 from training.ema import EmaScope
 from training.heads import HeadConfig
@@ -21,11 +21,9 @@ from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
 from training.methods import pretrain as pretrain_module
 from training.methods.base import GlobalToken
-from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.methods.terms import NameContrastConfig, caption_terms
+from training.methods.terms import NameContrastConfig
 from training.optim import OptimConfig, build_optimizers
-from training.targets import Centering
 
 HEAD = replace(TINY_HEAD, ema_momentum=0.9)
 PAPER = PretrainConfig(head=HEAD)
@@ -51,18 +49,6 @@ def test_the_encoder_sees_the_whole_the_masked_image_and_the_crops(
     theirs = [(pixels, mask) for tower, pixels, mask in encoded if tower is not own]
     assert len(theirs) == (ema == "full")
     assert all(mask is None and torch.equal(p, cropped.pixels_B3HW) for p, mask in theirs)
-
-
-def test_the_objective_is_the_papers(student_model: Tipsv2Model, cropped: Batch) -> None:
-    result = take_step(Pretrain(student_model, PAPER), cropped, 0.0)
-    terms = result.metrics
-    whole = vision_tokens(student_model, cropped.pixels_B3HW)
-    heat = student_model.temperature
-    for name, value in caption_terms(student_model, whole, cropped, temperature=heat).items():
-        torch.testing.assert_close(terms[name], value.detach())
-    expected = (terms["cls1"] + terms["cls2"]) / 2 + terms["dino"] + 2.0 * terms["ibot"]
-    torch.testing.assert_close(result.loss.detach(), expected)
-    assert not any(value.requires_grad for value in terms.values())
 
 
 def test_head_only_averaging_saves_what_the_paper_reports() -> None:
@@ -206,51 +192,12 @@ def test_the_temperature_has_a_floor_that_it_can_leave(
         assert learnt.grad.item() != 0.0
 
 
-def test_patch_loss_and_centre_start_after_their_share_of_the_run(
-    student_model: Tipsv2Model, batch: Batch
-) -> None:
-    method = Pretrain(student_model, CONFIG)
-    assert isinstance(method.centering, Centering)
-    for progress, is_used in ((0.49, False), (0.5, True)):
-        assert ("ibot" in take_step(method, batch, progress).metrics) is is_used
-        assert bool(method.centering.centre_K.any()) is is_used
-
-
-def test_a_new_head_first_learns_alone_and_then_the_weight_rises(
-    student_model: Tipsv2Model, batch: Batch
-) -> None:
-    config = replace(PAPER, contrast_weight=0.0, head_alone_until=0.2, ibot_ramp_until=0.6)
-    for progress, share, reaches in ((0.1, 1.0, False), (0.3, 0.25, True), (0.6, 1.0, True)):
+def test_a_new_head_first_learns_alone(student_model: Tipsv2Model, batch: Batch) -> None:
+    config = replace(PAPER, contrast_weight=0.0, head_alone_until=0.2)
+    for progress, reaches in ((0.1, False), (0.3, True)):
         method = Pretrain(student_model, config)
         student_model.zero_grad()
-        result = take_step(method, batch, progress)
-        torch.testing.assert_close(result.loss.detach(), 2.0 * share * result.metrics["ibot"])
-        result.loss.backward()
+        take_step(method, batch, progress).loss.backward()
         assert method.head.prototypes.grad is not None
         gradients = [p.grad for p in student_model.vision_model.parameters()]
         assert any(g is not None and g.any() for g in gradients) is reaches
-
-
-def test_terms_have_their_weights_and_those_of_weight_zero_are_not_computed(
-    student_model: Tipsv2Model, batch: Batch
-) -> None:
-    method = Pretrain(student_model, replace(CONFIG, ibot_weight=0.0))
-    assert set(take_step(method, batch, 0.9).metrics) == {"cls1", "cls2"}
-    backbone = ImageBackboneConfig(weight=0.5)
-    everything = replace(CONFIG, image_backbone=backbone, names=NameContrastConfig(weight=3.0))
-    method = Pretrain(student_model, everything)
-    method.image_backbone = MeanColours()
-    result = take_step(method, batch, 0.1)
-    terms = result.metrics
-    assert set(terms) == {"cls1", "cls2", "names", "image_backbone"}
-    captions = (terms["cls1"] + terms["cls2"]) / 2
-    expected = captions + 3.0 * terms["names"] + 0.5 * terms["image_backbone"]
-    torch.testing.assert_close(result.loss.detach(), expected)
-
-
-def test_the_text_tower_is_locked_for_its_share(student_model: Tipsv2Model, batch: Batch) -> None:
-    method = Pretrain(student_model, replace(CONFIG, text_locked_until=0.2))
-    for progress, learns in ((0.1, False), (0.2, True)):
-        method.zero_grad()
-        take_step(method, batch, progress).loss.backward()
-        assert any(p.grad is not None for p in student_model.text_model.parameters()) is learns

@@ -14,17 +14,16 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.encoder import Encoder, Tipsv2Encoder, load_encoder
 from tests.training.conftest import make_tiny_config
-from tests.training.methods.conftest import take_step
 from tests.training.photographs.miniature import view_source
 from training import run as run_module
 from training.config import TrainingConfig, ViewsConfig
-from training.data.batch import Batch, RunShare, TeacherCells, TextBatch
+from training.data.batch import RunShare
 from training.data.concepts import all_concepts
 from training.data.folder import DataFolder
 from training.evaluate.sets import development_benchmarks
 from training.inputs import views as views_module
 from training.inputs.views import Labels, ViewInputs, crop_views
-from training.methods.space import SpaceConfig, SpaceDistill
+from training.methods.space import SpaceConfig
 from training.observation import read_log
 from training.photographs import teacher_views as pool_module
 from training.photographs.drawing_scenes import CrowdSource
@@ -79,66 +78,6 @@ def test_targets_follow_their_pixels_through_crops_and_mirrors() -> None:
     assert (four_BN4[is_blue_BN] == -1).all()
     assert (cells.patches_VND[is_red_BN][:, 0] > 0.7).all()
     assert (cells.patches_VND[is_blue_BN][:, 1] > 0.7).all()
-
-
-@pytest.fixture
-def labelled(batch: Batch) -> Batch:
-    """A batch whose first two images have a teacher, and whose points show one of four names."""
-    grid = batch.pixels_B3HW.shape[-1] // 14
-    targets_ND = F.normalize(torch.randn(grid**2, 48), dim=-1)
-    name_Bpp = torch.arange(4 * len(batch.pixels_B3HW)).view(-1, 2, 2) % 5
-    cells = TeacherCells(
-        patches_VND=targets_ND.expand(2, -1, -1),
-        cls1_VD=targets_ND[:2],
-        cls2_VD=targets_ND[:2],
-        name_Bpp=torch.where(name_Bpp == 4, -1, name_Bpp),
-        names=TextBatch(
-            token_ids_BL=batch.cls1.token_ids_BL[:1].expand(4, -1) + torch.arange(4)[:, None],
-            mask_BL=batch.cls1.mask_BL[:1].expand(4, -1),
-        ),
-    )
-    return replace(batch, cells=cells)
-
-
-def test_a_student_learns_the_targets_the_names_and_the_captions(
-    student_model: Tipsv2Model, labelled: Batch
-) -> None:
-    method = SpaceDistill(student_model, SpaceConfig())
-    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(25):
-        result = take_step(method, labelled, 0.5)
-        optimizer.zero_grad()
-        result.loss.backward()
-        optimizer.step()
-        losses.append({"loss": result.loss.item(), **result.metrics})
-    assert {"patch", "whole", "names", "cls1", "cls2"} < set(losses[0])
-    assert all(losses[-1][name] < 0.8 * losses[0][name] for name in losses[0])
-    embedding = student_model.text_model.embeddings.token_embedding.weight
-    assert embedding.grad is not None
-    assert embedding.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="needs a batch with its cells"):
-        take_step(method, replace(labelled, cells=None), 0.5)
-
-
-def test_images_without_a_teacher_have_names_and_captions_only(
-    student_model: Tipsv2Model, labelled: Batch
-) -> None:
-    method = SpaceDistill(student_model.eval(), SpaceConfig())
-    pixels = labelled.pixels_B3HW.clone()
-    pixels[2:] = pixels[2:].flip(-1)
-    result, after = (
-        take_step(method, batch, 0.5) for batch in (labelled, replace(labelled, pixels_B3HW=pixels))
-    )
-    before = result.metrics
-    assert [after.metrics[name] == before[name] for name in ("patch", "whole", "names")] == [
-        True,
-        True,
-        False,
-    ]
-    captions = (before["cls1"] + before["cls2"]) / 2
-    expected = before["patch"] + 0.5 * before["whole"] + before["names"] + 0.5 * captions
-    torch.testing.assert_close(result.loss.detach(), expected)
 
 
 def region(data: Path, size: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:

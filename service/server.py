@@ -225,7 +225,7 @@ class Server:
     def _check_memory(self) -> None:
         """Warn if callers can take more memory than the models leave."""
         limit = memory_limit()
-        num_workers = self.settings.num_workers
+        num_workers = self.settings.workers
         num_bytes = num_workers * max_caller_bytes(self.settings)
         if limit is not None and num_workers * resident_bytes() + num_bytes > limit:
             fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}

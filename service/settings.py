@@ -26,8 +26,6 @@ from pydantic_settings import (
 from model.conversion.cache import default_cache
 from model.conversion.source import split_models
 from model.graphs import Precision
-from model.runtime.machine import this_hardware
-from service.machine import available_cpus
 
 PREFIX = "TIPSERVE_"
 SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
@@ -46,9 +44,6 @@ PLATFORM_VARIABLES = {
     "AIP_HEALTH_ROUTE": "health_route",
     "AIP_PREDICT_ROUTE": "predict_route",
 }
-
-# A process has at most so many lanes, so more CPUs would be further threads of its lanes.
-CPUS_PER_WORKER = 8
 
 # What the library writes behind the help of an option without a default, or with an obvious one.
 NO_DEFAULT = re.compile(r" \(default( factory)?: (None|False|\(\)|.*lambda.*)\)$")
@@ -121,11 +116,10 @@ class Settings(BaseSettings):
     """CPUs for which lanes and threads are planned. Default: those that the process may use, by its
     affinity and control group. Set it to the CPU request of a container that has no CPU limit: the
     other CPUs of the node belong to other containers."""
-    workers: Positive | Literal["auto"] = 1
+    workers: Positive = 1
     """Processes of this server. They share its ports, and everything that is a total here: CPUs,
     lanes, threads, connections, memory, the queue, and the limits of API keys. Each has models of
-    its own, on CPUs only. `auto` is one for each 8 of `cpus`, if that suits the other settings.
-    Management needs 1."""
+    its own, on CPUs only. Management needs 1."""
     lanes: Positive | None = None
     """Number of batches computed in parallel, each by its own runtime instance. Default on a CPU:
     one for each of `cpus`, at most 8, and at most as many as fit into half of the free memory.
@@ -317,13 +311,6 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"write addresses or networks, such as 10.0.0.0/8; {error}") from None
 
-    @field_validator("workers", mode="before")
-    @classmethod
-    def _count(cls, value: object) -> object:
-        if value != "auto" and not (str(value).isdecimal() and int(str(value)) > 0):
-            raise ValueError("write a number of processes above 0, or auto")
-        return value
-
     @field_validator("model", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -353,18 +340,6 @@ class Settings(BaseSettings):
         return {name: (n, least[name]) for name, n in totals.items() if n is not None}
 
     @property
-    def num_workers(self) -> int:
-        """Processes as set, or for `auto` as many as suit the machine and the other settings."""
-        if self.workers != "auto":
-            return self.workers
-        if self.enable_management:
-            return 1
-        if self.device != "cpu" and this_hardware().has_gpu:
-            return 1
-        most = min(total // least for total, least in self.totals().values())
-        return max(1, min((self.cpus or available_cpus()) // CPUS_PER_WORKER, most))
-
-    @property
     def num_receive_places(self) -> int:
         """Most unary gRPC messages received at once, each of up to `max_request_bytes`."""
         return max(2, self.max_body_memory_bytes // self.max_request_bytes)
@@ -389,7 +364,7 @@ class Settings(BaseSettings):
         return self
 
     def _check_workers(self) -> None:
-        if self.workers in {1, "auto"}:
+        if self.workers == 1:
             return
         if self.enable_management:
             raise ValueError(
@@ -402,10 +377,10 @@ class Settings(BaseSettings):
                 "engines of its own on the same GPU"
             )
         for name, (total, least) in self.totals().items():
-            if total < self.num_workers * least:
+            if total < self.workers * least:
                 raise ValueError(
                     f"{name} is divided among the workers and must be at least {least} for each, "
-                    f"{self.num_workers * least} for {self.workers}; it is {total}"
+                    f"{self.workers * least} for {self.workers}; it is {total}"
                 )
 
 

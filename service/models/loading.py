@@ -301,9 +301,9 @@ def choose(package: ModelPackage, settings: Settings, checks: Checks = UNCHECKED
         tf32=settings.tf32,
     )
     choice = choose_runtime(package, request, checks)
-    if choice.device == "gpu" and settings.num_workers > 1:
+    if choice.device == "gpu" and settings.workers > 1:
         raise UnusableRuntimeError(
-            f"{settings.num_workers} workers would each hold a CUDA context and engines on one "
+            f"{settings.workers} workers would each hold a CUDA context and engines on one "
             "GPU: set workers to 1, or device to cpu"
         )
     return choice

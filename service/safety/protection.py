@@ -59,7 +59,7 @@ class Protection:
                 metrics,
                 fixed=None if api_keys is None else api_keys.get_secret_value(),
                 file=settings.api_keys_file,
-                num_workers=settings.num_workers,
+                num_workers=settings.workers,
             ),
             browsers=BrowserRules.from_settings(settings),
             proxies=TrustedProxies(settings.trusted_proxies),

@@ -195,7 +195,7 @@ class Supervisor:
     async def run(self) -> int:
         """Keep the workers running until `stop`; returns the exit status."""
         try:
-            await asyncio.gather(*map(self._keep, range(self._settings.num_workers)))
+            await asyncio.gather(*map(self._keep, range(self._settings.workers)))
         finally:
             await asyncio.to_thread(self._server.close)
             for sock in self._reserved:
@@ -229,7 +229,7 @@ class Supervisor:
 
     async def _keep(self, number: int) -> None:
         """Start a process whenever the one before has ended, until the server stops."""
-        num_starting = self._settings.num_workers
+        num_starting = self._settings.workers
         while True:
             worker = await self._start(number, num_starting)
             watching = asyncio.ensure_future(self._watch(worker))
@@ -259,7 +259,7 @@ class Supervisor:
         """Start a process by a new program, since a fork would copy locks that threads hold."""
         place = WorkerPlace(
             number=number,
-            num_workers=self._settings.num_workers,
+            num_workers=self._settings.workers,
             num_starting=num_starting,
             ports=self.ports,
             # Containers that share a network share the names, and may share process ids.
@@ -296,7 +296,7 @@ class Supervisor:
         num_joined = sum(worker.has_joined for worker in self._running())
         if num_joined == 1 and self._settings.ports_file is not None:
             atomic_write(self._settings.ports_file, json.dumps(self.ports) + "\n")
-        if num_joined == self._settings.num_workers and not self._have_all_joined:
+        if num_joined == self._settings.workers and not self._have_all_joined:
             self._have_all_joined = True
             fields = {"workers": num_joined, **self.ports}
             logger.info("all workers are ready", extra={"fields": fields})
@@ -357,8 +357,8 @@ def supervise(settings: Settings, arguments: Sequence[str]) -> int:
 async def _run(settings: Settings, command: Command) -> int:
     supervisor = Supervisor(settings, command)
     cpus = settings.cpus or available_cpus()
-    if settings.num_workers > cpus:
-        fields = {"workers": settings.num_workers, "cpus": cpus}
+    if settings.workers > cpus:
+        fields = {"workers": settings.workers, "cpus": cpus}
         logger.warning("there are more workers than CPUs", extra={"fields": fields})
     loop = asyncio.get_running_loop()
 

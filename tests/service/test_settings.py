@@ -1,12 +1,10 @@
 """Settings come from flags and variables, are shown with their source, and have no misspellings."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from model.runtime.machine import Hardware
 from service.settings import Settings, describe_settings, load_settings
 
 
@@ -77,8 +75,7 @@ def test_an_unknown_variable_is_an_error(variable: str) -> None:
         ("--convert-precisions=fp4", "fp4"),
         ("--trusted-proxies=127.0.0.1,proxy.example.org", "write addresses.*proxy.example.org"),
         ("--trusted-proxies=10.0.0.1/8", "write addresses.*10.0.0.1/8"),
-        ("--workers=0", "above 0, or auto"),
-        ("--workers=some", "above 0, or auto"),
+        ("--workers=0", "workers\n.*greater than 0"),
         ("--workers=2 --enable-management", "enable_management needs workers=1"),
         ("--workers=2 --device=gpu", "workers must be 1 with device=gpu"),
         ("--workers=2 --lanes=1", "lanes is divided among the workers.*2 for 2; it is 1"),
@@ -91,28 +88,6 @@ def test_values_that_are_wrong_or_do_not_fit_together_are_errors(
 ) -> None:
     with pytest.raises(ValidationError, match=words):
         load(*arguments.split())
-
-
-@pytest.mark.parametrize(
-    ("values", "has_gpu", "num_workers"),
-    [
-        ({"cpus": 2}, False, 1),
-        ({"cpus": 15}, False, 1),
-        ({"cpus": 16}, False, 2),
-        ({"cpus": 64}, False, 4),  # with the default of max_body_memory_bytes
-        ({"cpus": 64, "max_body_memory_bytes": 2**30}, False, 8),
-        ({"cpus": 64, "enable_management": True}, False, 1),
-        ({"cpus": 64}, True, 1),
-        ({"cpus": 64, "device": "cpu"}, True, 4),
-        ({"cpus": 64, "lanes": 1}, False, 1),
-    ],
-)
-def test_auto_is_one_worker_for_each_eight_cpus(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], has_gpu: bool, num_workers: int
-) -> None:
-    monkeypatch.setattr("service.settings.this_hardware", lambda: Hardware(has_gpu=has_gpu))
-    settings = Settings.model_validate({"workers": "auto", **values})
-    assert settings.num_workers == num_workers
 
 
 def test_every_setting_is_shown_with_its_source() -> None:

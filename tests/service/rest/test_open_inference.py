@@ -262,30 +262,28 @@ async def test_models_are_loaded_and_unloaded(serving: Serving, folder: Path) ->
     settings = {"enable_management": True, "model_repository": folder}
     async with serving(**settings) as server, client_of(server) as client:
 
-        async def names(**body: Any) -> list[tuple[str, str]]:
-            listed = (await client.post(INDEX, json=body)).json()
-            return [(entry["name"], entry["state"]) for entry in listed]
+        async def post(path: str, **body: Any) -> int:
+            return (await client.post(path, json=body)).status_code
 
-        assert await names() == [
-            ("fake", "READY"), ("second", "UNAVAILABLE"), ("third", "UNAVAILABLE"),
-        ]  # fmt: skip
-        loaded = await client.post(LOAD, content=b"{}")
-        assert (loaded.status_code, loaded.content) == (200, b"")
-        assert await health_of(server, "second") == 1
-        assert await names(ready=True) == [("fake", "READY"), ("second", "READY")]
+        async def health(*names: str) -> list[int]:
+            return [await health_of(server, name) for name in names]
+
+        listed = (await client.post(INDEX)).json()
+        states = ("READY", "UNAVAILABLE", "UNAVAILABLE")
+        names = ("fake", "second", "third")
+        assert [(m["name"], m["state"]) for m in listed] == [*zip(names, states, strict=True)]
+        assert (await post(LOAD), await health("second")) == (200, [1])
         texts = {"texts": ["dog"], "model": "second"}
-        assert (await client.post("/v1/texts:embed", json=texts)).json()["model"] == "second"
-        body = {"parameters": {"unload_dependents": False}}
-        assert (await client.post(UNLOAD, json=body)).status_code == 200
-        assert (await client.post("/v1/texts:embed", json=texts)).status_code == 404
+        assert await post("/v1/texts:embed", **texts) == 200
+        assert await post(UNLOAD, parameters={"unload_dependents": False}) == 200
+        assert await post("/v1/texts:embed", **texts) == 404
         # Without a model the server is live and not ready.
-        assert (await client.post("/v2/repository/models/fake/unload")).status_code == 200
+        assert await post("/v2/repository/models/fake/unload") == 200
         assert (await client.get(READY)).json()["error"] == "No model is served."
-        assert [await health_of(server, name) for name in ("", "fake", "second")] == [2, 2, 2]
+        assert await health("", "fake", "second") == [2, 2, 2]
         assert (await client.get("/v2/health/live")).status_code == 200
-        assert (await client.get("/v1/models")).json()["data"] == []
-        assert (await client.post("/v2/repository/models/fake/load")).status_code == 200
-        assert [await health_of(server, name) for name in ("", "fake")] == [1, 1]
+        assert await post("/v2/repository/models/fake/load") == 200
+        assert await health("", "fake") == [1, 1]
 
 
 BAD_MANAGEMENT: list[tuple[str, Any, int, str | None]] = [

@@ -15,7 +15,7 @@ def test_the_shares_are_the_total(num_workers: int) -> None:
         assert sum(parts) == total, name
         assert max(parts) - min(parts) <= 1, name
     assert sum(share.cpus or 0 for share in shares) == 5
-    assert {share.num_workers for share in shares} == {num_workers}
+    assert {share.workers for share in shares} == {num_workers}
 
 
 def test_one_cpu_is_enough_for_each_worker_and_an_answer_fits_into_a_share() -> None:

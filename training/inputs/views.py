@@ -40,7 +40,7 @@ from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.scenes import Scene, SceneSource, compose_scene
 from training.evaluate.encoder import encode_texts, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
-from training.photographs.drawing_scenes import CrowdSource, ViewSource, crowd_sprites
+from training.photographs.drawing_scenes import CrowdSource, ViewSource
 from training.photographs.drawings import NamedDrawings, build_drawings
 from training.photographs.regions import region_names
 from training.photographs.teacher_views import Pool, Views, compile_vision
@@ -114,18 +114,22 @@ class ViewInputs:
 
     def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> "ViewBatches":
         """See `Inputs`."""
-        photos, size = load_photos(self._folder.photos, "train"), self._teacher.native_size
-        rgba, label_M = self._crowd_sprites()
+        source = ViewSource(
+            drawings=self._drawings,
+            photos=load_photos(self._folder.photos, "train"),
+            size=self._teacher.native_size,
+        )
+        crowds = CrowdSource.of(
+            source,
+            self._folder.bank(),
+            {name: number for number, name in enumerate(self._names)},
+            first_concept=len(self._names),
+            scenes_per_part=self._data.part_size // 2,
+        )
         pool = Pool(
             folder=self._config.folder / "views",
-            source=ViewSource(drawings=self._drawings, photos=photos, size=size),
-            crowds=CrowdSource(
-                rgba_MSS4=rgba,
-                label_M=label_M,
-                photos=photos,
-                size=size,
-                scenes_per_part=self._data.part_size // 2,
-            ),
+            source=source,
+            crowds=crowds,
             data=self._folder.path,
             names=self._names,
             space=self.space,
@@ -137,11 +141,6 @@ class ViewInputs:
             "train", styles=TRAIN_STYLES, names=seen_names(), seed=self._data.seed
         )
         return ViewBatches(pool, scenes=scenes, tokenizer=tokenizer, config=self._data, share=share)
-
-    def _crowd_sprites(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        label_of = {name: number for number, name in enumerate(self._names)}
-        bank = self._folder.bank()
-        return crowd_sprites(self._drawings, bank, label_of, len(self._names))
 
     def benchmarks(self) -> Sequence[SegmentationBenchmark]:
         """The development scenes."""

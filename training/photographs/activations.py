@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from model.efficientnet_lite import Trunk
 from training.data.array_record import ArrayRecord
 from training.data.concepts import all_concepts
+from training.photographs.drawing_scenes import Scene
 from training.photographs.drawings import withheld
 from training.photographs.trunk_features import RunTrunk
 
 # Blocks of the trunk that stay frozen; 112 channels with stride 16 go to the others.
 NUM_FROZEN_BLOCKS = 11
 POINT_PIXELS = 4
-Scene = tuple[NDArray[np.uint8], NDArray[np.int32]]
 
 
 class Lower(nn.Module):

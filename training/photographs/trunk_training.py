@@ -33,11 +33,10 @@ from training.photographs.activations import (
     Activations,
     Labels,
     LowerScales,
-    Scene,
     Tail,
     shown,
 )
-from training.photographs.drawing_scenes import CrowdSource, ViewSource, crowd_sprites
+from training.photographs.drawing_scenes import CrowdSource, Scene, ViewSource
 from training.photographs.encoder import (
     SplitMoments,
     aligned,
@@ -369,15 +368,14 @@ class Finetuning:
             yield pixels_SS3, label_of[mask_SS]
 
     def _crowds(self, number: int, labels: Labels) -> Iterable[Scene]:
-        first = len(labels.names)
-        rgba, label_M = crowd_sprites(self.source.drawings, self.data.bank(), labels.index(), first)
-        return CrowdSource(
-            rgba_MSS4=rgba,
-            label_M=label_M,
-            photos=self.source.photos,
-            size=self.source.size,
+        source = CrowdSource.of(
+            self.source,
+            self.data.bank(),
+            labels.index(),
+            first_concept=len(labels.names),
             scenes_per_part=self.source.scenes_per_pass,
-        ).part(number)
+        )
+        return source.part(number)
 
     def _crops(self, _number: int, _labels: Labels) -> Iterator[Scene]:
         """Crops of photographs; a label is a region's number."""

@@ -5,7 +5,7 @@ import pytest
 
 from tests.training.photographs.miniature import NAMES, bank, drawings, squares, view_source
 from training.data.concepts import all_concepts
-from training.photographs.drawing_scenes import PER_SCENE, CrowdSource, ViewSource, crowd_sprites
+from training.photographs.drawing_scenes import PER_SCENE, CrowdSource, ViewSource
 from training.photographs.drawings import withheld
 from training.photographs.encoder import all_names
 from training.photographs.trunk_features import covered_cells
@@ -40,10 +40,11 @@ def test_scenes_are_functions_of_their_numbers(views: ViewSource) -> None:
 
 def test_crowds_show_further_drawings_of_known_names_only() -> None:
     index = {name: number for number, name in enumerate(NAMES)}
-    rgba, label_M = crowd_sprites(drawings(4), bank(), index, first_concept=100)
+    views = ViewSource(drawings=drawings(4), photos=(), size=64)
+    crowds = CrowdSource.of(views, bank(), index, first_concept=100, scenes_per_part=1)
     dog = [concept.name for concept in all_concepts()].index("dog")
-    assert label_M.tolist() == [0, 1, 2, 3, 100 + dog]
-    assert len(rgba) == 5
+    assert crowds.label_M.tolist() == [0, 1, 2, 3, 100 + dog]
+    assert len(crowds.rgba_MSS4) == 5
 
 
 def test_cells_are_taken_where_an_object_covers_half() -> None:

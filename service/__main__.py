@@ -38,7 +38,7 @@ def run() -> int:
         from service.workers.supervisor import supervise  # noqa: PLC0415
 
         return supervise(settings, arguments)
-    # Only here: the supervisor needs none of it, and so 55 MiB of memory instead of 99.
+    # Only here: the supervisor needs none of it, and so 58 MiB of memory instead of 99.
     from service.server import main, max_caller_bytes  # noqa: PLC0415
 
     if settings.show_config:

@@ -7,24 +7,7 @@ from google.protobuf.message import Message
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.grpc.converters import (
-    from_classify_images,
-    from_depth,
-    from_embed_images,
-    from_embed_texts,
-    from_model,
-    from_normals,
-    from_segment_images,
-    from_visualize_features,
-    refuse_unknown_fields,
-    to_classify_images,
-    to_embed_images,
-    to_embed_texts,
-    to_estimate_depth,
-    to_estimate_normals,
-    to_segment_images,
-    to_visualize_features,
-)
+from service.grpc import converters as wire
 from service.grpc.generated import encoder_service_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
 from service.grpc.stream import begin_item, stream_answer
@@ -51,15 +34,15 @@ class EncoderServicer(EncoderServiceServicer):
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
 
-    EmbedImages = _handler(to_embed_images, "embed_images", from_embed_images)
-    EmbedTexts = _handler(to_embed_texts, "embed_texts", from_embed_texts)
-    SegmentImages = _handler(to_segment_images, "segment_images", from_segment_images)
-    ClassifyImages = _handler(to_classify_images, "classify_images", from_classify_images)
+    EmbedImages = _handler(wire.to_embed_images, "embed_images", wire.from_embed_images)
+    EmbedTexts = _handler(wire.to_embed_texts, "embed_texts", wire.from_embed_texts)
+    SegmentImages = _handler(wire.to_segment_images, "segment_images", wire.from_segment_images)
+    ClassifyImages = _handler(wire.to_classify_images, "classify_images", wire.from_classify_images)
     VisualizeFeatures = _handler(
-        to_visualize_features, "visualize_features", from_visualize_features
+        wire.to_visualize_features, "visualize_features", wire.from_visualize_features
     )
-    EstimateDepth = _handler(to_estimate_depth, "estimate_maps", from_depth)
-    EstimateNormals = _handler(to_estimate_normals, "estimate_maps", from_normals)
+    EstimateDepth = _handler(wire.to_estimate_depth, "estimate_maps", wire.from_depth)
+    EstimateNormals = _handler(wire.to_estimate_normals, "estimate_maps", wire.from_normals)
 
     async def Stream(  # noqa: N802 - named by the contract, as all below
         self, request: stream_pb2.StreamRequest, context: Any
@@ -74,17 +57,17 @@ class EncoderServicer(EncoderServiceServicer):
         self, request: encoder_service_pb2.GetModelRequest, context: Any
     ) -> encoder_service_pb2.GetModelResponse:
         """Describe one served model."""
-        refuse_unknown_fields(request)
+        wire.refuse_unknown_fields(request)
         info = self._plane.get_model(request.name or None)
-        return encoder_service_pb2.GetModelResponse(model=from_model(info))
+        return encoder_service_pb2.GetModelResponse(model=wire.from_model(info))
 
     async def ListModels(  # noqa: N802
         self, request: encoder_service_pb2.ListModelsRequest, context: Any
     ) -> encoder_service_pb2.ListModelsResponse:
         """Describe all served models."""
-        refuse_unknown_fields(request)
+        wire.refuse_unknown_fields(request)
         infos = self._plane.list_models()
-        return encoder_service_pb2.ListModelsResponse(models=map(from_model, infos))
+        return encoder_service_pb2.ListModelsResponse(models=map(wire.from_model, infos))
 
 
 # The RPC for each kind of request on a stream.

@@ -10,21 +10,8 @@ import pytest
 from model.graphs import DENSE_TASKS
 from model.preprocess import Fit
 from service.errors import InvalidRequest
-from service.grpc.converters import (
-    enum_names,
-    from_depth,
-    from_embed_images,
-    from_embed_texts,
-    refuse_unknown_fields,
-    tensor,
-    to_classify_images,
-    to_embed_images,
-    to_embed_texts,
-    to_estimate_depth,
-    to_estimate_normals,
-    to_segment_images,
-    to_visualize_features,
-)
+from service.grpc import converters
+from service.grpc.converters import enum_names, refuse_unknown_fields, tensor
 from service.grpc.generated import (
     classify_pb2,
     dense_pb2,
@@ -67,24 +54,20 @@ VIEW = features_pb2.VisualizeFeaturesRequest
 DEPTH, NORMALS = dense_pb2.EstimateDepthRequest, dense_pb2.EstimateNormalsRequest
 WRONG = InvalidRequest("images[0] is wrong.", code="invalid_image", param="images[0]")
 NONE: dict[str, Any] = {"images": ()}
-CONVERSIONS = [
-    pytest.param(to_embed_images, EMBED, EmbedImagesRequest(**NONE), id="embed images"),
-    pytest.param(to_embed_texts, TEXTS, EmbedTextsRequest(texts=()), id="embed texts"),
-    pytest.param(
-        to_segment_images,
+CONVERSIONS: list[tuple[Callable[[Any], Any], Any, Any]] = [
+    (converters.to_embed_images, EMBED, EmbedImagesRequest(**NONE)),
+    (converters.to_embed_texts, TEXTS, EmbedTextsRequest(texts=())),
+    (
+        converters.to_segment_images,
         SEGMENT,
         SegmentImagesRequest(**NONE, classes=(), include_class_scores=True),
-        id="segment",
     ),
-    pytest.param(
-        to_classify_images, CLASSIFY, ClassifyImagesRequest(**NONE, classes=()), id="classify"
-    ),
-    pytest.param(to_visualize_features, VIEW, VisualizeFeaturesRequest(**NONE), id="features"),
-    pytest.param(to_estimate_depth, DEPTH, EstimateMapsRequest(**NONE, task="depth"), id="depth"),
-    pytest.param(
-        to_estimate_normals, NORMALS, EstimateMapsRequest(**NONE, task="normals"), id="normals"
-    ),
+    (converters.to_classify_images, CLASSIFY, ClassifyImagesRequest(**NONE, classes=())),
+    (converters.to_visualize_features, VIEW, VisualizeFeaturesRequest(**NONE)),
+    (converters.to_estimate_depth, DEPTH, EstimateMapsRequest(**NONE, task="depth")),
+    (converters.to_estimate_normals, NORMALS, EstimateMapsRequest(**NONE, task="normals")),
 ]
+EACH = pytest.mark.parametrize(("convert", "kind", "empty"), CONVERSIONS)
 DOG = (
     [
         segment_pb2.SegmentClass(name="dog", prompts=["a"]),
@@ -139,7 +122,7 @@ def examples(field: Any) -> list[tuple[Any, Any]]:
     return [([n], (name,)) for n, name in names] if field.name == "outputs" else names
 
 
-@pytest.mark.parametrize(("convert", "kind", "empty"), CONVERSIONS)
+@EACH
 def test_each_field_becomes_the_field_of_the_same_name_or_has_its_default(
     convert: Callable[[Any], Any], kind: Any, empty: Any
 ) -> None:
@@ -150,7 +133,7 @@ def test_each_field_becomes_the_field_of_the_same_name_or_has_its_default(
             assert found == replace(empty, **{field.name: expected}), field.name
 
 
-@pytest.mark.parametrize(("convert", "kind", "empty"), CONVERSIONS)
+@EACH
 def test_an_unknown_value_of_an_enum_is_refused(convert: Any, kind: Any, empty: Any) -> None:
     for field in kind.DESCRIPTOR.fields:
         if field.enum_type is not None and field.name != "outputs":
@@ -180,11 +163,11 @@ def test_an_enum_has_the_values_of_its_python_type(enum: Any, names: tuple[str, 
 
 def test_templates_are_a_set_or_custom_and_an_unknown_output_is_left_to_the_data_plane() -> None:
     named = text_pb2.Templates(set=text_pb2.TEMPLATE_SET_TCL)
-    assert to_embed_texts(TEXTS(templates=named)).templates == "tcl"
+    assert converters.to_embed_texts(TEXTS(templates=named)).templates == "tcl"
     with pytest.raises(InvalidRequest) as caught:
-        to_embed_texts(TEXTS(texts=["a"], templates=text_pb2.Templates()))
+        converters.to_embed_texts(TEXTS(texts=["a"], templates=text_pb2.Templates()))
     assert caught.value.param == "templates"
-    outputs = to_embed_images(EMBED(outputs=[9])).outputs  # type: ignore[list-item]
+    outputs = converters.to_embed_images(EMBED(outputs=[9])).outputs  # type: ignore[list-item]
     assert outputs == ("9",), "the data plane refuses it with its index"
 
 
@@ -193,7 +176,7 @@ def test_embeddings_keep_their_places_beside_errors_and_rows_have_scales() -> No
     answer = EmbedImagesResponse(
         model="m", embeddings=(rows,) * 2, scales=(scales,) * 2, errors={1: WRONG}
     )
-    wire = from_embed_images(answer)
+    wire = converters.from_embed_images(answer)
     assert [e.HasField("patches") for e in wire.embeddings] == [True, False, True]
     assert [e.index for e in wire.errors] == [1]
     last = wire.embeddings[2].patches
@@ -201,7 +184,7 @@ def test_embeddings_keep_their_places_beside_errors_and_rows_have_scales() -> No
     assert list(last.row_scales) == [np.float32(1 / 127)] * 6
     embeddings_TD = np.ones((1, 2), np.float16)
     texts = EmbedTextsResponse(model="m", embeddings_TD=embeddings_TD, errors={0: WRONG})
-    matrix = from_embed_texts(texts).embeddings
+    matrix = converters.from_embed_texts(texts).embeddings
     assert np.frombuffer(matrix.data, "<f2").tolist() == [0, 0, 1, 1]
 
 
@@ -217,7 +200,7 @@ def test_tensors_are_little_endian_rows(dtype: str) -> None:
 def test_maps_keep_their_places_beside_errors() -> None:
     errors = dict.fromkeys((3, 0, 2), WRONG)
     maps = (np.full((1, 1), 1, np.float32), np.full((1, 1), 4, np.float32))
-    depth = from_depth(EstimateMapsResponse(model="m", maps=maps, errors=errors))
+    depth = converters.from_depth(EstimateMapsResponse(model="m", maps=maps, errors=errors))
     values = [np.frombuffer(one.depth.data, "<f4").tolist() for one in depth.maps]
     assert values == [[], [1], [], [], [4]]
     found = [(e.index, e.reason, e.message, e.field) for e in depth.errors]
@@ -231,7 +214,7 @@ def test_a_field_of_a_newer_contract_is_refused_with_its_place() -> None:
         refuse_unknown_fields(request)
     assert (caught.value.code, caught.value.param) == ("unknown_field", "classes[1]")
     with pytest.raises(InvalidRequest) as at_the_top:
-        to_embed_images(EMBED.FromString(b"\xa2\x06\x01x"))
+        converters.to_embed_images(EMBED.FromString(b"\xa2\x06\x01x"))
     assert at_the_top.value.param is None
     infer = open_inference_pb2.ModelInferRequest()
     infer.parameters["fit"].string_param = "squash"

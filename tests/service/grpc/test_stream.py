@@ -106,18 +106,6 @@ async def test_an_answer_that_is_sent_is_in_memory_no_longer_while_the_next_is_m
     assert lengths == [num_bytes] * 2
 
 
-async def test_a_failed_answer_ends_the_stream_and_its_other_requests() -> None:
-    async def answer(raw: bytes) -> bytes:
-        if raw == b"a":
-            raise RuntimeError("broken")
-        return await forever(raw)
-
-    context = FakeContext(b"a", b"b", is_complete=False)
-    with pytest.raises(RuntimeError, match="broken"):
-        await asyncio.wait_for(stream_over(context, answer).run(), LIMIT_S)
-    assert len(asyncio.all_tasks()) == 1
-
-
 @pytest.mark.parametrize("num_turns", [0, 1, 2, 50])
 async def test_a_stream_cancelled_at_any_moment_frees_its_memory(num_turns: int) -> None:
     admission = Admission(Metrics(), max_body_bytes=1000, max_work_bytes=1)

@@ -230,9 +230,7 @@ class CallMiddleware:
 
     def _begin(self, scope: Scope, headers: Mapping[bytes, str]) -> Call:
         transport: Transport = "https" if scope.get("scheme") == "https" else "http"
-        carried = {}
-        if not headers.keys().isdisjoint(CARRIED_HEADERS):
-            carried = {n: headers[key] for key, n in CARRIED_HEADERS.items() if key in headers}
+        carried = {n: headers[key] for key, n in CARRIED_HEADERS.items() if key in headers}
         peer = (scope.get("client") or ("",))[0]
         forwarded = (v.decode("latin-1") for n, v in scope["headers"] if n == FORWARDED_HEADER)
         return self._telemetry.begin(

@@ -106,6 +106,8 @@ async def test_paths_and_methods(client: httpx.AsyncClient) -> None:
         got, head = await client.get(path), await client.head(path)
         assert (head.status_code, head.content) == (got.status_code, b"")
         assert head.headers["content-length"] == got.headers["content-length"]
+    ignored = await client.post("/v1/texts:embed?dtype=int8", json={"texts": ["a"]})
+    assert (ignored.status_code, ignored.json()["error"]["param"]) == (422, "dtype")
     version = (await client.get("/version")).json()
     assert version == {"version": (await client.get("/v2")).json()["version"]}
     refused = await client.head("/v1/embeddings")

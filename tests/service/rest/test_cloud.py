@@ -96,6 +96,8 @@ async def test_health_follows_readiness(serving: Serving, path: str) -> None:
     ):
         assert (await client.get(path)).json() == {"ready": True}
         assert (await client.get("/version")).status_code == 401
+        document = (await client.get("/openapi.json")).json()
+        assert document["paths"][path]["get"]["security"] == []
         paths = ("/ping", path, "/health", "/healthz", "/health/")
         assert {(await client.get(p)).status_code for p in paths} == {200}
         server.admission.announce_drain()

@@ -108,6 +108,9 @@ async def test_paths_and_methods(client: httpx.AsyncClient) -> None:
         assert head.headers["content-length"] == got.headers["content-length"]
     ignored = await client.post("/v1/texts:embed?dtype=int8", json={"texts": ["a"]})
     assert (ignored.status_code, ignored.json()["error"]["param"]) == (422, "dtype")
+    body, npy = {"image": "", "outputs": ["cls1", "cls2"]}, {"Accept": "application/x-npy"}
+    two = await client.post("/v1/images:embed", json=body, headers=npy)
+    assert (two.status_code, two.json()["error"]["param"]) == (422, "outputs")
     version = (await client.get("/version")).json()
     assert version == {"version": (await client.get("/v2")).json()["version"]}
     refused = await client.head("/v1/embeddings")

@@ -223,13 +223,17 @@ async def test_a_client_that_leaves_cancels_its_request(
 
 
 async def test_a_client_that_leaves_after_its_answer_cancels_nothing(desk: Desk) -> None:
+    ended = asyncio.Event()
+
     async def linger(receive: Receive, send: Send) -> None:
         await answer(receive, send)
         desk.client.put_nowait(LEFT)
         for _ in range(5):
             await asyncio.sleep(0)
+        ended.set()
 
     assert await desk.ask(chunk(), handle=linger) == 200
+    assert ended.is_set()
     assert desk.holds_nothing()
 
 

@@ -272,7 +272,7 @@ def check_model_name(name: str) -> None:
     Raises:
         ValueError: The name is empty, or has a character that is not allowed.
     """
-    if re.fullmatch(MODEL_NAME, name) is None or name.endswith("\n"):
+    if re.fullmatch(MODEL_NAME, name) is None:
         raise ValueError(
             f"a model cannot be named {name!r}; use letters, digits, '.', '_' and '-', and begin "
             "with a letter or digit"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from model.conversion.errors import SourceError
-from model.manifest import MANIFEST_NAME
+from model.manifest import MANIFEST_NAME, MODEL_NAME
 from model.package import BUNDLED
 
 DENSE_SUFFIX: Final = "-dpt"
@@ -18,7 +18,7 @@ HUB_ID: Final = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII
 )
 # Names under which models are served.
-SERVED_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+SERVED_NAME: Final = re.compile(MODEL_NAME)
 NO_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 

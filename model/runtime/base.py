@@ -248,8 +248,7 @@ def check_tokens(
 class SharedGraphCache:
     """Loaded graphs that lanes of one process share, so that weights are in memory once.
 
-    A graph is freed with its last user. A repaired lane must not get the graph that failed, so a
-    runtime removes its graph on `close`: other users keep it, and the next `take` loads it again.
+    A graph is freed with its last user.
     """
 
     def __init__(self) -> None:
@@ -263,12 +262,3 @@ class SharedGraphCache:
             if found is None:
                 found = self._held[key] = load()
             return found
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def remove(self, key: Hashable, held: Any) -> None:
-        """Forget a graph, unless another has replaced it."""
-        with self._lock:
-            if self._held.get(key) is held:
-                del self._held[key]

@@ -1,9 +1,8 @@
 """ONNX Runtime: the reference on the CPU, and NVIDIA GPUs through CUDA."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -294,8 +293,7 @@ class OnnxRuntime(GraphRuntime):
                 )
 
             session = _sessions.take(key, load) if is_shared else load()
-            release = partial(_sessions.remove, key)
-            return OnnxGraph(session, device, release, max_large=max_large)
+            return OnnxGraph(session, device, max_large=max_large)
 
         super().__init__(package, choice, open_graph, is_lazy=share.is_lazy)
 
@@ -306,7 +304,6 @@ class OnnxGraph:
     Args:
         session: May be shared with other graphs.
         device: Where it computes.
-        release: Called with the session on `close`.
         max_large: Calls with large images that may run at once in this process, on a CPU.
     """
 
@@ -314,13 +311,11 @@ class OnnxGraph:
         self,
         session: Any,
         device: Device,
-        release: Callable[[Any], None],
         *,
         max_large: int,
     ) -> None:
         self._session = session
         self._max_large = max_large
-        self._release = release
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}
         self._device = device
         has_arena = session.get_session_options().enable_cpu_mem_arena
@@ -380,6 +375,4 @@ class OnnxGraph:
 
     def close(self) -> None:
         """Release the session."""
-        session, self._session = self._session, None
-        if session is not None:
-            self._release(session)
+        self._session = None

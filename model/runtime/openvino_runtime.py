@@ -50,7 +50,7 @@ class OpenVinoRuntime(GraphRuntime):
             digest = graph_digest(package.manifest, graph.file)
             key = (path, digest, graph.precision, share)
             compiled = _compiled.take(key, partial(_compile, path, graph.precision, share))
-            return OpenVinoGraph(compiled, lambda held: _compiled.remove(key, held))
+            return OpenVinoGraph(compiled)
 
         super().__init__(package, choice, open_graph, is_lazy=share.is_lazy)
 
@@ -60,12 +60,10 @@ class OpenVinoGraph:
 
     Args:
         compiled: May be shared with other lanes.
-        release: Called with the compiled graph on `close`.
     """
 
-    def __init__(self, compiled: Any, release: Callable[[Any], None]) -> None:
+    def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
-        self._release = release
         self._request: Any = compiled.create_infer_request()
         self._is_interrupted = False
 
@@ -105,10 +103,7 @@ class OpenVinoGraph:
 
     def close(self) -> None:
         """Release the request and the compiled graph."""
-        self._request = None
-        compiled, self._compiled = self._compiled, None
-        if compiled is not None:
-            self._release(compiled)
+        self._request = self._compiled = None
 
 
 def import_openvino() -> Any:

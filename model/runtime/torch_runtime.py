@@ -5,7 +5,7 @@ are not available: a package has them as graphs only.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -54,8 +54,7 @@ class TorchRuntime(GraphRuntime):
 
         def open_graph(graph: LoadedGraph) -> TorchGraph:
             towers = _towers.take(key, partial(_load, package, choice))
-            release = partial(_towers.remove, key)
-            return TorchGraph(graph.part, towers, release, num_threads=share.num_threads)
+            return TorchGraph(graph.part, towers, num_threads=share.num_threads)
 
         super().__init__(package, choice, open_graph)
 
@@ -66,16 +65,12 @@ class TorchGraph:
     Args:
         part: Which tower.
         towers: May be shared with other lanes.
-        release: Called with the towers on `close`.
         num_threads: Threads of one call on the CPU.
     """
 
-    def __init__(
-        self, part: Part, towers: "_Towers", release: Callable[[Any], None], *, num_threads: int
-    ) -> None:
+    def __init__(self, part: Part, towers: "_Towers", *, num_threads: int) -> None:
         self._part, self._num_threads = part, num_threads
         self._towers: _Towers | None = towers
-        self._release = release
         self._call: InterruptibleCall | None = None
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
@@ -104,9 +99,7 @@ class TorchGraph:
 
     def close(self) -> None:
         """Release the model; it is freed with its last user."""
-        towers, self._towers = self._towers, None
-        if towers is not None:
-            self._release(towers)
+        self._towers = None
 
     @contextmanager
     def _computing(self, towers: "_Towers") -> Iterator[Any]:

@@ -1,8 +1,10 @@
 """Every runtime loads a package, computes, shares weights, is interrupted and closes alike."""
 
+import gc
 import shutil
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -159,19 +161,20 @@ def held(runtime: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", CPU_RUNTIMES)
-def test_lanes_share_weights_until_one_is_closed(tiny_package: ModelPackage, name: str) -> None:
-    def load() -> Runtime:
-        return load_chosen(tiny_package, fp32(name), LaneShare(num_lanes=2))
-
-    first, second = load(), load()
-    shared = held(first)
-    assert all(map(is_, held(second), shared))
-    first.close()
-    fresh = load()
-    assert not any(map(is_, held(fresh), shared)), "the graph of a closed lane may be broken"
-    np.testing.assert_array_equal(
-        fresh.encode_images(SMALL).cls1_BD, second.encode_images(SMALL).cls1_BD
+def test_lanes_share_weights_which_are_freed_with_the_last(
+    tiny_package: ModelPackage, name: str
+) -> None:
+    first, second = (
+        load_chosen(tiny_package, fp32(name), LaneShare(num_lanes=2)) for _ in range(2)
     )
+    assert all(map(is_, held(first), held(second)))
+    before = first.encode_images(SMALL).cls1_BD
+    first.close()
+    np.testing.assert_array_equal(second.encode_images(SMALL).cls1_BD, before)
+    freed = [weakref.ref(graph) for graph in held(second)]
+    second.close()
+    gc.collect()
+    assert [reference() for reference in freed] == [None] * len(freed)
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

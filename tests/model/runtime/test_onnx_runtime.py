@@ -144,7 +144,7 @@ def large_graph(tmp_path: Path) -> Iterator[OnnxGraph]:
     opsets = [onnx.helper.make_opsetid("", 17)]
     path = tmp_path / "large.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-    opened = OnnxGraph(open_session(path, "cpu", 1), "cpu", lambda _: None, max_large=1)
+    opened = OnnxGraph(open_session(path, "cpu", 1), "cpu", max_large=1)
     yield opened
     opened.close()
 

@@ -14,7 +14,7 @@ from transformers import Tipsv2Model
 
 from model.position import resize_grid
 from training.checkpoint import split_model
-from training.methods.teacher import HEAD_FILE, find_model, part_of
+from training.methods.teacher import find_model, part_of, read_heads
 
 _POSITIONS = "vision_model.embeddings.position_embeddings"
 _TOWER_POSITIONS = "embeddings.position_embeddings"
@@ -59,10 +59,7 @@ def load_heads(method: nn.Module, run: Path) -> tuple[str, ...]:
     Returns:
         The names of the copied parts.
     """
-    path = run / HEAD_FILE
-    if not path.exists():
-        return ()
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = read_heads(run)
     _, rest = split_model(method.state_dict())
     copied = []
     for part in dict.fromkeys(name.partition(".")[0] for name in rest):

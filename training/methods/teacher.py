@@ -37,6 +37,13 @@ def find_model(folder: Path) -> Path:
     )
 
 
+def read_heads(run: Path) -> dict[str, Tensor]:
+    """Heads, averages and centres of a finished run; a released model has none."""
+    path = run / HEAD_FILE
+    state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+    return dict(state)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrozenTeacher:
     """A finished vision tower in evaluation mode, with the heads and centres of its run.
@@ -132,9 +139,7 @@ def load_teacher(
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
     )
-    state: dict[str, Tensor] = {}
-    if (folder / HEAD_FILE).exists():
-        state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
+    state = read_heads(folder)
     tower = part_of(state, "teacher_tower")
     if tower:  # with full EMA the assignments are those of the averaged encoder
         model.vision_model.load_state_dict(tower)

@@ -20,7 +20,7 @@ from training.data.shards.sample import DataSummary
 from training.heads import SMALL_HEAD, HeadConfig
 from training.methods.distill import DistillConfig, PatchLoss, TextStart
 from training.methods.pretrain import PretrainConfig
-from training.methods.teacher import HEAD_FILE, find_model
+from training.methods.teacher import find_model, read_heads
 from training.optim import OptimConfig
 from training.recipes.scale import HEAD, PEAK_LR, WARMUP_SHARE
 from training.tokenizer import find_tokenizer
@@ -84,9 +84,7 @@ def read_teacher_facts(folder: Path) -> TeacherFacts:
         FileNotFoundError: There is no model; the message says what a teacher's folder contains.
     """
     source = find_model(folder)
-    heads = {}
-    if (folder / HEAD_FILE).exists():
-        heads = torch.load(folder / HEAD_FILE, map_location="meta", weights_only=True)
+    heads = read_heads(folder)
     prototypes = heads.get("teacher_head.prototypes", heads.get("head.prototypes"))
     tokenizer = find_tokenizer(folder)
     return TeacherFacts(

@@ -22,7 +22,6 @@ from training.masking import random_masks
 from training.methods import pretrain as pretrain_module
 from training.methods.base import GlobalToken
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.methods.terms import NameContrastConfig
 from training.optim import OptimConfig, build_optimizers
 
 HEAD = replace(TINY_HEAD, ema_momentum=0.9)
@@ -133,23 +132,6 @@ def test_no_gradient_flows_back_from_the_teachers_view(
     weight = student_model.vision_model.embeddings.patch_embeddings.projection.weight
     assert weight.grad is not None
     assert weight.grad.any()
-
-
-def test_the_gradient_reaches_encoder_and_head_but_no_teacher(
-    student_model: Tipsv2Model, batch: Batch
-) -> None:
-    method = Pretrain(student_model, replace(CONFIG, names=NameContrastConfig(weight=1.0)))
-    take_step(method, batch, 0.9).loss.backward()
-    for learner in (
-        student_model.vision_model.embeddings.mask_token,
-        method.head.prototypes,
-        method.contrast.log_scale,
-        method.log_temperature,
-    ):
-        assert learner.grad is not None
-        assert learner.grad.any()
-    assert method.teacher_head is not None
-    assert all(p.grad is None for p in method.teacher_head.parameters())
 
 
 def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model) -> None:

@@ -77,6 +77,7 @@ def test_it_is_served_over_both_better_than_names_and_scored_as_it_is_served(
     for place in (f"--model={trained.path}", f"--url={service.rest}", f"--url={service.grpc}"):
         output = folder / "scores"
         options = ["--classes=model", place, f"-o={output}", "--segmentation", *sets]
+        options += ["--precision=fp32"] if place.startswith("--model") else []
         assert tipserve(["evaluate", *options]) == DONE
         scores = json.loads((output / "report.json").read_text())["scores"]
         found[place] = {

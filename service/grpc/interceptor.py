@@ -31,11 +31,13 @@ from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.limits import RECEIVE_LIMIT_S, MessageReader, Rpc, parse_message
 from service.grpc.stream import AnsweredStream, StreamItem
 from service.grpc.writing import write_message
-from service.monitoring.telemetry import CARRIED, Telemetry
+from service.monitoring.telemetry import Telemetry
 from service.safety.protection import Protection
 from service.safety.proxies import FORWARDED_FOR
 
 StreamError = Callable[[ServiceError, Any, Call], Message]
+# Metadata of an RPC, which is converted anew at each call of grpcio's.
+Headers = Mapping[str, str]
 OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 # Codes that are the server's fault by OpenTelemetry's conventions.
 FAULTS: Final = frozenset(
@@ -111,11 +113,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _refuse_unknown(self, messages: Any, context: Any) -> None:
         """Refuse an RPC that is not served; without a key as all others."""
         # The caller's name for it must not become a label.
-        call = self._begin("other", context)
+        headers = headers_of(context)
+        call = self._begin("other", context, headers)
         ticket = self._admission.enter(call)
         error: ServiceError = NotSupported("This RPC is not served.", code="unknown_rpc")
         try:
-            self._check_caller(context, ticket)
+            self._check_key(headers, ticket)
         except ServiceError as refused:
             error = refused
         finally:
@@ -126,8 +129,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _open_handler(self, handler: Any) -> Any:
         """A handler of health or reflection that reads its messages itself, as bytes."""
 
-        async def read(context: Any) -> Any:
-            raw = await self._open_reader.read(context, self._host_of(context))
+        async def read(context: Any, host: str) -> Any:
+            raw = await self._open_reader.read(context, host)
             if raw is grpc.aio.EOF:
                 return raw
             if len(raw) > MAX_OPEN_MESSAGE_BYTES:
@@ -138,16 +141,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except DecodeError:
                 raise InvalidRequest("The message is malformed.") from None
 
-        async def read_all(context: Any) -> AsyncIterator[Any]:
-            while (message := await read(context)) is not grpc.aio.EOF:
+        async def read_all(context: Any, host: str) -> AsyncIterator[Any]:
+            while (message := await read(context, host)) is not grpc.aio.EOF:
                 yield message
 
         async def answer(messages: Any, context: Any) -> None:
+            host = self._host_of(context, headers_of(context))
             try:
                 if handler.stream_stream is not None:
-                    async for one in handler.stream_stream(read_all(context), context):
+                    async for one in handler.stream_stream(read_all(context, host), context):
                         await context.write(one)
-                elif (request := await read(context)) is grpc.aio.EOF:
+                elif (request := await read(context, host)) is grpc.aio.EOF:
                     raise InvalidRequest("The RPC has no message.", code="missing_message")
                 elif handler.unary_stream is not None:
                     await handler.unary_stream(request, context)  # it writes to the context
@@ -164,13 +168,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _serve(self, rpc: Rpc, context: Any) -> None:
         """Answer a unary RPC."""
-        call = self._begin(rpc.name, context)
+        headers = headers_of(context)
+        call = self._begin(rpc.name, context, headers)
         ticket = self._admission.enter(call)
         code, error = grpc.StatusCode.CANCELLED, None
         call.error = "client_left"
         self._num_rpcs += 1
         try:
-            error = await self._answer(rpc, context, ticket)
+            error = await self._answer(rpc, context, headers, ticket)
             code = grpc.StatusCode.OK if error is None else CODE[error.kind]
             call.error = None if error is None else error.code
         finally:
@@ -183,12 +188,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             del call, ticket, error
             await abort
 
-    async def _answer(self, rpc: Rpc, context: Any, ticket: Ticket) -> ServiceError | None:
+    async def _answer(
+        self, rpc: Rpc, context: Any, headers: Headers, ticket: Ticket
+    ) -> ServiceError | None:
         """Read the request, and send its answer; returns the error that is to be sent instead."""
         call = ticket.call
         try:
-            self._check_caller(context, ticket)
-            call.priority = accept_priority(priority_of(context), param=PRIORITY)
+            self._check_key(headers, ticket)
+            call.priority = accept_priority(headers.get(PRIORITY), param=PRIORITY)
             if self._num_rpcs > MAX_RPCS:
                 raise self._too_many("RPCs", code="too_many_rpcs")
             async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
@@ -213,14 +220,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Answer the requests of a stream, in their order."""
         self._num_streams += 1
         error: ServiceError | None = None
-        stream = self._admission.enter(self._begin(rpc.name, context))
+        headers = headers_of(context)
+        stream = self._admission.enter(self._begin(rpc.name, context, headers))
         try:
-            self._check_caller(context, stream)
+            self._check_key(headers, stream)
             if self._num_streams > MAX_STREAMS:
                 raise self._too_many("streams", code="too_many_streams")
             await AnsweredStream(
                 context,
-                partial(self._answer_item, rpc, context),
+                partial(self._answer_item, rpc, context, headers),
                 closing=self.closing,
                 idle_s=self._protection.request_timeout_s + RECEIVE_LIMIT_S,
             ).run()
@@ -234,9 +242,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if error is not None:
             await _abort(context, error, call_metadata(stream.call))
 
-    async def _answer_item(self, rpc: Rpc, context: Any, item: StreamItem) -> bytes:
+    async def _answer_item(
+        self, rpc: Rpc, context: Any, headers: Headers, item: StreamItem
+    ) -> bytes:
         """Answer one request of a stream; an error is an answer too."""
-        call = self._begin(rpc.name, context)
+        call = self._begin(rpc.name, context, headers)
         call.item = item.index
         ticket = item.ticket = self._admission.enter(call)
         ticket.on_taken = item.taken.set
@@ -247,7 +257,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             try:
                 async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
-                    call.priority = accept_priority(priority_of(context), param=PRIORITY)
+                    call.priority = accept_priority(headers.get(PRIORITY), param=PRIORITY)
                     request = parse_message(item.raw, rpc, ticket)
                     item.raw = b""
                     answer = write_message(await rpc.behavior(request, context))
@@ -262,28 +272,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
 
-    def _begin(self, name: str, context: Any) -> Call:
+    def _begin(self, name: str, context: Any, headers: Headers) -> Call:
         remaining_s = context.time_remaining()
         longest_s = self._protection.request_timeout_s
         timeout_s = longest_s if remaining_s is None else min(longest_s, remaining_s)
-        metadata = context.invocation_metadata() or ()
-        host = self._host_of(context)
-        carried = {name: value for name, value in metadata if name in CARRIED}
-        call = self._telemetry.begin("grpc", name, carried, timeout_s, host=host)
+        host = self._host_of(context, headers)
+        call = self._telemetry.begin("grpc", name, headers, timeout_s, host=host)
         call.answer_encoding = "protobuf"
         return call
 
-    def _host_of(self, context: Any) -> str:
-        metadata = context.invocation_metadata() or ()
-        forwarded = (value for name, value in metadata if name == FORWARDED_FOR)
-        return self._protection.proxies.host_of(peer_host(context.peer()), forwarded)
+    def _host_of(self, context: Any, headers: Headers) -> str:
+        forwarded = headers.get(FORWARDED_FOR, "")
+        return self._protection.proxies.host_of(peer_host(context.peer()), [forwarded])
 
-    def _check_caller(self, context: Any, ticket: Ticket) -> None:
-        """Check the key."""
-        metadata = context.invocation_metadata() or ()
-        given = {key: value for key, value in metadata if isinstance(value, str)}
+    def _check_key(self, headers: Headers, ticket: Ticket) -> None:
         keys = self._protection.keys
-        ticket.leave = keys.enter(given.get("authorization"), given.get("x-api-key"))
+        ticket.leave = keys.enter(headers.get("authorization"), headers.get("x-api-key"))
 
     def _too_many(self, what: str, *, code: str) -> Overloaded:
         self._protection.metrics.rejected.labels("rpcs").inc()
@@ -317,10 +321,13 @@ def service_of(method: str) -> str:
     return method.lstrip("/").rpartition("/")[0]
 
 
-def priority_of(context: Any) -> str | None:
-    """The priority that the caller asks for."""
-    given: str | None = dict(context.invocation_metadata() or ()).get(PRIORITY)
-    return given
+def headers_of(context: Any) -> Headers:
+    """The metadata of an RPC, without binary values; values of one name are joined by commas."""
+    headers: dict[str, str] = {}
+    for name, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
 
 
 def peer_host(peer: str) -> str:

@@ -89,7 +89,7 @@ class Telemetry:
         Args:
             transport: Protocol of the request.
             method: HTTP's verb, or the RPC as `package.Service/Method`.
-            carried: Those of its headers that `CARRIED` names.
+            carried: Its headers, of which those in `CARRIED` are read.
             timeout_s: Seconds until its deadline.
             host: Address of the caller.
         """

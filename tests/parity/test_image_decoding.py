@@ -8,7 +8,7 @@ from PIL import Image
 
 from model.image_codec import ImageLimits
 from service.images import ImagePreparer, SizeRule
-from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
+from training.data.shards.decoding import decode_tensor
 
 SIDE = 28
 RULE = SizeRule(resolution=SIDE, fit="squash", patch_size=14, multiple=14)
@@ -56,6 +56,6 @@ def test_serving_and_training_read_the_same_pixels(
     pixels, options = image
     pixels.save(stream, file_format, **options)
     served = PREPARER.prepare(stream.getvalue(), RULE, param="images[0]")
-    trained_HW3 = decode_tensor(stream.getvalue(), DEFAULT_LIMITS).permute(1, 2, 0).numpy()
+    trained_HW3 = decode_tensor(stream.getvalue()).permute(1, 2, 0).numpy()
     assert served.size_hw == (SIDE, SIDE)
     np.testing.assert_array_equal(trained_HW3, served.pixels_3HW.transpose(1, 2, 0))

@@ -136,16 +136,17 @@ class CaptionJob:
         """Record each outcome at once, then write the shard; returns a summary."""
         with self._record(shard).open("ab", buffering=0) as file, closing(batches):
             for batch in batches:
-                cleaned = [_cleaned(outcome) for outcome in batch]
-                file.write(b"".join(_line(outcome) for outcome in cleaned))
+                file.write(b"".join(_line(outcome) for outcome in batch))
             outcomes = self._outcomes(shard)
-            missing = []
             for key, sample in read_shard(shard):
                 if isinstance(sample, BadSample):
-                    missing.append(Outcome(key=key, failure=str(sample)))
-                elif key not in outcomes and source not in sample.captions:
-                    missing.append(Outcome(key=key, failure="no answer"))
-            file.write(b"".join(_line(o) for o in missing if o.key not in outcomes))
+                    outcome = Outcome(key=key, failure=str(sample))
+                elif source not in sample.captions:
+                    outcome = Outcome(key=key, failure="no answer")
+                else:
+                    continue
+                if key not in outcomes:
+                    file.write(_line(outcome))
         samples = (
             _captioned(sample, outcomes.get(key), source)
             for key, sample in read_shard(shard)
@@ -153,14 +154,6 @@ class CaptionJob:
         )
         write_shard(self.output / shard.name, samples)
         return f"{shard.name}: {_summary(self._outcomes(shard).values())}"
-
-
-def _cleaned(outcome: Outcome) -> Outcome:
-    if outcome.caption is None:
-        return outcome
-    caption = clean_caption(outcome.caption)
-    failure = None if caption else "the answer is empty"
-    return replace(outcome, caption=caption or None, failure=failure)
 
 
 def clean_caption(text: str) -> str:
@@ -213,7 +206,12 @@ def _captioned(sample: Sample, outcome: Outcome | None, source: str) -> Sample:
 
 
 def _line(outcome: Outcome) -> bytes:
-    fields = {"key": outcome.key, "caption": outcome.caption, "failure": outcome.failure}
+    """A line of the record, with the caption cleaned."""
+    caption, failure = outcome.caption, outcome.failure
+    if caption is not None:
+        caption = clean_caption(caption) or None
+        failure = None if caption else "the answer is empty"
+    fields = {"key": outcome.key, "caption": caption, "failure": failure}
     return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from training.captioning.job import Outcome, Outcomes
-from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
+from training.data.shards.decoding import decode_tensor
 from training.data.shards.sample import BadSample, Sample
 
 
@@ -154,7 +154,7 @@ class PaliGemmaCaptioner:
         broken = []
         for sample in samples:
             try:
-                pixels_3HW = decode_tensor(sample.image, DEFAULT_LIMITS)
+                pixels_3HW = decode_tensor(sample.image)
             except BadSample as error:
                 broken.append(Outcome(key=sample.key, failure=f"the image: {error}"))
             else:

@@ -44,7 +44,6 @@ def source(boxes: list[Furniture]) -> RoomSource:
 
 def test_models_are_turned_and_sized_as_the_catalogue_says(boxes: list[Furniture]) -> None:
     standing, lying = boxes
-    assert (standing.name, standing.creator, standing.catalogue) == ("Red box", "A. Maker", "Test")
     # Front and back of the standing box are top and bottom of the lying one.
     for box, size, axis in ((standing, (0.5, 0.8, 0.3), 2), (lying, (0.5, 0.3, 0.8), 1)):
         np.testing.assert_allclose(box.size, size, rtol=1e-5)

@@ -33,9 +33,6 @@ class Furniture:
     """A model of real size, standing on the ground.
 
     Attributes:
-        name: Title in the catalogue.
-        catalogue: The catalogue's name.
-        creator: The author that the catalogue names.
         corners_T33: Triangle, corner, coordinate in metres; x right, y up, z towards the front. The
             box of the model is centred at x = z = 0 and begins at y = 0.
         texture_T32: Coordinates of the corners in the texture.
@@ -44,9 +41,6 @@ class Furniture:
         textures: uint8 [H, W, 3] of each material; None for a plain one.
     """
 
-    name: str
-    catalogue: str
-    creator: str
     corners_T33: NDArray[np.float32]
     texture_T32: NDArray[np.float32]
     material_T: NDArray[np.int64]
@@ -77,7 +71,7 @@ def read_catalogue(path: Path) -> Iterator[Furniture]:
     """Yield the models of a catalogue, without broken ones and very large ones."""
     with zipfile.ZipFile(path) as archive:
         for entry in _entries(archive.read(PROPERTIES).decode("latin-1")):
-            model = _read_model(archive, entry, path.stem)
+            model = _read_model(archive, entry)
             if model is not None:
                 yield model
 
@@ -87,7 +81,7 @@ def _entries(text: str) -> list[dict[str, str]]:
     numbered: dict[int, dict[str, str]] = {}
     for name, number, value in re.findall(r"^(\w+)#(\d+)\s*=\s*(.*?)\s*$", text, re.MULTILINE):
         numbered.setdefault(int(number), {})[name] = value
-    needed = {"name", "model", "width", "depth", "height"}
+    needed = {"model", "width", "depth", "height"}
     return [entry for _, entry in sorted(numbered.items()) if needed <= entry.keys()]
 
 
@@ -110,9 +104,7 @@ class _Members(trimesh.resolvers.Resolver):
         return self._archive.namelist()
 
 
-def _read_model(
-    archive: zipfile.ZipFile, entry: Mapping[str, str], catalogue: str
-) -> Furniture | None:
+def _read_model(archive: zipfile.ZipFile, entry: Mapping[str, str]) -> Furniture | None:
     file = PurePosixPath(entry["model"].lstrip("/"))
     if file.suffix.lower() != ".obj":
         return None
@@ -135,9 +127,6 @@ def _read_model(
     corners_T33 = np.concatenate([mesh.vertices[mesh.faces] for mesh in meshes])
     colours, textures = zip(*(_material(mesh.visual) for mesh in meshes), strict=True)
     return Furniture(
-        name=entry["name"],
-        catalogue=catalogue,
-        creator=entry.get("creator", ""),
         corners_T33=_placed(corners_T33, entry),
         texture_T32=np.concatenate([_texture_points(mesh) for mesh in meshes]),
         material_T=np.repeat(np.arange(len(meshes)), [len(mesh.faces) for mesh in meshes]),

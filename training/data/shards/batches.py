@@ -23,11 +23,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Tipsv2Tokenizer
 
-from model.image_codec import ImageLimits
 from training.data.batch import Batch, RunShare, collate, prefetch
 from training.data.captions import CaptionSampling
 from training.data.crops import TIPSV2_CROPS, CropConfig, crop_images
-from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
+from training.data.shards.decoding import decode_tensor
 from training.data.shards.manifest import ImageStore
 from training.data.shards.sample import BadSample, BrokenList, BrokenSample, Sample
 
@@ -107,7 +106,6 @@ class ShardsConfig:
         window_shards: Shards whose samples are shuffled together. More shards mix better, fewer are
             faster on slow disks. Not published; with shards of a thousand samples, 16 make a buffer
             twice as large as the paper's batch.
-        limits: Images outside these limits are skipped.
         seed: Seed of the order, the crops and the choice of captions.
         num_workers: Processes that prefetch batches.
         probe: Folder with a folder of images for each class, named after it: the run is scored on
@@ -118,7 +116,6 @@ class ShardsConfig:
     captions: CaptionSampling = field(default_factory=CaptionSampling)
     crops: CropConfig = TIPSV2_CROPS
     window_shards: int = 16
-    limits: ImageLimits = DEFAULT_LIMITS
     seed: int = 0
     num_workers: int = 1
     probe: Path | None = None
@@ -197,9 +194,7 @@ class ImageBatches(Dataset[MadeBatch]):
         for attempt in range(_MAX_SUBSTITUTES):
             try:
                 sample = self._store.read(*where)
-                return sample, decode_tensor(
-                    sample.image, self._config.limits, wanted_side=_wanted(self._config.crops)
-                )
+                return sample, decode_tensor(sample.image, wanted_side=_wanted(self._config.crops))
             except BadSample as error:
                 broken.append(BrokenSample(place=self._store.name(*where), reason=str(error)))
             where = self._order.substitute(place, attempt)

@@ -16,15 +16,14 @@ from training.data.shards.sample import BadSample
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 # An image smaller than one patch shows nothing.
-DEFAULT_LIMITS: Final = ImageLimits(max_bytes=32 * 2**20, max_pixels=64_000_000, min_side=PATCH)
+LIMITS: Final = ImageLimits(max_bytes=32 * 2**20, max_pixels=64_000_000, min_side=PATCH)
 
 
-def decode_tensor(data: bytes, limits: ImageLimits, *, wanted_side: int = 0) -> Tensor:
+def decode_tensor(data: bytes, *, wanted_side: int = 0) -> Tensor:
     """Decode an image to uint8 RGB [3, H, W], as `model.image_codec.decode_image` does.
 
     Args:
         data: The file's content.
-        limits: Images outside of them are refused.
         wanted_side: A JPEG whose sides are at least twice as long is decoded at a half, a quarter
             or an eighth of its size, which is faster; 0 decodes at full size.
 
@@ -36,7 +35,7 @@ def decode_tensor(data: bytes, limits: ImageLimits, *, wanted_side: int = 0) -> 
             warnings.simplefilter("ignore")  # Pillow warns of damage in files that it still reads
             pixels_HW3 = decode_image(
                 data,
-                limits,
+                LIMITS,
                 formats=FORMATS,
                 reduce_to=(lambda _: (wanted_side, wanted_side)) if wanted_side else None,
             )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
+from training.data.shards.decoding import decode_tensor
 from training.data.shards.manifest import (
     DEFAULT_SHARD_SIZE,
     MANIFEST_FILE,
@@ -72,7 +72,7 @@ def _good_samples(items: Iterator[tuple[str, ReadSample]], skipped: BrokenList) 
     for place, read in items:
         try:
             sample = read()
-            decode_tensor(sample.image, DEFAULT_LIMITS)
+            decode_tensor(sample.image)
         except BadSample as error:
             skipped.add([BrokenSample(place=place, reason=str(error))])
             continue

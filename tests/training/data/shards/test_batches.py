@@ -15,8 +15,8 @@ from transformers import Tipsv2Tokenizer
 
 from training.data.batch import RunShare, tokenize
 from training.data.captions import CaptionSampling
+from training.data.shards import decoding
 from training.data.shards.batches import ImageBatches, ShardsConfig, StreamOrder
-from training.data.shards.decoding import DEFAULT_LIMITS
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import BrokenList, Sample
@@ -160,9 +160,10 @@ def test_a_data_set_that_cannot_give_batches_is_an_error(
         make(window_shards=0)
     with pytest.raises(ValueError, match="lower batch_size"):
         make(replace(SHARE, batch_size=12, num_ranks=2))
-    with pytest.raises(ValueError, match="in a row are broken"):
-        _ = make(limits=replace(DEFAULT_LIMITS, max_pixels=1000))[0]
-
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "LIMITS", replace(decoding.LIMITS, max_pixels=1000))
+        with pytest.raises(ValueError, match="in a row are broken"):
+            _ = make()[0]
     monkeypatch.setattr(ShardStore, "read", Mock(side_effect=OSError("the disk is gone")))
     with pytest.raises(OSError, match="the disk is gone"):  # not a broken sample
         _ = make()[0]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from model.image_codec import ImageLimits
-from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
+from training.data.shards import decoding
+from training.data.shards.decoding import decode_tensor
 from training.data.shards.sample import (
     BadSample,
     DataSummary,
@@ -82,7 +82,7 @@ def test_samples_are_counted(samples: list[Sample]) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_three_formats_are_decoded(encode: Encode, kind: str) -> None:
-    image_3HW = decode_tensor(encode(3, kind=kind), DEFAULT_LIMITS)
+    image_3HW = decode_tensor(encode(3, kind=kind))
     assert (image_3HW.shape, image_3HW.dtype) == ((3, 30, 40), torch.uint8)
     colour = image_3HW.float().mean((1, 2))
     torch.testing.assert_close(colour, torch.tensor([27.0, 15.0, 200.0]), atol=3, rtol=0)
@@ -93,22 +93,23 @@ def test_a_large_jpeg_is_reduced_as_far_as_allowed(
     encode: Encode, wanted_side: int, side: int
 ) -> None:
     large = encode(1, size=(400, 320), kind="JPEG")
-    assert decode_tensor(large, DEFAULT_LIMITS, wanted_side=wanted_side).shape[1] == side
+    assert decode_tensor(large, wanted_side=wanted_side).shape[1] == side
 
 
 @pytest.mark.parametrize(
-    ("limits", "message"),
+    ("limit", "message"),
     [
-        (replace(DEFAULT_LIMITS, max_bytes=20), "bytes"),
-        (replace(DEFAULT_LIMITS, max_pixels=1000), "40 x 30 pixels, at most"),
-        (replace(DEFAULT_LIMITS, min_side=31), "at least 31"),
+        ({"max_bytes": 20}, "bytes"),
+        ({"max_pixels": 1000}, "40 x 30 pixels, at most"),
+        ({"min_side": 31}, "at least 31"),
     ],
 )
 def test_an_image_outside_the_limits_is_a_bad_sample(
-    encode: Encode, limits: ImageLimits, message: str
+    encode: Encode, limit: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoding, "LIMITS", replace(decoding.LIMITS, **limit))
     with pytest.raises(BadSample, match=message):
-        decode_tensor(encode(0), limits)
+        decode_tensor(encode(0))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
@@ -119,4 +120,4 @@ def test_truncated_images_and_other_formats_are_bad_samples(kind: str) -> None:
     whole = stream.getvalue()
     for data in (b"", whole if kind == "GIF" else whole[: len(whole) // 2]):
         with pytest.raises(BadSample, match="cannot be decoded"):
-            decode_tensor(data, DEFAULT_LIMITS)
+            decode_tensor(data)

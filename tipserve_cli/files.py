@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.files import atomic_write
 from tipserve_cli.engine import UserError
 
 
@@ -45,11 +44,3 @@ def check_output(output: Path, suffixes: Sequence[str], purpose: str = "") -> st
     if not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: {output.parent} is not a folder.")
     return suffix
-
-
-def write_file(file: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    try:
-        atomic_write(file, content)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}.") from error

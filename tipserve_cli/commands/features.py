@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
+from model.files import atomic_write
 from model.preprocess import Fit
 from tipserve_cli.engine import UserError, refusals_of
-from tipserve_cli.files import check_output, read_image, write_file
+from tipserve_cli.files import check_output, read_image
 from tipserve_cli.model_options import OUTPUT, Input, Model, ModelOptions, as_help, opened_engine
 from tipserve_cli.program import DONE
 from tipserve_client import Client
@@ -60,7 +61,7 @@ def run(
     sized = {"model": model.served_name, "resolution": options.resolution, "fit": options.fit}
     with opened_engine(model, heads=()) as engine, refusals_of(image):
         content = compute(engine.client, encoded, options, sized)
-    write_file(options.output, content)
+    atomic_write(options.output, content)
     return DONE
 
 

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from cyclopts import Parameter
 
+from model.files import atomic_write
 from model.graphs import DenseTask
 from model.image_codec import ImageError, ImageLimits, decode_image
 from model.preprocess import Fit
 from model.winner_map import count_labels
 from tipserve_cli.engine import UserError, refusals_of
-from tipserve_cli.files import check_output, read_image, split_names, write_file
+from tipserve_cli.files import check_output, read_image, split_names
 from tipserve_cli.model_options import (
     OUTPUT,
     Flag,
@@ -108,7 +109,7 @@ def run(
         (mask,) = engine.client.segment(image, classes, **asked)
     # A head's classes are known only now.
     _check_palette(options, [one.name for one in mask.classes])
-    write_file(options.output, _encode(options, mask, image))
+    atomic_write(options.output, _encode(options, mask, image))
     _describe(mask)
     return DONE
 

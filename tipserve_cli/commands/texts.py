@@ -10,8 +10,9 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from cyclopts import Parameter
 
+from model.files import atomic_write
 from tipserve_cli.engine import UserError
-from tipserve_cli.files import check_output, read_lines, write_file
+from tipserve_cli.files import check_output, read_lines
 from tipserve_cli.model_options import OUTPUT, Input, Model, ModelOptions, as_help, opened_engine
 from tipserve_cli.program import DONE
 from tipserve_client.results import FloatArray
@@ -70,7 +71,7 @@ def run(
     if output is None:
         print(content.decode(), end="")
     else:
-        write_file(output, content)
+        atomic_write(output, content)
         print(f"{output}: {len(texts)} texts")
     return DONE
 

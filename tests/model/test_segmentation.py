@@ -1,7 +1,5 @@
 """Labels and scores come from the nearest class, whatever the order, size and background."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,13 +96,16 @@ def test_background_classes_are_zero_and_counted_so(
     size_hw: tuple[int, int], with_scores: bool, threshold: float | None
 ) -> None:
     features_ND, classes_KD = noise(0, 12, 8), noise(1, 60, 8)
-    options: Any = {"grid_hw": (3, 4), "size_hw": size_hw, "with_scores": with_scores}
-    plain = segment(features_ND, classes_KD, background=Background(threshold=threshold), **options)
-    found = segment(
-        features_ND,
-        classes_KD,
-        background=Background(threshold=threshold, num_classes=20),
-        **options,
+    plain, found = (
+        segment(
+            features_ND,
+            classes_KD,
+            grid_hw=(3, 4),
+            size_hw=size_hw,
+            background=Background(threshold=threshold, num_classes=num_classes),
+            with_scores=with_scores,
+        )
+        for num_classes in (0, 20)
     )
     expected = np.where(plain.labels_HW > 40, 0, plain.labels_HW)
     np.testing.assert_array_equal(found.labels_HW, expected)
@@ -165,12 +166,10 @@ def test_several_classes_are_averaged_like_one(seed: int, sizes: list[int]) -> N
 
 
 def test_cosines_keep_the_places_of_their_patches() -> None:
-    patches_ND = noise(0, 6, 4)
-    classes_KD = noise(1, 2, 4)
-    cosine_KHW = cosine_map(patches_ND, classes_KD, (2, 3))
+    patches_ND, classes_KD = noise(0, 6, 4), noise(1, 2, 4)
     patch, text = patches_ND[1 * 3 + 2], classes_KD[1]
     expected = patch @ text / np.linalg.norm(patch) / np.linalg.norm(text)
-    assert cosine_KHW[1, 1, 2] == pytest.approx(expected, abs=1e-6)
+    assert cosine_map(patches_ND, classes_KD, (2, 3))[1, 1, 2] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +197,7 @@ def test_the_shares_of_patches_are_those_of_their_pixels(
     labels: list[int], grid: tuple[int, int]
 ) -> None:
     labels_HW: NDArray[np.int64] = np.array(labels).reshape(4, 6)
-
     shares_NK = patch_shares(labels_HW, grid, 3)
-
     assert shares_NK.shape == (grid[0] * grid[1], 3)
     assert (shares_NK.sum(1) <= 1 + 1e-6).all()
     if 4 % grid[0] == 0 and 6 % grid[1] == 0:

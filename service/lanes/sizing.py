@@ -8,12 +8,14 @@ further threads of the lanes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Final
 
+from model.graphs import DENSE_TASKS
 from model.package import ModelPackage
 from model.runtime.choice import RuntimeChoice
 from model.runtime.loaded_graphs import loaded_bytes
-from service.lanes.work import BatchLimits, Bucket, Kind
+from service.lanes.work import BatchLimits, Bucket, Kind, image_kind
 
 MAX_LANES: Final = 8
 # A loaded graph keeps its weights in the file's layout and in the processor's.
@@ -35,17 +37,12 @@ MAX_BATCH_TEXTS: Final = 64
 # A dense head needs about as much time and memory as the backbone before it, so that its batches
 # hold half as many images.
 IMAGE_WORK: Final[Mapping[Kind, int]] = {
-    "image": 1,
-    "depth": 2,
-    "normals": 2,
-    "segmentation": 2,
-    "image+depth": 2,
-    "image+normals": 2,
-    "image+segmentation": 2,
-    "image+depth+normals": 3,
-    "image+depth+segmentation": 3,
-    "image+normals+segmentation": 3,
-    "image+depth+normals+segmentation": 4,
+    **dict.fromkeys(DENSE_TASKS, 2),
+    **{
+        image_kind(tasks): 1 + num_tasks
+        for num_tasks in range(len(DENSE_TASKS) + 1)
+        for tasks in combinations(DENSE_TASKS, num_tasks)
+    },
 }
 
 

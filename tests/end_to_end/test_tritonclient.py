@@ -112,32 +112,6 @@ def test_images_and_texts_with_every_option(service: "Service", photo: Photo, cl
     np.testing.assert_array_equal(arrays["text_embeddings"][1], native)
 
 
-@BOTH_PROTOCOLS
-def test_errors_have_their_reason_and_later_requests_succeed(
-    service: "Service", photo: Photo, client: str
-) -> None:
-    good = [tensor(client, "image", as_bytes(photo(1)))]
-    broken = [tensor(client, "image", as_bytes(photo(1), b"no image"))]
-    logits = {"outputs": [CLIENTS[client].InferRequestedOutput("logits")]}
-    is_http = client == "http"
-    bad, missing = ("422", "404") if is_http else ("INVALID_ARGUMENT", "NOT_FOUND")
-    late = "504" if is_http else "DEADLINE_EXCEEDED"
-    for model, inputs, options, status, reason in (
-        ("tiny", broken, {}, bad, "images[1]"),
-        ("tiny", good, logits, bad, "no output 'logits'"),
-        ("tiny", good, {"sequence_id": 5, "sequence_start": True}, bad, "sequence_"),
-        ("tiny", good, {"timeout": 1}, late, "deadline"),
-        ("other", good, {}, missing, "No model 'other'"),
-        ("tiny", good, {"model_version": "7"}, missing, "no version '7'"),
-    ):
-        with pytest.raises(InferenceServerException) as caught:
-            ask(service, client, "infer", model, inputs, **options)
-        assert status in str(caught.value.status()), caught.value
-        assert reason in str(caught.value.message())
-    assert not ask(service, client, "is_model_ready", "tiny", "7") if is_http else True
-    assert ask(service, client, "infer", "tiny", good).as_numpy("cls1").shape == (1, 32)
-
-
 @pytest.fixture(scope="module")
 def managed(
     run_service: Callable[..., Any],

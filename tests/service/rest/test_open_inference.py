@@ -208,8 +208,10 @@ async def test_wrong_binary_lengths_and_requests_are_refused(client: httpx.Async
         assert isinstance(answer.json()["error"], str)
     query = await client.post(INFER + "?fit=aspect", json={"inputs": [TEXT]})
     method = await client.delete(INFER)
-    assert [query.status_code, method.status_code] == [422, 405]
-    assert all(isinstance(answer.json()["error"], str) for answer in (query, method))
+    version = await client.get("/v2/models/fake/versions/7/ready")
+    answers = (query, method, version)
+    assert [answer.status_code for answer in answers] == [422, 405, 404]
+    assert all(isinstance(answer.json()["error"], str) for answer in answers)
 
 
 @given(st.binary(max_size=60), st.integers(-1, 70), st.none() | st.integers(-1, 250))

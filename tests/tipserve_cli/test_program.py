@@ -98,40 +98,6 @@ def test_a_package_is_shown_and_a_missing_one_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["models", "--url=ftp://x"], "--url: 'ftp://x': write http://host:8000"),
-        (["models", "--url=http://x", "--runtime=onnx"], "--runtime has no effect with --url"),
-        (["models", "--model=no/such/folder/here"], "no/such/folder/here"),
-        (
-            ["models", "--runtime=abacus"],
-            "runtime: Input should be 'auto', 'onnx', 'openvino', 'tensorrt' or 'torch'",
-        ),
-        (["models", "--url=http://x", "--api-key-file=missing"], "missing: No such file"),
-        (["segment", "missing.jpg", "--classes=a", "-o=m.png"], "missing.jpg: No such file"),
-        (["embed", "missing", "-o=x.parquet"], "missing does not exist"),
-        (["embed", ".", "-o=x.parquet", "--outputs=cls3"], "--outputs 'cls3' is invalid"),
-        (["embed", ".", "-o=x.csv"], "Give a file name that ends in .parquet, or a folder"),
-        (["embed", "memory://x", "-o=s3://bucket/x.parquet"], "give a folder of the store"),
-        (["embed", "oci://bucket/x", "-o=x.parquet"], "pip install 'tipserve[stores]'"),
-    ],
-)
-def test_a_wrong_argument_is_named_and_writes_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    sentence: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == FAILED
-    error = capsys.readouterr().err
-    assert error.startswith(f"tipserve {arguments[0]}: ")
-    assert sentence in error
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
     ("error", "sentence"),
     [
         (OSError(28, "No space left on device"), "tipserve models: No space left on device.\n"),

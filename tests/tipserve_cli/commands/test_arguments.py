@@ -15,6 +15,26 @@ from tipserve_cli.program import FAILED, main
 
 MANY = ",".join(map(str, range(256)))
 SETS = "--segmentation images masks names.txt"
+# With a model in this process, or a server of their own.
+HERE = [
+    ("models --url=ftp://x", "--url: 'ftp://x': write http://host:8000"),
+    ("models --url=http://x --runtime=onnx", "--runtime has no effect with --url"),
+    ("models --url=http://x --api-key-file=missing", "missing: No such file"),
+    ("models --model=no/such/folder/here", "no/such/folder/here"),
+    (
+        "models --runtime=abacus",
+        "runtime: Input should be 'auto', 'onnx', 'openvino', 'tensorrt' or 'torch'",
+    ),
+    ("segment missing.jpg --classes=a -o=m.png", "missing.jpg: No such file"),
+    ("embed missing -o=x.parquet", "missing does not exist"),
+    ("embed . -o=x.parquet --outputs=cls3", "--outputs 'cls3' is invalid"),
+    ("embed . -o=x.csv", "Give a file name that ends in .parquet, or a folder"),
+    ("embed memory://x -o=s3://bucket/x.parquet", "give a folder of the store"),
+    ("embed oci://bucket/x -o=x.parquet", "pip install 'tipserve[stores]'"),
+    ("bench", "name a running server"),
+    ("bench --url=grpc://localhost:8001", "name a running server"),
+]
+# With a server.
 WRONG = [
     ("classify image.png", "Give the classes by --classes or by --classes-file."),
     (
@@ -51,8 +71,6 @@ WRONG = [
     ("search none.parquet a", "none.parquet cannot be read as Parquet."),
     ("search other.parquet a", "other.parquet is no output of `tipserve embed`."),
     ("search . a", ". has no parts"),
-    ("bench", "name a running server"),
-    ("bench --url=grpc://localhost:8001", "name a running server"),
     ("evaluate", "Give a set: --segmentation, --retrieval, --classification, --instances, --knn"),
     ("evaluate --linear-segmentation nowhere names.txt", "nowhere/train/images is not a folder"),
     ("evaluate --knn=nowhere", "nowhere/train is missing"),
@@ -90,16 +108,23 @@ def folder(image: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("line", "sentence"), WRONG, ids=[line[:60] for line, _ in WRONG])
+@pytest.mark.parametrize(("line", "sentence"), [*HERE, *WRONG])
 def test_what_is_wrong_is_named(
-    fake: Fake, folder: Path, capsys: pytest.CaptureFixture[str], line: str, sentence: str
+    folder: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    sentence: str,
 ) -> None:
-    fake.head = list(map(str, range(256)))
-    if line.startswith("bench"):
-        line = line if "--url" in line else f"{line} --url=fake"
+    if (line, sentence) not in HERE:
+        fake: Fake = request.getfixturevalue("fake")
+        fake.head = list(map(str, range(256)))
     before = {path.name for path in folder.iterdir()}
-    assert main(shlex.split(line)) == FAILED
-    assert sentence in capsys.readouterr().err
+    command, *arguments = shlex.split(line)
+    assert main([command, *arguments]) == FAILED
+    error = capsys.readouterr().err
+    assert error.startswith(f"tipserve {command}: ")
+    assert sentence in error
     assert {path.name for path in folder.iterdir()} <= before | {"evaluation", "x"}
 
 

@@ -192,14 +192,7 @@ def _folder(path: Path) -> PackageSource | FolderSource | JoinedSource:
         return PackageSource(str(path))
     if _holds_heads(path):
         return _with_model(path)
-    is_transformers = (path / "config.json").is_file()
-    is_official = any(path.glob("*.npz"))
-    if is_transformers and is_official:
-        raise SourceError(
-            f"{path} holds both a transformers checkpoint (config.json) and official .npz files; "
-            "move one of them to another folder"
-        )
-    if not is_transformers and not is_official:
+    if not (path / "config.json").is_file() and not any(path.glob("*.npz")):
         raise SourceError(
             f"{path} is not a model: a package has {MANIFEST_NAME}, a transformers folder "
             "config.json, the official checkpoints a pair of .npz files"

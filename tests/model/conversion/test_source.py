@@ -34,7 +34,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder_with(tmp_path / "x", "config.json", "model.safetensors")
     folder_with(tmp_path / "official", "a_vision.npz", "a_text.npz")
     folder_with(tmp_path / "x+y", "config.json")
-    folder_with(tmp_path / "both", "config.json", "a_vision.npz")
     folder_with(tmp_path / "none", "image.png")
     folder_with(tmp_path / "scenic", "tips_v2_b14_depth_dpt.zip")
     for name in ("x-dpt", "heads", "package-dpt"):
@@ -104,7 +103,6 @@ def test_a_folder_of_dense_heads_comes_with_the_folder_beside_it(here: Path, fol
                 *("a/../b", "google/tips v2", "-a/b", "a/b--c", "a/b@../c", "a/b\n"),
             )
         ),
-        ("both", "both a transformers checkpoint"),
         ("none", r"is not a model: .*tipserve\.json.*\.npz"),
         ("depth.zip", "is a file; name the folder"),
         ("heads", r"heads holds dense heads without .*MODEL\+heads"),

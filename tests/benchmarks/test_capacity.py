@@ -82,7 +82,7 @@ def test_a_harder_demand_never_needs_fewer_replicas() -> None:
         ("margin", (0.0, 0.5, 2.0)),
         ("texts", (0, 10, 35)),
     ):
-        demands = [replace(DEMAND, new_text_share=0.4, **{name: value}) for value in values]
+        demands = [replace(DEMAND, new_text_share=0.4, **{name: value}) for value in values]  # type: ignore[arg-type]
         counts = [plan(demand, COSTS)[0] for demand in demands]
         assert counts == sorted(counts)
         assert counts[0] < counts[-1]

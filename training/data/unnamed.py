@@ -9,7 +9,7 @@ Legend: M sprites, S side of a sprite or an image in pixels.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -105,20 +105,18 @@ class UnnamedSource:
         bank: The drawings.
         photos: Background photos.
         seed: The data set's seed.
-        scenes: Size of an image and how drawings are changed.
     """
 
     bank: UnnamedBank
     photos: Sequence[Photo]
     seed: int = 0
-    scenes: SceneConfig = field(default=CLOSE_UP)
 
     def image(self, index: int) -> tuple[NDArray[np.uint8], str]:
         """Compose image number `index`: uint8 [S, S, 3], and its drawing's title."""
         rng = np.random.default_rng((self.seed, _STREAM, index))
-        canvas, _ = draw_background(rng, self.scenes.size, self.photos)
+        canvas, _ = draw_background(rng, CLOSE_UP.size, self.photos)
         row = int(rng.integers(len(self.bank.titles)))
-        size = float(rng.uniform(self.scenes.min_size, self.scenes.max_size))
-        colour, alpha, _ = place_sprite(rng, self.bank.rgba_MSS4[row], self.scenes, size)
+        size = float(rng.uniform(CLOSE_UP.min_size, CLOSE_UP.max_size))
+        colour, alpha, _ = place_sprite(rng, self.bank.rgba_MSS4[row], CLOSE_UP, size)
         pixels = canvas * (1 - alpha[..., None]) + colour
         return np.clip(pixels + 0.5, 0, 255).astype(np.uint8), self.bank.titles[row]

@@ -80,7 +80,7 @@ class FrozenEncoder:
         )
 
 
-def shuffled(package: ModelPackage, folder: Path, seed: int = 0) -> ModelPackage:
+def shuffled(package: ModelPackage, folder: Path) -> ModelPackage:
     """Write a package whose vision graph has the same weights in random places.
 
     Each tensor keeps its numbers, so layers keep their scale; what was learnt is gone.
@@ -88,11 +88,10 @@ def shuffled(package: ModelPackage, folder: Path, seed: int = 0) -> ModelPackage
     Args:
         package: Is copied.
         folder: Of the new package; an older one is replaced.
-        seed: Of the order.
     """
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(package.path, folder)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     path = folder / VISION_FILE
     graph = onnx_ir.load(path)
     for name, value in graph.graph.initializers.items():

@@ -1,6 +1,6 @@
 """Scenes of named drawings with their masks: four side by side, or crowds of them.
 
-Scene i is a pure function of (seed, i), so what is computed from them can be resumed.
+Scene i is a pure function of i, so what is computed from them can be resumed.
 
 Legend: M sprites, S side of a scene in pixels.
 """
@@ -80,13 +80,11 @@ class ViewSource:
         drawings: What is shown.
         photos: Background photographs.
         size: Side of a scene in pixels.
-        seed: Of every choice.
     """
 
     drawings: NamedDrawings
     photos: Sequence[Photo]
     size: int
-    seed: int = 0
 
     @property
     def scenes_per_pass(self) -> int:
@@ -97,8 +95,8 @@ class ViewSource:
         """Scene number `index`; k in its mask stands for `names[k - 1]`."""
         number, place = divmod(index, self.scenes_per_pass)
         rgba_MSS4, name_M = self.drawings.rgba_MSS4, self.drawings.name_M
-        order = np.random.default_rng((self.seed, _VIEWS, number)).permutation(len(name_M))
-        rng = np.random.default_rng((self.seed, _VIEWS, number, place))
+        order = np.random.default_rng((0, _VIEWS, number)).permutation(len(name_M))
+        rng = np.random.default_rng((0, _VIEWS, number, place))
         canvas = _Canvas(rng, self.photos)
         half = canvas.side // 2
         quarter = replace(_QUARTER, size=half)

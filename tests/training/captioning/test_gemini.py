@@ -137,12 +137,11 @@ def test_the_key_comes_from_the_secrets_file_of_the_cluster(
 
 
 def test_the_prompt_has_the_samples_texts_cut_to_a_limit() -> None:
-    config = GeminiConfig(
-        prompt="In {words} words.", max_words=9, alt_source="web", max_text_characters=11
-    )
-    both = replace(SAMPLE, captions={"web": "an alt\ntext, long", "paligemma": "a dog", "alt": "n"})
+    config = GeminiConfig(prompt="In {words} words.", max_words=9)
+    long = replace(SAMPLE, captions={"alt": f"an alt\ntext {'x' * 2000}", "paligemma": "a dog"})
     assert config.text_for(SAMPLE) == "In 9 words."
-    assert config.text_for(both) == "In 9 words.\nAlt text: an alt text\nShort caption: a dog"
+    text = f"an alt text {'x' * 2000}"[:1000]
+    assert config.text_for(long) == f"In 9 words.\nAlt text: {text}\nShort caption: a dog"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def unnamed() -> UnnamedSource:
     """Three plain sprites, of which one has no title."""
     rgba_MSS4 = np.full((3, 8, 8, 4), 255, np.uint8)
     bank = UnnamedBank(rgba_MSS4=rgba_MSS4, titles=("lamp", "", "kettle"))
-    return UnnamedSource(bank=bank, photos=(), scenes=replace(CONFIG, count_weights=(1.0,)))
+    return UnnamedSource(bank=bank, photos=())
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -212,14 +212,14 @@ class Admission:
         return unavailable(self.state)
 
     async def take(
-        self, ticket: Ticket, budget: PatchBudget, *, num_patches: int, num_bytes: int = 0
+        self, call: Call, budget: PatchBudget, *, num_patches: int, num_bytes: int = 0
     ) -> None:
         """Take all that a request needs, before any work.
 
         An image may need more bytes than there are in all: it is then decoded alone.
 
         Args:
-            ticket: Of the request.
+            call: Of a request that has entered.
             budget: Of its model.
             num_patches: Exact cost of its images and texts.
             num_bytes: The larger of what decoding and the answer take; 0 if both are small.
@@ -231,12 +231,14 @@ class Admission:
             DeadlineExceeded: The deadline cannot be met.
         """
         self.check_open()
+        ticket = call.ticket
+        assert isinstance(ticket, Ticket)
         num_bytes = min(num_bytes, self.max_work_bytes)
         with self._lock:
-            is_stream = ticket.call.waits_for_capacity
-            if not is_stream and budget.is_full(ticket.call.caller):
+            is_stream = call.waits_for_capacity
+            if not is_stream and budget.is_full(call.caller):
                 raise budget.full()  # before the deadline: a full queue is the better reason
-            budget.check(num_patches, ticket.call)
+            budget.check(num_patches, call)
             waiter = _Waiter(ticket, budget, num_patches, num_bytes)
             if not is_stream and (not waiter.fits_patches or self._is_reserved(budget)):
                 raise budget.full()

@@ -493,10 +493,9 @@ class DataPlane:
     async def _take(
         self, call: Call, model: ServedModel, *, num_patches: int, num_bytes: int = 0
     ) -> None:
-        assert call.ticket is not None
         with call.stage("admit"):
             await self.admission.take(
-                call.ticket, model.budget, num_patches=num_patches, num_bytes=num_bytes
+                call, model.budget, num_patches=num_patches, num_bytes=num_bytes
             )
 
     async def _encode(

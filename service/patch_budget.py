@@ -1,7 +1,7 @@
 """The patches of one model's queue: what admitted requests hold, and which others fit."""
 
 from collections import Counter
-from typing import Final, Protocol
+from typing import Final
 
 from service.call import Call
 from service.errors import (
@@ -11,6 +11,7 @@ from service.errors import (
     ServiceError,
     device_unhealthy,
 )
+from service.lanes.batching import Batcher
 from service.monitoring.metrics import Metrics, ModelCounter
 
 # Bounds of the delay before a retry, and its value before anything was measured.
@@ -23,18 +24,6 @@ FIRST_RETRY_S: Final = 1.0
 HELD_TO_FREE: Final = 7
 
 
-class Lanes(Protocol):
-    """What admission asks the lanes of a model; see `service.lanes.batching.Batcher`."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether any lane takes work."""
-
-    @property
-    def patches_per_s(self) -> float | None:
-        """Patches that the lanes compute in a second; None before the first."""
-
-
 class PatchBudget:
     """The patches of one model that all its admitted requests hold. Changed by `Admission` only.
 
@@ -45,7 +34,7 @@ class PatchBudget:
         rejected: Counts refused requests by reason.
     """
 
-    def __init__(self, max_patches: int, metrics: Metrics, lanes: Lanes) -> None:
+    def __init__(self, max_patches: int, metrics: Metrics, lanes: Batcher) -> None:
         self.max_patches = max_patches
         self.num_patches = 0
         self.num_requests = 0

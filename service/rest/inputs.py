@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
+from service.admission import Ticket
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
@@ -162,7 +163,7 @@ async def fetch_image(fetcher: UrlFetcher | None, url: str, *, param: str) -> by
             param=param,
         )
     ticket = current_call.get().ticket
-    assert ticket is not None
+    assert isinstance(ticket, Ticket)
 
     def hold(num_bytes: int) -> None:
         ticket.hold_body(ticket.num_body_bytes + num_bytes)

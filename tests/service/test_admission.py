@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from service.admission import MAX_WAITING, Admission, ServerState, Ticket
 from service.call import Call
 from service.errors import DeadlineExceeded, Overloaded, Unavailable
+from service.lanes.batching import Batcher
 from service.monitoring.metrics import Metrics
 from service.patch_budget import PatchBudget
 from tests.service.conftest import Clock
@@ -18,11 +19,14 @@ from tests.service.conftest import Clock
 MAX_PATCHES, MAX_BYTES = 80, 100
 
 
-class FakeLanes:
+class FakeLanes(Batcher):
     """Lanes whose health a test sets."""
 
     is_ready = True
     patches_per_s = 10.0
+
+    def __init__(self) -> None:
+        pass
 
 
 class Gate:
@@ -44,7 +48,7 @@ class Gate:
 
     async def take(self, ticket: Ticket, num_patches: int = 1, num_bytes: int = 0) -> Ticket:
         budget = self.budget
-        await self.admission.take(ticket, budget, num_patches=num_patches, num_bytes=num_bytes)
+        await self.admission.take(ticket.call, budget, num_patches=num_patches, num_bytes=num_bytes)
         return ticket
 
     async def waiting(

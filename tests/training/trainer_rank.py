@@ -27,12 +27,12 @@ from training.trainer import Trainer
 
 GLOBAL_BATCH = 8
 STOP_AFTER = 7
-KINDS: tuple[ParallelKind, ...] = ("ddp", "fsdp2")
+KINDS: tuple[ParallelKind, ...] = ("ddp", "fsdp2", "hsdp")
 STOPPED = "fsdp2-stopped"
 
 
 def config_of(name: str, root: Path, data: Path, *, num_ranks: int) -> TrainingConfig:
-    """Twenty steps by AdamW; or, by the name's end, four of two micro-batches by Muon.
+    """Twenty steps by AdamW; or, by the name's end, four of two micro-batches by Muon or bfloat16.
 
     Muon orthogonalises in bfloat16, where the last bit of a sum over ranks becomes a
     hundred-thousandth of the loss.
@@ -46,9 +46,11 @@ def config_of(name: str, root: Path, data: Path, *, num_ranks: int) -> TrainingC
         data=replace(tiny.data, folder=data, crops=CropConfig(num_local=1, local_size=14)),
         num_steps=20,
         batch_size=GLOBAL_BATCH // num_ranks,
-        parallel="fsdp2" if name.startswith("fsdp2") else "ddp",
+        parallel=next((kind for kind in KINDS if name.startswith(kind)), "ddp"),
         runs=root,
     )
+    if name.endswith("bfloat16"):
+        return replace(config, num_steps=4, accumulate=2, precision="bfloat16")
     if not name.endswith("accumulate"):
         return config
     muon = OptimConfig(optimizer="muon")
@@ -58,9 +60,11 @@ def config_of(name: str, root: Path, data: Path, *, num_ranks: int) -> TrainingC
 def main(rank: int, folder: Path, data: Path) -> None:
     """Take part in all runs; `run` leaves the process group at its end."""
     patch = pytest.MonkeyPatch()
+    patch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines
     use_few_scenes(patch)
     for kind in KINDS:
-        for name in (kind, f"{kind}-accumulate"):
+        last = "bfloat16" if kind == "hsdp" else "accumulate"
+        for name in (kind, f"{kind}-{last}"):
             join(rank, folder, f"store-{name}")
             run(config_of(name, folder / "shared", data, num_ranks=2))
     # Only the second rank is asked to stop; a second start resumes.

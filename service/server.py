@@ -111,7 +111,7 @@ class Server:
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()
         self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-        self.protection = Protection.from_settings(settings, self.metrics)
+        self.protection = Protection(settings, self.metrics)
         self._listen(settings)
         self._watchdog = Watchdog(lambda: self.plane.health, self._publish_health)
         self.metrics.ready.set_function(lambda: self.plane.is_ready)

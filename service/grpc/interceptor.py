@@ -79,7 +79,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._protection = protection
         self._admission = admission
         self._stream_errors = stream_errors
-        self._reader = MessageReader(protection.num_receive_places)
+        self._reader = MessageReader(protection.settings.num_receive_places)
         self._open_reader = MessageReader(NUM_OPEN_MESSAGES)
         self._num_rpcs = self._num_streams = 0
         self._handlers: dict[str, Any] = {}
@@ -230,7 +230,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 context,
                 partial(self._answer_item, rpc, context, headers),
                 closing=self.closing,
-                idle_s=self._protection.request_timeout_s + RECEIVE_LIMIT_S,
+                idle_s=self._protection.settings.request_timeout_s + RECEIVE_LIMIT_S,
             ).run()
         except grpc.aio.InternalError:
             raise asyncio.CancelledError from None
@@ -274,7 +274,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _begin(self, name: str, context: Any, headers: Headers) -> Call:
         remaining_s = context.time_remaining()
-        longest_s = self._protection.request_timeout_s
+        longest_s = self._protection.settings.request_timeout_s
         timeout_s = longest_s if remaining_s is None else min(longest_s, remaining_s)
         host = self._host_of(context, headers)
         call = self._telemetry.begin("grpc", name, headers, timeout_s, host=host)

@@ -196,7 +196,7 @@ class GrpcServer:
 def channel_options(protection: Protection) -> list[tuple[str, int]]:
     """Limits that gRPC's core enforces, in milliseconds and bytes."""
     return [
-        ("grpc.max_receive_message_length", protection.max_body_bytes),
+        ("grpc.max_receive_message_length", protection.settings.max_request_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
         # A set of bits whose only one is "identity". A compressed message of 32 kB has 33 MB: 400
@@ -208,7 +208,7 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         # Clients reconnect through the balancer and so reach new replicas.
         ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
-        ("grpc.max_connection_age_grace_ms", int(1000 * protection.request_timeout_s)),
+        ("grpc.max_connection_age_grace_ms", int(1000 * protection.settings.request_timeout_s)),
         # Detects a vanished peer, and disconnects one that pings too often.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

@@ -173,7 +173,7 @@ class CallMiddleware:
             receive,
             send,
             ticket,
-            max_body_bytes=self._protection.max_body_bytes,
+            max_body_bytes=self._protection.settings.max_request_bytes,
             is_last=self._admission.is_stopping,
         )
         try:
@@ -237,7 +237,7 @@ class CallMiddleware:
             transport,
             scope["method"],
             carried,
-            self._protection.request_timeout_s,
+            self._protection.settings.request_timeout_s,
             host=self._protection.proxies.host_of(peer, forwarded),
         )
 
@@ -259,7 +259,7 @@ class CallMiddleware:
                     "X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1.",
                     param="X-Request-Timeout-Ms",
                 )
-            timeout_s = min(self._protection.request_timeout_s, int(timeout_ms) / 1000)
+            timeout_s = min(self._protection.settings.request_timeout_s, int(timeout_ms) / 1000)
             call.deadline = call.started + timeout_s
         priority = headers.get(b"x-request-priority")
         if priority is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
@@ -124,13 +124,12 @@ class Desk:
 @pytest.fixture
 def desk(make_settings: Any, metrics: Metrics) -> Desk:
     """Bodies have at most 80 bytes, all together at most 100; requests at most 5 s."""
-    protection = Protection.from_settings(make_settings(), metrics)
+    limits = {"max_image_bytes": 80, "max_request_bytes": 80, "request_timeout_s": 5.0}
+    protection = Protection(make_settings(**limits), metrics)
     admission = Admission(metrics, max_body_bytes=100, max_work_bytes=1)
     admission.open()
     desk = Desk(protection, admission, metrics)
-    desk.protection = replace(
-        protection, max_body_bytes=80, request_timeout_s=5.0, keys=cast("Any", desk)
-    )
+    protection.keys = cast("Any", desk)
     return desk
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
@@ -75,22 +76,23 @@ def test_export_finds_all_that_it_needs(
     manifest = build_manifest(encoder, output, name="tiny")
     assert (manifest.scores, manifest.licence) == ([ENTRY], "Apache-2.0")
     assert (manifest.zero_shot.features, manifest.zero_shot.templates) == ("values", "tcl")
-    art, held_out = (manifest.provenance[name] for name in ("art", "evaluation_only_art"))
-    assert {"noto", "clipart"} <= set(art)  # type: ignore[arg-type]
-    assert {"fluent-3d", "openmoji", "stamps"} == set(held_out)  # type: ignore[arg-type]
-    assert (
-        manifest.provenance
-        | {
-            "classification": {"templates": "none"},
-            "compared_with": package.name,
-            "steps": 40,
-            "recipe": "student",
-            # The package has no path of this machine.
-            "configs": [{"num_steps": 40, "data": {"folder": "data", "styles": ["noto"]}}],
-            "other_seeds": [{"row": "student, seed 1", "run": "student-seed-7", "steps": 40}],
-        }
-        == manifest.provenance
-    )
+    check_provenance(manifest.provenance, package.name)
+
+
+def check_provenance(provenance: Mapping[str, Any], compared_with: str) -> None:
+    art, held_out = (provenance[name] for name in ("art", "evaluation_only_art"))
+    assert {"noto", "clipart"} <= set(art)
+    assert {"fluent-3d", "openmoji", "stamps"} == set(held_out)
+    expected = {
+        "classification": {"templates": "none"},
+        "compared_with": compared_with,
+        "steps": 40,
+        "recipe": "student",
+        # The package has no path of this machine.
+        "configs": [{"num_steps": 40, "data": {"folder": "data", "styles": ["noto"]}}],
+        "other_seeds": [{"row": "student, seed 1", "run": "student-seed-7", "steps": 40}],
+    }
+    assert {name: provenance[name] for name in expected} == expected
 
 
 def test_a_run_without_a_model_is_named(run: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
@@ -54,6 +54,7 @@ EVERY_ADDRESS = "0.0.0.0"
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+MAX_MESSAGE_BYTES: Final = 2**31 - 1  # gRPC's limit is an int32
 Route = Annotated[str, Field(pattern=r"^/[\w./:@~-]+$", max_length=512)]
 
 
@@ -202,7 +203,7 @@ class Settings(BaseSettings):
     take more for each of their own pixels: WebP 12, HEIC 14, HEIC of more than 8 bits 21,
     progressive JPEG without subsampling 6, TIFF in one strip 7."""
     max_request_bytes: Positive = 32 * 1024 * 1024
-    """Maximum bytes of a request body or message."""
+    """Maximum bytes of a request body or message, below 2 GiB."""
     request_timeout_s: Seconds = 60.0
     """Deadline in seconds of a request that sets none, and the longest that a request may set."""
     max_body_memory_bytes: Positive = 128 * 1024 * 1024
@@ -307,9 +308,16 @@ class Settings(BaseSettings):
             return value
         names = [name.strip() for name in value.split(",") if name.strip()]
         try:
-            return tuple(ip_network(name) for name in names)
+            networks = tuple(ip_network(name) for name in names)
         except ValueError as error:
             raise ValueError(f"write addresses or networks, such as 10.0.0.0/8; {error}") from None
+        for network in networks:
+            if network.prefixlen == 0:
+                raise ValueError(
+                    f"{network} would let every caller choose its own address; name the networks "
+                    "of your proxies only"
+                )
+        return networks
 
     @field_validator("model", mode="before")
     @classmethod
@@ -350,6 +358,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "max_queue_patches must be at least max_batch_patches, or no batch ever fills; "
                 f"{self.max_queue_patches} is less than {self.max_batch_patches}"
+            )
+        if self.max_request_bytes > MAX_MESSAGE_BYTES:
+            raise ValueError(
+                f"max_request_bytes must be at most {MAX_MESSAGE_BYTES}, gRPC's largest message; "
+                f"it is {self.max_request_bytes}"
             )
         if self.max_image_bytes > self.max_request_bytes:
             raise ValueError("max_request_bytes must be at least max_image_bytes")

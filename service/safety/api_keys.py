@@ -104,8 +104,8 @@ class ApiKeys:
         num_workers: Processes among which the limits of callers are divided.
 
     Raises:
-        ValueError: A key is invalid, or a source holds no key.
-        OSError: The file cannot be read.
+        ValueError: A key is invalid or has two names, the file cannot be read, or a source holds
+            no key.
     """
 
     def __init__(
@@ -120,11 +120,19 @@ class ApiKeys:
         self._metrics, self._clock, self._num_workers = metrics, clock, num_workers
         self._lock = threading.Lock()
         self.is_required = fixed is not None or file is not None
-        self._fixed = [] if fixed is None else self._parsed(fixed.split(","), "api_keys")
+        self._fixed: list[Key] = []
+        if fixed is not None:
+            self._fixed = self._parsed(fixed.split(","), "api_keys")
         self._filed: Callable[[], list[Key]] = list
         if file is not None:
             parse = partial(self._parse_file, str(file))
-            self._filed = Reloaded("the API keys", [file], parse, clock=clock).current
+            try:
+                self._filed = Reloaded("the API keys", [file], parse, clock=clock).current
+            except OSError as error:
+                raise ValueError(
+                    f"api_keys_file: {error}; write one key a line to that file "
+                    "(openssl rand -hex 32), or name another"
+                ) from error
 
     def enter(self, authorization: str | None, api_key: str | None) -> Callable[[], None]:
         """Check the key of a request, in either of two headers; call the result at its end.
@@ -183,12 +191,19 @@ class ApiKeys:
     def _parsed(self, lines: Sequence[str], where: str) -> list[Key]:
         found: list[Key] = []
         callers: dict[str, Caller] = {}
+        names = {digest: caller.name for digest, caller in self._fixed}
         for number, line in enumerate(filter(None, map(str.strip, lines)), start=1):
             try:
                 digest, caller = _parse(line, self._num_workers)
                 if callers.setdefault(caller.name, caller) != caller:
                     raise ValueError(
                         f"{caller.name} has other limits before; keys of one name share them"
+                    )
+                other = names.setdefault(digest, caller.name)
+                if other != caller.name:
+                    raise ValueError(
+                        f"the key is also that of {other or 'a caller without a name'}; keep one "
+                        "of the two"
                     )
             except ValueError as error:
                 raise ValueError(f"API key number {number} of {where}: {error}") from None

@@ -100,11 +100,17 @@ def test_a_source_without_good_keys_stops_the_start(
     assert not text.strip() or text not in str(caught.value)
 
 
-@pytest.mark.parametrize("setting", [{"api_keys": " , "}, {"api_keys_file": "/no/such/file"}])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"api_keys": " , "}, "api_keys holds no API key"),
+        ({"api_keys_file": "/no/such/file"}, "api_keys_file: .*/no/such/file.*; write one key a"),
+    ],
+)
 def test_keys_that_cannot_be_read_stop_the_start(
-    make_settings: Callable[..., Any], setting: dict[str, str]
+    make_settings: Callable[..., Any], setting: dict[str, str], words: str
 ) -> None:
-    with pytest.raises((ValueError, OSError), match=r"holds no API key|no.such"):
+    with pytest.raises(ValueError, match=words):
         Server(make_settings(**setting))
 
 
@@ -196,6 +202,8 @@ def test_each_of_several_workers_has_its_share_of_a_callers_limits(limited: Limi
         ("name=a requests_per_s=inf", "are above 0"),
         ("name=a requests_at_once=0", "are above 0"),
         (f"name=a\n{SECOND} name=a requests_per_s=2", "a has other limits before"),
+        (f"name=a\n{FIRST} name=b", "the key is also that of a; keep one of the two"),
+        (f"name=a\n{FIRST}", "the key is also that of a"),
         ("\n" + "\n".join(f"{FIRST}{n} name=n{n}" for n in range(101)), "102 names, at most 100"),
     ],
 )
@@ -206,6 +214,13 @@ def test_wrong_options_of_a_key_are_errors_without_the_key(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         ApiKeys(metrics, file=file)
     assert FIRST not in str(caught.value)
+
+
+def test_a_key_of_the_variable_has_no_other_name_in_the_file(metrics: Metrics, file: Path) -> None:
+    file.write_text(f"{FIRST} name=acme\n")
+    ApiKeys(metrics, fixed=f"{FIRST} name=acme", file=file)
+    with pytest.raises(ValueError, match="the key is also that of a caller without a name"):
+        ApiKeys(metrics, fixed=FIRST, file=file)
 
 
 async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(serving: Serving) -> None:

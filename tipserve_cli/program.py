@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Final, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.completion.install import create_install_completion_command
 from rich.console import Console
 
 # Exit statuses. After 130 (SIGINT) and 143 (SIGTERM) the same command continues resumable jobs.
@@ -175,7 +176,7 @@ def new_app() -> App:
         exit_on_error=False,
         print_error=False,
     )
-    app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
+    app.command(_completion_of(app), name="--install-completion")
     for name, (text, examples) in COMMANDS.items():
         app.command(
             FUNCTIONS.get(name, f"tipserve_cli.commands.{name}:run"),
@@ -186,6 +187,24 @@ def new_app() -> App:
     # Only for help and completion: `main` replaces the process by the server.
     app.command(_serve, name=SERVE, help=SERVE_HELP)
     return app
+
+
+def _completion_of(app: App) -> Callable[..., None]:
+    def install(
+        *,
+        shell: Literal["bash", "zsh", "fish"] | None = None,
+        output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
+    ) -> None:
+        """Install completion for bash, zsh or fish.
+
+        Args:
+            shell: Default: that of this terminal.
+            output: Write this file only. Default: the shell's own, loaded by its start file.
+        """
+        write = create_install_completion_command(app.install_completion, output is None)
+        write(shell=shell, output=output)
+
+    return install
 
 
 def _serve(*options: str) -> None:

@@ -163,12 +163,15 @@ def test_a_module_of_the_working_folder_hides_none_of_ours(
 
 
 def test_completion_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The command adds a line to the start file of the shell.
     monkeypatch.setenv("HOME", str(tmp_path))
     script = tmp_path / "completion"
     assert main(["--install-completion", "--shell=bash", f"--output={script}"]) == 0
+    assert list(tmp_path.iterdir()) == [script]
     words = set(re.findall(r"[\w-]+", script.read_text()))
     assert words >= {*COMMANDS, SERVE, "--classes", "--runtime", "overlay", "int8_weights"}
+    # Without a file, the start file of the shell loads it.
+    assert main(["--install-completion", "--shell=bash"]) == 0
+    assert "tipserve" in (tmp_path / ".bashrc").read_text()
 
 
 @pytest.mark.parametrize(

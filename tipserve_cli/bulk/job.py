@@ -248,8 +248,9 @@ def locked_folder(place: str, job: Job) -> Iterator[JobFolder]:
 
 
 def errors_file(file: Path) -> Path:
-    """File with the skipped images, if there are any."""
-    return file.with_name(f"{file.stem}.errors.jsonl")
+    """File with the skipped images, if there are any; that of no other output."""
+    name = file.stem if file.suffix.lower() == ".parquet" else file.name
+    return file.with_name(f"{name}.errors.jsonl")
 
 
 def write_folder(job: Job, place: str, compute: Compute, *, overwrite: bool) -> JobFolder:

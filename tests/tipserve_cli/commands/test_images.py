@@ -81,9 +81,9 @@ def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
     assert fake.num_images < 5
     assert "4 instances in 4 images" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {
-        "found.errors.jsonl", "found.json", "image.png", "photos"
+        "found.json.errors.jsonl", "found.json", "image.png", "photos"
     }  # fmt: skip
-    (skipped,) = map(json.loads, (tmp_path / "found.errors.jsonl").read_text().splitlines())
+    (skipped,) = map(json.loads, (tmp_path / "found.json.errors.jsonl").read_text().splitlines())
     assert (skipped["file_name"], skipped["code"]) == ("c.jpg", "invalid_image")
     found = json.loads(file.read_text())
     assert [one["file_name"] for one in found["images"]] == NAMES
@@ -151,7 +151,7 @@ def test_the_classes_of_a_folder_become_a_table_or_lines(
         ("b.png", "1", "cat", "0.75", "0.375"),
     ]
     assert rows[-1]["file"] == "more/e.png"
-    (skipped,) = map(json.loads, (tmp_path / "found.errors.jsonl").read_text().splitlines())
+    (skipped,) = map(json.loads, (tmp_path / "found.csv.errors.jsonl").read_text().splitlines())
     assert (skipped["file_name"], skipped["code"]) == ("c.jpg", "invalid_image")
     assert main([*command, str(table)]) == FAILED
     assert f"{table} exists" in capsys.readouterr().err

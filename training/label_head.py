@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from torch.nn import functional as F
 
 SHARPNESS: Final = (5.0, 10.0, 20.0, 40.0)
@@ -75,11 +76,16 @@ def fit_head(labelled: Labelled) -> Fitted:
     Raises:
         ValueError: A class has no embedding.
     """
+    # Threads that wait for each other take most of the time on a busy machine.
+    torch.set_num_threads(1)
     images = np.unique(labelled.image_P)
     if len(images) < NUM_FOLDS:
         return Fitted(fit(labelled, DEFAULT_SHARPNESS), DEFAULT_SHARPNESS, None)
     folds = [images[first::NUM_FOLDS] for first in range(NUM_FOLDS)]
-    scores = [held_out(labelled, folds, sharpness) for sharpness in SHARPNESS]
+    scores = [
+        held_out(labelled, folds, sharpness)
+        for sharpness in track(SHARPNESS, "fitting, with images held out")
+    ]
     best = int(np.argmax([score.iou_K.mean() for score in scores]))
     return Fitted(fit(labelled, SHARPNESS[best]), SHARPNESS[best], scores[best])
 

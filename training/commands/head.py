@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 
 from model.head import SUFFIX, Head, HeadFeatures, HeadInfo, vision_digest, write_head
 from model.labelled.sets import (
@@ -144,7 +145,7 @@ def _read_masked(given: SegmentationSet, encoder: _Encoder) -> tuple[Sequence[st
     """Names, and patches with the shares of labels in them; the background, if any, is last."""
     features, shares, image = [], [], []
     attribute = f"{encoder.package.manifest.zero_shot.features}_BND"
-    for index in range(len(given.images)):
+    for index in track(range(len(given.images)), "embedding images"):
         pixels_HW3, labels_HW = read_example(given, index)
         outputs = encoder.encode(pixels_HW3, "aspect")
         for output, seen_HW in zip(outputs, (labels_HW, labels_HW[:, ::-1]), strict=True):
@@ -169,7 +170,9 @@ def _read_folders(folder: Path, encoder: _Encoder) -> tuple[Sequence[str], Label
     given = read_classes(folder)
     # In this order each fold has images of each class.
     outputs = [
-        output for image in given.images for output in encoder.encode(read_pixels(image), "squash")
+        output
+        for image in track(given.images, "embedding images")
+        for output in encoder.encode(read_pixels(image), "squash")
     ]
     features = np.concatenate([l2_normalize(output.cls1_BD) for output in outputs])
     shares_PK = np.eye(len(given.names), dtype=np.float32)[np.repeat(given.labels, 2)]

@@ -1,8 +1,8 @@
 """The format of Hugging Face's inference endpoints, and `/embed` of TEI.
 
-The body decides the task: with `candidate_labels`, `inputs` is an image to classify; else it is
-texts to embed. The paths are those that clients build: `InferenceClient` sends to the URL that it
-is given, TEI's clients to `/embed`.
+The body decides the task: with `candidate_labels`, `inputs` is an image to classify, or an object
+with it; else it is texts to embed. The paths are those that clients build: `InferenceClient` sends
+to the URL that it is given, TEI's clients to `/embed`.
 """
 
 from typing import Annotated, Final, Literal
@@ -12,16 +12,25 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, UnsupportedMedia
 from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentClass, Truncation
 from service.rest.errors import renaming_params
-from service.rest.inputs import load_images, query_of, read_json
+from service.rest.inputs import load_images, media_type, query_of, read_json
 from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
 from service.rest.openapi import DirectRoute, json_route
 from service.rest.requests import DialectSchema, Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
 
 PATHS: Final = ("/", "/embed")
+IMAGE_TAG: Final = "<image>"
+# huggingface_hub gives no type with bytes.
+IMAGE_TYPES: Final = ("image/", "application/octet-stream")
+# To `image_classification` and `image_segmentation`, which send the image alone as the body.
+NO_CLASSES: Final = (
+    "A zero-shot model needs the names of classes: send application/json with "
+    "parameters.candidate_labels (zero_shot_image_classification), or the image to "
+    "/v1/images:classify?classes=dog,cat or /v1/images:segment?classes=dog,cat."
+)
 
 
 class TaskParameters(DialectSchema):
@@ -31,13 +40,27 @@ class TaskParameters(DialectSchema):
     hypothesis_template: str = "This is a photo of {}."
 
 
+class ImageObject(DialectSchema):
+    """The image of `zero-shot-image-classification`, as `@huggingface/inference` sends it."""
+
+    image: str = Field(description="The image as base64.")
+
+
+def _tag_of(value: object) -> str:
+    if isinstance(value, dict | ImageObject):
+        return IMAGE_TAG
+    return TEXT_TAG if isinstance(value, str) else LIST_TAG
+
+
 class TaskBody(DialectSchema):
     """Texts to embed; or, with `candidate_labels`, an image to classify."""
 
     inputs: Annotated[
-        Annotated[str, Tag(TEXT_TAG)] | Annotated[Strings, Tag(LIST_TAG)],
-        Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else LIST_TAG),
-        Field(description="A text, or a list of texts; or an image as base64."),
+        Annotated[str, Tag(TEXT_TAG)]
+        | Annotated[Strings, Tag(LIST_TAG)]
+        | Annotated[ImageObject, Tag(IMAGE_TAG)],
+        Discriminator(_tag_of),
+        Field(description="A text, or a list of texts; or an image, alone or in an object."),
     ]
     parameters: TaskParameters = TaskParameters()
     normalize: bool = Field(default=True, description="Scale every vector to unit length.")
@@ -79,9 +102,13 @@ def build_hugging_face_router(plane: DataPlane) -> APIRouter:
         """Vectors of texts, or classes of an image, in the format of Hugging Face."""
         plane.check_open(current_call.get().caller)
         choose_media(request.headers.get("accept"), (JSON,))
+        if media_type(request).startswith(IMAGE_TYPES) or not media_type(request):
+            raise UnsupportedMedia(NO_CLASSES, param="Content-Type")
         body = await read_json(request, plane, TaskBody, query_of(request))
         if body.parameters.candidate_labels:
             return await _classify(request, plane, body)
+        if isinstance(body.inputs, ImageObject):
+            raise InvalidRequest(NO_CLASSES, param="parameters.candidate_labels")
         texts = (body.inputs,) if isinstance(body.inputs, str) else tuple(body.inputs)
         if not texts:
             raise InvalidRequest("inputs is empty.", code="empty_list", param="inputs")
@@ -105,7 +132,8 @@ def build_hugging_face_router(plane: DataPlane) -> APIRouter:
 
 
 async def _classify(request: Request, plane: DataPlane, body: TaskBody) -> Response:
-    if not isinstance(body.inputs, str):
+    image = body.inputs.image if isinstance(body.inputs, ImageObject) else body.inputs
+    if not isinstance(image, str):
         raise InvalidRequest("inputs: with candidate_labels, give one image.", param="inputs")
     labels = body.parameters.candidate_labels
     params = _params("images", 1) | {
@@ -113,7 +141,7 @@ async def _classify(request: Request, plane: DataPlane, body: TaskBody) -> Respo
     }
     with renaming_params(params):
         message = ClassifyImagesRequest(
-            images=await load_images(request, plane, (body.inputs,)),
+            images=await load_images(request, plane, (image,)),
             classes=tuple(SegmentClass(name=label) for label in labels),
             templates=(body.parameters.hypothesis_template,),
         )

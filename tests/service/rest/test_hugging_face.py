@@ -44,6 +44,8 @@ async def test_texts_and_images_have_the_answers_of_the_native_routes(
     for template, full in ((None, "This is a photo of {}."), ("a {}.", "a {}.")):
         parameters = LABELS | {"hypothesis_template": template}
         answer = await client.post(path, json={"inputs": image, "parameters": parameters})
+        as_object = {"inputs": {"image": image}, "parameters": parameters}
+        assert (await client.post(path, json=as_object)).json() == answer.json()
         same = {"image": image, "classes": ["dog", "sky"], "templates": [full]}
         native = (await client.post("/v1/images:classify", json=same)).json()["data"][0]["classes"]
         assert answer.json() == [{"label": n["name"], "score": n["probability"]} for n in native]
@@ -61,6 +63,8 @@ async def test_errors_name_the_fields_of_the_request(client: httpx.AsyncClient) 
         ({"inputs": "eA==", "parameters": LABELS}, "inputs"),
         ({"inputs": "?", "parameters": LABELS}, "inputs"),
         ({"inputs": "x", "parameters": {"other": 1}}, "parameters.other"),
+        ({"inputs": {"image": "eA=="}}, "parameters.candidate_labels"),
+        ({"inputs": {"image": "eA==", "x": 1}, "parameters": LABELS}, "inputs.x"),
     ]
     for body, param in cases:
         answer = await client.post("/embed", json=body)
@@ -68,3 +72,21 @@ async def test_errors_name_the_fields_of_the_request(client: httpx.AsyncClient) 
     blank = {"inputs": "eA==", "parameters": {"candidate_labels": ["dog", " "]}}
     error = (await client.post("/", json=blank)).json()["error"]
     assert error["param"].startswith("parameters.candidate_labels[1]")
+
+
+@pytest.mark.parametrize("content_type", [None, "application/octet-stream", "image/png"])
+async def test_an_image_alone_is_refused_with_the_routes_that_take_it(
+    client: httpx.AsyncClient, encode_image: Encode, content_type: str | None
+) -> None:
+    # As `image_classification` and `image_segmentation` of huggingface_hub send it.
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    answer = await client.post("/", content=encode_image(), headers=headers)
+    assert answer.status_code == 415
+    for route in ("candidate_labels", "/v1/images:classify", "/v1/images:segment"):
+        assert route in answer.json()["error"]["message"]
+    named = {"classes": "dog,sky"}
+    for route in ("/v1/images:classify", "/v1/images:segment"):
+        answer = await client.post(
+            route, content=encode_image(), params=named, headers={"Content-Type": "image/png"}
+        )
+        assert answer.status_code == 200

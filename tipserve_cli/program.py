@@ -13,7 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final, Literal, NamedTuple
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import (
+    App,
+    ArgumentCollection,
+    CycloptsError,
+    Parameter,
+    Token,
+    UnknownOptionError,
+)
 from cyclopts.completion.install import create_install_completion_command
 from rich.console import Console
 
@@ -252,6 +259,9 @@ def _run(app: App, arguments: Sequence[str]) -> int:
         # Help and the version return None.
         return app(arguments) or DONE
     except CycloptsError as error:
+        if isinstance(error, UnknownOptionError) and command:
+            # `reject_options` does not know the options that its command has.
+            error.argument_collection = app[command].assemble_argument_collection()
         print(f"{program}: {error}\nRun `{program} --help` for help.", file=sys.stderr)
         return WRONG_USAGE
     except Interrupted as interrupted:
@@ -298,4 +308,7 @@ def reject_options(_: object, values: Sequence[str]) -> None:
     """Reject an option that no command has, where `-` may be given for standard input."""
     for value in [values] if isinstance(values, str) else values:
         if value.startswith("-") and value != "-":
-            raise CycloptsError(msg=f"Unknown option: {value.partition('=')[0]}.")
+            raise UnknownOptionError(
+                token=Token(keyword=value.partition("=")[0], source="cli"),
+                argument_collection=ArgumentCollection(),
+            )

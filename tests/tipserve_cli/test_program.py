@@ -82,6 +82,15 @@ def test_an_unknown_option_is_an_error(
         assert error.endswith(f"Run `tipserve {command} --help` for help.\n")
 
 
+@pytest.mark.parametrize("option", ["--clases=dog", "--clases dog", "--clases"])
+def test_an_unknown_option_names_the_one_that_is_meant(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["classify", "a"], ["segment", "a", "-o=b", "--classes=c"]):
+        assert main([*arguments, *option.split()]) == WRONG_USAGE
+        assert "Unknown option: --clases. Did you mean --classes?" in capsys.readouterr().err
+
+
 def test_the_server_replaces_the_process() -> None:
     taken: list[list[str]] = []
     main(["serve", "--http-port=0"], execute=lambda path, arguments: taken.append(arguments))

@@ -14,29 +14,10 @@ if __name__ == "__main__":
     if importlib.util.find_spec("transformers") is None:
         sys.exit("Training needs more packages. Run: pip install 'tipserve[train]'")
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from transformers.utils.logging import disable_progress_bar
+from collections.abc import Sequence
+from typing import Any, Final
 
 from model.scores.gate import Refused
-from training.commands import (
-    average,
-    caption,
-    cost,
-    data,
-    dense_heads,
-    evaluate,
-    export,
-    gate,
-    head,
-    photographs,
-    reproduce,
-    shards,
-    train,
-)
-from training.commands.train import RECIPES
 from training.preemption import Stopped
 
 # Exit statuses besides 0: an error that the message explains; a student that the gate refuses; and
@@ -44,30 +25,45 @@ from training.preemption import Stopped
 MISTAKE, REFUSED, STOPPED = 2, 3, 143
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job of the command line."""
-
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-
-
-COMMANDS: dict[str, Job] = {
-    "average": Job(average.HELP, average.add_arguments, average.run),
-    "caption": Job(caption.HELP, caption.add_arguments, caption.run),
-    "cost": Job(cost.HELP, cost.add_arguments, cost.run),
-    "data": Job(data.HELP, data.add_arguments, data.run),
-    "dense-heads": Job(dense_heads.HELP, dense_heads.add_arguments, dense_heads.run),
-    "distill": Job(train.DISTILL_HELP, train.add_distill_arguments, train.run_distill),
-    "evaluate": Job(evaluate.HELP, evaluate.add_arguments, evaluate.run),
-    "export": Job(export.HELP, export.add_arguments, export.run),
-    "gate": Job(gate.HELP, gate.add_arguments, gate.run),
-    "head": Job(head.HELP, head.add_arguments, head.run),
-    "photographs": Job(photographs.HELP, photographs.add_arguments, photographs.run),
-    "pretrain": Job(train.PRETRAIN_HELP, train.add_pretrain_arguments, train.run_pretrain),
-    "reproduce": Job(reproduce.HELP, reproduce.add_arguments, reproduce.run),
-    "shards": Job(shards.HELP, shards.add_arguments, shards.run),
+# The jobs, and what each is for. Their modules import torch or OpenCV, which takes seconds.
+RECIPES: Final = {
+    "teacher": "Pretrain a small teacher: two caption streams, and iBOT++ in the second half.",
+    "first-student": "Distil the first teacher, contrast patches with names, end at a higher "
+    "resolution.",
+    "student": "Distil the first student's patches into a new tower, with an image backbone and "
+    "titles.",
+    "photo-student": "Distil the space of the encoder for photographs into the bundled student.",
+    "debug": "Run both losses of the teacher for a minute, as a test.",
+    "teacher-g14": "Pretrain g14 at 224 pixels.",
+    "teacher-g14-high-res": "Continue teacher-g14 at 448 pixels.",
+    "student-so400m14": "Distil g14 into so400m14 at 224 pixels.",
+    "student-so400m14-high-res": "Continue student-so400m14 at 448 pixels.",
+    "student-l14": "Distil g14 into l14 at 224 pixels.",
+    "student-l14-high-res": "Continue student-l14 at 448 pixels.",
+    "student-b14": "Distil g14 into b14 at 224 pixels.",
+    "student-b14-high-res": "Continue student-b14 at 448 pixels.",
+    "student-s14": "Distil g14 into s14 at 224 pixels.",
+    "student-s14-high-res": "Continue student-s14 at 448 pixels.",
+}
+COMMANDS: Final = {
+    "average": "Average the weights of models of one training: of a model and its start, or of "
+    "checkpoints. The mean often knows what all know. A run starts from it by --set start=FOLDER.",
+    "caption": "Caption the images of shards with PaliGemma or Gemini.",
+    "cost": "Estimate operations, hours and memory of the recipes for real hardware; runs nothing.",
+    "data": "Fetch the art and render the sprite bank.",
+    "dense-heads": "Train heads for depth, normals or segmentation on a package's frozen patches, "
+    "and write the package with them.",
+    "distill": "Distil a teacher into a student on a folder of images, with or without captions.",
+    "evaluate": "Score a student, and write a checkpoint for export.",
+    "export": "Write a model package from a checkpoint.",
+    "gate": "Check an evaluated checkpoint against rules; exits with status 3 if it fails one.",
+    "head": "Fit a head to a few images with masks, or in folders by class; seconds on a CPU.",
+    "photographs": "Build an encoder of EfficientNet-Lite0 and MiniLM, and its evaluation twin; "
+    "resumes after a stop.",
+    "pretrain": "Pretrain a model on a folder of images with captions.",
+    "reproduce": "Measure the paper's effects in miniature, over several seeds; resumes after a "
+    "stop.",
+    "shards": "Build, index or describe WebDataset shards of images and captions.",
 }
 
 
@@ -78,23 +74,28 @@ class _ExactParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **settings})
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of every job."""
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The command line of every job; only that of the chosen one has its options."""
     parser = _ExactParser(prog="python -m training", description=__doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
-    for name, recipe in RECIPES.items():
-        job = jobs.add_parser(name, help=recipe.__doc__, description=_recipe_help(recipe.__doc__))
-        train.add_recipe_arguments(job)
-        job.set_defaults(do=train.run_recipe)
-    for name, command in COMMANDS.items():
-        job = jobs.add_parser(name, help=command.help, description=command.help)
-        command.add_arguments(job)
-        job.set_defaults(do=command.run)
+    for name, text in (RECIPES | COMMANDS).items():
+        resumes = " After a stop, the same command resumes the run." if name in RECIPES else ""
+        job = jobs.add_parser(name, help=text, description=text + resumes)
+        if name == chosen:
+            _add_options(job, name)
     return parser
 
 
-def _recipe_help(sentence: str | None) -> str:
-    return f"{sentence} After a stop, the same command resumes the run."
+def _add_options(job: argparse.ArgumentParser, name: str) -> None:
+    if name in RECIPES or name in ("distill", "pretrain"):
+        train = importlib.import_module("training.commands.train")
+        kind = "recipe" if name in RECIPES else name
+        add_arguments, run = getattr(train, f"add_{kind}_arguments"), getattr(train, f"run_{kind}")
+    else:
+        command = importlib.import_module(f"training.commands.{name.replace('-', '_')}")
+        add_arguments, run = command.add_arguments, command.run
+    add_arguments(job)
+    job.set_defaults(do=run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,8 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or one of those above.
     """
-    options = build_parser().parse_args(arguments)
-    disable_progress_bar()  # of reading and writing weights, which takes no time for small models
+    arguments = sys.argv[1:] if arguments is None else arguments
+    chosen = arguments[0] if arguments else None
+    if chosen in RECIPES | COMMANDS and os.environ.get("RANK", "0") == "0":
+        print(f"training {chosen}: loading its libraries", file=sys.stderr, flush=True)
+    options = build_parser(chosen).parse_args(arguments)
+    # Of reading and writing weights, which takes no time for small models.
+    importlib.import_module("transformers.utils.logging").disable_progress_bar()
     try:
         options.do(options)
     except Stopped as stopped:

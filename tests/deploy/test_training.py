@@ -93,8 +93,10 @@ def test_the_command_line_accepts_every_argument(name: str, part: str) -> None:
         if program != "ln":
             assert program == "torchrun" or words[0] == "-P"
             module, *arguments = words[words.index("-m") + 1 :]
-            parse = new_app().parse_args if module == "model" else build_parser().parse_args
-            parse(arguments)
+            if module == "model":
+                new_app().parse_args(arguments)
+            else:
+                build_parser(arguments[0]).parse_args(arguments)
 
 
 @every_container

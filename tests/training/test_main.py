@@ -1,10 +1,12 @@
 """`python -m training`: jobs, overrides, exit status and messages."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from training import __main__ as program
 from training.__main__ import main
 from training.commands import data as data_command
 from training.commands import train as train_command
@@ -33,6 +35,31 @@ def test_unknown_jobs_and_missing_options_are_refused(
         main(arguments)
     assert ended.value.code == 2
     assert "usage: python -m training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["teacher"], ["distill"], ["head"]])
+def test_help_and_the_first_line_of_a_job_come_before_the_large_libraries(
+    arguments: list[str],
+) -> None:
+    code = """
+import sys
+import training.__main__ as program
+
+program.importlib.import_module = sys.exit
+try:
+    program.main(sys.argv[1:])
+finally:
+    print({"torch", "transformers", "cv2"} & sys.modules.keys())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert ended.stdout.endswith("set()\n")
+    assert f"training {arguments[0]}: loading" in ended.stderr or arguments == ["--help"]
+
+
+def test_the_help_names_the_recipes() -> None:
+    assert program.RECIPES.keys() == RECIPES.keys()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,1 +1,1 @@
-"""The jobs of `python -m training`, one module each, with HELP, add_arguments and run."""
+"""The jobs of `python -m training`, one module each, with add_arguments and run."""

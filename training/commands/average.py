@@ -5,11 +5,6 @@ from pathlib import Path
 
 from training.average import average_models
 
-HELP = (
-    "Average the weights of models of one training: of a model and its start, or of checkpoints. "
-    "The mean often knows what all know. A run starts from it by --set start=FOLDER."
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""

@@ -14,8 +14,6 @@ from training.data.shards.manifest import index_shards
 from training.data.shards.sample import BrokenList
 from training.overrides import apply_overrides
 
-HELP = "Caption the images of shards with PaliGemma or Gemini."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of both captioners."""

@@ -23,8 +23,6 @@ from training.methods.distill import DistillConfig
 from training.methods.space import SpaceConfig
 from training.recipes.scale import NUM_RANKS, SCALE_RECIPES
 
-HELP = "Estimate operations, hours and memory of the recipes for real hardware; runs nothing."
-
 PEAK_FLOPS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
 """Dense bfloat16 operations per second by NVIDIA's data sheets (A100; H100 and H200 SXM)."""
 _CAPTIONS = 2

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from training.data.folder import DataFolder, fetch
 
-HELP = "Fetch the art and render the sprite bank."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""

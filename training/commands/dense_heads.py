@@ -15,11 +15,6 @@ from training.dense.job import DenseHeadsJob
 from training.dense.labelled import LabelledData, hold_out
 from training.dense.rooms import rendered_rooms
 
-HELP = (
-    "Train heads for depth, normals or segmentation on a package's frozen patches, and write the "
-    "package with them."
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""

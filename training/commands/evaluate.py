@@ -8,8 +8,6 @@ from training.data.folder import DataFolder
 from training.evaluate.report import evaluate
 from training.scored_checkpoint import ScoredRuns, write_scored_checkpoint
 
-HELP = "Score a student, and write a checkpoint for export."
-
 _CARDS = Path("training/cards")
 
 

@@ -7,8 +7,6 @@ from typing import get_args
 from model.graphs import USUAL_PRECISIONS, Precision
 from training.export.package import export_package
 
-HELP = "Write a model package from a checkpoint."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""

@@ -8,8 +8,6 @@ from pydantic import TypeAdapter, ValidationError
 from model.manifest import ScoreEntry
 from model.scores.gate import Refused, judge, read_rules
 
-HELP = "Check an evaluated checkpoint against rules; exits with status 3 if it fails one."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""

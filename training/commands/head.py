@@ -27,8 +27,6 @@ from model.segmentation import l2_normalize, patch_shares
 from training.dense.labelled import read_example, read_pixels
 from training.label_head import Fitted, Labelled, fit_head
 
-HELP = "Fit a head to a few images with masks, or in folders by class; seconds on a CPU."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""

@@ -6,11 +6,6 @@ from pathlib import Path
 from training.data.folder import DataFolder
 from training.photographs.job import PhotographsJob
 
-HELP = (
-    "Build an encoder of EfficientNet-Lite0 and MiniLM, and its evaluation twin; resumes after a "
-    "stop."
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""

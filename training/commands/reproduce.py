@@ -12,8 +12,6 @@ from training.reproduce.plan import Scale
 from training.reproduce.runner import Setup, run_all, summary
 from training.reproduce.texts import cached_texts
 
-HELP = "Measure the paper's effects in miniature, over several seeds; resumes after a stop."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""

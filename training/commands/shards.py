@@ -10,8 +10,6 @@ from training.data.shards.parquet import ParquetColumns, ParquetItems
 from training.data.shards.sample import BrokenList
 from training.data.shards.writing import SKIPPED_FILE, SampleSource, build_shards
 
-HELP = "Build, index or describe WebDataset shards of images and captions."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands and their options."""

@@ -21,9 +21,6 @@ from training.recipes.from_folder import (
 from training.recipes.scale import SCALE_RECIPES
 from training.run import run as train
 
-PRETRAIN_HELP = "Pretrain a model on a folder of images with captions."
-DISTILL_HELP = "Distil a teacher into a student on a folder of images, with or without captions."
-
 RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     "teacher": first_light.teacher,
     "first-student": first_light.first_student,

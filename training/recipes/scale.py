@@ -115,8 +115,6 @@ def _stages(
     def high() -> TrainingConfig:
         return _high_res(low(), recomputes=high_recomputes)
 
-    low.__doc__ = f"{'Pretrain' if is_teacher else 'Distil g14 into'} {variant} at 224 pixels."
-    high.__doc__ = f"Continue {name} at 448 pixels."
     return {name: low, f"{name}-high-res": high}
 
 

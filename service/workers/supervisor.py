@@ -177,6 +177,10 @@ class Supervisor:
             READY_METRIC, "1 while balancers should send requests here, else 0.", registry=registry
         )
         ready.set_function(lambda: self._is_ready(self._ask_all(READY)))
+        num_workers = Gauge(
+            "tipserve_workers", "Processes that this server keeps running.", registry=registry
+        )
+        num_workers.set(settings.workers)
         num_ready = Gauge(
             "tipserve_workers_ready", "Ready processes of this server.", registry=registry
         )

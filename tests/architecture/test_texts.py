@@ -76,7 +76,8 @@ def test_the_operations_page_names_every_metric(project_root: Path) -> None:
     metrics.record_first_ready()
     gpus = {name for name, _, _ in READINGS}
     served = gpus | {family.name for family in metrics.registry.collect()}
-    served |= {"tipserve_workers_ready", "tipserve_worker_restarts"}  # of service.workers
+    # Of service.workers.
+    served |= {"tipserve_workers", "tipserve_workers_ready", "tipserve_worker_restarts"}
     assert named == {name for name in served if name.startswith("tipserve_")}
 
 

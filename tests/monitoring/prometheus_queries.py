@@ -9,6 +9,9 @@ from service.monitoring.metrics import READINGS, Metrics
 
 # Series of Prometheus itself; of the cluster's exporters; those with a GPU only.
 OWN_SERIES: Final = frozenset({"up", "ALERTS"})
+WORKER_SERIES: Final = frozenset(
+    {"tipserve_workers", "tipserve_workers_ready", "tipserve_worker_restarts_total"}
+)
 CLUSTER_SERIES: Final = frozenset(
     {
         "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
@@ -59,4 +62,4 @@ def known_series(groups: Iterable[Any]) -> frozenset[str]:
         for suffix in SUFFIXES.get(family.type, ("",))
     }
     recorded = {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
-    return OWN_SERIES | CLUSTER_SERIES | exported | GPU_SERIES | recorded
+    return OWN_SERIES | WORKER_SERIES | CLUSTER_SERIES | exported | GPU_SERIES | recorded

@@ -22,6 +22,7 @@ from tipserve_client.errors import (
     BY_CODE,
     BY_REASON,
     InternalError,
+    InvalidRequest,
     RequestTooLarge,
     TipserveError,
     Unavailable,
@@ -95,8 +96,6 @@ DTYPES: Final = {
     tensor_pb2.DATA_TYPE_INT8: "i1",
 }
 DETAILS: Final = (ErrorInfo, BadRequest, RetryInfo)
-# Sent for a name that the client does not know; the server refuses it.
-UNKNOWN_VALUE: Final = 99
 RESOURCE_EXHAUSTED: Final = 8
 # Error codes for statuses that gRPC itself raises, without details. HTTP uses the same codes.
 CORE_REASONS: Final = {4: "deadline_exceeded", 8: "request_too_large", 14: "unreachable"}
@@ -143,14 +142,21 @@ def request_id(metadata: Any) -> str | None:
 
 
 def write_request(request: Request) -> Any:
-    """The message of a request."""
+    """The message of a request.
+
+    Raises:
+        InvalidRequest: A word is unknown: the protocol has numbers for them.
+    """
     fields: dict[str, Any] = {}
     for name, value in request.fields.items():
         if name in ENUMS:
             kind, prefix = OWN_ENUMS.get((request.method, name)) or ENUMS[name]
-            is_list = not isinstance(value, str)
-            numbers = [_number(kind, prefix, v) for v in (value if is_list else [value])]
-            fields[FIELD_NAMES.get(name, name)] = numbers if is_list else numbers[0]
+            number: Any = (
+                [_number(kind, prefix, one, f"outputs[{i}]") for i, one in enumerate(value)]
+                if name == "outputs"
+                else _number(kind, prefix, value, name)
+            )
+            fields[FIELD_NAMES.get(name, name)] = number
         elif name == "templates":
             fields[name] = _templates(value)
         elif name in {"classes", "background_classes"}:
@@ -247,21 +253,18 @@ class StreamWire:
 
     def __init__(self, template: Request, timeout_s: float) -> None:
         self._template = template
-        timeout = Duration()
-        timeout.FromNanoseconds(int(1e9 * timeout_s))
-        self._message = stream_pb2.StreamRequest(timeout=timeout)
-        getattr(self._message, template.method).CopyFrom(write_request(template))
+        self._timeout = Duration()
+        self._timeout.FromNanoseconds(int(1e9 * timeout_s))
 
     def write(self, index: int, image: ImageInput) -> PendingImage:
-        """The request for an image, or the reason why the image cannot be read."""
+        """The request for an image, or the reason why it cannot be sent."""
+        message = stream_pb2.StreamRequest(id=str(index), timeout=self._timeout)
+        asked = getattr(message, self._template.method)
         try:
-            encoded = encode_image(image)
+            asked.CopyFrom(write_request(self._template))
+            asked.images.add(encoded=encode_image(image))
         except TipserveError as error:
             return PendingImage(index, error=error)
-        message = stream_pb2.StreamRequest()
-        message.CopyFrom(self._message)
-        message.id = str(index)
-        getattr(message, self._template.method).images.add(encoded=encoded)
         return PendingImage(index, message)
 
     def read(self, pending: PendingImage, response: stream_pb2.StreamResponse) -> Item[Any]:
@@ -298,9 +301,18 @@ def vectors(tensor: tensor_pb2.Tensor) -> Any:
     return Int8Vectors(values=values, scales=scales)
 
 
-def _number(kind: Any, prefix: str, name: str) -> int:
-    numbers: Mapping[str, int] = dict(kind.items())
-    return numbers.get(f"{prefix}_{name.upper()}", UNKNOWN_VALUE)
+def _number(kind: Any, prefix: str, word: str, param: str) -> int:
+    numbers: dict[str, int] = {
+        name.removeprefix(f"{prefix}_").lower(): number for name, number in kind.items() if number
+    }
+    if word not in numbers:
+        *others, last = map(repr, numbers)
+        raise InvalidRequest(
+            f"{param}: Input should be {', '.join(others)} or {last}, not {word!r}.",
+            code="unknown_output" if kind is embed_pb2.ImageOutput else "invalid_field",
+            param=param,
+        )
+    return numbers[word]
 
 
 def _class(entry: Mapping[str, Any]) -> segment_pb2.SegmentClass:
@@ -319,7 +331,7 @@ def _class(entry: Mapping[str, Any]) -> segment_pb2.SegmentClass:
 
 def _templates(value: str | list[str]) -> text_pb2.Templates:
     if isinstance(value, str):
-        number: Any = _number(text_pb2.TemplateSet, "TEMPLATE_SET", value)
+        number: Any = _number(text_pb2.TemplateSet, "TEMPLATE_SET", value, "templates")
         return text_pb2.Templates(set=number)
     return text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=value))
 

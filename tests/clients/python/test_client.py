@@ -95,9 +95,6 @@ async def test_errors_say_what_and_where(
         for kind, code, param, index, call in (
             (InvalidRequest, "invalid_image", "images[1]", 1, client.embed_images([image, b"x"])),
             (InvalidRequest, "blank_text", "texts[1]", 1, client.embed_texts(["dog", " "])),
-            (InvalidRequest, "invalid_field", "fit", None, client.depth(image, fit="odd")),
-            (InvalidRequest, None, "dtype", None, client.embed_images(image, dtype="int4")),
-            (InvalidRequest, None, "dtype", None, client.embed_texts(["dog"], dtype="int4")),
             (NotFound, "model_not_found", "model", None, client.normals(image, model="unknown")),
             (RequestTooLarge, "too_many_items", "images", None, client.embed_images([image] * 33)),
         ):
@@ -109,6 +106,36 @@ async def test_errors_say_what_and_where(
             assert error.message
             assert error.request_id
         assert len(await client.embed_images(image)) == 1
+
+
+async def test_an_unknown_word_is_refused_with_the_words_there_are(
+    serving: Serving, encode_image: Encode, asking: Asking
+) -> None:
+    image = encode_image()
+    async with serving() as server, asking.client(server) as client:
+        for method, name, words in (
+            ("segment", "mode", "'whole' or 'slide'"),
+            ("segment", "size", "'image', 'model' or 'patch'"),
+            ("depth", "size", "'image' or 'model'"),
+            ("depth", "fit", "'squash' or 'aspect'"),
+            ("features", "kind", "'colors', 'component' or 'groups'"),
+            ("features", "scope", "'image' or 'request'"),
+            ("classify", "features", "'cls1' or 'cls2'"),
+            ("embed_images", "dtype", "'float32', 'float16' or 'int8'"),
+            ("embed_texts", "dtype", "'float32', 'float16' or 'int8'"),
+            ("embed_texts", "templates", "'none' or 'tcl'"),
+        ):
+            given = ["dog"] if method == "embed_texts" else image
+            classes = [CLASSES] if method in {"segment", "classify"} else []
+            with pytest.raises(InvalidRequest) as caught:
+                await getattr(client, method)(given, *classes, **{name: "odd"})
+            assert (caught.value.code, caught.value.param) == ("invalid_field", name)
+            assert caught.value.message.startswith(f"{name}: Input should be {words}")
+        with pytest.raises(InvalidRequest, match=r"outputs\[1\].*'odd'") as caught:
+            await client.embed_images(image, outputs=["patches", "odd"])
+        assert (caught.value.code, caught.value.param) == ("unknown_output", "outputs[1]")
+        streamed = [item async for item in client.stream_images([image] * 2, fit="odd")]
+        assert [item.error.param for item in streamed] == ["fit", "fit"]
 
 
 async def test_a_key_is_sent(serving: Serving, encode_image: Encode, asking: Asking) -> None:

@@ -12,6 +12,8 @@ from tipserve_client import Client, ModelInfo, Retry, TipserveError
 
 WINDOW: Final = 16
 MAX_ATTEMPTS: Final = 8
+# Of a server that has never answered; one that has is waited for, as it may restart.
+FIRST_ATTEMPTS: Final = 3
 # For all attempts of one request: longer than a restart of the server and than its own limit.
 TIMEOUT_S: Final = 300.0
 DESCRIBED: Final = (
@@ -37,10 +39,11 @@ class Engine:
     Attributes:
         client: Of a server, or of a model in this process; thread-safe.
         url: Of the server; empty for a model in this process.
+        is_reached: Whether the server has listed its models, which every job asks for first.
     """
 
     def __init__(self, client: Client, window: int, url: str = "") -> None:
-        self.client, self.url = client, url
+        self.client, self.url, self.is_reached = client, url, False
         self._window = 2 * window
         self._threads = ThreadPoolExecutor(window, "ask")
 
@@ -79,6 +82,7 @@ class Engine:
     def find_model(self, name: str | None) -> ModelInfo:
         """The model with this name, or the default one."""
         models = self.client.models()
+        self.is_reached = True
         for model in models:
             if name is None or model.name == name:
                 return model
@@ -100,22 +104,28 @@ def connect(url: str, api_key: str | None) -> Engine:
         max_pause_s=30.0,
         # A busy server stops at its own limit, which is shorter than ours.
         retry_deadline_exceeded=True,
-        on_retry=_warning(url),
+        on_retry=lambda error, _: explain(error),
     )
     try:
         client = Client(url, api_key=api_key, timeout_s=TIMEOUT_S, retry=retry)
     except ValueError as error:
         raise UserError(f"--url: {error}.") from error
-    return Engine(client, WINDOW, url)
+    engine = Engine(client, WINDOW, url)
+    explain = _warning(engine)
+    return engine
 
 
-def _warning(url: str) -> Callable[[TipserveError, float], None]:
+def _warning(engine: Engine) -> Callable[[TipserveError], None]:
     """Explains a pause once, but not for the first retry, which is usual on a busy server."""
     numbers = itertools.count(1)
 
-    def explain(error: TipserveError, _: float) -> None:
-        if next(numbers) == 2:
-            logger.warning("%s: %s Retrying, at most %s attempts.", url, error, MAX_ATTEMPTS)
+    def explain(error: TipserveError) -> None:
+        number = next(numbers)
+        if error.code == "unreachable" and not engine.is_reached:
+            if number >= FIRST_ATTEMPTS:
+                raise error
+        elif number == 2:
+            logger.warning("%s: %s Retrying, at most %s attempts.", engine.url, error, MAX_ATTEMPTS)
 
     return explain
 

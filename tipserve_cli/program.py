@@ -310,5 +310,5 @@ def reject_options(_: object, values: Sequence[str]) -> None:
         if value.startswith("-") and value != "-":
             raise UnknownOptionError(
                 token=Token(keyword=value.partition("=")[0], source="cli"),
-                argument_collection=ArgumentCollection(),
+                argument_collection=ArgumentCollection(),  # type: ignore[no-untyped-call]
             )

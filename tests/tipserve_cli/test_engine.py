@@ -1,6 +1,7 @@
 """Engines: the one that options choose, its errors and retries, and the model in this process."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,18 @@ from safetensors.numpy import save
 from service.models.served_model import ServedModel
 from service.settings import Settings
 from tests.service.conftest import Encode, FakeRuntime, Serving
+from tests.tipserve_cli.conftest import MODEL
 from tipserve_cli import local
-from tipserve_cli.engine import MAX_ATTEMPTS, Engine, UserError, connect, refuses_image
+from tipserve_cli.engine import (
+    FIRST_ATTEMPTS,
+    MAX_ATTEMPTS,
+    Engine,
+    UserError,
+    connect,
+    refuses_image,
+)
 from tipserve_cli.model_options import ModelOptions, opened_engine
-from tipserve_client import Client, TipserveError
+from tipserve_client import Client, TipserveError, Unavailable
 from tipserve_client.errors import InvalidRequest, NotSupported
 
 EMBEDDED = save({"cls1": np.ones((1, 4), np.float32)})
@@ -134,6 +143,26 @@ def test_a_busy_server_is_asked_again_that_is_explained_once_and_an_unreachable_
         opened_engine(ModelOptions(url="http://stand-in")) as opened,
     ):
         opened.client.models()
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_server_that_never_answered_is_given_up_soon_and_one_that_did_is_waited_for(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        engine = connect(f"{protocol}://127.0.0.1:{unused.getsockname()[1]}", None)
+        client: Any = engine.client
+        pauses: list[float] = []
+        monkeypatch.setattr(client, "_sleep", pauses.append)
+        monkeypatch.setattr(client, "models", lambda: [MODEL()])
+        for num_pauses in (FIRST_ATTEMPTS - 1, MAX_ATTEMPTS - 1):
+            with pytest.raises(Unavailable):
+                client.embed_images(b"x")
+            assert len(pauses) == num_pauses
+            pauses.clear()
+            engine.find_model(None)
+        engine.close()
 
 
 def test_a_model_in_this_process_answers_as_a_server_does(

@@ -13,6 +13,8 @@ from model.package import BUNDLED
 DENSE_SUFFIX: Final = "-dpt"
 DENSE_TYPE: Final = "tipsv2_dpt"
 SCENIC_FILES: Final = "*_dpt.zip"
+# A training run has this file beside the folder `model`.
+RUN_RECORD: Final = "run.json"
 DEFAULT_REVISION: Final = "main"
 HUB_ID: Final = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII
@@ -37,8 +39,10 @@ class FolderSource:
 
     @property
     def name(self) -> str:
-        """Name of the served model: that of the folder."""
-        return model_name(self.path.resolve().name)
+        """Name of the served model: that of the folder, or of the run whose `model` it is."""
+        folder = self.path.resolve()
+        is_of_run = folder.name == "model" and (folder.parent / RUN_RECORD).is_file()
+        return model_name(folder.parent.name if is_of_run else folder.name)
 
     def __str__(self) -> str:
         return str(self.path)

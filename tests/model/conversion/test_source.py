@@ -15,6 +15,7 @@ from model.conversion.source import (
     parse_source,
 )
 from model.package import BUNDLED_FOLDER
+from training.run_record import RECORD_FILE
 
 B14, HEADS = HubSource("google/tipsv2-b14"), HubSource("google/tipsv2-b14-dpt")
 
@@ -135,3 +136,10 @@ def test_a_source_names_its_model(here: Path) -> None:
     assert B14.name == "tipsv2-b14"
     assert JoinedSource(B14, HEADS).name == "tipsv2-b14-dpt"
     assert JoinedSource(B14, FolderSource(Path("heads"))).name == "tipsv2-b14"
+
+
+def test_the_model_of_a_run_is_named_after_the_run(here: Path) -> None:
+    folder_with(here / "runs/welds/model", "config.json")
+    assert parse_checkpoint("runs/welds/model").name == "model"
+    (here / "runs/welds" / RECORD_FILE).touch()
+    assert parse_checkpoint("runs/welds/model").name == "welds"

@@ -45,6 +45,7 @@ from tipserve_client.requests import MAPS, Method, PendingImage, Request
 from tipserve_client.results import (
     AREAS,
     EMBEDDINGS,
+    LIMITS,
     MODEL_FIELDS,
     SCORES,
     ClassArea,
@@ -195,7 +196,7 @@ def read_model(model: model_pb2.Model) -> ModelInfo:
     return ModelInfo(
         name=model.name,
         outputs=tuple(name.removeprefix("IMAGE_OUTPUT_").lower() for name in outputs),
-        limits={field.name: value for field, value in model.limits.ListFields()},
+        limits={name: getattr(model.limits, field) for name, field in LIMITS.items()},
         **{name: getattr(model, name) for name in MODEL_FIELDS},
     )
 

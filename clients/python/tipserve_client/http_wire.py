@@ -32,6 +32,7 @@ from tipserve_client.requests import MAPS, Method, Request
 from tipserve_client.results import (
     AREAS,
     EMBEDDINGS,
+    LIMITS,
     MODEL_FIELDS,
     SCORES,
     ClassArea,
@@ -207,7 +208,7 @@ def read_models(response: Response) -> list[ModelInfo]:
             ModelInfo(
                 name=card["id"],
                 outputs=tuple(name for name in card["outputs"] if name != "text"),
-                limits=card["limits"],
+                limits={name: card["limits"][name] for name in LIMITS},
                 **{name: card[name] for name in MODEL_FIELDS},
             )
             for card in json.loads(response.content)["data"]

@@ -84,6 +84,15 @@ MODEL_FIELDS: Final = (
     *("variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size"),
     *("size_multiple", "runtime", "precision", "device", "package_digest"),
 )
+# Limits that both protocols give, by REST's names, with those of gRPC.
+LIMITS: Final[Mapping[str, str]] = {
+    "max_images": "max_image_count",
+    "max_texts": "max_text_count",
+    "max_classes": "max_class_count",
+    "max_image_bytes": "max_image_bytes",
+    "max_image_pixels": "max_image_pixels",
+    "max_request_bytes": "max_request_bytes",
+}
 # By the requested `dtype`.
 EMBEDDINGS: Final[Mapping[str, type[VectorsOfImage[Any]]]] = {
     "float32": ImageEmbedding,
@@ -217,7 +226,8 @@ class ModelInfo:
         precision: Number format of the computation, such as `fp32`.
         device: `cpu` or `gpu`.
         package_digest: SHA-256 of the model package; equal for equal weights.
-        limits: Limits of one request, by the protocol's names.
+        limits: Limits of one request: `max_images`, `max_texts`, `max_classes`,
+            `max_image_bytes`, `max_image_pixels` and `max_request_bytes`.
     """
 
     name: str
@@ -233,7 +243,7 @@ class ModelInfo:
     precision: str
     device: str
     package_digest: str
-    limits: Mapping[str, Any]
+    limits: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -30,7 +30,7 @@ from tipserve_client import (
     Unauthenticated,
     Unavailable,
 )
-from tipserve_client.results import FloatArray
+from tipserve_client.results import LIMITS, FloatArray
 
 if TYPE_CHECKING:
     from typing import assert_type
@@ -85,6 +85,8 @@ async def test_results_have_their_shapes_and_types(
     assert colors.shape == (30, 40, 3)
     assert (model.name, model.embed_dim, model.native_size) == ("fake", 8, 28)
     assert "depth" in model.outputs
+    assert (model.limits["max_images"], model.limits["max_texts"]) == (32, 2048)
+    assert set(model.limits) == set(LIMITS)
 
 
 async def test_errors_say_what_and_where(

@@ -24,6 +24,8 @@ AnswerEncoding = Literal["bytes", "list", "base64", "protobuf", "png", "overlay"
 
 PRIORITIES: Final = (1, 2, 3)
 DEFAULT_PRIORITY: Final = 2
+# A deadline that is nearer from the start is the caller's risk: to miss it is no fault.
+LEAST_TIMEOUT_S: Final = 0.01
 
 # Callers of one protocol that are told apart, so that their number is bounded.
 NUM_CALLERS: Final = 4096
@@ -78,6 +80,11 @@ class Call:
     trace: RequestTrace = NO_TRACE
     error: str | None = None
     model: str = ""
+
+    @property
+    def is_rash(self) -> bool:
+        """Whether the caller's own deadline was nearer than a server can promise to answer."""
+        return self.deadline - self.started < LEAST_TIMEOUT_S
 
     def remaining_s(self) -> float:
         """Seconds until the deadline.

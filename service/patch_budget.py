@@ -79,10 +79,11 @@ class PatchBudget:
         if num_patches > self.max_patches:
             large = f"The request costs {num_patches} patches, at most {self.max_patches} fit"
             raise self.refused("too_large", RequestTooLarge(f"{large} into the queue; split it."))
+        reason = "caller_deadline" if call.is_rash else "deadline"
         try:
             left_s = call.remaining_s()
         except DeadlineExceeded as error:
-            raise self.refused("deadline", error) from None
+            raise self.refused(reason, error) from None
         needed_s = self._needed_s(num_patches, call)
         if needed_s > left_s:
             late = DeadlineExceeded(
@@ -90,7 +91,7 @@ class PatchBudget:
                 f"takes at least {needed_s:.3f} s. Allow more time, or try again later.",
                 code="deadline_too_near",
             )
-            raise self.refused("deadline", late)
+            raise self.refused(reason, late)
 
     def full(self) -> ServiceError:
         """The error for a request that does not fit now."""

@@ -120,12 +120,12 @@ class CallMetrics:
 
         Args:
             method: One of our routes or RPCs, or `other`; never a name that a caller made up.
-            code: HTTP status or gRPC code.
+            code: HTTP status or gRPC code, perhaps with a suffix.
             seconds: From the request to its answer; None if gRPC answered without our code.
             stages: Seconds by stage.
             model: Name of the served model; empty if the request reached none.
         """
-        protocol = "http" if code.isdigit() else "grpc"
+        protocol = "http" if code[0].isdigit() else "grpc"
         self._requests.labels(protocol, method, code).inc()
         for stage, stage_s in stages.items():
             self._stages.labels(stage).observe(stage_s)

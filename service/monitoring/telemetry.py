@@ -19,6 +19,7 @@ from service.tracing import (
 
 # The headers or metadata that `Telemetry.begin` reads, in lower case.
 CARRIED = frozenset({"x-request-id", "traceparent", "tracestate"})
+DEADLINE_CODES = frozenset({"504", "DEADLINE_EXCEEDED"})
 
 
 def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) -> "Telemetry":
@@ -123,8 +124,10 @@ class Telemetry:
             is_fault: Whether the server is at fault.
             is_quiet: Whether to count only, as with health checks.
         """
-        seconds = call.clock() - call.started
-        self.metrics.calls.observe(method, str(code), seconds, call.stages, model=call.model)
+        seconds, label = call.clock() - call.started, str(code)
+        if label in DEADLINE_CODES and call.is_rash:
+            label, is_fault = f"{label}_CALLER", False
+        self.metrics.calls.observe(method, label, seconds, call.stages, model=call.model)
         if is_quiet:
             return
         outcome = Outcome(method, code, call.error, is_fault, seconds)

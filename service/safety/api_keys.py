@@ -125,7 +125,7 @@ class ApiKeys:
             self._fixed = self._parsed(fixed.split(","), "api_keys")
         self._filed: Callable[[], list[Key]] = list
         if file is not None:
-            parse = partial(self._parse_file, str(file))
+            parse = partial(self._parse_file, f"api_keys_file {file}")
             try:
                 self._filed = Reloaded("the API keys", [file], parse, clock=clock).current
             except OSError as error:

@@ -4,6 +4,8 @@ import asyncio
 import base64
 from collections.abc import Callable
 
+import pytest
+
 from service.models.served_model import ServedModel
 from service.server import Server
 from tests.service.callers import ENCODER, INFERENCE, call_rpc, http_client, message
@@ -57,6 +59,22 @@ async def test_requests_batches_refusals_and_prompts_are_counted_by_model(
         assert sample(server.metrics, "rejected_total", reason="too_large") == 1
         (digest, *_) = (m["package_digest"] for m, _ in samples(server, "tipserve_model_info"))
         assert digest == server.models.find(None).manifest.digest[:12]
+
+
+@pytest.mark.parametrize(("timeout_ms", "code"), [(1, "504_CALLER"), (200, "504")])
+async def test_a_deadline_of_1_ms_is_the_callers_own_fault(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, timeout_ms: int, code: str
+) -> None:
+    async with serving() as server, http_client(server) as client:
+        runtime.gate.clear()
+        headers = PNG | {"X-Request-Timeout-Ms": str(timeout_ms)}
+        answer = await client.post("/v1/images:embed", content=encode_image(), headers=headers)
+        runtime.gate.set()
+        counted = [labels for labels, n in samples(server, "tipserve_requests_total") if n]
+        refused = [labels for labels, n in samples(server, "tipserve_rejected_total") if n]
+    assert answer.status_code == 504
+    assert counted == [{"protocol": "http", "method": "POST /v1/images:embed", "code": code}]
+    assert {"reason": "deadline"} not in refused
 
 
 async def test_series_of_rules_and_autoscalers_exist_before_the_first_request(

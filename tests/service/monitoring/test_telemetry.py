@@ -84,6 +84,23 @@ def test_faults_of_the_server_are_logged_with_any_settings(
     assert codes == logged
 
 
+@pytest.mark.parametrize(
+    ("timeout_s", "code", "label"),
+    [
+        (0.001, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED_CALLER"),
+        (0.5, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
+        (0.001, "INTERNAL", "INTERNAL"),
+    ],
+)
+def test_only_a_short_deadline_that_passed_is_the_callers(
+    metrics: Metrics, timeout_s: float, code: str, label: str
+) -> None:
+    telemetry = Telemetry(metrics)
+    telemetry.end(telemetry.begin("grpc", "s.S/X", {}, timeout_s), "s.S/X", code, is_fault=True)
+    labels = {"protocol": "grpc", "method": "s.S/X", "code": label}
+    assert metrics.registry.get_sample_value("tipserve_requests_total", labels) == 1
+
+
 def test_dropped_lines_are_counted_in_the_metrics(
     metrics: Metrics, make_settings: MakeSettings
 ) -> None:

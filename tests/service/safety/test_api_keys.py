@@ -202,7 +202,7 @@ def test_each_of_several_workers_has_its_share_of_a_callers_limits(limited: Limi
         ("name=a requests_per_s=inf", "are above 0"),
         ("name=a requests_at_once=0", "are above 0"),
         (f"name=a\n{SECOND} name=a requests_per_s=2", "a has other limits before"),
-        (f"name=a\n{FIRST} name=b", "the key is also that of a; keep one of the two"),
+        (f"name=a\n{FIRST} name=b", "keys: the key is also that of a; keep one of the two"),
         (f"name=a\n{FIRST}", "the key is also that of a"),
         ("\n" + "\n".join(f"{FIRST}{n} name=n{n}" for n in range(101)), "102 names, at most 100"),
     ],
@@ -219,7 +219,9 @@ def test_wrong_options_of_a_key_are_errors_without_the_key(
 def test_a_key_of_the_variable_has_no_other_name_in_the_file(metrics: Metrics, file: Path) -> None:
     file.write_text(f"{FIRST} name=acme\n")
     ApiKeys(metrics, fixed=f"{FIRST} name=acme", file=file)
-    with pytest.raises(ValueError, match="the key is also that of a caller without a name"):
+    with pytest.raises(
+        ValueError, match=r"of api_keys_file .*is also that of a caller without a name"
+    ):
         ApiKeys(metrics, fixed=FIRST, file=file)
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.files import atomic_write
 from tipserve_cli.engine import UserError
 
 
@@ -34,8 +35,33 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
-def check_output(output: Path, suffixes: Sequence[str], purpose: str = "") -> str:
-    """Check the output before anything is computed; returns its suffix in lower case."""
+def is_pipe(output: Path) -> bool:
+    """Whether the output is standard output."""
+    return str(output) == "-"
+
+
+def write_output(output: Path, content: bytes) -> None:
+    """Write a file whole, or to standard output for `-`."""
+    if is_pipe(output):
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+    else:
+        atomic_write(output, content)
+
+
+def check_output(
+    output: Path, suffixes: Sequence[str], purpose: str = "", piped: str | None = None
+) -> str:
+    """Check the output before anything is computed; returns its suffix in lower case.
+
+    Args:
+        output: A file, or `-`.
+        suffixes: Of files that can be written.
+        purpose: What the suffixes are for; begins with a space.
+        piped: The suffix of what is written to standard output, if it can be.
+    """
+    if piped is not None and is_pipe(output):
+        return piped
     suffix = output.suffix.lower()
     if suffix not in suffixes:
         *others, last = suffixes

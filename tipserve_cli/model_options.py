@@ -90,6 +90,8 @@ class ModelOptions(ServerOptions):
 
 # Options that several commands have.
 OUTPUT: Final = Parameter(name=("--output", "-o"))
+# A file, or - for standard output.
+OUTPUT_OR_PIPE: Final = Parameter(name=("--output", "-o"), allow_leading_hyphen=True)
 Flag = Annotated[bool, Parameter(show_default=False)]
 AsJson = Annotated[bool, Parameter(name="--json", show_default=False)]
 Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from tipserve_cli.engine import UserError, refusals_of
 from tipserve_cli.files import check_output, read_image, read_lines, split_names
 from tipserve_cli.model_options import (
-    OUTPUT,
+    OUTPUT_OR_PIPE,
     Flag,
     Input,
     Model,
@@ -39,7 +39,7 @@ class ClassifyOptions:
 
     classes: Annotated[str, Parameter(show_default=False)] = ""
     classes_file: Path | None = None
-    output: Annotated[Path | None, OUTPUT] = None
+    output: Annotated[Path | None, OUTPUT_OR_PIPE] = None
     top: Positive = 5
     overwrite: Flag = False
 

@@ -6,11 +6,17 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
-from model.files import atomic_write
 from model.preprocess import Fit
 from tipserve_cli.engine import UserError, refusals_of
-from tipserve_cli.files import check_output, read_image
-from tipserve_cli.model_options import OUTPUT, Input, Model, ModelOptions, as_help, opened_engine
+from tipserve_cli.files import check_output, read_image, write_output
+from tipserve_cli.model_options import (
+    OUTPUT_OR_PIPE,
+    Input,
+    Model,
+    ModelOptions,
+    as_help,
+    opened_engine,
+)
 from tipserve_cli.program import DONE
 from tipserve_client import Client
 
@@ -23,7 +29,7 @@ class FeaturesOptions:
     """Options of the command, apart from those of the model.
 
     Attributes:
-        output: A .npy or .png file.
+        output: A .npy or .png file; - writes a .npy, or with --kind a .png, to standard output.
         kind: For .png: three principal components as colours, the first component, or groups of
             similar patches. Default: colors.
         features: patches, or values, which compare with texts.
@@ -31,7 +37,7 @@ class FeaturesOptions:
         fit: Keep the aspect ratio, or resize to a square.
     """
 
-    output: Annotated[Path, OUTPUT]
+    output: Annotated[Path, OUTPUT_OR_PIPE]
     kind: Literal["colors", "component", "groups"] | None = None
     features: Literal["values", "patches"] = "patches"
     resolution: int | None = None
@@ -53,7 +59,8 @@ def run(
         options: Of the command.
         model: Here, or on a server.
     """
-    suffix = check_output(options.output, SUFFIXES)
+    piped = ".npy" if options.kind is None else ".png"
+    suffix = check_output(options.output, SUFFIXES, piped=piped)
     if suffix == ".npy" and options.kind is not None:
         raise UserError("--kind draws an image; give an --output that ends in .png.")
     encoded = read_image(image)
@@ -61,7 +68,7 @@ def run(
     sized = {"model": model.served_name, "resolution": options.resolution, "fit": options.fit}
     with opened_engine(model, heads=()) as engine, refusals_of(image):
         content = compute(engine.client, encoded, options, sized)
-    atomic_write(options.output, content)
+    write_output(options.output, content)
     return DONE
 
 

@@ -1,22 +1,22 @@
 """`tipserve segment`: the mask of an image, or the instances of many as one COCO file."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TextIO
 
 import numpy as np
 from cyclopts import Parameter
 
-from model.files import atomic_write
 from model.graphs import DenseTask
 from model.image_codec import ImageError, ImageLimits, decode_image
 from model.preprocess import Fit
 from model.winner_map import count_labels
 from tipserve_cli.engine import UserError, refusals_of
-from tipserve_cli.files import check_output, read_image, split_names
+from tipserve_cli.files import check_output, is_pipe, read_image, split_names, write_output
 from tipserve_cli.model_options import (
-    OUTPUT,
+    OUTPUT_OR_PIPE,
     Flag,
     Input,
     Model,
@@ -46,7 +46,7 @@ class SegmentOptions:
 
     Attributes:
         classes: Names, separated by commas; or model, for those of the model's own head.
-        output: A .png or .npy file; for coco .json.
+        output: A .png or .npy file, or - for a PNG on standard output; for coco .json.
         format: mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with
             coloured classes; coco: instances with boxes, scores and run lengths.
         min_area_share: Share of the pixels of the smallest instance, for coco.
@@ -60,7 +60,7 @@ class SegmentOptions:
     """
 
     classes: str
-    output: Annotated[Path, OUTPUT]
+    output: Annotated[Path, OUTPUT_OR_PIPE]
     format: Literal["mask", "labels", "overlay", "coco"] = "mask"
     min_area_share: float = 0.001
     overwrite: Flag = False
@@ -96,7 +96,8 @@ def run(
         model: Here, or on a server.
     """
     classes = split_names(options.classes)
-    check_output(options.output, SUFFIXES[options.format], f" for --format {options.format}")
+    piped = None if options.format == "coco" else ".png"
+    check_output(options.output, SUFFIXES[options.format], f" for --format {options.format}", piped)
     _check_palette(options, classes)
     if options.format == "coco":
         return _write_coco(images, classes, options, model)
@@ -109,8 +110,8 @@ def run(
         (mask,) = engine.client.segment(image, classes, **asked)
     # A head's classes are known only now.
     _check_palette(options, [one.name for one in mask.classes])
-    atomic_write(options.output, _encode(options, mask, image))
-    _describe(mask)
+    write_output(options.output, _encode(options, mask, image))
+    _describe(mask, sys.stderr if is_pipe(options.output) else sys.stdout)
     return DONE
 
 
@@ -130,7 +131,7 @@ def _write_coco(
 
 
 def _check_palette(options: SegmentOptions, classes: Sequence[str]) -> None:
-    is_palette = options.output.suffix.lower() == ".png" and options.format == "mask"
+    is_palette = options.output.suffix.lower() != ".npy" and options.format == "mask"
     if is_palette and len(classes) > MAX_PALETTE_CLASSES:
         raise UserError(
             f"{len(classes)} classes given, at most {MAX_PALETTE_CLASSES} fit into a PNG mask; "
@@ -155,10 +156,10 @@ def _encode(options: SegmentOptions, mask: Segmentation, image: bytes) -> bytes:
         raise UserError(f"image: {error}.") from error
 
 
-def _describe(mask: Segmentation) -> None:
+def _describe(mask: Segmentation, stream: TextIO) -> None:
     counts = count_labels(mask.labels, len(mask.classes) + 1)
     if counts[0]:
-        print(f"0 background: {100 * counts[0] / mask.labels.size:.1f} % #000000")
+        print(f"0 background: {100 * counts[0] / mask.labels.size:.1f} % #000000", file=stream)
     for one in mask.classes:
         share = 100 * counts[one.label] / mask.labels.size
-        print(f"{one.label} {one.name}: {share:.1f} % {one.color}")
+        print(f"{one.label} {one.name}: {share:.1f} % {one.color}", file=stream)

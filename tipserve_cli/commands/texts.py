@@ -10,10 +10,16 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from cyclopts import Parameter
 
-from model.files import atomic_write
 from tipserve_cli.engine import UserError
-from tipserve_cli.files import check_output, read_lines
-from tipserve_cli.model_options import OUTPUT, Input, Model, ModelOptions, as_help, opened_engine
+from tipserve_cli.files import check_output, is_pipe, read_lines, write_output
+from tipserve_cli.model_options import (
+    OUTPUT_OR_PIPE,
+    Input,
+    Model,
+    ModelOptions,
+    as_help,
+    opened_engine,
+)
 from tipserve_cli.program import DONE
 from tipserve_client.results import FloatArray
 
@@ -29,13 +35,13 @@ class TextsOptions:
 
     Attributes:
         file: A file with a text in each line.
-        output: A .npy, .json or .parquet file. Default: JSON on standard output.
+        output: A .npy, .json or .parquet file, or - for JSON on standard output.
         templates: tcl: the mean of each text in several sentences, as for class names.
         normalize: Give embeddings unit length, or leave their length as it is.
     """
 
     file: Path | None = None
-    output: Annotated[Path | None, OUTPUT] = None
+    output: Annotated[Path, OUTPUT_OR_PIPE] = Path("-")
     templates: Literal["none", "tcl"] = "none"
     normalize: Annotated[bool, Parameter(negative="--no-normalize")] = True
 
@@ -54,7 +60,7 @@ def run(
         model: Here, or on a server.
     """
     output, file = options.output, options.file
-    suffix = ".json" if output is None else check_output(output, SUFFIXES)
+    suffix = check_output(output, SUFFIXES, piped=".json")
     if (file is None) == (not texts):
         raise UserError("Give texts, or --file with a text in each line.")
     if file is not None or texts == ("-",):
@@ -68,10 +74,8 @@ def run(
     with opened_engine(model, heads=()) as engine:
         found = [engine.client.embed_texts(part, **asked) for part in parts]
     content = _encode(suffix, texts, np.concatenate(found))
-    if output is None:
-        print(content.decode(), end="")
-    else:
-        atomic_write(output, content)
+    write_output(output, content)
+    if not is_pipe(output):
         print(f"{output}: {len(texts)} texts")
     return DONE
 

@@ -60,6 +60,39 @@ def test_an_image_is_read_from_standard_input_and_many_classes_are_grey(
     assert main([*command, "--format=labels"]) == DONE
 
 
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("command", "begin"),
+    [
+        ("segment IMAGE --classes=dog", b"\x89PNG"),
+        ("segment IMAGE --classes=dog --format=overlay", b"\x89PNG"),
+        ("features IMAGE", b"\x93NUMPY"),
+        ("features IMAGE --kind=groups", b"\x89PNG"),
+        ("texts dog", b'[{"text": "dog"'),
+    ],
+)
+def test_a_pipe_gets_the_content_only(
+    image: Path,
+    tmp_path: Path,
+    capsysbinary: pytest.CaptureFixture[bytes],
+    command: str,
+    begin: bytes,
+) -> None:
+    assert main([*command.replace("IMAGE", str(image)).split(), "-o", "-"]) == DONE
+    printed = capsysbinary.readouterr()
+    assert printed.out.startswith(begin)
+    if begin == b"\x89PNG":
+        Image.open(io.BytesIO(printed.out)).load()
+    assert (b"1 dog: 100.0 %" in printed.err) == command.startswith("segment")
+    assert list(tmp_path.iterdir()) == [image]
+
+
+@pytest.mark.parametrize("command", ["segment a --format=coco", "classify a"])
+def test_what_cannot_be_piped_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--classes=b", "-o", "-"]) == FAILED
+    assert "--output must end in" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
     photos: Path,

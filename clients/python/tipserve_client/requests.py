@@ -38,8 +38,8 @@ class Example:
     mask: Mapping[str, Any] | None = None
 
 
-# Class names, or a mapping from each name to its prompts or its examples.
-Classes = Mapping[str, Sequence[str] | Sequence[Example]] | Sequence[str]
+# A class name, several, or a mapping from each name to its prompts or its examples.
+Classes = Mapping[str, Sequence[str] | Sequence[Example]] | Sequence[str] | str
 GlobalFeatures = Literal["cls1", "cls2"]
 FeatureKind = Literal["colors", "component", "groups"]
 Method = Literal[
@@ -180,7 +180,7 @@ def make_request(
     options: Mapping[str, Any],
     *,
     images: ImageInputs = (),
-    texts: Iterable[str] = (),
+    texts: Iterable[str] | str = (),
     classes: Classes | None = None,
     partial: bool = False,
 ) -> Request:
@@ -190,7 +190,7 @@ def make_request(
         method: What to compute.
         options: Those of `OPTIONS` for the method; None is the server's default.
         images: One or several.
-        texts: For `embed_texts`.
+        texts: For `embed_texts`: one or several.
         classes: For `segment_images` and `classify_images`.
         partial: Whether an invalid image or text leaves the answers of the others intact.
 
@@ -207,20 +207,18 @@ def make_request(
         fields["classes"] = classes
     for name in ("classes", "background_classes"):
         if name in fields:
-            fields[name] = class_list(fields[name], name)
+            fields[name] = class_list(fields[name])
     if isinstance(fields.get("outputs"), str):
         fields["outputs"] = [fields["outputs"]]
     if "templates" in fields and not isinstance(fields["templates"], str):
         fields["templates"] = list(fields["templates"])
-    if isinstance(texts, str):
-        raise InvalidRequest("texts: give a list.", code="invalid_field", param="texts")
     if partial:
         fields["partial"] = True
     encoded, errors = encode_all(images, is_partial=partial)
     return Request(
         method=method,
         images=encoded,
-        texts=tuple(texts),
+        texts=(texts,) if isinstance(texts, str) else tuple(texts),
         fields=fields,
         timeout_s=options.get("timeout_s"),
         errors=errors,
@@ -258,14 +256,10 @@ def as_images(images: ImageInputs) -> Iterable[ImageInput]:
     return cast("Iterable[ImageInput]", images)
 
 
-def class_list(classes: Classes, param: str) -> list[dict[str, Any]]:
-    """Names and prompts of classes. The server uses the name where there are no prompts.
-
-    Raises:
-        InvalidRequest: `classes` is a string instead of a list.
-    """
+def class_list(classes: Classes) -> list[dict[str, Any]]:
+    """Names and prompts of classes. The server uses the name where there are no prompts."""
     if isinstance(classes, str):
-        raise InvalidRequest(f"{param}: give a list.", code="invalid_field", param=param)
+        classes = [classes]
     if isinstance(classes, Mapping):
         return [{"name": name, **_described(given)} for name, given in classes.items()]
     return [{"name": name, "prompts": []} for name in classes]
@@ -273,6 +267,8 @@ def class_list(classes: Classes, param: str) -> list[dict[str, Any]]:
 
 def _described(given: Sequence[str] | Sequence[Example]) -> dict[str, Any]:
     """Prompts, or examples with the fields of REST."""
+    if isinstance(given, str):
+        given = [given]
     found: dict[str, Any] = {"prompts": [one for one in given if isinstance(one, str)]}
     examples = [_example(one) for one in given if isinstance(one, Example)]
     return found | ({"examples": examples} if examples else {})

@@ -110,6 +110,15 @@ async def test_errors_say_what_and_where(
         assert len(await client.embed_images(image)) == 1
 
 
+async def test_one_text_or_class_needs_no_list(
+    serving: Serving, encode_image: Encode, asking: Asking
+) -> None:
+    async with serving() as server, asking.client(server) as client:
+        assert_equal(await client.embed_texts("dog"), await client.embed_texts(["dog"]))
+        for find in (client.segment, client.classify):
+            assert_equal(await find(encode_image(), "dog"), await find(encode_image(), ["dog"]))
+
+
 async def test_an_unknown_word_is_refused_with_the_words_there_are(
     serving: Serving, encode_image: Encode, asking: Asking
 ) -> None:

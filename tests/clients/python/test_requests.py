@@ -59,16 +59,15 @@ def test_one_image_is_a_list_of_one() -> None:
 
 
 def test_classes_are_names_or_names_with_prompts() -> None:
-    assert class_list(["dog"], "classes") == [{"name": "dog", "prompts": []}]
-    assert class_list({"dog": ["a dog"]}, "classes") == [{"name": "dog", "prompts": ["a dog"]}]
-    with pytest.raises(InvalidRequest, match="give a list"):
-        class_list("dog", "classes")
+    assert class_list(["dog"]) == [{"name": "dog", "prompts": []}]
+    assert class_list({"dog": ["a dog"]}) == [{"name": "dog", "prompts": ["a dog"]}]
+    assert class_list({"dog": "a dog"}) == class_list({"dog": ["a dog"]})
 
 
 def test_examples_have_their_fields_and_need_json() -> None:
     mask = {"size": (2, 3), "counts": b"6"}
     examples = [Example(point=(1, 2)), Example(image=1, box=(0, 0, 1, 1)), Example(mask=mask)]
-    fields = {"classes": class_list({"dog": examples}, "classes")}
+    fields = {"classes": class_list({"dog": examples})}
     (entry,) = fields["classes"]
     assert entry == {
         "name": "dog",

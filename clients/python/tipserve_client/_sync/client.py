@@ -173,7 +173,7 @@ class Client:
     @overload
     def embed_texts(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | str,
         *,
         dtype: Float32 = None,
         partial: Literal[False] = False,
@@ -183,7 +183,7 @@ class Client:
     @overload
     def embed_texts(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | str,
         *,
         dtype: Literal["float16"],
         partial: Literal[False] = False,
@@ -193,7 +193,7 @@ class Client:
     @overload
     def embed_texts(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | str,
         *,
         dtype: Literal["int8"],
         partial: Literal[False] = False,
@@ -203,7 +203,7 @@ class Client:
     @overload
     def embed_texts(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | str,
         *,
         dtype: Float32 = None,
         partial: Literal[True],
@@ -213,7 +213,7 @@ class Client:
     @overload
     def embed_texts(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | str,
         *,
         dtype: Dtype,
         partial: Literal[True],
@@ -222,7 +222,7 @@ class Client:
 
     def embed_texts(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | str,
         *,
         dtype: Dtype | None = None,
         partial: bool = False,
@@ -231,7 +231,7 @@ class Client:
         """Embed texts: one array [texts, width], or with `partial` an item with [width] for each.
 
         Args:
-            texts: At least one; none may be blank.
+            texts: One or several; none may be blank.
             dtype: As for `embed_images`.
             partial: Whether to return an `Item` for each text.
             options: Further fields of the service's request.

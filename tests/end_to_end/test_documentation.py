@@ -107,6 +107,14 @@ def test_a_line_of_curl_gives_the_file_that_it_names(
     assert count(written.name, written.read_bytes()) > 0
 
 
+def test_the_first_example_finds_what_it_names(bundled_service: "Service", tmp_path: Path) -> None:
+    line = CURL_EXAMPLES[0][1]
+    assert "segment?classes=burger,sunflower,book" in line
+    bundled_service.run_example("bash", line, tmp_path)
+    mask_HW = np.asarray(Image.open(tmp_path / "mask.png"))
+    assert [mask_HW[y, x] for x, y in ((298, 107), (98, 305), (320, 320))] == [1, 2, 3]
+
+
 def test_the_examples_have_every_route_and_every_format() -> None:
     lines = " ".join(line for _, line in CURL_EXAMPLES)
     routes = ("embed", "segment", "classify", "features", "depth", "normals")

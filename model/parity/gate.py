@@ -65,8 +65,9 @@ def run_reference(
         ParityError: No runtime is installed.
     """
     _planned(package)
-    progress("running the model in torch, as the reference")
-    return build_reference(encoder, package, dense=dense, is_thorough=is_thorough)
+    return build_reference(
+        encoder, package, dense=dense, is_thorough=is_thorough, progress=progress
+    )
 
 
 def prove_package(
@@ -150,7 +151,7 @@ def _prove(
         precision = proof.choice.precision
         progress(f"comparing {proof.choice.runtime} in {precision}")
         graphs = [graph for graph in proof.graphs if graph.part in parts]
-        found = _measured(package, proof, reference, graphs)
+        found = _measured(package, proof, reference, graphs, progress=progress)
         if not proof.is_hint and precision not in may_fail:
             exact = [g for g in graphs if g.part in TOWERS or g.precision == "fp32"]
             require([found[graph] for graph in exact])
@@ -162,14 +163,19 @@ def _prove(
 
 
 def _measured(
-    package: ModelPackage, proof: Proof, reference: Reference, graphs: Sequence[LoadedGraph]
+    package: ModelPackage,
+    proof: Proof,
+    reference: Reference,
+    graphs: Sequence[LoadedGraph],
+    *,
+    progress: Progress,
 ) -> dict[LoadedGraph, ParityEntry]:
     """Measure one graph after another, so that few are in memory."""
     found: dict[LoadedGraph, ParityEntry] = {}
     with _loaded(package, proof) as runtime:
         # Only the vision graph stays, since heads read it; so the text graph comes first.
         for graph in sorted(graphs, key=lambda graph: graph.part != "text"):
-            found[graph] = measure(reference, runtime, graph)
+            found[graph] = measure(reference, runtime, graph, progress=progress)
             if isinstance(runtime, GraphRuntime) and graph.part != "vision":
                 runtime.free(graph.part)
                 trim()

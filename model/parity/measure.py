@@ -5,7 +5,7 @@ of a map, S recorded patches, P recorded pixels of a map.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.graphs import DenseTask, Precision
 from model.manifest import ParityEntry
+from model.package import Progress
 from model.parity.inputs import TextInput, VisionInput
 from model.parity.limits import limits
 from model.runtime.base import Runtime, VisionOutput
@@ -22,12 +23,20 @@ from model.segmentation import average_groups, l2_normalize, segment
 from model.winner_map import Labels
 
 Output = TypeVar("Output")
+Item = TypeVar("Item")
 FloatArray = NDArray[np.float32]
 TINY: Final = 1e-12
 
 
 class ParityError(ValueError):
     """An exported graph does not compute what the model computes."""
+
+
+def counted(items: Sequence[Item], text: str, progress: Progress) -> Iterator[Item]:
+    """Yield items, and say before each which it is: `text: 3 of 14`."""
+    for number, item in enumerate(items, 1):
+        progress(f"{text}: {number} of {len(items)}")
+        yield item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,6 +120,7 @@ def measure(
     graph: LoadedGraph,
     *,
     rounding: Precision | None = None,
+    progress: Progress = lambda _: None,
 ) -> ParityEntry:
     """Measure how far a runtime's outputs are from the model's; see `ParityEntry.passed`.
 
@@ -119,12 +129,13 @@ def measure(
         runtime: Has the graph loaded.
         graph: The graph to measure.
         rounding: Precision whose limits apply; None for that of the graph.
+        progress: Called with each input.
 
     Raises:
         ParityError: An output has a wrong shape, or the graph fails on an input.
     """
     if graph.part == "vision":
-        found = _compare_vision(reference, runtime, graph)
+        found = _compare_vision(reference, runtime, graph, progress)
     elif graph.part == "text":
         found = _compare_text(reference, runtime, graph)
     else:
@@ -255,11 +266,12 @@ def _angles(ours_B3HW: FloatArray, theirs_B3HW: FloatArray) -> NDArray[np.float6
     return np.asarray(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
 
 
-def _compare_vision(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> _Differences:
+def _compare_vision(
+    reference: Reference, runtime: Runtime, graph: LoadedGraph, progress: Progress
+) -> _Differences:
     found = _Differences()
-    for case in reference.vision:
-        if not _judges(case.given.is_real, graph):
-            continue
+    cases = [case for case in reference.vision if _judges(case.given.is_real, graph)]
+    for case in counted(cases, f"comparing {graph.file} on {runtime.name}", progress):
         found.sizes.append(case.given.size)
         ours = _run(graph, case.given.size, runtime.encode_images, case.given.pixels_B3HW)
         pairs = [

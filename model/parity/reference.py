@@ -19,7 +19,7 @@ from transformers import Tipsv2DptForDensePrediction
 from model.encoder import Encoder, Towers
 from model.graphs import DenseTask
 from model.manifest import Manifest
-from model.package import ModelPackage
+from model.package import ModelPackage, Progress
 from model.parity.inputs import (
     CLASS_NAMES,
     FloatArray,
@@ -30,7 +30,7 @@ from model.parity.inputs import (
     plan_sizes,
     text_inputs,
 )
-from model.parity.measure import Reference, TextCase, VisionCase, segmenting_features
+from model.parity.measure import Reference, TextCase, VisionCase, counted, segmenting_features
 from model.parity.recorded import RECORDED_TEXTS, Thumbnails, enlarged, gate_thumbnails
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.graph_runtime import parts_of
@@ -55,6 +55,7 @@ def build_reference(
     *,
     dense: DenseReference | None = None,
     is_thorough: bool = False,
+    progress: Progress = lambda _: None,
 ) -> Reference:
     """Run the encoder on all inputs of the gate.
 
@@ -63,11 +64,12 @@ def build_reference(
         package: Its package, for tokenizer and manifest.
         dense: The dense heads of the package.
         is_thorough: See `plan_sizes`.
+        progress: Called with each input.
     """
     sizes = plan_sizes(package.manifest, is_thorough=is_thorough)
     texts = text_inputs(TextTokenizer.from_package(package))
     images = image_inputs(package.manifest, sizes)
-    return _run_model(encoder, package, images=images, texts=texts, dense=dense)
+    return _run_model(encoder, package, images=images, texts=texts, dense=dense, progress=progress)
 
 
 def recorded_reference(
@@ -166,6 +168,7 @@ def _run_model(
     images: Sequence[VisionInput],
     texts: Sequence[TextInput],
     dense: DenseReference | None,
+    progress: Progress = lambda _: None,
 ) -> Reference:
     manifest, towers = package.manifest, encoder.reference
     names = [fill(name, TEMPLATES[manifest.zero_shot.templates]) for name in CLASS_NAMES]
@@ -176,7 +179,7 @@ def _run_model(
     classes_KD = average_groups(prompts_PD, tuple(map(len, names)))
     features = manifest.zero_shot.features
     vision, text = [], []
-    for given in images:
+    for given in counted(images, "running the model in torch, as the reference", progress):
         output = reference_vision(towers, given.pixels_B3HW, manifest.patch_size)
         items_BND = segmenting_features(output, features)
         maps = dense(given.pixels_B3HW) if dense and _suits_heads(given, manifest) else {}

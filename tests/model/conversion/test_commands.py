@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +142,26 @@ def test_extend_adds_a_graph_and_names_the_package(
     assert printed.out == f"{output}\n"
     assert "exporting the vision graph in bf16" in printed.err
     assert graph_file("vision", "bf16") in open_package(output).manifest.files
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_long_steps_are_counted_and_a_terminal_has_a_bar(
+    is_terminal: bool,
+    tiny_package: ModelPackage,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if is_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "200")
+    assert run(["check", str(tiny_package.path)]) == 0
+    said = capsys.readouterr().err
+    for step in (
+        "running the model in torch, as the reference",
+        "comparing onnx/vision_model.onnx",
+    ):
+        assert re.search(f"━.*{step}" if is_terminal else f"{step}.*: 2 of ", said)
+    assert ("━" in said) == is_terminal
 
 
 def test_check_without_torch_names_the_extra(

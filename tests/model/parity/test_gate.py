@@ -296,7 +296,9 @@ def test_one_tower_is_loaded_at_a_time_and_each_head_only_while_it_is_measured(
 ) -> None:
     held: list[set[Part]] = []
 
-    def measure(_: Reference, runtime: OnnxRuntime, graph: LoadedGraph) -> ParityEntry:
+    def measure(
+        _: Reference, runtime: OnnxRuntime, graph: LoadedGraph, **__: object
+    ) -> ParityEntry:
         runtime._graph(graph)
         held.append({graph.part for graph in runtime._graphs})
         return entry_of(graph, cast("Runtime", runtime))
@@ -332,7 +334,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[Precision]:
     """Precisions in which every graph fails; nothing is computed."""
     precisions: set[Precision] = set()
 
-    def measure(_: Reference, runtime: Runtime, graph: LoadedGraph) -> ParityEntry:
+    def measure(_: Reference, runtime: Runtime, graph: LoadedGraph, **__: object) -> ParityEntry:
         return entry_of(graph, runtime, float(graph.precision in precisions))
 
     monkeypatch.setattr(proof, "measure", measure)

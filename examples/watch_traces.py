@@ -1,6 +1,6 @@
 """Receives traces like a collector (OTLP over HTTP) and prints each as a tree.
 
-Run `python examples/watch_traces.py` and `python -m service --otlp-endpoint http://localhost:4318`.
+Run `python examples/watch_traces.py` and `tipserve serve --otlp-endpoint http://localhost:4318`.
 Needs the extra `otel`, and no collector.
 """
 

@@ -35,7 +35,7 @@ INTRODUCTION = """\
 
 Every setting is a flag (`--http-port 9000`) and an environment variable
 (`TIPSERVE_HTTP_PORT=9000`). A flag overrides a variable. An unknown flag or `TIPSERVE_` variable is
-an error. `python -m service --show-config` prints each setting with its value and source, with
+an error. `tipserve serve --show-config` prints each setting with its value and source, with
 secrets masked.
 
 `scripts/generate_configuration.py` generates this page from `service/settings.py`."""

@@ -654,7 +654,7 @@ def size_rule(request: ImagesRequest, model: ServedModel, *, is_map: bool) -> Si
             windows = Windows.of(min(resolution, manifest.native_size))
     return SizeRule(
         resolution=resolution,
-        fit=request.fit,
+        fit=request.fit or ("squash" if is_map else "aspect"),
         patch_size=manifest.patch_size,
         multiple=manifest.map_multiple if is_map else manifest.size_multiple,
         windows=windows,

@@ -64,14 +64,15 @@ class ImagesRequest:
             `fit` do not apply.
         model: Name of a served model; None is the default model.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is resized.
+        fit: How an image is resized; None, of masks only, is `squash` for a head as released, and
+            `aspect` for names.
         partial: Whether the other images are answered if some cannot be read.
     """
 
     images: tuple[MaybeImage, ...]
     model: str | None = None
     resolution: int | None = None
-    fit: Fit = "squash"
+    fit: Fit | None = None
     partial: bool = False
 
 
@@ -99,6 +100,7 @@ class EmbedImagesRequest(ImagesRequest):
         vector_type: Number type of the embeddings; maps are float32.
     """
 
+    fit: Fit = "squash"
     outputs: tuple[str, ...] = ("cls1",)
     normalize: bool = True
     vector_type: VectorType = "float32"
@@ -166,6 +168,7 @@ class EmbedMixedRequest(ImagesRequest):
     """
 
     images: tuple[MaybeImage, ...] = ()
+    fit: Fit = "squash"
     texts: tuple[str, ...] = ()
     dimensions: int | None = None
     normalize: bool = True
@@ -247,7 +250,6 @@ class SegmentImagesRequest(ImagesRequest):
     """
 
     classes: tuple[SegmentClass, ...]
-    fit: Fit = "aspect"
     templates: TemplateSet | tuple[str, ...] | None = None
     features: Features | None = None
     background_threshold: float | None = None
@@ -322,6 +324,7 @@ class EstimateMapsRequest(ImagesRequest):
         size: Whether a map has the size of its image or of the head's output.
     """
 
+    fit: Fit = "squash"
     task: MapTask
     size: MapSize = "image"
 
@@ -442,6 +445,7 @@ class ClassifyImagesRequest(ImagesRequest):
         top_k: Number of best classes to return; None is all.
     """
 
+    fit: Fit = "squash"
     classes: tuple[SegmentClass, ...]
     templates: TemplateSet | tuple[str, ...] | None = None
     features: GlobalFeatures = "cls1"

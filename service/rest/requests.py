@@ -273,7 +273,11 @@ class SegmentImagesBody(ImageBody):
     features: Features | None = Field(
         default=None, description="Patch embeddings to use. Default: the model's own."
     )
-    fit: FitField = SegmentImagesRequest.fit
+    fit: Fit | None = Field(
+        default=SegmentImagesRequest.fit,
+        description="`squash` resizes to a square; `aspect` keeps the aspect ratio. Default: "
+        "`squash` for classes `model`, as released, `aspect` for others.",
+    )
     mode: SegmentMode | None = Field(
         default=SegmentImagesRequest.mode,
         description="`whole`: the model sees the whole image. `slide`: it sees windows of its "

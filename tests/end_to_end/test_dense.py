@@ -60,7 +60,7 @@ def test_maps_and_masks_are_those_of_the_released_notebook(
     normals_HW3 = dense_service.over_both("normals", {**asked, "fit": "aspect"})["0.normals"]
     assert (normals_HW3 * unit_HW3).sum(axis=-1).min() > 0.999
     np.testing.assert_allclose(np.linalg.norm(normals_HW3, axis=-1), 1, atol=1e-5)
-    masks = {**asked, "classes": ["model"], "include_scores": True}
+    masks = {**asked, "classes": ["model"], "include_scores": True, "fit": "aspect"}
     found = dense_service.over_both("segment", masks)
     best_HW, wanted_HW = logits[0].max(0)
     assert (found["0.labels"] == wanted_HW.numpy() + 1).mean() > 0.99

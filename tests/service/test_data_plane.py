@@ -197,8 +197,13 @@ async def test_the_class_model_stands_for_the_classes_of_the_package(core: Core)
     share = 1 / (1 + 2 * np.exp(-200 / 255))
     assert mask.class_scores == pytest.approx((0, share, share), abs=0.02)
     assert mask.scores_HW[0, 0] == pytest.approx(200 / 255 - 0.5, abs=0.01)
-    (small,) = await core.arrays(SEGMENT, stream.getvalue(), **OWN, resolution=56, size="patch")
-    assert small.shape == (4, 8)
+    small = {"resolution": 56, "size": "patch"}
+    # On a square by default, as the released head was asked.
+    for change, shape in (({}, (4, 4)), ({"fit": "aspect"}, (4, 8))):
+        (labels_HW,) = await core.arrays(SEGMENT, stream.getvalue(), **OWN, **small, **change)
+        assert labels_HW.shape == shape
+    (labels_HW,) = await core.arrays(SEGMENT, stream.getvalue(), **small)
+    assert labels_HW.shape == (4, 8)
 
 
 @pytest.mark.parametrize(

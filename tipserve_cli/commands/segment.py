@@ -54,7 +54,8 @@ class SegmentOptions:
         background_classes: Names that count as background, separated by commas.
         background_threshold: Pixels with a lower cosine are background.
         resolution: Resize the short side to this many pixels.
-        fit: Keep the aspect ratio, or resize to a square.
+        fit: Keep the aspect ratio, or resize to a square. Default: a square for the classes
+            `model`, as released, and the aspect ratio for others.
         mode: Process the whole image at once, which is faster, or in overlapping windows. Default:
             the model's own.
     """
@@ -67,7 +68,7 @@ class SegmentOptions:
     background_classes: Annotated[str, Parameter(show_default=False)] = ""
     background_threshold: float | None = None
     resolution: int | None = None
-    fit: Fit = "aspect"
+    fit: Fit | None = None
     mode: Literal["whole", "slide"] | None = None
 
     def request(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from model.manifest import ScoreEntry
+from model.preprocess import Fit
 from tipserve_cli.engine import UserError
 from tipserve_cli.files import read_lines
 from tipserve_cli.model_options import OUTPUT, Flag, Model, ModelOptions, as_help, opened_engine
@@ -52,6 +53,8 @@ class EvaluateOptions:
         output: Folder of the report, and of the model's answers, from which a stopped evaluation
             continues.
         mode: For segmentation: whole images, or windows. Default: the model's own.
+        fit: For segmentation: keep the aspect ratio, or resize to a square. Default: a square for
+            --classes model, as released, and the aspect ratio for names.
         features: For segmentation: the patch embeddings. Default: the model's own.
         background_threshold: For segmentation: pixels with a lower cosine are of the class
             `background`.
@@ -78,6 +81,7 @@ class EvaluateOptions:
     normals: tuple[Path, Path] | None = None
     output: Annotated[Path, OUTPUT] = Path("evaluation")
     mode: Literal["whole", "slide"] | None = None
+    fit: Fit | None = None
     features: Literal["values", "patches"] | None = None
     background_threshold: float | None = None
     classes: Literal["model"] | None = None

@@ -35,6 +35,7 @@ from model.labelled.sets import (
     SetError,
     Split,
 )
+from model.preprocess import Fit
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.maps import angles, depth_scores
 from model.scores.pixels import Pixels, count_pixels
@@ -178,6 +179,7 @@ class TaskOptions:
             classification.
         features: Patch embeddings of segmentation; None is the model's own.
         mode: Whether segmentation sees an image whole or in windows; None is the model's own.
+        fit: How segmentation resizes an image; None is the service's default.
         background_threshold: Pixels with a lower cosine are of the class `background`.
         classes: `model` for masks by the model's segmentation head; None for masks by the names of
             the set.
@@ -188,12 +190,13 @@ class TaskOptions:
     templates: Templates | None = None
     features: Literal["values", "patches"] | None = None
     mode: Literal["whole", "slide"] | None = None
+    fit: Fit | None = None
     background_threshold: float | None = None
     classes: Literal["model"] | None = None
 
     def about_masks(self, names: Sequence[str]) -> Question:
         """The question of segmentation; `background` is no class if there is a threshold."""
-        own = ("templates", "features", "resolution", "background_threshold", "mode")
+        own = ("templates", "features", "resolution", "background_threshold", "mode", "fit")
         options = {name: getattr(self, name) for name in own}
         return Question(about="mask", options=options, classes=tuple(self.prompted(names)))
 

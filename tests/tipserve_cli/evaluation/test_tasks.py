@@ -123,13 +123,14 @@ def test_pixels_below_the_threshold_are_background(world: World, has_name: bool)
     names = "cat\nbackground\n" if has_name else "cat\ndog\n"
     given = world.masks([[[0, 0, 1, 1]]], names)
     world.model.masks = {0: [[1, 0, 0, 0]]}
-    result = world.score(tasks.score_segmentation, given, background_threshold=0.1)
+    options = {"background_threshold": 0.1, "fit": "squash"}
+    result = world.score(tasks.score_segmentation, given, **options)
     # Without a class `background` those pixels are errors of their own class only.
     background = 100 * 2 / 3 if has_name else 0
     assert values(result)["mIoU"] == pytest.approx((50 + background) / 2)
     asked = world.model.requests[0]
     assert class_names(asked) == (["cat"] if has_name else ["cat", "dog"])
-    assert asked.fields["background_threshold"] == 0.1
+    assert (asked.fields["background_threshold"], asked.fields["fit"]) == (0.1, "squash")
 
 
 def test_masks_of_the_models_own_classes_are_matched_by_name(world: World) -> None:

@@ -3,7 +3,7 @@
 # One base for all: CUDA, cuDNN and TensorRT are wheels of EXTRA=gpu,otel, and the driver comes from the node. BASE takes a mirror.
 # What pip needs to be told (an index, a certificate) comes as the secret `pip`, in the form of pip.conf, and stays in no layer.
 # Packages are those of requirements/, by their hashes; scripts/lock_requirements.sh writes them, scripts/pin_base.sh the digest.
-ARG BASE=python:3.11-slim
+ARG BASE=python:3.11-slim@sha256:90744cff8f32887f075c47d747a173ff333e9e98801667af93c357fa9f5e28ff
 
 # What lists and strips what is installed, away from it.
 FROM ${BASE} AS tools

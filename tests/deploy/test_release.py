@@ -73,12 +73,34 @@ def test_the_workflows_have_no_fault_that_actionlint_knows() -> None:
     assert "2 workflow file" in ended.stdout
 
 
+def test_actions_and_the_base_image_cannot_move() -> None:
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        used = re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))
+        assert used
+        assert [one for one in used if not re.fullmatch(r"\S+@[0-9a-f]{40} # v[\d.]+", one)] == []
+    (base,) = re.findall(r"^ARG BASE=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert re.fullmatch(r"python:3\.11-slim@sha256:[0-9a-f]{64}", base)
+
+
+def test_only_a_tag_is_published_and_only_after_all_tests() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    # YAML reads `on` as true.
+    assert workflow[True] == {"push": {"tags": ["v*"]}}
+    jobs = workflow["jobs"]
+    assert ".ci/run" in jobs["tests"]["steps"][-1]["run"]
+    for name, job in jobs.items():
+        needed = name
+        while "needs" in jobs[needed]:
+            needed = jobs[needed]["needs"]
+        assert needed == "tests" or "permissions" not in job, name
+
+
 def test_images_have_the_projects_version_and_the_manifests_tags() -> None:
     text = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
     names = {"REGISTRY": "registry.example.org/us", "GITHUB_REF_TYPE": "tag"}
 
-    def name(suffix: str, tag: str) -> tuple[int, str, str]:
-        environment = {**os.environ, **names, "GITHUB_REF_NAME": tag}
+    def name(suffix: str, tag: str, **others: str) -> tuple[int, str, str]:
+        environment = {**os.environ, **names, "GITHUB_REF_NAME": tag, **others}
         ended = run("scripts/release_names.sh", suffix, cwd=ROOT, env=environment)
         return ended.returncode, ended.stdout, ended.stderr
 
@@ -100,3 +122,6 @@ def test_images_have_the_projects_version_and_the_manifests_tags() -> None:
     *ended, error = name("", "v0.2.0")
     assert ended == [1, ""]
     assert "v0.2.0, and pyproject.toml has the version 0.1.0" in error
+    for branch in ("main", "v0.1.0"):
+        *ended, error = name("", branch, GITHUB_REF_TYPE="branch")
+        assert (ended, "push the tag v0.1.0" in error) == ([1, ""], True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 from service.monitoring.metrics_server import LIVE, READY
-from service.server import LOG_GRACE_S, TRACE_GRACE_S, WRITE_GRACE_S
+from service.server import LOG_GRACE_S, TRACE_GRACE_S, WRITE_GRACE_S, max_caller_bytes
 from service.settings import Settings, is_loopback, load_settings
 from tests.deploy.workloads import (
     Manifest,
@@ -33,6 +33,22 @@ REFERRED |= dict.fromkeys(("secret", "secretRef", "secretKeyRef"), "Secret")
 REFERRED |= dict.fromkeys(("configMap", "configMapRef", "configMapKeyRef"), "ConfigMap")
 # Files that the server reads.
 READ = ("api_keys_file", "tls_cert", "tls_key", "tls_client_ca", "model_repository")
+GOOD = {
+    # Pods that serve nothing block no drain of a node, and each rollout is spread by itself.
+    "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    "matchLabelKeys": ["pod-template-hash"],
+    # The Prometheus that the policy lets in; without its data the number of replicas stays.
+    "serverAddress": "http://prometheus-operated.monitoring.svc:9090",
+    "ignoreNullValues": "false",
+}
+# An evicted pod ends no Job, and a person can still read the log of one that has ended.
+LEAST = {"backoffLimit": 1, "ttlSecondsAfterFinished": 600}
+LEAST_CLAIM_BYTES = 10 * 2**30
+DNS_PORTS = (53, 5353)
+# Of a process with the bundled model, measured under some load.
+RESIDENT_BYTES = 269 * 2**20
+# Seconds until a failing probe acts: deploy/README.md, "Probes".
+ACTS_S = {"startup": range(180, 601), "readiness": range(5, 11), "liveness": range(60, 121)}
 SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|PASSWORD|SECRET|CREDENTIALS)$", re.IGNORECASE)
 
 
@@ -44,6 +60,7 @@ def faults(documents: list[Manifest]) -> list[str]:
         monitored_ports,
         policy_ports,
         routes,
+        fields,
         objects,
         mounts,
         servers,
@@ -93,10 +110,13 @@ def service_ports(documents: list[Manifest]) -> Faults:
                 is_headless = service["spec"].get("clusterIP") == "None"
                 if found is None or (is_headless and found != port["port"]):
                     yield f"{called(service)}: {target} of {workload} is {found}"
+            spoken = port.get("appProtocol")
+            if port.get("name") == "grpc" and spoken not in (None, "kubernetes.io/h2c"):
+                yield f"{called(service)}: balancers would speak {spoken} to gRPC"
 
 
 def monitored_ports(documents: list[Manifest]) -> Faults:
-    """A monitor selects one Service, and leads to its ports."""
+    """A monitor selects one Service, which shows all pods, and leads to its ports in time."""
     for monitor in of_kind(documents, "ServiceMonitor"):
         wanted = monitor["spec"]["selector"]
         services = of_kind(documents, "Service")
@@ -104,6 +124,11 @@ def monitored_ports(documents: list[Manifest]) -> Faults:
         names = {port["name"] for one in found for port in one["spec"]["ports"]}
         if len(found) != 1 or {one["port"] for one in monitor["spec"]["endpoints"]} - names:
             yield f"{called(monitor)}: selects {len(found)} Services, with the ports {names}"
+        if not all(one["spec"].get("publishNotReadyAddresses") for one in found):
+            yield f"{called(monitor)}: pods that are not ready are not watched"
+        for one in monitor["spec"]["endpoints"]:
+            if int(one["scrapeTimeout"][:-1]) > int(one["interval"][:-1]):
+                yield f"{called(monitor)}: waits for longer than its interval"
 
 
 def policy_ports(documents: list[Manifest]) -> Faults:
@@ -111,6 +136,9 @@ def policy_ports(documents: list[Manifest]) -> Faults:
     services = of_kind(documents, "Service")
     for policy in of_kind(documents, "NetworkPolicy"):
         rules = policy["spec"].get("ingress", [])
+        for _, node in nodes(policy["spec"]):
+            if node.get("protocol", "TCP") != "TCP" and node["port"] not in DNS_PORTS:
+                yield f"{called(policy)}: nothing speaks {node['protocol']} on {node['port']}"
         for workload in selected(policy, workloads(documents)):
             named = [port["port"] for rule in rules for port in rule.get("ports", [])]
             allowed = [_number(name, workload) for name in named]
@@ -134,6 +162,43 @@ def routes(documents: list[Manifest]) -> Faults:
                 offered = services.get(node["name"], {"spec": {"ports": []}})["spec"]["ports"]
                 if port not in {p[name] for p in offered for name in ("name", "port")}:
                     yield f"{called(document)}: there is no port {port} of {node['name']}"
+
+
+def route_limits(documents: list[Manifest], chosen: Settings) -> Faults:
+    """The server refuses what is too large or slow, by its own answers, before a proxy does."""
+    for document in of_kind(documents, "HTTPRoute"):
+        for _, node in nodes(document):
+            if (
+                "request" in node
+                and int(node["request"].removesuffix("s")) <= chosen.request_timeout_s
+            ):
+                yield f"{called(document)}: ends requests after {node['request']}"
+    for document in of_kind(documents, "Ingress"):
+        notes = {k.split("/")[1]: v for k, v in document["metadata"]["annotations"].items()}
+        if int(notes["proxy-read-timeout"]) <= chosen.request_timeout_s:
+            yield f"{called(document)}: ends requests after {notes['proxy-read-timeout']} s"
+        size = notes["proxy-body-size"]
+        if size != "0" and int(size.removesuffix("m")) * 2**20 < chosen.max_request_bytes:
+            yield f"{called(document)}: refuses requests above {size}"
+
+
+def fields(documents: list[Manifest]) -> Faults:
+    """Fields that have one good value, or a least one, wherever they are."""
+    for document in documents:
+        for _, node in nodes(document):
+            for name, good in GOOD.items():
+                if node.get(name, good) != good:
+                    yield f"{called(document)}: {name} is {node[name]}, not {good}"
+            for name, least in LEAST.items():
+                if node.get(name, least) < least:
+                    yield f"{called(document)}: {name} is {node[name]}, below {least}"
+    for claim in of_kind(documents, "PersistentVolumeClaim"):
+        if _bytes(claim["spec"]["resources"]["requests"]["storage"]) < LEAST_CLAIM_BYTES:
+            yield f"{called(claim)}: has no room for packages"
+
+
+def _bytes(amount: str) -> int:
+    return int(amount[:-2]) * {"Mi": 2**20, "Gi": 2**30}[amount[-2:]]
 
 
 def _number(port: str | int, workload: Workload) -> int | None:
@@ -174,6 +239,9 @@ def mounts(documents: list[Manifest]) -> Faults:
             if names - volumes or len(places) < len(mounted):
                 yield f"{workload}: {container['name']} mounts no volume, or two at one path"
         yield from (f"{workload}: no container mounts {name}" for name in sorted(unused))
+        modes = {node.get("defaultMode") for _, node in nodes(workload.pod.get("volumes", []))}
+        if 0o440 in modes and "fsGroup" not in workload.pod["securityContext"]:
+            yield f"{workload}: its group may read files, and it has none (fsGroup)"
 
 
 def servers(documents: list[Manifest]) -> Faults:
@@ -187,7 +255,8 @@ def servers(documents: list[Manifest]) -> Faults:
             except (ValueError, SystemExit) as error:
                 yield f"{workload}: the server refuses its settings: {error}"
                 continue
-            for check in (_ports, _probes, _shutdown, _files):
+            yield from route_limits(documents, chosen)
+            for check in (_ports, _probes, _memory, _shutdown, _files):
                 yield from (f"{workload}: {fault}" for fault in check(workload, container, chosen))
 
 
@@ -202,11 +271,23 @@ def _ports(_: Workload, container: Manifest, chosen: Settings) -> Faults:
 
 
 def _probes(_: Workload, container: Manifest, chosen: Settings) -> Faults:
-    """Each probe asks for the route that has its meaning, on the port without callers."""
+    """Each probe asks for the route that has its meaning, on the port without callers, in time."""
     for probe, meaning in {"startup": READY, "readiness": READY, "liveness": LIVE}.items():
-        asked = container.get(f"{probe}Probe", {}).get("httpGet", {})
+        trials = container.get(f"{probe}Probe", {})
+        asked = trials.get("httpGet", {})
         if asked != {"path": meaning, "port": "metrics"}:
             yield f"{probe}: {asked} is not what it has to ask"
+        acts_s = trials.get("periodSeconds", 10) * trials.get("failureThreshold", 3)
+        if acts_s not in ACTS_S[probe]:
+            yield f"{probe}: acts after {acts_s} s"
+
+
+def _memory(_: Workload, container: Manifest, chosen: Settings) -> Faults:
+    """The most that callers can take fits into the limit, beside the processes."""
+    needed = max_caller_bytes(chosen) + chosen.workers * RESIDENT_BYTES
+    limit = _bytes(container["resources"]["limits"]["memory"])
+    if limit < needed:
+        yield f"callers can make it take {needed} bytes, and {limit} are its limit"
 
 
 def _shutdown(workload: Workload, container: Manifest, chosen: Settings) -> Faults:

@@ -74,6 +74,25 @@ def test_objects_are_those_of_kustomize(has_all: bool, tmp_path: Path) -> None:
         assert found[name] == document, name
 
 
+def test_every_value_reaches_the_objects(tmp_path: Path) -> None:
+    given: list[Any] = []
+
+    def other(default: Any, name: str) -> Any:
+        if isinstance(default, bool):
+            return True
+        if isinstance(default, dict) and default:
+            return {key: other(value, f"{name}-{key.lower()}") for key, value in default.items()}
+        given.append(7_000_000 + len(given) if isinstance(default, int) else f"other{name}")
+        wrapped: dict[type, Any] = {dict: {"a": given[-1]}, list: [given[-1]]}
+        return wrapped.get(type(default), given[-1])
+
+    values = other(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")), "")
+    values["tolerations"] = [{"key": values["tolerations"][0]}]
+    # KEDA takes the place of `replicas`.
+    documents = render(tmp_path, values) + render(tmp_path, values | {"keda": {}})
+    assert [one for one in given if str(one) not in yaml.safe_dump(documents)] == []
+
+
 def test_another_release_shares_nothing_with_the_first(tmp_path: Path) -> None:
     values = VALUES | {"image": {}, "apiKeys": {}, "tls": {}}
     first, second = (render(tmp_path, values, name) for name in ("a-tipserve", "tipserve-b"))

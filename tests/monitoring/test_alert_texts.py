@@ -46,6 +46,13 @@ def test_alerts_have_a_severity_texts_and_a_section_of_the_runbook() -> None:
         assert re.findall(r"^- \*\*(\w+)\.\*\* \S", section, re.MULTILINE) == PARTS, name
 
 
+def test_only_these_wake_someone() -> None:
+    paging = {name for name, one in ALERTS.items() if one["labels"]["severity"] == "critical"}
+    budgets = {f"Tipserve{name}BudgetBurnFast" for name in ("Error", "Latency", "Capacity")}
+    broken = {"Down", "NoneReady", "ModelWithoutLane", "QueueStuck", "GpuError", "GpuMemoryErrors"}
+    assert paging == budgets | {f"Tipserve{name}" for name in broken}
+
+
 def test_links_are_urls_below_one_address() -> None:
     (rules,) = of_kind(kustomizations.build("monitoring"), "PrometheusRule")
     base = rules["metadata"]["annotations"]["tipserve/runbook"]

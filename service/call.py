@@ -82,7 +82,7 @@ class Call:
     model: str = ""
 
     @property
-    def is_rash(self) -> bool:
+    def has_short_deadline(self) -> bool:
         """Whether the caller's own deadline was nearer than a server can promise to answer."""
         return self.deadline - self.started < LEAST_TIMEOUT_S
 

@@ -79,7 +79,7 @@ class PatchBudget:
         if num_patches > self.max_patches:
             large = f"The request costs {num_patches} patches, at most {self.max_patches} fit"
             raise self.refused("too_large", RequestTooLarge(f"{large} into the queue; split it."))
-        reason = "caller_deadline" if call.is_rash else "deadline"
+        reason = "caller_deadline" if call.has_short_deadline else "deadline"
         try:
             left_s = call.remaining_s()
         except DeadlineExceeded as error:

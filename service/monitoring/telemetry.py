@@ -125,7 +125,7 @@ class Telemetry:
             is_quiet: Whether to count only, as with health checks.
         """
         seconds, label = call.clock() - call.started, str(code)
-        if label in DEADLINE_CODES and call.is_rash:
+        if label in DEADLINE_CODES and call.has_short_deadline:
             label, is_fault = f"{label}_CALLER", False
         self.metrics.calls.observe(method, label, seconds, call.stages, model=call.model)
         if is_quiet:

@@ -118,14 +118,15 @@ def test_a_line_has_message_fields_ids_and_the_exception() -> None:
     token = current_call.set(Call(request_id="r1", deadline=1.0))
     try:
         (line,) = lines_of(fail)
+        text, *_ = lines_of(fail, "text")
     finally:
         current_call.reset(token)
     parsed = json.loads(line)
     assert (parsed["message"], parsed["code"], parsed["request_id"]) == ("hello you", 200, "r1")
     assert "ValueError: broken" in parsed["exception"]
     assert (parsed["level"], parsed["logger"]) == ("ERROR", "service.x")
-    text, *_ = lines_of(fail, "text")
-    assert re.match(r"[-0-9]+T[:0-9]+\.\d{3}\+00:00 ERROR   hello you code=200 exception=", text)
+    start = r"[-0-9]+T[:0-9]+\.\d{3}\+00:00 ERROR   hello you request_id=r1 code=200 exception="
+    assert re.match(start, text)
 
 
 def written(call: Call, *outcomes: Outcome, ratio: float = 1.0) -> list[dict[str, Any]]:

@@ -3,17 +3,18 @@
 Readers only list files. Images and masks are read when they are needed.
 """
 
-import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from model.labelled.captions import FoundCaptions, read_captions, tally
 
 # Tasks, as reports name them.
 SEGMENTATION: Final = "zero-shot segmentation"
@@ -125,9 +126,11 @@ class CaptionedSet(ImageSet):
 
     Attributes:
         captions: At least one of each image.
+        left_out: Number of captions that cannot be read, by the reason.
     """
 
     captions: Sequence[Sequence[str]]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -531,40 +534,40 @@ def own_queries(things: Sequence[int]) -> list[Query]:
 
 
 def read_captioned(folder: Path) -> CaptionedSet:
-    """Images with a text file of the same name, or WebDataset shards.
-
-    A `.txt` file has a caption in each line. A `.json` file has `captions`, a list of texts or
-    texts by name, or `caption`, one text.
+    """Images with a caption file of the same name, or WebDataset shards: see `read_captions`.
 
     Raises:
         SetError: There are neither, or an image has no caption.
     """
     shards = [folder] if folder.suffix == ".tar" else sorted(folder.glob("*.tar"))
     rows = [row for shard in shards for row in _shard_rows(shard)] or list(_file_rows(folder))
-    bare = [source for source, captions in rows if not captions]
+    left_out = Counter(reason for _, found in rows for reason in found.left_out)
+    bare = [source for source, found in rows if not found.by_source]
     if bare:
         raise SetError(
             f"{len(bare)} of {len(rows)} images have no caption, such as {bare[0]}: write one a "
             "line into a .txt file of the image's name."
+            + (f" Captions left out: {tally(left_out)}." if left_out else "")
         )
     return CaptionedSet(
         name=folder.resolve().stem,
         images=[source for source, _ in rows],
-        captions=[captions for _, captions in rows],
+        captions=[list(dict.fromkeys(found.by_source.values())) for _, found in rows],
+        left_out=left_out,
     )
 
 
-def _file_rows(folder: Path) -> Iterator[tuple[ImageSource, list[str]]]:
+def _file_rows(folder: Path) -> Iterator[tuple[ImageSource, FoundCaptions]]:
     for path in images_below(folder):
         texts = {
             suffix: path.with_suffix(suffix).read_bytes()
             for suffix in (".txt", ".json")
             if path.with_suffix(suffix).is_file()
         }
-        yield ImageSource(path), _captions(texts, str(path))
+        yield ImageSource(path), read_captions(texts)
 
 
-def _shard_rows(shard: Path) -> Iterator[tuple[ImageSource, list[str]]]:
+def _shard_rows(shard: Path) -> Iterator[tuple[ImageSource, FoundCaptions]]:
     """Samples of a tar file: files that agree up to the first dot of their name."""
     samples: dict[str, tuple[list[ImageSource], dict[str, bytes]]] = {}
     try:
@@ -583,16 +586,4 @@ def _shard_rows(shard: Path) -> Iterator[tuple[ImageSource, list[str]]]:
         raise SetError(f"{shard} cannot be read as an uncompressed tar file.") from error
     for images, texts in samples.values():
         for image in images[:1]:
-            yield image, _captions(texts, str(image))
-
-
-def _captions(texts: dict[str, bytes], place: str) -> list[str]:
-    try:
-        lines = texts.get(".txt", b"").decode("utf-8-sig").splitlines()
-        record: Any = json.loads(texts[".json"]) if ".json" in texts else {}
-    except ValueError as error:
-        raise SetError(f"{place}: its captions are no UTF-8 text, or no JSON.") from error
-    given = record.get("captions") or record.get("caption") or []
-    listed = [given] if isinstance(given, str) else given
-    found = [*lines, *(listed.values() if isinstance(listed, dict) else listed)]
-    return list(dict.fromkeys(text.strip() for text in found if text and text.strip()))
+            yield image, read_captions(texts)

@@ -1,5 +1,6 @@
 """`tipserve evaluate`: score a model on labelled images, and write a report."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -146,6 +147,7 @@ def _report(
 
 def _sets(options: EvaluateOptions) -> list[tuple[Any, Any]]:
     """The sets with their tasks, in the order of the report."""
+    from model.labelled.captions import tally  # noqa: PLC0415 - help does not need them
     from model.labelled.known import read_known  # noqa: PLC0415 - help does not need them
     from tipserve_cli.evaluation.tasks import MASKED, TASKS  # noqa: PLC0415
 
@@ -163,6 +165,9 @@ def _sets(options: EvaluateOptions) -> list[tuple[Any, Any]]:
     if options.dataset is not None:
         known = read_known(*options.dataset)
         found += [(one, known) for one in TASKS if one.kind and isinstance(known, one.kind)]
+    for _, given in found:
+        if left_out := getattr(given, "left_out", None):
+            print(f"{given.name}: captions left out: {tally(left_out)}", file=sys.stderr)
     if not found:
         names = [f"--{task.option.replace('_', '-')}" for task in TASKS]
         raise UserError(f"Give a set: {', '.join(names)} or --dataset.")

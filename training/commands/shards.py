@@ -47,14 +47,18 @@ def _build(
         skipped = build_shards(make_source(options), options.output, options.shard_size)
         if len(skipped):
             listed = options.output / SKIPPED_FILE
-            print(f"{len(skipped)} broken samples are left out; {listed} lists them")
+            print(f"{len(skipped)} broken samples are left out: {skipped.reasons()}")
+            print(f"{listed} lists them")
         print(describe_folder(options.output))
 
     return act
 
 
 def _folder(options: argparse.Namespace) -> ImageFolder:
-    return ImageFolder(options.images)
+    images = ImageFolder(options.images)
+    # Bad captions are counted here, because the shards do not have them any more.
+    print(f"{options.images} holds {images.kind}: {images.summary()}")
+    return images
 
 
 def _parquet(options: argparse.Namespace) -> ParquetItems:
@@ -77,7 +81,7 @@ def _index(options: argparse.Namespace) -> None:
     broken = BrokenList()
     index_shards(options.folder, broken)
     if len(broken):
-        print(f"{len(broken)} samples are broken; batches will skip them")
+        print(f"{len(broken)} samples are broken; batches will skip them: {broken.reasons()}")
     print(describe_folder(options.folder))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.labelled.captions import source_of
 from model.text import TEMPLATES
 from training.data.concepts import NO_ARTICLE
 
@@ -206,7 +207,8 @@ class CaptionSampling:
         if not present:
             return None
         first, second = (
-            [present[source] for source in wanted if source in present] or list(present.values())
+            [present[name] for source in wanted for name in present if source_of(name) == source]
+            or list(present.values())
             for wanted in (self.cls1, self.cls2)
         )
         return first[rng.integers(len(first))], second[rng.integers(len(second))]

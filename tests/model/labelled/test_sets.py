@@ -69,8 +69,14 @@ def test_captions_are_lines_or_json(tmp_path: Path, write: Write) -> None:
     write(tmp_path / "c.json", '{"captions": {"alt": "four", "long": null}}')
     assert sets.read_captioned(tmp_path).captions == [["one", "two"], ["three"], ["four"]]
     write(tmp_path / "c.json", "{")
-    with pytest.raises(SetError, match=r"c\.jpg: its captions are no UTF-8 text, or no JSON"):
+    reason = "the .json file is no JSON"
+    with pytest.raises(
+        SetError, match=rf"no caption, such as .*c\.jpg: .* left out: {reason} \(1\)"
+    ):
         sets.read_captioned(tmp_path)
+    write(tmp_path / "c.txt", "four")
+    given = sets.read_captioned(tmp_path)
+    assert (given.captions[2], given.left_out) == (["four"], {reason: 1})
 
 
 def test_shards_have_images_and_captions(tmp_path: Path) -> None:

@@ -139,3 +139,16 @@ def test_depth_and_normals_are_scored_if_the_model_has_heads(
     Image.fromarray(np.full((40, 60), 2000, np.uint16)).save(scenes / "depths" / "0.png")
     assert main([*command, "-o=new", "--against=evaluation"]) == FAILED
     assert "'depth | images' was measured on other images" in capsys.readouterr().err
+
+
+def test_captions_that_are_left_out_are_counted(
+    scenes: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, captions in enumerate(('["a"]', '{"captions": ["a cat", 3]}')):
+        (scenes / "images" / f"{index}.json").write_text(captions)
+        (scenes / "images" / f"{index}.txt").write_text("a dog\n")
+    assert main(["evaluate", "--retrieval", "images"]) == DONE
+    printed = capsys.readouterr()
+    assert "image-text retrieval | images | model | image to text R@1" in printed.out
+    reasons = "the .json file is no JSON object (1), a caption is no text (1)"
+    assert f"images: captions left out: {reasons}" in printed.err

@@ -127,6 +127,9 @@ def test_alt_text_goes_to_cls1_and_the_synthetic_captions_share_cls2_evenly() ->
     # A token falls back to other captions.
     assert sampling.choose({"paligemma": "a dog"}, rng) == ("a dog", "a dog")
     assert sampling.choose({"alt": "", "gemini": "  "}, rng) is None
+    # One of several captions of a source is drawn.
+    several = {"alt": "one", "alt#2": "two", "gemini": "long"}
+    assert {sampling.choose(several, rng) for _ in range(50)} == {("one", "long"), ("two", "long")}
     for empty in ("cls1", "cls2"):
         with pytest.raises(ValueError, match="at least one source"):
             CaptionSampling(**{empty: ()})

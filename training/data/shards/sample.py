@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from model.labelled.captions import read_captions, source_of, tally
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-ALT = "alt"
 
 
 class BadSample(ValueError):
@@ -31,6 +32,7 @@ class Sample:
         captions: By source: alt, paligemma, gemini, ...
         names: Names of all objects in the image, where they are known exactly.
         fields: Other metadata, such as url and license.
+        left_out: A reason for each caption that cannot be read.
     """
 
     key: str
@@ -39,6 +41,7 @@ class Sample:
     captions: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def as_webdataset(self) -> dict[str, str | bytes]:
         """The sample as WebDataset writes it: its key, and its files by suffix."""
@@ -58,59 +61,29 @@ def split_name(name: str) -> tuple[str, str]:
 def sample_from_members(members: Mapping[str, bytes]) -> Sample:
     """Read a sample from its files by name.
 
-    Reads our shards and those of other tools: a record's "captions" are by source; a "caption" and
-    the text of a .txt file count as alt text.
+    Reads our shards and those of other tools. Captions that cannot be read are left out.
 
     Raises:
-        BadSample: No image among them, or a record or text that cannot be read.
+        BadSample: No image among them, or names that are no texts.
     """
     by_suffix = {split_name(name)[1]: (name, content) for name, content in members.items()}
     suffix = next((s for s in IMAGE_SUFFIXES if s in by_suffix), None)
     if suffix is None:
         raise BadSample(f"no image among {sorted(members)}; {IMAGE_SUFFIXES} are read")
     name, image = by_suffix[suffix]
-    record = _read_record(by_suffix[".json"][1]) if ".json" in by_suffix else {}
-    text = by_suffix[".txt"][1] if ".txt" in by_suffix else b""
-    captions = _read_captions(record, text)
-    names = record.pop("names", None) or []
+    found = read_captions({suffix: content for suffix, (_, content) in by_suffix.items()})
+    names = found.fields.pop("names", None) or []
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise BadSample("the record's names are no list of texts")
     return Sample(
         key=split_name(name)[0],
         image=image,
         suffix=suffix,
-        captions=captions,
+        captions=found.by_source,
         names=tuple(names),
-        fields=record,
+        fields=found.fields,
+        left_out=found.left_out,
     )
-
-
-def _read_record(content: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(content)
-    except ValueError as error:
-        raise BadSample(f"the record is no JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise BadSample("the record is no JSON object")
-    return record
-
-
-def _read_captions(record: dict[str, Any], text: bytes) -> dict[str, str]:
-    """The captions of a record, without empty ones."""
-    captions = record.pop("captions", None) or {}
-    if not isinstance(captions, dict):
-        raise BadSample("the record's captions are no object of texts by source")
-    try:
-        alternatives = [record.get("caption"), text.decode("utf-8-sig")]
-    except UnicodeDecodeError as error:
-        raise BadSample(f"the .txt caption is no UTF-8: {error}") from error
-    for alt in alternatives:
-        if ALT not in captions and isinstance(alt, str):
-            captions[ALT] = alt
-    found = {source: value for source, value in captions.items() if value is not None}
-    if not all(isinstance(value, str) for value in found.values()):
-        raise BadSample("the record's captions are no object of texts by source")
-    return {source: value.strip() for source, value in found.items() if value.strip()}
 
 
 _LOG = logging.getLogger(__name__)
@@ -133,20 +106,24 @@ class BrokenList:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._places: set[str] = set()
+        self._reasons: dict[str, str] = {}
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
-            self._places = {json.loads(line)["place"] for line in lines}
+            self._reasons = {row["place"]: row["reason"] for row in map(json.loads, lines)}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._reasons)
+
+    def reasons(self) -> str:
+        """The most frequent reasons with their counts."""
+        return tally(Counter(self._reasons.values()))
 
     def add(self, samples: Iterable[BrokenSample]) -> None:
         """Log and record those that are new."""
         for sample in samples:
-            if sample.place in self._places:
+            if sample.place in self._reasons:
                 continue
-            self._places.add(sample.place)
+            self._reasons[sample.place] = sample.reason
             _LOG.warning(
                 "skipped broken sample %d: %s: %s",
                 len(self),
@@ -168,16 +145,20 @@ class DataSummary:
         num_captioned: Images with a caption of any source.
         num_named: Images with a list of their objects.
         caption_sources: Number of images with a caption of each source.
+        left_out: Number of captions that cannot be read, by the reason.
     """
 
     num_images: int = 0
     num_captioned: int = 0
     num_named: int = 0
     caption_sources: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A line about the images and their captions."""
         named = f", {self.num_named} with lists of their objects" if self.num_named else ""
+        if self.left_out:
+            named += f"; captions left out: {tally(self.left_out)}"
         if not self.num_captioned:
             return f"{self.num_images} images without captions{named}"
         sources = ", ".join(f"{source} {count}" for source, count in self.caption_sources.items())
@@ -191,19 +172,22 @@ def summarize(sample: Sample) -> DataSummary:
         num_images=1,
         num_captioned=bool(sample.captions),
         num_named=bool(sample.names),
-        caption_sources=dict.fromkeys(sample.captions, 1),
+        caption_sources=dict.fromkeys(map(source_of, sample.captions), 1),
+        left_out=Counter(sample.left_out),
     )
 
 
 def total(parts: Iterable[DataSummary]) -> DataSummary:
     """Add summaries up."""
-    counts, sources = Counter[str](), Counter[str]()
+    counts, sources, left_out = Counter[str](), Counter[str](), Counter[str]()
     for part in parts:
         counts.update(images=part.num_images, captioned=part.num_captioned, named=part.num_named)
         sources.update(part.caption_sources)
+        left_out.update(part.left_out)
     return DataSummary(
         num_images=counts["images"],
         num_captioned=counts["captioned"],
         num_named=counts["named"],
         caption_sources=dict(sorted(sources.items())),
+        left_out=dict(sorted(left_out.items())),
     )

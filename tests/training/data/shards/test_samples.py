@@ -42,11 +42,17 @@ def test_a_name_splits_at_its_first_dot(name: str, parts: tuple[str, str]) -> No
     [
         ({"caption": "from the record", "url": "u"}, None, {"alt": "from the record"}),
         (None, b" a text\n", {"alt": "a text"}),
-        ({"captions": {"alt": "a", "gemini": "long"}}, b"text", {"alt": "a", "gemini": "long"}),
+        ({"captions": {"alt": "a", "gemini": "a"}}, b"a\n", {"alt": "a", "gemini": "a"}),
+        (
+            {"captions": {"gemini": "long"}},
+            b"one\n\ntwo",
+            {"gemini": "long", "alt": "one", "alt#2": "two"},
+        ),
+        ({"captions": ["one", " two ", "one"]}, None, {"alt": "one", "alt#2": "two"}),
         ({"captions": {"alt": " ", "gemini": None}}, None, {}),
     ],
 )
-def test_captions_of_other_formats_count_as_alt_text(
+def test_captions_without_a_source_count_as_alt_text(
     record: dict[str, object] | None, text: bytes | None, captions: dict[str, str]
 ) -> None:
     members = {"1.jpg": b"x"}
@@ -59,11 +65,7 @@ def test_captions_of_other_formats_count_as_alt_text(
     ("members", "message"),
     [
         ({"1.json": b"{}"}, "no image"),
-        ({"1.jpg": b"x", "1.json": b"{"}, "no JSON"),
-        ({"1.jpg": b"x", "1.json": b"[]"}, "no JSON object"),
-        ({"1.jpg": b"x", "1.json": b'{"captions": {"alt": 3}}'}, "captions"),
         ({"1.jpg": b"x", "1.json": b'{"names": "dog"}'}, "names"),
-        ({"1.jpg": b"x", "1.txt": b"\xff\xfe\xfa"}, "UTF-8"),
     ],
 )
 def test_unusable_samples_are_refused_with_a_reason(
@@ -71,6 +73,27 @@ def test_unusable_samples_are_refused_with_a_reason(
 ) -> None:
     with pytest.raises(BadSample, match=message):
         sample_from_members(members)
+
+
+@pytest.mark.parametrize(
+    ("files", "kept", "reason"),
+    [
+        ({"json": b"{", "txt": b"good"}, {"alt": "good"}, "the .json file is no JSON"),
+        ({"json": b"[]"}, {}, "the .json file is no JSON object"),
+        ({"json": b'{"captions": ["good", 3]}'}, {"alt": "good"}, "a caption is no text"),
+        ({"json": b'{"captions": 3}'}, {}, "a caption is no text"),
+        ({"txt": b"\xff\xfe\xfa"}, {}, "the .txt file is no UTF-8"),
+    ],
+)
+def test_a_bad_caption_is_left_out_and_its_image_is_kept(
+    files: dict[str, bytes], kept: dict[str, str], reason: str
+) -> None:
+    members = {f"1.{suffix}": content for suffix, content in files.items()}
+    sample = sample_from_members({"1.jpg": b"x", **members})
+    assert (sample.image, sample.captions) == (b"x", kept)
+    counts = str(total([summarize(sample), summarize(sample)]))
+    assert counts.startswith("2 images")
+    assert f"captions left out: {reason} (2)" in counts
 
 
 def test_samples_are_counted(samples: list[Sample]) -> None:

@@ -1,6 +1,8 @@
 """`tipserve evaluate`: its report, comparison with an earlier one, and rules."""
 
 import json
+import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,8 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.labelled.known import KNOWN
 from tests.tipserve_cli.conftest import Fake
-from tipserve_cli.program import DONE, FAILED, main
+from tipserve_cli.program import DONE, FAILED, main, new_app
+
+PAGE = Path(__file__).resolve().parents[3] / "docs/evaluation.md"
+# Each command for released weights, with the published scores.
+RECIPES = re.findall(r"^tipserve (evaluate --model google.+?) +# (.+)$", PAGE.read_text(), re.M)
 
 
 @pytest.fixture
@@ -152,3 +159,18 @@ def test_captions_that_are_left_out_are_counted(
     assert "image-text retrieval | images | model | image to text R@1" in printed.out
     reasons = "the .json file is no JSON object (1), a caption is no text (1)"
     assert f"images: captions left out: {reasons}" in printed.err
+
+
+def test_the_commands_for_released_weights_exist_and_state_the_published_scores() -> None:
+    assert len(RECIPES) == 9
+    for command, scores in RECIPES:
+        _, bound, _ = new_app().parse_args(shlex.split(command))
+        asked = bound.arguments["options"]
+        if asked.dataset is None:
+            assert asked.knn is not None
+            continue
+        size = bound.arguments["model"].model.removeprefix("google/tipsv2-")
+        title = {"l14": "TIPSv2 L/14", "g14": "TIPSv2 g/14"}[size]
+        published = KNOWN[asked.dataset[0]].published
+        known = {str(one.value) for one in published if one.model == title}
+        assert set(re.findall(r"\d+\.\d+", scores)) <= known, command

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Set
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp
 
@@ -124,6 +126,7 @@ def build_framework_app(routes: list[BaseRoute]) -> FastAPI:
         servers=[{"url": "."}],
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # see `describe`
         # `CallMiddleware` removes a trailing slash. A redirect would go to `http://` and the
         # client's `Host` header: behind a proxy that ends TLS, the client would then send its key
         # and images in plain text.
@@ -141,20 +144,24 @@ def build_framework_app(routes: list[BaseRoute]) -> FastAPI:
 
 
 def describe(app: FastAPI, open_paths: Set[str], *, needs_key: bool) -> None:
-    """Complete the OpenAPI document of an application when it is first requested.
+    """Serve the OpenAPI document, which is made once, when it is first requested.
+
+    Nobody needs a key for it, so a request of it may cost no more than sending it.
 
     Args:
         app: The application.
         open_paths: Routes that need no API key.
         needs_key: Whether all others need one.
     """
-    generate = app.openapi
 
     @cache
-    def openapi() -> dict[str, Any]:
-        document = generate()
+    def made() -> bytes:
+        document = app.openapi()
         add_bodies(document, BODIES)
         add_security(document, open_paths, needs_key=needs_key)
-        return document
+        return bytes(JSONResponse(document).body)
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way to extend it
+    async def serve(_: Request) -> Response:
+        return Response(made(), media_type="application/json")
+
+    app.add_route("/openapi.json", serve, include_in_schema=False)

@@ -5,9 +5,11 @@ import json
 import re
 from collections import Counter
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse
 
 from model.graphs import DENSE_TASKS
 from service.messages import IMAGE_OUTPUTS
@@ -178,3 +180,14 @@ async def test_the_documents_examples_work(client: httpx.AsyncClient) -> None:
         assert answer.status_code == 200, (path, answer.text)
         assert answer.json().get("data") or answer.json()["predictions"]
         assert ("errors" in answer.json()) == body["example"].get("partial", False)
+
+
+async def test_the_document_is_made_once(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = Mock(side_effect=JSONResponse(None).render)
+    monkeypatch.setattr(JSONResponse, "render", render)
+    answers = [await client.get("/openapi.json") for _ in range(3)]
+    assert render.call_count == 1
+    assert len({answer.content for answer in answers}) == 1
+    assert answers[0].headers["content-type"] == "application/json"

@@ -4,11 +4,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, Final
 
 ALT: Final = "alt"
-# Between a source and the number of its second, third, ... caption.
-NUMBER_SIGN: Final = "#"
 _SHOWN = 5
 
 
@@ -62,14 +61,14 @@ def read_captions(files: Mapping[str, bytes]) -> FoundCaptions:
     return FoundCaptions(by_source=captions, fields=record, left_out=tuple(left_out))
 
 
-def _next_name(captions: Mapping[str, str]) -> str:
-    count = sum(source_of(name) == ALT for name in captions)
-    return f"{ALT}{NUMBER_SIGN}{count + 1}" if count else ALT
+def _next_name(taken: Mapping[str, str]) -> str:
+    numbered = (f"{ALT}#{number}" for number in count(2))
+    return next(name for name in chain([ALT], numbered) if name not in taken)
 
 
 def source_of(name: str) -> str:
     """The source of a caption: that of alt#2 is alt."""
-    return name.partition(NUMBER_SIGN)[0]
+    return name.partition("#")[0]
 
 
 def tally(reasons: Mapping[str, int]) -> str:

@@ -82,6 +82,7 @@ class Ticket:
             Overloaded: The bytes of all bodies, or of those of its host, are at their limit.
         """
         if num_bytes > self.num_body_bytes:
+            self.call.num_bytes = num_bytes
             self._admission._hold_body(self, num_bytes)
 
     def release(self) -> None:

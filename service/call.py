@@ -2,11 +2,13 @@
 
 import asyncio
 import functools
+import heapq
 import ipaddress
+import math
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,6 +28,9 @@ PRIORITIES: Final = (1, 2, 3)
 DEFAULT_PRIORITY: Final = 2
 # A deadline that is nearer from the start is the caller's risk: to miss it is no fault.
 LEAST_TIMEOUT_S: Final = 0.01
+
+# So many images of a call, the largest, have their sizes logged.
+NUM_LOGGED_SIZES: Final = 4
 
 # Callers of one protocol that are told apart, so that their number is bounded.
 NUM_CALLERS: Final = 4096
@@ -62,6 +67,10 @@ class Call:
         error: Code of the error, after a failure.
         model: Name of the served model; empty until it is found, so that no name invented by a
             caller becomes a metric label.
+        key_name: Name of its API key, as the operator gave it; empty where no key is needed.
+        num_items: Images and texts.
+        num_bytes: Bytes of its body, and of images that its URLs name.
+        sizes_hw: Height and width of each image that can be read.
     """
 
     request_id: str
@@ -80,6 +89,10 @@ class Call:
     trace: RequestTrace = NO_TRACE
     error: str | None = None
     model: str = ""
+    key_name: str = ""
+    num_items: int = 0
+    num_bytes: int = 0
+    sizes_hw: Sequence[tuple[int, int]] = ()
 
     @property
     def has_short_deadline(self) -> bool:
@@ -119,6 +132,19 @@ class Call:
     def stage(self, name: Stage) -> "StageTimer":
         """Time a block as a stage, also if it fails."""
         return StageTimer(self, name)
+
+    def facts(self) -> dict[str, str | int]:
+        """Who calls with what, for the log and the trace; nothing that a caller makes up."""
+        largest_hw = heapq.nlargest(NUM_LOGGED_SIZES, self.sizes_hw, key=math.prod)
+        facts: dict[str, str | int] = {
+            "address": self.host,
+            "caller": self.key_name,
+            "model": self.model,
+            "sizes": ",".join(f"{width}x{height}" for height, width in largest_hw),
+            "items": self.num_items,
+            "bytes": self.num_bytes,
+        }
+        return {name: value for name, value in facts.items() if value}
 
     def server_timing(self) -> str:
         """Value of a `Server-Timing` header: the stages and the total in ms."""

@@ -480,7 +480,7 @@ class DataPlane:
         num_items = len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
         model = self.models.begin_use(request.model)
         own_ticket = self.admission.enter(call) if call.ticket is None else None
-        call.model = model.manifest.name
+        call.model, call.num_items = model.manifest.name, num_items
         try:
             with model.requests.count(call, num_items):
                 yield model

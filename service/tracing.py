@@ -29,6 +29,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 Transport = Literal["http", "https", "grpc"]
 
 NO_TRACER: Final = NoOpTracer()
+# Facts of a call that OpenTelemetry has a name for.
+CONVENTIONS: Final = {"address": "client.address"}
 PROPAGATOR: Final = TraceContextTextMapPropagator()
 # Without a parent here the API would look for one in the context variables of this thread.
 NO_PARENT: Final = Context()
@@ -122,8 +124,8 @@ class RequestTrace:
         if self.is_recording and batch is not None and batch not in self._batches:
             self._batches.append(batch)
 
-    def end(self, outcome: Outcome) -> None:
-        """Make the spans of the stages and end the request's own; later calls have no effect."""
+    def end(self, outcome: Outcome, facts: Mapping[str, str | int]) -> None:
+        """Make the spans of the stages and end the request's own, with `Call.facts`, once."""
         if not self.is_recording:
             return
         ended = self._started + outcome.seconds
@@ -133,6 +135,8 @@ class RequestTrace:
         name, attributes = _name_and_attributes(self._transport, outcome)
         self._span.update_name(name)
         self._span.set_attributes(attributes)
+        for name, fact in facts.items():
+            self._span.set_attribute(CONVENTIONS.get(name) or f"tipserve.{name}", fact)
         _set_error(self._span, (outcome.error or str(outcome.code)) if outcome.is_fault else None)
         self._span.end(_epoch_ns(ended))
 

@@ -228,7 +228,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise self._too_many("streams", code="too_many_streams")
             await AnsweredStream(
                 context,
-                partial(self._answer_item, rpc, context, headers),
+                partial(self._answer_item, rpc, context, headers, key_name=stream.call.key_name),
                 closing=self.closing,
                 idle_s=self._protection.settings.request_timeout_s + RECEIVE_LIMIT_S,
             ).run()
@@ -243,11 +243,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await _abort(context, error, call_metadata(stream.call))
 
     async def _answer_item(
-        self, rpc: Rpc, context: Any, headers: Headers, item: StreamItem
+        self, rpc: Rpc, context: Any, headers: Headers, item: StreamItem, *, key_name: str
     ) -> bytes:
         """Answer one request of a stream; an error is an answer too."""
         call = self._begin(rpc.name, context, headers)
-        call.item = item.index
+        call.item, call.key_name = item.index, key_name
         ticket = item.ticket = self._admission.enter(call)
         ticket.on_taken = item.taken.set
         request: Message | None = None
@@ -287,7 +287,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _check_key(self, headers: Headers, ticket: Ticket) -> None:
         keys = self._protection.keys
-        ticket.leave = keys.enter(headers.get("authorization"), headers.get("x-api-key"))
+        shown = headers.get("authorization"), headers.get("x-api-key")
+        ticket.leave = keys.enter(*shown, ticket.call)
 
     def _too_many(self, what: str, *, code: str) -> Overloaded:
         self._protection.metrics.rejected.labels("rpcs").inc()

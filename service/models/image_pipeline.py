@@ -132,6 +132,7 @@ class ImagePipeline:
             return MeasuredImages()
         with call.stage("decode"):
             (measured,) = await run_in_pool(self._pool, [partial(self._measure, job)])
+            call.sizes_hw = measured.sizes_hw
             return measured
 
     async def run(

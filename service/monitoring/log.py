@@ -164,6 +164,7 @@ class AccessLog:
         fields = call_ids(call) | {"method": outcome.method, "code": outcome.code}
         if outcome.error:
             fields["error"] = outcome.error
+        fields |= call.facts()
         fields["seconds"] = round(outcome.seconds, 6)
         # A copy: a request that was abandoned may still get a stage.
         for name, stage_s in call.stages.copy().items():

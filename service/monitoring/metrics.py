@@ -301,7 +301,7 @@ class Metrics(Collector):
             self.rejected.labels(reason)
         self.caller_requests = self._counter(
             "caller_requests",
-            "Requests by the name of their API key, accepted or beyond a limit of it.",
+            "Requests by the name of their API key or unnamed, accepted or beyond a limit of it.",
             "caller",
             "outcome",
         )

@@ -131,6 +131,7 @@ class Telemetry:
         if is_quiet:
             return
         outcome = Outcome(method, code, call.error, is_fault, seconds)
-        call.trace.end(outcome)
+        if call.trace.is_recording:
+            call.trace.end(outcome, call.facts())
         if self._access_log is not None:
             self._access_log.write(call, outcome)

@@ -203,7 +203,7 @@ class CallMiddleware:
         ticket, call = exchange.ticket, exchange.ticket.call
         error: ServiceError
         try:
-            ticket.leave = self._enter_caller(scope, headers)
+            ticket.leave = self._enter_caller(scope, headers, call)
             self._apply_headers(call, headers)
             exchange.check_head(headers)
             async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
@@ -241,13 +241,16 @@ class CallMiddleware:
             host=self._protection.proxies.host_of(peer, forwarded),
         )
 
-    def _enter_caller(self, scope: Scope, headers: Mapping[bytes, str]) -> Callable[[], None]:
+    def _enter_caller(
+        self, scope: Scope, headers: Mapping[bytes, str], call: Call
+    ) -> Callable[[], None]:
         """Check who sends the request; call the result at its end."""
         path = scope["path"]
         if scope["method"] in READS and (path in self._open_paths or is_page(path)):
             return lambda: None
         self._protection.browsers.check(headers)
-        return self._protection.keys.enter(headers.get(b"authorization"), headers.get(b"x-api-key"))
+        shown = headers.get(b"authorization"), headers.get(b"x-api-key")
+        return self._protection.keys.enter(*shown, call)
 
     def _apply_headers(self, call: Call, headers: Mapping[bytes, str]) -> None:
         """Set the deadline and the priority that the headers ask for."""

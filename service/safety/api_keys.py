@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from service.call import Clock
+from service.call import Call, Clock
 from service.errors import Overloaded, Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.safety.reloading import Reloaded
@@ -26,6 +26,8 @@ MAX_KEY_CHARS: Final = 512
 HOW_TO: Final = "Send it as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`."
 BEARER: Final = "bearer "
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+# What keys without a name are called.
+UNNAMED: Final = "unnamed"
 # Each is a label of series.
 MAX_CALLERS: Final = 100
 OPTIONS: Final = ("name", "requests_per_s", "requests_at_once")
@@ -41,12 +43,12 @@ class Caller:
     """The owner of keys, and its requests; several keys may have one, as while they are renewed.
 
     Attributes:
-        name: Label of its metrics; empty for keys without a name.
+        name: Label of its metrics; `UNNAMED` for all keys without a name.
         requests_per_s: Most requests a second, of which one second's may come at once.
         requests_at_once: Most requests in progress.
     """
 
-    name: str = ""
+    name: str = UNNAMED
     requests_per_s: float | None = None
     requests_at_once: int | None = None
     _running: int = field(default=0, compare=False)
@@ -134,12 +136,15 @@ class ApiKeys:
                     "(openssl rand -hex 32), or name another"
                 ) from error
 
-    def enter(self, authorization: str | None, api_key: str | None) -> Callable[[], None]:
+    def enter(
+        self, authorization: str | None, api_key: str | None, call: Call | None = None
+    ) -> Callable[[], None]:
         """Check the key of a request, in either of two headers; call the result at its end.
 
         Args:
             authorization: The value of `Authorization`.
             api_key: The value of `X-Api-Key`.
+            call: Of the request; is told the name of the key.
 
         Raises:
             Unauthenticated: Neither holds a known key.
@@ -159,7 +164,9 @@ class ApiKeys:
             if hmac.compare_digest(digest, known)
         ]
         if found:
-            return self._take(found[-1]) if found[-1].name else do_nothing
+            if call is not None:
+                call.key_name = found[-1].name
+            return self._take(found[-1])
         self._metrics.rejected.labels("unauthenticated").inc()
         if shown:
             raise Unauthenticated(f"The API key is unknown. {HOW_TO}")
@@ -201,10 +208,7 @@ class ApiKeys:
                     )
                 other = names.setdefault(digest, caller.name)
                 if other != caller.name:
-                    raise ValueError(
-                        f"the key is also that of {other or 'a caller without a name'}; keep one "
-                        "of the two"
-                    )
+                    raise ValueError(f"the key is also that of {other}; keep one of the two")
             except ValueError as error:
                 raise ValueError(f"API key number {number} of {where}: {error}") from None
             found.append((digest, callers[caller.name]))
@@ -245,7 +249,7 @@ def _parse(line: str, num_workers: int) -> Key:
             f"requests_at_once of {given['name']} is divided among {num_workers} workers, so it "
             f"must be at least {num_workers}"
         )
-    return _digest(key), Caller(given.get("name", ""), rate, at_once)
+    return _digest(key), Caller(given.get("name", UNNAMED), rate, at_once)
 
 
 def _digest(key: str) -> bytes:

@@ -185,13 +185,17 @@ def test_one_caller_does_not_take_all_requests_and_is_logged(start: Start) -> No
         answers = Counter(ask("203.0.113.7").partition(":")[0] for _ in range(5))
         assert answers == {"203.0.113.7": 3, "RESOURCE_EXHAUSTED": 2}
         refused = httpx.get(
-            f"http://127.0.0.1:{front.http_port}/", headers={"x-forwarded-for": "203.0.113.7"}
+            f"http://127.0.0.1:{front.http_port}/?classes=secret",
+            headers={"x-forwarded-for": "203.0.113.7"},
         )
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         assert refused.json()["error"]["code"] == "too_many_requests"
         # Others on the same connection are served.
         assert ask("203.0.113.8") == "203.0.113.8"
-    assert len(re.findall(r"^203\.0\.113\.7.* 429 ", front.log.read_text(), re.MULTILINE)) == 1
+    text = front.log.read_text()
+    refusals = re.findall(r"^203\.0\.113\.7:.* (\w+) .* (\d+) \d+ .*=1$", text, re.MULTILINE)
+    assert sorted(refusals) == [("grpc", "200"), ("grpc", "200"), ("rest", "429")]
+    assert "secret" not in text
 
 
 def test_a_caller_has_a_rate(start: Start) -> None:

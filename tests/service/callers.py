@@ -126,7 +126,12 @@ async def ask_grpc(
 
 
 async def ask_stream(
-    server: Server, image: bytes = b"", route: str = "embed", *, timeout_s: float = LIMIT_S
+    server: Server,
+    image: bytes = b"",
+    route: str = "embed",
+    *,
+    timeout_s: float = LIMIT_S,
+    headers: Mapping[str, str] = NOTHING,
 ) -> Answer:
     """Send the request of a route on a stream of its own; the status is that of the request."""
     asked = message(route, image)
@@ -135,7 +140,8 @@ async def ask_stream(
     else:
         field = re.sub(r"(?<!^)(?=[A-Z])", "_", ROUTES[route].method).lower()
         rpc, asked = f"{ENCODER}/Stream", stream_pb2.StreamRequest(**{field: asked})
-    answer = await call_rpc(server, rpc, asked.SerializeToString(), timeout_s=timeout_s)
+    raw = asked.SerializeToString()
+    answer = await call_rpc(server, rpc, raw, timeout_s=timeout_s, headers=headers)
     if not answer.messages:
         return answer
     (raw,) = answer.messages

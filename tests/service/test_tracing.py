@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -17,6 +18,7 @@ from tests.service.callers import (
     Ask,
     ask_grpc,
     ask_rest,
+    ask_stream,
     http_client,
 )
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
@@ -26,6 +28,7 @@ PARENT_ID = "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-01"
 NOT_SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-00"
 SECRET = "sky"  # a class of the route `segment`
+FACTS = {"client.address", *(f"tipserve.{name}" for name in ("model", "sizes", "items", "bytes"))}
 STAGES = ["admit", "decode", "queue", "run", "post"]
 
 
@@ -95,7 +98,10 @@ async def test_attributes_follow_the_conventions_and_hold_no_text(
     assert SECRET not in text
     assert all(span.status.is_ok for span in server_spans(exporter)), "faults of callers"
     rpc = "tipserve.v1.EncoderService"
-    spans = {span.name: dict(span.attributes or {}) for span in server_spans(exporter)}
+    spans = {
+        span.name: {name: v for name, v in (span.attributes or {}).items() if name not in FACTS}
+        for span in server_spans(exporter)
+    }
     assert spans == {
         "POST /v1/images:segment": {
             "http.request.method": "POST",
@@ -124,6 +130,32 @@ async def test_attributes_follow_the_conventions_and_hold_no_text(
     }
     resource = exporter.get_finished_spans()[0].resource.attributes
     assert resource["service.name"] == "tipserve"
+
+
+@pytest.mark.parametrize("ask", [ask_rest, ask_grpc, ask_stream])
+async def test_a_span_says_who_asked_for_what(
+    traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, tmp_path: Path, ask: Ask
+) -> None:
+    keys, key = tmp_path / "keys", "a-secret-of-acme"
+    keys.write_text(f"{key} name=acme\n")
+    headers = {"x-api-key": key, "x-forwarded-for": "203.0.113.7"}
+    async with traced(api_keys_file=keys, trusted_proxies="127.0.0.1") as server:
+        await ask(server, encode_image(), headers=headers)
+    (span,) = server_spans(exporter)
+    facts = dict(span.attributes or {})
+    assert int(str(facts["tipserve.bytes"])) >= len(encode_image())
+    assert (
+        facts
+        | {
+            "client.address": "203.0.113.7",
+            "tipserve.caller": "acme",
+            "tipserve.model": "fake",
+            "tipserve.sizes": "40x30",
+            "tipserve.items": 1,
+        }
+        == facts
+    )
+    assert key not in as_text(exporter)
 
 
 async def test_a_run_says_how_large_its_batch_was(
@@ -200,7 +232,7 @@ def test_a_caller_who_leaves_the_queue_has_a_queue_span_and_no_run(
 ) -> None:
     trace = begin_request(tracer, "grpc", "a.B/C", {}, started=10.0)
     trace.enter_queue(10.5)
-    trace.end(Outcome("a.B/C", "CANCELLED", "client_left", is_fault=False, seconds=2.0))
+    trace.end(Outcome("a.B/C", "CANCELLED", "client_left", is_fault=False, seconds=2.0), {})
     trace.ran_in(
         BatchRun(started=13.0, bucket="image", num_items=1, cost=4)
     )  # after the end of the request
@@ -218,7 +250,7 @@ def test_a_request_that_joins_the_work_of_another_has_its_batch_from_then_on(
     trace.enter_queue(2.0)
     for _ in range(2):
         trace.ran_in(batch)
-    trace.end(Outcome("POST /x", 200, None, is_fault=False, seconds=2.0))
+    trace.end(Outcome("POST /x", 200, None, is_fault=False, seconds=2.0), {})
     (run,) = named(exporter, "run")
     start, end = times(run)
     assert end - start == 1_000_000_000, "from when it joined"

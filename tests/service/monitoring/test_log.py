@@ -147,7 +147,9 @@ def outcome(**values: Any) -> Outcome:
 def test_an_answer_is_logged_with_ids_method_code_and_stages() -> None:
     carrier = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-00"}
     trace = begin_request(NO_TRACER, "http", "GET", carrier, started=0.0)
-    call = Call(request_id="r1", deadline=1.0, trace=trace)
+    call = Call(request_id="r1", deadline=1.0, trace=trace, host="::1", key_name="acme")
+    call.model, call.num_items, call.num_bytes = "tiny", 6, 5000
+    call.sizes_hw = [(n, 2 * n) for n in range(1, 7)]
     call.stages = {"admit": 0.001, "run": 0.125}
     (line,) = written(call, outcome())
     assert line.pop("time").endswith("+00:00")
@@ -159,6 +161,12 @@ def test_an_answer_is_logged_with_ids_method_code_and_stages() -> None:
         "trace_id": TRACE_ID,
         "method": "GET /x",
         "code": 200,
+        "address": "::1",
+        "caller": "acme",
+        "model": "tiny",
+        "sizes": "12x6,10x5,8x4,6x3",
+        "items": 6,
+        "bytes": 5000,
         "seconds": 0.25,
         "admit_s": 0.001,
         "run_s": 0.125,

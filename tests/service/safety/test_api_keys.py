@@ -144,8 +144,8 @@ def refused(keys: ApiKeys, key: str) -> Overloaded:
 def test_a_callers_rate_is_shared_by_its_keys(
     metrics: Metrics, clock: Clock, limited: Limited
 ) -> None:
-    def count(outcome: str) -> float:
-        labels = {"caller": "acme", "outcome": outcome}
+    def count(outcome: str, caller: str = "acme") -> float:
+        labels = {"caller": caller, "outcome": outcome}
         return metrics.registry.get_sample_value("tipserve_caller_requests_total", labels) or 0
 
     keys = limited("requests_per_s=2")
@@ -156,6 +156,7 @@ def test_a_callers_rate_is_shared_by_its_keys(
     assert "2 requests a second" in error.message
     for _ in range(9):
         keys.enter(None, THIRD)()
+    assert count("accepted", "unnamed") == 9
     clock.now += 0.5
     keys.enter(None, FIRST)()
     assert (count("accepted"), count("too_fast")) == (3, 1)
@@ -219,9 +220,7 @@ def test_wrong_options_of_a_key_are_errors_without_the_key(
 def test_a_key_of_the_variable_has_no_other_name_in_the_file(metrics: Metrics, file: Path) -> None:
     file.write_text(f"{FIRST} name=acme\n")
     ApiKeys(metrics, fixed=f"{FIRST} name=acme", file=file)
-    with pytest.raises(
-        ValueError, match=r"of api_keys_file .*is also that of a caller without a name"
-    ):
+    with pytest.raises(ValueError, match=r"of api_keys_file .*is also that of unnamed"):
         ApiKeys(metrics, fixed=FIRST, file=file)
 
 

@@ -96,6 +96,7 @@ class RequestTrace:
         context = span.get_span_context()
         # 32 hexadecimal digits; empty if neither the caller nor this server has a trace.
         self.trace_id = f"{context.trace_id:032x}" if context.is_valid else ""
+        self.is_sampled = context.trace_flags.sampled
         self.is_recording = span.is_recording()
         self._span = span
         self._tracer = tracer

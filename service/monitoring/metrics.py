@@ -115,6 +115,7 @@ class CallMetrics:
         stages: Mapping[Stage, float],
         *,
         model: str = "",
+        trace_id: str = "",
     ) -> None:
         """Count one request.
 
@@ -124,20 +125,22 @@ class CallMetrics:
             seconds: From the request to its answer; None if gRPC answered without our code.
             stages: Seconds by stage.
             model: Name of the served model; empty if the request reached none.
+            trace_id: Makes the request an exemplar of its times.
         """
+        exemplar = {"trace_id": trace_id} if trace_id else None
         protocol = "http" if code[0].isdigit() else "grpc"
         self._requests.labels(protocol, method, code).inc()
         for stage, stage_s in stages.items():
-            self._stages.labels(stage).observe(stage_s)
+            self._stages.labels(stage).observe(stage_s, exemplar)
         if seconds is not None:
-            self._durations.labels(method).observe(seconds)
+            self._durations.labels(method).observe(seconds, exemplar)
         if not model:
             return
         self._model_requests.labels(model, protocol, code).inc()
         for stage, stage_s in stages.items():
-            self._model_stages.labels(model, stage).observe(stage_s)
+            self._model_stages.labels(model, stage).observe(stage_s, exemplar)
         if seconds is not None:
-            self._model_durations.labels(model, protocol).observe(seconds)
+            self._model_durations.labels(model, protocol).observe(seconds, exemplar)
 
 
 class ModelCounter:

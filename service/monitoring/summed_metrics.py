@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 
 # All other gauges add up, such as lanes and bytes. These are the same in every process, or the
 # worst and the latest of them tells more.
@@ -36,6 +36,7 @@ def add_up(sources: Iterable[Iterable[Metric]]) -> list[Metric]:
     """One family for each name, and one sample for each name and labels."""
     families: dict[str, Metric] = {}
     values: dict[str, dict[Key, float]] = {}
+    exemplars: dict[Key, Exemplar] = {}
     for source in sources:
         for family in source:
             families.setdefault(family.name, family)
@@ -44,7 +45,9 @@ def add_up(sources: Iterable[Iterable[Metric]]) -> list[Metric]:
                 key = (sample.name, tuple(sample.labels.items()))
                 both = (known.get(key), sample.value)
                 known[key] = _joined(family, *both)
-    return [_family(family, values[name]) for name, family in families.items()]
+                if sample.exemplar is not None:
+                    exemplars[key] = _newer(exemplars.get(key), sample.exemplar)
+    return [_family(family, values[name], exemplars) for name, family in families.items()]
 
 
 def counts_only(families: Iterable[Metric]) -> list[Metric]:
@@ -59,10 +62,15 @@ def _joined(family: Metric, known: float | None, value: float) -> float:
     return max(known, value) if takes_largest else known + value
 
 
-def _family(like: Metric, values: Mapping[Key, float]) -> Metric:
+def _newer(known: Exemplar | None, found: Exemplar) -> Exemplar:
+    return max(known or found, found, key=lambda one: float(one.timestamp or 0))
+
+
+def _family(like: Metric, values: Mapping[Key, float], exemplars: Mapping[Key, Exemplar]) -> Metric:
     made = Metric(like.name, like.documentation, like.type)
     samples: Sequence[Sample] = [
-        Sample(name, dict(labels), value) for (name, labels), value in values.items()
+        Sample(key[0], dict(key[1]), value, exemplar=exemplars.get(key))
+        for key, value in values.items()
     ]
     made.samples.extend(samples)
     return made

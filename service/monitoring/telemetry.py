@@ -127,7 +127,11 @@ class Telemetry:
         seconds, label = call.clock() - call.started, str(code)
         if label in DEADLINE_CODES and call.has_short_deadline:
             label, is_fault = f"{label}_CALLER", False
-        self.metrics.calls.observe(method, label, seconds, call.stages, model=call.model)
+        # Of a trace that is not sampled, nobody has spans to show.
+        trace_id = call.trace.trace_id if call.trace.is_sampled else ""
+        self.metrics.calls.observe(
+            method, label, seconds, call.stages, model=call.model, trace_id=trace_id
+        )
         if is_quiet:
             return
         outcome = Outcome(method, code, call.error, is_fault, seconds)

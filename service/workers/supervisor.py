@@ -26,7 +26,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from model.files import atomic_write
@@ -48,6 +48,7 @@ LIVE_INTERVAL_S: Final = 10.0
 NUM_FAILED_CHECKS: Final = 6
 LOG_GRACE_S: Final = 2.0
 READY_METRIC: Final = "tipserve_ready"
+OPEN_METRICS: Final = "application/openmetrics-text"
 
 # The command line of a worker, by the text of its place.
 Command = Callable[[str], list[str]]
@@ -90,7 +91,7 @@ class Worker:
         with suppress(ConnectionError):
             content = self._get("/metrics")
             if content is not None:
-                return list(text_string_to_metric_families(content))
+                return list(text_string_to_metric_families(content))  # type: ignore[no-untyped-call]
         return None
 
     def _get(self, path: str) -> str | None:
@@ -104,7 +105,8 @@ class Worker:
             connection.sock.settimeout(ANSWER_LIMIT_S)
             try:
                 connection.sock.connect(self._report_socket)
-                connection.request("GET", path)
+                # The format with exemplars.
+                connection.request("GET", path, headers={"Accept": OPEN_METRICS})
                 answer = connection.getresponse()
                 content = answer.read().decode()
             except ConnectionError:

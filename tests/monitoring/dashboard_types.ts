@@ -34,6 +34,7 @@ interface Drawn<Type, Options, Custom> extends Omit<Panel, 'type' | 'options' | 
     format?: 'time_series' | 'table' | 'heatmap';
     instant?: boolean;
     range?: boolean;
+    exemplar?: boolean;
   }[];
 }
 

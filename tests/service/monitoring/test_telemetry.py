@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client.exposition import choose_encoder
 
 from service.call import current_call
 from service.monitoring.log import LogQueue
@@ -19,6 +20,10 @@ from service.monitoring.telemetry import Telemetry, build_telemetry
 LIMIT_S = 20.0
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 MakeSettings = Callable[..., Any]
+
+
+def exposed(metrics: Metrics) -> str:
+    return choose_encoder("application/openmetrics-text")[0](metrics.registry).decode()
 
 
 @pytest.mark.parametrize("is_quiet", [False, True])
@@ -43,6 +48,7 @@ def test_a_call_is_counted_and_if_not_quiet_traced(metrics: Metrics, is_quiet: b
     labels = {"protocol": "http", "method": "POST /x", "code": "500"}
     assert sample("tipserve_requests_total", labels) == 1
     assert sample("tipserve_stage_duration_seconds_sum", {"stage": "run"}) == 0.25
+    assert f'method="POST /x"}} 1.0 # {{trace_id="{TRACE_ID}"}}' in exposed(metrics)
     spans = exporter.get_finished_spans()
     assert len(spans) == (0 if is_quiet else 1)
     for span in spans:
@@ -99,6 +105,13 @@ def test_only_a_short_deadline_that_passed_is_the_callers(
     telemetry.end(telemetry.begin("grpc", "s.S/X", {}, timeout_s), "s.S/X", code, is_fault=True)
     labels = {"protocol": "grpc", "method": "s.S/X", "code": label}
     assert metrics.registry.get_sample_value("tipserve_requests_total", labels) == 1
+
+
+def test_a_trace_that_is_not_sampled_is_no_exemplar(metrics: Metrics) -> None:
+    telemetry = Telemetry(metrics)
+    carried = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-00"}
+    telemetry.end(telemetry.begin("http", "POST", carried, 5.0), "POST /x", 200)
+    assert TRACE_ID not in exposed(metrics)
 
 
 def test_dropped_lines_are_counted_in_the_metrics(

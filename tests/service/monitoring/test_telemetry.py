@@ -102,7 +102,11 @@ def test_only_a_short_deadline_that_passed_is_the_callers(
     metrics: Metrics, timeout_s: float, code: str, label: str
 ) -> None:
     telemetry = Telemetry(metrics)
-    telemetry.end(telemetry.begin("grpc", "s.S/X", {}, timeout_s), "s.S/X", code, is_fault=True)
+
+    def answer() -> None:
+        telemetry.end(telemetry.begin("grpc", "s.S/X", {}, timeout_s), "s.S/X", code, is_fault=True)
+
+    copy_context().run(answer)
     labels = {"protocol": "grpc", "method": "s.S/X", "code": label}
     assert metrics.registry.get_sample_value("tipserve_requests_total", labels) == 1
 
@@ -110,7 +114,11 @@ def test_only_a_short_deadline_that_passed_is_the_callers(
 def test_a_trace_that_is_not_sampled_is_no_exemplar(metrics: Metrics) -> None:
     telemetry = Telemetry(metrics)
     carried = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-00"}
-    telemetry.end(telemetry.begin("http", "POST", carried, 5.0), "POST /x", 200)
+
+    def answer() -> None:
+        telemetry.end(telemetry.begin("http", "POST", carried, 5.0), "POST /x", 200)
+
+    copy_context().run(answer)
     assert TRACE_ID not in exposed(metrics)
 
 

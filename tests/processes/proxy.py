@@ -44,10 +44,6 @@ class Proxy(Front):
         """Sum a counter over all replicas, such as `wretr` (retried requests)."""
         return sum(int(row[column] or 0) for row in self._replicas())
 
-    def num_logged(self, path: str) -> int:
-        """Count finished requests to this path in the log."""
-        return self.log.read_text(encoding="utf-8").count(f"{path} HTTP/")
-
     def _replicas(self) -> list[dict[str, str]]:
         """HAProxy's statistics, a row per replica and protocol."""
         rows = csv.DictReader(io.StringIO(self._ask("show stat")))

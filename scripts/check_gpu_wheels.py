@@ -93,7 +93,7 @@ def check(extra: str) -> list[str]:
         for name, libraries in found.items():
             needed.setdefault(name, set()).update(libraries)
     for name in sorted(needed):
-        if re.match(r"libonnxruntime_providers_(cuda|tensorrt)|tensorrt\.so", name):
+        if re.match(r"libonnxruntime_providers_cuda|tensorrt\.so", name):
             wanted = sorted(n for n in needed[name] if not SYSTEM.fullmatch(n))
             print(f"{name} needs {', '.join(wanted)}")
     return list(missing(needed, of_tensorrt(versions)))

@@ -1,16 +1,12 @@
 """The web pages: `/` shows what the model sees, `/docs` describes the API. Both work offline."""
 
-import hashlib
-import mimetypes
-from collections.abc import Awaitable, Callable, Mapping
-from importlib import resources
-from importlib.resources.abc import Traversable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from fastapi import FastAPI, HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
 
 WEB: Final = Path(__file__).parent / "web"
 FILES: Final = "/web"
@@ -34,22 +30,13 @@ def is_page(path: str) -> bool:
 
 
 def add_pages(app: FastAPI) -> None:
-    """Add the pages and their files, 2 MB, which are read once: nobody needs a key for them."""
+    """Add the pages and their files to an application."""
     for path, name in PAGES.items():
-        app.add_route(path, _answer(WEB / name, HEADERS), include_in_schema=False)
-    app.add_route(ICON, _answer(WEB / "icon.svg"), include_in_schema=False)
+        app.add_api_route(path, _page(name), include_in_schema=False)
+    app.add_api_route(ICON, _icon, include_in_schema=False)
     # Swagger UI's own files come from a package, so that they are updated with it.
-    folders = (resources.files("fastapi_swagger") / "resources", WEB)
-    found = [file for folder in folders for file in folder.iterdir() if file.is_file()]
-    files = {file.name: _answer(file) for file in found if not file.name.endswith(".py")}
-
-    async def answer(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in files:
-            raise HTTPException(404)
-        return await files[name](request)
-
-    app.add_route(f"{FILES}/{{name}}", answer, include_in_schema=False)
+    files = StaticFiles(directory=WEB, packages=[("fastapi_swagger", "resources")])
+    app.mount(FILES, files)
 
 
 def page_url(host: str, port: int, *, is_tls: bool) -> str:
@@ -58,15 +45,12 @@ def page_url(host: str, port: int, *, is_tls: bool) -> str:
     return f"{'https' if is_tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}/"
 
 
-def _answer(
-    file: Traversable, headers: Mapping[str, str] | None = None
-) -> Callable[[Request], Awaitable[Response]]:
-    content, (kind, _) = file.read_bytes(), mimetypes.guess_type(file.name)
-    tag = f'"{hashlib.sha256(content).hexdigest()}"'
+def _page(name: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def page() -> FileResponse:
+        return FileResponse(WEB / name, headers=HEADERS)
 
-    async def answer(request: Request) -> Response:
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers={"ETag": tag})
-        return Response(content, media_type=kind, headers={**(headers or {}), "ETag": tag})
+    return page
 
-    return answer
+
+async def _icon() -> FileResponse:
+    return FileResponse(WEB / "icon.svg")

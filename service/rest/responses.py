@@ -140,8 +140,7 @@ async def respond(
 ) -> Response:
     """Write the response to a request."""
     write = partial(writer.write, answer, request, plane.image_limits)
-    num_values = writer.num_values(answer, request.options)
-    pieces = await write_content(plane, write, num_values)
+    pieces = await write_content(plane, write, writer.num_values(answer))
     if len(pieces) == 1 and isinstance(pieces[0], bytes) and len(pieces[0]) <= PIECE_BYTES:
         return Response(pieces[0], media_type=request.media)
     return PiecedResponse(pieces, request.media)
@@ -183,6 +182,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
     """How one kind of answer is written in each media type.
 
     Attributes:
+        num_values: About how many values the response holds.
         entries: For JSON: an object for each image or text without an error.
         columns: For safetensors: named arrays, with an element for each image or text without an
             error; or one whole matrix.
@@ -192,6 +192,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
         check_options: Refuses options that a media type cannot hold.
     """
 
+    num_values: Callable[[AnswerT], int]
     entries: Callable[[AnswerT, OptionsT], list[dict[str, Any]]]
     columns: Callable[[AnswerT, OptionsT], Mapping[str, Sequence[Array] | Array]]
     npy: Callable[[AnswerT], Array] | None = None
@@ -241,11 +242,6 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
             return write_safetensors(answer.model, columns, errors)
         return write_npy(self.npy(answer) if self.npy else next(iter(columns.values()))[0])
 
-    def num_values(self, answer: AnswerT, options: OptionsT) -> int:
-        """About how many values the response holds."""
-        columns = self.columns(answer, options).values()
-        return sum([array.size for column in columns for array in column])
-
 
 def _check_embedding(options: EmbedImagesBody, media: str) -> None:
     if media == NPY and len(set(options.outputs)) > 1:
@@ -291,6 +287,7 @@ def _one_embedding(answer: EmbedImagesResponse) -> Array:
 # Embeddings of images: [B, h, w, D] or [B, D].
 IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesBody](
     check_options=_check_embedding,
+    num_values=lambda answer: sum([a.size for row in answer.embeddings for a in row.values()]),
     entries=lambda answer, options: _embedding_entries(answer, options.encoding),
     columns=lambda answer, options: _embedding_columns(answer),
     npy=_one_embedding,
@@ -313,6 +310,7 @@ def _text_columns(answer: EmbedTextsResponse) -> dict[str, Array]:
 
 # Embeddings of texts: [T, D], where safetensors has rows of zeros for errors.
 TEXT_EMBEDDINGS: Final = ResponseWriter[EmbedTextsResponse, EmbedTextsBody](
+    num_values=lambda answer: answer.embeddings_TD.size,
     entries=_text_entries,
     columns=lambda answer, options: _text_columns(answer),
     npy=lambda answer: (
@@ -335,6 +333,7 @@ def _check_classification(options: ClassifyImagesBody, media: str) -> None:
 # Classes of images, the best first; npy has probabilities [B, K] in the order of the request.
 CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
     check_options=_check_classification,
+    num_values=lambda answer: sum(3 * one.labels_K.size for one in answer.classifications),
     entries=lambda answer, options: [
         {
             "classes": [
@@ -501,6 +500,7 @@ def _run_lengths(
 # Masks; in JSON as labels, or each class in a format of COCO.
 MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesBody](
     check_options=_check_mask,
+    num_values=lambda answer: sum(mask.labels_HW.size for mask in answer.segmentations),
     entries=lambda answer, options: [
         _mask_entry(mask, answer.classes, options) for mask in answer.segmentations
     ],
@@ -524,6 +524,7 @@ def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
 
 # Visualized features.
 FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesBody](
+    num_values=lambda answer: sum(array.size for array in answer.maps),
     entries=lambda answer, options: [
         ({"groups": _groups(array)} if options.kind == "groups" else {})
         | _map_entry("features", array, options.encoding)
@@ -552,6 +553,7 @@ def _map_png(array: FloatArray, options: MapBody) -> bytes:
 # Depth, or surface normals.
 MAPS: Final = ResponseWriter[EstimateMapsResponse, MapBody](
     check_options=_check_map,
+    num_values=lambda answer: sum(array.size for array in answer.maps),
     entries=lambda answer, options: [
         _map_entry(options.task, array, options.encoding) for array in answer.maps
     ],

@@ -10,7 +10,7 @@ from tests.deploy.test_release import pins, wanted
 
 ROOT = DEPLOY.parent
 EXTRAS = ("gpu", "gpu-cuda12")
-PROVIDER = "libonnxruntime_providers_tensorrt.so"
+BINDINGS = "tensorrt.so"
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -26,10 +26,10 @@ def test_the_wheels_that_images_install_were_checked(extra: str) -> None:
     }
     assert checked == locked, "run scripts/check_gpu_wheels.py, and put its output into docs/gpu.md"
     assert "every needed library is there" in output
-    # TensorRT is of the version that the provider loads.
+    # TensorRT is of the version that its bindings load.
     version = pins(ROOT / "requirements" / f"{extra},otel.txt")
     (tensorrt,) = (version[name] for name in version if re.fullmatch(r"tensorrt-cu\d+", name))
-    (needed,) = re.findall(rf"^{re.escape(PROVIDER)} needs (.*)$", output, re.MULTILINE)
+    (needed,) = re.findall(rf"^{re.escape(BINDINGS)} needs (.*)$", output, re.MULTILINE)
     assert f"libnvinfer.so.{tensorrt.major}" in needed.split(", ")
 
 

@@ -149,6 +149,7 @@ def _sets(options: EvaluateOptions) -> list[tuple[Any, Any]]:
     """The sets with their tasks, in the order of the report."""
     from model.labelled.captions import tally  # noqa: PLC0415 - help does not need them
     from model.labelled.known import read_known  # noqa: PLC0415 - help does not need them
+    from model.labelled.sets import CaptionedSet  # noqa: PLC0415
     from tipserve_cli.evaluation.tasks import MASKED, TASKS  # noqa: PLC0415
 
     zero = {"reduce_zero_label": True} if options.reduce_zero_label else {}
@@ -166,8 +167,8 @@ def _sets(options: EvaluateOptions) -> list[tuple[Any, Any]]:
         known = read_known(*options.dataset)
         found += [(one, known) for one in TASKS if one.kind and isinstance(known, one.kind)]
     for _, given in found:
-        if left_out := getattr(given, "left_out", None):
-            print(f"{given.name}: captions left out: {tally(left_out)}", file=sys.stderr)
+        if isinstance(given, CaptionedSet) and given.left_out:
+            print(f"{given.name}: captions left out: {tally(given.left_out)}", file=sys.stderr)
     if not found:
         names = [f"--{task.option.replace('_', '-')}" for task in TASKS]
         raise UserError(f"Give a set: {', '.join(names)} or --dataset.")

@@ -40,18 +40,6 @@ async def test_other_files_are_not_served(client: httpx.AsyncClient, path: str) 
     assert (await client.get(path)).status_code == 404
 
 
-async def test_files_are_read_once_and_sent_only_if_they_changed(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("anyio.open_file", None)
-    monkeypatch.setattr(type(WEB), "open", None)
-    for path in (*PAGES, "/web/app.js", "/web/swagger-ui.css"):
-        whole = await client.get(path)
-        assert (whole.status_code, bool(whole.content)) == (200, True)
-        again = await client.get(path, headers={"If-None-Match": whole.headers["etag"]})
-        assert (again.status_code, again.content) == (304, b"")
-
-
 @pytest.mark.parametrize("name", ["scene.png", "squirrel.jpg", "fruits.jpg"])
 def test_the_page_has_the_images_of_the_examples(name: str) -> None:
     assert (WEB / name).read_bytes() == (Path("examples") / name).read_bytes()

@@ -30,6 +30,11 @@ def test_the_unit_tests_pass(name: str, tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
+@pytest.mark.parametrize("name", UNIT_TESTS)
+def test_groups_run_in_the_order_of_the_rules(name: str) -> None:
+    assert UNIT_TESTS[name]["group_eval_order"] == [group["name"] for group in GROUPS]
+
+
 def test_every_alert_is_tested_silent_then_firing_then_silent() -> None:
     begins, ends = set(), set()
     cases = [checks_of(case) for content in UNIT_TESTS.values() for case in content["tests"]]

@@ -73,7 +73,7 @@ class ImageFolder:
         return replace(sample, key=f"{item:09d}", fields={**sample.fields, "file": name})
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
-        """Images for new shards: see `SampleSource`."""
+        """Images for new shards: the location of each, and what reads its sample."""
         for item in range(start, stop):
             yield self._names[item], partial(self.read, *divmod(item, self._shard_size))
 

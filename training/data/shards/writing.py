@@ -1,4 +1,4 @@
-"""Builds a data set of shards from a list of items; resumable.
+"""Builds a data set of shards from a folder of images; resumable.
 
 Shard n starts at item n * shard_size, so that a finished shard never has to be rebuilt. The
 manifest is written after all shards. Broken items are left out, and listed beside the shards.
@@ -6,9 +6,9 @@ manifest is written after all shards. Broken items are left out, and listed besi
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from training.data.shards.decoding import decode_tensor
+from training.data.shards.image_folder import ImageFolder
 from training.data.shards.manifest import (
     DEFAULT_SHARD_SIZE,
     MANIFEST_FILE,
@@ -22,36 +22,21 @@ _ORIGIN_FILE = "origin.json"
 SKIPPED_FILE = "skipped.jsonl"
 
 
-class SampleSource(Protocol):
-    """Items in a fixed order that can be turned into samples."""
-
-    def __len__(self) -> int:
-        """Number of items."""
-
-    def fingerprint(self) -> str:
-        """A digest that changes with the items."""
-
-    def items(self, start: int, stop: int) -> Iterator[tuple[str, ReadSample]]:
-        """Some items: the location of each, and what reads its sample."""
-
-
 def build_shards(
-    source: SampleSource, folder: Path, shard_size: int = DEFAULT_SHARD_SIZE
+    source: ImageFolder, folder: Path, shard_size: int = DEFAULT_SHARD_SIZE
 ) -> BrokenList:
     """Write the missing shards, then the manifest; returns the items that are left out.
 
     Args:
-        source: The items.
+        source: The images.
         folder: Output folder.
         shard_size: Items per shard.
 
     Raises:
-        ValueError: There is no item, or the folder was begun with other items or another size.
+        ValueError: The folder was begun with other items or another size.
     """
     if shard_size < 1:
         raise ValueError("a shard's size must be at least 1")
-    if not len(source):
-        raise ValueError("there is nothing to make shards of")
     origin = folder / _ORIGIN_FILE
     if not origin.exists() and ((folder / MANIFEST_FILE).exists() or any(folder.glob("*.tar"))):
         raise ValueError(f"{folder} holds shards of another origin: name another folder")

@@ -273,24 +273,15 @@ class CellEncoder(Encoder):
         Raises:
             ValueError: The settings or the weights do not fit this class.
         """
-        encoder = cls.without_weights(folder)
-        encoder._restore(load_file(folder / WEIGHTS_FILE))
-        return encoder
-
-    @classmethod
-    def without_weights(cls, folder: Path) -> Self:
-        """Read settings and tokenizer of what `save` wrote; the weights are random.
-
-        Raises:
-            ValueError: The settings do not fit this class.
-        """
         settings: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         settings.pop("model_type", None)
         try:
             config = CellConfig(**settings)
         except TypeError as error:
             raise ValueError(f"{folder / CONFIG_FILE} has unknown or missing settings") from error
-        return cls(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
+        encoder = cls(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
+        encoder._restore(load_file(folder / WEIGHTS_FILE))
+        return encoder
 
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
         for tower, module in (("vision", self.vision), ("text", self.text)):

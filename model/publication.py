@@ -1,4 +1,4 @@
-"""A repository of one model's published packages: publish and roll back.
+"""A repository of one model's published packages.
 
 ```
 REPOSITORY/                         for one model, such as /models/student
@@ -8,8 +8,9 @@ REPOSITORY/                         for one model, such as /models/student
 ```
 
 A package comes by fsspec from a folder or from an object store: `s3://bucket/student`. A version
-never changes, so a server that names one loads the same files at every start. Nothing here removes
-a version: the repository does not know which one a server uses.
+never changes, so a server that names one loads the same files at every start. Publishing a version
+again makes it the current one. Nothing here removes a version: the repository does not know which
+one a server uses.
 """
 
 import hashlib
@@ -104,30 +105,6 @@ class Repository:
                     open_package(staging)
             self._serve(found)
         return self.folder / found
-
-    def roll_back(self, version: str | None = None) -> Path:
-        """Make an older version the current one.
-
-        Args:
-            version: Name of the version; None for the newest that is older than the current.
-
-        Returns:
-            Its folder.
-
-        Raises:
-            PackageError: There is no such version, or it is broken; nothing changes.
-        """
-        names, current = self.versions(), self.current()
-        has = f"{self.folder} has {', '.join(names) or 'no version'}"
-        if version is None:
-            version = max((name for name in names if current and name < current), default=None)
-            if version is None:
-                raise PackageError(f"there is no version before {current or 'any'}: {has}")
-        if version not in names:
-            raise PackageError(f"there is no version {version!r}: {has}")
-        with locked(self.folder / ".lock"):
-            self._serve(version)
-        return self.folder / version
 
     def _serve(self, version: str) -> None:
         """Verify a version, and let the link lead to it."""

@@ -27,7 +27,7 @@ from rich.progress import (
 from model.card import parity_table
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.convert import ConversionRequest
-from model.conversion.errors import COMPARING, CONVERTING, require
+from model.conversion.errors import COMPARING, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import (
     FolderSource,
@@ -38,7 +38,7 @@ from model.conversion.source import (
     split_models,
     split_name,
 )
-from model.graphs import USUAL_PRECISIONS, DepthActivation, HalfPrecision, Precision
+from model.graphs import USUAL_PRECISIONS, DepthActivation, Precision
 from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import ModelPackage, open_package
 from model.parity import command as parity
@@ -134,15 +134,9 @@ def new_app() -> App:
             prepare,
             "Convert models into the cache, as the server does; print the packages' folders.",
         ),
-        (
-            extend,
-            "Write a package with what GPUs use: the vision graph in fp16, and reference outputs. "
-            "All other files stay byte for byte.",
-        ),
         (show, SHOW_HELP),
         (check, parity.HELP),
         (publish, "Copy a verified package to a folder that a server reads."),
-        (rollback, "Make an older published package the current one."),
         (build_engine, engines.HELP),
     ):
         app.command(command, help=text)
@@ -170,28 +164,6 @@ def convert(
         return str(_preparer(making, say).write(request, output).path)
 
     return _report(write)
-
-
-def extend(
-    package: Package,
-    output: Annotated[Path, Parameter(help="Absent, empty, or an older package, also this one.")],
-    /,
-    *,
-    precision: Annotated[
-        tuple[HalfPrecision, ...],
-        Parameter(help="Precision of a vision graph; may be repeated.", show_default=True),
-    ] = ("fp16",),
-) -> int:
-    """Add graphs to a finished package; returns the exit status."""
-
-    def add(say: Say) -> str:
-        require(CONVERTING, purpose="adding graphs to a package")
-        from model.export.added_graphs import add_graphs  # noqa: PLC0415 - torch takes seconds
-
-        progress = partial(say, "step")
-        return str(add_graphs(open_package(package), precision, output, progress=progress).path)
-
-    return _report(add)
 
 
 def prepare(
@@ -273,17 +245,6 @@ def publish(
         return str(published.publish(package))
 
     return _report(copy)
-
-
-def rollback(
-    *,
-    repository: RepositoryFolder,
-    to: Annotated[
-        str | None, Parameter(help="A version. Default: the one before the current one.")
-    ] = None,
-) -> int:
-    """Make an older version the current one, and print it; returns the exit status."""
-    return _report(lambda _: str(Repository(repository).roll_back(to)))
 
 
 def build_engine(

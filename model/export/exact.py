@@ -5,7 +5,6 @@ evaluated, exported and compared as that encoder. The graph then computes in flo
 encoder computes: the parity gate's limits for float32 hold, and no precision is needed besides.
 """
 
-from collections.abc import Collection, Iterator
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -77,58 +76,6 @@ def store_exactly(model: onnx_ir.Model) -> None:
                 look_rows_up(use.node, stored_as, scale_as)
                 graph.remove(use.node, safe=True)
             del graph.initializers[str(value.name)]
-
-
-def read_weights(model: onnx_ir.Model, names: Collection[str]) -> dict[str, FloatArray]:
-    """Read a module's parameters from its float32 graph, as `store_exactly` left it.
-
-    Args:
-        model: The graph. Its initializers have the parameters' names, but for matrices that the
-            exporter transposed: those are found beside the bias that is added to their product.
-        names: Names of the parameters.
-
-    Raises:
-        ValueError: The graph does not hold one of them.
-    """
-    held = {
-        name: value.const_value.numpy()
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-    }
-    found: dict[str, FloatArray] = {}
-    for name in names:
-        if name in held:
-            found[name] = held[name]
-        elif f"{name}{STORED}" in held:
-            found[name] = held[f"{name}{STORED}"] * held.get(f"{name}{SCALE}", np.float32(1))
-    for bias, product in _biased_products(model.graph):
-        name = f"{bias.removesuffix('.bias')}.weight"
-        if name in names and name not in found:
-            found[name] = _widened(product.inputs[1]).T
-    missing = ", ".join(sorted(set(names) - found.keys()))
-    if missing:
-        raise ValueError(f"the graph does not hold {missing}")
-    return found
-
-
-def _biased_products(graph: onnx_ir.Graph) -> Iterator[tuple[str, onnx_ir.Node]]:
-    """Yield the products of matrices to which a bias is added, each after the name of that."""
-    for node in graph:
-        if node.op_type != "Add":
-            continue
-        for value, other in (node.inputs, node.inputs[::-1]):
-            maker = None if other is None else other.producer()
-            if value is not None and maker is not None and maker.op_type == "MatMul":
-                yield str(value.name), maker
-
-
-def _widened(value: onnx_ir.Value | None) -> FloatArray:
-    """Weights in the graph, or those that a Cast widens."""
-    maker = None if value is None else value.producer()
-    stored = value if maker is None else maker.inputs[0]
-    if stored is None or stored.const_value is None:
-        raise ValueError("a matrix of the graph is computed, not stored")
-    return stored.const_value.numpy().astype(np.float32)
 
 
 def _looks_up_rows(node: onnx_ir.Node, index: int) -> bool:

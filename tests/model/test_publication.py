@@ -1,4 +1,4 @@
-"""Packages are published whole, verified before and after the copy, and can be rolled back."""
+"""Packages are published whole, and verified before and after the copy."""
 
 import os
 import shutil
@@ -7,13 +7,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from model.files import locked
 from model.manifest import MANIFEST_NAME, ParityEntry, ParityLimits
 from model.package import ModelPackage, PackageError, open_package, sha256, write_manifest
 from model.publication import CURRENT, Repository, check_proven
@@ -104,26 +102,6 @@ def test_a_store_without_a_package_is_named(repository: Repository, url: str, re
     assert not repository.folder.exists()
 
 
-def test_roll_back_verifies_and_serves_an_earlier_version(
-    repository: Repository, make_package: Make
-) -> None:
-    with pytest.raises(PackageError, match=r"no version before any: .* has no version"):
-        repository.roll_back()
-    first, second, third = (
-        publish(repository, make_package(name), hours) for hours, name in enumerate("abc")
-    )
-    assert [repository.roll_back(), repository.roll_back()] == [second, first]
-    with pytest.raises(PackageError, match=f"no version before {first.name}"):
-        repository.roll_back()
-    assert repository.roll_back(third.name) == third
-    with pytest.raises(PackageError, match="no version 'yesterday'"):
-        repository.roll_back("yesterday")
-    (second / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(PackageError, match=r"config\.json"):
-        repository.roll_back(second.name)
-    assert repository.current() == third.name
-
-
 def test_a_version_appears_whole_and_a_broken_one_never(
     repository: Repository, make_package: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,18 +119,6 @@ def test_a_version_appears_whole_and_a_broken_one_never(
         publish(repository, bad, hours=1)
     assert names(repository) == {good.name, CURRENT}
     assert repository.current() == good.name
-
-
-def test_a_publication_waits_for_another(repository: Repository, make_package: Make) -> None:
-    repository.folder.mkdir(parents=True)
-    thread = Thread(target=publish, args=(repository, make_package("one")))
-    with locked(repository.folder / ".lock"):
-        thread.start()
-        thread.join(0.3)
-        assert thread.is_alive()
-        assert repository.current() is None
-    thread.join(60)
-    assert repository.versions() == [repository.current()]
 
 
 def entry(file: str, precision: str = "fp32", difference: float = 0.1) -> ParityEntry:

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from model.export.exact import Rounding, read_weights, round_weights, store_exactly
+from model.export.exact import Rounding, round_weights, store_exactly
+from model.export.half import to_half
 from model.export.tracing import save_graph, trace
+from model.onnx_files import check_graph
 from model.runtime.openvino_runtime import openvino_core
+from tests.model.export.test_graph_writer import run_onnx
 
 
 class Network(nn.Module):
@@ -51,10 +54,6 @@ def test_rounded_weights_take_fewer_bytes_and_give_the_same(
     save_graph(graph, plain)
     store_exactly(graph)
     save_graph(graph, path)
-    read = read_weights(onnx_ir.load(path), network.state_dict())
-    assert all(np.array_equal(read[name], held) for name, held in network.state_dict().items())
-    with pytest.raises(ValueError, match=r"the graph does not hold bias, other\.weight"):
-        read_weights(onnx_ir.load(path), ["table.weight", "other.weight", "bias"])
     onnx.checker.check_model(path, full_check=True)
     assert path.stat().st_size <= share * plain.stat().st_size
     with torch.no_grad():
@@ -76,3 +75,38 @@ def test_rounded_weights_take_fewer_bytes_and_give_the_same(
     for request in (compiled.create_infer_request(), compiled.create_infer_request()):
         output = request.infer({"ids": IDS.numpy()})[0]
         np.testing.assert_allclose(output, wanted, rtol=0, atol=1e-5)
+
+
+class Unit(nn.Module):
+    """A product, scaled to length 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Linear(64, 64, bias=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.product(pixel_values * 2)
+        unit: torch.Tensor = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return unit
+
+
+def test_weights_that_the_float32_graph_stores_in_fp16_are_read_from_its_file(
+    tmp_path: Path,
+) -> None:
+    network = Unit().eval()
+    round_weights(network, "fp16")
+    rows = torch.rand(2, 3, 64)
+    axes = {"pixel_values": {0: "batch", 1: "rows"}}
+    graph = trace(network, {"pixel_values": rows}, outputs=["out"], axes=axes)
+    store_exactly(graph)
+    float32, half = tmp_path / "float32.onnx", tmp_path / "half.onnx"
+    save_graph(graph, float32)
+    again = onnx_ir.load(float32)
+    to_half(again, "fp16")
+    save_graph(again, half, stored_in=float32)
+    assert check_graph(half, 10**6) == {"float32.onnx"}
+    assert half.stat().st_size < 4_000 < 2 * 64 * 64 < float32.stat().st_size
+    rows[0, 0] = 0  # of length 0: least lengths are no numbers in fp16
+    (found,) = run_onnx(half, {"pixel_values": rows.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, network(rows).numpy(), rtol=0, atol=2e-3)

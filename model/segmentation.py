@@ -1,7 +1,7 @@
 """Zero-shot segmentation: a label map from embeddings of patches and texts.
 
-Shapes: N patches, D embedding width, P prompts of one class, K classes; H W pixels of the image,
-h w patch rows and columns.
+Shapes: N patches, D embedding width, P prompts of one class, K classes, V vectors of all classes;
+H W pixels of the image, h w patch rows and columns.
 """
 
 import math
@@ -60,6 +60,38 @@ class SegmentationMap:
     cosine_Khw: NDArray[np.float32] | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PooledClasses:
+    """Classes with several vectors each: a patch's cosine with a class is that of the best one.
+
+    Attributes:
+        vectors_VD: Unit vectors, those of one class after those of the class before.
+        sizes: How many vectors each class has, at least one.
+    """
+
+    vectors_VD: NDArray[np.float32]
+    sizes: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def cosines(self, unit_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cosine of every class with every unit vector, [K, N], in bands of bounded memory."""
+        if len(self.vectors_VD) == len(self):
+            return self.vectors_VD @ unit_ND.T
+        first = np.cumsum([0, *self.sizes[:-1]])
+        best_KN = np.empty((len(self), len(unit_ND)), np.float32)
+        band = max(1, BAND_ELEMENTS // len(self.vectors_VD))
+        for begin in range(0, len(unit_ND), band):
+            part = slice(begin, begin + band)
+            cosine_Vn = self.vectors_VD @ unit_ND[part].T
+            np.maximum.reduceat(cosine_Vn, first, axis=0, out=best_KN[:, part])
+        return best_KN
+
+
+Classes = NDArray[np.float32] | PooledClasses
+
+
 def l2_normalize(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale vectors on the last axis to unit length; zero vectors stay zero. float32.
 
@@ -104,13 +136,13 @@ def average_groups(text_PD: NDArray[np.float32], sizes: Sequence[int]) -> NDArra
 
 
 def cosine_map(
-    patches_ND: NDArray[np.float32], classes_KD: NDArray[np.float32], grid_hw: tuple[int, int]
+    patches_ND: NDArray[np.float32], classes: Classes, grid_hw: tuple[int, int]
 ) -> NDArray[np.float32]:
     """Cosine of every patch with every class: float32 [K, h, w].
 
     Args:
         patches_ND: Patch embeddings row by row; need not be normalised.
-        classes_KD: Class embeddings; need not be normalised.
+        classes: One embedding [K, D] per class, which need not be normalised; or several.
         grid_hw: Patch rows and columns, with product N.
 
     Raises:
@@ -119,13 +151,15 @@ def cosine_map(
     rows, columns = grid_hw
     if patches_ND.ndim != 2 or len(patches_ND) != rows * columns:
         raise ValueError(f"a grid of {rows} x {columns} does not fit {list(patches_ND.shape)}")
-    if classes_KD.ndim != 2 or classes_KD.shape[1] != patches_ND.shape[1] or not len(classes_KD):
+    vectors_VD = classes.vectors_VD if isinstance(classes, PooledClasses) else classes
+    if vectors_VD.ndim != 2 or vectors_VD.shape[1] != patches_ND.shape[1] or not len(vectors_VD):
         raise ValueError(
-            f"classes {list(classes_KD.shape)} do not fit patches {list(patches_ND.shape)}"
+            f"classes {list(vectors_VD.shape)} do not fit patches {list(patches_ND.shape)}"
         )
-    cosine_KN = l2_normalize(classes_KD) @ l2_normalize(patches_ND).T
-    cosine_KHW: NDArray[np.float32] = cosine_KN.reshape(len(classes_KD), rows, columns)
-    return cosine_KHW
+    unit_ND = l2_normalize(patches_ND)
+    if isinstance(classes, PooledClasses):
+        return classes.cosines(unit_ND).reshape(len(classes), rows, columns)
+    return (l2_normalize(classes) @ unit_ND.T).reshape(len(classes), rows, columns)
 
 
 def patch_shares(
@@ -180,7 +214,7 @@ def pixel_centres(size_in: int, size_out: int) -> NDArray[np.float64]:
 
 def segment(
     features_ND: NDArray[np.float32],
-    classes_KD: NDArray[np.float32],
+    classes: Classes,
     *,
     grid_hw: tuple[int, int],
     size_hw: tuple[int, int],
@@ -191,7 +225,7 @@ def segment(
 
     Args:
         features_ND: Patch embeddings, row by row; usually those of the value path.
-        classes_KD: One embedding per class, in the order of the labels.
+        classes: One embedding [K, D] per class, or several, in the order of the labels.
         grid_hw: Patch rows and columns.
         size_hw: Height and width of the label map, in pixels.
         background: What counts as background.
@@ -204,11 +238,11 @@ def segment(
     height, width = size_hw
     if height < 1 or width < 1:
         raise ValueError(f"a label map has at least one pixel, not {height} x {width}")
-    if len(classes_KD) > MAX_CLASSES:
-        raise ValueError(f"at most {MAX_CLASSES} classes fit a label map, not {len(classes_KD)}")
-    cosine_Khw = cosine_map(features_ND, classes_KD, grid_hw)
+    if len(classes) > MAX_CLASSES:
+        raise ValueError(f"at most {MAX_CLASSES} classes fit a label map, not {len(classes)}")
+    cosine_Khw = cosine_map(features_ND, classes, grid_hw)
     value_hwK = np.moveaxis(cosine_Khw, 0, -1)
-    num_classes = len(classes_KD) - background.num_classes
+    num_classes = len(classes) - background.num_classes
     threshold = background.threshold
     if threshold is not None and not with_scores:
         # A constant is one more class. It is the last, so it loses ties, as `< threshold` does.

@@ -18,6 +18,7 @@ from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
+from model.segmentation import Classes, PooledClasses
 from service.admission import UNAVAILABLE_RETRY_S, Admission
 from service.answer_size import SizedRequest, answer_size, check_answer_size
 from service.call import AnswerEncoding, Call
@@ -344,18 +345,18 @@ class DataPlane:
             encoded, known = await self._encode(job, request, model, call, prompts=prompts)
             with call.stage("post"):
                 if head is not None:
-                    classes_KD = head.classes_KD
+                    classes: Classes = head.classes_KD
                 elif prompts is NO_PROMPTS:
-                    classes_KD = await self.offload(
+                    classes = await self.offload(
                         partial(_example_classes, request, encoded, features, job.rule)
                     )
                 else:
-                    classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
+                    classes = class_embeddings(prompts.groups, known)
                 masks = await wait_all(
                     self.offload_steps(
                         segment_image(
                             [part.outputs for part in image.parts],
-                            classes_KD,
+                            classes,
                             _geometry(image, job.rule, request.size),
                             request,
                             features=features,
@@ -406,15 +407,15 @@ class DataPlane:
             job = self._image_job(request, model, (features,))
             encoded, known = await self._encode(job, request, model, call, prompts=prompts)
             with call.stage("post"):
-                classes_KD = (
-                    class_embeddings([g.prompts for g in prompts.groups], known)
+                classes = (
+                    class_embeddings(prompts.groups, known)
                     if head is None
-                    else head.classes_KD
+                    else PooledClasses(head.classes_KD, [1] * len(head.classes_KD))
                 )
                 found = [
                     classify(
                         image.outputs[features],
-                        classes_KD,
+                        classes,
                         temperature=temperature,
                         top_k=request.top_k,
                     )

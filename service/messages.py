@@ -31,6 +31,7 @@ ImageOutput = Literal["patches", "values", "cls1", "cls2"]
 MapSize = Literal["image", "model"]
 MaskSize = Literal["image", "model", "patch"]
 SegmentMode = Literal["whole", "slide"]
+PromptPool = Literal["mean", "max"]
 VectorType = Literal["float32", "float16", "int8"]
 # Which tokens of a text that is too long are dropped; with NONE such a text is an error.
 Truncation = Literal["NONE", "START", "END"]
@@ -221,10 +222,14 @@ class ClassExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentClass:
-    """A class to find: by examples, else by prompts; without either its name is the prompt."""
+    """A class to find: by examples, else by prompts; without either its name is the prompt.
+
+    `pool` says whether a pixel is compared with the mean of the prompts, or with the best of them.
+    """
 
     name: str
     prompts: tuple[str, ...] = ()
+    pool: PromptPool = "mean"
     examples: tuple[ClassExample, ...] = ()
 
 

@@ -5,7 +5,7 @@ Every error names its field and, for an item of a list, its index.
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 import numpy as np
@@ -43,10 +43,17 @@ MAX_SLIDE_VALUES: Final = 2_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptGroup:
-    """The filled prompts of one text or class, and the request field for their errors."""
+    """The filled prompts of one text or class, and the request field for their errors.
+
+    Attributes:
+        param: Field of the request.
+        prompts: In the order of the texts, each in all templates.
+        num_vectors: How many embeddings the class has, each the mean of as many prompts.
+    """
 
     param: str
     prompts: tuple[str, ...]
+    num_vectors: int = 1
 
 
 def check_images(images: Sequence[MaybeImage | str], limits: RequestLimits) -> None:
@@ -252,8 +259,8 @@ def check_examples(request: SegmentImagesRequest | ClassifyImagesRequest) -> boo
     """Check the examples of classes; returns whether the classes have examples instead of prompts.
 
     Raises:
-        InvalidRequest: Some classes have examples and others do not, a class has prompts too, an
-            example is of no image or has two regions, or the request does not segment.
+        InvalidRequest: Some classes have examples and others do not, a class has prompts or a pool
+            too, an example is of no image or has two regions, or the request does not segment.
     """
     members = [
         (f"{field}[{index}]", one)
@@ -270,6 +277,10 @@ def check_examples(request: SegmentImagesRequest | ClassifyImagesRequest) -> boo
                 f"{param}: cosines with texts and with patches are not comparable; give either "
                 "all classes and background classes examples, or none.",
                 param=param,
+            )
+        if one.pool != "mean":
+            raise InvalidRequest(
+                f"{param}.pool: examples are averaged; leave the field out.", param=f"{param}.pool"
             )
         for index, example in enumerate(one.examples):
             place = f"{param}.examples[{index}]"
@@ -401,7 +412,10 @@ def class_groups(
                     f"{param}: the class {member.name!r} is given twice.", param=f"{param}.name"
                 )
             seen.add(member.name)
-            groups.append(_group(member.prompts or [member.name], param, chosen))
+            texts = member.prompts or (member.name,)
+            group = _group(texts, param, chosen)
+            is_pooled = member.pool == "max"
+            groups.append(replace(group, num_vectors=len(texts)) if is_pooled else group)
     return groups
 
 

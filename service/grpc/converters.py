@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
@@ -35,6 +35,7 @@ from service.messages import (
     FloatArray,
     ItemErrors,
     ModelInfo,
+    PromptPool,
     RunLengths,
     Segmentation,
     SegmentClass,
@@ -99,6 +100,7 @@ def _read_field(field: FieldDescriptor, value: Any) -> Any:
                 SegmentClass(
                     name=c.name,
                     prompts=tuple(c.prompts),
+                    pool=_read_pool(c.pool),
                     examples=tuple(_read_example(example) for example in c.examples),
                 )
                 for c in value
@@ -126,6 +128,11 @@ def _read_example(example: segment_pb2.ClassExample) -> ClassExample:
             runs = RunLengths(size_hw=(mask.height, mask.width), counts=mask.counts)
             return ClassExample(image=example.image, mask=runs)
     return ClassExample(image=example.image)
+
+
+def _read_pool(value: int) -> PromptPool:
+    pool = segment_pb2.PromptPool.DESCRIPTOR
+    return cast("PromptPool", _read_enum(pool, value, "pool")) if value else "mean"
 
 
 def _read_templates(templates: text_pb2.Templates) -> str | tuple[str, ...]:

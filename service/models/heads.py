@@ -133,8 +133,8 @@ def _check_options(
         _refuse("features", f"{named} was trained on {features}")
     if request.templates is not None:
         _refuse("templates", f"{named} has no prompts")
-    if one.prompts or one.examples:
-        raise _wrong(f"{named} has neither prompts nor examples")
+    if one != SegmentClass(name=one.name):
+        raise _wrong(f"{named} has neither prompts nor pool nor examples")
     if isinstance(request, SegmentImagesRequest) and request.background_classes:
         _refuse("background_classes", f"{named} takes no others")
 

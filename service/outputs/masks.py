@@ -16,6 +16,8 @@ from model.dense_maps import make_map
 from model.graphs import PATCH_OUTPUTS, DenseTask
 from model.segmentation import (
     Background,
+    Classes,
+    PooledClasses,
     SegmentationMap,
     average_groups,
     l2_normalize,
@@ -40,6 +42,7 @@ from service.outputs.regions import (
 )
 from service.outputs.run_lengths import Runs
 from service.outputs.slide import Geometry, segment_windows
+from service.validation import PromptGroup
 from service.waiting import Steps
 
 OVERLAY_OPACITY: Final = 0.55
@@ -83,15 +86,16 @@ def shorten(embeddings_ND: FloatArray, dimensions: int, *, normalize: bool = Tru
     return l2_normalize(kept) if normalize else kept
 
 
-def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArray]) -> FloatArray:
-    """Average the prompts of each class to a unit vector [K, D], as the reference does."""
-    text_PD = np.stack([raw[prompt] for prompts in groups for prompt in prompts])
-    return average_groups(text_PD, [len(prompts) for prompts in groups])
+def class_embeddings(groups: Sequence[PromptGroup], raw: Mapping[str, FloatArray]) -> PooledClasses:
+    """Average the prompts of each vector of a class, as the reference does."""
+    text_PD = np.stack([raw[prompt] for group in groups for prompt in group.prompts])
+    sizes = [len(g.prompts) // g.num_vectors for g in groups for _ in range(g.num_vectors)]
+    return PooledClasses(average_groups(text_PD, sizes), [g.num_vectors for g in groups])
 
 
 def segment_image(
     parts: Sequence[Outputs],
-    classes_KD: FloatArray,
+    classes: Classes,
     geometry: Geometry,
     request: SegmentImagesRequest,
     *,
@@ -102,7 +106,7 @@ def segment_image(
 
     Args:
         parts: Outputs of the whole image, or of each window, with patch embeddings [N, D].
-        classes_KD: One unit vector for each class, then for each background class.
+        classes: Of each class, then of each background class.
         geometry: Sizes of mask and image, and the image's windows if any.
         request: With the background rules, and what to return.
         features: Name of the patch embeddings.
@@ -114,7 +118,7 @@ def segment_image(
     if geometry.windows is not None:
         result = yield from segment_windows(
             [part[features] for part in parts],
-            classes_KD,
+            classes,
             geometry,
             background,
             with_scores=request.include_scores,
@@ -124,7 +128,7 @@ def segment_image(
         (whole,) = parts
         result = segment(
             whole[features],
-            classes_KD,
+            classes,
             grid_hw=geometry.grid_hw,
             size_hw=geometry.size_hw,
             background=background,

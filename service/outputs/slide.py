@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from model.segmentation import (
     Background,
+    Classes,
     SegmentationMap,
     bilinear_matrix,
     cosine_map,
@@ -52,7 +53,7 @@ class Geometry:
 
 def segment_windows(
     features: Sequence[FloatArray],
-    classes_KD: FloatArray,
+    classes: Classes,
     geometry: Geometry,
     background: Background,
     *,
@@ -63,7 +64,7 @@ def segment_windows(
 
     Args:
         features: Patch embeddings [N, D] of every window, row by row.
-        classes_KD: One embedding for each class, then for each background class.
+        classes: Of each class, then of each background class.
         geometry: Sizes and windows.
         background: Its threshold is a cosine, as for a whole image: a probability without a
             temperature depends on the number of classes more than on the image.
@@ -75,11 +76,11 @@ def segment_windows(
     number, scaled bilinearly, the greatest.
     """
     height, width = geometry.size_hw
-    cosines = [cosine_map(f_ND, classes_KD, geometry.grid_hw) for f_ND in features]
-    found = WinnerMap.empty(len(classes_KD), geometry.size_hw, with_scores=with_scores)
-    num_rows = min(BAND_ROWS, max(1, BAND_ELEMENTS // (len(classes_KD) * width)))
+    cosines = [cosine_map(f_ND, classes, geometry.grid_hw) for f_ND in features]
+    found = WinnerMap.empty(len(classes), geometry.size_hw, with_scores=with_scores)
+    num_rows = min(BAND_ROWS, max(1, BAND_ELEMENTS // (len(classes) * width)))
     rows = bilinear_matrix(geometry.scaled_hw[0], height)
-    num_classes = len(classes_KD) - background.num_classes
+    num_classes = len(classes) - background.num_classes
     needs_scores = with_scores or background.threshold is not None
     for top in range(0, height, num_rows):
         band = slice(top, top + num_rows)

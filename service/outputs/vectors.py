@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import DENSE_TASKS
-from model.segmentation import l2_normalize
+from model.segmentation import PooledClasses, l2_normalize
 from service.messages import Classification, FloatArray, VectorType
 
 # int8 also has -128, which is not used, so that a vector and its opposite are symmetric.
@@ -17,19 +17,19 @@ MAX_INT8: Final = 127
 
 
 def classify(
-    embedding_D: FloatArray, classes_KD: FloatArray, *, temperature: float, top_k: int | None
+    embedding_D: FloatArray, classes: PooledClasses, *, temperature: float, top_k: int | None
 ) -> Classification:
     """Rank classes by similarity, best first; equal ones in the given order.
 
     Args:
         embedding_D: Embedding of the image; need not be normalised.
-        classes_KD: One unit vector for each class.
+        classes: With one unit vector for each class, or several.
         temperature: Divisor of the cosines before the softmax over all classes.
         top_k: Number of classes to keep; None keeps all.
 
     Source: the softmax is that of the demonstration notebook of google-deepmind/tips.
     """
-    cosines_K = classes_KD @ l2_normalize(embedding_D)
+    cosines_K = classes.cosines(l2_normalize(embedding_D)[None])[:, 0]
     logits_K = cosines_K.astype(np.float64) / temperature
     shares_K = np.exp(logits_K - logits_K.max())
     shares_K /= shares_K.sum()

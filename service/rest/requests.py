@@ -35,6 +35,7 @@ from service.messages import (
     MapSize,
     MaskSize,
     MaybeEncoded,
+    PromptPool,
     RunLengths,
     SegmentClass,
     SegmentImagesRequest,
@@ -116,7 +117,12 @@ class ClassBody(Schema):
 
     name: str = Field(description="Name in the answer.")
     prompts: Strings = Field(
-        default=[], description="Texts for this class, averaged. Default: the name."
+        default=[], description="Texts for this class, pooled. Default: the name."
+    )
+    pool: PromptPool = Field(
+        default="mean",
+        description="`mean`: pixels and images are compared with the mean of the prompts. `max`: "
+        "with each prompt, and the best one counts; for words with different kinds, such as dog.",
     )
     examples: list[ExampleBody] = Field(
         default=[],
@@ -169,6 +175,7 @@ def to_classes(classes: list[str | ClassBody]) -> tuple[SegmentClass, ...]:
         else SegmentClass(
             name=one.name,
             prompts=tuple(one.prompts),
+            pool=one.pool,
             examples=tuple(map(_to_example, one.examples)),
         )
         for one in classes

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from model import segmentation
 from model.segmentation import (
     Background,
+    PooledClasses,
     SegmentationMap,
     average_groups,
     average_prompts,
@@ -125,6 +126,21 @@ def test_labels_beyond_255_are_kept() -> None:
         )
         assert found.labels_HW.dtype == np.uint16
         assert found.labels_HW[0, [0, -1]].tolist() == [299, 8]
+
+
+@pytest.mark.parametrize("band", [1, 7, 10_000])
+def test_a_class_with_several_vectors_takes_the_best_at_each_patch(
+    band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "BAND_ELEMENTS", 6 * band)
+    features_ND, vectors_VD = noise(0, 20, 8), l2_normalize(noise(1, 6, 8))
+    single_Vhw = cosine_map(features_ND, vectors_VD, (4, 5))
+    classes = PooledClasses(vectors_VD, [1, 3, 2])
+    expected_Khw = [single_Vhw[0], single_Vhw[1:4].max(axis=0), single_Vhw[4:].max(axis=0)]
+    np.testing.assert_allclose(cosine_map(features_ND, classes, (4, 5)), expected_Khw, atol=1e-6)
+    found = segment(features_ND, classes, grid_hw=(4, 5), size_hw=(4, 5))
+    assert (found.labels_HW == np.argmax(expected_Khw, axis=0) + 1).all()
+    assert len(found.counts) == 1 + 3
 
 
 def test_bands_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,9 @@ def test_texts_and_classes_become_prompts() -> None:
     assert (len(groups[0].prompts), errors) == (9, {})
     found = class_groups([DOG], [CAT], "none", LIMITS)
     assert [g.prompts for g in found] == [("dog",), ("a cat", "kitten")]
+    (one,) = class_groups([replace(CAT, pool="max")], [], ("a {}", "the {}"), LIMITS)
+    assert one.prompts == ("a a cat", "the a cat", "a kitten", "the kitten")
+    assert (found[1].num_vectors, one.num_vectors) == (1, 2)
 
 
 def test_in_a_partial_request_only_single_texts_may_be_invalid() -> None:

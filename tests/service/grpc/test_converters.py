@@ -70,7 +70,7 @@ CONVERSIONS: list[tuple[Callable[[Any], Any], Any, Any]] = [
 EACH = pytest.mark.parametrize(("convert", "kind", "empty"), CONVERSIONS)
 DOG = (
     [
-        segment_pb2.SegmentClass(name="dog", prompts=["a"]),
+        segment_pb2.SegmentClass(name="dog", prompts=["a"], pool=segment_pb2.PROMPT_POOL_MAX),
         segment_pb2.SegmentClass(
             name="cat",
             examples=[
@@ -84,7 +84,7 @@ DOG = (
         ),
     ],
     (
-        SegmentClass(name="dog", prompts=("a",)),
+        SegmentClass(name="dog", prompts=("a",), pool="max"),
         SegmentClass(
             name="cat",
             examples=(

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -22,6 +23,7 @@ from service.outputs.masks import (
     text_embedding,
 )
 from service.outputs.slide import Geometry
+from service.validation import PromptGroup
 from service.waiting import run_slice
 
 
@@ -122,7 +124,11 @@ def test_several_prompts_are_averaged_as_unit_vectors() -> None:
     assert text_embedding(["a"], raw, normalize=False).tolist() == [2, 0]
     np.testing.assert_allclose(text_embedding(["a", "b"], raw, normalize=False), [0.5, 0.5])
     np.testing.assert_allclose(text_embedding(["a", "b"], raw, normalize=True), [0.5**0.5] * 2)
-    np.testing.assert_allclose(class_embeddings([["a", "b"]], raw), [[0.5**0.5] * 2])
+    both = PromptGroup(param="classes[0]", prompts=("a", "b"))
+    classes = class_embeddings([both, replace(both, num_vectors=2)], raw)
+    np.testing.assert_allclose(classes.vectors_VD, [[0.5**0.5] * 2, [1, 0], [0, 1]])
+    cosines_K1 = classes.cosines(np.array([[0.6, 0.8]], np.float32))
+    np.testing.assert_allclose(cosines_K1, [[1.4 * 0.5**0.5], [0.8]], rtol=1e-6)
 
 
 def test_labels_count_from_one_and_background_is_zero() -> None:

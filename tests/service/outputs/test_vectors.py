@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from model.segmentation import PooledClasses
 from service.outputs.vectors import classify, pack
 
-CLASSES = np.eye(4, dtype=np.float32)
+CLASSES = PooledClasses(np.eye(4, dtype=np.float32), [1, 1, 1, 1])
 EMBEDDING = np.array([1, 3, 2, 2], np.float32)
 
 

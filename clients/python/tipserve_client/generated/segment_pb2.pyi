@@ -17,6 +17,12 @@ class DenseFeatures(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DENSE_FEATURES_VALUES: _ClassVar[DenseFeatures]
     DENSE_FEATURES_PATCHES: _ClassVar[DenseFeatures]
 
+class PromptPool(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROMPT_POOL_UNSPECIFIED: _ClassVar[PromptPool]
+    PROMPT_POOL_MEAN: _ClassVar[PromptPool]
+    PROMPT_POOL_MAX: _ClassVar[PromptPool]
+
 class SegmentMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SEGMENT_MODE_UNSPECIFIED: _ClassVar[SegmentMode]
@@ -32,6 +38,9 @@ class MaskSize(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 DENSE_FEATURES_UNSPECIFIED: DenseFeatures
 DENSE_FEATURES_VALUES: DenseFeatures
 DENSE_FEATURES_PATCHES: DenseFeatures
+PROMPT_POOL_UNSPECIFIED: PromptPool
+PROMPT_POOL_MEAN: PromptPool
+PROMPT_POOL_MAX: PromptPool
 SEGMENT_MODE_UNSPECIFIED: SegmentMode
 SEGMENT_MODE_WHOLE: SegmentMode
 SEGMENT_MODE_SLIDE: SegmentMode
@@ -41,14 +50,16 @@ MASK_SIZE_MODEL: MaskSize
 MASK_SIZE_PATCH: MaskSize
 
 class SegmentClass(_message.Message):
-    __slots__ = ("name", "prompts", "examples")
+    __slots__ = ("name", "prompts", "examples", "pool")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
     name: str
     prompts: _containers.RepeatedScalarFieldContainer[str]
     examples: _containers.RepeatedCompositeFieldContainer[ClassExample]
-    def __init__(self, name: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ..., examples: _Optional[_Iterable[_Union[ClassExample, _Mapping]]] = ...) -> None: ...
+    pool: PromptPool
+    def __init__(self, name: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ..., examples: _Optional[_Iterable[_Union[ClassExample, _Mapping]]] = ..., pool: _Optional[_Union[PromptPool, str]] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("x", "y")

@@ -1,4 +1,4 @@
-"""Encodes images: paths, bytes, PIL images and arrays become bytes of a known format."""
+"""Encodes images: paths, bytes, PIL images, arrays and tensors become bytes of a known format."""
 
 import io
 import struct
@@ -24,19 +24,29 @@ class PilImage(Protocol):
         """Write the image in a format."""
 
 
-ImageInput = str | PathLike[str] | bytes | NDArray[np.uint8] | PilImage
+@runtime_checkable
+class Tensor(Protocol):
+    """What NumPy can read, such as a tensor of torch, which is no dependency either."""
+
+    def __array__(self) -> Any:
+        """The elements."""
+
+
+ImageInput = str | PathLike[str] | bytes | NDArray[Any] | PilImage | Tensor
 
 
 def encode_image(image: ImageInput, param: str = "images[0]") -> bytes:
     """Encode an image in a format that the service reads.
 
     Args:
-        image: A path; the bytes of a file; a PIL image; or an array, uint8 [H, W, 3] as RGB or
-            [H, W] as grey. PIL images and arrays become PNG, which is lossless.
+        image: A path; the bytes of a file; a PIL image; or an array or tensor: [H, W, 3] or
+            [3, H, W] as RGB, [H, W] as grey; uint8, or floats from 0 to 1, which are rounded to
+            8 bits. PIL images and arrays become PNG, which is lossless.
         param: Name of the image in errors.
 
     Raises:
-        InvalidRequest: The type is unknown, or the file cannot be read.
+        InvalidRequest: The type is unknown, the file cannot be read, or an array may mean several
+            images.
     """
     if isinstance(image, bytes):
         return image
@@ -53,11 +63,16 @@ def encode_image(image: ImageInput, param: str = "images[0]") -> bytes:
         return _encode_array(image, param)
     if isinstance(image, PilImage):
         return _encode_pil(image, param)
-    raise InvalidRequest(
-        f"{param}: give a path, bytes, a PIL image or an array, not {type(image).__name__}.",
-        code="invalid_image",
-        param=param,
+    if isinstance(image, Tensor):
+        return _encode_array(_read_tensor(image, param), param)
+    raise _invalid(
+        param,
+        f"give a path, bytes, a PIL image, an array or a tensor, not {type(image).__name__}.",
     )
+
+
+def _invalid(param: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: {reason}", code="invalid_image", param=param)
 
 
 def _encode_pil(image: PilImage, param: str) -> bytes:
@@ -66,30 +81,55 @@ def _encode_pil(image: PilImage, param: str) -> bytes:
     try:
         image.save(stream, "PNG")
     except (OSError, ValueError) as error:
-        raise InvalidRequest(
-            f"{param}: a PIL image is sent as PNG: {error}. Convert it to RGB, or give its file.",
-            code="invalid_image",
-            param=param,
-        ) from error
+        reason = f"a PIL image is sent as PNG: {error}. Convert it to RGB, or give its file."
+        raise _invalid(param, reason) from error
     return stream.getvalue()
 
 
-def _encode_array(pixels: NDArray[Any], param: str) -> bytes:
-    """Encode as PNG at the lowest compression level, because speed matters more than size."""
-    is_rgb = pixels.ndim == 3 and pixels.shape[2] == 3
-    if pixels.dtype != np.uint8 or not (is_rgb or pixels.ndim == 2) or 0 in pixels.shape:
-        raise InvalidRequest(
-            f"{param}: give an array of uint8 [height, width, 3] or [height, width], not "
-            f"{pixels.dtype} {list(pixels.shape)}.",
-            code="invalid_image",
-            param=param,
+def _read_tensor(tensor: Any, param: str) -> NDArray[Any]:
+    """The elements of a tensor, also of one that has a gradient or is on a GPU."""
+    try:
+        return np.asarray(tensor.detach().cpu() if hasattr(tensor, "detach") else tensor)
+    except (TypeError, RuntimeError) as error:
+        raise _invalid(param, f"NumPy cannot read this tensor: {error}") from error
+
+
+def _pixels(array: NDArray[Any], param: str) -> NDArray[np.uint8]:
+    """The array as uint8 [H, W, 3] or [H, W]."""
+    is_last, is_first = (array.ndim == 3 and array.shape[axis] == 3 for axis in (2, 0))
+    is_float = np.issubdtype(array.dtype, np.floating)
+    has_layout = (is_last or is_first or array.ndim == 2) and 0 not in array.shape
+    if not has_layout or not (is_float or array.dtype == np.uint8):
+        raise _invalid(
+            param,
+            "give an array [height, width, 3], [3, height, width] or [height, width] of uint8, or "
+            f"of floats from 0 to 1, not {array.dtype} {list(array.shape)}.",
         )
+    if is_last and is_first:
+        raise _invalid(
+            param, f"the colours of an array {list(array.shape)} may be first or last; give a file."
+        )
+    array = np.moveaxis(array, 0, 2) if is_first else array
+    if not is_float:
+        return array
+    if not (array.min() >= 0 and array.max() <= 1):  # also of NaN
+        raise _invalid(
+            param,
+            f"floats must be from 0 to 1, not from {array.min():.4g} to {array.max():.4g}. Divide "
+            "by 255, or undo the normalization.",
+        )
+    return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _encode_array(array: NDArray[Any], param: str) -> bytes:
+    """Encode as PNG at the lowest compression level, because speed matters more than size."""
+    pixels = _pixels(array, param)
     height, width = pixels.shape[:2]
     rows = np.zeros(
         (height, 1 + pixels[0].size), np.uint8
     )  # each row starts with its filter type, 0: none
     rows[:, 1:] = pixels.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, RGB if is_rgb else GREY, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, RGB if pixels.ndim == 3 else GREY, 0, 0, 0)
     content = zlib.compress(rows.tobytes(), level=1)
     chunks = ((b"IHDR", header), (b"IDAT", content), (b"IEND", b""))
     return PNG_SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)

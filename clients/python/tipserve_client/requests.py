@@ -52,6 +52,8 @@ Method = Literal[
     "estimate_normals",
 ]
 
+# Of a batch of images, such as [images, 3, height, width].
+BATCH_AXES: Final = 4
 # Name of the map in an answer.
 MAPS: Final[Mapping[Method, str]] = {
     "visualize_features": "features",
@@ -249,8 +251,9 @@ def encode_all(
 
 
 def as_images(images: ImageInputs) -> Iterable[ImageInput]:
-    """Several images from one or several. An array or a path is one image."""
-    is_one = isinstance(images, str | bytes | PathLike) or hasattr(images, "shape")
+    """Several images from one or several. An array is one image, unless it has four axes."""
+    is_array = hasattr(images, "shape") and len(images.shape) != BATCH_AXES
+    is_one = is_array or isinstance(images, str | bytes | PathLike)
     if is_one or hasattr(images, "save"):
         return [cast("ImageInput", images)]
     return cast("Iterable[ImageInput]", images)

@@ -6,12 +6,17 @@ dimensions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tipserve_client import drawing
 from tipserve_client.errors import TipserveError
+from tipserve_client.images import ImageInput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
@@ -196,6 +201,41 @@ class Segmentation:
     classes: tuple[ClassArea, ...]
     background_share: float
     instances: tuple[Instance, ...] = ()
+
+    def overlay(
+        self,
+        image: ImageInput,
+        *,
+        opacity: float = drawing.OPACITY,
+        outline_px: int = drawing.OUTLINE_PX,
+    ) -> "Image":
+        """Draw the classes over the image, in their colours. Needs Pillow.
+
+        Args:
+            image: The one of the request. A mask of another size is scaled to it.
+            opacity: Of the tint, 0 to 1. Background is unchanged.
+            outline_px: Width of the line within the edge of each region; 0 is none.
+
+        Returns:
+            PIL's image, RGB, which notebooks show; `save` writes it.
+        """
+        return drawing.overlay(self, image, opacity=opacity, outline_px=outline_px)
+
+    def plot(self, image: ImageInput | None = None, axes: Any = None) -> Any:
+        """Draw the mask with a legend. Needs matplotlib.
+
+        Args:
+            image: Is drawn below; needs Pillow.
+            axes: Of matplotlib. Default: the current ones.
+
+        Returns:
+            The axes.
+        """
+        return drawing.plot(self, image, axes)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the mask in colours, at most 512 pixels long, and a legend."""
+        return drawing.to_html(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

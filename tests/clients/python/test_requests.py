@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tipserve_client import Example, InvalidRequest, grpc_wire, http_wire
@@ -25,6 +26,17 @@ def test_an_array_is_sent_without_loss(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(decoded(encode_image(pixels[::-1])), pixels[::-1])
 
 
+def test_floats_and_tensors_are_rounded_to_8_bits() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    floats = torch.from_numpy(pixels / 255).permute(2, 0, 1)
+    same: list[Any] = [floats, floats.half(), floats.requires_grad_(), torch.from_numpy(pixels)]
+    for image in [*same, pixels / 255, np.moveaxis(pixels, 2, 0), np.moveaxis(pixels, 2, 0) / 255]:
+        np.testing.assert_array_equal(decoded(encode_image(image)), pixels)
+    batch = torch.stack([floats.detach(), 1 - floats.detach()])
+    sent = make_request("embed_images", {}, images=batch).images
+    np.testing.assert_array_equal([decoded(one) for one in sent], [pixels, 255 - pixels])
+
+
 def test_files_bytes_and_pil_images(tmp_path: Path) -> None:
     image = Image.new("RGB", (4, 3), (10, 20, 30))
     raw = encode_image(image)
@@ -37,7 +49,14 @@ def test_files_bytes_and_pil_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (np.zeros((2, 2, 3)), "float64"),
+        (np.zeros((2, 2, 3), np.int64), "int64"),
+        (np.zeros((1, 2, 2), np.float32), r"float32 \[1, 2, 2\]"),
+        (np.zeros((1, 3, 2, 2), np.float32), r"\[1, 3, 2, 2\]"),
+        (np.full((2, 2, 3), 1.5), "0 to 1, not from 1.5 to 1.5. Divide"),
+        (np.full((2, 2, 3), -0.1), "undo the normalization"),
+        (np.full((2, 2, 3), np.nan), "from 0 to 1, not from nan"),
+        (np.zeros((3, 2, 3), np.uint8), "may be first or last"),
+        (torch.zeros((3, 2, 2), dtype=torch.bfloat16), "NumPy cannot read"),
         (np.zeros((2, 2, 4), np.uint8), r"\[2, 2, 4\]"),
         (np.zeros((0, 2, 3), np.uint8), r"\[0, 2, 3\]"),
         ("/no/such/file.jpg", "No such file"),

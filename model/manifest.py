@@ -22,7 +22,13 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]
 CpuRuntime = Literal["onnx", "openvino"]
 Taps = Literal["blocks", "embeddings"]
+Quality = Literal["published", "fast", "fine"]
+Background = Literal["none", "auto"]
 PositiveInt = Annotated[int, Field(gt=0)]
+
+# Of models whose manifest says nothing else.
+BACKGROUND_LEVEL: Final = 0.7
+LEAST_COSINE: Final = 0.0
 
 # Fields of `ParityEntry` that each field of `ParityLimits` bounds, from above (max) or below (min).
 BOUNDED: Final[dict[str, tuple[str, ...]]] = {
@@ -54,13 +60,25 @@ class ZeroShot(ManifestPart):
     """Defaults of zero-shot segmentation: best on validation data, or as published.
 
     `mode` is whether the model sees an image whole or in overlapping windows, `scaling` how images
-    are scaled for it.
+    are scaled for it. `quality` is how cosines of patches become those of pixels. With `background`
+    "auto" a pixel is background if its class has a cosine below `background_level`, from 0 for the
+    least to 1 for the largest cosine of the class in the image; a class whose largest cosine is
+    below `least_cosine` is absent.
     """
 
     features: Literal["values", "patches"] = "values"
     templates: Literal["none", "tcl"] = "none"
     mode: Literal["whole", "slide"] = "whole"
     scaling: Literal["bilinear", "bicubic"] = "bilinear"
+    # Defaults are left out, so that earlier versions read the package.
+    quality: Annotated[Quality, Field(exclude_if=lambda name: name == "published")] = "published"
+    background: Annotated[Background, Field(exclude_if=lambda name: name == "none")] = "none"
+    background_level: Annotated[
+        float, Field(ge=0, le=1, exclude_if=lambda level: level == BACKGROUND_LEVEL)
+    ] = BACKGROUND_LEVEL
+    least_cosine: Annotated[
+        float, Field(ge=-1, le=1, exclude_if=lambda cosine: cosine == LEAST_COSINE)
+    ] = LEAST_COSINE
 
 
 # The paper's protocol, for released weights.

@@ -31,10 +31,33 @@ class Background:
     Attributes:
         threshold: Pixels whose best cosine is lower are background; None for no threshold.
         num_classes: This many of the last classes are background classes.
+        level: From 0 to 1: a pixel is background if its best class has a cosine below this level
+            between the least and the largest cosine of the class in the image; None for none.
+        least_cosine: With a level, a class whose largest cosine is lower is absent.
     """
 
     threshold: float | None = None
     num_classes: int = 0
+    level: float | None = None
+    least_cosine: float = -1.0
+
+    def floors(self, value_Khw: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """The cosine that a pixel of each class has at least, [K]; None without such a rule.
+
+        Args:
+            value_Khw: Cosines of all classes, background classes included, over the image.
+        """
+        num_classes = len(value_Khw)
+        if self.threshold is not None:
+            return np.full(num_classes, self.threshold, np.float32)
+        if self.level is None:
+            return None
+        value_KN = value_Khw.reshape(num_classes, -1)
+        lowest_K, highest_K = value_KN.min(axis=1), value_KN.max(axis=1)
+        floor_K: NDArray[np.float32] = lowest_K + np.float32(self.level) * (highest_K - lowest_K)
+        floor_K[highest_K < self.least_cosine] = np.inf
+        floor_K[num_classes - self.num_classes :] = -np.inf
+        return floor_K
 
 
 NO_BACKGROUND = Background()
@@ -52,12 +75,14 @@ class SegmentationMap:
             not requested.
         cosine_Khw: float32; cosine of every class, then every background class, at every patch.
             None if not requested.
+        floor_K: Cosine that a pixel of each of these has at least; None without such a rule.
     """
 
     labels_HW: Labels
     counts: NDArray[np.int64]
     score_HW: NDArray[np.float32] | None
     cosine_Khw: NDArray[np.float32] | None
+    floor_K: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,15 +268,16 @@ def segment(
     cosine_Khw = cosine_map(features_ND, classes, grid_hw)
     value_hwK = np.moveaxis(cosine_Khw, 0, -1)
     num_classes = len(classes) - background.num_classes
-    threshold = background.threshold
-    if threshold is not None and not with_scores:
+    floor_K = background.floors(cosine_Khw)
+    needs_scores = with_scores or background.level is not None
+    if background.threshold is not None and not needs_scores:
         # A constant is one more class. It is the last, so it loses ties, as `< threshold` does.
-        floor_hw1 = np.full((*grid_hw, 1), threshold, np.float32)
+        floor_hw1 = np.full((*grid_hw, 1), background.threshold, np.float32)
         value_hwK = np.concatenate([value_hwK, floor_hw1], axis=-1)
-    found = label_pixels(np.ascontiguousarray(value_hwK), size_hw, with_scores=with_scores)
+    found = label_pixels(np.ascontiguousarray(value_hwK), size_hw, with_scores=needs_scores)
     labels_HW, counts = found.labels_HW, found.counts
-    if threshold is not None and found.score_HW is not None:
-        labels_HW[found.score_HW < np.float32(threshold)] = 0
+    if floor_K is not None and found.score_HW is not None:
+        labels_HW[found.score_HW < floor_K[labels_HW - 1]] = 0
         counts = count_labels(labels_HW, len(counts))
     if len(counts) > num_classes + 1:
         labels_HW *= labels_HW <= num_classes
@@ -259,8 +285,9 @@ def segment(
     return SegmentationMap(
         labels_HW=labels_HW,
         counts=counts[: num_classes + 1],
-        score_HW=found.score_HW,
+        score_HW=found.score_HW if with_scores else None,
         cosine_Khw=cosine_Khw,
+        floor_K=floor_K,
     )
 
 

@@ -18,7 +18,7 @@ from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
-from model.segmentation import Classes, PooledClasses
+from model.segmentation import Background, Classes, PooledClasses
 from service.admission import UNAVAILABLE_RETRY_S, Admission
 from service.answer_size import SizedRequest, answer_size, check_answer_size
 from service.call import AnswerEncoding, Call
@@ -37,6 +37,7 @@ from service.messages import (
     EstimateMapsRequest,
     EstimateMapsResponse,
     FloatArray,
+    ImageOutput,
     ImagesRequest,
     MaskSize,
     ModelInfo,
@@ -61,6 +62,7 @@ from service.models.texts import PromptSet, TextEmbeddings
 from service.outputs.examples import PatchMap, example_embeddings
 from service.outputs.features import View, fit_view
 from service.outputs.masks import (
+    MaskRules,
     class_embeddings,
     image_outputs,
     segment_by_head,
@@ -88,6 +90,7 @@ from service.validation import (
     class_groups,
     split_blank,
     text_groups,
+    with_mask_defaults,
 )
 from service.waiting import Pool, Steps, run_slice, wait_all, wait_both
 
@@ -339,10 +342,14 @@ class DataPlane:
             if names_own_labels(request):
                 return await self._segment_by_head(request, model, call)
             request, head = await self._with_head(request, model)
+            request = with_mask_defaults(
+                request, model.manifest.zero_shot, has_head=head is not None
+            )
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, (features,))
             encoded, known = await self._encode(job, request, model, call, prompts=prompts)
+            rules = _mask_rules(request, model, features, head)
             with call.stage("post"):
                 if head is not None:
                     classes: Classes = head.classes_KD
@@ -359,8 +366,7 @@ class DataPlane:
                             classes,
                             _geometry(image, job.rule, request.size),
                             request,
-                            features=features,
-                            temperature=_temperature(model, head),
+                            rules=rules,
                         ),
                         call,
                     )
@@ -622,6 +628,21 @@ class DataPlane:
 
 def _temperature(model: ServedModel, head: Head | None) -> float:
     return model.manifest.temperature if head is None else head.info.temperature
+
+
+def _mask_rules(
+    request: SegmentImagesRequest, model: ServedModel, features: ImageOutput, head: Head | None
+) -> MaskRules:
+    """Of a request with its defaults, see `with_mask_defaults`."""
+    background = Background(
+        threshold=request.background_threshold,
+        num_classes=len(request.background_classes),
+        level=request.background_level if request.background == "auto" else None,
+        least_cosine=model.manifest.zero_shot.least_cosine,
+    )
+    return MaskRules(
+        features=features, temperature=_temperature(model, head), background=background
+    )
 
 
 def _segmented(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
 from model.graphs import DenseTask
+from model.manifest import Background, Quality
 from model.package import Manifest, ParityEntry
 from model.preprocess import Fit
 from model.winner_map import Labels
@@ -32,6 +33,8 @@ MapSize = Literal["image", "model"]
 MaskSize = Literal["image", "model", "patch"]
 SegmentMode = Literal["whole", "slide"]
 PromptPool = Literal["mean", "max"]
+SegmentQuality = Quality
+SegmentBackground = Background
 VectorType = Literal["float32", "float16", "int8"]
 # Which tokens of a text that is too long are dropped; with NONE such a text is an error.
 Truncation = Literal["NONE", "START", "END"]
@@ -245,6 +248,14 @@ class SegmentImagesRequest(ImagesRequest):
         background_threshold: Pixels with a lower score, a cosine, are background; None sets no
             threshold.
         background_classes: Classes that count as background where they win.
+        background: With `auto`, a pixel whose best class has a cosine far below that class's
+            largest one in the image is background, and a class with small cosines everywhere is
+            absent. None is `auto` for one class without a threshold and background classes, else
+            the manifest's choice; heads have none.
+        background_level: For `auto`, the cosine that a pixel needs, from 0 for the least to 1 for
+            the largest of its class; None is the manifest's choice.
+        quality: `published` scales cosines bilinearly, `fast` follows the image's colours, `fine`
+            sees the image at a second size as well. None is the manifest's choice.
         include_scores: Whether to return the winner's score for every pixel.
         include_class_scores: Whether to return the mean probability of each class.
         include_instances: Whether to return the connected regions of each class.
@@ -259,6 +270,9 @@ class SegmentImagesRequest(ImagesRequest):
     features: Features | None = None
     background_threshold: float | None = None
     background_classes: tuple[SegmentClass, ...] = ()
+    background: SegmentBackground | None = None
+    background_level: float | None = None
+    quality: SegmentQuality | None = None
     include_scores: bool = False
     include_class_scores: bool = False
     include_instances: bool = False

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import DenseTask
+from model.manifest import ZeroShot
 from model.package import Manifest
 from model.text import TEMPLATES, fill
 from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError
@@ -22,6 +23,7 @@ from service.messages import (
     MaybeImage,
     ModelInfo,
     RequestLimits,
+    SegmentBackground,
     SegmentClass,
     SegmentImagesRequest,
     TemplateSet,
@@ -253,6 +255,78 @@ def check_threshold(threshold: float | None) -> None:
             "returns the cosines of an image.",
             param="background_threshold",
         )
+
+
+def with_mask_defaults(
+    request: SegmentImagesRequest, defaults: ZeroShot, *, has_head: bool
+) -> SegmentImagesRequest:
+    """Check the options of masks and replace those that are not given by their defaults.
+
+    Args:
+        request: With the classes of its head, if it has one.
+        defaults: Of the model's manifest.
+        has_head: Whether the classes are those of a head.
+
+    Raises:
+        InvalidRequest: Two options exclude each other, or a level is out of range.
+    """
+    mode = request.mode or defaults.mode
+    has_rule = request.background_threshold is not None or bool(request.background_classes)
+    quality, background = request.quality, request.background
+    if background is None:
+        is_alone = len(request.classes) == 1 and not has_rule
+        background = "auto" if is_alone else defaults.background
+        if has_head or request.background_threshold is not None:
+            background = "none"
+    level = _check_level(request, background, has_head=has_head)
+    if quality is None:
+        quality = "published" if mode == "slide" else defaults.quality
+        quality = "fast" if has_head and quality == "fine" else quality
+    elif mode == "slide" and quality != "published":
+        raise InvalidRequest(
+            f"quality {quality} needs mode whole; in mode slide use published.", param="quality"
+        )
+    elif has_head and quality == "fine":
+        raise InvalidRequest(
+            "quality fine: a head sees an image at one size; use published or fast.",
+            param="quality",
+        )
+    return replace(
+        request,
+        mode=mode,
+        quality=quality,
+        background=background,
+        background_level=defaults.background_level if level is None else level,
+    )
+
+
+def _check_level(
+    request: SegmentImagesRequest, background: SegmentBackground, *, has_head: bool
+) -> float | None:
+    """The level of `background=auto` that the request gives."""
+    level = request.background_level
+    if background == "auto":
+        if has_head:
+            raise InvalidRequest(
+                "background auto: a head learns its background; leave the field out.",
+                param="background",
+            )
+        if request.background_threshold is not None:
+            raise InvalidRequest(
+                "background auto finds its own threshold; leave out background_threshold, or "
+                "background.",
+                param="background_threshold",
+            )
+    elif level is not None:
+        raise InvalidRequest(
+            "background_level needs background auto; give that, or leave the level out.",
+            param="background_level",
+        )
+    if level is not None and not 0 <= level <= 1:
+        raise InvalidRequest(
+            f"background_level must be from 0 to 1, not {level}.", param="background_level"
+        )
+    return level
 
 
 def check_examples(request: SegmentImagesRequest | ClassifyImagesRequest) -> bool:

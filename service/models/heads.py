@@ -21,6 +21,16 @@ from service.messages import (
 from service.validation import check_task
 
 OWN_LABELS: Final = "model"
+# Options that the package's own classes do not take.
+OWN_OPTIONS: Final = (
+    "features",
+    "templates",
+    "background_classes",
+    "background_threshold",
+    "background",
+    "background_level",
+    "quality",
+)
 PREFIX: Final = "head:"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_LISTED: Final = 20
@@ -41,13 +51,19 @@ def with_own_labels(request: SegmentImagesRequest, info: ModelInfo) -> SegmentIm
         InvalidRequest: The request has options that the head does not take.
     """
     check_task("segmentation", info)
-    for field in ("features", "templates", "background_classes", "background_threshold"):
-        if getattr(request, field) not in (None, ()):
+    for field in OWN_OPTIONS:
+        if getattr(request, field) not in (None, (), "none", "published"):
             _refuse(field, f"the classes of {info.manifest.name} are those of its head")
     if request.mode == "slide":
         _refuse("mode", "a head sees whole images")
     labels = info.manifest.segmentation_labels
-    return replace(request, classes=tuple(SegmentClass(name=name) for name in labels), mode="whole")
+    return replace(
+        request,
+        classes=tuple(SegmentClass(name=name) for name in labels),
+        mode="whole",
+        quality="published",
+        background="none",
+    )
 
 
 def names_head(request: SegmentImagesRequest | ClassifyImagesRequest) -> bool:

@@ -5,6 +5,7 @@ pixels.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from PIL import Image
 from model.dense_maps import make_map
 from model.graphs import PATCH_OUTPUTS, DenseTask
 from model.segmentation import (
+    NO_BACKGROUND,
     Background,
     Classes,
     PooledClasses,
@@ -46,6 +48,21 @@ from service.validation import PromptGroup
 from service.waiting import Steps
 
 OVERLAY_OPACITY: Final = 0.55
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRules:
+    """How masks are made of patch embeddings.
+
+    Attributes:
+        features: Name of the patch embeddings.
+        temperature: Divisor of cosines in the scores of classes.
+        background: What counts as background.
+    """
+
+    features: ImageOutput
+    temperature: float
+    background: Background = NO_BACKGROUND
 
 
 def image_outputs(
@@ -99,8 +116,7 @@ def segment_image(
     geometry: Geometry,
     request: SegmentImagesRequest,
     *,
-    features: ImageOutput,
-    temperature: float,
+    rules: MaskRules,
 ) -> Steps[Segmentation]:
     """Steps that segment one image at the size of its mask.
 
@@ -108,13 +124,10 @@ def segment_image(
         parts: Outputs of the whole image, or of each window, with patch embeddings [N, D].
         classes: Of each class, then of each background class.
         geometry: Sizes of mask and image, and the image's windows if any.
-        request: With the background rules, and what to return.
-        features: Name of the patch embeddings.
-        temperature: Divisor of cosines in the scores of classes.
+        request: What to return.
+        rules: How to make it.
     """
-    background = Background(
-        threshold=request.background_threshold, num_classes=len(request.background_classes)
-    )
+    features, background = rules.features, rules.background
     if geometry.windows is not None:
         result = yield from segment_windows(
             [part[features] for part in parts],
@@ -122,7 +135,6 @@ def segment_image(
             geometry,
             background,
             with_scores=request.include_scores,
-            with_cosines=request.include_class_scores or request.include_instances,
         )
     else:
         (whole,) = parts
@@ -135,7 +147,7 @@ def segment_image(
             with_scores=request.include_scores,
         )
     yield
-    return (yield from _described(result, request, temperature))
+    return (yield from _described(result, request, rules.temperature))
 
 
 def segment_by_head(
@@ -167,14 +179,14 @@ def _described(
     result: SegmentationMap, request: SegmentImagesRequest, temperature: float
 ) -> Steps[Segmentation]:
     """Steps that add areas, and scores and instances if requested."""
-    labels_HW, threshold = result.labels_HW, request.background_threshold
+    labels_HW = result.labels_HW
     scores: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
     if request.include_class_scores or request.include_instances:
         assert result.cosine_Khw is not None
         runs = Runs.of(labels_HW)
         yield
-        probability_Khw = class_probabilities(result.cosine_Khw, temperature, threshold)
+        probability_Khw = class_probabilities(result.cosine_Khw, temperature, result.floor_K)
         sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
         if request.include_class_scores:
             scores = class_scores(runs, sum_R, len(request.classes))

@@ -57,19 +57,18 @@ def score_pixels(runs: Runs, probability_Khw: FloatArray, size_hw: tuple[int, in
 
 
 def class_probabilities(
-    cosine_Khw: FloatArray, temperature: float, threshold: float | None
+    cosine_Khw: FloatArray, temperature: float, floor_K: FloatArray | None
 ) -> FloatArray:
-    """Softmax over the classes, [K, h, w]; a threshold competes as one more class."""
+    """Softmax over the classes, [K, h, w]; the floor of a class competes as one more class."""
     logit_Khw = cosine_Khw / np.float32(temperature)
-    highest_hw = logit_Khw.max(axis=0)
-    if threshold is not None:
-        highest_hw = np.maximum(highest_hw, np.float32(threshold / temperature))
-    logit_Khw -= highest_hw
+    logit_Khw -= logit_Khw.max(axis=0)
     np.exp(logit_Khw, out=logit_Khw)
-    total_hw = logit_Khw.sum(axis=0)
-    if threshold is not None:
-        total_hw += np.exp(np.float32(threshold / temperature) - highest_hw)
-    logit_Khw /= total_hw
+    total_Khw = logit_Khw.sum(axis=0, keepdims=True)
+    if floor_K is not None:
+        # An absent class has an infinite floor. 80 keeps exp finite in float32.
+        floor_Khw = (floor_K[:, None, None] - cosine_Khw.max(axis=0)) / np.float32(temperature)
+        total_Khw = total_Khw + np.exp(np.minimum(floor_Khw, 80))
+    logit_Khw /= total_Khw
     return logit_Khw
 
 

@@ -58,7 +58,6 @@ def segment_windows(
     background: Background,
     *,
     with_scores: bool,
-    with_cosines: bool = False,
 ) -> Steps[SegmentationMap]:
     """Segment one image at the size of its mask, in a step for each band of rows.
 
@@ -69,7 +68,6 @@ def segment_windows(
         background: Its threshold is a cosine, as for a whole image: a probability without a
             temperature depends on the number of classes more than on the image.
         with_scores: Whether to return the winner's mean cosine for every pixel.
-        with_cosines: Whether to return the mean cosines at every patch.
 
     Source: google-deepmind/tips, zero-shot segmentation notebook: cosines scaled bilinearly to the
     window's pixels, softmax over classes without a temperature, sum over windows divided by their
@@ -81,7 +79,9 @@ def segment_windows(
     num_rows = min(BAND_ROWS, max(1, BAND_ELEMENTS // (len(classes) * width)))
     rows = bilinear_matrix(geometry.scaled_hw[0], height)
     num_classes = len(classes) - background.num_classes
-    needs_scores = with_scores or background.threshold is not None
+    mean_Khw = _mean_at_patches(cosines, geometry)
+    floor_K = background.floors(mean_Khw)
+    needs_scores = with_scores or floor_K is not None
     for top in range(0, height, num_rows):
         band = slice(top, top + num_rows)
         used = np.flatnonzero(rows[band].sum(axis=0))
@@ -94,8 +94,8 @@ def segment_windows(
             mean_KRS = _mean_over_windows(cosines, geometry, pixels_yx, as_probabilities=False)
             value_KHW = weights @ _widen(mean_KRS, width)
             score_HW = np.take_along_axis(value_KHW, winner_HW[None], axis=0)[0]
-            if background.threshold is not None:
-                labels_HW[score_HW < np.float32(background.threshold)] = 0
+            if floor_K is not None:
+                labels_HW[score_HW < floor_K[winner_HW]] = 0
         found.labels_HW[band] = labels_HW
         # Over the whole mask, NumPy would count a copy in 64 bits.
         found.counts[:] += np.bincount(labels_HW.ravel(), minlength=len(found.counts))
@@ -107,7 +107,8 @@ def segment_windows(
         labels_HW=found.labels_HW,
         counts=counts,
         score_HW=found.score_HW,
-        cosine_Khw=_mean_at_patches(cosines, geometry) if with_cosines else None,
+        cosine_Khw=mean_Khw,
+        floor_K=floor_K,
     )
 
 

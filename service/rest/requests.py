@@ -37,9 +37,11 @@ from service.messages import (
     MaybeEncoded,
     PromptPool,
     RunLengths,
+    SegmentBackground,
     SegmentClass,
     SegmentImagesRequest,
     SegmentMode,
+    SegmentQuality,
     TemplateSet,
     VectorType,
     VisualizeFeaturesRequest,
@@ -275,6 +277,24 @@ class SegmentImagesBody(ImageBody):
         default=None,
         description="Pixels whose best class has a lower cosine are background, in either "
         "mode. From -1 to 1. Default: no threshold.",
+    )
+    background: SegmentBackground | None = Field(
+        default=SegmentImagesRequest.background,
+        description="`auto`: pixels whose best class has a cosine far below the largest one of "
+        "that class in the image are background, and a class with small cosines everywhere is "
+        "absent. `none`: no pixel is, without a threshold or background classes. Default: `auto` "
+        "for one class without those, else the model's own; heads have none.",
+    )
+    background_level: float | None = Field(
+        default=SegmentImagesRequest.background_level,
+        description="For `background` `auto`: the cosine that a pixel needs, from 0 for the least "
+        "to 1 for the largest of its class in the image. Default: the model's own.",
+    )
+    quality: SegmentQuality | None = Field(
+        default=SegmentImagesRequest.quality,
+        description="`published`: cosines of patches are scaled bilinearly, as released. `fast`: "
+        "they follow the image's colours, so that masks have its outlines. `fine`: as `fast`, and "
+        "the model also sees the image at 1.6 times the resolution. Default: the model's own.",
     )
     templates: ModelTemplates = None
     features: Features | None = Field(

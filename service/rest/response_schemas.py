@@ -278,7 +278,7 @@ class ModelCard(BaseModel):
     size_multiple: int
     max_text_tokens: int
     outputs: list[str]
-    zero_shot: dict[str, str] = Field(description="Defaults of segmentation.")
+    zero_shot: dict[str, str | float] = Field(description="Defaults of segmentation.")
     runtime: str
     precision: str
     device: str

@@ -214,6 +214,9 @@ async def test_the_class_model_stands_for_the_classes_of_the_package(core: Core)
         ({"templates": "tcl"}, "templates"),
         ({"background_threshold": 0.5}, "background_threshold"),
         ({"background_classes": (SKY,)}, "background_classes"),
+        ({"background": "auto"}, "background"),
+        ({"background_level": 0.5}, "background_level"),
+        ({"quality": "fast"}, "quality"),
         ({"resolution": 42}, "resolution"),
     ],
 )

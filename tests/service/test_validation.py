@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model.package import Manifest
+from model.manifest import PUBLISHED_ZERO_SHOT, Manifest, ZeroShot
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError
 from service.messages import (
     ClassifyImagesRequest,
@@ -14,6 +14,7 @@ from service.messages import (
     ModelInfo,
     RequestLimits,
     SegmentClass,
+    SegmentImagesRequest,
     VisualizeFeaturesRequest,
 )
 from service.validation import (
@@ -26,6 +27,7 @@ from service.validation import (
     check_view,
     class_groups,
     text_groups,
+    with_mask_defaults,
 )
 
 LIMITS = RequestLimits(
@@ -52,6 +54,13 @@ def view(**fields: Any) -> None:
 
 def groups_of(**fields: Any) -> None:
     view(kind="groups", **fields)
+
+
+def masks(
+    *names: str, has_head: bool = False, zero_shot: ZeroShot | None = None, **fields: Any
+) -> SegmentImagesRequest:
+    request = SegmentImagesRequest(images=(b"",), classes=tuple(named(*names)), **fields)
+    return with_mask_defaults(request, zero_shot or ZeroShot(), has_head=has_head)
 
 
 def texts(*given: str, templates: Any = "none") -> None:
@@ -90,6 +99,18 @@ def test_values_at_the_ends_of_their_ranges_are_valid(manifest: Manifest) -> Non
         (lambda: view(kind="colors", group_count=3), "group_count"),
         (lambda: view(kind="component", seed=1), "seed"),
         *((lambda t=t: check_threshold(t), "background_threshold") for t in (1.01, -2.0, NAN)),
+        *((lambda n=n: masks("a", background_level=n), "background_level") for n in (-0.1, 2, NAN)),
+        (lambda: masks("a", "b", background_level=0.5), "background_level"),
+        (lambda: masks("a", background="none", background_level=0.5), "background_level"),
+        (lambda: masks("a", background_threshold=0.1, background_level=1), "background_level"),
+        (
+            lambda: masks("a", background_threshold=0.1, background="auto"),
+            "background_threshold",
+        ),
+        (lambda: masks("a", background="auto", has_head=True), "background"),
+        (lambda: masks("a", quality="fine", has_head=True), "quality"),
+        (lambda: masks("a", quality="fine", mode="slide"), "quality"),
+        (lambda: masks("a", quality="fast", zero_shot=PUBLISHED_ZERO_SHOT), "quality"),
         (texts, "texts"),
         (lambda: texts("a", " \n"), "texts[1]"),
         (lambda: texts("a", "b" * 3000), "texts[1]"),
@@ -161,3 +182,22 @@ def test_in_a_partial_request_only_single_texts_may_be_invalid() -> None:
     for wrong in ({"texts": ()}, {"texts": ("a",) * 4}, {"templates": ("no place",)}):
         with pytest.raises(ServiceError):
             text_groups(replace(asked, **wrong), LIMITS)
+
+
+def test_one_class_finds_its_background_and_the_manifest_decides_the_rest() -> None:
+    own = ZeroShot(quality="fine", background="auto", background_level=0.6)
+    dog, more = ("dog",), ("dog", "cat")
+    for found, expected in (
+        (masks(*dog), ("whole", "published", "auto", 0.7)),
+        (masks(*more), ("whole", "published", "none", 0.7)),
+        (masks(*dog, background_threshold=0.1), ("whole", "published", "none", 0.7)),
+        (masks(*dog, background_classes=(CAT,)), ("whole", "published", "none", 0.7)),
+        (masks(*dog, has_head=True, zero_shot=own), ("whole", "fast", "none", 0.6)),
+        (masks(*more, zero_shot=own), ("whole", "fine", "auto", 0.6)),
+        (masks(*more, zero_shot=own, background="none"), ("whole", "fine", "none", 0.6)),
+        (masks(*more, zero_shot=own, background_level=0), ("whole", "fine", "auto", 0)),
+        (masks(*more, zero_shot=own, mode="slide"), ("slide", "published", "auto", 0.6)),
+        (masks(*more, zero_shot=own, quality="fast"), ("whole", "fast", "auto", 0.6)),
+        (masks(*dog, zero_shot=PUBLISHED_ZERO_SHOT), ("slide", "published", "auto", 0.7)),
+    ):
+        assert (found.mode, found.quality, found.background, found.background_level) == expected

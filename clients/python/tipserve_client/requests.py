@@ -96,6 +96,9 @@ class SegmentOptions(ImageOptions, total=False):
     templates: Templates
     features: Features
     mode: Literal["whole", "slide"]
+    quality: Literal["published", "fast", "fine"]
+    background: Literal["none", "auto"]
+    background_level: float
     background_threshold: float
     background_classes: Classes
     include_scores: bool

@@ -39,9 +39,11 @@ from service.messages import (
     ImageOutput,
     MapSize,
     RunLengths,
+    SegmentBackground,
     SegmentClass,
     SegmentImagesRequest,
     SegmentMode,
+    SegmentQuality,
     TemplateSet,
     VectorType,
     VisualizeFeaturesRequest,
@@ -108,7 +110,8 @@ FIELDS: dict[str, tuple[Any, Any]] = {
     "normalize": (False, False),
     **dict.fromkeys(("include_scores", "include_instances", "partial"), (True, True)),
     **dict.fromkeys(("resolution", "top_k", "group_count", "seed"), (0, 0)),
-    **dict.fromkeys(("background_threshold", "temperature", "min_area_share"), (0.0, 0.0)),
+    **dict.fromkeys(("background_threshold", "background_level"), (0.0, 0.0)),
+    **dict.fromkeys(("temperature", "min_area_share"), (0.0, 0.0)),
 }
 
 
@@ -151,6 +154,8 @@ def test_an_unknown_value_of_an_enum_is_refused(convert: Any, kind: Any, empty: 
         (dense_pb2.MapSize, get_args(MapSize)),
         (segment_pb2.DenseFeatures, get_args(Features)),
         (segment_pb2.SegmentMode, get_args(SegmentMode)),
+        (segment_pb2.SegmentQuality, get_args(SegmentQuality)),
+        (segment_pb2.SegmentBackground, get_args(SegmentBackground)),
         (text_pb2.TemplateSet, get_args(TemplateSet)),
         (classify_pb2.GlobalFeatures, get_args(GlobalFeatures)),
         (features_pb2.FeatureKind, get_args(FeatureKind)),

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.segmentation import Background
+from service.images import Windows
 from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
 from service.outputs.colours import PALETTE, class_color
 from service.outputs.masks import (
+    MaskRules,
     class_embeddings,
     encode_labels_png,
     encode_mask_png,
@@ -91,7 +94,15 @@ EYE = np.eye(3, dtype=np.float32)
 
 def segmented(parts: list[Any], *arguments: Any) -> Segmentation:
     outputs = [{"values": part} for part in parts]
-    steps = segment_image(outputs, *arguments, features="values", temperature=0.1)
+    *others, asked = arguments
+    background = Background(
+        threshold=asked.background_threshold,
+        num_classes=len(asked.background_classes),
+        level=asked.background_level,
+        least_cosine=0.4,
+    )
+    rules = MaskRules(features="values", temperature=0.1, background=background)
+    steps = segment_image(outputs, *others, asked, rules=rules)
     found = run_slice(steps, math.inf)
     assert found is not None
     return found[0]
@@ -144,3 +155,23 @@ def test_labels_count_from_one_and_background_is_zero() -> None:
     assert mask.labels_HW.tolist() == [[1, 0]]
     assert mask.scores_HW is not None
     np.testing.assert_allclose(mask.scores_HW, [[1, 0.5**0.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("windows", [None, Windows(side=14, stride=14)])
+def test_background_by_itself_is_what_is_far_below_the_peak_of_a_class(
+    windows: Windows | None,
+) -> None:
+    # The second class is best at the last patch, by a small cosine: it is absent.
+    cosine_N2 = np.array([[1, 0], [0.8, 0], [0.6, 0], [0, 0.3]], np.float32)
+    rest_N = np.sqrt(1 - np.square(cosine_N2).sum(axis=1))
+    features_ND = np.concatenate([cosine_N2, rest_N[:, None]], axis=1)
+    parts = [features_ND] if windows is None else list(features_ND[:, None])
+    geometry = Geometry((1, 4 // len(parts)), (1, 4), (14, 56), windows)
+    asked = request(2, background_level=0.7, include_class_scores=True)
+    mask = segmented(parts, EYE[:2], geometry, asked)
+    assert (mask.labels_HW.tolist(), mask.area_shares) == ([[1, 1, 0, 0]], (0.5, 0.5, 0))
+    assert 0.8 < mask.class_scores[0] < 0.9, "the background competes as well"
+    assert mask.class_scores[1] == 0
+    asked = request(1, 1, background_level=0.5)
+    mask = segmented(parts, np.array([[1, 0, 0], [1, 4, 0]], np.float32), geometry, asked)
+    assert mask.labels_HW.tolist() == [[1, 1, 1, 0]]

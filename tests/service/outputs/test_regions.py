@@ -36,7 +36,8 @@ def test_scores_and_instances_equal_whole_arrays(
     found = segment(features_ND, classes_KD, grid_hw=grid_hw, size_hw=size_hw)
     labels_HW = np.where(found.labels_HW == NUM_CLASSES, 0, found.labels_HW).astype(np.uint8)
     assert found.cosine_Khw is not None
-    probability_Khw = class_probabilities(found.cosine_Khw, 0.1, threshold)
+    floor_K = None if threshold is None else np.full(NUM_CLASSES, threshold, np.float32)
+    probability_Khw = class_probabilities(found.cosine_Khw, 0.1, floor_K)
     logit_Khw = found.cosine_Khw.astype(float) / 0.1
     total_hw = np.exp(logit_Khw).sum(axis=0)
     total_hw += 0 if threshold is None else np.exp(threshold / 0.1)

@@ -118,7 +118,7 @@ def test_cosines_at_patches_are_means_over_windows() -> None:
     features = [np.full((4, 6), 1, np.float32) for _ in WINDOWS.corners((53, 70))]
     features[0][:, 0] = 7
     classes_KD = np.eye(6, dtype=np.float32)[:2]
-    found = run(features, classes_KD, geometry, Background(), with_scores=False, with_cosines=True)
+    found = run(features, classes_KD, geometry, Background(), with_scores=False)
     assert found.cosine_Khw is not None
     assert found.cosine_Khw.shape == (2, 4, 5)
     # The upper left patch is in the first window only, the lower right one in the last only.

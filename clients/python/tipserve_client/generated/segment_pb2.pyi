@@ -35,6 +35,19 @@ class MaskSize(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MASK_SIZE_IMAGE: _ClassVar[MaskSize]
     MASK_SIZE_MODEL: _ClassVar[MaskSize]
     MASK_SIZE_PATCH: _ClassVar[MaskSize]
+
+class SegmentBackground(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEGMENT_BACKGROUND_UNSPECIFIED: _ClassVar[SegmentBackground]
+    SEGMENT_BACKGROUND_NONE: _ClassVar[SegmentBackground]
+    SEGMENT_BACKGROUND_AUTO: _ClassVar[SegmentBackground]
+
+class SegmentQuality(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEGMENT_QUALITY_UNSPECIFIED: _ClassVar[SegmentQuality]
+    SEGMENT_QUALITY_PUBLISHED: _ClassVar[SegmentQuality]
+    SEGMENT_QUALITY_FAST: _ClassVar[SegmentQuality]
+    SEGMENT_QUALITY_FINE: _ClassVar[SegmentQuality]
 DENSE_FEATURES_UNSPECIFIED: DenseFeatures
 DENSE_FEATURES_VALUES: DenseFeatures
 DENSE_FEATURES_PATCHES: DenseFeatures
@@ -48,6 +61,13 @@ MASK_SIZE_UNSPECIFIED: MaskSize
 MASK_SIZE_IMAGE: MaskSize
 MASK_SIZE_MODEL: MaskSize
 MASK_SIZE_PATCH: MaskSize
+SEGMENT_BACKGROUND_UNSPECIFIED: SegmentBackground
+SEGMENT_BACKGROUND_NONE: SegmentBackground
+SEGMENT_BACKGROUND_AUTO: SegmentBackground
+SEGMENT_QUALITY_UNSPECIFIED: SegmentQuality
+SEGMENT_QUALITY_PUBLISHED: SegmentQuality
+SEGMENT_QUALITY_FAST: SegmentQuality
+SEGMENT_QUALITY_FINE: SegmentQuality
 
 class SegmentClass(_message.Message):
     __slots__ = ("name", "prompts", "examples", "pool")
@@ -82,7 +102,7 @@ class ClassExample(_message.Message):
     def __init__(self, image: _Optional[int] = ..., point: _Optional[_Union[Point, _Mapping]] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., mask: _Optional[_Union[RunLengths, _Mapping]] = ...) -> None: ...
 
 class SegmentImagesRequest(_message.Message):
-    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial", "include_instances", "min_area_share", "size")
+    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial", "include_instances", "min_area_share", "size", "background", "quality", "background_level")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +118,9 @@ class SegmentImagesRequest(_message.Message):
     INCLUDE_INSTANCES_FIELD_NUMBER: _ClassVar[int]
     MIN_AREA_SHARE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_LEVEL_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
     classes: _containers.RepeatedCompositeFieldContainer[SegmentClass]
@@ -113,7 +136,10 @@ class SegmentImagesRequest(_message.Message):
     include_instances: bool
     min_area_share: float
     size: MaskSize
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ..., include_instances: bool = ..., min_area_share: _Optional[float] = ..., size: _Optional[_Union[MaskSize, str]] = ...) -> None: ...
+    background: SegmentBackground
+    quality: SegmentQuality
+    background_level: float
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ..., include_instances: bool = ..., min_area_share: _Optional[float] = ..., size: _Optional[_Union[MaskSize, str]] = ..., background: _Optional[_Union[SegmentBackground, str]] = ..., quality: _Optional[_Union[SegmentQuality, str]] = ..., background_level: _Optional[float] = ...) -> None: ...
 
 class ClassArea(_message.Message):
     __slots__ = ("label", "name", "color", "area_share", "score")

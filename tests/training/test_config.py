@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from training.config import ModelConfig, TrainingConfig, text_of, vision_of
+from training.config import ModelConfig, TrainingConfig
 from training.heads import HeadConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
@@ -40,10 +40,3 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make(tiny_config)
-
-
-def test_the_model_is_built_in_the_configured_size(tiny_config: TrainingConfig) -> None:
-    built = tiny_config.model.build(300)
-    text, vision = text_of(built), vision_of(built)
-    assert (text.vocab_size, text.hidden_size, text.intermediate_size) == (300, 48, 192)
-    assert (vision.image_size, vision.num_hidden_layers) == (56, 2)

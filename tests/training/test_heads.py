@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from training.ema import averaged_copy, update_ema
-from training.heads import NameContrast, PrototypeHead
+from training.heads import PrototypeHead
 
 
 def test_the_head_gives_cosines_that_autocast_does_not_round() -> None:
@@ -23,14 +23,6 @@ def test_the_head_gives_cosines_that_autocast_does_not_round() -> None:
     assert bottleneck_BND.dtype == torch.bfloat16
     unit_BND = F.normalize(bottleneck_BND.float(), dim=-1)
     torch.testing.assert_close(cosines_BNK, unit_BND @ F.normalize(head.prototypes, dim=-1).T)
-
-
-def test_the_scale_starts_at_its_setting_and_is_bounded() -> None:
-    contrast = NameContrast(initial_scale=12.0)
-    assert contrast.scale().item() == pytest.approx(12.0, rel=1e-6)
-    with torch.no_grad():
-        contrast.log_scale.fill_(9.0)
-    assert contrast.scale().item() == 60.0
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.99, 1.0])

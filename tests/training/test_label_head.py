@@ -1,8 +1,6 @@
 """Fitting heads to labelled embeddings."""
 
 import numpy as np
-import pytest
-import torch
 
 from model.segmentation import l2_normalize
 from training.label_head import Labelled, fit, fit_head
@@ -37,13 +35,3 @@ def test_classes_are_found_again_on_other_images_and_wrong_labels_are_not() -> N
 def test_too_few_images_hold_none_out_and_a_fit_is_deterministic() -> None:
     assert fit_head(clusters(4)).held_out is None
     assert np.array_equal(fit(clusters(3), 10), fit(clusters(3), 10))
-
-
-def test_a_fit_shows_progress_and_uses_one_thread_so_that_busy_cores_do_not_slow_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    fit_head(clusters(5))
-    assert asked == [1]
-    assert "100%" in capsys.readouterr().out

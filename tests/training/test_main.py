@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from training import __main__ as program
 from training.__main__ import main
 from training.commands import data as data_command
 from training.commands import train as train_command
@@ -56,10 +55,6 @@ finally:
     )
     assert ended.stdout.endswith("set()\n")
     assert f"training {arguments[0]}: loading" in ended.stderr or arguments == ["--help"]
-
-
-def test_the_help_names_the_recipes() -> None:
-    assert program.RECIPES.keys() == RECIPES.keys()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -125,14 +120,3 @@ def test_data_is_fetched_and_built(
     assert main(["data", "--folder", str(data_folder.path), *flags]) == 0
     assert fetched == [(data_folder.path, bool(flags))]
     assert "72 drawings are ready" in capsys.readouterr().out
-
-
-def test_a_failing_fetch_is_reported_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fetch(folder: Path, *, with_stamps: bool) -> None:
-        raise subprocess.CalledProcessError(1, ["npm", "install", str(folder), str(with_stamps)])
-
-    monkeypatch.setattr(data_command, "fetch", fetch)
-    assert main(["data", "--folder", str(tmp_path)]) == 2
-    assert "non-zero exit status 1" in capsys.readouterr().err

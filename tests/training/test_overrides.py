@@ -1,6 +1,6 @@
 """Overriding settings by KEY=VALUE: names, types, choices, tuples, optional parts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -70,27 +70,3 @@ def test_values_are_read_by_their_types(
 def test_a_wrong_line_is_an_error(tiny_config: TrainingConfig, line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         apply_overrides(tiny_config, [line])
-
-
-@dataclass(frozen=True)
-class Inner:
-    """An optional part."""
-
-    size: int = 4
-    pair: tuple[int, float] = (1, 2.0)
-
-
-@dataclass(frozen=True)
-class Outer:
-    """A configuration with an optional part."""
-
-    inner: Inner | None = None
-
-
-def test_an_optional_part_has_its_defaults_and_pairs_have_two_values() -> None:
-    assert apply_overrides(Outer(), ["inner.size=5"]) == Outer(inner=Inner(size=5))
-    assert apply_overrides(Outer(inner=Inner()), ["inner=none"]) == Outer()
-    changed = apply_overrides(Outer(), ["inner.pair=3,4"])
-    assert changed == Outer(inner=Inner(pair=(3, 4.0)))
-    with pytest.raises(ValueError, match="pair=3: "):
-        apply_overrides(Outer(), ["inner.pair=3"])

@@ -14,15 +14,12 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from tests.training.conftest import TINY_HEAD, make_tiny_config, use_few_scenes
 from training import run as run_module
 from training.config import TrainingConfig
-from training.data.folder import DataFolder, seen_names
-from training.methods import pretrain as pretrain_module
+from training.data.folder import DataFolder
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.teacher import load_teacher
 from training.observation import read_log
-from training.pretrained import image_backbone as backbone_module
-from training.run import build_method, build_tokenizer, new_model, open_inputs, run
+from training.run import build_method, run
 from training.run_record import RECORD_FILE, as_json
 
 
@@ -131,24 +128,6 @@ def test_a_run_starts_from_the_model_heads_and_tokenizer_of_another(
     assert own.read_bytes() == theirs.read_bytes()
 
 
-def test_a_start_gives_the_heads_that_fit_and_averages_what_it_has(
-    config: TrainingConfig, finished: TrainingConfig, tmp_path: Path
-) -> None:
-    saved = heads_of(finished.folder)
-    later = replace(config, name="later", start=finished.folder, seed=5)
-    method = PretrainConfig(head=replace(TINY_HEAD, num_prototypes=25))
-    started = built(replace(later, method=method), finished)
-    fresh = built(replace(later, method=method, start=None), finished)
-    for name in saved:
-        fits = name.split(".")[0] in ("contrast", "projection", "log_temperature")
-        assert torch.equal(started[name], (saved if fits else fresh)[name]), name
-    copied = shutil.copytree(finished.folder, tmp_path / "copied")
-    without = {name: v for name, v in saved.items() if not name.startswith("teacher_head")}
-    torch.save(without, copied / "heads.pt")
-    started = built(replace(later, start=copied), finished)
-    assert torch.equal(started["teacher_head.prototypes"], saved["head.prototypes"])
-
-
 def test_an_averaged_tower_follows_to_a_higher_resolution(
     config: TrainingConfig, finished: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -184,34 +163,6 @@ def test_a_missing_teacher_or_start_is_an_error_before_training(
             build_method(wrong, 300)
 
 
-def test_a_new_model_follows_from_the_seed_and_mid_gray_is_its_zero(
-    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, again = (build_method(config, 300).state_dict() for _ in range(2))
-    other = build_method(replace(config, seed=1), 300).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["head.prototypes"], other["head.prototypes"])
-    model = new_model(config, 300)
-    projection = model.vision_model.embeddings.patch_embeddings.projection
-    assert projection(torch.full((1, 3, 14, 14), 0.5)).abs().max() < 1e-5
-    assert model.config._attn_implementation == "eager"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # its memory needs the fused one
-    assert new_model(config, 300).config._attn_implementation == "sdpa"
-
-
-def test_a_tokenizer_is_trained_once_a_run(
-    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config.folder.mkdir(parents=True)
-    config = replace(config, model=replace(config.model, vocab_size=2048))
-    inputs = open_inputs(config)
-    first = build_tokenizer(config, inputs)
-    monkeypatch.setattr(run_module, "train_tokenizer", None)
-    assert build_tokenizer(config, inputs).get_vocab() == first.get_vocab()
-    # The corpus repeats every name often enough for a short encoding.
-    assert all(len(first.tokenize(name)) <= 3 for name in seen_names())
-
-
 def test_a_text_tower_is_warmed_up_once(
     config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,30 +183,3 @@ def test_a_text_tower_is_warmed_up_once(
     shutil.rmtree(warmed.folder / "checkpoints")
     run(warmed)
     assert calls == [{"num_steps": 7, "seed": 0}]
-
-
-def test_the_backbone_axes_are_fitted_to_the_run_and_kept(
-    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, ...]] = []
-
-    class RandomBackbone:
-        def encode_patches(self, pixels_B3HW: Tensor) -> Tensor:
-            seen.append(tuple(pixels_B3HW.shape))
-            generator = torch.Generator().manual_seed(len(seen))
-            return torch.randn(len(pixels_B3HW), 4, 12, generator=generator)
-
-    monkeypatch.setattr(backbone_module, "FrozenImageBackbone", RandomBackbone)
-    for module in (run_module, pretrain_module):
-        monkeypatch.setattr(module, "TARGET_WIDTH", 8)
-    monkeypatch.setattr(run_module, "_BASIS_BATCHES", 2)
-    backbone = ImageBackboneConfig(weight=1.0, scenes_until=1.0)
-    method = PretrainConfig(head=TINY_HEAD, image_backbone=backbone)
-    config = replace(config, method=method, num_steps=2, validate_every=0)
-    run(config)
-    assert all("image_backbone" in row for row in read_log(config.folder))
-    assert seen == [(4, 3, 28, 28)] * (2 + 2)  # two batches for the axes, then one each step
-    axes = (config.folder / "image-backbone-basis.pt").read_bytes()
-    run(replace(config, num_steps=3))
-    assert len(seen) == 2 + 3
-    assert (config.folder / "image-backbone-basis.pt").read_bytes() == axes

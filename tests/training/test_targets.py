@@ -41,33 +41,12 @@ def test_centering_subtracts_the_moving_mean_and_sharpens() -> None:
     assert centering.centre_K.tolist() == pytest.approx([0.19 * 0.25, 0.19 * 0.2])
 
 
-def test_centering_keeps_one_prototype_from_taking_all_tokens() -> None:
-    generator = torch.Generator().manual_seed(0)
-    cosines_NK = 0.05 * torch.randn(64, 4, generator=generator) + torch.tensor([0.5, 0, 0, 0])
-    centering = Centering(4, temperature=0.06, momentum=0.5)
-    means = [assigned(centering, cosines_NK).mean(0) for _ in range(21)]
-    assert means[0][0] > 0.95
-    assert means[-1].max() < 0.4
-
-
 def test_sinkhorn_balances_and_softmax_only_sharpens() -> None:
     cosines_NK = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
     probs_NK = assigned(Sinkhorn(temperature=0.1), cosines_NK)
     torch.testing.assert_close(probs_NK, sinkhorn_knopp(cosines_NK / 0.1))
     probs_NK = assigned(Softmax(temperature=0.5), torch.tensor([[0.5, 0.0]]))
     assert probs_NK[0, 0].item() == pytest.approx(math.e / (math.e + 1), rel=1e-6)
-
-
-def test_statistics_tell_certain_and_collapsed_targets_from_healthy_ones() -> None:
-    certain_TK = torch.eye(4)  # each token has its own prototype
-    for probs_TK, entropy, used in (
-        (certain_TK, 0.0, 4.0),
-        (certain_TK[:1].expand(4, 4), 0.0, 1.0),  # collapsed
-        (torch.full((4, 4), 0.25), math.log(4), 4.0),  # says nothing
-    ):
-        found = target_statistics((probs_TK, lambda rows: rows), 4)
-        assert found["target_entropy"].item() == pytest.approx(entropy, abs=1e-6)
-        assert found["prototypes_used"].item() == pytest.approx(used)
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 10**6])

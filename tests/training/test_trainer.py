@@ -4,14 +4,13 @@ import gzip
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import Tipsv2Tokenizer
 
 from tests.training.conftest import TINY_HEAD
-from training.checkpoint import CheckpointWriter, checkpoint_step
+from training.checkpoint import checkpoint_step
 from training.config import TrainingConfig
 from training.data.loader import SceneBatches
 from training.methods.base import Method
@@ -85,25 +84,6 @@ def test_a_stopped_run_resumes_to_the_identical_result(
     assert all(1 <= row["prototypes_used"] <= TINY_HEAD.num_prototypes for row in log[3:])
 
 
-def test_logging_and_validation_come_when_due(
-    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
-) -> None:
-    config = replace(tiny_config, log_every=4, validate_every=3, num_steps=7)
-    method, validated = make_method(), []
-
-    def validate(step: int) -> Row:
-        assert not method.training
-        validated.append(step)
-        return {"score": float(step)}
-
-    Trainer(config, method, make_batches(num_steps=7), validate=validate).train()
-    log = rows(config)
-    assert validated == [3, 6, 7]
-    assert [row["step"] for row in log] == [3, 4, 6, 7]
-    assert [row.get("score") for row in log] == [3.0, None, 6.0, 7.0]
-    assert method.training
-
-
 def test_after_a_gradient_that_is_not_finite_a_run_resumes_from_its_checkpoint(
     tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
@@ -116,34 +96,6 @@ def test_after_a_gradient_that_is_not_finite_a_run_resumes_from_its_checkpoint(
     assert checkpoint_step(tiny_config.folder) == 1
     Trainer(tiny_config, make_method(), make_batches()).train(until=3)
     assert [row["step"] for row in rows(tiny_config)] == [1, 2, 3]
-
-
-@pytest.mark.parametrize(("every_s", "expected"), [(10.0, [3, 6, 7]), (99.0, [7])])
-def test_checkpoints_are_saved_by_the_clock_and_once_at_the_end(
-    every_s: float,
-    expected: Sequence[int],
-    tiny_config: TrainingConfig,
-    make_method: MakeMethod,
-    make_batches: MakeBatches,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    saved: list[int] = []
-
-    def remember(_: CheckpointWriter, *, step: int, **_others: object) -> None:
-        saved.append(step)
-
-    method, now_s = make_method(), [0.0]
-
-    def tick() -> None:  # a step takes four seconds
-        now_s[0] += 4.0
-
-    monkeypatch.setattr(method, "after_step", tick)
-    monkeypatch.setattr(CheckpointWriter, "start", remember)
-    clock = SimpleNamespace(monotonic=lambda: now_s[0])
-    monkeypatch.setattr("training.trainer.time", clock)
-    config = replace(tiny_config, checkpoint_every_s=every_s, num_steps=7)
-    Trainer(config, method, make_batches(num_steps=7)).train()
-    assert saved == expected
 
 
 def test_data_that_ends_too_early_is_an_error(

@@ -1,7 +1,6 @@
 """Captions by Gemini's batches, through Google's client and a stand-in for the service."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,10 @@ import pytest
 from tests.deploy.training_steps import Places, build, chain_steps, environment, make_step
 from tests.training.captioning.conftest import Batches
 from training.__main__ import main
-from training.captioning.gemini_config import GeminiConfig, read_api_key
+from training.captioning.gemini_config import read_api_key
 from training.captioning.job import read_shard
 from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import Sample
-
-SAMPLE = Sample(key="a", image=b"", suffix=".png")
 
 
 @pytest.fixture
@@ -134,14 +131,6 @@ def test_the_key_comes_from_the_secrets_file_of_the_cluster(
     assert program == ["-P", "-m", "training"]
     assert main([*arguments, "--base-url", batches.url]) == 0
     assert len(captions(tmp_path / "data/captioned")) == 8
-
-
-def test_the_prompt_has_the_samples_texts_cut_to_a_limit() -> None:
-    config = GeminiConfig(prompt="In {words} words.", max_words=9)
-    long = replace(SAMPLE, captions={"alt": f"an alt\ntext {'x' * 2000}", "paligemma": "a dog"})
-    assert config.text_for(SAMPLE) == "In 9 words."
-    text = f"an alt text {'x' * 2000}"[:1000]
-    assert config.text_for(long) == f"In 9 words.\nAlt text: {text}\nShort caption: a dog"
 
 
 @pytest.mark.parametrize(

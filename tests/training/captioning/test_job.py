@@ -115,10 +115,6 @@ def test_what_has_no_answer_or_no_image_fails_and_what_has_a_caption_keeps_it(
     assert "no answer" in record
 
 
-def test_a_caption_that_is_empty_after_cleaning_is_a_failure(job: CaptionJob) -> None:
-    assert job.run(FakeCaptioner(answer=' "\n" ')) == "0 captions, 8 failed"
-
-
 def test_other_settings_and_other_folders_are_refused(job: CaptionJob, shards: Path) -> None:
     job.run(FakeCaptioner())
     with pytest.raises(ValueError, match="begun with another version"):

@@ -1,6 +1,5 @@
 """`python -m training evaluate`: all scores, and a checkpoint."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -46,20 +45,6 @@ def test_options_reach_the_evaluation_and_every_score_is_printed(
         "t | seen | student | mIoU | 12.50 [11.00, 14.00] | n 9",
         "t | seen | chance | mIoU | 1.00 | n 9",
     ]
-
-
-def test_without_an_output_scores_are_only_printed(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def evaluate(
-        folders: Mapping[str, Path], data: DataFolder, *, num_scenes: int
-    ) -> tuple[object, list[ScoreEntry]]:
-        assert (folders, num_scenes) == ({"student": run / "model"}, 500)
-        return None, [ENTRY]
-
-    monkeypatch.setattr(evaluate_command, "evaluate", evaluate)
-    assert main(["evaluate", str(run)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_a_missing_card_or_model_is_reported_before_scoring(

@@ -10,16 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from training.data import sprites
 from training.data.art import (
-    clip_art_drawings,
     emoji_drawings,
-    furniture_drawings,
     icon_drawings,
-    square_sprite,
-    stamp_drawings,
 )
 from training.data.concepts import Concept, all_concepts
 from training.data.sprites import SPRITE_PIXELS, ArtFolders, SpriteBank, build_bank, load_bank
@@ -131,87 +127,6 @@ def test_a_set_gives_each_drawing_that_it_has(
         dog = drawings[0][1]
         assert dog.getpixel((0, 0)) == (0, 0, 0, 0)
         assert dog.getpixel((dog.width // 2, dog.height // 2)) == (255, 0, 0, 255)
-
-
-def test_a_drawing_is_cropped_and_centred_in_a_square() -> None:
-    drawing = Image.new("RGBA", (100, 60))
-    ImageDraw.Draw(drawing).rectangle((30, 10, 69, 29), fill=(200, 0, 0, 255))
-    sprite = square_sprite(drawing, 20)
-    assert sprite is not None
-    # 40 x 20 pixels become the middle half of the square, full width.
-    solid = sprite[..., 3] > 127
-    assert solid[5:15].all()
-    assert not solid[[*range(4), *range(16, 20)]].any()
-    assert (sprite[8:12, 8:12, 0] == 200).all()
-    hairline = Image.new("RGBA", (100, 100))
-    ImageDraw.Draw(hairline).line((0, 0, 99, 99), fill=(9, 9, 9, 255))
-    full, empty = Image.new("RGBA", (30, 30), (1, 2, 3, 255)), Image.new("RGBA", (30, 30))
-    assert [square_sprite(one, 10) for one in (full, empty, hairline)] == [None] * 3
-
-
-@pytest.mark.parametrize(
-    ("title", "keywords", "found"),
-    [
-        ("Running Dog", (), "dog"),
-        ("A dog with a bone and a hat", ("dog",), "dog"),
-        ("A dog with a bone and a hat", (), None),
-        ("dog house", (), None),
-        ("dog and star", ("dog",), "dog"),
-        ("dog and star", ("dog", "star"), None),
-        ("dog icon", ("dog",), None),
-        ("star", ("sign",), None),
-        ("hotdog", (), None),
-        ("grey wolf", ("wolf",), None),
-        ("", ("dog",), None),
-    ],
-)
-def test_clip_art_is_named_by_short_titles_and_keywords(
-    tmp_path: Path, title: str, keywords: tuple[str, ...], found: str | None
-) -> None:
-    write_clip_art(tmp_path / "animals/a.svg", title, *keywords)
-    names = [name for name, _ in clip_art_drawings(tmp_path, CONCEPTS)]
-    assert names == ([] if found is None else [found])
-
-
-@pytest.mark.parametrize(
-    "attributes",
-    [
-        'viewBox="0 0 100 100" width="20" height="20"',
-        'width="100" height="100"',
-        'width="26.4583mm" height="26.4583mm"',
-    ],
-)
-def test_old_files_are_scaled_and_not_cropped(tmp_path: Path, attributes: str) -> None:
-    write_clip_art(tmp_path / "animals/a.svg", "dog", attributes=attributes)
-    (tmp_path / "animals/broken.svg").write_text("<svg><dc:title>star</dc:title><circle")
-    ((_, drawing),) = clip_art_drawings(tmp_path, CONCEPTS)  # the broken one is left out
-    solid = np.asarray(drawing.getchannel("A")) > 127
-    for axis in (0, 1):
-        (reached,) = np.nonzero(solid.any(axis))
-        edges = reached[[0, -1]] / len(solid)
-        assert edges.tolist() == pytest.approx([0.1, 0.9], abs=0.015)
-
-
-def test_furniture_and_stamps_are_named_by_their_titles(tmp_path: Path) -> None:
-    titles = ("Garden chair", "Imac", "Chair with lamp stand")
-    rows = [f"name#{i}={title}\nicon#{i}=/icons/a.png \n" for i, title in enumerate(titles, 1)]
-    write_furniture(tmp_path, "id=test\n" + "".join(rows) + "name#4=Table\n")
-    assert [name for name, _ in furniture_drawings(tmp_path)] == ["chair", "computer"]
-    captions = {
-        "a": "A dog.\nnl.utf8=Een hond.",
-        "b": "The star",
-        "c": "A dog with a bone.",
-        "d": "Dog",
-        "d_mirror": "Dog",
-        "e": "",
-        "f": "A wolf.",  # stamps are never used in training
-    }
-    for name, text in captions.items():
-        (tmp_path / f"{name}.png").write_bytes(png())
-        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "z.png").write_bytes(png())
-    names = [name for name, _ in stamp_drawings(tmp_path, CONCEPTS)]
-    assert names == ["dog", "star", "dog", "wolf"]
 
 
 def test_a_bank_has_every_drawing_of_the_styles_asked_for(

@@ -1,17 +1,15 @@
 """Batches: by number, so a resumed run sees what it would have seen; masks stay behind."""
 
-import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
-from training.data.batch import Batch, RunShare, collate, prefetch, text_ids, tokenize
+from training.data.batch import Batch, RunShare, collate, text_ids, tokenize
 from training.data.crops import CropConfig
 from training.data.folder import common_names
 from training.data.loader import Curriculum, SceneBatches, Stage
@@ -66,24 +64,6 @@ def test_a_name_has_the_same_prompt_on_every_rank_and_another_in_other_steps(
         assert text in {t.format(name).lower() for t in ("{}", *TEMPLATES["tcl"])}
 
 
-class ProcessInfo(Dataset[tuple[int, int, int]]):
-    """Each item describes the process that makes it."""
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> tuple[int, int, int]:
-        return os.getpid(), os.getpgid(0), torch.get_num_threads()
-
-
-def test_a_loading_process_has_its_own_process_group_and_one_thread() -> None:
-    items = list(prefetch(ProcessInfo(), range(4), num_workers=1))
-    (pid, group, threads), *_ = items
-    assert pid != os.getpid()
-    assert (group, threads, len(items)) == (pid, 1, 4)
-    assert os.getpgid(0) != group
-
-
 @pytest.fixture
 def unnamed() -> UnnamedSource:
     """Three plain sprites, of which one has no title."""
@@ -101,17 +81,6 @@ def test_a_resumed_run_sees_the_very_next_batch(
     assert len(whole) == len(make_batches()) == 6
     assert all(is_same(a, b) for a, b in zip(whole[4:], rest, strict=True))
     assert not is_same(whole[4], whole[5])
-
-
-def test_the_curriculum_changes_when_its_share_is_done(make_batches: MakeBatches) -> None:
-    sizes = ((0.25, 14), (0.5, 28), (1.0, 42))
-    stages = tuple(Stage(until=until, scenes=replace(CONFIG, size=s)) for until, s in sizes)
-    batches = make_batches(num_steps=8, batch_size=2, stages=stages)
-    found = [batch.pixels_B3HW.shape[-1] for batch in batches.loader(0, num_workers=0)]
-    assert found == [14, 14, 28, 28, 42, 42, 42, 42]
-    for unfinished in ((), (Stage(until=0.9),)):
-        with pytest.raises(ValueError, match=r"until 1\.0"):
-            Curriculum(stages=unfinished)
 
 
 def test_a_batch_is_what_its_scenes_say_without_their_masks(
@@ -157,25 +126,3 @@ def test_the_ranks_batches_together_are_the_batch_of_one(
             assert torch.equal(joined, getattr(whole, name)), name
         drawings = [p.unnamed.pixels_E3hw for p in (whole, *parts) if p.unnamed is not None]
         assert torch.equal(torch.cat(drawings[1:]), drawings[0])
-
-
-def test_a_stage_with_unnamed_drawings_adds_them_to_the_batch(
-    source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource, is_same: Same
-) -> None:
-    stages = (Stage(until=0.5, scenes=CONFIG, unnamed=6), Stage(scenes=CONFIG))
-    curriculum, share = Curriculum(stages=stages), RunShare(batch_size=2, num_steps=2)
-    batches = SceneBatches(source, tokenizer, curriculum, share, unnamed=unnamed)
-    assert batches[1].unnamed is None
-    drawings = batches[0].unnamed
-    assert drawings is not None
-    pixels, titles = zip(*(unnamed.image(index) for index in range(6)), strict=True)
-    assert np.array_equal(drawings.pixels_E3hw, np.stack(pixels).transpose(0, 3, 1, 2))
-    assert drawings.titled_E.tolist() == [bool(title) for title in titles]
-    known = [title for title in titles if title]
-    assert 0 < len(known) < 6
-    assert is_same(drawings.titles, tokenize(tokenizer, known))
-    assert torch.equal(drawings.title_ids_T, text_ids(known))
-    with pytest.raises(ValueError, match="no source for them"):
-        SceneBatches(source, tokenizer, curriculum, share)
-    with pytest.raises(ValueError, match="must not be below 0"):
-        Stage(unnamed=-1)

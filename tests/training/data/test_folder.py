@@ -1,17 +1,12 @@
 """The data folder: the vocabulary, fetching, the sprite bank and the source of each split."""
 
 import json
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from training.data.art import ART_SETS
-from training.data.concepts import FURNITURE_NAMES, NO_ARTICLE, all_concepts
 from training.data.folder import (
     DEBIAN_PACKAGES,
     NPM_PACKAGES,
@@ -22,25 +17,6 @@ from training.data.folder import (
     fetch_npm,
     seen_names,
 )
-from training.data.sprites import SpriteBank
-
-
-def test_fifty_words_are_everyday_and_a_fifth_of_the_rarer_drawn_names_is_unseen() -> None:
-    concepts = {concept.name: concept for concept in all_concepts()}
-    furniture = set(FURNITURE_NAMES.values())
-    assert sum(concept.is_common for concept in concepts.values()) == 50
-    assert list(concepts) == sorted(concepts)
-    assert concepts.keys() >= furniture | NO_ARTICLE
-    rarer = {c.name for c in concepts.values() if not c.is_common} - furniture
-    unseen = {concept.name for concept in concepts.values() if concept.is_unseen}
-    assert unseen < rarer
-    assert 0.15 < len(unseen) / len(rarer) < 0.25
-    # Chosen by a hash of the name, so these stay what they are when names are added.
-    assert {"tiger", "wolf", "pineapple"} <= unseen
-    assert {"gorilla", "squid", "violin"} <= rarer - unseen
-    drawings = Counter(drawing for concept in concepts.values() for drawing in concept.drawings)
-    assert set(drawings.values()) == {1}
-    assert {c.name for c in concepts.values() if not c.drawings} <= furniture
 
 
 @pytest.mark.parametrize(
@@ -60,45 +36,6 @@ def test_training_on_held_out_art_and_concepts_is_refused(
     for art in ART_SETS:
         if art.licence.startswith("GPL") or "SA" in art.licence or "fluent" in art.package:
             assert not art.trainable, art
-
-
-def test_photos_and_keywords_keep_the_splits_apart(data_folder: DataFolder) -> None:
-    source = data_folder.source("train", styles=("noto",), names=seen_names())
-    other = data_folder.source("val", styles=("noto",), names=seen_names())
-    train, val = ({photo.phrase for photo in one.photos} for one in (source, other))
-    assert len(train) * len(val) > 0
-    assert not train & val
-    unseen = {concept.name for concept in all_concepts() if concept.is_unseen}
-    keywords = data_folder.keywords()
-    assert keywords["dog"] == ("dog", "kind of dog")
-    assert not unseen & {word for words in keywords.values() for word in words}
-
-
-def test_a_bank_is_kept_in_memory_once_until_its_file_changes(
-    sprite_bank: SpriteBank, tmp_path: Path
-) -> None:
-    data = DataFolder(path=tmp_path)
-    with pytest.raises(FileNotFoundError, match="python -m training data --folder"):
-        data.bank()
-    sprite_bank.save(tmp_path / "sprites.npz")
-    assert data.bank() is DataFolder(path=tmp_path).bank()
-    replace(sprite_bank, rgba_MSS4=sprite_bank.rgba_MSS4 // 2).save(tmp_path / "sprites.npz")
-    assert data.bank().rgba_MSS4.max() == 127
-
-
-def test_stamps_are_read_in_place(data_folder: DataFolder, tmp_path: Path) -> None:
-    data = DataFolder(path=tmp_path)
-    data.art.stamps.mkdir(parents=True)
-    data.photos.symlink_to(data_folder.photos)
-    image = np.zeros((20, 20, 4), np.uint8)
-    image[4:16, 4:16] = (200, 90, 30, 255)
-    for name, caption in (("a", "A dog."), ("b", "An airplane"), ("c", "Some old thing")):
-        Image.fromarray(image).save(data.art.stamps / f"{name}.png")
-        (data.art.stamps / f"{name}.txt").write_text(f"{caption}\n", encoding="utf-8")
-    source = data.stamp_source()
-    assert source is not None
-    assert source.names == {"dog", "airplane"}
-    assert source.split == "test"
 
 
 NPM = 'echo "npm $*" >> "$CALLS"; mkdir -p node_modules'

@@ -42,26 +42,6 @@ def source(boxes: list[Furniture]) -> RoomSource:
     return RoomSource(furniture=boxes, photos=(PHOTO,), side=SIDE)
 
 
-def test_models_are_turned_and_sized_as_the_catalogue_says(boxes: list[Furniture]) -> None:
-    standing, lying = boxes
-    # Front and back of the standing box are top and bottom of the lying one.
-    for box, size, axis in ((standing, (0.5, 0.8, 0.3), 2), (lying, (0.5, 0.3, 0.8), 1)):
-        np.testing.assert_allclose(box.size, size, rtol=1e-5)
-        low, high = (f(box.corners_T33.reshape(-1, 3), axis=0) for f in (np.min, np.max))
-        assert low[1] == 0
-        np.testing.assert_allclose(low[[0, 2]], -high[[0, 2]], atol=1e-6)
-        printed = next(i for i, texture in enumerate(box.textures) if texture is not None)
-        sides = box.material_T == printed
-        assert np.ptp(box.corners_T33[sides][..., axis], axis=1).max() < 1e-6
-        assert (~sides).sum() == 8
-        np.testing.assert_allclose(box.colours_M3[1 - printed], (1, 0, 0))
-        texture: Any = box.textures[printed]
-        assert texture.shape[1] == catalogues.TEXTURE_SIDE
-        assert texture[0, 0].tolist() == [0, 0, 255]
-        corners = box.texture_T32[sides].reshape(-1, 2)
-        assert {tuple(corner) for corner in corners.tolist()} == {(0, 0), (1, 0), (1, 1), (0, 1)}
-
-
 def test_catalogues_are_chosen_by_name_without_very_large_models(
     catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,15 +89,6 @@ def test_each_pixel_shows_the_nearest_triangle_where_its_ray_meets_it(
     np.testing.assert_allclose(points_P3, rays_P3 * hits.depth_P[:, None], atol=1e-4)
 
 
-def test_what_is_behind_the_camera_or_has_no_area_is_left_out() -> None:
-    seen = np.array([[(-9, -9, 2), (9, -9, 2), (0, 9, 2)]], np.float32)
-    reaching = seen + np.array([[(0, 0, -3), (0, 0, 0), (0, 0, 0)]], np.float32)
-    nothing = np.concatenate([seen * (1, 1, -1), reaching, seen[:, [0, 1, 1]]]).astype(np.float32)
-    assert len(rasterise(seen, CAMERA).pixel_P)
-    assert not len(rasterise(nothing, CAMERA).pixel_P)
-    assert not len(rasterise(nothing[:0], CAMERA).pixel_P)
-
-
 def test_points_normals_and_depth_agree(
     source: RoomSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,22 +128,6 @@ def test_a_room_is_a_function_of_seed_and_index(source: RoomSource) -> None:
     assert (one.pixels_SS3 == same.pixels_SS3).all()
     assert (one.depth_SS == same.depth_SS).all()
     assert not (one.depth_SS == other.depth_SS).all()
-
-
-def test_furniture_is_seen_before_the_empty_room(
-    source: RoomSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = [source.render(index) for index in range(12)]
-    monkeypatch.setattr(rooms, "_draw", lambda *_: None)
-    nearer, reds = [], []
-    for index, furnished in enumerate(full):
-        bare = source.render(index)
-        assert (furnished.depth_SS <= bare.depth_SS).all()
-        nearer.append((furnished.depth_SS < bare.depth_SS).mean())
-        red, green, blue = furnished.pixels_SS3.astype(int).transpose(2, 0, 1)
-        reds.append(((red > 60) & (green < red // 4) & (blue < red // 4)).mean())
-    assert max(nearer) > 0.02
-    assert max(reds) > 0.02
 
 
 def test_a_stopped_run_renders_what_is_missing(source: RoomSource, tmp_path: Path) -> None:

@@ -1,16 +1,13 @@
 """Embeddings of a package as it is served, and a shuffled package has lost what was learnt."""
 
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
-import onnx_ir
 import pytest
 
-from model.graphs import VISION_FILE
 from model.package import ModelPackage
 from model.preprocess import Fit, prepare_image
-from training.dense.encoder import Embeddings, FrozenEncoder, shuffled
+from training.dense.encoder import FrozenEncoder
 
 WIDE = np.random.default_rng(1).integers(0, 256, (56, 84, 3), np.uint8)
 
@@ -34,26 +31,3 @@ def test_an_image_is_embedded_as_it_is_served(
     assert len(found.cls_PD) == (1 if fit else 9)
     np.testing.assert_allclose(found.cls_PD[-1:], cls, rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(found.patches_PhwD[-1:], patches, rtol=2e-3, atol=1e-3)
-
-
-def test_shuffling_keeps_the_numbers_and_loses_their_places(
-    tiny_package: ModelPackage, tmp_path: Path
-) -> None:
-    other = shuffled(tiny_package, tmp_path / "shuffled")
-
-    def weights(package: ModelPackage) -> dict[str, np.ndarray]:
-        graph = onnx_ir.load(package.file(VISION_FILE)).graph
-        values = {name: value.const_value for name, value in graph.initializers.items()}
-        return {n: v.numpy() for n, v in values.items() if v is not None and v.size >= 32}
-
-    def embedded(package: ModelPackage) -> Embeddings:
-        encoder = FrozenEncoder.load(package)
-        with closing(encoder.runtime):
-            return encoder.embed([WIDE])
-
-    before, after = weights(tiny_package), weights(other)
-    floating = [name for name, value in before.items() if value.dtype.kind == "f"]
-    assert all((np.sort(before[n], None) == np.sort(after[n], None)).all() for n in floating)
-    assert sum((before[n] != after[n]).any() for n in floating) > len(floating) // 2 > 5
-    ours, theirs = (embedded(package).patches_PhwD for package in (tiny_package, other))
-    assert np.abs(ours - theirs).max() > 0.1

@@ -15,9 +15,7 @@ from training.dense.head import (
     EmbeddingHead,
     Examples,
     HeadKind,
-    Standard,
     fit_dense_head,
-    map_loss,
 )
 
 WIDTH = 6
@@ -68,18 +66,6 @@ def test_maps_have_eight_rows_and_columns_for_each_patch(kind: HeadKind) -> None
     }  # fmt: skip
 
 
-@KINDS
-def test_a_folded_head_reads_what_was_standardised(kind: HeadKind) -> None:
-    examples = drawn("normals")
-    head = EmbeddingHead("normals", WIDTH, kind, 3).eval()
-    patches, cls = Standard.of(examples.patches_PhwD), Standard.of(examples.cls_PD)
-    standard = patches.apply(examples.patches_PhwD)
-    wanted = read(head, cls.apply(examples.cls_PD), standard)
-    assert torch.allclose(standard.mean((0, 1, 2)), torch.zeros(WIDTH), atol=1e-3)
-    head.fold(patches, cls)
-    np.testing.assert_allclose(read(head, *raw(examples)), wanted, atol=2e-3)
-
-
 @pytest.mark.parametrize(
     ("task", "kind"),
     [
@@ -101,24 +87,3 @@ def test_a_head_learns_what_patches_show(task: DenseTask, kind: HeadKind) -> Non
         assert (maps.argmax(1) != 2).all()  # no example shows the third class
     else:
         assert np.abs(found - truth).mean() < 0.85 * np.abs(truth - truth.mean(0)).mean()
-
-
-@pytest.mark.parametrize("task", ["depth", "normals", "segmentation"])
-def test_a_batch_without_a_label_costs_nothing(task: DenseTask) -> None:
-    shape = {"depth": (1, 4, 4), "normals": (1, 3, 4, 4), "segmentation": (1, 2, 4, 4)}[task]
-    found = torch.ones(shape, requires_grad=True)
-    nothing = torch.full((1, 4, 4), NO_CLASS) if task == "segmentation" else torch.zeros(shape)
-    loss = map_loss(task, found, nothing)
-    loss.backward()
-    assert loss.item() == 0
-    assert found.grad is not None
-    assert not found.grad.any()
-
-
-def test_the_same_seed_gives_the_same_head() -> None:
-    one, same, other = (
-        fit_dense_head(drawn("depth", 8), "depth", "dpt", num_steps=3, seed=seed).patches.weight
-        for seed in (0, 0, 1)
-    )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)

@@ -16,7 +16,6 @@ from model.package import ModelPackage, open_package
 from training.__main__ import main
 from training.dense import labelled
 from training.dense.encoder import FrozenEncoder
-from training.dense.head import NO_CLASS
 from training.dense.labelled import LabelledData, hold_out
 
 
@@ -68,41 +67,6 @@ def test_a_package_gets_heads_of_every_task(
     assert "metres, up to 10 m; a linear head, fitted to 12 images of nyuv2." in card
     assert "y down, z away from the camera; a linear head, fitted to 6 images of navi-no" in card
     assert "3 classes; a linear head, fitted to 12 images of images." in card
-
-
-def test_examples_are_the_maps_at_the_centres_of_cells(
-    folder: Path, boxes: list[Path], encoder: FrozenEncoder, tmp_path: Path
-) -> None:
-    depth = known("nyuv2", folder / "nyuv2", tmp_path).examples(encoder).maps
-    truth: Any = read_train("nyuv2", folder / "nyuv2")
-    assert len(depth) == 12
-    middle_HW = truth.read(3)[7::15, 10::20]
-    np.testing.assert_array_equal(depth[3], np.nan_to_num(middle_HW).astype(np.float32))
-    assert (depth[:, 14] == 0).all()  # was not measured
-    normals = known("navi-normals", folder / "navi", tmp_path).examples(encoder).maps
-    assert normals.shape == (6, 3, 32, 32)
-    length = np.linalg.norm(normals.astype(np.float32), axis=1)
-    assert np.allclose(length[length > 0], 1, atol=1e-2)
-    assert 0.3 < (length > 0).mean() <= 1
-    classes = hold_out(read_segmentation(*boxes), tmp_path).examples(encoder).maps
-    assert (classes[:, 0] == NO_CLASS).all()
-    assert set(np.unique(classes[:, 1:])) == {0, 1, 2}
-
-
-def test_squares_for_segmentation_keep_proportions_and_lie_everywhere(
-    boxes: list[Path], tmp_path: Path
-) -> None:
-    given = hold_out(read_segmentation(*boxes), tmp_path)
-    assert (len(given.train.images), len(given.test.images)) == (12, 3)
-    starts = set()
-    for index in range(12):
-        whole, labels = labelled.read_example(given.train, index)
-        pixels, part = given._square(index)
-        (start,) = [x for x in range(29) if np.array_equal(whole[:, x : x + 112], pixels)]
-        assert np.array_equal(labels[:, start : start + 112], part)
-        starts.add(start)
-    assert min(starts) < 5
-    assert max(starts) > 23
 
 
 def test_a_stopped_run_continues_with_the_next_images(

@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-from transformers import Tipsv2Tokenizer
 
 from model.encoder import Tipsv2Encoder
-from model.features import text_features, vision_features
+from model.features import vision_features
 from model.preprocess import prepare_image
-from model.text import TEMPLATES
-from training.data.batch import tokenize
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate import encoder as encoder_module
@@ -40,18 +36,6 @@ def test_a_batch_has_the_features_of_its_images(
                 ("values", alone.values_BND),
             ):
                 np.testing.assert_allclose(found[kind][row], value[0], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("templates", ["none", "tcl"])
-def test_a_class_is_the_unit_mean_of_its_unit_prompts(
-    templates: str, encoder: Tipsv2Encoder, tokenizer: Tipsv2Tokenizer, names: list[str]
-) -> None:
-    for name, found_D in zip(names, encode_names(encoder, names[:3], templates), strict=False):
-        prompts = tokenize(tokenizer, [t.format(name) for t in TEMPLATES[templates]])
-        with torch.no_grad():
-            texts_PD = text_features(encoder.model, prompts.token_ids_BL, prompts.mask_BL)
-        mean_D = F.normalize(F.normalize(texts_PD, dim=1).mean(0), dim=0)
-        np.testing.assert_allclose(found_D, mean_D.numpy(), atol=1e-5)
 
 
 def test_the_choices_with_the_best_mean_scores_are_taken(

@@ -1,8 +1,5 @@
 """Rank-based scores: classification and retrieval."""
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -11,13 +8,11 @@ from model.scores.bootstrap import bootstrap
 from model.scores.ranking import Ranking, found_within, rank
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
-from training.evaluate.encoder import encode_images, encode_names, encode_texts
+from training.evaluate.encoder import encode_images, encode_texts
 from training.evaluate.ranking import (
-    IMAGE_SIZE,
     SETTINGS,
     ClassificationBenchmark,
     RetrievalSetting,
-    plain_images,
     rank_both_ways,
     retrieve,
     single_drawings,
@@ -81,33 +76,6 @@ def benchmark(sprite_bank: SpriteBank, source: SceneSource) -> ClassificationBen
     )
 
 
-def test_every_drawing_of_the_shown_names_occurs_once(
-    sprite_bank: SpriteBank, source: SceneSource
-) -> None:
-    shown = frozenset(sorted(source.names)[:3])
-    both = single_drawings(
-        "two styles",
-        sprite_bank,
-        styles=("noto", "fluent-3d"),
-        shown=shown | {"no such drawing"},
-        names=source.names,
-    )
-    assert sorted(both.labels) == sorted([*shown, *shown])
-    assert list(both.names) == sorted(source.names)
-    assert len({image.tobytes() for image in both.images}) == len(both.labels)
-
-
-def test_a_drawing_is_complete_and_centred_on_a_plain_background(sprite_bank: SpriteBank) -> None:
-    (image,) = plain_images(sprite_bank, np.asarray([1]))  # a square
-    middle = IMAGE_SIZE // 2
-    colour = sprite_bank.rgba_MSS4[1, 48, 48, :3]
-    assert image[middle, middle].tolist() == pytest.approx(colour.tolist(), abs=1)
-    drawn = (image != image[0, 0]).any(2)
-    for found in (np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))):
-        assert 0.65 * IMAGE_SIZE < found[-1] - found[0] < 0.76 * IMAGE_SIZE
-        assert found[0] == pytest.approx(IMAGE_SIZE - 1 - found[-1], abs=2)
-
-
 def test_an_embedding_equal_to_its_class_is_right(benchmark: ClassificationBenchmark) -> None:
     classes_KD = np.eye(len(benchmark.names), dtype=np.float32)
     row = {name: number for number, name in enumerate(benchmark.names)}
@@ -116,32 +84,6 @@ def test_an_embedding_equal_to_its_class_is_right(benchmark: ClassificationBench
     next_MD = classes_KD[[(row[label] + 1) % len(row) for label in benchmark.labels]]
     both = benchmark.rank(2 * next_MD + own_MD, classes_KD)
     assert (both.found(1), both.found(2)) == (0.0, 100.0)
-
-
-def test_a_model_classifies_by_its_first_token(
-    benchmark: ClassificationBenchmark, encoder: Tipsv2Encoder
-) -> None:
-    features = encode_images(encoder, benchmark.images)
-    classes_KD = encode_names(encoder, benchmark.names, "tcl")
-    first, second = (benchmark.rank(features[key], classes_KD) for key in ("cls1", "cls2"))
-    found = benchmark.classify(encoder, "tcl")
-    assert found.rank_Q.tolist() == first.rank_Q.tolist() != second.rank_Q.tolist()
-
-
-@pytest.mark.parametrize(
-    ("first", "changed", "message"),
-    [
-        (1, "names", "shown but are no candidates"),
-        (1, "labels", "every image needs one label"),
-        (99, "labels images", "there must be some"),
-    ],
-)
-def test_images_need_labels_among_the_names(
-    benchmark: ClassificationBenchmark, first: int, changed: str, message: str
-) -> None:
-    fewer: Any = {name: getattr(benchmark, name)[first:] for name in changed.split()}
-    with pytest.raises(ValueError, match=message):
-        replace(benchmark, **fewer)
 
 
 DOG, CAT, COW = np.eye(3, dtype=np.float32)

@@ -74,23 +74,6 @@ def test_segmentation_has_every_row_with_intervals_and_differences(
     assert not [entry for entry in alone if "served" in entry.row or "teacher" in entry.row]
 
 
-def test_retrieval_is_scored_both_ways_with_both_captions(
-    models: Models, benchmark: SegmentationBenchmark
-) -> None:
-    entries = report.score_scenes(benchmark, models)
-    entries = [entry for entry in entries if entry.task == report.RETRIEVAL]
-    assert [(entry.split, entry.row, entry.metric, entry.count) for entry in entries] == [
-        (f"few; {split}", row, f"{direction} R@{depth}", 4)
-        for split in ("short captions, CLS1", "scene captions, CLS2")
-        for direction in ("image to text", "text to image")
-        for row in RANKED
-        for depth in (1, 5)
-    ]
-    chance = [(e.metric, e.value) for e in entries if e.row == "chance"]
-    assert chance.count(("image to text R@1", 25.0)) == 2  # four scenes, four captions
-    assert chance.count(("text to image R@5", 100.0)) == 2
-
-
 def test_drawings_are_scored_at_both_depths(
     models: Models, sprite_bank: SpriteBank, source: SceneSource
 ) -> None:

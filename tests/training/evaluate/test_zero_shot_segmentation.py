@@ -14,8 +14,6 @@ from training.evaluate.zero_shot_segmentation import (
     SceneCounts,
     class_ids,
     count_scenes,
-    largest_object,
-    painted_cosines,
     patch_cosines,
 )
 
@@ -83,38 +81,6 @@ def test_names_that_no_scene_shows_lower_no_score(
     share_K = share_K[share_K > 0]
     expected = (share_K / (1 + len(more) * share_K - share_K)).mean()
     assert counts.guessed().miou() == pytest.approx(100 * expected)
-
-
-def test_random_guesses_score_as_computed(masks: Masks, names: list[str]) -> None:
-    rng = np.random.default_rng(0)
-    scores = (rng.random((len(names), *mask.shape), dtype=np.float32) for mask in masks)
-    guessed = count_scenes(masks, names, scores)
-    expected = guessed.guessed()
-    assert guessed.miou() == pytest.approx(expected.miou(), rel=0.06)
-    assert guessed.which() == pytest.approx(expected.which(), rel=0.03)
-
-
-def test_perfect_scores_reach_100_percent_and_need_every_name(
-    scenes: list[Scene], masks: Masks, names: list[str]
-) -> None:
-    counts = count_scenes(masks, names, perfect(masks, names))
-    assert counts.miou() == pytest.approx(100.0)
-    assert counts.which() == 100.0
-    rest = [name for name in names if name != scenes[0].captions.names[0]]
-    with pytest.raises(ValueError, match="not among the candidate names"):
-        count_scenes(masks, rest, perfect(masks, rest))
-
-
-def test_the_largest_object_and_the_nearest_class_are_painted(
-    masks: Masks, names: list[str], classes: NDArray[np.float32]
-) -> None:
-    counts = count_scenes(masks, names, largest_object(masks, names))
-    largest_S = counts.truth_SK.max(1)
-    assert counts.hit_SK.sum(1).tolist() == counts.chosen_S.tolist() == largest_S.tolist()
-    # Global embeddings along class 4, at any length, whatever the classes' lengths.
-    global_SD = np.tile(7 * classes[4], (len(masks), 1))
-    painted = count_scenes(masks, names, painted_cosines(global_SD, classes * np.float32(3)))
-    assert painted.called_SK[:, 4].tolist() == painted.truth_SK.sum(1).tolist()
 
 
 def test_counts_equal_a_plain_implementation_with_torch(

@@ -13,7 +13,6 @@ from transformers import AutoModel, AutoProcessor, Tipsv2Model, Tipsv2Processor
 from model.export import package_writer
 from model.export.graph_writer import PackageContent
 from model.graphs import Part, graph_file
-from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package
 from model.parity.measure import ParityError
 from model.publication import Repository
@@ -61,21 +60,6 @@ def test_the_folder_has_every_part_and_nothing_of_this_machine(
             assert str(place).encode() not in content, path
 
 
-def test_the_manifest_describes_the_model(tiny_package: ModelPackage) -> None:
-    manifest = tiny_package.manifest
-    assert (manifest.name, manifest.variant, manifest.licence) == ("tiny", "tiny/14", "Apache-2.0")
-    assert (manifest.embed_dim, manifest.native_size, manifest.max_text_tokens) == (32, 56, 64)
-    assert manifest.zero_shot.templates == "tcl"
-    assert manifest.provenance == {"data": {"name": "none", "licences": ["CC0-1.0"]}}
-    assert [score.row for score in manifest.scores] == ["student", "random"]
-    exact = [entry for entry in manifest.parity if entry.precision == "fp32"]
-    assert all(entry.passed for entry in exact)
-    assert {(entry.file, entry.runtime) for entry in exact} >= {
-        (graph_file(part), runtime) for part in PARTS for runtime in ("onnx", "openvino")
-    }
-    assert manifest.temperature == pytest.approx(0.005066, rel=1e-3)
-
-
 def test_transformers_loads_the_same_folder(
     tiny_package: ModelPackage, tiny_model: Tipsv2Model
 ) -> None:
@@ -116,44 +100,6 @@ def test_a_failed_gate_writes_nothing(
     with pytest.raises(ParityError):
         export_package(checkpoint, output, name="tiny")
     assert list(output.parent.iterdir()) == []
-
-
-@pytest.mark.parametrize(("failed", "left"), [((), PARTS), (("text",), ("vision",)), (PARTS, ())])
-def test_a_graph_that_was_not_named_is_left_out_if_it_fails(
-    checkpoint: Path,
-    tiny_package: ModelPackage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    failed: tuple[Part, ...],
-    left: tuple[Part, ...],
-) -> None:
-    def write(_: PackageContent, folder: Path, __: object) -> None:
-        shutil.copytree(tiny_package.path / "onnx", folder / "onnx")
-        for part in PARTS:
-            file = folder / graph_file(part, "fp16")
-            shutil.copy(folder / graph_file(part), file)
-            file.with_name(f"{file.name}.data").touch()
-
-    def prove(*_: object, may_fail: object, **__: object) -> list[ParityEntry]:
-        assert may_fail == ("fp16",)
-        entry = tiny_package.manifest.parity[0].model_copy(update={"precision": "fp16"})
-        return [
-            entry.model_copy(
-                update={"file": graph_file(part, "fp16"), "is_finite": part not in failed}
-            )
-            for part in PARTS
-        ]
-
-    monkeypatch.setattr(package_writer, "write_graphs", write)
-    monkeypatch.setattr(package_writer, "prove_package", prove)
-    manifest = export_package(
-        checkpoint, tmp_path / "tiny", name="tiny", precisions=("fp16",), may_fail=("fp16",)
-    ).manifest
-    for part in PARTS:
-        file, is_left = graph_file(part, "fp16"), part in left
-        assert (file in manifest.files) is (f"{file}.data" in manifest.files) is is_left
-        assert (file in {entry.file for entry in manifest.parity}) is is_left
-    assert graph_file("vision") in manifest.files
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
 from training.data.batch import RunShare
-from training.data.captions import CaptionSampling
 from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
 from training.data.shards.image_folder import ImageFolder
@@ -139,19 +138,3 @@ def test_losses_that_the_data_cannot_serve_are_refused(on_images: Configure) -> 
     assert lines[-1].startswith("image backbone: on")
     assert lines[3] == "contrast with names: off, method.names.weight is 0"
     assert lines[4].startswith("local crops (DINO): on, weight 1, 2 crops of 14 x 14 pixels")
-
-
-@pytest.mark.parametrize(
-    ("cls2", "line"),
-    [
-        (("gemini",), "  CLS2 from gemini 2; images without any of these use their other captions"),
-        (("paligemma",), "  CLS2 from any source, because no caption is of paligemma; set data."),
-    ],
-)
-def test_the_captions_of_each_token_are_counted(
-    on_images: Configure, cls2: tuple[str, ...], line: str
-) -> None:
-    first, alt, second, *_ = said(on_images(), CAPTIONED, captions=CaptionSampling(cls2=cls2))
-    assert first.endswith("3 images without a caption take part in the other losses")
-    assert alt == "  CLS1 from alt 6"
-    assert second.startswith(line)

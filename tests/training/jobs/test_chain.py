@@ -130,11 +130,3 @@ def test_the_shipped_gate_refuses_this_student_once(chain: Chain, running: Runni
     assert "must reach 30.00" in said
     assert (again, nothing.strip().endswith("is judged")) == (0, True)
     assert sorted(chain.models.iterdir()) == published
-
-
-def test_nothing_is_judged_before_a_run_is_trained(
-    chain: Chain, running: Running, tmp_path: Path
-) -> None:
-    (tmp_path / "config").mkdir()
-    ((status, said),) = running.run(steps_of("chain", Places(root=tmp_path))["publish"])
-    assert (status, said) == (0, "no run is trained\n")

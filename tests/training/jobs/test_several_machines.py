@@ -5,9 +5,6 @@
 """
 
 import json
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +15,14 @@ from tests.deploy.training_steps import (
     Places,
     Step,
     build,
-    chain_steps,
     environment,
     find,
     make_step,
 )
 from tests.training.jobs.conftest import Running, in_float32
 
-LIMIT_S = 300.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 INDEX = "batch.kubernetes.io/job-completion-index"
-NAME = "batch.kubernetes.io/job-name"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,54 +81,7 @@ def test_a_trainjob_pretrains_and_its_model_teaches_on_two_machines(
     check_run(places.root / "runs/distilled-s14", num_ranks=2)
 
 
-def test_a_preempted_pod_saves_and_its_successor_resumes(places: Places, running: Running) -> None:
-    documents = build("chain-dev")
-    container = next(step for step in chain_steps(documents) if step["name"] == "distill")
-    values = environment(container, documents, {NAME: "evicted"}) | {"STEPS": "100000"}
-    step = in_float32(make_step(container, values, places))
-    run = places.root / "runs" / "evicted"
-
-    first = running.start(step)
-    log = run / "log.jsonl"
-    # Rows are logged by steps, checkpoints saved by time: on a slow machine those come first.
-    wait_for(lambda: log.exists() or bool(saved_steps(run)), first)
-    text = take_away(first)
-    done = max(saved_steps(run))
-    assert done >= 1
-    assert f"saved at step {done}; run the same command to resume" in text
-
-    second = running.start(step)
-    wait_for(lambda: len(starts(run)) == 2, second)
-    assert starts(run)[1]["from_step"] == done
-    take_away(second)
-
-
-def take_away(process: "subprocess.Popen[str]") -> str:
-    """Send SIGTERM to the pod's first process, like a kubelet; returns the output.
-
-    A Job counts a pod with status 0 as finished, so the status must be another one.
-    """
-    process.terminate()
-    text, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode != 0
-    return text
-
-
-def saved_steps(run: Path) -> list[int]:
-    names = [path.name for path in (run / "checkpoints").glob("step-*")]
-    return [int(name.removeprefix("step-")) for name in names if name[-1].isdigit()]
-
-
 def starts(run: Path) -> list[dict[str, Any]]:
     record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
     found: list[dict[str, Any]] = record["starts"]
     return found
-
-
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Wait for a condition while a process runs."""
-    until = time.monotonic() + LIMIT_S
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until, "time limit"
-        time.sleep(0.1)

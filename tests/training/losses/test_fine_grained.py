@@ -72,12 +72,3 @@ def test_descent_finds_the_localised_solution() -> None:
         optimizer.step()
     called_N = patches_BND.detach()[0].argmax(-1)
     assert sorted(called_N.tolist()) == [0, 0, 1, 1]
-
-
-def test_sizes_must_fit() -> None:
-    patches_BND, names_UD, present_BU = random_batch()
-    for num_shown in (0, 7):
-        with pytest.raises(ValueError, match="num_shown must be 1 to 6"):
-            loss_of(patches_BND, names_UD, present_BU, num_shown=num_shown)
-    with pytest.raises(ValueError, match=r"\[batch, names\]"):
-        loss_of(patches_BND, names_UD, present_BU[:, :3])

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from training.losses.dino import dino_loss
 from training.losses.distillation import feature_loss, token_losses
-from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
+from training.losses.ibot import Supervised, ibot_loss
 from training.losses.reduction import Normalization
 
 MASKED_BN = torch.tensor([[True, False, True], [False, True, True]])
@@ -51,15 +51,6 @@ def test_visible_patches_count_only_with_ibot_plus_plus(
     torch.testing.assert_close(logits_BNK.grad, gradient_BNK.detach())
 
 
-def test_the_logged_parts_are_the_losses_of_masked_and_visible_patches() -> None:
-    loss_BN = token_losses(*random_pair())
-    parts = loss_by_visibility(loss_BN, MASKED_BN)
-    torch.testing.assert_close(parts["patch_masked"], loss_BN[MASKED_BN].mean().detach())
-    torch.testing.assert_close(parts["patch_visible"], loss_BN[~MASKED_BN].mean().detach())
-    assert not any(part.requires_grad for part in parts.values())
-    assert set(loss_by_visibility(loss_BN, torch.zeros_like(MASKED_BN))) == {"patch_visible"}
-
-
 def test_crops_equal_a_float64_reference_and_only_the_student_learns() -> None:
     logits_CBK, teacher_CBK = random_pair()
     teacher_BK = teacher_CBK[0].detach().requires_grad_()
@@ -87,17 +78,3 @@ def test_features_by_hand() -> None:
     assert student_BND.grad is not None
     assert student_BND.grad[0, 1].any()
     assert not student_BND.grad[0, 2].any()
-
-
-def test_sizes_must_fit() -> None:
-    logits_BNK, teacher_BNK = random_pair()
-    for wrong_BNK in (teacher_BNK[..., :4], teacher_BNK[:, :2], teacher_BNK[:1]):
-        with pytest.raises(ValueError, match="same patches and prototypes"):
-            token_losses(logits_BNK, wrong_BNK)
-        with pytest.raises(ValueError, match="one width"):
-            feature_loss(logits_BNK, wrong_BNK)
-    with pytest.raises(ValueError, match="one value per patch"):
-        ibot_loss(token_losses(logits_BNK, teacher_BNK), MASKED_BN[:, :2], "masked")
-    for wrong_CBK in (logits_BNK[:0], logits_BNK[:, :2], logits_BNK[..., :4]):
-        with pytest.raises(ValueError, match="needs a crop or more"):
-            dino_loss(wrong_CBK, teacher_BNK[0])

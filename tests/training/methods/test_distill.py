@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import Tipsv2Config, Tipsv2Model, Tipsv2Tokenizer
+from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.features import vision_tokens
-from model.variants import variant
 from tests.training.conftest import TINY_HEAD as HEAD
-from tests.training.methods.conftest import Encoded, MakeTeacher, take_step
+from tests.training.methods.conftest import MakeTeacher, take_step
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.losses.dino import dino_loss
@@ -19,24 +18,10 @@ from training.losses.distillation import feature_loss, token_losses
 from training.losses.ibot import Supervised
 from training.methods.distill import Distill, DistillConfig, TextStart
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.methods.teacher import FrozenTeacher, load_teacher
 from training.run import build_method, new_model
 from training.targets import Centering
 
 PAPER = DistillConfig(head=HEAD)
-
-
-def test_student_and_teacher_encode_the_whole_once_without_a_mask(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, encoded: list[Encoded]
-) -> None:
-    teacher = make_teacher()
-    take_step(Distill(student_model, PAPER, teacher), cropped, 0.0)
-    own, theirs = (m.vision_model.embeddings for m in (student_model, teacher))
-    whole, crops = cropped.pixels_B3HW, cropped.locals_CB3hw.flatten(0, 1)
-    assert [tower for tower, _, _ in encoded] == [own, theirs, own]
-    for (_, pixels, mask), expected in zip(encoded, (whole, whole, crops), strict=True):
-        assert torch.equal(pixels, expected)
-        assert mask is None
 
 
 @pytest.mark.parametrize("dim", [48, 64])  # widths may differ, because prototypes are compared
@@ -107,43 +92,6 @@ def teacher_folder(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer, tmp_
     return folder
 
 
-def test_averages_and_both_heads_of_a_run_are_loaded(teacher_folder: Path) -> None:
-    saved = torch.load(teacher_folder / "heads.pt", weights_only=True)
-    teacher = load_teacher(teacher_folder, HEAD)
-    assert teacher.global_head is not None
-    parts = {
-        "teacher_tower": teacher.vision_model,
-        "teacher_head": teacher.head,
-        "teacher_global_head": teacher.global_head,
-        "centering": teacher.centering,
-        "global_centering": teacher.global_centering,
-    }
-    for name, part in parts.items():
-        assert part is not None
-        for key, value in part.state_dict().items():
-            assert torch.equal(value, saved[f"{name}.{key}"]), f"{name}.{key}"
-    tokens_BD = torch.randn(2, teacher.width, generator=torch.Generator().manual_seed(0))
-    cosines_BK = teacher.global_head(tokens_BD) - saved["global_centering.centre_K"]
-    expected = (cosines_BK / HEAD.teacher_temperature).softmax(-1)
-    torch.testing.assert_close(teacher.assign_global(tokens_BD), expected)
-
-
-def test_a_teacher_may_be_frozen_in_bfloat16(
-    student_model: Tipsv2Model, teacher_folder: Path, cropped: Batch
-) -> None:
-    results = []
-    for dtype in ("float32", "bfloat16"):
-        teacher = load_teacher(teacher_folder, HEAD, dtype=dtype)
-        assert {p.dtype for p in teacher.vision_model.parameters()} == {getattr(torch, dtype)}
-        assert teacher.head is not None
-        assert {p.dtype for p in teacher.head.parameters()} == {torch.float32}
-        torch.manual_seed(0)  # one head for both
-        results.append(take_step(Distill(student_model, PAPER, teacher), cropped, 0.0))
-    for name in ("patch", "dino"):
-        exact, half = (result.metrics[name] for result in results)
-        torch.testing.assert_close(half, exact, rtol=0.02, atol=0.0)
-
-
 @pytest.mark.parametrize("text_start", ["fresh", "teacher"])
 def test_the_students_vision_tower_starts_at_random(
     tiny_config: TrainingConfig,
@@ -165,25 +113,6 @@ def test_the_students_vision_tower_starts_at_random(
     assert not same("vision_model", teacher)
     assert same("text_model", teacher) is (text_start == "teacher")
     assert same("text_model", random) is (text_start == "fresh")
-
-
-def test_a_teacher_may_have_gated_layers(
-    student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, cropped: Batch
-) -> None:
-    # g/14 has gated feed-forward layers; its students do not.
-    config = variant("g14").build(vocab_size=len(tokenizer)).to_dict()
-    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    size = Tipsv2Config(
-        vision_config=config["vision_config"] | small | {"out_features": None, "out_indices": None},
-        text_config=config["text_config"] | small | {"intermediate_size": 256},
-    )
-    teacher = FrozenTeacher(
-        vision_model=Tipsv2Model(size).vision_model,
-        head=HEAD.build(64),
-        centering=Centering(24, temperature=0.06),
-    )
-    assert any("SwiGLU" in type(module).__name__ for module in teacher.vision_model.modules())
-    assert take_step(Distill(student_model, PAPER, teacher), cropped, 0.0).loss.isfinite()
 
 
 def test_the_teacher_is_frozen_and_not_part_of_the_student(

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +16,14 @@ from tests.training.conftest import make_tiny_config
 from tests.training.photographs.miniature import view_source
 from training import run as run_module
 from training.config import TrainingConfig, ViewsConfig
-from training.data.batch import RunShare
-from training.data.concepts import all_concepts
 from training.data.folder import DataFolder
 from training.evaluate.sets import development_benchmarks
 from training.inputs import views as views_module
-from training.inputs.views import Labels, ViewInputs, crop_views
+from training.inputs.views import ViewInputs, crop_views
 from training.methods.space import SpaceConfig
 from training.observation import read_log
 from training.photographs import teacher_views as pool_module
-from training.photographs.drawing_scenes import CrowdSource
-from training.photographs.regions import region_names
-from training.photographs.teacher_views import VIEW_SIDE, Look, Pool, Views
+from training.photographs.teacher_views import VIEW_SIDE, Look, Views
 from training.run import run
 from training.targets import Space, fit_space
 
@@ -86,47 +81,6 @@ def region(data: Path, size: int, index: int) -> tuple[NDArray[np.uint8], NDArra
     return np.full((size, size, 3), index, np.uint8), np.zeros((size, size), np.int32)
 
 
-def test_a_part_is_computed_once_and_has_photographs_crowds_and_quarters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_module, "region_view", region)
-    seen: list[float] = []
-
-    def look(pixels_SS3: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        seen.append(float(pixels_SS3.std()))
-        return np.ones((4, 3), np.float32), np.ones(3, np.float32)
-
-    views = view_source()
-    names = views.drawings.names + region_names()
-    # Crowds show drawings that are known by concept only: their labels are behind the names.
-    crowds = CrowdSource(
-        rgba_MSS4=views.drawings.rgba_MSS4,
-        label_M=len(names) + np.arange(len(views.drawings.rgba_MSS4)),
-        photos=(),
-        size=views.size,
-        scenes_per_part=4,
-    )
-    pool = Pool(
-        folder=tmp_path / "views",
-        source=views,
-        crowds=crowds,
-        data=tmp_path,
-        names=names,
-        space=Space(axes_TD=torch.eye(3)[:, :2]),
-        look=look,
-        part_size=8,
-        photo_every=4,
-    )
-    part, again = pool.part(1), pool.part(1)
-    assert len(seen) == 8
-    assert [spread == 0 for spread in seen] == [True, False, False, False] * 2
-    assert np.array_equal(part.pixels_PSS3, again.pixels_PSS3)
-    assert [shown.max() >= 0 for shown in part.names_Pmm] == [False, False, True, False] * 2
-    assert np.allclose(part.patches_PggD, 0.5**0.5, atol=1e-3)
-    known = replace(pool, folder=tmp_path / "known", crowds=replace(crowds, label_M=np.arange(4)))
-    assert [shown.max() >= 0 for shown in known.part(1).names_Pmm] == [False, True, True, True] * 2
-
-
 def compile_in_torch(teacher: Encoder) -> Look:
     """The teacher in torch: here a Tipsv2Model, which OpenVINO's tracer cannot follow."""
 
@@ -173,35 +127,6 @@ def config(
         num_steps=4,
         validate_every=4,
     )
-
-
-def test_drawings_of_a_concept_are_named_by_it() -> None:
-    concepts = [concept.name for concept in all_concepts()]
-    labels = Labels(("dog face", "dog", "a thing of no concept"))
-    assert labels.of_name.tolist() == [*[concepts.index("dog")] * 2, len(concepts), -1]
-    assert labels.texts[-1] == "a thing of no concept"
-    rng, shown = np.random.default_rng(0), np.array([-1, len(concepts)])
-    chosen = labels.choose(rng, shown, 120)
-    assert len(set(chosen.tolist())) == len(chosen) == 120
-    everyday = {i for i, concept in enumerate(all_concepts()) if concept.is_common}
-    assert everyday | {len(concepts)} <= set(chosen.tolist())
-
-
-def test_a_batch_has_views_and_then_scenes(config: TrainingConfig) -> None:
-    inputs = run_module.open_inputs(config)
-    share = RunShare(batch_size=4, num_steps=2, rank=0, num_ranks=1)
-    batches = inputs.batches(run_module.build_tokenizer(config, inputs), share)
-    (batch,) = islice(batches.loader(1, num_workers=0), 1)
-    assert batch.cells is not None
-    assert batch.pixels_B3HW.shape == (4, 3, 56, 56)
-    assert batch.pixels_B3HW.max() <= 1
-    assert batch.cells.patches_VND.shape == (2, 16, 48)
-    assert batch.cells.name_Bpp.shape == (4, 8, 8)
-    shown_Bpp = batch.cells.name_Bpp >= 0
-    assert shown_Bpp[2:].any(dim=(1, 2)).all()
-    assert batch.cells.name_Bpp.max() < len(batch.cells.names)
-    assert batch.captioned_B.tolist() == [False, False, True, True]
-    assert len(batch.cls1) == len(batch.cls2) == 2
 
 
 def test_a_run_resumes_with_the_same_views(

@@ -6,38 +6,21 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Tipsv2Model, Tipsv2Tokenizer
+from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_tokens
-from tests.training.methods.conftest import MeanColours, take_step
-from training.data.batch import Batch, UnnamedDrawings, text_ids, tokenize
+from training.data.batch import Batch
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_parts
-from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
-from training.methods.pretrain import Pretrain, PretrainConfig
+from training.methods.image_backbone import image_backbone_term
 from training.methods.terms import NameContrastConfig, caption_terms, embed_texts, name_term
-
-BACKBONE = ImageBackboneConfig(weight=2.0, scenes_until=0.5, titles_weight=0.5)
-CONFIG = PretrainConfig(dino_weight=0.0, ibot_weight=0.0, image_backbone=BACKBONE)
 
 
 @pytest.fixture
 def tokens(student_model: Tipsv2Model, batch: Batch) -> VisionTokens:
     """Tokens of the batch by the new model."""
     return vision_tokens(student_model, batch.pixels_B3HW)
-
-
-@pytest.fixture
-def drawings(tokenizer: Tipsv2Tokenizer) -> UnnamedDrawings:
-    """Five drawings of 28 pixels; the second has no title, and two have the same."""
-    titles = ["lamp", "kettle", "lamp", "rug"]
-    return UnnamedDrawings(
-        pixels_E3hw=torch.rand(5, 3, 28, 28, generator=torch.Generator().manual_seed(1)),
-        titled_E=torch.tensor([True, False, True, True, True]),
-        titles=tokenize(tokenizer, titles),
-        title_ids_T=text_ids(titles),
-    )
 
 
 @pytest.mark.parametrize("locked", [True, False])
@@ -92,38 +75,3 @@ def test_patches_are_compared_with_their_cells_and_images_with_the_mean() -> Non
     )
     found = image_backbone_term(patches_BND, cells_BNK, projection)
     torch.testing.assert_close(found, 2 - patch - whole)
-
-
-def test_titled_drawings_are_contrasted_with_their_titles(
-    student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, drawings: UnnamedDrawings
-) -> None:
-    tokens, heat = vision_tokens(student_model, drawings.pixels_E3hw), student_model.temperature
-    texts_TD = embed_texts(student_model, drawings.titles)
-    ids_T = torch.tensor([0, 1, 0, 2])
-    expected = contrastive_loss(tokens.cls1_BD[[0, 2, 3, 4]], texts_TD, heat, ids_T)
-    term = title_term(student_model, tokens, drawings, temperature=heat)
-    torch.testing.assert_close(term, expected)
-    untitled = replace(
-        drawings,
-        titled_E=torch.zeros(5, dtype=torch.bool),
-        titles=tokenize(tokenizer, []),
-        title_ids_T=text_ids([]),
-    )
-    assert title_term(student_model, tokens, untitled, temperature=heat).item() == 0.0
-
-
-def test_the_backbone_encodes_scenes_early_and_unnamed_drawings_throughout(
-    student_model: Tipsv2Model, batch: Batch, drawings: UnnamedDrawings
-) -> None:
-    batch = replace(batch, unnamed=drawings)
-    method = Pretrain(student_model, CONFIG)
-    with pytest.raises(ValueError, match="no image backbone is loaded"):
-        take_step(method, batch, 0.1)
-    method.image_backbone = backbone = MeanColours()
-    early, late = (take_step(method, batch, progress).metrics for progress in (0.49, 0.5))
-    assert "titles" in late
-    assert backbone.shown == [4, 5, 5]
-    # Four scenes and five drawings are weighted by their number.
-    scenes_only = take_step(method, replace(batch, unnamed=None), 0.1).metrics
-    together = (4 * scenes_only["image_backbone"] + 5 * late["image_backbone"]) / 9
-    torch.testing.assert_close(early["image_backbone"], together)

@@ -13,12 +13,9 @@ from model.cell_encoder import CellEncoder
 from model.efficientnet_lite import Trunk
 from tests.training.photographs.miniature import cells
 from training.photographs import encoder as build
-from training.photographs import heads
 from training.photographs.encoder import SplitMoments
 from training.photographs.heads import (
     Moments,
-    class_axes,
-    class_names,
     fit_discriminant,
     join,
     merged,
@@ -38,23 +35,6 @@ def three_names(*noise: float) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
     return values.astype(np.float16), name_n
 
 
-def test_features_are_whitened_by_the_covariance_within_names() -> None:
-    values, name_n = three_names(0.1, 0.1, 3.0, 0.1)
-    whole = fit_discriminant(Moments.of(values, name_n, 4))
-    assert not whole.means_KF[3].any()  # a name without cells
-    whitened = (values.astype(np.float32) - whole.mean_F) @ whole.whitening_FF
-    within = np.concatenate([whitened[name_n == k] - whole.means_KF[k] for k in range(3)])
-    assert within.std(0).max() < 1.01  # shrinkage leaves the quiet features below one
-    centred = values - np.stack([values[name_n == k].mean(0, np.float64) for k in range(3)])[name_n]
-    covariance = centred.T @ centred / len(values)
-    covariance += np.eye(4) * heads._SHRINKAGE * np.trace(covariance) / 4
-    product = whole.whitening_FF.T @ covariance @ whole.whitening_FF
-    assert np.allclose(product, np.eye(4), atol=1e-2)
-    halves = [Moments.of(values[part], name_n[part], 4) for part in np.s_[:500, 500:]]
-    parts = fit_discriminant(halves[0] + halves[1])
-    assert np.allclose(parts.whitening_FF, whole.whitening_FF, atol=1e-4)
-
-
 def test_a_cell_is_closest_to_its_name() -> None:
     values, name_n = three_names(0.2, 0.2, 2.0, 2.0)
     fitted = fit_discriminant(Moments.of(values, name_n, 3))
@@ -65,15 +45,6 @@ def test_a_cell_is_closest_to_its_name() -> None:
     assert np.allclose(np.linalg.norm(space.names_KD, axis=1), 1)
     group = merged(np.eye(3, dtype=np.float32), [[0], [0, 2]])
     assert group.ravel() == pytest.approx([1, 0, 0, 0.7071, 0, 0.7071], abs=1e-4)
-
-
-def test_names_of_classes_find_their_probabilities() -> None:
-    embeddings = np.random.default_rng(0).normal(size=(1000, 64)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    axes = class_axes(embeddings, 900)
-    assert np.allclose(axes @ axes.T, np.eye(900), atol=1e-4)
-    scores = class_names([[5], [5, 7], [9]], axes) @ axes[:, 5]
-    assert scores[0] > scores[1] > abs(scores[2])
 
 
 @pytest.fixture(autouse=True)
@@ -102,23 +73,6 @@ def test_cells_of_equal_names_become_one_and_withheld_names_are_summed_apart() -
     assert joined.all().fine.count_K.tolist() == [20, 20, 40, 20, 20]
     assert joined.withheld.coarse.count_K.tolist() == [0, 0, 40, 0, 0]  # "lion"
     assert joined.kept.coarse.count_K.tolist() == [20, 20, 0, 20, 20]
-
-
-def test_what_is_drawn_and_photographed_counts_both_alike() -> None:
-    photographed = (f"lion{build.PHOTOGRAPHED}", f"sky{build.PHOTOGRAPHED}")
-    both = moments((cells(0, 4), NAMES), (cells(1, 2), photographed))
-    space, known = build.fit_drawings(both.all(), both.names)
-    assert known.names == (*NAMES, "sky", "dog")
-    lion = space.names_KD[2] + space.names_KD[4]
-    assert np.allclose(known.vectors_KD[2], lion / np.linalg.norm(lion), atol=1e-6)
-
-
-def test_photographs_are_shifted_to_the_mean_of_drawings() -> None:
-    drawings, photographs = cells(0, 4), cells(1, 2)
-    shifted = build.aligned(photographs, moments((drawings, NAMES)).all())
-    assert np.allclose(shifted.fine_nF.mean(0), drawings.fine_nF.mean(0), atol=5e-3)
-    spread = shifted.coarse_nF[0] - shifted.coarse_nF[1]
-    assert np.allclose(spread, photographs.coarse_nF[0] - photographs.coarse_nF[1], atol=2e-2)
 
 
 def described(encoder: CellEncoder, shown: Cells, space: str) -> Tensor:

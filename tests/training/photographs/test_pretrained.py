@@ -1,12 +1,11 @@
 """The encoder's own networks compute what the packages' networks compute."""
 
-import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch.nn import functional as F
 
 from model.cell_encoder import CellConfig, CellText
-from training.photographs.encoder import load_minilm, load_tokenizer, read_classes
+from training.photographs.encoder import load_minilm, load_tokenizer
 from training.pretrained.image_trunk import load_trunk
 from training.pretrained.text import sentence_embeddings
 from training.pretrained.weights import EFFICIENTNET, weights_file
@@ -44,11 +43,3 @@ def test_the_text_network_is_minilm() -> None:
             network(ids, torch.ones_like(ids)), sentence_embeddings([text])
         )
         assert float(cosine) > 0.99999
-
-
-def test_groups_of_imagenets_classes_have_everyday_names() -> None:
-    classes = read_classes()
-    assert max(number for group in classes.values() for number in group) == 999
-    assert set(np.ravel(classes["banana"])) == {954}
-    assert len(classes["dog"]) == 118
-    assert 281 in classes["cat"]  # tabby

@@ -15,12 +15,12 @@ from model.efficientnet_lite import Trunk
 from tests.training.photographs.miniature import bank, drawings, random_space
 from training.data.folder import DataFolder
 from training.photographs import trunk_training
-from training.photographs.activations import Activations, Labels, LowerScales, Tail, shown
+from training.photographs.activations import Activations, Labels, LowerScales, Tail
 from training.photographs.drawing_scenes import ViewSource
 from training.photographs.encoder import CellMoments
 from training.photographs.heads import DrawingSpace
 from training.photographs.trunk_features import Grids, RunTrunk
-from training.photographs.trunk_training import Finetuning, Points, TailTrainer
+from training.photographs.trunk_training import Finetuning, TailTrainer
 
 NAMES = ("dog face", "lion", "trumpet")  # "lion" is withheld by the hash split
 
@@ -37,27 +37,6 @@ def test_frozen_blocks_and_tail_are_the_trunk(trunk: Trunk) -> None:
     fine, coarse = LowerScales(trunk)(pixels)
     assert torch.allclose(Tail(trunk)(fine), trunk(pixels), atol=1e-6)
     assert torch.allclose(Tail(trunk)(coarse), trunk(F.avg_pool2d(pixels, 2)), atol=1e-6)
-
-
-def test_points_are_interpolated_like_masks_and_each_drawing_has_as_many() -> None:
-    cells = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    wanted = F.interpolate(cells, size=(8, 8), mode="bilinear")[0]
-    row, column = (x.flatten() for x in torch.meshgrid(*[torch.arange(8)] * 2, indexing="ij"))
-    points = Points(torch.zeros(64, dtype=torch.int64), row, column, row)
-    found = points.sample(cells.permute(0, 2, 3, 1), 8)
-    assert torch.allclose(found, wanted.flatten(1).T, atol=1e-6)
-    label = torch.full((2, 8, 8), -1)
-    label[0, 0, 0], label[1, 4:], label[1, 0, 1] = 0, 2, 1
-    drawn = Points.draw(label, torch.Generator().manual_seed(0))
-    assert torch.bincount(drawn.label_P).unique().numel() == 1
-    assert torch.equal(label[drawn.scene_P, drawn.row_P, drawn.column_P], drawn.label_P)
-
-
-def test_withheld_names_are_not_trained_on_and_a_concept_stands_for_its_drawings() -> None:
-    found = shown(np.asarray([[[-1, 0], [1, 2]]], np.int16), Labels.of(NAMES))
-    assert found.tolist() == [[[-1, 0], [-1, 2]]]
-    members = Labels.of(("poodle", "trumpet", "dog face")).member_LK[3:]
-    assert members[members.sum(1).argmax()].tolist() == [True, False, True]
 
 
 def scenes(seed: int, count: int) -> Activations:

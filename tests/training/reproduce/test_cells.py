@@ -40,11 +40,3 @@ def test_cells_are_the_networks_at_their_patches_and_computed_once(
     monkeypatch.setattr(FrozenImageBackbone, "__init__", lambda _: pytest.fail("computed again"))
     again = cached_cells(data_folder, CONFIG, tmp_path)
     assert all(torch.equal(again[name].cells_SKhw, sets[name].cells_SKhw) for name in sets)
-
-
-def test_scenes_show_two_or_three_objects_on_textures(data_folder: DataFolder) -> None:
-    source = data_folder.source("train", styles=EMOJI_TRAIN_STYLES, names=frozenset(NAMES))
-    scenes = [compose_scene(source, index, CellConfig().scenes) for index in range(20)]
-    assert {len(scene.captions.names) for scene in scenes} == {2, 3}
-    assert not any("plain" in s.captions.scene or "fading" in s.captions.scene for s in scenes)
-    assert np.mean([(scene.mask_SS > 0).mean() for scene in scenes]) > 0.4

@@ -1,20 +1,17 @@
 """Training, measuring and resuming the arms."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from tests.training.reproduce.conftest import SCALE, toy_scenes
+from tests.training.reproduce.conftest import SCALE
 from training.methods.distill import Distill
 from training.methods.pretrain import Pretrain
 from training.reproduce import runner as runner_module
-from training.reproduce.cells import NAMES
 from training.reproduce.plan import (
     IBOT,
     IBOT_PP,
@@ -28,45 +25,19 @@ from training.reproduce.plan import (
     student_of,
 )
 from training.reproduce.runner import (
-    LARGEST,
-    PAINTED,
-    PATCHES,
     Setup,
     build_method,
     result_path,
     run_all,
-    segment,
     summary,
     train_arm,
 )
-from training.trainer import Trainer
 
 
 def arm_of(toy: Setup, name: str) -> Arm:
     """The arm of seed 0 with a name."""
     found = {arm.config.name: arm for group in arms(SCALE, 0, toy.runs) for arm in group}
     return found[name]
-
-
-def test_perfect_patches_segment_perfectly_and_painting_does_not() -> None:
-    scenes = toy_scenes(4, 0)
-    classes = np.eye(len(NAMES), dtype=np.float32)
-    name_SN = scenes.cells_SKhw.argmax(1).reshape(4, -1)  # the first channels say the name
-    patches = classes[name_SN]
-    found = segment({PATCHES: patches, PAINTED: patches[:, 0]}, scenes, classes)
-    assert found[PATCHES]["which"] > 95
-    assert found[PAINTED]["which"] == pytest.approx(50, abs=1)
-    assert found[LARGEST]["mIoU"] < found[PATCHES]["mIoU"]
-
-
-def test_arms_continue_from_their_start_with_its_head(toy: Setup) -> None:
-    theirs = train_arm(toy, arm_of(toy, START)).state_dict()
-    for name in (IBOT, IBOT_PP):
-        branch = build_method(toy, arm_of(toy, name).config)
-        assert isinstance(branch, Pretrain)
-        for key, value in branch.state_dict().items():
-            if key in theirs and not key.startswith("model.text_model"):
-                assert torch.equal(value, theirs[key]), key
 
 
 def test_students_predict_their_teachers_prototypes(toy: Setup) -> None:
@@ -114,17 +85,3 @@ def test_a_finished_arm_is_not_trained_again(
         ("| start", "2 |"),
         ("| ibot++", "2 |"),
     ]
-
-
-def test_a_stopped_arm_resumes_and_ends_the_same(
-    toy: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stopped = replace(toy, runs=tmp_path / "stopped")
-    whole = train_arm(toy, arm_of(toy, START))
-    with monkeypatch.context() as patch:
-        train = Trainer.train
-        patch.setattr(Trainer, "train", lambda self: train(self, until=1))
-        train_arm(stopped, arm_of(stopped, START))
-    resumed = train_arm(stopped, arm_of(stopped, START))
-    for value, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(value, expected)

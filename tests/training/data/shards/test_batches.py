@@ -14,7 +14,6 @@ import torch
 from transformers import Tipsv2Tokenizer
 
 from training.data.batch import RunShare, tokenize
-from training.data.captions import CaptionSampling
 from training.data.shards import decoding
 from training.data.shards.batches import ImageBatches, ShardsConfig, StreamOrder
 from training.data.shards.image_folder import ImageFolder
@@ -85,18 +84,6 @@ def test_the_ranks_batches_together_are_the_batch_of_one(make: MakeBatches) -> N
         for name in ("pixels_B3HW", "locals_CB3hw", "captioned_B", "cls1_ids_T", "cls2_ids_T"):
             joined = torch.cat([getattr(part, name) for part in parts], int(name == "locals_CB3hw"))
             assert torch.equal(joined, getattr(whole, name)), name
-
-
-def test_crops_and_captions_are_drawn_again_in_each_epoch(make: MakeBatches) -> None:
-    captions = CaptionSampling(cls1=("alt",), cls2=("alt", "gemini"))
-    batches = make(RunShare(batch_size=23, num_steps=6), captions=captions)
-    epochs = [batches[step].batch for step in range(6)]
-    first, second = epochs[:2]
-    assert first.pixels_B3HW.shape == (23, 3, 28, 28)
-    assert first.locals_CB3hw.shape == (2, 23, 3, 14, 14)
-    assert first.locals_CB3hw.dtype == torch.uint8
-    assert not torch.equal(first.locals_CB3hw, second.locals_CB3hw)
-    assert len({tuple(sorted(batch.cls2_ids_T.tolist())) for batch in epochs}) > 1
 
 
 def test_captions_go_with_their_images(
@@ -197,20 +184,3 @@ def test_a_place_does_not_depend_on_earlier_calls_or_versions() -> None:
     assert [stream.at(place) for place in reversed(range(60))] == forwards[::-1]
     assert [order().at(i) for i in (59, 3, 31)] == [forwards[i] for i in (59, 3, 31)]
     assert [order(seed=5).at(place) for place in (0, 1, 2, 12, 24, 25, 1000)] == PINNED
-
-
-def test_only_the_shards_of_a_window_are_mixed() -> None:
-    stream = StreamOrder(np.full(8, 10), seed=3, window_shards=2)
-    for window in range(4):
-        assert len({stream.at(window * 20 + i)[0] for i in range(20)}) == 2
-    mixed = [stream.at(i)[0] for i in range(20)]
-    assert mixed != sorted(mixed, key=mixed.index)
-
-
-def test_a_substitute_is_a_sample_of_the_window_and_always_the_same() -> None:
-    stream = order()
-    shards = {stream.at(place)[0] for place in range(TOTAL)}
-    chosen = [stream.substitute(2, attempt) for attempt in range(30)]
-    assert [order().substitute(2, attempt) for attempt in range(30)] == chosen
-    assert len(set(chosen)) > 3
-    assert {shard for shard, _ in chosen} < shards

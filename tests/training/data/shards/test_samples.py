@@ -7,34 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from training.data.shards import decoding
 from training.data.shards.decoding import decode_tensor
 from training.data.shards.sample import (
     BadSample,
-    DataSummary,
-    Sample,
     sample_from_members,
-    split_name,
     summarize,
     total,
 )
 
 Encode = Callable[..., bytes]
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("a.b/0001.JPG", ("a.b/0001", ".jpg")),
-        ("0001.cls.json", ("0001", ".cls.json")),
-        ("0001", ("0001", "")),
-    ],
-)
-def test_a_name_splits_at_its_first_dot(name: str, parts: tuple[str, str]) -> None:
-    assert split_name(name) == parts
 
 
 @pytest.mark.parametrize(
@@ -94,21 +78,6 @@ def test_a_bad_caption_is_left_out_and_its_image_is_kept(
     counts = str(total([summarize(sample), summarize(sample)]))
     assert counts.startswith("2 images")
     assert f"captions left out: {reason} (2)" in counts
-
-
-def test_samples_are_counted(samples: list[Sample]) -> None:
-    assert str(total(map(summarize, samples))) == (
-        "23 images, 16 of them with captions (alt 16, gemini 8), 5 with lists of their objects"
-    )
-    assert str(DataSummary(num_images=2)) == "2 images without captions"
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_three_formats_are_decoded(encode: Encode, kind: str) -> None:
-    image_3HW = decode_tensor(encode(3, kind=kind))
-    assert (image_3HW.shape, image_3HW.dtype) == ((3, 30, 40), torch.uint8)
-    colour = image_3HW.float().mean((1, 2))
-    torch.testing.assert_close(colour, torch.tensor([27.0, 15.0, 200.0]), atol=3, rtol=0)
 
 
 @pytest.mark.parametrize(("wanted_side", "side"), [(0, 320), (100, 160), (300, 320)])

@@ -5,7 +5,6 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from training.data.shards.image_folder import ImageFolder, open_store
@@ -43,12 +42,6 @@ def test_any_sample_is_read_alone_and_a_damaged_part_breaks_its_own_only(
     with pytest.raises(BadSample):
         read_sample(path, 3)
     assert read_sample(path, 4) == samples[4]
-
-
-def test_a_shard_depends_on_its_samples_alone(path: Path, samples: list[Sample]) -> None:
-    write_shard(path.with_name("two.tar"), samples)
-    assert path.read_bytes() == path.with_name("two.tar").read_bytes()
-    assert np.array_equal(find_offsets(path), load_offsets(path))
 
 
 @pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -119,18 +112,6 @@ class StoppingSource(ImageFolder):
 def files(folder: Path) -> dict[str, bytes]:
     """Everything in a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def test_a_data_set_holds_every_item_in_order(
-    image_folder: Path, tmp_path: Path, samples: list[Sample]
-) -> None:
-    assert not len(build_shards(ImageFolder(image_folder), tmp_path / "out", 5))
-    store = ShardStore(tmp_path / "out")
-    assert store.shard_sizes.tolist() == [5, 5, 5, 5, 3]
-    for number, sample in enumerate(samples):
-        found = store.read(*divmod(number, 5))
-        assert (found.image, found.captions) == (sample.image, sample.captions)
-        assert (found.names, found.fields["license"]) == (sample.names, "CC0-1.0")
 
 
 def test_a_stopped_build_resumes_to_the_same_files(image_folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from model.image_codec import ImageError
 from tipserve_client import Client, ModelInfo, Retry, TipserveError
 
 WINDOW: Final = 16
@@ -152,3 +153,5 @@ def refusals_of(image: object) -> Iterator[None]:
         if not refuses_image(error):
             raise
         raise UserError(f"{image}: {reason_of(error)}") from error
+    except ImageError as error:
+        raise UserError(f"{image}: {error}.") from error

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.files import atomic_write
+from model.stores import is_url
 from tipserve_cli.engine import UserError
 
 
@@ -47,6 +48,18 @@ def write_output(output: Path, content: bytes) -> None:
         sys.stdout.flush()
     else:
         atomic_write(output, content)
+
+
+def is_folder(output: str) -> bool:
+    """Whether the output of an image command is a folder for several: it has no suffix."""
+    return output != "-" and (is_url(output) or Path(output).is_dir() or not Path(output).suffix)
+
+
+def check_one_image(images: Sequence[str]) -> str:
+    """The only image of a command whose output is a file."""
+    if len(images) > 1 or Path(images[0]).is_dir():
+        raise UserError("Several images need a folder as --output.")
+    return images[0]
 
 
 def check_output(

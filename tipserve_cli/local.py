@@ -29,12 +29,8 @@ from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.outputs.colours import PALETTE
 from service.outputs.features import encode_view_png
-from service.outputs.masks import (
-    encode_labels_png,
-    encode_mask_png,
-    encode_npy,
-    encode_overlay_png,
-)
+from service.outputs.maps import encode_depth_png, encode_millimetres_png, encode_normals_png
+from service.outputs.masks import encode_labels_png, encode_mask_png, encode_npy
 from service.settings import Settings, load_settings
 from service.waiting import Pool
 from tipserve_cli.engine import Engine, UserError
@@ -46,10 +42,12 @@ from tipserve_client.requests import Request
 __all__ = [
     "PALETTE",
     "LocalTransport",
+    "encode_depth_png",
     "encode_labels_png",
     "encode_mask_png",
+    "encode_millimetres_png",
+    "encode_normals_png",
     "encode_npy",
-    "encode_overlay_png",
     "encode_view_png",
     "load",
     "open_manifest",

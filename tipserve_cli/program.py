@@ -46,12 +46,14 @@ class Help(NamedTuple):
 
 COMMANDS: Final = {
     "segment": Help(
-        "Write the mask of an image for named classes, or the instances of many as COCO.\n\n"
-        "A mask has the image's size: k for the k-th class, 0 for background. For COCO, run an "
+        "Write masks of images for named classes, or the instances of many as COCO.\n\n"
+        "A mask has the image's size: k for the k-th class, 0 for background. With a folder as "
+        "output each image becomes a PNG there, with its own name. For several images, run an "
         "interrupted command again to continue where it stopped.",
         (
             'photo.jpg --classes "dog, grass" -o mask.png',
             'photo.jpg --classes "dog, grass" --format overlay -o seen.png',
+            'photos/ --classes "dog, grass" --format overlay -o seen/',
             'photos/ --classes "dog, cat" --background-threshold 0.1 --format coco -o found.json',
             "photo.jpg --classes dog -o mask.npy --url grpc://localhost:8001",
         ),
@@ -87,6 +89,22 @@ COMMANDS: Final = {
             "photo.jpg -o colours.png",
             "photo.jpg -o g.png --kind groups",
         ),
+    ),
+    "depth": Help(
+        "Write the depth of images: colours to look at, or numbers.\n\n"
+        "With a folder as output each image becomes a file there, with its own name. The model "
+        "needs a head for depth.",
+        (
+            "photo.jpg -o depth.png",
+            "photo.jpg -o metres.npy",
+            "photos/ -o depths/ --format millimetres",
+        ),
+    ),
+    "normals": Help(
+        "Write the surface normals of images: colours to look at, or numbers.\n\n"
+        "With a folder as output each image becomes a file there, with its own name. The model "
+        "needs a head for normals.",
+        ("photo.jpg -o normals.png", "photos/ -o normals/ --format npy"),
     ),
     "texts": Help(
         "Write the embeddings of texts: JSON, Parquet, or float32 [texts, width] as .npy.",
@@ -140,12 +158,14 @@ COMMANDS: Final = {
 }
 # Functions of commands that are not `run` of the module with their name.
 FUNCTIONS: Final = {
+    "depth": "tipserve_cli.commands.maps:depth",
+    "normals": "tipserve_cli.commands.maps:normals",
     "convert": "model.conversion.commands:convert",
     "show": "model.conversion.commands:show",
 }
 SERVE: Final = "serve"
 SERVE_HELP: Final = "Run the server; the same as python -m service."
-RESUMABLE: Final = ("embed", "segment", "classify", "evaluate")
+RESUMABLE: Final = ("embed", "segment", "classify", "depth", "normals", "evaluate")
 # The extra that installs an optional package.
 EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "ray": "bulk", "sklearn": "evaluate"}
 SUMMARY: Final = (

@@ -33,9 +33,10 @@ SCENE = ROOT / "examples" / "scene.png"
 MEAL = "burger,sunflower,book"
 # Commands and their options; more may come.
 HELP = {
-    "": "--help --version bench classify convert embed evaluate features models search segment "
-    "serve show texts",
+    "": "--help --version bench classify convert depth embed evaluate features models normals "
+    "search segment serve show texts",
     "classify": "--api-key-file --classes --model --output --precision --runtime --top --url",
+    "depth": "--fit --format --model --output --overwrite --resolution --url",
     "embed": "--allow-bad-items --api-key-file --dtype --fit --image-column --key-column --model "
     "--no-normalize --output --outputs --overwrite --part-items --precision --ray --resolution "
     "--runtime --url",

@@ -62,8 +62,10 @@ def test_a_missing_or_unknown_command_is_wrong_usage(
 NEEDED = {
     "classify": ["a", "--classes=c"],
     "convert": ["a", "b"],
+    "depth": ["a", "-o=b"],
     "embed": ["a", "-o", "b"],
     "features": ["a", "-o", "b.npy"],
+    "normals": ["a", "-o=b"],
     "search": ["a.parquet"],
     "segment": ["a", "--classes=c", "-o=b"],
     "show": ["a"],

@@ -172,13 +172,13 @@ class JobFolder(Folder):
         self.tidy()
 
     def clear(self) -> None:
-        """Remove the files of a job; without a record, remove nothing."""
+        """Remove the parts of a job; without a record, remove nothing. The record stays."""
         names = self.names()
         if RECORD_NAME not in names:
             return
         self.tidy()
         errors = (f"{ERRORS_NAME}/{name}" for name in self.names(ERRORS_NAME))
-        for name in [*filter(PART_NAME.fullmatch, names), *errors, RECORD_NAME]:
+        for name in [*filter(PART_NAME.fullmatch, names), *errors]:
             self.remove(name)
 
     def finished(self) -> dict[int, str]:

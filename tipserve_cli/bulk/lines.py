@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from model.files import atomic_file
-from tipserve_cli.bulk.inputs import Columns, InputImage, find_inputs, readable
+from tipserve_cli.bulk.inputs import Columns, InputImage, Inputs, find_inputs, readable
 from tipserve_cli.bulk.job import Job, JobFolder, Row, compute_here, write_file
 from tipserve_cli.engine import UserError
 from tipserve_cli.model_options import ModelOptions, opened_engine
@@ -30,18 +30,24 @@ class LinesTask:
     """A task whose parts have a JSON line for each image.
 
     Attributes:
+        images: Files, folders and patterns of the command line.
         classes: Names of classes.
         request: Further options of the client.
         model: Name of the served model; None is the only one.
-        root: Folder that names of files are relative to; None keeps them as given.
     """
 
-    classes: Sequence[str]
+    images: Sequence[str]
+    classes: Sequence[str] = ()
     request: Mapping[str, Any]
     model: str | None
-    root: str | None
     suffix: str = ".jsonl"
     columns: Columns = field(default_factory=Columns)
+
+    @property
+    def root(self) -> str | None:
+        """The folder that names of files are relative to, if only one is given."""
+        (first, *others) = self.images
+        return first if not others and os.path.isdir(first) else None
 
     def options(self) -> dict[str, Any]:
         """As `Task` says."""
@@ -186,18 +192,17 @@ class ClassesTask(LinesTask):
         return f"{num_images} images"
 
 
-def common_root(named: Sequence[str]) -> str | None:
-    """The folder that names of files are relative to: the only one that is given."""
-    return named[0] if len(named) == 1 and os.path.isdir(named[0]) else None
-
-
-def write_lines(
-    images: Sequence[str], output: Path, task: Any, model: ModelOptions, *, overwrite: bool
-) -> int:
-    """Run or continue the task on all images; returns the exit status."""
-    inputs = find_inputs(images, sys.stdin, PART_ITEMS)
+def find_image_files(named: Sequence[str]) -> Inputs:
+    """Find the images of the command line, each a file of its own."""
+    inputs = find_inputs(named, sys.stdin, PART_ITEMS)
     if any(part.kind != "files" for part in inputs.parts):
         raise UserError("Give image files or folders of them, no Parquet files or shards.")
+    return inputs
+
+
+def write_lines(output: Path, task: Any, model: ModelOptions, *, overwrite: bool) -> int:
+    """Run or continue the task on all images; returns the exit status."""
+    inputs = find_image_files(task.images)
     with opened_engine(model) as engine:
         job = Job(inputs=inputs, task=task, model=engine.find_model(model.served_name))
 

@@ -84,15 +84,15 @@ def _write_many(
     images: Sequence[str], classes: Sequence[str], options: ClassifyOptions, model: ModelOptions
 ) -> int:
     """Write the classes of all images."""
-    from tipserve_cli.bulk.lines import ClassesTask, common_root, write_lines  # noqa: PLC0415
+    from tipserve_cli.bulk.lines import ClassesTask, write_lines  # noqa: PLC0415
 
     output = options.output
     assert output is not None
     check_output(output, SUFFIXES)
     task = ClassesTask(
+        images=images,
         classes=classes,
         request={"top_k": options.top},
         model=model.served_name,
-        root=common_root(images),
     )
-    return write_lines(images, output, task, model, overwrite=options.overwrite)
+    return write_lines(output, task, model, overwrite=options.overwrite)

@@ -1,7 +1,8 @@
-"""`tipserve segment`: the mask of an image, or the instances of many as one COCO file."""
+"""`tipserve segment`: masks of images, or the instances of many as one COCO file."""
 
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TextIO
@@ -10,11 +11,19 @@ import numpy as np
 from cyclopts import Parameter
 
 from model.graphs import DenseTask
-from model.image_codec import ImageError, ImageLimits, decode_image
+from model.image_codec import ImageLimits, decode_image
 from model.preprocess import Fit
 from model.winner_map import count_labels
 from tipserve_cli.engine import UserError, refusals_of
-from tipserve_cli.files import check_output, is_pipe, read_image, split_names, write_output
+from tipserve_cli.files import (
+    check_one_image,
+    check_output,
+    is_folder,
+    is_pipe,
+    read_image,
+    split_names,
+    write_output,
+)
 from tipserve_cli.model_options import (
     OUTPUT_OR_PIPE,
     Flag,
@@ -25,7 +34,7 @@ from tipserve_cli.model_options import (
     opened_engine,
 )
 from tipserve_cli.program import DONE
-from tipserve_client import Segmentation
+from tipserve_client import Client, Segmentation
 
 # Endings of the output, by format.
 SUFFIXES: Final = {
@@ -46,11 +55,12 @@ class SegmentOptions:
 
     Attributes:
         classes: Names, separated by commas; or model, for those of the model's own head.
-        output: A .png or .npy file, or - for a PNG on standard output; for coco .json.
+        output: A .png or .npy file, or - for a PNG on standard output; a folder for the PNGs of
+            several images; for coco .json.
         format: mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with
-            coloured classes; coco: instances with boxes, scores and run lengths.
+            tinted and outlined classes; coco: instances with boxes, scores and run lengths.
         min_area_share: Share of the pixels of the smallest instance, for coco.
-        overwrite: Start a stopped job again, for coco.
+        overwrite: Start a stopped job again, of several images.
         background_classes: Names that count as background, separated by commas.
         background_threshold: Pixels with a lower cosine are background.
         resolution: Resize the short side to this many pixels.
@@ -61,7 +71,8 @@ class SegmentOptions:
     """
 
     classes: str
-    output: Annotated[Path, OUTPUT_OR_PIPE]
+    # No Path, which would make one slash of the two in s3://.
+    output: Annotated[str, OUTPUT_OR_PIPE]
     format: Literal["mask", "labels", "overlay", "coco"] = "mask"
     min_area_share: float = 0.001
     overwrite: Flag = False
@@ -91,48 +102,87 @@ def run(
     """Run the command; returns the exit status.
 
     Args:
-        images: An image file, or - for standard input; for coco also folders, patterns, and - for
-            a list of paths.
+        images: An image file, or - for standard input; for coco or a folder as output also
+            folders, patterns, and - for a list of paths.
         options: Of the command.
         model: Here, or on a server.
     """
     classes = split_names(options.classes)
+    if options.format != "coco" and is_folder(options.output):
+        return _write_folder(images, classes, options, model)
     piped = None if options.format == "coco" else ".png"
-    check_output(options.output, SUFFIXES[options.format], f" for --format {options.format}", piped)
+    output = Path(options.output)
+    check_output(output, SUFFIXES[options.format], f" for --format {options.format}", piped)
     _check_palette(options, classes)
     if options.format == "coco":
         return _write_coco(images, classes, options, model)
-    if len(images) > 1 or Path(images[0]).is_dir():
-        raise UserError(f"--format {options.format} is of one image; coco takes a folder.")
-    image = read_image(images[0])
+    named = check_one_image(images)
+    image = read_image(named)
     heads: tuple[DenseTask, ...] = ("segmentation",) if classes == ("model",) else ()
-    with opened_engine(model, heads) as engine, refusals_of(images[0]):
-        asked = {"model": model.served_name, **options.request()}
-        (mask,) = engine.client.segment(image, classes, **asked)
-    # A head's classes are known only now.
-    _check_palette(options, [one.name for one in mask.classes])
-    write_output(options.output, _encode(options, mask, image))
-    _describe(mask, sys.stderr if is_pipe(options.output) else sys.stdout)
+    with opened_engine(model, heads) as engine, refusals_of(named):
+        mask = _asking(classes, options, model)(engine.client, image)
+        content = _encode(options, mask, image)
+    write_output(output, content)
+    _describe(mask, sys.stderr if is_pipe(output) else sys.stdout)
     return DONE
+
+
+def _asking(
+    classes: Sequence[str], options: SegmentOptions, model: ModelOptions
+) -> Callable[[Client, bytes], Segmentation]:
+    """What computes the mask of an image."""
+    asked: dict[str, Any] = {"model": model.served_name, **options.request()}
+
+    def ask(client: Client, image: bytes) -> Segmentation:
+        mask: Segmentation
+        (mask,) = client.segment(image, classes, **asked)
+        # A head's classes are known only now.
+        _check_palette(options, [one.name for one in mask.classes])
+        return mask
+
+    return ask
+
+
+def _write_folder(
+    images: Sequence[str], classes: Sequence[str], options: SegmentOptions, model: ModelOptions
+) -> int:
+    """Write the mask or overlay of each image."""
+    from tipserve_cli.bulk.image_files import ImageFilesTask, write_image_files  # noqa: PLC0415
+
+    def render(client: Client, image: bytes) -> bytes:
+        return _encode(options, ask(client, image), image)
+
+    _check_palette(options, classes)
+    ask = _asking(classes, options, model)
+    task = ImageFilesTask(
+        images=images,
+        classes=classes,
+        request={**options.request(), "format": options.format},
+        model=model.served_name,
+        render=render,
+        place=options.output,
+        ending=".png",
+    )
+    return write_image_files(task, model, overwrite=options.overwrite)
 
 
 def _write_coco(
     images: Sequence[str], classes: Sequence[str], options: SegmentOptions, model: ModelOptions
 ) -> int:
     """Write the instances of all images."""
-    from tipserve_cli.bulk.lines import CocoTask, common_root, write_lines  # noqa: PLC0415
+    from tipserve_cli.bulk.lines import CocoTask, write_lines  # noqa: PLC0415
 
     task = CocoTask(
+        images=images,
         classes=classes,
         request={**options.request(), "min_area_share": options.min_area_share},
         model=model.served_name,
-        root=common_root(images),
     )
-    return write_lines(images, options.output, task, model, overwrite=options.overwrite)
+    return write_lines(Path(options.output), task, model, overwrite=options.overwrite)
 
 
 def _check_palette(options: SegmentOptions, classes: Sequence[str]) -> None:
-    is_palette = options.output.suffix.lower() != ".npy" and options.format == "mask"
+    is_palette = options.format == "mask" and not _is_npy(options)
     if is_palette and len(classes) > MAX_PALETTE_CLASSES:
         raise UserError(
             f"{len(classes)} classes given, at most {MAX_PALETTE_CLASSES} fit into a PNG mask; "
@@ -140,21 +190,27 @@ def _check_palette(options: SegmentOptions, classes: Sequence[str]) -> None:
         )
 
 
+def _is_npy(options: SegmentOptions) -> bool:
+    return Path(options.output).suffix.lower() == ".npy" and not is_folder(options.output)
+
+
 def _encode(options: SegmentOptions, mask: Segmentation, image: bytes) -> bytes:
     from tipserve_cli import local  # noqa: PLC0415 - slow to import
 
-    if options.output.suffix.lower() == ".npy":
+    if options.format == "overlay":
+        return _draw(mask, image)
+    if _is_npy(options):
         return local.encode_npy(mask.labels)
     is_small = len(mask.classes) <= MAX_PALETTE_CLASSES
     labels_HW = mask.labels.astype(np.uint8) if is_small else mask.labels
-    if options.format == "labels":
-        return local.encode_labels_png(labels_HW)
-    if options.format == "mask":
-        return local.encode_mask_png(labels_HW)
-    try:
-        return local.encode_overlay_png(labels_HW, decode_image(image, LIMITS))
-    except ImageError as error:
-        raise UserError(f"image: {error}.") from error
+    encode = local.encode_labels_png if options.format == "labels" else local.encode_mask_png
+    return encode(labels_HW)
+
+
+def _draw(mask: Segmentation, image: bytes) -> bytes:
+    stream = io.BytesIO()
+    mask.overlay(decode_image(image, LIMITS)).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def _describe(mask: Segmentation, stream: TextIO) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tipserve_client.images import ImageInput, encode_image
+from tipserve_client.images import ImageInput, encode_image, to_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,12 +42,21 @@ def near_edge(labels_HW: NDArray[np.uint16], width: int) -> NDArray[np.bool_]:
     return near_HW
 
 
-def overlay(mask: "Segmentation", image: ImageInput, *, opacity: float, outline_px: int) -> "Image":
-    """The image with tinted and outlined classes, as `Segmentation.overlay` says."""
+def _open(image: ImageInput) -> "Image":
+    """The image in RGB, turned as its file says."""
     from PIL import Image, ImageOps  # noqa: PLC0415 - no dependency of the client
 
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(to_pixels(image, "image")).convert("RGB")
     with Image.open(io.BytesIO(encode_image(image, "image"))) as opened:
-        below = ImageOps.exif_transpose(opened).convert("RGB")
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def overlay(mask: "Segmentation", image: ImageInput, *, opacity: float, outline_px: int) -> "Image":
+    """The image with tinted and outlined classes, as `Segmentation.overlay` says."""
+    from PIL import Image  # noqa: PLC0415
+
+    below = _open(image)
     labels_HW = mask.labels
     if labels_HW.shape != below.size[::-1]:
         rows, columns = (

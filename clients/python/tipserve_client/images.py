@@ -94,8 +94,12 @@ def _read_tensor(tensor: Any, param: str) -> NDArray[Any]:
         raise _invalid(param, f"NumPy cannot read this tensor: {error}") from error
 
 
-def _pixels(array: NDArray[Any], param: str) -> NDArray[np.uint8]:
-    """The array as uint8 [H, W, 3] or [H, W]."""
+def to_pixels(array: NDArray[Any], param: str) -> NDArray[np.uint8]:
+    """Convert an array to uint8 [H, W, 3] or [H, W].
+
+    Raises:
+        InvalidRequest: It is no image, or may mean several.
+    """
     is_last, is_first = (array.ndim == 3 and array.shape[axis] == 3 for axis in (2, 0))
     is_float = np.issubdtype(array.dtype, np.floating)
     has_layout = (is_last or is_first or array.ndim == 2) and 0 not in array.shape
@@ -123,7 +127,7 @@ def _pixels(array: NDArray[Any], param: str) -> NDArray[np.uint8]:
 
 def _encode_array(array: NDArray[Any], param: str) -> bytes:
     """Encode as PNG at the lowest compression level, because speed matters more than size."""
-    pixels = _pixels(array, param)
+    pixels = to_pixels(array, param)
     height, width = pixels.shape[:2]
     rows = np.zeros(
         (height, 1 + pixels[0].size), np.uint8

@@ -67,6 +67,8 @@ def test_an_image_is_read_from_standard_input_and_many_classes_are_grey(
         ("segment IMAGE --classes=dog", b"\x89PNG"),
         ("segment IMAGE --classes=dog --format=overlay", b"\x89PNG"),
         ("features IMAGE", b"\x93NUMPY"),
+        ("depth IMAGE", b"\x89PNG"),
+        ("normals IMAGE --format=npy", b"\x93NUMPY"),
         ("features IMAGE --kind=groups", b"\x89PNG"),
         ("texts dog", b'[{"text": "dog"'),
     ],
@@ -123,6 +125,69 @@ def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
     assert [one["score"] for one in found["annotations"]] == [0.75] * 4
     first = found["annotations"][0]
     assert coco_mask.toBbox(first["segmentation"]).tolist() == first["bbox"]
+
+
+@pytest.mark.parametrize("kind", ["overlay", "mask"])
+def test_a_folder_becomes_a_folder_that_continues_where_it_stopped(
+    photos: Path,
+    tmp_path: Path,
+    fake: Fake,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    seen = tmp_path / "seen"
+    command = ["segment", str(photos), "--classes=dog,cat", f"--format={kind}", "-o", str(seen)]
+    monkeypatch.setattr(lines, "PART_ITEMS", 1)
+    fake.most_images = 3
+    assert main(command) == FAILED
+    fake.num_images, fake.most_images = 0, 1000
+    assert main([*command, "--format=labels"]) == FAILED
+    assert f'with other options (format: was "{kind}"' in capsys.readouterr().err
+    assert main(command) == DONE_WITH_SKIPPED_IMAGES
+    assert fake.num_images < 5
+    printed = capsys.readouterr()
+    assert printed.out == f"{seen}: 4 images\n"
+    assert f"{seen}/_errors: 1 images were skipped" in printed.err
+    assert sorted(str(path.relative_to(seen)) for path in seen.rglob("*.png")) == NAMES
+    drawn = Image.open(seen / "more" / "e.png")
+    tinted = (int(0.4 * 0x66), 0, int(0.4 * 0xFF))  # a black pixel of the first class
+    assert (drawn.size, drawn.getpixel((5, 5))) == ((60, 40), tinted if kind == "overlay" else 1)
+    assert main([*command, "--overwrite"]) == DONE_WITH_SKIPPED_IMAGES
+
+
+def test_maps_become_files_of_numbers_or_colours(image: Path, tmp_path: Path, fake: Fake) -> None:
+    for command, file, mode in (
+        ("depth", "d.png", "P"),
+        ("depth --format=millimetres", "d.png", "I;16"),
+        ("normals --resolution=56", "n.png", "RGB"),
+    ):
+        assert main([*command.split(), str(image), "-o", str(tmp_path / file)]) == DONE
+        with Image.open(tmp_path / file) as drawn:
+            assert (drawn.size, drawn.mode) == ((60, 40), mode)
+    assert fake.requests[-1].fields == {"resolution": 56, "fit": "squash"}
+    assert main(["normals", str(image), "-o", str(tmp_path / "n.npy")]) == DONE
+    assert np.load(tmp_path / "n.npy").shape == (40, 60, 3)
+
+
+@pytest.mark.usefixtures("fake")
+def test_maps_of_several_images_have_their_names(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    depths = tmp_path / "depths"
+    command = ["depth", f"{photos}/*.png", f"{photos}/more", "--format=npy", "-o", str(depths)]
+    assert main(command) == DONE
+    assert sorted(path.name for path in depths.glob("*.npy")) == [
+        "a.npy",
+        "b.npy",
+        "d.npy",
+        "e.npy",
+    ]
+    shutil.copy(photos / "a.png", photos / "more" / "a.jpg")
+    assert main([*command[:-1], str(tmp_path / "other")]) == FAILED
+    assert "more/a.jpg would both become a.npy; rename one." in capsys.readouterr().err
+    assert main(["normals", str(photos), "-o", str(photos)]) == FAILED
+    assert "contains other files (a.png); give an empty folder." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("named", ["head:pets", "model"])

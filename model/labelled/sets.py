@@ -28,6 +28,10 @@ IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".t
 MASK_MODES: Final = ("1", "L", "P", "I", "I;16")
 MAPS: Final = (".npy", ".png")
 IGNORED: Final = 255
+# Classes of pixels in a mask of objects, beside those from 0.
+NO_CLASS: Final = -1
+BACKGROUND: Final = -2
+BACKGROUND_NAME: Final = "background"
 # Length of a normal may differ from 1 by less.
 UNIT_TOLERANCE: Final = 0.5
 Floats = NDArray[np.float64]
@@ -163,10 +167,12 @@ class SegmentationSet(MapSet):
         names: Of the classes, in the order of the labels.
         reduce_zero_label: Whether label 0 means no class and label k the k-th name from 1. Else
             label k is the k-th name from 0.
+        stuff: Classes that are no objects, such as sky.
     """
 
     names: Sequence[str]
     reduce_zero_label: bool = False
+    stuff: frozenset[int] = frozenset()
 
     def read(self, index: int) -> NDArray[np.int64]:
         """Class of every pixel of an image [H, W], from 0; -1 is no class.
@@ -174,6 +180,27 @@ class SegmentationSet(MapSet):
         Raises:
             SetError: It is no mask, or has a label without a name.
         """
+        classes_HW = self._read(index)
+        classes_HW[classes_HW == BACKGROUND] = NO_CLASS
+        return classes_HW
+
+    def read_objects(self, index: int) -> NDArray[np.int64] | None:
+        """Class of every pixel [H, W]; -1 does not count, -2 is background.
+
+        None if the set has no background: neither label 0 without a class nor a class `background`.
+        """
+        if BACKGROUND_NAME in self.names:
+            classes_HW = self._read(index)
+            classes_HW[classes_HW == self.names.index(BACKGROUND_NAME)] = BACKGROUND
+            return classes_HW
+        return self._read(index) if self.reduce_zero_label else None
+
+    def shown(self, index: int) -> frozenset[int]:
+        """Classes that an image shows."""
+        return frozenset(np.unique(self.read(index)).tolist()) - {NO_CLASS}
+
+    def _read(self, index: int) -> NDArray[np.int64]:
+        """Class of every pixel; -1 is label 255, -2 is label 0 if it means no class."""
         path = self.maps[index]
         mode, labels_HW = _read_png(path)
         if mode not in MASK_MODES:
@@ -183,10 +210,10 @@ class SegmentationSet(MapSet):
             )
         classes_HW: NDArray[np.int64] = labels_HW.astype(np.int64)
         is_ignored_HW = classes_HW == IGNORED
-        if self.reduce_zero_label:
-            is_ignored_HW |= classes_HW == 0
-            classes_HW -= 1
-        classes_HW[is_ignored_HW] = -1
+        is_none_HW = (classes_HW == 0) & self.reduce_zero_label
+        classes_HW -= self.reduce_zero_label
+        classes_HW[is_ignored_HW] = NO_CLASS
+        classes_HW[is_none_HW] = BACKGROUND
         if classes_HW.max(initial=-1) >= len(self.names):
             label = int(classes_HW.max()) + self.reduce_zero_label
             advice = "" if self.reduce_zero_label else ", or give --reduce-zero-label if 0 is none"

@@ -34,6 +34,8 @@ class EvaluateOptions:
     Attributes:
         segmentation: Folder of images, folder of masks (x.png for x.jpg), and a file with a name a
             line: label k is the k-th name from 0, and 255 is no class.
+        polygons: Folder of images with an annotations.json in COCO's format, whose categories are
+            the names. A category with isthing 0 is stuff.
         reduce_zero_label: For masks: label 0 is no class, and label k the k-th name from 1.
         retrieval: Folder of images, each with captions in a .txt file of its name, one a line; or
             of WebDataset shards.
@@ -70,6 +72,7 @@ class EvaluateOptions:
     """
 
     segmentation: tuple[Path, Path, Path] | None = None
+    polygons: Path | None = None
     reduce_zero_label: Flag = False
     retrieval: Path | None = None
     classification: Path | None = None
@@ -177,7 +180,7 @@ def _sets(options: EvaluateOptions) -> list[tuple[Any, Any]]:
 
 def _check_head(task: Any, options: EvaluateOptions, model: ModelInfo) -> None:
     """Check that the model can do a task, before the first one."""
-    is_own = task.option == "segmentation" and options.classes is not None
+    is_own = task.option in ("segmentation", "polygons") and options.classes is not None
     head = "segmentation" if is_own else task.head
     if head and head not in model.outputs:
         raise UserError(

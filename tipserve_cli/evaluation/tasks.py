@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
 from model.labelled import sets
+from model.labelled.polygons import read_polygons
 from model.labelled.sets import (
     CLASSIFICATION,
     DEPTH,
@@ -682,6 +683,7 @@ class Task:
 # In the order of the report.
 TASKS: Final = (
     Task("segmentation", sets.read_segmentation, score_segmentation, SegmentationSet),
+    Task("polygons", read_polygons, score_segmentation),
     Task("retrieval", sets.read_captioned, score_retrieval, CaptionedSet),
     Task("classification", sets.read_classes, score_classification, LabelledSet),
     Task("instances", sets.read_instances, score_instances, InstanceSet),

@@ -188,7 +188,7 @@ def served(setup: Setup, options: argparse.Namespace, side: int) -> Iterator[Row
         for precision in options.precisions:
             what: Row = {"side": side, "contestant": name, "precision": precision}
             flags = [f"--model={setup.package.path}", f"--runtime={SERVED[name]}"]
-            flags += [f"--lanes={num_lanes}", f"--precision={precision}"]
+            flags += [f"--lanes={num_lanes}", f"--precision={precision}", "--image-cache-bytes=0"]
             try:
                 encodes = [CONTESTANTS[name](setup, precision) for _ in range(num_lanes)]
                 bare = bare_rate(encodes, setup.max_batch, side, options.seconds)

@@ -141,7 +141,7 @@ def main() -> None:
     message = embed_pb2.EmbedImagesRequest(
         images=[image_pb2.Image(encoded=image)], resolution=options.resolution
     )
-    with running_service(f"--model={options.model}") as service:
+    with running_service(f"--model={options.model}", "--image-cache-bytes=0") as service:
         print(f"{options.model} at {options.resolution} px, 640x480 JPEG, {options.rounds} rounds")
         ways = {
             "REST": (ask_rest(service, target, image), rest_request(target, image)),

@@ -137,7 +137,8 @@ async def serve_noop(ports_file: Path) -> None:
     """Run the whole service with a no-op runtime and a no-op decoder."""
     log = configure_logging("INFO")
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ports_file": ports_file}
-    settings = Settings.model_validate({"runtime": "onnx", "host": "127.0.0.1", **ports})
+    fixed = {"runtime": "onnx", "host": "127.0.0.1", "image_cache_bytes": 0}
+    settings = Settings.model_validate({**fixed, **ports})
     RUNTIMES["onnx"] = NoopRuntime
     server = Server(settings, log=log)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.request_stop)

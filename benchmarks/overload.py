@@ -128,6 +128,7 @@ def main() -> None:
         f"--model={options.model}",
         f"--max-queue-patches={bound}",
         f"--max-batch-patches={min(bound, 4096)}",
+        "--image-cache-bytes=0",
     ) as service:
         print(
             f"{options.model} at {options.resolution} px, 640x480 JPEG over REST, {OVERLOAD} times "

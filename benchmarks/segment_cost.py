@@ -58,7 +58,7 @@ def measure(model: str, resolution: int, num_repeats: int) -> dict[str, list[flo
         "segment": {"classes": classes},
     }
     accepted = {"embed": "application/x-npy", "segment": "image/png"}
-    flags = (f"--model={model}", "--lanes=1", "--cpus=1")
+    flags = (f"--model={model}", "--lanes=1", "--cpus=1", "--image-cache-bytes=0")
     with running_service(*flags, start_limit_s=LIMIT_S) as service:
         for turn in range(num_repeats + 1):
             started = time.process_time()

@@ -145,7 +145,8 @@ def main() -> None:
     options.resolution = options.resolution or package.manifest.native_size
     num_threads = available_cpus()
     loop = BareLoop(package, options.resolution, num_threads)
-    with running_service(f"--model={options.model}", "--jpeg-decode=exact") as service:
+    flags = (f"--model={options.model}", "--jpeg-decode=exact", "--image-cache-bytes=0")
+    with running_service(*flags) as service:
         image = photo_like_jpeg(0)
         costs = asyncio.run(measure(service, loop, image, options))
     print(

@@ -68,9 +68,11 @@ class Call:
         model: Name of the served model; empty until it is found, so that no name invented by a
             caller becomes a metric label.
         key_name: Name of its API key, as the operator gave it; empty where no key is needed.
+        key_digest: Digest of that key.
         num_items: Images and texts.
         num_bytes: Bytes of its body, and of images that its URLs name.
         sizes_hw: Height and width of each image that can be read.
+        is_cached: Whether all its images were in the cache.
     """
 
     request_id: str
@@ -90,9 +92,11 @@ class Call:
     error: str | None = None
     model: str = ""
     key_name: str = ""
+    key_digest: bytes = b""
     num_items: int = 0
     num_bytes: int = 0
     sizes_hw: Sequence[tuple[int, int]] = ()
+    is_cached: bool = False
 
     @property
     def has_short_deadline(self) -> bool:
@@ -147,8 +151,8 @@ class Call:
         return {name: value for name, value in facts.items() if value}
 
     def server_timing(self) -> str:
-        """Value of a `Server-Timing` header: the stages and the total in ms."""
-        text, stages = "", self.stages
+        """Value of a `Server-Timing` header: cache, if it was hit, and stages and total in ms."""
+        text, stages = "cache;desc=hit, " if self.is_cached else "", self.stages
         # In the order of the stages: texts may have left their queue before images are decoded.
         for name in STAGES:
             if name in stages:

@@ -49,8 +49,8 @@ from service.messages import (
     VisualizeFeaturesResponse,
 )
 from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
+from service.models.image_cache import EncodedImage
 from service.models.image_pipeline import (
-    EncodedImage,
     EncodedImages,
     ImageJob,
     ImagePipeline,
@@ -125,7 +125,7 @@ class DataPlane:
         preparer = ImagePreparer(
             self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
         )
-        self._images = ImagePipeline(preparer, pool, admission)
+        self._images = ImagePipeline(preparer, pool, admission, models.images)
 
     @property
     def health(self) -> dict[str, bool]:
@@ -515,11 +515,11 @@ class DataPlane:
         prompts: PromptSet = NO_PROMPTS,
     ) -> tuple[EncodedImages, TextEmbeddings]:
         """Read headers, take what the request needs, then decode and encode images and prompts."""
-        measured = await self._images.measure(job, call)
+        measured = await self._images.measure(job, model, call)
         answer_bytes = self._answer_bytes(
             job, request, model, measured, encoding=call.answer_encoding
         )
-        num_patches = sum(measured.num_patches) + prompts.cost
+        num_patches = measured.num_queued_patches + prompts.cost
         # The images are decoded before the answer is made.
         num_bytes = max(measured.num_bytes, answer_bytes)
         await self._take(call, model, num_patches=num_patches, num_bytes=num_bytes)

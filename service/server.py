@@ -29,6 +29,7 @@ from service.images import QUEUED_PATCH_BYTES
 from service.machine import memory_limit, resident_bytes, trimming_memory
 from service.models.conversion import ModelSource, check_names
 from service.models.heads import HeadFolder
+from service.models.image_cache import ImageCache
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry, ModelRepository
 from service.models.served_model import ServedModel
@@ -92,7 +93,12 @@ class Server:
             max_work_bytes=settings.max_work_memory_bytes,
         )
         self.pool = Pool(num_pool_threads(settings))
-        self.models = ModelRegistry(self.metrics, HeadFolder(settings.heads))
+        images = ImageCache(
+            self.metrics,
+            max_bytes=settings.image_cache_bytes,
+            is_shared=settings.image_cache_shared,
+        )
+        self.models = ModelRegistry(self.metrics, HeadFolder(settings.heads), images)
         self.repository = ModelRepository(
             self.models,
             partial(load, settings, self.metrics),
@@ -231,7 +237,7 @@ class Server:
             fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}
             logger.warning(
                 "callers can make the server exceed its memory limit: lower max_body_memory_bytes, "
-                "max_work_memory_bytes or max_queue_patches",
+                "max_work_memory_bytes, max_queue_patches or image_cache_bytes",
                 extra={"fields": fields},
             )
 
@@ -306,15 +312,16 @@ def max_caller_bytes(settings: Settings) -> int:
     """Most bytes that callers can make the server hold.
 
     The sum of the messages that gRPC is receiving, received bodies and messages, small images that
-    threads decode, the memory for larger ones and for answers, and decoded images that wait for a
-    lane: full queues of all models, and pixels that came as float32, which are copied and may be as
-    large as the bodies.
+    threads decode, the memory for larger ones and for answers, encoded images that are kept, and
+    decoded images that wait for a lane: full queues of all models, and pixels that came as float32,
+    which are copied and may be as large as the bodies.
     """
     return (
         (settings.num_receive_places + MAX_STREAMS) * settings.max_request_bytes
         + 2 * settings.max_body_memory_bytes
         + num_pool_threads(settings) * SMALL_DECODING_BYTES
         + max(most_decoding_bytes(settings.max_image_pixels), settings.max_work_memory_bytes)
+        + settings.image_cache_bytes
         + len(settings.model) * settings.max_queue_patches * QUEUED_PATCH_BYTES
     )
 

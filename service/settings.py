@@ -217,6 +217,13 @@ class Settings(BaseSettings):
     """Maximum bytes that the images of all requests take while they are decoded, and their maps,
     masks and answers until they are sent. A request waits for its share until its deadline; one
     whose answer needs more than all of it gets 413. An image that needs more is decoded alone."""
+    image_cache_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    """Maximum bytes of the embeddings of images that are kept for further requests for the same
+    file at the same size, such as masks of other classes. They need neither decoding nor the model.
+    0 keeps none."""
+    image_cache_shared: bool = False
+    """Let callers with different API keys share kept images. Each could then learn from the time of
+    an answer whether another has sent an image. Without keys all callers share them."""
     drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds during which a stopping server fails readiness but still accepts requests, so that
     load balancers notice. Keep 0 if something else delays SIGTERM, such as a preStop hook of
@@ -343,6 +350,7 @@ class Settings(BaseSettings):
             "max_queue_patches": self.max_batch_patches,
             "max_body_memory_bytes": self.max_request_bytes,
             "max_work_memory_bytes": 1,
+            "image_cache_bytes": 0,
         }
         totals = {name: getattr(self, name) for name in least}
         return {name: (n, least[name]) for name, n in totals.items() if n is not None}

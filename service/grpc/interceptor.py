@@ -228,7 +228,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise self._too_many("streams", code="too_many_streams")
             await AnsweredStream(
                 context,
-                partial(self._answer_item, rpc, context, headers, key_name=stream.call.key_name),
+                partial(self._answer_item, rpc, context, headers, stream=stream.call),
                 closing=self.closing,
                 idle_s=self._protection.settings.request_timeout_s + RECEIVE_LIMIT_S,
             ).run()
@@ -243,11 +243,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await _abort(context, error, call_metadata(stream.call))
 
     async def _answer_item(
-        self, rpc: Rpc, context: Any, headers: Headers, item: StreamItem, *, key_name: str
+        self, rpc: Rpc, context: Any, headers: Headers, item: StreamItem, *, stream: Call
     ) -> bytes:
         """Answer one request of a stream; an error is an answer too."""
         call = self._begin(rpc.name, context, headers)
-        call.item, call.key_name = item.index, key_name
+        call.item = item.index
+        call.key_name, call.key_digest = stream.key_name, stream.key_digest
         ticket = item.ticket = self._admission.enter(call)
         ticket.on_taken = item.taken.set
         request: Message | None = None

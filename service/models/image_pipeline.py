@@ -1,10 +1,13 @@
 """The images of one request: read headers, decode, queue, run. Admission is between the first two.
 
+An image whose outputs are in the cache skips all but the first step.
+
 Each step is awaited on the caller's event loop. The pool reads headers and decodes; the lanes run.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
@@ -23,21 +26,21 @@ from service.lanes.work import (
     Bucket,
     Completed,
     Kind,
-    Outputs,
     WorkItem,
     record_batches,
     wait_settled,
 )
 from service.messages import MaybeImage
+from service.models.image_cache import EncodedImage, ImageCache, ImageKey
 from service.models.served_model import ServedModel
 from service.waiting import Pool, cancel_all, run_in_pool
 
 # A request that takes more memory has the heap trimmed first: after other large requests, threads
 # held up to 42 MiB of free pages, in pieces that a large image cannot use.
 TRIMMED_BYTES: Final = 16 * 2**20
-# If requests then take more than this together, runtimes free what they keep for later batches, and
-# again before a large answer is made. Each time costs some 25 ms of CPU time with the next batch; a
-# PNG of 25 megapixels takes 500.
+# If requests then take more than this together, the cache is emptied and runtimes free what they
+# keep for later batches, and again before a large answer is made. Each time costs some 25 ms of CPU
+# time with the next batch; a PNG of 25 megapixels takes 500.
 RELEASED_BYTES: Final = 96 * 2**20
 
 
@@ -72,6 +75,8 @@ class MeasuredImages:
         num_at_once: How many to decode at once.
         num_bytes: Memory that so many take while they are decoded; 0 if they are small.
         errors: Why others cannot be read, by index.
+        cached: Those that need no work, by index.
+        keys: Of the others that the cache keeps, by index.
     """
 
     indices: list[int] = field(default_factory=list)
@@ -80,29 +85,14 @@ class MeasuredImages:
     num_at_once: int = 1
     num_bytes: int = 0
     errors: dict[int, ServiceError] = field(default_factory=dict)
-
-
-@dataclass(slots=True, kw_only=True)
-class EncodedImage:
-    """Model outputs for one image.
-
-    Attributes:
-        parts: Outputs of the whole image, or of each window.
-        grid_hw: Patch rows and columns of one part.
-        scaled_hw: Height and width of the scaled image in pixels.
-        size_hw: Height and width of the original image in pixels.
-    """
-
-    parts: tuple[Completed, ...]
-    grid_hw: tuple[int, int]
-    scaled_hw: tuple[int, int]
-    size_hw: tuple[int, int]
+    cached: dict[int, EncodedImage] = field(default_factory=dict)
+    keys: dict[int, ImageKey] = field(default_factory=dict)
 
     @property
-    def outputs(self) -> Outputs:
-        """Outputs of a single-part image."""
-        (completed,) = self.parts
-        return completed.outputs
+    def num_queued_patches(self) -> int:
+        """Patches that the lanes compute."""
+        counts = zip(self.indices, self.num_patches, strict=True)
+        return sum([count for index, count in counts if index not in self.cached])
 
 
 @dataclass(slots=True)
@@ -116,13 +106,16 @@ class EncodedImages:
 class ImagePipeline:
     """Runs the images of requests through the pool and the lanes; from any event loop."""
 
-    def __init__(self, preparer: ImagePreparer, pool: Pool, admission: Admission) -> None:
+    def __init__(
+        self, preparer: ImagePreparer, pool: Pool, admission: Admission, cache: ImageCache
+    ) -> None:
         self._preparer = preparer
         self._pool = pool
         self._admission = admission
+        self._cache = cache
 
-    async def measure(self, job: ImageJob, call: Call) -> MeasuredImages:
-        """Read the headers of all images.
+    async def measure(self, job: ImageJob, model: ServedModel, call: Call) -> MeasuredImages:
+        """Look all images up in the cache, and read the headers of the others.
 
         Raises:
             InvalidRequest: An image cannot be read or is too large; the first of several.
@@ -131,8 +124,10 @@ class ImagePipeline:
         if not job.images:
             return MeasuredImages()
         with call.stage("decode"):
-            (measured,) = await run_in_pool(self._pool, [partial(self._measure, job)])
+            measure = partial(self._measure, job, model, call.key_digest)
+            (measured,) = await run_in_pool(self._pool, [measure])
             call.sizes_hw = measured.sizes_hw
+            call.is_cached = len(measured.cached) == len(job.images)
             return measured
 
     async def run(
@@ -150,28 +145,40 @@ class ImagePipeline:
         except asyncio.CancelledError:
             model.queue.count_abandoned(len(job.images), call.deadline)
             raise
-        parts = [job.rule.parts(image.pixels_3HW) for image in images]
-        done = iter(await _run([p for pixels in parts for p in pixels], job, model, call))
-        encoded = [
-            _encoded(image, islice(done, len(pixels)), job.rule)
-            for image, pixels in zip(images, parts, strict=True)
-        ]
-        return EncodedImages(encoded, measured.errors)
+        parts = [job.rule.parts(image.pixels_3HW) for image in images.values()]
+        done: Iterator[Completed] = iter(())
+        if parts:
+            done = iter(await _run([p for pixels in parts for p in pixels], job, model, call))
+        encoded = dict(measured.cached)
+        for (index, image), pixels in zip(images.items(), parts, strict=True):
+            encoded[index] = _encoded(image, islice(done, len(pixels)), job.rule)
+            if index in measured.keys:
+                self._cache.keep(measured.keys[index], encoded[index])
+        return EncodedImages([encoded[index] for index in sorted(encoded)], measured.errors)
 
     async def make_room(self, num_bytes: int, model: ServedModel) -> None:
-        """Free what the heap and the runtimes keep, before work that takes so many bytes."""
+        """Free what heap, cache and runtimes keep, before work that takes so many bytes."""
         if num_bytes > TRIMMED_BYTES:
             await run_in_pool(self._pool, [partial(self._make_room, model)])
 
     def _make_room(self, model: ServedModel) -> None:
         if self._admission.num_work_bytes > RELEASED_BYTES:
             model.release_idle_memory()
+            self._cache.drop()
         trim()
 
-    def _measure(self, job: ImageJob) -> MeasuredImages:
+    def _measure(self, job: ImageJob, model: ServedModel, owner: bytes) -> MeasuredImages:
         measured = MeasuredImages()
         decoding_bytes: list[int] = []
         for index, image in enumerate(job.images):
+            key = self._cache.key(image, job.rule, model, owner) if job.kind == "image" else None
+            found = None if key is None else self._cache.find(key, job.patch_outputs)
+            if found is not None:
+                measured.indices.append(index)
+                measured.sizes_hw.append(found.size_hw)
+                measured.num_patches.append(math.prod(found.grid_hw))
+                measured.cached[index] = found
+                continue
             try:
                 if isinstance(image, ServiceError):
                     raise image
@@ -187,6 +194,8 @@ class ImagePipeline:
             measured.sizes_hw.append(size_hw)
             measured.num_patches.append(num_patches)
             decoding_bytes.append(num_bytes)
+            if key is not None:
+                measured.keys[index] = key
         if len(measured.indices) > 1 or job.rule.windows is not None:
             self._preparer.check_pixels(measured.sizes_hw, job.rule)
         # Together the images that are decoded at once take what one image may take.
@@ -198,18 +207,19 @@ class ImagePipeline:
 
     async def _decode(
         self, job: ImageJob, measured: MeasuredImages, model: ServedModel
-    ) -> list[PreparedImage]:
-        """All images that can be read; `measured` loses those that are broken."""
+    ) -> dict[int, PreparedImage]:
+        """The images that are not cached, by index; `measured` gets the errors of broken ones."""
         await self.make_room(measured.num_bytes, model)
-        images: list[PreparedImage] = []
-        for start in range(0, len(measured.indices), measured.num_at_once):
-            indices = measured.indices[start : start + measured.num_at_once]
+        images: dict[int, PreparedImage] = {}
+        needed = [index for index in measured.indices if index not in measured.cached]
+        for start in range(0, len(needed), measured.num_at_once):
+            indices = needed[start : start + measured.num_at_once]
             jobs = [partial(self._prepare, job, index) for index in indices]
             for index, image in zip(indices, await run_in_pool(self._pool, jobs), strict=True):
                 if isinstance(image, ServiceError):
                     measured.errors[index] = image
                 else:
-                    images.append(image)
+                    images[index] = image
         return images
 
     def _prepare(self, job: ImageJob, index: int) -> PreparedImage | ServiceError:

@@ -29,6 +29,7 @@ from service.models.conversion import (
     same_name,
 )
 from service.models.heads import HeadFolder
+from service.models.image_cache import ImageCache
 from service.models.loading import CANNOT_LOAD
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
@@ -42,15 +43,18 @@ logger = logging.getLogger(__name__)
 
 
 class ModelRegistry:
-    """The served models by name, and the heads that any of them may have. Thread-safe.
+    """The served models by name, and what they share: heads and encoded images. Thread-safe.
 
     A request holds a lease on its model, so that a replaced or removed model is closed only after
     its last request. The first name ever served stays the default name: another model as a silent
     default would answer with embeddings that do not compare with those that callers keep.
     """
 
-    def __init__(self, metrics: Metrics, heads: HeadFolder = NO_HEADS) -> None:
+    def __init__(
+        self, metrics: Metrics, heads: HeadFolder = NO_HEADS, images: ImageCache | None = None
+    ) -> None:
         self.heads = heads
+        self.images = images or ImageCache(metrics)
         self._models: dict[str, ServedModel] = {}
         self._ordered: Sequence[ServedModel] = ()  # a request does not wait for the lock to read it
         self._default: str | None = None
@@ -342,6 +346,7 @@ class ModelRepository:
 
     def _end(self, served: ServedModel) -> None:
         self._registry.wait_unused(served)
+        self._registry.images.drop(served)
         served.close(CLOSE_GRACE_S)
         collect_and_trim()
         logger.info("unloaded", extra={"fields": {"model": served.manifest.name}})

@@ -316,6 +316,11 @@ class Metrics(Collector):
         self.text_cache_coalesced = self._counter(
             "text_cache_coalesced", "Prompts that another request was already computing."
         )
+        self.image_cache_hits = self._counter("image_cache_hits", "Images found in the cache.")
+        self.image_cache_misses = self._counter(
+            "image_cache_misses", "Images looked up in the cache and not found."
+        )
+        self.image_cache_bytes = self._gauge("image_cache_bytes", "Bytes of the cached images.")
         self.spans = self._counter("spans", "Spans sent to the collector or lost.", "outcome")
         self.loop_lag = self._histogram(
             "event_loop_lag_seconds", "Delay of an event loop's timers.", LAG_SECONDS, "loop"

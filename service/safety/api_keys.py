@@ -144,7 +144,7 @@ class ApiKeys:
         Args:
             authorization: The value of `Authorization`.
             api_key: The value of `X-Api-Key`.
-            call: Of the request; is told the name of the key.
+            call: Of the request; gets the name and the digest of the key.
 
         Raises:
             Unauthenticated: Neither holds a known key.
@@ -158,15 +158,16 @@ class ApiKeys:
         digests = [_digest(key) for key in shown]
         # All are compared, so that the time does not depend on the match.
         found = [
-            caller
+            (known, caller)
             for known, caller in (*self._fixed, *self._filed())
             for digest in digests
             if hmac.compare_digest(digest, known)
         ]
         if found:
+            digest, caller = found[-1]
             if call is not None:
-                call.key_name = found[-1].name
-            return self._take(found[-1])
+                call.key_name, call.key_digest = caller.name, digest
+            return self._take(caller)
         self._metrics.rejected.labels("unauthenticated").inc()
         if shown:
             raise Unauthenticated(f"The API key is unknown. {HOW_TO}")

@@ -17,6 +17,7 @@ from tests.processes.front import BEHIND, Front
 from tests.processes.service_process import RunningService, peak_mib, running_service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+FLAGS = ("--model=bundled-student", "--image-cache-bytes=0")
 LIMIT_S = 60.0
 PAUSE_S = 0.2
 MAX_PEAK_MIB = {"server": 1024, "proxy": 128}
@@ -26,7 +27,7 @@ LEAST_CALLS = 5
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
     """A server behind the proxy."""
-    with running_service("--model=bundled-student", *BEHIND) as service:
+    with running_service(*FLAGS, *BEHIND) as service:
         yield service
 
 

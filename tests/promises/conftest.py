@@ -16,6 +16,8 @@ STUDENT = (
     f"--heads={FILES}",
     f"--token-vocabulary={FILES / 'tokens.tiktoken'}",
 )
+# For tests of load, which ask for the same image again and again.
+UNCACHED = (*STUDENT, "--image-cache-bytes=0")
 DEFAULT = ("--model=bundled", "--precision=int8", "--runtime=onnx")
 KEY, LIMITED_KEY = "the-key-of-a-caller", "the-key-of-a-limited-caller"
 ONE_AT_ONCE_KEY = "the-key-of-one-at-a-time"
@@ -26,7 +28,7 @@ KEYS += f"{ONE_AT_ONCE_KEY} name=one requests_at_once=1\n"
 @pytest.fixture(scope="session")
 def student() -> Iterator[Server]:
     """The small bundled model in fp32."""
-    with start_server(*STUDENT) as server:
+    with start_server(*UNCACHED) as server:
         yield server
 
 

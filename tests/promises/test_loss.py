@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from tests.promises.callers import PROTOCOLS, Question, SteadyCallers, ask, until
-from tests.promises.conftest import STUDENT
+from tests.promises.conftest import STUDENT, UNCACHED
 from tests.promises.servers import LIMIT_S, ROOT, Server, photo, start_server
 
 STUDENT_FOLDER = ROOT / "model" / "bundled_student"
@@ -32,7 +32,7 @@ VISION = "onnx/vision_model.onnx"
 @pytest.mark.parametrize("flags", [(), TWO], ids=["one process", "two workers"])
 def test_a_stop_under_load_loses_nothing(flags: tuple[str, ...]) -> None:
     """Callers heed readiness, which fails first."""
-    with start_server(*STUDENT, "--drain-delay-s=2", *flags, is_ended=True) as server:
+    with start_server(*UNCACHED, "--drain-delay-s=2", *flags, is_ended=True) as server:
         if flags:
             until(lambda: server.metric("tipserve_workers_ready") == 2, "both workers are ready")
         with SteadyCallers(server) as callers:
@@ -66,7 +66,7 @@ def test_swaps_lose_nothing_also_those_that_fail(tmp_path: Path) -> None:
         url = f"{server.rest}/v2/repository/models/served/load"
         return httpx.post(url, json={"parameters": {"package": package}}, timeout=LIMIT_S)
 
-    with start_server(*STUDENT, "--lanes=1", *flags) as server:
+    with start_server(*UNCACHED, "--lanes=1", *flags) as server:
         assert load("first").status_code == 200
         with SteadyCallers(server, question=Question(model="served"), num_each=2) as callers:
             for package in ("again", "broken", "changed", "first"):
@@ -93,7 +93,7 @@ def test_two_workers_count_together_and_a_killed_one_is_replaced() -> None:
         wanted = [n for n in lines if n.startswith("tipserve_requests_total{") and method in n]
         return sum(float(line.rpartition(" ")[2]) for line in wanted)
 
-    with start_server(*STUDENT, *TWO) as server:
+    with start_server(*UNCACHED, *TWO) as server:
         until(lambda: server.metric("tipserve_workers_ready") == 2, "both workers are ready")
         for protocol in PROTOCOLS:
             before = num_counted(protocol)

@@ -159,7 +159,8 @@ def test_one_small_request_in_any_form_takes_at_most_512_mib(default: Server) ->
         forms = [*rest_forms(default), *grpc_forms(EncoderServiceStub(channel))]
         for name, answers in forms:
             peak_mib(default.process.pid, reset=True)
-            if any(answers(file) for file in files):
+            # What follows the end of a PNG is ignored, but the cache takes it for another image.
+            if any(answers(file + name.encode()) for file in files):
                 peaks[name] = peak_mib(default.process.pid)
     assert len(peaks) >= 60, sorted({name for name, _ in forms} - peaks.keys())
     highest = sorted(peaks.items(), key=lambda item: -item[1])
@@ -174,8 +175,9 @@ def test_32_photographs_of_12_megapixels_at_once_are_answered(
     image = encoded(Image.fromarray(noise).resize((4000, 3000)), "JPEG")
     peak_mib(default.process.pid, reset=True)
 
-    def kind(_: int) -> str:
-        return ask(default, protocol, Question(images=[image])).outcome().kind
+    def kind(number: int) -> str:
+        own = image + f"{protocol} {number}".encode()
+        return ask(default, protocol, Question(images=[own])).outcome().kind
 
     with ThreadPoolExecutor(32) as pool:
         kinds = list(pool.map(kind, range(32)))

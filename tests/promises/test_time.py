@@ -21,12 +21,12 @@ from tests.promises.callers import (
     in_order,
     until,
 )
-from tests.promises.conftest import STUDENT
+from tests.promises.conftest import UNCACHED
 from tests.promises.servers import LIMIT_S, Server, photo, start_server
 from tipserve_client.generated import embed_pb2, image_pb2, stream_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
-ONE_LANE = (*STUDENT, "--lanes=1", "--pool-threads=2")
+ONE_LANE = (*UNCACHED, "--lanes=1", "--pool-threads=2")
 BOTH = pytest.mark.parametrize("protocol", PROTOCOLS)
 NUM_BUSY, NUM_OTHERS = 10, 8
 QUEUED_IMAGES = 16

@@ -28,6 +28,7 @@ from service.lanes.work import BatchLimits, Bucket
 from service.lanes.worker import HealthLimits
 from service.messages import ModelInfo, RequestLimits
 from service.models.conversion import ModelSource
+from service.models.image_cache import ImageCache
 from service.models.loading import request_limits, served_tasks
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
@@ -313,7 +314,8 @@ def make_settings() -> Callable[..., Settings]:
 
     def make(**values: object) -> Settings:
         ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "host": "127.0.0.1"}
-        return Settings.model_validate({**ports, "pool_threads": 1, "lanes": 1, **values})
+        plain = {"pool_threads": 1, "lanes": 1, "image_cache_bytes": 0}
+        return Settings.model_validate({**ports, **plain, **values})
 
     return make
 
@@ -395,7 +397,9 @@ def make_plane(
         )
         plane = DataPlane(
             admission,
-            ModelRegistry(metrics),
+            ModelRegistry(
+                metrics, images=ImageCache(metrics, max_bytes=settings.image_cache_bytes)
+            ),
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=pool,

@@ -1,0 +1,247 @@
+"""An image is encoded once: later answers are the same, within bounds of bytes and of keys."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.images import SizeRule
+from service.lanes.work import Completed
+from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
+from service.models.image_cache import ENTRY_OVERHEAD_BYTES, EncodedImage, ImageCache, ImageKey
+from service.models.registry import ModelRegistry, ModelRepository
+from service.monitoring.metrics import Metrics
+from tests.service.callers import ALL, BOTH, Answer, Ask, ask_rest
+from tests.service.conftest import (
+    BUNDLED,
+    Encode,
+    Entered,
+    FakeRuntime,
+    MakePlane,
+    Serving,
+    call,
+    sample,
+    until,
+)
+
+MANY_BYTES = 10_000_000
+KEYS = ("a-key-that-is-long-enough", "another-key-that-is-long-enough")
+HIT = "cache;desc=hit"
+RULE = SizeRule(resolution=28, fit="aspect", patch_size=14, multiple=14)
+ENTRY_BYTES = ENTRY_OVERHEAD_BYTES + 4
+CLASSES = (SegmentClass(name="dog"), SegmentClass(name="sky"))
+OUTPUTS = ("patches", "values", "cls1", "cls2")
+
+
+def content(answer: Answer) -> Any:
+    """What does not depend on the request's id and times."""
+    assert answer.status in {"200", "OK"}
+    return answer.messages or answer.text
+
+
+def is_hit(answer: Answer) -> bool:
+    return HIT in answer.headers["server-timing"]
+
+
+@pytest.mark.parametrize("route", ["segment", "classify", "embed", "features", "infer"])
+@BOTH
+async def test_a_hit_has_the_bytes_of_a_miss_and_needs_no_lane(
+    serving: Serving,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    entered: Entered,
+    ask: Ask,
+    route: str,
+) -> None:
+    image, other = encode_image(), encode_image(size=(44, 30), seed=1)
+    async with serving(image_cache_bytes=MANY_BYTES) as server:
+        first = await ask(server, image, route)
+        num_images = runtime.num_images
+        while runtime.entered.acquire(blocking=False):
+            pass
+        runtime.gate.clear()
+        held = asyncio.ensure_future(ask(server, other, route))
+        assert await entered()
+        second = await ask(server, image, route)
+        assert runtime.num_images == num_images
+        runtime.gate.set()
+        third = await held
+        hits, misses = (
+            sample(server.metrics, f"image_cache_{n}_total") for n in ("hits", "misses")
+        )
+    assert content(second) == content(first) != content(third)
+    assert [is_hit(answer) for answer in (first, second, third)] == [False, True, False]
+    assert (hits, misses) == (1, 2)
+
+
+@pytest.mark.parametrize("route", ["slide", "depth"])
+async def test_windows_and_maps_are_computed_again(
+    serving: Serving, encode_image: Encode, route: str
+) -> None:
+    async with serving(image_cache_bytes=MANY_BYTES) as server:
+        answers = [await ask_rest(server, encode_image(), route) for _ in range(2)]
+        assert server.models.images.num_bytes == 0
+    assert not any(map(is_hit, answers))
+    assert content(answers[0]) == content(answers[1])
+
+
+async def test_without_bytes_nothing_is_kept(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    async with serving(image_cache_bytes=0) as server:
+        answers = [await ask_rest(server, encode_image()) for _ in range(3)]
+        misses = sample(server.metrics, "image_cache_misses_total")
+    assert not any(map(is_hit, answers))
+    assert (runtime.num_images, misses) == (3, 0)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@ALL
+async def test_keys_share_images_only_if_the_operator_allows_it(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, ask: Ask, is_shared: bool
+) -> None:
+    settings = {"image_cache_bytes": MANY_BYTES, "image_cache_shared": is_shared}
+    async with serving(api_keys=",".join(KEYS), **settings) as server:
+        computed = []
+        for key in (*KEYS, *KEYS):
+            answer = await ask(server, encode_image(), "segment", headers={"x-api-key": key})
+            assert answer.status in {"200", "OK"}
+            computed.append(runtime.num_images)
+    assert computed == ([1, 1, 1, 1] if is_shared else [1, 2, 2, 2])
+
+
+async def test_partial_outputs_are_added(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    plane, plain = make_plane(image_cache_bytes=MANY_BYTES), make_plane()
+    images = (encode_image(),)
+    masks = SegmentImagesRequest(images=images, classes=CLASSES, features="values")
+    everything = EmbedImagesRequest(images=images, outputs=OUTPUTS, fit="aspect", normalize=False)
+
+    async def num_images_of(request: Any) -> int:
+        before = runtime.num_images
+        method = plane.segment_images if request is masks else plane.embed_images
+        await method(request, call())
+        return runtime.num_images - before
+
+    expected = (await plain.embed_images(everything, call())).embeddings[0]
+    assert await num_images_of(masks) == 1
+    assert await num_images_of(everything) == 1, "its patches were not computed"
+    assert await num_images_of(masks) == 0
+    assert await num_images_of(everything) == 0
+    found = (await plane.embed_images(everything, call())).embeddings[0]
+    assert found.keys() == expected.keys() == set(OUTPUTS)
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+async def test_each_size_has_its_own_entry(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    plane, image = make_plane(image_cache_bytes=MANY_BYTES), encode_image()
+    for change in ({"resolution": 42}, {"resolution": 28}, {"fit": "aspect"}):
+        for _ in range(2):
+            await plane.embed_images(EmbedImagesRequest(images=(image,), **change), call())
+    assert runtime.num_images == 3
+
+
+async def test_known_new_and_broken_images_of_one_request_keep_their_places(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    plane = make_plane(image_cache_bytes=MANY_BYTES)
+    known, new = encode_image(seed=1), encode_image(seed=2)
+    images = (new, b"no image", known, encode_image(seed=3)[:-40], known)
+    alone = [
+        (await plane.embed_images(EmbedImagesRequest(images=(image,)), call())).embeddings[0]
+        for image in (encode_image(seed=2, size=(41, 30)), known)
+    ]
+    made = call()
+    answer = await plane.embed_images(EmbedImagesRequest(images=images, partial=True), made)
+    assert sorted(answer.errors) == [1, 3]
+    assert runtime.num_images == 3, "one in each request"
+    assert not made.is_cached
+    for place in (1, 2):
+        np.testing.assert_array_equal(answer.embeddings[place]["cls1"], alone[1]["cls1"])
+    assert (answer.embeddings[0]["cls1"] != alone[1]["cls1"]).all()
+
+
+async def test_a_model_that_is_replaced_loses_its_images(
+    serve_fake: Any,
+    make_settings: Any,
+    metrics: Metrics,
+    encode_image: Encode,
+    make_plane: MakePlane,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.models.registry.collect_and_trim", lambda: None)
+    runtimes: list[FakeRuntime] = []
+
+    def load(source: Any) -> Any:
+        runtimes.append(FakeRuntime())
+        return serve_fake(make_settings(), metrics, runtimes[-1], source.name)
+
+    plane = make_plane(image_cache_bytes=MANY_BYTES)
+    cache = plane.models.images
+    repository = ModelRepository(plane.models, load, folder=None)
+    request = EmbedImagesRequest(images=(encode_image(),), model="swapped")
+    await repository.start(BUNDLED.__class__("somewhere", "swapped"))
+    for _ in range(2):
+        await plane.embed_images(request, call())
+    assert (runtimes[0].num_images, cache.num_bytes > 0) == (1, True)
+    await repository.load("swapped")
+    await until(lambda: cache.num_bytes == 0)
+    for _ in range(2):
+        await plane.embed_images(request, call())
+    assert [runtime.num_images for runtime in runtimes] == [1, 1]
+    await repository.unload("swapped")
+    await until(lambda: cache.num_bytes == 0)
+    await asyncio.to_thread(repository.close)
+
+
+def key(number: int, cache: ImageCache, model: Any = None) -> ImageKey:
+    made = cache.key(b"%d" % number, RULE, model, b"")
+    assert made is not None
+    return made
+
+
+def encoded(num_values: int = 1, name: str = "cls1") -> EncodedImage:
+    outputs = {name: np.ones(num_values, np.float32)}
+    whole = Completed(outputs=outputs, queue_s=0, run_s=0)
+    return EncodedImage(parts=(whole,), grid_hw=(2, 2), scaled_hw=(28, 28), size_hw=(30, 30))
+
+
+def test_the_least_recently_used_image_goes_first(metrics: Metrics) -> None:
+    cache = ImageCache(metrics, max_bytes=2 * ENTRY_BYTES)
+    first, second, third = (key(number, cache) for number in range(3))
+    cache.keep(first, encoded())
+    cache.keep(second, encoded())
+    assert cache.find(first, ()) is not None
+    cache.keep(third, encoded())
+    assert [cache.find(k, ()) is not None for k in (first, second, third)] == [True, False, True]
+    assert cache.num_bytes == sample(metrics, "image_cache_bytes") == 2 * ENTRY_BYTES
+
+
+def test_bytes_are_counted_as_entries_grow_and_large_ones_are_not_kept(metrics: Metrics) -> None:
+    cache = ImageCache(metrics, max_bytes=2 * ENTRY_BYTES)
+    first, second = (key(number, cache) for number in range(2))
+    cache.keep(first, encoded())
+    cache.keep(second, encoded(num_values=ENTRY_BYTES))
+    assert cache.find(first, ()) is not None, "nothing gives way to what is not kept"
+    assert cache.find(second, ()) is None
+    cache.keep(first, encoded())
+    cache.keep(first, encoded(num_values=5, name="values"))
+    assert cache.num_bytes == ENTRY_BYTES + 20
+    found = cache.find(first, ("cls1", "values"))
+    assert found is not None
+    with pytest.raises(ValueError, match="read-only"):
+        found.outputs["values"][0] = 2
+
+
+def test_only_files_at_one_size_have_a_key(metrics: Metrics) -> None:
+    cache = ImageCache(metrics, max_bytes=1)
+    pixels_HW3 = np.zeros((30, 30, 3), np.uint8)
+    model: Any = None
+    assert cache.key(pixels_HW3, RULE, model, b"") is None
+    assert ImageCache(metrics).key(b"file", RULE, model, b"") is None
+    assert ModelRegistry(metrics).images.key(b"file", RULE, model, b"") is None

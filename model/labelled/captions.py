@@ -50,20 +50,19 @@ def read_captions(files: Mapping[str, bytes]) -> FoundCaptions:
     listed = [] if named else given if isinstance(given, list) else [given]
     found = [*named.items(), *((ALT, text) for text in (*listed, record.get("caption"), *lines))]
     captions = dict[str, str]()
+    numbered = (f"{ALT}#{number}" for number in count(2))
+    free_names = (name for name in chain([ALT], numbered) if name not in captions)
+    known = set[str]()
     for place, (source, text) in enumerate(found):
         if text is not None and not isinstance(text, str):
             left_out.append("a caption is no text")
         elif text and (whole := text.strip()):
             if place < len(named):
                 captions[source] = whole
-            elif whole not in captions.values():
-                captions[_next_name(captions)] = whole
+            elif whole not in known:
+                captions[next(free_names)] = whole
+            known.add(whole)
     return FoundCaptions(by_source=captions, fields=record, left_out=tuple(left_out))
-
-
-def _next_name(taken: Mapping[str, str]) -> str:
-    numbered = (f"{ALT}#{number}" for number in count(2))
-    return next(name for name in chain([ALT], numbered) if name not in taken)
 
 
 def source_of(name: str) -> str:

@@ -17,6 +17,8 @@ MANIFEST_NAME = "tipserve.json"
 CARD: Final = "README.md"
 # Reference outputs; see `model.parity.recorded`. Packages of earlier versions have none.
 RECORDED_FILE: Final = "reference.safetensors"
+# Weights that only torch reads. A package serves without them.
+TORCH_FILE: Final = "model.safetensors"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from model.files import atomic_write, rename, sync_tree
 from model.manifest import (
     MANIFEST_NAME,
+    TORCH_FILE,
     FileEntry,
     Manifest,
     ParityEntry,
@@ -91,6 +92,9 @@ class ModelPackage:
 def open_package(source: str | Path, *, verify: bool = True) -> ModelPackage:
     """Open a model package and check it against its manifest.
 
+    The weights for torch may be missing, as in wheels of this program; then the manifest that is
+    returned does not list them.
+
     Args:
         source: "bundled" or "bundled-student" for a model shipped with this program, or a folder.
         verify: Compare the SHA-256 of every file. Without it only presence and lengths are checked.
@@ -101,6 +105,9 @@ def open_package(source: str | Path, *, verify: bool = True) -> ModelPackage:
     """
     folder = package_folder(source)
     manifest = _read_manifest(folder)
+    if not os.path.lexists(folder / TORCH_FILE):
+        files = {name: entry for name, entry in manifest.files.items() if name != TORCH_FILE}
+        manifest = manifest.model_copy(update={"files": files})
     if not manifest.files:
         raise PackageError(f"{folder / MANIFEST_NAME} lists no files; export the model again")
     check_files(folder, manifest.files, verify=verify)

@@ -26,7 +26,7 @@ from typing import Final, get_args
 
 from model.files import locked, rename
 from model.graphs import DENSE_TASKS, Precision, graph_file
-from model.manifest import MANIFEST_NAME, Manifest
+from model.manifest import MANIFEST_NAME, TORCH_FILE, Manifest
 from model.package import (
     MAX_MANIFEST_BYTES,
     PackageError,
@@ -97,6 +97,8 @@ class Repository:
                     shutil.rmtree(left, ignore_errors=True)
                 with staged(self.folder / found) as staging:
                     for name in manifest.files:
+                        if name == TORCH_FILE and not files.exists(f"{root}/{name}"):
+                            continue  # as in a wheel of this program
                         (staging / name).parent.mkdir(parents=True, exist_ok=True)
                         with _explained(f"{place}/{name}"):
                             files.get_file(f"{root}/{name}", str(staging / name))

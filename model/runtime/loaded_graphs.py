@@ -8,10 +8,9 @@ from pathlib import PurePosixPath
 from typing import get_args
 
 from model.graphs import DENSE_TASKS, Part, Precision, graph_file
-from model.manifest import Manifest, ParityEntry
+from model.manifest import TORCH_FILE, Manifest, ParityEntry
 from model.runtime.machine import RuntimeName
 
-TORCH_FILE = "model.safetensors"
 TOWERS: frozenset[Part] = frozenset({"vision", "text"})
 # Precisions that OpenVINO computes from the float32 graph; the others need their own graph.
 HINTED: frozenset[Precision] = frozenset({"fp32", "bf16"})

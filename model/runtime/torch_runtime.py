@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from model.graphs import TEXT_OUTPUTS, VISION_OUTPUTS, Part, Precision
+from model.manifest import TORCH_FILE
 from model.package import ModelPackage
 from model.runtime.base import (
     Device,
@@ -26,7 +27,7 @@ from model.runtime.base import (
 )
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import Arrays, GraphRuntime
-from model.runtime.loaded_graphs import TORCH_FILE, LoadedGraph
+from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import INSTALL
 
 DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -2,14 +2,18 @@
 
 import ast
 import re
+import shutil
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from model.package import open_package
+from tests.tools import run
 from training.pretrained.weights import FILES
 
 ROOMS = ("service", "model", "training", "tipserve_cli")
@@ -18,6 +22,9 @@ SCRIPT_ROOMS = ("tests", "benchmarks")
 CLIENT = "tipserve_client"
 # In git, which compresses files, they are 58 MB of the 64 that it may have.
 MAX_BUNDLED_BYTES = 65_000_000
+# PyPI accepts 100 MB.
+MAX_WHEEL_BYTES = 85_000_000
+LIMIT_S = 300.0
 # Extras that each top-level package may import from, in addition to the core dependencies.
 EXTRAS_OF_ROOM = {
     "service": ("gpu", "otel"),
@@ -54,14 +61,19 @@ def declared(project_root: Path, extras: tuple[str, ...]) -> set[str]:
     return {canonical(Requirement(line).name) for line in lines}
 
 
-def foreign_roots(path: Path) -> set[str]:
-    """Top-level names of all imports beyond the standard library; two levels of google."""
+def _imported(code: str) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module)
+    return names
+
+
+def foreign_roots(path: Path) -> set[str]:
+    """Top-level names of all imports beyond the standard library; two levels of google."""
+    names = _imported(path.read_text(encoding="utf-8"))
     roots = {".".join(n.split(".")[: 2 if n.startswith("google.") else 1]) for n in names}
     return roots - set(sys.stdlib_module_names)
 
@@ -122,6 +134,15 @@ def test_every_extra_that_a_text_names_exists(
     assert not unknown
 
 
+def test_the_readme_needs_only_what_its_first_line_installs(project_root: Path) -> None:
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", _text(project_root / "README.md"), re.DOTALL)
+    lines = [line for kind, text in blocks if kind == "bash" for line in text.splitlines()]
+    programs = {part.split()[0] for line in lines for part in re.split(r"\|(?= )", line)}
+    assert programs == {"curl", "cut", "tipserve"}
+    code = "\n".join(text for kind, text in blocks if kind == "python")
+    assert {name.partition(".")[0] for name in _imported(code)} <= {"numpy", CLIENT}
+
+
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
@@ -139,6 +160,26 @@ def test_the_bundled_model_is_small(project_root: Path, project_files: list[Path
     bundled = [path for path in project_files if path.parts[:2] == ("model", "bundled")]
     size_bytes = sum((project_root / path).stat().st_size for path in bundled)
     assert size_bytes < MAX_BUNDLED_BYTES
+
+
+@pytest.mark.slow
+def test_the_wheel_is_far_from_an_indexs_limit_and_serves(
+    project_root: Path, project_files: list[Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    for path in project_files:
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(project_root / path, source / path)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    options = ["--no-index", "--no-deps", "--no-build-isolation", f"--wheel-dir={tmp_path}"]
+    assert run(*pip, "wheel", *options, str(source), timeout_s=LIMIT_S).returncode == 0
+    (wheel,) = tmp_path.glob("tipserve-*.whl")
+    assert wheel.stat().st_size < MAX_WHEEL_BYTES
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    for name in ("bundled", "bundled_student"):
+        opened = open_package(tmp_path / "installed" / "model" / name)
+        assert {"onnx/vision_model.onnx", "onnx/text_model.onnx"} <= opened.manifest.files.keys()
 
 
 def test_every_python_folder_of_a_room_is_a_package(python_files: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -33,6 +34,10 @@ def pins(path: Path, machine: str = "x86_64") -> dict[str, Version]:
     lines = [Requirement(f"{name}=={version}{marker}") for name, version, marker, _ in found]
     wanted = [one for one in lines if one.marker is None or one.marker.evaluate(environment)]
     return {one.name: Version(next(iter(one.specifier)).version) for one in wanted}
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def wanted(extras: str) -> list[Requirement]:
@@ -93,6 +98,28 @@ def test_only_a_tag_is_published_and_only_after_all_tests() -> None:
         while "needs" in jobs[needed]:
             needed = jobs[needed]["needs"]
         assert needed == "tests" or "permissions" not in job, name
+
+
+def test_a_release_fills_every_address_in(tmp_path: Path) -> None:
+    placeholders = re.compile(r"example\.org/OWNER|REGISTRY/tipserve")
+    pages = [*ROOT.glob("*.*"), *(ROOT / "docs").glob("*.md"), *(ROOT / "clients").rglob("*.toml")]
+    named = [p.relative_to(ROOT) for p in pages if p.is_file() and placeholders.search(text_of(p))]
+    assert {Path("README.md"), Path("pyproject.toml")} <= set(named)
+    for name in (*named, Path("scripts/fill_addresses.sh")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    address, registry = "https://git.example.com/us/tipserve", "registry.example.com/us"
+    ended = run(tmp_path / "scripts" / "fill_addresses.sh", address, registry)
+    assert ended.returncode == 0, ended.stderr
+    assert [name for name in named if placeholders.search(text_of(tmp_path / name))] == []
+    readme = text_of(tmp_path / "README.md")
+    assert f"git clone {address} && cd tipserve\n" in readme
+    assert f"{registry}/tipserve:0.1.0\n" in readme
+    for folder in (tmp_path, tmp_path / "clients" / "python"):
+        project = tomllib.loads(text_of(folder / "pyproject.toml"))["project"]
+        assert project["urls"]["Repository"] == address
+    workflow = text_of(ROOT / ".github" / "workflows" / "release.yml")
+    assert workflow.index("scripts/fill_addresses.sh") < workflow.index("scripts/build_wheels.sh")
 
 
 def test_images_have_the_projects_version_and_the_manifests_tags() -> None:

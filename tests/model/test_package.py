@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from model import package as package_module
-from model.manifest import Manifest
+from model.manifest import TORCH_FILE, Manifest
 from model.package import MAX_MANIFEST_BYTES, PackageError, open_package, write_manifest
 
 DRAFT = Manifest(
@@ -76,6 +76,20 @@ def test_harmless_unlisted_files_are_allowed(folder: Path) -> None:
         (folder / name).touch()
     (folder / "lost+found").mkdir()
     assert open_package(folder).manifest.name == "tiny"
+
+
+def test_only_the_weights_for_torch_may_be_missing(folder: Path) -> None:
+    (folder / TORCH_FILE).write_bytes(b"1234")
+    write_manifest(folder, DRAFT)
+    assert open_package(folder).file(TORCH_FILE).read_bytes() == b"1234"
+    (folder / TORCH_FILE).unlink()
+    opened = open_package(folder)
+    assert set(opened.manifest.files) == {GRAPH, DATA, "config.json"}
+    with pytest.raises(PackageError, match=r"has no file 'model\.safetensors'"):
+        opened.file(TORCH_FILE)
+    (folder / "config.json").unlink()
+    with pytest.raises(PackageError, match=r"lacks 'config\.json'"):
+        open_package(folder)
 
 
 def test_a_link_out_of_the_package_is_refused(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from model.manifest import MANIFEST_NAME, ParityEntry, ParityLimits
+from model.manifest import MANIFEST_NAME, TORCH_FILE, ParityEntry, ParityLimits
 from model.package import ModelPackage, PackageError, open_package, sha256, write_manifest
 from model.publication import CURRENT, Repository, check_proven
 
@@ -100,6 +100,16 @@ def test_a_store_without_a_package_is_named(repository: Repository, url: str, re
     with pytest.raises(PackageError, match=reason):
         repository.publish(url)
     assert not repository.folder.exists()
+
+
+def test_a_package_without_weights_for_torch_is_published(
+    repository: Repository, make_package: Make
+) -> None:
+    source = make_package("small")
+    (source / TORCH_FILE).unlink()
+    folder = publish(repository, source)
+    assert not (folder / TORCH_FILE).exists()
+    assert open_package(folder).manifest.files == open_package(source).manifest.files
 
 
 def test_a_version_appears_whole_and_a_broken_one_never(

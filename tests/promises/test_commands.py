@@ -43,8 +43,9 @@ HELP = {
     "evaluate": "--background-threshold --classification --dataset --features --instances --knn "
     "--linear --mode --model --output --retrieval --segmentation --templates --url",
     "search": "--image --json --model --top --url",
-    "segment": "--background-classes --background-threshold --classes --fit --format "
-    "--min-area-share --mode --model --output --overwrite --precision --resolution --url",
+    "segment": "--background --background-classes --background-level --background-threshold "
+    "--classes --fit --format --min-area-share --mode --model --output --overwrite --precision "
+    "--quality --resolution --url",
 }
 # Of `sets` by the student, on dc25c9b8.
 SCORES = {

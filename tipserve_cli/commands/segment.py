@@ -61,6 +61,12 @@ class SegmentOptions:
             tinted and outlined classes; coco: instances with boxes, scores and run lengths.
         min_area_share: Share of the pixels of the smallest instance, for coco.
         overwrite: Start a stopped job again, of several images.
+        quality: fast: edges follow the image's colours; fine: and the model also sees the image
+            larger; published: as released. Default: the model's own.
+        background: auto: pixels far below the class's largest cosine are background, and so is a
+            class that is absent. Default: auto for one class, else the model's own.
+        background_level: For auto: the cosine that a pixel needs, from 0 for the least to 1 for the
+            largest of its class.
         background_classes: Names that count as background, separated by commas.
         background_threshold: Pixels with a lower cosine are background.
         resolution: Resize the short side to this many pixels.
@@ -76,6 +82,9 @@ class SegmentOptions:
     format: Literal["mask", "labels", "overlay", "coco"] = "mask"
     min_area_share: float = 0.001
     overwrite: Flag = False
+    quality: Literal["published", "fast", "fine"] | None = None
+    background: Literal["none", "auto"] | None = None
+    background_level: float | None = None
     background_classes: Annotated[str, Parameter(show_default=False)] = ""
     background_threshold: float | None = None
     resolution: int | None = None
@@ -85,6 +94,9 @@ class SegmentOptions:
     def request(self) -> dict[str, Any]:
         """The options of the client."""
         return {
+            "quality": self.quality,
+            "background": self.background,
+            "background_level": self.background_level,
             "background_threshold": self.background_threshold,
             "background_classes": split_names(self.background_classes) or None,
             "resolution": self.resolution,

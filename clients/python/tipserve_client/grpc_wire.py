@@ -73,6 +73,8 @@ ENUMS: Final[Mapping[str, tuple[Any, str]]] = {
     "size": (dense_pb2.MapSize, "MAP_SIZE"),
     "features": (segment_pb2.DenseFeatures, "DENSE_FEATURES"),
     "mode": (segment_pb2.SegmentMode, "SEGMENT_MODE"),
+    "quality": (segment_pb2.SegmentQuality, "SEGMENT_QUALITY"),
+    "background": (segment_pb2.SegmentBackground, "SEGMENT_BACKGROUND"),
     "kind": (features_pb2.FeatureKind, "FEATURE_KIND"),
     "scope": (features_pb2.FeatureScope, "FEATURE_SCOPE"),
     "dtype": (embed_pb2.VectorType, "VECTOR_TYPE"),
@@ -318,6 +320,9 @@ def _number(kind: Any, prefix: str, word: str, param: str) -> int:
 
 def _class(entry: Mapping[str, Any]) -> segment_pb2.SegmentClass:
     found = segment_pb2.SegmentClass(name=entry["name"], prompts=entry["prompts"])
+    if "pool" in entry:
+        pool: Any = _number(segment_pb2.PromptPool, "PROMPT_POOL", entry["pool"], "pool")
+        found.pool = pool
     for example in entry.get("examples", ()):
         one = found.examples.add(image=example["image"])
         if "point" in example:

@@ -19,6 +19,8 @@ MapSize = Literal["image", "model"]
 MaskSize = Literal["image", "model", "patch"]
 Features = Literal["values", "patches"]
 Templates = Literal["none", "tcl"] | Sequence[str]
+# A pixel or image is compared with the mean of a class's prompts, or with the best of them.
+PromptPool = Literal["mean", "max"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +93,10 @@ class EmbedImagesOptions(ImageOptions, total=False):
 
 
 class SegmentOptions(ImageOptions, total=False):
-    """Options of `segment`."""
+    """Options of `segment`. `pool` is for all classes with prompts."""
 
     templates: Templates
+    pool: PromptPool
     features: Features
     mode: Literal["whole", "slide"]
     quality: Literal["published", "fast", "fine"]
@@ -114,9 +117,10 @@ class MapOptions(ImageOptions, total=False):
 
 
 class ClassifyOptions(ImageOptions, total=False):
-    """Options of `classify`."""
+    """Options of `classify`. `pool` is for all classes with prompts."""
 
     templates: Templates
+    pool: PromptPool
     features: GlobalFeatures
     temperature: float
     top_k: int
@@ -210,9 +214,10 @@ def make_request(
     fields = {n: v for n, v in options.items() if v is not None and n != "timeout_s"}
     if classes is not None:
         fields["classes"] = classes
+    pool = fields.pop("pool", None)
     for name in ("classes", "background_classes"):
         if name in fields:
-            fields[name] = class_list(fields[name])
+            fields[name] = class_list(fields[name], pool)
     if isinstance(fields.get("outputs"), str):
         fields["outputs"] = [fields["outputs"]]
     if "templates" in fields and not isinstance(fields["templates"], str):
@@ -262,13 +267,15 @@ def as_images(images: ImageInputs) -> Iterable[ImageInput]:
     return cast("Iterable[ImageInput]", images)
 
 
-def class_list(classes: Classes) -> list[dict[str, Any]]:
+def class_list(classes: Classes, pool: PromptPool | None = None) -> list[dict[str, Any]]:
     """Names and prompts of classes. The server uses the name where there are no prompts."""
     if isinstance(classes, str):
         classes = [classes]
-    if isinstance(classes, Mapping):
-        return [{"name": name, **_described(given)} for name, given in classes.items()]
-    return [{"name": name, "prompts": []} for name in classes]
+    if not isinstance(classes, Mapping):
+        return [{"name": name, "prompts": []} for name in classes]
+    found = [{"name": name, **_described(given)} for name, given in classes.items()]
+    pooled = {} if pool is None else {"pool": pool}
+    return [one | pooled if one["prompts"] else one for one in found]
 
 
 def _described(given: Sequence[str] | Sequence[Example]) -> dict[str, Any]:

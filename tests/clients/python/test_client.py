@@ -127,6 +127,8 @@ async def test_an_unknown_word_is_refused_with_the_words_there_are(
         for method, name, words in (
             ("segment", "mode", "'whole' or 'slide'"),
             ("segment", "size", "'image', 'model' or 'patch'"),
+            ("segment", "quality", "'published', 'fast' or 'fine'"),
+            ("segment", "background", "'none' or 'auto'"),
             ("depth", "size", "'image' or 'model'"),
             ("depth", "fit", "'squash' or 'aspect'"),
             ("features", "kind", "'colors', 'component' or 'groups'"),

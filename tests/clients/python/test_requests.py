@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tipserve_client import Example, InvalidRequest, grpc_wire, http_wire
+from tipserve_client.generated.segment_pb2 import PROMPT_POOL_MAX, PROMPT_POOL_UNSPECIFIED
 from tipserve_client.images import encode_image
 from tipserve_client.requests import Request, as_images, class_list, make_request
 
@@ -81,6 +82,18 @@ def test_classes_are_names_or_names_with_prompts() -> None:
     assert class_list(["dog"]) == [{"name": "dog", "prompts": []}]
     assert class_list({"dog": ["a dog"]}) == [{"name": "dog", "prompts": ["a dog"]}]
     assert class_list({"dog": "a dog"}) == class_list({"dog": ["a dog"]})
+
+
+def test_a_pool_is_that_of_every_class_with_prompts() -> None:
+    classes = {"dog": ["spaniel", "pug"], "sky": []}
+    given = {"pool": "max", "background_classes": {"wall": "bricks"}}
+    request = make_request("segment_images", given, images=b"x", classes=classes)
+    sent = json.loads(http_wire.write_request(request)["content"])
+    message = grpc_wire.write_request(request)
+    assert [one.get("pool") for one in sent["classes"]] == ["max", None]
+    assert [one.pool for one in message.classes] == [PROMPT_POOL_MAX, PROMPT_POOL_UNSPECIFIED]
+    assert sent["background_classes"][0]["pool"] == "max"
+    assert "pool" not in sent
 
 
 def test_examples_have_their_fields_and_need_json() -> None:

@@ -20,20 +20,28 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from model.package import ModelPackage
 from tests.end_to_end.conftest import LIMIT_S
 from tests.processes.service_process import RunningService, running_service
-from tests.promises.test_page import CLASSES, FLAGS, KEEP_DRAWN, LAYER, SCENE
+from tests.promises.test_page import (
+    CLASSES,
+    FLAGS,
+    HAS_MASK,
+    KEEP_DRAWN,
+    SCENE,
+    check_mask,
+    pixels_of_layer,
+    repeated,
+)
 from tests.tools import find_tool
 
 AXE = Path(".tools/axe/node_modules/axe-core/axe.min.js")
 IS_IDLE = "document.body.ariaBusy === 'false'"
-LEGEND_HAS = "document.querySelectorAll('#legend button').length === {}"
-THRESHOLD = 0.3
+IS_OPEN = HAS_MASK.format(3).removeprefix("() => ")
+LEVEL = 0.5
 # The page's colours of a scale from 0 to 1, at even steps.
 VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
-OPAQUE = """() => {
-  for (const slider of document.querySelectorAll("#opacity, #feature-opacity")) {
-    slider.value = 1;
-    slider.dispatchEvent(new Event("input"));
-  }
+SET = """([selector, value]) => {
+  const slider = document.querySelector(selector);
+  slider.value = value;
+  slider.dispatchEvent(new Event("input", {bubbles: true}));
 }"""
 Open = Callable[..., Page]
 
@@ -99,18 +107,39 @@ def enter(page: Page, selector: str, text: str) -> None:
 
 def upload_scene(page: Page) -> None:
     page.set_input_files("#file", SCENE)
-    for name in CLASSES:
-        enter(page, "#classes-input", name)
-    wait(page, LEGEND_HAS.format(3))
-    wait(page, IS_IDLE)
+    enter(page, "#classes-input", ",".join(CLASSES))
+    wait(page, IS_OPEN)
 
 
-def layer_of(page: Page) -> NDArray[np.uint8]:
-    """The layer's pixels at full opacity."""
-    page.evaluate(OPAQUE)
-    read = page.evaluate(LAYER)
-    pixels = np.frombuffer(base64.b64decode(read["data"]), np.uint8)
-    return pixels.reshape(read["height"], read["width"], 4)
+def layer_of(page: Page, stage: str = "#stage") -> NDArray[np.uint8]:
+    """Colours of a layer of pixels, at full opacity."""
+    page.evaluate(SET, ["#opacity", 1])
+    return pixels_of_layer(page, stage)[..., :3]
+
+
+def copied(page: Page, button: str) -> str:
+    """The text that a button copies."""
+    page.click(button)
+    wait(page, "document.querySelector('#toast').textContent === 'Copied.'")
+    text: str = page.evaluate("navigator.clipboard.readText()")
+    page.evaluate("document.querySelector('#toast').textContent = ''")
+    return text
+
+
+def run_curl(page: Page, folder: Path, name: str) -> bytes:
+    """What the copied line of curl stores under a name."""
+    line = copied(page, "#copy-curl").replace("image=@scene.png", f"image=@{SCENE}")
+    command = [*shlex.split(line), "-sS", "--fail"]
+    subprocess.run(command, cwd=folder, check=True, timeout=LIMIT_S)
+    return (folder / name).read_bytes()
+
+
+def run_python(page: Page) -> Any:
+    """The answer of the copied lines of Python."""
+    found: dict[str, Any] = {}
+    code = copied(page, "#copy-python").replace("scene.png", str(SCENE))
+    exec(compile(code, "copied", "exec"), found)
+    return found["answer"]
 
 
 def canvas_box(page: Page) -> Any:
@@ -125,13 +154,13 @@ def move_to(page: Page, x: float, y: float) -> None:
     page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
 
-def check_scale(page: Page, values_HW: NDArray[np.floating]) -> None:
+def check_scale(page: Page, values_HW: NDArray[np.floating], stage: str = "#stage") -> None:
     """The layer has the colours of values, from the lowest to the highest."""
     shares_HW = (values_HW - values_HW.min()) / np.ptp(values_HW)
     places = np.linspace(0, 1, len(VIRIDIS))
     expected = np.stack([np.interp(shares_HW, places, channel) for channel in VIRIDIS.T], -1)
     # Sums of another order round elsewhere.
-    np.testing.assert_allclose(layer_of(page)[..., :3], expected, atol=0.51)
+    np.testing.assert_allclose(layer_of(page, stage), expected, atol=0.51)
 
 
 def ask(
@@ -171,39 +200,39 @@ def download(page: Page, button: str) -> bytes:
     return Path(waiting.value.path()).read_bytes()
 
 
-def test_a_threshold_one_class_and_the_score_under_the_pointer(
+def test_the_background_follows_its_slider_and_one_class_is_shown_alone(
     open_page: Open, service: RunningService
 ) -> None:
     page = open_page()
     upload_scene(page)
-    page.click("summary")
-    with page.expect_response(lambda answer: "background_threshold" in answer.url) as waiting:
-        enter(page, "#threshold", str(THRESHOLD))
-    wait(page, "document.querySelector('#legend').innerText.includes('background')")
-    answered = waiting.value.json()["data"][0]
-    expected = mask_of(service, background_threshold=THRESHOLD)
-    painted = layer_of(page)
-    has_class = painted[..., 3] == 255
-    np.testing.assert_array_equal(painted[has_class][:, :3], expected[has_class])
-    assert 0 < has_class.mean() < 1
-    assert not expected[~has_class].any()
-    colours, areas = np.unique(painted[has_class][:, :3], axis=0, return_counts=True)
-    colour = "#" + bytes(colours[areas.argmax()]).hex()
-    largest = next(found for found in answered["classes"] if found["color"] == colour)["name"]
-    page.click(f"#legend button:has-text('{largest}')")
-    alone = layer_of(page)[..., 3] == 255
-    assert alone.sum() == areas.max()
-    y, x = np.argwhere(alone)[alone.sum() // 2]
-    # The mask has come without its scores, which are most of an answer.
-    with page.expect_response(lambda answer: "include_scores" in answer.url) as waiting:
-        move_to(page, (x + 0.5) / alone.shape[1], (y + 0.5) / alone.shape[0])
-    scores = base64.b64decode(waiting.value.json()["data"][0]["scores"]["data"])
-    score = np.frombuffer(scores, "<f4").reshape(alone.shape)[y, x]
-    wait(page, "document.querySelector('#reading').textContent.includes('cosine')")
-    assert page.inner_text("#reading") == f"{largest}, cosine {score:.3f}"
+    with page.expect_response(lambda answer: f"background_level={LEVEL}" in answer.url) as waiting:
+        page.evaluate(SET, ["#level", LEVEL])
+    wait(page, IS_OPEN)
+    labels = repeated(waiting.value.url, SCENE.read_bytes())
+    assert 0 < (labels == 0).mean() < 1
+    check_mask(page, labels)
+    largest = int(np.bincount(labels[labels > 0]).argmax())
+    alone = np.where(labels == largest, labels, 0)
+    page.hover(f"#legend li >> nth={largest - 1}")
+    check_mask(page, alone)
+    page.hover("h1")
+    check_mask(page, labels)
+    page.click(f"#legend li >> nth={largest - 1} >> button >> nth=0")
+    page.hover("h1")
+    check_mask(page, alone)
+    y, x = np.argwhere(labels == largest)[(labels == largest).sum() // 2]
+    move_to(page, (x + 0.5) / labels.shape[1], (y + 0.5) / labels.shape[0])
+    assert page.inner_text("#reading") == CLASSES[largest - 1]
+    page.check("[value=heat]")
+    wait(page, IS_IDLE)
+    options = {"size": "model", "background": "none", "include_scores": True, "encoding": "base64"}
+    answer = ask(service, "segment", "application/json", classes=CLASSES[largest - 1], **options)
+    found = answer.json()["data"][0]
+    cosines = np.frombuffer(base64.b64decode(found["scores"]["data"]), "<f4")
+    check_scale(page, cosines.reshape(found["height"], found["width"]))
 
 
-def test_exports_are_the_apis_answers_and_the_copied_line_repeats_them(
+def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
     open_page: Open, service: RunningService, tmp_path: Path
 ) -> None:
     page = open_page()
@@ -213,17 +242,20 @@ def test_exports_are_the_apis_answers_and_the_copied_line_repeats_them(
     entry = json.loads(download(page, "#save-coco"))["data"][0]
     assert [one["name"] for one in entry["classes"]] == list(CLASSES)
     assert all("counts" in one["segmentation"] for one in entry["classes"])
-    page.click("#copy-curl")
-    wait(page, "document.querySelector('#toast').textContent === 'Copied.'")
-    line = page.evaluate("navigator.clipboard.readText()")
-    command = shlex.split(line.replace("image=@scene.png", f"image=@{SCENE}"))[1:]
-    subprocess.run(["curl", "-sS", "--fail", *command], cwd=tmp_path, check=True, timeout=LIMIT_S)
-    np.testing.assert_array_equal(pixels_of((tmp_path / "mask.png").read_bytes()), png)
-    page.click("#copy-python")
-    code = page.evaluate("navigator.clipboard.readText()").replace("scene.png", str(SCENE))
-    found: dict[str, Any] = {}
-    exec(compile(code, "copied", "exec"), found)
-    assert [one.name for one in found["answer"].classes] == list(CLASSES)
+    shown = pixels_of(download(page, "#save-image"))
+    assert shown.shape == pixels_of(SCENE.read_bytes()).shape
+    np.testing.assert_array_equal(pixels_of(run_curl(page, tmp_path, "mask.png")), png)
+    assert [one.name for one in run_python(page).classes] == list(CLASSES)
+    page.click("#examples button >> nth=1")
+    enter(page, "#classes-input", "sky")
+    page.check("[value=heat]")
+    link = copied(page, "#copy-link")
+    again = open_page(link.removeprefix(service.http_url))
+    again.wait_for_selector("#examples button[aria-pressed=true] >> nth=0")
+    wait(again, "document.querySelectorAll('#legend li').length === 4")
+    names = [shown.locator("#legend .name").all_inner_texts() for shown in (page, again)]
+    assert names[0] == names[1]
+    assert again.is_checked("[value=heat]")
 
 
 def test_a_click_compares_every_patch_with_the_one_under_it_or_with_a_sentence(
@@ -249,7 +281,7 @@ def test_a_click_compares_every_patch_with_the_one_under_it_or_with_a_sentence(
 
 
 def test_views_are_the_apis_and_the_status_shows_the_stages_of_their_request(
-    open_page: Open, service: RunningService
+    open_page: Open, service: RunningService, tmp_path: Path
 ) -> None:
     page = open_page()
     page.set_input_files("#file", SCENE)
@@ -257,12 +289,19 @@ def test_views_are_the_apis_and_the_status_shows_the_stages_of_their_request(
     page.check("[value=colors]")
     wait(page, IS_IDLE)
     colours = ask(service, "features", size="model", kind="colors")
-    np.testing.assert_array_equal(layer_of(page)[..., :3], pixels_of(colours.content))
+    np.testing.assert_array_equal(layer_of(page), pixels_of(colours.content))
     page.check("[value=groups]")
     enter(page, "#group-count", "4")
     wait(page, IS_IDLE)
     groups = ask(service, "features", size="model", kind="groups", group_count=4)
-    np.testing.assert_array_equal(layer_of(page)[..., :3], pixels_of(groups.content))
+    np.testing.assert_array_equal(layer_of(page), pixels_of(groups.content))
+    copied_groups = pixels_of(run_curl(page, tmp_path, "groups.png"))
+    np.testing.assert_array_equal(copied_groups, pixels_of(groups.content))
+    assert run_python(page).max() == 4
+    page.check("[value=similarity]")
+    assert run_python(page).patches is not None
+    page.check("[value=groups]")
+    wait(page, IS_IDLE)
     page.click("#tab-status")
     wait(page, "document.querySelector('#statistics').textContent.includes('in the queue')")
     assert page.inner_text("#timing p") == "v1/images:features, 200"
@@ -283,15 +322,13 @@ def test_an_example_finds_its_like_in_this_image_and_in_another(
         body: Any = waiting.value.post_data_json
         sent = [base64.b64decode(one.partition(",")[2]) for one in body["images"]]
         assert sent == [image.read_bytes() for image in images]
-        wait(page, LEGEND_HAS.format(num_classes))
-        wait(page, IS_IDLE)
+        wait(page, HAS_MASK.format(num_classes).removeprefix("() => "))
         url, as_labels = f"{service.http_url}/v1/images:segment", {"format": "mask"}
         answer = httpx.post(url, json=body | as_labels | {"encoding": "base64"}, timeout=LIMIT_S)
         found = answer.json()["data"][0]
         labels = np.frombuffer(base64.b64decode(found["labels"]["data"]), "<u2")
-        of_classes = [(*bytes.fromhex(one["color"][1:]), 255) for one in found["classes"]]
-        expected = np.array([(0, 0, 0, 0), *of_classes], np.uint8)[labels]
-        np.testing.assert_array_equal(layer_of(page), expected.reshape(*layer_of(page).shape))
+        page.hover("h1")
+        check_mask(page, labels.reshape(found["height"], found["width"]))
         assert (labels > 0).any()
         return [one["examples"] for one in body["classes"]]
 
@@ -307,20 +344,18 @@ def test_an_example_finds_its_like_in_this_image_and_in_another(
     # Then a point by keys.
     page.focus("#stage canvas")
     page.keyboard.press("ArrowLeft")
-    # The page asks for the scores at that point.
-    wait(page, IS_IDLE)
     check(lambda: page.keyboard.press("Enter"), [SCENE], 2)
-    assert page.locator("#legend button").all_inner_texts() == ["example 1", "example 2"]
+    assert page.locator("#legend .name").all_inner_texts() == ["example 1", "example 2"]
     other = tmp_path / "mirrored.png"
     with Image.open(SCENE) as scene:
         ImageOps.mirror(scene).save(other)
     check(lambda: page.set_input_files("#file", other), [other, SCENE], 2)
-    page.click("#shown button >> nth=0")
-    wait(page, LEGEND_HAS.format(1))
+    page.click("#legend .remove >> nth=0")
+    wait(page, HAS_MASK.format(1).removeprefix("() => "))
 
 
-def test_depth_and_normals_are_drawn_with_their_scale_and_read(
-    open_page: Open, dense_package: ModelPackage
+def test_depth_and_normals_are_drawn_beside_or_over_the_image_and_read(
+    open_page: Open, dense_package: ModelPackage, tmp_path: Path
 ) -> None:
     with running_service(f"--model={dense_package.path}") as service:
         page = open_page(at=service)
@@ -328,17 +363,23 @@ def test_depth_and_normals_are_drawn_with_their_scale_and_read(
         page.click("#tab-maps")
         wait(page, "!document.querySelector('#scale').hidden")
         depth_HW = map_of(service, "depth")
-        check_scale(page, -depth_HW)  # near is bright
+        check_scale(page, -depth_HW, "#second")  # near is bright
         ends = [page.inner_text(f"#scale-{end}") for end in ("low", "high")]
         assert ends == [f"{depth_HW.min():.2f} m", f"{depth_HW.max():.2f} m"]
-        page.locator("#stage canvas").hover(position={"x": 1, "y": 1})
+        page.locator("#second canvas").hover(position={"x": 1, "y": 1})
         assert page.inner_text("#reading") == f"{depth_HW[0, 0]:.2f} m"
+        colours = ask(service, "depth", format="colors")
+        np.testing.assert_array_equal(
+            pixels_of(run_curl(page, tmp_path, "depth.png")), pixels_of(colours.content)
+        )
+        assert run_python(page).shape == pixels_of(colours.content).shape[:2]
+        page.check("[value=over]")
         with page.expect_response("**/v1/images:normals*"):
             page.check("[value=normals]")
         wait(page, IS_IDLE)
         assert page.locator("#scale").is_hidden()
         normals_HW3 = map_of(service, "normals")
-        np.testing.assert_allclose(layer_of(page)[..., :3], 127.5 * (normals_HW3 + 1), atol=0.51)
+        np.testing.assert_allclose(layer_of(page), 127.5 * (normals_HW3 + 1), atol=0.51)
 
 
 def test_search_finds_the_image_itself_first(open_page: Open, tmp_path: Path) -> None:
@@ -358,11 +399,12 @@ def test_search_finds_the_image_itself_first(open_page: Open, tmp_path: Path) ->
     wait(page, "document.querySelector('#results li').innerText.trim() !== 'cosine 1.000'")
 
 
-def test_a_user_of_the_keyboard_reaches_everything(open_page: Open) -> None:
+def test_an_example_is_open_and_a_user_of_the_keyboard_reaches_everything(open_page: Open) -> None:
     page = open_page()
-    page.focus("#examples button")
+    wait(page, IS_OPEN)
+    page.focus("#examples button >> nth=1")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#legend button")
+    wait(page, IS_OPEN + " && document.querySelector('#legend .name').textContent === 'squirrel'")
     page.focus("#stage canvas")
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#reading")

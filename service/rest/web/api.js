@@ -149,8 +149,8 @@ const literal = (value) => {
   return typeof value === "number" ? String(value) : JSON.stringify(value);
 };
 
-/** A call of the Python client. `options` have its types: lists, numbers, strings. */
-export function asPython(method, options, image, result) {
+/** A call of the Python client: `method`, `options` with its types, and what to print of `answer`. */
+export function asPython({ method, options, image, result }) {
   const words = Object.entries(options)
     .filter(([, value]) => value !== "" && value !== undefined)
     .map(([name, value]) => `, ${name}=${literal(value)}`)

@@ -1,23 +1,24 @@
 // The page: the image, the model, and one tab at a time.
 
 import { preload, sendJson, setKey } from "./api.js";
+import { EXAMPLES } from "./examples.js";
 import { Features } from "./features.js";
 import { $, element, say } from "./form.js";
+import { readLink, writeLink } from "./link.js";
 import { Maps } from "./maps.js";
 import { Masks } from "./masks.js";
 import { Search } from "./search.js";
 import { Stage } from "./stage.js";
 import { Status } from "./status.js";
 
-const EXAMPLES = [
-  { file: "web/scene.png", label: "a drawn scene", classes: ["burger", "sunflower", "book"] },
-  { file: "web/squirrel.jpg", label: "a photograph", classes: ["squirrel", "tree", "leaf"] },
-  { file: "web/fruits.jpg", label: "a difficult photograph", classes: ["orange", "banana", "lemon", "kiwi"] },
-];
-
 class App {
+  // How many images were asked for; one that comes late is not opened over a later one.
+  #numAsked = 0;
+
   constructor() {
     this.file = null;
+    // What a link says of the image: an example's name, or an address on this server.
+    this.source = "";
     this.model = null;
     this.isDefaultModel = true;
     this.stage = new Stage($("#stage"), "Image; arrow keys read it, with Shift they select a box, Enter picks");
@@ -32,17 +33,53 @@ class App {
     this.current = "masks";
     this.#listen();
     this.#addExamples();
+    this.#restore();
     this.#loadModels();
   }
 
-  async open(file) {
+  /** Open an image; `source` is what a link says of it. */
+  async open(file, source = "") {
+    this.#numAsked += 1;
     this.file = file;
+    this.source = source;
     preload(file).catch(() => {});
     this.tabs.features.forget();
     $("#reading").textContent = "";
-    $("#intro").hidden = true;
+    $("#empty").hidden = true;
+    for (const button of document.querySelectorAll("#examples button")) {
+      button.ariaPressed = String(button.dataset.name === source);
+    }
     // The request does not wait for the image on the screen.
-    await Promise.all([this.#show(file), this.tabs[this.current].refresh()]);
+    await Promise.all([this.#show(file), this.refresh()]);
+  }
+
+  /** Ask again for what the current tab shows, and write the link to it. */
+  refresh() {
+    const refreshed = this.tabs[this.current].refresh();
+    this.writeLink();
+    return refreshed;
+  }
+
+  writeLink() {
+    const tab = this.current !== "masks" && this.current;
+    const model = !this.isDefaultModel && this.model.id;
+    writeLink({ image: this.source, tab, model, ...this.tabs.masks.link(), ...this.tabs[this.current].link?.() });
+  }
+
+  /** Let layers of pixels be faded, or not. */
+  fade(isFaded) {
+    $("#opacity-field").hidden = !isFaded;
+    for (const stage of [this.stage, this.second]) stage.opacity = isFaded ? Number($("#opacity").value) : 1;
+  }
+
+  /** Show two images side by side, or one. */
+  split(hasTwo) {
+    $("#second").parentElement.hidden = !hasTwo;
+  }
+
+  /** What every tab says of its image when it offers files. */
+  shared() {
+    return { stage: this.stage, file: this.file, name: this.file?.name.replace(/\.\w+$/, "") ?? "" };
   }
 
   async #show(file) {
@@ -52,7 +89,7 @@ class App {
   }
 
   #listen() {
-    $("#file").addEventListener("change", ({ target }) => target.files.length && this.open(target.files[0]));
+    $("#file").addEventListener("change", ({ target }) => target.files.length && this.#openOwn(target.files[0]));
     document.addEventListener("paste", ({ clipboardData }) => this.#openFirst(clipboardData.files));
     document.addEventListener("dragover", (event) => event.preventDefault());
     document.addEventListener("drop", (event) => {
@@ -60,13 +97,15 @@ class App {
       this.#openFirst(event.dataTransfer.files);
     });
     for (const stage of [this.stage, this.second]) {
-      stage.addEventListener("hover", ({ detail }) => {
-        $("#reading").textContent = this.tabs[this.current].read(detail, stage);
+      const tell = (text) => ($("#reading").textContent = text);
+      stage.addEventListener("hover", ({ detail }) => tell(this.tabs[this.current].read(detail, stage)));
+      stage.addEventListener("leave", () => {
+        tell("");
+        this.tabs[this.current].leave?.();
       });
-      stage.addEventListener("pick", ({ detail }) => {
-        this.tabs[this.current].pick?.(detail, stage);
-      });
+      stage.addEventListener("pick", ({ detail }) => this.tabs[this.current].pick?.(detail, stage));
     }
+    $("#opacity").addEventListener("input", () => this.fade(true));
     const tabs = [...document.querySelectorAll("[role=tab]")];
     for (const tab of tabs) {
       tab.addEventListener("click", () => this.#choose(tab.getAttribute("aria-controls")));
@@ -76,12 +115,24 @@ class App {
     $("#key").addEventListener("close", () => {
       setKey($("#key-input").value);
       this.#loadModels();
+      this.refresh();
     });
+    addEventListener("hashchange", () => this.#restore());
+    // Whatever a tab asks of the server is in the link.
+    $("#controls").addEventListener("change", () => this.writeLink());
+    $("#controls").addEventListener("click", () => this.writeLink());
   }
 
   #openFirst(files) {
     const image = [...files].find(({ type }) => type.startsWith("image/"));
-    if (image) this.open(image);
+    if (image) this.#openOwn(image);
+  }
+
+  /** Open an image of the user, for which the words of an example are none. */
+  #openOwn(file) {
+    const example = EXAMPLES.find(({ name }) => name === this.source);
+    if (example?.words.join() === this.tabs.masks.words.join()) this.tabs.masks.use([]);
+    return this.open(file);
   }
 
   #moveFocus(tab, key) {
@@ -94,6 +145,11 @@ class App {
   }
 
   #choose(name) {
+    this.#select(name);
+    this.refresh();
+  }
+
+  #select(name) {
     this.current = name;
     for (const tab of document.querySelectorAll("[role=tab]")) {
       const isChosen = tab.getAttribute("aria-controls") === name;
@@ -101,24 +157,47 @@ class App {
       tab.tabIndex = isChosen ? 0 : -1;
       $(`#${tab.getAttribute("aria-controls")}`).hidden = !isChosen;
     }
-    this.tabs.masks.listen(name === "masks");
-    $("#second").hidden = name !== "features" || !this.second.file;
+    this.stage.selectsBoxes = false;
+    this.split(false);
     $("#reading").textContent = "";
-    this.tabs[name].refresh();
   }
 
   #addExamples() {
-    for (const { file, label, classes } of EXAMPLES) {
-      const button = element("button", { type: "button" }, label);
-      button.addEventListener("click", async () => {
-        const response = await fetch(file);
-        $("#threshold").value = "";
-        $("[name=by][value=words]").checked = true;
-        this.file = null;
-        this.tabs.masks.classes.set(classes);
-        await this.open(new File([await response.blob()], file.split("/").pop()));
+    for (const { name, file, words } of EXAMPLES) {
+      const image = element("img", { src: file, alt: name });
+      const button = element("button", { type: "button", title: words.join(", "), ariaPressed: "false" }, image);
+      button.dataset.name = name;
+      button.addEventListener("click", () => {
+        this.tabs.masks.use(words);
+        this.#openKnown(name);
       });
-      $("#examples").append(button, " ");
+      $("#examples").append(button);
+    }
+  }
+
+  /** Show what the address of the page says; the first example if it says nothing. */
+  #restore() {
+    const link = readLink();
+    const [{ name, words }] = EXAMPLES;
+    const wanted = Object.keys(link).length ? link : { image: name, words: words.join(",") };
+    for (const tab of Object.values(this.tabs)) tab.restore?.(wanted);
+    this.#select(wanted.tab in this.tabs ? wanted.tab : "masks");
+    if (wanted.image) return this.#openKnown(wanted.image);
+    if (wanted.words) say("This link has words, and no image: open one.");
+    this.refresh();
+  }
+
+  /** Open an example by its name, or an image of this server by its address. */
+  async #openKnown(image) {
+    const address = EXAMPLES.find(({ name }) => name === image)?.file ?? image;
+    const asked = (this.#numAsked += 1);
+    try {
+      const response = await fetch(address);
+      if (!response.ok) throw new Error(`the answer is ${response.status}`);
+      const file = new File([await response.blob()], address.split("/").pop());
+      if (asked === this.#numAsked) await this.open(file, image);
+    } catch (error) {
+      say(`${image} cannot be loaded (${error.message}): save it, and open the file.`, true);
     }
   }
 
@@ -126,22 +205,26 @@ class App {
     try {
       this.models = (await sendJson({ path: "v1/models" })).data;
       $("#model").replaceChildren(...this.models.map(({ id }) => element("option", {}, id)));
-      this.#useModel(0);
+      $("#model").hidden = this.models.length < 2;
+      const wanted = Math.max(0, this.models.findIndex(({ id }) => id === readLink().model));
+      $("#model").selectedIndex = wanted;
+      this.#useModel(wanted, wanted === 0 && this.current === "masks");
     } catch (error) {
       say(error.message, true);
       if (error.status === 401) $("#key").showModal();
     }
   }
 
-  #useModel(index) {
+  /** Use a model; `isAsked` is whether what is shown was asked of it before its name was known. */
+  #useModel(index, isAsked = false) {
     this.model = this.models[index];
     this.isDefaultModel = index === 0;
     $("#resolution").step = this.model.size_multiple;
+    this.tabs.maps.offer(this.model.outputs);
+    if (isAsked) return;
     this.tabs.features.forget();
     this.tabs.search.forget();
-    this.tabs.maps.offer(this.model.outputs);
-    const isGone = $(`#tab-${this.current}`).hidden;
-    this.#choose(isGone ? "masks" : this.current);
+    this.#choose($(`#tab-${this.current}`).hidden ? "masks" : this.current);
   }
 }
 

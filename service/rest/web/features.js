@@ -2,10 +2,13 @@
 
 import { send, sendJson, sendNpy } from "./api.js";
 import { $, Latest } from "./form.js";
-import { indexAt, pixels, viridis } from "./stage.js";
+import { offerShare } from "./share.js";
+import { indexAt, paintScale, rangeOf } from "./stage.js";
 
 export class Features {
   #latest = new Latest();
+  // The second image, if one is compared.
+  #second = null;
   // What is painted: {query, maps}, with one map for each image: {height, width, values}.
   #shown = null;
   // Patch embeddings of images by what was asked for, so that a click needs no request.
@@ -20,9 +23,8 @@ export class Features {
     for (const id of ["sentence", "group-count", "embeddings"]) {
       $(`#${id}`).addEventListener("change", () => this.refresh());
     }
-    $("#feature-opacity").addEventListener("input", () => this.#fade());
     $("#second-file").addEventListener("change", async ({ target }) => {
-      if (target.files.length) await app.second.show(target.files[0]);
+      this.#second = target.files[0] ?? this.#second;
       this.refresh();
     });
   }
@@ -38,9 +40,13 @@ export class Features {
     $("#sentence-field").hidden = kind !== "sentence";
     $("#groups-field").hidden = kind !== "groups";
     this.#shown = null;
+    const { second } = this.app;
+    if (this.#second && second.file !== this.#second) second.show(this.#second);
+    this.app.split(Boolean(this.#second));
     const stages = this.#stages();
     for (const stage of stages) stage.clear();
-    this.#fade();
+    this.app.fade(true);
+    this.#share(kind);
     if (!stages.length) return;
     return this.#latest.run(async (signal) => {
       if (kind === "similarity") await this.#compareWithPatch(stages, signal);
@@ -64,7 +70,7 @@ export class Features {
 
   #stages() {
     const { stage, second } = this.app;
-    return [stage, second].filter(({ file }) => file);
+    return [stage, this.#second && second].filter((one) => one?.file);
   }
 
   #modelQuery() {
@@ -114,26 +120,53 @@ export class Features {
       }
       maps.set(stage, { height, width, values });
     }
-    const all = [...maps.values()].flatMap(({ values }) => [...values]);
-    const low = Math.min(...all);
-    const range = Math.max(...all) - low || 1;
-    for (const [stage, { height, width, values }] of maps) {
-      const rgba = pixels(values.length, (i, out, at) => viridis((values[i] - low) / range, out, at));
-      stage.paint(width, height, rgba);
-    }
+    const ranges = [...maps.values()].map(({ values }) => rangeOf(values));
+    const range = [Math.min(...ranges.map(([low]) => low)), Math.max(...ranges.map(([, high]) => high))];
+    for (const [stage, map] of maps) paintScale(stage, map, range);
     this.#shown = maps;
   }
 
-  async #paintView(stages, kind, signal) {
+  /** The request of colours or groups. */
+  #viewRequest(kind, image) {
     const query = { kind, features: $("#embeddings").value, size: "model", ...this.#modelQuery() };
-    if (kind === "groups") query.group_count = $("#group-count").value;
+    if (kind === "groups") query.group_count = Number($("#group-count").value);
+    return { path: "v1/images:features", query, image, accept: "image/png" };
+  }
+
+  async #paintView(stages, kind, signal) {
     for (const stage of stages) {
-      const request = { path: "v1/images:features", query, image: stage.file, accept: "image/png", signal };
-      stage.paintImage(await createImageBitmap(await (await send(request)).blob()));
+      const answer = await send({ ...this.#viewRequest(kind, stage.file), signal });
+      stage.paintImage(await createImageBitmap(await answer.blob()));
     }
   }
 
-  #fade() {
-    for (const stage of this.#stages()) stage.opacity = Number($("#feature-opacity").value);
+  #share(kind) {
+    const { file } = this.app;
+    if (kind === "colors" || kind === "groups") {
+      const request = this.#viewRequest(kind, file);
+      const files = [{ label: "Save npy", id: "save-npy", suffix: `${kind}.npy`, request: file && (() => ({ ...request, accept: "application/x-npy" })) }];
+      const curl = file && (() => ({ ...request, output: `${kind}.png` }));
+      const python = file && (() => ({ method: "features", options: request.query, result: "answer.shape" }));
+      return offerShare({ ...this.app.shared(), files, curl, python });
+    }
+    const outputs = $("#embeddings").value;
+    const query = { outputs, fit: "aspect", ...this.#modelQuery() };
+    const request = { path: "v1/images:embed", query, image: file, accept: "application/x-npy" };
+    const files = [{ label: "Save npy", id: "save-npy", suffix: `${outputs}.npy`, request: file && (() => request) }];
+    const curl = file && (() => ({ ...request, output: `${outputs}.npy` }));
+    const python = file && (() => ({ method: "embed_images", options: query, result: `answer.${outputs}.shape` }));
+    offerShare({ ...this.app.shared(), files, curl, python });
+  }
+
+  /** What the link of this tab restores. */
+  link() {
+    const kind = $("[name=kind]:checked").value;
+    return { kind: kind !== "similarity" && kind, text: kind === "sentence" && $("#sentence").value };
+  }
+
+  restore({ kind = "similarity", text = "" }) {
+    const radio = [...document.querySelectorAll("[name=kind]")].find(({ value }) => value === kind);
+    if (radio) radio.checked = true;
+    $("#sentence").value = text;
   }
 }

@@ -1,5 +1,5 @@
 //# allFunctionsCalledOnLoad
-// Parts of forms: chips of words, downloads, copied text, and work that a newer request replaces.
+// Parts of forms: downloads, copied text, and work that a newer request replaces.
 
 const TOAST_MS = 6000;
 
@@ -24,50 +24,8 @@ export function say(text, isError = false) {
   if (text && !isError) toastTimer = setTimeout(() => say(""), TOAST_MS);
 }
 
-/** A word with a button that removes it. */
-export function chip(word, remove) {
-  const button = element("button", { type: "button", textContent: "×", ariaLabel: `Remove ${word}` });
-  button.addEventListener("click", remove);
-  return element("span", { className: "chip" }, word, button);
-}
-
-/** An input whose words become chips: Enter or a comma adds, Backspace or a chip's button removes. */
-export class Chips extends EventTarget {
-  constructor(root) {
-    super();
-    this.root = root;
-    this.input = $("input", root);
-    this.words = [];
-    this.input.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === ",") {
-        event.preventDefault();
-        this.#take();
-      } else if (event.key === "Backspace" && !this.input.value && this.words.length) {
-        this.set(this.words.slice(0, -1));
-      }
-    });
-    this.input.addEventListener("change", () => this.#take());
-  }
-
-  /** Replace the words. */
-  set(words) {
-    this.words = [...new Set(words)];
-    this.dispatchEvent(new Event("change"));
-    for (const chip of this.root.querySelectorAll(".chip")) chip.remove();
-    for (const word of this.words) {
-      this.input.before(chip(word, () => {
-        this.set(this.words.filter((other) => other !== word));
-        this.input.focus();
-      }));
-    }
-  }
-
-  #take() {
-    const added = this.input.value.split(",").map((word) => word.trim()).filter(Boolean);
-    if (added.length) this.set([...this.words, ...added]); // first, since it sends a request
-    this.input.value = "";
-  }
-}
+/** The words in a text, which commas separate. */
+export const wordsIn = (text) => text.split(",").map((word) => word.trim()).filter(Boolean);
 
 /** Let the browser save bytes. */
 export function save(blob, name) {

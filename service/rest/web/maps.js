@@ -2,7 +2,8 @@
 
 import { sendNpy } from "./api.js";
 import { $, Latest } from "./form.js";
-import { indexAt, pixels, viridis } from "./stage.js";
+import { offerShare } from "./share.js";
+import { indexAt, paintScale, pixels, rangeOf } from "./stage.js";
 
 export class Maps {
   #latest = new Latest();
@@ -10,9 +11,27 @@ export class Maps {
 
   constructor(app) {
     this.app = app;
-    for (const radio of document.querySelectorAll("[name=map]")) {
+    for (const radio of document.querySelectorAll("[name=map], [name=place]")) {
       radio.addEventListener("change", () => this.refresh());
     }
+  }
+
+  /** What the link of this tab restores. */
+  link() {
+    return { map: this.#task === "normals" && "normals", place: this.#isBeside ? "" : "over" };
+  }
+
+  restore({ map = "depth", place = "beside" }) {
+    $(`[name=map][value=${map === "normals" ? "normals" : "depth"}]`).checked = true;
+    $(`[name=place][value=${place === "over" ? "over" : "beside"}]`).checked = true;
+  }
+
+  get #task() {
+    return $("[name=map]:checked").value;
+  }
+
+  get #isBeside() {
+    return $("[name=place]:checked").value === "beside";
   }
 
   /** Show the tasks that the model has. */
@@ -26,21 +45,40 @@ export class Maps {
   }
 
   refresh() {
-    const { stage, file } = this.app;
+    const { stage, second, file } = this.app;
     this.#map = null;
     $("#scale").hidden = true;
     stage.clear();
-    stage.opacity = 1;
+    this.app.fade(!this.#isBeside);
+    this.app.split(file && this.#isBeside);
+    this.#share();
     if (!file) return;
     return this.#latest.run(async (signal) => {
-      const task = $("[name=map]:checked").value;
-      const query = { size: "model", ...(this.app.isDefaultModel ? {} : { model: this.app.model.id }) };
-      const { shape, data } = await sendNpy({ path: `v1/images:${task}`, query, image: file, signal });
+      const answered = sendNpy({ ...this.#request("application/x-npy", { size: "model" }), signal });
+      if (this.#isBeside) await second.show(file);
+      const { shape, data } = await answered;
+      const task = this.#task;
       const [height, width] = task === "depth" ? shape.slice(-2) : shape.slice(-3);
       this.#map = { task, height, width, data };
-      if (task === "depth") this.#paintDepth();
-      else this.#paintNormals();
+      const shown = this.#isBeside ? second : stage;
+      if (task === "depth") this.#paintDepth(shown);
+      else this.#paintNormals(shown);
     });
+  }
+
+  #request(accept, options) {
+    const query = { ...options, ...(this.app.isDefaultModel ? {} : { model: this.app.model.id }) };
+    return { path: `v1/images:${this.#task}`, query, image: this.app.file, accept };
+  }
+
+  #share() {
+    const task = this.#task;
+    const { file, stage, second } = this.app;
+    const files = [{ label: "Save npy", id: "save-npy", suffix: `${task}.npy`, request: file && (() => this.#request("application/x-npy")) }];
+    const options = task === "depth" ? { format: "colors" } : {};
+    const curl = file && (() => ({ ...this.#request("image/png", options), output: `${task}.png` }));
+    const python = file && (() => ({ method: task, options: {}, result: "answer.shape" }));
+    offerShare({ ...this.app.shared(), stage: this.#isBeside ? second : stage, files, curl, python });
   }
 
   /** Say what the map has at a point. */
@@ -52,29 +90,20 @@ export class Maps {
     return `normal ${[...data.subarray(3 * at, 3 * at + 3)].map((one) => one.toFixed(2)).join(", ")}`;
   }
 
-  #paintDepth() {
+  #paintDepth(stage) {
     const { height, width, data } = this.#map;
-    let low = Infinity;
-    let high = -Infinity;
-    for (const value of data) {
-      low = Math.min(low, value);
-      high = Math.max(high, value);
-    }
-    const range = high - low || 1;
-    // Near is bright.
-    const rgba = pixels(data.length, (i, out, at) => viridis(1 - (data[i] - low) / range, out, at));
-    this.app.stage.paint(width, height, rgba, true);
+    const [low, high] = rangeOf(data);
+    paintScale(stage, { height, width, values: data.map((one) => -one) }, [-high, -low]); // near is bright
     $("#scale-low").textContent = `${low.toFixed(2)} m`;
     $("#scale-high").textContent = `${high.toFixed(2)} m`;
     $("#scale").hidden = false;
   }
 
-  #paintNormals() {
+  #paintNormals(stage) {
     const { height, width, data } = this.#map;
-    const rgba = pixels(height * width, (i, out, at) => {
+    stage.paint(width, height, pixels(height * width, (i, out, at) => {
       for (let c = 0; c < 3; c++) out[at + c] = 127.5 * (data[3 * i + c] + 1);
       out[at + 3] = 255;
-    });
-    this.app.stage.paint(width, height, rgba, true);
+    }));
   }
 }

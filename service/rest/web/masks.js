@@ -1,15 +1,16 @@
 //# allFunctionsCalledOnLoad
-// Masks of classes by name or by example: over the image, as a legend, and as files.
+// Masks of classes by name or by example: over the image, as a list, and as files.
 
-import { asCurl, asPython, dataUri, decodeFloats, send, sendJson } from "./api.js";
-import { $, Chips, chip, copy, element, Latest, save, say } from "./form.js";
-import { eachRun, indexAt } from "./stage.js";
+import { dataUri, decodeFloats, sendJson } from "./api.js";
+import { Classes, colorOf } from "./classes.js";
+import { $, Latest, wordsIn } from "./form.js";
+import { drawOutlines, labelsOf, outlinesOf } from "./outlines.js";
+import { offerShare } from "./share.js";
+import { indexAt, paintScale } from "./stage.js";
 
 const PATH = "v1/images:segment";
-// Above this the scores, five bytes a pixel as base64, are not loaded.
-const MAX_SCORED_PIXELS = 6e6;
-// Cosine with an example; a single example would else be everywhere.
-const EXAMPLE_THRESHOLD = 0.6;
+// The server's own level of background.
+const LEVEL = 0.7;
 // A drag over fewer pixels of the image is a click.
 const MIN_BOX = 4;
 
@@ -29,102 +30,137 @@ const withOptions = (request, options) => {
 
 export class Masks {
   #latest = new Latest();
-  #latestScores = new Latest();
+  // {height, width, classes, background_share} of the answer that is shown.
   #mask = null;
-  #single = null;
+  // Cosines of one class: {height, width, values}.
+  #heat = null;
   // {name, file, region} of each example; its region is a point or a box in pixels of the file.
   #examples = [];
   #numShown = 0;
+  // The level of background as set by hand: 0 is none; null is the server's choice.
+  #level = null;
 
   constructor(app) {
     this.app = app;
-    this.classes = new Chips($("#classes"));
-    this.background = new Chips($("#background"));
-    for (const chips of [this.classes, this.background]) {
-      chips.addEventListener("change", () => this.refresh());
-    }
-    for (const radio of document.querySelectorAll("[name=by]")) {
+    this.words = [];
+    this.rows = new Classes($("#legend"));
+    this.rows.addEventListener("remove", ({ detail }) => this.#remove(detail));
+    this.rows.addEventListener("alone", () => (this.#showsHeat ? this.refresh() : this.#draw()));
+    const input = $("#classes-input");
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === ",") {
+        event.preventDefault();
+        this.#add(input);
+      } else if (event.key === "Backspace" && !input.value && this.words.length) {
+        this.#remove(this.words.length - 1);
+      }
+    });
+    input.addEventListener("change", () => this.#add(input));
+    $("#level").addEventListener("input", ({ target }) => {
+      this.#level = Number(target.value);
+      this.refresh();
+    });
+    for (const radio of document.querySelectorAll("[name=by], [name=view]")) {
       radio.addEventListener("change", () => this.refresh());
     }
-    for (const id of ["threshold", "mode", "resolution", "templates"]) {
+    for (const id of ["background-input", "mode", "resolution", "templates"]) {
       $(`#${id}`).addEventListener("change", () => this.refresh());
     }
-    $("#opacity").addEventListener("input", ({ target }) => (this.app.stage.opacity = Number(target.value)));
-    $("#save-png").addEventListener("click", () => this.#save("image/png", {}, "mask.png"));
-    $("#save-overlay").addEventListener("click", () =>
-      this.#save("image/png", { format: "overlay" }, "overlay.png"));
-    $("#save-coco").addEventListener("click", () =>
-      this.#save("application/json", { format: "rle", include_instances: true }, "mask.json"));
-    $("#copy-curl").addEventListener("click", async () =>
-      copy(asCurl({ ...(await this.#request()), accept: "image/png" }, "mask.png")));
-    $("#copy-python").addEventListener("click", () =>
-      copy(asPython("segment", this.#options(), this.app.file, "answer.classes, answer.labels.shape")));
-    this.#enable();
+  }
+
+  /** What the link of this tab restores. */
+  link() {
+    const level = this.#level === null ? "" : String(this.#level);
+    return { words: this.words.join(","), background: level, view: this.#showsHeat && "heat" };
+  }
+
+  restore({ words = "", background = "", view }) {
+    this.use(wordsIn(words));
+    this.#level = background === "" ? null : Number(background) || 0;
+    $(`[name=view][value=${view === "heat" ? "heat" : "mask"}]`).checked = true;
+  }
+
+  /** Find these words, at the next request. */
+  use(words) {
+    this.words = words;
+    this.#level = null;
+    $("[name=by][value=words]").checked = true;
   }
 
   /** Ask for the mask of the image, the classes and the options as they are. */
   refresh() {
     // First, since the form can change while the server computes.
-    const answered = this.#isReady && this.#latest.run((signal) => this.#load(signal));
-    this.#enable();
+    const answered = this.#isReady && this.#latest.run((signal) =>
+      this.#showsHeat ? this.#loadHeat(signal) : this.#load(signal));
+    this.#arrange();
     if (answered) return answered;
     this.#latest.abort();
-    this.#mask = null;
-    $("#legend").replaceChildren();
-    $("#reading").textContent = "";
+    this.#mask = this.#heat = null;
+    this.rows.tell(null);
+    $("#rest").value = $("#reading").textContent = "";
     this.app.stage.clear();
     if (this.app.file) this.app.stage.prepare();
   }
 
   async #load(signal) {
-    const query = { format: "rle_counts", include_instances: true };
-    const request = this.#usesExamples ? await this.#exampleRequest(query) : this.#wordRequest(query);
+    const request = withOptions(await this.#request(), { format: "rle_counts" });
     const answered = sendJson({ ...request, signal });
     // What does not need the answer is done while the server computes.
     this.app.stage.prepare();
-    this.app.stage.opacity = Number($("#opacity").value);
-    const { height, width, classes, background_share, instances } = (await answered).data[0];
-    this.#mask = { height, width, classes, hasBackground: background_share > 0, request };
-    this.#single = null;
-    this.#paint();
-    // The mask has a frame of its own, which would wait if the page's next one had the legend.
+    const mask = (await answered).data[0];
+    this.#mask = { ...mask, labels: labelsOf(mask) };
+    this.#heat = null;
+    this.#mask.outlines = outlinesOf(this.#mask.labels, mask.height, mask.width);
+    this.#draw();
+    // The mask has a frame of its own, which would wait if the page's next one had the list.
     await secondFrame();
-    if (!signal.aborted) this.#list(classes, background_share, instances);
+    if (!signal.aborted) this.#tell(mask);
   }
 
-  /** Say what the mask has at a point. */
+  #tell({ classes, background_share: rest }) {
+    this.rows.tell(classes.map(({ area_share }) => area_share));
+    $("#rest").value = rest ? `${(100 * rest).toFixed(0)} %` : "none";
+    $("#level").value = this.#level ?? (rest ? LEVEL : 0);
+  }
+
+  #draw() {
+    const { stage } = this.app;
+    if (!this.#mask || this.app.current !== "masks") return;
+    const { classes, outlines, background_share: rest } = this.#mask;
+    const { alone } = this.rows;
+    const shown = classes
+      .map(({ label }, index) => [label, colorOf(index)])
+      .filter((_, index) => alone === null || alone === index);
+    stage.draw((context, size) => drawOutlines(context, size, outlines, shown, alone === null && !rest));
+  }
+
+  /** Cosines of the class that is looked at, or of the first one. */
+  async #loadHeat(signal) {
+    const index = this.rows.alone ?? 0;
+    const options = { encoding: "base64", include_scores: true, size: "model" };
+    const request = withOptions(await this.#request(index), options);
+    const { height, width, scores } = (await sendJson({ ...request, signal })).data[0];
+    this.#mask = null;
+    this.#heat = { name: this.#names[index], height, width, values: decodeFloats(scores) };
+    paintScale(this.app.stage, this.#heat);
+  }
+
+  /** Say what is shown at a point, and show its class alone. */
   read(point) {
-    if (!this.#mask) return "";
-    const { height, width, scores, classes } = this.#mask;
-    const label = this.#labels()[indexAt({ x: point.y, y: point.x }, width, height)];
-    const name = classes[label - 1]?.name ?? "background";
-    if (scores) return `${name}, cosine ${scores[indexAt(point, height, width)].toFixed(3)}`;
-    this.#loadScores(this.#mask);
-    return name;
-  }
-
-  /** The label of every pixel by column, as run lengths are; made when a point is first read. */
-  #labels() {
-    const { height, width, classes } = this.#mask;
-    if (!this.#mask.labels) {
-      const labels = (this.#mask.labels = new Uint16Array(height * width));
-      for (const { label, segmentation } of classes) {
-        eachRun(segmentation.counts, (start, end) => labels.fill(label, start, end));
-      }
+    if (this.#heat) {
+      const { name, height, width, values } = this.#heat;
+      return `${name}, cosine ${values[indexAt(point, height, width)].toFixed(3)}`;
     }
-    return this.#mask.labels;
+    if (!this.#mask) return "";
+    const { height, width, labels, classes } = this.#mask;
+    const label = labels[indexAt({ x: point.y, y: point.x }, width, height)];
+    this.rows.point(label ? label - 1 : null);
+    return label ? classes[label - 1].name : "background";
   }
 
-  /** Load the score of every pixel, which is far larger than the run lengths of the mask. */
-  #loadScores(mask) {
-    if (mask.isLoading || mask.height * mask.width > MAX_SCORED_PIXELS) return;
-    mask.isLoading = true;
-    this.#latestScores.run(async (signal) => {
-      const options = { encoding: "base64", include_instances: false, include_scores: true };
-      const answer = await sendJson({ ...withOptions(mask.request, options), signal });
-      mask.scores = decodeFloats(answer.data[0].scores);
-      this.app.stage.readAgain();
-    });
+  /** The pointer has left the image. */
+  leave() {
+    if (this.#mask) this.rows.point(null);
   }
 
   /** Add the patch at a point, or the box to a corner, as a class. */
@@ -140,116 +176,107 @@ export class Masks {
     this.refresh();
   }
 
-  /** Let the image select examples while this tab is shown. */
-  listen(isShown) {
-    this.app.stage.selectsBoxes = isShown && this.#usesExamples;
+  #add(input) {
+    const added = wordsIn(input.value);
+    input.value = "";
+    if (!added.length) return;
+    this.words = [...new Set([...this.words, ...added])];
+    this.refresh();
+  }
+
+  #remove(index) {
+    const without = (list) => list.filter((_, at) => at !== index);
+    if (this.#usesExamples) this.#examples = without(this.#examples);
+    else this.words = without(this.words);
+    this.refresh();
+    $(this.#usesExamples ? "[name=by]:checked" : "#classes-input").focus();
   }
 
   get #usesExamples() {
     return $("[name=by]:checked").value === "examples";
   }
 
-  get #isReady() {
-    return Boolean(this.app.file && (this.#usesExamples ? this.#examples : this.classes.words).length);
+  get #showsHeat() {
+    return $("[name=view]:checked").value === "heat" && !this.#usesExamples;
   }
 
-  #showExamples() {
-    const chips = this.#examples.map((example) => chip(example.name, () => {
-      this.#examples = this.#examples.filter((other) => other !== example);
-      this.refresh();
-      $("[name=by]:checked").focus();
-    }));
-    $("#shown").replaceChildren(...chips);
+  get #names() {
+    return this.#usesExamples ? this.#examples.map(({ name }) => name) : this.words;
+  }
+
+  get #isReady() {
+    return Boolean(this.app.file && this.#names.length);
   }
 
   #options() {
-    const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
+    const others = wordsIn($("#background-input").value);
     return {
-      classes: this.classes.words,
-      background_classes: this.background.words.length ? this.background.words : undefined,
-      background_threshold: number("#threshold"),
+      classes: this.words,
+      background_classes: others.length ? others : undefined,
+      ...this.#background(),
       mode: $("#mode").value,
-      resolution: number("#resolution"),
+      resolution: Number($("#resolution").value) || undefined,
       templates: $("#templates").value,
       model: this.app.isDefaultModel ? undefined : this.app.model.id,
     };
   }
 
+  /** Options of the background; with examples it is found by itself. */
+  #background() {
+    if (this.#level === null) return this.#usesExamples ? { background: "auto" } : {};
+    return this.#level ? { background: "auto", background_level: this.#level } : { background: "none" };
+  }
+
   /** A JSON body: the image of the mask comes first, then those of examples that are elsewhere. */
-  async #exampleRequest(query) {
+  async #exampleRequest() {
     const files = [...new Set([this.app.file, ...this.#examples.map(({ file }) => file)])];
     const classes = this.#examples.map(({ name, file, region }) =>
       ({ name, examples: [{ image: files.indexOf(file), ...region }] }));
-    const { background_threshold = EXAMPLE_THRESHOLD, mode, resolution, model } = this.#options();
+    const { mode, resolution, model } = this.#options();
     const images = await Promise.all(files.map(dataUri));
-    const json = { images, classes, background_threshold, mode: mode || undefined, resolution, model, ...query };
-    return { path: PATH, json };
+    return { path: PATH, json: { images, classes, ...this.#background(), mode: mode || undefined, resolution, model } };
   }
 
-  #wordRequest(query) {
-    return { path: PATH, query: { ...this.#options(), ...query }, image: this.app.file };
-  }
-
-  async #request(query = {}) {
-    return this.#usesExamples ? this.#exampleRequest(query) : this.#wordRequest(query);
-  }
-
-  #list(classes, backgroundShare, instances) {
-    const rows = classes.map(({ label, name, color, area_share, score }) => {
-      const swatch = element("span", { className: "swatch" });
-      swatch.style.background = color;
-      const button = element("button", { type: "button", ariaPressed: "false" }, swatch, name);
-      button.addEventListener("click", () => this.#isolate(label, button));
-      const count = instances.filter((one) => one.label === label).length;
-      const found = `, score ${score.toFixed(2)}, ${count} ${count === 1 ? "region" : "regions"}`;
-      return element("li", {}, button, ` ${(100 * area_share).toFixed(1)} %${area_share ? found : ""}`);
-    });
-    if (backgroundShare) rows.push(element("li", {}, `background ${(100 * backgroundShare).toFixed(1)} %`));
-    $("#legend").replaceChildren(...rows);
-  }
-
-  /** Show one class alone; again, all. */
-  #isolate(label, button) {
-    this.#single = this.#single === label ? null : label;
-    for (const other of $("#legend").querySelectorAll("button")) {
-      other.ariaPressed = String(other === button && this.#single === label);
+  /** The request of all classes, or of the one at an index alone, without background. */
+  #wordRequest(index) {
+    const options = this.#options();
+    if (index !== undefined) {
+      const { templates, resolution, model } = options;
+      const query = { classes: this.words[index], background: "none", templates, resolution, model };
+      return { path: PATH, query, image: this.app.file };
     }
-    this.#paint();
+    return { path: PATH, query: options, image: this.app.file };
   }
 
-  #paint() {
-    const { height, width, classes, hasBackground } = this.#mask;
-    const shown = classes.filter(({ label }) => this.#single === null || this.#single === label);
-    const runs = shown.map(({ color, segmentation }) => [color, segmentation.counts]);
-    if (!hasBackground && this.#single === null) {
-      // The class of most runs is painted first, as one rectangle under the others.
-      runs.sort(([, some], [, other]) => other.length - some.length);
-      runs[0][1] = [0, width * height];
-    }
-    this.app.stage.paintRuns(width, height, runs);
+  async #request(index) {
+    return this.#usesExamples ? this.#exampleRequest() : this.#wordRequest(index);
   }
 
-  #enable() {
+  /** Show what belongs to the form as it is. */
+  #arrange() {
     const usesExamples = this.#usesExamples;
-    for (const id of ["names", "background", "templates"]) $(`#${id}-field`).hidden = usesExamples;
-    $("#shown-field").hidden = !usesExamples;
-    $("#threshold").placeholder = usesExamples ? EXAMPLE_THRESHOLD : "none";
-    this.listen(this.app.current === "masks");
-    this.#showExamples();
-    for (const button of document.querySelectorAll("#masks .buttons button")) button.disabled = !this.#isReady;
-    if (!usesExamples) return;
+    for (const id of ["classes-input", "background-field", "templates-field"]) $(`#${id}`).hidden = usesExamples;
+    $("#examples-hint").hidden = !usesExamples;
+    $("#level-field").hidden = this.#showsHeat;
+    $("[value=heat]").disabled = usesExamples;
+    this.app.stage.selectsBoxes = usesExamples && this.app.current === "masks";
+    this.app.fade(this.#showsHeat);
+    this.rows.set(this.#names);
+    this.#share(usesExamples);
+  }
+
+  #share(usesExamples) {
     // A PNG holds one image, and the copied lines send words.
     const isElsewhere = this.#examples.some(({ file }) => file !== this.app.file);
-    for (const id of ["save-png", "save-overlay"]) $(`#${id}`).disabled ||= isElsewhere;
-    for (const id of ["copy-curl", "copy-python"]) $(`#${id}`).disabled = true;
-  }
-
-  async #save(accept, query, name) {
-    try {
-      const response = await send({ ...(await this.#request(query)), accept });
-      save(await response.blob(), `${this.app.file.name.replace(/\.\w+$/, "")}-${name}`);
-    } catch (error) {
-      say(error.message, true);
-    }
+    const request = (accept, options) => async () => ({ ...withOptions(await this.#request(), options), accept });
+    const isReady = this.#isReady;
+    const files = [
+      { label: "Save mask", id: "save-png", suffix: "mask.png", request: isReady && !(usesExamples && isElsewhere) && request("image/png", {}) },
+      { label: "Save COCO", id: "save-coco", suffix: "mask.json", request: isReady && request("application/json", { format: "rle", include_instances: true }) },
+    ];
+    const hasLines = isReady && !usesExamples;
+    const curl = hasLines && (() => ({ ...this.#wordRequest(), accept: "image/png", output: "mask.png" }));
+    const python = hasLines && (() => ({ method: "segment", options: this.#options(), result: "answer.classes, answer.labels.shape" }));
+    offerShare({ ...this.app.shared(), files, curl, python });
   }
 }

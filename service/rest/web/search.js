@@ -2,6 +2,7 @@
 
 import { sendJson } from "./api.js";
 import { $, element, Latest, say } from "./form.js";
+import { offerShare } from "./share.js";
 
 const PARALLEL = 4;
 const SHOWN = 60;
@@ -10,6 +11,8 @@ export class Search {
   #latest = new Latest();
   // {file, vector, thumbnail} of each image.
   #entries = [];
+  // {entry, score} of those shown, the best first.
+  #found = [];
 
   constructor(app) {
     this.app = app;
@@ -28,7 +31,22 @@ export class Search {
     $("#query").disabled = true;
   }
 
-  refresh() {}
+  refresh() {
+    this.app.stage.clear();
+    this.app.fade(false);
+    this.#share();
+  }
+
+  #share() {
+    const [first] = this.#entries;
+    const query = { outputs: "cls1", ...this.#query() };
+    const table = () => new Blob(this.#found.map(({ entry, score = "" }) => `${score},"${entry.file.name.replaceAll('"', '""')}"\n`));
+    const files = [{ label: "Save CSV", id: "save-csv", suffix: "ranking.csv", blob: first && table }];
+    const request = { path: "v1/images:embed", query, image: first?.file, accept: "application/x-npy" };
+    const curl = first && (() => ({ ...request, output: "cls1.npy" }));
+    const python = first && (() => ({ method: "embed_images", options: query, result: `client.embed_texts([${JSON.stringify($("#query").value)}]) @ answer.cls1` }));
+    offerShare({ name: "images", file: first?.file, files, curl, python });
+  }
 
   read() {
     return "";
@@ -97,6 +115,8 @@ export class Search {
   }
 
   #show(found) {
+    this.#found = found;
+    this.#share();
     const rows = found.slice(0, SHOWN).map(({ entry, score }) => {
       const image = element("img", { src: entry.thumbnail, alt: entry.file.name, loading: "lazy" });
       const button = element("button", { type: "button", title: "Find similar images" }, image);

@@ -18,8 +18,8 @@ export class Stage extends EventTarget {
   // Paints the layer again, at full opacity.
   #draw = null;
   #opacity = 1;
-  // Whether the next layer has the size of the image.
-  #isPrepared = false;
+  // Whether the layer has the resolution of the screen.
+  #isFitted = false;
 
   /** @param {HTMLElement} root Gets an image, a canvas and a marker. */
   constructor(root, label) {
@@ -55,6 +55,10 @@ export class Stage extends EventTarget {
     });
     this.layer.addEventListener("pointercancel", () => this.#select(null));
     this.layer.addEventListener("keydown", (event) => this.#onKey(event));
+    for (const left of ["pointerleave", "blur"]) {
+      this.layer.addEventListener(left, () => this.dispatchEvent(new Event("leave")));
+    }
+    new ResizeObserver(() => this.#fit()).observe(this.layer);
   }
 
   /** Show an image file; resolves to whether this browser can show it. */
@@ -66,7 +70,9 @@ export class Stage extends EventTarget {
     // Not `decode`: the sizes are known before the pixels, which a request need not wait for.
     return new Promise((resolve) => {
       this.image.onload = () => {
-        this.#makeRoom();
+        const { naturalWidth, naturalHeight } = this.image;
+        this.root.style.setProperty("--ratio", naturalWidth / naturalHeight);
+        this.#fit();
         resolve(true);
       };
       this.image.onerror = () => resolve(false);
@@ -74,7 +80,7 @@ export class Stage extends EventTarget {
     });
   }
 
-  /** The opacity of the layer, painted into its pixels: by CSS a frame is shown 1 ms later. */
+  /** The opacity of a layer of pixels, painted into them: by CSS a frame is shown 1 ms later. */
   set opacity(value) {
     if (value === this.#opacity) return;
     this.#opacity = value;
@@ -84,76 +90,68 @@ export class Stage extends EventTarget {
   /** Remove the layer. */
   clear() {
     this.#draw = null;
-    this.#isPrepared = false;
+    this.#isFitted = false;
     this.#context.canvas.width = this.#context.canvas.height = 1;
     this.marker.hidden = true;
     this.#select(null);
   }
 
-  /** Make the layer as large as the image, as soon as its size is known, for `paintRuns`. */
+  /** Make the layer as large as the image on the screen, for `draw`, and keep what it shows. */
   prepare() {
-    this.#isPrepared = true;
-    this.#makeRoom();
+    if (this.#isFitted) return;
+    this.#isFitted = true;
+    this.#fit();
   }
 
-  #makeRoom() {
-    const { complete, naturalWidth, naturalHeight } = this.image;
-    if (!this.#isPrepared || !complete || !naturalWidth) return;
-    if (resize(this.#context, naturalWidth, naturalHeight)) this.#allocate(NUM_FRAMES);
+  #fit() {
+    const { clientWidth, clientHeight } = this.layer;
+    if (!this.#isFitted || !clientWidth) return;
+    const scale = devicePixelRatio;
+    if (!resize(this.#context, Math.round(clientWidth * scale), Math.round(clientHeight * scale))) return;
+    if (this.#draw) this.#redraw();
+    else this.#allocate(NUM_FRAMES);
   }
 
   /** Draw empty frames: the browser allocates their memory, and reuses it for the mask. */
   #allocate(count) {
-    if (!this.#isPrepared || !count) return;
+    if (!this.#isFitted || this.#draw || !count) return;
     this.#context.clearRect(0, 0, 1, 1);
     requestAnimationFrame(() => this.#allocate(count - 1));
   }
 
   /**
-   * Paint the layer.
+   * Draw a layer in the resolution of the screen, again whenever the image has another size there.
    *
-   * @param {number} width Of the layer in its own pixels; it is stretched over the image.
-   * @param {Uint8ClampedArray} rgba Its pixels.
-   * @param {boolean} isSmooth Whether stretching interpolates.
+   * @param {Function} draw Gets a context, and `{width, height, unit}`: its size, and its pixels
+   *     in a pixel of the page.
    */
-  paint(width, height, rgba, isSmooth = false) {
-    const image = new ImageData(rgba, width, height);
-    this.#paint(width, height, isSmooth, () => this.#context.putImageData(image, 0, 0));
+  draw(draw) {
+    this.prepare();
+    this.layer.classList.remove("smooth");
+    this.#draw = draw;
+    this.#redraw();
   }
 
   /**
-   * Paint runs of pixels, which go down the columns from left to right.
+   * Paint a layer of pixels, which is stretched over the image.
    *
-   * @param {[string, number[]][]} runs Colours, each with counts as for `eachRun`.
+   * @param {number} width Of the layer in its own pixels.
+   * @param {Uint8ClampedArray} rgba Its pixels.
    */
-  paintRuns(width, height, runs) {
-    this.#paint(width, height, false, () => {
-      for (const [color, counts] of runs) {
-        this.#context.fillStyle = color;
-        eachRun(counts, (start, end) => this.#fillRun(start, end, height));
-      }
-    });
-  }
-
-  #fillRun(start, end, height) {
-    while (start < end) {
-      const y = start % height;
-      const columns = y ? 0 : Math.floor((end - start) / height);
-      const length = Math.min(end - start, height - y);
-      this.#context.fillRect((start - y) / height, y, columns || 1, length);
-      start += columns * height || length;
-    }
+  paint(width, height, rgba) {
+    const image = new ImageData(rgba, width, height);
+    this.#paint(width, height, (context) => context.putImageData(image, 0, 0));
   }
 
   /** Paint an image as the layer. */
   paintImage(image) {
-    this.#paint(image.width, image.height, false, () => this.#context.drawImage(image, 0, 0));
+    this.#paint(image.width, image.height, (context) => context.drawImage(image, 0, 0));
   }
 
-  #paint(width, height, isSmooth, draw) {
-    this.#isPrepared = false;
+  #paint(width, height, draw) {
+    this.#isFitted = false;
     resize(this.#context, width, height);
-    this.layer.classList.toggle("smooth", isSmooth);
+    this.layer.classList.add("smooth");
     this.#draw = draw;
     this.#redraw();
   }
@@ -162,12 +160,24 @@ export class Stage extends EventTarget {
     if (!this.#draw) return;
     const { width, height } = this.#context.canvas;
     this.#context.clearRect(0, 0, width, height);
-    this.#draw();
-    if (this.#opacity >= 1) return;
+    this.#draw(this.#context, { width, height, unit: width / this.layer.clientWidth });
+    if (this.#isFitted || this.#opacity >= 1) return;
     this.#context.globalCompositeOperation = "destination-out";
     this.#context.fillStyle = `rgb(0 0 0 / ${1 - this.#opacity})`;
     this.#context.fillRect(0, 0, width, height);
     this.#context.globalCompositeOperation = "source-over";
+  }
+
+  /** The image with its layer as PNG, in the size of the image. */
+  compose() {
+    const { naturalWidth: width, naturalHeight: height } = this.image;
+    const context = new OffscreenCanvas(width, height).getContext("2d");
+    context.drawImage(this.image, 0, 0);
+    const layer = new OffscreenCanvas(width, height);
+    if (this.#isFitted) this.#draw?.(layer.getContext("2d"), { width, height, unit: Math.max(1, width / 1000) });
+    else layer.getContext("2d").drawImage(this.#context.canvas, 0, 0, width, height);
+    context.drawImage(layer, 0, 0);
+    return context.canvas.convertToBlob();
   }
 
   /** Mark a point, in shares of width and height. */
@@ -230,15 +240,6 @@ export class Stage extends EventTarget {
   }
 }
 
-/** Call `take` with start and end of each run inside; counts are numbers of pixels outside and inside, in turn. */
-export function eachRun(counts, take) {
-  let at = 0;
-  for (let i = 1; i < counts.length; i += 2) {
-    at += counts[i - 1];
-    take(at, (at += counts[i]));
-  }
-}
-
 /** The index of a point in a row-major array of rows and columns. */
 export const indexAt = ({ x, y }, height, width) => Math.floor(y * height) * width + Math.floor(x * width);
 
@@ -265,4 +266,20 @@ export function viridis(value, rgba, at) {
   const share = place - low;
   for (let c = 0; c < 3; c++) rgba[at + c] = VIRIDIS[low][c] * (1 - share) + VIRIDIS[low + 1][c] * share;
   rgba[at + 3] = 255;
+}
+
+/** Paint values as colours from their lowest to their highest, or of the given range. */
+export function paintScale(stage, { height, width, values }, [low, high] = rangeOf(values)) {
+  const range = high - low || 1;
+  stage.paint(width, height, pixels(values.length, (i, out, at) => viridis((values[i] - low) / range, out, at)));
+}
+
+/** The lowest and the highest value; arrays are too long for `Math.min`. */
+export function rangeOf(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  }
+  return [low, high];
 }

@@ -2,6 +2,7 @@
 
 import { requests, sendJson } from "./api.js";
 import { $, element, Latest } from "./form.js";
+import { offerShare } from "./share.js";
 
 const CARD = {
   id: "name",
@@ -33,6 +34,9 @@ export class Status {
   }
 
   refresh() {
+    this.app.stage.clear();
+    this.app.fade(false);
+    offerShare(null);
     if (this.#answer) this.#showTiming();
     if (this.app.model) this.#showCard(this.app.model);
     return this.#latest.run(async (signal) => {

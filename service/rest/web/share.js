@@ -1,0 +1,42 @@
+// What can be taken away from every tab: the image as shown, the answer as a file, lines of code, a link.
+
+import { asCurl, asPython, send } from "./api.js";
+import { $, copy, element, save, say } from "./form.js";
+
+/** A button whose failure is told. */
+function button(label, id, act, isOff) {
+  const made = element("button", { type: "button", id, disabled: isOff }, label);
+  made.addEventListener("click", async () => {
+    try {
+      await act();
+    } catch (error) {
+      say(error.message, true);
+    }
+  });
+  return made;
+}
+
+/**
+ * Show the buttons of a tab.
+ *
+ * @param {object|null} offer Null for a tab without any. Else `stage`, whose image can be saved;
+ *     `name`, of files; `files`, each with `label`, `id`, `suffix` and `request` (or `blob`);
+ *     `curl`, a request with `output`; `python`, `{method, options, result}`; `file`, the image.
+ */
+export function offerShare(offer) {
+  $("#share").hidden = !offer;
+  if (!offer) return;
+  const { stage, name, files = [], curl, python, file } = offer;
+  const own = files.map(({ label, id, suffix, request, blob }) =>
+    button(label, id, async () => {
+      const content = blob ? blob() : await (await send(await request())).blob();
+      save(content, `${name}-${suffix}`);
+    }, !request && !blob));
+  const image = stage && button("Save image", "save-image", async () => save(await stage.compose(), `${name}-shown.png`), !file);
+  const lines = [
+    button("Copy curl", "copy-curl", () => copy(asCurl(curl(), curl().output)), !curl),
+    button("Copy Python", "copy-python", () => copy(asPython({ ...python(), image: file })), !python),
+  ];
+  const link = button("Copy link", "copy-link", () => copy(location.href));
+  $("#share").replaceChildren(...[image, ...own, ...lines, link].filter(Boolean));
+}

@@ -37,30 +37,6 @@ def encoder() -> CellEncoder:
     return encoder
 
 
-def test_an_oblong_batch_has_a_cell_for_every_32_pixels(encoder: CellEncoder) -> None:
-    cls1, cls2, cells, values = encoder.vision(torch.rand(2, 3, 64, 128))
-    assert cls1.shape == cls2.shape == (2, encoder.embed_dim)
-    assert cells.shape == values.shape == (2, 2 * 4, encoder.embed_dim)
-    assert all(torch.isfinite(output).all() for output in (cls1, cls2, cells, values))
-
-
-def test_both_spaces_keep_their_lengths(encoder: CellEncoder) -> None:
-    cells = encoder.vision(torch.rand(1, 3, 64, 64))[2]
-    drawing, classes = cells.split([8, 16], dim=-1)
-    assert torch.allclose(drawing.norm(dim=-1), torch.ones(1, 4))
-    assert torch.allclose(classes.norm(dim=-1), torch.full((1, 4), CONFIG.class_weight))
-
-
-def test_cells_are_averaged_with_alike_neighbours_only() -> None:
-    cells_BhwD = torch.zeros(1, 2, 2, 24)
-    cells_BhwD[0, :, 0, 0] = 1  # left column: one direction
-    cells_BhwD[0, :, 1, 1] = 1  # right column: another
-    averaged = F.normalize(smooth(cells_BhwD, 4.0), dim=-1)
-    assert (averaged[0, :, 0, 0] > 0.99).all()
-    assert (averaged[0, :, 1, 1] > 0.99).all()
-    assert (averaged[0, :, 0, 1] > 0).all()  # unlike neighbours count a little
-
-
 def test_a_cell_is_averaged_with_the_eight_cells_around_it() -> None:
     unit_BhwD = F.normalize(torch.randn(2, 4, 6, 24), dim=-1)
     expected = torch.zeros_like(unit_BhwD)
@@ -71,15 +47,6 @@ def test_a_cell_is_averaged_with_the_eight_cells_around_it() -> None:
         weight_BM = ((cosine_BM - 1) * 4.0).exp()
         expected[:, row, column] = (weight_BM[..., None] * around.flatten(1, 2)).sum(1)
     assert torch.allclose(smooth(unit_BhwD, 4.0), expected, atol=1e-5)
-
-
-def test_a_known_name_gets_its_own_vector(encoder: CellEncoder) -> None:
-    texts_BE = F.normalize(torch.randn(5, 384), dim=-1)
-    kernel = encoder.text.drawings
-    kernel.keys.weight.copy_(texts_BE)
-    kernel.sharpness = 100.0
-    wanted = F.normalize(kernel.values.weight.T, dim=-1)
-    assert torch.allclose(kernel(texts_BE), wanted, atol=1e-3)
 
 
 def test_padding_changes_no_text_and_gives_finite_numbers(encoder: CellEncoder) -> None:

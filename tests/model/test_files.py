@@ -1,6 +1,5 @@
 """Files appear whole or not at all, and one process at a time holds a lock."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -10,13 +9,9 @@ import pytest
 
 from model.files import (
     LockHeld,
-    LocksUnsupported,
     atomic_file,
     atomic_write,
     locked,
-    remove_temporaries,
-    rename,
-    sync_tree,
 )
 
 HOLDER = """
@@ -61,23 +56,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
-    path, other = tmp_path / "a[1]", tmp_path / ".b.1234.tmp"
-    for file in (path, other, tmp_path / ".a[1].1234.tmp"):
-        file.touch()
-    remove_temporaries(path)
-    assert sorted(tmp_path.iterdir()) == [other, path]
-
-
-def test_a_renamed_folder_reaches_the_disk(tmp_path: Path, synced: list[str]) -> None:
-    (tmp_path / "new" / "below").mkdir(parents=True)
-    (tmp_path / "new" / "below" / "file").touch()
-    sync_tree(tmp_path / "new")
-    rename(tmp_path / "new", tmp_path / "done")
-    assert (tmp_path / "done" / "below" / "file").exists()
-    assert sorted(synced) == sorted(["below", "file", "new", tmp_path.name])
-
-
 def test_a_waiting_process_names_the_holder_and_gets_the_lock_when_it_dies(tmp_path: Path) -> None:
     path, holders = tmp_path / "lock", list[str]()
     command = [sys.executable, "-c", HOLDER, str(path)]
@@ -102,14 +80,3 @@ def test_a_waiting_process_names_the_holder_and_gets_the_lock_when_it_dies(tmp_p
             holder.kill()
     assert holders == [holders[0]] * 2
     assert holders[0].startswith(f"process {holder.pid} on ")
-
-
-def test_a_file_system_without_locks_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(LocksUnsupported, match="No locks available"), locked(tmp_path / "lock"):
-        pass

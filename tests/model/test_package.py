@@ -70,14 +70,6 @@ def test_a_pickle_or_an_unlisted_file_is_refused(folder: Path, name: str, reason
         assert (folder / "tipserve.json").read_bytes() == before
 
 
-def test_harmless_unlisted_files_are_allowed(folder: Path) -> None:
-    for name in (".gitattributes", ".cache/huggingface/x.metadata", "NOTES.md", "LICENSE", "a.txt"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    (folder / "lost+found").mkdir()
-    assert open_package(folder).manifest.name == "tiny"
-
-
 def test_only_the_weights_for_torch_may_be_missing(folder: Path) -> None:
     (folder / TORCH_FILE).write_bytes(b"1234")
     write_manifest(folder, DRAFT)

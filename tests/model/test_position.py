@@ -2,26 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import Tipsv2Model
 
-from model.position import antialias_matrix, embed_pixels, resize_grid
-
-
-@given(st.integers(1, 40), st.integers(1, 100))
-@settings(deadline=None)
-def test_every_output_is_a_weighted_mean(size_in: int, size_out: int) -> None:
-    weights = antialias_matrix(size_in, size_out)
-    assert weights.shape == (size_out, size_in)
-    assert (weights >= 0).all()
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(size_out))
-
-
-def test_the_native_grid_and_the_dtype_stay() -> None:
-    grid_ND = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(resize_grid(grid_ND, (4, 4)), grid_ND, rtol=0, atol=0)
-    assert resize_grid(grid_ND.bfloat16(), (3, 5)).dtype == torch.bfloat16
+from model.position import embed_pixels
 
 
 @pytest.mark.parametrize("size_hw", [(56, 56), (28, 70), (70, 28), (14, 14), (112, 98)])

@@ -50,15 +50,6 @@ def test_an_image_of_the_right_size_is_only_rescaled() -> None:
     assert planes_3HW.flags.c_contiguous
 
 
-def test_halving_averages_instead_of_skipping() -> None:
-    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
-    stripes[:, ::2] = 255
-    planes = prepare_image(stripes, (14, 28))
-    assert planes.shape == (3, 14, 28)
-    assert planes.min() > 0.4
-    assert planes.max() < 0.6
-
-
 @pytest.mark.parametrize(
     "pixels",
     [

@@ -38,14 +38,6 @@ def test_ids_are_those_of_transformers(
     assert batch.token_ids_BL.shape == (len(TEXTS), 64)
 
 
-def test_padding_is_on_the_right_and_no_longer_than_needed(tokenizer: TextTokenizer) -> None:
-    batch = tokenizer.encode(["cat", "a red cat"])
-    assert batch.token_ids_BL.dtype == batch.mask_BL.dtype == np.int64
-    np.testing.assert_array_equal(batch.mask_BL, [[1, 0, 0], [1, 1, 1]])
-    alone = tokenizer.encode(["cat"]).token_ids_BL[0]
-    np.testing.assert_array_equal(batch.token_ids_BL[0], [*alone, 0, 0])
-
-
 @pytest.mark.parametrize("kind", ["tokenizer", "word_pieces"])
 @pytest.mark.parametrize("blank", ["", "\n\t "])
 def test_blank_and_absent_texts_are_refused(
@@ -111,17 +103,6 @@ def test_special_tokens_of_a_caller_are_spelled_out(
     assert tokenizer.encode([f"a {name} cat{name}"]).token_ids_BL.min() > 1
 
 
-def test_a_saved_tokenizer_gives_the_same_ids(word_pieces: Tokenizer, tmp_path: Path) -> None:
-    first = TextTokenizer(word_pieces, max_tokens=5)
-    first.save(tmp_path)
-    again = TextTokenizer(tmp_path / "tokenizer.json", max_tokens=5)
-    texts = ["a [SEP] cat", "sky"]
-    np.testing.assert_array_equal(
-        again.encode(texts).token_ids_BL, first.encode(texts).token_ids_BL
-    )
-    assert again.vocab_size == first.vocab_size == 16
-
-
 def test_a_tokenizer_whose_texts_could_become_padding_is_refused(tmp_path: Path) -> None:
     words = {"<pad>": 0, "<unk>": 1, "A": 2, "a": 3, "cat": 4}
     built = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -132,13 +113,6 @@ def test_a_tokenizer_whose_texts_could_become_padding_is_refused(tmp_path: Path)
     built.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(PackageError, match="takes the text '<pad>' for a special token"):
         TextTokenizer(tmp_path / "tokenizer.json")
-
-
-def test_a_broken_tokenizer_is_an_error_of_the_package(tmp_path: Path) -> None:
-    file = tmp_path / "tokenizer.json"
-    file.write_text('{"version": "1.0"')
-    with pytest.raises(PackageError, match="is not a tokenizer"):
-        TextTokenizer(file)
 
 
 def test_templates_are_filled_in_order_and_need_one_placeholder() -> None:

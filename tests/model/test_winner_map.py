@@ -1,7 +1,5 @@
 """Tiles give the same best classes as comparing all classes at all pixels."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +8,7 @@ from numpy.typing import NDArray
 
 from model import winner_map
 from model.segmentation import compare_everywhere, upsample_bilinear
-from model.tiles import cut_axis
-from model.winner_map import WinnerMap, count_labels, find_winners
+from model.winner_map import WinnerMap, find_winners
 
 FloatArray = NDArray[np.float32]
 seeds = st.integers(0, 2**32 - 1)
@@ -87,12 +84,6 @@ def test_the_first_of_equal_classes_wins(
     np.testing.assert_array_equal(score_of(found), score_of(expected))
 
 
-@pytest.mark.parametrize("size_hw", [(1, 2000), (2000, 1), (3, 5), (700, 40), (1, 1)])
-def test_thin_and_tiny_images(size_hw: tuple[int, int]) -> None:
-    value_hwK = noise(1, 16, 23, 9)
-    check(value_hwK, find_winners(value_hwK, size_hw, with_scores=True), size_hw)
-
-
 @pytest.mark.parametrize("num_classes", [3, 300])
 def test_bands_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, num_classes: int) -> None:
     value_hwK = noise(2, 9, 8, num_classes)
@@ -103,44 +94,3 @@ def test_bands_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, num_cla
     np.testing.assert_array_equal(banded.counts, whole.counts)
     np.testing.assert_allclose(score_of(banded), score_of(whole), atol=1e-6)
     check(value_hwK, banded, (301, 260))
-
-
-def test_few_cosines_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluated: list[int] = []
-    compete = winner_map._Contest._compete
-
-    def watch(
-        contest: winner_map._Contest, label_C: winner_map.Labels, basis_4P: FloatArray
-    ) -> tuple[winner_map.Labels, FloatArray]:
-        evaluated.append(len(contest.class_C) * basis_4P.shape[1])
-        return compete(contest, label_C, basis_4P)
-
-    monkeypatch.setattr(winner_map._Contest, "_compete", watch)
-    value_hwK = rolling(4, 8, 11, 80)
-    check(value_hwK, find_winners(value_hwK, (384, 512)), (384, 512))
-    assert sum(evaluated) < 384 * 512 * 80 / 50
-
-
-@given(st.integers(1, 40), st.integers(1, 300), st.integers(8, 32))
-def test_tiles_cover_an_axis_once(num_centres: int, num_pixels: int, side: int) -> None:
-    axis = cut_axis(num_centres, num_pixels, side)
-    assert axis.first_A[0] == 0
-    assert axis.first_A[-1] == num_pixels
-    assert (axis.sides >= 0).all()
-    np.testing.assert_allclose(axis.weights_Ah.sum(axis=1), 1, rtol=1e-6)
-    is_there = axis.sides > 0
-    assert (axis.offsets[is_there] >= 0).all()
-    last = axis.offsets + axis.step * (axis.sides - 1)
-    assert (last[is_there] < 1 + 1e-4).all()
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("num_labels", [1, 5, 256, 300])
-def test_labels_are_counted(monkeypatch: pytest.MonkeyPatch, dtype: Any, num_labels: int) -> None:
-    monkeypatch.setattr(winner_map, "COUNTED_AT_ONCE", 50)
-    top = min(num_labels, np.iinfo(dtype).max + 1)
-    labels_HW = np.random.default_rng(0).integers(0, top, (17, 31)).astype(dtype)
-    counts = count_labels(labels_HW, num_labels)
-    assert counts.dtype == np.int64
-    assert counts.tolist() == [(labels_HW == label).sum() for label in range(num_labels)]
-    assert count_labels(labels_HW[:, ::2], num_labels).sum() == 17 * 16

@@ -91,11 +91,6 @@ def fusion_block(to: str, block: Any) -> Arrays:
     return arrays
 
 
-def write_scenic(dense: Tipsv2DptForDensePrediction, folder: Path, task: DenseTask) -> Path:
-    """Write one zip."""
-    return write_arrays(folder / f"tips_v2_small_{task}_dpt.zip", scenic_arrays(dense, task))
-
-
 def write_arrays(path: Path, arrays: Arrays) -> Path:
     """Write a zip of .npy under the arrays' paths."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -66,15 +66,6 @@ def test_bad_members_are_refused(path: Path, members: dict[str, bytes], message:
         ArrayArchive(path)
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_duplicate_name_is_refused(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.npy", npy(GOOD))
-        archive.writestr("a.npy", npy(GOOD + 1))
-    with pytest.raises(CheckpointError, match="has 'a' twice"):
-        ArrayArchive(path)
-
-
 @pytest.mark.parametrize("content", [b"x" * 500, b""])
 def test_other_data_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)

@@ -63,12 +63,6 @@ def test_three_heads_are_read(releases: dict[str, "Release"], tmp_path: Path, li
             assert backbone[name].data_ptr() == parameter.data_ptr(), name
 
 
-def test_the_depth_activation_is_read_from_the_folder(model: Tipsv2Model, folder: Path) -> None:
-    change_config(folder, depth_decoder_activation="linear")
-    dense, origin = read_dense_folder(folder, model)
-    assert dense.config.depth_decoder_activation == origin["depth_activation"] == "linear"
-
-
 def test_heads_of_another_backbone_are_refused(model: Tipsv2Model, folder: Path) -> None:
     other = copy.deepcopy(model)
     with torch.no_grad():

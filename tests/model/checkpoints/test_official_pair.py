@@ -90,18 +90,6 @@ def test_a_wrong_text_array_is_refused(
         read_checkpoint(pair)
 
 
-@pytest.mark.parametrize("name", ["temperature", "temperature_contrastive"])
-@pytest.mark.parametrize("shape", [(), (1,)])
-def test_the_temperature_has_either_name_and_any_shape(
-    pair: Path, releases: dict[str, "Release"], name: str, shape: tuple[int, ...]
-) -> None:
-    arrays = text_arrays(releases["b-like"].model)
-    del arrays["temperature"]
-    write_npz(pair / TEXT, arrays | {name: np.full(shape, 0.25, np.float32)})
-    temperature = read_checkpoint(pair).model.temperature
-    assert (temperature.shape, temperature.item()) == ((), 0.25)
-
-
 def test_absent_gammas_are_ones(pair: Path, releases: dict[str, "Release"]) -> None:
     arrays = vision_arrays(releases["b-like"].model)
     kept = {name: value for name, value in arrays.items() if not name.endswith(".gamma")}

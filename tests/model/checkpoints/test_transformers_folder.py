@@ -99,14 +99,6 @@ def test_a_wrong_folder_is_refused(folder: Path, damage: Change, message: str) -
         read_checkpoint(folder)
 
 
-def test_an_absent_temperature_is_read_from_the_configuration(folder: Path) -> None:
-    with_tensor("temperature", lambda _: None)(folder)
-    configured(temperature_init_value=0.03)(folder)
-    checkpoint = read_checkpoint(folder)
-    assert checkpoint.model.temperature.item() == pytest.approx(0.03)
-    assert checkpoint.origin["temperature"] == "of config.json"
-
-
 def test_half_precision_weights_without_metadata_become_float32(
     releases: dict[str, "Release"], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

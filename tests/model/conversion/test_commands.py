@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -117,60 +116,12 @@ def test_show_verifies_and_describes_a_package(capsys: pytest.CaptureFixture[str
     assert all(f"`{measured.file}`" in text for measured in manifest.parity)
 
 
-def test_build_engine_takes_the_models_that_the_server_serves(
-    requests: list[ConversionRequest], tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built: list[ModelPackage] = []
-    engines = "model.conversion.commands.engines.run"
-    monkeypatch.setattr(engines, lambda _, package, *__: built.append(package))
-    models = "bundled,second=google/tipsv2-b14@v1"
-    assert run(["build-engine", "--precision=fp16", models]) == 0
-    assert built == [open_package("bundled"), tiny_package]
-    (request_,) = requests
-    assert (request_.base, request_.precisions) == (
-        HubSource("google/tipsv2-b14", "v1"),
-        ("fp32", "fp16"),
-    )
-
-
-@pytest.mark.parametrize("is_terminal", [False, True])
-def test_long_steps_are_counted_and_a_terminal_has_a_bar(
-    is_terminal: bool,
-    tiny_package: ModelPackage,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    if is_terminal:
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("COLUMNS", "200")
-    assert run(["check", str(tiny_package.path)]) == 0
-    said = capsys.readouterr().err
-    for step in (
-        "running the model in torch, as the reference",
-        "comparing onnx/vision_model.onnx",
-    ):
-        assert re.search(f"━.*{step}" if is_terminal else f"{step}.*: 2 of ", said)
-    assert ("━" in said) == is_terminal
-
-
 def test_check_without_torch_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(errors_module, "find_spec", lambda _: None)
     assert run(["check", "bundled"]) == 1
     assert "comparing a package with its model needs torch, " in capsys.readouterr().err
-
-
-def test_the_cache_is_a_flag_or_a_variable(
-    requests: list[ConversionRequest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    roots: list[Path] = []
-    monkeypatch.setattr(commands, "PackageCache", roots.append)
-    monkeypatch.setenv("TIPSERVE_CACHE", str(tmp_path / "variable"))
-    assert run(["prepare", "google/tipsv2-b14"]) == 0
-    assert run(["prepare", "google/tipsv2-b14", f"--cache={tmp_path / 'flag'}"]) == 0
-    assert roots == [tmp_path / "variable", tmp_path / "flag"]
-    assert len(requests) == 2
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, None])

@@ -7,16 +7,13 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from model.checkpoints.checkpoint import Checkpoint
-from model.conversion import convert as convert_module
 from model.conversion.convert import ConversionRequest, convert, licence_of
-from model.conversion.errors import CacheError, ConversionError
+from model.conversion.errors import CacheError
 from model.conversion.source import FolderSource
 from model.export import package_writer
 from model.graphs import graph_file
-from model.manifest import PUBLISHED_ZERO_SHOT, ParityEntry
+from model.manifest import PUBLISHED_ZERO_SHOT
 from model.package import ModelPackage, write_manifest
 
 
@@ -86,17 +83,6 @@ def test_a_package_gets_further_precisions_and_is_otherwise_unchanged(
     assert content.card == card
 
 
-def test_heads_of_a_package_cannot_be_exported_again(
-    tiny_package: ModelPackage, tmp_path: Path
-) -> None:
-    base = shutil.copytree(tiny_package.path, tmp_path / "base")
-    outputs = [*tiny_package.manifest.outputs, "depth", "normals", "segmentation"]
-    write_manifest(base, tiny_package.manifest.model_copy(update={"outputs": outputs}))
-    with pytest.raises(ConversionError, match=r"as package\+heads"):
-        convert(request_(base), tmp_path / "out", lambda _: None)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -113,31 +99,6 @@ def test_a_disk_that_becomes_full_is_a_cache_error(
     monkeypatch.setattr(package_writer, "write_package", fill)
     with pytest.raises(CacheError, match=r"out cannot be written \(.*No space left.*make room"):
         convert(request_(tiny_checkpoint), tmp_path / "out", print)
-
-
-@pytest.mark.slow
-def test_the_weights_are_freed_before_the_graphs_are_compared(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights: list[StorageWeakRef] = []
-    held: list[bool] = []
-    read = convert_module._read
-
-    def keep(request: ConversionRequest) -> Checkpoint:
-        checkpoint = read(request)
-        tensors = checkpoint.model.state_dict().values()
-        weights.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
-        return checkpoint
-
-    def prove(*_: object, **__: object) -> list[ParityEntry]:
-        held.extend(not weight.expired() for weight in weights)
-        return []
-
-    monkeypatch.setattr(convert_module, "_read", keep)
-    monkeypatch.setattr(package_writer, "prove_package", prove)
-    convert(request_(tiny_checkpoint), tmp_path / "out", print)
-    assert len(held) > 50
-    assert not any(held)
 
 
 @pytest.mark.parametrize(

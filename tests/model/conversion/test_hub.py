@@ -1,9 +1,5 @@
 """Downloads from the hub, and errors of the hub."""
 
-import errno
-from pathlib import Path
-
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -42,15 +38,6 @@ def test_a_revision_becomes_a_commit_by_a_request_and_a_commit_without(hub: Hub)
     hub.commits["v2"] = "f" * 40
     assert find_commit(B14) == COMMIT
     assert find_commit(HubSource("google/tipsv2-b14", "v2")) == "f" * 40
-
-
-def test_an_interrupted_download_is_completed_later(hub: Hub) -> None:
-    hub.broken.add("model.safetensors")
-    with pytest.raises(HubUnreachableError, match="answered 500"):
-        fetch(B14, print)
-    hub.broken.clear()
-    assert fetch(B14, print).name == COMMIT
-    assert len(hub.gets("config.json")) == 1
 
 
 @pytest.mark.parametrize(
@@ -112,15 +99,6 @@ def test_a_hub_that_fails_or_does_not_answer_is_unreachable(
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     with pytest.raises(HubUnreachableError, match="HF_ENDPOINT"):
         find_commit(B14)
-
-
-def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> Path:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    with pytest.raises(HubError, match=r" is too full for google/tipsv2-b14; .*HF_HOME"):
-        fetch(B14, print)
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +81,6 @@ def test_a_folder_is_converted_once_for_each_content_and_precision(
     more = ConversionRequest(base=request_.base, precisions=("fp32", "fp16"))
     assert len({p.path for p in (first, changed, converter.preparer.prepare(more))}) == 3
     assert len(converter.converted) == 3
-
-
-def test_a_failed_conversion_leaves_nothing(
-    converter: Converter, request_: ConversionRequest
-) -> None:
-    converter.fault = ValueError("a graph differs")
-    for _ in range(2):
-        with pytest.raises(ValueError, match="a graph differs"):
-            converter.preparer.prepare(request_)
-    converter.fault = None
-    package = converter.preparer.prepare(request_)
-    # The staging folders of the failures are removed as well.
-    assert [path.name for path in package.path.parent.iterdir()] == [package.path.name]
 
 
 def test_a_broken_package_is_converted_again_with_a_warning(
@@ -175,19 +161,6 @@ def test_a_model_of_the_hub_is_converted_once_for_each_commit(
     hub.commits["main"] = "e" * 40
     converter.preparer.prepare(B14)
     assert [final.base.name for final in converter.converted] == [COMMIT, "e" * 40]
-
-
-@pytest.mark.usefixtures("hub")
-def test_dense_heads_of_the_hub_are_pinned_with_their_model(converter: Converter) -> None:
-    dense = HubSource("google/tipsv2-b14-dpt")
-    package = converter.preparer.prepare(replace(B14, dense=dense, name="tipsv2-b14-dpt"))
-    (final,) = converter.converted
-    assert package.path.name.startswith("tipsv2-b14-dpt-")
-    assert "models--google--tipsv2-b14-dpt/" in str(final.dense)
-    assert "models--google--tipsv2-b14/" in str(final.base)
-    pinned = {"repository": dense.repository, "commit": COMMIT}
-    assert final.provenance["dense_source"] == {**pinned, "revision": "main"}
-    assert package.path != converter.preparer.prepare(B14).path
 
 
 @pytest.mark.usefixtures("hub")

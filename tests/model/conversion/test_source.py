@@ -10,12 +10,10 @@ from model.conversion.source import (
     HubSource,
     JoinedSource,
     PackageSource,
-    model_name,
     parse_checkpoint,
     parse_source,
 )
 from model.package import BUNDLED_FOLDER
-from training.run_record import RECORD_FILE
 
 B14, HEADS = HubSource("google/tipsv2-b14"), HubSource("google/tipsv2-b14-dpt")
 
@@ -88,12 +86,6 @@ def test_a_package_is_only_converted_to_add_precisions_or_heads() -> None:
     assert joined == JoinedSource(FolderSource(Path("package")), FolderSource(Path("heads")))
 
 
-@pytest.mark.parametrize("folder", ["x-dpt", "./x-dpt/"])
-def test_a_folder_of_dense_heads_comes_with_the_folder_beside_it(here: Path, folder: str) -> None:
-    source = parse_source(folder)
-    assert source == JoinedSource(FolderSource(here / "x"), FolderSource(Path("x-dpt")))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,25 +113,3 @@ def test_a_folder_of_dense_heads_comes_with_the_folder_beside_it(here: Path, fol
 def test_a_wrong_name_is_refused_with_what_to_write(text: str, message: str) -> None:
     with pytest.raises(SourceError, match=message):
         parse_source(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "name"), [("my model (1)", "my-model-1"), ("..", "model"), ("\u00e4_b", "b")]
-)
-def test_every_name_becomes_a_valid_model_name(text: str, name: str) -> None:
-    assert model_name(text) == name
-
-
-def test_a_source_names_its_model(here: Path) -> None:
-    (here / "link").symlink_to("x")
-    assert FolderSource(Path("link/")).name == "x"
-    assert B14.name == "tipsv2-b14"
-    assert JoinedSource(B14, HEADS).name == "tipsv2-b14-dpt"
-    assert JoinedSource(B14, FolderSource(Path("heads"))).name == "tipsv2-b14"
-
-
-def test_the_model_of_a_run_is_named_after_the_run(here: Path) -> None:
-    folder_with(here / "runs/welds/model", "config.json")
-    assert parse_checkpoint("runs/welds/model").name == "model"
-    (here / "runs/welds" / RECORD_FILE).touch()
-    assert parse_checkpoint("runs/welds/model").name == "welds"

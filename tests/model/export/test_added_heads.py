@@ -3,8 +3,6 @@
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -80,14 +78,6 @@ def test_a_runtime_computes_what_torch_computes(
             alone = runtime.estimate(task, PIXELS)
             np.testing.assert_allclose(alone, wanted, rtol=0, atol=1e-4 * scale)
             np.testing.assert_allclose(together.maps[task], alone, rtol=0, atol=1e-5 * scale)
-
-
-def test_embeddings_and_heads_share_a_pass_through_the_tower(added: ModelPackage) -> None:
-    with closing(load_runtime(added, runtime="onnx")) as runtime:
-        graph: Any = runtime._graphs[runtime._sources["vision"]]  # type: ignore[attr-defined]
-        graph.run = Mock(wraps=graph.run)
-        runtime.encode_images(PIXELS, ("depth", "normals"))
-    assert graph.run.call_count == 1
 
 
 def test_other_graphs_and_scores_stay(added: ModelPackage, tiny_package: ModelPackage) -> None:

@@ -1,6 +1,5 @@
 """The dense graphs compute what transformers computes, at every size that they accept."""
 
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +11,9 @@ import torch
 from transformers import Tipsv2DptConfig, Tipsv2DptForDensePrediction
 
 from model.class_names import ade20k_names
-from model.export.dense import TappedVision, segmentation_labels
+from model.export.dense import segmentation_labels
 from model.graphs import DENSE_TASKS, TAPS, DenseTask, graph_file
-from model.package import ModelPackage
 from model.parity.reference import DENSE_FIELDS
-from model.runtime.load import load_runtime
 from tests.model.export.test_graph_writer import run_onnx, run_openvino
 
 SIZES = [(1, 56, 56), (2, 28, 84), (1, 84, 28), (3, 112, 56), (1, 28, 28)]
@@ -46,14 +43,6 @@ def test_maps_are_as_in_transformers(
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_depth_is_in_metres_and_varies(dense_package: ModelPackage) -> None:
-    pixels = np.random.default_rng(1).random((1, 3, 56, 56), dtype=np.float32)
-    with closing(load_runtime(dense_package, runtime="onnx")) as runtime:
-        depth_BHW = runtime.estimate("depth", pixels)
-    assert 0.001 <= depth_BHW.min() <= depth_BHW.max() <= 10
-    assert depth_BHW.std() > 0.01
-
-
 @pytest.mark.parametrize("task", DENSE_TASKS)
 def test_axes_are_free_and_resizes_are_those_that_parsers_take(
     tiny_graphs: Path, task: DenseTask
@@ -70,21 +59,6 @@ def test_axes_are_free_and_resizes_are_those_that_parsers_take(
         settings = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         assert settings["coordinate_transformation_mode"] == b"align_corners"
         assert not settings.get("antialias", 0)
-
-
-@pytest.mark.parametrize("grid_hw", [(3, 4), (4, 5)])
-def test_odd_rows_of_patches_are_an_error(tiny_graphs: Path, grid_hw: tuple[int, int]) -> None:
-    taps = np.zeros((1, 4, 32), np.float32), np.zeros((1, 4, *grid_hw, 32), np.float32)
-    with pytest.raises(Exception, match="broadcast"):
-        run_onnx(tiny_graphs / graph_file("normals"), dict(zip(TAPS, taps, strict=True)))
-
-
-def test_a_backbone_without_its_last_norm_is_refused(
-    tiny_dense: Tipsv2DptForDensePrediction, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiny_dense.backbone.config, "apply_layernorm", False)
-    with pytest.raises(ValueError, match="apply_layernorm=True"):
-        TappedVision(tiny_dense)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,11 @@ import onnx_ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from transformers import Tipsv2Model
 
-from model.encoder import VisionGraph
 from model.export import tracing
-from model.export.graph_writer import PARTS, PackageContent, _parts, write_graphs
+from model.export.graph_writer import PARTS, PackageContent, write_graphs
 from model.export.int8 import quantise
-from model.export.tracing import EAGER, OPSET, exportable, save_graph
+from model.export.tracing import OPSET, save_graph
 from model.graphs import TAPS, VISION_OUTPUTS, Part, Precision, graph_file
 from model.parity.inputs import gate_images, image_batch
 from model.runtime.openvino_runtime import openvino_core
@@ -90,27 +88,6 @@ def test_the_towers_are_free_in_batch_and_size(tiny_graphs: Path) -> None:
     assert axes(list(text.output)) == {"text_embeddings": ["batch", 32]}
 
 
-@pytest.mark.parametrize("run", [run_onnx, run_openvino])
-def test_a_row_of_padding_gives_zeros(tiny_graphs: Path, run: Any) -> None:
-    mask_BL = np.array([[1, 1], [0, 0]])
-    inputs = {"input_ids": np.array([[5, 6], [0, 0]]), "attention_mask": mask_BL}
-    (embeddings_BD,) = run(tiny_graphs / graph_file("text"), inputs)
-    assert (embeddings_BD[1] == 0).all()
-    assert (embeddings_BD[0] != 0).any()
-
-
-def test_an_export_restores_mode_and_attention(tiny_model: Tipsv2Model) -> None:
-    vision = tiny_model.vision_model.config
-    tiny_model.train()
-    try:
-        with exportable(VisionGraph(tiny_model), EAGER):
-            during = (tiny_model.training, vision._attn_implementation)
-        after = (tiny_model.training, vision._attn_implementation)
-    finally:
-        tiny_model.eval()
-    assert (during, after) == ((False, EAGER), (True, "sdpa"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "precision"), EVERY)
 def test_each_precision_computes_nearly_what_float32_computes(
@@ -154,19 +131,6 @@ def test_no_file_contains_a_path_of_this_machine(tiny_graphs: Path, project_root
         assert not [path for path in paths if path.removesuffix(b"x") in content], file.name
 
 
-def test_the_depth_head_never_computes_in_fp16_or_8_bits(tiny_graphs: Path) -> None:
-    written = {path.name for path in (tiny_graphs / "onnx").glob("depth*.onnx")}
-    assert written == {"depth_model.onnx", "depth_model_bf16.onnx"}
-
-
-def test_8_bit_text_graphs_store_most_weights_in_8_bits(tiny_graphs: Path) -> None:
-    weights = onnx.load(tiny_graphs / graph_file("text", "int8")).graph.initializer
-    arrays = [onnx.numpy_helper.to_array(weight) for weight in weights]
-    num_bytes = {kind: sum(a.nbytes for a in arrays if a.dtype == kind) for kind in ("i1", "f4")}
-    # The table of token embeddings is among them.
-    assert num_bytes["i1"] > 3 * num_bytes["f4"] / 4
-
-
 def test_weights_beyond_one_protobuf_message_are_saved_and_quantised_alike(
     tiny_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,24 +143,6 @@ def test_weights_beyond_one_protobuf_message_are_saved_and_quantised_alike(
     assert large.with_name("graph.onnx.data").exists()
     for ours, theirs in zip(run_onnx(inline, images), run_onnx(large, images), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-
-
-def test_int8_leaves_value_path_positions_and_attention_in_float(tiny_graphs: Path) -> None:
-    graph = onnx.load(tiny_graphs / graph_file("vision", "int8")).graph
-    makers = {name: node.op_type for node in graph.node for name in node.output}
-    products = [node for node in graph.node if node.op_type == "MatMul"]
-    quantised = [n for n in products if makers.get(n.input[1]) == "DequantizeLinear"]
-    # Four blocks of six products each; the value path and the position embeddings have six more.
-    assert (len(quantised), len(products)) == (24, 24 + 4 + 2)
-    for node in graph.node:
-        if node.op_type in {"Conv", "MultiHeadAttention"}:
-            assert not any(makers.get(name) == "DequantizeLinear" for name in node.input)
-
-
-def test_a_package_of_graphs_alone_gets_only_vision_in_less_than_float32() -> None:
-    assert _parts("int8", is_small=True) == {"vision"}
-    assert _parts("int8", is_small=False) == {"vision", "text"}
-    assert _parts("fp32", is_small=True) == PARTS["fp32"]
 
 
 def test_an_unknown_precision_is_refused(tiny_content: PackageContent, tmp_path: Path) -> None:

@@ -55,26 +55,6 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "float.onnx", folder / "int8.onnx"
 
 
-def test_convolutions_from_the_first_large_one_on_are_quantised(
-    graphs: tuple[Path, Path],
-) -> None:
-    graph = onnx.load(graphs[1]).graph
-    makers = {name: node for node in graph.node for name in node.output}
-
-    def is_quantised(node: onnx.NodeProto) -> bool:
-        return all(n in makers and makers[n].op_type == "DequantizeLinear" for n in node.input[:2])
-
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    stay = [node.input[1] for node in convolutions if not is_quantised(node)]
-    assert len(convolutions) == 2 * 6
-    # Of each size the stem and the small kernels stay, and the product at the end.
-    assert sorted(stay) == 2 * ["small.weight"] + 2 * ["stem.weight"]
-    assert not any(is_quantised(n) for n in graph.node if n.op_type in {"Gemm", "MatMul"})
-    # Residuals are sums of quantised numbers, and ReLU6 between them is saturation.
-    assert sum(is_quantised(n) for n in graph.node if n.op_type == "Add") == 2
-    assert sum(node.op_type == "Clip" for node in graph.node) == 2 * 2
-
-
 def test_weights_whose_products_could_overflow_16_bits_have_7_bits(
     graphs: tuple[Path, Path],
 ) -> None:

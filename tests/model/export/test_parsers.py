@@ -46,18 +46,3 @@ def test_every_graph_parses(
     kinds = {network.get_layer(index).type for index in range(network.num_layers)}
     # TensorRT itself has no plugins.
     assert not any("PLUGIN" in kind.name for kind in kinds)
-
-
-def test_an_antialiased_resize_is_refused(tensorrt: Any, tmp_path: Path) -> None:
-    """Position embeddings of transformers need it, so ours are two matrix products."""
-    graph = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["": 18]>'
-        "agraph (float[1, 8, 4, 4] grid) => (float[1, 8, 7, 5] resized) {"
-        "  empty = Constant <value_floats: floats = []> ()"
-        "  sizes = Constant <value_ints: ints = [1, 8, 7, 5]> ()"
-        '  resized = Resize <mode = "linear", antialias = 1> (grid, empty, empty, sizes)'
-        "}"
-    )
-    onnx.save(graph, tmp_path / "resize.onnx")
-    _, errors = parse(tensorrt, tmp_path / "resize.onnx")
-    assert any("ntialias" in error for error in errors)

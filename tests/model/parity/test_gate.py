@@ -1,6 +1,5 @@
 """Graphs that differ from the model are refused."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,42 +7,27 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from transformers import Tipsv2DptForDensePrediction
 
 from model.encoder import Tipsv2Encoder
 from model.graphs import (
-    DENSE_TASKS,
     TEXT_FILE,
     VISION_FILE,
     DenseTask,
-    Part,
     Precision,
     graph_file,
 )
 from model.manifest import FileEntry, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof
-from model.parity.gate import plan_proofs, prove_package, require, run_reference
-from model.parity.inputs import calibration_images, gate_images, plan_sizes
-from model.parity.limits import NAMED_INT8, limits
-from model.parity.limits import TOWERS as LIMITS
+from model.parity.gate import plan_proofs, prove_package, require
 from model.parity.measure import ParityError, Reference, measure
-from model.parity.reference import build_reference, dense_reference
+from model.parity.reference import build_reference
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.choice import Machine
 from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import Hardware, InstalledLibraries
-from model.runtime.onnx_runtime import OnnxRuntime
 from tests.model.parity.conftest import Altered
-
-
-def test_calibration_and_gate_share_no_image() -> None:
-    gate = {image.tobytes() for image in gate_images()}
-    assert len(gate) == 8
-    assert not gate & {image.tobytes() for image in calibration_images()}
-
 
 FloatArray = NDArray[np.float32]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -123,14 +107,6 @@ def test_equal_graphs_pass_on_sizes_of_both_orientations(
     assert measure(reference, runtime, vision_run()) == vision
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_right_graph_passes_in_every_precision(
-    reference: Reference, altered: Any, precision: Precision
-) -> None:
-    for graph in (vision_run(precision), text_run(precision)):
-        assert measure(reference, altered, graph).failures == ()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("fault", FAULTS)
@@ -141,14 +117,6 @@ def test_a_planted_fault_is_stopped_in_every_precision(
     entry = measure(reference, altered, vision_run(precision))
     with pytest.raises(ParityError, match=r"vision_model\.onnx on altered.*Nothing was written"):
         require([entry])
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_padding_that_is_read_as_tokens_is_stopped(
-    reference: Reference, altered: Any, precision: Precision
-) -> None:
-    altered.change_mask = np.ones_like
-    assert not measure(reference, altered, text_run(precision)).passed
 
 
 @pytest.mark.parametrize("offset", [1e-3, float("nan")])
@@ -182,17 +150,6 @@ def test_another_shape_and_a_failing_graph_are_stopped(reference: Reference, alt
         measure(reference, altered, text_run())
 
 
-def test_another_model_is_stopped(
-    tiny_encoder: Tipsv2Encoder, tiny_package: ModelPackage, runtime: Runtime
-) -> None:
-    other = copy.deepcopy(tiny_encoder)
-    with torch.no_grad():
-        other.model.vision_model.embeddings.register_tokens[..., 0] += 0.01
-    reference = build_reference(other, tiny_package)
-    entry = measure(reference, runtime, vision_run())
-    assert not entry.passed
-
-
 DENSE: dict[DenseTask, FloatArray] = {
     "depth": np.linspace(0.5, 9, 64, dtype=np.float32).reshape(1, 8, 8),
     "normals": np.moveaxis(np.array([[[[0.0, 0.6, 0.8]] * 8] * 8], np.float32), -1, 1),
@@ -219,12 +176,6 @@ def test_a_dense_head_is_judged_by_its_own_measure(
         runtime.change_maps = change
         run = LoadedGraph(task, "onnx/dense.onnx", precision)
         assert measure(reference, runtime, run).passed == passes
-
-
-def test_only_the_vision_graph_of_a_package_that_names_int8_may_differ_more() -> None:
-    assert limits("vision", "int8", "int8") == NAMED_INT8
-    assert limits("vision", "int8") == limits("text", "int8", "int8") == LIMITS["int8"]
-    assert limits("vision", "fp32", "int8") == LIMITS["fp32"]
 
 
 HAS_BF16 = Hardware(cpu_features=frozenset({"bf16"}))
@@ -264,16 +215,6 @@ def test_every_backend_is_compared_float32_first_and_each_graph_once(
     assert [p.choice.precision for p in proofs if p.is_hint] == ["bf16"]
 
 
-def test_no_installed_runtime_is_an_error_before_the_model_runs(
-    tiny_package: ModelPackage, tiny_encoder: Tipsv2Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only_torch = InstalledLibraries(torch=frozenset({"cpu"}))
-    monkeypatch.setattr(proof, "installed_libraries", lambda: only_torch)
-    monkeypatch.setattr(proof, "build_reference", lambda *_, **__: pytest.fail("the model ran"))
-    with pytest.raises(ParityError, match=r"no runtime is installed.*tipserve\[cpu\]"):
-        run_reference(tiny_encoder, tiny_package)
-
-
 def only_tasks(*tasks: DenseTask) -> Reference:
     """A reference for a replaced `measure`."""
     return cast("Reference", SimpleNamespace(tasks=frozenset(tasks)))
@@ -289,44 +230,6 @@ def entry_of(graph: LoadedGraph, runtime: Runtime, difference: float = 0.0) -> P
         max_abs_diff=difference,
         limits=ParityLimits(max_abs_diff=0.5),
     )
-
-
-def test_one_tower_is_loaded_at_a_time_and_each_head_only_while_it_is_measured(
-    dense_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held: list[set[Part]] = []
-
-    def measure(
-        _: Reference, runtime: OnnxRuntime, graph: LoadedGraph, **__: object
-    ) -> ParityEntry:
-        runtime._graph(graph)
-        held.append({graph.part for graph in runtime._graphs})
-        return entry_of(graph, cast("Runtime", runtime))
-
-    only_onnx = InstalledLibraries(onnx=frozenset({"cpu"}))
-    monkeypatch.setattr(proof, "installed_libraries", lambda: only_onnx)
-    monkeypatch.setattr(proof, "measure", measure)
-    entries = prove_package(dense_package, only_tasks(*DENSE_TASKS))
-    assert held == [{"text"}, {"vision"}, *({"vision", task} for task in DENSE_TASKS)]
-    parts: list[Part] = ["vision", "text", *DENSE_TASKS]
-    assert [entry.file for entry in entries] == [graph_file(part) for part in parts]
-
-
-def test_the_backbone_runs_once_for_all_heads(tiny_dense: Tipsv2DptForDensePrediction) -> None:
-    runs: list[object] = []
-    hook = tiny_dense.backbone.encoder.register_forward_hook(lambda *_: runs.append(None))
-    heads = dense_reference(tiny_dense)
-    assert heads is not None
-    maps = heads(np.zeros((1, 3, 28, 28), np.float32))
-    hook.remove()
-    assert (len(runs), set(maps)) == (1, set(DENSE_TASKS))
-
-
-def test_further_sizes_are_compared_thoroughly_only(tiny_package: ModelPackage) -> None:
-    b14 = tiny_package.manifest.model_copy(update={"native_size": 448, "max_size": 1792})
-    few = plan_sizes(b14, is_thorough=False)
-    assert few == [(1, 448, 448), (2, 224, 336), (2, 336, 224), (8, 112, 112)]
-    assert (1, 896, 896) in plan_sizes(b14, is_thorough=True)[len(few) :]
 
 
 @pytest.fixture

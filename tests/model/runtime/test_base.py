@@ -1,14 +1,12 @@
 """Inputs are checked, and loaded graphs are shared."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.runtime.base import SharedGraphCache, check_pixels, check_tokens
+from model.runtime.base import check_pixels, check_tokens
 
 
 @pytest.mark.parametrize(
@@ -44,24 +42,3 @@ def test_invalid_tokens_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         check_tokens(token_ids, mask, max_tokens=64)
-
-
-class Graph:
-    """An object that a weak reference can refer to."""
-
-
-def test_concurrent_loads_share_one_graph_until_its_last_user_is_gone() -> None:
-    cache, made = SharedGraphCache(), list[int]()
-
-    def load() -> Graph:
-        made.append(threading.get_ident())
-        return Graph()
-
-    with ThreadPoolExecutor(8) as pool:
-        held = list(pool.map(lambda _: cache.take("key", load), range(8)))
-    assert len(made) == 1
-    assert all(graph is held[0] for graph in held)
-    assert cache.take("other", load) is not held[0]
-    del held
-    cache.take("key", load)
-    assert len(made) == 3

@@ -10,10 +10,8 @@ from model.manifest import Manifest, ParityEntry, ParityLimits
 from model.package import PackageError
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from model.runtime.choice import (
-    BACKENDS,
     Checks,
     Machine,
-    RuntimeChoice,
     RuntimeRequest,
     choose,
 )
@@ -137,18 +135,6 @@ def test_a_package_names_its_runtime_and_its_precision_for_cpus(
     assert found(package.model_copy(update=update), hardware, libraries, **asked) == expected
 
 
-def test_a_cpu_that_loses_by_a_precision_gets_it_only_on_request() -> None:
-    choice = choose(INT8_PROVEN, RuntimeRequest(), Machine(PLAIN, CPU_LIBRARIES))
-    assert "Not onnx on the CPU (int8): this CPU has neither VNNI nor AVX2" in choice.reason
-    machine = Machine(SLOW_BF16, CPU_LIBRARIES)
-    for checks in (Checks(), Checks(are_possible=True)):
-        auto = choose(BF16_PROVEN, RuntimeRequest(), machine, checks)
-        assert (auto.runtime, auto.precision) == ("openvino", "fp32")
-        assert "Not openvino on the CPU (bf16): this CPU has no AMX and is not" in auto.reason
-    asked = choose(BF16_PROVEN, RuntimeRequest(precision="bf16"), machine)
-    assert (asked.runtime, asked.precision) == ("openvino", "bf16")
-
-
 def test_a_failed_proof_is_told_with_its_number() -> None:
     failed = proven("openvino", "bf16").model_copy(update={"mask_agreement": 0.912})
     package, machine = make_manifest(failed, files=FILES), Machine(BF16, CPU_LIBRARIES)
@@ -200,19 +186,6 @@ def test_what_will_be_checked_is_chosen_until_it_fails(
     assert choice.reason.count(number) == len(failed)
 
 
-def test_a_measurement_of_a_gpu_says_nothing_of_a_cpu() -> None:
-    """Both are of ONNX Runtime and of one file."""
-    on_cpu = make_manifest(proven("onnx", "fp16"), files=ALL_GRAPHS)
-    wrong = proven("onnx", "fp16").model_copy(update={"mask_agreement": 0.5})
-    choice = RuntimeChoice(runtime="onnx", precision="fp16", device="gpu", reason="")
-    checks = Checks(are_possible=True).with_entries(choice, [wrong])
-    assert checks.known(on_cpu, choice.place).parity == [wrong]
-    assert checks.known(on_cpu, ("onnx", "cpu")).parity == on_cpu.parity
-    assert Checks().known(on_cpu, choice.place).parity == []
-    failed = make_manifest(wrong, files=ALL_GRAPHS)
-    assert Checks().known(failed, choice.place).parity == [wrong], "what fails anywhere is avoided"
-
-
 def all_libraries() -> list[InstalledLibraries]:
     """Every set of libraries that can be installed."""
     devices: list[frozenset[Any]] = [frozenset(), frozenset({"cpu"}), frozenset({"cpu", "gpu"})]
@@ -246,26 +219,6 @@ def test_auto_chooses_only_what_is_exact_or_proven_and_available() -> None:
         if hardware.has_gpu and choice.device == "cpu":
             assert "needs" in choice.reason, "the reason names what the GPU would need"
     assert refusals == {MissingRuntimeError, PackageError}
-
-
-def test_a_request_is_fulfilled_or_refused() -> None:
-    fields = {
-        "runtime": ("auto", *dict.fromkeys(backend.runtime for backend in BACKENDS)),
-        "precision": ("auto", *PRECISIONS),
-        "device": ("auto", "cpu", "gpu"),
-    }
-    package, machine = make_manifest(files=ALL_GRAPHS), Machine(H100, ALL_LIBRARIES)
-    refusals: list[str] = []
-    for values in product(*fields.values()):
-        request: dict[str, Any] = dict(zip(fields, values, strict=True))
-        try:
-            choice = choose(package, RuntimeRequest(**request), machine)
-        except UnusableRuntimeError as error:
-            refusals.append(str(error))
-            continue
-        assert all(wish in {"auto", getattr(choice, name)} for name, wish in request.items())
-    assert len(refusals) > 20
-    assert all("cannot be combined; possible are" in refusal for refusal in refusals)
 
 
 @pytest.mark.parametrize(

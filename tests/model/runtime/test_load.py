@@ -5,7 +5,7 @@ import shutil
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.graphs import TAPS, DenseTask, Part, Precision
-from model.manifest import FileEntry
-from model.package import ModelPackage, PackageError, open_package, write_manifest
+from model.package import ModelPackage
 from model.runtime import graph_runtime
 from model.runtime.base import (
     Interrupted,
@@ -28,9 +26,7 @@ from model.runtime.base import (
     SharedGraphCache,
 )
 from model.runtime.choice import RuntimeChoice
-from model.runtime.graph_runtime import Arrays, GraphRuntime
 from model.runtime.load import NEEDS_GPU, RUNTIMES, load_chosen, load_runtime
-from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import this_hardware
 
 CPU_RUNTIMES = sorted(RUNTIMES.keys() - NEEDS_GPU)
@@ -96,17 +92,6 @@ def test_large_batches_equal_their_items(runtime: Runtime, monkeypatch: pytest.M
         np.testing.assert_allclose(together.values_BND[part], alone.values_BND, atol=1e-5)
         text = runtime.encode_texts(ids[part], np.ones_like(ids[part]))
         np.testing.assert_allclose(texts[part], text, atol=1e-5)
-
-
-def test_a_release_leaves_the_memory_of_running_calls(runtime: Runtime) -> None:
-    images = np.random.default_rng(0).random((2, 3, 112, 112), dtype=np.float32)
-    expected = runtime.encode_images(images)
-    with ThreadPoolExecutor(1) as other:
-        calls = other.submit(lambda: [runtime.encode_images(images) for _ in range(20)])
-        while not calls.done():
-            runtime.release_idle_memory()
-        for found in calls.result():
-            np.testing.assert_array_equal(found.patches_BND, expected.patches_BND)
 
 
 def test_an_interrupted_call_ends_and_does_not_change_the_next(runtime: Runtime) -> None:
@@ -177,20 +162,6 @@ def test_lanes_share_weights_which_are_freed_with_the_last(
     assert [reference() for reference in freed] == [None] * len(freed)
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_other_weights_beside_the_same_graph_are_loaded_anew(
-    tiny_package: ModelPackage, name: str
-) -> None:
-    first = load_chosen(tiny_package, fp32(name))
-    weights = {"onnx/vision_model.onnx.data": FileEntry(sha256="1" * 64, size_bytes=1)}
-    files = tiny_package.manifest.files | weights
-    manifest = tiny_package.manifest.model_copy(update={"files": files})
-    second = load_chosen(replace(tiny_package, manifest=manifest), fp32(name))
-    assert not any(map(is_, held(first), held(second)))
-    first.close()
-    second.close()
-
-
 @pytest.mark.parametrize("name", CPU_RUNTIMES)
 def test_lanes_compute_their_own_answers_while_another_is_interrupted(
     tiny_package: ModelPackage, name: str
@@ -214,19 +185,6 @@ def test_lanes_compute_their_own_answers_while_another_is_interrupted(
         future.result()
 
 
-@pytest.mark.parametrize("name", CPU_RUNTIMES)
-def test_a_closed_runtime_refuses_calls_and_may_be_closed_again(
-    tiny_package: ModelPackage, name: str
-) -> None:
-    runtime = load_runtime(tiny_package, runtime=name)
-    runtime.close()
-    runtime.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        runtime.encode_images(np.zeros((1, 3, 14, 14), dtype=np.float32))
-    with pytest.raises(RuntimeError, match="closed"):
-        runtime.encode_texts(np.ones((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.int64))
-
-
 @pytest.mark.parametrize(
     ("name", "library", "extra"),
     [
@@ -245,78 +203,6 @@ def test_a_missing_library_names_the_extra(
     monkeypatch.setattr(SharedGraphCache, "take", lambda _, __, load: load())
     with pytest.raises(MissingRuntimeError, match=rf"pip install 'tipserve\[{extra}\]'"):
         load_chosen(tiny_package, fp32(name))
-
-
-def test_unknown_names_are_refused(tiny_package: ModelPackage) -> None:
-    with pytest.raises(ValueError, match="choose auto, onnx, openvino"):
-        load_runtime(tiny_package, runtime="tensorflow")
-
-
-def test_a_package_without_graphs_is_refused(tiny_package: ModelPackage, tmp_path: Path) -> None:
-    folder = tmp_path / "no_graphs"
-    shutil.copytree(tiny_package.path, folder, ignore=shutil.ignore_patterns("onnx"))
-    write_manifest(folder, tiny_package.manifest)
-    with pytest.raises(PackageError, match=r"no file 'onnx/vision_model\.onnx'"):
-        load_runtime(open_package(folder), runtime="onnx")
-
-
-class StandInGraph:
-    """A graph that records what it reads, and returns any output that is asked for."""
-
-    def __init__(self) -> None:
-        self.read: list[set[str]] = []
-
-    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        self.read.append(set(inputs))
-        return {name: np.zeros((1, 1), np.float32) for name in outputs}
-
-    def release_idle_memory(self) -> None:
-        """Nothing."""
-
-    def interrupt(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def stand_in_runtime(
-    dense_package: ModelPackage, precision: Precision, **changed: object
-) -> tuple[GraphRuntime, dict[tuple[Part, Precision], StandInGraph]]:
-    """A runtime on stand-in graphs of the package, and these graphs."""
-    made: dict[tuple[Part, Precision], StandInGraph] = {}
-
-    def open_graph(graph: LoadedGraph) -> StandInGraph:
-        return made.setdefault((graph.part, graph.precision), StandInGraph())
-
-    package = replace(dense_package, manifest=dense_package.manifest.model_copy(update=changed))
-    choice = replace(fp32("openvino"), precision=precision)
-    return GraphRuntime(package, choice, open_graph), made
-
-
-def test_heads_share_the_tower_of_their_precision(dense_package: ModelPackage) -> None:
-    pixels = {"pixel_values"}
-    tasks: tuple[DenseTask, ...] = ("depth", "normals")
-    runtime, graphs = stand_in_runtime(dense_package, "fp32")
-    assert set(runtime.encode_images(SMALL, tasks).maps) == set(tasks)
-    assert {part: graph.read for (part, _), graph in graphs.items()} == {
-        "vision": [pixels],
-        "text": [],
-        "depth": [set(TAPS)],
-        "normals": [set(TAPS)],
-    }
-    runtime, graphs = stand_in_runtime(dense_package, "bf16")
-    runtime.encode_images(SMALL, tasks)
-    assert {graph: made.read for graph, made in graphs.items() if made.read} == {
-        ("vision", "bf16"): [pixels],
-        ("normals", "bf16"): [set(TAPS)],
-        ("vision", "fp32"): [pixels],
-        ("depth", "fp32"): [set(TAPS)],
-    }
-    # Heads of earlier packages have their own tower.
-    runtime, graphs = stand_in_runtime(dense_package, "fp32", num_taps=0)
-    runtime.estimate("depth", SMALL)
-    runtime.encode_images(SMALL, ("normals",))
-    parts: tuple[Part, ...] = ("depth", "normals", "vision")
-    assert [graphs[part, "fp32"].read for part in parts] == 3 * [[pixels]]
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

@@ -7,14 +7,9 @@ import pytest
 from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import ParityEntry, ParityLimits
 from model.runtime.loaded_graphs import (
-    loaded_bytes,
     loaded_graphs,
-    parity_in_use,
     proof,
-    tapped_graph,
-    with_tapped,
 )
-from model.runtime.machine import RuntimeName
 from tests.model.runtime.conftest import make_manifest
 
 DEPTH_FILE, NORMALS_FILE = graph_file("depth"), graph_file("normals")
@@ -51,45 +46,6 @@ def test_texts_depth_and_absent_graphs_stay_in_float32(
 ) -> None:
     graphs = loaded_graphs(make_manifest(files=SIZES), runtime, precision)
     assert {(graph.file, graph.precision) for graph in graphs} == expected
-
-
-def test_loaded_bytes_include_external_weights() -> None:
-    manifest = make_manifest(files=SIZES)
-    assert loaded_bytes(manifest, "onnx", "fp32") == 1 + 2 + 8 + 16 + 32
-    assert loaded_bytes(manifest, "onnx", "int8") == 4 + 8 + 16 + 32
-    assert loaded_bytes(manifest, "torch", "bf16") == 64
-
-
-@pytest.mark.parametrize(
-    ("taps", "precision", "tapped"),
-    [
-        ("embeddings", "int8", VISION_INT8),
-        ("blocks", "int8", VISION_FILE),
-        ("embeddings", "bf16", VISION_FILE),
-    ],
-)
-def test_heads_read_embeddings_in_int8_so_that_the_encoder_runs_once(
-    taps: str, precision: Precision, tapped: str
-) -> None:
-    manifest = make_manifest(files=SIZES, num_taps=1, taps=taps)
-    runtime: RuntimeName = "openvino" if precision == "bf16" else "onnx"
-    loaded = loaded_graphs(manifest, runtime, precision)
-    vision, _, depth, _ = loaded
-    found = tapped_graph(manifest, vision, depth, runtime)
-    assert (depth.precision, found.file) == ("fp32", tapped)
-    assert (found == vision) == (tapped == VISION_INT8)
-    assert found in with_tapped(loaded, manifest, runtime)
-
-
-def test_parity_is_that_of_the_loaded_graphs_on_this_runtime() -> None:
-    used = [entry(VISION_FILE, "bf16"), entry(DEPTH_FILE, "fp32")]
-    unused = [
-        entry(VISION_FILE, "bf16", "onnx"),
-        entry(VISION_FILE, "fp32"),
-        entry(DEPTH_FILE, "bf16"),
-    ]
-    manifest = make_manifest(*unused, *used, files=SIZES)
-    assert parity_in_use(manifest, "openvino", "bf16") == tuple(used)
 
 
 VISION = entry(VISION_FILE, "bf16")

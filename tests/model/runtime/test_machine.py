@@ -10,7 +10,6 @@ from model.runtime.machine import (
     InstalledLibraries,
     installed_libraries,
     parse_cpu,
-    this_hardware,
 )
 
 SAPPHIRE = """processor\t: 0
@@ -43,19 +42,6 @@ GRAVITON = "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n"
 def test_cpu_features_are_read_from_the_flags(cpuinfo: str, name: str, features: set[str]) -> None:
     found, has = parse_cpu(cpuinfo)
     assert (found, set(has)) == (name, features)
-
-
-def test_a_gpu_is_a_device_that_this_process_may_use(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text(SAPPHIRE)
-
-    def has_gpu(**environment: str) -> bool:
-        return this_hardware(tmp_path, tmp_path, environment).has_gpu
-
-    assert not has_gpu()
-    (tmp_path / "nvidia0").touch()
-    assert has_gpu()
-    assert has_gpu(CUDA_VISIBLE_DEVICES="0")
-    assert not any(has_gpu(CUDA_VISIBLE_DEVICES=hidden) for hidden in ("", "-1", " "))
 
 
 ORT, CUDA_PROVIDER = "onnxruntime/__init__.py", "onnxruntime/capi/libonnxruntime_providers_cuda.so"

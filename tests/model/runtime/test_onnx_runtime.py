@@ -2,8 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +11,8 @@ import onnx
 import pytest
 
 from model.package import ModelPackage
-from model.runtime import graph_runtime, onnx_runtime
-from model.runtime.base import LaneShare, MissingRuntimeError
-from model.runtime.choice import RuntimeRequest, choose_runtime
-from model.runtime.load import load_chosen, load_runtime
+from model.runtime.base import MissingRuntimeError
 from model.runtime.onnx_runtime import (
-    KEPT_CALLS,
     OnnxGraph,
     ProviderError,
     open_session,
@@ -99,36 +93,6 @@ def test_a_build_without_cuda_is_refused(tiny_package: ModelPackage) -> None:
         open_session(tiny_package.file("onnx/vision_model.onnx"), "gpu", 1)
 
 
-def test_threads_sleep_when_idle_and_keep_to_their_number(tiny_package: ModelPackage) -> None:
-    runtime: Any = load_runtime(tiny_package, runtime="onnx", num_threads=3)
-    for graph in runtime._graphs.values():
-        options = graph._session.get_session_options()
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
-    runtime.close()
-
-
-def test_the_arena_is_shrunk_after_large_calls_and_bursts_only(
-    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime: Any = load_runtime(tiny_package, runtime="onnx")
-    vision, text = runtime._graphs.values()
-    assert [graph._has_arena for graph in (vision, text)] == [True, False]
-    arena = shared_arena()
-    shrunk: list[None] = []
-    monkeypatch.setattr(arena, "shrink", lambda: shrunk.append(None))
-    monkeypatch.setattr(onnx_runtime, "PIXELS_AT_ONCE", 56 * 56)
-    for side, num_shrunk in ((56, 0), (70, 1), (56, 1)):
-        runtime.encode_images(np.zeros((2, 3, side, side), np.float32))
-        assert len(shrunk) == num_shrunk
-    for num_calls, num_shrunk in ((KEPT_CALLS, 1), (KEPT_CALLS + 1, 2), (1, 2)):
-        with ExitStack() as calls:
-            for _ in range(num_calls):
-                calls.enter_context(arena.call(is_large=False))
-        assert len(shrunk) == num_shrunk
-    runtime.close()
-
-
 @pytest.fixture
 def large_graph(tmp_path: Path) -> Iterator[OnnxGraph]:
     """Takes as much memory as its input, and gives little."""
@@ -149,17 +113,6 @@ def large_graph(tmp_path: Path) -> Iterator[OnnxGraph]:
     opened.close()
 
 
-def test_outputs_that_are_held_keep_no_memory_of_their_calls(large_graph: OnnxGraph) -> None:
-    shared_arena()
-    image = np.ones((1, 3, 8, 2**20), np.float32)  # 96 MiB
-    collect_and_trim()
-    began_bytes = resident_bytes()
-    held = [large_graph.run({"pixel_values": image}, ["z"])["z"] for _ in range(5)]
-    kept_bytes = resident_bytes() - began_bytes - sum(array.nbytes for array in held)
-    # Arrays of ONNX Runtime itself keep a whole call.
-    assert kept_bytes < 40 * 2**20
-
-
 def test_a_release_frees_what_the_arena_keeps(large_graph: OnnxGraph) -> None:
     shared_arena().shrink()
     width = 448 * 448 // 8
@@ -175,36 +128,3 @@ def test_a_release_frees_what_the_arena_keeps(large_graph: OnnxGraph) -> None:
     assert kept_bytes - resident_bytes() > 0.8 * image.nbytes
     again = large_graph.run({"pixel_values": image}, ["z"])["z"]
     np.testing.assert_array_equal(again, expected)
-
-
-def test_the_graph_of_one_node_is_what_it_says() -> None:
-    model = onnx.load_from_string(onnx_runtime.ABS_GRAPH)
-    onnx.checker.check_model(model)
-    assert [(node.op_type, *node.input, *node.output) for node in model.graph.node] == [
-        ("Abs", "x", "y")
-    ]
-
-
-@pytest.mark.parametrize(("num_lanes", "max_large"), [(1, 1), (6, 3)])
-def test_half_of_the_lanes_compute_large_images_at_once(
-    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch, num_lanes: int, max_large: int
-) -> None:
-    monkeypatch.setattr(graph_runtime, "PIXELS_TO_RELEASE", 56 * 56)
-    large_calls = onnx_runtime.LargeCalls()
-    monkeypatch.setattr(onnx_runtime, "large_calls", large_calls)
-    choice = choose_runtime(tiny_package, RuntimeRequest(runtime="onnx"))
-    small, large = (np.zeros((1, 3, side, side), np.float32) for side in (56, 112))
-    with (
-        closing(load_chosen(tiny_package, choice, LaneShare(num_lanes=num_lanes))) as runtime,
-        ThreadPoolExecutor(1) as other,
-    ):
-        with ExitStack() as others:
-            for _ in range(max_large - 1):
-                others.enter_context(large_calls.one_of(max_large))
-            other.submit(runtime.encode_images, large).result(60)
-            others.enter_context(large_calls.one_of(max_large))
-            runtime.encode_images(small)
-            waiting = other.submit(runtime.encode_images, large)
-            with pytest.raises(TimeoutError):
-                waiting.result(0.2)
-        waiting.result(60)

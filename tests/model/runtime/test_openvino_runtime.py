@@ -5,34 +5,22 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from model.graphs import VISION_FILE
 from model.package import ModelPackage
-from model.runtime import graph_runtime, openvino_runtime
+from model.runtime import openvino_runtime
 from model.runtime.base import LaneShare, UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen, load_runtime
 from model.runtime.machine import Hardware, this_hardware
 from model.runtime.openvino_runtime import (
-    OpenVinoGraph,
-    hold_to_float32,
     import_openvino,
     openvino_core,
     read_for_bf16,
 )
-
-GRAPH = """<net><layers>
-<layer id="0" name="pixels" type="Parameter" version="opset1"><data shape="1" /></layer>
-<layer id="1" name="product" type="MatMul" version="opset1"><data transpose_a="false" /></layer>
-<layer id="2" name="sum" type="Add" version="opset1"><data auto_broadcast="numpy" /></layer>
-<layer id="3" name="known" type="MVN" version="opset6"><data eps="1e-6" /><rt_info>
-<attribute name="fused_names_0" version="0" value="known" /></rt_info></layer>
-<layer id="4" name="bare" type="Softplus" version="opset4"><input /></layer>
-</layers></net>"""
 
 
 def outputs(model: Any, hint: str, pixels_B3HW: np.ndarray) -> list[np.ndarray]:
@@ -71,21 +59,6 @@ def test_openvino_sends_no_telemetry(
     subprocess.run(command, check=True, timeout=120, env=environment)
     is_seen = bool(log.read_text(encoding="utf-8")) or (tmp_path / "intel").exists()
     assert is_seen is not is_quiet
-
-
-def test_all_but_matrix_products_are_marked() -> None:
-    layers = ElementTree.fromstring(hold_to_float32(GRAPH)).iter("layer")
-    marks = {
-        layer.get("name"): [a.get("name") for a in layer.iterfind("rt_info/attribute")]
-        for layer in layers
-    }
-    assert marks == {
-        "pixels": [],
-        "product": [],
-        "sum": ["precise"],
-        "known": ["precise", "fused_names_0"],
-        "bare": ["precise"],
-    }
 
 
 def test_a_marked_graph_is_the_same_in_float32_and_nearer_to_it_in_bf16(
@@ -130,40 +103,6 @@ def test_a_signal_arrives_after_runtimes_were_closed(tiny_package: ModelPackage)
     command = [sys.executable, "-c", PROGRAM, str(tiny_package.path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
-
-
-def recorded_releases(monkeypatch: pytest.MonkeyPatch) -> list[OpenVinoGraph]:
-    """Graphs that release their memory from now on."""
-    released: list[OpenVinoGraph] = []
-    release = OpenVinoGraph.release_idle_memory
-
-    def record(graph: OpenVinoGraph) -> None:
-        released.append(graph)
-        release(graph)
-
-    monkeypatch.setattr(OpenVinoGraph, "release_idle_memory", record)
-    return released
-
-
-def test_memory_is_released_after_large_images_and_heads_only(
-    dense_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Heads of B/14 kept 0.6 GB a lane."""
-    monkeypatch.setattr(graph_runtime, "PIXELS_TO_RELEASE", 112 * 112)
-    small, large = (np.full((1, 3, 112, side), 0.5, np.float32) for side in (112, 140))
-    with closing(load_runtime(dense_package, runtime="openvino", precision="fp32")) as runtime:
-        expected, depth = runtime.encode_images(small), runtime.estimate("depth", small)
-        released = recorded_releases(monkeypatch)
-        for call, num_released in (
-            (lambda: runtime.encode_images(small), 0),
-            (lambda: runtime.encode_images(large), 1),
-            (lambda: runtime.estimate("depth", small), 2),
-        ):
-            call()
-            assert len(released) == num_released
-        again = runtime.encode_images(small)
-        np.testing.assert_array_equal(again.values_BND, expected.values_BND)
-        np.testing.assert_array_equal(runtime.estimate("depth", small), depth)
 
 
 def test_bf16_is_computed_in_bf16_or_refused(

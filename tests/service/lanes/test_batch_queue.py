@@ -16,7 +16,6 @@ from tests.service.conftest import WAIT_S, Clock
 
 SMALL = Bucket("image", (28, 28))
 WIDE = Bucket("image", (28, 56))
-TEXT = Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=3, max_cost=20)
 STEP_S = 5.0
 RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS}, priority_step_s=STEP_S)
@@ -55,14 +54,6 @@ def test_an_expired_item_is_answered_and_not_computed(
     assert isinstance(late.error, DeadlineExceeded)
     assert other.state == "running"
     assert abandoned(metrics, "deadline") == 1
-
-
-def test_the_bucket_of_the_most_urgent_item_goes_first_and_arrival_decides_within_it(
-    queue: BatchQueue,
-) -> None:
-    queue.put([item(WIDE, number=9)])
-    queue.put([item(number=n, priority=p) for n, p in enumerate([3, 2, 1, 2, 1])])
-    assert [numbers(queue) for _ in range(3)] == [[2, 4, 1], [9], [3, 0]]
 
 
 def test_an_item_rises_a_priority_level_with_every_step_of_waiting(

@@ -1,8 +1,6 @@
 """Batches of idle lanes, interruption, and a stop while a lane hangs."""
 
 import threading
-import time
-import weakref
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -98,19 +96,6 @@ def test_an_idle_lane_takes_all_waiting_items(
     assert runner.batches == [[1], [2, 3, 4]]
     assert metrics.registry.get_sample_value("tipserve_batch_images_sum") == 4
     assert metrics.registry.get_sample_value("tipserve_batch_patches_count") == 2
-
-
-def test_an_idle_lane_holds_neither_images_nor_outputs(batcher: Batcher, runner: Runner) -> None:
-    runner.gate.set()
-    (item,) = items(1)
-    (future,) = batcher.queue.put([item])
-    output = settled(future).result().outputs["y"]
-    held = weakref.ref(item.payload), weakref.ref(output)
-    del item, future, output
-    until = time.monotonic() + WAIT_S
-    while any(array() is not None for array in held) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert [array() for array in held] == [None, None]
 
 
 def test_a_batch_is_interrupted_once_its_last_caller_has_left(

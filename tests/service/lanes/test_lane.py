@@ -27,16 +27,6 @@ def test_every_image_has_its_own_outputs(lane: Lane) -> None:
     np.testing.assert_array_equal(bright["patches"], alone["patches"])
 
 
-def test_a_single_image_is_not_copied_unless_it_is_a_part_of_another() -> None:
-    whole = np.ones((3, 28, 84), np.float32)
-    (batch,) = collate(IMAGE, [whole])
-    assert batch.shape == (1, 3, 28, 84)
-    assert np.shares_memory(batch, whole)
-    (batch,) = collate(IMAGE, [whole[:, :, 14:56]])
-    assert batch.flags.c_contiguous
-    assert not np.shares_memory(batch, whole)
-
-
 def test_a_text_in_a_padded_batch_has_the_embedding_that_it_has_alone(lane: Lane) -> None:
     rows = [np.array([3, 4, 5]), np.array([6])]
     together = lane.run(TEXT, collate(TEXT, rows))
@@ -44,17 +34,6 @@ def test_a_text_in_a_padded_batch_has_the_embedding_that_it_has_alone(lane: Lane
         alone = lane.run(TEXT, collate(TEXT, [row]))[0]
         np.testing.assert_allclose(outputs[TEXT_OUTPUT], alone[TEXT_OUTPUT], rtol=1e-6)
         assert outputs[TEXT_OUTPUT].base is None, "a row in the cache must not hold its batch"
-
-
-def test_masks_beside_embeddings_are_labels_and_not_logits(lane: Lane) -> None:
-    pixels = np.zeros((3, 28, 42), np.float32)
-    pixels[1, :, :14] = pixels[2, :, 14:] = 1
-    bucket = Bucket("image+depth+segmentation", (28, 42))
-    (found,) = lane.run(bucket, collate(bucket, [pixels]), ())
-    assert found["segmentation"].dtype == np.uint16
-    assert found["segmentation"][:, :8].tolist() == [[2] * 8] * 16
-    assert found["segmentation"][:, 8:].tolist() == [[3] * 16] * 16
-    assert found["depth"].shape == (16, 24)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +59,6 @@ def test_a_broken_head_fails_the_synthetic_run(
     monkeypatch.setattr(runtime, "estimate", lambda *_: np.full(shape, value, np.float32))
     with pytest.raises(WarmUpError, match=f"{kind} 28x28"):
         lane.run_synthetic(Bucket(kind, (28, 28)))
-
-
-def test_a_wrong_width_fails_the_synthetic_run(lane: Lane, runtime: FakeRuntime) -> None:
-    lane.run_synthetic(IMAGE, 3)
-    lane.run_synthetic(TEXT)
-    assert (runtime.num_images, runtime.num_texts) == (3, 1)
-    wide = Lane(runtime, embed_dim=9, trial_bucket=IMAGE)
-    with pytest.raises(WarmUpError, match="image 28x42"):
-        wide.run_synthetic(IMAGE)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -1,26 +1,16 @@
 """Lanes, threads and batches fit the processors and the memory."""
 
-import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.graphs import Precision
-from model.package import FileEntry, Manifest, ModelPackage
-from model.runtime.choice import RuntimeChoice
-from model.runtime.machine import RuntimeName
 from service.lanes.sizing import (
     LanePlan,
-    batch_limits,
     find_batch_size,
-    patches_within,
     plan_lanes,
-    weight_bytes,
 )
-from service.lanes.work import BatchLimits, Bucket
+from service.lanes.work import Bucket
 
-MB = 2**20
 GB = 10**9
 
 
@@ -48,43 +38,7 @@ def test_unset_numbers_use_all_processors_that_memory_allows(
     assert plan_lanes(**{**unset, **given}) == LanePlan(*plan)
 
 
-def test_only_loaded_graphs_count(manifest: Manifest) -> None:
-    sizes = {"onnx/vision_model.onnx": 100, "onnx/vision_model_int8.onnx": 7}
-    sizes |= {"onnx/text_model.onnx": 20, "model.safetensors": 1000}
-    files = {name: FileEntry(sha256="0" * 64, size_bytes=size) for name, size in sizes.items()}
-    package = ModelPackage(Path(), manifest.model_copy(update={"files": files}))
-
-    def weights(runtime: RuntimeName, precision: Precision) -> tuple[int, int]:
-        choice = RuntimeChoice(runtime=runtime, precision=precision, device="cpu", reason="")
-        return weight_bytes(package, choice)
-
-    assert weights("onnx", "fp32") == (3 * 120, 0)
-    assert weights("onnx", "int8") == (3 * 27, 0)
-    assert weights("openvino", "bf16") == (0, 3 * 120), "shared by all lanes"
-    assert weights("torch", "fp32") == (0, 3 * 1000)
-
-
 SMALL, LARGE = Bucket("image", (28, 28)), Bucket("image", (56, 112))
-
-
-def num_patches(bucket: Bucket) -> int:
-    return math.prod(bucket.shape) // 14**2
-
-
-@pytest.mark.parametrize(
-    ("peaks", "patches"),
-    [
-        ({LARGE: 32 * MB}, 64),
-        ({LARGE: 32 * MB, SMALL: 32 * MB}, 64),  # a constant part dominates in a small shape
-        ({LARGE: 32 * MB, Bucket("depth", (28, 28)): 16 * MB}, 32),  # it counts twice an image
-        ({}, None),
-        ({SMALL: 0}, None),
-    ],
-)
-def test_the_largest_shape_of_the_largest_kind_bounds_a_batch(
-    peaks: dict[Bucket, int], patches: int | None
-) -> None:
-    assert patches_within(64 * MB, peaks, num_patches) == patches
 
 
 @pytest.mark.parametrize(
@@ -104,12 +58,3 @@ def test_batches_double_while_images_get_cheaper(
     seconds: dict[int, float], most: int, size: int
 ) -> None:
     assert find_batch_size(seconds.get, most) == size
-
-
-@pytest.mark.parametrize(("max_images", "of_maps"), [(1, 1), (4, 2), (7, 3)])
-def test_a_batch_of_maps_holds_half_as_many_images(max_images: int, of_maps: int) -> None:
-    limits = batch_limits(max_images, 100, None, 4096)
-    assert limits["image"] == BatchLimits(max_items=max_images, max_cost=100)
-    assert limits["depth"] == BatchLimits(max_items=of_maps, max_cost=50)
-    assert limits["text"].max_cost == 4096
-    assert batch_limits(max_images, 100, 40, 4096)["depth"].max_cost == 20, "bound by memory"

@@ -7,29 +7,20 @@ import logging
 import os
 import pty
 import re
-import struct
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grpc.aio
 import pytest
-from PIL import TiffImagePlugin
 
-from model.image_codec import ImageError, ImageLimits, decode_image
 from service.call import Call, current_call
 from service.monitoring.log import (
-    SEND_ERROR,
     AccessLog,
     LogFormat,
     LogQueue,
-    ignore_image_warnings,
-    is_not_send_error,
-    log_thread_end,
 )
 from service.tracing import NO_TRACER, Outcome, begin_request
 
@@ -186,45 +177,6 @@ def test_a_share_of_answers_is_logged_evenly_and_every_fault(ratio: float, expec
     assert len({round(b - a) for a, b in itertools.pairwise(seconds)}) <= 2
     fault = outcome(code=500, error="internal", is_fault=True)
     assert 500 in [line["code"] for line in written(call, fault, outcome(), ratio=ratio)]
-
-
-def test_an_answer_that_grpc_cannot_send_is_no_error() -> None:
-    # gRPC does not publish this class; it must stay a subclass of its `InternalError`.
-    send_errors = [c for c in grpc.aio.InternalError.__subclasses__() if c.__name__ == SEND_ERROR]
-    for kind, is_logged in ((send_errors[0], False), (ValueError, True)):
-        made = record()
-        assert is_not_send_error(made)
-        made.exc_info = (kind, kind("x"), None)
-        assert is_not_send_error(made) is is_logged
-
-
-def test_warnings_about_images_take_no_memory() -> None:
-    kept = TiffImagePlugin.__dict__.setdefault("__warningregistry__", {})
-    # Entries of a directory that claim to lie beyond the file, each with a tag of its own.
-    tags = range(60_000, 60_100)
-    entries = b"".join(struct.pack("<HHII", tag, 2, 9, 2**30) for tag in tags)
-    broken = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        ignore_image_warnings()
-        with pytest.raises(ImageError):
-            decode_image(broken, ImageLimits(max_bytes=10**6, max_pixels=10**6))
-        assert not [key for key in kept if isinstance(key, tuple)], "one for each text"
-
-
-def test_an_exception_that_ends_a_thread_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise ValueError("broken")
-
-    def run() -> None:
-        thread = threading.Thread(target=fail, name="lane-0")
-        thread.start()
-        thread.join()
-
-    monkeypatch.setattr(threading, "excepthook", log_thread_end)
-    (line,) = lines_of(run)
-    assert json.loads(line)["message"] == "the thread lane-0 ended"
-    assert "ValueError: broken" in line
 
 
 ONE_LINE = """

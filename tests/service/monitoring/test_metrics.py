@@ -51,14 +51,6 @@ def test_calls_are_counted_by_model_and_protocol_and_in_total(metrics: Metrics) 
     assert not [row for row in found if row[0].startswith("model") and not {"a", "b"} & {*row}]
 
 
-@pytest.mark.parametrize("limit", [None, 1048576])
-def test_a_memory_limit_is_exported_if_set(
-    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, limit: int | None
-) -> None:
-    monkeypatch.setattr("service.monitoring.metrics.memory_limit", lambda: limit)
-    assert metrics.registry.get_sample_value("tipserve_memory_limit_bytes") == limit
-
-
 class FakeNvml(ModuleType):
     """Two GPUs, of which the second has no power sensor."""
 
@@ -113,12 +105,6 @@ def test_each_gpu_is_read_at_each_scrape_and_a_missing_sensor_is_said_once(
     assert (read("temperature_celsius", 0), read("temperature_celsius", 1)) == (60, 61)
     missing = [line for line in caplog.messages if "tipserve_gpu_power_watts" in line]
     assert missing == ["GPU 1 has no tipserve_gpu_power_watts: NVML says Not Supported"]
-
-
-def test_the_real_library_has_the_functions_that_are_called() -> None:
-    pynvml = pytest.importorskip("pynvml", reason="comes with the extra `gpu`")
-    names = [name for name in vars(FakeNvml) if name.startswith(("nvml", "NVML"))]
-    assert not [name for name in names if not hasattr(pynvml, name)]
 
 
 async def test_a_blocked_event_loop_is_measured(metrics: Metrics) -> None:

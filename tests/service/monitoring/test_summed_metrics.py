@@ -8,8 +8,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from service.monitoring.metrics import READINGS, Metrics
-from service.monitoring.summed_metrics import LARGEST, add_up, counts_only
+from service.monitoring.metrics import Metrics
+from service.monitoring.summed_metrics import add_up, counts_only
 
 generate_openmetrics, _ = choose_encoder("application/openmetrics-text")
 
@@ -76,11 +76,3 @@ def test_one_process_stays_what_it_was_and_an_ended_one_leaves_its_counts() -> N
     found = values(add_up([counts_only(first), second]))
     assert found['tipserve_request_duration_seconds_count{method="GET /"}'] == 7
     assert found["tipserve_inflight"] == 4
-
-
-def test_every_exception_is_a_gauge_that_exists() -> None:
-    metrics = Metrics()
-    metrics.record_first_ready()
-    kinds = {family.name: family.type for family in metrics.registry.collect()}
-    assert {kinds.get(name) for name in LARGEST} == {"gauge"}
-    assert all(reading.startswith("tipserve_gpu_") for reading, _, _ in READINGS)

@@ -90,50 +90,6 @@ def test_faults_of_the_server_are_logged_with_any_settings(
     assert codes == logged
 
 
-@pytest.mark.parametrize(
-    ("timeout_s", "code", "label"),
-    [
-        (0.001, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED_CALLER"),
-        (0.5, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
-        (0.001, "INTERNAL", "INTERNAL"),
-    ],
-)
-def test_only_a_short_deadline_that_passed_is_the_callers(
-    metrics: Metrics, timeout_s: float, code: str, label: str
-) -> None:
-    telemetry = Telemetry(metrics)
-
-    def answer() -> None:
-        telemetry.end(telemetry.begin("grpc", "s.S/X", {}, timeout_s), "s.S/X", code, is_fault=True)
-
-    copy_context().run(answer)
-    labels = {"protocol": "grpc", "method": "s.S/X", "code": label}
-    assert metrics.registry.get_sample_value("tipserve_requests_total", labels) == 1
-
-
-def test_a_trace_that_is_not_sampled_is_no_exemplar(metrics: Metrics) -> None:
-    telemetry = Telemetry(metrics)
-    carried = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-00"}
-
-    def answer() -> None:
-        telemetry.end(telemetry.begin("http", "POST", carried, 5.0), "POST /x", 200)
-
-    copy_context().run(answer)
-    assert TRACE_ID not in exposed(metrics)
-
-
-def test_dropped_lines_are_counted_in_the_metrics(
-    metrics: Metrics, make_settings: MakeSettings
-) -> None:
-    stream = io.StringIO()
-    stream.close()
-    log = LogQueue(stream, "json")
-    build_telemetry(make_settings(), metrics, log)
-    log.handler.handle(logging.LogRecord("x", logging.INFO, __file__, 1, "lost", None, None))
-    assert log.close(LIMIT_S)
-    assert metrics.registry.get_sample_value("tipserve_log_lines_dropped_total") == 1
-
-
 def test_an_endpoint_needs_the_sdk_and_is_an_address(
     metrics: Metrics, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

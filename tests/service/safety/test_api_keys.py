@@ -4,14 +4,12 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from service.errors import Overloaded, Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
-from service.server import Server
 from service.settings import load_settings
 from tests.service.callers import LIMIT_S
 from tests.service.conftest import Clock, Serving
@@ -100,20 +98,6 @@ def test_a_source_without_good_keys_stops_the_start(
     assert not text.strip() or text not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({"api_keys": " , "}, "api_keys holds no API key"),
-        ({"api_keys_file": "/no/such/file"}, "api_keys_file: .*/no/such/file.*; write one key a"),
-    ],
-)
-def test_keys_that_cannot_be_read_stop_the_start(
-    make_settings: Callable[..., Any], setting: dict[str, str], words: str
-) -> None:
-    with pytest.raises(ValueError, match=words):
-        Server(make_settings(**setting))
-
-
 def test_keys_on_a_command_line_are_refused() -> None:
     for arguments in (["--api-keys", FIRST], [f"--api-keys={FIRST}"]):
         with pytest.raises(ValueError, match="TIPSERVE_API_KEYS") as caught:
@@ -177,21 +161,6 @@ def test_a_callers_requests_in_progress_are_shared_and_given_back(
     keys.enter(None, FIRST)
 
 
-def test_each_of_several_workers_has_its_share_of_a_callers_limits(limited: Limited) -> None:
-    keys = limited("requests_at_once=5", num_workers=2)
-    for _ in range(2):
-        keys.enter(None, FIRST)
-    assert "5 requests in progress, divided among 2 processes" in refused(keys, FIRST).message
-    keys = limited("requests_per_s=4", num_workers=2)
-    for _ in range(2):
-        keys.enter(None, FIRST)
-    error = refused(keys, FIRST)
-    assert "4 requests a second, divided among 2 processes" in error.message
-    assert error.retry_after_s == 0.5
-    with pytest.raises(ValueError, match="requests_at_once of acme is divided among 2 workers"):
-        limited("requests_at_once=1", num_workers=2)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -215,13 +184,6 @@ def test_wrong_options_of_a_key_are_errors_without_the_key(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         ApiKeys(metrics, file=file)
     assert FIRST not in str(caught.value)
-
-
-def test_a_key_of_the_variable_has_no_other_name_in_the_file(metrics: Metrics, file: Path) -> None:
-    file.write_text(f"{FIRST} name=acme\n")
-    ApiKeys(metrics, fixed=f"{FIRST} name=acme", file=file)
-    with pytest.raises(ValueError, match=r"of api_keys_file .*is also that of unnamed"):
-        ApiKeys(metrics, fixed=FIRST, file=file)
 
 
 async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(serving: Serving) -> None:

@@ -1,6 +1,5 @@
 """Requests that a web page makes its visitor's browser send."""
 
-import logging
 from typing import Any
 
 import httpx
@@ -114,19 +113,6 @@ def test_the_default_address_is_loopback_unless_callers_are_checked(
     found, why = Settings.model_validate(values).address
     assert found == address
     assert why.startswith(reason)
-
-
-async def test_a_server_without_keys_listens_on_loopback_and_says_so(
-    serving: Serving, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        async with serving(host=None) as server:
-            assert server._http_socket.getsockname()[0] == "127.0.0.1"
-    (fields,) = [
-        vars(record)["fields"] for record in caplog.records if record.getMessage() == "listening"
-    ]
-    assert fields["host"] == "127.0.0.1"
-    assert "--host" in fields["host_reason"]
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:

@@ -53,12 +53,3 @@ def test_a_replaced_link_is_a_change(tmp_path: Path, clock: Clock) -> None:
     os.replace(tmp_path / "..tmp", tmp_path / "..data")
     clock.now += 1
     assert watched.current() == ["new"]
-
-
-def test_files_that_are_bad_or_missing_at_the_start_are_errors(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    with pytest.raises(OSError, match="file"):
-        Reloaded("the file", [file], parse)
-    file.write_text("bad")
-    with pytest.raises(ValueError, match="it is bad"):
-        Reloaded("the file", [file], parse)

@@ -16,10 +16,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from service.safety.tls import Tls
 from service.server import Server
 from service.settings import Settings
-from tests.service.conftest import Clock, Serving
+from tests.service.conftest import Serving
 
 LIMIT_S = 20.0
 
@@ -68,21 +67,6 @@ async def test_an_open_connection_outlives_the_renewal(
                     except httpx.TransportError:
                         await asyncio.sleep(0.1)
         assert (await client.get(url)).status_code == 200
-
-
-def test_a_certificate_without_its_key_keeps_the_last_good_pair(
-    paths: dict[str, Path], ca: trustme.CA, clock: Clock
-) -> None:
-    certificate, key = paths["tls_cert"], paths["tls_key"]
-    tls = Tls(certificate, key, clock=clock)
-    before = tls.current()
-    other = ca.issue_cert("127.0.0.1")
-    certificate.write_bytes(other.cert_chain_pems[0].bytes())
-    clock.now += 1
-    assert tls.current() is before
-    key.write_bytes(other.private_key_pem.bytes())
-    clock.now += 1
-    assert tls.current().key == other.private_key_pem.bytes()
 
 
 def test_broken_files_stop_the_start_and_are_named(

@@ -18,7 +18,6 @@ from service.safety.url_fetch import (
     check_url,
     is_public,
     read_hosts,
-    url_of,
 )
 
 words = str.split
@@ -100,13 +99,6 @@ def test_other_urls_are_refused_with_a_reason(url: str, reason: str) -> None:
 def test_an_invalid_host_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="url_hosts"):
         read_hosts(text)
-
-
-def test_urls_are_distinguished_from_encoded_images() -> None:
-    for url in ("https://a.org/b", "http://a", "ftp://a", "x://"):
-        assert url_of(url) == url
-    for other in ("", "iVBORw0KGgo=", "data:image/png;base64,iVBO", "data:a://b"):
-        assert url_of(other) is None
 
 
 # Fetches over TLS from a server of this test, on an address that only these tests allow.

@@ -6,7 +6,6 @@ engine. Its parser may accept other graphs, and loading an engine needs a GPU.
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +20,7 @@ from model.runtime.base import LaneShare
 from model.runtime.loaded_graphs import loaded_graphs
 from model.runtime.tensorrt import engines
 from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS, FLOAT_PIXELS, take_bytes
-from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries, device_name, library_log
+from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries, library_log
 from model.runtime.tensorrt.engines import (
     EngineKey,
     LoadedEngine,
@@ -93,30 +92,6 @@ def test_a_graph_that_takes_bytes_computes_the_same(
 def key(package: ModelPackage, part: int = 0, share: LaneShare = ONE_LANE) -> EngineKey:
     graph = loaded_graphs(package.manifest, "tensorrt", "fp32")[part]
     return key_of(package, graph, share, device=DEVICE, tf32=False)
-
-
-def test_an_engine_s_file_changes_with_all_that_it_depends_on(tiny_package: ModelPackage) -> None:
-    vision = key(tiny_package)
-    changed = [
-        key(tiny_package, part=1),
-        key(tiny_package, share=LaneShare(max_batch_patches=16)),
-        replace(vision, tf32=True),
-        replace(vision, graph_sha256="0" * 64),
-        replace(vision, device=DEVICE.replace("10.16", "10.17")),
-    ]
-    assert len({one.cached_in(Path("/cache")) for one in (vision, *changed)}) == 6
-    assert vision.cached_in(Path("/cache")).parent == Path("/cache/tensorrt") / DEVICE
-
-
-def test_a_device_s_name_has_all_that_decides_whether_an_engine_runs() -> None:
-    gpu = SimpleNamespace(name=b"NVIDIA H100 80GB\0", major=9, minor=0)
-    cuda = SimpleNamespace(
-        cudaError_t=SimpleNamespace(cudaSuccess=0),
-        cudaGetDeviceProperties=lambda _: (0, gpu),
-        cudaDriverGetVersion=lambda: (0, 13020),
-    )
-    libraries = GpuLibraries(SimpleNamespace(__version__="10.16.1"), Cuda(cuda), cast("Any", None))
-    assert device_name(libraries) == "nvidia-h100-80gb-cc-9.0-trt-10.16.1-cuda-13"
 
 
 def test_engines_are_built_once_and_again_if_they_are_damaged(

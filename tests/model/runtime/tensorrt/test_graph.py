@@ -179,23 +179,6 @@ def test_contexts_and_graphs_are_made_at_warm_up_and_never_in_traffic(
     assert not gpu.cuda.blocks
 
 
-def test_a_failed_run_leaves_no_memory_and_the_next_one_works() -> None:
-    gpu = Gpu()
-    gpu.graph.prepare(gpu.memory)
-    held = len(gpu.cuda.blocks)
-    for run in gpu.graph._fixed.values():
-        run.graph = None
-    for side in (4, 8):
-        for context in gpu.contexts:
-            context.fails = True
-        with pytest.raises(GpuError, match="TensorRT could not start a batch: no memory"):
-            gpu.run(pixels(1, side))
-        for context in gpu.contexts:
-            context.fails = False
-        np.testing.assert_array_equal(gpu.run(pixels(1, side)), 2.0 * pixels(1, side))
-    assert len(gpu.cuda.blocks) == held
-
-
 def test_an_interruption_skips_the_rest_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu()
     gpu.graph.prepare(gpu.memory)
@@ -212,16 +195,3 @@ def test_an_interruption_skips_the_rest_of_a_batch(monkeypatch: pytest.MonkeyPat
             gpu.run(pixels(30))
     assert gpu.cuda.launched == 1
     assert len(gpu.run(pixels(30))) == 30
-
-
-def test_what_cannot_be_reserved_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = Gpu()
-    held, allocate = len(gpu.cuda.blocks), gpu.cuda.allocate
-
-    def once(num_bytes: int) -> tuple[int, int]:
-        return allocate(num_bytes) if len(gpu.cuda.blocks) < held + 1 else (2, 0)
-
-    monkeypatch.setattr(gpu.cuda, "allocate", once)
-    with pytest.raises(GpuError, match="out of memory"):
-        gpu.run(pixels(1, 8))
-    assert len(gpu.cuda.blocks) == held

@@ -18,7 +18,6 @@ from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_runtime
 from model.runtime.tensorrt import engines
 from model.runtime.tensorrt.cuda import GpuError, GpuLibraries, device_name, load_libraries
-from model.runtime.tensorrt.graph import LaneStream
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, pytest.mark.timeout(1800)]
@@ -108,23 +107,6 @@ def test_a_second_lane_builds_nothing(
     again.close()
 
 
-def test_recorded_graphs_compute_what_single_launches_do(
-    tiny_package: ModelPackage,
-    share: LaneShare,
-    lane: TensorRtRuntime,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*_: object) -> None:
-        raise GpuError("no graphs")
-
-    monkeypatch.setattr(LaneStream, "record", refuse)
-    plain = TensorRtRuntime(tiny_package, CHOICE, share)
-    for batch, height, width in [(1, 56, 56), (4, 56, 56), (2, 28, 70)] * 3:
-        pixels_B3HW = images(batch, height, width)
-        assert_near(lane.encode_images(pixels_B3HW), plain.encode_images(pixels_B3HW), atol=0)
-    plain.close()
-
-
 def test_lanes_side_by_side_do_not_disturb_each_other(
     tiny_package: ModelPackage, share: LaneShare, reference: Runtime
 ) -> None:
@@ -141,24 +123,3 @@ def test_lanes_side_by_side_do_not_disturb_each_other(
         list(pool.map(work, range(4)))
     for runtime in lanes:
         runtime.close()
-
-
-def test_a_hundred_loads_leave_no_memory_behind(
-    libraries: GpuLibraries, tiny_package: ModelPackage, share: LaneShare
-) -> None:
-    def load_and_use() -> None:
-        runtime = TensorRtRuntime(tiny_package, CHOICE, share)
-        for _ in range(3):
-            runtime.encode_images(images(2))
-        runtime.close()
-
-    def free_bytes() -> int:
-        free, _total = libraries.cuda("cudaMemGetInfo", "be asked for its free memory")
-        return int(free)
-
-    for _ in range(5):  # CUDA loads kernels and grows its own pools at first
-        load_and_use()
-    before = free_bytes()
-    for _ in range(100):
-        load_and_use()
-    assert before - free_bytes() < 16 << 20

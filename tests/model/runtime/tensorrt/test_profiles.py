@@ -77,16 +77,6 @@ def test_the_largest_batch_follows_max_batch_patches(
     assert batches(square)[-1] == most
 
 
-def test_a_head_reads_taps_of_the_same_sizes() -> None:
-    page = manifest().model_copy(update={"num_taps": 2})
-    square, wide = profiles_for("depth", page)  # 11 patches are odd
-    assert square["tap_patches"].largest == (64, 2, 8, 8, page.embed_dim)
-    assert square["tap_cls"].largest == (64, 2, page.embed_dim)
-    assert has_one_item_shape(square)
-    assert wide["tap_patches"].largest[2:4] == (32, 32)
-    assert not has_one_item_shape(wide)
-
-
 @settings(max_examples=40)
 @given(length=st.integers(1, 64), batch=st.integers(1, 300))
 def test_every_text_is_padded_to_one_of_two_lengths(length: int, batch: int) -> None:
@@ -95,13 +85,6 @@ def test_every_text_is_padded_to_one_of_two_lengths(length: int, batch: int) -> 
     assert chosen is not None
     assert profiles[chosen]["input_ids"].largest == (64, 16 if length <= 16 else 64)
     assert has_one_item_shape(profiles[chosen])
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 7, 14), (1, 3, 14, 14 * 33), (1, 3, 14)])
-def test_a_shape_outside_every_profile_has_none(shape: tuple[int, ...]) -> None:
-    profiles = profiles_for("vision", manifest())
-    assert choose_profile(profiles, {BYTE_PIXELS: shape}) is None
-    assert choose_profile(profiles, {"other": (1, 3, 14, 14)}) is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from model.labelled.sets import BACKGROUND, NO_CLASS, ImageSource, SegmentationSet, SetError
+from model.labelled.sets import ImageSource, SegmentationSet, SetError
+from model.scores.pixels import BACKGROUND, NO_CLASS
 
 FILE: Final = "annotations.json"
 

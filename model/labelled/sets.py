@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from model.labelled.captions import FoundCaptions, read_captions, tally
+from model.scores.pixels import BACKGROUND, NO_CLASS
 
 # Tasks, as reports name them.
 SEGMENTATION: Final = "zero-shot segmentation"
@@ -28,9 +29,6 @@ IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".t
 MASK_MODES: Final = ("1", "L", "P", "I", "I;16")
 MAPS: Final = (".npy", ".png")
 IGNORED: Final = 255
-# Classes of pixels in a mask of objects, beside those from 0.
-NO_CLASS: Final = -1
-BACKGROUND: Final = -2
 BACKGROUND_NAME: Final = "background"
 # Length of a normal may differ from 1 by less.
 UNIT_TOLERANCE: Final = 0.5
@@ -417,26 +415,6 @@ def read_segmentation(
         names=read_names(names),
         reduce_zero_label=reduce_zero_label,
     )
-
-
-def read_masked_split(
-    folder: Path, names: Path, *, reduce_zero_label: bool = False
-) -> Split[SegmentationSet]:
-    """Folders `train` and `val`, each with `images` and `masks`.
-
-    Raises:
-        SetError: A folder or a mask is missing, or the names are invalid.
-    """
-    train, val = (
-        read_segmentation(
-            folder / part / "images",
-            folder / part / "masks",
-            names,
-            reduce_zero_label=reduce_zero_label,
-        )
-        for part in ("train", "val")
-    )
-    return Split(train=train, val=replace(val, name=folder.resolve().name))
 
 
 def read_depth(images: Path, depths: Path) -> DepthSet:

@@ -5,11 +5,14 @@ Shapes: R resamples of the images, S images, K classes, H W pixels, P pixels tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+# Classes of pixels, beside those from 0: one that does not count, and the background of objects.
+NO_CLASS: Final = -1
+BACKGROUND: Final = -2
 Floats = NDArray[np.float64]
 
 

@@ -37,7 +37,9 @@ REFUSED = InvalidRequest(
 )
 
 
-def segmentation(labels: Any, names: list[str], *, has_instance: bool = False) -> Segmentation:
+def segmentation(
+    labels: Any, names: list[str], *, has_instance: bool = False, scores: Any = None
+) -> Segmentation:
     areas = [
         ClassArea(label=label, name=name, color="#6600ff", area_share=0.0, score=0.0)
         for label, name in enumerate(names, start=1)
@@ -48,7 +50,7 @@ def segmentation(labels: Any, names: list[str], *, has_instance: bool = False) -
     )  # fmt: skip
     return Segmentation(
         labels=np.array(labels, np.uint16),
-        scores=None,
+        scores=np.zeros(size, np.float32) if scores is None else np.array(scores, np.float32),
         classes=tuple(areas),
         background_share=0.0,
         instances=(one,) * has_instance,
@@ -154,12 +156,20 @@ def image(tmp_path: Path) -> Path:
 
 
 class Scripted(Fake):
-    """Answers from tables: masks, maps and vectors by the image's first byte, vectors by text."""
+    """Answers from tables: masks, maps and vectors by the image's first byte, vectors by text.
+
+    Attributes:
+        masks: Labels of the classes of any request.
+        named_masks: Instead, pixels by the name of their class; a name that is not asked for is 0.
+        cosines: Of the pixels of a mask.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.own_classes: list[str] = []
         self.masks: dict[int, Any] = {}
+        self.named_masks: dict[int, dict[str, Any]] = {}
+        self.cosines: dict[int, Any] = {}
         self.maps: dict[int, Any] = {}
         self.images: dict[int, Any] = {}
         self.texts: dict[str, Any] = {}
@@ -183,7 +193,15 @@ class Scripted(Fake):
             return [np.array(self.maps[first], np.float32)]
         names = [one["name"] for one in request.fields["classes"]]
         names = self.own_classes if names == ["model"] else names
-        return [segmentation(self.masks[first], names)]
+        labels = self.masks.get(first)
+        if labels is None:
+            labels = np.zeros(np.shape(next(iter(self.named_masks[first].values()))), int)
+            for name, pixels in self.named_masks[first].items():
+                if name in names:
+                    labels[np.array(pixels, bool)] = names.index(name) + 1
+        # A mask of another request may have labels that this one does not have.
+        labels = np.where(np.array(labels) > len(names), 0, labels)
+        return [segmentation(labels, names, scores=self.cosines.get(first))]
 
 
 @pytest.fixture

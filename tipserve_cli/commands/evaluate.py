@@ -47,8 +47,6 @@ class EvaluateOptions:
             train/ images.
         linear: The same folders: a logistic regression.
         dataset: A known set and its folder, as its authors distribute it.
-        linear_segmentation: Folder with train/ and val/, each with images/ and masks/, and a file
-            of names, as for --segmentation: a logistic regression of patches.
         depth: Folder of images, and folder of their depth: x.npy in metres, or x.png in
             millimetres, 16 bits. 0 or not finite is no depth.
         normals: Folder of images, and folder of their surface normals: x.npy, unit vectors, or
@@ -59,6 +57,9 @@ class EvaluateOptions:
         fit: For segmentation: keep the aspect ratio, or resize to a square. Default: a square for
             --classes model, as released, and the aspect ratio for names.
         features: For segmentation: the patch embeddings. Default: the model's own.
+        quality: For segmentation: of the masks. Default: the model's own.
+        background: For segmentation: whether the model finds background itself. With none, objects
+            are those pixels whose cosine is at a threshold or above; it is fitted on other images.
         background_threshold: For segmentation: pixels with a lower cosine are of the class
             `background`.
         classes: For segmentation: masks by the model's own segmentation head, whose classes have
@@ -80,13 +81,14 @@ class EvaluateOptions:
     knn: Path | None = None
     linear: Path | None = None
     dataset: tuple[KnownName, Path] | None = None
-    linear_segmentation: tuple[Path, Path] | None = None
     depth: tuple[Path, Path] | None = None
     normals: tuple[Path, Path] | None = None
     output: Annotated[Path, OUTPUT] = Path("evaluation")
     mode: Literal["whole", "slide"] | None = None
     fit: Fit | None = None
     features: Literal["values", "patches"] | None = None
+    quality: Literal["published", "fast", "fine"] | None = None
+    background: Literal["none", "auto"] = "none"
     background_threshold: float | None = None
     classes: Literal["model"] | None = None
     templates: str | None = None
@@ -153,19 +155,19 @@ def _sets(options: EvaluateOptions) -> list[tuple[Any, Any]]:
     from model.labelled.captions import tally  # noqa: PLC0415 - help does not need them
     from model.labelled.known import read_known  # noqa: PLC0415 - help does not need them
     from model.labelled.sets import CaptionedSet  # noqa: PLC0415
-    from tipserve_cli.evaluation.tasks import MASKED, TASKS  # noqa: PLC0415
+    from tipserve_cli.evaluation.tasks import TASKS  # noqa: PLC0415
 
     zero = {"reduce_zero_label": True} if options.reduce_zero_label else {}
-    if zero and not any(getattr(options, name) for name in MASKED):
-        raise UserError(
-            "--reduce-zero-label is for --segmentation and --linear-segmentation; remove it."
-        )
+    if zero and options.segmentation is None:
+        raise UserError("--reduce-zero-label is for --segmentation; remove it.")
     found = []
     for task in TASKS:
         places = getattr(options, task.option)
         if places is not None:
             places = places if isinstance(places, tuple) else (places,)
-            found.append((task, task.read(*places, **(zero if task.option in MASKED else {}))))
+            found.append(
+                (task, task.read(*places, **(zero if task.option == "segmentation" else {})))
+            )
     if options.dataset is not None:
         known = read_known(*options.dataset)
         found += [(one, known) for one in TASKS if one.kind and isinstance(known, one.kind)]

@@ -34,12 +34,13 @@ class Question:
     """What a model is asked about each image.
 
     Attributes:
-        about: One embedding, the mask, the names of the mask's classes, or a map.
+        about: One embedding, the mask, the mask with its cosines [2, H, W], the names of the mask's
+            classes, or a map.
         options: Of the client's method.
         classes: Of the mask.
     """
 
-    about: Literal["embedding", "mask", "classes", "depth", "normals"]
+    about: Literal["embedding", "mask", "scored mask", "classes", "depth", "normals"]
     options: Mapping[str, Any]
     classes: tuple[str, ...] = ()
 
@@ -55,6 +56,10 @@ class Question:
             (drawn,) = (client.depth if self.about == "depth" else client.normals)(image, **asked)
             return drawn
         mask: Segmentation
+        if self.about == "scored mask":
+            (mask,) = client.segment(image, self.classes, include_scores=True, **asked)
+            scored: list[Any] = [mask.labels, mask.scores]
+            return np.stack(scored).astype(np.float16)
         (mask,) = client.segment(image, self.classes, **asked)
         if self.about == "mask":
             return mask.labels
@@ -81,19 +86,30 @@ class Answers:
 
     def each(self, images: Sequence[ImageSource], question: Question) -> Iterator[Array]:
         """The answer for each image in order."""
+        for (array,) in self.each_of(images, [[question]] * len(images)):
+            yield array
 
-        def items() -> Iterator[tuple[ImageSource, str, bytes, Array | None]]:
-            for image in images:
+    def each_of(
+        self, images: Sequence[ImageSource], questions: Sequence[Sequence[Question]]
+    ) -> Iterator[list[Array]]:
+        """For each image in order the answers to its own questions."""
+        Item = tuple[ImageSource, bytes, Sequence[Question], list[str], list[Array | None]]
+
+        def items() -> Iterator[Item]:
+            for image, asked in zip(images, questions, strict=True):
                 content = image.read()
-                key = self._key(question, content)
-                yield image, key, content, self._find(key)
+                keys = [self._key(question, content) for question in asked]
+                yield image, content, asked, keys, [self._find(key) for key in keys]
 
-        def ask(item: tuple[ImageSource, str, bytes, Array | None]) -> Array:
-            image, _, content, found = item
-            if found is not None:
-                return found
+        def ask(item: Item) -> list[Array]:
+            image, content, asked, _, found = item
             try:
-                return question.ask(self.engine.client, content, self.served_name)
+                return [
+                    question.ask(self.engine.client, content, self.served_name)
+                    if known is None
+                    else known
+                    for question, known in zip(asked, found, strict=True)
+                ]
             except TipserveError as error:
                 if not refuses_image(error):
                     raise
@@ -101,12 +117,13 @@ class Answers:
                 raise SetError(f"{image}: {reason} Remove it from the set.") from error
 
         with closing(self.engine.in_order(ask, items())) as answered:
-            for (_, key, _, found), future in answered:
-                array = future.result()
-                if found is None:
-                    self._store(key, array)
+            for (_, _, _, keys, found), future in answered:
+                arrays = future.result()
+                for key, known, array in zip(keys, found, arrays, strict=True):
+                    if known is None:
+                        self._store(key, array)
                 self.advance()
-                yield array
+                yield arrays
 
     def embed(self, images: Sequence[ImageSource], question: Question) -> FloatArray:
         """One embedding of all images, [B, D]."""

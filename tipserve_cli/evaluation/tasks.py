@@ -8,7 +8,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from model.dense_maps import MapTask
 from model.labelled import sets
 from model.labelled.polygons import read_polygons
 from model.labelled.sets import (
+    BACKGROUND_NAME,
     CLASSIFICATION,
     DEPTH,
     INSTANCES,
@@ -39,28 +40,28 @@ from model.labelled.sets import (
 from model.preprocess import Fit
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.maps import angles, depth_scores
-from model.scores.pixels import Pixels, count_pixels
+from model.scores.pixels import NO_CLASS, Pixels, count_pixels
 from model.scores.ranking import Ranking, rank
-from model.segmentation import bilinear_matrix, l2_normalize, patch_shares
+from model.segmentation import l2_normalize
 from tipserve_cli.evaluation.answers import Answers, Question
+from tipserve_cli.evaluation.object_scores import ABSENT, ObjectScores
 from tipserve_client.results import FloatArray
 
 KNN: Final = "kNN classification"
 LINEAR: Final = "linear classification"
-LINEAR_SEGMENTATION: Final = "linear segmentation"
-BACKGROUND: Final = "background"
 # Of DINO's protocol: neighbours, and the temperature of their votes.
 NUM_NEIGHBOURS: Final = 20
 VOTE_TEMPERATURE: Final = 0.07
 QUERIES_AT_ONCE: Final = 512
 VALUES_AT_ONCE: Final = 256 * 1024 * 1024
-ROWS_AT_ONCE: Final = 64
-# Of the embeddings that a linear segmentation is fitted to: 350,000 patches of a width of 768.
-_PATCH_BYTES: Final = 1024 * 1024 * 1024
-PATCH_STRENGTHS: Final = (0.01, 0.1, 1.0, 10.0, 100.0)
 NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
 # Metrics of errors: less is better.
-ERRORS: Final = frozenset({"RMSE (m)", "AbsRel (%)", "mean angle (degrees)", "RMSE (degrees)"})
+ERRORS: Final = frozenset(
+    {"RMSE (m)", "AbsRel (%)", "mean angle (degrees)", "RMSE (degrees)", ABSENT}
+)
+_MASK_OPTIONS: Final = (
+    "mode", "features", "templates", "resolution", "quality", "background", "background_threshold"
+)  # fmt: skip
 Floats = NDArray[np.float64]
 # Of class names: a set by its name, or sentences.
 Templates = Literal["none", "tcl"] | tuple[str, ...]
@@ -181,6 +182,8 @@ class TaskOptions:
         features: Patch embeddings of segmentation; None is the model's own.
         mode: Whether segmentation sees an image whole or in windows; None is the model's own.
         fit: How segmentation resizes an image; None is the service's default.
+        quality: Of masks; None is the model's own.
+        background: Whether the model finds background itself.
         background_threshold: Pixels with a lower cosine are of the class `background`.
         classes: `model` for masks by the model's segmentation head; None for masks by the names of
             the set.
@@ -192,31 +195,32 @@ class TaskOptions:
     features: Literal["values", "patches"] | None = None
     mode: Literal["whole", "slide"] | None = None
     fit: Fit | None = None
+    quality: Literal["published", "fast", "fine"] | None = None
+    background: Literal["none", "auto"] = "none"
     background_threshold: float | None = None
     classes: Literal["model"] | None = None
 
     def about_masks(self, names: Sequence[str]) -> Question:
         """The question of segmentation; `background` is no class if there is a threshold."""
-        own = ("templates", "features", "resolution", "background_threshold", "mode", "fit")
-        options = {name: getattr(self, name) for name in own}
+        options = {name: getattr(self, name) for name in (*_MASK_OPTIONS, "fit")}
         return Question(about="mask", options=options, classes=tuple(self.prompted(names)))
 
     def prompted(self, names: Sequence[str]) -> list[str]:
         """The classes that the model is asked for: the names that it compares patches with."""
         if self.classes is not None:
             return [self.classes]
-        has_threshold = self.background_threshold is not None
-        return [name for name in names if not (has_threshold and name == BACKGROUND)]
+        if self.finds_no_background:
+            return list(names)
+        return [name for name in names if name != BACKGROUND_NAME]
+
+    @property
+    def finds_no_background(self) -> bool:
+        """Whether every pixel is of a class."""
+        return self.background == "none" and self.background_threshold is None
 
     def about_images(self) -> Question:
         """The question of all other tasks."""
         options = {"outputs": self.embedding, "resolution": self.resolution}
-        return Question(about="embedding", options=options)
-
-    def about_patches(self) -> Question:
-        """The question of patch embeddings, of images as zero-shot segmentation sees them."""
-        sized = {"resolution": self.resolution, "fit": "aspect"}
-        options = {"outputs": self.features or "patches", **sized}
         return Question(about="embedding", options=options)
 
     def shown(self, *names: str) -> dict[str, Any]:
@@ -225,7 +229,7 @@ class TaskOptions:
 
 
 def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOptions) -> Result:
-    """Compare predicted with true masks, pixel by pixel.
+    """Compare predicted with true masks: all names pixel by pixel, and objects with background.
 
     Pixels of a class of the model that the set does not have are errors of their own class only.
     """
@@ -241,10 +245,63 @@ def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOp
                 f"{given.name}: the model has no class {unknown[0]!r}; it has {', '.join(labels)}."
             )
     # Class of each label of the model; 0 is its background.
-    class_of = np.asarray([number_of.get(name, -1) for name in (BACKGROUND, *labels)])
-    called = (class_of[labels_HW] for labels_HW in answers.each(given.images, question))
-    shown = options.shown("mode", "features", "templates", "resolution", "background_threshold")
-    return _masks_result(task, given, called, shown)
+    class_of = np.asarray([number_of.get(name, NO_CLASS) for name in (BACKGROUND_NAME, *labels)])
+    further = _further_questions(given, options)
+    objects = ObjectScores(given, is_fitted=options.finds_no_background)
+
+    def called() -> Iterator[NDArray[np.int64]]:
+        asked = [[question, *more] for more in further]
+        for index, (mask_HW, *more) in enumerate(answers.each_of(given.images, asked)):
+            for one, array in zip(further[index], more, strict=True):
+                add = objects.add_named if one.about == "mask" else objects.add_objects
+                add(index, one.classes, array)
+            yield class_of[mask_HW]
+
+    shown = options.shown(*_MASK_OPTIONS)
+    result = _masks_result(task, given, called(), shown)
+    return replace(result, scores=[*result.scores, *_object_scores(objects, further, answers)])
+
+
+def _further_questions(given: SegmentationSet, options: TaskOptions) -> list[list[Question]]:
+    """For each image: the mask of the names that it shows, and that of its objects.
+
+    Objects need a background; and a threshold for an image comes from others.
+    """
+    if options.classes is not None:
+        return [[] for _ in given.images]
+    objects = ObjectScores(given, is_fitted=options.finds_no_background)
+    has_objects = given.read_objects(0) is not None
+    has_objects &= len(given.images) > 1 or not options.finds_no_background
+    found = []
+    for index in range(len(given.images)):
+        shown, of_objects = objects.names_of(index)
+        own = [options.about_masks(shown)] if shown else []
+        if has_objects:
+            own.append(replace(options.about_masks(of_objects), about="scored mask"))
+        found.append(own)
+    return found
+
+
+def _object_scores(
+    objects: ObjectScores, further: Sequence[Sequence[Question]], answers: Answers
+) -> Iterator[Score]:
+    """Means over the objects of all images; masks at fitted thresholds are stored already."""
+    scored = [one for own in further for one in own if one.about == "scored mask"]
+    if scored and objects.is_fitted:
+        silent = replace(answers, advance=lambda: None)
+        images, thresholds = objects.given.images, objects.thresholds().tolist()
+        arrays = silent.each_of(images, [[one] for one in scored])
+        for index, ((array,), threshold) in enumerate(zip(arrays, thresholds, strict=True)):
+            objects.add_above(index, scored[index].classes, array, threshold)
+    for metric, values in objects.values.items():
+        yield Score(
+            metric=metric,
+            counts=Sums(
+                sum_S=np.asarray([sum(own) for own in values], np.float64),
+                count_S=np.asarray([len(own) for own in values], np.float64),
+            ),
+            function=Sums.share,
+        )
 
 
 def _masks_result(
@@ -291,86 +348,6 @@ def _masks_result(
         published=[one for one in given.published if one.task == task],
         shown=[*best, *(one for one in worst if one not in best)],
     )
-
-
-def score_linear_segmentation(
-    given: Split[SegmentationSet], answers: Answers, options: TaskOptions
-) -> Result:
-    """Classify each patch by a logistic regression that is fitted to the patches of `train`.
-
-    A patch counts for each class by its share of the patch's pixels. The scores of the classes are
-    scaled bilinearly to the mask; the highest wins.
-    """
-    question = options.about_patches()
-    classifier = _fit_patches(*_train_patches(given, answers, question))
-
-    def masks() -> Iterator[NDArray[np.int64]]:
-        for index, patches_hwD in enumerate(answers.each(given.val.images, question)):
-            size_hw = given.val.read(index).shape
-            scores_P = classifier.decision_function(patches_hwD.reshape(-1, patches_hwD.shape[-1]))
-            if scores_P.ndim == 1:  # two classes: the score of the second
-                scores_P = np.stack([np.zeros_like(scores_P), scores_P], axis=1)
-            scores_khw = scores_P.T.reshape(-1, *patches_hwD.shape[:2]).astype(np.float32)
-            yield classifier.classes_[_best_class(scores_khw, (size_hw[0], size_hw[1]))]
-
-    shown = {**options.shown("features", "resolution"), "C": classifier.C}
-    return _masks_result(LINEAR_SEGMENTATION, given.val, masks(), shown)
-
-
-def _train_patches(
-    given: Split[SegmentationSet], answers: Answers, question: Question
-) -> tuple[FloatArray, NDArray[np.int64], FloatArray, NDArray[np.int64]]:
-    """Embedding, class, share of the patch, and image, for each class of each patch of `train`.
-
-    If they are too many for the memory, each image keeps an equal number, drawn at random.
-    """
-    parts = []
-    for index, patches_hwD in enumerate(answers.each(given.train.images, question)):
-        grid_hw = patches_hwD.shape[0], patches_hwD.shape[1]
-        truth_HW = given.train.read(index)
-        shares_NK = patch_shares(truth_HW, grid_hw, len(given.train.names))
-        row_P, label_P = np.nonzero(shares_NK)
-        most = _PATCH_BYTES // (len(given.train.images) * patches_hwD[0, 0].nbytes)
-        if len(row_P) > max(most, 1):
-            kept = np.random.default_rng(index).choice(len(row_P), max(most, 1), replace=False)
-            row_P, label_P = row_P[kept], label_P[kept]
-        features_PD = patches_hwD.reshape(-1, patches_hwD.shape[-1])[row_P]
-        parts.append((features_PD, label_P, shares_NK[row_P, label_P], np.full(len(row_P), index)))
-    if len({label for _, label_P, _, _ in parts for label in np.unique(label_P).tolist()}) < 2:
-        raise SetError(
-            f"{given.val.name}: the masks of train/ need pixels of at least two classes."
-        )
-    features, labels, weights, images = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    return features, labels, weights, images
-
-
-def _fit_patches(
-    features_PD: FloatArray, label_P: NDArray[Any], weight_P: FloatArray, image_P: NDArray[Any]
-) -> Any:
-    """A logistic regression; every fifth image, held out, chooses its regularisation."""
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - of the extra `evaluate`
-
-    def fitted(strength: float, rows_P: Any) -> Any:
-        regression = LogisticRegression(C=strength, max_iter=1000)
-        return regression.fit(features_PD[rows_P], label_P[rows_P], weight_P[rows_P])
-
-    held_P = image_P % 5 == 4
-    best = 1.0
-    if held_P.any() and len(np.unique(label_P[~held_P])) > 1:
-        held = features_PD[held_P], label_P[held_P], weight_P[held_P]
-        best = max(PATCH_STRENGTHS, key=lambda strength: fitted(strength, ~held_P).score(*held))
-    return fitted(best, slice(None))
-
-
-def _best_class(scores_khw: FloatArray, size_hw: tuple[int, int]) -> NDArray[np.int64]:
-    """Index of the highest score at each pixel, after bilinear scaling, in bands of rows."""
-    rows_Hh = bilinear_matrix(scores_khw.shape[1], size_hw[0])
-    wide_khW = scores_khw @ bilinear_matrix(scores_khw.shape[2], size_hw[1]).T
-    bands = range(0, size_hw[0], ROWS_AT_ONCE)
-    parts = [(rows_Hh[top : top + ROWS_AT_ONCE] @ wide_khW).argmax(0) for top in bands]
-    return np.concatenate(parts)
 
 
 def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions) -> Result:
@@ -689,9 +666,6 @@ TASKS: Final = (
     Task("instances", sets.read_instances, score_instances, InstanceSet),
     Task("knn", sets.read_split, score_knn),
     Task("linear", sets.read_split, score_linear),
-    Task("linear_segmentation", sets.read_masked_split, score_linear_segmentation),
     Task("depth", sets.read_depth, score_depth, DepthSet, "depth"),
     Task("normals", sets.read_normals, score_normals, NormalSet, "normals"),
 )
-# Sets whose masks may have no class 0.
-MASKED: Final = ("segmentation", "linear_segmentation")

@@ -78,8 +78,11 @@ WRONG = [
     ("search none.parquet a", "none.parquet cannot be read as Parquet."),
     ("search other.parquet a", "other.parquet is no output of `tipserve embed`."),
     ("search . a", ". has no parts"),
-    ("evaluate", "Give a set: --segmentation, --retrieval, --classification, --instances, --knn"),
-    ("evaluate --linear-segmentation nowhere names.txt", "nowhere/train/images is not a folder"),
+    (
+        "evaluate",
+        "Give a set: --segmentation, --polygons, --retrieval, --classification, --instances, --knn",
+    ),
+    ("evaluate --polygons nowhere", "nowhere/annotations.json cannot be read"),
     ("evaluate --knn=nowhere", "nowhere/train is missing"),
     ("evaluate --dataset coco nowhere", "nowhere has no dataset_coco.json. coco needs"),
     ("evaluate --knn=. --reduce-zero-label", "--reduce-zero-label is for --segmentation"),

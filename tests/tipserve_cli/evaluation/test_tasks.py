@@ -59,17 +59,6 @@ class World:
         folders = self.folder / "images", self.folder / "masks"
         return sets.read_segmentation(*folders, file, reduce_zero_label=reduce_zero_label)
 
-    def masked_split(
-        self, train: list[Any], val: list[Any], **options: bool
-    ) -> sets.Split[sets.SegmentationSet]:
-        """Images 0, 1, ... of `train`, and then of `val`, with masks."""
-        parts = [*(("train", mask) for mask in train), *(("val", mask) for mask in val)]
-        for index, (part, mask) in enumerate(parts):
-            self.write(self.folder / part / "images" / f"{index}.jpg", index)
-            self.write(self.folder / part / "masks" / f"{index}.png", mask)
-        names = self.write(self.folder / "names.txt", "cat\ndog\nbird\n")
-        return sets.read_masked_split(self.folder, names, **options)
-
     def labelled(self, place: str, rows: Row) -> Path:
         for name, images in rows.items():
             for image in images:
@@ -97,7 +86,8 @@ def test_pixels_without_a_class_do_not_count(world: World) -> None:
     world.model.masks = {0: [[1, 2, 1, 2]], 1: [[2, 2, 1, 1]]}  # labels of the model start at 1
     result = world.score(tasks.score_segmentation, given)
     # cat: 1 of 2 pixels; dog: 3 hits in a union of 4. The four pixels of 255 are in neither.
-    assert values(result) == pytest.approx({"mIoU": (50 + 75) / 2, "pixel accuracy": 80.0})
+    found = values(result)
+    assert (found["mIoU"], found["pixel accuracy"]) == pytest.approx(((50 + 75) / 2, 80.0))
     assert result.confusion_KK is not None
     assert result.confusion_KK.tolist() == [[1, 1], [0, 3]]
     assert class_names(world.model.requests[0]) == ["cat", "dog"]
@@ -107,7 +97,7 @@ def test_label_zero_is_no_class_where_it_is_said(world: World) -> None:
     given = world.masks([[[0, 1, 2, 255]]], "cat\ndog\n", reduce_zero_label=True)
     world.model.masks = {0: [[1, 1, 1, 2]]}
     found = values(world.score(tasks.score_segmentation, given))
-    assert found == pytest.approx({"mIoU": (50 + 0) / 2, "pixel accuracy": 50.0})
+    assert (found["mIoU"], found["pixel accuracy"]) == pytest.approx(((50 + 0) / 2, 50.0))
 
 
 def test_a_class_counts_if_it_is_shown_or_predicted(world: World) -> None:
@@ -148,46 +138,40 @@ def test_masks_of_the_models_own_classes_are_matched_by_name(world: World) -> No
         world.score(tasks.score_segmentation, other, classes="model")
 
 
-@pytest.mark.parametrize("reduce_zero_label", [False, True])
-def test_patches_are_classified_by_what_train_shows(world: World, reduce_zero_label: bool) -> None:
-    none, cat, dog, bird = (0, 1, 2, 3) if reduce_zero_label else (255, 0, 1, 2)
-    # In train, patch (1, 0) is mostly a cat, (0, 1) a dog; (-1, 0) has no class, and bird no patch.
-    train = [[[cat, cat, cat, dog, dog, dog, none, none, none]]] * 6
-    val = [[[cat, cat, dog, dog]], [[dog, none, bird, none]]]
-    given = world.masked_split(train, val, reduce_zero_label=reduce_zero_label)
-    world.model.images = {index: [[(1, 0), (0, 1), (-1, 0)]] for index in range(6)}
-    world.model.images |= {6: [[(1, 0), (0, 1)]], 7: [[(1, 0), (1, 0)]]}
-    result = world.score(tasks.score_linear_segmentation, given, features="values")
-    # Image 6 is right in all pixels, scaled between two patches; image 7 is called a cat.
-    # cat: 2 hits in a union of 4; dog: 2 in 3; bird: none in 1.
-    wanted = {"mIoU": (50 + 100 * 2 / 3 + 0) / 3, "pixel accuracy": 100 * 4 / 6}
-    assert values(result) == pytest.approx(wanted)
-    asked = {(one.fields["outputs"][0], one.fields["fit"]) for one in world.model.requests}
-    assert asked == {("values", "aspect")}
-
-
-def test_patches_of_many_images_are_a_bounded_sample(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_objects_are_scored_with_background_at_a_threshold_of_the_other_images(
+    world: World,
 ) -> None:
-    cat, dog = 0, 1
-    given = world.masked_split([[[cat] * 6 + [dog] * 6]] * 10, [[[cat, dog]]])
-    world.model.images = {index: [[(1, 0)] * 6 + [(0, 1)] * 6] for index in range(10)}
-    world.model.images[10] = [[(1, 0), (0, 1)]]
-    monkeypatch.setattr(tasks, "_PATCH_BYTES", 10 * 4 * 8)  # four of two numbers an image
-    question = TaskOptions().about_patches()
-    features, labels, _, images = tasks._train_patches(given, world.answers, question)
-    assert np.bincount(images).tolist() == [4] * 10
-    assert np.array_equal(features, np.eye(2)[labels])
-    assert set(labels) == {cat, dog}
-    result = world.score(tasks.score_linear_segmentation, given)
-    assert values(result)["mIoU"] == pytest.approx(100)
+    # Label 0 is background. Of each image all four pixels are called a cat; two are one.
+    names = "".join(f"{name}\n" for name in ("cat", *"abcdef"))
+    given = world.masks([[[0, 1, 1, 0]]] * 3, names, reduce_zero_label=True)
+    world.model.named_masks = {index: {"cat": [[1, 1, 1, 1]]} for index in range(3)}
+    # A threshold between 0.2 and 0.3 is best for images 0 and 1, and for 2 one between 0.5 and 0.6.
+    world.model.cosines = {0: [[0.2, 0.3, 0.3, 0.1]], 1: [[0.2, 0.3, 0.3, 0.1]]}
+    world.model.cosines[2] = [[0.5, 0.6, 0.6, 0.5]]
+    found = values(world.score(tasks.score_segmentation, given))
+    # Image 2 keeps all its pixels at the threshold of the others, and the others theirs.
+    assert found["IoU with background"] == pytest.approx((100 + 100 + 50) / 3)
+    assert found["absent names (%)"] == 0
+    asked = {frozenset(class_names(one)) for one in world.model.requests}
+    assert asked == {frozenset(given.names), frozenset({"cat"})}
+
+    world.model.named_masks = {
+        index: {"cat": [[0, 1, 0, 0]], "a": [[1, 0, 0, 0]]} for index in range(3)
+    }
+    found = values(world.score(tasks.score_segmentation, given, background="auto"))
+    assert found["IoU with background"] == pytest.approx(50)
+    assert found["absent names (%)"] == 25
+    assert found["boundary F"] == 100
 
 
-def test_a_linear_segmentation_needs_two_classes(world: World) -> None:
-    given = world.masked_split([[[0, 255]]], [[[0, 1]]])
-    world.model.images = {0: [[(1, 0), (0, 1)]]}
-    with pytest.raises(sets.SetError, match="train/ need pixels of at least two classes"):
-        world.score(tasks.score_linear_segmentation, given)
+def test_names_that_an_image_shows_compete_with_each_other_only(world: World) -> None:
+    given = world.masks([[[0, 0, 1, 1]], [[2, 2, 2, 2]]], "cat\ndog\nbird\n")
+    world.model.masks = {0: [[1, 1, 1, 2]], 1: [[1, 1, 3, 3]]}
+    found = values(world.score(tasks.score_segmentation, given))
+    # cat: 2 in 3; dog: 1 in 2. The bird is the only name of its image, in the first two pixels.
+    assert found["IoU, names given"] == pytest.approx(100 * (2 / 3 + 1 / 2 + 1 / 2) / 3)
+    assert "IoU with background" not in found  # no pixel of the set is background
+    assert ("bird",) in {tuple(class_names(one)) for one in world.model.requests}
 
 
 def test_the_mean_over_classes_is_that_of_scikit_learn() -> None:

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from service.monitoring.metrics_server import LIVE, READY
 from service.server import LOG_GRACE_S, TRACE_GRACE_S, WRITE_GRACE_S, max_caller_bytes
-from service.settings import Settings, is_loopback, load_settings
+from service.settings import Settings, load_settings
 from tests.deploy.workloads import (
     Manifest,
     Workload,
@@ -31,19 +31,6 @@ EXPECTS = "expects/"
 REFERRED = {"persistentVolumeClaim": "PersistentVolumeClaim", "serviceAccount": "ServiceAccount"}
 REFERRED |= dict.fromkeys(("secret", "secretRef", "secretKeyRef"), "Secret")
 REFERRED |= dict.fromkeys(("configMap", "configMapRef", "configMapKeyRef"), "ConfigMap")
-# Files that the server reads.
-READ = ("api_keys_file", "tls_cert", "tls_key", "tls_client_ca", "model_repository")
-GOOD = {
-    # Pods that serve nothing block no drain of a node, and each rollout is spread by itself.
-    "unhealthyPodEvictionPolicy": "AlwaysAllow",
-    "matchLabelKeys": ["pod-template-hash"],
-    # The Prometheus that the policy lets in; without its data the number of replicas stays.
-    "serverAddress": "http://prometheus-operated.monitoring.svc:9090",
-    "ignoreNullValues": "false",
-}
-# An evicted pod ends no Job, and a person can still read the log of one that has ended.
-LEAST = {"backoffLimit": 1, "ttlSecondsAfterFinished": 600}
-LEAST_CLAIM_BYTES = 10 * 2**30
 DNS_PORTS = (53, 5353)
 # Of a process with the bundled model, measured under some load.
 RESIDENT_BYTES = 269 * 2**20
@@ -57,12 +44,9 @@ def faults(documents: list[Manifest]) -> list[str]:
     checks = (
         selectors,
         service_ports,
-        monitored_ports,
         policy_ports,
         routes,
-        fields,
         objects,
-        mounts,
         servers,
         secrets,
     )
@@ -115,22 +99,6 @@ def service_ports(documents: list[Manifest]) -> Faults:
                 yield f"{called(service)}: balancers would speak {spoken} to gRPC"
 
 
-def monitored_ports(documents: list[Manifest]) -> Faults:
-    """A monitor selects one Service, which shows all pods, and leads to its ports in time."""
-    for monitor in of_kind(documents, "ServiceMonitor"):
-        wanted = monitor["spec"]["selector"]
-        services = of_kind(documents, "Service")
-        found = [one for one in services if selects(wanted, one["metadata"].get("labels", {}))]
-        names = {port["name"] for one in found for port in one["spec"]["ports"]}
-        if len(found) != 1 or {one["port"] for one in monitor["spec"]["endpoints"]} - names:
-            yield f"{called(monitor)}: selects {len(found)} Services, with the ports {names}"
-        if not all(one["spec"].get("publishNotReadyAddresses") for one in found):
-            yield f"{called(monitor)}: pods that are not ready are not watched"
-        for one in monitor["spec"]["endpoints"]:
-            if int(one["scrapeTimeout"][:-1]) > int(one["interval"][:-1]):
-                yield f"{called(monitor)}: waits for longer than its interval"
-
-
 def policy_ports(documents: list[Manifest]) -> Faults:
     """The pods have the ports that a policy allows, and it allows those that a Service offers."""
     services = of_kind(documents, "Service")
@@ -164,39 +132,6 @@ def routes(documents: list[Manifest]) -> Faults:
                     yield f"{called(document)}: there is no port {port} of {node['name']}"
 
 
-def route_limits(documents: list[Manifest], chosen: Settings) -> Faults:
-    """The server refuses what is too large or slow, by its own answers, before a proxy does."""
-    for document in of_kind(documents, "HTTPRoute"):
-        for _, node in nodes(document):
-            if (
-                "request" in node
-                and int(node["request"].removesuffix("s")) <= chosen.request_timeout_s
-            ):
-                yield f"{called(document)}: ends requests after {node['request']}"
-    for document in of_kind(documents, "Ingress"):
-        notes = {k.split("/")[1]: v for k, v in document["metadata"]["annotations"].items()}
-        if int(notes["proxy-read-timeout"]) <= chosen.request_timeout_s:
-            yield f"{called(document)}: ends requests after {notes['proxy-read-timeout']} s"
-        size = notes["proxy-body-size"]
-        if size != "0" and int(size.removesuffix("m")) * 2**20 < chosen.max_request_bytes:
-            yield f"{called(document)}: refuses requests above {size}"
-
-
-def fields(documents: list[Manifest]) -> Faults:
-    """Fields that have one good value, or a least one, wherever they are."""
-    for document in documents:
-        for _, node in nodes(document):
-            for name, good in GOOD.items():
-                if node.get(name, good) != good:
-                    yield f"{called(document)}: {name} is {node[name]}, not {good}"
-            for name, least in LEAST.items():
-                if node.get(name, least) < least:
-                    yield f"{called(document)}: {name} is {node[name]}, below {least}"
-    for claim in of_kind(documents, "PersistentVolumeClaim"):
-        if _bytes(claim["spec"]["resources"]["requests"]["storage"]) < LEAST_CLAIM_BYTES:
-            yield f"{called(claim)}: has no room for packages"
-
-
 def _bytes(amount: str) -> int:
     return int(amount[:-2]) * {"Mi": 2**20, "Gi": 2**30}[amount[-2:]]
 
@@ -228,22 +163,6 @@ def objects(documents: list[Manifest]) -> Faults:
                 yield f"{workload}: {called(target)} has no {node['key']}"
 
 
-def mounts(documents: list[Manifest]) -> Faults:
-    """Mounts have a volume, volumes a mount, and no two mounts of a container one path."""
-    for workload in workloads(documents):
-        unused = volumes = {volume["name"] for volume in workload.pod.get("volumes", [])}
-        for container in workload.containers:
-            mounted = container.get("volumeMounts", [])
-            names, places = ({one[key] for one in mounted} for key in ("name", "mountPath"))
-            unused = unused - names
-            if names - volumes or len(places) < len(mounted):
-                yield f"{workload}: {container['name']} mounts no volume, or two at one path"
-        yield from (f"{workload}: no container mounts {name}" for name in sorted(unused))
-        modes = {node.get("defaultMode") for _, node in nodes(workload.pod.get("volumes", []))}
-        if 0o440 in modes and "fsGroup" not in workload.pod["securityContext"]:
-            yield f"{workload}: its group may read files, and it has none (fsGroup)"
-
-
 def servers(documents: list[Manifest]) -> Faults:
     """The server accepts its settings, and they fit its container."""
     for workload in workloads(documents):
@@ -255,19 +174,8 @@ def servers(documents: list[Manifest]) -> Faults:
             except (ValueError, SystemExit) as error:
                 yield f"{workload}: the server refuses its settings: {error}"
                 continue
-            yield from route_limits(documents, chosen)
-            for check in (_ports, _probes, _memory, _shutdown, _files):
+            for check in (_probes, _memory, _shutdown):
                 yield from (f"{workload}: {fault}" for fault in check(workload, container, chosen))
-
-
-def _ports(_: Workload, container: Manifest, chosen: Settings) -> Faults:
-    """Its container declares the ports open to others."""
-    listening = [(n, getattr(chosen, f"{n}_port")) for n in ("http", "grpc", "metrics")]
-    if is_loopback(chosen.host or ""):
-        del listening[:2]  # the sidecar has these
-    declared = [(port["name"], port["containerPort"]) for port in container["ports"]]
-    if declared != listening or is_loopback(chosen.metrics_host or chosen.host or ""):
-        yield f"its ports are {declared}, the server's {listening}"
 
 
 def _probes(_: Workload, container: Manifest, chosen: Settings) -> Faults:
@@ -298,16 +206,6 @@ def _shutdown(workload: Workload, container: Manifest, chosen: Settings) -> Faul
     grace_s = workload.pod.get("terminationGracePeriodSeconds", 30)
     if not notice_s or grace_s <= needed_s:
         yield f"{notice_s} s of notice, killed after {grace_s} of {needed_s} s"
-
-
-def _files(_: Workload, container: Manifest, chosen: Settings) -> Faults:
-    """Files and models that the server reads are below a mount."""
-    named = [getattr(chosen, name) for name in READ]
-    named += [source.partition("=")[2] or source for source in chosen.model]
-    places = tuple(mount["mountPath"] for mount in container["volumeMounts"])
-    for path in filter(lambda name: name.startswith("/"), map(str, named)):
-        if not path.startswith(places):
-            yield f"nothing is mounted at {path}"
 
 
 def secrets(documents: list[Manifest]) -> Faults:

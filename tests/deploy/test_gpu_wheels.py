@@ -6,7 +6,7 @@ import runpy
 import pytest
 
 from tests.deploy.kustomizations import DEPLOY
-from tests.deploy.test_release import pins, wanted
+from tests.deploy.test_release import pins
 
 ROOT = DEPLOY.parent
 EXTRAS = ("gpu", "gpu-cuda12")
@@ -31,11 +31,3 @@ def test_the_wheels_that_images_install_were_checked(extra: str) -> None:
     (tensorrt,) = (version[name] for name in version if re.fullmatch(r"tensorrt-cu\d+", name))
     (needed,) = re.findall(rf"^{re.escape(BINDINGS)} needs (.*)$", output, re.MULTILINE)
     assert f"libnvinfer.so.{tensorrt.major}" in needed.split(", ")
-
-
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_every_range_of_the_extras_ends(extra: str) -> None:
-    core = {one.name for one in wanted("cpu")}
-    own = [one for one in wanted(extra) if one.name not in core]
-    endless = [one for one in own if all(part.operator != "<" for part in one.specifier)]
-    assert not endless

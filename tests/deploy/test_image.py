@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.kustomizations import build
-from tests.deploy.workloads import workloads
-
 
 def instructions(dockerfile: str, name: str) -> list[str]:
     """Arguments of all instructions of one name; continued lines are joined."""
@@ -44,9 +41,3 @@ def test_a_shipped_stage_installs_nothing_and_starts_the_projects_program_withou
     assert f"VERSION={project['project']['version']}" in arguments
     for command in instructions(stages[target], "RUN"):
         assert not {"pip", "apt-get", "gcc"} & set(shlex.split(command))
-
-
-def test_the_exposed_ports_are_those_of_the_deployment(stages: dict[str, str]) -> None:
-    (exposed,) = instructions(stages["serve"], "EXPOSE")
-    (container,) = workloads(build("kubernetes/base"))[0].containers
-    assert exposed.split() == [str(port["containerPort"]) for port in container["ports"]]

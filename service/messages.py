@@ -257,6 +257,7 @@ class SegmentImagesRequest(ImagesRequest):
         quality: `published` scales cosines bilinearly, `fast` follows the image's colours, `fine`
             sees the image at a second size as well. None is the manifest's choice.
         include_scores: Whether to return the winner's score for every pixel.
+        include_all_scores: Whether to return the cosine of every class for every pixel.
         include_class_scores: Whether to return the mean probability of each class.
         include_instances: Whether to return the connected regions of each class.
         min_area_share: Share of the mask's pixels that an instance has at least.
@@ -274,6 +275,7 @@ class SegmentImagesRequest(ImagesRequest):
     background_level: float | None = None
     quality: SegmentQuality | None = None
     include_scores: bool = False
+    include_all_scores: bool = False
     include_class_scores: bool = False
     include_instances: bool = False
     min_area_share: float = 0.001
@@ -312,6 +314,7 @@ class Segmentation:
         class_scores: Mean probability of each class over its pixels; 0 without a pixel. Empty if
             not requested.
         instances: By class, then the largest first; empty if not requested.
+        cosines_KHW: Cosine of every class, without background classes; None if not requested.
     """
 
     labels_HW: Labels
@@ -319,6 +322,7 @@ class Segmentation:
     area_shares: tuple[float, ...]
     class_scores: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
+    cosines_KHW: FloatArray | None = None
 
     @property
     def wire_labels(self) -> NDArray[np.uint16]:

@@ -199,6 +199,8 @@ def _write_mask(
     write_tensor(message.labels, mask.wire_labels)
     if mask.scores_HW is not None:
         write_tensor(message.scores, mask.scores_HW)
+    if mask.cosines_KHW is not None:
+        write_tensor(message.cosines, mask.cosines_KHW)
     message.instances.extend(_instances(mask))
 
 

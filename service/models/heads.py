@@ -56,6 +56,8 @@ def with_own_labels(request: SegmentImagesRequest, info: ModelInfo) -> SegmentIm
             _refuse(field, f"the classes of {info.manifest.name} are those of its head")
     if request.mode == "slide":
         _refuse("mode", "a head sees whole images")
+    if request.include_all_scores:
+        _refuse("include_scores", "a dense head has logits, and no cosines of all classes")
     labels = info.manifest.segmentation_labels
     return replace(
         request,

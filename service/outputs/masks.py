@@ -5,7 +5,7 @@ pixels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from model.segmentation import (
     PooledClasses,
     SegmentationMap,
     average_groups,
+    bilinear_matrix,
     l2_normalize,
     segment,
 )
@@ -34,7 +35,7 @@ from service.messages import (
     Segmentation,
     SegmentImagesRequest,
 )
-from service.outputs.colours import MAX_PALETTE_CLASSES, PALETTE
+from service.outputs.colours import COLOUR_SCALE, MAX_PALETTE_CLASSES, PALETTE
 from service.outputs.png import ColourType, write_png
 from service.outputs.regions import (
     class_probabilities,
@@ -128,6 +129,9 @@ def segment_image(
         rules: How to make it.
     """
     features, background = rules.features, rules.background
+    cosines_KHW: FloatArray | None = None
+    if request.include_all_scores:
+        cosines_KHW = np.empty((len(request.classes), *geometry.size_hw), np.float32)
     if geometry.windows is not None:
         result = yield from segment_windows(
             [part[features] for part in parts],
@@ -135,6 +139,7 @@ def segment_image(
             geometry,
             background,
             with_scores=request.include_scores,
+            cosines_KHW=cosines_KHW,
         )
     else:
         (whole,) = parts
@@ -146,8 +151,20 @@ def segment_image(
             background=background,
             with_scores=request.include_scores,
         )
+        if cosines_KHW is not None and result.cosine_Khw is not None:
+            yield from _upsample(result.cosine_Khw, cosines_KHW)
     yield
-    return (yield from _described(result, request, rules.temperature))
+    described = yield from _described(result, request, rules.temperature)
+    return replace(described, cosines_KHW=cosines_KHW)
+
+
+def _upsample(cosine_Khw: FloatArray, cosines_KHW: FloatArray) -> Steps[None]:
+    """Steps that fill maps of pixels from those of patches, which may be of more classes."""
+    (rows, columns), (height, width) = cosine_Khw.shape[1:], cosines_KHW.shape[1:]
+    down_Hh, across_wW = bilinear_matrix(rows, height), bilinear_matrix(columns, width).T
+    for cosine_hw, cosine_HW in zip(cosine_Khw, cosines_KHW, strict=False):
+        np.matmul(down_Hh, cosine_hw @ across_wW, out=cosine_HW)
+        yield
 
 
 def segment_by_head(
@@ -246,6 +263,24 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
         return np.asarray(blended)
 
     return write_png(labels_HW.shape, mixed, ColourType.RGB)
+
+
+def encode_heatmap_png(cosine_HW: FloatArray, pixels_HW3: NDArray[np.uint8]) -> bytes:
+    """Encode the image with colours of cosines laid over it.
+
+    From dark violet for the image's least cosine to pale yellow for its largest.
+    """
+    least, largest = cosine_HW.min(), cosine_HW.max()
+    step = (largest - least) / (len(COLOUR_SCALE) - 1) or np.float32(1)
+
+    def mixed(rows: slice) -> NDArray[np.uint8]:
+        index_hW = np.rint((largest - cosine_HW[rows]) / step).astype(np.uint8)
+        colours = Image.fromarray(index_hW)
+        colours.putpalette(COLOUR_SCALE.tobytes())
+        image = Image.fromarray(pixels_HW3[rows])
+        return np.asarray(Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY))
+
+    return write_png(cosine_HW.shape, mixed, ColourType.RGB)
 
 
 def encode_npy(array: NDArray[np.generic]) -> bytes:

@@ -58,6 +58,7 @@ def segment_windows(
     background: Background,
     *,
     with_scores: bool,
+    cosines_KHW: FloatArray | None = None,
 ) -> Steps[SegmentationMap]:
     """Segment one image at the size of its mask, in a step for each band of rows.
 
@@ -68,6 +69,7 @@ def segment_windows(
         background: Its threshold is a cosine, as for a whole image: a probability without a
             temperature depends on the number of classes more than on the image.
         with_scores: Whether to return the winner's mean cosine for every pixel.
+        cosines_KHW: Filled with the mean cosines of the first K classes, if given.
 
     Source: google-deepmind/tips, zero-shot segmentation notebook: cosines scaled bilinearly to the
     window's pixels, softmax over classes without a temperature, sum over windows divided by their
@@ -81,7 +83,7 @@ def segment_windows(
     num_classes = len(classes) - background.num_classes
     mean_Khw = _mean_at_patches(cosines, geometry)
     floor_K = background.floors(mean_Khw)
-    needs_scores = with_scores or floor_K is not None
+    needs_scores = with_scores or floor_K is not None or cosines_KHW is not None
     for top in range(0, height, num_rows):
         band = slice(top, top + num_rows)
         used = np.flatnonzero(rows[band].sum(axis=0))
@@ -93,6 +95,8 @@ def segment_windows(
         if needs_scores:
             mean_KRS = _mean_over_windows(cosines, geometry, pixels_yx, as_probabilities=False)
             value_KHW = weights @ _widen(mean_KRS, width)
+            if cosines_KHW is not None:
+                cosines_KHW[:, band] = value_KHW[: len(cosines_KHW)]
             score_HW = np.take_along_axis(value_KHW, winner_HW[None], axis=0)[0]
             if floor_K is not None:
                 labels_HW[score_HW < floor_K[winner_HW]] = 0

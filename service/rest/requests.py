@@ -14,6 +14,8 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationError,
+    WrapValidator,
     model_validator,
 )
 
@@ -49,7 +51,7 @@ from service.messages import (
 
 ImageInputs = tuple[MaybeEncoded, ...]
 Encoding = Literal["list", "base64"]
-MaskFormat = Literal["mask", "labels", "overlay", "rle", "rle_counts", "polygons"]
+MaskFormat = Literal["mask", "labels", "overlay", "heatmap", "rle", "rle_counts", "polygons"]
 DepthFormat = Literal["millimetres", "colors"]
 COCO_FORMATS = frozenset({"rle", "rle_counts", "polygons"})
 TEMPLATE_SETS = ("none", "tcl")
@@ -167,6 +169,16 @@ VectorTypeField = Annotated[
         "vector (its greatest magnitude over 127); multiply the elements by it."
     ),
 ]
+
+
+def _read_scores(value: object, handler: Callable[[object], object]) -> object:
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("Give false, true or all") from None
+
+
+IncludeScores = Annotated[bool | Literal["all"], WrapValidator(_read_scores)]
 
 
 def to_classes(classes: list[str | ClassBody]) -> tuple[SegmentClass, ...]:
@@ -312,11 +324,12 @@ class SegmentImagesBody(ImageBody):
         "resolution; probabilities of the classes are averaged over windows. Default: the "
         "model's own.",
     )
-    include_scores: bool = Field(
+    include_scores: IncludeScores = Field(
         default=SegmentImagesRequest.include_scores,
-        description="Send the best class's cosine for every pixel, in slide mode averaged over "
-        "windows, in JSON or safetensors. It takes four bytes a pixel, or some twelve in a "
-        "JSON list.",
+        description="`true`: send the best class's cosine for every pixel. `all`: send that of "
+        "every class instead, as `cosines` [class, height, width]. In slide mode they are averaged "
+        "over windows. In JSON or safetensors. A cosine takes four bytes, or some twelve in a JSON "
+        "list.",
     )
     include_instances: bool = Field(
         default=SegmentImagesRequest.include_instances,
@@ -335,6 +348,8 @@ class SegmentImagesBody(ImageBody):
         default="mask",
         description="`mask`: one array; as PNG with colours. `labels`: a grey PNG, 16 bits "
         "from 256 classes on. `overlay`: a PNG of the image with the mask's colours. "
+        "`heatmap`: a PNG of the image with the cosines of its one class, from dark violet for "
+        "the least to pale yellow for the largest of the image. "
         "In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts` (numbers), "
         "`polygons`.",
     )
@@ -348,6 +363,8 @@ class SegmentImagesBody(ImageBody):
     def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
         """As `Options.to_message`; JSON alone has a score for each class."""
         fields = self.message_fields()
+        fields["include_scores"] = self.include_scores is True
+        fields["include_all_scores"] = self.include_scores == "all" or self.format == "heatmap"
         return self.message_type(images=images, include_class_scores=is_json, **fields)
 
 

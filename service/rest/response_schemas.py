@@ -152,6 +152,9 @@ class SegmentationBody(BaseModel):
         None, description="[height, width]: k for the k-th class, 0 for background."
     )
     scores: Array | None = Field(None, description="[height, width], with `include_scores`.")
+    cosines: Array | None = Field(
+        None, description="[class, height, width], with `include_scores=all`."
+    )
     instances: list[InstanceBody] | None = Field(
         None,
         description="With `include_instances`: by class, then the largest first.",

@@ -40,6 +40,7 @@ from service.outputs.colours import MAX_PALETTE_CLASSES, class_color
 from service.outputs.features import encode_view_png
 from service.outputs.maps import encode_depth_png, encode_millimetres_png, encode_normals_png
 from service.outputs.masks import (
+    encode_heatmap_png,
     encode_labels_png,
     encode_mask_png,
     encode_overlay_png,
@@ -224,7 +225,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
         """How arrays are written, for the memory of the answer."""
         layout = vars(options).get("format")  # pydantic's `getattr` fails slowly
         if media == PNG:
-            return "overlay" if layout == "overlay" else "png"
+            return "overlay" if layout in DRAWN_FORMATS else "png"
         if media != JSON:
             return "bytes"
         return "outlines" if layout in COCO_FORMATS else options.encoding
@@ -354,7 +355,9 @@ CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
 )
 
 
-PNG_FORMATS: Final = {"labels", "overlay"}
+PNG_FORMATS: Final = {"labels", "overlay", "heatmap"}
+# Of PNG files: drawn over the image.
+DRAWN_FORMATS: Final = {"overlay", "heatmap"}
 
 
 def _check_palette(classes: Sequence[object]) -> None:
@@ -362,6 +365,15 @@ def _check_palette(classes: Sequence[object]) -> None:
         raise InvalidRequest(
             f"classes: {len(classes)} given, at most {MAX_PALETTE_CLASSES} fit the palette of a "
             "PNG; use format labels, or accept application/x-npy.",
+            param="classes",
+        )
+
+
+def _check_one_class(classes: Sequence[object]) -> None:
+    if len(classes) > 1:
+        raise InvalidRequest(
+            f"The format heatmap shows one class, not {len(classes)}: name one, or request "
+            "include_scores=all as safetensors.",
             param="classes",
         )
 
@@ -386,16 +398,22 @@ def _check_mask(options: SegmentImagesBody, media: str) -> None:
             f"include_scores needs Accept: application/json or {SAFETENSORS} (safetensors).",
             param="include_scores",
         )
-    if options.format == "overlay" and options.size != "image":
-        raise InvalidRequest("The format overlay needs size image.", param="size")
+    if options.format in DRAWN_FORMATS and options.size != "image":
+        raise InvalidRequest(f"The format {options.format} needs size image.", param="size")
+    if options.format == "heatmap":
+        _check_one_class(options.classes)
     if options.tolerance and options.format != "polygons":
         raise InvalidRequest("tolerance needs format polygons.", param="tolerance")
 
 
 def _mask_columns(answer: SegmentImagesResponse) -> dict[str, Sequence[Array]]:
-    labels = [mask.wire_labels for mask in answer.segmentations]
-    scores = [mask.scores_HW for mask in answer.segmentations if mask.scores_HW is not None]
-    return {"labels": labels, "scores": scores} if scores else {"labels": labels}
+    masks = answer.segmentations
+    columns: dict[str, Sequence[Array]] = {"labels": [mask.wire_labels for mask in masks]}
+    if scores := [mask.scores_HW for mask in masks if mask.scores_HW is not None]:
+        columns["scores"] = scores
+    if cosines := [mask.cosines_KHW for mask in masks if mask.cosines_KHW is not None]:
+        columns["cosines"] = cosines
+    return columns
 
 
 def _mask_png(
@@ -403,18 +421,24 @@ def _mask_png(
     request: RestRequest,
     limits: ImageLimits,
 ) -> bytes:
-    labels_HW = answer.segmentations[0].labels_HW
+    mask = answer.segmentations[0]
+    labels_HW = mask.labels_HW
     if request.options.format == "labels":
         return encode_labels_png(labels_HW)
     if request.options.format == "mask":
         # The request may have named a head, whose classes are known only now.
         _check_palette(answer.classes)
         return encode_mask_png(labels_HW)
+    if request.options.format == "heatmap":
+        _check_one_class(answer.classes)
     image = request.images[0]
     assert isinstance(image, bytes)
     with image_errors("images[0]"):
         pixels_HW3 = decode_image(image, limits)
-    return encode_overlay_png(labels_HW, pixels_HW3)
+    if request.options.format == "overlay":
+        return encode_overlay_png(labels_HW, pixels_HW3)
+    assert mask.cosines_KHW is not None
+    return encode_heatmap_png(mask.cosines_KHW[0], pixels_HW3)
 
 
 def _mask_entry(
@@ -457,6 +481,8 @@ def _mask_entry(
         entry["instances"] = _instances(mask, options, polygons)
     if mask.scores_HW is not None:
         entry["scores"] = encode_array(mask.scores_HW, options.encoding)
+    if mask.cosines_KHW is not None:
+        entry["cosines"] = encode_array(mask.cosines_KHW, options.encoding)
     return entry
 
 
@@ -500,7 +526,10 @@ def _run_lengths(
 # Masks; in JSON as labels, or each class in a format of COCO.
 MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesBody](
     check_options=_check_mask,
-    num_values=lambda answer: sum(mask.labels_HW.size for mask in answer.segmentations),
+    num_values=lambda answer: sum(
+        mask.labels_HW.size + (0 if mask.cosines_KHW is None else mask.cosines_KHW.size)
+        for mask in answer.segmentations
+    ),
     entries=lambda answer, options: [
         _mask_entry(mask, answer.classes, options) for mask in answer.segmentations
     ],

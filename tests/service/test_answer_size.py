@@ -17,7 +17,7 @@ from service.messages import (
 from tests.service.conftest import DIM, Encode, Serving, until
 
 SIZE = (150, 110)
-DOG = SegmentClass(name="dog")
+DOG, CAT = SegmentClass(name="dog"), SegmentClass(name="cat")
 MEDIA = {
     "bytes": {"accept": "application/octet-stream"},
     "png": {"accept": "image/png"},
@@ -31,6 +31,12 @@ ALL, JSON, ARRAYS = tuple(MEDIA), ("list", "base64"), ("bytes", "list", "base64"
     ("path", "request_type", "fields", "encodings"),
     [
         ("segment", SegmentImagesRequest, {"classes": (DOG,), "include_scores": True}, ARRAYS),
+        (
+            "segment",
+            SegmentImagesRequest,
+            {"classes": (DOG, CAT), "include_all_scores": True},
+            ARRAYS,
+        ),
         ("segment", SegmentImagesRequest, {"classes": (DOG,), "include_instances": True}, JSON),
         ("features", VisualizeFeaturesRequest, {"kind": "colors"}, ALL),
         ("features", VisualizeFeaturesRequest, {"kind": "component"}, ALL),
@@ -51,7 +57,9 @@ async def test_an_answer_is_no_larger_than_expected(
 ) -> None:
     image = encode_image(size=SIZE)
     asked = {k: v for k, v in fields.items() if k != "task"}
-    asked |= {"classes": "dog"} if "classes" in asked else {}
+    asked |= {"classes": ",".join(c.name for c in fields["classes"])} if "classes" in asked else {}
+    if asked.pop("include_all_scores", False):
+        asked["include_scores"] = "all"
     async with serving() as server, httpx.AsyncClient(timeout=20) as client:
         url = f"http://127.0.0.1:{server.ports['http']}/v1/images:{path}"
         for encoding in encodings:

@@ -437,6 +437,34 @@ async def test_one_window_gives_the_labels_and_scores_of_the_whole_image(core: C
     np.testing.assert_allclose(windows.scores_HW, whole.scores_HW, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", ["image", "model", "patch"])
+@pytest.mark.parametrize("capability", [SEGMENT, SLIDE], ids=["whole", "slide"])
+async def test_cosines_of_all_classes_have_the_scores_as_their_maximum(
+    core: Core, capability: Capability, size: str
+) -> None:
+    images = [core.image(size=each, seed=each[0]) for each in ((30, 30), (49, 28))]
+    more = {"include_scores": True, "include_all_scores": True, "background": "none"}
+    wall = (SegmentClass(name="wall"),)
+    plain = await core.ask(capability, *images, size=size, **more)
+    beside = await core.ask(capability, *images, size=size, **more, background_classes=wall)
+    for mask, other in zip(plain.segmentations, beside.segmentations, strict=True):
+        assert mask.cosines_KHW.shape == (2, *mask.labels_HW.shape)
+        np.testing.assert_array_equal(mask.cosines_KHW, other.cosines_KHW)
+        if capability is SEGMENT:
+            best_HW = mask.cosines_KHW.max(axis=0)
+            np.testing.assert_allclose(best_HW, mask.scores_HW, rtol=1e-5, atol=1e-6)
+        chosen_HW = np.take_along_axis(mask.cosines_KHW, mask.labels_HW[None] - 1, axis=0)[0]
+        np.testing.assert_allclose(chosen_HW, mask.scores_HW, rtol=1e-5, atol=1e-6)
+        assert (await core.ask(capability, *images)).segmentations[0].cosines_KHW is None
+
+
+async def test_a_dense_head_has_no_cosines(core: Core) -> None:
+    with pytest.raises(InvalidRequest, match="include_scores: a dense head has logits"):
+        await core.ask(
+            ("segment_images", SegmentImagesRequest, OWN, ""), core.image(), include_all_scores=True
+        )
+
+
 async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(core: Core) -> None:
     core.make()
     # Prompts are known, so that images alone have a cost; the queue holds 256 patches.

@@ -102,7 +102,7 @@ class ClassExample(_message.Message):
     def __init__(self, image: _Optional[int] = ..., point: _Optional[_Union[Point, _Mapping]] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., mask: _Optional[_Union[RunLengths, _Mapping]] = ...) -> None: ...
 
 class SegmentImagesRequest(_message.Message):
-    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial", "include_instances", "min_area_share", "size", "background", "quality", "background_level")
+    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial", "include_instances", "min_area_share", "size", "background", "quality", "background_level", "include_all_scores")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class SegmentImagesRequest(_message.Message):
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_ALL_SCORES_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
     classes: _containers.RepeatedCompositeFieldContainer[SegmentClass]
@@ -139,7 +140,8 @@ class SegmentImagesRequest(_message.Message):
     background: SegmentBackground
     quality: SegmentQuality
     background_level: float
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ..., include_instances: bool = ..., min_area_share: _Optional[float] = ..., size: _Optional[_Union[MaskSize, str]] = ..., background: _Optional[_Union[SegmentBackground, str]] = ..., quality: _Optional[_Union[SegmentQuality, str]] = ..., background_level: _Optional[float] = ...) -> None: ...
+    include_all_scores: bool
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ..., include_instances: bool = ..., min_area_share: _Optional[float] = ..., size: _Optional[_Union[MaskSize, str]] = ..., background: _Optional[_Union[SegmentBackground, str]] = ..., quality: _Optional[_Union[SegmentQuality, str]] = ..., background_level: _Optional[float] = ..., include_all_scores: bool = ...) -> None: ...
 
 class ClassArea(_message.Message):
     __slots__ = ("label", "name", "color", "area_share", "score")
@@ -192,18 +194,20 @@ class Instance(_message.Message):
     def __init__(self, label: _Optional[int] = ..., area: _Optional[int] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., score: _Optional[float] = ..., mask: _Optional[_Union[RunLengths, _Mapping]] = ...) -> None: ...
 
 class Segmentation(_message.Message):
-    __slots__ = ("labels", "scores", "classes", "background_share", "instances")
+    __slots__ = ("labels", "scores", "classes", "background_share", "instances", "cosines")
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_SHARE_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    COSINES_FIELD_NUMBER: _ClassVar[int]
     labels: _tensor_pb2.Tensor
     scores: _tensor_pb2.Tensor
     classes: _containers.RepeatedCompositeFieldContainer[ClassArea]
     background_share: float
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
-    def __init__(self, labels: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassArea, _Mapping]]] = ..., background_share: _Optional[float] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
+    cosines: _tensor_pb2.Tensor
+    def __init__(self, labels: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassArea, _Mapping]]] = ..., background_share: _Optional[float] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., cosines: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class SegmentImagesResponse(_message.Message):
     __slots__ = ("model", "segmentations", "errors")

@@ -83,6 +83,32 @@ def test_a_query_may_have_every_option() -> None:
     assert message.templates == ("a {}, small", "the {}")
 
 
+@pytest.mark.parametrize(
+    ("given", "is_asked"),
+    [(False, (False, False)), (True, (True, False)), ("all", (False, True))],
+)
+def test_scores_are_of_no_class_of_the_best_or_of_all(given: Any, is_asked: Any) -> None:
+    pairs = [("include_scores", str(given).lower())]
+    for body in (
+        parse_pairs(SegmentImagesBody, pairs),
+        parse(SegmentImagesBody, image="", include_scores=given),
+    ):
+        message = body.to_message(())
+        assert (message.include_scores, message.include_all_scores) == is_asked
+
+
+@pytest.mark.parametrize("given", ["most", "ALL", "", 2, None, ["all"], "true"])
+def test_an_unknown_word_for_scores_is_an_error_that_names_the_others(given: Any) -> None:
+    expected = "include_scores: Give false, true or all."
+    with pytest.raises(InvalidRequest) as caught:
+        parse(SegmentImagesBody, image="", include_scores=given)
+    assert caught.value.message == expected
+    if given == "most":
+        with pytest.raises(InvalidRequest) as caught:
+            parse_pairs(SegmentImagesBody, [("include_scores", given)])
+        assert (caught.value.message, caught.value.param) == (expected, "include_scores")
+
+
 def test_a_body_has_the_defaults_of_the_message() -> None:
     assert parse(EmbedTextsBody, texts=["a"]).to_message() == EmbedTextsRequest(texts=("a",))
     own = parse(EmbedTextsBody, texts=["a"], templates=[])

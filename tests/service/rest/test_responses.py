@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 from model.image_codec import ImageLimits
 from service import messages
 from service.errors import InvalidRequest, NotAcceptable
+from service.grpc.converters import from_segment_images
 from service.outputs.regions import find_instances
 from service.outputs.run_lengths import Runs
 from service.outputs.vectors import pack_all
@@ -70,12 +71,13 @@ class Form:
 
     def __init__(self, writer: Any, schema: Any, options: requests.Options) -> None:
         self.writer, self.schema, self.options = writer, schema, options
+        self.images: tuple[bytes, ...] = ()
 
     def with_options(self, **changed: Any) -> "Form":
         return Form(self.writer, self.schema, self.options.model_copy(update=changed))
 
     def write(self, answer: Any, media: str) -> bytes:
-        asked = responses.RestRequest(self.options, (), media)
+        asked = responses.RestRequest(self.options, self.images, media)
         limits = ImageLimits(max_bytes=10_000, max_pixels=100)
         return joined(self.writer.write(answer, asked, limits))
 
@@ -258,6 +260,12 @@ MANY = [str(index) for index in range(256)]
         (MASKS, {"format": "rle", "tolerance": 1}, JSON, 1, "tolerance"),
         (MASKS, {"include_instances": True}, PNG, 1, "include_instances"),
         (MASKS, {"include_scores": True}, NPY, 1, "include_scores"),
+        (MASKS, {"include_scores": "all"}, NPY, 1, "include_scores"),
+        (MASKS, {"format": "heatmap"}, JSON, 1, "format"),
+        (MASKS, {"format": "heatmap", "classes": ["dog"], "size": "patch"}, PNG, 1, "size"),
+        (MASKS, {"format": "heatmap", "classes": ["dog", "cat"]}, PNG, 1, "classes"),
+        (MASKS, {"format": "heatmap", "classes": ["dog"]}, PNG, 2, "images"),
+        (MASKS, {"format": "heatmap", "classes": ["dog"]}, PNG, 1, None),
         (MASKS, {"format": "rle"}, PNG, 1, "format"),
         (CLASSES, {"top_k": 1}, NPY, 1, "top_k"),
         (DEPTH, {"format": "colors"}, NPY, 1, "format"),
@@ -277,6 +285,43 @@ def test_a_media_type_that_cannot_hold_the_answer_is_refused_before_any_work(
     with pytest.raises(InvalidRequest) as caught:
         form.writer.check(wanted, media, num_images)
     assert caught.value.param == param
+
+
+def test_cosines_of_all_classes_have_the_same_bits_in_every_form() -> None:
+    cosines_KHW = noise((2, 9, 9))
+    mask = dataclasses.replace(MASK, scores_HW=None, cosines_KHW=cosines_KHW)
+    answer = dataclasses.replace(MASK_ANSWER, segmentations=(mask,))
+    (listed,) = MASKS.json(answer)["data"]
+    (coded,) = MASKS.with_options(encoding="base64").json(answer)["data"]
+    tensors = MASKS.tensors(answer)
+    assert tensors.keys() == {"labels", "cosines"}
+    wire = from_segment_images(answer).segmentations[0].cosines
+    sent = np.frombuffer(wire.data, "<f4").reshape(tuple(wire.shape))
+    for found in (
+        np.array(listed["cosines"], np.float32),
+        from_base64(coded["cosines"]),
+        tensors["cosines"][0],
+        sent,
+    ):
+        np.testing.assert_array_equal(found, cosines_KHW)
+
+
+def test_a_heatmap_is_the_image_under_the_colours_of_its_cosines() -> None:
+    cosines_KHW = np.full((1, 2, 3), 0.25, np.float32)
+    cosines_KHW[0, 1] = 0.1, 0.2, 0.3
+    mask = dataclasses.replace(MASK, cosines_KHW=cosines_KHW)
+    answer = dataclasses.replace(MASK_ANSWER, segmentations=(mask,), classes=("dog",))
+    stream = io.BytesIO()
+    Image.new("RGB", (3, 2), (128, 128, 128)).save(stream, "PNG")
+    form = MASKS.with_options(format="heatmap")
+    form.images = (stream.getvalue(),)
+    drawn = np.asarray(form.png(answer))
+    assert drawn.shape == (2, 3, 3)
+    brightness = drawn.sum(axis=-1).astype(int)
+    assert brightness[1, 0] < brightness[1, 1] < brightness[0, 0] < brightness[1, 2]
+    assert (brightness[0] == brightness[0, 0]).all()
+    with pytest.raises(InvalidRequest, match="heatmap shows one class, not 2"):
+        form.png(dataclasses.replace(answer, classes=("dog", "cat")))
 
 
 def test_a_palette_refuses_a_head_of_more_classes_than_colours() -> None:

@@ -24,10 +24,6 @@ COPY requirements ./requirements
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes --no-deps -r "requirements/${EXTRA}.txt"
 COPY pyproject.toml README.md LICENSE NOTICE ./
-# From a distribution that is still empty: a change of code keeps this layer. All that it adds is torch, whose build is the index's.
-# hadolint ignore=DL3013
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip --python /opt/venv/bin/python install --no-cache-dir ".[${EXTRA}]"
 
 FROM dependencies AS build-serve
 COPY scripts/trim_environment.sh scripts/debian_components.py scripts/
@@ -44,10 +40,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 
 FROM dependencies AS build-train
 ARG TRAIN_EXTRA=train,captions
-# hadolint ignore=DL3013
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes --no-deps -r "requirements/${TRAIN_EXTRA}.txt" \
-    && pip --python /opt/venv/bin/python install --no-cache-dir ".[${TRAIN_EXTRA}]"
+    pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes --no-deps -r "requirements/${TRAIN_EXTRA}.txt"
 COPY scripts/debian_components.py scripts/
 COPY model ./model
 COPY training ./training
@@ -100,6 +94,7 @@ HEALTHCHECK NONE
 ENTRYPOINT ["python", "-P", "-m", "training"]
 
 # The service, the bundled model and a runtime. No torch, no compiler, no pip, no cache.
+# With EXTRA=cpu-onnx,otel it has no OpenVINO, which the bundled model does not use.
 # With EXTRA=cpu,otel,convert it also prepares released weights, as an init container does.
 # The same image runs the command line where the entry point is `tipserve` (EXTRA=cpu,cli; on Ray EXTRA=cpu,cluster,stores).
 FROM runtime AS serve

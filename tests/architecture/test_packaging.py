@@ -114,6 +114,7 @@ def test_the_client_imports_what_it_declares_and_nothing_of_the_service(
 
 def test_serving_declares_neither_torch_nor_transformers(project_root: Path) -> None:
     assert not declared(project_root, ("cpu", "gpu")) & {"torch", "torchvision", "transformers"}
+    assert declared(project_root, ("cpu",)) - declared(project_root, ("cpu-onnx",)) == {"openvino"}
 
 
 def test_every_extra_that_a_text_names_exists(

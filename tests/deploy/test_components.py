@@ -94,3 +94,6 @@ def test_compose_is_the_pod_on_one_machine() -> None:
     published = [f"{port['containerPort']}:{port['containerPort']}" for port in front["ports"]]
     assert proxy["ports"] == published
     assert "ports" not in composed["tipserve"]
+    # It serves the bundled model, which runs without OpenVINO.
+    assert composed["tipserve"]["build"]["args"] == {"EXTRA": "cpu-onnx,otel"}
+    assert composed["tipserve"]["image"].endswith("-onnx")

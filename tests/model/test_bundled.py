@@ -1,5 +1,6 @@
 """The bundled models reach their required scores and segment the README's examples."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_what_gpus_use_changes_no_choice_on_cpus(
     assert checked == choose(without, request, machine)
     assert not Checks(are_possible=True).are_due(manifest, checked)
     assert checked.precision in {"fp32", "int8", "bf16"}
+
+
+@pytest.mark.parametrize("features", CPUS)
+def test_the_bundled_model_needs_no_openvino(features: frozenset[CpuFeature]) -> None:
+    hardware, manifest = Hardware(cpu_features=features), open_package("bundled").manifest
+    chosen = [
+        choose(manifest, RuntimeRequest(), Machine(hardware, libraries))
+        for libraries in (ON_CPUS, replace(ON_CPUS, openvino=False))
+    ]
+    assert [choice.runtime for choice in chosen] == ["onnx", "onnx"]
+    assert chosen[0].precision == chosen[1].precision
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ COMMANDS: Final = {
     "pretrain": "Pretrain a model on a folder of images with captions.",
     "reproduce": "Measure the paper's effects in miniature, over several seeds; resumes after a "
     "stop.",
+    "scenes": "Write composed test scenes with exact masks.",
     "shards": "Build, index or describe WebDataset shards of images and captions.",
 }
 

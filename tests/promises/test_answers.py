@@ -43,6 +43,7 @@ CALLS: Mapping[str, Ask] = {
     "one class": lambda c: c.segment(IMAGES, ["dog"], background_level=0.6, quality="published"),
     "background auto": lambda c: c.segment(IMAGES, CLASSES, background="auto", pool="max"),
     "instances": lambda c: c.segment(IMAGES, CLASSES, include_instances=True, mode="slide"),
+    "cosines": lambda c: c.segment(IMAGES, CLASSES, include_scores="all", size="model"),
     "examples": lambda c: c.segment(IMAGES, PARTS, size="patch"),
     "own head": lambda c: c.segment(IMAGES, ["head:meal"]),
     "some masks": lambda c: c.segment(SOME_BROKEN, CLASSES, partial=True),

@@ -162,6 +162,8 @@ def write_request(request: Request) -> Any:
             fields[FIELD_NAMES.get(name, name)] = number
         elif name == "templates":
             fields[name] = _templates(value)
+        elif (name, value) == ("include_scores", "all"):
+            fields["include_all_scores"] = True
         elif name in {"classes", "background_classes"}:
             fields[name] = [_class(entry) for entry in value]
         else:
@@ -386,6 +388,7 @@ def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
             )
             for one in item.instances
         ),
+        cosines=array(item.cosines) if item.HasField("cosines") else None,
     )
 
 

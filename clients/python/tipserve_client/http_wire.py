@@ -315,6 +315,7 @@ def _json_value(method: Method, item: Mapping[str, Any]) -> Any:
         classes=tuple(ClassArea(**{n: area[n] for n in AREAS}) for area in item["classes"]),
         background_share=item["background_share"],
         instances=tuple(_instance(one, names) for one in item.get("instances", ())),
+        cosines=_json_array(item["cosines"]) if "cosines" in item else None,
     )
 
 

@@ -104,7 +104,7 @@ class SegmentOptions(ImageOptions, total=False):
     background_level: float
     background_threshold: float
     background_classes: Classes
-    include_scores: bool
+    include_scores: bool | Literal["all"]
     include_instances: bool
     min_area_share: float
     size: MaskSize

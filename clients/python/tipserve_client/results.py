@@ -1,7 +1,7 @@
 """Results of requests, as NumPy arrays.
 
-Shape legend: H W pixels of the image, h w patch grid, D width of the embeddings, `...` any leading
-dimensions.
+Shape legend: H W pixels of the image, K classes, h w patch grid, D width of the embeddings, `...`
+any leading dimensions.
 """
 
 from collections.abc import Mapping
@@ -190,7 +190,8 @@ class Segmentation:
 
     Attributes:
         labels: uint16 [H, W]: k for the k-th class, 0 for background.
-        scores: [H, W], cosine of the best class; None if not requested.
+        scores: [H, W], cosine of the best class, from `include_scores=True`; else None.
+        cosines: [K, H, W], cosine of every class, from `include_scores="all"`; else None.
         classes: In the order of the request.
         background_share: Share of the pixels that are background.
         instances: By class, then the largest first; empty if not requested.
@@ -201,6 +202,7 @@ class Segmentation:
     classes: tuple[ClassArea, ...]
     background_share: float
     instances: tuple[Instance, ...] = ()
+    cosines: FloatArray | None = None
 
     def overlay(
         self,

@@ -11,7 +11,6 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_weights"]
 HalfPrecision = Literal["fp16", "bf16"]
 DenseTask = Literal["depth", "normals", "segmentation"]
 # Activation after the last 3 x 3 convolution of the depth head; "linear" is none.
-DepthActivation = Literal["linear", "relu"]
 Part = Literal["vision", "text", "depth", "normals", "segmentation"]
 
 # Graphs that a package gets beside fp32 unless others are named: GPUs compute in fp16 from graphs

@@ -1,4 +1,4 @@
-"""Read untrusted zips of NumPy arrays (.npz, and Scenic's .zip), one array at a time.
+"""Read untrusted zips of NumPy arrays (.npz), one array at a time.
 
 `np.load` unpacks an array before its size and type can be checked. Here all shapes, types and sizes
 are checked from the headers first. Pickles, and content that is larger than its header or than any

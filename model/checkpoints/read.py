@@ -8,24 +8,17 @@ from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, digests, refuse_pickles
 from model.checkpoints.dense_folder import read_dense_folder
 from model.checkpoints.official import is_pair_folder, read_pair
-from model.checkpoints.scenic import ZIP_SUFFIX, read_scenic_heads
 from model.checkpoints.tokenizer import lowered, read_tokenizer
 from model.checkpoints.transformers_folder import is_transformers_folder, read_model
-from model.graphs import DepthActivation
 
 
-def read_checkpoint(
-    path: Path, *, dense: Path | None = None, depth_activation: DepthActivation = "linear"
-) -> Checkpoint:
+def read_checkpoint(path: Path, *, dense: Path | None = None) -> Checkpoint:
     """Read a model, its tokenizer and optionally its dense heads; nothing is downloaded.
 
     Args:
         path: A folder: of transformers (`config.json`, safetensors, tokenizer), or with the
             official pair (`..._vision.npz`, `..._text.npz`) and a tokenizer.
-        dense: The dense heads: a -dpt folder of transformers, or a folder with three Scenic zips,
-            which may be `path` itself.
-        depth_activation: Activation after the last convolution of a Scenic depth head, which its
-            file does not state (see `model.checkpoints.scenic`). Ignored for a -dpt folder.
+        dense: The dense heads: a -dpt folder of transformers.
 
     Raises:
         CheckpointError: The checkpoint is missing, incomplete or invalid.
@@ -54,7 +47,7 @@ def read_checkpoint(
     origin["lower_case"] = f"{lowered(tokenizer)}, by {tokenizer_path.name}"
     heads = None
     if dense is not None:
-        heads, origin["dense"] = _read_dense(dense, model, depth_activation)
+        heads, origin["dense"] = _read_dense(dense, model)
     return Checkpoint(
         model=model,
         dense=heads,
@@ -65,16 +58,13 @@ def read_checkpoint(
 
 
 def _read_dense(
-    path: Path, model: Tipsv2Model, depth_activation: DepthActivation
+    path: Path, model: Tipsv2Model
 ) -> tuple[Tipsv2DptForDensePrediction, dict[str, JsonValue]]:
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; name the folder that holds the dense heads")
     refuse_pickles(path)
-    if zips := sorted(path.glob(f"*{ZIP_SUFFIX}")):
-        return read_scenic_heads(zips, model, depth_activation=depth_activation)
     if is_transformers_folder(path):
         return read_dense_folder(path, model)
     raise CheckpointError(
-        f"{path} holds no dense heads: neither the config.json and model.safetensors of a -dpt "
-        f"folder nor files *{ZIP_SUFFIX}"
+        f"{path} holds no dense heads; name a -dpt folder, with config.json and model.safetensors"
     )

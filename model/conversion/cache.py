@@ -23,7 +23,7 @@ from pydantic import JsonValue
 from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import HubSource
 from model.files import LockHeld, LocksUnsupported, atomic_write, locked
-from model.graphs import DepthActivation, Precision
+from model.graphs import Precision
 from model.package import ModelPackage, Progress, open_package, sha256
 
 VARIABLE: Final = "TIPSERVE_CACHE"
@@ -176,26 +176,20 @@ def content_of(path: Path) -> dict[str, JsonValue]:
         raise SourceError(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
-def key_of(
-    base: JsonValue,
-    dense: JsonValue,
-    precisions: Sequence[Precision],
-    *,
-    depth_activation: DepthActivation = "linear",
-) -> str:
+def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[Precision]) -> str:
     """Return the cache key of a package.
 
     Args:
         base: Identity of the model.
         dense: Identity of the dense heads, if any.
         precisions: Precisions of the graphs.
-        depth_activation: Setting of Scenic depth heads.
     """
     made_of = {
         "format": EXPORT_FORMAT,
         "base": base,
         "dense": dense,
-        "depth_activation": None if dense is None else depth_activation,
+        # An option of earlier versions, whose cached packages are found so.
+        "depth_activation": None if dense is None else "linear",
         "precisions": sorted(precisions),
     }
     text = json.dumps(made_of, sort_keys=True, separators=(",", ":"))

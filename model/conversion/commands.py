@@ -38,7 +38,7 @@ from model.conversion.source import (
     split_models,
     split_name,
 )
-from model.graphs import USUAL_PRECISIONS, DepthActivation, Precision
+from model.graphs import USUAL_PRECISIONS, Precision
 from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import ModelPackage, open_package
 from model.parity import command as parity
@@ -80,13 +80,6 @@ class CacheOptions:
 class MakingOptions(CacheOptions):
     """How packages are made."""
 
-    depth_activation: Annotated[
-        DepthActivation,
-        Parameter(
-            help="Activation after the last convolution of a Scenic depth head, which its zip "
-            "does not state; a -dpt folder states its own."
-        ),
-    ] = "linear"
     precision: Annotated[
         tuple[Precision, ...],
         Parameter(
@@ -466,7 +459,6 @@ def _request(
         precisions=tuple(dict.fromkeys(("fp32", *making.precision, *usual))),
         may_fail=usual,
         name=name,
-        depth_activation=making.depth_activation,
     )
 
 

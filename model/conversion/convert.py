@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.source import CheckpointSource, HubSource
-from model.graphs import DENSE_TASKS, DepthActivation, Precision, graph_file
+from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import CARD, MANIFEST_NAME, PUBLISHED_ZERO_SHOT, Manifest
 from model.package import ModelPackage, Progress, open_package
 
@@ -23,7 +23,7 @@ FRONT_MATTER: Final = "---"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionRequest:
-    """A package to be made. The user gives the first six fields; preparing fills in the others.
+    """A package to be made. The user gives the first five fields; preparing fills in the others.
 
     Attributes:
         base: The model. Pinned to a commit, then replaced by the downloaded folder.
@@ -31,7 +31,6 @@ class ConversionRequest:
         precisions: Precisions of the graphs; `fp32` is among them.
         may_fail: Those of them that may differ from the model; see `PackageContent`.
         name: Name of the model for clients; None for the name of the source.
-        depth_activation: See `model.checkpoints.scenic`; a -dpt folder states its own.
         is_thorough: Compare the graphs on all sizes; not in the cache key.
         base_identity: Content of the model's files, for the cache key.
         dense_identity: Content of the dense heads' files.
@@ -43,7 +42,6 @@ class ConversionRequest:
     precisions: Sequence[Precision] = ("fp32",)
     may_fail: Sequence[Precision] = ()
     name: str | None = None
-    depth_activation: DepthActivation = "linear"
     is_thorough: bool = False
     base_identity: dict[str, JsonValue] | None = None
     dense_identity: dict[str, JsonValue] | None = None
@@ -115,7 +113,7 @@ def _read(request: ConversionRequest) -> "Checkpoint":
     from model.checkpoints.read import read_checkpoint  # noqa: PLC0415 - as above
 
     base, dense = _paths(request)
-    return read_checkpoint(base, dense=dense, depth_activation=request.depth_activation)
+    return read_checkpoint(base, dense=dense)
 
 
 def _described(

@@ -46,7 +46,6 @@ class Preparer:
             pinned.base_identity,
             pinned.dense_identity,
             request.precisions,
-            depth_activation=request.depth_activation,
         )
         found = self._find(name, key, verify=verify)
         if found is None:

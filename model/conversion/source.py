@@ -12,7 +12,6 @@ from model.package import BUNDLED
 
 DENSE_SUFFIX: Final = "-dpt"
 DENSE_TYPE: Final = "tipsv2_dpt"
-SCENIC_FILES: Final = "*_dpt.zip"
 # A training run has this file beside the folder `model`.
 RUN_RECORD: Final = "run.json"
 DEFAULT_REVISION: Final = "main"
@@ -205,9 +204,7 @@ def _folder(path: Path) -> PackageSource | FolderSource | JoinedSource:
 
 
 def _holds_heads(path: Path) -> bool:
-    """Whether a folder holds dense heads, in the layout of transformers or of Scenic."""
-    if any(path.glob(SCENIC_FILES)):
-        return not any(path.glob("*.npz"))
+    """Whether a folder holds dense heads."""
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

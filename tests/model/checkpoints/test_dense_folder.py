@@ -14,8 +14,8 @@ from transformers import Tipsv2Model
 from model.checkpoints.checkpoint import CheckpointError
 from model.checkpoints.dense_folder import read_dense_folder
 from model.checkpoints.read import read_checkpoint
+from tests.model.checkpoints.dense_model import dense_model
 from tests.model.checkpoints.official_layout import small_model
-from tests.model.checkpoints.scenic_layout import dense_model
 
 if TYPE_CHECKING:
     from tests.model.checkpoints.conftest import Release

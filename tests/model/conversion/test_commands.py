@@ -46,9 +46,7 @@ def test_convert_prints_the_packages_folder(
     arguments = ["convert", "google/tipsv2-b14@v1+google/tipsv2-b14-dpt", "out", "--name", "b"]
     assert run([*arguments, "--precision=fp16", "--precision=fp32"]) == 0
     assert capsys.readouterr().out == f"{tiny_package.path}\n"
-    assert run([*arguments, "--depth-activation=relu"]) == 0
-    request_, other = requests
-    assert (request_.depth_activation, other.depth_activation) == ("linear", "relu")
+    (request_,) = requests
     assert request_.base == HubSource("google/tipsv2-b14", "v1")
     assert request_.dense == HubSource("google/tipsv2-b14-dpt")
     assert (request_.precisions, request_.name) == (("fp32", "fp16"), "b")

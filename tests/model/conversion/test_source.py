@@ -34,7 +34,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder_with(tmp_path / "official", "a_vision.npz", "a_text.npz")
     folder_with(tmp_path / "x+y", "config.json")
     folder_with(tmp_path / "none", "image.png")
-    folder_with(tmp_path / "scenic", "tips_v2_b14_depth_dpt.zip")
     for name in ("x-dpt", "heads", "package-dpt"):
         folder_with(tmp_path / name)
         (tmp_path / name / "config.json").write_text('{"model_type": "tipsv2_dpt"}')
@@ -56,8 +55,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("google/tipsv2-b14-dpt", JoinedSource(B14, HEADS)),
         ("x+./heads", JoinedSource(FolderSource(Path("x")), FolderSource(Path("heads")))),
         (
-            "google/tipsv2-b14@v1+scenic",
-            JoinedSource(HubSource("google/tipsv2-b14", "v1"), FolderSource(Path("scenic"))),
+            "google/tipsv2-b14@v1+heads",
+            JoinedSource(HubSource("google/tipsv2-b14", "v1"), FolderSource(Path("heads"))),
         ),
     ],
 )
@@ -99,7 +98,7 @@ def test_a_package_is_only_converted_to_add_precisions_or_heads() -> None:
         ("none", r"is not a model: .*tipserve\.json.*\.npz"),
         ("depth.zip", "is a file; name the folder"),
         ("heads", r"heads holds dense heads without .*MODEL\+heads"),
-        ("scenic", "scenic holds dense heads without"),
+        ("heads", "heads holds dense heads without"),
         ("package-dpt", r"package, the folder beside package-dpt, is no check"),
         ("nowhere+heads", "there is no folder 'nowhere'"),
         ("x+nowhere", "there is no folder 'nowhere'"),

@@ -194,6 +194,13 @@ def map_of(service: RunningService, task: str) -> NDArray[np.float32]:
     return found
 
 
+def cosines_of(answer: httpx.Response) -> NDArray[np.float32]:
+    """The cosines of the best class, of an answer in JSON."""
+    found = answer.json()["data"][0]
+    values = np.frombuffer(base64.b64decode(found["scores"]["data"]), "<f4")
+    return values.reshape(found["height"], found["width"])
+
+
 def download(page: Page, button: str) -> bytes:
     with page.expect_download() as waiting:
         page.click(button)
@@ -201,7 +208,7 @@ def download(page: Page, button: str) -> bytes:
 
 
 def test_the_background_follows_its_slider_and_one_class_is_shown_alone(
-    open_page: Open, service: RunningService
+    open_page: Open, service: RunningService, tmp_path: Path
 ) -> None:
     page = open_page()
     upload_scene(page)
@@ -225,11 +232,12 @@ def test_the_background_follows_its_slider_and_one_class_is_shown_alone(
     assert page.inner_text("#reading") == CLASSES[largest - 1]
     page.check("[value=heat]")
     wait(page, IS_IDLE)
-    options = {"size": "model", "background": "none", "include_scores": True, "encoding": "base64"}
+    options = {"size": "model", "include_scores": True, "encoding": "base64"}
+    options |= {"background": "none", "quality": "fine"}
     answer = ask(service, "segment", "application/json", classes=CLASSES[largest - 1], **options)
-    found = answer.json()["data"][0]
-    cosines = np.frombuffer(base64.b64decode(found["scores"]["data"]), "<f4")
-    check_scale(page, cosines.reshape(found["height"], found["width"]))
+    check_scale(page, cosines_of(answer))
+    heat = pixels_of(run_curl(page, tmp_path, "heatmap.png"))
+    assert heat.shape == pixels_of(SCENE.read_bytes()).shape
 
 
 def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
@@ -238,7 +246,7 @@ def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
     page = open_page()
     upload_scene(page)
     png = pixels_of(download(page, "#save-png"))
-    np.testing.assert_array_equal(png, mask_of(service))
+    np.testing.assert_array_equal(png, mask_of(service, quality="fine"))
     entry = json.loads(download(page, "#save-coco"))["data"][0]
     assert [one["name"] for one in entry["classes"]] == list(CLASSES)
     assert all("counts" in one["segmentation"] for one in entry["classes"])
@@ -258,35 +266,12 @@ def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
     assert again.is_checked("[value=heat]")
 
 
-def test_a_click_compares_every_patch_with_the_one_under_it_or_with_a_sentence(
-    open_page: Open, service: RunningService
-) -> None:
-    page = open_page()
-    page.set_input_files("#file", SCENE)
-    page.click("#tab-features")
-    wait(page, IS_IDLE)
-    page.locator("#stage canvas").click(position={"x": 20, "y": 20})
-    page.wait_for_selector("#stage i:not([hidden])")
-    answer = ask(service, "embed", "application/json", outputs="patches", fit="aspect").json()
-    patches = np.array(answer["data"][0]["patches"])
-    page.locator("#stage canvas").hover(position={"x": 21, "y": 21})
-    assert page.inner_text("#reading") == "cosine 1.000"
-    check_scale(page, patches @ patches[0, 0])
-    url, body = f"{service.http_url}/v1/texts:embed", {"texts": ["a yellow flower"]}
-    text = httpx.post(url, json=body, timeout=LIMIT_S).json()["data"][0]["embedding"]
-    page.check("[value=sentence]")
-    enter(page, "#sentence", "a yellow flower")
-    wait(page, IS_IDLE)
-    check_scale(page, patches @ np.array(text))
-
-
 def test_views_are_the_apis_and_the_status_shows_the_stages_of_their_request(
     open_page: Open, service: RunningService, tmp_path: Path
 ) -> None:
     page = open_page()
     page.set_input_files("#file", SCENE)
     page.click("#tab-features")
-    page.check("[value=colors]")
     wait(page, IS_IDLE)
     colours = ask(service, "features", size="model", kind="colors")
     np.testing.assert_array_equal(layer_of(page), pixels_of(colours.content))
@@ -298,10 +283,6 @@ def test_views_are_the_apis_and_the_status_shows_the_stages_of_their_request(
     copied_groups = pixels_of(run_curl(page, tmp_path, "groups.png"))
     np.testing.assert_array_equal(copied_groups, pixels_of(groups.content))
     assert run_python(page).max() == 4
-    page.check("[value=similarity]")
-    assert run_python(page).patches is not None
-    page.check("[value=groups]")
-    wait(page, IS_IDLE)
     page.click("#tab-status")
     wait(page, "document.querySelector('#statistics').textContent.includes('in the queue')")
     assert page.inner_text("#timing p") == "v1/images:features, 200"
@@ -311,7 +292,7 @@ def test_views_are_the_apis_and_the_status_shows_the_stages_of_their_request(
 
 
 def test_an_example_finds_its_like_in_this_image_and_in_another(
-    open_page: Open, service: RunningService, tmp_path: Path
+    open_page: Open, tmp_path: Path
 ) -> None:
     """Each time the page shows the API's mask of its own request."""
     page = open_page()
@@ -323,8 +304,8 @@ def test_an_example_finds_its_like_in_this_image_and_in_another(
         sent = [base64.b64decode(one.partition(",")[2]) for one in body["images"]]
         assert sent == [image.read_bytes() for image in images]
         wait(page, HAS_MASK.format(num_classes).removeprefix("() => "))
-        url, as_labels = f"{service.http_url}/v1/images:segment", {"format": "mask"}
-        answer = httpx.post(url, json=body | as_labels | {"encoding": "base64"}, timeout=LIMIT_S)
+        url, as_labels = waiting.value.url, {"format": "mask", "encoding": "base64"}
+        answer = httpx.post(url, json=body | as_labels, timeout=LIMIT_S)
         found = answer.json()["data"][0]
         labels = np.frombuffer(base64.b64decode(found["labels"]["data"]), "<u2")
         page.hover("h1")
@@ -347,9 +328,14 @@ def test_an_example_finds_its_like_in_this_image_and_in_another(
     check(lambda: page.keyboard.press("Enter"), [SCENE], 2)
     assert page.locator("#legend .name").all_inner_texts() == ["example 1", "example 2"]
     other = tmp_path / "mirrored.png"
-    with Image.open(SCENE) as scene:
-        ImageOps.mirror(scene).save(other)
+    ImageOps.mirror(Image.open(SCENE)).save(other)
     check(lambda: page.set_input_files("#file", other), [other, SCENE], 2)
+    with page.expect_request("**/v1/images:segment") as waiting:
+        page.check("[value=heat]")
+    wait(page, IS_IDLE)
+    url, body = waiting.value.url, waiting.value.post_data_json
+    check_scale(page, cosines_of(httpx.post(url, json=body, timeout=LIMIT_S)))
+    page.check("[value=mask]")
     page.click("#legend .remove >> nth=0")
     wait(page, HAS_MASK.format(1).removeprefix("() => "))
 
@@ -411,10 +397,6 @@ def test_an_example_is_open_and_a_user_of_the_keyboard_reaches_everything(open_p
     page.focus("#tab-masks")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.id") == "tab-features"
-    wait(page, IS_IDLE)
-    page.focus("#stage canvas")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#stage i:not([hidden])")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class App {
     this.model = null;
     this.isDefaultModel = true;
     this.stage = new Stage($("#stage"), "Image; arrow keys read it, with Shift they select a box, Enter picks");
-    this.second = new Stage($("#second"), "Second image; arrow keys read it, Enter picks a patch");
+    this.second = new Stage($("#second"), "The map; arrow keys read it");
     this.tabs = {
       masks: new Masks(this),
       features: new Features(this),
@@ -43,7 +43,6 @@ class App {
     this.file = file;
     this.source = source;
     preload(file).catch(() => {});
-    this.tabs.features.forget();
     $("#reading").textContent = "";
     $("#empty").hidden = true;
     for (const button of document.querySelectorAll("#examples button")) {
@@ -77,6 +76,11 @@ class App {
     $("#second").parentElement.hidden = !hasTwo;
   }
 
+  /** The model as an option of a request; the default one needs none. */
+  get modelQuery() {
+    return this.isDefaultModel ? {} : { model: this.model.id };
+  }
+
   /** What every tab says of its image when it offers files. */
   shared() {
     return { stage: this.stage, file: this.file, name: this.file?.name.replace(/\.\w+$/, "") ?? "" };
@@ -98,7 +102,7 @@ class App {
     });
     for (const stage of [this.stage, this.second]) {
       const tell = (text) => ($("#reading").textContent = text);
-      stage.addEventListener("hover", ({ detail }) => tell(this.tabs[this.current].read(detail, stage)));
+      stage.addEventListener("hover", ({ detail }) => tell(this.tabs[this.current].read(detail)));
       stage.addEventListener("leave", () => {
         tell("");
         this.tabs[this.current].leave?.();
@@ -222,7 +226,6 @@ class App {
     $("#resolution").step = this.model.size_multiple;
     this.tabs.maps.offer(this.model.outputs);
     if (isAsked) return;
-    this.tabs.features.forget();
     this.tabs.search.forget();
     this.#choose($(`#tab-${this.current}`).hidden ? "masks" : this.current);
   }

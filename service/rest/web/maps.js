@@ -67,17 +67,17 @@ export class Maps {
   }
 
   #request(accept, options) {
-    const query = { ...options, ...(this.app.isDefaultModel ? {} : { model: this.app.model.id }) };
+    const query = { ...options, ...this.app.modelQuery };
     return { path: `v1/images:${this.#task}`, query, image: this.app.file, accept };
   }
 
   #share() {
     const task = this.#task;
-    const { file, stage, second } = this.app;
-    const files = [{ label: "Save npy", id: "save-npy", suffix: `${task}.npy`, request: file && (() => this.#request("application/x-npy")) }];
+    const { stage, second } = this.app;
+    const files = [{ label: "Save npy", id: "save-npy", suffix: `${task}.npy`, request: () => this.#request("application/x-npy") }];
     const options = task === "depth" ? { format: "colors" } : {};
-    const curl = file && (() => ({ ...this.#request("image/png", options), output: `${task}.png` }));
-    const python = file && (() => ({ method: task, options: {}, result: "answer.shape" }));
+    const curl = () => ({ ...this.#request("image/png", options), output: `${task}.png` });
+    const python = () => ({ method: task, options: this.app.modelQuery, result: "answer.shape" });
     offerShare({ ...this.app.shared(), stage: this.#isBeside ? second : stage, files, curl, python });
   }
 

@@ -63,7 +63,7 @@ export class Masks {
     for (const radio of document.querySelectorAll("[name=by], [name=view]")) {
       radio.addEventListener("change", () => this.refresh());
     }
-    for (const id of ["background-input", "mode", "resolution", "templates"]) {
+    for (const id of ["background-input", "quality", "resolution", "templates"]) {
       $(`#${id}`).addEventListener("change", () => this.refresh());
     }
   }
@@ -102,19 +102,27 @@ export class Masks {
     if (this.app.file) this.app.stage.prepare();
   }
 
+  /** Show a fast mask first, where a fine one is asked for. */
   async #load(signal) {
-    const request = withOptions(await this.#request(), { format: "rle_counts" });
-    const answered = sendJson({ ...request, signal });
-    // What does not need the answer is done while the server computes.
-    this.app.stage.prepare();
-    const mask = (await answered).data[0];
+    const { quality } = this.#options();
+    const request = await this.#request();
+    for (const one of quality === "fine" ? ["fast", "fine"] : [quality]) {
+      const answered = sendJson({ ...withOptions(request, { quality: one, format: "rle_counts" }), signal });
+      // What does not need the answer is done while the server computes.
+      this.app.stage.prepare();
+      await this.#show((await answered).data[0], signal);
+    }
+  }
+
+  async #show(mask, signal) {
     this.#mask = { ...mask, labels: labelsOf(mask) };
     this.#heat = null;
     this.#mask.outlines = outlinesOf(this.#mask.labels, mask.height, mask.width);
     this.#draw();
     // The mask has a frame of its own, which would wait if the page's next one had the list.
     await secondFrame();
-    if (!signal.aborted) this.#tell(mask);
+    signal.throwIfAborted();
+    this.#tell(mask);
   }
 
   #tell({ classes, background_share: rest }) {
@@ -197,7 +205,7 @@ export class Masks {
   }
 
   get #showsHeat() {
-    return $("[name=view]:checked").value === "heat" && !this.#usesExamples;
+    return $("[name=view]:checked").value === "heat";
   }
 
   get #names() {
@@ -208,16 +216,18 @@ export class Masks {
     return Boolean(this.app.file && this.#names.length);
   }
 
-  #options() {
+  /** Options of a request for all classes, or without background for the one at an index. */
+  #options(only) {
     const others = wordsIn($("#background-input").value);
+    const quality = $("#quality").value;
     return {
-      classes: this.words,
-      background_classes: others.length ? others : undefined,
-      ...this.#background(),
-      mode: $("#mode").value,
+      classes: only === undefined ? this.words : [this.words[only]],
+      background_classes: others.length && only === undefined ? others : undefined,
+      ...(only === undefined ? this.#background() : { background: "none" }),
+      ...(quality === "slide" ? { mode: "slide" } : { mode: "whole", quality }),
       resolution: Number($("#resolution").value) || undefined,
       templates: $("#templates").value,
-      model: this.app.isDefaultModel ? undefined : this.app.model.id,
+      ...this.app.modelQuery,
     };
   }
 
@@ -228,28 +238,22 @@ export class Masks {
   }
 
   /** A JSON body: the image of the mask comes first, then those of examples that are elsewhere. */
-  async #exampleRequest() {
-    const files = [...new Set([this.app.file, ...this.#examples.map(({ file }) => file)])];
-    const classes = this.#examples.map(({ name, file, region }) =>
+  async #exampleRequest(only) {
+    const examples = only === undefined ? this.#examples : [this.#examples[only]];
+    const files = [...new Set([this.app.file, ...examples.map(({ file }) => file)])];
+    const classes = examples.map(({ name, file, region }) =>
       ({ name, examples: [{ image: files.indexOf(file), ...region }] }));
-    const { mode, resolution, model } = this.#options();
     const images = await Promise.all(files.map(dataUri));
-    return { path: PATH, json: { images, classes, ...this.#background(), mode: mode || undefined, resolution, model } };
+    const { templates, background_classes, ...options } = this.#options(only);
+    return { path: PATH, json: { ...options, images, classes } };
   }
 
-  /** The request of all classes, or of the one at an index alone, without background. */
-  #wordRequest(index) {
-    const options = this.#options();
-    if (index !== undefined) {
-      const { templates, resolution, model } = options;
-      const query = { classes: this.words[index], background: "none", templates, resolution, model };
-      return { path: PATH, query, image: this.app.file };
-    }
-    return { path: PATH, query: options, image: this.app.file };
+  #wordRequest(only) {
+    return { path: PATH, query: this.#options(only), image: this.app.file };
   }
 
-  async #request(index) {
-    return this.#usesExamples ? this.#exampleRequest() : this.#wordRequest(index);
+  async #request(only) {
+    return this.#usesExamples ? this.#exampleRequest(only) : this.#wordRequest(only);
   }
 
   /** Show what belongs to the form as it is. */
@@ -258,7 +262,6 @@ export class Masks {
     for (const id of ["classes-input", "background-field", "templates-field"]) $(`#${id}`).hidden = usesExamples;
     $("#examples-hint").hidden = !usesExamples;
     $("#level-field").hidden = this.#showsHeat;
-    $("[value=heat]").disabled = usesExamples;
     this.app.stage.selectsBoxes = usesExamples && this.app.current === "masks";
     this.app.fade(this.#showsHeat);
     this.rows.set(this.#names);
@@ -275,7 +278,10 @@ export class Masks {
       { label: "Save COCO", id: "save-coco", suffix: "mask.json", request: isReady && request("application/json", { format: "rle", include_instances: true }) },
     ];
     const hasLines = isReady && !usesExamples;
-    const curl = hasLines && (() => ({ ...this.#wordRequest(), accept: "image/png", output: "mask.png" }));
+    const image = () => (this.#showsHeat
+      ? { ...withOptions(this.#wordRequest(this.rows.alone ?? 0), { format: "heatmap" }), output: "heatmap.png" }
+      : { ...this.#wordRequest(), output: "mask.png" });
+    const curl = hasLines && (() => ({ ...image(), accept: "image/png" }));
     const python = hasLines && (() => ({ method: "segment", options: this.#options(), result: "answer.classes, answer.labels.shape" }));
     offerShare({ ...this.app.shared(), files, curl, python });
   }

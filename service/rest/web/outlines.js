@@ -68,29 +68,20 @@ function follow(grid, stride, start, seen) {
 function addTo(path, points, columns, rows) {
   const count = points.length / 2;
   const reach = Math.min(REACH, count >> 3);
-  const isInside = (k) => {
-    const [x, y] = [points[2 * k], points[2 * k + 1]];
-    return x > 1 && x < columns + 1 && y > 1 && y < rows + 1;
-  };
-  /** The mean of the points around one; at the border of the image the point itself, moved out. */
-  const place = (k, axis, size) => {
-    const own = points[2 * k + axis] - 1;
-    if (own <= 0) return -OUTSIDE;
-    if (own >= size) return size + OUTSIDE;
-    let sum = own;
-    let weight = 1;
-    for (let i = k - reach; i <= k + reach; i++) {
-      const other = (i + count) % count;
-      if (other === k || !isInside(other) || !isInside(k)) continue;
-      sum += points[2 * other + axis] - 1;
-      weight += 1;
+  const isInside = (x, y) => x > 1 && x < columns + 1 && y > 1 && y < rows + 1;
+  const moveOut = (one, size) => (one <= 1 ? -OUTSIDE : one >= size + 1 ? size + OUTSIDE : one - 1);
+  for (let k = 0; k < count; k += 2) {
+    let [x, y, weight] = [points[2 * k], points[2 * k + 1], 1];
+    if (isInside(x, y)) {
+      for (let i = k - reach; i <= k + reach; i++) {
+        const at = 2 * ((i + count) % count);
+        if (i === k || !isInside(points[at], points[at + 1])) continue;
+        x += points[at];
+        y += points[at + 1];
+        weight += 1;
+      }
     }
-    return sum / weight;
-  };
-  for (let k = 0; k < count; k++) {
-    const [x, y] = [place(k, 0, columns), place(k, 1, rows)];
-    if (k) path.lineTo(x, y);
-    else path.moveTo(x, y);
+    path.lineTo(moveOut(x / weight, columns), moveOut(y / weight, rows));
   }
   path.closePath();
 }
@@ -105,7 +96,9 @@ export function outlinesOf(labels, height, width) {
     const label = grid[at];
     if (!label || grid[at - stride] === label || seen[at]) continue;
     if (!paths.has(label)) paths.set(label, new Path2D());
-    addTo(paths.get(label), follow(grid, stride, at, seen), columns, rows);
+    const outline = new Path2D();
+    addTo(outline, follow(grid, stride, at, seen), columns, rows);
+    paths.get(label).addPath(outline);
   }
   return { paths, columns, rows };
 }

@@ -39,21 +39,17 @@ export class Search {
 
   #share() {
     const [first] = this.#entries;
-    const query = { outputs: "cls1", ...this.#query() };
+    const query = { outputs: "cls1", ...this.app.modelQuery };
     const table = () => new Blob(this.#found.map(({ entry, score = "" }) => `${score},"${entry.file.name.replaceAll('"', '""')}"\n`));
-    const files = [{ label: "Save CSV", id: "save-csv", suffix: "ranking.csv", blob: first && table }];
+    const files = [{ label: "Save CSV", id: "save-csv", suffix: "ranking.csv", blob: table }];
     const request = { path: "v1/images:embed", query, image: first?.file, accept: "application/x-npy" };
-    const curl = first && (() => ({ ...request, output: "cls1.npy" }));
-    const python = first && (() => ({ method: "embed_images", options: query, result: `client.embed_texts([${JSON.stringify($("#query").value)}]) @ answer.cls1` }));
+    const curl = () => ({ ...request, output: "cls1.npy" });
+    const python = () => ({ method: "embed_images", options: query, result: `client.embed_texts([${JSON.stringify($("#query").value)}]) @ answer.cls1` });
     offerShare({ name: "images", file: first?.file, files, curl, python });
   }
 
   read() {
     return "";
-  }
-
-  #query() {
-    return this.app.isDefaultModel ? {} : { model: this.app.model.id };
   }
 
   #embed(files) {
@@ -86,7 +82,7 @@ export class Search {
 
   async #embedOne(file, failed, signal) {
     try {
-      const query = { outputs: "cls1", ...this.#query() };
+      const query = { outputs: "cls1", ...this.app.modelQuery };
       const answer = await sendJson({ path: "v1/images:embed", query, image: file, signal });
       const thumbnail = URL.createObjectURL(file);
       this.#entries.push({ file, vector: answer.data[0].cls1, thumbnail });
@@ -100,7 +96,7 @@ export class Search {
     const text = $("#query").value.trim();
     if (!text) return this.#show(this.#entries.map((entry) => ({ entry })));
     return this.#latest.run(async (signal) => {
-      const json = { texts: [text], ...this.#query() };
+      const json = { texts: [text], ...this.app.modelQuery };
       const answer = await sendJson({ path: "v1/texts:embed", json, signal });
       this.#rank(answer.data[0].embedding);
     });

@@ -31,11 +31,11 @@ export function offerShare(offer) {
     button(label, id, async () => {
       const content = blob ? blob() : await (await send(await request())).blob();
       save(content, `${name}-${suffix}`);
-    }, !request && !blob));
+    }, !file || (!request && !blob)));
   const image = stage && button("Save image", "save-image", async () => save(await stage.compose(), `${name}-shown.png`), !file);
   const lines = [
-    button("Copy curl", "copy-curl", () => copy(asCurl(curl(), curl().output)), !curl),
-    button("Copy Python", "copy-python", () => copy(asPython({ ...python(), image: file })), !python),
+    button("Copy curl", "copy-curl", () => copy(asCurl(curl(), curl().output)), !file || !curl),
+    button("Copy Python", "copy-python", () => copy(asPython({ ...python(), image: file })), !file || !python),
   ];
   const link = button("Copy link", "copy-link", () => copy(location.href));
   $("#share").replaceChildren(...[image, ...own, ...lines, link].filter(Boolean));

@@ -48,7 +48,10 @@ from service.outputs.slide import Geometry, segment_windows
 from service.validation import PromptGroup
 from service.waiting import Steps
 
-OVERLAY_OPACITY: Final = 0.55
+# Of classes, which are outlined too; and of cosines.
+TINT: Final = 0.4
+HEATMAP_OPACITY: Final = 0.55
+OUTLINE_PX: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +244,7 @@ def encode_labels_png(labels_HW: Labels) -> bytes:
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
-    """Encode the image with class colours laid over it; background is unchanged.
+    """Encode the image with tinted and outlined classes; background is unchanged.
 
     Raises:
         ValueError: Mask and image differ in size.
@@ -258,11 +261,27 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
         colours = Image.fromarray(index_hW)
         colours.putpalette(PALETTE.tobytes())
         image = Image.fromarray(pixels_HW3[rows])
-        blended = Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY)
+        painted = colours.convert("RGB")
+        blended = Image.blend(image, painted, TINT)
         blended.paste(image, mask=Image.fromarray(labels_hW == 0))
+        outline_hW = _near_edge(labels_HW, rows) & (labels_hW > 0)
+        blended.paste(painted, mask=Image.fromarray(outline_hW))
         return np.asarray(blended)
 
     return write_png(labels_HW.shape, mixed, ColourType.RGB)
+
+
+def _near_edge(labels_HW: Labels, rows: slice) -> NDArray[np.bool_]:
+    """Pixels of some rows with another label in row or column, at most `OUTLINE_PX` away."""
+    top = max(0, rows.start - OUTLINE_PX)
+    labels_hW = labels_HW[top : rows.stop + OUTLINE_PX]
+    near_hW = np.zeros(labels_hW.shape, np.bool_)
+    for labels, near in ((labels_hW, near_hW), (labels_hW.T, near_hW.T)):
+        for step in range(1, OUTLINE_PX + 1):
+            differs = labels[step:] != labels[:-step]
+            near[step:] |= differs
+            near[:-step] |= differs
+    return near_hW[rows.start - top : rows.stop - top]
 
 
 def encode_heatmap_png(cosine_HW: FloatArray, pixels_HW3: NDArray[np.uint8]) -> bytes:
@@ -278,7 +297,7 @@ def encode_heatmap_png(cosine_HW: FloatArray, pixels_HW3: NDArray[np.uint8]) -> 
         colours = Image.fromarray(index_hW)
         colours.putpalette(COLOUR_SCALE.tobytes())
         image = Image.fromarray(pixels_HW3[rows])
-        return np.asarray(Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY))
+        return np.asarray(Image.blend(image, colours.convert("RGB"), HEATMAP_OPACITY))
 
     return write_png(cosine_HW.shape, mixed, ColourType.RGB)
 

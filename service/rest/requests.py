@@ -347,7 +347,7 @@ class SegmentImagesBody(ImageBody):
     format: MaskFormat = Field(
         default="mask",
         description="`mask`: one array; as PNG with colours. `labels`: a grey PNG, 16 bits "
-        "from 256 classes on. `overlay`: a PNG of the image with the mask's colours. "
+        "from 256 classes on. `overlay`: a PNG of the image with tinted and outlined classes. "
         "`heatmap`: a PNG of the image with the cosines of its one class, from dark violet for "
         "the least to pale yellow for the largest of the image. "
         "In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts` (numbers), "

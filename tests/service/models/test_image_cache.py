@@ -199,6 +199,24 @@ async def test_a_model_that_is_replaced_loses_its_images(
     await asyncio.to_thread(repository.close)
 
 
+async def test_a_large_request_takes_the_memory_back(
+    make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane, image = make_plane(image_cache_bytes=MANY_BYTES), encode_image()
+    large = encode_image(size=(1000, 1000))
+    for limit in ("RELEASED_BYTES", "TRIMMED_BYTES"):
+        monkeypatch.setattr(f"service.models.image_pipeline.{limit}", 1_000_000)
+    await plane.embed_images(EmbedImagesRequest(images=(image,)), call())
+    kept = plane.models.images.num_bytes
+    await plane.embed_images(EmbedImagesRequest(images=(image,)), call())
+    assert plane.models.images.num_bytes == kept > 0
+    masks = SegmentImagesRequest(images=(large,), classes=CLASSES, include_scores=True)
+    await plane.segment_images(masks, call())
+    made = call()
+    await plane.embed_images(EmbedImagesRequest(images=(image,)), made)
+    assert not made.is_cached
+
+
 def key(number: int, cache: ImageCache, model: Any = None) -> ImageKey:
     made = cache.key(b"%d" % number, RULE, model, b"")
     assert made is not None

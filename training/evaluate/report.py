@@ -42,6 +42,7 @@ PAINTED = "its CLS1 painted"
 _DEPTHS = (1, 5)
 _Features = Mapping[str, NDArray[np.float32]]
 _METRICS = {"mIoU": SceneCounts.miou, "which": SceneCounts.which}
+OBJECT_METRICS = {"IoU with background": SceneCounts.overlap, "boundary F": SceneCounts.outline}
 
 
 Models = Mapping[str, ChosenEncoder]
@@ -90,7 +91,7 @@ def _segmentation_entries(
     guessed = counts[STUDENT].guessed()
     table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(masks)
     for row, its_counts in counts.items():
-        for metric, score in _METRICS.items():
+        for metric, score in {**_METRICS, **OBJECT_METRICS}.items():
             yield table.entry(row, metric, bootstrap(score, its_counts), count=count)
     yield table.entry(CHANCE, "mIoU", guessed.miou(), count=count)
     yield table.entry(CHANCE, "which", guessed.which(), count=count)

@@ -3,6 +3,7 @@
 The protocol is that of TIPSv2's notebook: embed each name's prompts, cosine with every patch,
 bilinear interpolation to the mask's size, argmax, one confusion table over the whole split without
 background pixels. The mean is over the names that some scene shows; all candidates can be called.
+Objects are scored with background as well, among the scene's names and six others.
 
 Shapes: R resamples of the scenes, S scenes, K candidate names, N patches, D width, P object pixels
 of a scene, H W pixels, h w patch grid.
@@ -10,12 +11,21 @@ of a scene, H W pixels, h w patch grid.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.scores.objects import (
+    absent_names,
+    boundary_f,
+    fitted_thresholds,
+    iou,
+    iou_curve,
+    objects_of,
+)
+from model.scores.pixels import BACKGROUND
 from model.segmentation import cosine_map, l2_normalize, upsample_bilinear
 from training.data.concepts import all_concepts
 
@@ -32,12 +42,18 @@ class SceneCounts:
         truth_SK: Pixels of class k.
         called_SK: Object pixels predicted as k.
         chosen_S: Object pixels with the right prediction among the names in the scene.
+        objects_S: Number of objects.
+        overlap_S: Sum of the objects' IoU with background; see `model.scores.objects`.
+        outline_S: Sum of their boundary F.
     """
 
     hit_SK: Pixels
     truth_SK: Pixels
     called_SK: Pixels
     chosen_S: Pixels
+    objects_S: NDArray[np.float64]
+    overlap_S: NDArray[np.float64]
+    outline_S: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.chosen_S)
@@ -76,6 +92,20 @@ class SceneCounts:
         )
         return values_R
 
+    def overlap(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean IoU of the objects with background counted, in percent [R]."""
+        values_R: NDArray[np.float64] = (
+            100.0 * (weights_RS @ self.overlap_S) / (weights_RS @ self.objects_S)
+        )
+        return values_R
+
+    def outline(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean boundary F of the objects, in percent [R]."""
+        values_R: NDArray[np.float64] = (
+            100.0 * (weights_RS @ self.outline_S) / (weights_RS @ self.objects_S)
+        )
+        return values_R
+
     def guessed(self) -> "SceneCounts":
         """Count what blind guesses are expected to get in the same scenes.
 
@@ -86,9 +116,12 @@ class SceneCounts:
         num_names = self.truth_SK.shape[1]
         pixels_S = self.truth_SK.sum(1)
         called_S1 = pixels_S[:, None] / num_names
-        return SceneCounts(
+        unknown_S = np.full(len(self), np.nan)
+        return replace(
+            self,
+            overlap_S=unknown_S,
+            outline_S=unknown_S,
             hit_SK=self.truth_SK / num_names,
-            truth_SK=self.truth_SK,
             called_SK=np.broadcast_to(called_S1, self.truth_SK.shape),
             chosen_S=pixels_S / (self.truth_SK > 0).sum(1),
         )
@@ -116,27 +149,76 @@ def count_scenes(
         ValueError: A scene shows something that is no candidate.
     """
     ids_K = class_ids(names)
-    rows = [_count_scene(mask, ids_K, cosine) for mask, cosine in zip(masks, cosines, strict=True)]
-    hit, truth, called, chosen = zip(*rows, strict=True)
+    counts, objects = [], []
+    for index, (mask_HW, cosine_Khw) in enumerate(zip(masks, cosines, strict=True)):
+        score_KHW = _upsampled(cosine_Khw, mask_HW.shape)
+        counts.append(_count_scene(mask_HW, ids_K, score_KHW))
+        objects.append(_SceneObjects.of(mask_HW, ids_K, score_KHW, f"scene {index}"))
+    hit, truth, called, chosen = zip(*counts, strict=True)
+    thresholds_S = fitted_thresholds([one.curves for one in objects])
+    found = [one.scores(threshold) for one, threshold in zip(objects, thresholds_S, strict=True)]
     return SceneCounts(
         hit_SK=np.stack(hit),
         truth_SK=np.stack(truth),
         called_SK=np.stack(called),
         chosen_S=np.asarray(chosen),
+        objects_S=np.asarray([len(one.curves) for one in objects], np.float64),
+        overlap_S=np.asarray([overlap for overlap, _ in found]),
+        outline_S=np.asarray([outline for _, outline in found]),
     )
 
 
+def _upsampled(cosine_Khw: NDArray[np.float32], size_hw: tuple[int, ...]) -> NDArray[np.float32]:
+    if cosine_Khw.shape[1:] == (1, 1):  # one answer for all pixels
+        return np.broadcast_to(cosine_Khw, (len(cosine_Khw), *size_hw))
+    return upsample_bilinear(cosine_Khw, (size_hw[0], size_hw[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class _SceneObjects:
+    """The mask of a scene's names and of six absent ones, until its threshold is known."""
+
+    truth_HW: NDArray[np.int64]
+    called_HW: NDArray[np.int64]
+    score_HW: NDArray[np.float32]
+    curves: list[NDArray[np.float64]]
+
+    @classmethod
+    def of(
+        cls,
+        mask_HW: NDArray[np.integer],
+        ids_K: NDArray[np.int64],
+        score_KHW: NDArray[np.float32],
+        example: str,
+    ) -> "_SceneObjects":
+        truth_HW = np.where(mask_HW == 0, BACKGROUND, mask_HW).astype(np.int64)
+        shown = objects_of(truth_HW)
+        names = {str(one): place for place, one in enumerate(ids_K.tolist())}
+        absent = absent_names(names, map(str, shown), example)
+        asked = [names[one] for one in (*map(str, shown), *absent)]
+        called_HW = ids_K[asked][score_KHW[asked].argmax(0)]
+        score_HW = score_KHW[asked].max(0)
+        curves = [iou_curve(truth_HW, called_HW, score_HW, one) for one in shown]
+        return cls(truth_HW, called_HW, score_HW, curves)
+
+    def scores(self, threshold: float) -> tuple[float, float]:
+        """Sums of the objects' IoU and boundary F."""
+        found_HW = np.where(self.score_HW < threshold, BACKGROUND, self.called_HW)
+        shown = objects_of(self.truth_HW)
+        return (
+            sum(iou(self.truth_HW, found_HW, one) for one in shown),
+            sum(boundary_f(self.truth_HW, found_HW, one) for one in shown),
+        )
+
+
 def _count_scene(
-    mask_HW: NDArray[np.integer], ids_K: NDArray[np.int64], cosine_Khw: NDArray[np.float32]
+    mask_HW: NDArray[np.integer], ids_K: NDArray[np.int64], score_KHW: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
     rows, columns = np.nonzero(mask_HW)
     truth_P = (mask_HW[rows, columns][:, None] == ids_K).argmax(1)
     if not np.array_equal(ids_K[truth_P], mask_HW[rows, columns]):
         raise ValueError("a scene shows an object that is not among the candidate names")
-    if cosine_Khw.shape[1:] == (1, 1):  # one answer for all pixels
-        score_KP = np.broadcast_to(cosine_Khw[:, 0], (len(ids_K), len(truth_P)))
-    else:
-        score_KP = upsample_bilinear(cosine_Khw, mask_HW.shape)[:, rows, columns]
+    score_KP = score_KHW[:, rows, columns]
     called_P = score_KP.argmax(0)
     count = len(ids_K)
     present = np.unique(truth_P)

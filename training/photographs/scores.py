@@ -8,7 +8,7 @@ from model.manifest import ScoreEntry
 from model.scores.bootstrap import bootstrap
 from model.scores.gate import STUDENT
 from training.evaluate.encoder import encode_names
-from training.evaluate.report import CHANCE, PAINTED, SEGMENTATION
+from training.evaluate.report import CHANCE, OBJECT_METRICS, PAINTED, SEGMENTATION
 from training.evaluate.sets import SegmentationBenchmark
 from training.evaluate.zero_shot_segmentation import SceneCounts
 
@@ -33,12 +33,13 @@ def score_benchmark(
         ScoreEntry, task=SEGMENTATION, split=benchmark.name, count=len(benchmark.scenes)
     )
     entries = []
-    for metric, measure in _METRICS.items():
+    for metric, measure in {**_METRICS, **OBJECT_METRICS}.items():
         for row, counted in rows.items():
             interval = bootstrap(measure, counted)
             low, high = round(interval.low, 2), round(interval.high, 2)
             value = round(interval.value, 2)
             entries.append(entry(row=row, metric=metric, value=value, low=low, high=high))
-        guessed = round(float(measure(rows[STUDENT].guessed())), 2)
+    for metric, chance in _METRICS.items():
+        guessed = round(float(chance(rows[STUDENT].guessed())), 2)
         entries.append(entry(row=CHANCE, metric=metric, value=guessed))
     return entries

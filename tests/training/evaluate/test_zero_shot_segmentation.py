@@ -50,6 +50,9 @@ def test_a_hand_made_table_has_the_scores_of_its_weighted_scenes() -> None:
         truth_SK=np.asarray([[10, 0, 0], [4, 6, 0]]),
         called_SK=np.asarray([[6, 4, 0], [0, 10, 0]]),
         chosen_S=np.asarray([10, 6]),
+        objects_S=np.asarray([1.0, 2.0]),
+        overlap_S=np.asarray([0.5, 1.0]),
+        outline_S=np.asarray([1.0, 0.5]),
     )
     # Over both scenes: class 0 has 6 / (14 + 6 - 6), class 1 has 6 / (6 + 14 - 6), class 2 none.
     assert table.miou() == pytest.approx(100 * (6 / 14 + 6 / 14) / 2)
@@ -58,6 +61,24 @@ def test_a_hand_made_table_has_the_scores_of_its_weighted_scenes() -> None:
     # Only scene 0: class 0 has 6 / 10; class 1 was called, but no scene shows it.
     assert table.miou(weights_RS).tolist() == pytest.approx([100 * 0.6, table.miou()])
     assert table.which(weights_RS).tolist() == pytest.approx([100.0, table.which()])
+    assert table.overlap(weights_RS).tolist() == pytest.approx([50, 50])
+    assert table.outline(weights_RS).tolist() == pytest.approx([100, 50])
+
+
+def test_objects_count_alike_and_lose_what_the_background_gets(
+    masks: Masks, names: list[str]
+) -> None:
+    whole = np.ones((1, len(masks)))
+    found = count_scenes(masks, names, perfect(masks, names))
+    assert found.overlap(whole) == found.outline(whole) == pytest.approx(100)
+    # One name over the whole image: that object has the share of its pixels, all others nothing.
+    shown = [np.unique(mask[mask > 0]) for mask in masks]
+    painted = [(class_ids(names) == own[0]).astype(np.float32)[:, None, None] for own in shown]
+    found = count_scenes(masks, names, painted)
+    pairs = zip(masks, shown, strict=True)
+    share = sum((mask == own[0]).mean() for mask, own in pairs) / sum(map(len, shown))
+    assert found.overlap(whole) == pytest.approx(100 * share)
+    assert found.outline(whole) == 0
 
 
 def test_names_that_no_scene_shows_lower_no_score(

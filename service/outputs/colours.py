@@ -1,7 +1,7 @@
 """Colours of classes, and of one value from 0 to 1.
 
 Both are tables of RGB, computed in OKLab at commit 220329c0 by `service/outputs/masks.py`
-and `maps.py`.
+and `maps.py`, apart from the first eight classes, chosen by eye.
 """
 
 from base64 import b64decode
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_PALETTE_CLASSES: Final = 255
-# Black for background, then each colour as far as possible from the others, from dark to pale. The
-# colour of a class depends on its number only, so that masks of one request match.
+# Black for background; eight bright colours, for tints and outlines over images; then each colour
+# as far as possible from the others, from dark to pale. The colour of a class depends on its number
+# only, so that masks of one request match.
 CLASSES: Final = (
-    "AAAAZgD/AJkA/wBMM7L/Zv8AZkxm/wD//7IA/5nMsoBMsgCZAP/msgAAsoD/AICyM8yAGmYzsgD/sszMsmaZM0yy"
+    "AAAATML//7E9fueH/3ucxZv//+RcT+DQ/49r/5nMsoBMsgCZAP/msgAAsoD/AICyM8yAGmYzsgD/sszMsmaZM0yy"
     "suaA/0yyGmb//4BMTJmAgGYAmZmyAAD/gEzMsrJm/8z/srL/zEwA/+YAzBpmzEzM/7KZZoDmM8zMmcwAgACy/4D/"
     "5maAmUxMAGaAgJkz5uayAP+ZAMwAZmaZmRpmTIAzzJmAzOb/Zub/gICA5gCZ/0wAzIDMTJnMTGbMgLKZM7JMGuay"
     "mUyZTOZMAICAmYDMgJn/mWbmsgDMsv9mALKygEz/ZmZm5pkasmZmmcyZzEz/gEwa/wDM5rL/TMz//4CZ5mbmzLLM"

@@ -3,11 +3,6 @@
 
 import { element } from "./form.js";
 
-// Bright, since the image around a class is darkened. Masks as files have the server's colours.
-const COLORS = ["#4cc2ff", "#ffb13d", "#7ee787", "#ff7b9c", "#c59bff", "#ffe45c", "#4fe0d0", "#ff8f6b"];
-
-export const colorOf = (index) => COLORS[index % COLORS.length];
-
 const percent = (share) => (share ? `${(100 * share).toFixed(share < 0.01 ? 1 : 0)} %` : "not found");
 
 /** Fires `alone` when another class is looked at, and `remove` with an index. */
@@ -32,7 +27,6 @@ export class Classes extends EventTarget {
 
   #row(name, index) {
     const swatch = element("span", { className: "swatch" });
-    swatch.style.background = colorOf(index);
     const share = element("span", { className: "share" });
     const show = element("button", { type: "button", ariaPressed: "false" }, swatch, element("span", { className: "name" }, name), share);
     show.addEventListener("click", () => this.#pin(index));
@@ -46,11 +40,13 @@ export class Classes extends EventTarget {
     return row;
   }
 
-  /** Write the shares of an answer into the rows; null empties them. */
-  tell(shares) {
+  /** Write colours and shares of an answer's classes into the rows; null takes the shares away. */
+  tell(classes) {
     [...this.list.children].forEach((row, index) => {
-      row.querySelector(".share").textContent = shares ? percent(shares[index]) : "";
-      row.classList.toggle("absent", Boolean(shares) && !shares[index]);
+      const { color, area_share: share } = classes?.[index] ?? {};
+      if (color) row.querySelector(".swatch").style.background = color;
+      row.querySelector(".share").textContent = classes ? percent(share) : "";
+      row.classList.toggle("absent", share === 0);
     });
   }
 

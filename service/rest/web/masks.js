@@ -2,7 +2,7 @@
 // Masks of classes by name or by example: over the image, as a list, and as files.
 
 import { dataUri, decodeFloats, sendJson } from "./api.js";
-import { Classes, colorOf } from "./classes.js";
+import { Classes } from "./classes.js";
 import { $, Latest, wordsIn } from "./form.js";
 import { drawOutlines, labelsOf, outlinesOf } from "./outlines.js";
 import { offerShare } from "./share.js";
@@ -126,7 +126,7 @@ export class Masks {
   }
 
   #tell({ classes, background_share: rest }) {
-    this.rows.tell(classes.map(({ area_share }) => area_share));
+    this.rows.tell(classes);
     $("#rest").value = rest ? `${(100 * rest).toFixed(0)} %` : "none";
     $("#level").value = this.#level ?? (rest ? LEVEL : 0);
   }
@@ -137,8 +137,8 @@ export class Masks {
     const { classes, outlines, background_share: rest } = this.#mask;
     const { alone } = this.rows;
     const shown = classes
-      .map(({ label }, index) => [label, colorOf(index)])
-      .filter((_, index) => alone === null || alone === index);
+      .filter((_, index) => alone === null || alone === index)
+      .map(({ label, color }) => [label, color]);
     stage.draw((context, size) => drawOutlines(context, size, outlines, shown, alone === null && !rest));
   }
 

@@ -8,7 +8,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission import Admission, Ticket
 from service.call import Call, accept_priority, deadline_exceeded
-from service.errors import InvalidRequest, RequestTooLarge, ServiceError, UnsupportedMedia
+from service.errors import (
+    InvalidRequest,
+    RequestTooLarge,
+    ServiceError,
+    Unauthenticated,
+    UnsupportedMedia,
+)
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
 from service.rest.pages import is_page
@@ -17,6 +23,8 @@ from service.safety.proxies import FORWARDED_FOR
 from service.tracing import Transport
 
 READS: Final = frozenset({"GET", "HEAD"})
+# Before a wrong key is refused. 256 connections that ask again and again took most of the CPU.
+WRONG_KEY_DELAY_S: Final = 0.5
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 FORWARDED_HEADER: Final = FORWARDED_FOR.encode("ascii")
 METHOD_NOT_ALLOWED: Final = 405
@@ -213,6 +221,8 @@ class CallMiddleware:
             error = deadline_exceeded()
         except ServiceError as raised:
             error = raised
+        if isinstance(error, Unauthenticated):
+            await asyncio.sleep(WRONG_KEY_DELAY_S)
         if exchange.status:
             # uvicorn closes a connection whose answer is incomplete.
             call.error = error.code

@@ -233,7 +233,7 @@ class Admission:
         """
         self.check_open()
         ticket = call.ticket
-        assert isinstance(ticket, Ticket)
+        assert ticket is not None
         num_bytes = min(num_bytes, self.max_work_bytes)
         with self._lock:
             is_stream = call.waits_for_capacity

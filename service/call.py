@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.tracing import NO_TRACE, RequestTrace
+
+if TYPE_CHECKING:  # at run time admission imports this module
+    from service.admission import Ticket
 
 Clock = Callable[[], float]
 Stage = Literal["admit", "decode", "queue", "run", "post"]
@@ -60,8 +63,7 @@ class Call:
         waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
             other calls are refused with `Overloaded`.
         answer_encoding: How the answer is written, which says how much memory it takes.
-        ticket: What the request holds, an `admission.Ticket`; None in process, where the data plane
-            makes one.
+        ticket: What the request holds; None in process, where the data plane makes one.
         limit: Ends the request at its deadline, which `shorten` moves.
         trace: Records stages and batches.
         error: Code of the error, after a failure.
@@ -85,7 +87,7 @@ class Call:
     item: int | None = None
     waits_for_capacity: bool = False
     answer_encoding: AnswerEncoding = "bytes"
-    ticket: object | None = None
+    ticket: "Ticket | None" = None
     limit: asyncio.Timeout | None = None
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
-from service.admission import Ticket
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
@@ -163,7 +162,7 @@ async def fetch_image(fetcher: UrlFetcher | None, url: str, *, param: str) -> by
             param=param,
         )
     ticket = current_call.get().ticket
-    assert isinstance(ticket, Ticket)
+    assert ticket is not None
 
     def hold(num_bytes: int) -> None:
         ticket.hold_body(ticket.num_body_bytes + num_bytes)

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 
 START_LIMIT_S = 120.0
-STOP_LIMIT_S = 30.0
+STOP_LIMIT_S = 60.0
+ASK_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +49,14 @@ class RunningService:
         return sum(float(line.rpartition(" ")[2]) for line in samples)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and end it if it does not."""
-    process.terminate()
+def end(process: subprocess.Popen[bytes]) -> int:
+    """Send SIGTERM, and SIGKILL after a time limit; returns the exit status."""
+    process.terminate()  # does nothing to one that has ended
     try:
-        process.wait(STOP_LIMIT_S)
+        return process.wait(STOP_LIMIT_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        return process.wait()
 
 
 def peak_mib(pid: int, *, reset: bool = False) -> float:
@@ -95,7 +96,11 @@ def running_service(
 def wait_until_ready(
     process: subprocess.Popen[bytes], ports_file: Path, limit_s: float = START_LIMIT_S
 ) -> RunningService:
-    """Poll the readiness route until the status is 200."""
+    """Poll the readiness route, at the port for metrics, until the status is 200.
+
+    Raises:
+        RuntimeError: The service ended or was not ready in time.
+    """
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -105,8 +110,9 @@ def wait_until_ready(
             service = RunningService(
                 process.pid, ports["http"], ports["grpc"], ports["metrics"], process
             )
+            ready = f"http://127.0.0.1:{service.metrics_port}/v2/health/ready"
             with suppress(httpx.HTTPError):
-                if httpx.get(f"{service.http_url}/v2/health/ready").status_code == 200:
+                if httpx.get(ready, timeout=ASK_LIMIT_S).status_code == 200:
                     return service
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise RuntimeError(f"the service was not ready within {limit_s:.0f} s")

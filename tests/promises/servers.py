@@ -1,21 +1,20 @@
 """Starts the server as its users do, and knows its ports only."""
 
 import io
-import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 from PIL import Image
+
+from tests.processes.service_process import end, wait_until_ready
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0  # ends hangs; nothing is measured by it
@@ -76,12 +75,9 @@ def start_server(
                 command, stderr=stream, cwd=root, env={**os.environ, **path, **(env or {})}
             )
         try:
-            ports = _ports(process, ports_file)
-            rest = f"http://127.0.0.1:{ports['http']}"
-            metrics = f"http://127.0.0.1:{ports['metrics']}/metrics"
-            server = Server(rest, f"127.0.0.1:{ports['grpc']}", metrics, process, log)
-            _wait_until_ready(server)
-            yield server
+            ready = wait_until_ready(process, ports_file, START_LIMIT_S)
+            rpc, metrics = f"127.0.0.1:{ready.grpc_port}", f"http://127.0.0.1:{ready.metrics_port}"
+            yield Server(ready.http_url, rpc, f"{metrics}/metrics", process, log)
             status = end(process)
             assert is_ended or status == 0, f"exit status {status}"
         except BaseException as error:
@@ -89,17 +85,6 @@ def start_server(
             raise
         finally:
             end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> int:
-    """Send SIGTERM, and SIGKILL after a time limit; returns the exit status."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        return process.wait(LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def tipserve(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -134,29 +119,3 @@ def photo(seed: int = 0, size: tuple[int, int] = (160, 120), file_format: str = 
     stream = io.BytesIO()
     Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(stream, file_format)
     return stream.getvalue()
-
-
-def _ports(process: subprocess.Popen[bytes], file: Path) -> dict[str, int]:
-    until = time.monotonic() + START_LIMIT_S
-    while not file.exists():
-        assert process.poll() is None, "the server ended before it listened"
-        assert time.monotonic() < until, "the server does not listen"
-        time.sleep(0.05)
-    ports: dict[str, int] = json.loads(file.read_text())
-    return ports
-
-
-def _wait_until_ready(server: Server) -> None:
-    until = time.monotonic() + START_LIMIT_S
-    while True:
-        with suppress(httpx.TransportError):
-            if (
-                httpx.get(
-                    f"{server.metrics.removesuffix('/metrics')}/v2/health/ready", timeout=LIMIT_S
-                ).status_code
-                == 200
-            ):
-                return
-        assert server.process.poll() is None, "the server ended before it was ready"
-        assert time.monotonic() < until, "the server is not ready"
-        time.sleep(0.05)

@@ -167,12 +167,12 @@ class App {
   }
 
   #addExamples() {
-    for (const { name, file, words } of EXAMPLES) {
+    for (const { name, file, words, background } of EXAMPLES) {
       const image = element("img", { src: file, alt: name });
       const button = element("button", { type: "button", title: words.join(", "), ariaPressed: "false" }, image);
       button.dataset.name = name;
       button.addEventListener("click", () => {
-        this.tabs.masks.use(words);
+        this.tabs.masks.use(words, background);
         this.#openKnown(name);
       });
       $("#examples").append(button);
@@ -182,8 +182,9 @@ class App {
   /** Show what the address of the page says; the first example if it says nothing. */
   #restore() {
     const link = readLink();
-    const [{ name, words }] = EXAMPLES;
-    const wanted = Object.keys(link).length ? link : { image: name, words: words.join(",") };
+    const [{ name, words, background }] = EXAMPLES;
+    const first = { image: name, words: words.join(","), background };
+    const wanted = Object.keys(link).length ? link : first;
     for (const tab of Object.values(this.tabs)) tab.restore?.(wanted);
     this.#select(wanted.tab in this.tabs ? wanted.tab : "masks");
     if (wanted.image) return this.#openKnown(wanted.image);

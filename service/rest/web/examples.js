@@ -1,10 +1,12 @@
-// The images that come with the page, with words that fit them; the first one is open at the start.
+// The images that come with the page, with words that fit them and a level of background; the first
+// one is open at the start.
 
 export const EXAMPLES = [
-  { name: "otter", file: "web/otter.jpg", words: ["otter", "water", "rock"] },
-  { name: "squirrel", file: "web/squirrel.jpg", words: ["squirrel", "tree", "leaf"] },
-  { name: "lake", file: "web/lake.jpg", words: ["mountain", "sky", "lake"] },
-  { name: "colosseum", file: "web/colosseum.jpg", words: ["building", "sky"] },
-  { name: "fruits", file: "web/fruits.jpg", words: ["orange", "lemon", "kiwi"] },
-  { name: "scene", file: "web/scene.png", words: ["burger", "sunflower", "book"] },
+  { name: "butterfly", file: "web/butterfly.jpg", words: ["butterfly"], background: 0.5 },
+  { name: "squirrel", file: "web/squirrel.jpg", words: ["squirrel"], background: 0.55 },
+  { name: "lake", file: "web/lake.jpg", words: ["mountain", "sky", "water"], background: 0 },
+  { name: "scene", file: "web/scene.png", words: ["burger", "sunflower", "open book"], background: 0.65 },
+  { name: "colosseum", file: "web/colosseum.jpg", words: ["building", "sky"], background: 0 },
+  { name: "otter", file: "web/otter.jpg", words: ["otter"], background: 0.5 },
+  { name: "fruits", file: "web/fruits.jpg", words: ["orange", "kiwi"], background: 0.6 },
 ];

@@ -75,15 +75,14 @@ export class Masks {
   }
 
   restore({ words = "", background = "", view }) {
-    this.use(wordsIn(words));
-    this.#level = background === "" ? null : Number(background) || 0;
+    this.use(wordsIn(words), background === "" ? null : Number(background) || 0);
     $(`[name=view][value=${view === "heat" ? "heat" : "mask"}]`).checked = true;
   }
 
-  /** Find these words, at the next request. */
-  use(words) {
+  /** Find these words, at the next request, with a level of background or the server's own. */
+  use(words, level = null) {
     this.words = words;
-    this.#level = null;
+    this.#level = level;
     $("[name=by][value=words]").checked = true;
   }
 

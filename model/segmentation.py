@@ -266,44 +266,66 @@ def segment(
     if len(classes) > MAX_CLASSES:
         raise ValueError(f"at most {MAX_CLASSES} classes fit a label map, not {len(classes)}")
     cosine_Khw = cosine_map(features_ND, classes, grid_hw)
-    value_hwK = np.moveaxis(cosine_Khw, 0, -1)
-    num_classes = len(classes) - background.num_classes
+    return label_maps(cosine_Khw, size_hw, background=background, with_scores=with_scores)
+
+
+def label_maps(
+    cosine_Khw: NDArray[np.float32],
+    size_hw: tuple[int, int],
+    *,
+    background: Background = NO_BACKGROUND,
+    with_scores: bool = False,
+) -> SegmentationMap:
+    """Label every pixel with the class of the highest upsampled cosine.
+
+    Args:
+        cosine_Khw: Of each class, then of each background class, on a grid over the image.
+        size_hw: Height and width of the label map, in pixels.
+        background: What counts as background.
+        with_scores: Whether to return the best cosine of every pixel.
+    """
     floor_K = background.floors(cosine_Khw)
-    needs_scores = with_scores or background.level is not None
-    if background.threshold is not None and not needs_scores:
-        # A constant is one more class. It is the last, so it loses ties, as `< threshold` does.
-        floor_hw1 = np.full((*grid_hw, 1), background.threshold, np.float32)
-        value_hwK = np.concatenate([value_hwK, floor_hw1], axis=-1)
-    found = label_pixels(np.ascontiguousarray(value_hwK), size_hw, with_scores=needs_scores)
+    value_hwK = np.ascontiguousarray(np.moveaxis(cosine_Khw, 0, -1))
+    found = label_pixels(value_hwK, size_hw, with_scores=with_scores, floor_K=floor_K)
     labels_HW, counts = found.labels_HW, found.counts
-    if floor_K is not None and found.score_HW is not None:
-        labels_HW[found.score_HW < floor_K[labels_HW - 1]] = 0
-        counts = count_labels(labels_HW, len(counts))
-    if len(counts) > num_classes + 1:
+    num_classes = len(cosine_Khw) - background.num_classes
+    if background.num_classes:
         labels_HW *= labels_HW <= num_classes
         counts[0] += counts[num_classes + 1 :].sum()
     return SegmentationMap(
         labels_HW=labels_HW,
         counts=counts[: num_classes + 1],
-        score_HW=found.score_HW if with_scores else None,
+        score_HW=found.score_HW,
         cosine_Khw=cosine_Khw,
         floor_K=floor_K,
     )
 
 
 def label_pixels(
-    value_hwK: NDArray[np.float32], size_hw: tuple[int, int], *, with_scores: bool
+    value_hwK: NDArray[np.float32],
+    size_hw: tuple[int, int],
+    *,
+    with_scores: bool,
+    floor_K: NDArray[np.float32] | None = None,
 ) -> WinnerMap:
-    """Find the best class of every pixel of upsampled maps, by the faster of two algorithms."""
+    """Find the best class of every pixel of upsampled maps, by the faster of two algorithms.
+
+    Pixels whose best class has a value below its floor have the label 0.
+    """
     rows, columns, num_classes = value_hwK.shape
     num_pixels = size_hw[0] * size_hw[1]
-    if num_pixels >= FEW_PIXELS * rows * columns and num_classes * num_pixels >= FEW_ELEMENTS:
-        return find_winners(value_hwK, size_hw, with_scores=with_scores)
-    return compare_everywhere(value_hwK, size_hw, with_scores=with_scores)
+    has_large_patches = num_pixels >= FEW_PIXELS * rows * columns
+    if has_large_patches and num_classes * num_pixels >= FEW_ELEMENTS:
+        return find_winners(value_hwK, size_hw, with_scores=with_scores, floor_K=floor_K)
+    return compare_everywhere(value_hwK, size_hw, with_scores=with_scores, floor_K=floor_K)
 
 
 def compare_everywhere(
-    value_hwK: NDArray[np.float32], size_hw: tuple[int, int], *, with_scores: bool
+    value_hwK: NDArray[np.float32],
+    size_hw: tuple[int, int],
+    *,
+    with_scores: bool,
+    floor_K: NDArray[np.float32] | None = None,
 ) -> WinnerMap:
     """Find the best class of every pixel from the values of all classes at all pixels."""
     rows, columns, num_classes = value_hwK.shape
@@ -313,7 +335,10 @@ def compare_everywhere(
     band = max(1, BAND_ELEMENTS // (num_classes * size_hw[1]))
     for top in range(0, size_hw[0], band):
         part = slice(top, top + band)
-        best_HW = take_best(rows_Hh[part] @ wide_KhW, found.labels_HW[part])
+        labels_HW = found.labels_HW[part]
+        best_HW = take_best(rows_Hh[part] @ wide_KhW, labels_HW)
+        if floor_K is not None:
+            labels_HW[best_HW < floor_K.take(labels_HW - 1)] = 0
         if found.score_HW is not None:
             found.score_HW[part] = best_HW
     found.counts[:] = count_labels(found.labels_HW, num_classes + 1)

@@ -73,7 +73,11 @@ def count_labels(labels_HW: Labels, num_labels: int) -> NDArray[np.int64]:
 
 
 def find_winners(
-    value_hwK: Floats, size_hw: tuple[int, int], *, with_scores: bool = False
+    value_hwK: Floats,
+    size_hw: tuple[int, int],
+    *,
+    with_scores: bool = False,
+    floor_K: Floats | None = None,
 ) -> WinnerMap:
     """Upsample maps bilinearly, as `upsample_bilinear` does, and keep the best class.
 
@@ -81,6 +85,7 @@ def find_winners(
         value_hwK: Value of every class at every patch centre.
         size_hw: Height and width in pixels.
         with_scores: Whether to return the best value of every pixel.
+        floor_K: A pixel whose best class has a lower value than this has the label 0.
     """
     num_rows, num_columns, num_classes = value_hwK.shape
     side = tile_side(max(size_hw), num_classes)
@@ -91,23 +96,30 @@ def find_winners(
     band = max(1, BAND_ELEMENTS // (len(across.first_A) * max(num_classes, tile_pixels)))
     for top in range(0, len(wide_AwK) - 1, band):
         value_ABK = across.weights_Ah @ wide_AwK[top : top + band + 1]
-        _paint(value_ABK, down.part(top, band), across, found)
+        _paint(value_ABK, down.part(top, band), across, found, floor_K=floor_K)
     return found
 
 
-def _paint(value_ABK: Floats, down: Axis, across: Axis, found: WinnerMap) -> None:
+def _paint(
+    value_ABK: Floats, down: Axis, across: Axis, found: WinnerMap, *, floor_K: Floats | None
+) -> None:
     winner_AB = value_ABK.argmax(axis=-1)
+    if floor_K is not None:
+        # Below its floor a winner counts as a class of its own.
+        best_AB = np.take_along_axis(value_ABK, winner_AB[..., None], axis=-1)[..., 0]
+        winner_AB[best_AB < floor_K[winner_AB]] -= len(floor_K)
     first = winner_AB[:-1, :-1]
     is_whole = (first == winner_AB[:-1, 1:]) & (first == winner_AB[1:, :-1])
     is_whole &= first == winner_AB[1:, 1:]
-    painted = np.repeat((first + 1).astype(found.labels_HW.dtype), across.sides, axis=1)
+    label = np.maximum(first + 1, 0)
+    painted = np.repeat(label.astype(found.labels_HW.dtype), across.sides, axis=1)
     rows = slice(down.first_A[0], down.first_A[-1])
     found.labels_HW[rows] = np.repeat(painted, down.sides, axis=0)
     pixels = down.sides[:, None] * across.sides
     is_open = pixels > 0
     if found.score_HW is None:
         is_open &= ~is_whole
-    found.count(first + 1, np.where(is_open, 0, pixels))
+    found.count(label, np.where(is_open, 0, pixels))
     index_2T = np.stack(np.nonzero(is_open))
     if index_2T.size:
         tiles = Tiles.at(index_2T, down, across)
@@ -115,7 +127,7 @@ def _paint(value_ABK: Floats, down: Axis, across: Axis, found: WinnerMap) -> Non
         value_XK = value_ABK.reshape(-1, value_ABK.shape[2])
         tile_C, class_C = _candidates(value_XK, corner_4T)
         plane_C4 = tiles.planes(value_XK[corner_4T[:, tile_C], class_C], tile_C)
-        _Contest.between(tiles, tile_C, class_C, plane_C4).fill(found)
+        _Contest.between(tiles, tile_C, class_C, plane_C4).fill(found, floor_K)
 
 
 def _candidates(value_XK: Floats, corner_4T: Ints) -> tuple[Ints, Ints]:
@@ -159,7 +171,7 @@ class _Contest:
         num_tiles = np.searchsorted(-count_T[order_T], -ranks, side="right").tolist()
         return cls(tiles.take(order_T), begin_T[order_T], num_tiles, class_C, plane_C4)
 
-    def fill(self, found: WinnerMap) -> None:
+    def fill(self, found: WinnerMap, floor_K: Floats | None) -> None:
         """Write labels, scores and counts of the tiles."""
         height, width = self.tiles.side_2T.max(axis=1).tolist()
         y_P, x_P = np.divmod(np.arange(height * width, dtype=np.float32), np.float32(width))
@@ -167,7 +179,11 @@ class _Contest:
         basis_4P = np.stack([np.ones_like(x_P), x_P, y_P, x_P * y_P])
         label_TP, best_TP = self._compete(label_C, basis_4P)
         side_2T1 = self.tiles.side_2T[:, :, None].astype(np.float32)
-        self._count(label_C, label_TP, (y_P < side_2T1[0]) & (x_P < side_2T1[1]), found)
+        is_inside_TP = (y_P < side_2T1[0]) & (x_P < side_2T1[1])
+        if floor_K is not None:
+            label_TP[best_TP < floor_K.take(label_TP - 1)] = 0
+            found.counts[0] += np.count_nonzero(is_inside_TP & (label_TP == 0))
+        self._count(label_C, label_TP, is_inside_TP, found)
         self.tiles.write(label_TP.reshape(-1, height, width), found.labels_HW)
         if found.score_HW is not None:
             self.tiles.write(best_TP.reshape(-1, height, width), found.score_HW)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from model.outlines import MAX_PLACES, MAX_VALUES
 from service.call import AnswerEncoding
 from service.errors import RequestTooLarge
 from service.messages import (
@@ -90,6 +91,11 @@ def answer_size(
                 num_bytes = count * value.sent
         sent += num_bytes
         held += count * value.held + COPIES.get(encoding, 0.0) * num_bytes
+    if isinstance(request, SegmentImagesRequest) and request.quality != "published":
+        num_classes = len(request.classes) + len(request.background_classes)
+        num_sizes = 2 if request.quality == "fine" else 1
+        counts = [min(num_classes * MAX_PLACES**2 * n, MAX_VALUES) for n in num_patches]
+        held += 8 * num_sizes**2 * sum(counts)
     held += ENCODING_BYTES.get(encoding, 0) * num_pixels + 4 * num_labels * MAP_PIXELS * patches
     return AnswerSize(math.ceil(sent), math.ceil(held))
 

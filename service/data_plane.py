@@ -7,6 +7,7 @@ CPU work runs in the pool, and the model runs in the lanes.
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -63,6 +64,7 @@ from service.outputs.examples import PatchMap, example_embeddings
 from service.outputs.features import View, fit_view
 from service.outputs.masks import (
     MaskRules,
+    SeenImage,
     class_embeddings,
     image_outputs,
     segment_by_head,
@@ -348,7 +350,12 @@ class DataPlane:
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, (features,))
-            encoded, known = await self._encode(job, request, model, call, prompts=prompts)
+            finer = None
+            if request.quality == "fine":
+                finer = replace(job, rule=job.rule.finer(model.manifest.max_size))
+            encoded, known = await self._encode(
+                job, request, model, call, prompts=prompts, finer=finer
+            )
             rules = _mask_rules(request, model, features, head)
             with call.stage("post"):
                 if head is not None:
@@ -359,18 +366,18 @@ class DataPlane:
                     )
                 else:
                     classes = class_embeddings(prompts.groups, known)
+                sizes = (encoded.images, encoded.finer) if finer else (encoded.images,)
                 masks = await wait_all(
                     self.offload_steps(
                         segment_image(
-                            [part.outputs for part in image.parts],
+                            [_seen(image, job.rule, request) for image in images],
                             classes,
-                            _geometry(image, job.rule, request.size),
                             request,
-                            rules=rules,
+                            rules,
                         ),
                         call,
                     )
-                    for image in encoded.images
+                    for images in zip(*sizes, strict=True)
                 )
         return _segmented(request, model, masks, encoded)
 
@@ -449,7 +456,7 @@ class DataPlane:
             job = self._image_job(request, model, (features,))
             encoded, _ = await self._encode(job, request, model, call)
             with call.stage("post"):
-                maps = await self._draw_features(request, encoded.images, features)
+                maps = await self._draw_features(request, model, encoded.images, features)
         return VisualizeFeaturesResponse(
             model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
         )
@@ -513,8 +520,12 @@ class DataPlane:
         call: Call,
         *,
         prompts: PromptSet = NO_PROMPTS,
+        finer: ImageJob | None = None,
     ) -> tuple[EncodedImages, TextEmbeddings]:
-        """Read headers, take what the request needs, then decode and encode images and prompts."""
+        """Read headers, take what the request needs, then decode and encode images and prompts.
+
+        The images of `finer`, the same at a second size, are encoded after the others.
+        """
         measured = await self._images.measure(job, model, call)
         answer_bytes = self._answer_bytes(
             job, request, model, measured, encoding=call.answer_encoding
@@ -522,6 +533,12 @@ class DataPlane:
         num_patches = measured.num_queued_patches + prompts.cost
         # The images are decoded before the answer is made.
         num_bytes = max(measured.num_bytes, answer_bytes)
+        if finer is not None:
+            is_cached = call.is_cached
+            measured_finer = await self._images.measure(finer, model, call)
+            call.is_cached &= is_cached
+            num_patches += measured_finer.num_queued_patches
+            num_bytes = max(num_bytes, measured_finer.num_bytes)
         await self._take(call, model, num_patches=num_patches, num_bytes=num_bytes)
         images = self._images.run(job, measured, model, call)
         if prompts.missing:
@@ -529,6 +546,9 @@ class DataPlane:
             encoded, texts = await wait_both(images, known)
         else:
             encoded, texts = await images, prompts.cached
+        if finer is not None:
+            more = await self._images.run(finer, measured_finer, model, call)
+            encoded = replace(encoded, finer=more.images)
         await self._images.make_room(answer_bytes, model)
         return encoded, texts
 
@@ -608,7 +628,11 @@ class DataPlane:
         return model.texts.look_up(groups)
 
     async def _draw_features(
-        self, request: VisualizeFeaturesRequest, images: Sequence[EncodedImage], features: str
+        self,
+        request: VisualizeFeaturesRequest,
+        model: ServedModel,
+        images: Sequence[EncodedImage],
+        features: str,
     ) -> list[NDArray[Any]]:
         rows = [image.outputs[features] for image in images]
         shared: View | None = None
@@ -617,8 +641,11 @@ class DataPlane:
 
         def draw(rows_ND: FloatArray, image: EncodedImage) -> NDArray[Any]:
             view = shared or fit_view(request, [rows_ND])
-            size_hw = image.size_hw if request.size == "image" else image.grid_hw
-            return view(rows_ND, image.grid_hw, size_hw)
+            if request.size != "image":
+                return view(rows_ND, image.grid_hw, image.grid_hw, None)
+            is_outlined = model.manifest.zero_shot.quality != "published"
+            guide_3YX = image.guide_3YX if is_outlined else None
+            return view(rows_ND, image.grid_hw, image.size_hw, guide_3YX)
 
         return await wait_all(
             self.offload(partial(draw, rows_ND, image))
@@ -681,6 +708,14 @@ def size_rule(request: ImagesRequest, model: ServedModel, *, is_map: bool) -> Si
         multiple=manifest.map_multiple if is_map else manifest.size_multiple,
         windows=windows,
         scaling=scaling,
+    )
+
+
+def _seen(image: EncodedImage, rule: SizeRule, request: SegmentImagesRequest) -> SeenImage:
+    return SeenImage(
+        [part.outputs for part in image.parts],
+        _geometry(image, rule, request.size),
+        None if request.quality == "published" else image.guide_3YX,
     )
 
 

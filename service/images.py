@@ -6,7 +6,7 @@ Shape legend: H W pixels.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, Self, TypeGuard
 
@@ -22,6 +22,7 @@ from model.image_codec import (
     load_image,
     read_header,
 )
+from model.outlines import make_guide
 from model.preprocess import Fit, Scaling, scale_image, split_planes, target_size
 from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import ImageInput
@@ -37,6 +38,7 @@ USUAL_PATCH: Final = 14
 COUNTED_PIXELS: Final = 12 * 12
 # Bytes of a patch that waits for a lane, for patches of up to 32 x 32 pixels.
 QUEUED_PATCH_BYTES: Final = 3 * 32 * 32
+FINER_FACTOR: Final = 1.6
 # Images of the largest size in one request, or as many pixels of smaller ones.
 LARGEST_AT_ONCE: Final = 8
 
@@ -109,6 +111,11 @@ class SizeRule:
     windows: Windows | None = None
     scaling: Scaling = "bilinear"
 
+    def finer(self, max_resolution: int) -> Self:
+        """The second size of `quality` `fine`: 1.6 times the resolution, at most the model's."""
+        resolution = round(FINER_FACTOR * self.resolution / self.multiple) * self.multiple
+        return replace(self, resolution=min(resolution, max_resolution))
+
     def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width to scale an image to."""
         height, width = size_hw
@@ -139,6 +146,8 @@ class SizeRule:
 class PreparedImage:
     """Pixels [3, H, W], and height and width of the upright original.
 
+    `guide_3YX` has the colours for `model.outlines`; None for windows and for a caller's float32.
+
     The pixels are uint8, which the lane makes the model's input of (`model.preprocess.as_planes`):
     as float32, 655 images of 320 x 320 that waited for a lane took 800 MB. A caller's float32
     pixels stay as they are.
@@ -146,6 +155,7 @@ class PreparedImage:
 
     pixels_3HW: NDArray[np.float32] | NDArray[np.uint8]
     size_hw: tuple[int, int]
+    guide_3YX: NDArray[np.uint8] | None = None
 
 
 class ImagePreparer:
@@ -240,14 +250,13 @@ class ImagePreparer:
             InvalidRequest: It is broken, too large, or float32 with values outside [0, 1].
         """
         if isinstance(image, bytes):
-            scaled, size_hw = self._scale(image, rule, param)
-            return PreparedImage(pixels_3HW=split_planes(scaled), size_hw=size_hw)
+            return _prepared(*self._scale(image, rule, param), rule)
         size_hw = self._array_hw(image, param)
         if _is_model_input(image):
             return PreparedImage(pixels_3HW=_copy_planes(image, param=param), size_hw=size_hw)
         given = Image.fromarray(np.ascontiguousarray(image, np.uint8))
         scaled = scale_image(given, rule.target_hw(size_hw), scaling=rule.scaling)
-        return PreparedImage(pixels_3HW=split_planes(scaled), size_hw=size_hw)
+        return _prepared(scaled, size_hw, rule)
 
     def _scale(
         self, data: bytes, rule: SizeRule, param: str
@@ -261,6 +270,11 @@ class ImagePreparer:
 
     def _reduce_to(self, rule: SizeRule) -> SizeMap | None:
         return None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
+
+
+def _prepared(scaled: Image.Image, size_hw: tuple[int, int], rule: SizeRule) -> PreparedImage:
+    guide_3YX = None if rule.windows is not None else make_guide(scaled, rule.patch_size)
+    return PreparedImage(pixels_3HW=split_planes(scaled), size_hw=size_hw, guide_3YX=guide_3YX)
 
 
 def _is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:

@@ -16,6 +16,9 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.images import SizeRule
 from service.lanes.work import Completed, Outputs
 from service.models.served_model import ServedModel
@@ -34,12 +37,14 @@ class EncodedImage:
         grid_hw: Patch rows and columns of one part.
         scaled_hw: Height and width of the scaled image in pixels.
         size_hw: Height and width of the original image in pixels.
+        guide_3YX: Its colours for `model.outlines`; None for windows.
     """
 
     parts: tuple[Completed, ...]
     grid_hw: tuple[int, int]
     scaled_hw: tuple[int, int]
     size_hw: tuple[int, int]
+    guide_3YX: NDArray[np.uint8] | None = None
 
     @property
     def outputs(self) -> Outputs:
@@ -128,4 +133,5 @@ class ImageCache:
 
 
 def _num_bytes(image: EncodedImage) -> int:
-    return sum(array.nbytes for array in image.outputs.values()) + ENTRY_OVERHEAD_BYTES
+    num_bytes = sum(array.nbytes for array in image.outputs.values()) + ENTRY_OVERHEAD_BYTES
+    return num_bytes if image.guide_3YX is None else num_bytes + image.guide_3YX.nbytes

@@ -97,10 +97,14 @@ class MeasuredImages:
 
 @dataclass(slots=True)
 class EncodedImages:
-    """The images that could be read, in order, and the errors of the others by their index."""
+    """The images that could be read, in order, and the errors of the others by their index.
+
+    `finer` are the same images at a second size, if the request needs them.
+    """
 
     images: Sequence[EncodedImage] = ()
     errors: dict[int, ServiceError] = field(default_factory=dict)
+    finer: Sequence[EncodedImage] = ()
 
 
 class ImagePipeline:
@@ -277,6 +281,7 @@ def _encoded(image: PreparedImage, parts: Iterable[Completed], rule: SizeRule) -
         grid_hw=(height // rule.patch_size, width // rule.patch_size),
         scaled_hw=(scaled_hw[0], scaled_hw[1]),
         size_hw=image.size_hw,
+        guide_3YX=image.guide_3YX,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.outlines import outline
 from model.segmentation import bilinear_matrix, label_pixels
 from service.messages import FeatureKind, FloatArray, VisualizeFeaturesRequest
 from service.outputs.colours import COLOUR_SCALE
@@ -21,8 +22,10 @@ from service.outputs.maps import SMOOTH
 from service.outputs.masks import encode_mask_png
 from service.outputs.png import BAND_PIXELS, ColourType, write_png
 
-# From embeddings [N, D], grid and size to the map [H, W] or [H, W, 3].
-View = Callable[[FloatArray, tuple[int, int], tuple[int, int]], NDArray[Any]]
+# From embeddings [N, D], grid, size, and the guide of `model.outlines` if the map follows one, to
+# the map [H, W] or [H, W, 3].
+Guide = NDArray[np.uint8] | None
+View = Callable[[FloatArray, tuple[int, int], tuple[int, int], Guide], NDArray[Any]]
 DEFAULT_GROUPS: Final = 6
 DEFAULT_SEED: Final = 0
 # Slope of the sigmoid that maps whitened components to colours.
@@ -44,17 +47,21 @@ def fit_view(request: VisualizeFeaturesRequest, features: Sequence[FloatArray]) 
         return _groups_view(all_ND, request)
     components = fit_components(all_ND, 3 if request.kind == "colors" else 1)
     if request.kind == "colors":
-        return lambda features_ND, grid_hw, size_hw: _scale(
-            _sigmoid(STEEPNESS * components.project(features_ND)), grid_hw, size_hw
+        return lambda features_ND, grid_hw, size_hw, guide_3YX: _scale(
+            _maps(_sigmoid(STEEPNESS * components.project(features_ND)), grid_hw, guide_3YX),
+            size_hw,
         )
     projected_N1 = components.project(all_ND)
     least, span = projected_N1.min(), np.ptp(projected_N1)
 
     def view(
-        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
+        features_ND: FloatArray,
+        grid_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        guide_3YX: Guide,
     ) -> FloatArray:
         share_N1 = (components.project(features_ND) - least) / (span or np.float32(1))
-        return _scale(np.clip(share_N1, 0, 1), grid_hw, size_hw)[..., 0]
+        return _scale(_maps(np.clip(share_N1, 0, 1), grid_hw, guide_3YX), size_hw)[..., 0]
 
     return view
 
@@ -65,24 +72,33 @@ def _groups_view(all_ND: FloatArray, request: VisualizeFeaturesRequest) -> View:
     centres_KD = find_groups(all_ND, num_groups, seed)
 
     def view(
-        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
+        features_ND: FloatArray,
+        grid_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        guide_3YX: Guide,
     ) -> NDArray[np.uint16]:
         nearness_NK = -np.sqrt(squared_distances(features_ND, centres_KD))
-        nearness_hwK = nearness_NK.reshape(*grid_hw, -1)
         if grid_hw == size_hw:
-            labels_hw: NDArray[np.uint16] = (nearness_hwK.argmax(axis=-1) + 1).astype(np.uint16)
-            return labels_hw
-        found = label_pixels(nearness_hwK, size_hw, with_scores=False)
+            labels_N: NDArray[np.uint16] = (nearness_NK.argmax(axis=-1) + 1).astype(np.uint16)
+            return labels_N.reshape(grid_hw)
+        nearness_hwK = np.moveaxis(_maps(nearness_NK, grid_hw, guide_3YX), 0, -1)
+        found = label_pixels(np.ascontiguousarray(nearness_hwK), size_hw, with_scores=False)
         return found.labels_HW.astype(np.uint16, copy=False)
 
     return view
 
 
-def _scale(values_NC: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> FloatArray:
-    """Scale bilinearly to the size of the map, [H, W, C]."""
-    if grid_hw == size_hw:
-        return values_NC.reshape(*grid_hw, -1)
+def _maps(values_NC: FloatArray, grid_hw: tuple[int, int], guide_3YX: Guide) -> FloatArray:
+    """Values at patches, or at places of the guide, [C, h, w]."""
     maps_Chw = values_NC.T.reshape(-1, *grid_hw)
+    return maps_Chw if guide_3YX is None else outline(maps_Chw, guide_3YX)
+
+
+def _scale(maps_Chw: FloatArray, size_hw: tuple[int, int]) -> FloatArray:
+    """Scale bilinearly to the size of the map, [H, W, C]."""
+    grid_hw = maps_Chw.shape[1:]
+    if grid_hw == size_hw:
+        return np.ascontiguousarray(np.moveaxis(maps_Chw, 0, -1))
     height, width = size_hw
     wide_ChW = maps_Chw @ bilinear_matrix(grid_hw[1], width).T
     rows_Hh = bilinear_matrix(grid_hw[0], height)

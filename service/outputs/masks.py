@@ -15,6 +15,7 @@ from PIL import Image
 
 from model.dense_maps import make_map
 from model.graphs import PATCH_OUTPUTS, DenseTask
+from model.outlines import outline
 from model.segmentation import (
     NO_BACKGROUND,
     Background,
@@ -23,8 +24,10 @@ from model.segmentation import (
     SegmentationMap,
     average_groups,
     bilinear_matrix,
+    cosine_map,
     l2_normalize,
-    segment,
+    label_maps,
+    upsample_bilinear,
 )
 from model.winner_map import Labels, find_winners
 from service.lanes.work import Outputs
@@ -52,6 +55,8 @@ from service.waiting import Steps
 TINT: Final = 0.4
 HEATMAP_OPACITY: Final = 0.55
 OUTLINE_PX: Final = 2
+# Share of the larger of two sizes: it knows outlines better, and names worse.
+FINER_SHARE: Final = np.float32(1 / 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,48 +119,68 @@ def class_embeddings(groups: Sequence[PromptGroup], raw: Mapping[str, FloatArray
     return PooledClasses(average_groups(text_PD, sizes), [g.num_vectors for g in groups])
 
 
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """What the model has made of an image at one size.
+
+    Attributes:
+        parts: Outputs of the whole image, or of each window, with patch embeddings [N, D].
+        geometry: Sizes of mask and image, and the image's windows if any.
+        guide_3YX: See `model.outlines`; None scales the cosines of patches bilinearly.
+    """
+
+    parts: Sequence[Outputs]
+    geometry: Geometry
+    guide_3YX: NDArray[np.uint8] | None = None
+
+    def cosines(self, classes: Classes, features: ImageOutput) -> FloatArray:
+        """Cosines of all classes with the whole image, at patches or at places of the guide."""
+        (whole,) = self.parts
+        cosine_Khw = cosine_map(whole[features], classes, self.geometry.grid_hw)
+        return cosine_Khw if self.guide_3YX is None else outline(cosine_Khw, self.guide_3YX)
+
+
 def segment_image(
-    parts: Sequence[Outputs],
-    classes: Classes,
-    geometry: Geometry,
-    request: SegmentImagesRequest,
-    *,
-    rules: MaskRules,
+    views: Sequence[SeenImage], classes: Classes, request: SegmentImagesRequest, rules: MaskRules
 ) -> Steps[Segmentation]:
     """Steps that segment one image at the size of its mask.
 
     Args:
-        parts: Outputs of the whole image, or of each window, with patch embeddings [N, D].
+        views: The image at one size, or without windows at two, the larger one last.
         classes: Of each class, then of each background class.
-        geometry: Sizes of mask and image, and the image's windows if any.
         request: What to return.
         rules: How to make it.
     """
-    features, background = rules.features, rules.background
+    (first, *more), features = views, rules.features
+    geometry = first.geometry
     cosines_KHW: FloatArray | None = None
     if request.include_all_scores:
         cosines_KHW = np.empty((len(request.classes), *geometry.size_hw), np.float32)
     if geometry.windows is not None:
         result = yield from segment_windows(
-            [part[features] for part in parts],
+            [part[features] for part in first.parts],
             classes,
             geometry,
-            background,
+            rules.background,
             with_scores=request.include_scores,
             cosines_KHW=cosines_KHW,
         )
     else:
-        (whole,) = parts
-        result = segment(
-            whole[features],
-            classes,
-            grid_hw=geometry.grid_hw,
-            size_hw=geometry.size_hw,
-            background=background,
+        cosine_Khw = first.cosines(classes, features)
+        for second in more:
+            yield
+            finer_Khw = second.cosines(classes, features)
+            cosine_Khw = upsample_bilinear(cosine_Khw, finer_Khw.shape[1:])
+            cosine_Khw += FINER_SHARE * (finer_Khw - cosine_Khw)
+        yield
+        result = label_maps(
+            cosine_Khw,
+            geometry.size_hw,
+            background=rules.background,
             with_scores=request.include_scores,
         )
-        if cosines_KHW is not None and result.cosine_Khw is not None:
-            yield from _upsample(result.cosine_Khw, cosines_KHW)
+        if cosines_KHW is not None:
+            yield from _upsample(cosine_Khw, cosines_KHW)
     yield
     described = yield from _described(result, request, rules.temperature)
     return replace(described, cosines_KHW=cosines_KHW)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from model import winner_map
 from model.segmentation import compare_everywhere, upsample_bilinear
 from model.winner_map import WinnerMap, find_winners
 
@@ -33,13 +34,24 @@ def rolling(seed: int, *shape: int) -> FloatArray:
     return scaled
 
 
-def check(value_hwK: FloatArray, found: WinnerMap, size_hw: tuple[int, int]) -> None:
+def check(
+    value_hwK: FloatArray,
+    found: WinnerMap,
+    size_hw: tuple[int, int],
+    floor_K: FloatArray | None = None,
+) -> None:
     expected = compare_everywhere(value_hwK, size_hw, with_scores=True)
     differ_HW = found.labels_HW != expected.labels_HW
+    if floor_K is not None:
+        above_HW = score_of(expected) - floor_K[expected.labels_HW - 1]
+        is_low_HW = found.labels_HW == 0
+        assert above_HW[is_low_HW].max(initial=-1) < CLEAR
+        assert above_HW[~(is_low_HW | differ_HW)].min(initial=1) > -CLEAR
+        differ_HW &= ~is_low_HW
     if differ_HW.any():
         value_KHW = upsample_bilinear(value_hwK.transpose(2, 0, 1), size_hw)
         chosen_HW = np.take_along_axis(value_KHW, found.labels_HW[None].astype(int) - 1, axis=0)[0]
-        assert (score_of(expected) - chosen_HW).max() < CLEAR
+        assert (score_of(expected) - chosen_HW)[differ_HW].max() < CLEAR
     if found.score_HW is not None:
         np.testing.assert_allclose(found.score_HW, score_of(expected), atol=CLEAR)
     counts = np.bincount(found.labels_HW.ravel(), minlength=value_hwK.shape[2] + 1)
@@ -51,6 +63,7 @@ def check(value_hwK: FloatArray, found: WinnerMap, size_hw: tuple[int, int]) -> 
 )
 @settings(deadline=None, max_examples=60)
 @pytest.mark.parametrize("with_scores", [True, False])
+@pytest.mark.parametrize("with_floors", [True, False])
 def test_noise_and_smooth_maps_are_labelled_as_by_comparing_everywhere(
     seed: int,
     grid_hw: tuple[int, int],
@@ -58,9 +71,14 @@ def test_noise_and_smooth_maps_are_labelled_as_by_comparing_everywhere(
     num_classes: int,
     smooth: bool,
     with_scores: bool,
+    with_floors: bool,
 ) -> None:
     value_hwK = (rolling if smooth else noise)(seed, *grid_hw, num_classes)
-    check(value_hwK, find_winners(value_hwK, size_hw, with_scores=with_scores), size_hw)
+    floor_K = noise(seed + 1, num_classes) if with_floors else None
+    found = find_winners(value_hwK, size_hw, with_scores=with_scores, floor_K=floor_K)
+    check(value_hwK, found, size_hw, floor_K)
+    everywhere = compare_everywhere(value_hwK, size_hw, with_scores=False, floor_K=floor_K)
+    check(value_hwK, everywhere, size_hw, floor_K)
 
 
 @given(
@@ -81,3 +99,15 @@ def test_the_first_of_equal_classes_wins(
     expected = compare_everywhere(value_hwK, size_hw, with_scores=True)
     np.testing.assert_array_equal(found.labels_HW, expected.labels_HW)
     np.testing.assert_array_equal(score_of(found), score_of(expected))
+
+
+@pytest.mark.parametrize("num_classes", [3, 300])
+def test_bands_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, num_classes: int) -> None:
+    value_hwK = noise(2, 9, 8, num_classes)
+    whole = find_winners(value_hwK, (301, 260), with_scores=True)
+    monkeypatch.setattr(winner_map, "BAND_ELEMENTS", 1)
+    banded = find_winners(value_hwK, (301, 260), with_scores=True)
+    np.testing.assert_array_equal(banded.labels_HW, whole.labels_HW)
+    np.testing.assert_array_equal(banded.counts, whole.counts)
+    np.testing.assert_allclose(score_of(banded), score_of(whole), atol=1e-6)
+    check(value_hwK, banded, (301, 260))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from model.manifest import Manifest
+from model.segmentation import upsample_bilinear
 from service import validation
 from service.data_plane import DataPlane
 from service.errors import (
@@ -463,6 +464,42 @@ async def test_a_dense_head_has_no_cosines(core: Core) -> None:
         await core.ask(
             ("segment_images", SegmentImagesRequest, OWN, ""), core.image(), include_all_scores=True
         )
+
+
+@pytest.mark.parametrize("quality", ["published", "fast", "fine"])
+async def test_a_batch_of_any_quality_has_the_masks_of_its_images(core: Core, quality: str) -> None:
+    images = [core.image(size=size, seed=size[0]) for size in ((30, 30), (49, 28), (60, 40))]
+    asked = {"quality": quality, "include_scores": True, "background": "auto"}
+    together = await core.ask(SEGMENT, *images, **asked)
+    assert core.runtime.num_images == (6 if quality == "fine" else 3)
+    for image, mask in zip(images, together.segmentations, strict=True):
+        (alone,) = (await core.ask(SEGMENT, image, **asked)).segmentations
+        np.testing.assert_array_equal(mask.labels_HW, alone.labels_HW)
+        np.testing.assert_allclose(mask.scores_HW, alone.scores_HW, rtol=1e-5, atol=1e-6)
+    some = await core.ask(SEGMENT, b"broken", *images, **asked, partial=True)
+    assert list(some.errors) == [0]
+    assert len(some.segmentations) == 3
+
+
+async def test_fine_is_a_mean_of_two_sizes_and_admitted_by_the_patches_of_both(core: Core) -> None:
+    image = core.image(size=(60, 60))
+    asked = {"size": "patch", "include_all_scores": True, "background": "none"}
+    found = [
+        (await core.ask(SEGMENT, image, **asked, **change)).segmentations[0].cosines_KHW
+        for change in (
+            {"quality": "fast"},
+            {"quality": "fast", "resolution": 42},
+            {"quality": "fine"},
+        )
+    ]
+    mean_KHW = (2 * found[0] + upsample_bilinear(found[1], (2, 2))) / 3
+    assert np.abs(found[2] - mean_KHW).max() < 0.3 * np.abs(found[0] - found[1].mean()).max()
+    # Of 28 and 42 pixels: four patches and nine; three new prompts cost eight each.
+    core.make(max_queue_patches=28, max_batch_patches=28)
+    await core.ask(SEGMENT, image)
+    await core.ask(SEGMENT, image, image, quality="fine")
+    with pytest.raises(RequestTooLarge, match="39 patches"):
+        await core.ask(SEGMENT, image, image, image, quality="fine")
 
 
 async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(core: Core) -> None:

@@ -132,7 +132,13 @@ class PhotographsJob:
             used |= set(FURTHER_STYLES)
         return {
             "licence": LICENCE,
-            "zero_shot": {"features": "values", "templates": "none"},
+            # Chosen on composed scenes and photographs; see `model.outlines`.
+            "zero_shot": {
+                "features": "values",
+                "templates": "none",
+                "quality": "fast",
+                "least_cosine": 0.1,
+            },
             "recipe": "photographs",
             "commit": code_version()["commit"] or "unknown",
             "passes": self.passes,

@@ -82,9 +82,9 @@ def test_colours_are_a_sigmoid_of_whitened_components() -> None:
     projected_NC = PCA(3, whiten=True, svd_solver="full").fit_transform(VIEW_FEATURES)
     expected_hw3 = (1 / (1 + np.exp(-2 * projected_NC))).reshape(*GRID, 3)
     view = fit_view(request(), [VIEW_FEATURES])
-    np.testing.assert_allclose(view(VIEW_FEATURES, GRID, GRID), expected_hw3, atol=1e-4)
+    np.testing.assert_allclose(view(VIEW_FEATURES, GRID, GRID, None), expected_hw3, atol=1e-4)
     scaled = upsample_bilinear(np.moveaxis(expected_hw3, -1, 0).astype(np.float32), SIZE)
-    found_HW3 = view(VIEW_FEATURES, GRID, SIZE)
+    found_HW3 = view(VIEW_FEATURES, GRID, SIZE, None)
     np.testing.assert_allclose(found_HW3, np.moveaxis(scaled, 0, -1), atol=1e-4)
     assert found_HW3.flags.c_contiguous
 
@@ -92,11 +92,11 @@ def test_colours_are_a_sigmoid_of_whitened_components() -> None:
 def test_a_component_runs_from_zero_to_one() -> None:
     first_N = PCA(1, svd_solver="full").fit_transform(VIEW_FEATURES)[:, 0]
     expected_N = (first_N - first_N.min()) / np.ptp(first_N)
-    found_hw = fit_view(request(kind="component"), [VIEW_FEATURES])(VIEW_FEATURES, GRID, GRID)
+    found_hw = fit_view(request(kind="component"), [VIEW_FEATURES])(VIEW_FEATURES, GRID, GRID, None)
     np.testing.assert_allclose(found_hw, expected_N.reshape(GRID), atol=1e-4)
     assert (found_hw.min(), found_hw.max()) == (0, 1)
     flat = np.ones((30, 8), np.float32)
-    assert not fit_view(request(kind="component"), [flat])(flat, GRID, GRID).any()
+    assert not fit_view(request(kind="component"), [flat])(flat, GRID, GRID, None).any()
 
 
 def test_groups_are_compared_after_their_distances_are_scaled() -> None:
@@ -105,11 +105,11 @@ def test_groups_are_compared_after_their_distances_are_scaled() -> None:
     distance_KN = np.sqrt(squared_distances(VIEW_FEATURES, centres_KD)).T
     large_KHW = upsample_bilinear(distance_KN.reshape(4, *GRID), SIZE)
     view = fit_view(asked, [VIEW_FEATURES])
-    found_HW = view(VIEW_FEATURES, GRID, SIZE)
+    found_HW = view(VIEW_FEATURES, GRID, SIZE, None)
     assert found_HW.dtype == np.uint16
     assert (found_HW == large_KHW.argmin(axis=0) + 1).mean() > 0.999  # but for equal ones
     np.testing.assert_array_equal(
-        view(VIEW_FEATURES, GRID, GRID), (distance_KN.argmin(axis=0) + 1).reshape(GRID)
+        view(VIEW_FEATURES, GRID, GRID, None), (distance_KN.argmin(axis=0) + 1).reshape(GRID)
     )
 
 
@@ -118,7 +118,7 @@ def test_with_request_scope_equal_patches_look_equal_in_every_image(kind: Any) -
     other = 3 * np.random.default_rng(1).standard_normal((30, 8)).astype(np.float32)
     other[7] = VIEW_FEATURES[4]
     view = fit_view(request(kind=kind, scope="request"), [VIEW_FEATURES, other])
-    one, two = (view(f, GRID, GRID).reshape(30, -1) for f in (VIEW_FEATURES, other))
+    one, two = (view(f, GRID, GRID, None).reshape(30, -1) for f in (VIEW_FEATURES, other))
     np.testing.assert_allclose(one[4], two[7])
 
 

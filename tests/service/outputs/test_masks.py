@@ -16,6 +16,7 @@ from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
 from service.outputs.colours import class_color
 from service.outputs.masks import (
     MaskRules,
+    SeenImage,
     class_embeddings,
     encode_labels_png,
     encode_mask_png,
@@ -107,7 +108,7 @@ EYE = np.eye(3, dtype=np.float32)
 
 def segmented(parts: list[Any], *arguments: Any) -> Segmentation:
     outputs = [{"values": part} for part in parts]
-    *others, asked = arguments
+    classes_KD, geometry, asked = arguments
     background = Background(
         threshold=asked.background_threshold,
         num_classes=len(asked.background_classes),
@@ -115,7 +116,7 @@ def segmented(parts: list[Any], *arguments: Any) -> Segmentation:
         least_cosine=0.4,
     )
     rules = MaskRules(features="values", temperature=0.1, background=background)
-    steps = segment_image(outputs, *others, asked, rules=rules)
+    steps = segment_image([SeenImage(outputs, geometry)], classes_KD, asked, rules)
     found = run_slice(steps, math.inf)
     assert found is not None
     return found[0]

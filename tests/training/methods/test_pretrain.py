@@ -1,12 +1,14 @@
 """Pretraining: one encoder, a moving average of the head, a patch loss that starts late."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import Tipsv2Model
 
-from model.features import vision_tokens
+from model.features import VisionTokens, vision_tokens
 from tests.training.conftest import TINY_HEAD
 from tests.training.methods.conftest import take_step
 from training.data.batch import Batch
@@ -14,6 +16,7 @@ from training.losses.dino import dino_loss
 from training.losses.distillation import token_losses
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
+from training.methods import pretrain as pretrain_module
 from training.methods.base import GlobalToken
 from training.methods.pretrain import Pretrain, PretrainConfig
 
@@ -64,6 +67,31 @@ def test_the_teacher_sees_the_whole_and_the_student_the_masked_image(
     method.eval()
     again, other = (take_step(method, batch, 0.9, seed=seed).metrics["ibot"] for seed in (7, 8))
     assert again != other  # masks are drawn from the step's generator
+
+
+@pytest.mark.parametrize("term", ["dino", "ibot"])
+def test_no_gradient_flows_back_from_the_teachers_view(
+    student_model: Tipsv2Model, cropped: Batch, term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: Any = {"dino_weight": 0.0, "ibot_weight": 0.0} | {f"{term}_weight": 1.0}
+    method = Pretrain(student_model, replace(PAPER, contrast_weight=0.0, **weights))
+    seen: list[VisionTokens] = []
+
+    def encode(*arguments: Tensor) -> VisionTokens:
+        tokens = vision_tokens(*arguments)  # type: ignore[arg-type]
+        if not seen:  # the whole image comes first
+            tokens.patches_BND.retain_grad()
+            tokens.cls1_BD.retain_grad()
+        seen.append(tokens)
+        return tokens
+
+    monkeypatch.setattr(pretrain_module, "vision_tokens", encode)
+    take_step(method, cropped, 0.0).loss.backward()
+    assert seen[0].patches_BND.grad is None
+    assert seen[0].cls1_BD.grad is None
+    weight = student_model.vision_model.embeddings.patch_embeddings.projection.weight
+    assert weight.grad is not None
+    assert weight.grad.any()
 
 
 def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model) -> None:

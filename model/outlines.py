@@ -1,0 +1,116 @@
+"""Give maps of a patch grid the outlines of their image.
+
+A place of the image takes the mean of the patches around it, weighted by how near they are and how
+alike in colour. The weights are made of the image alone, so they fit maps of any model and meaning.
+
+Shapes: h w patch grid, K maps, Y X the finer grid with F x F places for each patch; S the places of
+a patch in raster order, J the patches of the window around it.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from PIL import Image
+
+Floats = NDArray[np.float32]
+
+# A place is about so many pixels of the model's input across, but there are at most so many of them
+# across a patch.
+PLACE_PIXELS: Final = 4
+MAX_PLACES: Final = 8
+# Patches on each side of a place's own patch.
+REACH: Final = 2
+# Squared width of the weights in the colours of an image, each of which is scaled to a variance of
+# 1/3.
+COLOUR_VARIANCE: Final = 0.2
+# Values of all maps of an image: 2 MiB of float32.
+MAX_VALUES: Final = 512 * 1024
+
+
+def make_guide(image: Image.Image, patch_size: int) -> NDArray[np.uint8]:
+    """The colours that guide maps: luma and two chroma channels, uint8 [3, Y, X].
+
+    Args:
+        image: As the model sees it, of mode RGB or L.
+        patch_size: Side of a patch; the image's sides are multiples of it.
+    """
+    num_places = min(MAX_PLACES, max(1, round(patch_size / PLACE_PIXELS)))
+    size = (image.width * num_places // patch_size, image.height * num_places // patch_size)
+    colours = image.convert("RGB").resize(size, Image.Resampling.BOX).convert("YCbCr")
+    return np.ascontiguousarray(np.moveaxis(np.asarray(colours), -1, 0))
+
+
+def outline(maps_Khw: Floats, guide_3YX: NDArray[np.uint8]) -> Floats:
+    """Scale maps to the grid of a guide: float32 [K, Y, X].
+
+    The grid is coarser if the maps would have too many values.
+
+    Source: joint bilateral upsampling (J. Kopf et al., 2007), with patches' mean colours as keys
+    and a parabola instead of a Gaussian of the distance.
+    """
+    num_maps, rows, columns = maps_Khw.shape
+    factor = guide_3YX.shape[1] // rows
+    while factor > 1 and maps_Khw.size * factor**2 > MAX_VALUES:
+        factor //= 2
+    if factor <= 1:
+        return maps_Khw
+    weight_hwSJ = _weights(guide_3YX, (rows, columns), factor)
+    window_hwJK = _windows(np.moveaxis(maps_Khw, 0, -1), 0.0)
+    value_hwSK = weight_hwSJ.reshape(rows * columns, factor**2, -1) @ window_hwJK.reshape(
+        rows * columns, -1, num_maps
+    )
+    value_hFwFK = value_hwSK.reshape(rows, columns, factor, factor, num_maps)
+    return np.ascontiguousarray(value_hFwFK.transpose(4, 0, 2, 1, 3)).reshape(
+        num_maps, rows * factor, columns * factor
+    )
+
+
+def _weights(guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int) -> Floats:
+    """Weight of every patch of the window for every place, [h, w, S, J]; sums are 1."""
+    rows, columns = grid_hw
+    fine = guide_3YX.shape[1] // rows // factor
+    blocks = guide_3YX.reshape(3, rows * factor, fine, columns * factor, fine)
+    colour_3YX = blocks.mean(axis=(2, 4), dtype=np.float32)
+    mean_3, deviation_3 = colour_3YX.mean(axis=(1, 2)), colour_3YX.std(axis=(1, 2))
+    # One grey level, so that the noise of an even channel stays small.
+    scale_3 = 1 / (np.sqrt(3 * COLOUR_VARIANCE) * np.maximum(deviation_3, 1))
+    colour_3YX -= mean_3[:, None, None]
+    colour_3YX *= scale_3[:, None, None].astype(np.float32)
+    place_hwS3 = colour_3YX.reshape(3, rows, factor, columns, factor).transpose(1, 3, 2, 4, 0)
+    place_hwS3 = place_hwS3.reshape(rows, columns, factor**2, 3)
+    patch_hw3 = place_hwS3.mean(axis=2)
+    # -|q - k|^2 / 2 without |q|^2, which is the same for all patches of a place.
+    square_hw1 = np.vecdot(patch_hw3, patch_hw3)[..., None] / -2
+    key_hwJ3 = _windows(patch_hw3, 0.0)
+    weight_hwSJ: Floats = place_hwS3 @ key_hwJ3.swapaxes(-1, -2)
+    weight_hwSJ += _windows(square_hw1, -np.inf).swapaxes(-1, -2)
+    weight_hwSJ -= weight_hwSJ.max(axis=-1, keepdims=True)
+    np.exp(weight_hwSJ, out=weight_hwSJ)
+    weight_hwSJ *= _nearness(factor)
+    weight_hwSJ /= weight_hwSJ.sum(axis=-1, keepdims=True)
+    return weight_hwSJ
+
+
+def _windows(values_hwC: Floats, outside: float) -> Floats:
+    """Values of the patches around every patch, [h, w, J, C]."""
+    around = ((REACH, REACH), (REACH, REACH), (0, 0))
+    padded = np.pad(values_hwC, around, constant_values=outside)
+    side = 2 * REACH + 1
+    window_hwCij = sliding_window_view(padded, (side, side), axis=(0, 1))
+    window_hwijC = np.moveaxis(window_hwCij, 2, -1)
+    return np.ascontiguousarray(window_hwijC).reshape(*values_hwC.shape[:2], side**2, -1)
+
+
+def _nearness(factor: int) -> Floats:
+    """Of every place of a patch to the patches around it, [S, J]; 0 at the edge of the window.
+
+    With a weight there, a map would have a step between each two patches.
+    """
+    place_F = (np.arange(factor, dtype=np.float32) + 0.5) / factor - 0.5
+    distance_Fi = (place_F[:, None] - np.arange(-REACH, REACH + 1)) / (REACH + 0.5)
+    near_Fi = (1 - np.square(distance_Fi)).astype(np.float32)
+    near_FFij = near_Fi[:, None, :, None] * near_Fi[None, :, None, :]
+    near_SJ: Floats = near_FFij.reshape(factor**2, -1)
+    return near_SJ

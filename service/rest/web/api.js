@@ -137,29 +137,36 @@ export const decodeFloats = ({ data }) => new Float32Array(bytesOf(data).buffer)
 const quote = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 const file = (image) => image.name || "photo.jpg";
 
-/** The request as a line of curl. */
-export function asCurl({ path, query = {}, image, accept }, output) {
-  const address = new URL(url(path, query), document.baseURI).href;
-  const form = quote(`image=@${file(image)}`);
-  return `curl -F ${form} -H 'Accept: ${accept ?? "application/json"}' ${quote(address)} -o ${output}`;
+/** The request as a line of curl; its JSON gets the images that are sent in it from `files`. */
+export function asCurl({ path, query = {}, image, json, files, accept = "application/json" }, output) {
+  const address = quote(new URL(url(path, query), document.baseURI).href);
+  const rest = `-H ${quote(`Accept: ${accept}`)} ${address} -o ${output}`;
+  if (!json) return `curl -F ${quote(`image=@${file(image)}`)} ${rest}`;
+  const body = quote(JSON.stringify({ ...json, images: files.map((_, index) => `<${index}>`) }));
+  const filled = body.replace(/<(\d+)>/g, (_, index) => `'"$(base64 -w0 ${quote(file(files[index]))})"'`);
+  return `printf %s ${filled} | curl --json @- ${rest}`;
 }
 
+/** Lines of Python that stand for themselves. */
+export class Code extends String {}
+
 const literal = (value) => {
+  if (value instanceof Code) return String(value);
   if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
   return typeof value === "number" ? String(value) : JSON.stringify(value);
 };
 
 /** A call of the Python client: `method`, `options` with its types, and what to print of `answer`. */
-export function asPython({ method, options, image, result }) {
+export function asPython({ method, options, files, result }) {
   const words = Object.entries(options)
     .filter(([, value]) => value !== "" && value !== undefined)
     .map(([name, value]) => `, ${name}=${literal(value)}`)
     .join("");
   return [
-    "from tipserve_client import Client",
+    `from tipserve_client import Client${words.includes("Example(") ? ", Example" : ""}`,
     "",
     `with Client(${literal(new URL(".", document.baseURI).href.replace(/\/$/, ""))}) as client:`,
-    `    (answer,) = client.${method}([${literal(file(image))}]${words})`,
+    `    answer, *_ = client.${method}(${literal(files.map(file))}${words})`,
     `    print(${result})`,
     "",
   ].join("\n");

@@ -1,7 +1,7 @@
 //# allFunctionsCalledOnLoad
 // Masks of classes by name or by example: over the image, as a list, and as files.
 
-import { dataUri, decodeFloats, sendJson } from "./api.js";
+import { Code, dataUri, decodeFloats, sendJson } from "./api.js";
 import { Classes } from "./classes.js";
 import { $, Latest, wordsIn } from "./form.js";
 import { drawOutlines, labelsOf, outlinesOf } from "./outlines.js";
@@ -236,15 +236,19 @@ export class Masks {
     return this.#level ? { background: "auto", background_level: this.#level } : { background: "none" };
   }
 
-  /** A JSON body: the image of the mask comes first, then those of examples that are elsewhere. */
+  /** The image of the mask, then those of examples that are elsewhere. */
+  #files(examples) {
+    return [...new Set([this.app.file, ...examples.map(({ file }) => file)])];
+  }
+
   async #exampleRequest(only) {
     const examples = only === undefined ? this.#examples : [this.#examples[only]];
-    const files = [...new Set([this.app.file, ...examples.map(({ file }) => file)])];
+    const files = this.#files(examples);
     const classes = examples.map(({ name, file, region }) =>
       ({ name, examples: [{ image: files.indexOf(file), ...region }] }));
     const images = await Promise.all(files.map(dataUri));
     const { templates, background_classes, ...options } = this.#options(only);
-    return { path: PATH, json: { ...options, images, classes } };
+    return { path: PATH, json: { ...options, images, classes }, files };
   }
 
   #wordRequest(only) {
@@ -268,20 +272,30 @@ export class Masks {
   }
 
   #share(usesExamples) {
-    // A PNG holds one image, and the copied lines send words.
-    const isElsewhere = this.#examples.some(({ file }) => file !== this.app.file);
+    // A PNG holds one image.
+    const isElsewhere = usesExamples && this.#examples.some(({ file }) => file !== this.app.file);
     const request = (accept, options) => async () => ({ ...withOptions(await this.#request(), options), accept });
     const isReady = this.#isReady;
     const files = [
-      { label: "Save mask", id: "save-png", suffix: "mask.png", request: isReady && !(usesExamples && isElsewhere) && request("image/png", {}) },
+      { label: "Save mask", id: "save-png", suffix: "mask.png", request: isReady && !isElsewhere && request("image/png", {}) },
       { label: "Save COCO", id: "save-coco", suffix: "mask.json", request: isReady && request("application/json", { format: "rle", include_instances: true }) },
     ];
-    const hasLines = isReady && !usesExamples;
-    const image = () => (this.#showsHeat
-      ? { ...withOptions(this.#wordRequest(this.rows.alone ?? 0), { format: "heatmap" }), output: "heatmap.png" }
-      : { ...this.#wordRequest(), output: "mask.png" });
-    const curl = hasLines && (() => ({ ...image(), accept: "image/png" }));
-    const python = hasLines && (() => ({ method: "segment", options: this.#options(), result: "answer.classes, answer.labels.shape" }));
+    const curl = isReady && !isElsewhere && (async () => (this.#showsHeat
+      ? { ...withOptions(await this.#request(this.rows.alone ?? 0), { format: "heatmap" }), accept: "image/png", output: "heatmap.png" }
+      : { ...(await this.#request()), accept: "image/png", output: "mask.png" }));
+    const python = isReady && (() => this.#python());
     offerShare({ ...this.app.shared(), files, curl, python });
+  }
+
+  #python() {
+    const call = { method: "segment", result: "answer.classes, answer.labels.shape" };
+    const { templates, background_classes, ...options } = this.#options();
+    if (!this.#usesExamples) return { ...call, options: this.#options() };
+    const files = this.#files(this.#examples);
+    const classes = this.#examples.map(({ name, file, region: { point, box } }) => {
+      const region = point ? `point=(${point.join(", ")})` : `box=(${box.join(", ")})`;
+      return `"${name}": [Example(image=${files.indexOf(file)}, ${region})]`;
+    });
+    return { ...call, options: { ...options, classes: new Code(`{${classes.join(", ")}}`) }, files };
   }
 }

@@ -34,8 +34,11 @@ export function offerShare(offer) {
     }, !file || (!request && !blob)));
   const image = stage && button("Save image", "save-image", async () => save(await stage.compose(), `${name}-shown.png`), !file);
   const lines = [
-    button("Copy curl", "copy-curl", () => copy(asCurl(curl(), curl().output)), !file || !curl),
-    button("Copy Python", "copy-python", () => copy(asPython({ ...python(), image: file })), !file || !python),
+    button("Copy curl", "copy-curl", async () => {
+      const { output, ...request } = await curl();
+      return copy(asCurl(request, output));
+    }, !file || !curl),
+    button("Copy Python", "copy-python", () => copy(asPython({ files: [file], ...python() })), !file || !python),
   ];
   const link = button("Copy link", "copy-link", () => copy(location.href));
   $("#share").replaceChildren(...[image, ...own, ...lines, link].filter(Boolean));

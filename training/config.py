@@ -188,8 +188,6 @@ class TrainingConfig:
         keep_checkpoints: Number of newest checkpoints to keep.
         checkpoint_store: URL of a folder that gets a copy of each checkpoint, such as
             s3://bucket/runs; a machine without the run continues from there. None for none.
-        profile_steps: Steps that torch.profiler records on each rank, from the fifth of this start
-            on; 0 for none. Perfetto shows the traces in `profile/` of the run's folder.
         threads: Of torch.
     """
 
@@ -215,7 +213,6 @@ class TrainingConfig:
     checkpoint_every_s: float = 120.0
     keep_checkpoints: int = 2
     checkpoint_store: str | None = None
-    profile_steps: int = 0
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -227,8 +224,6 @@ class TrainingConfig:
         for name, choices in (("precision", Precision), ("parallel", ParallelKind)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {get_args(choices)}")
-        if self.profile_steps < 0:
-            raise ValueError("profile_steps must not be below 0")
         if isinstance(self.data, ShardsConfig) and self.data.probe and not self.validate_every:
             raise ValueError("data.probe is scored at validations: set validate_every above 0")
         if isinstance(self.method, DistillConfig | SpaceConfig) and self.teacher is None:

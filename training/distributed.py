@@ -76,16 +76,6 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-@torch.no_grad()
-def logsumexp_over_ranks(log_totals_K: Tensor) -> Tensor:
-    """Log of the sum over the ranks of exp(log_totals_K); the argument is not changed."""
-    if num_ranks() == 1:
-        return log_totals_K
-    parts = [torch.empty_like(log_totals_K) for _ in range(num_ranks())]
-    dist.all_gather(parts, log_totals_K.contiguous())
-    return torch.stack(parts).logsumexp(0)
-
-
 def sum_over_ranks(counts: Sequence[int]) -> list[int]:
     """Add up counts over the ranks, through the CPU: the host does not wait for its device."""
     if num_ranks() == 1:

@@ -10,7 +10,7 @@ from model.stores import StoreError, open_store
 from training.checkpoint import CHECKPOINT_FOLDER, HEADER_FILE, checkpoint_step
 from training.observation import BOARD_FOLDER
 
-_LEFT_OUT = (CHECKPOINT_FOLDER, BOARD_FOLDER, "profile", "model")
+_LEFT_OUT = (CHECKPOINT_FOLDER, BOARD_FOLDER, "model")
 """Other checkpoints, and what a resumed run makes again."""
 
 

@@ -18,7 +18,6 @@ from training.methods.teacher import find_model, part_of, read_heads
 
 _POSITIONS = "vision_model.embeddings.position_embeddings"
 _TOWER_POSITIONS = "embeddings.position_embeddings"
-_AVERAGED = {"teacher_head": "head", "teacher_global_head": "global_head"}
 
 
 def load_start(model: Tipsv2Model, run: Path) -> None:
@@ -64,7 +63,7 @@ def load_heads(method: nn.Module, run: Path) -> tuple[str, ...]:
     copied = []
     for part in dict.fromkeys(name.partition(".")[0] for name in rest):
         ours = part_of(rest, part)
-        theirs = part_of(saved, part) or part_of(saved, _AVERAGED.get(part, part))
+        theirs = part_of(saved, part) or part_of(saved, part.removeprefix("teacher_"))
         theirs = _stretched(theirs, ours, _TOWER_POSITIONS)
         if _shapes(theirs) == _shapes(ours):
             with torch.no_grad():

@@ -1,11 +1,10 @@
 """What a student learns from a teacher: assignments to prototypes, or the teacher's own space.
 
-Assignments are made of cosines with prototypes, in three kinds, because TIPSv2 says only that it
-centres and sharpens: centering, Sinkhorn-Knopp, and a plain softmax. Nothing here has a gradient.
+Assignments are made of cosines with prototypes: TIPSv2 says that it centres and sharpens, and so
+does DINO. Nothing here has a gradient.
 
 The assignments of all patches of a batch to all prototypes would be the largest tensor of a step.
-They are put off: a loss asks for those of some tokens at a time. Sinkhorn-Knopp balances all tokens
-at once, so it cannot.
+They are put off: a loss asks for those of some tokens at a time.
 
 Shapes: K prototypes or known names, T tokens or the teacher's width, S some tokens, F width of the
 head's bottleneck, D the student's width.
@@ -13,18 +12,15 @@ head's bottleneck, D the student's width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.distributed import logsumexp_over_ranks, mean_over_ranks
+from training.distributed import mean_over_ranks
 from training.losses.distillation import chunks_of
 from training.losses.precision import without_autocast
-from training.losses.sinkhorn import sinkhorn_knopp
 
-TargetKind = Literal["centering", "sinkhorn", "softmax"]
 TokenTargets = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Rows, one a token, and the function that turns some of them into assignments."""
 
@@ -62,41 +58,6 @@ class Centering(nn.Module):
         return features_TF, assign
 
 
-class Sinkhorn(nn.Module):
-    """Balances the assignments over the tokens of all ranks; has no state."""
-
-    def __init__(self, *, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    @torch.no_grad()
-    def forward(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
-        """Nothing is put off."""
-        logits_TK = _cosines(features_TF, prototypes_KF) / self.temperature
-        return sinkhorn_knopp(logits_TK, over_ranks=logsumexp_over_ranks), lambda probs_SK: probs_SK
-
-
-class Softmax(nn.Module):
-    """Sharpens only; one prototype may take all tokens."""
-
-    def __init__(self, *, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    @torch.no_grad()
-    def forward(self, features_TF: Tensor, prototypes_KF: Tensor) -> TokenTargets:
-        """The softmax of each token by itself."""
-
-        def assign(features_SF: Tensor) -> Tensor:
-            return (_cosines(features_SF, prototypes_KF) / self.temperature).softmax(-1)
-
-        return features_TF, assign
-
-
-Targets = Centering | Sinkhorn | Softmax
-"""Called with a head's features of tokens and its prototypes."""
-
-
 @torch.no_grad()
 def target_statistics(targets: TokenTargets, num_prototypes: int) -> dict[str, Tensor]:
     """Two signs of a collapse, for the log, over the tokens of all ranks.
@@ -115,15 +76,6 @@ def target_statistics(targets: TokenTargets, num_prototypes: int) -> dict[str, T
     mean_K = mean_over_ranks(torch.stack(totals).sum(0) / len(rows))
     used = torch.special.entr(mean_K).sum().exp()
     return {"target_entropy": torch.stack(entropies).sum() / len(rows), "prototypes_used": used}
-
-
-def build_targets(
-    kind: TargetKind, *, num_prototypes: int, temperature: float, momentum: float
-) -> Targets:
-    """Build one of the three; `momentum` is the centre's."""
-    if kind == "centering":
-        return Centering(num_prototypes, temperature=temperature, momentum=momentum)
-    return (Sinkhorn if kind == "sinkhorn" else Softmax)(temperature=temperature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

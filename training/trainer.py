@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.profiler import profile, schedule, tensorboard_trace_handler
 
 from training.checkpoint import CheckpointWriter, load_checkpoint
 from training.config import TrainingConfig
@@ -33,8 +32,6 @@ from training.run_store import RunStore
 from training.update import Update
 
 Validate = Callable[[int], Row]
-PROFILE_FOLDER = "profile"
-_STEPS_BEFORE_PROFILE = 3
 
 
 class BatchSource(Protocol):
@@ -107,14 +104,11 @@ class Trainer:
             context.callback(self._writer.finish)
             stop = context.enter_context(StopRequest())
             bar = context.enter_context(self._progress_bar(done))
-            profiler = context.enter_context(self._profiler())
             batches = self._loader(done)
             for step in range(done, last):
                 with self._timer.waiting():
                     fetched = self._fetch(batches, step, stop)
                 self._take(step, fetched, is_last=step + 1 == last)
-                if profiler is not None:
-                    profiler.step()
                 loss = f"{self._row['loss']:.3f}" if self._row else ""
                 bar.update(bar.task_ids[0], advance=1, loss=loss)
                 self._save_if_due(step + 1, stop)
@@ -186,21 +180,6 @@ class Trainer:
             self._save(step)
         if stops:
             raise Stopped(step)
-
-    @contextmanager
-    def _profiler(self) -> Iterator[profile | None]:
-        """Records some steps on this rank, after the first, in which compilers and caches work."""
-        num_steps = self._config.profile_steps
-        if num_steps == 0:
-            yield None
-            return
-        folder = str(self._folder / PROFILE_FOLDER)
-        with profile(
-            schedule=schedule(wait=_STEPS_BEFORE_PROFILE, warmup=1, active=num_steps, repeat=1),
-            on_trace_ready=tensorboard_trace_handler(folder, f"rank-{own_rank()}", use_gzip=True),
-            profile_memory=True,
-        ) as profiler:
-            yield profiler
 
     def _loader(self, step: int) -> Iterator[Batch]:
         num_workers = self._config.data.num_workers

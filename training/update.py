@@ -26,7 +26,7 @@ class Update:
 
     The gradient is the mean over a step's micro-batches. Captions are contrasted over all of them
     (see `training.methods.terms`), so twice the micro-batches is the same as twice the batch size,
-    except for what is compared within a micro-batch: names, titles, centres and Sinkhorn-Knopp.
+    except for what is compared within a micro-batch: names, titles and centres.
     """
 
     def __init__(

@@ -18,7 +18,6 @@ from training.optim import OptimConfig
     ("make", "message"),
     [
         (lambda tiny: replace(tiny, method=DistillConfig()), "--set teacher="),
-        (lambda tiny: replace(tiny, profile_steps=-1), "profile_steps"),
         (lambda tiny: replace(tiny, precision="int4"), "precision must be one of"),
         (lambda tiny: replace(tiny, batch_size=1), "batch_size at least 2"),
         (lambda _: PretrainConfig(supervised="masked", mask_ratio=0.0), "mask_ratio above 0"),

@@ -1,26 +1,14 @@
-"""Targets: centering balances and sharpens, Sinkhorn balances exactly, softmax only sharpens."""
-
-import math
-from typing import get_args
+"""Targets are centred and sharpened, some tokens at a time."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from training.losses.distillation import prototype_losses, token_losses
-from training.losses.sinkhorn import sinkhorn_knopp
-from training.targets import (
-    Centering,
-    Sinkhorn,
-    Softmax,
-    TargetKind,
-    Targets,
-    build_targets,
-    target_statistics,
-)
+from training.targets import Centering, target_statistics
 
 
-def assigned(targets: Targets, cosines_TK: Tensor) -> Tensor:
+def assigned(targets: Centering, cosines_TK: Tensor) -> Tensor:
     """Assignments of tokens whose cosines with the prototypes are given."""
     rows, assign = targets(cosines_TK, torch.eye(cosines_TK.shape[1]))
     found: Tensor = assign(rows)
@@ -41,25 +29,16 @@ def test_centering_subtracts_the_moving_mean_and_sharpens() -> None:
     assert centering.centre_K.tolist() == pytest.approx([0.19 * 0.25, 0.19 * 0.2])
 
 
-def test_sinkhorn_balances_and_softmax_only_sharpens() -> None:
-    cosines_NK = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
-    probs_NK = assigned(Sinkhorn(temperature=0.1), cosines_NK)
-    torch.testing.assert_close(probs_NK, sinkhorn_knopp(cosines_NK / 0.1))
-    probs_NK = assigned(Softmax(temperature=0.5), torch.tensor([[0.5, 0.0]]))
-    assert probs_NK[0, 0].item() == pytest.approx(math.e / (math.e + 1), rel=1e-6)
-
-
 @pytest.mark.parametrize("chunk", [1, 8, 10**6])
-@pytest.mark.parametrize("kind", get_args(TargetKind))
 def test_losses_of_some_tokens_at_a_time_are_those_of_all(
-    kind: TargetKind, chunk: int, monkeypatch: pytest.MonkeyPatch
+    chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.losses.distillation.CHUNK_LOGITS", chunk)
     generator = torch.Generator().manual_seed(0)
     student_TF, teacher_TF = (torch.randn(7, 3, generator=generator) for _ in range(2))
     student_KF, teacher_KF = (torch.randn(4, 3, generator=generator) for _ in range(2))
     learners = [student_TF.requires_grad_(), student_KF.requires_grad_()]
-    targets = build_targets(kind, num_prototypes=4, temperature=0.1, momentum=0.5)
+    targets = Centering(4, temperature=0.1, momentum=0.5)
     for _ in range(2):  # the second time with a centre that has moved
         rows, assign = targets(teacher_TF, teacher_KF)
         probs_TK = assign(rows)

@@ -1,7 +1,5 @@
 """The loop: an interrupted run equals an uninterrupted one, and errors stop it."""
 
-import gzip
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,7 +14,7 @@ from training.data.loader import SceneBatches
 from training.methods.base import Method
 from training.observation import Row, read_log
 from training.run import build_method
-from training.trainer import PROFILE_FOLDER, Trainer
+from training.trainer import Trainer
 
 MakeBatches = Callable[..., SceneBatches]
 MakeMethod = Callable[[], Method]
@@ -104,14 +102,3 @@ def test_data_that_ends_too_early_is_an_error(
     config = replace(tiny_config, accumulate=2)
     with pytest.raises(ValueError, match="the data ends after 1 of 6 steps"):
         Trainer(config, make_method(), make_batches(num_steps=3)).train()
-
-
-def test_some_steps_are_profiled_on_demand(
-    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
-) -> None:
-    config = replace(tiny_config, profile_steps=1)
-    Trainer(config, make_method(), make_batches()).train()
-    (trace,) = (config.folder / PROFILE_FOLDER).iterdir()
-    with gzip.open(trace) as file:
-        names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
-    assert sum(name.startswith("ProfilerStep#") for name in names) == 1

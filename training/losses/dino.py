@@ -5,23 +5,16 @@ Shapes: C local crops of each image, B batch, K prototypes.
 
 from torch import Tensor
 
-from training.losses.reduction import Normalization, reduce_tokens
 
-
-def dino_loss(
-    student_logits_CBK: Tensor,
-    teacher_probs_BK: Tensor,
-    normalization: Normalization = "mean",
-) -> Tensor:
+def dino_loss(student_logits_CBK: Tensor, teacher_probs_BK: Tensor) -> Tensor:
     """Cross-entropy from the whole image's assignment to each of its local crops' predictions.
 
     Args:
         student_logits_CBK: Head outputs of the crops, divided by the student temperature.
         teacher_probs_BK: Of the whole image; rows sum to 1. No gradient flows into them.
-        normalization: Mean or sum over an image's crops.
 
     Returns:
-        Scalar, mean over images. float32.
+        Scalar, mean over images and crops. float32.
 
     Raises:
         ValueError: The sizes differ, or there is no crop.
@@ -32,4 +25,4 @@ def dino_loss(
         raise ValueError("each image needs a crop or more, with the teacher's prototypes")
     log_probs_CBK = student_logits_CBK.float().log_softmax(-1)
     loss_CB = -(teacher_probs_BK.detach() * log_probs_CBK).sum(-1)
-    return reduce_tokens(loss_CB.T, None, normalization)
+    return loss_CB.mean()

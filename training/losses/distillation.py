@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from training.losses.precision import without_autocast
-from training.losses.reduction import Normalization, reduce_tokens
 
 CHUNK_LOGITS = 2**25
 """Logits that exist at a time: 134 MB in float32, 1,024 tokens with 32,768 prototypes."""
@@ -90,8 +89,6 @@ def feature_loss(
     student_BND: Tensor,
     teacher_BND: Tensor,
     supervised_BN: Tensor | None = None,
-    *,
-    normalization: Normalization = "mean",
 ) -> Tensor:
     """One minus the cosine of the student's projected tokens with the teacher's.
 
@@ -99,10 +96,9 @@ def feature_loss(
         student_BND: In the teacher's width, not normalised.
         teacher_BND: Not normalised. No gradient flows into them.
         supervised_BN: bool; which tokens count, None for all.
-        normalization: Mean or sum over an image's tokens.
 
     Returns:
-        Scalar; under "mean" 0 to 2. float32.
+        Scalar, 0 to 2: the mean over the tokens. float32.
 
     Raises:
         ValueError: The sizes differ.
@@ -113,4 +109,4 @@ def feature_loss(
     if student_BND.shape != teacher_BND.shape:
         raise ValueError("student and teacher must have the same tokens and, projected, one width")
     cosine_BN = F.cosine_similarity(student_BND.float(), teacher_BND.detach().float(), dim=-1)
-    return reduce_tokens(1 - cosine_BN, supervised_BN, normalization)
+    return 1 - (cosine_BN if supervised_BN is None else cosine_BN[supervised_BN]).mean()

@@ -8,26 +8,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from training.losses.reduction import Normalization, reduce_tokens
-
 Supervised = Literal["all", "masked"]
 
 
-def ibot_loss(
-    loss_BN: Tensor,
-    masked_BN: Tensor,
-    supervised: Supervised,
-    *,
-    normalization: Normalization = "mean",
-) -> Tensor:
-    """Reduce the losses of patches, which the student predicts from the masked view.
+def ibot_loss(loss_BN: Tensor, masked_BN: Tensor, supervised: Supervised) -> Tensor:
+    """Mean loss of the counted patches, which the student predicts from the masked view.
+
+    The paper writes a sum. With the mean, the loss weight has the same meaning for both kinds and
+    for all image sizes.
 
     Args:
         loss_BN: Of `token_losses`; the teacher's assignments are those of the whole view.
         masked_BN: bool; the masked patches.
         supervised: "all" is iBOT++, "masked" is iBOT.
-        normalization: The paper writes a sum. With the mean over the counted patches, the loss
-            weight has the same meaning for both kinds and for all image sizes.
 
     Returns:
         Scalar. float32.
@@ -39,7 +32,7 @@ def ibot_loss(
     """
     if masked_BN.shape != loss_BN.shape:
         raise ValueError("masked_BN must have one value per patch")
-    return reduce_tokens(loss_BN, None if supervised == "all" else masked_BN, normalization)
+    return loss_BN.mean() if supervised == "all" else loss_BN[masked_BN].mean()
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from training.data.batch import Batch, with_unit_pixels
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.distillation import prototype_losses
 from training.losses.ibot import Supervised, loss_by_visibility
-from training.losses.reduction import Normalization
 from training.masking import random_masks
 from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
 from training.methods.terms import (
@@ -27,8 +26,6 @@ from training.methods.terms import (
     name_term,
 )
 from training.targets import Centering, TokenTargets, target_statistics
-
-GlobalToken = Literal["cls1", "cls2"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,21 +71,17 @@ class SharedConfig:
         names: The fine-grained term.
         image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
         text_locked_until: Share of the training in which the text tower is not updated.
-        min_temperature: Lower bound of the learnt temperature of captions, above 0.
     """
 
     contrast_weight: float = 1.0
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
     image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
     text_locked_until: float = 0.0
-    min_temperature: float = MIN_TEMPERATURE
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the range."""
         if self.contrast_weight < 0:
             raise ValueError("contrast_weight must not be below 0")
-        if self.min_temperature <= 0:
-            raise ValueError("min_temperature must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,32 +91,20 @@ class CaptionedConfig(SharedConfig):
     Attributes:
         dino_weight: Of the local crops against the whole image, the paper's alpha of 1. A batch
             without local crops has no such term.
-        dino_token: The CLS token that DINO compares. Not published for TIPSv2; TIPS's diagram shows
-            that of the alt texts.
         supervised: Patches of the patch loss: "all", or the "masked" ones.
-        normalization: Of the patch loss over patches and of DINO over crops. The paper prints sums;
-            which was run is not published. With the mean, a weight has the same meaning for all
-            image sizes.
-        separate_heads: Whether the CLS token has its own prototype head. Not published; the saving
-            that the paper reports fits one head.
         head: The prototype head; a student's has as many prototypes as its teacher's.
         mask_ratio: Share of the patches that are masked.
     """
 
     dino_weight: float = 1.0
-    dino_token: GlobalToken = "cls1"
     supervised: Supervised = "all"
-    normalization: Normalization = "mean"
-    separate_heads: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     mask_ratio: float
 
     def __post_init__(self) -> None:
         """Check choices and ranges."""
         SharedConfig.__post_init__(self)
-        check_choices(
-            self, dino_token=GlobalToken, supervised=Supervised, normalization=Normalization
-        )
+        check_choices(self, supervised=Supervised)
         if not 0 <= self.mask_ratio <= 1:
             raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
         if self.supervised == "masked" and self.mask_ratio == 0:
@@ -158,7 +139,7 @@ class Method(nn.Module, ABC):
     def __init__(self, model: Tipsv2Model, config: SharedConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
-        start = model.temperature.detach().clamp(min=config.min_temperature)
+        start = model.temperature.detach().clamp(min=MIN_TEMPERATURE)
         self.log_temperature = nn.Parameter(start.log())
         model.temperature.requires_grad = False
 
@@ -286,7 +267,7 @@ class Method(nn.Module, ABC):
         A bound in the forward pass would have no gradient below it, so a temperature that a step
         had taken there would never return.
         """
-        self.log_temperature.clamp_(min=math.log(self.config.min_temperature))
+        self.log_temperature.clamp_(min=math.log(MIN_TEMPERATURE))
         self.model.temperature.copy_(self.log_temperature.exp())
 
 
@@ -306,14 +287,13 @@ def model_width(model: Tipsv2Model) -> int:
     return int(model.vision_model.config.hidden_size)
 
 
-def global_token(tokens: VisionTokens, which: GlobalToken) -> Tensor:
-    """The named CLS token, [B, D]."""
-    return tokens.cls1_BD if which == "cls1" else tokens.cls2_BD
+def encode_crops(model: Tipsv2Model, locals_CB3hw: Tensor) -> Tensor:
+    """CLS1 [C, B, D] of each local crop, in one pass over all crops.
 
-
-def encode_crops(model: Tipsv2Model, locals_CB3hw: Tensor, which: GlobalToken) -> Tensor:
-    """A global token [C, B, D] of each local crop, in one pass over all crops."""
-    tokens_ND = global_token(vision_tokens(model, locals_CB3hw.flatten(0, 1)), which)
+    Which CLS token DINO compares is not published for TIPSv2; TIPS's diagram shows that of the alt
+    texts.
+    """
+    tokens_ND = vision_tokens(model, locals_CB3hw.flatten(0, 1)).cls1_BD
     return tokens_ND.view(*locals_CB3hw.shape[:2], -1)
 
 

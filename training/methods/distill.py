@@ -19,7 +19,6 @@ from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.dino import dino_loss
 from training.losses.distillation import feature_loss
-from training.losses.reduction import reduce_tokens
 from training.methods.base import (
     CaptionedConfig,
     Method,
@@ -27,7 +26,6 @@ from training.methods.base import (
     StepResult,
     check_choices,
     encode_crops,
-    global_token,
     model_width,
     patch_losses,
 )
@@ -55,7 +53,6 @@ class DistillConfig(CaptionedConfig):
             students learn prototypes is inferred; its teacher's head is not published.
         text_start: Start the text tower "fresh" or as a copy of the "teacher"'s; the paper found
             little difference.
-        text_frozen: Whether the text tower is never updated.
         teacher_dtype: Of the teacher's encoder; "bfloat16" halves its memory.
     """
 
@@ -65,7 +62,6 @@ class DistillConfig(CaptionedConfig):
     mask_ratio: float = 0.0
     patch_loss: PatchLoss = "prototypes"
     text_start: TextStart = "fresh"
-    text_frozen: bool = False
     teacher_dtype: TeacherDtype = "float32"
 
     def __post_init__(self) -> None:
@@ -89,13 +85,11 @@ class Distill(Method):
         super().__init__(model, config)
         width = model_width(model)
         self.head: PrototypeHead | None = None
-        self.global_head: PrototypeHead | None = None
         self.projector: nn.Module | None = None
         self.global_projector: nn.Module | None = None
         if config.patch_loss == "prototypes":
             _check_prototypes(teacher, config.head)
             self.head = config.head.build(width)
-            self.global_head = config.head.build(width) if config.separate_heads else None
         else:
             self.projector = _projector(width, teacher.width)
             self.global_projector = _projector(width, teacher.width)
@@ -103,8 +97,6 @@ class Distill(Method):
         self.projection = nn.Linear(width, TARGET_WIDTH)
         if config.text_start == "teacher":
             _copy_text_tower(model, teacher)
-        if config.text_frozen:
-            model.text_model.requires_grad_(requires_grad=False)
         self._teacher = replace(teacher, text_model=None)
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
@@ -141,7 +133,6 @@ class Distill(Method):
                 self.projector(patches_BND),
                 teacher_tokens.patches_BND,
                 counted_BN,
-                normalization=config.normalization,
             )
             return loss, {}
         assert self.head is not None  # there is either a head or a projector
@@ -154,23 +145,18 @@ class Distill(Method):
             masked_BN=masked_BN,
             is_logged=step.is_logged,
         )
-        return reduce_tokens(loss_BN, counted_BN, config.normalization), logged
+        counted = loss_BN if counted_BN is None else loss_BN[counted_BN]
+        return counted.mean(), logged
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
-        config = self.config
-        teacher_BD = global_token(teacher_tokens, config.dino_token)
-        crops_CBD = encode_crops(self.model, batch.locals_CB3hw, config.dino_token)
+        teacher_BD = teacher_tokens.cls1_BD
+        crops_CBD = encode_crops(self.model, batch.locals_CB3hw)
         if self.global_projector is not None:
             projected_BCD = self.global_projector(crops_CBD).transpose(0, 1)
-            return feature_loss(
-                projected_BCD,
-                teacher_BD[:, None].expand_as(projected_BCD),
-                normalization=config.normalization,
-            )
-        head = self.head if self.global_head is None else self.global_head
-        assert head is not None
-        logits_CBK = head(crops_CBD) / config.head.student_temperature
-        return dino_loss(logits_CBK, self._teacher.assign_global(teacher_BD), config.normalization)
+            return feature_loss(projected_BCD, teacher_BD[:, None].expand_as(projected_BCD))
+        assert self.head is not None
+        logits_CBK = self.head(crops_CBD) / self.config.head.student_temperature
+        return dino_loss(logits_CBK, self._teacher.assign_global(teacher_BD))
 
 
 def _projector(width: int, teacher_width: int) -> nn.Module:

@@ -25,12 +25,11 @@ from training.methods.base import (
     check_choices,
     detached,
     encode_crops,
-    global_token,
     model_width,
     patch_losses,
 )
 from training.methods.image_backbone import TARGET_WIDTH
-from training.targets import TargetKind, Targets, build_targets
+from training.targets import Centering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,6 @@ class PretrainConfig(CaptionedConfig):
     """Weights and settings of pretraining; the defaults are the paper's where it gives any.
 
     Attributes:
-        dino_start: Share of the training after which DINO starts.
         ibot_weight: beta of the paper, 2.
         ibot_start: Share of the training after which the patch loss starts; 0 in the paper, but in
             small models the patch loss slows down the contrastive loss.
@@ -50,23 +48,19 @@ class PretrainConfig(CaptionedConfig):
             `supervised` "all" it is iBOT++, with "masked" iBOT.
         ema: Scope of the moving average: "head" is TIPSv2's, "full" adds the vision tower, with
             "none" the head is its own teacher.
-        targets: How the teacher's cosines become assignments. The paper says that it centres and
-            sharpens, not how.
     """
 
-    dino_start: float = 0.0
     ibot_weight: float = 2.0
     ibot_start: float = 0.0
     head_alone_until: float = 0.0
     ibot_ramp_until: float = 0.0
     mask_ratio: float = 0.75
     ema: EmaScope = "head"
-    targets: TargetKind = "centering"
 
     def __post_init__(self) -> None:
         """Check choices and ranges."""
         CaptionedConfig.__post_init__(self)
-        check_choices(self, ema=EmaScope, targets=TargetKind)
+        check_choices(self, ema=EmaScope)
 
 
 class Pretrain(Method):
@@ -78,22 +72,17 @@ class Pretrain(Method):
         super().__init__(model, config)
         width, is_averaged = model_width(model), config.ema != "none"
         self.head = config.head.build(width)
-        self.global_head = config.head.build(width) if config.separate_heads else None
         self.teacher_head = averaged_copy(self.head) if is_averaged else None
-        self.teacher_global_head = (
-            averaged_copy(self.global_head) if is_averaged and self.global_head else None
-        )
         self.teacher_tower = averaged_copy(model.vision_model) if config.ema == "full" else None
-        self.centering = self._build_targets()
-        self.global_centering = self._build_targets() if config.dino_weight > 0 else None
+        self.centering = self._new_centering()
+        self.global_centering = self._new_centering() if config.dino_weight > 0 else None
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TARGET_WIDTH)
 
-    def _build_targets(self) -> Targets:
+    def _new_centering(self) -> Centering:
         head = self.config.head
-        return build_targets(
-            self.config.targets,
-            num_prototypes=head.num_prototypes,
+        return Centering(
+            head.num_prototypes,
             temperature=head.teacher_temperature,
             momentum=head.centre_momentum,
         )
@@ -104,11 +93,7 @@ class Pretrain(Method):
         loss, terms = self.shared_loss(whole, batch, step)
         config = self.config
         has_ibot = config.ibot_weight > 0 and step.progress >= config.ibot_start
-        has_dino = (
-            config.dino_weight > 0
-            and len(batch.locals_CB3hw) > 0
-            and step.progress >= config.dino_start
-        )
+        has_dino = config.dino_weight > 0 and len(batch.locals_CB3hw) > 0
         if has_ibot or has_dino:
             teacher_tokens = self._teacher_tokens(whole, batch)
             if has_ibot:
@@ -153,27 +138,22 @@ class Pretrain(Method):
             masked_BN=masked_BN,
             is_logged=step.is_logged,
         )
-        loss = ibot_loss(loss_BN, masked_BN, config.supervised, normalization=config.normalization)
-        return loss, logged
+        return ibot_loss(loss_BN, masked_BN, config.supervised), logged
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
-        config = self.config
-        head = self.head if self.global_head is None else self.global_head
-        averaged = self.teacher_head if self.global_head is None else self.teacher_global_head
         assert self.global_centering is not None  # it is built wherever DINO has a weight
         with torch.no_grad():
-            teacher = head if averaged is None else averaged
-            features_BF = teacher.embed(global_token(teacher_tokens, config.dino_token))
+            teacher = self.head if self.teacher_head is None else self.teacher_head
+            features_BF = teacher.embed(teacher_tokens.cls1_BD)
             rows, assign = self.global_centering(features_BF, teacher.directions())
             targets_BK = assign(rows)
-        crops_CBD = encode_crops(self.model, batch.locals_CB3hw, config.dino_token)
-        logits_CBK = head(crops_CBD) / config.head.student_temperature
-        return dino_loss(logits_CBK, targets_BK, config.normalization)
+        crops_CBD = encode_crops(self.model, batch.locals_CB3hw)
+        logits_CBK = self.head(crops_CBD) / self.config.head.student_temperature
+        return dino_loss(logits_CBK, targets_BK)
 
     def _averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         pairs = (
             (self.teacher_head, self.head),
-            (self.teacher_global_head, self.global_head),
             (self.teacher_tower, self.model.vision_model),
         )
         return [

@@ -14,7 +14,7 @@ from transformers import Tipsv2Model, Tipsv2VisionModel
 
 from model.features import VisionTokens, vision_tokens
 from training.heads import HeadConfig, PrototypeHead
-from training.targets import Centering, Softmax, Targets, TokenTargets
+from training.targets import Centering, TokenTargets
 
 TeacherDtype = Literal["float32", "bfloat16"]
 
@@ -52,7 +52,6 @@ class FrozenTeacher:
         vision_model: A Tipsv2Model's; its width may differ from the student's.
         head: Its prototype head; None for a model that was published without one.
         centering: Turns the head's cosines at patches into assignments.
-        global_head: The head of the CLS token; None if patches and CLS token share one.
         global_centering: Turns cosines at the CLS token into assignments; None for `centering`.
         text_model: For students that start with a copy of it. No loss uses it, so it stays on the
             CPU, and a distillation keeps it no longer than the copying takes.
@@ -60,9 +59,8 @@ class FrozenTeacher:
 
     vision_model: Tipsv2VisionModel
     head: PrototypeHead | None
-    centering: Targets | None
-    global_head: PrototypeHead | None = None
-    global_centering: Targets | None = None
+    centering: Centering | None
+    global_centering: Centering | None = None
     text_model: nn.Module | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +73,6 @@ class FrozenTeacher:
             self.vision_model,
             self.head,
             self.centering,
-            self.global_head,
             self.global_centering,
         )
         return [module for module in parts if module is not None]
@@ -111,11 +108,10 @@ class FrozenTeacher:
     @torch.no_grad()
     def assign_global(self, tokens_BD: Tensor) -> Tensor:
         """Prototype assignments [B, K] of global tokens."""
-        head = self.global_head or self.head
         centering = self.global_centering or self.centering
-        assert head is not None
+        assert self.head is not None  # Distill checks it
         assert centering is not None
-        rows, assign = centering(head.embed(tokens_BD), head.directions())
+        rows, assign = centering(self.head.embed(tokens_BD), self.head.directions())
         assigned_BK: Tensor = assign(rows)
         return assigned_BK
 
@@ -143,17 +139,18 @@ def load_teacher(
     tower = part_of(state, "teacher_tower")
     if tower:  # with full EMA the assignments are those of the averaged encoder
         model.vision_model.load_state_dict(tower)
+    own_head = _load_head(part_of(state, "teacher_head") or part_of(state, "head"))
+    centering = global_centering = None
+    if own_head is not None:
+        centering = _load_centering(part_of(state, "centering"), own_head, head)
+        global_centre = part_of(state, "global_centering")
+        global_centering = _load_centering(global_centre, own_head, head) if global_centre else None
     return FrozenTeacher(
         vision_model=model.vision_model,
         text_model=model.text_model,
-        head=_load_head(part_of(state, "teacher_head") or part_of(state, "head")),
-        centering=_load_centering(part_of(state, "centering"), head) if state else None,
-        global_head=_load_head(
-            part_of(state, "teacher_global_head") or part_of(state, "global_head")
-        ),
-        global_centering=_load_centering(part_of(state, "global_centering"), head)
-        if part_of(state, "global_centering")
-        else None,
+        head=own_head,
+        centering=centering,
+        global_centering=global_centering,
     )
 
 
@@ -184,11 +181,9 @@ def _load_head(state: Mapping[str, Tensor]) -> PrototypeHead | None:
     return head
 
 
-def _load_centering(state: Mapping[str, Tensor], head: HeadConfig) -> Targets:
-    """The run's final centre; a run without one only sharpened its cosines."""
-    if not state:
-        return Softmax(temperature=head.teacher_temperature)
-    centre_K = state["centre_K"]
-    centering = Centering(len(centre_K), temperature=head.teacher_temperature)
-    centering.load_state_dict(state)
+def _load_centering(state: Mapping[str, Tensor], own: PrototypeHead, head: HeadConfig) -> Centering:
+    """The run's final centre; that of a run without one, such as a student's, is zero."""
+    centering = Centering(len(own.prototypes), temperature=head.teacher_temperature)
+    if state:
+        centering.load_state_dict(state)
     return centering

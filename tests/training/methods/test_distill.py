@@ -81,7 +81,7 @@ def teacher_folder(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer, tmp_
     folder = tmp_path / "teacher"
     model = new_model(replace(tiny_config, seed=5), len(tokenizer))
     model.save_pretrained(folder / "model")
-    state = Pretrain(model, PretrainConfig(head=HEAD, ema="full", separate_heads=True)).state_dict()
+    state = Pretrain(model, PretrainConfig(head=HEAD, ema="full")).state_dict()
     heads = {
         name: value + 0.01 * name.startswith("teacher_")
         for name, value in state.items()

@@ -23,7 +23,7 @@ Make = Callable[[Config], Method]
 PRETRAIN, DISTILL = PretrainConfig(head=TINY_HEAD), DistillConfig(head=TINY_HEAD)
 OBSERVED = {"patch_visible", "patch_masked", "target_entropy", "prototypes_used"}
 CAPTIONS = {"cls1": 0.5, "cls2": 0.5}
-LATE = replace(PRETRAIN, ibot_start=0.5, dino_start=0.5)
+LATE = replace(PRETRAIN, ibot_start=0.5)
 RAMP = replace(PRETRAIN, contrast_weight=0.0, head_alone_until=0.2, ibot_ramp_until=0.6)
 EXTRAS = replace(
     PRETRAIN,
@@ -75,7 +75,7 @@ def make(student_model: Tipsv2Model, make_teacher: MakeTeacher) -> Make:
     ("config", "progress", "weights"),
     [
         (PRETRAIN, 0.0, CAPTIONS | IBOT),
-        (LATE, 0.49, CAPTIONS),
+        (LATE, 0.49, CAPTIONS | {"dino": 1.0}),
         (LATE, 0.5, CAPTIONS | IBOT),
         (RAMP, 0.1, IBOT),
         (RAMP, 0.3, {"ibot": 0.5, "dino": 1.0}),

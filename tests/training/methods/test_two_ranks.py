@@ -1,6 +1,6 @@
 """Two real ranks over gloo take the step that one rank takes on the global batch.
 
-Contrast, names, centres, Sinkhorn and masks all need both ranks. Captions, names and unnamed
+Contrast, names, centres and masks all need both ranks. Captions, names and unnamed
 drawings are spread unevenly over the ranks.
 """
 
@@ -15,7 +15,7 @@ from tests.training.ranks import two_ranks
 
 RELATIVE = 1e-5
 CASES = [
-    *(f"{case} uneven" for case in ("centering", "sinkhorn", "ibot", "full", "locked")),
+    *(f"{case} uneven" for case in ("centering", "ibot", "full", "locked")),
     *(f"{case} uneven" for case in ("distill", "features")),
     "centering one",
     "centering none",

@@ -35,8 +35,7 @@ PRETRAIN = PretrainConfig(head=HEAD, names=NAMES, image_backbone=BACKBONE)
 DISTILL = DistillConfig(head=HEAD, names=NAMES)
 PRETRAINED: dict[str, PretrainConfig] = {
     "centering": PRETRAIN,
-    "sinkhorn": replace(PRETRAIN, targets="sinkhorn", normalization="sum"),
-    "ibot": replace(PRETRAIN, supervised="masked", separate_heads=True, targets="softmax"),
+    "ibot": replace(PRETRAIN, supervised="masked"),
     "full": replace(PRETRAIN, ema="full"),
     "locked": replace(PRETRAIN, text_locked_until=1.0),
 }

@@ -316,23 +316,6 @@ def test_colours_stay_and_transparent_pixels_become_white(mode: str) -> None:
     assert np.abs(flat[0] - shades).max() <= 5
 
 
-@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
-@pytest.mark.parametrize("mode", ["RGB", "1", "P", "CMYK", "RGBA", "LA", "I;16", "I", "F"])
-def test_scaling_in_bands_gives_the_scaled_flat_image(
-    monkeypatch: pytest.MonkeyPatch, mode: str, resample: Image.Resampling
-) -> None:
-    image = Image.fromarray(NOISE)
-    if mode == "RGBA":
-        image.putalpha(Image.linear_gradient("L").resize(image.size))
-    else:
-        image = image.convert("L").convert(mode) if mode in {"I;16", "LA"} else image.convert(mode)
-    monkeypatch.setattr(image_codec, "BAND_PIXELS", 7 * image.width)
-    for (height, width), box in (((12, 17), (0, 0, 40, 30)), ((30, 40), (0.5, 1.25, 38.5, 29))):
-        expected = flatten(image).resize((width, height), resample, box)
-        scaled = scale_flat(image, (height, width), resample, box)
-        np.testing.assert_array_equal(np.asarray(scaled), np.asarray(expected))
-
-
 # Decodes and scales standard input, and prints what the header says that it takes, and the peak.
 DECODE = """
 import sys

@@ -125,16 +125,6 @@ def test_a_graph_that_is_cut_or_has_weights_elsewhere_is_refused(
         write_manifest(folder, DRAFT)
 
 
-def test_writing_the_manifest_again_changes_nothing(folder: Path) -> None:
-    (folder / GRAPH).write_bytes(graph("./vision_model.onnx.data"))
-    written = write_manifest(folder, DRAFT)
-    assert open_package(str(folder)) == written == write_manifest(folder, DRAFT)
-    assert set(written.manifest.files) == {"config.json", GRAPH, DATA}
-    assert {path.name for path in folder.iterdir()} == {"config.json", "onnx", "tipserve.json"}
-    with pytest.raises(PackageError, match=r"no file 'notes\.md'"):
-        written.file("notes.md")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "complaint", "unverified"),
     [

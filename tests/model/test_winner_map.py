@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model import winner_map
 from model.segmentation import compare_everywhere, upsample_bilinear
 from model.winner_map import WinnerMap, find_winners
 
@@ -99,15 +98,3 @@ def test_the_first_of_equal_classes_wins(
     expected = compare_everywhere(value_hwK, size_hw, with_scores=True)
     np.testing.assert_array_equal(found.labels_HW, expected.labels_HW)
     np.testing.assert_array_equal(score_of(found), score_of(expected))
-
-
-@pytest.mark.parametrize("num_classes", [3, 300])
-def test_bands_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, num_classes: int) -> None:
-    value_hwK = noise(2, 9, 8, num_classes)
-    whole = find_winners(value_hwK, (301, 260), with_scores=True)
-    monkeypatch.setattr(winner_map, "BAND_ELEMENTS", 1)
-    banded = find_winners(value_hwK, (301, 260), with_scores=True)
-    np.testing.assert_array_equal(banded.labels_HW, whole.labels_HW)
-    np.testing.assert_array_equal(banded.counts, whole.counts)
-    np.testing.assert_allclose(score_of(banded), score_of(whole), atol=1e-6)
-    check(value_hwK, banded, (301, 260))

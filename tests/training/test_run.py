@@ -16,7 +16,6 @@ from training import run as run_module
 from training.config import TrainingConfig
 from training.data.folder import DataFolder
 from training.methods.distill import DistillConfig
-from training.methods.pretrain import PretrainConfig
 from training.methods.teacher import load_teacher
 from training.observation import read_log
 from training.run import build_method, run
@@ -128,32 +127,6 @@ def test_a_run_starts_from_the_model_heads_and_tokenizer_of_another(
     assert own.read_bytes() == theirs.read_bytes()
 
 
-def test_an_averaged_tower_follows_to_a_higher_resolution(
-    config: TrainingConfig, finished: TrainingConfig, tmp_path: Path
-) -> None:
-    copied = shutil.copytree(finished.folder, tmp_path / "copied")
-    tower = {
-        name.replace("model.vision_model", "teacher_tower"): value + 0.5
-        for name, value in built(finished, finished).items()
-        if name.startswith("model.vision_model.")
-    }
-    torch.save({**heads_of(copied), **tower}, copied / "heads.pt")
-    larger = replace(
-        config,
-        name="later",
-        method=PretrainConfig(head=TINY_HEAD, ema="full"),
-        start=copied,
-        model=replace(config.model, native_size=70),
-    )
-    started = built(larger, finished)
-    positions, mask = (
-        f"teacher_tower.embeddings.{name}" for name in ("position_embeddings", "mask_token")
-    )
-    assert started[positions].shape[1] == 1 + 5 * 5
-    assert torch.equal(started[positions][:, 0], tower[positions][:, 0])
-    assert torch.equal(started[mask], tower[mask])
-
-
 def test_a_missing_teacher_or_start_is_an_error_before_training(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -161,25 +134,3 @@ def test_a_missing_teacher_or_start_is_an_error_before_training(
     for wrong in (student, replace(config, start=tmp_path)):
         with pytest.raises(FileNotFoundError, match=r"no model in .* run its recipe first"):
             build_method(wrong, 300)
-
-
-def test_a_text_tower_is_warmed_up_once(
-    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[object] = []
-
-    def warm_up(model: Tipsv2Model, *_: object, **settings: object) -> float:
-        calls.append(settings)
-        with torch.no_grad():
-            model.text_model.final_layer_norm.bias.fill_(3.0)
-        return 0.5
-
-    monkeypatch.setattr(run_module, "warm_up_text_tower", warm_up)
-    locked = PretrainConfig(head=TINY_HEAD, text_locked_until=1.0)
-    warmed = replace(config, num_steps=2, text_warmup_steps=7, method=locked, validate_every=0)
-    model = Tipsv2Model.from_pretrained(run(warmed))
-    # The tower is locked throughout, so it keeps the result of the warm-up.
-    assert (model.text_model.final_layer_norm.bias == 3.0).all()
-    shutil.rmtree(warmed.folder / "checkpoints")
-    run(warmed)
-    assert calls == [{"num_steps": 7, "seed": 0}]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Tipsv2Model
 
 from tests.training.conftest import TINY_HEAD, cut_batch
@@ -103,17 +103,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     with pytest.raises(FloatingPointError, match="step 1: the gradient is not finite"):
         update(plain(batch, *values), 1)
     assert (method.weight_2.tolist(), moment_2["momentum_buffer"].tolist()) == before
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_bfloat16_is_for_the_forward_pass_alone(precision: Precision, batch: Batch) -> None:
-    method = Slope()
-    update, sgd = build(method, precision=precision)
-    row = update(plain(batch, 0.5), 0)
-    assert method.dtypes == [getattr(torch, precision)]
-    assert not torch.is_autocast_enabled("cpu")
-    kept: list[Tensor] = [method.weight_2, sgd.state[method.weight_2]["momentum_buffer"]]
-    assert {value.dtype for value in (*kept, *row.values())} == {torch.float32}
 
 
 def test_captions_of_all_micro_batches_are_contrasted_as_in_one_large_batch(

@@ -90,16 +90,6 @@ def test_another_model_is_refused(
         read_tokenizer(tmp_path, vocab_size=1000)
 
 
-def test_a_damaged_normaliser_is_refused(spm_file: Path, tmp_path: Path) -> None:
-    content = bytearray(spm_file.read_bytes())
-    charsmap = parse_model(spm_file).normalizer_spec.precompiled_charsmap
-    at = content.index(charsmap)
-    content[at : at + 4] = b"\xff" * 4  # the length of its first table
-    (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model cannot be read"):
-        read_tokenizer(tmp_path, vocab_size=1000)
-
-
 @pytest.mark.parametrize("content", ["", "[1]", '{"model": {"type": "BPE"}}'])
 def test_a_broken_tokenizer_json_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")

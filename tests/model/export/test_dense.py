@@ -1,17 +1,14 @@
 """The dense graphs compute what transformers computes, at every size that they accept."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import Tipsv2DptConfig, Tipsv2DptForDensePrediction
+from transformers import Tipsv2DptForDensePrediction
 
-from model.class_names import ade20k_names
-from model.export.dense import segmentation_labels
 from model.graphs import DENSE_TASKS, TAPS, DenseTask, graph_file
 from model.parity.reference import DENSE_FIELDS
 from tests.model.export.test_graph_writer import run_onnx, run_openvino
@@ -59,22 +56,3 @@ def test_axes_are_free_and_resizes_are_those_that_parsers_take(
         settings = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         assert settings["coordinate_transformation_mode"] == b"align_corners"
         assert not settings.get("antialias", 0)
-
-
-@pytest.mark.parametrize(
-    ("num_labels", "names", "wanted"),
-    [
-        (3, None, ["class 1", "class 2", "class 3"]),
-        (150, None, ade20k_names()),
-        (2, {1: "crack", 0: "weld"}, ["weld", "crack"]),
-    ],
-)
-def test_classes_are_named_by_the_configuration_or_are_the_released_ones(
-    num_labels: int, names: dict[int, str] | None, wanted: list[str]
-) -> None:
-    config = Tipsv2DptConfig()
-    config.num_labels = num_labels
-    if names is not None:
-        config.id2label = names
-    dense: Any = SimpleNamespace(config=config)
-    assert segmentation_labels(dense) == wanted

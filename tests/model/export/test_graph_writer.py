@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from model.export import tracing
 from model.export.graph_writer import PARTS, PackageContent, write_graphs
-from model.export.int8 import quantise
-from model.export.tracing import OPSET, save_graph
+from model.export.tracing import OPSET
 from model.graphs import TAPS, VISION_OUTPUTS, Part, Precision, graph_file
 from model.parity.inputs import gate_images, image_batch
 from model.runtime.openvino_runtime import openvino_core
@@ -121,28 +118,6 @@ def test_each_graph_is_valid_and_has_float32_inputs_and_outputs(
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
     if precision == "fp32":
         assert {entry.domain: entry.version for entry in model.opset_import}[""] == OPSET
-
-
-def test_no_file_contains_a_path_of_this_machine(tiny_graphs: Path, project_root: Path) -> None:
-    packages = Path(onnxruntime.__file__).parents[1]
-    paths = [str(path).encode() for path in (project_root, packages, Path.home() / "x")]
-    for file in (tiny_graphs / "onnx").iterdir():
-        content = file.read_bytes()
-        assert not [path for path in paths if path.removesuffix(b"x") in content], file.name
-
-
-def test_weights_beyond_one_protobuf_message_are_saved_and_quantised_alike(
-    tiny_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = inputs_of("vision")
-    path, inline = tiny_graphs / graph_file("vision"), tmp_path / "inline.onnx"
-    onnx_ir.save(quantise(onnx_ir.load(path), [images]), inline)
-    monkeypatch.setattr(tracing, "MAX_INLINE_BYTES", 0)
-    large = tmp_path / "large" / "graph.onnx"
-    assert save_graph(quantise(onnx_ir.load(path), [images]), large)
-    assert large.with_name("graph.onnx.data").exists()
-    for ours, theirs in zip(run_onnx(inline, images), run_onnx(large, images), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_an_unknown_precision_is_refused(tiny_content: PackageContent, tmp_path: Path) -> None:

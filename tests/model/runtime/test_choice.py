@@ -135,27 +135,6 @@ def test_a_package_names_its_runtime_and_its_precision_for_cpus(
     assert found(package.model_copy(update=update), hardware, libraries, **asked) == expected
 
 
-def test_a_failed_proof_is_told_with_its_number() -> None:
-    failed = proven("openvino", "bf16").model_copy(update={"mask_agreement": 0.912})
-    package, machine = make_manifest(failed, files=FILES), Machine(BF16, CPU_LIBRARIES)
-    auto = choose(package, RuntimeRequest(), machine)
-    number = "mask_agreement is 0.912, min_mask_agreement 0.995"
-    assert auto.precision == "fp32"
-    assert f"Not openvino on the CPU (bf16): vision failed its proof in bf16 ({number})." in (
-        auto.reason
-    )
-    asked = choose(package, RuntimeRequest(precision="bf16"), machine)
-    assert f"Vision failed its proof in bf16 ({number})." in asked.reason
-    head = proven("openvino", "bf16").model_copy(
-        update={"file": graph_file("segmentation"), "mask_agreement": 0.912}
-    )
-    files = FILES | {graph_file("segmentation"): 1}
-    auto = choose(make_manifest(PROOFS[0], head, files=files), RuntimeRequest(), machine)
-    assert auto.precision == "bf16"
-    told = f"Segmentation failed its proof in bf16 ({number}), and is computed in fp32."
-    assert told in auto.reason
-
-
 @pytest.mark.parametrize(
     ("libraries", "failed", "expected"),
     [

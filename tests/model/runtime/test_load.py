@@ -6,7 +6,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from operator import is_
@@ -160,29 +159,6 @@ def test_lanes_share_weights_which_are_freed_with_the_last(
     second.close()
     gc.collect()
     assert [reference() for reference in freed] == [None] * len(freed)
-
-
-@pytest.mark.parametrize("name", CPU_RUNTIMES)
-def test_lanes_compute_their_own_answers_while_another_is_interrupted(
-    tiny_package: ModelPackage, name: str
-) -> None:
-    images = np.random.default_rng(0).random((3, 1, 3, 56, 84), dtype=np.float32)
-    share = LaneShare(num_lanes=4)
-    *lanes, interrupted = (load_chosen(tiny_package, fp32(name), share) for _ in range(4))
-    expected = [interrupted.encode_images(image).patches_BND for image in images]
-
-    def run(index: int) -> None:
-        for _ in range(30):
-            found = lanes[index].encode_images(images[index]).patches_BND
-            np.testing.assert_array_equal(found, expected[index])
-
-    with ThreadPoolExecutor(3) as pool:
-        running = [pool.submit(run, index) for index in range(3)]
-        while not all(future.done() for future in running):
-            interrupted.interrupt()
-            interrupted.encode_images(SMALL)
-    for future in running:
-        future.result()
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,16 @@
 """ONNX Runtime computes on the requested device, or not at all, and keeps little memory."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 
-from model.package import ModelPackage
-from model.runtime.base import MissingRuntimeError
 from model.runtime.onnx_runtime import (
-    OnnxGraph,
     ProviderError,
     open_session,
-    shared_arena,
 )
-from service.machine import collect_and_trim, resident_bytes
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -86,45 +78,3 @@ def test_a_session_that_would_compute_elsewhere_is_refused(
     monkeypatch.setitem(sys.modules, "onnxruntime", Library(opened))
     with pytest.raises(ProviderError, match=complaint):
         open_session(Path("a.onnx"), "gpu", 1)
-
-
-def test_a_build_without_cuda_is_refused(tiny_package: ModelPackage) -> None:
-    with pytest.raises(MissingRuntimeError, match="takes the place of onnxruntime"):
-        open_session(tiny_package.file("onnx/vision_model.onnx"), "gpu", 1)
-
-
-@pytest.fixture
-def large_graph(tmp_path: Path) -> Iterator[OnnxGraph]:
-    """Takes as much memory as its input, and gives little."""
-    x, y, z = (
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, rows, "w"])
-        for name, rows in (("pixel_values", "h"), ("y", "h"), ("z", 1))
-    )
-    nodes = [
-        onnx.helper.make_node("Abs", ["pixel_values"], ["y"]),
-        onnx.helper.make_node("ReduceMax", ["y"], ["z"], axes=[2]),
-    ]
-    graph = onnx.helper.make_graph(nodes, "large", [x], [z], value_info=[y])
-    opsets = [onnx.helper.make_opsetid("", 17)]
-    path = tmp_path / "large.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-    opened = OnnxGraph(open_session(path, "cpu", 1), "cpu", max_large=1)
-    yield opened
-    opened.close()
-
-
-def test_a_release_frees_what_the_arena_keeps(large_graph: OnnxGraph) -> None:
-    shared_arena().shrink()
-    width = 448 * 448 // 8
-    image = np.linspace(-1, 1, 3 * 8 * width, dtype=np.float32).reshape(1, 3, 8, width)
-    batch = np.concatenate([image] * 8)
-    expected = large_graph.run({"pixel_values": image}, ["z"])["z"]
-    np.testing.assert_array_equal(expected, np.abs(image).max(axis=2, keepdims=True))
-    large_graph.run({"pixel_values": batch}, ["z"])
-    collect_and_trim()
-    kept_bytes = resident_bytes()
-    large_graph.release_idle_memory()
-    collect_and_trim()
-    assert kept_bytes - resident_bytes() > 0.8 * image.nbytes
-    again = large_graph.run({"pixel_values": image}, ["z"])["z"]
-    np.testing.assert_array_equal(again, expected)

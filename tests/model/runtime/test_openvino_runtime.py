@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,7 @@ import pytest
 
 from model.graphs import VISION_FILE
 from model.package import ModelPackage
-from model.runtime import openvino_runtime
-from model.runtime.base import LaneShare, UnusableRuntimeError
-from model.runtime.choice import RuntimeChoice
-from model.runtime.load import load_chosen, load_runtime
-from model.runtime.machine import Hardware, this_hardware
+from model.runtime.machine import this_hardware
 from model.runtime.openvino_runtime import (
     import_openvino,
     openvino_core,
@@ -103,24 +98,3 @@ def test_a_signal_arrives_after_runtimes_were_closed(tiny_package: ModelPackage)
     command = [sys.executable, "-c", PROGRAM, str(tiny_package.path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
-
-
-def test_bf16_is_computed_in_bf16_or_refused(
-    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choice = RuntimeChoice(runtime="openvino", precision="bf16", device="cpu", reason="")
-    if "bf16" not in this_hardware().cpu_features:
-        pytest.skip("this CPU has no bf16")
-    runtime: Any = load_chosen(tiny_package, choice)
-    exact = load_runtime(tiny_package, runtime="openvino", precision="fp32")
-    with closing(runtime), closing(exact):
-        assert runtime.precision == "bf16"
-        vision = runtime._graph(runtime._sources["vision"])
-        hint = vision._compiled.get_property("INFERENCE_PRECISION_HINT")
-        assert hint.get_type_name() == "bf16"
-        pixels = np.random.default_rng(0).random((1, 3, 56, 56), dtype=np.float32)
-        rounded, whole = (r.encode_images(pixels).values_BND for r in (runtime, exact))
-        assert 1e-4 < np.abs(rounded - whole).max() < 0.2
-    monkeypatch.setattr(openvino_runtime, "this_hardware", Hardware)
-    with pytest.raises(UnusableRuntimeError, match="only emulates it"):
-        load_chosen(tiny_package, choice, LaneShare(num_lanes=2))

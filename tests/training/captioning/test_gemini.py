@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.training_steps import Places, build, chain_steps, environment, make_step
 from tests.training.captioning.conftest import Batches
 from training.__main__ import main
 from training.captioning.gemini_config import read_api_key
@@ -112,25 +111,6 @@ def test_a_batch_that_is_sent_is_waited_for_and_one_that_failed_is_sent_again(
     assert len(batches.sent) == 3  # the second shard's batch is waited for
     assert None not in captions(tmp_path / "out").values()
     assert not list((tmp_path / "out").glob("*.note"))
-
-
-def test_the_key_comes_from_the_secrets_file_of_the_cluster(
-    shards: Path, tmp_path: Path, batches: Batches, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("GEMINI_API_KEY")
-    (tmp_path / "data").mkdir()
-    shards.rename(tmp_path / "data/shards")
-    secret = tmp_path / "secrets/gemini"
-    secret.mkdir(parents=True)
-    (secret / "api-key").write_text("a-secret-key\n", encoding="utf-8")
-    documents = build("chain-gemini")
-    (container,) = [step for step in chain_steps(documents) if step["name"] == "caption"]
-    values = environment(container, documents, {"batch.kubernetes.io/job-name": "retrain-1"})
-    step = make_step(container, values, Places(root=tmp_path))
-    program, arguments = step.command[1:4], step.command[4:]
-    assert program == ["-P", "-m", "training"]
-    assert main([*arguments, "--base-url", batches.url]) == 0
-    assert len(captions(tmp_path / "data/captioned")) == 8
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from training.captioning.job import (
     clean_caption,
     read_shard,
 )
-from training.data.shards.manifest import index_shards
-from training.data.shards.sample import BrokenList, Sample
+from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import write_shard
 
 
@@ -98,21 +97,6 @@ def test_a_killed_job_ends_like_one_that_was_not(
         assert job.run(second) == "7 captions, 1 failed"
         assert sorted(first.seen + second.seen) == [f"k{i:03d}" for i in range(8)]
         assert contents(job.output) == contents(whole.output)
-
-
-def test_what_has_no_answer_or_no_image_fails_and_what_has_a_caption_keeps_it(
-    tmp_path: Path,
-) -> None:
-    first, second, third = make_samples(0, 3)
-    given = [replace(first, suffix=".gif"), replace(second, captions={"paligemma": "mine"}), third]
-    write_shard(tmp_path / "in/c.tar", given)
-    index_shards(tmp_path / "in", BrokenList())
-    job = CaptionJob(shards=tmp_path / "in", output=tmp_path / "out")
-    assert job.run(FakeCaptioner(forgets=True)) == "0 captions, 2 failed"
-    assert dict(read_shard(tmp_path / "out/c.tar")) == {"k001": given[1], "k002": third}
-    record = (tmp_path / "out/c.tar.captions.jsonl").read_text()
-    assert "no image among" in record
-    assert "no answer" in record
 
 
 def test_other_settings_and_other_folders_are_refused(job: CaptionJob, shards: Path) -> None:

@@ -53,19 +53,6 @@ def test_a_batch_equals_its_images_one_by_one_and_a_broken_image_fails_alone(
     assert [key for key, one in alone.items() if one.caption] == ["k000", "k002", "k003"]
 
 
-def test_a_chat_template_is_used_where_the_model_has_one(checkpoint: Path) -> None:
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    processor.chat_template = (
-        "{% for m in messages %}{% for c in m.content %}"
-        "{% if c.type == 'image' %}<image>{% else %}{{ c.text }} please{% endif %}"
-        "{% endfor %}{% endfor %}"
-    )
-    plain = load(checkpoint, prompt="caption en please")
-    config = PaliGemmaConfig(prompt="caption en", max_tokens=12, batch_size=2)
-    chatty = PaliGemmaCaptioner(config, plain.model, processor)
-    assert outcomes(chatty, make_samples(0, 2)) == outcomes(plain, make_samples(0, 2))
-
-
 def test_too_little_memory_and_a_missing_checkpoint_come_with_advice(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,12 +45,3 @@ def test_options_reach_the_evaluation_and_every_score_is_printed(
         "t | seen | student | mIoU | 12.50 [11.00, 14.00] | n 9",
         "t | seen | chance | mIoU | 1.00 | n 9",
     ]
-
-
-def test_a_missing_card_or_model_is_reported_before_scoring(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["evaluate", str(run), "--output", str(tmp_path / "o")]) == 2
-    assert "no model card at training/cards/run.md" in capsys.readouterr().err
-    assert main(["evaluate", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere (yet)" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from training.data.art import (
     icon_drawings,
 )
 from training.data.concepts import Concept, all_concepts
-from training.data.sprites import SPRITE_PIXELS, ArtFolders, SpriteBank, build_bank, load_bank
+from training.data.sprites import ArtFolders, SpriteBank, load_bank
 from training.data.unnamed import (
     CLOSE_UP,
     ICON_SETS,
@@ -127,17 +127,6 @@ def test_a_set_gives_each_drawing_that_it_has(
         dog = drawings[0][1]
         assert dog.getpixel((0, 0)) == (0, 0, 0, 0)
         assert dog.getpixel((dog.width // 2, dog.height // 2)) == (255, 0, 0, 255)
-
-
-def test_a_bank_has_every_drawing_of_the_styles_asked_for(
-    npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sprites, "all_concepts", lambda: CONCEPTS)
-    folders = ArtFolders(npm=npm, clip_art=tmp_path, furniture=tmp_path, stamps=tmp_path)
-    bank = build_bank(folders, ("noto", "clipart", "furniture", "stamps", "fxemoji"))
-    assert bank.rgba_MSS4.shape == (5, SPRITE_PIXELS, SPRITE_PIXELS, 4)
-    assert bank.concept_M.tolist() == [0, 0, 1, 0, 1]
-    assert bank.style_M.tolist() == [0, 0, 0, 4, 4]
 
 
 def test_a_bank_is_read_as_it_was_saved_and_not_for_another_vocabulary(

@@ -3,18 +3,12 @@
 import numpy as np
 import pytest
 
-from model.encoder import Tipsv2Encoder
-from model.scores.bootstrap import bootstrap
-from model.scores.ranking import Ranking, found_within, rank
-from training.data.scenes import Scene, SceneSource
+from model.scores.ranking import rank
+from training.data.scenes import SceneSource
 from training.data.sprites import SpriteBank
-from training.evaluate.encoder import encode_images, encode_texts
 from training.evaluate.ranking import (
-    SETTINGS,
     ClassificationBenchmark,
-    RetrievalSetting,
     rank_both_ways,
-    retrieve,
     single_drawings,
 )
 
@@ -43,29 +37,6 @@ def test_the_rank_counts_the_wrong_answers_before_the_first_right_one(
         assert ranking.found(depth) == pytest.approx(100 * share)
     with pytest.raises(ValueError, match="needs a right answer"):
         rank(np.zeros((1, 3), np.float32), np.zeros((1, 3), bool))
-
-
-def test_chance_is_what_shuffled_candidates_give() -> None:
-    right_QC = np.zeros((20_000, 12), bool)
-    right_QC[:, 0] = True
-    right_QC[::2, 1:3] = True  # every other query has three
-    rng = np.random.default_rng(0)
-    ranking = rank(rng.random(right_QC.shape, dtype=np.float32), right_QC)
-    for depth in (1, 5):
-        assert ranking.found(depth) == pytest.approx(ranking.chance(depth), abs=1.0)
-    # By hand, the first place: 1/12 and 3/12, each for half of the queries.
-    assert ranking.chance(1) == pytest.approx(100 * (1 / 12 + 3 / 12) / 2)
-
-
-def test_the_metric_weights_queries() -> None:
-    ranking = Ranking(
-        rank_Q=np.asarray([0, 4, 9]), num_right_Q=np.ones(3, np.int64), num_candidates=10
-    )
-    weights_RQ = np.asarray([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [0.0, 1.0, 2.0]])
-    assert found_within(5)(ranking, weights_RQ).tolist() == pytest.approx([200 / 3, 100, 100 / 3])
-    interval = bootstrap(found_within(5), ranking)
-    assert interval.value == pytest.approx(ranking.found(5))
-    assert interval.low < interval.value < interval.high
 
 
 @pytest.fixture
@@ -101,16 +72,3 @@ def test_equal_captions_are_one_candidate_and_share_their_images() -> None:
     assert (len(to_image), to_image.num_candidates) == (3, 4)
     assert to_image.rank_Q.tolist() == [0, 0, 0]
     assert to_image.num_right_Q.tolist() == [2, 1, 1]
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_a_model_retrieves_by_the_token_of_its_captions(
-    setting: RetrievalSetting, encoder: Tipsv2Encoder, scenes: list[Scene]
-) -> None:
-    features = encode_images(encoder, [scene.pixels_SS3 for scene in scenes])
-    captions = [getattr(scene.captions, setting.captions) for scene in scenes]
-    texts_UD = encode_texts(encoder, list(dict.fromkeys(captions)))
-    found = retrieve(encoder, scenes, features=features, setting=setting)
-    expected = rank_both_ways(features[setting.token], captions, texts_UD)
-    for direction, ranking in found.items():
-        assert ranking.rank_Q.tolist() == expected[direction].rank_Q.tolist()

@@ -12,11 +12,9 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from model.encoder import Tipsv2Encoder
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
-from training.data.scenes import Scene, SceneSource
-from training.data.sprites import SpriteBank
+from training.data.scenes import Scene
 from training.evaluate import report
 from training.evaluate.chosen_encoder import ChosenEncoder
-from training.evaluate.ranking import single_drawings
 from training.evaluate.report import Models
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 
@@ -78,25 +76,6 @@ def test_segmentation_has_every_row_with_intervals_and_differences(
     assert by_row["student, seed 1 - teacher", "which"].value != 0
     alone = report.score_scenes(benchmark, {"student": models["student"]})
     assert not [entry for entry in alone if "served" in entry.row or "teacher" in entry.row]
-
-
-def test_drawings_are_scored_at_both_depths(
-    models: Models, sprite_bank: SpriteBank, source: SceneSource
-) -> None:
-    drawings = single_drawings(
-        "drawn", sprite_bank, styles=("noto",), shown=source.names, names=source.names
-    )
-    entries = report.score_drawings(drawings, models)
-    by_row = {(entry.row, entry.metric): entry for entry in entries}
-    assert list(by_row) == [(row, metric) for row in RANKED for metric in ("top-1", "top-5")]
-    assert {entry.count for entry in entries} == {14}
-    for metric, depth in (("top-1", 1), ("top-5", 5)):
-        assert by_row["chance", metric].value == pytest.approx(100 * depth / 14, abs=0.005)
-        own, served = by_row["student", metric], by_row["served", metric]
-        assert own.value == by_row["teacher", metric].value
-        gain = by_row["student - served", metric]
-        assert gain.value == pytest.approx(own.value - served.value, abs=0.02)
-        assert (gain.low or 0) <= gain.value
 
 
 @pytest.mark.slow

@@ -56,19 +56,3 @@ def test_equals_a_float64_reference_and_all_learn() -> None:
         assert learner.grad.any()
     with torch.autocast("cpu", dtype=torch.bfloat16):  # does not round the cosines
         assert torch.equal(loss_of(*random_batch()), loss)
-
-
-def test_descent_finds_the_localised_solution() -> None:
-    # Patches start as equal mixtures of two names; the loss alone separates them.
-    generator = torch.Generator().manual_seed(0)
-    names_UD, present_BU = torch.eye(4), torch.tensor([[True, True, False, False]])
-    mixture_D = names_UD[0] + names_UD[1]
-    patches_BND = mixture_D + 0.01 * torch.randn(1, 4, 4, generator=generator)
-    patches_BND.requires_grad_()
-    optimizer = torch.optim.SGD([patches_BND], lr=0.5)
-    for _ in range(100):
-        optimizer.zero_grad()
-        loss_of(patches_BND, names_UD, present_BU).backward()
-        optimizer.step()
-    called_N = patches_BND.detach()[0].argmax(-1)
-    assert sorted(called_N.tolist()) == [0, 0, 1, 1]

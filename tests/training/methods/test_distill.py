@@ -19,7 +19,6 @@ from training.losses.ibot import Supervised
 from training.methods.distill import Distill, DistillConfig, TextStart
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.run import build_method, new_model
-from training.targets import Centering
 
 PAPER = DistillConfig(head=HEAD)
 
@@ -113,27 +112,6 @@ def test_the_students_vision_tower_starts_at_random(
     assert not same("vision_model", teacher)
     assert same("text_model", teacher) is (text_start == "teacher")
     assert same("text_model", random) is (text_start == "fresh")
-
-
-def test_the_teacher_is_frozen_and_not_part_of_the_student(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
-) -> None:
-    teacher = make_teacher()
-    method = Distill(student_model, replace(PAPER, text_frozen=True), teacher).train()
-    parts = {name.split(".")[0] for name in method.state_dict()}
-    assert parts == {"model", "log_temperature", "head", "contrast", "projection"}
-    before = {name: value.clone() for name, value in teacher.vision_model.state_dict().items()}
-    take_step(method, batch, 0.5).loss.backward()
-    assert method.head is not None
-    assert method.head.prototypes.grad is not None
-    assert teacher.head is not None
-    assert not teacher.vision_model.training
-    for module in (teacher.vision_model, teacher.head, student_model.text_model):
-        assert all(p.grad is None and not p.requires_grad for p in module.parameters())
-    assert isinstance(teacher.centering, Centering)
-    assert not teacher.centering.centre_K.any()
-    for name, value in teacher.vision_model.state_dict().items():
-        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("supervised", ["all", "masked"])

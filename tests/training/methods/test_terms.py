@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_tokens
@@ -13,7 +11,6 @@ from training.data.batch import Batch
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_parts
-from training.methods.image_backbone import image_backbone_term
 from training.methods.terms import NameContrastConfig, caption_terms, embed_texts, name_term
 
 
@@ -59,19 +56,3 @@ def test_names_are_compared_with_the_patches(
     # The images have only four patches.
     more = replace(config, num_shown=99)
     assert term == name_term(student_model, tokens, batch, contrast=contrast, config=more)
-
-
-def test_patches_are_compared_with_their_cells_and_images_with_the_mean() -> None:
-    generator = torch.Generator().manual_seed(0)
-    patches_BND = torch.randn(3, 4, 8, generator=generator)
-    cells_BNK = torch.randn(3, 4, 6, generator=generator)
-    projection = nn.Linear(8, 6)
-    ours_BNK = projection(patches_BND)
-    pairs = [(ours_BNK[b, n], cells_BNK[b, n]) for b in range(3) for n in range(4)]
-    means = [(ours_BNK[b].mean(0), cells_BNK[b].mean(0)) for b in range(3)]
-    patch, whole = (
-        torch.stack([F.cosine_similarity(*pair, dim=0) for pair in some]).mean()
-        for some in (pairs, means)
-    )
-    found = image_backbone_term(patches_BND, cells_BNK, projection)
-    torch.testing.assert_close(found, 2 - patch - whole)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,37 +13,10 @@ from model.efficientnet_lite import Trunk
 from tests.training.photographs.miniature import cells
 from training.photographs import encoder as build
 from training.photographs.encoder import SplitMoments
-from training.photographs.heads import (
-    Moments,
-    fit_discriminant,
-    join,
-    merged,
-)
 from training.photographs.trunk_features import Cells
 
 NAMES = ("dog face", "poodle", "lion", "trumpet")
 REGIONS = cells(2, 3)
-
-
-def three_names(*noise: float) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
-    """Cells of three names that differ in the first two of four features only."""
-    rng = np.random.default_rng(0)
-    name_n = np.repeat(np.arange(3), 400)
-    means = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [-1, -1, 0, 0]])
-    values = means[name_n] + rng.normal(size=(1200, 4)) * np.array(noise)
-    return values.astype(np.float16), name_n
-
-
-def test_a_cell_is_closest_to_its_name() -> None:
-    values, name_n = three_names(0.2, 0.2, 2.0, 2.0)
-    fitted = fit_discriminant(Moments.of(values, name_n, 3))
-    space = join(fitted, fitted, 2)
-    wide = values.astype(np.float32) - space.fine_mean_F
-    described = wide @ space.fine_DF.T + wide @ space.coarse_DF.T
-    assert ((described @ space.names_KD.T).argmax(1) == name_n).mean() > 0.97
-    assert np.allclose(np.linalg.norm(space.names_KD, axis=1), 1)
-    group = merged(np.eye(3, dtype=np.float32), [[0], [0, 2]])
-    assert group.ravel() == pytest.approx([1, 0, 0, 0.7071, 0, 0.7071], abs=1e-4)
 
 
 @pytest.fixture(autouse=True)

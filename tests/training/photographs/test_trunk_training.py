@@ -9,13 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 
 from model.efficientnet_lite import Trunk
 from tests.training.photographs.miniature import bank, drawings, random_space
 from training.data.folder import DataFolder
 from training.photographs import trunk_training
-from training.photographs.activations import Activations, Labels, LowerScales, Tail
+from training.photographs.activations import Activations, Labels
 from training.photographs.drawing_scenes import ViewSource
 from training.photographs.encoder import CellMoments
 from training.photographs.heads import DrawingSpace
@@ -29,14 +28,6 @@ NAMES = ("dog face", "lion", "trumpet")  # "lion" is withheld by the hash split
 def trunk() -> Trunk:
     torch.manual_seed(0)
     return Trunk()
-
-
-@torch.inference_mode()
-def test_frozen_blocks_and_tail_are_the_trunk(trunk: Trunk) -> None:
-    pixels = torch.rand(1, 3, 128, 64)
-    fine, coarse = LowerScales(trunk)(pixels)
-    assert torch.allclose(Tail(trunk)(fine), trunk(pixels), atol=1e-6)
-    assert torch.allclose(Tail(trunk)(coarse), trunk(F.avg_pool2d(pixels, 2)), atol=1e-6)
 
 
 def scenes(seed: int, count: int) -> Activations:

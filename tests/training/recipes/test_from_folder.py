@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import Tipsv2Config, Tipsv2Tokenizer
+from transformers import Tipsv2Config
 
 from model.variants import variant
 from training.config import ModelConfig
@@ -19,7 +18,6 @@ from training.recipes.from_folder import (
     TeacherFacts,
     distill_folder,
     pretrain_folder,
-    read_teacher_facts,
 )
 
 SAME, OTHER = ModelConfig().build(300), variant("b14").build()
@@ -61,18 +59,3 @@ def test_a_batch_is_no_larger_than_the_folder(make_images: Callable[..., Path]) 
     assert (config.batch_size, config.num_steps, config.optim.warmup_steps) == (3, 50, 5)
     assert isinstance(config.data, ShardsConfig)
     assert config.data.crops == SMALL_CROPS
-
-
-def test_facts_about_a_teacher_are_read_from_its_folder(
-    tmp_path: Path, tokenizer: Tipsv2Tokenizer
-) -> None:
-    with pytest.raises(FileNotFoundError, match="no model in"):
-        read_teacher_facts(tmp_path)
-    SAME.save_pretrained(tmp_path / "model")
-    bare = read_teacher_facts(tmp_path)
-    assert (bare.num_prototypes, bare.vocab_size) == (None, None)
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    for name, found in (("teacher_head.prototypes", 5), ("projector.weight", None)):
-        torch.save({name: torch.zeros(5, 3)}, tmp_path / "heads.pt")
-        facts = read_teacher_facts(tmp_path)
-        assert (facts.num_prototypes, facts.vocab_size) == (found, len(tokenizer))

@@ -20,16 +20,15 @@ from model.runtime.base import LaneShare
 from model.runtime.loaded_graphs import loaded_graphs
 from model.runtime.tensorrt import engines
 from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS, FLOAT_PIXELS, take_bytes
-from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries, library_log
+from model.runtime.tensorrt.cuda import Cuda, GpuLibraries, library_log
 from model.runtime.tensorrt.engines import (
     EngineKey,
     LoadedEngine,
     build_engine,
-    deserialize,
     key_of,
     supply_engine,
 )
-from model.runtime.tensorrt.profiles import ShapeRange, profiles_for
+from model.runtime.tensorrt.profiles import profiles_for
 
 DEVICE = "h100-cc-9.0-trt-10.16-cuda-13"
 ONE_LANE = LaneShare()
@@ -56,16 +55,6 @@ def test_an_engine_is_built_with_several_profiles(
     plan = build_engine(rtx, tiny_package.file(file), profiles, progress=progress.append)
     assert len(plan) > 10_000
     assert progress
-
-
-def test_shapes_that_contradict_the_graph_and_bytes_that_are_no_engine_are_refused(
-    rtx: GpuLibraries, tiny_package: ModelPackage
-) -> None:
-    five = ShapeRange((1, 5, 14, 14), (1, 5, 14, 14), (1, 5, 14, 14))
-    with pytest.raises(GpuError, match=r"TensorRT .*(profile|shapes)"):
-        build_engine(rtx, tiny_package.file(VISION_FILE), [{BYTE_PIXELS: five}])
-    assert deserialize(rtx, b"no engine" * 100) is None
-    assert "Serialization" in rtx.log.take_errors()
 
 
 def test_a_graph_that_takes_bytes_computes_the_same(

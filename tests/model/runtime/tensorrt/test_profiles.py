@@ -8,10 +8,8 @@ from model.graphs import DENSE_TASKS, Part
 from model.manifest import Manifest
 from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS
 from model.runtime.tensorrt.profiles import (
-    TEXT_INPUTS,
     batches,
     choose_profile,
-    has_one_item_shape,
     profiles_for,
     runs_of,
 )
@@ -64,27 +62,6 @@ def test_every_allowed_image_has_a_profile_and_buckets_have_their_own(
             span = profile[BYTE_PIXELS]
             for shape in (span.smallest, span.best, span.largest):
                 assert all(side % unit == 0 for side in shape[2:])
-
-
-@pytest.mark.parametrize(
-    ("max_batch_patches", "most"), [(None, 64), (4096, 64), (1000, 16), (256, 4), (63, 1), (1, 1)]
-)
-def test_the_largest_batch_follows_max_batch_patches(
-    max_batch_patches: int | None, most: int
-) -> None:
-    square, *_ = profiles_for("vision", manifest(), max_batch_patches)
-    assert square[BYTE_PIXELS].largest == (most, 3, 8 * UNIT, 8 * UNIT)
-    assert batches(square)[-1] == most
-
-
-@settings(max_examples=40)
-@given(length=st.integers(1, 64), batch=st.integers(1, 300))
-def test_every_text_is_padded_to_one_of_two_lengths(length: int, batch: int) -> None:
-    profiles = profiles_for("text", manifest())
-    chosen = choose_profile(profiles, dict.fromkeys(TEXT_INPUTS, (batch, length)))
-    assert chosen is not None
-    assert profiles[chosen]["input_ids"].largest == (64, 16 if length <= 16 else 64)
-    assert has_one_item_shape(profiles[chosen])
 
 
 @pytest.mark.parametrize(

@@ -80,14 +80,6 @@ def test_a_bad_caption_is_left_out_and_its_image_is_kept(
     assert f"captions left out: {reason} (2)" in counts
 
 
-@pytest.mark.parametrize(("wanted_side", "side"), [(0, 320), (100, 160), (300, 320)])
-def test_a_large_jpeg_is_reduced_as_far_as_allowed(
-    encode: Encode, wanted_side: int, side: int
-) -> None:
-    large = encode(1, size=(400, 320), kind="JPEG")
-    assert decode_tensor(large, wanted_side=wanted_side).shape[1] == side
-
-
 @pytest.mark.parametrize(
     ("limit", "message"),
     [

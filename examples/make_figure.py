@@ -1,7 +1,8 @@
-"""Draws a figure of the documentation with a running service: each image next to its mask.
+"""Draws a figure of the documentation with a running service: images with their masks.
 
-`python examples/make_figure.py --output docs/images/first-light.png`; the ten photographs of the
-model card with `--data DATA --output docs/images/photographs.jpg`, from the data job's folder.
+`python examples/make_figure.py --output docs/images/first-light.jpg`; the ten photographs of the
+model card, each beside its mask, with `--data DATA --output docs/images/photographs.jpg`, from the
+data job's folder.
 """
 
 import argparse
@@ -12,11 +13,13 @@ from pathlib import Path
 import httpx
 from PIL import Image, ImageDraw
 
-HERE = Path(__file__).parent
-# Image, classes, further options.
+ROOT = Path(__file__).parents[1]
+# Image, classes, level of background: the examples of the page.
 EXAMPLES = (
-    ("scene.png", "burger,sunflower,open book", {}),
-    ("squirrel.jpg", "squirrel,tree,leaf", {}),
+    ("service/rest/web/butterfly.jpg", "butterfly", 0.5),
+    ("examples/squirrel.jpg", "squirrel", 0.55),
+    ("examples/scene.png", "burger,sunflower,open book", 0.65),
+    ("service/rest/web/lake.jpg", "mountain,sky,water", None),
 )
 # Photographs whose licences allow to show them (NOTICE), not chosen by their masks.
 PHOTOGRAPHS = (
@@ -36,12 +39,17 @@ _SHEET_HEIGHT = 200
 _GAP = 8
 
 
-def segment(url: str, image: Path, params: dict[str, str]) -> Image.Image:
-    """Return the image with the service's mask drawn over it."""
+def segment(url: str, image: Path, classes: str, level: float | None = None) -> Image.Image:
+    """Return the image with the service's mask drawn over it; without a level all is classes."""
+    background: dict[str, str | float] = (
+        {"background": "none"}
+        if level is None
+        else {"background": "auto", "background_level": level}
+    )
     media = "image/png" if image.suffix == ".png" else "image/jpeg"
     answer = httpx.post(
         f"{url}/v1/images:segment",
-        params={"format": "overlay", **params},
+        params={"classes": classes, "format": "overlay", "quality": "fine", **background},
         content=image.read_bytes(),
         headers={"Content-Type": media, "Accept": "image/png"},
         timeout=30,
@@ -50,10 +58,15 @@ def segment(url: str, image: Path, params: dict[str, str]) -> Image.Image:
     return Image.open(io.BytesIO(answer.content)).convert("RGB")
 
 
-def pair(url: str, image: Path, params: dict[str, str], height: int) -> Image.Image:
+def scaled(image: Image.Image, height: int) -> Image.Image:
+    """The image in another height."""
+    return image.resize((round(image.width * height / image.height), height))
+
+
+def pair(url: str, image: Path, classes: str) -> Image.Image:
     """The image, and the image with its mask."""
-    parts = [Image.open(image).convert("RGB"), segment(url, image, params)]
-    return row([part.resize((round(part.width * height / part.height), height)) for part in parts])
+    parts = (Image.open(image).convert("RGB"), segment(url, image, classes))
+    return row([scaled(part, _SHEET_HEIGHT) for part in parts])
 
 
 def row(tiles: Sequence[Image.Image]) -> Image.Image:
@@ -70,10 +83,7 @@ def row(tiles: Sequence[Image.Image]) -> Image.Image:
 def sheet(url: str, data: Path) -> Image.Image:
     """Two pairs a row, each above its classes."""
     shared = data / "debian/usr/share"
-    pairs = [
-        pair(url, shared / name, {"classes": classes}, _SHEET_HEIGHT)
-        for name, classes in PHOTOGRAPHS
-    ]
+    pairs = [pair(url, shared / name, classes) for name, classes in PHOTOGRAPHS]
     width, line = max(tile.width for tile in pairs), _SHEET_HEIGHT + 3 * _GAP
     figure = Image.new("RGB", (2 * width + _GAP, -(-len(pairs) // 2) * line), "white")
     draw = ImageDraw.Draw(figure)
@@ -96,8 +106,8 @@ def main() -> None:
     else:
         figure = row(
             [
-                pair(options.url, HERE / name, {"classes": classes, **more}, _HEIGHT)
-                for name, classes, more in EXAMPLES
+                scaled(segment(options.url, ROOT / name, classes, level), _HEIGHT)
+                for name, classes, level in EXAMPLES
             ]
         )
     figure.save(options.output, optimize=True, quality=80)

@@ -56,19 +56,20 @@ def outline(maps_Khw: Floats, guide_3YX: NDArray[np.uint8]) -> Floats:
         factor //= 2
     if factor <= 1:
         return maps_Khw
-    weight_hwSJ = _weights(guide_3YX, (rows, columns), factor)
+    weight_hwJS = _weights(guide_3YX, (rows, columns), factor)
     window_hwJK = _windows(np.moveaxis(maps_Khw, 0, -1), 0.0)
-    value_hwSK = weight_hwSJ.reshape(rows * columns, factor**2, -1) @ window_hwJK.reshape(
-        rows * columns, -1, num_maps
-    )
-    value_hFwFK = value_hwSK.reshape(rows, columns, factor, factor, num_maps)
-    return np.ascontiguousarray(value_hFwFK.transpose(4, 0, 2, 1, 3)).reshape(
+    value_hwKS = window_hwJK.swapaxes(-1, -2) @ weight_hwJS
+    value_hwKFF = value_hwKS.reshape(rows, columns, num_maps, factor, factor)
+    return np.ascontiguousarray(value_hwKFF.transpose(2, 0, 3, 1, 4)).reshape(
         num_maps, rows * factor, columns * factor
     )
 
 
 def _weights(guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int) -> Floats:
-    """Weight of every patch of the window for every place, [h, w, S, J]; sums are 1."""
+    """Weight of every patch of the window for every place, [h, w, J, S]; sums over J are 1.
+
+    Places are the last axis: NumPy reduces others much faster than a short last one.
+    """
     rows, columns = grid_hw
     fine = guide_3YX.shape[1] // rows // factor
     blocks = guide_3YX.reshape(3, rows * factor, fine, columns * factor, fine)
@@ -78,19 +79,19 @@ def _weights(guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int
     scale_3 = 1 / (np.sqrt(3 * COLOUR_VARIANCE) * np.maximum(deviation_3, 1))
     colour_3YX -= mean_3[:, None, None]
     colour_3YX *= scale_3[:, None, None].astype(np.float32)
-    place_hwS3 = colour_3YX.reshape(3, rows, factor, columns, factor).transpose(1, 3, 2, 4, 0)
-    place_hwS3 = place_hwS3.reshape(rows, columns, factor**2, 3)
-    patch_hw3 = place_hwS3.mean(axis=2)
+    place_hw3S = colour_3YX.reshape(3, rows, factor, columns, factor).transpose(1, 3, 0, 2, 4)
+    place_hw3S = place_hw3S.reshape(rows, columns, 3, factor**2)
+    patch_hw3 = place_hw3S.mean(axis=-1)
     # -|q - k|^2 / 2 without |q|^2, which is the same for all patches of a place.
     square_hw1 = np.vecdot(patch_hw3, patch_hw3)[..., None] / -2
     key_hwJ3 = _windows(patch_hw3, 0.0)
-    weight_hwSJ: Floats = place_hwS3 @ key_hwJ3.swapaxes(-1, -2)
-    weight_hwSJ += _windows(square_hw1, -np.inf).swapaxes(-1, -2)
-    weight_hwSJ -= weight_hwSJ.max(axis=-1, keepdims=True)
-    np.exp(weight_hwSJ, out=weight_hwSJ)
-    weight_hwSJ *= _nearness(factor)
-    weight_hwSJ /= weight_hwSJ.sum(axis=-1, keepdims=True)
-    return weight_hwSJ
+    weight_hwJS: Floats = key_hwJ3 @ place_hw3S
+    weight_hwJS += _windows(square_hw1, -np.inf)
+    weight_hwJS -= weight_hwJS.max(axis=-2, keepdims=True)
+    np.exp(weight_hwJS, out=weight_hwJS)
+    weight_hwJS *= _nearness(factor)
+    weight_hwJS /= weight_hwJS.sum(axis=-2, keepdims=True)
+    return weight_hwJS
 
 
 def _windows(values_hwC: Floats, outside: float) -> Floats:
@@ -104,13 +105,14 @@ def _windows(values_hwC: Floats, outside: float) -> Floats:
 
 
 def _nearness(factor: int) -> Floats:
-    """Of every place of a patch to the patches around it, [S, J]; 0 at the edge of the window.
+    """Of every place of a patch to the patches around it, [J, S]; 0 at the edge of the window.
 
     With a weight there, a map would have a step between each two patches.
     """
     place_F = (np.arange(factor, dtype=np.float32) + 0.5) / factor - 0.5
     distance_Fi = (place_F[:, None] - np.arange(-REACH, REACH + 1)) / (REACH + 0.5)
     near_Fi = (1 - np.square(distance_Fi)).astype(np.float32)
-    near_FFij = near_Fi[:, None, :, None] * near_Fi[None, :, None, :]
-    near_SJ: Floats = near_FFij.reshape(factor**2, -1)
-    return near_SJ
+    near_iF = near_Fi.T
+    near_ijFF = near_iF[:, None, :, None] * near_iF[None, :, None, :]
+    near_JS: Floats = near_ijFF.reshape(-1, factor**2)
+    return near_JS

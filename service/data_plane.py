@@ -352,7 +352,7 @@ class DataPlane:
             job = self._image_job(request, model, (features,))
             finer = None
             if request.quality == "fine":
-                finer = replace(job, rule=job.rule.finer(model.manifest.max_size))
+                finer = self._images.finer(job, model.manifest.max_size)
             encoded, known = await self._encode(
                 job, request, model, call, prompts=prompts, finer=finer
             )

@@ -101,7 +101,8 @@ class Windows:
 class SizeRule:
     """How the model's input size follows from an image's size, for one model and one request.
 
-    With `windows`, the model sees windows of the scaled image instead of the image.
+    With `windows`, the model sees windows of the scaled image instead of the image. With
+    `max_patches`, an image of more patches at the resolution gets a smaller one.
     """
 
     resolution: int
@@ -110,11 +111,17 @@ class SizeRule:
     multiple: int
     windows: Windows | None = None
     scaling: Scaling = "bilinear"
+    max_patches: int | None = None
 
-    def finer(self, max_resolution: int) -> Self:
-        """The second size of `quality` `fine`: 1.6 times the resolution, at most the model's."""
+    def finer(self, max_resolution: int, max_patches: int) -> Self:
+        """The second size of `quality` `fine`: 1.6 times the resolution, as far as the model goes.
+
+        Args:
+            max_resolution: Of the model.
+            max_patches: Of an image; a long one gets a smaller resolution.
+        """
         resolution = round(FINER_FACTOR * self.resolution / self.multiple) * self.multiple
-        return replace(self, resolution=min(resolution, max_resolution))
+        return replace(self, resolution=min(resolution, max_resolution), max_patches=max_patches)
 
     def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width to scale an image to."""
@@ -123,9 +130,15 @@ class SizeRule:
             # Windows cover any long side, so the proportions need no rounding to patches.
             short = min(height, width)
             return height * self.resolution // short, width * self.resolution // short
-        return target_size(
-            height, width, resolution=self.resolution, fit=self.fit, multiple=self.multiple
-        )
+        resolution = self.resolution
+        while True:
+            target_hw = target_size(
+                height, width, resolution=resolution, fit=self.fit, multiple=self.multiple
+            )
+            fits = self.max_patches is None or self.num_patches(target_hw) <= self.max_patches
+            if fits or resolution == self.multiple:
+                return target_hw
+            resolution -= self.multiple
 
     def num_patches(self, scaled_hw: tuple[int, int]) -> int:
         """Patches that the model sees of a scaled image, summed over its windows."""
@@ -213,6 +226,12 @@ class ImagePreparer:
                 f"at most {self._max_pixels} allowed. Send fewer at once, or lower the resolution."
             )
 
+    def max_patches(self, rule: SizeRule) -> int:
+        """Most patches of an image; larger patches have more pixels each."""
+        if rule.patch_size <= USUAL_PATCH:
+            return self._max_patches
+        return self._max_patches * COUNTED_PIXELS // rule.patch_size**2
+
     def measure(
         self, image: ImageInput, rule: SizeRule, *, param: str
     ) -> tuple[tuple[int, int], int, int]:
@@ -230,9 +249,7 @@ class ImagePreparer:
             # The model sees one window at a time; admission bounds how many there are.
             return size_hw, rule.num_patches(target_hw), num_bytes
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
-        max_patches = self._max_patches
-        if rule.patch_size > USUAL_PATCH:
-            max_patches = max_patches * COUNTED_PIXELS // rule.patch_size**2
+        max_patches = self.max_patches(rule)
         if num_patches > max_patches:
             raise InvalidRequest(
                 f"{param}: {size_hw[1]} x {size_hw[0]} pixels at resolution {rule.resolution} are "

@@ -8,7 +8,7 @@ Each step is awaited on the caller's event loop. The pool reads headers and deco
 import asyncio
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Final
@@ -117,6 +117,11 @@ class ImagePipeline:
         self._pool = pool
         self._admission = admission
         self._cache = cache
+
+    def finer(self, job: ImageJob, max_resolution: int) -> ImageJob:
+        """The same images at the second size of `quality` `fine`; see `SizeRule.finer`."""
+        rule = job.rule
+        return replace(job, rule=rule.finer(max_resolution, self._preparer.max_patches(rule)))
 
     async def measure(self, job: ImageJob, model: ServedModel, call: Call) -> MeasuredImages:
         """Look all images up in the cache, and read the headers of the others.

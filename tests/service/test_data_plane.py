@@ -500,6 +500,9 @@ async def test_fine_is_a_mean_of_two_sizes_and_admitted_by_the_patches_of_both(c
     await core.ask(SEGMENT, image, image, quality="fine")
     with pytest.raises(RequestTooLarge, match="39 patches"):
         await core.ask(SEGMENT, image, image, image, quality="fine")
+    # A long image whose second size has too many patches gets a smaller one.
+    core.make(max_batch_patches=10)
+    await core.ask(SEGMENT, core.image(size=(60, 120)), quality="fine")
 
 
 async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(core: Core) -> None:

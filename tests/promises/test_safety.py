@@ -34,7 +34,7 @@ from tests.promises.callers import (
     until,
 )
 from tests.promises.conftest import KEY, LIMITED_KEY, ONE_AT_ONCE_KEY, STUDENT
-from tests.promises.servers import LIMIT_S, ROOT, Server, start_server
+from tests.promises.servers import LIMIT_S, ROOT, Server, photo, start_server
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
 IMAGE = base64.b64encode(SMALL).decode()
@@ -114,7 +114,9 @@ def test_a_keys_requests_at_once_are_of_both_protocols(
     secured: Server, first: Protocol, second: Protocol
 ) -> None:
     mine = {"x-api-key": ONE_AT_ONCE_KEY}
-    busy = ask(secured, first, Question(images=[SMALL] * 8, resolution=448, headers=mine))
+    # Images that the server has seen are answered from its cache at once.
+    unseen = [photo(10 * PROTOCOLS.index(first) + n) for n in range(8)]
+    busy = ask(secured, first, Question(images=unseen, resolution=448, headers=mine))
     until(lambda: secured.metric("tipserve_inflight") == 1, "the first has come in")
     refused = ask(secured, second, Question(headers=mine)).outcome()
     assert (refused.kind, refused.has_retry) == ("refused", True)

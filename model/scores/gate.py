@@ -26,24 +26,6 @@ STUDENT, SERVED = "student", "served"
 GAIN = f"{STUDENT} - {SERVED}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """Names of rows in the scores.
-
-    Attributes:
-        own: The row of the model that is judged.
-        gain: The row of its difference to the model that it would replace.
-        option: The option that adds the differences.
-    """
-
-    own: str = STUDENT
-    gain: str = GAIN
-    option: str = "--served PACKAGE"
-
-
-_ROWS = Rows()
-
-
 class Refused(Exception):
     """The student is not good enough; the message names the failed rules."""
 
@@ -113,41 +95,39 @@ def read_rules(path: Path) -> list[Rule]:
         raise ValueError(f"{path} holds no valid rules: {error}") from error
 
 
-def judge(
-    rules: Sequence[Rule], entries: Sequence[ScoreEntry], rows: Rows = _ROWS
-) -> list[Verdict]:
+def judge(rules: Sequence[Rule], entries: Sequence[ScoreEntry]) -> list[Verdict]:
     """Check scores against rules; one verdict per requirement, in the rules' order.
 
     Raises:
         ValueError: A score that a rule names was not measured.
     """
-    return [verdict for rule in rules for verdict in _verdicts(rule, entries, rows)]
+    return [verdict for rule in rules for verdict in _verdicts(rule, entries)]
 
 
-def _verdicts(rule: Rule, entries: Sequence[ScoreEntry], rows: Rows) -> Iterator[Verdict]:
+def _verdicts(rule: Rule, entries: Sequence[ScoreEntry]) -> Iterator[Verdict]:
     if rule.minimum is not None:
-        own = _find(rule, rows.own, entries, rows)
+        own = _find(rule, STUDENT, entries)
         passed = own.value >= rule.minimum
         asked = f"must reach {rule.minimum:.2f}"
         yield Verdict(text=f"{rule.title}: {own.value:.2f}, {asked}", passed=passed)
     if rule.max_loss is not None:
-        gain = _find(rule, rows.gain, entries, rows)
+        gain = _find(rule, GAIN, entries)
         if gain.low is None or gain.high is None:
-            raise ValueError(f"{rule.title} of {rows.gain!r} has no interval, which max_loss needs")
+            raise ValueError(f"{rule.title} of {GAIN!r} has no interval, which max_loss needs")
         passed = gain.low >= -rule.max_loss
         number = f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] against the served model"
         asked = f"may not lose more than {rule.max_loss:.2f}"
         yield Verdict(text=f"{rule.title}: {number}, {asked}", passed=passed)
 
 
-def _find(rule: Rule, row: str, entries: Sequence[ScoreEntry], rows: Rows) -> ScoreEntry:
+def _find(rule: Rule, row: str, entries: Sequence[ScoreEntry]) -> ScoreEntry:
     key = (rule.task, rule.split, rule.metric, row)
     for entry in entries:
         if (entry.task, entry.split, entry.metric, entry.row) == key:
             return entry
     advice = (
-        f"evaluate with {rows.option}"
-        if row == rows.gain and not any(entry.row == rows.gain for entry in entries)
+        "evaluate with --served PACKAGE"
+        if row == GAIN and not any(entry.row == GAIN for entry in entries)
         else "correct the rule, or evaluate with the data that it names"
     )
     raise ValueError(f"no score {rule.title!r} of {row!r} was measured; {advice}")

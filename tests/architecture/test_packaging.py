@@ -135,6 +135,16 @@ def test_every_extra_that_a_text_names_exists(
     assert not unknown
 
 
+def test_no_page_installs_the_client_beside_the_server(project_root: Path) -> None:
+    # Both distributions own the client's files, so that removing one breaks the other.
+    install = "pip install ./clients/python"
+    for page in ("README.md", "docs/quickstart.md"):
+        assert install not in _text(project_root / page), page
+    for page in ("docs/clients.md", "clients/python/README.md"):
+        assert install in _text(project_root / page)
+        assert re.search(r"removing\s+one", _text(project_root / page)), page
+
+
 def test_the_readme_needs_only_what_its_first_line_installs(project_root: Path) -> None:
     blocks = re.findall(r"```(bash|python)\n(.*?)```", _text(project_root / "README.md"), re.DOTALL)
     lines = [line for kind, text in blocks if kind == "bash" for line in text.splitlines()]

@@ -69,7 +69,6 @@ class EvaluateOptions:
         embedding: The embedding of an image, for all other tasks.
         resolution: Resize the short side to this many pixels.
         against: Folder of an earlier report: adds the differences to it.
-        rules: TOML file of minimum scores and, with --against, maximum losses.
     """
 
     segmentation: tuple[Path, Path, Path] | None = None
@@ -95,7 +94,6 @@ class EvaluateOptions:
     embedding: Literal["cls1", "cls2"] = "cls1"
     resolution: int | None = None
     against: Path | None = None
-    rules: Path | None = None
 
 
 @as_help
@@ -107,13 +105,12 @@ def run(
     """Run the command; returns the exit status."""
     # Imported here, because help does not need them.
     from tipserve_cli.evaluation.answers import Answers, stored_answers  # noqa: PLC0415
-    from tipserve_cli.evaluation.report import Earlier, rules_of  # noqa: PLC0415
+    from tipserve_cli.evaluation.report import Earlier  # noqa: PLC0415
 
     if options.against is not None and options.against.resolve() == options.output.resolve():
         raise UserError("--against is the folder of --output; choose another --output.")
     # Read before anything is computed, because that may take hours.
     earlier = None if options.against is None else Earlier.read(options.against)
-    rules = [] if options.rules is None else rules_of(options.rules)
     sets, asked = _sets(options), _task_options(options)
     with opened_engine(model) as engine, stored_answers(options.output) as stored:
         found = engine.find_model(model.served_name)
@@ -124,19 +121,13 @@ def run(
             with shown_progress("image", len(given.images)) as advance:
                 answers = Answers(engine, found, model.served_name, stored, partial(advance, 0))
                 results.append(task.score(given, answers, asked))
-    return _report(options.output, found, results, earlier=earlier, rules=rules)
+    return _report(options.output, found, results, earlier)
 
 
-def _report(
-    output: Path, model: ModelInfo, results: Sequence[Any], *, earlier: Any, rules: Any
-) -> int:
-    """Write the report, compared with an earlier one and judged by rules."""
+def _report(output: Path, model: ModelInfo, results: Sequence[Any], earlier: Any) -> int:
+    """Write the report, compared with an earlier one."""
     from tipserve_cli.evaluation.page import write_page  # noqa: PLC0415 - help does not need them
-    from tipserve_cli.evaluation.report import (  # noqa: PLC0415
-        entries_of,
-        failed_rules,
-        write_report,
-    )
+    from tipserve_cli.evaluation.report import entries_of, write_report  # noqa: PLC0415
 
     entries = entries_of(results, earlier)
     write_report(output, model, results, entries)
@@ -144,9 +135,6 @@ def _report(
     for entry in entries:
         print(_line(entry))
     print(f"{output / 'report.html'}: {model.name}")
-    failed = failed_rules(rules, entries)
-    if failed:
-        raise UserError(f"{len(failed)} rules failed: {'; '.join(failed)}.")
     return DONE
 
 

@@ -19,17 +19,15 @@ from numpy.typing import NDArray
 from model.files import atomic_write
 from model.manifest import ScoreEntry
 from model.scores.bootstrap import Interval
-from model.scores.gate import Rows, Rule, judge, read_rules
 from model.scores.pixels import Pixels
 from tipserve_cli.engine import UserError, describe
-from tipserve_cli.evaluation.tasks import ERRORS, Result, Score
+from tipserve_cli.evaluation.tasks import Result, Score
 from tipserve_client import ModelInfo
 
 REPORT: Final = "report.json"
 COUNTS: Final = "counts.npz"
 MODEL, EARLIER, CHANCE = "model", "earlier", "chance"
 GAIN: Final = f"{MODEL} - {EARLIER}"
-ROWS: Final = Rows(own=MODEL, gain=GAIN, option="--against FOLDER")
 NUM_CONFUSED: Final = 10
 
 
@@ -105,32 +103,6 @@ def _digest(result: Result) -> str:
 def digits(metric: str) -> int:
     """Decimals that readers see: millimetres, or hundredths."""
     return 3 if metric.endswith("(m)") else 2
-
-
-def rules_of(file: Path) -> list[Rule]:
-    """Read rules."""
-    try:
-        rules = read_rules(file)
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from error
-    bad = [rule.title for rule in rules if rule.metric in ERRORS]
-    if bad:
-        raise UserError(
-            f"{bad[0]!r}: a rule needs a metric of which more is better, such as delta1 or the "
-            "share under 11.25 degrees."
-        )
-    return rules
-
-
-def failed_rules(rules: Sequence[Rule], entries: Sequence[ScoreEntry]) -> list[str]:
-    """Print a verdict for each rule; returns the failed ones."""
-    try:
-        verdicts = judge(rules, entries, ROWS)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    for verdict in verdicts:
-        print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict.text}")
-    return [verdict.text for verdict in verdicts if not verdict.passed]
 
 
 def class_scores(result: Result) -> list[tuple[str, float]]:

@@ -44,7 +44,7 @@ from model.scores.pixels import NO_CLASS, Pixels, count_pixels
 from model.scores.ranking import Ranking, rank
 from model.segmentation import l2_normalize
 from tipserve_cli.evaluation.answers import Answers, Question
-from tipserve_cli.evaluation.object_scores import ABSENT, ObjectScores
+from tipserve_cli.evaluation.object_scores import ObjectScores
 from tipserve_client.results import FloatArray
 
 KNN: Final = "kNN classification"
@@ -55,10 +55,6 @@ VOTE_TEMPERATURE: Final = 0.07
 QUERIES_AT_ONCE: Final = 512
 VALUES_AT_ONCE: Final = 256 * 1024 * 1024
 NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
-# Metrics of errors: less is better.
-ERRORS: Final = frozenset(
-    {"RMSE (m)", "AbsRel (%)", "mean angle (degrees)", "RMSE (degrees)", ABSENT}
-)
 _MASK_OPTIONS: Final = (
     "mode", "features", "templates", "resolution", "quality", "background", "background_threshold"
 )  # fmt: skip

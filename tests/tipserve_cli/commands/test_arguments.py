@@ -91,8 +91,6 @@ WRONG = [
     (f"evaluate {SETS} --against=nowhere", "nowhere has no report"),
     (f"evaluate {SETS} --templates=nowhere", "nowhere: No such file"),
     (f"evaluate {SETS} --templates=names.txt", "'cat & mouse' needs {} once"),
-    (f"evaluate {SETS} --rules=nowhere.toml", "nowhere.toml"),
-    (f"evaluate {SETS} --rules=rules.toml", "needs a metric of which more is better, such as"),
     ("evaluate --depth images depths", "fake has no head for depth; use a model that has one"),
 ]
 
@@ -107,7 +105,6 @@ def folder(image: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("empty.txt", ""),
         ("broken.jpg", "nonsense"),
         ("names.txt", "cat & mouse\ndog\n"),
-        ("rules.toml", '[[score]]\ntask = "a"\nsplit = "b"\nmetric = "RMSE (m)"\nminimum = 1\n'),
     ):
         (folder / name).write_text(text)
     for name in ("images", "masks", "depths"):

@@ -17,6 +17,8 @@ from model.winner_map import Labels, WinnerMap, count_labels, find_winners
 MAX_CLASSES = np.iinfo(np.uint16).max - 1
 # Cosines in memory at a time when all classes are evaluated at all pixels: 16 MiB of float32.
 BAND_ELEMENTS = 4 * 1024 * 1024
+# Rows of pixels at a time: few stay in the CPU's cache, and lie between few rows of the maps.
+BAND_ROWS = 32
 # With fewer cosines, or fewer pixels per patch, evaluating all of them was measured as faster.
 FEW_ELEMENTS = 1024 * 1024
 FEW_PIXELS = 64
@@ -332,11 +334,13 @@ def compare_everywhere(
     found = WinnerMap.empty(num_classes, size_hw, with_scores=with_scores)
     wide_KhW = value_hwK.transpose(2, 0, 1) @ bilinear_matrix(columns, size_hw[1]).T
     rows_Hh = bilinear_matrix(rows, size_hw[0])
-    band = max(1, BAND_ELEMENTS // (num_classes * size_hw[1]))
+    centre_H = pixel_centres(rows, size_hw[0])
+    band = min(BAND_ROWS, max(1, BAND_ELEMENTS // (num_classes * size_hw[1])))
     for top in range(0, size_hw[0], band):
         part = slice(top, top + band)
+        used = slice(int(centre_H[top]), int(centre_H[part][-1]) + 2)
         labels_HW = found.labels_HW[part]
-        best_HW = take_best(rows_Hh[part] @ wide_KhW, labels_HW)
+        best_HW = take_best(rows_Hh[part, used] @ wide_KhW[:, used], labels_HW)
         if floor_K is not None:
             labels_HW[best_HW < floor_K.take(labels_HW - 1)] = 0
         if found.score_HW is not None:

@@ -365,7 +365,7 @@ class DataPlane:
                         partial(_example_classes, request, encoded, features, job.rule)
                     )
                 else:
-                    classes = class_embeddings(prompts.groups, known)
+                    classes = class_embeddings(prompts.groups, known, model.info.words)
                 sizes = (encoded.images, encoded.finer) if finer else (encoded.images,)
                 masks = await wait_all(
                     self.offload_steps(
@@ -421,7 +421,7 @@ class DataPlane:
             encoded, known = await self._encode(job, request, model, call, prompts=prompts)
             with call.stage("post"):
                 classes = (
-                    class_embeddings(prompts.groups, known)
+                    class_embeddings(prompts.groups, known, model.info.words)
                     if head is None
                     else PooledClasses(head.classes_KD, [1] * len(head.classes_KD))
                 )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
+from model.general_words import GeneralWords
 from model.graphs import DenseTask
 from model.manifest import Background, Quality
 from model.package import Manifest, ParityEntry
@@ -418,6 +419,7 @@ class ModelInfo:
         buckets: Image shapes that were measured.
         tasks: Dense heads that the runtime computes.
         parity: The package's record of how exact the graphs in use are.
+        words: General words of the package; None if it has none.
         loaded_at: Time of loading, in whole seconds since the epoch.
     """
 
@@ -430,6 +432,7 @@ class ModelInfo:
     buckets: tuple[BucketLimits, ...] = ()
     tasks: tuple[DenseTask, ...] = ()
     parity: tuple[ParityEntry, ...] = ()
+    words: GeneralWords | None = None
     loaded_at: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

@@ -51,11 +51,13 @@ class PromptGroup:
         param: Field of the request.
         prompts: In the order of the texts, each in all templates.
         num_vectors: How many embeddings the class has, each the mean of as many prompts.
+        name: Of a class without prompts of its own; None for others.
     """
 
     param: str
     prompts: tuple[str, ...]
     num_vectors: int = 1
+    name: str | None = None
 
 
 def check_images(images: Sequence[MaybeImage | str], limits: RequestLimits) -> None:
@@ -486,10 +488,12 @@ def class_groups(
                     f"{param}: the class {member.name!r} is given twice.", param=f"{param}.name"
                 )
             seen.add(member.name)
-            texts = member.prompts or (member.name,)
-            group = _group(texts, param, chosen)
-            is_pooled = member.pool == "max"
-            groups.append(replace(group, num_vectors=len(texts)) if is_pooled else group)
+            group = _group(member.prompts or (member.name,), param, chosen)
+            if not member.prompts:
+                group = replace(group, name=member.name)
+            elif member.pool == "max":
+                group = replace(group, num_vectors=len(member.prompts))
+            groups.append(group)
     return groups
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Final
 
+from model.general_words import GeneralWords, read_words
 from model.graphs import DENSE_TASKS, DenseTask
 from model.manifest import RECORDED_FILE
 from model.package import Manifest, ModelPackage, PackageError, ParityEntry
@@ -148,6 +149,7 @@ def load_model(
     if source.name is not None:
         manifest = manifest.model_copy(update={"name": source.name})
     package = replace(package, manifest=manifest)
+    words = read_words(package)
     try:
         with returning_blocks_of_weights():
             loaded = load_lanes(package, settings, source)
@@ -167,7 +169,7 @@ def load_model(
             "unknown, a tensor is too large, or a graph is damaged; export the model again. The "
             "log has the runtime's own message"
         ) from error
-    return _serve(package, loaded, settings, metrics)
+    return _serve(package, loaded, settings, metrics, words=words)
 
 
 def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest:
@@ -519,7 +521,12 @@ def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
 
 
 def _serve(
-    package: ModelPackage, loaded: LoadedLanes, settings: Settings, metrics: Metrics
+    package: ModelPackage,
+    loaded: LoadedLanes,
+    settings: Settings,
+    metrics: Metrics,
+    *,
+    words: GeneralWords | None,
 ) -> ServedModel:
     """Start the batcher over warmed lanes."""
     manifest, lanes = package.manifest, loaded.lanes
@@ -550,6 +557,7 @@ def _serve(
         buckets=bucket_limits(manifest, loaded, limits["image"].max_cost),
         tasks=served_tasks(manifest, runtime),
         parity=loaded.parity,
+        words=words,
     )
     batcher.start()
     return ServedModel(

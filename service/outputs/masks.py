@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.dense_maps import make_map
+from model.general_words import GeneralWords
 from model.graphs import PATCH_OUTPUTS, DenseTask
 from model.outlines import outline
 from model.segmentation import (
@@ -112,11 +113,28 @@ def shorten(embeddings_ND: FloatArray, dimensions: int, *, normalize: bool = Tru
     return l2_normalize(kept) if normalize else kept
 
 
-def class_embeddings(groups: Sequence[PromptGroup], raw: Mapping[str, FloatArray]) -> PooledClasses:
-    """Average the prompts of each vector of a class, as the reference does."""
+def class_embeddings(
+    groups: Sequence[PromptGroup],
+    raw: Mapping[str, FloatArray],
+    words: GeneralWords | None = None,
+) -> PooledClasses:
+    """Average the prompts of each vector of a class, as the reference does.
+
+    Args:
+        groups: Of each class.
+        raw: Embeddings of the prompts.
+        words: Those that stand for their members too, where a class has no prompts of its own.
+    """
     text_PD = np.stack([raw[prompt] for group in groups for prompt in group.prompts])
-    sizes = [len(g.prompts) // g.num_vectors for g in groups for _ in range(g.num_vectors)]
-    return PooledClasses(average_groups(text_PD, sizes), [g.num_vectors for g in groups])
+    means = [len(g.prompts) // g.num_vectors for g in groups for _ in range(g.num_vectors)]
+    vectors_VD, sizes = average_groups(text_PD, means), [g.num_vectors for g in groups]
+    if words is None:
+        return PooledClasses(vectors_VD, sizes)
+    parts = np.split(vectors_VD, np.cumsum(sizes)[:-1])
+    for k, group in enumerate(groups):
+        if group.name is not None:
+            parts[k] = words.widen(group.name, parts[k])
+    return PooledClasses(np.concatenate(parts), [len(part) for part in parts])
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,7 @@ def test_texts_and_classes_become_prompts() -> None:
     (one,) = class_groups([replace(CAT, pool="max")], [], ("a {}", "the {}"), LIMITS)
     assert one.prompts == ("a a cat", "the a cat", "a kitten", "the kitten")
     assert (found[1].num_vectors, one.num_vectors) == (1, 2)
+    assert [g.name for g in found] == ["dog", None]
 
 
 def test_in_a_partial_request_only_single_texts_may_be_invalid() -> None:

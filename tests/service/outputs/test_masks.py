@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.general_words import GeneralWords
 from model.segmentation import Background
 from service.images import Windows
 from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
@@ -154,6 +155,17 @@ def test_several_prompts_are_averaged_as_unit_vectors() -> None:
     np.testing.assert_allclose(classes.vectors_VD, [[0.5**0.5] * 2, [1, 0], [0, 1]])
     cosines_K1 = classes.cosines(np.array([[0.6, 0.8]], np.float32))
     np.testing.assert_allclose(cosines_K1, [[1.4 * 0.5**0.5], [0.8]], rtol=1e-6)
+
+
+def test_only_a_class_without_prompts_stands_for_the_members_of_its_name() -> None:
+    raw = dict(zip(("cat", "dog"), EYE, strict=False))
+    words = GeneralWords({"dog": ["poodle"]}, {"dog": EYE[2:].astype(np.float16)})
+    cat, dog = (PromptGroup(param="classes", prompts=(name,), name=name) for name in raw)
+    for group, sizes, label in ((dog, [1, 2], 2), (replace(dog, name=None), [1, 1], 1)):
+        classes = class_embeddings([cat, group], raw, words)
+        assert classes.sizes == sizes
+        poodle = segmented([EYE[2:]], classes, Geometry((1, 1), (1, 1)), request(2))
+        assert poodle.labels_HW.item() == label
 
 
 def test_labels_count_from_one_and_background_is_zero() -> None:

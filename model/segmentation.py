@@ -19,9 +19,10 @@ MAX_CLASSES = np.iinfo(np.uint16).max - 1
 BAND_ELEMENTS = 4 * 1024 * 1024
 # Rows of pixels at a time: few stay in the CPU's cache, and lie between few rows of the maps.
 BAND_ROWS = 32
-# With fewer cosines, or fewer pixels per patch, evaluating all of them was measured as faster.
-FEW_ELEMENTS = 1024 * 1024
-FEW_PIXELS = 64
+# With fewer pixels per patch, or with scores of fewer classes, evaluating all cosines was measured
+# as faster.
+FEW_PIXELS = 12
+FEW_SCORED_CLASSES = 16
 # NumPy computes so many elements without releasing Python's lock (NPY_BEGIN_THREADS_THRESHOLDED).
 LOCKED_ELEMENTS = 500
 
@@ -317,7 +318,7 @@ def label_pixels(
     rows, columns, num_classes = value_hwK.shape
     num_pixels = size_hw[0] * size_hw[1]
     has_large_patches = num_pixels >= FEW_PIXELS * rows * columns
-    if has_large_patches and num_classes * num_pixels >= FEW_ELEMENTS:
+    if has_large_patches and num_classes >= (FEW_SCORED_CLASSES if with_scores else 1):
         return find_winners(value_hwK, size_hw, with_scores=with_scores, floor_K=floor_K)
     return compare_everywhere(value_hwK, size_hw, with_scores=with_scores, floor_K=floor_K)
 

@@ -95,11 +95,13 @@ class App {
   #listen() {
     $("#file").addEventListener("change", ({ target }) => target.files.length && this.#openOwn(target.files[0]));
     document.addEventListener("paste", ({ clipboardData }) => this.#openFirst(clipboardData.files));
-    document.addEventListener("dragover", (event) => event.preventDefault());
-    document.addEventListener("drop", (event) => {
-      event.preventDefault();
-      this.#openFirst(event.dataTransfer.files);
-    });
+    for (const kind of ["dragover", "dragleave", "drop"]) {
+      document.addEventListener(kind, (event) => {
+        event.preventDefault();
+        $("#stages").classList.toggle("over", kind === "dragover");
+        if (kind === "drop") this.#openFirst(event.dataTransfer.files);
+      });
+    }
     for (const stage of [this.stage, this.second]) {
       const tell = (text) => ($("#reading").textContent = text);
       stage.addEventListener("hover", ({ detail }) => tell(this.tabs[this.current].read(detail)));

@@ -265,6 +265,7 @@ export class Masks {
     for (const id of ["classes-input", "background-field", "templates-field"]) $(`#${id}`).hidden = usesExamples;
     $("#examples-hint").hidden = !usesExamples;
     $("#level-field").hidden = this.#showsHeat;
+    if (this.#level !== null) $("#level").value = this.#level;
     this.app.stage.selectsBoxes = usesExamples && this.app.current === "masks";
     this.app.fade(this.#showsHeat);
     this.rows.set(this.#names);

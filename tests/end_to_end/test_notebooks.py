@@ -49,7 +49,8 @@ def test_a_notebook_runs(
         service: Service = request.getfixturevalue("bundled_service")
         variables["TIPSERVE_URL"] = service.rest
     resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=LIMIT_S, resources=resources).execute(env=variables)
+    client = NotebookClient(notebook, timeout=LIMIT_S, resources=resources, coalesce_streams=True)
+    client.execute(env=variables)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     printed = "".join(output.get("text", "") for output in outputs)
     assert re.search(PRINTED[path.stem], printed, re.DOTALL), printed
@@ -66,14 +67,15 @@ def kinds_of(cell: Any) -> set[str]:
 
 
 def store(notebook: Any, path: Path) -> None:
-    """Store a notebook that has run; of images the JPEG only, which Pillow gives beside a PNG."""
+    """Store a notebook that has run, with one form of each image and mask."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
         for output in cell.get("outputs", ()):
-            if "image/jpeg" in output.get("data", ()):
-                output.data.pop("image/png", None)
+            for kept, left_out in (("image/jpeg", "image/png"), ("text/html", "text/plain")):
+                if kept in output.get("data", ()):
+                    output.data.pop(left_out, None)
     notebook.metadata.language_info = {"name": "python"}
     nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
 

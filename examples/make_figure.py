@@ -23,14 +23,14 @@ EXAMPLES = (
 )
 # Photographs whose licences allow to show them (NOTICE), not chosen by their masks.
 PHOTOGRAPHS = (
-    ("doc/opencv-doc/examples/data/fruits.jpg", "orange,banana,lemon,kiwi"),
-    ("doc/opencv-doc/examples/data/butterfly.jpg", "butterfly,leaf"),
-    ("doc/opencv-doc/examples/data/chicky_512.png", "dog,fabric"),
-    ("doc/opencv-doc/examples/data/squirrel_cls.jpg", "squirrel,tree,leaf"),
-    ("doc/opencv-doc/examples/data/home.jpg", "house,sky,tree,grass"),
-    ("doc/opencv-doc/examples/data/building.jpg", "building,tree,sky,street"),
+    ("doc/opencv-doc/examples/data/fruits.jpg", "orange,lemon,kiwi"),
+    ("doc/opencv-doc/examples/data/butterfly.jpg", "butterfly"),
+    ("doc/opencv-doc/examples/data/chicky_512.png", "dog"),
+    ("doc/opencv-doc/examples/data/squirrel_cls.jpg", "squirrel"),
+    ("doc/opencv-doc/examples/data/home.jpg", "house,sky"),
+    ("doc/opencv-doc/examples/data/building.jpg", "building,tree,sky,grass"),
     ("backgrounds/Wine_by_Jakkub_Mede.jpg", "drum,wine bottle,loudspeaker,table"),
-    ("backgrounds/friends_by_Aitzol_Berasategi.jpg", "dog,wall,curtain"),
+    ("backgrounds/friends_by_Aitzol_Berasategi.jpg", "spaniel"),
     ("backgrounds/sunset_by_Aitzol_Berasategi.jpg", "sky,sun,grass,mountain"),
     ("backgrounds/picosdeeuropa_by_Aitzol_Berasategi.jpg", "sky,mountain,grass,snow"),
 )
@@ -40,12 +40,10 @@ _GAP = 8
 
 
 def segment(url: str, image: Path, classes: str, level: float | None = None) -> Image.Image:
-    """Return the image with the service's mask drawn over it; without a level all is classes."""
-    background: dict[str, str | float] = (
-        {"background": "none"}
-        if level is None
-        else {"background": "auto", "background_level": level}
-    )
+    """Return the image with its mask; without a level the service chooses the background."""
+    background: dict[str, str | float] = {}
+    if level is not None:
+        background = {"background": "auto", "background_level": level}
     media = "image/png" if image.suffix == ".png" else "image/jpeg"
     answer = httpx.post(
         f"{url}/v1/images:segment",

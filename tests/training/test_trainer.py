@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from training.checkpoint import checkpoint_step
 from training.config import TrainingConfig
 from training.data.loader import SceneBatches
 from training.methods.base import Method
-from training.observation import Row, read_log
+from training.observation import LOG_FILE, Log, Row, read_log
 from training.run import build_method
 from training.trainer import Trainer
 
@@ -102,3 +103,14 @@ def test_data_that_ends_too_early_is_an_error(
     config = replace(tiny_config, accumulate=2)
     with pytest.raises(ValueError, match="the data ends after 1 of 6 steps"):
         Trainer(config, make_method(), make_batches(num_steps=3)).train()
+
+
+def test_a_resumed_run_logs_no_step_twice_nor_half_a_line(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for step in (1, 2, 3):
+        log.append({"step": step, "loss": 1.0})
+    with (tmp_path / LOG_FILE).open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo')
+    log.drop_after(2)
+    log.append({"step": 3, "loss": 0.5})
+    assert [(row["step"], row["loss"]) for row in read_log(tmp_path)] == [(1, 1), (2, 1), (3, 0.5)]

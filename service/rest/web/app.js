@@ -156,6 +156,7 @@ class App {
   }
 
   #select(name) {
+    this.tabs[this.current].stop?.();
     this.current = name;
     for (const tab of document.querySelectorAll("[role=tab]")) {
       const isChosen = tab.getAttribute("aria-controls") === name;

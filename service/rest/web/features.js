@@ -43,6 +43,11 @@ export class Features {
     });
   }
 
+  /** Another tab draws from now on. */
+  stop() {
+    this.#latest.abort();
+  }
+
   read() {
     return "";
   }

@@ -57,6 +57,7 @@ export class Maps {
       const answered = sendNpy({ ...this.#request("application/x-npy", { size: "model" }), signal });
       if (this.#isBeside) await second.show(file);
       const { shape, data } = await answered;
+      signal.throwIfAborted();
       const task = this.#task;
       const [height, width] = task === "depth" ? shape.slice(-2) : shape.slice(-3);
       this.#map = { task, height, width, data };
@@ -79,6 +80,11 @@ export class Maps {
     const curl = () => ({ ...this.#request("image/png", options), output: `${task}.png` });
     const python = () => ({ method: task, options: this.app.modelQuery, result: "answer.shape" });
     offerShare({ ...this.app.shared(), stage: this.#isBeside ? second : stage, files, curl, python });
+  }
+
+  /** Another tab draws from now on. */
+  stop() {
+    this.#latest.abort();
   }
 
   /** Say what the map has at a point. */

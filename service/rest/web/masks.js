@@ -86,6 +86,11 @@ export class Masks {
     $("[name=by][value=words]").checked = true;
   }
 
+  /** Another tab draws from now on. */
+  stop() {
+    this.#latest.abort();
+  }
+
   /** Ask for the mask of the image, the classes and the options as they are. */
   refresh() {
     // First, since the form can change while the server computes.
@@ -114,6 +119,7 @@ export class Masks {
   }
 
   async #show(mask, signal) {
+    signal.throwIfAborted();
     this.#mask = { ...mask, labels: labelsOf(mask) };
     this.#heat = null;
     this.#mask.outlines = outlinesOf(this.#mask.labels, mask.height, mask.width);
@@ -132,7 +138,7 @@ export class Masks {
 
   #draw() {
     const { stage } = this.app;
-    if (!this.#mask || this.app.current !== "masks") return;
+    if (!this.#mask) return;
     const { classes, outlines, background_share: rest } = this.#mask;
     const { alone } = this.rows;
     const shown = classes
@@ -147,6 +153,7 @@ export class Masks {
     const options = { encoding: "base64", include_scores: true, size: "model" };
     const request = withOptions(await this.#request(index), options);
     const { height, width, scores } = (await sendJson({ ...request, signal })).data[0];
+    signal.throwIfAborted();
     this.#mask = null;
     this.#heat = { name: this.#names[index], height, width, values: decodeFloats(scores) };
     paintScale(this.app.stage, this.#heat);

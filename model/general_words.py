@@ -43,7 +43,9 @@ class GeneralWords:
 
     Attributes:
         members_of: Names of the members of each word, which is in lower case.
-        vectors: float16 [V, D] of each word's members, of unit length.
+        vectors: float16 [V, D] of each word's members, of unit length. Each is the mean of a member
+            and of all of them, which keeps a word with many members from winning wherever one of
+            them fits by chance.
     """
 
     members_of: Mapping[str, Sequence[str]]
@@ -51,9 +53,6 @@ class GeneralWords:
 
     def widen(self, name: str, own_1D: NDArray[np.float32]) -> NDArray[np.float32]:
         """Unit vectors [V, D] of a name: those of the word and its members, if it is such a word.
-
-        Each is the mean of a member and of all of them, which keeps a word with many members from
-        winning wherever one of them fits by chance.
 
         Args:
             name: Of a class; in upper case or in the plural it counts as well.
@@ -63,8 +62,9 @@ class GeneralWords:
         found = self.vectors.get(word, self.vectors.get(word.removesuffix("s")))
         if found is None:
             return own_1D
-        all_VD = np.concatenate([own_1D, found.astype(np.float32)])
-        return l2_normalize(all_VD + l2_normalize(all_VD.mean(axis=0)))
+        members_VD = found.astype(np.float32)
+        mean_D = l2_normalize(members_VD.mean(axis=0))
+        return np.concatenate([l2_normalize(own_1D + mean_D), members_VD])
 
 
 def write_words(
@@ -112,5 +112,11 @@ def read_words(package: ModelPackage) -> GeneralWords | None:
         raise PackageError(f"{WORDS_FILE} names a member that it does not hold")
     return GeneralWords(
         members_of={w: [table.members[m] for m in group] for w, group in table.words.items()},
-        vectors={word: unit_MD[group] for word, group in table.words.items()},
+        vectors={word: _leaned(unit_MD[group]) for word, group in table.words.items()},
     )
+
+
+def _leaned(members: NDArray[np.float16]) -> NDArray[np.float16]:
+    members_VD = members.astype(np.float32)
+    mean_D = l2_normalize(members_VD.mean(axis=0))
+    return l2_normalize(members_VD + mean_D).astype(np.float16)

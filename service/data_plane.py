@@ -18,6 +18,7 @@ from model.dense_maps import make_map
 from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
+from model.people import RUN_BYTES as PEOPLE_BYTES
 from model.preprocess import Scaling
 from model.segmentation import Background, Classes, PooledClasses
 from service.admission import UNAVAILABLE_RETRY_S, Admission
@@ -90,6 +91,7 @@ from service.validation import (
     check_threshold,
     check_view,
     class_groups,
+    find_people,
     split_blank,
     text_groups,
     with_mask_defaults,
@@ -357,6 +359,8 @@ class DataPlane:
                 job, request, model, call, prompts=prompts, finer=finer
             )
             rules = _mask_rules(request, model, features, head)
+            if _uses_people(request, model, prompts):
+                rules = replace(rules, people=find_people(prompts.groups), cue=model.info.people)
             with call.stage("post"):
                 if head is not None:
                     classes: Classes = head.classes_KD
@@ -530,6 +534,8 @@ class DataPlane:
         answer_bytes = self._answer_bytes(
             job, request, model, measured, encoding=call.answer_encoding
         )
+        if _uses_people(request, model, prompts):
+            answer_bytes += PEOPLE_BYTES * min(len(job.images), self._pool.num_threads)
         num_patches = measured.num_queued_patches + prompts.cost
         # The images are decoded before the answer is made.
         num_bytes = max(measured.num_bytes, answer_bytes)
@@ -655,6 +661,12 @@ class DataPlane:
 
 def _temperature(model: ServedModel, head: Head | None) -> float:
     return model.manifest.temperature if head is None else head.info.temperature
+
+
+def _uses_people(request: ImagesRequest, model: ServedModel, prompts: PromptSet) -> bool:
+    """Whether the network that finds people runs for a request."""
+    is_outlined = isinstance(request, SegmentImagesRequest) and request.quality != "published"
+    return is_outlined and model.info.people is not None and bool(find_people(prompts.groups))
 
 
 def _mask_rules(

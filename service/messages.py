@@ -14,6 +14,7 @@ from model.general_words import GeneralWords
 from model.graphs import DenseTask
 from model.manifest import Background, Quality
 from model.package import Manifest, ParityEntry
+from model.people import PeopleCue
 from model.preprocess import Fit
 from model.winner_map import Labels
 from service.errors import ServiceError
@@ -420,6 +421,7 @@ class ModelInfo:
         tasks: Dense heads that the runtime computes.
         parity: The package's record of how exact the graphs in use are.
         words: General words of the package; None if it has none.
+        people: Finds people; None if the package or the installation cannot.
         loaded_at: Time of loading, in whole seconds since the epoch.
     """
 
@@ -433,6 +435,7 @@ class ModelInfo:
     tasks: tuple[DenseTask, ...] = ()
     parity: tuple[ParityEntry, ...] = ()
     words: GeneralWords | None = None
+    people: PeopleCue | None = None
     loaded_at: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

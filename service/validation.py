@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from model.graphs import DenseTask
 from model.manifest import ZeroShot
 from model.package import Manifest
+from model.people import PEOPLE_WORDS
 from model.text import TEMPLATES, fill
 from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError
 from service.messages import (
@@ -495,6 +496,12 @@ def class_groups(
                 group = replace(group, num_vectors=len(member.prompts))
             groups.append(group)
     return groups
+
+
+def find_people(groups: Sequence[PromptGroup]) -> list[int]:
+    """Indices of the classes that mean people, each given by its name alone."""
+    names = [(group.name or "").strip().lower() for group in groups]
+    return [k for k, name in enumerate(names) if name in PEOPLE_WORDS]
 
 
 def _group(texts: Sequence[str], param: str, templates: Sequence[str]) -> PromptGroup:

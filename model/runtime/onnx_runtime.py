@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from model.general_words import GeneralWords
 from model.package import ModelPackage
+from model.people import PEOPLE_FILE, PeopleCue
 from model.runtime.base import (
     Device,
     Interrupted,
@@ -133,6 +136,23 @@ def open_session(
         raise ProviderError(f"ONNX Runtime cannot use CUDA: {error}") from error
     check_placement(session)
     return session
+
+
+def load_people(package: ModelPackage, words: GeneralWords | None) -> PeopleCue | None:
+    """The cue for people; None if the package has none, or ONNX Runtime is not installed."""
+    if words is None or PEOPLE_FILE not in package.manifest.files:
+        return None
+    try:
+        # Without an arena: the memory of a call is free after it.
+        session = open_session(package.file(PEOPLE_FILE), "cpu", 1, has_arena=False)
+    except MissingRuntimeError:
+        return None
+
+    def find_foreground(pixels_13HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = session.run(["foreground"], {"image": pixels_13HW})[0]
+        return found
+
+    return PeopleCue.of(find_foreground, words)
 
 
 def check_placement(session: Any) -> None:

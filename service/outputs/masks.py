@@ -17,6 +17,7 @@ from model.dense_maps import make_map
 from model.general_words import GeneralWords
 from model.graphs import PATCH_OUTPUTS, DenseTask
 from model.outlines import outline
+from model.people import PeopleCue
 from model.segmentation import (
     NO_BACKGROUND,
     Background,
@@ -68,11 +69,15 @@ class MaskRules:
         features: Name of the patch embeddings.
         temperature: Divisor of cosines in the scores of classes.
         background: What counts as background.
+        people: Which of the classes mean people.
+        cue: For these classes.
     """
 
     features: ImageOutput
     temperature: float
     background: Background = NO_BACKGROUND
+    people: Sequence[int] = ()
+    cue: PeopleCue | None = None
 
 
 def image_outputs(
@@ -151,11 +156,24 @@ class SeenImage:
     geometry: Geometry
     guide_3YX: NDArray[np.uint8] | None = None
 
-    def cosines(self, classes: Classes, features: ImageOutput) -> FloatArray:
+    def cosines(self, classes: Classes, rules: MaskRules) -> FloatArray:
         """Cosines of all classes with the whole image, at patches or at places of the guide."""
         (whole,) = self.parts
-        cosine_Khw = cosine_map(whole[features], classes, self.geometry.grid_hw)
-        return cosine_Khw if self.guide_3YX is None else outline(cosine_Khw, self.guide_3YX)
+        features_ND, guide_3YX = whole[rules.features], self.guide_3YX
+        cosine_Khw = cosine_map(features_ND, classes, self.geometry.grid_hw)
+        if guide_3YX is None:
+            return cosine_Khw
+        maps_KYX = outline(cosine_Khw, guide_3YX)
+        if rules.cue is not None:
+            maps_KYX = maps_KYX.copy() if maps_KYX is cosine_Khw else maps_KYX
+            rules.cue.add(
+                maps_KYX,
+                rules.people,
+                cosine_Khw=cosine_Khw,
+                features_ND=features_ND,
+                guide_3YX=guide_3YX,
+            )
+        return maps_KYX
 
 
 def segment_image(
@@ -184,10 +202,10 @@ def segment_image(
             cosines_KHW=cosines_KHW,
         )
     else:
-        cosine_Khw = first.cosines(classes, features)
+        cosine_Khw = first.cosines(classes, rules)
         for second in more:
             yield
-            finer_Khw = second.cosines(classes, features)
+            finer_Khw = second.cosines(classes, rules)
             cosine_Khw = upsample_bilinear(cosine_Khw, finer_Khw.shape[1:])
             cosine_Khw += FINER_SHARE * (finer_Khw - cosine_Khw)
         yield

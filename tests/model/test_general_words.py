@@ -42,10 +42,10 @@ def test_a_word_has_a_vector_of_its_own_and_one_for_each_member(
     for name in ("dog", " Dogs"):
         vectors_VD = words.widen(name, DOG[None])
         assert vectors_VD.shape == (3, 32)
-        np.testing.assert_allclose(np.linalg.norm(vectors_VD, axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(vectors_VD, axis=1), 1, atol=1e-3)
         cosines_VV = vectors_VD @ np.stack([DOG, POODLE, HUSKY]).T
         assert cosines_VV.argmax(axis=1).tolist() == [0, 1, 2]
-        assert cosines_VV.min() > 0, "each leans to the mean of all"
+        assert cosines_VV[:, 1:].min() > 0.2, "each leans to the mean of the members"
     for name in ("cat", "poodle", "do"):
         np.testing.assert_array_equal(words.widen(name, DOG[None]), DOG[None])
 

@@ -26,6 +26,7 @@ from service.validation import (
     check_threshold,
     check_view,
     class_groups,
+    find_people,
     text_groups,
     with_mask_defaults,
 )
@@ -170,6 +171,16 @@ def test_texts_and_classes_become_prompts() -> None:
     assert one.prompts == ("a a cat", "the a cat", "a kitten", "the kitten")
     assert (found[1].num_vectors, one.num_vectors) == (1, 2)
     assert [g.name for g in found] == ["dog", None]
+
+
+def test_classes_that_mean_people_are_found_by_their_names() -> None:
+    described = SegmentClass(name="woman", prompts=("a woman",))
+    asked = [DOG, SegmentClass(name=" Person"), described]
+    groups = class_groups(
+        asked, [SegmentClass(name="children")], "none", replace(LIMITS, max_classes=9, max_texts=9)
+    )
+    assert find_people(groups) == [1, 3]
+    assert find_people([]) == []
 
 
 def test_in_a_partial_request_only_single_texts_may_be_invalid() -> None:

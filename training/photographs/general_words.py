@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from model.class_names import NAMES
 from model.general_words import MAX_MEMBERS, WORDS_FILE, write_words
 from model.package import open_package, write_manifest
+from model.people import PEOPLE_WORDS
 from model.runtime.load import load_runtime
 from model.segmentation import l2_normalize
 from model.text import TextTokenizer
@@ -48,6 +49,13 @@ FURTHER = {
     "tree": "oak tree, pine tree, maple tree, birch, willow tree, palm tree, fir tree, "
     "deciduous tree, evergreen tree",
 }
+# The encoder knows no people, but what they wear.
+PEOPLE = (
+    "person, man, woman, people, bridegroom, baseball player, scuba diver, face, suit, jersey, "
+    "academic gown, lab coat, jeans, sweatshirt, sunglasses, wig, trench coat, fur coat, cardigan, "
+    "poncho, kimono, military uniform, windsor tie, lipstick, bikini, miniskirt, sarong, pajamas, "
+    "apron, cowboy hat, swimming cap, ski mask, seat belt, stole, cloak, vestment"
+)
 # The model finds these wherever there is grass, snow, a path or water.
 LEFT_OUT = frozenset({"grasshopper", "snowmobile", "snowplow", "mountain bike", "water jug"})
 _GROUPS = frozenset(
@@ -141,6 +149,8 @@ def build(data: DataFolder, source: str | Path) -> None:
         members = [n for n in dict.fromkeys([*further, *below]) if n not in LEFT_OUT | {word}]
         unit_MD = np.stack([embed(name) for name in members])
         table[word] = [members[place] for place in spread(unit_MD, MAX_MEMBERS)]
+    for word in PEOPLE_WORDS:
+        table[word] = [name for name in PEOPLE.split(", ") if name != word]
     embeddings = {name: embed(name) for group in table.values() for name in group}
     write_words(package.path / WORDS_FILE, table, embeddings)
     write_manifest(package.path, package.manifest)

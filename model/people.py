@@ -1,0 +1,116 @@
+"""People: a cue for classes such as person, of which the encoder knows little.
+
+A small network finds what stands in front: people, but animals, cups and houses as well. Where the
+cells there look more like clothes than like other things, it is taken for people.
+
+Shape legend: h w patch grid, N patches, Y X the grid of the image's colours, K classes, V vectors,
+D embedding width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.general_words import GeneralWords
+from model.segmentation import l2_normalize, upsample_bilinear
+
+Floats = NDArray[np.float32]
+
+# MediaPipe's selfie segmentation; see `training/photographs/people.py`.
+PEOPLE_FILE: Final = "onnx/people_model.onnx"
+SIDE: Final = 256
+# A single run allocates about so much.
+RUN_BYTES: Final = 24 * 2**20
+# Classes that mean people, and words of other things that stand in front.
+PEOPLE_WORDS: Final = frozenset(
+    (
+        "person",
+        "people",
+        "human",
+        "man",
+        "men",
+        "woman",
+        "women",
+        "child",
+        "children",
+        "boy",
+        "girl",
+    )
+)
+OTHER_WORDS: Final = (
+    "animal", "building", "food", "fruit", "furniture", "plant", "tool", "vehicle",
+)  # fmt: skip
+# Cosine of a class that means people where there are none, and what is added where there are.
+BASE: Final = np.float32(0.1)
+GAIN: Final = np.float32(0.4)
+# Difference of cosines, clothes less other things, at which the share of people is 0.73.
+MARGIN: Final = np.float32(0.03)
+# Patches on each side of a patch that are asked with it.
+REACH: Final = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PeopleCue:
+    """Raises the maps of classes that mean people where the image shows them.
+
+    Attributes:
+        find_foreground: The network: float32 [1, 3, 256, 256] in [0, 1] to [1, 1, 256, 256].
+        other_VD: Unit vectors of other things.
+    """
+
+    find_foreground: Callable[[Floats], Floats]
+    other_VD: Floats
+
+    @classmethod
+    def of(cls, find_foreground: Callable[[Floats], Floats], words: GeneralWords) -> "PeopleCue":
+        """The cue of a package that has the general words."""
+        others = np.concatenate([words.vectors[word] for word in OTHER_WORDS])
+        return cls(find_foreground, others.astype(np.float32))
+
+    def add(
+        self,
+        maps_KYX: Floats,
+        people: Sequence[int],
+        *,
+        cosine_Khw: Floats,
+        features_ND: Floats,
+        guide_3YX: NDArray[np.uint8],
+    ) -> None:
+        """Change the maps of classes in place.
+
+        Args:
+            maps_KYX: Cosines of all classes, on the guide's grid or a coarser one.
+            people: Which of the classes mean people.
+            cosine_Khw: Cosines of all classes at the patches.
+            features_ND: The patch embeddings, row by row.
+            guide_3YX: The colours of the image, see `model.outlines.make_guide`.
+        """
+        colours = Image.fromarray(np.moveaxis(guide_3YX, 0, -1).copy(), "YCbCr").convert("RGB")
+        pixels = np.asarray(colours.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0)[None], np.float32) / np.float32(
+            255
+        )
+        front = Image.fromarray(self.find_foreground(planes)[0, 0])
+        (rows, columns), (height, width) = cosine_Khw.shape[1:], maps_KYX.shape[1:]
+        front_YX = np.asarray(front.resize((width, height), Image.Resampling.BOX))
+        front_hw = np.asarray(front.resize((columns, rows), Image.Resampling.BOX))
+        other_N = (l2_normalize(features_ND) @ self.other_VD.T).max(axis=1)
+        margin_hw = cosine_Khw[list(people)].max(axis=0) - other_N.reshape(rows, columns)
+        margin_hw = _around(front_hw * margin_hw) / np.maximum(_around(front_hw), 1e-3)
+        share_hw = 1 / (1 + np.exp(-margin_hw / MARGIN))
+        share_YX = upsample_bilinear(share_hw[None].astype(np.float32), (height, width))[0]
+        for k in people:
+            maps_KYX[k] += GAIN * front_YX * share_YX - BASE
+
+
+def _around(values_hw: Floats) -> Floats:
+    """Sum over the window around each patch."""
+    side = 2 * REACH + 1
+    windows_hwij = sliding_window_view(np.pad(values_hw, REACH), (side, side))
+    total_hw: Floats = windows_hwij.sum(axis=(2, 3))
+    return total_hw

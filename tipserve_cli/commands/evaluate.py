@@ -60,6 +60,8 @@ class EvaluateOptions:
         quality: For segmentation: of the masks. Default: the model's own.
         background: For segmentation: whether the model finds background itself. With none, objects
             are those pixels whose cosine is at a threshold or above; it is fitted on other images.
+        background_level: For --background auto: the cosine that a pixel needs, from 0 for the
+            least to 1 for the largest of its class. Default: the model's own.
         background_threshold: For segmentation: pixels with a lower cosine are of the class
             `background`.
         classes: For segmentation: masks by the model's own segmentation head, whose classes have
@@ -88,6 +90,7 @@ class EvaluateOptions:
     features: Literal["values", "patches"] | None = None
     quality: Literal["published", "fast", "fine"] | None = None
     background: Literal["none", "auto"] = "none"
+    background_level: float | None = None
     background_threshold: float | None = None
     classes: Literal["model"] | None = None
     templates: str | None = None

@@ -56,7 +56,8 @@ QUERIES_AT_ONCE: Final = 512
 VALUES_AT_ONCE: Final = 256 * 1024 * 1024
 NEAR_DEGREES: Final = (11.25, 22.5, 30.0)
 _MASK_OPTIONS: Final = (
-    "mode", "features", "templates", "resolution", "quality", "background", "background_threshold"
+    "mode", "features", "templates", "resolution", "quality", "background", "background_level",
+    "background_threshold",
 )  # fmt: skip
 Floats = NDArray[np.float64]
 # Of class names: a set by its name, or sentences.
@@ -180,6 +181,7 @@ class TaskOptions:
         fit: How segmentation resizes an image; None is the service's default.
         quality: Of masks; None is the model's own.
         background: Whether the model finds background itself.
+        background_level: Of `auto`; None is the model's own.
         background_threshold: Pixels with a lower cosine are of the class `background`.
         classes: `model` for masks by the model's segmentation head; None for masks by the names of
             the set.
@@ -193,6 +195,7 @@ class TaskOptions:
     fit: Fit | None = None
     quality: Literal["published", "fast", "fine"] | None = None
     background: Literal["none", "auto"] = "none"
+    background_level: float | None = None
     background_threshold: float | None = None
     classes: Literal["model"] | None = None
 

@@ -333,7 +333,7 @@ def test_search_finds_the_image_itself_first(open_page: Open, tmp_path: Path) ->
 def test_an_example_is_open_and_a_user_of_the_keyboard_reaches_everything(open_page: Open) -> None:
     page = open_page()
     page.wait_for_function(HAS_MASK.format(1))
-    page.focus("#examples button >> nth=2")
+    page.focus("#examples button >> nth=3")
     page.keyboard.press("Enter")
     page.wait_for_function(HAS_MASK.format(3))
     page.focus("#stage canvas")

@@ -1,4 +1,4 @@
-// The address of the page, which restores what it shows: `#image=otter&words=otter,water`.
+// The address of the page, which restores what it shows: `#image=osprey&words=bird,tree`.
 
 /** What the address asks for, by name. */
 export const readLink = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));

@@ -125,3 +125,12 @@ def test_captions_of_all_micro_batches_are_contrasted_as_in_one_large_batch(
         assert float((gradients[1][name] - whole).norm()) < 1e-6 * rows[0]["grad_norm"], name
     for name in ("loss", "cls1", "cls2", "grad_norm"):
         assert float(rows[1][name]) == pytest.approx(float(rows[0][name]), rel=1e-6), name
+
+
+def test_rates_follow_the_schedule_from_their_peak(batch: Batch) -> None:
+    update, sgd = build(Slope(), replace(OPTIM, warmup_steps=4))
+    rates = []
+    for step in (0, 1, 3, 4, 7, 10):
+        update(plain(batch, 0.5), step)
+        rates += [group["lr"] for group in sgd.param_groups]
+    assert rates == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.505, 0.01])

@@ -8,6 +8,7 @@ from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import ParityEntry, ParityLimits
 from model.runtime.loaded_graphs import (
     loaded_graphs,
+    proof,
 )
 from tests.model.runtime.conftest import make_manifest
 
@@ -48,6 +49,25 @@ def test_texts_depth_and_absent_graphs_stay_in_float32(
 
 
 VISION = entry(VISION_FILE, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("parity", "is_proof"),
+    [
+        pytest.param([VISION], True, id="vision graph passed"),
+        pytest.param([entry(TEXT_FILE, "fp32")], False, id="no vision graph"),
+        pytest.param([entry(VISION_FILE, "fp32")], False, id="another precision"),
+        pytest.param([VISION, entry(TEXT_FILE, "fp32", max_abs_diff=2.0)], False, id="text failed"),
+        pytest.param([entry(VISION_FILE, "bf16", max_abs_diff=1.5)], False, id="vision failed"),
+        pytest.param([entry(VISION_FILE, "bf16", limits=ParityLimits())], False, id="no limits"),
+        pytest.param([VISION, entry(NORMALS_FILE, "bf16", max_abs_diff=2.0)], True, id="a head"),
+    ],
+)
+def test_a_proof_needs_a_passed_vision_graph_and_no_failed_tower(
+    parity: list[ParityEntry], is_proof: bool
+) -> None:
+    found = proof(make_manifest(*parity, files=SIZES), "openvino", "bf16")
+    assert found == (VISION if is_proof else None)
 
 
 def test_a_failed_head_or_text_graph_is_computed_in_float32() -> None:

@@ -1,7 +1,7 @@
 """Batches: by number, so a resumed run sees what it would have seen; masks stay behind."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -126,3 +126,13 @@ def test_the_ranks_batches_together_are_the_batch_of_one(
             assert torch.equal(joined, getattr(whole, name)), name
         drawings = [p.unnamed.pixels_E3hw for p in (whole, *parts) if p.unnamed is not None]
         assert torch.equal(torch.cat(drawings[1:]), drawings[0])
+
+
+def test_the_curriculum_changes_when_its_share_is_done(make_batches: MakeBatches) -> None:
+    sizes = ((0.25, 14), (0.5, 28), (1.0, 42))
+    stages = tuple(Stage(until=until, scenes=replace(CONFIG, size=s)) for until, s in sizes)
+    batches = make_batches(num_steps=8, batch_size=2, stages=stages)
+    found = [batch.pixels_B3HW.shape[-1] for batch in batches.loader(0, num_workers=0)]
+    assert found == [14, 14, 28, 28, 42, 42, 42, 42]
+    with pytest.raises(ValueError, match=r"until 1\.0"):
+        Curriculum(stages=(Stage(until=0.9),))

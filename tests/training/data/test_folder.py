@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.data.art import ART_SETS
+from training.data.concepts import all_concepts
 from training.data.folder import (
     DEBIAN_PACKAGES,
     NPM_PACKAGES,
@@ -99,3 +100,15 @@ def test_a_missing_package_or_program_is_named(
         fetch_npm(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"apt-get is needed.*by hand"):
         fetch_debian(tmp_path)
+
+
+def test_photos_and_keywords_keep_the_splits_apart(data_folder: DataFolder) -> None:
+    source = data_folder.source("train", styles=("noto",), names=seen_names())
+    other = data_folder.source("val", styles=("noto",), names=seen_names())
+    train, val = ({photo.phrase for photo in one.photos} for one in (source, other))
+    assert len(train) * len(val) > 0
+    assert not train & val
+    unseen = {concept.name for concept in all_concepts() if concept.is_unseen}
+    keywords = data_folder.keywords()
+    assert keywords["dog"] == ("dog", "kind of dog")
+    assert not unseen & {word for words in keywords.values() for word in words}

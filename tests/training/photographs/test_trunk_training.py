@@ -14,7 +14,7 @@ from model.efficientnet_lite import Trunk
 from tests.training.photographs.miniature import bank, drawings, random_space
 from training.data.folder import DataFolder
 from training.photographs import trunk_training
-from training.photographs.activations import Activations, Labels
+from training.photographs.activations import Activations, Labels, shown
 from training.photographs.drawing_scenes import ViewSource
 from training.photographs.encoder import CellMoments
 from training.photographs.heads import DrawingSpace
@@ -28,6 +28,13 @@ NAMES = ("dog face", "lion", "trumpet")  # "lion" is withheld by the hash split
 def trunk() -> Trunk:
     torch.manual_seed(0)
     return Trunk()
+
+
+def test_withheld_names_are_not_trained_on_and_a_concept_stands_for_its_drawings() -> None:
+    found = shown(np.asarray([[[-1, 0], [1, 2]]], np.int16), Labels.of(NAMES))
+    assert found.tolist() == [[[-1, 0], [-1, 2]]]
+    members = Labels.of(("poodle", "trumpet", "dog face")).member_LK[3:]
+    assert members[members.sum(1).argmax()].tolist() == [True, False, True]
 
 
 def scenes(seed: int, count: int) -> Activations:

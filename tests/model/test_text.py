@@ -51,6 +51,24 @@ def test_blank_and_absent_texts_are_refused(
         tokenizer.encode([])
 
 
+@pytest.mark.parametrize("kind", ["tokenizer", "word_pieces"])
+def test_the_end_of_a_long_text_is_what_a_text_of_it_alone_is(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    given = request.getfixturevalue(kind)
+    tokenizer = given if kind == "tokenizer" else TextTokenizer(given, max_tokens=8)
+    tail = "a photo of a dog"
+    long = "cat " * 200 + tail
+    assert tokenizer.is_too_long(long)
+    assert not tokenizer.is_too_long(tail)
+    assert tokenizer.drop_start(tail) == tail
+    end = tokenizer.drop_start(long)
+    assert end.endswith(tail)
+    assert not tokenizer.is_too_long(end)
+    ids_BL = tokenizer.encode([end]).token_ids_BL
+    assert ids_BL.shape == (1, tokenizer.max_tokens)
+
+
 @pytest.fixture(scope="module")
 def word_pieces() -> Tokenizer:
     """A small WordPiece tokenizer as BERT's: lower case, `[CLS]` before a text, `[SEP]` after."""

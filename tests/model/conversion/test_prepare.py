@@ -180,3 +180,16 @@ def test_a_cached_package_is_found_offline_and_without_the_extra(
     with pytest.raises(MissingExtraError, match=r"tipserve\[convert\]"):
         converter.preparer.prepare(L14)
     assert len(converter.converted) == 1
+
+
+def test_write_makes_a_package_outside_of_the_cache_and_replaces_nothing_else(
+    converter: Converter, request_: ConversionRequest, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="is no model package; choose another folder"):
+        converter.preparer.write(request_, source)
+    assert not converter.converted
+    request_ = ConversionRequest(base=request_.base, name="other")
+    package = converter.preparer.write(request_, tmp_path / "out")
+    assert package.path == tmp_path / "out"
+    assert converter.converted[0].name == "other"
+    assert not converter.cache.root.exists()

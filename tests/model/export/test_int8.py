@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir
 import onnxruntime
 import pytest
@@ -52,6 +53,17 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     examples = [{"pixel_values": pixels.numpy()}]
     save_graph(quantise(onnx_ir.load(folder / "float.onnx"), examples), folder / "int8.onnx")
     return folder / "float.onnx", folder / "int8.onnx"
+
+
+def test_weights_whose_products_could_overflow_16_bits_have_7_bits(
+    graphs: tuple[Path, Path],
+) -> None:
+    graph = onnx.load(graphs[1]).graph
+    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in graph.initializer}
+    kernels = [w for w in arrays.values() if w.dtype == np.int8 and w.ndim == 4]
+    assert sorted(int(np.abs(kernel).max()) for kernel in kernels) == [64, 64, 64, 127]
+    (deep,) = (kernel for kernel in kernels if np.abs(kernel).max() == 127)
+    assert deep.shape == (64, 1, 3, 3)
 
 
 def test_it_computes_what_float32_computes(graphs: tuple[Path, Path]) -> None:

@@ -56,6 +56,7 @@ REST_FORMS = {
     "segment?classes=dog,cat&format=labels": "png",
     "segment?classes=dog,cat&format=overlay": "png",
     f"segment?classes={','.join(f'c{n}' for n in range(256))}": "list base64",
+    f"segment?classes={','.join(f'c{n}' for n in range(255))}&quality=fine&background=auto": "png",
     "features": ANY,
     "features?kind=groups": ANY,
     "features?kind=component": ANY,

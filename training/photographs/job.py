@@ -137,7 +137,7 @@ class PhotographsJob:
                 "features": "values",
                 "templates": "none",
                 "quality": "fast",
-                "least_cosine": 0.1,
+                "least_cosine": 0.12,
             },
             "recipe": "photographs",
             "commit": code_version()["commit"] or "unknown",

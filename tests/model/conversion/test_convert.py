@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from model.conversion.convert import ConversionRequest, convert, licence_of
+from model.conversion.convert import ConversionRequest, convert
 from model.conversion.errors import CacheError
 from model.conversion.source import FolderSource
 from model.export import package_writer
@@ -99,22 +99,3 @@ def test_a_disk_that_becomes_full_is_a_cache_error(
     monkeypatch.setattr(package_writer, "write_package", fill)
     with pytest.raises(CacheError, match=r"out cannot be written \(.*No space left.*make room"):
         convert(request_(tiny_checkpoint), tmp_path / "out", print)
-
-
-@pytest.mark.parametrize(
-    ("card", "licence"),
-    [
-        ("---\ntags: [a]\nlicense: apache-2.0\n---\n# A\n", "apache-2.0"),
-        ('---\nlicense: "mit"\n---\n', "mit"),
-        ("---\ntags: []\n---\nlicense: mit\n", None),
-        ("license: mit\n", None),
-        ("---\nlicense:\n---\n", None),
-        (None, None),
-    ],
-)
-def test_the_licence_is_read_from_the_cards_front_matter(
-    tmp_path: Path, card: str | None, licence: str | None
-) -> None:
-    if card is not None:
-        (tmp_path / "README.md").write_text(card, encoding="utf-8")
-    assert licence_of(tmp_path) == licence

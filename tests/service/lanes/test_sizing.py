@@ -1,13 +1,20 @@
 """Lanes, threads and batches fit the processors and the memory."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from model.graphs import Precision
+from model.manifest import FileEntry, Manifest
+from model.package import ModelPackage
+from model.runtime.choice import RuntimeChoice
+from model.runtime.machine import RuntimeName
 from service.lanes.sizing import (
     LanePlan,
     find_batch_size,
     plan_lanes,
+    weight_bytes,
 )
 from service.lanes.work import Bucket
 
@@ -58,3 +65,24 @@ def test_batches_double_while_images_get_cheaper(
     seconds: dict[int, float], most: int, size: int
 ) -> None:
     assert find_batch_size(seconds.get, most) == size
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "expected"),
+    [
+        ("onnx", "fp32", (3 * 123, 0)),
+        ("onnx", "int8", (3 * 27, 0)),
+        ("openvino", "bf16", (0, 3 * 123)),  # shared by all lanes
+        ("torch", "fp32", (0, 3 * 1000)),
+    ],
+)
+def test_only_loaded_graphs_and_their_weights_count(
+    manifest: Manifest, runtime: RuntimeName, precision: Precision, expected: tuple[int, int]
+) -> None:
+    sizes = {"onnx/vision_model.onnx": 100, "onnx/vision_model_int8.onnx": 7}
+    sizes |= {"onnx/vision_model.onnx.data": 3, "onnx/text_model.onnx": 20}
+    sizes["model.safetensors"] = 1000
+    files = {name: FileEntry(sha256="0" * 64, size_bytes=size) for name, size in sizes.items()}
+    package = ModelPackage(Path(), manifest.model_copy(update={"files": files}))
+    choice = RuntimeChoice(runtime=runtime, precision=precision, device="cpu", reason="")
+    assert weight_bytes(package, choice) == expected

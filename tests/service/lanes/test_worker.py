@@ -85,6 +85,16 @@ def run(worker: LaneWorker, *needs: Collection[PatchOutput]) -> tuple[bool, list
     return worker.run(batch), futures
 
 
+@pytest.mark.parametrize(
+    "needs", [[()], [("values",)], [("patches",), ()], [("patches",), ("values",)]]
+)
+def test_one_batch_returns_what_any_of_its_items_needs(
+    worker: LaneWorker, lane: BrittleLane, needs: list[tuple[PatchOutput, ...]]
+) -> None:
+    assert run(worker, *needs)[0]
+    assert lane.patch_outputs == {name for names in needs for name in names}
+
+
 @pytest.mark.parametrize("most", [4, 2, 1, 0])
 def test_a_batch_for_which_memory_is_too_small_runs_item_by_item(
     worker: LaneWorker, lane: BrittleLane, most: int

@@ -96,6 +96,8 @@ def test_a_source_without_good_keys_stops_the_start(
     with pytest.raises(ValueError, match=r"API key|ASCII") as caught:
         ApiKeys(metrics, file=file)
     assert not text.strip() or text not in str(caught.value)
+    with pytest.raises(ValueError, match=r"api_keys_file: .*/none.*; write one key a line"):
+        ApiKeys(metrics, file=file.parent / "none")
 
 
 def test_keys_on_a_command_line_are_refused() -> None:
@@ -159,6 +161,21 @@ def test_a_callers_requests_in_progress_are_shared_and_given_back(
     assert refused(keys, FIRST).code == "key_busy"
     release()
     keys.enter(None, FIRST)
+
+
+def test_each_of_several_workers_has_its_share_of_a_callers_limits(limited: Limited) -> None:
+    keys = limited("requests_at_once=5", num_workers=2)
+    for _ in range(2):
+        keys.enter(None, FIRST)
+    assert "5 requests in progress, divided among 2 processes" in refused(keys, FIRST).message
+    keys = limited("requests_per_s=4", num_workers=2)
+    for _ in range(2):
+        keys.enter(None, FIRST)
+    error = refused(keys, FIRST)
+    assert "4 requests a second, divided among 2 processes" in error.message
+    assert error.retry_after_s == 0.5
+    with pytest.raises(ValueError, match="requests_at_once of acme is divided among 2 workers"):
+        limited("requests_at_once=1", num_workers=2)
 
 
 @pytest.mark.parametrize(

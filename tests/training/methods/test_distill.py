@@ -114,6 +114,25 @@ def test_the_students_vision_tower_starts_at_random(
     assert same("text_model", random) is (text_start == "fresh")
 
 
+def test_the_teacher_is_frozen_and_not_part_of_the_student(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
+) -> None:
+    teacher = make_teacher()
+    method = Distill(student_model, PAPER, teacher).train()
+    parts = {name.split(".")[0] for name in method.state_dict()}
+    assert parts == {"model", "log_temperature", "head", "contrast", "projection"}
+    before = {name: value.clone() for name, value in teacher.vision_model.state_dict().items()}
+    take_step(method, batch, 0.5).loss.backward()
+    assert method.head is not None
+    assert method.head.prototypes.grad is not None
+    assert teacher.head is not None
+    assert not teacher.vision_model.training
+    for module in (teacher.vision_model, teacher.head):
+        assert all(p.grad is None and not p.requires_grad for p in module.parameters())
+    for name, value in teacher.vision_model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize("supervised", ["all", "masked"])
 def test_a_mask_hides_patches_and_may_select_the_supervised_ones(
     student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, supervised: Supervised

@@ -52,15 +52,3 @@ def test_a_checkpoint_is_converted_once_and_served(
     assert answers[0] == answers[1]
     (package,) = (tmp_path / "packages").iterdir()
     assert open_package(package).manifest.provenance["source"] == {"folder": tiny_checkpoint.name}
-
-
-def test_a_server_that_is_stopped_meanwhile_leaves_nothing(
-    run_program: Any, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    program = run_program(f"--model={tiny_checkpoint}", f"--cache={tmp_path}")
-    try:
-        program.wait_for("preparing")
-    finally:
-        assert program.end() == 0, "".join(program.log)
-    assert not list(tmp_path.glob("packages/*"))
-    assert not list(tmp_path.glob("packages/.*"))

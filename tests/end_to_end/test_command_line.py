@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.package import ModelPackage
-from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
@@ -105,17 +105,3 @@ def test_classes_features_and_searches_equal_the_api_for_every_engine(
     values = [np.array(number.findall(text), np.float64) for text in printed]
     for other in values[1:]:
         np.testing.assert_allclose(other, values[0], atol=2e-4)
-
-
-def test_a_key_is_required_and_sent(
-    run: Run, run_service: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "key"
-    file.write_text("a-key-of-the-tests\n", encoding="utf-8")
-    monkeypatch.setenv("TIPSERVE_API_KEY", "another-key-of-the-tests")
-    with run_service(f"--api-keys-file={file}") as guarded:
-        for url in (guarded.rest, guarded.grpc):
-            run("models", f"--url={url}", f"--api-key-file={file}")
-            said = run("models", f"--url={url}", status=FAILED)
-            assert "key" in said
-            assert "another-key" not in said

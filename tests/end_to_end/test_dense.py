@@ -68,27 +68,6 @@ def test_maps_and_masks_are_those_of_the_released_notebook(
     np.testing.assert_allclose(found["0.scores"], best_HW.numpy(), rtol=1e-3, atol=1e-3)
 
 
-def test_one_request_for_several_outputs_gives_what_separate_ones_give(
-    dense_service: "Service", photo: Photo
-) -> None:
-    images = [photo(seed, size) for seed, size in enumerate(SIZES)]
-    asked = {"images": images, "model": NAME}
-    outputs = ["cls1", "values", "depth", "normals", "segmentation"]
-    together = dense_service.over_both("embed_images", {**asked, "outputs": outputs})
-    wanted: dict[str, Any] = {}
-    for given in (["cls1", "values"], ["segmentation"]):
-        wanted |= dense_service.over_grpc("embed_images", {**asked, "outputs": given})
-    for method in ("depth", "normals"):
-        wanted |= dense_service.over_grpc(method, {**asked, "size": "model"})
-    assert together.keys() == wanted.keys()
-    for name, array in wanted.items():
-        np.testing.assert_allclose(together[name], array, rtol=1e-3, atol=1e-4)
-    narrow = {**asked, "outputs": outputs, "dtype": "int8"}
-    maps = dense_service.over_rest("embed_images", narrow)
-    assert maps["0.depth"].dtype == np.float32
-    assert maps["0.segmentation"].dtype == np.uint16
-
-
 def test_the_open_inference_protocol_gives_maps_beside_embeddings(
     dense_service: "Service", photo: Photo
 ) -> None:

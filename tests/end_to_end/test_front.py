@@ -19,7 +19,7 @@ from tests.processes.service_process import running_service
 from tests.promises.callers import until
 
 LIMIT_S = 60.0
-NUM_STOPS = 2
+NUM_STOPS = 1
 
 
 def over_rest(fronts: list[Front], stack: ExitStack) -> Callable[[], object]:

@@ -86,7 +86,7 @@ def test_every_metric_of_the_contract_is_exported_and_pleases_promtool(
 
 @pytest.mark.parametrize(
     ("first", "number"),
-    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,) * 2],
+    [(signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,) * 2],
 )
 def test_the_first_signal_drains_and_the_second_ends_the_program_at_once(
     run_program: RunProgram,

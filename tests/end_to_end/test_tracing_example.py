@@ -13,8 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(
     photo: Callable[..., bytes], project_root: Path, tmp_path: Path
 ) -> None:
     watch = [sys.executable, str(project_root / "examples" / "watch_traces.py"), "--port=0"]
-    flags = ("--host=127.0.0.1", "--model=bundled-student", "--lanes=1")
+    flags = ("--host=127.0.0.1", "--model=bundled-student", "--lanes=1", "--image-cache-bytes=0")
     log = tmp_path / "service.log"
     with subprocess.Popen(
         watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -108,37 +107,13 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(
     assert {name for name in named if f"`{name}`" not in page} == set()
 
 
-@contextmanager
-def collector(*, answers: bool) -> Iterator[str]:
-    """One that accepts connections and never answers, or none at all."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        if answers:
-            yield url
-    if not answers:
-        yield url
-
-
-@pytest.mark.parametrize("answers", [True, False], ids=["deaf", "none"])
-def test_a_broken_collector_affects_neither_requests_nor_the_drain(
-    run_service: RunService, photo: Callable[..., bytes], answers: bool
-) -> None:
-    fields = {"images": [photo()], "outputs": ["cls1"]}
-    with (
-        collector(answers=answers) as endpoint,
-        run_service(f"--otlp-endpoint={endpoint}") as service,
-    ):
-        for _ in range(3):
-            service.over_rest("embed_images", fields)
-            service.over_grpc("embed_images", fields)
-    # `run_service` has seen the exit status 0.
-    assert service.program.records("stopped")
-
-
-def test_every_line_of_the_log_is_json_with_its_request_id(
+def test_the_log_is_json_with_request_ids_and_a_deaf_collector_delays_nothing(
     run_service: RunService, photo: Callable[..., bytes]
 ) -> None:
-    with run_service() as service:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as deaf,
+        run_service(f"--otlp-endpoint=http://127.0.0.1:{deaf.getsockname()[1]}") as service,
+    ):
         service.over_rest("embed_images", {"images": [photo()]})
         with pytest.raises(InvalidRequest):
             service.over_rest("embed_images", {"images": [b"none"]})
@@ -148,6 +123,7 @@ def test_every_line_of_the_log_is_json_with_its_request_id(
                 connection.sendall(wild)
                 connection.shutdown(socket.SHUT_WR)
                 connection.recv(1000)
+    # `run_service` has seen the exit status 0.
     records = [json.loads(line) for line in service.program.log]
     answered = [record for record in records if record["message"] == "answered"]
     # REST logs after its answer, possibly after the next gRPC answer.
@@ -159,15 +135,19 @@ def test_every_line_of_the_log_is_json_with_its_request_id(
     ]
     assert len({r["request_id"] for r in answered}) == 3
     assert {"admit_s", "decode_s", "queue_s", "run_s", "post_s"} <= set(answered[0])
+    assert service.program.records("stopped")
 
 
-def test_a_log_that_is_not_read_stops_nothing(tiny_package: ModelPackage, tmp_path: Path) -> None:
+def test_a_log_that_is_not_read_and_a_missing_collector_stop_nothing(
+    tiny_package: ModelPackage, tmp_path: Path
+) -> None:
     """The pipe holds one page and is not read; the log of these requests needs many."""
     read_end, write_end = os.pipe()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
     ports_file = tmp_path / "ports.json"
     command = [sys.executable, "-m", "service", f"--model={tiny_package.path}", "--host=127.0.0.1"]
     command += ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--ports-file={ports_file}"]
+    command += ["--otlp-endpoint=http://127.0.0.1:9"]  # nobody listens there
     process = subprocess.Popen(command, stderr=write_end)
     os.close(write_end)
     try:

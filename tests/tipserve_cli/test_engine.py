@@ -62,22 +62,6 @@ def test_settings_ignore_the_variables_of_the_client(monkeypatch: pytest.MonkeyP
         local.settings_for([])
 
 
-@pytest.mark.parametrize(
-    ("param", "code", "is_refused"),
-    [
-        ("images[0]", "invalid_image", True),
-        (None, "request_too_large", True),
-        ("images", "empty_list", False),
-        ("classes", "too_many_items", False),
-        (None, "internal", False),
-    ],
-)
-def test_an_error_of_the_image_refuses_the_image_only(
-    param: str | None, code: str, is_refused: bool
-) -> None:
-    assert refuses_image(TipserveError("broken", code=code, param=param)) == is_refused
-
-
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 async def test_errors_of_images_are_the_same_over_both_protocols(
     serving: Serving, protocol: str

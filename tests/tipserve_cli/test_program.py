@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,6 @@ from service.settings import Settings, load_settings
 from tests.tipserve_cli.conftest import Fake
 from tipserve_cli.commands import models
 from tipserve_cli.program import COMMANDS, EXTRAS, FAILED, SERVE, WRONG_USAGE, main, new_app
-
-
-def test_the_console_script_is_declared(project_root: Path) -> None:
-    document = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
-    module, _, function = document["project"]["scripts"]["tipserve"].partition(":")
-    assert getattr(importlib.import_module(module), function) is main
 
 
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,12 +84,6 @@ def test_an_unknown_option_names_the_one_that_is_meant(
     for arguments in (["classify", "a"], ["segment", "a", "-o=b", "--classes=c"]):
         assert main([*arguments, *option.split()]) == WRONG_USAGE
         assert "Unknown option: --clases. Did you mean --classes?" in capsys.readouterr().err
-
-
-def test_the_server_replaces_the_process() -> None:
-    taken: list[list[str]] = []
-    main(["serve", "--http-port=0"], execute=lambda path, arguments: taken.append(arguments))
-    assert taken == [[sys.executable, "-m", "service", "serve", "--http-port=0"]]
 
 
 def test_a_package_is_shown_and_a_missing_one_is_an_error(

@@ -68,6 +68,10 @@ async def test_results_have_their_shapes_and_types(
         (colors,) = await client.features(images[0])
         depth = await client.depth(images, size="model", resolution=56)
         (model,) = await client.models()
+        # One text or class needs no list.
+        assert_equal(await client.embed_texts("dog"), await client.embed_texts(["dog"]))
+        for find in (client.segment, client.classify):
+            assert_equal(await find(images[0], "dog"), await find(images[0], ["dog"]))
     assert [e.patches.shape for e in embedded] == [(4, 4, 8)] * 3
     np.testing.assert_allclose([e.depth for e in embedded], depth, rtol=1e-5)
     assert embedded[0].normals.shape == (*depth[0].shape, 3)
@@ -108,15 +112,6 @@ async def test_errors_say_what_and_where(
             assert error.message
             assert error.request_id
         assert len(await client.embed_images(image)) == 1
-
-
-async def test_one_text_or_class_needs_no_list(
-    serving: Serving, encode_image: Encode, asking: Asking
-) -> None:
-    async with serving() as server, asking.client(server) as client:
-        assert_equal(await client.embed_texts("dog"), await client.embed_texts(["dog"]))
-        for find in (client.segment, client.classify):
-            assert_equal(await find(encode_image(), "dog"), await find(encode_image(), ["dog"]))
 
 
 async def test_an_unknown_word_is_refused_with_the_words_there_are(
@@ -261,24 +256,6 @@ async def test_a_bad_image_among_good_ones_keeps_its_place(
         ):
             with pytest.raises(kind):  # of the whole request
                 await client.embed_images(images, partial=True, **options)
-
-
-async def test_a_blank_text_among_good_ones_keeps_its_place(
-    serving: Serving, asking: Asking
-) -> None:
-    async with serving() as server, asking.client(server) as client:
-        for dtype in KINDS:
-            first, blank, last = await client.embed_texts(
-                ["dog", " ", "sky"], partial=True, dtype=dtype
-            )
-            rows = await client.embed_texts(CLASSES, dtype=dtype)
-            assert (blank.value, blank.error.code, blank.error.index) == (None, "blank_text", 1)
-            for item, row in ((first, 0), (last, 1)):
-                if dtype == "int8":
-                    assert_equal(item.value.values, rows.values[row])
-                    assert_equal(item.value.scales, rows.scales[row])
-                else:
-                    assert_equal(item.value, rows[row])
 
 
 class SlowImage:

@@ -2,11 +2,9 @@
 
 import asyncio
 import random
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,38 +13,12 @@ import pytest
 
 from tests.clients.python.conftest import Asking, connected, inflight, until
 from tests.service.conftest import Encode, Serving
-from tipserve_client import AsyncClient, Client, Retry, TipserveError, Unavailable
+from tipserve_client import AsyncClient, Retry, TipserveError, Unavailable
 from tipserve_client.generated import embed_pb2, stream_pb2, tensor_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import (
     EncoderServiceServicer,
     add_EncoderServiceServicer_to_server,
 )
-
-LISTENS = "0A"  # in those tables
-
-
-def num_connections(port: int) -> int:
-    """Connections of this machine to a port, also those that have just ended."""
-    tables = (
-        Path(f"/proc/self/net/{name}").read_text(encoding="ascii") for name in ("tcp", "tcp6")
-    )
-    rows = [row for table in tables for row in table.splitlines()[1:]]
-    named, others = f"{port:04X}", set()
-    for _, local, remote, state, *_ in map(str.split, rows):
-        ports = {address.partition(":")[2] for address in (local, remote)}
-        if named in ports and state != LISTENS:
-            others |= ports - {named}
-    return len(others)
-
-
-async def test_many_requests_go_over_one_connection(
-    serving: Serving, encode_image: Encode, asking: Asking
-) -> None:
-    async with serving() as server, asking.client(server) as client:
-        for seed in range(10):
-            await client.embed_images(encode_image(seed=seed))
-        await client.models()
-        assert num_connections(server.ports[asking.protocol]) == 1
 
 
 class UnreliableServicer(EncoderServiceServicer):
@@ -123,16 +95,6 @@ async def test_a_server_that_never_recovers_ends_the_stream() -> None:
         with pytest.raises(Unavailable):
             [item async for item in client.stream_images([b"image"])]
     assert len(servicer.seen) <= 4
-
-
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_an_unreachable_server_is_unavailable(protocol: str) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, and not listening
-        url = f"{protocol}://127.0.0.1:{taken.getsockname()[1]}"
-        retry = Retry(first_pause_s=0.001, max_attempts=2)
-        with Client(url, retry=retry) as client, pytest.raises(Unavailable):
-            client.embed_images(b"image")
 
 
 async def test_a_stream_answers_in_order_and_outlives_bad_images(

@@ -3,20 +3,16 @@
 import pickle
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
 from service.errors import ErrorKind, InvalidRequest, Overloaded, Unavailable
 from service.grpc.errors import CODE, error_metadata
-from service.grpc.server import MIN_PING_INTERVAL_MS
 from service.rest.errors import STATUS
 from tipserve_client import errors
-from tipserve_client.connection import DEFAULT_TIMEOUT_S
-from tipserve_client.grpc_wire import CHANNEL_OPTIONS, read_error
-from tipserve_client.http_wire import read_safetensors, write_request
-from tipserve_client.requests import Request
+from tipserve_client.grpc_wire import read_error
+from tipserve_client.http_wire import read_safetensors
 
 
 def test_each_kind_of_error_is_the_same_over_both_protocols() -> None:
@@ -52,13 +48,6 @@ def test_errors_of_grpc_itself_have_the_codes_of_http() -> None:
     assert isinstance(read_error(8, "message larger than max", {}), errors.RequestTooLarge)
 
 
-def test_pings_are_as_rare_as_the_server_demands() -> None:
-    options: dict[str, Any] = dict(CHANNEL_OPTIONS)
-    assert options["grpc.keepalive_time_ms"] >= 2 * MIN_PING_INTERVAL_MS
-    longest_ms = options["grpc.keepalive_time_ms"] + options["grpc.http2.ping_timeout_ms"]
-    assert longest_ms < 1000 * DEFAULT_TIMEOUT_S
-
-
 def test_errors_survive_a_pickle() -> None:
     error = errors.Overloaded(
         "full", code="queue_full", param="images[3]", request_id="id-1", retry_after_s=2.0
@@ -79,26 +68,3 @@ def test_safetensors_are_read_as_the_package_writes_them() -> None:
     assert metadata == {"model": "m"}
     for name, array in tensors.items():
         np.testing.assert_array_equal(found[name], array, strict=True)
-
-
-@pytest.mark.parametrize(
-    ("num_images", "fields", "content_type"),
-    [
-        (1, {"outputs": ["cls1", "patches"], "normalize": False}, "image/jpeg"),
-        (2, {"outputs": ["cls1"], "resolution": 28}, "multipart/form-data"),
-        (1, {"classes": [{"name": "a", "prompts": []}]}, "image/jpeg"),
-        (1, {"classes": [{"name": "a", "prompts": ["an a"]}]}, "application/json"),
-        (1, {"classes": [{"name": "a, b", "prompts": []}]}, "application/json"),
-        (1, {"classes": [{"name": "a" * 10_000, "prompts": []}]}, "multipart/form-data"),
-        (1, {"templates": ["a {}"]}, "application/json"),
-        (0, {"outputs": ["cls1"]}, "application/json"),
-    ],
-)
-def test_images_are_sent_as_they_are_where_the_options_fit(
-    num_images: int, fields: dict[str, Any], content_type: str
-) -> None:
-    method: Any = "segment_images" if "classes" in fields else "embed_images"
-    request = Request(method=method, images=(b"image",) * num_images, fields=fields)
-    with httpx.Client() as client:
-        built = client.build_request("POST", "http://stand-in", **write_request(request))
-    assert built.headers["content-type"].partition(";")[0] == content_type

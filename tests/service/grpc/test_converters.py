@@ -27,11 +27,8 @@ from service.messages import (
     ClassExample,
     ClassifyImagesRequest,
     EmbedImagesRequest,
-    EmbedImagesResponse,
     EmbedTextsRequest,
-    EmbedTextsResponse,
     EstimateMapsRequest,
-    EstimateMapsResponse,
     FeatureKind,
     Features,
     FeatureScope,
@@ -48,13 +45,11 @@ from service.messages import (
     VectorType,
     VisualizeFeaturesRequest,
 )
-from service.outputs.vectors import pack_all
 
 EMBED, TEXTS = embed_pb2.EmbedImagesRequest, embed_pb2.EmbedTextsRequest
 SEGMENT, CLASSIFY = segment_pb2.SegmentImagesRequest, classify_pb2.ClassifyImagesRequest
 VIEW = features_pb2.VisualizeFeaturesRequest
 DEPTH, NORMALS = dense_pb2.EstimateDepthRequest, dense_pb2.EstimateNormalsRequest
-WRONG = InvalidRequest("images[0] is wrong.", code="invalid_image", param="images[0]")
 NONE: dict[str, Any] = {"images": ()}
 CONVERSIONS: list[tuple[Callable[[Any], Any], Any, Any]] = [
     (converters.to_embed_images, EMBED, EmbedImagesRequest(**NONE)),
@@ -167,33 +162,6 @@ def test_an_enum_has_the_values_of_its_python_type(enum: Any, names: tuple[str, 
     assert set(enum_names(enum.DESCRIPTOR).values()) == set(names)
 
 
-def test_templates_are_a_set_or_custom_and_an_unknown_output_is_left_to_the_data_plane() -> None:
-    named = text_pb2.Templates(set=text_pb2.TEMPLATE_SET_TCL)
-    assert converters.to_embed_texts(TEXTS(templates=named)).templates == "tcl"
-    with pytest.raises(InvalidRequest) as caught:
-        converters.to_embed_texts(TEXTS(texts=["a"], templates=text_pb2.Templates()))
-    assert caught.value.param == "templates"
-    outputs = converters.to_embed_images(EMBED(outputs=[9])).outputs  # type: ignore[list-item]
-    assert outputs == ("9",), "the data plane refuses it with its index"
-
-
-def test_embeddings_keep_their_places_beside_errors_and_rows_have_scales() -> None:
-    rows, scales = pack_all({"patches": np.ones((2, 3, 4), np.float32)}, "int8")
-    answer = EmbedImagesResponse(
-        model="m", embeddings=(rows,) * 2, scales=(scales,) * 2, errors={1: WRONG}
-    )
-    wire = converters.from_embed_images(answer)
-    assert [e.HasField("patches") for e in wire.embeddings] == [True, False, True]
-    assert [e.index for e in wire.errors] == [1]
-    last = wire.embeddings[2].patches
-    assert (list(last.shape), last.data_type) == ([2, 3, 4], tensor_pb2.DATA_TYPE_INT8)
-    assert list(last.row_scales) == [np.float32(1 / 127)] * 6
-    embeddings_TD = np.ones((1, 2), np.float16)
-    texts = EmbedTextsResponse(model="m", embeddings_TD=embeddings_TD, errors={0: WRONG})
-    matrix = converters.from_embed_texts(texts).embeddings
-    assert np.frombuffer(matrix.data, "<f2").tolist() == [0, 0, 1, 1]
-
-
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<u2", ">u2"])
 def test_tensors_are_little_endian_rows(dtype: str) -> None:
     array = np.arange(6).reshape(3, 2).T.astype(dtype)
@@ -201,16 +169,6 @@ def test_tensors_are_little_endian_rows(dtype: str) -> None:
     known = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
     read = np.frombuffer(wire.data, known[wire.data_type]).reshape(tuple(wire.shape))
     np.testing.assert_array_equal(read, array)
-
-
-def test_maps_keep_their_places_beside_errors() -> None:
-    errors = dict.fromkeys((3, 0, 2), WRONG)
-    maps = (np.full((1, 1), 1, np.float32), np.full((1, 1), 4, np.float32))
-    depth = converters.from_depth(EstimateMapsResponse(model="m", maps=maps, errors=errors))
-    values = [np.frombuffer(one.depth.data, "<f4").tolist() for one in depth.maps]
-    assert values == [[], [1], [], [], [4]]
-    found = [(e.index, e.reason, e.message, e.field) for e in depth.errors]
-    assert found == [(index, WRONG.code, WRONG.message, WRONG.param) for index in (0, 2, 3)]
 
 
 def test_a_field_of_a_newer_contract_is_refused_with_its_place() -> None:

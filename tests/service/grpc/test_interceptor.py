@@ -3,16 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import AsyncMock, Mock
 
 import grpc
 import pytest
 
 from service.grpc.generated import embed_pb2, segment_pb2
-from service.grpc.interceptor import CallInterceptor
-from service.monitoring.telemetry import Telemetry
 from service.server import Server
 from tests.service.callers import (
     ENCODER,
@@ -86,14 +81,6 @@ async def test_malformed_messages_and_those_of_too_many_values_are_refused_and_n
             for raw in (b"\x12\x00" * 100_000, many.SerializeToString()):
                 found = await call_rpc(server, EMBED, raw)
                 assert (found.status, found.code) == ("INVALID_ARGUMENT", "too_many_items")
-
-
-async def test_an_unknown_method_becomes_no_label(serving: Serving) -> None:
-    async with serving() as server:
-        for rpc in (f"{ENCODER}/Secret", "/my.Service/Secret"):
-            assert (await call_rpc(server, rpc)).status == "UNIMPLEMENTED"
-        labels = {"protocol": "grpc", "method": "other", "code": "UNIMPLEMENTED"}
-        assert sample(server.metrics, "requests_total", **labels) == 2
 
 
 async def test_a_message_that_is_missing_or_late_is_an_error_and_frees_its_place(
@@ -172,14 +159,14 @@ async def test_messages_share_the_memory_for_bodies(
             assert (large.status, "larger than max" in large.text) == ("RESOURCE_EXHAUSTED", True)
 
 
-@pytest.mark.parametrize("rpc", [EMBED, LIST, CHECK])
-async def test_compressed_messages_are_refused(serving: Serving, rpc: str) -> None:
+async def test_compressed_messages_are_refused(serving: Serving) -> None:
     async with serving() as server, grpc_channel(server) as channel:
-        asked = channel.unary_unary(rpc)(
-            bytes(1_000_000), timeout=LIMIT_S, compression=grpc.Compression.Gzip
-        )
-        assert (await asked.code()).name == "UNIMPLEMENTED"
-        assert "gzip" in await asked.details()
+        for rpc in (EMBED, LIST, CHECK):
+            asked = channel.unary_unary(rpc)(
+                bytes(1_000_000), timeout=LIMIT_S, compression=grpc.Compression.Gzip
+            )
+            assert (await asked.code()).name == "UNIMPLEMENTED"
+            assert "gzip" in await asked.details()
 
 
 async def test_an_error_that_quotes_the_request_is_not_too_long_for_metadata(
@@ -195,28 +182,6 @@ async def test_an_error_that_quotes_the_request_is_not_too_long_for_metadata(
             twice = segment_pb2.SegmentImagesRequest(images=images, classes=classes)
             found = await call_rpc(server, f"{ENCODER}/SegmentImages", twice.SerializeToString())
             assert (found.status, found.code) == ("INVALID_ARGUMENT", "invalid_field")
-
-
-async def test_an_error_of_a_call_that_has_ended_is_not_logged(
-    serving: Serving, caplog: pytest.LogCaptureFixture
-) -> None:
-    context = Mock(
-        invocation_metadata=lambda: None,
-        time_remaining=lambda: None,
-        peer=lambda: "ipv4:127.0.0.1:1",
-        read=AsyncMock(side_effect=grpc.aio.InternalError("no such stream")),
-    )
-    made: Any = grpc.unary_unary_rpc_method_handler(print, embed_pb2.EmbedImagesRequest.FromString)
-    async with serving() as server:
-        interceptor = CallInterceptor(
-            Telemetry(server.metrics), server.protection, server.admission, {}
-        )
-        details = SimpleNamespace(method=EMBED)
-        handler = await interceptor.intercept_service(AsyncMock(return_value=made), details)
-        with nothing_held_after(server), pytest.raises(asyncio.CancelledError):
-            await handler.stream_stream(None, context)
-        assert interceptor.is_idle
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_health_takes_small_messages_only(serving: Serving) -> None:

@@ -42,7 +42,6 @@ def test_any_message_becomes_a_request_or_a_service_error(inputs: Any, raw: list
 
 LIMIT_S = 20.0
 SERVICE = "/inference.GRPCInferenceService"
-STREAM = "inference.GRPCInferenceService/ModelStreamInfer"
 
 
 @pytest.fixture
@@ -63,12 +62,6 @@ def request_of(**tensor: Any) -> pb.ModelInferRequest:
     return pb.ModelInferRequest(
         inputs=[pb.ModelInferRequest.InferInputTensor(shape=shape, **made)], raw_input_contents=raw
     )
-
-
-def image_request(image: bytes, request_id: str = "") -> pb.ModelInferRequest:
-    request = request_of(contents=pb.InferTensorContents(bytes_contents=[image]))
-    request.id = request_id
-    return request
 
 
 async def ask(server: Server, rpc: str, request: Any) -> tuple[str, Any]:
@@ -149,28 +142,3 @@ async def test_readiness_follows_the_model(server: Server, monkeypatch: pytest.M
     assert (await ask(server, "ModelReady", pb.ModelReadyRequest(name="x")))[0] == "NOT_FOUND"
     await server.repository.unload("fake")
     assert (await ask(server, "ServerReady", pb.ServerReadyRequest()))[1].ready is False
-
-
-async def test_a_stream_answers_each_item_and_counts_it(
-    server: Server, encode_image: Encode
-) -> None:
-    images = [encode_image(seed=n) if n != 2 else b"no image" for n in range(20)]
-    async with channel_of(server) as channel:
-        call = channel.stream_stream(f"/{STREAM}")()
-        for number, image in enumerate(images):
-            await call.write(image_request(image, str(number)).SerializeToString())
-        await call.write(b"\xff\xff\xff")
-        await call.done_writing()
-        answers = [pb.ModelStreamInferResponse.FromString(raw) async for raw in call]
-        assert (await call.code()).name == "OK"
-    assert [a.infer_response.id for a in answers] == [*map(str, range(20)), ""]
-    assert [n for n, a in enumerate(answers) if a.error_message] == [2, 20]
-    assert "images[0]" in answers[2].error_message
-    assert answers[0].infer_response.parameters["triton_final_response"].bool_param
-    counted = [
-        server.metrics.registry.get_sample_value(
-            "tipserve_requests_total", {"protocol": "grpc", "method": STREAM, "code": code}
-        )
-        for code in ("OK", "INVALID_ARGUMENT")
-    ]
-    assert counted == [19, 2]

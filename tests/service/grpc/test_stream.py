@@ -1,9 +1,7 @@
 """Requests of a stream are answered in order, within limits of memory and time."""
 
 import asyncio
-import math
-import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -11,139 +9,12 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from service.admission import Admission
-from service.call import Call
-from service.errors import DeadlineExceeded
 from service.grpc.generated import embed_pb2, image_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.grpc.stream import MAX_REQUESTS, AnsweredStream, StreamItem
-from service.monitoring.metrics import Metrics
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
 LIMIT_S = 20.0
-
-
-class FakeContext:
-    """Has the given messages to read, and keeps what is written."""
-
-    def __init__(self, *messages: bytes, is_complete: bool = True) -> None:
-        self.written: list[bytes] = []
-        self._messages: asyncio.Queue[object] = asyncio.Queue()
-        for message in messages:
-            self._messages.put_nowait(message)
-        if is_complete:
-            self._messages.put_nowait(grpc.aio.EOF)
-
-    async def read(self) -> object:
-        await asyncio.sleep(0)  # as the core does
-        return await self._messages.get()
-
-    async def write(self, message: bytes) -> None:
-        self.written.append(message)
-
-
-def stream_over(
-    context: FakeContext,
-    answer: Callable[[bytes], Awaitable[bytes]],
-    admission: Admission | None = None,
-    idle_s: float = LIMIT_S,
-) -> AnsweredStream:
-    entered = admission or Admission(Metrics(), max_body_bytes=1000, max_work_bytes=1)
-
-    async def answer_item(item: StreamItem) -> bytes:
-        item.ticket = entered.enter(Call(request_id="test", deadline=math.inf))
-        item.ticket.hold_body(len(item.raw))
-        item.taken.set()
-        return await answer(item.raw)
-
-    return AnsweredStream(context, answer_item, closing=asyncio.Event(), idle_s=idle_s)
-
-
-async def turns() -> None:
-    for _ in range(20 * MAX_REQUESTS):
-        await asyncio.sleep(0)
-
-
-async def forever(raw: bytes) -> bytes:
-    await asyncio.Event().wait()
-    return raw
-
-
-async def test_a_stream_without_requests_and_answers_is_ended() -> None:
-    async def answer(raw: bytes) -> bytes:
-        return raw
-
-    context = FakeContext(b"first", is_complete=False)
-    with pytest.raises(DeadlineExceeded, match="was idle") as caught:
-        await asyncio.wait_for(stream_over(context, answer, idle_s=0.1).run(), LIMIT_S)
-    assert (caught.value.code, context.written) == ("idle_stream", [b"first"])
-
-
-async def test_an_answer_that_is_sent_is_in_memory_no_longer_while_the_next_is_made() -> None:
-    release, lengths = asyncio.Event(), []
-    num_bytes = 8 * 1024 * 1024
-
-    class Context(FakeContext):
-        async def write(self, message: bytes) -> None:
-            lengths.append(len(message))
-
-    async def answer(raw: bytes) -> bytes:
-        if raw == b"second":
-            await release.wait()
-        return bytes(num_bytes)
-
-    tracemalloc.start()
-    try:
-        running = asyncio.ensure_future(stream_over(Context(b"first", b"second"), answer).run())
-        await until(lambda: bool(lengths))
-        await turns()
-        assert tracemalloc.get_traced_memory()[0] < num_bytes
-        release.set()
-        await asyncio.wait_for(running, LIMIT_S)
-    finally:
-        tracemalloc.stop()
-    assert lengths == [num_bytes] * 2
-
-
-@pytest.mark.parametrize("num_turns", [0, 1, 2, 50])
-async def test_a_stream_cancelled_at_any_moment_frees_its_memory(num_turns: int) -> None:
-    admission = Admission(Metrics(), max_body_bytes=1000, max_work_bytes=1)
-    context = FakeContext(*[b"x" * 20] * 9)
-    running = asyncio.ensure_future(stream_over(context, forever, admission).run())
-    for _ in range(num_turns):
-        await asyncio.sleep(0)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert (admission.num_requests, admission.num_body_bytes) == (0, 0)
-    assert len(asyncio.all_tasks()) == 1
-
-
-async def test_answers_are_freed_if_the_rpc_is_cancelled_after_a_failed_write() -> None:
-    admission = Admission(Metrics(), max_body_bytes=1000, max_work_bytes=1)
-    is_last_running = asyncio.Event()
-
-    class Context(FakeContext):
-        async def write(self, message: bytes) -> None:
-            await is_last_running.wait()
-            raise RuntimeError("the caller has left")
-
-    async def answer(raw: bytes) -> bytes:
-        if raw == b"last":
-            is_last_running.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                running.cancel()
-                await turns()
-        return raw
-
-    stream = stream_over(Context(b"first", b"last"), answer, admission)
-    running = asyncio.ensure_future(stream.run())
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert admission.num_requests == 0
 
 
 Answer = stream_pb2.StreamResponse
@@ -185,6 +56,16 @@ async def code_of(call: Any) -> str:
 
 def sample(server: Server, name: str, **labels: str) -> float:
     return server.metrics.registry.get_sample_value(f"tipserve_{name}", labels) or 0.0
+
+
+async def test_a_stream_without_requests_is_ended(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.grpc.interceptor.RECEIVE_LIMIT_S", 0.1)
+    async with serving(request_timeout_s=0.2) as server, connected(server) as stub:
+        call = stub.Stream(timeout=LIMIT_S)
+        assert await code_of(call) == "DEADLINE_EXCEEDED"
+        assert "was idle" in await call.details()
 
 
 async def test_an_invalid_request_is_answered_by_its_own_error(

@@ -1,9 +1,5 @@
 """Messages written item by item are the messages, and take less memory."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from google.protobuf.message import Message
 
@@ -15,24 +11,6 @@ from service.grpc.generated import (
     tensor_pb2,
 )
 from service.grpc.writing import Enclosed, write_message
-
-# Writes items with arrays of so many MiB, and prints the peak above the message, in MiB.
-WRITE = """
-import sys
-from service.grpc.generated import segment_pb2
-from service.grpc.writing import write_message
-from service.machine import PeakMeter, return_large_blocks
-
-return_large_blocks()  # as the server does
-message = segment_pb2.SegmentImagesResponse(model="m")
-num_items, labels_mib, scores_mib = map(int, sys.argv[1:])
-for _ in range(num_items):
-    item = message.segmentations.add()
-    item.labels.data = bytes(labels_mib * 2**20)
-    item.scores.data = bytes(scores_mib * 2**20)
-peak_bytes = PeakMeter().peak_bytes(lambda: write_message(message))
-print(-1 if peak_bytes is None else peak_bytes // 2**20)
-"""
 
 
 def features(*lengths: int) -> features_pb2.VisualizeFeaturesResponse:
@@ -75,13 +53,3 @@ def test_an_enclosed_message_is_a_field_of_the_other() -> None:
     number = outer.DESCRIPTOR.fields_by_name["visualize_features"].number
     written = write_message(Enclosed(outer, number, answer))
     assert stream_pb2.StreamResponse.FromString(written) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", ["8 5 0", "3 17 0", "1 40 0", "1 15 30"])
-def test_writing_takes_the_bytes_twice(project_root: Path, sizes: str) -> None:
-    command = [sys.executable, "-c", WRITE, *sizes.split()]
-    result = subprocess.run(command, cwd=project_root, check=True, capture_output=True, timeout=100)
-    num_items, *mib = map(int, sizes.split())
-    # The arrays and their whole; written at once they take 2.4 to 3.5 times their bytes.
-    assert int(result.stdout) <= 2.25 * num_items * sum(mib)

@@ -1,7 +1,6 @@
 """Names of models and packages; conversion in a child process, which never outlives the server."""
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -10,12 +9,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from model.conversion.cache import PackageCache, content_of, key_of
-from model.package import STUDENT_FOLDER, ModelPackage, PackageError, open_package
+from model.package import ModelPackage, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound, Unavailable
 from service.models import conversion as conversion_module
 from service.models.conversion import (
@@ -79,18 +77,6 @@ def test_invalid_names_of_models_are_refused() -> None:
             check_model_name(name)
 
 
-@pytest.mark.parametrize(
-    ("source", "text", "expected"),
-    [
-        (ModelSource("/secret/place/student"), "/secret/place/student/a.onnx", "student/a.onnx"),
-        (ModelSource("bundled-student"), f"{STUDENT_FOLDER}/x", f"{STUDENT_FOLDER.name}/x"),
-        (ModelSource("a/b", cache=Path("/secret/cache")), "/secret/cache/a-0/x", "the cache/a-0/x"),
-    ],
-)
-def test_reasons_have_no_paths_of_the_server(source: ModelSource, text: str, expected: str) -> None:
-    assert source.without_paths(f"{text} is broken") == f"{expected} is broken"
-
-
 def test_a_setting_names_a_source_and_optionally_a_name(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     plain = ModelSource.from_setting("google/tipsv2-b14@v1", cache)
@@ -151,18 +137,6 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_steps_are_logged_as_they_arrive(
-    source: ModelSource, caplog: pytest.LogCaptureFixture
-) -> None:
-    program = program_of({"step": "exporting"}, {"warning": "again"}, {"result": "/cache/a"})
-    with caplog.at_level(logging.INFO), Conversion([], program=program) as conversion:
-        assert conversion.wait(source, "student") == Path("/cache/a")
-    records: list[Any] = caplog.records
-    logged = [(r.levelname, r.fields["model"], r.fields["step"]) for r in records]
-    assert logged == [("INFO", "student", "exporting"), ("WARNING", "student", "again")]
-    assert not is_running(conversion.pid)
-
-
 @pytest.mark.parametrize(
     ("program", "message"),
     [
@@ -186,17 +160,6 @@ def test_a_failed_conversion_gives_its_reason(
         Conversion([], program=program) as conversion,
     ):
         conversion.wait(source, "student")
-
-
-def test_a_cancelled_load_terminates_the_conversion(
-    source: ModelSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = program_of({"step": "a"}, then="import signal\nsignal.pause()")
-    monkeypatch.setattr(Conversion, "_log", lambda *_: source.cancelled.set())
-    with pytest.raises(Unavailable), Conversion([], program=program) as conversion:
-        conversion.wait(source, "student")
-    assert not is_running(conversion.pid)
-    assert not conversion.was_killed
 
 
 STUBBORN = """

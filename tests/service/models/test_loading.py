@@ -26,10 +26,8 @@ from service.models.loading import (
     lane_plan,
     load_lanes,
     load_model,
-    num_pool_threads,
     served_buckets,
     served_tasks,
-    with_heads,
     with_maps,
     with_sizes,
 )
@@ -60,15 +58,6 @@ def test_every_shape_and_every_head_is_warmed_up(manifest: Manifest, runtime: Fa
     assert [item_cost(manifest, bucket) for bucket in buckets] == [4, 6, 32, 8, *3 * [4, 32]]
     with pytest.raises(PackageError, match="raise max_batch_patches above 20"):
         served_buckets(further, 20)
-
-
-def test_a_program_that_asks_once_loads_the_native_size_and_its_heads(
-    manifest: Manifest, runtime: FakeRuntime
-) -> None:
-    least = with_heads(manifest, ["normals"])
-    buckets = with_maps(served_buckets(least, 4096), least, runtime)
-    assert [bucket.label for bucket in buckets] == ["image 28x28", "text 8", "normals 28x28"]
-    assert least.digest == manifest.digest
 
 
 def test_a_head_is_served_if_package_and_runtime_have_it(
@@ -218,12 +207,6 @@ def test_lanes_and_threads_are_planned_unless_set(
     assert (planned.num_lanes, planned.num_threads) == plan
 
 
-def test_each_processor_has_a_pool_thread_unless_set(machine: Machine) -> None:
-    for given, planned in (({}, 4), ({"cpus": 3}, 3), ({"pool_threads": 7}, 7)):
-        settings = machine.make_settings(**{"lanes": None, "pool_threads": None, **given})
-        assert num_pool_threads(settings) == planned
-
-
 @pytest.mark.parametrize(
     ("free_mb", "given", "most_images"),
     [
@@ -259,22 +242,6 @@ def test_batches_on_a_gpu_fit_its_free_memory(
         machine.free_bytes = 400 * MB
         with pytest.raises(PackageError, match="set lanes to 1 or fewer"):
             machine.load(lanes=2)
-
-
-@pytest.mark.parametrize(
-    ("given", "patches"),
-    [
-        ({}, 12),  # three images of 28 x 28 pixels, four patches each
-        ({"max_batch_patches": 8}, 8),
-        ({"max_batch_images": 3}, 4096),
-    ],
-)
-def test_large_images_do_not_share_a_batch(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], patches: int
-) -> None:
-    monkeypatch.setattr(loading, "find_batch_size", lambda *_: 3)
-    loaded = machine.load(lanes=1, **given)
-    assert (loaded.max_images, loaded.max_patches) == (3, patches)
 
 
 @pytest.mark.parametrize(

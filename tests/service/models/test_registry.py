@@ -235,14 +235,6 @@ async def test_a_cold_load_stalls_no_warm_model(
     assert await ask("a") == "a"
 
 
-async def test_two_models_of_one_name_are_refused_at_the_start(
-    repository: ModelRepository, loader: Loader
-) -> None:
-    with pytest.raises(ValueError, match=r"both be served as 'first'.*other="):
-        await repository.start(ModelSource("elsewhere/first"))
-    assert loader.closed == [False, True]
-
-
 async def test_loads_are_cancelled_when_the_server_stops(
     repository: ModelRepository, loader: Loader, registry: ModelRegistry
 ) -> None:

@@ -34,7 +34,6 @@ from service.models.conversion import ModelSource
 from service.models.loading import LoadedLanes, load_lanes
 
 H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), has_gpu=True)
-BF16_CPU = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}))
 LIBRARIES = InstalledLibraries(
     onnx=frozenset({"cpu", "gpu"}), openvino=True, tensorrt=True, torch=frozenset({"cpu"})
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.call import Call
-from service.errors import InternalError, InvalidRequest, Unavailable
+from service.errors import InternalError, InvalidRequest
 from service.lanes.work import OVER, Completed, ItemFuture
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
@@ -70,21 +70,6 @@ def test_the_least_recently_used_entry_goes_first(cache: TextCache, use: str) ->
     assert set(found) == {"a", "c"}
     assert not found["a"].flags.writeable
     assert cache.num_bytes == 2 * ENTRY_BYTES
-
-
-def test_each_prompt_is_counted_once_as_hit_miss_or_coalesced(
-    cache: TextCache, metrics: Metrics
-) -> None:
-    add(cache, "a")
-    assert set(cache.find(["a", "a", "b"])) == {"a"}
-    cache.join(["b", "c"])
-    assert cache.join(["a", "b"])[1] == []
-    assert cache.lookups() == {"hit": 2, "miss": 3, "coalesced": 1}
-    assert [sample(metrics, f"text_cache_{n}") for n in ("hits", "misses", "coalesced")] == [
-        2,
-        3,
-        1,
-    ]
 
 
 def test_every_request_gets_its_own_error_which_is_not_cached(cache: TextCache) -> None:
@@ -190,9 +175,6 @@ TestTextCacheMachine = TextCacheMachine.TestCase
 TestTextCacheMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 
 
-TEXTS = {"dog": "texts[0]", "cat": "texts[1]", "a photo of a dog": "texts[2]"}
-
-
 @pytest.fixture
 def model(
     load_fake: Any, make_settings: Any, metrics: Metrics, runtime: FakeRuntime
@@ -267,15 +249,3 @@ async def test_a_blank_prompt_is_reported_under_the_field_of_each_request(
     assert not isinstance(third, BaseException)
     assert set(third) == {"dog"}
     assert runtime.num_texts == 1
-
-
-async def test_a_stopped_pool_or_batcher_fails_the_request(
-    encode: Encode, model: ServedModel
-) -> None:
-    ended = ThreadPoolExecutor(1)
-    ended.shutdown()
-    with pytest.raises(Unavailable):
-        await encode(TEXTS, ended)
-    model.close(WAIT_S)
-    with pytest.raises(Unavailable):
-        await encode(TEXTS)

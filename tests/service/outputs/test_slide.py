@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from model.segmentation import Background, SegmentationMap
 from service.images import Windows
-from service.outputs import slide
 from service.outputs.slide import Geometry, segment_windows
 from service.waiting import run_slice
 
@@ -81,17 +80,6 @@ def test_labels_are_those_of_the_notebook_and_scores_are_cosines(
     np.testing.assert_array_equal(mask.labels_HW[is_clear_HW], labels_HW[is_clear_HW])
     shares = np.bincount(mask.labels_HW.ravel(), minlength=6) / mask.labels_HW.size
     np.testing.assert_allclose(mask.counts / mask.labels_HW.size, shares)
-
-
-def test_bands_of_a_few_rows_give_the_same_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, classes_KD, geometry = made((53, 70), (90, 119), 4)
-    whole = run(features, classes_KD, geometry, Background(), with_scores=True)
-    monkeypatch.setattr(slide, "BAND_ELEMENTS", 4 * 119 * 3)
-    banded = run(features, classes_KD, geometry, Background(), with_scores=True)
-    assert whole.score_HW is not None
-    assert banded.score_HW is not None
-    np.testing.assert_allclose(banded.score_HW, whole.score_HW, rtol=1e-6)
-    assert (banded.labels_HW == whole.labels_HW).mean() > 0.999
 
 
 def test_background_is_by_the_cosine_of_the_class_and_by_classes() -> None:

@@ -87,8 +87,8 @@ async def test_errors_name_instances_and_parameters(client: httpx.AsyncClient) -
     assert (await client.post("/invocations", content=b"x")).status_code == 415
 
 
-@pytest.mark.parametrize("path", ["/healthy", "/v2/health/ready"])
-async def test_health_follows_readiness(serving: Serving, path: str) -> None:
+async def test_health_follows_readiness(serving: Serving) -> None:
+    path = "/healthy"
     settings = {"health_route": path, "predict_route": "/invocations"}
     async with (
         serving(**settings, api_keys="the-key-of-this-test") as server,

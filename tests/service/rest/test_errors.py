@@ -7,7 +7,7 @@ import pytest
 from fastapi import Request
 
 from service.call import Call, current_call
-from service.errors import InternalError, InvalidRequest, Overloaded, Unauthenticated
+from service.errors import InternalError, Overloaded, Unauthenticated
 from service.rest.errors import error_response, on_error
 
 SECRET = "secret of the runtime"
@@ -21,18 +21,6 @@ def call() -> Iterator[Call]:
     token = current_call.set(made)
     yield made
     current_call.reset(token)
-
-
-def test_the_error_is_an_object_and_below_v2_a_message(call: Call) -> None:
-    error = InvalidRequest("texts[1] is blank.", code="blank_text", param="texts[1]")
-    rest = {"type": error.kind.value, "code": "blank_text", "param": "texts[1]"}
-    native = error_response(error, "/v1/texts:embed")
-    assert native.status_code == 422
-    assert json.loads(bytes(native.body)) == {"error": {"message": "texts[1] is blank.", **rest}}
-    v2 = error_response(error, "/v2/models/a/infer")
-    assert json.loads(bytes(v2.body)) == {"error": error.message, **rest}
-    assert call.error == "blank_text"
-    assert not {"retry-after", "www-authenticate"} & set(native.headers)
 
 
 @pytest.mark.parametrize(("after_s", "header"), [(0.1, "1"), (1.0, "1"), (1.2, "2"), (30.0, "30")])

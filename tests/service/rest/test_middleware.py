@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.admission import Admission
 from service.call import current_call
-from service.errors import InvalidRequest, Unauthenticated
+from service.errors import Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.monitoring.telemetry import Telemetry
 from service.rest.middleware import WRONG_KEY_DELAY_S, CallMiddleware
@@ -18,7 +18,6 @@ from service.safety.protection import Protection
 from tests.service.conftest import call
 
 LIMIT_S = 20.0
-LEFT: Message = {"type": "http.disconnect"}
 SOON = {"x-request-timeout-ms": "30"}
 NOTHING: Mapping[str, str] = {}
 Handle = Callable[[Receive, Send], Awaitable[None]]
@@ -46,19 +45,6 @@ async def answer(receive: Receive, send: Send) -> None:
 
 async def never(*_: object) -> None:
     await asyncio.Event().wait()
-
-
-async def read_and_wait(receive: Receive, send: Send) -> None:
-    await read_all(receive)
-    await never()
-
-
-def failing(error: Exception) -> Handle:
-    async def handle(receive: Receive, send: Send) -> None:
-        await read_all(receive)
-        raise error
-
-    return handle
 
 
 @dataclass
@@ -202,13 +188,6 @@ async def test_bodies_share_their_memory(desk: Desk) -> None:
     assert desk.holds_nothing()
 
 
-@pytest.mark.parametrize("messages", [[chunk(more=True)], [chunk()]], ids=["body", "work"])
-async def test_the_deadline_ends_receiving_and_work(desk: Desk, messages: list[Message]) -> None:
-    status = await desk.ask(*messages, handle=read_and_wait, headers=SOON)
-    assert status == 504
-    assert desk.holds_nothing()
-
-
 async def test_the_deadline_ends_an_answer_that_nobody_reads(desk: Desk) -> None:
     async def send(message: Message) -> None:
         await desk.keep(message)
@@ -228,59 +207,6 @@ async def test_a_client_may_shorten_the_deadline_but_not_extend_it(
     assert desk.asked[0][1] == pytest.approx(left_s)
 
 
-@pytest.mark.parametrize("messages", [[chunk(more=True), LEFT], [chunk(), LEFT]])
-async def test_a_client_that_leaves_cancels_its_request(
-    desk: Desk, messages: list[Message]
-) -> None:
-    assert await desk.ask(*messages, handle=read_and_wait) == 0
-    task = asyncio.current_task()
-    assert task is not None
-    assert not task.cancelling()
-    assert desk.holds_nothing()
-    labels = {"protocol": "http", "method": "other", "code": "499"}
-    assert desk.metrics.registry.get_sample_value("tipserve_requests_total", labels) == 1
-
-
-async def test_a_client_that_leaves_after_its_answer_cancels_nothing(desk: Desk) -> None:
-    ended = asyncio.Event()
-
-    async def linger(receive: Receive, send: Send) -> None:
-        await answer(receive, send)
-        desk.client.put_nowait(LEFT)
-        for _ in range(5):
-            await asyncio.sleep(0)
-        ended.set()
-
-    assert await desk.ask(chunk(), handle=linger) == 200
-    assert ended.is_set()
-    assert desk.holds_nothing()
-
-
-async def test_another_cancellation_is_passed_on(desk: Desk) -> None:
-    began = asyncio.Event()
-
-    async def wait(receive: Receive, send: Send) -> None:
-        await read_all(receive)
-        began.set()
-        await never()
-
-    task = asyncio.ensure_future(desk.ask(chunk(), handle=wait))
-    await began.wait()
-    assert not desk.holds_nothing()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert desk.holds_nothing()
-
-
-async def test_errors_are_answered_and_give_everything_back(desk: Desk) -> None:
-    assert await desk.ask(chunk(40), handle=failing(InvalidRequest("no"))) == 422
-    assert desk.holds_nothing()
-    with pytest.raises(RuntimeError):  # in the server FastAPI has answered it
-        await desk.ask(chunk(40), handle=failing(RuntimeError()))
-    assert desk.holds_nothing()
-
-
 async def test_connections_close_while_the_server_stops(desk: Desk) -> None:
     await desk.ask(chunk())
     assert b"connection" not in desk.headers()
@@ -288,9 +214,3 @@ async def test_connections_close_while_the_server_stops(desk: Desk) -> None:
     desk.admission.announce_drain()
     assert await desk.ask(chunk()) == 200
     assert desk.headers()[b"connection"] == b"close"
-
-
-async def test_head_is_asked_as_get_and_reads_no_body(desk: Desk) -> None:
-    assert await desk.ask(chunk(), LEFT, method="HEAD") == 200
-    assert desk.asked[0][0] == "GET"
-    assert desk.holds_nothing()

@@ -7,20 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
 from service.open_inference.tensors import InputTensor
 from service.rest.open_inference import parse_infer
-from service.server import Server
 from tests.service.conftest import LIMITS, Encode, Serving
-from tests.service.rest.conftest import LIMIT_S, client_of
+from tests.service.rest.conftest import client_of
 
 INFER = "/v2/models/fake/infer"
 LENGTH = "Inference-Header-Content-Length"
@@ -130,16 +127,6 @@ async def test_perf_analyzer_asks_for_every_output_and_reads_statistics(
     assert {counts[f"compute_{stage}"] for stage in ("input", "infer", "output")} == {2}
 
 
-async def test_each_output_may_be_binary_or_not(client: httpx.AsyncClient) -> None:
-    body: dict[str, Any] = {"inputs": [TEXT], "parameters": {"binary_data_output": True}}
-    binary = await client.post(INFER, json=body)
-    body["outputs"] = [{"name": "text_embeddings", "parameters": {"binary_data": False}}]
-    listed = await client.post(INFER, json=body)
-    assert (LENGTH in binary.headers, LENGTH in listed.headers) == (True, False)
-    first, second = (outputs_of(answer)["text_embeddings"] for answer in (binary, listed))
-    np.testing.assert_array_equal(first, second)
-
-
 PIXELS = {"name": "pixels", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [0, 0, 0]}
 # The longest that pydantic reads; Python writes a product of two only without its limit of digits.
 HUGE = 10**4000
@@ -235,13 +222,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def health_of(server: Server, name: str) -> int:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=LIMIT_S)
-        return int(answer.status)
-
-
 async def test_management_is_off_by_default_and_warns_without_keys(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -257,35 +237,6 @@ async def test_management_is_off_by_default_and_warns_without_keys(
         assert warnings() == []
     async with serving(enable_management=True):
         assert warnings() == ["every caller may load and unload models: no API keys are set"]
-
-
-@pytest.mark.slow
-async def test_models_are_loaded_and_unloaded(serving: Serving, folder: Path) -> None:
-    settings = {"enable_management": True, "model_repository": folder}
-    async with serving(**settings) as server, client_of(server) as client:
-
-        async def post(path: str, **body: Any) -> int:
-            return (await client.post(path, json=body)).status_code
-
-        async def health(*names: str) -> list[int]:
-            return [await health_of(server, name) for name in names]
-
-        listed = (await client.post(INDEX)).json()
-        states = ("READY", "UNAVAILABLE", "UNAVAILABLE")
-        names = ("fake", "second", "third")
-        assert [(m["name"], m["state"]) for m in listed] == [*zip(names, states, strict=True)]
-        assert (await post(LOAD), await health("second")) == (200, [1])
-        texts = {"texts": ["dog"], "model": "second"}
-        assert await post("/v1/texts:embed", **texts) == 200
-        assert await post(UNLOAD, parameters={"unload_dependents": False}) == 200
-        assert await post("/v1/texts:embed", **texts) == 404
-        # Without a model the server is live and not ready.
-        assert await post("/v2/repository/models/fake/unload") == 200
-        assert (await client.get(READY)).json()["error"] == "No model is served."
-        assert await health("", "fake", "second") == [2, 2, 2]
-        assert (await client.get("/v2/health/live")).status_code == 200
-        assert await post("/v2/repository/models/fake/load") == 200
-        assert await health("", "fake") == [1, 1]
 
 
 BAD_MANAGEMENT: list[tuple[str, Any, int, str | None]] = [

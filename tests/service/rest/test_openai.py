@@ -132,14 +132,6 @@ async def test_errors_have_openais_status_and_name_the_fields_of_the_request(
         assert not {"images", "texts"} & set(re.split(r"\W", error["message"])[:1]), error
 
 
-async def test_only_json_is_read_and_written(client: httpx.AsyncClient) -> None:
-    for options, status in (
-        ({"content": b"x", "headers": {"Content-Type": "image/png"}}, 415),
-        ({"json": {"input": "dog"}, "headers": {"Accept": "text/html"}}, 406),
-    ):
-        assert (await client.post("/v1/embeddings", **options)).status_code == status
-
-
 async def test_images_by_url_are_fetched_in_their_places(
     client: httpx.AsyncClient, encode_image: Encode, fetched: dict[str, bytes]
 ) -> None:

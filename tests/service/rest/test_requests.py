@@ -154,25 +154,6 @@ def test_a_malformed_form_is_invalid(raw: bytes, content_type: str, code: str) -
 
 
 @pytest.mark.parametrize(
-    ("body", "param", "code"),
-    [
-        ({"classes": ["a", {"name": "b", "promts": []}]}, "classes[1].promts", "unknown_field"),
-        ({"classes": ["a", {"prompts": []}]}, "classes[1].name", "invalid_field"),
-        ({"classes": ["a", 3]}, "classes[1]", "invalid_field"),
-        ({"classes": "dog"}, "classes", "invalid_field"),
-        ({"templates": "nice"}, "templates", "invalid_field"),
-        ({"templates": ["{}", 1]}, "templates[1]", "invalid_field"),
-        ({"resolution": "56"}, "resolution", "invalid_field"),
-        ({"colour": 1}, "colour", "unknown_field"),
-    ],
-)
-def test_a_wrong_field_is_named_by_its_path(body: dict[str, object], param: str, code: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        parse(SegmentImagesBody, **body)
-    assert (caught.value.param, caught.value.code) == (param, code)
-
-
-@pytest.mark.parametrize(
     ("schema", "body"),
     [
         (EmbedTextsBody, {"texts": [0] * 9000}),

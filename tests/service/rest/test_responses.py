@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 import json
-import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 from safetensors import safe_open
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from model.image_codec import ImageLimits
 from service import messages
@@ -24,7 +23,7 @@ from service.outputs.regions import find_instances
 from service.outputs.run_lengths import Runs
 from service.outputs.vectors import pack_all
 from service.rest import requests, response_schemas, responses
-from service.rest.responses import JSON, NPY, PNG, SAFETENSORS, encode_array, write_json
+from service.rest.responses import JSON, NPY, PNG, SAFETENSORS
 
 
 def noise(shape: int | tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
@@ -353,37 +352,3 @@ def test_accept_chooses_the_best_media_type_offered(accept: str | None, media: s
             responses.choose_media(accept, offered)
     else:
         assert responses.choose_media(accept, offered) == media
-
-
-def test_safetensors_files_equal_those_of_the_library() -> None:
-    columns: dict[str, NDArray[Any]] = {
-        "labels": np.arange(6, dtype=np.uint16).reshape(2, 3),
-        "scores": noise((2, 3)).T,
-        "values": np.arange(5, dtype=np.int8),
-        "half": noise(3).astype(np.float16),
-    }
-    content = joined(responses.write_safetensors("m", columns, {}))
-    np.testing.assert_equal(load(content), columns)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in columns.items()}
-    assert len(content) == len(save(contiguous, metadata={"model": "m", "errors": "[]"}))
-
-
-@pytest.mark.parametrize("encoding", ["list", "base64"])
-def test_json_of_large_maps_is_that_of_small_ones_and_held_once(encoding: Any) -> None:
-    maps = noise((400, 30, 3))
-    tracemalloc.start()
-    try:
-        entries = [{"name": '\0"', "a": encode_array(one, encoding)} for one in (maps, maps[::-1])]
-        pieces = write_json('\0"', entries, {})
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 1.5 * len(joined(pieces))
-    first, second = json.loads(joined(pieces))["data"]
-    assert (first["index"], second["index"], second["name"]) == (0, 1, '\0"')
-    if encoding == "list":
-        small = [json.loads(responses.dump(encode_array(row, "list"))) for row in maps]
-        assert (first["a"], second["a"]) == (small, small[::-1])
-    else:
-        np.testing.assert_array_equal(from_base64(first["a"]), maps)
-        np.testing.assert_array_equal(from_base64(second["a"]), maps[::-1])

@@ -133,20 +133,3 @@ def test_what_is_wrong_is_named(
     assert error.startswith(f"tipserve {command}: ")
     assert sentence in error
     assert {path.name for path in folder.iterdir()} <= before | {"evaluation", "x"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--classes=a,a"], "is given twice"),
-        (["--classes=,"], "classes is empty"),
-        (["--classes=a", "--resolution=13"], "resolution must be a multiple"),
-    ],
-)
-def test_what_the_model_in_this_process_refuses_is_named(
-    image: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
-) -> None:
-    assert main(["segment", str(image), "-o", str(image.with_name("mask.png")), *options]) == FAILED
-    assert sentence in capsys.readouterr().err
-    assert list(image.parent.iterdir()) == [image]

@@ -29,24 +29,6 @@ def photos(image: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("mask.png", "mask.npy", "seen.png")]
-    for file in files:
-        options = ["--format=overlay"] if file.stem == "seen" else []
-        arguments = ["segment", str(image), "--classes= apple ,night", "-o", str(file)]
-        assert main([*arguments, *options]) == 0
-    labels_HW = np.load(files[1], allow_pickle=False)
-    assert labels_HW.shape == (40, 60)
-    assert set(np.unique(labels_HW)) <= {1, 2}
-    with Image.open(files[0]) as mask, Image.open(files[2]) as seen:
-        np.testing.assert_array_equal(np.asarray(mask), labels_HW)
-        assert seen.size == (60, 40)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        image.name, *(file.name for file in files)
-    }  # fmt: skip
-
-
 def test_an_image_is_read_from_standard_input_and_many_classes_are_grey(
     image: Path, tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

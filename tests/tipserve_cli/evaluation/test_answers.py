@@ -65,11 +65,3 @@ def test_an_answer_depends_on_model_place_and_options(
     # The name under which the model is served changes nothing.
     replace(answers, model=replace(answers.model, name="y")).embed(images, EMBED)
     assert len(scripted.requests) == 2
-
-
-def test_texts_are_asked_for_once(answers: Answers, scripted: Scripted) -> None:
-    texts = [f"text {number}" for number in range(300)]
-    scripted.texts = {text: (number, 1) for number, text in enumerate(texts)}
-    for _ in range(2):
-        assert answers.embed_texts(texts, "none")[:, 0].tolist() == list(range(300))
-    assert [len(one.texts) for one in scripted.requests] == [256, 44]

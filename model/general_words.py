@@ -25,6 +25,9 @@ from model.segmentation import l2_normalize
 WORDS_FILE: Final = "general_words.safetensors"
 # With the word itself 512 vectors of 768 numbers: 1.2 ms of one core for the 100 cells of an image.
 MAX_MEMBERS: Final = 511
+# Length of a member's vector. With 1, words with members won against exact names of other things:
+# of 50 everyday names the right one had 43 % of a drawing's pixels, with 0.8 it has 45 %.
+MEMBER_LENGTH: Final = np.float32(0.8)
 
 
 class _Table(BaseModel):
@@ -43,16 +46,16 @@ class GeneralWords:
 
     Attributes:
         members_of: Names of the members of each word, which is in lower case.
-        vectors: float16 [V, D] of each word's members, of unit length. Each is the mean of a member
-            and of all of them, which keeps a word with many members from winning wherever one of
-            them fits by chance.
+        vectors: float16 [V, D] of each word's members, of the length `MEMBER_LENGTH`. Each is the
+            mean of a member and of all of them, which keeps a word with many members from winning
+            wherever one of them fits by chance.
     """
 
     members_of: Mapping[str, Sequence[str]]
     vectors: Mapping[str, NDArray[np.float16]]
 
     def widen(self, name: str, own_1D: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Unit vectors [V, D] of a name: those of the word and its members, if it is such a word.
+        """Vectors [V, D] of a name: those of the word and its members, if it is such a word.
 
         Args:
             name: Of a class; in upper case or in the plural it counts as well.
@@ -119,4 +122,4 @@ def read_words(package: ModelPackage) -> GeneralWords | None:
 def _leaned(members: NDArray[np.float16]) -> NDArray[np.float16]:
     members_VD = members.astype(np.float32)
     mean_D = l2_normalize(members_VD.mean(axis=0))
-    return l2_normalize(members_VD + mean_D).astype(np.float16)
+    return (MEMBER_LENGTH * l2_normalize(members_VD + mean_D)).astype(np.float16)

@@ -49,7 +49,7 @@ OTHER_WORDS: Final = (
 BASE: Final = np.float32(0.1)
 GAIN: Final = np.float32(0.4)
 # Difference of cosines, clothes less other things, at which the share of people is 0.73.
-MARGIN: Final = np.float32(0.03)
+MARGIN: Final = np.float32(0.024)
 # Patches on each side of a patch that are asked with it.
 REACH: Final = 2
 
@@ -60,7 +60,7 @@ class PeopleCue:
 
     Attributes:
         find_foreground: The network: float32 [1, 3, 256, 256] in [0, 1] to [1, 1, 256, 256].
-        other_VD: Unit vectors of other things.
+        other_VD: Vectors of other things, as in `GeneralWords`.
     """
 
     find_foreground: Callable[[Floats], Floats]

@@ -93,7 +93,8 @@ class PooledClasses:
     """Classes with several vectors each: a patch's cosine with a class is that of the best one.
 
     Attributes:
-        vectors_VD: Unit vectors, those of one class after those of the class before.
+        vectors_VD: Unit vectors, those of one class after those of the class before. A shorter
+            one has a handicap.
         sizes: How many vectors each class has, at least one.
     """
 

@@ -115,11 +115,3 @@ def test_examples_have_their_fields_and_need_json() -> None:
     (sent,) = grpc_wire.write_request(request).classes
     assert (sent.examples[0].point.y, sent.examples[1].image) == (2, 1)
     assert sent.examples[2].mask.counts == "6"
-
-
-def test_unreadable_images_of_a_partial_request_are_sent_empty() -> None:
-    ask = make_request("embed_images", {}, images=[b"a", "/no/such/file.jpg", b"b"], partial=True)
-    assert ask.images == (b"a", b"", b"b")
-    assert list(ask.errors) == [1]
-    assert ask.is_partial
-    assert not make_request("embed_images", {}, images=b"a").is_partial

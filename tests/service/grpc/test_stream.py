@@ -99,8 +99,13 @@ async def test_an_invalid_request_is_answered_by_its_own_error(
 
 
 async def test_a_full_queue_makes_a_stream_wait_and_a_unary_rpc_goes_before_it(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+    serving: Serving,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    entered: Entered,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("service.grpc.stream.MAX_REQUESTS", 8)
     requests = [embed(encode_image(seed=seed), str(seed)) for seed in range(30)]
     limits = {"max_queue_patches": 8 * PATCHES, "max_batch_patches": 2 * PATCHES}
     async with serving(**limits) as server, connected(server) as stub:

@@ -234,18 +234,3 @@ async def test_fetched_bytes_count_towards_the_memory_for_bodies(
         answer = await post(server, {"image": URL})
         assert server.admission.num_body_bytes == 0
     assert error_of(answer)[:2] == (429, "body_memory_full")
-
-
-async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
-    client: httpx.AsyncClient,
-) -> None:
-    raw = b'{"images": [' + b"0," * 220_000 + b"0]}"
-    headers = {"Content-Type": "application/json"}
-    answer = await client.post("/v1/images:embed", content=raw, headers=headers)
-    assert error_of(answer) == (413, "request_too_large", None)
-    files = [("images", (f"{i}.png", b"x")) for i in range(33)]
-    answer = await client.post("/v1/images:embed", files=files)
-    assert error_of(answer) == (413, "too_many_items", "images")
-    form = {"classes": "a," * 220_000}
-    answer = await client.post("/v1/images:segment", files=files[:1], data=form)
-    assert error_of(answer) == (413, "request_too_large", None)

@@ -110,7 +110,7 @@ def test_every_image_has_a_row_or_is_listed_as_skipped(
     assert '"code": "invalid_image"' in errors.read_text()
 
 
-@pytest.mark.parametrize("most_images", [0, 5, 9])
+@pytest.mark.parametrize("most_images", [0, 5])
 @pytest.mark.parametrize("name", ["out.parquet", "out"])
 def test_an_interrupted_job_continues_to_the_same_rows(
     run: Run, colours: Colours, photos: Path, tmp_path: Path, most_images: int, name: str

@@ -78,39 +78,8 @@ def test_what_cannot_be_piped_says_so(command: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
-def test_a_folder_becomes_a_coco_file_that_continues_where_it_stopped(
-    photos: Path,
-    tmp_path: Path,
-    fake: Fake,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    file = tmp_path / "found.json"
-    command = ["segment", str(photos), "--classes=dog,cat", "--format=coco", "-o", str(file)]
-    monkeypatch.setattr(lines, "PART_ITEMS", 1)
-    fake.most_images = 3
-    assert main(command) == FAILED
-    assert not file.exists()
-    fake.num_images, fake.most_images = 0, 1000
-    assert main([*command, "--min-area-share=0.5"]) == FAILED
-    assert "with other options (min_area_share: was 0.001" in capsys.readouterr().err
-    assert main(command) == DONE_WITH_SKIPPED_IMAGES
-    assert fake.num_images < 5
-    assert "4 instances in 4 images" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "found.json.errors.jsonl", "found.json", "image.png", "photos"
-    }  # fmt: skip
-    (skipped,) = map(json.loads, (tmp_path / "found.json.errors.jsonl").read_text().splitlines())
-    assert (skipped["file_name"], skipped["code"]) == ("c.jpg", "invalid_image")
-    found = json.loads(file.read_text())
-    assert [one["file_name"] for one in found["images"]] == NAMES
-    assert [one["score"] for one in found["annotations"]] == [0.75] * 4
-    first = found["annotations"][0]
-    assert coco_mask.toBbox(first["segmentation"]).tolist() == first["bbox"]
-
-
-@pytest.mark.parametrize("kind", ["overlay", "mask"])
-def test_a_folder_becomes_a_folder_that_continues_where_it_stopped(
+@pytest.mark.parametrize("kind", ["coco", "overlay", "mask"])
+def test_a_folder_becomes_a_file_or_a_folder_that_continues_where_it_stopped(
     photos: Path,
     tmp_path: Path,
     fake: Fake,
@@ -118,24 +87,47 @@ def test_a_folder_becomes_a_folder_that_continues_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    seen = tmp_path / "seen"
-    command = ["segment", str(photos), "--classes=dog,cat", f"--format={kind}", "-o", str(seen)]
+    out = tmp_path / ("found.json" if kind == "coco" else "seen")
+    command = ["segment", str(photos), "--classes=dog,cat", f"--format={kind}", "-o", str(out)]
     monkeypatch.setattr(lines, "PART_ITEMS", 1)
     fake.most_images = 3
     assert main(command) == FAILED
+    assert not out.is_file()
     fake.num_images, fake.most_images = 0, 1000
-    assert main([*command, "--format=labels"]) == FAILED
-    assert f'with other options (format: was "{kind}"' in capsys.readouterr().err
+    changed = ("--min-area-share=0.5", "min_area_share: was 0.001")
+    changed = changed if kind == "coco" else ("--format=labels", f'format: was "{kind}"')
+    assert main([*command, changed[0]]) == FAILED
+    assert f"with other options ({changed[1]}" in capsys.readouterr().err
     assert main(command) == DONE_WITH_SKIPPED_IMAGES
     assert fake.num_images < 5
     printed = capsys.readouterr()
-    assert printed.out == f"{seen}: 4 images\n"
-    assert f"{seen}/_errors: 1 images were skipped" in printed.err
-    assert sorted(str(path.relative_to(seen)) for path in seen.rglob("*.png")) == NAMES
-    drawn = Image.open(seen / "more" / "e.png")
-    tinted = (int(0.4 * 0x66), 0, int(0.4 * 0xFF))  # a black pixel of the first class
-    assert (drawn.size, drawn.getpixel((5, 5))) == ((60, 40), tinted if kind == "overlay" else 1)
+    assert "1 images were skipped" in printed.err
+    if kind == "coco":
+        assert "4 instances in 4 images" in printed.out
+        check_coco(out)
+    else:
+        assert printed.out == f"{out}: 4 images\n"
+        assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == NAMES
+        drawn = Image.open(out / "more" / "e.png")
+        tinted = (int(0.4 * 0x66), 0, int(0.4 * 0xFF))  # a black pixel of the first class
+        assert drawn.size == (60, 40)
+        assert drawn.getpixel((5, 5)) == (tinted if kind == "overlay" else 1)
     assert main([*command, "--overwrite"]) == DONE_WITH_SKIPPED_IMAGES
+
+
+def check_coco(file: Path) -> None:
+    """The file and its list of skipped images, and nothing else beside them."""
+    assert {path.name for path in file.parent.iterdir()} == {
+        "found.json.errors.jsonl", "found.json", "image.png", "photos"
+    }  # fmt: skip
+    errors = file.with_name("found.json.errors.jsonl")
+    (skipped,) = map(json.loads, errors.read_text().splitlines())
+    assert (skipped["file_name"], skipped["code"]) == ("c.jpg", "invalid_image")
+    found = json.loads(file.read_text())
+    assert [one["file_name"] for one in found["images"]] == NAMES
+    assert [one["score"] for one in found["annotations"]] == [0.75] * 4
+    first = found["annotations"][0]
+    assert coco_mask.toBbox(first["segmentation"]).tolist() == first["bbox"]
 
 
 def test_maps_become_files_of_numbers_or_colours(image: Path, tmp_path: Path, fake: Fake) -> None:

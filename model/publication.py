@@ -35,6 +35,7 @@ from model.package import (
     parse_manifest,
     staged,
 )
+from model.people import PEOPLE_FILE
 from model.stores import StoreError, is_url, open_store
 
 CURRENT: Final = "current"
@@ -133,12 +134,13 @@ def check_proven(manifest: Manifest) -> None:
     """Check that every graph passed the parity gate, by the manifest.
 
     Each needs one passed entry, and none in float32 may have failed. A head's graph in less than
-    float32 may have failed, because the float32 graph is then served in its place.
+    float32 may have failed, because the float32 graph is then served in its place. The network that
+    finds people is no graph of the model: a test compares it with its source.
 
     Raises:
         PackageError: A graph was never compared, or differs.
     """
-    for file in (name for name in manifest.files if name.endswith(".onnx")):
+    for file in (name for name in manifest.files if name.endswith(".onnx") and name != PEOPLE_FILE):
         entries = [entry for entry in manifest.parity if entry.file == file]
         wrong = [entry for entry in entries if entry.precision == "fp32" and not entry.passed]
         if wrong:

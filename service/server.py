@@ -30,6 +30,7 @@ from service.machine import memory_limit, resident_bytes, trimming_memory
 from service.models.conversion import ModelSource, check_names
 from service.models.heads import HeadFolder
 from service.models.image_cache import ImageCache
+from service.models.image_pipeline import RELEASED_BYTES
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry, ModelRepository
 from service.models.served_model import ServedModel
@@ -312,16 +313,19 @@ def max_caller_bytes(settings: Settings) -> int:
     """Most bytes that callers can make the server hold.
 
     The sum of the messages that gRPC is receiving, received bodies and messages, small images that
-    threads decode, the memory for larger ones and for answers, encoded images that are kept, and
-    decoded images that wait for a lane: full queues of all models, and pixels that came as float32,
-    which are copied and may be as large as the bodies.
+    threads decode, the memory for larger ones and for answers or, while these take little, for
+    encoded images that are kept, and decoded images that wait for a lane: full queues of all
+    models, and pixels that came as float32, which are copied and may be as large as the bodies.
     """
     return (
         (settings.num_receive_places + MAX_STREAMS) * settings.max_request_bytes
         + 2 * settings.max_body_memory_bytes
         + num_pool_threads(settings) * SMALL_DECODING_BYTES
-        + max(most_decoding_bytes(settings.max_image_pixels), settings.max_work_memory_bytes)
-        + settings.image_cache_bytes
+        + max(
+            most_decoding_bytes(settings.max_image_pixels),
+            settings.max_work_memory_bytes,
+            RELEASED_BYTES + settings.image_cache_bytes,
+        )
         + len(settings.model) * settings.max_queue_patches * QUEUED_PATCH_BYTES
     )
 

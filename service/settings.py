@@ -220,7 +220,7 @@ class Settings(BaseSettings):
     image_cache_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     """Maximum bytes of the embeddings of images that are kept for further requests for the same
     file at the same size, such as masks of other classes. They need neither decoding nor the model.
-    0 keeps none."""
+    While images and answers take more than 96 MiB, none are kept. 0 keeps none."""
     image_cache_shared: bool = False
     """Let callers with different API keys share kept images. Each could then learn from the time of
     an answer whether another has sent an image. Without keys all callers share them."""

@@ -128,7 +128,10 @@ class ImageCache:
     def drop(self, model: ServedModel | None = None) -> None:
         """Remove the entries of a model that no request uses any more, or all."""
         with self._lock:
-            for key in [key for key in self._entries if model in {None, key.model}]:
+            if model is None:
+                self._entries.clear()
+                self.num_bytes = 0
+            for key in [key for key in self._entries if key.model is model]:
                 self.num_bytes -= _num_bytes(self._entries.pop(key))
 
 

@@ -38,9 +38,9 @@ from service.waiting import Pool, cancel_all, run_in_pool
 # A request that takes more memory has the heap trimmed first: after other large requests, threads
 # held up to 42 MiB of free pages, in pieces that a large image cannot use.
 TRIMMED_BYTES: Final = 16 * 2**20
-# If requests then take more than this together, the cache is emptied and runtimes free what they
-# keep for later batches, and again before a large answer is made. Each time costs some 25 ms of CPU
-# time with the next batch; a PNG of 25 megapixels takes 500.
+# While requests take more than this together, the cache keeps nothing; and before a large image is
+# decoded or a large answer is made, runtimes free what they keep for later batches. Each time costs
+# some 25 ms of CPU time with the next batch; a PNG of 25 megapixels takes 500.
 RELEASED_BYTES: Final = 96 * 2**20
 
 
@@ -161,19 +161,24 @@ class ImagePipeline:
         encoded = dict(measured.cached)
         for (index, image), pixels in zip(images.items(), parts, strict=True):
             encoded[index] = _encoded(image, islice(done, len(pixels)), job.rule)
-            if index in measured.keys:
+            if index in measured.keys and not self._is_short_of_memory:
                 self._cache.keep(measured.keys[index], encoded[index])
         return EncodedImages([encoded[index] for index in sorted(encoded)], measured.errors)
 
     async def make_room(self, num_bytes: int, model: ServedModel) -> None:
         """Free what heap, cache and runtimes keep, before work that takes so many bytes."""
+        if self._is_short_of_memory:
+            self._cache.drop()
         if num_bytes > TRIMMED_BYTES:
             await run_in_pool(self._pool, [partial(self._make_room, model)])
 
+    @property
+    def _is_short_of_memory(self) -> bool:
+        return self._admission.num_work_bytes > RELEASED_BYTES
+
     def _make_room(self, model: ServedModel) -> None:
-        if self._admission.num_work_bytes > RELEASED_BYTES:
+        if self._is_short_of_memory:
             model.release_idle_memory()
-            self._cache.drop()
         trim()
 
     def _measure(self, job: ImageJob, model: ServedModel, owner: bytes) -> MeasuredImages:

@@ -212,6 +212,7 @@ async def test_a_large_request_takes_the_memory_back(
     assert plane.models.images.num_bytes == kept > 0
     masks = SegmentImagesRequest(images=(large,), classes=CLASSES, include_scores=True)
     await plane.segment_images(masks, call())
+    assert plane.models.images.num_bytes == 0, "nor is the large image kept meanwhile"
     made = call()
     await plane.embed_images(EmbedImagesRequest(images=(image,)), made)
     assert not made.is_cached

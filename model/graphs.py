@@ -10,7 +10,6 @@ from typing import Final, Literal
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_weights"]
 HalfPrecision = Literal["fp16", "bf16"]
 DenseTask = Literal["depth", "normals", "segmentation"]
-# Activation after the last 3 x 3 convolution of the depth head; "linear" is none.
 Part = Literal["vision", "text", "depth", "normals", "segmentation"]
 
 # Graphs that a package gets beside fp32 unless others are named: GPUs compute in fp16 from graphs
@@ -43,3 +42,5 @@ def graph_file(part: Part, precision: Precision = "fp32") -> str:
 
 VISION_FILE: Final = graph_file("vision")
 TEXT_FILE: Final = graph_file("text")
+# The network that finds people; see `model.people`. It is no graph of the encoder.
+PEOPLE_FILE: Final = "onnx/people_model.onnx"

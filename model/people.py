@@ -21,8 +21,7 @@ from model.segmentation import l2_normalize, upsample_bilinear
 
 Floats = NDArray[np.float32]
 
-# MediaPipe's selfie segmentation; see `training/photographs/people.py`.
-PEOPLE_FILE: Final = "onnx/people_model.onnx"
+# Of MediaPipe's selfie segmentation; see `training/photographs/people.py`.
 SIDE: Final = 256
 # A single run allocates about so much.
 RUN_BYTES: Final = 24 * 2**20

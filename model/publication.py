@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from model.files import locked, rename
-from model.graphs import DENSE_TASKS, Precision, graph_file
+from model.graphs import DENSE_TASKS, PEOPLE_FILE, Precision, graph_file
 from model.manifest import MANIFEST_NAME, TORCH_FILE, Manifest
 from model.package import (
     MAX_MANIFEST_BYTES,
@@ -35,7 +35,6 @@ from model.package import (
     parse_manifest,
     staged,
 )
-from model.people import PEOPLE_FILE
 from model.stores import StoreError, is_url, open_store
 
 CURRENT: Final = "current"

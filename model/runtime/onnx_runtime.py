@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.general_words import GeneralWords
+from model.graphs import PEOPLE_FILE
 from model.package import ModelPackage
-from model.people import PEOPLE_FILE, PeopleCue
+from model.people import PeopleCue
 from model.runtime.base import (
     Device,
     Interrupted,

@@ -15,8 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from model.graphs import PEOPLE_FILE
 from model.package import open_package, write_manifest
-from model.people import PEOPLE_FILE, SIDE
+from model.people import SIDE
 
 _UNARY = {"HARD_SWISH": "HardSwish", "RELU": "Relu", "LOGISTIC": "Sigmoid"}
 _BINARY = {"ADD": "Add", "MUL": "Mul"}

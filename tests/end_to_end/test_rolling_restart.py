@@ -20,7 +20,14 @@ NUM_REPLICAS = 2
 EXIT_LIMIT_S = 60.0
 # The proxy is told that a replica is deleted, and `preStop` sleeps a little longer.
 NOTICE_S, PRE_STOP_S = 0.3, 0.32
-FLAGS = ("--model=bundled-student", "--host=127.0.0.1", "--lanes=1", "--warm-up-limit-s=0")
+# The callers repeat one image: from the cache they would exceed the proxy's limit of an address.
+FLAGS = (
+    "--model=bundled-student",
+    "--host=127.0.0.1",
+    "--lanes=1",
+    "--warm-up-limit-s=0",
+    "--image-cache-bytes=0",
+)
 STREAM = "tipserve.v1.EncoderService/Stream"
 
 

@@ -569,12 +569,18 @@ class DataPlane:
         """What to compute for a request that reads these outputs of its images, or this head's."""
         outputs_asked = request.outputs if isinstance(request, EmbedImagesRequest) else ()
         tasks = DENSE_TASK_SET.intersection(outputs_asked)
+        rule = size_rule(request, model, is_map=task is not None or bool(tasks))
+        # A model whose masks follow colours by default keeps them for further requests too.
+        qualities = {model.manifest.zero_shot.quality}
+        if isinstance(request, SegmentImagesRequest):
+            qualities.add(request.quality or "published")
         return ImageJob(
             images=request.images,
-            rule=size_rule(request, model, is_map=task is not None or bool(tasks)),
+            rule=rule,
             kind=task or image_kind(tasks),
             patch_outputs=[name for name in PATCH_OUTPUTS if name in outputs],
             is_partial=request.partial,
+            has_guide=rule.windows is None and qualities != {"published"},
         )
 
     def _answer_bytes(

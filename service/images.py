@@ -159,7 +159,7 @@ class SizeRule:
 class PreparedImage:
     """Pixels [3, H, W], and height and width of the upright original.
 
-    `guide_3YX` has the colours for `model.outlines`; None for windows and for a caller's float32.
+    `guide_3YX` has the colours for `model.outlines`; None if not asked for, or of float32.
 
     The pixels are uint8, which the lane makes the model's input of (`model.preprocess.as_planes`):
     as float32, 655 images of 320 x 320 that waited for a lane took 800 MB. A caller's float32
@@ -260,20 +260,23 @@ class ImagePreparer:
             )
         return size_hw, num_patches, num_bytes
 
-    def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
-        """Decode and scale an image.
+    def prepare(
+        self, image: ImageInput, rule: SizeRule, *, param: str, has_guide: bool = False
+    ) -> PreparedImage:
+        """Decode and scale an image, and take its colours if they are needed.
 
         Raises:
             InvalidRequest: It is broken, too large, or float32 with values outside [0, 1].
         """
         if isinstance(image, bytes):
-            return _prepared(*self._scale(image, rule, param), rule)
+            scaled, size_hw = self._scale(image, rule, param)
+            return _prepared(scaled, size_hw, rule.patch_size if has_guide else None)
         size_hw = self._array_hw(image, param)
         if _is_model_input(image):
             return PreparedImage(pixels_3HW=_copy_planes(image, param=param), size_hw=size_hw)
         given = Image.fromarray(np.ascontiguousarray(image, np.uint8))
         scaled = scale_image(given, rule.target_hw(size_hw), scaling=rule.scaling)
-        return _prepared(scaled, size_hw, rule)
+        return _prepared(scaled, size_hw, rule.patch_size if has_guide else None)
 
     def _scale(
         self, data: bytes, rule: SizeRule, param: str
@@ -289,8 +292,10 @@ class ImagePreparer:
         return None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
 
 
-def _prepared(scaled: Image.Image, size_hw: tuple[int, int], rule: SizeRule) -> PreparedImage:
-    guide_3YX = None if rule.windows is not None else make_guide(scaled, rule.patch_size)
+def _prepared(
+    scaled: Image.Image, size_hw: tuple[int, int], guided_patch: int | None
+) -> PreparedImage:
+    guide_3YX = None if guided_patch is None else make_guide(scaled, guided_patch)
     return PreparedImage(pixels_3HW=split_planes(scaled), size_hw=size_hw, guide_3YX=guide_3YX)
 
 

@@ -37,7 +37,7 @@ class EncodedImage:
         grid_hw: Patch rows and columns of one part.
         scaled_hw: Height and width of the scaled image in pixels.
         size_hw: Height and width of the original image in pixels.
-        guide_3YX: Its colours for `model.outlines`; None for windows.
+        guide_3YX: Its colours for `model.outlines`; None if they were not needed.
     """
 
     parts: tuple[Completed, ...]
@@ -95,11 +95,14 @@ class ImageCache:
             return None
         return ImageKey(model, b"" if self._is_shared else owner, sha256(image).digest(), rule)
 
-    def find(self, key: ImageKey, names: Collection[str]) -> EncodedImage | None:
-        """The entry of an image if it has all outputs of these names; its arrays are read-only."""
+    def find(
+        self, key: ImageKey, names: Collection[str], *, has_guide: bool = False
+    ) -> EncodedImage | None:
+        """The entry of an image if it has all that is needed; its arrays are read-only."""
         with self._lock:
             image = self._entries.get(key)
-            if image is not None and image.outputs.keys() >= set(names):
+            is_whole = image is not None and (image.guide_3YX is not None or not has_guide)
+            if image is not None and is_whole and image.outputs.keys() >= set(names):
                 self._entries.move_to_end(key)
                 self._metrics.image_cache_hits.inc()
                 return image
@@ -116,6 +119,8 @@ class ImageCache:
             if known is not None:
                 self.num_bytes -= _num_bytes(known)
                 outputs = {**known.outputs, **outputs}
+                if image.guide_3YX is None:
+                    image = replace(image, guide_3YX=known.guide_3YX)
             whole = Completed(outputs=outputs, queue_s=0.0, run_s=0.0)
             kept = replace(image, parts=(whole,))
             if _num_bytes(kept) > self._max_bytes:

@@ -55,6 +55,7 @@ class ImageJob:
         kind: Which outputs are computed.
         patch_outputs: Which of the patch outputs are needed.
         is_partial: Whether an unreadable image leaves the other images their answers.
+        has_guide: Whether maps follow the colours of the images; see `model.outlines`.
     """
 
     images: Sequence[MaybeImage]
@@ -62,6 +63,7 @@ class ImageJob:
     kind: Kind = "image"
     patch_outputs: Collection[PatchOutput] = ()
     is_partial: bool = False
+    has_guide: bool = False
 
 
 @dataclass(slots=True)
@@ -186,7 +188,11 @@ class ImagePipeline:
         decoding_bytes: list[int] = []
         for index, image in enumerate(job.images):
             key = self._cache.key(image, job.rule, model, owner) if job.kind == "image" else None
-            found = None if key is None else self._cache.find(key, job.patch_outputs)
+            found = (
+                None
+                if key is None
+                else self._cache.find(key, job.patch_outputs, has_guide=job.has_guide)
+            )
             if found is not None:
                 measured.indices.append(index)
                 measured.sizes_hw.append(found.size_hw)
@@ -240,7 +246,9 @@ class ImagePipeline:
         image = job.images[index]
         assert not isinstance(image, ServiceError)
         try:
-            return self._preparer.prepare(image, job.rule, param=_param(index))
+            return self._preparer.prepare(
+                image, job.rule, param=_param(index), has_guide=job.has_guide
+            )
         except ServiceError as error:
             if not job.is_partial:
                 raise

@@ -1,6 +1,7 @@
 """An image is encoded once: later answers are the same, within bounds of bytes and of keys."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,21 @@ async def test_partial_outputs_are_added(
     assert found.keys() == expected.keys() == set(OUTPUTS)
     for name in OUTPUTS:
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+async def test_a_mask_that_follows_colours_needs_an_entry_with_colours(
+    make_plane: MakePlane, encode_image: Encode
+) -> None:
+    plane, image = make_plane(image_cache_bytes=MANY_BYTES), encode_image()
+    plain = SegmentImagesRequest(images=(image,), classes=CLASSES, quality="published")
+    found, hits = [], []
+    for request in (plain, replace(plain, quality="fast"), plain, replace(plain, quality="fast")):
+        made = call()
+        found.append((await plane.segment_images(request, made)).segmentations[0].labels_HW)
+        hits.append(made.is_cached)
+    assert hits == [False, False, True, True]
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[3])
 
 
 async def test_each_size_has_its_own_entry(

@@ -102,7 +102,9 @@ class NoopPreparer(ImagePreparer):
         size_hw = rule.resolution, rule.resolution
         return size_hw, rule.num_patches(size_hw), 0
 
-    def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
+    def prepare(
+        self, image: ImageInput, rule: SizeRule, *, param: str, has_guide: bool = False
+    ) -> PreparedImage:
         """That image."""
         side = rule.resolution
         return PreparedImage(pixels_3HW=empty_planes(side), size_hw=(side, side))

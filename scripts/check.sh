@@ -44,8 +44,12 @@ status=0
 step "fast tests, on two cores"
 python -m pytest -m "not slow" -n 2 "$@" || status=$?
 if $is_whole; then
-  # One after the other: they measure memory and CPU time, and fill both cores themselves.
-  step "slow tests"
-  python -m pytest -m slow --durations 20 --durations-min 10 "$@" || status=$?
+  timed=(--durations 20 --durations-min 10)
+  step "slow tests, on two cores"
+  # A file's tests share what they start.
+  python -m pytest -m "slow and not alone" -n 2 --dist loadfile "${timed[@]}" "$@" || status=$?
+  # They measure memory and time, or fill both cores themselves.
+  step "slow tests, one after the other"
+  python -m pytest -m "slow and alone" "${timed[@]}" "$@" || status=$?
 fi
 exit $status

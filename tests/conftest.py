@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Slow folders: whole programs, containers, clusters, parity. Run by scripts/check.sh --all.
 SLOW_FOLDERS = frozenset({"containers", "deploy", "end_to_end", "monitoring", "parity", "promises"})
+# Folders whose slow tests measure memory or time, or fill both cores: nothing runs beside them.
+ALONE_FOLDERS = frozenset({"benchmarks", "hostile", "promises"})
 # Words that the tiny tokenizer has as one piece; other text becomes letters or bytes.
 TINY_WORDS = "a the of in photo large small many red blue cat dog grass sky sea tree house ball"
 TINY_SCORES = [
@@ -61,11 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow folders; the fast tier skips them."""
+    """Mark the tests of slow folders, and those beside which nothing may run."""
     root = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(root).parts[0] in SLOW_FOLDERS:
+        folder = item.path.relative_to(root).parts[0]
+        if folder in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)
+        if folder in ALONE_FOLDERS:
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(autouse=True)

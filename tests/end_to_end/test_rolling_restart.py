@@ -15,6 +15,7 @@ from tests.promises.callers import SMALL, SteadyCallers
 from tests.promises.servers import Place
 from tipserve_client import Client
 
+pytestmark = pytest.mark.alone
 ROUNDS = 2
 NUM_REPLICAS = 2
 EXIT_LIMIT_S = 60.0

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+import pytest
 
 from tests.promises.callers import until
 from tests.promises.servers import LIMIT_S, Server, photo, start_server
 
+pytestmark = pytest.mark.alone
 IMAGES = [photo(side, (side, side)) for side in (64, 224, 480, 640, 1600)]
 TARGETS = (
     "/v1/images:embed",

@@ -23,7 +23,7 @@ SECTIONS = {
     "watchdog_hang_limit_s": "Health checks",
     "host": "Addresses and routes",
     "max_batch_images": "Batches and queue",
-    "max_images_per_request": "Limits and time-outs",
+    "max_image_bytes": "Limits and time-outs",
     "url_hosts": "Images by URL",
     "api_keys": "API keys",
     "tls_cert": "TLS",

@@ -361,6 +361,7 @@ class EstimateMapsResponse(ListResponse):
     maps: tuple[FloatArray, ...]
 
 
+MAX_IMAGES: Final = 32
 MAX_TEXTS: Final = 2048
 MAX_CLASSES: Final = 512
 

@@ -39,7 +39,6 @@ from service.monitoring.metrics import Metrics, watching_loop_lag
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.telemetry import build_telemetry
 from service.rest.app import build_app
-from service.rest.cloud import CloudPaths
 from service.rest.pages import page_url
 from service.rest.server import BACKLOG, build_http_server, listen
 from service.rest.token_ids import TokenVocabulary
@@ -132,7 +131,6 @@ class Server:
             self._telemetry,
             self.protection,
             managed,
-            paths=CloudPaths(settings.health_route, settings.predict_route),
             vocabulary=None if file is None else TokenVocabulary.read(file),
         )
         host, self._host_reason = settings.address

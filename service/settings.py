@@ -38,13 +38,6 @@ SERVICE_LINK = re.compile(
 )
 LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 
-# Vertex AI configures a container by these variables; a TIPSERVE_ variable overrides them.
-PLATFORM_VARIABLES = {
-    "AIP_HTTP_PORT": "http_port",
-    "AIP_HEALTH_ROUTE": "health_route",
-    "AIP_PREDICT_ROUTE": "predict_route",
-}
-
 # What the library writes behind the help of an option without a default, or with an obvious one.
 NO_DEFAULT = re.compile(r" \(default( factory)?: (None|False|\(\)|.*lambda.*)\)$")
 
@@ -55,7 +48,6 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 MAX_MESSAGE_BYTES: Final = 2**31 - 1  # gRPC's limit is an int32
-Route = Annotated[str, Field(pattern=r"^/[\w./:@~-]+$", max_length=512)]
 
 
 class Settings(BaseSettings):
@@ -108,8 +100,6 @@ class Settings(BaseSettings):
     package: on CPUs by its measurements, otherwise, and on every GPU, by the reference outputs that
     it keeps, with which the start compares. On CPUs it takes int8 only if the package names it, and
     bf16 only with AMX."""
-    tf32: bool = False
-    """Let a GPU round the factors of float32 products to TF32, which has the 10 bits of fp16."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Device that runs the model. `auto` chooses a GPU if there is one and a runtime supports
     it."""
@@ -163,12 +153,6 @@ class Settings(BaseSettings):
     """Port of the gRPC API. 0 chooses a free port."""
     metrics_port: Port = 8002
     """Port of the Prometheus metrics. 0 chooses a free port."""
-    health_route: Route | None = None
-    """Additional path of the REST health check, which needs no API key. Default: AIP_HEALTH_ROUTE,
-    as set by Vertex AI. `/ping` always exists."""
-    predict_route: Route | None = None
-    """Additional path of `/invocations`, which accepts the body of every other route and Vertex
-    AI's `instances`. Default: AIP_PREDICT_ROUTE."""
     token_vocabulary: Path | None = None
     """File `cl100k_base.tiktoken` with the vocabulary of OpenAI's tokenizer. `/v1/embeddings` then
     also accepts token ids, which LangChain's `OpenAIEmbeddings` sends by default. Default: token
@@ -193,8 +177,6 @@ class Settings(BaseSettings):
     max_queue_patches: Positive = 65536
     """Maximum patches of all requests in progress for each model. Further requests get 429."""
 
-    max_images_per_request: Positive = 32
-    """Maximum images in a request."""
     max_image_bytes: Positive = 16 * 1024 * 1024
     """Maximum bytes of an encoded image."""
     max_image_pixels: Positive = 40_000_000
@@ -210,13 +192,11 @@ class Settings(BaseSettings):
     """Maximum bytes of the bodies and messages of all requests in progress. Further requests get
     429. gRPC receives as many unary messages at once as fit with `max_request_bytes` each, at least
     2."""
-    max_answer_bytes: Positive = 128 * 1024 * 1024
-    """Maximum bytes of an answer, estimated from image headers before any work. A request for more
-    gets 413 with the ways to a smaller answer."""
     max_work_memory_bytes: Positive = 160 * 1024 * 1024
     """Maximum bytes that the images of all requests take while they are decoded, and their maps,
-    masks and answers until they are sent. A request waits for its share until its deadline; one
-    whose answer needs more than all of it gets 413. An image that needs more is decoded alone."""
+    masks and answers until they are sent. A request waits for its share until its deadline. One
+    whose answer needs more, or has more than four fifths of it, gets 413 with the ways to a smaller
+    answer. An image that needs more is decoded alone."""
     image_cache_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     """Maximum bytes of the embeddings of images that are kept for further requests for the same
     file at the same size, such as masks of other classes. They need neither decoding nor the model.
@@ -260,11 +240,9 @@ class Settings(BaseSettings):
     one."""
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None
     """Base address of an OpenTelemetry collector that accepts OTLP over HTTP, such as
-    `http://collector:4318`. Without it tracing is off. Needs the extra `otel`. The exporter also
-    reads OTEL_EXPORTER_OTLP_HEADERS, related variables, and OTEL_RESOURCE_ATTRIBUTES."""
-    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of requests that are traced, unless the caller's `traceparent` decides. A traced
-    request costs about 0.4 ms of CPU time."""
+    `http://collector:4318`. Without it tracing is off. Needs the extra `otel`. OpenTelemetry's own
+    variables set the rest, such as OTEL_TRACES_SAMPLER_ARG (see docs/tracing.md) and
+    OTEL_EXPORTER_OTLP_HEADERS."""
     show_config: bool = False
     """Print every setting with its value and source, with secrets masked, and exit."""
 
@@ -354,6 +332,11 @@ class Settings(BaseSettings):
         }
         totals = {name: getattr(self, name) for name in least}
         return {name: (n, least[name]) for name, n in totals.items() if n is not None}
+
+    @property
+    def max_answer_bytes(self) -> int:
+        """Most bytes of an answer, estimated from image headers before any work."""
+        return self.max_work_memory_bytes * 4 // 5
 
     @property
     def num_receive_places(self) -> int:
@@ -469,11 +452,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ValueError: A variable with our prefix is no setting.
     """
-    values = {
-        field: environment[name]
-        for name, field in PLATFORM_VARIABLES.items()
-        if name in environment
-    }
+    values: dict[str, str] = {}
     unknown: list[str] = []
     for name, value in environment.items():
         field = name.upper().removeprefix(PREFIX).lower()
@@ -513,7 +492,6 @@ def describe_settings(
     """
     flags = {argument.split("=")[0] for argument in arguments}
     variables = {name.upper() for name in environment}
-    platform = {name: variable for variable, name in PLATFORM_VARIABLES.items()}
     rows: list[tuple[str, object, str]] = []
     for name in Settings.model_fields:
         kebab, source = name.replace("_", "-"), "default"
@@ -521,8 +499,6 @@ def describe_settings(
             source = f"flag --{kebab}"
         elif PREFIX + name.upper() in variables:
             source = f"variable {PREFIX}{name.upper()}"
-        elif platform.get(name) in variables:
-            source = f"variable {platform[name]}"
         rows.append((name, getattr(settings, name), source))  # str() of a secret masks it
     rows += [(name, value, "computed") for name, value in (computed or {}).items()]
     return "\n".join(f"{name} = {_as_text(value)}  ({source})" for name, value, source in rows)

@@ -155,13 +155,11 @@ class RuntimeRequest:
         runtime: A `RuntimeName`, or "auto".
         precision: A `Precision`, or "auto".
         device: A `Device`, or "auto".
-        tf32: Whether a GPU may round factors of float32 products to 10 bits (TF32).
     """
 
     runtime: str = AUTO
     precision: str = AUTO
     device: str = AUTO
-    tf32: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,14 +170,12 @@ class RuntimeChoice:
         runtime: Key of `model.runtime.load.RUNTIMES`.
         precision: Precision of the arithmetic.
         device: Where it computes.
-        tf32: Whether float32 is rounded to TF32 on this GPU.
         reason: Why this one and none that is faster, for the log and `/v1/models`.
     """
 
     runtime: RuntimeName
     precision: Precision
     device: Device
-    tf32: bool = False
     reason: str
 
     @property
@@ -277,7 +273,6 @@ def choose(
                 runtime=backend.runtime,
                 precision=precision,
                 device=backend.device,
-                tf32=request.tf32 and backend.device == "gpu",
                 reason=_reason(request, backend, precision, known)
                 + _failed(known, backend, precision)
                 + _rejections(rejected),

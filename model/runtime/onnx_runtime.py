@@ -298,7 +298,7 @@ class OnnxRuntime(GraphRuntime):
             path = package.file(graph.file)
             digest = graph_digest(package.manifest, graph.file)
             # In a graph of lower precision, what is left in float32 may be rounded as well.
-            tf32 = choice.tf32 or graph.precision != "fp32"
+            tf32 = graph.precision != "fp32"
             key = (path, digest, device, tf32, share.num_threads)
 
             def load() -> Any:

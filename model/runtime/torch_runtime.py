@@ -50,7 +50,6 @@ class TorchRuntime(GraphRuntime):
             package.manifest.files[TORCH_FILE].sha256,
             choice.precision,
             choice.device,
-            choice.tf32,
         )
 
         def open_graph(graph: LoadedGraph) -> TorchGraph:
@@ -110,10 +109,8 @@ class TorchGraph:
         if towers.device == "cpu" and torch.get_num_threads() != self._num_threads:
             torch.set_num_threads(self._num_threads)
         call = self._call = _running.call = InterruptibleCall()
-        if towers.device == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = towers.matmul_tf32
         # In lower precision, what is left in float32 may be rounded as well.
-        tf32 = towers.matmul_tf32 or towers.dtype != torch.float32
+        tf32 = towers.dtype != torch.float32
         try:
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
                 yield torch
@@ -137,7 +134,6 @@ class _Towers:
     text: Any
     device: str
     dtype: Any
-    matmul_tf32: bool
 
 
 def _load(package: ModelPackage, choice: RuntimeChoice) -> _Towers:
@@ -170,5 +166,4 @@ def _load(package: ModelPackage, choice: RuntimeChoice) -> _Towers:
         text=towers[1],
         device=device,
         dtype=dtype,
-        matmul_tf32=choice.tf32,
     )

@@ -60,7 +60,14 @@ from service.machine import (
     free_memory,
     returning_blocks_of_weights,
 )
-from service.messages import MAX_CLASSES, MAX_TEXTS, BucketLimits, ModelInfo, RequestLimits
+from service.messages import (
+    MAX_CLASSES,
+    MAX_IMAGES,
+    MAX_TEXTS,
+    BucketLimits,
+    ModelInfo,
+    RequestLimits,
+)
 from service.models.conversion import ModelSource, open_source
 from service.models.served_model import ServedModel
 from service.models.texts import TEXT_CACHE_BYTES, TextCache
@@ -298,10 +305,7 @@ def choose(package: ModelPackage, settings: Settings, checks: Checks = UNCHECKED
         PackageError: The package has no graph for it.
     """
     request = RuntimeRequest(
-        runtime=settings.runtime,
-        precision=settings.precision,
-        device=settings.device,
-        tf32=settings.tf32,
+        runtime=settings.runtime, precision=settings.precision, device=settings.device
     )
     choice = choose_runtime(package, request, checks)
     if choice.device == "gpu" and settings.workers > 1:
@@ -604,7 +608,7 @@ def bucket_limits(
 def request_limits(settings: Settings) -> RequestLimits:
     """The settings that bound one request."""
     return RequestLimits(
-        max_images=settings.max_images_per_request,
+        max_images=MAX_IMAGES,
         max_texts=MAX_TEXTS,
         max_classes=MAX_CLASSES,
         max_image_bytes=settings.max_image_bytes,

@@ -10,7 +10,6 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
 from service.monitoring.metrics import Metrics, release
 
@@ -34,15 +33,14 @@ class OtlpExporter(OTLPSpanExporter):
         return result
 
 
-def tracer_provider(exporter: SpanExporter, sample_ratio: float) -> TracerProvider:
+def tracer_provider(exporter: SpanExporter) -> TracerProvider:
     """A provider that sends spans in a thread of the SDK.
 
-    A caller's decision is kept, and other requests are sampled by this ratio.
+    A caller's decision is kept; OTEL_TRACES_SAMPLER and its argument decide for other requests.
     """
     # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME override these.
     ours = Resource({"service.name": "tipserve", "service.version": release()})
     provider = TracerProvider(
-        sampler=ParentBasedTraceIdRatio(sample_ratio),
         resource=Resource.create({**ours.merge(OTELResourceDetector().detect()).attributes}),
         shutdown_on_exit=False,
     )

@@ -44,7 +44,7 @@ def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) 
             "otlp_endpoint needs OpenTelemetry: pip install 'tipserve[otel]', or unset it"
         ) from error
     exporter = span_export.OtlpExporter(settings.otlp_endpoint, metrics)
-    provider = span_export.tracer_provider(exporter, settings.trace_sample_ratio)
+    provider = span_export.tracer_provider(exporter)
     return Telemetry(
         metrics,
         access_log=access_log,

@@ -1,6 +1,6 @@
 """The REST application: all routes, their errors, the OpenAPI document, and the middleware."""
 
-from collections.abc import Collection, Set
+from collections.abc import Collection
 from functools import cache
 from typing import Final
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from service.data_plane import DataPlane
@@ -18,7 +18,7 @@ from service.errors import ServiceError
 from service.models.registry import ModelRepository
 from service.monitoring.metrics import release
 from service.monitoring.telemetry import Telemetry
-from service.rest.cloud import CloudPaths, build_cloud_router
+from service.rest.cloud import build_cloud_router
 from service.rest.errors import ClientLeft, on_error
 from service.rest.hugging_face import TaskBody, build_hugging_face_router
 from service.rest.middleware import OPEN_PATHS, CallMiddleware
@@ -36,7 +36,6 @@ from service.rest.routes import NATIVE, build_native_router, build_state_router
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 
-NO_CLOUD: Final = CloudPaths()
 # Request bodies, which the routes read themselves.
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     *(native.body for native in NATIVE.values()),
@@ -51,7 +50,6 @@ def build_app(
     protection: Protection,
     repository: ModelRepository | None = None,
     *,
-    paths: CloudPaths = NO_CLOUD,
     vocabulary: TokenVocabulary | None = None,
 ) -> ASGIApp:
     """The ASGI application.
@@ -61,46 +59,29 @@ def build_app(
         telemetry: Records them.
         protection: API keys and limits.
         repository: Loads and unloads models; None refuses that.
-        paths: Those that a cloud platform chose.
         vocabulary: Decodes token ids; None refuses them.
-
-    Raises:
-        ValueError: Such a path is another route's.
     """
     routers = [
         build_native_router(plane),
-        build_state_router(plane, paths.health),
+        build_state_router(plane),
         build_openai_router(plane, vocabulary),
         build_hugging_face_router(plane),
         build_inference_router(plane, is_managed=repository is not None),
         build_repository_router(plane, repository),
-        build_cloud_router(plane, vocabulary, paths.predict),
+        build_cloud_router(plane, vocabulary),
     ]
     routes = [route for router in routers for route in router.routes]
     app = build_framework_app(routes)
-    for path in filter(None, paths):
-        _check_unique(app, path)
-    open_paths = OPEN_PATHS | {paths.health or "/health"}
-    describe(app, open_paths, needs_key=protection.keys.is_required)
+    describe(app, needs_key=protection.keys.is_required)
     telemetry.metrics.calls.declare(
         f"{verb} {route.path}"
         for route in routes
-        if isinstance(route, APIRoute) and route.path not in open_paths
+        if isinstance(route, APIRoute) and route.path not in OPEN_PATHS
         for verb in sorted(route.methods or ())
     )
     app.state.url_fetcher = protection.url_fetcher
-    middleware = CallMiddleware(
-        app, telemetry, protection, plane.admission, health_route=paths.health
-    )
+    middleware = CallMiddleware(app, telemetry, protection, plane.admission)
     return readable_by_pages(middleware, protection.browsers.origins)
-
-
-def _check_unique(app: FastAPI, path: str) -> None:
-    scope = {"type": "http", "method": "GET", "path": path}
-    if sum(route.matches(scope)[0] is not Match.NONE for route in app.routes) > 1:
-        raise ValueError(
-            f"health_route or predict_route: {path} is another route; choose another path"
-        )
 
 
 def readable_by_pages(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
@@ -143,22 +124,21 @@ def build_framework_app(routes: list[BaseRoute]) -> FastAPI:
     return app
 
 
-def describe(app: FastAPI, open_paths: Set[str], *, needs_key: bool) -> None:
+def describe(app: FastAPI, *, needs_key: bool) -> None:
     """Serve the OpenAPI document, which is made once, when it is first requested.
 
-    Nobody needs a key for it, so a request of it may cost no more than sending it.
+    No key is needed for it, so a request of it may cost no more than sending it.
 
     Args:
         app: The application.
-        open_paths: Routes that need no API key.
-        needs_key: Whether all others need one.
+        needs_key: Whether the routes besides `OPEN_PATHS` need an API key.
     """
 
     @cache
     def made() -> bytes:
         document = app.openapi()
         add_bodies(document, BODIES)
-        add_security(document, open_paths, needs_key=needs_key)
+        add_security(document, OPEN_PATHS, needs_key=needs_key)
         return bytes(JSONResponse(document).body)
 
     async def serve(_: Request) -> Response:

@@ -1,11 +1,11 @@
 """SageMaker's and Vertex AI's container contracts: one route that stands for others.
 
-`/invocations` and the path that Vertex AI chooses take the body of any route. A header or the
-body's fields say which one is meant, and it is read, answered and written as there.
+`/invocations` takes the body of any route. A header or the body's fields say which one is meant,
+and it is read, answered and written as there.
 """
 
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import orjson
@@ -82,13 +82,6 @@ INVOKE: Final[dict[str, Any]] = {
 }
 
 
-class CloudPaths(NamedTuple):
-    """Further paths that a cloud platform chose: of a health check, and of `/invocations`."""
-
-    health: str | None = None
-    predict: str | None = None
-
-
 class PredictBody(DialectSchema):
     """Vertex AI's request: texts and images, and options for all of them."""
 
@@ -96,25 +89,15 @@ class PredictBody(DialectSchema):
     parameters: dict[str, Any] | None = None
 
 
-def build_cloud_router(
-    plane: DataPlane, vocabulary: TokenVocabulary | None, predict_route: str | None
-) -> APIRouter:
-    """One route that takes the body of any other, at one path or two.
-
-    Args:
-        plane: Answers the requests.
-        vocabulary: Decodes token ids; None refuses them.
-        predict_route: A further path of it.
-    """
+def build_cloud_router(plane: DataPlane, vocabulary: TokenVocabulary | None) -> APIRouter:
+    """One route that takes the body of any other; without a vocabulary token ids are refused."""
     router = APIRouter(tags=["clouds"], route_class=DirectRoute)
 
+    @router.post(INVOCATIONS, **INVOKE)
     async def invocations(request: Request) -> Response:
         """The answer of another route, chosen by a header or by the body's fields."""
         return await invoke(request, plane, vocabulary)
 
-    router.post(INVOCATIONS, **INVOKE)(invocations)
-    if predict_route not in {None, INVOCATIONS}:
-        router.post(str(predict_route), name="chosen_predict_route", **INVOKE)(invocations)
     return router
 
 

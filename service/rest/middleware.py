@@ -148,8 +148,6 @@ class CallMiddleware:
         telemetry: Telemetry,
         protection: Protection,
         admission: Admission,
-        *,
-        health_route: str | None = None,
     ) -> None:
         """Wrap an application.
 
@@ -158,14 +156,11 @@ class CallMiddleware:
             telemetry: Records them.
             protection: API keys, and the limits of a body and of a call.
             admission: Holds their tickets.
-            health_route: Path of a further health check, which needs no key.
         """
         self._app = app
         self._telemetry = telemetry
         self._protection = protection
         self._admission = admission
-        self._health_paths = HEALTH_PATHS | {health_route}
-        self._open_paths = OPEN_PATHS | {health_route}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -256,7 +251,7 @@ class CallMiddleware:
     ) -> Callable[[], None]:
         """Check who sends the request; call the result at its end."""
         path = scope["path"]
-        if scope["method"] in READS and (path in self._open_paths or is_page(path)):
+        if scope["method"] in READS and (path in OPEN_PATHS or is_page(path)):
             return lambda: None
         self._protection.browsers.check(headers)
         shown = headers.get(b"authorization"), headers.get(b"x-api-key")
@@ -288,5 +283,5 @@ class CallMiddleware:
             method,
             status,
             is_fault=status >= INTERNAL_SERVER_ERROR,
-            is_quiet=route in self._health_paths,
+            is_quiet=route in HEALTH_PATHS,
         )

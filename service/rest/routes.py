@@ -14,7 +14,7 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.monitoring.metrics import release
 from service.rest.inputs import Pairs, query_of, read_options
-from service.rest.middleware import HEALTH_PATHS, READY_PATHS
+from service.rest.middleware import READY_PATHS
 from service.rest.openapi import ERRORS, ONE_PIXEL, V2_ERRORS, DirectRoute, native_route
 from service.rest.requests import (
     ClassifyImagesBody,
@@ -189,16 +189,11 @@ def _add_native(router: APIRouter, plane: DataPlane, path: str, native: NativeRo
     router.post(path, name=native.name, description=native.text, tags=[tag], **described)(route)
 
 
-def build_state_router(plane: DataPlane, health_route: str | None) -> APIRouter:
-    """The routes that describe the models and the server.
-
-    Args:
-        plane: Answers the requests.
-        health_route: A further path of a health check.
-    """
+def build_state_router(plane: DataPlane) -> APIRouter:
+    """The routes that describe the models and the server."""
     router = APIRouter()
     _add_models(router, plane)
-    _add_health(router, plane, health_route)
+    _add_health(router, plane)
     return router
 
 
@@ -221,7 +216,7 @@ def _add_models(router: APIRouter, plane: DataPlane) -> None:
         return Version(version=release())
 
 
-def _add_health(router: APIRouter, plane: DataPlane, health_route: str | None) -> None:
+def _add_health(router: APIRouter, plane: DataPlane) -> None:
     @router.get("/v2/health/live", tags=["health"], responses=V2_ERRORS)
     async def check_live() -> Live:
         """Liveness: the process responds, and its device has computed a batch recently."""
@@ -238,9 +233,5 @@ def _add_health(router: APIRouter, plane: DataPlane, health_route: str | None) -
         """Readiness, as `/v2/health/ready`."""
         return await check_ready()
 
-    # Names of methods in generated clients.
-    names = {path: path[1:] for path in READY_PATHS}
-    if health_route is not None and health_route not in HEALTH_PATHS:
-        names[health_route] = "chosen_health_route"
-    for path, name in names.items():
-        router.get(path, name=name, tags=["health"], responses=ERRORS)(health)
+    for path in READY_PATHS:  # the name is that of the method in generated clients
+        router.get(path, name=path[1:], tags=["health"], responses=ERRORS)(health)

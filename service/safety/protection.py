@@ -1,6 +1,6 @@
 """Protection of both protocols: keys, TLS, memory for bodies, limits on connections."""
 
-from service.messages import MAX_CLASSES, MAX_TEXTS
+from service.messages import MAX_CLASSES, MAX_IMAGES, MAX_TEXTS
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from service.safety.browsers import BrowserRules
@@ -48,5 +48,4 @@ class Protection:
         if settings.url_hosts is not None:
             self.url_fetcher = UrlFetcher(settings.url_hosts, settings.max_image_bytes)
         # An item is two or three values; requests slightly over are left to later checks.
-        max_items = settings.max_images_per_request + MAX_TEXTS + MAX_CLASSES
-        self.max_message_values = 10 * max_items + 1000
+        self.max_message_values = 10 * (MAX_IMAGES + MAX_TEXTS + MAX_CLASSES) + 1000

@@ -51,16 +51,11 @@ class WorkerPlace:
 
 
 def share_of(whole: Settings, number: int, num_workers: int) -> Settings:
-    """The settings of one worker, whose totals are its share; all shares are the total.
-
-    An answer must fit into the share of one worker.
-    """
+    """The settings of one worker, whose totals are its share; all shares are the total."""
 
     def share(total: int) -> int:
         return total // num_workers + (number < total % num_workers)
 
     shares: dict[str, object] = {name: share(total) for name, (total, _) in whole.totals().items()}
-    most_bytes = min(whole.max_answer_bytes, share(whole.max_work_memory_bytes))
     cpus = max(1, share(whole.cpus or available_cpus()))
-    others = {"workers": num_workers, "cpus": cpus, "max_answer_bytes": most_bytes}
-    return whole.model_copy(update={**shares, **others})
+    return whole.model_copy(update={**shares, "workers": num_workers, "cpus": cpus})

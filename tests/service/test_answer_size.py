@@ -78,9 +78,9 @@ async def test_an_answer_is_no_larger_than_expected(
     ("limits", "accept", "is_served"),
     [
         ({}, "application/json", True),
-        ({"max_answer_bytes": 100_000}, "application/json", False),
-        ({"max_answer_bytes": 100_000}, "application/octet-stream", True),
-        ({"max_work_memory_bytes": 100_000}, "application/octet-stream", False),
+        ({"max_work_memory_bytes": 125_000}, "application/json", False),
+        ({"max_work_memory_bytes": 125_000}, "application/octet-stream", True),
+        ({"max_work_memory_bytes": 50_000}, "application/octet-stream", False),
     ],
 )
 async def test_an_answer_over_a_limit_is_refused_before_any_work(

@@ -110,7 +110,7 @@ def arrays_of(answer: Any, capability: Capability) -> list[Any]:
 def core(
     make_plane: MakePlane, runtime: FakeRuntime, encode_image: Encode, entered: Entered
 ) -> Core:
-    return Core(make_plane, runtime, encode_image, entered, make_plane(max_images_per_request=8))
+    return Core(make_plane, runtime, encode_image, entered, make_plane())
 
 
 @pytest.mark.parametrize("capability", [EMBED, SEGMENT, SLIDE, CLASSIFY, DEPTH, NORMALS, MIXED])
@@ -285,7 +285,7 @@ async def test_a_runtime_without_dense_heads_serves_the_other_outputs(core: Core
         *((c, {"images": ""}, InvalidRequest, "images") for c in (EMBED, SEGMENT, CLASSIFY)),
         *((c, {"images": ""}, InvalidRequest, "images") for c in (FEATURES, DEPTH)),
         (MIXED, {"images": "", "texts": ()}, InvalidRequest, "images"),
-        (EMBED, {"images": "good " * 9}, RequestTooLarge, "images"),
+        (EMBED, {"images": "good " * 33}, RequestTooLarge, "images"),
         (EMBED, {"images": "good broken"}, InvalidRequest, "images[1]"),
         (EMBED, {"images": "good truncated"}, InvalidRequest, "images[1]"),
         (EMBED, {"images": "good long"}, InvalidRequest, "images[1]"),

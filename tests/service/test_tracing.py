@@ -188,9 +188,15 @@ async def test_a_run_says_how_large_its_batch_was(
 
 @BOTH
 async def test_the_caller_decides_and_else_the_sample_ratio(
-    traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, ask: Ask
+    traced: Serving,
+    exporter: InMemorySpanExporter,
+    encode_image: Encode,
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with traced(trace_sample_ratio=0.0) as server:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
+    async with traced() as server:
         await ask(server, encode_image())
         await ask(server, encode_image(), headers={"traceparent": NOT_SAMPLED})
         assert not exporter.get_finished_spans()

@@ -38,7 +38,8 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 {{- if .Values.tracing.enabled }}
 {{- $_ := set $settings "TIPSERVE_OTLP_ENDPOINT" .Values.tracing.endpoint }}
-{{- $_ := set $settings "TIPSERVE_TRACE_SAMPLE_RATIO" .Values.tracing.sampleRatio }}
+{{- $_ := set $settings "OTEL_TRACES_SAMPLER" "parentbased_traceidratio" }}
+{{- $_ := set $settings "OTEL_TRACES_SAMPLER_ARG" .Values.tracing.sampleRatio }}
 {{- end }}
 {{- range $name, $value := merge (deepCopy .Values.settings) $settings }}
 {{ $name }}: {{ $value | quote }}

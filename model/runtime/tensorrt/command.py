@@ -36,10 +36,6 @@ class BuildOptions:
         int | None,
         Parameter(help="As the service's setting, if that is set. Default: 64 images."),
     ] = None
-    tf32: Annotated[
-        bool,
-        Parameter(help="Engines for a service with the setting tf32.", show_default=False),
-    ] = False
 
 
 def run(given: BuildOptions, package: ModelPackage, cache: Path, say: Progress) -> None:
@@ -62,8 +58,6 @@ def run(given: BuildOptions, package: ModelPackage, cache: Path, say: Progress) 
     share = LaneShare(cache=cache, max_batch_patches=given.max_batch_patches)
     for precision in given.precision or usual:
         began = time.monotonic()
-        choice = RuntimeChoice(
-            runtime="tensorrt", precision=precision, device="gpu", tf32=given.tf32, reason=""
-        )
+        choice = RuntimeChoice(runtime="tensorrt", precision=precision, device="gpu", reason="")
         TensorRtRuntime(package, choice, share, progress=say).close()
         say(f"{precision}: ready after {time.monotonic() - began:.0f} s")

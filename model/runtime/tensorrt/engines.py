@@ -50,7 +50,6 @@ class EngineKey:
         precision: Precision of the graph.
         graph_sha256: Digest of the graph and its weights; see `graph_digest`.
         profiles: Input shapes.
-        tf32: Whether factors of float32 products may be rounded to 10 bits (TF32).
     """
 
     device: str
@@ -58,7 +57,6 @@ class EngineKey:
     precision: Precision
     graph_sha256: str
     profiles: Sequence[Profile]
-    tf32: bool
 
     def cached_in(self, cache: Path | None) -> Path:
         """The file of the engine in a cache; None is the user's."""
@@ -90,7 +88,7 @@ class LoadedEngine:
 
 
 def key_of(
-    package: ModelPackage, graph: LoadedGraph, share: LaneShare, *, device: str, tf32: bool
+    package: ModelPackage, graph: LoadedGraph, share: LaneShare, *, device: str
 ) -> EngineKey:
     """The key of a graph's engine on a device; see `device_name` and `EngineKey`."""
     return EngineKey(
@@ -99,7 +97,6 @@ def key_of(
         precision=graph.precision,
         graph_sha256=graph_digest(package.manifest, graph.file),
         profiles=profiles_for(graph.part, package.manifest, share.max_batch_patches),
-        tf32=tf32,
     )
 
 
@@ -132,7 +129,7 @@ def supply_engine(
     def build() -> LoadedEngine:
         say(f"{path}, which may take minutes")
         graph = package.file(graph_file(key.part, key.precision))
-        plan = build_engine(libraries, graph, key.profiles, tf32=key.tf32, progress=say)
+        plan = build_engine(libraries, graph, key.profiles, progress=say)
         engine = deserialize(libraries, plan)
         if engine is None:
             raise GpuError(
@@ -205,7 +202,6 @@ def build_engine(
     graph: Path,
     profiles: Sequence[Profile],
     *,
-    tf32: bool = False,
     progress: Progress = lambda _: None,
 ) -> bytes:
     """Build an engine, in minutes.
@@ -214,7 +210,6 @@ def build_engine(
         libraries: TensorRT.
         graph: The ONNX file; its weights may be in other files.
         profiles: Shapes to build for.
-        tf32: See `EngineKey`.
         progress: Called from TensorRT's threads with the current step.
 
     Raises:
@@ -233,9 +228,8 @@ def build_engine(
             "Export the model again, or choose the runtime 'onnx'"
         )
     config = builder.create_builder_config()
-    if not tf32:
-        # TF32, which is on by default, keeps 10 of the 23 bits of a float32.
-        config.clear_flag(trt.BuilderFlag.TF32)
+    # TF32, which is on by default, keeps 10 of the 23 bits of a float32.
+    config.clear_flag(trt.BuilderFlag.TF32)
     # Without it, a shape may take the activation memory of its profile's largest shape.
     config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     # Lanes run in parallel already; more streams in one lane only add waiting.

@@ -50,7 +50,7 @@ class TensorRtRuntime(GraphRuntime):
         graphs: list[EngineGraph] = []
 
         def open_graph(graph: LoadedGraph) -> EngineGraph:
-            key = key_of(package, graph, share, device=device, tf32=choice.tf32)
+            key = key_of(package, graph, share, device=device)
             engine = supply_engine(libraries, package, key, share.cache, progress=progress)
             # The graph holds the engine, which leaves the GPU with its last graph.
             graphs.append(EngineGraph(lane, engine))

@@ -29,7 +29,7 @@ def exposed(metrics: Metrics) -> str:
 @pytest.mark.parametrize("is_quiet", [False, True])
 def test_a_call_is_counted_and_if_not_quiet_traced(metrics: Metrics, is_quiet: bool) -> None:
     exporter = InMemorySpanExporter()
-    provider = tracer_provider(exporter, 1.0)
+    provider = tracer_provider(exporter)
     telemetry = Telemetry(metrics, tracer=provider.get_tracer("test"))
     carried = {"x-request-id": "me", "traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
 

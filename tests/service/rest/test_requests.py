@@ -209,13 +209,13 @@ async def test_images_by_url_and_in_the_body_keep_their_places(
     fetched |= {URL: images[0], URL + "?2": images[2]}
     texts = [base64.b64encode(image).decode() for image in images]
     texts[2] = "data:image/png;base64," + texts[2]
-    async with serving(url_hosts="images.example.org", max_images_per_request=3) as server:
+    async with serving(url_hosts="images.example.org") as server:
         sent = await post(server, {"images": texts})
         mixed = await post(server, {"images": [URL, texts[1], URL + "?2"]})
         failed = await post(server, {"images": [texts[0], URL + "?3"]})
         partial = await post(server, {"images": ["%", texts[1], URL + "?3"], "partial": True})
         # The limit counts before any image is fetched.
-        many = await post(server, {"images": [URL] * 4})
+        many = await post(server, {"images": [URL] * 33})
         assert server.admission.num_body_bytes == 0
     assert mixed.json()["data"] == sent.json()["data"]
     assert error_of(failed) == (422, "url_fetch_failed", "images[1]")

@@ -18,14 +18,11 @@ def test_the_shares_are_the_total(num_workers: int) -> None:
     assert {share.workers for share in shares} == {num_workers}
 
 
-def test_one_cpu_is_enough_for_each_worker_and_an_answer_fits_into_a_share() -> None:
+def test_one_cpu_is_enough_for_each_worker() -> None:
     share = share_of(Settings(cpus=1), 1, 2)
     assert share.cpus == 1
-    assert share.max_answer_bytes == share.max_work_memory_bytes == 80 * 2**20
     assert (share.lanes, share.pool_threads) == (None, None)
     assert "max_batch_patches" not in share.model_fields_set
-    large = Settings(max_work_memory_bytes=2**30)
-    assert share_of(large, 0, 2).max_answer_bytes == large.max_answer_bytes
 
 
 def test_a_place_is_read_from_the_text_that_it_wrote() -> None:

@@ -80,7 +80,7 @@ def test_a_graph_that_takes_bytes_computes_the_same(
 
 def key(package: ModelPackage, part: int = 0, share: LaneShare = ONE_LANE) -> EngineKey:
     graph = loaded_graphs(package.manifest, "tensorrt", "fp32")[part]
-    return key_of(package, graph, share, device=DEVICE, tf32=False)
+    return key_of(package, graph, share, device=DEVICE)
 
 
 def test_engines_are_built_once_and_again_if_they_are_damaged(
@@ -112,7 +112,7 @@ def test_engines_are_built_once_and_again_if_they_are_damaged(
     supply()
     assert built == ["vision_model.onnx"]
     assert said[-1] == "building the vision engine in fp32: stand-in: 50 %"
-    supply(tf32=True)
+    supply(graph_sha256="of another graph")
     assert len(built) == 2
     for path in tmp_path.glob("tensorrt/*/*.plan"):
         path.write_bytes(path.read_bytes()[:-1])

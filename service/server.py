@@ -44,14 +44,15 @@ from service.rest.server import BACKLOG, build_http_server, listen
 from service.rest.token_ids import TokenVocabulary
 from service.safety.protection import Protection
 from service.settings import Settings, is_loopback
-from service.waiting import Pool
-from service.watchdog import Watchdog
+from service.waiting import Pool, cancel_all
 from service.workers.place import WorkerPlace
 
 # SIGHUP comes when the terminal is closed; by default it ends a process without a drain.
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # As long as the timeout of a liveness probe.
 LOOP_LIMIT_S = 5.0
+# Between two looks at the health of the lanes: one that hangs reports nothing.
+HEALTH_INTERVAL_S = 1.0
 # Time to write finished answers to slow clients.
 WRITE_GRACE_S = 5
 # Time for the log writer to write the last lines.
@@ -119,7 +120,6 @@ class Server:
         self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.protection = Protection(settings, self.metrics)
         self._listen(settings)
-        self._watchdog = Watchdog(lambda: self.plane.health, self._publish_health)
         self.metrics.ready.set_function(lambda: self.plane.is_ready)
 
     def _listen(self, settings: Settings) -> None:
@@ -196,12 +196,13 @@ class Server:
         # The kernel would send a worker connections that the others can serve already.
         http = self._open_ports() if self.place is None else None
         stop = asyncio.ensure_future(self._stop.wait())
+        tasks: list[asyncio.Task[Any]] = [stop]
         try:
             if await self._load_models(stop):
                 self.admission.open()
                 http = http or self._open_ports()
-                await asyncio.to_thread(self._publish_health, self.plane.health)
-                self._watchdog.start()
+                await self._publish_health(self.plane.health)
+                tasks.append(asyncio.ensure_future(self._watch_health()))
                 self.ready.set()
                 self.metrics.record_first_ready()
                 if self.settings.enable_management and not self.settings.has_keys:
@@ -211,7 +212,7 @@ class Server:
                 logger.info("ready", extra={"fields": {"models": names, **self.ports}})
                 await stop
         finally:
-            stop.cancel()
+            cancel_all(tasks)
             if http is not None:
                 await self._drain(http)
             await asyncio.to_thread(self.repository.close)
@@ -240,8 +241,23 @@ class Server:
                 extra={"fields": fields},
             )
 
-    def _publish_health(self, models: Mapping[str, bool]) -> None:
-        self._grpc.set_health(models, self.plane.is_ready)
+    async def _publish_health(self, models: Mapping[str, bool]) -> None:
+        await asyncio.to_thread(self._grpc.set_health, models, self.plane.is_ready)
+
+    async def _watch_health(self) -> None:
+        """Log and publish the health of the models whenever it changes."""
+        known = self.plane.health
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            health = self.plane.health
+            changed = {name: ok for name, ok in health.items() if known.get(name, True) != ok}
+            known = health
+            for name, is_healthy in changed.items():
+                level = logging.WARNING if is_healthy else logging.ERROR
+                text = "a model answers again" if is_healthy else "a model no longer answers"
+                logger.log(level, text, extra={"fields": {"model": name}})
+            if changed:
+                await self._publish_health(health)
 
     async def _load_models(self, stop: "asyncio.Task[Literal[True]]") -> bool:
         """Load all models of the settings; False if the server was stopped first."""
@@ -288,7 +304,6 @@ class Server:
     async def _drain(self, http: "asyncio.Future[None]") -> None:
         """Fail readiness, then accept no connection, finish what is in progress, and close."""
         self.repository.cancel()
-        await asyncio.to_thread(self._watchdog.stop)
         was_open = self.admission.is_open
         self.admission.announce_drain()
         await asyncio.to_thread(self._grpc.announce_drain)

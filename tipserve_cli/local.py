@@ -161,7 +161,7 @@ class LocalTransport:
         """Images that fill a batch and the next one in every lane, and all decoding threads."""
         served = self._models.find(None)
         batch = max((bucket.max_batch_images for bucket in served.info.buckets), default=1)
-        num_lanes = served.num_lanes
+        num_lanes = len(served.lanes)
         return BATCHES_WAITING * num_lanes * batch + self._num_pool_threads
 
     def close(self) -> None:

@@ -152,7 +152,7 @@ class ModelRegistry:
         return depths
 
     def _oldest_s(self) -> float:
-        return max((served.oldest_s() for served in self._at_work()), default=0.0)
+        return max((served.queue.oldest_s() for served in self._at_work()), default=0.0)
 
     def _at_work(self) -> set[ServedModel]:
         with self._changed:

@@ -123,6 +123,7 @@ class ServedModel:
         queue: Takes images and texts.
         requests: Counts them.
         texts: The text side.
+        lanes: Compute its batches.
         load_s: Time of its load, which the repository measures.
     """
 
@@ -144,24 +145,19 @@ class ServedModel:
         self.load_s = 0.0
         self.texts = TextEncoder(tokenizer, batcher, cache)
         self._batcher = batcher
-        self._lanes = lanes
+        self.lanes = lanes
         self._cache = cache
 
     def release_idle_memory(self) -> None:
         """Free what the runtimes keep for later batches; from any thread."""
-        for lane in self._lanes:
+        for lane in self.lanes:
             lane.runtime.release_idle_memory()
 
     def close(self, timeout_s: float) -> None:
         """Reject waiting work, let running batches end, and free the runtimes."""
         if self._batcher.stop(timeout_s):
-            for lane in self._lanes:
+            for lane in self.lanes:
                 lane.runtime.close()
-
-    @property
-    def num_lanes(self) -> int:
-        """Lanes that compute its batches."""
-        return len(self._lanes)
 
     @property
     def is_ready(self) -> bool:
@@ -188,10 +184,6 @@ class ServedModel:
             totals[label] = totals.get(label, 0) + depth
         return totals
 
-    def oldest_s(self) -> float:
-        """Waiting time of the oldest queued item in seconds; 0 for an empty queue."""
-        return self.queue.oldest_s()
-
     def measures(self) -> dict[str, Numbers]:
         """Its metrics that a scrape reads: `MODEL_COUNTERS` and `MODEL_GAUGES`."""
         batches = self._batcher.counts.totals()
@@ -205,7 +197,7 @@ class ServedModel:
             "lanes": self._batcher.lane_states(),
             "model_load_seconds": self.load_s,
             "model_queue_depth": sum(self.queue.depths().values()),
-            "model_queue_oldest_seconds": self.oldest_s(),
+            "model_queue_oldest_seconds": self.queue.oldest_s(),
             "model_admitted_patches": self.budget.num_patches,
             "model_max_admitted_patches": self.budget.max_patches,
         }

@@ -27,7 +27,7 @@ from tests.service.conftest import Encode, FakeRuntime, Serving
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> None:
     """Trial batches and checks follow at once."""
-    monkeypatch.setattr("service.watchdog.TICK_S", 0.05)
+    monkeypatch.setattr(server_module, "HEALTH_INTERVAL_S", 0.05)
     runtime.trial_interval_s = 0.05
 
 
@@ -113,7 +113,11 @@ async def test_a_device_that_recovers_is_used_again(
 
 @BOTH
 async def test_a_hanging_device_ends_readiness_until_its_answer(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, ask: Ask
+    serving: Serving,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    ask: Ask,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serving(watchdog_hang_limit_s=0.3) as server:
         runtime.gate.clear()
@@ -124,3 +128,5 @@ async def test_a_hanging_device_ends_readiness_until_its_answer(
         assert (await held).status in OK | UNAVAILABLE
         await until_ready(server, True)
         assert (await ask(server, encode_image())).status in OK
+    said = [line for line in caplog.messages if line.startswith("a model ")]
+    assert said == ["a model no longer answers", "a model answers again"]

@@ -25,10 +25,9 @@ from benchmarks.one_thread import ONE_THREAD  # before the imports below, which 
 from benchmarks.random_model import random_b14
 from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package
-from model.parity.gate import plan_proofs
+from model.parity.gate import plan_proofs, run_reference
 from model.parity.inputs import FloatArray, gate_images, image_batch
 from model.parity.measure import measure
-from model.parity.reference import build_reference
 from model.runtime.choice import Machine, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen
 from model.runtime.machine import installed_libraries, this_hardware
@@ -66,7 +65,7 @@ class Row:
 
 def open_rows(package: ModelPackage, encoder: "Encoder", stack: ExitStack) -> list[Row]:
     """Yield torch and every runtime of this machine, each compared with torch once loaded."""
-    reference = build_reference(encoder, package)
+    reference = run_reference(encoder, package)
     rows = [Row("torch fp32", partial(_encode, encoder))]
     for proof in plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries())):
         runtime = stack.enter_context(closing(load_chosen(package, proof.choice)))

@@ -12,14 +12,16 @@ from model.encoder import Encoder
 from model.graphs import DenseTask, Part, Precision, graph_file
 from model.manifest import Manifest, ParityEntry
 from model.package import ModelPackage, Progress
+from model.parity.inputs import image_inputs, text_inputs
 from model.parity.measure import ParityError, Reference, describe, measure
-from model.parity.reference import DenseReference, build_reference, head_reference
+from model.parity.reference import DenseReference, head_reference, run_model
 from model.runtime.base import LaneShare, Runtime
 from model.runtime.choice import BACKENDS, Machine, RuntimeChoice, unavailable_reason
 from model.runtime.graph_runtime import GraphRuntime
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import TOWERS, LoadedGraph, loaded_graphs
 from model.runtime.machine import installed_libraries, this_hardware, trim
+from model.text import TextTokenizer
 
 # ONNX Runtime first: it rounds nothing, so its differences are faults of the graph itself. torch is
 # the reference, and packages are not written on GPUs.
@@ -58,16 +60,16 @@ def run_reference(
         encoder: In float32 and evaluation mode.
         package: Its package.
         dense: The package's heads in torch; without them no head is measured.
-        is_thorough: Measure on all sizes; see `plan_sizes`.
+        is_thorough: Measure on all sizes; see `image_inputs`.
         progress: Called with each step.
 
     Raises:
         ParityError: No runtime is installed.
     """
     _planned(package)
-    return build_reference(
-        encoder, package, dense=dense, is_thorough=is_thorough, progress=progress
-    )
+    images = image_inputs(package.manifest, is_thorough=is_thorough)
+    texts = text_inputs(TextTokenizer.from_package(package))
+    return run_model(encoder, package, images=images, texts=texts, dense=dense, progress=progress)
 
 
 def prove_package(

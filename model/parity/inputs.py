@@ -1,8 +1,5 @@
 """Images and texts that the parity gate compares on.
 
-Real images and words judge every precision. Noise and random tokens judge float32 only, since no
-quantisation is made for them.
-
 Shapes: B batch, L tokens, H W pixels, 3 colour channels (RGB).
 """
 
@@ -18,7 +15,6 @@ from PIL import Image
 from model.graphs import DENSE_TASKS
 from model.manifest import Manifest
 from model.preprocess import prepare_image
-from model.segmentation import upsample_bilinear
 from model.text import TextTokenizer
 
 # The two sets share no image, so that the gate judges on images that no export has seen.
@@ -82,16 +78,11 @@ class VisionInput:
 
     Attributes:
         pixels_B3HW: float32 RGB in [0, 1].
-        mask_sizes: Height and width of each image before it was squashed; empty for noise.
+        mask_sizes: Height and width of each image before it was squashed.
     """
 
     pixels_B3HW: FloatArray
     mask_sizes: tuple[tuple[int, int], ...]
-
-    @property
-    def is_real(self) -> bool:
-        """Whether these are images and not noise."""
-        return bool(self.mask_sizes)
 
     @property
     def size(self) -> Size:
@@ -106,11 +97,16 @@ class TextInput:
 
     token_ids_BL: TokenArray
     mask_BL: TokenArray
-    is_real: bool
 
 
-def plan_sizes(manifest: Manifest, *, is_thorough: bool) -> list[Size]:
-    """Plan batch, height and width of the real inputs.
+def tokenized(tokenizer: TextTokenizer, texts: Sequence[str]) -> TextInput:
+    """A batch of these texts."""
+    tokens = tokenizer.encode(texts)
+    return TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL)
+
+
+def image_inputs(manifest: Manifest, *, is_thorough: bool = False) -> list[VisionInput]:
+    """The gate's images in several sizes.
 
     Every model runs its native square, oblongs of both orientations (which reveal a position grid
     that tracing froze) and a batch of eight different images. The further sizes cost many times as
@@ -127,14 +123,9 @@ def plan_sizes(manifest: Manifest, *, is_thorough: bool) -> list[Size]:
         wide = min(_nearest(native * 4 / 3, unit), manifest.max_size)
         sizes += [(1, large, large), (8, native, native), (8, half, half)]
         sizes += [(2, native, wide), (2, wide, native)]
-    return list(dict.fromkeys(sizes))
-
-
-def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]:
-    """The gate's images in these sizes, and noise of three unusual sizes."""
     images = gate_images()
     inputs, first = [], 0
-    for batch, height, width in sizes:
+    for batch, height, width in dict.fromkeys(sizes):
         shown = [(first + item) % len(images) for item in range(batch)]
         inputs.append(
             VisionInput(
@@ -143,29 +134,12 @@ def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]
             )
         )
         first += batch
-    unit, native = manifest.size_multiple, manifest.native_size
-    long = min(native + unit, manifest.max_size)
-    noisy = [(1, unit, unit), (1, unit, long), (3, _nearest(native / 2, unit), native)]
-    return inputs + [VisionInput(pixels_B3HW=_noise(size), mask_sizes=()) for size in noisy]
+    return inputs
 
 
 def text_inputs(tokenizer: TextTokenizer) -> list[TextInput]:
-    """Words and sentences up to the token limit, and random tokens."""
-    inputs = []
-    for texts in ([CLASS_NAMES[0]], CLASS_NAMES, SENTENCES):
-        tokens = tokenizer.encode(texts)
-        inputs.append(
-            TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
-        )
-    generator = np.random.default_rng(1)
-    longest = tokenizer.max_tokens
-    for batch, length in [(1, 1), (3, min(7, longest)), (8, longest)]:
-        lengths_B = generator.integers(1, length + 1, size=batch)
-        lengths_B[0] = length
-        mask_BL = (np.arange(length) < lengths_B[:, None]).astype(np.int64)
-        token_ids_BL = generator.integers(1, tokenizer.vocab_size, size=(batch, length)) * mask_BL
-        inputs.append(TextInput(token_ids_BL=token_ids_BL, mask_BL=mask_BL, is_real=False))
-    return inputs
+    """Words and sentences up to the token limit."""
+    return [tokenized(tokenizer, texts) for texts in (CLASS_NAMES[:1], CLASS_NAMES, SENTENCES)]
 
 
 def _read(folder: Path) -> tuple[RgbImage, ...]:
@@ -180,16 +154,6 @@ def _read(folder: Path) -> tuple[RgbImage, ...]:
             f"{folder} holds no images; the installation is incomplete, install it again"
         )
     return tuple(images)
-
-
-def _noise(size: Size) -> FloatArray:
-    """Smooth colours with grain on them."""
-    batch, height, width = size
-    generator = np.random.default_rng(height * width)
-    coarse = generator.random((batch * 3, 6, 6), dtype=np.float32)
-    smooth = upsample_bilinear(coarse, (height, width)).reshape(batch, 3, height, width)
-    grain = generator.random(smooth.shape, dtype=np.float32)
-    return (0.8 * smooth + 0.2 * grain).astype(np.float32)
 
 
 def _nearest(side: float, unit: int) -> int:

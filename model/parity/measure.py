@@ -59,7 +59,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionCase:
-    """Images and the model's outputs; masks and dense maps of real images only.
+    """Images and the model's outputs.
 
     Attributes:
         masks: For each image, its labels and the pixels with a clear winner, both [H, W].
@@ -206,7 +206,7 @@ class _Differences:
             self.values["same"].append(ours.argmax(axis=1) == theirs.argmax(axis=1))
 
     def add_masks(self, case: VisionCase, features_BND: FloatArray, classes_KD: FloatArray) -> None:
-        """Segment each real image with these patches and classes, by the code of the server."""
+        """Segment each image with these patches and classes, by the code of the server."""
         for item_ND, (labels_HW, clear_HW) in zip(features_BND, case.masks, strict=False):
             size_hw = labels_HW.shape
             found = segment(item_ND, classes_KD, grid_hw=case.output.grid_hw, size_hw=size_hw)
@@ -270,8 +270,8 @@ def _compare_vision(
     reference: Reference, runtime: Runtime, graph: LoadedGraph, progress: Progress
 ) -> _Differences:
     found = _Differences()
-    cases = [case for case in reference.vision if _judges(case.given.is_real, graph)]
-    for case in counted(cases, f"comparing {graph.file} on {runtime.name}", progress):
+    text = f"comparing {graph.file} on {runtime.name}"
+    for case in counted(reference.vision, text, progress):
         found.sizes.append(case.given.size)
         ours = _run(graph, case.given.size, runtime.encode_images, case.given.pixels_B3HW)
         pairs = [
@@ -294,9 +294,8 @@ def _compare_text(reference: Reference, runtime: Runtime, graph: LoadedGraph) ->
         return _run(graph, shape, runtime.encode_texts, given.token_ids_BL, given.mask_BL)
 
     for case in reference.text:
-        if _judges(case.given.is_real, graph):
-            found.sizes.append(case.given.token_ids_BL.shape)
-            found.add_embeddings(embed(case.given), case.output_BD)
+        found.sizes.append(case.given.token_ids_BL.shape)
+        found.add_embeddings(embed(case.given), case.output_BD)
     if reference.prompts is not None:
         prompts_PD = embed(reference.prompts)
         if np.isfinite(prompts_PD).all():
@@ -319,11 +318,6 @@ def _compare_maps(
                 ours = case.samples.of_map(ours)
             found.add_maps(task, ours, case.dense[task])
     return found
-
-
-def _judges(is_real: bool, graph: LoadedGraph) -> bool:
-    """Noise is compared in float32 only."""
-    return is_real or graph.precision == "fp32"
 
 
 def _recorded(patches_BND: FloatArray, samples: Samples | None) -> FloatArray:

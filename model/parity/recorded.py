@@ -171,7 +171,7 @@ def _reference(
     patch = package.manifest.patch_size
     grid_hw = (height // patch, width // patch)
     _check(arrays, package, grid_hw)
-    given = TextInput(token_ids_BL=arrays["token_ids"], mask_BL=arrays["mask"], is_real=True)
+    given = TextInput(token_ids_BL=arrays["token_ids"], mask_BL=arrays["mask"])
     batch = len(arrays["images"])
     parts = [slice(first, first + BATCH) for first in range(0, batch, BATCH)]
     return Reference(

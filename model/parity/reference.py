@@ -27,8 +27,7 @@ from model.parity.inputs import (
     TokenArray,
     VisionInput,
     image_inputs,
-    plan_sizes,
-    text_inputs,
+    tokenized,
 )
 from model.parity.measure import Reference, TextCase, VisionCase, counted, segmenting_features
 from model.parity.recorded import RECORDED_TEXTS, Thumbnails, enlarged, gate_thumbnails
@@ -49,44 +48,20 @@ DENSE_FIELDS: Final[dict[DenseTask, str]] = {
 CLEAR_MARGIN: Final = 0.01
 
 
-def build_reference(
-    encoder: Encoder,
-    package: ModelPackage,
-    *,
-    dense: DenseReference | None = None,
-    is_thorough: bool = False,
-    progress: Progress = lambda _: None,
-) -> Reference:
-    """Run the encoder on all inputs of the gate.
-
-    Args:
-        encoder: The encoder in float32 and evaluation mode.
-        package: Its package, for tokenizer and manifest.
-        dense: The dense heads of the package.
-        is_thorough: See `plan_sizes`.
-        progress: Called with each input.
-    """
-    sizes = plan_sizes(package.manifest, is_thorough=is_thorough)
-    texts = text_inputs(TextTokenizer.from_package(package))
-    images = image_inputs(package.manifest, sizes)
-    return _run_model(encoder, package, images=images, texts=texts, dense=dense, progress=progress)
-
-
 def recorded_reference(
     encoder: Encoder, package: ModelPackage, *, dense: DenseReference | None = None
 ) -> tuple[Reference, Thumbnails]:
-    """Run the encoder on what a package keeps for `model.parity.recorded`; see `build_reference`.
+    """Run the encoder on what a package keeps for `model.parity.recorded`; see `run_model`.
 
     Returns:
         The outputs, with one case of images and one of texts, and the images.
     """
     manifest = package.manifest
-    tokens = TextTokenizer.from_package(package).encode(RECORDED_TEXTS)
-    text = TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
+    text = tokenized(TextTokenizer.from_package(package), RECORDED_TEXTS)
     thumbnails = gate_thumbnails()
     side = manifest.map_side(manifest.native_size) if dense else manifest.native_size
     images = enlarged(thumbnails, (side, side))
-    return _run_model(encoder, package, images=[images], texts=[text], dense=dense), thumbnails
+    return run_model(encoder, package, images=[images], texts=[text], dense=dense), thumbnails
 
 
 @torch.no_grad()
@@ -102,7 +77,7 @@ def head_reference(
     """
     manifest = package.manifest
     cases = []
-    for given in image_inputs(manifest, plan_sizes(manifest, is_thorough=False)):
+    for given in image_inputs(manifest):
         if not _suits_heads(given, manifest):
             continue
         output = runtime.encode_images(given.pixels_B3HW)
@@ -161,7 +136,7 @@ def _dense_maps(
     return {task: np.concatenate([maps[task] for maps in parts]) for task in DENSE_FIELDS}
 
 
-def _run_model(
+def run_model(
     encoder: Encoder,
     package: ModelPackage,
     *,
@@ -170,11 +145,20 @@ def _run_model(
     dense: DenseReference | None,
     progress: Progress = lambda _: None,
 ) -> Reference:
+    """Run the model on images and texts.
+
+    Args:
+        encoder: In float32 and evaluation mode.
+        package: Its package, for tokenizer and manifest.
+        images: All inputs of the vision tower.
+        texts: All inputs of the text tower, apart from the prompts of the masks' classes.
+        dense: The package's heads; images that suit them are run through them.
+        progress: Called with each input.
+    """
     manifest, towers = package.manifest, encoder.reference
     names = [fill(name, TEMPLATES[manifest.zero_shot.templates]) for name in CLASS_NAMES]
     tokenizer = TextTokenizer.from_package(package)
-    tokens = tokenizer.encode([prompt for group in names for prompt in group])
-    prompts = TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
+    prompts = tokenized(tokenizer, [prompt for group in names for prompt in group])
     prompts_PD = reference_text(towers, prompts.token_ids_BL, prompts.mask_BL)
     classes_KD = average_groups(prompts_PD, tuple(map(len, names)))
     features = manifest.zero_shot.features
@@ -189,7 +173,7 @@ def _run_model(
                 output=output,
                 masks=tuple(
                     _mask(item_ND, classes_KD, output.grid_hw, size_hw)
-                    for item_ND, size_hw in zip(items_BND, given.mask_sizes, strict=False)
+                    for item_ND, size_hw in zip(items_BND, given.mask_sizes, strict=True)
                 ),
                 dense=maps,
             )
@@ -210,9 +194,9 @@ def _run_model(
 
 
 def _suits_heads(given: VisionInput, manifest: Manifest) -> bool:
-    """Whether these are real images of a size that dense heads take."""
+    """Whether these are images of a size that dense heads take."""
     sides = given.pixels_B3HW.shape[2:]
-    return given.is_real and all(side % manifest.map_multiple == 0 for side in sides)
+    return all(side % manifest.map_multiple == 0 for side in sides)
 
 
 def _mask(

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from model.encoder import Tipsv2Encoder
 from model.graphs import DenseTask
 from model.package import ModelPackage
+from model.parity.gate import run_reference
 from model.parity.measure import Reference
-from model.parity.reference import build_reference
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.load import load_runtime
 
@@ -57,7 +57,7 @@ def runtime(tiny_package: ModelPackage) -> Iterator[Runtime]:
 
 @pytest.fixture(scope="package")
 def reference(tiny_encoder: Tipsv2Encoder, tiny_package: ModelPackage) -> Reference:
-    return build_reference(tiny_encoder, tiny_package, is_thorough=True)
+    return run_reference(tiny_encoder, tiny_package, is_thorough=True)
 
 
 @pytest.fixture

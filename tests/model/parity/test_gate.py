@@ -20,9 +20,8 @@ from model.graphs import (
 from model.manifest import FileEntry, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof
-from model.parity.gate import plan_proofs, prove_package, require
+from model.parity.gate import plan_proofs, prove_package, require, run_reference
 from model.parity.measure import ParityError, Reference, measure
-from model.parity.reference import build_reference
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.choice import Machine
 from model.runtime.loaded_graphs import LoadedGraph
@@ -166,7 +165,7 @@ def test_a_dense_head_is_judged_by_its_own_measure(
     def right(pixels_B3HW: FloatArray) -> FloatArray:
         return np.repeat(DENSE[task], len(pixels_B3HW), axis=0)
 
-    reference = build_reference(tiny_encoder, tiny_package, dense=lambda x: {task: right(x)})
+    reference = run_reference(tiny_encoder, tiny_package, dense=lambda x: {task: right(x)})
     runtime: Any = Altered(cast("Any", SimpleNamespace(estimate=lambda _, pixels: right(pixels))))
     for change, passes in (
         (lambda maps: maps, True),

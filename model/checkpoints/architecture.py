@@ -96,7 +96,7 @@ def _num_heads(archive: ArrayArchive, width: int) -> int:
 
 def _num_blocks(archive: ArrayArchive, prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.")
-    indices = [int(found[1]) for name in archive.shapes if (found := pattern.match(name))]
+    indices = [int(found[1]) for name in archive.arrays if (found := pattern.match(name))]
     if not indices:
         raise CheckpointError(
             f"{archive.path} has no block {prefix}0; use the file as it was released"
@@ -114,9 +114,10 @@ def _vision_config(archive: ArrayArchive, heads: int) -> dict[str, object]:
             f"{archive.path} has {num_positions} positions in 'pos_embed' besides the first, not a "
             "square number; use the file as it was released"
         )
-    if require(archive, "register_tokens", 3)[1] != 1:
+    num_registers = require(archive, "register_tokens", 3)[1]
+    if num_registers != 1:
         raise CheckpointError(
-            f"{archive.path} has {archive.shapes['register_tokens'][1]} register tokens, and the "
+            f"{archive.path} has {num_registers} register tokens, and the "
             "TIPSv2 family has one, its second CLS token; use a file of that family"
         )
     return {
@@ -130,7 +131,7 @@ def _vision_config(archive: ArrayArchive, heads: int) -> dict[str, object]:
 
 
 def _feed_forward(archive: ArrayArchive, width: int) -> dict[str, object]:
-    if not any(".mlp.w3." in name or ".mlp.w12." in name for name in archive.shapes):
+    if not any(".mlp.w3." in name or ".mlp.w12." in name for name in archive.arrays):
         hidden = require(archive, "blocks.0.mlp.fc1.weight", 2)[0]
         return {"use_swiglu_ffn": False, "mlp_ratio": _ratio(width, hidden)}
     hidden = require(archive, "blocks.0.mlp.w3.weight", 2)[1]

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from transformers import Tipsv2Model
 
 from model.checkpoints.architecture import pair_config, tower_configs, variant_name
-from model.checkpoints.array_archive import ArrayArchive
+from model.checkpoints.array_archive import ArrayArchive, read_archive
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
 from model.checkpoints.weights import load_weights
 
@@ -46,21 +46,21 @@ def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
         CheckpointError: The folder does not hold exactly one pair, or the pair is invalid.
     """
     vision_path, text_path = _one(folder, VISION_SUFFIX), _one(folder, TEXT_SUFFIX)
-    with ArrayArchive(vision_path) as vision, ArrayArchive(text_path) as text:
-        for archive in (vision, text):
-            if any("/" in name for name in archive.shapes):
-                raise CheckpointError(
-                    f"{archive.path} is of the Scenic (JAX) release, whose layout is not published "
-                    "as a whole; use the file of the same model from the release's pytorch folder"
-                )
-        temperature_name = _temperature_name(text)
-        temperature = _temperature(text, temperature_name)
-        config = pair_config(vision, text, temperature)
-        weights = {f"vision_encoder.{name}": vision.read(name) for name in vision.shapes}
-        for name in text.shapes:
-            if name != temperature_name:
-                weights[f"text_encoder.{name}"] = text.read(name)
-        has_gammas = any(GAMMA.fullmatch(name) for name in vision.shapes)
+    vision, text = read_archive(vision_path), read_archive(text_path)
+    for archive in (vision, text):
+        if any("/" in name for name in archive.arrays):
+            raise CheckpointError(
+                f"{archive.path} is of the Scenic (JAX) release, whose layout is not published "
+                "as a whole; use the file of the same model from the release's pytorch folder"
+            )
+    temperature_name = _temperature_name(text)
+    temperature = _temperature(text, temperature_name)
+    config = pair_config(vision, text, temperature)
+    weights = {f"vision_encoder.{name}": array for name, array in vision.arrays.items()}
+    for name, array in text.arrays.items():
+        if name != temperature_name:
+            weights[f"text_encoder.{name}"] = array
+    has_gammas = any(GAMMA.fullmatch(name) for name in vision.arrays)
     weights[TEMPERATURE] = torch.tensor(temperature)
     tower, _ = tower_configs(config)
     if not has_gammas:
@@ -99,7 +99,7 @@ def _temperature(archive: ArrayArchive, name: str) -> float:
             f"{archive.path} {what}, and a text file holds the learnt temperature as one number; "
             "use the file as it was released"
         )
-    temperature = archive.read(name).item()
+    temperature = archive.arrays[name].item()
     if not 0 < temperature < math.inf:
         raise CheckpointError(
             f"{archive.path} has a temperature of {temperature}, which must be positive; "
@@ -110,4 +110,4 @@ def _temperature(archive: ArrayArchive, name: str) -> float:
 
 def _temperature_name(archive: ArrayArchive) -> str:
     """The temperature's name in a file; a file with both has a leftover, which is refused."""
-    return next((name for name in THEIR_TEMPERATURES if name in archive.shapes), TEMPERATURE)
+    return next((name for name in THEIR_TEMPERATURES if name in archive.arrays), TEMPERATURE)

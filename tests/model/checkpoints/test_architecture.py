@@ -13,23 +13,14 @@ from model.variants import VARIANTS
 from tests.model.checkpoints.official_layout import text_tensors, vision_tensors
 
 
-class Headers(ArrayArchive):
-    """An archive without contents."""
-
-    def __init__(self, name: str, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.path = Path(name)
-        self.shapes = shapes
-
-
-def pair_of(name: str) -> tuple[Headers, Headers]:
-    """The shapes in the official files of a size."""
+def pair_of(name: str) -> tuple[ArrayArchive, ArrayArchive]:
+    """The official files of a size, without contents."""
     with torch.device("meta"):
         model = Tipsv2Model(VARIANTS[name].build())
-    vision, text = (
-        {key: tuple(tensor.shape) for key, tensor in tensors(model).items()}
-        for tensors in (vision_tensors, text_tensors)
+    return (
+        ArrayArchive(Path("x_vision.npz"), vision_tensors(model)),
+        ArrayArchive(Path("x_text.npz"), text_tensors(model)),
     )
-    return Headers("x_vision.npz", vision), Headers("x_text.npz", text)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

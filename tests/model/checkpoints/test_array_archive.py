@@ -1,4 +1,4 @@
-"""An archive is unpacked only if all of its headers describe plain float arrays."""
+"""An archive is read only if it holds plain float arrays."""
 
 import io
 import zipfile
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.checkpoints.array_archive import ArrayArchive
+from model.checkpoints.array_archive import read_archive
 from model.checkpoints.checkpoint import CheckpointError
 
 GOOD = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -34,26 +34,23 @@ def test_arrays_of_any_float_type_and_layout_become_float32(path: Path) -> None:
     half, double, huge = np.full(2, 0.5, np.float16), np.array(2.5), np.array([1e300])
     columns, big = np.asfortranarray(GOOD), GOOD.astype(">f4")
     np.savez_compressed(path, a=GOOD, half=half, double=double, columns=columns, big=big, huge=huge)
-    with ArrayArchive(path) as archive:
-        assert archive.shapes["half"] == (2,)
-        for name in ("a", "columns", "big"):
-            assert torch.equal(archive.read(name), torch.from_numpy(GOOD))
-        assert torch.equal(archive.read("half"), torch.tensor([0.5, 0.5]))
-        assert torch.equal(archive.read("double"), torch.tensor(2.5))
-        assert archive.read("huge").isinf().all()
+    arrays = read_archive(path).arrays
+    for name in ("a", "columns", "big"):
+        assert torch.equal(arrays[name], torch.from_numpy(GOOD))
+    assert torch.equal(arrays["half"], torch.tensor([0.5, 0.5]))
+    assert torch.equal(arrays["double"], torch.tensor(2.5))
+    assert arrays["huge"].isinf().all()
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.npy": npy(np.array([{}], dtype=object))}, "holds object at 'a'"),
-        ({"a.npy": npy(np.arange(3))}, "holds int64 at 'a'"),
-        ({"a.npy": b"not an array at all"}, "no readable array at 'a'"),
-        ({"data.pkl": b"\x80\x04N."}, "'data.pkl', which is not a .npy array"),
-        ({"a.npy": npy(GOOD).replace(b"(2, 3)", b"(9, 9)")}, "does not fit"),
-        ({"a.npy": npy(GOOD)[:-4]}, "does not fit"),
-        ({"a.npy": npy(GOOD) + b"more"}, "does not fit"),
-        ({"a.npy": b"\x93NUMPY\x09\x00" + npy(GOOD)[8:]}, "no readable array"),
+        ({"a.npy": npy(np.array([{}], dtype=object))}, "Object arrays cannot be loaded"),
+        ({"a.npy": npy(np.arange(3))}, "'a.npy' holds int64"),
+        ({"data.pkl": b"\x80\x04N."}, "'data.pkl' is not a .npy array"),
+        ({"a.npy": npy(GOOD).replace(b"(2, 3)", b"(9, 9)")}, "expected 324 bytes got 24"),
+        ({"a.npy": npy(GOOD).replace(b"(2, 3), ", b"(9**9,),")}, "damaged"),
+        ({"a.npy": npy(GOOD) + b"more"}, "has more bytes than its array"),
         ({"a.npy": npy(np.zeros(2**20, np.float32))}, "would unpack to"),
         ({}, "holds no arrays"),
     ],
@@ -63,14 +60,7 @@ def test_bad_members_are_refused(path: Path, members: dict[str, bytes], message:
         for name, content in members.items():
             archive.writestr(name, content)
     with pytest.raises(CheckpointError, match=message):
-        ArrayArchive(path)
-
-
-@pytest.mark.parametrize("content", [b"x" * 500, b""])
-def test_other_data_is_refused(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a zip of arrays or is cut off"):
-        ArrayArchive(path)
+        read_archive(path)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +76,9 @@ def test_damage_anywhere_is_refused_or_changes_no_value(scratch: Path, data: st.
     at = data.draw(st.integers(0, len(content) - 1))
     content[at] = data.draw(st.integers(0, 255))
     scratch.write_bytes(content)
-    found: dict[str, torch.Tensor] = {}
-    with suppress(CheckpointError), ArrayArchive(scratch) as archive:
-        found = {name: archive.read(name) for name in archive.shapes}
+    found = dict[str, torch.Tensor]()
+    with suppress(CheckpointError):
+        found = dict(read_archive(scratch).arrays)
     # The checksum does not cover a name; a reader that looks for 'a' misses it.
     expected = {"a": torch.from_numpy(GOOD), "b": torch.from_numpy(GOOD[0])}
     for name in found.keys() & expected.keys():

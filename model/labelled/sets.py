@@ -58,6 +58,11 @@ class ImageSource:
     def __str__(self) -> str:
         return f"{self.path}:{self.name}" if self.name else str(self.path)
 
+    @property
+    def label(self) -> str:
+        """The image's name without its folder."""
+        return self.name or self.path.name
+
     def read(self) -> bytes:
         """Read the image.
 

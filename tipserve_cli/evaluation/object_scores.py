@@ -27,7 +27,6 @@ IOU: Final = "IoU with background"
 BOUNDARY: Final = "boundary F"
 ABSENT: Final = "absent names (%)"
 Array = NDArray[np.generic]
-Values = dict[str, list[float]]
 
 
 @dataclass(slots=True)
@@ -53,9 +52,7 @@ class ObjectScores:
         things = [name for label, name in enumerate(names) if label not in self.given.stuff]
         of_objects = [name for name in shown if name in things and name != BACKGROUND_NAME]
         image = self.given.images[index]
-        lacking = absent_names(
-            set(things) - {BACKGROUND_NAME}, of_objects, image.name or image.path.name
-        )
+        lacking = absent_names(set(things) - {BACKGROUND_NAME}, of_objects, image.label)
         return [name for name in shown if name != BACKGROUND_NAME], [*of_objects, *lacking]
 
     def add_named(self, index: int, names: Sequence[str], labels_HW: Array) -> None:

@@ -14,7 +14,13 @@ from PIL import Image
 from model.files import atomic_write
 from model.image_codec import ImageLimits, decode_image
 from model.manifest import ScoreEntry
-from tipserve_cli.evaluation.report import MODEL, class_scores, confused_classes, digits
+from tipserve_cli.evaluation.report import (
+    MODEL,
+    class_scores,
+    confused_classes,
+    digits,
+    numbers_of,
+)
 from tipserve_cli.evaluation.tasks import Result, ShownMask
 from tipserve_cli.local import PALETTE
 from tipserve_client import ModelInfo
@@ -82,10 +88,8 @@ def _section(result: Result, entries: Sequence[ScoreEntry]) -> Iterator[str]:
 
 def _score_rows(result: Result, entries: Iterable[ScoreEntry]) -> Iterator[tuple[str, ...]]:
     for entry in entries:
-        places = digits(entry.metric)
-        interval = "" if entry.low is None else f"[{entry.low:.{places}f}, {entry.high:.{places}f}]"
         name = f"<b>{MODEL}</b>" if entry.row == MODEL else escape(entry.row)
-        yield name, escape(entry.metric), f"{entry.value:.{places}f}", interval
+        yield name, escape(entry.metric), *numbers_of(entry)
     for one in result.published:
         name = f"{one.model} (published{f', {one.protocol}' if one.protocol else ''})"
         yield escape(name), escape(one.metric), f"{one.value:.{digits(one.metric)}f}", ""

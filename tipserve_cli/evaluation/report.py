@@ -105,6 +105,13 @@ def digits(metric: str) -> int:
     return 3 if metric.endswith("(m)") else 2
 
 
+def numbers_of(entry: ScoreEntry) -> tuple[str, str]:
+    """The value and the interval of a score as text; the interval is empty if there is none."""
+    places = digits(entry.metric)
+    interval = "" if entry.low is None else f"[{entry.low:.{places}f}, {entry.high:.{places}f}]"
+    return f"{entry.value:.{places}f}", interval
+
+
 def class_scores(result: Result) -> list[tuple[str, float]]:
     """IoU or accuracy of each class that occurs, in percent, the worst first."""
     table_KK = result.confusion_KK

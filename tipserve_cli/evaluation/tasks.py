@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,6 @@ from model.labelled.sets import (
     SetError,
     Split,
 )
-from model.preprocess import Fit
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.maps import angles, depth_scores
 from model.scores.pixels import NO_CLASS, Pixels, count_pixels
@@ -45,6 +44,7 @@ from model.scores.ranking import Ranking, rank
 from model.segmentation import l2_normalize
 from tipserve_cli.evaluation.answers import Answers, Question
 from tipserve_cli.evaluation.object_scores import ObjectScores
+from tipserve_cli.evaluation.options import EvaluateOptions
 from tipserve_client.results import FloatArray
 
 KNN: Final = "kNN classification"
@@ -60,11 +60,9 @@ _MASK_OPTIONS: Final = (
     "background_threshold",
 )  # fmt: skip
 Floats = NDArray[np.float64]
-# Of class names: a set by its name, or sentences.
-Templates = Literal["none", "tcl"] | tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Sums:
     """A sum over what is counted in each example: queries with a right answer, or errors.
 
@@ -100,7 +98,7 @@ Counts = Sums | Pixels
 Metric = Callable[[Any, Floats], Floats]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Score:
     """A metric of counts.
 
@@ -167,75 +165,46 @@ class Result:
     truth: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskOptions:
-    """What the tasks ask the model for.
-
-    Attributes:
-        embedding: The embedding of an image.
-        resolution: Short side in pixels; None is the model's native size.
-        templates: Of class names; None is the model's own in segmentation, and `tcl` in
-            classification.
-        features: Patch embeddings of segmentation; None is the model's own.
-        mode: Whether segmentation sees an image whole or in windows; None is the model's own.
-        fit: How segmentation resizes an image; None is the service's default.
-        quality: Of masks; None is the model's own.
-        background: Whether the model finds background itself.
-        background_level: Of `auto`; None is the model's own.
-        background_threshold: Pixels with a lower cosine are of the class `background`.
-        classes: `model` for masks by the model's segmentation head; None for masks by the names of
-            the set.
-    """
-
-    embedding: Literal["cls1", "cls2"] = "cls1"
-    resolution: int | None = None
-    templates: Templates | None = None
-    features: Literal["values", "patches"] | None = None
-    mode: Literal["whole", "slide"] | None = None
-    fit: Fit | None = None
-    quality: Literal["published", "fast", "fine"] | None = None
-    background: Literal["none", "auto"] = "none"
-    background_level: float | None = None
-    background_threshold: float | None = None
-    classes: Literal["model"] | None = None
-
-    def about_masks(self, names: Sequence[str]) -> Question:
-        """The question of segmentation; `background` is no class if there is a threshold."""
-        options = {name: getattr(self, name) for name in (*_MASK_OPTIONS, "fit")}
-        return Question(about="mask", options=options, classes=tuple(self.prompted(names)))
-
-    def prompted(self, names: Sequence[str]) -> list[str]:
-        """The classes that the model is asked for: the names that it compares patches with."""
-        if self.classes is not None:
-            return [self.classes]
-        if self.finds_no_background:
-            return list(names)
-        return [name for name in names if name != BACKGROUND_NAME]
-
-    @property
-    def finds_no_background(self) -> bool:
-        """Whether every pixel is of a class."""
-        return self.background == "none" and self.background_threshold is None
-
-    def about_images(self) -> Question:
-        """The question of all other tasks."""
-        options = {"outputs": self.embedding, "resolution": self.resolution}
-        return Question(about="embedding", options=options)
-
-    def shown(self, *names: str) -> dict[str, Any]:
-        """Options for a report, without those that are not given."""
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+def _about_masks(options: EvaluateOptions, names: Sequence[str]) -> Question:
+    """The question of segmentation; `background` is no class if there is a threshold."""
+    asked = {name: getattr(options, name) for name in (*_MASK_OPTIONS, "fit")}
+    asked["templates"] = options.sentences
+    return Question(about="mask", options=asked, classes=tuple(_prompted(options, names)))
 
 
-def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOptions) -> Result:
+def _prompted(options: EvaluateOptions, names: Sequence[str]) -> list[str]:
+    """The classes that the model is asked for: the names that it compares patches with."""
+    if options.classes is not None:
+        return [options.classes]
+    is_all = options.finds_no_background
+    return [name for name in names if is_all or name != BACKGROUND_NAME]
+
+
+def _about_images(options: EvaluateOptions) -> Question:
+    """The question of all other tasks."""
+    asked = {"outputs": options.embedding, "resolution": options.resolution}
+    return Question(about="embedding", options=asked)
+
+
+def _shown(options: EvaluateOptions, *names: str) -> dict[str, Any]:
+    """Options for a report, without those that are not given."""
+    given = {name: getattr(options, name) for name in names}
+    if "templates" in given:
+        given["templates"] = options.sentences
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def score_segmentation(
+    given: SegmentationSet, answers: Answers, options: EvaluateOptions
+) -> Result:
     """Compare predicted with true masks: all names pixel by pixel, and objects with background.
 
     Pixels of a class of the model that the set does not have are errors of their own class only.
     """
-    question = options.about_masks(given.names)
+    question = _about_masks(options, given.names)
     number_of = {name: number for number, name in enumerate(given.names)}
     if options.classes is None:
-        task, labels = SEGMENTATION, tuple(options.prompted(given.names))
+        task, labels = SEGMENTATION, tuple(_prompted(options, given.names))
     else:
         task, labels = OWN_SEGMENTATION, answers.classes_of(given.images[0], question)
         unknown = [name for name in given.names if name not in labels]
@@ -256,12 +225,12 @@ def score_segmentation(given: SegmentationSet, answers: Answers, options: TaskOp
                 add(index, one.classes, array)
             yield class_of[mask_HW]
 
-    shown = options.shown(*_MASK_OPTIONS)
+    shown = _shown(options, *_MASK_OPTIONS)
     result = _masks_result(task, given, called(), shown)
     return replace(result, scores=[*result.scores, *_object_scores(objects, further, answers)])
 
 
-def _further_questions(given: SegmentationSet, options: TaskOptions) -> list[list[Question]]:
+def _further_questions(given: SegmentationSet, options: EvaluateOptions) -> list[list[Question]]:
     """For each image: the mask of the names that it shows, and that of its objects.
 
     Objects need a background; and a threshold for an image comes from others.
@@ -274,9 +243,9 @@ def _further_questions(given: SegmentationSet, options: TaskOptions) -> list[lis
     found = []
     for index in range(len(given.images)):
         shown, of_objects = objects.names_of(index)
-        own = [options.about_masks(shown)] if shown else []
+        own = [_about_masks(options, shown)] if shown else []
         if has_objects:
-            own.append(replace(options.about_masks(of_objects), about="scored mask"))
+            own.append(replace(_about_masks(options, of_objects), about="scored mask"))
         found.append(own)
     return found
 
@@ -293,14 +262,8 @@ def _object_scores(
         for index, ((array,), threshold) in enumerate(zip(arrays, thresholds, strict=True)):
             objects.add_above(index, scored[index].classes, array, threshold)
     for metric, values in objects.values.items():
-        yield Score(
-            metric=metric,
-            counts=Sums(
-                sum_S=np.asarray([sum(own) for own in values], np.float64),
-                count_S=np.asarray([len(own) for own in values], np.float64),
-            ),
-            function=Sums.share,
-        )
+        sum_S, count_S = np.array([(sum(own), len(own)) for own in values], np.float64).T
+        yield Score(metric, Sums(sum_S, count_S), Sums.share)
 
 
 def _masks_result(
@@ -337,10 +300,10 @@ def _masks_result(
         task=task,
         split=given.name,
         options={**shown, "reduce_zero_label": given.reduce_zero_label},
-        examples=[image.name or image.path.name for image in given.images],
+        examples=[image.label for image in given.images],
         scores=[
-            Score(metric="mIoU", counts=counts, function=Pixels.miou),
-            Score(metric="pixel accuracy", counts=counts, function=Pixels.accuracy),
+            Score("mIoU", counts, Pixels.miou),
+            Score("pixel accuracy", counts, Pixels.accuracy),
         ],
         names=given.names,
         confusion_KK=confusion_KK,
@@ -349,7 +312,7 @@ def _masks_result(
     )
 
 
-def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions) -> Result:
+def score_retrieval(given: CaptionedSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Rank all captions for each image, and all images for each caption.
 
     Every caption of an image is a right answer for it. Intervals are over images with their
@@ -357,7 +320,7 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions)
     """
     texts = [text for captions in given.captions for text in captions]
     owner_T = np.repeat(np.arange(len(given.images)), [len(one) for one in given.captions])
-    images_BD = answers.embed(given.images, options.about_images())
+    images_BD = answers.embed(given.images, _about_images(options))
     texts_TD = answers.embed_texts(texts, "none")
     each_B = np.arange(len(given.images))
 
@@ -372,8 +335,8 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions)
     return Result(
         task=RETRIEVAL,
         split=given.name,
-        options=options.shown("embedding", "resolution"),
-        examples=[image.name or image.path.name for image in given.images],
+        options=_shown(options, "embedding", "resolution"),
+        examples=[image.label for image in given.images],
         scores=[
             score
             for way, (ranking, example_Q) in ways.items()
@@ -383,22 +346,22 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: TaskOptions)
     )
 
 
-def score_classification(given: LabelledSet, answers: Answers, options: TaskOptions) -> Result:
+def score_classification(given: LabelledSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Rank class names for each image."""
-    templates = options.templates or "tcl"
-    images_BD = answers.embed(given.images, options.about_images())
+    templates = options.sentences or "tcl"
+    images_BD = answers.embed(given.images, _about_images(options))
     classes_KD = answers.embed_texts(given.names, templates)
     scores_BK = l2_normalize(images_BD) @ l2_normalize(classes_KD).T
-    shown = {**options.shown("embedding", "resolution"), "templates": templates}
+    shown = {**_shown(options, "embedding", "resolution"), "templates": templates}
     return _labelled_result(CLASSIFICATION, given, scores_BK, shown)
 
 
-def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) -> Result:
+def score_instances(given: InstanceSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Rank images of an index for each query image; those of the same thing are right.
 
     A query that is in the index is searched among the others.
     """
-    question = options.about_images()
+    question = _about_images(options)
     images_BD = answers.embed(given.images, question)
     index_CD = images_BD[: len(given.things)]
     place_Q = np.asarray([query.place for query in given.queries])
@@ -409,8 +372,8 @@ def score_instances(given: InstanceSet, answers: Answers, options: TaskOptions) 
     return Result(
         task=INSTANCES,
         split=given.name,
-        options=options.shown("embedding", "resolution"),
-        examples=[image.name or image.path.name for image in asked],
+        options=_shown(options, "embedding", "resolution"),
+        examples=[image.label for image in asked],
         scores=_found_in_groups(ranking, [query.group for query in given.queries]),
         published=given.published,
     )
@@ -420,22 +383,13 @@ def _found_in_groups(ranking: Ranking, group_Q: Sequence[str]) -> list[Score]:
     """R@1, 5 and 10, as means over the groups of queries."""
     size_of = Counter(group_Q)
     weight_Q = np.asarray([1 / size_of[group] for group in group_Q])
-    is_one = len(size_of) == 1
-    return [
-        Score(
-            metric=f"R@{depth}",
-            counts=Sums(
-                sum_S=(ranking.rank_Q < depth) * (1.0 if is_one else weight_Q),
-                count_S=np.ones(len(ranking)) if is_one else weight_Q,
-            ),
-            function=Sums.share,
-            chance=ranking.chance(depth) if is_one else None,
-        )
-        for depth in (1, 5, 10)
-    ]
+    if len(size_of) == 1:
+        return _found(ranking, "R@", (1, 5, 10), np.arange(len(ranking)))
+    hits = ((depth, (ranking.rank_Q < depth) * weight_Q) for depth in (1, 5, 10))
+    return [Score(f"R@{depth}", Sums(hit_Q, weight_Q), Sums.share) for depth, hit_Q in hits]
 
 
-def score_knn(given: Split[LabelledSet], answers: Answers, options: TaskOptions) -> Result:
+def score_knn(given: Split[LabelledSet], answers: Answers, options: EvaluateOptions) -> Result:
     """Classify each image by the votes of its nearest neighbours in `train`.
 
     Source: DINO (arXiv:2104.14294), weighted kNN.
@@ -450,11 +404,11 @@ def score_knn(given: Split[LabelledSet], answers: Answers, options: TaskOptions)
         weights=lambda distance: np.exp((1 - distance) / VOTE_TEMPERATURE),
     ).fit(train_BD, given.train.labels)
     scores_BK = classifier.predict_proba(val_BD)
-    shown = options.shown("embedding", "resolution")
+    shown = _shown(options, "embedding", "resolution")
     return _labelled_result(KNN, given.val, scores_BK, shown)
 
 
-def score_linear(given: Split[LabelledSet], answers: Answers, options: TaskOptions) -> Result:
+def score_linear(given: Split[LabelledSet], answers: Answers, options: EvaluateOptions) -> Result:
     """Classify each image by a logistic regression that is fitted to `train`.
 
     Its regularisation is chosen by cross-validation in `train`.
@@ -474,14 +428,14 @@ def score_linear(given: Split[LabelledSet], answers: Answers, options: TaskOptio
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         search = GridSearchCV(regression, grid, cv=min(5, fewest))
         search.fit(train_BD, given.train.labels)
-    shown = {**options.shown("embedding", "resolution"), **search.best_params_}
+    shown = {**_shown(options, "embedding", "resolution"), **search.best_params_}
     return _labelled_result(LINEAR, given.val, search.predict_proba(val_BD), shown)
 
 
 def _split_embeddings(
-    given: Split[LabelledSet], answers: Answers, options: TaskOptions
+    given: Split[LabelledSet], answers: Answers, options: EvaluateOptions
 ) -> tuple[FloatArray, FloatArray]:
-    question = options.about_images()
+    question = _about_images(options)
     return answers.embed(given.train.images, question), answers.embed(given.val.images, question)
 
 
@@ -532,7 +486,7 @@ def _labelled_result(
         task=task,
         split=given.name,
         options=shown,
-        examples=[image.name or image.path.name for image in given.images],
+        examples=[image.label for image in given.images],
         scores=_found(ranking, "top-", (1, 5), np.arange(len(ranking))),
         names=given.names,
         confusion_KK=confusion_KK,
@@ -544,21 +498,15 @@ def _found(
     ranking: Ranking, metric: str, depths: Sequence[int], example_Q: NDArray[np.int64]
 ) -> list[Score]:
     """Shares of queries with a right answer at each depth; queries are grouped by example."""
-    return [
-        Score(
-            metric=f"{metric}{depth}",
-            counts=Sums(
-                sum_S=np.bincount(example_Q, ranking.rank_Q < depth).astype(np.float64),
-                count_S=np.bincount(example_Q).astype(np.float64),
-            ),
-            function=Sums.share,
-            chance=ranking.chance(depth),
-        )
-        for depth in depths
-    ]
+    count_S, found = np.bincount(example_Q).astype(np.float64), []
+    for depth in depths:
+        sum_S = np.bincount(example_Q, ranking.rank_Q < depth).astype(np.float64)
+        counts = Sums(sum_S, count_S)
+        found.append(Score(f"{metric}{depth}", counts, Sums.share, ranking.chance(depth)))
+    return found
 
 
-def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Result:
+def score_depth(given: DepthSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Compare predicted with true depth in each image; the scores are means over the images.
 
     Source: BTS and DINOv2's evaluation, which average over images, not over pixels.
@@ -573,7 +521,7 @@ def score_depth(given: DepthSet, answers: Answers, options: TaskOptions) -> Resu
     return _maps_result("depth", given, sums, metrics, answers=answers, options=options)
 
 
-def score_normals(given: NormalSet, answers: Answers, options: TaskOptions) -> Result:
+def score_normals(given: NormalSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Angles between predicted and true normals; the scores are means over pixels or images."""
 
     def sums(found_HW3: FloatArray, truth_HW3: Floats) -> Any:
@@ -601,7 +549,7 @@ def _maps_result(
     metrics: Sequence[tuple[str, Metric]],
     *,
     answers: Answers,
-    options: TaskOptions,
+    options: EvaluateOptions,
 ) -> Result:
     """Scores of the sums over each map, whose last one is the count of the others' terms."""
     rows = []
@@ -622,14 +570,10 @@ def _maps_result(
     return Result(
         task={"depth": DEPTH, "normals": NORMALS}[task],
         split=given.name,
-        options=options.shown("resolution"),
-        examples=[image.path.name for image in given.images],
+        options=_shown(options, "resolution"),
+        examples=[image.label for image in given.images],
         scores=[
-            Score(
-                metric=metric,
-                counts=Sums(sum_S=table[:, column], count_S=table[:, -1]),
-                function=function,
-            )
+            Score(metric, Sums(table[:, column], table[:, -1]), function)
             for column, (metric, function) in enumerate(metrics)
         ],
         published=given.published,

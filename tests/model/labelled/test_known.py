@@ -28,9 +28,9 @@ from model.labelled.sets import (
     read_names,
 )
 from tests.tipserve_cli.conftest import Scripted
-from tipserve_cli.commands.evaluate import KnownName
 from tipserve_cli.evaluation.answers import Answers
-from tipserve_cli.evaluation.tasks import TaskOptions, score_instances
+from tipserve_cli.evaluation.options import EvaluateOptions, KnownName
+from tipserve_cli.evaluation.tasks import score_instances
 
 Write = Callable[..., Path]
 
@@ -241,7 +241,9 @@ def test_uned_searches_all_indices_and_averages_its_sets(
             scripted.images[number] = axis_of["gldv2/test"] if name == "met/test" else own
     given = read_known("uned", tmp_path)
     assert isinstance(given, InstanceSet)
-    found = {score.metric: score for score in score_instances(given, answers, TaskOptions()).scores}
+    found = {
+        score.metric: score for score in score_instances(given, answers, EvaluateOptions()).scores
+    }
     assert len(given.queries) == 5 * 2 + 3
     # Seven sets are found, one is not, whatever their number of queries.
     assert found["R@1"].interval().value == pytest.approx(100 * 7 / 8)

@@ -14,7 +14,8 @@ from model.labelled.navi import NaviDepth, NaviNormals, normals_of, square_aroun
 from model.labelled.sets import SetError
 from tests.tipserve_cli.conftest import Scripted
 from tipserve_cli.evaluation.answers import Answers
-from tipserve_cli.evaluation.tasks import TaskOptions, score_normals
+from tipserve_cli.evaluation.options import EvaluateOptions
+from tipserve_cli.evaluation.tasks import score_normals
 
 FOCAL_LENGTH = 1500.0
 HEIGHT, WIDTH = 1024, 1536
@@ -101,7 +102,7 @@ def test_normals_are_averaged_in_each_image_and_then_over_images(
     truth_HW3 = given.read(0)
     # The scripted engine finds its answer by the first byte, which all PNG files share.
     scripted.maps = {given.images[0].read()[0]: np.nan_to_num(truth_HW3)}
-    result = score_normals(given, answers, TaskOptions())
+    result = score_normals(given, answers, EvaluateOptions())
     assert all(len(score.counts) == 1 for score in result.scores)
     values = {score.metric: score.interval().value for score in result.scores}
     assert values["RMSE (degrees)"] == pytest.approx(0, abs=1e-3)

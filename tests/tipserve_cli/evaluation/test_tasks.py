@@ -14,7 +14,8 @@ from model.scores.pixels import Pixels, count_pixels
 from tests.tipserve_cli.conftest import Scripted
 from tipserve_cli.evaluation import tasks
 from tipserve_cli.evaluation.answers import Answers
-from tipserve_cli.evaluation.tasks import Result, TaskOptions
+from tipserve_cli.evaluation.options import EvaluateOptions
+from tipserve_cli.evaluation.tasks import Result
 from tipserve_client.requests import Request
 
 Row = dict[str, list[int]]
@@ -47,7 +48,7 @@ class World:
     write: Callable[..., Path]
 
     def score(self, task: Callable[..., Result], given: Any, **options: Any) -> Result:
-        return task(given, self.answers, TaskOptions(**options))
+        return task(given, self.answers, EvaluateOptions(**options))
 
     def masks(
         self, masks: list[Any], names: str, *, reduce_zero_label: bool = False
@@ -213,11 +214,11 @@ def test_classes_are_ranked_by_cosine(world: World) -> None:
     folder = world.labelled("set", {"a": [1, 2], "b_c": [3], "d": [4]})
     world.model.images = {1: (1, 0), 2: (0, 5), 3: (0, 1), 4: (1, 1)}
     world.model.texts = {"a": (1, 0), "b c": (0, 1), "d": (-1, 0)}
-    templates = ("one {}.", "many {}s.")
+    templates = world.write(world.folder / "templates.txt", "one {}.\nmany {}s.\n")
     given = sets.read_classes(folder)
-    result = world.score(tasks.score_classification, given, templates=templates)
+    result = world.score(tasks.score_classification, given, templates=str(templates))
     assert values(result) == {"top-1": 50.0, "top-5": 100.0}
-    assert world.model.requests[-1].fields["templates"] == [*templates]
+    assert world.model.requests[-1].fields["templates"] == ["one {}.", "many {}s."]
     assert result.confusion_KK is not None
     assert result.confusion_KK.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 

@@ -8,20 +8,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tipserve_cli.bulk.inputs import InputImage, Inputs
-from tipserve_cli.bulk.job import (
-    ERRORS_NAME,
-    Job,
-    JobFolder,
-    Row,
-    compute_here,
-    report,
-    write_folder,
-)
+from tipserve_cli.bulk.job import Job, JobFolder, Row, run_here, write_folder
 from tipserve_cli.bulk.lines import LinesTask, find_image_files, lines_of
 from tipserve_cli.bulk.stores import Folder
 from tipserve_cli.engine import UserError
-from tipserve_cli.model_options import ModelOptions, opened_engine
-from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES
+from tipserve_cli.model_options import ModelOptions
 from tipserve_client import Client
 
 
@@ -59,7 +50,7 @@ class ImageFilesTask(LinesTask):
             lines.append(json.dumps({**self.name(image), "file": name}) + "\n")
         file.write_text("".join(lines), encoding="utf-8")
 
-    def join(self, folder: JobFolder, file: Path) -> str:
+    def join(self, folder: JobFolder, file: Path | None) -> str:
         """As `Task` says; the files are already there."""
         return f"{sum(1 for _ in lines_of(folder))} images"
 
@@ -68,14 +59,8 @@ def write_image_files(task: ImageFilesTask, model: ModelOptions, *, overwrite: b
     """Write or continue the files of all images; returns the exit status."""
     inputs = find_image_files(task.images)
     _check_names(task, inputs)
-    with opened_engine(model) as engine:
-        job = Job(inputs=inputs, task=task, model=engine.find_model(model.served_name))
-        compute = partial(compute_here, engine)
-        folder = write_folder(job, task.place, compute, overwrite=overwrite)
-    num_bad = len(folder.errors().splitlines())
-    text = f"{task.place}: {task.join(folder, Path(task.place))}"
-    report(text, num_bad, f"{folder.place}/{ERRORS_NAME}")
-    return DONE_WITH_SKIPPED_IMAGES if num_bad else DONE
+    write = partial(write_folder, place=task.place, overwrite=overwrite)
+    return run_here(task, inputs, model, write)
 
 
 def _check_names(task: ImageFilesTask, inputs: Inputs) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -27,6 +28,8 @@ from model.stores import is_url
 from tipserve_cli.bulk.inputs import Columns, InputImage, Inputs, Part, Skipped, read_part
 from tipserve_cli.bulk.stores import Folder
 from tipserve_cli.engine import Engine, UserError, reason_of, refuses_image
+from tipserve_cli.model_options import ModelOptions, opened_engine
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES
 from tipserve_cli.progress import Advance, shown_progress
 from tipserve_client import Client, ModelInfo, TipserveError
 
@@ -62,8 +65,8 @@ class Task(Protocol):
     def write(self, file: Path, rows: Iterator[Row], job: "Job") -> None:
         """Write the rows of a part."""
 
-    def join(self, folder: "JobFolder", file: Path) -> str:
-        """Write the output from all parts; returns what it has."""
+    def join(self, folder: "JobFolder", file: Path | None) -> str:
+        """Write the output from all parts, unless it is their folder; returns what it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,19 +256,32 @@ def errors_file(file: Path) -> Path:
     return file.with_name(f"{name}.errors.jsonl")
 
 
-def write_folder(job: Job, place: str, compute: Compute, *, overwrite: bool) -> JobFolder:
-    """Write or complete the folder of a job."""
-    with locked_folder(place, job) as folder:
-        _complete(folder, compute, overwrite=overwrite)
-    return folder
+def run_here(
+    task: Task, inputs: Inputs, model: ModelOptions, write: Callable[[Job, Compute], int]
+) -> int:
+    """Run or continue a job by the model here or on a server; returns the exit status."""
+    with opened_engine(model) as engine:
+        job = Job(inputs=inputs, task=task, model=engine.find_model(model.served_name))
+        num_bad = write(job, partial(compute_here, engine))
+    return DONE_WITH_SKIPPED_IMAGES if num_bad else DONE
 
 
-def write_file(job: Job, file: Path, compute: Compute, *, overwrite: bool) -> int:
-    """Write or complete the output of a job that is one file, and say what it has.
+def write_folder(job: Job, compute: Compute, *, place: str, overwrite: bool) -> int:
+    """Write or complete the folder of a job, and say what it has.
 
     Returns:
         The number of skipped images.
     """
+    with locked_folder(place, job) as folder:
+        _complete(folder, compute, overwrite=overwrite)
+    num_bad = len(folder.errors().splitlines())
+    _report(f"{place}: {job.task.join(folder, None)}", num_bad, f"{folder.place}/{ERRORS_NAME}")
+    return num_bad
+
+
+def write_file(job: Job, compute: Compute, *, place: str, overwrite: bool) -> int:
+    """Write or complete the output of a job that is one file; as `write_folder`."""
+    file = Path(place)
     errors = errors_file(file)
     parts = file.with_name(f"{file.name}.parts")
     if overwrite:
@@ -282,7 +298,7 @@ def write_file(job: Job, file: Path, compute: Compute, *, overwrite: bool) -> in
         text = job.task.join(folder, file)
     shutil.rmtree(parts, ignore_errors=True)
     num_bad = len(skipped.splitlines())
-    report(f"{file}: {text}", num_bad, errors)
+    _report(f"{file}: {text}", num_bad, errors)
     return num_bad
 
 
@@ -297,7 +313,7 @@ def _complete(folder: JobFolder, compute: Compute, *, overwrite: bool) -> None:
             compute(missing, folder, advance)
 
 
-def report(text: str, num_bad: int, errors: object) -> None:
+def _report(text: str, num_bad: int, errors: object) -> None:
     """Say what the output has, and on standard error where the skipped images are listed."""
     print(text)
     if num_bad:

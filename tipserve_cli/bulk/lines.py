@@ -6,16 +6,16 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from model.files import atomic_file
 from tipserve_cli.bulk.inputs import Columns, InputImage, Inputs, find_inputs, readable
-from tipserve_cli.bulk.job import Job, JobFolder, Row, compute_here, write_file
+from tipserve_cli.bulk.job import Job, JobFolder, Row, run_here, write_file
 from tipserve_cli.engine import UserError
-from tipserve_cli.model_options import ModelOptions, opened_engine
-from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES
+from tipserve_cli.model_options import ModelOptions
 from tipserve_client import Client
 
 Line = dict[str, Any]
@@ -91,8 +91,9 @@ class CocoTask(LinesTask):
         is_head = any(name.startswith(HEAD_PREFIX) for name in self.classes)
         return is_head or list(self.classes) == [OWN_CLASSES]
 
-    def join(self, folder: JobFolder, file: Path) -> str:
+    def join(self, folder: JobFolder, file: Path | None) -> str:
         """As `Task` says."""
+        assert file is not None
         names = enumerate(self._class_names(folder), start=1)
         categories = [{"id": label, "name": name} for label, name in names]
         job = folder.job
@@ -169,8 +170,9 @@ class ClassesTask(LinesTask):
             ]
         }
 
-    def join(self, folder: JobFolder, file: Path) -> str:
+    def join(self, folder: JobFolder, file: Path | None) -> str:
         """As `Task` says."""
+        assert file is not None
         num_images = 0
         with (
             atomic_file(file) as temporary,
@@ -202,12 +204,5 @@ def find_image_files(named: Sequence[str]) -> Inputs:
 
 def write_lines(output: Path, task: Any, model: ModelOptions, *, overwrite: bool) -> int:
     """Run or continue the task on all images; returns the exit status."""
-    inputs = find_image_files(task.images)
-    with opened_engine(model) as engine:
-        job = Job(inputs=inputs, task=task, model=engine.find_model(model.served_name))
-
-        def compute(*given: Any) -> None:
-            compute_here(engine, *given)
-
-        num_bad = write_file(job, output, compute, overwrite=overwrite)
-    return DONE_WITH_SKIPPED_IMAGES if num_bad else DONE
+    write = partial(write_file, place=str(output), overwrite=overwrite)
+    return run_here(task, find_image_files(task.images), model, write)

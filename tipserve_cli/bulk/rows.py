@@ -85,8 +85,11 @@ class EmbedTask:
             for group in _groups(rows):
                 writer.write_table(to_table(group, schema))
 
-    def join(self, folder: JobFolder, file: Path) -> str:
+    def join(self, folder: JobFolder, file: Path | None) -> str:
         """As `Task` says."""
+        text = f"{count_rows(folder)} rows"
+        if file is None:
+            return text
         with (
             atomic_file(file) as temporary,
             pq.ParquetWriter(temporary, self._schema(folder.job), compression="zstd") as writer,
@@ -95,7 +98,7 @@ class EmbedTask:
                 with folder.opened(name) as opened, pq.ParquetFile(opened) as part:
                     for index in range(part.num_row_groups):
                         writer.write_table(part.read_row_group(index))
-        return f"{pq.read_metadata(file).num_rows} rows"
+        return text
 
     def _schema(self, job: Job) -> pa.Schema:
         metadata = {METADATA_KEY.decode(): json.dumps(job.record())}

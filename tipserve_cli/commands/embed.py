@@ -166,16 +166,11 @@ def job_task(options: EmbedOptions, model: ModelOptions) -> Any:
 
 def _embed(options: EmbedOptions, job: Any, compute: Any) -> int:
     from tipserve_cli.bulk import job as jobs  # noqa: PLC0415
-    from tipserve_cli.bulk.rows import count_rows  # noqa: PLC0415
 
     _check_outputs(job.task.outputs, job.model)
-    if Path(options.output).suffix.lower() == SUFFIX:
-        num_bad = jobs.write_file(job, Path(options.output), compute, overwrite=options.overwrite)
-    else:
-        folder = jobs.write_folder(job, options.output, compute, overwrite=options.overwrite)
-        num_bad = len(folder.errors().splitlines())
-        text = f"{options.output}: {count_rows(folder)} rows"
-        jobs.report(text, num_bad, f"{folder.place}/{jobs.ERRORS_NAME}")
+    is_file = Path(options.output).suffix.lower() == SUFFIX
+    write = jobs.write_file if is_file else jobs.write_folder
+    num_bad = write(job, compute, place=options.output, overwrite=options.overwrite)
     return DONE_WITH_SKIPPED_IMAGES if num_bad and not options.allow_bad_items else DONE
 
 

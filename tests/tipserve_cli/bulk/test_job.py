@@ -16,8 +16,14 @@ from PIL import Image
 
 from tests.tipserve_cli.conftest import MODEL, WIDTH, Fake
 from tipserve_cli.bulk.inputs import Columns, find_inputs
-from tipserve_cli.bulk.job import Job, compute_here, errors_file, locked_folder, write_folder
-from tipserve_cli.bulk.job import write_file as write_joined
+from tipserve_cli.bulk.job import (
+    Job,
+    compute_here,
+    errors_file,
+    locked_folder,
+    write_file,
+    write_folder,
+)
 from tipserve_cli.bulk.rows import EmbedTask, count_rows
 from tipserve_cli.engine import Engine, UserError
 from tipserve_client import Client, TipserveError
@@ -46,11 +52,8 @@ def run(colours: Colours) -> Iterator[Callable[[Job, Path | str], None]]:
     engine = Engine(Client(colours), 2)
 
     def write(job: Job, place: Path | str) -> None:
-        compute = partial(compute_here, engine)
-        if str(place).endswith(".parquet"):
-            write_joined(job, Path(place), compute, overwrite=False)
-        else:
-            write_folder(job, str(place), compute, overwrite=False)
+        write_output = write_file if str(place).endswith(".parquet") else write_folder
+        write_output(job, partial(compute_here, engine), place=str(place), overwrite=False)
 
     yield write
     engine.close()

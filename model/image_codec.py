@@ -195,10 +195,7 @@ def read_header(
         size_hw = image.height, image.width
         if math.prod(size_hw) <= SMALL_PIXELS and image.format not in UNBOUNDED:
             return size_hw, 0
-        if image.format in REDUCIBLE:
-            num_bytes = _plan_jpeg(image, data, limits, reduce_to).num_bytes
-        else:
-            num_bytes = _decoding_bytes(image, limits, num_coded=_num_coded(image, data))
+        _, num_bytes = _plan(image, data, limits, reduce_to)
         return size_hw, num_bytes if num_bytes > SMALL_DECODING_BYTES else 0
 
 
@@ -236,13 +233,9 @@ def load_image(
         stored_hw = image.height, image.width
         if has_too_many_scans(data):
             raise ImageTooLarge(f"the JPEG has more than {MAX_SCANS} scans; encode it again")
-        if image.format in REDUCIBLE:
-            plan = _plan_jpeg(image, data, limits, reduce_to)
-            turn, box = plan.turn, plan.box
-            image.load()
-        else:
-            _decoding_bytes(image, limits, num_coded=_num_coded(image, data))
-            turn = _decode_whole(image)
+        box, _ = _plan(image, data, limits, reduce_to)
+        turn = _decode(image)
+        if image.format not in REDUCIBLE:  # decoding may change the size that the header has
             stored_hw, box = (image.height, image.width), (0, 0, image.width, image.height)
         size_hw = _turned(stored_hw, turn)
         return LoadedImage(image=image, box=box, size_hw=size_hw, turn=turn)
@@ -417,8 +410,8 @@ class _BoundedReader(BytesIO):
         return super().read(size)
 
 
-def _decode_whole(image: Image.Image) -> Image.Transpose | None:
-    """Decode an image that is not reduced, and return what makes it upright.
+def _decode(image: Image.Image) -> Image.Transpose | None:
+    """Decode an image, and return what makes it upright.
 
     Pillow would turn a TIFF into a copy, and keep what decodes further frames of WebP and HEIC.
     """
@@ -458,14 +451,19 @@ def _check_tile(image: TiffImageFile) -> None:
         raise ImageTooLarge("the TIFF has tiles larger than its image; encode it again")
 
 
-def _decoding_bytes(
-    image: Image.Image, limits: ImageLimits, coefficient_bytes: int = 0, num_coded: int = 0
-) -> int:
-    """Memory that decoding takes at its peak; `num_coded` pixels may be more than the image has.
+def _plan(
+    image: Image.Image, data: bytes, limits: ImageLimits, reduce_to: SizeMap | None
+) -> tuple[Box, int]:
+    """Plan the decoding of an image, and let the decoder reduce a JPEG.
+
+    Returns:
+        The box of its content, and the memory that it takes at its peak.
 
     Raises:
         ImageTooLarge: It is more than an image may take.
     """
+    coefficient_bytes, num_coded = _coefficient_bytes(image, data), _num_coded(image, data)
+    box = _reduce(image, reduce_to)
     pixel_bytes = PIXEL_BYTES.get(image.mode, 4)
     if image.format == "WEBP":
         pixel_bytes = WEBP_PIXEL_BYTES
@@ -480,7 +478,7 @@ def _decoding_bytes(
             f"decoding this {image.format} takes {num_bytes} bytes of memory, at most "
             f"{limits.max_decoding_bytes} allowed; send a smaller image, or a baseline JPEG or PNG"
         )
-    return num_bytes
+    return box, num_bytes
 
 
 def _num_coded(image: Image.Image, data: bytes) -> int:
@@ -539,49 +537,17 @@ def _turned(size_hw: tuple[int, int], turn: Image.Transpose | None) -> tuple[int
     return size_hw[::-1] if turn in SIDEWAYS else size_hw
 
 
-def _reduce(image: Image.Image, turn: Image.Transpose | None, reduce_to: SizeMap | None) -> Box:
+def _reduce(image: Image.Image, reduce_to: SizeMap | None) -> Box:
     """Let a JPEG be decoded at a part of its size, and return the box of its content."""
     stored_hw = image.height, image.width
-    if reduce_to is not None:
+    if reduce_to is not None and image.format in REDUCIBLE:
+        turn = _turn(image)
         height, width = _turned(reduce_to(_turned(stored_hw, turn)), turn)
         # The decoder never reduces below the requested size.
         reduced = image.draft(None, (width, height))
         if reduced is not None:
             return reduced[1]
     return (0, 0, stored_hw[1], stored_hw[0])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _JpegPlan:
-    """How a JPEG is decoded.
-
-    Attributes:
-        turn: Transposition that makes it upright.
-        box: Of its content.
-        num_bytes: Memory that it takes at its peak.
-    """
-
-    turn: Image.Transpose | None
-    box: Box
-    num_bytes: int
-
-
-def _plan_jpeg(
-    image: Image.Image,
-    data: bytes,
-    limits: ImageLimits,
-    reduce_to: SizeMap | None,
-) -> _JpegPlan:
-    """Plan the decoding of a JPEG, and let the decoder reduce it.
-
-    Raises:
-        ImageTooLarge: It takes more memory than an image may.
-    """
-    turn = _turn(image)
-    coefficient_bytes = _coefficient_bytes(image, data)
-    box = _reduce(image, turn, reduce_to)
-    num_bytes = _decoding_bytes(image, limits, coefficient_bytes)
-    return _JpegPlan(turn=turn, box=box, num_bytes=num_bytes)
 
 
 def _has_one_scan(data: bytes) -> bool:

@@ -97,24 +97,19 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def is_large(inputs: Arrays) -> bool:
+def has_large_images(inputs: Arrays, num_pixels: int = PIXELS_TO_RELEASE) -> bool:
+    """Whether the images of a call have more pixels; by default than memory is kept for."""
+    return math.prod(np.shape(inputs.get("pixel_values", ()))[2:]) > num_pixels
+
+
+def is_large(inputs: Arrays, num_pixels: int = PIXELS_TO_RELEASE) -> bool:
     """Whether a call takes so much memory that a graph must not keep it for later calls.
 
     Large images do, and taps of several blocks: the heads that read them work in several times the
     size of the image.
     """
-    return is_larger_than(PIXELS_TO_RELEASE, inputs)
-
-
-def is_larger_than(num_pixels: int, inputs: Arrays) -> bool:
-    """Whether the images of a call have more pixels, or it reads taps of several blocks."""
     num_taps = np.shape(inputs.get("tap_patches", ()))[1:2]
-    return num_taps > (1,) or math.prod(np.shape(inputs.get("pixel_values", ()))[2:]) > num_pixels
-
-
-def has_large_images(inputs: Arrays) -> bool:
-    """Whether the images of a call have more pixels than memory is kept for."""
-    return math.prod(np.shape(inputs.get("pixel_values", ()))[2:]) > PIXELS_TO_RELEASE
+    return num_taps > (1,) or has_large_images(inputs, num_pixels)
 
 
 class GraphRuntime:

@@ -28,7 +28,7 @@ from model.runtime.graph_runtime import (
     Arrays,
     GraphRuntime,
     has_large_images,
-    is_larger_than,
+    is_large,
     joined,
     parts_of,
 )
@@ -357,11 +357,11 @@ class OnnxGraph:
                 made = session.run(outputs, fed, call)
                 named: Arrays = dict(zip(outputs, made, strict=True))
             else:
-                is_large = has_large_images(inputs)
-                with large_calls.one_of(self._max_large) if is_large else nullcontext():
-                    parts: list[Arrays] = []
-                    for part in parts_of(fed):
-                        parts.append(self._run_part(session, part, outputs, call=call))
+                waits = has_large_images(inputs)
+                with large_calls.one_of(self._max_large) if waits else nullcontext():
+                    parts = [
+                        self._run_part(session, part, outputs, call=call) for part in parts_of(fed)
+                    ]
                 named = joined(parts)
         except Exception as error:
             if call.terminate:
@@ -377,8 +377,8 @@ class OnnxGraph:
         The arrays of ONNX Runtime lie in its arena, and one of some kilobytes would keep a block of
         several megabytes until its answer is sent, so they are copied.
         """
-        is_large = is_larger_than(PIXELS_AT_ONCE, inputs)
-        with shared_arena().call(is_large=is_large) if self._has_arena else nullcontext():
+        frees = is_large(inputs, PIXELS_AT_ONCE)
+        with shared_arena().call(is_large=frees) if self._has_arena else nullcontext():
             made = session.run(outputs, inputs, call)
             copied = list(map(np.array, made))
             del made  # before the arena is shrunk

@@ -96,18 +96,21 @@ class NoopPreparer(ImagePreparer):
     """Preparer that returns the same black image of the wanted size for every body."""
 
     def measure(
-        self, image: ImageInput, rule: SizeRule, *, param: str
-    ) -> tuple[tuple[int, int], int, int]:
-        """Return the size and patch count of that image, which takes no memory to decode."""
-        size_hw = rule.resolution, rule.resolution
-        return size_hw, rule.num_patches(size_hw), 0
+        self, image: ImageInput, rules: Sequence[SizeRule], *, param: str
+    ) -> tuple[tuple[int, int], list[int], int]:
+        """Return the size and patch counts of that image, which takes no memory to decode."""
+        side = rules[0].resolution
+        return (side, side), [r.num_patches((r.resolution, r.resolution)) for r in rules], 0
 
     def prepare(
-        self, image: ImageInput, rule: SizeRule, *, param: str, has_guide: bool = False
-    ) -> PreparedImage:
+        self, image: ImageInput, rules: Sequence[SizeRule], *, param: str, has_guide: bool = False
+    ) -> list[PreparedImage]:
         """That image."""
-        side = rule.resolution
-        return PreparedImage(pixels_3HW=empty_planes(side), size_hw=(side, side))
+        side = rules[0].resolution
+        return [
+            PreparedImage(pixels_3HW=empty_planes(r.resolution), size_hw=(side, side))
+            for r in rules
+        ]
 
 
 @cache

@@ -352,12 +352,9 @@ class DataPlane:
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, (features,))
-            finer = None
             if request.quality == "fine":
-                finer = self._images.finer(job, model.manifest.max_size)
-            encoded, known = await self._encode(
-                job, request, model, call, prompts=prompts, finer=finer
-            )
+                job.rules = (job.rule, self._images.finer(job.rule, model.manifest.max_size))
+            encoded, known = await self._encode(job, request, model, call, prompts=prompts)
             rules = _mask_rules(request, model, features, head)
             if _uses_people(request, model, prompts):
                 rules = replace(rules, people=find_people(prompts.groups), cue=model.info.people)
@@ -370,7 +367,6 @@ class DataPlane:
                     )
                 else:
                     classes = class_embeddings(prompts.groups, known, model.info.words)
-                sizes = (encoded.images, encoded.finer) if finer else (encoded.images,)
                 masks = await wait_all(
                     self.offload_steps(
                         segment_image(
@@ -381,7 +377,7 @@ class DataPlane:
                         ),
                         call,
                     )
-                    for images in zip(*sizes, strict=True)
+                    for images in zip(*encoded.sizes, strict=True)
                 )
         return _segmented(request, model, masks, encoded)
 
@@ -524,12 +520,8 @@ class DataPlane:
         call: Call,
         *,
         prompts: PromptSet = NO_PROMPTS,
-        finer: ImageJob | None = None,
     ) -> tuple[EncodedImages, TextEmbeddings]:
-        """Read headers, take what the request needs, then decode and encode images and prompts.
-
-        The images of `finer`, the same at a second size, are encoded after the others.
-        """
+        """Read headers, take what the request needs, then decode and encode images and prompts."""
         measured = await self._images.measure(job, model, call)
         answer_bytes = self._answer_bytes(
             job, request, model, measured, encoding=call.answer_encoding
@@ -539,12 +531,6 @@ class DataPlane:
         num_patches = measured.num_queued_patches + prompts.cost
         # The images are decoded before the answer is made.
         num_bytes = max(measured.num_bytes, answer_bytes)
-        if finer is not None:
-            is_cached = call.is_cached
-            measured_finer = await self._images.measure(finer, model, call)
-            call.is_cached &= is_cached
-            num_patches += measured_finer.num_queued_patches
-            num_bytes = max(num_bytes, measured_finer.num_bytes)
         await self._take(call, model, num_patches=num_patches, num_bytes=num_bytes)
         images = self._images.run(job, measured, model, call)
         if prompts.missing:
@@ -552,9 +538,6 @@ class DataPlane:
             encoded, texts = await wait_both(images, known)
         else:
             encoded, texts = await images, prompts.cached
-        if finer is not None:
-            more = await self._images.run(finer, measured_finer, model, call)
-            encoded = replace(encoded, finer=more.images)
         await self._images.make_room(answer_bytes, model)
         return encoded, texts
 
@@ -576,7 +559,7 @@ class DataPlane:
             qualities.add(request.quality or "published")
         return ImageJob(
             images=request.images,
-            rule=rule,
+            rules=(rule,),
             kind=task or image_kind(tasks),
             patch_outputs=[name for name in PATCH_OUTPUTS if name in outputs],
             is_partial=request.partial,

@@ -4,7 +4,7 @@ Shape legend: H W pixels.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from model.image_codec import (
     ImageError,
     ImageLimits,
     ImageTooLarge,
+    LoadedImage,
     SizeMap,
     load_image,
     read_header,
@@ -191,11 +192,13 @@ class ImagePreparer:
         """Memory that decoding an image may take."""
         return self._limits.max_decoding_bytes
 
-    def _header(self, image: ImageInput, rule: SizeRule, param: str) -> tuple[tuple[int, int], int]:
+    def _header(
+        self, image: ImageInput, rules: Sequence[SizeRule], param: str
+    ) -> tuple[tuple[int, int], int]:
         """Height and width, and the bytes of decoding, which an array does not need."""
         if isinstance(image, bytes):
             with image_errors(param):
-                return read_header(image, self._limits, reduce_to=self._reduce_to(rule))
+                return read_header(image, self._limits, reduce_to=self._reduce_to(rules))
         return self._array_hw(image, param), 0
 
     def _array_hw(self, image: NDArray[Any], param: str) -> tuple[int, int]:
@@ -209,21 +212,24 @@ class ImagePreparer:
             )
         return height, width
 
-    def check_pixels(self, sizes_hw: Iterable[tuple[int, int]], rule: SizeRule) -> None:
+    def check_pixels(self, sizes_hw: Sequence[tuple[int, int]], rules: Sequence[SizeRule]) -> None:
         """Check the pixels of all images of a request together, as they wait for a lane.
 
         Args:
             sizes_hw: Height and width of each image.
-            rule: The size at which the model sees them.
+            rules: The sizes at which the model sees them, the usual one first.
 
         Raises:
             RequestTooLarge: There are too many.
         """
-        num_pixels = sum(math.prod(rule.target_hw(size_hw)) for size_hw in sizes_hw)
+        num_pixels = sum(
+            math.prod(rule.target_hw(size_hw)) for rule in rules for size_hw in sizes_hw
+        )
         if num_pixels > self._max_pixels:
             raise RequestTooLarge(
-                f"images: at resolution {rule.resolution} they are {num_pixels} pixels together, "
-                f"at most {self._max_pixels} allowed. Send fewer at once, or lower the resolution."
+                f"images: at resolution {rules[0].resolution} they are {num_pixels} pixels "
+                f"together, at most {self._max_pixels} allowed. Send fewer at once, or lower the "
+                "resolution."
             )
 
     def max_patches(self, rule: SizeRule) -> int:
@@ -233,21 +239,28 @@ class ImagePreparer:
         return self._max_patches * COUNTED_PIXELS // rule.patch_size**2
 
     def measure(
-        self, image: ImageInput, rule: SizeRule, *, param: str
-    ) -> tuple[tuple[int, int], int, int]:
+        self, image: ImageInput, rules: Sequence[SizeRule], *, param: str
+    ) -> tuple[tuple[int, int], list[int], int]:
         """What an image takes; of a file only the header is read.
 
         Returns:
-            Height and width; number of patches; and bytes that decoding takes, 0 if they are few.
+            Height and width; number of patches at each size; and bytes that decoding takes, 0 if
+            they are few.
 
         Raises:
             InvalidRequest: The image is unreadable or too large.
         """
-        size_hw, num_bytes = self._header(image, rule, param)
+        size_hw, num_bytes = self._header(image, rules, param)
+        counts = [self._count_patches(image, size_hw, rule, param) for rule in rules]
+        return size_hw, counts, num_bytes
+
+    def _count_patches(
+        self, image: ImageInput, size_hw: tuple[int, int], rule: SizeRule, param: str
+    ) -> int:
         target_hw = size_hw if _is_model_input(image) else rule.target_hw(size_hw)
         if rule.windows is not None and not _is_model_input(image):
             # The model sees one window at a time; admission bounds how many there are.
-            return size_hw, rule.num_patches(target_hw), num_bytes
+            return rule.num_patches(target_hw)
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
         max_patches = self.max_patches(rule)
         if num_patches > max_patches:
@@ -258,45 +271,49 @@ class ImagePreparer:
                 code="image_too_large",
                 param=param,
             )
-        return size_hw, num_patches, num_bytes
+        return num_patches
 
     def prepare(
-        self, image: ImageInput, rule: SizeRule, *, param: str, has_guide: bool = False
-    ) -> PreparedImage:
-        """Decode and scale an image, and take its colours if they are needed.
+        self,
+        image: ImageInput,
+        rules: Sequence[SizeRule],
+        *,
+        param: str,
+        has_guide: bool = False,
+    ) -> list[PreparedImage]:
+        """Decode an image, scale it to each size, and take its colours if they are needed.
 
         Raises:
             InvalidRequest: It is broken, too large, or float32 with values outside [0, 1].
         """
         if isinstance(image, bytes):
-            scaled, size_hw = self._scale(image, rule, param)
-            return _prepared(scaled, size_hw, rule.patch_size if has_guide else None)
+            with image_errors(param):
+                loaded = load_image(image, self._limits, reduce_to=self._reduce_to(rules))
+                return [_prepared(loaded, rule, has_guide=has_guide) for rule in rules]
         size_hw = self._array_hw(image, param)
         if _is_model_input(image):
-            return PreparedImage(pixels_3HW=_copy_planes(image, param=param), size_hw=size_hw)
+            copy_3HW = _copy_planes(image, param=param)
+            return [PreparedImage(pixels_3HW=copy_3HW, size_hw=size_hw) for _ in rules]
         given = Image.fromarray(np.ascontiguousarray(image, np.uint8))
-        scaled = scale_image(given, rule.target_hw(size_hw), scaling=rule.scaling)
-        return _prepared(scaled, size_hw, rule.patch_size if has_guide else None)
+        loaded = LoadedImage(
+            image=given, box=(0, 0, given.width, given.height), size_hw=size_hw, turn=None
+        )
+        return [_prepared(loaded, rule, has_guide=has_guide) for rule in rules]
 
-    def _scale(
-        self, data: bytes, rule: SizeRule, param: str
-    ) -> tuple[Image.Image, tuple[int, int]]:
-        with image_errors(param):
-            loaded = load_image(data, self._limits, reduce_to=self._reduce_to(rule))
-            target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
-            # Scale first: turning a large photo at full size would cost as much as scaling it.
-            scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
-            return loaded.upright(scaled), loaded.size_hw
-
-    def _reduce_to(self, rule: SizeRule) -> SizeMap | None:
-        return None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
+    def _reduce_to(self, rules: Sequence[SizeRule]) -> SizeMap | None:
+        return None if self._jpeg_decode == "exact" else partial(_reduced_hw, rules)
 
 
-def _prepared(
-    scaled: Image.Image, size_hw: tuple[int, int], guided_patch: int | None
-) -> PreparedImage:
-    guide_3YX = None if guided_patch is None else make_guide(scaled, guided_patch)
-    return PreparedImage(pixels_3HW=split_planes(scaled), size_hw=size_hw, guide_3YX=guide_3YX)
+def _prepared(loaded: LoadedImage, rule: SizeRule, *, has_guide: bool) -> PreparedImage:
+    target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
+    # Scale first: turning a large photo at full size would cost as much as scaling it.
+    scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
+    upright = loaded.upright(scaled)
+    return PreparedImage(
+        pixels_3HW=split_planes(upright),
+        size_hw=loaded.size_hw,
+        guide_3YX=make_guide(upright, rule.patch_size) if has_guide else None,
+    )
 
 
 def _is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:
@@ -316,7 +333,7 @@ def _copy_planes(planes_3HW: NDArray[np.float32], *, param: str) -> NDArray[np.f
     return copy_3HW
 
 
-def _reduced_hw(rule: SizeRule, size_hw: tuple[int, int]) -> tuple[int, int]:
+def _reduced_hw(rules: Sequence[SizeRule], size_hw: tuple[int, int]) -> tuple[int, int]:
     """Least height and width of a reduced JPEG, such that scaling still averages enough pixels."""
-    height, width = rule.target_hw(size_hw)
-    return REDUCED_FACTOR * height, REDUCED_FACTOR * width
+    heights, widths = zip(*[rule.target_hw(size_hw) for rule in rules], strict=True)
+    return REDUCED_FACTOR * max(heights), REDUCED_FACTOR * max(widths)

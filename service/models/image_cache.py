@@ -109,8 +109,11 @@ class ImageCache:
         self._metrics.image_cache_misses.inc()
         return None
 
-    def keep(self, key: ImageKey, image: EncodedImage) -> None:
-        """Add the outputs of an image to its entry; copies, since they may be rows of a batch."""
+    def keep(self, key: ImageKey, image: EncodedImage) -> EncodedImage:
+        """Add the outputs of an image to its entry, and return it.
+
+        Outputs are copied, since they may be rows of a batch.
+        """
         outputs = {name: array.copy() for name, array in image.outputs.items()}
         for array in outputs.values():
             array.setflags(write=False)
@@ -123,12 +126,12 @@ class ImageCache:
                     image = replace(image, guide_3YX=known.guide_3YX)
             whole = Completed(outputs=outputs, queue_s=0.0, run_s=0.0)
             kept = replace(image, parts=(whole,))
-            if _num_bytes(kept) > self._max_bytes:
-                return
-            self._entries[key] = kept
-            self.num_bytes += _num_bytes(kept)
+            if _num_bytes(kept) <= self._max_bytes:
+                self._entries[key] = kept
+                self.num_bytes += _num_bytes(kept)
             while self.num_bytes > self._max_bytes:
                 self.num_bytes -= _num_bytes(self._entries.popitem(last=False)[1])
+        return kept
 
     def drop(self, model: ServedModel | None = None) -> None:
         """Remove the entries of a model that no request uses any more, or all."""

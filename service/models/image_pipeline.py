@@ -8,7 +8,7 @@ Each step is awaited on the caller's event loop. The pool reads headers and deco
 import asyncio
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Final
@@ -42,6 +42,8 @@ TRIMMED_BYTES: Final = 16 * 2**20
 # decoded or a large answer is made, runtimes free what they keep for later batches. Each time costs
 # some 25 ms of CPU time with the next batch; a PNG of 25 megapixels takes 500.
 RELEASED_BYTES: Final = 96 * 2**20
+# An image at one size: the index of the image, and that of the size.
+View = tuple[int, int]
 
 
 # What is made for every request is not frozen: that doubles the time to make it.
@@ -51,7 +53,7 @@ class ImageJob:
 
     Attributes:
         images: Encoded images or pixels, or why there is none.
-        rule: The size at which the model sees them.
+        rules: The sizes at which the model sees them, the usual one first.
         kind: Which outputs are computed.
         patch_outputs: Which of the patch outputs are needed.
         is_partial: Whether an unreadable image leaves the other images their answers.
@@ -59,11 +61,16 @@ class ImageJob:
     """
 
     images: Sequence[MaybeImage]
-    rule: SizeRule
+    rules: Sequence[SizeRule]
     kind: Kind = "image"
     patch_outputs: Collection[PatchOutput] = ()
     is_partial: bool = False
     has_guide: bool = False
+
+    @property
+    def rule(self) -> SizeRule:
+        """The usual size."""
+        return self.rules[0]
 
 
 @dataclass(slots=True)
@@ -73,40 +80,39 @@ class MeasuredImages:
     Attributes:
         indices: Of the images in the request.
         sizes_hw: Height and width of each.
-        num_patches: Patches of each.
+        num_patches: Patches of each at the usual size.
+        num_queued_patches: Patches that the lanes compute.
         num_at_once: How many to decode at once.
         num_bytes: Memory that so many take while they are decoded; 0 if they are small.
         errors: Why others cannot be read, by index.
-        cached: Those that need no work, by index.
-        keys: Of the others that the cache keeps, by index.
+        cached: What needs no work, by the index of the image and that of the size.
+        keys: Of the rest that the cache keeps, likewise.
+        missing: Indices of the sizes that an image is decoded for, by its index.
     """
 
     indices: list[int] = field(default_factory=list)
     sizes_hw: list[tuple[int, int]] = field(default_factory=list)
     num_patches: list[int] = field(default_factory=list)
+    num_queued_patches: int = 0
     num_at_once: int = 1
     num_bytes: int = 0
     errors: dict[int, ServiceError] = field(default_factory=dict)
-    cached: dict[int, EncodedImage] = field(default_factory=dict)
-    keys: dict[int, ImageKey] = field(default_factory=dict)
-
-    @property
-    def num_queued_patches(self) -> int:
-        """Patches that the lanes compute."""
-        counts = zip(self.indices, self.num_patches, strict=True)
-        return sum([count for index, count in counts if index not in self.cached])
+    cached: dict[View, EncodedImage] = field(default_factory=dict)
+    keys: dict[View, ImageKey] = field(default_factory=dict)
+    missing: dict[int, list[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class EncodedImages:
-    """The images that could be read, in order, and the errors of the others by their index.
+    """The images that could be read, in order, at each size; errors of the others by index."""
 
-    `finer` are the same images at a second size, if the request needs them.
-    """
+    sizes: Sequence[Sequence[EncodedImage]]
+    errors: dict[int, ServiceError]
 
-    images: Sequence[EncodedImage] = ()
-    errors: dict[int, ServiceError] = field(default_factory=dict)
-    finer: Sequence[EncodedImage] = ()
+    @property
+    def images(self) -> Sequence[EncodedImage]:
+        """The images at the usual size."""
+        return self.sizes[0]
 
 
 class ImagePipeline:
@@ -120,10 +126,9 @@ class ImagePipeline:
         self._admission = admission
         self._cache = cache
 
-    def finer(self, job: ImageJob, max_resolution: int) -> ImageJob:
-        """The same images at the second size of `quality` `fine`; see `SizeRule.finer`."""
-        rule = job.rule
-        return replace(job, rule=rule.finer(max_resolution, self._preparer.max_patches(rule)))
+    def finer(self, rule: SizeRule, max_resolution: int) -> SizeRule:
+        """The second size of `quality` `fine`; see `SizeRule.finer`."""
+        return rule.finer(max_resolution, self._preparer.max_patches(rule))
 
     async def measure(self, job: ImageJob, model: ServedModel, call: Call) -> MeasuredImages:
         """Look all images up in the cache, and read the headers of the others.
@@ -138,7 +143,7 @@ class ImagePipeline:
             measure = partial(self._measure, job, model, call.key_digest)
             (measured,) = await run_in_pool(self._pool, [measure])
             call.sizes_hw = measured.sizes_hw
-            call.is_cached = len(measured.cached) == len(job.images)
+            call.is_cached = len(measured.cached) == len(job.images) * len(job.rules)
             return measured
 
     async def run(
@@ -156,16 +161,19 @@ class ImagePipeline:
         except asyncio.CancelledError:
             model.queue.count_abandoned(len(job.images), call.deadline)
             raise
-        parts = [job.rule.parts(image.pixels_3HW) for image in images.values()]
+        parts = {view: job.rules[view[1]].parts(i.pixels_3HW) for view, i in images.items()}
         done: Iterator[Completed] = iter(())
         if parts:
-            done = iter(await _run([p for pixels in parts for p in pixels], job, model, call))
+            inputs = [part for pixels in parts.values() for part in pixels]
+            done = iter(await _run(inputs, job, model, call))
         encoded = dict(measured.cached)
-        for (index, image), pixels in zip(images.items(), parts, strict=True):
-            encoded[index] = _encoded(image, islice(done, len(pixels)), job.rule)
-            if index in measured.keys and not self._is_short_of_memory:
-                self._cache.keep(measured.keys[index], encoded[index])
-        return EncodedImages([encoded[index] for index in sorted(encoded)], measured.errors)
+        for view, image in images.items():
+            new = _encoded(image, islice(done, len(parts[view])), job.rules[view[1]])
+            is_kept = view in measured.keys and not self._is_short_of_memory
+            encoded[view] = self._cache.keep(measured.keys[view], new) if is_kept else new
+        readable = [index for index in measured.indices if index not in measured.errors]
+        sizes = [[encoded[index, k] for index in readable] for k in range(len(job.rules))]
+        return EncodedImages(sizes, measured.errors)
 
     async def make_room(self, num_bytes: int, model: ServedModel) -> None:
         """Free what heap, cache and runtimes keep, before work that takes so many bytes."""
@@ -188,23 +196,20 @@ class ImagePipeline:
         decoding_bytes: list[int] = []
         for index, image in enumerate(job.images):
             key = self._cache.key(image, job.rule, model, owner) if job.kind == "image" else None
-            found = (
-                None
-                if key is None
-                else self._cache.find(key, job.patch_outputs, has_guide=job.has_guide)
-            )
-            if found is not None:
-                measured.indices.append(index)
-                measured.sizes_hw.append(found.size_hw)
-                measured.num_patches.append(math.prod(found.grid_hw))
-                measured.cached[index] = found
-                continue
+            missing = self._look_up(job, index, key, measured)
             try:
-                if isinstance(image, ServiceError):
-                    raise image
-                size_hw, num_patches, num_bytes = self._preparer.measure(
-                    image, job.rule, param=_param(index)
-                )
+                if missing:
+                    if isinstance(image, ServiceError):
+                        raise image
+                    size_hw, counts, num_bytes = self._preparer.measure(
+                        image, job.rules, param=_param(index)
+                    )
+                    measured.missing[index] = missing
+                    measured.num_queued_patches += sum([counts[k] for k in missing])
+                    decoding_bytes.append(num_bytes)
+                else:
+                    found = measured.cached[index, 0]
+                    size_hw, counts = found.size_hw, [math.prod(found.grid_hw)]
             except ServiceError as error:
                 if not job.is_partial:
                     raise
@@ -212,12 +217,9 @@ class ImagePipeline:
                 continue
             measured.indices.append(index)
             measured.sizes_hw.append(size_hw)
-            measured.num_patches.append(num_patches)
-            decoding_bytes.append(num_bytes)
-            if key is not None:
-                measured.keys[index] = key
+            measured.num_patches.append(counts[0])
         if len(measured.indices) > 1 or job.rule.windows is not None:
-            self._preparer.check_pixels(measured.sizes_hw, job.rule)
+            self._preparer.check_pixels(measured.sizes_hw, job.rules)
         # Together the images that are decoded at once take what one image may take.
         largest = sorted(decoding_bytes, reverse=True)[: self._pool.num_threads]
         while sum(largest) > self._preparer.max_decoding_bytes and len(largest) > 1:
@@ -225,29 +227,54 @@ class ImagePipeline:
         measured.num_at_once, measured.num_bytes = max(1, len(largest)), sum(largest)
         return measured
 
+    def _look_up(
+        self, job: ImageJob, index: int, usual: ImageKey | None, measured: MeasuredImages
+    ) -> list[int]:
+        """The sizes at which an image is not cached; `measured` gets the others."""
+        if usual is None:
+            return [*range(len(job.rules))]
+        missing = []
+        for k, rule in enumerate(job.rules):
+            key = usual._replace(rule=rule)
+            found = self._cache.find(key, job.patch_outputs, has_guide=job.has_guide)
+            if found is None:
+                measured.keys[index, k] = key
+                missing.append(k)
+            else:
+                measured.cached[index, k] = found
+        return missing
+
     async def _decode(
         self, job: ImageJob, measured: MeasuredImages, model: ServedModel
-    ) -> dict[int, PreparedImage]:
-        """The images that are not cached, by index; `measured` gets the errors of broken ones."""
+    ) -> dict[View, PreparedImage]:
+        """What is not cached; `measured` gets the errors of broken images."""
         await self.make_room(measured.num_bytes, model)
-        images: dict[int, PreparedImage] = {}
-        needed = [index for index in measured.indices if index not in measured.cached]
+        images: dict[View, PreparedImage] = {}
+        needed = list(measured.missing)
         for start in range(0, len(needed), measured.num_at_once):
             indices = needed[start : start + measured.num_at_once]
-            jobs = [partial(self._prepare, job, index) for index in indices]
-            for index, image in zip(indices, await run_in_pool(self._pool, jobs), strict=True):
-                if isinstance(image, ServiceError):
-                    measured.errors[index] = image
+            jobs = [
+                partial(self._prepare, job, index, measured.missing[index]) for index in indices
+            ]
+            for index, found in zip(indices, await run_in_pool(self._pool, jobs), strict=True):
+                if isinstance(found, ServiceError):
+                    measured.errors[index] = found
                 else:
-                    images[index] = image
+                    views = [(index, k) for k in measured.missing[index]]
+                    images.update(zip(views, found, strict=True))
         return images
 
-    def _prepare(self, job: ImageJob, index: int) -> PreparedImage | ServiceError:
+    def _prepare(
+        self, job: ImageJob, index: int, sizes: Sequence[int]
+    ) -> list[PreparedImage] | ServiceError:
         image = job.images[index]
         assert not isinstance(image, ServiceError)
         try:
             return self._preparer.prepare(
-                image, job.rule, param=_param(index), has_guide=job.has_guide
+                image,
+                [job.rules[k] for k in sizes],
+                param=_param(index),
+                has_guide=job.has_guide,
             )
         except ServiceError as error:
             if not job.is_partial:

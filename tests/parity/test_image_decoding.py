@@ -55,7 +55,7 @@ def test_serving_and_training_read_the_same_pixels(
     stream = io.BytesIO()
     pixels, options = image
     pixels.save(stream, file_format, **options)
-    served = PREPARER.prepare(stream.getvalue(), RULE, param="images[0]")
+    served = PREPARER.prepare(stream.getvalue(), [RULE], param="images[0]")[0]
     trained_HW3 = decode_tensor(stream.getvalue()).permute(1, 2, 0).numpy()
     assert served.size_hw == (SIDE, SIDE)
     np.testing.assert_array_equal(trained_HW3, served.pixels_3HW.transpose(1, 2, 0))

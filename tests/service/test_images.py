@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def encode(image: Image.Image, file_format: str = "JPEG", orientation: int = 1) 
 
 def prepare(data: bytes, rule: SizeRule, jpeg_decode: JpegDecode) -> NDArray[Any]:
     preparer = ImagePreparer(LIMITS, max_patches=1000, jpeg_decode=jpeg_decode)
-    return as_planes(preparer.prepare(data, rule, param="images[0]").pixels_3HW)
+    return as_planes(preparer.prepare(data, [rule], param="images[0]")[0].pixels_3HW)
 
 
 @pytest.mark.parametrize("rule", [SQUASH, ASPECT])
@@ -78,7 +79,7 @@ def test_fast_preparation_is_close_to_exact(
     data = encode(photo(size), "JPEG", orientation)
     exact, fast = prepare(data, rule, "exact"), prepare(data, rule, "fast")
     full_hw = size if orientation > 4 else size[::-1]
-    assert PREPARER.prepare(data, rule, param="images[0]").size_hw == full_hw
+    assert PREPARER.prepare(data, [rule], param="images[0]")[0].size_hw == full_hw
     assert fast.shape == exact.shape
     assert np.abs(fast - exact).max() <= 16 * GREY_LEVEL
     assert np.abs(fast - exact).mean() <= 0.6 * GREY_LEVEL
@@ -87,18 +88,36 @@ def test_fast_preparation_is_close_to_exact(
 def test_uint8_pixels_are_prepared_as_a_file_of_them() -> None:
     stream = io.BytesIO()
     Image.fromarray(NOISE_HW3).save(stream, "PNG")
-    as_file = PREPARER.prepare(stream.getvalue(), ASPECT, param="images[0]")
-    as_pixels = PREPARER.prepare(NOISE_HW3, ASPECT, param="images[0]")
+    as_file = PREPARER.prepare(stream.getvalue(), [ASPECT], param="images[0]")[0]
+    as_pixels = PREPARER.prepare(NOISE_HW3, [ASPECT], param="images[0]")[0]
     np.testing.assert_array_equal(as_file.pixels_3HW, as_pixels.pixels_3HW)
     assert as_file.size_hw == as_pixels.size_hw == (40, 60)
-    assert PREPARER.measure(NOISE_HW3, ASPECT, param="")[1] == 4 * 6
+    assert PREPARER.measure(NOISE_HW3, [ASPECT], param="")[1] == [4 * 6]
+
+
+@pytest.mark.parametrize(("image_format", "most_levels"), [("PNG", 0), ("JPEG", 4)])
+def test_an_image_at_two_sizes_is_what_it_is_at_each(image_format: str, most_levels: int) -> None:
+    """A JPEG is decoded large enough for both, so the smaller one may be a little sharper."""
+    data = encode(photo((640, 480)), image_format)
+    preparer = ImagePreparer(LIMITS, max_patches=256)
+    rules = [ASPECT, replace(ASPECT, resolution=112)]
+    both = preparer.prepare(data, rules, param="", has_guide=True)
+    _, counts, num_bytes = preparer.measure(data, rules, param="")
+    for rule, image, count in zip(rules, both, counts, strict=True):
+        (alone,) = preparer.prepare(data, [rule], param="", has_guide=True)
+        (expected,), least_bytes = preparer.measure(data, [rule], param="")[1:]
+        assert (count, image.size_hw) == (expected, alone.size_hw)
+        assert num_bytes >= least_bytes
+        assert image.guide_3YX is not None
+        difference = image.pixels_3HW.astype(np.int64) - alone.pixels_3HW
+        assert np.abs(difference).mean() <= most_levels
 
 
 @pytest.mark.parametrize(("patch_size", "num_allowed"), [(14, 64), (16, 36), (32, 9)])
 def test_large_patches_count_by_their_pixels(patch_size: int, num_allowed: int) -> None:
     def measured(side: int) -> int:
         rule = SizeRule(resolution=side, fit="squash", patch_size=patch_size, multiple=patch_size)
-        return PREPARER.measure(NOISE_HW3, rule, param="images[0]")[1]
+        return PREPARER.measure(NOISE_HW3, [rule], param="images[0]")[1][0]
 
     side = math.isqrt(num_allowed) * patch_size
     assert measured(side) == num_allowed
@@ -109,7 +128,7 @@ def test_large_patches_count_by_their_pixels(patch_size: int, num_allowed: int) 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_an_image_waits_for_its_lane_with_8_bits_a_pixel(mode: str) -> None:
     image = photo((123, 77)).convert(mode)
-    prepared = PREPARER.prepare(encode(image, "PNG"), ASPECT, param="").pixels_3HW
+    prepared = PREPARER.prepare(encode(image, "PNG"), [ASPECT], param="")[0].pixels_3HW
     assert prepared.dtype == np.uint8
     expected = np.asarray(scale_image(image, (56, 84)).convert("RGB")).transpose(2, 0, 1) / 255
     for num_images in (1, 2):
@@ -125,18 +144,18 @@ def test_an_image_that_waits_is_within_the_bytes_of_its_patches(patch_size: int)
     rule = SizeRule(resolution=224, fit="aspect", patch_size=patch_size, multiple=patch_size)
     data = encode(photo((123, 77)), "PNG")
     preparer = ImagePreparer(LIMITS, max_patches=4096)
-    _, num_patches, _ = preparer.measure(data, rule, param="")
-    num_bytes = preparer.prepare(data, rule, param="").pixels_3HW.nbytes
+    _, (num_patches,), _ = preparer.measure(data, [rule], param="")
+    num_bytes = preparer.prepare(data, [rule], param="")[0].pixels_3HW.nbytes
     assert num_bytes <= num_patches * QUEUED_PATCH_BYTES
 
 
 def test_float32_pixels_go_to_the_model_unscaled() -> None:
     planes_3HW = np.random.default_rng(0).random((3, 42, 28), dtype=np.float32)
-    prepared = PREPARER.prepare(planes_3HW, ASPECT, param="images[0]")
+    prepared = PREPARER.prepare(planes_3HW, [ASPECT], param="images[0]")[0]
     np.testing.assert_array_equal(prepared.pixels_3HW, planes_3HW)
     assert prepared.pixels_3HW is not planes_3HW
     assert prepared.size_hw == (42, 28)
-    assert PREPARER.measure(planes_3HW, ASPECT, param="")[1] == 6
+    assert PREPARER.measure(planes_3HW, [ASPECT], param="")[1] == [6]
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, np.nan, np.inf])
@@ -144,7 +163,7 @@ def test_float32_values_outside_0_to_1_are_refused(value: float) -> None:
     planes_3HW = np.zeros((3, 14, 14), np.float32)
     planes_3HW[1, 2, 3] = value
     with pytest.raises(InvalidRequest, match=r"images\[2\].*\[0, 1\]"):
-        PREPARER.prepare(planes_3HW, ASPECT, param="images[2]")
+        PREPARER.prepare(planes_3HW, [ASPECT], param="images[2]")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +177,7 @@ def test_float32_values_outside_0_to_1_are_refused(value: float) -> None:
 )
 def test_a_refused_image_is_the_clients_error(image: bytes, code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        PREPARER.measure(image, ASPECT, param="images[2]")
+        PREPARER.measure(image, [ASPECT], param="images[2]")
     assert (caught.value.code, caught.value.param) == (code, "images[2]")
     assert caught.value.message.startswith("images[2]: ")
 

@@ -46,13 +46,14 @@ class GeneralWords:
 
     Attributes:
         members_of: Names of the members of each word, which is in lower case.
-        vectors: float16 [V, D] of each word's members, of the length `MEMBER_LENGTH`. Each is the
-            mean of a member and of all of them, which keeps a word with many members from winning
-            wherever one of them fits by chance.
+        vectors: float32 [V, D] of each word: the direction of its members' mean, of unit length,
+            and its members, of the length `MEMBER_LENGTH`. Each of these is the mean of a member
+            and of all of them, which keeps a word with many members from winning wherever one of
+            them fits by chance.
     """
 
     members_of: Mapping[str, Sequence[str]]
-    vectors: Mapping[str, NDArray[np.float16]]
+    vectors: Mapping[str, NDArray[np.float32]]
 
     def widen(self, name: str, own_1D: NDArray[np.float32]) -> NDArray[np.float32]:
         """Vectors [V, D] of a name: those of the word and its members, if it is such a word.
@@ -65,9 +66,9 @@ class GeneralWords:
         found = self.vectors.get(word, self.vectors.get(word.removesuffix("s")))
         if found is None:
             return own_1D
-        members_VD = found.astype(np.float32)
-        mean_D = l2_normalize(members_VD.mean(axis=0))
-        return np.concatenate([l2_normalize(own_1D + mean_D), members_VD])
+        vectors_VD = found.copy()
+        vectors_VD[0] = l2_normalize(own_1D[0] + found[0])
+        return vectors_VD
 
 
 def write_words(
@@ -119,7 +120,8 @@ def read_words(package: ModelPackage) -> GeneralWords | None:
     )
 
 
-def _leaned(members: NDArray[np.float16]) -> NDArray[np.float16]:
+def _leaned(members: NDArray[np.float16]) -> NDArray[np.float32]:
     members_VD = members.astype(np.float32)
     mean_D = l2_normalize(members_VD.mean(axis=0))
-    return (MEMBER_LENGTH * l2_normalize(members_VD + mean_D)).astype(np.float16)
+    leaned_VD = MEMBER_LENGTH * l2_normalize(members_VD + mean_D)
+    return np.concatenate([l2_normalize(leaned_VD.mean(axis=0))[None], leaned_VD])

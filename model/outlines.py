@@ -25,6 +25,8 @@ REACH: Final = 2
 # Squared width of the weights in the colours of an image, each of which is scaled to a variance of
 # 1/3.
 COLOUR_VARIANCE: Final = 0.2
+# Of a weight: e to this power is far above the least float32.
+LEAST_EXPONENT: Final = np.float32(-64)
 # Values of all maps of an image: 2 MiB of float32.
 MAX_VALUES: Final = 512 * 1024
 
@@ -38,7 +40,11 @@ def make_guide(image: Image.Image, patch_size: int) -> NDArray[np.uint8]:
     """
     num_places = min(MAX_PLACES, max(1, round(patch_size / PLACE_PIXELS)))
     size = (image.width * num_places // patch_size, image.height * num_places // patch_size)
-    colours = image.convert("RGB").resize(size, Image.Resampling.BOX).convert("YCbCr")
+    # `reduce` does the same faster where it can.
+    whole = image.width // size[0], image.height // size[1]
+    is_whole = (size[0] * whole[0], size[1] * whole[1]) == image.size
+    small = image.reduce(whole) if is_whole else image.resize(size, Image.Resampling.BOX)
+    colours = small.convert("RGB").convert("YCbCr")
     return np.ascontiguousarray(np.moveaxis(np.asarray(colours), -1, 0))
 
 
@@ -57,18 +63,21 @@ def outline(maps_Khw: Floats, guide_3YX: NDArray[np.uint8]) -> Floats:
     if factor <= 1:
         return maps_Khw
     weight_hwJS = _weights(guide_3YX, (rows, columns), factor)
-    window_hwJK = _windows(np.moveaxis(maps_Khw, 0, -1), 0.0)
+    # The last map is 1 at every patch, so it becomes the sum of the weights inside the grid.
+    one_hw1 = np.ones((rows, columns, 1), np.float32)
+    window_hwJK = _windows(np.concatenate([np.moveaxis(maps_Khw, 0, -1), one_hw1], axis=-1))
     value_hwKS = window_hwJK.swapaxes(-1, -2) @ weight_hwJS
-    value_hwKFF = value_hwKS.reshape(rows, columns, num_maps, factor, factor)
-    return np.ascontiguousarray(value_hwKFF.transpose(2, 0, 3, 1, 4)).reshape(
-        num_maps, rows * factor, columns * factor
+    value_hwKS = value_hwKS[..., :-1, :] / value_hwKS[..., -1:, :]
+    value_KhFwF = value_hwKS.reshape(rows, columns, num_maps, factor, factor).transpose(
+        2, 0, 3, 1, 4
     )
+    return value_KhFwF.reshape(num_maps, rows * factor, columns * factor)
 
 
 def _weights(guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int) -> Floats:
-    """Weight of every patch of the window for every place, [h, w, J, S]; sums over J are 1.
+    """Weight of every patch of the window for every place, [h, w, J, S], by colour and distance.
 
-    Places are the last axis: NumPy reduces others much faster than a short last one.
+    Places are the last axis: NumPy computes others much faster than a short last one.
     """
     rows, columns = grid_hw
     fine = guide_3YX.shape[1] // rows // factor
@@ -82,22 +91,24 @@ def _weights(guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int
     place_hw3S = colour_3YX.reshape(3, rows, factor, columns, factor).transpose(1, 3, 0, 2, 4)
     place_hw3S = place_hw3S.reshape(rows, columns, 3, factor**2)
     patch_hw3 = place_hw3S.mean(axis=-1)
-    # -|q - k|^2 / 2 without |q|^2, which is the same for all patches of a place.
-    square_hw1 = np.vecdot(patch_hw3, patch_hw3)[..., None] / -2
-    key_hwJ3 = _windows(patch_hw3, 0.0)
-    weight_hwJS: Floats = key_hwJ3 @ place_hw3S
-    weight_hwJS += _windows(square_hw1, -np.inf)
-    weight_hwJS -= weight_hwJS.max(axis=-2, keepdims=True)
+    # -|q - k|^2 / 2 of a place q and a patch k as one product.
+    place_hw1S = np.square(place_hw3S).sum(axis=-2, keepdims=True) / -2
+    patch_hw1 = np.square(patch_hw3).sum(axis=-1, keepdims=True) / -2
+    query_hw5S = np.concatenate([place_hw3S, np.ones_like(place_hw1S), place_hw1S], axis=-2)
+    key_hwJ5 = _windows(np.concatenate([patch_hw3, patch_hw1, np.ones_like(patch_hw1)], axis=-1))
+    weight_hwJS: Floats = key_hwJ5 @ query_hw5S
+    # A colour that is far from those of all patches takes them by distance.
+    np.maximum(weight_hwJS, LEAST_EXPONENT, out=weight_hwJS)
     np.exp(weight_hwJS, out=weight_hwJS)
     weight_hwJS *= _nearness(factor)
-    weight_hwJS /= weight_hwJS.sum(axis=-2, keepdims=True)
     return weight_hwJS
 
 
-def _windows(values_hwC: Floats, outside: float) -> Floats:
-    """Values of the patches around every patch, [h, w, J, C]."""
-    around = ((REACH, REACH), (REACH, REACH), (0, 0))
-    padded = np.pad(values_hwC, around, constant_values=outside)
+def _windows(values_hwC: Floats) -> Floats:
+    """Values of the patches around every patch, [h, w, J, C]; 0 outside the grid."""
+    rows, columns, num_values = values_hwC.shape
+    padded = np.zeros((rows + 2 * REACH, columns + 2 * REACH, num_values), np.float32)
+    padded[REACH:-REACH, REACH:-REACH] = values_hwC
     side = 2 * REACH + 1
     window_hwCij = sliding_window_view(padded, (side, side), axis=(0, 1))
     window_hwijC = np.moveaxis(window_hwCij, 2, -1)

@@ -68,8 +68,8 @@ class PeopleCue:
     @classmethod
     def of(cls, find_foreground: Callable[[Floats], Floats], words: GeneralWords) -> "PeopleCue":
         """The cue of a package that has the general words."""
-        others = np.concatenate([words.vectors[word] for word in OTHER_WORDS])
-        return cls(find_foreground, others.astype(np.float32))
+        others_VD = np.concatenate([words.vectors[word][1:] for word in OTHER_WORDS])
+        return cls(find_foreground, others_VD)
 
     def add(
         self,

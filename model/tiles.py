@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -147,10 +146,13 @@ class Tiles:
 
         There are few different sizes, so all tiles of one size are written in one step.
         """
+        (all_rows, all_columns), strides = image_HW.shape, image_HW.strides
         size_T = self.side_2T[0] << 16 | self.side_2T[1]
         for size in np.unique(size_T).tolist():
             chosen = np.flatnonzero(size_T == size)
             height, width = size >> 16, size & 0xFFFF
-            windows = sliding_window_view(image_HW, (height, width), writeable=True)
+            # As NumPy's `sliding_window_view`, which takes as long as the rest.
+            shape = (all_rows - height + 1, all_columns - width + 1, height, width)
+            windows = np.ndarray(shape, image_HW.dtype, image_HW, 0, 2 * strides)
             top, left = self.first_2T[:, chosen]
             windows[top, left] = blocks_Tyx[chosen, :height, :width]

@@ -120,7 +120,7 @@ def _paint(
     if found.score_HW is None:
         is_open &= ~is_whole
     found.count(label, np.where(is_open, 0, pixels))
-    index_2T = np.stack(np.nonzero(is_open))
+    index_2T = np.stack(np.divmod(np.flatnonzero(is_open), is_open.shape[1]))
     if index_2T.size:
         tiles = Tiles.at(index_2T, down, across)
         corner_4T = tiles.corner_indices(winner_AB.shape[1])

@@ -159,7 +159,7 @@ def test_several_prompts_are_averaged_as_unit_vectors() -> None:
 
 def test_only_a_class_without_prompts_stands_for_the_members_of_its_name() -> None:
     raw = dict(zip(("cat", "dog"), EYE, strict=False))
-    words = GeneralWords({"dog": ["poodle"]}, {"dog": EYE[2:].astype(np.float16)})
+    words = GeneralWords({"dog": ["poodle"]}, {"dog": EYE[[2, 2]]})
     cat, dog = (PromptGroup(param="classes", prompts=(name,), name=name) for name in raw)
     for group, sizes, label in ((dog, [1, 2], 2), (replace(dog, name=None), [1, 1], 1)):
         classes = class_embeddings([cat, group], raw, words)

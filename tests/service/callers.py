@@ -24,7 +24,6 @@ from service.server import Server
 
 LIMIT_S = 20.0
 OK = {"200", "OK"}
-DEADLINE = {"504", "DEADLINE_EXCEEDED"}
 INTERNAL = {"500", "INTERNAL"}
 INVALID = {"422", "INVALID_ARGUMENT"}
 UNAVAILABLE = {"503", "UNAVAILABLE"}

@@ -113,24 +113,6 @@ def core(
     return Core(make_plane, runtime, encode_image, entered, make_plane())
 
 
-@pytest.mark.parametrize("capability", [EMBED, SEGMENT, SLIDE, CLASSIFY, DEPTH, NORMALS, MIXED])
-async def test_images_come_back_in_order_and_a_list_equals_its_items(
-    core: Core, capability: Capability
-) -> None:
-    images = [core.image(seed=s, size=(30 + 9 * s, 30)) for s in range(5)]
-    together = await core.arrays(capability, *images)
-    for image, found in zip(images, together, strict=True):
-        (alone,) = await core.arrays(capability, image)
-        if np.issubdtype(alone.dtype, np.integer):
-            assert (found == alone).mean() > 0.999, "rounding may decide a tie otherwise"
-        else:
-            np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-6)
-        if capability in (SEGMENT, SLIDE, DEPTH, NORMALS):
-            assert found.shape[:2] == (30, 30 + 9 * images.index(image)), "the image's size"
-        if capability is NORMALS:
-            np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
-
-
 async def test_known_class_names_cost_no_pass_over_the_text_tower(core: Core) -> None:
     (first,) = await core.arrays(SEGMENT, core.image(), templates="tcl")
     assert core.runtime.num_texts == 27
@@ -336,42 +318,6 @@ async def test_one_input_and_a_list_get_the_same_overload_answer(core: Core) -> 
         assert caught.value.retry_after_s
     core.runtime.gate.set()
     assert len((await running).embeddings) == 4
-
-
-@pytest.mark.parametrize("capability", [EMBED, SLIDE, DEPTH, NORMALS])
-async def test_a_caller_who_leaves_while_the_model_runs_frees_the_lane(
-    core: Core, capability: Capability
-) -> None:
-    await core.ask(SEGMENT, core.image())  # the class names are cached now
-    while core.runtime.entered.acquire(blocking=False):
-        pass
-    before = core.counts
-    core.runtime.gate.clear()
-    image = core.image(size=(28 + 21 * 7, 28))  # eight windows
-    leaving = asyncio.ensure_future(core.ask(capability, image))
-    assert await core.entered()
-    leaving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
-    await until(lambda: core.runtime.num_interrupted == 1)
-    core.runtime.gate.set()
-    assert core.plane.admission.wait_idle(0)
-    assert core.counts == before
-
-
-@EVERY
-@pytest.mark.parametrize("fault", ["raise", "short"])
-async def test_a_failed_batch_is_an_internal_error_and_the_next_request_is_served(
-    core: Core, capability: Capability, fault: Any
-) -> None:
-    images = [core.image()] * 2
-    # The class names are cached then. The next request would join a failing batch of texts.
-    await core.ask(capability, *images)
-    core.runtime.fault = fault
-    with pytest.raises(InternalError):
-        await core.ask(capability, *images)
-    core.runtime.fault = ""
-    assert len(await core.arrays(capability, *images)) == 2
 
 
 class Work:

@@ -3,7 +3,6 @@
 The faults are in the runtime, in the data plane behind a transport, and in its messages.
 """
 
-import asyncio
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,7 +12,7 @@ from service import data_plane
 from service.grpc import interceptor
 from service.server import Server
 from tests.service.callers import BOTH, INTERNAL, OK, Answer, Ask, ask_grpc
-from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
+from tests.service.conftest import Encode, FakeRuntime, Serving, until
 
 SECRET = "the planted secret"
 # Each route, and what the data plane makes for it.
@@ -77,28 +76,6 @@ async def test_a_failure_sends_only_a_request_id_and_holds_nothing(
         runtime.fault = ""
         assert "mine" in check_internal(answer)
         await until_nothing_is_held(server)
-        assert (await ask(server, encode_image(), route)).status in OK
-
-
-@pytest.mark.slow
-@BOTH
-@EVERY_ROUTE
-async def test_a_cancelled_request_holds_nothing(
-    serving: Serving,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    entered: Entered,
-    ask: Ask,
-    route: str,
-) -> None:
-    async with serving() as server:
-        runtime.gate.clear()
-        asking = asyncio.ensure_future(ask(server, encode_image(), route))
-        assert await entered()
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-        await until_nothing_is_held(server)
-        runtime.gate.set()
         assert (await ask(server, encode_image(), route)).status in OK
 
 

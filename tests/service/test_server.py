@@ -18,7 +18,6 @@ from service.server import Server, main
 from service.settings import Settings
 from tests.service.callers import (
     BOTH,
-    DEADLINE,
     INTERNAL,
     INVALID,
     LIMIT_S,
@@ -31,8 +30,6 @@ from tests.service.callers import (
 )
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
 
-# Long enough for a request to be in the queue by then, also on a busy machine.
-SOON_S = 1.0
 KEY = "a-key-that-is-long-enough-to-be-one"
 
 
@@ -63,27 +60,6 @@ async def test_answers_and_errors_carry_their_id_and_stage_times(
 
 
 @BOTH
-async def test_a_full_queue_sends_the_time_of_a_retry(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered, ask: Ask
-) -> None:
-    async with serving(max_queue_patches=6, max_batch_patches=6) as server:
-        runtime.gate.clear()
-        first = asyncio.ensure_future(ask(server, encode_image()))
-        assert await entered()
-        refused = await ask(server, encode_image())
-        runtime.gate.set()
-        assert (await first).status in OK
-        assert sample(server.metrics, "rejected_total", reason="queue_full") == 1
-    assert refused.status in {"429", "RESOURCE_EXHAUSTED"}
-    assert refused.code == "queue_full"
-    assert set(stages(refused)) <= {"admit", "decode", "total"}
-    if ask is ask_rest:
-        assert refused.headers["retry-after"] == "1"
-    else:
-        assert refused.headers["grpc-retry-pushback-ms"] == "1000"
-
-
-@BOTH
 async def test_an_internal_error_sends_an_id_and_logs_its_cause(
     serving: Serving,
     encode_image: Encode,
@@ -101,24 +77,6 @@ async def test_an_internal_error_sends_an_id_and_logs_its_cause(
     assert "request id me" in answer.text
     assert "secret" not in answer.text
     assert len([r for r in caplog.records if r.exc_info and r.msg == "internal error"]) == 1
-
-
-@BOTH
-async def test_a_deadline_that_passes_in_the_queue_frees_it(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered, ask: Ask
-) -> None:
-    async with serving() as server:
-        runtime.gate.clear()
-        first = asyncio.ensure_future(ask(server, encode_image()))
-        assert await entered()
-        late = await ask(server, encode_image(), timeout_s=SOON_S)
-        await until(lambda: sample(server.metrics, "inflight") == 1)
-        runtime.gate.set()
-        assert (await first).status in OK
-    assert late.status in DEADLINE
-    assert runtime.num_images == 1, "nothing was computed for the late one"
-    if ask is ask_rest:  # a gRPC client whose own deadline passed receives no metadata
-        assert stages(late) == ["admit", "decode", "queue", "total"]
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "interrupted"])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -261,3 +262,22 @@ def test_a_graph_that_the_runtime_refuses_ends_the_load_with_a_reason(
     monkeypatch.setattr(loading, "load_chosen", Mock(side_effect=error))
     with pytest.raises((PackageError, UnusableRuntimeError), match=sentence):
         load_model(machine.make_settings(), Metrics(), ModelSource("any"))
+
+
+def test_the_runtime_is_chosen_by_the_settings_and_workers_share_no_gpu(
+    manifest: Manifest, make_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def choose(_: object, request: Any, __: object) -> RuntimeChoice:
+        asked.append(request)
+        return RuntimeChoice(runtime="onnx", precision="fp32", device="gpu", reason="")
+
+    monkeypatch.setattr(loading, "choose_runtime", choose)
+    settings = make_settings(runtime="onnx", precision="fp16", device="gpu")
+    package: Any = SimpleNamespace(manifest=manifest)
+    assert loading.choose(package, settings).device == "gpu"
+    (request,) = asked
+    assert (request.runtime, request.precision, request.device) == ("onnx", "fp16", "gpu")
+    with pytest.raises(UnusableRuntimeError, match="2 workers would each hold a CUDA context"):
+        loading.choose(package, make_settings(workers=2, lanes=2, pool_threads=2))

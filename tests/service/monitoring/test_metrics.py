@@ -6,6 +6,7 @@ import sys
 import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -105,6 +106,29 @@ def test_each_gpu_is_read_at_each_scrape_and_a_missing_sensor_is_said_once(
     assert (read("temperature_celsius", 0), read("temperature_celsius", 1)) == (60, 61)
     missing = [line for line in caplog.messages if "tipserve_gpu_power_watts" in line]
     assert missing == ["GPU 1 has no tipserve_gpu_power_watts: NVML says Not Supported"]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("nvmlInit", "NVML does not start (Unknown Error)"),
+        ("nvmlDeviceGetCount", "NVML cannot list the GPUs (Unknown Error)"),
+    ],
+)
+def test_a_driver_that_refuses_leaves_the_other_metrics(
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    function: str,
+    said: str,
+) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setattr(nvml, function, Mock(side_effect=nvml.NVMLError("Unknown Error")))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    caplog.set_level("INFO")
+    metrics.watch_gpus(find_nvml())
+    assert said in caplog.text
+    assert [family.name for family in metrics.registry.collect()]
 
 
 async def test_a_blocked_event_loop_is_measured(metrics: Metrics) -> None:

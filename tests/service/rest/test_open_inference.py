@@ -62,34 +62,6 @@ def outputs_of(answer: httpx.Response) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-async def test_every_form_of_request_gives_the_native_embeddings(
-    client: httpx.AsyncClient, encode_image: Encode
-) -> None:
-    image = encode_image("PNG", size=(28, 28))
-    body = {"image": base64.b64encode(image).decode(), "outputs": ["patches", "cls1", "cls2"]}
-    (native,) = (await client.post("/v1/images:embed", json=body)).json()["data"]
-    wanted = {"outputs": [{"name": "cls2"}, {"name": "patch_embeddings"}, {"name": "cls1"}]}
-    as_json = {"inputs": [image_input(image)], **wanted}
-    as_bytes: dict[str, Any] = {
-        "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES"}],
-        "parameters": {"binary_data_output": True},
-        **wanted,
-    }
-    content, headers = binary_body(as_bytes, struct.pack("<I", len(image)) + image)
-    for path, sent, kind in (
-        (INFER, {"json": as_json}, "application/json"),
-        (INFER, {"content": content, "headers": headers}, "application/octet-stream"),
-        ("/v2/models/fake/versions/1/infer", {"json": as_json}, "application/json"),
-    ):
-        answer = await client.post(path, **sent)
-        assert answer.headers["content-type"] == kind
-        arrays = outputs_of(answer)
-        assert list(arrays) == ["cls2", "patch_embeddings", "cls1"]
-        assert arrays["patch_embeddings"].shape == (1, 2, 2, 8)
-        for name, ours in (("patch_embeddings", "patches"), ("cls1", "cls1"), ("cls2", "cls2")):
-            np.testing.assert_array_equal(arrays[name][0], np.float32(native[ours]))
-
-
 async def test_null_and_what_clients_always_send_are_absent(client: httpx.AsyncClient) -> None:
     # Triton's own parameters and the model's name are ignored: its clients and KServe's send them.
     body = {

@@ -1,6 +1,5 @@
 """`/v1/embeddings`: inputs, forms and errors; and the stock `openai` client under load."""
 
-import asyncio
 import base64
 import re
 from pathlib import Path
@@ -8,14 +7,12 @@ from typing import Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from numpy.typing import NDArray
 
 from service.rest.openai import EmbeddingsBody
 from service.server import Server
-from tests.service.conftest import Encode, Entered, FakeRuntime, Serving
-from tests.service.rest.conftest import LIMIT_S, client_of
+from tests.service.conftest import Encode
 
 URL = "https://images.example.org/a.png"
 
@@ -74,15 +71,6 @@ async def test_a_mixture_keeps_its_order_in_every_form(
 async def test_texts_that_look_like_an_image_are_texts(client: httpx.AsyncClient) -> None:
     texts = ("data: what it is", "data:text/plain,abc", {"text": URL}, {"text": data_uri(b"x")})
     assert len(await vectors(client, input=texts)) == len(texts)
-
-
-async def test_usage_counts_tokens_and_patches(
-    client: httpx.AsyncClient, encode_image: Encode
-) -> None:
-    uri = data_uri(encode_image())
-    for items, seen in (("dog", 3), (["dog", "dog"], 6), ([uri], 4), (["x" * 100, uri], 68)):
-        usage = (await ask(client, input=items)).json()["usage"]
-        assert usage == {"prompt_tokens": seen, "total_tokens": seen}
 
 
 async def test_null_is_absent(client: httpx.AsyncClient) -> None:
@@ -145,29 +133,6 @@ async def test_images_by_url_are_fetched_in_their_places(
     assert (error["code"], error["message"]) == ("url_fetch_failed", "input[2]: nothing")
 
 
-TOKENS = [b"a", b" dog", "ü".encode()[:1], "ü".encode()[1:]]
-
-
-async def test_token_ids_have_the_vectors_of_their_texts(serving: Serving, tmp_path: Path) -> None:
-    file = tmp_path / "tiny.tiktoken"
-    file.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(t), n) for n, t in enumerate(TOKENS)))
-    async with serving(token_vocabulary=file) as server, client_of(server) as client:
-        texts = (await ask(client, input=["a dogü", "a\ufffd"])).json()
-        assert (await ask(client, input=[[0, 1, 2, 3], [0, 2]])).json() == texts
-        assert (await ask(client, input=[0, 1, 2, 3])).json()["data"] == texts["data"][:1]
-        for given, param in (
-            ([[0], [9]], "input[1]"),
-            ([2**70], "input"),
-            ([-1], "input"),
-            ([[0], []], "input[1]"),
-            ([0, "a"], "input[1]"),
-            ([[0], ["a"]], "input[1][0]"),
-            ([[0], "a"], "input[1]"),
-        ):
-            refused = await ask(client, input=given)
-            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), given
-
-
 @pytest.mark.parametrize("content", [b"a", b"YQ== x\n", b"? 1\n", b"\xff\n"])
 def test_a_file_that_is_no_vocabulary_stops_the_start(
     make_settings: Any, tmp_path: Path, content: bytes
@@ -175,35 +140,3 @@ def test_a_file_that_is_no_vocabulary_stops_the_start(
     (tmp_path / "other").write_bytes(content)
     with pytest.raises(ValueError, match="not a vocabulary of tiktoken"):
         Server(make_settings(token_vocabulary=tmp_path / "other"))
-
-
-async def test_a_full_server_is_a_rate_limit_error_and_a_retry_waits_for_retry_after(
-    serving: Serving, runtime: FakeRuntime, entered: Entered, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime.text_cache_bytes = 1
-    # Room for one new prompt, and then for nothing.
-    async with serving(max_queue_patches=8, max_batch_patches=8) as server:
-        url = f"http://127.0.0.1:{server.ports['http']}/v1"
-        client = openai.AsyncOpenAI(base_url=url, api_key="none", timeout=LIMIT_S, max_retries=0)
-        runtime.gate.clear()
-        first = asyncio.ensure_future(client.embeddings.create(model="fake", input="first"))
-        assert await entered()
-        with pytest.raises(openai.RateLimitError) as caught:
-            await client.embeddings.create(model="fake", input="second")
-        assert caught.value.code == "queue_full"
-        retry_after = float(caught.value.response.headers["retry-after"])
-        waits: list[float] = []
-
-        async def sleep(seconds: float) -> None:
-            """Free the queue instead of waiting."""
-            waits.append(seconds)
-            runtime.gate.set()
-            await first
-
-        monkeypatch.setattr("anyio.sleep", sleep)
-        retrying = client.with_options(max_retries=1)
-        answer = await retrying.embeddings.create(model="fake", input="second")
-        await client.close()
-    assert len(answer.data) == 1
-    assert waits == [retry_after]
-    assert retry_after >= 1

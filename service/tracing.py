@@ -2,7 +2,7 @@
 
 The API does nothing until it is given a tracer of the SDK, which `service.monitoring.span_export`
 makes. A request is one server span with a child span for each stage; there is one `run` for each
-batch that computed items of the request.
+batch that computed items of the request and did not fail.
 
 A span never holds an image's name, a text, a query or an exception's message.
 """
@@ -58,30 +58,26 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class BatchRun:
-    """One batch on a lane, as the traces of its requests show it.
+    """One batch that a lane has computed, as the traces of its requests show it.
 
     Attributes:
-        started: Monotonic seconds.
         bucket: Shape of its items.
         num_items: Images or texts.
         cost: In patches or tokens.
-        ended: Monotonic seconds; None while it runs.
-        error: Class name of the exception that ended it.
+        ended: Monotonic seconds.
     """
 
-    started: float
     bucket: str
     num_items: int
     cost: int
-    ended: float | None = None
-    error: str | None = None
+    ended: float
 
 
 class RequestTrace:
     """Trace of one request.
 
-    Stages, queueing and batches may be added by any thread; `end` belongs to the request's loop.
-    Their spans are made at the end: a stage that runs once per image becomes one span, and a
+    Stages may be added by any thread; batches and `end` belong to the request's loop. Their spans
+    are made at the end: a stage that runs once per image becomes one span, and a
     request that is not sampled costs one comparison per stage.
     """
 
@@ -103,8 +99,7 @@ class RequestTrace:
         self._transport = transport
         self._started = started
         self._stages: dict[str, tuple[float, float]] = {}
-        self._enqueued: float | None = None
-        self._batches: list[BatchRun] = []
+        self._runs: dict[BatchRun, float] = {}  # with their starts
 
     def stage(self, name: str, started: float, ended: float) -> None:
         """Add one run of a stage; the stage's span covers its first start to its last end."""
@@ -112,25 +107,22 @@ class RequestTrace:
             first, last = self._stages.get(name, (started, ended))
             self._stages[name] = min(first, started), max(last, ended)
 
-    def enter_queue(self, now: float) -> None:
-        """Record that items of the request wait from this monotonic time on."""
-        if self.is_recording and (self._enqueued is None or now < self._enqueued):
-            self._enqueued = now
-
-    def ran_in(self, batch: BatchRun | None) -> None:
-        """Record that this batch computed an item of the request.
+    def ran_in(self, batch: BatchRun | None, *, queue_s: float, run_s: float) -> None:
+        """Record that a batch computed an item, which waited and then ran for so long.
 
         Another request may have started the item: equal prompts are computed once.
         """
-        if self.is_recording and batch is not None and batch not in self._batches:
-            self._batches.append(batch)
+        if self.is_recording and batch is not None and batch not in self._runs:
+            started = self._runs[batch] = batch.ended - run_s
+            self.stage("queue", started - queue_s, started)
 
     def end(self, outcome: Outcome, facts: Mapping[str, str | int]) -> None:
         """Make the spans of the stages and end the request's own, with `Call.facts`, once."""
         if not self.is_recording:
             return
         ended = self._started + outcome.seconds
-        self._add_queue_and_runs(ended)
+        for batch, started in self._runs.items():
+            self._add("run", started, batch.ended, batch)
         for name, (first, last) in sorted(self._stages.items(), key=lambda stage: stage[1]):
             self._add(name, first, last)
         name, attributes = _name_and_attributes(self._transport, outcome)
@@ -138,21 +130,10 @@ class RequestTrace:
         self._span.set_attributes(attributes)
         for name, fact in facts.items():
             self._span.set_attribute(CONVENTIONS.get(name) or f"tipserve.{name}", fact)
-        _set_error(self._span, (outcome.error or str(outcome.code)) if outcome.is_fault else None)
+        if outcome.is_fault:
+            self._span.set_status(Status(StatusCode.ERROR))
+            self._span.set_attribute("error.type", outcome.error or str(outcome.code))
         self._span.end(_epoch_ns(ended))
-
-    def _add_queue_and_runs(self, ended: float) -> None:
-        """Stage `queue` lasts until the last batch starts."""
-        queued = self._enqueued
-        if queued is None:
-            return
-        batches = tuple(self._batches)
-        # A batch that another request started may be older than this request's wait for it.
-        starts = [max(batch.started, queued) for batch in batches]
-        self.stage("queue", queued, max(starts, default=ended))
-        for start, batch in zip(starts, batches, strict=True):
-            last = max(start, ended if batch.ended is None else batch.ended)
-            self._add("run", start, last, batch)
 
     def _add(self, name: str, first: float, last: float, batch: BatchRun | None = None) -> None:
         parent = set_span_in_context(self._span, NO_PARENT)
@@ -161,7 +142,6 @@ class RequestTrace:
             child.set_attribute("tipserve.batch.bucket", batch.bucket)
             child.set_attribute("tipserve.batch.items", batch.num_items)
             child.set_attribute("tipserve.batch.cost", batch.cost)
-            _set_error(child, batch.error)
         child.end(_epoch_ns(last))
 
 
@@ -222,13 +202,6 @@ def _name_and_attributes(
         if "{" not in route:
             attributes["url.path"] = route
     return (outcome.method if route else "HTTP"), attributes
-
-
-def _set_error(span: Span, error: str | None) -> None:
-    """Mark a span as failed with the short name of the error, never with a message."""
-    if error is not None:
-        span.set_status(Status(StatusCode.ERROR))
-        span.set_attribute("error.type", error)
 
 
 def _epoch_ns(monotonic_s: float) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
 from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
-from service.tracing import NO_TRACE, BatchRun, RequestTrace
+from service.tracing import BatchRun
 
 # Images to embed, texts to embed, images for a dense head, and images for both in one pass.
 Kind = (
@@ -85,7 +85,6 @@ class WorkItem:
         deadline: Monotonic seconds.
         priority: 1 is the highest.
         caller: Name of the caller, for fair scheduling.
-        trace: Trace of the request.
         patch_outputs: Of an image to embed: those that its request needs.
     """
 
@@ -95,7 +94,6 @@ class WorkItem:
     deadline: float = math.inf
     priority: int = DEFAULT_PRIORITY
     caller: str = ""
-    trace: RequestTrace = NO_TRACE
     patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS
 
 
@@ -114,7 +112,7 @@ def record_batches(done: Sequence[Completed], call: Call) -> None:
     queue_s = run_s = 0.0
     for item in done:
         queue_s, run_s = max(queue_s, item.queue_s), max(run_s, item.run_s)
-        call.trace.ran_in(item.batch)
+        call.trace.ran_in(item.batch, queue_s=item.queue_s, run_s=item.run_s)
     call.wait("queue", queue_s)
     call.wait("run", run_s)
 

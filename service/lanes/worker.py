@@ -181,18 +181,12 @@ class LaneWorker:
         """Compute a batch and resolve every item; returns the kind of error if it failed."""
         shared = self._shared
         num_items = len(batch.entries)
-        run = BatchRun(
-            started=batch.taken, bucket=batch.bucket.label, num_items=num_items, cost=batch.cost
-        )
         try:
             shared.metrics.observe_batch(batch.bucket.kind, num_items, batch.cost)
-            for entry in batch.entries:
-                entry.item.trace.ran_in(run)
             results = self._outputs_of(batch)
             if len(results) != num_items:
                 raise RuntimeError(f"{len(results)} results for {num_items} items")
         except Exception as cause:
-            run.ended, run.error = shared.clock(), type(cause).__name__
             if not isinstance(cause, Interrupted):
                 # Each request logs the cause with its own id.
                 fields = {"bucket": batch.bucket.label}
@@ -205,8 +199,8 @@ class LaneWorker:
             # Without the cycle the images are freed now, and not at the next garbage collection.
             del batch, entry, error
             return type(cause)
-        # Before the items are resolved: a finished request adds nothing to its trace.
-        run.ended = ended = shared.clock()
+        ended = shared.clock()
+        run = BatchRun(bucket=batch.bucket.label, num_items=num_items, cost=batch.cost, ended=ended)
         for entry, outputs in zip(batch.entries, results, strict=True):
             queue_s, run_s = batch.taken - entry.enqueued, ended - batch.taken
             done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, batch=run)

@@ -293,14 +293,12 @@ async def _run(
             payload=p,
             patch_outputs=job.patch_outputs,
             deadline=call.deadline,
-            trace=call.trace,
             priority=call.priority,
             caller=call.caller,
         )
         for p in pixels
     ]
     queued = call.clock()
-    call.trace.enter_queue(queued)
     futures = model.queue.put(items)
     try:
         await wait_settled(futures)
@@ -310,6 +308,7 @@ async def _run(
         is_running = any(future.state == "running" for future in futures)
         if not is_running and not isinstance(error, InternalError):
             call.wait("queue", call.clock() - queued)
+            call.trace.stage("queue", queued, call.clock())
         cancel_all(futures)
         raise
     finally:

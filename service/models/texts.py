@@ -289,7 +289,6 @@ class TextEncoder:
         if not prompts.missing:
             return prompts.cached
         joined = call.clock()
-        call.trace.enter_queue(joined)
         futures, begun = self._cache.join(prompts.missing)
         try:
             if begun:
@@ -342,7 +341,6 @@ class TextEncoder:
                 payload=row,
                 priority=call.priority,
                 caller=call.caller,
-                trace=call.trace,
             )
             for row in rows.values()
         ]

@@ -157,6 +157,23 @@ async def test_metrics_show_served_models_only(
     assert metrics.registry.get_sample_value("tipserve_lanes", lanes) is None
 
 
+async def test_a_swap_finishes_requests_on_the_old_model(
+    repository: ModelRepository, loader: Loader, ask: Ask
+) -> None:
+    await repository.load("a")
+    first, old = loader.runtimes
+    running = await held(ask, old)
+    await repository.load("a", "b")
+    assert Path(loader.sources[2].folder).name == "b"
+    assert await ask("a") == "a"
+    assert (loader.runtimes[2].num_texts, old.is_closed) == (1, False)
+    old.gate.set()
+    assert await running == "a"
+    await until(lambda: old.is_closed)
+    assert loader.closed == [False, True, False]
+    assert first.num_texts == 0
+
+
 async def test_an_unloaded_model_finishes_its_requests_and_can_be_loaded_again(
     repository: ModelRepository, loader: Loader, ask: Ask
 ) -> None:

@@ -6,9 +6,9 @@ that lead to tensors are read; weights are skipped.
 Source: field numbers from onnx.proto (ONNX IR 10).
 """
 
+import math
 import mmap
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -31,27 +31,17 @@ ROUTES: Final[Mapping[str, Mapping[int, str]]] = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 ENTRY_KEY, ENTRY_VALUE = 1, 2
-# Fields of a node, an attribute and a tensor.
-NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR = 1, 2, 4
-ATTRIBUTE_TENSOR, ATTRIBUTE_INTS = 5, 8
-DIMS, INT64_DATA, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA = 1, 7, 8, 9, 13
-SPARSE_DIMS = 3
-# Operators whose output has as many values as the product of a shape, and the input with it. A
-# runtime computes those of constants while it loads the graph.
-FILLING: Final[Mapping[bytes, int]] = {b"ConstantOfShape": 0, b"Expand": 1, b"Tile": 1}
-# A shape has few dimensions. What is longer is read as one huge value: weights are no shape.
-MAX_SHAPE_BYTES: Final = 10 * 64
-HUGE: Final = 2**63 - 1
-# Values that such operators may make in one graph, 256 MiB in fp32; our exports make hundreds.
-MAX_FILLED_VALUES: Final = 2**26
+# The sizes of each kind of tensor, and where the data of the first kind lies.
+DIMS: Final[Mapping[str, int]] = {"tensor": 1, "sparse": 3}
+EXTERNAL_DATA: Final = 13
+# A tensor has few dimensions.
+MAX_DIMS_BYTES: Final = 10 * 64
 
 
 def check_graph(path: Path, max_values: int) -> set[str]:
     """Check the sizes that a graph declares, and find its weight files.
 
-    It may declare no tensor larger than its files, and fill none from a shape: a graph of 200 bytes
-    with a `ConstantOfShape` made the serving process grow past 14 GB. Shapes that it computes are
-    not followed.
+    It may declare no tensor larger than its files. Shapes that it computes are not followed.
 
     Args:
         path: The graph.
@@ -71,14 +61,9 @@ def check_graph(path: Path, max_values: int) -> set[str]:
             graph.read(slice(0, len(content)), "model", 0)
         except (ValueError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a complete ONNX graph: {error}") from error
-    largest = max(graph.tensor_values, default=0)
-    if largest > max_values:
-        raise ValueError(f"{path} declares a tensor of {largest} values, more than its files hold")
-    num_filled = sum(graph.shapes.get(name, 0) for name in graph.filled)
-    if num_filled > MAX_FILLED_VALUES:
+    if graph.largest > max_values:
         raise ValueError(
-            f"{path} fills tensors of {num_filled} values from constant shapes, "
-            f"at most {MAX_FILLED_VALUES} are accepted"
+            f"{path} declares a tensor of {graph.largest} values, more than its files hold"
         )
     return graph.locations
 
@@ -94,33 +79,25 @@ class _Graph:
 
     Attributes:
         locations: The external weight files.
-        tensor_values: Number of values of each tensor.
-        shapes: For each small constant, the product of its values.
-        filled: For each operator of `FILLING`, the name of its shape.
+        largest: Values of the largest tensor.
     """
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
         self.locations: set[str] = set()
-        self.tensor_values: list[int] = []
-        self.shapes: dict[bytes, int] = {}
-        self.filled: list[bytes] = []
+        self.largest = 0
 
     def read(self, span: slice, message: str, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise ValueError(f"messages are nested more than {MAX_DEPTH} deep")
-        if message == "tensor":
-            name, product = self._read_tensor(span)
-            self._add_shape(name, product)
-        elif message == "node":
-            self._read_node(span, depth)
-        else:
-            if message == "sparse":
-                self.tensor_values.append(_product(self._integers(span, SPARSE_DIMS)))
-            routes = ROUTES[message]
-            for number, inner in _bytes_fields(self._buffer, span):
-                if number in routes:
-                    self.read(inner, routes[number], depth + 1)
+        if message in DIMS:
+            self.largest = max(self.largest, self._num_values(span, DIMS[message]))
+        routes = ROUTES.get(message, {})
+        for number, inner in _bytes_fields(self._buffer, span):
+            if number in routes:
+                self.read(inner, routes[number], depth + 1)
+            elif message == "tensor" and number == EXTERNAL_DATA:
+                self._read_entry(inner)
 
     def _read_entry(self, span: slice) -> None:
         """Read a key and value of what describes a tensor's data."""
@@ -134,75 +111,16 @@ class _Graph:
         if b"location" in keys:
             self.locations |= values
 
-    def _read_tensor(self, span: slice) -> tuple[bytes, int]:
-        """Name of a tensor, and the product of its values if it may be a shape."""
-        self.tensor_values.append(_product(self._integers(span, DIMS)))
-        name, values = b"", self._integers(span, INT64_DATA)
-        for number, inner in _bytes_fields(self._buffer, span):
-            if number == TENSOR_NAME:
-                name = self._buffer[inner]
-            elif number == RAW_DATA:
-                values = self._raw_integers(inner)
-            elif number == EXTERNAL_DATA:
-                self._read_entry(inner)
-        return name, _product(values) if values else 0
-
-    def _raw_integers(self, span: slice) -> list[int]:
-        if span.stop - span.start > MAX_SHAPE_BYTES:
-            return [HUGE]
-        raw = self._buffer[span]
-        return [value for (value,) in struct.iter_unpack("<Q", raw[: len(raw) & ~7])]
-
-    def _read_node(self, span: slice, depth: int) -> None:
-        inputs, outputs, operator = [], [], b""
-        products = [0]
-        for number, inner in _bytes_fields(self._buffer, span):
-            if number == NODE_INPUT:
-                inputs.append(self._buffer[inner])
-            elif number == NODE_OUTPUT:
-                outputs.append(self._buffer[inner])
-            elif number == NODE_OPERATOR:
-                operator = self._buffer[inner]
-            elif number in ROUTES["node"]:
-                self.read(inner, "attribute", depth + 1)
-                products += self._attribute_products(inner)
-        for name in outputs:
-            self._add_shape(name, max(products))
-        place = FILLING.get(operator)
-        if place is not None and place < len(inputs):
-            self.filled.append(inputs[place])
-
-    def _attribute_products(self, span: slice) -> Iterator[int]:
-        """Products of the constants that an attribute holds."""
-        for number, inner in _bytes_fields(self._buffer, span):
-            if number == ATTRIBUTE_TENSOR:
-                yield self._read_tensor(inner)[1]
-        integers = self._integers(span, ATTRIBUTE_INTS)
-        if integers:
-            yield _product(integers)
-
-    def _add_shape(self, name: bytes, product: int) -> None:
-        # Inner graphs may use a name again; the largest one counts.
-        self.shapes[name] = max(product, self.shapes.get(name, 0))
-
-    def _integers(self, span: slice, wanted: int) -> list[int]:
-        """Values of a repeated integer field, packed or not."""
+    def _num_values(self, span: slice, wanted: int) -> int:
+        """The product of a tensor's dimensions, packed or not; they are read as unsigned."""
         found: list[int] = []
         for number, _, value in read_fields(self._buffer, span.start, span.stop):
             if number != wanted:
                 continue
             if isinstance(value, int):
                 found.append(value)
-            elif value.stop - value.start > MAX_SHAPE_BYTES:
-                found.append(HUGE)
+            elif value.stop - value.start > MAX_DIMS_BYTES:
+                raise ValueError("a tensor has too many dimensions")
             else:
                 found += read_varints(self._buffer, value.start, value.stop)
-        return found
-
-
-def _product(values: Iterable[int]) -> int:
-    """Product of 64-bit integers, at most `HUGE`; a negative one, read as unsigned, counts as 1."""
-    product = 1
-    for value in values:
-        product = min(product * (value if value <= HUGE else 1), HUGE)
-    return product
+        return math.prod(found)

@@ -69,9 +69,7 @@ def vision_tokens(
         tokens_BTD = layer(tokens_BTD, None)
     final_BTD = tower.layernorm(tokens_BTD)
     return VisionTokens(
-        cls1_BD=final_BTD[:, 0],
-        cls2_BD=final_BTD[:, 1],
-        patches_BND=final_BTD[:, NUM_CLS_TOKENS:],
+        cls1_BD=final_BTD[:, 0], cls2_BD=final_BTD[:, 1], patches_BND=final_BTD[:, NUM_CLS_TOKENS:]
     )
 
 

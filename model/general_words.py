@@ -72,9 +72,7 @@ class GeneralWords:
 
 
 def write_words(
-    path: Path,
-    words: Mapping[str, Sequence[str]],
-    embeddings: Mapping[str, NDArray[np.float32]],
+    path: Path, words: Mapping[str, Sequence[str]], embeddings: Mapping[str, NDArray[np.float32]]
 ) -> None:
     """Write the file: whole or not at all.
 

@@ -171,10 +171,7 @@ class LoadedImage:
 
 
 def read_header(
-    data: bytes,
-    limits: ImageLimits,
-    *,
-    reduce_to: SizeMap | None = None,
+    data: bytes, limits: ImageLimits, *, reduce_to: SizeMap | None = None
 ) -> tuple[tuple[int, int], int]:
     """Read from the header what decoding will take.
 

@@ -13,14 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final, Literal, NamedTuple
 
-from cyclopts import (
-    App,
-    ArgumentCollection,
-    CycloptsError,
-    Parameter,
-    Token,
-    UnknownOptionError,
-)
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, UnknownOptionError
 from cyclopts.completion.install import create_install_completion_command
 from rich.console import Console
 
@@ -75,10 +68,7 @@ COMMANDS: Final = {
         "Rank named classes for an image, or for many as CSV or JSON lines.\n\n"
         "One image prints a table. Files and folders need --output; run an interrupted command "
         "again to continue where it stopped.",
-        (
-            'photo.jpg --classes "dog, cat"',
-            "photos/ --classes-file names.txt -o found.csv --top 1",
-        ),
+        ('photo.jpg --classes "dog, cat"', "photos/ --classes-file names.txt -o found.csv --top 1"),
     ),
     "features": Help(
         "Write the patch embeddings of an image, or draw them.\n\n"
@@ -112,10 +102,7 @@ COMMANDS: Final = {
     ),
     "search": Help(
         "Find the images of an embedded folder that are most similar to words or to an image.",
-        (
-            'photos.parquet "a red car"',
-            "photos.parquet --image photo.jpg --top 20 --json",
-        ),
+        ('photos.parquet "a red car"', "photos.parquet --image photo.jpg --top 20 --json"),
     ),
     "models": Help(
         "List the models of a server, or describe the model that would be loaded here.",

@@ -48,13 +48,7 @@ def read_checkpoint(path: Path, *, dense: Path | None = None) -> Checkpoint:
     heads = None
     if dense is not None:
         heads, origin["dense"] = _read_dense(dense, model)
-    return Checkpoint(
-        model=model,
-        dense=heads,
-        tokenizer=tokenizer,
-        variant=variant,
-        origin=origin,
-    )
+    return Checkpoint(model=model, dense=heads, tokenizer=tokenizer, variant=variant, origin=origin)
 
 
 def _read_dense(

@@ -27,11 +27,7 @@ PROBLEMS: Final = {
 
 
 def load_weights(
-    kind: type[Model],
-    source: Path | Mapping[str, Tensor],
-    config: PretrainedConfig,
-    *,
-    path: Path,
+    kind: type[Model], source: Path | Mapping[str, Tensor], config: PretrainedConfig, *, path: Path
 ) -> Model:
     """Load a model from a folder of safetensors, memory-mapped if float32, or from tensors.
 

@@ -94,8 +94,7 @@ Source = Annotated[
 Models = Annotated[str, Parameter(help=MODELS_HELP)]
 Package = Annotated[str, Parameter(help="A model package, or `bundled`.")]
 RepositoryFolder = Annotated[
-    Path,
-    Parameter(help="Folder with the published versions of one model and the link `current`."),
+    Path, Parameter(help="Folder with the published versions of one model and the link `current`.")
 ]
 Making = Annotated[MakingOptions, Parameter(name="*")]
 
@@ -297,10 +296,7 @@ def describe_package(package: ModelPackage) -> str:
         f"  {entry.size_bytes:>14,} bytes  {entry.sha256[:12]}  {name}"
         for name, entry in manifest.files.items()
     ]
-    lines += [
-        "parity     graphs against the model in float32",
-        parity_table(manifest.parity),
-    ]
+    lines += ["parity     graphs against the model in float32", parity_table(manifest.parity)]
     lines += ["provenance", json.dumps(manifest.provenance, indent=2)]
     return "\n".join(lines)
 

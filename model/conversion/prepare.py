@@ -42,11 +42,7 @@ class Preparer:
         """
         pinned = self._identify(request)
         name = pinned.name or request.base.name
-        key = key_of(
-            pinned.base_identity,
-            pinned.dense_identity,
-            request.precisions,
-        )
+        key = key_of(pinned.base_identity, pinned.dense_identity, request.precisions)
         found = self._find(name, key, verify=verify)
         if found is None:
             with self._cache.writing(name, key, self._progress) as folder:

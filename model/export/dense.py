@@ -132,9 +132,7 @@ def segmentation_labels(dense: Tipsv2DptForDensePrediction) -> list[str]:
     return [f"class {number}" for number in range(1, len(names) + 1)]
 
 
-def trace_heads(
-    dense: Tipsv2DptForDensePrediction,
-) -> Iterator[tuple[DenseTask, onnx_ir.Model]]:
+def trace_heads(dense: Tipsv2DptForDensePrediction) -> Iterator[tuple[DenseTask, onnx_ir.Model]]:
     """Yield the graph of each head: `TAPS` to an output named as the task.
 
     The graphs are in memory and share the model's weights.

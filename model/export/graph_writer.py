@@ -115,11 +115,7 @@ class PackageContent:
 
 
 def trace_vision(
-    vision: nn.Module,
-    unit: int,
-    attention: str = FUSED,
-    *,
-    outputs: Sequence[str] = VISION_OUTPUTS,
+    vision: nn.Module, unit: int, attention: str = FUSED, *, outputs: Sequence[str] = VISION_OUTPUTS
 ) -> onnx_ir.Model:
     """Trace the vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
 

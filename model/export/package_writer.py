@@ -64,10 +64,7 @@ def write_package(
 
 
 def _without_failed(
-    folder: Path,
-    parity: Sequence[ParityEntry],
-    may_fail: Sequence[Precision],
-    progress: Progress,
+    folder: Path, parity: Sequence[ParityEntry], may_fail: Sequence[Precision], progress: Progress
 ) -> list[ParityEntry]:
     """Remove failed towers, and what is not used without them; returns the remaining entries."""
     failed, removed = {entry.file for entry in parity if not entry.passed}, set()

@@ -100,9 +100,7 @@ def prove_package(
 
 
 def prove_heads(
-    package: ModelPackage,
-    heads: Mapping[DenseTask, nn.Module],
-    progress: Progress = lambda _: None,
+    package: ModelPackage, heads: Mapping[DenseTask, nn.Module], progress: Progress = lambda _: None
 ) -> list[ParityEntry]:
     """Compare the graphs of heads that read embeddings with torch, on every CPU backend.
 

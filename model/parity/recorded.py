@@ -206,10 +206,7 @@ def _check(
 
 
 def _case(
-    arrays: dict[str, NDArray[Any]],
-    part: slice,
-    size_hw: tuple[int, int],
-    grid_hw: tuple[int, int],
+    arrays: dict[str, NDArray[Any]], part: slice, size_hw: tuple[int, int], grid_hw: tuple[int, int]
 ) -> VisionCase:
     none_clear = np.zeros(arrays["labels"].shape[1:], np.bool_)
     return VisionCase(

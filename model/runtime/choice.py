@@ -107,10 +107,7 @@ class UnavailableReason:
 
 
 def unavailable_reason(
-    backend: Backend,
-    precision: Precision,
-    manifest: Manifest,
-    machine: Machine,
+    backend: Backend, precision: Precision, manifest: Manifest, machine: Machine
 ) -> UnavailableReason | None:
     """Check a backend on a machine; returns None if it can compute the package."""
     if backend.device == "gpu" and not machine.hardware.has_gpu:

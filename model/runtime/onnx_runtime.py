@@ -84,12 +84,7 @@ def import_onnxruntime() -> Any:
 
 
 def open_session(
-    path: Path,
-    device: Device,
-    num_threads: int,
-    *,
-    has_arena: bool = True,
-    tf32: bool = False,
+    path: Path, device: Device, num_threads: int, *, has_arena: bool = True, tf32: bool = False
 ) -> Any:
     """Load a graph on a device, and on no other.
 
@@ -128,10 +123,7 @@ def open_session(
     }
     try:
         session = onnxruntime.InferenceSession(
-            path,
-            options,
-            providers=[(PROVIDERS["gpu"], cuda), PROVIDERS["cpu"]],
-            enable_fallback=0,
+            path, options, providers=[(PROVIDERS["gpu"], cuda), PROVIDERS["cpu"]], enable_fallback=0
         )
     except (RuntimeError, ValueError) as error:
         raise ProviderError(f"ONNX Runtime cannot use CUDA: {error}") from error
@@ -306,11 +298,7 @@ class OnnxRuntime(GraphRuntime):
                 # EfficientNet-Lite0. Texts are small: MiniLM takes 1.00 to 1.06 times the time, and
                 # 64 texts of 64 tokens leave nothing instead of 150 MB.
                 return open_session(
-                    path,
-                    device,
-                    share.num_threads,
-                    has_arena=graph.part != "text",
-                    tf32=tf32,
+                    path, device, share.num_threads, has_arena=graph.part != "text", tf32=tf32
                 )
 
             session = _sessions.take(key, load) if is_shared else load()
@@ -328,13 +316,7 @@ class OnnxGraph:
         max_large: Calls with large images that may run at once in this process, on a CPU.
     """
 
-    def __init__(
-        self,
-        session: Any,
-        device: Device,
-        *,
-        max_large: int,
-    ) -> None:
+    def __init__(self, session: Any, device: Device, *, max_large: int) -> None:
         self._session = session
         self._max_large = max_large
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}

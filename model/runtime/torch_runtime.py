@@ -161,9 +161,4 @@ def _load(package: ModelPackage, choice: RuntimeChoice) -> _Towers:
             if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
                 for block in module:
                     block.register_forward_pre_hook(_check_call)
-    return _Towers(
-        vision=towers[0],
-        text=towers[1],
-        device=device,
-        dtype=dtype,
-    )
+    return _Towers(vision=towers[0], text=towers[1], device=device, dtype=dtype)

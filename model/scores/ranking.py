@@ -43,9 +43,7 @@ class Ranking:
         return 100.0 * float((1 - missed_Q).mean())
 
 
-def found_within(
-    depth: int,
-) -> Callable[[Ranking, NDArray[np.float64]], NDArray[np.float64]]:
+def found_within(depth: int) -> Callable[[Ranking, NDArray[np.float64]], NDArray[np.float64]]:
     """A metric for `bootstrap`: percent found [R], with queries weighted by each row."""
 
     def found(ranking: Ranking, weights_RQ: NDArray[np.float64]) -> NDArray[np.float64]:

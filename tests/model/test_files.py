@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.files import (
-    LockHeld,
-    atomic_file,
-    atomic_write,
-    locked,
-)
+from model.files import LockHeld, atomic_file, atomic_write, locked
 
 HOLDER = """
 import sys

@@ -90,9 +90,6 @@ def _write_many(
     assert output is not None
     check_output(output, SUFFIXES)
     task = ClassesTask(
-        images=images,
-        classes=classes,
-        request={"top_k": options.top},
-        model=model.served_name,
+        images=images, classes=classes, request={"top_k": options.top}, model=model.served_name
     )
     return write_lines(output, task, model, overwrite=options.overwrite)

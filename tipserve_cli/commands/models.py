@@ -9,11 +9,7 @@ from tipserve_cli.program import DONE
 
 
 @as_help
-def run(
-    *,
-    as_json: AsJson = False,
-    model: Model = ModelOptions(),
-) -> int:
+def run(*, as_json: AsJson = False, model: Model = ModelOptions()) -> int:
     """Run the command; returns the exit status.
 
     Args:

@@ -267,10 +267,7 @@ def _object_scores(
 
 
 def _masks_result(
-    task: str,
-    given: SegmentationSet,
-    masks: Iterable[NDArray[np.int64]],
-    shown: Mapping[str, Any],
+    task: str, given: SegmentationSet, masks: Iterable[NDArray[np.int64]], shown: Mapping[str, Any]
 ) -> Result:
     """Compare predicted classes [H, W] with the true ones, pixel by pixel; -1 is no class."""
     num_classes = len(given.names)
@@ -472,10 +469,7 @@ def rank_by_cosine(
 
 
 def _labelled_result(
-    task: str,
-    given: LabelledSet,
-    scores_BK: NDArray[Any],
-    shown: Mapping[str, Any],
+    task: str, given: LabelledSet, scores_BK: NDArray[Any], shown: Mapping[str, Any]
 ) -> Result:
     label_B = np.asarray(given.labels)
     num_classes = len(given.names)

@@ -66,8 +66,7 @@ def encode_image(image: ImageInput, param: str = "images[0]") -> bytes:
     if isinstance(image, Tensor):
         return _encode_array(_read_tensor(image, param), param)
     raise _invalid(
-        param,
-        f"give a path, bytes, a PIL image, an array or a tensor, not {type(image).__name__}.",
+        param, f"give a path, bytes, a PIL image, an array or a tensor, not {type(image).__name__}."
     )
 
 

@@ -33,8 +33,7 @@ class BuildOptions:
         ),
     ] = ()
     max_batch_patches: Annotated[
-        int | None,
-        Parameter(help="As the service's setting, if that is set. Default: 64 images."),
+        int | None, Parameter(help="As the service's setting, if that is set. Default: 64 images.")
     ] = None
 
 

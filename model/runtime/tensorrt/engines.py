@@ -22,11 +22,7 @@ from model.runtime.base import LaneShare, SharedGraphCache
 from model.runtime.loaded_graphs import LoadedGraph, graph_digest
 from model.runtime.tensorrt.byte_pixels import take_bytes
 from model.runtime.tensorrt.cuda import GpuError, GpuLibraries
-from model.runtime.tensorrt.profiles import (
-    Profile,
-    ShapeRange,
-    profiles_for,
-)
+from model.runtime.tensorrt.profiles import Profile, ShapeRange, profiles_for
 
 LOGGER = logging.getLogger(__name__)
 # Folder of the engines below the program's cache, and that cache unless another is named.

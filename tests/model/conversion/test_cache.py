@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model.conversion.cache import (
-    PackageCache,
-    key_of,
-)
+from model.conversion.cache import PackageCache, key_of
 from model.conversion.errors import CacheError
 
 KEY, OTHER_KEY = "0" * 20, "1" * 20

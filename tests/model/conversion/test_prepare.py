@@ -118,10 +118,7 @@ print(preparer.prepare(request_).path, flush=True)
 
 
 def test_a_second_process_waits_for_the_package_of_the_first(
-    converter: Converter,
-    request_: ConversionRequest,
-    source: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    converter: Converter, request_: ConversionRequest, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-c", SECOND, str(converter.cache.root), str(source)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second:

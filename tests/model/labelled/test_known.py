@@ -10,14 +10,7 @@ import pytest
 from PIL import Image
 
 from model.class_names import NAMES
-from model.labelled.known import (
-    KNOWN,
-    READERS,
-    TRAIN_READERS,
-    UNED,
-    UNED_INDEXED,
-    read_known,
-)
+from model.labelled.known import KNOWN, READERS, TRAIN_READERS, UNED, UNED_INDEXED, read_known
 from model.labelled.sets import (
     CaptionedSet,
     DepthSet,

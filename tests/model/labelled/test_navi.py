@@ -128,8 +128,7 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "wanted"),
-    [((40, 50), (35, 54)), ((0, 10), (0, 19)), ((90, 100), (80, 99))],
+    ("columns", "wanted"), [((40, 50), (35, 54)), ((0, 10), (0, 19)), ((90, 100), (80, 99))]
 )
 def test_a_square_stays_in_the_image(columns: tuple[int, int], wanted: tuple[int, int]) -> None:
     shown_HW = np.zeros((60, 100), bool)

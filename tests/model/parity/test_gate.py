@@ -10,13 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.encoder import Tipsv2Encoder
-from model.graphs import (
-    TEXT_FILE,
-    VISION_FILE,
-    DenseTask,
-    Precision,
-    graph_file,
-)
+from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, Precision, graph_file
 from model.manifest import FileEntry, ParityEntry, ParityLimits
 from model.package import ModelPackage
 from model.parity import gate as proof

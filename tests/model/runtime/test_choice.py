@@ -9,12 +9,7 @@ from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import Manifest, ParityEntry, ParityLimits
 from model.package import PackageError
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
-from model.runtime.choice import (
-    Checks,
-    Machine,
-    RuntimeRequest,
-    choose,
-)
+from model.runtime.choice import Checks, Machine, RuntimeRequest, choose
 from model.runtime.loaded_graphs import vision_file
 from model.runtime.machine import Hardware, InstalledLibraries, RuntimeName
 from tests.model.runtime.conftest import make_manifest
@@ -27,10 +22,7 @@ VNNI = Hardware(cpu_features=frozenset({"bf16", "fast_bf16", "vnni"}))
 H100 = Hardware(cpu_features=frozenset({"bf16", "fast_bf16"}), has_gpu=True)
 CPU_LIBRARIES = InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True)
 ALL_LIBRARIES = InstalledLibraries(
-    onnx=frozenset({"cpu", "gpu"}),
-    openvino=True,
-    tensorrt=True,
-    torch=frozenset({"cpu", "gpu"}),
+    onnx=frozenset({"cpu", "gpu"}), openvino=True, tensorrt=True, torch=frozenset({"cpu", "gpu"})
 )
 FILES = dict.fromkeys((VISION_FILE, TEXT_FILE, "model.safetensors"), 1)
 ONLY_TORCH = {"model.safetensors": 1}
@@ -75,11 +67,7 @@ OPENVINO = InstalledLibraries(openvino=True)
 TORCH_CPU = InstalledLibraries(torch=frozenset({"cpu"}))
 TORCH_GPU = InstalledLibraries(onnx=frozenset({"cpu"}), torch=frozenset({"cpu", "gpu"}))
 INT8_PROVEN = make_manifest(
-    proven("onnx", "int8"),
-    PROOFS[0],
-    files=ALL_GRAPHS,
-    cpu_runtime="onnx",
-    cpu_precision="int8",
+    proven("onnx", "int8"), PROOFS[0], files=ALL_GRAPHS, cpu_runtime="onnx", cpu_precision="int8"
 )
 
 

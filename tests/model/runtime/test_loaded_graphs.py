@@ -6,10 +6,7 @@ import pytest
 
 from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import ParityEntry, ParityLimits
-from model.runtime.loaded_graphs import (
-    loaded_graphs,
-    proof,
-)
+from model.runtime.loaded_graphs import loaded_graphs, proof
 from tests.model.runtime.conftest import make_manifest
 
 DEPTH_FILE, NORMALS_FILE = graph_file("depth"), graph_file("normals")

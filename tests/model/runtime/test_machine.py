@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 
-from model.runtime.machine import (
-    InstalledLibraries,
-    installed_libraries,
-    parse_cpu,
-)
+from model.runtime.machine import InstalledLibraries, installed_libraries, parse_cpu
 
 SAPPHIRE = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Processor

@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.runtime.onnx_runtime import (
-    ProviderError,
-    open_session,
-)
+from model.runtime.onnx_runtime import ProviderError, open_session
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

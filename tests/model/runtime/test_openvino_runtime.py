@@ -11,11 +11,7 @@ import pytest
 from model.graphs import VISION_FILE
 from model.package import ModelPackage
 from model.runtime.machine import this_hardware
-from model.runtime.openvino_runtime import (
-    import_openvino,
-    openvino_core,
-    read_for_bf16,
-)
+from model.runtime.openvino_runtime import import_openvino, openvino_core, read_for_bf16
 
 
 def outputs(model: Any, hint: str, pixels_B3HW: np.ndarray) -> list[np.ndarray]:

@@ -34,10 +34,7 @@ def test_each_format_has_the_same_vectors(
 
 
 def test_lines_are_read_from_a_file_or_from_standard_input(
-    tmp_path: Path,
-    fake: Fake,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [f"text {number}" for number in range(300)]
     file = tmp_path / "lines.txt"

@@ -8,11 +8,7 @@ from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 from numpy.typing import NDArray
 
 from tipserve_client._async import streaming
-from tipserve_client._async.transports import (
-    AsyncGrpcTransport,
-    AsyncTransport,
-    async_connect,
-)
+from tipserve_client._async.transports import AsyncGrpcTransport, AsyncTransport, async_connect
 from tipserve_client.concurrency import async_pack
 from tipserve_client.connection import (
     DEFAULT_TIMEOUT_S,

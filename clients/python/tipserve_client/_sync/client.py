@@ -8,11 +8,7 @@ from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 from numpy.typing import NDArray
 
 from tipserve_client._sync import streaming
-from tipserve_client._sync.transports import (
-    GrpcTransport,
-    Transport,
-    connect,
-)
+from tipserve_client._sync.transports import GrpcTransport, Transport, connect
 from tipserve_client.concurrency import pack
 from tipserve_client.connection import (
     DEFAULT_TIMEOUT_S,

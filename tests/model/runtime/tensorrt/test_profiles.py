@@ -7,12 +7,7 @@ from hypothesis import strategies as st
 from model.graphs import DENSE_TASKS, Part
 from model.manifest import Manifest
 from model.runtime.tensorrt.byte_pixels import BYTE_PIXELS
-from model.runtime.tensorrt.profiles import (
-    batches,
-    choose_profile,
-    profiles_for,
-    runs_of,
-)
+from model.runtime.tensorrt.profiles import batches, choose_profile, profiles_for, runs_of
 from tests.model.runtime.conftest import make_manifest
 
 UNIT = 14

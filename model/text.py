@@ -74,6 +74,11 @@ class TextTokenizer:
         """Load the tokenizer of a package, with the package's token limit."""
         return cls(package.file(TOKENIZER_FILE), max_tokens=package.manifest.max_text_tokens)
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, from 0 on."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`."""
         self._tokenizer.save(str(folder / TOKENIZER_FILE))

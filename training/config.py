@@ -1,17 +1,17 @@
 """The whole configuration of a run."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import get_args
+from typing import Annotated
 
+from annotated_types import Ge, Lt
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 from transformers import Tipsv2Config, Tipsv2TextConfig, Tipsv2VisionConfig
 
 from model.variants import variant
-from training.data.captions import SCENE_CAPTIONS, CaptionSampling
-from training.data.crops import CropConfig
-from training.data.folder import TRAIN_STYLES
-from training.data.loader import Stage
+from training.data.loader import DataConfig
 from training.data.scenes import SceneConfig
 from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
@@ -19,9 +19,10 @@ from training.methods.pretrain import PretrainConfig
 from training.methods.space import SpaceConfig
 from training.optim import OptimConfig
 from training.parallel import ParallelKind, Precision
+from training.settings import STRICT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class ModelConfig:
     """Size of a Tipsv2Model.
 
@@ -91,30 +92,7 @@ def text_of(config: Tipsv2Config) -> Tipsv2TextConfig:
     return config.text_config
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """Scenes that are composed during training; `ShardsConfig` is for images from disk.
-
-    Attributes:
-        folder: Filled by `python -m training data`.
-        styles: Drawing styles.
-        stages: The curriculum.
-        captions: Which captions supervise which CLS token.
-        crops: Local crops of each scene.
-        seed: Of the scenes.
-        num_workers: Processes that prefetch batches.
-    """
-
-    folder: Path = Path("data")
-    styles: tuple[str, ...] = TRAIN_STYLES
-    stages: tuple[Stage, ...] = (Stage(),)
-    captions: CaptionSampling = SCENE_CAPTIONS
-    crops: CropConfig = field(default_factory=CropConfig)
-    seed: int = 0
-    num_workers: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class ViewsConfig:
     """Views of drawings and photographs with a teacher's cells, and scenes without a teacher.
 
@@ -134,24 +112,17 @@ class ViewsConfig:
 
     folder: Path = Path("data")
     size: int = 112
-    part_size: int = 256
-    num_parts: int = 30
-    photo_every: int = 8
+    part_size: PositiveInt = 256
+    num_parts: PositiveInt = 30
+    photo_every: Annotated[int, Ge(2)] = 8
     scenes: SceneConfig = field(default_factory=SceneConfig)
-    scenes_share: float = 0.5
+    scenes_share: Annotated[float, Ge(0), Lt(1)] = 0.5
     num_names: int = 256
     seed: int = 0
     num_workers: int = 0
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if min(self.part_size, self.num_parts) < 1 or self.photo_every < 2:
-            raise ValueError("part_size and num_parts must be at least 1, photo_every at least 2")
-        if not 0 <= self.scenes_share < 1:
-            raise ValueError("scenes_share must be at least 0 and below 1")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class TrainingConfig:
     """Configuration of a run.
 
@@ -162,7 +133,7 @@ class TrainingConfig:
         data: Composed scenes, images from disk, or views with a teacher's cells.
         optim: Optimizers and learning rates.
         num_steps: Optimizer steps.
-        batch_size: Images in one micro-batch of one rank.
+        batch_size: Images in one micro-batch of one rank; at least two, for contrast.
         accumulate: Micro-batches per step. Captions are contrasted over all of them, for which
             whole images and captions are encoded a second time.
         precision: Of forward passes: "bfloat16" by autocast, or "float32". Weights, averages and
@@ -196,9 +167,9 @@ class TrainingConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig | ShardsConfig | ViewsConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    num_steps: int
-    batch_size: int = 96
-    accumulate: int = 1
+    num_steps: PositiveInt
+    batch_size: Annotated[int, Ge(2)] = 96
+    accumulate: PositiveInt = 1
     precision: Precision = "bfloat16"
     parallel: ParallelKind = "ddp"
     compile: bool = False
@@ -211,19 +182,12 @@ class TrainingConfig:
     log_every: int = 20
     validate_every: int = 500
     checkpoint_every_s: float = 120.0
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     checkpoint_store: str | None = None
     threads: int = 1
 
     def __post_init__(self) -> None:
-        """Check ranges and combinations of settings."""
-        if self.num_steps < 1 or self.batch_size < 2:
-            raise ValueError("num_steps must be at least 1 and batch_size at least 2, for contrast")
-        if self.accumulate < 1 or self.keep_checkpoints < 1:
-            raise ValueError("accumulate and keep_checkpoints must be at least 1")
-        for name, choices in (("precision", Precision), ("parallel", ParallelKind)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {get_args(choices)}")
+        """Check combinations of settings."""
         if isinstance(self.data, ShardsConfig) and self.data.probe and not self.validate_every:
             raise ValueError("data.probe is scored at validations: set validate_every above 0")
         if isinstance(self.method, DistillConfig | SpaceConfig) and self.teacher is None:

@@ -5,16 +5,18 @@ Shapes: ... any leading sizes, D width, K prototypes.
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.losses.precision import without_autocast
+from training.settings import STRICT, Share
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class HeadConfig:
     """Shape, temperatures and averaging of a prototype head.
 
@@ -33,23 +35,14 @@ class HeadConfig:
         ema_momentum: Of the head's moving average.
     """
 
-    layers: int = 3
+    layers: PositiveInt = 3
     hidden: int = 2048
     bottleneck: int = 256
     num_prototypes: int = 32768
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.06
-    centre_momentum: float = 0.9
-    ema_momentum: float = 0.99
-
-    def __post_init__(self) -> None:
-        """Check the values early; they would otherwise fail once a model is built."""
-        if self.layers < 1:
-            raise ValueError("head.layers must be at least 1")
-        if min(self.student_temperature, self.teacher_temperature) <= 0:
-            raise ValueError("the head's temperatures must be above 0")
-        if not 0 <= self.ema_momentum <= 1 or not 0 <= self.centre_momentum <= 1:
-            raise ValueError("head.ema_momentum and head.centre_momentum must lie in 0..1")
+    student_temperature: PositiveFloat = 0.1
+    teacher_temperature: PositiveFloat = 0.06
+    centre_momentum: Share = 0.9
+    ema_momentum: Share = 0.99
 
     def build(self, dim: int) -> "PrototypeHead":
         """Build a head for tokens of width `dim`."""

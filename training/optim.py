@@ -5,17 +5,20 @@ Works on ordinary tensors and on those that FSDP2 shards over the ranks.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
+from pydantic import PositiveFloat
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from training.settings import STRICT, Share
 
 OptimizerName = Literal["muon", "adamw"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class OptimConfig:
     """Optimizer settings.
 
@@ -28,7 +31,7 @@ class OptimConfig:
             everything with "adamw".
         weight_decay: Decoupled, on matrices.
         warmup_steps: Of the linear warm-up.
-        clip_norm: Largest norm of the whole gradient.
+        clip_norm: Largest norm of the whole gradient; 1e9 never clips.
         final_lr_share: Share of the peak rate at the end of the cosine. Not published.
         decay_from: Share of the training after which the rate falls. A run that stops earlier can
             continue with more steps.
@@ -39,20 +42,9 @@ class OptimConfig:
     adamw_lr: float = 1.5e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100
-    clip_norm: float = 1.0
-    final_lr_share: float = 0.01
-    decay_from: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check what no type checks at run time."""
-        if self.optimizer not in get_args(OptimizerName):
-            raise ValueError(f"optim.optimizer must be one of {get_args(OptimizerName)}")
-        if self.clip_norm <= 0:
-            raise ValueError("optim.clip_norm must be above 0; 1e9 never clips")
-        if not 0 <= self.final_lr_share <= 1:
-            raise ValueError("optim.final_lr_share is a share of the peak rate, 0 to 1")
-        if not 0 <= self.decay_from <= 1:
-            raise ValueError("optim.decay_from is a share of the training, 0 to 1")
+    clip_norm: PositiveFloat = 1.0
+    final_lr_share: Share = 0.01
+    decay_from: Share = 0.0
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:

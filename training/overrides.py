@@ -51,21 +51,30 @@ def _changed(value: Any, kind: Any, path: Sequence[str], line: str) -> Any:
     names = [item.name for item in dataclasses.fields(value)]
     if name not in names:
         raise ValueError(f"{unknown}: {name!r} is not one of {', '.join(names)}")
-    kind = get_type_hints(type(value))[name]
-    return dataclasses.replace(value, **{name: _changed(getattr(value, name), kind, rest, line)})
+    kind = get_type_hints(type(value), include_extras=True)[name]
+    changed = _changed(getattr(value, name), kind, rest, line)
+    try:
+        return dataclasses.replace(value, **{name: changed})
+    except ValidationError as error:
+        raise ValueError(f"--set {line}: {_reasons(error)}") from error
+
+
+def _reasons(*errors: ValidationError) -> str:
+    messages = [problem["msg"] for error in errors for problem in error.errors()]
+    return "; ".join(message.removeprefix("Value error, ") for message in dict.fromkeys(messages))
 
 
 def _read(line: str, kind: Any) -> Any:
     """The value of a line, as Python syntax, as text, or as a list with commas."""
     text = line.partition("=")[2]
-    adapter, errors = TypeAdapter(kind), list[str]()
+    adapter, errors = TypeAdapter(kind), list[ValidationError]()
     items = tuple(part.strip() for part in text.split(",") if part.strip())
     for value in (_parsed(text), text, items):
         try:
             return adapter.validate_python(value)
         except ValidationError as error:
-            errors += [problem["msg"] for problem in error.errors()]
-    raise ValueError(f"--set {line}: {'; '.join(dict.fromkeys(errors))}")
+            errors.append(error)
+    raise ValueError(f"--set {line}: {_reasons(*errors)}")
 
 
 def _parsed(text: str) -> Any:

@@ -84,7 +84,7 @@ class _StepModule(nn.Module):
         self, batch: Batch, step: Step, *, only_embeds: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if only_embeds:
-            return self.method.embed_captions(batch, step), {}
+            return self.method.embed_captions(batch), {}
         result = self.method(batch, step)
         return result.loss, result.metrics
 

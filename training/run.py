@@ -12,13 +12,15 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import distributed
 from training.checkpoint import checkpoint_step, save_atomically
-from training.config import DataConfig, TrainingConfig, ViewsConfig
+from training.config import TrainingConfig, ViewsConfig
 from training.data.batch import Batch, RunShare, with_unit_pixels
+from training.data.loader import DataConfig
 from training.inputs.base import Inputs
 from training.inputs.images import ImageInputs
 from training.inputs.scenes import SceneInputs
 from training.inputs.views import ViewInputs
 from training.methods.base import Method
+from training.methods.captioned import CaptionedMethod
 from training.methods.distill import Distill, DistillConfig
 from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.pretrain import Pretrain
@@ -141,7 +143,7 @@ def _prepare(
     if config.text_warmup_steps and checkpoint_step(config.folder) == 0:
         _warm_up(config, method.model, tokenizer, inputs)
     batches = inputs.batches(tokenizer, share)
-    if config.method.image_backbone.weight > 0:
+    if isinstance(method, CaptionedMethod) and method.config.image_backbone.weight > 0:
         images = _images(batches.loader(0, num_workers=0))
         method.image_backbone = load_image_backbone(config.folder, images, TARGET_WIDTH)
     return method, tokenizer, batches

@@ -65,8 +65,9 @@ def _last_step(run: Path) -> int:
 def _use_of_masks(run: Path) -> str:
     """Only the distillation of a space knows what a patch of a composed scene shows."""
     config: Any = read_configs(run)[-1]
-    weight = config.get("method", {}).get("names_weight", 0)
-    return "contrast of patches with names" if weight else "for evaluation only"
+    method = config.get("method", {})
+    learns = method.get("kind") == "SpaceConfig" and method["names_weight"] > 0
+    return "contrast of patches with names" if learns else "for evaluation only"
 
 
 def _provenance(runs: ScoredRuns, encoder: ChosenEncoder) -> dict[str, object]:

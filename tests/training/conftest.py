@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from training.config import DataConfig, ModelConfig, TrainingConfig
+from training.config import ModelConfig, TrainingConfig
 from training.data.backgrounds import PHOTOS
 from training.data.batch import Batch, RunShare, TextBatch, with_unit_pixels
 from training.data.concepts import all_concepts
 from training.data.folder import BANK_STYLES, DataFolder, common_names
-from training.data.loader import Curriculum, SceneBatches, Stage
+from training.data.loader import DataConfig, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.sprites import SPRITE_PIXELS, SpriteBank
 from training.evaluate.sets import development_benchmarks, rare_names
@@ -112,7 +112,7 @@ def make_batches(source: SceneSource, tokenizer: Tipsv2Tokenizer) -> Callable[..
         num_ranks: int = 1,
     ) -> SceneBatches:
         share = RunShare(batch_size=batch_size, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
-        return SceneBatches(source, tokenizer, Curriculum(stages=stages), share)
+        return SceneBatches(source, tokenizer, DataConfig(stages=tuple(stages)), share)
 
     return make
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.config import DataConfig, TrainingConfig
+from training.config import TrainingConfig
+from training.data.loader import DataConfig
 from training.overrides import apply_overrides
 
 
@@ -34,7 +35,7 @@ def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) 
         ("data.folder=12", Path("12")),
         ("compile=True", True),
         ("precision=bfloat16", "bfloat16"),
-        ("method.names.weight=1", 1.0),
+        ("method.names_weight=1", 1.0),
         ("data.styles=noto", ("noto",)),
         ("data.styles=noto,twemoji", ("noto", "twemoji")),
         ("data.styles=('noto', 'twemoji')", ("noto", "twemoji")),
@@ -56,9 +57,12 @@ def test_values_are_read_by_their_types(
         ("num_steps", "KEY=VALUE"),
         ("num_steps=1.5", "num_steps=1.5: .*valid integer"),
         ("num_steps=none", "valid integer"),
-        ("num_steps=0", "num_steps must be at least 1"),
+        ("num_steps=0", "num_steps=0: Input should be greater than 0"),
         ("optim.muon_lr=fast", "optim.muon_lr=fast: .*valid number"),
         ("optim=1", "optim=1: .*OptimConfig"),
+        ("method.head.ema_momentum=2", "ema_momentum=2: Input should be less than or equal to 1"),
+        ("method.supervised=most", "should be 'all' or 'masked'"),
+        ("data.stages.0.until=0.5", "until=0.5: the last stage of a curriculum must last until"),
         ("optim.optimizer=sgd", "should be 'muon' or 'adamw'"),
         ("compile=7", "compile=7: .*boolean"),
         ("data.stages=1", "data.stages=1: "),

@@ -5,15 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from tests.training.conftest import use_few_scenes
 from tests.training.ranks import TIMEOUT_S, two_ranks
 from tests.training.trainer_rank import KINDS, STOP_AFTER, STOPPED, config_of
 from training.checkpoint import checkpoint_step, latest_checkpoint
-from training.data.folder import DataFolder
 from training.observation import Row, read_log
 from training.run import run
 
@@ -22,14 +22,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_S)]
 
 
 @pytest.fixture(scope="module")
-def folder(data_folder: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every run, by one process under `alone` and by two ranks under `shared`."""
     root = tmp_path_factory.mktemp("ranks")
-    with pytest.MonkeyPatch.context() as patch:
-        use_few_scenes(patch)
-        with two_ranks("tests.training.trainer_rank", root, data_folder.path):
-            for name in ("whole", "accumulate", "bfloat16"):
-                run(config_of(name, root / "alone", data_folder.path, num_ranks=1))
+    rng = np.random.default_rng(0)
+    for name in ("images", "probe/red", "probe/blue"):
+        (root / name).mkdir(parents=True)
+        for number in range(24 if name == "images" else 2):
+            path = root / name / f"{number}.png"
+            Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+            path.with_suffix(".txt").write_text(f"a wall, number {number}", encoding="utf-8")
+    with two_ranks("tests.training.trainer_rank", root):
+        for name in ("whole", "accumulate", "bfloat16"):
+            run(config_of(name, root / "alone", num_ranks=1))
     return root
 
 
@@ -37,7 +42,7 @@ def curve(folder: Path) -> list[Row]:
     """The log without its clocks and without rank 0's scores."""
     clocks = ("time_s", "step_s", "wait_s")
     return [
-        {name: v for name, v in row.items() if name not in clocks and not name.startswith("val")}
+        {name: v for name, v in row.items() if name not in clocks and not name.startswith("probe")}
         for row in read_log(folder)
     ]
 
@@ -78,16 +83,15 @@ def test_a_stop_on_one_rank_saves_on_all_and_the_resumed_run_is_the_same(folder:
 
 
 def test_one_process_resumes_a_checkpoint_of_two_ranks(
-    folder: Path, data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
 ) -> None:
-    shared, resumed = folder / "shared" / STOPPED, tmp_path / "whole"
+    shared, resumed = folder / "shared" / STOPPED, folder / "resumed/whole"
     shutil.copytree(shared, resumed)
     latest = latest_checkpoint(resumed)
     assert latest is not None
     shutil.rmtree(latest)
     assert checkpoint_step(resumed) == STOP_AFTER + 1
-    use_few_scenes(monkeypatch)
-    run(config_of("whole", tmp_path, data_folder.path, num_ranks=1))
+    run(config_of("whole", folder / "resumed", num_ranks=1))
     for expected, row in zip(curve(folder / "alone/whole"), curve(resumed), strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5), row["step"]
 
@@ -98,7 +102,7 @@ def test_a_run_of_two_ranks_is_recorded_scored_and_shown_once(folder: Path) -> N
         (start,) = starts(shared)
         assert start["host"]["num_ranks"] == 2
         assert checkpoint_step(shared) == 4
-        assert "val/patches" in read_log(shared)[-1]
+        assert "probe/top-1" in read_log(shared)[-1]
         assert len(list((shared / "tensorboard").iterdir())) == 1
     shown = [(folder / f"rank-{rank}.out").read_text("utf-8") for rank in range(2)]
     assert "4/4" in shown[0]

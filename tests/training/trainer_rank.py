@@ -1,6 +1,6 @@
 """One rank of the runs of test_trainer_ranks, and the same runs for one process alone.
 
-Arguments: rank, folder, data folder.
+Arguments: rank, folder with `images` and `probe`.
 """
 
 import os
@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from tests.training.conftest import TINY_HEAD, make_tiny_config, use_few_scenes
+from tests.training.conftest import TINY_HEAD, make_tiny_config
 from tests.training.ranks import join, leave
-from training.config import DataConfig, TrainingConfig
+from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.data.crops import CropConfig
+from training.data.shards.batches import ShardsConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
 from training.parallel import ParallelKind
@@ -26,25 +27,27 @@ from training.run import run
 from training.trainer import Trainer
 
 GLOBAL_BATCH = 8
-STOP_AFTER = 7
+NUM_STEPS, STOP_AFTER = 8, 3
 KINDS: tuple[ParallelKind, ...] = ("ddp", "fsdp2", "hsdp")
 STOPPED = "fsdp2-stopped"
 
 
-def config_of(name: str, root: Path, data: Path, *, num_ranks: int) -> TrainingConfig:
-    """Twenty steps by AdamW; or, by the name's end, four of two micro-batches by Muon or bfloat16.
+def config_of(name: str, root: Path, *, num_ranks: int) -> TrainingConfig:
+    """Eight steps by AdamW; or, by the name's end, four of two micro-batches by Muon or bfloat16.
 
     Muon orthogonalises in bfloat16, where the last bit of a sum over ranks becomes a
     hundred-thousandth of the loss.
     """
-    tiny = make_tiny_config(root)
-    assert isinstance(tiny.data, DataConfig)
     config = replace(
-        tiny,
+        make_tiny_config(root),
         name=name,
         method=PretrainConfig(head=TINY_HEAD),
-        data=replace(tiny.data, folder=data, crops=CropConfig(num_local=1, local_size=14)),
-        num_steps=20,
+        data=ShardsConfig(
+            folder=root.parent / "images",
+            crops=CropConfig(global_size=28, num_local=1, local_size=14),
+            num_workers=0,
+        ),
+        num_steps=NUM_STEPS,
         batch_size=GLOBAL_BATCH // num_ranks,
         parallel=next((kind for kind in KINDS if name.startswith(kind)), "ddp"),
         runs=root,
@@ -54,21 +57,21 @@ def config_of(name: str, root: Path, data: Path, *, num_ranks: int) -> TrainingC
     if not name.endswith("accumulate"):
         return config
     muon = OptimConfig(optimizer="muon")
-    return replace(config, optim=muon, num_steps=4, accumulate=2, validate_every=4)
+    probed = replace(config.data, probe=root.parent / "probe")
+    return replace(config, optim=muon, num_steps=4, accumulate=2, validate_every=4, data=probed)
 
 
-def main(rank: int, folder: Path, data: Path) -> None:
+def main(rank: int, folder: Path) -> None:
     """Take part in all runs; `run` leaves the process group at its end."""
     patch = pytest.MonkeyPatch()
     patch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines
-    use_few_scenes(patch)
     for kind in KINDS:
         last = "bfloat16" if kind == "hsdp" else "accumulate"
         for name in (kind, f"{kind}-{last}"):
             join(rank, folder, f"store-{name}")
-            run(config_of(name, folder / "shared", data, num_ranks=2))
+            run(config_of(name, folder / "shared", num_ranks=2))
     # Only the second rank is asked to stop; a second start resumes.
-    config, fetch = config_of(STOPPED, folder / "shared", data, num_ranks=2), Trainer._fetch
+    config, fetch = config_of(STOPPED, folder / "shared", num_ranks=2), Trainer._fetch
 
     def stop_itself(self: Trainer, batches: Any, step: int, stop: Any) -> list[Batch]:
         if rank == 1 and step == STOP_AFTER:
@@ -84,5 +87,5 @@ def main(rank: int, folder: Path, data: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))
     leave()

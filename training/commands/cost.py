@@ -92,7 +92,6 @@ def estimate(config: TrainingConfig, *, num_devices: int = NUM_RANKS) -> RunCost
     method, data = config.method, config.data
     assert not isinstance(method, SpaceConfig)
     assert isinstance(data, ShardsConfig)
-    assert data.crops.global_size is not None
     size, crops = data.crops.global_size, data.crops
     with torch.device("meta"):
         model = _model(config)

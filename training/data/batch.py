@@ -164,7 +164,7 @@ def collate(
         tokenizer: The student's tokenizer.
         step: A name's prompt depends on the step and the name only, so it is the same on every
             rank.
-        crops: Global and local crops, as `training.data.crops.crop_images` returns them.
+        crops: Global crops [B, 3, H, W] and local crops [C, B, 3, h, w]; see `uncropped`.
         unnamed: Further drawings.
     """
     pairs = [pair for pair in chosen if pair is not None]
@@ -184,6 +184,11 @@ def collate(
         present_BU=torch.tensor(present, dtype=torch.bool).reshape(len(present), len(names)),
         unnamed=unnamed,
     )
+
+
+def uncropped(pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole images, and no local crops."""
+    return pixels_B3HW, pixels_B3HW.new_zeros((0, *pixels_B3HW.shape))
 
 
 def _prompt(name: str, step: int) -> str:

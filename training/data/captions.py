@@ -8,13 +8,16 @@ TIPSv2's multi-granularity captions (arXiv:2604.12012, section on captions).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from annotated_types import MinLen
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from model.labelled.captions import source_of
 from model.text import TEMPLATES
 from training.data.concepts import NO_ARTICLE
+from training.settings import STRICT
 
 if TYPE_CHECKING:
     import inflect
@@ -32,6 +35,7 @@ _ARTICLE_FREE = ("art of the {}.", "a photo of the large {}.", "a photo of the s
 _LARGE, _SMALL = 0.52, 0.34
 _STREAM = 7  # separates the choice of captions from other random streams
 _HIDDEN = 0.8
+Sources = Annotated[tuple[str, ...], MinLen(1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +176,7 @@ def write_captions(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CaptionSampling:
     """Which caption sources supervise which CLS token.
 
@@ -187,13 +191,8 @@ class CaptionSampling:
     Source: TIPSv2, arXiv:2604.12012, the section on multi-granularity captions.
     """
 
-    cls1: tuple[str, ...] = ("alt",)
-    cls2: tuple[str, ...] = ("paligemma", "gemini")
-
-    def __post_init__(self) -> None:
-        """Check that each token has a source."""
-        if not self.cls1 or not self.cls2:
-            raise ValueError("captions.cls1 and captions.cls2 each need at least one source")
+    cls1: Sources = ("alt",)
+    cls2: Sources = ("paligemma", "gemini")
 
     def choose(
         self, captions: Mapping[str, str], rng: np.random.Generator

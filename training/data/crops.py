@@ -1,6 +1,6 @@
 """Cuts an image into one global crop and some local ones: random resized crops and flips.
 
-As in the paper, there is no colour jitter and no blur.
+Each is mirrored half of the time. As in the paper, there is no colour jitter and no blur.
 
 Legend: B images, C local crops of each, H W pixels of the image or the global
 crop, h w of a local crop.
@@ -8,22 +8,26 @@ crop, h w of a local crop.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Gt, MultipleOf
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+
+from training.settings import STRICT
 
 PATCH = 14
 _STREAM = 11  # separates crops from other random choices for the same image
 
-Flips = Literal["none", "locals", "all"]
+Side = Annotated[int, Gt(0), MultipleOf(PATCH)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CropConfig:
     """How images are cropped.
 
@@ -31,8 +35,7 @@ class CropConfig:
     high-resolution stage: `TIPSV2_CROPS` and `TIPSV2_HIGH_RES_CROPS`.
 
     Attributes:
-        global_size: Side of the global crop; None keeps the whole image, as composed scenes need:
-            all objects in their captions must stay visible.
+        global_size: Side of the global crop in pixels.
         num_local: Local crops, C; 0 makes none.
         local_size: Side of a local crop in pixels.
         global_scale: Share of the image's area that the global crop covers, smallest and
@@ -41,40 +44,29 @@ class CropConfig:
             DINO's.
         aspect: Smallest and largest width / height of a crop. Not published; the range of Inception
             (arXiv:1409.4842), common in this family.
-        flips: Crops that are mirrored half of the time. "all" is the paper's, but makes "left" and
-            "right" in captions wrong; "locals" keeps the global crop, which captions are compared
-            with, so that the captions of composed scenes stay correct.
 
     Source: TIPSv2, arXiv:2604.12012, the training details.
     """
 
-    global_size: int | None = None
-    num_local: int = 0
-    local_size: int = 42
+    global_size: Side
+    num_local: NonNegativeInt = 0
+    local_size: Side = 42
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flips: Flips = "locals"
 
     def __post_init__(self) -> None:
-        """Check the sizes and the ranges."""
-        for name, size in (("global_size", self.global_size), ("local_size", self.local_size)):
-            if size is not None and (size <= 0 or size % PATCH):
-                raise ValueError(f"{name} is {size}; it must be a multiple of {PATCH}, the patch")
-        if self.num_local < 0:
-            raise ValueError("num_local must not be below 0")
+        """Check the ranges."""
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} needs 0 < smallest <= largest <= 1")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise ValueError("aspect needs 0 < smallest <= largest")
-        if self.flips not in get_args(Flips):
-            raise ValueError(f"flips must be one of {get_args(Flips)}")
 
 
-TIPSV2_CROPS = CropConfig(global_size=224, num_local=6, local_size=98, flips="all")
-TIPSV2_HIGH_RES_CROPS = CropConfig(global_size=448, num_local=6, local_size=140, flips="all")
+TIPSV2_CROPS = CropConfig(global_size=224, num_local=6, local_size=98)
+TIPSV2_HIGH_RES_CROPS = CropConfig(global_size=448, num_local=6, local_size=140)
 
 
 @cache
@@ -83,16 +75,10 @@ def _transforms(config: CropConfig) -> tuple[v2.Transform, v2.Transform]:
 
     def cut(size: int, scale: tuple[float, float]) -> v2.Transform:
         bilinear = InterpolationMode.BILINEAR
-        return v2.RandomResizedCrop(size, scale, config.aspect, bilinear, antialias=True)
+        crop = v2.RandomResizedCrop(size, scale, config.aspect, bilinear, antialias=True)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5)])
 
-    global_flip = v2.RandomHorizontalFlip(0.5 if config.flips == "all" else 0.0)
-    local_flip = v2.RandomHorizontalFlip(0.0 if config.flips == "none" else 0.5)
-    size = config.global_size
-    whole = [] if size is None else [cut(size, config.global_scale)]
-    return (
-        v2.Compose([*whole, global_flip]),
-        v2.Compose([cut(config.local_size, config.local_scale), local_flip]),
-    )
+    return cut(config.global_size, config.global_scale), cut(config.local_size, config.local_scale)
 
 
 @contextmanager
@@ -142,12 +128,7 @@ def crop_images(
 
     Returns:
         Global crops [B, 3, H, W] and local crops [C, B, 3, h, w], uint8.
-
-    Raises:
-        ValueError: The images have different sizes and no global size is set.
     """
-    if config.global_size is None and len({image.shape for image in images}) > 1:
-        raise ValueError("images of different sizes need crops.global_size")
     crops = [
         crop_image(image, config, seed=seed, index=index)
         for index, image in enumerate(images, start=first)

@@ -5,11 +5,13 @@ A run therefore resumes at the next batch, and several ranks together see what o
 Shapes: see `training.data.batch`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
@@ -21,14 +23,16 @@ from training.data.batch import (
     prefetch,
     text_ids,
     tokenize,
+    uncropped,
 )
 from training.data.captions import SCENE_CAPTIONS, CaptionSampling
-from training.data.crops import CropConfig, crop_images
+from training.data.folder import TRAIN_STYLES
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.data.unnamed import UnnamedSource
+from training.settings import STRICT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Stage:
     """One stage of a curriculum.
 
@@ -40,27 +44,28 @@ class Stage:
 
     until: float = 1.0
     scenes: SceneConfig = field(default_factory=SceneConfig)
-    unnamed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the count."""
-        if self.unnamed < 0:
-            raise ValueError("a stage's unnamed must not be below 0")
+    unnamed: NonNegativeInt = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curriculum:
-    """What the scenes of a run's batches are like.
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """Scenes that are composed during training; `ShardsConfig` is for images from disk.
 
     Attributes:
-        stages: In order; the last stage lasts until 1.0.
-        captions: Captions for each CLS token.
-        crops: Local crops of each scene; without a global size the global crop is the whole scene.
+        folder: Filled by `python -m training data`.
+        styles: Drawing styles.
+        stages: The curriculum, in order; the last stage lasts until 1.0.
+        captions: Which captions supervise which CLS token.
+        seed: Of the scenes.
+        num_workers: Processes that prefetch batches.
     """
 
-    stages: Sequence[Stage]
+    folder: Path = Path("data")
+    styles: tuple[str, ...] = TRAIN_STYLES
+    stages: tuple[Stage, ...] = (Stage(),)
     captions: CaptionSampling = SCENE_CAPTIONS
-    crops: CropConfig = field(default_factory=CropConfig)
+    seed: int = 0
+    num_workers: int = 1
 
     def __post_init__(self) -> None:
         """Check that every step has a stage."""
@@ -83,14 +88,14 @@ class SceneBatches(Dataset[Batch]):
         self,
         source: SceneSource,
         tokenizer: Tipsv2Tokenizer,
-        curriculum: Curriculum,
+        config: DataConfig,
         share: RunShare,
         *,
         unnamed: UnnamedSource | None = None,
     ) -> None:
         self._source, self._tokenizer = source, tokenizer
-        self._curriculum, self._share = curriculum, share
-        if unnamed is None and any(stage.unnamed for stage in curriculum.stages):
+        self._config, self._share = config, share
+        if unnamed is None and any(stage.unnamed for stage in config.stages):
             raise ValueError("a stage has unnamed drawings, but there is no source for them")
         self._unnamed = unnamed
 
@@ -99,17 +104,17 @@ class SceneBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """Make the batch of one step."""
-        stage = self._curriculum.stage_at(step, len(self))
+        stage = self._config.stage_at(step, len(self))
         places, seed = self._share.places(step), self._source.seed
         scenes = [compose_scene(self._source, place, stage.scenes) for place in places]
         chosen = [
-            self._curriculum.captions.choose_at(scene.captions.by_source(), seed=seed, place=place)
+            self._config.captions.choose_at(scene.captions.by_source(), seed=seed, place=place)
             for place, scene in zip(places, scenes, strict=True)
         ]
         images = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
-        crops = crop_images(images, self._curriculum.crops, seed=seed, first=places.start)
         unnamed = self._draw_unnamed(step, stage.unnamed)
         names = [scene.captions.names for scene in scenes]
+        crops = uncropped(torch.stack(images))
         return collate(chosen, names, self._tokenizer, step=step, crops=crops, unnamed=unnamed)
 
     def _draw_unnamed(self, step: int, count: int) -> UnnamedDrawings | None:

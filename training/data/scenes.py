@@ -8,17 +8,21 @@ Legend: S side of the scene in pixels, O objects.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+from annotated_types import MinLen
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from training.data.augment import recolour, warp_sprite
 from training.data.backgrounds import Photo, draw_background
 from training.data.captions import Captions, PlacedObject, write_captions
 from training.data.concepts import all_concepts
 from training.data.sprites import SpriteBank
+from training.settings import STRICT
 
 # Workers are forked processes, in which OpenCV's own threads would deadlock.
 cv2.setNumThreads(0)
@@ -31,7 +35,7 @@ _OPAQUE = 0.5
 _MAX_TRIES = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SceneConfig:
     """Settings of scenes.
 
@@ -48,7 +52,7 @@ class SceneConfig:
     """
 
     size: int = 112
-    count_weights: tuple[float, ...] = (0.3, 0.4, 0.3)
+    count_weights: Annotated[tuple[NonNegativeFloat, ...], MinLen(1)] = (0.3, 0.4, 0.3)
     min_size: float = 0.28
     max_size: float = 0.62
     margin: float = 0.2
@@ -58,11 +62,9 @@ class SceneConfig:
     is_textured: bool = False
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the sizes."""
         if not 0 < self.min_size <= self.max_size <= 1:
             raise ValueError("Object sizes must satisfy 0 < min_size <= max_size <= 1")
-        if not self.count_weights or min(self.count_weights) < 0:
-            raise ValueError("count_weights needs at least one weight and none below 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

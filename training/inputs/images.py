@@ -80,9 +80,7 @@ class ImageInputs:
         """The probe, if there is one; the images themselves have no labels."""
         if self._data.probe is None:
             return ()
-        size = self._data.crops.global_size
-        assert size is not None  # images from disk are always cropped
-        return (labelled_folder(self._data.probe, size=size),)
+        return (labelled_folder(self._data.probe, size=self._data.crops.global_size),)
 
     def facts(self) -> dict[str, Any]:
         """See `Inputs`."""
@@ -107,6 +105,7 @@ def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
         ValueError: It lacks something; the message says what to change.
     """
     method = config.method
+    assert not isinstance(method, SpaceConfig)  # TrainingConfig pairs it with views
     if method.image_backbone.titles_weight > 0:
         raise ValueError(
             "method.image_backbone.titles_weight needs drawn scenes, the only data with unnamed "
@@ -126,14 +125,14 @@ def describe_losses(
 ) -> Sequence[str]:
     """A line for each loss: on or off, with the data that it uses or the reason."""
     method, crops = config.method, data.crops
-    assert not isinstance(method, SpaceConfig)  # TrainingConfig pairs it with views
+    assert not isinstance(method, SpaceConfig)
     named = counts.num_named and f"{counts.num_named} images with lists of their objects"
     size = f"{crops.local_size} x {crops.local_size} pixels"
     cut = crops.num_local and f"{crops.num_local} crops of {size} of every image"
     lines = [
         *_caption_lines(config, data, counts),
         "contrast with names: "
-        + _words("names.weight", method.names.weight, named, "no image has a list of its objects"),
+        + _words("names_weight", method.names_weight, named, "no image has a list of its objects"),
         "local crops (DINO): "
         + _words("dino_weight", method.dino_weight, cut, "data.crops.num_local is 0"),
         f"patches: {_patch_words(method)}",

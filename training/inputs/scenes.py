@@ -6,10 +6,10 @@ from typing import Any
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
-from training.config import DataConfig, TrainingConfig
+from training.config import TrainingConfig
 from training.data.batch import RunShare
 from training.data.folder import DataFolder, seen_names
-from training.data.loader import Curriculum, SceneBatches
+from training.data.loader import DataConfig, SceneBatches
 from training.data.scenes import SceneConfig, compose_scene
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 from training.run_record import digest
@@ -57,7 +57,7 @@ class SceneInputs:
         return SceneBatches(
             self._source,
             tokenizer,
-            Curriculum(stages=data.stages, captions=data.captions, crops=data.crops),
+            data,
             share,
             unnamed=self._folder.unnamed(data.seed) if has_unnamed else None,
         )

@@ -33,6 +33,7 @@ from training.data.batch import (
     collate,
     prefetch,
     tokenize,
+    uncropped,
 )
 from training.data.captions import SCENE_CAPTIONS
 from training.data.concepts import all_concepts
@@ -227,9 +228,8 @@ class ViewBatches(Dataset[Batch]):
         captions = [None] * len(chosen) + [
             SCENE_CAPTIONS.choose(scene.captions.by_source(), rng) for scene in scenes
         ]
-        locals_0B3hw = pixels_B3SS.new_zeros((0, *pixels_B3SS.shape))
-        crops = (pixels_B3SS, locals_0B3hw)
-        batch = collate(captions, [()] * len(captions), self._tokenizer, step=step, crops=crops)
+        names = [()] * len(captions)
+        batch = collate(captions, names, self._tokenizer, step=step, crops=uncropped(pixels_B3SS))
         return replace(batch, cells=self._named(rng, cells, label_Bpp))
 
     def _named(

@@ -1,31 +1,20 @@
-"""The interface of a training method, and what all methods share."""
+"""The interface of a training method, and what all methods share: the contrast of captions."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, get_args
+from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeFloat
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch, with_unit_pixels
-from training.heads import HeadConfig, NameContrast, PrototypeHead
-from training.losses.distillation import prototype_losses
-from training.losses.ibot import Supervised, loss_by_visibility
-from training.masking import random_masks
-from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
-from training.methods.terms import (
-    MIN_TEMPERATURE,
-    ContrastShare,
-    NameContrastConfig,
-    caption_terms,
-    embed_captions,
-    name_term,
-)
-from training.targets import Centering, TokenTargets, target_statistics
+from training.methods.terms import MIN_TEMPERATURE, ContrastShare, caption_terms, embed_captions
+from training.settings import STRICT
+from training.targets import Centering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,60 +51,15 @@ class StepResult:
     metrics: dict[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SharedConfig:
-    """Settings of the loss terms that all methods share.
+    """What every method has.
 
     Attributes:
         contrast_weight: Of the average of both caption streams, 1 in the paper; 0 turns them off.
-        names: The fine-grained term.
-        image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
-        text_locked_until: Share of the training in which the text tower is not updated.
     """
 
-    contrast_weight: float = 1.0
-    names: NameContrastConfig = field(default_factory=NameContrastConfig)
-    image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
-    text_locked_until: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if self.contrast_weight < 0:
-            raise ValueError("contrast_weight must not be below 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptionedConfig(SharedConfig):
-    """What pretraining and distillation set alike: local crops, patches and their head.
-
-    Attributes:
-        dino_weight: Of the local crops against the whole image, the paper's alpha of 1. A batch
-            without local crops has no such term.
-        supervised: Patches of the patch loss: "all", or the "masked" ones.
-        head: The prototype head; a student's has as many prototypes as its teacher's.
-        mask_ratio: Share of the patches that are masked.
-    """
-
-    dino_weight: float = 1.0
-    supervised: Supervised = "all"
-    head: HeadConfig = field(default_factory=HeadConfig)
-    mask_ratio: float
-
-    def __post_init__(self) -> None:
-        """Check choices and ranges."""
-        SharedConfig.__post_init__(self)
-        check_choices(self, supervised=Supervised)
-        if not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
-        if self.supervised == "masked" and self.mask_ratio == 0:
-            raise ValueError('supervised="masked" needs a mask_ratio above 0')
-
-
-class PatchTargets(Protocol):
-    """A frozen network that gives a target for each patch."""
-
-    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
-        """Targets [B, N, K], float32."""
+    contrast_weight: NonNegativeFloat = 1.0
 
 
 class Method(nn.Module, ABC):
@@ -125,16 +69,10 @@ class Method(nn.Module, ABC):
         config: The method's configuration.
         log_temperature: Logarithm of the temperature of the caption contrast, which is learnt. The
             model's own temperature is not trained; it has the value that the loss divides by.
-        projection: From the model's width to the width of the image backbone's targets.
-        image_backbone: The frozen image backbone. Not a submodule, so checkpoints do not contain
-            it; set by the caller if its weight in the configuration is above 0.
     """
 
     config: SharedConfig
     model: Tipsv2Model
-    contrast: NameContrast
-    projection: nn.Linear
-    image_backbone: PatchTargets | None = None
 
     def __init__(self, model: Tipsv2Model, config: SharedConfig) -> None:
         super().__init__()
@@ -151,104 +89,29 @@ class Method(nn.Module, ABC):
         """Compute the loss of one batch; DDP and FSDP2 hook in here."""
         return self.training_step(with_unit_pixels(batch), step)
 
-    def draw_masks(self, tokens: VisionTokens, ratio: float, step: Step) -> Tensor:
-        """Masks [B, N] of this rank's images; independent of the number of ranks."""
-        batch_size, num_patches = tokens.patches_BND.shape[:2]
-        rows = slice(step.first_row, step.first_row + batch_size)
-        masked_BN = random_masks(step.global_rows, num_patches, ratio, step.generator, rows=rows)
-        return masked_BN.to(tokens.patches_BND.device)
-
     def contrasts_captions(self) -> bool:
         """Whether captions of different images are compared."""
         return self.config.contrast_weight > 0
 
-    def embed_captions(self, batch: Batch, step: Step) -> Tensor:
+    def embed_captions(self, batch: Batch) -> Tensor:
         """The rows of `training.methods.terms.embed_captions`."""
-        locked = step.progress < self.config.text_locked_until
         batch = with_unit_pixels(batch)
-        whole = vision_tokens(self.model, batch.pixels_B3HW)
-        return embed_captions(self.model, whole, batch, locked=locked)
+        return embed_captions(self.model, vision_tokens(self.model, batch.pixels_B3HW), batch)
 
-    def _caption_loss(
-        self, features: VisionTokens, batch: Batch, step: Step, *, locked: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of both streams' terms, and the terms."""
-        if step.contrast is not None:
-            rows_TF = embed_captions(self.model, features, batch, locked=locked)
-            return step.contrast.replay(rows_TF, self.log_temperature), dict(step.contrast.terms)
-        temperature = self.log_temperature.exp()
-        terms = caption_terms(self.model, features, batch, temperature=temperature, locked=locked)
-        if not terms:
-            return features.patches_BND.new_zeros((), dtype=torch.float32), terms
-        return (terms["cls1"] + terms["cls2"]) / 2, terms
-
-    def shared_loss(
+    def caption_loss(
         self, features: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of the shared terms, and each term by its name."""
-        settings = self.config
-        locked = step.progress < settings.text_locked_until
-        terms: dict[str, Tensor] = {}
-        loss = features.patches_BND.new_zeros((), dtype=torch.float32)
-        if self.contrasts_captions():
-            mean, terms = self._caption_loss(features, batch, step, locked=locked)
-            loss = settings.contrast_weight * mean
-        if settings.names.weight > 0:
-            terms["names"] = name_term(
-                self.model,
-                features,
-                batch,
-                contrast=self.contrast,
-                config=settings.names,
-                locked=locked,
-            )
-            loss = loss + settings.names.weight * terms["names"]
-        backbone = settings.image_backbone
-        weights = {"image_backbone": backbone.weight, "titles": backbone.titles_weight}
-        backbone_terms = self._image_backbone_terms(features, batch, step.progress)
-        for name, term in backbone_terms.items():
-            loss = loss + weights[name] * term
-        return loss, terms | backbone_terms
-
-    def _image_backbone_terms(
-        self, features: VisionTokens, batch: Batch, progress: float
-    ) -> dict[str, Tensor]:
-        """Terms of unnamed drawings (backbone and titles) and of early scenes (backbone)."""
-        config = self.config.image_backbone
-        encoded: list[tuple[Tensor, Tensor]] = []
-        terms: dict[str, Tensor] = {}
-        if config.weight > 0 and progress < config.scenes_until:
-            encoded.append((features.patches_BND, batch.pixels_B3HW))
-        if batch.unnamed is not None and max(config.weight, config.titles_weight) > 0:
-            drawings = batch.unnamed
-            tokens = vision_tokens(self.model, drawings.pixels_E3hw)
-            if config.weight > 0:
-                encoded.append((tokens.patches_BND, drawings.pixels_E3hw))
-            if config.titles_weight > 0:
-                locked = progress < self.config.text_locked_until
-                terms["titles"] = title_term(
-                    self.model,
-                    tokens,
-                    drawings,
-                    temperature=self.log_temperature.exp(),
-                    locked=locked,
-                )
-        if encoded:
-            terms["image_backbone"] = self._image_backbone_term(encoded)
-        return terms
-
-    def _image_backbone_term(self, encoded: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The term over several sets of patches and images; every image has the same weight."""
-        backbone = self.image_backbone
-        if backbone is None:
-            raise ValueError("image_backbone.weight is above 0, but no image backbone is loaded")
-        total = sum(len(pixels) for _, pixels in encoded)
-        parts = [
-            image_backbone_term(patches_BND, backbone.patch_targets(pixels_B3HW), self.projection)
-            * (len(pixels_B3HW) / total)
-            for patches_BND, pixels_B3HW in encoded
-        ]
-        return torch.stack(parts).sum()
+        """The weighted mean of both streams' terms, and the terms."""
+        none = features.patches_BND.new_zeros((), dtype=torch.float32)
+        if not self.contrasts_captions():
+            return none, {}
+        weight = self.config.contrast_weight
+        if step.contrast is not None:
+            rows_TF = embed_captions(self.model, features, batch)
+            mean = step.contrast.replay(rows_TF, self.log_temperature)
+            return weight * mean, dict(step.contrast.terms)
+        terms = caption_terms(self.model, features, batch, self.log_temperature.exp())
+        return (weight * (terms["cls1"] + terms["cls2"]) / 2 if terms else none), terms
 
     @torch.no_grad()
     def gauges(self) -> dict[str, Tensor]:
@@ -271,59 +134,6 @@ class Method(nn.Module, ABC):
         self.model.temperature.copy_(self.log_temperature.exp())
 
 
-def check_choices(config: object, **choices: object) -> None:
-    """Check that fields have one of the values of their Literal type.
-
-    Raises:
-        ValueError: A field has another value.
-    """
-    for name, literal in choices.items():
-        if getattr(config, name) not in get_args(literal):
-            raise ValueError(f"{name} must be one of {get_args(literal)}")
-
-
 def model_width(model: Tipsv2Model) -> int:
     """Width D of the model's tokens, equal in both towers."""
     return int(model.vision_model.config.hidden_size)
-
-
-def encode_crops(model: Tipsv2Model, locals_CB3hw: Tensor) -> Tensor:
-    """CLS1 [C, B, D] of each local crop, in one pass over all crops.
-
-    Which CLS token DINO compares is not published for TIPSv2; TIPS's diagram shows that of the alt
-    texts.
-    """
-    tokens_ND = vision_tokens(model, locals_CB3hw.flatten(0, 1)).cls1_BD
-    return tokens_ND.view(*locals_CB3hw.shape[:2], -1)
-
-
-def patch_losses(
-    head: PrototypeHead,
-    patches_BND: Tensor,
-    targets: TokenTargets,
-    temperature: float,
-    *,
-    masked_BN: Tensor | None,
-    is_logged: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses [B, N] of a student's patches against a teacher's assignments.
-
-    Returns:
-        The losses; for the log, statistics of the targets and the means by visibility.
-    """
-    loss_BN = prototype_losses(
-        head.embed(patches_BND).flatten(0, 1), head.directions(), targets, temperature
-    ).view(patches_BND.shape[:2])
-    if not is_logged:
-        return loss_BN, {}
-    logged = target_statistics(targets, len(head.prototypes))
-    return loss_BN, logged | ({} if masked_BN is None else loss_by_visibility(loss_BN, masked_BN))
-
-
-def detached(tokens: VisionTokens) -> VisionTokens:
-    """The same tokens without gradient."""
-    return VisionTokens(
-        cls1_BD=tokens.cls1_BD.detach(),
-        cls2_BD=tokens.cls2_BD.detach(),
-        patches_BND=tokens.patches_BND.detach(),
-    )

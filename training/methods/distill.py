@@ -7,36 +7,30 @@ the teacher's assignment of the whole image.
 Shapes: B batch, N patches, C local crops, D the student's width, K prototypes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
-from training.losses.dino import dino_loss
-from training.losses.distillation import feature_loss
-from training.methods.base import (
-    CaptionedConfig,
-    Method,
-    Step,
-    StepResult,
-    check_choices,
-    encode_crops,
-    model_width,
-    patch_losses,
-)
+from training.losses.distillation import dino_loss, feature_loss
+from training.methods.base import Step, StepResult, model_width
+from training.methods.captioned import CaptionedConfig, CaptionedMethod, encode_crops
 from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.teacher import FrozenTeacher, TeacherDtype
+from training.settings import STRICT, Share
 
 PatchLoss = Literal["prototypes", "features"]
 TextStart = Literal["fresh", "teacher"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class DistillConfig(CaptionedConfig):
     """Weights and settings of distillation; the defaults are the paper's where it gives any.
 
@@ -56,21 +50,16 @@ class DistillConfig(CaptionedConfig):
         teacher_dtype: Of the teacher's encoder; "bfloat16" halves its memory.
     """
 
-    patch_weight: float = 2.0
+    patch_weight: NonNegativeFloat = 2.0
     patch_from: float = 0.0
     patch_until: float = 1.0
-    mask_ratio: float = 0.0
+    mask_ratio: Share = 0.0
     patch_loss: PatchLoss = "prototypes"
     text_start: TextStart = "fresh"
     teacher_dtype: TeacherDtype = "float32"
 
-    def __post_init__(self) -> None:
-        """Check choices and ranges."""
-        CaptionedConfig.__post_init__(self)
-        check_choices(self, patch_loss=PatchLoss, text_start=TextStart, teacher_dtype=TeacherDtype)
 
-
-class Distill(Method):
+class Distill(CaptionedMethod):
     """A student with a new head or a projector, and its frozen teacher.
 
     The teacher is not a submodule, so checkpoints contain only the student.
@@ -123,30 +112,19 @@ class Distill(Method):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss; for the log its parts by visibility, and statistics of the targets."""
         config = self.config
-        patches_BND, counted_BN, masked_BN = whole.patches_BND, None, None
+        patches_BND, masked_BN = whole.patches_BND, None
         if config.mask_ratio > 0:
-            masked_BN = self.draw_masks(whole, config.mask_ratio, step)
+            masked_BN = self.draw_masks(whole, step)
             patches_BND = vision_tokens(self.model, batch.pixels_B3HW, masked_BN).patches_BND
-            counted_BN = masked_BN if config.supervised == "masked" else None
+        theirs_BND = teacher_tokens.patches_BND
         if self.projector is not None:
-            loss = feature_loss(
-                self.projector(patches_BND),
-                teacher_tokens.patches_BND,
-                counted_BN,
-            )
-            return loss, {}
+            counted_BN = masked_BN if config.supervised == "masked" else None
+            return feature_loss(self.projector(patches_BND), theirs_BND, counted_BN), {}
         assert self.head is not None  # there is either a head or a projector
-        targets = self._teacher.assign_patches(teacher_tokens.patches_BND)
-        loss_BN, logged = patch_losses(
-            self.head,
-            patches_BND,
-            targets,
-            config.head.student_temperature,
-            masked_BN=masked_BN,
-            is_logged=step.is_logged,
+        targets = self._teacher.assign_patches(theirs_BND)
+        return self.patch_loss(
+            self.head, patches_BND, targets, masked_BN=masked_BN, is_logged=step.is_logged
         )
-        counted = loss_BN if counted_BN is None else loss_BN[counted_BN]
-        return counted.mean(), logged
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         teacher_BD = teacher_tokens.cls1_BD

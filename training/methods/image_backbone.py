@@ -10,9 +10,9 @@ Shapes: B batch, E unnamed drawings, T titled ones, G those of all ranks, N patc
 backbone's reduced width.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import NonNegativeFloat
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Tipsv2Model
@@ -22,12 +22,13 @@ from training.data.batch import UnnamedDrawings
 from training.distributed import gather_rows, num_ranks, sum_over_ranks
 from training.losses.contrastive import contrastive_loss
 from training.methods.terms import embed_texts
+from training.settings import STRICT
 
 TARGET_WIDTH = 256
 """K: numbers per patch that the student learns, reduced from the backbone's 1280."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class ImageBackboneConfig:
     """Settings of the terms.
 
@@ -39,14 +40,9 @@ class ImageBackboneConfig:
         titles_weight: Of the contrast of CLS1 of unnamed drawings with their titles.
     """
 
-    weight: float = 0.0
+    weight: NonNegativeFloat = 0.0
     scenes_until: float = 0.3
-    titles_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if min(self.weight, self.titles_weight) < 0:
-            raise ValueError("image_backbone: weight and titles_weight must not be below 0")
+    titles_weight: NonNegativeFloat = 0.0
 
 
 def image_backbone_term(patches_BND: Tensor, cells_BNK: Tensor, projection: nn.Linear) -> Tensor:
@@ -61,14 +57,12 @@ def title_term(
     model: Tipsv2Model,
     tokens: VisionTokens,
     drawings: UnnamedDrawings,
-    *,
     temperature: Tensor,
-    locked: bool = False,
 ) -> Tensor:
     """InfoNCE of CLS1 with the titles over the global batch; 0 if no rank has a title."""
     if sum_over_ranks([len(drawings.titles)]) == [0]:
         return tokens.cls1_BD.new_zeros(())
-    texts_TD = embed_texts(model, drawings.titles, locked=locked)
+    texts_TD = embed_texts(model, drawings.titles)
     rows_TF = torch.cat([tokens.cls1_BD[drawings.titled_E].float(), texts_TD.float()], dim=1)
     (rows_GF, ids_G), own = gather_rows(rows_TF, drawings.title_ids_T)
     images_GD, texts_GD = rows_GF.chunk(2, dim=1)

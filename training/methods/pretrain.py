@@ -5,9 +5,9 @@ gradient, for the teacher head. The masked image and the local crops go through 
 head. With full EMA the averaged encoder encodes the whole image as well.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import NonNegativeFloat
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
@@ -15,24 +15,15 @@ from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import NameContrast
-from training.losses.dino import dino_loss
-from training.losses.ibot import ibot_loss
-from training.methods.base import (
-    CaptionedConfig,
-    Method,
-    Step,
-    StepResult,
-    check_choices,
-    detached,
-    encode_crops,
-    model_width,
-    patch_losses,
-)
+from training.losses.distillation import dino_loss
+from training.methods.base import Step, StepResult, model_width
+from training.methods.captioned import CaptionedConfig, CaptionedMethod, encode_crops
 from training.methods.image_backbone import TARGET_WIDTH
+from training.settings import STRICT, Share
 from training.targets import Centering
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class PretrainConfig(CaptionedConfig):
     """Weights and settings of pretraining; the defaults are the paper's where it gives any.
 
@@ -50,20 +41,15 @@ class PretrainConfig(CaptionedConfig):
             "none" the head is its own teacher.
     """
 
-    ibot_weight: float = 2.0
+    ibot_weight: NonNegativeFloat = 2.0
     ibot_start: float = 0.0
     head_alone_until: float = 0.0
     ibot_ramp_until: float = 0.0
-    mask_ratio: float = 0.75
+    mask_ratio: Share = 0.75
     ema: EmaScope = "head"
 
-    def __post_init__(self) -> None:
-        """Check choices and ranges."""
-        CaptionedConfig.__post_init__(self)
-        check_choices(self, ema=EmaScope)
 
-
-class Pretrain(Method):
+class Pretrain(CaptionedMethod):
     """A model, its projector heads and the moving averages."""
 
     config: PretrainConfig
@@ -113,9 +99,12 @@ class Pretrain(Method):
 
     @torch.no_grad()
     def _teacher_tokens(self, whole: VisionTokens, batch: Batch) -> VisionTokens:
-        """The teacher's tokens of the whole image: the student's own, except with full EMA."""
+        """The teacher's tokens of the whole image: the student's own, except with full EMA.
+
+        No loss has a gradient through them.
+        """
         if self.teacher_tower is None:
-            return detached(whole)
+            return whole
         return vision_tokens(self.teacher_tower, batch.pixels_B3HW)
 
     def _ibot_term(
@@ -126,19 +115,12 @@ class Pretrain(Method):
             teacher = self.head if self.teacher_head is None else self.teacher_head
             features_BNF = teacher.embed(teacher_tokens.patches_BND)
             targets = self.centering(features_BNF.flatten(0, 1), teacher.directions())
-        config = self.config
-        masked_BN = self.draw_masks(teacher_tokens, config.mask_ratio, step)
-        with torch.set_grad_enabled(step.progress >= config.head_alone_until):
+        masked_BN = self.draw_masks(teacher_tokens, step)
+        with torch.set_grad_enabled(step.progress >= self.config.head_alone_until):
             student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
-        loss_BN, logged = patch_losses(
-            self.head,
-            student.patches_BND,
-            targets,
-            config.head.student_temperature,
-            masked_BN=masked_BN,
-            is_logged=step.is_logged,
+        return self.patch_loss(
+            self.head, student.patches_BND, targets, masked_BN=masked_BN, is_logged=step.is_logged
         )
-        return ibot_loss(loss_BN, masked_BN, config.supervised), logged
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         assert self.global_centering is not None  # it is built wherever DINO has a weight
@@ -151,19 +133,10 @@ class Pretrain(Method):
         logits_CBK = self.head(crops_CBD) / self.config.head.student_temperature
         return dino_loss(logits_CBK, targets_BK)
 
-    def _averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        pairs = (
-            (self.teacher_head, self.head),
-            (self.teacher_tower, self.model.vision_model),
-        )
-        return [
-            (average, current)
-            for average, current in pairs
-            if average is not None and current is not None
-        ]
-
     def after_step(self) -> None:
         """Bound the temperature and move the averages."""
         super().after_step()
-        for average, current in self._averaged_pairs():
-            update_ema(average, current, self.config.head.ema_momentum)
+        pairs = ((self.teacher_head, self.head), (self.teacher_tower, self.model.vision_model))
+        for average, current in pairs:
+            if average is not None:
+                update_ema(average, current, self.config.head.ema_momentum)

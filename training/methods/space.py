@@ -10,9 +10,9 @@ Shapes: B batch, V images that the teacher saw, N patches, p points along a side
 width, U names.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import NonNegativeFloat
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Tipsv2Model
@@ -22,11 +22,12 @@ from training.data.batch import Batch, TeacherCells
 from training.losses.precision import without_autocast
 from training.methods.base import Method, SharedConfig, Step, StepResult, model_width
 from training.methods.terms import embed_texts
+from training.settings import STRICT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SpaceConfig(SharedConfig):
-    """Weights of the terms; names of captions and an image backbone are not for this method.
+    """Weights of the terms.
 
     Attributes:
         patch_weight: Of one minus the cosine of each patch with the teacher's.
@@ -34,19 +35,10 @@ class SpaceConfig(SharedConfig):
         names_weight: Of the contrast with names, at points that show one.
     """
 
-    patch_weight: float = 1.0
-    whole_weight: float = 0.5
-    names_weight: float = 1.0
-    contrast_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        SharedConfig.__post_init__(self)
-        for name in ("patch_weight", "whole_weight", "names_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be below 0")
-        if self.names.weight or self.image_backbone.weight or self.image_backbone.titles_weight:
-            raise ValueError("the distillation of a space has no names term and no image backbone")
+    patch_weight: NonNegativeFloat = 1.0
+    whole_weight: NonNegativeFloat = 0.5
+    names_weight: NonNegativeFloat = 1.0
+    contrast_weight: NonNegativeFloat = 0.5
 
 
 class SpaceDistill(Method):
@@ -66,7 +58,7 @@ class SpaceDistill(Method):
             raise ValueError("the space of a teacher needs a batch with its cells")
         cells, config = batch.cells, self.config
         tokens, seen = vision_tokens(self.model, batch.pixels_B3HW), len(cells.patches_VND)
-        loss, terms = self.shared_loss(tokens, batch, step)
+        loss, terms = self.caption_loss(tokens, batch, step)
         own = {
             "patch": self._unlike(tokens.patches_BND[:seen], cells.patches_VND),
             "whole": (

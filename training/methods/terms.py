@@ -30,41 +30,21 @@ MIN_TEMPERATURE = 0.001
 learnt, so TIPSv2 had none or a lower one; this value has no effect in practice."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NameContrastConfig:
-    """The fine-grained term; not part of TIPSv2.
-
-    Attributes:
-        weight: 0 turns it off.
-        num_shown: Number of patches that must show each name.
-    """
-
-    weight: float = 0.0
-    num_shown: int = 4
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        if self.num_shown < 1:
-            raise ValueError("num_shown must be at least 1")
+NUM_SHOWN = 4
+"""Patches that must show each name."""
 
 
-def embed_texts(model: Tipsv2Model, texts: TextBatch, *, locked: bool = False) -> Tensor:
-    """Text embeddings [B, D], not normalised; without gradient if the tower is locked."""
+def embed_texts(model: Tipsv2Model, texts: TextBatch) -> Tensor:
+    """Text embeddings [B, D], not normalised."""
     token_ids_BL, mask_BL = texts.token_ids_BL, texts.mask_BL
     if len(texts) == 0:
         # The tower takes no empty batch, and every rank must use the same parameters.
         token_ids_BL, mask_BL = token_ids_BL.new_zeros((1, 1)), mask_BL.new_ones((1, 1))
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not locked):
-        return text_features(model, token_ids_BL, mask_BL)[: len(texts)]
+    return text_features(model, token_ids_BL, mask_BL)[: len(texts)]
 
 
 def caption_terms(
-    model: Tipsv2Model,
-    features: VisionTokens,
-    batch: Batch,
-    *,
-    temperature: Tensor,
-    locked: bool = False,
+    model: Tipsv2Model, features: VisionTokens, batch: Batch, temperature: Tensor
 ) -> dict[str, Tensor]:
     """InfoNCE of CLS1 with the short and of CLS2 with the long captions, over the global batch.
 
@@ -72,13 +52,11 @@ def caption_terms(
     """
     if sum_over_ranks([len(batch.cls1)]) == [0]:
         return {}
-    rows_TF = embed_captions(model, features, batch, locked=locked)
+    rows_TF = embed_captions(model, features, batch)
     return _contrast(rows_TF, batch.cls1_ids_T, batch.cls2_ids_T, temperature)
 
 
-def embed_captions(
-    model: Tipsv2Model, features: VisionTokens, batch: Batch, *, locked: bool = False
-) -> Tensor:
+def embed_captions(model: Tipsv2Model, features: VisionTokens, batch: Batch) -> Tensor:
     """CLS1, its caption, CLS2 and its caption of each captioned image, float32 [T, F]."""
     # Selection by a mask makes the host wait for the device.
     is_whole = len(batch.cls1) == len(batch.captioned_B)
@@ -88,9 +66,9 @@ def embed_captions(
             part_TD.float()
             for part_TD in (
                 features.cls1_BD[captioned],
-                embed_texts(model, batch.cls1, locked=locked),
+                embed_texts(model, batch.cls1),
                 features.cls2_BD[captioned],
-                embed_texts(model, batch.cls2, locked=locked),
+                embed_texts(model, batch.cls2),
             )
         ],
         dim=1,
@@ -161,19 +139,13 @@ def contrast_step(
 
 
 def name_term(
-    model: Tipsv2Model,
-    features: VisionTokens,
-    batch: Batch,
-    *,
-    contrast: NameContrast,
-    config: NameContrastConfig,
-    locked: bool = False,
+    model: Tipsv2Model, features: VisionTokens, batch: Batch, contrast: NameContrast
 ) -> Tensor:
     """Patch-name contrast of this rank's images with the names of the global batch.
 
     Images whose captions contain no known name are left out.
     """
-    names_VD, present_BV = _all_names(embed_texts(model, batch.names, locked=locked), batch)
+    names_VD, present_BV = _all_names(embed_texts(model, batch.names), batch)
     patches_BND = features.patches_BND
     named_B = present_BV.any(1)
     counts = [int(named_B.sum()), int(present_BV.sum())]
@@ -188,7 +160,7 @@ def name_term(
         present_BV,
         scale=contrast.scale(),
         nothing=contrast.nothing,
-        num_shown=min(config.num_shown, patches_BND.shape[1]),
+        num_shown=min(NUM_SHOWN, patches_BND.shape[1]),
     )
     return stray * _share(counts[0], totals[0]) + hidden_P.mean() * _share(counts[1], totals[1])
 

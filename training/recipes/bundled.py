@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from training.config import DataConfig, TrainingConfig, ViewsConfig
-from training.data.loader import Stage
+from training.config import TrainingConfig, ViewsConfig
+from training.data.loader import DataConfig, Stage
 from training.data.scenes import SceneConfig
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.space import SpaceConfig
-from training.methods.terms import NameContrastConfig
 from training.optim import OptimConfig
 from training.recipes.first_light import FIRST_STUDENT, close_ups
 
@@ -34,7 +33,7 @@ def student() -> TrainingConfig:
             patch_weight=2.0,
             patch_until=0.7,
             text_start="teacher",
-            names=NameContrastConfig(weight=1.0),
+            names_weight=1.0,
             image_backbone=ImageBackboneConfig(
                 weight=2.0, scenes_until=_CLOSE_UPS_UNTIL, titles_weight=0.5
             ),

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from training.config import DataConfig, ModelConfig, TrainingConfig
-from training.data.loader import Stage
+from training.config import ModelConfig, TrainingConfig
+from training.data.loader import DataConfig, Stage
 from training.data.scenes import SceneConfig
 from training.heads import SMALL_HEAD
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
-from training.methods.terms import NameContrastConfig
 from training.optim import OptimConfig
 
 FIRST_TEACHER, FIRST_STUDENT = "first-teacher", "first-student"
@@ -65,7 +64,7 @@ def first_student() -> TrainingConfig:
             patch_from=0.5,
             patch_until=0.69,
             head=SMALL_HEAD,
-            names=NameContrastConfig(weight=1.0),
+            names_weight=1.0,
         ),
         model=ModelConfig(),
         data=DataConfig(
@@ -90,8 +89,7 @@ def debug() -> TrainingConfig:
             dino_weight=0.0,
             ibot_start=0.5,
             head=SMALL_HEAD,
-            names=NameContrastConfig(weight=1.0),
-            text_locked_until=0.2,
+            names_weight=1.0,
         ),
         model=ModelConfig(dim=48, vision_layers=2, text_layers=1, heads=2, native_size=56),
         data=DataConfig(stages=(close_ups(until=1.0, common_share=0.5),)),

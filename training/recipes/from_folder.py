@@ -27,7 +27,7 @@ from training.tokenizer import find_tokenizer
 
 SMALL = "small"
 SIZES = (SMALL, *VARIANTS)
-SMALL_CROPS = CropConfig(global_size=112, num_local=4, local_size=56, flips="all")
+SMALL_CROPS = CropConfig(global_size=112, num_local=4, local_size=56)
 """Half the paper's sizes and two local crops fewer: trains on a CPU in minutes."""
 _TEXT_SIZES = (
     "vocab_size",

@@ -10,16 +10,15 @@ from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
 from training.data.batch import Batch, RunShare, collate, text_ids, tokenize
-from training.data.crops import CropConfig
 from training.data.folder import common_names
-from training.data.loader import Curriculum, SceneBatches, Stage
+from training.data.loader import DataConfig, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.data.unnamed import UnnamedBank, UnnamedSource
 
 MakeBatches = Callable[..., SceneBatches]
 Same = Callable[[object, object], bool]
 
-JOINED = {"pixels_B3HW": 0, "locals_CB3hw": 1, "cls1_ids_T": 0, "cls2_ids_T": 0}
+JOINED = ("pixels_B3HW", "cls1_ids_T", "cls2_ids_T")
 CONFIG = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)
 
 
@@ -102,27 +101,18 @@ def test_a_batch_is_what_its_scenes_say_without_their_masks(
 
 
 def test_the_ranks_batches_together_are_the_batch_of_one(
-    source: SceneSource,
-    make_batches: MakeBatches,
-    tokenizer: Tipsv2Tokenizer,
-    unnamed: UnnamedSource,
+    source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource
 ) -> None:
     def make(step: int, rank: int = 0, num_ranks: int = 1) -> Batch:
         size = 6 // num_ranks
-        curriculum = Curriculum(
-            stages=(Stage(scenes=CONFIG, unnamed=size),),
-            crops=CropConfig(num_local=2, local_size=14),
-        )
+        config = DataConfig(stages=(Stage(scenes=CONFIG, unnamed=size),))
         share = RunShare(batch_size=size, num_steps=2, rank=rank, num_ranks=num_ranks)
-        return SceneBatches(source, tokenizer, curriculum, share, unnamed=unnamed)[step]
+        return SceneBatches(source, tokenizer, config, share, unnamed=unnamed)[step]
 
     for step in range(2):
         whole, parts = make(step), [make(step, rank, 3) for rank in range(3)]
-        assert whole.locals_CB3hw.shape == (2, 6, 3, 14, 14)
-        # Local crops leave the scene as it is.
-        assert torch.equal(whole.pixels_B3HW, make_batches(batch_size=6)[step].pixels_B3HW)
-        for name, axis in JOINED.items():
-            joined = torch.cat([getattr(part, name) for part in parts], axis)
+        for name in JOINED:
+            joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(whole, name)), name
         drawings = [p.unnamed.pixels_E3hw for p in (whole, *parts) if p.unnamed is not None]
         assert torch.equal(torch.cat(drawings[1:]), drawings[0])
@@ -135,4 +125,4 @@ def test_the_curriculum_changes_when_its_share_is_done(make_batches: MakeBatches
     found = [batch.pixels_B3HW.shape[-1] for batch in batches.loader(0, num_workers=0)]
     assert found == [14, 14, 28, 28, 42, 42, 42, 42]
     with pytest.raises(ValueError, match=r"until 1\.0"):
-        Curriculum(stages=(Stage(until=0.9),))
+        DataConfig(stages=(Stage(until=0.9),))

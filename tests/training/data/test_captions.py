@@ -81,5 +81,5 @@ def test_alt_text_goes_to_cls1_and_the_synthetic_captions_share_cls2_evenly() ->
     several = {"alt": "one", "alt#2": "two", "gemini": "long"}
     assert {sampling.choose(several, rng) for _ in range(50)} == {("one", "long"), ("two", "long")}
     for empty in ("cls1", "cls2"):
-        with pytest.raises(ValueError, match="at least one source"):
+        with pytest.raises(ValueError, match="at least 1 item"):
             CaptionSampling(**{empty: ()})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from training.data.crops import CropConfig, crop_images
 
-CONFIG = CropConfig(global_size=28, num_local=3, local_size=14, flips="all")
+CONFIG = CropConfig(global_size=28, num_local=3, local_size=14)
 
 
 @pytest.fixture
@@ -37,21 +37,13 @@ def test_a_batch_of_crops_is_a_function_of_the_seed_and_the_first_number(image: 
     assert torch.equal(torch.get_rng_state(), state)
     for other in (crop(3, 6, image), crop(4, 5, image)):
         assert not torch.equal(other[0][0], pixels_B3HW[0])
-    with pytest.raises(ValueError, match=r"crops\.global_size"):
-        crop_images([image, image[:, :30]], CropConfig(), seed=0, first=0)
 
 
-@pytest.mark.parametrize(
-    ("flips", "mirrored"), [("none", set()), ("locals", {"local"}), ("all", {"global", "local"})]
-)
-def test_crops_are_mirrored_as_asked_and_local_ones_are_smaller(
-    image: Tensor, flips: Any, mirrored: set[str]
-) -> None:
-    config = replace(CONFIG, flips=flips)
-    pixels_B3HW, locals_CB3hw = crop_images([image] * 20, config, seed=0, first=0)
+def test_half_of_the_crops_are_mirrored_and_local_ones_are_smaller(image: Tensor) -> None:
+    pixels_B3HW, locals_CB3hw = crop_images([image] * 40, CONFIG, seed=0, first=0)
     crops = {"global": pixels_B3HW.int(), "local": locals_CB3hw.flatten(0, 1).int()}
     steps = {kind: crop[:, 0, 7, -1] - crop[:, 0, 7, 0] for kind, crop in crops.items()}
-    assert {kind for kind, step in steps.items() if (step < 0).any()} == mirrored
+    assert all(0.25 < (step < 0).float().mean() < 0.75 for step in steps.values())
     assert steps["local"].abs().float().mean() < steps["global"].abs().float().mean() * 0.7
 
 
@@ -59,11 +51,10 @@ def test_crops_are_mirrored_as_asked_and_local_ones_are_smaller(
     ("change", "message"),
     [
         ({"global_size": 30}, "multiple of 14"),
-        ({"local_size": 0}, "multiple of 14"),
+        ({"local_size": 0}, "greater than 0"),
         ({"num_local": -1}, "num_local"),
         ({"local_scale": (0.5, 0.2)}, "local_scale"),
         ({"aspect": (2.0, 1.0)}, "aspect"),
-        ({"flips": "some"}, "flips"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:

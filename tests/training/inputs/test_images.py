@@ -38,7 +38,7 @@ def on_images(tiny_config: TrainingConfig) -> Configure:
     """The tiny run on the images of a folder."""
 
     def configure(folder: Path = Path("x"), **changes: Any) -> TrainingConfig:
-        crops = CropConfig(global_size=28, num_local=2, local_size=14, flips="all")
+        crops = CropConfig(global_size=28, num_local=2, local_size=14)
         data = ShardsConfig(folder=folder, crops=crops, num_workers=0)
         return replace(tiny_config, data=data, num_steps=3, batch_size=2, **changes)
 
@@ -136,5 +136,5 @@ def test_losses_that_the_data_cannot_serve_are_refused(on_images: Configure) -> 
     check_losses(replace(config, method=backbone), CAPTIONED)
     lines = said(replace(config, method=backbone), CAPTIONED)
     assert lines[-1].startswith("image backbone: on")
-    assert lines[3] == "contrast with names: off, method.names.weight is 0"
+    assert lines[3] == "contrast with names: off, method.names_weight is 0"
     assert lines[4].startswith("local crops (DINO): on, weight 1, 2 crops of 14 x 14 pixels")

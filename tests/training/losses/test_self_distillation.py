@@ -4,9 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses.dino import dino_loss
-from training.losses.distillation import feature_loss, token_losses
-from training.losses.ibot import Supervised, ibot_loss
+from training.losses.distillation import (
+    Supervised,
+    dino_loss,
+    feature_loss,
+    ibot_loss,
+    token_losses,
+)
 
 MASKED_BN = torch.tensor([[True, False, True], [False, True, True]])
 

@@ -13,9 +13,7 @@ from tests.training.conftest import TINY_HEAD as HEAD
 from tests.training.methods.conftest import MakeTeacher, take_step
 from training.config import TrainingConfig
 from training.data.batch import Batch
-from training.losses.dino import dino_loss
-from training.losses.distillation import feature_loss, token_losses
-from training.losses.ibot import Supervised
+from training.losses.distillation import Supervised, dino_loss, feature_loss, token_losses
 from training.methods.distill import Distill, DistillConfig, TextStart
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.run import build_method, new_model

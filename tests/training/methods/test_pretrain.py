@@ -10,9 +10,7 @@ from model.features import vision_tokens
 from tests.training.conftest import TINY_HEAD
 from tests.training.methods.conftest import take_step
 from training.data.batch import Batch
-from training.losses.dino import dino_loss
-from training.losses.distillation import token_losses
-from training.losses.ibot import Supervised, ibot_loss
+from training.losses.distillation import Supervised, dino_loss, ibot_loss, token_losses
 from training.masking import random_masks
 from training.methods.pretrain import Pretrain, PretrainConfig
 

@@ -15,7 +15,7 @@ from tests.training.ranks import two_ranks
 
 RELATIVE = 1e-5
 CASES = [
-    *(f"{case} uneven" for case in ("centering", "ibot", "full", "locked")),
+    *(f"{case} uneven" for case in ("centering", "ibot", "full")),
     *(f"{case} uneven" for case in ("distill", "features")),
     "centering one",
     "centering none",
@@ -50,8 +50,7 @@ def test_losses_and_gradients_are_those_of_the_global_batch(
     expected = alone["gradients"]
     assert ("cls1" in alone["metrics"]) is not case.endswith("none")
     assert "names" in alone["metrics"]
-    trains_text = any(name.startswith("model.text_model") for name in expected)
-    assert trains_text is not case.startswith("locked")
+    assert any(name.startswith("model.text_model") for name in expected)
     # Some gradients are zero but for rounding, such as those of the keys' biases; the rounding
     # grows with the other gradients.
     floor = max(1e-3, 1e-2 * max(float(gradient.abs().max()) for gradient in expected.values()))

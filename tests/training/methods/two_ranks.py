@@ -23,21 +23,18 @@ from training.methods.distill import Distill, DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher
-from training.methods.terms import NameContrastConfig
 from training.targets import Centering
 
 GLOBAL_ROWS = 6
 NUM_CROPS = 2
 HEAD = HeadConfig(layers=2, hidden=32, bottleneck=16, num_prototypes=12)
-NAMES = NameContrastConfig(weight=1.0, num_shown=2)
 BACKBONE = ImageBackboneConfig(weight=0.5, scenes_until=1.0, titles_weight=0.5)
-PRETRAIN = PretrainConfig(head=HEAD, names=NAMES, image_backbone=BACKBONE)
-DISTILL = DistillConfig(head=HEAD, names=NAMES)
+PRETRAIN = PretrainConfig(head=HEAD, names_weight=1.0, image_backbone=BACKBONE)
+DISTILL = DistillConfig(head=HEAD, names_weight=1.0)
 PRETRAINED: dict[str, PretrainConfig] = {
     "centering": PRETRAIN,
     "ibot": replace(PRETRAIN, supervised="masked"),
     "full": replace(PRETRAIN, ema="full"),
-    "locked": replace(PRETRAIN, text_locked_until=1.0),
 }
 DISTILLED: dict[str, DistillConfig] = {
     "distill": DISTILL,

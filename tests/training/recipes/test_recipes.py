@@ -10,9 +10,9 @@ import pytest
 
 from training.captioning.gemini_config import GeminiConfig
 from training.commands.train import RECIPES
-from training.config import DataConfig, TrainingConfig
+from training.config import TrainingConfig
 from training.data.folder import TRAIN_STYLES
-from training.data.loader import Curriculum
+from training.data.loader import DataConfig
 from training.recipes.scale import SCALE_RECIPES, TEACHER
 
 OF_SCENES = {
@@ -29,8 +29,7 @@ def test_a_recipe_is_a_whole_configuration(recipe: Callable[[], TrainingConfig])
     assert recipe.__doc__
     assert isinstance(config.data, DataConfig)
     assert set(config.data.styles) <= set(TRAIN_STYLES)
-    curriculum = Curriculum(stages=config.data.stages)
-    assert curriculum.stage_at(config.num_steps - 1, config.num_steps) is config.data.stages[-1]
+    assert config.data.stage_at(config.num_steps - 1, config.num_steps) is config.data.stages[-1]
     for stage in config.data.stages:
         assert stage.scenes.size % 14 == 0
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Tipsv2Tokenizer
@@ -29,6 +31,7 @@ from training.data.crops import TIPSV2_CROPS, CropConfig, crop_images
 from training.data.shards.decoding import decode_tensor
 from training.data.shards.manifest import ImageStore
 from training.data.shards.sample import BadSample, BrokenList, BrokenSample, Sample
+from training.settings import STRICT
 
 _SHARDS, _WINDOW, _SUBSTITUTE = 0, 1, 2  # separate the random streams
 
@@ -95,7 +98,7 @@ class StreamOrder:
 _MAX_SUBSTITUTES = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class ShardsConfig:
     """Images from disk: a folder of shards or of plain images.
 
@@ -115,15 +118,10 @@ class ShardsConfig:
     folder: Path
     captions: CaptionSampling = field(default_factory=CaptionSampling)
     crops: CropConfig = TIPSV2_CROPS
-    window_shards: int = 16
+    window_shards: PositiveInt = 16
     seed: int = 0
     num_workers: int = 1
     probe: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Check the window."""
-        if self.window_shards < 1:
-            raise ValueError("data.window_shards must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -205,9 +203,7 @@ class ImageBatches(Dataset[MadeBatch]):
 
 
 def _wanted(crops: CropConfig) -> int:
-    """Smallest image side at which no crop is enlarged; 0 for full size."""
-    if crops.global_size is None:
-        return 0
+    """Smallest image side at which no crop is enlarged."""
     sides = [crops.global_size / math.sqrt(crops.global_scale[0])]
     if crops.num_local:
         sides.append(crops.local_size / math.sqrt(crops.local_scale[0]))

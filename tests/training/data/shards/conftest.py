@@ -70,7 +70,7 @@ def shards_config(tmp_path: Path) -> ShardsConfig:
     return ShardsConfig(
         folder=tmp_path,
         captions=CaptionSampling(cls1=("alt",), cls2=("gemini",)),
-        crops=CropConfig(global_size=28, num_local=2, local_size=14, flips="all"),
+        crops=CropConfig(global_size=28, num_local=2, local_size=14),
         window_shards=2,
         seed=5,
         num_workers=0,

@@ -10,11 +10,11 @@ Shapes: R rows of one rank, G of all ranks, K any vector.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 
 
 def start() -> tuple[int, int]:
@@ -85,27 +85,10 @@ def sum_over_ranks(counts: Sequence[int]) -> list[int]:
     return [int(total) for total in totals]
 
 
-class _AllGather(torch.autograd.Function):
-    """Concatenation of all ranks' rows, of which every rank has the same number.
+def gather_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], slice]:
+    """Concatenate the rows of all ranks, in the order of the ranks.
 
     Every rank's loss may depend on every row, so a row's gradient is the sum over the ranks.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], slice]:
-    """Concatenate the rows of all ranks, in the order of the ranks, with gradients.
 
     Args:
         tensors: The same number R of rows in each of them; ranks may differ in R. All ranks must
@@ -130,9 +113,8 @@ def _gather_padded(tensor: Tensor, counts: list[int]) -> Tensor:
     largest = max(counts)
     padding = tensor.new_zeros((largest - len(tensor), *tensor.shape[1:]))
     padded = torch.cat((tensor, padding)) if len(padding) else tensor
-    everyone = cast("Tensor", _AllGather.apply(padded))  # type: ignore[no-untyped-call]
-    parts = everyone.split(largest) if largest else (everyone,)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=False)])
+    parts: tuple[Tensor, ...] = all_gather(padded.contiguous())
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from model.manifest import ScoreEntry
 from model.scores.gate import SERVED, STUDENT
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
-from training.evaluate.chosen_encoder import ChosenEncoder
-from training.evaluate.report import TEACHER, evaluate, write_scores
+from training.evaluate.report import TEACHER, ChosenEncoder, evaluate, write_scores
 from training.methods.teacher import find_model
+from training.observation import read_log
 from training.run_record import code_version, read_configs
 
 LICENCE = "Apache-2.0"
@@ -58,8 +58,7 @@ def _portable(value: object) -> object:
 
 
 def _last_step(run: Path) -> int:
-    log = (run / "log.jsonl").read_text("utf-8").splitlines()
-    return int(json.loads(log[-1])["step"])
+    return int(read_log(run)[-1]["step"])
 
 
 def _use_of_masks(run: Path) -> str:

@@ -13,7 +13,7 @@ from model.encoder import Tipsv2Encoder
 from model.manifest import ScoreEntry
 from training import scored_checkpoint
 from training.data.folder import DataFolder
-from training.evaluate.chosen_encoder import ChosenEncoder
+from training.evaluate.report import ChosenEncoder
 from training.export.package import NEEDED_FILES, build_manifest
 from training.scored_checkpoint import ScoredRuns, write_scored_checkpoint
 

@@ -38,15 +38,16 @@ def config_of(name: str, root: Path, *, num_ranks: int) -> TrainingConfig:
     Muon orthogonalises in bfloat16, where the last bit of a sum over ranks becomes a
     hundred-thousandth of the loss.
     """
+    data = ShardsConfig(
+        folder=root.parent / "images",
+        crops=CropConfig(global_size=28, num_local=1, local_size=14),
+        num_workers=0,
+    )
     config = replace(
         make_tiny_config(root),
         name=name,
         method=PretrainConfig(head=TINY_HEAD),
-        data=ShardsConfig(
-            folder=root.parent / "images",
-            crops=CropConfig(global_size=28, num_local=1, local_size=14),
-            num_workers=0,
-        ),
+        data=data,
         num_steps=NUM_STEPS,
         batch_size=GLOBAL_BATCH // num_ranks,
         parallel=next((kind for kind in KINDS if name.startswith(kind)), "ddp"),
@@ -56,8 +57,7 @@ def config_of(name: str, root: Path, *, num_ranks: int) -> TrainingConfig:
         return replace(config, num_steps=4, accumulate=2, precision="bfloat16")
     if not name.endswith("accumulate"):
         return config
-    muon = OptimConfig(optimizer="muon")
-    probed = replace(config.data, probe=root.parent / "probe")
+    muon, probed = OptimConfig(optimizer="muon"), replace(data, probe=root.parent / "probe")
     return replace(config, optim=muon, num_steps=4, accumulate=2, validate_every=4, data=probed)
 
 

@@ -114,13 +114,8 @@ class GeminiCaptioner:
         }
         settings = {
             "maxOutputTokens": config.max_output_tokens,
-            "seed": config.seed,
             "mediaResolution": f"MEDIA_RESOLUTION_{config.image_resolution.upper()}",
         }
-        if config.temperature is not None:
-            settings["temperature"] = config.temperature
-        if config.thinking is not None:
-            settings["thinkingConfig"] = {"thinkingLevel": config.thinking.upper()}
         parts = [{"inlineData": image}, {"text": config.text_for(sample)}]
         return {"contents": [{"role": "user", "parts": parts}], "generationConfig": settings}
 

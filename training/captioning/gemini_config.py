@@ -1,11 +1,14 @@
 """Settings of captioning with Gemini. Imports no client of Google's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+
 from training.data.shards.sample import Sample
+from training.settings import STRICT
 
 PROMPT = (
     "Describe this image in one detailed paragraph of plain English, in at most {words} words. "
@@ -20,10 +23,9 @@ _EARLIER = {"alt": "Alt text", "paligemma": "Short caption"}
 _MAX_EARLIER_CHARACTERS = 1000  # alt text can be a whole page
 _KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 Resolution = Literal["low", "medium", "high"]
-Thinking = Literal["minimal", "low", "medium", "high"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class GeminiConfig:
     """Model, prompt and request options.
 
@@ -39,27 +41,15 @@ class GeminiConfig:
         max_output_tokens: Length at which the service cuts an answer.
         image_resolution: Resolution at which the model sees the image. Not published; "medium" is
             more than the 258 tokens that Gemini 1.5 Flash gave an image.
-        temperature: None uses the service's default.
-        seed: Sent with every request; the service does not promise to repeat answers.
-        thinking: How long the model reasons, which costs output tokens; None uses the model's
-            default, which is not at all for the default model.
         source: Caption source under which the captions are stored.
     """
 
     model: str = "gemini-3.5-flash-lite"
     prompt: str = PROMPT
-    max_words: int = 80
-    max_output_tokens: int = 256
+    max_words: PositiveInt = 80
+    max_output_tokens: PositiveInt = 256
     image_resolution: Resolution = "medium"
-    temperature: float | None = None
-    seed: int = 0
-    thinking: Thinking | None = None
     source: str = "gemini"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if min(self.max_words, self.max_output_tokens) < 1:
-            raise ValueError("max_words and max_output_tokens must be at least 1")
 
     def text_for(self, sample: Sample) -> str:
         """The prompt for a sample, with the earlier captions that it has."""

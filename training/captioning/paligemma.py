@@ -3,16 +3,17 @@
 Shapes: B images, L prompt tokens, T prompt and answer tokens, H W pixels.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass as checked_dataclass
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -22,11 +23,13 @@ from transformers import (
 from training.captioning.job import Outcome, Outcomes
 from training.data.shards.decoding import decode_tensor
 from training.data.shards.sample import BadSample, Sample
+from training.parallel import choose_device
+from training.settings import STRICT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class PaliGemmaConfig:
-    """Model, prompt and generation options.
+    """Model, prompt and generation options. Answers are greedy, as PaliGemma's own are scored.
 
     Attributes:
         model: Folder or hub name of a checkpoint with its processor. TIPSv2 names PaliGemma but no
@@ -36,43 +39,16 @@ class PaliGemmaConfig:
             English caption. A model with a chat template gets it as the user's message after the
             image.
         max_tokens: Longest answer. Not published; TIPSv2 reads 64 tokens of a caption.
-        temperature: 0 is greedy; above 0, tokens are sampled. Not published; PaliGemma's own
-            captions are scored greedily.
-        seed: Seed of the sampling; a batch's captions depend on it and on the batch alone.
         batch_size: Images per batch. Results may differ in the last bits between batch sizes, and
             so in rare words; a job therefore keeps one batch size.
-        precision: "auto" is bfloat16 on a GPU and float32 elsewhere.
-        device: "auto" is the GPU if there is one; else a name such as "cuda:1".
         source: Caption source under which the captions are stored.
     """
 
     model: str = "google/paligemma-3b-mix-224"
     prompt: str = "caption en"
-    max_tokens: int = 64
-    temperature: float = 0.0
-    seed: int = 0
-    batch_size: int = 16
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    device: str = "auto"
+    max_tokens: PositiveInt = 64
+    batch_size: PositiveInt = 16
     source: str = "paligemma"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.max_tokens < 1 or self.batch_size < 1:
-            raise ValueError("max_tokens and batch_size must be at least 1")
-        if self.temperature < 0:
-            raise ValueError("temperature must be at least 0; 0 is greedy")
-
-    def torch_device(self) -> torch.device:
-        """The device to run on."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if self.device == "auto" else self.device)
-
-    def dtype(self) -> torch.dtype:
-        """The weights' and activations' type."""
-        if self.precision == "auto":
-            return torch.float32 if self.torch_device().type == "cpu" else torch.bfloat16
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,7 +61,7 @@ class _Prepared:
 
 
 class PaliGemmaCaptioner:
-    """An image-text-to-text model with its processor, on one device."""
+    """An image-text-to-text model with its processor: on a GPU, in bfloat16, if there is one."""
 
     shards_ahead = 0
 
@@ -112,24 +88,20 @@ class PaliGemmaCaptioner:
         """
         try:
             processor = AutoProcessor.from_pretrained(config.model)
-            model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=config.dtype())
+            model = AutoModelForImageTextToText.from_pretrained(
+                config.model, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32
+            )
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"{config.model} cannot be loaded; --model takes the folder of a checkpoint with "
                 f"its processor, or a hub name you may download: {error}"
             ) from error
-        return cls(config, model.eval().to(config.torch_device()), processor)
+        return cls(config, model.eval().to(choose_device()), processor)
 
     def settings(self) -> Mapping[str, Any]:
         """Return what the captions depend on."""
-        settings = asdict(self._config)
-        for name in ("precision", "device", "source"):
-            del settings[name]
-        return {
-            "kind": "transformers",
-            "dtype": str(self._config.dtype()).removeprefix("torch."),
-            **settings,
-        }
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"kind": "transformers", "dtype": dtype, **asdict(self._config)}
 
     def start(self, samples: Iterable[Sample], note: Path) -> Outcomes:
         """Caption samples batch by batch; the next one is decoded while the device works.
@@ -170,7 +142,7 @@ class PaliGemmaCaptioner:
     def _outcomes(self, batch: _Prepared) -> list[Outcome]:
         if batch.inputs is None:
             return list(batch.broken)
-        answers = self._answer(batch.inputs, _batch_seed(self._config.seed, batch.keys))
+        answers = self._answer(batch.inputs)
         outcomes = [
             Outcome(key=key, caption=answer)
             for key, answer in zip(batch.keys, answers, strict=True)
@@ -178,17 +150,13 @@ class PaliGemmaCaptioner:
         return [*outcomes, *batch.broken]
 
     @torch.inference_mode()
-    def _answer(self, inputs: BatchFeature, seed: int) -> list[str]:
-        config, device = self._config, self.model.device
-        inputs = inputs.to(device, dtype=self.model.dtype)
-        draws = {"temperature": config.temperature} if config.temperature else {}
-        devices = [device] if device.type == "cuda" else []
+    def _answer(self, inputs: BatchFeature) -> list[str]:
+        config = self._config
+        inputs = inputs.to(self.model.device, dtype=self.model.dtype)
         try:
-            with torch.random.fork_rng(devices):
-                torch.manual_seed(seed)
-                tokens_BT = self.model.generate(
-                    **inputs, max_new_tokens=config.max_tokens, do_sample=bool(draws), **draws
-                )
+            tokens_BT = self.model.generate(
+                **inputs, max_new_tokens=config.max_tokens, do_sample=False
+            )
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"a batch of {config.batch_size} images does not fit into the device's memory: "
@@ -206,9 +174,3 @@ def _full_prompt(processor: Any, prompt: str) -> str:
         message = {"role": "user", "content": content}
         return str(processor.apply_chat_template([message], add_generation_prompt=True))
     return f"{processor.image_token}{prompt}"
-
-
-def _batch_seed(seed: int, keys: Sequence[str]) -> int:
-    """A seed for a batch, equal in every run."""
-    digest = hashlib.blake2b("\n".join([str(seed), *keys]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)

@@ -4,7 +4,7 @@ Features and templates are chosen on development sets; test sets are only scored
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.encoder import Encoder
 from model.manifest import ScoreEntry
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.gate import GAIN, SERVED, STUDENT
 from model.scores.ranking import Ranking, found_within
 from training.data.folder import DataFolder
-from training.evaluate.chosen_encoder import ChosenEncoder, choose
-from training.evaluate.encoder import encode_names, load_for_evaluation
+from training.evaluate.encoder import encode_images, encode_names, load_for_evaluation
 from training.evaluate.ranking import SETTINGS, ClassificationBenchmark, retrieve
 from training.evaluate.sets import (
     SegmentationBenchmark,
@@ -42,7 +42,61 @@ PAINTED = "its CLS1 painted"
 _DEPTHS = (1, 5)
 _Features = Mapping[str, NDArray[np.float32]]
 _METRICS = {"mIoU": SceneCounts.miou, "which": SceneCounts.which}
-OBJECT_METRICS = {"IoU with background": SceneCounts.overlap, "boundary F": SceneCounts.outline}
+_OBJECT_METRICS = {"IoU with background": SceneCounts.overlap, "boundary F": SceneCounts.outline}
+FEATURES = ("patches", "values")
+TEMPLATE_SETS = ("none", "tcl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenEncoder:
+    """An encoder under test and the choices made for it.
+
+    Attributes:
+        encoder: In evaluation mode.
+        features: Patch features for segmentation, "patches" or "values".
+        templates: Prompts of classes in segmentation.
+        class_templates: Prompts of classes in classification.
+    """
+
+    encoder: Encoder
+    features: str
+    templates: str
+    class_templates: str = "none"
+
+
+def choose(
+    encoder: Encoder,
+    scenes: Sequence[SegmentationBenchmark],
+    drawings: Sequence[ClassificationBenchmark],
+) -> ChosenEncoder:
+    """Pick features and templates by the mean mIoU, class templates by the mean top-1.
+
+    Args:
+        encoder: In evaluation mode.
+        scenes: The development scenes.
+        drawings: The development drawings.
+    """
+    miou = {(kind, templates): 0.0 for templates in TEMPLATE_SETS for kind in FEATURES}
+    for benchmark in scenes:
+        features = benchmark.encode(encoder)
+        for templates in TEMPLATE_SETS:
+            classes_KD = encode_names(encoder, benchmark.names, templates)
+            for kind in FEATURES:
+                counts = benchmark.count(features[kind], classes_KD)
+                miou[kind, templates] += counts.overall(SceneCounts.miou)
+    top1 = dict.fromkeys(TEMPLATE_SETS, 0.0)
+    for images in drawings:
+        cls1_MD = encode_images(encoder, images.images)["cls1"]
+        for templates in TEMPLATE_SETS:
+            classes_KD = encode_names(encoder, images.names, templates)
+            top1[templates] += images.rank(cls1_MD, classes_KD).found(1)
+    features_kind, templates = max(miou, key=miou.__getitem__)
+    return ChosenEncoder(
+        encoder=encoder,
+        features=features_kind,
+        templates=templates,
+        class_templates=max(top1, key=top1.__getitem__),
+    )
 
 
 Models = Mapping[str, ChosenEncoder]
@@ -88,13 +142,9 @@ def _segmentation_entries(
         counts[f"{row}, {PAINTED}"] = benchmark.count(features[row]["cls1"], classes_KD)
     masks, names = benchmark.masks, benchmark.names
     counts["largest object painted"] = count_scenes(masks, names, largest_object(masks, names))
+    yield from count_entries(benchmark.name, counts)
     guessed = counts[STUDENT].guessed()
     table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(masks)
-    for row, its_counts in counts.items():
-        for metric, score in {**_METRICS, **OBJECT_METRICS}.items():
-            yield table.entry(row, metric, bootstrap(score, its_counts), count=count)
-    yield table.entry(CHANCE, "mIoU", guessed.miou(), count=count)
-    yield table.entry(CHANCE, "which", guessed.which(), count=count)
     for row in (row for row in models if row.startswith(STUDENT)):
         known = {name: counts[name] for name in (TEACHER, SERVED) if name in counts}
         others = {PAINTED: counts[f"{row}, {PAINTED}"], **known, CHANCE: guessed}
@@ -102,6 +152,17 @@ def _segmentation_entries(
             for metric, score in _METRICS.items():
                 gain = bootstrap(score, counts[row], other)
                 yield table.entry(f"{row} - {name}", metric, gain, count=count)
+
+
+def count_entries(split: str, counts: Mapping[str, SceneCounts]) -> Iterator[ScoreEntry]:
+    """Yield the scores of each row with intervals, and what a guess has in the same scenes."""
+    guessed = counts[STUDENT].guessed()
+    table, count = _Table(task=SEGMENTATION, split=split), len(guessed)
+    for row, its_counts in counts.items():
+        for metric, score in {**_METRICS, **_OBJECT_METRICS}.items():
+            yield table.entry(row, metric, bootstrap(score, its_counts), count=count)
+    for metric, score in _METRICS.items():
+        yield table.entry(CHANCE, metric, guessed.overall(score), count=count)
 
 
 def _retrieval_entries(

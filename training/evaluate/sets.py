@@ -64,9 +64,10 @@ class SegmentationBenchmark:
         row = {}
         for kind in ("patches", "values"):
             counts = self.count(features[kind], classes_KD)
-            row[f"{self.name}/{kind}"] = round(counts.miou(), 2)
-            row[f"{self.name}/{kind}_which"] = round(counts.which(), 2)
-        row[f"{self.name}/painted"] = round(self.count(features["cls1"], classes_KD).miou(), 2)
+            row[f"{self.name}/{kind}"] = round(counts.overall(SceneCounts.miou), 2)
+            row[f"{self.name}/{kind}_which"] = round(counts.overall(SceneCounts.which), 2)
+        painted = self.count(features["cls1"], classes_KD)
+        row[f"{self.name}/painted"] = round(painted.overall(SceneCounts.miou), 2)
         return row
 
 

@@ -10,9 +10,8 @@ of a scene, H W pixels, h w patch grid.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,85 +24,61 @@ from model.scores.objects import (
     iou_curve,
     objects_of,
 )
-from model.scores.pixels import BACKGROUND
+from model.scores.pixels import BACKGROUND, NO_CLASS, Floats, Pixels, count_pixels
 from model.segmentation import cosine_map, l2_normalize, upsample_bilinear
 from training.data.concepts import all_concepts
 
-# Integers, except for the expected counts of a guess.
-Pixels = NDArray[np.int64] | NDArray[np.float64]
+Weights = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SceneCounts:
+class SceneCounts(Pixels):
     """Pixel counts by scene; the score of a subset follows from the sums over its scenes.
 
+    Only pixels of objects count.
+
     Attributes:
-        hit_SK: Pixels of class k predicted as k.
-        truth_SK: Pixels of class k.
-        called_SK: Object pixels predicted as k.
         chosen_S: Object pixels with the right prediction among the names in the scene.
         objects_S: Number of objects.
         overlap_S: Sum of the objects' IoU with background; see `model.scores.objects`.
         outline_S: Sum of their boundary F.
     """
 
-    hit_SK: Pixels
-    truth_SK: Pixels
-    called_SK: Pixels
-    chosen_S: Pixels
-    objects_S: NDArray[np.float64]
-    overlap_S: NDArray[np.float64]
-    outline_S: NDArray[np.float64]
+    chosen_S: Floats
+    objects_S: Floats
+    overlap_S: Floats
+    outline_S: Floats
 
-    def __len__(self) -> int:
-        return len(self.chosen_S)
+    def overall(self, score: "Callable[[SceneCounts, Weights], Floats]") -> float:
+        """A score of all scenes, such as `SceneCounts.miou`."""
+        return float(score(self, np.ones((1, len(self))))[0])
 
-    @overload
-    def miou(self) -> float: ...
-    @overload
-    def miou(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]: ...
-    def miou(self, weights_RS: NDArray[np.float64] | None = None) -> float | NDArray[np.float64]:
-        """Mean over the classes that the scenes show, in percent; [R] where scenes are weighted.
+    def miou(self, weights_RS: Weights) -> Floats:
+        """Mean over the classes that the scenes show, in percent [R].
 
         Pixels that are called by the name of another class are in the union of their own. Counting
         that other class as an IoU of 0 would make the score depend on the number of candidates that
         no scene shows.
         """
-        if weights_RS is None:
-            return float(self.miou(np.ones((1, len(self))))[0])
-        hit_RK, truth_RK, called_RK = (
-            weights_RS @ table for table in (self.hit_SK, self.truth_SK, self.called_SK)
-        )
-        union_RK = truth_RK + called_RK - hit_RK
-        iou_RK = hit_RK / (union_RK + 1e-10)
-        values_R: NDArray[np.float64] = 100.0 * iou_RK.mean(1, where=truth_RK > 0)
+        shown_RK = weights_RS @ self.truth_SK > 0
+        values_R: Floats = self.iou(weights_RS).mean(1, where=shown_RK)
         return values_R
 
-    @overload
-    def which(self) -> float: ...
-    @overload
-    def which(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]: ...
-    def which(self, weights_RS: NDArray[np.float64] | None = None) -> float | NDArray[np.float64]:
-        """Accuracy among the objects present, in percent of object pixels; [R] where weighted."""
-        if weights_RS is None:
-            return float(self.which(np.ones((1, len(self))))[0])
-        values_R: NDArray[np.float64] = 100.0 * (
+    def which(self, weights_RS: Weights) -> Floats:
+        """Accuracy among the objects present, in percent of object pixels [R]."""
+        values_R: Floats = 100.0 * (
             (weights_RS @ self.chosen_S) / (weights_RS @ self.truth_SK.sum(1))
         )
         return values_R
 
-    def overlap(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]:
+    def overlap(self, weights_RS: Weights) -> Floats:
         """Mean IoU of the objects with background counted, in percent [R]."""
-        values_R: NDArray[np.float64] = (
-            100.0 * (weights_RS @ self.overlap_S) / (weights_RS @ self.objects_S)
-        )
+        values_R: Floats = 100.0 * (weights_RS @ self.overlap_S) / (weights_RS @ self.objects_S)
         return values_R
 
-    def outline(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]:
+    def outline(self, weights_RS: Weights) -> Floats:
         """Mean boundary F of the objects, in percent [R]."""
-        values_R: NDArray[np.float64] = (
-            100.0 * (weights_RS @ self.outline_S) / (weights_RS @ self.objects_S)
-        )
+        values_R: Floats = 100.0 * (weights_RS @ self.outline_S) / (weights_RS @ self.objects_S)
         return values_R
 
     def guessed(self) -> "SceneCounts":
@@ -149,19 +124,21 @@ def count_scenes(
         ValueError: A scene shows something that is no candidate.
     """
     ids_K = class_ids(names)
-    counts, objects = [], []
+    counts, chosen, objects = [], [], []
     for index, (mask_HW, cosine_Khw) in enumerate(zip(masks, cosines, strict=True)):
         score_KHW = _upsampled(cosine_Khw, mask_HW.shape)
-        counts.append(_count_scene(mask_HW, ids_K, score_KHW))
+        truth_HW = _places(mask_HW, ids_K)
+        counts.append(count_pixels(truth_HW, score_KHW.argmax(0), len(ids_K))[1])
+        chosen.append(_count_chosen(truth_HW, score_KHW))
         objects.append(_SceneObjects.of(mask_HW, ids_K, score_KHW, f"scene {index}"))
-    hit, truth, called, chosen = zip(*counts, strict=True)
+    pixels = Pixels.of(counts)
     thresholds_S = fitted_thresholds([one.curves for one in objects])
     found = [one.scores(threshold) for one, threshold in zip(objects, thresholds_S, strict=True)]
     return SceneCounts(
-        hit_SK=np.stack(hit),
-        truth_SK=np.stack(truth),
-        called_SK=np.stack(called),
-        chosen_S=np.asarray(chosen),
+        hit_SK=pixels.hit_SK,
+        truth_SK=pixels.truth_SK,
+        called_SK=pixels.called_SK,
+        chosen_S=np.asarray(chosen, np.float64),
         objects_S=np.asarray([len(one.curves) for one in objects], np.float64),
         overlap_S=np.asarray([overlap for overlap, _ in found]),
         outline_S=np.asarray([outline for _, outline in found]),
@@ -211,24 +188,22 @@ class _SceneObjects:
         )
 
 
-def _count_scene(
-    mask_HW: NDArray[np.integer], ids_K: NDArray[np.int64], score_KHW: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
-    rows, columns = np.nonzero(mask_HW)
-    truth_P = (mask_HW[rows, columns][:, None] == ids_K).argmax(1)
-    if not np.array_equal(ids_K[truth_P], mask_HW[rows, columns]):
+def _places(mask_HW: NDArray[np.integer], ids_K: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index of each pixel's name among the candidates, `NO_CLASS` for the background."""
+    place_of = np.full(max(int(mask_HW.max()), int(ids_K.max())) + 1, NO_CLASS)
+    place_of[ids_K] = np.arange(len(ids_K))
+    truth_HW: NDArray[np.int64] = place_of[mask_HW]
+    if (truth_HW[mask_HW > 0] == NO_CLASS).any():
         raise ValueError("a scene shows an object that is not among the candidate names")
-    score_KP = score_KHW[:, rows, columns]
-    called_P = score_KP.argmax(0)
-    count = len(ids_K)
+    return truth_HW
+
+
+def _count_chosen(truth_HW: NDArray[np.int64], score_KHW: NDArray[np.float32]) -> int:
+    """Pixels whose name has the highest score among the names in the scene."""
+    shown_HW = truth_HW != NO_CLASS
+    truth_P, score_KP = truth_HW[shown_HW], score_KHW[:, shown_HW]
     present = np.unique(truth_P)
-    chosen = present[score_KP[present].argmax(0)] == truth_P
-    return (
-        np.bincount(truth_P[called_P == truth_P], minlength=count),
-        np.bincount(truth_P, minlength=count),
-        np.bincount(called_P, minlength=count),
-        int(chosen.sum()),
-    )
+    return int((present[score_KP[present].argmax(0)] == truth_P).sum())
 
 
 def patch_cosines(

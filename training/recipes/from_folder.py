@@ -56,11 +56,6 @@ class FolderRun:
     num_steps: int = 1000
     batch_size: int = 64
 
-    def __post_init__(self) -> None:
-        """Check the size's name."""
-        if self.size not in SIZES:
-            raise ValueError(f"no size {self.size!r}: choose one of {', '.join(SIZES)}")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherFacts:

@@ -22,6 +22,7 @@ from model.files import atomic_write
 from training.checkpoint import save_atomically, split_model
 from training.config import TrainingConfig
 from training.evaluate.zero_shot_segmentation import (
+    SceneCounts,
     count_scenes,
     largest_object,
     painted_cosines,
@@ -123,8 +124,11 @@ def segment(
     }
     counts = {name: count_scenes(masks, NAMES, maps) for name, maps in cosines.items()}
     return {
-        name: {"mIoU": round(c.miou(), 3), "which": round(c.which(), 3)}
-        for name, c in counts.items()
+        name: {
+            "mIoU": round(one.overall(SceneCounts.miou), 3),
+            "which": round(one.overall(SceneCounts.which), 3),
+        }
+        for name, one in counts.items()
     }
 
 

@@ -118,9 +118,8 @@ def test_a_batch_that_is_sent_is_waited_for_and_one_that_failed_is_sent_again(
     [
         ("gemini", "image_resolution=huge", "image_resolution=huge: Input should be"),
         ("gemini", "max_words=0", "max_words"),
-        ("paligemma", "max_tokens=0", "max_tokens and batch_size"),
-        ("paligemma", "temperature=-1.0", "temperature"),
-        ("paligemma", "precision=float16", "precision=float16: Input should be"),
+        ("paligemma", "max_tokens=0", "max_tokens=0: Input should be greater than 0"),
+        ("paligemma", "temperature=1", "unknown setting 'temperature'"),
     ],
 )
 def test_wrong_settings_are_refused(

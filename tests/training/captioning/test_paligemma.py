@@ -19,7 +19,7 @@ from training.data.shards.sample import Sample
 
 @cache
 def load(checkpoint: Path, **settings: Any) -> PaliGemmaCaptioner:
-    chosen = {"max_tokens": 12, "batch_size": 2, "device": "cpu", **settings}
+    chosen = {"max_tokens": 12, "batch_size": 2, **settings}
     return PaliGemmaCaptioner.load(PaliGemmaConfig(model=str(checkpoint), **chosen))
 
 

@@ -14,10 +14,11 @@ from training.data.batch import tokenize
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate import encoder as encoder_module
-from training.evaluate.chosen_encoder import choose
 from training.evaluate.encoder import encode_images, encode_names
 from training.evaluate.ranking import single_drawings
+from training.evaluate.report import choose
 from training.evaluate.sets import SegmentationBenchmark
+from training.evaluate.zero_shot_segmentation import SceneCounts
 
 
 def test_a_batch_has_the_features_of_its_images(
@@ -75,7 +76,7 @@ def test_the_choices_with_the_best_mean_scores_are_taken(
         classes_KD = encode_names(encoder, names, templates)
         for kind in ("patches", "values"):
             counts = [half.count(half.encode(encoder)[kind], classes_KD) for half in halves]
-            miou[kind, templates] = sum(one.miou() for one in counts)
+            miou[kind, templates] = sum(one.overall(SceneCounts.miou) for one in counts)
         top[templates] = sum(images.classify(encoder, templates).found(1) for images in drawings)
     assert miou[chosen.features, chosen.templates] == max(miou.values()) > min(miou.values())
     assert top[chosen.class_templates] == max(top.values())

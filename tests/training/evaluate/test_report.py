@@ -14,8 +14,7 @@ from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
 from training.data.scenes import Scene
 from training.evaluate import report
-from training.evaluate.chosen_encoder import ChosenEncoder
-from training.evaluate.report import Models
+from training.evaluate.report import ChosenEncoder, Models
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 
 STUDENTS = ("student", "student, seed 1")

@@ -46,21 +46,21 @@ def test_a_hand_made_table_has_the_scores_of_its_weighted_scenes() -> None:
     pixels of class 0 and 6 of class 1, all called 1.
     """
     table = SceneCounts(
-        hit_SK=np.asarray([[6, 0, 0], [0, 6, 0]]),
-        truth_SK=np.asarray([[10, 0, 0], [4, 6, 0]]),
-        called_SK=np.asarray([[6, 4, 0], [0, 10, 0]]),
-        chosen_S=np.asarray([10, 6]),
+        hit_SK=np.asarray([[6.0, 0, 0], [0, 6, 0]]),
+        truth_SK=np.asarray([[10.0, 0, 0], [4, 6, 0]]),
+        called_SK=np.asarray([[6.0, 4, 0], [0, 10, 0]]),
+        chosen_S=np.asarray([10.0, 6]),
         objects_S=np.asarray([1.0, 2.0]),
         overlap_S=np.asarray([0.5, 1.0]),
         outline_S=np.asarray([1.0, 0.5]),
     )
     # Over both scenes: class 0 has 6 / (14 + 6 - 6), class 1 has 6 / (6 + 14 - 6), class 2 none.
-    assert table.miou() == pytest.approx(100 * (6 / 14 + 6 / 14) / 2)
-    assert table.which() == pytest.approx(100 * 16 / 20)
+    assert table.overall(SceneCounts.miou) == pytest.approx(100 * (6 / 14 + 6 / 14) / 2)
+    assert table.overall(SceneCounts.which) == pytest.approx(100 * 16 / 20)
     weights_RS = np.asarray([[2.0, 0.0], [1.0, 1.0]])
     # Only scene 0: class 0 has 6 / 10; class 1 was called, but no scene shows it.
-    assert table.miou(weights_RS).tolist() == pytest.approx([100 * 0.6, table.miou()])
-    assert table.which(weights_RS).tolist() == pytest.approx([100.0, table.which()])
+    assert table.miou(weights_RS).tolist() == pytest.approx([60, 100 * 6 / 14])
+    assert table.which(weights_RS).tolist() == pytest.approx([100, 80])
     assert table.overlap(weights_RS).tolist() == pytest.approx([50, 50])
     assert table.outline(weights_RS).tolist() == pytest.approx([100, 50])
 
@@ -96,12 +96,12 @@ def test_names_that_no_scene_shows_lower_no_score(
         score_KHW[-1] = 2 * score_KHW[target]
     counts = count_scenes(masks, more, scores)
     assert counts.called_SK[:, -1].any()
-    assert counts.miou() == pytest.approx(100 * (len(shown) - 1) / len(shown))
+    assert counts.overall(SceneCounts.miou) == pytest.approx(100 * (len(shown) - 1) / len(shown))
     # A guess among K names: the mean is over the shown ones.
     share_K = counts.truth_SK.sum(0) / counts.truth_SK.sum()
     share_K = share_K[share_K > 0]
     expected = (share_K / (1 + len(more) * share_K - share_K)).mean()
-    assert counts.guessed().miou() == pytest.approx(100 * expected)
+    assert counts.guessed().overall(SceneCounts.miou) == pytest.approx(100 * expected)
 
 
 def test_counts_equal_a_plain_implementation_with_torch(
@@ -131,5 +131,5 @@ def test_counts_equal_a_plain_implementation_with_torch(
     iou_K = confusion.diagonal()[shown_K] / union_K[shown_K]
     assert counts.hit_SK.sum(0).tolist() == confusion.diagonal().tolist()
     assert counts.called_SK.sum(0).tolist() == confusion.sum(0).tolist()
-    assert counts.miou() == pytest.approx(100 * iou_K.mean())
-    assert counts.which() == pytest.approx(100 * num_right / confusion.sum())
+    assert counts.overall(SceneCounts.miou) == pytest.approx(100 * iou_K.mean())
+    assert counts.overall(SceneCounts.which) == pytest.approx(100 * num_right / confusion.sum())

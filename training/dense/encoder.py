@@ -1,30 +1,24 @@
-"""A package as a frozen encoder: embeddings of images, and the same graph with shuffled weights.
+"""A package as a frozen encoder: embeddings of images.
 
 Shapes: P images, B batch, H W pixels, D embedding width, h w patch rows and columns.
 """
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
-import onnx_ir
 from numpy.typing import NDArray
 
-from model.export.tracing import save_graph
-from model.graphs import VISION_FILE, PatchOutput
-from model.package import ModelPackage, write_manifest
+from model.graphs import PatchOutput
+from model.package import ModelPackage
 from model.preprocess import Fit, prepare_image, target_size
 from model.runtime.base import Runtime
 from model.runtime.load import load_runtime
 
 _BATCH: Final = 8
 PATCHES: Final[tuple[PatchOutput, ...]] = ("patches",)
-# Smaller tensors are shapes and axes.
-_MIN_WEIGHTS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,29 +72,3 @@ class FrozenEncoder:
             cls_PD=output.cls1_BD.astype(np.float16),
             patches_PhwD=patches_BND.reshape(len(planes), *output.grid_hw, -1),
         )
-
-
-def shuffled(package: ModelPackage, folder: Path) -> ModelPackage:
-    """Write a package whose vision graph has the same weights in random places.
-
-    Each tensor keeps its numbers, so layers keep their scale; what was learnt is gone.
-
-    Args:
-        package: Is copied.
-        folder: Of the new package; an older one is replaced.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(package.path, folder)
-    rng = np.random.default_rng(0)
-    path = folder / VISION_FILE
-    graph = onnx_ir.load(path)
-    for name, value in graph.graph.initializers.items():
-        weight = value.const_value
-        if weight is not None and weight.dtype.is_floating_point() and weight.size >= _MIN_WEIGHTS:
-            numbers = weight.numpy()
-            mixed = rng.permutation(numbers.reshape(-1)).reshape(numbers.shape)
-            value.const_value = onnx_ir.tensor(mixed, name=name)
-    path.unlink()
-    save_graph(graph, path)
-    unproven = package.manifest.model_copy(update={"parity": []})
-    return write_manifest(folder, unproven)

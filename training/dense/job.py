@@ -14,14 +14,14 @@ from pydantic import JsonValue
 from model.export.added_heads import DESCRIPTION, AddedHeads, add_heads
 from model.export.exact import round_weights
 from model.graphs import DenseTask
+from model.manifest import ScoreEntry
 from model.package import ModelPackage
-from training.dense.encoder import FrozenEncoder, shuffled
+from training.dense.encoder import FrozenEncoder
 from training.dense.head import EmbeddingHead, Examples, HeadKind, fit_dense_head
 from training.dense.labelled import LabelledData
 from training.dense.score import (
     HEAD,
     MEAN,
-    RANDOM,
     Counts,
     RawMap,
     counts_of,
@@ -65,46 +65,38 @@ class DenseHeadsJob:
         """
         # Threads that wait for each other take most of the time on a busy machine.
         torch.set_num_threads(1)
-        by_task = {source.task: source for source in self.sources}
         self.folder.mkdir(parents=True, exist_ok=True)
-        heads, own = self._fit(self.package, by_task)
-        _, random = self._fit(shuffled(self.package, self.folder / "shuffled"), by_task)
-        scores = [
-            entry
-            for task, source in by_task.items()
-            for entry in entries(task, source.test.name, {**own[task], RANDOM: random[task][HEAD]})
-        ]
+        encoder = FrozenEncoder.load(self.package)
+        heads: dict[DenseTask, EmbeddingHead] = {}
+        scores: list[ScoreEntry] = []
+        with closing(encoder.runtime):
+            for source in self.sources:
+                heads[source.task], rows = self._fit(encoder, source)
+                scores += entries(source.task, source.test.name, rows)
         added = AddedHeads(
             modules=heads,
-            labels=by_task["segmentation"].labels if "segmentation" in by_task else (),
+            labels=tuple(label for source in self.sources for label in source.labels),
             scores=scores,
-            provenance={task: self._record(source) for task, source in by_task.items()},
+            provenance={source.task: self._record(source) for source in self.sources},
         )
         for entry in scores:
             _say(f"{entry.task}: {entry.row}, {entry.metric} {entry.value:g}")
         return add_heads(self.package, added, output, progress=_say)
 
     def _fit(
-        self, package: ModelPackage, by_task: Mapping[DenseTask, LabelledData]
-    ) -> tuple[dict[DenseTask, EmbeddingHead], dict[DenseTask, dict[str, Counts]]]:
-        """A head for each task; and the counts of it, and of the training set's mean map."""
-        encoder = FrozenEncoder.load(package)
-        heads: dict[DenseTask, EmbeddingHead] = {}
-        counts: dict[DenseTask, dict[str, Counts]] = {}
-        with closing(encoder.runtime):
-            for task, source in by_task.items():
-                examples = source.examples(encoder)
-                _say(f"fitting {task} to {len(examples.cls_PD)} images")
-                head = fit_dense_head(examples, task, self.kind, num_steps=self.num_steps)
-                round_weights(head, "fp16")  # what is scored is what the graph stores
-                heads[task] = head
-                mean = mean_map(task, examples)
-                rows: dict[str, list[NDArray[Any]]] = {HEAD: [], MEAN: []}
-                for seen, truth in source.tests(encoder):
-                    rows[HEAD].append(measure(task, raw_map(head, seen), truth))
-                    rows[MEAN].append(measure(task, mean, truth))
-                counts[task] = {row: counts_of(task, found) for row, found in rows.items()}
-        return heads, counts
+        self, encoder: FrozenEncoder, source: LabelledData
+    ) -> tuple[EmbeddingHead, dict[str, Counts]]:
+        """A head; and the counts of it, and of the training set's mean map."""
+        task, examples = source.task, source.examples(encoder)
+        _say(f"fitting {task} to {len(examples.cls_PD)} images")
+        head = fit_dense_head(examples, task, self.kind, num_steps=self.num_steps)
+        round_weights(head, "fp16")  # what is scored is what the graph stores
+        mean = mean_map(task, examples)
+        rows: dict[str, list[NDArray[Any]]] = {HEAD: [], MEAN: []}
+        for seen, truth in source.tests(encoder):
+            rows[HEAD].append(measure(task, raw_map(head, seen), truth))
+            rows[MEAN].append(measure(task, mean, truth))
+        return head, {row: counts_of(task, found) for row, found in rows.items()}
 
     def _record(self, source: LabelledData) -> dict[str, JsonValue]:
         record = source.record()

@@ -28,7 +28,7 @@ TASK_NAMES: Final[Mapping[DenseTask, str]] = {
     "normals": NORMALS,
     "segmentation": OWN_SEGMENTATION,
 }
-HEAD, MEAN, RANDOM = "head", "training mean", "same head on shuffled weights"
+HEAD, MEAN = "head", "training mean"
 
 Floats = NDArray[np.float64]
 # Raw output of a head, as `Runtime.estimate` returns it for one image.

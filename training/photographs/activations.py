@@ -1,4 +1,4 @@
-"""Scenes as the last layer before the trained part of the trunk sees them: computed once and kept.
+"""Scenes as the last layer before the trained part of the trunk sees them.
 
 Shapes: n scenes, C channels, h w rows and columns of the fine grid, p points of a mask along a
 side, S side of a scene, L labels, K names.
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.efficientnet_lite import Trunk
-from training.data.array_record import ArrayRecord
 from training.data.concepts import all_concepts
 from training.photographs.drawing_scenes import Scene
 from training.photographs.drawings import withheld
@@ -69,7 +68,7 @@ class LowerScales(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Activations(ArrayRecord):
+class Activations:
     """Scenes of a part.
 
     Attributes:

@@ -5,7 +5,7 @@ Shapes: n cells, F = 1280 features, S side of a scene, h w cells of the fine gri
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
 import cv2
 import numpy as np
@@ -62,13 +62,7 @@ def compile_trunk(trunk: nn.Module, size: int) -> RunTrunk:
 
 def compile_scales(scales: nn.Module, size: int) -> RunTrunk:
     """Likewise a network that gives two grids of an image."""
-    run = compile_for_images(scales, size)
-
-    def run_trunk(pixels_SS3: NDArray[np.uint8]) -> Grids:
-        fine_Fhw, coarse_Fhw = run(pixels_SS3)
-        return fine_Fhw, coarse_Fhw
-
-    return run_trunk
+    return cast("RunTrunk", compile_for_images(scales, size))
 
 
 def covered_cells(

@@ -3,8 +3,7 @@
 The head that they are trained under starts as the discriminant of the frozen trunk, and is thrown
 away: the encoder's heads are then fitted in closed form to the trained trunk. ImageNet's
 probabilities stay close to those of the frozen trunk, because the second space is made of them.
-Odd parts of scenes show views of drawings, even ones crowds; a part's file goes when it has been
-learnt.
+Odd parts of scenes show views of drawings, even ones crowds.
 
 Shapes: B scenes, C channels, F features, h w cells, p points along a side, P points of drawings, D
 width of the first space, K names, L labels.
@@ -28,6 +27,7 @@ from model.cell_encoder import smooth
 from model.efficientnet_lite import Trunk
 from model.files import atomic_file
 from training.data.folder import DataFolder
+from training.ema import averaged_copy, update_ema
 from training.photographs.activations import (
     POINT_PIXELS,
     Activations,
@@ -49,7 +49,6 @@ from training.photographs.regions import region_view
 from training.photographs.trunk_features import (
     Cells,
     Grids,
-    RunTrunk,
     collect_cells,
     compile_scales,
 )
@@ -103,44 +102,21 @@ class NameHead(nn.Module):
         return F.log_softmax(cosines_PK / self.log_temperature.exp(), dim=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Points:
-    """Points of drawings in a batch: scene, row, column, and label, each int64 [P]."""
+# Scene, row and column of points of drawings in a batch, each int64 [P].
+Places = tuple[Tensor, Tensor, Tensor]
 
-    scene_P: Tensor
-    row_P: Tensor
-    column_P: Tensor
-    label_P: Tensor
 
-    @classmethod
-    def draw(cls, label_Bpp: Tensor, random: torch.Generator) -> "Points":
-        """As many points of each drawing, however large it is."""
-        chosen = []
-        for scene, label_pp in enumerate(label_Bpp):
-            for label in label_pp.unique():
-                if label >= 0:
-                    inside = (label_pp == label).nonzero()
-                    rows = inside[torch.randint(len(inside), (_POINTS,), generator=random)]
-                    scene_P = torch.full((_POINTS,), scene)
-                    chosen.append((scene_P, rows[:, 0], rows[:, 1], label.expand(_POINTS)))
-        return cls(*(torch.cat(column) for column in zip(*chosen, strict=True)))
-
-    def sample(self, cells_BhwD: Tensor, side: int) -> Tensor:
-        """Interpolate cells at the points of a grid of `side` x `side`: [P, D]."""
-        last = cells_BhwD.shape[1] - 1
-
-        def axis(point_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            place = ((point_P.float() + 0.5) * (last + 1) / side - 0.5).clamp(0, last)
-            low = place.floor().long()
-            return low, (low + 1).clamp(max=last), (place - low)[:, None]
-
-        top, bottom, down = axis(self.row_P)
-        left, right, across = axis(self.column_P)
-        scene = self.scene_P
-        upper = cells_BhwD[scene, top, left] * (1 - down) * (1 - across)
-        upper = upper + cells_BhwD[scene, top, right] * (1 - down) * across
-        lower = cells_BhwD[scene, bottom, left] * down * (1 - across)
-        return upper + lower + cells_BhwD[scene, bottom, right] * down * across
+def draw_points(label_Bpp: Tensor, random: torch.Generator) -> Places:
+    """As many points of each drawing, however large it is."""
+    chosen = []
+    for scene, label_pp in enumerate(label_Bpp):
+        for label in label_pp.unique():
+            if label >= 0:
+                inside = (label_pp == label).nonzero()
+                rows = inside[torch.randint(len(inside), (_POINTS,), generator=random)]
+                chosen.append(torch.cat((torch.full((_POINTS, 1), scene), rows), dim=1))
+    scene_P, row_P, column_P = torch.cat(chosen).unbind(1)
+    return scene_P, row_P, column_P
 
 
 class TailTrainer:
@@ -152,8 +128,7 @@ class TailTrainer:
         tail = Tail(deepcopy(trunk))
         nn.utils.convert_conv2d_weight_memory_format(tail, torch.channels_last)
         self.tail, self.head = tail.train(), NameHead(space)
-        self._frozen = deepcopy(tail).requires_grad_(requires_grad=False)
-        self.average = deepcopy(tail).requires_grad_(requires_grad=False)
+        self._frozen, self.average = averaged_copy(tail), averaged_copy(tail)
         self._classes = classes.requires_grad_(requires_grad=False)
         self._labels = labels
         self._log_member_LK = torch.where(torch.from_numpy(labels.member_LK), 0.0, -1e4)
@@ -242,9 +217,13 @@ class TailTrainer:
         given = self._probabilities(fine_BFhw[:kept], coarse_BFhw[:kept])
         classes_loss = (wanted.exp() * (wanted - given)).sum(-1).mean()
         cells_BhwD = self.head(fine_BFhw[_PHOTOGRAPHS:], coarse_BFhw[_PHOTOGRAPHS:])
-        points = Points.draw(label_Bpp, self._torch_random)
-        log_PK = self.head.log_probabilities(points.sample(cells_BhwD, label_Bpp.shape[1]))
-        log_right_P = torch.logsumexp(log_PK + self._log_member_LK[points.label_P], 1)
+        places = draw_points(label_Bpp, self._torch_random)
+        points_BDpp = F.interpolate(
+            cells_BhwD.permute(0, 3, 1, 2), size=label_Bpp.shape[1:], mode="bilinear"
+        )
+        log_PK = self.head.log_probabilities(points_BDpp.permute(0, 2, 3, 1)[places])
+        log_member_PK = self._log_member_LK[label_Bpp[places]]
+        log_right_P = torch.logsumexp(log_PK + log_member_PK, 1)
         names_loss = -log_right_P.mean() * (1 - _SMOOTHING) - _SMOOTHING * log_PK.mean()
         self._optimizer.zero_grad(set_to_none=True)
         (names_loss + _DISTIL * classes_loss).backward()
@@ -252,8 +231,8 @@ class TailTrainer:
         nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT)
         self._optimizer.step()
         self.steps += 1
-        self._follow()
-        is_right_P = self._log_member_LK[points.label_P, log_PK.argmax(1)] == 0
+        update_ema(self.average, self.tail, min(_AVERAGE, (1 + self.steps) / (10 + self.steps)))
+        is_right_P = log_member_PK.gather(1, log_PK.argmax(1, keepdim=True)) == 0
         return names_loss.item(), classes_loss.item(), 100 * is_right_P.float().mean().item()
 
     def _probabilities(self, fine_BFhw: Tensor, coarse_BFhw: Tensor) -> Tensor:
@@ -261,12 +240,6 @@ class TailTrainer:
         fine, coarse = fine_BFhw.permute(0, 2, 3, 1), coarse_BFhw.permute(0, 2, 3, 1)
         logits = self._classes(torch.lerp(fine, coarse, _COARSE_SHARE)) / _CLASS_TEMPERATURE
         return F.log_softmax(logits, dim=-1)
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        share = 1 - min(_AVERAGE, (1 + self.steps) / (10 + self.steps))
-        for average, weight in zip(self.average.parameters(), self.tail.parameters(), strict=True):
-            average.lerp_(weight, share)
 
 
 def _size(weight: Tensor) -> float:
@@ -331,8 +304,8 @@ class Finetuning:
     def _train(self, trunk: Trunk, classes: nn.Linear, path: Path) -> None:
         labels = Labels.of(all_names(self.source.drawings.names))
         run = compile_scales(LowerScales(trunk), self.source.size)
-        photographs = self._kept("photographs", 0, labels, run)
-        starts = [self._kept("views", number, labels, run) for number in range(_START_PASSES)]
+        photographs = Activations.of(self._crops(), run)
+        starts = (Activations.of(self._views(n, labels), run) for n in range(_START_PASSES))
         trainer = TailTrainer(
             trunk, classes, start_space(trunk, starts, photographs, labels), labels
         )
@@ -342,23 +315,18 @@ class Finetuning:
         steps = self.source.scenes_per_pass // BATCH
         for part in range(trainer.steps // steps, self.parts):
             number, is_crowd = divmod(part, 2)
-            kind = ("crowds", number) if is_crowd else ("views", _START_PASSES + number)
-            trainer.train(self._kept(*kind, labels, run), photographs, self.parts * steps)
+            scenes = (
+                self._crowds(number, labels)
+                if is_crowd
+                else self._views(_START_PASSES + number, labels)
+            )
+            trainer.train(Activations.of(scenes, run), photographs, self.parts * steps)
             trainer.save(state)
-            self._path(*kind).unlink()
         with atomic_file(path) as temporary:
             save_file(
                 {name: w.contiguous() for name, w in trainer.average.state_dict().items()},
                 temporary,
             )
-
-    def _path(self, kind: str, number: int) -> Path:
-        return self.folder / f"activations-{kind}-{number:03d}.npz"
-
-    def _kept(self, kind: str, number: int, labels: Labels, run: RunTrunk) -> Activations:
-        scenes = {"views": self._views, "crowds": self._crowds, "photographs": self._crops}[kind]
-        path = self._path(kind, number)
-        return Activations.kept(path, lambda: Activations.of(scenes(number, labels), run))
 
     def _views(self, number: int, labels: Labels) -> Iterator[Scene]:
         index, names = labels.index(), self.source.drawings.names
@@ -377,7 +345,7 @@ class Finetuning:
         )
         return source.part(number)
 
-    def _crops(self, _number: int, _labels: Labels) -> Iterator[Scene]:
+    def _crops(self) -> Iterator[Scene]:
         """Crops of photographs; a label is a region's number."""
         for place in range(_CROPS):
             yield region_view(self.data.path, self.source.size, place)

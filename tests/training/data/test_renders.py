@@ -17,7 +17,7 @@ from training.data.renders import catalogues, raster, rooms
 from training.data.renders.catalogues import Furniture, catalogue_files, read_catalogue
 from training.data.renders.raster import NEAR_M, Camera, rasterise
 from training.data.renders.rooms import RoomSource
-from training.data.renders.store import load_furniture, write_rooms
+from training.dense.rooms import load_furniture, write_rooms
 
 SIDE = 48
 PHOTO = Photo(pixels_HW3=np.full((60, 80, 3), 90, np.uint8), phrase="grey")

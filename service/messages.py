@@ -48,6 +48,18 @@ MaybeImage = ImageInput | ServiceError
 MaybeEncoded = bytes | ServiceError
 # Errors of single items of a `partial` request, by index.
 ItemErrors = Mapping[int, ServiceError]
+# Of the manifest, in the description of a model.
+MANIFEST_FIELDS: Final = (
+    "variant",
+    "embed_dim",
+    "patch_size",
+    "native_size",
+    "min_size",
+    "max_size",
+    "size_multiple",
+    "max_text_tokens",
+    "licence",
+)
 PARITY_FIELDS: Final = (
     "file",
     "precision",

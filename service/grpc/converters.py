@@ -23,6 +23,7 @@ from service.grpc.generated import (
     text_pb2,
 )
 from service.messages import (
+    MANIFEST_FIELDS,
     ClassExample,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
@@ -265,14 +266,6 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
     ]
     return model_pb2.Model(
         name=manifest.name,
-        variant=manifest.variant,
-        embed_dim=manifest.embed_dim,
-        patch_size=manifest.patch_size,
-        native_size=manifest.native_size,
-        min_size=manifest.min_size,
-        max_size=manifest.max_size,
-        size_multiple=manifest.size_multiple,
-        max_text_tokens=manifest.max_text_tokens,
         outputs=[f"IMAGE_OUTPUT_{name.upper()}" for name in info.outputs if name != "text"],
         default_features=f"DENSE_FEATURES_{manifest.zero_shot.features.upper()}",
         default_templates=f"TEMPLATE_SET_{manifest.zero_shot.templates.upper()}",
@@ -292,7 +285,6 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
             max_request_bytes=limits.max_request_bytes,
         ),
         scores=scores,
-        licence=manifest.licence,
         buckets=[
             model_pb2.Bucket(
                 height=bucket.height,
@@ -303,6 +295,7 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
             )
             for bucket in info.buckets
         ],
+        **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},
     )
 
 

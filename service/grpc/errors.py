@@ -1,7 +1,5 @@
 """The table from error kinds to gRPC status codes, and the details of a status."""
 
-from functools import lru_cache
-
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -31,29 +29,21 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 def error_metadata(error: ServiceError) -> Metadata:
     """Trailing metadata of an error: `google.rpc` details, and the delay before a retry."""
-    param, retry_after_s = error.param, error.retry_after_s
-    return _metadata(
-        error.kind, error.message, error.code, param=param, retry_after_s=retry_after_s
-    )
-
-
-# A crowd is refused with the same error a thousand times a second.
-@lru_cache(64)
-def _metadata(
-    kind: ErrorKind, message: str, code: str, *, param: str | None, retry_after_s: float | None
-) -> Metadata:
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=code, domain=DOMAIN)]
-    if param is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=param, description=message)
+    message = error.message
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.code, domain=DOMAIN)]
+    if error.param is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.param, description=message
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     metadata: Metadata = ()
-    if retry_after_s is not None:
-        retry_ms = int(retry_after_s * 1000)
+    if error.retry_after_s is not None:
+        retry_ms = int(error.retry_after_s * 1000)
         delay = Duration()
         delay.FromMilliseconds(retry_ms)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         metadata = (("grpc-retry-pushback-ms", str(retry_ms)),)
-    status = status_pb2.Status(code=CODE[kind].value[0], message=message)
+    status = status_pb2.Status(code=CODE[error.kind].value[0], message=message)
     for detail in details:
         packed = Any()
         packed.Pack(detail)

@@ -126,16 +126,12 @@ def check_names(sources: Iterable[ModelSource]) -> None:
     for source in sources:
         name = source.served_name()
         if name in folders:
-            raise same_name(name, folders[name], source.folder)
+            first, second = folders[name], source.folder
+            raise ValueError(
+                f"{first} and {second} would both be served as {name!r}; give one of them another "
+                f"name, as in --model {first},other={second}"
+            )
         folders[name] = source.folder
-
-
-def same_name(name: str, first: str, second: str) -> ValueError:
-    """The error for two models of one name."""
-    return ValueError(
-        f"{first} and {second} would both be served as {name!r}; give one of them another name, "
-        f"as in --model {first},other={second}"
-    )
 
 
 def check_model_name(name: str) -> None:

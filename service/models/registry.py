@@ -26,7 +26,6 @@ from service.models.conversion import (
     check_model_name,
     find_package,
     list_packages,
-    same_name,
 )
 from service.models.heads import HeadFolder
 from service.models.image_cache import ImageCache
@@ -203,7 +202,6 @@ class ModelRepository:
         """Serve a model that the settings name.
 
         Raises:
-            ValueError: Another one has its name.
             Exception: As the loader raised it.
         """
         return await self._in_loader(lambda: self._begin(source))
@@ -276,10 +274,6 @@ class ModelRepository:
 
     def _begin(self, source: ModelSource) -> ServedModel:
         served = self._make(source)
-        name = served.manifest.name
-        if any(name == other.manifest.name for other in self._registry.models()):
-            served.close(CLOSE_GRACE_S)
-            raise same_name(name, self._sources[name].folder, source.folder)
         self._serve(served, source)
         return served
 

@@ -4,19 +4,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from service.messages import ModelInfo
-
-MANIFEST_FIELDS = (
-    "variant",
-    "embed_dim",
-    "patch_size",
-    "native_size",
-    "min_size",
-    "max_size",
-    "size_multiple",
-    "max_text_tokens",
-    "licence",
-)
+from service.messages import MANIFEST_FIELDS, ModelInfo
 
 
 class EncodedArray(BaseModel):

@@ -55,7 +55,7 @@ REACH: Final = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PeopleCue:
-    """Raises the maps of classes that mean people where the image shows them.
+    """Finds where an image may show people.
 
     Attributes:
         find_foreground: The network: float32 [1, 3, 256, 256] in [0, 1] to [1, 1, 256, 256].
@@ -71,40 +71,53 @@ class PeopleCue:
         others_VD = np.concatenate([words.vectors[word][1:] for word in OTHER_WORDS])
         return cls(find_foreground, others_VD)
 
-    def add(
-        self,
-        maps_KYX: Floats,
-        people: Sequence[int],
-        *,
-        cosine_Khw: Floats,
-        features_ND: Floats,
-        guide_3YX: NDArray[np.uint8],
-    ) -> None:
+    def look(self, guide_3YX: NDArray[np.uint8], features_ND: Floats) -> "Front":
+        """What an image has in front, whatever is asked about it. Takes 6 ms of CPU.
+
+        Args:
+            guide_3YX: The colours of the image, see `model.outlines.make_guide`.
+            features_ND: Its patch embeddings, row by row.
+        """
+        colours = Image.fromarray(np.moveaxis(guide_3YX, 0, -1).copy(), "YCbCr").convert("RGB")
+        pixels = np.asarray(colours.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
+        planes_13HW = np.ascontiguousarray(np.moveaxis(pixels, -1, 0)[None]) / np.float32(255)
+        front = Image.fromarray(self.find_foreground(planes_13HW)[0, 0])
+        front_YX = np.asarray(front.resize(colours.size, Image.Resampling.BOX))
+        other_N = (l2_normalize(features_ND) @ self.other_VD.T).max(axis=1)
+        return Front(np.rint(255 * front_YX).astype(np.uint8), other_N)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Front:
+    """What an image has in front.
+
+    Attributes:
+        front_YX: Where something stands in front, from 0 to 255.
+        other_N: Cosine of each patch with the nearest word of other things.
+    """
+
+    front_YX: NDArray[np.uint8]
+    other_N: Floats
+
+    def raise_people(self, maps_KYX: Floats, people: Sequence[int], cosine_Khw: Floats) -> None:
         """Change the maps of classes in place.
 
         Args:
-            maps_KYX: Cosines of all classes, on the guide's grid or a coarser one.
+            maps_KYX: Cosines of all classes, on any grid.
             people: Which of the classes mean people.
             cosine_Khw: Cosines of all classes at the patches.
-            features_ND: The patch embeddings, row by row.
-            guide_3YX: The colours of the image, see `model.outlines.make_guide`.
         """
-        colours = Image.fromarray(np.moveaxis(guide_3YX, 0, -1).copy(), "YCbCr").convert("RGB")
-        pixels = np.asarray(colours.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-        planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0)[None], np.float32) / np.float32(
-            255
-        )
-        front = Image.fromarray(self.find_foreground(planes)[0, 0])
+        front = Image.fromarray(self.front_YX / np.float32(255))
         (rows, columns), (height, width) = cosine_Khw.shape[1:], maps_KYX.shape[1:]
-        front_YX = np.asarray(front.resize((width, height), Image.Resampling.BOX))
+        front_YX = np.asarray(front.resize((width, height), Image.Resampling.BILINEAR))
         front_hw = np.asarray(front.resize((columns, rows), Image.Resampling.BOX))
-        other_N = (l2_normalize(features_ND) @ self.other_VD.T).max(axis=1)
-        margin_hw = cosine_Khw[list(people)].max(axis=0) - other_N.reshape(rows, columns)
+        margin_hw = cosine_Khw[list(people)].max(axis=0) - self.other_N.reshape(rows, columns)
         margin_hw = _around(front_hw * margin_hw) / np.maximum(_around(front_hw), 1e-3)
         share_hw = 1 / (1 + np.exp(-margin_hw / MARGIN))
         share_YX = upsample_bilinear(share_hw[None].astype(np.float32), (height, width))[0]
+        cue_YX = GAIN * front_YX * share_YX - BASE
         for k in people:
-            maps_KYX[k] += GAIN * front_YX * share_YX - BASE
+            maps_KYX[k] += cue_YX
 
 
 def _around(values_hw: Floats) -> Floats:

@@ -354,11 +354,15 @@ class DataPlane:
             job = self._image_job(request, model, (features,))
             if request.quality == "fine":
                 job.rules = (job.rule, self._images.finer(job.rule, model.manifest.max_size))
-            encoded, known = await self._encode(job, request, model, call, prompts=prompts)
+            people = _people(request, model, prompts)
+            encoded, known = await self._encode(
+                job, request, model, call, prompts=prompts, finds_people=bool(people)
+            )
             rules = _mask_rules(request, model, features, head)
-            if _uses_people(request, model, prompts):
-                rules = replace(rules, people=find_people(prompts.groups), cue=model.info.people)
             with call.stage("post"):
+                if people:
+                    rules = replace(rules, people=people)
+                    await self._look_for_people(encoded.images, features, model)
                 if head is not None:
                     classes: Classes = head.classes_KD
                 elif prompts is NO_PROMPTS:
@@ -370,7 +374,7 @@ class DataPlane:
                 masks = await wait_all(
                     self.offload_steps(
                         segment_image(
-                            [_seen(image, job.rule, request) for image in images],
+                            [_seen(one, job.rule, request, rules) for one in images],
                             classes,
                             request,
                             rules,
@@ -520,13 +524,14 @@ class DataPlane:
         call: Call,
         *,
         prompts: PromptSet = NO_PROMPTS,
+        finds_people: bool = False,
     ) -> tuple[EncodedImages, TextEmbeddings]:
         """Read headers, take what the request needs, then decode and encode images and prompts."""
         measured = await self._images.measure(job, model, call)
         answer_bytes = self._answer_bytes(
             job, request, model, measured, encoding=call.answer_encoding
         )
-        if _uses_people(request, model, prompts):
+        if finds_people:
             answer_bytes += PEOPLE_BYTES * min(len(job.images), self._pool.num_threads)
         num_patches = measured.num_queued_patches + prompts.cost
         # The images are decoded before the answer is made.
@@ -610,6 +615,22 @@ class DataPlane:
             return request, None
         return await self.offload(partial(self.models.heads.apply, request, model.manifest))
 
+    async def _look_for_people(
+        self, images: Sequence[EncodedImage], features: str, model: ServedModel
+    ) -> None:
+        """Run the network that finds people once for each image: a cached one keeps the result."""
+        cue = model.info.people
+        assert cue is not None
+
+        def look(image: EncodedImage, guide_3YX: NDArray[np.uint8]) -> None:
+            image.fronts[features] = cue.look(guide_3YX, image.outputs[features])
+
+        await wait_all(
+            self.offload(partial(look, image, image.guide_3YX))
+            for image in images
+            if image.guide_3YX is not None and features not in image.fronts
+        )
+
     def _class_prompts(
         self, request: ClassesRequest, model: ServedModel, head: Head | None
     ) -> PromptSet:
@@ -652,10 +673,10 @@ def _temperature(model: ServedModel, head: Head | None) -> float:
     return model.manifest.temperature if head is None else head.info.temperature
 
 
-def _uses_people(request: ImagesRequest, model: ServedModel, prompts: PromptSet) -> bool:
-    """Whether the network that finds people runs for a request."""
-    is_outlined = isinstance(request, SegmentImagesRequest) and request.quality != "published"
-    return is_outlined and model.info.people is not None and bool(find_people(prompts.groups))
+def _people(request: SegmentImagesRequest, model: ServedModel, prompts: PromptSet) -> list[int]:
+    """The classes for which the network that finds people runs."""
+    is_used = request.quality != "published" and model.info.people is not None
+    return find_people(prompts.groups) if is_used else []
 
 
 def _mask_rules(
@@ -712,11 +733,14 @@ def size_rule(request: ImagesRequest, model: ServedModel, *, is_map: bool) -> Si
     )
 
 
-def _seen(image: EncodedImage, rule: SizeRule, request: SegmentImagesRequest) -> SeenImage:
+def _seen(
+    image: EncodedImage, rule: SizeRule, request: SegmentImagesRequest, rules: MaskRules
+) -> SeenImage:
     return SeenImage(
         [part.outputs for part in image.parts],
         _geometry(image, rule, request.size),
         None if request.quality == "published" else image.guide_3YX,
+        image.fronts.get(rules.features) if rules.people else None,
     )
 
 

@@ -12,13 +12,14 @@ to digest them takes as long as to scale them.
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.people import Front
 from service.images import SizeRule
 from service.lanes.work import Completed, Outputs
 from service.models.served_model import ServedModel
@@ -38,6 +39,7 @@ class EncodedImage:
         scaled_hw: Height and width of the scaled image in pixels.
         size_hw: Height and width of the original image in pixels.
         guide_3YX: Its colours for `model.outlines`; None if they were not needed.
+        fronts: Found by `PeopleCue.look` for requests that name people, by the patch embeddings.
     """
 
     parts: tuple[Completed, ...]
@@ -45,6 +47,7 @@ class EncodedImage:
     scaled_hw: tuple[int, int]
     size_hw: tuple[int, int]
     guide_3YX: NDArray[np.uint8] | None = None
+    fronts: dict[str, Front] = field(default_factory=dict)
 
     @property
     def outputs(self) -> Outputs:
@@ -122,8 +125,8 @@ class ImageCache:
             if known is not None:
                 self.num_bytes -= _num_bytes(known)
                 outputs = {**known.outputs, **outputs}
-                if image.guide_3YX is None:
-                    image = replace(image, guide_3YX=known.guide_3YX)
+                if known.guide_3YX is not None:
+                    image = replace(image, guide_3YX=known.guide_3YX, fronts=known.fronts)
             whole = Completed(outputs=outputs, queue_s=0.0, run_s=0.0)
             kept = replace(image, parts=(whole,))
             if _num_bytes(kept) <= self._max_bytes:
@@ -145,4 +148,6 @@ class ImageCache:
 
 def _num_bytes(image: EncodedImage) -> int:
     num_bytes = sum(array.nbytes for array in image.outputs.values()) + ENTRY_OVERHEAD_BYTES
-    return num_bytes if image.guide_3YX is None else num_bytes + image.guide_3YX.nbytes
+    if image.guide_3YX is not None:
+        num_bytes += 2 * image.guide_3YX.nbytes  # with room for `fronts`
+    return num_bytes

@@ -17,7 +17,7 @@ from model.dense_maps import make_map
 from model.general_words import GeneralWords
 from model.graphs import PATCH_OUTPUTS, DenseTask
 from model.outlines import outline
-from model.people import PeopleCue
+from model.people import Front
 from model.segmentation import (
     NO_BACKGROUND,
     Background,
@@ -70,14 +70,12 @@ class MaskRules:
         temperature: Divisor of cosines in the scores of classes.
         background: What counts as background.
         people: Which of the classes mean people.
-        cue: For these classes.
     """
 
     features: ImageOutput
     temperature: float
     background: Background = NO_BACKGROUND
     people: Sequence[int] = ()
-    cue: PeopleCue | None = None
 
 
 def image_outputs(
@@ -150,30 +148,22 @@ class SeenImage:
         parts: Outputs of the whole image, or of each window, with patch embeddings [N, D].
         geometry: Sizes of mask and image, and the image's windows if any.
         guide_3YX: See `model.outlines`; None scales the cosines of patches bilinearly.
+        front: Where people may be; None if no class means people.
     """
 
     parts: Sequence[Outputs]
     geometry: Geometry
     guide_3YX: NDArray[np.uint8] | None = None
+    front: Front | None = None
 
-    def cosines(self, classes: Classes, rules: MaskRules) -> FloatArray:
-        """Cosines of all classes with the whole image, at patches or at places of the guide."""
+    def cosines(self, classes: Classes, features: ImageOutput) -> FloatArray:
+        """Cosines of all classes with the whole image at its patches."""
         (whole,) = self.parts
-        features_ND, guide_3YX = whole[rules.features], self.guide_3YX
-        cosine_Khw = cosine_map(features_ND, classes, self.geometry.grid_hw)
-        if guide_3YX is None:
-            return cosine_Khw
-        maps_KYX = outline(cosine_Khw, guide_3YX)
-        if rules.cue is not None:
-            maps_KYX = maps_KYX.copy() if maps_KYX is cosine_Khw else maps_KYX
-            rules.cue.add(
-                maps_KYX,
-                rules.people,
-                cosine_Khw=cosine_Khw,
-                features_ND=features_ND,
-                guide_3YX=guide_3YX,
-            )
-        return maps_KYX
+        return cosine_map(whole[features], classes, self.geometry.grid_hw)
+
+    def outlined(self, maps_Khw: FloatArray) -> FloatArray:
+        """Maps of patches at places of the guide, if there is one."""
+        return maps_Khw if self.guide_3YX is None else outline(maps_Khw, self.guide_3YX)
 
 
 def segment_image(
@@ -202,13 +192,16 @@ def segment_image(
             cosines_KHW=cosines_KHW,
         )
     else:
-        cosine_Khw = first.cosines(classes, rules)
+        patches_Khw = first.cosines(classes, features)
+        cosine_Khw = first.outlined(patches_Khw)
         for second in more:
             yield
-            finer_Khw = second.cosines(classes, rules)
+            finer_Khw = second.outlined(second.cosines(classes, features))
             cosine_Khw = upsample_bilinear(cosine_Khw, finer_Khw.shape[1:])
             cosine_Khw += FINER_SHARE * (finer_Khw - cosine_Khw)
         yield
+        if first.front is not None:
+            first.front.raise_people(cosine_Khw, rules.people, patches_Khw)
         result = label_maps(
             cosine_Khw,
             geometry.size_hw,

@@ -30,13 +30,9 @@ def test_what_stands_in_front_is_people_where_it_looks_like_clothes(front: float
     cosine_Khw = np.moveaxis(features_hwD[..., [1, 0]], -1, 0)  # an animal, a person
     maps_KYX = cosine_Khw.repeat(2, axis=1).repeat(2, axis=2)
     before_KYX = maps_KYX.copy()
-    PeopleCue(find_foreground, ANIMAL[None]).add(
-        maps_KYX,
-        [1],
-        cosine_Khw=cosine_Khw,
-        features_ND=features_hwD.reshape(-1, 4),
-        guide_3YX=np.zeros((3, 16, 24), np.uint8),
-    )
+    cue = PeopleCue(find_foreground, ANIMAL[None])
+    found = cue.look(np.zeros((3, 16, 24), np.uint8), features_hwD.reshape(-1, 4))
+    found.raise_people(maps_KYX, [1], cosine_Khw)
     added_KYX = maps_KYX - before_KYX
     assert (added_KYX[0] == 0).all(), "other classes keep their maps"
     np.testing.assert_allclose(added_KYX[1, :, :6], front * GAIN - BASE, atol=1e-3)

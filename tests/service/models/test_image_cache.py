@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from model.manifest import Quality
+from model.people import PeopleCue
 from service.images import SizeRule
 from service.lanes.work import Completed
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
@@ -280,3 +283,36 @@ def test_only_files_at_one_size_have_a_key(metrics: Metrics) -> None:
     assert cache.key(pixels_HW3, RULE, model, b"") is None
     assert ImageCache(metrics).key(b"file", RULE, model, b"") is None
     assert ModelRegistry(metrics).images.key(b"file", RULE, model, b"") is None
+
+
+async def test_people_are_looked_for_once_in_an_image(
+    make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = make_plane(image_cache_bytes=MANY_BYTES)
+    model, sides = plane.models.find(None), []
+
+    def find_foreground(pixels_13HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        sides.append(pixels_13HW.shape[2])
+        return np.ones((1, 1, *pixels_13HW.shape[2:]), np.float32)
+
+    cue = PeopleCue(find_foreground, np.ones((1, model.manifest.embed_dim), np.float32))
+    monkeypatch.setattr(model, "info", replace(model.info, people=cue))
+    answers = []
+    asked: list[tuple[str, Quality, int]] = [
+        ("cat", "fast", 0),
+        ("person", "published", 0),
+        ("person", "fast", 1),
+        ("person", "fast", 1),
+        ("woman", "fine", 1),
+    ]
+    for name, quality, num_runs in asked:
+        masks = SegmentImagesRequest(
+            images=(encode_image(),), classes=(*CLASSES, SegmentClass(name=name)), quality=quality
+        )
+        answers.append(await plane.segment_images(masks, call()))
+        assert len(sides) == num_runs, (name, quality)
+    first, second = (answer.segmentations[0].labels_HW for answer in answers[2:4])
+    np.testing.assert_array_equal(first, second)
+    kept = plane.models.images.num_bytes
+    plane.models.images.drop(model)
+    assert kept > 0 == plane.models.images.num_bytes

@@ -97,16 +97,20 @@ class Encoder:
         raise NotImplementedError
 
 
-class VisionGraph(nn.Module):
-    """The vision tower with the four outputs that serving reads, as a plain tuple.
-
-    Tracing would break transformers' position embeddings; see `model.position`.
-    """
+class _OfModel(nn.Module):
+    """A part of a model, in its mode."""
 
     def __init__(self, model: Tipsv2Model) -> None:
         super().__init__()
         self.model = model
         self.train(model.training)
+
+
+class VisionGraph(_OfModel):
+    """The vision tower with the four outputs that serving reads, as a plain tuple.
+
+    Tracing would break transformers' position embeddings; see `model.position`.
+    """
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return cls1 [B, D], cls2 [B, D], patches [B, N, D] and value-path patches [B, N, D]."""
@@ -114,16 +118,11 @@ class VisionGraph(nn.Module):
         return features.cls1_BD, features.cls2_BD, features.patches_BND, features.values_BND
 
 
-class TextGraph(nn.Module):
+class TextGraph(_OfModel):
     """The text tower with a mean over tokens that stays finite for a row of padding.
 
     The exporter drops the tiny epsilon of transformers' mean.
     """
-
-    def __init__(self, model: Tipsv2Model) -> None:
-        super().__init__()
-        self.model = model
-        self.train(model.training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return text embeddings [B, D]; zeros for a row without tokens."""
@@ -136,13 +135,8 @@ class TextGraph(nn.Module):
         return mean_BD
 
 
-class _TransformersVision(nn.Module):
+class _TransformersVision(_OfModel):
     """The vision tower by transformers' forward; only the value path is ours."""
-
-    def __init__(self, model: Tipsv2Model) -> None:
-        super().__init__()
-        self.model = model
-        self.train(model.training)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tokens_BTD: Tensor = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
@@ -150,13 +144,8 @@ class _TransformersVision(nn.Module):
         return tokens_BTD[:, 0], tokens_BTD[:, 1], tokens_BTD[:, 2:], values_BND
 
 
-class _TransformersText(nn.Module):
+class _TransformersText(_OfModel):
     """The text tower by transformers' forward."""
-
-    def __init__(self, model: Tipsv2Model) -> None:
-        super().__init__()
-        self.model = model
-        self.train(model.training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         output = self.model.text_model(input_ids=input_ids, attention_mask=attention_mask)

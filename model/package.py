@@ -14,31 +14,8 @@ from typing import Final
 from pydantic import ValidationError
 
 from model.files import atomic_write, rename, sync_tree
-from model.manifest import (
-    MANIFEST_NAME,
-    TORCH_FILE,
-    FileEntry,
-    Manifest,
-    ParityEntry,
-    check_file_name,
-)
+from model.manifest import MANIFEST_NAME, TORCH_FILE, FileEntry, Manifest, check_file_name
 from model.onnx_files import check_graph
-
-__all__ = [
-    "BUNDLED",
-    "BUNDLED_FOLDER",
-    "STUDENT_FOLDER",
-    "FileEntry",
-    "Manifest",
-    "ModelPackage",
-    "PackageError",
-    "ParityEntry",
-    "Progress",
-    "check_output",
-    "open_package",
-    "staged",
-    "write_manifest",
-]
 
 # Called with a sentence about the current step of long work.
 Progress = Callable[[str], None]

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from model.dense_maps import MapTask
 from model.general_words import GeneralWords
 from model.graphs import DenseTask
-from model.manifest import Background, Quality
-from model.package import Manifest, ParityEntry
+from model.manifest import Background, Manifest, ParityEntry, Quality
 from model.people import PeopleCue
 from model.preprocess import Fit
 from model.winner_map import Labels

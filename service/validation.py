@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import DenseTask
-from model.manifest import ZeroShot
-from model.package import Manifest
+from model.manifest import Manifest, ZeroShot
 from model.people import PEOPLE_WORDS
 from model.text import TEMPLATES, fill
 from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError

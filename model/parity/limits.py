@@ -5,6 +5,11 @@ from typing import Final
 from model.graphs import DenseTask, Part, Precision
 from model.manifest import ParityLimits
 
+# Swapped outputs or items have cosines below these; with more than one changed pixel in twenty,
+# the masks are those of another model.
+_INT8: Final = ParityLimits(
+    max_length_error=0.1, min_cosine=0.97, min_mean_cosine=0.995, min_mask_agreement=0.95
+)
 # Measured by this gate on a CPU with AMX: the bundled student (trained), and a B/14 (random weights
 # at the scales of a trained model). The limits of quantised graphs still catch the faults of
 # `tests/model/parity/test_gate.py`.
@@ -24,14 +29,8 @@ TOWERS: Final[dict[Precision, ParityLimits]] = {
     "fp16": ParityLimits(
         max_length_error=0.01, min_cosine=0.999, min_mean_cosine=0.9999, min_mask_agreement=0.998
     ),
-    # Swapped outputs or items have cosines below these; with more than one changed pixel in twenty,
-    # the masks are those of another model.
-    "int8": ParityLimits(
-        max_length_error=0.1, min_cosine=0.97, min_mean_cosine=0.995, min_mask_agreement=0.95
-    ),
-    "int8_weights": ParityLimits(
-        max_length_error=0.1, min_cosine=0.97, min_mean_cosine=0.995, min_mask_agreement=0.95
-    ),
+    "int8": _INT8,
+    "int8_weights": _INT8,
 }
 # A package that names int8 for CPUs, a network of convolutions. Two trunks of EfficientNet-Lite0
 # with weights of 7 and 8 bits had cosines of 0.91 at worst and 0.984 and 0.988 in the mean, lengths

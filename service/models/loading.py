@@ -11,8 +11,8 @@ from typing import Final
 
 from model.general_words import GeneralWords, read_words
 from model.graphs import DENSE_TASKS, DenseTask
-from model.manifest import RECORDED_FILE
-from model.package import Manifest, ModelPackage, PackageError, ParityEntry
+from model.manifest import RECORDED_FILE, Manifest, ParityEntry
+from model.package import ModelPackage, PackageError
 from model.parity.measure import Reference
 from model.parity.measure import describe as describe_parity
 from model.parity.recorded import check_runtime, read_recorded

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput, Precision
-from model.package import Manifest
+from model.manifest import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
 from service.admission import Admission

@@ -31,12 +31,6 @@ from tipserve_client.errors import InvalidRequest, NotSupported
 EMBEDDED = save({"cls1": np.ones((1, 4), np.float32)})
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "grpc://x/path"])
-def test_an_invalid_url_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match="--url"):
-        connect(url, None)
-
-
 def test_a_key_comes_from_the_file_or_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

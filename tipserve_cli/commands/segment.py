@@ -43,6 +43,11 @@ SUFFIXES: Final = {
     "overlay": (".png",),
     "coco": (".json",),
 }
+# Options that the client has by the same names.
+ASKED: Final = (
+    *("quality", "background", "background_level", "background_threshold"),
+    *("resolution", "fit", "mode"),
+)
 MAX_PALETTE_CLASSES: Final = 255
 # The model has accepted the image before, so this only bounds memory.
 LIMITS: Final = ImageLimits(max_bytes=2**30, max_pixels=2**30)
@@ -93,16 +98,8 @@ class SegmentOptions:
 
     def request(self) -> dict[str, Any]:
         """The options of the client."""
-        return {
-            "quality": self.quality,
-            "background": self.background,
-            "background_level": self.background_level,
-            "background_threshold": self.background_threshold,
-            "background_classes": split_names(self.background_classes) or None,
-            "resolution": self.resolution,
-            "fit": self.fit,
-            "mode": self.mode,
-        }
+        asked = {name: getattr(self, name) for name in ASKED}
+        return {**asked, "background_classes": split_names(self.background_classes) or None}
 
 
 @as_help

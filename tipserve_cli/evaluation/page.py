@@ -104,8 +104,7 @@ def _cell(text: str) -> str:
 def _figure(shown: ShownMask, names: Sequence[str]) -> str:
     """The image, the true mask and the predicted one, with a legend of the largest classes."""
     pixels = decode_image(shown.image.read(), LIMITS)
-    colours = PALETTE
-    masks = [_colours_of(mask_HW, colours) for mask_HW in (shown.truth_HW, shown.called_HW)]
+    masks = [_colours_of(mask_HW) for mask_HW in (shown.truth_HW, shown.called_HW)]
     images = "".join(
         f'<img alt="{alt}" src="data:image/png;base64,{_png(one, is_mask=alt != "image")}">'
         for alt, one in zip(("image", "true mask", "predicted mask"), (pixels, *masks), strict=True)
@@ -114,15 +113,15 @@ def _figure(shown: ShownMask, names: Sequence[str]) -> str:
     counts_K = np.bincount(present[present >= 0], minlength=len(names))
     order = [k for k in np.argsort(-counts_K, kind="stable")[:MAX_LEGEND].tolist() if counts_K[k]]
     legend = "".join(
-        f'<i style="background:#{bytes(colours[k % 255 + 1]).hex()}"></i>{escape(names[k])}'
+        f'<i style="background:#{bytes(PALETTE[k % 255 + 1]).hex()}"></i>{escape(names[k])}'
         for k in order
     )
     caption = f"{escape(str(shown.image))}: mIoU {shown.miou:.1f}{legend}"
     return f"<figure>{images}<figcaption>{caption}</figcaption></figure>"
 
 
-def _colours_of(mask_HW: NDArray[np.int64], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    rgb_HW3: NDArray[np.uint8] = colours[np.where(mask_HW < 0, 0, mask_HW % 255 + 1)]
+def _colours_of(mask_HW: NDArray[np.int64]) -> NDArray[np.uint8]:
+    rgb_HW3: NDArray[np.uint8] = PALETTE[np.where(mask_HW < 0, 0, mask_HW % 255 + 1)]
     return rgb_HW3
 
 

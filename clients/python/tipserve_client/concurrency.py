@@ -109,25 +109,15 @@ class AsyncWorkers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-class Workers:
+class Workers(ThreadPoolExecutor):
     """Runs calls in threads; on exit drops those that wait and finishes those that run."""
-
-    def __init__(self, max_workers: int) -> None:
-        self._threads = ThreadPoolExecutor(max_workers, "tipserve")
-
-    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Start a call."""
-        return self._threads.submit(function, *arguments)
 
     def result(self, future: Future[T]) -> T:
         """Wait for a call's result, or raise its error."""
         return future.result()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        self.shutdown(cancel_futures=True)
 
 
 async def async_call_rpc(rpc: Any, message: Any, **options: Any) -> tuple[Any, Any]:

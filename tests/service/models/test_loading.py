@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput
-from model.package import Manifest, ModelPackage, PackageError
+from model.manifest import Manifest
+from model.package import ModelPackage, PackageError
 from model.runtime.base import UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service import machine as service_machine

@@ -150,6 +150,7 @@ def test_every_row_is_read_once_for_any_row_groups(tmp_path: Path, group: int) -
     items = read(tmp_path, 3)
     assert [content(item) for item in items] == rows
     assert [item.key for item in items] == [f"{tmp_path}/a.parquet:{i}" for i in range(7)]
+    assert {item.source for item in items} == {f"{tmp_path}/a.parquet"}
 
 
 def test_rows_may_contain_paths_and_structs(tmp_path: Path) -> None:
@@ -181,6 +182,7 @@ def test_a_shard_is_read_sample_by_sample(tmp_path: Path) -> None:
         ("a/1", "The sample contains no image."),
         ("a/2", b"2"),
     ]
+    assert {item.source for item in found} == {f"{tmp_path}/s.tar"}
 
 
 def test_objects_are_read_as_files_are_also_from_a_truncated_shard(

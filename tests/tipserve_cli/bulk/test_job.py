@@ -1,7 +1,6 @@
 """Parts are written whole; an interrupted job continues to the same rows."""
 
 import io
-import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -162,25 +161,6 @@ def test_a_job_in_a_store_continues_to_the_same_rows(
         folder.clear()
     (left,) = files.find(f"{root}/out")
     assert left.endswith("/_tipserve.json")
-
-
-@pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_rows_and_shards_are_embedded_as_files_are(
-    run: Run, photos: Path, tmp_path: Path, kind: str
-) -> None:
-    run(make_job(photos), tmp_path / "files")
-    images = {path.stem: path.read_bytes() for path in sorted(photos.iterdir())}
-    source = tmp_path / f"images.{kind}"
-    if kind == "parquet":
-        pq.write_table(pa.table({"image": list(images.values())}), source)
-    else:
-        with tarfile.open(source, "w") as shard:
-            for path in sorted(photos.iterdir()):
-                shard.add(path, path.name)
-    run(make_job(source), tmp_path / "out")
-    found, columns = rows(tmp_path / "out"), ["height", "width", "cls1"]
-    assert found.select(columns).equals(rows(tmp_path / "files").select(columns))
-    assert set(found["source"].to_pylist()) == {str(source)}
 
 
 def test_only_missing_parts_are_computed_and_their_skipped_images_replaced(

@@ -29,7 +29,7 @@ from transformers import Tipsv2Model
 
 from training.data.batch import Batch
 from training.distributed import average_gradients
-from training.methods.base import Method, Step
+from training.methods.base import Method, Step, Terms
 
 ParallelKind = Literal["ddp", "fsdp2", "hsdp"]
 Precision = Literal["float32", "bfloat16"]
@@ -73,22 +73,6 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from model.text_model.encoder.layers
 
 
-class _StepModule(nn.Module):
-    """A method whose step returns a tuple, in which DDP and FSDP2 find the tensors."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(
-        self, batch: Batch, step: Step, *, only_embeds: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        if only_embeds:
-            return self.method.embed_captions(batch), {}
-        result = self.method(batch, step)
-        return result.loss, result.metrics
-
-
 class ParallelMethod:
     """A method on its device, replicated on all ranks or sharded.
 
@@ -118,17 +102,16 @@ class ParallelMethod:
             for block in blocks(method):
                 block.compile()
         self.is_sharded = kind != "ddp" and dist.is_initialized()
-        module = _StepModule(method)
+        self._module: nn.Module = method
         if self.is_sharded:
-            _shard(module, _mesh(kind, self.device), precision)
-        self._module = (
-            module if self.is_sharded or not dist.is_initialized() else _replicate(module)
-        )
+            _shard(method, _mesh(kind, self.device), precision)
+        elif dist.is_initialized():
+            self._module = _replicate(method)
 
-    def __call__(self, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of this rank's share of a step; call `backward` on the loss."""
-        loss, metrics = self._module(batch, step)
-        return loss, metrics
+    def __call__(self, batch: Batch, step: Step) -> tuple[Tensor, Terms]:
+        """Loss and terms of this rank's share of a step; call `backward` on the loss."""
+        loss, terms = self._module(batch, step)
+        return loss, terms
 
     @torch.no_grad()
     def embed_captions(self, batch: Batch, step: Step) -> Tensor:

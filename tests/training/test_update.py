@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from tests.training.conftest import TINY_HEAD, cut_batch
 from training.config import TrainingConfig
 from training.data.batch import Batch
-from training.methods.base import Method, Step, StepResult
+from training.methods.base import Method, Step, Terms
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.optim import OptimConfig
 from training.parallel import ParallelMethod, Precision
@@ -33,13 +33,13 @@ class Slope(Method):
         self.dtypes: list[torch.dtype] = []
         self.at_after_step: list[list[float]] = []
 
-    def training_step(self, batch: Batch, step: Step) -> StepResult:
+    def training_step(self, batch: Batch, step: Step) -> tuple[Tensor, Terms]:
         """Bright images have a further term."""
         self.steps.append(step)
         self.dtypes.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
         mean = batch.pixels_B3HW.mean()
         metrics = {"mean": mean} | ({"bright": mean} if mean > 0.5 else {})
-        return StepResult(loss=self.weight_2.sum() * mean, metrics=metrics)
+        return self.weight_2.sum() * mean, metrics
 
     def after_step(self) -> None:
         """Remember the weights at the time when averages are updated."""

@@ -40,15 +40,9 @@ class Step:
     contrast: ContrastShare | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StepResult:
-    """The loss to minimise and its detached parts by name.
-
-    Both are this rank's share: the mean over the ranks is the value for the global batch.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
+Terms = dict[str, Tensor]
+"""Parts of a loss by name. They and the loss are this rank's share: the mean over the ranks is the
+value for the global batch."""
 
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -82,25 +76,30 @@ class Method(nn.Module, ABC):
         model.temperature.requires_grad = False
 
     @abstractmethod
-    def training_step(self, batch: Batch, step: Step) -> StepResult:
-        """Compute the loss of one batch."""
+    def training_step(self, batch: Batch, step: Step) -> tuple[Tensor, Terms]:
+        """Compute the loss of one batch, and its parts."""
 
-    def forward(self, batch: Batch, step: Step) -> StepResult:
-        """Compute the loss of one batch; DDP and FSDP2 hook in here."""
-        return self.training_step(with_unit_pixels(batch), step)
+    def forward(
+        self, batch: Batch, step: Step, *, only_embeds: bool = False
+    ) -> tuple[Tensor, Terms]:
+        """Compute the loss of one batch and its detached parts; DDP and FSDP2 hook in here.
+
+        With `only_embeds` the rows of `training.methods.terms.embed_captions` take its place.
+        """
+        batch = with_unit_pixels(batch)
+        if only_embeds:
+            tokens = vision_tokens(self.model, batch.pixels_B3HW)
+            return embed_captions(self.model, tokens, batch), {}
+        loss, terms = self.training_step(batch, step)
+        return loss, {name: term.detach() for name, term in terms.items()}
 
     def contrasts_captions(self) -> bool:
         """Whether captions of different images are compared."""
         return self.config.contrast_weight > 0
 
-    def embed_captions(self, batch: Batch) -> Tensor:
-        """The rows of `training.methods.terms.embed_captions`."""
-        batch = with_unit_pixels(batch)
-        return embed_captions(self.model, vision_tokens(self.model, batch.pixels_B3HW), batch)
-
     def caption_loss(
         self, features: VisionTokens, batch: Batch, step: Step
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Terms]:
         """The weighted mean of both streams' terms, and the terms."""
         none = features.patches_BND.new_zeros((), dtype=torch.float32)
         if not self.contrasts_captions():

@@ -20,7 +20,7 @@ from training.losses.distillation import (
     prototype_losses,
 )
 from training.masking import random_masks
-from training.methods.base import Method, SharedConfig, Step
+from training.methods.base import Method, SharedConfig, Step, Terms
 from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
 from training.methods.terms import name_term
 from training.settings import STRICT, Share
@@ -84,9 +84,7 @@ class CaptionedMethod(Method):
         masked_BN = random_masks(step.global_rows, num_patches, ratio, step.generator, rows=rows)
         return masked_BN.to(tokens.patches_BND.device)
 
-    def shared_loss(
-        self, features: VisionTokens, batch: Batch, step: Step
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def shared_loss(self, features: VisionTokens, batch: Batch, step: Step) -> tuple[Tensor, Terms]:
         """Weighted sum of captions, names and extra networks, and each term by its name."""
         loss, terms = self.caption_loss(features, batch, step)
         config = self.config
@@ -100,13 +98,11 @@ class CaptionedMethod(Method):
             loss = loss + weights[name] * term
         return loss, terms | extra
 
-    def _image_backbone_terms(
-        self, features: VisionTokens, batch: Batch, progress: float
-    ) -> dict[str, Tensor]:
+    def _image_backbone_terms(self, features: VisionTokens, batch: Batch, progress: float) -> Terms:
         """Terms of unnamed drawings (backbone and titles) and of early scenes (backbone)."""
         config, drawings = self.config.image_backbone, batch.unnamed
         encoded: list[tuple[Tensor, Tensor]] = []
-        terms: dict[str, Tensor] = {}
+        terms: Terms = {}
         if config.weight > 0 and progress < config.scenes_until:
             encoded.append((features.patches_BND, batch.pixels_B3HW))
         if drawings is not None and max(config.weight, config.titles_weight) > 0:
@@ -141,7 +137,7 @@ class CaptionedMethod(Method):
         *,
         masked_BN: Tensor | None,
         is_logged: bool,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Terms]:
         """Mean loss of a student's patches against a teacher's assignments.
 
         Args:

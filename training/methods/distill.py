@@ -20,7 +20,7 @@ from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.distillation import dino_loss, feature_loss
-from training.methods.base import Step, StepResult, model_width
+from training.methods.base import Step, Terms, model_width
 from training.methods.captioned import CaptionedConfig, CaptionedMethod, encode_crops
 from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.teacher import FrozenTeacher, TeacherDtype
@@ -88,7 +88,7 @@ class Distill(CaptionedMethod):
             _copy_text_tower(model, teacher)
         self._teacher = replace(teacher, text_model=None)
 
-    def training_step(self, batch: Batch, step: Step) -> StepResult:
+    def training_step(self, batch: Batch, step: Step) -> tuple[Tensor, Terms]:
         """See the module's docstring."""
         whole = vision_tokens(self.model, batch.pixels_B3HW)
         loss, terms = self.shared_loss(whole, batch, step)
@@ -105,11 +105,11 @@ class Distill(CaptionedMethod):
             if has_dino:
                 terms["dino"] = self._dino_term(teacher_tokens, batch)
                 loss = loss + config.dino_weight * terms["dino"]
-        return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
+        return loss, terms
 
     def _patch_term(
         self, whole: VisionTokens, teacher_tokens: VisionTokens, batch: Batch, step: Step
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Terms]:
         """The loss; for the log its parts by visibility, and statistics of the targets."""
         config = self.config
         patches_BND, masked_BN = whole.patches_BND, None

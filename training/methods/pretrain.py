@@ -16,7 +16,7 @@ from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import NameContrast
 from training.losses.distillation import dino_loss
-from training.methods.base import Step, StepResult, model_width
+from training.methods.base import Step, Terms, model_width
 from training.methods.captioned import CaptionedConfig, CaptionedMethod, encode_crops
 from training.methods.image_backbone import TARGET_WIDTH
 from training.settings import STRICT, Share
@@ -73,7 +73,7 @@ class Pretrain(CaptionedMethod):
             momentum=head.centre_momentum,
         )
 
-    def training_step(self, batch: Batch, step: Step) -> StepResult:
+    def training_step(self, batch: Batch, step: Step) -> tuple[Tensor, Terms]:
         """See the module's docstring."""
         whole = vision_tokens(self.model, batch.pixels_B3HW)
         loss, terms = self.shared_loss(whole, batch, step)
@@ -89,7 +89,7 @@ class Pretrain(CaptionedMethod):
             if has_dino:
                 terms["dino"] = self._dino_term(teacher_tokens, batch)
                 loss = loss + config.dino_weight * terms["dino"]
-        return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
+        return loss, terms
 
     def _ibot_weight(self, progress: float) -> float:
         config = self.config
@@ -109,7 +109,7 @@ class Pretrain(CaptionedMethod):
 
     def _ibot_term(
         self, teacher_tokens: VisionTokens, batch: Batch, step: Step
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Terms]:
         """The loss; for the log its parts by visibility, and statistics of the targets."""
         with torch.no_grad():
             teacher = self.head if self.teacher_head is None else self.teacher_head

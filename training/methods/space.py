@@ -20,7 +20,7 @@ from transformers import Tipsv2Model
 from model.features import vision_tokens
 from training.data.batch import Batch, TeacherCells
 from training.losses.precision import without_autocast
-from training.methods.base import Method, SharedConfig, Step, StepResult, model_width
+from training.methods.base import Method, SharedConfig, Step, Terms, model_width
 from training.methods.terms import embed_texts
 from training.settings import STRICT
 
@@ -52,7 +52,7 @@ class SpaceDistill(Method):
         self.projector = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.projector.weight)  # the space was turned towards the start's
 
-    def training_step(self, batch: Batch, step: Step) -> StepResult:
+    def training_step(self, batch: Batch, step: Step) -> tuple[Tensor, Terms]:
         """See the module's docstring."""
         if batch.cells is None:
             raise ValueError("the space of a teacher needs a batch with its cells")
@@ -70,8 +70,7 @@ class SpaceDistill(Method):
         }
         weights = (config.patch_weight, config.whole_weight, config.names_weight)
         loss = loss + torch.stack([w * t for w, t in zip(weights, own.values(), strict=True)]).sum()
-        terms = own | terms
-        return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
+        return loss, own | terms
 
     def _unlike(self, ours_D: Tensor, theirs_D: Tensor) -> Tensor:
         """One minus the mean cosine."""

@@ -7,17 +7,18 @@ leave others.
 Shapes: S scenes, K channels of a cell, h w cells (one cell is one patch), H W pixels.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from training.checkpoint import save_atomically
-from training.data.captions import Captions
+from training.data.array_record import ArrayRecord
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder
 from training.data.scenes import Scene, SceneConfig, SceneSource, Split, compose_scene
 from training.pretrained.image_backbone import (
@@ -34,6 +35,8 @@ NAMES = (
 UNSEEN_STYLE = "fluent-3d"
 _BATCH = 8
 _BASIS_SCENES = 96
+# Split, styles and number of scenes.
+_Wanted = tuple[Split, tuple[str, ...], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +71,26 @@ class CellConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CellScenes:
+class CellScenes(ArrayRecord):
     """A set of scenes.
 
     Attributes:
         cells_SKhw: float16.
         mask_SHW: int16; as in `Scene`. For evaluation only.
-        captions: Of each scene.
+        short: Captions of the scenes; see `Captions`.
+        keywords: Likewise.
+        scene: Likewise.
     """
 
-    cells_SKhw: Tensor
-    mask_SHW: Tensor
-    captions: Sequence[Captions]
+    cells_SKhw: NDArray[np.float16]
+    mask_SHW: NDArray[np.int16]
+    short: tuple[str, ...]
+    keywords: tuple[str, ...]
+    scene: tuple[str, ...]
+
+    def captions(self, row: int) -> dict[str, str]:
+        """Those of a scene by their source."""
+        return {"alt": self.short[row], "keywords": self.keywords[row], "scene": self.scene[row]}
 
 
 def _pixels(scenes: list[Scene]) -> Tensor:
@@ -93,50 +104,44 @@ def _batches(source: SceneSource, config: SceneConfig, count: int) -> Iterator[l
         yield batch
 
 
-def _compute(
-    source: SceneSource,
-    config: CellConfig,
-    count: int,
-    *,
-    network: FrozenImageBackbone,
-    basis: Basis,
-) -> dict[str, object]:
-    """Compose scenes 0 to count - 1 of a source, and encode them: the content of a set's file."""
-    cells, masks, captions = list[Tensor](), list[Tensor](), list[dict[str, object]]()
+@cache
+def _basis(data: DataFolder, config: CellConfig) -> tuple[FrozenImageBackbone, Basis]:
+    """The network, and the axes of the first training scenes."""
+    network = FrozenImageBackbone()
+    source = data.source("train", styles=EMOJI_TRAIN_STYLES, names=frozenset(NAMES))
+    first = _batches(source, config.scenes, _BASIS_SCENES)
+    cells_MF = torch.cat([network.encode_patches(_pixels(s)).flatten(0, 1) for s in first])
+    return network, fit_basis(cells_MF, config.width)
+
+
+def _compute(data: DataFolder, config: CellConfig, wanted: _Wanted) -> CellScenes:
+    """Compose scenes 0 to count - 1 of a split, and encode them."""
+    split, styles, count = wanted
+    print(f"cells of {count} scenes: {split}, {', '.join(styles)}", flush=True)
+    network, basis = _basis(data, config)
+    source = data.source(split, styles=styles, names=frozenset(NAMES))
+    cells, found = list[Tensor](), list[Scene]()
     for scenes in _batches(source, config.scenes, count):
         reduced_BNK = basis.reduce(network.encode_patches(_pixels(scenes)))
         cells.append(reduced_BNK.mT.unflatten(2, (config.grid, config.grid)).half())
-        masks += [torch.from_numpy(scene.mask_SS.astype(np.int16)) for scene in scenes]
-        captions += [asdict(scene.captions) for scene in scenes]
-    return {"cells": torch.cat(cells), "mask": torch.stack(masks), "captions": captions}
-
-
-def _load(path: Path) -> CellScenes:
-    found = torch.load(path, weights_only=True)
-    captions = [Captions(**row) for row in found["captions"]]
-    return CellScenes(cells_SKhw=found["cells"], mask_SHW=found["mask"], captions=captions)
+        found += scenes
+    return CellScenes(
+        cells_SKhw=torch.cat(cells).numpy(),
+        mask_SHW=np.stack([scene.mask_SS.astype(np.int16) for scene in found]),
+        short=tuple(scene.captions.short for scene in found),
+        keywords=tuple(scene.captions.keywords for scene in found),
+        scene=tuple(scene.captions.scene for scene in found),
+    )
 
 
 def cached_cells(data: DataFolder, config: CellConfig, folder: Path) -> dict[str, CellScenes]:
     """The sets "train", "seen" and "unseen", from the folder or computed into it."""
-    sets: dict[str, tuple[Split, tuple[str, ...], int]] = {
+    sets: dict[str, _Wanted] = {
         "train": ("train", EMOJI_TRAIN_STYLES, config.num_train),
         "seen": ("test", EMOJI_TRAIN_STYLES, config.num_test),
         "unseen": ("test", (UNSEEN_STYLE,), config.num_test),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.pt" for name in sets}
-    missing = [name for name in sets if not paths[name].exists()]
-    if missing:
-        network, names = FrozenImageBackbone(), frozenset(NAMES)
-        source = data.source("train", styles=EMOJI_TRAIN_STYLES, names=names)
-        first = _batches(source, config.scenes, _BASIS_SCENES)
-        cells_MF = torch.cat([network.encode_patches(_pixels(s)).flatten(0, 1) for s in first])
-        basis = fit_basis(cells_MF, config.width)
-    for name in missing:
-        split, styles, count = sets[name]
-        print(f"cells of {count} scenes: {name}", flush=True)
-        source = data.source(split, styles=styles, names=names)
-        content = _compute(source, config, count, network=network, basis=basis)
-        save_atomically(content, paths[name])
-    return {name: _load(path) for name, path in paths.items()}
+    return {
+        name: CellScenes.kept(folder / f"{name}.npz", partial(_compute, data, config, wanted))
+        for name, wanted in sets.items()
+    }

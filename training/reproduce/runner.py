@@ -103,7 +103,8 @@ def train_arm(setup: Setup, arm: Arm) -> Method:
 @torch.inference_mode()
 def encode(model: Tipsv2Model, scenes: CellScenes) -> dict[str, NDArray[np.float32]]:
     """Features of scenes: patches [S, N, D] and, to be painted, CLS1 [S, D]."""
-    found = [vision_tokens(model, cells.float()) for cells in scenes.cells_SKhw.split(_BATCH)]
+    cells = torch.from_numpy(scenes.cells_SKhw).split(_BATCH)
+    found = [vision_tokens(model, part.float()) for part in cells]
     return {
         PATCHES: torch.cat([tokens.patches_BND for tokens in found]).numpy(),
         PAINTED: torch.cat([tokens.cls1_BD for tokens in found]).numpy(),
@@ -116,7 +117,7 @@ def segment(
     classes_KD: NDArray[np.float32],
 ) -> dict[str, dict[str, float]]:
     """MIoU and "which" of patches, of painted CLS1, and of painting the largest object."""
-    masks = scenes.mask_SHW.numpy()
+    masks = scenes.mask_SHW
     cosines = {
         PATCHES: patch_cosines(features[PATCHES], classes_KD),
         PAINTED: painted_cosines(features[PAINTED], classes_KD),

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from model.text import TEMPLATES
 from training.checkpoint import save_atomically
-from training.data.batch import Batch, TextBatch
+from training.data.batch import Batch, TextBatch, uncropped
 from training.data.captions import CaptionSampling
 from training.pretrained.image_backbone import fit_basis
 from training.pretrained.text import sentence_embeddings
@@ -70,9 +70,9 @@ class TextTable:
 def cached_texts(scenes: CellScenes, width: int, folder: Path) -> TextTable:
     """Embed the captions of scenes and the names' prompts, reduced to a width."""
     prompts = [prompt.format(name) for name in NAMES for prompt in _TEMPLATES]
-    captions = [text for row in scenes.captions for text in row.by_source().values()]
     # Sorted by length, because a batch is as long as its longest text.
-    texts = sorted({*prompts, *captions}, key=lambda text: (len(text), text))
+    distinct = {*prompts, *scenes.short, *scenes.keywords, *scenes.scene}
+    texts = sorted(distinct, key=lambda text: (len(text), text))
     path = folder / _FILE
     if not path.exists():
         print(f"MiniLM's vectors of {len(texts)} texts", flush=True)
@@ -109,18 +109,16 @@ class CellBatches:
             yield self._batch(np.random.default_rng((self.seed, step)))
 
     def _batch(self, rng: np.random.Generator) -> Batch:
-        chosen_B = rng.choice(len(self.scenes.captions), self.batch_size, replace=False)
-        cells_BKhw = self.scenes.cells_SKhw[chosen_B].float()
-        pairs = [
-            self.captions.choose(self.scenes.captions[row].by_source(), rng) for row in chosen_B
-        ]
+        chosen_B = rng.choice(len(self.scenes.short), self.batch_size, replace=False)
+        cells_BKhw = torch.from_numpy(self.scenes.cells_SKhw[chosen_B]).float()
+        pairs = [self.captions.choose(self.scenes.captions(row), rng) for row in chosen_B]
         cls1, cls2 = (
             self.texts.batch([pair[token] for pair in pairs if pair is not None])
             for token in (0, 1)
         )
         return Batch(
             pixels_B3HW=cells_BKhw,
-            locals_CB3hw=cells_BKhw.new_zeros((0, *cells_BKhw.shape)),
+            locals_CB3hw=uncropped(cells_BKhw)[1],
             captioned_B=torch.ones(self.batch_size, dtype=torch.bool),
             cls1=cls1,
             cls1_ids_T=cls1.token_ids_BL[:, 0],

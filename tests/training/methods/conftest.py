@@ -15,7 +15,7 @@ from model.position import embed_pixels
 from tests.training.conftest import TINY_HEAD
 from training.config import TrainingConfig
 from training.data.batch import Batch
-from training.methods.base import Method, Step, StepResult
+from training.methods.base import Method, Step, Terms
 from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.teacher import FrozenTeacher
 from training.run import new_model
@@ -27,16 +27,18 @@ MakeTeacher = Callable[..., FrozenTeacher]
 Encoded = tuple[Tipsv2VisionEmbeddings, Tensor, Tensor | None]
 
 
-def take_step(method: Method, batch: Batch, progress: float, *, seed: int = 0) -> StepResult:
-    """Loss and metrics of a batch on one rank."""
+def take_step(
+    method: Method, batch: Batch, progress: float, *, seed: int = 0
+) -> tuple[Tensor, Terms]:
+    """Loss and terms of a batch on one rank."""
     step = Step(
         progress=progress,
         generator=torch.Generator().manual_seed(seed),
         first_row=0,
         global_rows=len(batch.pixels_B3HW),
     )
-    result: StepResult = method(batch, step)
-    return result
+    loss, terms = method(batch, step)
+    return loss, terms
 
 
 class MeanColours:

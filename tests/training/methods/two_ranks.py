@@ -4,7 +4,6 @@ Arguments: rank, folder. Writes loss, metrics and gradients of each case.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +18,30 @@ from training.data.batch import Batch, TextBatch, UnnamedDrawings
 from training.distributed import mean_over_ranks, stop
 from training.heads import HeadConfig
 from training.methods.base import Method, Step
-from training.methods.distill import Distill, DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.methods.teacher import FrozenTeacher
-from training.targets import Centering
 
 GLOBAL_ROWS = 6
 NUM_CROPS = 2
 HEAD = HeadConfig(layers=2, hidden=32, bottleneck=16, num_prototypes=12)
-BACKBONE = ImageBackboneConfig(weight=0.5, scenes_until=1.0, titles_weight=0.5)
-PRETRAIN = PretrainConfig(head=HEAD, names_weight=1.0, image_backbone=BACKBONE)
-DISTILL = DistillConfig(head=HEAD, names_weight=1.0)
-PRETRAINED: dict[str, PretrainConfig] = {
-    "centering": PRETRAIN,
-    "ibot": replace(PRETRAIN, supervised="masked"),
-    "full": replace(PRETRAIN, ema="full"),
-}
-DISTILLED: dict[str, DistillConfig] = {
-    "distill": DISTILL,
-    "features": replace(DISTILL, patch_loss="features", mask_ratio=0.5, supervised="masked"),
-}
+CONFIG = PretrainConfig(
+    head=HEAD,
+    names_weight=1.0,
+    image_backbone=ImageBackboneConfig(weight=0.5, scenes_until=1.0, titles_weight=0.5),
+)
 # Which unnamed drawings have titles; two titles are equal across ranks.
 TITLED = (1, 0, 1, 1)
 # Which images have captions: the ranks have different numbers, or one has none, or both.
 CAPTIONED = {"uneven": (1, 1, 1, 0, 0, 1), "one": (1, 1, 1, 0, 0, 0), "none": (0,) * 6}
 
 
-def new_model(*, dim: int = 24, seed: int = 0) -> Tipsv2Model:
-    """A tiny model, the same on every rank."""
-    torch.manual_seed(seed)
-    size = ModelConfig(dim=dim, vision_layers=2, text_layers=1, heads=2, native_size=56)
-    model: Tipsv2Model = Tipsv2Model(size.build(50)).eval()
-    return model
-
-
-def new_method(case: str) -> Method:
-    """The method of a case, the same on every rank."""
-    model = new_model()
-    if case in PRETRAINED:
-        method = Pretrain(model, PRETRAINED[case])
-        method.image_backbone = MeanColours()
-        return method
-    teacher = FrozenTeacher(
-        vision_model=new_model(dim=32, seed=1).vision_model,
-        head=HEAD.build(32),
-        centering=Centering(12, temperature=0.06),
-    )
-    return Distill(model, DISTILLED[case], teacher)
+def new_method() -> Method:
+    """A tiny model and its method, the same on every rank."""
+    torch.manual_seed(0)
+    size = ModelConfig(dim=24, vision_layers=2, text_layers=1, heads=2, native_size=56)
+    method = Pretrain(Tipsv2Model(size.build(50)).eval(), CONFIG)
+    method.image_backbone = MeanColours()
+    return method
 
 
 def random_texts(count: int, generator: torch.Generator) -> TextBatch:
@@ -165,12 +140,12 @@ def take_step(method: Method, batch: Batch, rank: int) -> dict[str, Any]:
         first_row=rank * rows,
         global_rows=GLOBAL_ROWS,
     )
-    result = method(batch, step)
-    result.loss.backward()
+    loss, terms = method(batch, step)
+    loss.backward()
     average_gradients(method)
     return {
-        "loss": mean_over_ranks(result.loss.detach()),
-        "metrics": {name: mean_over_ranks(value) for name, value in result.metrics.items()},
+        "loss": mean_over_ranks(loss.detach()),
+        "metrics": {name: mean_over_ranks(value) for name, value in terms.items()},
         "gradients": {
             name: parameter.grad
             for name, parameter in method.named_parameters()
@@ -182,13 +157,9 @@ def take_step(method: Method, batch: Batch, rank: int) -> dict[str, Any]:
 
 def take_steps(rank: int, num_ranks: int) -> dict[str, dict[str, Any]]:
     """Take the step of every case."""
-    cases = [(case, "uneven") for case in (*PRETRAINED, *DISTILLED)]
-    cases += [("centering", "one"), ("centering", "none")]
     return {
-        f"{case} {captions}": take_step(
-            new_method(case), part(global_batch(CAPTIONED[captions]), rank, num_ranks), rank
-        )
-        for case, captions in cases
+        case: take_step(new_method(), part(global_batch(captioned), rank, num_ranks), rank)
+        for case, captioned in CAPTIONED.items()
     }
 
 

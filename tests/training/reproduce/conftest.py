@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from model.text import TEMPLATES
-from training.data.captions import Captions
 from training.evaluate.zero_shot_segmentation import class_ids
 from training.heads import HeadConfig
 from training.optim import OptimConfig
@@ -36,20 +35,20 @@ def toy_scenes(count: int, seed: int) -> CellScenes:
     """Scenes of two names, left and right; a cell's first channels say which name it shows."""
     rng = np.random.default_rng(seed)
     grid, side = SCALE.cells.grid, 14 * SCALE.cells.grid
-    cells = torch.from_numpy(rng.normal(0, 0.1, (count, SCALE.cells.width, grid, grid))).half()
-    mask = torch.zeros((count, side, side), dtype=torch.int16)
-    captions = []
+    cells = rng.normal(0, 0.1, (count, SCALE.cells.width, grid, grid)).astype(np.float16)
+    mask = np.zeros((count, side, side), np.int16)
+    short = []
     for number in range(count):
         left, right = (int(k) for k in rng.choice(4, 2, replace=False))
         cells[number, left, :, : grid // 2] += 3
         cells[number, right, :, grid // 2 :] += 3
         ids = class_ids([NAMES[left], NAMES[right]]).tolist()
         mask[number, :, : side // 2], mask[number, :, side // 2 :] = ids
-        names = NAMES[left], NAMES[right]
-        captions.append(
-            Captions(names=names, short=" and ".join(names), keywords=", ".join(names), scene="s")
-        )
-    return CellScenes(cells_SKhw=cells, mask_SHW=mask, captions=captions)
+        short.append(f"{NAMES[left]} and {NAMES[right]}")
+    keywords = tuple(text.replace(" and", ",") for text in short)
+    return CellScenes(
+        cells_SKhw=cells, mask_SHW=mask, short=tuple(short), keywords=keywords, scene=("s",) * count
+    )
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def toy(tmp_path: Path) -> Setup:
     """Toy scenes, and a random vector for each text."""
     sets = {"train": toy_scenes(8, 0), "seen": toy_scenes(3, 1), "unseen": toy_scenes(3, 2)}
     prompts = [prompt.format(name) for name in NAMES for prompt in TEMPLATES["tcl"]]
-    captions = [text for s in sets.values() for c in s.captions for text in c.by_source().values()]
+    captions = [t for s in sets.values() for t in (*s.short, *s.keywords, *s.scene)]
     texts = list(dict.fromkeys((*prompts, *captions)))
     vectors = torch.randn(len(texts), SCALE.width, generator=torch.Generator().manual_seed(0))
     rows = {text: row for row, text in enumerate(texts)}

@@ -1,11 +1,9 @@
-"""The head gives cosines; the contrast's scale is bounded; averages are exact and move alone."""
+"""The head gives cosines."""
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from training.ema import averaged_copy, update_ema
 from training.heads import PrototypeHead
 
 
@@ -23,19 +21,3 @@ def test_the_head_gives_cosines_that_autocast_does_not_round() -> None:
     assert bottleneck_BND.dtype == torch.bfloat16
     unit_BND = F.normalize(bottleneck_BND.float(), dim=-1)
     torch.testing.assert_close(cosines_BNK, unit_BND @ F.normalize(head.prototypes, dim=-1).T)
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.99, 1.0])
-def test_the_average_is_the_weighted_mean(momentum: float) -> None:
-    current = nn.Linear(3, 2)
-    average = averaged_copy(nn.Linear(3, 2))
-    expected = [
-        momentum * a.double() + (1 - momentum) * c.detach().double()
-        for a, c in zip(average.parameters(), current.parameters(), strict=True)
-    ]
-    kept = [parameter.detach().clone() for parameter in current.parameters()]
-    update_ema(average, current, momentum)
-    for found, value in zip(average.parameters(), expected, strict=True):
-        torch.testing.assert_close(found.double(), value, rtol=1e-6, atol=1e-7)
-        assert not found.requires_grad
-    assert all(torch.equal(p, k) for p, k in zip(current.parameters(), kept, strict=True))

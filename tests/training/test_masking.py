@@ -22,15 +22,3 @@ def test_every_image_has_the_same_number_of_masked_patches(
     assert masked_BN.shape == (batch, num_patches)
     assert masked_BN.sum(1).tolist() == [round(ratio * num_patches)] * batch
     assert torch.equal(masked_BN, again_BN)
-
-
-def test_ranks_draw_the_masks_of_one_batch() -> None:
-    whole_BN = random_masks(6, 9, 0.5, torch.Generator().manual_seed(4))
-    generators = [torch.Generator().manual_seed(4) for _ in range(2)]
-    parts = [
-        random_masks(6, 9, 0.5, generator, rows=rows)
-        for generator, rows in zip(generators, (slice(0, 4), slice(4, 6)), strict=True)
-    ]
-    assert torch.equal(torch.cat(parts), whole_BN)
-    # Later random numbers are the same on all ranks too.
-    assert torch.equal(generators[0].get_state(), generators[1].get_state())

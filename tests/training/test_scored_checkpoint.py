@@ -12,13 +12,21 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from model.encoder import Tipsv2Encoder
 from model.manifest import ScoreEntry
 from training import scored_checkpoint
+from training.__main__ import main
 from training.data.folder import DataFolder
 from training.evaluate.report import ChosenEncoder
 from training.export.package import NEEDED_FILES, build_manifest
-from training.scored_checkpoint import ScoredRuns, write_scored_checkpoint
+from training.scored_checkpoint import ScoredRuns
 
 ENTRY = ScoreEntry(
-    task="zero-shot segmentation", split="s", row="student", metric="mIoU", value=12.5, count=9
+    task="zero-shot segmentation",
+    split="s",
+    row="student",
+    metric="mIoU",
+    value=12.5,
+    low=11,
+    high=14,
+    count=9,
 )
 
 
@@ -41,6 +49,7 @@ def test_export_finds_all_that_it_needs(
     tokenizer: Tipsv2Tokenizer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     card = tmp_path / "card.md"
     card.write_text("# Card\n", encoding="utf-8")
@@ -64,14 +73,12 @@ def test_export_finds_all_that_it_needs(
 
     monkeypatch.setattr(scored_checkpoint, "evaluate", evaluate)
     output = tmp_path / "checkpoint"
-    entries = write_scored_checkpoint(
-        ScoredRuns(student=run, teacher=other, further=[other], served=current),
-        data=DataFolder(path=tmp_path),
-        card=card,
-        output=output,
-        num_scenes=3,
-    )
-    assert entries == [ENTRY]
+    given = {"--teacher": other, "--also": other, "--served": current, "--data": tmp_path}
+    given |= {"--card": card, "--output": output}
+    options = [str(part) for pair in given.items() for part in pair]
+    assert main(["evaluate", str(run), *options, "--scenes", "3"]) == 0
+    title = "zero-shot segmentation | s | student | mIoU"
+    assert f"{title} | 12.50 [11.00, 14.00] | n 9\n" in capsys.readouterr().out
     assert not [name for name in NEEDED_FILES if not (output / name).is_file()]
     manifest = build_manifest(encoder, output, name="tiny")
     assert (manifest.scores, manifest.licence) == ([ENTRY], "Apache-2.0")

@@ -21,6 +21,7 @@ from training.data.folder import DataFolder
 from training.evaluate.encoder import encode_images, encode_names, load_for_evaluation
 from training.evaluate.ranking import SETTINGS, ClassificationBenchmark, retrieve
 from training.evaluate.sets import (
+    NUM_DEVELOPMENT,
     SegmentationBenchmark,
     development_benchmarks,
     development_drawings,
@@ -216,13 +217,14 @@ def evaluate(
     Args:
         folders: The model folder of each row; see `Models`.
         data: The data folder.
-        num_scenes: Scenes per set.
+        num_scenes: Scenes per set; of the development sets at most 150.
 
     Returns:
         The student's encoder with the choices made for it, and all rows, task by task.
     """
     torch.set_num_threads(1)
-    scenes, drawings = development_benchmarks(data), development_drawings(data)
+    scenes = development_benchmarks(data, min(num_scenes, NUM_DEVELOPMENT))
+    drawings = development_drawings(data)
     models = {
         row: choose(load_for_evaluation(folder), scenes, drawings)
         for row, folder in folders.items()

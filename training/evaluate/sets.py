@@ -23,6 +23,7 @@ from training.evaluate.zero_shot_segmentation import (
     patch_cosines,
 )
 
+NUM_DEVELOPMENT = 150
 # Two or three objects: a single one would reward labelling the whole image with one name.
 MULTI_OBJECT = SceneConfig(count_weights=(0.0, 0.5, 0.5), twin_share=0.0, common_share=1.0)
 
@@ -86,7 +87,9 @@ def rare_names(count: int = 50) -> frozenset[str]:
     return frozenset(sorted(rare, key=lambda n: hashlib.sha256(n.encode()).digest())[:count])
 
 
-def development_benchmarks(data: DataFolder, num_scenes: int = 150) -> list[SegmentationBenchmark]:
+def development_benchmarks(
+    data: DataFolder, num_scenes: int = NUM_DEVELOPMENT
+) -> list[SegmentationBenchmark]:
     """The development scenes: seen styles, and the unseen style with rarer names."""
     seen = data.source("val", styles=EMOJI_TRAIN_STYLES, names=common_names())
     style = data.source("val", styles=("fluent-3d",), names=rare_names())

@@ -106,10 +106,10 @@ def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
     """
     method = config.method
     assert not isinstance(method, SpaceConfig)  # TrainingConfig pairs it with views
-    if method.image_backbone.titles_weight > 0:
+    if max(method.names_weight, method.image_backbone.titles_weight) > 0:
         raise ValueError(
-            "method.image_backbone.titles_weight needs drawn scenes, the only data with unnamed "
-            "drawings: set it to 0 for images from disk"
+            "method.names_weight and method.image_backbone.titles_weight need drawn scenes, the "
+            "only data with names and titles: set them to 0 for images from disk"
         )
     learns_from_captions = counts.num_captioned > 0 and method.contrast_weight > 0
     if isinstance(method, PretrainConfig) and not learns_from_captions and method.ema != "full":
@@ -126,13 +126,10 @@ def describe_losses(
     """A line for each loss: on or off, with the data that it uses or the reason."""
     method, crops = config.method, data.crops
     assert not isinstance(method, SpaceConfig)
-    named = counts.num_named and f"{counts.num_named} images with lists of their objects"
     size = f"{crops.local_size} x {crops.local_size} pixels"
     cut = crops.num_local and f"{crops.num_local} crops of {size} of every image"
     lines = [
         *_caption_lines(config, data, counts),
-        "contrast with names: "
-        + _words("names_weight", method.names_weight, named, "no image has a list of its objects"),
         "local crops (DINO): "
         + _words("dino_weight", method.dino_weight, cut, "data.crops.num_local is 0"),
         f"patches: {_patch_words(method)}",

@@ -1,7 +1,6 @@
 """The report: every row on every test set, chance beside them, readable by export."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from training.data.folder import DataFolder
 from training.data.scenes import Scene
 from training.evaluate import report
 from training.evaluate.report import ChosenEncoder, Models
-from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
+from training.evaluate.sets import SegmentationBenchmark
 
 STUDENTS = ("student", "student, seed 1")
 MODELS = (*STUDENTS, "teacher", "served")
@@ -82,14 +81,11 @@ def test_a_whole_evaluation(
     encoder: Tipsv2Encoder,
     data_folder: DataFolder,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     tokenizer: Tipsv2Tokenizer,
 ) -> None:
     folder = tmp_path / "model"
     encoder.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    few = partial(development_benchmarks, num_scenes=2)
-    monkeypatch.setattr(report, "development_benchmarks", few)
     chosen, entries = report.evaluate(dict.fromkeys(MODELS, folder), data_folder, num_scenes=2)
     assert chosen.features in {"patches", "values"}
     tasks = {task: len([e for e in entries if e.task == task]) for task in report.TASKS}

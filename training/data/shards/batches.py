@@ -175,8 +175,7 @@ class ImageBatches(Dataset[MadeBatch]):
             for place, sample in zip(places, samples, strict=True)
         ]
         crops = crop_images(images, self._config.crops, seed=seed, first=places.start)
-        names = [sample.names for sample in samples]
-        batch = collate(chosen, names, self._tokenizer, step=step, crops=crops)
+        batch = collate(chosen, [()] * len(chosen), self._tokenizer, step=step, crops=crops)
         return MadeBatch(batch=batch, broken=broken)
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:

@@ -27,7 +27,7 @@ MANIFEST_FILE = "manifest.json"
 # A thousand photos of 100 kB are 100 MB: fast to rewrite after a stop, and large enough for any
 # file system.
 DEFAULT_SHARD_SIZE = 1000
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ImageStore(Protocol):
@@ -104,7 +104,10 @@ def load_manifest(folder: Path) -> list[ShardEntry]:
         )
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("format") != _FORMAT:
-        raise ValueError(f"{path} is of format {content.get('format')}; {_FORMAT} is read")
+        raise ValueError(
+            f"{path} is of format {content.get('format')}, and {_FORMAT} is read: run "
+            f"`python -m training shards index {folder}` again"
+        )
     return [
         ShardEntry(
             name=entry["name"], sha256=entry["sha256"], summary=DataSummary(**entry["summary"])

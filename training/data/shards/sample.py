@@ -30,7 +30,6 @@ class Sample:
         image: The encoded image, unchanged.
         suffix: Suffix of the image file, one of `IMAGE_SUFFIXES`.
         captions: By source: alt, paligemma, gemini, ...
-        names: Names of all objects in the image, where they are known exactly.
         fields: Other metadata, such as url and license.
         left_out: A reason for each caption that cannot be read.
     """
@@ -39,13 +38,12 @@ class Sample:
     image: bytes
     suffix: str
     captions: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
     def as_webdataset(self) -> dict[str, str | bytes]:
         """The sample as WebDataset writes it: its key, and its files by suffix."""
-        record = {**self.fields, "captions": dict(self.captions), "names": list(self.names)}
+        record = {**self.fields, "captions": dict(self.captions)}
         text = json.dumps(record, ensure_ascii=False, sort_keys=True)
         return {"__key__": self.key, self.suffix[1:]: self.image, "json": text.encode()}
 
@@ -64,7 +62,7 @@ def sample_from_members(members: Mapping[str, bytes]) -> Sample:
     Reads our shards and those of other tools. Captions that cannot be read are left out.
 
     Raises:
-        BadSample: No image among them, or names that are no texts.
+        BadSample: No image among them.
     """
     by_suffix = {split_name(name)[1]: (name, content) for name, content in members.items()}
     suffix = next((s for s in IMAGE_SUFFIXES if s in by_suffix), None)
@@ -72,15 +70,11 @@ def sample_from_members(members: Mapping[str, bytes]) -> Sample:
         raise BadSample(f"no image among {sorted(members)}; {IMAGE_SUFFIXES} are read")
     name, image = by_suffix[suffix]
     found = read_captions({suffix: content for suffix, (_, content) in by_suffix.items()})
-    names = found.fields.pop("names", None) or []
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise BadSample("the record's names are no list of texts")
     return Sample(
         key=split_name(name)[0],
         image=image,
         suffix=suffix,
         captions=found.by_source,
-        names=tuple(names),
         fields=found.fields,
         left_out=found.left_out,
     )
@@ -143,27 +137,23 @@ class DataSummary:
     Attributes:
         num_images: All images.
         num_captioned: Images with a caption of any source.
-        num_named: Images with a list of their objects.
         caption_sources: Number of images with a caption of each source.
         left_out: Number of captions that cannot be read, by the reason.
     """
 
     num_images: int = 0
     num_captioned: int = 0
-    num_named: int = 0
     caption_sources: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A line about the images and their captions."""
-        named = f", {self.num_named} with lists of their objects" if self.num_named else ""
-        if self.left_out:
-            named += f"; captions left out: {tally(self.left_out)}"
+        rest = f"; captions left out: {tally(self.left_out)}" if self.left_out else ""
         if not self.num_captioned:
-            return f"{self.num_images} images without captions{named}"
+            return f"{self.num_images} images without captions{rest}"
         sources = ", ".join(f"{source} {count}" for source, count in self.caption_sources.items())
         captioned = f"{self.num_captioned} of them with captions ({sources})"
-        return f"{self.num_images} images, {captioned}{named}"
+        return f"{self.num_images} images, {captioned}{rest}"
 
 
 def summarize(sample: Sample) -> DataSummary:
@@ -171,7 +161,6 @@ def summarize(sample: Sample) -> DataSummary:
     return DataSummary(
         num_images=1,
         num_captioned=bool(sample.captions),
-        num_named=bool(sample.names),
         caption_sources=dict.fromkeys(map(source_of, sample.captions), 1),
         left_out=Counter(sample.left_out),
     )
@@ -181,13 +170,12 @@ def total(parts: Iterable[DataSummary]) -> DataSummary:
     """Add summaries up."""
     counts, sources, left_out = Counter[str](), Counter[str](), Counter[str]()
     for part in parts:
-        counts.update(images=part.num_images, captioned=part.num_captioned, named=part.num_named)
+        counts.update(images=part.num_images, captioned=part.num_captioned)
         sources.update(part.caption_sources)
         left_out.update(part.left_out)
     return DataSummary(
         num_images=counts["images"],
         num_captioned=counts["captioned"],
-        num_named=counts["named"],
         caption_sources=dict(sorted(sources.items())),
         left_out=dict(sorted(left_out.items())),
     )

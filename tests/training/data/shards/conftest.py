@@ -25,7 +25,7 @@ def encode(number: int, *, size: tuple[int, int] = (40, 30), kind: str = "PNG") 
 
 
 def make_sample(number: int) -> Sample:
-    """Every third has no caption, every second has a long one, every fifth lists a name."""
+    """Every third has no caption, every second has a long one."""
     captions = {} if number % 3 == 2 else {"alt": f"image {number}"}
     if captions and number % 2 == 0:
         captions["gemini"] = f"a long account of image {number}"
@@ -34,7 +34,6 @@ def make_sample(number: int) -> Sample:
         image=encode(number),
         suffix=".png",
         captions=captions,
-        names=("dog",) if number % 5 == 0 else (),
         fields={"url": f"https://example.org/{number}", "license": "CC0-1.0"},
     )
 
@@ -59,7 +58,7 @@ def image_folder(tmp_path: Path, samples: list[Sample]) -> Path:
         part = folder / ("a" if number < 10 else "b")
         part.mkdir(parents=True, exist_ok=True)
         (part / f"{sample.key}.png").write_bytes(sample.image)
-        record = {**sample.fields, "captions": sample.captions, "names": sample.names}
+        record = {**sample.fields, "captions": sample.captions}
         (part / f"{sample.key}.json").write_text(json.dumps(record))
     return folder
 

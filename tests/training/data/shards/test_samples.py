@@ -46,20 +46,6 @@ def test_captions_without_a_source_count_as_alt_text(
 
 
 @pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ({"1.json": b"{}"}, "no image"),
-        ({"1.jpg": b"x", "1.json": b'{"names": "dog"}'}, "names"),
-    ],
-)
-def test_unusable_samples_are_refused_with_a_reason(
-    members: dict[str, bytes], message: str
-) -> None:
-    with pytest.raises(BadSample, match=message):
-        sample_from_members(members)
-
-
-@pytest.mark.parametrize(
     ("files", "kept", "reason"),
     [
         ({"json": b"{", "txt": b"good"}, {"alt": "good"}, "the .json file is no JSON"),

@@ -213,7 +213,8 @@ class Settings(BaseSettings):
 
     url_hosts: str | None = None
     """Hosts from which images may be fetched by an `https://` URL in a JSON body: names separated
-    by commas; `*.example.org` allows all subdomains. Default: no URL is fetched."""
+    by commas; `*.example.org` allows all subdomains. Default: no URL is fetched. The page opens
+    images of these hosts too, where a host lets pages read them (CORS): `/#image=https://...`."""
 
     api_keys: CliSuppress[SecretStr | None] = None
     """API keys, separated by commas. Without keys every caller is accepted. Set it only as a

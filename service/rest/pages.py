@@ -6,18 +6,23 @@ from typing import Final
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
+from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
+
+from service.safety.url_fetch import UrlFetcher
 
 WEB: Final = Path(__file__).parent / "web"
 FILES: Final = "/web"
 PAGES: Final = {"/": "index.html", "/docs": "docs.html"}
 EVERY_ADDRESS: Final = ("0.0.0.0", "::")
 ICON: Final = "/favicon.ico"
-# `blob:` and `data:` are images that the page has in memory.
+# `blob:` and `data:` are images that the page has in memory. Images of other hosts are read as
+# data, without cookies, and only where these hosts let pages do so (CORS).
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
@@ -45,9 +50,12 @@ def page_url(host: str, port: int, *, is_tls: bool) -> str:
     return f"{'https' if is_tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}/"
 
 
-def _page(name: str) -> Callable[[], Awaitable[FileResponse]]:
-    async def page() -> FileResponse:
-        return FileResponse(WEB / name, headers=HEADERS)
+def _page(name: str) -> Callable[[Request], Awaitable[FileResponse]]:
+    async def page(request: Request) -> FileResponse:
+        fetcher: UrlFetcher | None = getattr(request.app.state, "url_fetcher", None)
+        hosts = [f"https://{host}" for host in fetcher.hosts] if fetcher else []
+        policy = POLICY.format(" ".join(["'self'", *hosts]))
+        return FileResponse(WEB / name, headers={"Content-Security-Policy": policy, **HEADERS})
 
     return page
 

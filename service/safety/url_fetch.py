@@ -189,6 +189,9 @@ class UrlFetcher:
 
     All failures give the same error, so that callers learn nothing about the network behind a URL.
     The log has the reason under the request id.
+
+    Attributes:
+        hosts: Names, and `*.name` for all names below it.
     """
 
     def __init__(self, hosts: str, max_bytes: int) -> None:
@@ -197,7 +200,7 @@ class UrlFetcher:
         Raises:
             ValueError: A name is invalid.
         """
-        self._hosts, self._max_bytes = read_hosts(hosts), max_bytes
+        self.hosts, self._max_bytes = read_hosts(hosts), max_bytes
         self._context = ssl.create_default_context()
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
 
@@ -213,7 +216,7 @@ class UrlFetcher:
             InvalidRequest: The URL is not allowed, or no image could be fetched.
         """
         try:
-            target = check_url(url, self._hosts)
+            target = check_url(url, self.hosts)
         except UrlRefused as error:
             raise InvalidRequest(
                 f"{param}: {error}.", code="url_not_allowed", param=param
@@ -240,7 +243,7 @@ class UrlFetcher:
                 url = urljoin(url, found)
             except ValueError:
                 raise UrlRefused("the redirect is not to a URL") from None
-            target = check_url(url, self._hosts)
+            target = check_url(url, self.hosts)
         raise UrlRefused("too many redirects")
 
     async def _ask(self, url: httpcore2.URL, hold: Hold) -> bytes | str:

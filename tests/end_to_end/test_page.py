@@ -7,13 +7,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from model.package import ModelPackage
 from tests.end_to_end.conftest import LIMIT_S
@@ -43,11 +44,12 @@ SET = """([selector, value]) => {
   slider.dispatchEvent(new Event("input", {bubbles: true}));
 }"""
 Open = Callable[..., Page]
+ELSEWHERE = "https://images.example.org"
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
-    with running_service("--model=bundled-student") as running:
+    with running_service("--model=bundled-student", "--url-hosts=images.example.org") as running:
         yield running
 
 
@@ -80,7 +82,7 @@ def open_page(browser: Browser, service: RunningService) -> Iterator[Open]:
                 complaints.append(line.text)
 
         def on_request(request: Any) -> None:
-            if not request.url.startswith((at.http_url, "blob:", "data:")):
+            if not request.url.startswith((at.http_url, "blob:", "data:", ELSEWHERE)):
                 complaints.append(f"a request to {request.url}")
 
         page.on("console", on_console)
@@ -230,6 +232,36 @@ def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
     names = [shown.locator("#legend .name").all_inner_texts() for shown in (page, again)]
     assert names[0] == names[1]
     assert again.is_checked("[value=heat]")
+
+
+def test_a_link_opens_an_image_of_an_allowed_host(open_page: Open, service: RunningService) -> None:
+    page, asked = open_page(), []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.headers)
+        allowed = {"Access-Control-Allow-Origin": "*"}
+        route.fulfill(path=SCENE, content_type="image/png", headers=allowed)
+
+    page.route("**://*.org/**", answer)
+    link = f"image={quote(f'{ELSEWHERE}/a/scene.png?size=2', safe='')}&words={','.join(CLASSES)}"
+    page.evaluate("link => { location.hash = link; }", link)
+    page.wait_for_function(HAS_MASK.format(len(CLASSES)))
+    assert copied(page, "#copy-link") == f"{service.http_url}/#{link}"
+    assert "scene.png" in copied(page, "#copy-curl")
+    assert len(asked) == 1
+    assert not {"cookie", "referer", "x-api-key"} & asked[0].keys()
+
+
+def test_the_page_says_why_it_opens_no_image_of_another_host(
+    browser: Browser, service: RunningService
+) -> None:
+    page = browser.new_page()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(f"{service.http_url}/#image=https://other.example.org/a.png&words=sky")
+    wait(page, "document.querySelector('#toast').textContent.includes('setting url_hosts')")
+    assert all(url.startswith((service.http_url, "blob:")) for url in requests)
+    page.context.close()
 
 
 def test_views_are_the_apis_and_the_status_shows_the_stages_of_their_request(

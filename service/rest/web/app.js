@@ -17,7 +17,7 @@ class App {
 
   constructor() {
     this.file = null;
-    // What a link says of the image: an example's name, or an address on this server.
+    // What a link says of the image: an example's name, or an address.
     this.source = "";
     this.model = null;
     this.isDefaultModel = true;
@@ -195,17 +195,19 @@ class App {
     this.refresh();
   }
 
-  /** Open an example by its name, or an image of this server by its address. */
+  /** Open an example by its name, or an image by its address, on this server or a host of its policy. */
   async #openKnown(image) {
     const address = EXAMPLES.find(({ name }) => name === image)?.file ?? image;
     const asked = (this.#numAsked += 1);
     try {
       const response = await fetch(address);
       if (!response.ok) throw new Error(`the answer is ${response.status}`);
-      const file = new File([await response.blob()], address.split("/").pop());
+      const file = new File([await response.blob()], new URL(response.url).pathname.split("/").pop());
       if (asked === this.#numAsked) await this.open(file, image);
     } catch (error) {
-      say(`${image} cannot be loaded (${error.message}): save it, and open the file.`, true);
+      const rule = "the server's setting url_hosts must name its host, which must let pages read it (CORS)";
+      const why = image.includes("://") ? rule : error.message;
+      say(`${image} cannot be loaded: ${why}. Save it, and open the file.`, true);
     }
   }
 

@@ -122,10 +122,6 @@ class Settings(BaseSettings):
     least twice the size that the model sees. It takes half the time, and differs from `exact` by
     half a grey level on average; patches of a photograph of 6 megapixels differ by up to 0.025, at
     a cosine of 0.9999."""
-    warm_up_limit_s: Annotated[float, Field(ge=0)] = 2.0
-    """Time limit in seconds at the start for running every served size once, and again for finding
-    the size of batches. The native size of images, texts and each dense head and the largest image
-    always run, so that their memory is known. Fast models need a fraction of it."""
 
     watchdog_hang_limit_s: Seconds = 60.0
     """Seconds after which a running batch counts as hung. While every lane is hung or dead, the

@@ -58,7 +58,7 @@ TIMEOUT_S: Final = 3600.0
 CLOSE_LIMIT_S: Final = 10.0
 BATCHES_WAITING: Final = 2
 # For a program that asks once: one lane, and no measurements.
-ONCE: Final = ("--lanes=1", "--warm-up-limit-s=0")
+ONCE: Final = ("--lanes=1", "--max-batch-images=1")
 
 T = TypeVar("T")
 

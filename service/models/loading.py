@@ -82,6 +82,10 @@ WARM_UP_TOKENS: Final = 8
 # An idle lane runs a trial batch after this time.
 TRIAL_INTERVAL_S: Final = 10.0
 MAX_BATCH_IMAGES: Final = 64
+# For running every served size once at the start, and again for finding the size of batches. The
+# native size of images, texts and each dense head and the largest image always run, so that their
+# memory is known. Fast models need a fraction of it.
+WARM_UP_LIMIT_S: Final = 2.0
 # Runs of each batch size; the fastest counts, since other processes only slow a run down.
 MAX_RUNS: Final = 3
 # One lane copies its images to the device while the other computes.
@@ -351,7 +355,7 @@ def _load_first(
     def run(bucket: Bucket) -> None:
         seconds[bucket] = lane.run_synthetic(bucket)
 
-    for bucket in shapes_to_run(buckets, manifest, needed, settings.warm_up_limit_s):
+    for bucket in shapes_to_run(buckets, manifest, needed, WARM_UP_LIMIT_S):
         peak_bytes = meter.peak_bytes(partial(run, bucket))
         if bucket.is_image and peak_bytes is not None:
             peaks[bucket] = peak_bytes
@@ -464,7 +468,7 @@ def _find_batch_size(loaded: LoadedLanes, settings: Settings, free_bytes: int | 
     within = loaded.max_patches
     if loaded.fitting is not None:
         within = min(within, loaded.fitting)
-    until = time.monotonic() + settings.warm_up_limit_s
+    until = time.monotonic() + WARM_UP_LIMIT_S
 
     def run(num_images: int) -> float | None:
         seconds: list[float] = []

@@ -26,7 +26,7 @@ FLAGS = (
     "--model=bundled-student",
     "--host=127.0.0.1",
     "--lanes=1",
-    "--warm-up-limit-s=0",
+    "--max-batch-images=1",
     "--image-cache-bytes=0",
 )
 STREAM = "tipserve.v1.EncoderService/Stream"

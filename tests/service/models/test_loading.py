@@ -130,7 +130,7 @@ class Machine:
     def load(self, num_loading: int = 1, **values: object) -> LoadedLanes:
         """Load the lanes with these settings."""
         self.loaded.clear()
-        settings = self.make_settings(**{"lanes": None, "warm_up_limit_s": 0.0, **values})
+        settings = self.make_settings(**{"lanes": None, **values})
         package = ModelPackage(path=Path(), manifest=self.manifest)
         return load_lanes(package, settings, ModelSource("any", num_loading=num_loading))
 
@@ -139,6 +139,7 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch, manifest: Manifest, make_settings: Any) -> Machine:
     made = Machine(manifest, make_settings)
     monkeypatch.setattr(loading, "PeakMeter", lambda: made)
+    monkeypatch.setattr(loading, "WARM_UP_LIMIT_S", 0.0)
     monkeypatch.setattr(loading, "free_memory", lambda: made.free_bytes)
     monkeypatch.setattr(loading, "load_chosen", made.load_chosen)
     monkeypatch.setattr(loading, "available_cpus", lambda: 4)
@@ -175,10 +176,15 @@ ALL_MAPS = [*NATIVE_MAPS, *(f"{task} {side}x28" for side in (56, 84) for task in
 
 @pytest.mark.parametrize(("limit_s", "maps"), [(0.0, NATIVE_MAPS), (60.0, ALL_MAPS)])
 def test_slow_heads_run_on_the_first_lane_in_their_native_shape(
-    machine: Machine, manifest: Manifest, limit_s: float, maps: list[str]
+    machine: Machine,
+    manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_s: float,
+    maps: list[str],
 ) -> None:
+    monkeypatch.setattr(loading, "WARM_UP_LIMIT_S", limit_s)
     machine.tasks, machine.manifest = DENSE_TASKS, manifest.model_copy(update=SHAPES)
-    loaded = machine.load(lanes=2, warm_up_limit_s=limit_s, max_batch_images=1)
+    loaded = machine.load(lanes=2, max_batch_images=1)
     assert [runtime.maps for runtime in machine.loaded] == [maps, []]
     seconds = {b.height: b.run_s for b in bucket_limits(machine.manifest, loaded, 4096)}
     if not limit_s:  # the shape between the two that ran is estimated

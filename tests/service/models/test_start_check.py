@@ -124,10 +124,13 @@ def package(tiny_package: ModelPackage) -> ModelPackage:
 
 
 @pytest.fixture
-def start(package: ModelPackage, make_settings: Any) -> Callable[..., LoadedLanes]:
+def start(
+    package: ModelPackage, make_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., LoadedLanes]:
+    monkeypatch.setattr(loading, "WARM_UP_LIMIT_S", 0.0)
+
     def load(of: ModelPackage = package, **values: object) -> LoadedLanes:
-        settings = make_settings(warm_up_limit_s=0.0, **values)
-        return load_lanes(of, settings, ModelSource("bundled-student"))
+        return load_lanes(of, make_settings(**values), ModelSource("bundled-student"))
 
     return load
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.promises.servers import ROOT, run
 from training.data.backgrounds import PHOTOS
+from training.photographs.regions import photograph
 
 PHOTOGRAPHS = ROOT / "training" / "photographs"
 # The first space of the encoder needs at least so many names as it has numbers.
@@ -40,13 +41,12 @@ def write_art(data: Path) -> None:
         codes = {f"{ord(emoji):x}": name for emoji, name in NAMES.items()}
         write(f"@iconify-json/{style}/chars.json", codes if style == SETS[0] else {"0": "none"})
     share, rng = data / "debian/usr/share", np.random.default_rng(0)
-    folders = {"lomiri": share / "backgrounds", "opencv": share / "doc/opencv-doc/examples/data"}
     labelled = json.loads((PHOTOGRAPHS / "regions.json").read_text(encoding="utf-8"))
-    for key in (*labelled, *(f"lomiri:{file}" for file, _, _ in PHOTOS)):
-        source, _, file = key.partition(":")
-        folders[source].mkdir(parents=True, exist_ok=True)
+    backgrounds = [share / "backgrounds" / file for file, _, _ in PHOTOS]
+    for path in (*(photograph(data, key) for key in labelled), *backgrounds):
+        path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folders[source] / file)
+        Image.fromarray(pixels).save(path)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from model.export.exact import round_weights
 from model.scores.gate import STUDENT
 from training.data.art import ART_SETS
 from training.data.backgrounds import load_photos
-from training.data.folder import DataFolder, fetch_debian
+from training.data.folder import DataFolder
 from training.evaluate.report import write_scores
 from training.evaluate.sets import held_out_scenes
 from training.photographs.drawing_scenes import FURTHER_STYLES, ViewSource
@@ -28,7 +28,7 @@ from training.photographs.encoder import (
     build_encoder,
     photographed_names,
 )
-from training.photographs.regions import OPENCV_PACKAGE, photograph, region_cells
+from training.photographs.regions import fetch_photographs, region_cells
 from training.photographs.scores import score_benchmark
 from training.photographs.trunk_features import Cells, RunTrunk, compile_trunk, compute_pass
 from training.photographs.trunk_training import Finetuning
@@ -38,6 +38,9 @@ from training.run_record import code_version
 NATIVE_SIZE = 320
 TWIN = "evaluation twin"
 LICENCE = "Apache-2.0"
+PHOTOGRAPHS = (
+    "lomiri-wallpapers-16.04 (CC0, CC-BY-4.0), opencv-doc (Apache-2.0), budgie-backgrounds (CC0)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +68,12 @@ class PhotographsJob:
         """Run what is missing; returns the checkpoint's folder."""
         torch.set_num_threads(1)
         self.folder.mkdir(parents=True, exist_ok=True)
-        tuning = self._tuning()
+        tuning = self.tuning()
         trunk, weight_CF, bias_C = load_trunk()
         classes = nn.Linear(weight_CF.shape[1], weight_CF.shape[0])
         classes.load_state_dict({"weight": weight_CF, "bias": bias_C})
         trunk = tuning.run(trunk, classes)
-        moments, regions = self._moments(trunk, tuning)
+        moments, regions = self.moments(trunk, tuning)
         models = {STUDENT: self._save(build_encoder(trunk, moments, regions), "checkpoint")}
         models[TWIN] = self._save(build_encoder(trunk, moments, regions, is_twin=True), "twin")
         checkpoint = self.folder / "checkpoint"
@@ -91,10 +94,10 @@ class PhotographsJob:
         encoder.save(self.folder / name)
         return encoder
 
-    def _tuning(self) -> Finetuning:
+    def tuning(self) -> Finetuning:
+        """The training of the trunk's last blocks, with the views of the drawings."""
         photos = load_photos(self.data.photos, "train")
-        if not photograph(self.data.path, "opencv:leuvenA.jpg").exists():
-            fetch_debian(self.data.path, (OPENCV_PACKAGE,))
+        fetch_photographs(self.data.path)
         drawings = NamedDrawings.kept(
             self.folder / "drawings.npz", lambda: build_drawings(self.data.art)
         )
@@ -105,7 +108,7 @@ class PhotographsJob:
             parts=self.tail_parts,
         )
 
-    def _moments(self, trunk: Trunk, tuning: Finetuning) -> tuple[SplitMoments, Cells]:
+    def moments(self, trunk: Trunk, tuning: Finetuning) -> tuple[SplitMoments, Cells]:
         """Moments of the cells of all passes and of the regions, and the regions' cells."""
         names = all_names(tuning.source.drawings.names)
         run = compile_trunk(trunk, NATIVE_SIZE)
@@ -151,5 +154,5 @@ class PhotographsJob:
                 "EfficientNet-Lite0": "cells and classes, Apache-2.0, trained on ImageNet-1k",
                 "all-MiniLM-L6-v2": "texts, Apache-2.0, trained on web text",
             },
-            "photographs": "lomiri-wallpapers-16.04 (CC0, CC-BY-4.0), opencv-doc (Apache-2.0)",
+            "photographs": PHOTOGRAPHS,
         }

@@ -2,6 +2,7 @@
 
 `regions.json` lists for each photograph boxes that one thing fills: name, left, top, right, bottom,
 as shares of the sides. All photographs are CC0, CC-BY-4.0 or from OpenCV's samples (Apache-2.0).
+New ones are listed last: the random crops of a photograph depend on its place in the file.
 
 Shapes: S side of a view, H W pixels.
 """
@@ -16,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.data.folder import fetch_debian
 from training.photographs.trunk_features import Cells, RunTrunk, collect_cells
 
 REGIONS_FILE = Path(__file__).with_name("regions.json")
-OPENCV_PACKAGE = "opencv-doc"
+# Debian packages of the photographs that other jobs do not need.
+_PACKAGES = {"opencv": "opencv-doc", "budgie": "budgie-backgrounds"}
 _HEIGHT, _WIDTH = 720, 960
 _VIEWS = 22
 _STREAM = 23  # separates these random numbers from those of scenes
@@ -32,17 +35,33 @@ def photograph(data: Path, key: str) -> Path:
     folders = {
         "lomiri": share / "backgrounds",
         "opencv": share / "doc/opencv-doc/examples/data",
+        "budgie": share / "backgrounds/budgie",
     }
     return folders[source] / name
+
+
+def fetch_photographs(data: Path) -> None:
+    """Download and unpack the packages of photographs that are missing."""
+    for source, package in _PACKAGES.items():
+        keys = [key for key in read_boxes() if key.startswith(source)]
+        if not all(photograph(data, key).exists() for key in keys):
+            fetch_debian(data, (package,))
+
+
+def read_boxes() -> dict[str, list[tuple[str, float, float, float, float]]]:
+    """Boxes of each photograph: name, left, top, right, bottom."""
+    content: dict[str, list[tuple[str, float, float, float, float]]] = json.loads(
+        REGIONS_FILE.read_text(encoding="utf-8")
+    )
+    return content
 
 
 @lru_cache(maxsize=1)
 def _photographs(data: Path) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
     """Every photograph with its mask."""
-    regions = json.loads(REGIONS_FILE.read_text(encoding="utf-8"))
     number = {name: place for place, name in enumerate(region_names())}
     found = []
-    for key, boxes in regions.items():
+    for key, boxes in read_boxes().items():
         image = Image.open(photograph(data, key)).convert("RGB").resize((_WIDTH, _HEIGHT))
         mask_HW = np.zeros((_HEIGHT, _WIDTH), np.int32)
         for name, left, top, right, bottom in boxes:
@@ -91,8 +110,7 @@ def _crop(
 
 def region_names() -> tuple[str, ...]:
     """Names of the regions."""
-    regions = json.loads(REGIONS_FILE.read_text(encoding="utf-8"))
-    return tuple(sorted({box[0] for boxes in regions.values() for box in boxes}))
+    return tuple(sorted({box[0] for boxes in read_boxes().values() for box in boxes}))
 
 
 def region_cells(data: Path, run: RunTrunk, size: int) -> Cells:

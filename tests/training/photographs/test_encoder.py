@@ -30,7 +30,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "read_classes", lambda: {"lion": [291], "guitar": [402, 546]})
     monkeypatch.setattr(build, "region_names", lambda: ("grass", "rock", "sky"))
     monkeypatch.setattr(build, "DRAWING_WIDTH", 4)
-    build._unit_texts.cache_clear()
+    build.unit_texts.cache_clear()
 
 
 def moments(*parts: tuple[Cells, Sequence[str]]) -> SplitMoments:

@@ -14,8 +14,7 @@ from tempfile import TemporaryFile
 from threading import Event
 from typing import Final
 
-from model.conversion.cache import PackageCache
-from model.conversion.errors import CacheError, SourceError
+from model.conversion.errors import SourceError
 from model.conversion.source import (
     SERVED_NAME,
     CheckpointSource,
@@ -220,24 +219,8 @@ def _prepare(
     options += [f"--precision={precision}" for precision in source.precisions]
     if not verify:
         options.append("--no-verify")
-    conversion = Conversion(["prepare", *options, "--", str(checkpoint)])
-    try:
-        with conversion:
-            return conversion.wait(source, name)
-    finally:
-        if conversion.was_killed:
-            _clear_up_behind(source)
-
-
-def _clear_up_behind(source: ModelSource) -> None:
-    """Remove the files of a killed conversion: up to several times the weights."""
-    assert source.cache is not None
-    try:
-        PackageCache(source.cache).remove_leftovers()
-    except CacheError as error:
-        logger.warning(
-            "could not remove the files of a conversion", extra={"fields": {"reason": str(error)}}
-        )
+    with Conversion(["prepare", *options, "--", str(checkpoint)]) as conversion:
+        return conversion.wait(source, name)
 
 
 class Conversion:
@@ -272,16 +255,11 @@ class Conversion:
         """Process id of the program."""
         return self._process.pid
 
-    @property
-    def was_killed(self) -> bool:
-        """Whether it was killed and could not remove its files."""
-        return self._process.returncode == -signal.SIGKILL
-
     def __enter__(self) -> "Conversion":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the program; it gets some time to remove its files."""
+        """End the program; it gets some time to remove its files, or else the next one does."""
         self._end()
         assert self._process.stdin is not None
         assert self._process.stdout is not None

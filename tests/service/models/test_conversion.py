@@ -1,7 +1,6 @@
 """Names of models and packages; conversion in a child process, which never outlives the server."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -162,51 +161,14 @@ def test_a_failed_conversion_gives_its_reason(
         conversion.wait(source, "student")
 
 
-STUBBORN = """
-import json, signal, sys
-from pathlib import Path
-from model.conversion.cache import PackageCache
-cache = PackageCache(Path(sys.argv[1]))
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-with cache.writing("student", 20 * "a", print) as folder:
-    folder.with_name(f".{folder.name}.half").mkdir()
-    print(json.dumps({"step": "begun"}), flush=True)
-    signal.pause()
-"""
-
-
-@pytest.mark.parametrize("is_cancelled", [True, False])
-def test_files_of_a_killed_conversion_are_removed(
-    source: ModelSource, is_cancelled: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_cancelled_conversion_ends_its_program(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert source.cache is not None
-    begun: list[Conversion] = []
-
-    def begin(arguments: list[str]) -> Conversion:
-        program = ["-c", STUBBORN, str(source.cache)]
-        begun.append(Conversion(arguments, program=program))
-        return begun[0]
-
-    def end(*_: object) -> None:
-        assert [path.name for path in packages.iterdir()] == [f".student-{20 * 'a'}.half"]
-        (packages / f".other-{20 * 'b'}.half").mkdir()
-        if is_cancelled:
-            source.cancelled.set()
-        else:  # as when the machine runs out of memory
-            os.kill(begun[0].pid, signal.SIGKILL)
-
-    packages = source.cache / "packages"
-    monkeypatch.setattr(conversion_module, "CLEAR_UP_S", 0.2)
-    monkeypatch.setattr(Conversion, "_log", end)
-    monkeypatch.setattr(conversion_module, "Conversion", begin)
-    with (
-        PackageCache(source.cache).writing("other", 20 * "b", print),
-        pytest.raises(Unavailable if is_cancelled else PackageError),
-    ):
-        open_source(source)
-    assert not is_running(begun[0].pid)
-    # The files of another running conversion stay.
-    assert [path.name for path in packages.iterdir()] == [f".other-{20 * 'b'}.half"]
+    program = program_of({"step": "begun"}, then="import signal; signal.pause()")
+    monkeypatch.setattr(Conversion, "_log", lambda *_: source.cancelled.set())
+    with pytest.raises(Unavailable), Conversion([], program=program) as conversion:
+        conversion.wait(source, "student")
+    assert not is_running(conversion.pid)
 
 
 KILLED_SERVER = """

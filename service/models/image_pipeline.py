@@ -42,6 +42,8 @@ TRIMMED_BYTES: Final = 16 * 2**20
 # decoded or a large answer is made, runtimes free what they keep for later batches. Each time costs
 # some 25 ms of CPU time with the next batch; a PNG of 25 megapixels takes 500.
 RELEASED_BYTES: Final = 96 * 2**20
+# To digest so many bytes takes as long as to hand the work to a thread.
+INLINE_BYTES: Final = 128 * 1024
 # An image at one size: the index of the image, and that of the size.
 View = tuple[int, int]
 
@@ -140,8 +142,17 @@ class ImagePipeline:
         if not job.images:
             return MeasuredImages()
         with call.stage("decode"):
-            measure = partial(self._measure, job, model, call.key_digest)
-            (measured,) = await run_in_pool(self._pool, [measure])
+            look_up = partial(self._look_up, job, model, call.key_digest)
+            num_bytes = sum([len(image) for image in job.images if isinstance(image, bytes)])
+            if num_bytes <= INLINE_BYTES:
+                measured = look_up()
+            else:
+                (measured,) = await run_in_pool(self._pool, [look_up])
+            measure = partial(self._measure, job, measured)
+            if measured.missing:
+                await run_in_pool(self._pool, [measure])
+            else:
+                measure()
             call.sizes_hw = measured.sizes_hw
             call.is_cached = len(measured.cached) == len(job.images) * len(job.rules)
             return measured
@@ -191,28 +202,48 @@ class ImagePipeline:
             model.release_idle_memory()
         trim()
 
-    def _measure(self, job: ImageJob, model: ServedModel, owner: bytes) -> MeasuredImages:
+    def _look_up(self, job: ImageJob, model: ServedModel, owner: bytes) -> MeasuredImages:
+        """Find what is cached, and what is missing."""
         measured = MeasuredImages()
-        decoding_bytes: list[int] = []
         for index, image in enumerate(job.images):
             key = self._cache.key(image, job.rule, model, owner) if job.kind == "image" else None
-            missing = self._look_up(job, index, key, measured)
+            missing = []
+            for k, rule in enumerate(job.rules):
+                own_key = None if key is None else key._replace(rule=rule)
+                found = own_key and self._cache.find(
+                    own_key, job.patch_outputs, has_guide=job.has_guide
+                )
+                if found is not None:
+                    measured.cached[index, k] = found
+                    continue
+                missing.append(k)
+                if own_key is not None:
+                    measured.keys[index, k] = own_key
+            if missing:
+                measured.missing[index] = missing
+        return measured
+
+    def _measure(self, job: ImageJob, measured: MeasuredImages) -> None:
+        """Read the headers of images that are not cached."""
+        decoding_bytes: list[int] = []
+        for index, image in enumerate(job.images):
+            missing = measured.missing.get(index)
             try:
-                if missing:
+                if missing is None:
+                    found = measured.cached[index, 0]
+                    size_hw, counts = found.size_hw, [math.prod(found.grid_hw)]
+                else:
                     if isinstance(image, ServiceError):
                         raise image
                     size_hw, counts, num_bytes = self._preparer.measure(
                         image, job.rules, param=_param(index)
                     )
-                    measured.missing[index] = missing
                     measured.num_queued_patches += sum([counts[k] for k in missing])
                     decoding_bytes.append(num_bytes)
-                else:
-                    found = measured.cached[index, 0]
-                    size_hw, counts = found.size_hw, [math.prod(found.grid_hw)]
             except ServiceError as error:
                 if not job.is_partial:
                     raise
+                del measured.missing[index]
                 measured.errors[index] = _without_frames(error)
                 continue
             measured.indices.append(index)
@@ -225,24 +256,6 @@ class ImagePipeline:
         while sum(largest) > self._preparer.max_decoding_bytes and len(largest) > 1:
             largest.pop()
         measured.num_at_once, measured.num_bytes = max(1, len(largest)), sum(largest)
-        return measured
-
-    def _look_up(
-        self, job: ImageJob, index: int, usual: ImageKey | None, measured: MeasuredImages
-    ) -> list[int]:
-        """The sizes at which an image is not cached; `measured` gets the others."""
-        if usual is None:
-            return [*range(len(job.rules))]
-        missing = []
-        for k, rule in enumerate(job.rules):
-            key = usual._replace(rule=rule)
-            found = self._cache.find(key, job.patch_outputs, has_guide=job.has_guide)
-            if found is None:
-                measured.keys[index, k] = key
-                missing.append(k)
-            else:
-                measured.cached[index, k] = found
-        return missing
 
     async def _decode(
         self, job: ImageJob, measured: MeasuredImages, model: ServedModel

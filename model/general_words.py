@@ -55,19 +55,19 @@ class GeneralWords:
     members_of: Mapping[str, Sequence[str]]
     vectors: Mapping[str, NDArray[np.float32]]
 
-    def widen(self, name: str, own_1D: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Vectors [V, D] of a name: those of the word and its members, if it is such a word.
+    def widen(self, name: str, own_D: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Vectors [V, D] of the word and its members; None if the name is no such word.
 
         Args:
             name: Of a class; in upper case or in the plural it counts as well.
-            own_1D: The name's embedding, of unit length.
+            own_D: The name's embedding, of unit length.
         """
         word = name.strip().lower()
         found = self.vectors.get(word, self.vectors.get(word.removesuffix("s")))
         if found is None:
-            return own_1D
+            return None
         vectors_VD = found.copy()
-        vectors_VD[0] = l2_normalize(own_1D[0] + found[0])
+        vectors_VD[0] = l2_normalize(own_D + found[0])
         return vectors_VD
 
 

@@ -133,11 +133,17 @@ def class_embeddings(
     vectors_VD, sizes = average_groups(text_PD, means), [g.num_vectors for g in groups]
     if words is None:
         return PooledClasses(vectors_VD, sizes)
-    parts = np.split(vectors_VD, np.cumsum(sizes)[:-1])
+    parts, begin, num_taken = [], 0, 0
     for k, group in enumerate(groups):
-        if group.name is not None:
-            parts[k] = words.widen(group.name, parts[k])
-    return PooledClasses(np.concatenate(parts), [len(part) for part in parts])
+        # A class that is given by its name has one vector.
+        wider_VD = None if group.name is None else words.widen(group.name, vectors_VD[begin])
+        if wider_VD is not None:
+            parts += [vectors_VD[num_taken:begin], wider_VD]
+            sizes[k], num_taken = len(wider_VD), begin + 1
+        begin += group.num_vectors
+    if parts:
+        vectors_VD = np.concatenate([*parts, vectors_VD[num_taken:]])
+    return PooledClasses(vectors_VD, sizes)
 
 
 @dataclass(frozen=True, slots=True)

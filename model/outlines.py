@@ -27,6 +27,8 @@ REACH: Final = 2
 COLOUR_VARIANCE: Final = 0.2
 # Of a weight: e to this power is far above the least float32.
 LEAST_EXPONENT: Final = np.float32(-64)
+# Weights in memory at a time: 256 KiB stay in a core's cache.
+BAND_WEIGHTS: Final = 64 * 1024
 # Values of all maps of an image: 2 MiB of float32.
 MAX_VALUES: Final = 512 * 1024
 
@@ -62,22 +64,34 @@ def outline(maps_Khw: Floats, guide_3YX: NDArray[np.uint8]) -> Floats:
         factor //= 2
     if factor <= 1:
         return maps_Khw
-    weight_hwJS = _weights(guide_3YX, (rows, columns), factor)
+    key_hwJ5, query_hw5S = _colours(guide_3YX, (rows, columns), factor)
     # The last map is 1 at every patch, so it becomes the sum of the weights inside the grid.
     one_hw1 = np.ones((rows, columns, 1), np.float32)
     window_hwJK = _windows(np.concatenate([np.moveaxis(maps_Khw, 0, -1), one_hw1], axis=-1))
-    value_hwKS = window_hwJK.swapaxes(-1, -2) @ weight_hwJS
-    value_hwKS = value_hwKS[..., :-1, :] / value_hwKS[..., -1:, :]
-    value_KhFwF = value_hwKS.reshape(rows, columns, num_maps, factor, factor).transpose(
-        2, 0, 3, 1, 4
-    )
+    near_JS = _nearness(factor)
+    value_hwKS = np.empty((rows, columns, num_maps + 1, factor**2), np.float32)
+    num_rows = max(1, BAND_WEIGHTS // (columns * near_JS.size))
+    for top in range(0, rows, num_rows):
+        band = slice(top, top + num_rows)
+        weight_hwJS = key_hwJ5[band] @ query_hw5S[band]
+        # A colour that is far from those of all patches takes them by distance.
+        np.maximum(weight_hwJS, LEAST_EXPONENT, out=weight_hwJS)
+        np.exp(weight_hwJS, out=weight_hwJS)
+        weight_hwJS *= near_JS
+        np.matmul(window_hwJK[band].swapaxes(-1, -2), weight_hwJS, out=value_hwKS[band])
+    value_hwKS[..., :-1, :] /= value_hwKS[..., -1:, :]
+    value_hwKFF = value_hwKS.reshape(rows, columns, -1, factor, factor)[:, :, :-1]
+    value_KhFwF = value_hwKFF.transpose(2, 0, 3, 1, 4)
     return value_KhFwF.reshape(num_maps, rows * factor, columns * factor)
 
 
-def _weights(guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int) -> Floats:
-    """Weight of every patch of the window for every place, [h, w, J, S], by colour and distance.
+def _colours(
+    guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int
+) -> tuple[Floats, Floats]:
+    """Patches of windows [h, w, J, 5] and places [h, w, 5, S] of each patch by their colours.
 
-    Places are the last axis: NumPy computes others much faster than a short last one.
+    The product of a patch k and a place q is -|q - k|^2 / 2. Places are the last axis: NumPy
+    computes others much faster than a short last one.
     """
     rows, columns = grid_hw
     fine = guide_3YX.shape[1] // rows // factor
@@ -91,17 +105,11 @@ def _weights(guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int
     place_hw3S = colour_3YX.reshape(3, rows, factor, columns, factor).transpose(1, 3, 0, 2, 4)
     place_hw3S = place_hw3S.reshape(rows, columns, 3, factor**2)
     patch_hw3 = place_hw3S.mean(axis=-1)
-    # -|q - k|^2 / 2 of a place q and a patch k as one product.
     place_hw1S = np.square(place_hw3S).sum(axis=-2, keepdims=True) / -2
     patch_hw1 = np.square(patch_hw3).sum(axis=-1, keepdims=True) / -2
     query_hw5S = np.concatenate([place_hw3S, np.ones_like(place_hw1S), place_hw1S], axis=-2)
-    key_hwJ5 = _windows(np.concatenate([patch_hw3, patch_hw1, np.ones_like(patch_hw1)], axis=-1))
-    weight_hwJS: Floats = key_hwJ5 @ query_hw5S
-    # A colour that is far from those of all patches takes them by distance.
-    np.maximum(weight_hwJS, LEAST_EXPONENT, out=weight_hwJS)
-    np.exp(weight_hwJS, out=weight_hwJS)
-    weight_hwJS *= _nearness(factor)
-    return weight_hwJS
+    key_hw5 = np.concatenate([patch_hw3, patch_hw1, np.ones_like(patch_hw1)], axis=-1)
+    return _windows(key_hw5), query_hw5S
 
 
 def _windows(values_hwC: Floats) -> Floats:

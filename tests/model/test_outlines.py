@@ -49,12 +49,17 @@ def test_without_colours_a_map_is_smooth_and_keeps_its_range(right: int) -> None
     )
 
 
-def test_a_colour_far_from_all_others_takes_what_is_near() -> None:
+def test_a_colour_far_from_all_others_takes_what_is_near(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     image = halves(20, 20)
     image.paste((255, 0, 0), (64, 32, 68, 36))
     maps_Khw = np.arange(20, dtype=np.float32).reshape(1, *GRID)
-    found_YX = outline(maps_Khw, make_guide(image, 32))[0]
-    assert found_YX[8, 16] == pytest.approx(found_YX[8, 17], abs=1)
+    guide_3YX = make_guide(image, 32)
+    found_KYX = outline(maps_Khw, guide_3YX)
+    assert found_KYX[0, 8, 16] == pytest.approx(found_KYX[0, 8, 17], abs=1)
+    monkeypatch.setattr(outlines, "BAND_WEIGHTS", 1)
+    np.testing.assert_array_equal(outline(maps_Khw, guide_3YX), found_KYX)
 
 
 def test_many_maps_have_a_coarser_grid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -496,17 +496,15 @@ class DataPlane:
         """
         self.admission.check_open()
         num_items = len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
-        model = self.models.begin_use(request.model)
-        own_ticket = self.admission.enter(call) if call.ticket is None else None
-        call.model, call.num_items = model.manifest.name, num_items
-        try:
-            with model.requests.count(call, num_items):
-                yield model
-        finally:
-            if own_ticket is not None:
-                own_ticket.release()
-                call.ticket = None
-            self.models.end_use(model)
+        with self.models.lease(request.model) as model:
+            own_ticket = self.admission.enter(call) if call.ticket is None else None
+            call.model, call.num_items = model.manifest.name, num_items
+            try:
+                with model.requests.count(call, num_items):
+                    yield model
+            finally:
+                if own_ticket is not None:
+                    own_ticket.release()
 
     async def _take(
         self, call: Call, model: ServedModel, *, num_patches: int, num_bytes: int = 0

@@ -101,7 +101,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
         if service_of(method) in OPEN_SERVICES:
             return self._open_handler(handler)
-        rpc = Rpc.of(method, handler, self._protection.max_message_values)
+        rpc = Rpc.of(method, handler)
         is_stream = handler.stream_stream is not None
 
         async def serve(messages: Any, context: Any) -> None:

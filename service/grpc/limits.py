@@ -18,12 +18,16 @@ from model.protobuf_wire import BYTES, read_fields
 from service.admission import Ticket
 from service.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
 from service.grpc.writing import Enclosed
+from service.messages import MAX_CLASSES, MAX_IMAGES, MAX_TEXTS
 
 # Longest time in which a message arrives, and while others wait to be read.
 RECEIVE_LIMIT_S: Final = 20.0
 CONTENDED_LIMIT_S: Final = 1.0
 # A smaller message takes a few megabytes at the most once parsed, and is not counted.
 SMALL_BYTES: Final = 128 * 1024
+# Most values in one message. An item is two or three; requests slightly over are left to later
+# checks.
+MAX_VALUES: Final = 10 * (MAX_IMAGES + MAX_TEXTS + MAX_CLASSES) + 1000
 # What a length-delimited field holds, by its number: messages of a type, or packed numbers. Strings
 # and unknown fields are left out.
 PACKED: Final = "packed"
@@ -38,22 +42,19 @@ class Rpc:
         name: `package.Service/Method`.
         request_type: Type of its request.
         behavior: Answers the request.
-        max_values: Most values in one request.
     """
 
     name: str
     request_type: Any
     behavior: Callable[[Message, Any], Awaitable[Message | Enclosed]]
-    max_values: int
 
     @classmethod
-    def of(cls, method: str, handler: Any, max_values: int) -> Self:
+    def of(cls, method: str, handler: Any) -> Self:
         """From `/package.Service/Method` and the handler that the generated code made."""
         return cls(
             name=method.removeprefix("/"),
             request_type=handler.request_deserializer.__self__,  # of `Request.FromString`
             behavior=handler.unary_unary or handler.stream_stream,
-            max_values=max_values,
         )
 
 
@@ -134,7 +135,7 @@ def parse_message(raw: bytes, rpc: Rpc, ticket: Ticket) -> Message:
         Overloaded: There is no memory for it.
     """
     ticket.hold_body(len(raw))
-    check_value_count(raw, rpc.request_type.DESCRIPTOR, rpc.max_values)
+    check_value_count(raw, rpc.request_type.DESCRIPTOR)
     try:
         message: Message = rpc.request_type.FromString(raw)
         return message
@@ -145,7 +146,11 @@ def parse_message(raw: bytes, rpc: Rpc, ticket: Ticket) -> Message:
 
 
 def check_value_count(
-    raw: bytes, message_type: Descriptor, limit: int, *, small_bytes: int = SMALL_BYTES
+    raw: bytes,
+    message_type: Descriptor,
+    limit: int = MAX_VALUES,
+    *,
+    small_bytes: int = SMALL_BYTES,
 ) -> None:
     """Refuse a message with more values than a valid request can have, before it is parsed.
 

@@ -5,8 +5,9 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -98,8 +99,9 @@ class ModelRegistry:
         names = sorted(self._models, key=lambda name: (name != self._default, name))
         self._ordered = [self._models[name] for name in names]
 
-    def begin_use(self, name: str | None) -> ServedModel:
-        """Lease a model: keep it loaded until `end_use`, even if it is replaced meanwhile.
+    @contextmanager
+    def lease(self, name: str | None) -> Iterator[ServedModel]:
+        """Keep a model loaded for a block, even if it is replaced meanwhile.
 
         Raises:
             ModelNotFound: As `find` raises it.
@@ -107,15 +109,14 @@ class ModelRegistry:
         with self._lock:
             served = self.find(name)
             self._users[served] += 1
-        return served
-
-    def end_use(self, served: ServedModel) -> None:
-        """End a lease."""
-        with self._lock:
-            self._users[served] -= 1
-            if not self._users[served]:
-                del self._users[served]
-                self._changed.notify_all()
+        try:
+            yield served
+        finally:
+            with self._lock:
+                self._users[served] -= 1
+                if not self._users[served]:
+                    del self._users[served]
+                    self._changed.notify_all()
 
     def put(self, served: ServedModel) -> ServedModel | None:
         """Serve a model under its name; returns the model that it replaces."""

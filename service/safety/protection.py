@@ -1,6 +1,5 @@
 """Protection of both protocols: keys, TLS, memory for bodies, limits on connections."""
 
-from service.messages import MAX_CLASSES, MAX_IMAGES, MAX_TEXTS
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from service.safety.browsers import BrowserRules
@@ -21,7 +20,6 @@ class Protection:
         proxies: Whose word on the callers' addresses is taken.
         tls: None serves without TLS.
         url_fetcher: None refuses URLs.
-        max_message_values: Most values in one gRPC message; valid ones have far fewer.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -47,5 +45,3 @@ class Protection:
         self.url_fetcher: UrlFetcher | None = None
         if settings.url_hosts is not None:
             self.url_fetcher = UrlFetcher(settings.url_hosts, settings.max_image_bytes)
-        # An item is two or three values; requests slightly over are left to later checks.
-        self.max_message_values = 10 * (MAX_IMAGES + MAX_TEXTS + MAX_CLASSES) + 1000

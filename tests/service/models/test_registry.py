@@ -135,7 +135,7 @@ def test_the_first_name_stays_the_default(registry: ModelRegistry, loader: Loade
     with pytest.raises(ModelNotFound, match="default model is not served; name another: a, b"):
         registry.find(None)
     with pytest.raises(ModelNotFound, match="'z' is served; there is: a, b"):
-        registry.begin_use("z")
+        registry.find("z")
 
 
 async def test_metrics_show_served_models_only(

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -53,8 +53,7 @@ class ModelStatistics:
 class RequestCounts:
     """Counts the requests of one model. Thread-safe."""
 
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
-        self._now = now
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last_ms = 0
         self._num_items = 0
@@ -102,7 +101,7 @@ class RequestCounts:
 
     def _add(self, seconds: Mapping[str, float], num_items: int) -> None:
         with self._lock:
-            self._last_ms = int(self._now() * 1000)
+            self._last_ms = int(time.time() * 1000)
             self._num_items += num_items
             for key, added in seconds.items():
                 self._counts[key] += 1

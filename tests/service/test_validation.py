@@ -12,7 +12,6 @@ from service.messages import (
     ClassifyImagesRequest,
     EmbedTextsRequest,
     ModelInfo,
-    RequestLimits,
     SegmentClass,
     SegmentImagesRequest,
     VisualizeFeaturesRequest,
@@ -30,17 +29,9 @@ from service.validation import (
     text_groups,
     with_mask_defaults,
 )
+from tests.service.conftest import LIMITS as FEW
 
-LIMITS = RequestLimits(
-    max_images=2,
-    max_texts=3,
-    max_classes=3,
-    max_image_bytes=1,
-    max_image_pixels=1,
-    max_request_bytes=1,
-    max_answer_bytes=1_000_000,
-    max_work_memory_bytes=1_000_000,
-)
+LIMITS = replace(FEW, max_images=2, max_texts=3, max_classes=3)
 NAN, INFINITY = float("nan"), float("inf")
 DOG, CAT = SegmentClass(name="dog"), SegmentClass(name="cat", prompts=("a cat", "kitten"))
 

@@ -34,12 +34,14 @@ class Axis:
 
     Attributes:
         weights_Ah: Interpolation weights of each corner; the outermost are outside the image.
+        centres_A: The patch centre of each corner, if each is at one.
         first_A: First pixel at or after each corner.
         offsets: Position of each tile's first pixel: 0 at its first corner, 1 at its second.
         step: Distance between neighbouring pixels in the same unit.
     """
 
     weights_Ah: Floats
+    centres_A: Ints | None
     first_A: Ints
     offsets: Floats
     step: np.float32
@@ -49,11 +51,22 @@ class Axis:
         """Pixels of each tile; the outermost may have none."""
         return np.diff(self.first_A)
 
+    def at_corners(self, values_hC: Floats) -> Floats:
+        """Values [..., A, C] at the corners, from those at patch centres, [..., h, C]."""
+        if self.centres_A is not None:
+            return values_hC.take(self.centres_A, axis=-2)
+        return self.weights_Ah @ values_hC
+
     def part(self, top: int, num_tiles: int) -> "Axis":
         """`num_tiles` tiles from `top` on."""
-        end = top + num_tiles
-        first_A, weights_Ah = self.first_A[top : end + 1], self.weights_Ah[top : end + 1]
-        return replace(self, weights_Ah=weights_Ah, first_A=first_A, offsets=self.offsets[top:end])
+        corners = slice(top, top + num_tiles + 1)
+        return replace(
+            self,
+            weights_Ah=self.weights_Ah[corners],
+            centres_A=None if self.centres_A is None else self.centres_A[corners],
+            first_A=self.first_A[corners],
+            offsets=self.offsets[top : top + num_tiles],
+        )
 
 
 @lru_cache(maxsize=64)
@@ -70,6 +83,7 @@ def cut_axis(num_centres: int, num_pixels: int, side: float) -> Axis:
     starts = positions[np.minimum(first_A[:-1], num_pixels - 1)]
     return Axis(
         weights_Ah=weights_Ah.astype(np.float32),
+        centres_A=centres.astype(np.intp) if parts == 1 else None,
         first_A=first_A,
         offsets=(starts - corners[:-1]).astype(np.float32),
         step=np.float32(step),

@@ -91,11 +91,11 @@ def find_winners(
     side = tile_side(max(size_hw), num_classes)
     down, across = cut_axis(num_rows, size_hw[0], side), cut_axis(num_columns, size_hw[1], side)
     found = WinnerMap.empty(num_classes, size_hw, with_scores=with_scores)
-    wide_AwK = (down.weights_Ah @ value_hwK.reshape(num_rows, -1)).reshape(-1, *value_hwK.shape[1:])
+    wide_AwK = down.at_corners(value_hwK.reshape(num_rows, -1)).reshape(-1, *value_hwK.shape[1:])
     tile_pixels = int(down.sides.max() * across.sides.max())
     band = max(1, BAND_ELEMENTS // (len(across.first_A) * max(num_classes, tile_pixels)))
     for top in range(0, len(wide_AwK) - 1, band):
-        value_ABK = across.weights_Ah @ wide_AwK[top : top + band + 1]
+        value_ABK = across.at_corners(wide_AwK[top : top + band + 1])
         _paint(value_ABK, down.part(top, band), across, found, floor_K=floor_K)
     return found
 

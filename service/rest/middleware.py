@@ -12,6 +12,7 @@ from service.errors import (
     InvalidRequest,
     RequestTooLarge,
     ServiceError,
+    Unauthenticated,
     UnsupportedMedia,
 )
 from service.monitoring.telemetry import CARRIED, Telemetry
@@ -22,6 +23,9 @@ from service.safety.proxies import FORWARDED_FOR
 from service.tracing import Transport
 
 READS: Final = frozenset({"GET", "HEAD"})
+# Before a wrong key is refused. 256 connections that ask again and again took most of the CPU, also
+# through the proxy: docs/operations.md, "Attacks through the proxy".
+WRONG_KEY_DELAY_S: Final = 0.5
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 FORWARDED_HEADER: Final = FORWARDED_FOR.encode("ascii")
 METHOD_NOT_ALLOWED: Final = 405
@@ -213,6 +217,8 @@ class CallMiddleware:
             error = deadline_exceeded()
         except ServiceError as raised:
             error = raised
+        if isinstance(error, Unauthenticated):
+            await asyncio.sleep(WRONG_KEY_DELAY_S)
         if exchange.status:
             # uvicorn closes a connection whose answer is incomplete.
             call.error = error.code

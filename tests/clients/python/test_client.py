@@ -146,7 +146,10 @@ async def test_an_unknown_word_is_refused_with_the_words_there_are(
         assert [item.error.param for item in streamed] == ["fit", "fit"]
 
 
-async def test_a_key_is_sent(serving: Serving, encode_image: Encode, asking: Asking) -> None:
+async def test_a_key_is_sent(
+    serving: Serving, encode_image: Encode, asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.rest.middleware.WRONG_KEY_DELAY_S", 0.0)
     async with serving(api_keys=KEY) as server:
         async with asking.client(server, api_key=KEY) as client:
             assert len(await client.embed_images(encode_image())) == 1

@@ -133,8 +133,9 @@ async def test_the_document_is_complete(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize(("keys", "security"), [(None, [{}, *SECURITY]), (KEY, SECURITY)])
 async def test_the_document_says_where_an_api_key_is_needed(
-    serving: Serving, keys: str | None, security: Any
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, keys: str | None, security: Any
 ) -> None:
+    monkeypatch.setattr("service.rest.middleware.WRONG_KEY_DELAY_S", 0.0)
     names = {"model": "fake", "model_id": "fake", "name": "fake", "version": "1"}
     async with serving(api_keys=keys) as server, client_of(server) as client:
         document = await document_of(client)

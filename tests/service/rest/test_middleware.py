@@ -10,9 +10,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.admission import Admission
 from service.call import current_call
+from service.errors import Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.monitoring.telemetry import Telemetry
-from service.rest.middleware import CallMiddleware
+from service.rest.middleware import WRONG_KEY_DELAY_S, CallMiddleware
 from service.safety.protection import Protection
 from tests.service.conftest import call
 
@@ -104,6 +105,26 @@ class Desk:
     def holds_nothing(self) -> bool:
         held = self.admission.num_requests, self.admission.num_body_bytes, self.num_inside
         return held == (0, 0, 0)
+
+
+async def test_a_wrong_key_is_refused_after_a_pause(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Connections that ask again and again would take the event loop from other callers.
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    def refuse(*_: object) -> None:
+        raise Unauthenticated("The API key is unknown.")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    assert await desk.ask(chunk()) == 200
+    assert pauses == []
+    monkeypatch.setattr(desk, "enter", refuse)
+    assert await desk.ask(chunk()) == 401
+    assert pauses == [WRONG_KEY_DELAY_S]
 
 
 @pytest.fixture

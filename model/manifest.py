@@ -29,7 +29,7 @@ Background = Literal["none", "auto"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 # Of models whose manifest says nothing else.
-BACKGROUND_LEVEL: Final = 0.6
+BACKGROUND_LEVEL: Final = 0.65
 LEAST_COSINE: Final = 0.0
 
 # Fields of `ParityEntry` that each field of `ParityLimits` bounds, from above (max) or below (min).

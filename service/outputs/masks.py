@@ -31,6 +31,7 @@ from model.segmentation import (
     label_maps,
     upsample_bilinear,
 )
+from model.separation import separate_patches, separate_places
 from model.winner_map import Labels, find_winners
 from service.lanes.work import Outputs
 from service.messages import (
@@ -58,7 +59,7 @@ TINT: Final = 0.4
 HEATMAP_OPACITY: Final = 0.55
 OUTLINE_PX: Final = 2
 # Share of the larger of two sizes: it knows outlines better, and names worse.
-FINER_SHARE: Final = np.float32(1 / 3)
+FINER_SHARE: Final = np.float32(1 / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +168,15 @@ class SeenImage:
         (whole,) = self.parts
         return cosine_map(whole[features], classes, self.geometry.grid_hw)
 
-    def outlined(self, maps_Khw: FloatArray) -> FloatArray:
-        """Maps of patches at places of the guide, if there is one."""
+    def outlined(self, cosine_Khw: FloatArray, rules: MaskRules) -> FloatArray:
+        """Maps of patches at places of the guide, if there is one.
+
+        With a level of the background, classes are separated from it; see `model.separation`.
+        """
+        maps_Khw, background = cosine_Khw, rules.background
+        if background.level is not None:
+            (whole,) = self.parts
+            maps_Khw = separate_patches(cosine_Khw, whole[rules.features], background.least_cosine)
         return maps_Khw if self.guide_3YX is None else outline(maps_Khw, self.guide_3YX)
 
 
@@ -199,15 +207,19 @@ def segment_image(
         )
     else:
         patches_Khw = first.cosines(classes, features)
-        cosine_Khw = first.outlined(patches_Khw)
+        cosine_Khw = first.outlined(patches_Khw, rules)
         for second in more:
             yield
-            finer_Khw = second.outlined(second.cosines(classes, features))
+            finer_Khw = second.outlined(second.cosines(classes, features), rules)
             cosine_Khw = upsample_bilinear(cosine_Khw, finer_Khw.shape[1:])
             cosine_Khw += FINER_SHARE * (finer_Khw - cosine_Khw)
         yield
         if first.front is not None:
             first.front.raise_people(cosine_Khw, rules.people, patches_Khw)
+        guide_3YX, background = views[-1].guide_3YX, rules.background
+        if guide_3YX is not None and background.level is not None:
+            cosine_Khw = separate_places(cosine_Khw, guide_3YX, background.least_cosine)
+            yield
         result = label_maps(
             cosine_Khw,
             geometry.size_hw,

@@ -191,16 +191,16 @@ def test_one_class_finds_its_background_and_the_manifest_decides_the_rest() -> N
     own = ZeroShot(quality="fine", background="auto", background_level=0.55)
     dog, more = ("dog",), ("dog", "cat")
     for found, expected in (
-        (masks(*dog), ("whole", "published", "auto", 0.6)),
-        (masks(*more), ("whole", "published", "none", 0.6)),
-        (masks(*dog, background_threshold=0.1), ("whole", "published", "none", 0.6)),
-        (masks(*dog, background_classes=(CAT,)), ("whole", "published", "none", 0.6)),
+        (masks(*dog), ("whole", "published", "auto", 0.65)),
+        (masks(*more), ("whole", "published", "none", 0.65)),
+        (masks(*dog, background_threshold=0.1), ("whole", "published", "none", 0.65)),
+        (masks(*dog, background_classes=(CAT,)), ("whole", "published", "none", 0.65)),
         (masks(*dog, has_head=True, zero_shot=own), ("whole", "fast", "none", 0.55)),
         (masks(*more, zero_shot=own), ("whole", "fine", "auto", 0.55)),
         (masks(*more, zero_shot=own, background="none"), ("whole", "fine", "none", 0.55)),
         (masks(*more, zero_shot=own, background_level=0), ("whole", "fine", "auto", 0)),
         (masks(*more, zero_shot=own, mode="slide"), ("slide", "published", "auto", 0.55)),
         (masks(*more, zero_shot=own, quality="fast"), ("whole", "fast", "auto", 0.55)),
-        (masks(*dog, zero_shot=PUBLISHED_ZERO_SHOT), ("slide", "published", "auto", 0.6)),
+        (masks(*dog, zero_shot=PUBLISHED_ZERO_SHOT), ("slide", "published", "auto", 0.65)),
     ):
         assert (found.mode, found.quality, found.background, found.background_level) == expected

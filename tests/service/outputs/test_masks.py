@@ -183,9 +183,12 @@ def test_labels_count_from_one_and_background_is_zero() -> None:
     np.testing.assert_allclose(mask.scores_HW, [[1, 0.5**0.5]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("windows", [None, Windows(side=14, stride=14)])
+# A whole image is separated from its background, so its maps fall faster.
+@pytest.mark.parametrize(
+    ("windows", "levels"), [(None, (0.6, 0.4)), (Windows(side=14, stride=14), (0.7, 0.5))]
+)
 def test_background_by_itself_is_what_is_far_below_the_peak_of_a_class(
-    windows: Windows | None,
+    windows: Windows | None, levels: tuple[float, float]
 ) -> None:
     # The second class is best at the last patch, by a small cosine: it is absent.
     cosine_N2 = np.array([[1, 0], [0.8, 0], [0.6, 0], [0, 0.3]], np.float32)
@@ -193,11 +196,11 @@ def test_background_by_itself_is_what_is_far_below_the_peak_of_a_class(
     features_ND = np.concatenate([cosine_N2, rest_N[:, None]], axis=1)
     parts = [features_ND] if windows is None else list(features_ND[:, None])
     geometry = Geometry((1, 4 // len(parts)), (1, 4), (14, 56), windows)
-    asked = request(2, background_level=0.7, include_class_scores=True)
+    asked = request(2, background_level=levels[0], include_class_scores=True)
     mask = segmented(parts, EYE[:2], geometry, asked)
     assert (mask.labels_HW.tolist(), mask.area_shares) == ([[1, 1, 0, 0]], (0.5, 0.5, 0))
-    assert 0.8 < mask.class_scores[0] < 0.9, "the background competes as well"
+    assert 0.7 < mask.class_scores[0] < 0.9, "the background competes as well"
     assert mask.class_scores[1] == 0
-    asked = request(1, 1, background_level=0.5)
+    asked = request(1, 1, background_level=levels[1])
     mask = segmented(parts, np.array([[1, 0, 0], [1, 4, 0]], np.float32), geometry, asked)
     assert mask.labels_HW.tolist() == [[1, 1, 1, 0]]

@@ -23,7 +23,7 @@ FRONT_MATTER: Final = "---"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionRequest:
-    """A package to be made. The user gives the first five fields; preparing fills in the others.
+    """A package to be made.
 
     Attributes:
         base: The model. Pinned to a commit, then replaced by the downloaded folder.
@@ -32,9 +32,7 @@ class ConversionRequest:
         may_fail: Those of them that may differ from the model; see `PackageContent`.
         name: Name of the model for clients; None for the name of the source.
         is_thorough: Compare the graphs on all sizes; not in the cache key.
-        base_identity: Content of the model's files, for the cache key.
-        dense_identity: Content of the dense heads' files.
-        provenance: Where the checkpoints came from.
+        provenance: Where the checkpoints came from; filled in by preparing.
     """
 
     base: CheckpointSource
@@ -43,8 +41,6 @@ class ConversionRequest:
     may_fail: Sequence[Precision] = ()
     name: str | None = None
     is_thorough: bool = False
-    base_identity: dict[str, JsonValue] | None = None
-    dense_identity: dict[str, JsonValue] | None = None
     provenance: dict[str, JsonValue] = field(default_factory=dict)
 
 

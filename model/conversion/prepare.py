@@ -40,9 +40,9 @@ class Preparer:
             ConversionError: The source cannot be downloaded, or the cache cannot be used.
             ValueError: The source cannot be converted; see `convert`.
         """
-        pinned = self._identify(request)
-        name = pinned.name or request.base.name
-        key = key_of(pinned.base_identity, pinned.dense_identity, request.precisions)
+        pinned, base, dense = self._pinned(request)
+        name = request.name or request.base.name
+        key = key_of(base, dense, request.precisions)
         found = self._find(name, key, verify=verify)
         if found is None:
             with self._cache.writing(name, key, self._progress) as folder:
@@ -51,12 +51,9 @@ class Preparer:
                 found = self._find(name, key, verify=True, is_mine=True)
                 if found is None:
                     found = convert(self._download(pinned), folder, self._progress)
-        for source, identity in (
-            (request.base, pinned.base_identity),
-            (request.dense, pinned.dense_identity),
-        ):
-            if isinstance(source, HubSource) and identity is not None:
-                self._cache.remember_commit(source, str(identity["commit"]))
+        for asked, found_now in ((request.base, pinned.base), (request.dense, pinned.dense)):
+            if isinstance(asked, HubSource) and isinstance(found_now, HubSource):
+                self._cache.remember_commit(asked, found_now.revision)
         return found
 
     def write(self, request: ConversionRequest, output: Path) -> ModelPackage:
@@ -67,7 +64,8 @@ class Preparer:
             ValueError: The source cannot be converted, or `output` holds something else.
         """
         check_output(output)
-        return convert(self._download(self._identify(request)), output, self._progress)
+        pinned, *_ = self._pinned(request)
+        return convert(self._download(pinned), output, self._progress)
 
     def _find(
         self, name: str, key: str, *, verify: bool, is_mine: bool = False
@@ -81,24 +79,28 @@ class Preparer:
                 discard(self._cache.folder(name, key))
             return None
 
-    def _identify(self, request: ConversionRequest) -> ConversionRequest:
-        """Pin the sources to their content of now, and note the provenance."""
-        base, dense = request.base, request.dense
-        base_identity = self._identity(base)
-        provenance: Identity = {"source": _provenance(base, base_identity)}
-        dense_identity = None
-        if dense is not None:
-            dense_identity = self._identity(dense)
-            provenance["dense_source"] = _provenance(dense, dense_identity)
-        return replace(
-            request,
-            base=_pinned(base, base_identity),
-            dense=None if dense is None else _pinned(dense, dense_identity),
-            name=request.name or request.base.name,
-            base_identity=base_identity,
-            dense_identity=dense_identity,
-            provenance=provenance,
-        )
+    def _pinned(
+        self, request: ConversionRequest
+    ) -> tuple[ConversionRequest, Identity, Identity | None]:
+        """The request for what its sources hold now, and the identities of model and heads."""
+        base, identity, origin = self._pin(request.base)
+        dense, dense_identity, provenance = None, None, {"source": origin}
+        if request.dense is not None:
+            dense, dense_identity, provenance["dense_source"] = self._pin(request.dense)
+        name = request.name or request.base.name
+        pinned = replace(request, base=base, dense=dense, name=name, provenance=provenance)
+        return pinned, identity, dense_identity
+
+    def _pin(self, source: CheckpointSource) -> tuple[CheckpointSource, Identity, JsonValue]:
+        """A source as it is now, its identity for the cache key, and what the manifest says."""
+        if isinstance(source, FolderSource):
+            self._progress(f"reading the files of {source}")
+            # The manifest has the files' digests elsewhere.
+            return source, content_of(source.path), {"folder": source.path.resolve().name}
+        commit = self._commit(source)
+        identity: Identity = {"repository": source.repository, "commit": commit}
+        pinned = HubSource(source.repository, commit)
+        return pinned, identity, {**identity, "revision": source.revision}
 
     def _download(self, request: ConversionRequest) -> ConversionRequest:
         """Replace sources on the hub by folders on this machine."""
@@ -110,12 +112,6 @@ class Preparer:
             return FolderSource(fetch(source, self._progress))
         return source
 
-    def _identity(self, source: CheckpointSource) -> Identity:
-        if isinstance(source, HubSource):
-            return {"repository": source.repository, "commit": self._commit(source)}
-        self._progress(f"reading the files of {source}")
-        return content_of(source.path)
-
     def _commit(self, source: HubSource) -> str:
         """The commit of a revision now; if the hub cannot be asked, the last known one."""
         try:
@@ -126,16 +122,3 @@ class Preparer:
                 raise
             self._warn(f"continuing with commit {commit} of {source}, which is cached: {error}")
             return commit
-
-
-def _pinned(source: CheckpointSource, identity: Identity | None) -> CheckpointSource:
-    if isinstance(source, HubSource) and identity is not None:
-        return HubSource(source.repository, str(identity["commit"]))
-    return source
-
-
-def _provenance(source: CheckpointSource, identity: Identity) -> JsonValue:
-    """For the manifest, which has the files' digests elsewhere."""
-    if isinstance(source, HubSource):
-        return {**identity, "revision": source.revision}
-    return {"folder": source.path.resolve().name}

@@ -79,8 +79,11 @@ def test_a_folder_is_converted_once_for_each_content_and_precision(
     (source / "config.json").write_bytes(b"[]")
     changed = converter.preparer.prepare(request_)
     more = ConversionRequest(base=request_.base, precisions=("fp32", "fp16"))
-    assert len({p.path for p in (first, changed, converter.preparer.prepare(more))}) == 3
-    assert len(converter.converted) == 3
+    heads = ConversionRequest(base=request_.base, dense=request_.base)
+    others = [converter.preparer.prepare(other) for other in (more, heads)]
+    assert len({package.path for package in (first, changed, *others)}) == 4
+    assert len(converter.converted) == 4
+    assert converter.converted[-1].provenance["dense_source"] == {"folder": "student"}
 
 
 def test_a_broken_package_is_converted_again_with_a_warning(

@@ -6,7 +6,7 @@ Works for any nested dataclass: its fields give names and types, and pydantic ch
 import ast
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -42,7 +42,8 @@ def _changed(value: Any, kind: Any, path: Sequence[str], line: str) -> Any:
     if isinstance(value, tuple):
         if not name.isdecimal() or int(name) >= len(value):
             raise ValueError(f"{unknown}: {name!r} is no index below {len(value)}")
-        index, kinds = int(name), get_args(kind)
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        index, kinds = int(name), get_args(plain)
         item_kind = kinds[0] if kinds[-1] is Ellipsis else kinds[index]
         item = _changed(value[index], item_kind, rest, line)
         return (*value[:index], item, *value[index + 1 :])

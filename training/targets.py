@@ -6,8 +6,8 @@ does DINO. Nothing here has a gradient.
 The assignments of all patches of a batch to all prototypes would be the largest tensor of a step.
 They are put off: a loss asks for those of some tokens at a time.
 
-Shapes: K prototypes or known names, T tokens or the teacher's width, S some tokens, F width of the
-head's bottleneck, D the student's width.
+Shapes: B batch, N patches, K prototypes or known names, T tokens or the teacher's width, S some
+tokens, F width of the head's bottleneck, D the student's width.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.distributed import mean_over_ranks
+from training.heads import PrototypeHead
 from training.losses.distillation import chunks_of
 from training.losses.precision import without_autocast
 
@@ -56,6 +57,21 @@ class Centering(nn.Module):
             mean_K = _cosines(features_TF.mean(0), prototypes_KF)
             self.centre_K.lerp_(mean_over_ranks(mean_K), 1 - self.momentum)
         return features_TF, assign
+
+
+@torch.no_grad()
+def patch_targets(head: PrototypeHead, centering: Centering, patches_BND: Tensor) -> TokenTargets:
+    """Assignments of a teacher's patches, image by image."""
+    targets: TokenTargets = centering(head.embed(patches_BND).flatten(0, 1), head.directions())
+    return targets
+
+
+@torch.no_grad()
+def whole_targets(head: PrototypeHead, centering: Centering, tokens_BD: Tensor) -> Tensor:
+    """Assignments [B, K] of a teacher's global tokens."""
+    rows, assign = centering(head.embed(tokens_BD), head.directions())
+    assigned_BK: Tensor = assign(rows)
+    return assigned_BK
 
 
 @torch.no_grad()

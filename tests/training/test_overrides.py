@@ -1,7 +1,6 @@
 """Overriding settings by KEY=VALUE: names, types, choices, tuples, optional parts."""
 
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -37,6 +36,7 @@ def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) 
         ("precision=bfloat16", "bfloat16"),
         ("method.names_weight=1", 1.0),
         ("data.styles=noto", ("noto",)),
+        ("data.captions.cls2.1=alt", "alt"),
         ("data.styles=noto,twemoji", ("noto", "twemoji")),
         ("data.styles=('noto', 'twemoji')", ("noto", "twemoji")),
     ],
@@ -44,7 +44,9 @@ def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) 
 def test_values_are_read_by_their_types(
     tiny_config: TrainingConfig, line: str, value: object
 ) -> None:
-    found = attrgetter(line.partition("=")[0])(apply_overrides(tiny_config, [line]))
+    found: object = apply_overrides(tiny_config, [line])
+    for name in line.partition("=")[0].split("."):
+        found = found[int(name)] if isinstance(found, tuple) else getattr(found, name)
     assert (found, type(found)) == (value, type(value)) or isinstance(found, Path)
 
 

@@ -15,6 +15,7 @@ from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.distillation import (
     Supervised,
+    dino_loss,
     ibot_loss,
     loss_by_visibility,
     prototype_losses,
@@ -163,6 +164,11 @@ class CaptionedMethod(Method):
         if is_logged:
             logged |= loss_by_visibility(loss_BN, masked_BN)
         return ibot_loss(loss_BN, masked_BN, config.supervised), logged
+
+    def crop_loss(self, head: PrototypeHead, batch: Batch, targets_BK: Tensor) -> Tensor:
+        """Loss of local crops against the teacher's assignments of the whole images."""
+        crops_CBD = encode_crops(self.model, batch.locals_CB3hw)
+        return dino_loss(head(crops_CBD) / self.config.head.student_temperature, targets_BK)
 
 
 def encode_crops(model: Tipsv2Model, locals_CB3hw: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import Tipsv2Model
 from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
-from training.losses.distillation import dino_loss, feature_loss
+from training.losses.distillation import feature_loss
 from training.methods.base import Step, Terms, model_width
 from training.methods.captioned import CaptionedConfig, CaptionedMethod, encode_crops
 from training.methods.image_backbone import TARGET_WIDTH
@@ -128,13 +128,12 @@ class Distill(CaptionedMethod):
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         teacher_BD = teacher_tokens.cls1_BD
-        crops_CBD = encode_crops(self.model, batch.locals_CB3hw)
         if self.global_projector is not None:
+            crops_CBD = encode_crops(self.model, batch.locals_CB3hw)
             projected_BCD = self.global_projector(crops_CBD).transpose(0, 1)
             return feature_loss(projected_BCD, teacher_BD[:, None].expand_as(projected_BCD))
         assert self.head is not None
-        logits_CBK = self.head(crops_CBD) / self.config.head.student_temperature
-        return dino_loss(logits_CBK, self._teacher.assign_global(teacher_BD))
+        return self.crop_loss(self.head, batch, self._teacher.assign_global(teacher_BD))
 
 
 def _projector(width: int, teacher_width: int) -> nn.Module:

@@ -15,12 +15,11 @@ from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import NameContrast
-from training.losses.distillation import dino_loss
 from training.methods.base import Step, Terms, model_width
-from training.methods.captioned import CaptionedConfig, CaptionedMethod, encode_crops
+from training.methods.captioned import CaptionedConfig, CaptionedMethod
 from training.methods.image_backbone import TARGET_WIDTH
 from training.settings import STRICT, Share
-from training.targets import Centering
+from training.targets import Centering, patch_targets, whole_targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -111,10 +110,8 @@ class Pretrain(CaptionedMethod):
         self, teacher_tokens: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, Terms]:
         """The loss; for the log its parts by visibility, and statistics of the targets."""
-        with torch.no_grad():
-            teacher = self.head if self.teacher_head is None else self.teacher_head
-            features_BNF = teacher.embed(teacher_tokens.patches_BND)
-            targets = self.centering(features_BNF.flatten(0, 1), teacher.directions())
+        teacher = self.teacher_head or self.head
+        targets = patch_targets(teacher, self.centering, teacher_tokens.patches_BND)
         masked_BN = self.draw_masks(teacher_tokens, step)
         with torch.set_grad_enabled(step.progress >= self.config.head_alone_until):
             student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
@@ -124,14 +121,9 @@ class Pretrain(CaptionedMethod):
 
     def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         assert self.global_centering is not None  # it is built wherever DINO has a weight
-        with torch.no_grad():
-            teacher = self.head if self.teacher_head is None else self.teacher_head
-            features_BF = teacher.embed(teacher_tokens.cls1_BD)
-            rows, assign = self.global_centering(features_BF, teacher.directions())
-            targets_BK = assign(rows)
-        crops_CBD = encode_crops(self.model, batch.locals_CB3hw)
-        logits_CBK = self.head(crops_CBD) / self.config.head.student_temperature
-        return dino_loss(logits_CBK, targets_BK)
+        teacher = self.teacher_head or self.head
+        targets_BK = whole_targets(teacher, self.global_centering, teacher_tokens.cls1_BD)
+        return self.crop_loss(self.head, batch, targets_BK)
 
     def after_step(self) -> None:
         """Bound the temperature and move the averages."""

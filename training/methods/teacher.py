@@ -14,7 +14,7 @@ from transformers import Tipsv2Model, Tipsv2VisionModel
 
 from model.features import VisionTokens, vision_tokens
 from training.heads import HeadConfig, PrototypeHead
-from training.targets import Centering, TokenTargets
+from training.targets import Centering, TokenTargets, patch_targets, whole_targets
 
 TeacherDtype = Literal["float32", "bfloat16"]
 
@@ -96,24 +96,18 @@ class FrozenTeacher:
             patches_BND=tokens.patches_BND.float(),
         )
 
-    @torch.no_grad()
     def assign_patches(self, patches_BND: Tensor) -> TokenTargets:
-        """Prototype assignments of patches, image by image."""
+        """See `patch_targets`."""
         assert self.head is not None  # Distill checks it
         assert self.centering is not None
-        features_TF = self.head.embed(patches_BND).flatten(0, 1)
-        targets: TokenTargets = self.centering(features_TF, self.head.directions())
-        return targets
+        return patch_targets(self.head, self.centering, patches_BND)
 
-    @torch.no_grad()
     def assign_global(self, tokens_BD: Tensor) -> Tensor:
-        """Prototype assignments [B, K] of global tokens."""
+        """See `whole_targets`."""
         centering = self.global_centering or self.centering
-        assert self.head is not None  # Distill checks it
+        assert self.head is not None
         assert centering is not None
-        rows, assign = centering(self.head.embed(tokens_BD), self.head.directions())
-        assigned_BK: Tensor = assign(rows)
-        return assigned_BK
+        return whole_targets(self.head, centering, tokens_BD)
 
 
 def load_teacher(

@@ -1,18 +1,11 @@
-"""One sample: its files, its image as a tensor, its counts; a bad one is refused with a reason."""
+"""One sample: its files, its captions and its counts."""
 
-import io
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from training.data.shards import decoding
-from training.data.shards.decoding import decode_tensor
 from training.data.shards.sample import (
-    BadSample,
     sample_from_members,
     summarize,
     total,
@@ -64,30 +57,3 @@ def test_a_bad_caption_is_left_out_and_its_image_is_kept(
     counts = str(total([summarize(sample), summarize(sample)]))
     assert counts.startswith("2 images")
     assert f"captions left out: {reason} (2)" in counts
-
-
-@pytest.mark.parametrize(
-    ("limit", "message"),
-    [
-        ({"max_bytes": 20}, "bytes"),
-        ({"max_pixels": 1000}, "40 x 30 pixels, at most"),
-        ({"min_side": 31}, "at least 31"),
-    ],
-)
-def test_an_image_outside_the_limits_is_a_bad_sample(
-    encode: Encode, limit: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "LIMITS", replace(decoding.LIMITS, **limit))
-    with pytest.raises(BadSample, match=message):
-        decode_tensor(encode(0))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_truncated_images_and_other_formats_are_bad_samples(kind: str) -> None:
-    stream = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
-    Image.fromarray(noise).save(stream, kind)
-    whole = stream.getvalue()
-    for data in (b"", whole if kind == "GIF" else whole[: len(whole) // 2]):
-        with pytest.raises(BadSample, match="cannot be decoded"):
-            decode_tensor(data)

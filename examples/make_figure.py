@@ -19,7 +19,7 @@ EXAMPLES = (
     ("service/rest/web/butterfly.jpg", "butterfly", 0.5),
     ("examples/squirrel.jpg", "squirrel", 0.55),
     ("examples/scene.png", "burger,sunflower,open book", 0.65),
-    ("service/rest/web/lake.jpg", "mountain,sky,water", None),
+    ("service/rest/web/lake.jpg", "mountain,forest,sky,water", None),
 )
 # Photographs whose licences allow to show them (NOTICE), not chosen by their masks.
 PHOTOGRAPHS = (

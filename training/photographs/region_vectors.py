@@ -48,6 +48,7 @@ from training.photographs.heads import Moments, merged
 from training.photographs.job import PHOTOGRAPHS, PhotographsJob
 from training.photographs.regions import region_names
 from training.photographs.trunk_features import Cells
+from training.run_record import code_version
 
 _PASSES = 4
 # The key of a known name is its text's embedding, rounded to fp16.
@@ -148,7 +149,10 @@ def write_texts(encoder: CellEncoder, package: ModelPackage) -> None:
     write_recorded(*recorded_reference(encoder, package, dense=lambda _: {}), package.path)
     after, _ = _recorded(file)
     save_file(before | {name: after[name] for name in _OF_TEXTS}, file, metadata=metadata)
-    provenance = package.manifest.provenance | {"photographs": PHOTOGRAPHS}
+    provenance = package.manifest.provenance | {
+        "photographs": PHOTOGRAPHS,
+        "region_vectors": code_version()["commit"] or "unknown",
+    }
     write_manifest(package.path, package.manifest.model_copy(update={"provenance": provenance}))
 
 

@@ -135,11 +135,6 @@ class Settings(BaseSettings):
     metrics_host: str | None = None
     """Address that the port for metrics listens on, if not on that of `host`: `0.0.0.0` where
     `host` is 127.0.0.1 for a proxy in the same pod, which probes and scrapes go past."""
-    allowed_hosts: str | None = None
-    """Names and addresses that the `Host` header of a REST request may have besides those of
-    loopback, separated by commas; `*` allows all. Health checks and the server's own pages
-    accept every host. Default: only loopback if the server listens on it without API keys and
-    `trusted_proxies`, against DNS rebinding; otherwise all."""
     cors_origins: str | None = None
     """Origins whose web pages may call the REST API, such as `https://app.example`, separated by
     commas. Default: only this server's own page."""
@@ -157,7 +152,8 @@ class Settings(BaseSettings):
     """Addresses and networks of proxies in front, such as `127.0.0.1,10.0.0.0/8`, separated by
     commas. Of their requests, the caller is the last address in `X-Forwarded-For` that is not one
     of these, so callers behind a proxy share fairly. The header of any other peer is ignored.
-    Default: none; all callers behind a proxy count as one."""
+    Default: none; all callers behind a proxy count as one, and without API keys a server on
+    loopback accepts names of loopback only, against DNS rebinding."""
     ports_file: Path | None = None
     """File to which the chosen ports are written as JSON, once all three listen."""
 

@@ -11,7 +11,6 @@ from typing import Final, Self
 from service.errors import Forbidden
 from service.settings import Settings, is_loopback
 
-ANY: Final = "*"
 DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
@@ -20,23 +19,23 @@ class BrowserRules:
     """Which requests of browsers are served.
 
     Attributes:
-        hosts: Names that `Host` may have besides those of loopback; None allows all.
+        is_loopback_only: Whether `Host` must be a name of loopback.
         origins: Other origins whose pages may send requests.
     """
 
-    hosts: frozenset[str] | None = None
+    is_loopback_only: bool = False
     origins: frozenset[str] = frozenset()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """The rules of the settings; see `Settings.allowed_hosts`."""
-        origins = split_names(settings.cors_origins)
-        if settings.allowed_hosts is not None:
-            names = split_names(settings.allowed_hosts)
-            return cls(None if ANY in names else names, origins)
+        """The rules of the settings.
+
+        A server on loopback without keys and proxies has names of loopback only, against DNS
+        rebinding; health checks and the server's own pages accept every host.
+        """
         host, _ = settings.address
         is_open = settings.has_keys or settings.trusted_proxies or not is_loopback(host)
-        return cls(None if is_open else frozenset(), origins)
+        return cls(not is_open, split_names(settings.cors_origins))
 
     def check(self, headers: Mapping[bytes, str]) -> None:
         """Check the host of a request, and the origin of the page that sent it, if any.
@@ -49,10 +48,10 @@ class BrowserRules:
         """
         host = headers.get(b"host", "").strip().lower()
         name = host_name(host)
-        if self.hosts is not None and name not in self.hosts and name and not is_loopback(name):
+        if self.is_loopback_only and name and not is_loopback(name):
             raise Forbidden(
-                f"The host {name[:100]!r} is not allowed; use localhost, or list it in the "
-                "server's setting allowed_hosts.",
+                f"The host {name[:100]!r} is not allowed; use localhost. Behind a proxy, name its "
+                "address in the server's setting trusted_proxies, or set API keys.",
                 code="host_not_allowed",
                 param="Host",
             )

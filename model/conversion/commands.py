@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,13 @@ from typing import Annotated, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from model.card import parity_table
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
@@ -176,7 +185,7 @@ def prepare(
         packages = _prepared(models, making, say, verify=not no_verify)
         return "\n".join(str(package.path) for package in packages)
 
-    return _report(convert_all, json_lines() if report == "json" else print_line)
+    return _report(convert_all, json_lines() if report == "json" else None)
 
 
 def show(models: Models, /) -> int:
@@ -255,7 +264,11 @@ def build_engine(
 # {"error": "..."}                            the end: a message for the user
 
 Kind = Literal["step", "warning", "result", "error"]
+
+
 Say = Callable[[Kind, str], None]
+# A step of several, as `model.parity.measure.counted` says it.
+NUMBER: Final = re.compile(r"(.*): (\d+) of (\d+)")
 
 
 def print_line(kind: Kind, text: str) -> None:
@@ -265,6 +278,42 @@ def print_line(kind: Kind, text: str) -> None:
     else:
         prefix = "" if kind == "step" else f"{kind}: "
         print(f"{prefix}{text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar_on_terminal() -> Iterator[Say]:
+    """Print as `print_line`; on a terminal, with a bar that moves by steps such as `x: 3 of 14`."""
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        disable=not console.is_terminal,
+    )
+
+    def say(kind: Kind, text: str) -> None:
+        number = NUMBER.fullmatch(text)
+        name, done, total = (
+            (number[1], int(number[2]) - 1, int(number[3])) if number else (text, 0, None)
+        )
+        if bar.disable or done == 0:
+            print_line(kind, text if bar.disable else name)
+        if done == 0:
+            for earlier in bar.task_ids:
+                bar.remove_task(earlier)
+            bar.add_task(name, total=total)
+        bar.update(bar.task_ids[-1], completed=done)
+        # The hub's library draws bars of its own.
+        (bar.stop if text.startswith("downloading ") else bar.start)()
+
+    try:
+        yield say
+    finally:
+        bar.stop()
 
 
 def json_lines() -> Say:
@@ -331,10 +380,12 @@ def run(arguments: Sequence[str]) -> int:
         return WRONG_USAGE
 
 
-def _report(work: Callable[[Say], str | None], say: Say = print_line) -> int:
+def _report(work: Callable[[Say], str | None], program: Say | None = None) -> int:
     """Do the work of a command, tell a user or a program, and return the exit status."""
+    say = program or print_line
     try:
-        result = work(say)
+        with bar_on_terminal() if program is None else nullcontext(program) as shown:
+            result = work(shown)
     except (ValueError, OSError, ImportError) as error:
         # The user can fix these: the message says how, and a traceback would hide it.
         say("error", str(error))

@@ -13,7 +13,7 @@ import pytest
 from model.conversion import commands
 from model.conversion import errors as errors_module
 from model.conversion.cache import PackageCache, content_of, key_of
-from model.conversion.commands import SIGNALLED, run
+from model.conversion.commands import SIGNALLED, bar_on_terminal, run
 from model.conversion.convert import ConversionRequest
 from model.conversion.prepare import Preparer
 from model.conversion.source import HubSource
@@ -171,3 +171,15 @@ def test_publish_prints_the_current_version(
     assert run(["publish", first, *repository]) == 0  # back to what was published before
     assert capsys.readouterr().out.strip() == first
     assert (folder / "current").resolve() == Path(first)
+
+
+def test_a_terminal_shows_a_bar_of_the_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with bar_on_terminal() as say:
+        for number in range(1, 15):
+            say("step", f"comparing: {number} of 14")
+    shown = capsys.readouterr().err
+    assert "0/14" in shown
+    assert "13/14" in shown

@@ -17,8 +17,11 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from model.scores.gate import Refused
 from training.preemption import Stopped
+from training.settings import problems
 
 # Exit statuses besides 0: an error that the message explains; a student that the gate refuses; and
 # a stop by a signal, which has the status of SIGTERM in a shell, so that it is no success.
@@ -120,6 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refused as refused:
         print(f"refused: {refused}", file=sys.stderr)
         return REFUSED
+    except ValidationError as error:
+        texts = (f"{name}: {text}" if name else text for name, text in problems(error))
+        print(f"error: {'; '.join(texts)}", file=sys.stderr)
+        return MISTAKE
     except (ValueError, FileNotFoundError, FloatingPointError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE

@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type
 
 from pydantic import TypeAdapter, ValidationError
 
+from training.settings import problems
+
 Config = TypeVar("Config")
 
 
@@ -61,8 +63,8 @@ def _changed(value: Any, kind: Any, path: Sequence[str], line: str) -> Any:
 
 
 def _reasons(*errors: ValidationError) -> str:
-    messages = [problem["msg"] for error in errors for problem in error.errors()]
-    return "; ".join(message.removeprefix("Value error, ") for message in dict.fromkeys(messages))
+    messages = [message for error in errors for _, message in problems(error)]
+    return "; ".join(dict.fromkeys(messages))
 
 
 def _read(line: str, kind: Any) -> Any:

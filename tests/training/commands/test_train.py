@@ -75,7 +75,7 @@ def test_a_pretrained_run_is_the_teacher_on_images_with_captions(
     assert (tmp_path / "runs/distilled-images-small/model/model.safetensors").exists()
 
 
-def test_a_wrong_folder_is_reported_in_one_line(
+def test_a_wrong_folder_or_number_is_reported_in_one_line(
     make_teacher: MakeTeacher,
     make_images: MakeImages,
     tmp_path: Path,
@@ -87,5 +87,7 @@ def test_a_wrong_folder_is_reported_in_one_line(
     assert f"error: no model in {empty} (yet)" in capsys.readouterr().err
     assert call("distill", tmp_path, ["--teacher", make_teacher(WIDE), "--images", empty]) == 2
     assert f"error: {empty} holds no image" in capsys.readouterr().err
+    assert main(["pretrain", "--images", str(images), "--steps", "0"]) == 2
+    assert capsys.readouterr().err.endswith("\nerror: num_steps: Input should be greater than 0\n")
     assert call("pretrain", tmp_path, ["--images", images]) == 2
     assert "needs captions, which prevent a collapse of the encoder" in capsys.readouterr().err

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).parents[1]
 # Image, classes, level of background: the examples of the page.
 EXAMPLES = (
-    ("service/rest/web/butterfly.jpg", "butterfly", 0.5),
-    ("examples/squirrel.jpg", "squirrel", 0.55),
-    ("examples/scene.png", "burger,sunflower,open book", 0.65),
+    ("service/rest/web/butterfly.jpg", "butterfly", 0.65),
+    ("examples/squirrel.jpg", "squirrel", 0.65),
+    ("examples/scene.png", "burger,sunflower,open book", 0.7),
     ("service/rest/web/lake.jpg", "mountain,forest,sky,water", None),
 )
 # Photographs whose licences allow to show them (NOTICE), not chosen by their masks.

@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 # Weight of a place in the mean of the likely part: 0.5 at this height between the least and the
 # largest value of a map, and 0.73 one width above it.
-LIKELY: Final = np.float32(0.65)
+LIKELY: Final = np.float32(0.75)
 WIDTH: Final = np.float32(0.08)
 # What colours add to a map or take from it at most, as a share of its range.
 COLOUR_SHARE: Final = np.float32(0.2)

@@ -9,10 +9,9 @@ Shapes: R resamples of the queries, Q queries, C candidates, M or B images, S th
 K candidate names, U distinct captions, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,9 +23,8 @@ from model.encoder import Encoder
 from model.scores.ranking import Ranking, rank
 from model.segmentation import l2_normalize
 from training.data.concepts import all_concepts
-from training.data.scenes import Scene
 from training.data.sprites import SpriteBank
-from training.evaluate.encoder import encode_images, encode_names, encode_texts
+from training.evaluate.encoder import encode_images, encode_names
 
 IMAGE_SIZE = 112
 # Lighter than most drawings and darker than white ones, so that few drawings lose their outline.
@@ -149,48 +147,10 @@ def single_drawings(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetrievalSetting:
-    """Captions and the global embedding that they were trained with."""
-
-    captions: Literal["short", "scene"]
-    token: Literal["cls1", "cls2"]
-
-
-SETTINGS = (
-    RetrievalSetting(captions="short", token="cls1"),
-    RetrievalSetting(captions="scene", token="cls2"),
-)
-
-
-def retrieve(
-    encoder: Encoder,
-    scenes: Sequence[Scene],
-    *,
-    features: Mapping[str, NDArray[np.float32]],
-    setting: RetrievalSetting,
-) -> dict[str, Ranking]:
-    """Rank both ways.
-
-    Args:
-        encoder: In evaluation mode.
-        scenes: B scenes.
-        features: Their "cls1" and "cls2" [B, D], by the encoder.
-        setting: Captions and embedding.
-
-    Returns:
-        "image to text", a query for each image, and "text to image", one for each distinct
-        caption.
-    """
-    captions = [getattr(scene.captions, setting.captions) for scene in scenes]
-    texts_UD = encode_texts(encoder, list(dict.fromkeys(captions)))
-    return rank_both_ways(features[setting.token], captions, texts_UD)
-
-
 def rank_both_ways(
     images_BD: NDArray[np.float32], captions: Sequence[str], texts_UD: NDArray[np.float32]
 ) -> dict[str, Ranking]:
-    """Rank by cosine.
+    """Rank by cosine: "image to text", a query for each image, and "text to image".
 
     Args:
         images_BD: A global embedding of each image.

@@ -18,8 +18,8 @@ from model.scores.bootstrap import Interval, bootstrap
 from model.scores.gate import GAIN, SERVED, STUDENT
 from model.scores.ranking import Ranking, found_within
 from training.data.folder import DataFolder
-from training.evaluate.encoder import encode_images, encode_names, load_for_evaluation
-from training.evaluate.ranking import SETTINGS, ClassificationBenchmark, retrieve
+from training.evaluate.encoder import encode_images, encode_names, encode_texts, load_for_evaluation
+from training.evaluate.ranking import ClassificationBenchmark, rank_both_ways
 from training.evaluate.sets import (
     NUM_DEVELOPMENT,
     SegmentationBenchmark,
@@ -41,6 +41,8 @@ TASKS = (SEGMENTATION, RETRIEVAL, CLASSIFICATION)
 CHANCE, TEACHER = "chance", "teacher"
 PAINTED = "its CLS1 painted"
 _DEPTHS = (1, 5)
+# Captions, and the global embedding that they were trained with.
+_RETRIEVED = {"short": "cls1", "scene": "cls2"}
 _Features = Mapping[str, NDArray[np.float32]]
 _METRICS = {"mIoU": SceneCounts.miou, "which": SceneCounts.which}
 _OBJECT_METRICS = {"IoU with background": SceneCounts.overlap, "boundary F": SceneCounts.outline}
@@ -169,13 +171,17 @@ def count_entries(split: str, counts: Mapping[str, SceneCounts]) -> Iterator[Sco
 def _retrieval_entries(
     benchmark: SegmentationBenchmark, models: Models, features: Mapping[str, _Features]
 ) -> Iterator[ScoreEntry]:
-    for setting in SETTINGS:
-        split = f"{benchmark.name}; {setting.captions} captions, {setting.token.upper()}"
-        table = _Table(task=RETRIEVAL, split=split)
+    for kind, token in _RETRIEVED.items():
+        split = f"{benchmark.name}; {kind} captions, {token.upper()}"
+        captions = [getattr(scene.captions, kind) for scene in benchmark.scenes]
+        distinct = list(dict.fromkeys(captions))
         rankings = {
-            row: retrieve(chosen.encoder, benchmark.scenes, features=features[row], setting=setting)
+            row: rank_both_ways(
+                features[row][token], captions, encode_texts(chosen.encoder, distinct)
+            )
             for row, chosen in models.items()
         }
+        table = _Table(task=RETRIEVAL, split=split)
         for direction in rankings[STUDENT]:
             by_row = {row: both[direction] for row, both in rankings.items()}
             yield from _ranking_entries(table, by_row, f"{direction} R@")

@@ -101,11 +101,8 @@ class ViewsConfig:
         size: Side of the images that the student sees.
         part_size: Views that are computed and kept together.
         num_parts: Parts of the pool, which are computed when a step first needs them.
-        photo_every: One view of so many shows a photograph.
         scenes: How scenes are composed, at `size`.
         scenes_share: Share of scenes in a batch; the rest are crops of views.
-        num_names: Names that points are compared with in a step: those that the batch shows, the
-            everyday ones, and others by chance.
         seed: Of the crops.
         num_workers: Processes that prefetch batches; each would keep all views in its memory.
     """
@@ -114,10 +111,8 @@ class ViewsConfig:
     size: int = 112
     part_size: PositiveInt = 256
     num_parts: PositiveInt = 30
-    photo_every: Annotated[int, Ge(2)] = 8
     scenes: SceneConfig = field(default_factory=SceneConfig)
     scenes_share: Annotated[float, Ge(0), Lt(1)] = 0.5
-    num_names: int = 256
     seed: int = 0
     num_workers: int = 0
 

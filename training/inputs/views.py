@@ -51,6 +51,9 @@ from training.targets import Space, fit_space
 _STREAM = 29  # separates these random numbers from those of scenes
 _MIN_SIDE = 0.65  # of a crop, share of the view's
 _POINTS = 2  # along a patch's side, at which names are known
+# Names that points are compared with in a step: those that the batch shows, the everyday ones, and
+# others by chance.
+_NUM_NAMES = 256
 _BARE_SHARE = 0.5  # of the steps whose names are in no prompt
 
 
@@ -136,7 +139,6 @@ class ViewInputs:
             space=self.space,
             look=compile_vision(self._teacher),
             part_size=self._data.part_size,
-            photo_every=self._data.photo_every,
         )
         scenes = self._folder.source(
             "train", styles=TRAIN_STYLES, names=seen_names(), seed=self._data.seed
@@ -236,7 +238,7 @@ class ViewBatches(Dataset[Batch]):
         self, rng: np.random.Generator, cells: TeacherCells, label_Bpp: NDArray[np.int64]
     ) -> TeacherCells:
         """With the names of the batch, and the row among them at each point."""
-        labels_U = self._labels.choose(rng, np.unique(label_Bpp), self._config.num_names)
+        labels_U = self._labels.choose(rng, np.unique(label_Bpp), _NUM_NAMES)
         row_of = np.full(len(self._labels.texts) + 1, -1)  # the last one, -1, is no label
         row_of[labels_U] = np.arange(len(labels_U))
         prompt = "{}" if rng.random() < _BARE_SHARE else str(rng.choice(TEMPLATES["tcl"]))

@@ -24,6 +24,7 @@ from training.targets import Space
 # Crops of these are enlarged by little: the student sees 112 pixels.
 VIEW_SIDE = 128
 _POINTS = 64
+_PHOTO_EVERY = 8  # one view of so many shows a photograph
 # Value-path patches and the embedding of the whole image.
 Look = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -85,7 +86,6 @@ class Pool:
         space: The student's.
         look: The teacher.
         part_size: P.
-        photo_every: One view of so many shows a photograph.
     """
 
     folder: Path
@@ -96,7 +96,6 @@ class Pool:
     space: Space
     look: Look
     part_size: int
-    photo_every: int
 
     def part(self, number: int) -> Views:
         """Read a part, or compute it."""
@@ -115,7 +114,7 @@ class Pool:
         photographed, drawn = numbers(region_names()), numbers(self.source.drawings.names)
         crowds = iter(self.crowds.part(number))
         for index in range(number * self.part_size, (number + 1) * self.part_size):
-            round_, place = divmod(index, self.photo_every)
+            round_, place = divmod(index, _PHOTO_EVERY)
             if place == 0:
                 pixels_SS3, mask_SS = region_view(self.data, self.source.size, round_)
                 yield pixels_SS3, photographed[mask_SS]
@@ -124,7 +123,7 @@ class Pool:
                 is_name_SS = mask_SS <= len(self.names)  # further drawings are known by concept
                 yield pixels_SS3, np.where(is_name_SS, mask_SS - 1, -1).astype(np.int16)
             else:
-                pixels_SS3, mask_SS = self.source.scene(round_ * (self.photo_every - 1) + place - 1)
+                pixels_SS3, mask_SS = self.source.scene(round_ * (_PHOTO_EVERY - 1) + place - 1)
                 yield pixels_SS3, drawn[mask_SS]
 
     def _view(self, pixels_SS3: NDArray[np.uint8], name_SS: NDArray[np.int16]) -> Views:

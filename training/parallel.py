@@ -21,9 +21,9 @@ from typing import Literal, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Tipsv2Model
 
@@ -136,13 +136,9 @@ class ParallelMethod:
 
     def whole_state(self) -> dict[str, Tensor]:
         """Gather the method's state on the CPU; called on all ranks, rank 0 gets the tensors."""
-        keeps = not dist.is_initialized() or dist.get_rank() == 0
-        whole: dict[str, Tensor] = {}
-        for name, value in self.method.state_dict().items():
-            tensor = value.full_tensor() if isinstance(value, DTensor) else value
-            if keeps:
-                whole[name] = tensor.detach().cpu()
-        return whole
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        whole = get_model_state_dict(self.method, options=options)
+        return cast("dict[str, Tensor]", whole)
 
 
 def _replicate(module: nn.Module) -> DistributedDataParallel:

@@ -13,7 +13,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from typing import Final, TypeVar
@@ -178,7 +178,7 @@ class Supervisor:
         ready = Gauge(
             READY_METRIC, "1 while balancers should send requests here, else 0.", registry=registry
         )
-        ready.set_function(lambda: self._is_ready(self._ask_all(READY)))
+        ready.set_function(self._is_ready)
         num_workers = Gauge(
             "tipserve_workers", "Processes that this server keeps running.", registry=registry
         )
@@ -215,16 +215,18 @@ class Supervisor:
         workers = self._running()
         return list(zip(workers, of_each(workers, lambda w: w.ask(path)), strict=True))
 
-    def _is_ready(self, answers: Iterable[tuple[Worker, bool | None]]) -> bool:
+    def _is_ready(self) -> bool:
         """Whether there are workers to which the kernel sends connections, and all can answer.
 
-        One that starts does not listen yet, and one that has ended not any more.
+        One that starts does not listen yet, and one that has ended not any more. One that joins
+        while it is asked may have answered before.
         """
-        joined = [answer for w, answer in answers if w.has_joined and answer is not None]
-        return bool(joined) and all(joined) and not self._is_stopping.is_set()
+        joined = [worker for worker in self._running() if worker.has_joined]
+        answers = [a for a in of_each(joined, lambda w: w.ask(READY)) if a is not None]
+        return bool(answers) and all(answers) and not self._is_stopping.is_set()
 
     def _check_ready(self) -> None:
-        if not self._is_ready(self._ask_all(READY)):
+        if not self._is_ready():
             raise Unavailable("No worker is ready, or one cannot answer.")
 
     def _check_live(self) -> None:

@@ -91,6 +91,17 @@ async def test_a_listening_worker_that_cannot_answer_fails_readiness() -> None:
     assert [worker.signals for worker in workers] == [[signal.SIGTERM]] * 2
 
 
+async def test_a_worker_that_joins_while_it_is_asked_ends_no_readiness() -> None:
+    class Joining(FakeWorker):
+        def ask(self, path: str) -> bool | None:
+            found = self.answers[path]
+            self.has_joined = True
+            return found
+
+    made = await supervisor_of([FakeWorker(), Joining(ready=False)])
+    assert passes(made._check_ready)
+
+
 async def test_the_server_lives_while_one_worker_starts_or_lives() -> None:
     dead, starting = FakeWorker(live=False), FakeWorker(ready=None, live=None)
     assert passes((await supervisor_of([dead, starting]))._check_live)

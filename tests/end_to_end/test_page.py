@@ -367,7 +367,7 @@ def test_an_example_is_open_and_a_user_of_the_keyboard_reaches_everything(open_p
     page.wait_for_function(HAS_MASK.format(1))
     page.focus("#examples button >> nth=3")
     page.keyboard.press("Enter")
-    page.wait_for_function(HAS_MASK.format(4))
+    page.wait_for_function(HAS_MASK.format(3))
     page.focus("#stage canvas")
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#reading")

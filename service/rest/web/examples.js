@@ -5,7 +5,7 @@ export const EXAMPLES = [
   { name: "butterfly", file: "web/butterfly.jpg", words: ["butterfly"], background: 0.65 },
   { name: "squirrel", file: "web/squirrel.jpg", words: ["squirrel"], background: 0.65 },
   { name: "osprey", file: "web/osprey.jpg", words: ["bird"], background: 0.7 },
-  { name: "lake", file: "web/lake.jpg", words: ["mountain", "forest", "sky", "water"], background: 0 },
+  { name: "lake", file: "web/lake.jpg", words: ["mountain", "sky", "water"], background: 0 },
   { name: "scene", file: "web/scene.png", words: ["burger", "sunflower", "open book"], background: 0.7 },
   { name: "colosseum", file: "web/colosseum.jpg", words: ["building", "sky"], background: 0 },
   { name: "fruits", file: "web/fruits.jpg", words: ["fruit"], background: 0.6 },

@@ -1,13 +1,14 @@
-"""People: a cue for classes such as person, of which the encoder knows little.
+"""What stands in front: a cue for classes such as person, of which the encoder knows little.
 
 A small network finds what stands in front: people, but animals, cups and houses as well. Where the
-cells there look more like clothes than like other things, it is taken for people.
+cells there look more like clothes than like other things, it is taken for people. Of animals the
+encoder knows where they are, and the network where they end.
 
 Shape legend: h w patch grid, N patches, Y X the grid of the image's colours, K classes, V vectors,
 D embedding width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,6 +52,9 @@ GAIN: Final = np.float32(0.4)
 MARGIN: Final = np.float32(0.024)
 # Patches on each side of a patch that are asked with it.
 REACH: Final = 2
+# Share of its range by which the map of an animal differs between what stands in front and the
+# rest.
+ANIMAL_SHARE: Final = np.float32(0.3)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,16 +64,25 @@ class PeopleCue:
     Attributes:
         find_foreground: The network: float32 [1, 3, 256, 256] in [0, 1] to [1, 1, 256, 256].
         other_VD: Vectors of other things, as in `GeneralWords`.
+        animals: Last words of the names of animals: "squirrel" of "fox squirrel".
     """
 
     find_foreground: Callable[[Floats], Floats]
     other_VD: Floats
+    animals: Collection[str] = frozenset()
 
     @classmethod
     def of(cls, find_foreground: Callable[[Floats], Floats], words: GeneralWords) -> "PeopleCue":
         """The cue of a package that has the general words."""
         others_VD = np.concatenate([words.vectors[word][1:] for word in OTHER_WORDS])
-        return cls(find_foreground, others_VD)
+        known = set(words.members_of["animal"])
+        known |= {word for word, members in words.members_of.items() if known.issuperset(members)}
+        return cls(find_foreground, others_VD, frozenset(name.split()[-1] for name in known))
+
+    def is_animal(self, name: str) -> bool:
+        """Whether a class is an animal by the last word of its name, also in the plural."""
+        last = name.lower().split()[-1:]
+        return any(word in self.animals or word.removesuffix("s") in self.animals for word in last)
 
     def look(self, guide_3YX: NDArray[np.uint8], features_ND: Floats) -> "Front":
         """What an image has in front, whatever is asked about it. Takes 6 ms of CPU.
@@ -118,6 +131,23 @@ class Front:
         cue_YX = GAIN * front_YX * share_YX - BASE
         for k in people:
             maps_KYX[k] += cue_YX
+
+    def raise_animals(self, maps_KYX: Floats, animals: Sequence[int], least_cosine: float) -> None:
+        """Change the maps of classes in place: higher where something stands in front, else lower.
+
+        Args:
+            maps_KYX: Cosines of all classes, on any grid.
+            animals: Which of the classes are animals.
+            least_cosine: A class whose largest cosine is lower is absent, and keeps its map.
+        """
+        front = Image.fromarray(self.front_YX / np.float32(255))
+        height, width = maps_KYX.shape[1:]
+        front_YX = np.asarray(front.resize((width, height), Image.Resampling.BILINEAR))
+        for k in animals:
+            highest = maps_KYX[k].max()
+            if highest >= least_cosine:
+                share = ANIMAL_SHARE * (highest - maps_KYX[k].min())
+                maps_KYX[k] += share * (front_YX - np.float32(0.5))
 
 
 def _around(values_hw: Floats) -> Floats:

@@ -354,15 +354,15 @@ class DataPlane:
             job = self._image_job(request, model, (features,))
             if request.quality == "fine":
                 job.rules = (job.rule, self._images.finer(job.rule, model.manifest.max_size))
-            people = _people(request, model, prompts)
-            encoded, known = await self._encode(
-                job, request, model, call, prompts=prompts, finds_people=bool(people)
-            )
             rules = _mask_rules(request, model, features, head)
+            if request.quality != "published":
+                rules = _with_front(rules, model, prompts)
+            encoded, known = await self._encode(
+                job, request, model, call, prompts=prompts, uses_front=rules.uses_front
+            )
             with call.stage("post"):
-                if people:
-                    rules = replace(rules, people=people)
-                    await self._look_for_people(encoded.images, features, model)
+                if rules.uses_front:
+                    await self._look_in_front(encoded.images, features, model)
                 if head is not None:
                     classes: Classes = head.classes_KD
                 elif prompts is NO_PROMPTS:
@@ -522,14 +522,14 @@ class DataPlane:
         call: Call,
         *,
         prompts: PromptSet = NO_PROMPTS,
-        finds_people: bool = False,
+        uses_front: bool = False,
     ) -> tuple[EncodedImages, TextEmbeddings]:
         """Read headers, take what the request needs, then decode and encode images and prompts."""
         measured = await self._images.measure(job, model, call)
         answer_bytes = self._answer_bytes(
             job, request, model, measured, encoding=call.answer_encoding
         )
-        if finds_people:
+        if uses_front:
             answer_bytes += PEOPLE_BYTES * min(len(job.images), self._pool.num_threads)
         num_patches = measured.num_queued_patches + prompts.cost
         # The images are decoded before the answer is made.
@@ -613,10 +613,10 @@ class DataPlane:
             return request, None
         return await self.offload(partial(self.models.heads.apply, request, model.manifest))
 
-    async def _look_for_people(
+    async def _look_in_front(
         self, images: Sequence[EncodedImage], features: str, model: ServedModel
     ) -> None:
-        """Run the network that finds people once for each image: a cached one keeps the result."""
+        """Run the network for what stands in front once an image: a cached one keeps the result."""
         cue = model.info.people
         assert cue is not None
 
@@ -671,12 +671,6 @@ def _temperature(model: ServedModel, head: Head | None) -> float:
     return model.manifest.temperature if head is None else head.info.temperature
 
 
-def _people(request: SegmentImagesRequest, model: ServedModel, prompts: PromptSet) -> list[int]:
-    """The classes for which the network that finds people runs."""
-    is_used = request.quality != "published" and model.info.people is not None
-    return find_people(prompts.groups) if is_used else []
-
-
 def _mask_rules(
     request: SegmentImagesRequest, model: ServedModel, features: ImageOutput, head: Head | None
 ) -> MaskRules:
@@ -690,6 +684,18 @@ def _mask_rules(
     return MaskRules(
         features=features, temperature=_temperature(model, head), background=background
     )
+
+
+def _with_front(rules: MaskRules, model: ServedModel, prompts: PromptSet) -> MaskRules:
+    """With the classes for which it matters what stands in front, if the package can find it."""
+    cue = model.info.people
+    if cue is None:
+        return rules
+    animals: list[int] = []
+    if rules.background.level is not None:
+        names = [group.name or "" for group in prompts.groups]
+        animals = [k for k, name in enumerate(names) if cue.is_animal(name)]
+    return replace(rules, people=find_people(prompts.groups), animals=animals)
 
 
 def _segmented(
@@ -738,7 +744,7 @@ def _seen(
         [part.outputs for part in image.parts],
         _geometry(image, rule, request.size),
         None if request.quality == "published" else image.guide_3YX,
-        image.fronts.get(rules.features) if rules.people else None,
+        image.fronts.get(rules.features) if rules.uses_front else None,
     )
 
 

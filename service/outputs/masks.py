@@ -71,12 +71,19 @@ class MaskRules:
         temperature: Divisor of cosines in the scores of classes.
         background: What counts as background.
         people: Which of the classes mean people.
+        animals: Which of the classes are animals, if there is a background.
     """
 
     features: ImageOutput
     temperature: float
     background: Background = NO_BACKGROUND
     people: Sequence[int] = ()
+    animals: Sequence[int] = ()
+
+    @property
+    def uses_front(self) -> bool:
+        """Whether it matters what stands in front."""
+        return bool(self.people or self.animals)
 
 
 def image_outputs(
@@ -155,7 +162,7 @@ class SeenImage:
         parts: Outputs of the whole image, or of each window, with patch embeddings [N, D].
         geometry: Sizes of mask and image, and the image's windows if any.
         guide_3YX: See `model.outlines`; None scales the cosines of patches bilinearly.
-        front: Where people may be; None if no class means people.
+        front: What stands in front; None if no class depends on it.
     """
 
     parts: Sequence[Outputs]
@@ -214,9 +221,11 @@ def segment_image(
             cosine_Khw = upsample_bilinear(cosine_Khw, finer_Khw.shape[1:])
             cosine_Khw += FINER_SHARE * (finer_Khw - cosine_Khw)
         yield
-        if first.front is not None:
-            first.front.raise_people(cosine_Khw, rules.people, patches_Khw)
         guide_3YX, background = views[-1].guide_3YX, rules.background
+        if first.front is not None and rules.people:
+            first.front.raise_people(cosine_Khw, rules.people, patches_Khw)
+        if first.front is not None:
+            first.front.raise_animals(cosine_Khw, rules.animals, background.least_cosine)
         if guide_3YX is not None and background.level is not None:
             cosine_Khw = separate_places(cosine_Khw, guide_3YX, background.least_cosine)
             yield

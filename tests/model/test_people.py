@@ -1,4 +1,4 @@
-"""The cue for classes that mean people."""
+"""The cue of what stands in front, for classes that mean people and for animals."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from model.general_words import read_words
 from model.package import ModelPackage, open_package
-from model.people import BASE, GAIN, PeopleCue
+from model.people import ANIMAL_SHARE, BASE, GAIN, Front, PeopleCue
 from model.runtime import onnx_runtime
 from model.runtime.base import MissingRuntimeError
 from model.runtime.onnx_runtime import load_people
@@ -37,6 +37,39 @@ def test_what_stands_in_front_is_people_where_it_looks_like_clothes(front: float
     assert (added_KYX[0] == 0).all(), "other classes keep their maps"
     np.testing.assert_allclose(added_KYX[1, :, :6], front * GAIN - BASE, atol=1e-3)
     np.testing.assert_allclose(added_KYX[1, :, -6:], -BASE, atol=1e-3)
+
+
+def test_the_map_of_an_animal_rises_in_front_and_falls_elsewhere() -> None:
+    front = Front(np.array([[0, 0, 255, 255]] * 4, np.uint8), np.zeros(4, np.float32))
+    maps_KYX = np.random.default_rng(0).random((3, 8, 8), np.float32)
+    maps_KYX[2] *= 0.1 / maps_KYX[2].max()
+    before_KYX = maps_KYX.copy()
+    front.raise_animals(maps_KYX, [1, 2], 0.12)
+    added_KYX = maps_KYX - before_KYX
+    assert (added_KYX[[0, 2]] == 0).all(), "other classes and absent animals keep their maps"
+    half = ANIMAL_SHARE / 2 * np.ptp(before_KYX[1])
+    np.testing.assert_allclose(added_KYX[1, :, -2:], half, atol=1e-6)
+    np.testing.assert_allclose(added_KYX[1, :, :2], -half, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_animal"),
+    [
+        ("squirrel", True),
+        ("Fox squirrel", True),
+        ("dogs", True),
+        ("animal", True),
+        ("insect", True),
+        ("person", False),
+        ("drum", False),
+        ("dog house", False),
+        ("", False),
+    ],
+)
+def test_an_animal_is_known_by_the_last_word_of_its_name(name: str, is_animal: bool) -> None:
+    words = read_words(open_package("bundled"))
+    assert words is not None
+    assert PeopleCue.of(lambda pixels: pixels, words).is_animal(name) == is_animal
 
 
 # Means of 64 parts of 32 x 32 pixels, by the published file in LiteRT 2.3.0.

@@ -295,7 +295,8 @@ async def test_people_are_looked_for_once_in_an_image(
         sides.append(pixels_13HW.shape[2])
         return np.ones((1, 1, *pixels_13HW.shape[2:]), np.float32)
 
-    cue = PeopleCue(find_foreground, np.ones((1, model.manifest.embed_dim), np.float32))
+    other_VD = np.ones((1, model.manifest.embed_dim), np.float32)
+    cue = PeopleCue(find_foreground, other_VD, animals={"cat"})
     monkeypatch.setattr(model, "info", replace(model.info, people=cue))
     answers = []
     asked: list[tuple[str, Quality, int]] = [
@@ -313,6 +314,11 @@ async def test_people_are_looked_for_once_in_an_image(
         assert len(sides) == num_runs, (name, quality)
     first, second = (answer.segmentations[0].labels_HW for answer in answers[2:4])
     np.testing.assert_array_equal(first, second)
+    # With a background, what stands in front matters for animals too.
+    cat = (SegmentClass(name="cat"),)
+    masks = SegmentImagesRequest(images=(encode_image(seed=5),), classes=cat, quality="fast")
+    await plane.segment_images(masks, call())
+    assert len(sides) == 2
     kept = plane.models.images.num_bytes
     plane.models.images.drop(model)
     assert kept > 0 == plane.models.images.num_bytes

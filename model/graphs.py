@@ -42,5 +42,5 @@ def graph_file(part: Part, precision: Precision = "fp32") -> str:
 
 VISION_FILE: Final = graph_file("vision")
 TEXT_FILE: Final = graph_file("text")
-# The network that finds people; see `model.people`. It is no graph of the encoder.
-PEOPLE_FILE: Final = "onnx/people_model.onnx"
+# The network that finds the foreground; see `model.foreground`. It is no graph of the encoder.
+FOREGROUND_FILE: Final = "onnx/people_model.onnx"

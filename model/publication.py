@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from model.files import locked, rename
-from model.graphs import DENSE_TASKS, PEOPLE_FILE, Precision, graph_file
+from model.graphs import DENSE_TASKS, FOREGROUND_FILE, Precision, graph_file
 from model.manifest import MANIFEST_NAME, TORCH_FILE, Manifest
 from model.package import (
     MAX_MANIFEST_BYTES,
@@ -139,7 +139,9 @@ def check_proven(manifest: Manifest) -> None:
     Raises:
         PackageError: A graph was never compared, or differs.
     """
-    for file in (name for name in manifest.files if name.endswith(".onnx") and name != PEOPLE_FILE):
+    for file in (
+        name for name in manifest.files if name.endswith(".onnx") and name != FOREGROUND_FILE
+    ):
         entries = [entry for entry in manifest.parity if entry.file == file]
         wrong = [entry for entry in entries if entry.precision == "fp32" and not entry.passed]
         if wrong:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import make_map
+from model.foreground import RUN_BYTES as FOREGROUND_BYTES
 from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
 from model.head import Head
 from model.image_codec import ImageLimits
-from model.people import RUN_BYTES as PEOPLE_BYTES
 from model.preprocess import Scaling
 from model.segmentation import Background, Classes, PooledClasses
 from service.admission import UNAVAILABLE_RETRY_S, Admission
@@ -356,13 +356,13 @@ class DataPlane:
                 job.rules = (job.rule, self._images.finer(job.rule, model.manifest.max_size))
             rules = _mask_rules(request, model, features, head)
             if request.quality != "published":
-                rules = _with_front(rules, model, prompts)
+                rules = _with_foreground(rules, model, prompts)
             encoded, known = await self._encode(
-                job, request, model, call, prompts=prompts, uses_front=rules.uses_front
+                job, request, model, call, prompts=prompts, uses_foreground=rules.uses_foreground
             )
             with call.stage("post"):
-                if rules.uses_front:
-                    await self._look_in_front(encoded.images, features, model)
+                if rules.uses_foreground:
+                    await self._find_foreground(encoded.images, features, model)
                 if head is not None:
                     classes: Classes = head.classes_KD
                 elif prompts is NO_PROMPTS:
@@ -522,15 +522,15 @@ class DataPlane:
         call: Call,
         *,
         prompts: PromptSet = NO_PROMPTS,
-        uses_front: bool = False,
+        uses_foreground: bool = False,
     ) -> tuple[EncodedImages, TextEmbeddings]:
         """Read headers, take what the request needs, then decode and encode images and prompts."""
         measured = await self._images.measure(job, model, call)
         answer_bytes = self._answer_bytes(
             job, request, model, measured, encoding=call.answer_encoding
         )
-        if uses_front:
-            answer_bytes += PEOPLE_BYTES * min(len(job.images), self._pool.num_threads)
+        if uses_foreground:
+            answer_bytes += FOREGROUND_BYTES * min(len(job.images), self._pool.num_threads)
         num_patches = measured.num_queued_patches + prompts.cost
         # The images are decoded before the answer is made.
         num_bytes = max(measured.num_bytes, answer_bytes)
@@ -613,20 +613,20 @@ class DataPlane:
             return request, None
         return await self.offload(partial(self.models.heads.apply, request, model.manifest))
 
-    async def _look_in_front(
+    async def _find_foreground(
         self, images: Sequence[EncodedImage], features: str, model: ServedModel
     ) -> None:
-        """Run the network for what stands in front once an image: a cached one keeps the result."""
-        cue = model.info.people
-        assert cue is not None
+        """Find the foreground once an image: a cached one keeps the result."""
+        finder = model.info.foreground
+        assert finder is not None
 
-        def look(image: EncodedImage, guide_3YX: NDArray[np.uint8]) -> None:
-            image.fronts[features] = cue.look(guide_3YX, image.outputs[features])
+        def find(image: EncodedImage, guide_3YX: NDArray[np.uint8]) -> None:
+            image.foregrounds[features] = finder.find(guide_3YX, image.outputs[features])
 
         await wait_all(
-            self.offload(partial(look, image, image.guide_3YX))
+            self.offload(partial(find, image, image.guide_3YX))
             for image in images
-            if image.guide_3YX is not None and features not in image.fronts
+            if image.guide_3YX is not None and features not in image.foregrounds
         )
 
     def _class_prompts(
@@ -686,15 +686,15 @@ def _mask_rules(
     )
 
 
-def _with_front(rules: MaskRules, model: ServedModel, prompts: PromptSet) -> MaskRules:
-    """With the classes for which it matters what stands in front, if the package can find it."""
-    cue = model.info.people
-    if cue is None:
+def _with_foreground(rules: MaskRules, model: ServedModel, prompts: PromptSet) -> MaskRules:
+    """With the classes that depend on the foreground, if the package can find it."""
+    finder = model.info.foreground
+    if finder is None:
         return rules
     animals: list[int] = []
     if rules.background.level is not None:
         names = [group.name or "" for group in prompts.groups]
-        animals = [k for k, name in enumerate(names) if cue.is_animal(name)]
+        animals = [k for k, name in enumerate(names) if finder.is_animal(name)]
     return replace(rules, people=find_people(prompts.groups), animals=animals)
 
 
@@ -744,7 +744,7 @@ def _seen(
         [part.outputs for part in image.parts],
         _geometry(image, rule, request.size),
         None if request.quality == "published" else image.guide_3YX,
-        image.fronts.get(rules.features) if rules.uses_front else None,
+        image.foregrounds.get(rules.features) if rules.uses_foreground else None,
     )
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
+from model.foreground import ForegroundFinder
 from model.general_words import GeneralWords
 from model.graphs import DenseTask
 from model.manifest import Background, Manifest, ParityEntry, Quality
-from model.people import PeopleCue
 from model.preprocess import Fit
 from model.winner_map import Labels
 from service.errors import ServiceError
@@ -433,7 +433,7 @@ class ModelInfo:
         tasks: Dense heads that the runtime computes.
         parity: The package's record of how exact the graphs in use are.
         words: General words of the package; None if it has none.
-        people: Finds people; None if the package or the installation cannot.
+        foreground: Finds the foreground; None if the package or the installation cannot.
         loaded_at: Time of loading, in whole seconds since the epoch.
     """
 
@@ -447,7 +447,7 @@ class ModelInfo:
     tasks: tuple[DenseTask, ...] = ()
     parity: tuple[ParityEntry, ...] = ()
     words: GeneralWords | None = None
-    people: PeopleCue | None = None
+    foreground: ForegroundFinder | None = None
     loaded_at: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

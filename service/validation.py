@@ -11,9 +11,9 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from model.foreground import PEOPLE_WORDS
 from model.graphs import DenseTask
 from model.manifest import Manifest, ZeroShot
-from model.people import PEOPLE_WORDS
 from model.text import TEMPLATES, fill
 from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError
 from service.messages import (

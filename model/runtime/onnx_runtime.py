@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.foreground import ForegroundFinder
 from model.general_words import GeneralWords
-from model.graphs import PEOPLE_FILE
+from model.graphs import FOREGROUND_FILE
 from model.package import ModelPackage
-from model.people import PeopleCue
 from model.runtime.base import (
     Device,
     Interrupted,
@@ -131,13 +131,13 @@ def open_session(
     return session
 
 
-def load_people(package: ModelPackage, words: GeneralWords | None) -> PeopleCue | None:
-    """The cue for people; None if the package has none, or ONNX Runtime is not installed."""
-    if words is None or PEOPLE_FILE not in package.manifest.files:
+def load_foreground(package: ModelPackage, words: GeneralWords | None) -> ForegroundFinder | None:
+    """Finds the foreground; None if the package or the installation cannot."""
+    if words is None or FOREGROUND_FILE not in package.manifest.files:
         return None
     try:
         # Without an arena: the memory of a call is free after it.
-        session = open_session(package.file(PEOPLE_FILE), "cpu", 1, has_arena=False)
+        session = open_session(package.file(FOREGROUND_FILE), "cpu", 1, has_arena=False)
     except MissingRuntimeError:
         return None
 
@@ -145,7 +145,7 @@ def load_people(package: ModelPackage, words: GeneralWords | None) -> PeopleCue 
         found: NDArray[np.float32] = session.run(["foreground"], {"image": pixels_13HW})[0]
         return found
 
-    return PeopleCue.of(find_foreground, words)
+    return ForegroundFinder.of(find_foreground, words)
 
 
 def check_placement(session: Any) -> None:

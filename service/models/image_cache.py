@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.people import Front
+from model.foreground import Foreground
 from service.images import SizeRule
 from service.lanes.work import Completed, Outputs
 from service.models.served_model import ServedModel
@@ -39,7 +39,7 @@ class EncodedImage:
         scaled_hw: Height and width of the scaled image in pixels.
         size_hw: Height and width of the original image in pixels.
         guide_3YX: Its colours for `model.outlines`; None if they were not needed.
-        fronts: Found by `PeopleCue.look` for requests that name people, by the patch embeddings.
+        foregrounds: For requests that name people or animals, by the patch embeddings in use.
     """
 
     parts: tuple[Completed, ...]
@@ -47,7 +47,7 @@ class EncodedImage:
     scaled_hw: tuple[int, int]
     size_hw: tuple[int, int]
     guide_3YX: NDArray[np.uint8] | None = None
-    fronts: dict[str, Front] = field(default_factory=dict)
+    foregrounds: dict[str, Foreground] = field(default_factory=dict)
 
     @property
     def outputs(self) -> Outputs:
@@ -126,7 +126,7 @@ class ImageCache:
                 self.num_bytes -= _num_bytes(known)
                 outputs = {**known.outputs, **outputs}
                 if known.guide_3YX is not None:
-                    image = replace(image, guide_3YX=known.guide_3YX, fronts=known.fronts)
+                    image = replace(image, guide_3YX=known.guide_3YX, foregrounds=known.foregrounds)
             whole = Completed(outputs=outputs, queue_s=0.0, run_s=0.0)
             kept = replace(image, parts=(whole,))
             if _num_bytes(kept) <= self._max_bytes:
@@ -149,5 +149,5 @@ class ImageCache:
 def _num_bytes(image: EncodedImage) -> int:
     num_bytes = sum(array.nbytes for array in image.outputs.values()) + ENTRY_OVERHEAD_BYTES
     if image.guide_3YX is not None:
-        num_bytes += 2 * image.guide_3YX.nbytes  # with room for `fronts`
+        num_bytes += 2 * image.guide_3YX.nbytes  # with room for `foregrounds`
     return num_bytes

@@ -33,7 +33,7 @@ from model.runtime.choice import (
 )
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import parity_in_use
-from model.runtime.onnx_runtime import load_people
+from model.runtime.onnx_runtime import load_foreground
 from model.runtime.tensorrt.cuda import free_gpu_memory
 from model.text import TextTokenizer
 from service.errors import ServiceError
@@ -567,7 +567,7 @@ def _serve(
         tasks=served_tasks(manifest, runtime),
         parity=loaded.parity,
         words=words,
-        people=load_people(package, words),
+        foreground=load_foreground(package, words),
     )
     batcher.start()
     return ServedModel(

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.dense_maps import make_map
+from model.foreground import Foreground
 from model.general_words import GeneralWords
 from model.graphs import PATCH_OUTPUTS, DenseTask
 from model.outlines import outline
-from model.people import Front
 from model.segmentation import (
     NO_BACKGROUND,
     Background,
@@ -81,8 +81,8 @@ class MaskRules:
     animals: Sequence[int] = ()
 
     @property
-    def uses_front(self) -> bool:
-        """Whether it matters what stands in front."""
+    def uses_foreground(self) -> bool:
+        """Whether a class depends on the foreground."""
         return bool(self.people or self.animals)
 
 
@@ -162,13 +162,13 @@ class SeenImage:
         parts: Outputs of the whole image, or of each window, with patch embeddings [N, D].
         geometry: Sizes of mask and image, and the image's windows if any.
         guide_3YX: See `model.outlines`; None scales the cosines of patches bilinearly.
-        front: What stands in front; None if no class depends on it.
+        foreground: None if no class depends on it.
     """
 
     parts: Sequence[Outputs]
     geometry: Geometry
     guide_3YX: NDArray[np.uint8] | None = None
-    front: Front | None = None
+    foreground: Foreground | None = None
 
     def cosines(self, classes: Classes, features: ImageOutput) -> FloatArray:
         """Cosines of all classes with the whole image at its patches."""
@@ -222,10 +222,14 @@ def segment_image(
             cosine_Khw += FINER_SHARE * (finer_Khw - cosine_Khw)
         yield
         guide_3YX, background = views[-1].guide_3YX, rules.background
-        if first.front is not None and rules.people:
-            first.front.raise_people(cosine_Khw, rules.people, patches_Khw)
-        if first.front is not None:
-            first.front.raise_animals(cosine_Khw, rules.animals, background.least_cosine)
+        if first.foreground is not None:
+            first.foreground.raise_maps(
+                cosine_Khw,
+                patches_Khw,
+                people=rules.people,
+                animals=rules.animals,
+                least_cosine=background.least_cosine,
+            )
         if guide_3YX is not None and background.level is not None:
             cosine_Khw = separate_places(cosine_Khw, guide_3YX, background.least_cosine)
             yield

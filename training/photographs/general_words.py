@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.class_names import NAMES
+from model.foreground import PEOPLE_WORDS
 from model.general_words import MAX_MEMBERS, WORDS_FILE, write_words
 from model.package import open_package, write_manifest
-from model.people import PEOPLE_WORDS
 from model.runtime.load import load_runtime
 from model.segmentation import l2_normalize
 from model.text import TextTokenizer

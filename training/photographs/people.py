@@ -15,9 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from model.graphs import PEOPLE_FILE
+from model.foreground import SIDE
+from model.graphs import FOREGROUND_FILE
 from model.package import open_package, write_manifest
-from model.people import SIDE
 
 _UNARY = {"HARD_SWISH": "HardSwish", "RELU": "Relu", "LOGISTIC": "Sigmoid"}
 _BINARY = {"ADD": "Add", "MUL": "Mul"}
@@ -132,5 +132,5 @@ def convert(content: bytes, load: Callable[[str], Any] = importlib.import_module
 
 if __name__ == "__main__":
     package = open_package(sys.argv[2])
-    (package.path / PEOPLE_FILE).write_bytes(convert(Path(sys.argv[1]).read_bytes()))
+    (package.path / FOREGROUND_FILE).write_bytes(convert(Path(sys.argv[1]).read_bytes()))
     write_manifest(package.path, package.manifest)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.foreground import ForegroundFinder
 from model.manifest import Quality
-from model.people import PeopleCue
 from service.images import SizeRule
 from service.lanes.work import Completed
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
@@ -285,7 +285,7 @@ def test_only_files_at_one_size_have_a_key(metrics: Metrics) -> None:
     assert ModelRegistry(metrics).images.key(b"file", RULE, model, b"") is None
 
 
-async def test_people_are_looked_for_once_in_an_image(
+async def test_the_foreground_is_found_once_in_an_image(
     make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plane = make_plane(image_cache_bytes=MANY_BYTES)
@@ -296,8 +296,8 @@ async def test_people_are_looked_for_once_in_an_image(
         return np.ones((1, 1, *pixels_13HW.shape[2:]), np.float32)
 
     other_VD = np.ones((1, model.manifest.embed_dim), np.float32)
-    cue = PeopleCue(find_foreground, other_VD, animals={"cat"})
-    monkeypatch.setattr(model, "info", replace(model.info, people=cue))
+    finder = ForegroundFinder(find_foreground, other_VD, animals={"cat"})
+    monkeypatch.setattr(model, "info", replace(model.info, foreground=finder))
     answers = []
     asked: list[tuple[str, Quality, int]] = [
         ("cat", "fast", 0),
@@ -314,7 +314,7 @@ async def test_people_are_looked_for_once_in_an_image(
         assert len(sides) == num_runs, (name, quality)
     first, second = (answer.segmentations[0].labels_HW for answer in answers[2:4])
     np.testing.assert_array_equal(first, second)
-    # With a background, what stands in front matters for animals too.
+    # With a background, the foreground matters for animals too.
     cat = (SegmentClass(name="cat"),)
     masks = SegmentImagesRequest(images=(encode_image(seed=5),), classes=cat, quality="fast")
     await plane.segment_images(masks, call())

@@ -1,4 +1,4 @@
-"""The cue of what stands in front, for classes that mean people and for animals."""
+"""The foreground, for classes that mean people and for animals."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.foreground import ANIMAL_SHARE, BASE, GAIN, Foreground, ForegroundFinder
 from model.general_words import read_words
 from model.package import ModelPackage, open_package
-from model.people import ANIMAL_SHARE, BASE, GAIN, Front, PeopleCue
 from model.runtime import onnx_runtime
 from model.runtime.base import MissingRuntimeError
-from model.runtime.onnx_runtime import load_people
+from model.runtime.onnx_runtime import load_foreground
 
 CLOTHES, ANIMAL = np.eye(2, 4, dtype=np.float32)
 SQUIRREL = Path(__file__).parents[2] / "examples" / "squirrel.jpg"
@@ -30,9 +30,9 @@ def test_what_stands_in_front_is_people_where_it_looks_like_clothes(front: float
     cosine_Khw = np.moveaxis(features_hwD[..., [1, 0]], -1, 0)  # an animal, a person
     maps_KYX = cosine_Khw.repeat(2, axis=1).repeat(2, axis=2)
     before_KYX = maps_KYX.copy()
-    cue = PeopleCue(find_foreground, ANIMAL[None])
-    found = cue.look(np.zeros((3, 16, 24), np.uint8), features_hwD.reshape(-1, 4))
-    found.raise_people(maps_KYX, [1], cosine_Khw)
+    finder = ForegroundFinder(find_foreground, ANIMAL[None])
+    found = finder.find(np.zeros((3, 16, 24), np.uint8), features_hwD.reshape(-1, 4))
+    found.raise_maps(maps_KYX, cosine_Khw, people=[1])
     added_KYX = maps_KYX - before_KYX
     assert (added_KYX[0] == 0).all(), "other classes keep their maps"
     np.testing.assert_allclose(added_KYX[1, :, :6], front * GAIN - BASE, atol=1e-3)
@@ -40,11 +40,11 @@ def test_what_stands_in_front_is_people_where_it_looks_like_clothes(front: float
 
 
 def test_the_map_of_an_animal_rises_in_front_and_falls_elsewhere() -> None:
-    front = Front(np.array([[0, 0, 255, 255]] * 4, np.uint8), np.zeros(4, np.float32))
+    front = Foreground(np.array([[0, 0, 255, 255]] * 4, np.uint8), np.zeros(4, np.float32))
     maps_KYX = np.random.default_rng(0).random((3, 8, 8), np.float32)
     maps_KYX[2] *= 0.1 / maps_KYX[2].max()
     before_KYX = maps_KYX.copy()
-    front.raise_animals(maps_KYX, [1, 2], 0.12)
+    front.raise_maps(maps_KYX, maps_KYX, animals=[1, 2], least_cosine=0.12)
     added_KYX = maps_KYX - before_KYX
     assert (added_KYX[[0, 2]] == 0).all(), "other classes and absent animals keep their maps"
     half = ANIMAL_SHARE / 2 * np.ptp(before_KYX[1])
@@ -69,7 +69,7 @@ def test_the_map_of_an_animal_rises_in_front_and_falls_elsewhere() -> None:
 def test_an_animal_is_known_by_the_last_word_of_its_name(name: str, is_animal: bool) -> None:
     words = read_words(open_package("bundled"))
     assert words is not None
-    assert PeopleCue.of(lambda pixels: pixels, words).is_animal(name) == is_animal
+    assert ForegroundFinder.of(lambda pixels: pixels, words).is_animal(name) == is_animal
 
 
 # Means of 64 parts of 32 x 32 pixels, by the published file in LiteRT 2.3.0.
@@ -87,23 +87,23 @@ FRONT = [
 
 def test_the_network_is_the_published_one() -> None:
     package = open_package("bundled")
-    cue = load_people(package, read_words(package))
-    assert cue is not None
+    finder = load_foreground(package, read_words(package))
+    assert finder is not None
     pixels = np.asarray(Image.open(SQUIRREL).convert("RGB").resize((256, 256)), np.float32) / 255
-    front_HW = cue.find_foreground(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)[None]))[0, 0]
+    front_HW = finder.find_foreground(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)[None]))[0, 0]
     means_hw = front_HW.reshape(8, 32, 8, 32).mean(axis=(1, 3))
     np.testing.assert_allclose(means_hw, FRONT, atol=2e-3)
 
 
-def test_other_packages_and_other_runtimes_have_no_cue(
+def test_other_packages_and_other_runtimes_have_no_finder(
     tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = open_package("bundled")
     words = read_words(package)
-    assert load_people(tiny_package, words) is None
+    assert load_foreground(tiny_package, words) is None
 
     def missing() -> None:
         raise MissingRuntimeError("not installed")
 
     monkeypatch.setattr(onnx_runtime, "import_onnxruntime", missing)
-    assert load_people(package, words) is None
+    assert load_foreground(package, words) is None

@@ -1,8 +1,8 @@
-"""What stands in front: a cue for classes such as person, of which the encoder knows little.
+"""The foreground of an image: a cue for people and animals.
 
-A small network finds what stands in front: people, but animals, cups and houses as well. Where the
-cells there look more like clothes than like other things, it is taken for people. Of animals the
-encoder knows where they are, and the network where they end.
+A small network finds what stands in front: people, animals, cups and houses. The encoder knows
+little of people: where patches there look more like clothes than like other things, it is taken
+for people. Of animals the encoder knows where they are, and the network where they end.
 
 Shape legend: h w patch grid, N patches, Y X the grid of the image's colours, K classes, V vectors,
 D embedding width.
@@ -58,8 +58,8 @@ ANIMAL_SHARE: Final = np.float32(0.3)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PeopleCue:
-    """Finds where an image may show people.
+class ForegroundFinder:
+    """Finds the foreground of images.
 
     Attributes:
         find_foreground: The network: float32 [1, 3, 256, 256] in [0, 1] to [1, 1, 256, 256].
@@ -72,8 +72,10 @@ class PeopleCue:
     animals: Collection[str] = frozenset()
 
     @classmethod
-    def of(cls, find_foreground: Callable[[Floats], Floats], words: GeneralWords) -> "PeopleCue":
-        """The cue of a package that has the general words."""
+    def of(
+        cls, find_foreground: Callable[[Floats], Floats], words: GeneralWords
+    ) -> "ForegroundFinder":
+        """The finder of a package that has the general words."""
         others_VD = np.concatenate([words.vectors[word][1:] for word in OTHER_WORDS])
         known = set(words.members_of["animal"])
         known |= {word for word, members in words.members_of.items() if known.issuperset(members)}
@@ -84,8 +86,8 @@ class PeopleCue:
         last = name.lower().split()[-1:]
         return any(word in self.animals or word.removesuffix("s") in self.animals for word in last)
 
-    def look(self, guide_3YX: NDArray[np.uint8], features_ND: Floats) -> "Front":
-        """What an image has in front, whatever is asked about it. Takes 6 ms of CPU.
+    def find(self, guide_3YX: NDArray[np.uint8], features_ND: Floats) -> "Foreground":
+        """The foreground of an image, whatever is asked about it. Takes 6 ms of CPU.
 
         Args:
             guide_3YX: The colours of the image, see `model.outlines.make_guide`.
@@ -97,11 +99,11 @@ class PeopleCue:
         front = Image.fromarray(self.find_foreground(planes_13HW)[0, 0])
         front_YX = np.asarray(front.resize(colours.size, Image.Resampling.BOX))
         other_N = (l2_normalize(features_ND) @ self.other_VD.T).max(axis=1)
-        return Front(np.rint(255 * front_YX).astype(np.uint8), other_N)
+        return Foreground(np.rint(255 * front_YX).astype(np.uint8), other_N)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Front:
+class Foreground:
     """What an image has in front.
 
     Attributes:
@@ -112,42 +114,46 @@ class Front:
     front_YX: NDArray[np.uint8]
     other_N: Floats
 
-    def raise_people(self, maps_KYX: Floats, people: Sequence[int], cosine_Khw: Floats) -> None:
-        """Change the maps of classes in place.
+    def raise_maps(
+        self,
+        maps_KYX: Floats,
+        cosine_Khw: Floats,
+        *,
+        people: Sequence[int] = (),
+        animals: Sequence[int] = (),
+        least_cosine: float = -1,
+    ) -> None:
+        """Change the maps of people and animals in place: higher in front, lower elsewhere.
 
         Args:
             maps_KYX: Cosines of all classes, on any grid.
-            people: Which of the classes mean people.
             cosine_Khw: Cosines of all classes at the patches.
-        """
-        front = Image.fromarray(self.front_YX / np.float32(255))
-        (rows, columns), (height, width) = cosine_Khw.shape[1:], maps_KYX.shape[1:]
-        front_YX = np.asarray(front.resize((width, height), Image.Resampling.BILINEAR))
-        front_hw = np.asarray(front.resize((columns, rows), Image.Resampling.BOX))
-        margin_hw = cosine_Khw[list(people)].max(axis=0) - self.other_N.reshape(rows, columns)
-        margin_hw = _around(front_hw * margin_hw) / np.maximum(_around(front_hw), 1e-3)
-        share_hw = 1 / (1 + np.exp(-margin_hw / MARGIN))
-        share_YX = upsample_bilinear(share_hw[None].astype(np.float32), (height, width))[0]
-        cue_YX = GAIN * front_YX * share_YX - BASE
-        for k in people:
-            maps_KYX[k] += cue_YX
-
-    def raise_animals(self, maps_KYX: Floats, animals: Sequence[int], least_cosine: float) -> None:
-        """Change the maps of classes in place: higher where something stands in front, else lower.
-
-        Args:
-            maps_KYX: Cosines of all classes, on any grid.
+            people: Which of the classes mean people.
             animals: Which of the classes are animals.
-            least_cosine: A class whose largest cosine is lower is absent, and keeps its map.
+            least_cosine: An animal whose largest cosine is lower is absent, and keeps its map.
         """
         front = Image.fromarray(self.front_YX / np.float32(255))
         height, width = maps_KYX.shape[1:]
         front_YX = np.asarray(front.resize((width, height), Image.Resampling.BILINEAR))
+        if people:
+            share_hw = self._people_share(front, cosine_Khw, people)
+            share_YX = upsample_bilinear(share_hw[None], (height, width))[0]
+            maps_KYX[list(people)] += GAIN * front_YX * share_YX - BASE
         for k in animals:
             highest = maps_KYX[k].max()
             if highest >= least_cosine:
                 share = ANIMAL_SHARE * (highest - maps_KYX[k].min())
                 maps_KYX[k] += share * (front_YX - np.float32(0.5))
+
+    def _people_share(
+        self, front: Image.Image, cosine_Khw: Floats, people: Sequence[int]
+    ) -> Floats:
+        """Share of people in the foreground around each patch, [h, w]."""
+        rows, columns = cosine_Khw.shape[1:]
+        front_hw = np.asarray(front.resize((columns, rows), Image.Resampling.BOX))
+        margin_hw = cosine_Khw[list(people)].max(axis=0) - self.other_N.reshape(rows, columns)
+        margin_hw = _around(front_hw * margin_hw) / np.maximum(_around(front_hw), 1e-3)
+        return np.asarray(1 / (1 + np.exp(-margin_hw / MARGIN)), np.float32)
 
 
 def _around(values_hw: Floats) -> Floats:

@@ -76,8 +76,7 @@ from service.outputs.masks import (
 from service.outputs.slide import Geometry
 from service.outputs.vectors import classify, pack, pack_all
 from service.validation import (
-    check_area_share,
-    check_choices,
+    check_bounds,
     check_dimensions,
     check_examples,
     check_features,
@@ -88,7 +87,6 @@ from service.validation import (
     check_slide,
     check_task,
     check_texts,
-    check_threshold,
     check_view,
     class_groups,
     find_people,
@@ -341,8 +339,6 @@ class DataPlane:
         """
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)
-            check_threshold(request.background_threshold)
-            check_area_share(request.min_area_share)
             if names_own_labels(request):
                 return await self._segment_by_head(request, model, call)
             request, head = await self._with_head(request, model)
@@ -417,7 +413,6 @@ class DataPlane:
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             request, head = await self._with_head(request, model)
-            check_choices(request)
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             temperature = request.temperature or _temperature(model, head)
@@ -501,6 +496,7 @@ class DataPlane:
             call.model, call.num_items = model.manifest.name, num_items
             try:
                 with model.requests.count(call, num_items):
+                    check_bounds(request)
                     yield model
             finally:
                 if own_ticket is not None:

@@ -1,10 +1,12 @@
 """Requests and responses of the data plane: frozen dataclasses that know no wire format."""
 
+import math
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +22,8 @@ from service.errors import ServiceError
 
 # Shape legend: B images, H W pixels of an image, h w patch grid, D width, T texts, K classes.
 #
-# Every default of the API is decided here, once. Request classes have no slots on purpose:
-# `EmbedImagesRequest.normalize` is then the default that both transports quote.
+# Every default and fixed bound of the API is decided here, once. Request classes have no slots on
+# purpose: `EmbedImagesRequest.normalize` is then the default that both transports quote.
 
 FloatArray = NDArray[np.float32]
 Features = Literal["values", "patches"]
@@ -70,6 +72,21 @@ PARITY_FIELDS: Final = (
 )
 TEXT_TEMPLATES: TemplateSet = "none"
 IMAGE_OUTPUTS: tuple[ImageOutput, ...] = get_args(ImageOutput)
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Bounds of a field of a request, both allowed; see `service.validation.check_bounds`.
+
+    Attributes:
+        low: The least value.
+        high: The largest value.
+        text: What the error says after the field's name; of `low`, `high` and `value`.
+    """
+
+    low: float
+    high: float
+    text: str = "must be from {low} to {high}, not {value}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,17 +177,9 @@ class EmbedTextsResponse(ListResponse):
 
     def in_places(self) -> tuple[NDArray[Any], FloatArray | None]:
         """Rows and scales of all texts of the request, with zeros where there is an error."""
-        if not self.errors:
-            return self.embeddings_TD, self.scales_T
-        num_texts = len(self.embeddings_TD) + len(self.errors)
-        good = [index for index in range(num_texts) if index not in self.errors]
-        rows_TD = np.zeros((num_texts, self.embeddings_TD.shape[1]), self.embeddings_TD.dtype)
-        rows_TD[good] = self.embeddings_TD
-        if self.scales_T is None:
-            return rows_TD, None
-        scales_T = np.zeros(num_texts, np.float32)
-        scales_T[good] = self.scales_T
-        return rows_TD, scales_T
+        places = [index - before for before, index in enumerate(sorted(self.errors))]
+        scales_T = None if self.scales_T is None else np.insert(self.scales_T, places, 0)
+        return np.insert(self.embeddings_TD, places, 0, axis=0), scales_T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,16 +291,24 @@ class SegmentImagesRequest(ImagesRequest):
     classes: tuple[SegmentClass, ...]
     templates: TemplateSet | tuple[str, ...] | None = None
     features: Features | None = None
-    background_threshold: float | None = None
+    background_threshold: Annotated[
+        float | None,
+        Within(
+            -1,
+            1,
+            "is a cosine from -1 to 1, not {value}; include_scores returns the cosines of an image",
+        ),
+    ] = None
     background_classes: tuple[SegmentClass, ...] = ()
     background: SegmentBackground | None = None
-    background_level: float | None = None
+    background_level: Annotated[float | None, Within(0, 1)] = None
     quality: SegmentQuality | None = None
     include_scores: bool = False
     include_all_scores: bool = False
     include_class_scores: bool = False
     include_instances: bool = False
-    min_area_share: float = 0.001
+    # With the lower bound an image has at most 10,000 instances.
+    min_area_share: Annotated[float, Within(1e-4, 1)] = 0.001
     size: MaskSize = "image"
     mode: SegmentMode | None = None
 
@@ -490,8 +507,11 @@ class ClassifyImagesRequest(ImagesRequest):
     classes: tuple[SegmentClass, ...]
     templates: TemplateSet | tuple[str, ...] | None = None
     features: GlobalFeatures = "cls1"
-    temperature: float | None = None
-    top_k: int | None = None
+    # Below the bound the best class has all of the probability, whatever the other cosines are.
+    temperature: Annotated[
+        float | None, Within(1e-4, sys.float_info.max, "must be at least {low}, not {value}")
+    ] = None
+    top_k: Annotated[int | None, Within(1, math.inf, "must be at least {low}, not {value}")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -524,7 +544,7 @@ class VisualizeFeaturesRequest(ImagesRequest):
         kind: Colours, the first principal component, or groups of similar patches.
         features: The embeddings to use.
         scope: Whether components and groups are fitted to each image or to the whole request.
-        group_count: 2 to 20; None is 6. Only for groups.
+        group_count: None is 6. Only for groups.
         seed: Seed of the first group centres; None is 0. Only for groups.
         size: Whether a map has the size of its image or one element per patch.
     """
@@ -533,8 +553,8 @@ class VisualizeFeaturesRequest(ImagesRequest):
     kind: FeatureKind = "colors"
     features: Features = "patches"
     scope: FeatureScope = "image"
-    group_count: int | None = None
-    seed: int | None = None
+    group_count: Annotated[int | None, Within(2, 20)] = None
+    seed: Annotated[int | None, Within(0, 2**31 - 1)] = None
     size: MapSize = "image"
 
 

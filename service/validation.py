@@ -3,10 +3,10 @@
 Every error names its field and, for an item of a list, its index.
 """
 
-import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from functools import cache
+from typing import Any, Final, cast, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +23,15 @@ from service.messages import (
     MaybeImage,
     ModelInfo,
     RequestLimits,
-    SegmentBackground,
     SegmentClass,
     SegmentImagesRequest,
     TemplateSet,
     VisualizeFeaturesRequest,
+    Within,
 )
 
 MAX_TEXT_CHARS: Final = 2000
 MAX_TEMPLATES: Final = 64
-GROUP_COUNTS: Final = range(2, 21)
-MAX_SEED: Final = 2**31 - 1
-# Below it the best class would get all of the probability, whatever the other cosines are.
-MIN_TEMPERATURE: Final = 1e-4
-# An image has at most 10,000 instances.
-MIN_AREA_SHARE: Final = 1e-4
 # Values of all classes at all pixels of a request's masks in slide mode; a value takes some
 # 17 ns, and 25 with scores or a background threshold.
 MAX_SLIDE_VALUES: Final = 2_000_000_000
@@ -60,24 +54,49 @@ class PromptGroup:
     name: str | None = None
 
 
-def check_images(images: Sequence[MaybeImage | str], limits: RequestLimits) -> None:
+def _refused(param: str, text: str, *, code: str | None = None) -> InvalidRequest:
+    """The error for a field: its name and this text."""
+    return InvalidRequest(f"{param}{text}", code=code, param=param)
+
+
+def check_bounds(request: object) -> None:
+    """Check the fields of a request that have fixed bounds in `service.messages`.
+
+    Raises:
+        InvalidRequest: A value is out of bounds, or not a number.
+    """
+    kind: Any = type(request)  # mypy does not know that a type can be hashed
+    for field, within in _bounds(kind).items():
+        value = getattr(request, field)
+        if value is not None and not within.low <= value <= within.high:
+            text = within.text.format(low=within.low, high=within.high, value=value)
+            raise _refused(field, f" {text}.")
+
+
+@cache
+def _bounds(kind: type) -> Mapping[str, Within]:
+    hints: dict[str, Any] = get_type_hints(kind, include_extras=True)
+    return {
+        name: one
+        for name, hint in hints.items()
+        for one in getattr(hint, "__metadata__", ())
+        if isinstance(one, Within)
+    }
+
+
+def check_images(images: Sequence[object], limits: RequestLimits) -> None:
     """Check the number of images.
 
     Raises:
-        InvalidRequest: The list is empty.
-        RequestTooLarge: There are more images than allowed.
+        InvalidRequest: There is none.
+        RequestTooLarge: There are too many.
     """
-    _check_count(len(images), limits.max_images, field="images", noun="image")
+    _check_count(len(images), limits.max_images, "images", "image")
 
 
 def check_texts(texts: Sequence[str], limits: RequestLimits) -> None:
-    """Check the number of texts.
-
-    Raises:
-        InvalidRequest: The list is empty.
-        RequestTooLarge: There are more texts than allowed.
-    """
-    _check_count(len(texts), limits.max_texts, field="texts", noun="text")
+    """Check the number of texts; raises as `check_images`."""
+    _check_count(len(texts), limits.max_texts, "texts", "text")
 
 
 def check_pixels(images: Sequence[MaybeImage], manifest: Manifest) -> None:
@@ -92,29 +111,27 @@ def check_pixels(images: Sequence[MaybeImage], manifest: Manifest) -> None:
             _check_pixels(image, manifest, f"images[{index}]")
 
 
-def _check_pixels(
-    image: NDArray[np.uint8] | NDArray[np.float32], manifest: Manifest, param: str
-) -> None:
+def _check_pixels(image: NDArray[Any], manifest: Manifest, param: str) -> None:
     is_planes = image.dtype == np.float32
     is_known = image.ndim == 3 and (is_planes or image.dtype == np.uint8)
     if not is_known or image.shape[0 if is_planes else 2] != 3 or image.size == 0:
-        raise InvalidRequest(
-            f"{param}: pixels must be uint8 [height, width, 3] or float32 [3, height, width], "
+        raise _refused(
+            param,
+            ": pixels must be uint8 [height, width, 3] or float32 [3, height, width], "
             f"not {image.dtype} {list(image.shape)}.",
             code="invalid_image",
-            param=param,
         )
     if not is_planes:
         return
     height, width = image.shape[1:]
     is_multiple = height % manifest.size_multiple == width % manifest.size_multiple == 0
     if not is_multiple or not manifest.min_size <= min(height, width) <= manifest.max_size:
-        raise InvalidRequest(
-            f"{param}: float32 pixels are not scaled, so both sides must be multiples of "
+        raise _refused(
+            param,
+            ": float32 pixels are not scaled, so both sides must be multiples of "
             f"{manifest.size_multiple} and the shorter one from {manifest.min_size} to "
             f"{manifest.max_size}, not {height} x {width}. uint8 pixels are scaled.",
             code="invalid_image",
-            param=param,
         )
 
 
@@ -125,18 +142,12 @@ def check_outputs(outputs: Sequence[str], info: ModelInfo) -> tuple[ImageOutput 
         InvalidRequest: The list is empty, or the model does not have one of them.
     """
     if not outputs:
-        raise InvalidRequest(
-            "outputs is empty; give at least one.", code="empty_list", param="outputs"
-        )
-    manifest, known = info.manifest, info.image_outputs
+        raise _refused("outputs", " is empty; give at least one.", code="empty_list")
+    known = info.image_outputs
     for index, name in enumerate(outputs):
         if name not in known:
-            raise InvalidRequest(
-                f"outputs[{index}]: {manifest.name} has no output {name!r}; "
-                f"it has {', '.join(known)}.",
-                code="unknown_output",
-                param=f"outputs[{index}]",
-            )
+            text = f": {info.manifest.name} has no output {name!r}; it has {', '.join(known)}."
+            raise _refused(f"outputs[{index}]", text, code="unknown_output")
     return cast("tuple[ImageOutput | DenseTask, ...]", tuple(dict.fromkeys(outputs)))
 
 
@@ -154,13 +165,11 @@ def check_resolution(resolution: int | None, manifest: Manifest, *, is_map: bool
     if resolution is None:
         return manifest.map_side(manifest.native_size) if is_map else manifest.native_size
     multiple = manifest.map_multiple if is_map else manifest.size_multiple
-    in_range = manifest.min_size <= resolution <= manifest.max_size
-    if not in_range or resolution % multiple:
-        raise InvalidRequest(
-            f"resolution must be a multiple of {multiple} from "
-            f"{max(multiple, manifest.min_size)} to {manifest.max_size} for {manifest.name}, "
-            f"not {resolution}.",
-            param="resolution",
+    if resolution % multiple or not manifest.min_size <= resolution <= manifest.max_size:
+        raise _refused(
+            "resolution",
+            f" must be a multiple of {multiple} from {max(multiple, manifest.min_size)} to "
+            f"{manifest.max_size} for {manifest.name}, not {resolution}.",
         )
     return resolution
 
@@ -174,11 +183,8 @@ def check_dimensions(dimensions: int | None, manifest: Manifest) -> int:
     if dimensions is None:
         return manifest.embed_dim
     if not 1 <= dimensions <= manifest.embed_dim:
-        raise InvalidRequest(
-            f"dimensions must be from 1 to {manifest.embed_dim} for {manifest.name}, "
-            f"not {dimensions}.",
-            param="dimensions",
-        )
+        text = f" must be from 1 to {manifest.embed_dim} for {manifest.name}, not {dimensions}."
+        raise _refused("dimensions", text)
     return dimensions
 
 
@@ -190,10 +196,8 @@ def check_features(features: ImageOutput | None, manifest: Manifest) -> ImageOut
     """
     chosen = features or manifest.zero_shot.features
     if chosen not in manifest.outputs:
-        raise InvalidRequest(
-            f"features: {manifest.name} has no output {chosen!r}.",
-            code="unknown_output",
-            param="features",
+        raise _refused(
+            "features", f": {manifest.name} has no output {chosen!r}.", code="unknown_output"
         )
     return chosen
 
@@ -207,25 +211,19 @@ def check_task(task: DenseTask, info: ModelInfo) -> None:
     """
     if task in info.tasks:
         return
-    name = info.manifest.name
-    is_unnamed = task == "segmentation" and not info.manifest.segmentation_labels
-    if is_unnamed and task in info.manifest.outputs:
-        raise NotSupported(
-            f"{name} does not name the classes of its head for segmentation; convert it again "
-            "with this version.",
-            param="model",
+    if task not in info.manifest.outputs:
+        text = (
+            f"no head for {task}; use a model that has one, such as a package converted from a "
+            "TIPSv2 checkpoint whose name ends in -dpt."
         )
-    if task in info.manifest.outputs:
-        raise NotSupported(
-            f"{name} has a head for {task}, but the runtime {info.runtime} does not compute it; "
-            "use another runtime.",
-            param="model",
+    elif task == "segmentation" and not info.manifest.segmentation_labels:
+        text = f"no names for the classes of its head for {task}; convert it again."
+    else:
+        text = (
+            f"a head for {task}, but the runtime {info.runtime} does not compute it; use another "
+            "runtime."
         )
-    raise NotSupported(
-        f"{name} has no head for {task}; use a model that has one, such as a package converted "
-        "from a TIPSv2 checkpoint whose name ends in -dpt.",
-        param="model",
-    )
+    raise NotSupported(f"{info.manifest.name} has {text}", param="model")
 
 
 def check_slide(sizes_hw: Sequence[tuple[int, int]], request: SegmentImagesRequest) -> None:
@@ -245,24 +243,10 @@ def check_slide(sizes_hw: Sequence[tuple[int, int]], request: SegmentImagesReque
         )
 
 
-def check_threshold(threshold: float | None) -> None:
-    """Check a background threshold: a cosine.
-
-    Raises:
-        InvalidRequest: It is outside -1 to 1, or not a number.
-    """
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise InvalidRequest(
-            f"background_threshold is a cosine from -1 to 1, not {threshold}; include_scores "
-            "returns the cosines of an image.",
-            param="background_threshold",
-        )
-
-
 def with_mask_defaults(
     request: SegmentImagesRequest, defaults: ZeroShot, *, has_head: bool
 ) -> SegmentImagesRequest:
-    """Check the options of masks and replace those that are not given by their defaults.
+    """Replace the options of masks that are not given by their defaults.
 
     Args:
         request: With the classes of its head, if it has one.
@@ -270,29 +254,27 @@ def with_mask_defaults(
         has_head: Whether the classes are those of a head.
 
     Raises:
-        InvalidRequest: Two options exclude each other, or a level is out of range.
+        InvalidRequest: Two options exclude each other.
     """
-    mode = request.mode or defaults.mode
-    has_rule = request.background_threshold is not None or bool(request.background_classes)
-    quality, background = request.quality, request.background
+    mode, quality, background = request.mode or defaults.mode, request.quality, request.background
+    has_threshold, level = request.background_threshold is not None, request.background_level
     if background is None:
-        is_alone = len(request.classes) == 1 and not has_rule
+        is_alone = len(request.classes) == 1 and not request.background_classes
         background = "auto" if is_alone else defaults.background
-        if has_head or request.background_threshold is not None:
-            background = "none"
-    level = _check_level(request, background, has_head=has_head)
+        background = "none" if has_head or has_threshold else background
     if quality is None:
         quality = "published" if mode == "slide" else defaults.quality
         quality = "fast" if has_head and quality == "fine" else quality
-    elif mode == "slide" and quality != "published":
-        raise InvalidRequest(
-            f"quality {quality} needs mode whole; in mode slide use published.", param="quality"
-        )
-    elif has_head and quality == "fine":
-        raise InvalidRequest(
-            "quality fine: a head sees an image at one size; use published or fast.",
-            param="quality",
-        )
+    is_auto = background == "auto"
+    for excludes, param, text in (
+        (is_auto and has_head, "background", " auto: a head learns its background; leave it out."),
+        (is_auto and has_threshold, "background_threshold", ": background auto finds its own."),
+        (level is not None and not is_auto, "background_level", " needs background auto."),
+        (mode == "slide" and quality != "published", "quality", f" {quality} needs mode whole."),
+        (has_head and quality == "fine", "quality", " fine: a head sees an image at one size."),
+    ):
+        if excludes:
+            raise _refused(param, text)
     return replace(
         request,
         mode=mode,
@@ -300,35 +282,6 @@ def with_mask_defaults(
         background=background,
         background_level=defaults.background_level if level is None else level,
     )
-
-
-def _check_level(
-    request: SegmentImagesRequest, background: SegmentBackground, *, has_head: bool
-) -> float | None:
-    """The level of `background=auto` that the request gives."""
-    level = request.background_level
-    if background == "auto":
-        if has_head:
-            raise InvalidRequest(
-                "background auto: a head learns its background; leave the field out.",
-                param="background",
-            )
-        if request.background_threshold is not None:
-            raise InvalidRequest(
-                "background auto finds its own threshold; leave out background_threshold, or "
-                "background.",
-                param="background_threshold",
-            )
-    elif level is not None:
-        raise InvalidRequest(
-            "background_level needs background auto; give that, or leave the level out.",
-            param="background_level",
-        )
-    if level is not None and not 0 <= level <= 1:
-        raise InvalidRequest(
-            f"background_level must be from 0 to 1, not {level}.", param="background_level"
-        )
-    return level
 
 
 def check_examples(request: SegmentImagesRequest | ClassifyImagesRequest) -> bool:
@@ -347,76 +300,30 @@ def check_examples(request: SegmentImagesRequest | ClassifyImagesRequest) -> boo
         return False
     for param, one in members:
         if isinstance(request, ClassifyImagesRequest):
-            raise InvalidRequest(f"{param}: only segmentation takes examples.", param=param)
+            raise _refused(param, ": only segmentation takes examples.")
         if not one.examples or one.prompts:
-            raise InvalidRequest(
-                f"{param}: cosines with texts and with patches are not comparable; give either "
-                "all classes and background classes examples, or none.",
-                param=param,
+            raise _refused(
+                param,
+                ": cosines with texts and with patches are not comparable; give either all classes "
+                "and background classes examples, or none.",
             )
         if one.pool != "mean":
-            raise InvalidRequest(
-                f"{param}.pool: examples are averaged; leave the field out.", param=f"{param}.pool"
-            )
+            raise _refused(f"{param}.pool", ": examples are averaged; leave the field out.")
         for index, example in enumerate(one.examples):
-            place = f"{param}.examples[{index}]"
-            if not 0 <= example.image < len(request.images):
-                raise InvalidRequest(
-                    f"{place}.image is the index of an image, from 0 to {len(request.images) - 1}, "
-                    f"not {example.image}.",
-                    param=f"{place}.image",
-                )
+            place, last = f"{param}.examples[{index}]", len(request.images) - 1
+            if not 0 <= example.image <= last:
+                text = f" is the index of an image, from 0 to {last}, not {example.image}."
+                raise _refused(f"{place}.image", text)
             if sum(x is not None for x in (example.point, example.box, example.mask)) > 1:
-                raise InvalidRequest(f"{place}: give one of point, box and mask.", param=place)
+                raise _refused(place, ": give one of point, box and mask.")
     return True
 
 
-def check_area_share(share: float) -> None:
-    """Check the least share of an instance, which bounds how many there are.
-
-    Raises:
-        InvalidRequest: It is out of range.
-    """
-    if not MIN_AREA_SHARE <= share <= 1:
-        raise InvalidRequest(
-            f"min_area_share must be from {MIN_AREA_SHARE} to 1, not {share}.",
-            param="min_area_share",
-        )
-
-
-def check_choices(request: ClassifyImagesRequest) -> None:
-    """Check `temperature` and `top_k`.
-
-    Raises:
-        InvalidRequest: One of them is out of range.
-    """
-    if request.temperature is not None and not MIN_TEMPERATURE <= request.temperature < math.inf:
-        raise InvalidRequest(
-            f"temperature must be at least {MIN_TEMPERATURE}, not {request.temperature}.",
-            param="temperature",
-        )
-    if request.top_k is not None and request.top_k < 1:
-        raise InvalidRequest(f"top_k must be at least 1, not {request.top_k}.", param="top_k")
-
-
 def check_view(request: VisualizeFeaturesRequest) -> None:
-    """Check `group_count` and `seed`.
-
-    Raises:
-        InvalidRequest: One of them is out of range, or given without `kind=groups`.
-    """
-    for field, value, allowed in (
-        ("group_count", request.group_count, GROUP_COUNTS),
-        ("seed", request.seed, range(MAX_SEED + 1)),
-    ):
-        if value is None:
-            continue
-        if request.kind != "groups":
-            raise InvalidRequest(f"{field} needs kind=groups.", param=field)
-        if value not in allowed:
-            raise InvalidRequest(
-                f"{field} must be from {allowed[0]} to {allowed[-1]}, not {value}.", param=field
-            )
+    """Check that options of groups are given for groups only; raises `InvalidRequest`."""
+    for field in ("group_count", "seed"):
+        if request.kind != "groups" and getattr(request, field) is not None:
+            raise _refused(field, " needs kind=groups.")
 
 
 def text_groups(
@@ -454,9 +361,7 @@ def split_blank(
 
 def blank_text(param: str) -> InvalidRequest:
     """The error for a text without a token."""
-    return InvalidRequest(
-        f"{param} contains no characters that the tokenizer knows.", code="blank_text", param=param
-    )
+    return _refused(param, " contains no characters that the tokenizer knows.", code="blank_text")
 
 
 def class_groups(
@@ -473,28 +378,25 @@ def class_groups(
         RequestTooLarge: There are too many classes or prompts.
     """
     total = len(classes) + len(background) if classes else 0
-    _check_count(total, limits.max_classes, field="classes", noun="class")
+    _check_count(total, limits.max_classes, "classes", "class")
     num_prompts = sum(max(1, len(c.prompts), len(c.examples)) for c in (*classes, *background))
-    _check_count(num_prompts, limits.max_texts, field="classes", noun="prompt")
+    _check_count(num_prompts, limits.max_texts, "classes", "prompt", counted=" prompts")
     chosen = _check_templates(templates)
-    groups: list[PromptGroup] = []
-    seen: set[str] = set()
+    groups: dict[str, PromptGroup] = {}
     for field, members in (("classes", classes), ("background_classes", background)):
         for index, member in enumerate(members):
             param = f"{field}[{index}]"
             _check_text(member.name, f"{param}.name")
-            if member.name in seen:
-                raise InvalidRequest(
-                    f"{param}: the class {member.name!r} is given twice.", param=f"{param}.name"
-                )
-            seen.add(member.name)
+            if member.name in groups:
+                text = f"{param}: the class {member.name!r} is given twice."
+                raise InvalidRequest(text, param=f"{param}.name")
             group = _group(member.prompts or (member.name,), param, chosen)
-            if not member.prompts:
-                group = replace(group, name=member.name)
-            elif member.pool == "max":
-                group = replace(group, num_vectors=len(member.prompts))
-            groups.append(group)
-    return groups
+            groups[member.name] = replace(
+                group,
+                name=None if member.prompts else member.name,
+                num_vectors=len(member.prompts) if member.pool == "max" and member.prompts else 1,
+            )
+    return list(groups.values())
 
 
 def find_people(groups: Sequence[PromptGroup]) -> list[int]:
@@ -512,35 +414,27 @@ def _group(texts: Sequence[str], param: str, templates: Sequence[str]) -> Prompt
 
 def _check_text(text: str, param: str) -> None:
     if not text.strip():
-        raise InvalidRequest(f"{param} is blank.", code="blank_text", param=param)
+        raise _refused(param, " is blank.", code="blank_text")
     if len(text) > MAX_TEXT_CHARS:
-        raise InvalidRequest(
-            f"{param} has {len(text)} characters, at most {MAX_TEXT_CHARS} allowed.",
-            code="text_too_long",
-            param=param,
-        )
+        more = f" has {len(text)} characters, at most {MAX_TEXT_CHARS} allowed."
+        raise _refused(param, more, code="text_too_long")
 
 
 def _check_templates(templates: TemplateSet | tuple[str, ...]) -> Sequence[str]:
     if isinstance(templates, str):
         return TEMPLATES[templates]
-    _check_count(len(templates), MAX_TEMPLATES, field="templates", noun="template")
+    _check_count(len(templates), MAX_TEMPLATES, "templates", "template")
     for index, template in enumerate(templates):
         param = f"templates[{index}]"
         _check_text(template, param)
         if template.count("{}") != 1:
-            raise InvalidRequest(f"{param} must contain {{}} exactly once.", param=param)
+            raise _refused(param, " must contain {} exactly once.")
     return templates
 
 
-def _check_count(count: int, limit: int, *, field: str, noun: str) -> None:
+def _check_count(count: int, limit: int, field: str, noun: str, *, counted: str = "") -> None:
     if count == 0:
-        raise InvalidRequest(
-            f"{field} is empty; give at least one {noun}.", code="empty_list", param=field
-        )
+        raise _refused(field, f" is empty; give at least one {noun}.", code="empty_list")
     if count > limit:
-        # The field `classes` has two limits: of classes, and of the prompts of all classes.
-        given = f"{count} prompts" if (field, noun) == ("classes", "prompt") else f"{count}"
-        raise RequestTooLarge(
-            f"{field}: {given} given, at most {limit} allowed.", code="too_many_items", param=field
-        )
+        text = f"{field}: {count}{counted} given, at most {limit} allowed."
+        raise RequestTooLarge(text, code="too_many_items", param=field)

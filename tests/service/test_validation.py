@@ -17,12 +17,11 @@ from service.messages import (
     VisualizeFeaturesRequest,
 )
 from service.validation import (
-    check_choices,
+    check_bounds,
     check_features,
     check_images,
     check_outputs,
     check_resolution,
-    check_threshold,
     check_view,
     class_groups,
     find_people,
@@ -37,11 +36,13 @@ DOG, CAT = SegmentClass(name="dog"), SegmentClass(name="cat", prompts=("a cat", 
 
 
 def classify(**fields: Any) -> None:
-    check_choices(ClassifyImagesRequest(images=(b"",), classes=(DOG,), **fields))
+    check_bounds(ClassifyImagesRequest(images=(b"",), classes=(DOG,), **fields))
 
 
 def view(**fields: Any) -> None:
-    check_view(VisualizeFeaturesRequest(images=(b"",), **fields))
+    request = VisualizeFeaturesRequest(images=(b"",), **fields)
+    check_bounds(request)
+    check_view(request)
 
 
 def groups_of(**fields: Any) -> None:
@@ -52,6 +53,7 @@ def masks(
     *names: str, has_head: bool = False, zero_shot: ZeroShot | None = None, **fields: Any
 ) -> SegmentImagesRequest:
     request = SegmentImagesRequest(images=(b"",), classes=tuple(named(*names)), **fields)
+    check_bounds(request)
     return with_mask_defaults(request, zero_shot or ZeroShot(), has_head=has_head)
 
 
@@ -73,7 +75,7 @@ def test_values_at_the_ends_of_their_ranges_are_valid(manifest: Manifest) -> Non
     odd = manifest.model_copy(update={"native_size": 70})
     assert [check_resolution(r, odd, is_map=True) for r in (None, 28, 112)] == [56, 28, 112]
     for threshold in (None, -1.0, 1.0):
-        check_threshold(threshold)
+        masks("a", background_threshold=threshold)
     classify(temperature=1e-4, top_k=1)
     groups_of(group_count=2, seed=0)
     groups_of(group_count=20, seed=2**31 - 1)
@@ -90,7 +92,11 @@ def test_values_at_the_ends_of_their_ranges_are_valid(manifest: Manifest) -> Non
         *((lambda n=n: groups_of(seed=n), "seed") for n in (-1, 2**31)),
         (lambda: view(kind="colors", group_count=3), "group_count"),
         (lambda: view(kind="component", seed=1), "seed"),
-        *((lambda t=t: check_threshold(t), "background_threshold") for t in (1.01, -2.0, NAN)),
+        *(
+            (lambda t=t: masks("a", background_threshold=t), "background_threshold")
+            for t in (1.01, -2.0, NAN)
+        ),
+        *((lambda n=n: masks("a", min_area_share=n), "min_area_share") for n in (0, 1.1, NAN)),
         *((lambda n=n: masks("a", background_level=n), "background_level") for n in (-0.1, 2, NAN)),
         (lambda: masks("a", "b", background_level=0.5), "background_level"),
         (lambda: masks("a", background="none", background_level=0.5), "background_level"),

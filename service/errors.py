@@ -1,25 +1,10 @@
 """The errors of requests, independent of the transport.
 
-Each error has one kind; each transport maps kinds to its own codes in one table (rest/errors.py,
+Each class has one kind; each transport maps classes to its own codes in one table (rest/errors.py,
 grpc/errors.py). Messages are for the caller: they say what to change and never contain the text of
 another exception.
-
-    ServiceError
-    +-- Unauthenticated    before the body is read: no API key, or an unknown one
-    +-- Forbidden          REST only: a web page of another origin, or a host that is not allowed
-    +-- InvalidRequest     the caller's fault: a field, an image or a text
-    +-- UnsupportedMedia   REST only: unknown media type of the body
-    +-- NotAcceptable      REST only: no media type that the caller accepts
-    +-- RequestTooLarge    too many bytes or items, or more work than the whole queue holds
-    +-- ModelNotFound      no model of that name is served
-    +-- NotSupported       the model is served, but it lacks the capability
-    +-- Overloaded         the queue is full; retry later
-    +-- Unavailable        the server starts or drains, or the device failed; retry later
-    +-- DeadlineExceeded   the deadline passed, or cannot be met
-    +-- InternalError      a bug; the caller gets a request id to look up in the log
 """
 
-from enum import Enum
 from typing import ClassVar, Final
 
 # A message may quote the caller. gRPC writes it three times into trailing metadata, with up to 17
@@ -29,35 +14,23 @@ MAX_MESSAGE_BYTES: Final = 1000
 DEVICE_RETRY_S: Final = 5.0
 
 
-class ErrorKind(Enum):
-    """The kinds that transports map to their codes."""
-
-    UNAUTHENTICATED = "authentication_error"
-    FORBIDDEN = "permission_error"
-    INVALID = "invalid_request_error"
-    UNSUPPORTED_MEDIA = "unsupported_media_type"
-    NOT_ACCEPTABLE = "not_acceptable"
-    TOO_LARGE = "request_too_large"
-    NOT_FOUND = "not_found"
-    NOT_SUPPORTED = "not_supported"
-    OVERLOADED = "overloaded"
-    UNAVAILABLE = "unavailable"
-    DEADLINE = "deadline_exceeded"
-    INTERNAL = "internal_error"
-
-
 class ServiceError(Exception):
     """An error that is sent to the caller.
 
     Attributes:
+        kind: Type of the error in the bodies of REST.
         message: For the developer of the client; the middle of a long message is cut out.
         code: Short, stable name of the cause.
         param: The request field with the index of the item, such as `images[3]`.
         retry_after_s: Seconds after which a retry may succeed.
     """
 
-    kind: ClassVar[ErrorKind]
+    kind: ClassVar[str]
     default_code: ClassVar[str]
+
+    def __init_subclass__(cls, *, kind: str, code: str) -> None:
+        """Give a class of errors its kind, and the code of those that have no other."""
+        cls.kind, cls.default_code = kind, code
 
     def __init__(
         self,
@@ -74,88 +47,52 @@ class ServiceError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Unauthenticated(ServiceError):
-    """The API key is missing or unknown."""
-
-    kind = ErrorKind.UNAUTHENTICATED
-    default_code = "invalid_api_key"
+class Unauthenticated(ServiceError, kind="authentication_error", code="invalid_api_key"):
+    """The API key is missing or unknown; raised before the body is read."""
 
 
-class Forbidden(ServiceError):
-    """A browser sends the request for a page of another origin, or to a host not allowed."""
-
-    kind = ErrorKind.FORBIDDEN
-    default_code = "cross_origin"
+class Forbidden(ServiceError, kind="permission_error", code="cross_origin"):
+    """REST only: a web page of another origin, or a host that is not allowed."""
 
 
-class InvalidRequest(ServiceError):
+class InvalidRequest(ServiceError, kind="invalid_request_error", code="invalid_field"):
     """A field, an image or a text of the request is invalid."""
 
-    kind = ErrorKind.INVALID
-    default_code = "invalid_field"
+
+class UnsupportedMedia(ServiceError, kind="unsupported_media_type", code="unsupported_media_type"):
+    """REST only: the media type of the body is not supported."""
 
 
-class UnsupportedMedia(ServiceError):
-    """The media type of the body is not supported."""
-
-    kind = ErrorKind.UNSUPPORTED_MEDIA
-    default_code = "unsupported_media_type"
+class NotAcceptable(ServiceError, kind="not_acceptable", code="not_acceptable"):
+    """REST only: the caller accepts no media type that the response can have."""
 
 
-class NotAcceptable(ServiceError):
-    """The caller accepts no media type that the response can have."""
-
-    kind = ErrorKind.NOT_ACCEPTABLE
-    default_code = "not_acceptable"
+class RequestTooLarge(ServiceError, kind="request_too_large", code="request_too_large"):
+    """Too many bytes or items, or more work than the whole queue holds."""
 
 
-class RequestTooLarge(ServiceError):
-    """The request exceeds a limit of the server."""
-
-    kind = ErrorKind.TOO_LARGE
-    default_code = "request_too_large"
-
-
-class ModelNotFound(ServiceError):
+class ModelNotFound(ServiceError, kind="not_found", code="model_not_found"):
     """No model of that name is served."""
 
-    kind = ErrorKind.NOT_FOUND
-    default_code = "model_not_found"
 
-
-class NotSupported(ServiceError):
+class NotSupported(ServiceError, kind="not_supported", code="not_supported"):
     """The model is served, but it lacks the requested capability."""
 
-    kind = ErrorKind.NOT_SUPPORTED
-    default_code = "not_supported"
+
+class Overloaded(ServiceError, kind="overloaded", code="queue_full"):
+    """The queue has no room for the whole request; retry later."""
 
 
-class Overloaded(ServiceError):
-    """The queue has no room for the whole request."""
-
-    kind = ErrorKind.OVERLOADED
-    default_code = "queue_full"
+class Unavailable(ServiceError, kind="unavailable", code="unavailable"):
+    """The server starts or drains, or the device has failed; retry later."""
 
 
-class Unavailable(ServiceError):
-    """The server starts or drains, or the device has failed."""
-
-    kind = ErrorKind.UNAVAILABLE
-    default_code = "unavailable"
-
-
-class DeadlineExceeded(ServiceError):
+class DeadlineExceeded(ServiceError, kind="deadline_exceeded", code="deadline_exceeded"):
     """The deadline has passed, or cannot be met."""
 
-    kind = ErrorKind.DEADLINE
-    default_code = "deadline_exceeded"
 
-
-class InternalError(ServiceError):
+class InternalError(ServiceError, kind="internal_error", code="internal"):
     """A bug; the log has the details under the request id."""
-
-    kind = ErrorKind.INTERNAL
-    default_code = "internal"
 
 
 def internal_error(request_id: str) -> InternalError:

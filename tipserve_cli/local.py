@@ -181,7 +181,7 @@ async def _answered(computing: Coroutine[Any, Any, Any], timeout_s: float) -> An
     try:
         return await computing
     except ServiceError as error:
-        kind = BY_CODE[CODE[error.kind].value[0]]
+        kind = BY_CODE[CODE[type(error)].value[0]]
         raise kind(
             error.message, code=error.code, param=error.param, retry_after_s=error.retry_after_s
         ) from error

@@ -6,21 +6,22 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # no py.typed
 from grpc import StatusCode
 
-from service.errors import ErrorKind, ServiceError
+from service import errors
+from service.errors import ServiceError
 
-CODE: dict[ErrorKind, StatusCode] = {
-    ErrorKind.UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
-    ErrorKind.FORBIDDEN: StatusCode.PERMISSION_DENIED,
-    ErrorKind.INVALID: StatusCode.INVALID_ARGUMENT,
-    ErrorKind.UNSUPPORTED_MEDIA: StatusCode.INVALID_ARGUMENT,
-    ErrorKind.NOT_ACCEPTABLE: StatusCode.INVALID_ARGUMENT,
-    ErrorKind.TOO_LARGE: StatusCode.INVALID_ARGUMENT,
-    ErrorKind.NOT_FOUND: StatusCode.NOT_FOUND,
-    ErrorKind.NOT_SUPPORTED: StatusCode.UNIMPLEMENTED,
-    ErrorKind.OVERLOADED: StatusCode.RESOURCE_EXHAUSTED,
-    ErrorKind.UNAVAILABLE: StatusCode.UNAVAILABLE,
-    ErrorKind.DEADLINE: StatusCode.DEADLINE_EXCEEDED,
-    ErrorKind.INTERNAL: StatusCode.INTERNAL,
+CODE: dict[type[ServiceError], StatusCode] = {
+    errors.Unauthenticated: StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: StatusCode.PERMISSION_DENIED,
+    errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    errors.UnsupportedMedia: StatusCode.INVALID_ARGUMENT,
+    errors.NotAcceptable: StatusCode.INVALID_ARGUMENT,
+    errors.RequestTooLarge: StatusCode.INVALID_ARGUMENT,
+    errors.ModelNotFound: StatusCode.NOT_FOUND,
+    errors.NotSupported: StatusCode.UNIMPLEMENTED,
+    errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    errors.InternalError: StatusCode.INTERNAL,
 }
 DOMAIN = "tipserve"
 
@@ -43,7 +44,7 @@ def error_metadata(error: ServiceError) -> Metadata:
         delay.FromMilliseconds(retry_ms)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         metadata = (("grpc-retry-pushback-ms", str(retry_ms)),)
-    status = status_pb2.Status(code=CODE[error.kind].value[0], message=message)
+    status = status_pb2.Status(code=CODE[type(error)].value[0], message=message)
     for detail in details:
         packed = Any()
         packed.Pack(detail)

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from service.admission import Admission, Ticket
 from service.call import Call, accept_priority, deadline_exceeded
 from service.errors import (
-    ErrorKind,
+    InternalError,
     InvalidRequest,
     NotSupported,
     Overloaded,
@@ -123,7 +123,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             error = refused
         finally:
             ticket.release()
-            self._telemetry.end(call, "other", CODE[error.kind].name)
+            self._telemetry.end(call, "other", CODE[type(error)].name)
         await _abort(context, error, call_metadata(call))
 
     def _open_handler(self, handler: Any) -> Any:
@@ -176,7 +176,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._num_rpcs += 1
         try:
             error = await self._answer(rpc, context, headers, ticket)
-            code = grpc.StatusCode.OK if error is None else CODE[error.kind]
+            code = grpc.StatusCode.OK if error is None else CODE[type(error)]
             call.error = None if error is None else error.code
         finally:
             self._num_rpcs -= 1
@@ -268,7 +268,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 error = deadline_exceeded()
             except Exception as raised:
                 error = _answerable(raised, call)
-            code, call.error = CODE[error.kind], error.code
+            code, call.error = CODE[type(error)], error.code
             return write_message(self._stream_errors[rpc.name](error, request, call))
         finally:
             self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
@@ -298,7 +298,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 def _answerable(error: Exception, call: Call) -> ServiceError:
     """The error that a caller is told; others are logged, since they may hold internals."""
-    if isinstance(error, ServiceError) and error.kind is not ErrorKind.INTERNAL:
+    if isinstance(error, ServiceError) and not isinstance(error, InternalError):
         error.__cause__ = error.__context__ = None  # their frames, and its own, hold the request
         return error.with_traceback(None)
     what = "internal error" if isinstance(error, ServiceError) else "unexpected error"
@@ -307,7 +307,7 @@ def _answerable(error: Exception, call: Call) -> ServiceError:
 
 
 async def _abort(context: Any, error: ServiceError, metadata: Metadata) -> None:
-    code, message = CODE[error.kind], error.message
+    code, message = CODE[type(error)], error.message
     trailing = (*metadata, *error_metadata(error))
     del error  # see `_serve`
     await context.abort(code, message, trailing_metadata=trailing)

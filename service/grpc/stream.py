@@ -197,7 +197,7 @@ def stream_error(
         delay = Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
     details = stream_pb2.StreamError(
-        code=CODE[error.kind].value[0],
+        code=CODE[type(error)].value[0],
         reason=error.code,
         message=error.message,
         field=error.param or "",

@@ -15,22 +15,23 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from service import errors
 from service.call import current_call
-from service.errors import ErrorKind, InvalidRequest, ServiceError, internal_error
+from service.errors import InvalidRequest, ServiceError, internal_error
 
-STATUS: dict[ErrorKind, int] = {
-    ErrorKind.UNAUTHENTICATED: 401,
-    ErrorKind.FORBIDDEN: 403,
-    ErrorKind.INVALID: 422,
-    ErrorKind.UNSUPPORTED_MEDIA: 415,
-    ErrorKind.NOT_ACCEPTABLE: 406,
-    ErrorKind.TOO_LARGE: 413,
-    ErrorKind.NOT_FOUND: 404,
-    ErrorKind.NOT_SUPPORTED: 501,
-    ErrorKind.OVERLOADED: 429,
-    ErrorKind.UNAVAILABLE: 503,
-    ErrorKind.DEADLINE: 504,
-    ErrorKind.INTERNAL: 500,
+STATUS: dict[type[ServiceError], int] = {
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.InvalidRequest: 422,
+    errors.UnsupportedMedia: 415,
+    errors.NotAcceptable: 406,
+    errors.RequestTooLarge: 413,
+    errors.ModelNotFound: 404,
+    errors.NotSupported: 501,
+    errors.Overloaded: 429,
+    errors.Unavailable: 503,
+    errors.DeadlineExceeded: 504,
+    errors.InternalError: 500,
 }
 # Its clients raise exceptions by status, and OpenAI answers every wrong request with 400.
 OPENAI_PATH = "/v1/embeddings"
@@ -56,7 +57,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         logger.error("unexpected error", exc_info=error)
         error = internal_error(call.request_id)
-    elif error.kind is ErrorKind.INTERNAL:
+    elif isinstance(error, errors.InternalError):
         logger.error("internal error", exc_info=error)
     return error_response(error, request.url.path)
 
@@ -64,11 +65,11 @@ async def on_error(request: Request, error: Exception) -> Response:
 def error_response(error: ServiceError, path: str) -> Response:
     """The response to an error, in the form that clients of this path expect."""
     call = current_call.get()
-    if error.kind is ErrorKind.INTERNAL:
+    if isinstance(error, errors.InternalError):
         # The message may hold internals; the client gets an id to quote instead.
         error = internal_error(call.request_id)
     call.error = error.code
-    status = STATUS[error.kind]
+    status = STATUS[type(error)]
     if path == OPENAI_PATH and (
         isinstance(error, InvalidRequest) or error.code == "too_many_items"
     ):
@@ -77,7 +78,7 @@ def error_response(error: ServiceError, path: str) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    if error.kind is ErrorKind.UNAUTHENTICATED:
+    if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="tipserve"'
     return JSONResponse(_body(path, error_detail(error)), status, headers)
 
@@ -87,19 +88,18 @@ def _framework_error(request: Request, error: HTTPException) -> Response:
     path = request.url.path
     if error.status_code == 405:
         message = f"{path} does not support {request.method}."
-        code, kind, status = "method_not_allowed", ErrorKind.INVALID, 405
+        code, kind, status = "method_not_allowed", InvalidRequest.kind, 405
     else:
         message = f"Unknown path {path}; see /docs."
-        code, kind, status = "route_not_found", ErrorKind.NOT_FOUND, 404
+        code, kind, status = "route_not_found", errors.ModelNotFound.kind, 404
     current_call.get().error = code
-    detail = {"message": message, "type": kind.value, "code": code, "param": None}
+    detail = {"message": message, "type": kind, "code": code, "param": None}
     return JSONResponse(_body(path, detail), status, error.headers)
 
 
 def error_detail(error: ServiceError) -> dict[str, Any]:
     """An error as JSON."""
-    kind = error.kind.value
-    return {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+    return {"message": error.message, "type": error.kind, "code": error.code, "param": error.param}
 
 
 @contextmanager

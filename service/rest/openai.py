@@ -13,7 +13,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.errors import ErrorKind, InvalidRequest
+from service.errors import InvalidRequest
 from service.messages import EmbedMixedRequest, EmbedMixedResponse
 from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS, renaming_params
 from service.rest.inputs import Pairs, load_images, query_of, read_json
@@ -255,7 +255,7 @@ EXAMPLE: Final = {
 }
 # OpenAI answers every wrong request with 400.
 EMBEDDINGS_ERRORS: Final[Responses] = {
-    BAD_REQUEST if status == STATUS[ErrorKind.INVALID] else status: error
+    BAD_REQUEST if status == STATUS[InvalidRequest] else status: error
     for status, error in ERRORS.items()
 }
 EMBEDDINGS: Final = json_route(

@@ -289,6 +289,7 @@ def _run(app: App, arguments: Sequence[str]) -> int:
 def _message(error: Exception) -> str | None:
     """What a user can do about an error; None for an error of ours."""
     from model.labelled.sets import SetError  # noqa: PLC0415 - help does not need it
+    from model.stores import StoreError  # noqa: PLC0415
     from tipserve_cli.engine import UserError  # noqa: PLC0415
     from tipserve_client import TipserveError  # noqa: PLC0415
 
@@ -297,7 +298,7 @@ def _message(error: Exception) -> str | None:
         if extra is None:
             return None
         return f"{error.name} is not installed. Run: pip install 'tipserve[{extra}]'"
-    if isinstance(error, (SetError, TipserveError, UserError)):
+    if isinstance(error, (SetError, StoreError, TipserveError, UserError)):
         return str(error)
     if isinstance(error, OSError):
         # The errors of pyarrow have no file name, and some have no number and so no `strerror`.

@@ -10,80 +10,112 @@ If the output is one file, the parts lie beside it until they are joined.
 """
 
 import json
+import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from model.files import LockHeld, LocksUnsupported, locked
+from fsspec.implementations.local import LocalFileSystem
+
+from model.files import TEMPORARY_SUFFIX, LockHeld, LocksUnsupported, atomic_file, locked
 from model.image_codec import ImageError
 from model.stores import is_url
 from tipserve_cli.bulk.inputs import Columns, InputImage, Inputs, Part, Skipped, read_part
-from tipserve_cli.bulk.stores import Folder
+from tipserve_cli.bulk.stores import explained, open_place
 from tipserve_cli.engine import Engine, UserError, reason_of, refuses_image
 from tipserve_cli.model_options import ModelOptions, opened_engine
 from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES
 from tipserve_cli.progress import Advance, shown_progress
-from tipserve_client import Client, ModelInfo, TipserveError
+from tipserve_client import Client, TipserveError
 
 RECORD_VERSION: Final = 2
 RECORD_NAME: Final = "_tipserve.json"
 LOCK_NAME: Final = "_lock"
 ERRORS_NAME: Final = "_errors"
 PART_NAME: Final = re.compile(r"part-(\d+)\.(?:parquet|jsonl)")
+# Sections of the record, and what a difference in one means.
+DIFFERENCES: Final = {
+    "version": "by another version",
+    "options": "with other options",
+    "model": "by another model",
+    "inputs": "from other inputs",
+}
 
 Row = tuple[InputImage, Any]
 
 
-class Task(Protocol):
-    """What a job computes for each image, and how it is written. It can be pickled."""
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What a job computes for each image, and how it is written.
+
+    Attributes:
+        request: Options of the client, as JSON values.
+        model: Name of the served model; None is the only one.
+        columns: Of Parquet inputs.
+        suffix: Of the files of parts.
+    """
+
+    request: Mapping[str, Any]
+    model: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    suffix: str = ".jsonl"
 
     @property
-    def suffix(self) -> str:
-        """Of the files of parts."""
+    def asked(self) -> dict[str, Any]:
+        """Options of the client, with the model."""
+        return {**self.request, "model": self.model}
 
-    @property
-    def columns(self) -> Columns:
-        """Of Parquet inputs."""
-
+    @abstractmethod
     def options(self) -> dict[str, Any]:
         """What the rows depend on, apart from inputs and model, as JSON values."""
 
-    def ask(self, client: Client, image: bytes) -> Any:
-        """The row of an image."""
+    @abstractmethod
+    def row(self, client: Client, image: InputImage) -> Any:
+        """Read an image, and ask for its row."""
 
+    @abstractmethod
     def name(self, image: InputImage) -> dict[str, str]:
         """How the list of skipped images names one."""
 
+    @abstractmethod
     def write(self, file: Path, rows: Iterator[Row], job: "Job") -> None:
         """Write the rows of a part."""
 
+    @abstractmethod
     def join(self, folder: "JobFolder", file: Path | None) -> str:
         """Write the output from all parts, unless it is their folder; returns what it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that the rows of the output depend on."""
+    """Everything that the rows of the output depend on.
+
+    Attributes:
+        inputs: The images.
+        task: What is computed. Ray pickles it.
+        model: Its `name`, `fingerprint` and `embed_dim`.
+    """
 
     inputs: Inputs
     task: Task
-    model: ModelInfo
+    model: Mapping[str, Any]
 
     def record(self) -> dict[str, Any]:
         """The record, which is stored with the output and compared when the job continues."""
-        model = {"fingerprint": self.model.package_digest, "embed_dim": self.model.embed_dim}
         return {
             "version": RECORD_VERSION,
             "options": self.task.options(),
-            "model": {"name": self.model.name, **model},
+            "model": dict(self.model),
             "inputs": {"digest": self.inputs.digest, "num_parts": len(self.inputs.parts)},
         }
 
@@ -96,14 +128,14 @@ def compute_here(
     engine: Engine, parts: Sequence[Part], folder: "JobFolder", advance: Advance
 ) -> None:
     """Compute parts and write them. After an error, the parts that were written stay."""
-    job = folder.job
+    task = folder.job.task
 
     def ask(item: tuple[Part, InputImage | None]) -> Any:
-        return None if item[1] is None else _row(job.task, engine.client, item[1])
+        return None if item[1] is None else _row(task, engine.client, item[1])
 
     # One window over all parts: while one is written, the next one keeps the engine busy.
     with (
-        closing(_images(parts, job.task.columns)) as images,
+        closing(_images(parts, task.columns)) as images,
         closing(engine.in_order(ask, images)) as answered,
     ):
         for part, answers in groupby(answered, key=lambda answer: answer[0][0]):
@@ -121,7 +153,7 @@ def _images(parts: Sequence[Part], columns: Columns) -> Generator[tuple[Part, In
 
 def _row(task: Task, client: Client, image: InputImage) -> Any:
     try:
-        return task.ask(client, image.read())
+        return task.row(client, image)
     except TipserveError as error:
         if not refuses_image(error):
             raise
@@ -130,59 +162,101 @@ def _row(task: Task, client: Client, image: InputImage) -> Any:
         raise Skipped(f"{error}.", "invalid_image") from error
 
 
-def compare_records(found: object, wanted: dict[str, Any], place: str) -> None:
-    """Refuse an existing output of another job; the message names the first difference."""
-    if found == wanted:
-        return
-    before = found if isinstance(found, dict) else {}
-    sections = ("options", "model", "inputs") if before.get("version") == RECORD_VERSION else ()
-    words = {"options": "with other options", "model": "by another model"}
-    for section in sections:
-        old, new = before.get(section), wanted[section]
-        if old != new:
-            raise UserError(
-                f"{place} was started {words.get(section, 'from other inputs')} "
-                f"({_difference(old, new)}). Use the same again, choose another output, or start "
-                "again with --overwrite."
-            )
-    raise UserError(f"{place} was started by another version; start again with --overwrite.")
+class JobFolder:
+    """The folder with the parts of a job. A file appears whole, by a rename or an upload.
 
-
-def _difference(old: object, new: dict[str, Any]) -> str:
-    before = old if isinstance(old, dict) else {}
-    name = next((name for name in new if before.get(name) != new[name]), "")
-    return f"{name}: was {json.dumps(before.get(name))}, is now {json.dumps(new.get(name))}"
-
-
-class JobFolder(Folder):
-    """The folder with the parts of a job. `locked_folder` reserves it for one process."""
+    Attributes:
+        place: Path or URL of the folder.
+        job: What is computed.
+    """
 
     def __init__(self, place: str, job: Job) -> None:
-        super().__init__(place)
-        self.job = job
+        self.place, self.job = place.rstrip("/"), job
+        self._files, self._root = open_place(place)
+
+    def call(self, method: str, name: str, **options: Any) -> Any:
+        """Call a method of fsspec's file system on a file; the errors of a store name the file."""
+        with explained(f"{self.place}/{name}"):
+            return getattr(self._files, method)(f"{self._root}/{name}".rstrip("/"), **options)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names in the folder or in a folder of it; none if there is no such folder."""
+        self._files.invalidate_cache()  # other machines write parts
+        with suppress(FileNotFoundError):
+            found = self.call("ls", folder, detail=False)
+            return [str(path).rstrip("/").rpartition("/")[2] for path in found]
+        return []
+
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[Path]:
+        """Give the path of a temporary file, which gets its name if the block ends well."""
+        place = f"{self._root}/{name}"
+        if isinstance(self._files, LocalFileSystem):
+            self._files.makedirs(os.path.dirname(place), exist_ok=True)
+            with atomic_file(Path(place)) as temporary:
+                yield temporary
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            yield (path := Path(scratch) / "content")
+            with explained(f"{self.place}/{name}"):
+                self._files.put_file(str(path), place)
 
     def start(self) -> None:
-        """Start or continue a job. A job without a finished part may be replaced by another one."""
+        """Start or continue a job. A job without a finished part may be replaced by another one.
+
+        Raises:
+            UserError: The folder has parts of another job, or other files.
+        """
         names, record = self.names(), self.job.record()
         if RECORD_NAME in names:
             if self.finished():
-                compare_records(_parsed(self.read(RECORD_NAME)), record, self.place)
+                self._compare(record)
         elif others := [name for name in names if name != LOCK_NAME]:
             raise UserError(
                 f"{self.place} contains other files ({min(others)}); give an empty folder."
             )
-        self.write(RECORD_NAME, json.dumps(record, indent=2) + "\n")
-        self.tidy()
+        with self.new_file(RECORD_NAME) as file:
+            file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        self._tidy()
+
+    def _compare(self, wanted: dict[str, Any]) -> None:
+        """Refuse another job; the message names the first difference."""
+        try:
+            found = json.loads(self.call("cat_file", RECORD_NAME))
+        except ValueError:
+            found = {}
+        section = next((name for name in DIFFERENCES if found.get(name) != wanted[name]), None)
+        if section is None:
+            return
+        words, old, new = DIFFERENCES[section], found.get(section), wanted[section]
+        if isinstance(old, dict):
+            name = next((name for name in new if old.get(name) != new[name]), "")
+            was, now = json.dumps(old.get(name)), json.dumps(new.get(name))
+            words = f"{words} ({name}: was {was}, is now {now})"
+        raise UserError(
+            f"{self.place} was started {words}. Use the same again, choose another output, or "
+            "start again with --overwrite."
+        )
+
+    def _tidy(self) -> None:
+        """Remove temporary files that killed writers left; in a store they leave none."""
+        if isinstance(self._files, LocalFileSystem):
+            for left in Path(self._root).rglob(f".*{TEMPORARY_SUFFIX}"):
+                left.unlink()
 
     def clear(self) -> None:
         """Remove the parts of a job; without a record, remove nothing. The record stays."""
         names = self.names()
         if RECORD_NAME not in names:
             return
-        self.tidy()
+        self._tidy()
         errors = (f"{ERRORS_NAME}/{name}" for name in self.names(ERRORS_NAME))
         for name in [*filter(PART_NAME.fullmatch, names), *errors]:
-            self.remove(name)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self.call("rm_file", name)
 
     def finished(self) -> dict[int, str]:
         """Names of the finished parts by their numbers, in order."""
@@ -191,9 +265,9 @@ class JobFolder(Folder):
 
     def errors(self) -> bytes:
         """The skipped images of all finished parts, a line each."""
-        finished = {_errors_name(number) for number in self.finished()}
-        names = (f"{ERRORS_NAME}/{name}" for name in sorted(self.names(ERRORS_NAME)))
-        return b"".join(self.read(name) for name in names if name in finished)
+        names = sorted({_errors_name(number) for number in self.finished()})
+        written = {f"{ERRORS_NAME}/{name}" for name in self.names(ERRORS_NAME)}
+        return b"".join(self.call("cat_file", name) for name in names if name in written)
 
     def write_part(self, number: int, answers: Iterable[tuple[Any, "Future[Any]"]]) -> int:
         """Write a part from its images and their answers; returns the number of skipped images."""
@@ -212,23 +286,15 @@ class JobFolder(Folder):
         with self.new_file(f"part-{number:05}{self.job.task.suffix}") as file:
             self.job.task.write(file, rows(), self.job)
             # The skipped images first, because the file with the rows marks the part as finished.
-            errors = _errors_name(number)
+            self._remove(_errors_name(number))
             if bad:
-                self.write(errors, "".join(f"{json.dumps(one)}\n" for one in bad))
-            else:
-                self.remove(errors)
+                with self.new_file(_errors_name(number)) as errors:
+                    errors.write_text("".join(f"{json.dumps(one)}\n" for one in bad), "utf-8")
         return len(bad)
 
 
 def _errors_name(number: int) -> str:
     return f"{ERRORS_NAME}/part-{number:05}.jsonl"
-
-
-def _parsed(record: bytes) -> object:
-    try:
-        return json.loads(record)
-    except ValueError:
-        return None
 
 
 @contextmanager
@@ -256,65 +322,57 @@ def errors_file(file: Path) -> Path:
     return file.with_name(f"{name}.errors.jsonl")
 
 
-def run_here(
-    task: Task, inputs: Inputs, model: ModelOptions, write: Callable[[Job, Compute], int]
-) -> int:
-    """Run or continue a job by the model here or on a server; returns the exit status."""
-    with opened_engine(model) as engine:
-        job = Job(inputs=inputs, task=task, model=engine.find_model(model.served_name))
-        num_bad = write(job, partial(compute_here, engine))
-    return DONE_WITH_SKIPPED_IMAGES if num_bad else DONE
+def run_here(task: Task, inputs: Inputs, options: ModelOptions, **output: Any) -> int:
+    """Run or continue a job by the model here or on a server, as `run_job`."""
+    with opened_engine(options) as engine:
+        found = engine.find_model(options.served_name)
+        known = {
+            "name": found.name,
+            "fingerprint": found.package_digest,
+            "embed_dim": found.embed_dim,
+        }
+        job = Job(inputs=inputs, task=task, model=known)
+        return run_job(job, partial(compute_here, engine), **output)
 
 
-def write_folder(job: Job, compute: Compute, *, place: str, overwrite: bool) -> int:
-    """Write or complete the folder of a job, and say what it has.
+def run_job(job: Job, compute: Compute, *, output: str, is_file: bool, overwrite: bool) -> int:
+    """Write or complete the output of a job, and say what it has; returns the exit status.
 
-    Returns:
-        The number of skipped images.
+    Args:
+        job: What is computed.
+        compute: Computes missing parts.
+        output: A folder, also the URL of one; or a file.
+        is_file: Whether the parts are joined to one file.
+        overwrite: Start again.
+
+    Raises:
+        UserError: The output is there, or another job has written it.
     """
+    file = Path(output) if is_file else None
+    place = f"{output}.parts" if is_file else output
+    if file is not None:
+        if overwrite:
+            file.unlink(missing_ok=True)
+        if file.exists():
+            raise UserError(f"{file} exists; choose another output, or replace it by --overwrite.")
     with locked_folder(place, job) as folder:
-        _complete(folder, compute, overwrite=overwrite)
-    num_bad = len(folder.errors().splitlines())
-    _report(f"{place}: {job.task.join(folder, None)}", num_bad, f"{folder.place}/{ERRORS_NAME}")
-    return num_bad
-
-
-def write_file(job: Job, compute: Compute, *, place: str, overwrite: bool) -> int:
-    """Write or complete the output of a job that is one file; as `write_folder`."""
-    file = Path(place)
-    errors = errors_file(file)
-    parts = file.with_name(f"{file.name}.parts")
-    if overwrite:
-        file.unlink(missing_ok=True)
-    if file.exists():
-        raise UserError(f"{file} exists; choose another output, or replace it by --overwrite.")
-    with locked_folder(str(parts), job) as folder:
-        _complete(folder, compute, overwrite=overwrite)
-        skipped = folder.errors()
-        if skipped:
-            errors.write_bytes(skipped)
-        else:
-            errors.unlink(missing_ok=True)
-        text = job.task.join(folder, file)
-    shutil.rmtree(parts, ignore_errors=True)
-    num_bad = len(skipped.splitlines())
-    _report(f"{file}: {text}", num_bad, errors)
-    return num_bad
-
-
-def _complete(folder: JobFolder, compute: Compute, *, overwrite: bool) -> None:
-    if overwrite:
-        folder.clear()
-    folder.start()
-    finished = folder.finished()
-    missing = [part for part in folder.job.inputs.parts if part.number not in finished]
-    if missing:
-        with shown_progress("part", len(folder.job.inputs.parts), len(finished)) as advance:
-            compute(missing, folder, advance)
-
-
-def _report(text: str, num_bad: int, errors: object) -> None:
-    """Say what the output has, and on standard error where the skipped images are listed."""
-    print(text)
-    if num_bad:
-        print(f"{errors}: {num_bad} images were skipped", file=sys.stderr)
+        if overwrite:
+            folder.clear()
+        folder.start()
+        finished, parts = folder.finished(), job.inputs.parts
+        missing = [part for part in parts if part.number not in finished]
+        if missing:
+            with shown_progress("part", len(parts), len(finished)) as advance:
+                compute(missing, folder, advance)
+        skipped, listed = folder.errors(), f"{folder.place}/{ERRORS_NAME}"
+        if file is not None:
+            listed = str(errors_file(file))
+            errors_file(file).unlink(missing_ok=True)
+            if skipped:
+                errors_file(file).write_bytes(skipped)
+        print(f"{output}: {job.task.join(folder, file)}")
+    if file is not None:
+        shutil.rmtree(place, ignore_errors=True)
+    if skipped:
+        print(f"{listed}: {len(skipped.splitlines())} images were skipped", file=sys.stderr)
+    return DONE_WITH_SKIPPED_IMAGES if skipped else DONE

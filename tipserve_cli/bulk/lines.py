@@ -1,21 +1,23 @@
-"""A line for each image: the instances of many images as COCO, or their classes as CSV or JSON."""
+"""Jobs with a JSON line for each image: COCO instances, classes as CSV or JSON, image files."""
 
 import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from model.files import atomic_file
-from tipserve_cli.bulk.inputs import Columns, InputImage, Inputs, find_inputs, readable
-from tipserve_cli.bulk.job import Job, JobFolder, Row, run_here, write_file
-from tipserve_cli.engine import UserError
-from tipserve_cli.model_options import ModelOptions
+from model.graphs import DenseTask
+from tipserve_cli.bulk.inputs import InputImage, Inputs, find_inputs, readable
+from tipserve_cli.bulk.job import Job, JobFolder, Row, Task, run_here
+from tipserve_cli.engine import UserError, refusals_of
+from tipserve_cli.files import check_one_image, is_folder, read_image, write_output
+from tipserve_cli.model_options import ModelOptions, opened_engine
+from tipserve_cli.program import DONE
 from tipserve_client import Client
 
 Line = dict[str, Any]
@@ -26,22 +28,16 @@ HEAD_PREFIX: Final = "head:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinesTask:
+class LinesTask(Task):
     """A task whose parts have a JSON line for each image.
 
     Attributes:
         images: Files, folders and patterns of the command line.
         classes: Names of classes.
-        request: Further options of the client.
-        model: Name of the served model; None is the only one.
     """
 
     images: Sequence[str]
     classes: Sequence[str] = ()
-    request: Mapping[str, Any]
-    model: str | None
-    suffix: str = ".jsonl"
-    columns: Columns = field(default_factory=Columns)
 
     @property
     def root(self) -> str | None:
@@ -50,34 +46,47 @@ class LinesTask:
         return first if not others and os.path.isdir(first) else None
 
     def options(self) -> dict[str, Any]:
-        """As `Task` says."""
+        """The request, and the classes."""
         found: dict[str, Any] = json.loads(json.dumps({**self.request, "classes": self.classes}))
         return found
 
     def name(self, image: InputImage) -> dict[str, str]:
-        """As `Task` says."""
+        """The file, relative to the folder that was given."""
         place = image.source if self.root is None else os.path.relpath(image.source, self.root)
         return {"file_name": readable(place)}
 
     def write(self, file: Path, rows: Iterator[Row], job: Job) -> None:
-        """As `Task` says."""
+        """Write a line for each image."""
         lines = [json.dumps({**self.name(image), **row}) + "\n" for image, row in rows]
         file.write_text("".join(lines), encoding="utf-8")
+
+    def find_images(self) -> Inputs:
+        """Find the images, each a file of its own."""
+        inputs = find_inputs(self.images, sys.stdin, PART_ITEMS)
+        if inputs.kind != "files":
+            raise UserError("Give image files or folders of them, no Parquet files or shards.")
+        return inputs
+
+
+def write_lines(output: Path, task: LinesTask, model: ModelOptions, *, overwrite: bool) -> int:
+    """Run or continue the task on all images, for one file; returns the exit status."""
+    written = {"output": str(output), "is_file": True, "overwrite": overwrite}
+    return run_here(task, task.find_images(), model, **written)
 
 
 def lines_of(folder: JobFolder) -> Iterator[Line]:
     """The lines of all finished parts, in order."""
     for name in folder.finished().values():
-        yield from map(json.loads, folder.read(name).splitlines())
+        yield from map(json.loads, folder.call("cat_file", name).splitlines())
 
 
 class CocoTask(LinesTask):
-    """Finds instances."""
+    """Finds instances, and joins them to a file in COCO's format."""
 
-    def ask(self, client: Client, image: bytes) -> Line:
-        """As `Task` says."""
-        asked: dict[str, Any] = {**self.request, "include_instances": True, "model": self.model}
-        (mask,) = client.segment(image, self.classes, **asked)
+    def row(self, client: Client, image: InputImage) -> Line:
+        """The size and instances of an image, and the names of classes that only a head knows."""
+        mask: Any
+        (mask,) = client.segment(image.read(), self.classes, include_instances=True, **self.asked)
         height, width = mask.labels.shape
         names = ("label", "area", "box", "score", "counts")
         instances = [{name: getattr(one, name) for name in names} for one in mask.instances]
@@ -92,25 +101,39 @@ class CocoTask(LinesTask):
         return is_head or list(self.classes) == [OWN_CLASSES]
 
     def join(self, folder: JobFolder, file: Path | None) -> str:
-        """As `Task` says."""
+        """Write the file, which is in memory as a whole, as in the programs that read it."""
         assert file is not None
-        names = enumerate(self._class_names(folder), start=1)
-        categories = [{"id": label, "name": name} for label, name in names]
-        job = folder.job
-        info = {"description": f"Instances by {job.model.name}", "job": job.record()}
         numbers = count(1)
-        annotations = (
-            _annotation(next(numbers), image, one, line)
-            for image, line in enumerate(lines_of(folder), start=1)
-            for one in line["instances"]
-        )
-        with atomic_file(file) as temporary, temporary.open("w", encoding="utf-8") as opened:
-            opened.write(f'{{"info": {json.dumps(info)}, "categories": {json.dumps(categories)}')
-            images = (_image(number, line) for number, line in enumerate(lines_of(folder), start=1))
-            num_images = _write_list(opened, "images", images)
-            num_instances = _write_list(opened, "annotations", annotations)
-            opened.write("}\n")
-        return f"{num_instances} instances in {num_images} images"
+        images, annotations = [], []
+        for number, line in enumerate(lines_of(folder), start=1):
+            size = {name: line[name] for name in ("height", "width")}
+            images.append({"id": number, "file_name": line["file_name"], **size})
+            annotations += [
+                {
+                    "id": next(numbers),
+                    "image_id": number,
+                    "category_id": one["label"],
+                    "bbox": one["box"],
+                    "area": one["area"],
+                    "score": one["score"],
+                    "iscrowd": 0,
+                    "segmentation": {"size": [*size.values()], "counts": one["counts"]},
+                }
+                for one in line["instances"]
+            ]
+        names = enumerate(self._class_names(folder), start=1)
+        found = {
+            "info": {
+                "description": f"Instances by {folder.job.model['name']}",
+                "job": folder.job.record(),
+            },
+            "categories": [{"id": label, "name": name} for label, name in names],
+            "images": images,
+            "annotations": annotations,
+        }
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        return f"{len(annotations)} instances in {len(images)} images"
 
     def _class_names(self, folder: JobFolder) -> Sequence[str]:
         """Names of labels 1, 2, ...; the answers have those of a head."""
@@ -124,41 +147,13 @@ class CocoTask(LinesTask):
         return next(iter(found), ())
 
 
-def _write_list(file: Any, name: str, items: Iterable[Line]) -> int:
-    """Write a member with a list, an item a line; returns the number of items."""
-    file.write(f',\n"{name}": [')
-    num_items = 0
-    for item in items:
-        file.write((",\n" if num_items else "\n") + json.dumps(item))
-        num_items += 1
-    file.write("]")
-    return num_items
-
-
-def _image(number: int, line: Line) -> Line:
-    return {"id": number, **{name: line[name] for name in ("file_name", "height", "width")}}
-
-
-def _annotation(number: int, image: int, instance: Line, line: Line) -> Line:
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": instance["label"],
-        "bbox": instance["box"],
-        "area": instance["area"],
-        "score": instance["score"],
-        "iscrowd": 0,
-        "segmentation": {"size": [line["height"], line["width"]], "counts": instance["counts"]},
-    }
-
-
 class ClassesTask(LinesTask):
-    """Ranks classes."""
+    """Ranks classes, and joins them to a table or to JSON lines."""
 
-    def ask(self, client: Client, image: bytes) -> Line:
-        """As `Task` says."""
-        asked: dict[str, Any] = {**self.request, "model": self.model}
-        (scores,) = client.classify(image, self.classes, **asked)
+    def row(self, client: Client, image: InputImage) -> Line:
+        """The classes of an image, the best first."""
+        scores: Any
+        (scores,) = client.classify(image.read(), self.classes, **self.asked)
         return {
             "classes": [
                 {
@@ -171,38 +166,98 @@ class ClassesTask(LinesTask):
         }
 
     def join(self, folder: JobFolder, file: Path | None) -> str:
-        """As `Task` says."""
+        """Write the table or the lines."""
         assert file is not None
-        num_images = 0
+        is_table, num_images = file.suffix.lower() == ".csv", 0
         with (
             atomic_file(file) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as opened,
         ):
             table = csv.writer(opened)
-            is_table = file.suffix.lower() == ".csv"
             if is_table:
                 table.writerow(("file", "rank", "class", "probability", "cosine"))
             for line in lines_of(folder):
                 num_images += 1
-                if not is_table:
-                    found = {"file": line["file_name"], "classes": line["classes"]}
-                    opened.write(json.dumps(found) + "\n")
-                    continue
-                for rank, one in enumerate(line["classes"], start=1):
-                    row = (one["name"], one["probability"], one["cosine"])
-                    table.writerow((line["file_name"], rank, *row))
+                name, classes = line["file_name"], line["classes"]
+                if is_table:
+                    rows = enumerate(map(dict.values, classes), start=1)
+                    table.writerows((name, rank, *values) for rank, values in rows)
+                else:
+                    opened.write(json.dumps({"file": name, "classes": classes}) + "\n")
         return f"{num_images} images"
 
 
-def find_image_files(named: Sequence[str]) -> Inputs:
-    """Find the images of the command line, each a file of its own."""
-    inputs = find_inputs(named, sys.stdin, PART_ITEMS)
-    if any(part.kind != "files" for part in inputs.parts):
-        raise UserError("Give image files or folders of them, no Parquet files or shards.")
-    return inputs
+@dataclass(frozen=True, kw_only=True)
+class ImageFilesTask(LinesTask):
+    """Writes a file for each image, or for the only one; a part lists their names.
+
+    Attributes:
+        render: The content of an image's file.
+        output: Path or URL of the folder, or the file of the only image.
+        ending: Of the names of the files.
+    """
+
+    render: Callable[[Client, bytes], bytes]
+    output: str
+    ending: str
+
+    def file_of(self, image: InputImage) -> str:
+        """Name of an image's file: its own with another ending, below the folder that was given."""
+        path = PurePath(self.name(image)["file_name"])
+        return str((path if self.root else PurePath(path.name)).with_suffix(self.ending))
+
+    def row(self, client: Client, image: InputImage) -> Any:
+        """The content of an image's file."""
+        return self.render(client, image.read())
+
+    def write(self, file: Path, rows: Iterator[Row], job: Job) -> None:
+        """Write the files, and the list of their names."""
+        folder = JobFolder(self.output, job)
+
+        def written() -> Iterator[Row]:
+            for image, content in rows:
+                with folder.new_file(name := self.file_of(image)) as new:
+                    new.write_bytes(content)
+                yield image, {"file": name}
+
+        super().write(file, written(), job)
+
+    def join(self, folder: JobFolder, file: Path | None) -> str:
+        """Count the files, which are already there."""
+        return f"{sum(1 for _ in lines_of(folder))} images"
 
 
-def write_lines(output: Path, task: Any, model: ModelOptions, *, overwrite: bool) -> int:
-    """Run or continue the task on all images; returns the exit status."""
-    write = partial(write_file, place=str(output), overwrite=overwrite)
-    return run_here(task, find_image_files(task.images), model, write)
+def write_image_files(
+    task: ImageFilesTask, model: ModelOptions, heads: Collection[DenseTask], *, overwrite: bool
+) -> int:
+    """Write or continue the files of all images, or write the only one; returns the exit status.
+
+    Args:
+        task: The images, and what is written.
+        model: Here, or on a server.
+        heads: The dense heads that the task needs.
+        overwrite: Start a stopped job again.
+
+    Raises:
+        UserError: The image is refused, or two images have one name.
+    """
+    if is_folder(task.output):
+        inputs = task.find_images()
+        _check_names(task, inputs)
+        written = {"output": task.output, "is_file": False, "overwrite": overwrite}
+        return run_here(task, inputs, model, **written)
+    named = check_one_image(task.images)
+    image = read_image(named)
+    with opened_engine(model, heads) as engine, refusals_of(named):
+        content = task.render(engine.client, image)
+    write_output(Path(task.output), content)
+    return DONE
+
+
+def _check_names(task: ImageFilesTask, inputs: Inputs) -> None:
+    sources: dict[str, str] = {}
+    for path in (path for part in inputs.parts for path in part.paths):
+        name = task.file_of(InputImage(key=path, source=path, content=path))
+        if name in sources:
+            raise UserError(f"{sources[name]} and {path} would both become {name}; rename one.")
+        sources[name] = path

@@ -11,6 +11,7 @@ import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -18,18 +19,15 @@ import ray
 import ray.data
 import ray.exceptions
 
-from tipserve_cli.bulk.inputs import Part
-from tipserve_cli.bulk.job import Job, JobFolder, compute_here
+from tipserve_cli.bulk.inputs import Inputs, Part
+from tipserve_cli.bulk.job import Job, JobFolder, Task, compute_here, run_job
 from tipserve_cli.engine import UserError
 from tipserve_cli.local import load, open_manifest
 from tipserve_cli.progress import Advance
-from tipserve_client import ModelInfo
 
-# An exception of another machine arrives as text with its traceback. This is the error whose
-# message is written for users.
-USER_ERROR: Final = UserError.__name__
-RAISED: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*(\w+): (.+)$", re.MULTILINE)
-KINDS: Final = ("Error", "Exception", "Interrupt")
+# An exception of another machine arrives as text with its traceback. The first of these is the
+# error whose message is written for users.
+CAUSES: Final = (r"^\S*\bUserError: (.+)$", r"^([A-Za-z_.]+(?:Error|Exception): .+)$", r"(.+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,19 +49,12 @@ class RayOptions:
     gpus: float = 0.0
 
 
-def describe_model(flags: Sequence[str]) -> ModelInfo:
-    """Describe the model that the actors load, without loading it."""
-    manifest = open_manifest(flags)
-    sides = ("patch_size", "native_size", "min_size", "max_size", "size_multiple")
-    return ModelInfo(
-        **{name: getattr(manifest, name) for name in ("name", "variant", "embed_dim", *sides)},
-        runtime="",
-        precision="",
-        device="",
-        outputs=tuple(name for name in manifest.outputs if name != "text"),
-        package_digest=manifest.digest,
-        limits={},
-    )
+def run_on_ray(task: Task, inputs: Inputs, options: RayOptions, **output: Any) -> int:
+    """Run or continue a job on a cluster, as `run_job`."""
+    manifest = open_manifest(options.flags)
+    names = {"name": manifest.name, "fingerprint": manifest.digest}
+    job = Job(inputs=inputs, task=task, model={**names, "embed_dim": manifest.embed_dim})
+    return run_job(job, partial(compute_on_ray, options), **output)
 
 
 def compute_on_ray(
@@ -106,18 +97,11 @@ def compute_on_ray(
 
 
 def find_reason(text: str) -> str:
-    """Find the cause in the text of Ray's exception.
-
-    Returns:
-        The message of the first user error, else the first exception, else the first line.
-    """
-    raised = [match for match in RAISED.finditer(text) if match[1].endswith(KINDS)]
-    for match in raised:
-        if match[1] == USER_ERROR:
-            return match[2]
-    if raised:
-        return raised[0][0]
-    return text.strip().partition("\n")[0] or "no reason given."
+    """Find the cause in the text of Ray's exception: a user error, any error, or the first line."""
+    for pattern in CAUSES:
+        if found := re.search(pattern, text, re.MULTILINE):
+            return found[1]
+    return "no reason given."
 
 
 class PartWriter:

@@ -5,6 +5,7 @@ Shape legend: D width, h w patch grid.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,14 +16,14 @@ import pyarrow.parquet as pq
 
 from model.files import atomic_file
 from model.image_codec import upright_size
-from tipserve_cli.bulk.inputs import Columns, InputImage, readable
-from tipserve_cli.bulk.job import Job, JobFolder, Row
+from tipserve_cli.bulk.inputs import InputImage, readable
+from tipserve_cli.bulk.job import Job, JobFolder, Row, Task
 from tipserve_client import Client
 from tipserve_client.results import FloatArray
 
 Dtype = Literal["float32", "float16"]
 GRIDS: Final = ("patches", "values")
-METADATA_KEY: Final = b"tipserve"
+METADATA_KEY: Final = "tipserve"
 # Rows are written in groups of this size, because patch embeddings of a part can be gigabytes.
 GROUP_BYTES: Final = 32 * 1024 * 1024
 
@@ -36,28 +37,22 @@ class Embedded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedTask:
+class EmbedTask(Task):
     """Embeds images.
 
     Attributes:
         outputs: Names of the embeddings.
         dtype: Number format in the output.
-        columns: Columns of Parquet inputs.
         part_items: Images of a part.
-        request: Further options of the client.
-        model: Name of the served model; None is the only one.
     """
 
     outputs: tuple[str, ...]
     dtype: Dtype
-    columns: Columns
     part_items: int
-    request: Mapping[str, Any]
-    model: str | None = None
     suffix: str = ".parquet"
 
     def options(self) -> dict[str, Any]:
-        """As `Task` says."""
+        """The request, and how inputs are read and rows written."""
         return {
             **self.request,
             "outputs": list(self.outputs),
@@ -67,51 +62,44 @@ class EmbedTask:
             "part_items": self.part_items,
         }
 
-    def ask(self, client: Client, image: bytes) -> Embedded:
-        """As `Task` says."""
-        asked: dict[str, Any] = {**self.request, "outputs": self.outputs, "model": self.model}
-        (found,) = client.embed_images(image, **asked)
+    def row(self, client: Client, image: InputImage) -> Embedded:
+        """The size and the embeddings of an image."""
+        content = image.read()
+        asked: Any = {**self.asked, "outputs": self.outputs}
+        (found,) = client.embed_images(content, **asked)
         embedding = {name: getattr(found, name) for name in self.outputs}
-        return Embedded(size_hw=upright_size(image), embedding=embedding)
+        return Embedded(size_hw=upright_size(content), embedding=embedding)
 
     def name(self, image: InputImage) -> dict[str, str]:
-        """As `Task` says."""
+        """Key and source."""
         return {"key": readable(image.key), "source": readable(image.source)}
 
     def write(self, file: Path, rows: Iterator[Row], job: Job) -> None:
-        """As `Task` says."""
+        """Write the rows in groups."""
         schema = self._schema(job)
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for group in _groups(rows):
                 writer.write_table(to_table(group, schema))
 
     def join(self, folder: JobFolder, file: Path | None) -> str:
-        """As `Task` says."""
-        text = f"{count_rows(folder)} rows"
-        if file is None:
-            return text
-        with (
-            atomic_file(file) as temporary,
-            pq.ParquetWriter(temporary, self._schema(folder.job), compression="zstd") as writer,
-        ):
+        """Write all parts to the file, if it is one; count the rows."""
+        num_rows = 0
+        with ExitStack() as stack:
+            writer: Any = None
+            if file is not None:
+                temporary = stack.enter_context(atomic_file(file))
+                new = pq.ParquetWriter(temporary, self._schema(folder.job), compression="zstd")
+                writer = stack.enter_context(new)
             for name in folder.finished().values():
-                with folder.opened(name) as opened, pq.ParquetFile(opened) as part:
-                    for index in range(part.num_row_groups):
+                with folder.call("open", name, mode="rb") as opened, pq.ParquetFile(opened) as part:
+                    num_rows += part.metadata.num_rows
+                    for index in range(part.num_row_groups if writer else 0):
                         writer.write_table(part.read_row_group(index))
-        return text
+        return f"{num_rows} rows"
 
     def _schema(self, job: Job) -> pa.Schema:
-        metadata = {METADATA_KEY.decode(): json.dumps(job.record())}
-        return row_schema(self.outputs, job.model.embed_dim, self.dtype, metadata)
-
-
-def count_rows(folder: JobFolder) -> int:
-    """Number of rows in all finished parts."""
-    num_rows = 0
-    for name in folder.finished().values():
-        with folder.opened(name) as file:
-            num_rows += int(pq.read_metadata(file).num_rows)
-    return num_rows
+        metadata = {METADATA_KEY: json.dumps(job.record())}
+        return row_schema(self.outputs, job.model["embed_dim"], self.dtype, metadata)
 
 
 def row_schema(
@@ -145,13 +133,15 @@ def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     """Convert rows, at least one, to a table."""
+    named = {
+        name: [readable(getattr(image, name)) for image, _ in rows] for name in ("key", "source")
+    }
+    sizes = zip(*(row.size_hw for _, row in rows), strict=True)
+    grids = zip(*(_grid(row) for _, row in rows), strict=True)
     columns: dict[str, Any] = {
-        "key": [readable(image.key) for image, _ in rows],
-        "source": [readable(image.source) for image, _ in rows],
-        "height": [row.size_hw[0] for _, row in rows],
-        "width": [row.size_hw[1] for _, row in rows],
-        "grid_height": [_grid(row)[0] for _, row in rows],
-        "grid_width": [_grid(row)[1] for _, row in rows],
+        **named,
+        **dict(zip(("height", "width"), sizes, strict=True)),
+        **dict(zip(("grid_height", "grid_width"), grids, strict=True)),
     }
     arrays = [
         pa.array(columns[field.name], field.type)
@@ -162,11 +152,8 @@ def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _grid(row: Embedded) -> tuple[int, int]:
-    for name in GRIDS:
-        if name in row.embedding:
-            return row.embedding[name].shape[0], row.embedding[name].shape[1]
-    return 0, 0
+def _grid(row: Embedded) -> tuple[int, ...]:
+    return next((row.embedding[name].shape[:2] for name in GRIDS if name in row.embedding), (0, 0))
 
 
 def _vectors(arrays: Sequence[FloatArray], kind: pa.DataType) -> Any:
@@ -174,11 +161,9 @@ def _vectors(arrays: Sequence[FloatArray], kind: pa.DataType) -> Any:
     vector = kind.value_type if is_grid else kind
     # `to_pandas_dtype` of pyarrow 18 needs pandas.
     dtype = np.float16 if pa.types.is_float16(vector.value_type) else np.float32
-    width = vector.list_size
     flat = [array.reshape(-1).astype(dtype, copy=False) for array in arrays]
-    numbers = pa.array(np.concatenate(flat))
-    vectors = pa.FixedSizeListArray.from_arrays(numbers, type=vector)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(flat)), type=vector)
     if not is_grid:
         return vectors
-    ends = np.cumsum([0, *(array.size // width for array in flat)], dtype=np.int32)
+    ends = np.cumsum([0, *(array.size // vector.list_size for array in flat)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), vectors, type=kind)

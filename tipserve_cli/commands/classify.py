@@ -1,6 +1,5 @@
 """`tipserve classify`: rank classes for an image, or for many as CSV or JSON lines."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -58,38 +57,24 @@ def run(
         options: Of the command.
         model: Here, or on a server.
     """
-    classes = _class_names(options)
+    if bool(options.classes) == (options.classes_file is not None):
+        raise UserError("Give the classes by --classes or by --classes-file.")
+    names = split_names(options.classes)
+    if options.classes_file is not None:
+        names = tuple(name.strip() for name in read_lines(options.classes_file))
+    request = {"top_k": options.top}
     if options.output is not None:
-        return _write_many(images, classes, options, model)
+        from tipserve_cli.bulk.lines import ClassesTask, write_lines  # noqa: PLC0415
+
+        check_output(options.output, SUFFIXES)
+        task = ClassesTask(images=images, classes=names, request=request, model=model.served_name)
+        return write_lines(options.output, task, model, overwrite=options.overwrite)
     if len(images) > 1 or Path(images[0]).is_dir():
         raise UserError("Several images need an --output that ends in .csv or .jsonl.")
     image = read_image(images[0])
     with opened_engine(model, heads=()) as engine, refusals_of(images[0]):
-        asked: dict[str, Any] = {"model": model.served_name, "top_k": options.top}
-        (found,) = engine.client.classify(image, classes, **asked)
+        asked: Any = {**request, "model": model.served_name}
+        (found,) = engine.client.classify(image, names, **asked)
     for one in found:
         print(f"{100 * one.probability:6.2f} %  {one.cosine:6.3f}  {one.name}")
     return DONE
-
-
-def _class_names(options: ClassifyOptions) -> Sequence[str]:
-    if bool(options.classes) == (options.classes_file is not None):
-        raise UserError("Give the classes by --classes or by --classes-file.")
-    if options.classes_file is None:
-        return split_names(options.classes)
-    return [name.strip() for name in read_lines(options.classes_file)]
-
-
-def _write_many(
-    images: Sequence[str], classes: Sequence[str], options: ClassifyOptions, model: ModelOptions
-) -> int:
-    """Write the classes of all images."""
-    from tipserve_cli.bulk.lines import ClassesTask, write_lines  # noqa: PLC0415
-
-    output = options.output
-    assert output is not None
-    check_output(output, SUFFIXES)
-    task = ClassesTask(
-        images=images, classes=classes, request={"top_k": options.top}, model=model.served_name
-    )
-    return write_lines(output, task, model, overwrite=options.overwrite)

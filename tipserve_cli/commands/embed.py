@@ -2,9 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -21,10 +19,8 @@ from tipserve_cli.model_options import (
     ModelOptions,
     Positive,
     as_help,
-    opened_engine,
 )
 from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES
-from tipserve_client import ModelInfo
 
 EMBEDDINGS: Final = Parameter(group="Embeddings")
 INPUTS: Final = Parameter(group="Inputs")
@@ -98,14 +94,17 @@ def run(
         model: Here, or on a server.
     """
     # Imported here, because they need the extra `cli`, and help needs none.
-    from tipserve_cli.bulk import job as jobs  # noqa: PLC0415
     from tipserve_cli.bulk.inputs import find_inputs  # noqa: PLC0415
+    from tipserve_cli.bulk.job import run_here  # noqa: PLC0415
 
     _check_output(options.output)
     task = job_task(options, model)
     inputs = find_inputs(paths, sys.stdin, options.part_items)
-    new_job = partial(jobs.Job, inputs=inputs, task=task)
-    if options.ray is not None:
+    is_file = Path(options.output).suffix.lower() == SUFFIX
+    output = {"output": options.output, "is_file": is_file, "overwrite": options.overwrite}
+    if options.ray is None:
+        status = run_here(task, inputs, model, **output)
+    else:
         if model.url:
             raise UserError("--ray loads the model on the cluster; remove --url.")
         on_ray = importlib.import_module("tipserve_cli.bulk.on_ray")
@@ -116,11 +115,9 @@ def run(
             cpus=options.cpus_per_worker,
             gpus=options.gpus_per_worker,
         )
-        compute = partial(on_ray.compute_on_ray, cluster)
-        return _embed(options, new_job(model=on_ray.describe_model(model.loading_flags)), compute)
-    with opened_engine(model) as engine:
-        found = engine.find_model(model.served_name)
-        return _embed(options, new_job(model=found), partial(jobs.compute_here, engine))
+        status = on_ray.run_on_ray(task, inputs, cluster, **output)
+    is_allowed = options.allow_bad_items and status == DONE_WITH_SKIPPED_IMAGES
+    return DONE if is_allowed else status
 
 
 def _check_output(name: str) -> None:
@@ -162,22 +159,3 @@ def job_task(options: EmbedOptions, model: ModelOptions) -> Any:
         },
         model=model.served_name,
     )
-
-
-def _embed(options: EmbedOptions, job: Any, compute: Any) -> int:
-    from tipserve_cli.bulk import job as jobs  # noqa: PLC0415
-
-    _check_outputs(job.task.outputs, job.model)
-    is_file = Path(options.output).suffix.lower() == SUFFIX
-    write = jobs.write_file if is_file else jobs.write_folder
-    num_bad = write(job, compute, place=options.output, overwrite=options.overwrite)
-    return DONE_WITH_SKIPPED_IMAGES if num_bad and not options.allow_bad_items else DONE
-
-
-def _check_outputs(outputs: Sequence[str], model: ModelInfo) -> None:
-    """Check that the model has all outputs, before any image is read."""
-    missing = [name for name in outputs if name not in model.outputs]
-    if missing:
-        raise UserError(
-            f"{model.name} has no output {missing[0]!r}; it has {', '.join(model.outputs)}."
-        )

@@ -18,7 +18,6 @@ from tipserve_cli.model_options import (
     opened_engine,
 )
 from tipserve_cli.program import DONE
-from tipserve_client import Client
 
 SUFFIXES: Final = (".npy", ".png")
 
@@ -63,25 +62,16 @@ def run(
     suffix = check_output(options.output, SUFFIXES, piped=piped)
     if suffix == ".npy" and options.kind is not None:
         raise UserError("--kind draws an image; give an --output that ends in .png.")
-    encoded = read_image(image)
-    compute = _draw if suffix == ".png" else _embed
-    sized = {"model": model.served_name, "resolution": options.resolution, "fit": options.fit}
+    from tipserve_cli import local  # noqa: PLC0415 - slow to import
+
+    encoded, kind, features = read_image(image), options.kind or "colors", options.features
+    asked: Any = {"resolution": options.resolution, "fit": options.fit, "model": model.served_name}
     with opened_engine(model, heads=()) as engine, refusals_of(image):
-        content = compute(engine.client, encoded, options, sized)
+        if suffix == ".png":
+            (drawn,) = engine.client.features(encoded, kind=kind, features=features, **asked)
+            content = local.encode_view_png(drawn, kind)
+        else:
+            (found,) = engine.client.embed_images(encoded, outputs=features, **asked)
+            content = local.encode_npy(getattr(found, features))
     write_output(options.output, content)
     return DONE
-
-
-def _draw(client: Client, image: bytes, options: FeaturesOptions, sized: dict[str, Any]) -> bytes:
-    from tipserve_cli.local import encode_view_png  # noqa: PLC0415 - slow to import
-
-    kind = options.kind or "colors"
-    (drawn,) = client.features(image, kind=kind, features=options.features, **sized)
-    return encode_view_png(drawn, kind)
-
-
-def _embed(client: Client, image: bytes, options: FeaturesOptions, sized: dict[str, Any]) -> bytes:
-    from tipserve_cli.local import encode_npy  # noqa: PLC0415 - slow to import
-
-    (found,) = client.embed_images(image, outputs=options.features, **sized)
-    return encode_npy(getattr(found, options.features))

@@ -1,6 +1,6 @@
 """`tipserve depth` and `tipserve normals`: maps of images, as numbers or drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -8,18 +8,9 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from model.preprocess import Fit
-from tipserve_cli.engine import UserError, refusals_of
-from tipserve_cli.files import check_one_image, check_output, is_folder, read_image, write_output
-from tipserve_cli.model_options import (
-    OUTPUT_OR_PIPE,
-    Flag,
-    Input,
-    Model,
-    ModelOptions,
-    as_help,
-    opened_engine,
-)
-from tipserve_cli.program import DONE
+from tipserve_cli.engine import UserError
+from tipserve_cli.files import check_output, is_folder
+from tipserve_cli.model_options import OUTPUT_OR_PIPE, Flag, Input, Model, ModelOptions, as_help
 from tipserve_client import Client
 
 Task = Literal["depth", "normals"]
@@ -49,44 +40,49 @@ class MapOptions:
     overwrite: Flag = False
 
 
-@as_help
-def depth(
-    *images: Annotated[Input, Parameter(required=True)],
-    options: Annotated[MapOptions, Parameter(name="*")],
-    model: Model = ModelOptions(),
-) -> int:
-    """Run the command; returns the exit status.
+def _command(kind: Task) -> Callable[..., int]:
+    @as_help
+    def run(
+        *images: Annotated[Input, Parameter(required=True)],
+        options: Annotated[MapOptions, Parameter(name="*")],
+        model: Model = ModelOptions(),
+    ) -> int:
+        """Run the command; returns the exit status.
 
-    Args:
-        images: An image file, or - for standard input; for a folder as output also folders,
-            patterns, and - for a list of paths.
-        options: Of the command.
-        model: Here, or on a server.
-    """
-    return _write("depth", images, options, model)
+        Args:
+            images: An image file, or - for standard input; for a folder as output also folders,
+                patterns, and - for a list of paths.
+            options: Of the command.
+            model: Here, or on a server.
+        """
+        from tipserve_cli.bulk import lines  # noqa: PLC0415 - slow to import
+
+        form, suffix = _form(kind, options)
+        request = {"resolution": options.resolution, "fit": options.fit}
+
+        def render(client: Client, image: bytes) -> bytes:
+            (found,) = getattr(client, kind)(image, model=model.served_name, **request)
+            return _encode(kind, form, found)
+
+        task = lines.ImageFilesTask(
+            request={**request, "task": kind, "format": form},
+            images=images,
+            render=render,
+            output=options.output,
+            ending=suffix,
+        )
+        return lines.write_image_files(task, model, (kind,), overwrite=options.overwrite)
+
+    return run
 
 
-@as_help
-def normals(
-    *images: Annotated[Input, Parameter(required=True)],
-    options: Annotated[MapOptions, Parameter(name="*")],
-    model: Model = ModelOptions(),
-) -> int:
-    """Run the command; returns the exit status.
-
-    Args:
-        images: An image file, or - for standard input; for a folder as output also folders,
-            patterns, and - for a list of paths.
-        options: Of the command.
-        model: Here, or on a server.
-    """
-    return _write("normals", images, options, model)
+depth, normals = _command("depth"), _command("normals")
 
 
-def _write(kind: Task, images: Sequence[str], options: MapOptions, model: ModelOptions) -> int:
-    is_many = is_folder(options.output)
+def _form(kind: Task, options: MapOptions) -> tuple[MapFormat, str]:
+    """What is written, and the ending of its files."""
     suffix = ".npy" if options.format == "npy" else ".png"
-    if not is_many:
+    if not is_folder(options.output):
         found = check_output(Path(options.output), SUFFIXES, piped=suffix)
         if options.format is not None and found != suffix:
             raise UserError(f"--format {options.format} needs an --output that ends in {suffix}.")
@@ -94,30 +90,7 @@ def _write(kind: Task, images: Sequence[str], options: MapOptions, model: ModelO
     form = options.format or ("npy" if suffix == ".npy" else "colors")
     if form == "millimetres" and kind == "normals":
         raise UserError("--format millimetres is for depth; choose colors or npy.")
-    request = {"resolution": options.resolution, "fit": options.fit}
-
-    def render(client: Client, image: bytes) -> bytes:
-        (found,) = getattr(client, kind)(image, model=model.served_name, **request)
-        return _encode(kind, form, found)
-
-    if is_many:
-        from tipserve_cli.bulk.image_files import ImageFilesTask, write_image_files  # noqa: PLC0415
-
-        task = ImageFilesTask(
-            request={**request, "task": kind, "format": form},
-            model=model.served_name,
-            images=images,
-            render=render,
-            place=options.output,
-            ending=suffix,
-        )
-        return write_image_files(task, model, overwrite=options.overwrite)
-    named = check_one_image(images)
-    image = read_image(named)
-    with opened_engine(model, heads=(kind,)) as engine, refusals_of(named):
-        content = render(engine.client, image)
-    write_output(Path(options.output), content)
-    return DONE
+    return form, suffix
 
 
 def _encode(kind: Task, form: MapFormat, found: Any) -> bytes:

@@ -2,10 +2,10 @@
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TextIO
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from cyclopts import Parameter
@@ -14,26 +14,9 @@ from model.graphs import DenseTask
 from model.image_codec import ImageLimits, decode_image
 from model.preprocess import Fit
 from model.winner_map import count_labels
-from tipserve_cli.engine import UserError, refusals_of
-from tipserve_cli.files import (
-    check_one_image,
-    check_output,
-    is_folder,
-    is_pipe,
-    read_image,
-    split_names,
-    write_output,
-)
-from tipserve_cli.model_options import (
-    OUTPUT_OR_PIPE,
-    Flag,
-    Input,
-    Model,
-    ModelOptions,
-    as_help,
-    opened_engine,
-)
-from tipserve_cli.program import DONE
+from tipserve_cli.engine import UserError
+from tipserve_cli.files import check_output, is_folder, split_names
+from tipserve_cli.model_options import OUTPUT_OR_PIPE, Flag, Input, Model, ModelOptions, as_help
 from tipserve_client import Client, Segmentation
 
 # Endings of the output, by format.
@@ -96,6 +79,12 @@ class SegmentOptions:
     fit: Fit | None = None
     mode: Literal["whole", "slide"] | None = None
 
+    @property
+    def ending(self) -> str:
+        """Of the output's name, or of the files in a folder."""
+        is_file = not is_folder(self.output) and self.output != "-"
+        return Path(self.output).suffix.lower() if is_file else ".png"
+
     def request(self) -> dict[str, Any]:
         """The options of the client."""
         asked = {name: getattr(self, name) for name in ASKED}
@@ -116,82 +105,39 @@ def run(
         options: Of the command.
         model: Here, or on a server.
     """
+    from tipserve_cli.bulk import lines  # noqa: PLC0415 - slow to import
+
     classes = split_names(options.classes)
-    if options.format != "coco" and is_folder(options.output):
-        return _write_folder(images, classes, options, model)
-    piped = None if options.format == "coco" else ".png"
-    output = Path(options.output)
-    check_output(output, SUFFIXES[options.format], f" for --format {options.format}", piped)
+    task: dict[str, Any] = {"images": images, "classes": classes, "model": model.served_name}
+    is_coco, is_many = options.format == "coco", is_folder(options.output)
+    if is_coco or not is_many:
+        suffixes, purpose = SUFFIXES[options.format], f" for --format {options.format}"
+        check_output(Path(options.output), suffixes, purpose, None if is_coco else ".png")
+    if is_coco:
+        request = {**options.request(), "min_area_share": options.min_area_share}
+        coco = lines.CocoTask(request=request, **task)
+        return lines.write_lines(Path(options.output), coco, model, overwrite=options.overwrite)
     _check_palette(options, classes)
-    if options.format == "coco":
-        return _write_coco(images, classes, options, model)
-    named = check_one_image(images)
-    image = read_image(named)
-    heads: tuple[DenseTask, ...] = ("segmentation",) if classes == ("model",) else ()
-    with opened_engine(model, heads) as engine, refusals_of(named):
-        mask = _asking(classes, options, model)(engine.client, image)
-        content = _encode(options, mask, image)
-    write_output(output, content)
-    _describe(mask, sys.stderr if is_pipe(output) else sys.stdout)
-    return DONE
 
-
-def _asking(
-    classes: Sequence[str], options: SegmentOptions, model: ModelOptions
-) -> Callable[[Client, bytes], Segmentation]:
-    """What computes the mask of an image."""
-    asked: dict[str, Any] = {"model": model.served_name, **options.request()}
-
-    def ask(client: Client, image: bytes) -> Segmentation:
-        mask: Segmentation
+    def render(client: Client, image: bytes) -> bytes:
+        asked: dict[str, Any] = {"model": model.served_name, **options.request()}
         (mask,) = client.segment(image, classes, **asked)
         # A head's classes are known only now.
         _check_palette(options, [one.name for one in mask.classes])
-        return mask
+        content = _encode(options, mask, image)
+        if not is_many:
+            _describe(mask, sys.stderr if options.output == "-" else sys.stdout)
+        return content
 
-    return ask
-
-
-def _write_folder(
-    images: Sequence[str], classes: Sequence[str], options: SegmentOptions, model: ModelOptions
-) -> int:
-    """Write the mask or overlay of each image."""
-    from tipserve_cli.bulk.image_files import ImageFilesTask, write_image_files  # noqa: PLC0415
-
-    def render(client: Client, image: bytes) -> bytes:
-        return _encode(options, ask(client, image), image)
-
-    _check_palette(options, classes)
-    ask = _asking(classes, options, model)
-    task = ImageFilesTask(
-        images=images,
-        classes=classes,
-        request={**options.request(), "format": options.format},
-        model=model.served_name,
-        render=render,
-        place=options.output,
-        ending=".png",
-    )
-    return write_image_files(task, model, overwrite=options.overwrite)
-
-
-def _write_coco(
-    images: Sequence[str], classes: Sequence[str], options: SegmentOptions, model: ModelOptions
-) -> int:
-    """Write the instances of all images."""
-    from tipserve_cli.bulk.lines import CocoTask, write_lines  # noqa: PLC0415
-
-    task = CocoTask(
-        images=images,
-        classes=classes,
-        request={**options.request(), "min_area_share": options.min_area_share},
-        model=model.served_name,
-    )
-    return write_lines(Path(options.output), task, model, overwrite=options.overwrite)
+    request = {**options.request(), "format": options.format}
+    written: dict[str, Any] = {"render": render, "output": options.output, "ending": options.ending}
+    heads: tuple[DenseTask, ...] = ("segmentation",) if classes == ("model",) else ()
+    files = lines.ImageFilesTask(request=request, **task, **written)
+    return lines.write_image_files(files, model, heads, overwrite=options.overwrite)
 
 
 def _check_palette(options: SegmentOptions, classes: Sequence[str]) -> None:
-    is_palette = options.format == "mask" and not _is_npy(options)
+    is_palette = options.format == "mask" and options.ending != ".npy"
     if is_palette and len(classes) > MAX_PALETTE_CLASSES:
         raise UserError(
             f"{len(classes)} classes given, at most {MAX_PALETTE_CLASSES} fit into a PNG mask; "
@@ -199,16 +145,14 @@ def _check_palette(options: SegmentOptions, classes: Sequence[str]) -> None:
         )
 
 
-def _is_npy(options: SegmentOptions) -> bool:
-    return Path(options.output).suffix.lower() == ".npy" and not is_folder(options.output)
-
-
 def _encode(options: SegmentOptions, mask: Segmentation, image: bytes) -> bytes:
     from tipserve_cli import local  # noqa: PLC0415 - slow to import
 
     if options.format == "overlay":
-        return _draw(mask, image)
-    if _is_npy(options):
+        stream = io.BytesIO()
+        mask.overlay(decode_image(image, LIMITS)).save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+    if options.ending == ".npy":
         return local.encode_npy(mask.labels)
     is_small = len(mask.classes) <= MAX_PALETTE_CLASSES
     labels_HW = mask.labels.astype(np.uint8) if is_small else mask.labels
@@ -216,13 +160,7 @@ def _encode(options: SegmentOptions, mask: Segmentation, image: bytes) -> bytes:
     return encode(labels_HW)
 
 
-def _draw(mask: Segmentation, image: bytes) -> bytes:
-    stream = io.BytesIO()
-    mask.overlay(decode_image(image, LIMITS)).save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
-
-
-def _describe(mask: Segmentation, stream: TextIO) -> None:
+def _describe(mask: Segmentation, stream: Any) -> None:
     counts = count_labels(mask.labels, len(mask.classes) + 1)
     if counts[0]:
         print(f"0 background: {100 * counts[0] / mask.labels.size:.1f} % #000000", file=stream)

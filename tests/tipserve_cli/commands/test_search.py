@@ -25,7 +25,7 @@ def write_embeddings(file: Path, names: list[str], **record: Any) -> Path:
     """A file as `tipserve embed` writes it."""
     rows = [
         (
-            InputImage(key=name, source=f"x/{name}"),
+            InputImage(key=name, source=f"x/{name}", content=b""),
             Embedded(size_hw=(1, 1), embedding={"cls1": np.array(vector, np.float32)}),
         )
         for name, vector in VECTORS.items()

@@ -1,10 +1,11 @@
 """The Open Inference Protocol over gRPC."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 
 from service.call import Call, current_call
 from service.data_plane import DataPlane
@@ -14,10 +15,17 @@ from service.grpc.generated import open_inference_pb2 as pb
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from service.messages import RequestLimits
 from service.models.registry import ModelRepository, managed_repository
-from service.open_inference.inference import InferAnswer, InferRequest, infer
+from service.open_inference.inference import (
+    InferAnswer,
+    InferRequest,
+    LoadParameters,
+    Parameters,
+    infer,
+    read_parameters,
+)
 from service.open_inference.metadata import (
     VERSION,
-    check_load,
+    Document,
     find_model,
     model_config,
     model_metadata,
@@ -25,20 +33,32 @@ from service.open_inference.metadata import (
     server_metadata,
     statistics,
 )
-from service.open_inference.tensors import (
-    InputTensor,
-    TensorHead,
-    check_head,
-    read_items,
-    read_raw,
-    read_values,
-)
+from service.open_inference.tensors import InputTensor, TensorHead, read_tensor
 
 # Field of `contents` that has the elements of each datatype.
 CONTENTS: Final = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
-READ_AT_ONCE: Final = 4096
 # Of tensors over REST. KServe's client sends them over gRPC, too, where they say nothing.
 REST_PARAMETERS: Final = {"binary_data", "binary_data_size"}
+
+
+def _handler(
+    response: Callable[[], Message], describe: Callable[["InferenceServicer", Any], Document]
+) -> Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]:
+    """An RPC that answers with a document; its names are those of the response's fields."""
+
+    async def answer(servicer: "InferenceServicer", request: Message, context: Any) -> Message:
+        refuse_unknown_fields(request)
+        return ParseDict(describe(servicer, request), response())
+
+    return answer
+
+
+def _holds(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except Unavailable:
+        return False
+    return True
 
 
 class InferenceServicer(GRPCInferenceServiceServicer):
@@ -48,68 +68,50 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self._plane = plane
         self._repository = repository
 
-    async def ServerLive(  # noqa: N802 - named by the contract, as all below
-        self, request: pb.ServerLiveRequest, context: Any
-    ) -> pb.ServerLiveResponse:
-        """Whether the process and its device respond."""
-        return pb.ServerLiveResponse(live=_holds(self._plane.check_live))
+    ServerLive = _handler(
+        pb.ServerLiveResponse, lambda self, _: {"live": _holds(self._plane.check_live)}
+    )
+    ServerReady = _handler(
+        pb.ServerReadyResponse, lambda self, _: {"ready": _holds(self._plane.check_ready)}
+    )
+    ModelReady = _handler(
+        pb.ModelReadyResponse,
+        lambda self, asked: {
+            "ready": _holds(
+                partial(
+                    self._plane.check_model_ready,
+                    find_model(self._plane, asked.name, asked.version).manifest.name,
+                )
+            )
+        },
+    )
+    ServerMetadata = _handler(
+        pb.ServerMetadataResponse,
+        lambda self, _: server_metadata(is_managed=self._repository is not None),
+    )
+    ModelMetadata = _handler(
+        pb.ModelMetadataResponse,
+        lambda self, asked: model_metadata(find_model(self._plane, asked.name, asked.version)),
+    )
+    ModelConfig = _handler(
+        pb.ModelConfigResponse,
+        lambda self, asked: {
+            "config": model_config(find_model(self._plane, asked.name, asked.version))
+        },
+    )
+    ModelStatistics = _handler(
+        pb.ModelStatisticsResponse,
+        lambda self, asked: statistics(self._plane, asked.name, asked.version),
+    )
 
-    async def ServerReady(  # noqa: N802
-        self, request: pb.ServerReadyRequest, context: Any
-    ) -> pb.ServerReadyResponse:
-        """Whether the server accepts requests."""
-        return pb.ServerReadyResponse(ready=_holds(self._plane.check_ready))
-
-    async def ModelReady(  # noqa: N802
-        self, request: pb.ModelReadyRequest, context: Any
-    ) -> pb.ModelReadyResponse:
-        """Whether a model answers requests."""
-        refuse_unknown_fields(request)
-        info = find_model(self._plane, request.name, request.version)
-        check = partial(self._plane.check_model_ready, info.manifest.name)
-        return pb.ModelReadyResponse(ready=_holds(check))
-
-    async def ServerMetadata(  # noqa: N802
-        self, request: pb.ServerMetadataRequest, context: Any
-    ) -> pb.ServerMetadataResponse:
-        """Name, version and protocol extensions of the server."""
-        found = server_metadata(is_managed=self._repository is not None)
-        return pb.ServerMetadataResponse(**found)
-
-    async def ModelMetadata(  # noqa: N802
-        self, request: pb.ModelMetadataRequest, context: Any
-    ) -> pb.ModelMetadataResponse:
-        """Inputs and outputs of a model."""
-        refuse_unknown_fields(request)
-        found = model_metadata(find_model(self._plane, request.name, request.version))
-        return ParseDict(found, pb.ModelMetadataResponse())
-
-    async def ModelConfig(  # noqa: N802
-        self, request: pb.ModelConfigRequest, context: Any
-    ) -> pb.ModelConfigResponse:
-        """Inputs and outputs of a model, as a Triton configuration."""
-        refuse_unknown_fields(request)
-        found = model_config(find_model(self._plane, request.name, request.version))
-        return ParseDict({"config": found}, pb.ModelConfigResponse())
-
-    async def ModelStatistics(  # noqa: N802
-        self, request: pb.ModelStatisticsRequest, context: Any
-    ) -> pb.ModelStatisticsResponse:
-        """Statistics of models since they were loaded."""
-        refuse_unknown_fields(request)
-        found = statistics(self._plane, request.name, request.version)
-        return ParseDict(found, pb.ModelStatisticsResponse())
-
-    async def ModelInfer(  # noqa: N802
+    async def ModelInfer(  # noqa: N802 - named by the contract, as all below
         self, request: pb.ModelInferRequest, context: Any
     ) -> pb.ModelInferResponse:
         """Embeddings of images and texts, as tensors."""
         read = partial(to_infer, request, self._plane.limits)
         # Every number in a list becomes a Python object, and an image has a million.
-        is_small = num_listed(request) <= READ_AT_ONCE
-        message = read() if is_small else await self._plane.offload(read)
-        answer = await infer(self._plane, message, current_call.get())
-        return from_infer(answer, request.id)
+        message = read() if request.raw_input_contents else await self._plane.offload(read)
+        return from_infer(await infer(self._plane, message, current_call.get()), request.id)
 
     async def ModelStreamInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Any
@@ -124,8 +126,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.RepositoryIndexResponse:
         """Every model that is served, was served, or is in the model repository."""
         refuse_unknown_fields(request)
-        repository = managed_repository(self._repository)
-        states = await self._plane.offload(repository.index)
+        states = await self._plane.offload(managed_repository(self._repository).index)
         entries = repository_index(states, only_ready=request.ready)
         return ParseDict({"models": entries}, pb.RepositoryIndexResponse())
 
@@ -133,30 +134,23 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.RepositoryModelLoadRequest, context: Any
     ) -> pb.RepositoryModelLoadResponse:
         """Serve a package under a name; returns once the model answers requests."""
-        refuse_unknown_fields(request)
-        repository = managed_repository(self._repository)
-        self._plane.admission.check_open()
-        package = check_load(to_parameters(request.parameters))
-        await repository.load(request.model_name, package)
+        repository = self._open_repository(request)
+        asked = read_parameters(LoadParameters, to_parameters(request.parameters))
+        await repository.load(request.model_name, asked.package)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(  # noqa: N802
         self, request: pb.RepositoryModelUnloadRequest, context: Any
     ) -> pb.RepositoryModelUnloadResponse:
         """Stop serving a model; requests in progress are still answered."""
+        await self._open_repository(request).unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _open_repository(self, request: Message) -> ModelRepository:
         refuse_unknown_fields(request)
         repository = managed_repository(self._repository)
         self._plane.admission.check_open()
-        await repository.unload(request.model_name)
-        return pb.RepositoryModelUnloadResponse()
-
-
-def _holds(check: Any) -> bool:
-    try:
-        check()
-    except Unavailable:
-        return False
-    return True
+        return repository
 
 
 def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
@@ -177,51 +171,36 @@ def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferReque
             code="wrong_size",
             param="raw_input_contents",
         )
-    inputs: list[InputTensor] = []
-    for index, tensor in enumerate(request.inputs):
-        param = f"inputs[{index}]"
-        _refuse_parameters(tensor.parameters, f"{param}.parameters")
-        head = check_head(tensor.name, tensor.datatype, tensor.shape, limits, param=param)
-        inputs.append(_raw(head, tensor, raw[index]) if raw else _typed(head, tensor.contents))
     return InferRequest(
         model=request.model_name,
         version=request.model_version,
-        inputs=inputs,
+        inputs=[
+            _read_input(tensor, f"inputs[{index}]", raw[index] if raw else None, limits)
+            for index, tensor in enumerate(request.inputs)
+        ],
         outputs=[output.name for output in request.outputs],
-        parameters=to_parameters(request.parameters),
+        parameters=read_parameters(Parameters, to_parameters(request.parameters)),
     )
 
 
-def num_listed(request: pb.ModelInferRequest) -> int:
-    """Count the numbers that are in lists and not raw."""
-    contents = [tensor.contents for tensor in request.inputs]
-    return sum(len(c.uint_contents) + len(c.fp32_contents) for c in contents)
-
-
-def _raw(
-    head: TensorHead, tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes
+def _read_input(
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    param: str,
+    raw: bytes | None,
+    limits: RequestLimits,
 ) -> InputTensor:
-    if tensor.HasField("contents"):
+    _refuse_parameters(tensor.parameters, f"{param}.parameters")
+    wanted = CONTENTS.get(tensor.datatype, "")
+    allowed = {wanted} if raw is None else set()
+    if {field.name for field, _ in tensor.contents.ListFields()} - allowed:
         raise InvalidRequest(
-            f"{head.param}: give either contents or raw_input_contents, not both.",
-            param=f"{head.param}.contents",
+            f"{param}: give the elements in {wanted or 'contents'} or in raw_input_contents, not "
+            "both.",
+            param=f"{param}.contents",
         )
-    return read_raw(head, raw)
-
-
-def _typed(head: TensorHead, contents: pb.InferTensorContents) -> InputTensor:
-    wanted = CONTENTS[head.spec.datatype]
-    for field, _ in contents.ListFields():
-        if field.name != wanted:
-            raise InvalidRequest(
-                f"{head.param}: {head.spec.datatype} elements belong in {wanted}, not in "
-                f"{field.name}.",
-                param=f"{head.param}.contents.{field.name}",
-            )
-    values = getattr(contents, wanted)
-    if wanted == "bytes_contents":
-        return read_items(head, values)
-    return read_values(head, list(values))
+    content = list(getattr(tensor.contents, wanted, ())) if raw is None else raw
+    head = TensorHead(tensor.name, tensor.datatype, tensor.shape, param)
+    return read_tensor(head, limits, content)
 
 
 def _refuse_parameters(parameters: Mapping[str, Any], path: str) -> None:
@@ -231,14 +210,17 @@ def _refuse_parameters(parameters: Mapping[str, Any], path: str) -> None:
 
 
 def to_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a map of parameters."""
+    """The values of a map of parameters.
+
+    Raises:
+        InvalidRequest: One has no value.
+    """
     values = {}
     for name, parameter in given.items():
         field = parameter.WhichOneof("parameter_choice")
         if field is None:
-            raise InvalidRequest(
-                f"The parameter {name[:100]!r} has no value.", param=f"parameters.{name[:100]}"
-            )
+            param = f"parameters.{name[:100]}"
+            raise InvalidRequest(f"The parameter {name[:100]!r} has no value.", param=param)
         values[name] = getattr(parameter, field)
     return values
 

@@ -3,12 +3,13 @@
 Shape legend: B images, T texts, D width, h w patch grid.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Self, cast, get_args
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model.preprocess import Fit
 from service.call import PRIORITIES, Call
@@ -17,68 +18,47 @@ from service.errors import InvalidRequest
 from service.messages import (
     TEXT_TEMPLATES,
     EmbedImagesRequest,
-    EmbedImagesResponse,
     EmbedTextsRequest,
-    EmbedTextsResponse,
     ImageInput,
     ModelInfo,
     TemplateSet,
 )
 from service.open_inference.metadata import OUTPUTS, find_model
 from service.open_inference.tensors import TEXT, InputTensor
-from service.waiting import wait_both
+from service.schema import DialectSchema, invalid_fields
+from service.waiting import wait_all
 
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
 Arrays = dict[str, NDArray[Any]]
-Parameters = Mapping[str, Any]
 IMAGE_DEFAULTS: Final = ("patch_embeddings", "cls1")
-TEXT_DEFAULTS: Final = ("text_embeddings",)
+TEXT_OUTPUT: Final = "text_embeddings"
 # Triton's own parameters, which its clients send to every server. `perf_analyzer` sends
 # `triton_enable_empty_final_response` with every request; every answer here is the final one.
 IGNORED_PREFIX: Final = "triton_"
-MAX_PRIORITY: Final = max(PRIORITIES)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Parameters of a request.
+class Parameters(DialectSchema):
+    """Parameters of a request."""
 
-    Attributes:
-        timeout: Time limit in microseconds; 0 means the server's.
-        priority: 1 is served first; 0 means the default.
-        resolution: As in `EmbedImagesRequest`.
-        fit: As in `EmbedImagesRequest`.
-        normalize: Whether to scale every embedding to unit length.
-        templates: Prompt templates for each text.
-    """
-
-    timeout: int = 0
-    priority: int = 0
-    resolution: int | None = EmbedImagesRequest.resolution
+    timeout: int = Field(
+        default=0, ge=0, lt=2**63, description="Time limit in microseconds; 0 is the server's."
+    )
+    priority: int = Field(
+        default=0, ge=0, le=max(PRIORITIES), description="1 goes first; 0 is the default."
+    )
+    resolution: int | None = Field(
+        default=EmbedImagesRequest.resolution, gt=0, lt=2**31, description="As in `/v1`."
+    )
     fit: Fit = EmbedImagesRequest.fit
-    normalize: bool = EmbedTextsRequest.normalize
+    normalize: bool = True
     templates: TemplateSet = TEXT_TEMPLATES
 
+    @model_validator(mode="before")
     @classmethod
-    def read(cls, parameters: Parameters) -> Self:
-        """Check and read parameters.
-
-        Raises:
-            InvalidRequest: One is unknown or has an invalid value.
-        """
-        known = {n: v for n, v in parameters.items() if not n.startswith(IGNORED_PREFIX)}
-        for name, value in known.items():
-            if name not in RULES:
-                raise InvalidRequest(
-                    f"The parameter {name[:100]!r} is unknown; known are {', '.join(RULES)}.",
-                    code="unknown_field",
-                    param=f"parameters.{name[:100]}",
-                )
-            check, meaning = RULES[name]
-            if not check(value):
-                raise InvalidRequest(
-                    f"The parameter {name} must be {meaning}.", param=f"parameters.{name}"
-                )
-        return cls(**known)
+    def _leave_out_ignored(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {n: one for n, one in value.items() if not str(n).startswith(IGNORED_PREFIX)}
 
     def apply(self, call: Call) -> None:
         """Set the deadline and the priority of a call."""
@@ -88,32 +68,22 @@ class Options:
             call.priority = self.priority
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+class LoadParameters(DialectSchema):
+    """Parameters of a load."""
+
+    package: str | None = Field(default=None, description="A folder in the model repository.")
 
 
-def _is_one_of(*choices: Any) -> Any:
-    return lambda value: isinstance(value, str) and value in choices
+def read_parameters(schema: type[SchemaT], values: Mapping[str, Any]) -> SchemaT:
+    """Check and read parameters.
 
-
-# By parameter: the check of its value, and how the error describes a valid one.
-RULES: Final[Mapping[str, tuple[Any, str]]] = {
-    "timeout": (
-        lambda value: _is_whole(value) and 0 <= value < 2**63,
-        "a whole number of microseconds, at least 0",
-    ),
-    "priority": (
-        lambda value: _is_whole(value) and 0 <= value <= MAX_PRIORITY,
-        f"a whole number from 0 to {MAX_PRIORITY}; 1 goes first, and 0 is the default",
-    ),
-    "resolution": (
-        lambda value: _is_whole(value) and 0 < value < 2**31,
-        "a whole number of pixels",
-    ),
-    "fit": (_is_one_of(*get_args(Fit)), "squash or aspect"),
-    "normalize": (lambda value: isinstance(value, bool), "true or false"),
-    "templates": (_is_one_of(*get_args(TemplateSet)), "none or tcl"),
-}
+    Raises:
+        InvalidRequest: One is unknown or has an invalid value.
+    """
+    try:
+        return schema.model_validate(dict(values), strict=True)
+    except ValidationError as error:
+        raise invalid_fields(error, "parameters") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +94,7 @@ class InferRequest:
     version: str = ""
     inputs: Sequence[InputTensor]
     outputs: Sequence[str] = ()
-    parameters: Parameters
+    parameters: Parameters = field(default_factory=Parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,50 +104,41 @@ class InferAnswer:
     model: str
     outputs: Arrays
 
-    @property
-    def num_values(self) -> int:
-        """Number of values in all outputs."""
-        return sum(array.size for array in self.outputs.values())
-
 
 async def infer(plane: DataPlane, request: InferRequest, call: Call) -> InferAnswer:
     """Answer one request.
 
     Raises:
-        InvalidRequest: An input, an output or a parameter is invalid.
+        InvalidRequest: An input or an output is invalid.
         ServiceError: As the data plane raises it.
     """
     info = find_model(plane, request.model, request.version)
     inputs = _by_name(request.inputs)
-    options = Options.read(request.parameters)
     names = _check_outputs(request.outputs, inputs, info)
-    options.apply(call)
-    images = _images_request(request.model, inputs, names, options)
-    texts = _texts_request(request.model, inputs, names, options)
+    request.parameters.apply(call)
+    work: list[Coroutine[Any, Any, Arrays]] = []
+    texts = inputs.pop(TEXT.name, None)
+    if texts is not None and TEXT_OUTPUT in names:
+        work.append(_embed_texts(plane, texts, request, call))
+    if image_outputs := [name for name in names if name != TEXT_OUTPUT]:
+        (images,) = inputs.values()
+        work.append(_embed_images(plane, images, image_outputs, request, call=call))
     arrays: Arrays = {}
-    if images is not None and texts is not None:
-        embedded, described = await wait_both(
-            plane.embed_images(images, call), plane.embed_texts(texts, call)
-        )
-        arrays = _image_arrays(embedded) | _text_arrays(described)
-    elif images is not None:
-        arrays = _image_arrays(await plane.embed_images(images, call))
-    elif texts is not None:
-        arrays = _text_arrays(await plane.embed_texts(texts, call))
+    for found in await wait_all(work):
+        arrays |= found
     return InferAnswer(model=info.manifest.name, outputs={name: arrays[name] for name in names})
 
 
 def _by_name(tensors: Sequence[InputTensor]) -> dict[str, InputTensor]:
     inputs = {tensor.name: tensor for tensor in tensors}
-    if len(inputs) != len(tensors):
-        raise InvalidRequest("An input is given twice.", param="inputs")
     if not inputs:
         raise InvalidRequest(
             "inputs is empty; send an image or a text.", code="empty_list", param="inputs"
         )
-    if len(inputs.keys() - {TEXT.name}) > 1:
+    if len(inputs) != len(tensors) or len(inputs.keys() - {TEXT.name}) > 1:
         raise InvalidRequest(
-            "Give one of image, pixels and pixel_values; send the others in separate requests.",
+            "Give each input once, and one of image, pixels and pixel_values; send the others in "
+            "separate requests.",
             param="inputs",
         )
     return inputs
@@ -185,103 +146,81 @@ def _by_name(tensors: Sequence[InputTensor]) -> dict[str, InputTensor]:
 
 def _check_outputs(
     asked: Sequence[str], inputs: Mapping[str, InputTensor], info: ModelInfo
-) -> tuple[str, ...]:
+) -> Sequence[str]:
     """The outputs to return, in order: the requested ones, or the defaults for the inputs.
 
     `perf_analyzer` requests every output of the metadata, whatever the inputs. Such a request gets
     the outputs that its inputs have.
     """
     has_text, has_images = TEXT.name in inputs, bool(inputs.keys() - {TEXT.name})
-    usual = (*(IMAGE_DEFAULTS if has_images else ()), *(TEXT_DEFAULTS if has_text else ()))
-    if not asked:
-        return tuple(name for name in usual if OUTPUTS[name] in info.outputs)
     known = [name for name, ours in OUTPUTS.items() if ours in info.outputs]
-    given = [name for name in known if (has_text if OUTPUTS[name] == "text" else has_images)]
+    given = [name for name in known if (has_text if name == TEXT_OUTPUT else has_images)]
+    if not asked:
+        return [name for name in (*IMAGE_DEFAULTS, TEXT_OUTPUT) if name in given]
     if len(asked) == len(known) and set(asked) == set(known):
-        return tuple(name for name in asked if name in given)
+        return [name for name in asked if name in given]
     for index, name in enumerate(asked):
-        param = f"outputs[{index}]"
-        if name not in known:
+        if name not in given or name in asked[:index]:
             raise InvalidRequest(
-                f"{param}: {info.manifest.name} has no output {name[:100]!r}; it has "
-                f"{', '.join(known)}.",
-                code="unknown_output",
-                param=param,
+                f"outputs[{index}]: {name[:100]!r} must be one of {', '.join(given)}, the outputs "
+                f"of {info.manifest.name} for these inputs, each at most once.",
+                code="invalid_field" if name in known else "unknown_output",
+                param=f"outputs[{index}]",
             )
-        if name not in given:
-            raise InvalidRequest(
-                f"{param}: {name} needs {'texts' if has_images else 'images'}, and the request has "
-                "none.",
-                param=param,
-            )
-        if name in asked[:index]:
-            raise InvalidRequest(f"{param}: {name} is requested twice.", param=param)
-    return tuple(asked)
+    return asked
 
 
-def _images_request(
-    model: str, inputs: Mapping[str, InputTensor], names: Sequence[str], options: Options
-) -> EmbedImagesRequest | None:
-    """None if no output of images is requested."""
-    tensors = [tensor for name, tensor in inputs.items() if name != TEXT.name]
-    wanted = [OUTPUTS[name] for name in names if OUTPUTS[name] != "text"]
-    if not tensors or not wanted:
-        return None
-    return EmbedImagesRequest(
-        images=cast("tuple[ImageInput, ...]", tuple(tensors[0].elements)),
-        model=model or None,
-        outputs=tuple(wanted),
-        normalize=options.normalize,
-        resolution=options.resolution,
-        fit=options.fit,
-    )
-
-
-def _texts_request(
-    model: str, inputs: Mapping[str, InputTensor], names: Sequence[str], options: Options
-) -> EmbedTextsRequest | None:
-    """None if no output of texts is requested."""
-    tensor = inputs.get(TEXT.name)
-    if tensor is None or TEXT_DEFAULTS[0] not in names:
-        return None
-    return EmbedTextsRequest(
-        texts=tuple(_decode_text(item, index) for index, item in enumerate(tensor.elements)),
-        model=model or None,
-        templates=options.templates,
-        normalize=options.normalize,
-    )
-
-
-def _decode_text(item: bytes, index: int) -> str:
-    try:
-        return item.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InvalidRequest(
-            f"texts[{index}] is not UTF-8.", code="invalid_text", param=f"texts[{index}]"
-        ) from None
-
-
-def _image_arrays(answer: EmbedImagesResponse) -> Arrays:
+async def _embed_images(
+    plane: DataPlane,
+    images: InputTensor,
+    names: Sequence[str],
+    request: InferRequest,
+    *,
+    call: Call,
+) -> Arrays:
     """Each output of all images as float32, such as [B, h, w, D] or [B, D]."""
-    rows = answer.embeddings
-    return {
-        name: _stack([row[ours].astype(np.float32, copy=False) for row in rows])
-        for name, ours in OUTPUTS.items()
-        if ours in rows[0]
-    }
+    parameters = request.parameters
+    message = EmbedImagesRequest(
+        images=cast("tuple[ImageInput, ...]", tuple(images.elements)),
+        model=request.model or None,
+        outputs=tuple(OUTPUTS[name] for name in names),
+        normalize=parameters.normalize,
+        resolution=parameters.resolution,
+        fit=parameters.fit,
+    )
+    answer = await plane.embed_images(message, call)
+    return {name: _stack([row[OUTPUTS[name]] for row in answer.embeddings]) for name in names}
 
 
-def _text_arrays(answer: EmbedTextsResponse) -> Arrays:
-    return {TEXT_DEFAULTS[0]: answer.embeddings_TD}
-
-
-def _stack(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    if len(arrays) == 1:
-        return arrays[0][None]
+def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     if len({array.shape for array in arrays}) > 1:
         raise InvalidRequest(
             "The images have patch grids of different shapes, which one tensor cannot hold: use "
             "fit squash, or send one image per request.",
             param="parameters.fit",
         )
-    return np.stack(arrays)
+    if len(arrays) == 1:  # without a copy
+        return arrays[0][None].astype(np.float32, copy=False)
+    return np.stack(arrays, dtype=np.float32)
+
+
+async def _embed_texts(
+    plane: DataPlane, texts: InputTensor, request: InferRequest, call: Call
+) -> Arrays:
+    """The output of texts, [T, D]."""
+    message = EmbedTextsRequest(
+        texts=tuple(_decode_text(item, index) for index, item in enumerate(texts.elements)),
+        model=request.model or None,
+        templates=request.parameters.templates,
+        normalize=request.parameters.normalize,
+    )
+    answer = await plane.embed_texts(message, call)
+    return {TEXT_OUTPUT: answer.embeddings_TD}
+
+
+def _decode_text(item: bytes, index: int) -> str:
+    try:
+        return item.decode("utf-8")
+    except UnicodeDecodeError:
+        param = f"texts[{index}]"
+        raise InvalidRequest(f"{param} is not UTF-8.", code="invalid_text", param=param) from None

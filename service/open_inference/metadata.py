@@ -9,18 +9,19 @@ from typing import Any, Final
 
 from model.manifest import Output
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest, ModelNotFound
+from service.errors import ModelNotFound
 from service.messages import ModelInfo
 from service.models.registry import ModelState
 from service.models.served_model import ModelStatistics, Total
 from service.monitoring.metrics import release
-from service.open_inference.tensors import ANY, IMAGE, PIXEL_VALUES, PIXELS, TEXT, TensorSpec
+from service.open_inference.tensors import ANY, IMAGE, PIXEL_VALUES, PIXELS, TEXT
 
 # An answer in the form of Triton, as its JSON.
 Document = dict[str, Any]
 SERVER_NAME: Final = "tipserve"
 # A new model replaces the old one, so each has one version.
 VERSION: Final = "1"
+# The protocol's names of our outputs.
 OUTPUTS: Final[Mapping[str, Output]] = {
     "patch_embeddings": "patches",
     "value_embeddings": "values",
@@ -31,6 +32,12 @@ OUTPUTS: Final[Mapping[str, Output]] = {
     "normals": "normals",
     "segmentation": "segmentation",
 }
+# Shapes of those that are no embeddings.
+MAP_SHAPES: Final[Mapping[Output, tuple[int, ...]]] = {
+    "depth": (ANY, ANY, ANY),
+    "segmentation": (ANY, ANY, ANY),
+    "normals": (ANY, ANY, ANY, 3),
+}
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "model_configuration",
@@ -40,7 +47,17 @@ EXTENSIONS: Final = (
 )
 MANAGEMENT: Final = "model_repository"
 CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
-NOT_COUNTED: Final = asdict(Total())
+# Triton's totals, and ours; the last one is not counted.
+STAGES: Final = {
+    "success": "success",
+    "fail": "fail",
+    "queue": "queue",
+    "compute_input": "decode",
+    "compute_infer": "run",
+    "compute_output": "post",
+    "cache_hit": "cache_hit",
+    "cache_miss": "",
+}
 
 
 def server_metadata(*, is_managed: bool) -> Document:
@@ -52,49 +69,42 @@ def server_metadata(*, is_managed: bool) -> Document:
 def model_metadata(info: ModelInfo) -> Document:
     """Inputs and outputs of a model."""
     manifest = info.manifest
-    has_text = "text" in manifest.outputs
-    outputs = [
-        TensorSpec(name, "FP32", _output_shape(ours, manifest.embed_dim))
-        for name, ours in OUTPUTS.items()
-        if ours in info.outputs
-    ]
-    inputs = (IMAGE, PIXELS, PIXEL_VALUES, *((TEXT,) if has_text else ()))
+    inputs = (IMAGE, PIXELS, PIXEL_VALUES, *((TEXT,) if "text" in manifest.outputs else ()))
     return {
         "name": manifest.name,
         "versions": [VERSION],
         "platform": f"{SERVER_NAME}_{info.runtime}",
         "inputs": [asdict(spec) for spec in inputs],
-        "outputs": [asdict(spec) for spec in outputs],
+        "outputs": [
+            {"name": name, "datatype": "FP32", "shape": _output_shape(ours, manifest.embed_dim)}
+            for name, ours in OUTPUTS.items()
+            if ours in info.outputs
+        ],
     }
 
 
 def _output_shape(output: Output, embed_dim: int) -> tuple[int, ...]:
-    match output:
-        case "depth" | "segmentation":
-            return ANY, ANY, ANY
-        case "normals":
-            return ANY, ANY, ANY, 3
-        case "patches" | "values":
-            return ANY, ANY, ANY, embed_dim
-        case _:
-            return ANY, embed_dim
+    grid = (ANY, ANY) if output in {"patches", "values"} else ()
+    return MAP_SHAPES.get(output) or (ANY, *grid, embed_dim)
 
 
 def model_config(info: ModelInfo) -> Document:
     """Inputs and outputs of a model as a Triton configuration."""
     metadata = model_metadata(info)
-
-    def tensor(spec: Document) -> Document:
-        kind = CONFIG_TYPES[spec["datatype"]]
-        return {"name": spec["name"], "data_type": kind, "dims": spec["shape"]}
-
+    inputs, outputs = (
+        [
+            {"name": s["name"], "data_type": CONFIG_TYPES[s["datatype"]], "dims": s["shape"]}
+            for s in metadata[kind]
+        ]
+        for kind in ("inputs", "outputs")
+    )
     return {
         "name": metadata["name"],
         "platform": metadata["platform"],
         "backend": SERVER_NAME,
         "max_batch_size": 0,
-        "input": [tensor(spec) | {"optional": True} for spec in metadata["inputs"]],
-        "output": [tensor(spec) for spec in metadata["outputs"]],
+        "input": [tensor | {"optional": True} for tensor in inputs],
+        "output": outputs,
     }
 
 
@@ -128,7 +138,6 @@ def statistics(plane: DataPlane, name: str = "", version: str = "") -> Document:
 
 def _statistics(found: ModelStatistics) -> Document:
     """Counts of images, texts and batches, nanoseconds, and milliseconds since the epoch."""
-    totals = {name: asdict(total) for name, total in found.totals.items()}
     return {
         "name": found.name,
         "version": VERSION,
@@ -136,21 +145,14 @@ def _statistics(found: ModelStatistics) -> Document:
         "inference_count": found.num_items,
         "execution_count": sum(total.count for total in found.batches.values()),
         "inference_stats": {
-            "success": totals["success"],
-            "fail": totals["fail"],
-            "queue": totals["queue"],
-            "compute_input": totals["decode"],
-            "compute_infer": totals["run"],
-            "compute_output": totals["post"],
-            "cache_hit": totals["cache_hit"],
-            "cache_miss": NOT_COUNTED,
+            name: asdict(found.totals.get(ours, Total())) for name, ours in STAGES.items()
         },
         "batch_stats": [
             {
                 "batch_size": size,
-                "compute_input": NOT_COUNTED,
+                "compute_input": asdict(Total()),
                 "compute_infer": asdict(total),
-                "compute_output": NOT_COUNTED,
+                "compute_output": asdict(Total()),
             }
             for size, total in found.batches.items()
         ],
@@ -164,22 +166,3 @@ def repository_index(states: Iterable[ModelState], *, only_ready: bool) -> list[
         for state in states
         if state.state == "READY" or not only_ready
     ]
-
-
-def check_load(parameters: Mapping[str, Any]) -> str | None:
-    """The package to load, if the parameters name one.
-
-    Raises:
-        InvalidRequest: A parameter is unknown, or not a string.
-    """
-    for name, value in parameters.items():
-        param = f"parameters.{name[:100]}"
-        if name != "package":
-            raise InvalidRequest(
-                f"{param}: unknown field; known is package.", code="unknown_field", param=param
-            )
-        if not isinstance(value, str):
-            raise InvalidRequest(
-                f"{param} must be the name of a folder below the model repository.", param=param
-            )
-    return parameters.get("package")

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import RequestLimits
 
-Datatype = Literal["BYTES", "UINT8", "FP32", "FP16"]
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 LENGTH: Final = struct.Struct("<I")
 ANY: Final = -1
@@ -27,15 +26,8 @@ class TensorSpec:
     """Metadata of a tensor; -1 stands for any size."""
 
     name: str
-    datatype: Datatype
+    datatype: Literal["BYTES", "UINT8", "FP32"]
     shape: tuple[int, ...]
-
-    def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor may have this shape."""
-        return len(shape) == len(self.shape) and all(
-            size >= 0 and known in {ANY, size}
-            for size, known in zip(shape, self.shape, strict=True)
-        )
 
 
 # Encoded images, pixels of any size, preprocessed pixels, and texts.
@@ -53,35 +45,47 @@ class InputTensor(NamedTuple):
     elements: tuple[bytes, ...] | NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorHead:
-    """A checked input tensor without its elements.
+class TensorHead(NamedTuple):
+    """A tensor as a request describes it; `param` names it in errors, such as `inputs[0]`."""
 
-    Attributes:
-        spec: Metadata of the input.
-        shape: Shape in this request.
-        param: The field in errors, such as `inputs[0]`.
-    """
-
-    spec: TensorSpec
-    shape: tuple[int, ...]
+    name: str
+    datatype: str
+    shape: Sequence[int]
     param: str
 
-    @property
-    def num_elements(self) -> int:
-        """By the shape; may be more than any machine can hold."""
-        return math.prod(self.shape)
 
+def read_tensor(
+    head: TensorHead, limits: RequestLimits, content: bytes | memoryview | list[Any]
+) -> InputTensor:
+    """Read a tensor.
 
-def check_head(
-    name: str, datatype: str, shape: Sequence[int], limits: RequestLimits, *, param: str
-) -> TensorHead:
-    """Check name, datatype and shape of a tensor.
+    Args:
+        head: Its description.
+        limits: Limits of one request.
+        content: Row-major little-endian elements, of which an array is a view; or a list of them,
+            numbers also in lists that are nested by the shape. In bytes, each element of BYTES
+            follows its length, 4 bytes.
 
     Raises:
-        InvalidRequest: There is no such input, or it has another datatype or shape.
+        InvalidRequest: There is no such input, or datatype, shape or content do not fit it.
         RequestTooLarge: It has more items than one request may have.
     """
+    _check_head(head, limits)
+    if head.datatype == "BYTES":
+        items = tuple(content) if isinstance(content, list) else _split(head, memoryview(content))
+        _check_size(head, len(items))
+        return InputTensor(head.name, items)
+    if not isinstance(content, list):
+        dtype = DTYPES[head.datatype]
+        _check_size(head, len(content), element_bytes=dtype.itemsize)
+        array = np.frombuffer(content, dtype)
+    else:
+        array = _read_numbers(head, content)
+    return InputTensor(head.name, array.reshape(head.shape))
+
+
+def _check_head(head: TensorHead, limits: RequestLimits) -> None:
+    name, datatype, shape, param = head
     spec = INPUTS.get(name)
     if spec is None:
         raise InvalidRequest(
@@ -95,16 +99,13 @@ def check_head(
             "image (BYTES), and pixels as pixels (UINT8) or pixel_values (FP32).",
             param=f"{param}.datatype",
         )
-    if not spec.fits(shape):
+    if len(shape) != len(spec.shape) or any(
+        size < 1 or known not in {ANY, size} for size, known in zip(shape, spec.shape, strict=True)
+    ):
         raise InvalidRequest(
-            f"{param}: {name} has the shape {list(spec.shape)}, where -1 is any size; "
+            f"{param}: {name} has the shape {list(spec.shape)}, where -1 is any size from 1; "
             f"{str(list(shape))[:100]} does not fit.",
-            param=f"{param}.shape",
-        )
-    if 0 in shape:
-        raise InvalidRequest(
-            f"{param}: {name} of shape {list(shape)} is empty; give at least one item.",
-            code="empty_list",
+            code="empty_list" if 0 in shape else None,
             param=f"{param}.shape",
         )
     limit = limits.max_texts if spec is TEXT else limits.max_images
@@ -114,91 +115,55 @@ def check_head(
             code="too_many_items",
             param=f"{param}.shape",
         )
-    return TensorHead(spec=spec, shape=tuple(shape), param=param)
 
 
-def read_raw(head: TensorHead, raw: bytes | memoryview) -> InputTensor:
-    """A tensor from little-endian, row-major elements. Arrays are views of `raw`.
-
-    Raises:
-        InvalidRequest: The number of bytes does not match the shape, or a length is invalid.
-    """
-    if head.spec.datatype == "BYTES":
-        return InputTensor(head.spec.name, _split(head, memoryview(raw)))
-    dtype = DTYPES[head.spec.datatype]
-    needed = head.num_elements * dtype.itemsize
-    if len(raw) != needed:
-        raise _wrong_size(head, f"takes {needed} bytes, not {len(raw)}")
-    return InputTensor(head.spec.name, np.frombuffer(raw, dtype).reshape(head.shape))
+def _check_size(head: TensorHead, size: int, *, element_bytes: int = 0) -> None:
+    """Check the number of elements, or of their bytes, against the shape."""
+    unit = "bytes" if element_bytes else "elements"
+    # Python's own integers: a shape may be of more elements than any machine holds.
+    if size != (needed := math.prod(head.shape) * (element_bytes or 1)):
+        raise InvalidRequest(
+            f"{head.param}: {head.name} of shape {list(head.shape)} has {needed} {unit}, and "
+            f"its data has {size}.",
+            code="wrong_size",
+            param=head.param,
+        )
 
 
-def read_values(head: TensorHead, values: Any) -> InputTensor:
-    """A tensor from numbers in a flat list, or in lists nested by the shape.
+def _split(head: TensorHead, rest: memoryview) -> tuple[bytes, ...]:
+    """The elements of BYTES."""
+    items: list[bytes] = []
+    while rest:
+        size = LENGTH.size + LENGTH.unpack_from(rest)[0] if len(rest) >= LENGTH.size else 0
+        if not LENGTH.size <= size <= len(rest):
+            raise InvalidRequest(
+                f"{head.param}: each element of {head.name} follows its length, 4 bytes, "
+                f"little-endian; after {len(items)} elements {len(rest)} bytes are left.",
+                code="wrong_size",
+                param=head.param,
+            )
+        items.append(bytes(rest[LENGTH.size : size]))
+        rest = rest[size:]
+    return tuple(items)
 
-    Raises:
-        InvalidRequest: They are not numbers of the datatype, or do not match the shape.
-    """
-    is_real = head.spec.datatype == "FP32"
+
+def _read_numbers(head: TensorHead, values: list[Any]) -> NDArray[Any]:
+    is_real, numbers = head.datatype == "FP32", None
     try:
         # As objects first: NumPy would make a huge array of long strings.
         array = np.asarray(values, dtype=object)
         is_valid = {type(value) for value in array.flat} <= ({int, float} if is_real else {int})
-        numbers = array.astype(np.float64) if is_valid else None
+        if is_valid and array.shape in {(array.size,), tuple(head.shape)}:
+            numbers = array.astype(np.float64)
     except (ValueError, OverflowError, RecursionError, RuntimeError):
-        # Ragged, too large, or nested too deeply: NumPy iterates over at most 32 axes.
-        numbers = None
-    if numbers is None:
+        pass  # ragged, too large, or nested too deeply: NumPy iterates over at most 32 axes
+    if numbers is None or not (is_real or ((numbers >= 0) & (numbers <= 255)).all()):
         raise InvalidRequest(
-            f"{head.param}: the data of {head.spec.name} must be one list of "
-            f"{'numbers' if is_real else 'whole numbers'}, or lists nested by its shape.",
+            f"{head.param}: the data of {head.name} must be one list of "
+            f"{'numbers' if is_real else 'whole numbers from 0 to 255'}, or lists nested by its "
+            "shape.",
             param=f"{head.param}.data",
         )
-    if numbers.size != head.num_elements or numbers.shape not in {head.shape, (numbers.size,)}:
-        raise _wrong_size(
-            head, f"has {head.num_elements} elements, and its data has {numbers.size}"
-        )
-    if not is_real and not (numbers.min() >= 0 and numbers.max() <= 255):
-        raise InvalidRequest(
-            f"{head.param}: UINT8 holds whole numbers from 0 to 255.", param=f"{head.param}.data"
-        )
+    _check_size(head, numbers.size)
     with np.errstate(over="ignore"):  # infinite values are refused later
-        typed = numbers.astype(DTYPES[head.spec.datatype])
-    return InputTensor(head.spec.name, typed.reshape(head.shape))
-
-
-def read_items(head: TensorHead, items: Sequence[bytes]) -> InputTensor:
-    """A BYTES tensor from its elements.
-
-    Raises:
-        InvalidRequest: Their number does not match the shape.
-    """
-    if len(items) != head.num_elements:
-        raise _wrong_size(head, f"has {head.num_elements} elements, and its data has {len(items)}")
-    return InputTensor(head.spec.name, tuple(items))
-
-
-def _split(head: TensorHead, raw: memoryview) -> tuple[bytes, ...]:
-    """Split elements that each follow their length, 4 bytes, little-endian."""
-    items: list[bytes] = []
-    rest = raw
-    for _ in range(head.num_elements):
-        size = LENGTH.size + LENGTH.unpack_from(rest)[0] if len(rest) >= LENGTH.size else 0
-        if not LENGTH.size <= size <= len(rest):
-            break
-        items.append(bytes(rest[LENGTH.size : size]))
-        rest = rest[size:]
-    if rest or len(items) < head.num_elements:
-        raise _wrong_size(
-            head,
-            "has each element after its length, 4 bytes, little-endian: "
-            f"after {len(items)} elements {len(rest)} bytes are left",
-        )
-    return tuple(items)
-
-
-def _wrong_size(head: TensorHead, what: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{head.param}: {head.spec.name} of shape {list(head.shape)} {what}.",
-        code="wrong_size",
-        param=head.param,
-    )
+        return numbers.astype(DTYPES[head.datatype])

@@ -25,7 +25,8 @@ from service.rest.middleware import OPEN_PATHS, CallMiddleware
 from service.rest.open_inference import (
     IndexBody,
     InferBody,
-    ManageBody,
+    LoadBody,
+    UnloadBody,
     build_inference_router,
     build_repository_router,
 )
@@ -39,7 +40,7 @@ from service.safety.protection import Protection
 # Request bodies, which the routes read themselves.
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     *(native.body for native in NATIVE.values()),
-    *(EmbeddingsBody, TaskBody, InferBody, IndexBody, ManageBody),
+    *(EmbeddingsBody, TaskBody, InferBody, IndexBody, LoadBody, UnloadBody),
 )
 DESCRIPTION = "Embeddings of images, patches and texts, and masks of named classes."
 

@@ -27,10 +27,10 @@ from service.rest.openapi import (
     ONE_PIXEL,
     DirectRoute,
 )
-from service.rest.requests import DialectSchema
 from service.rest.responses import JSON
 from service.rest.routes import NATIVE, answer_native
 from service.rest.token_ids import TokenVocabulary
+from service.schema import DialectSchema
 
 INVOCATIONS: Final = "/invocations"
 # The only header of the client that SageMaker passes on.

@@ -12,7 +12,6 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from service import errors
@@ -129,26 +128,3 @@ def _body(path: str, detail: dict[str, Any]) -> dict[str, Any]:
     if path == "/v2" or path.startswith("/v2/"):
         return {"error": detail.pop("message"), **detail}
     return {"error": detail}
-
-
-def invalid_fields(error: ValidationError) -> InvalidRequest:
-    """The first problem that pydantic found, named by its path, such as `classes[1].prompts`."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = field_path(first["loc"]) or None
-    code = {"extra_forbidden": "unknown_field", "json_invalid": "invalid_json"}.get(
-        first["type"], "invalid_field"
-    )
-    reason = first["msg"].removeprefix("Value error, ")
-    text = "Unknown field." if code == "unknown_field" else f"{reason}."
-    return InvalidRequest(f"{param or 'body'}: {text}", code=code, param=param)
-
-
-def field_path(location: tuple[Any, ...]) -> str:
-    """A pydantic location as a path, without the tags of unions, which are in angle brackets."""
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not part.startswith("<"):
-            path += f".{part}" if path else part
-    return path

@@ -18,8 +18,9 @@ from service.rest.errors import renaming_params
 from service.rest.inputs import load_images, media_type, query_of, read_json
 from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
 from service.rest.openapi import DirectRoute, json_route
-from service.rest.requests import DialectSchema, Strings
+from service.rest.requests import Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
+from service.schema import DialectSchema
 
 PATHS: Final = ("/", "/embed")
 IMAGE_TAG: Final = "<image>"

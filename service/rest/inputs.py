@@ -15,10 +15,10 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
 from service.messages import MaybeEncoded, RequestLimits
-from service.rest.errors import invalid_fields
-from service.rest.requests import IMAGE_FIELDS, ImageBody, ImageInputs, Schema
+from service.rest.requests import IMAGE_FIELDS, ImageBody, ImageInputs
 from service.rest.responses import JSON, OptionsT
 from service.safety.url_fetch import UrlFetcher, url_of
+from service.schema import Schema, invalid_fields
 from service.validation import check_images
 from service.waiting import wait_all
 
@@ -349,7 +349,7 @@ def decode_images(
     for index, text in enumerate(texts):
         try:
             known = fetched.get(index)
-            images.append(_decode_base64(text, f"images[{index}]") if known is None else known)
+            images.append(decode_base64(text, f"images[{index}]") if known is None else known)
         except InvalidRequest as error:
             if not is_partial:
                 raise
@@ -357,7 +357,12 @@ def decode_images(
     return tuple(images)
 
 
-def _decode_base64(text: str, param: str) -> bytes:
+def decode_base64(text: str, param: str) -> bytes:
+    """The bytes of base64, alone or in a `data:` URI.
+
+    Raises:
+        InvalidRequest: It is neither.
+    """
     if text.startswith("data:"):
         head, _, text = text.partition(",")
         if not head.endswith(";base64"):

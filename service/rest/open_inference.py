@@ -4,12 +4,10 @@ A request or response is JSON, optionally followed by the bytes of tensors. A he
 JSON ends.
 """
 
-import binascii
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Final
 
-import pybase64
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
@@ -18,11 +16,16 @@ from service.data_plane import DataPlane
 from service.errors import InvalidRequest, UnsupportedMedia
 from service.messages import RequestLimits
 from service.models.registry import ModelRepository, managed_repository
-from service.open_inference.inference import InferAnswer, InferRequest, infer
+from service.open_inference.inference import (
+    InferAnswer,
+    InferRequest,
+    LoadParameters,
+    Parameters,
+    infer,
+)
 from service.open_inference.metadata import (
     VERSION,
     Document,
-    check_load,
     find_model,
     model_config,
     model_metadata,
@@ -30,26 +33,20 @@ from service.open_inference.metadata import (
     server_metadata,
     statistics,
 )
-from service.open_inference.tensors import (
-    IMAGE,
-    InputTensor,
-    TensorHead,
-    check_head,
-    read_items,
-    read_raw,
-    read_values,
-)
+from service.open_inference.tensors import IMAGE, INPUTS, InputTensor, TensorHead, read_tensor
 from service.rest.inputs import (
     MAX_TENSOR_COMMAS,
     SchemaT,
+    decode_base64,
     media_type,
     parse_json,
+    query_of,
     read_body,
     refuse_query,
 )
 from service.rest.openapi import BINARY, CALL_HEADERS, V2_ERRORS, json_content
-from service.rest.requests import DialectSchema
 from service.rest.responses import JSON, dump, little_endian, write_content
+from service.schema import DialectSchema
 
 OCTETS: Final = "application/octet-stream"
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
@@ -64,33 +61,33 @@ VERSIONED: Final = "/v2/models/{model}/versions/{version}"
 class InputParameters(DialectSchema):
     """How an input's elements are sent."""
 
-    binary_data_size: Annotated[
-        int | None, Field(ge=0, description="Number of its bytes after the JSON; replaces `data`.")
-    ] = None
+    binary_data_size: int | None = Field(
+        default=None,
+        ge=0,
+        description="Number of its bytes after the JSON; replaces `data`.",
+    )
 
 
 class InputBody(DialectSchema):
     """An input tensor."""
 
     name: str
-    shape: Annotated[
-        list[Annotated[int, Field(le=MAX_SIZE)]], Field(fail_fast=True, max_length=MAX_AXES)
-    ]
+    shape: list[Annotated[int, Field(le=MAX_SIZE)]] = Field(fail_fast=True, max_length=MAX_AXES)
     datatype: str
     parameters: InputParameters = InputParameters()
-    data: Annotated[
-        Annotated[list[Any], Field(fail_fast=True)] | None,
-        Field(description="The elements, flat or nested. BYTES are strings; images are base64."),
-    ] = None
+    data: Annotated[list[Any], Field(fail_fast=True)] | None = Field(
+        default=None,
+        description="The elements, flat or nested. BYTES are strings; images are base64.",
+    )
 
 
 class OutputParameters(DialectSchema):
     """How an output is sent."""
 
-    binary_data: Annotated[
-        bool | None,
-        Field(description="Send its bytes after the JSON. Default: `binary_data_output`."),
-    ] = None
+    binary_data: bool | None = Field(
+        default=None,
+        description="Send its bytes after the JSON. Default: `binary_data_output`.",
+    )
 
 
 class OutputBody(DialectSchema):
@@ -100,44 +97,47 @@ class OutputBody(DialectSchema):
     parameters: OutputParameters = OutputParameters()
 
 
+class InferParameters(Parameters):
+    """Parameters of a request, and how its outputs are sent."""
+
+    binary_data_output: bool = Field(
+        default=False, description="Send the bytes of outputs after the JSON."
+    )
+
+
 class InferBody(DialectSchema):
     """One inference request."""
 
-    id: Annotated[str | None, Field(description="Returned with the answer.")] = None
-    model_name: Annotated[
-        str | None, Field(description="Ignored: the path has it. KServe's client sends it.")
-    ] = None
-    parameters: Annotated[
-        dict[str, Any],  # `Options.read` checks the values
-        Field(
-            description="`timeout` in microseconds, `priority` (1 goes first), `resolution`, "
-            "`fit`, `normalize`, `templates`, `binary_data_output`.",
-            default_factory=dict,
-        ),
-    ]
-    inputs: Annotated[list[InputBody], Field(fail_fast=True, max_length=MAX_TENSORS)]
-    outputs: Annotated[
-        list[OutputBody],
-        Field(
-            fail_fast=True,
-            max_length=MAX_TENSORS,
-            description="Default: `patch_embeddings` and `cls1` of images, `text_embeddings` of "
-            "texts.",
-            default_factory=list,
-        ),
-    ]
+    id: str | None = Field(default=None, description="Returned with the answer.")
+    model_name: str | None = Field(
+        default=None, description="Ignored: the path has it. KServe's client sends it."
+    )
+    parameters: InferParameters = InferParameters()
+    inputs: list[InputBody] = Field(fail_fast=True, max_length=MAX_TENSORS)
+    outputs: list[OutputBody] = Field(
+        default=[],
+        fail_fast=True,
+        max_length=MAX_TENSORS,
+        description="Default: `patch_embeddings` and `cls1` of images, `text_embeddings` of texts.",
+    )
 
 
 class IndexBody(DialectSchema):
     """Which models to list."""
 
-    ready: Annotated[bool, Field(description="Only models that are ready.")] = False
+    ready: bool = Field(default=False, description="Only models that are ready.")
 
 
-class ManageBody(DialectSchema):
-    """A load takes the parameter `package`, a folder in the model repository."""
+class LoadBody(DialectSchema):
+    """What to load."""
 
-    parameters: Annotated[dict[str, Any], Field(default_factory=dict)]
+    parameters: LoadParameters = LoadParameters()
+
+
+class UnloadBody(DialectSchema):
+    """Parameters of other servers, which are ignored."""
+
+    parameters: dict[str, Any] = Field(default={})
 
 
 INFER: Final[dict[str, Any]] = {
@@ -240,15 +240,25 @@ def _add_infer(router: APIRouter, plane: DataPlane) -> None:
 async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
     call = current_call.get()
     plane.check_open(call.caller)
-    refuse_query(request.query_params.multi_items(), "the body's parameters")
+    refuse_query(query_of(request), "the body's parameters")
     check_media(request)
     raw, header = await read_body(request), request.headers.get(HEADER_LENGTH)
     body, inputs = await plane.offload(partial(parse_infer, raw, header, plane.limits))
-    is_binary = binary_outputs(body)
-    call.answer_encoding = "bytes" if all(is_binary.values()) else "list"
-    answer = await infer(plane, to_request(body, inputs, model, version), call)
+    default = body.parameters.binary_data_output
+    asked = {one.name: one.parameters.binary_data for one in body.outputs}
+    is_binary = {name: default if own is None else own for name, own in asked.items()}
+    call.answer_encoding = "bytes" if all((is_binary or {"": default}).values()) else "list"
+    message = InferRequest(
+        model=model,
+        version=version,
+        inputs=inputs,
+        outputs=[one.name for one in body.outputs],
+        parameters=body.parameters,
+    )
+    answer = await infer(plane, message, call)
+    is_binary = {name: is_binary.get(name, default) for name in answer.outputs}
     write = partial(write_infer, answer, body.id, is_binary)
-    return await write_content(plane, write, answer.num_values)
+    return await write_content(plane, write, sum(one.size for one in answer.outputs.values()))
 
 
 def check_media(request: Request) -> None:
@@ -287,31 +297,23 @@ def parse_infer(
     body = parse_json(raw[:num_json], InferBody, limits, max_commas=MAX_TENSOR_COMMAS)
     rest = memoryview(raw)[num_json:]
     tensors: list[InputTensor] = []
-    position = 0
     for index, tensor in enumerate(body.inputs):
-        param = f"inputs[{index}]"
-        head = check_head(tensor.name, tensor.datatype, tensor.shape, limits, param=param)
+        head = TensorHead(tensor.name, tensor.datatype, tensor.shape, f"inputs[{index}]")
         size = tensor.parameters.binary_data_size
-        if size is None:
-            tensors.append(_read_data(head, tensor.data))
-            continue
-        if tensor.data is not None:
+        if (size is None) == (tensor.data is None) or (size or 0) > len(rest):
             raise InvalidRequest(
-                f"{param}: give either data or binary_data_size, not both.", param=param
+                f"{head.param}: give either data, or binary_data_size with so many bytes after the "
+                f"JSON and the header {HEADER_LENGTH}; {len(rest)} bytes are left.",
+                code="wrong_size" if tensor.data is None and size else None,
+                param=f"{head.param}.data",
             )
-        if position + size > len(rest):
-            raise InvalidRequest(
-                f"{param}: binary_data_size is {size}, but only {len(rest) - position} bytes are "
-                f"left after the JSON; check {HEADER_LENGTH}.",
-                code="wrong_size",
-                param=f"{param}.parameters.binary_data_size",
-            )
-        tensors.append(read_raw(head, rest[position : position + size]))
-        position += size
-    if position != len(rest):
+        content = _json_elements(head, tensor.data or []) if size is None else rest[:size]
+        tensors.append(read_tensor(head, limits, content))
+        rest = rest[size or 0 :]
+    if rest:
         raise InvalidRequest(
-            f"{len(rest) - position} bytes after the JSON belong to no input; give each binary "
-            "input the parameter binary_data_size.",
+            f"{len(rest)} bytes after the JSON belong to no input; give each binary input the "
+            "parameter binary_data_size.",
             code="wrong_size",
             param="inputs",
         )
@@ -330,67 +332,20 @@ def _json_length(text: str, num_bytes: int) -> int:
     return int(text)
 
 
-def _read_data(head: TensorHead, data: list[Any] | None) -> InputTensor:
-    if data is None:
-        raise InvalidRequest(
-            f"{head.param} has no data: send data, or binary_data_size with the bytes after the "
-            f"JSON and the header {HEADER_LENGTH}.",
-            param=f"{head.param}.data",
+def _json_elements(head: TensorHead, data: list[Any]) -> list[Any]:
+    """The elements of `data`: numbers as they are, strings as bytes."""
+    if head.name not in INPUTS or INPUTS[head.name].datatype != "BYTES":
+        return data
+    items: list[bytes] = []
+    for index, item in enumerate(data):
+        param = f"{head.param}.data[{index}]"
+        if not isinstance(item, str):
+            raise InvalidRequest(f"{param} must be a string.", param=param)
+        is_image = head.name == IMAGE.name
+        items.append(
+            decode_base64(item, param) if is_image else item.encode(errors="surrogatepass")
         )
-    if head.spec.datatype != "BYTES":
-        return read_values(head, data)
-    is_base64 = head.spec is IMAGE
-    decoded = [_decode(item, is_base64, f"{head.param}.data[{i}]") for i, item in enumerate(data)]
-    return read_items(head, decoded)
-
-
-def _decode(item: object, is_base64: bool, param: str) -> bytes:
-    if not isinstance(item, str):
-        raise InvalidRequest(f"{param} must be a string{' of base64' * is_base64}.", param=param)
-    if not is_base64:
-        return item.encode("utf-8", "surrogatepass")
-    try:
-        return pybase64.b64decode(item, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest(
-            f"{param} is not base64, which JSON needs here; or send the bytes after the JSON, with "
-            "binary_data_size.",
-            code="invalid_base64",
-            param=param,
-        ) from None
-
-
-def to_request(
-    body: InferBody, inputs: list[InputTensor], model: str, version: str
-) -> InferRequest:
-    """The request for the core, without the fields that only concern the response's form."""
-    return InferRequest(
-        model=model,
-        version=version,
-        inputs=inputs,
-        outputs=[output.name for output in body.outputs],
-        parameters={
-            name: value
-            for name, value in body.parameters.items()
-            if name != "binary_data_output" and value is not None
-        },
-    )
-
-
-def binary_outputs(body: InferBody) -> dict[str, bool]:
-    """Whether each output is sent as bytes after the JSON; the empty name is the default.
-
-    Raises:
-        InvalidRequest: `binary_data_output` is neither true nor false.
-    """
-    default = body.parameters.get("binary_data_output") or False
-    if not isinstance(default, bool):
-        raise InvalidRequest(
-            "The parameter binary_data_output must be true or false.",
-            param="parameters.binary_data_output",
-        )
-    named = {o.name: o.parameters.binary_data for o in body.outputs}
-    return {"": default} | {n: default if own is None else own for n, own in named.items()}
+    return items
 
 
 def write_infer(
@@ -401,14 +356,14 @@ def write_infer(
     Args:
         answer: The outputs.
         request_id: The client's id for the request, if any.
-        is_binary: By output name; the empty name is the default.
+        is_binary: Whether each output is sent as bytes after the JSON.
     """
     outputs: list[dict[str, Any]] = []
     blobs: list[memoryview] = []
     for name, array in answer.outputs.items():
         head = {"name": name, "datatype": "FP32", "shape": array.shape}
         little = little_endian(array)
-        if is_binary.get(name, is_binary[""]):
+        if is_binary[name]:
             outputs.append(head | {"parameters": {"binary_data_size": little.nbytes}})
             blobs.append(little.data.cast("B"))
         else:
@@ -423,21 +378,21 @@ def write_infer(
     return Response(b"".join([content, *blobs]), media_type=OCTETS, headers=headers)
 
 
-def _optional(schema: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"required": False, "content": json_content(schema)}}
-
-
 def build_repository_router(plane: DataPlane, repository: ModelRepository | None) -> APIRouter:
     """Index, load and unload; each is refused without a repository."""
-    router = APIRouter(tags=["repository"])
-    errors = V2_ERRORS | {501: V2_ERRORS[500] | {"description": "`enable_management` is off."}}
+    router = APIRouter(prefix="/v2/repository", tags=["repository"])
+
+    def described(schema: type[BaseModel]) -> dict[str, Any]:
+        disabled = V2_ERRORS[500] | {"description": "`enable_management` is off."}
+        body = {"requestBody": {"required": False, "content": json_content(schema)}}
+        return {"responses": V2_ERRORS | {501: disabled}, "openapi_extra": body}
 
     async def read(request: Request, schema: type[SchemaT]) -> SchemaT:
         check_media(request)
         raw = await read_body(request) or b"{}"
         return await plane.offload(partial(parse_json, raw, schema, plane.limits))
 
-    @router.post("/v2/repository/index", responses=errors, openapi_extra=_optional(IndexBody))
+    @router.post("/index", **described(IndexBody))
     async def list_repository(request: Request) -> list[Document]:
         """All models that are or were served, or have a folder in the model repository."""
         managed = managed_repository(repository)
@@ -445,12 +400,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
         states = await plane.offload(managed.index)
         return repository_index(states, only_ready=body.ready)
 
-    @router.post(
-        "/v2/repository/models/{name}/load",
-        responses=errors,
-        openapi_extra=_optional(ManageBody),
-        response_class=Response,
-    )
+    @router.post("/models/{name}/load", response_class=Response, **described(LoadBody))
     async def load_model(request: Request, name: str) -> Response:
         """Serve a package under this name; responds when the model is ready.
 
@@ -459,21 +409,16 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
         """
         managed = managed_repository(repository)
         plane.admission.check_open()
-        body = await read(request, ManageBody)
-        await managed.load(name, check_load(body.parameters))
+        body = await read(request, LoadBody)
+        await managed.load(name, body.parameters.package)
         return Response()
 
-    @router.post(
-        "/v2/repository/models/{name}/unload",
-        responses=errors,
-        openapi_extra=_optional(ManageBody),
-        response_class=Response,
-    )
+    @router.post("/models/{name}/unload", response_class=Response, **described(UnloadBody))
     async def unload_model(request: Request, name: str) -> Response:
         """Stop serving this model; its current requests are still answered."""
         managed = managed_repository(repository)
         plane.admission.check_open()
-        await read(request, ManageBody)
+        await read(request, UnloadBody)
         await managed.unload(name)
         return Response()
 

@@ -18,10 +18,11 @@ from service.messages import EmbedMixedRequest, EmbedMixedResponse
 from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS, renaming_params
 from service.rest.inputs import Pairs, load_images, query_of, read_json
 from service.rest.openapi import ERRORS, ONE_PIXEL, DirectRoute, Responses, json_route
-from service.rest.requests import MODEL_TEXT, DialectSchema
+from service.rest.requests import MODEL_TEXT
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.rest.token_ids import TokenVocabulary
 from service.safety.url_fetch import url_of
+from service.schema import DialectSchema
 
 # `data:` alone may begin a sentence, so a data URI is recognized by its head.
 DATA_HEAD_CHARS: Final = 128

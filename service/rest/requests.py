@@ -8,15 +8,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
     ValidationError,
     WrapValidator,
-    model_validator,
 )
 
 from model.dense_maps import MapTask
@@ -48,6 +45,7 @@ from service.messages import (
     VectorType,
     VisualizeFeaturesRequest,
 )
+from service.schema import Schema
 
 ImageInputs = tuple[MaybeEncoded, ...]
 Encoding = Literal["list", "base64"]
@@ -74,26 +72,6 @@ CLASSES_TEXT = (
 # A list of a request stops at its first invalid item: an error for each of a million items takes
 # 5 s with the GIL held, and 850 MiB. tests/service/rest/test_requests.py looks at every list.
 Strings = Annotated[list[str], Field(fail_fast=True)]
-
-
-class Schema(BaseModel):
-    """Base of all requests."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DialectSchema(Schema):
-    """Base of requests in another project's API, where null means absent.
-
-    LiteLLM, for example, sends null for every field without a value.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_null(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        return {name: field for name, field in value.items() if field is not None}
 
 
 class RunLengthsBody(Schema):

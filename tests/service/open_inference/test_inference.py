@@ -6,7 +6,7 @@ import pytest
 
 from service.call import Call
 from service.errors import InvalidRequest
-from service.open_inference.inference import Options
+from service.open_inference.inference import Parameters, read_parameters
 
 WRONG: dict[str, list[Any]] = {
     "timeout": [-1, "5", True, 2**63],
@@ -23,14 +23,14 @@ WRONG: dict[str, list[Any]] = {
 
 def test_a_timeout_is_in_microseconds_and_only_shortens() -> None:
     call = Call(request_id="r", deadline=7.0, started=5.0)
-    Options.read({"timeout": 9_000_000, "priority": 1}).apply(call)
+    read_parameters(Parameters, {"timeout": 9_000_000, "priority": 1}).apply(call)
     assert (call.deadline, call.priority) == (7.0, 1)
-    Options.read({"timeout": 500_000}).apply(call)
+    read_parameters(Parameters, {"timeout": 500_000}).apply(call)
     assert call.deadline == 5.5
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in WRONG.items() for v in vs])
 def test_a_wrong_parameter_is_named(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        Options.read({name: value})
+        read_parameters(Parameters, {name: value})
     assert caught.value.param == f"parameters.{name}"

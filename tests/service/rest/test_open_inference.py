@@ -126,7 +126,7 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"inputs": [{**TEXT, "data": [5]}]}, 422, "inputs[0].data[0]"),
     ({"inputs": [{**TEXT, "data": None}]}, 422, "inputs[0].data"),
     ({"inputs": [{**TEXT, "data": [" "]}]}, 422, "texts[0]"),
-    ({"inputs": [{**TEXT, "parameters": {"binary_data_size": 4}}]}, 422, "inputs[0]"),
+    ({"inputs": [{**TEXT, "parameters": {"binary_data_size": 4}}]}, 422, "inputs[0].data"),
     ({"inputs": [SHARED]}, 422, "inputs[0].parameters.shared_memory_region"),
     ({"inputs": [{**TEXT, "name": "image", "data": ["?"]}]}, 422, "inputs[0].data[0]"),
     ({"inputs": [{**TEXT, "name": "image", "data": ["ZG9n"]}]}, 422, "images[0]"),

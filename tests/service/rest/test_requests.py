@@ -19,9 +19,9 @@ from service.rest.requests import (
     ClassifyImagesBody,
     EmbedImagesBody,
     EmbedTextsBody,
-    Schema,
     SegmentImagesBody,
 )
+from service.schema import Schema
 from service.server import Server
 from tests.service.conftest import LIMITS as FEW
 from tests.service.conftest import Encode, Serving

@@ -1,42 +1,35 @@
-"""The queue in front of the lanes: one queue per bucket, and how batches are formed.
+"""The queue in front of the lanes, and how batches are formed.
 
 Scheduling order: priority, fair share, arrival. An item rises one priority level with every
-`priority_step_s` that it waits, so no item starves. It then counts like newer items of that level,
+`PRIORITY_STEP_S` that it waits, so no item starves. It then counts like newer items of that level,
 and never outranks those of its own: otherwise a caller would win by the length of its own queue.
 Among items that count alike, the caller that has used less of the lanes goes first; of one caller,
 the oldest item.
 
-A batch holds items of one bucket, in scheduling order, up to the bucket's limits. The bucket of the
-first item in that order goes first. Cancelled items leave the queue at once, expired ones when a
-batch is formed; neither is computed, and every future is resolved exactly once.
+A batch holds items of one bucket, that of the first item, in scheduling order, up to the bucket's
+limits. Cancelled items leave the queue at once, expired ones when a batch is formed; neither is
+computed, and every future is resolved exactly once.
 """
 
 import math
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from service.call import Clock, deadline_exceeded
 from service.errors import ServiceError, Unavailable
-from service.lanes.work import (
-    Batch,
-    BatchLimits,
-    Bucket,
-    ItemFuture,
-    Kind,
-    QueuedItem,
-    WorkItem,
-)
+from service.lanes.work import Batch, BatchLimits, Bucket, ItemFuture, Kind, WorkItem
 from service.monitoring.metrics import Metrics, ModelCounter
 
+# Waiting time after which an item counts as one priority level higher.
+PRIORITY_STEP_S: Final = 5.0
 # A caller's timer may fire slightly before the deadline that it was set for.
 TIMER_SLACK_S: Final = 0.001
 
-# Priority level now, virtual time of the caller, rank. The smallest key is served first.
-SchedulingKey = tuple[int, float, tuple[float, int]]
+# Priority level now, virtual time of the caller, rank by arrival. The smallest key is served first.
+SchedulingKey = tuple[int, float, float, int]
 
 
 class FairShare:
@@ -50,15 +43,14 @@ class FairShare:
     """
 
     def __init__(self) -> None:
-        self._virtual_times: dict[str, float] = {}
-        self._num_waiting: dict[str, int] = {}
+        self.virtual_times: dict[str, float] = {}
+        self._num_waiting: Counter[str] = Counter()
         self._level = 0.0
 
     def add(self, caller: str) -> None:
         """Count an item that starts to wait."""
-        if caller not in self._num_waiting:
-            self._num_waiting[caller] = 0
-            self._virtual_times[caller] = max(self._virtual_times.get(caller, 0.0), self._level)
+        if not self._num_waiting[caller]:
+            self.virtual_times[caller] = max(self.virtual_times.get(caller, 0.0), self._level)
         self._num_waiting[caller] += 1
 
     def remove(self, caller: str) -> None:
@@ -67,77 +59,13 @@ class FairShare:
         if not self._num_waiting[caller]:
             del self._num_waiting[caller]
         if not self._num_waiting:  # with no caller left to compare, start over
-            self._virtual_times.clear()
+            self.virtual_times.clear()
             self._level = 0.0
 
     def charge(self, caller: str, cost: float) -> None:
         """Charge a caller for an item that is served."""
-        self._level = self._virtual_times[caller]
-        self._virtual_times[caller] += cost
-
-    def virtual_time(self, caller: str) -> float:
-        """Virtual time of a waiting caller; the smallest is served first."""
-        return self._virtual_times[caller]
-
-
-class BucketQueue:
-    """Waiting items of one bucket, by rank. Not thread-safe.
-
-    Within one caller and priority level, items are served by rank. Each level of each caller is
-    therefore a queue of its own, and only their heads are compared. Removing an item costs the same
-    anywhere in the queue.
-    """
-
-    def __init__(self) -> None:
-        self._levels: dict[tuple[int, str], OrderedDict[int, QueuedItem]] = {}
-        self.num_items = 0
-
-    def add(self, entry: QueuedItem) -> None:
-        """Append an item."""
-        level = self._levels.get(entry.level)
-        if level is None:
-            level = self._levels[entry.level] = OrderedDict()
-        level[entry.number] = entry
-        self.num_items += 1
-
-    def remove(self, entry: QueuedItem) -> bool:
-        """Remove an item; False if it is not in this queue."""
-        level = self._levels.get(entry.level)
-        if level is None or level.pop(entry.number, None) is None:
-            return False
-        if not level:
-            del self._levels[entry.level]
-        self.num_items -= 1
-        return True
-
-    @property
-    def oldest(self) -> float:
-        """Arrival of the oldest item, in monotonic seconds."""
-        return min(entry.enqueued for entry in self.heads())
-
-    def heads(self) -> list[QueuedItem]:
-        """The first item of each level of each caller."""
-        return [next(iter(level.values())) for level in self._levels.values()]
-
-    def entries(self) -> list[QueuedItem]:
-        """All items."""
-        return [entry for level in self._levels.values() for entry in level.values()]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRules:
-    """How batches are formed.
-
-    Attributes:
-        limits: Limits of a batch, by kind.
-        priority_step_s: Waiting time after which an item counts as one level higher.
-        split_evenly: Whether lanes that are idle at the same time split the waiting items; if not,
-            the first one takes all that fit.
-    """
-
-    limits: Mapping[Kind, BatchLimits]
-    priority_step_s: float = 5.0
-    split_evenly: bool = False
+        self._level = self.virtual_times[caller]
+        self.virtual_times[caller] += cost
 
 
 def stopping_error() -> Unavailable:
@@ -146,17 +74,31 @@ def stopping_error() -> Unavailable:
 
 
 class BatchQueue:
-    """Waiting items of all buckets. Thread-safe; has no threads of its own."""
+    """Waiting items of all buckets. Thread-safe; has no threads of its own.
 
-    def __init__(self, rules: BatchRules, metrics: Metrics, clock: Clock) -> None:
-        self._rules = rules
-        self._fairness = FairShare()
+    Args:
+        limits: Limits of a batch, by kind.
+        metrics: Counts abandoned items.
+        clock: Monotonic seconds.
+        split_evenly: Whether lanes that are idle at the same time split the waiting items; if not,
+            the first one takes all that fit.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[Kind, BatchLimits],
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        split_evenly: bool = False,
+    ) -> None:
         self.abandoned = ModelCounter(metrics.abandoned)
-        self._clock = clock
-        self._queues: dict[Bucket, BucketQueue] = {}
-        # `with condition` takes this lock by a call in Python, `with lock` without.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._limits, self._clock, self._split_evenly = limits, clock, split_evenly
+        self._fairness = FairShare()
+        # Items of one bucket, priority and caller are served as they arrive, so only the first of
+        # each are compared.
+        self._waiting: dict[tuple[Bucket, int, str], OrderedDict[int, WorkItem]] = {}
+        self._changed = threading.Condition()
         self._num_idle = 0
         self._next_number = 0
         self._closed_by: Callable[[], ServiceError] | None = None
@@ -170,39 +112,35 @@ class BatchQueue:
         """Queue all items of a request at once, in order.
 
         Returns:
-            One future for each item. Cancelling it removes the item, unless a lane has taken it.
+            The future of each item. Cancelling it removes the item, unless a lane has taken it.
 
         Raises:
             ServiceError: The queue is closed.
         """
         now = self._clock()
-        with self._lock:
+        with self._changed:
             if self._closed_by is not None:
                 raise self._closed_by()
-            entries = [self._enqueue(item, now) for item in items]
-            self._changed.notify(len(entries))
-        return [entry.future for entry in entries]
+            for item in items:
+                self._enqueue(item, now)
+            self._changed.notify(len(items))
+        return [item.future for item in items]
 
-    def take(self) -> Batch | None:
-        """Form the next batch without waiting; None if nothing waits."""
-        with self._lock:
-            batch, expired = self._form()
-        self._answer_expired(expired)
-        return batch
-
-    def wait_and_take(self, timeout_s: float = math.inf) -> Batch | None:
+    def take(self, timeout_s: float = 0.0) -> Batch | None:
         """Wait for the next batch; None if the queue is closed, or after the time-out."""
         until = self._clock() + timeout_s
         while True:
-            with self._lock:
+            with self._changed:
                 self._num_idle += 1
                 batch, expired = self._form()
                 wait_s = until - self._clock()
                 if batch is None and not expired and not self.is_closed and wait_s > 0:
                     self._changed.wait(None if wait_s == math.inf else wait_s)
                 self._num_idle -= 1
-            if expired:
-                self._answer_expired(expired)
+            # Outside of the lock: resolving a future calls its callbacks.
+            for item in expired:
+                self.abandoned.inc("deadline")
+                item.future.settle(error=deadline_exceeded())
             if batch is not None or self.is_closed or self._clock() >= until:
                 return batch
 
@@ -213,120 +151,112 @@ class BatchQueue:
 
     def close(self, reason: Callable[[], ServiceError] = stopping_error) -> None:
         """Refuse new items and fail all waiting ones; the reason of the first call counts."""
-        with self._lock:
+        with self._changed:
             self._closed_by = self._closed_by or reason
-            waiting = [entry for queue in self._queues.values() for entry in queue.entries()]
-            self._queues.clear()
+            waiting = [item for items in self._waiting.values() for item in items.values()]
+            self._waiting.clear()
             self._fairness = FairShare()
             self._changed.notify_all()
-        for entry in waiting:
-            if entry.future.start():
-                entry.future.settle(error=reason())
+        for item in waiting:
+            if item.future.start():
+                item.future.settle(error=reason())
 
-    def depths(self) -> dict[Bucket, int]:
+    def depths(self) -> Mapping[Bucket, int]:
         """Number of waiting items in each bucket."""
-        with self._lock:
-            return {bucket: queue.num_items for bucket, queue in self._queues.items()}
+        depths: Counter[Bucket] = Counter()
+        with self._changed:
+            for (bucket, _, _), items in self._waiting.items():
+                depths[bucket] += len(items)
+        return depths
 
     def oldest_s(self) -> float:
         """Waiting time of the oldest item in seconds; 0 if the queue is empty."""
-        with self._lock:
-            oldest = min((queue.oldest for queue in self._queues.values()), default=None)
+        with self._changed:
+            oldest = min((item.enqueued for item in self._heads()), default=None)
         return 0.0 if oldest is None else self._clock() - oldest
 
-    def _enqueue(self, item: WorkItem, now: float) -> QueuedItem:
-        self._fairness.add(item.caller)
-        rank = now + (item.priority - 1) * self._rules.priority_step_s
-        number = self._next_number
+    def _enqueue(self, item: WorkItem, now: float) -> None:
+        item.number, item.enqueued = self._next_number, now
         self._next_number += 1
-        level = item.priority, item.caller
-        entry = QueuedItem(number=number, item=item, enqueued=now, level=level, rank=(rank, number))
-        entry.future.on_left = partial(self._drop_cancelled, entry)
-        queue = self._queues.get(item.bucket)
-        if queue is None:
-            queue = self._queues[item.bucket] = BucketQueue()
-        queue.add(entry)
-        return entry
+        self._fairness.add(item.caller)
+        key = item.bucket, item.priority, item.caller
+        items = self._waiting.get(key)
+        if items is None:
+            items = self._waiting[key] = OrderedDict()
+        items[item.number] = item
+        item.future.on_left = partial(self._drop_cancelled, item)
+        if item.future.state == "cancelled":  # before `on_left` was set
+            self._drop_cancelled(item)
 
-    def _first(self, heads: Sequence[QueuedItem], now: float) -> QueuedItem:
-        """The item that is served first."""
-        if len(heads) == 1:
-            return heads[0]
-        most_urgent = min(entry.item.priority for entry in heads)
+    def _heads(self, bucket: Bucket | None = None) -> list[WorkItem]:
+        return [
+            next(iter(items.values()))
+            for key, items in self._waiting.items()
+            if bucket is None or key[0] == bucket
+        ]
 
-        def key(entry: QueuedItem) -> SchedulingKey:
-            item = entry.item
-            num_steps = int((now - entry.enqueued) / self._rules.priority_step_s)
+    def _first(self, bucket: Bucket | None, now: float) -> WorkItem | None:
+        """The item that is served first, of a bucket or of all."""
+        heads = self._heads(bucket)
+        if len(heads) <= 1:
+            return heads[0] if heads else None
+        most_urgent = min(item.priority for item in heads)
+
+        def key(item: WorkItem) -> SchedulingKey:
+            num_steps = int((now - item.enqueued) / PRIORITY_STEP_S)
             level = max(most_urgent, item.priority - num_steps)
-            return level, self._fairness.virtual_time(item.caller), entry.rank
+            rank = item.enqueued + item.priority * PRIORITY_STEP_S
+            return level, self._fairness.virtual_times[item.caller], rank, item.number
 
         return min(heads, key=key)
 
-    def _first_bucket(self, now: float) -> Bucket:
-        first, *others = self._queues
-        if not others:
-            return first
-        heads = [entry for queue in self._queues.values() for entry in queue.heads()]
-        return self._first(heads, now).item.bucket
-
-    def _remove(self, entry: QueuedItem) -> None:
-        """Remove an item from its bucket, if it is still there."""
-        queue = self._queues.get(entry.item.bucket)
-        if queue is None or not queue.remove(entry):
-            return
-        self._fairness.remove(entry.item.caller)
-        if not queue.num_items:
-            del self._queues[entry.item.bucket]
-
-    def _form(self) -> tuple[Batch | None, list[QueuedItem]]:
+    def _form(self) -> tuple[Batch | None, list[WorkItem]]:
         """The next batch, and expired items. Needs the lock."""
-        now = self._clock()
-        expired: list[QueuedItem] = []
-        while self._queues:
-            bucket = self._first_bucket(now)
-            entries = self._pick(bucket, now, expired)
-            if entries:
-                return Batch(bucket=bucket, entries=tuple(entries), taken=now), expired
-        return None, expired
-
-    def _pick(self, bucket: Bucket, now: float, expired: list[QueuedItem]) -> list[QueuedItem]:
-        """Remove the items of the next batch of a bucket; expired ones go to `expired`."""
-        limits = self._rules.limits[bucket.kind]
-        queue = self._queues[bucket]
-        max_items = self._even_part(queue.num_items)
-        picked: list[QueuedItem] = []
-        cost = 0
-        while queue.num_items and len(picked) < max_items:
-            entry = self._first(queue.heads(), now)
-            if not limits.fits(len(picked) + 1, cost + entry.item.cost):
+        now, cost, most_items = self._clock(), 0, 0
+        picked: list[WorkItem] = []
+        expired: list[WorkItem] = []
+        while (item := self._first(picked[0].bucket if picked else None, now)) is not None:
+            limits = self._limits[item.bucket.kind]
+            if not picked:
+                most_items = self._most_items(item.bucket)
+            if len(picked) >= most_items or not limits.fits(len(picked) + 1, cost + item.cost):
                 break
             # False if the caller has cancelled; from here on it can no longer cancel.
-            is_running = entry.future.start()
-            if is_running and entry.item.deadline > now:
-                self._fairness.charge(entry.item.caller, entry.item.cost)
-                picked.append(entry)
-                cost += entry.item.cost
+            is_running = item.future.start()
+            if is_running and item.deadline > now:
+                self._fairness.charge(item.caller, item.cost)
+                picked.append(item)
+                cost += item.cost
             elif is_running:
-                expired.append(entry)
-            self._remove(entry)
-        return picked
+                expired.append(item)
+            else:
+                self.count_abandoned(1, item.deadline)
+            self._remove(item)
+        if not picked:
+            return None, expired
+        return Batch(bucket=picked[0].bucket, items=tuple(picked), taken=now), expired
 
-    def _even_part(self, num_waiting: int) -> int:
+    def _most_items(self, bucket: Bucket) -> int:
         """How many waiting items the asking lane may take, if idle lanes share them."""
-        if not self._rules.split_evenly:
-            return num_waiting
-        return -(-num_waiting // max(1, self._num_idle))
+        num_waiting = sum([len(items) for key, items in self._waiting.items() if key[0] == bucket])
+        return -(-num_waiting // self._num_idle) if self._split_evenly else num_waiting
 
-    def _drop_cancelled(self, entry: QueuedItem) -> None:
+    def _remove(self, item: WorkItem) -> bool:
+        """Remove an item; False if it does not wait."""
+        key = item.bucket, item.priority, item.caller
+        items = self._waiting.get(key)
+        if items is None or items.pop(item.number, None) is None:
+            return False
+        if not items:
+            del self._waiting[key]
+        self._fairness.remove(item.caller)
+        return True
+
+    def _drop_cancelled(self, item: WorkItem) -> None:
         """Remove an item whose caller cancelled it, unless a lane has taken it."""
-        if entry.future.state != "cancelled":
+        if item.future.state != "cancelled":
             return
-        self.count_abandoned(1, entry.item.deadline)
-        with self._lock:
-            self._remove(entry)
-
-    def _answer_expired(self, expired: Sequence[QueuedItem]) -> None:
-        # Outside of the lock: resolving a future calls its callbacks.
-        for entry in expired:
-            self.abandoned.inc("deadline")
-            entry.future.settle(error=deadline_exceeded())
+        with self._changed:
+            is_dropped = self._remove(item)
+        if is_dropped:
+            self.count_abandoned(1, item.deadline)

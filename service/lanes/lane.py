@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import label_map
-from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask, PatchOutput
+from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, PatchOutput
 from model.preprocess import as_planes
 from model.runtime.base import Runtime, UnusableRuntimeError
 from service.lanes.work import Bucket, Outputs
@@ -46,13 +46,6 @@ def collate(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Inputs:
         ids_BL[i, : len(row)] = row
         mask_BL[i, : len(row)] = 1
     return ids_BL, mask_BL
-
-
-def take_rows(inputs: Inputs, rows: Sequence[int]) -> Inputs:
-    """Select items in this order; the first n in place are a view, not a copy."""
-    if list(rows) == list(range(len(rows))):
-        return tuple(array[: len(rows)] for array in inputs)
-    return tuple(array[list(rows)] for array in inputs)
 
 
 class Lane:
@@ -99,17 +92,13 @@ class Lane:
             pixels_B3HW = as_planes(pixels_B3HW)
         match bucket.kind:
             case "depth" | "normals" | "segmentation" as task:
-                maps = self.runtime.estimate(task, pixels_B3HW)
-                return [{task: array} for array in maps]
-        tasks: tuple[DenseTask, ...] = ()
-        if bucket.kind != "image":
-            tasks = tuple(task for task in DENSE_TASKS if task in bucket.kind.split("+"))
+                return [{task: array} for array in self.runtime.estimate(task, pixels_B3HW)]
+        tasks = [task for task in DENSE_TASKS if task in bucket.kind.split("+")]
         output = self.runtime.encode_images(pixels_B3HW, tasks, patch_outputs)
         named = {"cls1": output.cls1_BD, "cls2": output.cls2_BD}
-        if output.patches_BND.shape[1]:
-            named["patches"] = output.patches_BND
-        if output.values_BND.shape[1]:
-            named["values"] = output.values_BND
+        for name, array in (("patches", output.patches_BND), ("values", output.values_BND)):
+            if array.shape[1]:
+                named[name] = array
         named |= {task: output.maps[task] for task in tasks}
         if "segmentation" in named:
             # Logits of B/14 have 39 MB an image, labels 0.1 MB.
@@ -154,10 +143,10 @@ class Lane:
         self.runtime.interrupt()
 
     def _has_shape(self, bucket: Bucket, array: NDArray[np.float32]) -> bool:
-        if bucket.kind == "depth":
-            return array.ndim == 2
-        if bucket.kind == "normals":
-            return array.ndim == 3 and len(array) == 3
-        if bucket.kind == "segmentation":
-            return array.ndim == 3 and len(array) == self._num_labels
+        match bucket.kind:
+            case "depth":
+                return array.ndim == 2
+            case "normals" | "segmentation" as task:
+                num_planes = 3 if task == "normals" else self._num_labels
+                return array.ndim == 3 and len(array) == num_planes
         return bool(array.shape[-1] == self._embed_dim)

@@ -73,30 +73,6 @@ class BatchLimits:
         return num_items <= 1 or (num_items <= self.max_items and cost <= self.max_cost)
 
 
-# What is made for every item and every batch is not frozen: that doubles the time to make it.
-@dataclass(slots=True, kw_only=True)
-class WorkItem:
-    """One image or text, ready for the runtime.
-
-    Attributes:
-        bucket: Its shape; only items of one bucket share a batch.
-        cost: In patches or tokens.
-        payload: Model input of an image, token ids of a text.
-        deadline: Monotonic seconds.
-        priority: 1 is the highest.
-        caller: Name of the caller, for fair scheduling.
-        patch_outputs: Of an image to embed: those that its request needs.
-    """
-
-    bucket: Bucket
-    cost: int
-    payload: NDArray[Any]
-    deadline: float = math.inf
-    priority: int = DEFAULT_PRIORITY
-    caller: str = ""
-    patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS
-
-
 @dataclass(slots=True, kw_only=True)
 class Completed:
     """Outputs of one item, its time in the queue and in the batch in seconds, and the batch."""
@@ -127,18 +103,18 @@ class ItemFuture:
         state: Where the item is on its way.
         error: Why it failed, if it has.
         is_abandoned: Whether the caller cancelled it while it ran.
-        on_left: Called when the caller cancels or abandons it, in the caller's thread. Who holds
-            the item sets it: the queue, then the lane.
+        on_left: Called when the caller cancels or abandons it, in the caller's thread; set by the
+            queue, then by the lane.
     """
 
-    __slots__ = ("_lock", "_on_done", "_value", "error", "is_abandoned", "on_left", "state")
+    __slots__ = ("_callbacks", "_lock", "_value", "error", "is_abandoned", "on_left", "state")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.state: ItemState = "waiting"
         self._value: Completed | None = None
         self.error: ServiceError | None = None
-        self._on_done: Callable[[ItemFuture], object] | None = None
+        self._callbacks: list[Callable[[ItemFuture], object]] = []
         self.is_abandoned = False
         self.on_left: Callable[[], None] | None = None
 
@@ -154,11 +130,11 @@ class ItemFuture:
         return self._value
 
     def when_done(self, callback: "Callable[[ItemFuture], object]") -> None:
-        """Call this once when the item is done or cancelled; at once if it is. Only one."""
+        """Call this once when the item is done or cancelled; at once if it is."""
         with self._lock:
             is_over = self.state in OVER
             if not is_over:
-                self._on_done = callback
+                self._callbacks.append(callback)
         if is_over:
             callback(self)
 
@@ -195,15 +171,70 @@ class ItemFuture:
         return is_waiting
 
     def _call_back(self) -> None:
-        """Call the callback, then drop it and `on_left`.
+        """Call the callbacks, then drop them and `on_left`.
 
         They refer to this future by way of item and request: without this, images would stay in
         memory until the garbage collector runs, which at rest is never.
         """
-        callback, self._on_done = self._on_done, None
-        if callback is not None:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
             callback(self)
         self.on_left = None
+
+
+# What is made for every item and every batch is not frozen: that doubles the time to make it.
+@dataclass(slots=True, kw_only=True, eq=False)
+class WorkItem:
+    """One image or text, ready for the runtime.
+
+    Attributes:
+        bucket: Its shape; only items of one bucket share a batch.
+        cost: In patches or tokens.
+        payload: Model input of an image, token ids of a text.
+        deadline: Monotonic seconds.
+        priority: 1 is the highest.
+        caller: Name of the caller, for fair scheduling.
+        patch_outputs: Of an image to embed: those that its request needs.
+        future: Gets its result.
+        number: In order of arrival; set by the queue.
+        enqueued: Monotonic seconds of its arrival in the queue.
+    """
+
+    bucket: Bucket
+    cost: int
+    payload: NDArray[Any]
+    deadline: float = math.inf
+    priority: int = DEFAULT_PRIORITY
+    caller: str = ""
+    patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS
+    future: ItemFuture = field(default_factory=ItemFuture)
+    number: int = 0
+    enqueued: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Batch:
+    """Items that a lane computes in one run; their futures can no longer be cancelled."""
+
+    bucket: Bucket
+    items: tuple[WorkItem, ...]
+    taken: float
+
+    @property
+    def cost(self) -> int:
+        """Cost of all items."""
+        return sum([item.cost for item in self.items])
+
+    @property
+    def patch_outputs(self) -> Collection[PatchOutput]:
+        """What any item needs: one batch serves them all."""
+        needed = [item.patch_outputs for item in self.items]
+        return needed[0] if len(needed) == 1 else frozenset().union(*needed)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether every caller has left. Never true for texts: the cache keeps their results."""
+        return self.bucket.is_image and all([item.future.is_abandoned for item in self.items])
 
 
 async def wait_settled(futures: Sequence[ItemFuture]) -> None:
@@ -232,45 +263,3 @@ async def wait_settled(futures: Sequence[ItemFuture]) -> None:
         future.when_done(on_done)
     if futures:
         await settled
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class QueuedItem:
-    """An item in the queue, and its future.
-
-    Attributes:
-        level: Its priority and caller.
-        rank: Within its level, the lowest is served first.
-    """
-
-    number: int
-    item: WorkItem
-    enqueued: float
-    level: tuple[int, str]
-    rank: tuple[float, int]
-    future: ItemFuture = field(default_factory=ItemFuture)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Batch:
-    """Items that a lane computes in one run; their futures can no longer be cancelled."""
-
-    bucket: Bucket
-    entries: tuple[QueuedItem, ...]
-    taken: float
-
-    @property
-    def cost(self) -> int:
-        """Cost of all items."""
-        return sum([entry.item.cost for entry in self.entries])
-
-    @property
-    def patch_outputs(self) -> Collection[PatchOutput]:
-        """What any item needs: one batch serves them all."""
-        needed = [entry.item.patch_outputs for entry in self.entries]
-        return needed[0] if len(needed) == 1 else frozenset().union(*needed)
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether every caller has left. Never true for texts: the cache keeps their results."""
-        return self.bucket.is_image and all([e.future.is_abandoned for e in self.entries])

@@ -37,8 +37,7 @@ from model.runtime.onnx_runtime import load_foreground
 from model.runtime.tensorrt.cuda import free_gpu_memory
 from model.text import TextTokenizer
 from service.errors import ServiceError
-from service.lanes.batch_queue import BatchRules
-from service.lanes.batching import Batcher
+from service.lanes.batching import Batcher, HealthLimits
 from service.lanes.lane import Lane
 from service.lanes.sizing import (
     MAX_LANES,
@@ -52,7 +51,6 @@ from service.lanes.sizing import (
     weight_bytes,
 )
 from service.lanes.work import Bucket, Kind
-from service.lanes.worker import HealthLimits
 from service.machine import (
     GpuMeter,
     PeakMeter,
@@ -545,15 +543,12 @@ def _serve(
     )
     batcher = Batcher(
         lanes,
-        rules=BatchRules(
-            limits=limits,
-            # Lanes of a CPU run in parallel, and a large batch is no cheaper than small ones.
-            split_evenly=runtime.device == "cpu",
-        ),
+        limits=limits,
+        # Lanes of a CPU run in parallel, and a large batch is no cheaper than small ones.
+        split_evenly=runtime.device == "cpu",
         metrics=metrics,
-        limits=HealthLimits(
-            trial_interval_s=TRIAL_INTERVAL_S,
-            hang_limit_s=settings.watchdog_hang_limit_s,
+        health=HealthLimits(
+            trial_interval_s=TRIAL_INTERVAL_S, hang_limit_s=settings.watchdog_hang_limit_s
         ),
     )
     info = ModelInfo(

@@ -185,7 +185,7 @@ class ServedModel:
 
     def measures(self) -> dict[str, Numbers]:
         """Its metrics that a scrape reads: `MODEL_COUNTERS` and `MODEL_GAUGES`."""
-        batches = self._batcher.counts.totals()
+        batches = self._batcher.totals()
         return {
             "model_batches": sum(count for count, _ in batches.values()),
             "model_batch_items": sum(size * count for size, (count, _) in batches.items()),
@@ -203,4 +203,4 @@ class ServedModel:
 
     def statistics(self) -> ModelStatistics:
         """Counts since the model was loaded."""
-        return self.requests.snapshot(self.manifest.name, self._batcher.counts.totals())
+        return self.requests.snapshot(self.manifest.name, self._batcher.totals())

@@ -38,7 +38,6 @@ from service.lanes.work import (
 from service.messages import Truncation
 from service.monitoring.metrics import Metrics
 from service.validation import MAX_TEXT_CHARS, PromptGroup, blank_text
-from service.waiting import cancel_all
 
 TextEmbedding = NDArray[np.float32]
 TextEmbeddings = Mapping[str, TextEmbedding]
@@ -75,14 +74,14 @@ class PromptSet:
 
 @dataclass(slots=True, eq=False)
 class Computation:
-    """The computation of one prompt, and the futures of the requests that wait for it.
+    """One prompt, and the number of requests that wait for it.
 
     Changed only under the lock of the cache.
     """
 
     prompt: str
-    waiting: list[ItemFuture] = field(default_factory=list)
-    work: ItemFuture | None = None
+    num_waiting: int = 0
+    future: ItemFuture = field(default_factory=ItemFuture)
 
 
 class TextCache:
@@ -104,56 +103,49 @@ class TextCache:
         """The cached embeddings of these prompts; read-only arrays."""
         with self._lock:
             found = {p: self._use(p) for p in dict.fromkeys(prompts) if p in self._entries}
-            self._lookups["hit"] += len(found)
-        self._metrics.text_cache_hits.inc(len(found))
+        self._count(hit=len(found))
         return found
 
-    def join(self, prompts: Iterable[str]) -> tuple[dict[str, ItemFuture], list[Computation]]:
+    def join(self, prompts: Iterable[str]) -> tuple[list[Computation], list[Computation]]:
         """Wait for prompts.
 
         Returns:
-            A future for each prompt, which the caller must cancel if it leaves; and the
-            computations that are new, which the caller must start by `launch` or end by `fail`.
+            One computation for each prompt, which the caller must `leave`; and those that are new,
+            whose futures the caller must queue or settle.
         """
-        futures: dict[str, ItemFuture] = {}
+        joined: list[Computation] = []
         begun: list[Computation] = []
-        num_found = 0
+        num_hits = 0
         with self._lock:
             for prompt in dict.fromkeys(prompts):
-                future = futures[prompt] = ItemFuture()
-                if prompt in self._entries:
-                    outputs = {TEXT_OUTPUT: self._use(prompt)}
-                    future.settle(Completed(outputs=outputs, queue_s=0.0, run_s=0.0))
-                    num_found += 1
-                    continue
                 computation = self._in_flight.get(prompt)
                 if computation is None:
-                    computation = self._in_flight[prompt] = Computation(prompt)
-                    begun.append(computation)
-                computation.waiting.append(future)
-                future.on_left = partial(self._leave, computation, future)
-            num_joined = len(futures) - num_found - len(begun)
-            self._lookups.update(hit=num_found, coalesced=num_joined, miss=len(begun))
-        self._metrics.text_cache_hits.inc(num_found)
-        self._metrics.text_cache_coalesced.inc(num_joined)
-        self._metrics.text_cache_misses.inc(len(begun))
-        return futures, begun
+                    computation = Computation(prompt)
+                    if prompt in self._entries:
+                        outputs = {TEXT_OUTPUT: self._use(prompt)}
+                        hit = Completed(outputs=outputs, queue_s=0.0, run_s=0.0)
+                        computation.future.settle(hit)
+                        num_hits += 1
+                    else:
+                        self._in_flight[prompt] = computation
+                        computation.future.when_done(partial(self._finish, computation))
+                        begun.append(computation)
+                computation.num_waiting += 1
+                joined.append(computation)
+        num_begun = len(begun)
+        self._count(hit=num_hits, coalesced=len(joined) - num_hits - num_begun, miss=num_begun)
+        return joined, begun
 
-    def launch(self, computation: Computation, work: ItemFuture) -> None:
-        """Attach the queued work; its result or error ends the computation."""
+    def leave(self, computations: Iterable[Computation]) -> None:
+        """End the wait of a request, and cancel work that no other request waits for.
+
+        Work that a lane runs already ends for the cache, and later requests may join it.
+        """
         with self._lock:
-            computation.work = work
-            if not computation.waiting:
-                work.cancel()
-        work.when_done(partial(self._finish, computation))
-
-    def fail(self, computation: Computation, error: ServiceError) -> None:
-        """End a computation by an error, of which each request gets a copy."""
-        for future in self._end(computation):
-            # One object raised on two event loops would collect the tracebacks of both.
-            own = copy.copy(error)
-            own.__cause__ = error.__cause__
-            future.settle(error=own)
+            for computation in computations:
+                computation.num_waiting -= 1
+                if not computation.num_waiting:
+                    computation.future.cancel()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -163,52 +155,27 @@ class TextCache:
         with self._lock:
             return dict(self._lookups)
 
+    def _count(self, hit: int = 0, coalesced: int = 0, miss: int = 0) -> None:
+        with self._lock:
+            self._lookups.update(hit=hit, coalesced=coalesced, miss=miss)
+        self._metrics.text_cache_hits.inc(hit)
+        self._metrics.text_cache_coalesced.inc(coalesced)
+        self._metrics.text_cache_misses.inc(miss)
+
     def _use(self, prompt: str) -> TextEmbedding:
         self._entries.move_to_end(prompt)
         return self._entries[prompt]
 
-    def _leave(self, computation: Computation, future: ItemFuture) -> None:
-        """Remove a request that was cancelled, and work that no other request waits for.
-
-        Work that a lane runs already ends for the cache, and later requests may join it.
-        """
+    def _finish(self, computation: Computation, future: ItemFuture) -> None:
         with self._lock:
-            if future in computation.waiting:
-                computation.waiting.remove(future)
-                if not computation.waiting and (
-                    computation.work is None or computation.work.cancel()
-                ):
-                    self._remove(computation)
-
-    def _finish(self, computation: Computation, work: ItemFuture) -> None:
-        if work.state == "cancelled":
-            return
-        if work.error is not None:
-            self.fail(computation, work.error)
-            return
-        completed = work.result()
-        with self._lock:
-            self._keep(computation.prompt, completed.outputs[TEXT_OUTPUT])
-            futures = self._end(computation)
-        for future in futures:
-            future.settle(completed)
-
-    def _end(self, computation: Computation) -> list[ItemFuture]:
-        with self._lock:
-            self._remove(computation)
-            futures, computation.waiting = computation.waiting, []
-        return futures
-
-    def _remove(self, computation: Computation) -> None:
-        if self._in_flight.get(computation.prompt) is computation:
             del self._in_flight[computation.prompt]
+            if future.state == "done" and future.error is None:
+                self._keep(computation.prompt, future.result().outputs[TEXT_OUTPUT])
 
     def _keep(self, prompt: str, embedding: TextEmbedding) -> None:
         embedding.setflags(write=False)
         if _num_bytes(prompt, embedding) > self._max_bytes:
             return
-        if prompt in self._entries:
-            self.num_bytes -= _num_bytes(prompt, self._entries.pop(prompt))
         self._entries[prompt] = embedding
         self.num_bytes += _num_bytes(prompt, embedding)
         while self.num_bytes > self._max_bytes:
@@ -288,78 +255,77 @@ class TextEncoder:
         """
         if not prompts.missing:
             return prompts.cached
-        joined = call.clock()
-        futures, begun = self._cache.join(prompts.missing)
+        began = call.clock()
+        joined, begun = self._cache.join(prompts.missing)
         try:
-            if begun:
-                self._begin(begun, pool, call)
-            await wait_settled(list(futures.values()))
-            for prompt, future in futures.items():
-                if isinstance(future.error, InvalidRequest):
-                    raise blank_text(prompts.missing[prompt])
-                if future.error is not None:
-                    raise future.error
-            done = {prompt: future.result() for prompt, future in futures.items()}
+            # In the pool, so that a cancelled request does not end what others wait for.
+            self._submit(begun, pool, call)
+            await wait_settled([computation.future for computation in joined])
+            for computation in joined:  # after an error others may not be done
+                _check(computation, prompts.missing[computation.prompt])
+            done = {c.prompt: c.future.result() for c in joined}
         finally:
-            cancel_all(futures.values())
-            futures.clear()  # a failed one leads to this frame by its traceback
-        waited_s = call.clock() - joined
+            self._cache.leave(joined)
+        waited_s = call.clock() - began
         record_batches([_as_waited(completed, waited_s) for completed in done.values()], call)
-        return {
-            **prompts.cached,
-            **{prompt: completed.outputs[TEXT_OUTPUT] for prompt, completed in done.items()},
-        }
+        found = {prompt: completed.outputs[TEXT_OUTPUT] for prompt, completed in done.items()}
+        return {**prompts.cached, **found}
 
-    def _begin(self, computations: Sequence[Computation], pool: Executor, call: Call) -> None:
-        """Start in the pool, so that a cancelled request does not end what others wait for."""
+    def _submit(self, computations: Sequence[Computation], pool: Executor, call: Call) -> None:
         try:
-            pool.submit(self._compute, computations, call)
+            if computations:
+                pool.submit(self._compute, computations, call)
         except RuntimeError:
             for computation in computations:
-                self._cache.fail(computation, stopping_error())
+                computation.future.settle(error=stopping_error())
 
     def _compute(self, computations: Sequence[Computation], call: Call) -> None:
         """Tokenize and queue the prompts that are still wanted."""
-        wanted = [c for c in computations if c.waiting]
+        wanted = [c for c in computations if c.future.state != "cancelled"]
         num_left = len(computations) - len(wanted)
         self._batcher.queue.count_abandoned(num_left, call.deadline)
-        rows: dict[Computation, NDArray[np.int64]] = {}
-        for computation in wanted:
-            try:
-                rows[computation] = self._tokenizer.encode([computation.prompt]).token_ids_BL[0]
-            except ValueError:
-                self._cache.fail(computation, blank_text("a text"))
-            except Exception as cause:  # a bug of the tokenizer fails this prompt only
-                error = InternalError("A text could not be tokenized.")
-                error.__cause__ = cause
-                self._cache.fail(computation, error)
-        # Items have no deadline, because requests join and leave; the last to leave cancels.
-        items = [
-            WorkItem(
-                bucket=_text_bucket(row),
-                cost=len(row),
-                payload=row,
-                priority=call.priority,
-                caller=call.caller,
-            )
-            for row in rows.values()
-        ]
+        items = [item for c in wanted if (item := self._item(c, call)) is not None]
         try:
-            work = self._batcher.queue.put(items)
+            self._batcher.queue.put(items)
         except ServiceError as error:
-            for computation in rows:
-                self._cache.fail(computation, error)
-            return
-        for computation, future in zip(rows, work, strict=True):
-            self._cache.launch(computation, future)
+            for item in items:
+                item.future.settle(error=error)
+
+    def _item(self, computation: Computation, call: Call) -> WorkItem | None:
+        """What to queue for a prompt; None if it cannot be tokenized, which is its result."""
+        try:
+            row_L = self._tokenizer.encode([computation.prompt]).token_ids_BL[0]
+        except ValueError:
+            computation.future.settle(error=blank_text("a text"))
+            return None
+        except Exception as cause:  # a bug of the tokenizer fails this prompt only
+            error = InternalError("A text could not be tokenized.")
+            error.__cause__ = cause
+            computation.future.settle(error=error)
+            return None
+        # Items have no deadline, because requests join and leave; the last to leave cancels.
+        return WorkItem(
+            bucket=Bucket("text", (-(-len(row_L) // TOKENS_STEP) * TOKENS_STEP,)),
+            cost=len(row_L),
+            payload=row_L,
+            priority=call.priority,
+            caller=call.caller,
+            future=computation.future,
+        )
+
+
+def _check(computation: Computation, param: str) -> None:
+    """Raise the error of a prompt that the field `param` of a request names, if it has one."""
+    error = computation.future.error
+    if isinstance(error, InvalidRequest):
+        raise blank_text(param)
+    if error is not None:
+        # One object raised on two event loops would collect the tracebacks of both.
+        raise copy.copy(error) from error.__cause__
 
 
 def _at_most(text: str, cut: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARS else cut
-
-
-def _text_bucket(row_L: NDArray[np.int64]) -> Bucket:
-    return Bucket("text", (-(-len(row_L) // TOKENS_STEP) * TOKENS_STEP,))
 
 
 def _as_waited(done: Completed, waited_s: float) -> Completed:

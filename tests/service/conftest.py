@@ -20,12 +20,10 @@ from model.text import TextTokenizer, TokenBatch
 from service.admission import Admission
 from service.call import Call
 from service.data_plane import DataPlane
-from service.lanes.batch_queue import BatchRules
-from service.lanes.batching import Batcher
+from service.lanes.batching import Batcher, HealthLimits
 from service.lanes.lane import Lane
 from service.lanes.sizing import IMAGE_WORK
 from service.lanes.work import BatchLimits, Bucket
-from service.lanes.worker import HealthLimits
 from service.messages import ModelInfo, RequestLimits
 from service.models.conversion import ModelSource
 from service.models.image_cache import ImageCache
@@ -269,13 +267,13 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             trial_bucket=Bucket("image", (14, 14)),
             num_labels=len(manifest.segmentation_labels),
         )
-        rules = BatchRules(limits=dict.fromkeys((*IMAGE_WORK, "text"), limits))
-        health_limits = HealthLimits(
+        health = HealthLimits(
             trial_interval_s=runtime.trial_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
             retry_s=runtime.retry_s,
         )
-        batcher = Batcher([lane], rules=rules, metrics=metrics, limits=health_limits)
+        by_kind = dict.fromkeys((*IMAGE_WORK, "text"), limits)
+        batcher = Batcher([lane], limits=by_kind, metrics=metrics, health=health)
         batcher.start()
         info = ModelInfo(
             manifest=manifest.model_copy(update={"name": name or manifest.name}),

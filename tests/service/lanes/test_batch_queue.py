@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from service.errors import DeadlineExceeded
-from service.lanes.batch_queue import BatchQueue, BatchRules
+from service.lanes.batch_queue import PRIORITY_STEP_S as STEP_S
+from service.lanes.batch_queue import BatchQueue
 from service.lanes.work import BatchLimits, Bucket, WorkItem
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S, Clock
@@ -17,13 +18,11 @@ from tests.service.conftest import WAIT_S, Clock
 SMALL = Bucket("image", (28, 28))
 WIDE = Bucket("image", (28, 56))
 LIMITS = BatchLimits(max_items=3, max_cost=20)
-STEP_S = 5.0
-RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS}, priority_step_s=STEP_S)
 
 
 @pytest.fixture
 def queue(metrics: Metrics, clock: Clock) -> BatchQueue:
-    return BatchQueue(RULES, metrics, clock)
+    return BatchQueue({"image": LIMITS}, metrics, clock)
 
 
 def item(bucket: Bucket = SMALL, *, number: int = 0, **fields: Any) -> WorkItem:
@@ -33,7 +32,7 @@ def item(bucket: Bucket = SMALL, *, number: int = 0, **fields: Any) -> WorkItem:
 
 def numbers(queue: BatchQueue) -> list[int]:
     batch = queue.take()
-    return [] if batch is None else [int(e.item.payload[0]) for e in batch.entries]
+    return [] if batch is None else [int(one.payload[0]) for one in batch.items]
 
 
 def abandoned(metrics: Metrics, reason: str) -> float | None:
@@ -95,13 +94,13 @@ def test_a_long_queue_of_one_caller_does_not_outrank_another_caller(
 
 
 def test_idle_lanes_split_waiting_items_evenly(metrics: Metrics) -> None:
-    rules = BatchRules(limits={"image": BatchLimits(max_items=8, max_cost=80)}, split_evenly=True)
-    queue = BatchQueue(rules, metrics, time.monotonic)
+    limits = BatchLimits(max_items=8, max_cost=80)
+    queue = BatchQueue({"image": limits}, metrics, time.monotonic, split_evenly=True)
     sizes: list[int] = []
 
     def take() -> None:
-        batch = queue.wait_and_take(WAIT_S)
-        sizes.append(len(batch.entries) if batch else 0)
+        batch = queue.take(WAIT_S)
+        sizes.append(len(batch.items) if batch else 0)
 
     lanes = [threading.Thread(target=take) for _ in range(3)]
     for lane in lanes:

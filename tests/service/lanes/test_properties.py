@@ -17,16 +17,14 @@ from model.graphs import PatchOutput
 from model.runtime.base import Interrupted
 from service.call import PRIORITIES
 from service.errors import ServiceError, Unavailable
-from service.lanes.batch_queue import BatchRules
-from service.lanes.batching import Batcher
+from service.lanes.batch_queue import PRIORITY_STEP_S
+from service.lanes.batching import Batcher, HealthLimits, LaneState
 from service.lanes.lane import Inputs, Lane
 from service.lanes.work import OVER, BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
-from service.lanes.worker import HealthLimits, LaneState
 from service.monitoring.metrics import Metrics
 
 SMALL, WIDE, TEXT = Bucket("image", (28, 28)), Bucket("image", (28, 56)), Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=3, max_cost=20)
-RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS})
 Outcome = Literal["good", "raises", "short", "long"]
 OUTCOMES = st.sampled_from(["good", "good", "good", "raises", "short", "long"])
 
@@ -80,11 +78,12 @@ class EngineMachine(RuleBasedStateMachine):
         self.ranks: dict[int, tuple[str, float, int]] = {}
         self.is_stopped = False
         self.lanes = [ScriptedLane(self.begin_batch) for _ in range(num_lanes)]
-        rules = BatchRules(limits=RULES.limits)
-        limits = HealthLimits(retry_s=0.0)
-        metrics = Metrics()
         self.batcher = Batcher(
-            self.lanes, rules=rules, metrics=metrics, limits=limits, clock=lambda: self.now
+            self.lanes,
+            limits={"image": LIMITS, "text": LIMITS},
+            metrics=Metrics(),
+            health=HealthLimits(retry_s=0.0),
+            clock=lambda: self.now,
         )
         self.idle = set(range(num_lanes))
 
@@ -116,7 +115,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.is_stopped or not self.batcher.is_ready
             return
         for future in futures:
-            rank = self.now + (fields["priority"] - 1) * RULES.priority_step_s
+            rank = self.now + (fields["priority"] - 1) * PRIORITY_STEP_S
             self.ranks[len(self.accepted)] = (fields["caller"], rank, len(self.accepted))
             future.when_done(partial(self.count, len(self.accepted)))
             self.accepted.append(future)
@@ -151,11 +150,11 @@ class EngineMachine(RuleBasedStateMachine):
         if batch is None:
             worker.is_sound()
         else:
-            assert {entry.item.bucket for entry in batch.entries} == {batch.bucket}
-            assert len(batch.entries) == 1 or LIMITS.fits(len(batch.entries), batch.cost)
+            assert {item.bucket for item in batch.items} == {batch.bucket}
+            assert len(batch.items) == 1 or LIMITS.fits(len(batch.items), batch.cost)
             if not worker.run(batch):
                 worker.is_sound()
-            assert all(entry.future.state in OVER for entry in batch.entries)
+            assert all(item.future.state in OVER for item in batch.items)
         self.idle.add(index)
 
     def disturb(self, data: st.DataObject) -> None:

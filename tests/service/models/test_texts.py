@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from service.call import Call
 from service.errors import InternalError, InvalidRequest
-from service.lanes.work import OVER, Completed, ItemFuture
+from service.lanes.work import OVER, Completed
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.texts import (
@@ -50,10 +50,10 @@ def completed(value: float) -> Completed:
 
 def add(cache: TextCache, prompt: str) -> None:
     """Join and compute, as a request does."""
-    for computation in cache.join([prompt])[1]:
-        work = ItemFuture()
-        cache.launch(computation, work)
-        work.settle(completed(1))
+    joined, begun = cache.join([prompt])
+    for computation in begun:
+        computation.future.settle(completed(1))
+    cache.leave(joined)
 
 
 @pytest.mark.parametrize("use", ["find", "join"])
@@ -72,85 +72,59 @@ def test_the_least_recently_used_entry_goes_first(cache: TextCache, use: str) ->
     assert cache.num_bytes == 2 * ENTRY_BYTES
 
 
-def test_every_request_gets_its_own_error_which_is_not_cached(cache: TextCache) -> None:
-    futures, (failing, _) = cache.join(["a", "b"])
-    late, _ = cache.join(["a"])
-    error = InternalError("broken", param="texts[0]")
-    error.__cause__ = ValueError("why")
-    cache.fail(failing, error)
-    errors: list[Any] = [futures["a"].error, late["a"].error]
-    assert errors[0] is not errors[1]
-    assert {(e.message, e.param, e.__cause__) for e in errors} == {
-        ("broken", "texts[0]", error.__cause__)
-    }
-    assert futures["b"].state == "waiting"
-    assert cache.join(["a"])[1], "an error is not cached"
-
-
 class TextCacheMachine(RuleBasedStateMachine):
     """Requests that come and go at any moment; lanes that answer, fail or are late."""
 
     def __init__(self) -> None:
         super().__init__()
         self.cache = TextCache(2 * ENTRY_BYTES, Metrics())
-        self.requests: list[dict[str, ItemFuture]] = []
-        self.begun: list[Computation] = []
-        self.queued: list[tuple[Computation, ItemFuture]] = []
-        self.running: list[tuple[Computation, ItemFuture]] = []
+        self.requests: list[list[Computation]] = []
+        self.queued: list[Computation] = []
+        self.running: list[Computation] = []
 
     @rule(prompts=st.lists(st.sampled_from(PROMPTS), min_size=1))
     def arrive(self, prompts: list[str]) -> None:
-        futures, begun = self.cache.join(prompts)
-        self.requests.append(futures)
-        self.begun += begun
+        joined, begun = self.cache.join(prompts)
+        assert {c.prompt for c in joined} == set(prompts)
+        self.requests.append(joined)
+        self.queued += begun
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        for future in self.requests.pop(draw_index(data, self.requests)).values():
-            future.cancel()
-
-    @precondition(lambda self: self.begun)
-    @rule(data=st.data(), fails=st.booleans())
-    def launch(self, data: st.DataObject, fails: bool) -> None:
-        computation = self.begun.pop(draw_index(data, self.begun))
-        if fails:
-            self.cache.fail(computation, InternalError("no"))
-            return
-        work = ItemFuture()
-        self.cache.launch(computation, work)
-        self.queued.append((computation, work))
+        self.cache.leave(self.requests.pop(draw_index(data, self.requests)))
 
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
     def run(self, data: st.DataObject) -> None:
-        computation, work = self.queued.pop(draw_index(data, self.queued))
-        is_wanted = bool(computation.waiting)
-        assert work.start() == is_wanted, "computed for no request, or not computed for one"
+        computation = self.queued.pop(draw_index(data, self.queued))
+        is_wanted = any(computation in joined for joined in self.requests)
+        assert computation.future.start() == is_wanted, "computed if and only if it is wanted"
         if is_wanted:
-            self.running.append((computation, work))
+            self.running.append(computation)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), fails=st.booleans())
     def answer(self, data: st.DataObject, fails: bool) -> None:
-        computation, work = self.running.pop(draw_index(data, self.running))
+        computation = self.running.pop(draw_index(data, self.running))
         if fails:
-            work.settle(error=InternalError("no"))
+            computation.future.settle(error=InternalError("no"))
+            assert computation.prompt not in self.cache.find([computation.prompt])
         else:
-            work.settle(completed(PROMPTS.index(computation.prompt)))
+            computation.future.settle(completed(PROMPTS.index(computation.prompt)))
 
     @invariant()
     def no_prompt_is_computed_twice_at_a_time(self) -> None:
-        live = [c.prompt for c in self.begun if c.waiting]
-        live += [c.prompt for c, work in self.queued + self.running if work.state not in OVER]
+        live = [c.prompt for c in self.queued + self.running if c.future.state not in OVER]
         assert len(live) == len(set(live))
 
     @invariant()
     def every_request_gets_its_own_embeddings(self) -> None:
-        for futures in self.requests:
-            for prompt, future in futures.items():
-                if future.state == "done" and future.error is None:
-                    assert future.result().outputs["text"][0] == PROMPTS.index(prompt)
+        for computation in [c for joined in self.requests for c in joined]:
+            future = computation.future
+            if future.state == "done" and future.error is None:
+                value = future.result().outputs["text"][0]
+                assert value == PROMPTS.index(computation.prompt)
 
     @invariant()
     def the_bound_holds(self) -> None:
@@ -158,12 +132,9 @@ class TextCacheMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """After all work is answered no request waits and no computation is left."""
-        for computation in self.begun:
-            self.cache.fail(computation, InternalError("no"))
-        self.running += [(c, work) for c, work in self.queued if work.start()]
-        for computation, work in self.running:
-            work.settle(completed(PROMPTS.index(computation.prompt)))
-        assert all(f.state == "done" for futures in self.requests for f in futures.values())
+        for computation in [*self.running, *(c for c in self.queued if c.future.start())]:
+            computation.future.settle(completed(PROMPTS.index(computation.prompt)))
+        assert all(c.future.state == "done" for joined in self.requests for c in joined)
         assert not self.cache._in_flight
 
 
@@ -249,3 +220,22 @@ async def test_a_blank_prompt_is_reported_under_the_field_of_each_request(
     assert not isinstance(third, BaseException)
     assert set(third) == {"dog"}
     assert runtime.num_texts == 1
+
+
+async def test_every_request_gets_its_own_error_which_is_not_cached(
+    encode: Encode, runtime: FakeRuntime, metrics: Metrics, entered: Entered
+) -> None:
+    runtime.gate.clear()
+    first = encode({"dog": "texts[0]"})
+    assert await entered()
+    second = encode({"dog": "texts[0]"})
+    await until(lambda: sample(metrics, "text_cache_coalesced") == 1)
+    runtime.fault = "raise"
+    runtime.gate.set()
+    one, two = await asyncio.gather(first, second, return_exceptions=True)
+    assert isinstance(one, InternalError)
+    assert isinstance(two, InternalError)
+    assert one is not two
+    assert one.__cause__ is two.__cause__ is not None
+    runtime.fault = ""
+    assert set(await encode({"dog": "texts[0]"})) == {"dog"}

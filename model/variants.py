@@ -4,8 +4,9 @@ Source: google-deepmind/tips (architectures, widths, depths) and transformers' `
 """
 
 from dataclasses import dataclass
+from functools import cache
 
-from transformers import Tipsv2Config
+from transformers import Tipsv2Config, Tipsv2TextConfig, Tipsv2VisionConfig
 
 PATCH_SIZE = 14
 RELEASED_VOCAB = 32_000
@@ -115,3 +116,37 @@ def variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise ValueError(f"no variant {name!r}: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
+
+
+def tower_configs(config: Tipsv2Config) -> tuple[Tipsv2VisionConfig, Tipsv2TextConfig]:
+    """Configurations of the towers; of a built configuration, so they are objects."""
+    vision, text = config.vision_config, config.text_config
+    assert isinstance(vision, Tipsv2VisionConfig)
+    assert isinstance(text, Tipsv2TextConfig)
+    return vision, text
+
+
+def variant_name(config: Tipsv2Config) -> str:
+    """Name of a released size, or of width and depth, such as "w192d6"."""
+    vision, _ = tower_configs(config)
+    own = f"w{vision.hidden_size}d{vision.num_hidden_layers}"
+    return _names_of_sizes().get(_sizes(config), own)
+
+
+@cache
+def _names_of_sizes() -> dict[tuple[object, ...], str]:
+    return {_sizes(known.build()): name for name, known in VARIANTS.items()}
+
+
+def _sizes(config: Tipsv2Config) -> tuple[object, ...]:
+    vision, text = tower_configs(config)
+    return (
+        vision.hidden_size,
+        vision.num_hidden_layers,
+        vision.num_attention_heads,
+        int(vision.hidden_size * vision.mlp_ratio),
+        vision.use_swiglu_ffn,
+        vision.patch_size,
+        text.num_hidden_layers,
+        text.intermediate_size,
+    )

@@ -7,56 +7,38 @@ does not explain.
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from model.checkpoints.checkpoint import CheckpointError, name_some
+from model.checkpoints.checkpoint import CheckpointError
 
 # The largest released file, g/14's vision tower, has 4.5 GB of float32.
-MAX_ARCHIVE_BYTES = 16 * 2**30
+MAX_ARCHIVE_BYTES: Final = 16 * 2**30
 # Weights hardly compress; a zip bomb reaches a factor of 1000.
-MAX_EXPANSION = 50
-MAX_HEADER_BYTES = 10_000
+MAX_EXPANSION: Final = 50
+MAX_HEADER_BYTES: Final = 10_000
 # Exceptions that zipfile and NumPy raise for damaged bytes.
-DAMAGE = (
+DAMAGE: Final = (
     *(zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError),
     *(MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError),
 )
+Arrays = dict[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ArrayArchive:
-    """An archive in memory.
-
-    Attributes:
-        path: The file.
-        arrays: float32, by name without `.npy`; large values of float64 become infinite.
-    """
-
-    path: Path
-    arrays: Mapping[str, Tensor]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the arrays by name."""
-        return {name: tuple(array.shape) for name, array in self.arrays.items()}
-
-
-def read_archive(path: Path) -> ArrayArchive:
-    """Read all arrays of a file.
+def read_archive(path: Path) -> Arrays:
+    """Read all arrays of a file: float32, by name without `.npy`; large float64 become infinite.
 
     Raises:
         CheckpointError: The file is damaged, or is no safe archive of float arrays.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return ArrayArchive(path, _read_members(archive, path.stat().st_size))
+            return _read_members(archive, path.stat().st_size)
     except DAMAGE as error:
         raise CheckpointError(
             f"{path} is damaged, or no zip of float arrays ({error}); use the file as it was "
@@ -64,13 +46,13 @@ def read_archive(path: Path) -> ArrayArchive:
         ) from error
 
 
-def _read_members(archive: zipfile.ZipFile, size_bytes: int) -> dict[str, Tensor]:
-    infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
+def _read_members(archive: zipfile.ZipFile, size_bytes: int) -> Arrays:
+    infos = [info for info in archive.infolist() if not info.is_dir()]
     num_bytes = sum(info.file_size for info in infos)
     allowed = min(MAX_ARCHIVE_BYTES, MAX_EXPANSION * (size_bytes + 1024))
     if num_bytes > allowed:
         raise ValueError(f"it would unpack to {num_bytes} bytes, at most {allowed} are allowed")
-    arrays: dict[str, Tensor] = {}
+    arrays: Arrays = {}
     for info in infos:
         name = info.filename.removesuffix(".npy")
         if name == info.filename or name in arrays:
@@ -92,23 +74,3 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
     with np.errstate(over="ignore"):
         single = np.ascontiguousarray(array, dtype=np.float32)
     return torch.from_numpy(single).reshape(array.shape)
-
-
-def require(archive: ArrayArchive, name: str, ndim: int) -> tuple[int, ...]:
-    """Shape of an array that must exist.
-
-    Raises:
-        CheckpointError: The array is missing, or has another number of axes.
-    """
-    shape = archive.shapes.get(name)
-    if shape is None:
-        raise CheckpointError(
-            f"{archive.path} lacks {name!r} and has {name_some(archive.arrays)}; it is not of the "
-            "official layout, or incomplete: use the file as it was released"
-        )
-    if len(shape) != ndim or 0 in shape:
-        raise CheckpointError(
-            f"{archive.path} has {name!r} with shape {shape}, not with {ndim} axes; use the file "
-            "as it was released"
-        )
-    return shape

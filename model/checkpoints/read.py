@@ -2,14 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import JsonValue
-from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
-
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, digests, refuse_pickles
-from model.checkpoints.dense_folder import read_dense_folder
 from model.checkpoints.official import is_pair_folder, read_pair
 from model.checkpoints.tokenizer import lowered, read_tokenizer
-from model.checkpoints.transformers_folder import is_transformers_folder, read_model
+from model.checkpoints.transformers_folder import CONFIG_FILE, read_dense, read_model
 
 
 def read_checkpoint(path: Path, *, dense: Path | None = None) -> Checkpoint:
@@ -23,12 +19,11 @@ def read_checkpoint(path: Path, *, dense: Path | None = None) -> Checkpoint:
     Raises:
         CheckpointError: The checkpoint is missing, incomplete or invalid.
     """
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is not a folder; name the folder that holds a model's weights and tokenizer"
-        )
-    refuse_pickles(path)
-    is_transformers, is_pair = is_transformers_folder(path), is_pair_folder(path)
+    for folder in (path, dense or path):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder; name that of a model or its heads")
+        refuse_pickles(folder)
+    is_transformers, is_pair = (path / CONFIG_FILE).is_file(), is_pair_folder(path)
     if is_transformers and is_pair:
         raise CheckpointError(
             f"{path} holds both a config.json and official .npz files; keep one of the two models "
@@ -47,18 +42,5 @@ def read_checkpoint(path: Path, *, dense: Path | None = None) -> Checkpoint:
     origin["lower_case"] = f"{lowered(tokenizer)}, by {tokenizer_path.name}"
     heads = None
     if dense is not None:
-        heads, origin["dense"] = _read_dense(dense, model)
+        heads, origin["dense"] = read_dense(dense, model)
     return Checkpoint(model=model, dense=heads, tokenizer=tokenizer, variant=variant, origin=origin)
-
-
-def _read_dense(
-    path: Path, model: Tipsv2Model
-) -> tuple[Tipsv2DptForDensePrediction, dict[str, JsonValue]]:
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder; name the folder that holds the dense heads")
-    refuse_pickles(path)
-    if is_transformers_folder(path):
-        return read_dense_folder(path, model)
-    raise CheckpointError(
-        f"{path} holds no dense heads; name a -dpt folder, with config.json and model.safetensors"
-    )

@@ -46,7 +46,13 @@ def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, P
     """
     path = folder / JSON_FILE
     if path.is_file():
-        tokenizer = _from_json(folder, path)
+        try:
+            tokenizer = encoder.read_tokenizer(folder)
+        except Exception as error:  # tokenizers raises plain Exceptions
+            raise CheckpointError(
+                f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the file as it was "
+                "released"
+            ) from error
     else:
         path = folder / SENTENCEPIECE_FILE
         if not path.is_file():
@@ -54,7 +60,7 @@ def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, P
                 f"{folder} has no tokenizer; put the {SENTENCEPIECE_FILE} of the release or the "
                 f"{JSON_FILE} of the transformers folder into it"
             )
-        tokenizer = tokenizer_from(parse_model(path), path)
+        tokenizer = read_sentencepiece(path)
     if tokenizer.pad_token_id != PAD_ID:
         raise CheckpointError(
             f"{path} pads with id {tokenizer.pad_token_id}, but the TIPSv2 family with {PAD_ID}; "
@@ -69,21 +75,12 @@ def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, P
     return tokenizer, path
 
 
-def _from_json(folder: Path, path: Path) -> Tipsv2Tokenizer:
-    try:
-        return encoder.read_tokenizer(folder)
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise CheckpointError(
-            f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the file "
-            "as it was released"
-        ) from error
-
-
-def parse_model(path: Path) -> Any:
-    """Parse a model file; returns its `ModelProto`.
+def read_sentencepiece(path: Path) -> Tipsv2Tokenizer:
+    """Make a tokenizer with the ids of a SentencePiece model for lower-case text.
 
     Raises:
-        CheckpointError: The file is not a SentencePiece model, or is cut off.
+        CheckpointError: The file is damaged, or has other settings than the family's, so that ids
+            would differ.
     """
     model = SCHEMA.ModelProto()
     try:
@@ -92,15 +89,6 @@ def parse_model(path: Path) -> Any:
         raise _unreadable(path, error) from error
     if not model.pieces:
         raise _unreadable(path, "it has no pieces")
-    return model
-
-
-def tokenizer_from(model: Any, path: Path) -> Tipsv2Tokenizer:
-    """Make a tokenizer with the ids of a SentencePiece model for lower-case text.
-
-    Raises:
-        CheckpointError: The model has other settings than the family's, so ids would differ.
-    """
     pieces, trained, normal = list(model.pieces), model.trainer_spec, model.normalizer_spec
     differences = {
         "is no BPE model": trained.model_type != BPE,
@@ -120,12 +108,17 @@ def tokenizer_from(model: Any, path: Path) -> Tipsv2Tokenizer:
     try:
         tokenizer = Tipsv2Tokenizer(
             vocab={piece.piece: index for index, piece in enumerate(pieces)},
-            merges=merges_of(pieces),
+            merges=_merges(pieces),
             pad_token=pieces[trained.pad_id].piece,
             unk_token=pieces[trained.unk_id].piece,
         )
-        charsmap = normal.precompiled_charsmap
-        tokenizer.backend_tokenizer.normalizer = _lower_ascii(charsmap)
+        # Lower the 26 ASCII letters, then normalise as the model does.
+        steps: list[normalizers.Normalizer] = [
+            normalizers.Replace(letter, letter.lower()) for letter in string.ascii_uppercase
+        ]
+        if normal.precompiled_charsmap:
+            steps.append(normalizers.Precompiled(normal.precompiled_charsmap))
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
     except Exception as error:  # tokenizers raises plain Exceptions
         raise _unreadable(path, error) from error
     defined = [piece.piece for piece in pieces if piece.type == USER_DEFINED]
@@ -141,28 +134,14 @@ def _unreadable(path: Path, reason: object) -> CheckpointError:
     )
 
 
-def _lower_ascii(charsmap: bytes) -> normalizers.Normalizer:
-    """Lower the 26 ASCII letters, then normalise as the model does."""
-    steps: list[normalizers.Normalizer] = [
-        normalizers.Replace(letter, letter.lower()) for letter in string.ascii_uppercase
-    ]
-    if charsmap:
-        steps.append(normalizers.Precompiled(charsmap))
-    return normalizers.Sequence(steps)
-
-
 def lowered(tokenizer: Tipsv2Tokenizer) -> str:
     """Which letters a tokenizer lowers, for the manifest's provenance."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     return "ASCII letters" if normalizer.normalize_str("\u00c9") == "\u00c9" else "all letters"
 
 
-def merges_of(pieces: Sequence[Any]) -> list[tuple[str, str]]:
-    """Pairs to merge, the best first.
-
-    SentencePiece repeatedly merges the neighbours whose piece has the highest score; `tokenizers`
-    needs the ordered pairs instead.
-    """
+def _merges(pieces: Sequence[Any]) -> list[tuple[str, str]]:
+    """Pairs to merge, the best first: `tokenizers` needs the order of SentencePiece's scores."""
     scores = {piece.piece: piece.score for piece in pieces if piece.type == NORMAL}
     merges: list[tuple[str, str]] = []
     # sorted() keeps the order of ids among equal scores.

@@ -1,49 +1,43 @@
-"""Read transformers folders: config.json and safetensors, in one file or sharded."""
+"""Read transformers folders, of a model or of its dense heads: config.json and safetensors.
+
+A folder of heads (`-dpt`) has a copy of its backbone. It must equal the model's vision tower, since
+heads that were trained on another tower give useless maps; then it is dropped.
+"""
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig, Tipsv2Config, Tipsv2Model
+from transformers import (
+    PretrainedConfig,
+    Tipsv2Config,
+    Tipsv2DptConfig,
+    Tipsv2DptForDensePrediction,
+    Tipsv2Model,
+    Tipsv2VisionConfig,
+)
 
-from model.checkpoints.architecture import tower_configs, variant_name
-from model.checkpoints.checkpoint import CheckpointError, digests, name_some
-from model.checkpoints.weights import Model, load_weights
+from model.checkpoints.checkpoint import CheckpointError, Model, digests, load_weights, name_some
 from model.encoder import without_implementations
+from model.graphs import DENSE_TASKS
+from model.variants import tower_configs, variant_name
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-TEMPERATURE = "temperature"
+CONFIG_FILE: Final = "config.json"
+WEIGHTS_FILE: Final = "model.safetensors"
+INDEX_FILE: Final = "model.safetensors.index.json"
 # As safetensors names them. Other types are quantised weights, which need scales.
-FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+FLOAT_TYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
+ALL_HEADS: Final = Tipsv2DptForDensePrediction.__name__
+# Settings that change what the same weights compute.
+SAME_SETTINGS: Final = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
+    *("patch_size", "num_register_tokens", "use_swiglu_ffn"),
+)
+SAVE_AGAIN: Final = "download it again, or save the model again with save_pretrained"
 Config = TypeVar("Config", bound=PretrainedConfig)
-SAVE_AGAIN = "download it again, or save the model again with save_pretrained"
-
-
-def is_transformers_folder(folder: Path) -> bool:
-    """Whether a folder has a config.json."""
-    return (folder / CONFIG_FILE).is_file()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json`.
-
-    Raises:
-        CheckpointError: It is not a JSON object, or describes quantised weights.
-    """
-    path = folder / CONFIG_FILE
-    settings = _read_json(path)
-    if not isinstance(settings.get("model_type"), str):
-        raise CheckpointError(f"{path} names no model_type; {SAVE_AGAIN}")
-    if "quantization_config" in settings:
-        raise CheckpointError(
-            f"{path} describes quantised weights, which cannot be verified; use the model's float "
-            "weights, and quantise when exporting"
-        )
-    return without_implementations(settings)
 
 
 def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
@@ -55,20 +49,14 @@ def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
     Raises:
         CheckpointError: The folder is of another model, or its weights do not fit its config.json.
     """
-    settings = read_config(folder)
-    if settings["model_type"] != Tipsv2Config.model_type:
-        raise CheckpointError(
-            f"{folder} holds a model of type {settings['model_type']!r}, not 'tipsv2'; name the "
-            "folder of a TIPSv2 model, and a -dpt folder as its dense heads"
-        )
-    config = parse_config(Tipsv2Config, folder, settings)
+    config = _read_config(Tipsv2Config, folder, "a -dpt folder holds the dense heads of a model")
     num_registers = tower_configs(config)[0].num_register_tokens
     if num_registers != 1:
         raise CheckpointError(
             f"{folder} has {num_registers} register tokens, and the TIPSv2 family has one, its "
             "second CLS token; use a model of that family"
         )
-    model, files, names = load(Tipsv2Model, folder, config)
+    model, files, names = _load(Tipsv2Model, folder, config)
     temperature = model.temperature.item()
     if not temperature > 0:
         raise CheckpointError(f"{folder} has a temperature of {temperature}; it must be positive")
@@ -76,37 +64,108 @@ def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
         "kind": "transformers",
         "files": dict(digests([folder / CONFIG_FILE, *files])),
         # Published folders have no temperature among their weights.
-        "temperature": "of the weights" if TEMPERATURE in names else f"of {CONFIG_FILE}",
+        "temperature": "of the weights" if "temperature" in names else f"of {CONFIG_FILE}",
     }
     return model, variant_name(config), origin
 
 
-def parse_config(kind: type[Config], folder: Path, settings: dict[str, Any]) -> Config:
-    """Build a configuration from the settings of a folder.
+def read_dense(
+    folder: Path, model: Tipsv2Model
+) -> tuple[Tipsv2DptForDensePrediction, dict[str, JsonValue]]:
+    """Read heads and attach them to a model's vision tower.
+
+    Args:
+        folder: As `save_pretrained` of `Tipsv2DptForDensePrediction` writes it, or as published.
+        model: The model that the heads were trained on.
+
+    Returns:
+        The heads in float32 and evaluation mode, whose backbone shares the model's tensors, and
+        their origin for the manifest.
 
     Raises:
-        CheckpointError: A setting is invalid.
+        CheckpointError: The folder is not of this kind or incomplete, or its backbone differs.
     """
+    config = _read_config(Tipsv2DptConfig, folder, "name a -dpt folder as the dense heads")
+    named = config.architectures or [ALL_HEADS]
+    if named != [ALL_HEADS]:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} names the architectures {named}, and dense heads are "
+            f"{ALL_HEADS}, all three in one; download the -dpt repository of the release"
+        )
+    _check_settings(folder, config, model)
+    loaded, files, _ = _load(Tipsv2DptForDensePrediction, folder, config)
+    weights = loaded.state_dict()
+    for name, tensor in model.vision_model.state_dict().items():
+        theirs = weights[f"backbone.{name}"]
+        if theirs.shape != tensor.shape or not torch.equal(theirs, tensor):
+            raise CheckpointError(
+                f"{folder} has a backbone that is not the model's vision tower: {name!r} differs; "
+                "name the -dpt folder whose heads were trained on this model"
+            )
+        weights[f"backbone.{name}"] = tensor
+    origin: dict[str, JsonValue] = {
+        "kind": "transformers-dpt",
+        "files": dict(digests([folder / CONFIG_FILE, *files])),
+        "tasks": list(DENSE_TASKS),
+        "depth_activation": config.depth_decoder_activation,
+        "depth_activation_from": CONFIG_FILE,
+    }
+    return load_weights(Tipsv2DptForDensePrediction, weights, config, path=folder), origin
+
+
+def _check_settings(folder: Path, config: Tipsv2DptConfig, model: Tipsv2Model) -> None:
+    backbone, tower = config.backbone_config, model.vision_model.config
+    file = folder / CONFIG_FILE
+    if not isinstance(backbone, Tipsv2VisionConfig):
+        raise CheckpointError(
+            f"{file} has a backbone that is no TIPSv2 vision tower; name a -dpt folder of that "
+            "family"
+        )
+    for name in SAME_SETTINGS:
+        ours, theirs = getattr(tower, name), getattr(backbone, name)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{folder} has heads for a backbone with {name} {theirs}, and the model's is "
+                f"{ours}; name the -dpt folder of the same variant"
+            )
+    num_layers, num_stages = len(backbone.out_indices or ()), len(config.neck_hidden_sizes or ())
+    if num_layers != num_stages:
+        raise CheckpointError(
+            f"{file} names {num_layers} layers for {num_stages} stages of a head; {SAVE_AGAIN}"
+        )
+    if not backbone.apply_layernorm or backbone.reshape_hidden_states:
+        raise CheckpointError(
+            f"{file} has a backbone without apply_layernorm, or with reshape_hidden_states, which "
+            f"dense heads cannot read; {SAVE_AGAIN}"
+        )
+
+
+def _read_config(kind: type[Config], folder: Path, advice: str) -> Config:
+    """The configuration of a folder that must be of a kind, and not of quantised weights."""
+    path = folder / CONFIG_FILE
+    settings = _read_json(path)
+    if settings.get("model_type") != kind.model_type:
+        raise CheckpointError(
+            f"{path} is of type {settings.get('model_type')!r}, not {kind.model_type!r}; {advice}"
+        )
+    if "quantization_config" in settings:
+        raise CheckpointError(
+            f"{path} describes quantised weights, which cannot be verified; use the model's float "
+            "weights, and quantise when exporting"
+        )
     try:
-        config: Config = kind.from_dict(settings)
+        config: Config = kind.from_dict(without_implementations(settings))
     except Exception as error:  # validation raises many types
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} is not valid for transformers ({error}); {SAVE_AGAIN}"
+            f"{path} is not valid for transformers ({error}); {SAVE_AGAIN}"
         ) from error
     return config
 
 
-def load(
+def _load(
     kind: type[Model], folder: Path, config: PretrainedConfig
 ) -> tuple[Model, list[Path], set[str]]:
-    """Load a model and check that every tensor was used.
-
-    Returns:
-        The model in float32 and evaluation mode, the files of its weights, and the names in them.
-
-    Raises:
-        CheckpointError: Weights are unreadable, missing, left over, of a wrong shape or not finite.
-    """
+    """Load a model; returns it, the files of its weights, and the names in them."""
     files = _weight_files(folder)
     names = {name for path in files for name in _names(path)}
     return load_weights(kind, folder, config, path=folder), files, names

@@ -41,7 +41,6 @@ from model.conversion.source import (
 from model.graphs import USUAL_PRECISIONS, Precision
 from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import ModelPackage, open_package
-from model.parity import command as parity
 from model.publication import Repository
 from model.runtime.machine import this_hardware
 from model.runtime.tensorrt import command as engines
@@ -52,9 +51,10 @@ MODELS_HELP: Final = (
     "separated by commas, each optionally as name=source."
 )
 SUMMARY: Final = "Converts released weights into model packages, and manages packages."
-# The commands that `tipserve` has, too.
-CONVERT_HELP: Final = "Convert released weights to a model package in a folder."
-SHOW_HELP: Final = "Verify and describe model packages."
+THOROUGH_HELP: Final = (
+    "Compare on all sizes: also on twice the native size and on batches of it, which takes many "
+    "times as long with a large model."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +120,15 @@ def new_app() -> App:
         exit_on_error=False,
         print_error=False,
     )
-    for command, text in (
-        (convert, CONVERT_HELP),
-        (
-            prepare,
-            "Convert models into the cache, as the server does; print the packages' folders.",
-        ),
-        (show, SHOW_HELP),
-        (check, parity.HELP),
-        (publish, "Copy a verified package to a folder that a server reads."),
-        (build_engine, engines.HELP),
-    ):
+    helps: dict[Callable[..., int], str] = {
+        convert: "Convert released weights to a model package in a folder.",
+        prepare: "Convert models into the cache, as the server does; print the packages' folders.",
+        show: "Verify and describe model packages.",
+        check: "Compare a package's graphs with its model, on every backend of this machine.",
+        publish: "Copy a verified package to a folder that a server reads.",
+        build_engine: engines.HELP,
+    }
+    for command, text in helps.items():
         app.command(command, help=text)
     return app
 
@@ -143,7 +141,7 @@ def convert(
     name: Annotated[
         str | None, Parameter(help="Name for clients. Default: the name of the source.")
     ] = None,
-    thorough: Annotated[bool, Parameter(help=parity.THOROUGH_HELP, show_default=False)] = False,
+    thorough: Annotated[bool, Parameter(help=THOROUGH_HELP, show_default=False)] = False,
     making: Making = MakingOptions(),
 ) -> int:
     """Write a model package; returns the exit status."""
@@ -199,15 +197,33 @@ def check(
     package: Package,
     /,
     *,
-    thorough: Annotated[bool, Parameter(help=parity.THOROUGH_HELP, show_default=False)] = False,
-    write: Annotated[bool, Parameter(help=parity.WRITE_HELP, show_default=False)] = False,
+    thorough: Annotated[bool, Parameter(help=THOROUGH_HELP, show_default=False)] = False,
+    write: Annotated[
+        bool,
+        Parameter(
+            help="Write the results to the package's manifest and card; results of backends that "
+            "this machine lacks are kept.",
+            show_default=False,
+        ),
+    ] = False,
 ) -> int:
     """Compare a package with its model; returns the exit status."""
 
     def compare(say: Say) -> None:
         require(COMPARING, purpose="comparing a package with its model")
-        progress = partial(say, "step")
-        parity.run(package, is_thorough=thorough, is_written=write, progress=progress)
+        # Importing torch takes seconds, and other commands do not need it.
+        from model.encoder import load_encoder  # noqa: PLC0415
+        from model.parity.gate import prove_package, run_reference, write_parity  # noqa: PLC0415
+
+        opened, progress = open_package(package), partial(say, "step")
+        # Nothing holds the encoder while the graphs are compared.
+        reference = run_reference(
+            load_encoder(opened.path), opened, is_thorough=thorough, progress=progress
+        )
+        entries = prove_package(opened, reference, progress=progress)
+        print(parity_table(entries))
+        if write:
+            progress(f"written to {write_parity(opened, entries).path}")
 
     return _report(compare)
 

@@ -8,11 +8,12 @@ from typing import Final
 
 from torch import nn
 
+from model.card import render_card
 from model.encoder import Encoder
 from model.graphs import DenseTask, Part, Precision, graph_file
-from model.manifest import Manifest, ParityEntry
-from model.package import ModelPackage, Progress
-from model.parity.inputs import image_inputs, text_inputs
+from model.manifest import CARD, Manifest, ParityEntry
+from model.package import ModelPackage, Progress, write_manifest
+from model.parity.inputs import TEXTS, image_inputs
 from model.parity.measure import ParityError, Reference, describe, measure
 from model.parity.reference import DenseReference, head_reference, run_model
 from model.runtime.base import LaneShare, Runtime
@@ -20,12 +21,12 @@ from model.runtime.choice import BACKENDS, Machine, RuntimeChoice, unavailable_r
 from model.runtime.graph_runtime import GraphRuntime
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import TOWERS, LoadedGraph, loaded_graphs
-from model.runtime.machine import installed_libraries, this_hardware, trim
+from model.runtime.machine import RuntimeName, installed_libraries, this_hardware, trim
 from model.text import TextTokenizer
 
 # ONNX Runtime first: it rounds nothing, so its differences are faults of the graph itself. torch is
 # the reference, and packages are not written on GPUs.
-RUNTIMES: Final = ("onnx", "openvino")
+RUNTIMES: Final[tuple[RuntimeName, ...]] = ("onnx", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,15 @@ def run_reference(
         ParityError: No runtime is installed.
     """
     _planned(package)
-    images = image_inputs(package.manifest, is_thorough=is_thorough)
-    texts = text_inputs(TextTokenizer.from_package(package))
-    return run_model(encoder, package, images=images, texts=texts, dense=dense, progress=progress)
+    tokenizer = TextTokenizer.from_package(package)
+    return run_model(
+        encoder,
+        package,
+        images=image_inputs(package.manifest, is_thorough=is_thorough),
+        texts=[tokenizer.encode(texts) for texts in TEXTS],
+        dense=dense,
+        progress=progress,
+    )
 
 
 def prove_package(
@@ -94,9 +101,8 @@ def prove_package(
     Raises:
         ParityError: A graph exceeds its limits, or no runtime is installed.
     """
-    package, proofs = _planned(package)
     parts = TOWERS | reference.tasks
-    return _prove(package, proofs, reference, parts=parts, progress=progress, may_fail=may_fail)
+    return _prove(*_planned(package), reference, parts, may_fail=may_fail, progress=progress)
 
 
 def prove_heads(
@@ -116,7 +122,7 @@ def prove_heads(
     progress("running the heads in torch, as the reference")
     with _loaded(package, proofs[0]) as runtime:
         reference = head_reference(package, runtime, heads)
-    return _prove(package, proofs, reference, progress=progress, parts=reference.tasks)
+    return _prove(package, proofs, reference, reference.tasks, progress=progress)
 
 
 def _planned(package: ModelPackage) -> tuple[ModelPackage, list[Proof]]:
@@ -141,8 +147,8 @@ def _prove(
     package: ModelPackage,
     proofs: Sequence[Proof],
     reference: Reference,
-    *,
     parts: Set[Part],
+    *,
     progress: Progress,
     may_fail: Collection[Precision] = (),
 ) -> list[ParityEntry]:
@@ -151,57 +157,35 @@ def _prove(
         precision = proof.choice.precision
         progress(f"comparing {proof.choice.runtime} in {precision}")
         graphs = [graph for graph in proof.graphs if graph.part in parts]
-        found = _measured(package, proof, reference, graphs, progress=progress)
+        found: dict[LoadedGraph, ParityEntry] = {}
+        with _loaded(package, proof) as runtime:
+            # Only the vision graph stays in memory, since heads read it; so text comes first.
+            for graph in sorted(graphs, key=lambda graph: graph.part != "text"):
+                found[graph] = measure(reference, runtime, graph, progress=progress)
+                if isinstance(runtime, GraphRuntime) and graph.part != "vision":
+                    runtime.free(graph.part)
+                    trim()
+        trim()
         if not proof.is_hint and precision not in may_fail:
-            exact = [g for g in graphs if g.part in TOWERS or g.precision == "fp32"]
-            require([found[graph] for graph in exact])
-        for graph in graphs:
-            if not found[graph].passed:
-                progress(f"not to be used: {describe(found[graph])}")
+            require([found[g] for g in graphs if g.part in TOWERS or g.precision == "fp32"])
         entries += [found[graph] for graph in graphs]
+        for entry in found.values():
+            if not entry.passed:
+                progress(f"not to be used: {describe(entry)}")
     return entries
-
-
-def _measured(
-    package: ModelPackage,
-    proof: Proof,
-    reference: Reference,
-    graphs: Sequence[LoadedGraph],
-    *,
-    progress: Progress,
-) -> dict[LoadedGraph, ParityEntry]:
-    """Measure one graph after another, so that few are in memory."""
-    found: dict[LoadedGraph, ParityEntry] = {}
-    with _loaded(package, proof) as runtime:
-        # Only the vision graph stays, since heads read it; so the text graph comes first.
-        for graph in sorted(graphs, key=lambda graph: graph.part != "text"):
-            found[graph] = measure(reference, runtime, graph, progress=progress)
-            if isinstance(runtime, GraphRuntime) and graph.part != "vision":
-                runtime.free(graph.part)
-                trim()
-    trim()
-    return found
 
 
 def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
     """List what to compare: every CPU backend, float32 first, each of its graphs once."""
     proofs = []
-    backends = [backend for backend in BACKENDS if backend.device == "cpu"]
-    for backend in sorted(
-        (backend for backend in backends if backend.runtime in RUNTIMES),
-        key=lambda backend: RUNTIMES.index(backend.runtime),
-    ):
+    on_cpu = {backend.runtime: backend for backend in BACKENDS if backend.device == "cpu"}
+    for runtime in RUNTIMES:
         seen: set[LoadedGraph] = set()
-        for precision in sorted(backend.precisions, key=lambda name: name != "fp32"):
-            if unavailable_reason(backend, precision, manifest, machine) is not None:
+        for precision in sorted(on_cpu[runtime].precisions, key=lambda name: name != "fp32"):
+            if unavailable_reason(on_cpu[runtime], precision, manifest, machine) is not None:
                 continue
-            loaded = loaded_graphs(manifest, backend.runtime, precision)
-            choice = RuntimeChoice(
-                runtime=backend.runtime,
-                precision=precision,
-                device=backend.device,
-                reason="to be compared with the model",
-            )
+            loaded = loaded_graphs(manifest, runtime, precision)
+            choice = RuntimeChoice(runtime=runtime, precision=precision, device="cpu", reason="")
             proofs.append(Proof(choice, tuple(graph for graph in loaded if graph not in seen)))
             seen.update(loaded)
     return proofs
@@ -219,3 +203,23 @@ def require(entries: Sequence[ParityEntry]) -> None:
                 f"{describe(entry)}. Nothing was written: leave this precision out, or fix the "
                 "export; look for weights that overflow, and for layers that quantisation harms"
             )
+
+
+def write_parity(package: ModelPackage, entries: Sequence[ParityEntry]) -> ModelPackage:
+    """Replace the entries of the same graphs and backends in a package's manifest and card."""
+    measured = {(entry.file, entry.runtime, entry.precision) for entry in entries}
+    kept = [
+        entry
+        for entry in package.manifest.parity
+        if (entry.file, entry.runtime, entry.precision) not in measured
+    ]
+    manifest = package.manifest.model_copy(update={"parity": [*entries, *kept]})
+    card = package.path / CARD
+    before = card.read_text(encoding="utf-8")
+    try:
+        card.write_text(render_card(before, manifest), encoding="utf-8")
+        return write_manifest(package.path, manifest)
+    except BaseException:
+        # The old manifest, which is still in place, has the digest of the old card.
+        card.write_text(before, encoding="utf-8")
+        raise

@@ -1,12 +1,12 @@
 """Images and texts that the parity gate compares on.
 
-Shapes: B batch, L tokens, H W pixels, 3 colour channels (RGB).
+Shapes: B batch, H W pixels, 3 colour channels (RGB).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +15,13 @@ from PIL import Image
 from model.graphs import DENSE_TASKS
 from model.manifest import Manifest
 from model.preprocess import prepare_image
-from model.text import TextTokenizer
 
 # The two sets share no image, so that the gate judges on images that no export has seen.
 FOLDER = Path(__file__).parent / "images"
 RgbImage = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
-TokenArray = NDArray[np.int64]
 Size = tuple[int, int, int]
-# Things that the images show, and things that they do not show.
+# Texts: things that the images show or do not show, and sentences up to the token limit.
 CLASS_NAMES = (
     "orange", "lemon", "kiwi", "burger", "sunflower", "book", "dog",
     "bird", "house", "window", "table", "bottle", "grass", "sky",
@@ -38,6 +36,7 @@ SENTENCES = (
     "sliced fruit: an orange, a kiwi and a lemon beside a red cabbage",
     "grass " * 80,
 )
+TEXTS = (CLASS_NAMES[:1], CLASS_NAMES, SENTENCES)
 
 
 @cache
@@ -72,45 +71,20 @@ def image_batch(
     return np.stack([prepare_image(pixels_HW3, size_hw) for pixels_HW3 in chosen])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class VisionInput:
-    """A batch of images of one size.
+class VisionInput(NamedTuple):
+    """A batch of images of one size: float32 RGB in [0, 1], and each image's own height and width.
 
-    Attributes:
-        pixels_B3HW: float32 RGB in [0, 1].
-        mask_sizes: Height and width of each image before it was squashed.
+    Masks have the images' own sizes.
     """
 
     pixels_B3HW: FloatArray
     mask_sizes: tuple[tuple[int, int], ...]
 
-    @property
-    def size(self) -> Size:
-        """Batch, height and width."""
-        batch, _, height, width = self.pixels_B3HW.shape
-        return batch, height, width
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextInput:
-    """A batch of texts, padded to the longest."""
-
-    token_ids_BL: TokenArray
-    mask_BL: TokenArray
-
-
-def tokenized(tokenizer: TextTokenizer, texts: Sequence[str]) -> TextInput:
-    """A batch of these texts."""
-    tokens = tokenizer.encode(texts)
-    return TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL)
-
 
 def image_inputs(manifest: Manifest, *, is_thorough: bool = False) -> list[VisionInput]:
-    """The gate's images in several sizes.
+    """The gate's images in several sizes; the thorough ones cost many times as much.
 
-    Every model runs its native square, oblongs of both orientations (which reveal a position grid
-    that tracing froze) and a batch of eight different images. The further sizes cost many times as
-    much with a large model.
+    Oblongs of both orientations reveal a position grid that tracing froze.
     """
     has_heads = not set(DENSE_TASKS).isdisjoint(manifest.outputs)
     unit = manifest.map_multiple if has_heads else manifest.size_multiple
@@ -126,20 +100,11 @@ def image_inputs(manifest: Manifest, *, is_thorough: bool = False) -> list[Visio
     images = gate_images()
     inputs, first = [], 0
     for batch, height, width in dict.fromkeys(sizes):
-        shown = [(first + item) % len(images) for item in range(batch)]
-        inputs.append(
-            VisionInput(
-                pixels_B3HW=image_batch(images, (height, width), batch=batch, first=first),
-                mask_sizes=tuple(images[index].shape[:2] for index in shown),
-            )
-        )
+        pixels_B3HW = image_batch(images, (height, width), batch=batch, first=first)
+        shown = [images[(first + item) % len(images)] for item in range(batch)]
+        inputs.append(VisionInput(pixels_B3HW, tuple(image.shape[:2] for image in shown)))
         first += batch
     return inputs
-
-
-def text_inputs(tokenizer: TextTokenizer) -> list[TextInput]:
-    """Words and sentences up to the token limit."""
-    return [tokenized(tokenizer, texts) for texts in (CLASS_NAMES[:1], CLASS_NAMES, SENTENCES)]
 
 
 def _read(folder: Path) -> tuple[RgbImage, ...]:

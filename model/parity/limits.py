@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from model.graphs import DenseTask, Part, Precision
+from model.graphs import Part, Precision
 from model.manifest import ParityLimits
 
 # Swapped outputs or items have cosines below these; with more than one changed pixel in twenty,
@@ -57,7 +57,7 @@ def limits(part: Part, precision: Precision, named: Precision | None = None) -> 
     if part in {"vision", "text"}:
         return TOWERS[precision]
     depth_error, degrees, agreement = HEADS[precision]
-    heads: dict[Part | DenseTask, ParityLimits] = {
+    heads: dict[Part, ParityLimits] = {
         "depth": ParityLimits(max_depth_error=depth_error),
         "normals": ParityLimits(max_normals_degrees=degrees),
         "segmentation": ParityLimits(min_mask_agreement=agreement),

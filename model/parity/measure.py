@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from model.graphs import DenseTask, Precision
 from model.manifest import ParityEntry
 from model.package import Progress
-from model.parity.inputs import TextInput, VisionInput
 from model.parity.limits import limits
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.loaded_graphs import LoadedGraph
 from model.segmentation import average_groups, l2_normalize, segment
+from model.text import TokenBatch
 from model.winner_map import Labels
 
-Output = TypeVar("Output")
 Item = TypeVar("Item")
+Output = TypeVar("Output")
 FloatArray = NDArray[np.float32]
 TINY: Final = 1e-12
 
@@ -62,22 +62,29 @@ class VisionCase:
     """Images and the model's outputs.
 
     Attributes:
+        pixels_B3HW: float32 RGB in [0, 1].
         masks: For each image, its labels and the pixels with a clear winner, both [H, W].
         samples: The only places that patches and maps have; None if they have all.
     """
 
-    given: VisionInput
+    pixels_B3HW: FloatArray
     output: VisionOutput
     masks: tuple[tuple[Labels, NDArray[np.bool_]], ...]
     dense: Mapping[DenseTask, FloatArray] = field(default_factory=dict)
     samples: Samples | None = None
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Batch, height and width."""
+        batch, _, height, width = self.pixels_B3HW.shape
+        return batch, height, width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TextCase:
     """Texts and their embeddings."""
 
-    given: TextInput
+    given: TokenBatch
     output_BD: FloatArray
 
 
@@ -100,7 +107,7 @@ class Reference:
     classes_KD: FloatArray
     vision: tuple[VisionCase, ...]
     text: tuple[TextCase, ...]
-    prompts: TextInput | None = None
+    prompts: TokenBatch | None = None
     prompts_of_class: tuple[int, ...] = ()
 
     @property
@@ -129,20 +136,21 @@ def measure(
         runtime: Has the graph loaded.
         graph: The graph to measure.
         rounding: Precision whose limits apply; None for that of the graph.
-        progress: Called with each input.
+        progress: Called with each batch of images.
 
     Raises:
         ParityError: An output has a wrong shape, or the graph fails on an input.
     """
-    if graph.part == "vision":
-        found = _compare_vision(reference, runtime, graph, progress)
-    elif graph.part == "text":
-        found = _compare_text(reference, runtime, graph)
-    else:
-        found = _compare_maps(reference, runtime, graph, graph.part)
     bounds = limits(graph.part, rounding or graph.precision, reference.cpu_precision)
-    if graph.part == "text" and reference.prompts is None:
-        bounds = bounds.model_copy(update={"min_mask_agreement": None})
+    found = _Differences(reference, runtime, graph)
+    if graph.part == "vision":
+        found.compare_vision(progress)
+    elif graph.part == "text":
+        found.compare_text()
+        if reference.prompts is None:
+            bounds = bounds.model_copy(update={"min_mask_agreement": None})
+    else:
+        found.compare_maps(graph.part)
     return ParityEntry(
         file=graph.file,
         runtime=runtime.name,
@@ -163,11 +171,14 @@ def describe(entry: ParityEntry) -> str:
 
 @dataclass(slots=True)
 class _Differences:
-    """What was found on all inputs of a graph; `ParityEntry` explains the numbers.
+    """What is found on all inputs of a graph; `ParityEntry` explains the numbers.
 
     An output with NaN or infinity counts only in `is_finite`: comparisons with NaN are false.
     """
 
+    reference: Reference
+    runtime: Runtime
+    graph: LoadedGraph
     sizes: list[tuple[int, ...]] = field(default_factory=list)
     is_finite: bool = True
     worst_size: tuple[int, ...] = ()
@@ -175,52 +186,66 @@ class _Differences:
     max_relative_diff: float = 0.0
     values: dict[str, list[NDArray[Any]]] = field(default_factory=lambda: defaultdict(list))
 
-    def add_embeddings(self, ours: FloatArray, theirs: FloatArray) -> bool:
-        """Compare global [B, D] or patch [B, N, D] embeddings of the input of the last size.
+    def compare_vision(self, progress: Progress) -> None:
+        text = f"comparing {self.graph.file} on {self.runtime.name}"
+        for case in counted(self.reference.vision, text, progress):
+            self.sizes.append(case.size)
+            ours, theirs = self._run(self.runtime.encode_images, case.pixels_B3HW), case.output
+            sampled = (lambda a: a) if case.samples is None else case.samples.of_patches
+            pairs = [
+                (ours.cls1_BD, theirs.cls1_BD),
+                (ours.cls2_BD, theirs.cls2_BD),
+                (sampled(ours.patches_BND), theirs.patches_BND),
+                (sampled(ours.values_BND), theirs.values_BND),
+            ]
+            if all([self._add_embeddings(*pair) for pair in pairs]):
+                features_BND = segmenting_features(ours, self.reference.features)
+                self._add_masks(case, features_BND, self.reference.classes_KD)
 
-        Returns:
-            Whether ours are finite; if not, skip further comparisons of them.
+    def compare_text(self) -> None:
+        def embed(given: TokenBatch) -> FloatArray:
+            return self._run(self.runtime.encode_texts, given.token_ids_BL, given.mask_BL)
 
-        Raises:
-            ParityError: The shapes differ.
-        """
-        lengths = np.maximum(np.linalg.norm(theirs, axis=-1), TINY)
-        if not self._add(ours, theirs, lengths):
-            return False
-        cosines = (l2_normalize(ours) * l2_normalize(theirs)).sum(axis=-1)
-        self.values["patches" if ours.ndim == 3 else "cls"].append(cosines)
-        error = np.abs(np.linalg.norm(ours, axis=-1) - np.linalg.norm(theirs, axis=-1)) / lengths
-        self.values["length"].append(error)
-        return True
-
-    def add_maps(self, task: DenseTask, ours: FloatArray, theirs: FloatArray) -> None:
-        """Compare dense maps likewise."""
-        scale = np.sqrt(np.mean(np.square(theirs, dtype=np.float64)))
-        if not self._add(ours, theirs, np.maximum(scale, TINY)):
+        for case in self.reference.text:
+            self.sizes.append(case.given.token_ids_BL.shape)
+            self._add_embeddings(embed(case.given), case.output_BD)
+        if self.reference.prompts is None:
             return
-        if task == "depth":
-            self.values["depth"].append(np.abs(ours - theirs) / np.maximum(theirs, 1e-3))
-        elif task == "normals":
-            self.values["normals"].append(_angles(ours, theirs))
-        else:
-            self.values["same"].append(ours.argmax(axis=1) == theirs.argmax(axis=1))
+        prompts_PD = embed(self.reference.prompts)
+        if np.isfinite(prompts_PD).all():
+            classes_KD = average_groups(prompts_PD, self.reference.prompts_of_class)
+            for seen in self.reference.vision:
+                features_BND = segmenting_features(seen.output, self.reference.features)
+                self._add_masks(seen, features_BND, classes_KD)
 
-    def add_masks(self, case: VisionCase, features_BND: FloatArray, classes_KD: FloatArray) -> None:
-        """Segment each image with these patches and classes, by the code of the server."""
-        for item_ND, (labels_HW, clear_HW) in zip(features_BND, case.masks, strict=False):
-            size_hw = labels_HW.shape
-            found = segment(item_ND, classes_KD, grid_hw=case.output.grid_hw, size_hw=size_hw)
-            same_HW = found.labels_HW == labels_HW
-            self.values["same"].append(same_HW)
-            self.values["clear_same"].append(same_HW[clear_HW])
+    def compare_maps(self, task: DenseTask) -> None:
+        for case in self.reference.vision:
+            if task not in case.dense:
+                continue
+            self.sizes.append(case.size)
+            ours, theirs = (
+                self._run(self.runtime.estimate, task, case.pixels_B3HW),
+                case.dense[task],
+            )
+            if case.samples is not None:
+                ours = case.samples.of_map(ours)
+            scale = np.sqrt(np.mean(np.square(theirs, dtype=np.float64)))
+            if not self._add(ours, theirs, np.maximum(scale, TINY)):
+                continue
+            if task == "depth":
+                self.values["depth"].append(np.abs(ours - theirs) / np.maximum(theirs, 1e-3))
+            elif task == "normals":
+                self.values["normals"].append(_angles(ours, theirs))
+            else:
+                self.values["same"].append(ours.argmax(axis=1) == theirs.argmax(axis=1))
 
     def numbers(self) -> dict[str, Any]:
         """The fields of `ParityEntry`; those that do not apply are None."""
-        all_values = {
+        joined = {
             name: np.concatenate([array.ravel() for array in arrays])
             for name, arrays in self.values.items()
         }
-        kept = {name: array for name, array in all_values.items() if array.size}
+        kept = {name: array for name, array in joined.items() if array.size}
         mean = {name: float(array.mean(dtype=np.float64)) for name, array in kept.items()}
         lowest = {name: float(array.min()) for name, array in kept.items()}
         return {
@@ -240,6 +265,38 @@ class _Differences:
             "normals_degrees": mean.get("normals"),
         }
 
+    def _run(self, call: Callable[..., Output], *inputs: object) -> Output:
+        try:
+            return call(*inputs)
+        except Exception as error:
+            size = self.sizes[-1] if self.sizes else ()
+            raise ParityError(
+                f"{self.graph.file} in {self.graph.precision} cannot run an input of the size "
+                f"{size}: {error}"
+            ) from error
+
+    def _add_embeddings(self, ours: FloatArray, theirs: FloatArray) -> bool:
+        """Compare embeddings, [B, D] or [B, N, D]; False if ours are not finite."""
+        lengths = np.maximum(np.linalg.norm(theirs, axis=-1), TINY)
+        if not self._add(ours, theirs, lengths):
+            return False
+        cosines = (l2_normalize(ours) * l2_normalize(theirs)).sum(axis=-1)
+        self.values["patches" if ours.ndim == 3 else "cls"].append(cosines)
+        error = np.abs(np.linalg.norm(ours, axis=-1) - np.linalg.norm(theirs, axis=-1)) / lengths
+        self.values["length"].append(error)
+        return True
+
+    def _add_masks(
+        self, case: VisionCase, features_BND: FloatArray, classes_KD: FloatArray
+    ) -> None:
+        """Segment each image with these patches and classes, by the code of the server."""
+        for item_ND, (labels_HW, clear_HW) in zip(features_BND, case.masks, strict=False):
+            size_hw = labels_HW.shape
+            found = segment(item_ND, classes_KD, grid_hw=case.output.grid_hw, size_hw=size_hw)
+            same_HW = found.labels_HW == labels_HW
+            self.values["same"].append(same_HW)
+            self.values["clear_same"].append(same_HW[clear_HW])
+
     def _add(self, ours: FloatArray, theirs: FloatArray, scale: NDArray[np.floating]) -> bool:
         if ours.shape != theirs.shape:
             raise ParityError(f"shape {list(ours.shape)} instead of {list(theirs.shape)}")
@@ -258,78 +315,7 @@ class _Differences:
 def _angles(ours_B3HW: FloatArray, theirs_B3HW: FloatArray) -> NDArray[np.float64]:
     """Angles [B, H, W] in degrees between vectors of any length."""
     # From the chord, in float64: an arc cosine near one loses half of the digits.
-    units = []
-    for vectors in (ours_B3HW, theirs_B3HW):
-        exact = vectors.astype(np.float64)
-        units.append(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), TINY))
-    chord = np.linalg.norm(units[0] - units[1], axis=1)
+    exact = [vectors.astype(np.float64) for vectors in (ours_B3HW, theirs_B3HW)]
+    ours, theirs = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), TINY) for v in exact)
+    chord = np.linalg.norm(ours - theirs, axis=1)
     return np.asarray(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
-
-
-def _compare_vision(
-    reference: Reference, runtime: Runtime, graph: LoadedGraph, progress: Progress
-) -> _Differences:
-    found = _Differences()
-    text = f"comparing {graph.file} on {runtime.name}"
-    for case in counted(reference.vision, text, progress):
-        found.sizes.append(case.given.size)
-        ours = _run(graph, case.given.size, runtime.encode_images, case.given.pixels_B3HW)
-        pairs = [
-            (ours.cls1_BD, case.output.cls1_BD),
-            (ours.cls2_BD, case.output.cls2_BD),
-            (_recorded(ours.patches_BND, case.samples), case.output.patches_BND),
-            (_recorded(ours.values_BND, case.samples), case.output.values_BND),
-        ]
-        if all([found.add_embeddings(*pair) for pair in pairs]):
-            features_BND = segmenting_features(ours, reference.features)
-            found.add_masks(case, features_BND, reference.classes_KD)
-    return found
-
-
-def _compare_text(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> _Differences:
-    found = _Differences()
-
-    def embed(given: TextInput) -> FloatArray:
-        shape = given.token_ids_BL.shape
-        return _run(graph, shape, runtime.encode_texts, given.token_ids_BL, given.mask_BL)
-
-    for case in reference.text:
-        found.sizes.append(case.given.token_ids_BL.shape)
-        found.add_embeddings(embed(case.given), case.output_BD)
-    if reference.prompts is not None:
-        prompts_PD = embed(reference.prompts)
-        if np.isfinite(prompts_PD).all():
-            classes_KD = average_groups(prompts_PD, reference.prompts_of_class)
-            for seen in reference.vision:
-                features_BND = segmenting_features(seen.output, reference.features)
-                found.add_masks(seen, features_BND, classes_KD)
-    return found
-
-
-def _compare_maps(
-    reference: Reference, runtime: Runtime, graph: LoadedGraph, task: DenseTask
-) -> _Differences:
-    found = _Differences()
-    for case in reference.vision:
-        if task in case.dense:
-            found.sizes.append(case.given.size)
-            ours = _run(graph, case.given.size, runtime.estimate, task, case.given.pixels_B3HW)
-            if case.samples is not None:
-                ours = case.samples.of_map(ours)
-            found.add_maps(task, ours, case.dense[task])
-    return found
-
-
-def _recorded(patches_BND: FloatArray, samples: Samples | None) -> FloatArray:
-    return patches_BND if samples is None else samples.of_patches(patches_BND)
-
-
-def _run(
-    graph: LoadedGraph, size: tuple[int, ...], call: Callable[..., Output], *inputs: object
-) -> Output:
-    try:
-        return call(*inputs)
-    except Exception as error:
-        raise ParityError(
-            f"{graph.file} in {graph.precision} cannot run an input of the size {size}: {error}"
-        ) from error

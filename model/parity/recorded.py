@@ -19,19 +19,13 @@ from safetensors.numpy import save_file
 from model.graphs import DENSE_TASKS, Precision
 from model.manifest import RECORDED_FILE, ParityEntry
 from model.package import ModelPackage, PackageError
-from model.parity.inputs import (
-    CLASS_NAMES,
-    SENTENCES,
-    TextInput,
-    VisionInput,
-    gate_images,
-    image_batch,
-)
+from model.parity.inputs import CLASS_NAMES, SENTENCES, VisionInput, gate_images, image_batch
 from model.parity.measure import Reference, Samples, TextCase, VisionCase, measure
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.choice import RuntimeChoice
-from model.runtime.loaded_graphs import TOWERS, loaded_graphs
+from model.runtime.loaded_graphs import TOWERS, LoadedGraph, loaded_graphs
 from model.segmentation import upsample_bilinear
+from model.text import TokenBatch
 
 Thumbnails = NDArray[np.uint8]
 # A package is untrusted, and this file is read into memory.
@@ -58,23 +52,16 @@ def enlarged(thumbnails_B3hw: Thumbnails, size_hw: tuple[int, int]) -> VisionInp
     batch, channels, *side = thumbnails_B3hw.shape
     planes = thumbnails_B3hw.reshape(-1, *side).astype(np.float32) / np.float32(255)
     large = upsample_bilinear(planes, size_hw).reshape(batch, channels, *size_hw)
-    height, width = side
-    return VisionInput(pixels_B3HW=large, mask_sizes=((height, width),) * batch)
+    return VisionInput(large, ((side[0], side[1]),) * batch)
 
 
 def write_recorded(reference: Reference, thumbnails_B3hw: Thumbnails, folder: Path) -> None:
-    """Write the file of a package.
-
-    Args:
-        reference: The outputs of all thumbnails in one case, and of all texts in another.
-        thumbnails_B3hw: uint8.
-        folder: The package's folder.
-    """
+    """Write the file of a package from outputs of all thumbnails in one case, and of all texts."""
     (case,), (text,) = reference.vision, reference.text
     samples = _sampled(case)
     arrays: dict[str, NDArray[Any]] = {
         "images": thumbnails_B3hw,
-        "size": np.array(case.given.pixels_B3HW.shape[2:]),
+        "size": np.array(case.pixels_B3HW.shape[2:]),
         "cls1": case.output.cls1_BD,
         "cls2": case.output.cls2_BD,
         "rows": samples.rows_BS,
@@ -135,17 +122,18 @@ def check_runtime(
     Raises:
         ParityError: An output has a wrong shape, or the runtime fails.
     """
-    entries = []
     judged = TOWERS | reference.tasks
-    for graph in loaded_graphs(package.manifest, choice.runtime, choice.precision):
-        if graph.part in judged:
-            rounding: Precision | None = None
-            if choice.device == "gpu" and graph.precision == "fp32":
-                rounding = "fp16"
-            if runtime.takes_bytes and graph.part != "text" and graph.precision != "int8":
-                rounding = "bf16"
-            entries.append(measure(reference, runtime, graph, rounding=rounding))
-    return entries
+
+    def rounding(graph: LoadedGraph) -> Precision | None:
+        if runtime.takes_bytes and graph.part != "text" and graph.precision != "int8":
+            return "bf16"
+        return "fp16" if choice.device == "gpu" and graph.precision == "fp32" else None
+
+    return [
+        measure(reference, runtime, graph, rounding=rounding(graph))
+        for graph in loaded_graphs(package.manifest, choice.runtime, choice.precision)
+        if graph.part in judged
+    ]
 
 
 def _sampled(case: VisionCase) -> Samples:
@@ -171,15 +159,31 @@ def _reference(
     patch = package.manifest.patch_size
     grid_hw = (height // patch, width // patch)
     _check(arrays, package, grid_hw)
-    given = TextInput(token_ids_BL=arrays["token_ids"], mask_BL=arrays["mask"])
-    batch = len(arrays["images"])
-    parts = [slice(first, first + BATCH) for first in range(0, batch, BATCH)]
+    none_clear = np.zeros(arrays["labels"].shape[1:], np.bool_)
+
+    def case(part: slice) -> VisionCase:
+        return VisionCase(
+            pixels_B3HW=enlarged(arrays["images"][part], (height, width)).pixels_B3HW,
+            output=VisionOutput(
+                cls1_BD=arrays["cls1"][part],
+                cls2_BD=arrays["cls2"][part],
+                patches_BND=arrays["patches"][part],
+                values_BND=arrays["values"][part],
+                grid_hw=grid_hw,
+            ),
+            masks=tuple((labels_HW, none_clear) for labels_HW in arrays["labels"][part]),
+            dense={task: arrays[task][part] for task in DENSE_TASKS if task in arrays},
+            samples=Samples(rows_BS=arrays["rows"][part], points_BP=arrays["points"][part]),
+        )
+
+    given = TokenBatch(token_ids_BL=arrays["token_ids"], mask_BL=arrays["mask"])
+    firsts = range(0, len(arrays["images"]), BATCH)
     return Reference(
         name=metadata["reference"],
         features=metadata["features"],
         cpu_precision=package.manifest.cpu_precision,
         classes_KD=arrays["classes"],
-        vision=tuple(_case(arrays, part, (height, width), grid_hw) for part in parts),
+        vision=tuple(case(slice(first, first + BATCH)) for first in firsts),
         text=(TextCase(given=given, output_BD=arrays["text_embeddings"]),),
     )
 
@@ -203,22 +207,3 @@ def _check(
             raise ValueError(f"{name} has no indices for {len(images)} images")
         if ((of_images_BS < 0) | (of_images_BS >= end)).any():
             raise ValueError(f"{name} has an index outside of an image")
-
-
-def _case(
-    arrays: dict[str, NDArray[Any]], part: slice, size_hw: tuple[int, int], grid_hw: tuple[int, int]
-) -> VisionCase:
-    none_clear = np.zeros(arrays["labels"].shape[1:], np.bool_)
-    return VisionCase(
-        given=enlarged(arrays["images"][part], size_hw),
-        output=VisionOutput(
-            cls1_BD=arrays["cls1"][part],
-            cls2_BD=arrays["cls2"][part],
-            patches_BND=arrays["patches"][part],
-            values_BND=arrays["values"][part],
-            grid_hw=grid_hw,
-        ),
-        masks=tuple((labels_HW, none_clear) for labels_HW in arrays["labels"][part]),
-        dense={task: arrays[task][part] for task in DENSE_TASKS if task in arrays},
-        samples=Samples(rows_BS=arrays["rows"][part], points_BP=arrays["points"][part]),
-    )

@@ -20,21 +20,13 @@ from model.encoder import Encoder, Towers
 from model.graphs import DenseTask
 from model.manifest import Manifest
 from model.package import ModelPackage, Progress
-from model.parity.inputs import (
-    CLASS_NAMES,
-    FloatArray,
-    TextInput,
-    TokenArray,
-    VisionInput,
-    image_inputs,
-    tokenized,
-)
+from model.parity.inputs import CLASS_NAMES, FloatArray, VisionInput, image_inputs
 from model.parity.measure import Reference, TextCase, VisionCase, counted, segmenting_features
 from model.parity.recorded import RECORDED_TEXTS, Thumbnails, enlarged, gate_thumbnails
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.graph_runtime import parts_of
 from model.segmentation import average_groups, cosine_map, segment, upsample_bilinear
-from model.text import TEMPLATES, TextTokenizer, fill
+from model.text import TEMPLATES, TextTokenizer, TokenBatch, fill
 from model.winner_map import Labels
 
 # The model's dense heads in float32: pixels to what `Runtime.estimate` returns for each.
@@ -57,7 +49,7 @@ def recorded_reference(
         The outputs, with one case of images and one of texts, and the images.
     """
     manifest = package.manifest
-    text = tokenized(TextTokenizer.from_package(package), RECORDED_TEXTS)
+    text = TextTokenizer.from_package(package).encode(RECORDED_TEXTS)
     thumbnails = gate_thumbnails()
     side = manifest.map_side(manifest.native_size) if dense else manifest.native_size
     images = enlarged(thumbnails, (side, side))
@@ -77,15 +69,15 @@ def head_reference(
     """
     manifest = package.manifest
     cases = []
-    for given in image_inputs(manifest):
-        if not _suits_heads(given, manifest):
+    for pixels_B3HW, _ in image_inputs(manifest):
+        if not _suits_heads(pixels_B3HW, manifest):
             continue
-        output = runtime.encode_images(given.pixels_B3HW)
+        output = runtime.encode_images(pixels_B3HW)
         cls_B1D = torch.from_numpy(output.cls1_BD[:, None])
         patches_BND = torch.from_numpy(output.patches_BND)
         patches_B1hwD = patches_BND.unflatten(1, output.grid_hw)[:, None]
         maps = {task: head(cls_B1D, patches_B1hwD).numpy() for task, head in heads.items()}
-        cases.append(VisionCase(given=given, output=output, masks=(), dense=maps))
+        cases.append(VisionCase(pixels_B3HW=pixels_B3HW, output=output, masks=(), dense=maps))
     return Reference(
         name=f"torch {torch.__version__}, float32, on embeddings of {runtime.name}",
         features=manifest.zero_shot.features,
@@ -100,21 +92,17 @@ def head_reference(
 def reference_vision(towers: Towers, pixels_B3HW: FloatArray, patch_size: int) -> VisionOutput:
     """Vision embeddings of the reference."""
     outputs = towers.vision(torch.from_numpy(pixels_B3HW))
-    cls1_BD, cls2_BD, patches_BND, values_BND = (output.numpy() for output in outputs)
     height, width = pixels_B3HW.shape[2:]
-    return VisionOutput(
-        cls1_BD=cls1_BD,
-        cls2_BD=cls2_BD,
-        patches_BND=patches_BND,
-        values_BND=values_BND,
-        grid_hw=(height // patch_size, width // patch_size),
-    )
+    grid_hw = (height // patch_size, width // patch_size)
+    names = ("cls1_BD", "cls2_BD", "patches_BND", "values_BND")
+    arrays = {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
+    return VisionOutput(**arrays, grid_hw=grid_hw)
 
 
 @torch.no_grad()
-def reference_text(towers: Towers, token_ids_BL: TokenArray, mask_BL: TokenArray) -> FloatArray:
+def reference_text(towers: Towers, given: TokenBatch) -> FloatArray:
     """Text embeddings [B, D] of the reference."""
-    output = towers.text(torch.from_numpy(token_ids_BL), torch.from_numpy(mask_BL))
+    output = towers.text(torch.from_numpy(given.token_ids_BL), torch.from_numpy(given.mask_BL))
     embeddings_BD: FloatArray = output.numpy()
     return embeddings_BD
 
@@ -129,11 +117,14 @@ def _dense_maps(
     dense: Tipsv2DptForDensePrediction, pixels_B3HW: FloatArray
 ) -> Mapping[DenseTask, FloatArray]:
     # The heads work in 0.6 GB for an image of 448 x 448.
-    parts = []
-    for part in parts_of({"pixel_values": pixels_B3HW}):
-        outputs = dense(torch.from_numpy(part["pixel_values"]))
-        parts.append({task: getattr(outputs, name).numpy() for task, name in DENSE_FIELDS.items()})
-    return {task: np.concatenate([maps[task] for maps in parts]) for task in DENSE_FIELDS}
+    outputs = [
+        dense(torch.from_numpy(part["pixel_values"]))
+        for part in parts_of({"pixel_values": pixels_B3HW})
+    ]
+    return {
+        task: np.concatenate([getattr(output, name).numpy() for output in outputs])
+        for task, name in DENSE_FIELDS.items()
+    }
 
 
 def run_model(
@@ -141,7 +132,7 @@ def run_model(
     package: ModelPackage,
     *,
     images: Sequence[VisionInput],
-    texts: Sequence[TextInput],
+    texts: Sequence[TokenBatch],
     dense: DenseReference | None,
     progress: Progress = lambda _: None,
 ) -> Reference:
@@ -153,50 +144,48 @@ def run_model(
         images: All inputs of the vision tower.
         texts: All inputs of the text tower, apart from the prompts of the masks' classes.
         dense: The package's heads; images that suit them are run through them.
-        progress: Called with each input.
+        progress: Called with each batch of images.
     """
     manifest, towers = package.manifest, encoder.reference
     names = [fill(name, TEMPLATES[manifest.zero_shot.templates]) for name in CLASS_NAMES]
-    tokenizer = TextTokenizer.from_package(package)
-    prompts = tokenized(tokenizer, [prompt for group in names for prompt in group])
-    prompts_PD = reference_text(towers, prompts.token_ids_BL, prompts.mask_BL)
-    classes_KD = average_groups(prompts_PD, tuple(map(len, names)))
-    features = manifest.zero_shot.features
-    vision, text = [], []
+    sizes = tuple(map(len, names))
+    prompts = TextTokenizer.from_package(package).encode(
+        [text for group in names for text in group]
+    )
+    classes_KD = average_groups(reference_text(towers, prompts), sizes)
+    vision = []
     for given in counted(images, "running the model in torch, as the reference", progress):
         output = reference_vision(towers, given.pixels_B3HW, manifest.patch_size)
-        items_BND = segmenting_features(output, features)
-        maps = dense(given.pixels_B3HW) if dense and _suits_heads(given, manifest) else {}
+        items_BND = segmenting_features(output, manifest.zero_shot.features)
+        suits = _suits_heads(given.pixels_B3HW, manifest)
+        maps = dense(given.pixels_B3HW) if dense and suits else {}
+        masks = [
+            _mask(item_ND, classes_KD, output.grid_hw, size_hw)
+            for item_ND, size_hw in zip(items_BND, given.mask_sizes, strict=True)
+        ]
         vision.append(
             VisionCase(
-                given=given,
+                pixels_B3HW=given.pixels_B3HW,
                 output=output,
-                masks=tuple(
-                    _mask(item_ND, classes_KD, output.grid_hw, size_hw)
-                    for item_ND, size_hw in zip(items_BND, given.mask_sizes, strict=True)
-                ),
+                masks=tuple(masks),
                 dense=maps,
             )
         )
-    for given_text in texts:
-        output_BD = reference_text(towers, given_text.token_ids_BL, given_text.mask_BL)
-        text.append(TextCase(given=given_text, output_BD=output_BD))
     return Reference(
         name=f"{towers.name}, torch {torch.__version__}, float32",
-        features=features,
+        features=manifest.zero_shot.features,
         cpu_precision=manifest.cpu_precision,
         classes_KD=classes_KD,
         vision=tuple(vision),
-        text=tuple(text),
+        text=tuple(TextCase(given=one, output_BD=reference_text(towers, one)) for one in texts),
         prompts=prompts,
-        prompts_of_class=tuple(map(len, names)),
+        prompts_of_class=sizes,
     )
 
 
-def _suits_heads(given: VisionInput, manifest: Manifest) -> bool:
+def _suits_heads(pixels_B3HW: FloatArray, manifest: Manifest) -> bool:
     """Whether these are images of a size that dense heads take."""
-    sides = given.pixels_B3HW.shape[2:]
-    return all(side % manifest.map_multiple == 0 for side in sides)
+    return all(side % manifest.map_multiple == 0 for side in pixels_B3HW.shape[2:])
 
 
 def _mask(

@@ -12,6 +12,7 @@ from model.parity.reference import reference_text, reference_vision
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.load import NEEDS_GPU, RUNTIMES, load_runtime
 from model.segmentation import l2_normalize
+from model.text import TokenBatch
 
 FloatArray = NDArray[np.float32]
 MAX_ABS_DIFF = 1e-4
@@ -56,7 +57,9 @@ def test_texts_are_as_in_torch(
     token_ids_BL = np.random.default_rng(0).integers(1, 200, mask_BL.shape) * mask_BL
     np.testing.assert_allclose(
         runtime.encode_texts(token_ids_BL, mask_BL),
-        reference_text(tiny_encoder.reference, token_ids_BL, mask_BL),
+        reference_text(
+            tiny_encoder.reference, TokenBatch(token_ids_BL=token_ids_BL, mask_BL=mask_BL)
+        ),
         rtol=0,
         atol=MAX_ABS_DIFF,
     )

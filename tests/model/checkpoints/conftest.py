@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 from transformers import Tipsv2Model
 
-from model.checkpoints.tokenizer import parse_model, tokenizer_from
+from model.checkpoints.tokenizer import read_sentencepiece
 from tests.model.checkpoints.official_layout import SHAPES, small_model, write_pair
 
 VOCAB_SIZE = 340
@@ -60,7 +60,7 @@ def spm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def releases(spm_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Release]:
     """Each small model as a transformers folder and as the official pair."""
     torch.set_num_threads(1)
-    tokenizer = tokenizer_from(parse_model(spm_file), spm_file)
+    tokenizer = read_sentencepiece(spm_file)
     found: dict[str, Release] = {}
     for like in SHAPES:
         model = small_model(like, vocab_size=VOCAB_SIZE)

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from transformers import Tipsv2Model
 
 from model.checkpoints.checkpoint import CheckpointError
-from model.checkpoints.official import read_pair
+from model.checkpoints.official import pair_config, read_pair
 from model.checkpoints.read import read_checkpoint
+from model.variants import VARIANTS, tower_configs, variant_name
 from tests.model.checkpoints.official_layout import (
     Arrays,
     small_model,
     text_arrays,
+    text_tensors,
     vision_arrays,
+    vision_tensors,
     write_npz,
     write_pair,
 )
@@ -99,3 +103,18 @@ def test_absent_gammas_are_ones(pair: Path, releases: dict[str, "Release"]) -> N
         assert torch.equal(block.layer_scale1.lambda1, torch.ones(128))
         assert torch.equal(block.layer_scale2.lambda1, torch.ones(128))
     assert checkpoint.origin["layer_scale"] == "absent, so ones"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_known_size_is_recognised_from_shapes_alone(name: str) -> None:
+    with torch.device("meta"):
+        model = Tipsv2Model(VARIANTS[name].build())
+    vision, text = vision_tensors(model), text_tensors(model)
+    config = pair_config(Path("x"), vision, text, temperature=0.07)
+    assert variant_name(config) == name
+    expected = tower_configs(VARIANTS[name].build())
+    for ours, theirs in zip(tower_configs(config), expected, strict=True):
+        assert ours.to_dict() == theirs.to_dict()
+    text["token_embedding.weight"] = text["token_embedding.weight"][:, :-64]
+    with pytest.raises(CheckpointError, match=r"of width \d+ and \d+ are of two models"):
+        pair_config(Path("x"), vision, text, temperature=0.07)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import Tipsv2Tokenizer
 
 from model.checkpoints.checkpoint import CheckpointError
-from model.checkpoints.tokenizer import lowered, parse_model, read_tokenizer, tokenizer_from
+from model.checkpoints.tokenizer import lowered, read_sentencepiece, read_tokenizer
 from model.text import TextTokenizer
 from tests.model.checkpoints.conftest import trained
 
@@ -45,7 +45,7 @@ def reference(spm_file: Path) -> sentencepiece.SentencePieceProcessor:
 
 @pytest.fixture(scope="module")
 def tokenizer(spm_file: Path) -> Tipsv2Tokenizer:
-    return tokenizer_from(parse_model(spm_file), spm_file)
+    return read_sentencepiece(spm_file)
 
 
 @pytest.mark.parametrize("text", TEXTS)

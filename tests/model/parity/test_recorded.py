@@ -46,8 +46,8 @@ def test_a_package_keeps_what_torch_computes(
     assert RECORDED_FILE in manifest.files
     assert sum(len(case.masks) for case in recorded.vision) == 8
     for case in recorded.vision:
-        assert case.given.size[1:] == (manifest.native_size, manifest.native_size)
-        full = reference_vision(towers, case.given.pixels_B3HW, manifest.patch_size)
+        assert case.size[1:] == (manifest.native_size, manifest.native_size)
+        full = reference_vision(towers, case.pixels_B3HW, manifest.patch_size)
         samples = case.samples
         assert samples is not None
         for name in ("cls1_BD", "cls2_BD"):
@@ -58,7 +58,7 @@ def test_a_package_keeps_what_torch_computes(
             for item, rows in enumerate(samples.rows_BS):
                 np.testing.assert_allclose(found[item], every[item, rows], rtol=0, atol=1e-5)
     (text,) = recorded.text
-    wanted_BD = reference_text(towers, text.given.token_ids_BL, text.given.mask_BL)
+    wanted_BD = reference_text(towers, text.given)
     np.testing.assert_allclose(text.output_BD, wanted_BD, rtol=0, atol=1e-5)
     assert manifest.files[RECORDED_FILE].size_bytes < 500_000
 

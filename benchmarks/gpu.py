@@ -32,7 +32,7 @@ from model.runtime.base import LaneShare
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen
 from model.runtime.tensorrt.runtime import TensorRtRuntime
-from tests.processes.service_process import running_service
+from tests.processes.server import start_server
 
 Row = dict[str, Any]
 Encode = Callable[[NDArray[np.float32]], object]
@@ -192,9 +192,10 @@ def served(setup: Setup, options: argparse.Namespace, side: int) -> Iterator[Row
             try:
                 encodes = [CONTESTANTS[name](setup, precision) for _ in range(num_lanes)]
                 bare = bare_rate(encodes, setup.max_batch, side, options.seconds)
-                with running_service(*flags, start_limit_s=600) as service:
+                with start_server(*flags) as service:
                     num_clients = 2 * num_lanes * setup.max_batch
-                    rate = asyncio.run(ask(service.http_port, num_clients, side, options.seconds))
+                    port = service.ports["http"]
+                    rate = asyncio.run(ask(port, num_clients, side, options.seconds))
                 yield what | {"bare_images_per_s": bare, "images_per_s": rate, "ratio": rate / bare}
             except Exception as error:
                 yield what | {"note": f"{type(error).__name__}: {error}"}

@@ -19,7 +19,7 @@ import grpc
 
 from benchmarks.load import photo_like_jpeg, rest_request
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
-from tests.processes.service_process import RunningService, running_service
+from tests.processes.server import Server, start_server
 
 NUM_CLIENTS = 128
 NUM_SERIES = 3
@@ -75,11 +75,11 @@ def run_crowds(pipe: Connection, is_rest: bool, port: int, request: bytes) -> No
         pipe.send(None)
 
 
-def ask_rest(service: RunningService, target: str, image: bytes) -> Callable[[], None]:
+def ask_rest(service: Server, target: str, image: bytes) -> Callable[[], None]:
     """Send one request on a new connection."""
 
     def ask() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", service.http_port, timeout=LIMIT_S)
+        connection = http.client.HTTPConnection("127.0.0.1", service.ports["http"], timeout=LIMIT_S)
         connection.request("POST", target, image, {"Content-Type": "image/jpeg"})
         answer = connection.getresponse()
         answer.read()
@@ -90,9 +90,9 @@ def ask_rest(service: RunningService, target: str, image: bytes) -> Callable[[],
     return ask
 
 
-def ask_grpc(service: RunningService, message: embed_pb2.EmbedImagesRequest) -> Callable[[], None]:
+def ask_grpc(service: Server, message: embed_pb2.EmbedImagesRequest) -> Callable[[], None]:
     """Send one RPC on a channel that stays open."""
-    channel = grpc.insecure_channel(f"127.0.0.1:{service.grpc_port}")
+    channel = grpc.insecure_channel(service.grpc)
     stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
     return lambda: stub.EmbedImages(message, timeout=LIMIT_S)
 
@@ -104,9 +104,7 @@ def seconds_of(ask: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def measure(
-    service: RunningService, ask: Callable[[], None], crowd: Connection, num_rounds: int
-) -> str:
+def measure(service: Server, ask: Callable[[], None], crowd: Connection, num_rounds: int) -> str:
     """Medians of some rounds, each with one request alone and one after a crowd."""
     alone, after, computed = [seconds_of(ask)], [], []
     for _ in range(num_rounds):
@@ -141,7 +139,7 @@ def main() -> None:
     message = embed_pb2.EmbedImagesRequest(
         images=[image_pb2.Image(encoded=image)], resolution=options.resolution
     )
-    with running_service(f"--model={options.model}", "--image-cache-bytes=0") as service:
+    with start_server(f"--model={options.model}", "--image-cache-bytes=0") as service:
         print(f"{options.model} at {options.resolution} px, 640x480 JPEG, {options.rounds} rounds")
         ways = {
             "REST": (ask_rest(service, target, image), rest_request(target, image)),
@@ -149,7 +147,7 @@ def main() -> None:
         }
         for name, (ask, request) in ways.items():
             is_rest = name == "REST"
-            port = service.http_port if is_rest else service.grpc_port
+            port = service.ports["http"] if is_rest else service.ports["grpc"]
             ours, theirs = multiprocessing.Pipe()
             clients = multiprocessing.get_context("spawn").Process(
                 target=run_crowds, args=(theirs, is_rest, port, request)

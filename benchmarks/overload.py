@@ -11,11 +11,10 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from benchmarks.load import Load, RestConnection, photo_like_jpeg, rest_clients, rest_request, send
 from model.package import open_package
-from tests.processes.service_process import RunningService, running_service
+from tests.processes.server import Server, memory_mib, start_server
 
 OVERLOAD = 10
 QUEUED_IMAGES = 16
@@ -53,22 +52,16 @@ class Crowd:
         self.idle.append(connection)
 
 
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process in MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
-
-
 async def watch_memory(pid: int, samples: list[float]) -> None:
     """Take one sample per second until cancelled."""
     while True:
-        samples.append(rss_mib(pid))
+        samples.append(memory_mib(pid))
         await asyncio.sleep(1)
 
 
-async def capacity_per_s(service: RunningService, request: bytes, seconds: float) -> float:
+async def capacity_per_s(service: Server, request: bytes, seconds: float) -> float:
     """Images per second with busy lanes and no refusals."""
-    clients = await rest_clients(service.http_port, request, CLIENTS_AT_CAPACITY)
+    clients = await rest_clients(service.ports["http"], request, CLIENTS_AT_CAPACITY)
     await send(clients, total=2 * CLIENTS_AT_CAPACITY)
     load = await send(clients, seconds=seconds)
     return load.statuses["200"] / load.wall_s
@@ -97,16 +90,16 @@ def report(
     print(f"memory: {growth:+.1f} MiB from the first half to the second, of {memory_mib[0]:.0f}")
 
 
-async def overload(service: RunningService, options: argparse.Namespace) -> None:
+async def overload(service: Server, options: argparse.Namespace) -> None:
     """Measure capacity, overload, and capacity again."""
     target = f"/v1/images:embed?resolution={options.resolution}"
     request = rest_request(target, photo_like_jpeg(0))
-    one = await rest_clients(service.http_port, request, 1)
+    one = await rest_clients(service.ports["http"], request, 1)
     await send(one, total=2)
     alone_s = (await send(one, total=10)).latency_s(0.5, "200")
     before = await capacity_per_s(service, request, options.seconds / 2)
-    crowd, memory_mib = Crowd(service.http_port, request), list[float]()
-    watcher = asyncio.create_task(watch_memory(service.pid, memory_mib))
+    crowd, memory_mib = Crowd(service.ports["http"], request), list[float]()
+    watcher = asyncio.create_task(watch_memory(service.process.pid, memory_mib))
     await crowd.send_at(OVERLOAD * before, options.seconds)
     watcher.cancel()
     after = await capacity_per_s(service, request, options.seconds / 2)
@@ -124,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     patches = (options.resolution // open_package(options.model).manifest.patch_size) ** 2
     bound = QUEUED_IMAGES * patches
-    with running_service(
+    with start_server(
         f"--model={options.model}",
         f"--max-queue-patches={bound}",
         f"--max-batch-patches={min(bound, 4096)}",

@@ -26,7 +26,7 @@ from model.image_codec import ImageLimits, decode_image
 from model.package import open_package
 from model.preprocess import prepare_image, target_size
 from model.runtime.load import load_runtime
-from tests.processes.service_process import running_service
+from tests.processes.server import start_server
 
 SIZE: Final = (1024, 768)
 LIMITS: Final = ImageLimits(max_bytes=1 << 24, max_pixels=1 << 26)
@@ -67,7 +67,7 @@ def measure(
     asked["segment fine again"] = asked["segment fine"]
     accepted = {"embed": "application/x-npy", "segment": "image/png"}
     flags = (f"--model={model}", "--lanes=1", "--cpus=1")
-    with running_service(*flags, start_limit_s=LIMIT_S) as service:
+    with start_server(*flags) as service:
         for turn in range(num_repeats + 1):
             started = time.process_time()
             runtime.encode_images(pixels_B3HW)
@@ -76,7 +76,7 @@ def measure(
                 query = {"resolution": str(resolution)} | options
                 started = service.cpu_s()
                 route, is_again = name.split()[0], name.endswith("again")
-                url = f"{service.http_url}/v1/images:{route}"
+                url = f"{service.rest}/v1/images:{route}"
                 headers = {"Content-Type": "image/jpeg", "Accept": accepted[route]}
                 # What follows the end of a JPEG makes it another image for the cache.
                 file = image + f"{name.removesuffix(' again')} {turn}".encode()

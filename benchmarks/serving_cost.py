@@ -20,7 +20,7 @@ from model.preprocess import prepare_image
 from model.runtime.load import load_runtime
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 from service.machine import available_cpus
-from tests.processes.service_process import RunningService, running_service
+from tests.processes.server import Server, start_server
 
 LIMITS = ImageLimits(max_bytes=1 << 24, max_pixels=1 << 26)
 GRPC_CONNECTIONS = 4
@@ -79,7 +79,7 @@ async def grpc_clients(
     return channels, [client(channels[i % GRPC_CONNECTIONS]) for i in range(num_clients)]
 
 
-async def cost_of(service: RunningService, asks: Sequence[Ask], num_images: int) -> float:
+async def cost_of(service: Server, asks: Sequence[Ask], num_images: int) -> float:
     """CPU seconds of the service per image.
 
     Raises:
@@ -93,13 +93,13 @@ async def cost_of(service: RunningService, asks: Sequence[Ask], num_images: int)
 
 
 async def measure(
-    service: RunningService, loop: BareLoop, image: bytes, options: argparse.Namespace
+    service: Server, loop: BareLoop, image: bytes, options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """CPU milliseconds per image of each side, per round."""
     target = f"/v1/images:embed?resolution={options.resolution}"
-    rest = await rest_clients(service.http_port, rest_request(target, image), options.in_flight)
+    rest = await rest_clients(service.ports["http"], rest_request(target, image), options.in_flight)
     channels, rpc = await grpc_clients(
-        service.grpc_port, image, options.resolution, options.in_flight
+        service.ports["grpc"], image, options.resolution, options.in_flight
     )
     loop.run(image, 8)
     await send([*rest, *rpc], total=4 * options.in_flight)
@@ -146,7 +146,7 @@ def main() -> None:
     num_threads = available_cpus()
     loop = BareLoop(package, options.resolution, num_threads)
     flags = (f"--model={options.model}", "--jpeg-decode=exact", "--image-cache-bytes=0")
-    with running_service(*flags) as service:
+    with start_server(*flags) as service:
         image = photo_like_jpeg(0)
         costs = asyncio.run(measure(service, loop, image, options))
     print(

@@ -12,8 +12,8 @@ from model.package import BUNDLED_FOLDER, open_package
 from model.runtime.choice import RuntimeRequest, choose_runtime
 from tests.containers.engine import Engine
 from tests.containers.running import LIMIT_S, UNPRIVILEGED, Container, is_served, running
-from tests.promises.callers import Question, SteadyCallers
-from tests.promises.servers import Place, tipserve
+from tests.processes.callers import Question, SteadyCallers
+from tests.processes.server import Place, tipserve
 from tipserve_client import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -69,9 +69,8 @@ def test_sigterm_under_load_fails_nothing(engine: Engine, image: str, scene: Pat
     arguments = (*ports, "--lanes=1", "--drain-delay-s=2")
     with running(engine, image, "--network=host", arguments=arguments) as container:
         ready = container.wait_for(lambda: container.record("ready"), "readiness")
-        http, grpc, metrics = (f"127.0.0.1:{ready[name]}" for name in ("http", "grpc", "metrics"))
-        place = Place(f"http://{http}", grpc, f"http://{metrics}/metrics")
-        with SteadyCallers(place, question=Question(images=[scene.read_bytes()])) as callers:
+        question = Question(images=[scene.read_bytes()])
+        with SteadyCallers(Place(ready), question=question) as callers:
             callers.wait_for(25)
             engine.podman("stop", "--time=60", container.name)
             callers.wait_until_heeded()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,11 +33,10 @@ from model.runtime.base import UnusableRuntimeError
 from model.runtime.load import load_runtime
 from model.text import TextTokenizer
 from tests.conftest import TINY_PROVENANCE, TINY_SCORES, TINY_WORDS, Exported
+from tests.end_to_end.client import over_both, over_rest
+from tests.processes.server import Server
 from tipserve_client import InvalidRequest
 from training.export.package import export_package
-
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
 
 KIND = "test-conv-words"
 WIDTH = 32
@@ -159,7 +158,7 @@ def package(checkpoint: Path, known: None, exported: Exported) -> ModelPackage:
 
 
 @pytest.fixture(scope="module")
-def served(run_service: Callable[..., Any], package: ModelPackage) -> Iterator["Service"]:
+def served(run_service: Callable[..., Any], package: ModelPackage) -> Iterator[Server]:
     with run_service("--precision=fp32", packages=(package,)) as running:
         yield running
 
@@ -177,7 +176,7 @@ def test_the_gate_proves_every_graph_in_float32(package: ModelPackage) -> None:
 
 
 def test_images_and_texts_are_embedded_as_by_the_encoder(
-    served: "Service", encoder: ConvWords, photo: Callable[..., bytes]
+    served: Server, encoder: ConvWords, photo: Callable[..., bytes]
 ) -> None:
     image, words = photo(1, (192, 128), "PNG"), ["a red cat", "house"]
     names = ["cls1", "cls2", "patches", "values"]
@@ -189,14 +188,14 @@ def test_images_and_texts_are_embedded_as_by_the_encoder(
         wanted = {f"0.{name}": tensor[0] for name, tensor in zip(names, outputs, strict=True)}
         ids, mask = map(torch.from_numpy, (tokens.token_ids_BL, tokens.mask_BL))
         wanted |= {f"{n}.embedding": row for n, row in enumerate(encoder.text(ids, mask))}
-    found = {**served.over_both("embed_images", raw), **served.over_both("embed_texts", texts)}
+    found = {**over_both(served, "embed_images", raw), **over_both(served, "embed_texts", texts)}
     assert found["0.patches"].shape == (4, 6, WIDTH)
     for name, tensor in wanted.items():
         np.testing.assert_allclose(
             found[name].ravel(), tensor.numpy().ravel(), rtol=0, atol=1e-5, err_msg=name
         )
     with pytest.raises(InvalidRequest, match=r"resolution.*64"):
-        served.over_rest("embed_images", {"images": [image], "resolution": 96})
+        over_rest(served, "embed_images", {"images": [image], "resolution": 96})
 
 
 def test_an_unknown_encoder_is_explained(package: ModelPackage, known: None) -> None:

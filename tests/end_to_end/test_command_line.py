@@ -4,17 +4,16 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from model.package import ModelPackage
+from tests.end_to_end.client import over_rest
+from tests.processes.server import Server
 from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, main
-
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
 
 # Runs a command in this process, which starts faster than a new one; returns what it prints.
 Run = Callable[..., str]
@@ -43,20 +42,20 @@ def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
 
 
 @pytest.fixture
-def targets(service: "Service", tiny_package: ModelPackage) -> Mapping[str, list[str]]:
+def targets(service: Server, tiny_package: ModelPackage) -> Mapping[str, list[str]]:
     return {
         "here": [f"--model={tiny_package.path}"],
         "rest": [f"--url={service.rest}"],
-        "grpc": [f"--url={service.grpc}", "--model=tiny"],
+        "grpc": [f"--url=grpc://{service.grpc}", "--model=tiny"],
     }
 
 
 def test_embeddings_equal_the_api_for_every_engine(
-    run: Run, folder: Path, tmp_path: Path, service: "Service", targets: Mapping[str, list[str]]
+    run: Run, folder: Path, tmp_path: Path, service: Server, targets: Mapping[str, list[str]]
 ) -> None:
     images = [str(folder / f"{index}.jpg") for index in (0, 1, 2, 4)]
     fields = {"images": images, "outputs": ["cls1", "patches"], "fit": "aspect"}
-    api = service.over_rest("embed_images", fields)
+    api = over_rest(service, "embed_images", fields)
     for name, target in targets.items():
         file = tmp_path / f"{name}.parquet"
         options = ["--outputs=cls1,patches", "--fit=aspect", "--part-items=2", *target]
@@ -75,12 +74,12 @@ def test_embeddings_equal_the_api_for_every_engine(
 
 
 def test_classes_features_and_searches_equal_the_api_for_every_engine(
-    run: Run, folder: Path, tmp_path: Path, service: "Service", targets: Mapping[str, list[str]]
+    run: Run, folder: Path, tmp_path: Path, service: Server, targets: Mapping[str, list[str]]
 ) -> None:
     image = folder / "0.jpg"
     fields = {"images": [str(image)], "outputs": ["patches"], "fit": "aspect"}
-    patches_hwD = service.over_rest("embed_images", fields)["0.patches"]
-    texts = service.over_rest("embed_texts", {"texts": ["a cat", "a dog"]}).values()
+    patches_hwD = over_rest(service, "embed_images", fields)["0.patches"]
+    texts = over_rest(service, "embed_texts", {"texts": ["a cat", "a dog"]}).values()
     printed, drawn = [], set()
     for name, target in targets.items():
         files = {end: tmp_path / f"{name}.{end}" for end in ("npy", "png", "parquet", "csv")}

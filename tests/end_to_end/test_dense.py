@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from model.package import ModelPackage
+from tests.end_to_end.client import over_both, over_rest
+from tests.processes.server import Server
 
 if TYPE_CHECKING:
     from transformers import Tipsv2DptForDensePrediction
 
-    from tests.end_to_end.conftest import Service
 
 LIMIT_S = 60.0
 NAME = "tiny-dense"
@@ -27,7 +28,7 @@ Photo = Callable[..., bytes]
 @pytest.fixture(scope="module")
 def dense_service(
     run_service: Callable[..., Any], tiny_package: ModelPackage, dense_package: ModelPackage
-) -> Iterator["Service"]:
+) -> Iterator[Server]:
     """Service with both packages, the one without heads first."""
     # By default one of them is in bf16 on CPUs that have it: it has a record of its parity.
     with run_service("--precision=fp32", packages=(tiny_package, dense_package)) as running:
@@ -35,7 +36,7 @@ def dense_service(
 
 
 def test_maps_and_masks_are_those_of_the_released_notebook(
-    dense_service: "Service", tiny_dense: "Tipsv2DptForDensePrediction", photo: Photo
+    dense_service: Server, tiny_dense: "Tipsv2DptForDensePrediction", photo: Photo
 ) -> None:
     import torch  # noqa: PLC0415 - heavy
     from torch.nn import functional  # noqa: PLC0415
@@ -51,17 +52,17 @@ def test_maps_and_masks_are_those_of_the_released_notebook(
         unit = functional.normalize(raw.normals, dim=1)
         unit = functional.interpolate(unit, (56, 84), mode="bicubic")
         unit_HW3 = functional.normalize(unit, dim=1)[0].permute(1, 2, 0).numpy()
-    depth_HW = dense_service.over_both("depth", {**asked, "fit": "aspect"})["0.depth"]
+    depth_HW = over_both(dense_service, "depth", {**asked, "fit": "aspect"})["0.depth"]
     raw_depth: Any = SimpleNamespace(predicted_depth=raw.predicted_depth)
     (wanted,) = Tipsv2DptImageProcessor().post_process_depth_estimation(
         raw_depth, target_sizes=[(56, 84)]
     )
     np.testing.assert_allclose(depth_HW, wanted["predicted_depth"].numpy(), atol=2e-4)
-    normals_HW3 = dense_service.over_both("normals", {**asked, "fit": "aspect"})["0.normals"]
+    normals_HW3 = over_both(dense_service, "normals", {**asked, "fit": "aspect"})["0.normals"]
     assert (normals_HW3 * unit_HW3).sum(axis=-1).min() > 0.999
     np.testing.assert_allclose(np.linalg.norm(normals_HW3, axis=-1), 1, atol=1e-5)
     masks = {**asked, "classes": ["model"], "include_scores": True, "fit": "aspect"}
-    found = dense_service.over_both("segment", masks)
+    found = over_both(dense_service, "segment", masks)
     best_HW, wanted_HW = logits[0].max(0)
     assert (found["0.labels"] == wanted_HW.numpy() + 1).mean() > 0.99
     # A random head finds one class everywhere, so its logits say more.
@@ -69,7 +70,7 @@ def test_maps_and_masks_are_those_of_the_released_notebook(
 
 
 def test_the_open_inference_protocol_gives_maps_beside_embeddings(
-    dense_service: "Service", photo: Photo
+    dense_service: Server, photo: Photo
 ) -> None:
     url = f"{dense_service.rest}/v2/models/{NAME}"
     image = photo(0)
@@ -84,7 +85,7 @@ def test_the_open_inference_protocol_gives_maps_beside_embeddings(
     found = {output["name"]: output for output in answer["outputs"]}
     assert list(found) == ["cls1", "depth", "segmentation"]
     asked = {"images": [image], "model": NAME, "outputs": ["segmentation", "depth"]}
-    native = dense_service.over_rest("embed_images", asked)
+    native = over_rest(dense_service, "embed_images", asked)
     labels, depth_hw = np.array(found["segmentation"]["data"]), native["0.depth"]
     assert np.mean(labels == native["0.segmentation"].ravel()) > 0.99
     assert found["depth"]["shape"] == [1, *depth_hw.shape]
@@ -92,7 +93,7 @@ def test_the_open_inference_protocol_gives_maps_beside_embeddings(
 
 
 def test_embeddings_and_masks_are_those_of_the_package_without_heads(
-    dense_service: "Service", photo: Photo
+    dense_service: Server, photo: Photo
 ) -> None:
     images = [photo(seed, size) for seed, size in enumerate(SIZES)]
     outputs = ["cls1", "patches", "values"]
@@ -105,7 +106,7 @@ def test_embeddings_and_masks_are_those_of_the_package_without_heads(
         ("segment", {**segment, "mode": "slide"}),
     ]:
         without, with_heads = (
-            dense_service.over_rest(method, {**fields, "model": name}) for name in ("tiny", NAME)
+            over_rest(dense_service, method, {**fields, "model": name}) for name in ("tiny", NAME)
         )
         assert without.keys() == with_heads.keys()
         for name, array in without.items():

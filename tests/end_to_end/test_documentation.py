@@ -7,11 +7,13 @@ other projects, as published, which are installed apart: `scripts/tools/clients.
 
 import io
 import json
+import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +21,10 @@ from PIL import Image
 from safetensors.numpy import load
 
 from model.package import ModelPackage, open_package
-from tests.tools import TOOLS, find_tool, miss
+from tests.processes.server import ROOT, Server
+from tests.tools import TOOLS, find_tool, miss, run
 
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
-
-ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 240.0
 PAGES = ("README.md", "docs/quickstart.md", "docs/api.md", "docs/clients.md")
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -65,18 +65,39 @@ OFFLINE = {
 }
 
 
+def run_example(server: Server, kind: str, text: str, folder: Path, **variables: str) -> str:
+    """Run a block of a page in a folder against a server; returns what it printed.
+
+    The block finds `examples/`, `model/` and the tools in the folder; `python` may name another
+    interpreter.
+    """
+    for name in ("README.md", "examples", "model", ".tools"):
+        (folder / name).symlink_to(ROOT / name)
+    # curl reads it from CURL_HOME; without it an error status would not fail the example.
+    (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n", encoding="utf-8")
+    for name, port in (("8000", "http"), ("8001", "grpc")):
+        text = text.replace(f"localhost:{name}", f"127.0.0.1:{server.ports[port]}")
+    python = [variables.pop("python", sys.executable), "-c"]
+    command = python if kind == "python" else ["bash", "-euo", "pipefail", "-c"]
+    scripts = (str(Path(sys.executable).parent), str(TOOLS), os.environ["PATH"])
+    sources = (str(ROOT), str(ROOT / "clients" / "python"))
+    paths = {"PATH": os.pathsep.join(scripts), "PYTHONPATH": os.pathsep.join(sources)}
+    environment = {**os.environ, **paths, "CURL_HOME": str(folder), **variables}
+    done = run(*command, text, cwd=folder, env=environment, timeout_s=LIMIT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
 @pytest.mark.parametrize(("kind", "text"), EXAMPLES)
-def test_an_example_runs(bundled_service: "Service", tmp_path: Path, kind: str, text: str) -> None:
+def test_an_example_runs(bundled_service: Server, tmp_path: Path, kind: str, text: str) -> None:
     for tool in ("buf", "curl"):
         if f"{tool} " in text:
             find_tool(tool)
-    bundled_service.run_example(kind, text, tmp_path)
+    run_example(bundled_service, kind, text, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def dense_service(
-    run_service: Callable[..., Any], dense_package: ModelPackage
-) -> Iterator["Service"]:
+def dense_service(run_service: Callable[..., Any], dense_package: ModelPackage) -> Iterator[Server]:
     """Service with a package that supports every route."""
     with run_service(packages=(dense_package,)) as running:
         yield running
@@ -99,10 +120,10 @@ def count(name: str, content: bytes) -> int:
 
 @pytest.mark.parametrize(("answer", "line"), CURL_EXAMPLES, ids=[name for name, _ in CURL_EXAMPLES])
 def test_a_line_of_curl_gives_the_file_that_it_names(
-    dense_service: "Service", tmp_path: Path, answer: str, line: str
+    dense_service: Server, tmp_path: Path, answer: str, line: str
 ) -> None:
     find_tool("curl")
-    dense_service.run_example("bash", line, tmp_path)
+    run_example(dense_service, "bash", line, tmp_path)
     written = tmp_path / shlex.split(line)[-1]
     assert count(written.name, written.read_bytes()) > 0
 
@@ -115,7 +136,7 @@ def test_a_line_of_curl_gives_the_file_that_it_names(
     ],
 )
 def test_the_first_examples_find_what_they_name(
-    bundled_service: "Service",
+    bundled_service: Server,
     tmp_path: Path,
     index: int,
     classes: str,
@@ -123,7 +144,7 @@ def test_the_first_examples_find_what_they_name(
 ) -> None:
     line = CURL_EXAMPLES[index][1]
     assert f"segment?classes={classes}'" in line
-    bundled_service.run_example("bash", line, tmp_path)
+    run_example(bundled_service, "bash", line, tmp_path)
     mask_HW = np.asarray(Image.open(tmp_path / "mask.png"))
     assert {(x, y): mask_HW[y, x] for x, y in labels} == labels
 
@@ -162,7 +183,7 @@ def ask_by_client(
             if title not in OURS:
                 variables |= {"python": str(CLIENTS / "bin" / "python"), "PYTHONPATH": ""}
             given = {**OFFLINE, **variables}
-            printed: str = running.run_example(SNIPPETS[title][0], text, folder, **given)
+            printed = run_example(running, SNIPPETS[title][0], text, folder, **given)
             return printed
 
         yield ask

@@ -14,9 +14,9 @@ import pytest
 
 from service.grpc.generated import embed_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from tests.processes.callers import until
 from tests.processes.front import BEHIND, Front, sidecar
-from tests.processes.service_process import running_service
-from tests.promises.callers import until
+from tests.processes.server import start_server
 
 LIMIT_S = 60.0
 NUM_STOPS = 1
@@ -87,8 +87,8 @@ def test_a_pod_that_stops_as_its_hooks_say_fails_no_request(tmp_path: Path) -> N
                 folder = tmp_path / f"{name}{number}"
                 folder.mkdir()
                 flags = ("--model=bundled-student", *BEHIND)
-                service = stack.enter_context(running_service(*flags))
-                front = Front(folder, service.http_port, service.grpc_port)
+                service = stack.enter_context(start_server(*flags))
+                front = Front(folder, service.ports["http"], service.ports["grpc"])
                 pods.append((service, stack.enter_context(front)))
             service, front = pods[0]
             ended = stack.enter_context(callers([front for _, front in pods]))

@@ -4,14 +4,12 @@ import base64
 import json
 import platform
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from tests.processes.server import Server
 from tests.tools import run
-
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
 
 SERVICE = "tipserve.v1.EncoderService"
 
@@ -20,12 +18,11 @@ SERVICE = "tipserve.v1.EncoderService"
     platform.machine() != "x86_64", reason="grpcurl's package has a program for x86_64 only"
 )
 def test_lists_describes_calls_and_explains_errors(
-    service: "Service", photo: Callable[..., bytes]
+    service: Server, photo: Callable[..., bytes]
 ) -> None:
     def grpcurl(*arguments: str, status: int = 0, body: dict[str, Any] | None = None) -> str:
         data = [] if body is None else ["-d", json.dumps(body)]
-        address = service.grpc.removeprefix("grpc://")
-        done = run("grpcurl", "-plaintext", *data, address, *arguments)
+        done = run("grpcurl", "-plaintext", *data, service.grpc, *arguments)
         assert done.returncode == status, done
         return done.stdout + done.stderr
 

@@ -5,20 +5,19 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
+from tests.processes.server import Server
 
 LIMIT_S = 60.0
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FORMERS = ["NV-CLIP", "infinity", "clip-as-service", "Text Embeddings Inference", "Triton"]
 
 
-def send(service: "Service", text: str) -> Any:
+def send(service: Server, text: str) -> Any:
     """Send a request in the page's form: line, headers, an empty line, JSON."""
     head, _, body = text.partition("\n\n")
     line, *fields = head.splitlines()
@@ -44,7 +43,7 @@ def check_alike(shown: Any, given: Any) -> None:
 
 @pytest.mark.parametrize("former", FORMERS)
 def test_our_requests_are_answered_as_shown(
-    service: "Service",
+    service: Server,
     photo: Callable[..., bytes],
     project_root: Path,
     former: str,

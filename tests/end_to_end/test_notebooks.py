@@ -6,14 +6,11 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
 
 # Of one cell; the longest one trains for a minute where nothing else runs.
 LIMIT_S = 600
@@ -46,8 +43,7 @@ def test_a_notebook_runs(
     sources = os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python")])
     variables = {**os.environ, "PYTHONPATH": sources}
     if "TIPSERVE_URL" in path.read_text(encoding="utf-8"):
-        service: Service = request.getfixturevalue("bundled_service")
-        variables["TIPSERVE_URL"] = service.rest
+        variables["TIPSERVE_URL"] = request.getfixturevalue("bundled_service").rest
     resources = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=LIMIT_S, resources=resources, coalesce_streams=True)
     client.execute(env=variables)

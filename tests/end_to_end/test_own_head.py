@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from model.package import ModelPackage
+from tests.end_to_end.client import over_both
+from tests.processes.server import Server
 from tests.promises.test_commands import boxes
 from training.__main__ import main
-
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
 
 Train = Callable[..., int]
 NAMES = ("--names", "red,blue")
@@ -34,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(run_service: Callable[..., Any], folder: Path) -> Iterator["Service"]:
+def service(run_service: Callable[..., Any], folder: Path) -> Iterator[Server]:
     with run_service(f"--heads={folder / 'heads'}") as running:
         yield running
 
@@ -49,13 +48,13 @@ def train(folder: Path, tiny_package: ModelPackage) -> Train:
 
 
 def test_a_running_server_classifies_by_it(
-    service: "Service", folder: Path, train: Train, capsys: pytest.CaptureFixture[str]
+    service: Server, folder: Path, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("colours", f"--images={folder / 'classes'}") == 0
     assert "20 images, 2 classes; on held-out images mean accuracy" in capsys.readouterr().out
     images = [str(folder / "classes" / name / "0.png") for name in ("red", "dark_blue")]
     fields = {"images": images, "classes": ["head:colours"]}
-    found = service.over_both("classify", fields)
+    found = over_both(service, "classify", fields)
     # Folders are in alphabetical order: dark blue, red.
     assert [found[f"{index}.label"][0] for index in (0, 1)] == [2, 1]
 

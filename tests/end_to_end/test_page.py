@@ -17,8 +17,7 @@ from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from model.package import ModelPackage
-from tests.end_to_end.conftest import LIMIT_S
-from tests.processes.service_process import RunningService, running_service
+from tests.processes.server import LIMIT_S, Server, start_server
 from tests.promises.test_page import (
     CLASSES,
     FLAGS,
@@ -48,8 +47,8 @@ ELSEWHERE = "https://images.example.org"
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[RunningService]:
-    with running_service("--model=bundled-student", "--url-hosts=images.example.org") as running:
+def service() -> Iterator[Server]:
+    with start_server("--model=bundled-student", "--url-hosts=images.example.org") as running:
         yield running
 
 
@@ -62,16 +61,16 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, service: RunningService) -> Iterator[Open]:
+def open_page(browser: Browser, service: Server) -> Iterator[Open]:
     """Open the page; at the end, no request has left for elsewhere and no error was logged."""
     complaints: list[str] = []
     contexts = []
 
-    def make(path: str = "/", at: RunningService = service, **options: Any) -> Page:
+    def make(path: str = "/", at: Server = service, **options: Any) -> Page:
         context = browser.new_context(accept_downloads=True, **options)
         contexts.append(context)
         context.set_default_timeout(1000 * LIMIT_S)
-        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at.http_url)
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at.rest)
         context.add_init_script(KEEP_DRAWN)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -82,12 +81,12 @@ def open_page(browser: Browser, service: RunningService) -> Iterator[Open]:
                 complaints.append(line.text)
 
         def on_request(request: Any) -> None:
-            if not request.url.startswith((at.http_url, "blob:", "data:", ELSEWHERE)):
+            if not request.url.startswith((at.rest, "blob:", "data:", ELSEWHERE)):
                 complaints.append(f"a request to {request.url}")
 
         page.on("console", on_console)
         page.on("request", on_request)
-        page.goto(at.http_url + path)
+        page.goto(at.rest + path)
         return page
 
     yield make
@@ -167,9 +166,9 @@ def pixels_of(content: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-def map_of(service: RunningService, task: str) -> NDArray[np.float32]:
+def map_of(service: Server, task: str) -> NDArray[np.float32]:
     """The API's map of the scene, at the size of the head's output."""
-    url = f"{service.http_url}/v1/images:{task}?size=model"
+    url = f"{service.rest}/v1/images:{task}?size=model"
     headers = {"Accept": "application/x-npy"}
     files = {"image": SCENE.read_bytes()}
     content = httpx.post(url, files=files, headers=headers, timeout=LIMIT_S).content
@@ -213,7 +212,7 @@ def test_the_background_follows_its_slider_and_one_class_is_shown_alone(
 
 
 def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
-    open_page: Open, service: RunningService, tmp_path: Path
+    open_page: Open, service: Server, tmp_path: Path
 ) -> None:
     page = open_page()
     upload_scene(page)
@@ -226,7 +225,7 @@ def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
     page.click("#examples button >> nth=1")
     enter(page, "#classes-input", "sky")
     page.check("[value=heat]")
-    again = open_page(copied(page, "#copy-link").removeprefix(service.http_url))
+    again = open_page(copied(page, "#copy-link").removeprefix(service.rest))
     again.wait_for_selector("#examples button[aria-pressed=true]")
     wait(again, "document.querySelectorAll('#legend li').length === 2")
     names = [shown.locator("#legend .name").all_inner_texts() for shown in (page, again)]
@@ -234,7 +233,7 @@ def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
     assert again.is_checked("[value=heat]")
 
 
-def test_a_link_opens_an_image_of_an_allowed_host(open_page: Open, service: RunningService) -> None:
+def test_a_link_opens_an_image_of_an_allowed_host(open_page: Open, service: Server) -> None:
     page, asked = open_page(), []
 
     def answer(route: Route) -> None:
@@ -246,21 +245,21 @@ def test_a_link_opens_an_image_of_an_allowed_host(open_page: Open, service: Runn
     link = f"image={quote(f'{ELSEWHERE}/a/scene.png?size=2', safe='')}&words={','.join(CLASSES)}"
     page.evaluate("link => { location.hash = link; }", link)
     page.wait_for_function(HAS_MASK.format(len(CLASSES)))
-    assert copied(page, "#copy-link") == f"{service.http_url}/#{link}"
+    assert copied(page, "#copy-link") == f"{service.rest}/#{link}"
     assert "scene.png" in copied(page, "#copy-curl")
     assert len(asked) == 1
     assert not {"cookie", "referer", "x-api-key"} & asked[0].keys()
 
 
 def test_the_page_says_why_it_opens_no_image_of_another_host(
-    browser: Browser, service: RunningService
+    browser: Browser, service: Server
 ) -> None:
     page = browser.new_page()
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    page.goto(f"{service.http_url}/#image=https://other.example.org/a.png&words=sky")
+    page.goto(f"{service.rest}/#image=https://other.example.org/a.png&words=sky")
     wait(page, "document.querySelector('#toast').textContent.includes('setting url_hosts')")
-    assert all(url.startswith((service.http_url, "blob:")) for url in requests)
+    assert all(url.startswith((service.rest, "blob:")) for url in requests)
     page.context.close()
 
 
@@ -323,7 +322,7 @@ def test_an_example_finds_its_like_in_this_image_and_in_another(
 def test_depth_and_normals_are_drawn_beside_or_over_the_image_and_read(
     open_page: Open, dense_package: ModelPackage, tmp_path: Path
 ) -> None:
-    with running_service(f"--model={dense_package.path}") as service:
+    with start_server(f"--model={dense_package.path}") as service:
         page = open_page(at=service)
         page.set_input_files("#file", SCENE)
         page.click("#tab-maps")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes.callers import SMALL, SteadyCallers
 from tests.processes.proxy import Proxy
-from tests.processes.service_process import RunningService, running_service
-from tests.promises.callers import SMALL, SteadyCallers
-from tests.promises.servers import Place
+from tests.processes.server import Place, Server, start_server
 from tipserve_client import Client
 
 pytestmark = pytest.mark.alone
@@ -54,13 +53,13 @@ def streaming(address: str) -> Iterator[list[int]]:
         thread.join()
 
 
-def has_streamed(replica: RunningService) -> bool:
+def has_streamed(replica: Server) -> bool:
     """Whether it has answered a request of the stream."""
     labels = {"protocol": "grpc", "method": STREAM, "code": "OK"}
     return replica.metric("tipserve_requests_total", **labels) > 0
 
 
-def stop(proxy: Proxy, slot: int, replica: RunningService) -> None:
+def stop(proxy: Proxy, slot: int, replica: Server) -> None:
     """Delete a replica as Kubernetes does; it drains and exits with 0."""
     time.sleep(NOTICE_S)
     proxy.take_out(slot)
@@ -76,19 +75,18 @@ def test_rolling_restarts_fail_nothing() -> None:
         # The path of the admin socket must be short.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         proxy = stack.enter_context(Proxy(folder))
-        serving: dict[int, RunningService] = {}
+        serving: dict[int, Server] = {}
         num_streaming = 0
 
         def add() -> None:
             slot = min({*range(1, NUM_REPLICAS + 2)} - serving.keys())
-            serving[slot] = stack.enter_context(running_service(*FLAGS))
+            serving[slot] = stack.enter_context(start_server(*FLAGS))
             proxy.put_in(slot, serving[slot])
 
         for _ in range(NUM_REPLICAS):
             add()
-        rest, rpc = (f"127.0.0.1:{port}" for port in (proxy.http_port, proxy.grpc_port))
-        place = Place(f"http://{rest}", rpc, "")
-        with streaming(rpc) as streamed, SteadyCallers(place, heeds=False) as callers:
+        place = Place({"http": proxy.http_port, "grpc": proxy.grpc_port})
+        with streaming(place.grpc) as streamed, SteadyCallers(place, heeds=False) as callers:
             callers.wait_for(20)
             for _ in range(NUM_REPLICAS * ROUNDS):
                 add()

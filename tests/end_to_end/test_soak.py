@@ -15,8 +15,8 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from tests.promises.callers import until
-from tests.promises.servers import LIMIT_S, Server, photo, start_server
+from tests.processes.callers import until
+from tests.processes.server import LIMIT_S, Server, photo, start_server
 
 pytestmark = pytest.mark.alone
 IMAGES = [photo(side, (side, side)) for side in (64, 224, 480, 640, 1600)]

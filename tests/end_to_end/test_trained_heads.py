@@ -3,20 +3,19 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from model.package import ModelPackage, open_package
+from tests.end_to_end.client import over_both
+from tests.processes.server import Server
 from tests.training.dense.conftest import write_masks
 from tipserve_cli.program import DONE
 from tipserve_cli.program import main as tipserve
 from training.__main__ import main
-
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
 
 NAMES = ["ground", "red", "blue"]
 
@@ -42,7 +41,7 @@ def trained(folder: Path, tiny_package: ModelPackage) -> ModelPackage:
 
 
 @pytest.fixture(scope="module")
-def service(run_service: Callable[..., Any], trained: ModelPackage) -> Iterator["Service"]:
+def service(run_service: Callable[..., Any], trained: ModelPackage) -> Iterator[Server]:
     with run_service("--precision=fp32", packages=(trained,)) as running:
         yield running
 
@@ -58,7 +57,7 @@ def others(folder: Path) -> list[tuple[bytes, Any]]:
 
 
 def test_it_is_served_over_both_better_than_names_and_scored_as_it_is_served(
-    service: "Service", trained: ModelPackage, folder: Path
+    service: Server, trained: ModelPackage, folder: Path
 ) -> None:
     """A labelled pixel is right or wrong; labels of answers count from 1."""
     right: dict[str, list[Any]] = {"head": [], "names": []}
@@ -66,7 +65,7 @@ def test_it_is_served_over_both_better_than_names_and_scored_as_it_is_served(
         counts = truth != 255
         for name, classes in (("head", ["model"]), ("names", NAMES)):
             asked = {"images": [image], "classes": classes}
-            labels = service.over_both("segment", asked)["0.labels"]
+            labels = over_both(service, "segment", asked)["0.labels"]
             right[name].append(labels[counts] == truth[counts] + 1)
     by_head, by_names = ([np.mean(one) for one in ones] for ones in right.values())
     assert (np.array(by_head) > np.array(by_names)).all()
@@ -74,7 +73,11 @@ def test_it_is_served_over_both_better_than_names_and_scored_as_it_is_served(
 
     sets = [str(folder / "others" / name) for name in ("images", "masks", "names.txt")]
     found = {}
-    for place in (f"--model={trained.path}", f"--url={service.rest}", f"--url={service.grpc}"):
+    for place in (
+        f"--model={trained.path}",
+        f"--url={service.rest}",
+        f"--url=grpc://{service.grpc}",
+    ):
         output = folder / "scores"
         options = ["--classes=model", place, f"-o={output}", "--segmentation", *sets]
         options += ["--precision=fp32"] if place.startswith("--model") else []

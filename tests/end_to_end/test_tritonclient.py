@@ -7,7 +7,7 @@ import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copytree
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +20,8 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from model.package import ModelPackage
-
-if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Service
+from tests.end_to_end.client import over_grpc
+from tests.processes.server import Server
 
 Photo = Callable[..., bytes]
 LIMIT_S = 60
@@ -46,7 +45,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         gc.collect()
 
 
-def ask(service: "Service", client: str, method: str, *args: Any, **options: Any) -> Any:
+def ask(service: Server, client: str, method: str, *args: Any, **options: Any) -> Any:
     """Call a method of a new client; returns plain values instead of protobuf."""
     transport, _, is_aio = client.partition(".")
     url = f"127.0.0.1:{service.ports[transport]}"
@@ -83,7 +82,7 @@ def arrays_of(result: Any) -> dict[str, NDArray[Any]]:
 
 
 @EVERY_CLIENT
-def test_images_and_texts_with_every_option(service: "Service", photo: Photo, client: str) -> None:
+def test_images_and_texts_with_every_option(service: Server, photo: Photo, client: str) -> None:
     decoded = np.asarray(Image.open(io.BytesIO(photo(1, (90, 60), "PNG"))).convert("RGB"))
     image = tensor(client, "pixels", decoded[None])
     texts = tensor(client, "text", as_bytes(b"a dog", "Grün".encode()))
@@ -108,7 +107,7 @@ def test_images_and_texts_with_every_option(service: "Service", photo: Photo, cl
         "text_embeddings": (2, 32),
     }
     fields = {"texts": ["a dog", "Grün"], "templates": "tcl", "normalize": False}
-    native = service.over_grpc("embed_texts", fields)["1.embedding"]
+    native = over_grpc(service, "embed_texts", fields)["1.embedding"]
     np.testing.assert_array_equal(arrays["text_embeddings"][1], native)
 
 
@@ -117,7 +116,7 @@ def managed(
     run_service: Callable[..., Any],
     tiny_package: ModelPackage,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator["Service"]:
+) -> Iterator[Server]:
     """Service with model management, and a second package in its repository."""
     folder = tmp_path_factory.mktemp("repository")
     copytree(tiny_package.path, Path(folder) / "second")
@@ -126,7 +125,7 @@ def managed(
 
 
 @BOTH_PROTOCOLS
-def test_load_and_unload(managed: "Service", photo: Photo, client: str) -> None:
+def test_load_and_unload(managed: Server, photo: Photo, client: str) -> None:
     def index() -> dict[str, str]:
         found = ask(managed, client, "get_model_repository_index")
         listed = found["models"] if isinstance(found, dict) else found
@@ -148,7 +147,7 @@ def test_load_and_unload(managed: "Service", photo: Photo, client: str) -> None:
         ask(managed, client, "load_model", "second", config="{}")
 
 
-def test_streams_answer_in_order_also_after_a_bad_item(service: "Service", photo: Photo) -> None:
+def test_streams_answer_in_order_also_after_a_bad_item(service: Server, photo: Photo) -> None:
     good = [tensor("grpc", "image", as_bytes(photo(seed))) for seed in range(4)]
     bad = tensor("grpc", "image", as_bytes(b"no image"))
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()

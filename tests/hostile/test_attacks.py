@@ -14,7 +14,7 @@ from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.grpc.generated.image_pb2 import Image
 from tests.hostile.attacks import ATTACKS, Attack, png
 from tests.processes.front import BEHIND, Front
-from tests.processes.service_process import RunningService, peak_mib, running_service
+from tests.processes.server import Server, peak_mib, start_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 FLAGS = ("--model=bundled-student", "--image-cache-bytes=0")
@@ -25,9 +25,9 @@ LEAST_CALLS = 5
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[RunningService]:
+def service() -> Iterator[Server]:
     """A server behind the proxy."""
-    with running_service(*FLAGS, *BEHIND) as service:
+    with start_server(*FLAGS, *BEHIND) as service:
         yield service
 
 
@@ -37,18 +37,18 @@ def service() -> Iterator[RunningService]:
     ids=lambda attack: attack.__name__,
 )
 def test_an_attack_kills_nothing_and_keeps_nobody_out(
-    attack: Attack, service: RunningService, tmp_path: Path
+    attack: Attack, service: Server, tmp_path: Path
 ) -> None:
     image, ended = png(64), Counter[str]()
     is_over = threading.Event()
     with (
-        Front(tmp_path, service.http_port, service.grpc_port) as front,
+        Front(tmp_path, service.ports["http"], service.ports["grpc"]) as front,
         grpc.insecure_channel(f"127.0.0.1:{front.grpc_port}") as channel,
         httpx.Client(timeout=LIMIT_S) as client,
     ):
         stub = EncoderServiceStub(channel)
         rest = f"http://127.0.0.1:{front.http_port}/v1/images:embed"
-        live = f"http://127.0.0.1:{service.metrics_port}/v2/health/live"
+        live = service.ready.replace("ready", "live")
         headers = {"Content-Type": "image/png"}
 
         def over_rest() -> None:
@@ -70,7 +70,7 @@ def test_an_attack_kills_nothing_and_keeps_nobody_out(
 
         asks = (over_rest, over_grpc, probe)
         threads = [threading.Thread(target=repeat, args=(ask,)) for ask in asks]
-        pids = {"server": service.pid, "proxy": front.process.pid}
+        pids = {"server": service.process.pid, "proxy": front.process.pid}
         for pid in pids.values():
             peak_mib(pid, reset=True)
         for thread in threads:

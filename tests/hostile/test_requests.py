@@ -15,7 +15,7 @@ import pytest
 
 from tests.hostile import over_grpc, over_rest
 from tests.hostile.images import draws
-from tests.processes.service_process import RunningService, running_service
+from tests.processes.server import Server, start_server
 from tests.tools import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -30,12 +30,12 @@ BODY_STATUSES = IMAGE_STATUSES | {404, 406, 415}
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server, which is well after all tests."""
     log = tmp_path_factory.mktemp("hostile") / "service.log"
-    with running_service("--model=bundled-student", log_path=log) as service:
+    with start_server("--model=bundled-student", log=log) as service:
         yield service
-        ready = f"http://127.0.0.1:{service.metrics_port}/v2/health/ready"
+        ready = service.ready
         assert httpx.get(ready, timeout=LIMIT_S).status_code == 200
         assert service.metric("tipserve_inflight") == 0
     assert service.process.returncode == 0
@@ -44,18 +44,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 
 
 @pytest.fixture(scope="module")
-def client(service: RunningService) -> Iterator[httpx.Client]:
+def client(service: Server) -> Iterator[httpx.Client]:
     """Over REST."""
-    with httpx.Client(base_url=service.http_url, timeout=LIMIT_S) as client:
+    with httpx.Client(base_url=service.rest, timeout=LIMIT_S) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def channel(service: RunningService) -> Iterator[grpc.Channel]:
+def channel(service: Server) -> Iterator[grpc.Channel]:
     """Over gRPC, with no limits but the server's."""
     names = ("send_message_length", "receive_message_length", "metadata_size")
     options = [(f"grpc.max_{name}", 2**26) for name in names]
-    with grpc.insecure_channel(f"127.0.0.1:{service.grpc_port}", options) as channel:
+    with grpc.insecure_channel(service.grpc, options) as channel:
         yield channel
 
 
@@ -112,7 +112,7 @@ def test_rpcs(send: over_grpc.Send, allowed: frozenset[str], channel: grpc.Chann
     repeat(lambda rng: check_grpc(lambda: send(channel, rng, LIMIT_S), allowed))
 
 
-def test_answers_are_as_documented(service: RunningService, tmp_path: Path) -> None:
+def test_answers_are_as_documented(service: Server, tmp_path: Path) -> None:
     config = tmp_path / "schemathesis.toml"
     # 504: the deadline was a millisecond. 501: the package has no heads for maps. Data of the right
     # form may still be no image, and in a query everything is text.
@@ -123,7 +123,7 @@ def test_answers_are_as_documented(service: RunningService, tmp_path: Path) -> N
         "[checks.negative_data_rejection]\nenabled = false\n",
         encoding="utf-8",
     )
-    url = f"{service.http_url}/openapi.json"
+    url = f"{service.rest}/openapi.json"
     options = ("--phases=coverage,fuzzing", "--max-examples=10", "--seed=1", "--no-color")
     ended = run("schemathesis", f"--config-file={config}", "run", url, *options, timeout_s=280)
     assert ended.returncode == 0, ended.stdout[-5000:] + ended.stderr

@@ -8,14 +8,14 @@ from typing import Any, Final, Self
 
 import yaml
 
-from tests.processes.service_process import end
+from tests.processes.server import end
 from tests.tools import find_tool
 
 DEPLOY: Final = Path(__file__).resolve().parents[2] / "deploy"
 CONFIGURATION: Final = DEPLOY / "proxy" / "haproxy.cfg"
 COMPONENT: Final = DEPLOY / "kubernetes" / "components" / "front"
 # Of a server behind it.
-BEHIND: Final = ("--host=127.0.0.1", "--trusted-proxies=127.0.0.1")
+BEHIND: Final = ("--trusted-proxies=127.0.0.1",)
 
 
 def sidecar() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.processes.front import Front
-from tests.processes.service_process import RunningService
+from tests.processes.server import Server
 
 BACKENDS: Final = ("tipserve_http", "tipserve_grpc")
 LIMIT_S: Final = 30.0
@@ -28,10 +28,10 @@ class Proxy(Front):
         variables = {"RETRIES": "0", "REPLICAS": "yes", "ADMIN_SOCKET": str(self._socket)}
         super().__init__(folder, 0, 0, **{f"PROXY_{n}": value for n, value in variables.items()})
 
-    def put_in(self, slot: int, replica: RunningService) -> None:
+    def put_in(self, slot: int, replica: Server) -> None:
         """Route requests of both protocols to a replica."""
         self._wait_until(self._socket.exists)
-        for backend, port in zip(BACKENDS, (replica.http_port, replica.grpc_port), strict=True):
+        for backend, port in zip(BACKENDS, replica.ports.values(), strict=False):
             self._set(f"{backend}/replica{slot} addr 127.0.0.1 port {port}")
         self._set(f"{BACKENDS[0]}/replica{slot} state ready")
         self._wait_until(lambda: self._is_up(slot))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises.servers import Server, start_server
+from tests.processes.server import Server, start_server
 
 FILES = Path(__file__).parent / "files"
 STUDENT = (

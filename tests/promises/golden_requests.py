@@ -23,7 +23,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.promises.servers import LIMIT_S, ROOT, Server
+from tests.processes.server import LIMIT_S, ROOT, Server
 from tipserve_client.generated import (
     classify_pb2,
     dense_pb2,

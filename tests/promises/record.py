@@ -8,9 +8,9 @@ import json
 import sys
 from pathlib import Path
 
+from tests.processes.server import start_server
 from tests.promises.conftest import DEFAULT, STUDENT
 from tests.promises.golden_requests import GOLDEN, REQUESTS, answer
-from tests.promises.servers import start_server
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.processes.server import LIMIT_S, Server, photo, serve, start_server
 from tests.promises.golden_requests import picture
-from tests.promises.servers import LIMIT_S, Server, photo, serve, start_server
 from tipserve_client import Client, Example, TipserveError
 
 Ask = Callable[[Any], Any]

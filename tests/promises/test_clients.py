@@ -14,7 +14,7 @@ import tritonclient.http
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from tests.promises.servers import Server, photo, run
+from tests.processes.server import Server, photo, run
 from tests.tools import TOOLS, miss
 from tipserve_client import Client
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from tests.promises.servers import (
+from tests.processes.server import (
     LIMIT_S,
     ROOT,
     TIPSERVE,

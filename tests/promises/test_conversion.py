@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.promises.servers import photo, start_server, tipserve
+from tests.processes.server import photo, start_server, tipserve
 from tipserve_client import Client
 
 if TYPE_CHECKING:

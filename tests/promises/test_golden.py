@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes.server import Server
 from tests.promises.golden_requests import ANSWERS, GOLDEN, REQUESTS, Ask, answer
-from tests.promises.servers import Server
 
 RECORDED = json.loads(GOLDEN.read_text(encoding="utf-8"))
 # Of fp32 on another CPU, and of int8: shares of pixels, and parts of an array's deviation.

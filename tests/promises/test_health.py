@@ -7,7 +7,7 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.promises.servers import LIMIT_S, Server
+from tests.processes.server import LIMIT_S, Server
 
 
 def test_health_and_reflection(student: Server) -> None:

@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from tests.promises.callers import PROTOCOLS, Question, SteadyCallers, ask, until
+from tests.processes.callers import PROTOCOLS, Question, SteadyCallers, ask, until
+from tests.processes.server import LIMIT_S, ROOT, Server, photo, start_server
 from tests.promises.conftest import STUDENT, UNCACHED
-from tests.promises.servers import LIMIT_S, ROOT, Server, photo, start_server
 
 STUDENT_FOLDER = ROOT / "model" / "bundled_student"
 SAME_NUMBERS = STUDENT[1:]  # precision and runtime without the model

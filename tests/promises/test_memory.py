@@ -5,13 +5,11 @@ import io
 import json
 import socket
 import struct
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.promises.callers import (
+from tests.processes.callers import (
     CHANNEL,
     PROTOCOLS,
     Protocol,
@@ -31,7 +29,7 @@ from tests.promises.callers import (
     grpc_outcome,
     until,
 )
-from tests.promises.servers import LIMIT_S, Server, photo
+from tests.processes.server import LIMIT_S, Server, memory_mib, peak_mib, photo
 from tipserve_client.generated import (
     classify_pb2,
     dense_pb2,
@@ -70,24 +68,6 @@ REST_FORMS = {
     "normals": ANY,
 }
 MAX_ONE_MIB, MAX_CROWD_MIB = 512, 1024
-
-
-def peak_mib(pid: int, *, reset: bool = False) -> float:
-    """Peak resident memory of a process; `reset` starts from what it holds now."""
-    if reset:
-        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def resident_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process so far, by Linux's clock id of another process."""
-    return time.clock_gettime(~pid << 3 | 2)
 
 
 def encoded(image: Image.Image, file_format: str = "PNG") -> bytes:
@@ -200,9 +180,9 @@ def test_cancelled_requests_leave_nothing_behind(student: Server, protocol: Prot
         until(lambda: student.metric("tipserve_inflight") == 0, "nobody is left")
 
     cancel(100)
-    before = resident_mib(pid)
+    before = memory_mib(pid)
     cancel(500)  # over each protocol
-    assert resident_mib(pid) <= 1.1 * before
+    assert memory_mib(pid) <= 1.1 * before
     assert ask(student, protocol, Question()).outcome().kind == "served"
 
 
@@ -296,14 +276,14 @@ def test_a_form_of_300000_parts_costs_little(student: Server) -> None:
     def cost(num_parts: int, length: int) -> tuple[int, float]:
         head = b'--xyz\r\nContent-Disposition: form-data; name="outputs"\r\n\r\n'
         body = (head + b"c" * length + b"\r\n") * num_parts + b"--xyz--\r\n"
-        before = cpu_s(student.process.pid)
+        before = student.cpu_s()
         answer = httpx.post(
             f"{student.rest}/v1/images:embed",
             content=body,
             headers={"Content-Type": "multipart/form-data; boundary=xyz"},
             timeout=LIMIT_S,
         )
-        return answer.status_code, cpu_s(student.process.pid) - before
+        return answer.status_code, student.cpu_s() - before
 
     ordinary = max(cost(300, 64_000)[1] for _ in range(2))
     status, many = cost(300_000, 4)

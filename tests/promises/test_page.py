@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Page, Response, sync_playwright
 
-from tests.promises.servers import LIMIT_S, ROOT, Server
+from tests.processes.server import LIMIT_S, ROOT, Server
 from tests.tools import find_tool
 
 SCENE = ROOT / "examples" / "scene.png"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.promises.servers import ROOT, run
+from tests.processes.server import ROOT, run
 from training.data.backgrounds import PHOTOS
 from training.photographs.regions import photograph
 

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from tests.promises.callers import (
+from tests.processes.callers import (
     CHANNEL,
     PROTOCOLS,
     SMALL,
@@ -34,8 +34,8 @@ from tests.promises.callers import (
     grpc_outcome,
     until,
 )
+from tests.processes.server import LIMIT_S, ROOT, Server, photo, start_server
 from tests.promises.conftest import KEY, LIMITED_KEY, ONE_AT_ONCE_KEY, STUDENT
-from tests.promises.servers import LIMIT_S, ROOT, Server, photo, start_server
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
 IMAGE = base64.b64encode(SMALL).decode()

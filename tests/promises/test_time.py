@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 
-from tests.promises.callers import (
+from tests.processes.callers import (
     CHANNEL,
     PROTOCOLS,
     Protocol,
@@ -21,8 +21,8 @@ from tests.promises.callers import (
     in_order,
     until,
 )
+from tests.processes.server import LIMIT_S, Server, photo, start_server
 from tests.promises.conftest import UNCACHED
-from tests.promises.servers import LIMIT_S, Server, photo, start_server
 from tipserve_client.generated import embed_pb2, image_pb2, stream_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.promises.servers import LIMIT_S, ROOT, run
+from tests.processes.server import LIMIT_S, ROOT, run
 
 STEPS = 40
 STOPPED = 143

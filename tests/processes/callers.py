@@ -17,7 +17,7 @@ import grpc
 import httpx
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from tests.promises.servers import LIMIT_S, Place, Server, photo
+from tests.processes.server import LIMIT_S, Place, Server, photo
 from tipserve_client.generated import embed_pb2, image_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
@@ -67,7 +67,7 @@ class Outcome:
 class RestAsked:
     """A question sent over REST, on a connection of its own."""
 
-    def __init__(self, server: Server, question: Question) -> None:
+    def __init__(self, server: Place, question: Question) -> None:
         self._connection = rest_connection(server, question.source)
         self._connection.request(*rest_request(question))
 
@@ -85,7 +85,7 @@ class RestAsked:
 class GrpcAsked:
     """A question sent over gRPC, on a connection of its own."""
 
-    def __init__(self, server: Server, question: Question) -> None:
+    def __init__(self, server: Place, question: Question) -> None:
         self._channel = grpc.insecure_channel(server.grpc, CHANNEL)
         self._future = begin_rpc(EncoderServiceStub(self._channel), question)
 
@@ -104,7 +104,7 @@ class GrpcAsked:
 Asked = RestAsked | GrpcAsked
 
 
-def ask(server: Server, protocol: Protocol, question: Question) -> Asked:
+def ask(server: Place, protocol: Protocol, question: Question) -> Asked:
     """Send a question, and do not wait."""
     return RestAsked(server, question) if protocol == "rest" else GrpcAsked(server, question)
 
@@ -258,10 +258,9 @@ class SteadyCallers:
         return self.outcomes[protocol, "served"]
 
     def _watch(self) -> None:
-        ready = self._server.metrics.replace("/metrics", "/v2/health/ready")
         with httpx.Client(timeout=LIMIT_S) as client:
             while not self._is_over.wait(0.05):
-                if client.get(ready).status_code != 200:
+                if client.get(self._server.ready).status_code != 200:
                     self._is_over.set()
 
     def _count(self, protocol: Protocol, outcome: Outcome) -> None:

@@ -22,7 +22,7 @@ from model.segmentation import l2_normalize, upsample_bilinear
 
 Floats = NDArray[np.float32]
 
-# Of MediaPipe's selfie segmentation; see `training/photographs/people.py`.
+# Of MediaPipe's selfie segmentation; see `training/photographs/people.py` at commit 87d92eb6.
 SIDE: Final = 256
 # A single run allocates about so much.
 RUN_BYTES: Final = 24 * 2**20

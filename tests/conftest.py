@@ -273,7 +273,7 @@ def tiny_checkpoint(
 @pytest.fixture(scope="session")
 def tiny_package(tiny_checkpoint: Path, exported: Exported) -> ModelPackage:
     """The tiny checkpoint, exported. Do not change it: copy it first."""
-    from training.export.package import export_package  # noqa: PLC0415 - as above
+    from training.export import export_package  # noqa: PLC0415 - as above
 
     return open_package(
         exported("tiny", lambda folder: export_package(tiny_checkpoint, folder, name="tiny"))

@@ -14,12 +14,14 @@ if __name__ == "__main__":
     if importlib.util.find_spec("transformers") is None:
         sys.exit("Training needs more packages. Run: pip install 'tipserve[train]'")
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from model.scores.gate import Refused
+from training.options import add_options
 from training.preemption import Stopped
 from training.settings import problems
 
@@ -78,6 +80,17 @@ class _ExactParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **settings})
 
 
+def _job(name: str) -> tuple[type[Any], Callable[[Any], None]]:
+    """The options of a job, and its function."""
+    if name in RECIPES or name in ("distill", "pretrain"):
+        train = importlib.import_module("training.commands.train")
+        if name in RECIPES:
+            return train.RecipeOptions, partial(train.run_recipe, name)
+        return getattr(train, f"{name.title()}Options"), getattr(train, f"run_{name}")
+    module = importlib.import_module(f"training.commands.{name.replace('-', '_')}")
+    return module.Options, module.run
+
+
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """The command line of every job; only that of the chosen one has its options."""
     parser = _ExactParser(prog="python -m training", description=__doc__)
@@ -85,21 +98,9 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     for name, text in (RECIPES | COMMANDS).items():
         resumes = " After a stop, the same command resumes the run." if name in RECIPES else ""
         job = jobs.add_parser(name, help=text, description=text + resumes)
-        if name == chosen:
-            _add_options(job, name)
+        if name == chosen:  # only its libraries are loaded
+            add_options(job, _job(name)[0])
     return parser
-
-
-def _add_options(job: argparse.ArgumentParser, name: str) -> None:
-    if name in RECIPES or name in ("distill", "pretrain"):
-        train = importlib.import_module("training.commands.train")
-        kind = "recipe" if name in RECIPES else name
-        add_arguments, run = getattr(train, f"add_{kind}_arguments"), getattr(train, f"run_{kind}")
-    else:
-        command = importlib.import_module(f"training.commands.{name.replace('-', '_')}")
-        add_arguments, run = command.add_arguments, command.run
-    add_arguments(job)
-    job.set_defaults(do=run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,11 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = arguments[0] if arguments else None
     if chosen in RECIPES | COMMANDS and os.environ.get("RANK", "0") == "0":
         print(f"training {chosen}: loading its libraries", file=sys.stderr, flush=True)
-    options = build_parser(chosen).parse_args(arguments)
+    options = vars(build_parser(chosen).parse_args(arguments))
+    kind, run = _job(options.pop("job"))
     # Of reading and writing weights, which takes no time for small models.
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     try:
-        options.do(options)
+        run(kind(**options))
     except Stopped as stopped:
         print(stopped, flush=True)
         return STOPPED

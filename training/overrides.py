@@ -6,13 +6,15 @@ Works for any nested dataclass: its fields give names and types, and pydantic ch
 import ast
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from training.settings import problems
 
 Config = TypeVar("Config")
+SETTING: Final[dict[str, Any]] = {"flag": "--set", "metavar": "KEY=VALUE"}
+"""Of the option that changes settings; see `training.options`."""
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:

@@ -36,7 +36,7 @@ from tests.conftest import TINY_PROVENANCE, TINY_SCORES, TINY_WORDS, Exported
 from tests.end_to_end.client import over_both, over_rest
 from tests.processes.server import Server
 from tipserve_client import InvalidRequest
-from training.export.package import export_package
+from training.export import export_package
 
 KIND = "test-conv-words"
 WIDTH = 32

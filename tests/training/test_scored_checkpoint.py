@@ -15,7 +15,7 @@ from training import scored_checkpoint
 from training.__main__ import main
 from training.data.folder import DataFolder
 from training.evaluate.report import ChosenEncoder
-from training.export.package import NEEDED_FILES, build_manifest
+from training.export import NEEDED_FILES, build_manifest
 from training.scored_checkpoint import ScoredRuns
 
 ENTRY = ScoreEntry(

@@ -4,34 +4,32 @@ Of a model and its start (WiSE-FT, arXiv:2109.01903): what training forgot comes
 learnt stays. Or of late checkpoints.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic.dataclasses import dataclass
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.checkpoint import is_checkpoint, load_weights
 from training.methods.teacher import find_model
+from training.options import argument, option
 from training.tokenizer import find_tokenizer
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    parser.add_argument(
-        "models",
-        type=Path,
-        nargs="+",
-        help="two folders or more, with one tokenizer: of runs, of models, or of checkpoints "
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    models: tuple[Path, ...] = argument(
+        "two folders or more, with one tokenizer: of runs, of models, or of checkpoints "
         "(RUN/checkpoints/step-N)",
     )
-    parser.add_argument(
-        "--share", type=float, help="of the second of two models, 0 to 1 (default: all equally)"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the mean")
+    share: float | None = option("of the second of two models, 0 to 1 (default: all equally)", None)
+    output: Path = option("folder of the mean")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Average."""
     average_models(options.models, share=options.share, output=options.output)
     print(f"the mean is in {options.output}")

@@ -6,11 +6,13 @@ forward passes, and recomputed blocks are one more. Hours are operations over an
 the data sheet's speed; waiting for data, other devices and files is in that share.
 """
 
-import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Le
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Tipsv2Model
@@ -21,6 +23,7 @@ from training.data.batch import MAX_TOKENS
 from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
 from training.methods.space import SpaceConfig
+from training.options import option
 from training.recipes.scale import NUM_RANKS, SCALE_RECIPES
 
 PEAK_FLOPS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
@@ -57,29 +60,23 @@ class RunCost:
         return self.flops_per_image * self.images_per_step * self.num_steps
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    names = list(SCALE_RECIPES)
-    parser.add_argument("--recipe", nargs="+", default=names, choices=names, help="default all")
-    parser.add_argument("--device", default="h100", choices=PEAK_FLOPS, help="default h100")
-    parser.add_argument("--gpus", type=int, default=NUM_RANKS, help=f"default {NUM_RANKS}")
-    share = "assumed share of the device's peak speed (default 0.4)"
-    parser.add_argument("--mfu", type=float, default=0.4, help=share)
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    recipe: tuple[str, ...] = option("default all", (), choices=list(SCALE_RECIPES))
+    device: str = option("whose data sheet counts", "h100", choices=list(PEAK_FLOPS))
+    gpus: PositiveInt = option("number of devices", NUM_RANKS)
+    mfu: Annotated[float, Gt(0), Le(1)] = option("assumed share of the device's peak speed", 0.4)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Print the table.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-    if options.gpus < 1 or not 0 < options.mfu <= 1:
-        raise ValueError("--gpus is at least 1, and --mfu a share: above 0 and at most 1")
+def run(options: Options) -> None:
+    """Print the table."""
     speed = PEAK_FLOPS[options.device] * options.mfu
     print(f"Estimated for {options.gpus} x {options.device} at {speed / 1e12:.0f} TFLOP/s each.\n")
     print("| recipe | vision + text + head, M | TFLOP an image | GPU hours | hours | state, GB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for name in options.recipe:
+    for name in options.recipe or SCALE_RECIPES:
         cost = estimate(SCALE_RECIPES[name](), num_devices=options.gpus)
         hours = cost.total_flops / speed / 3600
         sizes = " + ".join(f"{size / 1e6:.1f}" for size in (cost.vision, cost.text, cost.head))

@@ -1,22 +1,22 @@
 """`python -m training data`: fetch the art and render the sprite bank."""
 
-import argparse
 from pathlib import Path
 
+from pydantic.dataclasses import dataclass
+
 from training.data.folder import DataFolder, fetch
+from training.options import option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    parser.add_argument(
-        "--folder", type=Path, default=Path("data"), help="the data folder (default data)"
-    )
-    parser.add_argument(
-        "--with-stamps", action="store_true", help="also fetch the GPL photo stamps (evaluation)"
-    )
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    folder: Path = option("the data folder", Path("data"))
+    with_stamps: bool = option("also fetch the GPL photo stamps (evaluation)", False)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Fetch and render, and print the number of drawings."""
     fetch(options.folder, with_stamps=options.with_stamps)
     sprites = len(DataFolder(path=options.folder).bank().rgba_MSS4)

@@ -1,47 +1,35 @@
 """`python -m training evaluate`: score a student, and optionally write a checkpoint for export."""
 
-import argparse
 from pathlib import Path
+
+from pydantic.dataclasses import dataclass
 
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
 from training.evaluate.report import evaluate
+from training.options import argument, option
 from training.scored_checkpoint import ScoredRuns, write_scored_checkpoint
 
 _CARDS = Path("training/cards")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    parser.add_argument("run", type=Path, help="folder of a run, or of a model with its tokenizer")
-    parser.add_argument(
-        "--also",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="further runs of the same recipe with other seeds",
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    run: Path = argument("folder of a run, or of a model with its tokenizer")
+    also: tuple[Path, ...] = option("further runs of the same recipe with other seeds", ())
+    teacher: Path | None = option("folder of its teacher, to compare with", None)
+    served: Path | None = option(
+        "the package that it would replace: adds its rows and the differences, for `gate`", None
     )
-    parser.add_argument("--teacher", type=Path, help="folder of its teacher, to compare with")
-    parser.add_argument(
-        "--served",
-        type=Path,
-        metavar="PACKAGE",
-        help="the package that it would replace: adds its rows and the differences, for `gate`",
-    )
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument(
-        "--output", type=Path, help="folder for the checkpoint; without it, only print the scores"
-    )
-    parser.add_argument(
-        "--card",
-        type=Path,
-        help="model card of the checkpoint (default training/cards/NAME.md of the run's name)",
-    )
-    parser.add_argument("--scenes", type=int, default=500, help="scenes per test set (default 500)")
+    data: Path = option("the data folder", Path("data"))
+    output: Path | None = option("folder for the checkpoint; without it, only print scores", None)
+    card: Path | None = option("its model card (default training/cards/NAME.md of the run)", None)
+    scenes: int = option("scenes per test set", 500)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Print all scores, and write a checkpoint with --output."""
     data = DataFolder(path=options.data)
     runs = ScoredRuns(

@@ -1,36 +1,30 @@
 """`python -m training export`: write a model package from a checkpoint."""
 
-import argparse
 from pathlib import Path
-from typing import get_args
+
+from pydantic.dataclasses import dataclass
 
 from model.graphs import USUAL_PRECISIONS, Precision
-from training.export.package import export_package
+from training.export import export_package
+from training.options import option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="folder written by `evaluate --output`"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the package")
-    parser.add_argument(
-        "--graphs-only",
-        action="store_true",
-        help="leave the weights for torch out of the package",
-    )
-    parser.add_argument("--name", required=True, help="model name in requests")
-    parser.add_argument(
-        "--precision",
-        action="append",
-        default=[],
-        choices=get_args(Precision),
-        help="additional graphs, next to fp32; may be repeated. Default: fp16, for GPUs, which is "
-        "left out if it differs too much",
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    checkpoint: Path = option("folder written by `evaluate --output`")
+    output: Path = option("folder of the package")
+    graphs_only: bool = option("leave the weights for torch out of the package", False)
+    name: str = option("model name in requests")
+    precision: tuple[Precision, ...] = option(
+        "additional graphs, next to fp32; may be repeated. Default: fp16, for GPUs, which is left "
+        "out if it differs too much",
+        (),
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Export; fails if a graph differs from torch."""
     package = export_package(
         options.checkpoint,

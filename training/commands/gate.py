@@ -1,27 +1,26 @@
 """`python -m training gate`: refuse a student that is not good enough to be served."""
 
-import argparse
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from model.manifest import ScoreEntry
 from model.scores.gate import Refused, judge, read_rules
+from training.options import argument, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    parser.add_argument("checkpoint", type=Path, help="folder written by `evaluate --output`")
-    parser.add_argument(
-        "--rules",
-        type=Path,
-        required=True,
-        metavar="TOML",
-        help="minimum values and maximum losses against the served package, per score",
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    checkpoint: Path = argument("folder written by `evaluate --output`")
+    rules: Path = option(
+        "TOML file: minimum values and maximum losses against the served package, per score"
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Print every verdict.
 
     Raises:
@@ -29,17 +28,14 @@ def run(options: argparse.Namespace) -> None:
         FileNotFoundError: A file does not exist.
         Refused: The checkpoint fails a rule.
     """
-    verdicts = judge(read_rules(options.rules), _read_scores(options.checkpoint))
+    scores = options.checkpoint / "scores.json"
+    try:
+        entries = TypeAdapter(list[ScoreEntry]).validate_json(scores.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{scores} holds no valid scores: {error}") from error
+    verdicts = judge(read_rules(options.rules), entries)
     for verdict in verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict.text}", flush=True)
     failed = [verdict.text for verdict in verdicts if not verdict.passed]
     if failed:
         raise Refused(f"{len(failed)} of {len(verdicts)} rules failed: {'; '.join(failed)}")
-
-
-def _read_scores(checkpoint: Path) -> list[ScoreEntry]:
-    path = checkpoint / "scores.json"
-    try:
-        return TypeAdapter(list[ScoreEntry]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{path} holds no valid scores: {error}") from error

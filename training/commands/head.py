@@ -1,13 +1,13 @@
 """`python -m training head`: a head for a package, from a handful of labelled images."""
 
-import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 from rich.progress import track
 
 from model.head import SUFFIX, Head, HeadFeatures, HeadInfo, vision_digest, write_head
@@ -26,42 +26,33 @@ from model.runtime.load import load_runtime
 from model.segmentation import l2_normalize, patch_shares
 from training.dense.labelled import read_example, read_pixels
 from training.label_head import Fitted, Labelled, fit_head
+from training.options import option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    parser.add_argument(
-        "--images",
-        type=Path,
-        required=True,
-        help="folder of images; without --masks, a folder of images for each class",
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    images: Path = option("folder of images; without --masks, a folder of images for each class")
+    masks: Path | None = option(
+        "folder of masks, grey or palette PNGs of the images' names and sizes: label k is the k-th "
+        "name, 0 the background, 255 no label",
+        None,
     )
-    parser.add_argument(
-        "--masks",
-        type=Path,
-        help="folder of masks, grey or palette PNGs of the images' names and sizes: label k is the "
-        "k-th name, 0 the background, 255 no label",
+    names: str | None = option(
+        "with --masks: names of the labels 1, 2, ...: separated by commas, or a .txt file with a "
+        "name a line",
+        None,
     )
-    parser.add_argument(
-        "--names",
-        help="with --masks: names of the labels 1, 2, ...: separated by commas, or a .txt file "
-        "with a name a line",
+    reduce_zero_label: bool = option(
+        "in masks, label 0 means no label instead of the background", False
     )
-    parser.add_argument(
-        "--reduce-zero-label",
-        action="store_true",
-        help="in masks, label 0 means no label instead of the background",
-    )
-    parser.add_argument(
-        "--model", default="bundled", help="a package, or bundled (default) or bundled-student"
-    )
-    parser.add_argument(
-        "--resolution", type=int, help="short side in pixels (default: the model's)"
-    )
-    parser.add_argument("--output", type=Path, required=True, help=f"file to write, NAME{SUFFIX}")
+    model: str = option("a package, bundled or bundled-student", "bundled")
+    resolution: PositiveInt | None = option("short side in pixels (default: the model's)", None)
+    output: Path = option(f"file to write, NAME{SUFFIX}")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Fit a head and write it.
 
     Raises:
@@ -74,12 +65,13 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("give --masks and --names together, or neither of them")
     package = open_package(options.model)
     encoder = _Encoder(package, load_runtime(package), options.resolution)
-    if options.masks is None:
-        names, labelled = _read_folders(options.images, encoder)
-        features: HeadFeatures = "cls1"
-    else:
-        names, labelled = _read_masked(_masked(options), encoder)
+    features: HeadFeatures = "cls1"
+    if options.masks is not None and options.names is not None:
+        given = _masked(options, options.masks, options.names)
+        names, labelled = _read_masked(given, encoder)
         features = package.manifest.zero_shot.features
+    else:
+        names, labelled = _read_folders(options.images, encoder)
     fitted = fit_head(labelled)
     info = HeadInfo(
         names=tuple(names),
@@ -123,18 +115,18 @@ class _Encoder:
         return [self.runtime.encode_images(planes_3HW[None]) for planes_3HW in planes]
 
 
-def _masked(options: argparse.Namespace) -> SegmentationSet:
-    names = (
-        read_names(Path(options.names))
-        if options.names.endswith(".txt")
-        else [name.strip() for name in options.names.split(",") if name.strip()]
+def _masked(options: Options, masks: Path, names: str) -> SegmentationSet:
+    listed = (
+        read_names(Path(names))
+        if names.endswith(".txt")
+        else [name.strip() for name in names.split(",") if name.strip()]
     )
     images = images_below(options.images)
     return SegmentationSet(
         name="images",
         images=[ImageSource(path) for path in images],
-        maps=maps_of(images, options.images, options.masks),
-        names=names if options.reduce_zero_label else ["background", *names],
+        maps=maps_of(images, options.images, masks),
+        names=listed if options.reduce_zero_label else ["background", *listed],
         reduce_zero_label=options.reduce_zero_label,
     )
 

@@ -1,44 +1,32 @@
 """`python -m training reproduce`: measure the paper's effects in miniature, over several seeds."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass
 
 from training.data.folder import DataFolder
+from training.options import option
 from training.reproduce.cells import cached_cells
 from training.reproduce.plan import Scale
 from training.reproduce.runner import Setup, run_all, summary
 from training.reproduce.texts import cached_texts
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="the data job's folder (default data)"
-    )
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs/reproduce"),
-        help="folder of cells and models (default runs/reproduce)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=list(range(6)),
-        help="seeds to run (default 0 to 5)",
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        help="folder of one JSON file for each arm and seed (default results in --runs)",
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    data: Path = option("the data job's folder", Path("data"))
+    runs: Path = option("folder of cells and models", Path("runs/reproduce"))
+    seeds: tuple[int, ...] = option("seeds to run", tuple(range(6)))
+    results: Path | None = option(
+        "folder of one JSON file for each arm and seed (default results in --runs)", None
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Train and measure the missing arms, and print the means so far."""
     scale, runs = Scale(), options.runs
     results = options.results or runs / "results"

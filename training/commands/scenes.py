@@ -1,27 +1,31 @@
 """`python -m training scenes`: write composed test scenes with exact masks, for any evaluation."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 
 from training.data.folder import DataFolder, common_names
 from training.data.scenes import SceneSource, compose_scene
 from training.evaluate.sets import MULTI_OBJECT
 from training.evaluate.zero_shot_segmentation import class_ids
+from training.options import option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's options."""
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the data folder")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=100, help="scenes of each set (default 100)")
-    parser.add_argument("--size", type=int, default=320, help="side in pixels (default 320)")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the job."""
+
+    data: Path = option("the data folder", Path("data"))
+    output: Path = option("parent of a folder for each set")
+    count: PositiveInt = option("scenes of each set", 100)
+    size: PositiveInt = option("side in pixels", 320)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Write a folder for each set, as `tipserve evaluate --segmentation` reads it."""
     data = DataFolder(path=options.data)
     # No training scene has these drawings.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,77 +37,73 @@ KIND_TEXTS: Final[Mapping[HeadKind, str]] = {
 _ROWS_AT_ONCE: Final = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DenseHeadsJob:
-    """Settings of a run.
+def add_trained_heads(
+    package: ModelPackage,
+    sources: Sequence[LabelledData],
+    output: Path,
+    *,
+    kind: HeadKind,
+    num_steps: int,
+) -> ModelPackage:
+    """Fit and score a head for each task of the sources; write the package with them.
 
-    Attributes:
+    Args:
         package: The encoder; its graphs are copied.
         sources: What to train on; no two have a task in common.
-        folder: Of files that are needed again after a stop.
+        output: Folder of the new package.
         kind: Linear heads, or with DPT's decoder.
         num_steps: Of each fit.
+
+    Raises:
+        ValueError: The package has dense heads of its own, a set is invalid, or `output` is no
+            package.
     """
+    # Threads that wait for each other take most of the time on a busy machine.
+    torch.set_num_threads(1)
+    encoder = FrozenEncoder.load(package)
+    heads: dict[DenseTask, EmbeddingHead] = {}
+    scores: list[ScoreEntry] = []
+    with closing(encoder.runtime):
+        for source in sources:
+            heads[source.task], rows = _fit(encoder, source, kind, num_steps)
+            scores += entries(source.task, source.test.name, rows)
+    added = AddedHeads(
+        modules=heads,
+        labels=tuple(label for source in sources for label in source.labels),
+        scores=scores,
+        provenance={source.task: _record(source, kind, num_steps) for source in sources},
+    )
+    for entry in scores:
+        _say(f"{entry.task}: {entry.row}, {entry.metric} {entry.value:g}")
+    return add_heads(package, added, output, progress=_say)
 
-    package: ModelPackage
-    sources: Sequence[LabelledData]
-    folder: Path
-    kind: HeadKind
-    num_steps: int
 
-    def run(self, output: Path) -> ModelPackage:
-        """Fit and score a head for each task of the sources; write the package with them.
+def _fit(
+    encoder: FrozenEncoder, source: LabelledData, kind: HeadKind, num_steps: int
+) -> tuple[EmbeddingHead, dict[str, Counts]]:
+    """A head; and the counts of it, and of the training set's mean map."""
+    task, examples = source.task, source.examples(encoder)
+    _say(f"fitting {task} to {len(examples.cls_PD)} images")
+    head = fit_dense_head(examples, task, kind, num_steps=num_steps)
+    round_weights(head, "fp16")  # what is scored is what the graph stores
+    mean = mean_map(task, examples)
+    rows: dict[str, list[NDArray[Any]]] = {HEAD: [], MEAN: []}
+    for seen, truth in source.tests(encoder):
+        rows[HEAD].append(measure(task, raw_map(head, seen), truth))
+        rows[MEAN].append(measure(task, mean, truth))
+    return head, {row: counts_of(task, found) for row, found in rows.items()}
 
-        Raises:
-            ValueError: The package has dense heads of its own, a set is invalid, or `output` is no
-                package.
-        """
-        # Threads that wait for each other take most of the time on a busy machine.
-        torch.set_num_threads(1)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        encoder = FrozenEncoder.load(self.package)
-        heads: dict[DenseTask, EmbeddingHead] = {}
-        scores: list[ScoreEntry] = []
-        with closing(encoder.runtime):
-            for source in self.sources:
-                heads[source.task], rows = self._fit(encoder, source)
-                scores += entries(source.task, source.test.name, rows)
-        added = AddedHeads(
-            modules=heads,
-            labels=tuple(label for source in self.sources for label in source.labels),
-            scores=scores,
-            provenance={source.task: self._record(source) for source in self.sources},
-        )
-        for entry in scores:
-            _say(f"{entry.task}: {entry.row}, {entry.metric} {entry.value:g}")
-        return add_heads(self.package, added, output, progress=_say)
 
-    def _fit(
-        self, encoder: FrozenEncoder, source: LabelledData
-    ) -> tuple[EmbeddingHead, dict[str, Counts]]:
-        """A head; and the counts of it, and of the training set's mean map."""
-        task, examples = source.task, source.examples(encoder)
-        _say(f"fitting {task} to {len(examples.cls_PD)} images")
-        head = fit_dense_head(examples, task, self.kind, num_steps=self.num_steps)
-        round_weights(head, "fp16")  # what is scored is what the graph stores
-        mean = mean_map(task, examples)
-        rows: dict[str, list[NDArray[Any]]] = {HEAD: [], MEAN: []}
-        for seen, truth in source.tests(encoder):
-            rows[HEAD].append(measure(task, raw_map(head, seen), truth))
-            rows[MEAN].append(measure(task, mean, truth))
-        return head, {row: counts_of(task, found) for row, found in rows.items()}
-
-    def _record(self, source: LabelledData) -> dict[str, JsonValue]:
-        record = source.record()
-        kind = KIND_TEXTS[self.kind]
-        return {
-            DESCRIPTION: f"{record['output']}; {kind}, fitted to {record['data']}.",
-            "job": "dense-heads",
-            "commit": code_version()["commit"] or "unknown",
-            "kind": self.kind,
-            "steps": self.num_steps,
-            **{name: value for name, value in record.items() if name != "output"},
-        }
+def _record(source: LabelledData, kind: HeadKind, num_steps: int) -> dict[str, JsonValue]:
+    record = dict(source.record())
+    return {
+        DESCRIPTION: f"{record.pop('output')}; {KIND_TEXTS[kind]}, fitted to {record['data']}.",
+        "job": "dense-heads",
+        "commit": code_version()["commit"] or "unknown",
+        "kind": kind,
+        "steps": num_steps,
+        **record,
+    }
 
 
 def mean_map(task: DenseTask, examples: Examples) -> RawMap:

@@ -41,9 +41,8 @@ from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.scenes import Scene, SceneSource, compose_scene
 from training.evaluate.encoder import encode_texts, load_for_evaluation
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
-from training.photographs.drawing_scenes import CrowdSource, ViewSource
-from training.photographs.drawings import NamedDrawings, build_drawings
 from training.photographs.regions import region_names
+from training.photographs.scenes import CrowdSource, NamedDrawings, ViewSource, build_drawings
 from training.photographs.teacher_views import Pool, Views, compile_vision
 from training.run_record import digest
 from training.targets import Space, fit_space

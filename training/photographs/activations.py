@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from model.efficientnet_lite import Trunk
 from training.data.concepts import all_concepts
-from training.photographs.drawing_scenes import Scene
-from training.photographs.drawings import withheld
+from training.photographs.scenes import Scene, withheld
 from training.photographs.trunk_features import RunTrunk
 
 # Blocks of the trunk that stay frozen; 112 channels with stride 16 go to the others.
@@ -25,15 +24,18 @@ NUM_FROZEN_BLOCKS = 11
 POINT_PIXELS = 4
 
 
-class Lower(nn.Module):
-    """The frozen blocks of the trunk."""
+class LowerScales(nn.Module):
+    """The frozen blocks of the trunk, on an image and on the same image at half its size."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.stem, self.blocks = trunk.stem, trunk.blocks[:NUM_FROZEN_BLOCKS]
 
-    def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        """Return [B, C, H / 16, W / 16]."""
+    def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [B, C, H / 16, W / 16], and the same with half as many rows and columns."""
+        return self._lower(pixels_B3HW), self._lower(F.avg_pool2d(pixels_B3HW, 2))
+
+    def _lower(self, pixels_B3HW: Tensor) -> Tensor:
         x_BCHW: Tensor = F.relu6(self.stem((pixels_B3HW * 255.0 - 127.0) / 128.0))
         for block in self.blocks:
             x_BCHW = block(x_BCHW)
@@ -53,18 +55,6 @@ class Tail(nn.Module):
             x_BCHW = block(x_BCHW)
         cells_BFhw: Tensor = F.relu6(self.head(x_BCHW))
         return cells_BFhw
-
-
-class LowerScales(nn.Module):
-    """The frozen blocks on an image and on the same image at half its size."""
-
-    def __init__(self, trunk: Trunk) -> None:
-        super().__init__()
-        self.lower = Lower(trunk)
-
-    def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both grids, the second with half as many rows and columns."""
-        return self.lower(pixels_B3HW), self.lower(F.avg_pool2d(pixels_B3HW, 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

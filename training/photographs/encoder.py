@@ -17,7 +17,6 @@ from model.cell_encoder import NUM_CLASSES, CellConfig, CellEncoder, CellVision,
 from model.efficientnet_lite import Trunk
 from model.segmentation import l2_normalize
 from training.data.concepts import all_concepts
-from training.photographs.drawings import withheld
 from training.photographs.heads import (
     DrawingSpace,
     Moments,
@@ -28,6 +27,7 @@ from training.photographs.heads import (
     merged,
 )
 from training.photographs.regions import region_names
+from training.photographs.scenes import withheld
 from training.photographs.trunk_features import Cells
 from training.pretrained.image_trunk import load_trunk
 from training.pretrained.text import package_folder, sentence_embeddings

@@ -2,25 +2,27 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import nn
 
 from model.cell_encoder import CellEncoder
 from model.efficientnet_lite import Trunk
 from model.export.exact import round_weights
+from model.manifest import ScoreEntry
 from model.scores.gate import STUDENT
 from training.data.art import ART_SETS
 from training.data.backgrounds import load_photos
 from training.data.folder import DataFolder
-from training.evaluate.report import write_scores
-from training.evaluate.sets import held_out_scenes
-from training.photographs.drawing_scenes import FURTHER_STYLES, ViewSource
-from training.photographs.drawings import NamedDrawings, build_drawings
+from training.evaluate.encoder import encode_names
+from training.evaluate.report import PAINTED, count_entries, write_scores
+from training.evaluate.sets import SegmentationBenchmark, held_out_scenes
+from training.options import option
 from training.photographs.encoder import (
     SplitMoments,
     aligned,
@@ -29,7 +31,12 @@ from training.photographs.encoder import (
     photographed_names,
 )
 from training.photographs.regions import fetch_photographs, region_cells
-from training.photographs.scores import score_benchmark
+from training.photographs.scenes import (
+    FURTHER_STYLES,
+    NamedDrawings,
+    ViewSource,
+    build_drawings,
+)
 from training.photographs.trunk_features import Cells, RunTrunk, compile_trunk, compute_pass
 from training.photographs.trunk_training import Finetuning
 from training.pretrained.image_trunk import load_trunk
@@ -43,44 +50,36 @@ PHOTOGRAPHS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PhotographsJob:
-    """Settings of a run.
+    """Settings of a run."""
 
-    Attributes:
-        data: The data folder.
-        folder: Cells are kept here; `checkpoint` and `twin` are written here.
-        passes: Views of each drawing that the heads are fitted to.
-        tail_parts: Parts of scenes that the trunk's last blocks learn from; 0 leaves them as
-            released.
-        num_scenes: Scenes of each test set; 0 scores nothing.
-        card: The model card's text.
-    """
-
-    data: DataFolder
-    folder: Path
-    passes: int
-    tail_parts: int
-    num_scenes: int
-    card: Path
+    data: Path = option("the data job's folder", Path("data"))
+    folder: Path = option("folder of cells and of the checkpoint", Path("runs/photographs"))
+    passes: PositiveInt = option("views of each drawing that the heads are fitted to", 8)
+    tail_parts: NonNegativeInt = option(
+        "parts of 927 scenes that the trunk's last blocks learn from; 0: none", 9
+    )
+    scenes: NonNegativeInt = option("scenes per test set; 0 scores nothing", 500)
+    card: Path = option("the model card's text", Path("training/cards/photographs.md"))
 
     def run(self) -> Path:
         """Run what is missing; returns the checkpoint's folder."""
         torch.set_num_threads(1)
         self.folder.mkdir(parents=True, exist_ok=True)
-        tuning = self.tuning()
+        tuning = self._tuning()
         trunk, weight_CF, bias_C = load_trunk()
         classes = nn.Linear(weight_CF.shape[1], weight_CF.shape[0])
         classes.load_state_dict({"weight": weight_CF, "bias": bias_C})
         trunk = tuning.run(trunk, classes)
-        moments, regions = self.moments(trunk, tuning)
+        moments, regions = self._moments(trunk, tuning)
         models = {STUDENT: self._save(build_encoder(trunk, moments, regions), "checkpoint")}
         models[TWIN] = self._save(build_encoder(trunk, moments, regions, is_twin=True), "twin")
         checkpoint = self.folder / "checkpoint"
-        entries = []
-        if self.num_scenes:
-            for benchmark in held_out_scenes(self.data, self.num_scenes):
-                entries += score_benchmark(benchmark, models)
+        entries = list[ScoreEntry]()
+        if self.scenes:
+            for benchmark in held_out_scenes(DataFolder(path=self.data), self.scenes):
+                entries += _scores(benchmark, models)
         write_scores(checkpoint, entries)
         text = json.dumps(self._provenance(), indent=1)
         (checkpoint / "provenance.json").write_text(text + "\n", encoding="utf-8")
@@ -94,27 +93,28 @@ class PhotographsJob:
         encoder.save(self.folder / name)
         return encoder
 
-    def tuning(self) -> Finetuning:
+    def _tuning(self) -> Finetuning:
         """The training of the trunk's last blocks, with the views of the drawings."""
-        photos = load_photos(self.data.photos, "train")
-        fetch_photographs(self.data.path)
+        data = DataFolder(path=self.data)
+        photos = load_photos(data.photos, "train")
+        fetch_photographs(data.path)
         drawings = NamedDrawings.kept(
-            self.folder / "drawings.npz", lambda: build_drawings(self.data.art)
+            self.folder / "drawings.npz", lambda: build_drawings(data.art)
         )
         return Finetuning(
             source=ViewSource(drawings=drawings, photos=photos, size=NATIVE_SIZE),
-            data=self.data,
+            data=data,
             folder=self.folder,
             parts=self.tail_parts,
         )
 
-    def moments(self, trunk: Trunk, tuning: Finetuning) -> tuple[SplitMoments, Cells]:
+    def _moments(self, trunk: Trunk, tuning: Finetuning) -> tuple[SplitMoments, Cells]:
         """Moments of the cells of all passes and of the regions, and the regions' cells."""
         names = all_names(tuning.source.drawings.names)
         run = compile_trunk(trunk, NATIVE_SIZE)
         shown = SplitMoments.of(self._passes(tuning, run), names)
         regions = Cells.kept(
-            self.folder / "regions.npz", lambda: region_cells(self.data.path, run, NATIVE_SIZE)
+            self.folder / "regions.npz", lambda: region_cells(self.data, run, NATIVE_SIZE)
         )
         part = aligned(regions, shown.all())
         return shown + SplitMoments.of([(part, photographed_names())], names), regions
@@ -156,3 +156,19 @@ class PhotographsJob:
             },
             "photographs": PHOTOGRAPHS,
         }
+
+
+def _scores(
+    benchmark: SegmentationBenchmark, models: Mapping[str, CellEncoder]
+) -> Iterator[ScoreEntry]:
+    """Scores of all models on one set, at their own native size."""
+    rows = {}
+    for row, encoder in models.items():
+        features = benchmark.encode(encoder)
+        classes_KD = encode_names(encoder, benchmark.names, "none")
+        kinds = {row: "values", f"{row}, {PAINTED}": "cls1"}
+        if row == STUDENT:
+            kinds[f"{row}, patches"] = "patches"
+        for title, kind in kinds.items():
+            rows[title] = benchmark.count(features[kind], classes_KD)
+    return count_entries(benchmark.name, rows)

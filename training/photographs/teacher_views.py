@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from model.encoder import Encoder
 from training.data.array_record import ArrayRecord
-from training.photographs.drawing_scenes import CrowdSource, ViewSource
 from training.photographs.regions import region_names, region_view
+from training.photographs.scenes import CrowdSource, ViewSource
 from training.pretrained.compiled import compile_for_images
 from training.targets import Space
 

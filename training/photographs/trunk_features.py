@@ -15,7 +15,7 @@ from torch import nn
 from model.cell_encoder import TwoScales
 from model.efficientnet_lite import FEATURE_WIDTH, STRIDE
 from training.data.array_record import ArrayRecord
-from training.photographs.drawing_scenes import ViewSource
+from training.photographs.scenes import ViewSource
 from training.pretrained.compiled import compile_for_images
 
 _PER_OBJECT = 8

@@ -36,7 +36,6 @@ from training.photographs.activations import (
     Tail,
     shown,
 )
-from training.photographs.drawing_scenes import CrowdSource, Scene, ViewSource
 from training.photographs.encoder import (
     SplitMoments,
     aligned,
@@ -46,6 +45,7 @@ from training.photographs.encoder import (
 )
 from training.photographs.heads import DrawingSpace
 from training.photographs.regions import region_view
+from training.photographs.scenes import CrowdSource, Scene, ViewSource
 from training.photographs.trunk_features import (
     Cells,
     Grids,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass as options_class
 from transformers import Tipsv2Config, Tipsv2Tokenizer
 
 from model.variants import VARIANTS
@@ -22,6 +24,8 @@ from training.methods.distill import DistillConfig, PatchLoss, TextStart
 from training.methods.pretrain import PretrainConfig
 from training.methods.teacher import find_model, read_heads
 from training.optim import OptimConfig
+from training.options import option
+from training.overrides import SETTING
 from training.recipes.scale import HEAD, PEAK_LR, WARMUP_SHARE
 from training.tokenizer import find_tokenizer
 
@@ -38,23 +42,25 @@ _TEXT_SIZES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@options_class(frozen=True, kw_only=True)
 class FolderRun:
-    """The user's choices for a run on images.
+    """The user's choices for a run on images; `name` and `overrides` are applied afterwards."""
 
-    Attributes:
-        name: Of the run's folder.
-        images: A folder of images or of shards.
-        size: Of the model in training: "small" is for a CPU, the others are the family's.
-        num_steps: Optimizer steps.
-        batch_size: Images per step on one rank; fewer if the folder has fewer.
-    """
-
-    name: str
-    images: Path
-    size: str = SMALL
-    num_steps: int = 1000
-    batch_size: int = 64
+    images: Path = option(
+        "folder of shards, or of images with optional .txt or .json caption files"
+    )
+    size: str = option("model size", SMALL, choices=SIZES)
+    steps: PositiveInt = option("optimizer steps", 1000)
+    batch: PositiveInt = option("images per step on one rank, at most all of them", 64)
+    runs: Path = option("parent of run folders", Path("runs"))
+    name: str | None = option(
+        "name of the run's folder (default: the job, the images and the size); an unfinished run "
+        "of this name is resumed",
+        None,
+    )
+    overrides: tuple[str, ...] = option(
+        "change one setting, such as data.crops.num_local=2", (), **SETTING
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,14 +177,14 @@ def _run(
     teacher: Path | None = None,
 ) -> TrainingConfig:
     is_small = options.size == SMALL
-    warmup_steps = round(options.num_steps * WARMUP_SHARE)
+    warmup_steps = round(options.steps * WARMUP_SHARE)
     optim = (
         OptimConfig(muon_lr=6e-3, adamw_lr=2e-3, warmup_steps=warmup_steps)
         if is_small
         else OptimConfig(optimizer="adamw", adamw_lr=PEAK_LR, warmup_steps=warmup_steps)
     )
     return TrainingConfig(
-        name=options.name,
+        name=options.name or options.images.name,
         method=method,
         model=model,
         data=ShardsConfig(
@@ -187,8 +193,8 @@ def _run(
             num_workers=1 if is_small else 8,
         ),
         optim=optim,
-        num_steps=options.num_steps,
-        batch_size=min(options.batch_size, counts.num_images),
+        num_steps=options.steps,
+        batch_size=min(options.batch, counts.num_images),
         checkpoint_activations=not is_small,
         teacher=teacher,
         # A student must not start from the initial weights of a teacher of its size.

@@ -24,9 +24,12 @@ def test_a_student_costs_its_own_passes_and_one_of_its_teacher(
     assert cost.state_bytes == pytest.approx(16 * 69.5e6 / 8 + teacher_bytes, rel=0.01)
 
 
-@pytest.mark.parametrize("arguments", [["--gpus", "0"], ["--mfu", "40"]])
+@pytest.mark.parametrize(
+    ("option", "value", "limit"),
+    [("gpus", "0", "greater than 0"), ("mfu", "40", "less than or equal to 1"), ("gpus", "x", "")],
+)
 def test_a_wrong_number_is_reported_in_one_line(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+    option: str, value: str, limit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["cost", *arguments]) == 2
-    assert "--gpus is at least 1, and --mfu a share" in capsys.readouterr().err
+    assert main(["cost", f"--{option}", value]) == 2
+    assert f"error: {option}: Input should be {limit}" in capsys.readouterr().err

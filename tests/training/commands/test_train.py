@@ -88,6 +88,6 @@ def test_a_wrong_folder_or_number_is_reported_in_one_line(
     assert call("distill", tmp_path, ["--teacher", make_teacher(WIDE), "--images", empty]) == 2
     assert f"error: {empty} holds no image" in capsys.readouterr().err
     assert main(["pretrain", "--images", str(images), "--steps", "0"]) == 2
-    assert capsys.readouterr().err.endswith("\nerror: num_steps: Input should be greater than 0\n")
+    assert capsys.readouterr().err.endswith("\nerror: steps: Input should be greater than 0\n")
     assert call("pretrain", tmp_path, ["--images", images]) == 2
     assert "needs captions, which prevent a collapse of the encoder" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_what_cannot_be_trained_on_is_named(
     [
         (["--dataset", "flickr30k", "x"], "--dataset is one of ade20k, nyuv2, navi-depth"),
         (["--dataset", "nyuv2", "nyuv2", "--dataset", "navi-depth", "navi"], "two sets are for d"),
-        (["--steps", "0"], "must be at least 1"),
+        (["--steps", "0"], "greater than 0"),
     ],
 )
 def test_wrong_options_are_named(

@@ -5,9 +5,8 @@ from numpy.typing import NDArray
 
 from training.data.concepts import all_concepts
 from training.data.sprites import SpriteBank
-from training.photographs.drawing_scenes import FURTHER_STYLES, ViewSource
-from training.photographs.drawings import NamedDrawings
 from training.photographs.heads import DrawingSpace
+from training.photographs.scenes import FURTHER_STYLES, NamedDrawings, ViewSource
 from training.photographs.trunk_features import Cells
 
 NAMES = ("dog face", "trumpet", "violin", "anchor")

@@ -15,9 +15,9 @@ from tests.training.photographs.miniature import bank, drawings, random_space
 from training.data.folder import DataFolder
 from training.photographs import trunk_training
 from training.photographs.activations import Activations, Labels, shown
-from training.photographs.drawing_scenes import ViewSource
 from training.photographs.encoder import CellMoments
 from training.photographs.heads import DrawingSpace
+from training.photographs.scenes import ViewSource
 from training.photographs.trunk_features import Grids, RunTrunk
 from training.photographs.trunk_training import Finetuning, TailTrainer
 

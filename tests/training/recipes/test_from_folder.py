@@ -54,7 +54,7 @@ def test_the_method_follows_the_teacher_and_the_captions(
 
 
 def test_a_batch_is_no_larger_than_the_folder(make_images: Callable[..., Path]) -> None:
-    options = FolderRun(name="mine", images=make_images(count=3, captioned=1), num_steps=50)
+    options = FolderRun(name="mine", images=make_images(count=3, captioned=1), steps=50)
     config = pretrain_folder(options)
     assert (config.batch_size, config.num_steps, config.optim.warmup_steps) == (3, 50, 5)
     assert isinstance(config.data, ShardsConfig)

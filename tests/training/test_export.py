@@ -17,7 +17,7 @@ from model.package import ModelPackage, open_package
 from model.parity.measure import ParityError
 from model.publication import Repository
 from training.__main__ import main
-from training.export.package import export_package
+from training.export import export_package
 
 PARTS: tuple[Part, ...] = ("vision", "text")
 

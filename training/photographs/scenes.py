@@ -1,23 +1,95 @@
-"""Scenes of named drawings with their masks: four side by side, or crowds of them.
+"""Named drawings, and scenes of them with their masks: four side by side, or crowds of them.
 
-Scene i is a pure function of i, so what is computed from them can be resumed.
+Every emoji that shows a thing keeps its own CLDR name here ("dog face", "poodle"): prototypes need
+no merged concepts, because texts reach them through a kernel over all names. Scene i is a pure
+function of i, so what is computed from them can be resumed.
 
 Legend: M sprites, S side of a scene in pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from training.data.array_record import ArrayRecord
+from training.data.art import emoji_drawings, emoji_groups, open_furniture, square_sprite
 from training.data.backgrounds import Photo, draw_background
-from training.data.concepts import all_concepts
+from training.data.concepts import Concept, all_concepts
+from training.data.folder import EMOJI_TRAIN_STYLES
 from training.data.scenes import SceneConfig, place_sprite
-from training.data.sprites import SpriteBank
-from training.photographs.drawings import NamedDrawings
+from training.data.sprites import SPRITE_PIXELS, ArtFolders, SpriteBank
+from training.data.unnamed import unseen_words
+
+_GROUPS = frozenset(
+    ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
+)
+_FURTHER = ("skull", "ghost", "robot", "alien", "red heart", "pile of poo", "hole")
+# Clock faces differ by the time that they show.
+_LEFT_OUT = ("o\u2019clock", "-thirty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedDrawings(ArrayRecord):
+    """Drawings by name.
+
+    Attributes:
+        rgba_MSS4: uint8, straight alpha; alpha above 127 is the mask.
+        name_M: Index into `names`.
+        names: Each once.
+    """
+
+    is_compressed = True
+
+    rgba_MSS4: NDArray[np.uint8]
+    name_M: NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+def _emojis(npm: Path) -> tuple[Concept, ...]:
+    """One concept for each emoji that shows a thing."""
+    names = [
+        name
+        for name, group in emoji_groups(npm).items()
+        if (group in _GROUPS or name in _FURTHER) and not any(word in name for word in _LEFT_OUT)
+    ]
+    return tuple(
+        Concept(name=name, drawings=(name,), is_common=False, is_unseen=False) for name in names
+    )
+
+
+def _drawings(folders: ArtFolders) -> Iterator[tuple[str, Image.Image]]:
+    for style in EMOJI_TRAIN_STYLES:
+        yield from emoji_drawings(folders.npm, style, _emojis(folders.npm))
+    yield from open_furniture(folders.furniture)
+
+
+def build_drawings(folders: ArtFolders) -> NamedDrawings:
+    """Render every named drawing of the styles that may be trained on (20 s)."""
+    rgba, found = [], []
+    for name, drawing in _drawings(folders):
+        sprite = square_sprite(drawing, SPRITE_PIXELS)
+        if sprite is not None and name:
+            rgba.append(sprite)
+            found.append(name)
+    names = tuple(dict.fromkeys(found))
+    index = {name: number for number, name in enumerate(names)}
+    return NamedDrawings(
+        rgba_MSS4=np.stack(rgba), name_M=np.asarray([index[name] for name in found]), names=names
+    )
+
+
+def withheld(names: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether each name mentions a concept of the hash split; the evaluation twin lacks those."""
+    unseen = unseen_words()
+    drawings = {d for c in all_concepts() if c.is_unseen for d in c.drawings}
+    return np.asarray([bool(unseen.search(name.lower())) or name in drawings for name in names])
+
 
 # Pixels uint8 [S, S, 3], and a mask int32 [S, S]: 0, or 1 + what is shown.
 Scene = tuple[NDArray[np.uint8], NDArray[np.int32]]
